@@ -1,0 +1,55 @@
+"""attnsparse: which attention heads, and which attention edges, do the work in a GPT-2-class model."""
+
+from ._version import __version__
+from .checkpoint import load, save
+from .config import Config
+from .engine import build_info, get_num_threads, set_num_threads
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    FormatError,
+    LimitError,
+    NonFiniteError,
+    TrainingDiverged,
+    UnsafeFileError,
+)
+from .gradients import Gradients
+from .labels import Head
+from .limits import Limits
+from .model import Model
+from .run import Run
+from .tokenizer import Tokenizer
+from .trainer import Trainer
+
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "FormatError",
+    "Gradients",
+    "Head",
+    "LimitError",
+    "Limits",
+    "Model",
+    "NonFiniteError",
+    "Run",
+    "Tokenizer",
+    "Trainer",
+    "TrainingDiverged",
+    "UnsafeFileError",
+    "__version__",
+    "build_info",
+    "get_num_threads",
+    "load",
+    "save",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str):
+    """Figures and tables import matplotlib and pandas, so they are imported when first used."""
+    if name in ("figures", "tables", "recipes"):
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,244 @@
+"""Attention patterns as maps: a grid of many small ones, or one large one with its tokens.
+
+Query positions run downwards, key positions to the right, white is 0 and dark blue is 1. Only the lower
+triangle is drawn, since attention looks back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Polygon
+from numpy.typing import NDArray
+
+from .figure_style import GREY, PANEL, PLAIN_TEXT, WHITE_TO_BLUE, new_axes, size_labels, styled
+from .labels import Head, token_label
+
+if TYPE_CHECKING:
+    from matplotlib.transforms import Transform
+
+    from .run import Run
+
+HeadLike: TypeAlias = "Head | str | tuple[int, int]"
+
+_MAP_INCH = 0.74  # width of one small map in a figure of our own
+_TITLE_INCH = 0.26  # height of the strip above a panel, for its title and the scale
+_PITCH = 1.16  # distance of two maps, in map widths
+_MARGIN = 0.14  # between the outer maps and the panel's border, in map widths
+_RIM = 0.02  # around the border, so that half of its line is not cut off
+_WHITE = 1 / 512  # entries up to here have the colour of an empty map
+_VECTOR_TOKENS = 64  # maps of longer prompts are stored as pixels inside SVG and PDF
+_VALUE_TOKENS = 12  # a large map of at most so many tokens shows its numbers
+
+
+def head_grid(
+    run: Run | NDArray[np.floating],
+    heads: Iterable[HeadLike] | None = None,
+    columns: int = 9,
+    ax: Axes | None = None,
+    title: str | None = None,
+    scale: bool = True,
+) -> Axes:
+    """Small attention maps of many heads in a rounded panel, `columns` a row.
+
+    run: a Run of one prompt, or patterns (L, H, T, T) [layer, head, query, key] with values in [0, 1], such
+    as a mean over prompts. heads: which heads, in which order, written in any way that `Head.parse` reads;
+    None = all of them, layer by layer. scale: a small colour scale above the panel.
+    The label of a head stands at the top right of its map. Map i is `ax.collections[i]`; its array holds the
+    entries that are not white (above 1/512), row by row.
+    Raises ValueError if heads is empty or columns < 1, IndexError for a head that the model does not have.
+    """
+    pattern = _patterns(run)
+    chosen = _chosen_heads(heads, pattern.shape[:2])
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    width, height = _panel_size(len(chosen), columns)
+    with styled():
+        if ax is None:
+            ax = _panel_axes([(width, height)])[0]
+        _draw_panel(ax, width, height, title)
+        if scale:
+            _draw_scale(ax, (max(width - 0.9, 0.3), -0.16, 0.6, 0.07), ax.transData)
+        label_size = _label_size(ax, width, height)
+        for i, head in enumerate(chosen):
+            row, column = divmod(i, columns)
+            x, y = _MARGIN + column * _PITCH, _MARGIN + row * _PITCH
+            _draw_map(ax, pattern[head.layer, head.head], (x, y), 1 / pattern.shape[-1])
+            ax.text(x + 1, y + 0.02, head.label, ha="right", va="top", fontsize=label_size)
+    return ax
+
+
+def head_grids(
+    panels: Sequence[tuple[str, Run | NDArray[np.floating], Iterable[HeadLike]]], columns: int = 9
+) -> Figure:
+    """Several head grids below each other with maps of one size; each panel is (title, run, heads).
+
+    The paper's copy-task figure: `head_grids([("GPT2", dense, its_61), ("Sparse GPT2", sparse, its_9)])`.
+    """
+    listed = [(title, run, list(heads)) for title, run, heads in panels]
+    if not listed:
+        raise ValueError("head grids need at least one panel")
+    with styled():
+        axes = _panel_axes([_panel_size(max(len(heads), 1), columns) for _, _, heads in listed])
+    for i, (title, run, heads) in enumerate(listed):
+        head_grid(run, heads, columns, axes[i], title, scale=i == 0)
+    return axes[0].figure
+
+
+def attention_map(
+    run: Run, layer: int, head: int, ax: Axes | None = None, base: int = 0, title: str | None = None
+) -> Axes:
+    """The pattern of one head with tokens on both axes.
+
+    Tokens carry their positions, counted from `base` (0 or 1, said on the axes). Prompts of at most 12 tokens
+    show each entry's value, longer ones a scale; a closed gate shows nothing. The map is `ax.collections[0]`;
+    its array holds the entries that are not white (above 1/512), row by row.
+    Raises IndexError for a head that the model does not have.
+    """
+    pattern = _patterns(run)
+    values = pattern[Head(layer, head).within(*pattern.shape[:2])]
+    n_tokens = len(values)
+    with styled():
+        if ax is None:
+            side = 1.3 + 0.27 * min(n_tokens, 40)
+            ax = new_axes((side, side))
+        _draw_map(ax, values, (-0.5, -0.5), 1.0)
+        if n_tokens <= _VALUE_TOKENS:
+            _write_values(ax, values)
+        else:
+            _draw_scale(ax, (0.68, 0.93, 0.27, 0.025), ax.transAxes)
+        labels = [f"{token_label(token)}  {i + base}" for i, token in enumerate(run[0].token_strings)]
+        ax.set_xticks(range(n_tokens), labels, rotation=90, **PLAIN_TEXT)
+        ax.set_yticks(range(n_tokens), labels, **PLAIN_TEXT)
+        ax.set(xlim=(-0.52, n_tokens - 0.48), ylim=(n_tokens - 0.48, -0.52), aspect="equal")
+        ax.set(xlabel=f"key (positions from {base})", ylabel=f"query (positions from {base})")
+        ax.set_title(Head(layer, head).label if title is None else title, **PLAIN_TEXT)
+        ax.tick_params(length=0)
+        size_labels(ax)
+        ax.spines[:].set_visible(False)
+    return ax
+
+
+# -------------------------------------------------------------------------------------------- what to draw
+
+
+def _patterns(run: Run | NDArray[np.floating]) -> NDArray[np.floating]:
+    """(L, H, T, T) from a Run of one prompt or from an array of that shape."""
+    if not isinstance(run, np.ndarray):
+        if len(run) != 1:
+            raise ValueError(f"this run holds {len(run)} prompts; choose one of them, for example run[0]")
+        run = run[0].pattern
+    if run.ndim != 4 or run.shape[2] != run.shape[3]:
+        raise ValueError(f"patterns must have shape (layers, heads, T, T), got {run.shape}")
+    return run
+
+
+def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> list[Head]:
+    n_layer, n_head = shape
+    if heads is None:
+        return [Head(layer, head) for layer in range(n_layer) for head in range(n_head)]
+    if isinstance(heads, str):
+        heads = [heads]
+    chosen = [Head.parse(head).within(n_layer, n_head) for head in heads]
+    if not chosen:
+        raise ValueError("a head grid needs at least one head")
+    return chosen
+
+
+# --------------------------------------------------------------------------------------- panels of maps
+
+
+def _panel_size(n_maps: int, columns: int) -> tuple[float, float]:
+    """Width and height of a panel in map widths."""
+    rows, columns = -(-n_maps // columns), min(columns, n_maps)
+    return (columns - 1) * _PITCH + 1 + 2 * _MARGIN, (rows - 1) * _PITCH + 1 + 2 * _MARGIN
+
+
+def _panel_axes(sizes: Sequence[tuple[float, float]]) -> list[Axes]:
+    """One Axes per panel on a new figure, below each other, left edges aligned, every map _MAP_INCH wide."""
+    inches = [((width + 2 * _RIM) * _MAP_INCH, (height + 2 * _RIM) * _MAP_INCH) for width, height in sizes]
+    total_width = max(width for width, _ in inches)
+    total_height = sum(height + _TITLE_INCH for _, height in inches)
+    figure = plt.figure(figsize=(total_width, total_height))
+    axes, top = [], total_height
+    for width, height in inches:
+        top -= _TITLE_INCH + height
+        place = (0, top / total_height, width / total_width, height / total_height)
+        axes.append(figure.add_axes(place))
+    return axes
+
+
+def _draw_panel(ax: Axes, width: float, height: float, title: str | None) -> None:
+    """Coordinates in map widths with row 0 at the top, the rounded border and the title."""
+    ax.set(xlim=(-_RIM, width + _RIM), ylim=(height + _RIM, -_RIM), aspect="equal")
+    ax.set_axis_off()
+    shape = "round,pad=0,rounding_size=0.12"
+    ax.add_patch(FancyBboxPatch((0, 0), width, height, shape, fc=PANEL, ec=GREY, linewidth=0.8, zorder=0))
+    if title is not None:
+        ax.set_title(title, loc="left", y=1.0, pad=3, fontweight="bold", **PLAIN_TEXT)
+
+
+def _label_size(ax: Axes, width: float, height: float) -> float:
+    """Type size in points that fits a label such as L11H10 into the empty half of a map."""
+    room, inches = ax.get_position(), ax.figure.figure.get_size_inches()
+    map_inch = min(room.width * inches[0] / width, room.height * inches[1] / height)
+    return float(np.clip(0.125 * 72 * map_inch, 2.5, 9.0))
+
+
+def _draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: Transform) -> None:
+    """A small horizontal colour bar from 0 to 1 at `bounds` (x, y, width, height) of `transform`."""
+    bar = ax.inset_axes(bounds, transform=transform)
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=WHITE_TO_BLUE, extent=(0, 1, 0, 1), aspect="auto")
+    bar.set(xticks=[], yticks=[])
+    for x, text, side, offset in ((0, "0", "right", -3), (1, "1", "left", 3)):
+        place = {"textcoords": "offset points", "ha": side, "va": "center_baseline"}
+        bar.annotate(text, (x, 0.5), (offset, 0), fontsize=6.5, **place)
+
+
+# -------------------------------------------------------------------------------------------- one map
+
+
+def _draw_map(ax: Axes, values: NDArray[np.floating], corner: tuple[float, float], cell: float) -> None:
+    """The lower triangle of `values` (T, T) and its outline, from `corner` on, in squares of width `cell`."""
+    x, y = corner
+    n = len(values)
+    stairs = [(x + (i + dx) * cell, y + (i + dy) * cell) for i in range(n) for dx, dy in ((1, 0), (1, 1))]
+    triangle = [(x, y), *stairs, (x, y + n * cell)]
+    ax.add_patch(Polygon(triangle, facecolor="white", edgecolor="none", zorder=1))
+    ax.add_patch(Polygon(triangle, fill=False, edgecolor=GREY, linewidth=0.4, zorder=3))
+    query, key = np.nonzero(np.tril(values) > _WHITE)
+    left, top = x + key * cell, y + query * cell
+    corners = ((0, 0), (cell, 0), (cell, cell), (0, cell))
+    squares = PolyCollection(
+        np.stack([np.stack([left + dx, top + dy], axis=1) for dx, dy in corners], axis=1),
+        array=values[query, key],
+        cmap=WHITE_TO_BLUE,
+        edgecolors="face",
+        linewidths=0.1,
+        rasterized=n > _VECTOR_TOKENS,
+        zorder=2,
+    )
+    squares.set_clim(0.0, 1.0)
+    ax.add_collection(squares, autolim=False)
+
+
+def _write_values(ax: Axes, values: NDArray[np.floating]) -> None:
+    """Two decimals in every square that is not 0.00."""
+    for query, key in np.argwhere(np.tril(values) >= 0.005):
+        value = values[query, key]
+        shown = f"{value:.2f}".lstrip("0")
+        ax.text(
+            key,
+            query,
+            shown,
+            ha="center",
+            va="center",
+            fontsize=6,
+            color="white" if value > 0.55 else "black",
+        )

@@ -1,0 +1,100 @@
+"""Prompts of any accepted kind -> packed token ids without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts one after the other: prompt b is tokens[offsets[b]:offsets[b + 1]]."""
+
+    tokens: np.ndarray  #: int32 [N], read-only
+    offsets: np.ndarray  #: int64 [B + 1], read-only
+    texts: tuple[str | None, ...]  #: the texts that prompts were given as
+    single: bool  #: one prompt that did not come in a list: its arrays have no batch axis
+    prepend_bos: bool
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [B]: tokens of each prompt."""
+        return np.diff(self.offsets)
+
+
+def as_batch(model: Model, prompts: Any, prepend_bos: bool) -> Batch:
+    """Pack what `Model.run` accepts; TypeError or ValueError say what is wrong."""
+    single = isinstance(prompts, str) or _is_one_sequence(prompts)
+    items = [prompts] if single else list(prompts)
+    if not items:
+        raise ValueError("there is no prompt: got an empty list")
+    rows = [_ids(model, item, prepend_bos, None if single else i) for i, item in enumerate(items)]
+    tokens = np.concatenate(rows)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    tokens.setflags(write=False)
+    offsets.setflags(write=False)
+    texts = tuple(item if isinstance(item, str) else None for item in items)
+    return Batch(tokens, offsets, texts, single, bool(prepend_bos))
+
+
+def _is_one_sequence(prompts: Any) -> bool:
+    if isinstance(prompts, np.ndarray):
+        if prompts.ndim in (1, 2):
+            return prompts.ndim == 1
+        raise ValueError(f"tokens must have 1 or 2 dimensions, got shape {prompts.shape}")
+    if not isinstance(prompts, Sequence):
+        if hasattr(prompts, "__array__"):
+            return _is_one_sequence(np.asarray(prompts))
+        raise TypeError(
+            f"prompts must be a text, token ids, or a list of them, got {type(prompts).__name__}"
+        )
+    return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer)) and not isinstance(prompts[0], bool)
+
+
+def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.ndarray:
+    where = "the prompt" if index is None else f"prompt {index}"
+    if isinstance(item, str):
+        ids = model.to_tokens(item, prepend_bos)
+    else:
+        ids = _given_ids(item, where)
+        if prepend_bos:
+            ids = np.concatenate([[_bos(model)], ids])
+    if len(ids) == 0:
+        raise ValueError(f"{where} has no tokens")
+    most = model.config.n_ctx
+    if len(ids) > most:
+        raise ValueError(f"{where} has {len(ids):,} tokens, this model takes at most {most:,} (n_ctx)")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= model.config.n_vocab:
+        at = int(np.argmax((ids < 0) | (ids >= model.config.n_vocab)))
+        raise IndexError(
+            f"token id {int(ids[at]):,} at position {at} of {where} is out of range 0..{model.config.n_vocab - 1:,}"
+        )
+    return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def _given_ids(item: Any, where: str) -> np.ndarray:
+    ids = np.asarray(item)
+    if ids.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"tokens must be integers, got {ids.dtype} in {where}")
+    if ids.ndim != 1:
+        raise ValueError(f"tokens of {where} must have 1 dimension, got shape {ids.shape}")
+    return ids
+
+
+def _bos(model: Model) -> int:
+    bos = model._need_tokenizer().bos_id
+    if bos is None:
+        raise ValueError(f"prepend_bos=True, but the tokenizer of model {model.name!r} has no BOS token")
+    return bos

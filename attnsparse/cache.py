@@ -1,0 +1,146 @@
+"""run_with_cache: a forward pass under TransformerLens's hook names and shapes.
+
+Names and shapes follow TransformerLens 3 (HookedRootModule, ActivationCache); `ln*.hook_normalized` is
+(x - mean) / scale before weight and bias, and `hook_scale` is [batch, pos, 1], as there.
+`blocks.L.attn.hook_sparse_mask` is the gate, 1 for an open entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .batch import as_batch
+from .run import Run, compute_run
+
+if TYPE_CHECKING:
+    from .model import Model
+
+# hook name within a block -> name in Run
+BLOCK_HOOKS = {
+    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "ln1.hook_scale": "ln1_scale",
+    "ln1.hook_normalized": "ln1_normalized", "ln2.hook_scale": "ln2_scale", "ln2.hook_normalized": "ln2_normalized",
+    "attn.hook_q": "q", "attn.hook_k": "k", "attn.hook_v": "v", "attn.hook_z": "z",
+    "attn.hook_attn_scores": "scores", "attn.hook_pattern": "pattern", "attn.hook_sparse_mask": "gate",
+    "attn.hook_result": "result", "mlp.hook_pre": "mlp_pre", "mlp.hook_post": "mlp_post",
+}  # fmt: skip
+OTHER_HOOKS = {
+    "hook_embed": "embed", "hook_pos_embed": "pos_embed", "ln_final.hook_scale": "ln_final_scale",
+    "ln_final.hook_normalized": "ln_final_normalized",
+}  # fmt: skip
+# the short names of TransformerLens's get_act_name
+SHORT = {hook.split("hook_")[-1]: hook for hook in BLOCK_HOOKS if not hook.startswith("ln")}
+LAYER_TYPES = {"a": "attn.", "attn": "attn.", "m": "mlp.", "mlp": "mlp.", "ln1": "ln1.", "ln2": "ln2."}
+
+
+def hook_names(n_layer: int) -> list[str]:
+    """All hook names that `run_with_cache` can return, in the order of the forward pass."""
+    blocks = [f"blocks.{layer}.{hook}" for layer in range(n_layer) for hook in BLOCK_HOOKS]
+    return ["hook_embed", "hook_pos_embed", *blocks, "ln_final.hook_scale", "ln_final.hook_normalized"]
+
+
+class ActivationCache(Mapping):
+    """Hook name -> array [batch, pos, ...] (patterns and scores [batch, head, query, key]), zero-copy, read-only.
+
+    `cache["blocks.5.attn.hook_pattern"]`, `cache["pattern", 5]` and `cache["resid_post", -1]` all work;
+    `cache["scale", 3, "ln1"]` names a hook that exists more than once in a block.
+    """
+
+    def __init__(self, run: Run, names: Sequence[str], has_batch_dim: bool = True) -> None:
+        """Made by `Model.run_with_cache`."""
+        self.run = run
+        self.has_batch_dim = has_batch_dim
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, key: str | tuple) -> np.ndarray:
+        name = self._full_name(key)
+        if name not in self._names:
+            raise KeyError(f"{name!r} is not in this cache; it holds {len(self._names)} hooks, see list(cache)")
+        block, _, hook = name.partition(".")[2].partition(".") if name.startswith("blocks.") else ("", "", name)
+        array = getattr(self.run, BLOCK_HOOKS[hook] if block else OTHER_HOOKS[hook])
+        array = array[:, int(block)] if block else array
+        if hook.endswith("hook_scale"):
+            array = array[..., None]
+        return array if self.has_batch_dim else array[0]
+
+    def _full_name(self, key: str | tuple) -> str:
+        if isinstance(key, str):
+            return SHORT_OTHER.get(key, key)
+        name, layer, *layer_type = key
+        if layer is None:
+            return SHORT_OTHER.get(name, name)
+        layer = range(self.run.model.config.n_layer)[layer]
+        if layer_type and layer_type[0]:
+            return f"blocks.{layer}.{LAYER_TYPES[layer_type[0]]}hook_{name}"
+        return f"blocks.{layer}.{SHORT.get(name, name)}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"ActivationCache with {len(self)} hooks: {', '.join(list(self)[:4])}, ..."
+
+
+SHORT_OTHER = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+
+
+def run_with_cache(
+    model: Model,
+    prompts: Any,
+    names_filter: str | Sequence[str] | Callable[[str], bool] | None,
+    return_type: str | None,
+    remove_batch_dim: bool,
+    prepend_bos: bool,
+    max_bytes: int,
+) -> tuple[Any, ActivationCache]:
+    """See `Model.run_with_cache`."""
+    if return_type not in ("logits", "loss", None):
+        raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r}")
+    batch = as_batch(model, [prompts] if isinstance(prompts, str) else _with_batch_axis(prompts), prepend_bos)
+    lengths = set(batch.lengths.tolist())
+    if len(lengths) > 1:
+        raise ValueError(
+            f"run_with_cache needs prompts of one length, got {sorted(lengths)} tokens; nothing is padded here, "
+            "use model.run and run[i]"
+        )
+    if remove_batch_dim and len(batch) != 1:
+        raise ValueError(f"remove_batch_dim=True needs one prompt, got {len(batch)}")
+    names = _chosen(hook_names(model.config.n_layer), names_filter)
+    records = {BLOCK_HOOKS.get(n.split(".", 2)[-1]) if n.startswith("blocks.") else OTHER_HOOKS[n] for n in names}
+    if return_type == "loss":
+        records.add("token_loss")
+    logits = "all" if return_type == "logits" else "none"
+    run = compute_run(model, batch, tuple(sorted(records)), logits, 0.0, max_bytes, 0)
+    cache = ActivationCache(run, names, not remove_batch_dim)
+    if return_type is None:
+        return None, cache
+    if return_type == "loss":
+        return run.loss, cache
+    return run.logits[0] if remove_batch_dim else run.logits, cache
+
+
+def _with_batch_axis(prompts: Any) -> Any:
+    if isinstance(prompts, (list, tuple)) and prompts and isinstance(prompts[0], (int, np.integer)):
+        return [prompts]
+    if not isinstance(prompts, (list, tuple)) and np.ndim(prompts) == 1:
+        return np.asarray(prompts)[None]
+    return prompts
+
+
+def _chosen(names: list[str], names_filter: Any) -> list[str]:
+    if names_filter is None:
+        return names
+    if callable(names_filter):
+        return [name for name in names if names_filter(name)]
+    wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+    known = set(names)
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"names_filter: there is no hook {name!r}; see attnsparse.cache.hook_names(n_layer)")
+    return [name for name in names if name in set(wanted)]

@@ -1,0 +1,253 @@
+"""Loads a model from everything that GPT-2-like weights come in, and saves one as a Hugging Face folder.
+
+All checks that need no data (config, names, shapes, sizes, tokenizer) are made before the weights are
+allocated; then each tensor is read straight into the model's own memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .checkpoint_files import Found, find, open_weights, read_config_json, tensor_shapes
+from .config import Config
+from .config_layouts import hugging_face_config, is_ours, read_config
+from .errors import ConfigError, NonFiniteError, located, quoted
+from .limits import DEFAULT_LIMITS, Limits
+from .names import TRANSFORMER_LENS, Names, Placement
+from .safetensors_file import write_safetensors
+from .tensor_source import TensorSource
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .tokenizer import Tokenizer
+
+GPT2_VOCAB, GPT2_PADDED_VOCAB = 50_257, 50_304
+
+
+def load(
+    what: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    allow_nonfinite: bool = False,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    gated: bool | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Model:
+    """Load a model.
+
+    `what` is the name of a model that comes with the package; a folder in Hugging Face format (safetensors,
+    in one file or several, or pytorch_model.bin), or with one weight file of another kind; a single
+    .safetensors, .bin, .pth or .pt file (config.json beside it, unless it can be inferred); or `owner/name`
+    on the Hugging Face hub (needs `pip install attnsparse[hub]`; `revision` is a branch, tag or commit).
+    Names and layouts: see names.py.
+
+    `dtype` is "float32" or "float64". `tokenizer` is a Tokenizer or a path for Tokenizer.load, in place of
+    the one beside the weights; without either the model has none. `gated` overrides whether attention is
+    gated; by default the config says so, and weights in a file ending in final.pth are gated if it does not,
+    except in a folder or repository whose name begins with "Dense" (the published pairs are named like that).
+
+    Files are read as data: nothing in them is ever run. Raises FormatError (UnsafeFileError, LimitError) for
+    bad files, ConfigError where config, weights and tokenizer do not fit together, NonFiniteError for NaN or
+    infinity unless `allow_nonfinite`, FileNotFoundError if nothing is found, and other OSErrors unchanged.
+    """
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    found = find(what, revision)
+    config_path, values = read_config_json(found.folder, limits)
+    tokens = _tokenizer(tokenizer, found, values, limits)
+    with open_weights(found.weights, limits) as source:
+        names = Names(tensor_shapes(source.tensors), source.path)
+        if values is None and source.config is not None:
+            config_path, values = found.weights, dict(source.config)
+        fields = read_config(values, config_path) if values is not None else {}
+        if gated is not None or "gated" not in fields:
+            fields["gated"] = _is_gated(found) if gated is None else bool(gated)
+        rows = _settle_vocabulary(fields, names, tokens, ours=values is not None and is_ours(values))
+        config = _complete(fields, names, source, config_path if values is not None else None)
+        placements = names.place(config, rows)
+        n_bytes = config.n_parameters() * np.dtype(dtype).itemsize
+        limits.check(
+            "max_weight_bytes", n_bytes, source.path, f"a model of {n_bytes:,} bytes", code="weight_limit"
+        )
+        model = _empty_model(config, dtype)
+        _fill(model, source, placements, names)
+        if not allow_nonfinite:
+            _check_finite(model, source.path, placements)
+    model.name = found.name
+    model.tokenizer = tokens
+    return model
+
+
+def save(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Write model.safetensors, config.json and, if the model has one, tokenizer.json to `folder`.
+
+    `GPT2LMHeadModel.from_pretrained(folder)` of transformers reads it back without missing or unexpected
+    weights, if the model is one that it can express: not gated, with all biases, without a bias of the
+    unembedding, and n_head * d_head = d_model. The rest is kept in config.json under names that begin with
+    `attnsparse_`, which only attnsparse reads; transformers would run a gated model as an ordinary one.
+    Weights are stored as float32.
+
+    Each file is written beside its place, flushed to the disk and then moved there, weights first and
+    config.json last. Raises OSError.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    weights = {
+        name if name.startswith("lm_head") else "transformer." + name: model.parameter(name)
+        for name in config.parameter_shapes()
+    }
+    _replace(folder / "model.safetensors", lambda path: write_safetensors(path, weights, {"format": "pt"}))
+    if model.tokenizer is not None:
+        _replace(folder / "tokenizer.json", lambda path: _write_text(path, model.tokenizer.to_json()))
+    bos_id = model.tokenizer.bos_id if model.tokenizer is not None else None
+    text = json.dumps(hugging_face_config(config, bos_id), indent=2) + "\n"
+    _replace(folder / "config.json", lambda path: _write_text(path, text))
+
+
+def _tokenizer(
+    given: Tokenizer | str | os.PathLike[str] | None,
+    found: Found,
+    values: dict[str, Any] | None,
+    limits: Limits,
+) -> Tokenizer | None:
+    from .tokenizer import Tokenizer
+
+    if isinstance(given, Tokenizer):
+        return given
+    if given is not None:
+        return Tokenizer.load(given, limits=limits)
+    if Tokenizer.is_in(found.folder):
+        return Tokenizer.load(found.folder, limits=limits)
+    if found.from_hub and found.sparse_release:
+        from . import hub
+
+        folder = hub.fetch_gpt2_tokenizer()
+        return Tokenizer.load(folder, limits=limits) if folder is not None else None
+    return None
+
+
+def _is_gated(found: Found) -> bool:
+    folder = found.name.rsplit("/")[-1] if found.from_hub else found.folder.resolve().name
+    return found.sparse_release and not folder.startswith("Dense")
+
+
+def _settle_vocabulary(fields: dict[str, Any], names: Names, tokens: Tokenizer | None, *, ours: bool) -> int:
+    """Set fields["n_vocab"]; return the number of rows stored. GPT-2's padding of 50,257 tokens to 50,304 is
+    cut off."""
+    rows = names.sizes().get("n_vocab", 1)
+    declared = fields.get("n_vocab", rows)
+    if not ours and rows == GPT2_PADDED_VOCAB and declared in (GPT2_VOCAB, GPT2_PADDED_VOCAB):
+        known = tokens.n_vocab if tokens is not None else GPT2_VOCAB
+        fields["n_vocab"] = min(max(known, GPT2_VOCAB), GPT2_PADDED_VOCAB)
+    else:
+        fields["n_vocab"] = rows = declared
+    if tokens is not None and tokens.n_vocab > fields["n_vocab"]:
+        text = f"token id {tokens.n_vocab - 1:,} but the embedding has {fields['n_vocab']:,} rows"
+        raise located(ConfigError, "vocab", tokens.path or names.path, text, field="tokenizer")
+    return rows
+
+
+def _complete(fields: dict[str, Any], names: Names, source: TensorSource, config_path: Path | None) -> Config:
+    """Fill in what the config leaves open from the names and shapes of the tensors."""
+    fields = {**names.sizes(), **fields}
+    if "d_head" not in fields and "d_model" in fields and "n_head" in fields:
+        fields["d_head"] = fields["d_model"] // fields["n_head"]
+    if names.layout == TRANSFORMER_LENS:
+        fields["tied"] = not names.has("unembed.W_U")
+        fields["bias"] = True
+        has_bias = names.has("unembed.b_U") and np.any(source.read(names.source["unembed.b_U"]))
+        fields.setdefault("unembed_bias", bool(has_bias))
+    else:
+        if names.layout != "hugging_face":
+            fields.setdefault("bias", any(name.endswith(".bias") for name in names.shapes))
+        fields["tied"] = _is_tied(fields.get("tied"), names, source)
+        fields.setdefault("unembed_bias", names.has("lm_head.bias"))
+    missing = [
+        name for name in ("n_layer", "n_head", "d_model", "d_head", "d_mlp", "n_ctx") if name not in fields
+    ]
+    if missing:
+        where = (
+            "config.json does not say"
+            if config_path is not None
+            else "there is no config.json beside it to say"
+        )
+        text = f"{where} {', '.join(missing)}, and the weights do not show it; add a config.json with it"
+        raise located(ConfigError, "config_missing", config_path or source.path, text, field=missing[0])
+    return Config(**fields)
+
+
+def _is_tied(declared: bool | None, names: Names, source: TensorSource) -> bool:
+    if not names.has("lm_head.weight") or declared is False or not names.has("wte.weight"):
+        return declared is not False
+    same = source.same_values(names.source["lm_head.weight"], names.source["wte.weight"])
+    if declared and not same:
+        text = "lm_head.weight is not wte.weight but tie_word_embeddings is true; set it to false"
+        raise located(ConfigError, "tied_mismatch", source.path, text, field=names.source["lm_head.weight"])
+    return same
+
+
+def _empty_model(config: Config, dtype: str) -> Model:
+    from .model import Model
+
+    return Model._empty(config, dtype)
+
+
+def _fill(model: Model, source: TensorSource, placements: list[Placement], names: Names) -> None:
+    """Read every tensor into its place; a folded LayerNorm becomes scale 1 and shift 0."""
+    core = model._core
+    for item in placements:
+        out = item.view(core._writable(item.ours))
+        source.read_into(item.source, out)
+    if names.layernorm_folded:
+        for name in core.names:
+            if name.endswith((".ln_1.weight", ".ln_2.weight")) or name == "ln_f.weight":
+                core._writable(name)[...] = 1
+
+
+def _check_finite(model: Model, path: str, placements: list[Placement]) -> None:
+    found = model._core.nonfinite()
+    if found is None:
+        return
+    for item in placements:
+        if item.ours != found[0]:
+            continue
+        bad = ~np.isfinite(item.view(model._core._writable(item.ours)))
+        if bad.any():
+            first = [int(at) for at in np.unravel_index(int(np.argmax(bad)), bad.shape)]
+            text = (
+                f"{quoted(item.source)} has {int(bad.sum()):,} non-finite values, first at {first}; "
+                "pass allow_nonfinite=True to load it anyway"
+            )
+            raise located(NonFiniteError, "nonfinite", path, text, field=item.source)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file beside `path`, then move it there; what was there survives any failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,171 @@
+"""Finds the files of a checkpoint: an embedded model, a folder, a single file, or a repository of the hub."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import ConfigError, FormatError, located, quoted
+from .limits import Limits
+from .regular_file import read_small
+from .safetensors_file import SafetensorsFile
+from .strict_json import parse_object, shown
+from .tensor_source import TensorInfo, TensorSource
+from .torch_file import TorchFile
+
+MODELS_FOLDER = Path(__file__).parent / "models"
+TORCH_ENDINGS = (".bin", ".pth", ".pt")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+# in this order; the first pattern that matches decides
+_WEIGHT_PATTERNS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "pytorch_model.bin",
+                    "pytorch_model.bin.index.json", "*final.pth", "*.pth", "*.pt", "*.bin")  # fmt: skip
+
+
+class Found(NamedTuple):
+    """What `find` settled: the weights (a file, or the index of several), their folder, and a name."""
+
+    weights: Path
+    folder: Path
+    name: str
+    from_hub: bool = False
+
+    @property
+    def sparse_release(self) -> bool:
+        """True for the layout of the published sparse checkpoints: a file that ends in final.pth."""
+        return self.weights.name.endswith("final.pth")
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Names of the models that come with the package."""
+    if not MODELS_FOLDER.is_dir():
+        return ()
+    return tuple(sorted(item.name for item in MODELS_FOLDER.iterdir() if (item / "config.json").is_file()))
+
+
+def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
+    """Locate the weights that `what` means; FileNotFoundError lists what was tried if there are none."""
+    if isinstance(what, str) and what in embedded_names():
+        return _in_folder(MODELS_FOLDER / what, what)
+    if not isinstance(what, str | os.PathLike):
+        raise TypeError(f"expected a name or a path, got {type(what).__name__}")
+    path = Path(what)
+    if "\0" in os.fspath(path):
+        raise ValueError("a path cannot hold a NUL character")
+    if path.is_dir():
+        return _in_folder(path, path.resolve().name)
+    if path.exists():
+        if path.suffix not in (".safetensors", *TORCH_ENDINGS):
+            text = f"not a kind of file that holds weights; known: .safetensors {' '.join(TORCH_ENDINGS)}"
+            raise located(FormatError, "magic", path, text)
+        return Found(path, path.parent, path.resolve().parent.name if path.stem == "final" else path.stem)
+    tried = f"no file or folder {str(what)[:200]!r}"
+    if isinstance(what, str) and _HUB_ID.fullmatch(what):
+        from . import hub
+
+        try:
+            return _in_folder(hub.fetch(what, revision), what, from_hub=True)
+        except (ImportError, hub.NotOnHub) as error:
+            tried += f"; the Hugging Face hub: {error}"
+    names = ", ".join(embedded_names()) or "none in this build"
+    text = f"{tried}; models that come with attnsparse: {names}"
+    raise FileNotFoundError(errno.ENOENT, text)
+
+
+def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
+    for pattern in _WEIGHT_PATTERNS:
+        matches = sorted(folder.glob(pattern))
+        if len(matches) > 1:
+            listed = ", ".join(quoted(match.name) for match in matches[:4])
+            text = f"{len(matches)} weight files match {pattern}: {listed}; name the one to load"
+            raise located(ConfigError, "several_files", folder, text)
+        if matches:
+            return Found(matches[0], folder, name, from_hub)
+    text = f"no weights in this folder; looked for {', '.join(_WEIGHT_PATTERNS)}"
+    raise FileNotFoundError(errno.ENOENT, text, os.fspath(folder))
+
+
+def read_config_json(folder: Path, limits: Limits) -> tuple[Path, dict[str, Any] | None]:
+    """The parsed config.json of a folder, None if there is none, and its path."""
+    path = folder / "config.json"
+    if not path.exists():
+        return path, None
+    return path, parse_object(read_small(path, "max_config_bytes", limits=limits), path, limits=limits)
+
+
+def open_weights(path: Path, limits: Limits) -> TensorSource:
+    """Open the weights at `path`: .safetensors, a torch file, or an index.json naming several of either."""
+    if path.suffix == ".json":
+        return ShardedSource(path, limits)
+    return (
+        SafetensorsFile(path, limits=limits)
+        if path.suffix == ".safetensors"
+        else TorchFile(path, limits=limits)
+    )
+
+
+class ShardedSource(TensorSource):
+    """Weights in several files, as `weight_map` of an index.json says. Every file is open until `close`.
+
+    Raises FormatError shard_index, shard_name, shard_mismatch and what the files themselves raise.
+    """
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        index = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
+        where = _weight_map(index, path)
+        self._shards: dict[str, TensorSource] = {}
+        try:
+            for name in dict.fromkeys(where.values()):
+                self._shards[name] = open_weights(path.parent / name, limits)
+            _check_shards(self._shards, where, path)
+        except BaseException:
+            self.close()
+            raise
+        self._source = {tensor: self._shards[name] for tensor, name in where.items()}
+        super().__init__(path, {tensor: source.tensors[tensor] for tensor, source in self._source.items()})
+
+    def read_into(self, name: str, out: np.ndarray) -> None:
+        self._source[name].read_into(name, out)
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        return self._source[name].blocks(name)
+
+    def close(self) -> None:
+        for source in self._shards.values():
+            source.close()
+
+
+def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
+    where = index.get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise located(FormatError, "shard_index", path, f"'weight_map' must be an object, got {shown(where)}")
+    endings = (".safetensors",) if path.name.endswith(".safetensors.index.json") else TORCH_ENDINGS
+    for tensor, name in where.items():
+        plain = isinstance(name, str) and name == os.path.basename(name) and not set(name) & set("/\\:\0")
+        if not plain or name.startswith(".") or not name.endswith(endings):
+            text = f"tensor {quoted(tensor)} should lie in {shown(name)}, which is no file name here"
+            raise located(FormatError, "shard_name", path, text, field=tensor)
+    return where
+
+
+def _check_shards(shards: Mapping[str, TensorSource], where: Mapping[str, str], path: Path) -> None:
+    """Every tensor of the index is in its file and every tensor of a file is in the index."""
+    for tensor, name in where.items():
+        if tensor not in shards[name].tensors:
+            text = f"tensor {quoted(tensor)} is not in {quoted(name)}, where the index says it is"
+            raise located(FormatError, "shard_mismatch", path, text, field=tensor)
+    for name, source in shards.items():
+        for tensor in source.tensors:
+            if where.get(tensor) != name:
+                text = f"{quoted(name)} holds tensor {quoted(tensor)}, which the index does not place there"
+                raise located(FormatError, "shard_mismatch", path, text, field=tensor)
+
+
+def tensor_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    return {name: info.shape for name, info in tensors.items()}

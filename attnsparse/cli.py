@@ -1,0 +1,269 @@
+"""The command `attnsparse`: tables of a model's attention, its figures, its training, and what is installed.
+
+Exit codes: 0 done, 1 the job failed (one sentence on stderr says why), 2 wrong usage, 130 stopped by Ctrl-C.
+Heavy modules are imported by the command that needs them, so that `attnsparse --version` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import recipes
+from ._version import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STOPPED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (default: the process's arguments); returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            arguments.run(arguments)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            hint = getattr(arguments, "stopped", "")
+            print(f"attnsparse: stopped{hint}", file=sys.stderr)
+            return STOPPED
+        except BrokenPipeError:
+            # Whoever read our output has gone; without this, Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            if arguments.debug:
+                raise
+            print(f"attnsparse: {_sentence(error)}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attnsparse",
+        description="Transformers with sparse, gated attention: figures, tables, training.",
+        epilog="Example: attnsparse reproduce --out figures",
+    )
+    parser.add_argument("--version", action="version", version=f"attnsparse {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_reproduce(commands)
+    _add_heads(commands)
+    _add_edges(commands)
+    _add_train(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_command(commands: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+    """A subcommand whose help ends with an example."""
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"Example: {example}",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run)
+    return parser
+
+
+# ---- reproduce
+
+
+def _add_reproduce(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "reproduce",
+        _reproduce,
+        "draw the figures from the models inside the package",
+        "attnsparse reproduce addition --out figures",
+    )
+    parser.add_argument("figure", nargs="?", default="all", choices=("all", "addition"), help="default: all")
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from .reproduce import reproduce
+
+    tables = reproduce(arguments.figure, arguments.out)
+    if not arguments.quiet:
+        for name, table in tables.items():
+            if len(table) <= 10:
+                print(f"{name}\n{table.to_string(index=False)}\n")
+        print(f"written to {arguments.out}/: figures and {', '.join(f'{name}.csv' for name in tables)}")
+
+
+# ---- heads and edges
+
+
+def _add_heads(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "heads",
+        _heads,
+        "list what every head does from one position of a prompt to another",
+        'attnsparse heads MODEL --prompt \'The opposite of "large" is "\' --key 5 --query 8 --base 1',
+    )
+    _add_model_and_prompt(parser)
+    parser.add_argument("--key", required=True, type=_position, help="position or token that is looked at")
+    parser.add_argument("--query", required=True, type=_position, help="position or token that looks")
+    parser.add_argument(
+        "--base", type=int, default=0, choices=(0, 1), help="first position is 0 (default) or 1"
+    )
+    _add_table_format(parser)
+
+
+def _heads(arguments: argparse.Namespace) -> None:
+    run = _run(arguments)
+    table = run.heads(key=arguments.key, query=arguments.query, base=arguments.base)
+    _print_table(table, arguments.format, _tokens_line(run, arguments.base))
+
+
+def _add_edges(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "edges",
+        _edges,
+        "list the attention edges of a prompt that the gate leaves open",
+        "attnsparse edges addition-sparse --prompt 53+21= --csv",
+    )
+    _add_model_and_prompt(parser)
+    parser.add_argument("--threshold", type=float, default=0.0, help="smallest weight listed (default: 0)")
+    _add_table_format(parser)
+
+
+def _edges(arguments: argparse.Namespace) -> None:
+    run = _run(arguments)
+    _print_table(run.edges(threshold=arguments.threshold), arguments.format, _tokens_line(run, 0))
+
+
+def _add_model_and_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="name of a model inside the package, folder or file")
+    parser.add_argument("--prompt", required=True, help="the text that is run")
+    parser.add_argument("--prepend-bos", action="store_true", help="put the model's BOS token in front")
+
+
+def _add_table_format(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--csv", dest="format", action="store_const", const="csv", help="print CSV")
+    group.add_argument("--json", dest="format", action="store_const", const="json", help="print JSON records")
+
+
+def _position(text: str) -> int | str:
+    """A whole number is a position, anything else a token."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _run(arguments: argparse.Namespace) -> Any:
+    from . import load
+
+    return load(arguments.model).run(arguments.prompt, prepend_bos=arguments.prepend_bos)
+
+
+def _tokens_line(run: Any, base: int) -> str:
+    tokens = "  ".join(f"{i}:{text!r}" for i, text in enumerate(run.token_strings, base))
+    return f"{run.model.name}, positions from {base}: {tokens}"
+
+
+def _print_table(table: pd.DataFrame, form: str | None, heading: str) -> None:
+    """Print a table as text (with a heading line), CSV or JSON records."""
+    if form == "csv":
+        print(table.to_csv(index=False, lineterminator="\n"), end="")
+    elif form == "json":
+        print(table.to_json(orient="records", force_ascii=False))
+    else:
+        print(heading)
+        print(table.to_string(index=False) if len(table) else "(none)")
+
+
+# ---- train
+
+
+def _add_train(commands: Any) -> None:
+    known = "; ".join(f"{recipe.name}: {recipe.summary}" for recipe in recipes.RECIPES.values())
+    parser = _add_command(
+        commands,
+        "train",
+        _train,
+        "train the models of a recipe",
+        "attnsparse train addition --out models",
+    )
+    parser.add_argument("recipe", choices=tuple(recipes.RECIPES), metavar="RECIPE", help=known)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the models")
+    parser.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
+    parser.add_argument("--seed", type=int, default=None, help="default: the recipe's")
+    parser.add_argument("--threads", type=int, default=0, help="default: as many as there are")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(stopped="; the same command with --resume goes on where it was last saved")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    recipe = recipes.RECIPES[arguments.recipe]
+    folders = recipe.train(
+        arguments.out,
+        seed=arguments.seed,
+        resume=arguments.resume,
+        threads=arguments.threads,
+        quiet=arguments.quiet,
+    )
+    if not arguments.quiet:
+        for folder in folders:
+            print(folder)
+
+
+# ---- info
+
+
+def _add_info(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "info",
+        _info,
+        "say what is installed, how it computes, and what a model is",
+        "attnsparse info addition-sparse",
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="also describe this model")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from . import cli_info
+
+    lines, notes = cli_info.describe_build()
+    if arguments.model is not None:
+        lines += cli_info.describe_model(arguments.model)
+    for name, value in lines:
+        print(f"{name + ':':<26}{value}")
+    for note in notes:
+        print(f"attnsparse: warning: {note}", file=sys.stderr)
+
+
+# ---- messages
+
+
+def _sentence(error: Exception) -> str:
+    """One line about an error; unexpected kinds are named, because their text alone says little."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (ValueError, IndexError, OSError, ArithmeticError, MemoryError, RuntimeError)):
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text} (--debug shows the traceback)"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    print(f"attnsparse: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Reads config.json in every layout that GPT-2-like checkpoints come with, and writes ours.
+
+Layouts: Hugging Face GPT-2 (`n_embd`, `n_positions`, ...), TransformerLens and the sparse checkpoints
+(`d_model`, `n_layers`, `use_sparse_attn`, ...), nanoGPT (`block_size`, ...). Ours is Hugging Face's with what
+it cannot say under names that begin with `attnsparse_`. What is not read is ignored only if it cannot change
+a number that the model computes: keys that can (another model type, rotary positions, ...) are errors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from .config import Config, check_kind
+from .errors import ConfigError, located
+from .strict_json import shown
+
+CONFIG_VERSION = 1
+
+# our field -> the names it has elsewhere
+_SIZES = {
+    "n_layer": ("n_layer", "n_layers", "num_hidden_layers"),
+    "n_head": ("n_head", "n_heads", "num_attention_heads"),
+    "d_model": ("n_embd", "d_model", "hidden_size"),
+    "d_head": ("attnsparse_d_head", "d_head"),
+    "d_mlp": ("n_inner", "d_mlp"),
+    "n_ctx": ("n_positions", "n_ctx", "block_size", "max_position_embeddings"),
+    "n_vocab": ("vocab_size", "d_vocab"),
+}
+_FLAGS = {
+    "ln_eps": ("layer_norm_epsilon", "eps"),
+    "activation": ("activation_function", "act_fn"),
+    "gated": ("attnsparse_gated", "use_sparse_attn"),
+    "gate_bias": ("attnsparse_gate_bias",),
+    "tied": ("tie_word_embeddings",),
+    "bias": ("attnsparse_bias", "bias"),
+    "unembed_bias": ("attnsparse_unembed_bias",),
+    "scale_attn": ("scale_attn_weights", "use_attn_scale"),
+    "scale_by_inverse_layer": ("scale_attn_by_inverse_layer_idx",),
+}
+_KINDS = {"ln_eps": "float", "gate_bias": "float", "activation": "str"}
+_ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
+_MODEL_TYPES = ("gpt2", "attnsparse")
+
+# keys that change what is computed -> the values under which it is what we compute
+_MUST_BE = {
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "attn_only": (False,),
+    "parallel_attn_mlp": (False,),
+    "gated_mlp": (False,),
+    "use_local_attn": (False,),
+    "final_rms": (False,),
+    "post_embedding_ln": (False,),
+    "positional_embedding_type": ("standard",),
+    "attention_dir": ("causal",),
+    "normalization_type": ("LN", "LNPre"),
+    "n_key_value_heads": (None,),
+}
+
+
+def read_config(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of `Config` that a parsed config.json (or nanoGPT's model_args) settles; others are absent.
+
+    Raises ConfigError: config_value (unsupported or contradictory), config_type (wrong kind), config_version.
+    """
+    _refuse_unsupported(values, path)
+    fields: dict[str, Any] = {}
+    for name, aliases in (_SIZES | _FLAGS).items():
+        key = _only_key(values, aliases, path)
+        if key is not None:
+            kind = "int" if name in _SIZES else _KINDS.get(name, "bool")
+            fields[name] = check_kind(name, values[key], kind, path=path, label=key)
+    if "activation" in fields:
+        fields["activation"] = _activation(fields["activation"], path)
+    elif "block_size" in values:
+        fields["activation"] = "gelu"  # nanoGPT's GELU is the exact one
+    _derive_head_width(fields, path)
+    if "d_model" in fields:
+        fields.setdefault("d_mlp", 4 * fields["d_model"])
+    scale = values.get("attn_scale", -1.0)  # TransformerLens: what scores are divided by, -1 for sqrt(d_head)
+    usual = math.sqrt(fields.get("d_head", 1))
+    if type(scale) not in (int, float) or (scale != -1 and not math.isclose(scale, usual, rel_tol=1e-6)):
+        _fail(
+            "config_value",
+            path,
+            "attn_scale",
+            f"is {shown(scale)}; only sqrt(d_head)={usual:.6g} is supported",
+        )
+    return fields
+
+
+def hugging_face_config(config: Config, bos_id: int | None) -> dict[str, Any]:
+    """What we write to config.json: all that GPT2Config knows, and the rest under `attnsparse_` names."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.d_model,
+        "n_positions": config.n_ctx,
+        "n_ctx": config.n_ctx,
+        "n_inner": config.d_mlp,
+        "vocab_size": config.n_vocab,
+        "activation_function": config.activation,
+        "layer_norm_epsilon": config.ln_eps,
+        "scale_attn_weights": config.scale_attn,
+        "scale_attn_by_inverse_layer_idx": config.scale_by_inverse_layer,
+        "reorder_and_upcast_attn": False,
+        "tie_word_embeddings": config.tied,
+        "add_cross_attention": False,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "dtype": "float32",
+        "bos_token_id": bos_id,
+        "eos_token_id": bos_id,
+        "attnsparse_version": CONFIG_VERSION,
+        "attnsparse_gated": config.gated,
+        "attnsparse_gate_bias": config.gate_bias,
+        "attnsparse_d_head": config.d_head,
+        "attnsparse_bias": config.bias,
+        "attnsparse_unembed_bias": config.unembed_bias,
+    }
+
+
+def is_ours(values: Mapping[str, Any]) -> bool:
+    """True if this config.json was written by attnsparse."""
+    return "attnsparse_version" in values
+
+
+def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
+    version = values.get("attnsparse_version", CONFIG_VERSION)
+    if type(version) is not int or version < 1:
+        _fail("config_type", path, "attnsparse_version", f"must be a whole number, got {shown(version)}")
+    if version > CONFIG_VERSION:
+        text = f"is {shown(version)}, this attnsparse reads up to {CONFIG_VERSION}; update attnsparse"
+        _fail("config_version", path, "attnsparse_version", text)
+    known = {alias for names in (_SIZES | _FLAGS).values() for alias in names}
+    for key in values:
+        if key.startswith("attnsparse_") and key not in known and key != "attnsparse_version":
+            _fail("config_value", path, key, "is not a field that this attnsparse knows")
+    model_type = values.get("model_type", "gpt2")
+    if model_type not in _MODEL_TYPES:
+        _fail(
+            "config_value",
+            path,
+            "model_type",
+            f"is {shown(model_type)}; only the GPT-2 family is supported (gpt2)",
+        )
+    for key, allowed in _MUST_BE.items():
+        value = values.get(key, allowed[0])
+        if value not in allowed or type(value) not in {type(item) for item in allowed}:
+            _fail("config_value", path, key, f"is {shown(value)}; only {shown(allowed[0])} is supported")
+
+
+def _only_key(values: Mapping[str, Any], aliases: tuple[str, ...], path: Any) -> str | None:
+    """The alias under which a field is given and not null; two that disagree are an error."""
+    present = [key for key in aliases if values.get(key) is not None]
+    for key in present[1:]:
+        if values[key] != values[present[0]]:
+            text = f"is {shown(values[present[0]])} but {key} is {shown(values[key])}; they mean the same"
+            _fail("config_value", path, present[0], text)
+    return present[0] if present else None
+
+
+def _activation(name: str, path: Any) -> str:
+    if name not in _ACTIVATIONS:
+        _fail(
+            "config_value",
+            path,
+            "activation_function",
+            f"{shown(name)} is not supported; supported: {', '.join(_ACTIVATIONS)}",
+        )
+    return _ACTIVATIONS[name]
+
+
+def _derive_head_width(fields: dict[str, Any], path: Any) -> None:
+    """Fill in n_head or d_head from the other, which needs that heads divide the width."""
+    width, n_head, d_head = (fields.get(name) for name in ("d_model", "n_head", "d_head"))
+    if width and n_head and not d_head:
+        if width % n_head:
+            _fail("config_value", path, "n_embd", f"={width} is not a multiple of n_head={n_head}", join="")
+        fields["d_head"] = width // n_head
+    if width and d_head and not n_head:
+        if width % d_head:
+            _fail("config_value", path, "d_model", f"={width} is not a multiple of d_head={d_head}", join="")
+        fields["n_head"] = width // d_head
+
+
+def _fail(code: str, path: Any, field: str, text: str, join: str = " ") -> NoReturn:
+    raise located(
+        ConfigError, code, path, f"{field if len(field) < 80 else shown(field)}{join}{text}", field=field
+    )

@@ -1,0 +1,151 @@
+"""Attention edges as lines between the layers: positions across, layers upwards.
+
+An edge (layer l, head, query, key) is one line from column `key` at the bottom of layer l to column `query`
+at its top. Lines of different heads between the same columns lie side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from . import addition
+from .figure_style import BLUE, GREY, PALE, PLAIN_TEXT, new_axes, size_labels, styled
+from .labels import token_label
+from .tables import edges
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .model import Model
+    from .run import Run
+
+_CARRY_WORDS = ("no carry", "one carry", "two carries")
+_SPREAD = 0.11  # distance of lines of different heads between the same two columns, in columns
+_FAINTEST = 0.18  # opacity of an edge of weight 0
+
+
+def edge_lines(
+    run: Run,
+    ax: Axes | None = None,
+    threshold: float = 0.0,
+    labels: Sequence[str] | None = None,
+    predictions: Mapping[int, str] | None = None,
+    title: str | None = None,
+) -> Axes:
+    """The attention edges of a run of one prompt with weight > threshold, layers upwards.
+
+    Stronger edges are wider and darker; how many there are stands at the top right. labels: one text per
+    column instead of the tokens. predictions: column -> text written above it. The lines are
+    `ax.collections[0]`, one per row of `tables.edges(run, threshold)` and in its order.
+    Raises ValueError as `tables.edges` does, and if there are not as many labels as tokens.
+    """
+    table = edges(run, threshold)
+    run = run[0]
+    config = run.model.config
+    labels = [token_label(token) for token in run.token_strings] if labels is None else list(labels)
+    if len(labels) != run.n_tokens:
+        raise ValueError(f"{len(labels)} labels for {run.n_tokens} tokens")
+    with styled():
+        if ax is None:
+            ax = new_axes((0.9 + 0.24 * run.n_tokens, 0.7 + 0.42 * config.n_layer))
+        ax.add_collection(_lines(table), autolim=False)
+        _draw_columns(ax, config.n_layer, labels, predictions or {})
+        possible = config.n_layer * config.n_head * run.n_tokens * (run.n_tokens + 1) // 2
+        kind = f"entries > {threshold:g}" if threshold > 0 or not config.gated else "edges open"
+        pad = 14 if predictions else 4
+        ax.set_title(f"{len(table):,} of {possible:,} {kind}", loc="right", fontsize=7, color=GREY, pad=pad)
+        if title is not None:
+            ax.set_title(title, loc="left", pad=pad, **PLAIN_TEXT)
+    return ax
+
+
+def addition_figure(
+    dense: Model,
+    sparse: Model,
+    sums: Sequence[str] = addition.SUMS,
+    caption: str | None = None,
+    dense_threshold: float = addition.DENSE_THRESHOLD,
+) -> Figure:
+    """The edges of two toy addition models at work, dense above sparse, one column per sum.
+
+    dense, sparse: models of the sequences in addition.py. Edges of the dense model are its entries above
+    `dense_threshold`, of the sparse one its open gates. The columns of the answer are labelled `?`; above
+    each column that predicts stands what the model predicts there. caption: text below the panels.
+    Raises ValueError if `sums` is empty or one of them is not written like "53+21".
+    """
+    if not sums:
+        raise ValueError("an addition figure needs at least one sum")
+    pairs = [addition.parse_sum(text) for text in sums]
+    with styled():
+        size = (2.75 * len(sums), 4.3 if caption is None else 4.8)
+        figure, axes = plt.subplots(2, len(sums), figsize=size, squeeze=False, layout="constrained")
+        for row, (name, model, threshold) in enumerate(
+            (("Dense", dense, dense_threshold), ("Sparse", sparse, 0.0))
+        ):
+            for ax, text, (a, b) in zip(axes[row], sums, pairs, strict=True):
+                run = model.run(addition.sequence(a, b), record=("pattern", "logits"))
+                labels = [*(addition.VOCABULARY[token] for token in run.tokens[:6]), *"?????"]
+                edge_lines(run, ax, threshold, labels, _predictions(run), name)
+                if row == 0:
+                    _write_header(ax, f"{text}, {_CARRY_WORDS[int(addition.carries(a, b))]}")
+        for ax in axes[:, 1:].flat:
+            ax.set_ylabel("")
+        if caption is not None:
+            figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, **PLAIN_TEXT)
+    return figure
+
+
+def _lines(table: pd.DataFrame) -> LineCollection:
+    """One line per edge; its weight in (0, 1] sets how wide and how solid it is."""
+    layer, key, query = (table[name].to_numpy() for name in ("layer", "key", "query"))
+    together = table.groupby(["layer", "key", "query"])
+    rank, size = together.cumcount().to_numpy(), together["head"].transform("size").to_numpy()
+    shift = (rank - (size - 1) / 2) * _SPREAD
+    start, end = np.stack([key + shift, layer], axis=1), np.stack([query + shift, layer + 1], axis=1)
+    weight = table["weight"].to_numpy()
+    colours = np.empty((len(table), 4))
+    colours[:, :3] = to_rgb(BLUE)
+    colours[:, 3] = _FAINTEST + (1 - _FAINTEST) * weight
+    widths = 0.35 + 1.15 * weight
+    return LineCollection(
+        np.stack([start, end], axis=1), linewidths=widths, colors=colours, capstyle="round", zorder=2
+    )
+
+
+def _draw_columns(ax: Axes, n_layer: int, labels: Sequence[str], predictions: Mapping[int, str]) -> None:
+    """One thin vertical line per column with a dot between layers, tokens below and predictions above."""
+    columns = np.arange(len(labels))
+    ax.vlines(columns, 0, n_layer, color=PALE, linewidth=0.5, zorder=0)
+    x, y = np.meshgrid(columns, np.arange(n_layer + 1))
+    ax.scatter(x.ravel(), y.ravel(), s=3.5, color=GREY, linewidths=0, zorder=1)
+    for column, text in predictions.items():
+        ax.annotate(
+            text, (column, n_layer), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7,
+            fontweight="bold", color=BLUE, **PLAIN_TEXT,
+        )  # fmt: skip
+    ax.set_xticks(columns, labels, **PLAIN_TEXT)
+    ax.set_yticks(np.arange(n_layer) + 0.5, [str(layer) for layer in range(n_layer)])
+    ax.set(xlim=(-0.6, len(labels) - 0.4), ylim=(-0.12, n_layer + 0.12), ylabel="layer")
+    ax.tick_params(length=0)
+    size_labels(ax)
+    ax.spines[:].set_visible(False)
+
+
+def _write_header(ax: Axes, text: str) -> None:
+    """A bold line above the title of `ax`."""
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "bottom"}
+    ax.annotate(text, (0.5, 1), (0, 30), fontsize=10, fontweight="bold", **place)
+
+
+def _predictions(run: Run) -> dict[int, str]:
+    """Column -> the most likely next token there, for the columns that answer."""
+    columns = range(addition.PREDICTING.start, addition.PREDICTING.stop)
+    return {column: addition.VOCABULARY[int(run.logits[column].argmax())] for column in columns}

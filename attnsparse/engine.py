@@ -1,0 +1,81 @@
+"""The compiled core in single and double precision, its threads, and what machine it runs on.
+
+OpenBLAS starts its own threads when it is loaded unless told not to.  attnsparse has a pool of its own and
+calls BLAS from it with one thread, so the variable that sets OpenBLAS's threads is 1 while our copy is loaded,
+and is put back at once: NumPy's copy has read it before.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+_VARIABLE = "OPENBLAS_NUM_THREADS"
+_before = os.environ.get(_VARIABLE)
+os.environ[_VARIABLE] = "1"
+try:
+    from . import _core, _core64
+finally:
+    if _before is None:
+        del os.environ[_VARIABLE]
+    else:
+        os.environ[_VARIABLE] = _before
+
+CORES = {"float32": _core, "float64": _core64}
+
+
+def core_for(dtype: str) -> Any:
+    """The extension for "float32" or "float64"; ValueError for anything else."""
+    try:
+        return CORES[str(np.dtype(dtype))]
+    except (KeyError, TypeError):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` threads (1..64) for runs and training from now on.  Results do not depend on it, to the bit."""
+    for core in CORES.values():
+        core.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Number of threads in use; by default what CPU affinity and the cgroup's quota allow."""
+    return _core.get_num_threads()
+
+
+def build_info() -> dict[str, Any]:
+    """What this build is and what it found: version, instruction set, BLAS, threads.
+
+    `batch_invariant` says whether a prompt alone gave the same bits as in a batch, tried on this machine.
+    """
+    from ._version import __version__
+
+    return {"version": __version__, **_core.machine(), "batch_invariant": batch_invariant()}
+
+
+def batch_invariant() -> bool:
+    """Try on this CPU whether a prompt's logits are the same bits alone and among other prompts."""
+    rng = np.random.default_rng(0)
+    for n_head, d_head, d_mlp, n_vocab in ((4, 16, 256, 14), (12, 8, 192, 800), (12, 64, 3072, 1000)):
+        model = _random_core(rng, n_head, d_head, d_mlp, n_vocab)
+        prompts = [rng.integers(0, n_vocab, n).astype(np.int32) for n in (1, 5, 8, 11, 30, 64)]
+        offsets = np.cumsum([0, *map(len, prompts)]).astype(np.int64)
+        together = model.run(np.concatenate(prompts), offsets, ()).array("logits")
+        for prompt, first, last in zip(prompts, offsets[:-1], offsets[1:]):
+            alone = model.run(prompt, np.array([0, len(prompt)]), ()).array("logits")
+            if not np.array_equal(alone, together[first:last]):
+                return False
+    return True
+
+
+def _random_core(rng: np.random.Generator, n_head: int, d_head: int, d_mlp: int, n_vocab: int) -> Any:
+    from .config import Config
+
+    config = Config(n_layer=1, n_head=n_head, d_model=n_head * d_head, d_head=d_head, d_mlp=d_mlp, n_ctx=64,
+                    n_vocab=n_vocab)  # fmt: skip
+    model = _core.Model(config.to_dict())
+    for name in model.names:
+        model._writable(name)[...] = 0.05 * rng.standard_normal(model.shape(name), dtype=np.float32)
+    return model

@@ -1,0 +1,70 @@
+"""How a training went, as curves over its steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from matplotlib.axes import Axes
+
+from .figure_style import BLUE, GREY, ORANGE, new_axes, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Lines: TypeAlias = "dict[str, tuple[str, str]]"  # column -> (colour, name in the legend)
+
+# Label of the vertical axis, logarithmic or not, curves.
+_PANELS: tuple[tuple[str, bool, Lines], ...] = (
+    ("nats", False, {"ce": (BLUE, "cross-entropy"), "loss": (ORANGE, "loss")}),
+    ("fraction of edges", True, {"open_edges": (ORANGE, "open"), "expected_edges": (BLUE, "expected")}),
+    ("multiplier", True, {"multiplier": (BLUE, "multiplier")}),
+)
+
+
+def training_history(history: pd.DataFrame, ax: Axes | None = None, target: float | None = None) -> Axes:
+    """Loss and cross-entropy, edges, and the multiplier of the constraint, over the steps, below each other.
+
+    history: one row per logged step with the columns step, loss, ce, expected_edges, open_edges (fractions of
+    all causal pairs) and multiplier. Quantities that are absent, or not a number throughout, are left out, so
+    the history of a dense model shows its loss alone. target: the cross-entropy that the constraint asks for.
+    The panels are `ax.child_axes`; `ax` itself only holds their place.
+    Raises ValueError without a column `step` or without anything to show.
+    """
+    if "step" not in history.columns:
+        raise ValueError(f"a history needs a column 'step', got {', '.join(map(str, history.columns))[:200]}")
+    panels = [(label, log, lines) for label, log, names in _PANELS if (lines := _present(history, names))]
+    if not panels:
+        raise ValueError(
+            "the history has none of the columns loss, ce, expected_edges, open_edges, multiplier"
+        )
+    with styled():
+        if ax is None:
+            ax = new_axes((4.6, 0.5 + 1.25 * len(panels)))
+        ax.set_axis_off()
+        room = 1.0 / len(panels)
+        for i, (label, log, lines) in enumerate(panels):
+            panel = ax.inset_axes((0, 1 - (i + 1) * room + 0.04, 1, room - 0.08))
+            _draw_panel(panel, history, lines, label, log)
+            if target is not None and "ce" in lines:
+                panel.axhline(target, color=GREY, linewidth=0.8, linestyle="--", label="target")
+            if len(panel.lines) > 1:
+                panel.legend(
+                    frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=3, borderaxespad=0
+                )
+            panel.tick_params(labelbottom=i == len(panels) - 1)
+        panel.set_xlabel("optimiser step")
+    return ax
+
+
+def _present(history: pd.DataFrame, names: Lines) -> Lines:
+    return {name: how for name, how in names.items() if name in history and history[name].notna().any()}
+
+
+def _draw_panel(panel: Axes, history: pd.DataFrame, lines: Lines, label: str, log: bool) -> None:
+    for name, (colour, text) in lines.items():
+        panel.plot(history["step"], history[name], color=colour, label=text, linewidth=0.8)
+    if log:
+        panel.set_yscale("log")
+    panel.set_ylabel(label)
+    panel.grid(color="#ececec", linewidth=0.5)
+    panel.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,93 @@
+"""Names as people read them: heads (`L9H6`), tokens on an axis, single attention edges (`a9.h6[5->8]`).
+
+Nothing here needs pandas or matplotlib, so every other module may use it.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import NamedTuple
+
+_HEAD_FORMS = re.compile(
+    r"L(?P<layer1>[0-9]{1,5})-?H(?P<head1>[0-9]{1,5})"  # L9H6, L9-H6: papers
+    r"|A?(?P<layer2>[0-9]{1,5})\.(?P<head2>[0-9]{1,5})"  # 9.6, A9.6: IOI paper, auto-circuit
+    r"|a(?P<layer3>[0-9]{1,5})\.h(?P<head3>[0-9]{1,5})"  # a9.h6: EAP, MIB, edge pruning
+)
+
+
+class Head(NamedTuple):
+    """One attention head; layers and heads count from 0. Equal to the tuple `(layer, head)`."""
+
+    layer: int
+    head: int
+
+    @property
+    def label(self) -> str:
+        """The name used in every table and figure, for example `L9H6`."""
+        return f"L{self.layer}H{self.head}"
+
+    @classmethod
+    def parse(cls, value: object) -> Head:
+        """Read a head written in any of the usual ways.
+
+        `"L9H6"`, `"L9-H6"`, `"9.6"`, `"A9.6"`, `"a9.h6"`, `(9, 6)` and a `Head` all give `Head(9, 6)`.
+        Raises ValueError for other text or negative numbers and TypeError for anything else. The size of a
+        model is not known here: see `Head.within`.
+        """
+        if isinstance(value, str):
+            match = _HEAD_FORMS.fullmatch(value.strip())
+            if match is None:
+                raise ValueError(
+                    f"{value[:80]!r} is not a head; write it as 'L9H6', 'L9-H6', '9.6', 'A9.6' or 'a9.h6'"
+                )
+            layer, head = (int(number) for number in match.groups() if number is not None)
+            return cls(layer, head)
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise TypeError(
+                f"a head is text such as 'L9H6' or a pair (layer, head), got {type(value).__name__}"
+            )
+        layer, head = whole_number(value[0], "layer"), whole_number(value[1], "head")
+        if layer < 0 or head < 0:
+            raise ValueError(f"layer and head count from 0, got ({layer}, {head})")
+        return cls(layer, head)
+
+    def within(self, n_layer: int, n_head: int) -> Head:
+        """Return this head; raise IndexError if a model of `n_layer` x `n_head` heads has no such head."""
+        if self.layer >= n_layer or self.head >= n_head:
+            raise IndexError(
+                f"{self.label} is out of range: there are layers 0..{n_layer - 1} and heads 0..{n_head - 1}"
+            )
+        return self
+
+
+def whole_number(value: object, what: str) -> int:
+    """Return `value` as int; raise TypeError naming `what` for bool, float and everything else."""
+    if isinstance(value, bool):
+        raise TypeError(f"{what} must be a whole number, got {value}")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, got {type(value).__name__}") from None
+
+
+def token_label(token: str) -> str:
+    """A token as shown on an axis or in a table: without its leading space, blanks and control signs visible.
+
+    `" large"` -> `large`, `" "` -> `␣`, a line feed -> `\\n`, a tab -> `\\t`, the empty string -> `∅`.
+    """
+    shown = token[1:] if token.startswith(" ") and token.strip() else token
+    if not shown:
+        return "∅"
+    return "".join(_visible(sign) for sign in shown)
+
+
+def _visible(sign: str) -> str:
+    if sign == " ":
+        return "␣"
+    return sign if sign.isprintable() else repr(sign)[1:-1]
+
+
+def edge_label(layer: int, head: int, query: int, key: int) -> str:
+    """One attention edge in the direction in which information flows: `a9.h6[5->8]`, key 5 to query 8."""
+    return f"a{layer}.h{head}[{key}->{query}]"

@@ -1,0 +1,66 @@
+"""How much a file may ask for before it is refused. Every limit can be raised by name: `load(...,
+limits=Limits(...))`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from .errors import LimitError, located
+
+HARD_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Upper bounds for reading files. Above one of them a `LimitError` names the field of this class."""
+
+    max_header_bytes: int = 16 * 2**20  #: safetensors header; never above 100,000,000
+    max_json_depth: int = 64  #: nesting of lists and objects
+    max_string_bytes: int = 2**20  #: one string in a JSON text
+    max_json_keys: int = 200_000  #: keys of one JSON object
+    max_json_values: int = 2_000_000  #: commas and opening brackets of one JSON text, which bounds its memory
+    max_tensors: int = 100_000  #: tensors in one file
+    max_rank: int = 8  #: dimensions of a tensor
+    max_name_bytes: int = 1024  #: a tensor's name, or an entry's name in an archive
+    max_config_bytes: int = 2**20  #: config.json
+    max_index_bytes: int = 16 * 2**20  #: model.safetensors.index.json
+    max_tokenizer_bytes: int = 64 * 2**20  #: tokenizer.json, vocab.json, merges.txt
+    max_merges: int = 1_000_000  #: lines of merges.txt
+    max_pickle_bytes: int = 16 * 2**20  #: data.pkl of a torch file
+    max_pickle_opcodes: int = 4_000_000  #: steps of data.pkl
+    max_pickle_objects: int = 1_000_000  #: stack and memo together
+    max_zip_entries: int = 100_000  #: files in a torch archive
+    max_weight_bytes: int = 64 * 2**30  #: weights of a model in memory
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{item.name} must be a whole number, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{item.name} must be at least 1, got {value}")
+        if self.max_header_bytes > HARD_MAX_HEADER_BYTES:
+            raise ValueError(
+                f"max_header_bytes can be at most {HARD_MAX_HEADER_BYTES:,}, got {self.max_header_bytes:,}"
+            )
+
+    def check(
+        self,
+        name: str,
+        value: int,
+        path: str | os.PathLike[str] | None,
+        what: str,
+        *,
+        code: str,
+        field: str | None = None,
+    ) -> None:
+        """Raise LimitError if `value` (described by `what`, for example "header of 20,000,000 bytes") is
+        above limit `name`."""
+        limit = getattr(self, name)
+        if value > limit:
+            text = f"{what} is above {name}={limit:,}; pass limits=Limits({name}=...) if you trust the file"
+            raise located(LimitError, code, path, text, field=field)
+
+
+DEFAULT_LIMITS = Limits()

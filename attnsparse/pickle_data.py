@@ -1,0 +1,337 @@
+"""Reads the pickle inside a torch file as data: it walks the opcodes and builds plain values and inert nodes.
+
+Nothing is imported, looked up or called. A global is kept as a pair of names, and only names of the short
+list below are let in; "calling" one of them means recognising the handful of shapes in which torch writes
+tensors. There is no switch that allows more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from typing import Any, NamedTuple, NoReturn
+
+from .errors import FormatError, UnsafeFileError, located, quoted
+from .limits import DEFAULT_LIMITS, Limits
+
+STORAGE_TYPES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage":
+    "U8", "BoolStorage": "BOOL",
+}  # fmt: skip
+_ORDERED_DICT = ("collections", "OrderedDict")
+_TENSOR = ("torch._utils", "_rebuild_tensor_v2")
+_PARAMETER = ("torch._utils", "_rebuild_parameter")
+_ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(("torch", name) for name in STORAGE_TYPES)}
+# INST, OBJ, NEWOBJ, NEWOBJ_EX, EXT1, EXT2, EXT4, STACK_GLOBAL: they import or call, and torch never writes
+# them
+_CALLING = frozenset(b"io\x81\x92\x82\x83\x84\x93")
+_MAX_GLOBAL_BYTES = 256
+_MAX_LONG_BYTES = 9  # any 64-bit number, signed or not
+
+
+class Global(NamedTuple):
+    """A name from the short list; never resolved to anything."""
+
+    module: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A run of numbers in the archive's entry `data/<key>`: element type and how many of them."""
+
+    key: str
+    dtype: str
+    n_elements: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A view of a storage: first element, shape, strides, in elements. Its bounds are not yet checked."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_pickle_data(data: bytes, path: str, *, limits: Limits = DEFAULT_LIMITS) -> Any:
+    """The value that `data` describes: None, bool, int, float, str, tuple, list, dict, and the nodes above.
+
+    Raises UnsafeFileError (codes global, call, opcode) and FormatError (opcode, pickle_truncated,
+    pickle_structure, pickle_text, trailing_data), LimitError (pickle_limit).
+    """
+    return _Reader(data, path, limits).run()
+
+
+class _Reader:
+    """The state of one walk: position, stack, marks and memo."""
+
+    def __init__(self, data: bytes, path: str, limits: Limits) -> None:
+        self.data = data
+        self.path = path
+        self.limits = limits
+        self.at = 0
+        self.opcode_at = 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        limits, data = self.limits, self.data
+        limits.check(
+            "max_pickle_bytes", len(data), self.path, f"a pickle of {len(data):,} bytes", code="pickle_limit"
+        )
+        max_opcodes, max_objects = limits.max_pickle_opcodes, limits.max_pickle_objects
+        stack, memo = self.stack, self.memo
+        n_opcodes = 0
+        while True:
+            self.opcode_at = self.at
+            opcode = self.take(1)[0]
+            n_opcodes += 1
+            if n_opcodes > max_opcodes:
+                limits.check(
+                    "max_pickle_opcodes", n_opcodes, self.path, "a pickle of more steps", code="pickle_limit"
+                )
+            if opcode == 0x2E:  # STOP
+                return self.result()
+            step = _STEPS.get(opcode)
+            if step is None:
+                self.unknown(opcode)
+            step(self)
+            if len(stack) + len(memo) > max_objects:
+                what = "a pickle with more values at once"
+                limits.check(
+                    "max_pickle_objects", len(stack) + len(memo), self.path, what, code="pickle_limit"
+                )
+
+    def result(self) -> Any:
+        if self.at != len(self.data):
+            self.fail("trailing_data", f"{len(self.data) - self.at:,} bytes after the end of the pickle")
+        if len(self.stack) != 1 or self.marks:
+            self.fail("pickle_structure", f"the pickle leaves {len(self.stack)} values instead of 1")
+        return self.stack[0]
+
+    # --- bytes and stack
+
+    def take(self, n_bytes: int) -> bytes:
+        end = self.at + n_bytes
+        if end > len(self.data):
+            self.fail("pickle_truncated", f"the pickle ends at byte {len(self.data):,}, inside an opcode")
+        piece = self.data[self.at : end]
+        self.at = end
+        return piece
+
+    def number(self, n_bytes: int, *, signed: bool = False) -> int:
+        return int.from_bytes(self.take(n_bytes), "little", signed=signed)
+
+    def line(self) -> str:
+        end = self.data.find(b"\n", self.at, self.at + _MAX_GLOBAL_BYTES)
+        if end < 0:
+            self.fail("pickle_truncated", f"the name at byte {self.at:,} has no end")
+        raw = self.take(end - self.at)
+        self.at += 1
+        return self.decode(raw)
+
+    def decode(self, raw: bytes) -> str:
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail("pickle_text", f"text that is not UTF-8 at byte {self.opcode_at:,}")
+
+    def pop(self) -> Any:
+        if not self.stack or (self.marks and self.marks[-1] == len(self.stack)):
+            self.fail("pickle_structure", f"nothing on the stack for the opcode at byte {self.opcode_at:,}")
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        if not self.marks:
+            self.fail("pickle_structure", f"no mark for the opcode at byte {self.opcode_at:,}")
+        begin = self.marks.pop()
+        items = self.stack[begin:]
+        del self.stack[begin:]
+        return items
+
+    def top(self, kind: type) -> Any:
+        at_mark = self.marks and self.marks[-1] == len(self.stack)
+        if not self.stack or at_mark or type(self.stack[-1]) is not kind:
+            self.fail(
+                "pickle_structure",
+                f"no {kind.__name__} on the stack for the opcode at byte {self.opcode_at:,}",
+            )
+        return self.stack[-1]
+
+    # --- steps
+
+    def protocol(self) -> None:
+        version = self.take(1)[0]
+        if self.opcode_at != 0 or version > 5:
+            self.fail(
+                "opcode", f"pickle protocol {version} at byte {self.opcode_at:,}; torch writes protocol 2"
+            )
+
+    def text(self) -> None:
+        self.stack.append(self.decode(self.take(self.number(4))))
+
+    def long(self) -> None:
+        n_bytes = self.number(1)
+        if n_bytes > _MAX_LONG_BYTES:
+            self.fail("pickle_structure", f"a number of {n_bytes} bytes at byte {self.opcode_at:,}")
+        self.stack.append(self.number(n_bytes, signed=True))
+
+    def put(self, index: int) -> None:
+        if not self.stack or (self.marks and self.marks[-1] == len(self.stack)):
+            self.fail("pickle_structure", f"nothing to remember at byte {self.opcode_at:,}")
+        self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            self.fail(
+                "pickle_structure", f"byte {self.opcode_at:,} recalls value {index}, which was never stored"
+            )
+        self.stack.append(self.memo[index])
+
+    def tuple_of(self, count: int) -> None:
+        items = [self.pop() for _ in range(count)]
+        self.stack.append(tuple(reversed(items)))
+
+    def append(self) -> None:
+        value = self.pop()
+        self.top(list).append(value)
+
+    def extend(self) -> None:
+        items = self.pop_to_mark()
+        self.top(list).extend(items)
+
+    def set_item(self) -> None:
+        value = self.pop()
+        self.set_pairs([self.pop(), value])
+
+    def set_items(self) -> None:
+        self.set_pairs(self.pop_to_mark())
+
+    def set_pairs(self, items: list[Any]) -> None:
+        target = self.top(dict)
+        if len(items) % 2:
+            self.fail("pickle_structure", f"a key without a value at byte {self.opcode_at:,}")
+        for key, value in zip(items[::2], items[1::2]):
+            if type(key) not in (str, int, float, bool, type(None)):
+                self.fail(
+                    "pickle_structure", f"a dict key that is no string or number at byte {self.opcode_at:,}"
+                )
+            if key in target:
+                self.fail("duplicate_name", f"key {quoted(key)} twice in a dict (byte {self.opcode_at:,})")
+            target[key] = value
+
+    def find_global(self) -> None:
+        name = Global(self.line(), self.line())
+        if name not in _ALLOWED:
+            text = (
+                f"refers to {quoted('.'.join(name))}; only tensors, numbers, strings, lists and dicts "
+                "are read. The file was not executed"
+            )
+            self.unsafe("global", text)
+        self.stack.append(name)
+
+    def persistent(self) -> None:
+        value = self.pop()
+        kind = value[1] if type(value) is tuple and len(value) == 5 and value[0] == "storage" else None
+        if not (isinstance(kind, Global) and kind.name in STORAGE_TYPES and type(value[2]) is str
+                and type(value[3]) is str and type(value[4]) is int and value[4] >= 0):  # fmt: skip
+            self.fail("pickle_structure", f"a reference at byte {self.opcode_at:,} that is no torch storage")
+        self.stack.append(Storage(value[2], STORAGE_TYPES[kind.name], value[4]))
+
+    def reduce(self) -> None:
+        arguments = self.pop()
+        function = self.pop()
+        built = None
+        if isinstance(function, Global) and type(arguments) is tuple:
+            if function == _ORDERED_DICT:
+                built = _ordered_dict(arguments)
+            elif function == _TENSOR:
+                built = _tensor(arguments)
+            elif function == _PARAMETER and len(arguments) == 3 and isinstance(arguments[0], StoredTensor):
+                built = arguments[0]
+        if built is None:
+            self.unsafe(
+                "call",
+                f"a call at byte {self.opcode_at:,} that torch does not write for a tensor. "
+                "The file was not executed",
+            )
+        self.stack.append(built)
+
+    def build(self) -> None:
+        """The attributes of an OrderedDict (`_metadata`) are dropped; nothing else may have any."""
+        state = self.pop()
+        if type(state) is not dict or not self.stack or type(self.stack[-1]) is not dict:
+            self.unsafe(
+                "call", f"sets attributes of an object at byte {self.opcode_at:,}. The file was not executed"
+            )
+
+    # --- errors
+
+    def unknown(self, opcode: int) -> NoReturn:
+        text = f"pickle opcode 0x{opcode:02x} at byte {self.opcode_at:,} is not used in state dicts"
+        if opcode in _CALLING:
+            self.unsafe("opcode", text + ". The file was not executed")
+        self.fail("opcode", text)
+
+    def unsafe(self, code: str, text: str) -> NoReturn:
+        raise located(UnsafeFileError, code, self.path, text, offset=self.opcode_at)
+
+    def fail(self, code: str, text: str) -> NoReturn:
+        raise located(FormatError, code, self.path, text, offset=self.opcode_at) from None
+
+
+def _ordered_dict(arguments: tuple) -> dict | None:
+    """OrderedDict() as torch writes it, always empty and filled later."""
+    return {} if arguments == () else None
+
+
+def _tensor(arguments: tuple) -> StoredTensor | None:
+    """_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks[, metadata])."""
+    if len(arguments) not in (6, 7) or not isinstance(arguments[0], Storage):
+        return None
+    storage, offset, shape, strides = arguments[:4]
+    whole = type(offset) is int and type(shape) is tuple and type(strides) is tuple
+    if not whole or not all(type(number) is int for number in shape + strides):
+        return None
+    return StoredTensor(storage, offset, shape, strides)
+
+
+_STEPS = {
+    0x80: _Reader.protocol,
+    ord("c"): _Reader.find_global,
+    ord("R"): _Reader.reduce,
+    ord("b"): _Reader.build,
+    ord("Q"): _Reader.persistent,
+    ord("("): lambda self: self.marks.append(len(self.stack)),
+    ord("N"): lambda self: self.stack.append(None),
+    0x88: lambda self: self.stack.append(True),
+    0x89: lambda self: self.stack.append(False),
+    ord("K"): lambda self: self.stack.append(self.number(1)),
+    ord("M"): lambda self: self.stack.append(self.number(2)),
+    ord("J"): lambda self: self.stack.append(self.number(4, signed=True)),
+    0x8A: _Reader.long,
+    ord("G"): lambda self: self.stack.append(struct.unpack(">d", self.take(8))[0]),
+    ord("X"): _Reader.text,
+    0x8C: lambda self: self.stack.append(self.decode(self.take(self.number(1)))),
+    0x95: lambda self: self.number(8),  # FRAME, of protocol 4: only a hint about sizes
+    0x94: lambda self: self.put(len(self.memo)),
+    ord("q"): lambda self: self.put(self.number(1)),
+    ord("r"): lambda self: self.put(self.number(4)),
+    ord("h"): lambda self: self.get(self.number(1)),
+    ord("j"): lambda self: self.get(self.number(4)),
+    ord(")"): lambda self: self.stack.append(()),
+    ord("t"): lambda self: self.stack.append(tuple(self.pop_to_mark())),
+    0x85: lambda self: self.tuple_of(1),
+    0x86: lambda self: self.tuple_of(2),
+    0x87: lambda self: self.tuple_of(3),
+    ord("]"): lambda self: self.stack.append([]),
+    ord("a"): _Reader.append,
+    ord("e"): _Reader.extend,
+    ord("}"): lambda self: self.stack.append({}),
+    ord("s"): _Reader.set_item,
+    ord("u"): _Reader.set_items,
+}

@@ -1,0 +1,43 @@
+"""Counter-based random numbers: pure functions of a seed and of where they are used.
+
+Philox gives the same bits for the same key and counter on every machine and in every version of NumPy, so the
+order of calls, the number of threads and a resume cannot change anything. (The training gate's noise has its
+own generator inside the C core.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# The use of a number is part of its counter: two uses never share a stream.
+BATCHES = 1
+EPOCHS = 2
+SPLIT = 3
+WEIGHTS = 4
+
+
+def raw(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
+    """`n` random uint64, a function of the seed (0..2^64-1), the use and two further counters (>= 0)."""
+    counter = np.array([0, second, first, use], np.uint64)
+    return np.random.Philox(key=checked_seed(seed), counter=counter).random_raw(n)
+
+
+def permutation(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
+    """Random order of 0..n-1 (int64 [n])."""
+    return np.argsort(raw(n, seed, use, first, second), kind="stable")
+
+
+def normal(shape: tuple[int, ...], seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
+    """Standard normal numbers (float64, `shape`)."""
+    counter = np.array([0, second, first, use], np.uint64)
+    source = np.random.Philox(key=checked_seed(seed), counter=counter)
+    return np.random.Generator(source).standard_normal(shape)
+
+
+def checked_seed(seed: int) -> int:
+    """The seed as int; TypeError if it is no whole number, ValueError outside 0..2^64-1."""
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be a whole number, got {type(seed).__name__}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in 0..2^64-1, got {seed}")
+    return int(seed)

@@ -1,0 +1,57 @@
+"""The recipes: how each model inside the package was trained, as something that runs.
+
+`RECIPES["addition"].train("models")` is the same as `attnsparse train addition --out models`. The code of a
+recipe is imported when it is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe: its name, one line about it, the models it makes, and the module that has its `train`."""
+
+    name: str
+    summary: str
+    models: tuple[str, ...]
+    module: str
+
+    def train(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        seed: int | None = None,
+        resume: bool = False,
+        threads: int = 0,
+        quiet: bool = False,
+        **settings: Any,
+    ) -> list[Path]:
+        """Train the models into folders of `out`; returns these folders.
+
+        seed: None for the recipe's own.  resume: go on with the run that `out` holds; without it,
+        FileExistsError if there is one.  threads: 0 for as many as this process may use; bits do not depend
+        on it. settings: fields of the recipe's settings that are to differ from its defaults.
+        """
+        module = importlib.import_module(self.module, __package__)
+        return module.train(Path(out), seed=seed, resume=resume, threads=threads, quiet=quiet, **settings)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "addition",
+            "two-digit addition, dense and sparse, about two minutes",
+            ("addition-dense", "addition-sparse"),
+            ".recipe_addition",
+        ),
+    )
+}

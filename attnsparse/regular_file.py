@@ -1,0 +1,93 @@
+"""Opens a file for reading so that nothing strange can happen: regular files only, size taken once, no
+mmap."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import zlib
+from typing import NoReturn
+
+from .errors import FormatError, located
+from .limits import DEFAULT_LIMITS, Limits
+
+CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly
+
+
+class RegularFile:
+    """A file opened for reading at given offsets; a context manager.
+
+    `size` is taken from the open descriptor. A file that shrinks later gives FormatError `truncated`, never a
+    crash. Raises OSError as `open` does, IsADirectoryError for a folder, FormatError `not_a_file` for pipes
+    and devices.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        flags = os.O_RDONLY
+        for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
+            flags |= getattr(os, name, 0)
+        descriptor = os.open(self.path, flags)
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
+            if not stat.S_ISREG(status.st_mode):
+                text = "not a regular file (a pipe, socket or device); copy the data to a file first"
+                raise located(FormatError, "not_a_file", self.path, text)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self.size = status.st_size
+        self._file = io.FileIO(descriptor, "r")
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Exactly `n_bytes` bytes from `offset`. The caller has checked them against `size`."""
+        data = bytearray(n_bytes)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, target: memoryview, crc: int = 0, *, with_crc: bool = False) -> int:
+        """Fill `target` (bytes, writable) from `offset`; return the CRC-32 continued from `crc` if asked."""
+        done = 0
+        self._file.seek(offset)
+        while done < len(target):
+            piece = target[done : done + CHUNK_BYTES]
+            n_read = self._file.readinto(piece)
+            if not n_read:
+                self._shrunk(offset + done)
+            if with_crc:
+                crc = zlib.crc32(piece[:n_read], crc)
+            done += n_read
+        return crc
+
+    def _shrunk(self, at: int) -> NoReturn:
+        text = (
+            f"ends at byte {at:,} but had {self.size:,} bytes when it was opened; is it still being written?"
+        )
+        raise located(FormatError, "truncated", self.path, text, offset=at)
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        self._file.close()
+
+    def __enter__(self) -> RegularFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def read_small(
+    path: str | os.PathLike[str],
+    limit_name: str,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    code: str = "file_limit",
+) -> bytes:
+    """A whole file of at most `getattr(limits, limit_name)` bytes; LimitError above."""
+    with RegularFile(path) as file:
+        limits.check(limit_name, file.size, file.path, f"a file of {file.size:,} bytes", code=code)
+        return file.read(0, file.size)

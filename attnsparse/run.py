@@ -1,0 +1,315 @@
+"""Run: what one forward pass recorded, as zero-copy read-only arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .batch import Batch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .model import Model
+
+DEFAULT_MAX_BYTES = 4 * 2**30
+LOGITS = {"none": 0, "last": 1, "all": 2}
+
+# name in Python -> array of the core
+SQUARE = {"pattern": "pattern", "scores": "scores", "gate": "gate"}
+LAYERED = {
+    "resid_pre": "resid", "resid_mid": "resid_mid", "resid_post": "resid", "q": "qkv", "k": "qkv", "v": "qkv",
+    "z": "z", "result": "result", "attn_out": "attn_out", "mlp_pre": "mlp_pre", "mlp_post": "mlp_post",
+    "mlp_out": "mlp_out", "ln1_scale": "ln1_scale", "ln1_normalized": "ln1_normalized", "ln2_scale": "ln2_scale",
+    "ln2_normalized": "ln2_normalized",
+}  # fmt: skip
+FLAT = {name: name for name in ("embed", "pos_embed", "ln_final_scale", "ln_final_normalized", "token_loss")}
+PRESETS = {
+    "attention": ("pattern", "q", "k", "v", "ln_final_scale"),
+    "all": (*SQUARE, *LAYERED, *FLAT, "lse"),
+    "none": (),
+}
+CORE_NAMES = {**SQUARE, **LAYERED, **FLAT, "lse": "lse", "loss": "token_loss"}
+
+
+def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """Names of the core's arrays for `record`, and whether edges are asked for; ValueError for other names."""
+    asked = [record] if isinstance(record, str) else list(record)
+    names = [name for item in asked for name in PRESETS.get(item, (item,))]
+    unknown = [name for name in names if name not in CORE_NAMES and name not in ("edges", "logits")]
+    if unknown:
+        known = ", ".join([*PRESETS, "edges", *CORE_NAMES])
+        raise ValueError(f"record: there is nothing called {unknown[0]!r}; known: {known}")
+    return tuple(dict.fromkeys(CORE_NAMES[name] for name in names if name in CORE_NAMES)), "edges" in names
+
+
+def compute_run(
+    model: Model,
+    batch: Batch,
+    record: str | Sequence[str],
+    logits: str,
+    edge_threshold: float,
+    max_bytes: int,
+    threads: int,
+) -> Run:
+    """See `Model.run`."""
+    if logits not in LOGITS:
+        raise ValueError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
+    names, edges = core_records(record)
+    threshold = float(edge_threshold) if edges else None
+    core = model._core.run(batch.tokens, batch.offsets, names, LOGITS[logits], max_bytes, threshold, threads)
+    return Run(model, core, batch, logits, None)
+
+
+class Run:
+    """One forward pass over one prompt or several; `len(run)` prompts, `run[i]` is one prompt's Run.
+
+    Arrays are float32 (float64 for a float64 model), read-only, and lend the memory of the pass, which lives as
+    long as any of them.  With L layers, H heads, T tokens, D head width, E model width, M MLP width, V tokens in
+    the vocabulary, of one prompt: pattern [L, H, query, key], C-contiguous (rows of a gated model sum to
+    anything in 0..1); scores [L, H, query, key], -inf for key > query; gate the same, bool; q, k, v, z [L, T, H, D];
+    result [L, T, H, E] the output of each head; resid_pre, resid_mid, resid_post, attn_out, mlp_out [L, T, E];
+    mlp_pre, mlp_post [L, T, M]; ln1_scale, ln2_scale [L, T]; ln1_normalized, ln2_normalized [L, T, E] ((x - mean)
+    / scale, before weight and bias); ln_final_scale [T]; ln_final_normalized, embed, pos_embed [T, E]; lse
+    [L, H, T] the log-sum-exp of each score row; logits [T, V], or [V] of the last token; token_loss [T - 1]
+    the cross-entropy of each next token.  A batch of equally long prompts has the same arrays with a batch
+    axis in front; for other batches ask `run[i]`.  What was not recorded is not stored: AttributeError.
+    """
+
+    def __init__(self, model: Model, core: Any, batch: Batch, logits: str, index: int | None) -> None:
+        """Made by `Model.run`."""
+        self.model = model
+        self._core = core
+        self._batch = batch
+        self._logits = logits
+        self._index = 0 if batch.single else index
+        self._recorded = frozenset(core.names)
+
+    # --- prompts
+
+    def __len__(self) -> int:
+        return 1 if self._index is not None else len(self._batch)
+
+    def __getitem__(self, i: int) -> Run:
+        n = len(self)
+        if not -n <= i < n:
+            raise IndexError(f"prompt {i} of a run with {n}")
+        index = self._index if self._index is not None else i % n
+        return Run(self.model, self._core, self._batch, self._logits, index)
+
+    def __iter__(self) -> Iterator[Run]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def prepend_bos(self) -> bool:
+        """True if a BOS token was put before the prompt; positions count it."""
+        return self._batch.prepend_bos
+
+    @property
+    def prompt(self) -> str | None:
+        """The text that was run; None if token ids were given."""
+        return self._batch.texts[self._one("prompt")]
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Token ids, int32 [T], or [batch, T] of equally long prompts."""
+        return self._flat(self._batch.tokens)
+
+    @property
+    def n_tokens(self) -> int:
+        """T, the number of tokens (of each prompt)."""
+        return self._length()
+
+    @property
+    def token_strings(self) -> list[str]:
+        """The tokens as text; ids in angle brackets if the model has no tokenizer."""
+        first, last = self._range(self._one("token_strings"))
+        ids = self._batch.tokens[first:last].tolist()
+        if self.model.tokenizer is None:
+            return [f"<{i}>" for i in ids]
+        return self.model.tokenizer.token_strings(ids)
+
+    # --- arrays
+
+    @property
+    def recorded(self) -> tuple[str, ...]:
+        """Names of the arrays that this run has."""
+        names = [name for name, core in CORE_NAMES.items() if core in self._recorded and name != "loss"]
+        return (*names, *(["logits"] if self._logits != "none" else []), *(["edges"] if self._has_edges() else []))
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in CORE_NAMES:
+            raise AttributeError(f"Run has no attribute {name!r}")
+        self._need(name)
+        packed = self._core.array(CORE_NAMES[name])
+        if name in SQUARE:
+            return self._square(packed)
+        if name == "lse":
+            return self._layered(packed.transpose(0, 2, 1)).swapaxes(-1, -2)
+        if name in ("q", "k", "v"):
+            packed = packed[:, :, "qkv".index(name)]
+        elif name == "resid_pre":
+            packed = packed[:-1]
+        elif name == "resid_post":
+            packed = packed[1:]
+        elif name == "token_loss":
+            return self._flat(packed)[..., :-1]
+        return self._flat(packed) if name in FLAT else self._layered(packed)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.recorded})
+
+    @property
+    def logits(self) -> np.ndarray:
+        """[T, V], or [V] for logits="last"; with a batch axis in front for a batch."""
+        if self._logits == "none":
+            raise AttributeError("this run did not compute logits; run with logits='all' or 'last'")
+        packed = self._core.array("logits")
+        if self._logits == "all":
+            return self._flat(packed)
+        return packed if self._index is None else packed[self._index]
+
+    @property
+    def loss(self) -> float:
+        """Mean next-token cross-entropy in nats over all prompts; needs record="token_loss" (or "loss")."""
+        self._need("token_loss")
+        packed = self._core.array("token_loss").astype(np.float64)
+        first, last = (0, len(packed)) if self._index is None else self._range(self._index)
+        n = last - first - len(self)
+        return float(packed[first:last].sum() / n) if n else float("nan")
+
+    def edge_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(layer, head, query, key, weight) of the open edges of one prompt, in that order, from record="edges".
+
+        layer, head, query and key are int32, weight is a zero-copy view.
+        """
+        prompt = self._one("edge_arrays")
+        if not self._has_edges():
+            raise AttributeError('this run did not record edges; run with record="edges"')
+        config, (first, last) = self.model.config, self._range(prompt)
+        per_token = config.n_layer * config.n_head
+        start, key, weight = self._core.edges()
+        start = start[per_token * first : per_token * last + 1]
+        counts = np.diff(start).reshape(config.n_layer, config.n_head, last - first)
+        layer, head, query = (
+            np.repeat(index.ravel().astype(np.int32), counts.ravel()) for index in np.indices(counts.shape)
+        )
+        span = slice(int(start[0]), int(start[-1]))
+        return layer, head, query, key[span], weight[span]
+
+    @property
+    def edge_csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(start, key, weight) of record="edges": CSR with rows in the order (prompt, layer, head, query).
+
+        start is int64 [rows + 1], key int32 and weight real [edges]; all zero-copy.
+        """
+        return self._core.edges()
+
+    # --- what a key carries
+
+    def value_norms(self, direction: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """|v|, |v W_O of the head| and, given a direction [E], (v W_O) . direction; each [L, H, key].
+
+        Needs q, k, v.  Raises RuntimeError if the weights changed after the run.
+        """
+        self._need("v")
+        if direction is not None:
+            direction = np.ascontiguousarray(direction, dtype=self.model.dtype)
+        arrays = self._core.value_norms(direction)
+        first, last = self._range(self._one("value_norms"))
+        value, output, projection = (None if a is None else a[:, :, first:last] for a in arrays)
+        return value, output, projection
+
+    def entry_scores(self, layer: Any, head: Any, query: Any, key: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and gates (bool; all True for a dense model) of entries given by four equally long arrays.
+
+        Needs q, k, v.  Raises IndexError out of range, RuntimeError if the weights changed after the run.
+        """
+        self._need("q")
+        first, last = self._range(self._one("entry_scores"))
+        layer, head, query, key = (np.ascontiguousarray(a, dtype=np.int64) for a in (layer, head, query, key))
+        for name, values in (("query", query), ("key", key)):
+            if values.size and (values.min() < 0 or values.max() >= last - first):
+                raise IndexError(f"{name} must be in 0..{last - first - 1}")
+        scores = self._core.entry_scores(layer, head, query + first, key + first)
+        config = self.model.config
+        gates = scores + scores.dtype.type(config.gate_bias) > 0 if config.gated else np.ones(len(scores), bool)
+        return scores, gates
+
+    # --- tables
+
+    def heads(self, key: int | str, query: int | str, base: int = 0, logit_diff: Any = None) -> pd.DataFrame:
+        """Which heads carry `key` to `query`: see `attnsparse.tables.heads`."""
+        from . import tables
+
+        return tables.heads(self, key, query, base, logit_diff)
+
+    def edges(self, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
+        """The open edges: see `attnsparse.tables.edges`."""
+        from . import tables
+
+        return tables.edges(self, threshold, base)
+
+    def _repr_html_(self) -> str:
+        from . import tables
+
+        return tables.summary_html(self)
+
+    def __repr__(self) -> str:
+        what = f"{self.n_tokens} tokens" if self._index is not None else f"{len(self)} prompts"
+        return f"Run({what}, model={self.model.name!r}, prepend_bos={self.prepend_bos}, {', '.join(self.recorded)})"
+
+    # --- packed -> one prompt, or a batch of equally long ones
+
+    def _has_edges(self) -> bool:
+        try:
+            self._core.edges()
+        except KeyError:
+            return False
+        return True
+
+    def _need(self, name: str) -> None:
+        if CORE_NAMES[name] not in self._recorded:
+            raise AttributeError(f"this run did not record {name}; run with record={name!r} (it has: {', '.join(self.recorded)})")
+
+    def _one(self, what: str) -> int:
+        if self._index is None:
+            raise ValueError(f"{what} is of one prompt, this run has {len(self)}; use run[i].{what}")
+        return self._index
+
+    def _range(self, prompt: int) -> tuple[int, int]:
+        return int(self._batch.offsets[prompt]), int(self._batch.offsets[prompt + 1])
+
+    def _length(self) -> int:
+        if self._index is not None:
+            return int(self._batch.lengths[self._index])
+        lengths = set(self._batch.lengths.tolist())
+        if len(lengths) > 1:
+            raise ValueError(f"prompts have {min(lengths)} to {max(lengths)} tokens, so there is no one array; use run[i]")
+        return lengths.pop()
+
+    def _flat(self, packed: np.ndarray) -> np.ndarray:
+        """[N, ...] -> [T, ...] or [batch, T, ...]."""
+        if self._index is not None:
+            first, last = self._range(self._index)
+            return packed[first:last]
+        return packed.reshape(len(self), self._length(), *packed.shape[1:])
+
+    def _layered(self, packed: np.ndarray) -> np.ndarray:
+        """[L, N, ...] -> [L, T, ...] or [batch, L, T, ...]."""
+        if self._index is not None:
+            first, last = self._range(self._index)
+            return packed[:, first:last]
+        return packed.reshape(len(packed), len(self), self._length(), *packed.shape[2:]).swapaxes(0, 1)
+
+    def _square(self, packed: np.ndarray) -> np.ndarray:
+        """Packed per prompt (L, H, T, T) -> [L, H, T, T] or [batch, L, H, T, T]."""
+        config = self.model.config
+        heads = (config.n_layer, config.n_head)
+        if self._index is None:
+            return packed.reshape(len(self), *heads, self._length(), self._length())
+        squares = self._batch.lengths**2 * config.n_layer * config.n_head
+        first, t = int(squares[: self._index].sum()), self._length()
+        return packed[first : first + int(squares[self._index])].reshape(*heads, t, t)

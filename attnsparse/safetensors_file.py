@@ -1,0 +1,186 @@
+"""Reads and writes .safetensors files: 8 bytes of header length, a JSON header, then the tensors end to end.
+
+Stricter than the reference: tensors must follow each other without gap, overlap or rest, and only types that
+a NumPy array of this package can be filled from, or that buffers of other tools use, are let in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .errors import FormatError, located, quoted
+from .limits import DEFAULT_LIMITS, Limits
+from .regular_file import RegularFile
+from .strict_json import parse_object, shown
+from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo
+
+_MAX_64_BIT = 2**64 - 1
+_INCOMPLETE = "probably an incomplete download"
+_OTHER_FORMATS = (
+    (b"PK\x03\x04", "a zip archive (perhaps a torch file; then it should end in .pth or .bin)"),
+    (b"\x80", "a pickle, not safetensors"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data; run `git lfs pull`"),
+    (b"<", "an HTML or XML page; the download went wrong"),
+    (b"{", "JSON text, not safetensors"),
+)
+
+
+class SafetensorsFile(FileSource):
+    """One .safetensors file, open for reading; `tensors` tells what is in it, `metadata` holds its text
+    fields.
+
+    Raises FormatError with the codes too_short, magic, truncated, json_*, duplicate_name, header_field,
+    dtype, size_overflow, size_mismatch, bad_offsets, trailing_data; LimitError header_limit, tensor_limit,
+    rank_limit, name_limit.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._file = RegularFile(path)
+        try:
+            tensors, self._places, self.metadata = _read_header(self._file, limits)
+        except BaseException:
+            self._file.close()
+            raise
+        super().__init__(path, tensors)
+
+    def _locate(self, name: str) -> ByteRange:
+        return self._places[name]
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays as float32 to a new file, one by one, and flush it to the disk."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, array in tensors.items():
+        end = position + 4 * array.size
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            if array.size:
+                file.write(memoryview(np.ascontiguousarray(array, "<f4")).cast("B"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_header(
+    file: RegularFile, limits: Limits
+) -> tuple[dict[str, TensorInfo], dict[str, ByteRange], dict[str, str]]:
+    path = file.path
+    if file.size < 8:
+        text = f"{file.size} bytes, a safetensors file has at least 8; {_INCOMPLETE}"
+        raise located(FormatError, "too_short", path, text, offset=0)
+    begin = file.read(0, min(file.size, 32))
+    n_header = int.from_bytes(begin[:8], "little")
+    if n_header > file.size - 8:
+        for magic, what in _OTHER_FORMATS:
+            if begin.startswith(magic):
+                raise located(FormatError, "magic", path, f"this is {what}", offset=0)
+        text = f"header says {n_header:,} bytes but only {file.size - 8:,} follow; {_INCOMPLETE}"
+        raise located(FormatError, "truncated", path, text, offset=0)
+    limits.check("max_header_bytes", n_header, path, f"header of {n_header:,} bytes", code="header_limit")
+    raw = file.read(8, n_header)
+    if not raw.startswith(b"{"):
+        raise located(
+            FormatError, "json_syntax", path, "the header does not begin with '{' (byte 8)", offset=8
+        )
+    header = parse_object(raw, path, limits=limits, start=8)
+    metadata = _metadata(header.pop("__metadata__", {}), path)
+    limits.check("max_tensors", len(header), path, f"{len(header):,} tensors", code="tensor_limit")
+    tensors, spans = {}, {}
+    for name, entry in header.items():
+        tensors[name], spans[name] = _entry(name, entry, path, limits)
+    _check_order(spans, file.size - 8 - n_header, path)
+    start = 8 + n_header
+    places = {name: ByteRange(start + first, last - first) for name, (first, last) in spans.items()}
+    return tensors, places, metadata
+
+
+def _metadata(value: object, path: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        text = "'__metadata__' in the header must be an object whose values are strings"
+        raise located(FormatError, "header_field", path, text, field="__metadata__")
+    return value
+
+
+def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorInfo, tuple[int, int]]:
+    """Check one entry of the header by itself: kinds, dtype, and that shape x dtype are its bytes."""
+    n_name = len(name) if name.isascii() else len(name.encode())
+    if n_name > limits.max_name_bytes:
+        limits.check("max_name_bytes", n_name, path, f"a tensor name of {n_name:,} bytes", code="name_limit")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _bad_field(name, path, "must be an object with exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str):
+        _bad_field(name, path, f"has dtype {shown(dtype)}, expected a string")
+    if dtype not in ITEM_BYTES:
+        text = f"tensor {quoted(name)} has dtype {quoted(dtype)}, supported: {' '.join(ITEM_BYTES)}"
+        raise located(FormatError, "dtype", path, text, field=name)
+    if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):
+        _bad_field(name, path, "has a shape that is not a list of whole numbers >= 0")
+    if len(shape) > limits.max_rank:
+        what = f"tensor {quoted(name)} with {len(shape):,} dimensions"
+        limits.check("max_rank", len(shape), path, what, code="rank_limit", field=name)
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(at) is int and at >= 0 for at in offsets)
+    ):
+        _bad_field(name, path, "has data_offsets that are not two whole numbers >= 0")
+    n_bytes = ITEM_BYTES[dtype]
+    for side in shape:
+        n_bytes *= side
+        if n_bytes > _MAX_64_BIT:
+            text = f"tensor {quoted(name)}: shape {_short(shape)} x {dtype} does not fit in 64 bits"
+            raise located(FormatError, "size_overflow", path, text, field=name)
+    first, last = offsets
+    if last < first:
+        text = f"tensor {quoted(name)} ends at {shown(last)} before it starts at {shown(first)}"
+        raise located(FormatError, "bad_offsets", path, text, field=name)
+    if last - first != n_bytes:
+        text = (
+            f"tensor {quoted(name)} has {shown(last - first)} bytes, shape {_short(shape)} x {dtype} "
+            f"needs {n_bytes:,}"
+        )
+        raise located(FormatError, "size_mismatch", path, text, field=name)
+    return TensorInfo(tuple(shape), dtype), (first, last)
+
+
+def _bad_field(name: str, path: str, what: str) -> NoReturn:
+    raise located(FormatError, "header_field", path, f"tensor {quoted(name)} {what}", field=name)
+
+
+def _short(shape: list[int]) -> str:
+    return "[" + ", ".join(shown(side) for side in shape) + "]"
+
+
+def _check_order(spans: dict[str, tuple[int, int]], n_data: int, path: str) -> None:
+    """Tensors must fill the data section exactly, one after the other, in any order of names."""
+    expected = 0
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        if first != expected:
+            kind = "gap" if first > expected else "overlap"
+            text = (
+                f"tensor {quoted(name)} starts at {shown(first)}, expected {expected} "
+                f"({kind} of {shown(abs(first - expected))} bytes)"
+            )
+            raise located(FormatError, "bad_offsets", path, text, field=name)
+        if last > n_data:
+            text = f"tensor {quoted(name)} ends at {shown(last)} but {n_data:,} bytes follow; {_INCOMPLETE}"
+            raise located(FormatError, "bad_offsets", path, text, field=name)
+        expected = last
+    if expected != n_data:
+        text = (
+            f"{n_data - expected:,} bytes after the last tensor; refused (a file may hold only its tensors)"
+        )
+        raise located(FormatError, "trailing_data", path, text)

@@ -1,0 +1,240 @@
+"""Schedules: a number for every optimiser step of a run.
+
+A schedule is a small frozen dataclass with `at(step, steps)`, a pure function of the step (from 0) and the
+length of the run, computed in float64, and a JSON form that gives the same schedule back. Learning rate, gate
+bias, edge weight, tau and the limits of the multiplier are all given this way. Gate bias and edge weight may
+differ from layer to layer: see `PerLayer`.
+
+Positions inside a run are fractions of it (0 the start, 1 the end), so that a recipe can be shortened without
+being rewritten; only warm-up counts steps, because it depends on the optimiser and not on the length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same `value` at every step."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", _number("value", self.value))
+
+    def at(self, step: int, steps: int) -> float:
+        """Value at `step` (from 0) of a run of `steps`."""
+        return self.value
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; `from_json` reads it back."""
+        return {"kind": "constant", "value": self.value}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Straight lines between `points` (position, value), constant before the first and after the last.
+
+    Positions are fractions of the run in [0, 1], in rising order. Two points at one position make a jump;
+    from that position on the later one holds. `Pieces(((0, 5), (0.25, 0)))` falls from 5 to 0 over the first
+    quarter. Raises ValueError for no points, positions outside [0, 1] or out of order, or numbers that are
+    not finite.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        points = tuple((_number("position", p), _number("value", v)) for p, v in self.points)
+        if not points:
+            raise ValueError("a piecewise-linear schedule needs at least one point")
+        positions = [p for p, _ in points]
+        if min(positions) < 0 or max(positions) > 1:
+            raise ValueError(f"positions are fractions of the run in 0..1, got {positions}")
+        if positions != sorted(positions):
+            raise ValueError(f"positions must not fall, got {positions}")
+        object.__setattr__(self, "points", points)
+
+    def at(self, step: int, steps: int) -> float:
+        """Value at `step` (from 0) of a run of `steps`; the position is step / steps."""
+        position = step / steps
+        before = self.points[0]
+        for point in self.points:
+            if point[0] > position:
+                if before[0] > position:  # still left of the first point
+                    return point[1]
+                share = (position - before[0]) / (point[0] - before[0])
+                return before[1] + share * (point[1] - before[1])
+            before = point
+        return before[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; `from_json` reads it back."""
+        return {"kind": "pieces", "points": [list(point) for point in self.points]}
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """A learning rate: linear warm-up to `peak`, level or falling to `final` x peak at the end of the run.
+
+    Step i of the warm-up has peak * (i + 1) / steps_up. `decay` is "constant", "linear" or "cosine"; the fall
+    begins at the fraction `begin` of the run, or at the end of the warm-up where that is later, and reaches
+    `final` (a share of the peak, 0..1) at step = steps, one after the last. Raises ValueError for other
+    values.
+    """
+
+    peak: float
+    steps_up: int = 0
+    decay: str = "constant"
+    begin: float = 0.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("peak", "begin", "final"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if isinstance(self.steps_up, bool) or not isinstance(self.steps_up, int) or self.steps_up < 0:
+            raise ValueError(f"warm-up must be a number of steps >= 0, got {self.steps_up!r}")
+        if self.decay not in ("constant", "linear", "cosine"):
+            raise ValueError(f'decay must be "constant", "linear" or "cosine", got {self.decay!r}')
+        for name in ("begin", "final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
+
+    def at(self, step: int, steps: int) -> float:
+        """Value at `step` (from 0) of a run of `steps`."""
+        if step < self.steps_up:
+            return self.peak * (step + 1) / self.steps_up
+        begin = max(self.begin * steps, self.steps_up)
+        if self.decay == "constant" or step <= begin:
+            return self.peak
+        gone = min((step - begin) / (steps - begin), 1.0)
+        left = 1 - gone if self.decay == "linear" else (1 + math.cos(math.pi * gone)) / 2
+        return self.peak * (self.final + (1 - self.final) * left)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; `from_json` reads it back."""
+        return {
+            "kind": "warmup",
+            "peak": self.peak,
+            "steps_up": self.steps_up,
+            "decay": self.decay,
+            "begin": self.begin,
+            "final": self.final,
+        }
+
+
+Schedule: TypeAlias = Constant | Pieces | Warmup
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """One schedule for each layer: `ranges` of (first layer, last layer, schedule), last included.
+
+    The ranges must cover the layers from 0 on without gap or overlap. Most easily made by `per_layer`.
+    """
+
+    ranges: tuple[tuple[int, int, Schedule], ...]
+
+    def __post_init__(self) -> None:
+        ranges = tuple((int(a), int(b), as_schedule(s)) for a, b, s in self.ranges)
+        following = 0
+        for first, last, _ in ranges:
+            if first != following or last < first:
+                raise ValueError(
+                    f"layer ranges must cover the layers from 0 on in order, got {first}-{last} "
+                    f"where layer {following} was expected"
+                )
+            following = last + 1
+        if not ranges:
+            raise ValueError("a per-layer schedule needs at least one range of layers")
+        object.__setattr__(self, "ranges", ranges)
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers covered."""
+        return self.ranges[-1][1] + 1
+
+    def at(self, step: int, steps: int, n_layer: int) -> list[float]:
+        """Value of each of the `n_layer` layers at `step`; ValueError if it covers another number of
+        layers."""
+        if n_layer != self.n_layer:
+            raise ValueError(f"the per-layer schedule covers {self.n_layer} layers, the model has {n_layer}")
+        values: list[float] = []
+        for first, last, schedule in self.ranges:
+            values += [schedule.at(step, steps)] * (last - first + 1)
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; `from_json` reads it back."""
+        return {"kind": "per_layer", "ranges": [[a, b, s.to_json()] for a, b, s in self.ranges]}
+
+
+def per_layer(schedules: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> PerLayer:
+    """Per-layer schedule from a list (one per layer) or from ranges such as {"0-7": ..., "8-11": ...}.
+
+    Entries are schedules or plain numbers. Raises ValueError for ranges that leave a gap or overlap.
+    """
+    if isinstance(schedules, Mapping):
+        ranges = []
+        for key, schedule in schedules.items():
+            first, _, last = str(key).partition("-")
+            if not first.isdecimal() or (last and not last.isdecimal()):
+                raise ValueError(f'a range of layers looks like "3" or "0-7", got {key!r}')
+            ranges.append((int(first), int(last or first), as_schedule(schedule)))
+        return PerLayer(tuple(sorted(ranges, key=lambda item: item[0])))
+    return PerLayer(tuple((layer, layer, as_schedule(s)) for layer, s in enumerate(schedules)))
+
+
+def as_schedule(value: Any) -> Schedule:
+    """`value` if it is a schedule, `Constant(value)` if it is a number; TypeError otherwise."""
+    if isinstance(value, (Constant, Pieces, Warmup)):
+        return value
+    if isinstance(value, PerLayer):
+        raise TypeError("a per-layer schedule is allowed for gate_bias and edge_weight only")
+    return Constant(value)
+
+
+def layer_values(schedule: Schedule | PerLayer, step: int, steps: int, n_layer: int) -> list[float]:
+    """One value for each layer at `step`; a schedule that is not per layer gives all layers the same."""
+    if isinstance(schedule, PerLayer):
+        return schedule.at(step, steps, n_layer)
+    return [schedule.at(step, steps)] * n_layer
+
+
+def linear(start: float, stop: float, begin: float = 0.0, end: float = 1.0) -> Pieces:
+    """From `start` to `stop` between the fractions `begin` and `end` of the run; level outside."""
+    return Pieces(((begin, start), (end, stop)))
+
+
+def jump(before: float, after: float, position: float) -> Pieces:
+    """`before` up to the fraction `position` of the run, `after` from there on."""
+    return Pieces(((0.0, before), (position, before), (position, after)))
+
+
+def from_json(data: Any) -> Schedule | PerLayer:
+    """The schedule whose `to_json` gave `data`. ValueError for anything else."""
+    kinds = {"constant": Constant, "pieces": Pieces, "warmup": Warmup, "per_layer": PerLayer}
+    if not isinstance(data, Mapping) or data.get("kind") not in kinds:
+        raise ValueError(f"not a schedule: {str(data)[:80]!r}; kinds are {', '.join(kinds)}")
+    fields = {name: value for name, value in data.items() if name != "kind"}
+    try:
+        if data["kind"] == "pieces":
+            return Pieces(tuple((p, v) for p, v in fields.pop("points")), **fields)
+        if data["kind"] == "per_layer":
+            return PerLayer(tuple((a, b, from_json(s)) for a, b, s in fields.pop("ranges")), **fields)
+        return kinds[data["kind"]](**fields)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not a {data['kind']} schedule: {str(error)[:120]}") from error
+
+
+def _number(name: str, value: Any) -> float:
+    """`value` as a finite float; TypeError for other types (bool too), ValueError if not finite."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number

@@ -1,0 +1,160 @@
+"""Reads JSON that nobody vouches for: no duplicate names, no NaN, bounded depth, strings and number of
+keys."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NoReturn
+
+from .errors import FormatError, located, quoted
+from .limits import DEFAULT_LIMITS, Limits
+
+
+class _Refused(Exception):
+    """Carries a duplicated key, or the size of an object with too many keys, out of the parser."""
+
+    def __init__(self, key: str | None, n_keys: int = 0) -> None:
+        super().__init__(key)
+        self.key = key
+        self.n_keys = n_keys
+
+
+def parse_object(
+    data: bytes, path: str | os.PathLike[str] | None, *, limits: Limits = DEFAULT_LIMITS, start: int = 0
+) -> dict[str, Any]:
+    """Parse `data` (which lies at byte `start` of the file `path`) into a dict.
+
+    Raises FormatError with code json_syntax, json_depth, json_type or duplicate_name, and LimitError with
+    code json_limit.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _fail("json_syntax", path, f"not UTF-8 at byte {start + error.start:,}", start + error.start, error)
+    n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
+    limits.check(
+        "max_json_values", n_values, path, f"a JSON text of about {n_values:,} values", code="json_limit"
+    )
+    max_keys = limits.max_json_keys
+
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(pairs) > max_keys or len(result) != len(pairs):
+            raise _Refused(_first_duplicate(pairs), len(pairs))
+        return result
+
+    try:
+        value = json.loads(text, object_pairs_hook=build, parse_constant=_no_constants)
+    except _Refused as refused:
+        if refused.key is None:
+            what = f"a JSON object of {refused.n_keys:,} keys"
+            limits.check("max_json_keys", refused.n_keys, path, what, code="json_limit")
+        where = start + max(
+            data.rfind(json.dumps(refused.key, ensure_ascii=False).encode("utf-8", "replace")), 0
+        )
+        text = f"duplicate name {quoted(refused.key)} in the JSON text (byte {where:,})"
+        raise located(FormatError, "duplicate_name", path, text, offset=where, field=refused.key) from None
+    except json.JSONDecodeError as error:
+        where = start + len(text[: error.pos].encode())
+        _fail("json_syntax", path, f"invalid JSON at byte {where:,}: {error.msg}", where, error)
+    except RecursionError as error:
+        _fail(
+            "json_depth",
+            path,
+            f"JSON nested deeper than max_json_depth={limits.max_json_depth}",
+            start,
+            error,
+        )
+    except ValueError as error:  # NaN, Infinity, or a number of more digits than Python converts
+        _fail(
+            "json_syntax",
+            path,
+            "invalid JSON: NaN, Infinity or a number with thousands of digits",
+            start,
+            error,
+        )
+    if not isinstance(value, dict):
+        _fail("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
+    _check_contents(value, path, limits, start)
+    return value
+
+
+def _first_duplicate(pairs: list[tuple[str, Any]]) -> str | None:
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            return key
+        seen.add(key)
+    return None
+
+
+def kind_of(value: object) -> str:
+    """The JSON word for the kind of a parsed value: number, string, list, object, true, false, null."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {str: "a string", list: "a list", dict: "an object"}.get(type(value), "a number")
+
+
+def shown(value: object) -> str:
+    """A parsed JSON value as a message shows it: scalars as written in JSON, cut short; else its kind."""
+    if isinstance(value, str):
+        return quoted(value)
+    if value is None or isinstance(value, bool | float):
+        return json.dumps(value)
+    if isinstance(value, int):
+        return f"{value}" if abs(value) < 10**20 else "a number of more than 20 digits"
+    return kind_of(value)
+
+
+def _no_constants(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _check_contents(root: dict[str, Any], path: Any, limits: Limits, start: int) -> None:
+    """Check depth, and length and well-formedness of all strings, level by level (no recursion)."""
+    level: list[Any] = [root]
+    depth = 0
+    while level:
+        depth += 1
+        if depth > limits.max_json_depth:
+            _fail(
+                "json_depth",
+                path,
+                f"JSON nested deeper than max_json_depth={limits.max_json_depth}",
+                start,
+                None,
+            )
+        below: list[Any] = []
+        for container in level:
+            if isinstance(container, dict):
+                for key in container:
+                    _check_string(key, path, limits, start)
+                values = container.values()
+            else:
+                values = container
+            for value in values:
+                kind = type(value)
+                if kind is dict or kind is list:
+                    below.append(value)
+                elif kind is str:
+                    _check_string(value, path, limits, start)
+        level = below
+
+
+def _check_string(text: str, path: Any, limits: Limits, start: int) -> None:
+    if text.isascii():
+        n_bytes = len(text)
+    else:
+        try:
+            n_bytes = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            _fail("json_syntax", path, f"a string with half a surrogate pair: {quoted(text)}", start, error)
+    if n_bytes > limits.max_string_bytes:
+        limits.check(
+            "max_string_bytes", n_bytes, path, f"a JSON string of {n_bytes:,} bytes", code="json_limit"
+        )
+
+
+def _fail(code: str, path: Any, text: str, offset: int, cause: BaseException | None) -> NoReturn:
+    raise located(FormatError, code, path, text, offset=offset) from cause

@@ -1,0 +1,292 @@
+"""A Run as pandas DataFrames with fixed columns, and as HTML for notebooks.
+
+The arithmetic is the C core's (`Run.value_norms`, `Run.entry_scores`); this file selects, names and sorts.
+Every table says in its columns `prepend_bos` and `base`, and again in `.attrs` with model, digest and prompt,
+which positions its numbers mean: `base=0` counts tokens from 0, `base=1` from 1 as figures in papers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .labels import Head, token_label, whole_number
+
+if TYPE_CHECKING:
+    from .run import Run
+
+__all__ = ["edges", "heads", "position", "summary_html", "token_id"]
+
+_MAX_LISTED = 8
+_MAX_TOKEN_ROWS = 64
+
+
+def position(run: Run, which: int | str, base: int = 0) -> int:
+    """The position, counted from 0, that `which` names in a run of one prompt.
+
+    which: a position counted from `base` (0 or 1), a negative position counted from the end (-1 is the last
+    token for either base), or a token as displayed, with or without its leading space.
+    Raises ValueError if no token or several tokens match (the message lists their positions), IndexError if
+    the position is outside the prompt, TypeError if `which` is neither text nor a whole number.
+    """
+    run, base = _single(run), _checked_base(base)
+    if isinstance(which, str):
+        return _position_of_token(run.token_strings, which, base)
+    number = whole_number(which, "a position")
+    n_tokens = len(run.token_strings)
+    index = n_tokens + number if number < 0 else number - base
+    if not 0 <= index < n_tokens:
+        raise IndexError(
+            f"position {number} is out of range {base}..{n_tokens - 1 + base} (base={base}, {n_tokens} "
+            f"tokens); negative positions reach from -{n_tokens} to -1"
+        )
+    return index
+
+
+def heads(
+    run: Run,
+    key: int | str,
+    query: int | str,
+    base: int = 0,
+    logit_diff: tuple[str | int, str | int] | None = None,
+) -> pd.DataFrame:
+    """What every head moves from position `key` to position `query`: one row per (layer, head).
+
+    Columns: layer, head, label ("L9H6"), query, key (counted from `base`), query_token, key_token,
+    weight (the entry of `pattern` that was used, 0 if the gate is closed), score, gate (bool),
+    value_norm |v|, contribution |weight * v W_O|, prepend_bos, base.
+    With logit_diff=(right, wrong), two single tokens as text or ids, also `logit_diff`: what the head writes
+    at `query` from `key` adds to logit(right) - logit(wrong) there, straight through the final LayerNorm with
+    its scale kept as it was in this run; later layers do not see it.
+
+    Rows are sorted by contribution, largest first; equal ones stay in the order of layers and heads. `key`
+    and `query` as in `position`. Needs record= with pattern, q, k and v (and ln_final_scale for logit_diff).
+    Raises ValueError if `key` comes after `query`, if one of the arrays is missing, or if the run holds
+    several prompts.
+    """
+    run, base = _single(run), _checked_base(base)
+    needed = ("pattern", "q", "k", "v") + (("ln_final_scale",) if logit_diff is not None else ())
+    _require(run, needed, "heads")
+    key_index, query_index = position(run, key, base), position(run, query, base)
+    if key_index > query_index:
+        raise ValueError(
+            f"key position {key_index + base} comes after query position {query_index + base} (base={base}); "
+            "attention only looks back"
+        )
+    pattern = run.pattern
+    layer, head = (index.ravel() for index in np.indices(pattern.shape[:2]))
+    entries = (layer, head, np.full_like(layer, query_index), np.full_like(layer, key_index))
+    direction = None if logit_diff is None else _logit_direction(run, logit_diff, query_index)
+    table = _entry_table(run, entries, pattern[entries], base, direction)
+    table = table.sort_values("contribution", ascending=False, kind="stable", ignore_index=True)
+    table.attrs = _origin(run, base)
+    return table
+
+
+def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
+    """The attention edges of a prompt: entries with an open gate and weight > threshold.
+
+    A dense model has no gate: there every entry with weight > threshold is an edge. One row per edge, in the
+    order of layer, head, query, key; columns as in `heads`, without logit_diff.
+
+    Needs `pattern`, or record="edges" (the open edges without the T x T arrays). The columns score and gate
+    need q and k as well, value_norm and contribution need v; without these arrays the columns are left out.
+    Raises ValueError for a threshold that is negative or not a number, if neither form of the edges was
+    recorded, or if the run holds several prompts.
+    """
+    run, base = _single(run), _checked_base(base)
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be 0 or larger, got {threshold}")
+    *entries, weight = _open_entries(run)
+    above = weight > threshold
+    table = _entry_table(run, tuple(index[above] for index in entries), weight[above], base, None)
+    table.attrs = _origin(run, base)
+    return table
+
+
+def token_id(run: Run, token: str | int) -> int:
+    """The id of a token given as text or as an id of this run's model.
+
+    Raises ValueError if the text is not exactly one token, IndexError for an id outside the vocabulary.
+    """
+    if isinstance(token, str):
+        ids = np.asarray(run.model.to_tokens(token, prepend_bos=False)).ravel()
+        if len(ids) != 1:
+            raise ValueError(f"{token[:80]!r} is {len(ids)} tokens, a logit belongs to exactly one")
+        return int(ids[0])
+    number = whole_number(token, "a token")
+    if not 0 <= number < run.model.config.n_vocab:
+        raise IndexError(f"token id {number} is out of range 0..{run.model.config.n_vocab - 1}")
+    return number
+
+
+def summary_html(run: Run) -> str:
+    """A run for a notebook: its tokens with their positions from 0, then one line about model and edges.
+
+    A batch shows one row per prompt. All text from the prompt is escaped and long prompts are cut.
+    """
+    if len(run) != 1:
+        rows = [
+            (str(i), str(run[i].n_tokens), _prompt_text(run[i]))
+            for i in range(min(len(run), _MAX_TOKEN_ROWS))
+        ]
+        return _html_table(("prompt", "tokens", "text"), rows, len(run)) + f"<p>{_facts(run[0])}</p>"
+    run = run[0]
+    shown = run.token_strings[:_MAX_TOKEN_ROWS]
+    rows = [(str(i), token_label(token), str(int(run.tokens[i]))) for i, token in enumerate(shown)]
+    bos = "with" if run.prepend_bos else "without"
+    facts = f"{run.n_tokens} tokens, positions from 0, {bos} a BOS token in front. {_facts(run)}"
+    edges_line = _open_edges_text(run)
+    return _html_table(("position", "token", "id"), rows, run.n_tokens) + f"<p>{facts}{edges_line}</p>"
+
+
+# ------------------------------------------------------------------------------------- positions
+
+
+def _position_of_token(tokens: Sequence[str], which: str, base: int) -> int:
+    found = [i for i, token in enumerate(tokens) if token in (which, " " + which)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        places = ", ".join(f"{i + base} ({tokens[i]!r})" for i in found[:_MAX_LISTED])
+        more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+        raise ValueError(
+            f"token {which[:80]!r} is at positions {places}{more} (base={base}); give the number"
+        )
+    listed = ", ".join(repr(token)[:24] for token in tokens[:_MAX_LISTED])
+    raise ValueError(
+        f"no token {which[:80]!r} among the {len(tokens)} tokens {listed}{', ...' * (len(tokens) > 8)}"
+    )
+
+
+def _checked_base(base: int) -> int:
+    if whole_number(base, "base") not in (0, 1):
+        raise ValueError(f"base must be 0 or 1, got {base}")
+    return int(base)
+
+
+def _single(run: Run) -> Run:
+    if len(run) != 1:
+        raise ValueError(f"this run holds {len(run)} prompts; choose one of them, for example run[0]")
+    return run[0]
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def _entry_table(
+    run: Run, entries: tuple[np.ndarray, ...], weight: np.ndarray, base: int, direction: np.ndarray | None
+) -> pd.DataFrame:
+    """The common columns for attention entries given as four index arrays (layer, head, query, key)."""
+    layer, head, query, key = (np.asarray(index, np.int64) for index in entries)
+    tokens = np.array(run.token_strings, dtype=object)
+    columns: dict[str, Any] = {
+        "layer": layer,
+        "head": head,
+        "label": _text([Head(*pair).label for pair in zip(layer.tolist(), head.tolist(), strict=True)]),
+        "query": query + base,
+        "key": key + base,
+        "query_token": _text(tokens[query]),
+        "key_token": _text(tokens[key]),
+        "weight": weight,
+    }
+    if _recorded(run, "q", "k"):
+        columns["score"], columns["gate"] = run.entry_scores(layer, head, query, key)
+    if _recorded(run, "v"):
+        value_norm, output_norm, projection = run.value_norms(direction)
+        columns["value_norm"] = value_norm[layer, head, key]
+        columns["contribution"] = weight * output_norm[layer, head, key]
+        if direction is not None:
+            columns["logit_diff"] = weight * projection[layer, head, key] + 0.0  # so that no -0.0 is shown
+    columns["prepend_bos"] = np.full(len(layer), bool(run.prepend_bos))
+    columns["base"] = np.full(len(layer), base, np.int64)
+    return pd.DataFrame(columns)
+
+
+def _text(values: Sequence[str] | np.ndarray) -> pd.Series:
+    """A text column whose type does not depend on whether it is empty."""
+    return pd.Series(list(values), dtype=str)
+
+
+def _open_entries(run: Run) -> tuple[np.ndarray, ...]:
+    """Index arrays layer, head, query, key and the weights of all entries that are not zero."""
+    if _recorded(run, "pattern"):
+        entries = np.nonzero(run.pattern)
+        return *entries, run.pattern[entries]
+    if _recorded(run, "edges"):
+        return run.edge_arrays()
+    raise ValueError(f"edges need record= with 'pattern' or 'edges', this run has {', '.join(run.record)}")
+
+
+def _logit_direction(run: Run, logit_diff: tuple[str | int, str | int], query: int) -> np.ndarray:
+    """u (E,): adding x to the residual stream at `query` changes logit(right) - logit(wrong) by u.x.
+
+    The scale of the final LayerNorm is frozen: u = (gamma d - mean(gamma d)) / scale with
+    d = W_U[right] - W_U[wrong].
+    """
+    if isinstance(logit_diff, str) or len(logit_diff) != 2:
+        raise ValueError("logit_diff must be a pair (right token, wrong token)")
+    right, wrong = (token_id(run, token) for token in logit_diff)
+    unembedding = run.model.parameter("wte.weight" if run.model.config.tied else "lm_head.weight")
+    direction = run.model.parameter("ln_f.weight") * (unembedding[right] - unembedding[wrong])
+    return (direction - direction.mean()) / run.ln_final_scale[query]
+
+
+def _recorded(run: Run, *names: str) -> bool:
+    return set(names) <= set(run.record)
+
+
+def _require(run: Run, names: tuple[str, ...], what: str) -> None:
+    missing = [name for name in names if name not in run.record]
+    if missing:
+        raise ValueError(
+            f"{what} needs {', '.join(missing)}, which this run did not record; "
+            f"run the model again with record={names!r} or a set that contains it"
+        )
+
+
+def _origin(run: Run, base: int) -> dict[str, Any]:
+    model = run.model
+    return {
+        "model": model.name,
+        "digest": model.digest,
+        "prompt": run.prompt,
+        "prepend_bos": bool(run.prepend_bos),
+        "base": base,
+    }
+
+
+# ------------------------------------------------------------------------------------------ HTML
+
+
+def _html_table(names: tuple[str, ...], rows: list[tuple[str, ...]], n_all: int) -> str:
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    more = (
+        f'<tr><td colspan="{len(names)}">and {n_all - len(rows)} more</td></tr>' if n_all > len(rows) else ""
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}{more}</tbody></table>"
+
+
+def _prompt_text(run: Run) -> str:
+    text = run.prompt if run.prompt is not None else "".join(run.token_strings)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _facts(run: Run) -> str:
+    return f"Model {escape(run.model.name or 'without a name')}; recorded: {escape(', '.join(run.record))}."
+
+
+def _open_edges_text(run: Run) -> str:
+    if not _recorded(run, "pattern") and not _recorded(run, "edges"):
+        return ""
+    config = run.model.config
+    possible = config.n_layer * config.n_head * run.n_tokens * (run.n_tokens + 1) // 2
+    if not config.gated:
+        return f" Dense attention: all {possible:,} edges are open."
+    n_open = np.count_nonzero(_open_entries(run)[-1])
+    return f" {n_open:,} of {possible:,} attention edges are open."

@@ -1,0 +1,184 @@
+"""What every weight file looks like to the loader: names, shapes, types, and reading one tensor at a time.
+
+A source never holds more than one tensor, or one block of it, in memory. `read_into` fills an array in place:
+straight from the file where type and layout agree, else in blocks that are converted and assigned.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+import os
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import FormatError, located, quoted
+from .regular_file import RegularFile
+
+BLOCK_BYTES = 8 * 2**20
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOAT_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class TensorInfo(NamedTuple):
+    """Shape and element type (F32, F16, BF16, F64, I64, ...) of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class ByteRange(NamedTuple):
+    """Where a row-major tensor lies in a file; `crc` is the CRC-32 its bytes must have, if the file tells."""
+
+    offset: int
+    n_bytes: int
+    crc: int | None = None
+
+
+class TensorSource(abc.ABC):
+    """Tensors in one or several files; a context manager. All but the data is checked on opening."""
+
+    def __init__(self, path: str | os.PathLike[str], tensors: Mapping[str, TensorInfo]) -> None:
+        self.path = os.fspath(path)
+        #: name -> TensorInfo, in the order of the file
+        self.tensors: Mapping[str, TensorInfo] = types.MappingProxyType(dict(tensors))
+        #: configuration found inside the file itself (nanoGPT keeps one), else None
+        self.config: Mapping[str, object] | None = None
+
+    @abc.abstractmethod
+    def read_into(self, name: str, out: np.ndarray) -> None:
+        """Fill `out` (float32 or float64, any strides, rank of the tensor) from the leading part of tensor
+        `name`.
+
+        Every side of `out` is at most that of the tensor. Raises FormatError if the tensor is not of a float
+        type (code dtype) or the file is damaged (crc, truncated).
+        """
+
+    @abc.abstractmethod
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, rows) of a tensor of rank >= 1, in order, some MiB at a time."""
+
+    def read(self, name: str, dtype: str = "float32") -> np.ndarray:
+        """A new array with the whole tensor."""
+        out = np.empty(self.tensors[name].shape, dtype)
+        self.read_into(name, out)
+        return out
+
+    def same_values(self, first: str, second: str) -> bool:
+        """True if two tensors of rank >= 1 have the same shape and the same values."""
+        if self.tensors[first].shape != self.tensors[second].shape:
+            return False
+        if self.tensors[first].dtype != self.tensors[second].dtype:
+            return bool(np.array_equal(self.read(first), self.read(second)))
+        pairs = zip(self.blocks(first), self.blocks(second))
+        return all(np.array_equal(one, other) for (_, one), (_, other) in pairs)
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close the files."""
+
+    def __enter__(self) -> TensorSource:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class FileSource(TensorSource):
+    """A TensorSource over one open file; says where a tensor lies, the reading is done here."""
+
+    _file: RegularFile
+
+    @abc.abstractmethod
+    def _locate(self, name: str) -> ByteRange | None:
+        """The bytes of a tensor that lies in row-major order; None if it does not: then use `_gather`."""
+
+    def _gather(self, name: str) -> np.ndarray:
+        """A tensor that does not lie in row-major order, as stored elements."""
+        raise NotImplementedError
+
+    def read_into(self, name: str, out: np.ndarray) -> None:
+        info = self.tensors[name]
+        self._check_float(name, info)
+        if math.prod(info.shape) == 0:
+            return
+        place = self._locate(name)
+        if place is None:
+            _assign(out, 0, widen(self._gather(name), info.dtype))
+        elif _can_fill(out, info, place):
+            if out.size:
+                crc = self._file.read_into(
+                    place.offset, memoryview(out).cast("B"), with_crc=place.crc is not None
+                )
+                check_crc(self.path, name, place.crc, crc)
+        else:
+            out = out.reshape(1) if out.ndim == 0 else out  # a 0-dimensional array reshapes to a view
+            for begin, block in self._read_blocks(name, info, place):
+                _assign(out, begin, block)
+
+    def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        info = self.tensors[name]
+        self._check_float(name, info)
+        if math.prod(info.shape) == 0:
+            return iter(())
+        place = self._locate(name)
+        if place is None:
+            return iter([(0, widen(self._gather(name), info.dtype))])
+        return self._read_blocks(name, info, place)
+
+    def _read_blocks(self, name: str, info: TensorInfo, place: ByteRange) -> Iterator[tuple[int, np.ndarray]]:
+        shape = info.shape or (1,)
+        row_bytes = place.n_bytes // shape[0]
+        step = max(1, BLOCK_BYTES // row_bytes)
+        buffer = np.empty((min(step, shape[0]), *shape[1:]), FLOAT_TYPES[info.dtype])
+        crc = 0
+        for begin in range(0, shape[0], step):
+            part = buffer[: min(step, shape[0] - begin)]
+            target = memoryview(part).cast("B")
+            at = place.offset + begin * row_bytes
+            crc = self._file.read_into(at, target, crc, with_crc=place.crc is not None)
+            yield begin, widen(part, info.dtype)
+        check_crc(self.path, name, place.crc, crc)
+
+    def _check_float(self, name: str, info: TensorInfo) -> None:
+        if info.dtype not in FLOAT_TYPES:
+            text = f"tensor {quoted(name)} has dtype {info.dtype}, weights must be {' '.join(FLOAT_TYPES)}"
+            raise located(FormatError, "dtype", self.path, text, field=name)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _can_fill(out: np.ndarray, info: TensorInfo, place: ByteRange) -> bool:
+    """True if the bytes in the file are the bytes of `out`: whole rows, same type, all that a CRC covers."""
+    same_rows = out.shape[1:] == info.shape[1:] and (place.crc is None or out.shape == info.shape)
+    same_type = sys.byteorder == "little" and out.dtype == FLOAT_TYPES[info.dtype]
+    return same_rows and same_type and out.flags.c_contiguous
+
+
+def _assign(out: np.ndarray, begin: int, block: np.ndarray) -> None:
+    """out[begin : begin + len(block)] = block, both cut to the smaller side along every axis."""
+    rows = out[begin : begin + len(block)]
+    # A float64 beyond float32 becomes infinite, which the finiteness check reports.
+    with np.errstate(over="ignore"):
+        rows[...] = block[tuple(slice(side) for side in rows.shape)]
+
+
+def widen(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored elements as NumPy floats: BF16 (held as uint16) becomes float32, others stay."""
+    return (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw
+
+
+def check_crc(path: str, name: str, expected: int | None, found: int) -> None:
+    """Raise FormatError `crc` if the checksum of an entry or tensor is not the one that was stored."""
+    if expected is not None and found != expected:
+        text = f"{quoted(name)} is damaged (CRC {found:08x}, expected {expected:08x})"
+        raise located(FormatError, "crc", path, text, field=name)

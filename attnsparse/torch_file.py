@@ -1,0 +1,209 @@
+"""Reads what torch.save wrote (the zip format of torch >= 1.6) without torch and without running anything.
+
+The archive's directory is checked by zip_directory.py, its pickle is read as data by pickle_data.py; here
+each tensor is checked against the storage it views. Data are read one storage at a time, and every storage's
+CRC is verified.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from .errors import FormatError, located, quoted
+from .limits import DEFAULT_LIMITS, Limits
+from .pickle_data import StoredTensor, read_pickle_data
+from .regular_file import CHUNK_BYTES, RegularFile
+from .tensor_source import FLOAT_TYPES, ITEM_BYTES, ByteRange, FileSource, TensorInfo, check_crc
+from .zip_directory import read_zip_directory
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_OTHER_FORMATS = (
+    (b"\x80", "an old-style torch pickle (not a zip); re-save it with torch >= 1.6"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data; run `git lfs pull`"),
+    (b"<", "an HTML or XML page; the download went wrong"),
+    (b"{", "JSON text, not a torch file"),
+)
+
+
+class TorchFile(FileSource):
+    """The state dict in a torch file, open for reading; `tensors` tells what is in it.
+
+    The state dict may be the file's top level or lie under `model`, `state_dict` or `model_state_dict`;
+    `config` then is nanoGPT's `model_args` if there is one. Raises FormatError with the codes of
+    zip_directory and pickle_data and magic, zip_content, byteorder, pickle_structure, missing_storage,
+    storage_size, bad_view, crc; UnsafeFileError; LimitError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._file = RegularFile(path)
+        try:
+            _check_magic(self._file)
+            self._entries = read_zip_directory(self._file, limits)
+            root = self._read_pickle(limits)
+            self._views, config = _state_dict(root, self._file.path)
+            self._check_views(limits)
+        except BaseException:
+            self._file.close()
+            raise
+        self._verified: set[str] = set()
+        views = self._views.items()
+        super().__init__(path, {name: TensorInfo(view.shape, view.storage.dtype) for name, view in views})
+        self.config = config
+
+    def _read_pickle(self, limits: Limits) -> Any:
+        path = self._file.path
+        found = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(found) != 1:
+            text = f"an archive with {len(found)} entries called data.pkl; a torch checkpoint has one"
+            raise located(FormatError, "zip_content", path, text)
+        self._prefix = found[0][: -len("data.pkl")]
+        if self._prefix + "constants.pkl" in self._entries:
+            text = "a TorchScript program, not a checkpoint; save model.state_dict() with torch.save"
+            raise located(FormatError, "magic", path, text)
+        order = self._prefix + "byteorder"
+        if order in self._entries and self._entry_bytes(order, 16) != b"little":
+            text = "written on a big-endian machine; re-save it on a little-endian one"
+            raise located(FormatError, "byteorder", path, text, field=order)
+        n_bytes = self._entries[found[0]].n_bytes
+        limits.check("max_pickle_bytes", n_bytes, path, f"a pickle of {n_bytes:,} bytes", code="pickle_limit")
+        return read_pickle_data(self._entry_bytes(found[0], n_bytes), path, limits=limits)
+
+    def _entry_bytes(self, name: str, at_most: int) -> bytes:
+        place = self._entries[name]
+        data = bytearray(min(place.n_bytes, at_most))
+        crc = self._file.read_into(place.offset, memoryview(data), with_crc=True)
+        if len(data) == place.n_bytes:
+            check_crc(self._file.path, name, place.crc, crc)
+        return bytes(data)
+
+    def _check_views(self, limits: Limits) -> None:
+        path = self._file.path
+        limits.check(
+            "max_tensors", len(self._views), path, f"{len(self._views):,} tensors", code="tensor_limit"
+        )
+        for name, view in self._views.items():
+            limits.check(
+                "max_name_bytes", len(name.encode("utf-8")), path, "a tensor name", code="name_limit"
+            )
+            rank = len(view.shape)
+            what = f"tensor {quoted(name)} with {rank:,} dimensions"
+            limits.check("max_rank", rank, path, what, code="rank_limit", field=name)
+            place = self._entries.get(f"{self._prefix}data/{view.storage.key}")
+            if place is None:
+                text = f"tensor {quoted(name)}: the archive lacks its storage {quoted(view.storage.key)}"
+                raise located(FormatError, "missing_storage", path, text, field=name)
+            count, dtype = view.storage.n_elements, view.storage.dtype
+            n_bytes = count * ITEM_BYTES[dtype]
+            if place.n_bytes != n_bytes:
+                text = (
+                    f"storage {quoted(view.storage.key)} declares {count:,} {dtype} values ({n_bytes:,} "
+                    f"bytes), the archive holds {place.n_bytes:,}"
+                )
+                raise located(FormatError, "storage_size", path, text, field=name)
+            _check_view(view, name, path)
+
+    def _locate(self, name: str) -> ByteRange | None:
+        view = self._views[name]
+        if not _is_row_major(view):
+            return None
+        place = self._entries[f"{self._prefix}data/{view.storage.key}"]
+        if math.prod(view.shape) == view.storage.n_elements:
+            return place
+        self._verify(view.storage.key, place)
+        item = ITEM_BYTES[view.storage.dtype]
+        return ByteRange(place.offset + view.offset * item, math.prod(view.shape) * item)
+
+    def _gather(self, name: str) -> np.ndarray:
+        view = self._views[name]
+        place = self._entries[f"{self._prefix}data/{view.storage.key}"]
+        self._verify(view.storage.key, place)
+        span = 1 + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides))
+        raw = np.empty(span, FLOAT_TYPES[view.storage.dtype])
+        item = raw.itemsize
+        self._file.read_into(place.offset + view.offset * item, memoryview(raw).cast("B"))
+        return np.ndarray(view.shape, raw.dtype, raw, 0, tuple(stride * item for stride in view.strides))
+
+    def _verify(self, key: str, place: ByteRange) -> None:
+        """Check a whole storage once by its CRC, keeping nothing."""
+        if key in self._verified:
+            return
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, place.n_bytes)))
+        crc = 0
+        for done in range(0, place.n_bytes, CHUNK_BYTES):
+            part = buffer[: place.n_bytes - done]
+            crc = self._file.read_into(place.offset + done, part, crc, with_crc=True)
+        check_crc(self.path, f"{self._prefix}data/{key}", place.crc, crc)
+        self._verified.add(key)
+
+    def same_values(self, first: str, second: str) -> bool:
+        """True if two tensors have the same shape and values; tied weights are known without reading them."""
+        return self._views[first] == self._views[second] or super().same_values(first, second)
+
+
+def _check_magic(file: RegularFile) -> None:
+    if file.size < 4:
+        text = f"{file.size} bytes, too short for a torch file; probably an incomplete download"
+        raise located(FormatError, "too_short", file.path, text, offset=0)
+    begin = file.read(0, min(file.size, 32))
+    if begin.startswith(b"PK\x03\x04"):
+        return
+    what = "not a torch file (no zip archive)"
+    if begin[8:9] == b"{":
+        what = "a safetensors file; rename it to .safetensors"
+    for magic, description in _OTHER_FORMATS:
+        if begin.startswith(magic):
+            what = description
+    raise located(FormatError, "magic", file.path, f"this is {what}", offset=0)
+
+
+def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[str, object] | None]:
+    """Find the tensors by name, and nanoGPT's configuration, in what the pickle holds."""
+    config = None
+    if type(root) is dict and not any(isinstance(value, StoredTensor) for value in root.values()):
+        inner = [key for key in _WRAPPERS if type(root.get(key)) is dict]
+        if len(inner) == 1:
+            arguments = root.get("model_args")
+            config = arguments if type(arguments) is dict else None
+            root = root[inner[0]]
+    if type(root) is not dict or not root:
+        text = f"no state dict: expected a dict of tensors, or one under {', '.join(map(repr, _WRAPPERS))}"
+        raise located(FormatError, "pickle_structure", path, text)
+    for name, value in root.items():
+        if type(name) is not str or not isinstance(value, StoredTensor):
+            text = f"{quoted(name)} in the state dict is not a tensor"
+            raise located(FormatError, "pickle_structure", path, text, field=quoted(name))
+    return root, config
+
+
+def _check_view(view: StoredTensor, name: str, path: str) -> None:
+    """A tensor must lie inside its storage and reach no element twice."""
+    problem = None
+    count = view.storage.n_elements
+    n_values = math.prod(view.shape)
+    if len(view.shape) != len(view.strides):
+        problem = f"has {len(view.shape)} sides and {len(view.strides)} strides"
+    elif view.offset < 0 or min(view.shape, default=0) < 0 or min(view.strides, default=0) < 0:
+        problem = "has a negative offset, side or stride"
+    elif any(stride == 0 and side > 1 for side, stride in zip(view.shape, view.strides)):
+        problem = "repeats elements (stride 0); save a contiguous copy"
+    elif n_values:
+        last = view.offset + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides))
+        if last >= count:
+            problem = f"reaches element {last:,} of a storage with {count:,}"
+        elif n_values > count:
+            problem = f"has {n_values:,} values in a storage with {count:,}"
+    if problem:
+        raise located(FormatError, "bad_view", path, f"tensor {quoted(name)} {problem}", field=name)
+
+
+def _is_row_major(view: StoredTensor) -> bool:
+    expected = 1
+    for side, stride in zip(reversed(view.shape), reversed(view.strides)):
+        if side != 1 and stride != expected:
+            return False
+        expected *= side
+    return True

@@ -1,0 +1,277 @@
+"""Trainer: optimiser steps on a model, dense or with the sparse gate, that can stop and go on anywhere.
+
+The arithmetic of a step is the C core's (forward, backward, AdamW, multiplier). This file decides what goes
+into each step, keeps the history and saves. All state changes at step boundaries only, so Ctrl-C, a diverged
+step or a failed save leave a trainer that can go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import io
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import training_file
+from . import training_state as state
+from .model import Model
+from .training_data import Data
+from .training_options import TrainingOptions
+from .training_state import RESULTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HISTORY = "history.csv"
+
+
+class Trainer:
+    """Trains `model` in place on `data`.
+
+    model: a Model; if its config is gated, it is trained for sparsity.
+    data: an object with `batch` and `digest`, see `training_data.Data`.
+    options: a TrainingOptions, or its fields as keywords: Trainer(model, data, steps=100, lr=1e-3).
+    threads: 0 for as many as this process may use; bits do not depend on it.
+    folder, checkpoint_every, keep: `run` saves `folder/step-NNNNNN.ckpt` every so many steps and at the end,
+    and keeps the last `keep` of them. One folder belongs to one run; leftovers of a killed save are removed.
+    Raises TypeError or ValueError for options that make no sense or do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: Data,
+        options: TrainingOptions | None = None,
+        *,
+        threads: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 0,
+        keep: int = 2,
+        **settings: Any,
+    ) -> None:
+        if options is not None and settings:
+            raise TypeError("give either a TrainingOptions or its fields as keywords, not both")
+        self.options = TrainingOptions(**settings) if options is None else options
+        self.options.check(model.config.gated)
+        if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
+            raise TypeError(f"data needs batch(step, micro) and digest, {type(data).__name__} has not")
+        self.model, self.data, self.threads = model, data, threads
+        self._folder = None if folder is None else Path(folder)
+        self._checkpoint_every, self._keep = _whole(checkpoint_every, 0), _whole(keep, 1)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            training_file.remove_stale(self._folder)
+        self._engine = model._trainer()
+        self._engine.multiplier = self.options.first_multiplier()
+        self._results: list[dict[str, Any]] = []
+        self._seconds: dict[int, float] = {}
+        self._table: list[list[float]] = []
+
+    @property
+    def step_count(self) -> int:
+        """Optimiser steps done."""
+        return self._engine.step_count
+
+    @property
+    def multiplier(self) -> float:
+        """Multiplier of the constraint, for the next step."""
+        return self._engine.multiplier
+
+    @property
+    def finished(self) -> bool:
+        """Whether all `options.steps` steps are done."""
+        return self.step_count >= self.options.steps
+
+    def step(self) -> dict[str, Any]:
+        """One optimiser step; returns its results: step, loss, ce, expected_edges, open_edges, ...
+
+        Raises ValueError after the last step, TrainingDiverged before anything is changed when the loss or
+        the gradient is not finite, KeyboardInterrupt on Ctrl-C with the step either done or not begun.
+        """
+        if self.finished:
+            raise ValueError(f"all {self.options.steps:,} steps are done; more steps are another run")
+        begin, step = time.perf_counter(), self.step_count
+        micro = [self.data.batch(step, m) for m in range(self.options.accumulation)]
+        arguments = self._arguments(step)
+        call = functools.partial(self._engine.step, threads=self.threads, **arguments)
+        # One C call from the engine into the list: Ctrl-C cannot come in between and lose a step's result.
+        self._results.extend(map(call, (micro,)))
+        self._seconds[step] = time.perf_counter() - begin
+        return dict(self._results[step])
+
+    def run(self, progress: bool | None = None, until: int | None = None) -> Trainer:
+        """Steps up to `until` (default: all), saved on the way as asked for; returns the trainer.
+
+        progress: show a bar on stderr; None shows it in terminals and notebooks only.
+        Ctrl-C raises KeyboardInterrupt at a step boundary; `run` again goes on.
+        """
+        until = self.options.steps if until is None else min(_whole(until, 0), self.options.steps)
+        with _bar(progress, self.step_count, until, self.model.name) as bar:
+            while self.step_count < until:
+                result = self.step()
+                done = self.step_count
+                due = self._checkpoint_every and done % self._checkpoint_every == 0
+                if self._folder is not None and (due or done == self.options.steps):
+                    self.save(self._folder / state.checkpoint_name(done))
+                    self._remove_old(done)
+                if bar is not None:
+                    bar.update()
+                    bar.set_postfix_str(_progress_text(result, self.model.config.gated), refresh=False)
+        return self
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per step: step (from 0), loss, ce, expected_edges, open_edges, multiplier, grad_norm,
+        seconds, lr, gate_bias (mean over layers; NaN for dense models), tau (with slack).
+
+        ce and loss in nats, both edge columns as shares of all causal pairs, with the noise of training on.
+        seconds are NaN where they are not known (a resume without the `history.csv` beside the checkpoint).
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._rows(), columns=self._columns())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint to `path` and, beside it, `history.csv`.
+
+        Both are replaced in one go or not at all. The checkpoint's bytes depend on the run alone: not on
+        threads, time, or where it was interrupted. OSError if the disk refuses; the trainer and older files
+        are untouched.
+        """
+        path = Path(path)
+        meta = {
+            "kind": "training",
+            "build": state.build(),
+            "config": self.model.config.to_dict(),
+            "name": self.model.name,
+            "options": self.options.to_json(),
+            "data": self.data.digest,
+            "step": self.step_count,
+            "multiplier": self._engine.multiplier,
+            "ema": None if math.isnan(self._engine.ema) else self._engine.ema,
+        }
+        tensors = {}
+        for name, weights in self.model.parameters().items():
+            first, second = self._engine.moments(name)
+            tensors |= {f"weight/{name}": weights, f"adam.m/{name}": first, f"adam.v/{name}": second}
+        rows = [[float(result[key]) for key in RESULTS] for result in self._results]
+        tensors["history"] = np.array(rows, np.float64).reshape(len(rows), len(RESULTS))
+        training_file.save(path, meta, tensors)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self._columns())
+        writer.writerows(self._rows())
+        training_file.write_atomic(path.parent / HISTORY, [text.getvalue().encode()])
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        data: Data,
+        options: TrainingOptions | None = None,
+        *,
+        tokenizer: Any = None,
+        threads: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 0,
+        keep: int = 2,
+        **settings: Any,
+    ) -> Trainer:
+        """The trainer as it was when `path` was saved; the same steps from there give the same bits.
+
+        path: a checkpoint, or a folder, meaning its last `step-NNNNNN.ckpt`.  data: the same data.
+        options or keywords: may be left out; where given, they must be those of the checkpoint.
+        tokenizer: given to the model; checkpoints hold none.
+        Raises CheckpointError: the codes of `training_file.load`, and `data`, `options`, `missing_tensor`,
+        `unexpected_tensor`, `size_mismatch`, `dtype`, `meta`. Warns if another build or CPU kernel wrote it.
+        """
+        path = state.last_checkpoint(path) if os.path.isdir(path) else Path(path)
+        contents = training_file.load(path)
+        meta, tensors = state.checked_meta(contents.meta, path), contents.tensors
+        stored = meta["options"]
+        wanted = dataclasses.replace(stored, **settings) if options is None else options
+        state.check_options(stored, wanted, path)
+        state.check_data(meta["data"], data.digest, path)
+        dtype = state.check_tensors(tensors, meta["config"], meta["step"], path)
+        state.warn_of_other_build(meta["build"], path)
+        weights = {name[7:]: array for name, array in tensors.items() if name.startswith("weight/")}
+        model = Model(meta["config"], weights, tokenizer=tokenizer, name=meta["name"], dtype=dtype)
+        trainer = cls(
+            model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep
+        )
+        trainer._restore(tensors, meta, path)
+        return trainer
+
+    def _restore(self, tensors: dict[str, np.ndarray], meta: dict[str, Any], path: Path) -> None:
+        """Take over moments, counters and history of a checkpoint whose weights the model has already."""
+        for name in self.model.parameters():
+            self._engine.load_moments(name, tensors[f"adam.m/{name}"], tensors[f"adam.v/{name}"])
+        self._engine.step_count = meta["step"]
+        self._engine.multiplier = meta["multiplier"]
+        self._engine.ema = math.nan if meta["ema"] is None else meta["ema"]
+        self._results = [
+            {"step": step, **dict(zip(RESULTS, row))} for step, row in enumerate(tensors["history"].tolist())
+        ]
+        self._seconds = state.read_seconds(path.parent / HISTORY, meta["step"])
+
+    def _arguments(self, step: int) -> dict[str, Any]:
+        config = self.model.config
+        return self.options.at(step, config.n_layer, config.gated, config.gate_bias)
+
+    @staticmethod
+    def _columns() -> list[str]:
+        return ["step", *RESULTS, "seconds", "lr", "gate_bias", "tau"]
+
+    def _rows(self) -> list[list[float]]:
+        """The history, in the order of `_columns`; rows are made once, because every save asks for them."""
+        for step in range(len(self._table), len(self._results)):
+            arguments = self._arguments(step)
+            biases = arguments.get("gate_bias", [math.nan])
+            results = [float(self._results[step][key]) for key in RESULTS]
+            scheduled = [arguments["lr"], sum(biases) / len(biases), arguments.get("tau", math.nan)]
+            self._table.append([step, *results, self._seconds.get(step, math.nan), *scheduled])
+        return self._table
+
+    def _remove_old(self, newest: int) -> None:
+        """Keep the last `keep` checkpoints up to `newest` in the folder."""
+        steps = [step for step in state.checkpoint_steps(self._folder) if step <= newest]
+        for step in steps[: -self._keep]:
+            (self._folder / state.checkpoint_name(step)).unlink(missing_ok=True)
+
+    def __repr__(self) -> str:
+        kind = "gated" if self.model.config.gated else "dense"
+        text = f"Trainer({self.model.name or 'model'}, {kind}, step {self.step_count} of {self.options.steps}"
+        if self._results:
+            text += f", {_progress_text(self._results[-1], self.model.config.gated)}"
+        return text + ")"
+
+
+def _bar(progress: bool | None, done: int, until: int, name: str) -> Any:
+    """A tqdm bar on stderr, or a context that gives None."""
+    if progress is None:
+        progress = sys.stderr.isatty() or "ipykernel" in sys.modules
+    if not progress:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(total=until, initial=done, desc=name or "training", unit="step", mininterval=0.5)
+
+
+def _progress_text(result: dict[str, Any], gated: bool) -> str:
+    text = f"ce {result['ce']:.4f}"
+    return text + f", open {100 * result['open_edges']:.2f} %" if gated else text
+
+
+def _whole(value: int, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"expected a whole number >= {low}, got {value!r}")
+    return value

@@ -1,0 +1,362 @@
+"""Training checkpoints: one file that holds all a run needs to go on, and nothing that is not checked.
+
+Layout (all numbers little-endian):
+
+    0    8 bytes   magic "ASPTRAIN"
+    8    uint32    version (1)
+    12   uint32    0
+    16   uint64    length of the whole file
+    24   uint64    length of the header
+    32   32 bytes  SHA-256 of the bytes 0..31 and of the header
+    64             header, canonical JSON in UTF-8, then zeros up to a multiple of 64
+    ...            the tensors in the header's order, each followed by zeros up to a multiple of 64
+
+The header is {"meta": {...}, "tensors": [{"name", "dtype", "shape", "sha256"}, ...]}. Where a tensor lies
+follows from the order and the sizes, so no offset in the file has to be believed. Every byte is covered: by
+the first checksum, by a tensor's, or by the rule that padding is zero.
+
+Reading takes the file into memory of our own, checks everything and only then returns; nothing of the file is
+executed. Saving writes a temporary file in the same folder, flushes it to the disk and renames it, so a
+reader finds the old file or the new one and never a part of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .errors import CheckpointError, FormatError, located, quoted
+from .limits import DEFAULT_LIMITS, Limits
+from .regular_file import RegularFile
+from .strict_json import parse_object
+
+MAGIC = b"ASPTRAIN"
+VERSION = 1
+ALIGNMENT = 64
+PREAMBLE_BYTES = 64
+PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
+TEMPORARY = ".attnsparse-tmp"
+
+_FIELDS = struct.Struct("<8sIIQQ")
+_DTYPES = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8"), "int64": np.dtype("<i8")}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds: `meta` (JSON values) and `tensors` (name -> read-only array, any shape)."""
+
+    meta: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+
+def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a checkpoint so that `path` always holds a whole one, the old or the new.
+
+    meta: JSON values; numbers must be finite.  tensors: float32, float64 or int64 arrays of any shape. The
+    same arguments give the same bytes. Raises OSError with errno and file name when the disk refuses, with
+    the previous file untouched; ValueError for names or values that the format does not take.
+    """
+    arrays = {name: _as_stored(name, array) for name, array in tensors.items()}
+    entries = [
+        {
+            "dtype": array.dtype.name,
+            "name": name,
+            "sha256": hashlib.sha256(_bytes_of(array)).hexdigest(),
+            "shape": list(array.shape),
+        }
+        for name, array in arrays.items()
+    ]
+    content = {"meta": dict(meta), "tensors": entries}
+    header = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    if len(header) > DEFAULT_LIMITS.max_header_bytes:
+        raise ValueError(f"header of {len(header):,} bytes, at most {DEFAULT_LIMITS.max_header_bytes:,} fit")
+    begin = _round_up(PREAMBLE_BYTES + len(header))
+    total = begin + sum(_round_up(array.nbytes) for array in arrays.values())
+    fields = _FIELDS.pack(MAGIC, VERSION, 0, total, len(header))
+    pieces: list[Any] = [fields, hashlib.sha256(fields + header).digest(), header]
+    pieces.append(bytes(begin - PREAMBLE_BYTES - len(header)))
+    for array in arrays.values():
+        pieces += [_bytes_of(array), bytes(_round_up(array.nbytes) - array.nbytes)]
+    write_atomic(path, pieces)
+
+
+def load(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Contents:
+    """Read and check a checkpoint.
+
+    Raises CheckpointError when any byte is not as it was written, LimitError (`header_limit`, `json_limit`)
+    above one of `limits`, OSError when the file cannot be read. If the file is damaged and another one of its
+    folder is intact, the message names it.
+    Codes: too_short, magic, version, truncated, trailing_data, checksum, json_syntax, json_depth, json_type,
+    duplicate_name, header_value, dtype, size_mismatch, padding, not_a_file.
+    """
+    path = Path(path)
+    try:
+        return parse(_read(path, limits), path, limits=limits)
+    except CheckpointError as error:
+        sibling = None if error.code in ("version", "not_a_file") else intact_sibling(path, limits=limits)
+        if sibling is None:
+            raise
+        text = f"{error}; {sibling.name} in the same folder is intact".partition(": ")[2]
+        raise located(
+            CheckpointError, error.code, path, text, offset=error.offset, field=error.field
+        ) from error
+
+
+def parse(
+    data: Any, path: str | os.PathLike[str] | None = None, *, limits: Limits = DEFAULT_LIMITS
+) -> Contents:
+    """Check the bytes of a checkpoint and give its contents, the arrays being read-only views of `data`."""
+    data = memoryview(data).toreadonly().cast("B")
+    header_bytes = _check_preamble(bytes(data[:PREAMBLE_BYTES]), len(data), path, limits)
+    end = PREAMBLE_BYTES + header_bytes
+    header = bytes(data[PREAMBLE_BYTES:end])
+    if hashlib.sha256(bytes(data[:32]) + header).digest() != data[32:PREAMBLE_BYTES]:
+        _fail("checksum", path, "the header fails its checksum", 32, "header")
+    meta, entries = _parse_header(header, path, limits)
+    begin = _round_up(end)
+    _check_padding(data, end, begin, path)
+    needed = begin + sum(_round_up(size) for *_, size in entries)
+    if needed != len(data):
+        text = f"the header describes {needed:,} bytes, the file has {len(data):,}"
+        _fail("size_mismatch", path, text, 16, "tensors")
+    tensors = {}
+    for name, dtype, shape, checksum, size in entries:
+        body = data[begin : begin + size]
+        if hashlib.sha256(body).hexdigest() != checksum:
+            _fail("checksum", path, f"tensor {quoted(name)} fails its checksum", begin, name)
+        _check_padding(data, begin + size, begin + _round_up(size), path)
+        tensors[name] = np.frombuffer(body, dtype).reshape(shape)
+        begin += _round_up(size)
+    return Contents(meta, tensors)
+
+
+def intact_sibling(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Path | None:
+    """Another file of the same folder and suffix that is an intact checkpoint, the last by name; or None."""
+    try:
+        others = sorted(p for p in path.parent.iterdir() if p.suffix == path.suffix and p.name != path.name)
+    except OSError:
+        return None
+    for other in reversed(others):
+        with contextlib.suppress(FormatError, OSError, MemoryError):
+            parse(_read(other, limits), other, limits=limits)
+            return other
+    return None
+
+
+def write_atomic(path: str | os.PathLike[str], pieces: Iterable[Any]) -> None:
+    """Write bytes-like `pieces` to `path` by way of a temporary file in the same folder.
+
+    The file is flushed to the disk before it takes its name and the folder afterwards; when this returns,
+    both are done. OSError has errno and `path`; whatever stops it, no temporary file stays behind and an
+    earlier file of that name is as it was.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}{TEMPORARY}"
+    note = f"; the previous {path.name} is untouched" if path.exists() else ""
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            for piece in pieces:
+                _write_all(descriptor, piece)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+        note = "; the file is in its place but the disk has not confirmed it"
+        _sync_folder(path.parent)
+    except OSError as error:
+        _remove(temporary)
+        raise OSError(error.errno, f"{error.strerror}{note}", str(path)) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def remove_stale(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove temporary files that a killed save left in `folder`; returns what was removed.
+
+    Called when a run starts or goes on in that folder. One folder belongs to one run at a time.
+    """
+    removed = []
+    for path in sorted(Path(folder).glob(f".*{TEMPORARY}")):
+        path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed
+
+
+def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
+    """C-contiguous little-endian array for the file; ValueError for a name or dtype that it does not take."""
+    array = np.asarray(array)
+    if array.dtype.name not in _DTYPES:
+        raise ValueError(f"tensor {name!r} has dtype {array.dtype}, a checkpoint holds {', '.join(_DTYPES)}")
+    if not _good_name(name, DEFAULT_LIMITS) or array.ndim > DEFAULT_LIMITS.max_rank:
+        raise ValueError(
+            f"tensor {quoted(name)} of rank {array.ndim}: the name or the rank is too long or empty"
+        )
+    return np.asarray(array, _DTYPES[array.dtype.name], order="C")
+
+
+def _good_name(name: Any, limits: Limits) -> bool:
+    return isinstance(name, str) and 1 <= len(name.encode("utf-8", "replace")) <= limits.max_name_bytes
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy."""
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _round_up(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _read(path: Path, limits: Limits) -> np.ndarray:
+    """The whole file in memory of our own (uint8 [bytes]), after a look at its first bytes."""
+    try:
+        with RegularFile(path) as file:
+            first = file.read(0, min(PREAMBLE_BYTES, file.size))
+            _check_preamble(first, file.size, path, limits)
+            data = np.empty(file.size, np.uint8)
+            file.read_into(0, memoryview(data))
+            return data
+    except CheckpointError:
+        raise
+    except FormatError as error:
+        if error.code == "header_limit":
+            raise
+        raise _as_checkpoint_error(error) from error
+
+
+def _check_preamble(preamble: bytes, size: int, path: Any, limits: Limits) -> int:
+    """Bytes of the header, after checking the first 64 bytes against the `size` of the file."""
+    if size < PREAMBLE_BYTES:
+        text = (
+            f"{size} bytes, a training checkpoint has at least {PREAMBLE_BYTES}; probably an incomplete copy"
+        )
+        _fail("too_short", path, text, 0, None)
+    magic, version, zero, total, header_bytes = _FIELDS.unpack(preamble[:32])
+    if magic != MAGIC:
+        _fail(
+            "magic",
+            path,
+            "not a training checkpoint of attnsparse (its first 8 bytes are others)",
+            0,
+            "magic",
+        )
+    if version > VERSION:
+        text = (
+            f"from a newer attnsparse: checkpoint version {version}, this one reads up to {VERSION}; update"
+        )
+        _fail("version", path, text, 8, "version")
+    if version < 1 or zero:
+        text = f"checkpoint version {version} (reserved field {zero}) was never released, versions start at 1"
+        _fail("version", path, text, 8, "version")
+    if total > size:
+        text = f"should have {total:,} bytes but has {size:,}; probably an incomplete copy"
+        _fail("truncated", path, text, 16, "length")
+    if total < size:
+        _fail(
+            "trailing_data", path, f"{size - total:,} bytes follow its end at byte {total:,}", total, "length"
+        )
+    limits.check(
+        "max_header_bytes",
+        header_bytes,
+        path,
+        f"header of {header_bytes:,} bytes",
+        code="header_limit",
+        field="header",
+    )
+    if _round_up(PREAMBLE_BYTES + header_bytes) > size:
+        text = f"header says {header_bytes:,} bytes but only {size - PREAMBLE_BYTES:,} follow"
+        _fail("truncated", path, text, 24, "header")
+    return header_bytes
+
+
+def _parse_header(header: bytes, path: Any, limits: Limits) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """(meta, [(name, dtype, shape, sha256, bytes), ...]) of a header whose checksum is right."""
+    try:
+        content = parse_object(header, path, limits=limits, start=PREAMBLE_BYTES)
+    except FormatError as error:
+        if error.code == "json_limit":
+            raise
+        raise _as_checkpoint_error(error) from error
+    meta, tensors = content.get("meta"), content.get("tensors")
+    if not isinstance(meta, dict) or not isinstance(tensors, list) or len(content) != 2:
+        _fail("header_value", path, 'the header must hold "meta" and "tensors"', PREAMBLE_BYTES, "header")
+    if len(tensors) > limits.max_tensors:
+        text = f"{len(tensors):,} tensors, at most max_tensors={limits.max_tensors:,}"
+        _fail("header_value", path, text, PREAMBLE_BYTES, "tensors")
+    entries = [_parse_entry(entry, path, limits) for entry in tensors]
+    if len({name for name, *_ in entries}) != len(entries):
+        _fail("duplicate_name", path, "a tensor name occurs twice in the header", PREAMBLE_BYTES, "tensors")
+    return meta, entries
+
+
+def _parse_entry(entry: Any, path: Any, limits: Limits) -> tuple[str, np.dtype, tuple[int, ...], str, int]:
+    """(name, dtype, shape, sha256, bytes) of one tensor's entry in the header."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "name", "sha256", "shape"}:
+        text = "a tensor's entry needs exactly dtype, name, sha256 and shape"
+        _fail("header_value", path, text, PREAMBLE_BYTES, "tensors")
+    name, shape, checksum = entry["name"], entry["shape"], entry["sha256"]
+    if not _good_name(name, limits):
+        text = f"a tensor name must have 1..{limits.max_name_bytes} bytes"
+        _fail("header_value", path, text, PREAMBLE_BYTES, "name")
+    dtype = _DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
+        text = f"tensor {quoted(name)} has dtype {quoted(entry['dtype'])}, supported: {' '.join(_DTYPES)}"
+        _fail("dtype", path, text, PREAMBLE_BYTES, name)
+    whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+    if not whole or len(shape) > limits.max_rank or not isinstance(checksum, str):
+        text = (
+            f"tensor {quoted(name)} needs a shape of at most {limits.max_rank} whole numbers and a checksum"
+        )
+        _fail("header_value", path, text, PREAMBLE_BYTES, name)
+    return name, dtype, tuple(shape), checksum, math.prod(shape) * dtype.itemsize
+
+
+def _check_padding(data: memoryview, begin: int, end: int, path: Any) -> None:
+    if any(data[begin:end]):
+        _fail("padding", path, f"the padding from byte {begin:,} on is not zero", begin, None)
+
+
+def _write_all(descriptor: int, piece: Any) -> None:
+    """Write all of a bytes-like object; a short write is continued, not reported as success."""
+    view = memoryview(piece)
+    done = 0
+    while done < len(view):
+        done += os.write(descriptor, view[done : done + PIECE_BYTES])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder's entries to the disk, so that the rename outlives a loss of power."""
+    if os.name == "nt":  # Windows cannot open folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _as_checkpoint_error(error: FormatError) -> CheckpointError:
+    return CheckpointError(
+        str(error), code=error.code, path=error.path, offset=error.offset, field=error.field
+    )
+
+
+def _fail(code: str, path: Any, text: str, offset: int | None, field: str | None) -> NoReturn:
+    raise located(CheckpointError, code, path, text, offset=offset, field=field)

@@ -1,0 +1,209 @@
+"""The options of a training run: everything that decides its result, as one frozen value with a JSON form.
+
+How the run is carried out (threads, where and how often it is saved) is not here: it changes no bit of the
+result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from . import schedules
+from .randomness import checked_seed
+from .schedules import Constant, PerLayer, Schedule
+
+# Defaults; frozen, so one value may serve all.
+_RATE, _NOTHING, _LEAST, _ONE = Constant(1e-3), Constant(0.0), Constant(0.03), Constant(1.0)
+_SCHEDULES = ("lr", "slack", "multiplier_min", "multiplier_max")
+_LAYER_SCHEDULES = ("gate_bias", "edge_weight")
+_NUMBERS = {
+    "eps": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "clip": (0.0, math.inf),
+    "multiplier": (0.0, math.inf),
+    "geco_rate": (0.0, math.inf),
+    "geco_clip": (0.0, math.inf),
+    "geco_ema": (0.0, 1.0),
+}
+_GATED = (
+    "tau", "slack", "multiplier", "multiplier_min", "multiplier_max", "geco_rate", "geco_clip", "geco_ema",
+    "geco_relative", "gate_bias", "edge_weight",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of a `Trainer`. Where a schedule is asked for, a number means the same at every step.
+
+    The optimiser is AdamW: gradients of a step are clipped to the global norm `clip` (0: not clipped), the
+    decay is decoupled and touches matrices only. Options from `tau` on are for gated models alone and follow
+    arXiv 2512.05865 with the multiplier of GECO (Rezende & Viola 2018): the loss is (E/N + multiplier * (CE -
+    tau - slack)) / (1 + multiplier), E/N the expected share of open edges, weighted by `edge_weight`. Raises
+    TypeError or ValueError that name the option.
+    """
+
+    steps: int
+    """Optimiser steps of the whole run, >= 1. Schedules are laid over this length."""
+    seed: int = 0
+    """Seed of the gate's noise, 0..2^64-1. (Data have a seed of their own.)"""
+    accumulation: int = 1
+    """Micro-batches whose gradients are added up in one optimiser step."""
+    lr: Schedule = _RATE
+    """Learning rate; `schedules.Warmup` has warm-up and decay."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of Adam's first and second moment, each in [0, 1)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of arrays of two or more dimensions."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    tau: Schedule | None = None
+    """Cross-entropy (nats, with the noise on) that the model may have; needed for gated models."""
+    slack: Schedule = _NOTHING
+    """Added to tau: the dense model's cross-entropy goes into `tau`, what is given up for sparsity in
+    here."""
+    multiplier: float = 1.0
+    """Multiplier of the constraint at the first step (the paper's lambda)."""
+    multiplier_min: Schedule = _LEAST
+    """Smallest multiplier."""
+    multiplier_max: Schedule = _ONE
+    """Largest multiplier; without a cap a tau below the noise floor drives it up without end."""
+    geco_rate: float = 0.02
+    """The multiplier is scaled by exp(geco_rate * clipped constraint) after each step."""
+    geco_clip: float = 1.0
+    """The constraint's moving average is clipped to +-geco_clip in that exponent."""
+    geco_ema: float = 0.95
+    """Decay of the moving average, in [0, 1)."""
+    geco_relative: bool = True
+    """Constraint as CE / (tau + slack) - 1; False: CE - tau - slack, which wants a rate about 1/tau
+    larger."""
+    gate_bias: Schedule | PerLayer | None = None
+    """Added to the scores before the gate while training; None: the model's own gate_bias."""
+    edge_weight: Schedule | PerLayer = _ONE
+    """Price of an edge in the sparsity loss."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulation"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        object.__setattr__(self, "seed", checked_seed(self.seed))
+        for name in _SCHEDULES + _LAYER_SCHEDULES + ("tau",):
+            self._set_schedule(name)
+        for name, (low, high) in _NUMBERS.items():
+            object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
+        if not isinstance(self.geco_relative, bool):
+            raise TypeError(f"geco_relative must be True or False, got {type(self.geco_relative).__name__}")
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {len(self.betas)}")
+        object.__setattr__(self, "betas", tuple(_number("betas", beta, 0.0, 1.0) for beta in self.betas))
+        if max(*self.betas, self.geco_ema) >= 1:
+            raise ValueError("betas and geco_ema must be below 1")
+
+    def _set_schedule(self, name: str) -> None:
+        """Turn a number into a Constant; PerLayer is taken where layers may differ."""
+        value = getattr(self, name)
+        if (value is None and name in ("tau", "gate_bias")) or (
+            isinstance(value, PerLayer) and name in _LAYER_SCHEDULES
+        ):
+            return
+        try:
+            object.__setattr__(self, name, schedules.as_schedule(value))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+
+    def check(self, gated: bool) -> None:
+        """Raise ValueError if these options do not fit a gated (or, False, a dense) model."""
+        if gated:
+            if self.tau is None:
+                raise ValueError("tau is needed to train a gated model: the cross-entropy that it may have")
+            if self.geco_relative and min(self._constraint(step) for step in range(self.steps)) <= 0:
+                raise ValueError("tau + slack must stay above 0 while geco_relative is True")
+            return
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [name for name in _GATED if getattr(self, name) != defaults[name]]
+        if changed:
+            raise ValueError(f"{changed[0]} is for gated models, this one is dense (config.gated is False)")
+
+    def _constraint(self, step: int) -> float:
+        return self.tau.at(step, self.steps) + self.slack.at(step, self.steps)
+
+    def at(self, step: int, n_layer: int, gated: bool, gate_bias: float) -> dict[str, Any]:
+        """Arguments of the engine's step for optimiser step `step` (from 0); gate_bias is the model's own."""
+        arguments: dict[str, Any] = {
+            "lr": self.lr.at(step, self.steps),
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "clip": self.clip,
+            "seed": self.seed,
+        }
+        if gated:
+            bias = Constant(gate_bias) if self.gate_bias is None else self.gate_bias
+            arguments |= {
+                "gate_bias": schedules.layer_values(bias, step, self.steps, n_layer),
+                "edge_weight": schedules.layer_values(self.edge_weight, step, self.steps, n_layer),
+                "tau": self._constraint(step),
+                "geco_rate": self.geco_rate,
+                "geco_clip": self.geco_clip,
+                "geco_ema": self.geco_ema,
+                "geco_relative": self.geco_relative,
+                # The limits are applied after the update, to the multiplier of the step that follows.
+                "lambda_min": self.multiplier_min.at(step + 1, self.steps),
+                "lambda_max": self.multiplier_max.at(step + 1, self.steps),
+            }
+        return arguments
+
+    def first_multiplier(self) -> float:
+        """Multiplier of step 0: `multiplier` within its limits there."""
+        low, high = self.multiplier_min.at(0, self.steps), self.multiplier_max.at(0, self.steps)
+        return min(max(self.multiplier, low), high)
+
+    def to_json(self) -> dict[str, Any]:
+        """All options as JSON values; `from_json` reads them back."""
+        result = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "to_json"):
+                value = value.to_json()
+            result[field.name] = list(value) if isinstance(value, tuple) else value
+        return result
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrainingOptions:
+        """The options whose `to_json` gave `data`. Raises ValueError or TypeError that name the option."""
+        known = {field.name: field for field in fields(cls)}
+        unknown = [name for name in data if name not in known]
+        missing = [name for name in known if name not in data and known[name].default is MISSING]
+        if unknown or missing:
+            raise ValueError(f"training options: unknown {unknown[:3]}, missing {missing[:3]}")
+        values = dict(data)
+        for name in _SCHEDULES + _LAYER_SCHEDULES + ("tau",):
+            if values.get(name) is not None:
+                values[name] = schedules.from_json(values[name])
+        if "betas" in values:
+            values["betas"] = tuple(values["betas"])
+        return cls(**values)
+
+    def difference(self, other: TrainingOptions) -> str | None:
+        """Name of the first option in which `other` differs, or None."""
+        for field in fields(self):
+            if getattr(self, field.name) != getattr(other, field.name):
+                return field.name
+        return None
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{name} must be a finite number >= {low:g}, got {number}")
+    return number

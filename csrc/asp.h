@@ -1,0 +1,273 @@
+/* asp.h: the public C API of attnsparse.
+ *
+ * Objects and owners
+ *   asp_model    config and weights, in one arena.  Read-only while it is run.
+ *   asp_run      what one forward pass was asked to record, in one arena.
+ *   asp_gradients  gradients of one scalar with respect to weights and activations.
+ *   asp_trainer  gradients, Adam moments, multiplier and scratch of a training run.
+ *   asp_context  how a call runs: number of threads, and a callback that can stop it.
+ * Every new/free pair: free accepts NULL and half-built objects.
+ *
+ * Letters used for shapes, everywhere
+ *   B sequences    N tokens of all sequences    T tokens of one sequence
+ *   L layers       H heads        D head width    C = H*D
+ *   E model width  M MLP width    V vocabulary    P positions of the table (context)
+ *
+ * Sequences are packed without padding: tokens[offsets[b] .. offsets[b+1]) is sequence b.
+ * No function here prints, exits, aborts or calls Python. */
+#ifndef ASP_H
+#define ASP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef ASP_DOUBLE
+typedef double asp_real;
+#else
+typedef float asp_real;
+#endif
+
+/* ---- status ---------------------------------------------------------------- */
+
+typedef enum {
+    ASP_OK = 0,
+    ASP_NO_MEMORY,    /* an allocation failed, or a stated limit would be passed */
+    ASP_BAD_ARGUMENT, /* right kind, wrong value */
+    ASP_BAD_INDEX,    /* token id, layer or head out of range */
+    ASP_BAD_STATE,    /* for example: the weights changed since the run */
+    ASP_DIVERGED,     /* loss or gradient not finite; nothing was changed */
+    ASP_STOPPED       /* the poll callback asked to stop */
+} asp_status;
+
+typedef struct {
+    asp_status status;
+    char text[256]; /* one sentence: what, found, expected */
+} asp_error;
+
+/* Fill err and return status. */
+asp_status asp_fail(asp_error *err, asp_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* ---- how a call runs -------------------------------------------------------- */
+
+typedef struct {
+    int n_threads;            /* >= 1 */
+    int (*poll)(void *state); /* called now and then from the calling thread; nonzero stops. May be NULL */
+    void *poll_state;
+} asp_context;
+
+/* ---- model ------------------------------------------------------------------ */
+
+typedef enum { ASP_GELU_NEW = 0, ASP_GELU = 1, ASP_RELU = 2 } asp_activation;
+
+typedef struct {
+    int64_t n_layer, n_head, d_model, d_head, d_mlp, n_ctx, n_vocab;
+    asp_activation activation;
+    double ln_eps;
+    int gated;
+    double gate_bias;
+    int tied, bias, unembed_bias;
+    int scale_attn, scale_by_inverse_layer;
+} asp_config;
+
+typedef struct asp_model asp_model;
+
+typedef struct {
+    char name[48];
+    int n_dims;
+    int64_t dims[2];
+    int64_t size;    /* elements */
+    int64_t offset;  /* elements from the start of the arena */
+} asp_parameter;
+
+/* A model with zero weights.  Errors: BAD_ARGUMENT, NO_MEMORY. */
+asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error *err);
+void asp_model_free(asp_model *model);
+const asp_config *asp_model_config(const asp_model *model);
+int64_t asp_model_n_parameters(const asp_model *model);      /* arrays in the table */
+const asp_parameter *asp_model_parameter(const asp_model *model, int64_t index);
+asp_real *asp_model_data(asp_model *model);                  /* start of the arena */
+int64_t asp_model_size(const asp_model *model);              /* elements in the arena */
+
+/* Counts non-finite values of data[0..n); *first is the index of the first one, or -1. */
+int64_t asp_count_nonfinite(const asp_real *data, int64_t n, int64_t *first);
+
+/* ---- forward ----------------------------------------------------------------- */
+
+/* What a run keeps.  Shapes are those of the packed arrays, see asp_run_array. */
+typedef enum {
+    ASP_EMBED,               /* (N,E)  token embedding */
+    ASP_POS_EMBED,           /* (N,E)  position embedding */
+    ASP_RESID,               /* (L+1,N,E)  residual stream before layer l; [L] is after the last */
+    ASP_RESID_MID,           /* (L,N,E)  between attention and MLP */
+    ASP_LN1_SCALE,           /* (L,N)  sqrt(var + eps) */
+    ASP_LN1_NORMALIZED,      /* (L,N,E)  (x - mean) / scale, before weight and bias */
+    ASP_QKV,                 /* (L,N,3,H,D) */
+    ASP_SCORES,              /* per sequence (L,H,T,T), packed; -inf for key > query */
+    ASP_PATTERN,             /* per sequence (L,H,T,T), packed; 0 for key > query */
+    ASP_GATE,                /* per sequence (L,H,T,T) bytes, packed; 0 for key > query */
+    ASP_LSE,                 /* (L,H,N)  log sum exp of each score row */
+    ASP_Z,                   /* (L,N,H,D) */
+    ASP_RESULT,              /* (L,N,H,E)  z of one head times its rows of W_O */
+    ASP_ATTN_OUT,            /* (L,N,E)  sum of heads plus bias */
+    ASP_LN2_SCALE,           /* (L,N) */
+    ASP_LN2_NORMALIZED,      /* (L,N,E) */
+    ASP_MLP_PRE,             /* (L,N,M) */
+    ASP_MLP_POST,            /* (L,N,M) */
+    ASP_MLP_OUT,             /* (L,N,E) */
+    ASP_LN_FINAL_SCALE,      /* (N) */
+    ASP_LN_FINAL_NORMALIZED, /* (N,E) */
+    ASP_LOGITS,              /* (N,V), or (B,V) for the last token of each sequence */
+    ASP_TOKEN_LOSS,          /* (N)  cross-entropy of the next token; 0 at the last of a sequence */
+    ASP_N_RECORDS
+} asp_record;
+
+enum { ASP_LOGITS_NONE = 0, ASP_LOGITS_LAST = 1, ASP_LOGITS_ALL = 2 };
+
+/* Name of a record as Python knows it ("pattern", "qkv", ...). */
+const char *asp_record_name(asp_record record);
+
+typedef struct {
+    uint64_t records;       /* bit r set: keep record r */
+    int logits;             /* ASP_LOGITS_* */
+    int edges;              /* keep the open edges as CSR, see asp_run_edges */
+    double edge_threshold;  /* an edge is open if its gate is and its weight is above this (dense: weight above) */
+    int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
+} asp_run_options;
+
+typedef struct asp_run asp_run;
+
+/* Forward pass over B packed sequences.
+ *   tokens (N) read, copied    offsets (B+1) read, copied
+ * Errors: BAD_INDEX for a token id, BAD_ARGUMENT for lengths, NO_MEMORY, STOPPED. */
+asp_status asp_run_new(asp_run **run, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
+                       int64_t n_sequences, const asp_run_options *options, const asp_context *context,
+                       asp_error *err);
+void asp_run_free(asp_run *run);
+
+typedef struct {
+    void *data;   /* NULL: not recorded */
+    int n_dims;
+    int64_t dims[5];
+    int64_t strides[5]; /* elements; rows of padding may follow the N rows */
+    int is_byte;  /* gate: bytes; everything else asp_real */
+} asp_array;
+
+/* The packed array of one record; data NULL if it was not recorded. */
+asp_array asp_run_array(const asp_run *run, asp_record record);
+int64_t asp_run_bytes(const asp_run *run);
+
+/* Open edges in CSR, row = ((sequence, layer, head), query): for row r the entries
+ * [start[r], start[r+1]) hold key and weight.  start (sum over sequences of L*H*T, plus 1). */
+typedef struct {
+    int64_t n_rows, n_edges;
+    const int64_t *start;   /* (n_rows+1) */
+    const int32_t *key;     /* (n_edges) */
+    const asp_real *weight; /* (n_edges) */
+} asp_edges;
+asp_edges asp_run_edges(const asp_run *run);
+
+/* Norms of what each key would carry, for all layers, heads and tokens of a run with QKV.
+ *   value_norm (L,H,N) written: |v|      output_norm (L,H,N) written: |v W_O of the head|
+ *   projection (L,H,N) written if direction is given: (v W_O) . direction
+ *   direction (E) read, or NULL */
+asp_status asp_value_norms(const asp_model *model, const asp_run *run, const asp_real *direction,
+                           asp_real *value_norm, asp_real *output_norm, asp_real *projection,
+                           const asp_context *context, asp_error *err);
+
+/* Scores of chosen entries, exactly as the forward pass computed them.
+ *   layer, head, query, key (n) read: token rows of the packed batch    scores (n) written */
+asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
+                            const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
+                            asp_error *err);
+
+/* ---- gradients ---------------------------------------------------------------- */
+
+enum { ASP_GATE_GRADIENT_NONE = 0, ASP_GATE_GRADIENT_STRAIGHT_THROUGH = 1 };
+
+typedef struct {
+    int parameters;        /* gradients of all weights */
+    uint64_t records;      /* gradients of activations: RESID, RESID_MID, QKV, SCORES, PATTERN, Z, MLP_PRE, MLP_POST */
+    int gate_gradient;     /* ASP_GATE_GRADIENT_* */
+    const asp_real *dlogits;  /* (N,V) read, or NULL: cross-entropy with targets and weights below */
+    const int32_t *targets;   /* (N) read; used where the weight is not 0 */
+    const asp_real *weights;  /* (N) read; the loss is sum(w * ce) / sum(w) */
+    int64_t max_bytes;
+} asp_gradient_options;
+
+typedef struct asp_gradients asp_gradients;
+
+/* Forward and backward over B packed sequences, gates as at evaluation.  Errors as asp_run_new. */
+asp_status asp_gradients_new(asp_gradients **gradients, const asp_model *model, const int32_t *tokens,
+                             const int64_t *offsets, int64_t n_sequences,
+                             const asp_gradient_options *options, const asp_context *context,
+                             asp_error *err);
+void asp_gradients_free(asp_gradients *gradients);
+double asp_gradients_loss(const asp_gradients *gradients);   /* cross-entropy, or sum(dlogits * logits) */
+asp_array asp_gradients_array(const asp_gradients *gradients, asp_record record);
+asp_real *asp_gradients_parameters(const asp_gradients *gradients); /* laid out as the model's arena */
+
+/* ---- training ----------------------------------------------------------------- */
+
+typedef struct {
+    const int32_t *tokens;   /* (N) read */
+    const int64_t *offsets;  /* (B+1) read */
+    int64_t n_sequences;
+    const int32_t *targets;  /* (N) read where weights is not 0 */
+    const asp_real *weights; /* (N) read */
+} asp_batch;
+
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay, clip;
+    uint64_t seed;
+    const double *gate_bias;   /* (L) read; NULL: the model's gate_bias */
+    const double *edge_weight; /* (L) read; NULL: 1 */
+    double tau, geco_rate, geco_clip, geco_ema, lambda_min, lambda_max;
+    int geco_relative;
+} asp_step_options;
+
+typedef struct {
+    double loss, cross_entropy, expected_edges, open_edges, multiplier, ema, grad_norm;
+    int64_t n_tokens;
+} asp_step_result;
+
+typedef struct {
+    int64_t step;
+    double multiplier, ema; /* ema NaN before the first gated step */
+} asp_trainer_state;
+
+typedef struct asp_trainer asp_trainer;
+
+asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *err);
+void asp_trainer_free(asp_trainer *trainer);
+/* One optimiser step over n_micro micro-batches: forward, backward, clipping, AdamW, multiplier.
+ * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY likewise; BAD_INDEX, BAD_ARGUMENT. */
+asp_status asp_trainer_step(asp_trainer *trainer, const asp_batch *micro, int64_t n_micro,
+                            const asp_step_options *options, const asp_context *context,
+                            asp_step_result *result, asp_error *err);
+asp_trainer_state *asp_trainer_get_state(asp_trainer *trainer);
+asp_real *asp_trainer_first_moment(asp_trainer *trainer);  /* laid out as the model's arena */
+asp_real *asp_trainer_second_moment(asp_trainer *trainer);
+
+/* ---- machine -------------------------------------------------------------------- */
+
+int asp_default_threads(void);         /* from affinity and cgroup quota */
+const char *asp_isa_name(void);        /* "avx512", "avx2", "baseline" */
+/* Chooses kernels by CPU, or by name ("baseline", ...) if it is one that this CPU runs. */
+asp_status asp_isa_select(const char *name, asp_error *err);
+const char *asp_blas_config(void);
+const char *asp_blas_core(void);
+
+typedef struct { int64_t live_bytes, live_blocks, n_allocations; } asp_memory_stats;
+asp_memory_stats asp_memory_get_stats(void);
+/* The n-th allocation from now fails (n >= 1); 0 switches this off. */
+void asp_memory_fail_at(int64_t n);
+
+/* ---- single kernels, for tests --------------------------------------------------- */
+
+/* u and open-gate noise of one row: u (T) written, in (0,1). */
+void asp_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
+                   uint64_t head, uint64_t query);
+void asp_exp_array(asp_real *out, const asp_real *x, int64_t n);
+
+#endif

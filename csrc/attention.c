@@ -1,0 +1,167 @@
+/* attention.c: gated causal attention of one layer: one unit of work per head and sequence.
+ * The arithmetic is in kernels_attention.h. */
+#include <math.h>
+
+#include "kernels.h"
+
+typedef struct {
+    const asp_model *model;
+    const asp_activations *acts;
+    const asp_activation_gradients *grads;
+    const asp_gate *gate;
+    const asp_scratch *scratch;
+    int64_t layer;
+    int fill_edges;
+} attention_job;
+
+int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int backward) {
+    const int64_t keys = asp_round_up(max_length + 4, ASP_LANES), width = asp_round_up(config->d_head, ASP_LANES);
+    const int64_t forward = config->d_head * keys + max_length * width + 4 * keys + 4 * width;
+    const int64_t more = config->d_head * keys + 3 * max_length * width + 4 * keys + 4 * width;
+    return asp_round_up(forward + (backward ? more : 0), 16) + 64;
+}
+
+int64_t asp_square_offset(const asp_config *config, const int64_t *offsets, int64_t sequence) {
+    int64_t total = 0;
+    for (int64_t s = 0; s < sequence; s++) {
+        const int64_t t = offsets[s + 1] - offsets[s];
+        total += t * t;
+    }
+    return total * config->n_layer * config->n_head;
+}
+
+static asp_real score_scale(const asp_config *c, int64_t layer) {
+    double scale = c->scale_attn ? 1.0 / sqrt((double)c->d_head) : 1.0;
+    if (c->scale_by_inverse_layer) scale /= (double)(layer + 1);
+    return (asp_real)scale;
+}
+
+/* What forward and backward share: the inputs, the gate and the square blocks of one head. */
+static asp_attention_unit describe(const attention_job *job, int64_t sequence, int64_t head, int thread) {
+    const asp_config *c = &job->model->config;
+    const asp_activations *acts = job->acts;
+    const asp_gate *gate = job->gate;
+    const int64_t width = c->n_head * c->d_head, row = acts->offsets[sequence], layer = job->layer;
+    const int64_t t = acts->offsets[sequence + 1] - row;
+    const asp_real *qkv = acts->qkv.data + layer * acts->qkv.stride + row * 3 * width + head * c->d_head;
+    asp_attention_unit u = {.q = qkv, .k = qkv + width, .v = qkv + 2 * width, .stride = 3 * width, .n_tokens = t,
+                            .d_head = c->d_head, .scale = score_scale(c, layer), .gated = gate->gated,
+                            .noisy = gate->noisy, .straight_through = gate->straight_through,
+                            .gate_bias = (asp_real)gate->bias[layer], .z_stride = width};
+    u.z = acts->z.data + layer * acts->z.stride + row * width + head * c->d_head;
+    if (acts->lse.data) u.lse = acts->lse.data + layer * acts->lse.stride + head * acts->n_tokens + row;
+    if (gate->noisy) {
+        uint64_t key = asp_splitmix64(gate->seed);
+        const uint64_t words[] = {gate->step, gate->first_sequence + (uint64_t)sequence, (uint64_t)layer, (uint64_t)head};
+        for (int i = 0; i < 4; i++) key = asp_splitmix64(key ^ words[i]);
+        u.noise_key = key;
+    }
+    u.scratch = job->scratch->data + thread * job->scratch->per_thread;
+    return u;
+}
+
+static int64_t square_at(const attention_job *job, int64_t sequence, int64_t head) {
+    const asp_config *c = &job->model->config;
+    const int64_t t = job->acts->offsets[sequence + 1] - job->acts->offsets[sequence];
+    return asp_square_offset(c, job->acts->offsets, sequence) + (job->layer * c->n_head + head) * t * t;
+}
+
+static void forward_item(void *arg, int64_t item, int thread) {
+    const attention_job *job = arg;
+    const asp_activations *acts = job->acts;
+    const int64_t n_head = job->model->config.n_head, sequence = item / n_head, head = item % n_head;
+    asp_attention_unit u = describe(job, sequence, head, thread);
+    if (acts->pattern || acts->scores || acts->gate) {
+        const int64_t at = square_at(job, sequence, head);
+        if (acts->pattern) u.pattern = acts->pattern + at;
+        if (acts->scores) u.scores = acts->scores + at;
+        if (acts->gate) u.gate = acts->gate + at;
+    }
+    if (acts->edges) {
+        asp_layer_edges *edges = &acts->edges->layers[job->layer];
+        const int64_t row = n_head * acts->offsets[sequence] + head * u.n_tokens;
+        u.edge_threshold = (asp_real)acts->edges->threshold;
+        if (job->fill_edges) {
+            u.edge_start = edges->start + row;
+            u.edge_key = edges->key;
+            u.edge_weight = edges->weight;
+            u.z = NULL;
+            u.lse = NULL;
+            u.pattern = u.scores = NULL;
+            u.gate = NULL;
+        } else {
+            u.edge_count = edges->start + row + 1;
+        }
+    }
+    asp_kernels_active()->attention_forward(&u);
+}
+
+asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
+                                 const asp_gate *gate, const asp_scratch *scratch,
+                                 const asp_context *context) {
+    attention_job job = {.model = model, .acts = acts, .gate = gate, .scratch = scratch, .layer = layer};
+    const int64_t n = acts->n_sequences * model->config.n_head;
+    asp_status status = asp_parallel_for(context, n, forward_item, &job);
+    if (status || !acts->edges) return status;
+    status = asp_edges_count_done(acts->edges, layer);
+    if (status) return status;
+    job.fill_edges = 1;
+    return asp_parallel_for(context, n, forward_item, &job);
+}
+
+static void backward_item(void *arg, int64_t item, int thread) {
+    const attention_job *job = arg;
+    const asp_config *c = &job->model->config;
+    const asp_activation_gradients *grads = job->grads;
+    const int64_t sequence = item / c->n_head, head = item % c->n_head, width = c->n_head * c->d_head;
+    const int64_t row = job->acts->offsets[sequence];
+    asp_attention_unit u = describe(job, sequence, head, thread);
+    u.dz = grads->z.data + job->layer * grads->z.stride + row * width + head * c->d_head;
+    u.dz_stride = width;
+    u.dq = grads->qkv.data + job->layer * grads->qkv.stride + row * 3 * width + head * c->d_head;
+    u.dk = u.dq + width;
+    u.dv = u.dq + 2 * width;
+    if (job->gate->edge_coefficient) u.edge_coefficient = (asp_real)job->gate->edge_coefficient[job->layer];
+    if (grads->pattern || grads->scores) {
+        const int64_t at = square_at(job, sequence, head);
+        if (grads->pattern) u.dpattern = grads->pattern + at;
+        if (grads->scores) u.dscores = grads->scores + at;
+    }
+    if (grads->edge_sums) {
+        u.edge_sums = grads->edge_sums + 2 * item;
+        u.edge_sums[0] = u.edge_sums[1] = 0;
+    }
+    asp_kernels_active()->attention_backward(&u);
+}
+
+asp_status asp_attention_backward(const asp_model *model, const asp_activations *acts,
+                                  const asp_activation_gradients *grads, int64_t layer, const asp_gate *gate,
+                                  const asp_scratch *scratch, const asp_context *context) {
+    attention_job job = {.model = model, .acts = acts, .grads = grads, .gate = gate, .scratch = scratch,
+                         .layer = layer};
+    return asp_parallel_for(context, acts->n_sequences * model->config.n_head, backward_item, &job);
+}
+
+asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
+                            const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
+                            asp_error *err) {
+    const asp_config *c = &model->config;
+    const asp_array qkv = asp_run_array(run, ASP_QKV);
+    if (!qkv.data) return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
+    const int64_t width = c->n_head * c->d_head;
+    asp_attention_unit u = {.stride = 3 * width, .d_head = c->d_head};
+    /* Scores of the entry's 16-key block are computed as in the forward pass: a 16-token key block. */
+    asp_real *scratch = asp_allocate(asp_attention_scratch(c, 1, 0), sizeof *scratch);
+    if (!scratch) return asp_fail(err, ASP_NO_MEMORY, "no memory for %lld scores", (long long)n);
+    u.scratch = scratch;
+    u.n_tokens = 1;
+    for (int64_t i = 0; i < n; i++) {
+        const asp_real *at = (const asp_real *)qkv.data + layer[i] * qkv.strides[0] + head[i] * c->d_head;
+        u.scale = score_scale(c, layer[i]);
+        u.q = at + query[i] * 3 * width;
+        u.k = at + key[i] * 3 * width + width;
+        asp_kernels_active()->score_row(&u, 0, scores + i);
+    }
+    asp_release(scratch);
+    return ASP_OK;
+}

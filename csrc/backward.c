@@ -1,0 +1,193 @@
+/* backward.c: the layers backwards, from the gradient of the final LayerNorm's output to the embeddings.
+ * Weight gradients are added to; every sum over rows has a fixed order. */
+#include <string.h>
+
+#include "kernels.h"
+
+static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
+
+/* ---- sums over rows ------------------------------------------------------------------ */
+
+typedef struct {
+    asp_real *sums;
+    const asp_real *x;
+    int64_t n, columns;
+} column_job;
+
+static void column_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const column_job *job = arg;
+    const int64_t end = asp_min((item + 1) * 4 * ASP_LANES, job->columns);
+    for (int64_t at = item * 4 * ASP_LANES; at < end; at += ASP_LANES)
+        asp_kernels_active()->column_sums(job->sums + at, job->x + at, job->n, job->columns,
+                                          asp_min(ASP_LANES, end - at));
+}
+
+asp_status asp_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
+                           const asp_context *context) {
+    column_job job = {sums, x, n, columns};
+    return asp_parallel_for(context, (columns + 4 * ASP_LANES - 1) / (4 * ASP_LANES), column_item, &job);
+}
+
+/* ---- LayerNorm -------------------------------------------------------------------------- */
+
+typedef struct {
+    asp_real *dx, *partial;
+    const asp_real *dout, *x, *weight, *scale;
+    int64_t n, width, chunks;
+} layernorm_job;
+
+static void layernorm_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const layernorm_job *job = arg;
+    asp_real *dweight = job->partial + item * 2 * job->width, *dbias = dweight + job->width;
+    memset(dweight, 0, (size_t)(2 * job->width) * sizeof *dweight);
+    const int64_t begin = job->n * item / job->chunks, end = job->n * (item + 1) / job->chunks;
+    for (int64_t r = begin; r < end; r++)
+        asp_kernels_active()->layernorm_backward_row(job->dx + r * job->width, dweight, dbias,
+                                                     job->dout + r * job->width, job->x + r * job->width,
+                                                     job->weight, job->scale[r], job->width);
+}
+
+/* dx (N,E) += gradient through the LayerNorm with input x; parameters' gradients added if wanted. */
+static asp_status layernorm_backward(const asp_model *m, asp_tape *tape, asp_real *dx, const asp_real *x,
+                                     const asp_real *scale, int64_t weight, int64_t bias,
+                                     const asp_context *context) {
+    const int64_t n = tape->acts.n_tokens, e = m->config.d_model;
+    layernorm_job job = {.dx = dx, .partial = tape->ln_partial, .dout = tape->grads.ln, .x = x,
+                         .weight = m->data + weight, .scale = scale, .n = n, .width = e,
+                         .chunks = asp_min(ASP_LN_CHUNKS, (n + 15) / 16)};
+    const asp_status status = asp_parallel_for(context, job.chunks, layernorm_item, &job);
+    asp_real *gradient = tape->grads.parameters;
+    if (status || !gradient) return status;
+    for (int64_t i = 0; i < job.chunks; i++) {
+        asp_kernels_active()->add(gradient + weight, job.partial + 2 * i * e, e);
+        if (bias >= 0) asp_kernels_active()->add(gradient + bias, job.partial + (2 * i + 1) * e, e);
+    }
+    return status;
+}
+
+/* ---- linear layers ------------------------------------------------------------------------ */
+
+/* y (N,n) = x (N,k) W (k,n) + b backwards: dW += x^T dy, db += sum dy, dx = dy W^T if dx is given. */
+static asp_status linear_backward(const asp_model *m, asp_tape *tape, asp_real *dx, const asp_real *x,
+                                  const asp_real *dy, int64_t weight, int64_t bias, int64_t n, int64_t k,
+                                  const asp_real *pre, const asp_context *context) {
+    const int64_t rows = tape->acts.n_tokens;
+    const asp_gemm to_input = {.trans_b = 1, .m = rows, .n = k, .k = n, .a = dy, .lda = n, .b = m->data + weight,
+                               .ldb = n, .c = dx, .ldc = k, .out2 = (asp_real *)(uintptr_t)pre,
+                               .epilogue = pre ? ASP_EPILOGUE_ACT_BACKWARD : ASP_EPILOGUE_NONE,
+                               .activation = m->config.activation, .n_rows = rows};
+    asp_status status = asp_gemm_run(&to_input, context);
+    asp_real *gradient = tape->grads.parameters;
+    if (status || !gradient) return status;
+    const asp_gemm to_weight = {.trans_a = 1, .m = k, .n = n, .k = rows, .a = x, .lda = k, .b = dy, .ldb = n,
+                                .c = gradient + weight, .ldc = n, .accumulate = 1, .n_rows = k};
+    status = asp_gemm_run(&to_weight, context);
+    if (!status && bias >= 0) status = asp_column_sums(gradient + bias, dy, rows, n, context);
+    return status;
+}
+
+typedef struct {
+    asp_real *d;
+    const asp_real *x;
+    int64_t n, width;
+    asp_activation kind;
+} activation_job;
+
+static void activation_item(void *arg, int64_t row, int thread) {
+    (void)thread;
+    const activation_job *job = arg;
+    asp_kernels_active()->activate_backward(job->d + row * job->width, job->x + row * job->width, job->width,
+                                            job->kind);
+}
+
+static asp_status mlp_backward(const asp_model *m, asp_tape *tape, int64_t l, const asp_context *context) {
+    const asp_config *c = &m->config;
+    const asp_layer_offsets *o = &m->layers[l];
+    asp_activation_gradients *g = &tape->grads;
+    const asp_activations *a = &tape->acts;
+    const int64_t e = c->d_model, n = a->n_tokens;
+    asp_real *dy = slot(g->resid, l + 1), *dmid = slot(g->mid, l), *dpre = slot(g->mlp_pre, l), *pre = slot(a->mlp_pre, l);
+    asp_real *dpost = slot(g->mlp_post, l);
+    asp_status status = linear_backward(m, tape, dpost ? dpost : dpre, slot(a->mlp_post, l), dy, o->out_w, o->out_b, e,
+                                        c->d_mlp, dpost ? NULL : pre, context);
+    if (!status && dpost) {
+        memcpy(dpre, dpost, (size_t)(n * c->d_mlp) * sizeof *dpre);
+        activation_job job = {dpre, pre, n, c->d_mlp, c->activation};
+        status = asp_parallel_for(context, n, activation_item, &job);
+    }
+    if (!status)
+        status = linear_backward(m, tape, g->ln, slot(a->ln2, l), dpre, o->fc_w, o->fc_b, c->d_mlp, e, NULL, context);
+    if (dmid != dy) memcpy(dmid, dy, (size_t)(n * e) * sizeof *dy);
+    if (!status)
+        status = layernorm_backward(m, tape, dmid, slot(a->mid, l), slot(a->ln2_scale, l), o->ln2_w, o->ln2_b, context);
+    return status;
+}
+
+static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, int64_t l, const asp_gate *gate,
+                                          const asp_context *context) {
+    const asp_config *c = &m->config;
+    const asp_layer_offsets *o = &m->layers[l];
+    asp_activation_gradients *g = &tape->grads;
+    const asp_activations *a = &tape->acts;
+    const int64_t e = c->d_model, width = c->n_head * c->d_head;
+    asp_real *dmid = slot(g->mid, l), *dx = slot(g->resid, l);
+    asp_status status = linear_backward(m, tape, slot(g->z, l), slot(a->z, l), dmid, o->proj_w, o->proj_b, e, width,
+                                        NULL, context);
+    if (!status) status = asp_attention_backward(m, a, g, l, gate, &tape->scratch, context);
+    if (!status)
+        status = linear_backward(m, tape, g->ln, slot(a->ln1, l), slot(g->qkv, l), o->qkv_w, o->qkv_b, 3 * width, e,
+                                 NULL, context);
+    if (dx != dmid) memcpy(dx, dmid, (size_t)(a->n_tokens * e) * sizeof *dx);
+    if (!status)
+        status = layernorm_backward(m, tape, dx, slot(a->resid, l), slot(a->ln1_scale, l), o->ln1_w, o->ln1_b, context);
+    return status;
+}
+
+/* ---- embeddings --------------------------------------------------------------------------- */
+
+typedef struct {
+    const asp_model *model;
+    const asp_tape *tape;
+} embedding_job;
+
+/* One block of columns, all tokens in order. */
+static void embedding_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const embedding_job *job = arg;
+    const asp_activations *a = &job->tape->acts;
+    const int64_t e = job->model->config.d_model, at = item * 4 * ASP_LANES, n = asp_min(4 * ASP_LANES, e - at);
+    asp_real *gradient = job->tape->grads.parameters;
+    const asp_real *d = job->tape->grads.resid.data;
+    for (int64_t s = 0; s < a->n_sequences; s++)
+        for (int64_t r = a->offsets[s]; r < a->offsets[s + 1]; r++) {
+            asp_kernels_active()->add(gradient + job->model->wte + a->tokens[r] * e + at, d + r * e + at, n);
+            asp_kernels_active()->add(gradient + job->model->wpe + (r - a->offsets[s]) * e + at, d + r * e + at, n);
+        }
+}
+
+static void add_edge_sums(const asp_tape *tape, int64_t n, double *expected, double *open) {
+    for (int64_t i = 0; i < n; i++) {
+        *expected += tape->grads.edge_sums[2 * i];
+        *open += tape->grads.edge_sums[2 * i + 1];
+    }
+}
+
+asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gate *gate, double *expected,
+                               double *open, const asp_context *context) {
+    const asp_config *c = &m->config;
+    const int64_t last = c->n_layer, e = c->d_model;
+    asp_real *dx = slot(tape->grads.resid, last);
+    memset(dx, 0, (size_t)(tape->acts.n_tokens * e) * sizeof *dx);
+    asp_status status = layernorm_backward(m, tape, dx, slot(tape->acts.resid, last), tape->acts.ln_final_scale,
+                                           m->lnf_w, m->lnf_b, context);
+    for (int64_t l = last - 1; !status && l >= 0; l--) {
+        status = mlp_backward(m, tape, l, context);
+        if (!status) status = attention_half_backward(m, tape, l, gate, context);
+        if (!status && c->gated) add_edge_sums(tape, tape->acts.n_sequences * c->n_head, expected + l, open);
+    }
+    if (status || !tape->grads.parameters) return status;
+    embedding_job job = {m, tape};
+    return asp_parallel_for(context, (e + 4 * ASP_LANES - 1) / (4 * ASP_LANES), embedding_item, &job);
+}

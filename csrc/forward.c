@@ -1,0 +1,174 @@
+/* forward.c: embedding, layers and final LayerNorm of packed sequences; writes where asp_activations says. */
+#include <string.h>
+
+#include "kernels.h"
+
+typedef struct {
+    const asp_model *model;
+    const asp_activations *acts;
+} embed_job;
+
+enum { ROWS_PER_ITEM = 16 };
+
+static int64_t row_items(int64_t n) { return (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM; }
+
+/* Position of a packed row in its sequence. */
+static int64_t position_of(const asp_activations *acts, int64_t row) {
+    int64_t low = 0, high = acts->n_sequences;
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        if (acts->offsets[middle] <= row) low = middle;
+        else high = middle;
+    }
+    return row - acts->offsets[low];
+}
+
+static void embed_rows(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const embed_job *job = arg;
+    const asp_model *m = job->model;
+    const asp_activations *acts = job->acts;
+    const int64_t e = m->config.d_model, end = asp_min((item + 1) * ROWS_PER_ITEM, acts->n_tokens);
+    const size_t bytes = (size_t)e * sizeof(asp_real);
+    for (int64_t r = item * ROWS_PER_ITEM; r < end; r++) {
+        const asp_real *token = m->data + m->wte + acts->tokens[r] * e;
+        const asp_real *position = m->data + m->wpe + position_of(acts, r) * e;
+        if (acts->embed) memcpy(acts->embed + r * e, token, bytes);
+        if (acts->pos_embed) memcpy(acts->pos_embed + r * e, position, bytes);
+        asp_real *out = acts->resid.data + r * e;
+        memcpy(out, token, bytes);
+        asp_kernels_active()->add(out, position, e);
+    }
+}
+
+static void layernorm_rows(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const asp_layernorm *ln = arg;
+    const int64_t end = asp_min((item + 1) * ROWS_PER_ITEM, ln->n);
+    for (int64_t r = item * ROWS_PER_ITEM; r < end; r++) asp_kernels_active()->layernorm_row(ln, r);
+}
+
+asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context) {
+    return asp_parallel_for(context, row_items(ln->n), layernorm_rows, (void *)(uintptr_t)ln);
+}
+
+static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
+
+/* C (R,n) = A (R,k) W (k,n) with an epilogue. */
+static asp_status linear(const asp_model *m, const asp_activations *acts, asp_real *c, const asp_real *a,
+                         int64_t weight, int64_t bias, int64_t n, int64_t k, asp_epilogue epilogue,
+                         const asp_real *residual, asp_real *out2, const asp_context *context) {
+    const asp_gemm g = {.m = acts->n_rows, .n = n, .k = k, .a = a, .lda = k, .b = m->data + weight, .ldb = n, .c = c,
+                        .ldc = n, .epilogue = epilogue, .bias = asp_at_const(m->data, bias), .residual = residual,
+                        .out2 = out2, .activation = m->config.activation, .n_rows = acts->n_tokens};
+    return asp_gemm_run(&g, context);
+}
+
+static asp_status layernorm(const asp_model *m, const asp_activations *acts, const asp_real *x, int64_t weight,
+                            int64_t bias, asp_real *out, asp_real *scale, asp_real *normalized,
+                            const asp_context *context) {
+    const asp_layernorm ln = {.x = x, .weight = m->data + weight, .bias = asp_at_const(m->data, bias), .out = out,
+                              .scale = scale, .normalized = normalized, .n = acts->n_tokens,
+                              .width = m->config.d_model, .eps = m->config.ln_eps};
+    return asp_layernorm_forward(&ln, context);
+}
+
+/* result (R,H,E): z of each head times its rows of W_O. */
+static asp_status head_results(const asp_model *m, const asp_activations *acts, int64_t layer, const asp_real *z,
+                               const asp_context *context) {
+    const asp_config *c = &m->config;
+    const int64_t width = c->n_head * c->d_head;
+    asp_status status = ASP_OK;
+    for (int64_t h = 0; !status && h < c->n_head; h++) {
+        const asp_gemm g = {.m = acts->n_rows, .n = c->d_model, .k = c->d_head, .a = z + h * c->d_head, .lda = width,
+                            .b = m->data + m->layers[layer].proj_w + h * c->d_head * c->d_model,
+                            .ldb = c->d_model, .c = slot(acts->result, layer) + h * c->d_model,
+                            .ldc = c->n_head * c->d_model, .n_rows = acts->n_tokens};
+        status = asp_gemm_run(&g, context);
+    }
+    return status;
+}
+
+static asp_status attention_half(const asp_model *m, const asp_activations *acts, int64_t l, const asp_gate *gate,
+                                 const asp_scratch *scratch, const asp_context *context) {
+    const asp_config *c = &m->config;
+    const asp_layer_offsets *o = &m->layers[l];
+    const int64_t e = c->d_model, width = c->n_head * c->d_head;
+    const asp_real *x = slot(acts->resid, l);
+    asp_real *ln = slot(acts->ln1, l), *z = slot(acts->z, l);
+    asp_status status = layernorm(m, acts, x, o->ln1_w, o->ln1_b, ln, slot(acts->ln1_scale, l),
+                                  slot(acts->ln1_normalized, l), context);
+    if (!status)
+        status = linear(m, acts, slot(acts->qkv, l), ln, o->qkv_w, o->qkv_b, 3 * width, e, ASP_EPILOGUE_BIAS, NULL,
+                        NULL, context);
+    if (!status) status = asp_attention_forward(m, acts, l, gate, scratch, context);
+    if (!status && acts->result.data) status = head_results(m, acts, l, z, context);
+    if (!status && acts->attn_out.data)
+        status = linear(m, acts, slot(acts->attn_out, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_BIAS, NULL,
+                        NULL, context);
+    if (!status)
+        status = linear(m, acts, slot(acts->mid, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_RESIDUAL, x,
+                        NULL, context);
+    return status;
+}
+
+static asp_status mlp_half(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
+    const asp_config *c = &m->config;
+    const asp_layer_offsets *o = &m->layers[l];
+    const int64_t e = c->d_model;
+    const asp_real *x = slot(acts->mid, l);
+    asp_real *ln = slot(acts->ln2, l), *post = slot(acts->mlp_post, l), *pre = slot(acts->mlp_pre, l);
+    asp_status status = layernorm(m, acts, x, o->ln2_w, o->ln2_b, ln, slot(acts->ln2_scale, l),
+                                  slot(acts->ln2_normalized, l), context);
+    if (!status)
+        status = linear(m, acts, pre ? pre : post, ln, o->fc_w, o->fc_b, c->d_mlp, e, ASP_EPILOGUE_BIAS_ACT, NULL,
+                        post, context);
+    if (!status && acts->mlp_out.data)
+        status = linear(m, acts, slot(acts->mlp_out, l), post, o->out_w, o->out_b, e, c->d_mlp, ASP_EPILOGUE_BIAS,
+                        NULL, NULL, context);
+    if (!status)
+        status = linear(m, acts, slot(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp,
+                        ASP_EPILOGUE_RESIDUAL, x, NULL, context);
+    return status;
+}
+
+asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, const asp_gate *gate,
+                              const asp_scratch *scratch, const asp_context *context) {
+    embed_job job = {m, acts};
+    asp_status status = asp_parallel_for(context, row_items(acts->n_tokens), embed_rows, &job);
+    for (int64_t l = 0; !status && l < m->config.n_layer; l++) {
+        status = attention_half(m, acts, l, gate, scratch, context);
+        if (!status) status = mlp_half(m, acts, l, context);
+    }
+    if (!status)
+        status = layernorm(m, acts, slot(acts->resid, m->config.n_layer), m->lnf_w, m->lnf_b, acts->ln_final,
+                           acts->ln_final_scale, acts->ln_final_normalized, context);
+    return status;
+}
+
+asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
+                           int64_t n_sequences, asp_error *err) {
+    if (n_sequences < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "there is no sequence to run");
+    for (int64_t s = 0; s < n_sequences; s++) {
+        const int64_t t = offsets[s + 1] - offsets[s];
+        if (t < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "sequence %lld has no tokens", (long long)s);
+        if (t > config->n_ctx)
+            return asp_fail(err, ASP_BAD_ARGUMENT, "sequence %lld has %lld tokens, this model takes at most %lld (n_ctx)",
+                            (long long)s, (long long)t, (long long)config->n_ctx);
+        for (int64_t i = offsets[s]; i < offsets[s + 1]; i++)
+            if (tokens[i] < 0 || tokens[i] >= config->n_vocab)
+                return asp_fail(err, ASP_BAD_INDEX, "token id %lld at position %lld of sequence %lld is out of range 0..%lld",
+                                (long long)tokens[i], (long long)(i - offsets[s]), (long long)s,
+                                (long long)config->n_vocab - 1);
+    }
+    return ASP_OK;
+}
+
+int64_t asp_rows_needed(const asp_config *c, int64_t n_tokens, int with_result) {
+    const int64_t width = c->n_head * c->d_head;
+    int64_t rows = asp_max(asp_gemm_min_rows(3 * width, c->d_model), asp_gemm_min_rows(c->d_model, width));
+    rows = asp_max(rows, asp_gemm_min_rows(c->d_mlp, c->d_model));
+    rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_mlp));
+    if (with_result) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_head));
+    return asp_max(rows, n_tokens);
+}

@@ -1,0 +1,250 @@
+/* internal.h: struct bodies and helpers shared by the core files.  Never included by py_*.c. */
+#ifndef ASP_INTERNAL_H
+#define ASP_INTERNAL_H
+
+#include "asp.h"
+
+/* ---- memory.c ---------------------------------------------------------------- */
+
+/* n * size zeroed bytes, 64-byte aligned; NULL on overflow or when out of memory. */
+void *asp_allocate(int64_t n, size_t size);
+void asp_release(void *block);
+/* Multiplies; returns 0 and leaves *out alone when it would pass INT64_MAX or a factor is negative. */
+int asp_multiply(int64_t a, int64_t b, int64_t *out);
+
+/* A block laid out first (reserve), then allocated once (commit), then read by offset. */
+typedef struct {
+    char *base;
+    int64_t bytes;
+    int overflow;
+} asp_arena;
+int64_t asp_arena_reserve(asp_arena *arena, int64_t n, int64_t item_bytes); /* offset, 64-byte aligned */
+int asp_arena_commit(asp_arena *arena);                                     /* 0: out of memory */
+void asp_arena_free(asp_arena *arena);
+
+static inline int64_t asp_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t asp_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t asp_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* ---- parallel.c --------------------------------------------------------------- */
+
+/* One item of work; thread is in [0, n_threads). */
+typedef void (*asp_task)(void *arg, int64_t item, int thread);
+/* Runs task for items [0, n), in any order, on at most context->n_threads threads.
+ * Which thread runs an item must not change what it writes.  Returns ASP_OK or ASP_STOPPED. */
+asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task, void *arg);
+/* Tells BLAS to use one thread from enter to leave; leave restores what was set. */
+void asp_blas_enter(void);
+void asp_blas_leave(void);
+
+/* ---- params.c ------------------------------------------------------------------ */
+
+/* Offsets into the arena of one layer's weights; -1 where the model has none. */
+typedef struct {
+    int64_t ln1_w, ln1_b, qkv_w, qkv_b, proj_w, proj_b, ln2_w, ln2_b, fc_w, fc_b, out_w, out_b;
+} asp_layer_offsets;
+
+struct asp_model {
+    asp_config config;
+    int64_t n_parameters;
+    asp_parameter *parameters; /* (n_parameters) */
+    asp_layer_offsets *layers; /* (L) */
+    int64_t wte, wpe, lnf_w, lnf_b, unembed_w, unembed_b;
+    int64_t size;              /* elements */
+    asp_real *data;            /* (size) */
+};
+
+static inline asp_real *asp_at(asp_real *data, int64_t offset) { return offset < 0 ? NULL : data + offset; }
+static inline const asp_real *asp_at_const(const asp_real *data, int64_t offset) {
+    return offset < 0 ? NULL : data + offset;
+}
+
+/* ---- linear.c ------------------------------------------------------------------- */
+
+typedef enum {
+    ASP_EPILOGUE_NONE,
+    ASP_EPILOGUE_BIAS,          /* c += bias */
+    ASP_EPILOGUE_BIAS_ACT,      /* c += bias; out2 = activation(c) (out2 may be c) */
+    ASP_EPILOGUE_RESIDUAL,      /* c = residual + a b + bias (residual may be c) */
+    ASP_EPILOGUE_ACT_BACKWARD   /* c = c * activation'(out2) */
+} asp_epilogue;
+
+/* C (m,n) = op(A) op(B) [+ C if accumulate], then the epilogue on the first n_rows rows. */
+typedef struct {
+    int trans_a, trans_b;
+    int64_t m, n, k;
+    const asp_real *a, *b;
+    int64_t lda, ldb;
+    asp_real *c;
+    int64_t ldc;
+    int accumulate;
+    asp_epilogue epilogue;
+    const asp_real *bias;      /* (n) or NULL */
+    const asp_real *residual;  /* (m,n), leading dimension ldc */
+    asp_real *out2;            /* (m,n), leading dimension ldc */
+    asp_activation activation;
+    int64_t n_rows;            /* rows that hold tokens; the rest are padding */
+} asp_gemm;
+asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context);
+/* Rows below which some product with a (k,n) weight would take BLAS's small-matrix path. */
+int64_t asp_gemm_min_rows(int64_t n, int64_t k);
+
+/* ---- run.c, forward.c, attention.c ------------------------------------------------ */
+
+/* Where a forward pass writes.  Every array is a start and a stride from layer to layer; stride 0
+ * means one buffer reused by all layers.  NULL: not wanted.  Rows: R >= N, the rest is padding. */
+typedef struct { asp_real *data; int64_t stride; } asp_slot;
+
+typedef struct {
+    int64_t n_tokens, n_rows, n_sequences, max_length;
+    const int32_t *tokens;  /* (N) */
+    const int64_t *offsets; /* (B+1) */
+    asp_slot resid;         /* L+1 slots of (R,E) */
+    asp_slot mid, ln1, ln2; /* (R,E); ln1 and ln2 are LayerNorm outputs */
+    asp_slot ln1_scale, ln2_scale, ln1_normalized, ln2_normalized;
+    asp_slot qkv;           /* (R,3,H,D) */
+    asp_slot z;             /* (R,H,D) */
+    asp_slot lse;           /* (H,N) */
+    asp_slot mlp_pre, mlp_post;   /* (R,M); pre may be NULL */
+    asp_slot result, attn_out, mlp_out;
+    asp_real *embed, *pos_embed, *ln_final, *ln_final_scale, *ln_final_normalized;
+    asp_real *pattern, *scores;   /* packed per sequence */
+    uint8_t *gate;
+    struct asp_edge_builder *edges;  /* NULL: not wanted */
+} asp_activations;
+
+/* Gate of a forward or backward pass. */
+typedef struct {
+    int gated;
+    int noisy;              /* training: logistic noise */
+    int straight_through;   /* backward: gradient through the gate */
+    const double *bias;     /* (L) */
+    uint64_t seed, step, first_sequence;
+    const double *edge_coefficient; /* (L): gradient of the loss per unit of sigmoid(g); NULL: 0 */
+} asp_gate;
+
+/* Start of the (L,H,T,T) block of sequence b in a packed square record. */
+int64_t asp_square_offset(const asp_config *config, const int64_t *offsets, int64_t sequence);
+
+typedef struct {
+    asp_real *data;         /* (n_threads, per_thread) */
+    int64_t per_thread;
+} asp_scratch;
+int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int backward);
+
+asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
+                           int64_t n_sequences, asp_error *err);
+/* Rows R >= n_tokens for which no product of the forward pass takes BLAS's small-matrix path. */
+int64_t asp_rows_needed(const asp_config *config, int64_t n_tokens, int with_result);
+
+/* Embedding and all layers; ends with the final LayerNorm in acts->ln_final. */
+asp_status asp_forward_layers(const asp_model *model, const asp_activations *acts, const asp_gate *gate,
+                              const asp_scratch *scratch, const asp_context *context);
+asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
+                                 const asp_gate *gate, const asp_scratch *scratch,
+                                 const asp_context *context);
+
+/* LayerNorm of n rows: out, scale, normalized written where not NULL. */
+typedef struct {
+    const asp_real *x;      /* (n,E) */
+    const asp_real *weight, *bias; /* (E); bias may be NULL */
+    asp_real *out;          /* (n,E) */
+    asp_real *scale;        /* (n) */
+    asp_real *normalized;   /* (n,E) */
+    int64_t n, width;
+    double eps;
+} asp_layernorm;
+asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context);
+
+/* ---- edges.c ---------------------------------------------------------------------- */
+
+/* Built layer by layer: rows are counted, then the layer's edges are filled in the order (sequence, head,
+ * query), and asp_edges_finish sorts the layers into the order of asp_edges. */
+typedef struct { int64_t *start; int32_t *key; asp_real *weight; } asp_layer_edges;
+typedef struct asp_edge_builder {
+    double threshold;
+    int64_t n_layer, n_head, n_sequences, n_tokens, max_bytes;
+    const int64_t *offsets;
+    asp_layer_edges *layers; /* (L); start (H*N+1) */
+    asp_edges edges;
+    int64_t *start;          /* owned memory of edges */
+    int32_t *key;
+    asp_real *weight;
+} asp_edge_builder;
+asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, const int64_t *offsets,
+                         int64_t n_sequences, double threshold, int64_t max_bytes);
+/* Turns the counts in layers[layer].start[1..] into starts and makes room for the layer's edges. */
+asp_status asp_edges_count_done(asp_edge_builder *builder, int64_t layer);
+asp_status asp_edges_finish(asp_edge_builder *builder);
+void asp_edges_free(asp_edge_builder *builder);
+
+/* ---- run.c ---------------------------------------------------------------------------- */
+
+/* Dims, strides and byte size of one record; rows of padding (R - N) lie behind the N rows. */
+typedef struct {
+    asp_array array;
+    int64_t items;          /* elements to reserve, padding included */
+    int64_t layer_stride;   /* elements from layer to layer, 0 if there is no layer axis */
+} asp_record_shape;
+asp_record_shape asp_shape_of(const asp_config *config, asp_record record, const int64_t *offsets,
+                              int64_t n_sequences, int64_t n_rows);
+
+/* ---- tape.c, loss.c, backward.c ------------------------------------------------------- */
+
+/* Gradients that a backward pass writes.  Slots as in asp_activations: with stride 0 one buffer serves all
+ * layers, and resid, mid may be the same buffer. */
+typedef struct {
+    asp_real *parameters;   /* laid out as the model's arena, added to; NULL: not wanted */
+    asp_slot resid, mid;    /* (L+1) and L times (R,E) */
+    asp_slot qkv, z, mlp_pre;
+    asp_slot mlp_post;      /* NULL: not wanted by itself */
+    asp_real *ln;           /* (R,E) gradient of a LayerNorm output; on entry that of the final one */
+    asp_real *pattern, *scores; /* packed per sequence, or NULL */
+    double *edge_sums;      /* (B*H,2): sum of sigmoid(g), open gates, of one layer */
+} asp_activation_gradients;
+
+enum { ASP_LN_CHUNKS = 32, ASP_LOSS_CHUNK = 256 };
+
+/* Everything between a forward and its backward pass; reused from step to step, grows when it must. */
+typedef struct {
+    asp_arena arena;
+    int64_t capacity;
+    asp_activations acts;
+    asp_activation_gradients grads;
+    asp_scratch scratch;
+    asp_real *hidden, *dhidden, *logits; /* (loss_rows, E), (loss_rows, E), (loss_rows, V) */
+    int64_t loss_rows;
+    double *row_loss;       /* (N) */
+    int64_t *row_index;     /* (N) rows with a weight */
+    asp_real *ln_partial;   /* (ASP_LN_CHUNKS, 2, E) */
+} asp_tape;
+/* Lays the tape out for this batch and wires acts and grads to it. */
+asp_status asp_tape_prepare(asp_tape *tape, const asp_config *config, const asp_batch *batch, int n_threads,
+                            int64_t max_bytes, asp_error *err);
+void asp_tape_free(asp_tape *tape);
+
+/* Cross-entropy sum(w ce) of the rows with a weight; tape->grads.ln receives coefficient * its gradient
+ * with respect to the final LayerNorm's output, parameters those of the unembedding. */
+asp_status asp_cross_entropy(const asp_model *model, asp_tape *tape, const asp_batch *batch, double coefficient,
+                             double *sum, const asp_context *context);
+/* The same for sum(dlogits * logits). */
+asp_status asp_linear_loss(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
+                           const asp_context *context);
+
+/* From tape->grads.ln back to the embeddings.  expected (L) added to: sum of sigmoid(g); open added to. */
+asp_status asp_backward_layers(const asp_model *model, asp_tape *tape, const asp_gate *gate, double *expected,
+                               double *open, const asp_context *context);
+asp_status asp_attention_backward(const asp_model *model, const asp_activations *acts,
+                                  const asp_activation_gradients *grads, int64_t layer, const asp_gate *gate,
+                                  const asp_scratch *scratch, const asp_context *context);
+/* sums (columns) += column sums of x (n, columns). */
+asp_status asp_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
+                           const asp_context *context);
+
+/* ---- linear.c, the rest ----------------------------------------------------------------- */
+
+/* logits (n_padded,V) written = hidden (n_padded,E) W_U^T, bias added on the first n_rows rows. */
+asp_status asp_unembed(const asp_model *model, asp_real *logits, const asp_real *hidden, int64_t n_rows,
+                       int64_t n_padded, const asp_context *context);
+
+#endif

@@ -1,0 +1,85 @@
+/* kernels.h: the table of inner loops.  One table per instruction set (kernels_base.c, kernels_avx2.c,
+ * kernels_avx512.c, all from the same templates); dispatch.c chooses one at run time.
+ * Kernels are serial, never allocate and cannot fail. */
+#ifndef ASP_KERNELS_H
+#define ASP_KERNELS_H
+
+#include "internal.h"
+
+/* Causal attention of one head of one sequence.  Rows of q, k, v, dq ... are `stride` apart. */
+typedef struct {
+    const asp_real *q, *k, *v;  /* (T,D) read */
+    int64_t stride, n_tokens, d_head;
+    asp_real scale;             /* of the scores */
+    int gated, noisy, straight_through;
+    asp_real gate_bias;
+    uint64_t noise_key;         /* of (seed, step, sequence, layer, head) */
+    asp_real *z;                /* (T,D) written (forward), read (backward) */
+    int64_t z_stride;
+    asp_real *lse;              /* (T) written if not NULL (forward), read (backward) */
+    asp_real *pattern, *scores; /* (T,T) written if not NULL */
+    uint8_t *gate;              /* (T,T) written if not NULL */
+    /* open edges: rows counted (edge_key NULL) or filled */
+    int64_t *edge_count;        /* (T) written if not NULL */
+    const int64_t *edge_start;  /* (T) read */
+    int32_t *edge_key;
+    asp_real *edge_weight;
+    asp_real edge_threshold;
+    /* backward only */
+    const asp_real *dz;         /* (T,D), rows dz_stride apart, read */
+    int64_t dz_stride;
+    asp_real *dq, *dk, *dv;     /* (T,D), rows `stride` apart, written */
+    asp_real edge_coefficient;  /* gradient of the loss per unit of sigmoid(g) */
+    asp_real *dpattern, *dscores; /* (T,T) written if not NULL */
+    double *edge_sums;          /* (2) written if not NULL: sum of sigmoid(g), number of open gates */
+    asp_real *scratch;          /* asp_attention_scratch elements */
+} asp_attention_unit;
+
+typedef struct {
+    double lr, beta1, beta2, eps, decay, correction1, correction2, gradient_scale;
+} asp_adamw;
+
+typedef struct {
+    const char *name;
+    void (*exp_array)(asp_real *out, const asp_real *x, int64_t n);
+    /* u (n) written: uniform in (0,1), one per key */
+    void (*noise_row)(asp_real *u, int64_t n, uint64_t row_key);
+    void (*layernorm_row)(const asp_layernorm *ln, int64_t row);
+    /* dx, dweight, dbias (E) += gradients of one row */
+    void (*layernorm_backward_row)(asp_real *dx, asp_real *dweight, asp_real *dbias, const asp_real *dout,
+                                   const asp_real *x, const asp_real *weight, asp_real scale, int64_t width);
+    /* out (n) = activation(x); out may be x */
+    void (*activate)(asp_real *out, const asp_real *x, int64_t n, asp_activation kind);
+    /* d (n) *= activation'(x) */
+    void (*activate_backward)(asp_real *d, const asp_real *x, int64_t n, asp_activation kind);
+    void (*add)(asp_real *out, const asp_real *x, int64_t n); /* out += x */
+    /* Returns -log softmax(logits)[target]; if dlogits is given, dlogits (V) = weight * (softmax - onehot). */
+    double (*cross_entropy_row)(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target,
+                                double weight);
+    void (*attention_forward)(const asp_attention_unit *unit);
+    void (*attention_backward)(const asp_attention_unit *unit);
+    /* scores (n_keys) of one query against keys 0..n_keys */
+    void (*score_row)(const asp_attention_unit *unit, int64_t query, asp_real *scores);
+    void (*adamw)(asp_real *p, asp_real *m, asp_real *v, const asp_real *g, int64_t n, const asp_adamw *step);
+    /* sums (columns) += column sums of x (n, columns), columns <= 16, rows ld apart */
+    void (*column_sums)(asp_real *sums, const asp_real *x, int64_t n, int64_t ld, int64_t columns);
+    double (*sum_squares)(const asp_real *x, int64_t n);
+} asp_kernels;
+
+extern const asp_kernels asp_kernels_base;
+#if defined(__x86_64__)
+extern const asp_kernels asp_kernels_avx2, asp_kernels_avx512;
+#endif
+const asp_kernels *asp_kernels_active(void);
+
+/* Keys per vector in all kernels, whatever the instruction set: so reductions add in one order. */
+enum { ASP_LANES = 16 };
+
+static inline uint64_t asp_splitmix64(uint64_t x) {
+    x += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+#endif

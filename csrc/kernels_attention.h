@@ -1,0 +1,292 @@
+/* kernels_attention.h: gated causal attention of one head of one sequence, four queries at a time.
+ * Forward:  s = scale q k^T,  A = softmax(s) where the gate is open, else 0 (never renormalised),  z = A v.
+ * Backward: one pass; scores are computed again and the softmax restored from the row's log-sum-exp,
+ * so nothing of size T x T is kept.  Formulas: docs/numerics.md#attention. */
+
+enum { QUERIES = 4 };
+
+/* Offsets into unit->scratch; the sizes add up to asp_attention_scratch. */
+typedef struct {
+    int64_t keys, width;   /* T and D rounded up, the row lengths of the buffers */
+    asp_real *k_t, *v_t;   /* (D,keys)  transposed, zero beyond T */
+    asp_real *k, *v;       /* (T,width) zero beyond D */
+    asp_real *dk, *dv;     /* (T,width) */
+    asp_real *row, *drow;  /* (QUERIES,keys) */
+    asp_real *x, *dx;      /* (QUERIES,width) */
+} attention_buffers;
+
+static attention_buffers attention_layout(const asp_attention_unit *u, int backward) {
+    attention_buffers b = {0};
+    b.keys = (u->n_tokens + QUERIES + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+    b.width = (u->d_head + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+    asp_real *at = u->scratch;
+    b.k_t = at, at += u->d_head * b.keys;
+    b.v = at, at += u->n_tokens * b.width;
+    b.row = at, at += QUERIES * b.keys;
+    b.x = at, at += QUERIES * b.width;
+    if (!backward) return b;
+    b.v_t = at, at += u->d_head * b.keys;
+    b.k = at, at += u->n_tokens * b.width;
+    b.dk = at, at += u->n_tokens * b.width;
+    b.dv = at, at += u->n_tokens * b.width;
+    b.drow = at, at += QUERIES * b.keys;
+    b.dx = at;
+    return b;
+}
+
+static void copy_transposed(asp_real *out, const asp_real *x, int64_t stride, int64_t n, int64_t d, int64_t keys) {
+    for (int64_t j = 0; j < d; j++) {
+        for (int64_t t = 0; t < n; t++) out[j * keys + t] = x[t * stride + j];
+        for (int64_t t = n; t < keys; t++) out[j * keys + t] = 0;
+    }
+}
+
+static void copy_padded(asp_real *out, const asp_real *x, int64_t stride, int64_t n, int64_t d, int64_t width) {
+    for (int64_t t = 0; t < n; t++) {
+        memcpy(out + t * width, x + t * stride, (size_t)d * sizeof *out);
+        for (int64_t j = d; j < width; j++) out[t * width + j] = 0;
+    }
+}
+
+/* out_i[c] = scale * sum over t < n of a_i[t] b[t, c] for four rows i and 16 (or 32) columns c;
+ * rows of a are lda apart, of b ldb, of out ldo. */
+INLINE void tile_one(asp_real *out, int64_t ldo, const asp_real *a, int64_t lda, int64_t n, const asp_real *b,
+                     int64_t ldb, asp_real scale) {
+    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+    for (int64_t t = 0; t < n; t++) {
+        const vec x = load(b + t * ldb);
+        s0 += a[t] * x;
+        s1 += a[lda + t] * x;
+        s2 += a[2 * lda + t] * x;
+        s3 += a[3 * lda + t] * x;
+    }
+    store(out, s0 * scale);
+    store(out + ldo, s1 * scale);
+    store(out + 2 * ldo, s2 * scale);
+    store(out + 3 * ldo, s3 * scale);
+}
+INLINE void tile_two(asp_real *out, int64_t ldo, const asp_real *a, int64_t lda, int64_t n, const asp_real *b,
+                     int64_t ldb, asp_real scale) {
+    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, r0 = {0}, r1 = {0}, r2 = {0}, r3 = {0};
+    for (int64_t t = 0; t < n; t++) {
+        const vec x = load(b + t * ldb), y = load(b + t * ldb + ASP_LANES);
+        s0 += a[t] * x, r0 += a[t] * y;
+        s1 += a[lda + t] * x, r1 += a[lda + t] * y;
+        s2 += a[2 * lda + t] * x, r2 += a[2 * lda + t] * y;
+        s3 += a[3 * lda + t] * x, r3 += a[3 * lda + t] * y;
+    }
+    store(out, s0 * scale), store(out + ASP_LANES, r0 * scale);
+    store(out + ldo, s1 * scale), store(out + ldo + ASP_LANES, r1 * scale);
+    store(out + 2 * ldo, s2 * scale), store(out + 2 * ldo + ASP_LANES, r2 * scale);
+    store(out + 3 * ldo, s3 * scale), store(out + 3 * ldo + ASP_LANES, r3 * scale);
+}
+/* The same for `columns` columns, a multiple of 16. */
+static void four_rows(asp_real *out, int64_t ldo, const asp_real *a, int64_t lda, int64_t n, const asp_real *b,
+                      int64_t ldb, int64_t columns, asp_real scale) {
+    int64_t c = 0;
+#if KEY_VECTORS == 2
+    for (; c + 2 * ASP_LANES <= columns; c += 2 * ASP_LANES) tile_two(out + c, ldo, a, lda, n, b + c, ldb, scale);
+#endif
+    for (; c < columns; c += ASP_LANES) tile_one(out + c, ldo, a, lda, n, b + c, ldb, scale);
+}
+
+/* c[t, :] += sum over four rows i of a_i[t] x_i[:]. */
+static void rank_four_update(asp_real *c, const asp_real *a, int64_t lda, int64_t n, const asp_real *x,
+                             int64_t width) {
+    for (int64_t j = 0; j < width; j += ASP_LANES) {
+        const vec x0 = load(x + j), x1 = load(x + width + j);
+        const vec x2 = load(x + 2 * width + j), x3 = load(x + 3 * width + j);
+        for (int64_t t = 0; t < n; t++) {
+            asp_real *at = c + t * width + j;
+            store(at, load(at) + (a[t] * x0 + a[lda + t] * x1) + (a[2 * lda + t] * x2 + a[3 * lda + t] * x3));
+        }
+    }
+}
+
+/* Copies four rows (the last one again beyond the end) into a padded buffer. */
+static void gather_queries(asp_real *out, const asp_real *x, int64_t stride, int64_t first, int64_t n, int64_t d,
+                           int64_t width) {
+    for (int64_t i = 0; i < QUERIES; i++) {
+        const int64_t t = first + i < n ? first + i : n - 1;
+        copy_padded(out + i * width, x + t * stride, stride, 1, d, width);
+    }
+}
+
+/* Open gates of keys k .. k+15: g > 0, or g + n > 0 with logistic n = log(r / (1-r)),
+ * which is r > exp(-g) (1-r). */
+INLINE ivec gate_open(const asp_attention_unit *u, vec s, int64_t k, uint64_t row_key) {
+    const vec g = s + u->gate_bias;
+    if (!u->noisy) return g > 0;
+    const vec r = noise_vec((uint32_t)k, row_key);
+    return r > exp_vec(-g) * (1 - r);
+}
+
+/* Keys beyond the query keep the zeros that the array was allocated with. */
+static void write_row(asp_real *out, const asp_real *row, int64_t n) { memcpy(out, row, (size_t)n * sizeof *out); }
+
+/* row: scores of one query on entry, pattern on return; entries up to a multiple of 16 are written. */
+static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t query) {
+    const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+    const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
+    for (int64_t k = n; k < padded; k++) row[k] = -(asp_real)INFINITY;
+    if (u->scores) {
+        asp_real *scores = u->scores + query * u->n_tokens;
+        write_row(scores, row, n);
+        for (int64_t k = n; k < u->n_tokens; k++) scores[k] = -(asp_real)INFINITY;
+    }
+    vec best = load(row);
+    for (int64_t k = ASP_LANES; k < padded; k += ASP_LANES) best = maximum(load(row + k), best);
+    const asp_real top = max_lanes(best);
+    vec sums = {0};
+    for (int64_t k = 0; k < padded; k += ASP_LANES) {
+        const vec s = load(row + k);
+        vec e = exp_vec(s - top);
+        sums += e;
+        if (u->gated) {
+            const ivec open = gate_open(u, s, k, row_key);
+            e = (vec)((ivec)e & open);
+            if (u->gate) {
+                uint8_t *gate = u->gate + query * u->n_tokens;
+                for (int64_t i = k; i < n && i < k + ASP_LANES; i++) gate[i] = open[i - k] != 0;
+            }
+        }
+        store(row + k, e);
+    }
+    const asp_real sum = sum_lanes(sums), inverse = 1 / sum;
+    if (u->lse) u->lse[query] = top + asp_log(sum);
+    for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * inverse);
+    if (u->pattern) write_row(u->pattern + query * u->n_tokens, row, n);
+    if (u->gate && !u->gated) memset(u->gate + query * u->n_tokens, 1, (size_t)n);
+}
+
+static void edge_row(const asp_attention_unit *u, const asp_real *row, int64_t query) {
+    int64_t n = 0, at = u->edge_key ? u->edge_start[query] : 0;
+    for (int64_t k = 0; k <= query; k++) {
+        if (!(row[k] > u->edge_threshold)) continue;
+        if (u->edge_key) {
+            u->edge_key[at + n] = (int32_t)k;
+            u->edge_weight[at + n] = row[k];
+        }
+        n++;
+    }
+    if (u->edge_count) u->edge_count[query] = n;
+}
+
+static void attention_forward(const asp_attention_unit *u) {
+    const attention_buffers b = attention_layout(u, 0);
+    const int64_t n = u->n_tokens, d = u->d_head, width = b.width;
+    copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys);
+    copy_padded(b.v, u->v, u->stride, n, d, width);
+    for (int64_t first = 0; first < n; first += QUERIES) {
+        const int64_t last = first + QUERIES < n ? first + QUERIES : n;
+        gather_queries(b.x, u->q, u->stride, first, n, d, width);
+        const int64_t columns = (last + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+        four_rows(b.row, b.keys, b.x, width, d, b.k_t, b.keys, columns, u->scale);
+        for (int64_t q = first; q < last; q++) {
+            pattern_row(u, b.row + (q - first) * b.keys, q);
+            if (u->edge_count || u->edge_key) edge_row(u, b.row + (q - first) * b.keys, q);
+        }
+        if (!u->z) continue;
+        four_rows(b.x, width, b.row, b.keys, first + 1, b.v, width, width, 1);
+        for (int64_t q = first; q < last; q++) {
+            asp_real *z = b.x + (q - first) * width;
+            for (int64_t k = first + 1; k <= q; k++) {
+                const asp_real a = b.row[(q - first) * b.keys + k];
+                for (int64_t j = 0; j < width; j += ASP_LANES) store(z + j, load(z + j) + a * load(b.v + k * width + j));
+            }
+            memcpy(u->z + q * u->z_stride, z, (size_t)d * sizeof *z);
+        }
+    }
+}
+
+static void score_row(const asp_attention_unit *u, int64_t query, asp_real *scores) {
+    const attention_buffers b = attention_layout(u, 0);
+    copy_transposed(b.k_t, u->k, u->stride, u->n_tokens, u->d_head, b.keys);
+    gather_queries(b.x, u->q, u->stride, query, u->n_tokens, u->d_head, b.width);
+    const int64_t columns = (query + ASP_LANES) / ASP_LANES * ASP_LANES;
+    four_rows(b.row, b.keys, b.x, b.width, u->d_head, b.k_t, b.keys, columns, u->scale);
+    memcpy(scores, b.row, (size_t)(query + 1) * sizeof *scores);
+}
+
+/* row: scores on entry, pattern A on return.  drow: dA on entry, ds on return.
+ *   ds = P (m dA - rowsum) + P dA sigma'(g + n) + coefficient sigma'(g),  rowsum = dz . z
+ * sigma(g + n) = r / (r + exp(-g) (1-r)); without noise r = 1/2. */
+static void pattern_row_backward(const asp_attention_unit *u, asp_real *row, asp_real *drow, int64_t query,
+                                 asp_real rowsum) {
+    const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+    const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
+    const asp_real lse = u->lse[query], coefficient = u->edge_coefficient;
+    const int through = u->noisy || u->straight_through, soft = through || coefficient != 0 || u->edge_sums;
+    vec gates = {0}, opens = {0};
+    if (u->dpattern) write_row(u->dpattern + query * u->n_tokens, drow, n);
+    for (int64_t k = 0; k < padded; k += ASP_LANES) {
+        const ivec valid = first_lanes(n - k);
+        const vec s = load(row + k), da = load(drow + k), p = exp_vec(s - lse);
+        vec a = p, ds = p * (da - rowsum);
+        if (u->gated) {
+            const vec g = s + u->gate_bias;
+            const vec r = u->noisy ? noise_vec((uint32_t)k, row_key) : splat((asp_real)0.5);
+            const vec e = soft ? exp_vec(-g) : (vec){0};
+            const ivec open = u->noisy ? r > e * (1 - r) : g > 0;
+            a = (vec)((ivec)p & open);
+            ds = a * da - p * rowsum;
+            if (through) {
+                const vec w = r / (r + e * (1 - r));
+                ds += p * da * (w * (1 - w));
+            }
+            if (soft) {
+                const vec w = 1 / (e + 1);
+                ds += coefficient * (w * (1 - w));
+                gates += (vec)((ivec)w & valid);
+                opens += (vec)((ivec)splat(1) & open & valid);
+            }
+        }
+        store(row + k, (vec)((ivec)a & valid));
+        store(drow + k, (vec)((ivec)ds & valid));
+    }
+    if (u->dscores) write_row(u->dscores + query * u->n_tokens, drow, n);
+    if (u->edge_sums) {
+        u->edge_sums[0] += (double)sum_lanes(gates);
+        u->edge_sums[1] += (double)sum_lanes(opens);
+    }
+}
+
+static void attention_backward(const asp_attention_unit *u) {
+    const attention_buffers b = attention_layout(u, 1);
+    const int64_t n = u->n_tokens, d = u->d_head, width = b.width;
+    copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys);
+    copy_transposed(b.v_t, u->v, u->stride, n, d, b.keys);
+    copy_padded(b.k, u->k, u->stride, n, d, width);
+    memset(b.dk, 0, (size_t)(n * width) * sizeof *b.dk);
+    memset(b.dv, 0, (size_t)(n * width) * sizeof *b.dv);
+    for (int64_t first = 0; first < n; first += QUERIES) {
+        const int64_t last = first + QUERIES < n ? first + QUERIES : n;
+        const int64_t columns = (last + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+        gather_queries(b.x, u->q, u->stride, first, n, d, width);
+        gather_queries(b.dx, u->dz, u->dz_stride, first, n, d, width);
+        four_rows(b.row, b.keys, b.x, width, d, b.k_t, b.keys, columns, u->scale);
+        four_rows(b.drow, b.keys, b.dx, width, d, b.v_t, b.keys, columns, 1);
+        for (int64_t i = 0; i < QUERIES; i++) {
+            asp_real *row = b.row + i * b.keys, *drow = b.drow + i * b.keys;
+            int64_t filled = 0;
+            if (first + i < n) {
+                const asp_real *z = u->z + (first + i) * u->z_stride, *dz = u->dz + (first + i) * u->dz_stride;
+                double rowsum = 0;
+                for (int64_t j = 0; j < d; j++) rowsum += (double)z[j] * (double)dz[j];
+                pattern_row_backward(u, row, drow, first + i, (asp_real)rowsum);
+                filled = (first + i) / ASP_LANES * ASP_LANES + ASP_LANES;
+            }
+            for (int64_t k = filled; k < columns; k++) row[k] = drow[k] = 0;
+        }
+        rank_four_update(b.dv, b.row, b.keys, last, b.dx, width);
+        rank_four_update(b.dk, b.drow, b.keys, last, b.x, width);
+        four_rows(b.x, width, b.drow, b.keys, last, b.k, width, width, u->scale);
+        for (int64_t q = first; q < last; q++)
+            memcpy(u->dq + q * u->stride, b.x + (q - first) * width, (size_t)d * sizeof *b.x);
+    }
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t j = 0; j < d; j++) {
+            u->dk[t * u->stride + j] = b.dk[t * width + j] * u->scale;
+            u->dv[t * u->stride + j] = b.dv[t * width + j];
+        }
+}

@@ -1,0 +1,13 @@
+/* kernels_base.c: the kernels of kernels_*.h compiled for the baseline of the platform. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define ASP_ISA_NAME "baseline"
+#define KEY_VECTORS 1
+#include "kernels_math.h"
+#include "kernels_rows.h"
+#include "kernels_attention.h"
+#include "kernels_table.h"
+const asp_kernels asp_kernels_base = ASP_KERNEL_TABLE;

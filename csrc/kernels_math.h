@@ -1,0 +1,108 @@
+/* kernels_math.h: 16-lane vectors, exp and the counter-based noise; included by the kernels_*.c files.
+ * Vectors are GCC/Clang vector extensions: one zmm, two ymm or four xmm registers for float. */
+#ifdef ASP_DOUBLE
+typedef int64_t asp_int;
+#else
+typedef int32_t asp_int;
+#endif
+typedef asp_real vec __attribute__((vector_size(ASP_LANES * sizeof(asp_real)), may_alias));
+typedef asp_real memvec __attribute__((vector_size(ASP_LANES * sizeof(asp_real)), aligned(sizeof(asp_real)), may_alias));
+typedef asp_int ivec __attribute__((vector_size(ASP_LANES * sizeof(asp_int)), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(ASP_LANES * 4), may_alias));
+typedef double dvec __attribute__((vector_size(ASP_LANES * 8), may_alias));
+#ifdef ASP_DOUBLE
+#define asp_sqrt sqrt
+#define asp_log log
+#else
+#define asp_sqrt sqrtf
+#define asp_log logf
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const asp_real *p) { return *(const memvec *)p; }
+INLINE void store(asp_real *p, vec x) { *(memvec *)p = x; }
+INLINE vec splat(asp_real x) { return x - (vec){0}; }
+INLINE vec select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+INLINE vec maximum(vec a, vec b) { return select(a > b, a, b); }
+INLINE vec minimum(vec a, vec b) { return select(a < b, a, b); }
+
+INLINE vec load_part(const asp_real *p, int64_t n, asp_real fill) {
+    asp_real buffer[ASP_LANES];
+    for (int i = 0; i < ASP_LANES; i++) buffer[i] = i < n ? p[i] : fill;
+    return load(buffer);
+}
+INLINE void store_part(asp_real *p, vec x, int64_t n) {
+    asp_real buffer[ASP_LANES];
+    store(buffer, x);
+    for (int64_t i = 0; i < n; i++) p[i] = buffer[i];
+}
+/* Lanes whose index is below n. */
+INLINE ivec first_lanes(int64_t n) {
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < (asp_int)(n > ASP_LANES ? ASP_LANES : n);
+}
+
+/* Sums in a fixed tree. */
+INLINE asp_real sum_lanes(vec x) {
+    asp_real a[ASP_LANES];
+    store(a, x);
+    for (int w = ASP_LANES / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) a[i] += a[i + w];
+    return a[0];
+}
+INLINE asp_real max_lanes(vec x) {
+    asp_real a[ASP_LANES];
+    store(a, x);
+    asp_real best = a[0];
+    for (int i = 1; i < ASP_LANES; i++) best = a[i] > best ? a[i] : best;
+    return best;
+}
+INLINE double sum_lanes_double(dvec x) {
+    double a[ASP_LANES];
+    __builtin_memcpy(a, &x, sizeof a);
+    for (int w = ASP_LANES / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) a[i] += a[i + w];
+    return a[0];
+}
+INLINE dvec widen(vec x) { return __builtin_convertvector(x, dvec); }
+
+/* exp(x); 0 below the smallest normal result; x above the largest is clamped; NaN stays NaN.
+ * float: Cephes' polynomial, error below 2 ulp (tests/test_kernels.py).  double: libm lane by lane. */
+INLINE vec exp_vec(vec x) {
+#ifdef ASP_DOUBLE
+    vec out;
+    for (int i = 0; i < ASP_LANES; i++) out[i] = x[i] < -708.0 ? 0.0 : exp(x[i] > 709.0 ? 709.0 : x[i]);
+    return out;
+#else
+    const ivec tiny = x < -87.33654f;
+    x = minimum(x, splat(88.3762626647949f));
+    const vec shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
+    const vec n = shifted - 12582912.0f;
+    vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec p = splat(1.9875691500E-4f);
+    p = p * r + 1.3981999507E-3f;
+    p = p * r + 8.3334519073E-3f;
+    p = p * r + 4.1665795894E-2f;
+    p = p * r + 1.6666665459E-1f;
+    p = p * r + 5.0000001201E-1f;
+    p = p * (r * r) + r + 1.0f;
+    const ivec power = ((ivec)shifted - 0x4B400000 + 127) << 23;
+    return (vec)((ivec)(p * (vec)power) & ~tiny);
+#endif
+}
+
+/* Uniform numbers in (0,1) for keys first .. first+15 of the row with this key (numerics.md#noise). */
+INLINE vec noise_vec(uint32_t first, uint64_t row_key) {
+    const uvec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    uvec x = (lane + first) * 0x9E3779B9u + (uint32_t)row_key;
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x += (uint32_t)(row_key >> 32);
+    x *= 0x846ca68bu;
+    x ^= x >> 16;
+    typedef int32_t i32vec __attribute__((vector_size(ASP_LANES * 4)));
+    return (__builtin_convertvector((i32vec)(x >> 9), vec) + (asp_real)0.5) * (asp_real)(1.0 / 8388608.0);
+}

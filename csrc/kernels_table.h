@@ -1,0 +1,10 @@
+/* kernels_table.h: the table of one instruction set, from the kernels above it. */
+#define ASP_KERNEL_TABLE                                                                                  \
+    {                                                                                                     \
+        .name = ASP_ISA_NAME, .exp_array = exp_array, .noise_row = noise_row,                             \
+        .layernorm_row = layernorm_row, .layernorm_backward_row = layernorm_backward_row,                 \
+        .activate = activate, .activate_backward = activate_backward, .add = add,                         \
+        .cross_entropy_row = cross_entropy_row, .attention_forward = attention_forward,                   \
+        .attention_backward = attention_backward, .score_row = score_row, .adamw = adamw,                 \
+        .column_sums = column_sums, .sum_squares = sum_squares                                            \
+    }

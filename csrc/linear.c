@@ -1,0 +1,87 @@
+/* linear.c: matrix products in blocks, one single-threaded BLAS call per block, with what follows the
+ * product (bias, residual, activation) applied while the block is in cache.
+ *
+ * Blocks depend on the shape only, never on the number of threads, and every block has enough rows and
+ * columns to stay out of BLAS's small-matrix path, so that a row's bits do not depend on the other rows. */
+#include <string.h>
+
+#include "blas.h"
+#include "kernels.h"
+
+enum { COLUMN_BLOCK = 384, ROW_BLOCK = 1024, BLOCKS_WANTED = 8, LEAST_ROWS = 64 };
+/* OpenBLAS takes its small-matrix path up to m n k = 10^6. */
+static const int64_t SMALL_PRODUCT = 1000000;
+
+typedef struct {
+    const asp_gemm *gemm;
+    int64_t row_blocks, column_blocks;
+} gemm_job;
+
+int64_t asp_gemm_min_rows(int64_t n, int64_t k) {
+    const int64_t columns = n / asp_max(1, n / COLUMN_BLOCK);
+    return SMALL_PRODUCT / asp_max(1, (columns - 16) * k > 0 ? (columns - 16) * k : columns * k) + 1;
+}
+
+/* First index of block i of n split in `blocks`, on a multiple of 16. */
+static int64_t block_start(int64_t n, int64_t blocks, int64_t i) {
+    return i == blocks ? n : n * i / blocks / 16 * 16;
+}
+
+static void plan(gemm_job *job) {
+    const asp_gemm *g = job->gemm;
+    job->column_blocks = asp_max(1, g->n / COLUMN_BLOCK);
+    const int64_t least = asp_max(LEAST_ROWS, asp_gemm_min_rows(g->n, g->k) + 16);
+    const int64_t wanted = asp_max((BLOCKS_WANTED + job->column_blocks - 1) / job->column_blocks, g->m / ROW_BLOCK);
+    job->row_blocks = asp_max(1, asp_min(wanted, g->m / least));
+}
+
+static void finish_block(const asp_gemm *g, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    const asp_kernels *kernels = asp_kernels_active();
+    for (int64_t r = row; r < row + rows && r < g->n_rows; r++) {
+        asp_real *c = g->c + r * g->ldc + column;
+        if (g->bias) kernels->add(c, g->bias + column, columns);
+        if (g->epilogue == ASP_EPILOGUE_BIAS_ACT)
+            kernels->activate(g->out2 + r * g->ldc + column, c, columns, g->activation);
+        else if (g->epilogue == ASP_EPILOGUE_ACT_BACKWARD)
+            kernels->activate_backward(c, g->out2 + r * g->ldc + column, columns, g->activation);
+    }
+}
+
+static void gemm_block(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const gemm_job *job = arg;
+    const asp_gemm *g = job->gemm;
+    const int64_t i = item / job->column_blocks, j = item % job->column_blocks;
+    const int64_t row = block_start(g->m, job->row_blocks, i);
+    const int64_t rows = block_start(g->m, job->row_blocks, i + 1) - row;
+    const int64_t column = block_start(g->n, job->column_blocks, j);
+    const int64_t columns = block_start(g->n, job->column_blocks, j + 1) - column;
+    const asp_real *a = g->a + (g->trans_a ? row : row * g->lda);
+    const asp_real *b = g->b + (g->trans_b ? column * g->ldb : column);
+    asp_real *c = g->c + row * g->ldc + column;
+    const int residual = g->epilogue == ASP_EPILOGUE_RESIDUAL;
+    if (residual && g->residual != g->c)
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(c + r * g->ldc, g->residual + (row + r) * g->ldc + column, (size_t)columns * sizeof *c);
+    asp_cblas_gemm(ASP_ROW_MAJOR, g->trans_a ? ASP_TRANS : ASP_NO_TRANS, g->trans_b ? ASP_TRANS : ASP_NO_TRANS,
+                   (int)rows, (int)columns, (int)g->k, 1, a, (int)g->lda, b, (int)g->ldb,
+                   residual || g->accumulate ? 1 : 0, c, (int)g->ldc);
+    if (g->epilogue != ASP_EPILOGUE_NONE) finish_block(g, row, rows, column, columns);
+}
+
+asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
+    gemm_job job = {.gemm = gemm};
+    plan(&job);
+    return asp_parallel_for(context, job.row_blocks * job.column_blocks, gemm_block, &job);
+}
+
+/* logits (n_padded,V) = hidden (n_padded,E) W_U^T, with the bias on the first n_rows rows. */
+asp_status asp_unembed(const asp_model *model, asp_real *logits, const asp_real *hidden, int64_t n_rows,
+                       int64_t n_padded, const asp_context *context) {
+    const asp_config *c = &model->config;
+    asp_gemm g = {.trans_b = 1, .m = n_padded, .n = c->n_vocab, .k = c->d_model, .a = hidden, .lda = c->d_model,
+                  .b = model->data + model->unembed_w, .ldb = c->d_model, .c = logits, .ldc = c->n_vocab,
+                  .epilogue = ASP_EPILOGUE_BIAS, .bias = asp_at_const(model->data, model->unembed_b),
+                  .n_rows = n_rows};
+    return asp_gemm_run(&g, context);
+}

@@ -1,0 +1,117 @@
+/* memory.c: the only allocator.  Every block is zeroed, 64-byte aligned and counted, so that a test can
+ * ask whether a call gave back all it took, and can make the n-th allocation fail. */
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "internal.h"
+
+enum { ALIGNMENT = 64, LARGE = 1 << 22 };
+
+typedef struct {
+    void *start;     /* what the system gave */
+    int64_t bytes;   /* what was asked for */
+    int64_t mapped;  /* bytes mapped, 0 for the heap */
+} block_header;
+
+static atomic_llong live_bytes, live_blocks, n_allocations, fail_at;
+
+asp_memory_stats asp_memory_get_stats(void) {
+    return (asp_memory_stats){atomic_load(&live_bytes), atomic_load(&live_blocks), atomic_load(&n_allocations)};
+}
+
+void asp_memory_fail_at(int64_t n) { atomic_store(&fail_at, n); }
+
+int asp_multiply(int64_t a, int64_t b, int64_t *out) {
+    int64_t product;
+    if (a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product)) return 0;
+    *out = product;
+    return 1;
+}
+
+/* Large blocks are mapped: zero pages come free, huge pages spare page faults, and the system gets them back. */
+static char *system_allocate(int64_t bytes, int64_t *mapped) {
+    *mapped = 0;
+#if defined(__linux__)
+    if (bytes >= LARGE) {
+        char *start = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (start == MAP_FAILED) return NULL;
+        madvise(start, (size_t)bytes, MADV_HUGEPAGE);
+        *mapped = bytes;
+        return start;
+    }
+#endif
+    return calloc(1, (size_t)bytes);
+}
+
+void *asp_allocate(int64_t n, size_t size) {
+    int64_t bytes, total;
+    if (!asp_multiply(n, (int64_t)size, &bytes)) return NULL;
+    if (__builtin_add_overflow(bytes, (int64_t)(sizeof(block_header) + ALIGNMENT), &total)) return NULL;
+    atomic_fetch_add(&n_allocations, 1);
+    if (atomic_load(&fail_at) > 0 && atomic_fetch_sub(&fail_at, 1) == 1) return NULL;
+    int64_t mapped;
+    char *start = system_allocate(total, &mapped);
+    if (!start) return NULL;
+    const uintptr_t first = (uintptr_t)start + sizeof(block_header);
+    char *block = start + ((first + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT - (uintptr_t)start);
+    const block_header header = {start, bytes, mapped};
+    memcpy(block - sizeof header, &header, sizeof header);
+    atomic_fetch_add(&live_bytes, bytes);
+    atomic_fetch_add(&live_blocks, 1);
+    return block;
+}
+
+void asp_release(void *block) {
+    if (!block) return;
+    block_header header;
+    memcpy(&header, (char *)block - sizeof header, sizeof header);
+    atomic_fetch_sub(&live_bytes, header.bytes);
+    atomic_fetch_sub(&live_blocks, 1);
+#if defined(__linux__)
+    if (header.mapped) {
+        munmap(header.start, (size_t)header.mapped);
+        return;
+    }
+#endif
+    free(header.start);
+}
+
+int64_t asp_arena_reserve(asp_arena *arena, int64_t n, int64_t item_bytes) {
+    int64_t bytes, end;
+    const int64_t offset = arena->bytes;
+    if (!asp_multiply(n, item_bytes, &bytes) || __builtin_add_overflow(offset, bytes, &end) ||
+        end > INT64_MAX - ALIGNMENT) {
+        arena->overflow = 1;
+        return 0;
+    }
+    arena->bytes = asp_round_up(end, ALIGNMENT);
+    return offset;
+}
+
+int asp_arena_commit(asp_arena *arena) {
+    if (arena->overflow) return 0;
+    arena->base = asp_allocate(arena->bytes > 0 ? arena->bytes : 1, 1);
+    return arena->base != NULL;
+}
+
+void asp_arena_free(asp_arena *arena) {
+    asp_release(arena->base);
+    *arena = (asp_arena){0};
+}
+
+asp_status asp_fail(asp_error *err, asp_status status, const char *format, ...) {
+    if (err) {
+        va_list args;
+        va_start(args, format);
+        err->status = status;
+        vsnprintf(err->text, sizeof err->text, format, args);
+        va_end(args);
+    }
+    return status;
+}

@@ -1,0 +1,243 @@
+/* parallel.c: the one thread pool, and the only file that touches BLAS threads.
+ *
+ * Workers are started on first use, run one job at a time and otherwise sleep on a condition variable
+ * (after a spin of some microseconds, because the regions of one forward pass follow each other closely).
+ * A second caller while the pool is busy runs its items itself.  A forked child starts with no workers.
+ * Items are claimed in order from a counter; which thread runs an item never changes what is written. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#include <unistd.h>
+
+#include "blas.h"
+#include "internal.h"
+
+enum { MAX_THREADS = 64, SPINS = 4000 };
+static const double POLL_SECONDS = 0.03;
+
+typedef struct {
+    asp_task task;
+    void *arg;
+    int64_t n;
+    atomic_llong next;      /* first item that nobody has claimed */
+    atomic_int stop;
+    int n_workers;          /* workers 1..n_workers take part */
+} job;
+
+static struct {
+    pthread_mutex_t owner;  /* held by the caller whose job runs */
+    pthread_mutex_t lock;   /* guards the conditions */
+    pthread_cond_t wake, done;
+    int n_started;
+    _Atomic(uint64_t) generation; /* counts jobs */
+    uint64_t first_seen[MAX_THREADS]; /* generation when a worker was started: not news to it */
+    atomic_int running;     /* workers that have not finished the job */
+    job job;
+    int fork_handler;
+} pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void run_items(job *j, int thread) {
+    int64_t item;
+    while (!atomic_load_explicit(&j->stop, memory_order_relaxed) && (item = atomic_fetch_add(&j->next, 1)) < j->n)
+        j->task(j->arg, item, thread);
+}
+
+static void *worker(void *arg) {
+    const int thread = (int)(intptr_t)arg;
+    uint64_t seen = pool.first_seen[thread];
+    for (;;) {
+        for (int i = 0; i < SPINS && atomic_load(&pool.generation) == seen; i++) relax();
+        if (atomic_load(&pool.generation) == seen) {
+            pthread_mutex_lock(&pool.lock);
+            while (atomic_load(&pool.generation) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
+            pthread_mutex_unlock(&pool.lock);
+        }
+        seen = atomic_load(&pool.generation);
+        if (thread <= pool.job.n_workers) run_items(&pool.job, thread);
+        if (atomic_fetch_sub(&pool.running, 1) == 1) {
+            pthread_mutex_lock(&pool.lock);
+            pthread_cond_signal(&pool.done);
+            pthread_mutex_unlock(&pool.lock);
+        }
+    }
+    return NULL;
+}
+
+static pthread_mutex_t blas_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void forget_workers(void) {
+    pthread_mutex_init(&blas_lock, NULL);
+    pthread_mutex_init(&pool.owner, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    pthread_cond_init(&pool.done, NULL);
+    pool.n_started = 0;
+    atomic_store(&pool.running, 0);
+}
+
+/* Makes sure that n workers exist, as far as the system lets us; called by the owner. */
+static void start_workers(int n) {
+    if (!pool.fork_handler) {
+        pthread_atfork(NULL, NULL, forget_workers);
+        pool.fork_handler = 1;
+    }
+    while (pool.n_started < n) {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pool.first_seen[pool.n_started + 1] = atomic_load(&pool.generation);
+        const int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)(pool.n_started + 1));
+        pthread_attr_destroy(&attributes);
+        if (failed) return;
+        pool.n_started++;
+    }
+}
+
+static int poll_now(const asp_context *context, double *last) {
+    if (!context->poll) return 0;
+    const double now = seconds();
+    if (now - *last < POLL_SECONDS) return 0;
+    *last = now;
+    return context->poll(context->poll_state);
+}
+
+/* The caller's share of a job; it alone polls. */
+static int run_and_poll(job *j, const asp_context *context) {
+    static _Thread_local double last_poll;
+    int64_t item;
+    while (!atomic_load_explicit(&j->stop, memory_order_relaxed) && (item = atomic_fetch_add(&j->next, 1)) < j->n) {
+        j->task(j->arg, item, 0);
+        if (poll_now(context, &last_poll)) atomic_store(&j->stop, 1);
+    }
+    return atomic_load(&j->stop);
+}
+
+static void wait_for_workers(void) {
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load(&pool.running) == 0) return;
+        relax();
+    }
+    pthread_mutex_lock(&pool.lock);
+    while (atomic_load(&pool.running) != 0) pthread_cond_wait(&pool.done, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task, void *arg) {
+    int wanted = context->n_threads < MAX_THREADS ? context->n_threads : MAX_THREADS;
+    if (n < wanted) wanted = (int)n;
+    if (wanted <= 1 || pthread_mutex_trylock(&pool.owner) != 0) {
+        job alone = {.task = task, .arg = arg, .n = n};
+        return run_and_poll(&alone, context) ? ASP_STOPPED : ASP_OK;
+    }
+    start_workers(wanted - 1);
+    job *j = &pool.job;
+    j->task = task;
+    j->arg = arg;
+    j->n = n;
+    j->n_workers = wanted - 1;
+    atomic_store(&j->next, 0);
+    atomic_store(&j->stop, 0);
+    atomic_store(&pool.running, pool.n_started);
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add(&pool.generation, 1);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+    const int stopped = run_and_poll(j, context);
+    wait_for_workers();
+    pthread_mutex_unlock(&pool.owner);
+    return stopped ? ASP_STOPPED : ASP_OK;
+}
+
+/* ---- BLAS threads -------------------------------------------------------------- */
+
+static int blas_users, blas_threads;
+
+void asp_blas_enter(void) {
+#ifndef ASP_ACCELERATE
+    pthread_mutex_lock(&blas_lock);
+    if (blas_users++ == 0) {
+        blas_threads = ASP_BLAS(openblas_get_num_threads)();
+        if (blas_threads != 1) ASP_BLAS(openblas_set_num_threads)(1);
+    }
+    pthread_mutex_unlock(&blas_lock);
+#endif
+}
+
+void asp_blas_leave(void) {
+#ifndef ASP_ACCELERATE
+    pthread_mutex_lock(&blas_lock);
+    if (--blas_users == 0 && blas_threads != 1) ASP_BLAS(openblas_set_num_threads)(blas_threads);
+    pthread_mutex_unlock(&blas_lock);
+#endif
+}
+
+const char *asp_blas_config(void) {
+#ifdef ASP_ACCELERATE
+    return "Accelerate";
+#else
+    return ASP_BLAS(openblas_get_config)();
+#endif
+}
+
+const char *asp_blas_core(void) {
+#ifdef ASP_ACCELERATE
+    return "Accelerate";
+#else
+    return ASP_BLAS(openblas_get_corename)();
+#endif
+}
+
+/* ---- default number of threads ---------------------------------------------------- */
+
+/* CPUs that the cgroup lets us use at once, rounded up; a large number when there is no quota. */
+static int cgroup_limit(void) {
+#if defined(__linux__)
+    char text[64] = "";
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (!file) return MAX_THREADS;
+    const size_t n = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[n] = 0;
+    long quota, period;
+    if (sscanf(text, "%ld %ld", &quota, &period) != 2 || quota <= 0 || period <= 0) return MAX_THREADS;
+    const long cpus = (quota + period - 1) / period;
+    return cpus < MAX_THREADS ? (int)cpus : MAX_THREADS;
+#else
+    return MAX_THREADS;
+#endif
+}
+
+int asp_default_threads(void) {
+    int n;
+#if defined(__linux__)
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+#else
+    n = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+    const int limit = cgroup_limit();
+    if (n > limit) n = limit;
+    if (n > MAX_THREADS) n = MAX_THREADS;
+    return n < 1 ? 1 : n;
+}

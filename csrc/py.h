@@ -1,0 +1,101 @@
+/* py.h: what the py_*.c files share: module state, the object structs, status -> exception. */
+#ifndef ASP_PY_H
+#define ASP_PY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdatomic.h>
+
+#include "asp.h"
+
+#define ASP_STRING_(x) #x
+#define ASP_STRING(x) ASP_STRING_(x)
+#define ASP_MODULE "attnsparse." ASP_STRING(ASP_MODULE_NAME)
+
+typedef struct {
+    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type;
+    int n_threads;
+} py_state;
+
+extern struct PyModuleDef asp_module_def;
+
+/* Owner of the weights.  users: readers (runs), or -1 while one writer (assign, training) works. */
+typedef struct {
+    PyObject_HEAD
+    asp_model *model;
+    atomic_llong version; /* + 1 at every change of the weights */
+    atomic_int users;
+} py_model;
+
+typedef struct {
+    PyObject_HEAD
+    asp_run *run;
+    py_model *model;
+    long long version; /* of the model at the run */
+} py_run;
+
+typedef struct {
+    PyObject_HEAD
+    asp_gradients *gradients;
+    py_model *model;
+} py_gradients;
+
+typedef struct {
+    PyObject_HEAD
+    asp_trainer *trainer;
+    py_model *model;
+    atomic_int busy;
+} py_trainer;
+
+extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
+
+/* ---- py_module.c ---------------------------------------------------------------- */
+
+py_state *asp_py_state(PyTypeObject *defining_type);
+/* Sets the exception for a status other than OK and returns NULL. */
+PyObject *asp_py_raise(asp_status status, const asp_error *err);
+/* A call with the GIL released: poll looks for Ctrl-C. */
+typedef struct {
+    asp_context context;
+    PyThreadState *thread;
+} py_call;
+void asp_py_call_begin(py_call *call, int n_threads);
+void asp_py_call_end(py_call *call);
+
+/* ---- py_model.c ------------------------------------------------------------------- */
+
+/* 0 and RuntimeError if the model is taken. */
+int asp_py_read_begin(py_model *model);
+void asp_py_read_end(py_model *model);
+int asp_py_write_begin(py_model *model);
+void asp_py_write_end(py_model *model);
+
+/* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
+
+enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE };
+
+int asp_py_import_numpy(void);
+/* New array over memory of owner (which it keeps alive).  strides in elements, NULL: contiguous. */
+PyObject *asp_py_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
+                      const int64_t *strides, int writable);
+PyObject *asp_py_lend_array(PyObject *owner, asp_array array);
+/* New zeroed array of its own. */
+PyObject *asp_py_new_array(int kind, int n_dims, const int64_t *dims, void **data);
+/* A C-contiguous array of exactly this kind and number of dimensions, borrowed for a call: new reference. */
+PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+/* The same after conversion of whatever numbers came. */
+PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+
+/* Tokens and offsets of a call, checked against each other. */
+typedef struct {
+    PyObject *token_array, *offset_array;
+    int32_t *tokens;
+    int64_t *offsets, n_sequences, n_tokens;
+} py_batch;
+int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets);
+void asp_py_batch_clear(py_batch *batch);
+
+/* Bit mask of record names in a tuple; 0 and ValueError for an unknown one. */
+int asp_py_records(PyObject *names, uint64_t *records);
+
+#endif

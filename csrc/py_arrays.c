@@ -1,0 +1,126 @@
+/* py_arrays.c: the only file that calls NumPy: borrows input arrays, lends output arrays. */
+#include "py.h"
+
+#include <numpy/arrayobject.h>
+
+int asp_py_import_numpy(void) {
+    import_array1(-1);
+    return 0;
+}
+
+static int type_number(int kind) {
+    switch (kind) {
+    case ASP_PY_INT32: return NPY_INT32;
+    case ASP_PY_INT64: return NPY_INT64;
+    case ASP_PY_BYTE: return NPY_BOOL;
+    case ASP_PY_DOUBLE: return NPY_DOUBLE;
+    default: return sizeof(asp_real) == 8 ? NPY_DOUBLE : NPY_FLOAT;
+    }
+}
+
+static const char *type_name(int kind) {
+    switch (kind) {
+    case ASP_PY_INT32: return "int32";
+    case ASP_PY_INT64: return "int64";
+    case ASP_PY_BYTE: return "bool";
+    case ASP_PY_DOUBLE: return "float64";
+    default: return sizeof(asp_real) == 8 ? "float64" : "float32";
+    }
+}
+
+PyObject *asp_py_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
+                      const int64_t *strides, int writable) {
+    npy_intp shape[8], steps[8];
+    PyArray_Descr *type = PyArray_DescrFromType(type_number(kind));
+    if (!type) return NULL;
+    const npy_intp item = PyDataType_ELSIZE(type);
+    for (int i = 0; i < n_dims; i++) {
+        shape[i] = (npy_intp)dims[i];
+        if (strides) steps[i] = (npy_intp)strides[i] * item;
+    }
+    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, type, n_dims, shape, strides ? steps : NULL, data,
+                                           NPY_ARRAY_WRITEABLE, NULL);
+    if (!array) return NULL;
+    if (!writable) PyArray_CLEARFLAGS((PyArrayObject *)array, NPY_ARRAY_WRITEABLE);
+    Py_INCREF(owner);
+    if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) {
+        Py_DECREF(array);
+        return NULL;
+    }
+    return array;
+}
+
+PyObject *asp_py_lend_array(PyObject *owner, asp_array array) {
+    return asp_py_lend(owner, array.data, array.is_byte ? ASP_PY_BYTE : ASP_PY_REAL, array.n_dims, array.dims,
+                       array.strides, 0);
+}
+
+PyObject *asp_py_new_array(int kind, int n_dims, const int64_t *dims, void **data) {
+    npy_intp shape[8];
+    for (int i = 0; i < n_dims; i++) shape[i] = (npy_intp)dims[i];
+    PyObject *array = PyArray_ZEROS(n_dims, shape, type_number(kind), 0);
+    if (array) *data = PyArray_DATA((PyArrayObject *)array);
+    return array;
+}
+
+static PyObject *describe(PyObject *array, void **data, int64_t *dims) {
+    *data = PyArray_DATA((PyArrayObject *)array);
+    for (int i = 0; dims && i < PyArray_NDIM((PyArrayObject *)array); i++) dims[i] = PyArray_DIM((PyArrayObject *)array, i);
+    return array;
+}
+
+PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+    if (!PyArray_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%s must be a NumPy array, got %.80s", name, Py_TYPE(object)->tp_name);
+        return NULL;
+    }
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (PyArray_TYPE(array) != type_number(kind)) {
+        PyErr_Format(PyExc_TypeError, "%s must have dtype %s, got %S", name, type_name(kind), PyArray_DESCR(array));
+        return NULL;
+    }
+    if (PyArray_NDIM(array) != n_dims || !PyArray_ISCARRAY_RO(array)) {
+        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous array of %d dimension(s), got %d dimension(s)%s", name,
+                     n_dims, PyArray_NDIM(array), PyArray_ISCARRAY_RO(array) ? "" : " in another memory layout");
+        return NULL;
+    }
+    return describe(Py_NewRef(object), data, dims);
+}
+
+PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+    PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims, NPY_ARRAY_CARRAY_RO);
+    if (array) return describe(array, data, dims);
+    if (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "%s must be numbers in an array of %d dimension(s), got %.80s", name, n_dims,
+                     Py_TYPE(object)->tp_name);
+    }
+    return NULL;
+}
+
+void asp_py_batch_clear(py_batch *batch) {
+    Py_CLEAR(batch->token_array);
+    Py_CLEAR(batch->offset_array);
+}
+
+int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets) {
+    int64_t n_offsets;
+    void *data;
+    *batch = (py_batch){0};
+    batch->token_array = asp_py_borrow(tokens, ASP_PY_INT32, 1, "tokens", &data, &batch->n_tokens);
+    if (!batch->token_array) return 0;
+    batch->tokens = data;
+    batch->offset_array = asp_py_borrow(offsets, ASP_PY_INT64, 1, "offsets", &data, &n_offsets);
+    if (!batch->offset_array) {
+        asp_py_batch_clear(batch);
+        return 0;
+    }
+    batch->offsets = data;
+    batch->n_sequences = n_offsets - 1;
+    int ordered = n_offsets >= 2 && batch->offsets[0] == 0 && batch->offsets[n_offsets - 1] == batch->n_tokens;
+    for (int64_t i = 1; ordered && i < n_offsets; i++) ordered = batch->offsets[i] >= batch->offsets[i - 1];
+    if (ordered) return 1;
+    PyErr_Format(PyExc_ValueError, "offsets must rise from 0 to the number of tokens (%lld)", (long long)batch->n_tokens);
+    asp_py_batch_clear(batch);
+    return 0;
+}

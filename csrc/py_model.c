@@ -1,0 +1,393 @@
+/* py_model.c: the type Model: config, weights, and the calls that run it. */
+#include "py.h"
+
+#include <string.h>
+
+/* ---- readers and the writer ------------------------------------------------------------- */
+
+int asp_py_read_begin(py_model *model) {
+    int users = atomic_load(&model->users);
+    do {
+        if (users < 0) {
+            PyErr_SetString(PyExc_RuntimeError, "model is being changed in another thread; wait for it or use a copy of the model");
+            return 0;
+        }
+    } while (!atomic_compare_exchange_weak(&model->users, &users, users + 1));
+    return 1;
+}
+
+void asp_py_read_end(py_model *model) { atomic_fetch_sub(&model->users, 1); }
+
+int asp_py_write_begin(py_model *model) {
+    int nobody = 0;
+    if (atomic_compare_exchange_strong(&model->users, &nobody, -1)) return 1;
+    PyErr_SetString(PyExc_RuntimeError, "model is in use in another thread; wait for it or use a copy of the model");
+    return 0;
+}
+
+void asp_py_write_end(py_model *model) {
+    atomic_fetch_add(&model->version, 1);
+    atomic_store(&model->users, 0);
+}
+
+/* ---- config -------------------------------------------------------------------------------- */
+
+static PyObject *field(PyObject *config, const char *name) {
+    PyObject *value = PyDict_GetItemString(config, name);
+    if (!value) PyErr_Format(PyExc_ValueError, "config has no '%s'", name);
+    return value;
+}
+
+static int read_int(PyObject *config, const char *name, int64_t *out) {
+    PyObject *value = field(config, name);
+    if (!value) return 0;
+    *out = PyLong_AsLongLong(value);
+    return !(*out == -1 && PyErr_Occurred());
+}
+
+static int read_double(PyObject *config, const char *name, double *out) {
+    PyObject *value = field(config, name);
+    if (!value) return 0;
+    *out = PyFloat_AsDouble(value);
+    return !(*out == -1.0 && PyErr_Occurred());
+}
+
+static int read_flag(PyObject *config, const char *name, int *out) {
+    PyObject *value = field(config, name);
+    if (value) *out = PyObject_IsTrue(value);
+    return value && *out >= 0;
+}
+
+static const char *const activations[] = {"gelu_new", "gelu", "relu"};
+
+static int read_activation(PyObject *config, asp_activation *out) {
+    PyObject *value = field(config, "activation");
+    const char *name = value ? PyUnicode_AsUTF8(value) : NULL;
+    if (!name) return 0;
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, activations[i]) == 0) {
+            *out = (asp_activation)i;
+            return 1;
+        }
+    PyErr_Format(PyExc_ValueError, "activation must be gelu_new, gelu or relu, got '%.40s'", name);
+    return 0;
+}
+
+static int read_config(PyObject *d, asp_config *c) {
+    return read_int(d, "n_layer", &c->n_layer) && read_int(d, "n_head", &c->n_head) &&
+           read_int(d, "d_model", &c->d_model) && read_int(d, "d_head", &c->d_head) &&
+           read_int(d, "d_mlp", &c->d_mlp) && read_int(d, "n_ctx", &c->n_ctx) && read_int(d, "n_vocab", &c->n_vocab) &&
+           read_activation(d, &c->activation) && read_double(d, "ln_eps", &c->ln_eps) &&
+           read_flag(d, "gated", &c->gated) && read_double(d, "gate_bias", &c->gate_bias) &&
+           read_flag(d, "tied", &c->tied) && read_flag(d, "bias", &c->bias) &&
+           read_flag(d, "unembed_bias", &c->unembed_bias) && read_flag(d, "scale_attn", &c->scale_attn) &&
+           read_flag(d, "scale_by_inverse_layer", &c->scale_by_inverse_layer);
+}
+
+/* ---- life ------------------------------------------------------------------------------------- */
+
+static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *dict;
+    char *names[] = {"config", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!", names, &PyDict_Type, &dict)) return NULL;
+    asp_config config = {0};
+    if (!read_config(dict, &config)) return NULL;
+    py_model *self = (py_model *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    asp_error err = {0};
+    asp_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = asp_model_new(&self->model, &config, &err);
+    Py_END_ALLOW_THREADS
+    if (!status) return (PyObject *)self;
+    Py_DECREF(self);
+    return asp_py_raise(status, &err);
+}
+
+static void model_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    asp_model_free(((py_model *)self)->model);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ---- weights ------------------------------------------------------------------------------------ */
+
+static const asp_parameter *find(py_model *self, PyObject *name) {
+    const char *text = PyUnicode_AsUTF8(name);
+    if (!text) return NULL;
+    for (int64_t i = 0; i < asp_model_n_parameters(self->model); i++) {
+        const asp_parameter *p = asp_model_parameter(self->model, i);
+        if (strcmp(p->name, text) == 0) return p;
+    }
+    PyErr_Format(PyExc_KeyError, "this model has no parameter %R", name);
+    return NULL;
+}
+
+static PyObject *lend_parameter(PyObject *self, PyObject *name, int writable) {
+    const asp_parameter *p = find((py_model *)self, name);
+    if (!p) return NULL;
+    return asp_py_lend(self, asp_model_data(((py_model *)self)->model) + p->offset, ASP_PY_REAL, p->n_dims, p->dims,
+                       NULL, writable);
+}
+
+static PyObject *model_parameter(PyObject *self, PyObject *name) { return lend_parameter(self, name, 0); }
+static PyObject *model_writable(PyObject *self, PyObject *name) { return lend_parameter(self, name, 1); }
+
+static PyObject *model_shape(PyObject *self, PyObject *name) {
+    const asp_parameter *p = find((py_model *)self, name);
+    if (!p) return NULL;
+    return p->n_dims == 2 ? Py_BuildValue("(LL)", (long long)p->dims[0], (long long)p->dims[1])
+                          : Py_BuildValue("(L)", (long long)p->dims[0]);
+}
+
+static PyObject *model_assign(PyObject *self, PyObject *args) {
+    PyObject *name, *object;
+    py_model *model = (py_model *)self;
+    if (!PyArg_ParseTuple(args, "UO", &name, &object)) return NULL;
+    const asp_parameter *p = find(model, name);
+    if (!p) return NULL;
+    int64_t dims[2] = {0};
+    void *data;
+    PyObject *array = asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &data, dims);
+    if (!array) return NULL;
+    if (dims[0] != p->dims[0] || (p->n_dims == 2 && dims[1] != p->dims[1])) {
+        PyErr_Format(PyExc_ValueError, "%s: expected shape (%lld, %lld), got (%lld, %lld)", p->name,
+                     (long long)p->dims[0], (long long)p->dims[1], (long long)dims[0], (long long)dims[1]);
+    } else if (asp_py_write_begin(model)) {
+        memcpy(asp_model_data(model->model) + p->offset, data, (size_t)p->size * sizeof(asp_real));
+        asp_py_write_end(model);
+    }
+    Py_DECREF(array);
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *model_nonfinite(PyObject *self, PyObject *unused) {
+    (void)unused;
+    asp_model *model = ((py_model *)self)->model;
+    for (int64_t i = 0; i < asp_model_n_parameters(model); i++) {
+        const asp_parameter *p = asp_model_parameter(model, i);
+        int64_t first, count;
+        Py_BEGIN_ALLOW_THREADS
+        count = asp_count_nonfinite(asp_model_data(model) + p->offset, p->size, &first);
+        Py_END_ALLOW_THREADS
+        if (count) return Py_BuildValue("(sLL)", p->name, (long long)count, (long long)first);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *model_names(PyObject *self, void *unused) {
+    (void)unused;
+    asp_model *model = ((py_model *)self)->model;
+    PyObject *names = PyTuple_New((Py_ssize_t)asp_model_n_parameters(model));
+    for (int64_t i = 0; names && i < asp_model_n_parameters(model); i++) {
+        PyObject *name = PyUnicode_FromString(asp_model_parameter(model, i)->name);
+        if (!name) Py_CLEAR(names);
+        else PyTuple_SET_ITEM(names, (Py_ssize_t)i, name);
+    }
+    return names;
+}
+
+static PyObject *model_version(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(atomic_load(&((py_model *)self)->version));
+}
+
+static PyObject *model_config(PyObject *self, void *unused) {
+    (void)unused;
+    const asp_config *c = asp_model_config(((py_model *)self)->model);
+#define FLAG(x) ((x) ? Py_True : Py_False)
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:s,s:d,s:O,s:d,s:O,s:O,s:O,s:O,s:O}", "n_layer",
+                         (long long)c->n_layer, "n_head", (long long)c->n_head, "d_model", (long long)c->d_model,
+                         "d_head", (long long)c->d_head, "d_mlp", (long long)c->d_mlp, "n_ctx", (long long)c->n_ctx,
+                         "n_vocab", (long long)c->n_vocab, "activation", activations[c->activation], "ln_eps",
+                         c->ln_eps, "gated", FLAG(c->gated), "gate_bias", c->gate_bias, "tied", FLAG(c->tied), "bias",
+                         FLAG(c->bias), "unembed_bias", FLAG(c->unembed_bias), "scale_attn", FLAG(c->scale_attn),
+                         "scale_by_inverse_layer", FLAG(c->scale_by_inverse_layer));
+#undef FLAG
+}
+
+/* ---- run and gradients ----------------------------------------------------------------------------- */
+
+int asp_py_records(PyObject *names, uint64_t *records) {
+    PyObject *items = PySequence_Fast(names, "record must be a sequence of names");
+    if (!items) return 0;
+    *records = 0;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); i++) {
+        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(items, i));
+        int r = 0;
+        while (name && r < ASP_N_RECORDS && strcmp(name, asp_record_name((asp_record)r)) != 0) r++;
+        if (!name || r == ASP_N_RECORDS) {
+            if (name) PyErr_Format(PyExc_ValueError, "there is no record '%.60s'", name);
+            Py_DECREF(items);
+            return 0;
+        }
+        *records |= (uint64_t)1 << r;
+    }
+    Py_DECREF(items);
+    return 1;
+}
+
+static int n_threads(PyObject *self, int asked) {
+    return asked > 0 ? asked : asp_py_state(Py_TYPE(self))->n_threads;
+}
+
+static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"tokens", "offsets", "record", "logits", "max_bytes", "edge_threshold", "threads", NULL};
+    PyObject *tokens, *offsets, *record, *threshold = Py_None;
+    asp_run_options options = {.logits = ASP_LOGITS_ALL};
+    long long max_bytes = INT64_MAX;
+    int threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOi:run", names, &tokens, &offsets, &record, &options.logits,
+                                     &max_bytes, &threshold, &threads))
+        return NULL;
+    options.max_bytes = max_bytes;
+    options.edges = threshold != Py_None;
+    if (options.edges) options.edge_threshold = PyFloat_AsDouble(threshold);
+    py_batch batch;
+    if (PyErr_Occurred() || !asp_py_records(record, &options.records) || !asp_py_batch(&batch, tokens, offsets)) return NULL;
+    py_model *model = (py_model *)self;
+    PyTypeObject *type = asp_py_state(Py_TYPE(self))->run_type;
+    py_run *run = asp_py_read_begin(model) ? (py_run *)type->tp_alloc(type, 0) : NULL;
+    if (run) {
+        asp_error err = {0};
+        run->model = (py_model *)Py_NewRef(self);
+        run->version = atomic_load(&model->version);
+        py_call call;
+        asp_py_call_begin(&call, n_threads(self, threads));
+        const asp_status status = asp_run_new(&run->run, model->model, batch.tokens, batch.offsets, batch.n_sequences,
+                                              &options, &call.context, &err);
+        asp_py_call_end(&call);
+        asp_py_read_end(model);
+        if (status) {
+            asp_py_raise(status, &err);
+            Py_CLEAR(run);
+        }
+    }
+    asp_py_batch_clear(&batch);
+    return (PyObject *)run;
+}
+
+/* Optional arrays of a gradient call, held for its length. */
+typedef struct { PyObject *dlogits, *targets, *weights; } gradient_inputs;
+
+static int read_gradient_inputs(gradient_inputs *in, asp_gradient_options *options, const asp_config *config,
+                                const py_batch *batch, PyObject *dlogits, PyObject *targets, PyObject *weights) {
+    void *data;
+    int64_t dims[2] = {0};
+    if (dlogits != Py_None) {
+        in->dlogits = asp_py_borrow(dlogits, ASP_PY_REAL, 2, "dlogits", &data, dims);
+        if (!in->dlogits) return 0;
+        options->dlogits = data;
+        if (dims[0] == batch->n_tokens && dims[1] == config->n_vocab) return 1;
+        PyErr_Format(PyExc_ValueError, "dlogits must have shape (%lld, %lld), got (%lld, %lld)",
+                     (long long)batch->n_tokens, (long long)config->n_vocab, (long long)dims[0], (long long)dims[1]);
+        return 0;
+    }
+    in->targets = asp_py_borrow(targets, ASP_PY_INT32, 1, "targets", &data, &dims[0]);
+    options->targets = data;
+    if (!in->targets) return 0;
+    in->weights = asp_py_borrow(weights, ASP_PY_REAL, 1, "weights", &data, &dims[1]);
+    options->weights = data;
+    if (!in->weights) return 0;
+    if (dims[0] != batch->n_tokens || dims[1] != batch->n_tokens) {
+        PyErr_Format(PyExc_ValueError, "targets and weights must have one value for each of the %lld tokens, got %lld and %lld",
+                     (long long)batch->n_tokens, (long long)dims[0], (long long)dims[1]);
+        return 0;
+    }
+    double sum = 0;
+    for (int64_t r = 0; r < batch->n_tokens; r++) {
+        if (options->weights[r] != 0 && (options->targets[r] < 0 || options->targets[r] >= config->n_vocab)) {
+            PyErr_Format(PyExc_IndexError, "target %d at row %lld is out of range 0..%lld", (int)options->targets[r],
+                         (long long)r, (long long)config->n_vocab - 1);
+            return 0;
+        }
+        sum += (double)options->weights[r];
+    }
+    if (sum > 0) return 1;
+    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to more than 0");
+    return 0;
+}
+
+static PyObject *compute_gradients(PyObject *self, const py_batch *batch, const asp_gradient_options *options,
+                                   int threads) {
+    py_model *model = (py_model *)self;
+    PyTypeObject *type = asp_py_state(Py_TYPE(self))->gradients_type;
+    if (!asp_py_read_begin(model)) return NULL;
+    py_gradients *result = (py_gradients *)type->tp_alloc(type, 0);
+    if (result) {
+        asp_error err = {0};
+        py_call call;
+        result->model = (py_model *)Py_NewRef(self);
+        asp_py_call_begin(&call, n_threads(self, threads));
+        const asp_status status = asp_gradients_new(&result->gradients, model->model, batch->tokens, batch->offsets,
+                                                    batch->n_sequences, options, &call.context, &err);
+        asp_py_call_end(&call);
+        if (status) {
+            asp_py_raise(status, &err);
+            Py_CLEAR(result);
+        }
+    }
+    asp_py_read_end(model);
+    return (PyObject *)result;
+}
+
+static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"tokens", "offsets", "record", "parameters", "dlogits", "targets", "weights",
+                            "straight_through", "max_bytes", "threads", NULL};
+    PyObject *tokens, *offsets, *record, *dlogits = Py_None, *targets = Py_None, *weights = Py_None, *result = NULL;
+    asp_gradient_options options = {0};
+    long long max_bytes = INT64_MAX;
+    int threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOpOOO|pLi:gradients", names, &tokens, &offsets, &record,
+                                     &options.parameters, &dlogits, &targets, &weights, &options.gate_gradient,
+                                     &max_bytes, &threads))
+        return NULL;
+    options.max_bytes = max_bytes;
+    const uint64_t possible = 1u << ASP_RESID | 1u << ASP_RESID_MID | 1u << ASP_QKV | 1u << ASP_SCORES |
+                              1u << ASP_PATTERN | 1u << ASP_Z | 1u << ASP_MLP_PRE | 1u << ASP_MLP_POST;
+    py_batch batch;
+    if (!asp_py_records(record, &options.records)) return NULL;
+    if (options.records & ~possible) {
+        PyErr_SetString(PyExc_ValueError, "gradients exist for resid, resid_mid, qkv, scores, pattern, z, mlp_pre and mlp_post");
+        return NULL;
+    }
+    if (!asp_py_batch(&batch, tokens, offsets)) return NULL;
+    gradient_inputs in = {0};
+    const asp_config *config = asp_model_config(((py_model *)self)->model);
+    if (read_gradient_inputs(&in, &options, config, &batch, dlogits, targets, weights))
+        result = compute_gradients(self, &batch, &options, threads);
+    Py_XDECREF(in.dlogits);
+    Py_XDECREF(in.targets);
+    Py_XDECREF(in.weights);
+    asp_py_batch_clear(&batch);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"parameter", model_parameter, METH_O, "parameter(name): read-only view of one weight array."},
+    {"_writable", model_writable, METH_O, "_writable(name): view for loaders that fill a new model."},
+    {"shape", model_shape, METH_O, "shape(name): shape of one weight array."},
+    {"assign", model_assign, METH_VARARGS, "assign(name, array): copies an array into the weights."},
+    {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
+    {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
+     "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0) -> Run"},
+    {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
+     "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "
+     "max_bytes=..., threads=0) -> Gradients"},
+    {0}};
+
+static PyGetSetDef attributes[] = {{"names", model_names, NULL, "Names of the weight arrays.", NULL},
+                                   {"version", model_version, NULL, "Changes with every change of the weights.", NULL},
+                                   {"config", model_config, NULL, "The configuration as a dict.", NULL},
+                                   {0}};
+
+static PyType_Slot slots[] = {{Py_tp_new, model_new},
+                              {Py_tp_dealloc, model_dealloc},
+                              {Py_tp_methods, methods},
+                              {Py_tp_getset, attributes},
+                              {Py_tp_doc, "Model(config): a model with zero weights."},
+                              {0, NULL}};
+PyType_Spec asp_py_model_spec = {ASP_MODULE ".Model", sizeof(py_model), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+                                 slots};

@@ -1,0 +1,187 @@
+/* py_module.c: module start, status -> exception, and calls with the GIL released. */
+#include "py.h"
+
+py_state *asp_py_state(PyTypeObject *defining_type) { return PyType_GetModuleState(defining_type); }
+
+/* ---- exceptions ------------------------------------------------------------------------ */
+
+static PyObject *raise_diverged(const char *text) {
+    PyObject *errors = PyImport_ImportModule("attnsparse.errors");
+    PyObject *type = errors ? PyObject_GetAttrString(errors, "TrainingDiverged") : NULL;
+    if (type) PyErr_SetString(type, text);
+    Py_XDECREF(type);
+    Py_XDECREF(errors);
+    return NULL;
+}
+
+PyObject *asp_py_raise(asp_status status, const asp_error *err) {
+    const char *text = err->text;
+    switch (status) {
+    case ASP_NO_MEMORY: PyErr_SetString(PyExc_MemoryError, *text ? text : "out of memory"); break;
+    case ASP_BAD_ARGUMENT: PyErr_SetString(PyExc_ValueError, text); break;
+    case ASP_BAD_INDEX: PyErr_SetString(PyExc_IndexError, text); break;
+    case ASP_DIVERGED: return raise_diverged(text);
+    case ASP_STOPPED:
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_KeyboardInterrupt, "stopped");
+        break;
+    default: PyErr_SetString(PyExc_RuntimeError, text); break;
+    }
+    return NULL;
+}
+
+/* ---- the GIL --------------------------------------------------------------------------- */
+
+static int poll_signals(void *state) {
+    py_call *call = state;
+    PyEval_RestoreThread(call->thread);
+    const int interrupted = PyErr_CheckSignals() != 0;
+    call->thread = PyEval_SaveThread();
+    return interrupted;
+}
+
+void asp_py_call_begin(py_call *call, int n_threads) {
+    call->context = (asp_context){n_threads, poll_signals, call};
+    call->thread = PyEval_SaveThread();
+}
+
+void asp_py_call_end(py_call *call) { PyEval_RestoreThread(call->thread); }
+
+/* ---- functions ---------------------------------------------------------------------------- */
+
+static PyObject *set_num_threads(PyObject *module, PyObject *arg) {
+    const long n = PyLong_AsLong(arg);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    if (n < 1 || n > 64) return PyErr_Format(PyExc_ValueError, "the number of threads must be in 1..64, got %ld", n);
+    ((py_state *)PyModule_GetState(module))->n_threads = (int)n;
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
+    (void)unused;
+    return PyLong_FromLong(((py_state *)PyModule_GetState(module))->n_threads);
+}
+
+static PyObject *machine(PyObject *module, PyObject *unused) {
+    (void)unused;
+    return Py_BuildValue("{s:s,s:s,s:s,s:i,s:i,s:s}", "isa", asp_isa_name(), "blas_config", asp_blas_config(),
+                         "blas_core", asp_blas_core(), "default_threads", asp_default_threads(), "threads",
+                         ((py_state *)PyModule_GetState(module))->n_threads, "precision",
+                         sizeof(asp_real) == 8 ? "float64" : "float32");
+}
+
+static PyObject *select_isa(PyObject *module, PyObject *arg) {
+    (void)module;
+    asp_error err = {0};
+    const char *name = PyUnicode_AsUTF8(arg);
+    if (!name) return NULL;
+    const asp_status status = asp_isa_select(name, &err);
+    if (status) return asp_py_raise(status, &err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *debug_stats(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    const asp_memory_stats s = asp_memory_get_stats();
+    return Py_BuildValue("{s:L,s:L,s:L}", "live_bytes", (long long)s.live_bytes, "live_blocks",
+                         (long long)s.live_blocks, "n_allocations", (long long)s.n_allocations);
+}
+
+static PyObject *debug_fail_at(PyObject *module, PyObject *arg) {
+    (void)module;
+    const long long n = PyLong_AsLongLong(arg);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    asp_memory_fail_at(n);
+    Py_RETURN_NONE;
+}
+
+static PyObject *kernel_noise_row(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned long long seed, step, sequence, layer, head, query;
+    long long n;
+    if (!PyArg_ParseTuple(args, "LKKKKKK", &n, &seed, &step, &sequence, &layer, &head, &query)) return NULL;
+    if (n < 0) return PyErr_Format(PyExc_ValueError, "n must not be negative, got %lld", n);
+    void *u;
+    const int64_t dims[] = {n};
+    PyObject *array = asp_py_new_array(ASP_PY_REAL, 1, dims, &u);
+    if (array) asp_noise_row(u, n, seed, step, sequence, layer, head, query);
+    return array;
+}
+
+static PyObject *kernel_exp(PyObject *module, PyObject *arg) {
+    (void)module;
+    void *x, *out;
+    int64_t n;
+    PyObject *input = asp_py_borrow(arg, ASP_PY_REAL, 1, "x", &x, &n);
+    if (!input) return NULL;
+    PyObject *array = asp_py_new_array(ASP_PY_REAL, 1, &n, &out);
+    if (array) asp_exp_array(out, x, n);
+    Py_DECREF(input);
+    return array;
+}
+
+static PyMethodDef functions[] = {
+    {"set_num_threads", set_num_threads, METH_O, "Sets how many threads calls use (1..64)."},
+    {"get_num_threads", get_num_threads, METH_NOARGS, "How many threads calls use."},
+    {"machine", machine, METH_NOARGS, "Instruction set, BLAS and threads as a dict."},
+    {"_select_isa", select_isa, METH_O, "Chooses kernels by name, '' for the best; for tests."},
+    {"_debug_stats", debug_stats, METH_NOARGS, "Counters of the allocator."},
+    {"_debug_fail_at", debug_fail_at, METH_O, "Makes the n-th allocation from now fail; 0 switches it off."},
+    {"_noise_row", kernel_noise_row, METH_VARARGS, "Noise (n, seed, step, sequence, layer, head, query); for tests."},
+    {"_exp", kernel_exp, METH_O, "exp of the kernels; for tests."},
+    {0}};
+
+/* ---- module ---------------------------------------------------------------------------------- */
+
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *type ? PyModule_AddType(module, *type) : -1;
+}
+
+static int start(PyObject *module) {
+    py_state *state = PyModule_GetState(module);
+    asp_error err = {0};
+    if (asp_py_import_numpy() < 0) return -1;
+    const asp_status status = asp_isa_select(getenv("ATTNSPARSE_ISA"), &err);
+    if (status) {
+        asp_py_raise(status, &err);
+        return -1;
+    }
+    state->n_threads = asp_default_threads();
+    if (add_type(module, &asp_py_model_spec, &state->model_type) < 0) return -1;
+    if (add_type(module, &asp_py_run_spec, &state->run_type) < 0) return -1;
+    if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
+    return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
+}
+
+static int traverse(PyObject *module, visitproc visit, void *arg) {
+    py_state *state = PyModule_GetState(module);
+    Py_VISIT(state->model_type);
+    Py_VISIT(state->run_type);
+    Py_VISIT(state->gradients_type);
+    Py_VISIT(state->trainer_type);
+    return 0;
+}
+
+static int clear(PyObject *module) {
+    py_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->model_type);
+    Py_CLEAR(state->run_type);
+    Py_CLEAR(state->gradients_type);
+    Py_CLEAR(state->trainer_type);
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, start},
+#if PY_VERSION_HEX >= 0x030C0000
+                                   {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+                                   {0, NULL}};
+
+struct PyModuleDef asp_module_def = {
+    PyModuleDef_HEAD_INIT, .m_name = ASP_MODULE, .m_doc = "The C core of attnsparse.", .m_size = sizeof(py_state),
+    .m_methods = functions, .m_slots = slots, .m_traverse = traverse, .m_clear = clear};
+
+#define INIT_NAME_(name) PyInit_##name
+#define INIT_NAME(name) INIT_NAME_(name)
+PyMODINIT_FUNC INIT_NAME(ASP_MODULE_NAME)(void);
+PyMODINIT_FUNC INIT_NAME(ASP_MODULE_NAME)(void) { return PyModuleDef_Init(&asp_module_def); }

@@ -1,0 +1,236 @@
+/* py_run.c: the types Run and Gradients: owners of recorded arrays, and what is computed from a run. */
+#include "py.h"
+
+#include <string.h>
+
+static void run_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    asp_run_free(((py_run *)self)->run);
+    Py_XDECREF((PyObject *)((py_run *)self)->model);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static int record_index(PyObject *name, asp_record *record) {
+    const char *text = PyUnicode_AsUTF8(name);
+    if (!text) return 0;
+    for (int r = 0; r < ASP_N_RECORDS; r++)
+        if (strcmp(text, asp_record_name((asp_record)r)) == 0) {
+            *record = (asp_record)r;
+            return 1;
+        }
+    PyErr_Format(PyExc_KeyError, "there is no record %R", name);
+    return 0;
+}
+
+static PyObject *names_of(asp_array (*get)(const void *, asp_record), const void *owner) {
+    PyObject *names = PyList_New(0);
+    for (int r = 0; names && r < ASP_N_RECORDS; r++) {
+        if (!get(owner, (asp_record)r).data) continue;
+        PyObject *name = PyUnicode_FromString(asp_record_name((asp_record)r));
+        if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+static asp_array run_array_of(const void *run, asp_record record) { return asp_run_array(run, record); }
+static asp_array gradient_array_of(const void *g, asp_record record) { return asp_gradients_array(g, record); }
+
+static PyObject *run_names(PyObject *self, void *unused) {
+    (void)unused;
+    return names_of(run_array_of, ((py_run *)self)->run);
+}
+
+static PyObject *run_array(PyObject *self, PyObject *name) {
+    asp_record record;
+    if (!record_index(name, &record)) return NULL;
+    const asp_array array = asp_run_array(((py_run *)self)->run, record);
+    if (array.data) return asp_py_lend_array(self, array);
+    return PyErr_Format(PyExc_KeyError, "this run did not record '%s'", asp_record_name(record));
+}
+
+static PyObject *run_edges(PyObject *self, PyObject *unused) {
+    (void)unused;
+    const asp_edges e = asp_run_edges(((py_run *)self)->run);
+    if (!e.start) return PyErr_Format(PyExc_KeyError, "this run did not record edges");
+    const int64_t rows = e.n_rows + 1;
+    PyObject *start = asp_py_lend(self, (void *)(uintptr_t)e.start, ASP_PY_INT64, 1, &rows, NULL, 0);
+    PyObject *key = start ? asp_py_lend(self, (void *)(uintptr_t)e.key, ASP_PY_INT32, 1, &e.n_edges, NULL, 0) : NULL;
+    PyObject *weight = key ? asp_py_lend(self, (void *)(uintptr_t)e.weight, ASP_PY_REAL, 1, &e.n_edges, NULL, 0) : NULL;
+    if (weight) return Py_BuildValue("(NNN)", start, key, weight);
+    Py_XDECREF(start);
+    Py_XDECREF(key);
+    return NULL;
+}
+
+static int same_weights(const py_run *run) {
+    if (atomic_load(&run->model->version) == run->version) return 1;
+    PyErr_SetString(PyExc_RuntimeError, "the weights changed after this run; run again");
+    return 0;
+}
+
+static PyObject *run_value_norms(PyObject *self, PyObject *direction) {
+    py_run *run = (py_run *)self;
+    const asp_config *c = asp_model_config(run->model->model);
+    const asp_array qkv = asp_run_array(run->run, ASP_QKV);
+    void *vector = NULL, *out[3] = {0};
+    int64_t width = 0;
+    PyObject *input = NULL, *arrays[3] = {0}, *result = NULL;
+    if (!same_weights(run)) return NULL;
+    if (direction != Py_None) {
+        input = asp_py_borrow(direction, ASP_PY_REAL, 1, "direction", &vector, &width);
+        if (!input) return NULL;
+        if (width != c->d_model) {
+            Py_DECREF(input);
+            return PyErr_Format(PyExc_ValueError, "direction must have %lld values, got %lld", (long long)c->d_model, (long long)width);
+        }
+    }
+    const int64_t dims[] = {c->n_layer, c->n_head, qkv.dims[1]};
+    int complete = 1;
+    for (int i = 0; i < (input ? 3 : 2) && complete; i++)
+        complete = (arrays[i] = asp_py_new_array(ASP_PY_REAL, 3, dims, &out[i])) != NULL;
+    if (complete && asp_py_read_begin(run->model)) {
+        asp_error err = {0};
+        py_call call;
+        asp_py_call_begin(&call, asp_py_state(Py_TYPE(self))->n_threads);
+        const asp_status status = asp_value_norms(run->model->model, run->run, vector, out[0], out[1], out[2],
+                                                  &call.context, &err);
+        asp_py_call_end(&call);
+        asp_py_read_end(run->model);
+        if (status) asp_py_raise(status, &err);
+        else result = Py_BuildValue("(OOO)", arrays[0], arrays[1], arrays[2] ? arrays[2] : Py_None);
+    }
+    for (int i = 0; i < 3; i++) Py_XDECREF(arrays[i]);
+    Py_XDECREF(input);
+    return result;
+}
+
+static int check_entries(const py_run *run, int64_t *const index[4], int64_t n) {
+    const asp_config *c = asp_model_config(run->model->model);
+    const asp_array qkv = asp_run_array(run->run, ASP_QKV);
+    const int64_t limits[] = {c->n_layer, c->n_head, qkv.data ? qkv.dims[1] : INT64_MAX, qkv.data ? qkv.dims[1] : INT64_MAX};
+    const char *const names[] = {"layer", "head", "query", "key"};
+    for (int i = 0; i < 4; i++)
+        for (int64_t j = 0; j < n; j++)
+            if (index[i][j] < 0 || index[i][j] >= limits[i]) {
+                PyErr_Format(PyExc_IndexError, "%s %lld is out of range 0..%lld", names[i], (long long)index[i][j],
+                             (long long)limits[i] - 1);
+                return 0;
+            }
+    return 1;
+}
+
+static PyObject *run_entry_scores(PyObject *self, PyObject *args) {
+    PyObject *inputs[4], *held[4] = {0}, *result = NULL;
+    static const char *const names[] = {"layer", "head", "query", "key"};
+    py_run *run = (py_run *)self;
+    int64_t *index[4], n[4];
+    if (!PyArg_ParseTuple(args, "OOOO", &inputs[0], &inputs[1], &inputs[2], &inputs[3]) || !same_weights(run)) return NULL;
+    int complete = 1;
+    for (int i = 0; i < 4 && complete; i++) {
+        void *data = NULL;
+        held[i] = asp_py_borrow(inputs[i], ASP_PY_INT64, 1, names[i], &data, &n[i]);
+        index[i] = data;
+        complete = held[i] != NULL;
+    }
+    if (complete && (n[1] != n[0] || n[2] != n[0] || n[3] != n[0])) {
+        PyErr_SetString(PyExc_ValueError, "layer, head, query and key must have the same length");
+    } else if (complete && check_entries(run, index, n[0])) {
+        asp_error err = {0};
+        void *scores;
+        result = asp_py_new_array(ASP_PY_REAL, 1, n, &scores);
+        const asp_status status = !result ? ASP_OK : asp_entry_scores(run->model->model, run->run, n[0], index[0],
+                                                                      index[1], index[2], index[3], scores, &err);
+        if (status) {
+            Py_CLEAR(result);
+            asp_py_raise(status, &err);
+        }
+    }
+    for (int i = 0; i < 4; i++) Py_XDECREF(held[i]);
+    return result;
+}
+
+static PyObject *run_bytes(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(asp_run_bytes(((py_run *)self)->run));
+}
+
+static PyMethodDef run_methods[] = {
+    {"array", run_array, METH_O, "array(name): read-only view of one recorded array, all sequences packed."},
+    {"edges", run_edges, METH_NOARGS, "edges() -> (start, key, weight): open edges in CSR, rows (sequence, layer, head, query)."},
+    {"value_norms", run_value_norms, METH_O, "value_norms(direction or None) -> (|v|, |v W_O|, (v W_O).direction), each (L,H,N)."},
+    {"entry_scores", run_entry_scores, METH_VARARGS, "entry_scores(layer, head, query, key): scores of these entries, packed rows."},
+    {0}};
+
+static PyGetSetDef run_attributes[] = {{"names", run_names, NULL, "Names of the recorded arrays.", NULL},
+                                       {"nbytes", run_bytes, NULL, "Bytes of the recorded arrays.", NULL},
+                                       {0}};
+
+static PyType_Slot run_slots[] = {{Py_tp_dealloc, run_dealloc},
+                                  {Py_tp_methods, run_methods},
+                                  {Py_tp_getset, run_attributes},
+                                  {Py_tp_doc, "Owner of the arrays that one forward pass recorded."},
+                                  {0, NULL}};
+PyType_Spec asp_py_run_spec = {ASP_MODULE ".Run", sizeof(py_run), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, run_slots};
+
+/* ---- Gradients --------------------------------------------------------------------------- */
+
+static void gradients_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    asp_gradients_free(((py_gradients *)self)->gradients);
+    Py_XDECREF((PyObject *)((py_gradients *)self)->model);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *gradients_names(PyObject *self, void *unused) {
+    (void)unused;
+    return names_of(gradient_array_of, ((py_gradients *)self)->gradients);
+}
+
+static PyObject *gradients_array(PyObject *self, PyObject *name) {
+    asp_record record;
+    if (!record_index(name, &record)) return NULL;
+    const asp_array array = asp_gradients_array(((py_gradients *)self)->gradients, record);
+    if (array.data) return asp_py_lend_array(self, array);
+    return PyErr_Format(PyExc_KeyError, "the gradient of '%s' was not asked for", asp_record_name(record));
+}
+
+static PyObject *gradients_parameter(PyObject *self, PyObject *name) {
+    py_gradients *g = (py_gradients *)self;
+    const char *text = PyUnicode_AsUTF8(name);
+    asp_real *data = asp_gradients_parameters(g->gradients);
+    if (!text) return NULL;
+    if (!data) return PyErr_Format(PyExc_KeyError, "gradients of the parameters were not asked for");
+    for (int64_t i = 0; i < asp_model_n_parameters(g->model->model); i++) {
+        const asp_parameter *p = asp_model_parameter(g->model->model, i);
+        if (strcmp(p->name, text) == 0)
+            return asp_py_lend(self, data + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
+    }
+    return PyErr_Format(PyExc_KeyError, "this model has no parameter %R", name);
+}
+
+static PyObject *gradients_loss(PyObject *self, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(asp_gradients_loss(((py_gradients *)self)->gradients));
+}
+
+static PyMethodDef gradients_methods[] = {
+    {"array", gradients_array, METH_O, "array(name): read-only gradient of one recorded array, packed."},
+    {"parameter", gradients_parameter, METH_O, "parameter(name): read-only gradient of one weight array."},
+    {0}};
+
+static PyGetSetDef gradients_attributes[] = {{"names", gradients_names, NULL, "Names of the activation gradients.", NULL},
+                                             {"loss", gradients_loss, NULL, "The scalar that was differentiated.", NULL},
+                                             {0}};
+
+static PyType_Slot gradients_slots[] = {{Py_tp_dealloc, gradients_dealloc},
+                                        {Py_tp_methods, gradients_methods},
+                                        {Py_tp_getset, gradients_attributes},
+                                        {Py_tp_doc, "Owner of gradients with respect to weights and activations."},
+                                        {0, NULL}};
+PyType_Spec asp_py_gradients_spec = {ASP_MODULE ".Gradients", sizeof(py_gradients), 0,
+                                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                     gradients_slots};

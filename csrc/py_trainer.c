@@ -1,0 +1,268 @@
+/* py_trainer.c: the type Trainer: optimiser state and the training step. */
+#include "py.h"
+
+#include <math.h>
+#include <string.h>
+
+static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    PyObject *object;
+    char *names[] = {"model", NULL};
+    py_state *state = asp_py_state(type);
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!", names, state->model_type, &object)) return NULL;
+    py_trainer *self = (py_trainer *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    asp_error err = {0};
+    self->model = (py_model *)Py_NewRef(object);
+    const asp_status status = asp_trainer_new(&self->trainer, self->model->model, &err);
+    if (!status) return (PyObject *)self;
+    Py_DECREF(self);
+    return asp_py_raise(status, &err);
+}
+
+static void trainer_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    asp_trainer_free(((py_trainer *)self)->trainer);
+    Py_XDECREF((PyObject *)((py_trainer *)self)->model);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ---- one step --------------------------------------------------------------------------------- */
+
+/* Arrays of one micro-batch, held for the length of the step. */
+typedef struct {
+    py_batch batch;
+    PyObject *targets, *weights;
+} held_batch;
+
+static void release_batches(held_batch *held, asp_batch *micro, Py_ssize_t n) {
+    for (Py_ssize_t i = 0; held && i < n; i++) {
+        asp_py_batch_clear(&held[i].batch);
+        Py_XDECREF(held[i].targets);
+        Py_XDECREF(held[i].weights);
+    }
+    PyMem_Free(held);
+    PyMem_Free(micro);
+}
+
+static int read_batch(PyObject *item, held_batch *held, asp_batch *micro) {
+    PyObject *tokens, *offsets, *targets, *weights;
+    void *target_data, *weight_data;
+    int64_t n_targets, n_weights;
+    if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "OOOO", &tokens, &offsets, &targets, &weights)) {
+        PyErr_SetString(PyExc_TypeError, "a micro-batch must be a tuple (tokens, offsets, targets, weights)");
+        return 0;
+    }
+    if (!asp_py_batch(&held->batch, tokens, offsets)) return 0;
+    held->targets = asp_py_borrow(targets, ASP_PY_INT32, 1, "targets", &target_data, &n_targets);
+    if (!held->targets) return 0;
+    held->weights = asp_py_convert(weights, ASP_PY_REAL, 1, "weights", &weight_data, &n_weights);
+    if (!held->weights) return 0;
+    *micro = (asp_batch){held->batch.tokens, held->batch.offsets, held->batch.n_sequences, target_data, weight_data};
+    if (n_targets == held->batch.n_tokens && n_weights == n_targets) return 1;
+    PyErr_Format(PyExc_ValueError, "targets and weights must have one value for each of the %lld tokens, got %lld and %lld",
+                 (long long)held->batch.n_tokens, (long long)n_targets, (long long)n_weights);
+    return 0;
+}
+
+static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer, const double **out) {
+    void *data;
+    int64_t n;
+    *out = NULL;
+    if (object == Py_None) return Py_NewRef(Py_None);
+    PyObject *array = asp_py_convert(object, ASP_PY_DOUBLE, 1, name, &data, &n);
+    if (!array) return NULL;
+    if (n != n_layer) {
+        Py_DECREF(array);
+        return PyErr_Format(PyExc_ValueError, "%s must have one number for each of the %lld layers, got %lld", name,
+                            (long long)n_layer, (long long)n);
+    }
+    *out = data;
+    return array;
+}
+
+static int check_options(const asp_step_options *o, int gated) {
+    const struct { const char *name; double value, least, most; } checks[] = {
+        {"lr", o->lr, 0, INFINITY},         {"beta1", o->beta1, 0, 0.9999999},      {"beta2", o->beta2, 0, 0.9999999},
+        {"eps", o->eps, 0, INFINITY},       {"weight_decay", o->weight_decay, 0, INFINITY},
+        {"clip", o->clip, 0, INFINITY},     {"tau", o->tau, -INFINITY, INFINITY},   {"geco_rate", o->geco_rate, 0, INFINITY},
+        {"geco_clip", o->geco_clip, 0, INFINITY}, {"geco_ema", o->geco_ema, 0, 1},  {"lambda_min", o->lambda_min, 0, INFINITY},
+        {"lambda_max", o->lambda_max, o->lambda_min, INFINITY}};
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
+        if (!(checks[i].value >= checks[i].least && checks[i].value <= checks[i].most)) {
+            char text[160];
+            PyOS_snprintf(text, sizeof text, "%s must be in %g..%g, got %g", checks[i].name, checks[i].least,
+                          checks[i].most, checks[i].value);
+            PyErr_SetString(PyExc_ValueError, text);
+            return 0;
+        }
+    if (!gated || !o->geco_relative || o->geco_rate <= 0 || o->tau > 0) return 1;
+    PyErr_SetString(PyExc_ValueError, "tau must be above 0 when the multiplier follows the relative constraint");
+    return 0;
+}
+
+static PyObject *take_step(py_trainer *self, const asp_batch *micro, Py_ssize_t n, const asp_step_options *options,
+                           int threads) {
+    int idle = 0;
+    if (!atomic_compare_exchange_strong(&self->busy, &idle, 1))
+        return PyErr_Format(PyExc_RuntimeError, "this trainer is taking a step in another thread");
+    if (!asp_py_write_begin(self->model)) {
+        atomic_store(&self->busy, 0);
+        return NULL;
+    }
+    asp_error err = {0};
+    asp_step_result r = {0};
+    py_call call;
+    asp_py_call_begin(&call, threads > 0 ? threads : asp_py_state(Py_TYPE(self))->n_threads);
+    const asp_status status = asp_trainer_step(self->trainer, micro, n, options, &call.context, &r, &err);
+    asp_py_call_end(&call);
+    if (status) atomic_store(&self->model->users, 0); /* nothing was written: the version stays */
+    else asp_py_write_end(self->model);
+    const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
+    atomic_store(&self->busy, 0);
+    if (status) return asp_py_raise(status, &err);
+    return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce", r.cross_entropy,
+                         "expected_edges", r.expected_edges, "open_edges", r.open_edges, "multiplier", r.multiplier,
+                         "ema", r.ema, "grad_norm", r.grad_norm, "tokens", (long long)r.n_tokens);
+}
+
+static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"micro", "lr", "beta1", "beta2", "eps", "weight_decay", "clip", "seed", "gate_bias",
+                            "edge_weight", "tau", "geco_rate", "geco_clip", "geco_ema", "geco_relative", "lambda_min",
+                            "lambda_max", "threads", NULL};
+    py_trainer *self = (py_trainer *)object;
+    PyObject *list, *bias = Py_None, *edge = Py_None, *result = NULL, *items;
+    asp_step_options o = {.lr = NAN, .beta1 = NAN, .beta2 = NAN, .eps = NAN, .weight_decay = NAN, .clip = NAN, .geco_clip = 1, .geco_ema = 0.95, .geco_relative = 1, .lambda_max = 1e9};
+    unsigned long long seed = 0;
+    int threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOddddpddi:step", names, &list, &o.lr, &o.beta1, &o.beta2,
+                                     &o.eps, &o.weight_decay, &o.clip, &seed, &bias, &edge, &o.tau, &o.geco_rate,
+                                     &o.geco_clip, &o.geco_ema, &o.geco_relative, &o.lambda_min, &o.lambda_max, &threads))
+        return NULL;
+    o.seed = seed;
+    const asp_config *config = asp_model_config(self->model->model);
+    if (!check_options(&o, config->gated)) return NULL;
+    if (!(items = PySequence_Fast(list, "micro must be a list of micro-batches"))) return NULL;
+    const Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
+    held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
+    asp_batch *micro = PyMem_Calloc((size_t)n + 1, sizeof *micro);
+    PyObject *bias_array = read_layers(bias, "gate_bias", config->n_layer, &o.gate_bias);
+    PyObject *edge_array = bias_array ? read_layers(edge, "edge_weight", config->n_layer, &o.edge_weight) : NULL;
+    int complete = held && micro && edge_array;
+    if (!held || !micro) PyErr_NoMemory();
+    for (Py_ssize_t i = 0; complete && i < n; i++) complete = read_batch(PySequence_Fast_GET_ITEM(items, i), &held[i], &micro[i]);
+    if (complete) result = take_step(self, micro, n, &o, threads);
+    release_batches(held, micro, n);
+    Py_XDECREF(bias_array);
+    Py_XDECREF(edge_array);
+    Py_DECREF(items);
+    return result;
+}
+
+/* ---- state ------------------------------------------------------------------------------------- */
+
+static const asp_parameter *find(py_trainer *self, PyObject *name) {
+    const char *text = PyUnicode_AsUTF8(name);
+    for (int64_t i = 0; text && i < asp_model_n_parameters(self->model->model); i++) {
+        const asp_parameter *p = asp_model_parameter(self->model->model, i);
+        if (strcmp(p->name, text) == 0) return p;
+    }
+    if (text) PyErr_Format(PyExc_KeyError, "this model has no parameter %R", name);
+    return NULL;
+}
+
+static PyObject *trainer_moments(PyObject *object, PyObject *name) {
+    py_trainer *self = (py_trainer *)object;
+    const asp_parameter *p = find(self, name);
+    if (!p) return NULL;
+    PyObject *m = asp_py_lend(object, asp_trainer_first_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
+    PyObject *v = asp_py_lend(object, asp_trainer_second_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
+    if (m && v) return Py_BuildValue("(NN)", m, v);
+    Py_XDECREF(m);
+    Py_XDECREF(v);
+    return NULL;
+}
+
+static int load_moment(asp_real *out, PyObject *object, const asp_parameter *p) {
+    void *data;
+    int64_t dims[2] = {0};
+    PyObject *array = asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &data, dims);
+    if (!array) return 0;
+    const int fits = dims[0] == p->dims[0] && (p->n_dims == 1 || dims[1] == p->dims[1]);
+    if (fits) memcpy(out + p->offset, data, (size_t)p->size * sizeof *out);
+    else PyErr_Format(PyExc_ValueError, "the moments of %s have another shape than the weights", p->name);
+    Py_DECREF(array);
+    return fits;
+}
+
+static PyObject *trainer_load_moments(PyObject *object, PyObject *args) {
+    py_trainer *self = (py_trainer *)object;
+    PyObject *name, *m, *v;
+    if (!PyArg_ParseTuple(args, "UOO", &name, &m, &v)) return NULL;
+    const asp_parameter *p = find(self, name);
+    if (!p || !load_moment(asp_trainer_first_moment(self->trainer), m, p) ||
+        !load_moment(asp_trainer_second_moment(self->trainer), v, p))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static asp_trainer_state *state_of(PyObject *self) { return asp_trainer_get_state(((py_trainer *)self)->trainer); }
+
+static int set_number(PyObject *value, double *out) {
+    if (!value) {
+        PyErr_SetString(PyExc_AttributeError, "this attribute cannot be deleted");
+        return -1;
+    }
+    const double x = PyFloat_AsDouble(value);
+    if (x == -1.0 && PyErr_Occurred()) return -1;
+    *out = x;
+    return 0;
+}
+
+static PyObject *get_step(PyObject *self, void *unused) { (void)unused; return PyLong_FromLongLong(state_of(self)->step); }
+static int set_step(PyObject *self, PyObject *value, void *unused) {
+    (void)unused;
+    const long long step = value ? PyLong_AsLongLong(value) : -1;
+    if (PyErr_Occurred()) return -1;
+    if (step < 0) {
+        PyErr_SetString(PyExc_ValueError, "step_count must not be negative");
+        return -1;
+    }
+    state_of(self)->step = step;
+    return 0;
+}
+static PyObject *get_multiplier(PyObject *self, void *unused) { (void)unused; return PyFloat_FromDouble(state_of(self)->multiplier); }
+static int set_multiplier(PyObject *self, PyObject *value, void *unused) {
+    (void)unused;
+    double x;
+    if (set_number(value, &x) < 0) return -1;
+    if (!(x >= 0) || isinf(x)) {
+        PyErr_SetString(PyExc_ValueError, "multiplier must be finite and not negative");
+        return -1;
+    }
+    state_of(self)->multiplier = x;
+    return 0;
+}
+static PyObject *get_ema(PyObject *self, void *unused) { (void)unused; return PyFloat_FromDouble(state_of(self)->ema); }
+static int set_ema(PyObject *self, PyObject *value, void *unused) { (void)unused; return set_number(value, &state_of(self)->ema); }
+
+static PyMethodDef methods[] = {
+    {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
+     "step(micro, *, lr, beta1, beta2, eps, weight_decay, clip, seed, gate_bias=None, edge_weight=None, tau=0, ...) -> dict"},
+    {"moments", trainer_moments, METH_O, "moments(name) -> (m, v): read-only views of Adam's moments."},
+    {"load_moments", trainer_load_moments, METH_VARARGS, "load_moments(name, m, v): copies moments in."},
+    {0}};
+
+static PyGetSetDef attributes[] = {{"step_count", get_step, set_step, "Steps taken.", NULL},
+                                   {"multiplier", get_multiplier, set_multiplier, "Multiplier of the constraint.", NULL},
+                                   {"ema", get_ema, set_ema, "Moving average of the constraint; NaN before the first step.", NULL},
+                                   {0}};
+
+static PyType_Slot slots[] = {{Py_tp_new, trainer_new},
+                              {Py_tp_dealloc, trainer_dealloc},
+                              {Py_tp_methods, methods},
+                              {Py_tp_getset, attributes},
+                              {Py_tp_doc, "Trainer(model): gradients, moments and scratch of a training run."},
+                              {0, NULL}};
+PyType_Spec asp_py_trainer_spec = {ASP_MODULE ".Trainer", sizeof(py_trainer), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};

@@ -1,0 +1,364 @@
+/* run.c: what a forward pass keeps.  One arena holds all recorded arrays; what is not recorded lives in a
+ * second arena that is freed before the call returns. */
+#include <string.h>
+
+#include "kernels.h"
+
+struct asp_run {
+    asp_config config;
+    int64_t n_sequences, n_tokens, n_rows;
+    int64_t *offsets;             /* (B+1) */
+    int32_t *tokens;              /* (N) */
+    asp_arena arena;
+    asp_array arrays[ASP_N_RECORDS];
+    int64_t layer_strides[ASP_N_RECORDS];
+    asp_edge_builder *edges;
+};
+
+static const char *const record_names[ASP_N_RECORDS] = {
+    "embed", "pos_embed", "resid", "resid_mid", "ln1_scale", "ln1_normalized", "qkv", "scores", "pattern", "gate",
+    "lse", "z", "result", "attn_out", "ln2_scale", "ln2_normalized", "mlp_pre", "mlp_post", "mlp_out",
+    "ln_final_scale", "ln_final_normalized", "logits", "token_loss"};
+
+const char *asp_record_name(asp_record record) { return record_names[record]; }
+
+/* (layers, rows, inner...) where `rows` is how many are reserved and `shown` how many are visible. */
+static asp_record_shape rows_shape(int64_t layers, int64_t shown, int64_t rows, int n_inner, const int64_t *inner) {
+    asp_record_shape s = {0};
+    int64_t row = 1, total = 0;
+    for (int i = 0; i < n_inner; i++) row *= inner[i];
+    int d = 0;
+    if (layers) {
+        s.array.dims[d] = layers;
+        s.array.strides[d++] = rows * row;
+        s.layer_stride = rows * row;
+    }
+    s.array.dims[d] = shown;
+    s.array.strides[d++] = row;
+    int64_t stride = row;
+    for (int i = 0; i < n_inner; i++) {
+        stride /= inner[i];
+        s.array.dims[d] = inner[i];
+        s.array.strides[d++] = stride;
+    }
+    s.array.n_dims = d;
+    if (!asp_multiply(rows, row, &total) || !asp_multiply(total, layers ? layers : 1, &s.items)) s.items = -1;
+    return s;
+}
+
+asp_record_shape asp_shape_of(const asp_config *c, asp_record record, const int64_t *offsets, int64_t n_sequences,
+                              int64_t n_rows) {
+    const int64_t n = offsets[n_sequences], l = c->n_layer, h = c->n_head;
+    const int64_t e[] = {c->d_model}, m[] = {c->d_mlp}, v[] = {c->n_vocab}, hd[] = {h, c->d_head};
+    const int64_t qkv[] = {3, h, c->d_head}, he[] = {h, c->d_model};
+    asp_record_shape s = {0};
+    switch (record) {
+    case ASP_EMBED: case ASP_POS_EMBED: case ASP_LN_FINAL_NORMALIZED: return rows_shape(0, n, n_rows, 1, e);
+    case ASP_RESID: return rows_shape(l + 1, n, n_rows, 1, e);
+    case ASP_RESID_MID: case ASP_LN1_NORMALIZED: case ASP_LN2_NORMALIZED: case ASP_ATTN_OUT: case ASP_MLP_OUT:
+        return rows_shape(l, n, n_rows, 1, e);
+    case ASP_LN1_SCALE: case ASP_LN2_SCALE: return rows_shape(l, n, n, 0, NULL);
+    case ASP_LN_FINAL_SCALE: case ASP_TOKEN_LOSS: return rows_shape(0, n, n, 0, NULL);
+    case ASP_QKV: return rows_shape(l, n, n_rows, 3, qkv);
+    case ASP_Z: return rows_shape(l, n, n_rows, 2, hd);
+    case ASP_RESULT: return rows_shape(l, n, n_rows, 2, he);
+    case ASP_MLP_PRE: case ASP_MLP_POST: return rows_shape(l, n, n_rows, 1, m);
+    case ASP_LOGITS: return rows_shape(0, n, n_rows, 1, v);
+    case ASP_LSE: {
+        const int64_t inner[] = {n};
+        return rows_shape(l, h, h, 1, inner);
+    }
+    case ASP_SCORES: case ASP_PATTERN: case ASP_GATE: {
+        const int64_t total = asp_square_offset(c, offsets, n_sequences);
+        s = rows_shape(0, total, total, 0, NULL);
+        s.array.is_byte = record == ASP_GATE;
+        return s;
+    }
+    case ASP_N_RECORDS: break;
+    }
+    return s;
+}
+
+void asp_run_free(asp_run *run) {
+    if (!run) return;
+    asp_edges_free(run->edges);
+    asp_arena_free(&run->arena);
+    asp_release(run->offsets);
+    asp_release(run->tokens);
+    asp_release(run);
+}
+
+asp_array asp_run_array(const asp_run *run, asp_record record) { return run->arrays[record]; }
+int64_t asp_run_bytes(const asp_run *run) { return run->arena.bytes; }
+asp_edges asp_run_edges(const asp_run *run) { return run->edges ? run->edges->edges : (asp_edges){0}; }
+
+/* Buffers of a pass that are not recorded. */
+typedef struct {
+    asp_arena arena;
+    int64_t resid, ln, qkv, z, mlp, hidden, logits, attention;
+    int64_t logit_rows, loss_rows; /* padded rows of the LM head and of its chunks */
+} run_scratch;
+
+static void reserve_scratch(run_scratch *s, const asp_run *run, const asp_run_options *options, int64_t longest,
+                            int n_threads) {
+    const asp_config *c = &run->config;
+    const int64_t rows = run->n_rows, item = sizeof(asp_real);
+    int64_t size, attention = 0;
+    const int64_t width = c->n_head * c->d_head, least = asp_gemm_min_rows(c->n_vocab, c->d_model);
+#define RESERVE(n) (asp_multiply(rows, (n), &size) ? asp_arena_reserve(&s->arena, size, item) : asp_arena_reserve(&s->arena, -1, item))
+    s->resid = RESERVE(c->d_model);
+    s->ln = RESERVE(c->d_model);
+    s->qkv = RESERVE(3 * width);
+    s->z = RESERVE(width);
+    s->mlp = RESERVE(c->d_mlp);
+#undef RESERVE
+    const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
+    s->logit_rows = asp_max(n_logits, least);
+    s->loss_rows = asp_max(asp_min(run->n_tokens, ASP_LOSS_CHUNK), least);
+    const int64_t most = asp_max(s->logit_rows, s->loss_rows);
+    s->hidden = asp_arena_reserve(&s->arena, most * c->d_model, item);
+    if (options->records >> ASP_TOKEN_LOSS & 1) s->logits = asp_arena_reserve(&s->arena, s->loss_rows * c->n_vocab, item);
+    attention = asp_attention_scratch(c, longest, 0);
+    s->attention = asp_arena_reserve(&s->arena, attention * n_threads, item);
+}
+
+static asp_status reserve_records(asp_run *run, const asp_run_options *options, int64_t logit_rows,
+                                  int64_t *positions) {
+    const asp_config *c = &run->config;
+    for (int r = 0; r < ASP_N_RECORDS; r++) {
+        positions[r] = -1;
+        const int wanted = r == ASP_LOGITS ? options->logits != ASP_LOGITS_NONE : (int)(options->records >> r & 1);
+        if (!wanted) continue;
+        asp_record_shape s = asp_shape_of(c, (asp_record)r, run->offsets, run->n_sequences,
+                                          r == ASP_LOGITS ? logit_rows : run->n_rows);
+        if (r == ASP_LOGITS && options->logits == ASP_LOGITS_LAST) s.array.dims[0] = run->n_sequences;
+        positions[r] = asp_arena_reserve(&run->arena, s.items, s.array.is_byte ? 1 : (int64_t)sizeof(asp_real));
+        run->arrays[r] = s.array;
+        run->layer_strides[r] = s.layer_stride;
+    }
+    return ASP_OK;
+}
+
+static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp_error *err) {
+    const double square = (double)asp_square_offset(&run->config, run->offsets, run->n_sequences) * sizeof(asp_real);
+    if (needed <= limit)
+        return asp_fail(err, ASP_NO_MEMORY, "this run needs %.3f GB, which could not be allocated", (double)needed / 1e9);
+    return asp_fail(err, ASP_NO_MEMORY,
+                    "this run needs %.3f GB (one pattern or score array: %.3f GB), above max_bytes=%lld; record fewer "
+                    "arrays, record=\"edges\", fewer logits, or a larger max_bytes",
+                    (double)needed / 1e9, square / 1e9, (long long)limit);
+}
+
+static asp_real *recorded(const asp_run *run, asp_record record) { return run->arrays[record].data; }
+
+static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwise) {
+    asp_real *data = recorded(run, record);
+    return data ? (asp_slot){data, run->layer_strides[record]} : (asp_slot){otherwise, 0};
+}
+
+static asp_activations wire(const asp_run *run, const run_scratch *s) {
+    char *base = s->arena.base;
+    asp_real *resid = (asp_real *)(void *)(base + s->resid), *ln = (asp_real *)(void *)(base + s->ln);
+    asp_activations a = {.n_tokens = run->n_tokens, .n_rows = run->n_rows, .n_sequences = run->n_sequences,
+                         .tokens = run->tokens, .offsets = run->offsets};
+    a.resid = slot_of(run, ASP_RESID, resid);
+    /* Not recorded, the middle of a layer is written where the layer's end will be. */
+    a.mid = slot_of(run, ASP_RESID_MID, a.resid.data + a.resid.stride);
+    if (!recorded(run, ASP_RESID_MID)) a.mid.stride = a.resid.stride;
+    a.ln1 = a.ln2 = (asp_slot){ln, 0};
+    a.ln_final = ln;
+    a.ln1_scale = slot_of(run, ASP_LN1_SCALE, NULL);
+    a.ln2_scale = slot_of(run, ASP_LN2_SCALE, NULL);
+    a.ln1_normalized = slot_of(run, ASP_LN1_NORMALIZED, NULL);
+    a.ln2_normalized = slot_of(run, ASP_LN2_NORMALIZED, NULL);
+    a.qkv = slot_of(run, ASP_QKV, (asp_real *)(void *)(base + s->qkv));
+    a.z = slot_of(run, ASP_Z, (asp_real *)(void *)(base + s->z));
+    a.lse = slot_of(run, ASP_LSE, NULL);
+    a.mlp_pre = slot_of(run, ASP_MLP_PRE, NULL);
+    a.mlp_post = slot_of(run, ASP_MLP_POST, (asp_real *)(void *)(base + s->mlp));
+    a.result = slot_of(run, ASP_RESULT, NULL);
+    a.attn_out = slot_of(run, ASP_ATTN_OUT, NULL);
+    a.mlp_out = slot_of(run, ASP_MLP_OUT, NULL);
+    a.embed = recorded(run, ASP_EMBED);
+    a.pos_embed = recorded(run, ASP_POS_EMBED);
+    a.ln_final_scale = recorded(run, ASP_LN_FINAL_SCALE);
+    a.ln_final_normalized = recorded(run, ASP_LN_FINAL_NORMALIZED);
+    a.pattern = recorded(run, ASP_PATTERN);
+    a.scores = recorded(run, ASP_SCORES);
+    a.gate = (uint8_t *)run->arrays[ASP_GATE].data;
+    a.edges = run->edges;
+    return a;
+}
+
+static asp_status unembed_run(const asp_model *m, asp_run *run, const run_scratch *s, const asp_activations *a,
+                              const asp_run_options *options, const asp_context *context) {
+    if (options->logits == ASP_LOGITS_NONE) return ASP_OK;
+    const int64_t e = m->config.d_model, all = options->logits == ASP_LOGITS_ALL;
+    const int64_t n = all ? run->n_tokens : run->n_sequences;
+    asp_real *hidden = (asp_real *)(void *)(s->arena.base + s->hidden);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = all ? i : run->offsets[i + 1] - 1;
+        memcpy(hidden + i * e, a->ln_final + row * e, (size_t)e * sizeof *hidden);
+    }
+    return asp_unembed(m, recorded(run, ASP_LOGITS), hidden, n, s->logit_rows, context);
+}
+
+typedef struct {
+    const asp_run *run;
+    const asp_real *logits; /* of row `first` and on */
+    asp_real *loss;
+    int64_t first;
+} loss_job;
+
+static void loss_row(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const loss_job *job = arg;
+    const int64_t row = job->first + item, v = job->run->config.n_vocab;
+    job->loss[row] = (asp_real)asp_kernels_active()->cross_entropy_row(NULL, job->logits + item * v, v,
+                                                                       job->run->tokens[row + 1], 1.0);
+}
+
+/* Cross-entropy of the next token at every row; 0 at the last of a sequence. */
+static asp_status token_losses(const asp_model *m, asp_run *run, const run_scratch *s, const asp_activations *a,
+                               const asp_context *context) {
+    asp_real *loss = recorded(run, ASP_TOKEN_LOSS);
+    if (!loss) return ASP_OK;
+    const int64_t e = m->config.d_model, n = run->n_tokens - 1;
+    asp_real *hidden = (asp_real *)(void *)(s->arena.base + s->hidden);
+    asp_real *logits = (asp_real *)(void *)(s->arena.base + s->logits);
+    asp_status status = ASP_OK;
+    for (int64_t first = 0; !status && first < n; first += ASP_LOSS_CHUNK) {
+        const int64_t rows = asp_min(ASP_LOSS_CHUNK, n - first);
+        memcpy(hidden, a->ln_final + first * e, (size_t)(rows * e) * sizeof *hidden);
+        status = asp_unembed(m, logits, hidden, rows, s->loss_rows, context);
+        loss_job job = {run, logits, loss, first};
+        if (!status) status = asp_parallel_for(context, rows, loss_row, &job);
+    }
+    for (int64_t b = 0; b < run->n_sequences; b++) loss[run->offsets[b + 1] - 1] = 0;
+    return status;
+}
+
+static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t *offsets, int64_t n_sequences,
+                             asp_error *err) {
+    run->n_sequences = n_sequences;
+    run->n_tokens = offsets[n_sequences];
+    run->offsets = asp_allocate(n_sequences + 1, sizeof *run->offsets);
+    run->tokens = asp_allocate(run->n_tokens, sizeof *run->tokens);
+    if (!run->offsets || !run->tokens) return asp_fail(err, ASP_NO_MEMORY, "no memory for the tokens of a run");
+    memcpy(run->offsets, offsets, (size_t)(n_sequences + 1) * sizeof *offsets);
+    memcpy(run->tokens, tokens, (size_t)run->n_tokens * sizeof *tokens);
+    return ASP_OK;
+}
+
+static asp_status allocate_run(asp_run *run, run_scratch *s, const asp_run_options *options,
+                               const asp_context *context, asp_error *err) {
+    int64_t positions[ASP_N_RECORDS], longest = 0;
+    for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
+    run->n_rows = asp_rows_needed(&run->config, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
+    reserve_scratch(s, run, options, longest, context->n_threads);
+    reserve_records(run, options, s->logit_rows, positions);
+    const int overflow = run->arena.overflow || s->arena.overflow;
+    const int64_t needed = overflow ? INT64_MAX : run->arena.bytes + s->arena.bytes;
+    if (needed > options->max_bytes || overflow) return no_room(run, needed, options->max_bytes, err);
+    if (!asp_arena_commit(&run->arena) || !asp_arena_commit(&s->arena)) return no_room(run, needed, INT64_MAX, err);
+    for (int r = 0; r < ASP_N_RECORDS; r++)
+        if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
+    if (!options->edges) return ASP_OK;
+    const asp_status status = asp_edges_new(&run->edges, &run->config, run->offsets, run->n_sequences,
+                                            options->edge_threshold, options->max_bytes);
+    return status ? asp_fail(err, status, "no memory for the edges of a run") : ASP_OK;
+}
+
+static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratch *s, const asp_run_options *options,
+                              const asp_context *context, asp_error *err) {
+    double *bias = asp_allocate(m->config.n_layer, sizeof *bias);
+    if (!bias) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
+    for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
+    const asp_gate gate = {.gated = m->config.gated, .bias = bias};
+    const asp_activations acts = wire(run, s);
+    int64_t longest = 0;
+    for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
+    const asp_scratch scratch = {(asp_real *)(void *)(s->arena.base + s->attention),
+                                 asp_attention_scratch(&m->config, longest, 0)};
+    asp_blas_enter();
+    asp_status status = asp_forward_layers(m, &acts, &gate, &scratch, context);
+    if (!status) status = unembed_run(m, run, s, &acts, options, context);
+    if (!status) status = token_losses(m, run, s, &acts, context);
+    asp_blas_leave();
+    if (!status && run->edges) status = asp_edges_finish(run->edges);
+    if (status == ASP_NO_MEMORY)
+        asp_fail(err, status, "the open edges of this run pass max_bytes=%lld; raise it or edge_threshold",
+                 (long long)options->max_bytes);
+    asp_release(bias);
+    return status;
+}
+
+asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
+                       int64_t n_sequences, const asp_run_options *options, const asp_context *context,
+                       asp_error *err) {
+    *out = NULL;
+    asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
+    if (status) return status;
+    asp_run *run = asp_allocate(1, sizeof *run);
+    if (!run) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
+    run_scratch scratch = {0};
+    run->config = model->config;
+    status = copy_batch(run, tokens, offsets, n_sequences, err);
+    if (!status) status = allocate_run(run, &scratch, options, context, err);
+    if (!status) status = compute_run(model, run, &scratch, options, context, err);
+    asp_arena_free(&scratch.arena);
+    if (status) {
+        asp_run_free(run);
+        return status;
+    }
+    *out = run;
+    return ASP_OK;
+}
+
+/* ---- norms of what keys carry --------------------------------------------------------- */
+
+typedef struct {
+    const asp_model *model;
+    asp_array qkv;
+    const asp_real *direction;
+    asp_real *value_norm, *output_norm, *projection, *scratch; /* scratch (n_threads, E) */
+    int64_t n_tokens;
+} norm_job;
+
+static void norm_item(void *arg, int64_t item, int thread) {
+    const norm_job *job = arg;
+    const asp_config *c = &job->model->config;
+    const int64_t layer = item / c->n_head, head = item % c->n_head, e = c->d_model, d = c->d_head;
+    const asp_real *w = job->model->data + job->model->layers[layer].proj_w + head * d * e;
+    const asp_real *v = (const asp_real *)job->qkv.data + layer * job->qkv.strides[0] + 2 * c->n_head * d + head * d;
+    asp_real *out = job->scratch + thread * e;
+    for (int64_t t = 0; t < job->n_tokens; t++, v += job->qkv.strides[1]) {
+        double value = 0, norm = 0, projection = 0;
+        memset(out, 0, (size_t)e * sizeof *out);
+        for (int64_t i = 0; i < d; i++) {
+            value += (double)v[i] * (double)v[i];
+            for (int64_t j = 0; j < e; j++) out[j] += v[i] * w[i * e + j];
+        }
+        for (int64_t j = 0; j < e; j++) norm += (double)out[j] * (double)out[j];
+        for (int64_t j = 0; job->direction && j < e; j++) projection += (double)out[j] * (double)job->direction[j];
+        job->value_norm[item * job->n_tokens + t] = (asp_real)__builtin_sqrt(value);
+        job->output_norm[item * job->n_tokens + t] = (asp_real)__builtin_sqrt(norm);
+        if (job->projection) job->projection[item * job->n_tokens + t] = (asp_real)projection;
+    }
+}
+
+asp_status asp_value_norms(const asp_model *model, const asp_run *run, const asp_real *direction,
+                           asp_real *value_norm, asp_real *output_norm, asp_real *projection,
+                           const asp_context *context, asp_error *err) {
+    norm_job job = {.model = model, .qkv = asp_run_array(run, ASP_QKV), .direction = direction,
+                    .value_norm = value_norm, .output_norm = output_norm,
+                    .projection = direction ? projection : NULL, .n_tokens = run->n_tokens};
+    if (!job.qkv.data)
+        return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
+    job.scratch = asp_allocate(context->n_threads * model->config.d_model, sizeof *job.scratch);
+    if (!job.scratch) return asp_fail(err, ASP_NO_MEMORY, "no memory for the norms of a run");
+    const asp_status status =
+        asp_parallel_for(context, model->config.n_layer * model->config.n_head, norm_item, &job);
+    asp_release(job.scratch);
+    return status;
+}

@@ -1,0 +1,234 @@
+/* train.c: one optimiser step: forward and backward over the micro-batches, clipping, AdamW and the
+ * multiplier of the constraint.  Until the optimiser starts, a step can fail or be stopped and leaves
+ * weights, moments and multiplier as they were. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* A piece of the weights that one thread updates at a time. */
+typedef struct { int64_t offset, size; int decay; } update_chunk;
+
+enum { CHUNK = 32768 };
+
+struct asp_trainer {
+    asp_model *model;
+    asp_trainer_state state;
+    asp_real *gradients, *m, *v; /* (size of the model's arena) */
+    int64_t n_chunks;
+    update_chunk *chunks;
+    double *squares;             /* (n_chunks) */
+    double *layers;              /* (3,L): gate bias, edge coefficient, expected edges */
+    asp_tape tape;
+};
+
+void asp_trainer_free(asp_trainer *t) {
+    if (!t) return;
+    asp_tape_free(&t->tape);
+    asp_release(t->gradients);
+    asp_release(t->m);
+    asp_release(t->v);
+    asp_release(t->chunks);
+    asp_release(t->squares);
+    asp_release(t->layers);
+    asp_release(t);
+}
+
+/* Weight decay is for matrices only. */
+static void list_chunks(asp_trainer *t) {
+    t->n_chunks = 0;
+    for (int64_t i = 0; i < t->model->n_parameters; i++) {
+        const asp_parameter *p = &t->model->parameters[i];
+        for (int64_t at = 0; at < p->size; at += CHUNK) {
+            if (t->chunks)
+                t->chunks[t->n_chunks] = (update_chunk){p->offset + at, asp_min(CHUNK, p->size - at), p->n_dims == 2};
+            t->n_chunks++;
+        }
+    }
+}
+
+asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *err) {
+    *trainer = NULL;
+    asp_trainer *t = asp_allocate(1, sizeof *t);
+    if (!t) return asp_fail(err, ASP_NO_MEMORY, "no memory for a trainer");
+    t->model = model;
+    t->state = (asp_trainer_state){0, 1.0, NAN};
+    list_chunks(t);
+    t->chunks = asp_allocate(t->n_chunks, sizeof *t->chunks);
+    t->squares = asp_allocate(t->n_chunks, sizeof *t->squares);
+    t->layers = asp_allocate(3 * model->config.n_layer, sizeof *t->layers);
+    t->gradients = asp_allocate(model->size, sizeof(asp_real));
+    t->m = asp_allocate(model->size, sizeof(asp_real));
+    t->v = asp_allocate(model->size, sizeof(asp_real));
+    if (!t->chunks || !t->squares || !t->layers || !t->gradients || !t->m || !t->v) {
+        asp_trainer_free(t);
+        return asp_fail(err, ASP_NO_MEMORY, "training needs %.3f GB for gradients and moments, which could not be allocated",
+                        3.0 * (double)model->size * (double)sizeof(asp_real) / 1e9);
+    }
+    list_chunks(t);
+    *trainer = t;
+    return ASP_OK;
+}
+
+asp_trainer_state *asp_trainer_get_state(asp_trainer *t) { return &t->state; }
+asp_real *asp_trainer_first_moment(asp_trainer *t) { return t->m; }
+asp_real *asp_trainer_second_moment(asp_trainer *t) { return t->v; }
+
+/* Sums over all micro-batches of a step. */
+typedef struct {
+    double weight, pairs, lambda, cross_entropy, open;
+    int64_t n_tokens, n_sequences;
+} step_sums;
+
+static asp_status measure(const asp_trainer *t, const asp_batch *micro, int64_t n_micro, step_sums *sums,
+                          asp_error *err) {
+    const asp_config *c = &t->model->config;
+    double pairs = 0;
+    for (int64_t i = 0; i < n_micro; i++) {
+        const asp_batch *b = &micro[i];
+        const asp_status status = asp_check_batch(c, b->tokens, b->offsets, b->n_sequences, err);
+        if (status) return status;
+        const int64_t n = b->offsets[b->n_sequences];
+        for (int64_t r = 0; r < n; r++) {
+            if (b->weights[r] == 0) continue;
+            if (b->targets[r] < 0 || b->targets[r] >= c->n_vocab)
+                return asp_fail(err, ASP_BAD_INDEX, "target %lld at row %lld is out of range 0..%lld",
+                                (long long)b->targets[r], (long long)r, (long long)c->n_vocab - 1);
+            sums->weight += (double)b->weights[r];
+        }
+        for (int64_t s = 0; s < b->n_sequences; s++) {
+            const double length = (double)(b->offsets[s + 1] - b->offsets[s]);
+            pairs += length * (length + 1) / 2;
+        }
+        sums->n_tokens += n;
+    }
+    sums->pairs = pairs * (double)(c->n_layer * c->n_head);
+    if (!(sums->weight > 0))
+        return asp_fail(err, ASP_BAD_ARGUMENT, "the loss weights of a step must sum to more than 0, got %g", sums->weight);
+    return ASP_OK;
+}
+
+static void clear_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const asp_trainer *t = arg;
+    const update_chunk *c = &t->chunks[item];
+    memset(t->gradients + c->offset, 0, (size_t)c->size * sizeof(asp_real));
+}
+
+static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_step_options *options, step_sums *sums,
+                             const asp_context *context, asp_error *err) {
+    const asp_config *c = &t->model->config;
+    const asp_gate gate = {.gated = c->gated, .noisy = c->gated, .bias = t->layers, .seed = options->seed,
+                           .step = (uint64_t)t->state.step, .first_sequence = (uint64_t)sums->n_sequences,
+                           .edge_coefficient = t->layers + c->n_layer};
+    asp_status status = asp_tape_prepare(&t->tape, c, batch, context->n_threads, INT64_MAX, err);
+    if (status) return status;
+    t->tape.grads.parameters = t->gradients;
+    if (!c->gated) t->tape.grads.edge_sums = NULL;
+    double ce = 0;
+    status = asp_forward_layers(t->model, &t->tape.acts, &gate, &t->tape.scratch, context);
+    if (!status)
+        status = asp_cross_entropy(t->model, &t->tape, batch, sums->lambda / sums->weight, &ce, context);
+    if (!status)
+        status = asp_backward_layers(t->model, &t->tape, &gate, t->layers + 2 * c->n_layer, &sums->open, context);
+    sums->cross_entropy += ce;
+    sums->n_sequences += batch->n_sequences;
+    return status;
+}
+
+static void square_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const asp_trainer *t = arg;
+    const update_chunk *c = &t->chunks[item];
+    t->squares[item] = asp_kernels_active()->sum_squares(t->gradients + c->offset, c->size);
+}
+
+static double gradient_norm(asp_trainer *t, const asp_context *context) {
+    const asp_context quiet = {context->n_threads, NULL, NULL};
+    asp_parallel_for(&quiet, t->n_chunks, square_item, t);
+    double sum = 0;
+    for (int64_t i = 0; i < t->n_chunks; i++) sum += t->squares[i];
+    return sqrt(sum);
+}
+
+typedef struct { asp_trainer *trainer; asp_adamw matrices, vectors; } update_job;
+
+static void update_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const update_job *job = arg;
+    asp_trainer *t = job->trainer;
+    const update_chunk *c = &t->chunks[item];
+    asp_kernels_active()->adamw(t->model->data + c->offset, t->m + c->offset, t->v + c->offset,
+                                t->gradients + c->offset, c->size, c->decay ? &job->matrices : &job->vectors);
+}
+
+static void update(asp_trainer *t, const asp_step_options *o, double norm, const asp_context *context) {
+    const double step = (double)(t->state.step + 1);
+    update_job job = {.trainer = t, .matrices = {.lr = o->lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
+                                                 .correction1 = 1 - pow(o->beta1, step),
+                                                 .correction2 = 1 - pow(o->beta2, step)}};
+    job.matrices.gradient_scale = o->clip > 0 && norm > o->clip ? o->clip / norm : 1;
+    job.vectors = job.matrices;
+    job.matrices.decay = o->weight_decay;
+    const asp_context quiet = {context->n_threads, NULL, NULL};
+    asp_parallel_for(&quiet, t->n_chunks, update_item, &job);
+}
+
+/* lambda *= exp(rate * clip(constraint)), the constraint averaged over steps (GECO, Rezende & Viola 2018). */
+static void adapt_multiplier(asp_trainer_state *state, const asp_step_options *o, double cross_entropy) {
+    const double value = o->geco_relative ? cross_entropy : cross_entropy - o->tau;
+    state->ema = isnan(state->ema) ? value : o->geco_ema * state->ema + (1 - o->geco_ema) * value;
+    const double excess = o->geco_relative ? state->ema / o->tau - 1 : state->ema;
+    if (o->geco_rate > 0) state->multiplier *= exp(o->geco_rate * fmax(-o->geco_clip, fmin(o->geco_clip, excess)));
+    state->multiplier = fmax(o->lambda_min, fmin(o->lambda_max, state->multiplier));
+}
+
+static void prepare_layers(asp_trainer *t, const asp_step_options *o, const step_sums *sums) {
+    const asp_config *c = &t->model->config;
+    for (int64_t l = 0; l < c->n_layer; l++) {
+        t->layers[l] = o->gate_bias ? o->gate_bias[l] : c->gate_bias;
+        t->layers[c->n_layer + l] = (o->edge_weight ? o->edge_weight[l] : 1) / (sums->pairs * (1 + t->state.multiplier));
+        t->layers[2 * c->n_layer + l] = 0;
+    }
+}
+
+static void report(const asp_trainer *t, const asp_step_options *o, const step_sums *sums, double norm,
+                   asp_step_result *result) {
+    const asp_config *c = &t->model->config;
+    double expected = 0, weighted = 0;
+    for (int64_t l = 0; l < c->n_layer; l++) {
+        expected += t->layers[2 * c->n_layer + l];
+        weighted += t->layers[2 * c->n_layer + l] * (o->edge_weight ? o->edge_weight[l] : 1);
+    }
+    const double lambda = t->state.multiplier, ce = sums->cross_entropy / sums->weight;
+    *result = (asp_step_result){.cross_entropy = ce, .expected_edges = expected / sums->pairs,
+                                .open_edges = sums->open / sums->pairs, .multiplier = lambda, .grad_norm = norm,
+                                .n_tokens = sums->n_tokens};
+    result->loss = c->gated ? (weighted / sums->pairs + lambda * (ce - o->tau)) / (1 + lambda) : ce;
+}
+
+asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_micro,
+                            const asp_step_options *options, const asp_context *context,
+                            asp_step_result *result, asp_error *err) {
+    step_sums sums = {0};
+    asp_status status = measure(t, micro, n_micro, &sums, err);
+    if (status) return status;
+    const double lambda = t->state.multiplier;
+    sums.lambda = t->model->config.gated ? lambda / (1 + lambda) : 1;
+    prepare_layers(t, options, &sums);
+    asp_blas_enter();
+    status = asp_parallel_for(context, t->n_chunks, clear_item, t);
+    for (int64_t i = 0; !status && i < n_micro; i++) status = accumulate(t, &micro[i], options, &sums, context, err);
+    asp_blas_leave();
+    if (status) return status;
+    const double norm = gradient_norm(t, context);
+    report(t, options, &sums, norm, result);
+    if (!isfinite(norm) || !isfinite(result->loss))
+        return asp_fail(err, ASP_DIVERGED, "step %lld: the loss is %g and the gradient norm %g; the step was not taken",
+                        (long long)t->state.step, result->loss, norm);
+    update(t, options, norm, context);
+    if (t->model->config.gated) adapt_multiplier(&t->state, options, result->cross_entropy);
+    result->ema = t->state.ema;
+    t->state.step++;
+    return ASP_OK;
+}

@@ -1,0 +1,92 @@
+"""Helpers of the tests that compare the C core with the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import oracle
+from hypothesis import strategies as st
+
+import attnsparse as asp
+
+RECORDED = (
+    *oracle.PER_LAYER,
+    "embed",
+    "pos_embed",
+    "ln_final_scale",
+    "ln_final_normalized",
+    "logits",
+    "token_loss",
+)
+TOLERANCE = {"float32": 3e-5, "float64": 1e-10}
+CLOSED, OPEN = -1e6, 1e6
+
+
+def build(config: Mapping, weights: Mapping[str, np.ndarray], dtype: str = "float32", **options) -> asp.Model:
+    """The engine's model of an oracle configuration and its weights."""
+    weights = {name: np.asarray(value, dtype) for name, value in weights.items()}
+    return asp.Model(asp.Config.from_dict(dict(config)), weights, dtype=dtype, **options)
+
+
+def rounded_model(seed: int, config: Mapping) -> dict[str, np.ndarray]:
+    """random_model whose weights are exactly representable in float32."""
+    weights = oracle.random_model(np.random.default_rng(seed), config)
+    return {name: value.astype(np.float32).astype(np.float64) for name, value in weights.items()}
+
+
+def random_tokens(seed: int, config: Mapping, n_tokens: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, config["n_vocab"], n_tokens).astype(np.int32)
+
+
+def gates_are_clear(config: Mapping, run: Mapping, margin: float = 1e-3) -> bool:
+    """No gate logit so close to 0 that rounding in float32 could flip the gate."""
+    g = run["scores"] + config["gate_bias"]
+    return not config["gated"] or np.abs(g).min() > margin
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """max |found - expected| / max |expected|; entries of -inf must be the same and are left out.
+
+    Infinite if a shape, a bool or a place of -inf differs or anything found is NaN."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    if found.shape != expected.shape:
+        return np.inf
+    if expected.dtype == bool:
+        return 0.0 if found.dtype == bool and np.array_equal(found, expected) else np.inf
+    masked = np.isneginf(expected)
+    if not np.array_equal(np.isneginf(found), masked) or np.isnan(found).any():
+        return np.inf
+    difference = np.abs(np.where(masked, 0.0, found) - np.where(masked, 0.0, expected)).max(initial=0.0)
+    size = np.abs(np.where(masked, 0.0, expected)).max(initial=0.0)
+    return 0.0 if difference == 0 else difference / max(size, 1e-300)
+
+
+def errors(run: asp.Run, expected: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Relative error of every recorded array of one prompt."""
+    return {name: relative_error(getattr(run, name), expected[name]) for name in RECORDED}
+
+
+@st.composite
+def cases(draw, max_tokens: int = 12) -> tuple[dict, int, np.ndarray]:
+    """A random small configuration, a seed for its weights, and a prompt that fits it."""
+    n_ctx = draw(st.integers(1, max_tokens))
+    config = oracle.full_config(
+        n_layer=draw(st.integers(1, 3)),
+        n_head=draw(st.integers(1, 4)),
+        d_model=draw(st.integers(3, 33)),
+        d_head=draw(st.sampled_from([1, 2, 3, 5, 8, 16, 17])),
+        d_mlp=draw(st.integers(1, 37)),
+        n_ctx=n_ctx,
+        n_vocab=draw(st.integers(2, 40)),
+        activation=draw(st.sampled_from(["gelu_new", "gelu", "relu"])),
+        gated=draw(st.booleans()),
+        gate_bias=draw(st.sampled_from([0.0, 0.0, -0.5, 0.7, CLOSED, OPEN])),
+        tied=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        unembed_bias=draw(st.booleans()),
+        scale_attn=draw(st.booleans()),
+        scale_by_inverse_layer=draw(st.booleans()),
+    )
+    seed = draw(st.integers(0, 2**31))
+    return config, seed, random_tokens(seed, config, draw(st.integers(1, n_ctx)))

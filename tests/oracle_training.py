@@ -1,0 +1,362 @@
+"""Backward pass, training noise and one training step of the model in oracle.py, in NumPy float64.
+
+Everything is written out by hand; no automatic differentiation. Gradients have the name and the
+shape of what they are the gradient of.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import oracle
+from numpy.typing import ArrayLike, NDArray
+from oracle import Array, Record
+
+PATH_ACTIVATIONS = (
+    "pattern", "scores", "q", "k", "v", "z", "resid_pre", "resid_mid", "resid_post", "mlp_pre", "mlp_post",
+)  # fmt: skip
+
+# ------------------------------------------------------------------------------- the backward pass
+
+
+@dataclass
+class Gradients:
+    """parameters: name -> gradient. activations: name -> gradient with the Run's shape, for
+    `PATH_ACTIVATIONS`; entries of pattern and scores with key > query are 0."""
+
+    parameters: dict[str, Array]
+    activations: dict[str, Array]
+
+
+def cross_entropy(logits: Array, targets: ArrayLike, weights: ArrayLike) -> tuple[float, Array]:
+    """loss = sum_t w_t ce_t / sum_t w_t and dlogits = w_t (softmax(logits_t) - onehot(target_t)) / sum w.
+
+    logits (N,V), targets (N,), weights (N,). Rows of weight 0 take no part."""
+    targets, weights = np.asarray(targets, np.int64), np.asarray(weights, np.float64)
+    share = weights / weights.sum()
+    dlogits = oracle.softmax(logits)
+    dlogits[np.arange(len(targets)), targets] -= 1.0
+    return float(share @ oracle.token_loss(logits, targets)), dlogits * share[:, None]
+
+
+def next_token_loss(logits: Array, tokens: ArrayLike) -> tuple[float, Array]:
+    """Mean next-token cross-entropy of one sequence and its dlogits (T,V); the last row is 0."""
+    weights = np.ones(len(tokens))
+    weights[-1] = 0.0
+    return cross_entropy(logits, np.append(np.asarray(tokens)[1:], 0), weights)
+
+
+def backward(
+    config: Mapping,
+    weights: Mapping[str, Array],
+    tokens: ArrayLike,
+    run: Record,
+    dlogits: Array,
+    *,
+    gate_logits: Array | None = None,
+    edge_gradient: Array | None = None,
+) -> Gradients:
+    """Gradients of a loss with dloss/dlogits = dlogits (T,V) through the recorded run of one sequence.
+
+    gate_logits (L,H,T,T): None lets no gradient through the gate (it is piecewise constant). With
+    g + noise of the training gate, or g at evaluation, the straight-through term is added to the
+    scores' gradient. edge_gradient (L,H,T,T): dloss/dg of a term of the loss that depends on the gate
+    logits directly (the expected number of edges); also added to the scores' gradient.
+    """
+    tokens = np.asarray(tokens, np.int64)
+    parameters = {name: np.zeros_like(value) for name, value in weights.items()}
+    layers: dict[str, list[Array]] = {name: [] for name in PATH_ACTIVATIONS}
+    final = oracle.affine(weights, "ln_f", run["ln_final_normalized"])
+    unembedding = "wte.weight" if config["tied"] else "lm_head.weight"
+    parameters[unembedding] += dlogits.T @ final
+    if "lm_head.bias" in weights:
+        parameters["lm_head.bias"] += dlogits.sum(0)
+    dfinal = dlogits @ oracle.unembedding(config, weights)
+    dx = _layer_norm_backward(
+        weights, "ln_f", run["ln_final_normalized"], run["ln_final_scale"], dfinal, parameters
+    )
+    for layer in reversed(range(config["n_layer"])):
+        here = {name: run[name][layer] for name in oracle.PER_LAYER}
+        layers["resid_post"].append(dx)
+        dx = dx + _mlp_backward(config, weights, layer, here, dx, parameters, layers)
+        layers["resid_mid"].append(dx)
+        to_scores = np.zeros_like(here["pattern"]) if edge_gradient is None else edge_gradient[layer]
+        g = None if gate_logits is None else gate_logits[layer]
+        dx = dx + _attention_backward(config, weights, layer, here, dx, g, to_scores, parameters, layers)
+        layers["resid_pre"].append(dx)
+    parameters["wpe.weight"][: len(tokens)] += dx
+    np.add.at(parameters["wte.weight"], tokens, dx)
+    return Gradients(parameters, {name: np.stack(values[::-1]) for name, values in layers.items()})
+
+
+def _layer_norm_backward(weights, name, normalized, scale, dout, parameters) -> Array:
+    """out = n w + b, n = (x - mean x) / scale.  With dn = dout w:
+    dx = (dn - mean dn - n mean(dn n)) / scale, means over the last axis."""
+    parameters[f"{name}.weight"] += (dout * normalized).sum(0)
+    if f"{name}.bias" in weights:
+        parameters[f"{name}.bias"] += dout.sum(0)
+    dn = dout * weights[f"{name}.weight"]
+    dn_n = (dn * normalized).mean(-1, keepdims=True)
+    return (dn - dn.mean(-1, keepdims=True) - normalized * dn_n) / scale[:, None]
+
+
+def _linear_backward(weights, name, x, dout, parameters) -> Array:
+    """out = x W + b:  dW = x^T dout, db = sum dout, dx = dout W^T."""
+    parameters[f"{name}.weight"] += x.T @ dout
+    if f"{name}.bias" in weights:
+        parameters[f"{name}.bias"] += dout.sum(0)
+    return dout @ weights[f"{name}.weight"].T
+
+
+def _mlp_backward(config, weights, layer, here, dout, parameters, layers) -> Array:
+    """Gradient of resid_mid through the MLP from dout, the gradient of resid_post (T,E)."""
+    name = f"h.{layer}"
+    dpost = _linear_backward(weights, f"{name}.mlp.c_proj", here["mlp_post"], dout, parameters)
+    dpre = dpost * oracle.activation_slope(config["activation"], here["mlp_pre"])
+    layers["mlp_post"].append(dpost)
+    layers["mlp_pre"].append(dpre)
+    normed = oracle.affine(weights, f"{name}.ln_2", here["ln2_normalized"])
+    dnormed = _linear_backward(weights, f"{name}.mlp.c_fc", normed, dpre, parameters)
+    return _layer_norm_backward(
+        weights, f"{name}.ln_2", here["ln2_normalized"], here["ln2_scale"], dnormed, parameters
+    )
+
+
+def score_gradient(P: Array, m: Array, dA: Array, g: Array | None, edge_gradient: Array | float) -> Array:
+    """ds = P (m dA - sum_k P m dA) + P dA sigmoid'(g) + edge_gradient, the middle term only with a g.
+
+    All (H,T,T): P softmax, m gate, dA the pattern's gradient, g what the straight-through gate has
+    put in for its derivative (g + noise in training). method.md, section 2."""
+    through_softmax = P * (m * dA - (P * m * dA).sum(-1, keepdims=True))
+    through_gate = 0.0 if g is None else P * dA * oracle.sigmoid_slope(g)
+    return through_softmax + through_gate + edge_gradient
+
+
+def _attention_backward(config, weights, layer, here, dout, g, edge_gradient, parameters, layers) -> Array:
+    """Gradient of resid_pre through the attention from dout, the gradient of resid_mid (T,E).
+
+    dA = dz v^T, dv = A^T dz, dq = factor ds k, dk = factor ds^T q; see `score_gradient` for ds."""
+    name, n_tokens = f"h.{layer}", len(dout)
+    mask = oracle.causal_mask(n_tokens)
+    dz = _linear_backward(weights, f"{name}.attn.c_proj", here["z"].reshape(n_tokens, -1), dout, parameters)
+    dz = dz.reshape(here["z"].shape)
+    dA = np.where(mask, np.einsum("qhd,khd->hqk", dz, here["v"]), 0.0)
+    dv = np.einsum("hqk,qhd->khd", here["pattern"], dz)
+    if g is not None:
+        g = np.where(mask, g, -np.inf)
+    ds = score_gradient(oracle.softmax(here["scores"]), here["gate"], dA, g, edge_gradient)
+    factor = oracle.score_factor(config, layer)
+    dq = factor * np.einsum("hqk,khd->qhd", ds, here["k"])
+    dk = factor * np.einsum("hqk,qhd->khd", ds, here["q"])
+    for key, value in (("pattern", dA), ("scores", ds), ("q", dq), ("k", dk), ("v", dv), ("z", dz)):
+        layers[key].append(value)
+    dblock = np.concatenate([part.reshape(n_tokens, -1) for part in (dq, dk, dv)], axis=1)
+    normed = oracle.affine(weights, f"{name}.ln_1", here["ln1_normalized"])
+    dnormed = _linear_backward(weights, f"{name}.attn.c_attn", normed, dblock, parameters)
+    return _layer_norm_backward(
+        weights, f"{name}.ln_1", here["ln1_normalized"], here["ln1_scale"], dnormed, parameters
+    )
+
+
+def evaluation_gate_logits(config: Mapping, run: Record) -> Array:
+    """g = scores + gate_bias (L,H,T,T) of a run, for the straight-through gradient at evaluation."""
+    return run["scores"] + config["gate_bias"]
+
+
+# --------------------------------------------------------------------------- noise of the training gate
+
+
+def splitmix64(x: ArrayLike) -> NDArray[np.uint64]:
+    """One step of the splitmix64 generator on each number, modulo 2^64."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def gate_noise(seed: int, step: int, sequence: int, layer: int, n_head: int, n_tokens: int) -> Array:
+    """Logistic noise (H,T,T) [head, query, key]: a function of its coordinates only.
+
+    key = splitmix64(seed), then key = splitmix64(key ^ w) for w = step, sequence, layer, head, query.
+    With k0, k1 the low and high half of key, modulo 2^32 and for each key position j:
+        x = j * 0x9E3779B9 + k0;  x ^= x >> 16;  x *= 0x7FEB352D;  x ^= x >> 15;  x += k1;
+        x *= 0x846CA68B;  x ^= x >> 16;  u = ((x >> 9) + 1/2) / 2^23;  noise = log(u / (1 - u))
+    """
+    key = splitmix64(seed % 2**64)
+    for word in (step, sequence, layer):
+        key = splitmix64(key ^ np.uint64(word))
+    key = splitmix64(key ^ np.arange(n_head, dtype=np.uint64))
+    key = splitmix64(key[:, None] ^ np.arange(n_tokens, dtype=np.uint64))[:, :, None]
+    low, high = key.astype(np.uint32), (key >> np.uint64(32)).astype(np.uint32)
+    x = np.arange(n_tokens, dtype=np.uint32) * np.uint32(0x9E3779B9) + low
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = ((x ^ (x >> np.uint32(15))) + high) * np.uint32(0x846CA68B)
+    x = x ^ (x >> np.uint32(16))
+    u = ((x >> np.uint32(9)).astype(np.float64) + 0.5) / 2**23
+    return np.log(u / (1 - u))
+
+
+def noisy_gate(noise: Array) -> oracle.Gate:
+    """The gate in training: 1 where g + noise > 0. noise (L,H,T,T) of one sequence."""
+    return lambda layer, g: (g + noise[layer] > 0).astype(np.float64)
+
+
+# ---------------------------------------------------------------------------------- one training step
+
+
+@dataclass
+class TrainingState:
+    """What a resume needs: weights, Adam moments, counters, and the multiplier lambda."""
+
+    weights: dict[str, Array]
+    first: dict[str, Array] = field(default_factory=dict)
+    second: dict[str, Array] = field(default_factory=dict)
+    step_count: int = 0
+    multiplier: float = 1.0
+    ema: float = float("nan")
+
+    def __post_init__(self) -> None:
+        for name, value in self.weights.items():
+            self.first.setdefault(name, np.zeros_like(value))
+            self.second.setdefault(name, np.zeros_like(value))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of one step. gate_bias and edge_weight have one number per layer; None means the
+    config's gate bias and ones."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    seed: int = 0
+    gate_bias: Sequence[float] | None = None
+    edge_weight: Sequence[float] | None = None
+    tau: float = 0.0
+    geco_rate: float = 0.0
+    geco_clip: float = 1.0
+    geco_ema: float = 0.95
+    geco_relative: bool = True
+    lambda_min: float = 0.0
+    lambda_max: float = 1e9
+
+
+Micro = tuple[Array, Array, Array, Array]
+
+
+def sequences_of(micro: Sequence[Micro]) -> list[tuple[Array, Array, Array]]:
+    """(tokens, targets, weights) of every sequence of a step, micro-batch after micro-batch; the
+    position in this list is the `sequence` of the noise. A micro-batch is (tokens (N,), offsets (B+1,),
+    targets (N,), weights (N,))."""
+    found = []
+    for tokens, offsets, targets, weights in micro:
+        for begin, end in itertools.pairwise(offsets):
+            found.append((tokens[begin:end], targets[begin:end], weights[begin:end]))
+    return found
+
+
+def loss_and_gradients(
+    config: Mapping,
+    weights: Mapping[str, Array],
+    micro: Sequence[Micro],
+    options: Options,
+    *,
+    step: int = 0,
+    multiplier: float = 1.0,
+) -> tuple[dict[str, float], dict[str, Array]]:
+    """The loss of one step, its parts, and its gradient for every parameter.
+
+    CE = sum w ce / sum w over all tokens of the step.
+    dense:  loss = CE
+    gated:  loss = (E / N + lambda (CE - tau)) / (1 + lambda),  lambda = multiplier,
+            E = sum over layers l, heads, causal pairs of edge_weight_l sigmoid(g),  g = s + gate_bias_l,
+            N = L H sum over sequences of T (T + 1) / 2;  gate m = 1[g + noise > 0].
+    """
+    L, H = config["n_layer"], config["n_head"]
+    bias = np.full(L, config["gate_bias"]) if options.gate_bias is None else np.asarray(options.gate_bias)
+    edge_weight = np.ones(L) if options.edge_weight is None else np.asarray(options.edge_weight)
+    sequences = sequences_of(micro)
+    total_weight = sum(w.sum(dtype=np.float64) for _, _, w in sequences)
+    n_pairs = L * H * sum(len(t) * (len(t) + 1) // 2 for t, _, _ in sequences)
+    ce_part = multiplier / (1 + multiplier) if config["gated"] else 1.0
+    edge_part = 1 / (1 + multiplier) / n_pairs
+    ce = expected = weighted = n_open = 0.0
+    gradients = {name: np.zeros_like(value) for name, value in weights.items()}
+    for index, (tokens, targets, w) in enumerate(sequences):
+        T = len(tokens)
+        noise = np.stack([gate_noise(options.seed, step, index, layer, H, T) for layer in range(L)])
+        run = oracle.forward(config, weights, tokens, gate=noisy_gate(noise), gate_bias=bias)
+        share = np.asarray(w, np.float64) / total_weight
+        ce += share @ oracle.token_loss(run["logits"], targets)
+        dlogits = oracle.softmax(run["logits"])
+        dlogits[np.arange(T), targets] -= 1.0
+        dlogits *= ce_part * share[:, None]
+        g = dedge = None
+        if config["gated"]:
+            g = run["scores"] + bias[:, None, None, None]
+            edges = oracle.sigmoid(g).sum((1, 2, 3))
+            expected += edges.sum()
+            weighted += edges @ edge_weight
+            n_open += run["gate"].sum()
+            dedge = edge_part * edge_weight[:, None, None, None] * oracle.sigmoid_slope(g)
+            g = g + noise
+        found = backward(config, weights, tokens, run, dlogits, gate_logits=g, edge_gradient=dedge)
+        for name, value in found.parameters.items():
+            gradients[name] += value
+    loss = ce
+    if config["gated"]:
+        loss = (weighted / n_pairs + multiplier * (ce - options.tau)) / (1 + multiplier)
+    parts = {"loss": loss, "ce": ce, "expected_edges": expected / n_pairs, "open_edges": n_open / n_pairs}
+    return parts, gradients
+
+
+def train_step(
+    config: Mapping, state: TrainingState, micro: Sequence[Micro], options: Options
+) -> dict[str, float]:
+    """One optimiser step: changes `state` in place, returns what the step reports.
+
+    Gradients are scaled by clip / norm if their global norm exceeds clip > 0; then AdamW and GECO."""
+    result, gradients = loss_and_gradients(
+        config, state.weights, micro, options, step=state.step_count, multiplier=state.multiplier
+    )
+    norm = np.sqrt(sum((value**2).sum() for value in gradients.values()))
+    result |= {"step": state.step_count, "multiplier": state.multiplier, "grad_norm": norm}
+    scale = options.clip / norm if options.clip > 0 and norm > options.clip else 1.0
+    state.step_count += 1
+    for name, gradient in gradients.items():
+        adamw(state, name, gradient * scale, options)
+    if config["gated"]:
+        geco(state, result["ce"], options)
+    return result | {"ema": state.ema}
+
+
+def adamw(state: TrainingState, name: str, gradient: Array, options: Options) -> None:
+    """t = step_count, counted from 1 here:
+    m = beta1 m + (1 - beta1) grad, v = beta2 v + (1 - beta2) grad^2
+    p -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + decay p), decay only if ndim >= 2."""
+    m, v, t = state.first[name], state.second[name], state.step_count
+    m += (1 - options.beta1) * (gradient - m)
+    v += (1 - options.beta2) * (gradient**2 - v)
+    update = m / (1 - options.beta1**t) / (np.sqrt(v / (1 - options.beta2**t)) + options.eps)
+    weight = state.weights[name]
+    decay = options.weight_decay if weight.ndim >= 2 else 0.0
+    weight -= options.lr * (update + decay * weight)
+
+
+def geco(state: TrainingState, ce: float, options: Options) -> None:
+    """ema = geco_ema ema + (1 - geco_ema) x, and ema = x in the first step;
+    x = CE, violation = ema / tau - 1 (relative), or x = CE - tau, violation = ema (absolute);
+    lambda *= exp(rate * clip(violation, -geco_clip, geco_clip)), then clamped to its bounds."""
+    x = ce if options.geco_relative else ce - options.tau
+    first = np.isnan(state.ema)
+    state.ema = float(x if first else options.geco_ema * state.ema + (1 - options.geco_ema) * x)
+    violation = state.ema / options.tau - 1 if options.geco_relative else state.ema
+    step = options.geco_rate * np.clip(violation, -options.geco_clip, options.geco_clip)
+    state.multiplier = float(np.clip(state.multiplier * np.exp(step), options.lambda_min, options.lambda_max))

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The suite under gcc's AddressSanitizer and UndefinedBehaviorSanitizer, or under ThreadSanitizer (Linux).
+#
+#   tests/run_sanitizers.sh                                   everything
+#   tests/run_sanitizers.sh address,undefined tests/test_run.py -k batch
+#   tests/run_sanitizers.sh thread tests/test_threads.py
+#
+# Builds into its own environment, .venv-sanitize-*, and ends with an error at the first report.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kinds=${1:-address,undefined}
+shift || true
+
+environment=.venv-sanitize-${kinds%%,*}
+[ -d "$environment" ] || python3 -m venv "$environment"
+ATTNSPARSE_SANITIZE=$kinds "$environment/bin/pip" install -q '.[test]'
+
+# The runtime must come first in the process; Python's own allocator would hide errors from it.
+library=$(gcc -print-file-name="lib${kinds:0:1}san.so")
+launch=()
+if [ "$kinds" = thread ]; then launch=(setarch "$(uname -m)" -R); fi
+export PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:halt_on_error=1
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
+LD_PRELOAD=$library exec "${launch[@]}" "$environment/bin/pytest" -p no:cacheprovider \
+    --ignore=tests/test_packaging.py "$@"

@@ -1,0 +1,438 @@
+"""Pictures show their data: squares are the pattern, lines the edges; the same data gives the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from fake_run import PROMPT, FakeModel
+from matplotlib.axes import Axes
+from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.figure import Figure
+
+from attnsparse import addition, figures, tables
+from attnsparse.figure_style import WHITE_TO_BLUE, styled
+
+WHITE = 1 / 512
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FakeModel(3)
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return model.run(PROMPT)
+
+
+@pytest.fixture(scope="module")
+def adder():
+    return FakeModel(0, words=addition.VOCABULARY, n_ctx=11, n_layer=4)
+
+
+@pytest.fixture(scope="module")
+def dense_adder():
+    return FakeModel(1, words=addition.VOCABULARY, n_ctx=11, n_layer=4, gated=False)
+
+
+def texts(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.texts]
+
+
+def shown_pattern(squares, n_tokens: int, corner: tuple[float, float], cell: float) -> np.ndarray:
+    """The matrix [query, key] that a map shows, read off its squares and their colours' values."""
+    matrix = np.zeros((n_tokens, n_tokens))
+    for path, value in zip(squares.get_paths(), squares.get_array(), strict=True):
+        key, query = np.rint((path.vertices[:4].min(axis=0) - corner) / cell).astype(int)
+        np.testing.assert_allclose(np.ptp(path.vertices[:4], axis=0), cell)
+        matrix[query, key] = value
+    return matrix
+
+
+# -------------------------------------------------------------------------------------- head grid
+
+
+def test_head_grid_shows_the_patterns_in_the_order_asked_for(run):
+    heads = ["L2H1", (0, 3), "1.1", "a2.h3"]
+    ax = figures.head_grid(run, heads, columns=3, title="Sparse $GPT2$")
+    assert texts(ax) == ["L2H1", "L0H3", "L1H1", "L2H3"]
+    assert ax.get_title(loc="left") == "Sparse $GPT2$"
+    assert len(ax.collections) == 4
+    for i, (layer, head) in enumerate([(2, 1), (0, 3), (1, 1), (2, 3)]):
+        row, column = divmod(i, 3)
+        corner = (0.14 + 1.16 * column, 0.14 + 1.16 * row)
+        expected = np.where(run.pattern[layer, head] > WHITE, run.pattern[layer, head], 0)
+        np.testing.assert_array_equal(shown_pattern(ax.collections[i], 8, corner, 1 / 8), expected)
+
+
+def test_head_grid_shows_all_heads_of_an_array(run):
+    ax = figures.head_grid(run.pattern)
+    assert texts(ax) == [f"L{layer}H{head}" for layer in range(3) for head in range(4)]
+
+
+def test_labels_stand_in_the_empty_corner_of_their_map(run):
+    ax = figures.head_grid(run, columns=4)
+    ax.figure.canvas.draw()
+    for i, label in enumerate(ax.texts):
+        row, column = divmod(i, 4)
+        box = label.get_window_extent().transformed(ax.transData.inverted())
+        left, top = 0.14 + 1.16 * column, 0.14 + 1.16 * row
+        assert left + 0.3 < box.x0 < box.x1 <= left + 1.001
+        assert top <= min(box.y0, box.y1) < max(box.y0, box.y1) < top + 0.3
+
+
+def test_colours_go_from_white_to_dark_blue(run):
+    squares = figures.head_grid(run).collections[0]
+    assert squares.get_clim() == (0, 1)
+    assert squares.cmap is WHITE_TO_BLUE
+    assert WHITE_TO_BLUE(0.0)[:3] == (1, 1, 1)
+    assert WHITE_TO_BLUE(WHITE) == WHITE_TO_BLUE(0.0)
+    colours = WHITE_TO_BLUE(np.linspace(0, 1, 64))[:, :3]
+    luminance = colours @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(luminance) < 0).all()
+    assert luminance[-1] < 0.2
+    hue = rgb_to_hsv(colours[8:])[:, 0]
+    assert (abs(hue - 0.59) < 0.06).all()
+
+
+def test_grid_draws_on_the_axes_given(run):
+    _, axes = plt.subplots(1, 2)
+    before = plt.get_fignums()
+    assert figures.head_grid(run, ax=axes[1]) is axes[1]
+    assert figures.edge_lines(run, ax=axes[0]) is axes[0]
+    assert plt.get_fignums() == before
+
+
+def test_grids_have_maps_of_one_size_and_aligned_panels(run):
+    figure = figures.head_grids([("GPT2", run, ["0.0"] * 11), ("Sparse GPT2", run, ["0.1"] * 3)], columns=5)
+    assert isinstance(figure, Figure)
+    figure.canvas.draw()
+    upper, lower = figure.axes[:2]
+    widths = [np.diff(ax.transData.transform([(0, 0), (1, 1)]), axis=0)[0] for ax in (upper, lower)]
+    np.testing.assert_allclose(widths[0], widths[1], rtol=1e-6)
+    assert abs(widths[0][0]) == pytest.approx(abs(widths[0][1]), rel=1e-6)
+    assert upper.get_window_extent().x0 == pytest.approx(lower.get_window_extent().x0)
+    assert [len(ax.collections) for ax in (upper, lower)] == [11, 3]
+
+
+@pytest.mark.parametrize(
+    ("heads", "columns", "error"),
+    [
+        ([], 9, ValueError),
+        (["0.0"], 0, ValueError),
+        (["0.4"], 9, IndexError),
+        (["x"], 9, ValueError),
+        ([5], 9, TypeError),
+    ],
+)
+def test_bad_heads(run, heads, columns, error):
+    with pytest.raises(error):
+        figures.head_grid(run, heads, columns)
+
+
+def test_bad_patterns(model):
+    with pytest.raises(ValueError, match=r"\(layers, heads, T, T\), got \(3, 3\)"):
+        figures.head_grid(np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="holds 2 prompts"):
+        figures.head_grid(model.run([PROMPT, PROMPT]))
+    with pytest.raises(ValueError, match="at least one panel"):
+        figures.head_grids([])
+
+
+def test_long_prompts_are_stored_as_pixels(tmp_path):
+    pattern = np.tril(np.full((1, 1, 200, 200), 0.5))
+    ax = figures.head_grid(pattern)
+    assert ax.collections[0].get_rasterized()
+    figures.save(ax, tmp_path / "long", ["svg"])
+    assert (tmp_path / "long.svg").stat().st_size < 500_000
+    assert not figures.head_grid(pattern[:, :, :20, :20]).collections[0].get_rasterized()
+
+
+# ---------------------------------------------------------------------------------- attention map
+
+
+@pytest.mark.parametrize("base", [0, 1])
+def test_attention_map_shows_pattern_tokens_and_positions(run, base):
+    ax = figures.attention_map(run, 1, 2, base=base)
+    expected = np.where(run.pattern[1, 2] > WHITE, run.pattern[1, 2], 0)
+    np.testing.assert_array_equal(shown_pattern(ax.collections[0], 8, (-0.5, -0.5), 1.0), expected)
+    words = ["The", "opposite", "of", '"', "large", '"', "is", '"']
+    labels = [f"{word}  {i + base}" for i, word in enumerate(words)]
+    for axis in (ax.xaxis, ax.yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == labels
+    assert f"positions from {base}" in ax.get_xlabel()
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # query downwards
+    assert ax.get_xlim()[0] < ax.get_xlim()[1]
+
+
+def test_attention_map_writes_the_values_of_few_tokens(run):
+    ax = figures.attention_map(run, 0, 1)
+    written = {(text.get_position()[1], text.get_position()[0]): float(text.get_text()) for text in ax.texts}
+    assert len(written) == np.count_nonzero(run.pattern[0, 1] >= 0.005)
+    for (query, key), value in written.items():
+        assert value == pytest.approx(run.pattern[0, 1, query, key], abs=0.0051)
+
+
+def test_attention_map_of_many_tokens_has_a_scale_instead(model):
+    ax = figures.attention_map(model.run(np.zeros(20, np.int32)), 0, 0)
+    assert not ax.texts
+    assert len(ax.child_axes) == 1
+
+
+def test_attention_map_of_a_missing_head(run):
+    with pytest.raises(IndexError, match="L3H0 is out of range"):
+        figures.attention_map(run, 3, 0)
+
+
+@pytest.mark.parametrize("token", [8, 9, 10, 11])
+def test_strange_tokens_are_drawn_as_they_are(model, token, tmp_path):
+    run = model.run(np.array([token, 0, token], np.int32))
+    ax = figures.attention_map(run, 0, 0)
+    assert ax.get_xticklabels()[0].get_text() == {8: "␣  0", 9: "\\n  0", 10: "$  0", 11: "<b>  0"}[token]
+    figures.save(ax, tmp_path / "map", ["png", "svg", "pdf"])
+    figures.save(figures.edge_lines(run), tmp_path / "lines", ["svg"])
+
+
+# ------------------------------------------------------------------------------------- edge lines
+
+
+def test_one_line_per_edge_from_key_to_query(run):
+    ax = figures.edge_lines(run)
+    table = tables.edges(run)
+    lines = np.array(ax.collections[0].get_segments())
+    assert len(lines) == len(table) > 20
+    (start_x, start_y), (end_x, end_y) = lines[:, 0].T, lines[:, 1].T
+    np.testing.assert_array_equal(start_y, table["layer"])
+    np.testing.assert_array_equal(end_y, table["layer"] + 1)
+    shift = start_x - table["key"]
+    assert (abs(shift) < 0.25).all()
+    np.testing.assert_allclose(end_x - table["query"], shift)
+    assert len(np.unique(lines.reshape(len(lines), 4), axis=0)) == len(lines)
+    alone = ~table.duplicated(["layer", "query", "key"], keep=False)
+    assert alone.any()
+    assert (shift[alone] == 0).all()
+
+
+def test_stronger_edges_are_wider_and_darker(run):
+    lines = figures.edge_lines(run).collections[0]
+    order = np.argsort(tables.edges(run)["weight"].to_numpy(), kind="stable")
+    assert (np.diff(np.array(lines.get_linewidth())[order]) >= 0).all()
+    assert (np.diff(lines.get_colors()[order, 3]) >= 0).all()
+    assert (rgb_to_hsv(lines.get_colors()[:, :3])[:, 0] == rgb_to_hsv(to_rgb("#0b4f9e"))[0]).all()
+
+
+def test_number_of_edges_is_written(run):
+    ax = figures.edge_lines(run)
+    assert ax.get_title(loc="right") == f"{len(tables.edges(run))} of 432 edges open"
+    dense = FakeModel(3, gated=False).run(PROMPT)
+    ax = figures.edge_lines(dense, threshold=0.25)
+    assert ax.get_title(loc="right") == f"{len(tables.edges(dense, 0.25))} of 432 entries > 0.25"
+    assert len(ax.collections[0].get_segments()) == len(tables.edges(dense, 0.25))
+
+
+def test_no_edges_is_an_empty_picture(run, tmp_path):
+    ax = figures.edge_lines(run, threshold=1.0)
+    assert len(ax.collections[0].get_segments()) == 0
+    assert ax.get_title(loc="right").startswith("0 of 432")
+    figures.save(ax, tmp_path / "none")
+
+
+def test_columns_carry_tokens_labels_and_predictions(run):
+    ax = figures.edge_lines(run)
+    words = ["The", "opposite", "of", '"', "large", '"', "is", '"']
+    assert [label.get_text() for label in ax.get_xticklabels()] == words
+    ax = figures.edge_lines(run, labels=list("abcdefgh"), predictions={7: "$small$"}, title="one")
+    assert [label.get_text() for label in ax.get_xticklabels()] == list("abcdefgh")
+    assert texts(ax) == ["$small$"]
+    assert ax.texts[0].xy == (7, 3)
+    with pytest.raises(ValueError, match="2 labels for 8 tokens"):
+        figures.edge_lines(run, labels=["a", "b"])
+
+
+def test_addition_figure_has_dense_above_sparse(dense_adder, adder):
+    figure = figures.addition_figure(dense_adder, adder, caption="L1H2 costs $5 or $6")
+    assert len(figure.axes) == 6
+    for row, (model, threshold, name) in enumerate([(dense_adder, 0.01, "Dense"), (adder, 0.0, "Sparse")]):
+        for column, (a, b) in enumerate([(53, 21), (36, 28), (43, 59)]):
+            ax = figure.axes[3 * row + column]
+            run = model.run(addition.sequence(a, b), record=("pattern", "logits"))
+            assert len(ax.collections[0].get_segments()) == len(tables.edges(run, threshold))
+            labels = [label.get_text() for label in ax.get_xticklabels()]
+            assert "".join(labels) == f"{a}+{b}=?????"
+            assert ax.get_title(loc="left") == name
+            predicted = run.logits[5:9].argmax(axis=1)
+            assert texts(ax)[:4] == [addition.VOCABULARY[token] for token in predicted]
+    headers = [texts(ax)[-1] for ax in figure.axes[:3]]
+    assert headers == ["53+21, no carry", "36+28, one carry", "43+59, two carries"]
+    assert [text.get_text() for text in figure.texts] == ["L1H2 costs $5 or $6"]
+
+
+@pytest.mark.parametrize("sums", [[], ["5+3"], ["53-21"], ["153+21"], ["53+21 "]])
+def test_bad_sums(dense_adder, adder, sums):
+    with pytest.raises(ValueError, match=r"at least one sum|written like '53\+21'"):
+        figures.addition_figure(dense_adder, adder, sums)
+
+
+# ------------------------------------------------------------------------------- training history
+
+
+@pytest.fixture
+def history():
+    steps = np.arange(5)
+    falling = 1.0 / (steps + 1)
+    columns = {"step": steps, "loss": falling, "ce": 2 * falling, "multiplier": falling / 4}
+    columns |= {
+        "expected_edges": falling / 2,
+        "open_edges": falling / 3,
+        "grad_norm": falling,
+        "seconds": falling,
+    }
+    return pd.DataFrame(columns)
+
+
+def test_history_shows_every_curve(history):
+    ax = figures.training_history(history, target=0.5)
+    shown = [[line.get_label() for line in panel.lines] for panel in ax.child_axes]
+    assert shown == [["cross-entropy", "loss", "target"], ["open", "expected"], ["multiplier"]]
+    columns = [["ce", "loss"], ["open_edges", "expected_edges"], ["multiplier"]]
+    for panel, names in zip(ax.child_axes, columns, strict=True):
+        for line, name in zip(panel.lines, names, strict=False):
+            np.testing.assert_array_equal(line.get_xdata(), history["step"])
+            np.testing.assert_array_equal(line.get_ydata(), history[name])
+    assert [panel.get_yscale() for panel in ax.child_axes] == ["linear", "log", "log"]
+    assert list(ax.child_axes[0].lines[2].get_ydata()) == [0.5, 0.5]
+
+
+def test_history_of_a_dense_model_shows_its_loss_alone(history):
+    history[["expected_edges", "open_edges", "multiplier"]] = np.nan
+    ax = figures.training_history(history)
+    assert [[line.get_label() for line in panel.lines] for panel in ax.child_axes] == [
+        ["cross-entropy", "loss"]
+    ]
+    assert len(figures.training_history(history[["step", "loss"]]).child_axes) == 1
+
+
+@pytest.mark.parametrize("columns", [["loss", "ce"], ["step", "seconds"], []])
+def test_history_without_anything_to_show(history, columns):
+    with pytest.raises(ValueError, match="history"):
+        figures.training_history(history[columns])
+
+
+# ----------------------------------------------------------------------------------------- saving
+
+DRAW = """
+import sys
+sys.path[:0] = sys.argv[2:]
+import matplotlib
+matplotlib.use("Agg")
+from fake_run import PROMPT, FakeModel
+from attnsparse import figures
+run = FakeModel(3).run(PROMPT)
+figures.save(figures.head_grid(run, title="all"), sys.argv[1] + "/grid")
+figures.save(figures.edge_lines(run), sys.argv[1] + "/lines")
+figures.save(figures.attention_map(run, 0, 1), sys.argv[1] + "/map")
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_same_bytes_in_every_process(tmp_path):
+    here = Path(__file__).resolve().parent
+    found = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        command = [sys.executable, "-c", DRAW, str(folder), str(here), str(here.parent)]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed, "TZ": f"UTC-{seed}"})
+        found.append(digests(folder))
+    assert found[0] == found[1]
+    assert len(found[0]) == 9
+
+
+def test_same_bytes_in_one_process_and_under_other_settings(run, tmp_path):
+    figures.save(figures.edge_lines(run), tmp_path / "first")
+    with mpl.rc_context({"font.size": 20, "axes.titlesize": 30, "svg.hashsalt": "other", "pdf.fonttype": 3}):
+        figures.save(figures.edge_lines(run), tmp_path / "second")
+    for form in ("png", "svg", "pdf"):
+        assert (tmp_path / f"first.{form}").read_bytes() == (tmp_path / f"second.{form}").read_bytes()
+
+
+def test_settings_of_the_user_are_left_alone(run, tmp_path):
+    before = dict(mpl.rcParams)
+    figures.save(figures.head_grid(run), tmp_path / "grid")
+    figures.edge_lines(run)
+    assert dict(mpl.rcParams) == before
+
+
+def test_settings_changed_inside_stay():
+    """A notebook switches `interactive` on while the first figure is made; later figures depend on it."""
+    with styled():
+        plt.ion()
+    assert mpl.is_interactive()
+    plt.ioff()
+
+
+def test_files_are_what_their_names_say(run, tmp_path):
+    paths = figures.save(figures.head_grid(run, ["0.0"]), tmp_path / "a.b")
+    assert [path.name for path in paths] == ["a.b.png", "a.b.svg", "a.b.pdf"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    png, svg, pdf = (path.read_bytes() for path in paths)
+    assert png.startswith(b"\x89PNG")
+    assert b"<svg" in svg
+    assert pdf.startswith(b"%PDF")
+    assert b"<image" in svg  # the scale above the panel; the maps themselves are squares
+    assert svg.count(b"<image") == 1
+    for data in (svg, pdf):
+        assert b"Date>" not in data
+        assert b"CreationDate" not in data
+
+
+def test_save_takes_axes_and_figures(run, tmp_path):
+    ax = figures.edge_lines(run)
+    [one], [other] = (
+        figures.save(ax, tmp_path / "ax", ["png"]),
+        figures.save(ax.figure, tmp_path / "fig", ["png"]),
+    )
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_unknown_format_writes_nothing(run, tmp_path):
+    with pytest.raises(ValueError, match="unknown figure format 'gif'; known: png, svg, pdf"):
+        figures.save(figures.edge_lines(run), tmp_path / "x", ["png", "gif"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_save_leaves_the_old_file(run, tmp_path, monkeypatch):
+    ax = figures.edge_lines(run)
+    [path] = figures.save(ax, tmp_path / "x", ["svg"])
+    before = path.read_bytes()
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"x\.svg"):
+        figures.save(figures.head_grid(run), tmp_path / "x", ["svg"])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
