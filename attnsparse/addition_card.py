@@ -67,10 +67,12 @@ def summary(facts: dict[str, Any]) -> str:
 def write(folder: Path, facts: dict[str, Any], history: pd.DataFrame, settings: Any) -> None:
     """Write README.md, history.csv and history.png into a model's folder, each complete or not at all."""
     write_atomic(folder / "README.md", [card(facts, settings).encode()])
-    text = history.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    text = history.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_atomic(folder / "history.csv", [text.encode()])
-    target = settings.tau if history["tau"].notna().any() else None
-    axes = figures.training_history(history, target=target)
+    if history["tau"].notna().any():
+        axes = figures.training_history(history, target=settings.tau)
+    else:  # a dense model's loss is its cross-entropy
+        axes = figures.training_history(history.drop(columns="loss"))
     figures.save(axes, folder / "history", ("png",), dpi=100)
     plt.close(axes.figure)
 
@@ -78,9 +80,7 @@ def write(folder: Path, facts: dict[str, Any], history: pd.DataFrame, settings: 
 def card(facts: dict[str, Any], settings: Any) -> str:
     """The model card (Markdown): what the model is, how it was made, what it reaches, what it is not for."""
     sparse = facts["edge_is"] == "open gate"
-    gate = (
-        "the sparse gate: an attention entry counts only where its score is above 0" if sparse else "no gate"
-    )
+    gate = "gated: an attention entry counts only where its score is above 0" if sparse else "dense"
     made = _SPARSE if sparse else _DENSE
     chosen = ", ".join(f"{name} {value:g}" for name, value in _chosen(settings, sparse).items())
     right = _share(facts["right"], facts["sums"])
@@ -93,8 +93,9 @@ tags: [attnsparse, gpt2, sparse-attention, interpretability]
 
 A GPT-2-style transformer that adds two numbers of two digits: 4 layers, 4 heads, width 64,
 {facts["parameters"]:,} weights, {gate}.
-Made by attnsparse {__version__} with `attnsparse train addition --seed {settings.seed}`; the same command
-on the same build and kind of CPU gives the same bytes.
+
+Made by attnsparse {__version__} with `attnsparse train addition --seed {settings.seed}`; the same
+command on the same build and kind of CPU gives the same bytes.
 
 ```python
 import attnsparse as asp
@@ -111,7 +112,8 @@ sign. Of the {facts["sums"]:,} ordered pairs {facts["held_out"]:,} are held out,
 ## Training
 
 {made}
-Settings: {chosen}. `history.csv` has every step.
+Settings: {chosen}.
+`history.csv` has every step.
 
 ## Measured
 

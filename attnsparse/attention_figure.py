@@ -18,7 +18,7 @@ from matplotlib.patches import FancyBboxPatch, Polygon
 from numpy.typing import NDArray
 
 from .figure_style import GREY, PANEL, PLAIN_TEXT, WHITE_TO_BLUE, new_axes, size_labels, styled
-from .labels import Head, token_label
+from .labels import Head, checked_base, token_label
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Transform
@@ -101,8 +101,9 @@ def attention_map(
     its array holds the entries that are not white (above 1/512), row by row.
     Raises IndexError for a head that the model does not have.
     """
-    pattern = _patterns(run)
-    values = pattern[Head(layer, head).within(*pattern.shape[:2])]
+    pattern, base = _patterns(run), checked_base(base)
+    chosen = Head.parse((layer, head)).within(*pattern.shape[:2])
+    values = pattern[chosen]
     n_tokens = len(values)
     with styled():
         if ax is None:
@@ -118,7 +119,7 @@ def attention_map(
         ax.set_yticks(range(n_tokens), labels, **PLAIN_TEXT)
         ax.set(xlim=(-0.52, n_tokens - 0.48), ylim=(n_tokens - 0.48, -0.52), aspect="equal")
         ax.set(xlabel=f"key (positions from {base})", ylabel=f"query (positions from {base})")
-        ax.set_title(Head(layer, head).label if title is None else title, **PLAIN_TEXT)
+        ax.set_title(chosen.label if title is None else title, **PLAIN_TEXT)
         ax.tick_params(length=0)
         size_labels(ax)
         ax.spines[:].set_visible(False)

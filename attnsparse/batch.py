@@ -54,9 +54,7 @@ def _is_one_sequence(prompts: Any) -> bool:
     if not isinstance(prompts, Sequence):
         if hasattr(prompts, "__array__"):
             return _is_one_sequence(np.asarray(prompts))
-        raise TypeError(
-            f"prompts must be a text, token ids, or a list of them, got {type(prompts).__name__}"
-        )
+        raise TypeError(f"prompts must be a text, token ids, or a list of them, got {type(prompts).__name__}")
     return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer)) and not isinstance(prompts[0], bool)
 
 
@@ -77,13 +75,19 @@ def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.nd
     if low < 0 or high >= model.config.n_vocab:
         at = int(np.argmax((ids < 0) | (ids >= model.config.n_vocab)))
         raise IndexError(
-            f"token id {int(ids[at]):,} at position {at} of {where} is out of range 0..{model.config.n_vocab - 1:,}"
+            f"token id {int(ids[at]):,} at position {at} of {where} is out of range "
+            f"0..{model.config.n_vocab - 1:,}"
         )
     return np.ascontiguousarray(ids, dtype=np.int32)
 
 
 def _given_ids(item: Any, where: str) -> np.ndarray:
-    ids = np.asarray(item)
+    try:
+        ids = np.asarray(item)
+    except ValueError:
+        raise ValueError(f"tokens of {where} must be a flat sequence of integers, got a nested one") from None
+    if ids.dtype == object and ids.size and all(isinstance(i, int) for i in ids.ravel()):
+        raise IndexError(f"a token id of {where} does not fit in 64 bits")
     if ids.size == 0:
         return np.empty(0, dtype=np.int64)
     if ids.dtype.kind not in "iu":

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # hook name within a block -> name in Run
 BLOCK_HOOKS = {
-    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
+    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", 
+    "hook_resid_post": "resid_post",
     "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "ln1.hook_scale": "ln1_scale",
     "ln1.hook_normalized": "ln1_normalized", "ln2.hook_scale": "ln2_scale", "ln2.hook_normalized": "ln2_normalized",
     "attn.hook_q": "q", "attn.hook_k": "k", "attn.hook_v": "v", "attn.hook_z": "z",
@@ -43,7 +44,7 @@ def hook_names(n_layer: int) -> list[str]:
 
 
 class ActivationCache(Mapping):
-    """Hook name -> array [batch, pos, ...] (patterns and scores [batch, head, query, key]), zero-copy, read-only.
+    """Hook name -> array [batch, pos, ...] (patterns and scores [batch, head, query, key]), zero-copy.
 
     `cache["blocks.5.attn.hook_pattern"]`, `cache["pattern", 5]` and `cache["resid_post", -1]` all work;
     `cache["scale", 3, "ln1"]` names a hook that exists more than once in a block.
@@ -58,8 +59,12 @@ class ActivationCache(Mapping):
     def __getitem__(self, key: str | tuple) -> np.ndarray:
         name = self._full_name(key)
         if name not in self._names:
-            raise KeyError(f"{name!r} is not in this cache; it holds {len(self._names)} hooks, see list(cache)")
-        block, _, hook = name.partition(".")[2].partition(".") if name.startswith("blocks.") else ("", "", name)
+            raise KeyError(
+                f"{name!r} is not in this cache; it holds {len(self._names)} hooks, see list(cache)"
+            )
+        block, _, hook = (
+            name.partition(".")[2].partition(".") if name.startswith("blocks.") else ("", "", name)
+        )
         array = getattr(self.run, BLOCK_HOOKS[hook] if block else OTHER_HOOKS[hook])
         array = array[:, int(block)] if block else array
         if hook.endswith("hook_scale"):
@@ -69,12 +74,21 @@ class ActivationCache(Mapping):
     def _full_name(self, key: str | tuple) -> str:
         if isinstance(key, str):
             return SHORT_OTHER.get(key, key)
-        name, layer, *layer_type = key
+        if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
+            raise KeyError(
+                f"a cache is asked by hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
+            )
+        name, layer, layer_type = (*key, None)[:3]
         if layer is None:
             return SHORT_OTHER.get(name, name)
-        layer = range(self.run.model.config.n_layer)[layer]
-        if layer_type and layer_type[0]:
-            return f"blocks.{layer}.{LAYER_TYPES[layer_type[0]]}hook_{name}"
+        n_layer = self.run.model.config.n_layer
+        if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
+            raise KeyError(f"layer must be a whole number in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
+        layer %= n_layer
+        if layer_type is not None:
+            if layer_type not in LAYER_TYPES:
+                raise KeyError(f"layer type must be one of {', '.join(LAYER_TYPES)}, got {layer_type!r:.60}")
+            return f"blocks.{layer}.{LAYER_TYPES[layer_type]}hook_{name}"
         return f"blocks.{layer}.{SHORT.get(name, name)}"
 
     def __iter__(self) -> Iterator[str]:
@@ -106,13 +120,15 @@ def run_with_cache(
     lengths = set(batch.lengths.tolist())
     if len(lengths) > 1:
         raise ValueError(
-            f"run_with_cache needs prompts of one length, got {sorted(lengths)} tokens; nothing is padded here, "
-            "use model.run and run[i]"
+            f"run_with_cache needs prompts of one length, got {sorted(lengths)} tokens; nothing is padded "
+            "here, use model.run and run[i]"
         )
     if remove_batch_dim and len(batch) != 1:
         raise ValueError(f"remove_batch_dim=True needs one prompt, got {len(batch)}")
     names = _chosen(hook_names(model.config.n_layer), names_filter)
-    records = {BLOCK_HOOKS.get(n.split(".", 2)[-1]) if n.startswith("blocks.") else OTHER_HOOKS[n] for n in names}
+    records = {
+        BLOCK_HOOKS.get(n.split(".", 2)[-1]) if n.startswith("blocks.") else OTHER_HOOKS[n] for n in names
+    }
     if return_type == "loss":
         records.add("token_loss")
     logits = "all" if return_type == "logits" else "none"
@@ -142,5 +158,7 @@ def _chosen(names: list[str], names_filter: Any) -> list[str]:
     known = set(names)
     for name in wanted:
         if name not in known:
-            raise ValueError(f"names_filter: there is no hook {name!r}; see attnsparse.cache.hook_names(n_layer)")
+            raise ValueError(
+                f"names_filter: there is no hook {name!r}; see attnsparse.cache.hook_names(n_layer)"
+            )
     return [name for name in names if name in set(wanted)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Names that OpenBLAS gives to its kernels for CPUs without AVX, and without AVX2. On a newer machine they mean
-# that the library did not know the CPU, which costs a factor of up to 5.
+# Names that OpenBLAS gives to its kernels for CPUs without AVX, and without AVX2. On a newer machine they
+# mean that the library did not know the CPU, which costs a factor of up to 5.
 _BEFORE_AVX = {
     "Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Atom", "Opteron", "Opteron_SSE3", "Barcelona",
     "Bobcat", "Katmai", "Coppermine", "Northwood", "Banias", "Athlon", "Nano", "Generic",
@@ -21,14 +21,14 @@ def describe_build() -> tuple[Lines, list[str]]:
     from . import build_info
 
     info = build_info()
-    same = info.get("prompt_alone_equals_batch")
+    same = info["batch_invariant"]
     lines = [
         ("attnsparse", str(info["version"])),
         ("instruction set", str(info["isa"])),
         ("BLAS core", str(info["blas_core"])),
         ("BLAS configuration", str(info["blas_config"])),
         ("threads", f"{info['threads']} (this process may use {info['default_threads']})"),
-        ("prompt alone = in batch", {True: "yes, bit for bit", False: "no"}.get(same, "not checked")),
+        ("prompt alone = in batch", "yes, bit for bit" if same else "no"),
         ("models inside", ", ".join(embedded_models()) or "none"),
     ]
     note = old_blas_core(info)

@@ -1,8 +1,8 @@
 """The compiled core in single and double precision, its threads, and what machine it runs on.
 
-OpenBLAS starts its own threads when it is loaded unless told not to.  attnsparse has a pool of its own and
-calls BLAS from it with one thread, so the variable that sets OpenBLAS's threads is 1 while our copy is loaded,
-and is put back at once: NumPy's copy has read it before.
+OpenBLAS starts its own threads when it is loaded unless told not to.  attnsparse has a pool of its own
+and calls BLAS from it with one thread, so the variable that sets OpenBLAS's threads is 1 while our copy is
+loaded, and is put back at once: NumPy's copy has read it before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CORES = {"float32": _core, "float64": _core64}
 def core_for(dtype: str) -> Any:
     """The extension for "float32" or "float64"; ValueError for anything else."""
     try:
-        return CORES[str(np.dtype(dtype))]
+        return CORES[str(np.dtype(dtype)) if dtype is not None else "None"]
     except (KeyError, TypeError):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
 

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """cross_entropy: nats per predicted token, weighted.  right (n,) bool: every token of weight above 0 is
-    the most likely one, given the true tokens before it.  open_edges (n,): entries whose gate is open, of all
-    layers and heads (for a dense model: all causal ones)."""
+    """What `evaluate` found on n sequences.
+
+    cross_entropy: nats per predicted token, weighted.
+    right bool [n]: every token of weight above 0 is the most likely one, given the true tokens before it.
+    open_edges int64 [n]: entries whose gate is open, of all layers and heads (dense: all causal ones).
+    """
 
     cross_entropy: float
     right: np.ndarray
@@ -44,10 +47,11 @@ def evaluate(
 ) -> Evaluation:
     """Run `model` on token `sequences` and compare with the next tokens.
 
-    sequences: a list of arrays of token ids, lengths may differ, or one array [n, T].  loss_weights: like
-    `sequences`, weight of predicting that token (default 1); that of a first token is not used, because
-    nothing comes before it.  batch: sequences run at once. Raises ValueError for no sequences, weights of
-    other lengths, or no weight above 0.
+    sequences: a list of arrays of token ids, lengths may differ, or one array [n, T].
+    loss_weights: like `sequences`, weight of predicting that token (default 1); that of a first token is not
+    used, because nothing comes before it.
+    batch: sequences run at once.
+    Raises ValueError for no sequences, weights of other lengths, or no weight above 0.
     """
     rows = [np.asarray(row) for row in sequences]
     if loss_weights is None:

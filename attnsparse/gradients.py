@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batch import Batch
-from .run import CORE_NAMES, Run
+from .run import CORE_NAMES, Run, as_names, checked_bytes
 
 if TYPE_CHECKING:
     from .model import Model
 
-ACTIVATIONS = ("pattern", "scores", "q", "k", "v", "z", "resid_pre", "resid_mid", "resid_post", "mlp_pre", "mlp_post")
+ACTIVATIONS = (
+    "pattern",
+    "scores",
+    "q",
+    "k",
+    "v",
+    "z",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
+    "mlp_pre",
+    "mlp_post",
+)
 GATE_GRADIENTS = {"none": False, "straight-through": True}
 
 
@@ -29,20 +41,24 @@ def compute_gradients(
     threads: int,
 ) -> Gradients:
     """See `Model.gradients`."""
-    names = [wrt] if isinstance(wrt, str) else list(wrt)
+    names = as_names("wrt", wrt)
     for name in names:
         if name not in (*ACTIVATIONS, "parameters"):
             raise ValueError(f"wrt: no gradient for {name!r}; known: parameters, {', '.join(ACTIVATIONS)}")
-    if gate_gradient not in GATE_GRADIENTS:
+    if not isinstance(gate_gradient, str) or gate_gradient not in GATE_GRADIENTS:
         raise ValueError(f"gate_gradient must be 'none' or 'straight-through', got {gate_gradient!r}")
     if dlogits is not None:
         if targets is not None or loss_mask is not None:
             raise ValueError("give either dlogits, or targets and loss_mask, not both")
-        dlogits = np.ascontiguousarray(dlogits, dtype=model.dtype).reshape(-1, model.config.n_vocab)
+        dlogits = _dlogits(batch, dlogits, model.config.n_vocab, model.dtype)
         targets = weights = None
     else:
-        targets, weights = _targets(batch, targets), _weights(batch, loss_mask, targets is not None, model.dtype)
+        targets, weights = (
+            _targets(batch, targets),
+            _weights(batch, loss_mask, targets is not None, model.dtype),
+        )
     records = tuple({CORE_NAMES[name] for name in names if name != "parameters"})
+    max_bytes = checked_bytes(max_bytes)
     core = model._core.gradients(
         batch.tokens, batch.offsets, records, "parameters" in names, dlogits, targets, weights,
         GATE_GRADIENTS[gate_gradient], max_bytes, threads,
@@ -50,10 +66,33 @@ def compute_gradients(
     return Gradients(model, core, batch, "parameters" in names)
 
 
+def _reals(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.ndarray:
+    """(all tokens, V), or (batch, T, V) of equally long prompts."""
+    array, n = _reals("dlogits", dlogits, dtype), len(batch.tokens)
+    shapes = [(n, n_vocab)]
+    if len(set(batch.lengths.tolist())) == 1:
+        shapes.append((len(batch), n // len(batch), n_vocab))
+    if array.shape not in shapes:
+        raise ValueError(f"dlogits must have shape {' or '.join(map(str, shapes))}, got {array.shape}")
+    return array.reshape(n, n_vocab)
+
+
 def _targets(batch: Batch, targets: Any) -> np.ndarray:
     """Given targets, one per token; by default the next token (and 0, never used, after the last)."""
     if targets is not None:
-        return np.ascontiguousarray(np.asarray(targets).ravel(), dtype=np.int32)
+        given = np.asarray(targets)
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"targets must be integers, got {given.dtype}")
+        # an id that does not fit is out of range for any vocabulary, also after this
+        return np.ascontiguousarray(np.clip(given.ravel(), -1, 2**31 - 1), dtype=np.int32)
     following = np.zeros(len(batch.tokens), np.int32)
     following[:-1] = batch.tokens[1:]
     return following
@@ -64,7 +103,7 @@ def _weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtype) -
     if loss_mask is None:
         weights = np.ones(n, dtype)
     else:
-        weights = np.array(loss_mask, dtype=dtype).ravel()
+        weights = _reals("loss_mask", loss_mask, dtype).ravel().copy()
         if len(weights) != n:
             raise ValueError(f"loss_mask must have one number for each of the {n} tokens, got {len(weights)}")
         if not np.all(weights >= 0) or not np.all(np.isfinite(weights)):
@@ -82,17 +121,19 @@ class Gradients(Run):
     that is used (before the multiplication with v); of `scores`, through softmax (and gate if asked).
     """
 
-    def __init__(self, model: Model, core: Any, batch: Batch, has_parameters: bool, index: int | None = None) -> None:
+    def __init__(
+        self, model: Model, core: Any, batch: Batch, has_parameters: bool, index: int | None = None
+    ) -> None:
         """Made by `Model.gradients`."""
         super().__init__(model, core, batch, "none", index)
         self._has_parameters = has_parameters
 
     def __getitem__(self, i: int) -> Gradients:
-        n = len(self)
-        if not -n <= i < n:
-            raise IndexError(f"prompt {i} of gradients with {n}")
-        index = self._index if self._index is not None else i % n
+        index = self._prompt_index(i)
         return Gradients(self.model, self._core, self._batch, self._has_parameters, index)
+
+    def _how_to_record(self, name: str) -> str:
+        return f"ask for it with wrt={name!r} (these have: {', '.join(self.recorded) or 'none'})"
 
     @property
     def loss(self) -> float:

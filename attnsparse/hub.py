@@ -37,10 +37,10 @@ def fetch(repository: str, revision: str | None = None) -> Path:
         about = library.HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
         listed = [item.rfilename for item in about.siblings or ()]
     except Exception as error:  # its kinds of network errors change with its versions
-        try:
-            return Path(library.snapshot_download(repository, revision=revision, local_files_only=True))
-        except Exception:
+        folder = _cached(library, repository, revision)
+        if folder is None:
             raise NotOnHub(_first_line(error)) from error
+        return folder
     files = [name for name in listed if name in _SMALL_FILES] + _weight_files(listed, repository)
     return Path(library.snapshot_download(repository, revision=revision, allow_patterns=files))
 
@@ -53,6 +53,21 @@ def fetch_gpt2_tokenizer() -> Path | None:
         )
     except Exception:  # see fetch; a model without a tokenizer still runs on token ids
         return None
+
+
+def _cached(library: ModuleType, repository: str, revision: str | None) -> Path | None:
+    """The folder in the cache that holds weights and all that `fetch` would have fetched with them."""
+    for patterns in _WEIGHTS:
+        wanted = [*_SMALL_FILES, *patterns]
+        try:
+            found = library.snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, local_files_only=True
+            )
+        except Exception:  # not cached, or not all of it
+            continue
+        if any(path for pattern in patterns for path in Path(found).glob(pattern)):
+            return Path(found)
+    return None
 
 
 def _weight_files(listed: Sequence[str], repository: str) -> list[str]:

@@ -71,6 +71,14 @@ def whole_number(value: object, what: str) -> int:
         raise TypeError(f"{what} must be a whole number, got {type(value).__name__}") from None
 
 
+def checked_base(base: object) -> int:
+    """0 or 1, the number of the first position; TypeError or ValueError for anything else."""
+    number = whole_number(base, "base")
+    if number not in (0, 1):
+        raise ValueError(f"base must be 0 or 1, got {number}")
+    return number
+
+
 def token_label(token: str) -> str:
     """A token as shown on an axis or in a table: without its leading space, blanks and control signs visible.
 

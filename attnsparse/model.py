@@ -42,11 +42,13 @@ class Model:
         `dtype` is "float32", or "float64" for the double-precision build of the same code.
         Raises ConfigError (code missing_tensor, config_value), ValueError for a wrong dtype.
         """
+        if not isinstance(config, Config):
+            raise TypeError(f"config must be an attnsparse.Config, got {type(config).__name__}")
+        self._core = core_for(dtype).Model(config.to_dict())
         self.config = config
         self.tokenizer = tokenizer
         self.name = name
         self.dtype = np.dtype(dtype)
-        self._core = core_for(dtype).Model(config.to_dict())
         self._digest: tuple[int, str] | None = None
         if weights is not None:
             self._fill(weights)
@@ -55,8 +57,8 @@ class Model:
         shapes = self.config.parameter_shapes()
         for name in weights:
             if name not in shapes:
-                raise ConfigError(f"weights: {name!r} is not a parameter of this model", code="unexpected_tensor",
-                                  field=name)  # fmt: skip
+                text = f"weights: {name!r} is not a parameter of this model"
+                raise ConfigError(text, code="unexpected_tensor", field=name)
         for name, shape in shapes.items():
             if name not in weights:
                 raise ConfigError(f"weights: {name!r} is missing", code="missing_tensor", field=name)
@@ -94,6 +96,8 @@ class Model:
         Raises KeyError for an unknown name, ValueError for another shape, RuntimeError while another thread
         runs or trains the model.  Arrays lent before show the new values; runs made before are out of date.
         """
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights must be a mapping from names to arrays, got {type(weights).__name__}")
         arrays = {name: np.ascontiguousarray(value, dtype=self.dtype) for name, value in weights.items()}
         for name, array in arrays.items():
             if array.shape != self._core.shape(name):
@@ -135,7 +139,9 @@ class Model:
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise ValueError(f"model {self.name!r} has no tokenizer; give token ids, or load(..., tokenizer=...)")
+            raise ValueError(
+                f"model {self.name!r} has no tokenizer; give token ids, or load(..., tokenizer=...)"
+            )
         return self.tokenizer
 
     # --- runs
@@ -184,7 +190,9 @@ class Model:
         """
         from .cache import run_with_cache
 
-        return run_with_cache(self, prompts, names_filter, return_type, remove_batch_dim, prepend_bos, max_bytes)
+        return run_with_cache(
+            self, prompts, names_filter, return_type, remove_batch_dim, prepend_bos, max_bytes
+        )
 
     def gradients(
         self,
@@ -226,6 +234,6 @@ class Model:
         kind = f"gated (gate_bias={c.gate_bias:g})" if c.gated else "dense"
         name = f"{self.name!r}, " if self.name else ""
         return (
-            f"Model({name}{c.n_layer} layers x {c.n_head} heads, d_model={c.d_model}, n_vocab={c.n_vocab}, {kind}, "
-            f"{self.n_parameters:,} weights, {self.dtype})"
+            f"Model({name}{c.n_layer} layers x {c.n_head} heads, d_model={c.d_model}, n_vocab={c.n_vocab}, "
+            f"{kind}, {self.n_parameters:,} weights, {self.dtype})"
         )

@@ -36,9 +36,10 @@ class Recipe:
     ) -> list[Path]:
         """Train the models into folders of `out`; returns these folders.
 
-        seed: None for the recipe's own.  resume: go on with the run that `out` holds; without it,
-        FileExistsError if there is one.  threads: 0 for as many as this process may use; bits do not depend
-        on it. settings: fields of the recipe's settings that are to differ from its defaults.
+        seed: None for the recipe's own.
+        resume: go on with the run that `out` holds; without it, FileExistsError if there is one.
+        threads: 0 for as many as this process may use; bits do not depend on it.
+        settings: fields of the recipe's settings that are to differ from its defaults.
         """
         module = importlib.import_module(self.module, __package__)
         return module.train(Path(out), seed=seed, resume=resume, threads=threads, quiet=quiet, **settings)

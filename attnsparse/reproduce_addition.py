@@ -200,13 +200,13 @@ def _carry_sentence(carry: pd.DataFrame) -> str:
         f"{_percent(row.open_with_carry, 1)}, {_percent(row.open_without_carry, 1)}"
         for row in named.itertuples()
     )
-    begin = "Edges that tell" if len(separating) else "No single edge tells"
-    nearest = "" if len(separating) else "the nearest "
     more = f"; and {len(separating) - len(named)} more" if len(separating) > len(named) else ""
-    return (
-        f"{begin} whether the ones carry; {nearest}open in so many of the sums with and without that carry: "
-        f"{listed}{more}."
+    begin = (
+        "Edges that tell whether the ones carry,"
+        if len(separating)
+        else "No single edge tells whether the ones carry; the nearest is"
     )
+    return f"{begin} open in so many of the sums with and without that carry: {listed}{more}."
 
 
 def _predicts(column: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,8 @@ LOGITS = {"none": 0, "last": 1, "all": 2}
 # name in Python -> array of the core
 SQUARE = {"pattern": "pattern", "scores": "scores", "gate": "gate"}
 LAYERED = {
-    "resid_pre": "resid", "resid_mid": "resid_mid", "resid_post": "resid", "q": "qkv", "k": "qkv", "v": "qkv",
+    "resid_pre": "resid", "resid_mid": "resid_mid", "resid_post": "resid", 
+    "q": "qkv", "k": "qkv", "v": "qkv",
     "z": "z", "result": "result", "attn_out": "attn_out", "mlp_pre": "mlp_pre", "mlp_post": "mlp_post",
     "mlp_out": "mlp_out", "ln1_scale": "ln1_scale", "ln1_normalized": "ln1_normalized", "ln2_scale": "ln2_scale",
     "ln2_normalized": "ln2_normalized",
@@ -34,15 +36,32 @@ PRESETS = {
 CORE_NAMES = {**SQUARE, **LAYERED, **FLAT, "lse": "lse", "loss": "token_loss"}
 
 
+def as_names(argument: str, value: Any) -> list[str]:
+    """A name or several as a list; TypeError for anything else."""
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a name or a sequence of names, got {value!r:.60}")
+    return names
+
+
 def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """Names of the core's arrays for `record`, and whether edges are asked for; ValueError for other names."""
-    asked = [record] if isinstance(record, str) else list(record)
+    """Names of the core's arrays for `record`, and whether edges are asked for; ValueError else."""
+    asked = as_names("record", record)
     names = [name for item in asked for name in PRESETS.get(item, (item,))]
     unknown = [name for name in names if name not in CORE_NAMES and name not in ("edges", "logits")]
     if unknown:
         known = ", ".join([*PRESETS, "edges", *CORE_NAMES])
         raise ValueError(f"record: there is nothing called {unknown[0]!r}; known: {known}")
     return tuple(dict.fromkeys(CORE_NAMES[name] for name in names if name in CORE_NAMES)), "edges" in names
+
+
+def checked_bytes(max_bytes: Any) -> int:
+    """`max_bytes` as an int below 2**63; TypeError or ValueError else."""
+    if not isinstance(max_bytes, (int, np.integer)) or isinstance(max_bytes, bool):
+        raise TypeError(f"max_bytes must be a whole number, got {type(max_bytes).__name__}")
+    if not 0 <= max_bytes < 2**63:
+        raise ValueError(f"max_bytes must be in 0..2**63-1, got {max_bytes}")
+    return int(max_bytes)
 
 
 def compute_run(
@@ -55,10 +74,13 @@ def compute_run(
     threads: int,
 ) -> Run:
     """See `Model.run`."""
-    if logits not in LOGITS:
+    if not isinstance(logits, str) or logits not in LOGITS:
         raise ValueError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
     names, edges = core_records(record)
+    if not isinstance(edge_threshold, (int, float)) or not edge_threshold >= 0:
+        raise ValueError(f"edge_threshold must be a number that is not negative, got {edge_threshold!r:.60}")
     threshold = float(edge_threshold) if edges else None
+    max_bytes = checked_bytes(max_bytes)
     core = model._core.run(batch.tokens, batch.offsets, names, LOGITS[logits], max_bytes, threshold, threads)
     return Run(model, core, batch, logits, None)
 
@@ -66,16 +88,22 @@ def compute_run(
 class Run:
     """One forward pass over one prompt or several; `len(run)` prompts, `run[i]` is one prompt's Run.
 
-    Arrays are float32 (float64 for a float64 model), read-only, and lend the memory of the pass, which lives as
-    long as any of them.  With L layers, H heads, T tokens, D head width, E model width, M MLP width, V tokens in
-    the vocabulary, of one prompt: pattern [L, H, query, key], C-contiguous (rows of a gated model sum to
-    anything in 0..1); scores [L, H, query, key], -inf for key > query; gate the same, bool; q, k, v, z [L, T, H, D];
-    result [L, T, H, E] the output of each head; resid_pre, resid_mid, resid_post, attn_out, mlp_out [L, T, E];
-    mlp_pre, mlp_post [L, T, M]; ln1_scale, ln2_scale [L, T]; ln1_normalized, ln2_normalized [L, T, E] ((x - mean)
-    / scale, before weight and bias); ln_final_scale [T]; ln_final_normalized, embed, pos_embed [T, E]; lse
-    [L, H, T] the log-sum-exp of each score row; logits [T, V], or [V] of the last token; token_loss [T - 1]
-    the cross-entropy of each next token.  A batch of equally long prompts has the same arrays with a batch
-    axis in front; for other batches ask `run[i]`.  What was not recorded is not stored: AttributeError.
+    Arrays are float32 (float64 for a float64 model), read-only, and lend the memory of the pass, which lives
+    as long as any of them.  Of one prompt, with L layers, H heads, T tokens, D head width, E model width,
+    M MLP width and V tokens in the vocabulary:
+
+    * pattern [L, H, query, key], C-contiguous; rows of a gated model sum to anything in 0..1;
+    * scores [L, H, query, key], -inf for key > query, and gate, the same as bool;
+    * lse [L, H, T], the log-sum-exp of each score row;
+    * q, k, v, z [L, T, H, D]; result [L, T, H, E], the output of each head;
+    * resid_pre, resid_mid, resid_post, attn_out, mlp_out [L, T, E]; mlp_pre, mlp_post [L, T, M];
+    * ln1_scale, ln2_scale [L, T]; ln1_normalized, ln2_normalized [L, T, E], which is (x - mean) / scale
+      before weight and bias; ln_final_scale [T], ln_final_normalized [T, E];
+    * embed, pos_embed [T, E]; logits [T, V], or [V] of the last token; token_loss [T - 1], the
+      cross-entropy of each next token.
+
+    A batch of equally long prompts has the same arrays with a batch axis in front; for other batches ask
+    `run[i]`.  What was not recorded is not stored: AttributeError.
     """
 
     def __init__(self, model: Model, core: Any, batch: Batch, logits: str, index: int | None) -> None:
@@ -93,11 +121,19 @@ class Run:
         return 1 if self._index is not None else len(self._batch)
 
     def __getitem__(self, i: int) -> Run:
+        return Run(self.model, self._core, self._batch, self._logits, self._prompt_index(i))
+
+    def _prompt_index(self, i: int) -> int:
         n = len(self)
+        try:
+            i = operator.index(i)
+        except TypeError:
+            raise TypeError(
+                f"the number of a prompt must be a whole number, got {type(i).__name__}"
+            ) from None
         if not -n <= i < n:
-            raise IndexError(f"prompt {i} of a run with {n}")
-        index = self._index if self._index is not None else i % n
-        return Run(self.model, self._core, self._batch, self._logits, index)
+            raise IndexError(f"there is no prompt {i}: this run has {n}")
+        return self._index if self._index is not None else i % n
 
     def __iter__(self) -> Iterator[Run]:
         return (self[i] for i in range(len(self)))
@@ -137,11 +173,14 @@ class Run:
     def recorded(self) -> tuple[str, ...]:
         """Names of the arrays that this run has."""
         names = [name for name, core in CORE_NAMES.items() if core in self._recorded and name != "loss"]
-        return (*names, *(["logits"] if self._logits != "none" else []), *(["edges"] if self._has_edges() else []))
+        return (
+            *names,
+            *(["logits"] if self._logits != "none" else []),
+            *(["edges"] if self._has_edges() else []),
+        )
 
-    def __getattr__(self, name: str) -> np.ndarray:
-        if name not in CORE_NAMES:
-            raise AttributeError(f"Run has no attribute {name!r}")
+    def _array(self, name: str) -> np.ndarray:
+        """One recorded array in the shape of this run's prompts; AttributeError if it was not recorded."""
         self._need(name)
         packed = self._core.array(CORE_NAMES[name])
         if name in SQUARE:
@@ -157,9 +196,6 @@ class Run:
         elif name == "token_loss":
             return self._flat(packed)[..., :-1]
         return self._flat(packed) if name in FLAT else self._layered(packed)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self.recorded})
 
     @property
     def logits(self) -> np.ndarray:
@@ -205,11 +241,15 @@ class Run:
 
         start is int64 [rows + 1], key int32 and weight real [edges]; all zero-copy.
         """
+        if not self._has_edges():
+            raise AttributeError('this run did not record edges; run with record="edges"')
         return self._core.edges()
 
     # --- what a key carries
 
-    def value_norms(self, direction: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def value_norms(
+        self, direction: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """|v|, |v W_O of the head| and, given a direction [E], (v W_O) . direction; each [L, H, key].
 
         Needs q, k, v.  Raises RuntimeError if the weights changed after the run.
@@ -229,13 +269,16 @@ class Run:
         """
         self._need("q")
         first, last = self._range(self._one("entry_scores"))
-        layer, head, query, key = (np.ascontiguousarray(a, dtype=np.int64) for a in (layer, head, query, key))
+        named = {"layer": layer, "head": head, "query": query, "key": key}
+        layer, head, query, key = (_indices(name, values) for name, values in named.items())
         for name, values in (("query", query), ("key", key)):
             if values.size and (values.min() < 0 or values.max() >= last - first):
                 raise IndexError(f"{name} must be in 0..{last - first - 1}")
         scores = self._core.entry_scores(layer, head, query + first, key + first)
         config = self.model.config
-        gates = scores + scores.dtype.type(config.gate_bias) > 0 if config.gated else np.ones(len(scores), bool)
+        gates = (
+            scores + scores.dtype.type(config.gate_bias) > 0 if config.gated else np.ones(len(scores), bool)
+        )
         return scores, gates
 
     # --- tables
@@ -272,7 +315,10 @@ class Run:
 
     def _need(self, name: str) -> None:
         if CORE_NAMES[name] not in self._recorded:
-            raise AttributeError(f"this run did not record {name}; run with record={name!r} (it has: {', '.join(self.recorded)})")
+            raise AttributeError(f"this run did not record {name}; {self._how_to_record(name)}")
+
+    def _how_to_record(self, name: str) -> str:
+        return f"run with record={name!r} (it has: {', '.join(self.recorded) or 'nothing'})"
 
     def _one(self, what: str) -> int:
         if self._index is None:
@@ -287,7 +333,9 @@ class Run:
             return int(self._batch.lengths[self._index])
         lengths = set(self._batch.lengths.tolist())
         if len(lengths) > 1:
-            raise ValueError(f"prompts have {min(lengths)} to {max(lengths)} tokens, so there is no one array; use run[i]")
+            raise ValueError(
+                f"prompts have {min(lengths)} to {max(lengths)} tokens, so there is no one array; use run[i]"
+            )
         return lengths.pop()
 
     def _flat(self, packed: np.ndarray) -> np.ndarray:
@@ -313,3 +361,20 @@ class Run:
         squares = self._batch.lengths**2 * config.n_layer * config.n_head
         first, t = int(squares[: self._index].sum()), self._length()
         return packed[first : first + int(squares[self._index])].reshape(*heads, t, t)
+
+
+def _indices(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be whole numbers, got {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {array.shape}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _array_property(name: str) -> property:
+    return property(lambda run: run._array(name), doc=f"The recorded array {name}; its shape: see `Run`.")
+
+
+for _name in (*SQUARE, *LAYERED, *FLAT, "lse"):
+    setattr(Run, _name, _array_property(_name))

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 from .errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 
+_CONTAINERS = frozenset((dict, list))
+
 
 class _Refused(Exception):
     """Carries a duplicated key, or the size of an object with too many keys, out of the parser."""
@@ -76,7 +78,9 @@ def parse_object(
         )
     if not isinstance(value, dict):
         _fail("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
-    _check_contents(value, path, limits, start)
+    _check_depth(value, path, limits, start)
+    if not _all_strings_short(data, limits):
+        _check_strings(value, path, limits, start)
     return value
 
 
@@ -111,35 +115,39 @@ def _no_constants(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _check_contents(root: dict[str, Any], path: Any, limits: Limits, start: int) -> None:
-    """Check depth, and length and well-formedness of all strings, level by level (no recursion)."""
+def _check_depth(root: dict[str, Any], path: Any, limits: Limits, start: int) -> None:
+    """Check nesting level by level, without recursion."""
     level: list[Any] = [root]
-    depth = 0
-    while level:
-        depth += 1
-        if depth > limits.max_json_depth:
-            _fail(
-                "json_depth",
-                path,
-                f"JSON nested deeper than max_json_depth={limits.max_json_depth}",
-                start,
-                None,
-            )
-        below: list[Any] = []
-        for container in level:
-            if isinstance(container, dict):
-                for key in container:
-                    _check_string(key, path, limits, start)
-                values = container.values()
-            else:
-                values = container
-            for value in values:
-                kind = type(value)
-                if kind is dict or kind is list:
-                    below.append(value)
-                elif kind is str:
-                    _check_string(value, path, limits, start)
-        level = below
+    for _ in range(limits.max_json_depth):
+        level = [
+            value
+            for container in level
+            for value in (container.values() if type(container) is dict else container)
+            if type(value) in _CONTAINERS
+        ]
+        if not level:
+            return
+    text = f"JSON nested deeper than max_json_depth={limits.max_json_depth}"
+    _fail("json_depth", path, text, start, None)
+
+
+def _check_strings(root: dict[str, Any], path: Any, limits: Limits, start: int) -> None:
+    """Check length and well-formedness of all strings, keys included."""
+    pending: list[Any] = [root]
+    while pending:
+        item = pending.pop()
+        if type(item) is str:
+            _check_string(item, path, limits, start)
+        elif type(item) is list:
+            pending.extend(item)
+        elif type(item) is dict:
+            pending.extend(item)
+            pending.extend(item.values())
+
+
+def _all_strings_short(data: bytes, limits: Limits) -> bool:
+    """True if the text without escapes between any two quotation marks is short: then so are all strings."""
+    return b"\\" not in data and max(map(len, data.split(b'"'))) <= limits.max_string_bytes
 
 
 def _check_string(text: str, path: Any, limits: Limits, start: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .labels import Head, token_label, whole_number
+from .labels import Head, checked_base, token_label, whole_number
 
 if TYPE_CHECKING:
     from .run import Run
@@ -33,7 +33,7 @@ def position(run: Run, which: int | str, base: int = 0) -> int:
     Raises ValueError if no token or several tokens match (the message lists their positions), IndexError if
     the position is outside the prompt, TypeError if `which` is neither text nor a whole number.
     """
-    run, base = _single(run), _checked_base(base)
+    run, base = _single(run), checked_base(base)
     if isinstance(which, str):
         return _position_of_token(run.token_strings, which, base)
     number = whole_number(which, "a position")
@@ -68,7 +68,7 @@ def heads(
     Raises ValueError if `key` comes after `query`, if one of the arrays is missing, or if the run holds
     several prompts.
     """
-    run, base = _single(run), _checked_base(base)
+    run, base = _single(run), checked_base(base)
     needed = ("pattern", "q", "k", "v") + (("ln_final_scale",) if logit_diff is not None else ())
     _require(run, needed, "heads")
     key_index, query_index = position(run, key, base), position(run, query, base)
@@ -95,10 +95,11 @@ def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
 
     Needs `pattern`, or record="edges" (the open edges without the T x T arrays). The columns score and gate
     need q and k as well, value_norm and contribution need v; without these arrays the columns are left out.
+    record="edges" keeps nothing below the edge_threshold of its run, whatever threshold is asked for here.
     Raises ValueError for a threshold that is negative or not a number, if neither form of the edges was
     recorded, or if the run holds several prompts.
     """
-    run, base = _single(run), _checked_base(base)
+    run, base = _single(run), checked_base(base)
     if not threshold >= 0:
         raise ValueError(f"threshold must be 0 or larger, got {threshold}")
     *entries, weight = _open_entries(run)
@@ -163,12 +164,6 @@ def _position_of_token(tokens: Sequence[str], which: str, base: int) -> int:
     )
 
 
-def _checked_base(base: int) -> int:
-    if whole_number(base, "base") not in (0, 1):
-        raise ValueError(f"base must be 0 or 1, got {base}")
-    return int(base)
-
-
 def _single(run: Run) -> Run:
     if len(run) != 1:
         raise ValueError(f"this run holds {len(run)} prompts; choose one of them, for example run[0]")
@@ -219,7 +214,7 @@ def _open_entries(run: Run) -> tuple[np.ndarray, ...]:
         return *entries, run.pattern[entries]
     if _recorded(run, "edges"):
         return run.edge_arrays()
-    raise ValueError(f"edges need record= with 'pattern' or 'edges', this run has {', '.join(run.record)}")
+    raise ValueError(f"edges need record= with 'pattern' or 'edges', this run has {', '.join(run.recorded)}")
 
 
 def _logit_direction(run: Run, logit_diff: tuple[str | int, str | int], query: int) -> np.ndarray:
@@ -237,11 +232,11 @@ def _logit_direction(run: Run, logit_diff: tuple[str | int, str | int], query: i
 
 
 def _recorded(run: Run, *names: str) -> bool:
-    return set(names) <= set(run.record)
+    return set(names) <= set(run.recorded)
 
 
 def _require(run: Run, names: tuple[str, ...], what: str) -> None:
-    missing = [name for name in names if name not in run.record]
+    missing = [name for name in names if name not in run.recorded]
     if missing:
         raise ValueError(
             f"{what} needs {', '.join(missing)}, which this run did not record; "
@@ -278,7 +273,7 @@ def _prompt_text(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
-    return f"Model {escape(run.model.name or 'without a name')}; recorded: {escape(', '.join(run.record))}."
+    return f"Model {escape(run.model.name or 'without a name')}; recorded: {escape(', '.join(run.recorded))}."
 
 
 def _open_edges_text(run: Run) -> str:

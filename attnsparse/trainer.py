@@ -23,6 +23,7 @@ import numpy as np
 
 from . import training_file
 from . import training_state as state
+from .engine import core_for
 from .model import Model
 from .training_data import Data
 from .training_options import TrainingOptions
@@ -70,7 +71,7 @@ class Trainer:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             training_file.remove_stale(self._folder)
-        self._engine = model._trainer()
+        self._engine = core_for(str(model.dtype)).Trainer(model._core)
         self._engine.multiplier = self.options.first_multiplier()
         self._results: list[dict[str, Any]] = []
         self._seconds: dict[int, float] = {}
@@ -131,10 +132,11 @@ class Trainer:
     @property
     def history(self) -> pd.DataFrame:
         """One row per step: step (from 0), loss, ce, expected_edges, open_edges, multiplier, grad_norm,
-        seconds, lr, gate_bias (mean over layers; NaN for dense models), tau (with slack).
+        seconds, lr, gate_bias (mean over layers), tau (with slack).
 
         ce and loss in nats, both edge columns as shares of all causal pairs, with the noise of training on.
-        seconds are NaN where they are not known (a resume without the `history.csv` beside the checkpoint).
+        What only gated models have is NaN for dense ones; seconds are NaN where they are not known (a resume
+        without the `history.csv` beside the checkpoint).
         """
         import pandas as pd
 
@@ -237,6 +239,8 @@ class Trainer:
             arguments = self._arguments(step)
             biases = arguments.get("gate_bias", [math.nan])
             results = [float(self._results[step][key]) for key in RESULTS]
+            if not self.model.config.gated:
+                results[2:5] = [math.nan] * 3  # edges and multiplier
             scheduled = [arguments["lr"], sum(biases) / len(biases), arguments.get("tau", math.nan)]
             self._table.append([step, *results, self._seconds.get(step, math.nan), *scheduled])
         return self._table

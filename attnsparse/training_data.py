@@ -40,9 +40,9 @@ class Data(Protocol):
 class TokenData:
     """Windows of `length` tokens from one long array, at random places.
 
-    tokens: whole numbers [n], n > length.  length: tokens of one sequence.  batch: sequences of a
-    micro-batch. loss_weights: float [n], weight of predicting that token (default 1 for all); a mask is 0 and
-    1. Window r of micro-batch m of step s begins at a place drawn with replacement for (seed, s, m, r).
+    tokens: whole numbers [n], n > length.  length: tokens of a sequence.  batch: sequences of a micro-batch.
+    loss_weights: float [n], weight of predicting that token (default 1 for all); a mask is 0 and 1.
+    Window r of micro-batch m of step s begins at a place drawn with replacement for (seed, s, m, r).
     Raises TypeError and ValueError for arrays of other kinds or sizes.
     """
 

@@ -40,9 +40,10 @@ class TrainingOptions:
 
     The optimiser is AdamW: gradients of a step are clipped to the global norm `clip` (0: not clipped), the
     decay is decoupled and touches matrices only. Options from `tau` on are for gated models alone and follow
-    arXiv 2512.05865 with the multiplier of GECO (Rezende & Viola 2018): the loss is (E/N + multiplier * (CE -
-    tau - slack)) / (1 + multiplier), E/N the expected share of open edges, weighted by `edge_weight`. Raises
-    TypeError or ValueError that name the option.
+    arXiv 2512.05865 with the multiplier of GECO (Rezende & Viola 2018). Their loss is
+        (E/N + multiplier * (CE - tau - slack)) / (1 + multiplier),
+    E/N the expected share of open edges, weighted by `edge_weight`.
+    Raises TypeError or ValueError that name the option.
     """
 
     steps: int

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ._version import __version__
 from .config import Config
+from .engine import core_for
 from .errors import CheckpointError, located, quoted
 from .training_options import TrainingOptions
 
@@ -109,10 +111,8 @@ def check_data(stored: str, given: str, path: Path) -> None:
 
 def build() -> dict[str, str]:
     """What the bits of a run depend on beside its input: version, kernels and BLAS."""
-    from . import build_info
-
-    info = build_info()
-    return {name: str(info.get(name, "")) for name in ("version", "isa", "blas_core", "blas_config")}
+    machine = core_for("float32").machine()
+    return {"version": __version__, **{name: machine[name] for name in ("isa", "blas_core", "blas_config")}}
 
 
 def warn_of_other_build(stored: dict[str, Any], path: Path) -> None:

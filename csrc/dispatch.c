@@ -35,9 +35,9 @@ asp_status asp_isa_select(const char *name, asp_error *err) {
         name = best_first[i];
     }
     if (!table(name))
-        return asp_fail(err, ASP_BAD_ARGUMENT, "ATTNSPARSE_ISA must be avx512, avx2 or baseline, got '%.40s'", name);
+        return asp_fail(err, ASP_BAD_ARGUMENT, "instruction set (ATTNSPARSE_ISA): expected avx512, avx2 or baseline, got '%.40s'", name);
     if (!runs_here(name))
-        return asp_fail(err, ASP_BAD_ARGUMENT, "ATTNSPARSE_ISA=%s, but this CPU does not run it", name);
+        return asp_fail(err, ASP_BAD_ARGUMENT, "instruction set (ATTNSPARSE_ISA): this CPU does not run %s", name);
     atomic_store(&active, table(name));
     return ASP_OK;
 }

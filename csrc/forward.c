@@ -54,13 +54,19 @@ asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *con
 
 static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
 
+static int64_t k_block_of(const asp_model *m, int64_t k) {
+    if (k == m->config.d_model) return m->k_block.model;
+    return k == m->config.d_mlp ? m->k_block.mlp : m->k_block.heads;
+}
+
 /* C (R,n) = A (R,k) W (k,n) with an epilogue. */
 static asp_status linear(const asp_model *m, const asp_activations *acts, asp_real *c, const asp_real *a,
                          int64_t weight, int64_t bias, int64_t n, int64_t k, asp_epilogue epilogue,
                          const asp_real *residual, asp_real *out2, const asp_context *context) {
     const asp_gemm g = {.m = acts->n_rows, .n = n, .k = k, .a = a, .lda = k, .b = m->data + weight, .ldb = n, .c = c,
                         .ldc = n, .epilogue = epilogue, .bias = asp_at_const(m->data, bias), .residual = residual,
-                        .out2 = out2, .activation = m->config.activation, .n_rows = acts->n_tokens};
+                        .out2 = out2, .activation = m->config.activation, .n_rows = acts->n_tokens,
+                        .k_block = k_block_of(m, k)};
     return asp_gemm_run(&g, context);
 }
 
@@ -83,7 +89,7 @@ static asp_status head_results(const asp_model *m, const asp_activations *acts, 
         const asp_gemm g = {.m = acts->n_rows, .n = c->d_model, .k = c->d_head, .a = z + h * c->d_head, .lda = width,
                             .b = m->data + m->layers[layer].proj_w + h * c->d_head * c->d_model,
                             .ldb = c->d_model, .c = slot(acts->result, layer) + h * c->d_model,
-                            .ldc = c->n_head * c->d_model, .n_rows = acts->n_tokens};
+                            .ldc = c->n_head * c->d_model, .n_rows = acts->n_tokens, .k_block = m->k_block.head};
         status = asp_gemm_run(&g, context);
     }
     return status;
@@ -164,11 +170,19 @@ asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, cons
     return ASP_OK;
 }
 
-int64_t asp_rows_needed(const asp_config *c, int64_t n_tokens, int with_result) {
+int64_t asp_rows_needed(const asp_model *m, int64_t n_tokens, int with_result) {
+    const asp_config *c = &m->config;
     const int64_t width = c->n_head * c->d_head;
-    int64_t rows = asp_max(asp_gemm_min_rows(3 * width, c->d_model), asp_gemm_min_rows(c->d_model, width));
-    rows = asp_max(rows, asp_gemm_min_rows(c->d_mlp, c->d_model));
-    rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_mlp));
-    if (with_result) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_head));
-    return asp_max(rows, n_tokens);
+    int64_t rows = n_tokens;
+    if (!m->k_block.model)
+        rows = asp_max(rows, asp_max(asp_gemm_min_rows(3 * width, c->d_model), asp_gemm_min_rows(c->d_mlp, c->d_model)));
+    if (!m->k_block.heads) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, width));
+    if (!m->k_block.mlp) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_mlp));
+    if (with_result && !m->k_block.head) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_head));
+    return asp_round_up(rows, 4); /* skinny products read rows in fours */
+}
+
+int64_t asp_logit_rows_needed(const asp_model *m, int64_t n_rows) {
+    const int64_t least = m->k_block.model ? 1 : asp_gemm_min_rows(m->config.n_vocab, m->config.d_model);
+    return asp_round_up(asp_max(n_rows, least), 4);
 }

@@ -26,7 +26,7 @@ asp_real *asp_gradients_parameters(const asp_gradients *g) { return g->parameter
 static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch *batch,
                            const asp_gradient_options *options, asp_error *err) {
     int64_t positions[ASP_N_RECORDS], parameters = -1;
-    const int64_t rows = asp_rows_needed(&m->config, batch->offsets[batch->n_sequences], 0);
+    const int64_t rows = asp_rows_needed(m, batch->offsets[batch->n_sequences], 0);
     for (int r = 0; r < ASP_N_RECORDS; r++) {
         positions[r] = -1;
         if (!(options->records >> r & 1)) continue;
@@ -94,7 +94,7 @@ asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const 
     if (!g || !work) status = asp_fail(err, ASP_NO_MEMORY, "no memory for gradients");
     if (!status) status = allocate(g, model, &batch, options, err);
     if (!status)
-        status = asp_tape_prepare(&tape, &model->config, &batch, context->n_threads, options->max_bytes, err);
+        status = asp_tape_prepare(&tape, model, &batch, context->n_threads, options->max_bytes, err);
     asp_blas_enter();
     if (!status) status = compute(g, model, &batch, &tape, work, options, context);
     asp_blas_leave();

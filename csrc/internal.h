@@ -52,6 +52,7 @@ struct asp_model {
     int64_t wte, wpe, lnf_w, lnf_b, unembed_w, unembed_b;
     int64_t size;              /* elements */
     asp_real *data;            /* (size) */
+    struct { int64_t model, heads, head, mlp; } k_block; /* of skinny products with k = E, C, D, M */
 };
 
 static inline asp_real *asp_at(asp_real *data, int64_t offset) { return offset < 0 ? NULL : data + offset; }
@@ -84,6 +85,7 @@ typedef struct {
     asp_real *out2;            /* (m,n), leading dimension ldc */
     asp_activation activation;
     int64_t n_rows;            /* rows that hold tokens; the rest are padding */
+    int64_t k_block;           /* of skinny products, 0: leave it to BLAS */
 } asp_gemm;
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context);
 /* Rows below which some product with a (k,n) weight would take BLAS's small-matrix path. */
@@ -134,8 +136,11 @@ int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int 
 
 asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, asp_error *err);
-/* Rows R >= n_tokens for which no product of the forward pass takes BLAS's small-matrix path. */
-int64_t asp_rows_needed(const asp_config *config, int64_t n_tokens, int with_result);
+/* Rows R >= n_tokens to reserve: where skinny products serve the small ones, no more than a few; else so
+ * many that no product of the forward pass takes BLAS's small-matrix path, whose bits differ. */
+int64_t asp_rows_needed(const asp_model *model, int64_t n_tokens, int with_result);
+/* The same for the LM head. */
+int64_t asp_logit_rows_needed(const asp_model *model, int64_t n_rows);
 
 /* Embedding and all layers; ends with the final LayerNorm in acts->ln_final. */
 asp_status asp_forward_layers(const asp_model *model, const asp_activations *acts, const asp_gate *gate,
@@ -219,7 +224,7 @@ typedef struct {
     asp_real *ln_partial;   /* (ASP_LN_CHUNKS, 2, E) */
 } asp_tape;
 /* Lays the tape out for this batch and wires acts and grads to it. */
-asp_status asp_tape_prepare(asp_tape *tape, const asp_config *config, const asp_batch *batch, int n_threads,
+asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads,
                             int64_t max_bytes, asp_error *err);
 void asp_tape_free(asp_tape *tape);
 

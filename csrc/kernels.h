@@ -60,6 +60,12 @@ typedef struct {
     void (*attention_backward)(const asp_attention_unit *unit);
     /* scores (n_keys) of one query against keys 0..n_keys */
     void (*score_row)(const asp_attention_unit *unit, int64_t query, asp_real *scores);
+    /* out (n) += factor * x */
+    void (*multiply_add)(asp_real *out, asp_real factor, const asp_real *x, int64_t n);
+    /* c (4,64) += a (4,k) b (k,64), and out (8,16) += b (8,k) a_t (k,16): see kernels_skinny.h */
+    void (*skinny_rows)(asp_real *c, int64_t ldc, const asp_real *a, int64_t lda, int64_t k, int64_t k_block,
+                        const asp_real *b, int64_t ldb, int prefetch);
+    void (*skinny_dots)(asp_real *out, const asp_real *a_t, int64_t k, int64_t k_block, const asp_real *b, int64_t ldb);
     void (*adamw)(asp_real *p, asp_real *m, asp_real *v, const asp_real *g, int64_t n, const asp_adamw *step);
     /* sums (columns) += column sums of x (n, columns), columns <= 16, rows ld apart */
     void (*column_sums)(asp_real *sums, const asp_real *x, int64_t n, int64_t ld, int64_t columns);
@@ -74,6 +80,12 @@ const asp_kernels *asp_kernels_active(void);
 
 /* Keys per vector in all kernels, whatever the instruction set: so reductions add in one order. */
 enum { ASP_LANES = 16 };
+
+/* How many of the k that are left go into the next block (OpenBLAS's rule with its block size Q). */
+static inline int64_t asp_k_block(int64_t left, int64_t block) {
+    if (left >= 2 * block) return block;
+    return left > block ? (left / 2 + 15) / 16 * 16 : left;
+}
 
 static inline uint64_t asp_splitmix64(uint64_t x) {
     x += 0x9E3779B97F4A7C15u;

@@ -16,6 +16,7 @@
 #include "kernels_math.h"
 #include "kernels_rows.h"
 #include "kernels_attention.h"
+#include "kernels_skinny.h"
 #include "kernels_table.h"
 const asp_kernels asp_kernels_avx512 = ASP_KERNEL_TABLE;
 #if defined(__clang__)

@@ -9,5 +9,6 @@
 #include "kernels_math.h"
 #include "kernels_rows.h"
 #include "kernels_attention.h"
+#include "kernels_skinny.h"
 #include "kernels_table.h"
 const asp_kernels asp_kernels_base = ASP_KERNEL_TABLE;

@@ -25,7 +25,6 @@ INLINE void store(asp_real *p, vec x) { *(memvec *)p = x; }
 INLINE vec splat(asp_real x) { return x - (vec){0}; }
 INLINE vec select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 INLINE vec maximum(vec a, vec b) { return select(a > b, a, b); }
-INLINE vec minimum(vec a, vec b) { return select(a < b, a, b); }
 
 INLINE vec load_part(const asp_real *p, int64_t n, asp_real fill) {
     asp_real buffer[ASP_LANES];
@@ -76,7 +75,7 @@ INLINE vec exp_vec(vec x) {
     return out;
 #else
     const ivec tiny = x < -87.33654f;
-    x = minimum(x, splat(88.3762626647949f));
+    x = select(x > 88.3762626647949f, splat(88.3762626647949f), x);
     const vec shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
     const vec n = shifted - 12582912.0f;
     vec r = x - n * 0.693359375f;

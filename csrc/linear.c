@@ -1,5 +1,5 @@
 /* linear.c: matrix products in blocks, one single-threaded BLAS call per block, with what follows the
- * product (bias, residual, activation) applied while the block is in cache.
+ * product (bias, residual, activation) applied while the block is in cache; few rows go to skinny.c.
  *
  * Blocks depend on the shape only, never on the number of threads, and every block has enough rows and
  * columns to stay out of BLAS's small-matrix path, so that a row's bits do not depend on the other rows. */
@@ -7,6 +7,7 @@
 
 #include "blas.h"
 #include "kernels.h"
+#include "skinny.h"
 
 enum { COLUMN_BLOCK = 384, ROW_BLOCK = 1024, BLOCKS_WANTED = 8, LEAST_ROWS = 64 };
 /* OpenBLAS takes its small-matrix path up to m n k = 10^6. */
@@ -35,7 +36,7 @@ static void plan(gemm_job *job) {
     job->row_blocks = asp_max(1, asp_min(wanted, g->m / least));
 }
 
-static void finish_block(const asp_gemm *g, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+void asp_gemm_finish(const asp_gemm *g, int64_t row, int64_t rows, int64_t column, int64_t columns) {
     const asp_kernels *kernels = asp_kernels_active();
     for (int64_t r = row; r < row + rows && r < g->n_rows; r++) {
         asp_real *c = g->c + r * g->ldc + column;
@@ -66,10 +67,11 @@ static void gemm_block(void *arg, int64_t item, int thread) {
     asp_cblas_gemm(ASP_ROW_MAJOR, g->trans_a ? ASP_TRANS : ASP_NO_TRANS, g->trans_b ? ASP_TRANS : ASP_NO_TRANS,
                    (int)rows, (int)columns, (int)g->k, 1, a, (int)g->lda, b, (int)g->ldb,
                    residual || g->accumulate ? 1 : 0, c, (int)g->ldc);
-    if (g->epilogue != ASP_EPILOGUE_NONE) finish_block(g, row, rows, column, columns);
+    if (g->epilogue != ASP_EPILOGUE_NONE) asp_gemm_finish(g, row, rows, column, columns);
 }
 
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
+    if (asp_skinny_fits(gemm)) return asp_skinny_run(gemm, context);
     gemm_job job = {.gemm = gemm};
     plan(&job);
     return asp_parallel_for(context, job.row_blocks * job.column_blocks, gemm_block, &job);
@@ -82,6 +84,6 @@ asp_status asp_unembed(const asp_model *model, asp_real *logits, const asp_real 
     asp_gemm g = {.trans_b = 1, .m = n_padded, .n = c->n_vocab, .k = c->d_model, .a = hidden, .lda = c->d_model,
                   .b = model->data + model->unembed_w, .ldb = c->d_model, .c = logits, .ldc = c->n_vocab,
                   .epilogue = ASP_EPILOGUE_BIAS, .bias = asp_at_const(model->data, model->unembed_b),
-                  .n_rows = n_rows};
+                  .n_rows = n_rows, .k_block = model->k_block.model};
     return asp_gemm_run(&g, context);
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "internal.h"
+#include "skinny.h"
 
 static asp_status check_range(const char *name, int64_t value, int64_t most, asp_error *err) {
     if (value >= 1 && value <= most) return ASP_OK;
@@ -93,6 +94,10 @@ asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error 
         return asp_fail(err, ASP_NO_MEMORY, "the weights of this model need %.3f GB, which could not be allocated",
                         gigabytes);
     }
+    m->k_block.model = asp_skinny_probe(config->d_model);
+    m->k_block.heads = asp_skinny_probe(config->n_head * config->d_head);
+    m->k_block.head = asp_skinny_probe(config->d_head);
+    m->k_block.mlp = asp_skinny_probe(config->d_mlp);
     *model = m;
     return ASP_OK;
 }

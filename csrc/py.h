@@ -83,10 +83,12 @@ PyObject *asp_py_lend_array(PyObject *owner, asp_array array);
 PyObject *asp_py_new_array(int kind, int n_dims, const int64_t *dims, void **data);
 /* A C-contiguous array of exactly this kind and number of dimensions, borrowed for a call: new reference. */
 PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
-/* The same after conversion of whatever numbers came. */
+/* The same as a private copy, which no other thread can change while the GIL is released. */
+PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+/* The same after conversion of whatever numbers came; a copy too. */
 PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
 
-/* Tokens and offsets of a call, checked against each other. */
+/* Copies of the tokens and offsets of a call, checked against each other. */
 typedef struct {
     PyObject *token_array, *offset_array;
     int32_t *tokens;
@@ -95,6 +97,10 @@ typedef struct {
 int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets);
 void asp_py_batch_clear(py_batch *batch);
 
+/* UTF-8 of a name; NULL and TypeError if it is not a string. */
+const char *asp_py_name(PyObject *object, const char *what);
+/* 1 if threads is 0 (the default) or in 1..64; else 0 and ValueError. */
+int asp_py_check_threads(int threads);
 /* Bit mask of record names in a tuple; 0 and ValueError for an unknown one. */
 int asp_py_records(PyObject *names, uint64_t *records);
 

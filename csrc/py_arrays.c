@@ -75,7 +75,7 @@ PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name
         return NULL;
     }
     PyArrayObject *array = (PyArrayObject *)object;
-    if (PyArray_TYPE(array) != type_number(kind)) {
+    if (!PyArray_EquivTypenums(PyArray_TYPE(array), type_number(kind))) {
         PyErr_Format(PyExc_TypeError, "%s must have dtype %s, got %S", name, type_name(kind), PyArray_DESCR(array));
         return NULL;
     }
@@ -87,13 +87,21 @@ PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name
     return describe(Py_NewRef(object), data, dims);
 }
 
+PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+    PyObject *array = asp_py_borrow(object, kind, n_dims, name, data, dims);
+    if (!array) return NULL;
+    PyObject *copy = PyArray_NewCopy((PyArrayObject *)array, NPY_CORDER);
+    Py_DECREF(array);
+    return copy ? describe(copy, data, dims) : NULL;
+}
+
 PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
-    PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims, NPY_ARRAY_CARRAY_RO);
+    PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY);
     if (array) return describe(array, data, dims);
     if (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "%s must be numbers in an array of %d dimension(s), got %.80s", name, n_dims,
-                     Py_TYPE(object)->tp_name);
+        PyErr_Format(PyExc_ValueError, "%s must be an array of %d dimension(s) that can be taken as %s, got %.80s", name,
+                     n_dims, type_name(kind), Py_TYPE(object)->tp_name);
     }
     return NULL;
 }
@@ -107,10 +115,10 @@ int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets) {
     int64_t n_offsets;
     void *data;
     *batch = (py_batch){0};
-    batch->token_array = asp_py_borrow(tokens, ASP_PY_INT32, 1, "tokens", &data, &batch->n_tokens);
+    batch->token_array = asp_py_copy(tokens, ASP_PY_INT32, 1, "tokens", &data, &batch->n_tokens);
     if (!batch->token_array) return 0;
     batch->tokens = data;
-    batch->offset_array = asp_py_borrow(offsets, ASP_PY_INT64, 1, "offsets", &data, &n_offsets);
+    batch->offset_array = asp_py_copy(offsets, ASP_PY_INT64, 1, "offsets", &data, &n_offsets);
     if (!batch->offset_array) {
         asp_py_batch_clear(batch);
         return 0;

@@ -1,6 +1,7 @@
 /* py_model.c: the type Model: config, weights, and the calls that run it. */
 #include "py.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ---- readers and the writer ------------------------------------------------------------- */
@@ -114,7 +115,7 @@ static void model_dealloc(PyObject *self) {
 /* ---- weights ------------------------------------------------------------------------------------ */
 
 static const asp_parameter *find(py_model *self, PyObject *name) {
-    const char *text = PyUnicode_AsUTF8(name);
+    const char *text = asp_py_name(name, "a parameter name");
     if (!text) return NULL;
     for (int64_t i = 0; i < asp_model_n_parameters(self->model); i++) {
         const asp_parameter *p = asp_model_parameter(self->model, i);
@@ -134,15 +135,18 @@ static PyObject *lend_parameter(PyObject *self, PyObject *name, int writable) {
 static PyObject *model_parameter(PyObject *self, PyObject *name) { return lend_parameter(self, name, 0); }
 static PyObject *model_writable(PyObject *self, PyObject *name) { return lend_parameter(self, name, 1); }
 
+static PyObject *dims_tuple(int n_dims, const int64_t *dims) {
+    return n_dims == 2 ? Py_BuildValue("(LL)", (long long)dims[0], (long long)dims[1])
+                       : Py_BuildValue("(L)", (long long)dims[0]);
+}
+
 static PyObject *model_shape(PyObject *self, PyObject *name) {
     const asp_parameter *p = find((py_model *)self, name);
-    if (!p) return NULL;
-    return p->n_dims == 2 ? Py_BuildValue("(LL)", (long long)p->dims[0], (long long)p->dims[1])
-                          : Py_BuildValue("(L)", (long long)p->dims[0]);
+    return p ? dims_tuple(p->n_dims, p->dims) : NULL;
 }
 
 static PyObject *model_assign(PyObject *self, PyObject *args) {
-    PyObject *name, *object;
+    PyObject *name, *object, *shape = NULL, *got = NULL;
     py_model *model = (py_model *)self;
     if (!PyArg_ParseTuple(args, "UO", &name, &object)) return NULL;
     const asp_parameter *p = find(model, name);
@@ -152,13 +156,15 @@ static PyObject *model_assign(PyObject *self, PyObject *args) {
     PyObject *array = asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &data, dims);
     if (!array) return NULL;
     if (dims[0] != p->dims[0] || (p->n_dims == 2 && dims[1] != p->dims[1])) {
-        PyErr_Format(PyExc_ValueError, "%s: expected shape (%lld, %lld), got (%lld, %lld)", p->name,
-                     (long long)p->dims[0], (long long)p->dims[1], (long long)dims[0], (long long)dims[1]);
+        PyErr_Format(PyExc_ValueError, "%s: expected shape %S, got %S", p->name, shape = dims_tuple(p->n_dims, p->dims),
+                     got = dims_tuple(p->n_dims, dims));
     } else if (asp_py_write_begin(model)) {
         memcpy(asp_model_data(model->model) + p->offset, data, (size_t)p->size * sizeof(asp_real));
         asp_py_write_end(model);
     }
     Py_DECREF(array);
+    Py_XDECREF(shape);
+    Py_XDECREF(got);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
@@ -215,7 +221,7 @@ int asp_py_records(PyObject *names, uint64_t *records) {
     if (!items) return 0;
     *records = 0;
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); i++) {
-        const char *name = PyUnicode_AsUTF8(PySequence_Fast_GET_ITEM(items, i));
+        const char *name = asp_py_name(PySequence_Fast_GET_ITEM(items, i), "a record name");
         int r = 0;
         while (name && r < ASP_N_RECORDS && strcmp(name, asp_record_name((asp_record)r)) != 0) r++;
         if (!name || r == ASP_N_RECORDS) {
@@ -242,6 +248,9 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOi:run", names, &tokens, &offsets, &record, &options.logits,
                                      &max_bytes, &threshold, &threads))
         return NULL;
+    if (!asp_py_check_threads(threads)) return NULL;
+    if (options.logits < ASP_LOGITS_NONE || options.logits > ASP_LOGITS_ALL)
+        return PyErr_Format(PyExc_ValueError, "logits must be 0 (none), 1 (last) or 2 (all), got %d", options.logits);
     options.max_bytes = max_bytes;
     options.edges = threshold != Py_None;
     if (options.edges) options.edge_threshold = PyFloat_AsDouble(threshold);
@@ -285,10 +294,10 @@ static int read_gradient_inputs(gradient_inputs *in, asp_gradient_options *optio
                      (long long)batch->n_tokens, (long long)config->n_vocab, (long long)dims[0], (long long)dims[1]);
         return 0;
     }
-    in->targets = asp_py_borrow(targets, ASP_PY_INT32, 1, "targets", &data, &dims[0]);
+    in->targets = asp_py_copy(targets, ASP_PY_INT32, 1, "targets", &data, &dims[0]);
     options->targets = data;
     if (!in->targets) return 0;
-    in->weights = asp_py_borrow(weights, ASP_PY_REAL, 1, "weights", &data, &dims[1]);
+    in->weights = asp_py_copy(weights, ASP_PY_REAL, 1, "weights", &data, &dims[1]);
     options->weights = data;
     if (!in->weights) return 0;
     if (dims[0] != batch->n_tokens || dims[1] != batch->n_tokens) {
@@ -303,10 +312,14 @@ static int read_gradient_inputs(gradient_inputs *in, asp_gradient_options *optio
                          (long long)r, (long long)config->n_vocab - 1);
             return 0;
         }
+        if (!(options->weights[r] >= 0)) {
+            PyErr_Format(PyExc_ValueError, "the loss weight at row %lld must be finite and not negative", (long long)r);
+            return 0;
+        }
         sum += (double)options->weights[r];
     }
-    if (sum > 0) return 1;
-    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to more than 0");
+    if (sum > 0 && sum < INFINITY) return 1;
+    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to a finite number above 0; a sequence of one token has no next token");
     return 0;
 }
 
@@ -345,6 +358,7 @@ static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwarg
                                      &max_bytes, &threads))
         return NULL;
     options.max_bytes = max_bytes;
+    if (!asp_py_check_threads(threads)) return NULL;
     const uint64_t possible = 1u << ASP_RESID | 1u << ASP_RESID_MID | 1u << ASP_QKV | 1u << ASP_SCORES |
                               1u << ASP_PATTERN | 1u << ASP_Z | 1u << ASP_MLP_PRE | 1u << ASP_MLP_POST;
     py_batch batch;

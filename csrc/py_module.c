@@ -29,6 +29,20 @@ PyObject *asp_py_raise(asp_status status, const asp_error *err) {
     return NULL;
 }
 
+/* ---- arguments ------------------------------------------------------------------------- */
+
+const char *asp_py_name(PyObject *object, const char *what) {
+    if (PyUnicode_Check(object)) return PyUnicode_AsUTF8(object);
+    PyErr_Format(PyExc_TypeError, "%s must be a string, got %.80s", what, Py_TYPE(object)->tp_name);
+    return NULL;
+}
+
+int asp_py_check_threads(int threads) {
+    if (threads >= 0 && threads <= 64) return 1;
+    PyErr_Format(PyExc_ValueError, "threads must be in 1..64, or 0 for the default, got %d", threads);
+    return 0;
+}
+
 /* ---- the GIL --------------------------------------------------------------------------- */
 
 static int poll_signals(void *state) {

@@ -12,7 +12,7 @@ static void run_dealloc(PyObject *self) {
 }
 
 static int record_index(PyObject *name, asp_record *record) {
-    const char *text = PyUnicode_AsUTF8(name);
+    const char *text = asp_py_name(name, "a record name");
     if (!text) return 0;
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (strcmp(text, asp_record_name((asp_record)r)) == 0) {
@@ -200,7 +200,7 @@ static PyObject *gradients_array(PyObject *self, PyObject *name) {
 
 static PyObject *gradients_parameter(PyObject *self, PyObject *name) {
     py_gradients *g = (py_gradients *)self;
-    const char *text = PyUnicode_AsUTF8(name);
+    const char *text = asp_py_name(name, "a parameter name");
     asp_real *data = asp_gradients_parameters(g->gradients);
     if (!text) return NULL;
     if (!data) return PyErr_Format(PyExc_KeyError, "gradients of the parameters were not asked for");

@@ -27,6 +27,14 @@ static void trainer_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
+/* 0 and RuntimeError while a step runs in another thread. */
+static int take(py_trainer *self) {
+    int idle = 0;
+    if (atomic_compare_exchange_strong(&self->busy, &idle, 1)) return 1;
+    PyErr_SetString(PyExc_RuntimeError, "this trainer is taking a step in another thread");
+    return 0;
+}
+
 /* ---- one step --------------------------------------------------------------------------------- */
 
 /* Arrays of one micro-batch, held for the length of the step. */
@@ -54,9 +62,9 @@ static int read_batch(PyObject *item, held_batch *held, asp_batch *micro) {
         return 0;
     }
     if (!asp_py_batch(&held->batch, tokens, offsets)) return 0;
-    held->targets = asp_py_borrow(targets, ASP_PY_INT32, 1, "targets", &target_data, &n_targets);
+    held->targets = asp_py_copy(targets, ASP_PY_INT32, 1, "targets", &target_data, &n_targets);
     if (!held->targets) return 0;
-    held->weights = asp_py_convert(weights, ASP_PY_REAL, 1, "weights", &weight_data, &n_weights);
+    held->weights = asp_py_copy(weights, ASP_PY_REAL, 1, "weights", &weight_data, &n_weights);
     if (!held->weights) return 0;
     *micro = (asp_batch){held->batch.tokens, held->batch.offsets, held->batch.n_sequences, target_data, weight_data};
     if (n_targets == held->batch.n_tokens && n_weights == n_targets) return 1;
@@ -78,16 +86,24 @@ static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer
                             (long long)n_layer, (long long)n);
     }
     *out = data;
+    for (int64_t l = 0; l < n; l++)
+        if (!isfinite(((double *)data)[l])) {
+            Py_DECREF(array);
+            return PyErr_Format(PyExc_ValueError, "%s of layer %lld is not finite", name, (long long)l);
+        }
     return array;
 }
 
+/* Larger option values would only make inf of finite weights. */
+static const double MOST = 1e15;
+
 static int check_options(const asp_step_options *o, int gated) {
     const struct { const char *name; double value, least, most; } checks[] = {
-        {"lr", o->lr, 0, INFINITY},         {"beta1", o->beta1, 0, 0.9999999},      {"beta2", o->beta2, 0, 0.9999999},
-        {"eps", o->eps, 0, INFINITY},       {"weight_decay", o->weight_decay, 0, INFINITY},
-        {"clip", o->clip, 0, INFINITY},     {"tau", o->tau, -INFINITY, INFINITY},   {"geco_rate", o->geco_rate, 0, INFINITY},
-        {"geco_clip", o->geco_clip, 0, INFINITY}, {"geco_ema", o->geco_ema, 0, 1},  {"lambda_min", o->lambda_min, 0, INFINITY},
-        {"lambda_max", o->lambda_max, o->lambda_min, INFINITY}};
+        {"lr", o->lr, 0, MOST},         {"beta1", o->beta1, 0, 0.9999999},      {"beta2", o->beta2, 0, 0.9999999},
+        {"eps", o->eps, 1e-30, MOST},       {"weight_decay", o->weight_decay, 0, MOST},
+        {"clip", o->clip, 0, INFINITY},     {"tau", o->tau, -MOST, MOST},   {"geco_rate", o->geco_rate, 0, MOST},
+        {"geco_clip", o->geco_clip, 0, MOST}, {"geco_ema", o->geco_ema, 0, 1},  {"lambda_min", o->lambda_min, 0, MOST},
+        {"lambda_max", o->lambda_max, o->lambda_min, MOST}};
     for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
         if (!(checks[i].value >= checks[i].least && checks[i].value <= checks[i].most)) {
             char text[160];
@@ -103,9 +119,7 @@ static int check_options(const asp_step_options *o, int gated) {
 
 static PyObject *take_step(py_trainer *self, const asp_batch *micro, Py_ssize_t n, const asp_step_options *options,
                            int threads) {
-    int idle = 0;
-    if (!atomic_compare_exchange_strong(&self->busy, &idle, 1))
-        return PyErr_Format(PyExc_RuntimeError, "this trainer is taking a step in another thread");
+    if (!take(self)) return NULL;
     if (!asp_py_write_begin(self->model)) {
         atomic_store(&self->busy, 0);
         return NULL;
@@ -141,7 +155,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
         return NULL;
     o.seed = seed;
     const asp_config *config = asp_model_config(self->model->model);
-    if (!check_options(&o, config->gated)) return NULL;
+    if (!check_options(&o, config->gated) || !asp_py_check_threads(threads)) return NULL;
     if (!(items = PySequence_Fast(list, "micro must be a list of micro-batches"))) return NULL;
     const Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
     held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
@@ -162,7 +176,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
 /* ---- state ------------------------------------------------------------------------------------- */
 
 static const asp_parameter *find(py_trainer *self, PyObject *name) {
-    const char *text = PyUnicode_AsUTF8(name);
+    const char *text = asp_py_name(name, "a parameter name");
     for (int64_t i = 0; text && i < asp_model_n_parameters(self->model->model); i++) {
         const asp_parameter *p = asp_model_parameter(self->model->model, i);
         if (strcmp(p->name, text) == 0) return p;
@@ -183,26 +197,31 @@ static PyObject *trainer_moments(PyObject *object, PyObject *name) {
     return NULL;
 }
 
-static int load_moment(asp_real *out, PyObject *object, const asp_parameter *p) {
-    void *data;
+static PyObject *borrow_moment(PyObject *object, const asp_parameter *p, void **data) {
     int64_t dims[2] = {0};
-    PyObject *array = asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &data, dims);
-    if (!array) return 0;
-    const int fits = dims[0] == p->dims[0] && (p->n_dims == 1 || dims[1] == p->dims[1]);
-    if (fits) memcpy(out + p->offset, data, (size_t)p->size * sizeof *out);
-    else PyErr_Format(PyExc_ValueError, "the moments of %s have another shape than the weights", p->name);
+    PyObject *array = asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, data, dims);
+    if (!array || (dims[0] == p->dims[0] && (p->n_dims == 1 || dims[1] == p->dims[1]))) return array;
+    PyErr_Format(PyExc_ValueError, "the moments of %s have another shape than the weights", p->name);
     Py_DECREF(array);
-    return fits;
+    return NULL;
 }
 
 static PyObject *trainer_load_moments(PyObject *object, PyObject *args) {
     py_trainer *self = (py_trainer *)object;
     PyObject *name, *m, *v;
+    void *m_data, *v_data;
     if (!PyArg_ParseTuple(args, "UOO", &name, &m, &v)) return NULL;
     const asp_parameter *p = find(self, name);
-    if (!p || !load_moment(asp_trainer_first_moment(self->trainer), m, p) ||
-        !load_moment(asp_trainer_second_moment(self->trainer), v, p))
-        return NULL;
+    PyObject *m_array = p ? borrow_moment(m, p, &m_data) : NULL;
+    PyObject *v_array = m_array ? borrow_moment(v, p, &v_data) : NULL;
+    if (v_array && take(self)) {
+        memcpy(asp_trainer_first_moment(self->trainer) + p->offset, m_data, (size_t)p->size * sizeof(asp_real));
+        memcpy(asp_trainer_second_moment(self->trainer) + p->offset, v_data, (size_t)p->size * sizeof(asp_real));
+        atomic_store(&self->busy, 0);
+    }
+    Py_XDECREF(m_array);
+    Py_XDECREF(v_array);
+    if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -228,7 +247,9 @@ static int set_step(PyObject *self, PyObject *value, void *unused) {
         PyErr_SetString(PyExc_ValueError, "step_count must not be negative");
         return -1;
     }
+    if (!take((py_trainer *)self)) return -1;
     state_of(self)->step = step;
+    atomic_store(&((py_trainer *)self)->busy, 0);
     return 0;
 }
 static PyObject *get_multiplier(PyObject *self, void *unused) { (void)unused; return PyFloat_FromDouble(state_of(self)->multiplier); }
@@ -240,11 +261,20 @@ static int set_multiplier(PyObject *self, PyObject *value, void *unused) {
         PyErr_SetString(PyExc_ValueError, "multiplier must be finite and not negative");
         return -1;
     }
+    if (!take((py_trainer *)self)) return -1;
     state_of(self)->multiplier = x;
+    atomic_store(&((py_trainer *)self)->busy, 0);
     return 0;
 }
 static PyObject *get_ema(PyObject *self, void *unused) { (void)unused; return PyFloat_FromDouble(state_of(self)->ema); }
-static int set_ema(PyObject *self, PyObject *value, void *unused) { (void)unused; return set_number(value, &state_of(self)->ema); }
+static int set_ema(PyObject *self, PyObject *value, void *unused) {
+    (void)unused;
+    double x;
+    if (set_number(value, &x) < 0 || !take((py_trainer *)self)) return -1;
+    state_of(self)->ema = x;
+    atomic_store(&((py_trainer *)self)->busy, 0);
+    return 0;
+}
 
 static PyMethodDef methods[] = {
     {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,

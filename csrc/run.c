@@ -99,12 +99,12 @@ typedef struct {
     int64_t logit_rows, loss_rows; /* padded rows of the LM head and of its chunks */
 } run_scratch;
 
-static void reserve_scratch(run_scratch *s, const asp_run *run, const asp_run_options *options, int64_t longest,
+static void reserve_scratch(run_scratch *s, const asp_model *model, const asp_run *run, const asp_run_options *options, int64_t longest,
                             int n_threads) {
     const asp_config *c = &run->config;
     const int64_t rows = run->n_rows, item = sizeof(asp_real);
     int64_t size, attention = 0;
-    const int64_t width = c->n_head * c->d_head, least = asp_gemm_min_rows(c->n_vocab, c->d_model);
+    const int64_t width = c->n_head * c->d_head;
 #define RESERVE(n) (asp_multiply(rows, (n), &size) ? asp_arena_reserve(&s->arena, size, item) : asp_arena_reserve(&s->arena, -1, item))
     s->resid = RESERVE(c->d_model);
     s->ln = RESERVE(c->d_model);
@@ -113,8 +113,8 @@ static void reserve_scratch(run_scratch *s, const asp_run *run, const asp_run_op
     s->mlp = RESERVE(c->d_mlp);
 #undef RESERVE
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
-    s->logit_rows = asp_max(n_logits, least);
-    s->loss_rows = asp_max(asp_min(run->n_tokens, ASP_LOSS_CHUNK), least);
+    s->logit_rows = asp_logit_rows_needed(model, n_logits);
+    s->loss_rows = asp_logit_rows_needed(model, asp_min(run->n_tokens, ASP_LOSS_CHUNK));
     const int64_t most = asp_max(s->logit_rows, s->loss_rows);
     s->hidden = asp_arena_reserve(&s->arena, most * c->d_model, item);
     if (options->records >> ASP_TOKEN_LOSS & 1) s->logits = asp_arena_reserve(&s->arena, s->loss_rows * c->n_vocab, item);
@@ -250,12 +250,12 @@ static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t 
     return ASP_OK;
 }
 
-static asp_status allocate_run(asp_run *run, run_scratch *s, const asp_run_options *options,
+static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch *s, const asp_run_options *options,
                                const asp_context *context, asp_error *err) {
     int64_t positions[ASP_N_RECORDS], longest = 0;
     for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
-    run->n_rows = asp_rows_needed(&run->config, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
-    reserve_scratch(s, run, options, longest, context->n_threads);
+    run->n_rows = asp_rows_needed(model, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
+    reserve_scratch(s, model, run, options, longest, context->n_threads);
     reserve_records(run, options, s->logit_rows, positions);
     const int overflow = run->arena.overflow || s->arena.overflow;
     const int64_t needed = overflow ? INT64_MAX : run->arena.bytes + s->arena.bytes;
@@ -304,7 +304,7 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
     run_scratch scratch = {0};
     run->config = model->config;
     status = copy_batch(run, tokens, offsets, n_sequences, err);
-    if (!status) status = allocate_run(run, &scratch, options, context, err);
+    if (!status) status = allocate_run(model, run, &scratch, options, context, err);
     if (!status) status = compute_run(model, run, &scratch, options, context, err);
     asp_arena_free(&scratch.arena);
     if (status) {

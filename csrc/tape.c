@@ -78,13 +78,14 @@ static void wire(asp_tape *tape, const asp_config *c, const asp_batch *batch, co
     tape->row_index = (int64_t *)(void *)(base + t->row_index);
 }
 
-asp_status asp_tape_prepare(asp_tape *tape, const asp_config *c, const asp_batch *batch, int n_threads,
+asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads,
                             int64_t max_bytes, asp_error *err) {
-    const int64_t n = batch->offsets[batch->n_sequences], rows = asp_rows_needed(c, n, 0);
+    const asp_config *c = &model->config;
+    const int64_t n = batch->offsets[batch->n_sequences], rows = asp_rows_needed(model, n, 0);
     int64_t longest = 0;
     for (int64_t s = 0; s < batch->n_sequences; s++)
         longest = asp_max(longest, batch->offsets[s + 1] - batch->offsets[s]);
-    tape->loss_rows = asp_max(asp_min(n, ASP_LOSS_CHUNK), asp_gemm_min_rows(c->n_vocab, c->d_model));
+    tape->loss_rows = asp_logit_rows_needed(model, asp_min(n, ASP_LOSS_CHUNK));
     tape->scratch.per_thread = asp_attention_scratch(c, longest, 1);
     char *base = tape->arena.base;
     tape->arena = (asp_arena){0};

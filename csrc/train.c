@@ -121,7 +121,7 @@ static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_s
     const asp_gate gate = {.gated = c->gated, .noisy = c->gated, .bias = t->layers, .seed = options->seed,
                            .step = (uint64_t)t->state.step, .first_sequence = (uint64_t)sums->n_sequences,
                            .edge_coefficient = t->layers + c->n_layer};
-    asp_status status = asp_tape_prepare(&t->tape, c, batch, context->n_threads, INT64_MAX, err);
+    asp_status status = asp_tape_prepare(&t->tape, t->model, batch, context->n_threads, INT64_MAX, err);
     if (status) return status;
     t->tape.grads.parameters = t->gradients;
     if (!c->gated) t->tape.grads.edge_sums = NULL;

@@ -23,10 +23,10 @@ TOLERANCE = {"float32": 3e-5, "float64": 1e-10}
 CLOSED, OPEN = -1e6, 1e6
 
 
-def build(config: Mapping, weights: Mapping[str, np.ndarray], dtype: str = "float32", **options) -> asp.Model:
+def build(config: Mapping, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> asp.Model:
     """The engine's model of an oracle configuration and its weights."""
     weights = {name: np.asarray(value, dtype) for name, value in weights.items()}
-    return asp.Model(asp.Config.from_dict(dict(config)), weights, dtype=dtype, **options)
+    return asp.Model(asp.Config.from_dict(dict(config)), weights, dtype=dtype)
 
 
 def rounded_model(seed: int, config: Mapping) -> dict[str, np.ndarray]:

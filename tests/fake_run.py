@@ -11,9 +11,29 @@ from types import SimpleNamespace
 import numpy as np
 import oracle
 
+import attnsparse
+
 WORDS = ("The", " opposite", " of", ' "', "large", '"', " is", " small", " ", "\n", "$", "<b>", " large")
 PROMPT = 'The opposite of "large" is "'
 PROMPT_TOKENS = np.array([0, 1, 2, 3, 4, 5, 6, 3], np.int32)
+
+
+class WordTokenizer:
+    """Greedy longest match among a few words; the id of a word is its place in the list."""
+
+    def __init__(self, words: tuple[str, ...]):
+        self.words = words
+
+    def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
+        tokens = []
+        while text:
+            word = max((w for w in self.words if text.startswith(w)), key=len)
+            tokens.append(self.words.index(word))
+            text = text[len(word) :]
+        return tokens
+
+    def token_strings(self, ids) -> list[str]:
+        return [self.words[i] for i in ids]
 
 
 class FakeModel:
@@ -39,13 +59,12 @@ class FakeModel:
         return np.asarray(self.weights[name], np.float32)
 
     def to_tokens(self, text: str, prepend_bos: bool = False) -> np.ndarray:
-        """Greedy longest match; enough for these words."""
-        tokens = []
-        while text:
-            word = max((w for w in self.words if text.startswith(w)), key=len)
-            tokens.append(self.words.index(word))
-            text = text[len(word) :]
-        return np.array(tokens, np.int32)
+        return np.array(WordTokenizer(self.words).encode(text, prepend_bos), np.int32)
+
+    def real(self) -> attnsparse.Model:
+        """The same model on the C core."""
+        config = attnsparse.Config.from_dict(self._config)
+        return attnsparse.Model(config, self.weights, WordTokenizer(self.words), self.name)
 
     def run(self, prompt, record=("pattern", "q", "k", "v", "ln_final_scale"), **options):
         """One Run for one prompt (text or token ids), a FakeBatch for a list of prompts."""
@@ -64,7 +83,7 @@ class FakeRun:
         self.model, self.tokens, self.prompt = model, tokens, prompt
         self.token_strings = [model.words[token] for token in tokens]
         self.prepend_bos, self.n_tokens = False, len(tokens)
-        self.record = tuple(record)
+        self.recorded = tuple(record)
         self.oracle = oracle.forward(model._config, model.weights, tokens)
 
     def __len__(self) -> int:
@@ -74,7 +93,7 @@ class FakeRun:
         return (self,)[index]
 
     def __getattr__(self, name: str):
-        if name.startswith("_") or name not in self.__dict__.get("record", ()):
+        if name.startswith("_") or name not in self.__dict__.get("recorded", ()):
             raise AttributeError(f"this run did not record {name!r}")
         value = self.oracle[name]
         return value if value.dtype == bool else value.astype(np.float32)

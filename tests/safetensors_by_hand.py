@@ -11,7 +11,7 @@ TYPES = {"f4": "F32", "f2": "F16", "f8": "F64", "u1": "U8", "b1": "BOOL", "i8": 
 
 
 def file_bytes(header: object, data: bytes = b"", *, n_header: int | None = None) -> bytes:
-    """Header (bytes as they are, anything else as JSON) and data; `n_header` may lie about the header's length."""
+    """Header (bytes as they are, else as JSON) and data; `n_header` may lie about the header's length."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if n_header is None else n_header).to_bytes(8, "little") + text + data
 

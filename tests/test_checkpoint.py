@@ -120,7 +120,9 @@ def test_untied_and_repeated_head(tmp_path, arrays):
     untied = dataclasses.replace(tiny.TINY, tied=False)
     folder = tiny.write_folder(tmp_path / "a", both, tiny.plain_config(tie_word_embeddings=False))
     assert_same(checkpoint.load(folder), both, untied)
-    folder = tiny.write_folder(tmp_path / "b", both, tiny.plain_config())  # the config does not say: the data do
+    folder = tiny.write_folder(
+        tmp_path / "b", both, tiny.plain_config()
+    )  # the config does not say: the data do
     assert_same(checkpoint.load(folder), both, untied)
     same = arrays | {"lm_head.weight": arrays["wte.weight"].copy()}
     folder = tiny.write_folder(tmp_path / "c", same, tiny.plain_config(tie_word_embeddings=True))
@@ -156,9 +158,12 @@ def test_transformer_lens_with_folded_layernorm_and_head_bias(tmp_path, arrays):
 
 
 PADDED = Config(n_layer=1, n_head=1, d_model=2, d_head=2, d_mlp=8, n_ctx=3, n_vocab=50304, tied=False)
-LENS_KEYS = {"d_model": 2, "d_head": 2, "d_vocab": 50304, "d_mlp": 8, "n_layers": 1, "n_ctx": 3, "act_fn": "gelu_new",
-             "tokenizer_name": "gpt2", "use_sparse_attn": True, "auto_map": {"AutoModel": "evil.py"}}  # fmt: skip
-GPT2_KEYS = {"n_embd": 2, "n_head": 1, "n_layer": 1, "n_positions": 3, "vocab_size": 50257, "model_type": "gpt2",
+LENS_KEYS = {"d_model": 2, "d_head": 2, "d_vocab": 50304, "d_mlp": 8, "n_layers": 1, "n_ctx": 3,
+    "act_fn": "gelu_new",
+             "tokenizer_name": "gpt2", "use_sparse_attn": True,
+             "auto_map": {"AutoModel": "evil.py"}}  # fmt: skip
+GPT2_KEYS = {"n_embd": 2, "n_head": 1, "n_layer": 1, "n_positions": 3, "vocab_size": 50257,
+    "model_type": "gpt2",
              "tie_word_embeddings": True}  # fmt: skip
 
 
@@ -189,7 +194,11 @@ def test_nanogpt(tmp_path, prefix, bias):
     args = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "vocab_size": 11}
     model_args = {name: torch_by_hand.number(value) for name, value in args.items()}
     model_args |= {"bias": b"\x88" if bias else b"\x89", "dropout": b"G" + bytes(8)}
-    root = {"model": opcodes, "model_args": torch_by_hand.plain_dict(model_args), "iter_num": torch_by_hand.number(5)}
+    root = {
+        "model": opcodes,
+        "model_args": torch_by_hand.plain_dict(model_args),
+        "iter_num": torch_by_hand.number(5),
+    }
     pickle = torch_by_hand.finished(torch_by_hand.plain_dict(root))
     (tmp_path / "ckpt.pt").write_bytes(torch_by_hand.archive(pickle, storages))
     assert_same(checkpoint.load(tmp_path / "ckpt.pt"), arrays, config)
@@ -197,12 +206,17 @@ def test_nanogpt(tmp_path, prefix, bias):
 
 def test_gate_and_other_conventions_come_from_the_config(tmp_path, arrays):
     more = {"attnsparse_gated": True, "attnsparse_gate_bias": -0.5, "scale_attn_weights": False,
-            "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "layer_norm_epsilon": 1e-6,
-            "activation_function": "gelu_pytorch_tanh", "trust_remote_code": True, "n_inner": None}  # fmt: skip
-    config = dataclasses.replace(tiny.TINY, d_mlp=32, gated=True, gate_bias=-0.5, scale_attn=False, ln_eps=1e-6,
+            "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True,
+            "layer_norm_epsilon": 1e-6,
+            "activation_function": "gelu_pytorch_tanh", "trust_remote_code": True,
+            "n_inner": None}  # fmt: skip
+    config = dataclasses.replace(tiny.TINY, d_mlp=32, gated=True, gate_bias=-0.5, scale_attn=False,
+        ln_eps=1e-6,
                                  scale_by_inverse_layer=True)  # fmt: skip
     arrays = tiny.weights(config)
-    assert_same(checkpoint.load(tiny.write_folder(tmp_path, arrays, tiny.plain_config(**more))), arrays, config)
+    assert_same(
+        checkpoint.load(tiny.write_folder(tmp_path, arrays, tiny.plain_config(**more))), arrays, config
+    )
 
 
 ODD = [
@@ -220,7 +234,9 @@ ODD = [
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_saved_models_load_again(tmp_path, config, dtype):
     arrays = tiny.weights(config)
-    first = tiny.write_folder(tmp_path / "a", tiny.prefixed(arrays), checkpoint.hugging_face_config(config, None))
+    first = tiny.write_folder(
+        tmp_path / "a", tiny.prefixed(arrays), checkpoint.hugging_face_config(config, None)
+    )
     model = checkpoint.load(first, dtype=dtype)
     model.tokenizer = Tokenizer.from_words([f"w{index}" for index in range(config.n_vocab)][:11])
     checkpoint.save(model, tmp_path / "b")
@@ -290,7 +306,8 @@ def test_torch_views_and_shared_storage(tmp_path):
     (tmp_path / "x.pth").write_bytes(h.archive(h.finished(h.ordered_dict(views)), {"0": base.tobytes()}))
     grid = base.reshape(4, 6)
     with TorchFile(tmp_path / "x.pth") as file:
-        for name, expected in [("whole", grid), ("transposed", grid.T), ("part", grid[1:3]), ("column", grid[:, 2]),
+        for name, expected in [("whole", grid), ("transposed", grid.T), ("part", grid[1:3]), ("column",
+        grid[:, 2]),
                                ("one", np.float32(23)), ("none", np.empty((0, 5)))]:  # fmt: skip
             np.testing.assert_array_equal(file.read(name), expected)
         assert file.same_values("whole", "whole")
@@ -312,9 +329,11 @@ def test_torch_parameters_metadata_and_prefix(tmp_path):
 
 
 def test_what_is_tried_is_listed(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file or folder 'nothing'; models that come with attnsparse: "):
+    with pytest.raises(
+        FileNotFoundError, match="no file or folder 'nothing'; models that come with attnsparse: "
+    ):
         checkpoint.load("nothing")
-    with pytest.raises(FileNotFoundError, match="no weights in this folder; looked for model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no weights in this folder; looked for model\.safetensors"):
         checkpoint.load(tmp_path)
     with pytest.raises(TypeError):
         checkpoint.load(3)

@@ -62,7 +62,7 @@ def test_one_token(name, dtype):
     assert run.token_loss.shape == (0,)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(engine.cases())
 def test_random_shapes_in_double(case):
     config, seed, tokens = case
@@ -73,7 +73,7 @@ def test_random_shapes_in_double(case):
     assert_close(errors(run, expected), "float64")
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(engine.cases())
 def test_random_shapes_in_single(case):
     config, seed, tokens = case

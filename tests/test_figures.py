@@ -201,6 +201,27 @@ def test_attention_map_of_many_tokens_has_a_scale_instead(model):
 def test_attention_map_of_a_missing_head(run):
     with pytest.raises(IndexError, match="L3H0 is out of range"):
         figures.attention_map(run, 3, 0)
+    with pytest.raises(ValueError, match="count from 0"):
+        figures.attention_map(run, -1, 0)
+    with pytest.raises(ValueError, match="base must be 0 or 1"):
+        figures.attention_map(run, 0, 0, base=2)
+
+
+def test_one_token(model, tmp_path):
+    run = model.run(np.array([4], np.int32))
+    n_open = np.count_nonzero(run.oracle["gate"])
+    assert len(figures.head_grid(run, tables.heads(run, 0, 0)["label"]).collections) == 12
+    assert len(figures.edge_lines(run).collections[0].get_segments()) == n_open
+    figures.save(figures.attention_map(run, 0, 0), tmp_path / "one")
+
+
+def test_real_runs_look_like_oracle_runs(model, tmp_path):
+    for run in (model.run(PROMPT), model.real().run([PROMPT, "The"])[0]):
+        figures.save(figures.attention_map(run, 0, 1), tmp_path / f"{type(run).__name__}-map", ["png"])
+        figures.save(figures.edge_lines(run), tmp_path / f"{type(run).__name__}-lines", ["png"])
+    for name in ("map", "lines"):
+        fake, real = (plt.imread(tmp_path / f"{kind}-{name}.png") for kind in ("FakeRun", "Run"))
+        np.testing.assert_allclose(fake, real, atol=0.02)
 
 
 @pytest.mark.parametrize("token", [8, 9, 10, 11])

@@ -21,11 +21,11 @@ def small_case(**changes):
 
 
 def placed(rng, weights, value, name=None):
-    """A copy of the weights with `value` in one random place of one array."""
+    """{name: a copy of that array with `value` in one random place}; a random array if no name is given."""
     name = name or str(rng.choice(sorted(weights)))
     changed = weights[name].copy()
     changed.flat[rng.integers(changed.size)] = value
-    return weights | {name: changed}
+    return {name: changed}
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
@@ -36,33 +36,35 @@ def test_nan_in_any_weight_reaches_the_logits(activation, gate_bias, dtype):
     gate = {} if gate_bias is None else {"gated": True, "gate_bias": gate_bias}
     config, weights = small_case(activation=activation, **gate)
     rng = np.random.default_rng(0)
+    model = build(config, weights, dtype)
     for name in weights:
         for _ in range(4):
-            model = build(config, placed(rng, weights, np.nan, name), dtype, allow_nonfinite=True)
+            model.assign(placed(rng, weights, np.nan, name))
             assert np.isnan(model.run(TOKENS).logits).any(), name
+        model.assign({name: weights[name]})
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_random_placements_never_crash(gated):
-    """1,000 placements here and as many in the other case; runs, gradients and a training step."""
+    """1,000 placements here and as many in the other case: runs, gradients, and a training step for NaN."""
     config, weights = small_case(gated=gated)
     rng = np.random.default_rng(1)
     micro = micro_batches(0, config, lengths=((7,),))
-    arguments = step_arguments(ot.Options(tau=1.0, lr=1e-3))
+    model = build(config, weights)
     for index in range(1000):
         value = VALUES[index % len(VALUES)]
         changed = placed(rng, weights, value)
-        model = build(config, changed, allow_nonfinite=True)
-        first = model.run(TOKENS, record="all")
-        again = model.run(TOKENS, record="all")
+        model.assign(changed)
+        first, again = model.run(TOKENS), model.run(TOKENS)
         assert np.array_equal(first.logits, again.logits, equal_nan=True)
         model.gradients(TOKENS, gate_gradient="straight-through", wrt=("parameters", "pattern"))
         if abs(value) < 1:
-            expected = oracle.forward(config, changed, TOKENS)
+            expected = oracle.forward(config, weights | changed, TOKENS)
             assert engine.relative_error(first.logits, expected["logits"]) < engine.TOLERANCE["float32"]
         elif np.isnan(value):
             with pytest.raises(TrainingDiverged):
-                _core.Trainer(model._core).step(micro, **arguments)
+                _core.Trainer(model._core).step(micro, **step_arguments(ot.Options(tau=1.0)))
+        model.assign({name: weights[name] for name in changed})
 
 
 def test_nonfinite_dlogits_reach_the_gradients():
@@ -77,8 +79,7 @@ def test_nonfinite_dlogits_reach_the_gradients():
 
 def test_edges_and_tables_of_a_nan_run_are_deterministic():
     config, weights = small_case(gated=True)
-    weights = placed(np.random.default_rng(2), weights, np.nan, "h.0.attn.c_attn.bias")
-    model = build(config, weights, allow_nonfinite=True)
+    model = build(config, weights | placed(np.random.default_rng(2), weights, np.nan, "h.0.attn.c_attn.bias"))
     first, again = (model.run(TOKENS, record="all").edges() for _ in range(2))
     assert first.equals(again)
 
@@ -95,7 +96,7 @@ def snapshot(trainer, model):
 @pytest.mark.parametrize("value", [np.nan, np.inf, LARGEST])
 def test_divergence_changes_nothing(value, gated):
     config, weights = small_case(gated=gated)
-    model = build(config, weights, allow_nonfinite=True)
+    model = build(config, weights)
     trainer = _core.Trainer(model._core)
     micro = micro_batches(0, config, lengths=((7, 3),))
     arguments = step_arguments(ot.Options(tau=1.0, clip=1.0, geco_rate=0.1))
@@ -120,7 +121,7 @@ def test_divergence_by_gradient_alone():
     weights["lm_head.weight"] = np.full((5, 8), -LARGEST)
     weights["lm_head.weight"][0] = LARGEST
     model = build(config, weights)
-    assert np.isfinite(model.run(TOKENS).loss)
+    assert np.isfinite(model.run(TOKENS, record="loss").loss)
     trainer = _core.Trainer(model._core)
     before = snapshot(trainer, model)
     targets, only_first = np.zeros(7, np.int32), np.eye(7, dtype=np.float32)[0]

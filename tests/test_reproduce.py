@@ -126,14 +126,14 @@ def test_caption_says_what_was_measured(planted):
     text = " ".join(reproduce_addition.caption(table, reproduce_addition.carry_table(planted)).split())
     assert "dense 1 edges (median), 98.01 % right; sparse 2 edges (most 3), 98.01 % right" in text
     assert "1 of them open in every sum" in text
-    assert "Edges that tell whether the ones carry" in text
+    assert "Edges that tell whether the ones carry, open in" in text
     assert text.endswith("L1H1 b ones to hundreds (predicts tens) 100 %, 0 %.")
 
 
 def test_caption_when_no_edge_tells_a_carry(planted):
     carry = reproduce_addition.carry_table(planted).iloc[1:].reset_index(drop=True)
     sentence = reproduce_addition._carry_sentence(carry)
-    assert sentence.startswith("No single edge tells whether the ones carry; the nearest open in")
+    assert sentence.startswith("No single edge tells whether the ones carry; the nearest is open in")
     assert "L1H1 b ones to = (predicts hundreds)" in sentence
     assert reproduce_addition._carry_sentence(carry.iloc[:0]) == "No edge is ever open."
 

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import oracle
+import pandas as pd
 import pytest
 from fake_run import PROMPT, PROMPT_TOKENS, WORDS, FakeModel
 
@@ -218,6 +219,43 @@ def test_batch_is_refused_by_name(model):
         with pytest.raises(ValueError, match="holds 2 prompts; choose one"):
             call()
     assert len(tables.edges(batch[1])) > 0
+
+
+# --------------------------------------------------------------------------- tables of real runs
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_tables_of_a_real_run_agree_with_the_oracle(gated):
+    fake = FakeModel(7, gated=gated)
+    real = fake.real()
+    expected, run = fake.run(PROMPT), real.run(PROMPT)
+    arguments = {"key": "large", "query": -1, "base": 1, "logit_diff": (" small", " large")}
+    by_head = [tables.heads(each, **arguments).sort_values(["layer", "head"]) for each in (expected, run)]
+    pd.testing.assert_frame_equal(*by_head, rtol=1e-4, atol=1e-5, check_index_type=False)
+    pd.testing.assert_frame_equal(tables.edges(expected), tables.edges(run), rtol=1e-4, atol=1e-5)
+    assert run.heads(**arguments).equals(tables.heads(run, **arguments))
+    assert run.heads(**arguments).attrs["digest"] == real.digest
+    assert run.edges(0.1).equals(tables.edges(run, 0.1))
+    assert run._repr_html_() == tables.summary_html(run)
+
+
+@pytest.mark.parametrize("record", ["pattern", "edges", ("edges", "q", "k", "v"), ("edges", "v")])
+def test_edges_of_a_real_run_do_not_depend_on_how_they_were_recorded(record):
+    real = FakeModel(7).real()
+    batch = real.run([PROMPT, PROMPT_TOKENS[:5], PROMPT_TOKENS[2:]], record=record)
+    for i, prompt in enumerate([PROMPT, PROMPT_TOKENS[:5], PROMPT_TOKENS[2:]]):
+        found, whole = tables.edges(batch[i]), tables.edges(real.run(prompt))
+        assert len(found) > 0
+        pd.testing.assert_frame_equal(found, whole[list(found.columns)], rtol=1e-5)
+
+
+def test_real_run_without_the_arrays():
+    run = FakeModel(7).real().run(PROMPT, record="q", logits="none")
+    with pytest.raises(ValueError, match="heads needs pattern"):
+        run.heads(0, 1)
+    with pytest.raises(ValueError, match="'pattern' or 'edges'"):
+        run.edges()
+    assert "edges are open" not in run._repr_html_()
 
 
 # -------------------------------------------------------------------------------------- positions

@@ -209,8 +209,8 @@ def test_a_dense_model_learns():
     before = evaluate(model, rows, weights)
     Trainer(model, data, steps=150, lr=schedules.Warmup(1e-2, 10, "cosine")).run()
     after = evaluate(model, rows, weights)
-    assert before.accuracy < 0.1
-    assert before.cross_entropy > 2
+    assert before.accuracy < 0.5
+    assert before.cross_entropy > 1
     assert after.accuracy == 1
     assert after.cross_entropy < 0.05
 

@@ -45,7 +45,9 @@ def nanogpt(arrays: Mapping[str, np.ndarray], prefix: str = "transformer.") -> A
     return {(head if name.startswith("lm_head") else prefix) + name: array for name, array in result.items()}
 
 
-def transformer_lens(arrays: Mapping[str, np.ndarray], config: Config = TINY, *, folded: bool = False) -> Arrays:
+def transformer_lens(
+    arrays: Mapping[str, np.ndarray], config: Config = TINY, *, folded: bool = False
+) -> Arrays:
     """A TransformerLens state dict; with `folded` without LayerNorm parameters (LNPre)."""
     width, heads, head = config.d_model, config.n_head, config.d_head
     result = {"embed.W_E": arrays["wte.weight"], "pos_embed.W_pos": arrays["wpe.weight"]}
@@ -62,7 +64,10 @@ def transformer_lens(arrays: Mapping[str, np.ndarray], config: Config = TINY, *,
         result[at + "attn.b_O"] = arrays[own + "attn.c_proj.bias"]
         result[at + "attn.mask"] = np.tril(np.ones((config.n_ctx, config.n_ctx), bool))
         result[at + "attn.IGNORE"] = np.array(-1e5, np.float32)
-        result[at + "mlp.W_in"], result[at + "mlp.b_in"] = arrays[own + "mlp.c_fc.weight"], arrays[own + "mlp.c_fc.bias"]
+        result[at + "mlp.W_in"], result[at + "mlp.b_in"] = (
+            arrays[own + "mlp.c_fc.weight"],
+            arrays[own + "mlp.c_fc.bias"],
+        )
         result[at + "mlp.W_out"] = arrays[own + "mlp.c_proj.weight"]
         result[at + "mlp.b_out"] = arrays[own + "mlp.c_proj.bias"]
     if not folded:
@@ -76,7 +81,9 @@ def transformer_lens(arrays: Mapping[str, np.ndarray], config: Config = TINY, *,
 def write_folder(folder: Path, arrays: Mapping[str, np.ndarray], config: Mapping[str, object] | None) -> Path:
     """model.safetensors and config.json in a new folder, which is returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / "model.safetensors", {name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    write_safetensors(
+        folder / "model.safetensors", {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    )
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder

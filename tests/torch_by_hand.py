@@ -1,4 +1,4 @@
-"""Writes torch's zip checkpoints byte by byte, without torch and without pickle, so that tests can also write bad ones."""
+"""Writes torch's zip checkpoints byte by byte, without torch and pickle, so that tests can write bad ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-STORAGE = {"f4": "FloatStorage", "f2": "HalfStorage", "f8": "DoubleStorage", "i8": "LongStorage", "u1": "ByteStorage",
+STORAGE = {"f4": "FloatStorage", "f2": "HalfStorage", "f8": "DoubleStorage", "i8": "LongStorage",
+    "u1": "ByteStorage",
            "b1": "BoolStorage"}  # fmt: skip
 
 
@@ -47,7 +48,9 @@ def tensor(
 ) -> bytes:
     """One tensor as _rebuild_tensor_v2 writes it."""
     hooks = name("collections", "OrderedDict") + b")R"
-    arguments = storage(key, kind, count) + number(offset) + numbers(shape) + numbers(strides) + b"\x89" + hooks
+    arguments = (
+        storage(key, kind, count) + number(offset) + numbers(shape) + numbers(strides) + b"\x89" + hooks
+    )
     return name("torch._utils", "_rebuild_tensor_v2") + b"(" + arguments + b"tR"
 
 

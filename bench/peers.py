@@ -1,0 +1,75 @@
+"""Other tools that do the same forward pass, where they are installed, with random weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from attnsparse import Config
+
+#: takes token ids, int32 [batch, T], and runs them
+Forward = Callable[[np.ndarray], Any]
+
+
+def torch_with_threads(threads: int) -> Any:
+    """The torch module, told to use `threads` threads; ImportError where it is not installed."""
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(threads)
+    return torch
+
+
+def forward_peers(config: Config, threads: int) -> tuple[dict[str, Callable[[], Forward]], list[str]]:
+    """Peer name -> maker of its forward call, made once; and a sentence for each peer that is left out."""
+    makers: dict[str, Callable[[], Forward]] = {}
+    notes = []
+    for name, module, make in (
+        ("transformers", "transformers", _transformers),
+        ("TransformerLens", "transformer_lens", _transformer_lens),
+    ):
+        try:
+            torch = torch_with_threads(threads)
+            loaded = importlib.import_module(module)
+        except ImportError as error:
+            notes.append(f"{name} is left out: {error}")
+        else:
+            makers[name] = functools.cache(functools.partial(make, torch, loaded, config))
+            notes.append(f"{name} {version(module)}, torch {torch.__version__}")
+    return makers, notes
+
+
+def _transformers(torch: Any, transformers: Any, config: Config) -> Forward:
+    """Eager attention with output_attentions: the only way to get patterns from it."""
+    settings = transformers.GPT2Config(
+        n_layer=config.n_layer, n_head=config.n_head, n_embd=config.d_model, n_inner=config.d_mlp,
+        n_positions=config.n_ctx, vocab_size=config.n_vocab, attn_implementation="eager", use_cache=False,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(settings).eval()
+
+    def forward(tokens: np.ndarray) -> Any:
+        with torch.no_grad():
+            return model(torch.from_numpy(tokens).long(), output_attentions=True)
+
+    return forward
+
+
+def _transformer_lens(torch: Any, transformer_lens: Any, config: Config) -> Forward:
+    """run_with_cache that keeps nothing but the patterns."""
+    settings = transformer_lens.HookedTransformerConfig(
+        n_layers=config.n_layer, n_heads=config.n_head, d_model=config.d_model, d_head=config.d_head,
+        d_mlp=config.d_mlp, n_ctx=config.n_ctx, d_vocab=config.n_vocab, act_fn="gelu_new",
+        normalization_type="LN", device="cpu",
+    )  # fmt: skip
+    model = transformer_lens.HookedTransformer(settings)
+
+    def forward(tokens: np.ndarray) -> Any:
+        with torch.no_grad():
+            return model.run_with_cache(
+                torch.from_numpy(tokens).long(), names_filter=lambda name: name.endswith("hook_pattern")
+            )
+
+    return forward

@@ -1,0 +1,59 @@
+"""Shapes that are measured, their weights and tokens, and the arithmetic and memory traffic they need."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attnsparse import Config, Model
+
+GPT2_SMALL = Config(n_layer=12, n_head=12, d_model=768, d_head=64, d_mlp=3072, n_ctx=1024, n_vocab=50257)
+
+
+def random_model(config: Config) -> Model:
+    """Matrices normal with deviation 0.02, biases 0, LayerNorm weights 1; written in place."""
+    model = Model(config, name="random")
+    rng = np.random.default_rng(0)
+    for name, shape in config.parameter_shapes().items():
+        weights = model._core._writable(name)
+        if len(shape) == 2:
+            rng.standard_normal(out=weights, dtype=np.float32)
+            weights *= np.float32(0.02)
+        elif not name.endswith(".bias"):
+            weights[...] = 1
+    return model
+
+
+def random_tokens(config: Config, n_sequences: int, length: int) -> np.ndarray:
+    """int32 [n_sequences, length]."""
+    return np.random.default_rng(1).integers(0, config.n_vocab, (n_sequences, length)).astype(np.int32)
+
+
+def forward_flops(config: Config, n_sequences: int, length: int) -> float:
+    """Operations of the matrix products of one forward pass, logits of all positions.
+
+    Two for each weight of a matrix and each token, and 4 d_head for each head and causal pair (score and
+    weighted value); LayerNorm, softmax and activation are not counted.
+    """
+    width = config.n_head * config.d_head
+    layer = 4 * config.d_model * width + 2 * config.d_model * config.d_mlp
+    matrices = config.n_layer * layer + config.n_vocab * config.d_model
+    pairs = n_sequences * length * length / 2
+    return 2.0 * matrices * n_sequences * length + config.n_layer * 4 * width * pairs
+
+
+def forward_bytes(config: Config, n_sequences: int, length: int) -> float:
+    """Bytes that must be moved at least once: the weights read, patterns and logits written."""
+    tokens = n_sequences * length
+    patterns = config.n_layer * config.n_head * tokens * length
+    return 4.0 * (config.n_parameters() + patterns + tokens * config.n_vocab)
+
+
+def step_flops(config: Config, n_sequences: int, length: int) -> float:
+    """Forward and backward: each product has two more of the same size in the backward pass."""
+    return 3 * forward_flops(config, n_sequences, length)
+
+
+def step_bytes(config: Config) -> float:
+    """The weights read forwards and backwards, their gradient written; AdamW reads weight, gradient and both
+    moments, and writes weight and moments."""
+    return 4.0 * config.n_parameters() * (2 + 1 + 4 + 3)

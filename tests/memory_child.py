@@ -1,0 +1,66 @@
+"""A process of test_memory.py: lets Python's own allocations fail, one after the other, in calls of the core.
+
+Prints how many calls failed and how many bytes of the core were left over. Allocations of the call alone are
+hit: the failing ones are those from the n-th on, and the hooks are removed before anything else happens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import _testcapi
+import numpy as np
+import reliability
+from reliability import TOKENS, counters
+
+from attnsparse import _core
+
+OFFSETS = np.array([0, len(TOKENS)])
+
+
+def failures(call: Callable[[], Any], most: int = 400) -> int:
+    """Calls that ended with MemoryError for the n-th allocation of Python failing, n = 0, 1, ..."""
+    found = 0
+    for n in range(most):
+        _testcapi.set_nomemory(n, n + 1)
+        try:
+            call()
+        except MemoryError:
+            failed = True
+        else:
+            failed = False
+        finally:
+            _testcapi.remove_mem_hooks()
+        found += failed
+    return found
+
+
+def main() -> None:
+    model = reliability.model()
+    core, batch, options = model._core, reliability.micro_batch(), reliability.step_options()
+    trainer = _core.Trainer(core)
+    run = core.run(TOKENS, OFFSETS, ("pattern", "qkv"), edge_threshold=0.0)
+    gradients = core.gradients(*batch[:2], ("z",), True, None, *batch[2:])
+    config, record, bias = core.config, ("pattern", "qkv"), [0.5, 0.5]
+    calls: list[Callable[[], Any]] = [
+        lambda: _core.Model(config),
+        lambda: core.run(TOKENS, OFFSETS, record, edge_threshold=0.0, threads=1),
+        lambda: core.gradients(*batch[:2], ("z",), True, None, *batch[2:], threads=1),
+        lambda: trainer.step([batch, batch], gate_bias=bias, **options),
+        lambda: trainer.moments("wte.weight"),
+        lambda: (run.array("pattern"), run.edges(), run.names, run.value_norms(None)),
+        lambda: (gradients.array("z"), gradients.parameter("wte.weight"), gradients.names),
+        lambda: (core.names, core.config, core.shape("wte.weight"), core.parameter("wte.weight")),
+        lambda: (_core.machine(), _core._debug_stats(), _core.Trainer(core)),
+    ]
+    for call in calls:
+        call()
+    before = counters()
+    found = sum(failures(call) for call in calls)
+    print(json.dumps({"failures": found, "kept": counters()[0] - before[0]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""Every public call and attribute, with right and wrong uses: what the tests of memory go through.
+
+A name is "Model.run" for an attribute of a class of attnsparse, "_core.Run.array" for one of the extension, and
+"asp.load" for a function of the package. CALLS holds the uses, ARRAYS says which of them hand out arrays and
+whether these are lent (read-only views of the core's memory) or their own; PLAIN names the rest and why.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reliability
+from reliability import PROMPTS, TOKENS
+
+import attnsparse as asp
+from attnsparse import _core, cache, gradients, run
+from attnsparse.training_data import SequenceData
+
+ALL = ("all", "edges")
+WRT = ("parameters", *gradients.ACTIVATIONS)
+CLASSES = {"Model": asp.Model, "Run": asp.Run, "Trainer": asp.Trainer, "ActivationCache": cache.ActivationCache}
+CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer")
+
+
+class Everything:
+    """One of each object; on leaving the `with` block it lets go of all of them."""
+
+    def __enter__(self) -> Everything:
+        self.folder = Path(tempfile.mkdtemp())
+        self.model = reliability.model()
+        self.one = self.model.run(TOKENS, record=ALL, threads=1)
+        self.ragged = self.model.run(PROMPTS, record=ALL, threads=1)
+        self.even = self.model.run([TOKENS, TOKENS], record=ALL, threads=1)
+        self.plain = self.model.run(TOKENS, "none", logits="none", threads=1)
+        self.gradients = self.model.gradients(TOKENS, wrt=WRT, threads=1)
+        self.many_gradients = self.model.gradients(PROMPTS, wrt=WRT, threads=1)
+        self.cache = self.model.run_with_cache(TOKENS)[1]
+        self.short_cache = self.model.run_with_cache(TOKENS, "hook_embed")[1]
+        self.core = self.model._core
+        self.batch = reliability.micro_batch()
+        self.trained = reliability.model(seed=1)
+        self.core_trainer = _core.Trainer(self.trained._core)
+        self.core_trainer.step([self.batch], **reliability.step_options())
+        self.data = SequenceData([np.arange(n) for n in (5, 9, 2)], batch=2)
+        self.dense = reliability.model(seed=2, gated=False)
+        self.trainer = asp.Trainer(self.dense, self.data, steps=10**9, threads=1)
+        self.trainer.step()
+        self.model.save(self.folder / "saved")
+        self.trainer.save(self.folder / "saved.ckpt")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder)
+        self.__dict__.clear()
+
+
+Call = Callable[[Everything], Any]
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Calls that work, calls that must raise, and whether they take too long to be repeated very often."""
+
+    right: tuple[Call, ...]
+    wrong: tuple[Call, ...] = field(default=())
+    heavy: bool = False
+
+
+def uses(*right: Call, wrong: tuple[Call, ...] = (), heavy: bool = False) -> Uses:
+    return Uses(right, wrong, heavy)
+
+
+def of_runs(name: str) -> Uses:
+    """An array of one prompt, of one in a batch, and of an even batch; wrong: not recorded, and ragged."""
+    return uses(
+        lambda e: getattr(e.one, name),
+        lambda e: getattr(e.ragged[2], name),
+        lambda e: getattr(e.even, name),
+        wrong=(lambda e: getattr(e.plain, name), lambda e: getattr(e.ragged, name)),
+    )
+
+
+def of_gradients(name: str) -> Uses:
+    return uses(lambda e: getattr(e.gradients, name), lambda e: getattr(e.many_gradients[2], name))
+
+
+CALLS: dict[str, Uses] = {
+    # --- the package
+    "asp.load": uses(
+        lambda e: asp.load(e.folder / "saved"), wrong=(lambda e: asp.load(e.folder / "none"),), heavy=True
+    ),
+    "asp.save": uses(
+        lambda e: asp.save(e.model, e.folder / "again"),
+        wrong=(lambda e: asp.save(e.model, e.folder / "saved.ckpt"),),
+        heavy=True,
+    ),
+    "asp.build_info": uses(lambda e: asp.build_info(), heavy=True),
+    "asp.get_num_threads": uses(lambda e: asp.get_num_threads()),
+    "asp.set_num_threads": uses(
+        lambda e: asp.set_num_threads(asp.get_num_threads()),
+        wrong=(lambda e: asp.set_num_threads(0), lambda e: asp.set_num_threads("2")),
+    ),
+    # --- Model
+    "asp.Model": uses(
+        lambda e: asp.Model(e.model.config, e.model.parameters()),
+        wrong=(lambda e: asp.Model(e.model.config, {}), lambda e: asp.Model(e.model.config, {"x": 1})),
+        heavy=True,
+    ),
+    "Model.assign": uses(
+        lambda e: e.model.assign({"ln_f.weight": np.ones(64)}),
+        wrong=(lambda e: e.model.assign({"ln_f.weight": [1]}), lambda e: e.model.assign({"x": [1]})),
+    ),
+    "Model.copy": uses(lambda e: e.model.copy(), heavy=True),
+    "Model.digest": uses(lambda e: e.model.digest),
+    "Model.n_parameters": uses(lambda e: e.model.n_parameters),
+    "Model.version": uses(lambda e: e.model.version),
+    "Model.parameter": uses(
+        lambda e: e.model.parameter("h.1.mlp.c_fc.weight"), wrong=(lambda e: e.model.parameter("x"),)
+    ),
+    "Model.parameters": uses(lambda e: e.model.parameters()),
+    "Model.run": uses(
+        lambda e: e.model.run(PROMPTS, record=ALL, threads=1),
+        lambda e: e.model.run(TOKENS, logits="last"),
+        wrong=(
+            lambda e: e.model.run([96]),
+            lambda e: e.model.run(TOKENS, max_bytes=1000),
+            lambda e: e.model.run(TOKENS, record="edges", edge_threshold=-1.0, max_bytes=700_000),
+            lambda e: e.model.run(TOKENS, record="nothing"),
+            lambda e: e.core.run(TOKENS, np.array([0, 5]), ()),
+            lambda e: e.core.run(TOKENS + 100, np.array([0, 8]), ()),
+        ),
+    ),
+    "Model.run_with_cache": uses(
+        lambda e: e.model.run_with_cache(TOKENS, "hook_embed"),
+        wrong=(lambda e: e.model.run_with_cache(PROMPTS), lambda e: e.model.run_with_cache(TOKENS, "x")),
+    ),
+    "Model.gradients": uses(
+        lambda e: e.model.gradients(PROMPTS, wrt=WRT, threads=1),
+        lambda e: e.model.gradients(TOKENS, dlogits=np.ones((8, 96)), gate_gradient="straight-through"),
+        wrong=(
+            lambda e: e.model.gradients(TOKENS, targets=[1]),
+            lambda e: e.model.gradients(TOKENS, targets=TOKENS + 90),
+            lambda e: e.model.gradients(TOKENS, loss_mask=np.zeros(8)),
+            lambda e: e.model.gradients(TOKENS, max_bytes=1000),
+            lambda e: e.model.gradients(TOKENS, max_bytes=400_000),
+            lambda e: e.core.gradients(TOKENS, np.array([0, 8]), (), True, np.ones((8, 3), np.float32), 0, 0),
+        ),
+    ),
+    "Model.save": uses(lambda e: e.model.save(e.folder / "again"), heavy=True),
+    "Model.to_tokens": uses(wrong=(lambda e: e.model.to_tokens("text"),)),
+    "Model.to_str_tokens": uses(wrong=(lambda e: e.model.to_str_tokens([1, 2]),)),
+    # --- Run
+    **{f"Run.{name}": of_runs(name) for name in run.CORE_NAMES if name != "loss"},
+    "Run.loss": uses(lambda e: (e.one.loss, e.ragged.loss), wrong=(lambda e: e.plain.loss,)),
+    "Run.logits": uses(
+        lambda e: e.one.logits,
+        lambda e: e.ragged[0].logits,
+        lambda e: e.model.run(PROMPTS, "none", logits="last", threads=1).logits,
+        wrong=(lambda e: e.plain.logits, lambda e: e.ragged.logits),
+    ),
+    "Run.tokens": uses(lambda e: e.one.tokens, lambda e: e.even.tokens, wrong=(lambda e: e.ragged.tokens,)),
+    "Run.n_tokens": uses(lambda e: e.one.n_tokens, wrong=(lambda e: e.ragged.n_tokens,)),
+    "Run.prepend_bos": uses(lambda e: e.one.prepend_bos),
+    "Run.prompt": uses(lambda e: e.one.prompt, wrong=(lambda e: e.ragged.prompt,)),
+    "Run.recorded": uses(lambda e: e.one.recorded),
+    "Run.token_strings": uses(lambda e: e.one.token_strings, wrong=(lambda e: e.even.token_strings,)),
+    "Run.edge_arrays": uses(
+        lambda e: e.one.edge_arrays(), lambda e: e.ragged[1].edge_arrays(), wrong=(lambda e: e.plain.edge_arrays(),)
+    ),
+    "Run.edge_csr": uses(lambda e: e.ragged.edge_csr, wrong=(lambda e: e.plain.edge_csr,)),
+    "Run.edges": uses(lambda e: e.one.edges(), wrong=(lambda e: e.ragged.edges(),), heavy=True),
+    "Run.heads": uses(lambda e: e.one.heads(1, -1), wrong=(lambda e: e.one.heads(5, 99),), heavy=True),
+    "Run.value_norms": uses(
+        lambda e: e.one.value_norms(),
+        lambda e: e.ragged[2].value_norms(np.ones(64, np.float32)),
+        wrong=(lambda e: e.one.value_norms([1.0]), lambda e: e.plain.value_norms()),
+    ),
+    "Run.entry_scores": uses(
+        lambda e: e.one.entry_scores([0, 1], [1, 2], [5, 6], [2, 3]),
+        wrong=(
+            lambda e: e.one.entry_scores([0], [0], [8], [0]),
+            lambda e: e.one.entry_scores([9], [0], [0], [0]),
+            lambda e: e.one.entry_scores([0, 0], [0], [0], [0]),
+        ),
+    ),
+    # --- Gradients
+    **{f"Gradients.{name}": of_gradients(name) for name in gradients.ACTIVATIONS},
+    "Gradients.loss": uses(lambda e: e.gradients.loss),
+    "Gradients.parameters": uses(
+        lambda e: e.gradients.parameters, wrong=(lambda e: e.model.gradients(TOKENS, wrt="q").parameters,)
+    ),
+    # --- Trainer
+    "asp.Trainer": uses(
+        lambda e: asp.Trainer(e.trained, e.data, steps=2, tau=1.0),
+        wrong=(lambda e: asp.Trainer(e.trained, e.data, steps=0), lambda e: asp.Trainer(e.trained, e.data, steps=2)),
+        heavy=True,
+    ),
+    "Trainer.step": uses(
+        lambda e: asp.Trainer(e.dense, e.data, steps=2, threads=1).step(),
+        wrong=(lambda e: asp.Trainer(e.dense, None, steps=2).step(),),
+        heavy=True,
+    ),
+    "Trainer.run": uses(lambda e: e.trainer.run(progress=False, until=1), heavy=True),
+    "Trainer.history": uses(lambda e: e.trainer.history, heavy=True),
+    "Trainer.save": uses(
+        lambda e: e.trainer.save(e.folder / "again.ckpt"),
+        wrong=(lambda e: e.trainer.save(e.folder / "none" / "again.ckpt"),),
+        heavy=True,
+    ),
+    "Trainer.resume": uses(
+        lambda e: asp.Trainer.resume(e.folder / "saved.ckpt", e.data),
+        wrong=(lambda e: asp.Trainer.resume(e.folder / "saved" / "config.json", e.data),),
+        heavy=True,
+    ),
+    "Trainer.finished": uses(lambda e: e.trainer.finished),
+    "Trainer.multiplier": uses(lambda e: e.trainer.multiplier),
+    "Trainer.step_count": uses(lambda e: e.trainer.step_count),
+    # --- ActivationCache
+    "cache.ActivationCache": uses(lambda e: cache.ActivationCache(e.even, ["hook_embed"])),
+    "ActivationCache.get": uses(lambda e: e.cache.get("blocks.1.attn.hook_pattern")),
+    "ActivationCache.items": uses(lambda e: dict(e.short_cache.items())),
+    "ActivationCache.keys": uses(lambda e: list(e.cache.keys())),
+    "ActivationCache.values": uses(lambda e: list(e.short_cache.values())),
+    # --- the extension
+    "_core.Model": uses(
+        lambda e: _core.Model(e.core.config),
+        wrong=(lambda e: _core.Model({}), lambda e: _core.Model(e.core.config | {"n_layer": 10**6})),
+    ),
+    "_core.Model.parameter": uses(lambda e: e.core.parameter("wte.weight"), wrong=(lambda e: e.core.parameter(3),)),
+    "_core.Model.shape": uses(lambda e: e.core.shape("wte.weight"), wrong=(lambda e: e.core.shape("x"),)),
+    "_core.Model.assign": uses(
+        lambda e: e.core.assign("ln_f.bias", np.zeros(64, np.float32)),
+        wrong=(
+            lambda e: e.core.assign("ln_f.bias", np.zeros(64)),
+            lambda e: e.core.assign("ln_f.bias", np.zeros(63, np.float32)),
+        ),
+    ),
+    "_core.Model.nonfinite": uses(lambda e: e.core.nonfinite()),
+    "_core.Model.names": uses(lambda e: e.core.names),
+    "_core.Model.version": uses(lambda e: e.core.version),
+    "_core.Model.config": uses(lambda e: e.core.config),
+    "_core.Model.run": uses(
+        lambda e: e.core.run(TOKENS, np.array([0, 8]), ("scores",), threads=1),
+        wrong=(lambda e: e.core.run(TOKENS, np.array([0, 9]), ()), lambda e: e.core.run(TOKENS, [0, 8], ())),
+    ),
+    "_core.Model.gradients": uses(
+        lambda e: e.core.gradients(*e.batch[:2], (), True, None, *e.batch[2:], threads=1),
+        wrong=(lambda e: e.core.gradients(*e.batch[:2], ("logits",), True, None, *e.batch[2:]),),
+    ),
+    "_core.Run.array": uses(
+        lambda e: [e.one._core.array(name) for name in e.one._core.names],
+        wrong=(lambda e: e.plain._core.array("z"), lambda e: e.one._core.array("x")),
+    ),
+    "_core.Run.edges": uses(lambda e: e.ragged._core.edges(), wrong=(lambda e: e.plain._core.edges(),)),
+    "_core.Run.names": uses(lambda e: e.one._core.names),
+    "_core.Run.nbytes": uses(lambda e: e.one._core.nbytes),
+    "_core.Run.value_norms": uses(
+        lambda e: e.one._core.value_norms(None), wrong=(lambda e: e.plain._core.value_norms(None),)
+    ),
+    "_core.Run.entry_scores": uses(
+        lambda e: e.one._core.entry_scores(*[np.zeros(2, np.int64)] * 4),
+        wrong=(lambda e: e.plain._core.entry_scores(*[np.zeros(2, np.int64)] * 4),),
+    ),
+    "_core.Gradients.array": uses(
+        lambda e: [e.gradients._core.array(name) for name in e.gradients._core.names],
+        wrong=(lambda e: e.gradients._core.array("logits"),),
+    ),
+    "_core.Gradients.parameter": uses(
+        lambda e: e.gradients._core.parameter("wte.weight"), wrong=(lambda e: e.gradients._core.parameter("x"),)
+    ),
+    "_core.Gradients.names": uses(lambda e: e.gradients._core.names),
+    "_core.Gradients.loss": uses(lambda e: e.gradients._core.loss),
+    "_core.Trainer": uses(lambda e: _core.Trainer(e.core), wrong=(lambda e: _core.Trainer(3),)),
+    "_core.Trainer.step": uses(
+        lambda e: e.core_trainer.step([e.batch, e.batch], **reliability.step_options(threads=1)),
+        wrong=(
+            lambda e: e.core_trainer.step([e.batch, e.batch[:3]], **reliability.step_options()),
+            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(gate_bias=[0.0])),
+            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(edge_weight="ab")),
+            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(lr=-1)),
+            lambda e: e.core_trainer.step([(e.batch[0], *e.batch[1:3], e.batch[3] * 0)], **reliability.step_options()),
+            lambda e: e.core_trainer.step([(e.batch[0] + 96, *e.batch[1:])], **reliability.step_options()),
+        ),
+    ),
+    "_core.Trainer.moments": uses(
+        lambda e: e.core_trainer.moments("wte.weight"), wrong=(lambda e: e.core_trainer.moments("x"),)
+    ),
+    "_core.Trainer.load_moments": uses(
+        lambda e: e.core_trainer.load_moments("ln_f.bias", *[np.zeros(64, np.float32)] * 2),
+        wrong=(lambda e: e.core_trainer.load_moments("ln_f.bias", *[np.zeros(63, np.float32)] * 2),),
+    ),
+    "_core.Trainer.step_count": uses(lambda e: setattr(e.core_trainer, "step_count", 3)),
+    "_core.Trainer.multiplier": uses(lambda e: setattr(e.core_trainer, "multiplier", 1.0)),
+    "_core.Trainer.ema": uses(
+        lambda e: setattr(e.core_trainer, "ema", 1.0), wrong=(lambda e: setattr(e.core_trainer, "ema", "a"),)
+    ),
+    "_core.machine": uses(lambda e: _core.machine()),
+    "_core.get_num_threads": uses(lambda e: _core.get_num_threads()),
+    "_core.set_num_threads": uses(
+        lambda e: _core.set_num_threads(_core.get_num_threads()), wrong=(lambda e: _core.set_num_threads(99),)
+    ),
+}
+
+_RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
+#: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
+ARRAYS: dict[str, str] = {
+    **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens", "edge_csr")], "lent"),
+    **dict.fromkeys([f"Gradients.{name}" for name in (*gradients.ACTIVATIONS, "parameters")], "lent"),
+    **dict.fromkeys(["Model.parameter", "Model.parameters", "Model.run_with_cache"], "lent"),
+    **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
+    **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
+    **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
+    **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
+    **dict.fromkeys(["Run.edges", "Run.heads", "Trainer.history"], "own"),
+    **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
+}
+
+#: public names without memory of the core, each with the reason
+PLAIN: dict[str, str] = {
+    **{f"asp.{kind.__name__}": "a dataclass of plain values" for kind in (asp.Config, asp.Head, asp.Limits)},
+    **{
+        f"asp.{name}": "an exception"
+        for name in asp.__all__
+        if inspect.isclass(getattr(asp, name)) and issubclass(getattr(asp, name), Exception)
+    },
+    "asp.Run": "made by Model.run",
+    "asp.Gradients": "made by Model.gradients",
+    "asp.Tokenizer": "Python's lists and strings; see test_tokenizer.py",
+    "_core.Run": "made by _core.Model.run",
+    "_core.Gradients": "made by _core.Model.gradients",
+}
+
+
+def public_names() -> set[str]:
+    """All that a user can reach without an underscore."""
+    found = {f"asp.{name}" for name in asp.__all__ if not name.startswith("_")} | {"cache.ActivationCache"}
+    for label, kind in CLASSES.items():
+        found |= {f"{label}.{name}" for name in dir(kind) if not name.startswith("_")}
+    found |= {f"Run.{name}" for name in run.CORE_NAMES}
+    found |= {f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"}
+    found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
+    for label in CORE_CLASSES:
+        found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}
+    return found
+

@@ -1,0 +1,202 @@
+"""The command line: what it prints, its exit codes, and that no error shows a traceback unless asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import attnsparse as asp
+from attnsparse import cli, cli_info, recipes
+from attnsparse.initial_weights import initial_weights
+
+PROMPT = 'The opposite of "large" is "'
+WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>"]
+MODULE = [sys.executable, "-m", "attnsparse.cli"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A small gated model with a tokenizer, on disk."""
+    config = asp.Config(
+        n_layer=2, n_head=3, d_model=12, d_head=4, d_mlp=16, n_ctx=10, n_vocab=len(WORDS), gated=True
+    )
+    tokenizer = asp.Tokenizer.from_words(WORDS, bos="<|endoftext|>")
+    path = tmp_path_factory.mktemp("models") / "small"
+    asp.Model(config, initial_weights(config, 1, std=0.5), tokenizer, "small").save(path)
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+def test_heads_as_text(folder, capsys):
+    assert run("heads", folder, "--prompt", PROMPT, "--key", "5", "--query", "8", "--base", "1") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].endswith("""6:'"'  7:' is'  8:' "'""")
+    assert "positions from 1: 1:'The'" in out
+    assert len(out.splitlines()) == 2 + 6
+
+
+def test_heads_as_csv_and_json_are_the_table(folder, capsys):
+    arguments = ("heads", folder, "--prompt", PROMPT, "--key", "large", "--query", "-1")
+    expected = asp.load(folder).run(PROMPT).heads(key="large", query=-1)
+    assert run(*arguments, "--csv") == 0
+    table = pd.read_csv(StringIO(capsys.readouterr().out))
+    assert table.columns.tolist() == expected.columns.tolist()
+    assert np.allclose(table["weight"], expected["weight"])
+    assert run(*arguments, "--json") == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["layer"] for record in records] == expected["layer"].tolist()
+
+
+def test_prepend_bos_moves_positions(folder, capsys):
+    arguments = ("heads", folder, "--prompt", PROMPT, "--prepend-bos", "--json")
+    assert run(*arguments, "--key", "large", "--query", "8") == 0
+    assert {record["key"] for record in json.loads(capsys.readouterr().out)} == {5}
+
+
+def test_edges(folder, capsys):
+    expected = asp.load(folder).run(PROMPT).edges()
+    assert run("edges", folder, "--prompt", PROMPT, "--csv") == 0
+    assert len(pd.read_csv(StringIO(capsys.readouterr().out))) == len(expected) > 0
+    assert run("edges", folder, "--prompt", PROMPT, "--threshold", "2") == 0
+    assert capsys.readouterr().out.endswith("(none)\n")
+
+
+def test_info(folder, capsys):
+    assert run("info", folder) == 0
+    out = capsys.readouterr().out
+    for text in (
+        asp.__version__,
+        "BLAS core:",
+        "instruction set:",
+        "threads:",
+        "bit for bit",
+        "2 layers x 3 heads",
+    ):
+        assert text in out
+    assert asp.load(folder).digest in out
+
+
+def test_an_old_blas_core_is_named():
+    info = {"isa": "avx512", "blas_core": "Prescott"}
+    assert "takes this CPU for a Prescott" in cli_info.old_blas_core(info)
+    assert cli_info.old_blas_core({**info, "blas_core": "SkylakeX"}) is None
+    assert cli_info.old_blas_core({**info, "isa": "baseline"}) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["heads", "model"],
+        ["heads", "model", "--prompt", "x", "--key", "1", "--query", "2", "--base", "2"],
+        ["edges", "model", "--prompt", "x", "--csv", "--json"],
+        ["train", "nothing", "--out", "x"],
+        ["train", "addition"],
+        ["reproduce", "subtraction"],
+    ],
+)
+def test_wrong_usage_is_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: attnsparse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["edges", "no-such-model", "--prompt", "x"],
+        ["edges", "FOLDER", "--prompt", "unknown words"],
+        ["heads", "FOLDER", "--prompt", PROMPT, "--key", "50", "--query", "1"],
+        ["heads", "FOLDER", "--prompt", PROMPT, "--key", "small", "--query", "1"],
+        ["info", "no-such-model"],
+    ],
+)
+def test_a_failed_job_is_1_and_one_line(arguments, folder, capsys):
+    arguments = [folder if argument == "FOLDER" else argument for argument in arguments]
+    assert cli.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("attnsparse: ")
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_error_itself(folder):
+    with pytest.raises(ValueError):
+        cli.main(["edges", folder, "--prompt", "unknown words", "--debug"])
+
+
+def test_unexpected_errors_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(cli_info, "describe_build", lambda: {}["x"])
+    assert run("info") == 1
+    assert capsys.readouterr().err == "attnsparse: KeyError: 'x' (--debug shows the traceback)\n"
+
+
+def test_every_help_ends_with_an_example(capsys):
+    for command in ("reproduce", "heads", "edges", "train", "info"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([command, "--help"])
+        assert caught.value.code == 0
+        assert f"Example: attnsparse {command}" in capsys.readouterr().out
+
+
+def test_train_calls_the_recipe(monkeypatch, capsys, tmp_path):
+    calls = []
+
+    class Fake(recipes.Recipe):
+        def train(self, out, **options):
+            calls.append((out, options))
+            return [out / "model"]
+
+    monkeypatch.setitem(recipes.RECIPES, "addition", Fake("addition", "", (), ""))
+    assert run("train", "addition", "--out", str(tmp_path), "--seed", "4", "--threads", "1", "--resume") == 0
+    assert calls == [(tmp_path, {"seed": 4, "resume": True, "threads": 1, "quiet": False})]
+    assert capsys.readouterr().out == f"{tmp_path / 'model'}\n"
+
+
+def test_version_is_quick():
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = subprocess.run([*MODULE, "--version"], check=True, capture_output=True, text=True)
+        times.append(time.perf_counter() - begin)
+    assert done.stdout == f"attnsparse {asp.__version__}\n"
+    assert min(times) < 2
+    heavy = "('pandas', 'matplotlib', 'tokenizers', 'safetensors')"
+    code = f"import sys, attnsparse.cli as c; c._parser(); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_ctrl_c_is_130_and_one_line(tmp_path):
+    command = [*MODULE, "train", "addition", "--out", str(tmp_path), "--quiet"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "checkpoints" / "dense").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "attnsparse: stopped; the same command with --resume goes on where it was last saved\n"
+
+
+def test_a_closed_pipe_is_no_traceback(folder):
+    command = [*MODULE, "edges", folder, "--prompt", PROMPT]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert done.stderr == ""

@@ -1,0 +1,354 @@
+"""Memory: nothing leaks, arrays outlive all they came from, and every failing allocation is survived."""
+
+import copy
+import gc
+import pickle
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import reliability
+from public_calls import ARRAYS, CALLS, PLAIN, Everything, public_names
+from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, nothing_kept
+
+import attnsparse as asp
+from attnsparse import cache
+
+CI_REPEATS, LONG_REPEATS = 1000, 100_000
+HEAVY_CI_REPEATS, HEAVY_LONG_REPEATS = 25, 1000
+MOST_DRIFT = 50  # Python objects
+
+
+# ------------------------------------------------------------------ the lists of public calls are complete
+
+
+def test_every_public_name_is_in_a_list():
+    """A new public function or attribute fails here until it is in CALLS, and in ARRAYS if it lends arrays."""
+    known = set(CALLS) | set(PLAIN)
+    assert public_names() - known == set()
+    assert known - public_names() == set()
+    assert not set(CALLS) & set(PLAIN)
+    assert set(ARRAYS) <= set(CALLS)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_the_list_of_arrays_is_complete(name):
+    """What a call hands back holds arrays exactly if the call is in ARRAYS."""
+    with Everything() as everything:
+        for call in CALLS[name].right:
+            assert bool(arrays_in(call(everything))) == (name in ARRAYS)
+
+
+def arrays_in(result) -> list[np.ndarray]:
+    """All NumPy arrays in what a call returned, through tuples, dictionaries, tables, caches and runs."""
+    if isinstance(result, np.ndarray):
+        return [result]
+    if isinstance(result, (asp.Run, asp.Gradients)):
+        return []  # their own arrays are in the list by name
+    if isinstance(result, cache.ActivationCache):
+        return [result[name] for name in result]
+    if isinstance(result, dict):
+        return [array for value in result.values() for array in arrays_in(value)]
+    if isinstance(result, (tuple, list)):
+        return [array for value in result for array in arrays_in(value)]
+    return [result[name].to_numpy() for name in result] if hasattr(result, "to_numpy") else []
+
+
+# ------------------------------------------------------------------------------------------------ leaks
+
+
+def repeat(call, everything, wrong) -> None:
+    if not wrong:
+        call(everything)
+        return
+    try:
+        call(everything)
+    except Exception:
+        return  # which one is for test_numbers.py
+    raise AssertionError("a wrong call raised nothing")
+
+
+def check_leaks(name: str, repeats: int, heavy_repeats: int) -> None:
+    """Counters of both cores exactly as before, and Python's blocks nearly so, after many calls."""
+    entry = CALLS[name]
+    with Everything() as everything:
+        for call, wrong in [*((c, False) for c in entry.right), *((c, True) for c in entry.wrong)]:
+            for _ in range(4):
+                repeat(call, everything, wrong)
+            before, objects = (counters("float32"), counters("float64")), sys.getallocatedblocks()
+            for _ in range(heavy_repeats if entry.heavy else repeats):
+                repeat(call, everything, wrong)
+            assert (counters("float32"), counters("float64")) == before
+            assert sys.getallocatedblocks() - objects <= MOST_DRIFT
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_nothing_leaks(name):
+    check_leaks(name, CI_REPEATS // (1 + len(CALLS[name].wrong)), HEAVY_CI_REPEATS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_nothing_leaks_in_the_long_run(name):
+    check_leaks(name, LONG_REPEATS, HEAVY_LONG_REPEATS)
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_resident_memory_does_not_grow():
+    model = reliability.model()
+    for _ in range(200):
+        model.run(PROMPTS, record="all", threads=1)
+    before = resident()
+    for _ in range(500):
+        model.run(PROMPTS, record="all", threads=1)
+    assert resident() - before < 2 * 2**20
+
+
+def test_a_run_gives_back_its_memory_with_its_last_array():
+    model = reliability.model()
+    with nothing_kept():
+        run = model.run(TOKENS, record="all")
+        row, held = run.pattern[0, 1, -1], counters()[0]
+        del run
+        assert counters()[0] == held
+        del row
+
+
+# ------------------------------------------------------------------------------- views outlive everything
+
+
+def junk(total: int) -> None:
+    """Allocate, fill and drop memory in pieces of 64 KiB, so that freed memory is written over."""
+    pieces = [np.full(65536, 0xA5, np.uint8) for _ in range(total // 65536)]
+    assert all(piece[-1] == 0xA5 for piece in pieces)
+
+
+def outlived(name: str) -> list[tuple[np.ndarray, bytes]]:
+    """Arrays of a call and their bytes, when all objects they came from are gone."""
+    with Everything() as everything:
+        arrays = [array for call in CALLS[name].right for array in arrays_in(call(everything))]
+        views = [view for array in arrays for view in (array, array[..., :1], np.asarray(array).T)]
+        expected = [view.tobytes() for view in views]
+    del everything, arrays
+    gc.collect()
+    return list(zip(views, expected))
+
+
+@pytest.mark.parametrize("name", sorted(ARRAYS))
+def test_arrays_outlive_everything(name):
+    views = outlived(name)
+    assert views
+    junk(16 * 2**20)
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(view.tobytes() for view, _ in views))
+    thread.start()
+    thread.join()
+    assert found == [expected for _, expected in views]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ARRAYS))
+def test_arrays_outlive_everything_and_a_gigabyte(name):
+    views = outlived(name)
+    junk(2**30)
+    assert all(view.tobytes() == expected for view, expected in views)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, lent in ARRAYS.items() if lent == "lent"))
+def test_lent_arrays_are_read_only_for_good(name):
+    with Everything() as everything:
+        arrays = [array for call in CALLS[name].right for array in arrays_in(call(everything))]
+        for array in [a for a in arrays if a.size]:
+            for view in (array, array[:], array.view(), array.T, np.asarray(array), array[..., :1]):
+                assert not view.flags.writeable
+                with pytest.raises(ValueError):
+                    view.flags.writeable = True
+                with pytest.raises(ValueError):
+                    view[...] = 0
+            assert memoryview(array).readonly
+            assert array.__array_interface__["data"][1], "the address is marked read-only"
+            with pytest.raises(ValueError):
+                array.sort(axis=0)
+            twin = pickle.loads(pickle.dumps(array))
+            assert np.array_equal(twin, array, equal_nan=array.dtype.kind == "f")
+            assert twin.flags.writeable
+            assert twin.base is None or not np.shares_memory(twin, array)
+
+
+def test_a_new_run_leaves_old_arrays_alone():
+    model = reliability.model()
+    run = model.run(TOKENS, record=("all", "edges"))
+    before = bits_of_run(run)
+    again = model.run(TOKENS[::-1], record=("all", "edges"))
+    assert not any(np.shares_memory(run._core.array(n), again._core.array(n)) for n in run._core.names)
+    model.assign({"wte.weight": np.zeros((96, 64), np.float32)})
+    trainer = reliability.CORES["float32"].Trainer(model._core)
+    trainer.step([reliability.micro_batch()], **reliability.step_options())
+    model.gradients(TOKENS)
+    assert bits_of_run(run) == before
+
+
+def test_parameters_lent_before_a_change_show_it():
+    model = reliability.model()
+    lent, version = model.parameter("ln_f.weight"), model.version
+    model.assign({"ln_f.weight": np.full(64, 7.0)})
+    assert (lent == 7).all()
+    assert model.version > version
+
+
+def test_copies_share_nothing():
+    model = reliability.model()
+    twin, before = model.copy(), bits_of_model(model)
+    twin.assign({name: np.zeros_like(value) for name, value in twin.parameters().items()})
+    assert bits_of_model(model) == before
+    run = model.run(TOKENS)
+    assert np.shares_memory(copy.copy(run).pattern, run.pattern)
+
+
+def test_arrays_held_until_the_interpreter_ends():
+    code = (
+        "import sys, reliability as r\n"
+        "m = r.model(); run = m.run(r.TOKENS, record='all'); g = m.gradients(r.TOKENS)\n"
+        "sys.kept = [run.pattern, run.logits[1:], g.parameters, m.parameter('wte.weight')]\n"
+        "a = sys.kept[1]; del m, run, g\n"
+        "print(1)\n"
+    )
+    assert reliability.child("-W", "error", "-c", code) == 1
+
+
+# ----------------------------------------------------------------------------- every allocation can fail
+
+
+def every_failure(dtype: str, call, check) -> int:
+    """Let allocation 1, 2, ... of `call` fail until none does; `check` after each; how many there were.
+
+    Each failure must be a MemoryError that leaves the core's memory in use as it was.
+    """
+    fail_at = reliability.CORES[dtype]._debug_fail_at
+    for n in range(1, 2000):
+        before = counters(dtype)
+        fail_at(n)
+        try:
+            result = call()
+        except MemoryError as error:
+            assert str(error)
+            del error
+            fail_at(0)
+            assert counters(dtype) == before, f"allocation {n}"
+            check()
+        else:
+            fail_at(0)
+            del result
+            check()
+            return n - 1
+        finally:
+            fail_at(0)
+    raise AssertionError("allocations never end")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_while_a_model_is_made(dtype):
+    original = reliability.model(dtype=dtype)
+    assert every_failure(dtype, original.copy, lambda: None) >= 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("record", ["attention", "all", "edges", ("all", "edges")])
+def test_out_of_memory_in_a_run(record, dtype):
+    model = reliability.model(dtype=dtype)
+    held = model.run(PROMPTS, record="all")
+    expected, kept = bits_of_run(model.run(PROMPTS, record=record)), bits_of_run(held)
+
+    def check():
+        assert bits_of_run(model.run(PROMPTS, record=record)) == expected
+        assert bits_of_run(held) == kept
+
+    assert every_failure(dtype, lambda: model.run(PROMPTS, record=record), check) >= 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_in_gradients_and_norms(dtype):
+    model = reliability.model(dtype=dtype)
+    run, wrt = model.run(TOKENS), ("parameters", "pattern", "q", "resid_pre")
+    expected = bits_of_run(model.gradients(PROMPTS, wrt=wrt))
+
+    def check():
+        assert bits_of_run(model.gradients(PROMPTS, wrt=wrt)) == expected
+
+    assert every_failure(dtype, lambda: model.gradients(PROMPTS, wrt=wrt), check) >= 3
+    assert every_failure(dtype, run.value_norms, check) >= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_in_training(dtype):
+    """Also in a step that needs more room than the one before: the failed one changes nothing."""
+    core, model, twin = reliability.CORES[dtype], *(reliability.model(dtype=dtype) for _ in range(2))
+    assert every_failure(dtype, lambda: core.Trainer(model._core), lambda: None) >= 7
+    trainer, untouched = core.Trainer(model._core), core.Trainer(twin._core)
+    for lengths in ((5, 1), (2,), (20, 24, 3)):
+        micro = [reliability.micro_batch(lengths, dtype=dtype), reliability.micro_batch((3,), dtype=dtype)]
+        before = bits_of_model(model, trainer)
+        failed = []
+
+        def check(before=before, failed=failed):
+            failed.append(bits_of_model(model, trainer) == before)
+
+        every_failure(dtype, lambda micro=micro: trainer.step(micro, **reliability.step_options()), check)
+        assert all(failed[:-1])
+        untouched.step(micro, **reliability.step_options())
+        assert bits_of_model(model, trainer) == bits_of_model(twin, untouched)
+
+
+def test_out_of_memory_of_python_itself():
+    """Python's own allocations fail one by one, in a process of its own."""
+    pytest.importorskip("_testcapi")
+    found = reliability.child("memory_child.py", timeout=120)
+    assert found["failures"] > 50
+    assert found["kept"] == 0
+
+
+@pytest.mark.parametrize("what", ["model", "run", "gradients"])
+def test_too_much_is_refused_at_once_and_by_name(what):
+    """10^15 bytes and more: MemoryError with the amount, without trying for long."""
+    large = asp.Config(512, 64, 65_536, 1024, 1_048_576, 1, 1)
+    model = reliability.model(n_ctx=500)
+    prompts = [np.zeros(500, np.int32)] * 40
+    calls = {
+        "model": lambda: asp.Model(large),
+        "run": lambda: model.run(prompts, record="all", max_bytes=10**6),
+        "gradients": lambda: model.gradients(prompts, max_bytes=10**6),
+    }
+    with nothing_kept():
+        begin = time.perf_counter()
+        with pytest.raises(MemoryError, match=r"\d GB"):
+            calls[what]()
+        assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")
+def test_too_much_under_a_limit_of_the_system():
+    code = (
+        "import json, resource, numpy as np, reliability as r\n"
+        "m = r.model(n_ctx=2000); expected = r.bits_of_run(m.run(r.TOKENS, threads=1))\n"
+        "limit = 2 ** 30 + 1024 * int(open('/proc/self/statm').read().split()[0]) * 4\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "prompts = [np.zeros(2000, np.int32)] * 20\n"
+        "texts = []\n"
+        "for call in (m.run, m.gradients):\n"
+        "    try: call(prompts, threads=1, max_bytes=2**60, **({'record': 'all'} if call == m.run else {'wrt': 'pattern'}))\n"
+        "    except MemoryError as error: texts.append(str(error))\n"
+        "same = r.bits_of_run(m.run(r.TOKENS, threads=1)) == expected\n"
+        "print(json.dumps([texts, same]))\n"
+    )
+    texts, same = reliability.child("-c", code)
+    assert same
+    assert len(texts) == 2
+    assert all("could not be allocated" in text and "GB" in text for text in texts)

@@ -1,0 +1,142 @@
+"""The recipe "addition": what it writes, that it goes on where it was stopped, what the shipped pair reaches."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import attnsparse as asp
+from attnsparse import addition, recipe_addition, recipes
+from attnsparse.errors import CheckpointError
+from attnsparse.initial_weights import initial_weights
+from attnsparse.reproduce_addition import evaluate
+
+SHORT = {"dense_steps": 24, "sparse_steps": 20, "repeats": 1, "repeat_steps": 8, "checkpoint_every": 5}
+FILES = ["README.md", "config.json", "history.csv", "history.png", "model.safetensors", "tokenizer.json"]
+
+
+def train(out: Path, **settings) -> list[Path]:
+    return recipes.RECIPES["addition"].train(out, quiet=True, **{**SHORT, **settings})
+
+
+def contents(folders: list[Path]) -> dict[str, bytes]:
+    return {f"{f.name}/{path.name}": path.read_bytes() for f in folders for path in sorted(f.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> list[Path]:
+    """The recipe with a few steps, never stopped."""
+    return train(tmp_path_factory.mktemp("short"), threads=1)
+
+
+def test_it_writes_both_models(short):
+    assert [folder.name for folder in short] == list(recipes.RECIPES["addition"].models)
+    for folder in short:
+        assert sorted(path.name for path in folder.iterdir()) == FILES
+    dense, sparse = map(asp.load, short)
+    assert (dense.config.gated, sparse.config.gated) == (False, True)
+    assert sparse.config == recipe_addition.config(gated=True)
+    assert dense.n_parameters == 202_560
+    assert sparse.run("53+21=").tokens.tolist() == [5, 3, 10, 2, 1, 11]
+
+
+def test_history_has_every_step_of_every_phase(short):
+    dense, sparse = (pd.read_csv(folder / "history.csv") for folder in short)
+    assert dense["step"].tolist() == list(range(24))
+    assert sparse["step"].tolist() == list(range(28))  # the model is not good enough, so the tail is repeated
+    assert sparse["phase"].tolist() == [0] * 20 + [1] * 8
+    assert "seconds" not in sparse
+    assert sparse["gate_bias"][0] == 5
+    assert dense["multiplier"].isna().all()
+
+
+def test_the_card_says_what_was_measured(short):
+    sparse = asp.load(short[1])
+    found = evaluate(sparse, 0.0)
+    card = (short[1] / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n")
+    assert f"| edges of a sum, most | {found.n_edges.max()} |" in card
+    assert sparse.digest in card
+    assert "seed 0, sparse_steps 20" in card
+    assert "None" not in card
+
+
+def test_stopped_and_resumed_gives_the_same_bytes(short, tmp_path):
+    before, stops = signal.signal(signal.SIGVTALRM, signal.default_int_handler), 0
+    try:
+        for attempt in range(60):
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.15 if attempt < 5 else 0)
+            try:
+                folders = train(tmp_path, threads=1 + attempt % 2, resume=attempt > 0)
+                break
+            except KeyboardInterrupt:
+                stops += 1
+            finally:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    finally:
+        signal.signal(signal.SIGVTALRM, before)
+    assert stops == 5
+    assert contents(folders) == contents(short)
+
+
+def test_a_second_run_needs_resume(short):
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(short[0].parent)
+
+
+def test_resume_with_other_settings_is_refused(short):
+    with pytest.raises(CheckpointError) as caught:
+        train(short[0].parent, resume=True, seed=1)
+    assert (caught.value.code, caught.value.field) == ("options", "seed")
+
+
+def test_held_out_sums_are_not_trained_on():
+    held_out = recipe_addition.held_out()
+    assert len(set(held_out.tolist())) == recipe_addition.N_HELD_OUT
+    data = recipe_addition.data(9000, 0)
+    assert len(data) == 9000
+    tokens, _, targets, weights = (array.reshape(-1) for array in data.batch(0, 0))
+    rows = tokens.reshape(-1, addition.N_TOKENS)
+    trained = (10 * rows[:, 0] + rows[:, 1]) * 100 + 10 * rows[:, 3] + rows[:, 4]
+    assert np.array_equal(np.sort(trained), np.setdiff1d(np.arange(10_000), held_out))
+    assert np.array_equal(np.flatnonzero(weights.reshape(rows.shape)[0]), [5, 6, 7, 8])
+    assert np.array_equal(targets.reshape(rows.shape)[:, addition.PREDICTING], rows[:, addition.PREDICTED])
+
+
+def test_initial_weights_are_a_pure_function():
+    config = recipe_addition.config()
+    weights = initial_weights(config, 3, std=0.06)
+    assert all(np.array_equal(a, initial_weights(config, 3, std=0.06)[n]) for n, a in weights.items())
+    assert {n: a.shape for n, a in weights.items()} == config.parameter_shapes()
+    assert weights["h.1.mlp.c_fc.weight"].std() == pytest.approx(0.06, rel=0.02)
+    assert weights["h.1.mlp.c_proj.weight"].std() == pytest.approx(0.06 / np.sqrt(8), rel=0.02)
+    assert (weights["ln_f.weight"] == 1).all()
+    assert (weights["ln_f.bias"] == 0).all()
+    by_inputs = initial_weights(config, 3, std="fan_in")
+    assert by_inputs["h.1.mlp.c_fc.weight"].std() == pytest.approx(1 / 8, rel=0.02)
+    assert by_inputs["lm_head.weight"].std() == pytest.approx(1 / 8, rel=0.05)
+    assert not np.array_equal(weights["wte.weight"], initial_weights(config, 4, std=0.06)["wte.weight"])
+    with pytest.raises(ValueError):
+        initial_weights(config, 0, std="wide")
+
+
+def check_pair(dense: asp.Model, sparse: asp.Model) -> None:
+    """What the pair is shipped for."""
+    found = evaluate(sparse, 0.0)
+    assert evaluate(dense, 0.01).right.all()
+    assert found.right.mean() >= 0.999
+    assert np.median(found.n_edges) <= 10
+
+
+def test_the_shipped_pair():
+    check_pair(asp.load("addition-dense"), asp.load("addition-sparse"))
+
+
+@pytest.mark.slow
+def test_the_whole_recipe(tmp_path):
+    folders = recipes.RECIPES["addition"].train(tmp_path, quiet=True)
+    check_pair(*map(asp.load, folders))

@@ -1,0 +1,167 @@
+"""The tokenizer: GPT-2's own files, closed vocabularies, positions, and text that must not break it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+
+import pytest
+from data_folder import data_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnsparse.errors import ConfigError
+from attnsparse.tokenizer import Tokenizer, position_of, positions_of
+
+PROMPT = 'The opposite of "large" is "'
+WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>", " ", "\n", "small"]
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    return Tokenizer.load(data_folder("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def words() -> Tokenizer:
+    return Tokenizer.from_words(WORDS, bos="<|endoftext|>")
+
+
+@pytest.fixture(scope="module")
+def bytewise(tmp_path_factory) -> Tokenizer:
+    """GPT-2's kind of tokenizer with its 256 byte signs and one merge, so that any text can be encoded."""
+    signs = [chr(byte) for byte in (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))]
+    signs += [chr(256 + index) for index in range(256 - len(signs))]
+    folder = tmp_path_factory.mktemp("bytewise")
+    vocabulary = {sign: index for index, sign in enumerate([*signs, "th", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\nt h\n", encoding="utf-8")
+    return Tokenizer.load(folder)
+
+
+def test_gpt2_prompt(gpt2):
+    ids = gpt2.encode(PROMPT)
+    assert ids == [464, 6697, 286, 366, 11664, 1, 318, 366]
+    strings = gpt2.token_strings(ids)
+    assert strings == ["The", " opposite", " of", ' "', "large", '"', " is", ' "']
+    assert position_of(strings, "large") == 4
+    assert gpt2.decode(ids) == PROMPT
+    assert (gpt2.n_vocab, gpt2.bos_id) == (50257, 50256)
+    with_bos = gpt2.encode(PROMPT, prepend_bos=True)
+    assert with_bos == [50256, *ids]
+    assert position_of(gpt2.token_strings(with_bos), "large") == 5
+    assert gpt2.encode("hello world") == [31373, 995]
+    assert gpt2.encode("<|endoftext|>") == [50256]
+
+
+def test_gpt2_survives_its_own_tokenizer_json(gpt2, tmp_path):
+    gpt2.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path)
+    for text in (PROMPT, " leading", "a\n\n  b\t", "naïve 😀 日本", "1234 don't"):
+        assert again.encode(text) == gpt2.encode(text)
+        assert again.decode(again.encode(text)) == text
+    assert again.bos_id == gpt2.bos_id
+
+
+NASTY = ["a", "^", " ", "\n", "1", "😀", "a\u0301", "\0", "\u200d", "Ω ", "don't", "\t\r\n"]
+
+
+@pytest.mark.parametrize("piece", NASTY, ids=ascii)
+def test_encoding_is_linear(gpt2, piece):
+    text = piece * (200_000 // len(piece))
+    gpt2.encode(text[:1000])
+    begin = time.process_time()
+    ids = gpt2.encode(text)
+    assert time.process_time() - begin < 5
+    assert gpt2.decode(ids) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_any_text_comes_back(bytewise, text):
+    if "<|endoftext|>" not in text:
+        ids = bytewise.encode(text)
+        assert bytewise.decode(ids) == text
+        assert bytewise.encode(text, prepend_bos=True) == [257, *ids]
+
+
+def test_byte_level_tokens_are_shown(bytewise):
+    ids = bytewise.encode("the é<|endoftext|>")
+    assert bytewise.token_strings(ids) == ["th", "e", " ", "\\xc3", "\\xa9", "<|endoftext|>"]
+    assert bytewise.decode(ids[3:4]) == "\ufffd"
+
+
+def test_closed_vocabulary(words):
+    ids = words.encode(PROMPT)
+    assert ids == [0, 1, 2, 3, 4, 5, 6, 3]
+    assert words.token_strings(ids) == ["The", " opposite", " of", ' "', "large", '"', " is", ' "']
+    assert words.decode(ids) == PROMPT
+    assert words.encode(PROMPT, prepend_bos=True)[0] == 7
+    assert words.encode("") == []
+    with pytest.raises(ValueError, match="' huge' is not in this tokenizer's vocabulary of 11 tokens"):
+        words.encode("The huge")
+
+
+def test_characters():
+    digits = Tokenizer.from_words([*"0123456789+=?E", "\n"], split="characters")
+    ids = digits.encode("53+21=074EE\n")
+    assert ids == [5, 3, 10, 2, 1, 11, 0, 7, 4, 13, 13, 14]
+    assert digits.decode(ids) == "53+21=074EE\n"
+    assert digits.bos_id is None
+    with pytest.raises(ValueError, match="no beginning-of-sequence token"):
+        digits.encode("1", prepend_bos=True)
+
+
+def test_copies_and_files_are_equal(words, tmp_path):
+    copy = pickle.loads(pickle.dumps(words))
+    words.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    for other in (copy, loaded):
+        assert other.to_json() == words.to_json()
+        assert other.encode(PROMPT, prepend_bos=True) == words.encode(PROMPT, prepend_bos=True)
+    assert Tokenizer.is_in(tmp_path)
+    assert not Tokenizer.is_in(tmp_path / "nowhere")
+    assert repr(words) == "Tokenizer(11 tokens)"
+
+
+def test_positions():
+    strings = ["The", " large", " dog", "large", " large", '"', ' "']
+    assert positions_of(strings, "large") == [1, 3, 4]
+    assert positions_of(strings, " large") == [1, 4]
+    assert positions_of(strings, "cat") == []
+    assert position_of(strings, " dog") == position_of(strings, "dog") == 2
+    with pytest.raises(
+        ValueError, match=r"at 3 positions \(counted from 0\): 1 ' large', 3 'large', 4 ' large'"
+    ):
+        position_of(strings, "large")
+    with pytest.raises(ValueError, match="no token reads 'cat'; the tokens are 'The', ' large'"):
+        position_of(strings, "cat")
+
+
+def test_wrong_arguments(words):
+    with pytest.raises(TypeError, match="text must be a str, got int"):
+        words.encode(3)
+    with pytest.raises(ValueError, match="half a surrogate pair at character 1"):
+        words.encode("a\ud800")
+    for token in (-1, 11, 2**40):
+        with pytest.raises(IndexError, match=r"out of range 0\.\.10"):
+            words.token_string(token)
+        with pytest.raises(IndexError):
+            words.decode([token])
+    with pytest.raises(ValueError, match="split must be"):
+        Tokenizer.from_words(["a"], split="bytes")
+    with pytest.raises(ValueError, match="words must be different"):
+        Tokenizer.from_words(["a", "a"])
+    with pytest.raises(ValueError, match="not among the words"):
+        Tokenizer.from_words(["a"], bos="b")
+
+
+def test_a_vocabulary_with_holes_is_refused(words, tmp_path):
+    values = json.loads(words.to_json())
+    values["model"]["vocab"]["small"] = 12
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as caught:
+        Tokenizer.load(tmp_path)
+    assert caught.value.code == "vocab"
+    assert "token 'small' has id 12" in str(caught.value)
