@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 # hook name within a block -> name in Run
 BLOCK_HOOKS = {
-    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", 
+    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid",
     "hook_resid_post": "resid_post",
     "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "ln1.hook_scale": "ln1_scale",
-    "ln1.hook_normalized": "ln1_normalized", "ln2.hook_scale": "ln2_scale", "ln2.hook_normalized": "ln2_normalized",
+    "ln1.hook_normalized": "ln1_normalized", "ln2.hook_scale": "ln2_scale",
+    "ln2.hook_normalized": "ln2_normalized",
     "attn.hook_q": "q", "attn.hook_k": "k", "attn.hook_v": "v", "attn.hook_z": "z",
     "attn.hook_attn_scores": "scores", "attn.hook_pattern": "pattern", "attn.hook_sparse_mask": "gate",
     "attn.hook_result": "result", "mlp.hook_pre": "mlp_pre", "mlp.hook_post": "mlp_post",

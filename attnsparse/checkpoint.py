@@ -17,7 +17,7 @@ import numpy as np
 
 from .checkpoint_files import Found, find, open_weights, read_config_json, tensor_shapes
 from .config import Config
-from .config_layouts import hugging_face_config, is_ours, read_config
+from .config_layouts import derive_head_width, hugging_face_config, is_ours, read_config
 from .errors import ConfigError, NonFiniteError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .names import TRANSFORMER_LENS, Names, Placement
@@ -62,7 +62,7 @@ def load(
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     found = find(what, revision)
     config_path, values = read_config_json(found.folder, limits)
-    tokens = _tokenizer(tokenizer, found, values, limits)
+    tokens = _tokenizer(tokenizer, found, limits)
     with open_weights(found.weights, limits) as source:
         names = Names(tensor_shapes(source.tensors), source.path)
         if values is None and source.config is not None:
@@ -114,11 +114,9 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
 
 
 def _tokenizer(
-    given: Tokenizer | str | os.PathLike[str] | None,
-    found: Found,
-    values: dict[str, Any] | None,
-    limits: Limits,
+    given: Tokenizer | str | os.PathLike[str] | None, found: Found, limits: Limits
 ) -> Tokenizer | None:
+    """The tokenizer asked for, else the one beside the weights, else GPT-2's for a sparse release of the hub."""
     from .tokenizer import Tokenizer
 
     if isinstance(given, Tokenizer):
@@ -141,8 +139,7 @@ def _is_gated(found: Found) -> bool:
 
 
 def _settle_vocabulary(fields: dict[str, Any], names: Names, tokens: Tokenizer | None, *, ours: bool) -> int:
-    """Set fields["n_vocab"]; return the number of rows stored. GPT-2's padding of 50,257 tokens to 50,304 is
-    cut off."""
+    """Set fields["n_vocab"] and return the number of rows stored: GPT-2's padding to 50,304 is cut off."""
     rows = names.sizes().get("n_vocab", 1)
     declared = fields.get("n_vocab", rows)
     if not ours and rows == GPT2_PADDED_VOCAB and declared in (GPT2_VOCAB, GPT2_PADDED_VOCAB):
@@ -159,13 +156,12 @@ def _settle_vocabulary(fields: dict[str, Any], names: Names, tokens: Tokenizer |
 def _complete(fields: dict[str, Any], names: Names, source: TensorSource, config_path: Path | None) -> Config:
     """Fill in what the config leaves open from the names and shapes of the tensors."""
     fields = {**names.sizes(), **fields}
-    if "d_head" not in fields and "d_model" in fields and "n_head" in fields:
-        fields["d_head"] = fields["d_model"] // fields["n_head"]
+    derive_head_width(fields, config_path or source.path)
     if names.layout == TRANSFORMER_LENS:
         fields["tied"] = not names.has("unembed.W_U")
         fields["bias"] = True
         has_bias = names.has("unembed.b_U") and np.any(source.read(names.source["unembed.b_U"]))
-        fields.setdefault("unembed_bias", bool(has_bias))
+        fields["unembed_bias"] = bool(has_bias)
     else:
         if names.layout != "hugging_face":
             fields.setdefault("bias", any(name.endswith(".bias") for name in names.shapes))
@@ -175,11 +171,7 @@ def _complete(fields: dict[str, Any], names: Names, source: TensorSource, config
         name for name in ("n_layer", "n_head", "d_model", "d_head", "d_mlp", "n_ctx") if name not in fields
     ]
     if missing:
-        where = (
-            "config.json does not say"
-            if config_path is not None
-            else "there is no config.json beside it to say"
-        )
+        where = "config.json does not say" if config_path else "there is no config.json beside it to say"
         text = f"{where} {', '.join(missing)}, and the weights do not show it; add a config.json with it"
         raise located(ConfigError, "config_missing", config_path or source.path, text, field=missing[0])
     return Config(**fields)

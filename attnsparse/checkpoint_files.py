@@ -102,11 +102,8 @@ def open_weights(path: Path, limits: Limits) -> TensorSource:
     """Open the weights at `path`: .safetensors, a torch file, or an index.json naming several of either."""
     if path.suffix == ".json":
         return ShardedSource(path, limits)
-    return (
-        SafetensorsFile(path, limits=limits)
-        if path.suffix == ".safetensors"
-        else TorchFile(path, limits=limits)
-    )
+    reader = SafetensorsFile if path.suffix == ".safetensors" else TorchFile
+    return reader(path, limits=limits)
 
 
 class ShardedSource(TensorSource):

@@ -77,7 +77,7 @@ def read_config(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
         fields["activation"] = _activation(fields["activation"], path)
     elif "block_size" in values:
         fields["activation"] = "gelu"  # nanoGPT's GELU is the exact one
-    _derive_head_width(fields, path)
+    derive_head_width(fields, path)
     if "d_model" in fields:
         fields.setdefault("d_mlp", 4 * fields["d_model"])
     scale = values.get("attn_scale", -1.0)  # TransformerLens: what scores are divided by, -1 for sqrt(d_head)
@@ -133,6 +133,19 @@ def is_ours(values: Mapping[str, Any]) -> bool:
     return "attnsparse_version" in values
 
 
+def derive_head_width(fields: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Fill in n_head or d_head from the other; ConfigError if heads then do not divide the width."""
+    width, n_head, d_head = (fields.get(name) for name in ("d_model", "n_head", "d_head"))
+    if width and n_head and not d_head:
+        if width % n_head:
+            _fail("config_value", path, "n_embd", f"={width} is not a multiple of n_head={n_head}", join="")
+        fields["d_head"] = width // n_head
+    if width and d_head and not n_head:
+        if width % d_head:
+            _fail("config_value", path, "d_model", f"={width} is not a multiple of d_head={d_head}", join="")
+        fields["n_head"] = width // d_head
+
+
 def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
     version = values.get("attnsparse_version", CONFIG_VERSION)
     if type(version) is not int or version < 1:
@@ -177,19 +190,6 @@ def _activation(name: str, path: Any) -> str:
             f"{shown(name)} is not supported; supported: {', '.join(_ACTIVATIONS)}",
         )
     return _ACTIVATIONS[name]
-
-
-def _derive_head_width(fields: dict[str, Any], path: Any) -> None:
-    """Fill in n_head or d_head from the other, which needs that heads divide the width."""
-    width, n_head, d_head = (fields.get(name) for name in ("d_model", "n_head", "d_head"))
-    if width and n_head and not d_head:
-        if width % n_head:
-            _fail("config_value", path, "n_embd", f"={width} is not a multiple of n_head={n_head}", join="")
-        fields["d_head"] = width // n_head
-    if width and d_head and not n_head:
-        if width % d_head:
-            _fail("config_value", path, "d_model", f"={width} is not a multiple of d_head={d_head}", join="")
-        fields["n_head"] = width // d_head
 
 
 def _fail(code: str, path: Any, field: str, text: str, join: str = " ") -> NoReturn:

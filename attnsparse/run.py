@@ -21,10 +21,11 @@ LOGITS = {"none": 0, "last": 1, "all": 2}
 # name in Python -> array of the core
 SQUARE = {"pattern": "pattern", "scores": "scores", "gate": "gate"}
 LAYERED = {
-    "resid_pre": "resid", "resid_mid": "resid_mid", "resid_post": "resid", 
+    "resid_pre": "resid", "resid_mid": "resid_mid", "resid_post": "resid",
     "q": "qkv", "k": "qkv", "v": "qkv",
     "z": "z", "result": "result", "attn_out": "attn_out", "mlp_pre": "mlp_pre", "mlp_post": "mlp_post",
-    "mlp_out": "mlp_out", "ln1_scale": "ln1_scale", "ln1_normalized": "ln1_normalized", "ln2_scale": "ln2_scale",
+    "mlp_out": "mlp_out", "ln1_scale": "ln1_scale", "ln1_normalized": "ln1_normalized",
+    "ln2_scale": "ln2_scale",
     "ln2_normalized": "ln2_normalized",
 }  # fmt: skip
 FLAT = {name: name for name in ("embed", "pos_embed", "ln_final_scale", "ln_final_normalized", "token_loss")}
@@ -217,8 +218,9 @@ class Run:
         return float(packed[first:last].sum() / n) if n else float("nan")
 
     def edge_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(layer, head, query, key, weight) of the open edges of one prompt, in that order, from record="edges".
+        """(layer, head, query, key, weight) of one prompt's open edges, sorted in that order.
 
+        Needs record="edges".
         layer, head, query and key are int32, weight is a zero-copy view.
         """
         prompt = self._one("edge_arrays")
@@ -302,7 +304,8 @@ class Run:
 
     def __repr__(self) -> str:
         what = f"{self.n_tokens} tokens" if self._index is not None else f"{len(self)} prompts"
-        return f"Run({what}, model={self.model.name!r}, prepend_bos={self.prepend_bos}, {', '.join(self.recorded)})"
+        recorded = ", ".join(self.recorded)
+        return f"Run({what}, model={self.model.name!r}, prepend_bos={self.prepend_bos}, {recorded})"
 
     # --- packed -> one prompt, or a batch of equally long ones
 

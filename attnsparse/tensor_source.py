@@ -55,10 +55,9 @@ class TensorSource(abc.ABC):
 
     @abc.abstractmethod
     def read_into(self, name: str, out: np.ndarray) -> None:
-        """Fill `out` (float32 or float64, any strides, rank of the tensor) from the leading part of tensor
-        `name`.
+        """Fill `out` from the leading part of tensor `name`.
 
-        Every side of `out` is at most that of the tensor. Raises FormatError if the tensor is not of a float
+        `out` is float32 or float64, of any strides, of the tensor's rank, and no side is longer. Raises FormatError if the tensor is not of a float
         type (code dtype) or the file is damaged (crc, truncated).
         """
 

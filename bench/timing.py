@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LEAST_SECONDS = 0.5
-MOST_CALLS = 200
+LEAST_SECONDS = 0.5  #: short calls are repeated until they have taken this long in all, ...
+MOST_CALLS = 200  #: ... or this many times
+LONG_SECONDS = 20.0  #: once calls have taken this long in all, two of them are enough
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,23 @@ class Times:
 
 
 def time_calls(call: Callable[[], Any], repeats: int) -> Times:
-    """Time `call` at least `repeats` times after one warm-up, short calls for half a second in all.
+    """Time `call` about `repeats` times after one warm-up; short calls more often, very long ones less.
 
     What `call` returns is let go inside the timed span, so giving memory back is part of its time.
     """
     call()
     seconds: list[float] = []
-    while len(seconds) < repeats or (sum(seconds) < LEAST_SECONDS and len(seconds) < MOST_CALLS):
+    while not _enough(len(seconds), sum(seconds), repeats):
         begin = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - begin)
     return Times(min(seconds), statistics.median(seconds))
+
+
+def _enough(n_calls: int, seconds: float, repeats: int) -> bool:
+    if n_calls < repeats:
+        return n_calls >= 2 and seconds > LONG_SECONDS
+    return seconds > LEAST_SECONDS or n_calls >= MOST_CALLS
 
 
 def progress(text: str) -> None:

@@ -41,6 +41,7 @@ typedef struct {
 
 typedef struct {
     const char *name;
+    int level; /* 1 baseline, 2 avx2, 3 avx512 */
     void (*exp_array)(asp_real *out, const asp_real *x, int64_t n);
     /* u (n) written: uniform in (0,1), one per key */
     void (*noise_row)(asp_real *u, int64_t n, uint64_t row_key);

@@ -12,6 +12,7 @@
 #pragma GCC target("avx2,fma,bmi2,f16c")
 #endif
 #define ASP_ISA_NAME "avx2"
+#define ASP_ISA_LEVEL 2
 #define KEY_VECTORS 1
 #include "kernels_math.h"
 #include "kernels_rows.h"

@@ -12,6 +12,7 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,bmi2,f16c")
 #endif
 #define ASP_ISA_NAME "avx512"
+#define ASP_ISA_LEVEL 3
 #define KEY_VECTORS 2 /* vectors of keys in a score tile: 4 x 2 accumulators */
 #include "kernels_math.h"
 #include "kernels_rows.h"

@@ -5,6 +5,7 @@
 #include "kernels.h"
 
 #define ASP_ISA_NAME "baseline"
+#define ASP_ISA_LEVEL 1
 #define KEY_VECTORS 1
 #include "kernels_math.h"
 #include "kernels_rows.h"

@@ -2,7 +2,7 @@
  * repack them.  Each element is summed over k in order with fused multiply-adds, in blocks of k whose sums
  * are then added to c: exactly the order of OpenBLAS's kernels for AVX-512, which skinny.c checks. */
 
-enum { SKINNY_ROWS = 4, SKINNY_AHEAD = 12 };
+enum { SKINNY_ROWS = 4, SKINNY_AHEAD = 32 };
 
 /* c[i, 0..64) += sum over t < n of a[i, t] b[t, 0..64) for four rows. */
 INLINE void skinny_tile(asp_real *c, int64_t ldc, const asp_real *a, int64_t lda, int64_t n, const asp_real *b,
@@ -12,7 +12,7 @@ INLINE void skinny_tile(asp_real *c, int64_t ldc, const asp_real *a, int64_t lda
     for (int64_t t = 0; t < n; t++) {
         const asp_real *row = b + t * ldb;
         if (prefetch)
-            for (int i = 0; i < 4; i++) __builtin_prefetch(row + SKINNY_AHEAD * ldb + i * ASP_LANES);
+            for (int i = 0; i < 4; i++) __builtin_prefetch(row + SKINNY_AHEAD * ldb + i * ASP_LANES, 0, 2);
         const vec w0 = load(row), w1 = load(row + 16), w2 = load(row + 32), w3 = load(row + 48);
         const asp_real x0 = a[t], x1 = a[lda + t], x2 = a[2 * lda + t], x3 = a[3 * lda + t];
         p0 += x0 * w0, p1 += x0 * w1, p2 += x0 * w2, p3 += x0 * w3;

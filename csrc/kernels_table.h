@@ -1,7 +1,7 @@
 /* kernels_table.h: the table of one instruction set, from the kernels above it. */
 #define ASP_KERNEL_TABLE                                                                                  \
     {                                                                                                     \
-        .name = ASP_ISA_NAME, .exp_array = exp_array, .noise_row = noise_row,                             \
+        .name = ASP_ISA_NAME, .level = ASP_ISA_LEVEL, .exp_array = exp_array, .noise_row = noise_row,     \
         .layernorm_row = layernorm_row, .layernorm_backward_row = layernorm_backward_row,                 \
         .activate = activate, .activate_backward = activate_backward, .add = add,                         \
         .cross_entropy_row = cross_entropy_row, .attention_forward = attention_forward,                   \

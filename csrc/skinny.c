@@ -2,6 +2,7 @@
  *
  * They serve up to 16 rows, and all products that BLAS would send down its small-matrix path, and are used only where they give the bits that BLAS gives for the same rows in a larger batch: for each
  * inner size k of a model that is tried once, when the model is made, on random numbers. */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "blas.h"
@@ -127,7 +128,7 @@ static int same_bits(int64_t k, int64_t k_block, int64_t rows, const asp_real *a
     return 1;
 }
 
-int64_t asp_skinny_probe(int64_t k) {
+static int64_t try_blocks(int64_t k) {
     static const int64_t blocks[] = {448, 384, 320, 512, 640, 768, 256};
     const int64_t rows = asp_max(PROBE_ROWS, asp_gemm_min_rows(PROBE_COLUMNS, k));
     int64_t found = 0;
@@ -141,5 +142,18 @@ int64_t asp_skinny_probe(int64_t k) {
         if (same_bits(k, blocks[i], rows, a, b, blas, ours)) found = blocks[i];
     asp_blas_leave();
     asp_release(memory);
+    return found;
+}
+
+/* What was found for kernels and inner size, so that it is tried once in a process: key * 1024 + block + 1. */
+static _Atomic(int64_t) known[256];
+
+int64_t asp_skinny_probe(int64_t k) {
+    const int64_t key = 4 * k + asp_kernels_active()->level;
+    _Atomic(int64_t) *slot = &known[asp_splitmix64((uint64_t)key) % 256];
+    const int64_t seen = atomic_load(slot);
+    if (seen / 1024 == key) return seen % 1024 - 1;
+    const int64_t found = try_blocks(k);
+    atomic_store(slot, key * 1024 + found + 1);
     return found;
 }

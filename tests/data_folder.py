@@ -11,8 +11,8 @@ import pytest
 def data_folder(name: str) -> Path:
     """Folder `name` of the test data; skips the test if it is not there.
 
-    The environment variable ATTNSPARSE_TEST_DATA names the folder that holds it; else a folder `shared/data`
-    beside the repository is looked at.
+    The environment variable ATTNSPARSE_TEST_DATA names the folder that holds it; else a folder for
+    shared data beside the repository is looked at.
     """
     given = os.environ.get("ATTNSPARSE_TEST_DATA")
     root = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"

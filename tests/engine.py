@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import oracle
+import oracle_training as ot
 from hypothesis import strategies as st
 
 import attnsparse as asp
@@ -19,8 +21,10 @@ RECORDED = (
     "logits",
     "token_loss",
 )
-TOLERANCE = {"float32": 3e-5, "float64": 1e-10}
+TOLERANCE = {"float32": 3e-5, "float64": 1e-12}
 CLOSED, OPEN = -1e6, 1e6
+WRT = ("parameters", *ot.PATH_ACTIVATIONS)
+SMALL = 1e-3  # see gradient_error
 
 
 def build(config: Mapping, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> asp.Model:
@@ -36,6 +40,7 @@ def rounded_model(seed: int, config: Mapping) -> dict[str, np.ndarray]:
 
 
 def random_tokens(seed: int, config: Mapping, n_tokens: int) -> np.ndarray:
+    """Token ids (n_tokens,) int32."""
     return np.random.default_rng(seed).integers(0, config["n_vocab"], n_tokens).astype(np.int32)
 
 
@@ -65,6 +70,56 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def errors(run: asp.Run, expected: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Relative error of every recorded array of one prompt."""
     return {name: relative_error(getattr(run, name), expected[name]) for name in RECORDED}
+
+
+def gradient_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Euclidean |found - expected| / |expected|; infinite for another shape or NaN.
+
+    A gradient that is 0 by cancellation (scores of a single key, closed gates) is measured against SMALL:
+    all gradients here are made of terms of size about 1."""
+    found = np.asarray(found)
+    if found.shape != expected.shape or np.isnan(found).any():
+        return np.inf
+    return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), SMALL)
+
+
+def gradient_errors(found: asp.Gradients, expected: ot.Gradients) -> dict[str, float]:
+    """Errors of all parameters and all activations, by name."""
+    assert set(found.parameters) == set(expected.parameters)
+    pairs = {name: (found.parameters[name], value) for name, value in expected.parameters.items()}
+    pairs |= {name: (getattr(found, name), value) for name, value in expected.activations.items()}
+    return {name: gradient_error(*pair) for name, pair in pairs.items()}
+
+
+def oracle_gradients(
+    config: Mapping, weights: Mapping, tokens: np.ndarray, dlogits: np.ndarray, straight_through: bool
+) -> ot.Gradients:
+    """The oracle's gradients of sum(dlogits * logits), gates as at evaluation."""
+    run = oracle.forward(config, weights, tokens)
+    g = ot.evaluation_gate_logits(config, run) if straight_through and config["gated"] else None
+    return ot.backward(config, weights, tokens, run, dlogits, gate_logits=g)
+
+
+def micro_batches(
+    seed: int, config: Mapping, lengths: tuple = ((7, 1), (4, 9, 3)), dtype: str = "float32"
+) -> list[ot.Micro]:
+    """Micro-batches of random tokens with targets and weights 0, 1 or 2, in the type of the core."""
+    rng, found = np.random.default_rng(seed), []
+    for group in lengths:
+        n = sum(group)
+        tokens, targets = rng.integers(0, config["n_vocab"], (2, n)).astype(np.int32)
+        offsets = np.cumsum((0, *group), dtype=np.int64)
+        found.append((tokens, offsets, targets, rng.integers(0, 3, n).astype(dtype)))
+    return found
+
+
+def step_arguments(options: ot.Options) -> dict:
+    """The oracle's options as keyword arguments of the core's Trainer.step."""
+    arguments = dataclasses.asdict(options)
+    for name in ("gate_bias", "edge_weight"):
+        if arguments[name] is not None:
+            arguments[name] = [float(value) for value in arguments[name]]
+    return arguments
 
 
 @st.composite

@@ -399,9 +399,10 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
 
 def test_a_header_of_100_000_tensors_is_read_quickly(tmp_path):
     def seconds(count: int) -> float:
-        header = {f"layer.{index}.weight": entry(4 * index, 4 * index + 4, [1]) for index in range(count)}
+        row = '"layer.{}.weight":{{"dtype":"F32","shape":[1],"data_offsets":[{},{}]}}'
+        rows = (row.format(index, 4 * index, 4 * index + 4) for index in range(count))
         path = tmp_path / f"{count}.safetensors"
-        path.write_bytes(file_bytes(header, bytes(4 * count)))
+        path.write_bytes(file_bytes(("{" + ",".join(rows) + "}").encode(), bytes(4 * count)))
         best = 10.0
         for _ in range(2):
             begin = time.process_time()

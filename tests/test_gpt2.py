@@ -93,7 +93,7 @@ def test_ten_training_losses(state, dtype, bound):
     trainer = CORES[dtype].Trainer(model._core)
     tokens = state["tokens"]
     count, length = tokens.shape
-    weights = np.ones((count, length), np.float32)
+    weights = np.ones((count, length), dtype)
     weights[:, -1] = 0
     offsets = np.arange(count + 1, dtype=np.int64) * length
     micro = [(tokens.ravel(), offsets, np.roll(tokens, -1, axis=1).ravel(), weights.ravel())]

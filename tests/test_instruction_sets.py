@@ -5,7 +5,6 @@ import numpy as np
 import oracle
 import oracle_training as ot
 import pytest
-from test_gradients import WRT, gradient_errors, micro_batches, oracle_gradients, step_arguments
 
 from attnsparse import _core, _core64
 
@@ -40,16 +39,16 @@ def test_forward_backward_and_training(isa, gated, dtype):
     assert {name: error for name, error in found.items() if error > engine.TOLERANCE[dtype]} == {}
 
     dlogits = np.random.default_rng(0).standard_normal((70, 29)).astype(np.float32)
-    gradients = model.gradients(tokens, dlogits=dlogits, wrt=WRT, gate_gradient="straight-through")
-    expected = oracle_gradients(config, weights, tokens, dlogits.astype(np.float64), True)
-    found = gradient_errors(gradients, expected)
+    gradients = model.gradients(tokens, dlogits=dlogits, wrt=engine.WRT, gate_gradient="straight-through")
+    expected = engine.oracle_gradients(config, weights, tokens, dlogits.astype(np.float64), True)
+    found = engine.gradient_errors(gradients, expected)
     assert {name: error for name, error in found.items() if error > BOUND[dtype]} == {}
 
-    micro = micro_batches(0, config, lengths=((70, 1), (33,)))
+    micro = engine.micro_batches(0, config, lengths=((70, 1), (33,)), dtype=dtype)
     options = ot.Options(tau=2.0, seed=1)
     trainer = CORES[dtype].Trainer(model._core)
     trainer.multiplier = 1.0
-    result = trainer.step(micro, **step_arguments(options))
+    result = trainer.step(micro, **engine.step_arguments(options))
     state = ot.TrainingState({name: value.copy() for name, value in weights.items()})
     expected = ot.train_step(config, state, micro, options)
     for name in ("loss", "grad_norm"):

@@ -6,7 +6,6 @@ import oracle
 import oracle_training as ot
 import pytest
 from engine import build
-from test_gradients import micro_batches, step_arguments
 
 from attnsparse import TrainingDiverged, _core
 
@@ -49,7 +48,7 @@ def test_random_placements_never_crash(gated):
     """1,000 placements here and as many in the other case: runs, gradients, and a training step for NaN."""
     config, weights = small_case(gated=gated)
     rng = np.random.default_rng(1)
-    micro = micro_batches(0, config, lengths=((7,),))
+    micro = engine.micro_batches(0, config, lengths=((7,),))
     model = build(config, weights)
     for index in range(1000):
         value = VALUES[index % len(VALUES)]
@@ -63,7 +62,7 @@ def test_random_placements_never_crash(gated):
             assert engine.relative_error(first.logits, expected["logits"]) < engine.TOLERANCE["float32"]
         elif np.isnan(value):
             with pytest.raises(TrainingDiverged):
-                _core.Trainer(model._core).step(micro, **step_arguments(ot.Options(tau=1.0)))
+                _core.Trainer(model._core).step(micro, **engine.step_arguments(ot.Options(tau=1.0)))
         model.assign({name: weights[name] for name in changed})
 
 
@@ -98,8 +97,8 @@ def test_divergence_changes_nothing(value, gated):
     config, weights = small_case(gated=gated)
     model = build(config, weights)
     trainer = _core.Trainer(model._core)
-    micro = micro_batches(0, config, lengths=((7, 3),))
-    arguments = step_arguments(ot.Options(tau=1.0, clip=1.0, geco_rate=0.1))
+    micro = engine.micro_batches(0, config, lengths=((7, 3),))
+    arguments = engine.step_arguments(ot.Options(tau=1.0, clip=1.0, geco_rate=0.1))
     trainer.step(micro, **arguments)
     good = np.array(model.parameter("lm_head.weight"))
     bad = good.copy()
@@ -127,5 +126,5 @@ def test_divergence_by_gradient_alone():
     targets, only_first = np.zeros(7, np.int32), np.eye(7, dtype=np.float32)[0]
     micro = [(TOKENS, np.array([0, 7]), targets, only_first)]
     with pytest.raises(TrainingDiverged):
-        trainer.step(micro, **step_arguments(ot.Options()))
+        trainer.step(micro, **engine.step_arguments(ot.Options()))
     assert snapshot(trainer, model) == before

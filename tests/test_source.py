@@ -25,6 +25,7 @@ LONG_FILES: dict[str, int] = {}  # name: limit, at most 700, each with its reaso
 STATEFUL = {
     "parallel.c",  # the thread pool
     "memory.c",  # the live-byte counter, and the failing allocation of the tests
+    "skinny.c",  # the block sizes that were found to give BLAS's bits, tried once in a process
     "dispatch.c",  # the instruction set, chosen when the module is imported
 }
 

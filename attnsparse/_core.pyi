@@ -1,0 +1,145 @@
+"""The C core.  attnsparse._core64 is the same code in float64; "real" below is float32 here, float64 there.
+
+Letters: B sequences, N tokens of all of them, L layers, H heads, D head width, E model width, M MLP width,
+V vocabulary.  Sequences are packed without padding: sequence b is tokens[offsets[b]:offsets[b + 1]].  Arrays
+passed in must be C-contiguous and of the stated type; arrays returned lend memory of the object and keep it
+alive.  `threads=0` means the number set by `set_num_threads`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+Real = npt.NDArray[np.floating[Any]]
+
+def set_num_threads(n: int, /) -> None: ...
+def get_num_threads() -> int: ...
+def machine() -> dict[str, Any]: ...
+def _select_isa(name: str, /) -> None: ...
+def _debug_stats() -> dict[str, int]: ...
+def _debug_fail_at(n: int, /) -> None: ...
+def _noise_row(
+    n: int, seed: int, step: int, sequence: int, layer: int, head: int, query: int, /
+) -> Real:
+    """Uniform numbers u in (0, 1) of keys 0..n-1 of one gate row; the noise is log(u / (1 - u))."""
+
+def _exp(x: Real, /) -> Real: ...
+@final
+class Model:
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Zero weights; ValueError for a config without one of the fields of attnsparse.Config."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    def shape(self, name: str, /) -> tuple[int, ...]: ...
+    def parameter(self, name: str, /) -> Real:
+        """Read-only view."""
+
+    def _writable(self, name: str, /) -> Real:
+        """View for loaders that fill a new model before its first run."""
+
+    def assign(self, name: str, array: Real, /) -> None: ...
+    def nonfinite(self) -> tuple[str, int, int] | None:
+        """(name, count, first flat index) of the first array with NaN or infinity."""
+
+    def run(
+        self,
+        tokens: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        record: Sequence[str],
+        logits: int = 2,
+        max_bytes: int = ...,
+        edge_threshold: float | None = None,
+        threads: int = 0,
+    ) -> Run:
+        """Forward pass; logits 0 none, 1 last token of each sequence, 2 all."""
+
+    def gradients(
+        self,
+        tokens: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        record: Sequence[str],
+        parameters: bool,
+        dlogits: Real | None,
+        targets: npt.NDArray[np.int32] | None,
+        weights: Real | None,
+        straight_through: bool = False,
+        max_bytes: int = ...,
+        threads: int = 0,
+    ) -> Gradients:
+        """dlogits (N,V); or targets (N) and weights (N) of the cross-entropy sum(w ce) / sum(w)."""
+
+@final
+class Run:
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def array(self, name: str, /) -> np.ndarray:
+        """Packed: resid (L+1,N,E), qkv (L,N,3,H,D), z (L,N,H,D), result (L,N,H,E), resid_mid, attn_out,
+        mlp_out, ln1_normalized, ln2_normalized (L,N,E), mlp_pre, mlp_post (L,N,M), ln1_scale, ln2_scale
+        (L,N), lse (L,H,N), embed, pos_embed, ln_final_normalized (N,E), ln_final_scale, token_loss (N),
+        logits (N or B,V); pattern, scores, gate flat, one (L,H,T,T) block per sequence."""
+
+    def edges(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Real]:
+        """(start, key, weight), rows in the order (sequence, layer, head, query)."""
+
+    def value_norms(self, direction: Real | None, /) -> tuple[Real, Real, Real | None]: ...
+    def entry_scores(
+        self,
+        layer: npt.NDArray[np.int64],
+        head: npt.NDArray[np.int64],
+        query: npt.NDArray[np.int64],
+        key: npt.NDArray[np.int64],
+        /,
+    ) -> Real: ...
+
+@final
+class Gradients:
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def loss(self) -> float: ...
+    def array(self, name: str, /) -> Real: ...
+    def parameter(self, name: str, /) -> Real: ...
+
+@final
+class Trainer:
+    step_count: int
+    multiplier: float
+    ema: float
+    def __init__(self, model: Model) -> None: ...
+    def step(
+        self,
+        micro: Sequence[
+            tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32], Real]
+        ],
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        clip: float,
+        seed: int = 0,
+        gate_bias: Sequence[float] | None = None,
+        edge_weight: Sequence[float] | None = None,
+        tau: float = 0.0,
+        geco_rate: float = 0.0,
+        geco_clip: float = 1.0,
+        geco_ema: float = 0.95,
+        geco_relative: bool = True,
+        lambda_min: float = 0.0,
+        lambda_max: float = 1e9,
+        threads: int = 0,
+    ) -> dict[str, float]:
+        """One optimiser step over micro-batches (tokens, offsets, targets, weights)."""
+
+    def moments(self, name: str, /) -> tuple[Real, Real]: ...
+    def load_moments(self, name: str, m: Real, v: Real, /) -> None: ...
