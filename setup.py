@@ -177,6 +177,9 @@ class BuildExt(build_ext):
             shutil.copy2(file, folder / name)
 
     def copy_extensions_to_source(self):
+        for ext in self.extensions:  # a process that has the old file mapped must keep it: unlink first
+            for old in Path("attnsparse").glob(f"{ext.name.rpartition('.')[2]}.*.so"):
+                old.unlink()
         super().copy_extensions_to_source()
         if self.blas.vendor:
             built = Path(self.build_lib, "attnsparse", "_libs")

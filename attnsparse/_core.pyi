@@ -44,7 +44,8 @@ class Model:
     def _writable(self, name: str, /) -> Real:
         """View for loaders that fill a new model before its first run."""
 
-    def assign(self, name: str, array: Real, /) -> None: ...
+    def assign(self, weights: dict[str, Real], /) -> None:
+        """All or nothing."""
     def nonfinite(self) -> tuple[str, int, int] | None:
         """(name, count, first flat index) of the first array with NaN or infinity."""
 

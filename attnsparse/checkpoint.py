@@ -116,7 +116,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
 def _tokenizer(
     given: Tokenizer | str | os.PathLike[str] | None, found: Found, limits: Limits
 ) -> Tokenizer | None:
-    """The tokenizer asked for, else the one beside the weights, else GPT-2's for a sparse release of the hub."""
+    """The tokenizer given, else the one beside the weights, else GPT-2's for a sparse release of the hub."""
     from .tokenizer import Tokenizer
 
     if isinstance(given, Tokenizer):

@@ -66,7 +66,8 @@ def compute_gradients(
     return Gradients(model, core, batch, "parameters" in names)
 
 
-def _reals(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
+def as_reals(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
+    """`values` as a C-contiguous array of this dtype; TypeError if they are not real numbers."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be real numbers, got {array.dtype}")
@@ -76,7 +77,7 @@ def _reals(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
 
 def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.ndarray:
     """(all tokens, V), or (batch, T, V) of equally long prompts."""
-    array, n = _reals("dlogits", dlogits, dtype), len(batch.tokens)
+    array, n = as_reals("dlogits", dlogits, dtype), len(batch.tokens)
     shapes = [(n, n_vocab)]
     if len(set(batch.lengths.tolist())) == 1:
         shapes.append((len(batch), n // len(batch), n_vocab))
@@ -103,7 +104,7 @@ def _weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtype) -
     if loss_mask is None:
         weights = np.ones(n, dtype)
     else:
-        weights = _reals("loss_mask", loss_mask, dtype).ravel().copy()
+        weights = as_reals("loss_mask", loss_mask, dtype).ravel().copy()
         if len(weights) != n:
             raise ValueError(f"loss_mask must have one number for each of the {n} tokens, got {len(weights)}")
         if not np.all(weights >= 0) or not np.all(np.isfinite(weights)):

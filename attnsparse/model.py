@@ -14,7 +14,7 @@ from .batch import as_batch
 from .config import Config
 from .engine import core_for
 from .errors import ConfigError
-from .gradients import Gradients, compute_gradients
+from .gradients import Gradients, as_reals, compute_gradients
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
 
 if TYPE_CHECKING:
@@ -94,16 +94,11 @@ class Model:
         """Copy arrays into the weights of these names.
 
         Raises KeyError for an unknown name, ValueError for another shape, RuntimeError while another thread
-        runs or trains the model.  Arrays lent before show the new values; runs made before are out of date.
+        runs or trains the model; then nothing is written.  Arrays lent before show the new values; runs made before are out of date.
         """
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must be a mapping from names to arrays, got {type(weights).__name__}")
-        arrays = {name: np.ascontiguousarray(value, dtype=self.dtype) for name, value in weights.items()}
-        for name, array in arrays.items():
-            if array.shape != self._core.shape(name):
-                raise ValueError(f"{name}: expected shape {self._core.shape(name)}, got {array.shape}")
-        for name, array in arrays.items():
-            self._core.assign(name, array)
+        self._core.assign({name: as_reals(name, value, self.dtype) for name, value in weights.items()})
 
     def copy(self) -> Model:
         """A model with its own copy of the weights."""

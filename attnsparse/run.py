@@ -258,7 +258,9 @@ class Run:
         """
         self._need("v")
         if direction is not None:
-            direction = np.ascontiguousarray(direction, dtype=self.model.dtype)
+            from .gradients import as_reals
+
+            direction = as_reals("direction", direction, self.model.dtype)
         arrays = self._core.value_norms(direction)
         first, last = self._range(self._one("value_norms"))
         value, output, projection = (None if a is None else a[:, :, first:last] for a in arrays)

@@ -57,8 +57,8 @@ class TensorSource(abc.ABC):
     def read_into(self, name: str, out: np.ndarray) -> None:
         """Fill `out` from the leading part of tensor `name`.
 
-        `out` is float32 or float64, of any strides, of the tensor's rank, and no side is longer. Raises FormatError if the tensor is not of a float
-        type (code dtype) or the file is damaged (crc, truncated).
+        `out` is float32 or float64, of any strides, of the tensor's rank, and no side is longer. Raises
+        FormatError if the tensor is not of a float type (code dtype) or the file is damaged (crc, truncated).
         """
 
     @abc.abstractmethod

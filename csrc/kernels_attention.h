@@ -41,11 +41,17 @@ static void copy_transposed(asp_real *out, const asp_real *x, int64_t stride, in
     }
 }
 
+/* One row of d values, zeros up to width (a multiple of 16). */
+INLINE void copy_row(asp_real *out, const asp_real *x, int64_t d, int64_t width) {
+    int64_t j = 0;
+    for (; j + ASP_LANES / 2 <= d; j += ASP_LANES / 2) *(memhalf *)(out + j) = *(const memhalf *)(x + j);
+    for (; j < d; j++) out[j] = x[j];
+    for (; j < width && j % (ASP_LANES / 2); j++) out[j] = 0;
+    for (; j < width; j += ASP_LANES / 2) *(memhalf *)(out + j) = (half){0};
+}
+
 static void copy_padded(asp_real *out, const asp_real *x, int64_t stride, int64_t n, int64_t d, int64_t width) {
-    for (int64_t t = 0; t < n; t++) {
-        memcpy(out + t * width, x + t * stride, (size_t)d * sizeof *out);
-        for (int64_t j = d; j < width; j++) out[t * width + j] = 0;
-    }
+    for (int64_t t = 0; t < n; t++) copy_row(out + t * width, x + t * stride, d, width);
 }
 
 /* out_i[c] = scale * sum over t < n of a_i[t] b[t, c] for four rows i and 16 (or 32) columns c;
@@ -108,7 +114,7 @@ static void gather_queries(asp_real *out, const asp_real *x, int64_t stride, int
                            int64_t width) {
     for (int64_t i = 0; i < QUERIES; i++) {
         const int64_t t = first + i < n ? first + i : n - 1;
-        copy_padded(out + i * width, x + t * stride, stride, 1, d, width);
+        copy_row(out + i * width, x + t * stride, d, width);
     }
 }
 
@@ -128,7 +134,8 @@ static void write_row(asp_real *out, const asp_real *row, int64_t n) { memcpy(ou
 static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t query) {
     const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
     const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
-    for (int64_t k = n; k < padded; k++) row[k] = -(asp_real)INFINITY;
+    const ivec last = first_lanes(n - (padded - ASP_LANES));
+    store(row + padded - ASP_LANES, select(last, load(row + padded - ASP_LANES), splat(-(asp_real)INFINITY)));
     if (u->scores) {
         asp_real *scores = u->scores + query * u->n_tokens;
         write_row(scores, row, n);
@@ -194,7 +201,7 @@ static void attention_forward(const asp_attention_unit *u) {
                 const asp_real a = b.row[(q - first) * b.keys + k];
                 for (int64_t j = 0; j < width; j += ASP_LANES) store(z + j, load(z + j) + a * load(b.v + k * width + j));
             }
-            memcpy(u->z + q * u->z_stride, z, (size_t)d * sizeof *z);
+            copy_row(u->z + q * u->z_stride, z, d, d);
         }
     }
 }
@@ -282,7 +289,7 @@ static void attention_backward(const asp_attention_unit *u) {
         rank_four_update(b.dk, b.drow, b.keys, last, b.x, width);
         four_rows(b.x, width, b.drow, b.keys, last, b.k, width, width, u->scale);
         for (int64_t q = first; q < last; q++)
-            memcpy(u->dq + q * u->stride, b.x + (q - first) * width, (size_t)d * sizeof *b.x);
+            copy_row(u->dq + q * u->stride, b.x + (q - first) * width, d, d);
     }
     for (int64_t t = 0; t < n; t++)
         for (int64_t j = 0; j < d; j++) {

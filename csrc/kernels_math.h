@@ -18,6 +18,10 @@ typedef double dvec __attribute__((vector_size(ASP_LANES * 8), may_alias));
 #define asp_log logf
 #endif
 
+typedef asp_real half __attribute__((vector_size(ASP_LANES / 2 * sizeof(asp_real)), may_alias));
+typedef asp_real memhalf __attribute__((vector_size(ASP_LANES / 2 * sizeof(asp_real)), aligned(sizeof(asp_real)), may_alias));
+typedef asp_int halfint __attribute__((vector_size(ASP_LANES / 2 * sizeof(asp_int)), may_alias));
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vec load(const asp_real *p) { return *(const memvec *)p; }
@@ -25,6 +29,9 @@ INLINE void store(asp_real *p, vec x) { *(memvec *)p = x; }
 INLINE vec splat(asp_real x) { return x - (vec){0}; }
 INLINE vec select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 INLINE vec maximum(vec a, vec b) { return select(a > b, a, b); }
+
+INLINE half low_half(vec x) { return ((union { vec whole; half parts[2]; }){x}).parts[0]; }
+INLINE half high_half(vec x) { return ((union { vec whole; half parts[2]; }){x}).parts[1]; }
 
 INLINE vec load_part(const asp_real *p, int64_t n, asp_real fill) {
     asp_real buffer[ASP_LANES];
@@ -42,20 +49,21 @@ INLINE ivec first_lanes(int64_t n) {
     return lane < (asp_int)(n > ASP_LANES ? ASP_LANES : n);
 }
 
-/* Sums in a fixed tree. */
+/* Sum and maximum over lanes in a fixed tree: halves, quarters, ... */
 INLINE asp_real sum_lanes(vec x) {
-    asp_real a[ASP_LANES];
-    store(a, x);
-    for (int w = ASP_LANES / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) a[i] += a[i + w];
-    return a[0];
+    half a = low_half(x) + high_half(x);
+    asp_real lane[ASP_LANES / 2];
+    *(memhalf *)lane = a;
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
+INLINE asp_real larger(asp_real a, asp_real b) { return a > b ? a : b; }
 INLINE asp_real max_lanes(vec x) {
-    asp_real a[ASP_LANES];
-    store(a, x);
-    asp_real best = a[0];
-    for (int i = 1; i < ASP_LANES; i++) best = a[i] > best ? a[i] : best;
-    return best;
+    const half a = low_half(x), b = high_half(x);
+    const halfint above = a > b;
+    asp_real lane[ASP_LANES / 2];
+    *(memhalf *)lane = (half)((above & (halfint)a) | (~above & (halfint)b));
+    return larger(larger(larger(lane[0], lane[4]), larger(lane[2], lane[6])),
+                  larger(larger(lane[1], lane[5]), larger(lane[3], lane[7])));
 }
 INLINE double sum_lanes_double(dvec x) {
     double a[ASP_LANES];

@@ -18,7 +18,7 @@
 #include "blas.h"
 #include "internal.h"
 
-enum { MAX_THREADS = 64, SPINS = 4000 };
+enum { MAX_THREADS = 64, SPINS = 1000 };
 static const double POLL_SECONDS = 0.03;
 
 typedef struct {
@@ -27,21 +27,25 @@ typedef struct {
     int64_t n;
     atomic_llong next;      /* first item that nobody has claimed */
     atomic_int stop;
-    int n_workers;          /* workers 1..n_workers take part */
 } job;
+
+/* A worker sleeps on its own condition, so that a job wakes only those that take part. */
+typedef struct {
+    pthread_cond_t wake;
+    _Atomic(uint64_t) jobs; /* given to this worker so far */
+} seat;
 
 static struct {
     pthread_mutex_t owner;  /* held by the caller whose job runs */
     pthread_mutex_t lock;   /* guards the conditions */
-    pthread_cond_t wake, done;
+    pthread_cond_t done;
     int n_started;
-    _Atomic(uint64_t) generation; /* counts jobs */
-    uint64_t first_seen[MAX_THREADS]; /* generation when a worker was started: not news to it */
     atomic_int running;     /* workers that have not finished the job */
     job job;
     int fork_handler;
+    seat seats[MAX_THREADS];
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
-          .wake = PTHREAD_COND_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+          .done = PTHREAD_COND_INITIALIZER};
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -63,16 +67,15 @@ static void run_items(job *j, int thread) {
 
 static void *worker(void *arg) {
     const int thread = (int)(intptr_t)arg;
-    uint64_t seen = pool.first_seen[thread];
-    for (;;) {
-        for (int i = 0; i < SPINS && atomic_load(&pool.generation) == seen; i++) relax();
-        if (atomic_load(&pool.generation) == seen) {
+    seat *mine = &pool.seats[thread];
+    for (uint64_t done = 0;; done++) {
+        for (int i = 0; i < SPINS && atomic_load(&mine->jobs) == done; i++) relax();
+        if (atomic_load(&mine->jobs) == done) {
             pthread_mutex_lock(&pool.lock);
-            while (atomic_load(&pool.generation) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
+            while (atomic_load(&mine->jobs) == done) pthread_cond_wait(&mine->wake, &pool.lock);
             pthread_mutex_unlock(&pool.lock);
         }
-        seen = atomic_load(&pool.generation);
-        if (thread <= pool.job.n_workers) run_items(&pool.job, thread);
+        run_items(&pool.job, thread);
         if (atomic_fetch_sub(&pool.running, 1) == 1) {
             pthread_mutex_lock(&pool.lock);
             pthread_cond_signal(&pool.done);
@@ -88,7 +91,6 @@ static void forget_workers(void) {
     pthread_mutex_init(&blas_lock, NULL);
     pthread_mutex_init(&pool.owner, NULL);
     pthread_mutex_init(&pool.lock, NULL);
-    pthread_cond_init(&pool.wake, NULL);
     pthread_cond_init(&pool.done, NULL);
     pool.n_started = 0;
     atomic_store(&pool.running, 0);
@@ -105,7 +107,9 @@ static void start_workers(int n) {
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        pool.first_seen[pool.n_started + 1] = atomic_load(&pool.generation);
+        seat *next = &pool.seats[pool.n_started + 1];
+        pthread_cond_init(&next->wake, NULL);
+        atomic_store(&next->jobs, 0);
         const int failed = pthread_create(&thread, &attributes, worker, (void *)(intptr_t)(pool.n_started + 1));
         pthread_attr_destroy(&attributes);
         if (failed) return;
@@ -154,13 +158,15 @@ asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task
     j->task = task;
     j->arg = arg;
     j->n = n;
-    j->n_workers = wanted - 1;
     atomic_store(&j->next, 0);
     atomic_store(&j->stop, 0);
-    atomic_store(&pool.running, pool.n_started);
+    const int n_workers = wanted - 1 < pool.n_started ? wanted - 1 : pool.n_started;
+    atomic_store(&pool.running, n_workers);
     pthread_mutex_lock(&pool.lock);
-    atomic_fetch_add(&pool.generation, 1);
-    pthread_cond_broadcast(&pool.wake);
+    for (int i = 1; i <= n_workers; i++) {
+        atomic_fetch_add(&pool.seats[i].jobs, 1);
+        pthread_cond_signal(&pool.seats[i].wake);
+    }
     pthread_mutex_unlock(&pool.lock);
     const int stopped = run_and_poll(j, context);
     wait_for_workers();

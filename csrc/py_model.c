@@ -34,8 +34,10 @@ void asp_py_write_end(py_model *model) {
 /* ---- config -------------------------------------------------------------------------------- */
 
 static PyObject *field(PyObject *config, const char *name) {
-    PyObject *value = PyDict_GetItemString(config, name);
-    if (!value) PyErr_Format(PyExc_ValueError, "config has no '%s'", name);
+    PyObject *key = PyUnicode_FromString(name);
+    PyObject *value = key ? PyDict_GetItemWithError(config, key) : NULL;
+    Py_XDECREF(key);
+    if (!value && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "config has no '%s'", name);
     return value;
 }
 
@@ -145,26 +147,43 @@ static PyObject *model_shape(PyObject *self, PyObject *name) {
     return p ? dims_tuple(p->n_dims, p->dims) : NULL;
 }
 
-static PyObject *model_assign(PyObject *self, PyObject *args) {
-    PyObject *name, *object, *shape = NULL, *got = NULL;
-    py_model *model = (py_model *)self;
-    if (!PyArg_ParseTuple(args, "UO", &name, &object)) return NULL;
-    const asp_parameter *p = find(model, name);
-    if (!p) return NULL;
+/* One item of an assignment: the parameter and its checked array, which stays alive in the dict. */
+typedef struct { const asp_parameter *parameter; void *data; } assignment;
+
+static int read_assignment(py_model *self, PyObject *name, PyObject *object, assignment *out) {
     int64_t dims[2] = {0};
-    void *data;
-    PyObject *array = asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &data, dims);
-    if (!array) return NULL;
-    if (dims[0] != p->dims[0] || (p->n_dims == 2 && dims[1] != p->dims[1])) {
-        PyErr_Format(PyExc_ValueError, "%s: expected shape %S, got %S", p->name, shape = dims_tuple(p->n_dims, p->dims),
-                     got = dims_tuple(p->n_dims, dims));
-    } else if (asp_py_write_begin(model)) {
-        memcpy(asp_model_data(model->model) + p->offset, data, (size_t)p->size * sizeof(asp_real));
+    const asp_parameter *p = find(self, name);
+    PyObject *array = p ? asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &out->data, dims) : NULL;
+    if (!array) return 0;
+    Py_DECREF(array);
+    out->parameter = p;
+    if (dims[0] == p->dims[0] && (p->n_dims == 1 || dims[1] == p->dims[1])) return 1;
+    PyObject *expected = dims_tuple(p->n_dims, p->dims), *got = dims_tuple(p->n_dims, dims);
+    if (expected && got) PyErr_Format(PyExc_ValueError, "%s: expected shape %S, got %S", p->name, expected, got);
+    Py_XDECREF(expected);
+    Py_XDECREF(got);
+    return 0;
+}
+
+/* All or nothing: every array is checked before the first is written. */
+static PyObject *model_assign(PyObject *self, PyObject *weights) {
+    py_model *model = (py_model *)self;
+    if (!PyDict_Check(weights))
+        return PyErr_Format(PyExc_TypeError, "weights must be a dict from names to arrays, got %.80s", Py_TYPE(weights)->tp_name);
+    PyObject *items = PyDict_Copy(weights), *name, *object;
+    assignment *list = items ? PyMem_Calloc((size_t)PyDict_Size(items) + 1, sizeof *list) : NULL;
+    Py_ssize_t at = 0, n = 0;
+    int complete = list != NULL;
+    if (items && !list) PyErr_NoMemory();
+    while (complete && PyDict_Next(items, &at, &name, &object)) complete = read_assignment(model, name, object, &list[n++]);
+    if (complete && asp_py_write_begin(model)) {
+        for (Py_ssize_t i = 0; i < n; i++)
+            memcpy(asp_model_data(model->model) + list[i].parameter->offset, list[i].data,
+                   (size_t)list[i].parameter->size * sizeof(asp_real));
         asp_py_write_end(model);
     }
-    Py_DECREF(array);
-    Py_XDECREF(shape);
-    Py_XDECREF(got);
+    PyMem_Free(list);
+    Py_XDECREF(items);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
@@ -383,7 +402,7 @@ static PyMethodDef methods[] = {
     {"parameter", model_parameter, METH_O, "parameter(name): read-only view of one weight array."},
     {"_writable", model_writable, METH_O, "_writable(name): view for loaders that fill a new model."},
     {"shape", model_shape, METH_O, "shape(name): shape of one weight array."},
-    {"assign", model_assign, METH_VARARGS, "assign(name, array): copies an array into the weights."},
+    {"assign", model_assign, METH_O, "assign({name: array}): copies arrays into the weights, all or none."},
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
      "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0) -> Run"},

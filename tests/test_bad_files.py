@@ -403,17 +403,14 @@ def test_a_header_of_100_000_tensors_is_read_quickly(tmp_path):
         rows = (row.format(index, 4 * index, 4 * index + 4) for index in range(count))
         path = tmp_path / f"{count}.safetensors"
         path.write_bytes(file_bytes(("{" + ",".join(rows) + "}").encode(), bytes(4 * count)))
-        best = 10.0
-        for _ in range(2):
-            begin = time.process_time()
-            SafetensorsFile(path).close()
-            best = min(best, time.process_time() - begin)
-        return best
+        begin = time.process_time()
+        SafetensorsFile(path).close()
+        return time.process_time() - begin
 
-    half, whole = seconds(50_000), seconds(100_000)
-    print(f"100,000 tensors in {whole:.2f} s, 50,000 in {half:.2f} s")
-    assert whole < 2  # half a second on an idle machine of 2026
-    assert whole < 3.5 * half
+    quarter, whole = seconds(25_000), seconds(100_000)
+    print(f"100,000 tensors in {whole:.2f} s, 25,000 in {quarter:.2f} s")
+    assert whole < 3  # half a second on an idle machine of 2026
+    assert whole < 8 * quarter
 
 
 def test_unsafe_errors_are_format_errors():

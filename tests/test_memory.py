@@ -1,6 +1,7 @@
 """Memory: nothing leaks, arrays outlive all they came from, and every failing allocation is survived."""
 
 import copy
+import functools
 import gc
 import pickle
 import sys
@@ -16,9 +17,23 @@ from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, n
 import attnsparse as asp
 from attnsparse import cache
 
-CI_REPEATS, LONG_REPEATS = 1000, 100_000
-HEAVY_CI_REPEATS, HEAVY_LONG_REPEATS = 25, 1000
-MOST_DRIFT = 50  # Python objects
+CI_REPEATS, LONG_REPEATS = 1000, 100_000  # of a cheap call; fewer the longer a call takes
+MOST_DRIFT, MOST_ROUNDS = 50, 8  # Python objects
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """What exists before these tests is left out of garbage collections, of which there are thousands here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def everything():
+    with Everything() as one_of_each:
+        yield one_of_each
 
 
 # ------------------------------------------------------------------ the lists of public calls are complete
@@ -34,11 +49,10 @@ def test_every_public_name_is_in_a_list():
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
-def test_the_list_of_arrays_is_complete(name):
+def test_the_list_of_arrays_is_complete(name, everything):
     """What a call hands back holds arrays exactly if the call is in ARRAYS."""
-    with Everything() as everything:
-        for call in CALLS[name].right:
-            assert bool(arrays_in(call(everything))) == (name in ARRAYS)
+    for call in CALLS[name].right:
+        assert bool(arrays_in(call(everything))) == (name in ARRAYS)
 
 
 def arrays_in(result) -> list[np.ndarray]:
@@ -70,30 +84,43 @@ def repeat(call, everything, wrong) -> None:
     raise AssertionError("a wrong call raised nothing")
 
 
-def check_leaks(name: str, repeats: int, heavy_repeats: int) -> None:
-    """Counters of both cores exactly as before, and Python's blocks nearly so, after many calls."""
+def use(entry, everything, repeats: int) -> None:
+    for call, wrong in [*((c, False) for c in entry.right), *((c, True) for c in entry.wrong)]:
+        for _ in range(repeats):
+            repeat(call, everything, wrong)
+
+
+def check_leaks(name: str, everything, repeats: int) -> None:
+    """Counters of both cores exactly as before after many calls, and Python's blocks nearly so.
+
+    Python's own caches fill up during the first rounds, so it is the last round that counts for them.
+    """
     entry = CALLS[name]
-    with Everything() as everything:
-        for call, wrong in [*((c, False) for c in entry.right), *((c, True) for c in entry.wrong)]:
-            for _ in range(4):
-                repeat(call, everything, wrong)
-            before, objects = (counters("float32"), counters("float64")), sys.getallocatedblocks()
-            for _ in range(heavy_repeats if entry.heavy else repeats):
-                repeat(call, everything, wrong)
-            assert (counters("float32"), counters("float64")) == before
-            assert sys.getallocatedblocks() - objects <= MOST_DRIFT
+    repeats = max(3, repeats // entry.cost)
+    most = min(MOST_DRIFT, repeats * (len(entry.right) + len(entry.wrong)) - 1)
+    use(entry, everything, 4)
+    before = counters("float32"), counters("float64")
+    for _ in range(MOST_ROUNDS):
+        objects = sys.getallocatedblocks()
+        use(entry, everything, repeats)
+        assert (counters("float32"), counters("float64")) == before
+        drift = sys.getallocatedblocks() - objects
+        if drift <= most:
+            return
+    raise AssertionError(f"{drift} blocks of Python more after every {repeats} rounds")
 
 
 @pytest.mark.parametrize("name", sorted(CALLS))
-def test_nothing_leaks(name):
-    check_leaks(name, CI_REPEATS // (1 + len(CALLS[name].wrong)), HEAVY_CI_REPEATS)
+def test_nothing_leaks(name, everything):
+    entry = CALLS[name]
+    check_leaks(name, everything, CI_REPEATS // (len(entry.right) + len(entry.wrong)))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", sorted(CALLS))
-def test_nothing_leaks_in_the_long_run(name):
-    check_leaks(name, LONG_REPEATS, HEAVY_LONG_REPEATS)
+def test_nothing_leaks_in_the_long_run(name, everything):
+    check_leaks(name, everything, LONG_REPEATS)
 
 
 def resident() -> int:
@@ -104,10 +131,10 @@ def resident() -> int:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_resident_memory_does_not_grow():
     model = reliability.model()
-    for _ in range(200):
+    for _ in range(100):
         model.run(PROMPTS, record="all", threads=1)
     before = resident()
-    for _ in range(500):
+    for _ in range(200):
         model.run(PROMPTS, record="all", threads=1)
     assert resident() - before < 2 * 2**20
 
@@ -131,56 +158,59 @@ def junk(total: int) -> None:
     assert all(piece[-1] == 0xA5 for piece in pieces)
 
 
-def outlived(name: str) -> list[tuple[np.ndarray, bytes]]:
-    """Arrays of a call and their bytes, when all objects they came from are gone."""
+def outlived() -> dict[str, list[tuple[np.ndarray, bytes]]]:
+    """By name of the call, arrays and their bytes, when all objects they came from are gone."""
+    found = {}
     with Everything() as everything:
-        arrays = [array for call in CALLS[name].right for array in arrays_in(call(everything))]
-        views = [view for array in arrays for view in (array, array[..., :1], np.asarray(array).T)]
-        expected = [view.tobytes() for view in views]
-    del everything, arrays
+        for name in ARRAYS:
+            arrays = [array for call in CALLS[name].right for array in arrays_in(call(everything))]
+            views = [view for array in arrays for view in (array, array[..., :1], np.asarray(array).T)]
+            found[name] = [(view, view.tobytes()) for view in views]
+    del everything, arrays, views
     gc.collect()
-    return list(zip(views, expected))
+    return found
 
 
-@pytest.mark.parametrize("name", sorted(ARRAYS))
-def test_arrays_outlive_everything(name):
-    views = outlived(name)
-    assert views
-    junk(16 * 2**20)
+def changed(views: dict[str, list[tuple[np.ndarray, bytes]]]) -> list[str]:
+    return [name for name, pairs in views.items() if any(view.tobytes() != old for view, old in pairs)]
+
+
+def test_arrays_outlive_everything():
+    views = outlived()
+    assert all(views[name] for name in ARRAYS)
+    junk(64 * 2**20)
     found = []
-    thread = threading.Thread(target=lambda: found.extend(view.tobytes() for view, _ in views))
+    thread = threading.Thread(target=lambda: found.append(changed(views)))
     thread.start()
     thread.join()
-    assert found == [expected for _, expected in views]
+    assert found == [[]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(ARRAYS))
-def test_arrays_outlive_everything_and_a_gigabyte(name):
-    views = outlived(name)
+def test_arrays_outlive_everything_and_a_gigabyte():
+    views = outlived()
     junk(2**30)
-    assert all(view.tobytes() == expected for view, expected in views)
+    assert changed(views) == []
 
 
 @pytest.mark.parametrize("name", sorted(name for name, lent in ARRAYS.items() if lent == "lent"))
-def test_lent_arrays_are_read_only_for_good(name):
-    with Everything() as everything:
-        arrays = [array for call in CALLS[name].right for array in arrays_in(call(everything))]
-        for array in [a for a in arrays if a.size]:
-            for view in (array, array[:], array.view(), array.T, np.asarray(array), array[..., :1]):
-                assert not view.flags.writeable
-                with pytest.raises(ValueError):
-                    view.flags.writeable = True
-                with pytest.raises(ValueError):
-                    view[...] = 0
-            assert memoryview(array).readonly
-            assert array.__array_interface__["data"][1], "the address is marked read-only"
+def test_lent_arrays_are_read_only_for_good(name, everything):
+    arrays = [array for call in CALLS[name].right for array in arrays_in(call(everything))]
+    for array in [a for a in arrays if a.size]:
+        for view in (array, array[:], array.view(), array.T, np.asarray(array), array[..., :1]):
+            assert not view.flags.writeable
             with pytest.raises(ValueError):
-                array.sort(axis=0)
-            twin = pickle.loads(pickle.dumps(array))
-            assert np.array_equal(twin, array, equal_nan=array.dtype.kind == "f")
-            assert twin.flags.writeable
-            assert twin.base is None or not np.shares_memory(twin, array)
+                view.flags.writeable = True
+            with pytest.raises(ValueError):
+                view[...] = 0
+        assert memoryview(array).readonly
+        assert array.__array_interface__["data"][1], "the address is marked read-only"
+        with pytest.raises(ValueError):
+            array.sort(axis=0)
+        twin = pickle.loads(pickle.dumps(array))
+        assert np.array_equal(twin, array, equal_nan=array.dtype.kind == "f")
+        assert twin.flags.writeable
+        assert not np.shares_memory(twin, array)
 
 
 def test_a_new_run_leaves_old_arrays_alone():
@@ -227,10 +257,11 @@ def test_arrays_held_until_the_interpreter_ends():
 # ----------------------------------------------------------------------------- every allocation can fail
 
 
-def every_failure(dtype: str, call, check) -> int:
+def every_failure(dtype: str, call, check, may_shrink: bool = False) -> int:
     """Let allocation 1, 2, ... of `call` fail until none does; `check` after each; how many there were.
 
-    Each failure must be a MemoryError that leaves the core's memory in use as it was.
+    Each failure must be a MemoryError that leaves the core's memory in use as it was, or, with may_shrink,
+    less of it (scratch that was to be replaced).
     """
     fail_at = reliability.CORES[dtype]._debug_fail_at
     for n in range(1, 2000):
@@ -242,7 +273,8 @@ def every_failure(dtype: str, call, check) -> int:
             assert str(error)
             del error
             fail_at(0)
-            assert counters(dtype) == before, f"allocation {n}"
+            kept = counters(dtype)
+            assert kept == before or (may_shrink and kept < before), f"allocation {n}"
             check()
         else:
             fail_at(0)
@@ -301,7 +333,8 @@ def test_out_of_memory_in_training(dtype):
         def check(before=before, failed=failed):
             failed.append(bits_of_model(model, trainer) == before)
 
-        every_failure(dtype, lambda micro=micro: trainer.step(micro, **reliability.step_options()), check)
+        step = functools.partial(trainer.step, micro, **reliability.step_options())
+        every_failure(dtype, step, check, may_shrink=True)
         assert all(failed[:-1])
         untouched.step(micro, **reliability.step_options())
         assert bits_of_model(model, trainer) == bits_of_model(twin, untouched)
@@ -311,7 +344,8 @@ def test_out_of_memory_of_python_itself():
     """Python's own allocations fail one by one, in a process of its own."""
     pytest.importorskip("_testcapi")
     found = reliability.child("memory_child.py", timeout=120)
-    assert found["failures"] > 50
+    assert set(found["failures"]) == {"MemoryError"}
+    assert found["failures"]["MemoryError"] > 50
     assert found["kept"] == 0
 
 

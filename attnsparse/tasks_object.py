@@ -1,0 +1,290 @@
+"""Task: prompts in pairs, clean and corrupted, with answers and wrong answers as token ids, checked.
+
+The checks are those without which a result means nothing: clean and corrupted prompts have the same number of
+tokens, so that position k of one is position k of the other, and every answer is one token. A task that fails
+them is not made; the error names the prompt and the token.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import randomness
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+USE = 6  # of random numbers, see randomness.py
+METRICS = ("logit_diff", "logit_diff_max", "prob_diff")
+SHOWN = 5  # prompts in the notebook's table
+
+
+class Draft(NamedTuple):
+    """A prompt as text: clean, corrupted, texts of the right and the wrong answer tokens, a label."""
+
+    clean: str
+    corrupted: str
+    answers: tuple[str, ...]
+    wrong: tuple[str, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Task:
+    """n prompts of one kind. Made by `make_task` or one of the readers; nothing in it can be changed.
+
+    The metric is taken at the last token of a prompt (see `metric`): "logit_diff" is the mean logit of the
+    answers minus that of the wrong ones, "logit_diff_max" minus the largest of the wrong ones, "prob_diff"
+    the probability of all answers together minus that of all wrong ones.
+    """
+
+    name: str
+    metric: str
+    tokenizer: Tokenizer = field(repr=False)
+    clean: tuple[np.ndarray, ...]
+    """n arrays of token ids (int32, read-only); give `list(task.clean)` to `Model.run`."""
+    corrupted: tuple[np.ndarray, ...]
+    """The same with one thing changed that the answer depends on; lengths as in `clean`."""
+    answers: tuple[np.ndarray, ...]
+    """n arrays of one or more token ids (int32) that are right."""
+    wrong: tuple[np.ndarray, ...]
+    """n arrays of token ids that are wrong; none of them is right."""
+    labels: tuple[str, ...]
+    """What kind of prompt each is: "ABBA", a year, or ""."""
+    is_ranking: np.ndarray
+    """bool [n]: in the half that heads or edges are ranked on; the others are for the evaluation."""
+    prepend_bos: bool = False
+    """Whether the prompts begin with the tokenizer's BOS token."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What it was made with: seed and the task's own options, as JSON values."""
+    position_labels: tuple[str, ...] | None = None
+    """A name for every position, if all prompts have the same shape (`seq_labels` of prompt files)."""
+    word_positions: Mapping[str, int] | None = None
+    """Positions of named words (`word_idxs` of prompt files)."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r:.60}")
+        if not self.clean:
+            raise ValueError(f"task {self.name!r} has no prompts")
+        lengths = {len(part) for part in (self.corrupted, self.answers, self.wrong, self.labels)}
+        if {*lengths, len(self.is_ranking)} != {len(self.clean)}:
+            raise ValueError(f"task {self.name!r}: its parts have different numbers of prompts")
+        for array in (*self.clean, *self.corrupted, *self.answers, *self.wrong, self.is_ranking):
+            array.setflags(write=False)
+        for i in range(len(self)):
+            self._check(i)
+
+    def _check(self, i: int) -> None:
+        """Equal lengths, and answers that are not also wrong."""
+        clean, corrupted = self.clean[i], self.corrupted[i]
+        if len(clean) != len(corrupted):
+            shorter = min(len(clean), len(corrupted))
+            differ = np.flatnonzero(clean[:shorter] != corrupted[:shorter])
+            at = int(differ[0]) if len(differ) else shorter
+            texts = [self._token(row, at) for row in (clean, corrupted)]
+            raise ValueError(
+                f"{self._prompt_name(i)}: clean has {len(clean)} tokens, corrupted {len(corrupted)}; they part "
+                f"at position {at}, {texts[0]} against {texts[1]}"
+            )
+        if not len(self.answers[i]) or not len(self.wrong[i]):
+            raise ValueError(f"{self._prompt_name(i)}: needs at least one answer and one wrong answer")
+        both = np.intersect1d(self.answers[i], self.wrong[i])
+        if len(both):
+            text = self.tokenizer.token_string(int(both[0]))
+            raise ValueError(f"{self._prompt_name(i)}: {text!r} is both an answer and a wrong answer")
+
+    def _token(self, row: np.ndarray, at: int) -> str:
+        return repr(self.tokenizer.token_string(int(row[at]))) if at < len(row) else "nothing"
+
+    def _prompt_name(self, i: int) -> str:
+        return f"task {self.name!r}, prompt {i} ({self.text(i)!r:.80})"
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def text(self, i: int, corrupted: bool = False) -> str:
+        """Text of prompt i, without the BOS token."""
+        row = (self.corrupted if corrupted else self.clean)[i]
+        return self.tokenizer.decode(row[1:] if self.prepend_bos else row)
+
+    @property
+    def ranking(self) -> Task:
+        """The prompts to rank on."""
+        return self.subset(np.flatnonzero(self.is_ranking))
+
+    @property
+    def evaluation(self) -> Task:
+        """The prompts to evaluate on, none of which is among those to rank on."""
+        return self.subset(np.flatnonzero(~self.is_ranking))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Task:
+        """The task with these prompts only. IndexError for others than 0..n-1, ValueError for none."""
+        chosen = [int(i) for i in indices]
+        if not all(0 <= i < len(self) for i in chosen):
+            raise IndexError(f"task {self.name!r} has prompts 0..{len(self) - 1}, got {chosen[:8]}")
+        rows = {
+            name: tuple(getattr(self, name)[i] for i in chosen)
+            for name in ("clean", "corrupted", "answers", "wrong", "labels")
+        }
+        return Task(
+            self.name,
+            self.metric,
+            self.tokenizer,
+            **rows,
+            is_ranking=self.is_ranking[chosen],
+            prepend_bos=self.prepend_bos,
+            options=self.options,
+            position_labels=self.position_labels,
+            word_positions=self.word_positions,
+        )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the metric and of all prompts, answers and halves."""
+        head = [self.name, self.metric, list(self.labels), self.is_ranking.tolist(), self.prepend_bos]
+        rows = [
+            [row.tolist() for row in part]
+            for part in (self.clean, self.corrupted, self.answers, self.wrong)
+        ]
+        return hashlib.sha256(json.dumps([head, rows]).encode()).hexdigest()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per prompt: clean, corrupted (texts), answer, wrong (texts, or lists of texts where there
+        are several), label, half ("ranking" or "evaluation"), n_tokens. `from_dataframe` reads it back."""
+        import pandas as pd
+
+        rows = range(len(self))
+        return pd.DataFrame(
+            {
+                "clean": [self.text(i) for i in rows],
+                "corrupted": [self.text(i, corrupted=True) for i in rows],
+                "answer": [self._texts(self.answers[i]) for i in rows],
+                "wrong": [self._texts(self.wrong[i]) for i in rows],
+                "label": list(self.labels),
+                "half": np.where(self.is_ranking, "ranking", "evaluation"),
+                "n_tokens": [len(row) for row in self.clean],
+            }
+        )
+
+    def _texts(self, ids: np.ndarray) -> str | list[str]:
+        texts = self.tokenizer.token_strings(ids)
+        return texts[0] if len(texts) == 1 else texts
+
+    def __repr__(self) -> str:
+        lengths = sorted({len(row) for row in self.clean})
+        tokens = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
+        n_ranking = int(self.is_ranking.sum())
+        return (
+            f"Task({self.name!r}, {len(self)} prompts of {tokens} tokens, {n_ranking} for ranking, "
+            f"{len(self) - n_ranking} for evaluation, {self.metric}, digest {self.digest[:8]})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for i in range(min(len(self), SHOWN)):
+            tokens = self.tokenizer.token_strings(self.clean[i])
+            others = self.tokenizer.token_strings(self.corrupted[i])
+            cells = (
+                _marked(tokens, others),
+                _marked(others, tokens),
+                html.escape(_short(self.tokenizer.token_strings(self.answers[i]))),
+                html.escape(_short(self.tokenizer.token_strings(self.wrong[i]))),
+                html.escape(self.labels[i]),
+            )
+            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        head = "".join(f"<th>{name}</th>" for name in ("clean", "corrupted", "answer", "wrong", "label"))
+        more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
+        return f"<p>{html.escape(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
+
+
+def _marked(tokens: Sequence[str], others: Sequence[str]) -> str:
+    """The text of tokens with those in bold that differ from the other prompt."""
+    return "".join(
+        html.escape(token) if token == other else f"<b>{html.escape(token)}</b>"
+        for token, other in zip(tokens, others)
+    )
+
+
+def _short(texts: Sequence[str]) -> str:
+    shown = " ".join(repr(text) for text in texts[:3])
+    return f"{shown} ... ({len(texts)})" if len(texts) > 3 else shown
+
+
+def build(
+    name: str,
+    metric: str,
+    drafts: Sequence[Draft],
+    tokenizer: Tokenizer,
+    *,
+    seed: int = 0,
+    prepend_bos: bool = False,
+    is_ranking: np.ndarray | None = None,
+    **fields: Any,
+) -> Task:
+    """A Task from prompts as text. is_ranking: None splits them in two by `seed`.
+
+    Raises ValueError that names the prompt and the token: text that cannot be encoded, answers that are not
+    one token, clean and corrupted prompts of different lengths.
+    """
+    clean, corrupted, answers, wrong = [], [], [], []
+    for i, draft in enumerate(drafts):
+        where = f"task {name!r}, prompt {i} ({draft.clean!r:.80})"
+        clean.append(_encoded(tokenizer, draft.clean, prepend_bos, where))
+        corrupted.append(_encoded(tokenizer, draft.corrupted, prepend_bos, where))
+        answers.append(_single_tokens(tokenizer, draft.answers, "answer", where))
+        wrong.append(_single_tokens(tokenizer, draft.wrong, "wrong answer", where))
+    return Task(
+        name,
+        metric,
+        tokenizer,
+        tuple(clean),
+        tuple(corrupted),
+        tuple(answers),
+        tuple(wrong),
+        tuple(draft.label for draft in drafts),
+        halves(len(drafts), seed) if is_ranking is None else is_ranking,
+        prepend_bos=prepend_bos,
+        **fields,
+    )
+
+
+def halves(n: int, seed: int) -> np.ndarray:
+    """Which of n prompts are for ranking: bool [n], half of them (the larger one), drawn by `seed`."""
+    chosen = np.zeros(n, bool)
+    chosen[randomness.permutation(n, seed, USE, 0, 1)[: (n + 1) // 2]] = True
+    return chosen
+
+
+def _encoded(tokenizer: Tokenizer, text: str, prepend_bos: bool, where: str) -> np.ndarray:
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{where}: a prompt must be a text that is not empty, got {text!r:.60}")
+    try:
+        return np.array(tokenizer.encode(text, prepend_bos=prepend_bos), np.int32)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _single_tokens(tokenizer: Tokenizer, texts: Sequence[str], what: str, where: str) -> np.ndarray:
+    ids = []
+    for text in texts:
+        encoded = _encoded(tokenizer, text, False, f"{where}, {what}").tolist()
+        if len(encoded) != 1:
+            tokens = ", ".join(map(repr, tokenizer.token_strings(encoded)[:8]))
+            hint = "" if text.startswith(" ") or len(tokenizer.encode(" " + text)) != 1 else (
+                f"; with a leading space, {' ' + text!r}, it is one"
+            )  # fmt: skip
+            raise ValueError(
+                f"{where}: the {what} {text!r:.60} is {len(encoded)} tokens ({tokens}), must be one{hint}"
+            )
+        ids.append(encoded[0])
+    return np.array(ids, np.int32)

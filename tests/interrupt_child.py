@@ -1,0 +1,227 @@
+"""Processes of test_interrupt.py: python interrupt_child.py WHAT SIZE COUNT. Prints what it found as JSON.
+
+Each interrupt comes at a random moment of a call that would go on for ever. Its delay is measured twice: as
+time, and as processor time of this process, which does not grow when the machine is busy with something else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import reliability
+from reliability import bits_of_model, bits_of_run, counters, micro_batch, step_options
+
+import attnsparse as asp
+from attnsparse import _core
+
+SIZES = {
+    "small": {"n_layer": 3, "n_head": 8, "d_model": 192, "d_mlp": 768, "n_ctx": 384, "n_vocab": 6000},
+    "gpt2": {"n_layer": 12, "n_head": 12, "d_model": 768, "d_mlp": 3072, "n_ctx": 1024, "n_vocab": 50257},
+}
+
+
+def large_model(size: str) -> asp.Model:
+    """Random weights without the detour over float64, which would take long at GPT-2's size."""
+    config = asp.Config(**SIZES[size], d_head=SIZES[size]["d_model"] // SIZES[size]["n_head"], gated=True)
+    random = np.random.default_rng(0)
+    shapes = config.parameter_shapes()
+    return asp.Model(
+        config,
+        {
+            name: 0.05 * random.standard_normal(shape, dtype=np.float32) + (name.endswith(".weight") and len(shape) == 1)
+            for name, shape in shapes.items()
+        },
+    )
+
+
+class Interrupt(threading.Thread):
+    """Sends SIGINT to this process after some seconds, and remembers when."""
+
+    def __init__(self, after: float, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.after, self.number = after, number
+        self.start()
+
+    def run(self) -> None:
+        time.sleep(self.after)
+        self.sent, self.used = time.monotonic(), time.process_time()
+        os.kill(os.getpid(), self.number)
+
+
+def interrupted(call: Callable[[], Any], after: float) -> tuple[float, float]:
+    """Seconds, and seconds of the processor, between SIGINT and KeyboardInterrupt in endless calls of `call`."""
+    sender = Interrupt(after)
+    try:
+        while True:
+            call()
+    except KeyboardInterrupt:
+        caught, used = time.monotonic(), time.process_time()
+    sender.join()
+    return caught - sender.sent, used - sender.used
+
+
+def moments_of(call: Callable[[], Any], count: int) -> list[float]:
+    """Random moments within one call and a bit of the next; counts a call as at least 0.1 s."""
+    begin = time.monotonic()
+    call()
+    duration = max(time.monotonic() - begin, 0.1)
+    return np.random.default_rng(0).uniform(0, 1.2 * duration, count).tolist()
+
+
+def delays(call: Callable[[], Any], count: int, check: Callable[[], bool]) -> dict[str, Any]:
+    """Delays of `count` interrupts, whether `check` held after each, and bytes of the core left over."""
+    moments = moments_of(call, count)
+    before, found, fine = counters(), [], True
+    for after in moments:
+        found.append(interrupted(call, after))
+        fine = fine and check() and counters() == before
+    seconds, processor = (sorted(values) for values in zip(*found))
+    return {"seconds": seconds, "processor": processor, "fine": fine}
+
+
+def run(size: str, count: int) -> dict[str, Any]:
+    """A long forward pass with the LM head."""
+    model = large_model(size)
+    tokens = np.arange(model.config.n_ctx, dtype=np.int32)
+    expected = bits_of_run(model.copy().run(tokens[:20]))
+
+    def check() -> bool:
+        return bits_of_run(model.run(tokens[:20])) == expected
+
+    return delays(lambda: model.run([tokens, tokens], record="pattern"), count, check)
+
+
+def gradients(size: str, count: int) -> dict[str, Any]:
+    """Forward and backward."""
+    model = large_model(size)
+    tokens = np.arange(model.config.n_ctx, dtype=np.int32)
+    expected = bits_of_run(model.copy().gradients(tokens[:20], wrt=("z", "resid_pre")))
+
+    def check() -> bool:
+        return bits_of_run(model.gradients(tokens[:20], wrt=("z", "resid_pre"))) == expected
+
+    return delays(lambda: model.gradients(tokens), count, check)
+
+
+def train(size: str, count: int) -> dict[str, Any]:
+    """Training: afterwards model and trainer are those of exactly the steps that were completed."""
+    model = large_model(size)
+    twin = model.copy()
+    trainer, untouched = _core.Trainer(model._core), _core.Trainer(twin._core)
+    batch = micro_batch((model.config.n_ctx,), model.config.n_vocab)
+
+    def step(one: Any, number: int) -> None:
+        one.step([batch, batch], **step_options(seed=number))
+
+    def check() -> bool:
+        while untouched.step_count < trainer.step_count:
+            step(untouched, untouched.step_count)
+        return bits_of_model(model, trainer) == bits_of_model(twin, untouched)
+
+    step(untouched, 0)  # its scratch is there before bytes are counted
+    return delays(lambda: step(trainer, trainer.step_count), count, check) | {"steps": trainer.step_count}
+
+
+def twice(size: str, count: int) -> dict[str, Any]:
+    """A second Ctrl-C right after the first does no harm."""
+    model = large_model(size)
+    tokens = np.arange(model.config.n_ctx, dtype=np.int32)
+    expected, n_caught = bits_of_run(model.run(tokens[:20])), 0
+    for i in range(count):
+        senders = []
+        try:
+            senders = [Interrupt(0.05), Interrupt(0.05 + 0.004 * i)]
+            while True:
+                model.run([tokens, tokens])
+        except KeyboardInterrupt:
+            n_caught += 1
+        try:
+            time.sleep(0.1)
+            for sender in senders:
+                sender.join()
+        except KeyboardInterrupt:
+            n_caught += 1
+            for sender in senders:
+                sender.join()
+    return {"caught": n_caught, "fine": bits_of_run(model.run(tokens[:20])) == expected}
+
+
+class Own(Exception):
+    """What the user's handler raises."""
+
+
+def handlers(size: str, count: int) -> dict[str, Any]:
+    """The user's own handlers run during a call: it goes on, or ends with what the handler raises. They may
+    also use the library."""
+    model, other = large_model(size), reliability.model()
+    tokens = np.arange(model.config.n_ctx, dtype=np.int32)
+    expected, small = bits_of_run(model.run([tokens, tokens])), bits_of_run(other.run(reliability.PROMPTS))
+    calls, raised, same, nested, refused = [0], 0, True, [], []
+
+    def counts(*_: object) -> None:
+        calls[0] += 1
+
+    def uses(*_: object) -> None:
+        nested.append(bits_of_run(other.run(reliability.PROMPTS)) == small)
+        model.run(tokens[:3])
+        try:
+            model.assign({"ln_f.bias": np.zeros(model.config.d_model)})
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    def raises(*_: object) -> None:
+        raise Own
+
+    for handler, n in ((counts, count), (uses, count), (raises, count)):
+        for _ in range(n):
+            signal.signal(signal.SIGUSR1, handler)
+            try:
+                sender = Interrupt(0.02, signal.SIGUSR1)
+                found = bits_of_run(model.run([tokens, tokens]))
+                while handler is raises:
+                    model.run([tokens, tokens])
+                same = same and found == expected
+            except Own:
+                raised += 1
+            sender.join()
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    same = same and bits_of_run(model.run([tokens, tokens])) == expected
+    return {"calls": calls[0], "raised": raised, "same": same, "nested": nested, "refused": len(refused)}
+
+
+def trainer_object(size: str, count: int) -> dict[str, Any]:
+    """asp.Trainer.run: after every interrupt its history has exactly the steps that were done."""
+    del size
+    import tiny_training
+
+    n_steps, fine, n_caught = 10**6, True, 0
+    trainer = asp.Trainer(tiny_training.model(), tiny_training.data(), tiny_training.options(n_steps))
+    random = np.random.default_rng(0)
+    for after in random.uniform(0, 0.1, count):
+        sender = Interrupt(float(after))
+        try:
+            trainer.run(progress=False)
+        except KeyboardInterrupt:
+            n_caught += 1
+        sender.join()
+        fine = fine and len(trainer._results) == trainer.step_count
+    done = trainer.step_count
+    whole = asp.Trainer(tiny_training.model(), tiny_training.data(), tiny_training.options(n_steps))
+    whole.run(progress=False, until=done)
+    same = bits_of_model(trainer.model, trainer._engine) == bits_of_model(whole.model, whole._engine)
+    return {"caught": n_caught, "fine": fine, "same": same, "steps": done}
+
+
+WHATS = {f.__name__: f for f in (run, gradients, train, twice, handlers, trainer_object)}
+
+if __name__ == "__main__":
+    found = WHATS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    print(json.dumps(found), flush=True)

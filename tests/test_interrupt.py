@@ -1,0 +1,90 @@
+"""Ctrl-C: soon, at any moment, and without harm to model, trainer or memory."""
+
+import sys
+
+import pytest
+import reliability
+
+CALLS = ["run", "gradients", "train"]
+# of seconds between SIGINT and KeyboardInterrupt
+USUAL, WORST = 0.2, 0.5
+N_CPUS = 2
+
+
+def interrupts(what: str, size: str, count: int, timeout: float = 120) -> dict:
+    return reliability.child("interrupt_child.py", what, size, str(count), timeout=timeout)
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_interrupts_of_long_calls(what):
+    """Processor time, so that a busy machine does not matter; with two threads it is twice the time."""
+    found = interrupts(what, "small", 8)
+    assert found["fine"]
+    assert found["processor"][-1] < N_CPUS * USUAL
+    assert found["seconds"][0] < WORST
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("what", CALLS)
+def test_interrupts_of_a_model_as_large_as_gpt2(what):
+    """On a machine that is otherwise idle: 99 of 100 within 200 ms, the last within 500 ms."""
+    found = interrupts(what, "gpt2", 100, timeout=3000)
+    print(f"{what}: median {found['seconds'][50]:.3f} s, 99th {found['seconds'][98]:.3f}, worst {found['seconds'][-1]:.3f}")
+    assert found["fine"]
+    assert found["seconds"][98] < USUAL
+    assert found["seconds"][-1] < WORST
+
+
+def test_a_second_interrupt_does_no_harm():
+    found = interrupts("twice", "small", 6)
+    assert found["fine"]
+    assert 6 <= found["caught"] <= 12
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGUSR1")
+def test_handlers_of_the_user_run_during_a_call():
+    found = interrupts("handlers", "small", 4)
+    assert found["calls"] == 4
+    assert found["raised"] == 4
+    assert found["same"]
+    assert found["nested"] == [True] * 4
+    assert 0 < found["refused"] <= 4
+
+
+def test_a_trainer_has_exactly_the_steps_it_did():
+    found = interrupts("trainer_object", "small", 25)
+    assert found["caught"] == 25
+    assert found["fine"]
+    assert found["same"]
+
+
+@pytest.mark.slow
+def test_interrupts_in_a_notebook():
+    """Twenty interrupts of a Jupyter kernel during runs; it lives on and computes the same."""
+    manager_module = pytest.importorskip("jupyter_client.manager")
+    manager, client = manager_module.start_new_kernel(cwd=str(reliability.TESTS))
+    try:
+        client.execute_interactive(
+            "import interrupt_child as i; m = i.large_model('small'); t = i.np.arange(384, dtype='int32')\n"
+            "expected = m.run(t).logits.tobytes()",
+            timeout=60,
+        )
+        for _ in range(20):
+            message = client.execute("while True: m.run([t, t])")
+            while True:
+                reply = client.get_iopub_msg(timeout=30)
+                if reply["msg_type"] == "status" and reply["content"]["execution_state"] == "busy":
+                    break
+            manager.interrupt_kernel()
+            while True:
+                reply = client.get_shell_msg(timeout=30)
+                if reply["parent_header"]["msg_id"] == message:
+                    break
+            assert reply["content"]["ename"] == "KeyboardInterrupt"
+        reply = client.execute_interactive("assert m.run(t).logits.tobytes() == expected", timeout=60)
+        assert reply["content"]["status"] == "ok"
+        assert manager.is_alive()
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
