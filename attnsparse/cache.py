@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batch import as_batch
-from .run import Run, compute_run
+from .run import Run, as_names, compute_run
 
 if TYPE_CHECKING:
     from .model import Model
@@ -133,7 +133,7 @@ def run_with_cache(
     if return_type == "loss":
         records.add("token_loss")
     logits = "all" if return_type == "logits" else "none"
-    run = compute_run(model, batch, tuple(sorted(records)), logits, 0.0, max_bytes, 0)
+    run = compute_run(model, batch, tuple(sorted(records)), logits, 0.0, max_bytes, None)
     cache = ActivationCache(run, names, not remove_batch_dim)
     if return_type is None:
         return None, cache
@@ -155,7 +155,7 @@ def _chosen(names: list[str], names_filter: Any) -> list[str]:
         return names
     if callable(names_filter):
         return [name for name in names if names_filter(name)]
-    wanted = [names_filter] if isinstance(names_filter, str) else list(names_filter)
+    wanted = as_names("names_filter", names_filter)
     known = set(names)
     for name in wanted:
         if name not in known:

@@ -6,36 +6,47 @@ tuples in a fixed order, because held-out prompts are told by positions in them.
 
 from __future__ import annotations
 
-PAIRS = tuple(
-    tuple(pair.split("-"))
-    for pair in """large-small big-little hot-cold warm-cool tall-short fast-slow high-low hard-soft heavy-light
-    dark-bright rich-poor young-old good-bad best-worst strong-weak clean-dirty full-empty open-closed early-late
-    simple-complex true-false right-wrong near-far inside-outside above-below first-last front-back top-bottom
-    north-south east-west day-night love-hate buy-sell push-pull enter-exit create-destroy male-female man-woman
-    boy-girl husband-wife friend-enemy life-death black-white public-private positive-negative maximum-minimum
-    upper-lower visible-hidden past-future question-answer laugh-cry rise-fall add-remove import-export live-die
-    internal-external always-never many-few same-different legal-illegal liquid-solid odd-even single-married
-    profit-loss""".split()
+
+def _listed(text: str) -> tuple[str, ...]:
+    """Words parted by spaces."""
+    return tuple(text.split())
+
+
+def _paired(text: str) -> tuple[tuple[str, str], ...]:
+    """Pairs such as "hot-cold", parted by spaces."""
+    pairs = (pair.partition("-") for pair in text.split())
+    return tuple((first, second) for first, _, second in pairs)
+
+
+PAIRS = _paired(
+    """large-small big-little hot-cold warm-cool tall-short fast-slow high-low hard-soft heavy-light
+    dark-bright rich-poor young-old good-bad best-worst strong-weak clean-dirty full-empty
+    open-closed early-late simple-complex true-false right-wrong near-far inside-outside above-below
+    first-last front-back top-bottom north-south east-west day-night love-hate buy-sell push-pull
+    enter-exit create-destroy male-female man-woman boy-girl husband-wife friend-enemy life-death
+    black-white public-private positive-negative maximum-minimum upper-lower visible-hidden
+    past-future question-answer laugh-cry rise-fall add-remove import-export live-die
+    internal-external always-never many-few same-different legal-illegal liquid-solid odd-even
+    single-married profit-loss"""
 )
 """64 pairs of opposites."""
 
 HELD_OUT_PAIRS = frozenset(
-    pair
-    for pair in PAIRS
-    if pair[0] in ("tall", "clean", "true", "north", "push", "upper", "past", "legal")
+    pair for pair in PAIRS if pair[0] in ("tall", "clean", "true", "north", "push", "upper", "past", "legal")
 )
 """Pairs that never stand in `The opposite of "..." is "..."`; the other forms have them."""
 
 KINDS = {
-    "animal": "dog cat horse bird cow sheep pig mouse rabbit bear wolf lion tiger snake monkey duck chicken goat "
-    "fox deer whale shark frog spider",
+    "animal": "dog cat horse bird cow sheep pig mouse rabbit bear wolf lion tiger snake monkey duck chicken "
+    "goat fox deer whale shark frog spider",
     "food": "bread cheese rice soup cake meat fish lemon potato tomato banana carrot",
     "furniture": "table chair lamp bed desk",
     "tool": "hammer saw knife fork spoon",
     "vehicle": "truck car train ship boat plane bus bike",
     "garment": "shirt coat hat shoe dress belt jacket glove sock scarf",
     "instrument": "piano guitar drum violin horn bell",
-    "person": "doctor nurse farmer judge pilot soldier singer writer painter baker driver lawyer sailor king queen",
+    "person": "doctor nurse farmer judge pilot soldier singer writer painter baker driver lawyer "
+    "sailor king queen",
     "building": "castle temple barn prison palace tower bridge mill",
 }
 """Kind -> its nouns."""
@@ -43,36 +54,36 @@ KINDS = {
 KIND_OF = tuple((noun, kind) for kind, nouns in KINDS.items() for noun in nouns.split())
 """(noun, kind) for all nouns that have one."""
 
-_OTHER_NOUNS = """door window wall floor roof mirror clock box bag cup plate bowl bottle nail rope wire chain wheel
-motor pump pipe tank tree grass leaf root seed stone rock sand river lake sea mountain hill forest field desert
-valley cloud rain snow storm wind sun"""
+_OTHER_NOUNS = """door window wall floor roof mirror clock box bag cup plate bowl bottle nail rope wire
+chain wheel motor pump pipe tank tree grass leaf root seed stone rock sand river lake sea
+mountain hill forest field desert valley cloud rain snow storm wind sun"""
 
 ALL_NOUNS = tuple(noun for noun, _ in KIND_OF) + tuple(_OTHER_NOUNS.split())
 """138 nouns; all of them stand in sentences other than lists."""
 
-HELD_OUT_NOUNS = tuple(
-    "tiger goat whale potato desk spoon plane sock drum nurse barn mirror rope stone valley wind".split()
+HELD_OUT_NOUNS = _listed(
+    """tiger goat whale potato desk spoon plane sock drum nurse barn mirror rope stone valley wind"""
 )
 """Nouns that never stand in a list that is copied."""
 
 NOUNS = tuple(noun for noun in ALL_NOUNS if noun not in HELD_OUT_NOUNS)
 """The 122 nouns of lists."""
 
-NAMES = tuple(
-    """Mary John Tom James Mark Sarah Anna Lisa Paul Peter Kate Laura David Robert Michael Jennifer Emily Jessica
-    Daniel Kevin Brian Steven Jason Ryan Adam Alex Andrew Anthony Arthur Carl Charles Chris Christine Elizabeth
-    Emma Eric Frank Fred George Grace""".split()
+NAMES = _listed(
+    """Mary John Tom James Mark Sarah Anna Lisa Paul Peter Kate Laura David Robert Michael Jennifer Emily
+    Jessica Daniel Kevin Brian Steven Jason Ryan Adam Alex Andrew Anthony Arthur Carl Charles Chris
+    Christine Elizabeth Emma Eric Frank Fred George Grace"""
 )
 """The 40 names of sentences about giving."""
 
-HELD_OUT_NAMES = tuple("Helen Henry Jack Jane Jacob Karen Martin Susan".split())
+HELD_OUT_NAMES = _listed("Helen Henry Jack Jane Jacob Karen Martin Susan")
 """Names that never stand in a sentence about giving, only in other sentences."""
 
-PLACES = tuple("store park school office station hospital garden beach church market".split())
-OBJECTS = tuple("drink book ring ball gift letter phone ticket computer flower".split())
+PLACES = _listed("store park school office station hospital garden beach church market")
+OBJECTS = _listed("drink book ring ball gift letter phone ticket computer flower")
 
-EVENTS = tuple(
-    "war project journey conflict program battle plan marriage operation campaign tour strike".split()
+EVENTS = _listed(
+    """war project journey conflict program battle plan marriage operation campaign tour strike"""
 )
 """What lasts from one year to another."""
 
@@ -88,16 +99,15 @@ LONGEST = 10
 HELD_OUT_YEARS = (23, 37, 58, 76)
 """Never start years in training; they do end things."""
 
-CAPITALS = tuple(
-    tuple(pair.split("-"))
-    for pair in """France-Paris Italy-Rome Spain-Madrid Germany-Berlin Japan-Tokyo Russia-Moscow Egypt-Cairo
-    Greece-Athens Austria-Vienna Ireland-Dublin Portugal-Lisbon Poland-Warsaw Iraq-Baghdad Iran-Tehran
-    Cuba-Havana Sweden-Stockholm Turkey-Ankara China-Beijing Canada-Ottawa Norway-Oslo Denmark-Copenhagen
-    Hungary-Budapest Scotland-Edinburgh England-London""".split()
+CAPITALS = _paired(
+    """France-Paris Italy-Rome Spain-Madrid Germany-Berlin Japan-Tokyo Russia-Moscow Egypt-Cairo
+    Greece-Athens Austria-Vienna Ireland-Dublin Portugal-Lisbon Poland-Warsaw Iraq-Baghdad
+    Iran-Tehran Cuba-Havana Sweden-Stockholm Turkey-Ankara China-Beijing Canada-Ottawa Norway-Oslo
+    Denmark-Copenhagen Hungary-Budapest Scotland-Edinburgh England-London"""
 )
 
-# A template is a row of pieces parted by "|". "{x}" is a slot; with a space inside, "{ x}", the word in it has
-# a leading space; with "!", "{y!}", it is an answer, which the words before it determine.
+# A template is a row of pieces parted by "|". "{x}" is a slot; with a space inside, "{ x}", the word in it
+# has a leading space; with "!", "{y!}", it is an answer, which the words before it determine.
 ANTONYM = (
     'The| opposite| of| "|{x}|"| is| "|{y!}|".',
     '"|{x}|"| is| the| opposite| of| "|{y!}|".',
@@ -111,9 +121,7 @@ GIVING = (
     "After|{ a}| and|{ b}| went| to| the|{ place}|,|{ s}| gave| a|{ object}| to|{ io!}|.",
     "While|{ a}| and|{ b}| were| at| the|{ place}|,|{ s}| gave| a|{ object}| to|{ io!}|.",
 )
-LASTING = (
-    "The|{ event}| lasted| from| the| year|{ century}|{start}| to| the| year|{ century!}|{end!}|."
-)
+LASTING = "The|{ event}| lasted| from| the| year|{ century}|{start}| to| the| year|{ century!}|{end!}|."
 CAPITAL = "The| capital| of|{ country}| is|{ capital!}|."
 KIND = "A|{ noun}| is| a| kind| of|{ kind!}|."
 MENTION = "Today|{ name}| has| a|{ noun}| and| the|{ noun!}| is| from|{ name!}|."

@@ -36,8 +36,12 @@ def core_for(dtype: str) -> Any:
 
 def set_num_threads(n: int) -> None:
     """Use `n` threads (1..64) for runs and training from now on.  Results do not depend on it, to the bit."""
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
+        raise TypeError(f"the number of threads must be a whole number, got {type(n).__name__}")
+    if not 1 <= n <= 64:
+        raise ValueError(f"the number of threads must be in 1..64, got {n}")
     for core in CORES.values():
-        core.set_num_threads(n)
+        core.set_num_threads(int(n))
 
 
 def get_num_threads() -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batch import Batch
-from .run import CORE_NAMES, Run, as_names, checked_bytes
+from .run import CORE_NAMES, Run, as_names, checked_bytes, checked_threads
 
 if TYPE_CHECKING:
     from .model import Model
@@ -38,7 +38,7 @@ def compute_gradients(
     wrt: str | Sequence[str],
     gate_gradient: str,
     max_bytes: int,
-    threads: int,
+    threads: int | None,
 ) -> Gradients:
     """See `Model.gradients`."""
     names = as_names("wrt", wrt)
@@ -61,7 +61,7 @@ def compute_gradients(
     max_bytes = checked_bytes(max_bytes)
     core = model._core.gradients(
         batch.tokens, batch.offsets, records, "parameters" in names, dlogits, targets, weights,
-        GATE_GRADIENTS[gate_gradient], max_bytes, threads,
+        GATE_GRADIENTS[gate_gradient], max_bytes, checked_threads(threads),
     )  # fmt: skip
     return Gradients(model, core, batch, "parameters" in names)
 

@@ -68,7 +68,7 @@ class Model:
                     code="config_value",
                     field=name,
                 )
-            self._core._writable(name)[...] = weights[name]
+            self._core._writable(name)[...] = as_reals(name, weights[name], self.dtype)
 
     @classmethod
     def _empty(cls, config: Config, dtype: str = "float32") -> Model:
@@ -79,6 +79,8 @@ class Model:
 
     def parameter(self, name: str) -> np.ndarray:
         """Read-only zero-copy view of one weight array; KeyError for an unknown name."""
+        if name not in self._core.names:
+            raise KeyError(f"this model has no parameter {name!r:.80}")
         return self._core.parameter(name)
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -94,7 +96,8 @@ class Model:
         """Copy arrays into the weights of these names.
 
         Raises KeyError for an unknown name, ValueError for another shape, RuntimeError while another thread
-        runs or trains the model; then nothing is written.  Arrays lent before show the new values; runs made before are out of date.
+        runs or trains the model; then nothing is written.  Arrays lent before show the new values; runs made
+        before are out of date.
         """
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must be a mapping from names to arrays, got {type(weights).__name__}")
@@ -166,7 +169,7 @@ class Model:
         RuntimeError while another thread trains this model, KeyboardInterrupt on Ctrl-C.
         """
         batch = as_batch(self, prompts, prepend_bos)
-        return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads or 0)
+        return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads)
 
     def run_with_cache(
         self,
@@ -213,7 +216,7 @@ class Model:
         """
         batch = as_batch(self, prompts, prepend_bos)
         return compute_gradients(
-            self, batch, dlogits, targets, loss_mask, wrt, gate_gradient, max_bytes, threads or 0
+            self, batch, dlogits, targets, loss_mask, wrt, gate_gradient, max_bytes, threads
         )
 
     # --- the rest

@@ -51,9 +51,23 @@ def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
     names = [name for item in asked for name in PRESETS.get(item, (item,))]
     unknown = [name for name in names if name not in CORE_NAMES and name not in ("edges", "logits")]
     if unknown:
-        known = ", ".join([*PRESETS, "edges", *CORE_NAMES])
-        raise ValueError(f"record: there is nothing called {unknown[0]!r}; known: {known}")
+        presets = ", ".join([*PRESETS, "edges"])
+        raise ValueError(
+            f"record: there is nothing called {unknown[0]!r:.60}; known: {presets} and the arrays of "
+            "help(attnsparse.Run), such as pattern, q or resid_pre"
+        )
     return tuple(dict.fromkeys(CORE_NAMES[name] for name in names if name in CORE_NAMES)), "edges" in names
+
+
+def checked_threads(threads: Any) -> int:
+    """`threads` as the core wants it, 0 for None; TypeError or ValueError for what is not in 1..64."""
+    if threads is None:
+        return 0
+    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool):
+        raise TypeError(f"threads must be a whole number, got {type(threads).__name__}")
+    if not 1 <= threads <= 64:
+        raise ValueError(f"threads must be in 1..64, got {threads}")
+    return int(threads)
 
 
 def checked_bytes(max_bytes: Any) -> int:
@@ -72,7 +86,7 @@ def compute_run(
     logits: str,
     edge_threshold: float,
     max_bytes: int,
-    threads: int,
+    threads: int | None,
 ) -> Run:
     """See `Model.run`."""
     if not isinstance(logits, str) or logits not in LOGITS:
@@ -82,7 +96,9 @@ def compute_run(
         raise ValueError(f"edge_threshold must be a number that is not negative, got {edge_threshold!r:.60}")
     threshold = float(edge_threshold) if edges else None
     max_bytes = checked_bytes(max_bytes)
-    core = model._core.run(batch.tokens, batch.offsets, names, LOGITS[logits], max_bytes, threshold, threads)
+    core = model._core.run(
+        batch.tokens, batch.offsets, names, LOGITS[logits], max_bytes, threshold, checked_threads(threads)
+    )
     return Run(model, core, batch, logits, None)
 
 

@@ -85,7 +85,7 @@ class Task:
             self._check(i)
 
     def _check(self, i: int) -> None:
-        """Equal lengths, and answers that are not also wrong."""
+        """Equal lengths; answers, and no token among them twice."""
         clean, corrupted = self.clean[i], self.corrupted[i]
         if len(clean) != len(corrupted):
             shorter = min(len(clean), len(corrupted))
@@ -93,15 +93,15 @@ class Task:
             at = int(differ[0]) if len(differ) else shorter
             texts = [self._token(row, at) for row in (clean, corrupted)]
             raise ValueError(
-                f"{self._prompt_name(i)}: clean has {len(clean)} tokens, corrupted {len(corrupted)}; they part "
-                f"at position {at}, {texts[0]} against {texts[1]}"
+                f"{self._prompt_name(i)}: clean has {len(clean)} tokens, corrupted {len(corrupted)}; they "
+                f"part at position {at}, {texts[0]} against {texts[1]}"
             )
         if not len(self.answers[i]) or not len(self.wrong[i]):
             raise ValueError(f"{self._prompt_name(i)}: needs at least one answer and one wrong answer")
-        both = np.intersect1d(self.answers[i], self.wrong[i])
-        if len(both):
-            text = self.tokenizer.token_string(int(both[0]))
-            raise ValueError(f"{self._prompt_name(i)}: {text!r} is both an answer and a wrong answer")
+        ids, counts = np.unique([*self.answers[i], *self.wrong[i]], return_counts=True)
+        if counts.max() > 1:
+            text = self.tokenizer.token_string(int(ids[counts > 1][0]))
+            raise ValueError(f"{self._prompt_name(i)}: {text!r} stands twice among answers and wrong answers")
 
     def _token(self, row: np.ndarray, at: int) -> str:
         return repr(self.tokenizer.token_string(int(row[at]))) if at < len(row) else "nothing"
@@ -153,8 +153,7 @@ class Task:
         """SHA-256 (hex) of the metric and of all prompts, answers and halves."""
         head = [self.name, self.metric, list(self.labels), self.is_ranking.tolist(), self.prepend_bos]
         rows = [
-            [row.tolist() for row in part]
-            for part in (self.clean, self.corrupted, self.answers, self.wrong)
+            [row.tolist() for row in part] for part in (self.clean, self.corrupted, self.answers, self.wrong)
         ]
         return hashlib.sha256(json.dumps([head, rows]).encode()).hexdigest()
 
@@ -236,13 +235,14 @@ def build(
     Raises ValueError that names the prompt and the token: text that cannot be encoded, answers that are not
     one token, clean and corrupted prompts of different lengths.
     """
+    known: dict[str, int] = {}
     clean, corrupted, answers, wrong = [], [], [], []
     for i, draft in enumerate(drafts):
         where = f"task {name!r}, prompt {i} ({draft.clean!r:.80})"
         clean.append(_encoded(tokenizer, draft.clean, prepend_bos, where))
         corrupted.append(_encoded(tokenizer, draft.corrupted, prepend_bos, where))
-        answers.append(_single_tokens(tokenizer, draft.answers, "answer", where))
-        wrong.append(_single_tokens(tokenizer, draft.wrong, "wrong answer", where))
+        answers.append(_single_tokens(tokenizer, draft.answers, known, f"{where}, answer"))
+        wrong.append(_single_tokens(tokenizer, draft.wrong, known, f"{where}, wrong answer"))
     return Task(
         name,
         metric,
@@ -274,17 +274,19 @@ def _encoded(tokenizer: Tokenizer, text: str, prepend_bos: bool, where: str) -> 
         raise ValueError(f"{where}: {error}") from error
 
 
-def _single_tokens(tokenizer: Tokenizer, texts: Sequence[str], what: str, where: str) -> np.ndarray:
-    ids = []
+def _single_tokens(
+    tokenizer: Tokenizer, texts: Sequence[str], known: dict[str, int], where: str
+) -> np.ndarray:
+    """Ids of texts that are one token each; `known` keeps those looked up already."""
     for text in texts:
-        encoded = _encoded(tokenizer, text, False, f"{where}, {what}").tolist()
-        if len(encoded) != 1:
-            tokens = ", ".join(map(repr, tokenizer.token_strings(encoded)[:8]))
-            hint = "" if text.startswith(" ") or len(tokenizer.encode(" " + text)) != 1 else (
-                f"; with a leading space, {' ' + text!r}, it is one"
-            )  # fmt: skip
-            raise ValueError(
-                f"{where}: the {what} {text!r:.60} is {len(encoded)} tokens ({tokens}), must be one{hint}"
-            )
-        ids.append(encoded[0])
-    return np.array(ids, np.int32)
+        if text in known:
+            continue
+        ids = _encoded(tokenizer, text, False, where).tolist()
+        if len(ids) != 1:
+            tokens = ", ".join(map(repr, tokenizer.token_strings(ids)[:8]))
+            message = f"{where}: {text!r:.60} is {len(ids)} tokens ({tokens}), must be one"
+            if not text.startswith(" ") and len(tokenizer.encode(f" {text}")) == 1:
+                message += f"; with a leading space, {' ' + text!r}, it is"
+            raise ValueError(message)
+        known[text] = ids[0]
+    return np.array([known[text] for text in texts], np.int32)

@@ -13,10 +13,11 @@ asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, c
     b->n_head = config->n_head;
     b->n_sequences = n_sequences;
     b->n_tokens = offsets[n_sequences];
-    b->max_bytes = max_bytes;
+    const int64_t rows = b->n_head * b->n_tokens + 1; /* and as many for all layers at the end */
+    b->max_bytes = max_bytes - 2 * b->n_layer * (rows + 16) * (int64_t)sizeof(int64_t);
     b->offsets = offsets;
     b->layers = asp_allocate(b->n_layer, sizeof *b->layers);
-    int complete = b->layers != NULL;
+    int complete = b->layers != NULL && b->max_bytes >= 0;
     for (int64_t l = 0; complete && l < b->n_layer; l++) {
         b->layers[l].start = asp_allocate(b->n_head * b->n_tokens + 1, sizeof(int64_t));
         complete = b->layers[l].start != NULL;

@@ -94,7 +94,7 @@ asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const 
     if (!g || !work) status = asp_fail(err, ASP_NO_MEMORY, "no memory for gradients");
     if (!status) status = allocate(g, model, &batch, options, err);
     if (!status)
-        status = asp_tape_prepare(&tape, model, &batch, context->n_threads, options->max_bytes, err);
+        status = asp_tape_prepare(&tape, model, &batch, context->n_threads, options->max_bytes - g->arena.bytes, err);
     asp_blas_enter();
     if (!status) status = compute(g, model, &batch, &tape, work, options, context);
     asp_blas_leave();

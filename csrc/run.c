@@ -149,6 +149,12 @@ static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp
                     (double)needed / 1e9, square / 1e9, (long long)limit);
 }
 
+static asp_status edges_do_not_fit(const asp_run_options *options, asp_error *err) {
+    return asp_fail(err, ASP_NO_MEMORY,
+                    "the open edges of this run need more memory than max_bytes=%lld leaves; raise max_bytes or edge_threshold",
+                    (long long)options->max_bytes);
+}
+
 static asp_real *recorded(const asp_run *run, asp_record record) { return run->arrays[record].data; }
 
 static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwise) {
@@ -265,8 +271,8 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
         if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
     if (!options->edges) return ASP_OK;
     const asp_status status = asp_edges_new(&run->edges, &run->config, run->offsets, run->n_sequences,
-                                            options->edge_threshold, options->max_bytes);
-    return status ? asp_fail(err, status, "no memory for the edges of a run") : ASP_OK;
+                                            options->edge_threshold, options->max_bytes - needed);
+    return status ? edges_do_not_fit(options, err) : ASP_OK;
 }
 
 static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratch *s, const asp_run_options *options,
@@ -286,9 +292,7 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
     if (!status) status = token_losses(m, run, s, &acts, context);
     asp_blas_leave();
     if (!status && run->edges) status = asp_edges_finish(run->edges);
-    if (status == ASP_NO_MEMORY)
-        asp_fail(err, status, "the open edges of this run pass max_bytes=%lld; raise it or edge_threshold",
-                 (long long)options->max_bytes);
+    if (status == ASP_NO_MEMORY) edges_do_not_fit(options, err);
     asp_release(bias);
     return status;
 }

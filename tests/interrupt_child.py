@@ -36,7 +36,8 @@ def large_model(size: str) -> asp.Model:
     return asp.Model(
         config,
         {
-            name: 0.05 * random.standard_normal(shape, dtype=np.float32) + (name.endswith(".weight") and len(shape) == 1)
+            name: 0.05 * random.standard_normal(shape, dtype=np.float32)
+            + (name.endswith(".weight") and len(shape) == 1)
             for name, shape in shapes.items()
         },
     )

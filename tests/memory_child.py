@@ -6,12 +6,12 @@ hit: the failing ones are those from the n-th on, and the hooks are removed befo
 
 from __future__ import annotations
 
+import _testcapi
 import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import _testcapi
 import numpy as np
 import reliability
 from reliability import TOKENS, counters

@@ -247,7 +247,11 @@ def blas() -> Any:
     def look() -> Any:
         pools = {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()}
         forms = (a @ b, a @ b.T, a.T @ b, a.T @ b.T, a[0] @ b)
-        return [pools, [form.tobytes().hex()[:200] + str(hash(form.tobytes())) for form in forms], dict(os.environ)]
+        return [
+            pools,
+            [form.tobytes().hex()[:200] + str(hash(form.tobytes())) for form in forms],
+            dict(os.environ),
+        ]
 
     pools, products, variables = look()
     import attnsparse

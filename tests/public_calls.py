@@ -25,7 +25,12 @@ from attnsparse.training_data import SequenceData
 
 ALL = ("all", "edges")
 WRT = ("parameters", *gradients.ACTIVATIONS)
-CLASSES = {"Model": asp.Model, "Run": asp.Run, "Trainer": asp.Trainer, "ActivationCache": cache.ActivationCache}
+CLASSES = {
+    "Model": asp.Model,
+    "Run": asp.Run,
+    "Trainer": asp.Trainer,
+    "ActivationCache": cache.ActivationCache,
+}
 CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer")
 
 
@@ -132,7 +137,6 @@ CALLS: dict[str, Uses] = {
         wrong=(
             lambda e: e.model.run([96]),
             lambda e: e.model.run(TOKENS, max_bytes=1000),
-            lambda e: e.model.run(TOKENS, record="edges", edge_threshold=-1.0, max_bytes=700_000),
             lambda e: e.model.run(TOKENS, record="nothing"),
             lambda e: e.core.run(TOKENS, np.array([0, 5]), ()),
             lambda e: e.core.run(TOKENS + 100, np.array([0, 8]), ()),
@@ -152,7 +156,7 @@ CALLS: dict[str, Uses] = {
             lambda e: e.model.gradients(TOKENS, targets=TOKENS + 90),
             lambda e: e.model.gradients(TOKENS, loss_mask=np.zeros(8)),
             lambda e: e.model.gradients(TOKENS, max_bytes=1000),
-            lambda e: e.model.gradients(TOKENS, max_bytes=400_000),
+            lambda e: e.model.gradients([TOKENS] * 100, max_bytes=500_000),
             lambda e: e.core.gradients(TOKENS, np.array([0, 8]), (), True, np.ones((8, 3), np.float32), 0, 0),
         ),
         cost=5,
@@ -177,7 +181,9 @@ CALLS: dict[str, Uses] = {
     "Run.recorded": uses(lambda e: e.one.recorded),
     "Run.token_strings": uses(lambda e: e.one.token_strings, wrong=(lambda e: e.even.token_strings,)),
     "Run.edge_arrays": uses(
-        lambda e: e.one.edge_arrays(), lambda e: e.ragged[1].edge_arrays(), wrong=(lambda e: e.plain.edge_arrays(),)
+        lambda e: e.one.edge_arrays(),
+        lambda e: e.ragged[1].edge_arrays(),
+        wrong=(lambda e: e.plain.edge_arrays(),),
     ),
     "Run.edge_csr": uses(lambda e: e.ragged.edge_csr, wrong=(lambda e: e.plain.edge_csr,)),
     "Run.edges": uses(lambda e: e.one.edges(), wrong=(lambda e: e.ragged.edges(),), cost=40),
@@ -199,13 +205,17 @@ CALLS: dict[str, Uses] = {
     **{f"Gradients.{name}": of_gradients(name) for name in gradients.ACTIVATIONS},
     "Gradients.loss": uses(lambda e: e.gradients.loss),
     "Gradients.parameters": uses(
-        lambda e: e.gradients.parameters, wrong=(lambda e: e.model.gradients(TOKENS, wrt="q").parameters,),
+        lambda e: e.gradients.parameters,
+        wrong=(lambda e: e.model.gradients(TOKENS, wrt="q").parameters,),
         cost=5,
     ),
     # --- Trainer
     "asp.Trainer": uses(
         lambda e: asp.Trainer(e.trained, e.data, steps=2, tau=1.0),
-        wrong=(lambda e: asp.Trainer(e.trained, e.data, steps=0), lambda e: asp.Trainer(e.trained, e.data, steps=2)),
+        wrong=(
+            lambda e: asp.Trainer(e.trained, e.data, steps=0),
+            lambda e: asp.Trainer(e.trained, e.data, steps=2),
+        ),
         cost=40,
     ),
     "Trainer.step": uses(
@@ -239,13 +249,15 @@ CALLS: dict[str, Uses] = {
         lambda e: _core.Model(e.core.config),
         wrong=(lambda e: _core.Model({}), lambda e: _core.Model(e.core.config | {"n_layer": 10**6})),
     ),
-    "_core.Model.parameter": uses(lambda e: e.core.parameter("wte.weight"), wrong=(lambda e: e.core.parameter(3),)),
+    "_core.Model.parameter": uses(
+        lambda e: e.core.parameter("wte.weight"), wrong=(lambda e: e.core.parameter(3),)
+    ),
     "_core.Model.shape": uses(lambda e: e.core.shape("wte.weight"), wrong=(lambda e: e.core.shape("x"),)),
     "_core.Model.assign": uses(
-        lambda e: e.changing._core.assign("ln_f.bias", np.zeros(64, np.float32)),
+        lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(64, np.float32)}),
         wrong=(
-            lambda e: e.changing._core.assign("ln_f.bias", np.zeros(64)),
-            lambda e: e.changing._core.assign("ln_f.bias", np.zeros(63, np.float32)),
+            lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(64)}),
+            lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(63, np.float32)}),
         ),
     ),
     "_core.Model.nonfinite": uses(lambda e: e.core.nonfinite()),
@@ -280,7 +292,8 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: e.gradients._core.array("logits"),),
     ),
     "_core.Gradients.parameter": uses(
-        lambda e: e.gradients._core.parameter("wte.weight"), wrong=(lambda e: e.gradients._core.parameter("x"),)
+        lambda e: e.gradients._core.parameter("wte.weight"),
+        wrong=(lambda e: e.gradients._core.parameter("x"),),
     ),
     "_core.Gradients.names": uses(lambda e: e.gradients._core.names),
     "_core.Gradients.loss": uses(lambda e: e.gradients._core.loss),
@@ -292,7 +305,9 @@ CALLS: dict[str, Uses] = {
             lambda e: e.core_trainer.step([e.batch], **reliability.step_options(gate_bias=[0.0])),
             lambda e: e.core_trainer.step([e.batch], **reliability.step_options(edge_weight="ab")),
             lambda e: e.core_trainer.step([e.batch], **reliability.step_options(lr=-1)),
-            lambda e: e.core_trainer.step([(e.batch[0], *e.batch[1:3], e.batch[3] * 0)], **reliability.step_options()),
+            lambda e: e.core_trainer.step(
+                [(e.batch[0], *e.batch[1:3], e.batch[3] * 0)], **reliability.step_options()
+            ),
             lambda e: e.core_trainer.step([(e.batch[0] + 96, *e.batch[1:])], **reliability.step_options()),
         ),
         cost=5,
@@ -352,9 +367,10 @@ def public_names() -> set[str]:
     for label, kind in CLASSES.items():
         found |= {f"{label}.{name}" for name in dir(kind) if not name.startswith("_")}
     found |= {f"Run.{name}" for name in run.CORE_NAMES}
-    found |= {f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"}
+    found |= {
+        f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
+    }
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}
     return found
-

@@ -45,7 +45,15 @@ def micro_batch(
 
 def step_options(**changes: Any) -> dict[str, Any]:
     """Keywords of `_core.Trainer.step`."""
-    usual = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0, "seed": 5}
+    usual = {
+        "lr": 1e-3,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "clip": 1.0,
+        "seed": 5,
+    }
     return usual | {"tau": 1.0, "geco_rate": 0.1} | changes
 
 
@@ -90,7 +98,12 @@ def child(*arguments: str, timeout: float = 60, **environment: str) -> Any:
     paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=TESTS, env=variables, capture_output=True, text=True, timeout=timeout
+        [sys.executable, *arguments],
+        cwd=TESTS,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-3000:]}"
     lines = done.stdout.strip().splitlines()

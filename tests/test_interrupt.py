@@ -30,7 +30,9 @@ def test_interrupts_of_long_calls(what):
 def test_interrupts_of_a_model_as_large_as_gpt2(what):
     """On a machine that is otherwise idle: 99 of 100 within 200 ms, the last within 500 ms."""
     found = interrupts(what, "gpt2", 100, timeout=3000)
-    print(f"{what}: median {found['seconds'][50]:.3f} s, 99th {found['seconds'][98]:.3f}, worst {found['seconds'][-1]:.3f}")
+    print(
+        f"{what}: median {found['seconds'][50]:.3f} s, 99th {found['seconds'][98]:.3f}, worst {found['seconds'][-1]:.3f}"
+    )
     assert found["fine"]
     assert found["seconds"][98] < USUAL
     assert found["seconds"][-1] < WORST

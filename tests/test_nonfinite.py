@@ -103,12 +103,12 @@ def test_divergence_changes_nothing(value, gated):
     good = np.array(model.parameter("lm_head.weight"))
     bad = good.copy()
     bad[2, 3] = value
-    model._core.assign("lm_head.weight", bad)
+    model._core.assign({"lm_head.weight": bad})
     before = snapshot(trainer, model)
     with pytest.raises(TrainingDiverged):
         trainer.step(micro, **arguments)
     assert snapshot(trainer, model) == before
-    model._core.assign("lm_head.weight", good)
+    model._core.assign({"lm_head.weight": good})
     assert trainer.step(micro, **arguments)["step"] == 1
 
 

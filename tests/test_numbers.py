@@ -263,11 +263,21 @@ STEP_ERRORS = {
     "tokens: two dimensions": (batch("tokens", lambda a: a[None]), {}, ValueError, "tokens"),
     "tokens: large": (batch("tokens", lambda a: a + 96), {}, IndexError, r"0\.\.95"),
     "tokens: negative": (batch("tokens", lambda a: a - 96), {}, IndexError, r"0\.\.95"),
-    "offsets: int32": (batch("offsets", lambda a: a.astype(np.int32)), {}, TypeError, "offsets.*int64.*int32"),
+    "offsets: int32": (
+        batch("offsets", lambda a: a.astype(np.int32)),
+        {},
+        TypeError,
+        "offsets.*int64.*int32",
+    ),
     "offsets: falling": (batch("offsets", lambda a: a[::-1].copy()), {}, ValueError, "offsets"),
     "offsets: short": (batch("offsets", lambda a: a[:-1].copy()), {}, ValueError, "offsets"),
     "offsets: empty": (batch("offsets", lambda a: a[:0].copy()), {}, ValueError, "offsets"),
-    "offsets: equal": (batch("offsets", lambda a: np.array([0, 0, 13])), {}, ValueError, "sequence 0 has no tokens"),
+    "offsets: equal": (
+        batch("offsets", lambda a: np.array([0, 0, 13])),
+        {},
+        ValueError,
+        "sequence 0 has no tokens",
+    ),
     "offsets: long": (batch("offsets", lambda a: np.array([0, -5, 13])), {}, ValueError, "offsets"),
     "targets: large": (batch("targets", lambda a: a + 96), {}, IndexError, r"0\.\.95"),
     "targets: few": (batch("targets", lambda a: a[1:].copy()), {}, ValueError, "13 tokens.* 12"),
@@ -335,7 +345,7 @@ def test_wrong_configurations_of_the_engine(name, core, e):
 def test_wrong_calls_of_the_whole_list(name, e):
     """Every wrong use of the list of public calls: an ordinary exception with a message, never SystemError."""
     for call in CALLS[name].wrong:
-        with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+        with pytest.raises(Exception) as caught:
             call(e)
         assert not isinstance(caught.value, (SystemError, AssertionError, UnboundLocalError, NameError))
         assert 0 < len(str(caught.value)) <= MOST_CHARACTERS

@@ -357,7 +357,9 @@ def test_other_threads_advance_nearly_as_fast_as_alone(long_call):
     rates = []
     for _ in range(3):
         alone, running, found = rate_alone(), [True], []
-        thread = threading.Thread(target=lambda r=running, f=found: f.append(count(lambda: time.monotonic() and not r[0])))
+        thread = threading.Thread(
+            target=lambda r=running, f=found: f.append(count(lambda: time.monotonic() and not r[0]))
+        )
         begin = time.monotonic()
         thread.start()
         while time.monotonic() - begin < 2:
@@ -378,7 +380,13 @@ def test_set_num_threads():
             asp.set_num_threads(n)
             assert asp.get_num_threads() == _core.get_num_threads() == _core64.get_num_threads() == n
             assert asp.build_info()["threads"] == n
-        for wrong, error in ((0, ValueError), (65, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)):
+        for wrong, error in (
+            (0, ValueError),
+            (65, ValueError),
+            (-1, ValueError),
+            (1.5, TypeError),
+            ("2", TypeError),
+        ):
             with pytest.raises(error):
                 asp.set_num_threads(wrong)
             assert asp.get_num_threads() == 64
