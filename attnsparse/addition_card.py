@@ -144,7 +144,7 @@ _SPARSE = """From the weights of addition-dense, with the gate of arXiv 2512.058
 logistic noise, straight-through gradient, no renormalisation; loss (E/N + lambda (CE - tau)) / (1 + lambda)
 with E/N the expected share of open edges. The gate's bias falls from 5 to 0 over the first quarter; lambda
 follows the cross-entropy between its smallest value and 1; in the tail the learning rate falls to 2 % and
-lambda is held up. The finished model is judged with hard gates and without noise."""
+lambda has a higher floor. The finished model is judged with hard gates and without noise."""
 
 
 def _chosen(settings: Any, sparse: bool) -> dict[str, float]:

@@ -165,21 +165,22 @@ class Sentences:
     def _set_words(self) -> None:
         """Token ids of the word lists."""
         both = [*words.PAIRS, *((second, first) for first, second in words.PAIRS)]
-        held_out = [pair in words.HELD_OUT_PAIRS for pair in words.PAIRS] * 2
+        kept_out = [pair in words.HELD_OUT_PAIRS for pair in words.PAIRS] * 2
         self._pairs = [
             (self._ids[x], self._ids[y], *self._spaced((x, y)), self._ids[x[0]], kept)
-            for (x, y), kept in zip(both, held_out)
+            for (x, y), kept in zip(both, kept_out)
         ]
         self._nouns, self._names = self._spaced(words.NOUNS), self._spaced(words.NAMES)
-        self._all_nouns = self._spaced(words.ALL_NOUNS)
-        self._all_names = self._names + self._spaced(words.HELD_OUT_NAMES)
+        self._held_out_nouns = self._spaced(words.HELD_OUT_NOUNS)
+        self._held_out_names = self._spaced(words.HELD_OUT_NAMES)
         self._places, self._objects = self._spaced(words.PLACES), self._spaced(words.OBJECTS)
         self._events, self._centuries = self._spaced(words.EVENTS), self._spaced(words.CENTURIES)
         self._years = [self._ids[f"{year:02d}"] for year in range(100)]
         self._capitals = [tuple(self._spaced(pair)) for pair in words.CAPITALS]
         self._kinds = [tuple(self._spaced(pair)) for pair in words.KIND_OF]
         adjectives = [pair[2] for pair in self._pairs]
-        self._any = [*self._all_nouns, *self._all_names, *self._places, *self._objects, *adjectives]
+        held_out = self._held_out_nouns + self._held_out_names
+        self._any = self._nouns + self._names + held_out + self._places + self._objects + adjectives
 
     def _starts(self) -> dict[int, int]:
         """First token of a sentence -> the same with a leading space, for sentences that follow others."""
@@ -252,8 +253,11 @@ class Sentences:
         return self._kind.fill(*self._kinds[next(draws) % len(self._kinds)])
 
     def _make_mention(self, draws: Iterator[int]) -> Sentence:
-        name = self._all_names[next(draws) % len(self._all_names)]
-        noun = self._all_nouns[next(draws) % len(self._all_nouns)]
+        # Half of the words are held out of the other sentences, so that they are well known by these.
+        draw = next(draws)
+        names = self._held_out_names if draw & 1 else self._names
+        nouns = self._held_out_nouns if draw & 2 else self._nouns
+        name, noun = names[next(draws) % len(names)], nouns[next(draws) % len(nouns)]
         return self._mention.fill(name, noun, noun, name)
 
     def _make_filler(self, draws: Iterator[int]) -> Sentence:

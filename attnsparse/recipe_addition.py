@@ -44,13 +44,13 @@ class Settings:
     dense_steps: int = 1600
     dense_batch: int = 128
     dense_lr: float = 1e-3
-    sparse_steps: int = 2500
+    sparse_steps: int = 3000
     sparse_batch: int = 64
     sparse_lr: float = 1e-3
     tau: float = 0.03
     multiplier_min: float = 0.03
-    tail: float = 0.15
-    tail_multiplier: float = 1.0
+    tail: float = 0.3
+    tail_multiplier: float = 0.2
     repeat_steps: int = 600
     repeat_multiplier: float = 3.0
     repeats: int = 2

@@ -44,12 +44,11 @@ def large_model(size: str) -> asp.Model:
 
 
 class Interrupt(threading.Thread):
-    """Sends SIGINT to this process after some seconds, and remembers when."""
+    """Once started, sends SIGINT to this process after some seconds, and remembers when."""
 
     def __init__(self, after: float, number: int = signal.SIGINT) -> None:
         super().__init__()
         self.after, self.number = after, number
-        self.start()
 
     def run(self) -> None:
         time.sleep(self.after)
@@ -58,9 +57,10 @@ class Interrupt(threading.Thread):
 
 
 def interrupted(call: Callable[[], Any], after: float) -> tuple[float, float]:
-    """Seconds, and seconds of the processor, between SIGINT and KeyboardInterrupt in endless calls of `call`."""
+    """Seconds, and of the processor, between SIGINT and KeyboardInterrupt in endless calls of `call`."""
     sender = Interrupt(after)
     try:
+        sender.start()
         while True:
             call()
     except KeyboardInterrupt:
@@ -137,9 +137,10 @@ def twice(size: str, count: int) -> dict[str, Any]:
     tokens = np.arange(model.config.n_ctx, dtype=np.int32)
     expected, n_caught = bits_of_run(model.run(tokens[:20])), 0
     for i in range(count):
-        senders = []
+        senders = [Interrupt(0.05), Interrupt(0.05 + 0.004 * i)]
         try:
-            senders = [Interrupt(0.05), Interrupt(0.05 + 0.004 * i)]
+            for sender in senders:
+                sender.start()
             while True:
                 model.run([tokens, tokens])
         except KeyboardInterrupt:
@@ -184,8 +185,9 @@ def handlers(size: str, count: int) -> dict[str, Any]:
     for handler, n in ((counts, count), (uses, count), (raises, count)):
         for _ in range(n):
             signal.signal(signal.SIGUSR1, handler)
+            sender = Interrupt(0.02, signal.SIGUSR1)
             try:
-                sender = Interrupt(0.02, signal.SIGUSR1)
+                sender.start()
                 found = bits_of_run(model.run([tokens, tokens]))
                 while handler is raises:
                     model.run([tokens, tokens])
@@ -209,6 +211,7 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
     for after in random.uniform(0, 0.1, count):
         sender = Interrupt(float(after))
         try:
+            sender.start()
             trainer.run(progress=False)
         except KeyboardInterrupt:
             n_caught += 1

@@ -1,7 +1,7 @@
 """A process of test_memory.py: lets Python's own allocations fail, one after the other, in calls of the core.
 
-Prints how many calls failed with which exception and how many bytes of the core were left over. Allocations of the call alone are
-hit: the failing ones are those from the n-th on, and the hooks are removed before anything else happens.
+Prints how many calls failed with which exception and how many bytes of the core were left over. Only
+allocations of the call itself are hit: the hooks are removed before anything else happens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OFFSETS = np.array([0, len(TOKENS)])
 
 
 def failures(call: Callable[[], Any], most: int = 400) -> Counter[str]:
-    """How often a call ended with which exception, with the n-th allocation of Python failing, n = 0, 1, ..."""
+    """How often a call ended with which exception when the n-th allocation fails, n = 0, 1, ..."""
     found: Counter[str] = Counter()
     for n in range(most):
         _testcapi.set_nomemory(n, n + 1)

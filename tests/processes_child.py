@@ -206,7 +206,7 @@ class Environment:
 
 
 def floating_point() -> Any:
-    """The floating-point environment before and after import and every call, also in a thread of the caller."""
+    """The floating-point environment before and after import and every call, in two threads."""
     environment = Environment()
     tiny = np.float32(1e-45)
     found = [environment()]
@@ -275,7 +275,8 @@ def blas() -> Any:
 WHATS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
-        fork, fork_while_running, start, exit_while_running, again, subinterpreter, order, floating_point, blas,
+        fork, fork_while_running, start, exit_while_running, again, subinterpreter, order, floating_point,
+        blas,
     )
 }  # fmt: skip
 

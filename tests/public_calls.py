@@ -1,8 +1,8 @@
 """Every public call and attribute, with right and wrong uses: what the tests of memory go through.
 
-A name is "Model.run" for an attribute of a class of attnsparse, "_core.Run.array" for one of the extension, and
-"asp.load" for a function of the package. CALLS holds the uses, ARRAYS says which of them hand out arrays and
-whether these are lent (read-only views of the core's memory) or their own; PLAIN names the rest and why.
+A name is "Model.run" for an attribute of a class of attnsparse, "_core.Run.array" for one of the extension,
+and "asp.load" for a function of the package. CALLS holds the uses, ARRAYS says which of them hand out arrays
+and whether these are lent (read-only views of the core's memory) or their own; PLAIN names the rest and why.
 """
 
 from __future__ import annotations

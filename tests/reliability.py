@@ -1,4 +1,4 @@
-"""What the reliability tests share: small models, the allocator's counters, bytes of results, child processes."""
+"""What the reliability tests share: small models, the allocator's counters, bytes of results, processes."""
 
 from __future__ import annotations
 

@@ -15,11 +15,12 @@ environment=.venv-sanitize-${kinds%%,*}
 [ -d "$environment" ] || python3 -m venv "$environment"
 ATTNSPARSE_SANITIZE=$kinds "$environment/bin/pip" install -q '.[test]'
 
-# The runtime must come first in the process; Python's own allocator would hide errors from it.
-library=$(gcc -print-file-name="lib${kinds:0:1}san.so")
+# The runtime must come first in the process, and the C++ library with it, whose exceptions it watches;
+# Python's own allocator would hide errors from it.
+libraries="$(gcc -print-file-name="lib${kinds:0:1}san.so") $(gcc -print-file-name=libstdc++.so.6)"
 launch=()
 if [ "$kinds" = thread ]; then launch=(setarch "$(uname -m)" -R); fi
 export PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:halt_on_error=1
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
-LD_PRELOAD=$library exec "${launch[@]}" "$environment/bin/pytest" -p no:cacheprovider \
+LD_PRELOAD=$libraries exec "${launch[@]}" "$environment/bin/pytest" -p no:cacheprovider \
     --ignore=tests/test_packaging.py "$@"

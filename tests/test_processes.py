@@ -1,4 +1,4 @@
-"""Processes and the life of the module: fork, spawn, exit, import order, and what the process keeps as it was."""
+"""Processes and the life of the module: fork, spawn, exit, import order, and what is left as it was."""
 
 import os
 import subprocess

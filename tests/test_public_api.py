@@ -1,28 +1,24 @@
-"""What a user gets from Model.run, its batches and records, run_with_cache, edges, and the exceptions."""
+"""What a user gets from Model.run, its batches and records, run_with_cache and edges."""
 
 import functools
-import importlib
-import inspect
-import pickle
 
 import numpy as np
 import pytest
 import reliability
-from public_calls import CALLS, CLASSES, CORE_CLASSES, public_names
 from reliability import PROMPTS, TOKENS, counters
 
 import attnsparse as asp
-from attnsparse import _core, _core64, cache, errors, run
+from attnsparse import cache, run
 
 L, H, D, E, M, V, T = 2, 4, 16, 64, 128, 96, len(TOKENS)
 SHAPES = {
     "pattern": (L, H, T, T), "scores": (L, H, T, T), "gate": (L, H, T, T), "lse": (L, H, T),
     "q": (L, T, H, D), "k": (L, T, H, D), "v": (L, T, H, D), "z": (L, T, H, D), "result": (L, T, H, E),
     "resid_pre": (L, T, E), "resid_mid": (L, T, E), "resid_post": (L, T, E), "attn_out": (L, T, E),
-    "mlp_out": (L, T, E), "mlp_pre": (L, T, M), "mlp_post": (L, T, M), "ln1_scale": (L, T), "ln2_scale": (L, T),
-    "ln1_normalized": (L, T, E), "ln2_normalized": (L, T, E), "ln_final_scale": (T,),
-    "ln_final_normalized": (T, E), "embed": (T, E), "pos_embed": (T, E), "token_loss": (T - 1,), "logits": (T, V),
-    "tokens": (T,),
+    "mlp_out": (L, T, E), "mlp_pre": (L, T, M), "mlp_post": (L, T, M), "ln1_scale": (L, T),
+    "ln2_scale": (L, T), "ln1_normalized": (L, T, E), "ln2_normalized": (L, T, E), "ln_final_scale": (T,),
+    "ln_final_normalized": (T, E), "embed": (T, E), "pos_embed": (T, E), "token_loss": (T - 1,),
+    "logits": (T, V), "tokens": (T,),
 }  # fmt: skip
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "small"]
 
@@ -170,7 +166,8 @@ def expected_shapes(batch: int) -> dict[str, tuple[int, ...]]:
             "hook_resid_pre": (b, T, E), "ln1.hook_scale": (b, T, 1), "ln1.hook_normalized": (b, T, E),
             "attn.hook_q": (b, T, H, D), "attn.hook_k": (b, T, H, D), "attn.hook_v": (b, T, H, D),
             "attn.hook_attn_scores": (b, H, T, T), "attn.hook_pattern": (b, H, T, T),
-            "attn.hook_sparse_mask": (b, H, T, T), "attn.hook_z": (b, T, H, D), "attn.hook_result": (b, T, H, E),
+            "attn.hook_sparse_mask": (b, H, T, T), "attn.hook_z": (b, T, H, D),
+            "attn.hook_result": (b, T, H, E),
             "hook_attn_out": (b, T, E), "hook_resid_mid": (b, T, E), "ln2.hook_scale": (b, T, 1),
             "ln2.hook_normalized": (b, T, E), "mlp.hook_pre": (b, T, M), "mlp.hook_post": (b, T, M),
             "hook_mlp_out": (b, T, E), "hook_resid_post": (b, T, E),
@@ -234,8 +231,8 @@ def test_filters_of_the_cache(model):
     assert list(model.run_with_cache(TOKENS, "ln_final.hook_scale")[1]) == ["ln_final.hook_scale"]
     assert list(model.run_with_cache(TOKENS, [])[1]) == []
     assert list(model.run_with_cache(TOKENS, None)[1]) == hooks
-    small = model.run_with_cache(TOKENS, "hook_embed", return_type=None)[1].run._core
-    assert small.nbytes < 2 * T * E * 4 + 4096
+    small, large = (model.run_with_cache(TOKENS, f, return_type=None)[1].run for f in ("hook_embed", None))
+    assert small._core.nbytes < large._core.nbytes / 8
     seen = []
     model.run_with_cache(TOKENS, lambda name: bool(seen.append(name)))
     assert seen == hooks
@@ -247,7 +244,8 @@ def test_short_names_of_the_cache(model):
         ("pattern", 1): "blocks.1.attn.hook_pattern", ("resid_post", -1): "blocks.1.hook_resid_post",
         ("q", 0): "blocks.0.attn.hook_q", ("scale", 1, "ln1"): "blocks.1.ln1.hook_scale",
         ("normalized", 0, "ln2"): "blocks.0.ln2.hook_normalized", ("pre", 0, "mlp"): "blocks.0.mlp.hook_pre",
-        ("z", 1, "attn"): "blocks.1.attn.hook_z", "embed": "hook_embed", ("pos_embed", None): "hook_pos_embed",
+        ("z", 1, "attn"): "blocks.1.attn.hook_z", "embed": "hook_embed",
+        ("pos_embed", None): "hook_pos_embed",
     }  # fmt: skip
     for short, full in pairs.items():
         assert np.array_equal(found[short], found[full]), short
@@ -359,7 +357,7 @@ def test_max_bytes_names_the_size_and_what_else_to_do():
 
 @pytest.mark.parametrize("what", ["all", "edges", "gradients"])
 def test_max_bytes_covers_the_whole_call(what):
-    """The smallest max_bytes that is enough is above what the result keeps plus the least scratch there is."""
+    """The smallest max_bytes that is enough is above what the result keeps plus the least scratch."""
     model = reliability.model(gated=False)
     if what == "gradients":
         call, scratch = functools.partial(model.gradients, TOKENS, threads=1), 4 * L * T * E
@@ -368,7 +366,7 @@ def test_max_bytes_covers_the_whole_call(what):
         call, scratch = functools.partial(model.run, prompt, ("all", "edges"), threads=1), 4 * 100 * E
     else:
         call, scratch = functools.partial(model.run, [TOKENS] * 30, "all", threads=1), 4 * 30 * T * E
-    low, high = 0, 2**26
+    low, high = 0, 2**30
     while high - low > 1:
         middle = (low + high) // 2
         try:
@@ -391,117 +389,6 @@ def test_open_edges_can_pass_max_bytes():
     with pytest.raises(MemoryError, match=r"edges.*max_bytes=\d+.*edge_threshold"):
         model.run(prompt, "edges", logits="none", max_bytes=3_000_000, threads=1)
     assert counters() == before
-
-
-# ---------------------------------------------------------------------------------- documents and exceptions
-
-
-def documented() -> dict[str, object]:
-    """Every public object whose docstring a user may ask for."""
-    found: dict[str, object] = {"asp": asp}
-    for name in public_names():
-        kind, _, attribute = name.rpartition(".")
-        owner = {"asp": asp, "cache": cache, "_core": _core}.get(kind) or CLASSES.get(kind)
-        if kind.startswith("_core."):
-            owner = getattr(_core, kind.partition(".")[2])
-        if owner is None or (
-            kind == "Run" and attribute in run.CORE_NAMES and not hasattr(asp.Run, attribute)
-        ):
-            continue
-        found[name] = inspect.getattr_static(owner, attribute)
-    for module in ("figures", "tables", "recipes", "schedules", "training_data", "evaluation", "labels"):
-        found[module] = importlib.import_module(f"attnsparse.{module}")
-        names = getattr(found[module], "__all__", None) or [
-            n for n in vars(found[module]) if not n.startswith("_")
-        ]
-        for name in names:
-            value = getattr(found[module], name)
-            if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__.startswith(
-                "attnsparse"
-            ):
-                found[f"{module}.{name}"] = value
-    for label in ("Tokenizer", "Config", "Limits", "Head"):
-        kind = getattr(asp, label)
-        members = {n: inspect.getattr_static(kind, n) for n in dir(kind) if not n.startswith("_")}
-        found |= {
-            f"{label}.{n}": value
-            for n, value in members.items()
-            if callable(value) or isinstance(value, property)
-        }
-    return found
-
-
-@pytest.mark.parametrize("name", sorted(documented()))
-def test_everything_public_has_a_docstring(name):
-    value = documented()[name]
-    text = inspect.getdoc(getattr(value, "__func__", value)) or ""
-    assert len(text) >= 8, f"{name} has no docstring"
-
-
-def test_arrays_of_runs_are_in_the_docstring():
-    text = asp.Run.__doc__
-    assert all(name in text for name in (*run.CORE_NAMES, "logits") if name != "loss")
-    assert set(dir(_core)) == set(dir(_core64))
-    for label in CORE_CLASSES:
-        assert dir(getattr(_core, label)) == dir(getattr(_core64, label))
-
-
-def test_every_name_in_all_exists_and_dir_shows_it():
-    assert sorted(asp.__all__) == sorted(set(asp.__all__))
-    for name in asp.__all__:
-        assert getattr(asp, name) is not None
-        assert name in dir(asp)
-    with pytest.raises(AttributeError, match="nothing_of_this_name"):
-        asp.nothing_of_this_name  # noqa: B018
-
-
-ERROR_CLASSES = [
-    value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)
-]
-
-
-@pytest.mark.parametrize("kind", ERROR_CLASSES, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_exceptions_survive_pickling(kind, protocol):
-    error = kind("what is wrong", code="some_code", path="a/file", offset=17, field="wte.weight")
-    twin = pickle.loads(pickle.dumps(error, protocol))
-    assert type(twin) is kind
-    assert str(twin) == "what is wrong"
-    assert (twin.code, twin.path, twin.offset, twin.field) == ("some_code", "a/file", 17, "wte.weight")
-    bare = pickle.loads(pickle.dumps(kind("text", code="c"), protocol))
-    assert (bare.path, bare.offset, bare.field) == (None, None, None)
-
-
-def test_exceptions_have_the_documented_bases():
-    for kind in ERROR_CLASSES:
-        base = ArithmeticError if kind is errors.TrainingDiverged else ValueError
-        assert issubclass(kind, base)
-        assert kind.__name__ in asp.__all__
-    for kind in (errors.UnsafeFileError, errors.LimitError, errors.CheckpointError, errors.NonFiniteError):
-        assert issubclass(kind, errors.FormatError)
-    assert not issubclass(errors.ConfigError, errors.FormatError)
-
-
-def test_errors_raised_by_calls_survive_pickling():
-    from public_calls import Everything
-
-    with Everything() as everything:
-        for name, entry in CALLS.items():
-            for call in entry.wrong:
-                with pytest.raises(Exception) as caught:
-                    call(everything)
-                twin = pickle.loads(pickle.dumps(caught.value))
-                assert (type(twin), str(twin)) == (type(caught.value), str(caught.value)), name
-
-
-def test_divergence_raised_by_the_engine_survives_pickling(model):
-    twin = model.copy()
-    twin.assign({"ln_f.weight": np.full(E, np.nan)})
-    with pytest.raises(asp.TrainingDiverged) as caught:
-        _core.Trainer(twin._core).step([reliability.micro_batch()], **reliability.step_options())
-    error = pickle.loads(pickle.dumps(caught.value))
-    assert (type(error), error.code) == (asp.TrainingDiverged, "diverged")
-    assert "step 0" in str(error)
 
 
 def test_what_objects_say_of_themselves(model, spoken):

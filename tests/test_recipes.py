@@ -1,4 +1,4 @@
-"""The recipe "addition": what it writes, that it goes on where it was stopped, what the shipped pair reaches."""
+"""The recipe "addition": what it writes, that it goes on where it was stopped, what the shipped pair is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Threads: the same bits for any number of them and in any company, and a GIL that others can have."""
 
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -110,12 +111,23 @@ def alone_and_together(model: asp.Model, prompts, threads: int) -> list[str]:
     return different
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_prompt_alone_has_the_bits_of_the_prompt_in_a_batch(width, dtype):
-    model = reliability.model(dtype=dtype, **WIDTHS[width])
+def test_a_prompt_alone_has_the_bits_of_the_prompt_in_a_batch(width):
+    model = reliability.model(**WIDTHS[width])
     for seed, lengths in enumerate([LENGTHS, (24,) * 8, (1,) * 7, (3, 24, 1)]):
         assert alone_and_together(model, prompts_of(model, lengths, seed), 1 + seed) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_in_float64_it_has_nearly_the_bits(width):
+    """The same bits are promised in float32 only."""
+    model = reliability.model(dtype="float64", **WIDTHS[width])
+    prompts = prompts_of(model)
+    batch = model.run(prompts, "all", threads=2)
+    for i, prompt in enumerate(prompts):
+        alone = model.run(prompt, "all", threads=1)
+        for name in alone.recorded:
+            assert np.allclose(getattr(batch[i], name), getattr(alone, name), rtol=1e-10, atol=1e-10), name
 
 
 @pytest.mark.slow
@@ -252,7 +264,7 @@ def test_two_steps_of_one_trainer_at_once():
     """Each step is either taken or refused, and the refused ones leave no trace."""
     model, twin = reliability.model(), reliability.model()
     trainer, other = _core.Trainer(model._core), _core.Trainer(twin._core)
-    batch, taken = [micro_batch((24,) * 10)], []
+    batch, taken, refused = [micro_batch((24,) * 10)], [], []
 
     def work(_: int) -> None:
         for _ in range(40):
@@ -260,11 +272,12 @@ def test_two_steps_of_one_trainer_at_once():
                 trainer.step(batch, **step_options(threads=1))
                 taken.append(1)
             except RuntimeError as error:
-                assert "another thread" in str(error)
+                refused.append(str(error))
 
     in_threads(3, work)
     for _ in taken:
         other.step(batch, **step_options(threads=1))
+    assert all("another thread" in text for text in refused)
     assert trainer.step_count == len(taken)
     assert bits_of_model(model, trainer) == bits_of_model(twin, other)
 
@@ -313,7 +326,7 @@ def advance(seconds: float, call) -> tuple[float, float]:
     stop.set()
     thread.join()
     during = [begin, *[t for t in ticks if begin < t < end], end]
-    return max(b - a for a, b in zip(during, during[1:])), end - begin
+    return max(b - a for a, b in itertools.pairwise(during)), end - begin
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,209 @@
+"""The recipe "demo": a dense model of 12 x 12 heads on templates of English, its sparse twin, and a control.
+
+The sparse twin starts from the dense model and is trained with the gate. In the first fifth of its training
+the gates of the early layers are shut: a gate in layer 0 sees only token and position and would have to open
+for every query that looks alike, a gate in a late layer sees the context and opens only where the answer
+needs it. So the tasks are learned again in the late layers, then the early ones may come back. Where the
+circuits lie is made by this, not found. At the end the learning rate falls while the constraint stays, and
+every model is judged by one rule: a gate is open where its score is above 0.
+
+The control is the dense model trained on, without a gate, for as many steps, on the same text, as the sparse
+twin: what the twin gains by sparsity is what it has beyond the control.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import demo_card, schedules
+from .config import Config
+from .demo_text import LENGTH, DemoText, demo_tokenizer
+from .initial_weights import initial_weights
+from .model import Model
+from .trainer import Trainer
+from .training_options import TrainingOptions
+from .training_state import checkpoint_steps
+
+DENSE, CONTROL, SPARSE = "demo-dense", "demo-control", "demo-sparse"
+CHECKPOINTS = "checkpoints"
+SEEDS_APART = 10  # seeds of text: 10 seed for the dense model, 10 seed + 1 for what follows
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything of the recipe that can be chosen. `checkpoint_every` has no influence on the result."""
+
+    seed: int = 0
+    batch: int = 32
+    """Sequences of 32 tokens in a step."""
+    dense_steps: int = 3000
+    dense_lr: float = 3e-3
+    dense_tail: float = 0.4
+    weight_decay: float = 0.01
+    """Of the dense model and the control."""
+    control: bool = True
+    """Whether to train the control."""
+    sparse_steps: int = 4500
+    sparse_lr: float = 2e-3
+    sparse_tail: float = 0.35
+    """Share of the steps in which the learning rate falls; the control's too."""
+    slack: float = 0.08
+    """Cross-entropy above the dense model's that the sparse one may have, nats, with the noise on."""
+    first_slack: float = 0.10
+    """Added to it at the start, gone after 40 % of the steps."""
+    multiplier: float = 0.1
+    multiplier_min: float = 3e-4
+    multiplier_max: float = 0.08
+    early_layers: int = 8
+    """Layers 0 to early_layers - 1 are shut at the start."""
+    early_scale: float = 0.1
+    """Their query and key weights are scaled by this, so that their gates' sigmoids are not saturated."""
+    early_bias: float = -30.0
+    early_prices: tuple[float, float] = (5.0, 3.0)
+    """Price of an edge in the early layers while they are shut, and afterwards."""
+    late_prices: tuple[float, float] = (0.05, 1.0)
+    late_bias: float = 3.0
+    checkpoint_every: int = 250
+
+
+def config(gated: bool = False) -> Config:
+    """The models' shape: about a million weights."""
+    return Config(
+        n_layer=12, n_head=12, d_model=96, d_head=8, d_mlp=192, n_ctx=LENGTH,
+        n_vocab=demo_tokenizer().n_vocab, activation="gelu_new", gated=gated,
+    )  # fmt: skip
+
+
+def dense_options(settings: Settings) -> TrainingOptions:
+    """AdamW with decay on matrices, warm-up, a level learning rate that falls to 2 % in the tail."""
+    begin = 1 - settings.dense_tail
+    return TrainingOptions(
+        steps=settings.dense_steps,
+        seed=settings.seed,
+        lr=schedules.Warmup(settings.dense_lr, 100, "linear", begin=begin, final=0.02),
+        weight_decay=settings.weight_decay,
+    )
+
+
+def control_options(settings: Settings) -> TrainingOptions:
+    """The sparse twin's steps and learning rate without its gate."""
+    return TrainingOptions(
+        steps=settings.sparse_steps,
+        seed=settings.seed,
+        lr=_sparse_rate(settings),
+        weight_decay=settings.weight_decay,
+    )
+
+
+def sparse_options(settings: Settings, dense_ce: float) -> TrainingOptions:
+    """Early layers shut until 20 %, back by 45 %; the cross-entropy may be the dense one's plus slack."""
+    early, late = settings.early_prices, settings.late_prices
+    first, last = f"0-{settings.early_layers - 1}", f"{settings.early_layers}-{config().n_layer - 1}"
+    return TrainingOptions(
+        steps=settings.sparse_steps,
+        seed=settings.seed,
+        lr=_sparse_rate(settings),
+        tau=dense_ce,
+        slack=schedules.linear(settings.slack + settings.first_slack, settings.slack, 0, 0.4),
+        multiplier=settings.multiplier,
+        multiplier_min=settings.multiplier_min,
+        multiplier_max=settings.multiplier_max,
+        geco_rate=0.5,
+        geco_clip=0.3,
+        geco_relative=False,
+        gate_bias=schedules.per_layer(
+            {
+                first: schedules.linear(settings.early_bias, 0, 0.2, 0.45),
+                last: schedules.linear(settings.late_bias, 0, 0, 0.25),
+            }
+        ),
+        edge_weight=schedules.per_layer(
+            {first: schedules.linear(*early, 0.2, 0.35), last: schedules.linear(*late, 0.2, 0.35)}
+        ),
+    )
+
+
+def _sparse_rate(settings: Settings) -> schedules.Warmup:
+    begin = 1 - settings.sparse_tail
+    return schedules.Warmup(settings.sparse_lr, 50, "linear", begin=begin, final=0.02)
+
+
+def sparse_start(dense: Model, settings: Settings) -> Model:
+    """The sparse twin before its first step: the dense weights, with small scores in the early layers."""
+    weights = {name: array.copy() for name, array in dense.parameters().items()}
+    n_columns = 2 * dense.config.n_head * dense.config.d_head  # those of queries and keys
+    for layer in range(settings.early_layers):
+        for part in ("weight", "bias"):
+            weights[f"h.{layer}.attn.c_attn.{part}"][..., :n_columns] *= settings.early_scale
+    gated = dataclasses.replace(dense.config, gated=True)
+    return Model(gated, weights, tokenizer=dense.tokenizer, name=SPARSE)
+
+
+def train(
+    out: Path,
+    *,
+    seed: int | None = None,
+    resume: bool = False,
+    threads: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> list[Path]:
+    """Train the models into `out`; see `recipes.Recipe.train`. settings: fields of `Settings`.
+
+    Checkpoints go to `out/checkpoints`, which may be deleted afterwards.
+    """
+    chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
+    job = _Job(out, chosen, resume, threads, quiet)
+    dense = job.phase("dense", dense_options(chosen), job.new_model(), part=0)
+    dense_ce = job.ship(dense)
+    start = sparse_start(dense.model, chosen)
+    sparse = job.phase("sparse", sparse_options(chosen, dense_ce), start, part=1)
+    job.ship(sparse)
+    if chosen.control:
+        control = Model(dense.model.config, dense.model.parameters(), dense.model.tokenizer, CONTROL)
+        job.ship(job.phase("control", control_options(chosen), control, part=1))
+    return job.folders
+
+
+class _Job:
+    """One run of the recipe in one folder: phases that are resumed where they were, and finished models."""
+
+    def __init__(self, out: Path, settings: Settings, resume: bool, threads: int, quiet: bool) -> None:
+        self.out, self.settings = out, settings
+        self.threads, self.quiet = threads, quiet
+        self.folders: list[Path] = []
+        if not resume and (out / CHECKPOINTS).exists():
+            raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
+
+    def new_model(self) -> Model:
+        """The dense model before its first step."""
+        weights = initial_weights(config(), self.settings.seed, std="fan_in")
+        return Model(config(), weights, tokenizer=demo_tokenizer(), name=DENSE)
+
+    def phase(self, name: str, options: TrainingOptions, model: Model, part: int) -> Trainer:
+        """A phase run to its end, from its last checkpoint if there is one."""
+        folder = self.out / CHECKPOINTS / name
+        source = DemoText(self.settings.batch, seed=SEEDS_APART * self.settings.seed + part)
+        how = {"threads": self.threads, "folder": folder, "checkpoint_every": self.settings.checkpoint_every}
+        if checkpoint_steps(folder):
+            trainer = Trainer.resume(folder, source, options, tokenizer=model.tokenizer, **how)
+        else:
+            trainer = Trainer(model, source, options, **how)
+        return trainer.run(progress=False if self.quiet else None)
+
+    def ship(self, trainer: Trainer) -> float:
+        """Write a finished model's folder and return its cross-entropy, rounded, so that a resume on another
+        machine sets the same constraint."""
+        model = trainer.model
+        folder = self.out / model.name
+        model.save(folder)
+        found = demo_card.measure(model)
+        demo_card.write(folder, model, found, trainer, self.settings)
+        self.folders.append(folder)
+        if not self.quiet:
+            print(f"{model.name}: cross-entropy {found.cross_entropy:.4f} (floor {found.floor:.4f})")
+            print(found.tasks.to_string(index=False))
+        return round(found.cross_entropy, 4)
