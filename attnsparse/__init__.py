@@ -47,8 +47,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Figures and tables import matplotlib and pandas, so they are imported when first used."""
-    if name in ("figures", "tables", "recipes"):
+    """Modules that import matplotlib or pandas are imported when first used."""
+    if name in ("figures", "recipes", "tables", "tasks"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -63,10 +63,11 @@ typedef struct {
     void (*score_row)(const asp_attention_unit *unit, int64_t query, asp_real *scores);
     /* out (n) += factor * x */
     void (*multiply_add)(asp_real *out, asp_real factor, const asp_real *x, int64_t n);
-    /* c (4,64) += a (4,k) b (k,64), and out (8,16) += b (8,k) a_t (k,16): see kernels_skinny.h */
-    void (*skinny_rows)(asp_real *c, int64_t ldc, const asp_real *a, int64_t lda, int64_t k, int64_t k_block,
-                        const asp_real *b, int64_t ldb, int prefetch);
-    void (*skinny_dots)(asp_real *out, const asp_real *a_t, int64_t k, int64_t k_block, const asp_real *b, int64_t ldb);
+    /* sums (rows,columns) += a (rows,n) b (n,columns), rows in fours, columns in 64s; b has rows_left rows */
+    void (*skinny_block)(asp_real *sums, int64_t rows, int64_t columns, const asp_real *a, int64_t lda, int64_t n,
+                         const asp_real *b, int64_t ldb, int64_t rows_left);
+    /* sums (8,16) += b (8,n) a_t (n,16) */
+    void (*skinny_dots)(asp_real *sums, const asp_real *a_t, int64_t n, const asp_real *b, int64_t ldb, int prefetch);
     void (*adamw)(asp_real *p, asp_real *m, asp_real *v, const asp_real *g, int64_t n, const asp_adamw *step);
     /* sums (columns) += column sums of x (n, columns), columns <= 16, rows ld apart */
     void (*column_sums)(asp_real *sums, const asp_real *x, int64_t n, int64_t ld, int64_t columns);

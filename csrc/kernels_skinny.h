@@ -2,60 +2,60 @@
  * repack them.  Each element is summed over k in order with fused multiply-adds, in blocks of k whose sums
  * are then added to c: exactly the order of OpenBLAS's kernels for AVX-512, which skinny.c checks. */
 
-enum { SKINNY_ROWS = 4, SKINNY_AHEAD = 32 };
+enum { SKINNY_AHEAD = 32 };
 
-/* c[i, 0..64) += sum over t < n of a[i, t] b[t, 0..64) for four rows. */
-INLINE void skinny_tile(asp_real *c, int64_t ldc, const asp_real *a, int64_t lda, int64_t n, const asp_real *b,
+/* sums (4,64), rows lds apart, += a (4,n) b (n,64); b's rows SKINNY_AHEAD further on are fetched if asked. */
+INLINE void skinny_tile(asp_real *sums, int64_t lds, const asp_real *a, int64_t lda, int64_t n, const asp_real *b,
                         int64_t ldb, int prefetch) {
-    vec p0 = {0}, p1 = {0}, p2 = {0}, p3 = {0}, q0 = {0}, q1 = {0}, q2 = {0}, q3 = {0};
-    vec r0 = {0}, r1 = {0}, r2 = {0}, r3 = {0}, s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+    vec p0 = load(sums), p1 = load(sums + 16), p2 = load(sums + 32), p3 = load(sums + 48);
+    vec q0 = load(sums + lds), q1 = load(sums + lds + 16), q2 = load(sums + lds + 32), q3 = load(sums + lds + 48);
+    asp_real *rs = sums + 2 * lds, *ss = sums + 3 * lds;
+    vec r0 = load(rs), r1 = load(rs + 16), r2 = load(rs + 32), r3 = load(rs + 48);
+    vec s0 = load(ss), s1 = load(ss + 16), s2 = load(ss + 32), s3 = load(ss + 48);
     for (int64_t t = 0; t < n; t++) {
         const asp_real *row = b + t * ldb;
         if (prefetch)
             for (int i = 0; i < 4; i++) __builtin_prefetch(row + SKINNY_AHEAD * ldb + i * ASP_LANES, 0, 2);
         const vec w0 = load(row), w1 = load(row + 16), w2 = load(row + 32), w3 = load(row + 48);
-        const asp_real x0 = a[t], x1 = a[lda + t], x2 = a[2 * lda + t], x3 = a[3 * lda + t];
+        const vec x0 = splat(a[t]), x1 = splat(a[lda + t]), x2 = splat(a[2 * lda + t]), x3 = splat(a[3 * lda + t]);
         p0 += x0 * w0, p1 += x0 * w1, p2 += x0 * w2, p3 += x0 * w3;
         q0 += x1 * w0, q1 += x1 * w1, q2 += x1 * w2, q3 += x1 * w3;
         r0 += x2 * w0, r1 += x2 * w1, r2 += x2 * w2, r3 += x2 * w3;
         s0 += x3 * w0, s1 += x3 * w1, s2 += x3 * w2, s3 += x3 * w3;
     }
-    const vec sums[SKINNY_ROWS][4] = {{p0, p1, p2, p3}, {q0, q1, q2, q3}, {r0, r1, r2, r3}, {s0, s1, s2, s3}};
-    for (int i = 0; i < SKINNY_ROWS; i++)
-        for (int j = 0; j < 4; j++) {
-            asp_real *at = c + i * ldc + j * ASP_LANES;
-            store(at, load(at) + sums[i][j]);
-        }
+    store(sums, p0), store(sums + 16, p1), store(sums + 32, p2), store(sums + 48, p3);
+    store(sums + lds, q0), store(sums + lds + 16, q1), store(sums + lds + 32, q2), store(sums + lds + 48, q3);
+    store(rs, r0), store(rs + 16, r1), store(rs + 32, r2), store(rs + 48, r3);
+    store(ss, s0), store(ss + 16, s1), store(ss + 32, s2), store(ss + 48, s3);
 }
 
-/* c (4,64) += a (4,k) b (k,64), summed in blocks of k. */
-static void skinny_rows(asp_real *c, int64_t ldc, const asp_real *a, int64_t lda, int64_t k, int64_t k_block,
-                        const asp_real *b, int64_t ldb, int prefetch) {
-    for (int64_t at = 0; at < k;) {
-        const int64_t n = asp_k_block(k - at, k_block);
-        skinny_tile(c, ldc, a + at, lda, n, b + at * ldb, ldb, prefetch);
-        at += n;
+/* sums (rows,columns) += a (rows,n) b (n,columns); rows a multiple of 4, columns of 64.  b is read in strips
+ * of a few rows, so that what the processor fetches ahead is used by the next tile. */
+static void skinny_block(asp_real *sums, int64_t rows, int64_t columns, const asp_real *a, int64_t lda, int64_t n,
+                         const asp_real *b, int64_t ldb, int64_t rows_left) {
+    for (int64_t t = 0; t < n; t += SKINNY_AHEAD) {
+        const int64_t strip = n - t < SKINNY_AHEAD ? n - t : SKINNY_AHEAD;
+        const int more = t + strip + SKINNY_AHEAD <= rows_left;
+        for (int64_t c = 0; c < columns; c += 64)
+            for (int64_t r = 0; r < rows; r += 4)
+                skinny_tile(sums + r * columns + c, columns, a + r * lda + t, lda, strip, b + t * ldb + c, ldb,
+                            r == 0 && more);
     }
 }
 
-/* out[j, 0..16) += sum over t of b[j, t] a_t[t, 0..16) for eight rows j of b: lanes are rows of a. */
-INLINE void skinny_dot_tile(asp_real *out, const asp_real *a_t, int64_t n, const asp_real *b, int64_t ldb) {
-    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, s4 = {0}, s5 = {0}, s6 = {0}, s7 = {0};
+/* sums (8,16) += b (8,n) a_t (n,16): lanes are rows of a.  The next eight rows of b are fetched if asked. */
+static void skinny_dots(asp_real *sums, const asp_real *a_t, int64_t n, const asp_real *b, int64_t ldb,
+                        int prefetch) {
+    vec s[8];
+    vec s0 = load(sums), s1 = load(sums + 16), s2 = load(sums + 32), s3 = load(sums + 48);
+    vec s4 = load(sums + 64), s5 = load(sums + 80), s6 = load(sums + 96), s7 = load(sums + 112);
     for (int64_t t = 0; t < n; t++) {
+        if (prefetch && t % ASP_LANES == 0)
+            for (int i = 0; i < 8; i++) __builtin_prefetch(b + (8 + i) * ldb + t, 0, 2);
         const vec x = load(a_t + t * ASP_LANES);
         s0 += b[t] * x, s1 += b[ldb + t] * x, s2 += b[2 * ldb + t] * x, s3 += b[3 * ldb + t] * x;
         s4 += b[4 * ldb + t] * x, s5 += b[5 * ldb + t] * x, s6 += b[6 * ldb + t] * x, s7 += b[7 * ldb + t] * x;
     }
-    const vec sums[8] = {s0, s1, s2, s3, s4, s5, s6, s7};
-    for (int j = 0; j < 8; j++) store(out + j * ASP_LANES, load(out + j * ASP_LANES) + sums[j]);
-}
-
-/* out (8,16) += b (8,k) a_t (k,16), summed in blocks of k. */
-static void skinny_dots(asp_real *out, const asp_real *a_t, int64_t k, int64_t k_block, const asp_real *b,
-                        int64_t ldb) {
-    for (int64_t at = 0; at < k;) {
-        const int64_t n = asp_k_block(k - at, k_block);
-        skinny_dot_tile(out, a_t + at * ASP_LANES, n, b + at, ldb);
-        at += n;
-    }
+    s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5, s[6] = s6, s[7] = s7;
+    for (int j = 0; j < 8; j++) store(sums + j * ASP_LANES, s[j]);
 }

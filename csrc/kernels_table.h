@@ -7,5 +7,5 @@
         .cross_entropy_row = cross_entropy_row, .attention_forward = attention_forward,                   \
         .attention_backward = attention_backward, .score_row = score_row, .adamw = adamw,                 \
         .column_sums = column_sums, .sum_squares = sum_squares, .multiply_add = multiply_add,             \
-        .skinny_rows = skinny_rows, .skinny_dots = skinny_dots                                            \
+        .skinny_block = skinny_block, .skinny_dots = skinny_dots                                          \
     }

@@ -1,6 +1,6 @@
 /* skinny.c: products of few rows with a weight matrix, without BLAS's repacking of the weights.
  *
- * They serve up to 16 rows, and all products that BLAS would send down its small-matrix path, and are used only where they give the bits that BLAS gives for the same rows in a larger batch: for each
+ * They serve up to 128 rows (64 of the LM head), and all products that BLAS would send down its small-matrix path, and are used only where they give the bits that BLAS gives for the same rows in a larger batch: for each
  * inner size k of a model that is tried once, when the model is made, on random numbers. */
 #include <stdatomic.h>
 #include <string.h>
@@ -9,57 +9,57 @@
 #include "kernels.h"
 #include "skinny.h"
 
-enum { TILE = 64, ROWS = 16, DOT_ROWS = 8, PROBE_ROWS = 12, PROBE_COLUMNS = 400 };
+enum { TILE = 64, LANES = 16, DOT_ROWS = 8, MOST_ROWS = 64, MOST_SUMS = 16384, PROBE_ROWS = 12, PROBE_COLUMNS = 400 };
 
 typedef struct {
     const asp_gemm *gemm;
     const asp_real *transposed; /* (groups of 16 rows,k,16) of A, for products with a transposed B */
-    int64_t tiles;
+    int64_t width, blocks;      /* columns of an item (of B, or of B^T), items to a group of rows */
 } skinny_job;
 
-/* 16 rows of A (fewer in the last group) by 64 columns of C. */
-typedef struct { int64_t row, rows, column, columns; } skinny_block;
+/* Up to MOST_ROWS rows of A by some columns of C; all of `padded` columns have sums. */
+typedef struct { int64_t row, rows, column, columns, padded; } skinny_part;
 
-/* out (16,TILE) += A B of one block. */
-static void rows_tile(const skinny_job *job, const skinny_block *at, asp_real *out) {
+/* sums (rows,padded) of one block of k.  Whole tiles are read where they lie, the rest is copied and padded. */
+static void sum_rows(const skinny_job *job, const skinny_part *at, int64_t k, int64_t n, asp_real *sums) {
     const asp_gemm *g = job->gemm;
-    for (int64_t row = 0; row < at->rows; row += 4)
-        asp_kernels_active()->skinny_rows(out + row * TILE, TILE, g->a + (at->row + row) * g->lda, g->lda, g->k,
-                                          g->k_block, g->b + at->column, g->ldb, row == 0);
-}
-
-/* The same for fewer than 64 columns, which are copied and padded. */
-static void rows_edge(const skinny_job *job, const skinny_block *at, asp_real *out) {
-    const asp_gemm *g = job->gemm;
-    asp_real padded[TILE], sums[ROWS * TILE];
-    for (int64_t first = 0, n; first < g->k; first += n) {
-        n = asp_k_block(g->k - first, g->k_block);
-        memset(sums, 0, sizeof sums);
-        memset(padded, 0, sizeof padded);
-        for (int64_t t = first; t < first + n; t++) {
-            memcpy(padded, g->b + t * g->ldb + at->column, (size_t)at->columns * sizeof *padded);
-            for (int64_t row = 0; row < at->rows; row++)
-                asp_kernels_active()->multiply_add(sums + row * TILE, g->a[(at->row + row) * g->lda + t], padded, TILE);
-        }
-        for (int64_t i = 0; i < ROWS * TILE; i++) out[i] += sums[i];
+    const asp_real *a = g->a + at->row * g->lda + k, *b = g->b + k * g->ldb + at->column;
+    const int64_t rows = asp_round_up(at->rows, 4);
+    if (at->columns == at->padded) {
+        asp_kernels_active()->skinny_block(sums, rows, at->padded, a, g->lda, n, b, g->ldb, g->k - k);
+        return;
     }
+    asp_real strip[TILE * DOT_ROWS];
+    for (int64_t c = 0; c < at->padded; c += TILE)
+        for (int64_t t = 0; t < n; t += DOT_ROWS) {
+            const int64_t m = asp_min(DOT_ROWS, n - t), whole = asp_min(TILE, at->columns - c);
+            memset(strip, 0, sizeof strip);
+            for (int64_t i = 0; i < m; i++) memcpy(strip + i * TILE, b + (t + i) * g->ldb + c, (size_t)whole * sizeof *b);
+            for (int64_t r = 0; r < rows; r += 4) {
+                asp_real four[4 * TILE];
+                for (int64_t i = 0; i < 4; i++) memcpy(four + i * TILE, sums + (r + i) * at->padded + c, TILE * sizeof *four);
+                asp_kernels_active()->skinny_block(four, 4, TILE, a + r * g->lda + t, g->lda, m, strip, TILE, m);
+                for (int64_t i = 0; i < 4; i++) memcpy(sums + (r + i) * at->padded + c, four + i * TILE, TILE * sizeof *four);
+            }
+        }
 }
 
-/* out (16,TILE) += A B^T of one block, eight rows of B at a time; lanes are rows of A. */
-static void dots_tile(const skinny_job *job, const skinny_block *at, asp_real *out) {
+/* The same with B transposed, eight rows of B and 16 rows of A (the lanes) at a time. */
+static void sum_dots(const skinny_job *job, const skinny_part *at, int64_t k, int64_t n, asp_real *sums) {
     const asp_gemm *g = job->gemm;
-    const asp_real *a = job->transposed + at->row * g->k;
-    asp_real sums[DOT_ROWS * ROWS];
+    asp_real eight[DOT_ROWS * LANES];
     for (int64_t j = 0; j < at->columns; j += DOT_ROWS) {
         /* Fewer than eight rows of B left: take the last eight, and skip those done before. */
         const int64_t first = asp_min(at->column + j, g->n - DOT_ROWS), skip = at->column + j - first;
-        const int64_t n = asp_min(DOT_ROWS - skip, at->columns - j);
-        memset(sums, 0, sizeof sums);
-        for (int64_t s = 0; s < n; s++)
-            for (int64_t r = 0; r < at->rows; r++) sums[(s + skip) * ROWS + r] = out[r * TILE + j + s];
-        asp_kernels_active()->skinny_dots(sums, a, g->k, g->k_block, g->b + first * g->ldb, g->ldb);
-        for (int64_t s = 0; s < n; s++)
-            for (int64_t r = 0; r < at->rows; r++) out[r * TILE + j + s] = sums[(s + skip) * ROWS + r];
+        const int more = first + 2 * DOT_ROWS <= g->n;
+        for (int64_t r = 0; r < at->rows; r += LANES) {
+            const asp_real *a = job->transposed + (at->row + r) * g->k + k * LANES;
+            memset(eight, 0, sizeof eight);
+            asp_kernels_active()->skinny_dots(eight, a, n, g->b + first * g->ldb + k, g->ldb, r == 0 && more);
+            const int64_t rows = asp_min(LANES, at->rows - r);
+            for (int64_t s = skip; s < DOT_ROWS && s - skip + j < at->columns; s++)
+                for (int64_t i = 0; i < rows; i++) sums[(r + i) * at->padded + j + s - skip] = eight[s * LANES + i];
+        }
     }
 }
 
@@ -67,38 +67,53 @@ static void skinny_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const skinny_job *job = arg;
     const asp_gemm *g = job->gemm;
-    skinny_block at = {.row = item / job->tiles * ROWS, .column = item % job->tiles * TILE};
-    at.rows = asp_min(ROWS, g->n_rows - at.row);
-    at.columns = asp_min(TILE, g->n - at.column);
-    asp_real out[ROWS * TILE] = {0};
+    skinny_part at = {.row = item / job->blocks * MOST_ROWS, .column = item % job->blocks * job->width};
+    at.rows = asp_min(MOST_ROWS, g->n_rows - at.row);
+    at.columns = asp_min(job->width, g->n - at.column);
+    at.padded = asp_round_up(at.columns, TILE);
+    asp_real sums[MOST_SUMS];
     const asp_real *start = g->epilogue == ASP_EPILOGUE_RESIDUAL ? g->residual : g->accumulate ? g->c : NULL;
-    for (int64_t r = 0; start && r < at.rows; r++)
-        memcpy(out + r * TILE, start + (at.row + r) * g->ldc + at.column, (size_t)at.columns * sizeof *out);
-    if (g->trans_b) dots_tile(job, &at, out);
-    else if (at.columns == TILE) rows_tile(job, &at, out);
-    else rows_edge(job, &at, out);
-    for (int64_t r = 0; r < at.rows; r++)
-        memcpy(g->c + (at.row + r) * g->ldc + at.column, out + r * TILE, (size_t)at.columns * sizeof *out);
+    for (int64_t r = 0; r < at.rows; r++) {
+        asp_real *c = g->c + (at.row + r) * g->ldc + at.column;
+        if (!start) memset(c, 0, (size_t)at.columns * sizeof *c);
+        else if (start != g->c) memcpy(c, start + (at.row + r) * g->ldc + at.column, (size_t)at.columns * sizeof *c);
+    }
+    for (int64_t k = 0, n; k < g->k; k += n) {
+        n = asp_k_block(g->k - k, g->k_block);
+        memset(sums, 0, (size_t)(asp_round_up(at.rows, 4) * at.padded) * sizeof *sums);
+        if (g->trans_b) sum_dots(job, &at, k, n, sums);
+        else sum_rows(job, &at, k, n, sums);
+        for (int64_t r = 0; r < at.rows; r++)
+            asp_kernels_active()->add(g->c + (at.row + r) * g->ldc + at.column, sums + r * at.padded, at.columns);
+    }
     if (g->epilogue != ASP_EPILOGUE_NONE) asp_gemm_finish(g, at.row, at.rows, at.column, at.columns);
+}
+
+/* Columns of an item: enough items for several threads, wide enough to read memory in long pieces. */
+static int64_t item_width(const asp_gemm *g) {
+    const int64_t most = MOST_SUMS / asp_round_up(asp_min(g->n_rows, MOST_ROWS), 4) / TILE * TILE;
+    return asp_max(TILE, asp_min(asp_min(most, 512), asp_round_up(g->n / 8, TILE)));
 }
 
 int asp_skinny_fits(const asp_gemm *g) {
     if (g->k_block <= 0 || g->trans_a || (g->trans_b && g->n < DOT_ROWS)) return 0;
-    return g->n_rows <= ROWS || g->n_rows < asp_gemm_min_rows(g->n, g->k);
+    return g->n_rows <= (g->trans_b ? MOST_ROWS : 2 * MOST_ROWS) || g->n_rows < asp_gemm_min_rows(g->n, g->k);
 }
 
 asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
-    const int64_t groups = (g->n_rows + ROWS - 1) / ROWS, tiles = (g->n + TILE - 1) / TILE;
+    const int64_t groups = (g->n_rows + LANES - 1) / LANES, width = item_width(g);
+    skinny_job job = {g, NULL, width, (g->n + width - 1) / width};
     asp_real *transposed = NULL;
     if (g->trans_b) {
-        transposed = asp_allocate(groups * ROWS * g->k, sizeof *transposed);
+        transposed = asp_allocate(groups * LANES * g->k, sizeof *transposed);
         if (!transposed) return ASP_NO_MEMORY;
         for (int64_t r = 0; r < g->n_rows; r++)
             for (int64_t t = 0; t < g->k; t++)
-                transposed[(r / ROWS * g->k + t) * ROWS + r % ROWS] = g->a[r * g->lda + t];
+                transposed[(r / LANES * g->k + t) * LANES + r % LANES] = g->a[r * g->lda + t];
+        job.transposed = transposed;
     }
-    skinny_job job = {g, transposed, tiles};
-    const asp_status status = asp_parallel_for(context, groups * tiles, skinny_item, &job);
+    const int64_t parts = (g->n_rows + MOST_ROWS - 1) / MOST_ROWS;
+    const asp_status status = asp_parallel_for(context, parts * job.blocks, skinny_item, &job);
     asp_release(transposed);
     return status;
 }

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def outside_the_source_tree(tmp_path_factory):
-    """Child processes find the installed package, not the sources beside these tests, which hold no binary."""
+    """Child processes find the installed package, not the sources beside the tests, which have no binary."""
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
     yield

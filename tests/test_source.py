@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -161,6 +162,14 @@ def test_python_functions_are_short(path):
 def test_files_are_short(path):
     limit = min(LONG_FILES.get(path.name, MAX_FILE_LINES), 700)
     assert len(path.read_text().splitlines()) <= limit
+
+
+@pytest.mark.parametrize("path", C_FILES + PYTHON_FILES, ids=lambda path: path.name)
+def test_map_names_every_file(path):
+    """docs/developing.md says where to look for what; a new file gets a place there."""
+    text = (ROOT / "docs" / "developing.md").read_text().partition("## Map")[2]
+    patterns = ["__init__.py", "_version.py", *re.findall(r"`([^`\s]+\.(?:c|h|py))`", text)]
+    assert any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def test_build_uses_no_unsafe_flags():
