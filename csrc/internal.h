@@ -19,7 +19,8 @@ typedef struct {
     int overflow;
 } asp_arena;
 int64_t asp_arena_reserve(asp_arena *arena, int64_t n, int64_t item_bytes); /* offset, 64-byte aligned */
-int asp_arena_commit(asp_arena *arena);                                     /* 0: out of memory */
+/* 0: out of memory.  Not zeroed, a large block may hold what an earlier run left there. */
+int asp_arena_commit(asp_arena *arena, int zeroed);
 void asp_arena_free(asp_arena *arena);
 
 static inline int64_t asp_min(int64_t a, int64_t b) { return a < b ? a : b; }

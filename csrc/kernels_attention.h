@@ -127,8 +127,11 @@ INLINE ivec gate_open(const asp_attention_unit *u, vec s, int64_t k, uint64_t ro
     return r > exp_vec(-g) * (1 - r);
 }
 
-/* Keys beyond the query keep the zeros that the array was allocated with. */
-static void write_row(asp_real *out, const asp_real *row, int64_t n) { memcpy(out, row, (size_t)n * sizeof *out); }
+/* The first n values, then `fill` for the keys beyond the query. */
+static void write_row(asp_real *out, const asp_real *row, int64_t n, int64_t length, asp_real fill) {
+    memcpy(out, row, (size_t)n * sizeof *out);
+    for (int64_t k = n; k < length; k++) out[k] = fill;
+}
 
 /* row: scores of one query on entry, pattern on return; entries up to a multiple of 16 are written. */
 static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t query) {
@@ -136,11 +139,7 @@ static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t quer
     const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
     const ivec last = first_lanes(n - (padded - ASP_LANES));
     store(row + padded - ASP_LANES, select(last, load(row + padded - ASP_LANES), splat(-(asp_real)INFINITY)));
-    if (u->scores) {
-        asp_real *scores = u->scores + query * u->n_tokens;
-        write_row(scores, row, n);
-        for (int64_t k = n; k < u->n_tokens; k++) scores[k] = -(asp_real)INFINITY;
-    }
+    if (u->scores) write_row(u->scores + query * u->n_tokens, row, n, u->n_tokens, -(asp_real)INFINITY);
     vec best = load(row);
     for (int64_t k = ASP_LANES; k < padded; k += ASP_LANES) best = maximum(load(row + k), best);
     const asp_real top = max_lanes(best);
@@ -162,8 +161,9 @@ static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t quer
     const asp_real sum = sum_lanes(sums), inverse = 1 / sum;
     if (u->lse) u->lse[query] = top + asp_log(sum);
     for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * inverse);
-    if (u->pattern) write_row(u->pattern + query * u->n_tokens, row, n);
+    if (u->pattern) write_row(u->pattern + query * u->n_tokens, row, n, u->n_tokens, 0);
     if (u->gate && !u->gated) memset(u->gate + query * u->n_tokens, 1, (size_t)n);
+    if (u->gate) memset(u->gate + query * u->n_tokens + n, 0, (size_t)(u->n_tokens - n));
 }
 
 static void edge_row(const asp_attention_unit *u, const asp_real *row, int64_t query) {
@@ -225,7 +225,7 @@ static void pattern_row_backward(const asp_attention_unit *u, asp_real *row, asp
     const asp_real lse = u->lse[query], coefficient = u->edge_coefficient;
     const int through = u->noisy || u->straight_through, soft = through || coefficient != 0 || u->edge_sums;
     vec gates = {0}, opens = {0};
-    if (u->dpattern) write_row(u->dpattern + query * u->n_tokens, drow, n);
+    if (u->dpattern) write_row(u->dpattern + query * u->n_tokens, drow, n, u->n_tokens, 0);
     for (int64_t k = 0; k < padded; k += ASP_LANES) {
         const ivec valid = first_lanes(n - k);
         const vec s = load(row + k), da = load(drow + k), p = exp_vec(s - lse);
@@ -251,7 +251,7 @@ static void pattern_row_backward(const asp_attention_unit *u, asp_real *row, asp
         store(row + k, (vec)((ivec)a & valid));
         store(drow + k, (vec)((ivec)ds & valid));
     }
-    if (u->dscores) write_row(u->dscores + query * u->n_tokens, drow, n);
+    if (u->dscores) write_row(u->dscores + query * u->n_tokens, drow, n, u->n_tokens, 0);
     if (u->edge_sums) {
         u->edge_sums[0] += (double)sum_lanes(gates);
         u->edge_sums[1] += (double)sum_lanes(opens);

@@ -1,5 +1,7 @@
-/* memory.c: the only allocator.  Every block is zeroed, 64-byte aligned and counted, so that a test can
- * ask whether a call gave back all it took, and can make the n-th allocation fail. */
+/* memory.c: the only allocator.  Every block is 64-byte aligned and counted, so that a test can ask whether
+ * a call gave back all it took, and can make the n-th allocation fail.  A few large blocks that were given
+ * back are kept for the next run: pages that the system hands out must be cleared first, which costs more
+ * than a run's own writes. */
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -11,13 +13,21 @@
 
 #include "internal.h"
 
-enum { ALIGNMENT = 64, LARGE = 1 << 22 };
+enum { ALIGNMENT = 64, LARGE = 1 << 20, KEPT_BLOCKS = 8 };
+static const int64_t KEPT_BYTES = (int64_t)1 << 30;
 
 typedef struct {
     void *start;     /* what the system gave */
     int64_t bytes;   /* what was asked for */
     int64_t mapped;  /* bytes mapped, 0 for the heap */
 } block_header;
+
+/* Blocks given back and kept; whoever finds the lock taken does without. */
+static struct {
+    atomic_flag lock;
+    int64_t bytes;
+    struct { char *start; int64_t mapped; } blocks[KEPT_BLOCKS];
+} kept = {.lock = ATOMIC_FLAG_INIT};
 
 static atomic_llong live_bytes, live_blocks, n_allocations, fail_at;
 
@@ -34,11 +44,49 @@ int asp_multiply(int64_t a, int64_t b, int64_t *out) {
     return 1;
 }
 
+#if defined(__linux__)
+/* The smallest kept block of at least this size and at most twice it; NULL if there is none. */
+static char *take_kept(int64_t bytes, int64_t *mapped) {
+    if (atomic_flag_test_and_set(&kept.lock)) return NULL;
+    int best = -1;
+    for (int i = 0; i < KEPT_BLOCKS; i++) {
+        const int64_t size = kept.blocks[i].mapped;
+        if (size >= bytes && size / 2 <= bytes && (best < 0 || size < kept.blocks[best].mapped)) best = i;
+    }
+    char *start = NULL;
+    if (best >= 0) {
+        start = kept.blocks[best].start;
+        *mapped = kept.blocks[best].mapped;
+        kept.bytes -= *mapped;
+        kept.blocks[best].mapped = 0;
+    }
+    atomic_flag_clear(&kept.lock);
+    return start;
+}
+
+/* 1 if the block was kept, 0 if the system should have it back. */
+static int keep(char *start, int64_t mapped) {
+    if (atomic_flag_test_and_set(&kept.lock)) return 0;
+    int i = 0;
+    while (i < KEPT_BLOCKS && kept.blocks[i].mapped) i++;
+    const int room = i < KEPT_BLOCKS && kept.bytes + mapped <= KEPT_BYTES;
+    if (room) {
+        kept.blocks[i].start = start;
+        kept.blocks[i].mapped = mapped;
+        kept.bytes += mapped;
+    }
+    atomic_flag_clear(&kept.lock);
+    return room;
+}
+#endif
+
 /* Large blocks are mapped: zero pages come free, huge pages spare page faults, and the system gets them back. */
-static char *system_allocate(int64_t bytes, int64_t *mapped) {
+static char *system_allocate(int64_t bytes, int zeroed, int64_t *mapped) {
     *mapped = 0;
 #if defined(__linux__)
     if (bytes >= LARGE) {
+        char *again = zeroed ? NULL : take_kept(bytes, mapped);
+        if (again) return again;
         char *start = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (start == MAP_FAILED) return NULL;
         madvise(start, (size_t)bytes, MADV_HUGEPAGE);
@@ -49,14 +97,14 @@ static char *system_allocate(int64_t bytes, int64_t *mapped) {
     return calloc(1, (size_t)bytes);
 }
 
-void *asp_allocate(int64_t n, size_t size) {
+static void *allocate(int64_t n, size_t size, int zeroed) {
     int64_t bytes, total;
     if (!asp_multiply(n, (int64_t)size, &bytes)) return NULL;
     if (__builtin_add_overflow(bytes, (int64_t)(sizeof(block_header) + ALIGNMENT), &total)) return NULL;
     atomic_fetch_add(&n_allocations, 1);
     if (atomic_load(&fail_at) > 0 && atomic_fetch_sub(&fail_at, 1) == 1) return NULL;
     int64_t mapped;
-    char *start = system_allocate(total, &mapped);
+    char *start = system_allocate(total, zeroed, &mapped);
     if (!start) return NULL;
     const uintptr_t first = (uintptr_t)start + sizeof(block_header);
     char *block = start + ((first + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT - (uintptr_t)start);
@@ -67,6 +115,8 @@ void *asp_allocate(int64_t n, size_t size) {
     return block;
 }
 
+void *asp_allocate(int64_t n, size_t size) { return allocate(n, size, 1); }
+
 void asp_release(void *block) {
     if (!block) return;
     block_header header;
@@ -75,7 +125,7 @@ void asp_release(void *block) {
     atomic_fetch_sub(&live_blocks, 1);
 #if defined(__linux__)
     if (header.mapped) {
-        munmap(header.start, (size_t)header.mapped);
+        if (!keep(header.start, header.mapped)) munmap(header.start, (size_t)header.mapped);
         return;
     }
 #endif
@@ -94,9 +144,9 @@ int64_t asp_arena_reserve(asp_arena *arena, int64_t n, int64_t item_bytes) {
     return offset;
 }
 
-int asp_arena_commit(asp_arena *arena) {
+int asp_arena_commit(asp_arena *arena, int zeroed) {
     if (arena->overflow) return 0;
-    arena->base = asp_allocate(arena->bytes > 0 ? arena->bytes : 1, 1);
+    arena->base = allocate(arena->bytes > 0 ? arena->bytes : 1, 1, zeroed);
     return arena->base != NULL;
 }
 

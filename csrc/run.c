@@ -266,7 +266,7 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
     const int overflow = run->arena.overflow || s->arena.overflow;
     const int64_t needed = overflow ? INT64_MAX : run->arena.bytes + s->arena.bytes;
     if (needed > options->max_bytes || overflow) return no_room(run, needed, options->max_bytes, err);
-    if (!asp_arena_commit(&run->arena) || !asp_arena_commit(&s->arena)) return no_room(run, needed, INT64_MAX, err);
+    if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0)) return no_room(run, needed, INT64_MAX, err);
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
     if (!options->edges) return ASP_OK;

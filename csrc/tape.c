@@ -98,7 +98,7 @@ asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_ba
     if (needed > tape->capacity) {
         asp_release(base);
         tape->capacity = 0;
-        if (!asp_arena_commit(&tape->arena))
+        if (!asp_arena_commit(&tape->arena, 0))
             return asp_fail(err, ASP_NO_MEMORY, "forward and backward of %lld tokens need %.3f GB, which could not be allocated; use smaller batches",
                             (long long)n, (double)needed / 1e9);
         tape->capacity = needed;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,15 @@ def test_two_commands_of_one_line():
     assert [command.count("\n") for command in commands] == [0, 0]
     assert commands[0].endswith("attnsparse reproduce --out figures")
     assert commands[1].endswith("pytest")
+
+
+def test_first_command_draws_the_figure(tmp_path):
+    arguments = blocks("sh")[0].split(".venv/bin/attnsparse ")[1].split()
+    command = [sys.executable, "-m", "attnsparse.cli", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert (tmp_path / "figures" / "addition.png").stat().st_size > 0
 
 
 def test_python_example_runs(tmp_path, monkeypatch):

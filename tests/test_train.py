@@ -362,7 +362,7 @@ def test_kill_9(tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_often(tmp_path):
-    kill_test(tmp_path, 200, 20_000)
+    kill_test(tmp_path, 200, 5000)
 
 
 def test_run_saves_and_keeps_the_last_ones(tmp_path):
