@@ -211,6 +211,8 @@ class Trainer:
             model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep
         )
         trainer._restore(tensors, meta, path)
+        if trainer._folder is not None:
+            trainer._remove_old(trainer.step_count)  # a killed run may not have come to it
         return trainer
 
     def _restore(self, tensors: dict[str, np.ndarray], meta: dict[str, Any], path: Path) -> None:
