@@ -20,6 +20,8 @@ from .model import Model
 from .run import Run
 from .tokenizer import Tokenizer
 from .trainer import Trainer
+from .training_data import SequenceData, TokenData
+from .training_options import TrainingOptions
 
 __all__ = [
     "CheckpointError",
@@ -33,9 +35,12 @@ __all__ = [
     "Model",
     "NonFiniteError",
     "Run",
+    "SequenceData",
+    "TokenData",
     "Tokenizer",
     "Trainer",
     "TrainingDiverged",
+    "TrainingOptions",
     "UnsafeFileError",
     "__version__",
     "build_info",
@@ -48,7 +53,7 @@ __all__ = [
 
 def __getattr__(name: str):
     """Modules that import matplotlib or pandas are imported when first used."""
-    if name in ("figures", "recipes", "tables", "tasks"):
+    if name in ("evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -23,16 +23,15 @@ from . import addition, addition_card, randomness, schedules
 from .config import Config
 from .initial_weights import initial_weights
 from .model import Model
+from .recipe_job import RecipeJob
 from .reproduce_addition import DENSE_THRESHOLD, Evaluation, evaluate
 from .tokenizer import Tokenizer
 from .trainer import Trainer
 from .training_data import SequenceData
 from .training_options import TrainingOptions
-from .training_state import checkpoint_steps
 
 N_HELD_OUT = 1000
 DENSE, SPARSE = "addition-dense", "addition-sparse"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -132,20 +131,19 @@ def train(
     """
     chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
     job = _Job(out, chosen, resume, threads, quiet)
-    dense = job.phase("dense", dense_options(chosen), job.new_model(), chosen.dense_batch)
+    dense = job.phase("dense", dense_options(chosen), job.new_model(), data(chosen.dense_batch, chosen.seed))
     found = evaluate(dense.model, DENSE_THRESHOLD)
     folders = [job.ship(DENSE, dense, found, [dense])]
 
-    phases = [
-        job.phase("sparse", sparse_options(chosen), gated_twin(dense.model, SPARSE), chosen.sparse_batch)
-    ]
+    source = data(chosen.sparse_batch, chosen.seed)
+    phases = [job.phase("sparse", sparse_options(chosen), gated_twin(dense.model, SPARSE), source)]
     found = evaluate(phases[0].model, 0.0)
     for repeat in range(1, chosen.repeats + 1):
         if _good(found, chosen):
             break
         options = repeat_options(chosen, repeat)
         model = gated_twin(phases[-1].model, SPARSE)
-        phases.append(job.phase(f"repeat-{repeat}", options, model, chosen.sparse_batch))
+        phases.append(job.phase(f"repeat-{repeat}", options, model, source))
         found = evaluate(phases[-1].model, 0.0)
     folders.append(job.ship(SPARSE, phases[-1], found, phases))
     return folders
@@ -163,31 +161,16 @@ def _good(found: Evaluation, settings: Settings) -> bool:
     return found.right[trained].mean() >= settings.wanted_accuracy
 
 
-class _Job:
-    """One run of the recipe in one folder: phases that are resumed where they were, and finished models."""
-
+class _Job(RecipeJob):
     def __init__(self, out: Path, settings: Settings, resume: bool, threads: int, quiet: bool) -> None:
-        self.out, self.settings, self.resume = out, settings, resume
-        self.threads, self.quiet = threads, quiet
+        super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
+        self.settings = settings
         self.tokenizer = Tokenizer.from_words(addition.VOCABULARY, split="characters")
-        if not resume and (out / CHECKPOINTS).exists():
-            raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
 
     def new_model(self) -> Model:
         """The dense model before its first step."""
         weights = initial_weights(config(), self.settings.seed, std=self.settings.init_std)
         return Model(config(), weights, tokenizer=self.tokenizer, name=DENSE)
-
-    def phase(self, name: str, options: TrainingOptions, model: Model, batch: int) -> Trainer:
-        """A phase run to its end, from its last checkpoint if there is one."""
-        folder = self.out / CHECKPOINTS / name
-        source = data(batch, self.settings.seed)
-        how = {"threads": self.threads, "folder": folder, "checkpoint_every": self.settings.checkpoint_every}
-        if checkpoint_steps(folder):
-            trainer = Trainer.resume(folder, source, options, tokenizer=self.tokenizer, **how)
-        else:
-            trainer = Trainer(model, source, options, **how)
-        return trainer.run(progress=False if self.quiet else None)
 
     def ship(self, name: str, trainer: Trainer, found: Evaluation, phases: list[Trainer]) -> Path:
         """Write a finished model's folder: weights, config, tokenizer, card, history and its figure."""

@@ -7,6 +7,8 @@ needs it. So the tasks are learned again in the late layers, then the early ones
 circuits lie is made by this, not found. At the end the learning rate falls while the constraint stays, and
 every model is judged by one rule: a gate is open where its score is above 0.
 
+The models are not part of the package yet, so `attnsparse train` does not list this recipe: call `train`.
+
 The control is the dense model trained on, without a gate, for as many steps, on the same text, as the sparse
 twin: what the twin gains by sparsity is what it has beyond the control.
 """
@@ -23,12 +25,11 @@ from .config import Config
 from .demo_text import LENGTH, DemoText, demo_tokenizer
 from .initial_weights import initial_weights
 from .model import Model
+from .recipe_job import RecipeJob
 from .trainer import Trainer
 from .training_options import TrainingOptions
-from .training_state import checkpoint_steps
 
 DENSE, CONTROL, SPARSE = "demo-dense", "demo-control", "demo-sparse"
-CHECKPOINTS = "checkpoints"
 SEEDS_APART = 10  # seeds of text: 10 seed for the dense model, 10 seed + 1 for what follows
 
 
@@ -157,42 +158,28 @@ def train(
     """
     chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
     job = _Job(out, chosen, resume, threads, quiet)
-    dense = job.phase("dense", dense_options(chosen), job.new_model(), part=0)
+    first, second = (DemoText(chosen.batch, seed=SEEDS_APART * chosen.seed + part) for part in (0, 1))
+    dense = job.phase("dense", dense_options(chosen), job.new_model(), first)
     dense_ce = job.ship(dense)
     start = sparse_start(dense.model, chosen)
-    sparse = job.phase("sparse", sparse_options(chosen, dense_ce), start, part=1)
+    sparse = job.phase("sparse", sparse_options(chosen, dense_ce), start, second)
     job.ship(sparse)
     if chosen.control:
         control = Model(dense.model.config, dense.model.parameters(), dense.model.tokenizer, CONTROL)
-        job.ship(job.phase("control", control_options(chosen), control, part=1))
+        job.ship(job.phase("control", control_options(chosen), control, second))
     return job.folders
 
 
-class _Job:
-    """One run of the recipe in one folder: phases that are resumed where they were, and finished models."""
-
+class _Job(RecipeJob):
     def __init__(self, out: Path, settings: Settings, resume: bool, threads: int, quiet: bool) -> None:
-        self.out, self.settings = out, settings
-        self.threads, self.quiet = threads, quiet
+        super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
+        self.settings = settings
         self.folders: list[Path] = []
-        if not resume and (out / CHECKPOINTS).exists():
-            raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
 
     def new_model(self) -> Model:
         """The dense model before its first step."""
         weights = initial_weights(config(), self.settings.seed, std="fan_in")
         return Model(config(), weights, tokenizer=demo_tokenizer(), name=DENSE)
-
-    def phase(self, name: str, options: TrainingOptions, model: Model, part: int) -> Trainer:
-        """A phase run to its end, from its last checkpoint if there is one."""
-        folder = self.out / CHECKPOINTS / name
-        source = DemoText(self.settings.batch, seed=SEEDS_APART * self.settings.seed + part)
-        how = {"threads": self.threads, "folder": folder, "checkpoint_every": self.settings.checkpoint_every}
-        if checkpoint_steps(folder):
-            trainer = Trainer.resume(folder, source, options, tokenizer=model.tokenizer, **how)
-        else:
-            trainer = Trainer(model, source, options, **how)
-        return trainer.run(progress=False if self.quiet else None)
 
     def ship(self, trainer: Trainer) -> float:
         """Write a finished model's folder and return its cross-entropy, rounded, so that a resume on another

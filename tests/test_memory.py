@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import reliability
-from public_calls import ARRAYS, CALLS, PLAIN, Everything, public_names
+from public_calls import ARRAYS, CALLS, PLAIN, Everything, public_names, uses
 from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, nothing_kept
 
 import attnsparse as asp
@@ -119,6 +119,16 @@ def test_nothing_leaks(name, everything):
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_nothing_leaks_in_the_long_run(name, everything):
     check_leaks(name, everything, LONG_REPEATS)
+
+
+def test_a_leak_would_be_seen(everything, monkeypatch):
+    """One run kept by every call, and one Python object kept by every call: both must be found."""
+    kept = []
+    for call in (lambda e: kept.append(e.model.run([1], threads=1)), lambda e: kept.append(object())):
+        monkeypatch.setitem(CALLS, "a leak", uses(call))
+        with pytest.raises(AssertionError):
+            check_leaks("a leak", everything, 200)
+    kept.clear()
 
 
 def resident() -> int:
