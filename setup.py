@@ -174,6 +174,7 @@ class BuildExt(build_ext):
         folder = Path(self.get_ext_fullpath("attnsparse._core")).parent / "_libs"
         for name, file in self.blas.vendor.items():
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).unlink(missing_ok=True)
             shutil.copy2(file, folder / name)
 
     def copy_extensions_to_source(self):
@@ -183,7 +184,8 @@ class BuildExt(build_ext):
         super().copy_extensions_to_source()
         if self.blas.vendor:
             built = Path(self.build_lib, "attnsparse", "_libs")
-            shutil.copytree(built, "attnsparse/_libs", dirs_exist_ok=True)
+            shutil.rmtree("attnsparse/_libs", ignore_errors=True)
+            shutil.copytree(built, "attnsparse/_libs")
 
 
 if MACOS:  # the OpenBLAS wheel holds one architecture, so build for that one only

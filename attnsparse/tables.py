@@ -100,8 +100,8 @@ def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
     recorded, or if the run holds several prompts.
     """
     run, base = _single(run), checked_base(base)
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be 0 or larger, got {threshold}")
+    if not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
+        raise ValueError(f"threshold must be 0 or larger, a number, got {threshold!r:.60}")
     *entries, weight = _open_entries(run)
     above = weight > threshold
     table = _entry_table(run, tuple(index[above] for index in entries), weight[above], base, None)

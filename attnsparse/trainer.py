@@ -61,6 +61,8 @@ class Trainer:
     ) -> None:
         if options is not None and settings:
             raise TypeError("give either a TrainingOptions or its fields as keywords, not both")
+        if not isinstance(model, Model):
+            raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
         self.options = TrainingOptions(**settings) if options is None else options
         self.options.check(model.config.gated)
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):

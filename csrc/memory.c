@@ -64,6 +64,22 @@ static char *take_kept(int64_t bytes, int64_t *mapped) {
     return start;
 }
 
+/* Gives the system all that is kept. */
+static void drop_kept(void) {
+    if (atomic_flag_test_and_set(&kept.lock)) return;
+    for (int i = 0; i < KEPT_BLOCKS; i++) {
+        if (kept.blocks[i].mapped) munmap(kept.blocks[i].start, (size_t)kept.blocks[i].mapped);
+        kept.blocks[i].mapped = 0;
+    }
+    kept.bytes = 0;
+    atomic_flag_clear(&kept.lock);
+}
+
+static char *map(int64_t bytes) {
+    char *start = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return start == MAP_FAILED ? NULL : start;
+}
+
 /* 1 if the block was kept, 0 if the system should have it back. */
 static int keep(char *start, int64_t mapped) {
     if (atomic_flag_test_and_set(&kept.lock)) return 0;
@@ -87,8 +103,12 @@ static char *system_allocate(int64_t bytes, int zeroed, int64_t *mapped) {
     if (bytes >= LARGE) {
         char *again = zeroed ? NULL : take_kept(bytes, mapped);
         if (again) return again;
-        char *start = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (start == MAP_FAILED) return NULL;
+        char *start = map(bytes);
+        if (!start) {
+            drop_kept();
+            start = map(bytes);
+        }
+        if (!start) return NULL;
         madvise(start, (size_t)bytes, MADV_HUGEPAGE);
         *mapped = bytes;
         return start;

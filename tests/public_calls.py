@@ -353,6 +353,10 @@ PLAIN: dict[str, str] = {
         for name in asp.__all__
         if inspect.isclass(getattr(asp, name)) and issubclass(getattr(asp, name), Exception)
     },
+    **{
+        f"asp.{name}": "Python and NumPy alone; see test_train.py"
+        for name in ("SequenceData", "TokenData", "TrainingOptions")
+    },
     "asp.Run": "made by Model.run",
     "asp.Gradients": "made by Model.gradients",
     "asp.Tokenizer": "Python's lists and strings; see test_tokenizer.py",

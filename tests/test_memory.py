@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import kept_child
 import numpy as np
 import pytest
 import reliability
@@ -232,6 +233,39 @@ def test_a_new_run_leaves_old_arrays_alone():
     trainer.step([reliability.micro_batch()], **reliability.step_options())
     model.gradients(TOKENS)
     assert bits_of_run(run) == before
+
+
+def test_memory_used_again_leaves_no_trace():
+    """Large blocks are kept for later calls: what is left in them, here NaN, never shows."""
+    expected = reliability.child("kept_child.py")
+    for dtype in ("float32", "float64"):
+        kept_child.leave_nan(dtype)
+        assert kept_child.digest(dtype) == expected[dtype]
+
+
+def test_memory_is_not_used_again_while_an_array_refers_to_it():
+    model, prompts = reliability.model(), kept_child.prompts()
+    views = [model.run(prompts, "all")._core.array(name) for name in ("pattern", "z", "logits")]
+    before = [view.tobytes() for view in views]
+    for shift in range(6):
+        model.run([(prompt + shift) % 96 for prompt in prompts], "all")
+        model.gradients(prompts)
+        assert [view.tobytes() for view in views] == before
+
+
+def test_kept_memory_does_not_stand_in_the_way():
+    """Under a limit of the system, blocks kept for later calls are given back when there is no other room."""
+    code = (
+        "import resource, numpy as np, reliability as r\n"
+        "m = r.model(n_layer=1, n_head=8, n_ctx=4000)\n"
+        "def pattern(n):\n"
+        "    return m.run(np.zeros(n, np.int32), 'pattern', logits='none', threads=1).pattern.nbytes\n"
+        "pattern(10)\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + 700 * 2**20,) * 2)\n"
+        "print([pattern(n) for n in (3800, 2600, 3800, 1700, 4000)])\n"
+    )
+    assert reliability.child("-c", code)[-1] == 8 * 4 * 4000 * 4000
 
 
 def test_parameters_lent_before_a_change_show_it():
