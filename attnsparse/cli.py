@@ -95,12 +95,15 @@ def _add_reproduce(commands: Any) -> None:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from .reproduce import reproduce
 
-    tables = reproduce(arguments.figure, arguments.out)
-    if not arguments.quiet:
-        for name, table in tables.items():
-            if len(table) <= 10:
-                print(f"{name}\n{table.to_string(index=False)}\n")
-        print(f"written to {arguments.out}/: figures and {', '.join(f'{name}.csv' for name in tables)}")
+    files = reproduce(arguments.figure, arguments.out)
+    if arguments.quiet:
+        return
+    for path, table in files.items():
+        if table is not None and len(table) <= 10:  # the others are for a spreadsheet
+            print(f"{path.stem}\n{table.to_string(index=False)}\n")
+        elif path.suffix == ".txt":
+            print(path.read_text(encoding="utf-8"))
+    print(f"written to {arguments.out}{os.sep}: {', '.join(path.name for path in files)}")
 
 
 # ---- heads and edges

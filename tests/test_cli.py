@@ -47,6 +47,19 @@ def test_heads_as_text(folder, capsys):
     assert len(out.splitlines()) == 2 + 6
 
 
+def test_reproduce_draws_and_prints(tmp_path, capsys):
+    assert run("reproduce", "addition", "--out", str(tmp_path / "figures")) == 0
+    out = capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"addition.png", "addition.svg", "addition.pdf", "addition.txt", "addition-models.csv"} <= names
+    assert all(name in out for name in names)
+    table = pd.read_csv(tmp_path / "figures" / "addition-models.csv")
+    assert table.to_string(index=False) in out
+    assert (tmp_path / "figures" / "addition.txt").read_text() in out
+    assert run("reproduce", "--out", str(tmp_path / "figures"), "--quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_heads_as_csv_and_json_are_the_table(folder, capsys):
     arguments = ("heads", folder, "--prompt", PROMPT, "--key", "large", "--query", "-1")
     expected = asp.load(folder).run(PROMPT).heads(key="large", query=-1)
