@@ -263,10 +263,15 @@ class Trainer:
         return text + ")"
 
 
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__module__.startswith("ipykernel")
+
+
 def _bar(progress: bool | None, done: int, until: int, name: str) -> Any:
     """A tqdm bar on stderr, or a context that gives None."""
     if progress is None:
-        progress = sys.stderr.isatty() or "ipykernel" in sys.modules
+        progress = sys.stderr.isatty() or _in_notebook()
     if not progress:
         return contextlib.nullcontext()
     from tqdm import tqdm

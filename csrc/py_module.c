@@ -154,6 +154,10 @@ static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
 static int start(PyObject *module) {
     py_state *state = PyModule_GetState(module);
     asp_error err = {0};
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "attnsparse cannot be imported in a subinterpreter");
+        return -1;
+    }
     if (asp_py_import_numpy() < 0) return -1;
     const asp_status status = asp_isa_select(getenv("ATTNSPARSE_ISA"), &err);
     if (status) {

@@ -384,7 +384,7 @@ def test_same_bytes_in_every_process(tmp_path):
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
-        command = [sys.executable, "-c", DRAW, str(folder), str(here), str(here.parent)]
+        command = [sys.executable, "-c", DRAW, str(folder), str(here)]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed, "TZ": f"UTC-{seed}"})
         found.append(digests(folder))
     assert found[0] == found[1]
