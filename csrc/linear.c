@@ -9,7 +9,7 @@
 #include "kernels.h"
 #include "skinny.h"
 
-enum { COLUMN_BLOCK = 384, ROW_BLOCK = 1024, BLOCKS_WANTED = 8, LEAST_ROWS = 64 };
+enum { COLUMN_BLOCK = 576, ROW_BLOCK = 1024, BLOCKS_WANTED = 4, LEAST_ROWS = 64 };
 /* OpenBLAS takes its small-matrix path up to m n k = 10^6. */
 static const int64_t SMALL_PRODUCT = 1000000;
 
