@@ -36,12 +36,22 @@ def core_for(dtype: str) -> Any:
 
 def set_num_threads(n: int) -> None:
     """Use `n` threads (1..64) for runs and training from now on.  Results do not depend on it, to the bit."""
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
-        raise TypeError(f"the number of threads must be a whole number, got {type(n).__name__}")
-    if not 1 <= n <= 64:
-        raise ValueError(f"the number of threads must be in 1..64, got {n}")
+    n = _in_range(n, "the number of threads")
     for core in CORES.values():
-        core.set_num_threads(int(n))
+        core.set_num_threads(n)
+
+
+def checked_threads(threads: Any) -> int:
+    """`threads` as the core wants it, 0 for None; TypeError or ValueError for what is not in 1..64."""
+    return 0 if threads is None else _in_range(threads, "threads")
+
+
+def _in_range(threads: Any, what: str) -> int:
+    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool):
+        raise TypeError(f"{what} must be a whole number, got {type(threads).__name__}")
+    if not 1 <= threads <= 64:
+        raise ValueError(f"{what} must be in 1..64, got {threads}")
+    return int(threads)
 
 
 def get_num_threads() -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batch import Batch
-from .run import CORE_NAMES, Run, as_names, checked_bytes, checked_threads
+from .engine import checked_threads
+from .run import CORE_NAMES, Run, as_names, as_reals, checked_bytes
 
 if TYPE_CHECKING:
     from .model import Model
@@ -53,10 +54,9 @@ def compute_gradients(
         dlogits = _dlogits(batch, dlogits, model.config.n_vocab, model.dtype)
         targets = weights = None
     else:
-        targets, weights = (
-            _targets(batch, targets),
-            _weights(batch, loss_mask, targets is not None, model.dtype),
-        )
+        own_targets = targets is not None
+        targets = _targets(batch, targets)
+        weights = _weights(batch, loss_mask, own_targets, model.dtype)
     records = tuple({CORE_NAMES[name] for name in names if name != "parameters"})
     max_bytes = checked_bytes(max_bytes)
     core = model._core.gradients(
@@ -64,15 +64,6 @@ def compute_gradients(
         GATE_GRADIENTS[gate_gradient], max_bytes, checked_threads(threads),
     )  # fmt: skip
     return Gradients(model, core, batch, "parameters" in names)
-
-
-def as_reals(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
-    """`values` as a C-contiguous array of this dtype; TypeError if they are not real numbers."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=dtype)
 
 
 def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.ndarray:

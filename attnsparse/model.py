@@ -14,8 +14,8 @@ from .batch import as_batch
 from .config import Config
 from .engine import core_for
 from .errors import ConfigError
-from .gradients import Gradients, as_reals, compute_gradients
-from .run import DEFAULT_MAX_BYTES, Run, compute_run
+from .gradients import Gradients, compute_gradients
+from .run import DEFAULT_MAX_BYTES, Run, as_reals, compute_run
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer

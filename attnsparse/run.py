@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batch import Batch
+from .engine import checked_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,15 +60,13 @@ def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
     return tuple(dict.fromkeys(CORE_NAMES[name] for name in names if name in CORE_NAMES)), "edges" in names
 
 
-def checked_threads(threads: Any) -> int:
-    """`threads` as the core wants it, 0 for None; TypeError or ValueError for what is not in 1..64."""
-    if threads is None:
-        return 0
-    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool):
-        raise TypeError(f"threads must be a whole number, got {type(threads).__name__}")
-    if not 1 <= threads <= 64:
-        raise ValueError(f"threads must be in 1..64, got {threads}")
-    return int(threads)
+def as_reals(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
+    """`values` as a C-contiguous array of this dtype; TypeError if they are not real numbers."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype=dtype)
 
 
 def checked_bytes(max_bytes: Any) -> int:
@@ -274,8 +273,6 @@ class Run:
         """
         self._need("v")
         if direction is not None:
-            from .gradients import as_reals
-
             direction = as_reals("direction", direction, self.model.dtype)
         arrays = self._core.value_norms(direction)
         first, last = self._range(self._one("value_norms"))

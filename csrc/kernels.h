@@ -61,8 +61,6 @@ typedef struct {
     void (*attention_backward)(const asp_attention_unit *unit);
     /* scores (n_keys) of one query against keys 0..n_keys */
     void (*score_row)(const asp_attention_unit *unit, int64_t query, asp_real *scores);
-    /* out (n) += factor * x */
-    void (*multiply_add)(asp_real *out, asp_real factor, const asp_real *x, int64_t n);
     /* sums (rows,columns) += a (rows,n) b (n,columns), rows in fours, columns in 64s; b has rows_left rows */
     void (*skinny_block)(asp_real *sums, int64_t rows, int64_t columns, const asp_real *a, int64_t lda, int64_t n,
                          const asp_real *b, int64_t ldb, int64_t rows_left);

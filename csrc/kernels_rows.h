@@ -20,12 +20,6 @@ static void add(asp_real *out, const asp_real *x, int64_t n) {
     for (; i < n; i++) out[i] += x[i];
 }
 
-static void multiply_add(asp_real *out, asp_real factor, const asp_real *x, int64_t n) {
-    int64_t i = 0;
-    for (; i + ASP_LANES <= n; i += ASP_LANES) store(out + i, load(out + i) + factor * load(x + i));
-    for (; i < n; i++) out[i] += factor * x[i];
-}
-
 /* scale = sqrt(var + eps), normalized = (x - mean) / scale, out = normalized * weight + bias;
  * mean and variance are accumulated in double. */
 static void layernorm_row(const asp_layernorm *ln, int64_t row) {

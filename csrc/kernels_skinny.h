@@ -46,7 +46,6 @@ static void skinny_block(asp_real *sums, int64_t rows, int64_t columns, const as
 /* sums (8,16) += b (8,n) a_t (n,16): lanes are rows of a.  The next eight rows of b are fetched if asked. */
 static void skinny_dots(asp_real *sums, const asp_real *a_t, int64_t n, const asp_real *b, int64_t ldb,
                         int prefetch) {
-    vec s[8];
     vec s0 = load(sums), s1 = load(sums + 16), s2 = load(sums + 32), s3 = load(sums + 48);
     vec s4 = load(sums + 64), s5 = load(sums + 80), s6 = load(sums + 96), s7 = load(sums + 112);
     for (int64_t t = 0; t < n; t++) {
@@ -56,6 +55,6 @@ static void skinny_dots(asp_real *sums, const asp_real *a_t, int64_t n, const as
         s0 += b[t] * x, s1 += b[ldb + t] * x, s2 += b[2 * ldb + t] * x, s3 += b[3 * ldb + t] * x;
         s4 += b[4 * ldb + t] * x, s5 += b[5 * ldb + t] * x, s6 += b[6 * ldb + t] * x, s7 += b[7 * ldb + t] * x;
     }
-    s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5, s[6] = s6, s[7] = s7;
-    for (int j = 0; j < 8; j++) store(sums + j * ASP_LANES, s[j]);
+    store(sums, s0), store(sums + 16, s1), store(sums + 32, s2), store(sums + 48, s3);
+    store(sums + 64, s4), store(sums + 80, s5), store(sums + 96, s6), store(sums + 112, s7);
 }

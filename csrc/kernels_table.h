@@ -6,6 +6,6 @@
         .activate = activate, .activate_backward = activate_backward, .add = add,                         \
         .cross_entropy_row = cross_entropy_row, .attention_forward = attention_forward,                   \
         .attention_backward = attention_backward, .score_row = score_row, .adamw = adamw,                 \
-        .column_sums = column_sums, .sum_squares = sum_squares, .multiply_add = multiply_add,             \
+        .column_sums = column_sums, .sum_squares = sum_squares,                                           \
         .skinny_block = skinny_block, .skinny_dots = skinny_dots                                          \
     }

@@ -1,7 +1,8 @@
 /* skinny.c: products of few rows with a weight matrix, without BLAS's repacking of the weights.
  *
- * They serve up to 128 rows (64 of the LM head), and all products that BLAS would send down its small-matrix path, and are used only where they give the bits that BLAS gives for the same rows in a larger batch: for each
- * inner size k of a model that is tried once, when the model is made, on random numbers. */
+ * They serve up to 128 rows (64 of the LM head), and all products that BLAS would send down its small-matrix
+ * path.  They are used only where they give the bits that BLAS gives for the same rows in a larger batch: for
+ * each inner size k of a model that is tried once, when the model is made, on random numbers. */
 #include <stdatomic.h>
 #include <string.h>
 
@@ -9,7 +10,7 @@
 #include "kernels.h"
 #include "skinny.h"
 
-enum { TILE = 64, LANES = 16, DOT_ROWS = 8, MOST_ROWS = 64, MOST_SUMS = 16384, PROBE_ROWS = 12, PROBE_COLUMNS = 400 };
+enum { TILE = 64, DOT_ROWS = 8, MOST_ROWS = 64, MOST_SUMS = 16384, PROBE_ROWS = 12, PROBE_COLUMNS = 400 };
 
 typedef struct {
     const asp_gemm *gemm;
@@ -47,18 +48,18 @@ static void sum_rows(const skinny_job *job, const skinny_part *at, int64_t k, in
 /* The same with B transposed, eight rows of B and 16 rows of A (the lanes) at a time. */
 static void sum_dots(const skinny_job *job, const skinny_part *at, int64_t k, int64_t n, asp_real *sums) {
     const asp_gemm *g = job->gemm;
-    asp_real eight[DOT_ROWS * LANES];
+    asp_real eight[DOT_ROWS * ASP_LANES];
     for (int64_t j = 0; j < at->columns; j += DOT_ROWS) {
         /* Fewer than eight rows of B left: take the last eight, and skip those done before. */
         const int64_t first = asp_min(at->column + j, g->n - DOT_ROWS), skip = at->column + j - first;
         const int more = first + 2 * DOT_ROWS <= g->n;
-        for (int64_t r = 0; r < at->rows; r += LANES) {
-            const asp_real *a = job->transposed + (at->row + r) * g->k + k * LANES;
+        for (int64_t r = 0; r < at->rows; r += ASP_LANES) {
+            const asp_real *a = job->transposed + (at->row + r) * g->k + k * ASP_LANES;
             memset(eight, 0, sizeof eight);
             asp_kernels_active()->skinny_dots(eight, a, n, g->b + first * g->ldb + k, g->ldb, r == 0 && more);
-            const int64_t rows = asp_min(LANES, at->rows - r);
+            const int64_t rows = asp_min(ASP_LANES, at->rows - r);
             for (int64_t s = skip; s < DOT_ROWS && s - skip + j < at->columns; s++)
-                for (int64_t i = 0; i < rows; i++) sums[(r + i) * at->padded + j + s - skip] = eight[s * LANES + i];
+                for (int64_t i = 0; i < rows; i++) sums[(r + i) * at->padded + j + s - skip] = eight[s * ASP_LANES + i];
         }
     }
 }
@@ -101,15 +102,15 @@ int asp_skinny_fits(const asp_gemm *g) {
 }
 
 asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
-    const int64_t groups = (g->n_rows + LANES - 1) / LANES, width = item_width(g);
+    const int64_t groups = (g->n_rows + ASP_LANES - 1) / ASP_LANES, width = item_width(g);
     skinny_job job = {g, NULL, width, (g->n + width - 1) / width};
     asp_real *transposed = NULL;
     if (g->trans_b) {
-        transposed = asp_allocate(groups * LANES * g->k, sizeof *transposed);
+        transposed = asp_allocate(groups * ASP_LANES * g->k, sizeof *transposed);
         if (!transposed) return ASP_NO_MEMORY;
         for (int64_t r = 0; r < g->n_rows; r++)
             for (int64_t t = 0; t < g->k; t++)
-                transposed[(r / LANES * g->k + t) * LANES + r % LANES] = g->a[r * g->lda + t];
+                transposed[(r / ASP_LANES * g->k + t) * ASP_LANES + r % ASP_LANES] = g->a[r * g->lda + t];
         job.transposed = transposed;
     }
     const int64_t parts = (g->n_rows + MOST_ROWS - 1) / MOST_ROWS;
