@@ -14,7 +14,8 @@ from .errors import (
     UnsafeFileError,
 )
 from .gradients import Gradients
-from .labels import Head
+from .interventions import Ablation, HeadPosition, Mlp, Resid
+from .labels import Edge, Head
 from .limits import Limits
 from .model import Model
 from .run import Run
@@ -24,16 +25,21 @@ from .training_data import SequenceData, TokenData
 from .training_options import TrainingOptions
 
 __all__ = [
+    "Ablation",
     "CheckpointError",
     "Config",
     "ConfigError",
+    "Edge",
     "FormatError",
     "Gradients",
     "Head",
+    "HeadPosition",
     "LimitError",
     "Limits",
+    "Mlp",
     "Model",
     "NonFiniteError",
+    "Resid",
     "Run",
     "SequenceData",
     "TokenData",
@@ -53,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str):
     """Modules that import matplotlib or pandas are imported when first used."""
-    if name in ("evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
+    if name in ("effects", "evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -58,8 +58,45 @@ class Model:
         max_bytes: int = ...,
         edge_threshold: float | None = None,
         threads: int = 0,
+        interventions: tuple[Any, ...] | None = None,
     ) -> Run:
-        """Forward pass; logits 0 none, 1 last token of each sequence, 2 all."""
+        """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
+
+        interventions: (heads (n,4), values (n,D), entries (n,5), values (n,D) or None, mlps (n,3), values
+        (n,E), resids (n,4), values (n,E)), places int64; see asp_interventions in csrc/asp.h.
+        """
+
+    def sweep(
+        self,
+        clean: Run,
+        variants: npt.NDArray[np.int64],
+        unit: int,
+        order: npt.NDArray[np.int32],
+        reference: tuple[Any, ...],
+        metric: tuple[Any, ...],
+        threads: int = 0,
+    ) -> npt.NDArray[np.float64]:
+        """Metric of every variant (n,6: sequence, start, first, begin, end, except) of a clean run that
+        recorded resid and qkv; see asp_sweep in csrc/asp.h.
+
+        unit: 0 heads, 1 heads at positions, 2 attention entries; order: flat ranks of all items of the unit.
+        reference: (paired Run, mean z (L,T,H,D), mean entries (L,H,T,T,D)), None what is not used.
+        metric: (name, answer starts (B+1), answers, wrong starts (B+1), wrong, logits (B,V) for "kl" or None).
+        """
+
+    def attribution(
+        self,
+        tokens: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        unit: int,
+        steps: int,
+        through_gate: bool,
+        reference: tuple[Any, ...],
+        metric: tuple[Any, ...],
+        max_bytes: int = ...,
+        threads: int = 0,
+    ) -> npt.NDArray[np.float64]:
+        """First-order effects (L,H), (L,H,T) or (L,H,T,T), summed over sequences; see asp_attribution."""
 
     def gradients(
         self,
@@ -92,6 +129,9 @@ class Run:
         """(start, key, weight), rows in the order (sequence, layer, head, query)."""
 
     def value_norms(self, direction: Real | None, /) -> tuple[Real, Real, Real | None]: ...
+    def mean_entries(self) -> Real:
+        """(L,H,T,T,D): mean over sequences of one length of A[q,k] v[k]; needs pattern and qkv."""
+
     def entry_scores(
         self,
         layer: npt.NDArray[np.int64],

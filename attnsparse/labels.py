@@ -99,3 +99,54 @@ def _visible(sign: str) -> str:
 def edge_label(layer: int, head: int, query: int, key: int) -> str:
     """One attention edge in the direction in which information flows: `a9.h6[5->8]`, key 5 to query 8."""
     return f"a{layer}.h{head}[{key}->{query}]"
+
+
+_EDGE_FORM = re.compile(r"(?P<head>.+?)\[(?P<key>[0-9]{1,6})->(?P<query>[0-9]{1,6})\]")
+
+
+class Edge(NamedTuple):
+    """One attention edge, the entry (query, key) of a head's pattern; everything counts from 0.
+
+    Equal to the tuple `(layer, head, query, key)`.
+    """
+
+    layer: int
+    head: int
+    query: int
+    key: int
+
+    @property
+    def label(self) -> str:
+        """`a9.h6[5->8]`: key 5 to query 8."""
+        return edge_label(*self)
+
+    @classmethod
+    def parse(cls, value: object) -> Edge:
+        """Read `"a9.h6[5->8]"`, or any head followed by `[key->query]`, or `(layer, head, query, key)`.
+
+        Raises ValueError for other text, negative numbers and a key after its query, TypeError else.
+        """
+        if isinstance(value, str):
+            match = _EDGE_FORM.fullmatch(value.strip())
+            if match is None:
+                raise ValueError(f"{value[:80]!r} is not an attention edge; write it as 'a9.h6[5->8]'")
+            layer, head = Head.parse(match["head"])
+            query, key = int(match["query"]), int(match["key"])
+        elif isinstance(value, tuple | list) and len(value) == 4:
+            names = ("layer", "head", "query", "key")
+            layer, head, query, key = (whole_number(part, name) for part, name in zip(value, names))
+        else:
+            kind = type(value).__name__
+            raise TypeError(f"an attention edge is text such as 'a9.h6[5->8]' or four numbers, got {kind}")
+        if min(layer, head, query, key) < 0:
+            raise ValueError(f"layer, head, query and key count from 0, got {(layer, head, query, key)}")
+        if key > query:
+            raise ValueError(f"attention looks back: key {key} comes after query {query}")
+        return cls(layer, head, query, key)
+
+    def within(self, n_layer: int, n_head: int, n_tokens: int) -> Edge:
+        """Return this edge; IndexError if there is no such head or position."""
+        Head(self.layer, self.head).within(n_layer, n_head)
+        if self.query >= n_tokens:
+            raise IndexError(f"{self.label} is out of range: there are positions 0..{n_tokens - 1}")
+        return self

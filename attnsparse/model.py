@@ -152,6 +152,8 @@ class Model:
         logits: str = "all",
         prepend_bos: bool = False,
         edge_threshold: float = 0.0,
+        ablate: Any = None,
+        patch: Any = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
     ) -> Run:
@@ -164,12 +166,22 @@ class Model:
         `logits` is "all" positions, "last" of each prompt, or "none".  `prepend_bos` puts the tokenizer's BOS
         token first, also before given ids; it is recorded in the Run.
 
+        `ablate` is one or more items to zero (heads such as "L9H6", edges such as "a9.h6[5->8]", ...), or an
+        `interventions.Ablation` for means, counterfactuals and keep-only; `patch` maps items to values that
+        take their place, the same in every prompt. See `attnsparse.interventions`. Recorded arrays are those
+        of the changed run: z with its replaced rows, pattern with 0 where an edge is ablated.
+
         Raises MemoryError before allocating more than `max_bytes` (4 GiB), IndexError for token ids out of
         range, ValueError for a prompt that is empty or longer than n_ctx, TypeError for other kinds of input,
         RuntimeError while another thread trains this model, KeyboardInterrupt on Ctrl-C.
         """
         batch = as_batch(self, prompts, prepend_bos)
-        return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads)
+        changes = None
+        if ablate is not None or patch is not None:
+            from .interventions import compile_interventions
+
+            changes = compile_interventions(self, batch, ablate, patch)
+        return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads, changes)
 
     def run_with_cache(
         self,

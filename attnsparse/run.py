@@ -86,8 +86,9 @@ def compute_run(
     edge_threshold: float,
     max_bytes: int,
     threads: int | None,
+    changes: tuple[Any, ...] | None = None,
 ) -> Run:
-    """See `Model.run`."""
+    """See `Model.run`. changes: see `interventions.compile_interventions`."""
     if not isinstance(logits, str) or logits not in LOGITS:
         raise ValueError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
     names, edges = core_records(record)
@@ -96,7 +97,14 @@ def compute_run(
     threshold = float(edge_threshold) if edges else None
     max_bytes = checked_bytes(max_bytes)
     core = model._core.run(
-        batch.tokens, batch.offsets, names, LOGITS[logits], max_bytes, threshold, checked_threads(threads)
+        batch.tokens,
+        batch.offsets,
+        names,
+        LOGITS[logits],
+        max_bytes,
+        threshold,
+        checked_threads(threads),
+        changes,
     )
     return Run(model, core, batch, logits, None)
 

@@ -7,14 +7,12 @@ step or a failed save leave a trainer that can go on.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import functools
 import io
 import math
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from . import training_file
 from . import training_state as state
 from .engine import core_for
 from .model import Model
+from .progress import progress_bar
 from .training_data import Data
 from .training_options import TrainingOptions
 from .training_state import RESULTS
@@ -118,7 +117,7 @@ class Trainer:
         Ctrl-C raises KeyboardInterrupt at a step boundary; `run` again goes on.
         """
         until = self.options.steps if until is None else min(_whole(until, 0), self.options.steps)
-        with _bar(progress, self.step_count, until, self.model.name) as bar:
+        with progress_bar(progress, until, self.model.name or "training", "step", self.step_count) as bar:
             while self.step_count < until:
                 result = self.step()
                 done = self.step_count
@@ -261,22 +260,6 @@ class Trainer:
         if self._results:
             text += f", {_progress_text(self._results[-1], self.model.config.gated)}"
         return text + ")"
-
-
-def _in_notebook() -> bool:
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__module__.startswith("ipykernel")
-
-
-def _bar(progress: bool | None, done: int, until: int, name: str) -> Any:
-    """A tqdm bar on stderr, or a context that gives None."""
-    if progress is None:
-        progress = sys.stderr.isatty() or _in_notebook()
-    if not progress:
-        return contextlib.nullcontext()
-    from tqdm import tqdm
-
-    return tqdm(total=until, initial=done, desc=name or "training", unit="step", mininterval=0.5)
 
 
 def _progress_text(result: dict[str, Any], gated: bool) -> str:

@@ -127,12 +127,28 @@ enum { ASP_LOGITS_NONE = 0, ASP_LOGITS_LAST = 1, ASP_LOGITS_ALL = 2 };
 /* Name of a record as Python knows it ("pattern", "qkv", ...). */
 const char *asp_record_name(asp_record record);
 
+/* What a pass puts in place of activations.  Positions count within a sequence.  Lists in any order; of two
+ * values for one place the later one stays; entries must differ from each other. */
+typedef struct {
+    int64_t n_heads, n_entries, n_mlps, n_resids;
+    const int64_t *heads;          /* (n,4) layer, sequence, head, position: z is replaced */
+    const asp_real *head_values;   /* (n,D) */
+    const int64_t *entries;        /* (n,5) layer, sequence, head, query, key: A[query,key] v[key] is replaced */
+    const asp_real *entry_values;  /* (n,D), or NULL: by 0 */
+    const int64_t *mlps;           /* (n,3) layer, sequence, position: the MLP's output is replaced */
+    const asp_real *mlp_values;    /* (n,E) */
+    const int64_t *resids;         /* (n,4) half, layer, sequence, position: the residual stream before layer
+                                    * 0..L (half 0), or between attention and MLP of layer 0..L-1 (half 1) */
+    const asp_real *resid_values;  /* (n,E) */
+} asp_interventions;
+
 typedef struct {
     uint64_t records;       /* bit r set: keep record r */
     int logits;             /* ASP_LOGITS_* */
     int edges;              /* keep the open edges as CSR, see asp_run_edges */
     double edge_threshold;  /* an edge is open if its gate is and its weight is above this (dense: weight above) */
     int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
+    const asp_interventions *interventions; /* NULL: none */
 } asp_run_options;
 
 typedef struct asp_run asp_run;
@@ -155,6 +171,8 @@ typedef struct {
 
 /* The packed array of one record; data NULL if it was not recorded. */
 asp_array asp_run_array(const asp_run *run, asp_record record);
+const int64_t *asp_run_offsets(const asp_run *run); /* (B+1) */
+int64_t asp_run_n_sequences(const asp_run *run);
 int64_t asp_run_bytes(const asp_run *run);
 
 /* Open edges in CSR, row = ((sequence, layer, head), query): for row r the entries
@@ -206,6 +224,83 @@ void asp_gradients_free(asp_gradients *gradients);
 double asp_gradients_loss(const asp_gradients *gradients);   /* cross-entropy, or sum(dlogits * logits) */
 asp_array asp_gradients_array(const asp_gradients *gradients, asp_record record);
 asp_real *asp_gradients_parameters(const asp_gradients *gradients); /* laid out as the model's arena */
+
+/* ---- metrics ------------------------------------------------------------------- */
+
+typedef enum {
+    ASP_LOGIT_DIFF,      /* mean logit of the answers minus the mean of the wrong ones */
+    ASP_LOGIT_DIFF_MAX,  /* ... minus the largest of the wrong ones */
+    ASP_PROB_DIFF,       /* probability of all answers minus that of all wrong ones */
+    ASP_LOG_PROB,        /* log-probability of all answers together */
+    ASP_KL,              /* KL(reference || logits) */
+    ASP_N_METRICS
+} asp_metric_kind;
+
+/* One number for the logits after the last token of each sequence. */
+typedef struct {
+    asp_metric_kind kind;
+    int64_t n_sequences;
+    const int64_t *answer_start, *wrong_start; /* (B+1) read: sequence b has answers [start[b], start[b+1]) */
+    const int32_t *answers, *wrong;            /* token ids, read */
+    const asp_real *reference;                 /* (B,V) read: logits for KL; else NULL */
+} asp_metric;
+const char *asp_metric_name(asp_metric_kind kind);
+/* BAD_ARGUMENT, BAD_INDEX unless every sequence has what the kind needs, in a vocabulary of n_vocab. */
+asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error *err);
+
+/* ---- sweeps ---------------------------------------------------------------------- */
+
+/* What is kept or ablated as a whole: a head, a head at one position, an attention entry. */
+typedef enum { ASP_UNIT_HEAD, ASP_UNIT_POSITION, ASP_UNIT_EDGE } asp_unit;
+
+/* A sequence of a clean run in which some items are ablated: those with a rank of 0 or more that is not in
+ * [begin, end), or is `except`.  What lies before layer `start` and position `first` is taken from the clean run. */
+typedef struct {
+    int64_t sequence, start, first, begin, end, except;
+} asp_variant;
+
+/* What ablated items are replaced by: nothing given = zero. */
+typedef struct {
+    const asp_run *run;        /* paired prompts: z for heads, pattern and qkv for entries; or NULL */
+    const asp_real *z;         /* (L,T,H,D) read: one for all sequences; or NULL */
+    const asp_real *entries;   /* (L,H,T,T,D) read: contributions A v, one for all sequences; or NULL */
+} asp_reference;
+
+typedef struct {
+    asp_unit unit;
+    const int32_t *order;      /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, < 0: never ablated */
+    asp_reference reference;
+    asp_metric metric;
+} asp_sweep_options;
+
+/* The metric of every variant of a clean run that recorded RESID and QKV.
+ *   values (n_variants) written    variants read
+ * With positions in the unit all sequences have T tokens.  Errors: BAD_STATE for what the runs lack, BAD_INDEX
+ * for variants, NO_MEMORY, STOPPED. */
+asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
+                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
+                     asp_error *err);
+
+/* entries (L,H,T,T,D) written: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
+asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err);
+
+/* First-order effects of all items at once: with z = m z + (1 - m) reference for one m per item, the derivative
+ * of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps (steps 1: m = 1).
+ * Summed over the sequences.  With through_gate (entries of a gated model), the share that goes through
+ * the gate instead: gate logit times its straight-through derivative.
+ *   scores (L,H), (L,H,T) or (L,H,T,T) added to
+ */
+typedef struct {
+    asp_unit unit;
+    int64_t steps;
+    int through_gate;
+    asp_reference reference;
+    asp_metric metric;
+    int64_t max_bytes;
+} asp_attribution_options;
+asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
+                           int64_t n_sequences, const asp_attribution_options *options,
+                           const asp_context *context, asp_error *err);
 
 /* ---- training ----------------------------------------------------------------- */
 

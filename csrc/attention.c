@@ -71,6 +71,11 @@ static void forward_item(void *arg, int64_t item, int thread) {
     const asp_activations *acts = job->acts;
     const int64_t n_head = job->model->config.n_head, sequence = item / n_head, head = item % n_head;
     asp_attention_unit u = describe(job, sequence, head, thread);
+    if (acts->variants) {
+        asp_variant_attention(acts->variants, &u, job->layer, sequence, head, thread);
+        return;
+    }
+    if (acts->changes) u.dropped = asp_changes_mask(acts->changes, job->layer, sequence, head, thread);
     if (acts->pattern || acts->scores || acts->gate) {
         const int64_t at = square_at(job, sequence, head);
         if (acts->pattern) u.pattern = acts->pattern + at;
@@ -94,6 +99,8 @@ static void forward_item(void *arg, int64_t item, int thread) {
         }
     }
     asp_kernels_active()->attention_forward(&u);
+    if (u.dropped && u.z)
+        asp_changes_entries(acts->changes, job->layer, sequence, head, u.z, u.z_stride, u.d_head);
 }
 
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,

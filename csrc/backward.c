@@ -135,6 +135,7 @@ static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, in
     asp_real *dmid = slot(g->mid, l), *dx = slot(g->resid, l);
     asp_status status = linear_backward(m, tape, slot(g->z, l), slot(a->z, l), dmid, o->proj_w, o->proj_b, e, width,
                                         NULL, context);
+    if (!status && a->mix) status = asp_mix_backward(a->mix, a, l, slot(g->z, l), context);
     if (!status) status = asp_attention_backward(m, a, g, l, gate, &tape->scratch, context);
     if (!status)
         status = linear_backward(m, tape, g->ln, slot(a->ln1, l), slot(g->qkv, l), o->qkv_w, o->qkv_b, 3 * width, e,

@@ -95,35 +95,44 @@ static asp_status head_results(const asp_model *m, const asp_activations *acts, 
     return status;
 }
 
-static asp_status attention_half(const asp_model *m, const asp_activations *acts, int64_t l, const asp_gate *gate,
+asp_status asp_forward_attention(const asp_model *m, const asp_activations *acts, int64_t l, const asp_gate *gate,
                                  const asp_scratch *scratch, const asp_context *context) {
     const asp_config *c = &m->config;
     const asp_layer_offsets *o = &m->layers[l];
-    const int64_t e = c->d_model, width = c->n_head * c->d_head;
-    const asp_real *x = slot(acts->resid, l);
-    asp_real *ln = slot(acts->ln1, l), *z = slot(acts->z, l);
-    asp_status status = layernorm(m, acts, x, o->ln1_w, o->ln1_b, ln, slot(acts->ln1_scale, l),
+    const int64_t width = c->n_head * c->d_head;
+    asp_real *ln = slot(acts->ln1, l);
+    asp_status status = layernorm(m, acts, slot(acts->resid, l), o->ln1_w, o->ln1_b, ln, slot(acts->ln1_scale, l),
                                   slot(acts->ln1_normalized, l), context);
     if (!status)
-        status = linear(m, acts, slot(acts->qkv, l), ln, o->qkv_w, o->qkv_b, 3 * width, e, ASP_EPILOGUE_BIAS, NULL,
-                        NULL, context);
+        status = linear(m, acts, slot(acts->qkv, l), ln, o->qkv_w, o->qkv_b, 3 * width, c->d_model, ASP_EPILOGUE_BIAS,
+                        NULL, NULL, context);
     if (!status) status = asp_attention_forward(m, acts, l, gate, scratch, context);
-    if (!status && acts->result.data) status = head_results(m, acts, l, z, context);
+    if (!status && acts->changes) asp_changes_heads(acts->changes, l, slot(acts->z, l), c->d_head);
+    return status;
+}
+
+asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
+    const asp_layer_offsets *o = &m->layers[l];
+    const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
+    const asp_real *z = acts->mix ? asp_mix_forward(acts->mix, acts, l) : slot(acts->z, l);
+    asp_status status = acts->result.data ? head_results(m, acts, l, z, context) : ASP_OK;
     if (!status && acts->attn_out.data)
         status = linear(m, acts, slot(acts->attn_out, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_BIAS, NULL,
                         NULL, context);
     if (!status)
-        status = linear(m, acts, slot(acts->mid, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_RESIDUAL, x,
-                        NULL, context);
+        status = linear(m, acts, slot(acts->mid, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_RESIDUAL,
+                        slot(acts->resid, l), NULL, context);
+    if (!status && acts->changes) asp_changes_resid(acts->changes, 1, l, slot(acts->mid, l), e);
     return status;
 }
 
-static asp_status mlp_half(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
+asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
     const asp_config *c = &m->config;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = c->d_model;
     const asp_real *x = slot(acts->mid, l);
     asp_real *ln = slot(acts->ln2, l), *post = slot(acts->mlp_post, l), *pre = slot(acts->mlp_pre, l);
+    if (acts->changes) asp_changes_before_mlp(acts->changes, l, x, e);
     asp_status status = layernorm(m, acts, x, o->ln2_w, o->ln2_b, ln, slot(acts->ln2_scale, l),
                                   slot(acts->ln2_normalized, l), context);
     if (!status)
@@ -135,21 +144,30 @@ static asp_status mlp_half(const asp_model *m, const asp_activations *acts, int6
     if (!status)
         status = linear(m, acts, slot(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp,
                         ASP_EPILOGUE_RESIDUAL, x, NULL, context);
+    if (!status && acts->changes)
+        asp_changes_after_mlp(acts->changes, l, slot(acts->resid, l + 1), slot(acts->mlp_out, l), e);
     return status;
+}
+
+asp_status asp_forward_final(const asp_model *m, const asp_activations *acts, const asp_context *context) {
+    return layernorm(m, acts, slot(acts->resid, m->config.n_layer), m->lnf_w, m->lnf_b, acts->ln_final,
+                     acts->ln_final_scale, acts->ln_final_normalized, context);
 }
 
 asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, const asp_gate *gate,
                               const asp_scratch *scratch, const asp_context *context) {
     embed_job job = {m, acts};
+    const int64_t n_layer = m->config.n_layer;
     asp_status status = asp_parallel_for(context, row_items(acts->n_tokens), embed_rows, &job);
-    for (int64_t l = 0; !status && l < m->config.n_layer; l++) {
-        status = attention_half(m, acts, l, gate, scratch, context);
-        if (!status) status = mlp_half(m, acts, l, context);
+    for (int64_t l = 0; !status && l < n_layer; l++) {
+        if (acts->changes) asp_changes_resid(acts->changes, 0, l, slot(acts->resid, l), m->config.d_model);
+        status = asp_forward_attention(m, acts, l, gate, scratch, context);
+        if (!status) status = asp_forward_output(m, acts, l, context);
+        if (!status) status = asp_forward_mlp(m, acts, l, context);
     }
-    if (!status)
-        status = layernorm(m, acts, slot(acts->resid, m->config.n_layer), m->lnf_w, m->lnf_b, acts->ln_final,
-                           acts->ln_final_scale, acts->ln_final_normalized, context);
-    return status;
+    if (!status && acts->changes)
+        asp_changes_resid(acts->changes, 0, n_layer, slot(acts->resid, n_layer), m->config.d_model);
+    return status ? status : asp_forward_final(m, acts, context);
 }
 
 asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,

@@ -114,6 +114,9 @@ typedef struct {
     asp_real *pattern, *scores;   /* packed per sequence */
     uint8_t *gate;
     struct asp_edge_builder *edges;  /* NULL: not wanted */
+    const struct asp_changes *changes;   /* intervene.c; NULL: none */
+    const struct asp_variants *variants; /* variants.c; NULL: the sequences are whole */
+    const struct asp_mix *mix;           /* attribution.c; NULL: none */
 } asp_activations;
 
 /* Gate of a forward or backward pass. */
@@ -146,9 +149,94 @@ int64_t asp_logit_rows_needed(const asp_model *model, int64_t n_rows);
 /* Embedding and all layers; ends with the final LayerNorm in acts->ln_final. */
 asp_status asp_forward_layers(const asp_model *model, const asp_activations *acts, const asp_gate *gate,
                               const asp_scratch *scratch, const asp_context *context);
+/* One layer in its three parts: LayerNorm, q, k, v, z; from z to the residual stream; the MLP. */
+asp_status asp_forward_attention(const asp_model *model, const asp_activations *acts, int64_t layer,
+                                 const asp_gate *gate, const asp_scratch *scratch, const asp_context *context);
+asp_status asp_forward_output(const asp_model *model, const asp_activations *acts, int64_t layer,
+                              const asp_context *context);
+asp_status asp_forward_mlp(const asp_model *model, const asp_activations *acts, int64_t layer,
+                           const asp_context *context);
+asp_status asp_forward_final(const asp_model *model, const asp_activations *acts, const asp_context *context);
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
                                  const asp_gate *gate, const asp_scratch *scratch,
                                  const asp_context *context);
+
+/* ---- intervene.c --------------------------------------------------------------------- */
+
+/* Interventions of one pass, with its entries sorted by (layer, sequence, head). */
+typedef struct asp_changes {
+    const asp_interventions *given;
+    const int64_t *offsets;
+    int64_t n_sequences, n_head, longest;
+    int64_t *entry_start;   /* (L*B*H+1) */
+    int64_t *entry_index;   /* (n_entries) */
+    uint8_t *masks;         /* (n_threads, longest^2) */
+    asp_real *rows;         /* (n_mlps, E): the residual stream that a replaced MLP output is added to */
+} asp_changes;
+asp_status asp_changes_new(asp_changes **changes, const asp_interventions *given, const asp_model *model,
+                           const int64_t *offsets, int64_t n_sequences, int n_threads, asp_error *err);
+void asp_changes_free(asp_changes *changes);
+/* The (T,T) mask of one head of one sequence, NULL if none of its entries is replaced. */
+const uint8_t *asp_changes_mask(const asp_changes *changes, int64_t layer, int64_t sequence, int64_t head, int thread);
+/* Adds the new contributions of replaced entries to z, rows z_stride apart. */
+void asp_changes_entries(const asp_changes *changes, int64_t layer, int64_t sequence, int64_t head, asp_real *z,
+                         int64_t z_stride, int64_t d_head);
+void asp_changes_heads(const asp_changes *changes, int64_t layer, asp_real *z, int64_t d_head);
+void asp_changes_resid(const asp_changes *changes, int half, int64_t layer, asp_real *x, int64_t width);
+/* Before the MLP: keep the rows that its replaced output will be added to; afterwards: add it.
+ * out: the MLP's output if it is recorded, or NULL. */
+void asp_changes_before_mlp(const asp_changes *changes, int64_t layer, const asp_real *mid, int64_t width);
+void asp_changes_after_mlp(const asp_changes *changes, int64_t layer, asp_real *resid, asp_real *out, int64_t width);
+
+/* ---- variants.c ------------------------------------------------------------------------ */
+
+/* Packed variants of clean sequences; sequence i of the pass is variants[i], from its first position on. */
+typedef struct asp_variants {
+    const asp_config *config;
+    const asp_variant *variants;
+    asp_unit unit;
+    const int32_t *order;
+    asp_reference reference;
+    asp_array clean_qkv, z, pattern, qkv; /* the clean run's; the others the reference run's, or data NULL */
+    const int64_t *offsets;               /* of the clean run and of the reference run */
+    uint8_t *masks;                       /* (n_threads, longest^2) */
+    int64_t longest;
+    int last_only;                        /* z of the last position only */
+} asp_variants;
+/* Rows of a clean sequence from the variant's first position on. */
+static inline int64_t asp_variant_rows(const asp_variant *v, const int64_t *offsets) {
+    return offsets[v->sequence + 1] - offsets[v->sequence] - v->first;
+}
+
+/* ---- attribution.c ------------------------------------------------------------------------- */
+
+/* z of all heads mixed with its reference, and what the backward pass collects: see asp_attribution. */
+typedef struct asp_mix {
+    const asp_model *model;
+    const asp_attribution_options *options;
+    double m, share;         /* 1 - m is the reference's part; share of the result: 1 / steps */
+    asp_array z, pattern, qkv; /* of the reference run, data NULL if there is none */
+    asp_real *mixed;         /* (R,H,D) of one layer */
+    double *scores;
+} asp_mix;
+/* Writes mix->mixed for one layer and returns it. */
+const asp_real *asp_mix_forward(const asp_mix *mix, const asp_activations *acts, int64_t layer);
+/* Adds to the scores from dz (R,H,D) of the mixed z, and makes dz that of z itself. */
+asp_status asp_mix_backward(const asp_mix *mix, const asp_activations *acts, int64_t layer, asp_real *dz,
+                            const asp_context *context);
+
+/* ---- metric.c ---------------------------------------------------------------------------- */
+
+/* Whether the metric needs the logits of all tokens. */
+int asp_metric_needs_all(asp_metric_kind kind);
+/* The metric of one sequence from its logits (V). */
+double asp_metric_value(const asp_metric *metric, int64_t sequence, const asp_real *logits, int64_t n_vocab);
+/* The same from the final LayerNorm's output (E), for metrics that do not need all tokens. */
+double asp_metric_from_hidden(const asp_metric *metric, int64_t sequence, const asp_model *model,
+                              const asp_real *hidden);
+/* dlogits (V) written: the metric's gradient with respect to logits (V). */
+void asp_metric_gradient(const asp_metric *metric, int64_t sequence, asp_real *dlogits, const asp_real *logits,
+                         int64_t n_vocab);
 
 /* LayerNorm of n rows: out, scale, normalized written where not NULL. */
 typedef struct {
@@ -236,6 +324,10 @@ asp_status asp_cross_entropy(const asp_model *model, asp_tape *tape, const asp_b
 /* The same for sum(dlogits * logits). */
 asp_status asp_linear_loss(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
                            const asp_context *context);
+
+/* The same for the sum of a metric over the sequences.  copies (n_threads,V) scratch. */
+asp_status asp_metric_loss(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
+                           double *sum, const asp_context *context);
 
 /* From tape->grads.ln back to the embeddings.  expected (L) added to: sum of sigmoid(g); open added to. */
 asp_status asp_backward_layers(const asp_model *model, asp_tape *tape, const asp_gate *gate, double *expected,

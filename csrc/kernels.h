@@ -25,6 +25,11 @@ typedef struct {
     int32_t *edge_key;
     asp_real *edge_weight;
     asp_real edge_threshold;
+    /* forward only: a part of the rows.  q, k, v and z begin at position n_prefix; keys and values before it
+     * are read from the prefix, rows `stride` apart; queries before first_query are left out. */
+    const asp_real *prefix_k, *prefix_v;
+    int64_t n_prefix, first_query;
+    const uint8_t *dropped;     /* (T,T) read: entries taken out of the pattern; NULL: none */
     /* backward only */
     const asp_real *dz;         /* (T,D), rows dz_stride apart, read */
     int64_t dz_stride;
@@ -77,6 +82,10 @@ extern const asp_kernels asp_kernels_base;
 extern const asp_kernels asp_kernels_avx2, asp_kernels_avx512;
 #endif
 const asp_kernels *asp_kernels_active(void);
+
+/* Attention of one head of one variant (variants.c); the unit's rows are those of the variant. */
+void asp_variant_attention(const asp_variants *variants, asp_attention_unit *unit, int64_t layer, int64_t sequence,
+                           int64_t head, int thread);
 
 /* Keys per vector in all kernels, whatever the instruction set: so reductions add in one order. */
 enum { ASP_LANES = 16 };

@@ -50,6 +50,17 @@ INLINE void copy_row(asp_real *out, const asp_real *x, int64_t d, int64_t width)
     for (; j < width; j += ASP_LANES / 2) *(memhalf *)(out + j) = (half){0};
 }
 
+/* Keys or values of all positions, of which the first n_prefix come from elsewhere. */
+static void keys_transposed(const asp_attention_unit *u, asp_real *out, const asp_real *prefix, const asp_real *x,
+                            int64_t keys) {
+    for (int64_t j = 0; j < u->d_head; j++) {
+        asp_real *row = out + j * keys;
+        for (int64_t t = 0; t < u->n_prefix; t++) row[t] = prefix[t * u->stride + j];
+        for (int64_t t = u->n_prefix; t < u->n_tokens; t++) row[t] = x[(t - u->n_prefix) * u->stride + j];
+        for (int64_t t = u->n_tokens; t < keys; t++) row[t] = 0;
+    }
+}
+
 static void copy_padded(asp_real *out, const asp_real *x, int64_t stride, int64_t n, int64_t d, int64_t width) {
     for (int64_t t = 0; t < n; t++) copy_row(out + t * width, x + t * stride, d, width);
 }
@@ -161,6 +172,8 @@ static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t quer
     const asp_real sum = sum_lanes(sums), inverse = 1 / sum;
     if (u->lse) u->lse[query] = top + asp_log(sum);
     for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * inverse);
+    for (int64_t k = 0; u->dropped && k < n; k++)
+        if (u->dropped[query * u->n_tokens + k]) row[k] = 0;
     if (u->pattern) write_row(u->pattern + query * u->n_tokens, row, n, u->n_tokens, 0);
     if (u->gate && !u->gated) memset(u->gate + query * u->n_tokens, 1, (size_t)n);
     if (u->gate) memset(u->gate + query * u->n_tokens + n, 0, (size_t)(u->n_tokens - n));
@@ -181,12 +194,13 @@ static void edge_row(const asp_attention_unit *u, const asp_real *row, int64_t q
 
 static void attention_forward(const asp_attention_unit *u) {
     const attention_buffers b = attention_layout(u, 0);
-    const int64_t n = u->n_tokens, d = u->d_head, width = b.width;
-    copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys);
-    copy_padded(b.v, u->v, u->stride, n, d, width);
-    for (int64_t first = 0; first < n; first += QUERIES) {
+    const int64_t n = u->n_tokens, d = u->d_head, width = b.width, prefix = u->n_prefix;
+    keys_transposed(u, b.k_t, u->prefix_k, u->k, b.keys);
+    copy_padded(b.v, u->prefix_v, u->stride, prefix, d, width);
+    copy_padded(b.v + prefix * width, u->v, u->stride, n - prefix, d, width);
+    for (int64_t first = u->first_query; first < n; first += QUERIES) {
         const int64_t last = first + QUERIES < n ? first + QUERIES : n;
-        gather_queries(b.x, u->q, u->stride, first, n, d, width);
+        gather_queries(b.x, u->q, u->stride, first - prefix, n - prefix, d, width);
         const int64_t columns = (last + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
         four_rows(b.row, b.keys, b.x, width, d, b.k_t, b.keys, columns, u->scale);
         for (int64_t q = first; q < last; q++) {
@@ -201,7 +215,7 @@ static void attention_forward(const asp_attention_unit *u) {
                 const asp_real a = b.row[(q - first) * b.keys + k];
                 for (int64_t j = 0; j < width; j += ASP_LANES) store(z + j, load(z + j) + a * load(b.v + k * width + j));
             }
-            copy_row(u->z + q * u->z_stride, z, d, d);
+            copy_row(u->z + (q - prefix) * u->z_stride, z, d, d);
         }
     }
 }

@@ -9,6 +9,8 @@ typedef struct {
     asp_tape *tape;
     const asp_batch *batch;
     const asp_real *dlogits; /* (N,V) given by the caller, or NULL */
+    const asp_metric *metric;
+    asp_real *copies;        /* (n_threads,V) */
     double coefficient;
     int64_t first;           /* in row_index */
 } loss_job;
@@ -35,6 +37,16 @@ static void linear_item(void *arg, int64_t item, int thread) {
     for (int64_t i = 0; i < v; i++) sum += (double)logits[i] * (double)dlogits[i];
     job->tape->row_loss[job->first + item] = sum;
     memcpy(logits, dlogits, (size_t)v * sizeof *logits);
+}
+
+/* The last row of sequence `first + item`: its logits become the metric's gradient. */
+static void metric_item(void *arg, int64_t item, int thread) {
+    const loss_job *job = arg;
+    const int64_t b = job->first + item, v = job->model->config.n_vocab;
+    asp_real *logits = job->tape->logits + item * v, *copy = job->copies + thread * v;
+    memcpy(copy, logits, (size_t)v * sizeof *copy);
+    job->tape->row_loss[b] = asp_metric_value(job->metric, b, copy, v);
+    asp_metric_gradient(job->metric, b, logits, copy, v);
 }
 
 static asp_status unembed_backward(const asp_model *m, asp_tape *tape, int64_t rows, const asp_context *context) {
@@ -89,4 +101,11 @@ asp_status asp_linear_loss(const asp_model *model, asp_tape *tape, const asp_rea
     loss_job job = {.model = model, .tape = tape, .dlogits = dlogits};
     for (int64_t r = 0; r < tape->acts.n_tokens; r++) tape->row_index[r] = r;
     return run_chunks(&job, tape->acts.n_tokens, linear_item, sum, context);
+}
+
+asp_status asp_metric_loss(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
+                           double *sum, const asp_context *context) {
+    loss_job job = {.model = model, .tape = tape, .metric = metric, .copies = copies};
+    for (int64_t b = 0; b < tape->acts.n_sequences; b++) tape->row_index[b] = tape->acts.offsets[b + 1] - 1;
+    return run_chunks(&job, tape->acts.n_sequences, metric_item, sum, context);
 }

@@ -70,6 +70,17 @@ void asp_py_read_end(py_model *model);
 int asp_py_write_begin(py_model *model);
 void asp_py_write_end(py_model *model);
 
+/* ---- py_sweep.c -------------------------------------------------------------------- */
+
+PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_run_mean_entries(PyObject *self, PyObject *unused);
+/* Interventions of a run, with the arrays that they point to; NULL and an exception if they are not well formed. */
+typedef struct py_interventions py_interventions;
+py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *config);
+void asp_py_interventions_free(py_interventions *interventions);
+const asp_interventions *asp_py_interventions_given(const py_interventions *interventions);
+
 /* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
 
 enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE };

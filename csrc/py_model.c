@@ -258,14 +258,29 @@ static int n_threads(PyObject *self, int asked) {
     return asked > 0 ? asked : asp_py_state(Py_TYPE(self))->n_threads;
 }
 
+/* An empty Run of a model that may be read; NULL and an exception if it may not. */
+static py_run *run_begin(py_model *model) {
+    PyTypeObject *type = asp_py_state(Py_TYPE((PyObject *)model))->run_type;
+    if (!asp_py_read_begin(model)) return NULL;
+    py_run *run = (py_run *)type->tp_alloc(type, 0);
+    if (!run) {
+        asp_py_read_end(model);
+        return NULL;
+    }
+    run->model = (py_model *)Py_NewRef((PyObject *)model);
+    run->version = atomic_load(&model->version);
+    return run;
+}
+
 static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "offsets", "record", "logits", "max_bytes", "edge_threshold", "threads", NULL};
-    PyObject *tokens, *offsets, *record, *threshold = Py_None;
+    static char *names[] = {"tokens", "offsets", "record", "logits", "max_bytes", "edge_threshold", "threads",
+                            "interventions", NULL};
+    PyObject *tokens, *offsets, *record, *threshold = Py_None, *changes = Py_None;
     asp_run_options options = {.logits = ASP_LOGITS_ALL};
     long long max_bytes = INT64_MAX;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOi:run", names, &tokens, &offsets, &record, &options.logits,
-                                     &max_bytes, &threshold, &threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiO:run", names, &tokens, &offsets, &record, &options.logits,
+                                     &max_bytes, &threshold, &threads, &changes))
         return NULL;
     if (!asp_py_check_threads(threads)) return NULL;
     if (options.logits < ASP_LOGITS_NONE || options.logits > ASP_LOGITS_ALL)
@@ -276,12 +291,19 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     py_batch batch;
     if (PyErr_Occurred() || !asp_py_records(record, &options.records) || !asp_py_batch(&batch, tokens, offsets)) return NULL;
     py_model *model = (py_model *)self;
-    PyTypeObject *type = asp_py_state(Py_TYPE(self))->run_type;
-    py_run *run = asp_py_read_begin(model) ? (py_run *)type->tp_alloc(type, 0) : NULL;
+    py_interventions *interventions = NULL;
+    if (changes != Py_None) {
+        interventions = PyTuple_Check(changes) ? asp_py_interventions_new(changes, asp_model_config(model->model)) : NULL;
+        if (!interventions) {
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "interventions must be a tuple");
+            asp_py_batch_clear(&batch);
+            return NULL;
+        }
+        options.interventions = asp_py_interventions_given(interventions);
+    }
+    py_run *run = run_begin(model);
     if (run) {
         asp_error err = {0};
-        run->model = (py_model *)Py_NewRef(self);
-        run->version = atomic_load(&model->version);
         py_call call;
         asp_py_call_begin(&call, n_threads(self, threads));
         const asp_status status = asp_run_new(&run->run, model->model, batch.tokens, batch.offsets, batch.n_sequences,
@@ -293,6 +315,7 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
             Py_CLEAR(run);
         }
     }
+    asp_py_interventions_free(interventions);
     asp_py_batch_clear(&batch);
     return (PyObject *)run;
 }
@@ -405,7 +428,11 @@ static PyMethodDef methods[] = {
     {"assign", model_assign, METH_O, "assign({name: array}): copies arrays into the weights, all or none."},
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
-     "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0) -> Run"},
+     "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None) -> Run"},
+    {"sweep", (PyCFunction)(void (*)(void))asp_py_model_sweep, METH_VARARGS | METH_KEYWORDS,
+     "sweep(clean, variants, unit, order, reference, metric, threads=0) -> metric of every variant"},
+    {"attribution", (PyCFunction)(void (*)(void))asp_py_model_attribution, METH_VARARGS | METH_KEYWORDS,
+     "attribution(tokens, offsets, unit, steps, through_gate, reference, metric, max_bytes=..., threads=0) -> scores"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "
      "max_bytes=..., threads=0) -> Gradients"},

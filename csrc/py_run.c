@@ -160,6 +160,7 @@ static PyMethodDef run_methods[] = {
     {"array", run_array, METH_O, "array(name): read-only view of one recorded array, all sequences packed."},
     {"edges", run_edges, METH_NOARGS, "edges() -> (start, key, weight): open edges in CSR, rows (sequence, layer, head, query)."},
     {"value_norms", run_value_norms, METH_O, "value_norms(direction or None) -> (|v|, |v W_O|, (v W_O).direction), each (L,H,N)."},
+    {"mean_entries", asp_py_run_mean_entries, METH_NOARGS, "mean_entries() -> (L,H,T,T,D): mean over prompts of A[q,k] v[k]."},
     {"entry_scores", run_entry_scores, METH_VARARGS, "entry_scores(layer, head, query, key): scores of these entries, packed rows."},
     {0}};
 

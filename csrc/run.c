@@ -89,6 +89,8 @@ void asp_run_free(asp_run *run) {
 }
 
 asp_array asp_run_array(const asp_run *run, asp_record record) { return run->arrays[record]; }
+const int64_t *asp_run_offsets(const asp_run *run) { return run->offsets; }
+int64_t asp_run_n_sequences(const asp_run *run) { return run->n_sequences; }
 int64_t asp_run_bytes(const asp_run *run) { return run->arena.bytes; }
 asp_edges asp_run_edges(const asp_run *run) { return run->edges ? run->edges->edges : (asp_edges){0}; }
 
@@ -276,12 +278,13 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
 }
 
 static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratch *s, const asp_run_options *options,
-                              const asp_context *context, asp_error *err) {
+                              const asp_changes *changes, const asp_context *context, asp_error *err) {
     double *bias = asp_allocate(m->config.n_layer, sizeof *bias);
     if (!bias) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
     const asp_gate gate = {.gated = m->config.gated, .bias = bias};
-    const asp_activations acts = wire(run, s);
+    asp_activations acts = wire(run, s);
+    acts.changes = changes;
     int64_t longest = 0;
     for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
     const asp_scratch scratch = {(asp_real *)(void *)(s->arena.base + s->attention),
@@ -306,10 +309,15 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
     asp_run *run = asp_allocate(1, sizeof *run);
     if (!run) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     run_scratch scratch = {0};
+    asp_changes *changes = NULL;
     run->config = model->config;
     status = copy_batch(run, tokens, offsets, n_sequences, err);
+    if (!status && options->interventions)
+        status = asp_changes_new(&changes, options->interventions, model, run->offsets, n_sequences,
+                                 context->n_threads, err);
     if (!status) status = allocate_run(model, run, &scratch, options, context, err);
-    if (!status) status = compute_run(model, run, &scratch, options, context, err);
+    if (!status) status = compute_run(model, run, &scratch, options, changes, context, err);
+    asp_changes_free(changes);
     asp_arena_free(&scratch.arena);
     if (status) {
         asp_run_free(run);

@@ -1,0 +1,361 @@
+"""What `Model.run` ablates or patches: heads, heads at positions, attention edges, MLPs, the residual stream.
+
+    model.run(prompt, ablate=["L9H6"])                                       # zero ablation
+    model.run(prompt, ablate=Ablation(["a9.h6[4->7]"], "mean", prompts))     # mean over reference prompts
+    model.run(prompt, ablate=Ablation(heads, keep_only=True))                # knock out all other heads
+    model.run(prompt, patch={HeadPosition(9, 6, 7): values})                 # values from anywhere
+
+Ablating a head replaces its z; ablating an attention edge replaces its contribution A[query, key] v[key] to z
+of the query, while the rest of the row stays as it is (rows are never renormalised); ablating an MLP replaces
+its output. Later layers see the change. `effects` does the same for many items at once, each alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from .batch import Batch, as_batch
+from .labels import Edge, Head, whole_number
+from .run import DEFAULT_MAX_BYTES, as_reals
+
+if TYPE_CHECKING:
+    from .model import Model
+
+KINDS = ("zero", "mean", "counterfactual")
+POINTS = ("pre", "mid", "post")
+_MOST_ENTRIES = 50_000_000
+
+
+class HeadPosition(NamedTuple):
+    """One head at one position (counted from 0; negative from the end)."""
+
+    layer: int
+    head: int
+    position: int
+
+
+class Mlp(NamedTuple):
+    """The MLP of a layer, at all positions."""
+
+    layer: int
+
+
+class Resid(NamedTuple):
+    """The residual stream at one position (negative: from the end) before ("pre"), within ("mid", between
+    attention and MLP) or after ("post") a layer. Patched only: it has no zero or mean."""
+
+    layer: int
+    position: int
+    point: str = "pre"
+
+
+Item: TypeAlias = "Head | HeadPosition | Edge | Mlp | Resid"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Items to ablate in a run, and what takes their place.
+
+    items: Head ("L9H6", (9, 6)), HeadPosition, Edge ("a9.h6[5->8]", (9, 6, 8, 5)), Mlp, or Resid (not with
+    "zero"). kind: "zero"; "mean", per position over the `reference` prompts, which all have the length of the
+    prompts that are run; "counterfactual", the value in the `reference` prompt of the same number.
+    keep_only: the items stay, and everything else of their kind (all heads, heads at all positions, or all
+    edges) is ablated instead.
+    """
+
+    items: Sequence[Any]
+    kind: str = "zero"
+    reference: Any = None
+    keep_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r:.60}")
+        if (self.kind == "zero") != (self.reference is None):
+            need = "takes no reference prompts" if self.kind == "zero" else "needs reference prompts"
+            raise ValueError(f"ablation by {self.kind} {need}")
+
+
+def compile_interventions(model: Model, batch: Batch, ablate: Any, patch: Any) -> tuple[Any, ...] | None:
+    """The arrays that the core takes for `Model.run(ablate=, patch=)`, or None if there is nothing to do."""
+    if ablate is None and patch is None:
+        return None
+    places = _Places(model, batch)
+    if ablate is not None:
+        ablation = ablate if isinstance(ablate, Ablation) else Ablation(_as_list(ablate))
+        _add_ablation(places, ablation)
+    if patch is not None:
+        if not isinstance(patch, Mapping):
+            raise TypeError(f"patch must be a mapping from items to arrays, got {type(patch).__name__}")
+        for item, values in patch.items():
+            _add_patch(places, _parse(item), values)
+    return places.arrays()
+
+
+def _as_list(items: Any) -> list[Any]:
+    if isinstance(items, str | Head | HeadPosition | Edge | Mlp | Resid):
+        return [items]
+    if not isinstance(items, Iterable):
+        raise TypeError(f"ablate must be items or an Ablation, got {type(items).__name__}")
+    return list(items)
+
+
+def _parse(item: Any) -> Item:
+    """An item in any of its forms."""
+    if isinstance(item, Head | HeadPosition | Edge | Mlp | Resid):
+        return item
+    if isinstance(item, str):
+        return Edge.parse(item) if "[" in item else Head.parse(item)
+    if isinstance(item, tuple | list) and len(item) in (2, 4):
+        return Head.parse(item) if len(item) == 2 else Edge.parse(item)
+    raise TypeError(
+        f"an item is a Head, HeadPosition, Edge, Mlp or Resid, or text such as 'L9H6', got {item!r:.60}"
+    )
+
+
+# ------------------------------------------------------------------------------------------- places
+
+
+class _Places:
+    """Places and values of one batch, as they are collected."""
+
+    def __init__(self, model: Model, batch: Batch) -> None:
+        config = model.config
+        self.model, self.batch = model, batch
+        self.lengths = batch.lengths.tolist()
+        self.rows: dict[str, list[Any]] = {name: [] for name in ("head", "edge", "mlp", "resid")}
+        self.values: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
+        self.widths = {
+            "head": config.d_head,
+            "edge": config.d_head,
+            "mlp": config.d_model,
+            "resid": config.d_model,
+        }
+        self.columns = {"head": 4, "edge": 5, "mlp": 3, "resid": 4}
+
+    def add(self, kind: str, rows: Any, values: np.ndarray) -> None:
+        """rows [n, columns]; values [n, width] or [width] for all."""
+        rows = np.asarray(rows, np.int64).reshape(-1, self.columns[kind])
+        self.rows[kind].append(rows)
+        self.values[kind].append(np.broadcast_to(values, (len(rows), self.widths[kind])))
+
+    def arrays(self) -> tuple[Any, ...]:
+        found: list[Any] = []
+        for kind, columns in self.columns.items():
+            rows = np.concatenate([np.zeros((0, columns), np.int64), *self.rows[kind]])
+            values = np.concatenate([np.zeros((0, self.widths[kind])), *self.values[kind]]).astype(
+                self.model.dtype
+            )
+            if kind == "edge":  # each once: the last one given counts
+                _, first = np.unique(rows[::-1], axis=0, return_index=True)
+                keep = np.sort(len(rows) - 1 - first)
+                rows, values = rows[keep], values[keep]
+            found += [np.ascontiguousarray(rows), np.ascontiguousarray(values)]
+        return tuple(found)
+
+    def head(self, item: Head | HeadPosition | Edge) -> tuple[int, int]:
+        config = self.model.config
+        return tuple(Head(item.layer, item.head).within(config.n_layer, config.n_head))  # type: ignore[return-value]
+
+    def layer(self, layer: Any) -> int:
+        n = self.model.config.n_layer
+        if not 0 <= whole_number(layer, "layer") < n:
+            raise IndexError(f"layer {layer} is out of range 0..{n - 1}")
+        return int(layer)
+
+    def position(self, prompt: int, position: Any) -> int:
+        n, index = self.lengths[prompt], whole_number(position, "position")
+        if not -n <= index < n:
+            raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens")
+        return index % n
+
+
+def _point(item: Resid) -> tuple[int, int]:
+    """(half, layer) as the core counts: half 0 before layer 0..L, half 1 in the middle of a layer."""
+    if item.point not in POINTS:
+        raise ValueError(f"point must be one of {', '.join(map(repr, POINTS))}, got {item.point!r:.60}")
+    return (1, item.layer) if item.point == "mid" else (0, item.layer + (item.point == "post"))
+
+
+# ------------------------------------------------------------------------------------------- ablations
+
+
+def _add_ablation(places: _Places, ablation: Ablation) -> None:
+    items = [_parse(item) for item in ablation.items]
+    if ablation.keep_only:
+        items = _complement(places, items)
+    source = _Source(places, ablation, items)
+    for prompt, length in enumerate(places.lengths):
+        edges = [item for item in items if isinstance(item, Edge)]
+        if edges:
+            chosen = np.array([item.within(*_heads(places), length) for item in edges], np.int64)
+            places.add("edge", np.insert(chosen, 1, prompt, axis=1), source.edges(prompt, chosen))
+        for item in items:
+            if isinstance(item, Head):
+                layer, head = places.head(item)
+                rows = [(layer, prompt, head, position) for position in range(length)]
+                places.add("head", rows, source.z(prompt, layer, head))
+            elif isinstance(item, HeadPosition):
+                (layer, head), position = places.head(item), places.position(prompt, item.position)
+                places.add("head", [(layer, prompt, head, position)], source.z(prompt, layer, head)[position])
+            elif isinstance(item, Mlp):
+                layer = places.layer(item.layer)
+                rows = [(layer, prompt, position) for position in range(length)]
+                places.add("mlp", rows, source.mlp(prompt, layer))
+            elif isinstance(item, Resid):
+                layer, position = places.layer(item.layer), places.position(prompt, item.position)
+                values = source.resid(prompt, item.point, layer, position)
+                places.add("resid", [(*_point(item)[:1], _point(item)[1], prompt, position)], values)
+
+
+def _heads(places: _Places) -> tuple[int, int]:
+    return places.model.config.n_layer, places.model.config.n_head
+
+
+def _complement(places: _Places, items: list[Item]) -> list[Item]:
+    """All heads, heads at positions, or edges that are not listed."""
+    kinds = {type(item) for item in items} or {Head}
+    if len(kinds) != 1 or not kinds <= {Head, HeadPosition, Edge}:
+        raise ValueError("keep_only needs items of one kind: heads, heads at positions, or attention edges")
+    kind, (n_layer, n_head) = kinds.pop(), _heads(places)
+    every = [Head(layer, head) for layer in range(n_layer) for head in range(n_head)]
+    if kind is Head:
+        kept = {Head(*places.head(item)) for item in items}  # type: ignore[arg-type]
+        return [head for head in every if head not in kept]
+    if len(set(places.lengths)) > 1:
+        raise ValueError("keep_only by position needs prompts of one length")
+    length = places.lengths[0]
+    if kind is HeadPosition:
+        at = {(*places.head(item), places.position(0, item.position)) for item in items}  # type: ignore
+        return [HeadPosition(*head, p) for head in every for p in range(length) if (*head, p) not in at]
+    if len(every) * length * (length + 1) // 2 * len(places.lengths) > _MOST_ENTRIES:
+        raise MemoryError(
+            f"keep_only of edges would list more than {_MOST_ENTRIES:,} entries; use effects.keep_only"
+        )
+    edges = {item.within(n_layer, n_head, length) for item in items}  # type: ignore[union-attr]
+    return [
+        Edge(*head, q, k)
+        for head in every
+        for q in range(length)
+        for k in range(q + 1)
+        if Edge(*head, q, k) not in edges
+    ]
+
+
+class _Source:
+    """What ablated items are replaced by."""
+
+    def __init__(self, places: _Places, ablation: Ablation, items: Sequence[Item]) -> None:
+        self.places, self.kind = places, ablation.kind
+        if self.kind == "zero":
+            if any(isinstance(item, Resid) for item in items):
+                raise ValueError(
+                    "the residual stream has no zero ablation: it would delete the model; patch it"
+                )
+            return
+        model = places.model
+        self.batch = as_batch(model, _prompts(ablation.reference), places.batch.prepend_bos)
+        lengths = self.batch.lengths.tolist()
+        if self.kind == "counterfactual" and lengths != places.lengths:
+            raise ValueError(
+                f"counterfactual ablation needs one reference prompt of the same length for each prompt: "
+                f"prompts have {_shown(places.lengths)} tokens, the reference {_shown(lengths)}"
+            )
+        if self.kind == "mean" and {*lengths, *places.lengths} != {lengths[0]}:
+            raise ValueError(
+                f"means are taken per position, so all prompts must have one length: prompts have "
+                f"{_shown(places.lengths)} tokens, the reference {_shown(lengths)}"
+            )
+        names = {"z"} | {"mlp_out" for item in items if isinstance(item, Mlp)}
+        names |= {"qkv", "pattern"} if any(isinstance(item, Edge) for item in items) else set()
+        names |= {_resid_name(item.point) for item in items if isinstance(item, Resid)}
+        self.run = model._core.run(self.batch.tokens, self.batch.offsets, tuple(names), 0, DEFAULT_MAX_BYTES)
+        self.entries = self.run.mean_entries() if "pattern" in names and self.kind == "mean" else None
+
+    def _rows(self, array: np.ndarray, prompt: int) -> np.ndarray:
+        """[N, ...] -> [T, ...] of the paired prompt, or the mean over prompts."""
+        if self.kind == "counterfactual":
+            return array[self.batch.offsets[prompt] : self.batch.offsets[prompt + 1]]
+        return array.reshape(len(self.batch), -1, *array.shape[1:]).mean(axis=0, dtype=np.float64)
+
+    def z(self, prompt: int, layer: int, head: int) -> np.ndarray:
+        if self.kind == "zero":
+            return np.zeros((self.places.lengths[prompt], self.places.widths["head"]))
+        return self._rows(self.run.array("z")[layer, :, head], prompt)
+
+    def mlp(self, prompt: int, layer: int) -> np.ndarray:
+        if self.kind == "zero":
+            return np.zeros(self.places.widths["mlp"])
+        return self._rows(self.run.array("mlp_out")[layer], prompt)
+
+    def resid(self, prompt: int, point: str, layer: int, position: int) -> np.ndarray:
+        array = self.run.array(_resid_name(point))
+        return self._rows(array[layer + (point == "post")], prompt)[position]
+
+    def edges(self, prompt: int, chosen: np.ndarray) -> np.ndarray:
+        """Contributions [n, D] of edges [n, 4]."""
+        if self.kind == "zero":
+            return np.zeros(self.places.widths["edge"])
+        layer, head, query, key = chosen.T
+        if self.entries is not None:
+            return self.entries[layer, head, query, key]
+        config, length = self.places.model.config, self.places.lengths[prompt]
+        squares = config.n_layer * config.n_head * (self.batch.lengths[:prompt] ** 2).sum()
+        size = config.n_layer * config.n_head * length * length
+        pattern = self.run.array("pattern")[squares : squares + size]
+        pattern = pattern.reshape(config.n_layer, config.n_head, length, length)
+        values = self.run.array("qkv")[:, self.batch.offsets[prompt] :, 2]
+        return pattern[layer, head, query, key][:, None] * values[layer, key, head]
+
+
+def _prompts(reference: Any) -> Any:
+    """The prompts of a Task, or what was given, as a list."""
+    prompts = getattr(reference, "clean", reference)
+    return [prompts] if isinstance(prompts, str) else list(prompts)
+
+
+def _resid_name(point: str) -> str:
+    return "resid_mid" if point == "mid" else "resid"
+
+
+def _shown(lengths: Sequence[int]) -> str:
+    return ", ".join(map(str, lengths[:6])) + (", ..." if len(lengths) > 6 else "")
+
+
+# ------------------------------------------------------------------------------------------- patches
+
+
+def _add_patch(places: _Places, item: Item, values: Any) -> None:
+    """Values for an item, the same for every prompt."""
+    array = as_reals(f"patch[{item!r:.60}]", values, places.model.dtype)
+    for prompt, length in enumerate(places.lengths):
+        if isinstance(item, Head):
+            layer, head = places.head(item)
+            rows: list[tuple[int, ...]] = [(layer, prompt, head, position) for position in range(length)]
+            places.add("head", rows, _shaped(item, array, (length, places.widths["head"])))
+        elif isinstance(item, HeadPosition):
+            (layer, head), position = places.head(item), places.position(prompt, item.position)
+            places.add(
+                "head", [(layer, prompt, head, position)], _shaped(item, array, (places.widths["head"],))
+            )
+        elif isinstance(item, Edge):
+            edge = item.within(*_heads(places), length)
+            rows = [(edge.layer, prompt, edge.head, edge.query, edge.key)]
+            places.add("edge", rows, _shaped(item, array, (places.widths["edge"],)))
+        elif isinstance(item, Mlp):
+            rows = [(places.layer(item.layer), prompt, position) for position in range(length)]
+            places.add("mlp", rows, _shaped(item, array, (length, places.widths["mlp"])))
+        else:
+            places.layer(item.layer)
+            rows = [(*_point(item), prompt, places.position(prompt, item.position))]
+            places.add("resid", rows, _shaped(item, array, (places.widths["resid"],)))
+
+
+def _shaped(item: Item, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape != shape:
+        raise ValueError(f"patch of {item} must have shape {shape}, got {array.shape}")
+    return array

@@ -1,0 +1,26 @@
+"""A progress bar for long calls: on stderr, in terminals and notebooks only unless asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+
+def progress_bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:
+    """A tqdm bar as a context, or a context that gives None.
+
+    progress: None shows it if stderr is a terminal or a notebook reads it.
+    """
+    if progress is None:
+        progress = sys.stderr.isatty() or _in_notebook()
+    if not progress:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=initial, desc=text, unit=unit, mininterval=0.5)
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__module__.startswith("ipykernel")

@@ -1,0 +1,259 @@
+/* attribution.c: first-order effects of heads and attention entries.  All items are scaled by one m between their
+ * reference and their value; the derivative with respect to each item's own m is read off the backward pass. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* ---- references -------------------------------------------------------------------------- */
+
+/* z (D) of the reference at one position, or NULL for zero. */
+static const asp_real *reference_z(const asp_mix *mix, const asp_activations *acts, int64_t layer, int64_t sequence,
+                                   int64_t head, int64_t position) {
+    const asp_config *c = &mix->model->config;
+    if (mix->z.data)
+        return (const asp_real *)mix->z.data + layer * mix->z.strides[0] +
+               (acts->offsets[sequence] + position) * mix->z.strides[1] + head * c->d_head;
+    const int64_t t = acts->offsets[sequence + 1] - acts->offsets[sequence];
+    if (!mix->options->reference.z) return NULL;
+    return mix->options->reference.z + ((layer * t + position) * c->n_head + head) * c->d_head;
+}
+
+const asp_real *asp_mix_forward(const asp_mix *mix, const asp_activations *acts, int64_t layer) {
+    const asp_config *c = &mix->model->config;
+    const asp_real m = (asp_real)mix->m, *z = acts->z.data + layer * acts->z.stride;
+    for (int64_t b = 0; b < acts->n_sequences; b++)
+        for (int64_t r = acts->offsets[b]; r < acts->offsets[b + 1]; r++)
+            for (int64_t h = 0; h < c->n_head; h++) {
+                const int64_t at = (r * c->n_head + h) * c->d_head;
+                const asp_real *reference = reference_z(mix, acts, layer, b, h, r - acts->offsets[b]);
+                for (int64_t j = 0; j < c->d_head; j++)
+                    mix->mixed[at + j] = m * z[at + j] + (reference ? (1 - m) * reference[j] : 0);
+            }
+    return mix->mixed;
+}
+
+/* ---- scores of one head --------------------------------------------------------------------- */
+
+typedef struct {
+    const asp_mix *mix;
+    const asp_activations *acts;
+    int64_t layer;
+    asp_real *dz;
+} layer_job;
+
+static double dot(const asp_real *a, const asp_real *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
+    return sum;
+}
+
+/* Heads, or heads at one position: dz . (z - reference). */
+static void head_scores(const layer_job *job, int64_t sequence, int64_t head) {
+    const asp_mix *mix = job->mix;
+    const asp_activations *acts = job->acts;
+    const asp_config *c = &mix->model->config;
+    const int64_t d = c->d_head, unit = job->layer * c->n_head + head, first = acts->offsets[sequence];
+    const int64_t t = acts->offsets[sequence + 1] - first;
+    for (int64_t q = 0; q < t; q++) {
+        const int64_t at = ((first + q) * c->n_head + head) * d;
+        const asp_real *reference = reference_z(mix, acts, job->layer, sequence, head, q);
+        double score = dot(job->dz + at, acts->z.data + job->layer * acts->z.stride + at, d);
+        if (reference) score -= dot(job->dz + at, reference, d);
+        mix->scores[mix->options->unit == ASP_UNIT_HEAD ? unit : unit * t + q] += mix->share * score;
+    }
+}
+
+/* dz . (contribution of an entry in the reference). */
+static double reference_score(const asp_mix *mix, const asp_real *dz, int64_t square, int64_t row, int64_t q, int64_t k,
+                              int64_t t, int64_t layer, int64_t head) {
+    const int64_t d = mix->model->config.d_head;
+    if (mix->options->reference.entries) return dot(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
+    if (!mix->pattern.data) return 0;
+    const asp_real *v = (const asp_real *)mix->qkv.data + layer * mix->qkv.strides[0] + (row + k) * mix->qkv.strides[1] +
+                        2 * mix->qkv.strides[2] + head * d;
+    return (double)((const asp_real *)mix->pattern.data)[square + q * t + k] * dot(dz, v, d);
+}
+
+/* Entries: dz . (A v - reference), or what moving the gate logit to 0 would do: g P (dz . v) sigma'(g). */
+static void entry_scores(const layer_job *job, int64_t sequence, int64_t head) {
+    const asp_mix *mix = job->mix;
+    const asp_activations *acts = job->acts;
+    const asp_config *c = &mix->model->config;
+    const int64_t d = c->d_head, first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
+    const int64_t unit = job->layer * c->n_head + head, width = c->n_head * d;
+    const int64_t packed = asp_square_offset(c, acts->offsets, sequence) + unit * t * t;
+    const int64_t reference = mix->options->reference.entries ? unit * t * t : packed;
+    const asp_real *v = acts->qkv.data + job->layer * acts->qkv.stride + first * 3 * width + 2 * width + head * d;
+    for (int64_t q = 0; q < t; q++) {
+        const asp_real *dz = job->dz + ((first + q) * c->n_head + head) * d;
+        for (int64_t k = 0; k <= q; k++) {
+            double score = dot(dz, v + k * 3 * width, d);
+            if (mix->options->through_gate) {
+                const double s = (double)acts->scores[packed + q * t + k], g = s + c->gate_bias, w = 1 / (1 + exp(-g));
+                const asp_real *lse = acts->lse.data + job->layer * acts->lse.stride + head * acts->n_tokens + first;
+                score *= g * exp(s - (double)lse[q]) * w * (1 - w);
+            } else {
+                score = score * (double)acts->pattern[packed + q * t + k] -
+                        reference_score(mix, dz, reference, first, q, k, t, job->layer, head);
+            }
+            mix->scores[(unit * t + q) * t + k] += mix->share * score;
+        }
+    }
+}
+
+static void head_item(void *arg, int64_t head, int thread) {
+    (void)thread;
+    const layer_job *job = arg;
+    for (int64_t b = 0; b < job->acts->n_sequences; b++) {
+        if (job->mix->options->unit == ASP_UNIT_EDGE) entry_scores(job, b, head);
+        else head_scores(job, b, head);
+    }
+}
+
+asp_status asp_mix_backward(const asp_mix *mix, const asp_activations *acts, int64_t layer, asp_real *dz,
+                            const asp_context *context) {
+    const asp_config *c = &mix->model->config;
+    layer_job job = {mix, acts, layer, dz};
+    const asp_status status = asp_parallel_for(context, c->n_head, head_item, &job);
+    const int64_t n = acts->n_tokens * c->n_head * c->d_head;
+    for (int64_t i = 0; i < n; i++) dz[i] *= (asp_real)mix->m;
+    return status;
+}
+
+/* ---- the call ----------------------------------------------------------------------------------- */
+
+typedef struct {
+    asp_tape tape;
+    asp_arena arena;
+    asp_mix mix;
+    double *work;             /* (2,L): gate bias, expected edges */
+    asp_real *copies, *pattern, *scores;
+} attribution;
+
+static asp_status check(const asp_attribution_options *o, const asp_model *model, const int64_t *offsets,
+                        int64_t n_sequences, asp_error *err) {
+    const asp_reference *r = &o->reference;
+    if (o->metric.n_sequences != n_sequences)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: the metric has %lld prompts, the batch %lld",
+                        (long long)o->metric.n_sequences, (long long)n_sequences);
+    if (o->steps < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: steps must be at least 1, got %lld", (long long)o->steps);
+    if (o->through_gate && (o->unit != ASP_UNIT_EDGE || !model->config.gated))
+        return asp_fail(err, ASP_BAD_ARGUMENT, "attribution through the gate is for attention edges of a gated model");
+    for (int64_t b = 0; b < n_sequences && (o->unit != ASP_UNIT_HEAD || r->z); b++)
+        if (offsets[b + 1] - offsets[b] != offsets[1])
+            return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: prompt %lld has %lld tokens, prompt 0 has %lld; items with positions and means need prompts of one length",
+                            (long long)b, (long long)(offsets[b + 1] - offsets[b]), (long long)offsets[1]);
+    if (r->run && (asp_run_n_sequences(r->run) != n_sequences ||
+                   memcmp(asp_run_offsets(r->run), offsets, (size_t)(n_sequences + 1) * sizeof *offsets) != 0))
+        return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: the reference run must have prompts of the same lengths");
+    if (r->run && (!asp_run_array(r->run, ASP_Z).data ||
+                   (o->unit == ASP_UNIT_EDGE && (!asp_run_array(r->run, ASP_PATTERN).data || !asp_run_array(r->run, ASP_QKV).data))))
+        return asp_fail(err, ASP_BAD_STATE, "attribution: the reference run must have recorded z, and pattern and v for entries");
+    return asp_metric_check(&o->metric, model->config.n_vocab, err);
+}
+
+static asp_status allocate(attribution *a, const asp_model *m, const asp_attribution_options *o, int n_threads,
+                           asp_error *err) {
+    const asp_config *c = &m->config;
+    const asp_activations *acts = &a->tape.acts;
+    const int64_t item = sizeof(asp_real), width = c->n_head * c->d_head;
+    const int64_t squares = o->unit == ASP_UNIT_EDGE ? asp_square_offset(c, acts->offsets, acts->n_sequences) : 0;
+    const int64_t mixed = asp_arena_reserve(&a->arena, acts->n_rows * width, item);
+    const int64_t copies = asp_arena_reserve(&a->arena, n_threads * c->n_vocab, item);
+    const int64_t square = asp_arena_reserve(&a->arena, squares, item);
+    a->work = asp_allocate(2 * c->n_layer, sizeof *a->work);
+    if (a->arena.overflow || a->arena.bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
+        return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %.3f GB; use fewer prompts at once",
+                        (long long)acts->n_tokens, (double)a->arena.bytes / 1e9);
+    a->mix.mixed = (asp_real *)(void *)(a->arena.base + mixed);
+    a->copies = (asp_real *)(void *)(a->arena.base + copies);
+    if (!squares) return ASP_OK;
+    if (o->through_gate) a->tape.acts.scores = (asp_real *)(void *)(a->arena.base + square);
+    else a->tape.acts.pattern = (asp_real *)(void *)(a->arena.base + square);
+    return ASP_OK;
+}
+
+static asp_status compute(attribution *a, const asp_model *m, const asp_attribution_options *o,
+                          const asp_context *context) {
+    double *bias = a->work, *expected = a->work + m->config.n_layer, open = 0, sum;
+    const asp_gate gate = {.gated = m->config.gated, .bias = bias};
+    asp_status status = ASP_OK;
+    for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
+    a->tape.acts.mix = &a->mix;
+    a->mix.share = 1 / (double)o->steps;
+    for (int64_t j = 1; !status && j <= o->steps; j++) {
+        a->mix.m = o->steps == 1 ? 1 : ((double)j - 0.5) / (double)o->steps;
+        status = asp_forward_layers(m, &a->tape.acts, &gate, &a->tape.scratch, context);
+        if (!status) status = asp_metric_loss(m, &a->tape, &o->metric, a->copies, &sum, context);
+        if (!status) status = asp_backward_layers(m, &a->tape, &gate, expected, &open, context);
+    }
+    return status;
+}
+
+asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
+                           int64_t n_sequences, const asp_attribution_options *options,
+                           const asp_context *context, asp_error *err) {
+    asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
+    if (!status) status = check(options, model, offsets, n_sequences, err);
+    if (status) return status;
+    const asp_batch batch = {tokens, offsets, n_sequences, NULL, NULL};
+    attribution a = {.mix = {.model = model, .options = options, .scores = scores}};
+    if (options->reference.run) {
+        a.mix.z = asp_run_array(options->reference.run, ASP_Z);
+        a.mix.pattern = asp_run_array(options->reference.run, ASP_PATTERN);
+        a.mix.qkv = asp_run_array(options->reference.run, ASP_QKV);
+    }
+    status = asp_tape_prepare(&a.tape, model, &batch, context->n_threads, options->max_bytes, err);
+    if (!status) status = allocate(&a, model, options, context->n_threads, err);
+    asp_blas_enter();
+    if (!status) status = compute(&a, model, options, context);
+    asp_blas_leave();
+    asp_tape_free(&a.tape);
+    asp_arena_free(&a.arena);
+    asp_release(a.work);
+    return status;
+}
+
+/* ---- means ------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    asp_real *entries;
+    asp_array pattern, qkv;
+    const int64_t *offsets;
+    int64_t n_sequences, n_layer, n_head, d_head;
+} mean_job;
+
+/* One (layer, head): sums in double, in the order of the sequences. */
+static void mean_item(void *arg, int64_t unit, int thread) {
+    (void)thread;
+    const mean_job *job = arg;
+    const int64_t t = job->offsets[1], d = job->d_head, layer = unit / job->n_head, head = unit % job->n_head;
+    const int64_t block = job->n_layer * job->n_head * t * t;
+    for (int64_t q = 0; q < t; q++)
+        for (int64_t k = 0; k <= q; k++)
+            for (int64_t j = 0; j < d; j++) {
+                double sum = 0;
+                for (int64_t b = 0; b < job->n_sequences; b++) {
+                    const asp_real *v = (const asp_real *)job->qkv.data + layer * job->qkv.strides[0] +
+                                        (job->offsets[b] + k) * job->qkv.strides[1] + 2 * job->qkv.strides[2] + head * d;
+                    sum += (double)((const asp_real *)job->pattern.data)[b * block + (unit * t + q) * t + k] * (double)v[j];
+                }
+                job->entries[((unit * t + q) * t + k) * d + j] = (asp_real)(sum / (double)job->n_sequences);
+            }
+}
+
+asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err) {
+    mean_job job = {.entries = entries, .pattern = asp_run_array(run, ASP_PATTERN), .qkv = asp_run_array(run, ASP_QKV),
+                    .offsets = asp_run_offsets(run), .n_sequences = asp_run_n_sequences(run)};
+    if (!job.pattern.data || !job.qkv.data)
+        return asp_fail(err, ASP_BAD_STATE, "means of entries need a run that recorded pattern and v");
+    for (int64_t b = 0; b < job.n_sequences; b++)
+        if (job.offsets[b + 1] - job.offsets[b] != job.offsets[1])
+            return asp_fail(err, ASP_BAD_ARGUMENT, "means of entries need prompts of one length: prompt %lld has %lld tokens, prompt 0 has %lld",
+                            (long long)b, (long long)(job.offsets[b + 1] - job.offsets[b]), (long long)job.offsets[1]);
+    job.n_layer = job.qkv.dims[0];
+    job.n_head = job.qkv.dims[3];
+    job.d_head = job.qkv.dims[4];
+    return asp_parallel_for(context, job.n_layer * job.n_head, mean_item, &job);
+}

@@ -1,0 +1,264 @@
+/* sweep.c: many variants of clean sequences, each with other items ablated, computed together.
+ *
+ * Variants are sorted by the first layer that differs from the clean run and packed into blocks.  A block goes
+ * through the layers once; a variant joins at its first layer with the clean residual stream, from its first
+ * position on (the keys and values before it are the clean ones), so that every layer is one large product over
+ * all variants that have begun.  In the last layer only the last position is computed. */
+#include <string.h>
+
+#include "kernels.h"
+
+enum { BLOCK_ROWS = 2048 };
+
+typedef struct {
+    const asp_model *model;
+    const asp_run *clean;
+    const asp_sweep_options *options;
+    asp_array resid;
+    const int64_t *offsets;       /* of the clean sequences */
+    int64_t *sorted;              /* (n_variants) indices by start layer */
+    int64_t block_begin, block_end; /* in sorted */
+    int64_t max_rows, max_variants, logit_rows;
+    asp_arena arena;
+    asp_real *x, *ln, *qkv, *z, *mlp, *last_x, *last_z, *last_ln, *last_mlp, *logits;
+    int64_t *packed;              /* (max_variants+1) offsets of the variants' rows */
+    asp_variant *variants;        /* (max_variants) of the block */
+    double *gate_bias;            /* (L) */
+    asp_variants view;
+    asp_scratch scratch;
+} sweep;
+
+/* ---- checks and order ----------------------------------------------------------------- */
+
+static asp_status check_variant(const sweep *s, const asp_variant *v, int64_t i, asp_error *err) {
+    const int64_t n = asp_run_n_sequences(s->clean), n_layer = s->model->config.n_layer;
+    if (v->sequence < 0 || v->sequence >= n || v->start < 0 || v->start >= n_layer || v->first < 0 ||
+        v->first >= s->offsets[v->sequence + 1] - s->offsets[v->sequence])
+        return asp_fail(err, ASP_BAD_INDEX, "sweep: variant %lld has prompt %lld, layer %lld, position %lld, which the clean run does not have",
+                        (long long)i, (long long)v->sequence, (long long)v->start, (long long)v->first);
+    return ASP_OK;
+}
+
+static asp_status check(sweep *s, const asp_variant *variants, int64_t n, asp_error *err) {
+    const asp_reference *r = &s->options->reference;
+    const int64_t n_sequences = asp_run_n_sequences(s->clean), length = s->offsets[1];
+    if (!s->resid.data || !s->view.clean_qkv.data)
+        return asp_fail(err, ASP_BAD_STATE, "sweep: the clean run must have recorded resid_pre, q, k and v");
+    if (s->options->metric.n_sequences != n_sequences)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "sweep: the metric has %lld prompts, the clean run %lld",
+                        (long long)s->options->metric.n_sequences, (long long)n_sequences);
+    const int alike = s->options->unit != ASP_UNIT_HEAD || r->z || r->entries;
+    for (int64_t b = 0; alike && b < n_sequences; b++)
+        if (s->offsets[b + 1] - s->offsets[b] != length)
+            return asp_fail(err, ASP_BAD_ARGUMENT, "sweep: prompt %lld has %lld tokens, prompt 0 has %lld; items with positions and means need prompts of one length",
+                            (long long)b, (long long)(s->offsets[b + 1] - s->offsets[b]), (long long)length);
+    if (r->run) {
+        if (asp_run_n_sequences(r->run) != n_sequences ||
+            memcmp(asp_run_offsets(r->run), s->offsets, (size_t)(n_sequences + 1) * sizeof *s->offsets) != 0)
+            return asp_fail(err, ASP_BAD_ARGUMENT, "sweep: the reference run must have prompts of the same lengths");
+        if (s->options->unit == ASP_UNIT_EDGE ? !s->view.pattern.data || !s->view.qkv.data : !s->view.z.data)
+            return asp_fail(err, ASP_BAD_STATE, "sweep: the reference run must have recorded z, or pattern and v for entries");
+    }
+    asp_status status = asp_metric_check(&s->options->metric, s->model->config.n_vocab, err);
+    for (int64_t i = 0; !status && i < n; i++) status = check_variant(s, &variants[i], i, err);
+    return status;
+}
+
+/* Indices of the variants by start layer, those of one layer in the order given. */
+static void sort_by_start(sweep *s, const asp_variant *variants, int64_t n) {
+    int64_t at = 0;
+    for (int64_t l = 0; l < s->model->config.n_layer; l++)
+        for (int64_t i = 0; i < n; i++)
+            if (variants[i].start == l) s->sorted[at++] = i;
+}
+
+/* End of the block that begins at `begin`: about BLOCK_ROWS rows, one variant at least. */
+static int64_t block_end(const sweep *s, const asp_variant *variants, int64_t n, int64_t begin, int64_t *rows) {
+    int64_t end = begin;
+    *rows = 0;
+    while (end < n) {
+        const int64_t more = asp_variant_rows(&variants[s->sorted[end]], s->offsets);
+        if (end > begin && *rows + more > BLOCK_ROWS) break;
+        *rows += more;
+        end++;
+    }
+    return end;
+}
+
+/* ---- memory ------------------------------------------------------------------------------- */
+
+static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
+    for (int64_t begin = 0, end; begin < n; begin = end) {
+        int64_t rows;
+        end = block_end(s, variants, n, begin, &rows);
+        s->max_rows = asp_max(s->max_rows, rows);
+        s->max_variants = asp_max(s->max_variants, end - begin);
+    }
+}
+
+static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
+    const asp_config *c = &s->model->config;
+    const int64_t width = c->n_head * c->d_head, e = c->d_model, item = sizeof(asp_real);
+    const int64_t rows = asp_rows_needed(s->model, s->max_rows, 0), last = asp_rows_needed(s->model, s->max_variants, 0);
+    s->logit_rows = asp_logit_rows_needed(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
+    s->scratch.per_thread = asp_attention_scratch(c, s->view.longest, 0);
+    const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows * c->n_vocab : 0;
+    const struct { asp_real **at; int64_t n; } parts[] = {
+        {&s->x, rows * e}, {&s->ln, rows * e}, {&s->qkv, rows * 3 * width}, {&s->z, rows * width},
+        {&s->mlp, rows * c->d_mlp}, {&s->last_x, last * e}, {&s->last_z, last * width},
+        {&s->last_ln, (last + s->logit_rows) * e}, {&s->last_mlp, last * c->d_mlp}, {&s->logits, logits},
+        {&s->scratch.data, n_threads * s->scratch.per_thread}};
+    enum { PARTS = sizeof parts / sizeof parts[0] };
+    int64_t offsets[PARTS];
+    for (int i = 0; i < PARTS; i++) offsets[i] = asp_arena_reserve(&s->arena, parts[i].n, item);
+    s->packed = asp_allocate(s->max_variants + 1, sizeof *s->packed);
+    s->variants = asp_allocate(s->max_variants, sizeof *s->variants);
+    s->gate_bias = asp_allocate(c->n_layer, sizeof *s->gate_bias);
+    s->view.masks = asp_allocate(n_threads * s->view.longest, (size_t)s->view.longest);
+    if (!asp_arena_commit(&s->arena, 0) || !s->packed || !s->variants || !s->gate_bias || !s->view.masks)
+        return asp_fail(err, ASP_NO_MEMORY, "no memory for a sweep over %lld rows", (long long)s->max_rows);
+    for (int i = 0; i < PARTS; i++) *parts[i].at = (asp_real *)(void *)(s->arena.base + offsets[i]);
+    for (int64_t l = 0; l < c->n_layer; l++) s->gate_bias[l] = c->gate_bias;
+    s->view.variants = s->variants;
+    return ASP_OK;
+}
+
+static void release(sweep *s) {
+    asp_arena_free(&s->arena);
+    asp_release(s->sorted);
+    asp_release(s->packed);
+    asp_release(s->variants);
+    asp_release(s->gate_bias);
+    asp_release(s->view.masks);
+}
+
+/* ---- one block ------------------------------------------------------------------------------- */
+
+/* Copies the clean residual stream of the variants [begin, end) of the block that start at this layer. */
+static void join(sweep *s, int64_t begin, int64_t end, int64_t layer) {
+    const int64_t e = s->model->config.d_model;
+    for (int64_t i = begin; i < end; i++) {
+        const asp_variant *v = &s->variants[i];
+        const asp_real *x = (const asp_real *)s->resid.data + layer * s->resid.strides[0] +
+                            (s->offsets[v->sequence] + v->first) * s->resid.strides[1];
+        memcpy(s->x + s->packed[i] * e, x, (size_t)((s->packed[i + 1] - s->packed[i]) * e) * sizeof *x);
+    }
+}
+
+/* The pass over the first n variants of the block; rows of z that hold tokens beyond them do not matter. */
+static asp_activations pass_over(const sweep *s, int64_t n) {
+    const int64_t rows = s->packed[n];
+    return (asp_activations){.n_tokens = rows, .n_rows = asp_rows_needed(s->model, rows, 0), .n_sequences = n,
+                             .offsets = s->packed, .resid = {s->x, 0}, .mid = {s->x, 0}, .ln1 = {s->ln, 0},
+                             .ln2 = {s->ln, 0}, .qkv = {s->qkv, 0}, .z = {s->z, 0}, .mlp_post = {s->mlp, 0},
+                             .variants = &s->view};
+}
+
+/* From z of the last positions to the final LayerNorm, in s->last_ln. */
+static asp_status finish_last(sweep *s, int64_t n, const asp_context *context) {
+    const asp_config *c = &s->model->config;
+    const int64_t e = c->d_model, width = c->n_head * c->d_head, layer = c->n_layer - 1;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = s->packed[i + 1] - 1;
+        memcpy(s->last_x + i * e, s->x + row * e, (size_t)e * sizeof *s->x);
+        memcpy(s->last_z + i * width, s->z + row * width, (size_t)width * sizeof *s->z);
+    }
+    const asp_activations acts = {.n_tokens = n, .n_rows = asp_rows_needed(s->model, n, 0), .resid = {s->last_x, 0},
+                                  .mid = {s->last_x, 0}, .ln2 = {s->last_ln, 0}, .z = {s->last_z, 0},
+                                  .mlp_post = {s->last_mlp, 0}, .ln_final = s->last_ln};
+    asp_status status = asp_forward_output(s->model, &acts, layer, context);
+    if (!status) status = asp_forward_mlp(s->model, &acts, layer, context);
+    return status ? status : asp_forward_final(s->model, &acts, context);
+}
+
+static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
+    const asp_config *c = &s->model->config;
+    const asp_gate gate = {.gated = c->gated, .bias = s->gate_bias};
+    asp_status status = ASP_OK;
+    int64_t active = 0;
+    for (int64_t l = s->variants[0].start; !status && l < c->n_layer; l++) {
+        int64_t end = active;
+        while (end < n && s->variants[end].start == l) end++;
+        join(s, active, end, l);
+        active = end;
+        const asp_activations acts = pass_over(s, active);
+        s->view.last_only = l == c->n_layer - 1;
+        status = asp_forward_attention(s->model, &acts, l, &gate, &s->scratch, context);
+        if (status || s->view.last_only) break;
+        status = asp_forward_output(s->model, &acts, l, context);
+        if (!status) status = asp_forward_mlp(s->model, &acts, l, context);
+    }
+    return status ? status : finish_last(s, n, context);
+}
+
+typedef struct {
+    const sweep *s;
+    double *values;
+    const asp_real *hidden, *logits;
+    int64_t first;
+} value_job;
+
+static void value_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const value_job *job = arg;
+    const sweep *s = job->s;
+    const asp_metric *metric = &s->options->metric;
+    const int64_t i = job->first + item, e = s->model->config.d_model, v = s->model->config.n_vocab;
+    const int64_t sequence = s->variants[i].sequence;
+    job->values[s->sorted[s->block_begin + i]] =
+        job->logits ? asp_metric_value(metric, sequence, job->logits + item * v, v)
+                    : asp_metric_from_hidden(metric, sequence, s->model, job->hidden + i * e);
+}
+
+static asp_status block_values(sweep *s, double *values, int64_t n, const asp_context *context) {
+    value_job job = {.s = s, .values = values, .hidden = s->last_ln};
+    if (!asp_metric_needs_all(s->options->metric.kind)) return asp_parallel_for(context, n, value_item, &job);
+    asp_status status = ASP_OK;
+    job.logits = s->logits;
+    for (; !status && job.first < n; job.first += ASP_LOSS_CHUNK) {
+        const int64_t rows = asp_min(ASP_LOSS_CHUNK, n - job.first), e = s->model->config.d_model;
+        status = asp_unembed(s->model, s->logits, s->last_ln + job.first * e, rows, s->logit_rows, context);
+        if (!status) status = asp_parallel_for(context, rows, value_item, &job);
+    }
+    return status;
+}
+
+asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
+                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
+                     asp_error *err) {
+    const asp_run *paired = options->reference.run;
+    sweep s = {.model = model, .clean = clean, .options = options, .resid = asp_run_array(clean, ASP_RESID),
+               .offsets = asp_run_offsets(clean)};
+    s.view = (asp_variants){.config = &model->config, .unit = options->unit, .order = options->order,
+                            .reference = options->reference, .clean_qkv = asp_run_array(clean, ASP_QKV),
+                            .offsets = s.offsets};
+    if (paired) {
+        s.view.z = asp_run_array(paired, ASP_Z);
+        s.view.pattern = asp_run_array(paired, ASP_PATTERN);
+        s.view.qkv = asp_run_array(paired, ASP_QKV);
+    }
+    for (int64_t b = 0; b < asp_run_n_sequences(clean); b++)
+        s.view.longest = asp_max(s.view.longest, s.offsets[b + 1] - s.offsets[b]);
+    asp_status status = check(&s, variants, n_variants, err);
+    if (status) return status;
+    s.sorted = asp_allocate(n_variants + 1, sizeof *s.sorted);
+    if (!s.sorted) return asp_fail(err, ASP_NO_MEMORY, "no memory for %lld variants", (long long)n_variants);
+    sort_by_start(&s, variants, n_variants);
+    largest_block(&s, variants, n_variants);
+    status = allocate(&s, context->n_threads, err);
+    asp_blas_enter();
+    for (int64_t end; !status && s.block_begin < n_variants; s.block_begin = end) {
+        int64_t rows;
+        end = block_end(&s, variants, n_variants, s.block_begin, &rows);
+        const int64_t n = end - s.block_begin;
+        for (int64_t i = 0; i < n; i++) {
+            s.variants[i] = variants[s.sorted[s.block_begin + i]];
+            s.packed[i + 1] = s.packed[i] + asp_variant_rows(&s.variants[i], s.offsets);
+        }
+        status = run_layers(&s, n, context);
+        if (!status) status = block_values(&s, values, n, context);
+    }
+    asp_blas_leave();
+    release(&s);
+    return status;
+}

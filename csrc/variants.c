@@ -1,0 +1,96 @@
+/* variants.c: attention of one head of a variant: which of its items are ablated, and what replaces them. */
+#include <string.h>
+
+#include "kernels.h"
+
+static int is_ablated(const asp_variant *v, int32_t rank) {
+    return rank >= 0 && (rank < v->begin || rank >= v->end || rank == v->except);
+}
+
+/* Row of position 0 of the variant's sequence in arrays of the reference, whose prompts have the same lengths. */
+static int64_t reference_row(const asp_variants *vs, const asp_variant *v) { return vs->offsets[v->sequence]; }
+
+/* What z (D) of an ablated head is at one position: from the paired run, a mean, or NULL for zero. */
+static const asp_real *reference_z(const asp_variants *vs, const asp_variant *v, int64_t layer, int64_t head,
+                                   int64_t position, int64_t n_tokens) {
+    const asp_config *c = vs->config;
+    if (vs->z.data)
+        return (const asp_real *)vs->z.data + layer * vs->z.strides[0] +
+               (reference_row(vs, v) + position) * vs->z.strides[1] + head * c->d_head;
+    if (vs->reference.z)
+        return vs->reference.z + ((layer * n_tokens + position) * c->n_head + head) * c->d_head;
+    return NULL;
+}
+
+static void replace_row(asp_real *z, const asp_real *reference, int64_t d) {
+    if (reference) memcpy(z, reference, (size_t)d * sizeof *z);
+    else memset(z, 0, (size_t)d * sizeof *z);
+}
+
+/* Rows of z of an ablated head, or of the positions at which it is ablated. */
+static void replace_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_unit *u, int64_t layer,
+                          int64_t head) {
+    const int64_t unit = layer * vs->config->n_head + head;
+    for (int64_t q = asp_max(u->n_prefix, u->first_query); q < u->n_tokens; q++) {
+        const int32_t rank = vs->order[vs->unit == ASP_UNIT_HEAD ? unit : unit * u->n_tokens + q];
+        if (is_ablated(v, rank))
+            replace_row(u->z + (q - u->n_prefix) * u->z_stride, reference_z(vs, v, layer, head, q, u->n_tokens), u->d_head);
+    }
+}
+
+/* Marks the ablated entries of one head; returns whether there is one. */
+static int mark_entries(const asp_variant *v, const asp_attention_unit *u, const int32_t *order, uint8_t *mask) {
+    int any = 0;
+    const int64_t t = u->n_tokens;
+    for (int64_t q = asp_max(u->n_prefix, u->first_query); q < t; q++)
+        for (int64_t k = 0; k <= q; k++) any |= mask[q * t + k] = (uint8_t)is_ablated(v, order[q * t + k]);
+    return any;
+}
+
+/* z += what the ablated entries contribute in the paired run, or on average. */
+static void add_references(const asp_variants *vs, const asp_variant *v, const asp_attention_unit *u, int64_t layer,
+                           int64_t head, const uint8_t *mask) {
+    const asp_config *c = vs->config;
+    const int64_t t = u->n_tokens, d = c->d_head, square = (layer * c->n_head + head) * t * t;
+    const asp_real *pattern = NULL, *values = NULL, *entries = NULL;
+    if (vs->reference.entries) entries = vs->reference.entries + square * d;
+    else if (vs->pattern.data) {
+        pattern = (const asp_real *)vs->pattern.data + asp_square_offset(c, vs->offsets, v->sequence) + square;
+        values = (const asp_real *)vs->qkv.data + layer * vs->qkv.strides[0] + reference_row(vs, v) * vs->qkv.strides[1] +
+                 2 * vs->qkv.strides[2] + head * d;
+    } else {
+        return;
+    }
+    for (int64_t q = asp_max(u->n_prefix, u->first_query); q < t; q++) {
+        asp_real *z = u->z + (q - u->n_prefix) * u->z_stride;
+        for (int64_t k = 0; k <= q; k++) {
+            if (!mask[q * t + k]) continue;
+            const asp_real weight = pattern ? pattern[q * t + k] : 1;
+            const asp_real *x = pattern ? values + k * vs->qkv.strides[1] : entries + (q * t + k) * d;
+            for (int64_t j = 0; j < d; j++) z[j] += weight * x[j];
+        }
+    }
+}
+
+void asp_variant_attention(const asp_variants *vs, asp_attention_unit *u, int64_t layer, int64_t sequence, int64_t head,
+                           int thread) {
+    const asp_variant *v = &vs->variants[sequence];
+    const int64_t unit = layer * vs->config->n_head + head;
+    u->n_prefix = v->first;
+    u->n_tokens += v->first;
+    const asp_real *clean = (const asp_real *)vs->clean_qkv.data + layer * vs->clean_qkv.strides[0] +
+                            vs->offsets[v->sequence] * vs->clean_qkv.strides[1] + head * u->d_head;
+    u->prefix_k = clean + vs->clean_qkv.strides[2];
+    u->prefix_v = clean + 2 * vs->clean_qkv.strides[2];
+    u->first_query = vs->last_only ? u->n_tokens - 1 : v->first;
+    if (vs->unit != ASP_UNIT_EDGE) {
+        if (vs->unit != ASP_UNIT_HEAD || !is_ablated(v, vs->order[unit])) asp_kernels_active()->attention_forward(u);
+        replace_heads(vs, v, u, layer, head);
+        return;
+    }
+    uint8_t *mask = vs->masks + thread * vs->longest * vs->longest;
+    const int any = mark_entries(v, u, vs->order + unit * u->n_tokens * u->n_tokens, mask);
+    if (any) u->dropped = mask;
+    asp_kernels_active()->attention_forward(u);
+    if (any) add_references(vs, v, u, layer, head, mask);
+}
