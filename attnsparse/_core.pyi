@@ -76,7 +76,7 @@ class Model:
         metric: tuple[Any, ...],
         threads: int = 0,
     ) -> npt.NDArray[np.float64]:
-        """Metric of every variant (n,6: sequence, start, first, begin, end, except) of a clean run that
+        """Metric of every variant (n,7: sequence, start, first, narrow, begin, end, except) of a clean run that
         recorded resid and qkv; see asp_sweep in csrc/asp.h.
 
         unit: 0 heads, 1 heads at positions, 2 attention entries; order: flat ranks of all items of the unit.

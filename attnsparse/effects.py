@@ -48,7 +48,7 @@ def metric_values(
     config = model.config
     order = np.full((config.n_layer, config.n_head), -1, np.int32)
     sweep = _Sweep(model, task, "head", "zero", None, metric, threads)
-    values = sweep.values(order, lambda length: np.array([[config.n_layer - 1, length - 1, 0, 0, -1]]), 1)
+    values = sweep.values(order, lambda length: np.array([[config.n_layer - 1, length - 1, 0, 0, 0, -1]]), 1)
     return values[0]
 
 
@@ -98,10 +98,11 @@ def knock_out(
     last_layer = model.config.n_layer - 1
 
     def variants(length: int) -> np.ndarray:
-        rows = np.zeros((len(chosen) + 1, 5), np.int64)
+        rows = np.zeros((len(chosen) + 1, 6), np.int64)
         rows[:-1, 0] = chosen[:, 0]
-        rows[:-1, 1] = 0 if unit == "head" else chosen[:, 2]
-        rows[:, 3], rows[:, 4] = len(chosen), np.append(np.arange(len(chosen)), -1)
+        if unit != "head":
+            rows[:-1, 1], rows[:-1, 2] = chosen[:, 2], chosen[:, 0] < last_layer
+        rows[:, 4], rows[:, 5] = len(chosen), np.append(np.arange(len(chosen)), -1)
         rows[-1, :2] = last_layer, length - 1  # nothing ablated
         return rows
 
@@ -142,8 +143,8 @@ def keep_only(
     if counts.size and not (counts.min() >= 0 and counts.max() <= len(chosen)):
         raise ValueError(f"sizes must be in 0..{len(chosen)}, the number of items")
     sweep = _Sweep(model, task, unit, ablation, reference, metric, threads)
-    rows = np.zeros((len(counts), 5), np.int64)
-    rows[:, 3], rows[:, 4] = counts, -1
+    rows = np.zeros((len(counts), 6), np.int64)
+    rows[:, 4], rows[:, 5] = counts, -1
     return sweep.values(sweep.order(chosen, others=_NEVER), lambda _: rows, len(rows), progress, "keep only")
 
 
@@ -164,8 +165,8 @@ def keep_without(
     """
     chosen, unit = checked_items(model, task, items)
     sweep = _Sweep(model, task, unit, ablation, reference, metric, threads)
-    rows = np.zeros((len(chosen), 5), np.int64)
-    rows[:, 3], rows[:, 4] = len(chosen), np.arange(len(chosen))
+    rows = np.zeros((len(chosen), 6), np.int64)
+    rows[:, 4], rows[:, 5] = len(chosen), np.arange(len(chosen))
     return sweep.values(
         sweep.order(chosen, others=_NEVER), lambda _: rows, len(rows), progress, "keep without"
     )
@@ -381,7 +382,7 @@ class _Sweep(_Setting):
     ) -> np.ndarray:
         """The metric of n variants of each prompt: float64 [n, prompts].
 
-        variants(T) -> int64 [n, 5]: start layer, first position, begin, end, except (see `asp_variant`).
+        variants(T) -> int64 [n, 6]: start layer, first position, narrow, begin, end, except (`asp_variant`).
         reaches(T) -> bool [n]: the others have the value of the last variant.
         """
         values = np.empty((n, len(self.task)))

@@ -254,9 +254,10 @@ asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error
 typedef enum { ASP_UNIT_HEAD, ASP_UNIT_POSITION, ASP_UNIT_EDGE } asp_unit;
 
 /* A sequence of a clean run in which some items are ablated: those with a rank of 0 or more that is not in
- * [begin, end), or is `except`.  What lies before layer `start` and position `first` is taken from the clean run. */
+ * [begin, end), or is `except`.  What lies before layer `start` and position `first` is taken from the clean run;
+ * with `narrow`, so is all of layer `start` but that position, and only there something is ablated. */
 typedef struct {
-    int64_t sequence, start, first, begin, end, except;
+    int64_t sequence, start, first, narrow, begin, end, except;
 } asp_variant;
 
 /* What ablated items are replaced by: nothing given = zero. */

@@ -33,8 +33,8 @@ typedef struct {
 static asp_status check_variant(const sweep *s, const asp_variant *v, int64_t i, asp_error *err) {
     const int64_t n = asp_run_n_sequences(s->clean), n_layer = s->model->config.n_layer;
     if (v->sequence < 0 || v->sequence >= n || v->start < 0 || v->start >= n_layer || v->first < 0 ||
-        v->first >= s->offsets[v->sequence + 1] - s->offsets[v->sequence])
-        return asp_fail(err, ASP_BAD_INDEX, "sweep: variant %lld has prompt %lld, layer %lld, position %lld, which the clean run does not have",
+        v->first >= s->offsets[v->sequence + 1] - s->offsets[v->sequence] || (v->narrow && v->start == n_layer - 1))
+        return asp_fail(err, ASP_BAD_INDEX, "sweep: variant %lld has prompt %lld, layer %lld, position %lld, which the clean run does not have, or is narrow in the last layer",
                         (long long)i, (long long)v->sequence, (long long)v->start, (long long)v->first);
     return ASP_OK;
 }
@@ -134,14 +134,34 @@ static void release(sweep *s) {
 
 /* ---- one block ------------------------------------------------------------------------------- */
 
-/* Copies the clean residual stream of the variants [begin, end) of the block that start at this layer. */
-static void join(sweep *s, int64_t begin, int64_t end, int64_t layer) {
+static void copy_clean(sweep *s, int64_t row, const asp_variant *v, int64_t layer, int64_t position, int64_t n) {
     const int64_t e = s->model->config.d_model;
+    const asp_real *x = (const asp_real *)s->resid.data + layer * s->resid.strides[0] +
+                        (s->offsets[v->sequence] + position) * s->resid.strides[1];
+    memcpy(s->x + row * e, x, (size_t)(n * e) * sizeof *x);
+}
+
+/* Puts the variants [begin, end) of the block, which start at this layer, behind those that have begun. */
+static void join(sweep *s, int64_t begin, int64_t end, int64_t layer) {
     for (int64_t i = begin; i < end; i++) {
         const asp_variant *v = &s->variants[i];
-        const asp_real *x = (const asp_real *)s->resid.data + layer * s->resid.strides[0] +
-                            (s->offsets[v->sequence] + v->first) * s->resid.strides[1];
-        memcpy(s->x + s->packed[i] * e, x, (size_t)((s->packed[i + 1] - s->packed[i]) * e) * sizeof *x);
+        const int64_t rows = v->narrow ? 1 : asp_variant_rows(v, s->offsets);
+        s->packed[i + 1] = s->packed[i] + rows;
+        copy_clean(s, s->packed[i], v, layer, v->first, rows);
+    }
+}
+
+/* After their first layer narrow variants get their other rows, which are still those of the clean run. */
+static void widen(sweep *s, int64_t begin, int64_t end, int64_t layer) {
+    const int64_t e = s->model->config.d_model;
+    int64_t old = s->packed[end];
+    for (int64_t i = begin; i < end; i++) s->packed[i + 1] = s->packed[i] + asp_variant_rows(&s->variants[i], s->offsets);
+    for (int64_t i = end - 1; i >= begin; i--) {
+        const asp_variant *v = &s->variants[i];
+        const int64_t all = asp_variant_rows(v, s->offsets), rows = v->narrow ? 1 : all;
+        old -= rows;
+        memmove(s->x + s->packed[i] * e, s->x + old * e, (size_t)(rows * e) * sizeof *s->x);
+        copy_clean(s, s->packed[i] + rows, v, layer, v->first + rows, all - rows);
     }
 }
 
@@ -180,13 +200,14 @@ static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
         int64_t end = active;
         while (end < n && s->variants[end].start == l) end++;
         join(s, active, end, l);
-        active = end;
-        const asp_activations acts = pass_over(s, active);
+        const asp_activations acts = pass_over(s, end);
         s->view.last_only = l == c->n_layer - 1;
         status = asp_forward_attention(s->model, &acts, l, &gate, &s->scratch, context);
         if (status || s->view.last_only) break;
         status = asp_forward_output(s->model, &acts, l, context);
         if (!status) status = asp_forward_mlp(s->model, &acts, l, context);
+        widen(s, active, end, l + 1);
+        active = end;
     }
     return status ? status : finish_last(s, n, context);
 }
@@ -251,10 +272,7 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
         int64_t rows;
         end = block_end(&s, variants, n_variants, s.block_begin, &rows);
         const int64_t n = end - s.block_begin;
-        for (int64_t i = 0; i < n; i++) {
-            s.variants[i] = variants[s.sorted[s.block_begin + i]];
-            s.packed[i + 1] = s.packed[i] + asp_variant_rows(&s.variants[i], s.offsets);
-        }
+        for (int64_t i = 0; i < n; i++) s.variants[i] = variants[s.sorted[s.block_begin + i]];
         status = run_layers(&s, n, context);
         if (!status) status = block_values(&s, values, n, context);
     }

@@ -10,6 +10,11 @@ static int is_ablated(const asp_variant *v, int32_t rank) {
 /* Row of position 0 of the variant's sequence in arrays of the reference, whose prompts have the same lengths. */
 static int64_t reference_row(const asp_variants *vs, const asp_variant *v) { return vs->offsets[v->sequence]; }
 
+/* Tokens of the whole sequence; a narrow variant's unit ends at its first position. */
+static int64_t length_of(const asp_variants *vs, const asp_variant *v) {
+    return vs->offsets[v->sequence + 1] - vs->offsets[v->sequence];
+}
+
 /* What z (D) of an ablated head is at one position: from the paired run, a mean, or NULL for zero. */
 static const asp_real *reference_z(const asp_variants *vs, const asp_variant *v, int64_t layer, int64_t head,
                                    int64_t position, int64_t n_tokens) {
@@ -30,20 +35,22 @@ static void replace_row(asp_real *z, const asp_real *reference, int64_t d) {
 /* Rows of z of an ablated head, or of the positions at which it is ablated. */
 static void replace_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_unit *u, int64_t layer,
                           int64_t head) {
-    const int64_t unit = layer * vs->config->n_head + head;
+    const int64_t unit = layer * vs->config->n_head + head, t = length_of(vs, v);
     for (int64_t q = asp_max(u->n_prefix, u->first_query); q < u->n_tokens; q++) {
-        const int32_t rank = vs->order[vs->unit == ASP_UNIT_HEAD ? unit : unit * u->n_tokens + q];
+        const int32_t rank = vs->order[vs->unit == ASP_UNIT_HEAD ? unit : unit * t + q];
         if (is_ablated(v, rank))
-            replace_row(u->z + (q - u->n_prefix) * u->z_stride, reference_z(vs, v, layer, head, q, u->n_tokens), u->d_head);
+            replace_row(u->z + (q - u->n_prefix) * u->z_stride, reference_z(vs, v, layer, head, q, t), u->d_head);
     }
 }
 
-/* Marks the ablated entries of one head; returns whether there is one. */
-static int mark_entries(const asp_variant *v, const asp_attention_unit *u, const int32_t *order, uint8_t *mask) {
+/* Marks the ablated entries of one head in a mask of the unit's size; returns whether there is one.
+ *   order (t,t) read, t that of the whole sequence */
+static int mark_ablated(const asp_variant *v, const asp_attention_unit *u, const int32_t *order, int64_t t,
+                        uint8_t *mask) {
     int any = 0;
-    const int64_t t = u->n_tokens;
-    for (int64_t q = asp_max(u->n_prefix, u->first_query); q < t; q++)
-        for (int64_t k = 0; k <= q; k++) any |= mask[q * t + k] = (uint8_t)is_ablated(v, order[q * t + k]);
+    const int64_t n = u->n_tokens;
+    for (int64_t q = asp_max(u->n_prefix, u->first_query); q < n; q++)
+        for (int64_t k = 0; k <= q; k++) any |= mask[q * n + k] = (uint8_t)is_ablated(v, order[q * t + k]);
     return any;
 }
 
@@ -51,7 +58,7 @@ static int mark_entries(const asp_variant *v, const asp_attention_unit *u, const
 static void add_references(const asp_variants *vs, const asp_variant *v, const asp_attention_unit *u, int64_t layer,
                            int64_t head, const uint8_t *mask) {
     const asp_config *c = vs->config;
-    const int64_t t = u->n_tokens, d = c->d_head, square = (layer * c->n_head + head) * t * t;
+    const int64_t t = length_of(vs, v), n = u->n_tokens, d = c->d_head, square = (layer * c->n_head + head) * t * t;
     const asp_real *pattern = NULL, *values = NULL, *entries = NULL;
     if (vs->reference.entries) entries = vs->reference.entries + square * d;
     else if (vs->pattern.data) {
@@ -61,10 +68,10 @@ static void add_references(const asp_variants *vs, const asp_variant *v, const a
     } else {
         return;
     }
-    for (int64_t q = asp_max(u->n_prefix, u->first_query); q < t; q++) {
+    for (int64_t q = asp_max(u->n_prefix, u->first_query); q < n; q++) {
         asp_real *z = u->z + (q - u->n_prefix) * u->z_stride;
         for (int64_t k = 0; k <= q; k++) {
-            if (!mask[q * t + k]) continue;
+            if (!mask[q * n + k]) continue;
             const asp_real weight = pattern ? pattern[q * t + k] : 1;
             const asp_real *x = pattern ? values + k * vs->qkv.strides[1] : entries + (q * t + k) * d;
             for (int64_t j = 0; j < d; j++) z[j] += weight * x[j];
@@ -83,13 +90,18 @@ void asp_variant_attention(const asp_variants *vs, asp_attention_unit *u, int64_
     u->prefix_k = clean + vs->clean_qkv.strides[2];
     u->prefix_v = clean + 2 * vs->clean_qkv.strides[2];
     u->first_query = vs->last_only ? u->n_tokens - 1 : v->first;
+    if (v->narrow && layer > v->start) { /* what it has ablated lies in its first layer */
+        asp_kernels_active()->attention_forward(u);
+        return;
+    }
     if (vs->unit != ASP_UNIT_EDGE) {
         if (vs->unit != ASP_UNIT_HEAD || !is_ablated(v, vs->order[unit])) asp_kernels_active()->attention_forward(u);
         replace_heads(vs, v, u, layer, head);
         return;
     }
     uint8_t *mask = vs->masks + thread * vs->longest * vs->longest;
-    const int any = mark_entries(v, u, vs->order + unit * u->n_tokens * u->n_tokens, mask);
+    const int64_t t = length_of(vs, v);
+    const int any = mark_ablated(v, u, vs->order + unit * t * t, t, mask);
     if (any) u->dropped = mask;
     asp_kernels_active()->attention_forward(u);
     if (any) add_references(vs, v, u, layer, head, mask);
