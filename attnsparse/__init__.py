@@ -2,6 +2,7 @@
 
 from ._version import __version__
 from .checkpoint import load, save
+from .circuit import Circuit, find_circuit, load_circuit
 from .config import Config
 from .engine import build_info, get_num_threads, set_num_threads
 from .errors import (
@@ -27,6 +28,7 @@ from .training_options import TrainingOptions
 __all__ = [
     "Ablation",
     "CheckpointError",
+    "Circuit",
     "Config",
     "ConfigError",
     "Edge",
@@ -50,8 +52,10 @@ __all__ = [
     "UnsafeFileError",
     "__version__",
     "build_info",
+    "find_circuit",
     "get_num_threads",
     "load",
+    "load_circuit",
     "save",
     "set_num_threads",
 ]

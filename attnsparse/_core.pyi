@@ -76,12 +76,12 @@ class Model:
         metric: tuple[Any, ...],
         threads: int = 0,
     ) -> npt.NDArray[np.float64]:
-        """Metric of every variant (n,7: sequence, start, first, narrow, begin, end, except) of a clean run that
-        recorded resid and qkv; see asp_sweep in csrc/asp.h.
+        """Metric of every variant (n,7: sequence, start, first, narrow, begin, end, except) of a clean run
+        that recorded resid and qkv; see asp_sweep in csrc/asp.h.
 
         unit: 0 heads, 1 heads at positions, 2 attention entries; order: flat ranks of all items of the unit.
         reference: (paired Run, mean z (L,T,H,D), mean entries (L,H,T,T,D)), None what is not used.
-        metric: (name, answer starts (B+1), answers, wrong starts (B+1), wrong, logits (B,V) for "kl" or None).
+        metric: (name, answer starts (B+1), answers, wrong starts, wrong, logits (B,V) for "kl" or None).
         """
 
     def attribution(

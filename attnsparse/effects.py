@@ -38,7 +38,8 @@ _COLUMNS = {2: "head", 3: "head_position", 4: "edge"}
 _BLOCK_BYTES = 2**28  # activations of the clean prompts that are held at once
 _BLOCK_TOKENS = 4096  # of one backward pass
 _VARIANTS = 8192  # of one call into the core; the bar moves after each
-_NEVER = np.int32(2**31 - 1)  # rank of items that no variant keeps
+_CLOSED = np.int32(2**31 - 1)  # rank of entries that no variant keeps and nothing replaces (asp.h)
+_NEVER = np.int32(2**31 - 2)  # rank of items that no variant keeps
 
 
 def metric_values(
@@ -133,8 +134,9 @@ def keep_only(
 ) -> np.ndarray:
     """The metric with `items[:n]` kept, everything else of the unit ablated: float64 [sizes, prompts].
 
-    sizes: the n, each in 0..len(items). Items that are not listed are always ablated; embeddings, MLPs and
-    (for units "head_position" and "edge") everything that is not of the unit stay.
+    sizes: the n, each in 0..len(items). Items that are not listed are always ablated; embeddings and MLPs
+    stay. Entries of a gated model whose gates are closed in all clean prompts of the task are no edges: they
+    contribute nothing, whatever their mean or their value in the corrupted prompt.
     """
     chosen, unit = checked_items(model, task, items)
     counts = np.asarray(sizes)
@@ -368,6 +370,9 @@ class _Sweep(_Setting):
         if self.unit != "head":
             shape += (_one_length(self.task),) * (items.shape[1] - 2)
         order = np.full(shape, others, np.int32)
+        if self.unit == "edge" and self.model.config.gated and self.ablation != "zero" and others == _NEVER:
+            order[...] = _CLOSED
+            order[tuple(candidates(self.model, self.task, "edge", self.threads_asked).T)] = others
         order[tuple(items.T)] = np.arange(len(items), dtype=np.int32)
         return order
 

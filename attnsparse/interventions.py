@@ -37,6 +37,11 @@ class HeadPosition(NamedTuple):
     head: int
     position: int
 
+    @property
+    def label(self) -> str:
+        """`L9H6@7`."""
+        return f"{Head(self.layer, self.head).label}@{self.position}"
+
 
 class Mlp(NamedTuple):
     """The MLP of a layer, at all positions."""
@@ -64,7 +69,8 @@ class Ablation:
     "zero"). kind: "zero"; "mean", per position over the `reference` prompts, which all have the length of the
     prompts that are run; "counterfactual", the value in the `reference` prompt of the same number.
     keep_only: the items stay, and everything else of their kind (all heads, heads at all positions, or all
-    edges) is ablated instead.
+    edges) is ablated instead. Entries of a gated model that are closed in all prompts of the run are no
+    edges: they contribute nothing, whatever the reference.
     """
 
     items: Sequence[Any]
@@ -193,7 +199,10 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
         edges = [item for item in items if isinstance(item, Edge)]
         if edges:
             chosen = np.array([item.within(*_heads(places), length) for item in edges], np.int64)
-            places.add("edge", np.insert(chosen, 1, prompt, axis=1), source.edges(prompt, chosen))
+            values = source.edges(prompt, chosen)
+            if ablation.keep_only and ablation.kind != "zero":
+                values = values * ~_closed(places)[tuple(chosen.T)][:, None]
+            places.add("edge", np.insert(chosen, 1, prompt, axis=1), values)
         for item in items:
             if isinstance(item, Head):
                 layer, head = places.head(item)
@@ -214,6 +223,17 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
 
 def _heads(places: _Places) -> tuple[int, int]:
     return places.model.config.n_layer, places.model.config.n_head
+
+
+def _closed(places: _Places) -> np.ndarray:
+    """Entries whose gates are closed in all prompts, bool [L, H, query, key]: they contribute nothing."""
+    config, length = places.model.config, places.lengths[0]
+    if not config.gated:
+        return np.zeros((config.n_layer, config.n_head, length, length), bool)
+    batch = places.batch
+    run = places.model._core.run(batch.tokens, batch.offsets, ("gate",), 0, DEFAULT_MAX_BYTES)
+    gates = run.array("gate").reshape(len(batch), config.n_layer, config.n_head, length, length)
+    return ~gates.any(axis=0)
 
 
 def _complement(places: _Places, items: list[Item]) -> list[Item]:

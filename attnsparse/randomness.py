@@ -14,6 +14,8 @@ BATCHES = 1
 EPOCHS = 2
 SPLIT = 3
 WEIGHTS = 4
+# 5: demo_text.USE, 6: tasks_object.USE
+CIRCUITS = 7  # first counter 0: prompts of the bootstrap, 1: random orders of items
 
 
 def raw(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:

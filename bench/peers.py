@@ -73,3 +73,40 @@ def _transformer_lens(torch: Any, transformer_lens: Any, config: Config) -> Forw
             )
 
     return forward
+
+
+#: takes a clean and a corrupted prompt, int32 [T], and returns a call that patches every head once
+Patching = Callable[[np.ndarray, np.ndarray], Callable[[], Any]]
+
+
+def patching_peers(config: Config, threads: int) -> tuple[dict[str, Patching], list[str]]:
+    """Peer name -> maker of its head patching sweep; and a sentence for each peer that is left out."""
+    try:
+        torch = torch_with_threads(threads)
+        loaded = importlib.import_module("transformer_lens")
+    except ImportError as error:
+        return {}, [f"TransformerLens is left out: {error}"]
+    note = f"TransformerLens {version('transformer_lens')}, torch {torch.__version__}"
+    return {"TransformerLens": functools.partial(_lens_patching, torch, loaded, config)}, [note]
+
+
+def _lens_patching(
+    torch: Any, transformer_lens: Any, config: Config, clean: np.ndarray, corrupted: np.ndarray
+) -> Callable[[], Any]:
+    """Its own sweep, `get_act_patch_attn_head_out_all_pos`."""
+    settings = transformer_lens.HookedTransformerConfig(
+        n_layers=config.n_layer, n_heads=config.n_head, d_model=config.d_model, d_head=config.d_head,
+        d_mlp=config.d_mlp, n_ctx=config.n_ctx, d_vocab=config.n_vocab, act_fn="gelu_new",
+        normalization_type="LN", device="cpu",
+    )  # fmt: skip
+    model = transformer_lens.HookedTransformer(settings)
+    patching = importlib.import_module("transformer_lens.patching")
+    first, second = (torch.from_numpy(row[None]).long() for row in (clean, corrupted))
+
+    def sweep() -> Any:
+        with torch.no_grad():
+            _, cache = model.run_with_cache(second)
+            metric = lambda logits: logits[0, -1, 5] - logits[0, -1, 7]  # noqa: E731
+            return patching.get_act_patch_attn_head_out_all_pos(model, first, cache, metric)
+
+    return sweep

@@ -48,6 +48,17 @@ def forward_bytes(config: Config, n_sequences: int, length: int) -> float:
     return 4.0 * (config.n_parameters() + patterns + tokens * config.n_vocab)
 
 
+def sweep_flops(config: Config, length: int) -> float:
+    """Operations of a sweep over all heads of one prompt that recomputes only what lies after each change.
+
+    A head of layer l leaves n_layer - l layers to be computed again; no unembedding.
+    """
+    layer = (
+        forward_flops(config, 1, length) - 2.0 * config.n_vocab * config.d_model * length
+    ) / config.n_layer
+    return layer * config.n_head * config.n_layer * (config.n_layer + 1) / 2
+
+
 def step_flops(config: Config, n_sequences: int, length: int) -> float:
     """Forward and backward: each product has two more of the same size in the backward pass."""
     return 3 * forward_flops(config, n_sequences, length)

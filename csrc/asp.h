@@ -253,6 +253,8 @@ asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error
 /* What is kept or ablated as a whole: a head, a head at one position, an attention entry. */
 typedef enum { ASP_UNIT_HEAD, ASP_UNIT_POSITION, ASP_UNIT_EDGE } asp_unit;
 
+enum { ASP_RANK_CLOSED = INT32_MAX };
+
 /* A sequence of a clean run in which some items are ablated: those with a rank of 0 or more that is not in
  * [begin, end), or is `except`.  What lies before layer `start` and position `first` is taken from the clean run;
  * with `narrow`, so is all of layer `start` but that position, and only there something is ablated. */
@@ -269,7 +271,8 @@ typedef struct {
 
 typedef struct {
     asp_unit unit;
-    const int32_t *order;      /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, < 0: never ablated */
+    const int32_t *order;      /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, < 0: never ablated;
+                                * ASP_RANK_CLOSED: always ablated, and replaced by nothing */
     asp_reference reference;
     asp_metric metric;
 } asp_sweep_options;

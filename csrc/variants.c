@@ -43,6 +43,8 @@ static void replace_heads(const asp_variants *vs, const asp_variant *v, const as
     }
 }
 
+enum { KEPT = 0, REPLACED = 1, CLOSED = 2 };
+
 /* Marks the ablated entries of one head in a mask of the unit's size; returns whether there is one.
  *   order (t,t) read, t that of the whole sequence */
 static int mark_ablated(const asp_variant *v, const asp_attention_unit *u, const int32_t *order, int64_t t,
@@ -50,7 +52,11 @@ static int mark_ablated(const asp_variant *v, const asp_attention_unit *u, const
     int any = 0;
     const int64_t n = u->n_tokens;
     for (int64_t q = asp_max(u->n_prefix, u->first_query); q < n; q++)
-        for (int64_t k = 0; k <= q; k++) any |= mask[q * n + k] = (uint8_t)is_ablated(v, order[q * t + k]);
+        for (int64_t k = 0; k <= q; k++) {
+            const int32_t rank = order[q * t + k];
+            const uint8_t mark = rank == ASP_RANK_CLOSED ? CLOSED : is_ablated(v, rank) ? REPLACED : KEPT;
+            any |= mask[q * n + k] = mark;
+        }
     return any;
 }
 
@@ -71,7 +77,7 @@ static void add_references(const asp_variants *vs, const asp_variant *v, const a
     for (int64_t q = asp_max(u->n_prefix, u->first_query); q < n; q++) {
         asp_real *z = u->z + (q - u->n_prefix) * u->z_stride;
         for (int64_t k = 0; k <= q; k++) {
-            if (!mask[q * n + k]) continue;
+            if (mask[q * n + k] != REPLACED) continue;
             const asp_real weight = pattern ? pattern[q * t + k] : 1;
             const asp_real *x = pattern ? values + k * vs->qkv.strides[1] : entries + (q * t + k) * d;
             for (int64_t j = 0; j < d; j++) z[j] += weight * x[j];

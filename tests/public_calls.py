@@ -20,7 +20,8 @@ import reliability
 from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
-from attnsparse import _core, cache, gradients, run
+from attnsparse import _core, cache, effects, gradients, interventions, run
+from attnsparse.tasks_object import Task
 from attnsparse.training_data import SequenceData
 
 ALL = ("all", "edges")
@@ -32,6 +33,15 @@ CLASSES = {
     "ActivationCache": cache.ActivationCache,
 }
 CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer")
+
+
+def small_task(n_vocab: int = 96) -> Task:
+    """Four prompts of eight tokens, two in each half."""
+    clean = tuple(((TOKENS + 7 * i) % n_vocab).astype(np.int32) for i in range(4))
+    corrupted = tuple(((row + 1) % n_vocab).astype(np.int32) for row in clean)
+    answers, wrong = ((np.array([token], np.int32),) * 4 for token in (5, 7))
+    halves = np.array([True, False, True, False])
+    return Task("small", "logit_diff", None, clean, corrupted, answers, wrong, ("",) * 4, halves)  # type: ignore
 
 
 class Everything:
@@ -56,6 +66,11 @@ class Everything:
         self.core_trainer.step([self.batch], **reliability.step_options())
         self.data = SequenceData([np.arange(n) for n in (5, 9, 2)], batch=2)
         self.dense = reliability.model(seed=2, gated=False)
+        self.task = small_task()
+        self.edges = effects.candidates(self.model, self.task, "edge")
+        self.circuit = asp.find_circuit(self.model, self.task, n_bootstrap=5, n_random=1, threads=1)
+        self.circuit.save(self.folder / "circuit")
+        self.clean = self.core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
         self.trainer = asp.Trainer(self.dense, self.data, steps=10**9, threads=1)
         self.trainer.step()
         self.model.save(self.folder / "saved")
@@ -68,6 +83,16 @@ class Everything:
 
 
 Call = Callable[[Everything], Any]
+
+ONE = np.array([0, 1], np.int64)
+METRIC = ("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
+
+
+def sweep_arguments(layer: int = 1, token: int = 5, reference: tuple = (None, None, None)) -> tuple:
+    """Variants, unit, order, reference and metric of `_core.Model.sweep`: head 3 of layer 1 ablated."""
+    variants = np.array([[0, layer, 0, 0, 0, 8, 7]], np.int64)
+    metric = ("logit_diff", ONE, np.array([token], np.int32), *METRIC[3:])
+    return variants, 0, np.arange(8, dtype=np.int32), reference, metric
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,58 @@ CALLS: dict[str, Uses] = {
         lambda e: asp.set_num_threads(asp.get_num_threads()),
         wrong=(lambda e: asp.set_num_threads(0), lambda e: asp.set_num_threads("2")),
     ),
+    "asp.find_circuit": uses(
+        lambda e: asp.find_circuit(e.model, e.task, n_bootstrap=5, n_random=1, threads=1),
+        lambda e: asp.find_circuit(e.model, e.task, "edge", "ig", "mean", steps=2, n_bootstrap=5, n_random=1),
+        wrong=(
+            lambda e: asp.find_circuit(e.model, e.task, "neuron"),
+            lambda e: asp.find_circuit(e.model, e.task.ranking),
+        ),
+        cost=100,
+    ),
+    "asp.load_circuit": uses(
+        lambda e: asp.load_circuit(e.folder / "circuit"),
+        wrong=(lambda e: asp.load_circuit(e.folder / "none"),),
+        cost=40,
+    ),
+    # --- effects
+    "effects.metric_values": uses(
+        *(lambda e, m=m: effects.metric_values(e.model, e.task, metric=m) for m in effects.METRICS),
+        wrong=(lambda e: effects.metric_values(e.model, e.task, metric="x"),),
+        cost=5,
+    ),
+    "effects.candidates": uses(
+        *(lambda e, u=u: effects.candidates(e.model, e.task, u) for u in effects.UNITS),
+        wrong=(lambda e: effects.candidates(e.model, e.task, "x"),),
+        cost=5,
+    ),
+    "effects.knock_out": uses(
+        *(lambda e, a=a: effects.knock_out(e.model, e.task, e.edges[:9], a) for a in effects.ABLATIONS),
+        lambda e: effects.knock_out(e.dense, e.task, [[0, 0], [1, 3]], "counterfactual", metric="kl"),
+        wrong=(
+            lambda e: effects.knock_out(e.model, e.task, [[0, 9]]),
+            lambda e: effects.knock_out(e.model, e.task, [[0, 0, 3, 4]]),
+            lambda e: effects.knock_out(e.model, e.task, [[0, 0]], "mean", reference=PROMPTS),
+        ),
+        cost=40,
+    ),
+    "effects.keep_only": uses(
+        lambda e: effects.keep_only(e.model, e.task, e.edges, [0, 3, 9], "mean"),
+        wrong=(lambda e: effects.keep_only(e.model, e.task, e.edges[:2], [3]),),
+        cost=40,
+    ),
+    "effects.keep_without": uses(
+        lambda e: effects.keep_without(e.model, e.task, [[0, 1], [1, 2]]),
+        wrong=(lambda e: effects.keep_without(e.model, e.task, [[0, 1], [0, 1]]),),
+        cost=5,
+    ),
+    "effects.attribution": uses(
+        *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
+        lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
+        wrong=(lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),),
+        cost=40,
+    ),
+    "effects.checked_items": uses(lambda e: effects.checked_items(e.model, e.task, e.edges)),
     # --- Model
     "asp.Model": uses(
         lambda e: asp.Model(e.model.config, e.model.parameters()),
@@ -134,7 +211,15 @@ CALLS: dict[str, Uses] = {
     "Model.run": uses(
         lambda e: e.model.run(PROMPTS, record=ALL, threads=1),
         lambda e: e.model.run(TOKENS, logits="last"),
+        lambda e: e.model.run(PROMPTS, ALL, ablate=["L0H1", asp.Mlp(1), "a1.h2[0->0]"], threads=1),
+        lambda e: e.model.run(
+            TOKENS,
+            ablate=interventions.Ablation(["a0.h1[2->5]", (1, 2)], "mean", [TOKENS, TOKENS]),
+            patch={asp.Resid(1, -1, "mid"): np.zeros(64), asp.HeadPosition(0, 0, 3): np.ones(16)},
+        ),
         wrong=(
+            lambda e: e.model.run(TOKENS, ablate=["L0H9"]),
+            lambda e: e.model.run(TOKENS, patch={asp.Mlp(0): np.zeros(3)}),
             lambda e: e.model.run([96]),
             lambda e: e.model.run(TOKENS, max_bytes=1000),
             lambda e: e.model.run(TOKENS, record="nothing"),
@@ -268,6 +353,30 @@ CALLS: dict[str, Uses] = {
         lambda e: e.core.run(TOKENS, np.array([0, 8]), ("scores",), threads=1),
         wrong=(lambda e: e.core.run(TOKENS, np.array([0, 9]), ()), lambda e: e.core.run(TOKENS, [0, 8], ())),
     ),
+    "_core.Model.sweep": uses(
+        lambda e: e.core.sweep(e.clean, *sweep_arguments()),
+        lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.clean, None, None))),
+        wrong=(
+            lambda e: e.core.sweep(e.plain._core, *sweep_arguments()),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(layer=2)),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(3, None, None))),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(token=96)),
+            lambda e: e.changing._core.sweep(e.clean, *sweep_arguments()),
+        ),
+        cost=5,
+    ),
+    "_core.Model.attribution": uses(
+        lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 2, False, (None,) * 3, METRIC),
+        wrong=(
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 3, 2, False, (None,) * 3, METRIC),
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 0, False, (None,) * 3, METRIC),
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 1, True, (None,) * 3, METRIC),
+        ),
+        cost=5,
+    ),
+    "_core.Run.mean_entries": uses(
+        lambda e: e.clean.mean_entries(), wrong=(lambda e: e.plain._core.mean_entries(),)
+    ),
     "_core.Model.gradients": uses(
         lambda e: e.core.gradients(*e.batch[:2], (), True, None, *e.batch[2:], threads=1),
         wrong=(lambda e: e.core.gradients(*e.batch[:2], ("logits",), True, None, *e.batch[2:]),),
@@ -331,6 +440,8 @@ CALLS: dict[str, Uses] = {
     ),
 }
 
+EFFECTS = [name for name, value in vars(effects).items() if inspect.isfunction(value) and name[0] != "_"
+           and value.__module__ == effects.__name__]  # fmt: skip
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
@@ -341,13 +452,23 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
     **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
+    **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
+    **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
     **dict.fromkeys(["Run.edges", "Run.heads", "Trainer.history"], "own"),
     **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
 }
 
 #: public names without memory of the core, each with the reason
 PLAIN: dict[str, str] = {
-    **{f"asp.{kind.__name__}": "a dataclass of plain values" for kind in (asp.Config, asp.Head, asp.Limits)},
+    **{
+        f"asp.{kind.__name__}": "a dataclass of plain values"
+        for kind in (asp.Config, asp.Edge, asp.Head, asp.Limits)
+    },
+    **{
+        f"asp.{kind.__name__}": "plain values; see test_interventions.py"
+        for kind in (asp.Ablation, asp.HeadPosition, asp.Mlp, asp.Resid)
+    },
+    "asp.Circuit": "made by find_circuit; arrays of NumPy's own; see test_circuit.py",
     **{
         f"asp.{name}": "an exception"
         for name in asp.__all__
@@ -370,7 +491,7 @@ def public_names() -> set[str]:
     found = {f"asp.{name}" for name in asp.__all__ if not name.startswith("_")} | {"cache.ActivationCache"}
     for label, kind in CLASSES.items():
         found |= {f"{label}.{name}" for name in dir(kind) if not name.startswith("_")}
-    found |= {f"Run.{name}" for name in run.CORE_NAMES}
+    found |= {f"Run.{name}" for name in run.CORE_NAMES} | {f"effects.{name}" for name in EFFECTS}
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }

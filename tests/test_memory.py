@@ -11,11 +11,11 @@ import kept_child
 import numpy as np
 import pytest
 import reliability
-from public_calls import ARRAYS, CALLS, PLAIN, Everything, public_names, uses
+from public_calls import ARRAYS, CALLS, PLAIN, Everything, public_names, small_task, uses
 from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, nothing_kept
 
 import attnsparse as asp
-from attnsparse import cache
+from attnsparse import cache, effects
 
 CI_REPEATS, LONG_REPEATS = 1000, 100_000  # of a cheap call; fewer the longer a call takes
 PYTHON_COUNTS = sys.getallocatedblocks() > 0  # not with PYTHONMALLOC=malloc, as under sanitizers
@@ -309,24 +309,22 @@ def every_failure(dtype: str, call, check) -> int:
     """
     fail_at, texts = reliability.CORES[dtype]._debug_fail_at, []
     for n in range(1, 2000):
-        before = counters(dtype)
+        before, result = counters(dtype), None
         fail_at(n)
         try:
             result = call()
         except MemoryError as error:
             texts.append(str(error))
-            del error
+        finally:
             fail_at(0)
-            assert counters(dtype) == before, f"allocation {n}"
-            check()
-        else:
-            fail_at(0)
+        # the exception is gone here, and with it what the frames of its traceback held
+        if result is not None:
             del result
             check()
             assert all(texts)
             return n - 1
-        finally:
-            fail_at(0)
+        assert counters(dtype) == before, f"allocation {n}"
+        check()
     raise AssertionError("allocations never end")
 
 
@@ -361,6 +359,31 @@ def test_out_of_memory_in_gradients_and_norms(dtype):
 
     assert every_failure(dtype, lambda: model.gradients(PROMPTS, wrt=wrt), check) >= 3
     assert every_failure(dtype, run.value_norms, check) >= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ablation", effects.ABLATIONS)
+def test_out_of_memory_in_effects(ablation, dtype):
+    model, task = reliability.model(dtype=dtype), small_task()
+    edges = effects.candidates(model, task, "edge")[::40]
+    calls = (
+        lambda: effects.knock_out(model, task, edges, ablation, metric="kl"),
+        lambda: effects.attribution(model, task, "edge", ablation, steps=2),
+        lambda: model.run(
+            TOKENS, ablate=["L0H1", asp.Mlp(1), "a1.h2[0->3]"], patch={asp.Resid(1, 2): [0] * 64}
+        ),
+    )
+    for call, least in zip(calls, (8, 5, 8)):
+        expected = bits_of(call())
+
+        def check(call=call, expected=expected):
+            assert bits_of(call()) == expected
+
+        assert every_failure(dtype, call, check) >= least
+
+
+def bits_of(result) -> object:
+    return result.tobytes() if isinstance(result, np.ndarray) else bits_of_run(result)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

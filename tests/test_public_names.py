@@ -26,7 +26,19 @@ def documented() -> dict[str, object]:
         ):
             continue
         found[name] = inspect.getattr_static(owner, attribute)
-    for module in ("figures", "tables", "recipes", "schedules", "training_data", "evaluation", "labels"):
+    for module in (
+        "figures",
+        "tables",
+        "recipes",
+        "schedules",
+        "training_data",
+        "evaluation",
+        "labels",
+        "effects",
+        "interventions",
+        "circuit",
+        "tasks",
+    ):
         found[module] = importlib.import_module(f"attnsparse.{module}")
         names = getattr(found[module], "__all__", None) or [
             n for n in vars(found[module]) if not n.startswith("_")

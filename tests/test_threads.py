@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 import reliability
+from public_calls import small_task
 from reliability import bits_of_model, bits_of_run, micro_batch, step_options
 
 import attnsparse as asp
-from attnsparse import _core, _core64
+from attnsparse import _core, _core64, effects
 from attnsparse.engine import batch_invariant
 
 LINUX = sys.platform.startswith("linux")
@@ -57,6 +58,30 @@ def test_runs_and_gradients_have_the_same_bits(width):
     expected = results(model, prompts, 1)
     for threads in THREADS:
         assert results(model, prompts, threads) == expected, threads
+
+
+@pytest.mark.parametrize("ablation", effects.ABLATIONS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_effects_have_the_same_bits(width, ablation):
+    model, task = reliability.model(**WIDTHS[width]), task_of(width)
+    heads, edges = effects.candidates(model, task, "head"), effects.candidates(model, task, "edge")[::7]
+
+    def found(threads: int) -> list[bytes]:
+        common = {"threads": threads}
+        return [
+            effects.knock_out(model, task, heads, ablation, metric="prob_diff", **common).tobytes(),
+            effects.knock_out(model, task, edges, ablation, **common).tobytes(),
+            effects.keep_only(model, task, edges, [0, 1, len(edges)], ablation, **common).tobytes(),
+            effects.attribution(model, task, "edge", ablation, steps=3, **common).tobytes(),
+        ]
+
+    expected = found(1)
+    assert all(found(threads) == expected for threads in THREADS)
+
+
+def task_of(width: str):
+    """The small task with tokens that the model of this width has."""
+    return small_task(WIDTHS[width].get("n_vocab", 96))
 
 
 @pytest.mark.parametrize("n_repeats", [10, pytest.param(100, marks=pytest.mark.slow)])

@@ -1,0 +1,343 @@
+"""Circuit: heads or attention edges, best first, with how much of an effect the n best explain.
+
+An object without a model: it holds numbers and names, can be saved, and works without the model it came from.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import circuit_bootstrap
+from .interventions import HeadPosition
+from .labels import Edge, Head, whole_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERSION = 1
+UNITS: dict[str, type] = {"head": Head, "head_position": HeadPosition, "edge": Edge}
+NAMES = {"head": "heads", "head_position": "heads at a position", "edge": "attention edges"}
+METHODS = ("exact", "attribution", "ig", "greedy")
+NORMALIZATIONS = circuit_bootstrap.NORMALIZATIONS
+RANK_BY = ("absolute", "signed")
+MAX_RESAMPLES = 1_000_000
+SHOWN = 10  # items in the notebook's table
+
+
+class Needed(NamedTuple):
+    """How many of the best items reach a fraction of the effect; every number is one of the sizes.
+
+    None: not reached; for an end of an interval, not reached by that share of the resamples, or there are no
+    resamples.
+    """
+
+    first: int | None
+    """The smallest n with f >= fraction."""
+    stays: int | None
+    """The smallest n from which on f stays >= fraction, up to the largest size."""
+    first_low: int | None
+    first_high: int | None
+    stays_low: int | None
+    stays_high: int | None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit:
+    """A ranking of n items with its evaluation on P prompts at S sizes. Made by `find_circuit`.
+
+    All arrays are read-only. The ablation, the normalization and the metric are part of every number here:
+    circuits can only be compared where these agree.
+    """
+
+    model_name: str
+    model_digest: str
+    task_name: str
+    task_digest: str
+    unit: str
+    """What an item is: "head", "head_position" (a head at one position) or "edge" (an attention edge)."""
+    method: str
+    ablation: str
+    normalize: str
+    metric: str
+    options: Mapping[str, Any]
+    """All other options as JSON values: rank_by, steps, greedy_step, sizes, reference (the digest of the task
+    it is the mean of), n_bootstrap, n_random, confidence, seed; and n_ranking, the prompts ranked on."""
+    items: np.ndarray
+    """int32 [n, 2 | 3 | 4], best first: layer, head; with position; or layer, head, query, key."""
+    scores: np.ndarray
+    """float64 [n]. exact: mean drop of the metric without the item. attribution, ig: its estimate. Positive:
+    the item supports the task (for "kl", which is better when smaller, the sign is turned). greedy: n for
+    the item dropped last, down to 1."""
+    sizes: np.ndarray
+    """int64 [S], ascending: how many of the best items were kept."""
+    values: np.ndarray
+    """float64 [S, P]: the metric on each evaluation prompt with only the best items kept."""
+    full: np.ndarray
+    """float64 [P]: the metric of the whole model."""
+    empty: np.ndarray
+    """float64 [P]: the metric with all items ablated."""
+    effect: np.ndarray
+    """float64 [S]: explained effect f."""
+    effect_low: np.ndarray
+    """float64 [S]: lower end of its bootstrap interval over prompts; NaN without one."""
+    effect_high: np.ndarray
+    random_effect: np.ndarray
+    """float64 [S]: f of items in random order, mean over the orders; NaN where it was not evaluated."""
+    random_low: np.ndarray
+    """float64 [S]: the smallest of the random orders."""
+    random_high: np.ndarray
+    position_labels: tuple[str, ...] | None = None
+    """Names of the positions, where all prompts share them."""
+    version: int = field(default=VERSION)
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    # --- how many, and which
+
+    def needed(self, fraction: float = 0.9) -> Needed:
+        """How many of the best items explain `fraction` of the effect, with bootstrap intervals over prompts.
+
+        Both numbers are given because curves are not monotone: the first n that reaches the fraction, and the
+        n from which on the curve stays at or above it. They are exact where every size was evaluated (all
+        heads; up to 32 edges), else as fine as `sizes` are there: 5 %, and finer around 0.9. The intervals
+        keep the ranking as it is and use the same sizes.
+        Raises ValueError for a fraction outside (0, 1], or for normalize="none", where f is no share.
+        """
+        fraction = _checked_fraction(fraction)
+        if self.normalize == "none":
+            raise ValueError("this circuit has normalize='none': its effect is no share of the whole model's")
+        first, stays = (int(i) for i in circuit_bootstrap.needed_index(self.effect, fraction))
+        ends: list[int] = [len(self.sizes)] * 4
+        curves = circuit_bootstrap.resampled_curves(
+            self.values,
+            self.full,
+            self.empty,
+            self.normalize,
+            self.options["n_bootstrap"],
+            self.options["seed"],
+        )
+        if len(curves):
+            drawn = circuit_bootstrap.needed_index(curves, fraction)
+            ends = [
+                end for i in drawn for end in circuit_bootstrap.index_interval(i, self.options["confidence"])
+            ]
+        return Needed(*(self._size(i) for i in (first, stays, *ends)))
+
+    def _size(self, index: int) -> int | None:
+        return int(self.sizes[index]) if index < len(self.sizes) else None
+
+    def kept(self, fraction: float = 0.9, by: str = "first") -> list[Any]:
+        """The best items that `needed(fraction)` counts, as `Head`, `HeadPosition` or `Edge`, best first.
+
+        by: "first" or "stays". Raises ValueError if the curve does not reach the fraction, or not for good.
+        """
+        if by not in ("first", "stays"):
+            raise ValueError(f"by must be 'first' or 'stays', got {by!r:.60}")
+        n = getattr(self.needed(fraction), by)
+        if n is None:
+            what = "reach" if by == "first" else "stay at"
+            raise ValueError(
+                f"the explained effect does not {what} {fraction:g}: with {self.sizes[-1]} of {len(self)} "
+                f"{NAMES[self.unit]} it is {self.effect[-1]:.4g}"
+            )
+        return self.top(n)
+
+    def top(self, n: int) -> list[Any]:
+        """The n best items; all of them if there are no more than n."""
+        if whole_number(n, "n") < 0:
+            raise ValueError(f"n must be 0 or larger, got {n}")
+        kind = UNITS[self.unit]
+        return [kind(*row) for row in self.items[:n].tolist()]
+
+    @property
+    def heads(self) -> list[Head]:
+        """The different heads among `kept()`, in order of their best item. ValueError as in `kept`."""
+        return list(dict.fromkeys(Head(item.layer, item.head) for item in self.kept()))
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of all items, best first."""
+        return [item.label for item in self.top(len(self))]
+
+    # --- tables
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per item, best first: rank (from 1), label, layer, head, score.
+
+        Edges also have query and key, heads at a position have position, after head; where all prompts share
+        names of positions, query_token and key_token, or token, follow.
+        """
+        import pandas as pd
+
+        columns: dict[str, Any] = {
+            "rank": np.arange(1, len(self) + 1),
+            "label": pd.Series(self.labels, dtype=str),
+        }
+        names = UNITS[self.unit]._fields
+        columns |= {name: self.items[:, i].astype(np.int64) for i, name in enumerate(names)}
+        if self.position_labels is not None:
+            labels = np.array(self.position_labels, dtype=object)
+            for name, column in (("position", "token"), ("query", "query_token"), ("key", "key_token")):
+                if name in columns:
+                    columns[column] = pd.Series(list(labels[columns[name]]), dtype=str)
+        columns["score"] = self.scores
+        table = pd.DataFrame(columns)
+        table.attrs = self._origin()
+        return table
+
+    def curve(self) -> pd.DataFrame:
+        """One row per size: n, effect, low, high, random, random_low, random_high."""
+        import pandas as pd
+
+        table = pd.DataFrame(
+            {
+                "n": self.sizes,
+                "effect": self.effect,
+                "low": self.effect_low,
+                "high": self.effect_high,
+                "random": self.random_effect,
+                "random_low": self.random_low,
+                "random_high": self.random_high,
+            }
+        )
+        table.attrs = self._origin()
+        return table
+
+    def summary(self, fraction: float = 0.9) -> pd.DataFrame:
+        """One row: model, task, unit, method, rank_by, ablation, normalize, metric, n_items, n_prompts (of
+        the evaluation), full and empty (mean metric with all and with no items), fraction, first, first_low,
+        first_high, stays, stays_low, stays_high (see `needed`; missing with normalize="none"), and
+        random_first, the smallest size at which the mean of the random orders reaches the fraction."""
+        import pandas as pd
+
+        row: dict[str, Any] = {
+            "model": self.model_name,
+            "task": self.task_name,
+            "unit": self.unit,
+            "method": self.method,
+            "rank_by": self.options["rank_by"],
+            "ablation": self.ablation,
+            "normalize": self.normalize,
+            "metric": self.metric,
+            "n_items": len(self),
+            "n_prompts": len(self.full),
+            "full": self.full.mean(),
+            "empty": self.empty.mean(),
+            "fraction": _checked_fraction(fraction),
+        }
+        counts: dict[str, int | None] = dict.fromkeys((*_COUNTS, "random_first"))
+        if self.normalize != "none":
+            needed = self.needed(fraction)
+            counts = {name: getattr(needed, name) for name in _COUNTS}
+            at, _ = circuit_bootstrap.needed_index(self.random_effect, fraction)
+            counts["random_first"] = self._size(int(at))
+        table = pd.DataFrame([row])
+        for name, value in counts.items():
+            table[name] = pd.array([value], dtype="Int64")
+        table.attrs = self._origin()
+        return table
+
+    def _origin(self) -> dict[str, Any]:
+        return {
+            "model": self.model_name,
+            "digest": self.model_digest,
+            "task": self.task_name,
+            "task_digest": self.task_digest,
+            "unit": self.unit,
+            "method": self.method,
+            "ablation": self.ablation,
+            "normalize": self.normalize,
+            "metric": self.metric,
+        }
+
+    # --- file
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `path`.json and `path`.npz: see `load_circuit`.
+
+        A suffix .json or .npz of `path` is left out. Each file is replaced whole or not at all; OSError if
+        the disk refuses.
+        """
+        from .circuit_file import save_circuit
+
+        save_circuit(self, path)
+
+    # --- shown
+
+    def __repr__(self) -> str:
+        return (
+            f"Circuit({len(self):,} {NAMES[self.unit]}, model={self.model_name!r}, task={self.task_name!r}, "
+            f"method={self.method!r}, ablation={self.ablation!r}, normalize={self.normalize!r}"
+            f"{self._needed_text(', {share:.0%} of the effect: first {first}, stays {stays}')})"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = (
+            f"{len(self):,} {NAMES[self.unit]} of {self.model_name or 'a model without a name'} on task "
+            f"{self.task_name!r}. Ranking: {self.method}, {self.options['rank_by']}, on "
+            f"{self.options['n_ranking']} prompts; evaluation on {len(self.full)} others. Ablation: "
+            f"{self.ablation}. Normalization: {self.normalize}. Metric: {self.metric}, "
+            f"{self.full.mean():.4g} with all, {self.empty.mean():.4g} with none."
+        )
+        counts = self._needed_text(
+            "{share:.0%} of the effect: reached with the first {first} {of_first}, stays from {stays} on "
+            "{of_stays}; in brackets the interval of "
+            f"{self.options['confidence']:.0%} of resampled prompts."
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("rank", "label", "score", "effect up to here"))
+        known = dict(zip(self.sizes.tolist(), self.effect.tolist()))
+        rows = [
+            (
+                str(i + 1),
+                item.label,
+                f"{self.scores[i]:.4g}",
+                f"{known[i + 1]:.3f}" if i + 1 in known else "",
+            )
+            for i, item in enumerate(self.top(SHOWN))
+        ]
+        cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+        more = f"<p>and {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
+        return (
+            f"<p>{html.escape(facts)}</p><p>{html.escape(counts)}</p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{more}"
+        )
+
+    def _needed_text(self, template: str, share: float = 0.9) -> str:
+        """`template` filled with what `needed(share)` found; nothing for normalize="none"."""
+        if self.normalize == "none":
+            return ""
+        needed = self.needed(share)
+        shown = ["none" if n is None else f"{n:,}" for n in needed]
+        return template.format(
+            share=share,
+            first=shown[0],
+            stays=shown[1],
+            of_first=f"[{shown[2]} to {shown[3]}]",
+            of_stays=f"[{shown[4]} to {shown[5]}]",
+        )
+
+
+_COUNTS = ("first", "first_low", "first_high", "stays", "stays_low", "stays_high")
+
+
+def _checked_fraction(fraction: Any) -> float:
+    """TypeError if it is no number, ValueError outside (0, 1]."""
+    if isinstance(fraction, (bool, np.bool_)) or not isinstance(
+        fraction, (int, float, np.integer, np.floating)
+    ):
+        raise TypeError(f"fraction must be a number, got {type(fraction).__name__}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
+    return float(fraction)

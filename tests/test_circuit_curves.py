@@ -1,0 +1,296 @@
+"""Curves of circuits: how many items are needed, which sizes are evaluated, intervals and random orders."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+from circuit_toy import heads, with_toy
+
+from attnsparse import circuit_bootstrap, circuit_object, circuit_search
+from attnsparse.circuit import Circuit
+from attnsparse.labels import Head
+
+ONE_TO_FOUR = (2.0, -1.0, 4.0, 3.0)
+
+
+def by_hand(effect: list[float], sizes: list[int] | None = None, normalize: str = "mib") -> Circuit:
+    """A circuit of 8 heads with this curve on two prompts that agree."""
+    values = np.repeat(np.array(effect)[:, None], 2, axis=1)
+    sizes = list(range(len(effect))) if sizes is None else sizes
+    nothing = np.full(len(sizes), np.nan)
+    return Circuit(
+        **dict.fromkeys(("model_name", "model_digest", "task_name", "task_digest"), "x"),
+        unit="head",
+        method="exact",
+        ablation="zero",
+        normalize=normalize,
+        metric="logit_diff",
+        options={"n_bootstrap": 20, "seed": 0, "confidence": 0.9, "rank_by": "absolute", "n_ranking": 2},
+        items=np.array([(i // 4, i % 4) for i in range(8)], np.int32),
+        scores=np.arange(8, 0, -1.0),
+        sizes=np.array(sizes),
+        values=values,
+        full=np.ones(2),
+        empty=np.zeros(2),
+        effect=np.array(effect),
+        **dict.fromkeys(("effect_low", "effect_high", "random_effect", "random_low", "random_high"), nothing),
+    )
+
+
+# --- how many are needed
+
+JAGGED = [0, 0.5, 0.95, 0.2, 0.91, 0.89, 0.9, 0.97, 1]
+
+
+def test_needed_first_and_stays():
+    found = by_hand(JAGGED)
+    assert found.needed()[:2] == (2, 6)
+    assert found.needed(0.95)[:2] == (2, 7)
+    assert found.needed(0.96)[:2] == (7, 7)
+    assert found.needed(0.2)[:2] == (1, 1)
+    assert found.needed(1)[:2] == (8, 8)
+    assert found.needed(1e-9)[:2] == (1, 1)
+
+
+def test_needed_where_the_curve_ends_below():
+    found = by_hand([0, 0.5, 0.95, 0.8])
+    assert found.needed() == (2, None, 2, 2, None, None)
+    assert by_hand([0, 0.5]).needed() == (None,) * 6
+    with pytest.raises(ValueError, match=r"does not stay at 0\.9: with 3 of 8 heads it is 0\.8"):
+        found.kept(by="stays")
+    with pytest.raises(ValueError, match=r"does not reach 0\.99"):
+        found.kept(0.99)
+    assert "stays none" in repr(found)
+
+
+def test_needed_speaks_in_sizes():
+    found = by_hand([0, 0.2, 0.95, 0.5, 1], sizes=[0, 1, 3, 6, 8])
+    assert found.needed()[:2] == (3, 8)
+    assert found.needed(0.4)[:2] == (3, 3)
+
+
+def test_kept():
+    found = by_hand(JAGGED)
+    assert found.kept() == [Head(0, 0), Head(0, 1)]
+    assert found.kept(by="stays") == found.top(6)
+    assert found.heads == found.kept()
+    assert found.top(0) == []
+    assert len(found.top(100)) == 8 == len(found)
+
+
+@pytest.mark.parametrize("fraction", [0, -1, 1.001, float("nan"), float("inf")])
+def test_fraction_out_of_range(fraction):
+    for call in (by_hand(JAGGED).needed, by_hand(JAGGED).kept, by_hand(JAGGED).summary):
+        with pytest.raises(ValueError, match="fraction must be above 0 and at most 1"):
+            call(fraction)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda c: c.needed("0.9"), TypeError, "fraction must be a number, got str"),
+        (lambda c: c.needed(True), TypeError, "fraction must be a number, got bool"),
+        (lambda c: c.kept(by="last"), ValueError, "by must be 'first' or 'stays', got 'last'"),
+        (lambda c: c.top(-1), ValueError, "n must be 0 or larger, got -1"),
+        (lambda c: c.top(1.5), TypeError, "n must be a whole number"),
+    ],
+)
+def test_wrong_arguments_of_a_circuit(call, error, text):
+    with pytest.raises(error, match=text):
+        call(by_hand(JAGGED))
+
+
+def test_no_share_without_normalization():
+    found = by_hand(JAGGED, normalize="none")
+    with pytest.raises(ValueError, match="normalize='none'"):
+        found.needed()
+    assert "effect" not in repr(found)
+    assert "of the effect" not in found._repr_html_()
+    assert found.summary()["first"].isna().all()
+
+
+# --- sizes
+
+
+def test_default_sizes():
+    np.testing.assert_array_equal(circuit_search.default_sizes(50, every=True), np.arange(51))
+    assert circuit_search.default_sizes(0, every=False).tolist() == [0]
+    for n in (1, 31, 32, 33, 41, 5184, 19584):
+        sizes = circuit_search.default_sizes(n, every=False)
+        assert sizes[-1] == n
+        assert sizes[: min(n, 32) + 1].tolist() == list(range(min(n, 32) + 1))
+        steps, below = np.diff(sizes)[32:], sizes[32:-1]
+        assert (steps >= 1).all()
+        assert (steps <= np.maximum(1, below // 20)).all()
+    assert len(circuit_search.default_sizes(19584, every=False)) < 180
+
+
+def many_edges(n: int = 600, important: int = 300) -> dict:
+    return {(0, i % 4, 60 + i // 60, i % 60): 1.0 if i < important else 1e-3 for i in range(n)}
+
+
+def test_sizes_are_finer_where_it_matters():
+    found, _ = with_toy(many_edges(), unit="edge", method="attribution")
+    assert found.needed()[:2] == (271, 271)  # 0.9 of 300.3
+    assert 270 in found.sizes
+    extra = set(found.sizes.tolist()) - set(circuit_search.default_sizes(600, every=False).tolist())
+    assert 0 < len(extra) <= 12
+    assert (np.diff(found.sizes) > 0).all()
+
+
+def test_both_gaps_are_made_finer():
+    """The curve rises to 1, falls to 0.8 and rises again: it reaches 0.9 in one gap, for good in another."""
+    signs = np.repeat([1.0, -1.0, 1.0], [300, 60, 60])
+    weights = dict(zip(many_edges(420), signs * np.linspace(1.0001, 1, 420)))
+    curve = np.concatenate([[0], np.cumsum(list(weights.values()))]) / sum(weights.values())
+    found, _ = with_toy(weights, unit="edge", method="attribution")
+    first = int((curve >= 0.9).argmax())
+    stays = len(curve) - int(np.logical_and.accumulate(curve[::-1] >= 0.9).sum())
+    assert first < 275 < 385 < stays
+    assert found.needed()[:2] == (first, stays)
+    assert {first - 1, stays - 1} <= set(found.sizes.tolist())
+
+
+def test_given_sizes_stay_as_they_are():
+    found, _ = with_toy(many_edges(), unit="edge", method="attribution", sizes=range(0, 601, 200))
+    np.testing.assert_array_equal(found.sizes, [0, 200, 400, 600])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "text"),
+    [
+        ([], ValueError, "got none"),
+        ([0, 5], ValueError, r"whole numbers in 0\.\.4 \(there are 4 items\), got 5"),
+        ([-1, 2], ValueError, "got -1"),
+        ([1.0], TypeError, "each of sizes must be a whole number"),
+        ([True], TypeError, "each of sizes must be a whole number"),
+        ("12", TypeError, "sequence of whole numbers, got str"),
+        (3, TypeError, "sequence of whole numbers, got int"),
+        (np.zeros((2, 2), int), ValueError, r"shape \(2, 2\)"),
+        ([[1]], TypeError, "each of sizes must be a whole number"),
+    ],
+)
+def test_wrong_sizes(sizes, error, text):
+    with pytest.raises(error, match=text):
+        with_toy(heads(*ONE_TO_FOUR), sizes=sizes)
+
+
+# --- bootstrap
+
+
+def test_bootstrap_against_loops():
+    random = np.random.default_rng(1)
+    values, full, empty = random.normal(size=(7, 5)), random.normal(size=5), random.normal(size=5)
+    draws = random.integers(0, 5, (40, 5))
+    for normalize in circuit_object.NORMALIZATIONS:
+        found = circuit_bootstrap.bootstrap_effect(values, full, empty, draws, normalize)
+        for row, chosen in zip(found, draws):
+            wanted = circuit_bootstrap.explained_effect(
+                values[:, chosen], full[chosen], empty[chosen], normalize
+            )
+            np.testing.assert_allclose(row, wanted, rtol=1e-12)
+
+
+def test_resamples_are_paired():
+    """A curve that is a multiple of the whole model's on every prompt has no uncertainty."""
+    full = np.array([1.0, 50.0, 3.0, 7.0])
+    values = np.array([0.5, 0.95])[:, None] * full
+    curves = circuit_bootstrap.resampled_curves(values, full, np.zeros(4), "mib", 200, 3)
+    np.testing.assert_allclose(curves, np.tile([0.5, 0.95], (200, 1)))
+
+
+def test_resamples_are_drawn_evenly_by_the_seed():
+    draws = circuit_bootstrap.resamples(2000, 10, 4)
+    assert draws.shape == (2000, 10)
+    assert (np.abs(np.bincount(draws.ravel(), minlength=10) / 2000 - 1) < 0.1).all()
+    np.testing.assert_array_equal(draws, circuit_bootstrap.resamples(2000, 10, 4))
+    np.testing.assert_array_equal(draws[:100], circuit_bootstrap.resamples(100, 10, 4))
+    assert (draws != circuit_bootstrap.resamples(2000, 10, 5)).any()
+
+
+def test_resamples_without_an_effect_are_left_out():
+    full = np.array([1.0, 0.0, 0.0])
+    curves = circuit_bootstrap.resampled_curves(full[None], full, np.zeros(3), "mib", 100, 0)
+    assert 0 < len(curves) < 100
+    np.testing.assert_array_equal(curves, 1)
+    low, high = circuit_bootstrap.band(curves[:0], 0.9)
+    assert np.isnan([low, high]).all()
+
+
+def test_bands_cover_what_other_prompts_give():
+    """The 90 % interval around f(1) holds the f(1) of all prompts in about 90 % of samples."""
+    random = np.random.default_rng(0)
+    hits = []
+    for seed in range(200):
+        full = random.exponential(size=40) + 1
+        part = full * random.uniform(0.2, 0.8, 40)
+        curves = circuit_bootstrap.resampled_curves(part[None], full, np.zeros(40), "mib", 200, seed)
+        low, high = circuit_bootstrap.band(curves, 0.9)
+        hits.append(low[0] <= 0.5 <= high[0])
+    assert 0.8 < np.mean(hits) < 0.97
+
+
+def test_intervals_hold_the_estimate():
+    # the second head matters on some prompts only
+    found, _ = with_toy(heads(5.0, 1.0, 0.5), {"spread": 0.0}, n_bootstrap=500)
+    assert (found.effect_low <= found.effect + 1e-12).all()
+    assert (found.effect_high >= found.effect - 1e-12).all()
+    random = np.random.default_rng(0)
+    values = np.stack([np.zeros(20), random.uniform(0.7, 1.05, 20), np.ones(20)])
+    odd = dataclasses.replace(
+        by_hand([0, values[1].mean(), 1]), values=values, full=np.ones(20), empty=np.zeros(20)
+    )
+    needed = odd.needed(values[1].mean())
+    assert (needed.first, needed.first_low, needed.first_high) == (1, 1, 2)
+
+
+def test_no_bootstrap():
+    found, _ = with_toy(heads(*ONE_TO_FOUR), n_bootstrap=0)
+    assert np.isnan(found.effect_low).all()
+    assert found.needed() == (3, 3, None, None, None, None)
+    assert "None" not in found._repr_html_()
+
+
+def test_bootstrap_is_fast():
+    values = np.random.default_rng(0).normal(size=(145, 64))
+    begin = time.perf_counter()
+    curves = circuit_bootstrap.resampled_curves(values, values[-1], values[0], "mib", 1000, 0)
+    circuit_bootstrap.band(curves, 0.95)
+    circuit_bootstrap.needed_index(curves, 0.9)
+    assert time.perf_counter() - begin < 0.5
+
+
+# --- random orders
+
+
+def test_random_baseline_by_hand():
+    weights = heads(*np.arange(1.0, 9.0))
+    found, _ = with_toy(weights, n_random=3, seed=11)
+    worth = np.array(list(weights.values()))
+    curves = []
+    for which in range(3):
+        order = circuit_bootstrap.random_order(8, 11, which)
+        curves.append(np.concatenate([[0], np.cumsum(worth[order])]) / 36)
+    np.testing.assert_allclose(found.random_effect, np.mean(curves, axis=0))
+    np.testing.assert_allclose(found.random_low, np.min(curves, axis=0))
+    np.testing.assert_allclose(found.random_high, np.max(curves, axis=0))
+
+
+def test_random_orders_do_not_depend_on_the_ranking():
+    weights = heads(*np.arange(1.0, 9.0))
+    one, other = (with_toy(weights, n_random=2, method=method)[0] for method in ("exact", "greedy"))
+    np.testing.assert_array_equal(one.random_effect, other.random_effect)
+    assert (with_toy(weights, n_random=2, seed=1)[0].random_effect != one.random_effect).any()
+
+
+def test_random_baseline_on_fewer_sizes():
+    found, _ = with_toy(many_edges(), unit="edge", method="attribution", n_random=2)
+    known = ~np.isnan(found.random_effect)
+    assert 10 < known.sum() <= circuit_search.RANDOM_SIZES + 1
+    assert known[[0, 1, -1]].all()
+    assert found.random_effect[-1] == 1
+    assert found.summary().random_first[0] > found.needed().first
+    assert np.isnan(with_toy(heads(*ONE_TO_FOUR))[0].random_effect).all()
