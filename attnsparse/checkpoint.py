@@ -47,7 +47,7 @@ def load(
     in one file or several, or pytorch_model.bin), or with one weight file of another kind; a single
     .safetensors, .bin, .pth or .pt file (config.json beside it, unless it can be inferred); or `owner/name`
     on the Hugging Face hub (needs `pip install attnsparse[hub]`; `revision` is a branch, tag or commit).
-    Names and layouts: see names.py.
+    Hugging Face folders and files, TransformerLens's `.pth`, the paper's `final.pth`: see docs/howto.md.
 
     `dtype` is "float32" or "float64". `tokenizer` is a Tokenizer or a path for Tokenizer.load, in place of
     the one beside the weights; without either the model has none. `gated` overrides whether attention is

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
     from .model import Model
     from .tasks_object import Task
 
+__all__ = [
+    "ABLATIONS",
+    "METRICS",
+    "UNITS",
+    "attribution",
+    "candidates",
+    "keep_only",
+    "keep_without",
+    "knock_out",
+    "metric_values",
+]
+
 UNITS = ("head", "head_position", "edge")
 ABLATIONS = ("zero", "mean", "counterfactual")
 METRICS = ("logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl")

@@ -51,7 +51,7 @@ class Mlp(NamedTuple):
 
 class Resid(NamedTuple):
     """The residual stream at one position (negative: from the end) before ("pre"), within ("mid", between
-    attention and MLP) or after ("post") a layer. Patched only: it has no zero or mean."""
+    attention and MLP) or after ("post") a layer. It has no zero ablation, which would delete the model."""
 
     layer: int
     position: int

@@ -45,10 +45,10 @@ class Model:
         if not isinstance(config, Config):
             raise TypeError(f"config must be an attnsparse.Config, got {type(config).__name__}")
         self._core = core_for(dtype).Model(config.to_dict())
-        self.config = config
-        self.tokenizer = tokenizer
-        self.name = name
-        self.dtype = np.dtype(dtype)
+        self.config = config  #: the `Config`: sizes and kind of the model
+        self.tokenizer = tokenizer  #: the `Tokenizer`, or None
+        self.name = name  #: as tables and figures show it
+        self.dtype = np.dtype(dtype)  #: of weights and activations: float32 or float64
         self._digest: tuple[int, str] | None = None
         if weights is not None:
             self._fill(weights)

@@ -10,15 +10,15 @@ from typing import Any
 def progress_bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:
     """A tqdm bar as a context, or a context that gives None.
 
-    progress: None shows it if stderr is a terminal or a notebook reads it.
+    progress: None shows it if stderr is a terminal or a notebook reads it, and the call takes a second.
     """
-    if progress is None:
-        progress = sys.stderr.isatty() or _in_notebook()
-    if not progress:
+    shown = sys.stderr.isatty() or _in_notebook() if progress is None else progress
+    if not shown:
         return contextlib.nullcontext()
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=initial, desc=text, unit=unit, mininterval=0.5)
+    delay = 1.0 if progress is None else 0.0
+    return tqdm(total=total, initial=initial, desc=text, unit=unit, mininterval=0.5, delay=delay)
 
 
 def _in_notebook() -> bool:

@@ -43,6 +43,7 @@ class Tokenizer:
         self.n_vocab: int = len(vocabulary)  #: number of tokens; ids are 0..n_vocab-1
         self._names = _names_by_id(vocabulary, path)
         self._byte_level = _is_byte_level(inner)
+        #: token id of the BOS token, or None
         self.bos_id: int | None = vocabulary.get(bos) if bos is not None else None
 
     # --- making one

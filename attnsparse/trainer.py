@@ -62,11 +62,14 @@ class Trainer:
             raise TypeError("give either a TrainingOptions or its fields as keywords, not both")
         if not isinstance(model, Model):
             raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+        #: the `TrainingOptions`
         self.options = TrainingOptions(**settings) if options is None else options
         self.options.check(model.config.gated)
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
             raise TypeError(f"data needs batch(step, micro) and digest, {type(data).__name__} has not")
-        self.model, self.data, self.threads = model, data, threads
+        self.model = model  #: the model that is trained, changed in place
+        self.data = data  #: where batches come from
+        self.threads = threads  #: 0: as many as `set_num_threads` allows
         self._folder = None if folder is None else Path(folder)
         self._checkpoint_every, self._keep = _whole(checkpoint_every, 0), _whole(keep, 1)
         if self._folder is not None:
@@ -94,7 +97,8 @@ class Trainer:
         return self.step_count >= self.options.steps
 
     def step(self) -> dict[str, Any]:
-        """One optimiser step; returns its results: step, loss, ce, expected_edges, open_edges, ...
+        """One optimiser step; returns its results: step, loss, ce, expected_edges, open_edges, multiplier,
+        ema, grad_norm, tokens.
 
         Raises ValueError after the last step, TrainingDiverged before anything is changed when the loss or
         the gradient is not finite, KeyboardInterrupt on Ctrl-C with the step either done or not begun.

@@ -189,7 +189,6 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),),
         cost=40,
     ),
-    "effects.checked_items": uses(lambda e: effects.checked_items(e.model, e.task, e.edges)),
     # --- Model
     "asp.Model": uses(
         lambda e: asp.Model(e.model.config, e.model.parameters()),
@@ -440,8 +439,7 @@ CALLS: dict[str, Uses] = {
     ),
 }
 
-EFFECTS = [name for name, value in vars(effects).items() if inspect.isfunction(value) and name[0] != "_"
-           and value.__module__ == effects.__name__]  # fmt: skip
+EFFECTS = [name for name in effects.__all__ if name[0].islower()]
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
