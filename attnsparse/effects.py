@@ -15,14 +15,25 @@ ablated one's, nats); None is the task's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batch import Batch, as_batch
-from .engine import checked_threads
+from .effects_sweep import (
+    ABLATIONS,
+    BLOCK_BYTES,
+    KEPT,
+    METRICS,
+    NEVER,
+    UNITS,
+    Setting,
+    Sweep,
+    blocks,
+    one_length,
+    one_of,
+    open_entries,
+)
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES
 
@@ -42,16 +53,8 @@ __all__ = [
     "metric_values",
 ]
 
-UNITS = ("head", "head_position", "edge")
-ABLATIONS = ("zero", "mean", "counterfactual")
-METRICS = ("logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl")
-
 _COLUMNS = {2: "head", 3: "head_position", 4: "edge"}
-_BLOCK_BYTES = 2**28  # activations of the clean prompts that are held at once
 _BLOCK_TOKENS = 4096  # of one backward pass
-_VARIANTS = 8192  # of one call into the core; the bar moves after each
-_CLOSED = np.int32(2**31 - 1)  # rank of entries that no variant keeps and nothing replaces (asp.h)
-_NEVER = np.int32(2**31 - 2)  # rank of items that no variant keeps
 
 
 def metric_values(
@@ -60,7 +63,7 @@ def metric_values(
     """The metric of the whole model on every prompt: float64 [prompts]."""
     config = model.config
     order = np.full((config.n_layer, config.n_head), -1, np.int32)
-    sweep = _Sweep(model, task, "head", "zero", None, metric, threads)
+    sweep = Sweep(model, task, "head", "zero", None, metric, threads)
     values = sweep.values(order, lambda length: np.array([[config.n_layer - 1, length - 1, 0, 0, 0, -1]]), 1)
     return values[0]
 
@@ -73,20 +76,16 @@ def candidates(model: Model, task: Task, unit: str, threads: int | None = None) 
     """
     config = model.config
     heads = (config.n_layer, config.n_head)
-    if _one_of("unit", unit, UNITS) == "head":
+    if one_of("unit", unit, UNITS) == "head":
         return np.argwhere(np.ones(heads, bool)).astype(np.int32)
-    length = _one_length(task)
+    length = one_length(task)
     if unit == "head_position":
         return np.argwhere(np.ones((*heads, length), bool)).astype(np.int32)
     if not config.gated:
         return np.argwhere(np.broadcast_to(np.tri(length, dtype=bool), (*heads, length, length))).astype(
             np.int32
         )
-    is_open = np.zeros((*heads, length, length), bool)
-    for first, last in _blocks(task, config.n_layer * config.n_head * length, _BLOCK_BYTES):
-        run = model.run(list(task.clean[first:last]), record="gate", logits="none", threads=threads)
-        is_open |= run.gate.any(axis=0)
-    return np.argwhere(is_open).astype(np.int32)
+    return np.argwhere(open_entries(model, task, threads)).astype(np.int32)
 
 
 def knock_out(
@@ -106,30 +105,40 @@ def knock_out(
     The effect of an item is `metric_values(...)` minus its row.
     """
     chosen, unit = checked_items(model, task, items)
-    sweep = _Sweep(model, task, unit, ablation, reference, metric, threads)
-    order = sweep.order(chosen, others=np.int32(-1))
-    last_layer = model.config.n_layer - 1
+    sweep = Sweep(model, task, unit, ablation, reference, metric, threads)
+    return _each_alone(sweep, chosen, sweep.order(chosen, others=KEPT), progress, "knock-out")
+
+
+def _each_alone(
+    sweep: Sweep, items: np.ndarray, order: np.ndarray, progress: bool | None, text: str
+) -> np.ndarray:
+    """The metric with each item ablated on top of what the order always ablates: [items, prompts]."""
+    last_layer, with_positions = sweep.model.config.n_layer - 1, sweep.unit != "head"
+    others = 2 if (order >= NEVER).any() else 1
 
     def variants(length: int) -> np.ndarray:
-        rows = np.zeros((len(chosen) + 1, 6), np.int64)
-        rows[:-1, 0] = chosen[:, 0]
-        if unit != "head":
-            rows[:-1, 1], rows[:-1, 2] = chosen[:, 2], chosen[:, 0] < last_layer
-        rows[:, 4], rows[:, 5] = len(chosen), np.append(np.arange(len(chosen)), -1)
-        rows[-1, :2] = last_layer, length - 1  # nothing ablated
+        rows = np.zeros((len(items) + 1, 6), np.int64)
+        rows[:-1, 0] = items[:, 0]
+        if with_positions:
+            rows[:-1, 1], rows[:-1, 2] = items[:, 2], others * (items[:, 0] < last_layer)
+        rows[:, 4], rows[:, 5] = len(items), np.append(np.arange(len(items)), -1)
+        rows[-1, :2] = last_layer, length - 1  # no item ablated
         return rows
 
-    values = sweep.values(
-        order, variants, len(chosen) + 1, progress, "knock-out", _reaches(unit, chosen, last_layer)
+    def reaches(length: int) -> np.ndarray:
+        """Not an item of the last layer before the last token: nothing reads it."""
+        return np.append((items[:, 0] < last_layer) | (items[:, 2] == length - 1), True)
+
+    found = sweep.values(
+        order,
+        variants,
+        len(items) + 1,
+        progress,
+        text,
+        reaches if with_positions else None,
+        start_ablated=others == 2,
     )
-    return values[:-1]
-
-
-def _reaches(unit: str, items: np.ndarray, last_layer: int) -> Any:
-    """Which variants of `knock_out` can matter at all: not those of the last layer before the last token."""
-    if unit == "head":
-        return None
-    return lambda length: np.append((items[:, 0] < last_layer) | (items[:, 2] == length - 1), True)
+    return found[:-1]
 
 
 def keep_only(
@@ -156,10 +165,10 @@ def keep_only(
         raise TypeError("sizes must be a flat sequence of whole numbers")
     if counts.size and not (counts.min() >= 0 and counts.max() <= len(chosen)):
         raise ValueError(f"sizes must be in 0..{len(chosen)}, the number of items")
-    sweep = _Sweep(model, task, unit, ablation, reference, metric, threads)
+    sweep = Sweep(model, task, unit, ablation, reference, metric, threads)
     rows = np.zeros((len(counts), 6), np.int64)
     rows[:, 4], rows[:, 5] = counts, -1
-    return sweep.values(sweep.order(chosen, others=_NEVER), lambda _: rows, len(rows), progress, "keep only")
+    return sweep.values(sweep.order(chosen, others=NEVER), lambda _: rows, len(rows), progress, "keep only")
 
 
 def keep_without(
@@ -178,12 +187,9 @@ def keep_without(
     Everything else of the unit is ablated, as in `keep_only`. Backward elimination is made of this.
     """
     chosen, unit = checked_items(model, task, items)
-    sweep = _Sweep(model, task, unit, ablation, reference, metric, threads)
-    rows = np.zeros((len(chosen), 6), np.int64)
-    rows[:, 4], rows[:, 5] = len(chosen), np.arange(len(chosen))
-    return sweep.values(
-        sweep.order(chosen, others=_NEVER), lambda _: rows, len(rows), progress, "keep without"
-    )
+    sweep = Sweep(model, task, unit, ablation, reference, metric, threads)
+    order = sweep.order(chosen, others=NEVER)
+    return _each_alone(sweep, chosen, order, progress, "keep without")
 
 
 def attribution(
@@ -212,20 +218,20 @@ def attribution(
     training (method of arXiv 2512.05865).
     """
     config = model.config
-    _one_of("unit", unit, UNITS)
-    _one_of("path", path, ("value", "gate"))
+    one_of("unit", unit, UNITS)
+    one_of("path", path, ("value", "gate"))
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number of at least 1, got {steps!r:.60}")
     if path == "gate" and (unit != "edge" or not config.gated):
         raise ValueError("path='gate' is for attention edges of a gated model")
     if unit != "head":
-        _one_length(task)
-    setting = _Setting(model, task, unit, ablation, reference, metric, threads)
+        one_length(task)
+    setting = Setting(model, task, unit, ablation, reference, metric, threads)
     total: Any = 0
     per_token = config.n_layer * (12 * config.d_model + 4 * config.d_mlp) * model.dtype.itemsize
-    blocks = list(_blocks(task, per_token, _BLOCK_BYTES, _BLOCK_TOKENS))
+    parts = list(blocks(task, per_token, BLOCK_BYTES, _BLOCK_TOKENS))
     with progress_bar(progress, len(task), "attribution", "prompt") as bar:
-        for first, last in blocks:
+        for first, last in parts:
             batch = setting.batch(task.clean[first:last])
             total = total + model._core.attribution(
                 batch.tokens, batch.offsets, UNITS.index(unit), steps, path == "gate",
@@ -253,7 +259,7 @@ def checked_items(model: Model, task: Task, items: Any) -> tuple[np.ndarray, str
     unit, config = _COLUMNS[array.shape[1]], model.config
     limits = [config.n_layer, config.n_head]
     if unit != "head":
-        limits += [_one_length(task)] * (array.shape[1] - 2)
+        limits += [one_length(task)] * (array.shape[1] - 2)
     for column, (limit, name) in enumerate(zip(limits, ("layer", "head", "position", "key"))):
         bad = np.flatnonzero((array[:, column] < 0) | (array[:, column] >= limit))
         if len(bad):
@@ -266,189 +272,3 @@ def checked_items(model: Model, task: Task, items: Any) -> tuple[np.ndarray, str
     if len(np.unique(chosen, axis=0)) != len(chosen):
         raise ValueError("items must differ from each other; some stand twice")
     return chosen, unit
-
-
-def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r:.60}")
-    return value
-
-
-def _one_length(task: Task) -> int:
-    """Tokens of every prompt; ValueError if they differ."""
-    lengths = [len(row) for row in task.clean]
-    for i, length in enumerate(lengths):
-        if length != lengths[0]:
-            raise ValueError(
-                f"items with positions need prompts of one length: in task {task.name!r} prompt 0 has "
-                f"{lengths[0]} tokens, prompt {i} has {length}; take a subset or unit='head'"
-            )
-    return lengths[0]
-
-
-def _blocks(
-    task: Task, bytes_per_token: int, most_bytes: int, most_tokens: int = 2**62
-) -> Iterator[tuple[int, int]]:
-    """Ranges of prompts, at least one each, within the limits."""
-    first = tokens = 0
-    most = min(most_tokens, max(1, most_bytes // bytes_per_token))
-    for i, row in enumerate(task.clean):
-        if i > first and tokens + len(row) > most:
-            yield first, i
-            first, tokens = i, 0
-        tokens += len(row)
-    yield first, len(task)
-
-
-# ------------------------------------------------------------------------------------------ settings
-
-
-@dataclass
-class _Setting:
-    """What ablated items are replaced by, and the metric, as the core takes them."""
-
-    model: Model
-    task: Task
-    unit: str
-    ablation: str
-    reference_prompts: Any
-    metric_name: str | None
-    threads_asked: int | None
-
-    def __post_init__(self) -> None:
-        _one_of("ablation", self.ablation, ABLATIONS)
-        self.kind = (
-            self.task.metric if self.metric_name is None else _one_of("metric", self.metric_name, METRICS)
-        )
-        self.threads = checked_threads(self.threads_asked)
-        self.means = self._means() if self.ablation == "mean" else (None, None)
-        if self.reference_prompts is not None and self.ablation != "mean":
-            raise ValueError(f"reference prompts are for ablation='mean', this is {self.ablation!r}")
-
-    def batch(self, prompts: Sequence[Any]) -> Batch:
-        return as_batch(self.model, list(prompts), False)
-
-    def run(self, batch: Batch, names: tuple[str, ...], logits: int = 0) -> Any:
-        return self.model._core.run(
-            batch.tokens, batch.offsets, names, logits, DEFAULT_MAX_BYTES, None, self.threads
-        )
-
-    def _means(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Mean z [L, T, H, D] and, for edges, mean contributions A v [L, H, T, T, D] over the reference."""
-        length = _one_length(self.task)
-        given = self.task if self.reference_prompts is None else self.reference_prompts
-        batch = self.batch(getattr(given, "clean", given))
-        for i, n in enumerate(batch.lengths.tolist()):
-            if n != length:
-                raise ValueError(
-                    f"means are taken per position: reference prompt {i} has {n} tokens, the task {length}"
-                )
-        run = self.run(batch, ("z", "pattern", "qkv") if self.unit == "edge" else ("z",))
-        z = run.array("z")
-        mean = z.reshape(len(z), len(batch), length, *z.shape[2:]).mean(axis=1, dtype=np.float64)
-        return mean.astype(z.dtype), run.mean_entries() if self.unit == "edge" else None
-
-    def reference(self, first: int, last: int) -> tuple[Any, Any, Any]:
-        """(paired run, mean z, mean entries) for prompts first..last-1, None what does not apply."""
-        if self.ablation != "counterfactual":
-            return (None, *self.means)
-        batch = self.batch(self.task.corrupted[first:last])
-        return self.run(batch, ("z", "pattern", "qkv") if self.unit == "edge" else ("z",)), None, None
-
-    def metric(self, batch: Batch, first: int, last: int) -> tuple[Any, ...]:
-        """(kind, answer starts, answers, wrong starts, wrong, logits of the whole model for "kl")."""
-        logits = self.run(batch, (), 1).array("logits") if self.kind == "kl" else None
-        return (
-            self.kind,
-            *_packed(self.task.answers[first:last]),
-            *_packed(self.task.wrong[first:last]),
-            logits,
-        )
-
-
-def _packed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Starts (int64 [n + 1]) and ids (int32) of rows one after the other."""
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return starts, np.ascontiguousarray(np.concatenate(rows), np.int32)
-
-
-class _Sweep(_Setting):
-    """Evaluates variants of all prompts of a task."""
-
-    def order(self, items: np.ndarray, others: np.int32) -> np.ndarray:
-        """Rank of every item of the unit, flat; `others` for those that are not listed."""
-        config = self.model.config
-        shape: tuple[int, ...] = (config.n_layer, config.n_head)
-        if self.unit != "head":
-            shape += (_one_length(self.task),) * (items.shape[1] - 2)
-        order = np.full(shape, others, np.int32)
-        if self.unit == "edge" and self.model.config.gated and self.ablation != "zero" and others == _NEVER:
-            order[...] = _CLOSED
-            order[tuple(candidates(self.model, self.task, "edge", self.threads_asked).T)] = others
-        order[tuple(items.T)] = np.arange(len(items), dtype=np.int32)
-        return order
-
-    def values(
-        self,
-        order: np.ndarray,
-        variants: Any,
-        n: int,
-        progress: bool | None = False,
-        text: str = "",
-        reaches: Any = None,
-    ) -> np.ndarray:
-        """The metric of n variants of each prompt: float64 [n, prompts].
-
-        variants(T) -> int64 [n, 6]: start layer, first position, narrow, begin, end, except (`asp_variant`).
-        reaches(T) -> bool [n]: the others have the value of the last variant.
-        """
-        values = np.empty((n, len(self.task)))
-        config = self.model.config
-        per_token = (
-            (config.n_layer + 1) * config.d_model + 3 * config.n_layer * config.n_head * config.d_head
-        ) * 8
-        with progress_bar(progress, n * len(self.task), text, "run") as bar:
-            for first, last in _blocks(self.task, per_token, _BLOCK_BYTES):
-                batch = self.batch(self.task.clean[first:last])
-                fixed = (
-                    self.run(batch, ("resid", "qkv")),
-                    self.reference(first, last),
-                    self.metric(batch, first, last),
-                )
-                rows, columns, listed = self._listed(batch, variants, reaches, n)
-                for begin in range(0, len(rows), _VARIANTS):
-                    part = slice(begin, begin + _VARIANTS)
-                    clean, reference, metric = fixed
-                    values[rows[part], first + columns[part]] = self.model._core.sweep(
-                        clean,
-                        listed[part],
-                        UNITS.index(self.unit),
-                        order.ravel(),
-                        reference,
-                        metric,
-                        self.threads,
-                    )
-                    if bar is not None:
-                        bar.update(len(rows[part]))
-                if reaches is not None:
-                    for b in range(last - first):
-                        missed = ~reaches(int(batch.lengths[b]))
-                        values[missed, first + b] = values[-1, first + b]
-        return values
-
-    @staticmethod
-    def _listed(
-        batch: Batch, variants: Any, reaches: Any, n: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row and column of each variant among the values, and what the core reads, prompt by prompt."""
-        rows, columns, listed = [], [], []
-        for b, length in enumerate(batch.lengths.tolist()):
-            chosen = np.arange(n) if reaches is None else np.flatnonzero(reaches(length))
-            rows.append(chosen)
-            columns.append(np.full(len(chosen), b))
-            listed.append(np.insert(variants(length)[chosen], 0, b, axis=1))
-        return (
-            np.concatenate(rows),
-            np.concatenate(columns),
-            np.ascontiguousarray(np.concatenate(listed), np.int64),
-        )

@@ -257,7 +257,8 @@ enum { ASP_RANK_CLOSED = INT32_MAX };
 
 /* A sequence of a clean run in which some items are ablated: those with a rank of 0 or more that is not in
  * [begin, end), or is `except`.  What lies before layer `start` and position `first` is taken from the clean run;
- * with `narrow`, so is all of layer `start` but that position, and only there something is ablated. */
+ * with `narrow`, so is all of layer `start` but that position (1: and only there something is ablated; 2: also in
+ * later layers).  The clean run itself may have items ablated, if the variants ablate them too. */
 typedef struct {
     int64_t sequence, start, first, narrow, begin, end, except;
 } asp_variant;

@@ -96,7 +96,7 @@ void asp_variant_attention(const asp_variants *vs, asp_attention_unit *u, int64_
     u->prefix_k = clean + vs->clean_qkv.strides[2];
     u->prefix_v = clean + 2 * vs->clean_qkv.strides[2];
     u->first_query = vs->last_only ? u->n_tokens - 1 : v->first;
-    if (v->narrow && layer > v->start) { /* what it has ablated lies in its first layer */
+    if (v->narrow == 1 && layer > v->start) {
         asp_kernels_active()->attention_forward(u);
         return;
     }
