@@ -20,7 +20,8 @@ import reliability
 from reliability import bits_of_model, bits_of_run, counters, micro_batch, step_options
 
 import attnsparse as asp
-from attnsparse import _core
+from attnsparse import _core, effects
+from attnsparse.tasks_object import Task
 
 SIZES = {
     "small": {"n_layer": 3, "n_head": 8, "d_model": 192, "d_mlp": 768, "n_ctx": 384, "n_vocab": 6000},
@@ -110,6 +111,57 @@ def gradients(size: str, count: int) -> dict[str, Any]:
         return bits_of_run(model.gradients(tokens[:20], wrt=("z", "resid_pre"))) == expected
 
     return delays(lambda: model.gradients(tokens), count, check)
+
+
+def long_task(model: asp.Model) -> Task:
+    """Two pairs of prompts of 40 tokens, one in each half."""
+    rows = np.arange(160, dtype=np.int32).reshape(4, 40)
+    answers, wrong = ((np.array([token], np.int32),) * 2 for token in (5, 7))
+    halves = np.array([True, False])
+    return Task(
+        "long", "logit_diff", None, tuple(rows[:2]), tuple(rows[2:]), answers, wrong, ("",) * 2, halves
+    )
+
+
+def sweep(size: str, count: int) -> dict[str, Any]:
+    """Every head at every position, each alone."""
+    model = large_model(size)
+    task = long_task(model)
+    items = effects.candidates(model, task, "head_position")
+    expected = effects.knock_out(model, task, items[:7]).tobytes()
+
+    def check() -> bool:
+        return effects.knock_out(model, task, items[:7]).tobytes() == expected
+
+    return delays(lambda: effects.knock_out(model, task, items), count, check)
+
+
+def attribution(size: str, count: int) -> dict[str, Any]:
+    """Integrated gradients of all edges."""
+    model = large_model(size)
+    task = long_task(model)
+    expected = effects.attribution(model, task, "edge").tobytes()
+
+    def check() -> bool:
+        return effects.attribution(model, task, "edge").tobytes() == expected
+
+    return delays(lambda: effects.attribution(model, task, "edge", steps=30), count, check)
+
+
+def circuit(size: str, count: int) -> dict[str, Any]:
+    """A whole search, Python between the calls of the core included."""
+    model = large_model(size)
+    task = long_task(model)
+
+    def find() -> asp.Circuit:
+        return asp.find_circuit(model, task, "edge", "ig", steps=3, sizes=range(0, 3000, 40), n_bootstrap=200)
+
+    expected = effects.metric_values(model, task).tobytes()
+
+    def check() -> bool:
+        return effects.metric_values(model, task).tobytes() == expected
+
+    return delays(find, count, check)
 
 
 def train(size: str, count: int) -> dict[str, Any]:
@@ -225,7 +277,10 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
     return {"caught": n_caught, "fine": fine, "same": same, "steps": done}
 
 
-WHATS = {f.__name__: f for f in (run, gradients, train, twice, handlers, trainer_object)}
+WHATS = {
+    f.__name__: f
+    for f in (run, gradients, sweep, attribution, circuit, train, twice, handlers, trainer_object)
+}
 
 if __name__ == "__main__":
     found = WHATS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
