@@ -92,6 +92,7 @@ class Model:
         steps: int,
         through_gate: bool,
         reference: tuple[Any, ...],
+        closed: npt.NDArray[np.bool_] | None,
         metric: tuple[Any, ...],
         max_bytes: int = ...,
         threads: int = 0,

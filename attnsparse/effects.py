@@ -30,10 +30,12 @@ from .effects_sweep import (
     Setting,
     Sweep,
     blocks,
+    check_model_and_task,
     one_length,
     one_of,
     open_entries,
 )
+from .labels import whole_number
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES
 
@@ -61,9 +63,9 @@ def metric_values(
     model: Model, task: Task, *, metric: str | None = None, threads: int | None = None
 ) -> np.ndarray:
     """The metric of the whole model on every prompt: float64 [prompts]."""
-    config = model.config
-    order = np.full((config.n_layer, config.n_head), -1, np.int32)
     sweep = Sweep(model, task, "head", "zero", None, metric, threads)
+    config = model.config
+    order = np.full((config.n_layer, config.n_head), KEPT)
     values = sweep.values(order, lambda length: np.array([[config.n_layer - 1, length - 1, 0, 0, 0, -1]]), 1)
     return values[0]
 
@@ -74,6 +76,7 @@ def candidates(model: Model, task: Task, unit: str, threads: int | None = None) 
     All heads; all heads at all positions; all edges that are open in at least one clean prompt (in a dense
     model all of them). Prompts must have one length, except for heads: ValueError.
     """
+    check_model_and_task(model, task)
     config = model.config
     heads = (config.n_layer, config.n_head)
     if one_of("unit", unit, UNITS) == "head":
@@ -217,16 +220,19 @@ def attribution(
     logit g of each entry were moved to the threshold: g P (dm/dA) sigmoid'(g), straight-through as in
     training (method of arXiv 2512.05865).
     """
-    config = model.config
     one_of("unit", unit, UNITS)
     one_of("path", path, ("value", "gate"))
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r:.60}")
-    if path == "gate" and (unit != "edge" or not config.gated):
-        raise ValueError("path='gate' is for attention edges of a gated model")
+    if not 1 <= whole_number(steps, "steps") < 2**31:
+        raise ValueError(f"steps must be in 1..2^31-1, got {steps}")
+    setting = Setting(model, task, unit, ablation, reference, metric, threads)
+    config = model.config
+    if path == "gate" and (unit != "edge" or not config.gated or ablation != "zero" or steps != 1):
+        raise ValueError(
+            "path='gate' is for attention edges of a gated model, with ablation='zero' and steps=1"
+        )
     if unit != "head":
         one_length(task)
-    setting = Setting(model, task, unit, ablation, reference, metric, threads)
+    closed = setting.leave_out_closed() if unit == "edge" and config.gated else None
     total: Any = 0
     per_token = config.n_layer * (12 * config.d_model + 4 * config.d_mlp) * model.dtype.itemsize
     parts = list(blocks(task, per_token, BLOCK_BYTES, _BLOCK_TOKENS))
@@ -234,8 +240,8 @@ def attribution(
         for first, last in parts:
             batch = setting.batch(task.clean[first:last])
             total = total + model._core.attribution(
-                batch.tokens, batch.offsets, UNITS.index(unit), steps, path == "gate",
-                setting.reference(first, last), setting.metric(batch, first, last),
+                batch.tokens, batch.offsets, UNITS.index(unit), int(steps), path == "gate",
+                setting.reference(first, last), closed, setting.metric(batch, first, last),
                 DEFAULT_MAX_BYTES, setting.threads,
             )  # fmt: skip
             if bar is not None:
@@ -248,7 +254,11 @@ def attribution(
 
 def checked_items(model: Model, task: Task, items: Any) -> tuple[np.ndarray, str]:
     """Items as int32 [n, 2 | 3 | 4] and their unit; IndexError, TypeError or ValueError say what is wrong."""
-    array = np.asarray(items)
+    check_model_and_task(model, task)
+    try:
+        array = np.asarray(items)
+    except ValueError:
+        raise ValueError("items must all have the same number of columns") from None
     if array.ndim != 2 or array.shape[1] not in _COLUMNS:
         raise ValueError(
             "items must have shape [n, 2] (layer, head), [n, 3] (layer, head, position) or [n, 4] (layer, "

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .batch import Batch, as_batch
 from .engine import checked_threads
+from .model import Model
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES
-
-if TYPE_CHECKING:
-    from .model import Model
-    from .tasks_object import Task
+from .tasks_object import Task
 
 UNITS = ("head", "head_position", "edge")
 ABLATIONS = ("zero", "mean", "counterfactual")
@@ -34,14 +32,14 @@ def one_of(name: str, value: Any, known: Sequence[str]) -> str:
     return value
 
 
-def one_length(task: Task) -> int:
-    """Tokens of every prompt; ValueError if they differ."""
+def one_length(task: Task, what: str = "items with positions") -> int:
+    """Tokens of every prompt; ValueError if they differ, saying what needs prompts of one length."""
     lengths = [len(row) for row in task.clean]
     for i, length in enumerate(lengths):
         if length != lengths[0]:
             raise ValueError(
-                f"items with positions need prompts of one length: in task {task.name!r} prompt 0 has "
-                f"{lengths[0]} tokens, prompt {i} has {length}; take a subset or unit='head'"
+                f"{what} need prompts of one length: in task {task.name!r} prompt 0 has "
+                f"{lengths[0]} tokens, prompt {i} has {length}; take a subset"
             )
     return lengths[0]
 
@@ -70,6 +68,14 @@ def open_entries(model: Model, task: Task, threads: int | None) -> np.ndarray:
     return found
 
 
+def check_model_and_task(model: Any, task: Any) -> None:
+    """TypeError if they are something else."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+    if not isinstance(task, Task):
+        raise TypeError(f"task must be a Task, such as make_task gives, got {type(task).__name__}")
+
+
 @dataclass
 class Setting:
     """What ablated items are replaced by, and the metric, as the core takes them."""
@@ -83,6 +89,7 @@ class Setting:
     threads_asked: int | None
 
     def __post_init__(self) -> None:
+        check_model_and_task(self.model, self.task)
         one_of("ablation", self.ablation, ABLATIONS)
         self.kind = (
             self.task.metric if self.metric_name is None else one_of("metric", self.metric_name, METRICS)
@@ -102,9 +109,12 @@ class Setting:
 
     def _means(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Mean z [L, T, H, D] and, for edges, mean contributions A v [L, H, T, T, D] over the reference."""
-        length = one_length(self.task)
+        length = one_length(self.task, "means are taken per position, so they")
         given = self.task if self.reference_prompts is None else self.reference_prompts
-        batch = self.batch(getattr(given, "clean", given))
+        prompts = getattr(given, "clean", given)
+        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+            raise TypeError(f"reference must be a Task or a list of prompts, got {type(given).__name__}")
+        batch = self.batch(prompts)
         for i, n in enumerate(batch.lengths.tolist()):
             if n != length:
                 raise ValueError(
@@ -114,6 +124,17 @@ class Setting:
         z = run.array("z")
         mean = z.reshape(len(z), len(batch), length, *z.shape[2:]).mean(axis=1, dtype=np.float64)
         return mean.astype(z.dtype), run.mean_entries() if self.unit == "edge" else None
+
+    def leave_out_closed(self) -> np.ndarray | None:
+        """Take entries that no clean prompt opens out of the means; return them if prompts are paired."""
+        if self.ablation == "zero":
+            return None
+        closed = ~open_entries(self.model, self.task, self.threads_asked)
+        if self.ablation == "counterfactual":
+            return closed
+        entries = np.where(closed[..., None], 0, self.means[1]).astype(self.model.dtype)
+        self.means = np.ascontiguousarray(entries.sum(axis=3).swapaxes(1, 2)), entries
+        return None
 
     def reference(self, first: int, last: int) -> tuple[Any, Any, Any]:
         """(paired run, mean z, mean entries) for prompts first..last-1, None what does not apply."""

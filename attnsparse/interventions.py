@@ -238,7 +238,7 @@ def _closed(places: _Places) -> np.ndarray:
 
 def _complement(places: _Places, items: list[Item]) -> list[Item]:
     """All heads, heads at positions, or edges that are not listed."""
-    kinds = {type(item) for item in items} or {Head}
+    kinds = {type(item) for item in items}
     if len(kinds) != 1 or not kinds <= {Head, HeadPosition, Edge}:
         raise ValueError("keep_only needs items of one kind: heads, heads at positions, or attention edges")
     kind, (n_layer, n_head) = kinds.pop(), _heads(places)
@@ -335,6 +335,8 @@ class _Source:
 def _prompts(reference: Any) -> Any:
     """The prompts of a Task, or what was given, as a list."""
     prompts = getattr(reference, "clean", reference)
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f"reference must be a Task or a list of prompts, got {type(reference).__name__}")
     return [prompts] if isinstance(prompts, str) else list(prompts)
 
 

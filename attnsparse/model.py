@@ -169,7 +169,8 @@ class Model:
         `ablate` is one or more items to zero (heads such as "L9H6", edges such as "a9.h6[5->8]", ...), or an
         `interventions.Ablation` for means, counterfactuals and keep-only; `patch` maps items to values that
         take their place, the same in every prompt. See `attnsparse.interventions`. Recorded arrays are those
-        of the changed run: z with its replaced rows, pattern with 0 where an edge is ablated.
+        of the changed run: z with its replaced rows, pattern with 0 where an edge is ablated. Where both
+        name the same place, the patch counts.
 
         Raises MemoryError before allocating more than `max_bytes` (4 GiB), IndexError for token ids out of
         range, ValueError for a prompt that is empty or longer than n_ctx, TypeError for other kinds of input,

@@ -300,6 +300,7 @@ typedef struct {
     int64_t steps;
     int through_gate;
     asp_reference reference;
+    const uint8_t *closed;     /* (L,H,T,T) read: entries that have no reference, with reference.run; or NULL */
     asp_metric metric;
     int64_t max_bytes;
 } asp_attribution_options;

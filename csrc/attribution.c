@@ -19,6 +19,22 @@ static const asp_real *reference_z(const asp_mix *mix, const asp_activations *ac
     return mix->options->reference.z + ((layer * t + position) * c->n_head + head) * c->d_head;
 }
 
+/* The same without what closed entries contribute: the sum over the others, written to mix->open_z (D). */
+static const asp_real *open_z(const asp_mix *mix, const asp_activations *acts, int64_t layer, int64_t sequence,
+                              int64_t head, int64_t position) {
+    const asp_config *c = &mix->model->config;
+    const int64_t first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
+    const int64_t unit = layer * c->n_head + head, at = (unit * t + position) * t;
+    const asp_real *pattern = (const asp_real *)mix->pattern.data + asp_square_offset(c, acts->offsets, sequence) + at;
+    const asp_real *v = (const asp_real *)mix->qkv.data + layer * mix->qkv.strides[0] + first * mix->qkv.strides[1] +
+                        2 * mix->qkv.strides[2] + head * c->d_head;
+    memset(mix->open_z, 0, (size_t)c->d_head * sizeof *mix->open_z);
+    for (int64_t k = 0; k <= position; k++)
+        for (int64_t j = 0; !mix->options->closed[at + k] && j < c->d_head; j++)
+            mix->open_z[j] += pattern[k] * v[k * mix->qkv.strides[1] + j];
+    return mix->open_z;
+}
+
 const asp_real *asp_mix_forward(const asp_mix *mix, const asp_activations *acts, int64_t layer) {
     const asp_config *c = &mix->model->config;
     const asp_real m = (asp_real)mix->m, *z = acts->z.data + layer * acts->z.stride;
@@ -26,7 +42,8 @@ const asp_real *asp_mix_forward(const asp_mix *mix, const asp_activations *acts,
         for (int64_t r = acts->offsets[b]; r < acts->offsets[b + 1]; r++)
             for (int64_t h = 0; h < c->n_head; h++) {
                 const int64_t at = (r * c->n_head + h) * c->d_head;
-                const asp_real *reference = reference_z(mix, acts, layer, b, h, r - acts->offsets[b]);
+                const asp_real *reference = mix->options->closed ? open_z(mix, acts, layer, b, h, r - acts->offsets[b])
+                                                                 : reference_z(mix, acts, layer, b, h, r - acts->offsets[b]);
                 for (int64_t j = 0; j < c->d_head; j++)
                     mix->mixed[at + j] = m * z[at + j] + (reference ? (1 - m) * reference[j] : 0);
             }
@@ -69,7 +86,8 @@ static double reference_score(const asp_mix *mix, const asp_real *dz, int64_t sq
                               int64_t t, int64_t layer, int64_t head) {
     const int64_t d = mix->model->config.d_head;
     if (mix->options->reference.entries) return dot(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
-    if (!mix->pattern.data) return 0;
+    const int64_t unit = layer * mix->model->config.n_head + head;
+    if (!mix->pattern.data || (mix->options->closed && mix->options->closed[(unit * t + q) * t + k])) return 0;
     const asp_real *v = (const asp_real *)mix->qkv.data + layer * mix->qkv.strides[0] + (row + k) * mix->qkv.strides[1] +
                         2 * mix->qkv.strides[2] + head * d;
     return (double)((const asp_real *)mix->pattern.data)[square + q * t + k] * dot(dz, v, d);
@@ -162,11 +180,13 @@ static asp_status allocate(attribution *a, const asp_model *m, const asp_attribu
     const int64_t mixed = asp_arena_reserve(&a->arena, acts->n_rows * width, item);
     const int64_t copies = asp_arena_reserve(&a->arena, n_threads * c->n_vocab, item);
     const int64_t square = asp_arena_reserve(&a->arena, squares, item);
+    const int64_t open = asp_arena_reserve(&a->arena, c->d_head, item);
     a->work = asp_allocate(2 * c->n_layer, sizeof *a->work);
     if (a->arena.overflow || a->arena.bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
         return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %.3f GB; use fewer prompts at once",
                         (long long)acts->n_tokens, (double)a->arena.bytes / 1e9);
     a->mix.mixed = (asp_real *)(void *)(a->arena.base + mixed);
+    a->mix.open_z = (asp_real *)(void *)(a->arena.base + open);
     a->copies = (asp_real *)(void *)(a->arena.base + copies);
     if (!squares) return ASP_OK;
     if (o->through_gate) a->tape.acts.scores = (asp_real *)(void *)(a->arena.base + square);

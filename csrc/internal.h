@@ -217,6 +217,7 @@ typedef struct asp_mix {
     double m, share;         /* 1 - m is the reference's part; share of the result: 1 / steps */
     asp_array z, pattern, qkv; /* of the reference run, data NULL if there is none */
     asp_real *mixed;         /* (R,H,D) of one layer */
+    asp_real *open_z;        /* (D) scratch */
     double *scores;
 } asp_mix;
 /* Writes mix->mixed for one layer and returns it. */

@@ -432,7 +432,7 @@ static PyMethodDef methods[] = {
     {"sweep", (PyCFunction)(void (*)(void))asp_py_model_sweep, METH_VARARGS | METH_KEYWORDS,
      "sweep(clean, variants, unit, order, reference, metric, threads=0) -> metric of every variant"},
     {"attribution", (PyCFunction)(void (*)(void))asp_py_model_attribution, METH_VARARGS | METH_KEYWORDS,
-     "attribution(tokens, offsets, unit, steps, through_gate, reference, metric, max_bytes=..., threads=0) -> scores"},
+     "attribution(tokens, offsets, unit, steps, through_gate, reference, closed, metric, max_bytes=..., threads=0) -> scores"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "
      "max_bytes=..., threads=0) -> Gradients"},

@@ -181,19 +181,33 @@ typedef struct {
     asp_attribution_options options;
 } attribution_call;
 
+/* bool (L,H,T,T) for entries with a paired run, or None. */
+static int read_closed(held *h, PyObject *closed, const asp_config *c, int64_t length, asp_attribution_options *options) {
+    int64_t dims[4];
+    if (closed == Py_None) return 1;
+    if (options->unit != ASP_UNIT_EDGE || !options->reference.run) {
+        PyErr_SetString(PyExc_ValueError, "closed entries are for attention edges with a paired run");
+        return 0;
+    }
+    options->closed = hold(h, closed, ASP_PY_BYTE, 4, "closed", dims);
+    if (!options->closed) return 0;
+    return dims[0] == c->n_layer && dims[1] == c->n_head && dims[2] == length && dims[3] == length ? 1 : wrong_shape("closed");
+}
+
 static PyObject *new_scores(const asp_config *c, asp_unit unit, int64_t length, void **data) {
     const int64_t dims[4] = {c->n_layer, c->n_head, length, length};
     return asp_py_new_array(ASP_PY_DOUBLE, unit == ASP_UNIT_HEAD ? 2 : unit == ASP_UNIT_POSITION ? 3 : 4, dims, data);
 }
 
 PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "offsets", "unit", "steps", "through_gate", "reference", "metric", "max_bytes", "threads", NULL};
-    PyObject *tokens, *offsets, *reference, *metric, *result = NULL;
+    static char *names[] = {"tokens", "offsets", "unit", "steps", "through_gate", "reference", "closed", "metric",
+                            "max_bytes", "threads", NULL};
+    PyObject *tokens, *offsets, *reference, *closed, *metric, *result = NULL;
     attribution_call a = {.options.max_bytes = INT64_MAX};
     long long steps, max_bytes = INT64_MAX;
     int unit, threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiLpO!O!|Li:attribution", names, &tokens, &offsets, &unit, &steps,
-                                     &a.options.through_gate, &PyTuple_Type, &reference, &PyTuple_Type, &metric,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiLpO!OO!|Li:attribution", names, &tokens, &offsets, &unit, &steps,
+                                     &a.options.through_gate, &PyTuple_Type, &reference, &closed, &PyTuple_Type, &metric,
                                      &max_bytes, &threads))
         return NULL;
     py_batch batch;
@@ -204,6 +218,7 @@ PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwa
     const asp_config *c = asp_model_config(model);
     void *scores;
     if (read_reference(&a.held, self, reference, batch.offsets[1], &a.options.reference) &&
+        read_closed(&a.held, closed, c, batch.offsets[1], &a.options) &&
         read_metric(&a.held, metric, c->n_vocab, &a.options.metric))
         result = new_scores(c, a.options.unit, batch.offsets[1], &scores);
     if (result && asp_py_read_begin((py_model *)self)) {
