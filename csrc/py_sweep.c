@@ -67,6 +67,14 @@ static int read_metric(held *h, PyObject *tuple, int64_t n_vocab, asp_metric *me
     return dims[0] == metric->n_sequences && dims[1] == n_vocab ? 1 : wrong_shape("reference logits");
 }
 
+/* A run can be gone on with only by its own model with the weights that it had then. */
+static int is_current(const py_run *run, py_model *model) {
+    if (run->model != model) PyErr_SetString(PyExc_ValueError, "the run is of another model");
+    else if (run->version != atomic_load(&model->version))
+        PyErr_SetString(PyExc_RuntimeError, "the weights changed after the run; run again");
+    return !PyErr_Occurred();
+}
+
 /* (Run or None, mean z (L,T,H,D) or None, mean entries (L,H,T,T,D) or None); length: T of all prompts. */
 static int read_reference(held *h, PyObject *self, PyObject *tuple, int64_t length, asp_reference *reference) {
     PyObject *run, *z, *entries;
@@ -78,6 +86,7 @@ static int read_reference(held *h, PyObject *self, PyObject *tuple, int64_t leng
             PyErr_SetString(PyExc_TypeError, "the reference must be a run");
             return 0;
         }
+        if (!is_current((py_run *)run, (py_model *)self)) return 0;
         reference->run = ((py_run *)run)->run;
         h->arrays[h->n++] = Py_NewRef(run);
     }
@@ -108,14 +117,6 @@ static int read_unit(int unit, asp_unit *out) {
 static int64_t unit_size(const asp_config *c, asp_unit unit, int64_t length) {
     const int64_t heads = c->n_layer * c->n_head;
     return unit == ASP_UNIT_HEAD ? heads : unit == ASP_UNIT_POSITION ? heads * length : heads * length * length;
-}
-
-/* A run can be gone on with only by its own model with the weights that it had then. */
-static int is_current(const py_run *run, py_model *model) {
-    if (run->model != model) PyErr_SetString(PyExc_ValueError, "the clean run is of another model");
-    else if (run->version != atomic_load(&model->version))
-        PyErr_SetString(PyExc_RuntimeError, "the weights changed after the clean run; run again");
-    return !PyErr_Occurred();
 }
 
 /* ---- sweep --------------------------------------------------------------------------------- */

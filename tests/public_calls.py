@@ -70,6 +70,7 @@ class Everything:
         self.edges = effects.candidates(self.model, self.task, "edge")
         self.circuit = asp.find_circuit(self.model, self.task, n_bootstrap=5, n_random=1, threads=1)
         self.circuit.save(self.folder / "circuit")
+        self.other = self.dense._core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
         self.clean = self.core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
         self.trainer = asp.Trainer(self.dense, self.data, steps=10**9, threads=1)
         self.trainer.step()
@@ -359,6 +360,7 @@ CALLS: dict[str, Uses] = {
             lambda e: e.core.sweep(e.plain._core, *sweep_arguments()),
             lambda e: e.core.sweep(e.clean, *sweep_arguments(layer=2)),
             lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(3, None, None))),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.other, None, None))),
             lambda e: e.core.sweep(e.clean, *sweep_arguments(token=96)),
             lambda e: e.changing._core.sweep(e.clean, *sweep_arguments()),
         ),
