@@ -17,19 +17,6 @@ from .training_file import write_atomic
 
 if TYPE_CHECKING:
     from .model import Model
-    from .trainer import Trainer
-
-
-def history(phases: list[Trainer]) -> pd.DataFrame:
-    """The histories of phases one after the other, steps counted on; without seconds."""
-    parts, begin = [], 0
-    for number, trainer in enumerate(phases):
-        part = trainer.history.drop(columns="seconds")
-        part.insert(0, "phase", number)
-        part["step"] += begin
-        begin += len(part)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
 
 
 def facts(model: Model, found: Evaluation, held_out: np.ndarray) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from . import addition, addition_card, randomness, schedules
 from .config import Config
 from .initial_weights import initial_weights
 from .model import Model
-from .recipe_job import RecipeJob
+from .recipe_job import RecipeJob, joined_history
 from .reproduce_addition import DENSE_THRESHOLD, Evaluation, evaluate
 from .tokenizer import Tokenizer
 from .trainer import Trainer
@@ -176,9 +176,8 @@ class _Job(RecipeJob):
         """Write a finished model's folder: weights, config, tokenizer, card, history and its figure."""
         folder = self.out / name
         trainer.model.save(folder)
-        history = addition_card.history(phases)
         facts = addition_card.facts(trainer.model, found, held_out())
-        addition_card.write(folder, facts, history, self.settings)
+        addition_card.write(folder, facts, joined_history(phases), self.settings)
         if not self.quiet:
             print(addition_card.summary(facts))
         return folder

@@ -1,21 +1,24 @@
-"""The recipe "demo": a dense model of 12 x 12 heads on templates of English, its sparse twin, and a control.
+"""The recipe "demo": a dense model of 12 x 12 heads on templates of English, two sparse twins, and a control.
 
-The sparse twin starts from the dense model and is trained with the gate. In the first fifth of its training
+A sparse twin starts from the dense model and is trained with the gate. In the first fifth of its training
 the gates of the early layers are shut: a gate in layer 0 sees only token and position and would have to open
 for every query that looks alike, a gate in a late layer sees the context and opens only where the answer
 needs it. So the tasks are learned again in the late layers, then the early ones may come back. Where the
-circuits lie is made by this, not found. At the end the learning rate falls while the constraint stays, and
-every model is judged by one rule: a gate is open where its score is above 0.
+circuits lie is made by this, not found. At the end of a phase the learning rate falls while the constraint
+stays, and every model is judged by one rule: a gate is open where its score is above 0.
 
-The models are not part of the package yet, so `attnsparse train` does not list this recipe: call `train`.
+Two twins, because what is wanted pulls apart. Both go on from the common phase with all edges at one price:
+`demo-sparse` from before its end, while several heads still do the same work; `demo-sparse-max` from its end,
+with few edges left, to bring the cross-entropy back near the dense model's.
 
-The control is the dense model trained on, without a gate, for as many steps, on the same text, as the sparse
-twin: what the twin gains by sparsity is what it has beyond the control.
+The control is the dense model trained on, without a gate, for as many steps as the longest twin, on the same
+text and with the same learning rates: what a twin gains by sparsity is what it has beyond the control.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,29 @@ from .config import Config
 from .demo_text import LENGTH, DemoText, demo_tokenizer
 from .initial_weights import initial_weights
 from .model import Model
-from .recipe_job import RecipeJob
+from .recipe_job import RecipeJob, joined_history
 from .trainer import Trainer
 from .training_options import TrainingOptions
 
-DENSE, CONTROL, SPARSE = "demo-dense", "demo-control", "demo-sparse"
-SEEDS_APART = 10  # seeds of text: 10 seed for the dense model, 10 seed + 1 for what follows
+DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
+PHASES = ("dense", "common", "settle", "near")
+LONGEST = ("common", "settle")  # phases of the longest twin, repeated by the control
+SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Further steps of a twin: gate bias 0 in all layers, the same price for every edge."""
+
+    steps: int
+    slack: float
+    """Cross-entropy above the dense model's that the twin may have, nats, with the noise on."""
+    multiplier: float
+    multiplier_min: float
+    multiplier_max: float
+    lr: float = 2e-3
+    tail: float = 0.5
+    """Share of the steps in which the learning rate falls."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +65,11 @@ class Settings:
     dense_tail: float = 0.4
     weight_decay: float = 0.01
     """Of the dense model and the control."""
-    control: bool = True
-    """Whether to train the control."""
-    sparse_steps: int = 4500
-    sparse_lr: float = 2e-3
-    sparse_tail: float = 0.35
-    """Share of the steps in which the learning rate falls; the control's too."""
+    common_steps: int = 4500
+    """The phase that both twins share; `demo-sparse` leaves it after `near_from` steps."""
+    common_lr: float = 2e-3
+    common_tail: float = 0.35
+    """Share of the steps in which the learning rate falls."""
     slack: float = 0.08
     """Cross-entropy above the dense model's that the sparse one may have, nats, with the noise on."""
     first_slack: float = 0.10
@@ -67,6 +86,11 @@ class Settings:
     """Price of an edge in the early layers while they are shut, and afterwards."""
     late_prices: tuple[float, float] = (0.05, 1.0)
     late_bias: float = 3.0
+    near_from: int = 3300
+    near: Stage = Stage(1300, 0.05, 0.05, 3e-4, 0.1, tail=0.5)
+    """What makes `demo-sparse`."""
+    settle: Stage = Stage(800, 0.04, 0.03, 3e-4, 0.06, lr=1e-3, tail=0.7)
+    """What makes `demo-sparse-max`."""
     checkpoint_every: int = 250
 
 
@@ -89,24 +113,21 @@ def dense_options(settings: Settings) -> TrainingOptions:
     )
 
 
-def control_options(settings: Settings) -> TrainingOptions:
-    """The sparse twin's steps and learning rate without its gate."""
+def control_options(settings: Settings, twin: TrainingOptions) -> TrainingOptions:
+    """The steps and the learning rate of a twin's phase, without its gate."""
     return TrainingOptions(
-        steps=settings.sparse_steps,
-        seed=settings.seed,
-        lr=_sparse_rate(settings),
-        weight_decay=settings.weight_decay,
+        steps=twin.steps, seed=settings.seed, lr=twin.lr, weight_decay=settings.weight_decay
     )
 
 
-def sparse_options(settings: Settings, dense_ce: float) -> TrainingOptions:
+def common_options(settings: Settings, dense_ce: float) -> TrainingOptions:
     """Early layers shut until 20 %, back by 45 %; the cross-entropy may be the dense one's plus slack."""
     early, late = settings.early_prices, settings.late_prices
     first, last = f"0-{settings.early_layers - 1}", f"{settings.early_layers}-{config().n_layer - 1}"
     return TrainingOptions(
-        steps=settings.sparse_steps,
+        steps=settings.common_steps,
         seed=settings.seed,
-        lr=_sparse_rate(settings),
+        lr=_rate(settings.common_lr, settings.common_tail),
         tau=dense_ce,
         slack=schedules.linear(settings.slack + settings.first_slack, settings.slack, 0, 0.4),
         multiplier=settings.multiplier,
@@ -127,9 +148,32 @@ def sparse_options(settings: Settings, dense_ce: float) -> TrainingOptions:
     )
 
 
-def _sparse_rate(settings: Settings) -> schedules.Warmup:
-    begin = 1 - settings.sparse_tail
-    return schedules.Warmup(settings.sparse_lr, 50, "linear", begin=begin, final=0.02)
+def twin_options(settings: Settings, dense_ce: float) -> dict[str, TrainingOptions]:
+    """Options of every phase with a gate, by its name."""
+    stages = {name: getattr(settings, name) for name in ("settle", "near")}
+    options = {name: stage_options(settings, stage, dense_ce) for name, stage in stages.items()}
+    return {"common": common_options(settings, dense_ce), **options}
+
+
+def stage_options(settings: Settings, stage: Stage, dense_ce: float) -> TrainingOptions:
+    """Options of one of the stages that follow the common phase."""
+    return TrainingOptions(
+        steps=stage.steps,
+        seed=settings.seed,
+        lr=_rate(stage.lr, stage.tail),
+        tau=dense_ce,
+        slack=stage.slack,
+        multiplier=stage.multiplier,
+        multiplier_min=stage.multiplier_min,
+        multiplier_max=stage.multiplier_max,
+        geco_rate=0.5,
+        geco_clip=0.3,
+        geco_relative=False,
+    )
+
+
+def _rate(lr: float, tail: float) -> schedules.Warmup:
+    return schedules.Warmup(lr, 50, "linear", begin=1 - tail, final=0.02)
 
 
 def sparse_start(dense: Model, settings: Settings) -> Model:
@@ -158,15 +202,17 @@ def train(
     """
     chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
     job = _Job(out, chosen, resume, threads, quiet)
-    first, second = (DemoText(chosen.batch, seed=SEEDS_APART * chosen.seed + part) for part in (0, 1))
-    dense = job.phase("dense", dense_options(chosen), job.new_model(), first)
-    dense_ce = job.ship(dense)
-    start = sparse_start(dense.model, chosen)
-    sparse = job.phase("sparse", sparse_options(chosen, dense_ce), start, second)
-    job.ship(sparse)
-    if chosen.control:
-        control = Model(dense.model.config, dense.model.parameters(), dense.model.tokenizer, CONTROL)
-        job.ship(job.phase("control", control_options(chosen), control, second))
+    dense = job.run("dense", dense_options(chosen), job.new_model())
+    options = twin_options(chosen, job.ship(DENSE, [dense]))
+    common = job.run("common", options["common"], sparse_start(dense.model, chosen), chosen.near_from)
+    early = job.at_kept_step("common", job.text("common"), dense.model.tokenizer)
+    job.ship(SPARSE, [early, job.run("near", options["near"], early.model.copy())])
+    job.ship(MAX, [common, job.run("settle", options["settle"], common.model.copy())])
+    control = [dense]
+    for name in LONGEST:
+        without_gate = control_options(chosen, options[name])
+        control.append(job.run(f"control-{name}", without_gate, control[-1].model.copy()))
+    job.ship(CONTROL, control[1:])
     return job.folders
 
 
@@ -181,16 +227,25 @@ class _Job(RecipeJob):
         weights = initial_weights(config(), self.settings.seed, std="fan_in")
         return Model(config(), weights, tokenizer=demo_tokenizer(), name=DENSE)
 
-    def ship(self, trainer: Trainer) -> float:
+    def text(self, name: str) -> DemoText:
+        """The text of a phase."""
+        return DemoText(self.settings.batch, seed=SEEDS_APART * self.settings.seed + PHASES.index(name))
+
+    def run(self, name: str, options: TrainingOptions, model: Model, kept_step: int = 0) -> Trainer:
+        """Phase `name` of PHASES, or `control-` and such a name for the same text without the gate."""
+        return self.phase(name, options, model, self.text(name.removeprefix("control-")), kept_step)
+
+    def ship(self, name: str, phases: Sequence[Trainer]) -> float:
         """Write a finished model's folder and return its cross-entropy, rounded, so that a resume on another
         machine sets the same constraint."""
-        model = trainer.model
-        folder = self.out / model.name
+        model = phases[-1].model.copy()
+        model.name = name
+        folder = self.out / name
         model.save(folder)
         found = demo_card.measure(model)
-        demo_card.write(folder, model, found, trainer, self.settings)
+        demo_card.write(folder, model, found, joined_history(phases), self.settings)
         self.folders.append(folder)
         if not self.quiet:
-            print(f"{model.name}: cross-entropy {found.cross_entropy:.4f} (floor {found.floor:.4f})")
+            print(f"{name}: cross-entropy {found.cross_entropy:.4f} (floor {found.floor:.4f})")
             print(found.tasks.to_string(index=False))
         return round(found.cross_entropy, 4)

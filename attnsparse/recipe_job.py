@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .model import Model
 from .trainer import Trainer
 from .training_data import Data
 from .training_options import TrainingOptions
-from .training_state import checkpoint_steps
+from .training_state import checkpoint_name, checkpoint_steps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .tokenizer import Tokenizer
 
 CHECKPOINTS = "checkpoints"
 
@@ -23,12 +30,43 @@ class RecipeJob:
         if not resume and (out / CHECKPOINTS).exists():
             raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
 
-    def phase(self, name: str, options: TrainingOptions, model: Model, source: Data) -> Trainer:
-        """A phase run to its end, from its last checkpoint if there is one."""
+    def phase(
+        self, name: str, options: TrainingOptions, model: Model, source: Data, kept_step: int = 0
+    ) -> Trainer:
+        """A phase run to its end, from its last checkpoint if there is one.
+
+        kept_step: a step on the way whose checkpoint stays, for `at_kept_step`.
+        """
         folder = self.out / CHECKPOINTS / name
         if checkpoint_steps(folder):
             tokenizer = model.tokenizer
             trainer = Trainer.resume(folder, source, options, tokenizer=tokenizer, folder=folder, **self._how)
         else:
             trainer = Trainer(model, source, options, folder=folder, **self._how)
-        return trainer.run(progress=False if self.quiet else None)
+        progress = False if self.quiet else None
+        if kept_step and not checkpoint_steps(self._kept(name)):
+            trainer.run(progress=progress, until=kept_step)
+            self._kept(name).mkdir(parents=True, exist_ok=True)
+            trainer.save(self._kept(name) / checkpoint_name(kept_step))
+        return trainer.run(progress=progress)
+
+    def at_kept_step(self, name: str, source: Data, tokenizer: Tokenizer | None) -> Trainer:
+        """The trainer of phase `name` as it was at its `kept_step`."""
+        return Trainer.resume(self._kept(name), source, tokenizer=tokenizer)
+
+    def _kept(self, name: str) -> Path:
+        return self.out / CHECKPOINTS / f"{name}-kept"
+
+
+def joined_history(phases: Sequence[Trainer]) -> pd.DataFrame:
+    """The histories of phases one after the other, steps counted on, with their numbers; without seconds."""
+    import pandas as pd
+
+    parts, begin = [], 0
+    for number, trainer in enumerate(phases):
+        part = trainer.history.drop(columns="seconds")
+        part.insert(0, "phase", number)
+        part["step"] += begin
+        begin += len(part)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)

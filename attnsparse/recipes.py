@@ -54,5 +54,11 @@ RECIPES = {
             ("addition-dense", "addition-sparse"),
             ".recipe_addition",
         ),
+        Recipe(
+            "demo",
+            "12 x 12 heads on templates of English: dense, two sparse twins, control; about 40 minutes",
+            ("demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"),
+            ".recipe_demo",
+        ),
     )
 }

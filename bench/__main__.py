@@ -1,4 +1,4 @@
-"""Command line: `python -m bench forward|train|load|import ...`; README.md says what the columns mean."""
+"""Command line: `python -m bench COMMAND ...`; README.md says what the commands and columns mean."""
 
 from __future__ import annotations
 
@@ -11,17 +11,26 @@ from typing import Any
 
 import attnsparse
 
-from . import forward, imports, load, train
+from . import circuits, demo, forward, imports, load, train
 from .judge import Options
 from .limits import Blas, Limits, measure_limits
 from .timing import print_table, progress
 
-COMMANDS = {"forward": forward, "train": train, "load": load, "import": imports}
+COMMANDS = {
+    "forward": forward,
+    "train": train,
+    "load": load,
+    "import": imports,
+    "circuits": circuits,
+    "demo": demo,
+}
 ROW_NAMES = {
     "forward": tuple(forward.ROWS),
     "train": (*train.ROWS, train.MEMORY_ROW),
     "load": load.ROWS,
     "import": imports.ROWS,
+    "circuits": circuits.ROWS,
+    "demo": demo.ROWS,
 }
 
 
@@ -29,7 +38,13 @@ def main() -> None:
     """Measure, print tables, and write everything to a JSON file if asked to."""
     arguments = _parser().parse_args()
     commands = list(dict.fromkeys(arguments.command))
-    options = Options(tuple(arguments.rows), arguments.repeats, arguments.threads, arguments.peers)
+    options = Options(
+        tuple(arguments.rows),
+        arguments.repeats,
+        arguments.threads,
+        arguments.peers,
+        tuple(arguments.folders),
+    )
     known = [name for command in commands for name in ROW_NAMES[command]]
     for row in options.rows:
         if row not in known:
@@ -56,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads of all that is measured (default 2)")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True,
                         help="also time transformers, TransformerLens and torch where installed")  # fmt: skip
+    folders = "demo: folders that `attnsparse train demo` wrote (default: the shipped models)"
+    parser.add_argument("--folders", nargs="+", default=(), metavar="FOLDER", help=folders)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser
 

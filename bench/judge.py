@@ -22,6 +22,7 @@ class Options:
     repeats: int
     threads: int
     peers: bool
+    folders: tuple[str, ...] = ()  #: of trained demo models; empty: the shipped ones
 
     def wants(self, row: str) -> bool:
         """Whether this row is to be measured."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from data_folder import data_folder
 
-from attnsparse import demo_text, recipe_demo, tasks
+from attnsparse import demo_text, recipe_demo, recipes, tasks
 from attnsparse import demo_words as words
 from attnsparse.demo_text import ANSWER_WEIGHT, LENGTH, DemoText, demo_tokenizer
 from attnsparse.initial_weights import initial_weights
@@ -236,34 +236,50 @@ def test_answers_are_right(sentences: list[str]) -> None:
 
 
 def test_recipe_schedules() -> None:
-    settings = recipe_demo.Settings(sparse_steps=1000)
-    options = recipe_demo.sparse_options(settings, 0.09)
+    settings = recipe_demo.Settings(common_steps=1000)
+    options = recipe_demo.common_options(settings, 0.09)
     start, later, end = (options.at(step, 12, True, 0.0) for step in (0, 450, 999))
     assert start["gate_bias"] == [-30] * 8 + [3] * 4
     assert start["edge_weight"] == [5] * 8 + [0.05] * 4
     assert later["gate_bias"] == [0] * 12
     assert later["edge_weight"] == pytest.approx([3] * 8 + [1] * 4)
     assert (start["tau"], end["tau"]) == pytest.approx((0.27, 0.17))
-    assert end["lr"] < 0.03 * settings.sparse_lr
+    assert end["lr"] < 0.03 * settings.common_lr
     assert start["geco_relative"] is False
 
 
+def test_options_of_the_later_phases() -> None:
+    settings = recipe_demo.Settings()
+    options = recipe_demo.twin_options(settings, 0.03)
+    assert set(recipe_demo.PHASES) == {"dense", *options}
+    assert options["settle"].steps == settings.settle.steps
+    assert options["settle"].at(0, 12, True, 0.0)["tau"] == pytest.approx(0.03 + settings.settle.slack)
+    for name in recipe_demo.LONGEST:
+        control = recipe_demo.control_options(settings, options[name])
+        assert (control.steps, control.lr, control.tau) == (options[name].steps, options[name].lr, None)
+
+
 def test_recipe_runs_and_resumes(tmp_path) -> None:
-    small = {"quiet": True, "batch": 2, "dense_steps": 3, "sparse_steps": 2, "checkpoint_every": 1}
+    stage = recipe_demo.Stage(2, 0.0, 0.1, 0.1, 0.1)
+    small = {"quiet": True, "batch": 2, "dense_steps": 2, "common_steps": 3, "near_from": 2}
+    small |= {"checkpoint_every": 1, "near": stage, "settle": stage}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnsparse.demo_card.PROMPTS", 4)
         patch.setattr("attnsparse.demo_card.TEXT_BATCHES", 1)
+        patch.setattr("attnsparse.demo_card.MEASURED", ("copy", "antonym"))
         folders = recipe_demo.train(tmp_path, seed=1, **small)
         weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
         with pytest.raises(FileExistsError):
             recipe_demo.train(tmp_path, seed=1, **small)
-        last = tmp_path / "checkpoints" / "sparse" / "step-000002.ckpt"
-        last.unlink()
+        for phase, step in (("common", 3), ("near", 2), ("control-settle", 2)):
+            (tmp_path / "checkpoints" / phase / f"step-{step:06d}.ckpt").unlink()
         again = recipe_demo.train(tmp_path, seed=1, resume=True, **small)
-    assert [folder.name for folder in again] == ["demo-dense", "demo-sparse", "demo-control"]
+    assert [folder.name for folder in again] == list(recipes.RECIPES["demo"].models)
     assert [(folder / "model.safetensors").read_bytes() for folder in again] == weights
     assert "tiger" in (again[1] / "README.md").read_text()
     assert (again[1] / "tasks.csv").read_text().startswith("task,words,prompts,top1,")
+    histories = [(folder / "history.csv").read_text() for folder in again]
+    assert [text.splitlines()[0].split(",")[:2] for text in histories] == [["phase", "step"]] * 4
 
 
 def test_sparse_start_scales_queries_and_keys_of_early_layers() -> None:

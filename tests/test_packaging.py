@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import attnsparse as asp
+from attnsparse.recipes import RECIPES
 
 PACKAGE = Path(asp.__file__).parent
 MODULES = ["attnsparse._core", "attnsparse._core64"]
@@ -78,7 +79,7 @@ def test_type_information_is_installed(name):
     assert files("attnsparse").joinpath(name).is_file()
 
 
-@pytest.mark.parametrize("name", ["addition-dense", "addition-sparse"])
+@pytest.mark.parametrize("name", [name for recipe in RECIPES.values() for name in recipe.models])
 def test_embedded_models_are_installed(name):
     folder = files("attnsparse").joinpath("models", name)
     assert {Path(entry.name).suffix for entry in folder.iterdir()} >= {".json", ".safetensors"}

@@ -1,8 +1,9 @@
-"""The recipe "addition": what it writes, that it goes on where it was stopped, what the shipped pair is."""
+"""Recipes: what "addition" writes, that it goes on where it was stopped, what the shipped models are."""
 
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 import attnsparse as asp
-from attnsparse import addition, recipe_addition, recipes
+from attnsparse import addition, demo_card, recipe_addition, recipes, tasks
 from attnsparse.errors import CheckpointError
 from attnsparse.initial_weights import initial_weights
 from attnsparse.reproduce_addition import evaluate
@@ -134,6 +135,25 @@ def check_pair(dense: asp.Model, sparse: asp.Model) -> None:
 
 def test_the_shipped_pair():
     check_pair(asp.load("addition-dense"), asp.load("addition-sparse"))
+
+
+@pytest.mark.parametrize("name", ["demo-sparse", "demo-sparse-max"])
+def test_the_shipped_demo_twins(name, monkeypatch):
+    monkeypatch.setattr(demo_card, "TEXT_BATCHES", 8)
+    dense, sparse = asp.load("demo-dense"), asp.load(name)
+    assert demo_card.cross_entropies(sparse)[0] <= demo_card.cross_entropies(dense)[0] + 0.02
+    for task in map(partial(tasks.make_task, tokenizer=sparse.tokenizer, n=40, seed=5), demo_card.MEASURED):
+        assert tasks.top1(tasks.last_logits(sparse, task), task).mean() >= 0.95
+
+
+def test_the_opposite_of_large():
+    model = asp.load("demo-sparse")
+    run = model.run('The opposite of "large" is "', record="gate")
+    assert model.tokenizer.token_string(int(run.logits[-1].argmax())) == "small"
+    layers = np.nonzero(run.gate[:, :, 7, 4])[0]
+    assert 4 <= len(layers) <= 8
+    assert layers.min() >= 8
+    assert run.gate.sum() < 25
 
 
 @pytest.mark.slow
