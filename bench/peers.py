@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import io
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -101,10 +103,10 @@ def _lens_patching(
     )  # fmt: skip
     model = transformer_lens.HookedTransformer(settings)
     patching = importlib.import_module("transformer_lens.patching")
-    first, second = (torch.from_numpy(row[None]).long() for row in (clean, corrupted))
+    first, second = (torch.tensor(row[None].tolist()) for row in (clean, corrupted))
 
     def sweep() -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             _, cache = model.run_with_cache(second)
             metric = lambda logits: logits[0, -1, 5] - logits[0, -1, 7]  # noqa: E731
             return patching.get_act_patch_attn_head_out_all_pos(model, first, cache, metric)
