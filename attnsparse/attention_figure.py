@@ -14,10 +14,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 from numpy.typing import NDArray
 
-from .figure_style import GREY, PANEL, PLAIN_TEXT, WHITE_TO_BLUE, new_axes, size_labels, styled
+from .figure_style import (
+    GREY,
+    PANEL,
+    PLAIN_TEXT,
+    RED,
+    WHITE_TO_BLUE,
+    WHITE_TO_RED,
+    new_axes,
+    size_labels,
+    styled,
+)
 from .labels import Head, checked_base, token_label
 
 if TYPE_CHECKING:
@@ -44,32 +54,38 @@ def head_grid(
     ax: Axes | None = None,
     title: str | None = None,
     scale: bool = True,
+    mark: tuple[int, int] | None = None,
 ) -> Axes:
     """Small attention maps of many heads in a rounded panel, `columns` a row.
 
     run: a Run of one prompt, or patterns (L, H, T, T) [layer, head, query, key] with values in [0, 1], such
     as a mean over prompts. heads: which heads, in which order, written in any way that `Head.parse` reads;
-    None = all of them, layer by layer. scale: a small colour scale above the panel.
+    None = all of them, layer by layer. scale: a small colour scale above the panel. mark: an entry (query,
+    key), counted from 0, that every map shows in red with a frame.
     The label of a head stands at the top right of its map. Map i is `ax.collections[i]`; its array holds the
     entries that are not white (above 1/512), row by row.
-    Raises ValueError if heads is empty or columns < 1, IndexError for a head that the model does not have.
+    Raises ValueError if heads is empty or columns < 1, IndexError for a head or an entry that is not there.
     """
     pattern = _patterns(run)
     chosen = _chosen_heads(heads, pattern.shape[:2])
+    if mark is not None and not 0 <= mark[1] <= mark[0] < pattern.shape[-1]:
+        raise IndexError(
+            f"mark must be (query, key) with key <= query in 0..{pattern.shape[-1] - 1}, got {mark}"
+        )
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    width, height = _panel_size(len(chosen), columns)
+    width, height = panel_size(len(chosen), columns)
     with styled():
         if ax is None:
             ax = _panel_axes([(width, height)])[0]
-        _draw_panel(ax, width, height, title)
+        draw_panel(ax, width, height, title)
         if scale:
-            _draw_scale(ax, (max(width - 0.9, 0.3), -0.16, 0.6, 0.07), ax.transData)
+            draw_scale(ax, (max(width - 0.9, 0.3), -0.16, 0.6, 0.07), ax.transData)
         label_size = _label_size(ax, width, height)
         for i, head in enumerate(chosen):
             row, column = divmod(i, columns)
             x, y = _MARGIN + column * _PITCH, _MARGIN + row * _PITCH
-            _draw_map(ax, pattern[head.layer, head.head], (x, y), 1 / pattern.shape[-1])
+            draw_map(ax, pattern[head.layer, head.head], (x, y), 1 / pattern.shape[-1], mark)
             ax.text(x + 1, y + 0.02, head.label, ha="right", va="top", fontsize=label_size)
     return ax
 
@@ -85,7 +101,7 @@ def head_grids(
     if not listed:
         raise ValueError("head grids need at least one panel")
     with styled():
-        axes = _panel_axes([_panel_size(max(len(heads), 1), columns) for _, _, heads in listed])
+        axes = _panel_axes([panel_size(max(len(heads), 1), columns) for _, _, heads in listed])
     for i, (title, run, heads) in enumerate(listed):
         head_grid(run, heads, columns, axes[i], title, scale=i == 0)
     return axes[0].figure
@@ -109,11 +125,11 @@ def attention_map(
         if ax is None:
             side = 1.3 + 0.27 * min(n_tokens, 40)
             ax = new_axes((side, side))
-        _draw_map(ax, values, (-0.5, -0.5), 1.0)
+        draw_map(ax, values, (-0.5, -0.5), 1.0)
         if n_tokens <= _VALUE_TOKENS:
             _write_values(ax, values)
         else:
-            _draw_scale(ax, (0.68, 0.93, 0.27, 0.025), ax.transAxes)
+            draw_scale(ax, (0.68, 0.93, 0.27, 0.025), ax.transAxes)
         labels = [f"{token_label(token)}  {i + base}" for i, token in enumerate(run[0].token_strings)]
         ax.set_xticks(range(n_tokens), labels, rotation=90, **PLAIN_TEXT)
         ax.set_yticks(range(n_tokens), labels, **PLAIN_TEXT)
@@ -155,7 +171,7 @@ def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> lis
 # --------------------------------------------------------------------------------------- panels of maps
 
 
-def _panel_size(n_maps: int, columns: int) -> tuple[float, float]:
+def panel_size(n_maps: int, columns: int) -> tuple[float, float]:
     """Width and height of a panel in map widths."""
     rows, columns = -(-n_maps // columns), min(columns, n_maps)
     return (columns - 1) * _PITCH + 1 + 2 * _MARGIN, (rows - 1) * _PITCH + 1 + 2 * _MARGIN
@@ -175,7 +191,7 @@ def _panel_axes(sizes: Sequence[tuple[float, float]]) -> list[Axes]:
     return axes
 
 
-def _draw_panel(ax: Axes, width: float, height: float, title: str | None) -> None:
+def draw_panel(ax: Axes, width: float, height: float, title: str | None) -> None:
     """Coordinates in map widths with row 0 at the top, the rounded border and the title."""
     ax.set(xlim=(-_RIM, width + _RIM), ylim=(height + _RIM, -_RIM), aspect="equal")
     ax.set_axis_off()
@@ -192,7 +208,7 @@ def _label_size(ax: Axes, width: float, height: float) -> float:
     return float(np.clip(0.125 * 72 * map_inch, 2.5, 9.0))
 
 
-def _draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: Transform) -> None:
+def draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: Transform) -> None:
     """A small horizontal colour bar from 0 to 1 at `bounds` (x, y, width, height) of `transform`."""
     bar = ax.inset_axes(bounds, transform=transform)
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=WHITE_TO_BLUE, extent=(0, 1, 0, 1), aspect="auto")
@@ -205,8 +221,17 @@ def _draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: 
 # -------------------------------------------------------------------------------------------- one map
 
 
-def _draw_map(ax: Axes, values: NDArray[np.floating], corner: tuple[float, float], cell: float) -> None:
-    """The lower triangle of `values` (T, T) and its outline, from `corner` on, in squares of width `cell`."""
+def draw_map(
+    ax: Axes,
+    values: NDArray[np.floating],
+    corner: tuple[float, float],
+    cell: float,
+    mark: tuple[int, int] | None = None,
+) -> None:
+    """The lower triangle of `values` (T, T) and its outline, from `corner` on, in squares of width `cell`.
+
+    mark: an entry (query, key) that is drawn in red, as dark as the others would be, with a frame.
+    """
     x, y = corner
     n = len(values)
     stairs = [(x + (i + dx) * cell, y + (i + dy) * cell) for i in range(n) for dx, dy in ((1, 0), (1, 1))]
@@ -227,6 +252,11 @@ def _draw_map(ax: Axes, values: NDArray[np.floating], corner: tuple[float, float
     )
     squares.set_clim(0.0, 1.0)
     ax.add_collection(squares, autolim=False)
+    if mark is not None:
+        query, key = mark
+        place = (x + key * cell, y + query * cell)
+        red = WHITE_TO_RED(float(values[query, key]))
+        ax.add_patch(Rectangle(place, cell, cell, facecolor=red, edgecolor=RED, linewidth=0.9, zorder=4))
 
 
 def _write_values(ax: Axes, values: NDArray[np.floating]) -> None:

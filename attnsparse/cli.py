@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STOPPED = 130
+FIGURES = ("all", "copy", "antonym", "curves", "addition")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,10 +85,16 @@ def _add_reproduce(commands: Any) -> None:
         commands,
         "reproduce",
         _reproduce,
-        "draw the figures from the models inside the package",
-        "attnsparse reproduce addition --out figures",
+        "draw the figures of the method from the models inside the package, or from two others",
+        "attnsparse reproduce copy --dense my/gpt2 --sparse my/final.pth --out figures",
     )
-    parser.add_argument("figure", nargs="?", default="all", choices=("all", "addition"), help="default: all")
+    parser.add_argument("figure", nargs="?", default="all", choices=FIGURES, help="default: all")
+    for role in ("dense", "sparse"):
+        parser.add_argument(
+            f"--{role}",
+            metavar="MODEL",
+            help=f"the {role} model: a name, folder or file (default: the package's)",
+        )
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -95,7 +102,13 @@ def _add_reproduce(commands: Any) -> None:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from .reproduce import reproduce
 
-    files = reproduce(arguments.figure, arguments.out)
+    files = reproduce(
+        arguments.figure,
+        arguments.out,
+        dense=arguments.dense,
+        sparse=arguments.sparse,
+        progress=False if arguments.quiet else None,
+    )
     if arguments.quiet:
         return
     for path, table in files.items():

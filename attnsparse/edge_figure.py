@@ -76,9 +76,9 @@ def addition_figure(
 ) -> Figure:
     """The edges of two toy addition models at work, dense above sparse, one column per sum.
 
-    dense, sparse: models of the sequences in addition.py. Edges of the dense model are its entries above
-    `dense_threshold`, of the sparse one its open gates. The columns of the answer are labelled `?`; above
-    each column that predicts stands what the model predicts there. caption: text below the panels.
+    dense, sparse: models of the sequences in addition.py. Edges of a model without gates are its entries
+    above `dense_threshold`, of one with gates the open ones. The columns of the answer are labelled `?`;
+    above each column that predicts stands what the model predicts there. caption: text below the panels.
     Raises ValueError if `sums` is empty or one of them is not written like "53+21".
     """
     if not sums:
@@ -87,9 +87,8 @@ def addition_figure(
     with styled():
         size = (2.75 * len(sums), 4.3 if caption is None else 4.8)
         figure, axes = plt.subplots(2, len(sums), figsize=size, squeeze=False, layout="constrained")
-        for row, (name, model, threshold) in enumerate(
-            (("Dense", dense, dense_threshold), ("Sparse", sparse, 0.0))
-        ):
+        for row, (name, model) in enumerate((("Dense", dense), ("Sparse", sparse))):
+            threshold = 0.0 if model.config.gated else dense_threshold
             for ax, text, (a, b) in zip(axes[row], sums, pairs, strict=True):
                 run = model.run(addition.sequence(a, b), record=("pattern", "logits"))
                 labels = [*(addition.VOCABULARY[token] for token in run.tokens[:6]), *"?????"]

@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import effects_sweep
 from .effects_sweep import (
-    ABLATIONS,
     BLOCK_BYTES,
     KEPT,
-    METRICS,
     NEVER,
-    UNITS,
     Setting,
     Sweep,
     blocks,
@@ -54,6 +52,13 @@ __all__ = [
     "knock_out",
     "metric_values",
 ]
+
+UNITS = effects_sweep.UNITS
+"""What is ablated as a whole: "head", "head_position" (a head at one position), "edge" (an entry)."""
+ABLATIONS = effects_sweep.ABLATIONS
+"""What ablated items are replaced by: "zero", "mean", "counterfactual"."""
+METRICS = effects_sweep.METRICS
+"""Names of the metrics."""
 
 _COLUMNS = {2: "head", 3: "head_position", 4: "edge"}
 _BLOCK_TOKENS = 4096  # of one backward pass

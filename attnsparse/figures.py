@@ -1,4 +1,4 @@
-"""Figures of runs and of training.
+"""Figures of runs, of circuits and of training.
 
 A function that draws one picture takes ax=None, draws on it and returns the Axes; one that lays out several
 returns the Figure. All are vector graphics that colour-blind people can read, labelled with tokens.
@@ -7,13 +7,17 @@ returns the Figure. All are vector graphics that colour-blind people can read, l
 
 from .attention_figure import attention_map, head_grid, head_grids
 from .edge_figure import addition_figure, edge_lines
+from .effect_figure import effect_curves
 from .figure_style import save
 from .history_figure import training_history
+from .sketch_figure import attention_sketch
 
 __all__ = [
     "addition_figure",
     "attention_map",
+    "attention_sketch",
     "edge_lines",
+    "effect_curves",
     "head_grid",
     "head_grids",
     "save",

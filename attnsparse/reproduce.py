@@ -1,17 +1,26 @@
-"""Draw the project's figures again from the models inside the package, with the numbers behind them."""
+"""Draw the figures of the method again, with the numbers behind them, from the package's models or others."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from . import figures, reproduce_addition
-from .checkpoint import load
+from . import (
+    figures,
+    reproduce_addition,
+    reproduce_antonym,
+    reproduce_copy,
+    reproduce_curves,
+    tasks_prompts,
+)
+from .model import Model
+from .progress import progress_bar
+from .reproduce_pair import Made, ModelLike, Pair, as_model
 from .training_file import write_atomic
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
@@ -21,38 +30,95 @@ def reproduce(
     what: str = "all",
     out: str | os.PathLike[str] = "figures",
     formats: Sequence[str] = ("png", "svg", "pdf"),
+    *,
+    dense: ModelLike | None = None,
+    sparse: ModelLike | None = None,
+    progress: bool | None = None,
 ) -> Files:
     """Write figures, their captions and their tables into the folder `out`, which is made if need be.
 
-    what: "all" or "addition". A figure X is X.png, X.svg and X.pdf, its caption X.txt, its tables X-*.csv.
-    The same models give the same bytes every time. It takes a few seconds.
+    what: "copy" (heads that copying needs), "antonym" (heads that carry a word to its opposite), "curves"
+    (explained effect against heads and edges kept: the figures curves and curves-mean), "addition" (edges of
+    toy addition), or "all". A figure X is X.png, X.svg and X.pdf, its caption X.txt, its tables X-*.csv. The
+    same models give the same bytes every time.
+
+    dense, sparse: the two models that are compared, or their names, folders or files; None: the package's
+    own. "all" draws the addition with the package's models for it, whatever is given. progress: a bar
+    on stderr; None shows it in terminals and notebooks only.
     Returns the files written, in this order: path -> the table of a .csv, None for a picture or a caption.
-    Raises ValueError for another `what` or format, OSError if `out` cannot be written.
+    Raises ValueError for another `what` or format, and for models that do not fit the task or each other;
+    OSError if `out` cannot be written or a model cannot be read.
     """
-    if what != "all" and what not in _FIGURES:
-        known = ", ".join(repr(name) for name in ("all", *_FIGURES))
+    if what != "all" and what not in FIGURES:
+        known = ", ".join(repr(name) for name in ("all", *FIGURES))
         raise ValueError(f"there is no figure {what[:80]!r} to reproduce; known: {known}")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    files: Files = {}
-    for name in _FIGURES if what == "all" else [what]:
-        files |= _FIGURES[name](folder, formats)
+    names = FIGURES if what == "all" else (what,)
+    with progress_bar(progress, len(names), "figures", "figure") as bar:
+        pairs = _pairs(names, dense, sparse, bar.set_postfix_str if bar is not None else None)
+        adders = _adders(*(None, None) if what == "all" else (dense, sparse)) if "addition" in names else {}
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        files: Files = {}
+        for name in names:
+            made = reproduce_addition.make(adders) if name == "addition" else _OF_A_PAIR[name](pairs[name])
+            for figure in made:
+                files |= _write(figure, folder, formats)
+            if bar is not None:
+                bar.update()
     return files
 
 
-def _addition(folder: Path, formats: Sequence[str]) -> Files:
-    models = {"dense": load("addition-dense"), "sparse": load("addition-sparse")}
-    tables, caption = reproduce_addition.tables_and_caption(models)
-    figure = figures.addition_figure(**models, caption=caption)
-    files: Files = dict.fromkeys(figures.save(figure, folder / "addition", formats))
-    plt.close(figure)
-    write_atomic(folder / "addition.txt", [caption.encode() + b"\n"])
-    files[folder / "addition.txt"] = None
-    for name, table in tables.items():
-        path = folder / f"addition-{name}.csv"
+def _pairs(
+    names: Iterable[str],
+    dense: ModelLike | None,
+    sparse: ModelLike | None,
+    announce: Callable[[str], Any] | None,
+) -> dict[str, Pair]:
+    """Figure -> its models; figures with the same models share them, and so their circuits."""
+    names = [name for name in names if name in _OF_A_PAIR]
+    if not names:
+        return {}
+    with_control = dense is None and sparse is None and "curves" in names
+    control = {"control": as_model(CONTROL)} if with_control else {}
+    dense_model = as_model(DENSE if dense is None else dense)
+    wanted = {name: _SPARSE[name] if sparse is None else sparse for name in names}
+    made: dict[ModelLike, Pair] = {}
+    for what in wanted.values():
+        if what not in made:
+            made[what] = Pair({"dense": dense_model, "sparse": as_model(what), **control}, announce)
+    return {name: made[what] for name, what in wanted.items()}
+
+
+def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Model]:
+    """The models of the addition figure; ValueError if they are not of its tokens."""
+    models = {
+        "dense": as_model("addition-dense" if dense is None else dense),
+        "sparse": as_model("addition-sparse" if sparse is None else sparse),
+    }
+    for model in models.values():
+        tasks_prompts.needs_addition(model._need_tokenizer())
+    return models
+
+
+def _write(made: Made, folder: Path, formats: Sequence[str]) -> Files:
+    """Save a figure, close it, and write its caption and tables beside it."""
+    files: Files = dict.fromkeys(figures.save(made.figure, folder / made.name, formats))
+    plt.close(made.figure)
+    write_atomic(folder / f"{made.name}.txt", [made.caption.encode() + b"\n"])
+    files[folder / f"{made.name}.txt"] = None
+    for name, table in made.tables.items():
+        path = folder / f"{made.name}-{name}.csv"
         write_atomic(path, [table.to_csv(index=False, lineterminator="\n").encode()])
         files[path] = table
     return files
 
 
-_FIGURES: dict[str, Callable[[Path, Sequence[str]], Files]] = {"addition": _addition}
+DENSE, CONTROL = "demo-dense", "demo-control"
+_SPARSE = {"copy": "demo-sparse-max", "antonym": "demo-sparse", "curves": "demo-sparse-max"}
+_OF_A_PAIR: dict[str, Callable[[Pair], Iterable[Made]]] = {
+    "copy": reproduce_copy.make,
+    "antonym": reproduce_antonym.make,
+    "curves": reproduce_curves.make,
+}
+FIGURES = (*_OF_A_PAIR, "addition")
+"""Names of the figures, as `reproduce` and the command take them."""

@@ -5,7 +5,6 @@ Everything said in the tables and the caption is measured on the given models ov
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,9 @@ from numpy.typing import NDArray
 
 from . import addition
 from .addition import DENSE_THRESHOLD, SUMS
+from .edge_figure import addition_figure
 from .labels import Head
+from .reproduce_pair import Made, wrapped
 from .tables import edges
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 _BATCH = 500
 _SEPARATES = 0.5  # an edge tells carry from no carry if its two fractions differ by at least this
 _MAX_NAMED = 3
-_CAPTION_WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,12 @@ class Evaluation:
     def used(self) -> NDArray[np.bool_]:
         """(L, H, T, T): edges that are there in at least one sum."""
         return (self.with_carry > 0) | (self.without_carry > 0)
+
+
+def make(models: dict[str, Model]) -> list[Made]:
+    """The figure of models = {"dense": ..., "sparse": ...} with its caption and tables."""
+    tables, caption = tables_and_caption(models)
+    return [Made("addition", addition_figure(**models, caption=caption), caption, tables)]
 
 
 def tables_and_caption(models: dict[str, Model]) -> tuple[dict[str, pd.DataFrame], str]:
@@ -177,17 +183,22 @@ def carry_table(sparse: Evaluation) -> pd.DataFrame:
 
 def caption(models: pd.DataFrame, carry: pd.DataFrame) -> str:
     """What the figure shows, with the numbers of `models_table` and `carry_table`."""
-    dense, sparse = (models[models["edge_is"].str.startswith(kind)].iloc[0] for kind in ("entry", "open"))
+    dense, sparse = (models[models["model"] == name].iloc[0] for name in ("dense", "sparse"))
     always = int(((carry["open_with_carry"] == 1) & (carry["open_without_carry"] == 1)).sum())
     text = (
-        f"Attention edges from a key column to a query column, layer by layer. Dense: entries above "
-        f"{DENSE_THRESHOLD:g}; sparse: open gates. The ? are the answer, the digits above are predicted. "
-        f"Over all {sparse['sums']:,} sums: dense {dense['edges_median']:g} edges (median), "
-        f"{_percent(dense['right'] / dense['sums'], 2)} right; sparse {sparse['edges_median']:g} edges "
-        f"(most {sparse['edges_max']}), {_percent(sparse['right'] / sparse['sums'], 2)} right, "
+        f"Attention edges from a key column to a query column, layer by layer. Dense: "
+        f"{_plural(dense['edge_is'])}; sparse: {_plural(sparse['edge_is'])}. The ? are the answer, the "
+        f"digits above are predicted. Over all {sparse['sums']:,} sums: dense "
+        f"{dense['edges_median']:g} edges (median), {_percent(dense['right'] / dense['sums'], 2)} right; "
+        f"sparse {sparse['edges_median']:g} edges (most {sparse['edges_max']}), "
+        f"{_percent(sparse['right'] / sparse['sums'], 2)} right, "
         f"{always} of them open in every sum. {_carry_sentence(carry)}"
     )
-    return "\n".join(textwrap.wrap(text, _CAPTION_WIDTH, break_on_hyphens=False))
+    return wrapped(text)
+
+
+def _plural(edge_is: str) -> str:
+    return "open gates" if edge_is == "open gate" else edge_is.replace("entry >", "entries above")
 
 
 def _carry_sentence(carry: pd.DataFrame) -> str:

@@ -56,7 +56,7 @@ def test_reproduce_draws_and_prints(tmp_path, capsys):
     table = pd.read_csv(tmp_path / "figures" / "addition-models.csv")
     assert table.to_string(index=False) in out
     assert (tmp_path / "figures" / "addition.txt").read_text() in out
-    assert run("reproduce", "--out", str(tmp_path / "figures"), "--quiet") == 0
+    assert run("reproduce", "addition", "--out", str(tmp_path / "figures"), "--quiet") == 0
     assert capsys.readouterr().out == ""
 
 

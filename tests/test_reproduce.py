@@ -165,8 +165,7 @@ def test_only_all_is_100_per_cent(fraction, text):
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("figures") / "new"
-    return reproduce("all", folder)
+    return reproduce("addition", tmp_path_factory.mktemp("figures") / "new")
 
 
 def test_files(reproduced):
@@ -220,6 +219,21 @@ def test_teacher_forcing_and_greedy_writing_agree(name):
 
 
 def test_unknown_figure(tmp_path):
-    with pytest.raises(ValueError, match="no figure 'circuit' to reproduce; known: 'all', 'addition'"):
+    known = "'all', 'copy', 'antonym', 'curves', 'addition'"
+    with pytest.raises(ValueError, match=f"no figure 'circuit' to reproduce; known: {known}"):
         reproduce("circuit", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("role", ["dense", "sparse"])
+def test_addition_takes_its_own_models_or_others_of_its_tokens(role, tmp_path):
+    files = reproduce("addition", tmp_path, ("svg",), **{role: "addition-sparse"})
+    [models] = [table for path, table in files.items() if path.name == "addition-models.csv"]
+    assert models.set_index("model").loc[role, "edge_is"] == "open gate"
+    kind = (
+        "Dense: open gates; sparse: open gates." if role == "dense" else "Dense: entries above 0.01; sparse"
+    )
+    assert kind in " ".join((tmp_path / "addition.txt").read_text().split())
+    with pytest.raises(ValueError, match="for the addition models and their 14 tokens"):
+        reproduce("addition", tmp_path / "none", **{role: "demo-sparse"})
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,200 @@
+"""Which heads carry what stands at one position of a prompt to another: exact effects of one entry per head.
+
+A head moves information from position `key` to position `query` through one entry of its pattern. Here that
+entry is ablated in one head at a time, in all heads, and in all but the best few; nothing is approximated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from . import demo_words, effects, tables
+from .labels import Head, checked_base
+from .tasks_object import Draft, build
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .run import Run
+    from .tasks_object import Task
+
+PROMPT = 'The opposite of "large" is "'
+KEY, QUERY, ANSWER = "large", -1, "small"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Carriers:
+    """The heads of one model with an open entry from `key` to `query` of one prompt, largest effect first."""
+
+    run: Run
+    """The prompt, with its pattern."""
+    key: int
+    """Position that is looked at, from 0."""
+    query: int
+    """Position that looks, from 0."""
+    answer: str
+    ablation: str
+    heads: tuple[Head, ...]
+    """n heads; those whose gate is closed at this entry are not among them."""
+    weight: np.ndarray
+    """float64 [n]: the entry of the pattern."""
+    effect: np.ndarray
+    """float64 [n]: logit difference of the model minus that with this head's entry ablated."""
+    kept: np.ndarray
+    """float64 [n + 1]: explained effect (m(first n) - m(none)) / (m(all) - m(none)) of the best 0..n entries,
+    where the entries of the other heads from `key` to `query` are ablated and all else is left alone."""
+    full: float
+    """Logit difference of the model: the answer's logit minus the mean of the wrong ones."""
+    without: float
+    """The same with this entry ablated in all heads."""
+    answer_is_top: bool
+    """Whether the answer is the most likely next token at `query`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.run.model.name
+
+    @property
+    def shares(self) -> np.ndarray:
+        """float64 [n + 1]: sum of the best 0..n effects, as a share of the sum of all positive ones."""
+        positive = np.maximum(self.effect, 0.0)
+        return np.append(0.0, np.cumsum(positive) / (positive.sum() or 1.0))
+
+    def needed(self, fraction: float) -> int:
+        """The fewest heads, best first, whose effects add up to this share of all positive effects."""
+        return _first_at(self.shares, fraction)
+
+    def needed_to_keep(self, fraction: float) -> int:
+        """The fewest heads, best first, whose entries keep this fraction of what all entries do together."""
+        return _first_at(self.kept, fraction)
+
+    def to_pandas(self, base: int = 1) -> pd.DataFrame:
+        """One row per head: rank, layer, head, label, query, key (counted from `base`), query_token,
+        key_token, weight, effect, and of this and all better heads together share and kept."""
+        n, tokens = len(self.heads), self.run.token_strings
+        return pd.DataFrame(
+            {
+                "rank": np.arange(1, n + 1),
+                "layer": [head.layer for head in self.heads],
+                "head": [head.head for head in self.heads],
+                "label": [head.label for head in self.heads],
+                "query": np.full(n, self.query + checked_base(base)),
+                "key": np.full(n, self.key + base),
+                "query_token": [tokens[self.query]] * n,
+                "key_token": [tokens[self.key]] * n,
+                "weight": self.weight,
+                "effect": self.effect,
+                "share": self.shares[1:],
+                "kept": self.kept[1:],
+            }
+        )
+
+
+def find_carriers(
+    model: Model,
+    prompt: str = PROMPT,
+    key: int | str = KEY,
+    query: int | str = QUERY,
+    answer: str = ANSWER,
+    wrong: Sequence[str] | None = None,
+    *,
+    ablation: str = "zero",
+    reference: Task | None = None,
+    base: int = 1,
+) -> Carriers:
+    """Ablate the entry from `key` to `query` in every head of `model` and see what becomes of the answer.
+
+    key, query: positions or tokens as in `tables.position`, counted from `base`. The metric is the logit of
+    `answer` after position `query` minus the mean logit of the `wrong` ones, each one token; None takes all
+    other words of the antonym task. ablation: "zero", or "mean", over the clean prompts of `reference`.
+    Raises ValueError for another ablation, a mean without a reference, a key after the query, a query that is
+    not the last token, answers that are not one token, an entry that is closed in every head, and if the
+    answer does not depend on it (ablated in all heads, the logit difference is not below the model's).
+    """
+    if ablation not in ("zero", "mean") or (ablation == "mean") != (reference is not None):
+        raise ValueError(
+            f"ablation must be 'zero', or 'mean' with a reference task, got {ablation!r:.60} "
+            f"{'without' if reference is None else 'with'} a reference"
+        )
+    run = model.run(prompt, record="attention")
+    key_at, query_at = tables.position(run, key, base), tables.position(run, query, base)
+    if key_at > query_at:
+        raise ValueError(
+            f"key position {key_at + base} comes after query position {query_at + base} (base={base}); "
+            "attention only looks back"
+        )
+    if query_at != run.n_tokens - 1:
+        raise ValueError(
+            f"query must be the last token, after which the answer is read: position "
+            f"{run.n_tokens - 1 + base}, got {query_at + base} (base={base})"
+        )
+    task = _one_prompt(model, prompt, answer, wrong)
+    layer, head = np.nonzero(run.pattern[:, :, query_at, key_at])
+    if not len(layer):
+        raise ValueError(
+            f"no head of {model.name!r} looks from position {query_at + base} to {key_at + base} "
+            f"(base={base}): the gate is closed in all of them"
+        )
+    items = np.stack([layer, head, np.full_like(layer, query_at), np.full_like(layer, key_at)], axis=1)
+    full = float(effects.metric_values(model, task)[0])
+    effect = full - effects.knock_out(model, task, items, ablation, reference=reference)[:, 0]
+    order = np.argsort(-effect, kind="stable")
+    items, effect = items[order], effect[order]
+    values = _kept_values(model, task, items, ablation, reference)
+    if not values[0] < full:
+        raise ValueError(
+            f"{model.name!r} does not need what it sees from position {query_at + base} to {key_at + base}: "
+            f"the logit difference is {full:.3g}, and {values[0]:.3g} with this entry ablated in all heads"
+        )
+    return Carriers(
+        run=run,
+        key=key_at,
+        query=query_at,
+        answer=answer,
+        ablation=ablation,
+        heads=tuple(Head(int(row[0]), int(row[1])) for row in items),
+        weight=run.pattern[items[:, 0], items[:, 1], query_at, key_at].astype(np.float64),
+        effect=effect,
+        kept=(values - values[0]) / (full - values[0]),
+        full=full,
+        without=float(values[0]),
+        answer_is_top=int(np.argmax(run.logits[query_at])) == int(task.answers[0][0]),
+    )
+
+
+def _one_prompt(model: Model, prompt: str, answer: str, wrong: Sequence[str] | None) -> Task:
+    """A task of this prompt alone."""
+    if wrong is None:
+        words = [word for pair in demo_words.PAIRS for word in pair]
+        wrong = [word for word in dict.fromkeys(words) if word != answer]
+    wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
+    draft = Draft(prompt, prompt, (answer,), wrong)
+    return build("one prompt", "logit_diff", [draft], model.tokenizer, is_ranking=np.array([True]))
+
+
+def _first_at(rising: np.ndarray, fraction: float) -> int:
+    """The first index at which `rising` reaches the fraction, the last one if rounding keeps it below 1."""
+    reached = rising >= fraction
+    return int(np.argmax(reached)) if reached.any() else len(rising) - 1
+
+
+def _kept_values(
+    model: Model, task: Task, items: np.ndarray, ablation: str, reference: Task | None
+) -> np.ndarray:
+    """The metric with the first 0..n of these n entries kept, the rest of them ablated: float64 [n + 1].
+
+    All other entries of the model are kept throughout, so they come first in the order of what is kept.
+    """
+    config, n_tokens = model.config, len(task.clean[0])
+    others = np.broadcast_to(
+        np.tri(n_tokens, dtype=bool), (config.n_layer, config.n_head, n_tokens, n_tokens)
+    ).copy()
+    others[tuple(items.T)] = False
+    order = np.concatenate([np.argwhere(others), items])
+    sizes = np.arange(len(order) - len(items), len(order) + 1)
+    return effects.keep_only(model, task, order, sizes, ablation, reference=reference)[:, 0]

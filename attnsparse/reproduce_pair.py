@@ -1,0 +1,242 @@
+"""The two models that a figure compares, and the tasks and circuits that several figures share."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from . import effects, tasks
+from .checkpoint import load
+from .circuit import find_circuit
+from .circuit_ratio import Ratio, needed_ratio
+from .model import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .circuit import Circuit
+    from .tasks_object import Task
+
+FRACTION = 0.9
+PROMPTS = 40  # of each task, half of them to rank on
+SEED = 0
+METHODS = {"head": ("exact", "ig"), "edge": ("ig",)}  # rankings by absolute value; see `Pair.circuit`
+EXACT_HEADS, HEADS_STEP = 48, 4  # so many heads are evaluated one by one, then in steps
+CHOICE_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+STEPS = 5
+N_RANDOM = 1
+CAPTION_WIDTH = 140
+RANKING_TEXT = (
+    "by exact single ablation or by integrated gradients (absolute values), for each model by the one that "
+    "explains more of the ranking prompts with few heads"
+)
+
+ModelLike: TypeAlias = "Model | str | os.PathLike[str]"
+
+
+class Made(NamedTuple):
+    """A figure with everything that is written beside it."""
+
+    name: str
+    figure: Figure
+    caption: str
+    tables: dict[str, pd.DataFrame]
+
+
+@dataclass
+class Pair:
+    """Models by what they are in a figure: "dense", "sparse" and perhaps "control". Circuits are kept."""
+
+    models: dict[str, Model]
+    announce: Callable[[str], Any] | None = None
+    """Called with a few words before each piece of work."""
+    _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
+    _circuits: dict[tuple[str, ...], list[Circuit]] = field(default_factory=dict, repr=False)
+
+    def task(self, name: str) -> Task:
+        """The prompts of a task, the same for all models.
+
+        Raises ValueError if the models' tokenizers cut them into different tokens.
+        """
+        if name not in self._tasks:
+            made = {
+                role: tasks.make_task(name, model._need_tokenizer(), n=PROMPTS, seed=SEED)
+                for role, model in self.models.items()
+            }
+            first = made["dense"]
+            for role, task in made.items():
+                if task.digest != first.digest:
+                    raise ValueError(
+                        f"{self.models['dense'].name!r} and {self.models[role].name!r} have different tokens "
+                        f"for the prompts of task {name!r}; models that are compared need one tokenizer"
+                    )
+            self._tasks[name] = first
+        return self._tasks[name]
+
+    def circuit(self, role: str, task: str, unit: str, ablation: str) -> Circuit:
+        """The heads or attention edges of one model for one task, ranked and evaluated.
+
+        No ranking is the best one for all models, and a bad one makes a model look as if it needed more than
+        it does. So of METHODS that one is taken which explains more with few items, on the prompts that are
+        ranked on: the evaluation has no part in the choice.
+        """
+        return self.candidates(role, task, unit, ablation)[0]
+
+    def candidates(self, role: str, task: str, unit: str, ablation: str) -> list[Circuit]:
+        """The circuits of all METHODS, the one that is taken first.
+
+        Raises ValueError if the model does no better with its heads than without.
+        """
+        key = (role, task, unit, ablation)
+        if key not in self._circuits:
+            if self.announce is not None:
+                self.announce(f"{task}: {unit}s of {role}, {ablation} ablation")
+            found = [self._find(role, task, unit, ablation, method) for method in METHODS[unit]]
+            if len(found) > 1:
+                found.sort(key=lambda circuit: -self._area(role, task, circuit))
+            self._circuits[key] = found
+        return self._circuits[key]
+
+    def _find(self, role: str, task: str, unit: str, ablation: str, method: str) -> Circuit:
+        model = self.models[role]
+        circuit = find_circuit(
+            model, self.task(task), unit, method, ablation,
+            steps=STEPS, sizes=self._sizes(role, unit), n_random=N_RANDOM, seed=SEED, progress=False,
+        )  # fmt: skip
+        whole, nothing = circuit.full.mean(), circuit.empty.mean()
+        if not whole > nothing:
+            raise ValueError(
+                f"model {model.name!r} does not do the task {task!r} by attention: {circuit.metric} is "
+                f"{whole:.3g} with all {unit}s and {nothing:.3g} with none ({ablation} ablation)"
+            )
+        return circuit
+
+    def _sizes(self, role: str, unit: str) -> list[int] | None:
+        """How many heads are kept in the curves; None, what `find_circuit` does, for edges."""
+        config = self.models[role].config
+        n = config.n_layer * config.n_head
+        if unit != "head":
+            return None
+        return sorted({*range(min(EXACT_HEADS, n) + 1), *range(EXACT_HEADS, n, HEADS_STEP), n})
+
+    def _area(self, role: str, task: str, circuit: Circuit) -> float:
+        """Mean explained effect, counted up to 1, at CHOICE_SIZES on the prompts that are ranked on."""
+        model, ranking = self.models[role], self.task(task).ranking
+        sizes = [0, *(n for n in CHOICE_SIZES if n < len(circuit)), len(circuit)]
+        values = effects.keep_only(
+            model, ranking, circuit.items, sizes, circuit.ablation, progress=False
+        ).mean(axis=1)
+        return float(np.minimum((values - values[0]) / (values[-1] - values[0]), 1).mean())
+
+    def circuits(
+        self, task: str, unit: str, ablation: str, roles: Iterable[str] = ("dense", "sparse")
+    ) -> dict[str, Circuit]:
+        """Role -> circuit."""
+        return {role: self.circuit(role, task, unit, ablation) for role in roles}
+
+
+def as_model(model: ModelLike) -> Model:
+    """A model from itself, or loaded by name or path."""
+    return model if isinstance(model, Model) else load(model)
+
+
+# ----------------------------------------------------------------------------------- words and tables
+
+
+def wrapped(text: str) -> str:
+    """A caption in lines of at most CAPTION_WIDTH characters."""
+    return "\n".join(textwrap.wrap(text, CAPTION_WIDTH, break_on_hyphens=False))
+
+
+def needed_table(candidates: Iterable[tuple[str, list[Circuit]]]) -> pd.DataFrame:
+    """`Circuit.summary` of all rankings, given with the role of their model; `taken`: the ranking shown."""
+    rows = []
+    for role, circuits in candidates:
+        for circuit in circuits:
+            row = circuit.summary(FRACTION)
+            row.insert(0, "role", role)
+            row["taken"] = circuit is circuits[0]
+            row["digest"] = circuit.model_digest
+            rows.append(row)
+    return _joined(rows)
+
+
+def curves_table(circuits: Iterable[tuple[str, Circuit]]) -> pd.DataFrame:
+    """`Circuit.curve` of circuits given with their roles, one below the other."""
+    return _joined(_named(role, circuit, circuit.curve()) for role, circuit in circuits)
+
+
+def items_table(circuits: Iterable[tuple[str, Circuit]], n: int | None = None) -> pd.DataFrame:
+    """The n best items (None: all) of circuits given with their roles, and whether they are among the
+    `first` and the `stays` that are needed."""
+    parts = []
+    for role, circuit in circuits:
+        table, needed = circuit.to_pandas(), circuit.needed(FRACTION)
+        for name in ("first", "stays"):
+            most = getattr(needed, name)
+            table[name] = table["rank"] <= (0 if most is None else most)
+        parts.append(_named(role, circuit, table if n is None else table.head(n)))
+    return _joined(parts)
+
+
+def ratio_row(role: str, more: Circuit, fewer: Circuit) -> dict[str, Any]:
+    """How many times more items the circuit of this role needs than the other, counted in both ways."""
+    row: dict[str, Any] = {
+        "role": role, "model": more.model_name, "than": fewer.model_name, "task": more.task_name,
+        "unit": more.unit, "ablation": more.ablation, "fraction": FRACTION,
+    }  # fmt: skip
+    for by in ("first", "stays"):
+        found = needed_ratio(more, fewer, FRACTION, by)
+        row |= {f"ratio_{by}": found.value, f"ratio_{by}_low": found.low, f"ratio_{by}_high": found.high}
+    return row
+
+
+def _named(role: str, circuit: Circuit, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with columns in front that say what it is of."""
+    names = {
+        "role": role, "model": circuit.model_name, "task": circuit.task_name, "unit": circuit.unit,
+        "ablation": circuit.ablation,
+    }  # fmt: skip
+    for i, (name, value) in enumerate(names.items()):
+        table.insert(i, name, value)
+    return table
+
+
+def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    parts = list(parts)
+    for part in parts:
+        part.attrs = {}
+    return pd.concat(parts, ignore_index=True)
+
+
+def counts_sentence(circuits: dict[str, Circuit]) -> str:
+    """How many items "dense" and "sparse" need, and the ratio, with intervals: one sentence."""
+    more, fewer = circuits["dense"], circuits["sparse"]
+    ratio = " and ".join(_ratio_text(needed_ratio(more, fewer, FRACTION, by)) for by in ("first", "stays"))
+    return (
+        f"{more.ablation.capitalize()} ablation: dense {_count_text(more)}; sparse {_count_text(fewer)}; "
+        f"ratio {ratio}."
+    )
+
+
+def _count_text(circuit: Circuit) -> str:
+    """`69 [60, 75], for good 71 [65, 80]`."""
+    n = circuit.needed(FRACTION)
+    return (
+        f"{_number(n.first)} [{_number(n.first_low)}, {_number(n.first_high)}], for good {_number(n.stays)} "
+        f"[{_number(n.stays_low)}, {_number(n.stays_high)}]"
+    )
+
+
+def _ratio_text(found: Ratio) -> str:
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
+
+
+def _number(n: int | None) -> str:
+    return "none" if n is None else f"{n:,}"

@@ -1,0 +1,77 @@
+"""The ratio of two circuits: counted by hand, resampled in pairs, honest where nothing is reached."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from fake_circuit import fake_circuit
+
+from attnsparse.circuit_bootstrap import explained_effect, resamples
+from attnsparse.circuit_ratio import needed_ratio
+
+MORE = fake_circuit([0, 0.2, 0.5, 0.95, 0.8, 0.85, 0.92, 0.97, 1], spread=0.4, seed=1)
+FEWER = fake_circuit([0, 0.7, 0.93, 0.96, 1], spread=0.4, seed=2)
+
+
+def test_ratio_of_what_is_needed():
+    assert needed_ratio(MORE, FEWER).value == 3 / 2
+    assert needed_ratio(MORE, FEWER, by="stays").value == 6 / 2
+    assert needed_ratio(MORE, FEWER, 0.6).value == 3 / 1
+    assert needed_ratio(FEWER, MORE).value == 2 / 3
+
+
+@pytest.mark.parametrize("by", ["first", "stays"])
+def test_interval_is_that_of_resampled_prompts(by):
+    """Every resample is drawn, averaged and counted again with plain loops."""
+    ratios = []
+    for draw in resamples(200, 12, 0):
+        needed = []
+        for circuit in (MORE, FEWER):
+            curve = explained_effect(circuit.values[:, draw], circuit.full[draw], circuit.empty[draw], "mib")
+            reached = curve >= 0.9
+            bad = np.flatnonzero(~reached)
+            index = int(np.argmax(reached)) if by == "first" else int(bad[-1]) + 1
+            needed.append(circuit.sizes[index])
+        ratios.append(needed[0] / needed[1])
+    found = needed_ratio(MORE, FEWER, by=by, n_bootstrap=200)
+    ordered = sorted(ratios)
+    assert found.low == ordered[math.floor(0.025 * 199)]
+    assert found.high == ordered[math.ceil(0.975 * 199)]
+    assert found.low <= found.value <= found.high
+    assert found.low < found.high
+
+
+def test_prompts_that_agree_leave_no_interval():
+    found = needed_ratio(fake_circuit([0, 0.3, 0.6, 1]), fake_circuit([0, 1]))
+    assert found == (3.0, 3.0, 3.0)
+
+
+def test_what_is_never_reached_has_no_ratio():
+    short = fake_circuit([0, 0.2, 0.5])
+    assert all(math.isnan(number) for number in needed_ratio(short, FEWER))
+    assert all(math.isnan(number) for number in needed_ratio(FEWER, short))
+
+
+def test_unequal_numbers_of_prompts_are_drawn_apart():
+    other = fake_circuit([0, 0.7, 0.93, 0.96, 1], spread=0.4, n_prompts=7)
+    assert needed_ratio(MORE, other).value == 1.5
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        (fake_circuit([0, 1], unit="edge"), "unit, got 'head' and 'edge'"),
+        (fake_circuit([0, 1], ablation="mean"), "ablation, got 'zero' and 'mean'"),
+        (fake_circuit([0, 1], task="ioi"), "task_name, got 'copy' and 'ioi'"),
+    ],
+)
+def test_circuits_of_different_kinds(other, word):
+    with pytest.raises(ValueError, match=f"a ratio needs circuits of the same {word}"):
+        needed_ratio(MORE, other)
+
+
+def test_wrong_by():
+    with pytest.raises(ValueError, match="by must be 'first' or 'stays', got 'last'"):
+        needed_ratio(MORE, FEWER, by="last")
