@@ -63,7 +63,7 @@ __all__ = [
 
 def __getattr__(name: str):
     """Modules that import matplotlib or pandas are imported when first used."""
-    if name in ("effects", "evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
+    if name in ("carriers", "effects", "evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

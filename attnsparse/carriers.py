@@ -122,17 +122,7 @@ def find_carriers(
             f"{'without' if reference is None else 'with'} a reference"
         )
     run = model.run(prompt, record="attention")
-    key_at, query_at = tables.position(run, key, base), tables.position(run, query, base)
-    if key_at > query_at:
-        raise ValueError(
-            f"key position {key_at + base} comes after query position {query_at + base} (base={base}); "
-            "attention only looks back"
-        )
-    if query_at != run.n_tokens - 1:
-        raise ValueError(
-            f"query must be the last token, after which the answer is read: position "
-            f"{run.n_tokens - 1 + base}, got {query_at + base} (base={base})"
-        )
+    key_at, query_at = _positions(run, key, query, base)
     task = _one_prompt(model, prompt, answer, wrong)
     layer, head = np.nonzero(run.pattern[:, :, query_at, key_at])
     if not len(layer):
@@ -142,7 +132,7 @@ def find_carriers(
         )
     items = np.stack([layer, head, np.full_like(layer, query_at), np.full_like(layer, key_at)], axis=1)
     full = float(effects.metric_values(model, task)[0])
-    effect = full - effects.knock_out(model, task, items, ablation, reference=reference)[:, 0]
+    effect = full - effects.knock_out(model, task, items, ablation, reference=reference, progress=False)[:, 0]
     order = np.argsort(-effect, kind="stable")
     items, effect = items[order], effect[order]
     values = _kept_values(model, task, items, ablation, reference)
@@ -165,6 +155,22 @@ def find_carriers(
         without=float(values[0]),
         answer_is_top=int(np.argmax(run.logits[query_at])) == int(task.answers[0][0]),
     )
+
+
+def _positions(run: Run, key: int | str, query: int | str, base: int) -> tuple[int, int]:
+    """Both positions from 0, checked."""
+    key_at, query_at = tables.position(run, key, base), tables.position(run, query, base)
+    if key_at > query_at:
+        raise ValueError(
+            f"key position {key_at + base} comes after query position {query_at + base} (base={base}); "
+            "attention only looks back"
+        )
+    if query_at != run.n_tokens - 1:
+        raise ValueError(
+            f"query must be the last token, after which the answer is read: position "
+            f"{run.n_tokens - 1 + base}, got {query_at + base} (base={base})"
+        )
+    return key_at, query_at
 
 
 def _one_prompt(model: Model, prompt: str, answer: str, wrong: Sequence[str] | None) -> Task:
@@ -197,4 +203,5 @@ def _kept_values(
     others[tuple(items.T)] = False
     order = np.concatenate([np.argwhere(others), items])
     sizes = np.arange(len(order) - len(items), len(order) + 1)
-    return effects.keep_only(model, task, order, sizes, ablation, reference=reference)[:, 0]
+    found = effects.keep_only(model, task, order, sizes, ablation, reference=reference, progress=False)
+    return found[:, 0]
