@@ -59,14 +59,19 @@ def _transformers(torch: Any, transformers: Any, config: Config) -> Forward:
     return forward
 
 
-def _transformer_lens(torch: Any, transformer_lens: Any, config: Config) -> Forward:
-    """run_with_cache that keeps nothing but the patterns."""
+def _lens_model(transformer_lens: Any, config: Config) -> Any:
+    """A model with random weights."""
     settings = transformer_lens.HookedTransformerConfig(
         n_layers=config.n_layer, n_heads=config.n_head, d_model=config.d_model, d_head=config.d_head,
         d_mlp=config.d_mlp, n_ctx=config.n_ctx, d_vocab=config.n_vocab, act_fn="gelu_new",
         normalization_type="LN", device="cpu",
     )  # fmt: skip
-    model = transformer_lens.HookedTransformer(settings)
+    return transformer_lens.HookedTransformer(settings)
+
+
+def _transformer_lens(torch: Any, transformer_lens: Any, config: Config) -> Forward:
+    """run_with_cache that keeps nothing but the patterns."""
+    model = _lens_model(transformer_lens, config)
 
     def forward(tokens: np.ndarray) -> Any:
         with torch.no_grad():
@@ -96,12 +101,7 @@ def _lens_patching(
     torch: Any, transformer_lens: Any, config: Config, clean: np.ndarray, corrupted: np.ndarray
 ) -> Callable[[], Any]:
     """Its own sweep, `get_act_patch_attn_head_out_all_pos`."""
-    settings = transformer_lens.HookedTransformerConfig(
-        n_layers=config.n_layer, n_heads=config.n_head, d_model=config.d_model, d_head=config.d_head,
-        d_mlp=config.d_mlp, n_ctx=config.n_ctx, d_vocab=config.n_vocab, act_fn="gelu_new",
-        normalization_type="LN", device="cpu",
-    )  # fmt: skip
-    model = transformer_lens.HookedTransformer(settings)
+    model = _lens_model(transformer_lens, config)
     patching = importlib.import_module("transformer_lens.patching")
     first, second = (torch.tensor(row[None].tolist()) for row in (clean, corrupted))
 
