@@ -107,6 +107,10 @@ class Setting:
             batch.tokens, batch.offsets, names, logits, DEFAULT_MAX_BYTES, None, self.threads, changes
         )
 
+    def reference_run(self, batch: Batch) -> Any:
+        """A run that recorded what ablated items of the unit are replaced by."""
+        return self.run(batch, ("z", "pattern", "qkv") if self.unit == "edge" else ("z",))
+
     def _means(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Mean z [L, T, H, D] and, for edges, mean contributions A v [L, H, T, T, D] over the reference."""
         length = one_length(self.task, "means are taken per position, so they")
@@ -120,7 +124,7 @@ class Setting:
                 raise ValueError(
                     f"means are taken per position: reference prompt {i} has {n} tokens, the task {length}"
                 )
-        run = self.run(batch, ("z", "pattern", "qkv") if self.unit == "edge" else ("z",))
+        run = self.reference_run(batch)
         z = run.array("z")
         mean = z.reshape(len(z), len(batch), length, *z.shape[2:]).mean(axis=1, dtype=np.float64)
         return mean.astype(z.dtype), run.mean_entries() if self.unit == "edge" else None
@@ -141,7 +145,7 @@ class Setting:
         if self.ablation != "counterfactual":
             return (None, *self.means)
         batch = self.batch(self.task.corrupted[first:last])
-        return self.run(batch, ("z", "pattern", "qkv") if self.unit == "edge" else ("z",)), None, None
+        return self.reference_run(batch), None, None
 
     def metric(self, batch: Batch, first: int, last: int) -> tuple[Any, ...]:
         """(kind, answer starts, answers, wrong starts, wrong, logits of the whole model for "kl")."""

@@ -293,8 +293,7 @@ asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_con
  * of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps (steps 1: m = 1).
  * Summed over the sequences.  With through_gate (entries of a gated model), the share that goes through
  * the gate instead: gate logit times its straight-through derivative.
- *   scores (L,H), (L,H,T) or (L,H,T,T) added to
- */
+ *   scores (L,H), (L,H,T) or (L,H,T,T) added to */
 typedef struct {
     asp_unit unit;
     int64_t steps;

@@ -7,31 +7,19 @@
 
 /* ---- references -------------------------------------------------------------------------- */
 
-/* z (D) of the reference at one position, or NULL for zero. */
-static const asp_real *reference_z(const asp_mix *mix, const asp_activations *acts, int64_t layer, int64_t sequence,
-                                   int64_t head, int64_t position) {
-    const asp_config *c = &mix->model->config;
-    if (mix->z.data)
-        return (const asp_real *)mix->z.data + layer * mix->z.strides[0] +
-               (acts->offsets[sequence] + position) * mix->z.strides[1] + head * c->d_head;
-    const int64_t t = acts->offsets[sequence + 1] - acts->offsets[sequence];
-    if (!mix->options->reference.z) return NULL;
-    return mix->options->reference.z + ((layer * t + position) * c->n_head + head) * c->d_head;
-}
-
-/* The same without what closed entries contribute: the sum over the others, written to mix->open_z (D). */
+/* asp_replacement_z without what closed entries contribute: the sum over the others, in mix->open_z (D). */
 static const asp_real *open_z(const asp_mix *mix, const asp_activations *acts, int64_t layer, int64_t sequence,
                               int64_t head, int64_t position) {
     const asp_config *c = &mix->model->config;
     const int64_t first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
     const int64_t unit = layer * c->n_head + head, at = (unit * t + position) * t;
-    const asp_real *pattern = (const asp_real *)mix->pattern.data + asp_square_offset(c, acts->offsets, sequence) + at;
-    const asp_real *v = (const asp_real *)mix->qkv.data + layer * mix->qkv.strides[0] + first * mix->qkv.strides[1] +
-                        2 * mix->qkv.strides[2] + head * c->d_head;
+    const asp_real *pattern = (const asp_real *)mix->replacement.pattern.data + asp_square_offset(c, acts->offsets, sequence) + at;
+    const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] + first * mix->replacement.qkv.strides[1] +
+                        2 * mix->replacement.qkv.strides[2] + head * c->d_head;
     memset(mix->open_z, 0, (size_t)c->d_head * sizeof *mix->open_z);
     for (int64_t k = 0; k <= position; k++)
         for (int64_t j = 0; !mix->options->closed[at + k] && j < c->d_head; j++)
-            mix->open_z[j] += pattern[k] * v[k * mix->qkv.strides[1] + j];
+            mix->open_z[j] += pattern[k] * v[k * mix->replacement.qkv.strides[1] + j];
     return mix->open_z;
 }
 
@@ -43,7 +31,7 @@ const asp_real *asp_mix_forward(const asp_mix *mix, const asp_activations *acts,
             for (int64_t h = 0; h < c->n_head; h++) {
                 const int64_t at = (r * c->n_head + h) * c->d_head;
                 const asp_real *reference = mix->options->closed ? open_z(mix, acts, layer, b, h, r - acts->offsets[b])
-                                                                 : reference_z(mix, acts, layer, b, h, r - acts->offsets[b]);
+                                                                 : asp_replacement_z(&mix->replacement, layer, b, h, r - acts->offsets[b]);
                 for (int64_t j = 0; j < c->d_head; j++)
                     mix->mixed[at + j] = m * z[at + j] + (reference ? (1 - m) * reference[j] : 0);
             }
@@ -74,7 +62,7 @@ static void head_scores(const layer_job *job, int64_t sequence, int64_t head) {
     const int64_t t = acts->offsets[sequence + 1] - first;
     for (int64_t q = 0; q < t; q++) {
         const int64_t at = ((first + q) * c->n_head + head) * d;
-        const asp_real *reference = reference_z(mix, acts, job->layer, sequence, head, q);
+        const asp_real *reference = asp_replacement_z(&mix->replacement, job->layer, sequence, head, q);
         double score = dot(job->dz + at, acts->z.data + job->layer * acts->z.stride + at, d);
         if (reference) score -= dot(job->dz + at, reference, d);
         mix->scores[mix->options->unit == ASP_UNIT_HEAD ? unit : unit * t + q] += mix->share * score;
@@ -87,10 +75,10 @@ static double reference_score(const asp_mix *mix, const asp_real *dz, int64_t sq
     const int64_t d = mix->model->config.d_head;
     if (mix->options->reference.entries) return dot(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
     const int64_t unit = layer * mix->model->config.n_head + head;
-    if (!mix->pattern.data || (mix->options->closed && mix->options->closed[(unit * t + q) * t + k])) return 0;
-    const asp_real *v = (const asp_real *)mix->qkv.data + layer * mix->qkv.strides[0] + (row + k) * mix->qkv.strides[1] +
-                        2 * mix->qkv.strides[2] + head * d;
-    return (double)((const asp_real *)mix->pattern.data)[square + q * t + k] * dot(dz, v, d);
+    if (!mix->replacement.pattern.data || (mix->options->closed && mix->options->closed[(unit * t + q) * t + k])) return 0;
+    const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] + (row + k) * mix->replacement.qkv.strides[1] +
+                        2 * mix->replacement.qkv.strides[2] + head * d;
+    return (double)((const asp_real *)mix->replacement.pattern.data)[square + q * t + k] * dot(dz, v, d);
 }
 
 /* Entries: dz . (A v - reference), or what moving the gate logit to 0 would do: g P (dz . v) sigma'(g). */
@@ -146,27 +134,23 @@ typedef struct {
     asp_arena arena;
     asp_mix mix;
     double *work;             /* (2,L): gate bias, expected edges */
-    asp_real *copies, *pattern, *scores;
+    asp_real *copies;
 } attribution;
 
-static asp_status check(const asp_attribution_options *o, const asp_model *model, const int64_t *offsets,
-                        int64_t n_sequences, asp_error *err) {
-    const asp_reference *r = &o->reference;
+/* Checks the call and opens what items are replaced by. */
+static asp_status prepare(asp_replacement *r, const asp_attribution_options *o, const asp_model *model,
+                          const int64_t *offsets, int64_t n_sequences, asp_error *err) {
     if (o->metric.n_sequences != n_sequences)
         return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: the metric has %lld prompts, the batch %lld",
                         (long long)o->metric.n_sequences, (long long)n_sequences);
     if (o->steps < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: steps must be at least 1, got %lld", (long long)o->steps);
     if (o->through_gate && (o->unit != ASP_UNIT_EDGE || !model->config.gated))
         return asp_fail(err, ASP_BAD_ARGUMENT, "attribution through the gate is for attention edges of a gated model");
-    for (int64_t b = 0; b < n_sequences && (o->unit != ASP_UNIT_HEAD || r->z); b++)
-        if (offsets[b + 1] - offsets[b] != offsets[1])
-            return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: prompt %lld has %lld tokens, prompt 0 has %lld; items with positions and means need prompts of one length",
-                            (long long)b, (long long)(offsets[b + 1] - offsets[b]), (long long)offsets[1]);
-    if (r->run && (asp_run_n_sequences(r->run) != n_sequences ||
-                   memcmp(asp_run_offsets(r->run), offsets, (size_t)(n_sequences + 1) * sizeof *offsets) != 0))
-        return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: the reference run must have prompts of the same lengths");
-    if (r->run && (!asp_run_array(r->run, ASP_Z).data ||
-                   (o->unit == ASP_UNIT_EDGE && (!asp_run_array(r->run, ASP_PATTERN).data || !asp_run_array(r->run, ASP_QKV).data))))
+    const int alike = o->unit != ASP_UNIT_HEAD || o->reference.z;
+    const asp_status status =
+        asp_replacement_open(r, &o->reference, &model->config, offsets, n_sequences, alike, "attribution", err);
+    if (status) return status;
+    if (o->reference.run && (!r->z.data || (o->unit == ASP_UNIT_EDGE && (!r->pattern.data || !r->qkv.data))))
         return asp_fail(err, ASP_BAD_STATE, "attribution: the reference run must have recorded z, and pattern and v for entries");
     return asp_metric_check(&o->metric, model->config.n_vocab, err);
 }
@@ -214,16 +198,11 @@ static asp_status compute(attribution *a, const asp_model *m, const asp_attribut
 asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, const asp_attribution_options *options,
                            const asp_context *context, asp_error *err) {
-    asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
-    if (!status) status = check(options, model, offsets, n_sequences, err);
-    if (status) return status;
     const asp_batch batch = {tokens, offsets, n_sequences, NULL, NULL};
     attribution a = {.mix = {.model = model, .options = options, .scores = scores}};
-    if (options->reference.run) {
-        a.mix.z = asp_run_array(options->reference.run, ASP_Z);
-        a.mix.pattern = asp_run_array(options->reference.run, ASP_PATTERN);
-        a.mix.qkv = asp_run_array(options->reference.run, ASP_QKV);
-    }
+    asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
+    if (!status) status = prepare(&a.mix.replacement, options, model, offsets, n_sequences, err);
+    if (status) return status;
     status = asp_tape_prepare(&a.tape, model, &batch, context->n_threads, options->max_bytes, err);
     if (!status) status = allocate(&a, model, options, context->n_threads, err);
     asp_blas_enter();

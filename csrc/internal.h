@@ -188,6 +188,23 @@ void asp_changes_resid(const asp_changes *changes, int half, int64_t layer, asp_
 void asp_changes_before_mlp(const asp_changes *changes, int64_t layer, const asp_real *mid, int64_t width);
 void asp_changes_after_mlp(const asp_changes *changes, int64_t layer, asp_real *resid, asp_real *out, int64_t width);
 
+/* ---- reference.c -------------------------------------------------------------------------- */
+
+/* What ablated items of sequences with these offsets are replaced by. */
+typedef struct {
+    const asp_reference *given;
+    const asp_config *config;
+    const int64_t *offsets;     /* (B+1) of the sequences and of the paired run */
+    asp_array z, pattern, qkv;  /* of the paired run; data NULL if there is none or it did not record them */
+} asp_replacement;
+/* Checks lengths: `alike` if all sequences must have as many tokens.  caller: begins the error's text. */
+asp_status asp_replacement_open(asp_replacement *replacement, const asp_reference *given, const asp_config *config,
+                                const int64_t *offsets, int64_t n_sequences, int alike, const char *caller,
+                                asp_error *err);
+/* What z (D) of an ablated head is at one position, or NULL for zero. */
+const asp_real *asp_replacement_z(const asp_replacement *replacement, int64_t layer, int64_t sequence, int64_t head,
+                                  int64_t position);
+
 /* ---- variants.c ------------------------------------------------------------------------ */
 
 /* Packed variants of clean sequences; sequence i of the pass is variants[i], from its first position on. */
@@ -196,9 +213,8 @@ typedef struct asp_variants {
     const asp_variant *variants;
     asp_unit unit;
     const int32_t *order;
-    asp_reference reference;
-    asp_array clean_qkv, z, pattern, qkv; /* the clean run's; the others the reference run's, or data NULL */
-    const int64_t *offsets;               /* of the clean run and of the reference run */
+    asp_replacement replacement;          /* its offsets are the clean run's */
+    asp_array clean_qkv;
     uint8_t *masks;                       /* (n_threads, longest^2) */
     int64_t longest;
     int last_only;                        /* z of the last position only */
@@ -215,7 +231,7 @@ typedef struct asp_mix {
     const asp_model *model;
     const asp_attribution_options *options;
     double m, share;         /* 1 - m is the reference's part; share of the result: 1 / steps */
-    asp_array z, pattern, qkv; /* of the reference run, data NULL if there is none */
+    asp_replacement replacement;
     asp_real *mixed;         /* (R,H,D) of one layer */
     asp_real *open_z;        /* (D) scratch */
     double *scores;

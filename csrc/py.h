@@ -69,6 +69,8 @@ int asp_py_read_begin(py_model *model);
 void asp_py_read_end(py_model *model);
 int asp_py_write_begin(py_model *model);
 void asp_py_write_end(py_model *model);
+/* Threads of a call on a model: those asked for, or the module's number for 0. */
+int asp_py_n_threads(PyObject *model, int asked);
 
 /* ---- py_sweep.c -------------------------------------------------------------------- */
 

@@ -254,7 +254,7 @@ int asp_py_records(PyObject *names, uint64_t *records) {
     return 1;
 }
 
-static int n_threads(PyObject *self, int asked) {
+int asp_py_n_threads(PyObject *self, int asked) {
     return asked > 0 ? asked : asp_py_state(Py_TYPE(self))->n_threads;
 }
 
@@ -305,7 +305,7 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (run) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, n_threads(self, threads));
+        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
         const asp_status status = asp_run_new(&run->run, model->model, batch.tokens, batch.offsets, batch.n_sequences,
                                               &options, &call.context, &err);
         asp_py_call_end(&call);
@@ -375,7 +375,7 @@ static PyObject *compute_gradients(PyObject *self, const py_batch *batch, const 
         asp_error err = {0};
         py_call call;
         result->model = (py_model *)Py_NewRef(self);
-        asp_py_call_begin(&call, n_threads(self, threads));
+        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
         const asp_status status = asp_gradients_new(&result->gradients, model->model, batch->tokens, batch->offsets,
                                                     batch->n_sequences, options, &call.context, &err);
         asp_py_call_end(&call);

@@ -163,7 +163,7 @@ PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (result && asp_py_read_begin((py_model *)self)) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, threads > 0 ? threads : state->n_threads);
+        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
         const asp_status status = asp_sweep(values, ((py_model *)self)->model, run, s.variants, s.n_variants, &s.options,
                                             &call.context, &err);
         asp_py_call_end(&call);
@@ -225,7 +225,7 @@ PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwa
     if (result && asp_py_read_begin((py_model *)self)) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, threads > 0 ? threads : asp_py_state(Py_TYPE(self))->n_threads);
+        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
         const asp_status status = asp_attribution(scores, model, batch.tokens, batch.offsets, batch.n_sequences, &a.options,
                                                   &call.context, &err);
         asp_py_call_end(&call);

@@ -39,27 +39,22 @@ static asp_status check_variant(const sweep *s, const asp_variant *v, int64_t i,
     return ASP_OK;
 }
 
-static asp_status check(sweep *s, const asp_variant *variants, int64_t n, asp_error *err) {
-    const asp_reference *r = &s->options->reference;
-    const int64_t n_sequences = asp_run_n_sequences(s->clean), length = s->offsets[1];
+/* Checks the call and opens what items are replaced by. */
+static asp_status prepare(sweep *s, const asp_variant *variants, int64_t n, asp_error *err) {
+    const asp_reference *given = &s->options->reference;
+    const int64_t n_sequences = asp_run_n_sequences(s->clean);
     if (!s->resid.data || !s->view.clean_qkv.data)
         return asp_fail(err, ASP_BAD_STATE, "sweep: the clean run must have recorded resid_pre, q, k and v");
     if (s->options->metric.n_sequences != n_sequences)
         return asp_fail(err, ASP_BAD_ARGUMENT, "sweep: the metric has %lld prompts, the clean run %lld",
                         (long long)s->options->metric.n_sequences, (long long)n_sequences);
-    const int alike = s->options->unit != ASP_UNIT_HEAD || r->z || r->entries;
-    for (int64_t b = 0; alike && b < n_sequences; b++)
-        if (s->offsets[b + 1] - s->offsets[b] != length)
-            return asp_fail(err, ASP_BAD_ARGUMENT, "sweep: prompt %lld has %lld tokens, prompt 0 has %lld; items with positions and means need prompts of one length",
-                            (long long)b, (long long)(s->offsets[b + 1] - s->offsets[b]), (long long)length);
-    if (r->run) {
-        if (asp_run_n_sequences(r->run) != n_sequences ||
-            memcmp(asp_run_offsets(r->run), s->offsets, (size_t)(n_sequences + 1) * sizeof *s->offsets) != 0)
-            return asp_fail(err, ASP_BAD_ARGUMENT, "sweep: the reference run must have prompts of the same lengths");
-        if (s->options->unit == ASP_UNIT_EDGE ? !s->view.pattern.data || !s->view.qkv.data : !s->view.z.data)
-            return asp_fail(err, ASP_BAD_STATE, "sweep: the reference run must have recorded z, or pattern and v for entries");
-    }
-    asp_status status = asp_metric_check(&s->options->metric, s->model->config.n_vocab, err);
+    const int alike = s->options->unit != ASP_UNIT_HEAD || given->z || given->entries;
+    asp_status status = asp_replacement_open(&s->view.replacement, given, &s->model->config, s->offsets, n_sequences,
+                                             alike, "sweep", err);
+    const asp_replacement *r = &s->view.replacement;
+    if (!status && given->run && (s->options->unit == ASP_UNIT_EDGE ? !r->pattern.data || !r->qkv.data : !r->z.data))
+        return asp_fail(err, ASP_BAD_STATE, "sweep: the reference run must have recorded z, or pattern and v for entries");
+    if (!status) status = asp_metric_check(&s->options->metric, s->model->config.n_vocab, err);
     for (int64_t i = 0; !status && i < n; i++) status = check_variant(s, &variants[i], i, err);
     return status;
 }
@@ -247,20 +242,13 @@ static asp_status block_values(sweep *s, double *values, int64_t n, const asp_co
 asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
                      int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
                      asp_error *err) {
-    const asp_run *paired = options->reference.run;
     sweep s = {.model = model, .clean = clean, .options = options, .resid = asp_run_array(clean, ASP_RESID),
                .offsets = asp_run_offsets(clean)};
     s.view = (asp_variants){.config = &model->config, .unit = options->unit, .order = options->order,
-                            .reference = options->reference, .clean_qkv = asp_run_array(clean, ASP_QKV),
-                            .offsets = s.offsets};
-    if (paired) {
-        s.view.z = asp_run_array(paired, ASP_Z);
-        s.view.pattern = asp_run_array(paired, ASP_PATTERN);
-        s.view.qkv = asp_run_array(paired, ASP_QKV);
-    }
+                            .clean_qkv = asp_run_array(clean, ASP_QKV)};
     for (int64_t b = 0; b < asp_run_n_sequences(clean); b++)
         s.view.longest = asp_max(s.view.longest, s.offsets[b + 1] - s.offsets[b]);
-    asp_status status = check(&s, variants, n_variants, err);
+    asp_status status = prepare(&s, variants, n_variants, err);
     if (status) return status;
     s.sorted = asp_allocate(n_variants + 1, sizeof *s.sorted);
     if (!s.sorted) return asp_fail(err, ASP_NO_MEMORY, "no memory for %lld variants", (long long)n_variants);

@@ -7,24 +7,9 @@ static int is_ablated(const asp_variant *v, int32_t rank) {
     return rank >= 0 && (rank < v->begin || rank >= v->end || rank == v->except);
 }
 
-/* Row of position 0 of the variant's sequence in arrays of the reference, whose prompts have the same lengths. */
-static int64_t reference_row(const asp_variants *vs, const asp_variant *v) { return vs->offsets[v->sequence]; }
-
 /* Tokens of the whole sequence; a narrow variant's unit ends at its first position. */
 static int64_t length_of(const asp_variants *vs, const asp_variant *v) {
-    return vs->offsets[v->sequence + 1] - vs->offsets[v->sequence];
-}
-
-/* What z (D) of an ablated head is at one position: from the paired run, a mean, or NULL for zero. */
-static const asp_real *reference_z(const asp_variants *vs, const asp_variant *v, int64_t layer, int64_t head,
-                                   int64_t position, int64_t n_tokens) {
-    const asp_config *c = vs->config;
-    if (vs->z.data)
-        return (const asp_real *)vs->z.data + layer * vs->z.strides[0] +
-               (reference_row(vs, v) + position) * vs->z.strides[1] + head * c->d_head;
-    if (vs->reference.z)
-        return vs->reference.z + ((layer * n_tokens + position) * c->n_head + head) * c->d_head;
-    return NULL;
+    return vs->replacement.offsets[v->sequence + 1] - vs->replacement.offsets[v->sequence];
 }
 
 static void replace_row(asp_real *z, const asp_real *reference, int64_t d) {
@@ -39,7 +24,8 @@ static void replace_heads(const asp_variants *vs, const asp_variant *v, const as
     for (int64_t q = asp_max(u->n_prefix, u->first_query); q < u->n_tokens; q++) {
         const int32_t rank = vs->order[vs->unit == ASP_UNIT_HEAD ? unit : unit * t + q];
         if (is_ablated(v, rank))
-            replace_row(u->z + (q - u->n_prefix) * u->z_stride, reference_z(vs, v, layer, head, q, t), u->d_head);
+            replace_row(u->z + (q - u->n_prefix) * u->z_stride,
+                        asp_replacement_z(&vs->replacement, layer, v->sequence, head, q), u->d_head);
     }
 }
 
@@ -64,13 +50,14 @@ static int mark_ablated(const asp_variant *v, const asp_attention_unit *u, const
 static void add_references(const asp_variants *vs, const asp_variant *v, const asp_attention_unit *u, int64_t layer,
                            int64_t head, const uint8_t *mask) {
     const asp_config *c = vs->config;
+    const asp_replacement *r = &vs->replacement;
     const int64_t t = length_of(vs, v), n = u->n_tokens, d = c->d_head, square = (layer * c->n_head + head) * t * t;
     const asp_real *pattern = NULL, *values = NULL, *entries = NULL;
-    if (vs->reference.entries) entries = vs->reference.entries + square * d;
-    else if (vs->pattern.data) {
-        pattern = (const asp_real *)vs->pattern.data + asp_square_offset(c, vs->offsets, v->sequence) + square;
-        values = (const asp_real *)vs->qkv.data + layer * vs->qkv.strides[0] + reference_row(vs, v) * vs->qkv.strides[1] +
-                 2 * vs->qkv.strides[2] + head * d;
+    if (r->given->entries) entries = r->given->entries + square * d;
+    else if (r->pattern.data) {
+        pattern = (const asp_real *)r->pattern.data + asp_square_offset(c, r->offsets, v->sequence) + square;
+        values = (const asp_real *)r->qkv.data + layer * r->qkv.strides[0] + r->offsets[v->sequence] * r->qkv.strides[1] +
+                 2 * r->qkv.strides[2] + head * d;
     } else {
         return;
     }
@@ -79,7 +66,7 @@ static void add_references(const asp_variants *vs, const asp_variant *v, const a
         for (int64_t k = 0; k <= q; k++) {
             if (mask[q * n + k] != REPLACED) continue;
             const asp_real weight = pattern ? pattern[q * t + k] : 1;
-            const asp_real *x = pattern ? values + k * vs->qkv.strides[1] : entries + (q * t + k) * d;
+            const asp_real *x = pattern ? values + k * r->qkv.strides[1] : entries + (q * t + k) * d;
             for (int64_t j = 0; j < d; j++) z[j] += weight * x[j];
         }
     }
@@ -92,7 +79,7 @@ void asp_variant_attention(const asp_variants *vs, asp_attention_unit *u, int64_
     u->n_prefix = v->first;
     u->n_tokens += v->first;
     const asp_real *clean = (const asp_real *)vs->clean_qkv.data + layer * vs->clean_qkv.strides[0] +
-                            vs->offsets[v->sequence] * vs->clean_qkv.strides[1] + head * u->d_head;
+                            vs->replacement.offsets[v->sequence] * vs->clean_qkv.strides[1] + head * u->d_head;
     u->prefix_k = clean + vs->clean_qkv.strides[2];
     u->prefix_v = clean + 2 * vs->clean_qkv.strides[2];
     u->first_query = vs->last_only ? u->n_tokens - 1 : v->first;
