@@ -13,7 +13,7 @@
 #define ASP_MODULE "attnsparse." ASP_STRING(ASP_MODULE_NAME)
 
 typedef struct {
-    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type;
+    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *coder_type;
     int n_threads;
 } py_state;
 
@@ -47,7 +47,14 @@ typedef struct {
     atomic_int busy;
 } py_trainer;
 
-extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
+typedef struct {
+    PyObject_HEAD
+    asp_coder *coder;
+    atomic_int busy;
+} py_coder;
+
+extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec,
+    asp_py_coder_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
 

@@ -168,7 +168,8 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_model_spec, &state->model_type) < 0) return -1;
     if (add_type(module, &asp_py_run_spec, &state->run_type) < 0) return -1;
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
-    return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
+    if (add_type(module, &asp_py_trainer_spec, &state->trainer_type) < 0) return -1;
+    return add_type(module, &asp_py_coder_spec, &state->coder_type);
 }
 
 static int traverse(PyObject *module, visitproc visit, void *arg) {
@@ -177,6 +178,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->run_type);
     Py_VISIT(state->gradients_type);
     Py_VISIT(state->trainer_type);
+    Py_VISIT(state->coder_type);
     return 0;
 }
 
@@ -186,6 +188,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->run_type);
     Py_CLEAR(state->gradients_type);
     Py_CLEAR(state->trainer_type);
+    Py_CLEAR(state->coder_type);
     return 0;
 }
 
