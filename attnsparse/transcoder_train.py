@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import randomness, training_file
+from . import training_file
 from . import transcoder_train_state as state
 from .engine import checked_threads, core_for
 from .model import Model
@@ -24,12 +24,13 @@ from .progress import progress_bar
 from .training_data import Data
 from .transcoder import ArraySource, Transcoders
 from .transcoder_options import TranscoderOptions
+from .transcoder_start import first_weights
 from .transcoder_train_state import RESULTS, WEIGHTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCALE_BATCHES = 8  # first batches, from which each layer's scale and first bias are taken
+START_BATCHES = 4  # first batches, from which each layer's scale and first weights are taken
 _RECORDED = ("ln2_normalized", "mlp_out")
 _MOST_PRICE = 1e6  # largest factor that `l0` puts on the sparsity
 
@@ -107,27 +108,21 @@ class TranscoderTrainer:
     # --- the beginning
 
     def _start(self) -> None:
-        """First weights: random directions to read and to write, each output's mean as bias."""
-        total, squares, n = 0.0, 0.0, 0
-        for step in range(SCALE_BATCHES):
-            outputs = self._rows(step)[1].astype(np.float64)
-            total, squares = total + outputs.sum(axis=1), squares + (outputs**2).sum(axis=1)
-            n += outputs.shape[1]
-        mean = total / n
-        variance = (squares / n - mean**2).mean(axis=1)
-        self.output_scale = np.sqrt(np.maximum(variance, 1e-20))
+        """Scales and first weights, from the first batches."""
+        pieces = [self._rows(step) for step in range(START_BATCHES)]
+        inputs, outputs = (np.concatenate(arrays, axis=1) for arrays in zip(*pieces))
+        threshold = math.log(self.options.threshold)
         for layer, core in enumerate(self._layers):
-            weights = self._first_weights(layer, core.array("b_enc").shape[0])
-            weights["b_dec"] = mean[layer] / self.output_scale[layer]
+            rows = outputs[layer].astype(np.float64)
+            scale = math.sqrt(max(float(((rows - rows.mean(axis=0)) ** 2).mean()), 1e-20))
+            n_features = len(core.array("b_enc"))
+            weights = first_weights(
+                inputs[layer], outputs[layer], scale, n_features, self.options.seed, layer
+            )
+            weights["log_threshold"] = np.full(n_features, threshold)
             for key, value in weights.items():
                 core.load(key, np.ascontiguousarray(value, self.model.dtype))
-
-    def _first_weights(self, layer: int, n_features: int) -> dict[str, np.ndarray]:
-        shape = (2, n_features, self.model.config.d_model)
-        rows = randomness.normal(shape, self.options.seed, randomness.TRANSCODERS, layer)
-        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-        threshold = np.full(n_features, math.log(self.options.threshold))
-        return {"w_enc": rows[0], "w_dec": rows[1], "log_threshold": threshold}
+            self.output_scale[layer] = scale
 
     # --- steps
 

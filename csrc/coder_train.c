@@ -142,7 +142,7 @@ static int64_t select_largest(const asp_real *pre, int64_t n_features, const uin
                               asp_real *values) {
     int64_t n = 0, least = 0;
     for (int64_t f = 0; f < n_features; f++) {
-        if (pre[f] <= 0 || (among && !among[f]) || (n == k && pre[f] <= values[least])) continue;
+        if ((among ? !among[f] : pre[f] <= 0) || (n == k && pre[f] <= values[least])) continue;
         if (n == k) { /* out goes the smallest, of equal ones the last */
             n--;
             memmove(chosen + least, chosen + least + 1, (size_t)(n - least) * sizeof *chosen);
