@@ -83,6 +83,16 @@ py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *co
 void asp_py_interventions_free(py_interventions *interventions);
 const asp_interventions *asp_py_interventions_given(const py_interventions *interventions);
 
+/* ---- py_graph.c -------------------------------------------------------------------- */
+
+PyObject *asp_py_model_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_model_graph_carried(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_model_graph_received(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_influence(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_factors(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_prune(PyObject *module, PyObject *args);
+
 /* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
 
 enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE };
@@ -100,6 +110,17 @@ PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name
 PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
 /* The same after conversion of whatever numbers came; a copy too. */
 PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+
+/* Arrays of a call, let go together. */
+typedef struct {
+    PyObject *arrays[16];
+    int n;
+} py_held;
+/* Data of a private copy, or of the array itself (its numbers may then change while the GIL is released, so it must
+ * hold no indices); NULL and an exception if it is not of this kind.  dims (n_dims) written. */
+void *asp_py_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+void *asp_py_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+void asp_py_let_go(py_held *held);
 
 /* Copies of the tokens and offsets of a call, checked against each other. */
 typedef struct {

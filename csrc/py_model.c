@@ -433,6 +433,12 @@ static PyMethodDef methods[] = {
      "sweep(clean, variants, unit, order, reference, metric, threads=0) -> metric of every variant"},
     {"attribution", (PyCFunction)(void (*)(void))asp_py_model_attribution, METH_VARARGS | METH_KEYWORDS,
      "attribution(tokens, offsets, unit, steps, through_gate, reference, closed, metric, max_bytes=..., threads=0) -> scores"},
+    {"graph_edges", (PyCFunction)(void (*)(void))asp_py_model_graph_edges, METH_VARARGS | METH_KEYWORDS,
+     "graph_edges(frozen, writes, reads, threads=0) -> (edges, bias)"},
+    {"graph_carried", (PyCFunction)(void (*)(void))asp_py_model_graph_carried, METH_VARARGS | METH_KEYWORDS,
+     "graph_carried(frozen, writes, threads=0) -> carried"},
+    {"graph_received", (PyCFunction)(void (*)(void))asp_py_model_graph_received, METH_VARARGS | METH_KEYWORDS,
+     "graph_received(frozen, reads, alone, threads=0) -> received"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "
      "max_bytes=..., threads=0) -> Gradients"},
