@@ -55,8 +55,8 @@ def compute_gradients(
         targets = weights = None
     else:
         own_targets = targets is not None
-        targets = _targets(batch, targets)
-        weights = _weights(batch, loss_mask, own_targets, model.dtype)
+        targets = loss_targets(batch, targets)
+        weights = loss_weights(batch, loss_mask, own_targets, model.dtype)
     records = tuple({CORE_NAMES[name] for name in names if name != "parameters"})
     max_bytes = checked_bytes(max_bytes)
     core = model._core.gradients(
@@ -77,7 +77,7 @@ def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.nd
     return array.reshape(n, n_vocab)
 
 
-def _targets(batch: Batch, targets: Any) -> np.ndarray:
+def loss_targets(batch: Batch, targets: Any) -> np.ndarray:
     """Given targets, one per token; by default the next token (and 0, never used, after the last)."""
     if targets is not None:
         given = np.asarray(targets)
@@ -90,7 +90,7 @@ def _targets(batch: Batch, targets: Any) -> np.ndarray:
     return following
 
 
-def _weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtype) -> np.ndarray:
+def loss_weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtype) -> np.ndarray:
     n = len(batch.tokens)
     if loss_mask is None:
         weights = np.ones(n, dtype)

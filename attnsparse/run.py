@@ -87,8 +87,9 @@ def compute_run(
     max_bytes: int,
     threads: int | None,
     changes: tuple[Any, ...] | None = None,
+    substitute: tuple[Any, ...] | None = None,
 ) -> Run:
-    """See `Model.run`. changes: see `interventions.compile_interventions`."""
+    """See `Model.run`. changes: see `interventions.compile_interventions`; substitute: see `_core.Model.run`."""
     if not isinstance(logits, str) or logits not in LOGITS:
         raise ValueError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
     names, edges = core_records(record)
@@ -105,6 +106,7 @@ def compute_run(
         threshold,
         checked_threads(threads),
         changes,
+        substitute,
     )
     return Run(model, core, batch, logits, None)
 

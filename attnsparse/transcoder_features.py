@@ -1,0 +1,349 @@
+"""Features: what transcoders find active in one prompt; and the model with its MLPs replaced by them.
+
+The arithmetic is the C core's (csrc/features.c); this file hands it the weights it asks for, one layer at a
+time, and gives what it found names and tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .batch import Batch, as_batch
+from .engine import checked_threads, core_for
+from .errors import ConfigError
+from .gradients import loss_targets, loss_weights
+from .interventions import compile_interventions
+from .labels import checked_base, token_label
+from .progress import progress_bar
+from .run import DEFAULT_MAX_BYTES, Run, as_names, as_reals, checked_bytes, compute_run, core_records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .model import Model
+    from .transcoder import Transcoders
+
+RECORDED = (
+    "pattern", "ln1_scale", "ln2_scale", "ln_final_scale", "ln2_normalized", "embed", "pos_embed", "resid_pre",
+    "resid_mid", "resid_post", "mlp_out",
+)  # fmt: skip
+NO_MLP = ("mlp_pre", "mlp_post")
+_TOKENS_AT_ONCE = 2048  # of an evaluation
+
+
+class Features:
+    """The active features of one prompt, sorted by (layer, position, feature), and what they leave unexplained.
+
+    With n active features, L layers, T tokens, E model width; arrays are read-only views of the core's memory,
+    real is float32 (float64 for a float64 model):
+
+    * layer, position, feature int32 [n], counted from 0; activation real [n], never 0;
+    * start int64 [L + 1]: features of layer l are start[l] .. start[l + 1] - 1;
+    * reconstruction real [L, T, E]: what the transcoders write to each MLP output, with skip and output_bias;
+    * error real [L, T, E]: mlp_out - reconstruction;
+    * run: the `Run` they were found in; transcoders: the `Transcoders`.
+    """
+
+    def __init__(self, core: Any, run: Run, transcoders: Transcoders) -> None:
+        """Made by `Transcoders.features`."""
+        self._core = core
+        self.run = run
+        self.transcoders = transcoders
+        for name in ("layer", "position", "feature", "activation", "start", "reconstruction", "error"):
+            setattr(self, name, core.array(name))
+
+    layer: np.ndarray
+    position: np.ndarray
+    feature: np.ndarray
+    activation: np.ndarray
+    start: np.ndarray
+    reconstruction: np.ndarray
+    error: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    @property
+    def n_tokens(self) -> int:
+        """T, the number of tokens."""
+        return self.error.shape[1]
+
+    @property
+    def l0(self) -> np.ndarray:
+        """float64 [L]: active features per token."""
+        return np.diff(self.start) / self.n_tokens
+
+    @property
+    def explained_variance(self) -> np.ndarray:
+        """float64 [L]: 1 - sum error**2 / sum (mlp_out - its mean over positions)**2; NaN for one token."""
+        centred = self.run.mlp_out - self.run.mlp_out.mean(axis=1, dtype=np.float64, keepdims=True)
+        total, error = (np.square(a, dtype=np.float64).sum(axis=(1, 2)) for a in (centred, self.error))
+        return np.where(total > 0, 1 - error / np.where(total > 0, total, 1), np.nan)
+
+    def to_pandas(self, base: int = 0) -> pd.DataFrame:
+        """One row per active feature: layer, position (counted from `base`, 0 or 1), token, feature, activation."""
+        import pandas as pd
+
+        base = checked_base(base)
+        tokens = np.array([token_label(token) for token in self.run.token_strings], object)
+        columns = {
+            "layer": self.layer,
+            "position": self.position + base,
+            "token": tokens[self.position],
+            "feature": self.feature,
+            "activation": self.activation,
+        }
+        return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        explained = np.nanmean(self.explained_variance) if self.n_tokens > 1 else np.nan
+        return (
+            f"Features({len(self):,} active in {self.n_tokens} tokens, {self.l0.sum():.1f} per token, "
+            f"explained variance {explained:.3f}, transcoders={self.transcoders.name!r})"
+        )
+
+
+# ------------------------------------------------------------------------------------------- one prompt
+
+
+def find_features(
+    transcoders: Transcoders,
+    model: Model,
+    prompt: Any,
+    prepend_bos: bool,
+    record: str | Sequence[str],
+    max_bytes: int,
+    threads: int | None,
+    progress: bool | None,
+) -> Features:
+    """See `Transcoders.features`."""
+    transcoders.check(model, weights=False)
+    threads, max_bytes = checked_threads(threads), checked_bytes(max_bytes)
+    if isinstance(prompt, Run):
+        run = prompt
+        if run.model is not model:
+            raise ValueError("features: the run is of another model")
+    else:
+        names = (*RECORDED, *as_names("record", record))
+        run = model.run(prompt, names, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None)
+    if len(run) != 1:
+        raise ValueError(f"features are of one prompt, got {len(run)}; use run[i], or one prompt at a time")
+    first, last = run._range(0 if run._index is None else run._index)
+    with progress_bar(progress, transcoders.n_layer, "features", "layer") as bar:
+        core = new_core(transcoders, model, last - first, max_bytes)
+        core.fill(run._core, first, _Weights(transcoders, model, bar), threads)
+    return Features(core, run if run._index is not None else run[0], transcoders)
+
+
+def new_core(transcoders: Transcoders, model: Model, n_tokens: int, max_bytes: int) -> Any:
+    """An empty `_core.Features` of `n_tokens` rows."""
+    return core_for(str(model.dtype)).Features(
+        model._core,
+        n_tokens,
+        transcoders.activation,
+        transcoders.top_k or 0,
+        transcoders.cross_layer,
+        transcoders.input_hook == "hook_resid_mid",
+        max_bytes,
+    )
+
+
+class _Weights:
+    """What the core asks for, in the model's dtype; shapes are checked before anything is used."""
+
+    def __init__(self, transcoders: Transcoders, model: Model, bar: Any = None) -> None:
+        self.transcoders, self.dtype, self.bar = transcoders, model.dtype, bar
+
+    def encoder(self, layer: int) -> tuple[Any, ...]:
+        """(w_enc, b_enc, threshold or None)."""
+        t = self.transcoders
+        encoder, f = t.source.encoder(layer), t.n_features[layer]
+        threshold = None
+        if t.activation == "jump_relu":
+            threshold = self._array("threshold", layer, encoder.threshold, (f,))
+        return (
+            self._array("w_enc", layer, encoder.w_enc, (f, t.d_model)),
+            self._array("b_enc", layer, encoder.b_enc, (f,)),
+            threshold,
+        )
+
+    def rows(self, layer: int, features: np.ndarray) -> np.ndarray:
+        """[n, W, E]."""
+        t = self.transcoders
+        rows = t.source.decoder_rows(layer, features)
+        return self._array("w_dec", layer, rows, (len(features), t.writes(layer), t.d_model))
+
+    def output(self, layer: int) -> tuple[Any, ...]:
+        """(output_bias, skip or None)."""
+        t = self.transcoders
+        skip, e = t.source.skip(layer), t.d_model
+        if self.bar is not None:
+            self.bar.update()
+        return (
+            self._array("output_bias", layer, t.source.output_bias(layer), (e,)),
+            None if skip is None else self._array("skip", layer, skip, (e, e)),
+        )
+
+    def _array(self, name: str, layer: int, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+        if np.shape(value) != shape:
+            found = "is missing" if value is None else f"has shape {np.shape(value)}"
+            text = f"{name} of layer {layer} {found}, expected shape {shape}"
+            raise ConfigError(text, code="config_value", field=f"{name}.{layer}")
+        return as_reals(f"{name} of layer {layer}", value, self.dtype)
+
+
+# ------------------------------------------------------------------------------------------- replaced MLPs
+
+
+def replacement_run(
+    transcoders: Transcoders,
+    model: Model,
+    prompts: Any,
+    errors: Features | None,
+    prepend_bos: bool,
+    ablate: Any,
+    patch: Any,
+    record: str | Sequence[str],
+    logits: str,
+    edge_threshold: float,
+    max_bytes: int,
+    threads: int | None,
+) -> Run:
+    """See `Transcoders.replacement_run`."""
+    transcoders.check(model, weights=False)
+    batch = as_batch(model, prompts, prepend_bos)
+    names = as_names("record", record)
+    if wrong := [name for name in NO_MLP if name in names]:
+        raise ValueError(f"record: a run with replaced MLPs has no {wrong[0]}")
+    if "all" in names:
+        core_records(names)
+        names = [*(name for name in names if name != "all"), *(n for n in _everything() if n not in NO_MLP)]
+    given = None if errors is None else _given_errors(transcoders, model, batch, errors)
+    core = new_core(transcoders, model, len(batch.tokens), checked_bytes(max_bytes))
+    substitute = (core, _Weights(transcoders, model), given)
+    changes = compile_interventions(model, batch, ablate, patch)
+    return compute_run(model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute)
+
+
+def _everything() -> tuple[str, ...]:
+    from .run import PRESETS
+
+    return PRESETS["all"]
+
+
+def _given_errors(transcoders: Transcoders, model: Model, batch: Batch, errors: Any) -> np.ndarray:
+    if not isinstance(errors, Features):
+        raise TypeError(f"errors must be Features, got {type(errors).__name__}")
+    if errors.transcoders is not transcoders or errors.run.model is not model:
+        raise ValueError("errors must be Features that these transcoders found in this model")
+    if len(batch) != 1 or not np.array_equal(batch.tokens, errors.run.tokens):
+        raise ValueError("errors are those of one prompt, and this is another one; make Features of it")
+    return errors.error
+
+
+# ------------------------------------------------------------------------------------------- how good
+
+
+def evaluate(
+    transcoders: Transcoders,
+    model: Model,
+    prompts: Any,
+    targets: Any,
+    loss_mask: Any,
+    prepend_bos: bool,
+    threads: int | None,
+    progress: bool | None,
+) -> pd.DataFrame:
+    """See `Transcoders.evaluate`."""
+    import pandas as pd
+
+    transcoders.check(model, weights=False)
+    batch = as_batch(model, prompts, prepend_bos)
+    wanted = loss_targets(batch, targets)
+    weights = loss_weights(batch, loss_mask, targets is not None, np.dtype(np.float64))
+    if not weights.sum() > 0:
+        raise ValueError("no token to be predicted has a loss weight above 0")
+    sums = _Sums(transcoders)
+    groups = _groups(batch)
+    with progress_bar(progress, len(groups), "transcoders", "batch") as bar:
+        for part, rows in groups:
+            sums.add(model, part, wanted[rows], weights[rows], threads)
+            if bar is not None:
+                bar.update()
+    return pd.DataFrame(sums.columns(len(batch.tokens), float(weights.sum())))
+
+
+def _groups(batch: Batch) -> list[tuple[Batch, slice]]:
+    """The prompts in batches of at most some thousand tokens (a longer prompt alone), with their rows."""
+    bounds = [0]
+    for i in range(len(batch)):
+        if i > bounds[-1] and batch.offsets[i + 1] - batch.offsets[bounds[-1]] > _TOKENS_AT_ONCE:
+            bounds.append(i)
+    found = []
+    for first, last in zip(bounds, [*bounds[1:], len(batch)]):
+        offsets = batch.offsets[first : last + 1]
+        rows = slice(int(offsets[0]), int(offsets[-1]))
+        part = Batch(
+            batch.tokens[rows], offsets - offsets[0], batch.texts[first:last], False, batch.prepend_bos
+        )
+        found.append((part, rows))
+    return found
+
+
+class _Sums:
+    """What an evaluation adds up over batches."""
+
+    def __init__(self, transcoders: Transcoders) -> None:
+        n_layer, e = transcoders.n_layer, transcoders.d_model
+        self.transcoders = transcoders
+        self.active, self.error, self.square = np.zeros((3, n_layer))
+        self.out = np.zeros((n_layer, e))
+        self.seen = [np.zeros(f, bool) for f in transcoders.n_features]
+        self.loss = np.zeros(2)  # of the model, and of the model with replaced MLPs
+
+    def add(self, model: Model, batch: Batch, targets: np.ndarray, weights: np.ndarray, threads: Any) -> None:
+        """One batch; targets and weights [N]."""
+        t, n = self.transcoders, checked_threads(threads)
+        names = ("ln2_normalized", "resid_mid", "mlp_out")
+        run = compute_run(model, batch, names, "all", 0.0, DEFAULT_MAX_BYTES, threads)
+        core = new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES)
+        core.fill(run._core, 0, _Weights(t, model), n)
+        start, feature, error = core.array("start"), core.array("feature"), core.array("error")
+        out = run._core.array("mlp_out")
+        for layer in range(t.n_layer):
+            self.seen[layer][feature[start[layer] : start[layer + 1]]] = True
+            self.error[layer] += np.square(error[layer], dtype=np.float64).sum()
+            self.square[layer] += np.square(out[layer], dtype=np.float64).sum()
+            self.out[layer] += out[layer].sum(axis=0, dtype=np.float64)
+        self.active += np.diff(start)
+        substitute = (new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES), _Weights(t, model), None)
+        replaced = compute_run(model, batch, (), "all", 0.0, DEFAULT_MAX_BYTES, threads, None, substitute)
+        for i, each in enumerate((run, replaced)):
+            self.loss[i] += _cross_entropy(each._core.array("logits"), targets) @ weights
+
+    def columns(self, n_tokens: int, weight: float) -> dict[str, Any]:
+        """The columns of the table."""
+        total = self.square - (self.out**2).sum(axis=1) / n_tokens
+        return {
+            "layer": np.arange(self.transcoders.n_layer),
+            "n_features": np.array(self.transcoders.n_features),
+            "l0": self.active / n_tokens,
+            "explained_variance": np.where(total > 0, 1 - self.error / np.where(total > 0, total, 1), np.nan),
+            "dead": np.array([1 - seen.mean() for seen in self.seen]),
+            "cross_entropy": self.loss[0] / weight,
+            "cross_entropy_replaced": self.loss[1] / weight,
+        }
+
+
+def _cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """float64 [N] in nats; logits [N, V], some rows at a time."""
+    found = np.empty(len(targets))
+    for first in range(0, len(targets), 256):
+        rows = slice(first, min(first + 256, len(targets)))
+        shifted = logits[rows].astype(np.float64) - logits[rows].max(axis=1, keepdims=True)
+        chosen = np.take_along_axis(shifted, targets[rows, None].astype(np.int64), axis=1)[:, 0]
+        found[rows] = np.log(np.exp(shifted).sum(axis=1)) - chosen
+    return found
