@@ -77,13 +77,14 @@ def attribution_graph(
     )
     logits = logit_reads(model, features.run, target, wrong, max_n_logits, desired_logit_prob)
     with progress_bar(progress, 4, "graph", "part") as bar:
+        step = (lambda: None) if bar is None else bar.update
         sources = read_sources(model, features, max_bytes)
-        bar.update()
+        step()
         reads = feature_reads(features, model)
         chosen, rows, bias = choose_features(sources, logits, reads, most, threads)
-        bar.update()
+        step()
         graph = _assemble(sources, logits, reads, chosen, rows, bias, labels, threads)
-        bar.update()
+        step()
         options = {
             "target": _shown(target),
             "wrong": _shown(wrong),
