@@ -283,6 +283,22 @@ class Graph:
 
         return score_pairs(self, layer, head, query, key)
 
+    def check(self, nodes: Nodes | None = None, entries: Any = None, *, together: bool = False) -> pd.DataFrame:
+        """Take nodes, or attention entries, out of the real model, and compare with what the graph predicts.
+
+        nodes: features, errors, tokens or positions; what they write is taken out of the residual stream.
+        entries: attention edges such as "a9.h6[4->7]" or (layer, head, query, key), of the last position; they
+        are set to zero. Each alone, or all `together`. Everything else in the model is free to react, while the
+        graph holds patterns and scales and takes active features to be linear. One row per item and logit
+        node; columns removed, target, label, predicted_edge (change of the logit's value on direct paths),
+        predicted (through features as well), actual, ratio (actual / predicted).
+        Raises ValueError for a graph without its model or a pruned one, for other kinds of nodes and for entries
+        of other positions.
+        """
+        from .graph_check import check
+
+        return check(self, nodes, entries, together)
+
     # --- the whole
 
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Graph:
