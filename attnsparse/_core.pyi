@@ -62,7 +62,7 @@ class Model:
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
-        substitute: (new Features of N tokens, source, errors (L,N,E) or None): transcoders in place of the MLPs.
+        substitute: (new Features of N tokens, source, errors (L,N,E) or None): transcoders in place of MLPs.
 
         interventions: (heads (n,4), values (n,D), entries (n,5), values (n,D) or None, mlps (n,3), values
         (n,E), resids (n,4), values (n,E)), places int64; see asp_interventions in csrc/asp.h.
@@ -159,8 +159,8 @@ class Features:
         """To be filled once, by `fill` or as `substitute` of a run; activation "relu", "jump_relu", "topk".
 
         A source has, in the core's dtype: output(layer) -> (bias (E), skip (E,E) or None), encoder(layer) ->
-        (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), W = 1 or, cross-
-        layer, L - layer. They are asked in this order, layer after layer, rows as often as memory suggests.
+        (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), where W is 1, or
+        L - layer if cross_layer. They are asked in this order, layer after layer, rows in parts.
         """
 
     @property
