@@ -24,7 +24,7 @@ typedef struct {
     double *sums;            /* (4,n): error, aux, penalty, number of active features of a row */
 } coder_scratch;
 
-struct asp_coder {
+struct asp_coder_trainer {
     int64_t n_in, n_out, n_features, size, n_chunks, step;
     asp_coder_weight weights[ASP_CODER_N_WEIGHTS];
     asp_real *blocks[4];     /* (size) weights, first and second moments, gradients */
@@ -36,14 +36,14 @@ struct asp_coder {
 };
 
 typedef struct {
-    asp_coder *coder;
-    const asp_coder_options *options;
+    asp_coder_trainer *coder;
+    const asp_coder_step_options *options;
     const asp_real *x, *y;
     int64_t n, main_width, n_dead;
     double scale;            /* gradient of the error per unit of output - y: 2 / (n O) */
 } coder_job;
 
-void asp_coder_free(asp_coder *c) {
+void asp_coder_trainer_free(asp_coder_trainer *c) {
     if (!c) return;
     for (int i = 0; i < 4; i++) asp_release(c->blocks[i]);
     asp_release(c->silent);
@@ -56,7 +56,7 @@ void asp_coder_free(asp_coder *c) {
 }
 
 /* 0 if the sizes do not fit in 64 bits. */
-static int list_weights(asp_coder *c) {
+static int list_weights(asp_coder_trainer *c) {
     const int64_t f = c->n_features, i = c->n_in, o = c->n_out;
     const asp_coder_weight list[] = {{"w_enc", 2, {f, i}, 0, 0}, {"b_enc", 1, {f, 1}, 0, 0}, {"w_dec", 2, {f, o}, 0, 0},
                                      {"b_dec", 1, {o, 1}, 0, 0}, {"log_threshold", 1, {f, 1}, 0, 0}};
@@ -71,12 +71,12 @@ static int list_weights(asp_coder *c) {
     return 1;
 }
 
-asp_status asp_coder_new(asp_coder **coder, int64_t n_in, int64_t n_out, int64_t n_features, asp_error *err) {
+asp_status asp_coder_trainer_new(asp_coder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features, asp_error *err) {
     *coder = NULL;
     if (n_in < 1 || n_out < 1 || n_features < 1 || n_in > INT32_MAX || n_out > INT32_MAX || n_features > INT32_MAX)
         return asp_fail(err, ASP_BAD_ARGUMENT, "widths and features must be in 1..%d, got %lld, %lld and %lld", INT32_MAX,
                         (long long)n_in, (long long)n_out, (long long)n_features);
-    asp_coder *c = asp_allocate(1, sizeof *c);
+    asp_coder_trainer *c = asp_allocate(1, sizeof *c);
     if (!c) return asp_fail(err, ASP_NO_MEMORY, "no memory for a transcoder");
     c->n_in = n_in, c->n_out = n_out, c->n_features = n_features;
     int complete = list_weights(c);
@@ -87,7 +87,7 @@ asp_status asp_coder_new(asp_coder **coder, int64_t n_in, int64_t n_out, int64_t
                (c->squares = asp_allocate(c->n_chunks, sizeof *c->squares)) != NULL;
     if (!complete) {
         const double bytes = 4.0 * (double)n_features * (double)(n_in + n_out) * (double)sizeof(asp_real);
-        asp_coder_free(c);
+        asp_coder_trainer_free(c);
         return asp_fail(err, ASP_NO_MEMORY, "a transcoder of %lld features needs %.3f GB to be trained, which could not be allocated",
                         (long long)n_features, bytes / 1e9);
     }
@@ -95,17 +95,17 @@ asp_status asp_coder_new(asp_coder **coder, int64_t n_in, int64_t n_out, int64_t
     return ASP_OK;
 }
 
-const asp_coder_weight *asp_coder_weights(const asp_coder *c) { return c->weights; }
-asp_real *asp_coder_block(asp_coder *c, int which) { return c->blocks[which]; }
-int64_t *asp_coder_silent(asp_coder *c) { return c->silent; }
-int64_t *asp_coder_step_count(asp_coder *c) { return &c->step; }
+const asp_coder_weight *asp_coder_trainer_weights(const asp_coder_trainer *c) { return c->weights; }
+asp_real *asp_coder_trainer_block(asp_coder_trainer *c, int which) { return c->blocks[which]; }
+int64_t *asp_coder_trainer_silent(asp_coder_trainer *c) { return c->silent; }
+int64_t *asp_coder_trainer_step_count(asp_coder_trainer *c) { return &c->step; }
 
-static asp_real *weight(const asp_coder *c, int which) { return c->blocks[0] + c->weights[which].offset; }
-static asp_real *gradient(const asp_coder *c, int which) { return c->blocks[3] + c->weights[which].offset; }
+static asp_real *weight(const asp_coder_trainer *c, int which) { return c->blocks[0] + c->weights[which].offset; }
+static asp_real *gradient(const asp_coder_trainer *c, int which) { return c->blocks[3] + c->weights[which].offset; }
 
 /* ---- scratch --------------------------------------------------------------------------------- */
 
-static asp_status prepare(asp_coder *c, int64_t n, int64_t width, asp_error *err) {
+static asp_status prepare(asp_coder_trainer *c, int64_t n, int64_t width, asp_error *err) {
     coder_scratch *s = &c->scratch;
     if (s->arena.base && s->n >= n && s->width == width) return ASP_OK;
     asp_arena_free(&s->arena);
@@ -160,7 +160,7 @@ static int64_t select_largest(const asp_real *pre, int64_t n_features, const uin
 
 /* Entries of a row: active features and, of JumpReLU, those so near that they move the threshold (value 0). */
 static int64_t select_active(const coder_job *job, const asp_real *pre, int32_t *chosen, asp_real *values) {
-    const asp_coder_options *o = job->options;
+    const asp_coder_step_options *o = job->options;
     const int64_t n_features = job->coder->n_features;
     if (o->activation == ASP_CODER_TOPK) return select_largest(pre, n_features, NULL, o->top_k, chosen, values);
     int64_t n = 0;
@@ -180,7 +180,7 @@ static int64_t select_active(const coder_job *job, const asp_real *pre, int32_t 
 
 /* Gradients of an active entry's pre and log_threshold from d, that of its activation; adds to the row's penalty. */
 static void entry_backward(const coder_job *job, const asp_real *pre, int64_t slot, double d, double *penalty) {
-    const asp_coder_options *o = job->options;
+    const asp_coder_step_options *o = job->options;
     coder_scratch *s = &job->coder->scratch;
     const double price = o->sparsity / (double)job->n, value = (double)s->value[slot];
     s->dpre[slot] = (asp_real)d;
@@ -201,7 +201,7 @@ static void entry_backward(const coder_job *job, const asp_real *pre, int64_t sl
 static double sum_squares(const asp_real *x, int64_t n) { return asp_kernels_active()->sum_squares(x, n); }
 
 static void main_row(const coder_job *job, int64_t row) {
-    const asp_coder *c = job->coder;
+    const asp_coder_trainer *c = job->coder;
     const coder_scratch *s = &c->scratch;
     const asp_kernels *kernels = asp_kernels_active();
     const asp_real *pre = s->pre + row * c->n_features, *w_dec = weight(c, W_DEC);
@@ -226,8 +226,8 @@ static void main_row(const coder_job *job, int64_t row) {
 
 /* The dead features explain what the living ones leave: |output - y + output of the dead|^2 (Gao et al. 2024). */
 static void dead_row(const coder_job *job, int64_t row) {
-    const asp_coder *c = job->coder;
-    const asp_coder_options *o = job->options;
+    const asp_coder_trainer *c = job->coder;
+    const asp_coder_step_options *o = job->options;
     const coder_scratch *s = &c->scratch;
     const asp_kernels *kernels = asp_kernels_active();
     const asp_real *w_dec = weight(c, W_DEC);
@@ -267,7 +267,7 @@ static int64_t slot_begin(const coder_job *job, int64_t row, int part) {
 
 /* Lists the used slots by feature, rows in order. */
 static void sort_by_feature(const coder_job *job) {
-    const asp_coder *c = job->coder;
+    const asp_coder_trainer *c = job->coder;
     const coder_scratch *s = &c->scratch;
     int64_t *start = s->start;
     memset(start, 0, (size_t)(c->n_features + 1) * sizeof *start);
@@ -291,7 +291,7 @@ static void sort_by_feature(const coder_job *job) {
 }
 
 static void feature_backward(const coder_job *job, int64_t f) {
-    const asp_coder *c = job->coder;
+    const asp_coder_trainer *c = job->coder;
     const coder_scratch *s = &c->scratch;
     const asp_kernels *kernels = asp_kernels_active();
     const asp_real *row_dec = weight(c, W_DEC) + f * c->n_out;
@@ -320,7 +320,7 @@ static void features_item(void *arg, int64_t item, int thread) {
 }
 
 static asp_status bias_backward(const coder_job *job, const asp_context *context) {
-    const asp_coder *c = job->coder;
+    const asp_coder_trainer *c = job->coder;
     asp_real *db = gradient(c, B_DEC);
     memset(db, 0, (size_t)c->n_out * sizeof *db);
     const asp_status status = asp_column_sums(db, c->scratch.residual, job->n, c->n_out, context);
@@ -329,7 +329,7 @@ static asp_status bias_backward(const coder_job *job, const asp_context *context
 }
 
 static asp_status forward_backward(coder_job *job, const asp_context *context) {
-    asp_coder *c = job->coder;
+    asp_coder_trainer *c = job->coder;
     const int64_t f = c->n_features;
     const asp_gemm encode = {.trans_b = 1, .m = job->n, .n = f, .k = c->n_in, .a = job->x, .lda = c->n_in,
                              .b = weight(c, W_ENC), .ldb = c->n_in, .c = c->scratch.pre, .ldc = f,
@@ -348,11 +348,11 @@ static asp_status forward_backward(coder_job *job, const asp_context *context) {
 
 static void square_item(void *arg, int64_t item, int thread) {
     (void)thread;
-    const asp_coder *c = arg;
+    const asp_coder_trainer *c = arg;
     c->squares[item] = sum_squares(c->blocks[3] + item * CHUNK, asp_min(CHUNK, c->size - item * CHUNK));
 }
 
-static double gradient_norm(asp_coder *c, const asp_context *context) {
+static double gradient_norm(asp_coder_trainer *c, const asp_context *context) {
     const asp_context quiet = {context->n_threads, NULL, NULL};
     asp_parallel_for(&quiet, c->n_chunks, square_item, c);
     double sum = 0;
@@ -360,12 +360,12 @@ static double gradient_norm(asp_coder *c, const asp_context *context) {
     return sqrt(sum);
 }
 
-typedef struct { asp_coder *coder; asp_adamw step; } update_job;
+typedef struct { asp_coder_trainer *coder; asp_adamw step; } update_job;
 
 static void update_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const update_job *job = arg;
-    const asp_coder *c = job->coder;
+    const asp_coder_trainer *c = job->coder;
     const int64_t at = item * CHUNK;
     asp_kernels_active()->adamw(c->blocks[0] + at, c->blocks[1] + at, c->blocks[2] + at, c->blocks[3] + at,
                                 asp_min(CHUNK, c->size - at), &job->step);
@@ -373,14 +373,14 @@ static void update_item(void *arg, int64_t item, int thread) {
 
 static void unit_item(void *arg, int64_t f, int thread) {
     (void)thread;
-    const asp_coder *c = ((const update_job *)arg)->coder;
+    const asp_coder_trainer *c = ((const update_job *)arg)->coder;
     asp_real *row = weight(c, W_DEC) + f * c->n_out;
     const double norm = sqrt(sum_squares(row, c->n_out));
     if (!(norm > 0)) return;
     for (int64_t i = 0; i < c->n_out; i++) row[i] = (asp_real)((double)row[i] / norm);
 }
 
-static void update(asp_coder *c, const asp_coder_options *o, double norm, const asp_context *context) {
+static void update(asp_coder_trainer *c, const asp_coder_step_options *o, double norm, const asp_context *context) {
     const double step = (double)(c->step + 1);
     update_job job = {c, {.lr = o->lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
                           .correction1 = 1 - pow(o->beta1, step), .correction2 = 1 - pow(o->beta2, step),
@@ -391,19 +391,19 @@ static void update(asp_coder *c, const asp_coder_options *o, double norm, const 
     for (int64_t f = 0; f < c->n_features; f++) c->silent[f] = c->active[f] ? 0 : c->silent[f] + 1;
 }
 
-static asp_coder_result summarise(const coder_job *job) {
+static asp_coder_step_result summarise(const coder_job *job) {
     const double *sums = job->coder->scratch.sums, n = (double)job->n, size = n * (double)job->coder->n_out;
     double total[4] = {0};
     for (int part = 0; part < 4; part++)
         for (int64_t row = 0; row < job->n; row++) total[part] += sums[part * job->n + row];
-    asp_coder_result r = {.error = total[0] / size, .aux = total[1] / size, .penalty = total[2] / n, .l0 = total[3] / n,
+    asp_coder_step_result r = {.error = total[0] / size, .aux = total[1] / size, .penalty = total[2] / n, .l0 = total[3] / n,
                           .n_dead = job->n_dead};
     r.loss = r.error + job->options->sparsity * r.penalty + job->options->aux_weight * r.aux;
     return r;
 }
 
-static asp_status check(const asp_coder *c, const asp_real *x, const asp_real *y, int64_t n,
-                        const asp_coder_options *o, asp_error *err) {
+static asp_status check(const asp_coder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
+                        const asp_coder_step_options *o, asp_error *err) {
     int64_t first;
     if (n < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "a step needs at least one row");
     if (o->activation == ASP_CODER_TOPK && (o->top_k < 1 || o->top_k > c->n_features))
@@ -415,8 +415,8 @@ static asp_status check(const asp_coder *c, const asp_real *x, const asp_real *y
     return ASP_OK;
 }
 
-asp_status asp_coder_step(asp_coder *c, const asp_real *x, const asp_real *y, int64_t n,
-                          const asp_coder_options *options, const asp_context *context, asp_coder_result *result,
+asp_status asp_coder_trainer_step(asp_coder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
+                          const asp_coder_step_options *options, const asp_context *context, asp_coder_step_result *result,
                           asp_error *err) {
     asp_status status = check(c, x, y, n, options, err);
     if (status) return status;

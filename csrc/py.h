@@ -13,7 +13,7 @@
 #define ASP_MODULE "attnsparse." ASP_STRING(ASP_MODULE_NAME)
 
 typedef struct {
-    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *coder_type;
+    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type;
     int n_threads;
 } py_state;
 
@@ -49,12 +49,23 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    asp_coder *coder;
+    asp_coder_trainer *coder;
     atomic_int busy;
-} py_coder;
+} py_coder_trainer;
 
-extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec,
-    asp_py_coder_spec;
+/* Filled by one call, of one thread; its arrays are lent when it is complete. */
+typedef struct {
+    PyObject_HEAD
+    asp_features *features;
+    py_model *model;
+    int64_t n_tokens;
+    int from_mid;
+    atomic_int stage; /* ASP_PY_FEATURES_* */
+} py_features;
+enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
+
+extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec;
+extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
 
@@ -68,6 +79,9 @@ typedef struct {
 } py_call;
 void asp_py_call_begin(py_call *call, int n_threads);
 void asp_py_call_end(py_call *call);
+/* From a callback of such a call, to use Python and to go on without it. */
+void asp_py_call_attach(py_call *call);
+void asp_py_call_detach(py_call *call);
 
 /* ---- py_model.c ------------------------------------------------------------------- */
 
@@ -79,6 +93,17 @@ void asp_py_write_end(py_model *model);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
 int asp_py_n_threads(PyObject *model, int asked);
 
+/* ---- py_features.c ------------------------------------------------------------------- */
+
+/* The substitute for the MLPs of one run, from (Features, source, errors or None); NULL and an exception if it
+ * is not well formed for this model and number of tokens. */
+typedef struct py_substitute py_substitute;
+py_substitute *asp_py_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens);
+/* What the run takes; call and err are those of the run. */
+const asp_mlp_substitute *asp_py_substitute_given(py_substitute *substitute, py_call *call, asp_error *err);
+/* After the run; its features may be lent if it ended well.  Accepts NULL. */
+void asp_py_substitute_free(py_substitute *substitute, asp_status status);
+
 /* ---- py_sweep.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
@@ -87,8 +112,20 @@ PyObject *asp_py_run_mean_entries(PyObject *self, PyObject *unused);
 /* Interventions of a run, with the arrays that they point to; NULL and an exception if they are not well formed. */
 typedef struct py_interventions py_interventions;
 py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *config);
+/* 0 and an exception unless the run is of this model with the weights that it had then. */
+int asp_py_run_is_current(const py_run *run, const py_model *model);
 void asp_py_interventions_free(py_interventions *interventions);
 const asp_interventions *asp_py_interventions_given(const py_interventions *interventions);
+
+/* ---- py_graph.c -------------------------------------------------------------------- */
+
+PyObject *asp_py_model_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_model_graph_carried(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_model_graph_received(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_influence(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_factors(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_prune(PyObject *module, PyObject *args);
 
 /* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
 
@@ -107,6 +144,17 @@ PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name
 PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
 /* The same after conversion of whatever numbers came; a copy too. */
 PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+
+/* Arrays of a call, let go together. */
+typedef struct {
+    PyObject *arrays[16];
+    int n;
+} py_held;
+/* Data of a private copy, or of the array itself (its numbers may then change while the GIL is released, so it must
+ * hold no indices); NULL and an exception if it is not of this kind.  dims (n_dims) written. */
+void *asp_py_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+void *asp_py_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+void asp_py_let_go(py_held *held);
 
 /* Copies of the tokens and offsets of a call, checked against each other. */
 typedef struct {

@@ -106,6 +106,27 @@ PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *nam
     return NULL;
 }
 
+void *asp_py_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
+    void *data = NULL;
+    PyObject *array = asp_py_copy(object, kind, n_dims, name, &data, dims);
+    if (!array) return NULL;
+    held->arrays[held->n++] = array;
+    return data;
+}
+
+void *asp_py_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
+    void *data = NULL;
+    PyObject *array = asp_py_borrow(object, kind, n_dims, name, &data, dims);
+    if (!array) return NULL;
+    held->arrays[held->n++] = array;
+    return data;
+}
+
+void asp_py_let_go(py_held *held) {
+    for (int i = 0; i < held->n; i++) Py_DECREF(held->arrays[i]);
+    held->n = 0;
+}
+
 void asp_py_batch_clear(py_batch *batch) {
     Py_CLEAR(batch->token_array);
     Py_CLEAR(batch->offset_array);

@@ -45,11 +45,14 @@ int asp_py_check_threads(int threads) {
 
 /* ---- the GIL --------------------------------------------------------------------------- */
 
+void asp_py_call_attach(py_call *call) { PyEval_RestoreThread(call->thread); }
+void asp_py_call_detach(py_call *call) { call->thread = PyEval_SaveThread(); }
+
 static int poll_signals(void *state) {
     py_call *call = state;
-    PyEval_RestoreThread(call->thread);
+    asp_py_call_attach(call);
     const int interrupted = PyErr_CheckSignals() != 0;
-    call->thread = PyEval_SaveThread();
+    asp_py_call_detach(call);
     return interrupted;
 }
 
@@ -58,7 +61,7 @@ void asp_py_call_begin(py_call *call, int n_threads) {
     call->thread = PyEval_SaveThread();
 }
 
-void asp_py_call_end(py_call *call) { PyEval_RestoreThread(call->thread); }
+void asp_py_call_end(py_call *call) { asp_py_call_attach(call); }
 
 /* ---- functions ---------------------------------------------------------------------------- */
 
@@ -137,6 +140,13 @@ static PyMethodDef functions[] = {
     {"set_num_threads", set_num_threads, METH_O, "Sets how many threads calls use (1..64)."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "How many threads calls use."},
     {"machine", machine, METH_NOARGS, "Instruction set, BLAS and threads as a dict."},
+    {"graph_loadings", asp_py_graph_loadings, METH_VARARGS,
+     "graph_loadings(carried, received, received_alone, pattern, pairs, places, factor) -> loadings"},
+    {"graph_influence", asp_py_graph_influence, METH_VARARGS, "graph_influence(start, source, weight, weights) -> influence"},
+    {"graph_factors", asp_py_graph_factors, METH_VARARGS,
+     "graph_factors(start, source, weight, value, wanted, blocked) -> factors"},
+    {"graph_prune", asp_py_graph_prune, METH_VARARGS,
+     "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, cumulative)"},
     {"_select_isa", select_isa, METH_O, "Chooses kernels by name, '' for the best; for tests."},
     {"_debug_stats", debug_stats, METH_NOARGS, "Counters of the allocator."},
     {"_debug_fail_at", debug_fail_at, METH_O, "Makes the n-th allocation from now fail; 0 switches it off."},
@@ -168,8 +178,9 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_model_spec, &state->model_type) < 0) return -1;
     if (add_type(module, &asp_py_run_spec, &state->run_type) < 0) return -1;
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
-    if (add_type(module, &asp_py_trainer_spec, &state->trainer_type) < 0) return -1;
-    return add_type(module, &asp_py_coder_spec, &state->coder_type);
+    if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
+    if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
+    return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
 static int traverse(PyObject *module, visitproc visit, void *arg) {
@@ -178,7 +189,8 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->run_type);
     Py_VISIT(state->gradients_type);
     Py_VISIT(state->trainer_type);
-    Py_VISIT(state->coder_type);
+    Py_VISIT(state->features_type);
+    Py_VISIT(state->coder_trainer_type);
     return 0;
 }
 
@@ -188,7 +200,8 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->run_type);
     Py_CLEAR(state->gradients_type);
     Py_CLEAR(state->trainer_type);
-    Py_CLEAR(state->coder_type);
+    Py_CLEAR(state->features_type);
+    Py_CLEAR(state->coder_trainer_type);
     return 0;
 }
 

@@ -3,25 +3,6 @@
 
 #include <string.h>
 
-/* Arrays of a call: private copies, which no other thread can change, let go together. */
-typedef struct {
-    PyObject *arrays[16];
-    int n;
-} held;
-
-static void *hold(held *h, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
-    void *data = NULL;
-    PyObject *array = asp_py_copy(object, kind, n_dims, name, &data, dims);
-    if (!array) return NULL;
-    h->arrays[h->n++] = array;
-    return data;
-}
-
-static void let_go(held *h) {
-    for (int i = 0; i < h->n; i++) Py_DECREF(h->arrays[i]);
-    h->n = 0;
-}
-
 static int wrong_shape(const char *name) {
     PyErr_Format(PyExc_ValueError, "%s has the wrong shape", name);
     return 0;
@@ -30,12 +11,12 @@ static int wrong_shape(const char *name) {
 /* ---- metric and reference ---------------------------------------------------------------- */
 
 /* Starts (B+1) that rise from 0 to the number of ids. */
-static int read_tokens(held *h, PyObject *starts, PyObject *ids, int64_t n_sequences, const char *name,
+static int read_tokens(py_held *h, PyObject *starts, PyObject *ids, int64_t n_sequences, const char *name,
                        const int64_t **start, const int32_t **tokens) {
     int64_t n_starts, n_ids;
-    *start = hold(h, starts, ASP_PY_INT64, 1, name, &n_starts);
+    *start = asp_py_hold_copy(h, starts, ASP_PY_INT64, 1, name, &n_starts);
     if (!*start) return 0;
-    *tokens = hold(h, ids, ASP_PY_INT32, 1, name, &n_ids);
+    *tokens = asp_py_hold_copy(h, ids, ASP_PY_INT32, 1, name, &n_ids);
     if (!*tokens) return 0;
     int good = n_starts == n_sequences + 1 && (*start)[0] == 0 && (*start)[n_starts - 1] == n_ids;
     for (int64_t b = 0; good && b < n_sequences; b++) good = (*start)[b] <= (*start)[b + 1];
@@ -43,7 +24,7 @@ static int read_tokens(held *h, PyObject *starts, PyObject *ids, int64_t n_seque
 }
 
 /* (kind, answer starts, answers, wrong starts, wrong, reference logits or None). */
-static int read_metric(held *h, PyObject *tuple, int64_t n_vocab, asp_metric *metric) {
+static int read_metric(py_held *h, PyObject *tuple, int64_t n_vocab, asp_metric *metric) {
     const char *name;
     PyObject *answer_start, *answers, *wrong_start, *wrong, *reference;
     if (!PyArg_ParseTuple(tuple, "sOOOOO", &name, &answer_start, &answers, &wrong_start, &wrong, &reference)) return 0;
@@ -62,13 +43,12 @@ static int read_metric(held *h, PyObject *tuple, int64_t n_vocab, asp_metric *me
         return 0;
     if (reference == Py_None) return 1;
     int64_t dims[2];
-    metric->reference = hold(h, reference, ASP_PY_REAL, 2, "reference logits", dims);
+    metric->reference = asp_py_hold_copy(h, reference, ASP_PY_REAL, 2, "reference logits", dims);
     if (!metric->reference) return 0;
     return dims[0] == metric->n_sequences && dims[1] == n_vocab ? 1 : wrong_shape("reference logits");
 }
 
-/* A run can be gone on with only by its own model with the weights that it had then. */
-static int is_current(const py_run *run, py_model *model) {
+int asp_py_run_is_current(const py_run *run, const py_model *model) {
     if (run->model != model) PyErr_SetString(PyExc_ValueError, "the run is of another model");
     else if (run->version != atomic_load(&model->version))
         PyErr_SetString(PyExc_RuntimeError, "the weights changed after the run; run again");
@@ -76,7 +56,7 @@ static int is_current(const py_run *run, py_model *model) {
 }
 
 /* (Run or None, mean z (L,T,H,D) or None, mean entries (L,H,T,T,D) or None); length: T of all prompts. */
-static int read_reference(held *h, PyObject *self, PyObject *tuple, int64_t length, asp_reference *reference) {
+static int read_reference(py_held *h, PyObject *self, PyObject *tuple, int64_t length, asp_reference *reference) {
     PyObject *run, *z, *entries;
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     int64_t dims[5];
@@ -86,17 +66,17 @@ static int read_reference(held *h, PyObject *self, PyObject *tuple, int64_t leng
             PyErr_SetString(PyExc_TypeError, "the reference must be a run");
             return 0;
         }
-        if (!is_current((py_run *)run, (py_model *)self)) return 0;
+        if (!asp_py_run_is_current((py_run *)run, (py_model *)self)) return 0;
         reference->run = ((py_run *)run)->run;
         h->arrays[h->n++] = Py_NewRef(run);
     }
     if (z != Py_None) {
-        reference->z = hold(h, z, ASP_PY_REAL, 4, "mean z", dims);
+        reference->z = asp_py_hold_copy(h, z, ASP_PY_REAL, 4, "mean z", dims);
         if (!reference->z) return 0;
         if (dims[0] != c->n_layer || dims[1] != length || dims[2] != c->n_head || dims[3] != c->d_head) return wrong_shape("mean z");
     }
     if (entries != Py_None) {
-        reference->entries = hold(h, entries, ASP_PY_REAL, 5, "mean entries", dims);
+        reference->entries = asp_py_hold_copy(h, entries, ASP_PY_REAL, 5, "mean entries", dims);
         if (!reference->entries) return 0;
         if (dims[0] != c->n_layer || dims[1] != c->n_head || dims[2] != length || dims[3] != length || dims[4] != c->d_head)
             return wrong_shape("mean entries");
@@ -122,7 +102,7 @@ static int64_t unit_size(const asp_config *c, asp_unit unit, int64_t length) {
 /* ---- sweep --------------------------------------------------------------------------------- */
 
 typedef struct {
-    held held;
+    py_held held;
     asp_sweep_options options;
     const asp_variant *variants;
     int64_t n_variants;
@@ -134,11 +114,11 @@ static int read_sweep(sweep_call *s, PyObject *self, const asp_run *clean, PyObj
     const int64_t length = asp_run_offsets(clean)[1];
     int64_t dims[2], n_order;
     if (!read_unit(unit, &s->options.unit)) return 0;
-    s->variants = hold(&s->held, variants, ASP_PY_INT64, 2, "variants", dims);
+    s->variants = asp_py_hold_copy(&s->held, variants, ASP_PY_INT64, 2, "variants", dims);
     if (!s->variants) return 0;
     if (dims[1] != (int64_t)(sizeof(asp_variant) / sizeof(int64_t))) return wrong_shape("variants");
     s->n_variants = dims[0];
-    s->options.order = hold(&s->held, order, ASP_PY_INT32, 1, "order", &n_order);
+    s->options.order = asp_py_hold_copy(&s->held, order, ASP_PY_INT32, 1, "order", &n_order);
     if (!s->options.order) return 0;
     if (n_order != unit_size(c, s->options.unit, length)) return wrong_shape("order");
     return read_reference(&s->held, self, reference, length, &s->options.reference) &&
@@ -157,7 +137,7 @@ PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
     sweep_call s = {0};
     const asp_run *run = ((py_run *)clean)->run;
     void *values;
-    if (!is_current((py_run *)clean, (py_model *)self)) return NULL;
+    if (!asp_py_run_is_current((py_run *)clean, (py_model *)self)) return NULL;
     if (read_sweep(&s, self, run, variants, unit, order, reference, metric))
         result = asp_py_new_array(ASP_PY_DOUBLE, 1, &s.n_variants, &values);
     if (result && asp_py_read_begin((py_model *)self)) {
@@ -170,7 +150,7 @@ PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
         asp_py_read_end((py_model *)self);
         if (status) asp_py_raise(status, &err);
     }
-    let_go(&s.held);
+    asp_py_let_go(&s.held);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
 }
@@ -178,19 +158,19 @@ PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
 /* ---- attribution ----------------------------------------------------------------------------- */
 
 typedef struct {
-    held held;
+    py_held held;
     asp_attribution_options options;
 } attribution_call;
 
 /* bool (L,H,T,T) for entries with a paired run, or None. */
-static int read_closed(held *h, PyObject *closed, const asp_config *c, int64_t length, asp_attribution_options *options) {
+static int read_closed(py_held *h, PyObject *closed, const asp_config *c, int64_t length, asp_attribution_options *options) {
     int64_t dims[4];
     if (closed == Py_None) return 1;
     if (options->unit != ASP_UNIT_EDGE || !options->reference.run) {
         PyErr_SetString(PyExc_ValueError, "closed entries are for attention edges with a paired run");
         return 0;
     }
-    options->closed = hold(h, closed, ASP_PY_BYTE, 4, "closed", dims);
+    options->closed = asp_py_hold_copy(h, closed, ASP_PY_BYTE, 4, "closed", dims);
     if (!options->closed) return 0;
     return dims[0] == c->n_layer && dims[1] == c->n_head && dims[2] == length && dims[3] == length ? 1 : wrong_shape("closed");
 }
@@ -232,7 +212,7 @@ PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwa
         asp_py_read_end((py_model *)self);
         if (status) asp_py_raise(status, &err);
     }
-    let_go(&a.held);
+    asp_py_let_go(&a.held);
     asp_py_batch_clear(&batch);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
@@ -259,27 +239,27 @@ PyObject *asp_py_run_mean_entries(PyObject *self, PyObject *unused) {
 /* ---- interventions of a run ----------------------------------------------------------------------- */
 
 /* One list: places (n, columns) int64 and values (n, width), which may be None if `optional`. */
-static int read_list(held *h, PyObject *places, PyObject *values, int64_t columns, int64_t width, int optional,
+static int read_list(py_held *h, PyObject *places, PyObject *values, int64_t columns, int64_t width, int optional,
                      const char *name, int64_t *n, const int64_t **at, const asp_real **value) {
     int64_t dims[2];
-    *at = hold(h, places, ASP_PY_INT64, 2, name, dims);
+    *at = asp_py_hold_copy(h, places, ASP_PY_INT64, 2, name, dims);
     if (!*at) return 0;
     if (dims[1] != columns) return wrong_shape(name);
     *n = dims[0];
     if (optional && values == Py_None) return 1;
-    *value = hold(h, values, ASP_PY_REAL, 2, name, dims);
+    *value = asp_py_hold_copy(h, values, ASP_PY_REAL, 2, name, dims);
     if (!*value) return 0;
     return dims[0] == *n && dims[1] == width ? 1 : wrong_shape(name);
 }
 
 struct py_interventions {
-    held held;
+    py_held held;
     asp_interventions given;
 };
 
 void asp_py_interventions_free(py_interventions *i) {
     if (!i) return;
-    let_go(&i->held);
+    asp_py_let_go(&i->held);
     PyMem_Free(i);
 }
 

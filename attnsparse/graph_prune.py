@@ -1,0 +1,119 @@
+"""Influence of nodes and edges on the logits, pruning and scores, by circuit-tracer's definitions.
+
+Ameisen et al. 2025, "Circuit Tracing"; the `prune_graph` and `compute_graph_scores` of the circuit-tracer package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .engine import core_for
+
+if TYPE_CHECKING:
+    from .graph_object import Graph
+
+_ALWAYS = ("token", "position", "bias", "other", "logit")
+_IN_CIRCUIT_TRACER = ("feature", "error", "token", "logit")
+
+
+def logit_weights(graph: Graph) -> np.ndarray:
+    """float64 [n]: the probability of each logit node's token; a difference, or tokens without one, weigh 1."""
+    weights = np.zeros(len(graph))
+    for i in graph.logits:
+        p = float(graph.probability[i])
+        weights[i] = p if np.isfinite(p) else 1.0
+    return weights
+
+
+def node_influence(graph: Graph) -> np.ndarray:
+    """float64 [n]: influence of every node on the logits.
+
+    Every target's edges are normalised by the sum of their absolute values; influence is the weight of all
+    paths to the logits, which weigh by their probability.
+    """
+    core = core_for(str(graph.weight.dtype))
+    return core.graph_influence(graph.start, graph.source, graph.weight, logit_weights(graph))
+
+
+def _checked_threshold(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} must be a number in 0..1, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in 0..1, got {value}")
+    return float(value)
+
+
+def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
+    """See `Graph.prune`."""
+    thresholds = {
+        "node_threshold": _checked_threshold(node_threshold, "node_threshold"),
+        "edge_threshold": _checked_threshold(edge_threshold, "edge_threshold"),
+    }
+    core = core_for(str(graph.weight.dtype))
+    kind = np.array(graph.kind)
+    nodes, edges, cumulative = core.graph_prune(
+        graph.start, graph.source, graph.weight, logit_weights(graph), np.isin(kind, _ALWAYS),
+        kind == "feature", thresholds["node_threshold"], thresholds["edge_threshold"],
+    )  # fmt: skip
+    return dataclasses.replace(keep(graph, nodes, edges, cumulative), pruned=thresholds)
+
+
+def keep(graph: Graph, nodes: np.ndarray, edges: np.ndarray, cumulative: np.ndarray) -> Graph:
+    """The graph of some nodes (bool [n]) and edges (bool [m]); edges of other nodes must be left out."""
+    number = np.cumsum(nodes) - 1
+    target = np.repeat(np.arange(len(graph)), np.diff(graph.start))[edges]
+    counts = np.bincount(number[target], minlength=int(nodes.sum()))
+    real = graph.weight.dtype
+    chosen = np.flatnonzero(nodes)
+    placed = chosen[chosen < len(graph.carried)]
+    received = nodes[graph.targets]
+    names = {name: tuple(getattr(graph, name)[i] for i in chosen) for name in ("kind", "labels")}
+    arrays = {name: getattr(graph, name)[chosen] for name in ("layer", "position", "feature", "value", "probability")}
+    splits = tuple(split for split in graph.splits if nodes[split.nodes].all())
+    return dataclasses.replace(
+        graph, **names, **arrays,
+        start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        source=number[graph.source[edges]].astype(np.int32),
+        weight=graph.weight[edges],
+        carried=graph.carried[placed],
+        received=graph.received[received],
+        received_alone=graph.received_alone[received],
+        influence=cumulative[chosen].astype(real),
+        splits=tuple(dataclasses.replace(split, nodes=number[split.nodes]) for split in splits),
+    )  # fmt: skip
+
+
+def scores(graph: Graph) -> dict[str, float]:
+    """See `Graph.scores`."""
+    kind = np.array(graph.kind)
+    known = np.isin(kind, _IN_CIRCUIT_TRACER)
+    plain = _scores(graph, known, kind == "token", kind == "error")
+    explained = np.isin(kind, ("token", "position", "bias"))
+    closed = _scores(graph, np.ones(len(graph), bool), explained, np.isin(kind, ("error", "other")))
+    return {
+        "replacement": plain[0],
+        "completeness": plain[1],
+        "replacement_closed": closed[0],
+        "completeness_closed": closed[1],
+    }
+
+
+def _scores(graph: Graph, nodes: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    core = core_for(str(graph.weight.dtype))
+    weights = logit_weights(graph)
+    edges = nodes[graph.source]
+    weight = np.where(edges, graph.weight, 0).astype(graph.weight.dtype)
+    influence = core.graph_influence(graph.start, graph.source, weight, weights)
+    from_inputs, from_errors = influence[inputs].sum(), influence[errors].sum()
+    if from_inputs + from_errors == 0:
+        return float("nan"), float("nan")
+    target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
+    absolute = np.abs(weight.astype(np.float64))
+    whole = np.bincount(target, absolute, len(graph))
+    wrong = np.bincount(target, absolute * errors[graph.source], len(graph))
+    share = wrong / np.maximum(whole, 1e-10)
+    output = np.where(nodes, influence + weights, 0)
+    return float(from_inputs / (from_inputs + from_errors)), float(((1 - share) * output).sum() / output.sum())

@@ -1,0 +1,112 @@
+"""Why a head looked there: the score of an attention entry as a sum over pairs of sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .graph_heads import ScoreSplit
+from .graph_nodes import Sources
+from .graph_select import effects
+from .graph_targets import LAYERNORM, Reads
+from .labels import Edge
+
+if TYPE_CHECKING:
+    from .graph_object import Graph
+
+_STORED = 64  # sources a side kept in a graph's own splits
+
+
+def score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int | str) -> ScoreSplit:
+    """See `Graph.score_pairs`."""
+    if graph.origin is None:
+        raise ValueError("a graph read from a file has no model to compute with; make it anew")
+    if graph.pruned is not None:
+        raise ValueError("scores are split over all sources: take the graph before pruning")
+    sources, chosen = graph.origin
+    model = sources.features.run.model
+    entry = Edge(layer, head, graph.position_of(query), graph.position_of(key)).within(
+        graph.n_layer, graph.n_head, len(graph.tokens)
+    )
+    sides = [
+        _side(sources, chosen, entry.layer, entry.head, position, part, len(graph) - len(graph.logits))
+        for part, position in enumerate((entry.query, entry.key))
+    ]
+    pairs = sides[0] @ sides[1].T * _scale(model, entry.layer)
+    used = (pairs != 0).any(axis=1) | (pairs != 0).any(axis=0)
+    used[graph.kind.index("bias")] = True
+    nodes = np.flatnonzero(used)
+    score = float(pairs.sum())
+    gate = score + model.config.gate_bias if model.config.gated else float("nan")
+    return ScoreSplit(*entry, score, gate, nodes, pairs[np.ix_(nodes, nodes)])
+
+
+def _scale(model: object, layer: int) -> float:
+    c = model.config  # type: ignore[attr-defined]
+    scale = 1 / math.sqrt(c.d_head) if c.scale_attn else 1.0
+    return scale / (layer + 1) if c.scale_by_inverse_layer else scale
+
+
+def _side(
+    sources: Sources, chosen: np.ndarray, layer: int, head: int, position: int, part: int, n: int
+) -> np.ndarray:
+    """float64 [n, D]: what each node gives to the query (part 0) or key (1) of a head at a position."""
+    model = sources.features.run.model
+    c = model.config
+    columns = part * c.n_head * c.d_head + head * c.d_head + np.arange(c.d_head)
+    weights = model.parameter(f"h.{layer}.attn.c_attn.weight")[:, columns].T
+    name = f"h.{layer}.attn.c_attn.bias"
+    constant = model.parameter(name)[columns].astype(np.float64) if c.bias else np.zeros(c.d_head)
+    full = np.full(c.d_head, 2 * layer, np.int32)
+    reads = Reads(
+        full, np.full_like(full, position), np.full_like(full, LAYERNORM), np.ascontiguousarray(weights),
+        constant, np.zeros(c.d_head),
+    )  # fmt: skip
+    rows, bias = effects(sources, reads, 0)
+    n_active = len(sources.features)
+    unkept = np.ones(n_active, bool)
+    unkept[chosen] = False
+    side = np.zeros((n, c.d_head))
+    placed = np.concatenate([chosen, np.arange(n_active, sources.n)])
+    side[: len(placed)] = rows.T[placed]
+    side[len(placed)] = bias
+    if len(placed) + 1 < n:
+        side[len(placed) + 1] = rows.T[:n_active][unkept].sum(axis=0, dtype=np.float64)
+    return side
+
+
+def strongest_splits(graph: Graph, n: int) -> tuple[ScoreSplit, ...]:
+    """The scores of the n attention entries that carry most into the logits, each with its largest sources.
+
+    An entry carries what its head moves from all sources at its key to the logits, on paths that stay at the
+    query.
+    """
+    last = len(graph.tokens) - 1
+    moved = np.zeros((graph.n_layer, graph.n_head, last + 1))
+    for i, logit in enumerate(graph.logits):
+        row = len(graph.received) - len(graph.logits) + i
+        weight = graph.probability[logit]
+        for key in range(last + 1):
+            here = np.flatnonzero(graph.position[: len(graph.carried)] == key)
+            values = graph.carried[here].sum(axis=0, dtype=np.float64)
+            effect = (values * graph.received[row]).sum(axis=-1) * graph.pattern[:, :, last, key]
+            moved[:, :, key] += np.abs(effect) * (weight if np.isfinite(weight) else 1.0)
+    order = np.argsort(-moved, axis=None, kind="stable")[:n]
+    entries = [np.unravel_index(i, moved.shape) for i in order if moved.flat[i] > 0]
+    return tuple(_largest(score_pairs(graph, int(l), int(h), last, int(k)), graph) for l, h, k in entries)
+
+
+def _largest(split: ScoreSplit, graph: Graph) -> ScoreSplit:
+    """The split with its largest sources by themselves and the rest added to the bias node's row and column."""
+    size = np.abs(split.pairs).max(axis=0) + np.abs(split.pairs).max(axis=1)
+    rest = int(np.flatnonzero(split.nodes == graph.kind.index("bias"))[0])
+    size[rest] = np.inf
+    keep = np.sort(np.argsort(-size, kind="stable")[:_STORED])
+    where = np.full(len(size), int(np.flatnonzero(keep == rest)[0]))
+    where[keep] = np.arange(len(keep))
+    pairs = np.zeros((len(keep), len(keep)))
+    np.add.at(pairs, (where[:, None], where[None, :]), split.pairs)
+    return dataclasses.replace(split, nodes=split.nodes[keep], pairs=pairs)

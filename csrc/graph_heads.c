@@ -1,0 +1,210 @@
+/* graph_heads.c: which heads carry an edge: sources carried forwards at their own position, targets followed
+ * backwards at theirs, and the hop between. */
+#include <string.h>
+
+#include "graph.h"
+#include "kernels.h"
+
+/* Rows that stay at one position: sources going up, or targets going down. */
+typedef struct {
+    const asp_flow *flow;
+    int64_t n, layer;
+    const int64_t *order;    /* (n): what row i stands for */
+    int32_t *position;       /* (n) of each row */
+    asp_real *x, *dx;        /* (n,E) */
+    asp_real *z;             /* (n,C) */
+    asp_arena arena;
+} rows;
+
+static asp_status allocate(rows *w, int64_t n, asp_error *err) {
+    const asp_config *c = &w->flow->model->config;
+    const int64_t item = sizeof(asp_real), width = c->n_head * c->d_head;
+    const int64_t x = asp_arena_reserve(&w->arena, n * c->d_model, item), dx = asp_arena_reserve(&w->arena, n * c->d_model, item);
+    const int64_t z = asp_arena_reserve(&w->arena, n * width, item), order = asp_arena_reserve(&w->arena, n, sizeof *w->order);
+    const int64_t position = asp_arena_reserve(&w->arena, n, sizeof *w->position);
+    if (!asp_arena_commit(&w->arena, 1))
+        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %.3f GB of scratch", (double)w->arena.bytes / 1e9);
+    w->x = (asp_real *)(void *)(w->arena.base + x);
+    w->dx = (asp_real *)(void *)(w->arena.base + dx);
+    w->z = (asp_real *)(void *)(w->arena.base + z);
+    w->order = (const int64_t *)(const void *)(w->arena.base + order);
+    w->position = (int32_t *)(void *)(w->arena.base + position);
+    return ASP_OK;
+}
+
+/* z (n,C) of each row times the head's attention of its position to itself. */
+static void to_itself(const rows *w) {
+    const asp_config *c = &w->flow->model->config;
+    for (int64_t i = 0; i < w->n; i++)
+        for (int64_t h = 0; h < c->n_head; h++) {
+            const asp_real weight = asp_flow_weight(w->flow, w->layer, h, w->position[i], w->position[i]);
+            asp_real *z = w->z + (i * c->n_head + h) * c->d_head;
+            for (int64_t j = 0; j < c->d_head; j++) z[j] *= weight;
+        }
+}
+
+/* ---- sources, upwards ------------------------------------------------------------------------------- */
+
+static void normalize_item(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const rows *w = arg;
+    const asp_model *m = w->flow->model;
+    const int64_t e = m->config.d_model;
+    memcpy(w->dx + i * e, w->x + i * e, (size_t)e * sizeof *w->x);
+    asp_flow_normalize(w->dx + i * e, m->data + m->layers[w->layer].ln1_w, asp_flow_scale(w->flow, 2 * w->layer, w->position[i]), e);
+}
+
+static void skip_input_item(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const rows *w = arg;
+    const int64_t e = w->flow->model->config.d_model;
+    memcpy(w->dx + i * e, w->x + i * e, (size_t)e * sizeof *w->x);
+    if (!w->flow->given->skip_from_resid)
+        asp_flow_normalize(w->dx + i * e, NULL, asp_flow_scale(w->flow, 2 * w->layer + 1, w->position[i]), e);
+}
+
+/* Values of one layer into carried, and the rows through attention to themselves and skip. */
+static asp_status layer_up(rows *w, asp_real *carried, const asp_context *context) {
+    const asp_model *m = w->flow->model;
+    const asp_layer_offsets *o = &m->layers[w->layer];
+    const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
+    const asp_flow_product values = {.out = w->z, .ldc = width, .a = w->dx, .lda = e, .b = m->data + o->qkv_w + 2 * width,
+                                     .ldb = 3 * width, .m = w->n, .n = width, .k = e};
+    const asp_flow_product output = {.out = w->x, .ldc = e, .a = w->z, .lda = width, .b = m->data + o->proj_w, .ldb = e,
+                                     .m = w->n, .n = e, .k = width, .accumulate = 1};
+    asp_status status = asp_parallel_for(context, w->n, normalize_item, w);
+    if (!status) status = asp_flow_multiply(&values, context);
+    if (status) return status;
+    for (int64_t i = 0; i < w->n; i++)
+        memcpy(carried + (i * m->config.n_layer + w->layer) * width, w->z + i * width, (size_t)width * sizeof *carried);
+    to_itself(w);
+    status = asp_flow_multiply(&output, context);
+    if (status || !w->flow->given->skip) return status;
+    const asp_flow_product skip = {.out = w->x, .ldc = e, .a = w->dx, .lda = e, .b = w->flow->given->skip + w->layer * e * e,
+                                   .ldb = e, .m = w->n, .n = e, .k = e, .transpose_b = 1, .accumulate = 1};
+    status = asp_parallel_for(context, w->n, skip_input_item, w);
+    return status ? status : asp_flow_multiply(&skip, context);
+}
+
+asp_status asp_graph_carried(asp_real *carried, const asp_model *model, const asp_frozen *frozen,
+                             const asp_writes *writes, const asp_context *context, asp_error *err) {
+    asp_flow flow;
+    const int64_t e = model->config.d_model;
+    asp_status status = asp_flow_open(&flow, model, frozen, err);
+    if (!status) status = asp_flow_check_writes(&flow, writes, err);
+    if (status) return status;
+    rows w = {.flow = &flow, .n = writes->n_sources};
+    status = allocate(&w, writes->n_sources, err);
+    for (int64_t i = 0; !status && i < writes->n_writes; i++) w.position[writes->source[i]] = writes->position[i];
+    asp_blas_enter();
+    for (int64_t l = 0, next = 0; !status && l < model->config.n_layer; l++) {
+        for (; next < writes->n_writes && writes->layer[next] == l; next++)
+            asp_kernels_active()->add(w.x + writes->source[next] * e, writes->vectors + next * e, e);
+        w.layer = l;
+        status = layer_up(&w, carried, context);
+    }
+    asp_blas_leave();
+    asp_arena_free(&w.arena);
+    return status;
+}
+
+/* ---- targets, downwards -------------------------------------------------------------------------------- */
+
+static void return_item(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const rows *w = arg;
+    const asp_model *m = w->flow->model;
+    const int64_t e = m->config.d_model;
+    asp_flow_normalize_back(w->dx + i * e, m->data + m->layers[w->layer].ln1_w, asp_flow_scale(w->flow, 2 * w->layer, w->position[i]), e);
+    asp_kernels_active()->add(w->x + i * e, w->dx + i * e, e);
+}
+
+static void return_skip_item(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const rows *w = arg;
+    const int64_t e = w->flow->model->config.d_model;
+    if (!w->flow->given->skip_from_resid)
+        asp_flow_normalize(w->dx + i * e, NULL, asp_flow_scale(w->flow, 2 * w->layer + 1, w->position[i]), e);
+    asp_kernels_active()->add(w->x + i * e, w->dx + i * e, e);
+}
+
+/* Targets that read at `point` become rows. */
+static void join(rows *w, const asp_reads *reads, int64_t point) {
+    const int64_t e = w->flow->model->config.d_model;
+    for (; w->n < reads->n_targets && reads->point[w->order[w->n]] == point; w->n++) {
+        asp_flow_direction(w->flow, reads, w->order[w->n], w->x + w->n * e);
+        w->position[w->n] = reads->position[w->order[w->n]];
+    }
+}
+
+static asp_status layer_down(rows *w, const asp_reads *reads, asp_real *received, int alone, const asp_context *context) {
+    const asp_model *m = w->flow->model;
+    const asp_layer_offsets *o = &m->layers[w->layer];
+    const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
+    asp_status status = ASP_OK;
+    if (w->flow->given->skip) {
+        const asp_flow_product skip = {.out = w->dx, .ldc = e, .a = w->x, .lda = e, .b = w->flow->given->skip + w->layer * e * e,
+                                       .ldb = e, .m = w->n, .n = e, .k = e};
+        status = asp_flow_multiply(&skip, context);
+        if (!status) status = asp_parallel_for(context, w->n, return_skip_item, w);
+    }
+    join(w, reads, 2 * w->layer + 1);
+    const asp_flow_product heads = {.out = w->z, .ldc = width, .a = w->x, .lda = e, .b = m->data + o->proj_w, .ldb = e,
+                                    .m = w->n, .n = width, .k = e, .transpose_b = 1};
+    if (!status) status = asp_flow_multiply(&heads, context);
+    if (status) return status;
+    for (int64_t i = 0; i < w->n; i++)
+        memcpy(received + (w->order[i] * m->config.n_layer + w->layer) * width, w->z + i * width, (size_t)width * sizeof *received);
+    if (alone) return ASP_OK;
+    to_itself(w);
+    const asp_flow_product stream = {.out = w->dx, .ldc = e, .a = w->z, .lda = width, .b = m->data + o->qkv_w + 2 * width,
+                                     .ldb = 3 * width, .m = w->n, .n = e, .k = width, .transpose_b = 1};
+    status = asp_flow_multiply(&stream, context);
+    return status ? status : asp_parallel_for(context, w->n, return_item, w);
+}
+
+asp_status asp_graph_received(asp_real *received, const asp_model *model, const asp_frozen *frozen,
+                              const asp_reads *reads, int alone, const asp_context *context, asp_error *err) {
+    asp_flow flow;
+    const int64_t size = reads->n_targets * model->config.n_layer * model->config.n_head * model->config.d_head;
+    asp_status status = asp_flow_open(&flow, model, frozen, err);
+    if (status) return status;
+    rows w = {.flow = &flow};
+    status = allocate(&w, reads->n_targets, err);
+    if (!status) status = asp_flow_check_reads(&flow, reads, (int64_t *)(uintptr_t)w.order, err);
+    if (!status) memset(received, 0, (size_t)size * sizeof *received);
+    asp_blas_enter();
+    for (int64_t l = model->config.n_layer; !status && l >= 0; l--) {
+        join(&w, reads, 2 * l);
+        w.layer = l - 1;
+        if (l > 0) status = layer_down(&w, reads, received, alone, context);
+    }
+    asp_blas_leave();
+    asp_arena_free(&w.arena);
+    return status;
+}
+
+/* ---- the hop ---------------------------------------------------------------------------------------------- */
+
+typedef struct { double *loadings; const asp_loading_inputs *in; } loading_job;
+
+static void loading_item(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const loading_job *job = arg;
+    const asp_loading_inputs *in = job->in;
+    const int64_t units = in->n_layer * in->n_head, d = in->d_head, t = in->n_tokens;
+    const int64_t k = in->places[2 * i], q = in->places[2 * i + 1];
+    const asp_real *from = in->carried + in->pairs[2 * i] * units * d;
+    const asp_real *to = (k == q ? in->received_alone : in->received) + in->pairs[2 * i + 1] * units * d;
+    for (int64_t u = 0; u < units; u++) {
+        const double weight = k > q ? 0 : (double)in->pattern[(u * t + q) * t + k];
+        double sum = 0;
+        for (int64_t j = 0; weight != 0 && j < d; j++) sum += (double)from[u * d + j] * (double)to[u * d + j];
+        job->loadings[i * units + u] = in->factor[i] * weight * sum;
+    }
+}
+
+asp_status asp_graph_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context) {
+    loading_job job = {loadings, inputs};
+    return asp_parallel_for(context, inputs->n_pairs, loading_item, &job);
+}
