@@ -532,7 +532,7 @@ typedef struct {
     double sharpness;
     double bandwidth;      /* thresholds learn from the pre within half of it (Rajamanoharan et al. 2024) */
     int64_t dead_after;    /* a feature that has not been active for so many steps is dead */
-    int64_t aux_k;         /* largest positive pre of dead features that a row's error is explained by; 0: none */
+    int64_t aux_k;         /* so many dead features with the largest pre explain a row's error; 0: none do */
     double aux_weight;
     double output_scale;   /* y is divided by it */
     double lr, beta1, beta2, eps, clip;

@@ -136,8 +136,8 @@ static asp_status prepare(asp_coder_trainer *c, int64_t n, int64_t width, asp_er
 
 /* ---- forward and backward of a row -------------------------------------------------------------- */
 
-/* The k largest positive pre, of the dead features only if `among` says so, in the order of the features.
- * NaN counts as large, so that it is not lost. */
+/* The k largest positive pre; with `among` the k largest of either sign of those features.  In the order of the
+ * features; of equal ones the first count.  NaN counts as large, so that it is not lost. */
 static int64_t select_largest(const asp_real *pre, int64_t n_features, const uint8_t *among, int64_t k, int32_t *chosen,
                               asp_real *values) {
     int64_t n = 0, least = 0;
@@ -224,7 +224,8 @@ static void main_row(const coder_job *job, int64_t row) {
     s->sums[3 * job->n + row] = active;
 }
 
-/* The dead features explain what the living ones leave: |output - y + output of the dead|^2 (Gao et al. 2024). */
+/* The dead features explain what the living ones leave: |output - y + output of the dead|^2 (Gao et al. 2024).
+ * Theirs are positive; here either sign will do, because the pre of a dead feature is often negative everywhere. */
 static void dead_row(const coder_job *job, int64_t row) {
     const asp_coder_trainer *c = job->coder;
     const asp_coder_step_options *o = job->options;

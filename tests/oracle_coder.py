@@ -115,11 +115,14 @@ def loss_and_gradients(
     dw_dec = a.T @ dout
     aux = 0.0
     if dead.any() and o.aux_k:
-        helping = largest(np.where(dead, pre, 0.0), o.aux_k)
+        order = np.argsort(np.where(dead, -pre, np.inf), axis=1, kind="stable")[:, : min(o.aux_k, dead.sum())]
+        chosen = np.zeros(pre.shape, bool)
+        np.put_along_axis(chosen, order, True, axis=1)
+        helping = np.where(chosen, pre, 0.0)  # of either sign: a dead feature's pre is often below 0
         left = residual + helping @ w_dec
         aux = float((left**2).mean())
         dleft = 2 * o.aux_weight * left / left.size
-        dpre += np.where(helping > 0, dleft @ w_dec.T, 0.0)
+        dpre += np.where(chosen, dleft @ w_dec.T, 0.0)
         dw_dec += helping.T @ dleft
     dw_dec -= (dw_dec * w_dec).sum(1, keepdims=True) * w_dec
     gradients = {

@@ -51,11 +51,10 @@ def is_clear(weights, x, o, dead, margin=1e-4) -> bool:
     if o.activation == JUMP_RELU:
         away = np.abs(pre - np.exp(weights["log_threshold"]))
         edges += [away, np.abs(away - o.bandwidth / 2)]
-    for k, chosen in ((o.top_k if o.activation == TOPK else 0, pre), (o.aux_k, np.where(dead, pre, 0.0))):
-        ranked = -np.sort(-np.maximum(chosen, 0), axis=1)
-        if 0 < k < pre.shape[1]:
-            gap = ranked[:, k - 1] - ranked[:, k]
-            edges.append(np.where(ranked[:, k] > 0, gap, 1.0))
+    for k, among in ((o.top_k if o.activation == TOPK else 0, pre), (o.aux_k, pre[:, dead])):
+        if 0 < k < among.shape[1]:
+            ranked = -np.sort(-among, axis=1)
+            edges.append(ranked[:, k - 1] - ranked[:, k])
     return min(e.min() for e in edges) > margin
 
 
