@@ -20,12 +20,11 @@ def machine() -> dict[str, Any]: ...
 def _select_isa(name: str, /) -> None: ...
 def _debug_stats() -> dict[str, int]: ...
 def _debug_fail_at(n: int, /) -> None: ...
-def _noise_row(
-    n: int, seed: int, step: int, sequence: int, layer: int, head: int, query: int, /
-) -> Real:
+def _noise_row(n: int, seed: int, step: int, sequence: int, layer: int, head: int, query: int, /) -> Real:
     """Uniform numbers u in (0, 1) of keys 0..n-1 of one gate row; the noise is log(u / (1 - u))."""
 
 def _exp(x: Real, /) -> Real: ...
+
 @final
 class Model:
     def __init__(self, config: dict[str, Any]) -> None:
@@ -159,9 +158,7 @@ class Trainer:
     def __init__(self, model: Model) -> None: ...
     def step(
         self,
-        micro: Sequence[
-            tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32], Real]
-        ],
+        micro: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32], Real]],
         *,
         lr: float,
         beta1: float,

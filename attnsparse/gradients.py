@@ -91,6 +91,7 @@ def loss_targets(batch: Batch, targets: Any) -> np.ndarray:
 
 
 def loss_weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtype) -> np.ndarray:
+    """Given weights, one per token; by default 1, and 0 after the last token of a prompt."""
     n = len(batch.tokens)
     if loss_mask is None:
         weights = np.ones(n, dtype)

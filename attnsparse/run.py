@@ -89,7 +89,10 @@ def compute_run(
     changes: tuple[Any, ...] | None = None,
     substitute: tuple[Any, ...] | None = None,
 ) -> Run:
-    """See `Model.run`. changes: see `interventions.compile_interventions`; substitute: see `_core.Model.run`."""
+    """See `Model.run`.
+
+    changes: see `interventions.compile_interventions`; substitute: see `_core.Model.run`.
+    """
     if not isinstance(logits, str) or logits not in LOGITS:
         raise ValueError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
     names, edges = core_records(record)

@@ -6,8 +6,8 @@
 
 One per layer (Dunefsky, Chlenski and Nanda 2024, "Transcoders Find Interpretable LLM Feature Circuits"), or
 cross-layer, where a feature writes to the MLP outputs of its own and all later layers (Ameisen et al. 2025,
-"Circuit Tracing", transformer-circuits.pub). Weights are asked for one layer at a time, so a set may be larger
-than memory.
+"Circuit Tracing", transformer-circuits.pub). Weights are asked for one layer at a time, so a set may be
+larger than memory.
 """
 
 from __future__ import annotations
@@ -92,8 +92,14 @@ class ArraySource:
         if self.n_layer == 0:
             raise ConfigError("transcoders need at least one layer", code="config_value", field="w_enc")
         none = [None] * self.n_layer
-        given = {"w_enc": w_enc, "b_enc": b_enc, "w_dec": w_dec, "output_bias": output_bias,
-                 "threshold": none if threshold is None else threshold, "skip": none if skip is None else skip}  # fmt: skip
+        given = {
+            "w_enc": w_enc,
+            "b_enc": b_enc,
+            "w_dec": w_dec,
+            "output_bias": output_bias,
+            "threshold": none if threshold is None else threshold,
+            "skip": none if skip is None else skip,
+        }
         for name, values in given.items():
             if len(values) != self.n_layer:
                 raise ConfigError(
@@ -239,7 +245,8 @@ class Transcoders:
         for field in ("n_layer", "d_model"):
             own, theirs = getattr(self, field), getattr(model.config, field)
             if own != theirs:
-                text = f"transcoders {quoted(self.name)} have {field}={own}, model {quoted(model.name)} has {theirs}"
+                names = f"transcoders {quoted(self.name)}", f"model {quoted(model.name)}"
+                text = f"{names[0]} have {field}={own}, {names[1]} has {theirs}"
                 raise ConfigError(text, code="config_value", field=field)
         for layer in range(self.n_layer if weights else 0):
             n_features = self.n_features[layer]
@@ -267,9 +274,9 @@ class Transcoders:
     ) -> Features:
         """What is active in one prompt, on the activations of the model itself.
 
-        prompt: what `Model.run` takes for one prompt, or a `Run` of one prompt that recorded ln2_normalized (or
-        resid_mid, by input_hook) and mlp_out. The run made here records pattern, ln1_scale, ln2_scale,
-        ln_final_scale, ln2_normalized, embed, pos_embed, resid_pre, resid_mid, resid_post, mlp_out and logits,
+        prompt: what `Model.run` takes for one prompt, or a `Run` of one prompt that recorded ln2_normalized
+        (or resid_mid, by input_hook) and mlp_out. The run made here records pattern, ln1_scale, ln2_scale,
+        ln_final_scale, ln2_normalized, embed, pos_embed, resid_pre, resid_mid, resid_post, mlp_out, logits,
         and what `record` adds. max_bytes bounds the run, and once more the features.
         Raises ConfigError if these do not fit the model; ValueError for several prompts, for activations that
         are not finite and as `Model.run` does; RuntimeError if the weights changed after a given run.

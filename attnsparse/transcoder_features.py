@@ -18,7 +18,7 @@ from .gradients import loss_targets, loss_weights
 from .interventions import compile_interventions
 from .labels import checked_base, token_label
 from .progress import progress_bar
-from .run import DEFAULT_MAX_BYTES, Run, as_names, as_reals, checked_bytes, compute_run, core_records
+from .run import DEFAULT_MAX_BYTES, PRESETS, Run, as_names, as_reals, checked_bytes, compute_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from .transcoder import Transcoders
 
 RECORDED = (
-    "pattern", "ln1_scale", "ln2_scale", "ln_final_scale", "ln2_normalized", "embed", "pos_embed", "resid_pre",
-    "resid_mid", "resid_post", "mlp_out",
+    "pattern", "ln1_scale", "ln2_scale", "ln_final_scale", "ln2_normalized", "embed", "pos_embed",
+    "resid_pre", "resid_mid", "resid_post", "mlp_out",
 )  # fmt: skip
 NO_MLP = ("mlp_pre", "mlp_post")
 _TOKENS_AT_ONCE = 2048  # of an evaluation
 
 
 class Features:
-    """The active features of one prompt, sorted by (layer, position, feature), and what they leave unexplained.
+    """The active features of one prompt, and what they leave unexplained.
 
-    With n active features, L layers, T tokens, E model width; arrays are read-only views of the core's memory,
-    real is float32 (float64 for a float64 model):
+    With n active features, sorted by (layer, position, feature), L layers, T tokens and E model width. Arrays
+    are read-only views of the core's memory; real is float32 (float64 for a float64 model):
 
     * layer, position, feature int32 [n], counted from 0; activation real [n], never 0;
     * start int64 [L + 1]: features of layer l are start[l] .. start[l + 1] - 1;
@@ -84,7 +84,7 @@ class Features:
         return np.where(total > 0, 1 - error / np.where(total > 0, total, 1), np.nan)
 
     def to_pandas(self, base: int = 0) -> pd.DataFrame:
-        """One row per active feature: layer, position (counted from `base`, 0 or 1), token, feature, activation."""
+        """One row per active feature: layer, position (from `base`, 0 or 1), token, feature, activation."""
         import pandas as pd
 
         base = checked_base(base)
@@ -219,19 +219,15 @@ def replacement_run(
     if wrong := [name for name in NO_MLP if name in names]:
         raise ValueError(f"record: a run with replaced MLPs has no {wrong[0]}")
     if "all" in names:
-        core_records(names)
-        names = [*(name for name in names if name != "all"), *(n for n in _everything() if n not in NO_MLP)]
+        names = [
+            *(name for name in names if name != "all"),
+            *(name for name in PRESETS["all"] if name not in NO_MLP),
+        ]
     given = None if errors is None else _given_errors(transcoders, model, batch, errors)
     core = new_core(transcoders, model, len(batch.tokens), checked_bytes(max_bytes))
     substitute = (core, _Weights(transcoders, model), given)
     changes = compile_interventions(model, batch, ablate, patch)
     return compute_run(model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute)
-
-
-def _everything() -> tuple[str, ...]:
-    from .run import PRESETS
-
-    return PRESETS["all"]
 
 
 def _given_errors(transcoders: Transcoders, model: Model, batch: Batch, errors: Any) -> np.ndarray:
@@ -263,7 +259,13 @@ def evaluate(
     transcoders.check(model, weights=False)
     batch = as_batch(model, prompts, prepend_bos)
     wanted = loss_targets(batch, targets)
+    if len(wanted) != len(batch.tokens):
+        raise ValueError(
+            f"targets must have one id for each of the {len(batch.tokens)} tokens, got {len(wanted)}"
+        )
     weights = loss_weights(batch, loss_mask, targets is not None, np.dtype(np.float64))
+    if np.any((wanted < 0) | (wanted >= model.config.n_vocab), where=weights > 0):
+        raise IndexError(f"targets must be in 0..{model.config.n_vocab - 1}")
     if not weights.sum() > 0:
         raise ValueError("no token to be predicted has a loss weight above 0")
     sums = _Sums(transcoders)
@@ -307,7 +309,7 @@ class _Sums:
     def add(self, model: Model, batch: Batch, targets: np.ndarray, weights: np.ndarray, threads: Any) -> None:
         """One batch; targets and weights [N]."""
         t, n = self.transcoders, checked_threads(threads)
-        names = ("ln2_normalized", "resid_mid", "mlp_out")
+        names = ("resid_mid" if t.input_hook == "hook_resid_mid" else "ln2_normalized", "mlp_out")
         run = compute_run(model, batch, names, "all", 0.0, DEFAULT_MAX_BYTES, threads)
         core = new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES)
         core.fill(run._core, 0, _Weights(t, model), n)

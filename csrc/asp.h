@@ -4,6 +4,7 @@
  *   asp_model    config and weights, in one arena.  Read-only while it is run.
  *   asp_run      what one forward pass was asked to record, in one arena.
  *   asp_gradients  gradients of one scalar with respect to weights and activations.
+ *   asp_features  what transcoders find active in one forward pass, and what they write.
  *   asp_trainer  gradients, Adam moments, multiplier and scratch of a training run.
  *   asp_context  how a call runs: number of threads, and a callback that can stop it.
  * Every new/free pair: free accepts NULL and half-built objects.
@@ -142,6 +143,15 @@ typedef struct {
     const asp_real *resid_values;  /* (n,E) */
 } asp_interventions;
 
+/* What takes the place of the MLPs, called once for each layer in rising order, from the calling thread.
+ *   x (N,E) read: the MLP's LayerNorm before weight and bias, or with from_mid the residual stream before it
+ *   out (N,E) written: what is added to the residual stream */
+typedef struct {
+    int from_mid;
+    asp_status (*layer)(void *state, int64_t layer, const asp_real *x, asp_real *out, const asp_context *context);
+    void *state;
+} asp_mlp_substitute;
+
 typedef struct {
     uint64_t records;       /* bit r set: keep record r */
     int logits;             /* ASP_LOGITS_* */
@@ -149,6 +159,7 @@ typedef struct {
     double edge_threshold;  /* an edge is open if its gate is and its weight is above this (dense: weight above) */
     int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
     const asp_interventions *interventions; /* NULL: none */
+    const asp_mlp_substitute *substitute;   /* NULL: the model's own MLPs; else there is no MLP_PRE and MLP_POST */
 } asp_run_options;
 
 typedef struct asp_run asp_run;
@@ -306,6 +317,77 @@ typedef struct {
 asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, const asp_attribution_options *options,
                            const asp_context *context, asp_error *err);
+
+/* ---- transcoders ------------------------------------------------------------------ */
+
+typedef enum { ASP_CODER_RELU, ASP_CODER_JUMP_RELU, ASP_CODER_TOPK } asp_coder_activation;
+
+/* A dictionary for each layer, which reads the MLP's input and writes to MLP outputs. */
+typedef struct {
+    asp_coder_activation activation;
+    int64_t top_k;    /* of TOPK: the k largest positive ones, of equal ones the lower feature */
+    int cross_layer;  /* features of layer l write to layers l .. L-1; else to l alone */
+    int from_mid;     /* reads RESID_MID; else LN2_NORMALIZED */
+} asp_coder;
+
+typedef struct {
+    int64_t n_features;        /* F */
+    const asp_real *weight;    /* (F,E) */
+    const asp_real *bias;      /* (F) */
+    const asp_real *threshold; /* (F) of JUMP_RELU, else NULL */
+} asp_encoder;
+
+typedef struct {
+    const asp_real *bias; /* (E) added to the layer's output */
+    const asp_real *skip; /* (E,E) or NULL: x skip^T is added to the layer's output */
+} asp_coder_output;
+
+/* Where weights come from, asked from the calling thread in rising order of layers.  What a call gives stays
+ * until the same call for the next layer (rows: until the next call).  A status other than OK ends the work. */
+typedef struct {
+    asp_status (*output)(void *state, int64_t layer, asp_coder_output *output);
+    asp_status (*encoder)(void *state, int64_t layer, asp_encoder *encoder);
+    /* rows (n,n_writes,E) of features (n), which rise */
+    asp_status (*rows)(void *state, int64_t layer, const int64_t *features, int64_t n, int64_t n_writes,
+                       const asp_real **rows);
+    void *state;
+} asp_coder_source;
+
+typedef struct asp_features asp_features;
+
+/* Nothing yet, for n_tokens rows.  Errors: BAD_ARGUMENT, NO_MEMORY (of all that follows: above max_bytes). */
+asp_status asp_features_new(asp_features **features, const asp_model *model, int64_t n_tokens, const asp_coder *coder,
+                            int64_t max_bytes, asp_error *err);
+void asp_features_free(asp_features *features);
+/* The next layer, from x (N,E) read; the last one completes the list.  Errors: those of source; BAD_ARGUMENT if
+ * something is not finite; BAD_STATE after the last layer; NO_MEMORY, STOPPED. */
+asp_status asp_features_layer(asp_features *features, const asp_coder_source *source, const asp_real *x,
+                              const asp_context *context, asp_error *err);
+/* All layers, from rows first.. of a run that recorded the coder's input and MLP_OUT; and the error. */
+asp_status asp_features_of_run(asp_features *features, const asp_run *run, int64_t first,
+                               const asp_coder_source *source, const asp_context *context, asp_error *err);
+
+/* Active features, activation not 0, sorted by (layer, position, feature); NULL before the last layer. */
+typedef struct {
+    int64_t n;
+    const int64_t *start;              /* (L+1) by layer */
+    const int32_t *layer, *position, *feature; /* (n) */
+    const asp_real *activation;        /* (n) */
+} asp_feature_list;
+asp_feature_list asp_features_list(const asp_features *features);
+asp_array asp_features_reconstruction(const asp_features *features); /* (L,N,E)  with skip and bias */
+asp_array asp_features_error(const asp_features *features); /* (L,N,E)  MLP_OUT minus that; only of a run */
+int64_t asp_features_bytes(const asp_features *features);
+
+/* State for asp_mlp_substitute.layer = asp_features_substitute: the features are found on the way. */
+typedef struct {
+    asp_features *features;   /* new */
+    const asp_coder_source *source;
+    const asp_real *errors;   /* (L,N,E) read: added to the outputs; or NULL */
+    asp_error *err;
+} asp_feature_substitute;
+asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x, asp_real *out,
+                                   const asp_context *context);
 
 /* ---- attribution graph ------------------------------------------------------------ */
 

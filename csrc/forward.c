@@ -126,13 +126,27 @@ asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, i
     return status;
 }
 
-asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
+/* What the substitute writes for a layer, in place of the MLP. */
+static asp_status substitute_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
+    const asp_mlp_substitute *substitute = acts->substitute;
+    const asp_layer_offsets *o = &m->layers[l];
+    const int64_t e = m->config.d_model;
+    const asp_real *mid = slot(acts->mid, l);
+    asp_real *normalized = slot(acts->ln2_normalized, l), *out = slot(acts->mlp_out, l), *next = slot(acts->resid, l + 1);
+    if (!normalized) normalized = slot(acts->ln2, l);
+    asp_status status = layernorm(m, acts, mid, o->ln2_w, o->ln2_b, NULL, slot(acts->ln2_scale, l), normalized, context);
+    if (!status)
+        status = substitute->layer(substitute->state, l, substitute->from_mid ? mid : normalized, out, context);
+    for (int64_t i = 0; !status && i < acts->n_tokens * e; i++) next[i] = mid[i] + out[i];
+    return status;
+}
+
+static asp_status own_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
     const asp_config *c = &m->config;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = c->d_model;
     const asp_real *x = slot(acts->mid, l);
     asp_real *ln = slot(acts->ln2, l), *post = slot(acts->mlp_post, l), *pre = slot(acts->mlp_pre, l);
-    if (acts->changes) asp_changes_before_mlp(acts->changes, l, x, e);
     asp_status status = layernorm(m, acts, x, o->ln2_w, o->ln2_b, ln, slot(acts->ln2_scale, l),
                                   slot(acts->ln2_normalized, l), context);
     if (!status)
@@ -144,6 +158,13 @@ asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int6
     if (!status)
         status = linear(m, acts, slot(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp,
                         ASP_EPILOGUE_RESIDUAL, x, NULL, context);
+    return status;
+}
+
+asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
+    const int64_t e = m->config.d_model;
+    if (acts->changes) asp_changes_before_mlp(acts->changes, l, slot(acts->mid, l), e);
+    const asp_status status = acts->substitute ? substitute_mlp(m, acts, l, context) : own_mlp(m, acts, l, context);
     if (!status && acts->changes)
         asp_changes_after_mlp(acts->changes, l, slot(acts->resid, l + 1), slot(acts->mlp_out, l), e);
     return status;

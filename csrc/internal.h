@@ -117,6 +117,7 @@ typedef struct {
     const struct asp_changes *changes;   /* intervene.c; NULL: none */
     const struct asp_variants *variants; /* variants.c; NULL: the sequences are whole */
     const struct asp_mix *mix;           /* attribution.c; NULL: none */
+    const asp_mlp_substitute *substitute; /* NULL: none; else mlp_out is wanted */
 } asp_activations;
 
 /* Gate of a forward or backward pass. */

@@ -13,7 +13,7 @@
 #define ASP_MODULE "attnsparse." ASP_STRING(ASP_MODULE_NAME)
 
 typedef struct {
-    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type;
+    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type;
     int n_threads;
 } py_state;
 
@@ -47,6 +47,18 @@ typedef struct {
     atomic_int busy;
 } py_trainer;
 
+/* Filled by one call, of one thread; its arrays are lent when it is complete. */
+typedef struct {
+    PyObject_HEAD
+    asp_features *features;
+    py_model *model;
+    int64_t n_tokens;
+    int from_mid;
+    atomic_int stage; /* ASP_PY_FEATURES_* */
+} py_features;
+enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
+
+extern PyType_Spec asp_py_features_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
@@ -61,6 +73,9 @@ typedef struct {
 } py_call;
 void asp_py_call_begin(py_call *call, int n_threads);
 void asp_py_call_end(py_call *call);
+/* From a callback of such a call, to use Python and to go on without it. */
+void asp_py_call_attach(py_call *call);
+void asp_py_call_detach(py_call *call);
 
 /* ---- py_model.c ------------------------------------------------------------------- */
 
@@ -72,6 +87,17 @@ void asp_py_write_end(py_model *model);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
 int asp_py_n_threads(PyObject *model, int asked);
 
+/* ---- py_features.c ------------------------------------------------------------------- */
+
+/* The substitute for the MLPs of one run, from (Features, source, errors or None); NULL and an exception if it
+ * is not well formed for this model and number of tokens. */
+typedef struct py_substitute py_substitute;
+py_substitute *asp_py_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens);
+/* What the run takes; call and err are those of the run. */
+const asp_mlp_substitute *asp_py_substitute_given(py_substitute *substitute, py_call *call, asp_error *err);
+/* After the run; its features may be lent if it ended well.  Accepts NULL. */
+void asp_py_substitute_free(py_substitute *substitute, asp_status status);
+
 /* ---- py_sweep.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
@@ -80,6 +106,8 @@ PyObject *asp_py_run_mean_entries(PyObject *self, PyObject *unused);
 /* Interventions of a run, with the arrays that they point to; NULL and an exception if they are not well formed. */
 typedef struct py_interventions py_interventions;
 py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *config);
+/* 0 and an exception unless the run is of this model with the weights that it had then. */
+int asp_py_run_is_current(const py_run *run, const py_model *model);
 void asp_py_interventions_free(py_interventions *interventions);
 const asp_interventions *asp_py_interventions_given(const py_interventions *interventions);
 

@@ -272,15 +272,46 @@ static py_run *run_begin(py_model *model) {
     return run;
 }
 
+/* What a run is asked for beside its options; let go together. */
+typedef struct {
+    py_batch batch;
+    py_interventions *interventions;
+    py_substitute *substitute;
+} run_inputs;
+
+static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *options, PyObject *tokens, PyObject *offsets,
+                           PyObject *changes, PyObject *substitute) {
+    if (!asp_py_batch(&in->batch, tokens, offsets)) return 0;
+    if (changes != Py_None) {
+        if (PyTuple_Check(changes)) in->interventions = asp_py_interventions_new(changes, asp_model_config(model->model));
+        else PyErr_SetString(PyExc_TypeError, "interventions must be a tuple");
+        if (!in->interventions) return 0;
+        options->interventions = asp_py_interventions_given(in->interventions);
+    }
+    if (substitute == Py_None) return 1;
+    in->substitute = asp_py_substitute_new(substitute, model, in->batch.n_tokens);
+    return in->substitute != NULL;
+}
+
+static asp_status compute_run(py_run *run, const run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
+    py_call call;
+    if (in->substitute) options->substitute = asp_py_substitute_given(in->substitute, &call, err);
+    asp_py_call_begin(&call, threads);
+    const asp_status status = asp_run_new(&run->run, run->model->model, in->batch.tokens, in->batch.offsets,
+                                          in->batch.n_sequences, options, &call.context, err);
+    asp_py_call_end(&call);
+    return status;
+}
+
 static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"tokens", "offsets", "record", "logits", "max_bytes", "edge_threshold", "threads",
-                            "interventions", NULL};
-    PyObject *tokens, *offsets, *record, *threshold = Py_None, *changes = Py_None;
+                            "interventions", "substitute", NULL};
+    PyObject *tokens, *offsets, *record, *threshold = Py_None, *changes = Py_None, *substitute = Py_None;
     asp_run_options options = {.logits = ASP_LOGITS_ALL};
     long long max_bytes = INT64_MAX;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiO:run", names, &tokens, &offsets, &record, &options.logits,
-                                     &max_bytes, &threshold, &threads, &changes))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOO:run", names, &tokens, &offsets, &record, &options.logits,
+                                     &max_bytes, &threshold, &threads, &changes, &substitute))
         return NULL;
     if (!asp_py_check_threads(threads)) return NULL;
     if (options.logits < ASP_LOGITS_NONE || options.logits > ASP_LOGITS_ALL)
@@ -288,35 +319,23 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     options.max_bytes = max_bytes;
     options.edges = threshold != Py_None;
     if (options.edges) options.edge_threshold = PyFloat_AsDouble(threshold);
-    py_batch batch;
-    if (PyErr_Occurred() || !asp_py_records(record, &options.records) || !asp_py_batch(&batch, tokens, offsets)) return NULL;
+    if (PyErr_Occurred() || !asp_py_records(record, &options.records)) return NULL;
     py_model *model = (py_model *)self;
-    py_interventions *interventions = NULL;
-    if (changes != Py_None) {
-        interventions = PyTuple_Check(changes) ? asp_py_interventions_new(changes, asp_model_config(model->model)) : NULL;
-        if (!interventions) {
-            if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "interventions must be a tuple");
-            asp_py_batch_clear(&batch);
-            return NULL;
-        }
-        options.interventions = asp_py_interventions_given(interventions);
-    }
-    py_run *run = run_begin(model);
+    run_inputs in = {0};
+    asp_status status = ASP_BAD_ARGUMENT;
+    py_run *run = read_run_inputs(&in, model, &options, tokens, offsets, changes, substitute) ? run_begin(model) : NULL;
     if (run) {
         asp_error err = {0};
-        py_call call;
-        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
-        const asp_status status = asp_run_new(&run->run, model->model, batch.tokens, batch.offsets, batch.n_sequences,
-                                              &options, &call.context, &err);
-        asp_py_call_end(&call);
+        status = compute_run(run, &in, &options, asp_py_n_threads(self, threads), &err);
         asp_py_read_end(model);
         if (status) {
             asp_py_raise(status, &err);
             Py_CLEAR(run);
         }
     }
-    asp_py_interventions_free(interventions);
-    asp_py_batch_clear(&batch);
+    asp_py_substitute_free(in.substitute, status);
+    asp_py_interventions_free(in.interventions);
+    asp_py_batch_clear(&in.batch);
     return (PyObject *)run;
 }
 
@@ -428,7 +447,7 @@ static PyMethodDef methods[] = {
     {"assign", model_assign, METH_O, "assign({name: array}): copies arrays into the weights, all or none."},
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
-     "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None) -> Run"},
+     "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, substitute=None) -> Run"},
     {"sweep", (PyCFunction)(void (*)(void))asp_py_model_sweep, METH_VARARGS | METH_KEYWORDS,
      "sweep(clean, variants, unit, order, reference, metric, threads=0) -> metric of every variant"},
     {"attribution", (PyCFunction)(void (*)(void))asp_py_model_attribution, METH_VARARGS | METH_KEYWORDS,

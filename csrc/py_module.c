@@ -45,11 +45,14 @@ int asp_py_check_threads(int threads) {
 
 /* ---- the GIL --------------------------------------------------------------------------- */
 
+void asp_py_call_attach(py_call *call) { PyEval_RestoreThread(call->thread); }
+void asp_py_call_detach(py_call *call) { call->thread = PyEval_SaveThread(); }
+
 static int poll_signals(void *state) {
     py_call *call = state;
-    PyEval_RestoreThread(call->thread);
+    asp_py_call_attach(call);
     const int interrupted = PyErr_CheckSignals() != 0;
-    call->thread = PyEval_SaveThread();
+    asp_py_call_detach(call);
     return interrupted;
 }
 
@@ -58,7 +61,7 @@ void asp_py_call_begin(py_call *call, int n_threads) {
     call->thread = PyEval_SaveThread();
 }
 
-void asp_py_call_end(py_call *call) { PyEval_RestoreThread(call->thread); }
+void asp_py_call_end(py_call *call) { asp_py_call_attach(call); }
 
 /* ---- functions ---------------------------------------------------------------------------- */
 
@@ -175,6 +178,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_model_spec, &state->model_type) < 0) return -1;
     if (add_type(module, &asp_py_run_spec, &state->run_type) < 0) return -1;
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
+    if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
@@ -184,6 +188,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->run_type);
     Py_VISIT(state->gradients_type);
     Py_VISIT(state->trainer_type);
+    Py_VISIT(state->features_type);
     return 0;
 }
 
@@ -193,6 +198,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->run_type);
     Py_CLEAR(state->gradients_type);
     Py_CLEAR(state->trainer_type);
+    Py_CLEAR(state->features_type);
     return 0;
 }
 

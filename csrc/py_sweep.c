@@ -48,8 +48,7 @@ static int read_metric(py_held *h, PyObject *tuple, int64_t n_vocab, asp_metric 
     return dims[0] == metric->n_sequences && dims[1] == n_vocab ? 1 : wrong_shape("reference logits");
 }
 
-/* A run can be gone on with only by its own model with the weights that it had then. */
-static int is_current(const py_run *run, py_model *model) {
+int asp_py_run_is_current(const py_run *run, const py_model *model) {
     if (run->model != model) PyErr_SetString(PyExc_ValueError, "the run is of another model");
     else if (run->version != atomic_load(&model->version))
         PyErr_SetString(PyExc_RuntimeError, "the weights changed after the run; run again");
@@ -67,7 +66,7 @@ static int read_reference(py_held *h, PyObject *self, PyObject *tuple, int64_t l
             PyErr_SetString(PyExc_TypeError, "the reference must be a run");
             return 0;
         }
-        if (!is_current((py_run *)run, (py_model *)self)) return 0;
+        if (!asp_py_run_is_current((py_run *)run, (py_model *)self)) return 0;
         reference->run = ((py_run *)run)->run;
         h->arrays[h->n++] = Py_NewRef(run);
     }
@@ -138,7 +137,7 @@ PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
     sweep_call s = {0};
     const asp_run *run = ((py_run *)clean)->run;
     void *values;
-    if (!is_current((py_run *)clean, (py_model *)self)) return NULL;
+    if (!asp_py_run_is_current((py_run *)clean, (py_model *)self)) return NULL;
     if (read_sweep(&s, self, run, variants, unit, order, reference, metric))
         result = asp_py_new_array(ASP_PY_DOUBLE, 1, &s.n_variants, &values);
     if (result && asp_py_read_begin((py_model *)self)) {

@@ -97,7 +97,7 @@ asp_edges asp_run_edges(const asp_run *run) { return run->edges ? run->edges->ed
 /* Buffers of a pass that are not recorded. */
 typedef struct {
     asp_arena arena;
-    int64_t resid, ln, qkv, z, mlp, hidden, logits, attention;
+    int64_t resid, ln, qkv, z, mlp, substitute, hidden, logits, attention;
     int64_t logit_rows, loss_rows; /* padded rows of the LM head and of its chunks */
 } run_scratch;
 
@@ -112,7 +112,8 @@ static void reserve_scratch(run_scratch *s, const asp_model *model, const asp_ru
     s->ln = RESERVE(c->d_model);
     s->qkv = RESERVE(3 * width);
     s->z = RESERVE(width);
-    s->mlp = RESERVE(c->d_mlp);
+    s->mlp = RESERVE(options->substitute ? 1 : c->d_mlp);
+    s->substitute = RESERVE(options->substitute ? c->d_model : 0);
 #undef RESERVE
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
     s->logit_rows = asp_logit_rows_needed(model, n_logits);
@@ -164,7 +165,7 @@ static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwi
     return data ? (asp_slot){data, run->layer_strides[record]} : (asp_slot){otherwise, 0};
 }
 
-static asp_activations wire(const asp_run *run, const run_scratch *s) {
+static asp_activations wire(const asp_run *run, const run_scratch *s, const asp_mlp_substitute *substitute) {
     char *base = s->arena.base;
     asp_real *resid = (asp_real *)(void *)(base + s->resid), *ln = (asp_real *)(void *)(base + s->ln);
     asp_activations a = {.n_tokens = run->n_tokens, .n_rows = run->n_rows, .n_sequences = run->n_sequences,
@@ -186,7 +187,8 @@ static asp_activations wire(const asp_run *run, const run_scratch *s) {
     a.mlp_post = slot_of(run, ASP_MLP_POST, (asp_real *)(void *)(base + s->mlp));
     a.result = slot_of(run, ASP_RESULT, NULL);
     a.attn_out = slot_of(run, ASP_ATTN_OUT, NULL);
-    a.mlp_out = slot_of(run, ASP_MLP_OUT, NULL);
+    a.mlp_out = slot_of(run, ASP_MLP_OUT, substitute ? (asp_real *)(void *)(base + s->substitute) : NULL);
+    a.substitute = substitute;
     a.embed = recorded(run, ASP_EMBED);
     a.pos_embed = recorded(run, ASP_POS_EMBED);
     a.ln_final_scale = recorded(run, ASP_LN_FINAL_SCALE);
@@ -283,7 +285,7 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
     if (!bias) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
     const asp_gate gate = {.gated = m->config.gated, .bias = bias};
-    asp_activations acts = wire(run, s);
+    asp_activations acts = wire(run, s, options->substitute);
     acts.changes = changes;
     int64_t longest = 0;
     for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
@@ -295,7 +297,7 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
     if (!status) status = token_losses(m, run, s, &acts, context);
     asp_blas_leave();
     if (!status && run->edges) status = asp_edges_finish(run->edges);
-    if (status == ASP_NO_MEMORY) edges_do_not_fit(options, err);
+    if (status == ASP_NO_MEMORY && !(err && err->text[0])) edges_do_not_fit(options, err);
     asp_release(bias);
     return status;
 }
@@ -306,6 +308,8 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
     *out = NULL;
     asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
     if (status) return status;
+    if (options->substitute && options->records & ((uint64_t)1 << ASP_MLP_PRE | (uint64_t)1 << ASP_MLP_POST))
+        return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs has no mlp_pre and mlp_post");
     asp_run *run = asp_allocate(1, sizeof *run);
     if (!run) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     run_scratch scratch = {0};
