@@ -15,6 +15,7 @@ from .errors import (
     UnsafeFileError,
 )
 from .gradients import Gradients
+from .graph import Graph, attribution_graph
 from .interventions import Ablation, HeadPosition, Mlp, Resid
 from .labels import Edge, Head
 from .limits import Limits
@@ -34,6 +35,7 @@ __all__ = [
     "Edge",
     "FormatError",
     "Gradients",
+    "Graph",
     "Head",
     "HeadPosition",
     "LimitError",
@@ -51,6 +53,7 @@ __all__ = [
     "TrainingOptions",
     "UnsafeFileError",
     "__version__",
+    "attribution_graph",
     "build_info",
     "find_circuit",
     "get_num_threads",
