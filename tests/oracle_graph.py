@@ -17,7 +17,7 @@ W = 1: a feature of layer l writes to the MLP output of l. W = L - l: to those o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -167,6 +167,8 @@ class Frozen:
         read = centred(x) / self.ln1_scale[layer][:, None] * self.parameter(f"h.{layer}.ln_1.weight")
         written = np.zeros_like(x)
         for head in range(self.config["n_head"]):
+            if not pattern[layer, head].any():
+                continue
             w_v, _ = self.head_block(layer, "v", head)
             written += pattern[layer, head] @ (read @ w_v @ self.head_output(layer, head))
         return written
@@ -308,14 +310,12 @@ class Graph:
     # --- heads
 
     def heads(self, source: int, target: int) -> Loadings:
-        """Split of one edge. The source must stand at one position: bias and other do not."""
+        """Split of one edge. Bias and other stand at no one position: theirs is all remainder."""
         k, q = int(self.position[source]), self.target_position(target)
-        if k < 0:
-            raise ValueError(f"a node of kind {self.kind[source]} has no position")
         n_layer, n_head, _, _ = self.frozen.shape
         loading, direct, sent = np.zeros((n_layer, n_head)), 0.0, self.sent[source]
-        if k > q:
-            return Loadings(loading, direct, 0.0)
+        if k < 0 or k > q:
+            return Loadings(loading, direct, self.matrix[target, source])
         split = self._last_hop if k == q else self._one_hop
         for layer, head in np.ndindex(n_layer, n_head):
             loading[layer, head] = split(sent, target, k, q, layer, head)
@@ -345,14 +345,20 @@ class Graph:
 
     # --- influence through features
 
-    def totals(self, target: int) -> Array:
-        """(N,) total influence of every node on the target, directly and through kept features:
+    def totals(self, target: int, avoid: Collection[int] = ()) -> Array:
+        """(N,) total influence of every node on the target, directly and through kept features but `avoid`:
         total[s] = w[s -> target] + sum_f w[s -> f] / a_f * total[f], d activation / d pre-activation being 1.
         Edges go to higher layers, so from the highest feature down total[f] is complete when it is used."""
         total = self.matrix[target].copy()
         for f in self.select("feature")[::-1]:
-            total += self.matrix[f] / self.value[f] * total[f]
+            if f not in avoid:
+                total += self.matrix[f] / self.value[f] * total[f]
         return total
+
+    def total_of_group(self, group: Collection[int], target: int) -> float:
+        """What all of a group do to the target together: a way that comes back to the group is left out, as
+        it is counted where it leaves last."""
+        return float(self.totals(target, avoid=group)[list(group)].sum())
 
     def total_heads(self, source: int, target: int) -> Loadings:
         """Split of a total by the head that carries its first edge."""

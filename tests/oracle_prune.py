@@ -85,12 +85,19 @@ def prune(
         node = stays
 
 
-def graph_scores(matrix: Array, kind: Sequence[str], weight: Array) -> tuple[float, float]:
+def graph_scores(
+    matrix: Array,
+    kind: Sequence[str],
+    weight: Array,
+    explained: Sequence[str] = ("token",),
+    unexplained: Sequence[str] = ("error",),
+) -> tuple[float, float]:
     """(replacement, completeness). Replacement: token influence / (token + error influence). Completeness:
-    mean of 1 - (errors' share of a node's input), weighted by influence + weight."""
-    kind = np.asarray(kind)
+    mean of 1 - (errors' share of a node's input), weighted by influence + weight. `explained` and
+    `unexplained` are the kinds that count as token and as error."""
     found = influence(matrix, weight)
-    token, error = found[kind == "token"].sum(), found[kind == "error"].sum()
-    not_error = 1 - normalized(matrix)[:, kind == "error"].sum(1)
+    is_error = np.isin(kind, unexplained)
+    token, error = found[np.isin(kind, explained)].sum(), found[is_error].sum()
+    not_error = 1 - normalized(matrix)[:, is_error].sum(1)
     importance = found + weight
     return token / (token + error), (not_error * importance).sum() / importance.sum()

@@ -5,41 +5,16 @@ import numpy as np
 import oracle
 import oracle_graph as og
 import pytest
+from graph_cases import CASES, frozen_model, some_kept
 
-TOKENS = np.array([3, 1, 4, 1])
 ROUNDING = 1e-12
-
-CASES = {
-    "dense": ({}, {}),
-    "gated": ({"gated": True, "gate_bias": -0.2, "n_layer": 3}, {}),
-    "cross-layer, jump": ({"n_layer": 3, "gated": True}, {"cross": True, "activation": "jump_relu"}),
-    "skip, untied": ({"n_layer": 3, "tied": False, "unembed_bias": True, "d_head": 3}, {"skip": True}),
-    "topk, no bias": ({"bias": False, "n_layer": 3}, {"activation": "topk", "top_k": 2, "skip": True}),
-    "resid_mid": (
-        {"scale_by_inverse_layer": True},
-        {"input_hook": og.RESIDUAL, "cross": True, "skip": True},
-    ),
-}
 each_case = pytest.mark.parametrize("name", CASES)
-
-
-def frozen_model(name, seed=0, tokens=TOKENS):
-    config_changes, coder_options = CASES[name]
-    config, rng = oracle.full_config(**config_changes), np.random.default_rng(seed)
-    weights = oracle.random_model(rng, config)
-    n_features = rng.integers(4, 8, config["n_layer"])
-    return og.Frozen(config, weights, tokens, og.random_coders(rng, config, n_features, **coder_options))
 
 
 def made(name, seed=0, kept=None):
     """A graph with a logit and a logit difference."""
     directions = [og.logit_direction(11, 5), og.logit_direction(11, [2, 3], [7])]
     return og.build(frozen_model(name, seed), directions, kept)
-
-
-def dropped(layer, position, feature):
-    """About a third of the features."""
-    return (layer + position + feature) % 3 != 0
 
 
 def some_edges(graph, n=25):
@@ -56,7 +31,7 @@ def some_edges(graph, n=25):
 
 
 @each_case
-@pytest.mark.parametrize("kept", [None, dropped])
+@pytest.mark.parametrize("kept", [None, some_kept])
 def test_incoming_edges_sum_to_the_value(name, kept):
     graph = made(name, kept=kept)
     assert ("other" in graph.kind) == (kept is not None)
@@ -84,7 +59,7 @@ def test_top_k_takes_the_lower_number_of_equal_ones():
 
 
 def test_order_and_names():
-    graph = made("dense", kept=dropped)
+    graph = made("dense", kept=some_kept)
     order = [og.KINDS.index(kind) for kind in graph.kind]
     assert order == sorted(order)
     ids = og.node_ids(graph)
@@ -276,8 +251,9 @@ def test_paths_see_forgotten_self_attention(forgotten):
 
 def test_a_source_without_a_place_has_no_heads():
     graph = made("dense")
-    with pytest.raises(ValueError, match="no position"):
-        graph.heads(graph.node("bias"), len(graph.kind) - 1)
+    found = graph.heads(graph.node("bias"), graph.targets()[-1])
+    assert not found.head.any()
+    assert found[1:] == (0.0, graph.matrix[graph.targets()[-1], graph.node("bias")])
 
 
 @each_case
@@ -293,14 +269,14 @@ def test_a_source_behind_its_target_has_no_edge(name):
 # ------------------------------------------------------------------------------- differences of the whole
 
 
-def replay(graph, source, factor, live):
+def replay(graph, doubled=(), live=()):
     """Targets (N,) of the model run as a whole with frozen patterns and scales, the transcoders in place of
-    the MLPs, errors added, and one source multiplied by `factor`. `live`: features follow what they read;
-    else they are held at their values."""
+    the MLPs and errors added. What the `doubled` sources send is doubled. `live` features follow what they
+    read; all others are held at their values."""
     frozen, coders = graph.frozen, graph.frozen.coders
     n_layer, n_head, n_tokens, _ = frozen.shape
     sizes = np.ones(len(graph.kind))
-    sizes[source] = factor
+    sizes[list(doubled)] = 2
     constant = sizes[graph.node("bias")]
     weights = {n: constant * w if n.endswith("bias") else w for n, w in frozen.weights.items()}
     x = (sizes[graph.select("token"), None] * frozen.run["embed"]
@@ -325,7 +301,7 @@ def replay(graph, source, factor, live):
             position, feature = graph.position[f], graph.feature[f]
             value[f] = pre[position, feature]
             for i, row in enumerate(coders["w_dec"][layer][feature]):
-                later[layer + i, position] += sizes[f] * (value if live else graph.value)[f] * row
+                later[layer + i, position] += sizes[f] * (value if f in live else graph.value)[f] * row
         x = x + later[layer] + (0 if coders["skip"] is None else u @ coders["skip"][layer].T)
     read = (x - x.mean(1, keepdims=True)) / frozen.run["ln_final_scale"][:, None]
     unembedding = oracle.unembedding(frozen.config, weights)
@@ -338,14 +314,14 @@ def replay(graph, source, factor, live):
 def test_effect_of_scaling_a_source(name):
     """The frozen model is linear: doubling a source adds its edges to all targets, and its totals if features
     follow what they read."""
-    graph, targets = made(name), made(name).targets()
+    graph = made(name)
+    targets, before = graph.targets(), replay(graph)
+    np.testing.assert_allclose(before[targets], graph.value[targets], rtol=1e-9)
     totals = {int(target): graph.totals(target) for target in targets}
     for source in range(len(graph.sent)):
-        before = replay(graph, source, 1.0, False)
-        np.testing.assert_allclose(before[targets], graph.value[targets], rtol=1e-9)
-        held = replay(graph, source, 2.0, False) - before
+        held = replay(graph, [source]) - before
         np.testing.assert_allclose(held[targets], graph.matrix[targets, source], atol=1e-11)
-        live = replay(graph, source, 2.0, True) - before
+        live = replay(graph, [source], graph.select("feature")) - before
         expected = [totals[int(target)][source] for target in targets]
         np.testing.assert_allclose(live[targets], expected, atol=1e-10)
 
@@ -354,8 +330,19 @@ def test_scaling_sees_a_mistake():
     graph = made("dense")
     graph.matrix[graph.targets()] *= 1.001
     source = graph.node("token", -1, 0)
-    held = replay(graph, source, 2.0, False) - replay(graph, source, 1.0, False)
+    held = replay(graph, [source]) - replay(graph)
     assert abs(held - graph.matrix[:, source])[graph.targets()].max() > 1e-6
+
+
+@each_case
+def test_total_of_a_group(name):
+    """That of features which are held at twice their values: what one does to another does not show."""
+    graph = made(name)
+    features, logit = graph.select("feature"), graph.select("logit")[0]
+    group = [int(f) for f in features[::3]]
+    moved = replay(graph, group, set(features) - set(group)) - replay(graph)
+    assert abs(graph.total_of_group(group, logit) - moved[logit]) < 1e-11
+    assert abs(moved[logit] - graph.totals(logit)[group].sum()) > 1e-6
 
 
 @each_case
@@ -369,7 +356,7 @@ def test_loadings_of_a_total_sum_to_it(name):
 
 @each_case
 def test_pairs_sum_to_the_score(name):
-    graph = made(name, kept=dropped)
+    graph = made(name, kept=some_kept)
     frozen = graph.frozen
     for layer, head in np.ndindex(*frozen.shape[:2]):
         for query in range(4):
