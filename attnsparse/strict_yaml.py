@@ -19,8 +19,8 @@ _MAX_DEPTH = 8
 def read_yaml(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
     """The mapping in a YAML file of at most `limits.max_yaml_bytes` bytes; its keys are strings.
 
-    Raises FormatError with code yaml_syntax, yaml_type (no mapping), yaml_depth, yaml_feature (an anchor, alias
-    or tag) or duplicate_name, LimitError with code file_limit.
+    Raises FormatError with code yaml_syntax, yaml_type (no mapping), yaml_depth, yaml_feature (an anchor,
+    alias or tag) or duplicate_name, LimitError with code file_limit.
     """
     import yaml
 

@@ -144,7 +144,7 @@ class FileSource(TensorSource):
         info, columns = self.tensors[name], out.shape[1]
         self._check_float(name, info)
         n_rows = math.prod(info.shape) // columns if columns else 0
-        if len(rows) and not (0 <= rows.min() and rows.max() < n_rows):
+        if len(rows) and not (rows.min() >= 0 and rows.max() < n_rows):
             raise IndexError(f"row {int(rows.min())}..{int(rows.max())} of a tensor with {n_rows:,} rows")
         offset = self._locate_rows(name)
         if offset is None:
@@ -221,7 +221,11 @@ def _assign(out: np.ndarray, begin: int, block: np.ndarray) -> None:
 
 def widen(raw: np.ndarray, dtype: str) -> np.ndarray:
     """Stored elements as NumPy floats: BF16 (held as uint16) becomes float32, others stay."""
-    return (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw
+    if dtype != "BF16":
+        return raw
+    wide = raw.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def check_crc(path: str, name: str, expected: int | None, found: int) -> None:

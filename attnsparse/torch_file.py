@@ -33,9 +33,9 @@ class TorchFile(FileSource):
     """The state dict in a torch file, open for reading; `tensors` tells what is in it.
 
     The state dict may be the file's top level or lie under `model`, `state_dict` or `model_state_dict`;
-    `config` then is nanoGPT's `model_args` if there is one. `records`: see `read_pickle_data`. Raises FormatError with the codes of
-    zip_directory and pickle_data and magic, zip_content, byteorder, pickle_structure, missing_storage,
-    storage_size, bad_view, crc; UnsafeFileError; LimitError.
+    `config` then is nanoGPT's `model_args` if there is one. `records`: see `read_pickle_data`. Raises
+    FormatError with the codes of zip_directory and pickle_data and magic, zip_content, byteorder,
+    pickle_structure, missing_storage, storage_size, bad_view, crc; UnsafeFileError; LimitError.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -41,7 +41,7 @@ class WeightFile:
         with self.open() as source:
             self._identity = source.identity
             #: tensor name -> shape and type
-            self.tensors = source.tensors
+            self.tensors = dict(source.tensors)
             #: what lies beside the tensors in a torch file
             self.beside = source.beside if isinstance(source, TorchFile) else {}
 
@@ -118,8 +118,8 @@ def check_finite(array: np.ndarray, path: str, name: str) -> None:
 class EncoderPart(NamedTuple):
     """The encoder of `n_features` neighbouring features of one layer.
 
-    weight: [F, E], or [E, F] if `transposed`, from row `first` of the tensor on. bias, threshold: row `row` of
-    tensors seen as rows of F.
+    weight: [F, E], or [E, F] if `transposed`, from row `first` of the tensor on. bias, threshold: row
+    `row` of tensors seen as rows of F.
     """
 
     file: WeightFile
@@ -180,15 +180,29 @@ class StoredLayer(NamedTuple):
         return sum(part.n_features for part in self.encoder)
 
 
-#: what is done to an encoder after it was read: (w_enc, b_enc) -> the same two
-InputChange = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+class InputChange(NamedTuple):
+    """What the input that was trained on is in terms of the one that is read here: scale * x + shift, both
+    [E], or x minus its mean if `centred`."""
+
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    centred: bool = False
+
+    def apply(self, matrix: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Change `matrix` [n, E] in place; returns the bias [n] that goes with it."""
+        if self.shift is not None:
+            bias = add_products(bias, matrix, self.shift)
+        if self.scale is not None:
+            matrix *= self.scale
+        if self.centred:
+            matrix -= matrix.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+        return bias
 
 
 class StoredWeights:
     """The weights of a set in files; a `Source` of `Transcoders`.
 
-    `changes` holds what is done to the encoder of a layer so that it reads another input than the one it was
-    trained on.
+    `changes` holds, for the layers that were trained on another input than the one read here, what that was.
     """
 
     def __init__(
@@ -225,7 +239,7 @@ class StoredWeights:
         if stored.subtract is not None:
             b_enc = add_products(b_enc, w_enc, -self._row(stored.subtract))
         if layer in self._changes:
-            w_enc, b_enc = self._changes[layer](w_enc, b_enc)
+            b_enc = self._changes[layer].apply(w_enc, b_enc)
         if threshold is not None and stored.threshold == "exp":
             np.exp(threshold, out=threshold)
         elif threshold is not None and stored.threshold == "positive":
@@ -236,9 +250,11 @@ class StoredWeights:
         """Read the rows [n, W, E] of the features int64 [n]."""
         stored = self.layers[layer]
         features = np.asarray(features, np.int64)
-        if len(features) and not (0 <= features.min() and features.max() < stored.n_features):
+        if len(features) and not (features.min() >= 0 and features.max() < stored.n_features):
             worst = features.max() if features.max() >= stored.n_features else features.min()
-            raise IndexError(f"feature {worst:,} is out of range 0..{stored.n_features - 1:,} of layer {layer}")
+            raise IndexError(
+                f"feature {worst:,} is out of range 0..{stored.n_features - 1:,} of layer {layer}"
+            )
         rows = np.empty((len(features), stored.n_targets, self.d_model), np.float32)
         begin = 0
         for part in stored.decoder:
@@ -261,6 +277,8 @@ class StoredWeights:
             total += self._row(row)
         if stored.output_scales is not None:
             total /= stored.output_scales[0]
+        if stored.skip is not None and layer in self._changes:
+            total = self._changes[layer].apply(self._skip(stored.skip), total)
         return total
 
     def skip(self, layer: int) -> np.ndarray | None:
@@ -268,6 +286,12 @@ class StoredWeights:
         stored = self.layers[layer].skip
         if stored is None:
             return None
+        matrix = self._skip(stored)
+        if layer in self._changes:
+            self._changes[layer].apply(matrix, np.zeros(self.d_model, np.float32))
+        return matrix
+
+    def _skip(self, stored: tuple[WeightFile, str, bool]) -> np.ndarray:
         file, name, transposed = stored
         out = np.empty((self.d_model, self.d_model), np.float32)
         with file.open() as source:
