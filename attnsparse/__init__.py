@@ -15,6 +15,7 @@ from .errors import (
     UnsafeFileError,
 )
 from .gradients import Gradients
+from .graph import Graph, attribution_graph
 from .interventions import Ablation, HeadPosition, Mlp, Resid
 from .labels import Edge, Head
 from .limits import Limits
@@ -39,6 +40,7 @@ __all__ = [
     "Features",
     "FormatError",
     "Gradients",
+    "Graph",
     "Head",
     "HeadPosition",
     "LimitError",
@@ -57,6 +59,7 @@ __all__ = [
     "Transcoders",
     "UnsafeFileError",
     "__version__",
+    "attribution_graph",
     "build_info",
     "find_circuit",
     "get_num_threads",

@@ -1,8 +1,8 @@
 """From a prompt to its attribution graph: what to include, and the numbers of nodes and edges.
 
-    graph = asp.attribution_graph(model, transcoders, 'The opposite of "large" is "')
-    graph.heads("0_17_4", graph.logits[0])              # which heads carry that edge
-    graph.prune().to_html("graph.html")
+graph = asp.attribution_graph(model, transcoders, 'The opposite of "large" is "')
+graph.heads("0_17_4", graph.logits[0])              # which heads carry that edge
+graph.prune().to_html("graph.html")
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def attribution_graph(
 
     target: None for the most likely next tokens, as few as have `desired_logit_prob` together and at most
     `max_n_logits`; or one token or several, as strings or ids. A logit node's value is the logit minus the
-    mean logit of the vocabulary. With `wrong`, tokens too, there is one logit node: the mean logit of `target`
-    minus that of `wrong`. max_feature_nodes: keep at most so many features, those with most influence on the
-    logits; None = all; the rest become the node "other". labels: (layer, feature) to what people read, for
-    example `label_features(...)`. n_splits: also split the scores of so many attention entries, those that
-    carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths of a second each at
-    GPT-2's size. max_bytes bounds the run and, again, the graph.
+    mean logit of the vocabulary. With `wrong`, tokens too, there is one logit node: the mean logit of
+    `target` minus that of `wrong`. max_feature_nodes: keep at most so many features, those with most
+    influence on the logits; None = all; the rest become the node "other". labels: (layer, feature) to what
+    people read, for example `label_features(...)`. n_splits: also split the scores of so many attention
+    entries, those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths
+    of a second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
 
     Raises ConfigError if the transcoders do not fit the model, ValueError for several prompts, for a token
     string that is not one token and for options out of range, IndexError for token ids, MemoryError before
@@ -125,77 +125,105 @@ def _assemble(
     threads: int,
 ) -> Graph:
     """The graph of the chosen features and the logits. rows, bias: their effects, features first."""
-    f, run = sources.features, sources.features.run
-    n_active, n_kept, n_logits = len(f), len(chosen), len(logits)
-    kept = np.concatenate([chosen, np.arange(n_active, sources.n)])
-    unkept = np.ones(n_active, bool)
-    unkept[chosen] = False
-    other = rows[:, :n_active][:, unkept].sum(axis=1, dtype=np.float64)[:, None]
-    parts = [rows[:, kept], bias[:, None], *([other] if unkept.any() else [])]
-    effects = np.concatenate(parts, axis=1)
+    features, run = sources.features, sources.features.run
     reading = reads.take(chosen) + logits
+    effects, kept = _effects_of_nodes(sources, chosen, rows, bias)
+    n_logits, real = len(logits), rows.dtype
     n = effects.shape[1] + n_logits
-    targets = np.concatenate([np.arange(n_kept), np.arange(n - n_logits, n)])
-    start, source, weight = sparse_rows(effects, targets, n, rows.dtype)
-    sums, absolute = effects.sum(axis=1, dtype=np.float64), np.abs(effects).sum(axis=1, dtype=np.float64)
-    off = np.abs(sums - reading.value)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(off > 0, off / np.abs(reading.value), 0)
-    n_layer, t = f.error.shape[:2]
-    blank = np.full(effects.shape[1] - len(kept), -1)
-    layers = np.repeat(np.arange(n_layer), t)
-    none = np.full(2 * t, -1)
-    real = rows.dtype
-    frozen, writes = sources.frozen, sources.writes_of(kept)
-    core = run.model._core
-    chosen_layer, chosen_feature = f.layer[chosen], f.feature[chosen]
-    names = [] if labels is None else [labels.get((int(a), int(b))) for a, b in zip(chosen_layer, chosen_feature)]
-    plain = [f"feature {b} of layer {a}" for a, b in zip(chosen_layer, chosen_feature)]
+    targets = np.concatenate([np.arange(len(chosen)), np.arange(n - n_logits, n)])
+    start, source, weight = sparse_rows(effects, targets, n, real)
+    closure, closure_absolute = _closure(effects, reading.value)
+    value, probability = np.full(n, np.nan, real), np.full(n, np.nan, real)
+    value[targets], probability[n - n_logits :] = reading.value, logits.probability
+    frozen, writes, core = sources.frozen, sources.writes_of(kept), run.model._core
     strings = tuple(run.token_strings)
-    kinds = [("feature", n_kept), ("error", n_layer * t), ("token", t), ("position", t), ("bias", 1),
-             ("other", len(blank) - 1), ("logit", n_logits)]  # fmt: skip
     return Graph(
         model_name=run.model.name,
         model_digest=run.model.digest,
-        transcoders_name=f.transcoders.name,
-        scan=f.transcoders.scan or f.transcoders.name or run.model.name,
+        transcoders_name=features.transcoders.name,
+        scan=features.transcoders.scan or features.transcoders.name or run.model.name,
         prompt="".join(strings) if run.prompt is None else run.prompt,
         tokens=np.array(run.tokens, dtype=np.int32),
         token_strings=strings,
         prepend_bos=run.prepend_bos,
-        n_layer=n_layer,
-        n_head=run.pattern.shape[1],
+        n_layer=run.model.config.n_layer,
+        n_head=run.model.config.n_head,
         options={},
-        kind=tuple(kind for kind, count in kinds for _ in range(count)),
-        layer=_ints(chosen_layer, layers, none, blank, np.full(n_logits, n_layer)),
-        position=_ints(
-            f.position[chosen], np.tile(np.arange(t), n_layer), np.arange(t), np.arange(t), blank, logits.position
-        ),
-        feature=_ints(chosen_feature, np.full(n_layer * t, -1), run.tokens, np.full(t, -1), blank, logits.token),
-        value=np.concatenate(
-            [f.activation[chosen], np.full(n - n_kept - n_logits, np.nan), logits.value]
-        ).astype(real),
-        probability=np.concatenate([np.full(n - n_logits, np.nan), logits.probability]).astype(real),
-        labels=(
-            *(name or text for name, text in zip(names or plain, plain)),
-            *(f"error of layer {a}" for a in layers),
-            *(f"token {token!r}" for token in strings),
-            *(f"position {i}" for i in range(t)),
-            "biases",
-            *["other features"] * (len(blank) - 1),
-            *logits.labels,
-        ),
+        **_names(sources, logits, chosen, n - n_logits - len(kept), labels),
+        value=value,
+        probability=probability,
         start=start,
         source=source,
         weight=weight,
-        closure=float(relative.max(initial=0)),
-        closure_absolute=float((off / np.maximum(absolute, 1e-300)).max(initial=0)),
+        closure=closure,
+        closure_absolute=closure_absolute,
         pattern=run.pattern,
         carried=core.graph_carried(frozen, writes, threads=threads),
         received=core.graph_received(frozen, reading.arrays, False, threads=threads),
         received_alone=core.graph_received(frozen, reading.arrays, True, threads=threads),
         origin=(sources, chosen),
-    )  # fmt: skip
+    )
+
+
+def _effects_of_nodes(
+    sources: Sources, chosen: np.ndarray, rows: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Effects float64 [targets, nodes before the logits], and the sources that are nodes."""
+    n_active = len(sources.features)
+    kept = np.concatenate([chosen, np.arange(n_active, sources.n)])
+    parts = [rows[:, kept], bias[:, None]]
+    if len(chosen) < n_active:
+        unkept = np.setdiff1d(np.arange(n_active), chosen)
+        parts.append(rows[:, unkept].sum(axis=1, dtype=np.float64)[:, None])
+    return np.concatenate(parts, axis=1), kept
+
+
+def _closure(effects: np.ndarray, value: np.ndarray) -> tuple[float, float]:
+    """Largest |sum - value| over |value|, and over the sum of |effects|."""
+    off = np.abs(effects.sum(axis=1, dtype=np.float64) - value)
+    whole = np.abs(effects).sum(axis=1, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = [np.where(off > 0, off / size, 0.0) for size in (np.abs(value), whole)]
+    return float(shares[0].max(initial=0)), float(shares[1].max(initial=0))
+
+
+def _names(
+    sources: Sources,
+    logits: Reads,
+    chosen: np.ndarray,
+    n_unplaced: int,
+    labels: Mapping[tuple[int, int], str] | None,
+) -> dict[str, Any]:
+    """kind, layer, position, feature and labels of all nodes; n_unplaced: the bias, and other if there is
+    one."""
+    f, run = sources.features, sources.features.run
+    n_layer, t = f.error.shape[:2]
+    layers, places, n_logits = np.repeat(np.arange(n_layer), t), np.arange(t), len(logits)
+    unplaced, numbers = (
+        np.full(n_unplaced, -1),
+        list(zip(f.layer[chosen].tolist(), f.feature[chosen].tolist())),
+    )
+    counts = {
+        "feature": len(chosen), "error": n_layer * t, "token": t, "position": t, "bias": 1,
+        "other": n_unplaced - 1, "logit": n_logits,
+    }  # fmt: skip
+    shown = [(labels or {}).get(number) or f"feature {number[1]} of layer {number[0]}" for number in numbers]
+    errors, tokens = (
+        [f"error of layer {i}" for i in layers],
+        [f"token {text!r}" for text in run.token_strings],
+    )
+    positions, other = [f"position {i}" for i in places], ["other features"] * (n_unplaced - 1)
+    return {
+        "kind": tuple(kind for kind, count in counts.items() for _ in range(count)),
+        "layer": _ints(f.layer[chosen], layers, np.full(2 * t, -1), unplaced, np.full(n_logits, n_layer)),
+        "position": _ints(
+            f.position[chosen], np.tile(places, n_layer), places, places, unplaced, logits.position
+        ),
+        "feature": _ints(
+            f.feature[chosen], np.full(n_layer * t, -1), run.tokens, np.full(t, -1), unplaced, logits.token
+        ),
+        "labels": (*shown, *errors, *tokens, *positions, "biases", *other, *logits.labels),
+    }
 
 
 def _ints(*parts: Any) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""Is the graph right about the model?  Nodes and attention entries are taken out of the real model, where nothing is
-held, and the change of the logits is put beside what the graph predicts."""
+"""Is the graph right about the model?  Nodes and attention entries are taken out of the real model, where
+nothing is held, and the change of the logits is put beside what the graph predicts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def check(graph: Graph, nodes: Any, entries: Any, together: bool) -> pd.DataFram
     import pandas as pd
 
     if graph.origin is None or graph.pruned is not None:
-        raise ValueError("a check needs the model: take the graph that attribution_graph gave, before pruning")
+        raise ValueError(
+            "a check needs the model: take the graph that attribution_graph gave, before pruning"
+        )
     if (nodes is None) == (entries is None):
         raise ValueError("give nodes=... or entries=..., one of them")
     rows = _node_rows(graph, nodes, together) if entries is None else _entry_rows(graph, entries, together)
@@ -35,11 +37,21 @@ def check(graph: Graph, nodes: Any, entries: Any, together: bool) -> pd.DataFram
     return pd.DataFrame([dict(zip(columns, row)) for row in rows], columns=columns)
 
 
-def _rows(graph: Graph, name: str, logits: np.ndarray, direct: Sequence[float], total: Sequence[float]) -> list[tuple]:
+def _rows(
+    graph: Graph, name: str, logits: np.ndarray, direct: Sequence[float], total: Sequence[float]
+) -> list[tuple]:
     """One row for each logit node; logits real [V]: those of the changed model."""
     changes = logit_values(graph, logits) - graph.value[graph.logits].astype(np.float64)
     return [
-        (name, graph.ids[t], graph.labels[t], edge, whole, float(change), float(change) / whole if whole else np.nan)
+        (
+            name,
+            graph.ids[t],
+            graph.labels[t],
+            edge,
+            whole,
+            float(change),
+            float(change) / whole if whole else np.nan,
+        )
         for t, edge, whole, change in zip(graph.logits, direct, total, changes)
     ]
 
@@ -63,7 +75,9 @@ def _node_rows(graph: Graph, nodes: Any, together: bool) -> list[tuple]:
     for node in chosen:
         if graph.kind[node] not in REMOVABLE:
             kinds = ", ".join(REMOVABLE)
-            raise ValueError(f"node {graph._id(node)!r} is no part of the model's run; {kinds} can be removed")
+            raise ValueError(
+                f"node {graph._id(node)!r} is no part of the model's run; {kinds} can be removed"
+            )
     rows: list[tuple] = []
     for group in [chosen] if together else [np.array([node]) for node in chosen]:
         name = graph._id(group[0]) if len(group) == 1 else f"{len(group)} nodes"
@@ -81,7 +95,9 @@ def run_without(graph: Graph, nodes: np.ndarray) -> np.ndarray:
     """
     sources, chosen = graph.origin
     run, n_active = sources.features.run, len(sources.features)
-    removed = np.where(nodes < len(chosen), chosen[np.minimum(nodes, len(chosen) - 1)], nodes - len(chosen) + n_active)
+    removed = np.where(
+        nodes < len(chosen), chosen[np.minimum(nodes, len(chosen) - 1)], nodes - len(chosen) + n_active
+    )
     writes = np.flatnonzero(np.isin(sources.source, removed))
     return _logits(run.model, run.tokens, _patches(sources, run, writes))
 
@@ -95,7 +111,9 @@ def _patches(sources: Sources, run: Any, writes: np.ndarray) -> dict[Any, np.nda
             np.subtract.at(start, sources.position[here], sources.vectors[here])
             patch |= {Resid(0, int(p), "pre"): start[p] for p in np.unique(sources.position[here])}
             continue
-        changed = run.model.run(run.tokens, "mlp_out", logits="none", patch=patch or None).mlp_out[layer - 1].copy()
+        changed = (
+            run.model.run(run.tokens, "mlp_out", logits="none", patch=patch or None).mlp_out[layer - 1].copy()
+        )
         np.subtract.at(changed, sources.position[here], sources.vectors[here])
         patch[Mlp(int(layer) - 1)] = changed
     return patch
@@ -109,12 +127,15 @@ def _logits(model: Model, tokens: np.ndarray, patch: dict[Any, np.ndarray]) -> n
 
 
 def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[tuple]:
-    listed = [entries] if isinstance(entries, str) or not isinstance(entries, Iterable) else list(entries)
+    single = isinstance(entries, str | Edge) or not isinstance(entries, Iterable)
+    listed = [entries] if single else list(entries)
     last = len(graph.tokens) - 1
     edges = [Edge.parse(entry).within(graph.n_layer, graph.n_head, last + 1) for entry in listed]
     for edge in edges:
         if edge.query != last:
-            raise ValueError(f"{edge.label}: only entries of the last position {last} lead to the logits without detour")
+            raise ValueError(
+                f"{edge.label}: only entries of the last position {last} lead to the logits without detour"
+            )
     run = graph.origin[0].features.run
     values = run.model.run(run.tokens, "v", logits="none").v
     rows: list[tuple] = []
@@ -127,7 +148,8 @@ def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[tuple]:
 
 
 def _predicted(graph: Graph, edges: Sequence[Edge], values: np.ndarray, target: int) -> tuple[float, float]:
-    """Change of a logit without some entries of its position: on direct paths, and through features as well."""
+    """Change of a logit without some entries of its position: on direct paths, and through features as
+    well."""
     here = np.isin(np.arange(len(graph)), target)
     core = core_for(str(graph.weight.dtype))
     factors = core.graph_factors(

@@ -90,9 +90,7 @@ def loadings(
     return across + within, direct, rest, {(int(k), int(q)) for k, q in places}
 
 
-def table(
-    graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str, base: int
-) -> pd.DataFrame:
+def table(graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str, base: int) -> pd.DataFrame:
     """See `Graph.heads`."""
     import pandas as pd
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Sources:
     """Sources in the order active features, errors (layer, position), tokens, positions.
 
-    layer, position, source int32 [w] and vectors real [w, E] are their writes, by layer (0: embeddings, l + 1:
-    the output of MLP l), position and source.
+    layer, position, source int32 [w] and vectors real [w, E] are their writes, by layer (0: embeddings, l +
+    1: the output of MLP l), position and source.
     """
 
     features: Features
@@ -51,7 +51,7 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     n_layer, t, e = features.error.shape
     real = features.error.dtype
     counts = np.diff(features.start)
-    n_writes = int(sum(n * transcoders.writes(l) for l, n in enumerate(counts))) + (n_layer + 2) * t
+    n_writes = int(sum(n * transcoders.writes(i) for i, n in enumerate(counts))) + (n_layer + 2) * t
     needed = n_writes * e * real.itemsize
     if needed > max_bytes:
         raise MemoryError(
@@ -71,13 +71,13 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     places = np.arange(t)
     put(0, places, n + n_layer * t + places, run.embed)
     put(0, places, n + (n_layer + 1) * t + places, run.pos_embed)
-    for l in range(n_layer):
-        put(l + 1, places, n + l * t + places, features.error[l])
-        mine = np.arange(features.start[l], features.start[l + 1])
-        rows = transcoders.source.decoder_rows(l, features.feature[mine].astype(np.int64))
-        for w in range(transcoders.writes(l)):
+    for index in range(n_layer):
+        put(index + 1, places, n + index * t + places, features.error[index])
+        mine = np.arange(features.start[index], features.start[index + 1])
+        rows = transcoders.source.decoder_rows(index, features.feature[mine].astype(np.int64))
+        for w in range(transcoders.writes(index)):
             what = rows[:, w].astype(real) * features.activation[mine][:, None]
-            put(l + w + 1, features.position[mine], mine, what)
+            put(index + w + 1, features.position[mine], mine, what)
     order = np.lexsort((source, position, layer))
     return Sources(
         features, n + (n_layer + 2) * t, layer[order], position[order], source[order], vectors[order],
@@ -89,8 +89,8 @@ def _frozen(model: Model, features: Features) -> tuple[Any, ...]:
     """The run with all that is added to MLP outputs whatever is active, as the core takes it."""
     transcoders, real = features.transcoders, features.error.dtype
     layers = range(transcoders.n_layer)
-    bias = np.stack([transcoders.source.output_bias(l).astype(real) for l in layers])
-    skips = [transcoders.source.skip(l) for l in layers]
+    bias = np.stack([transcoders.source.output_bias(i).astype(real) for i in layers])
+    skips = [transcoders.source.skip(i) for i in layers]
     skip = None
     if any(s is not None for s in skips):
         zero = np.zeros((transcoders.d_model, transcoders.d_model), dtype=real)

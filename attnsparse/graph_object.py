@@ -31,11 +31,11 @@ Nodes = int | str | Sequence[int | str]
 class Graph:
     """The attribution graph of one prompt: n nodes and m edges. Made by `attribution_graph`.
 
-    Nodes are ordered: features by layer, position and number; errors of the MLPs by layer and position; tokens;
-    positions; the bias; other; logits. The edge from a source to a target is the linear effect of the source
-    on the target's pre-activation with attention patterns, gates and LayerNorm scales held as they are
-    (Ameisen et al. 2025, "Circuit Tracing"); with position embeddings and biases as nodes, the edges into every
-    feature and logit add up to its value. All arrays are read-only.
+    Nodes are ordered: features by layer, position and number; errors of the MLPs by layer and position;
+    tokens; positions; the bias; other; logits. The edge from a source to a target is the linear effect of
+    the source on the target's pre-activation with attention patterns, gates and LayerNorm scales held as
+    they are (Ameisen et al. 2025, "Circuit Tracing"); with position embeddings and biases as nodes, the
+    edges into every feature and logit add up to its value. All arrays are read-only.
     """
 
     model_name: str
@@ -63,7 +63,8 @@ class Graph:
     feature: np.ndarray
     """int32 [n]: the number of a feature, the token id of tokens and logits, -1 for the rest."""
     value: np.ndarray
-    """real [n]: activation of a feature, which is its pre-activation; value of a logit node; NaN for the rest."""
+    """real [n]: activation of a feature, which is its pre-activation; value of a logit node; NaN for the
+    rest."""
     probability: np.ndarray
     """real [n]: the probability of a logit node's token; NaN for the rest."""
     labels: tuple[str, ...]
@@ -81,8 +82,9 @@ class Graph:
     pattern: np.ndarray
     """real [L, H, query, key]: the attention pattern of the prompt."""
     carried: np.ndarray
-    """real [n_placed, L, H, D]: what each head's values hold of a source at its own position, where the source
-    has been carried by the residual stream and by attention to itself. n_placed: all nodes before the bias."""
+    """real [n_placed, L, H, D]: what each head's values hold of a source at its own position, where the
+    source has been carried by the residual stream and by attention to itself. n_placed: all nodes before
+    the bias."""
     received: np.ndarray
     """real [n_targets, L, H, D]: derivative of a target with respect to each head's z at the target's own
     position, on paths that stay there. Targets: features, then logits."""
@@ -247,13 +249,14 @@ class Graph:
         """Which heads carry the edge from a source to a target, or from one group of nodes to another.
 
         One row per (layer, head), by falling |loading|, then the rows "direct" and "remainder"; columns
-        label, layer, head, loading, share (of the whole), cumulative (share of this and all rows above it), and, if all
-        edges run between the same two positions, key, query (from `base`) and pattern. The loadings add up to
-        the edge. From position k to q > k: a head's loading is what hops from k to q through its entry of the
-        pattern, carried at k before and at q after by the residual stream and by attention to itself; what
-        visits other positions is the remainder. Within one position: direct is the residual stream alone, a
-        head's loading what made its last hop through it. through="features": of `total` instead, each first
-        edge with its further way. The bias and other nodes have no position: theirs is all remainder.
+        label, layer, head, loading, share (of the whole), cumulative (share of this and all rows above it),
+        and, if all edges run between the same two positions, key, query (from `base`) and pattern. The
+        loadings add up to the edge. From position k to q > k: a head's loading is what hops from k to q
+        through its entry of the pattern, carried at k before and at q after by the residual stream and by
+        attention to itself; what visits other positions is the remainder. Within one position: direct is
+        the residual stream alone, a head's loading what made its last hop through it. through="features": of
+        `total` instead, each first edge with its further way. The bias and other nodes have no position:
+        theirs is all remainder.
         Raises ValueError for another `through`.
         """
         return graph_heads.table(
@@ -264,18 +267,14 @@ class Graph:
         self, source: Nodes, target: Nodes, fraction: float = 0.8, *, through: str = "edge"
     ) -> int | None:
         """The fewest heads whose loadings sum to `fraction` of the whole; None if all together do not."""
-        return graph_heads.needed(
-            self, self.nodes_of(source), self.nodes_of(target), fraction, through
-        )
+        return graph_heads.needed(self, self.nodes_of(source), self.nodes_of(target), fraction, through)
 
-    def score_pairs(
-        self, layer: int, head: int, query: int | str, key: int | str
-    ) -> graph_heads.ScoreSplit:
+    def score_pairs(self, layer: int, head: int, query: int | str, key: int | str) -> graph_heads.ScoreSplit:
         """Why a head looked there: the score of one attention entry, split over pairs of sources.
 
         score = q . k / sqrt(D) is bilinear in the residual streams of query and key, and these are sums over
-        the sources of the graph, so it is the sum of one number for every pair (query-side source, key-side source);
-        the constants of a side are its bias node. Patterns and scales before the entry are held.
+        the sources of the graph, so it is the sum of one number for every pair (query-side source, key-side
+        source); the constants of a side are its bias node. Patterns and scales before the entry are held.
         Raises ValueError for a graph without its model or a pruned one, IndexError for an entry that does
         not exist.
         """
@@ -283,17 +282,19 @@ class Graph:
 
         return score_pairs(self, layer, head, query, key)
 
-    def check(self, nodes: Nodes | None = None, entries: Any = None, *, together: bool = False) -> pd.DataFrame:
+    def check(
+        self, nodes: Nodes | None = None, entries: Any = None, *, together: bool = False
+    ) -> pd.DataFrame:
         """Take nodes, or attention entries, out of the real model, and compare with what the graph predicts.
 
         nodes: features, errors, tokens or positions; what they write is taken out of the residual stream.
-        entries: attention edges such as "a9.h6[4->7]" or (layer, head, query, key), of the last position; they
-        are set to zero. Each alone, or all `together`. Everything else in the model is free to react, while the
-        graph holds patterns and scales and takes active features to be linear. One row per item and logit
-        node; columns removed, target, label, predicted_edge (change of the logit's value on direct paths),
-        predicted (through features as well), actual, ratio (actual / predicted).
-        Raises ValueError for a graph without its model or a pruned one, for other kinds of nodes and for entries
-        of other positions.
+        entries: attention edges such as "a9.h6[4->7]" or (layer, head, query, key), of the last position;
+        they are set to zero. Each alone, or all `together`. Everything else in the model is free to react,
+        while the graph holds patterns and scales and takes active features to be linear. One row per item
+        and logit node; columns removed, target, label, predicted_edge (change of the logit's value on
+        direct paths), predicted (through features as well), actual, ratio (actual / predicted).
+        Raises ValueError for a graph without its model or a pruned one, for other kinds of nodes and for
+        entries of other positions.
         """
         from .graph_check import check
 
@@ -361,7 +362,12 @@ class Graph:
         import pandas as pd
 
         counts = {f"n_{kind}": self.kind.count(kind) for kind in KINDS}
-        row = {"model": self.model_name, "transcoders": self.transcoders_name, "prompt": self.prompt, **counts}
+        row = {
+            "model": self.model_name,
+            "transcoders": self.transcoders_name,
+            "prompt": self.prompt,
+            **counts,
+        }
         row |= {"n_edges": len(self.source), "closure": self.closure}
         return pd.DataFrame([row | (self.scores() if len(self.source) else {})])
 

@@ -1,6 +1,7 @@
 """Influence of nodes and edges on the logits, pruning and scores, by circuit-tracer's definitions.
 
-Ameisen et al. 2025, "Circuit Tracing"; the `prune_graph` and `compute_graph_scores` of the circuit-tracer package.
+Ameisen et al. 2025, "Circuit Tracing"; the `prune_graph` and `compute_graph_scores` of the circuit-tracer
+package.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _IN_CIRCUIT_TRACER = ("feature", "error", "token", "logit")
 
 
 def logit_weights(graph: Graph) -> np.ndarray:
-    """float64 [n]: the probability of each logit node's token; a difference, or tokens without one, weigh 1."""
+    """float64 [n]: the probability of each logit node's token; a difference, or tokens without one, weigh
+    1."""
     weights = np.zeros(len(graph))
     for i in graph.logits:
         p = float(graph.probability[i])
@@ -71,7 +73,10 @@ def keep(graph: Graph, nodes: np.ndarray, edges: np.ndarray, cumulative: np.ndar
     placed = chosen[chosen < len(graph.carried)]
     received = nodes[graph.targets]
     names = {name: tuple(getattr(graph, name)[i] for i in chosen) for name in ("kind", "labels")}
-    arrays = {name: getattr(graph, name)[chosen] for name in ("layer", "position", "feature", "value", "probability")}
+    arrays = {
+        name: getattr(graph, name)[chosen]
+        for name in ("layer", "position", "feature", "value", "probability")
+    }
     splits = tuple(split for split in graph.splits if nodes[split.nodes].all())
     return dataclasses.replace(
         graph, **names, **arrays,
@@ -116,4 +121,6 @@ def _scores(graph: Graph, nodes: np.ndarray, inputs: np.ndarray, errors: np.ndar
     wrong = np.bincount(target, absolute * errors[graph.source], len(graph))
     share = wrong / np.maximum(whole, 1e-10)
     output = np.where(nodes, influence + weights, 0)
-    return float(from_inputs / (from_inputs + from_errors)), float(((1 - share) * output).sum() / output.sum())
+    return float(from_inputs / (from_inputs + from_errors)), float(
+        ((1 - share) * output).sum() / output.sum()
+    )

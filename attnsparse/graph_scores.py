@@ -96,11 +96,12 @@ def strongest_splits(graph: Graph, n: int) -> tuple[ScoreSplit, ...]:
             moved[:, :, key] += np.abs(effect) * (weight if np.isfinite(weight) else 1.0)
     order = np.argsort(-moved, axis=None, kind="stable")[:n]
     entries = [np.unravel_index(i, moved.shape) for i in order if moved.flat[i] > 0]
-    return tuple(_largest(score_pairs(graph, int(l), int(h), last, int(k)), graph) for l, h, k in entries)
+    return tuple(_largest(score_pairs(graph, int(i), int(h), last, int(k)), graph) for i, h, k in entries)
 
 
 def _largest(split: ScoreSplit, graph: Graph) -> ScoreSplit:
-    """The split with its largest sources by themselves and the rest added to the bias node's row and column."""
+    """The split with its largest sources by themselves and the rest added to the bias node's row and
+    column."""
     size = np.abs(split.pairs).max(axis=0) + np.abs(split.pairs).max(axis=1)
     rest = int(np.flatnonzero(split.nodes == graph.kind.index("bias"))[0])
     size[rest] = np.inf

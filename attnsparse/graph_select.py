@@ -47,7 +47,8 @@ def choose_features(
 
 
 def _influence(sources: Sources, logits: Reads, visited: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """float64 [sources]: influence on the logits through the rows known: the logits', then the visited ones'."""
+    """float64 [sources]: influence on the logits through the rows known: the logits', then the visited
+    ones'."""
     from .graph import sparse_rows
 
     targets = np.concatenate([sources.n + np.arange(len(logits)), visited])

@@ -20,8 +20,8 @@ RESID, NORMALIZED, LAYERNORM = range(3)  # how a target reads: csrc/asp.h, asp_r
 
 @dataclass(frozen=True, eq=False)
 class Reads:
-    """Targets: point (2 l before layer l, 2 l + 1 before its MLP), position, reading int32 [n], vectors [n, E];
-    constant float64 [n] is added to what they read, value float64 [n] is the result in the run."""
+    """Targets: point (2 l before layer l, 2 l + 1 before its MLP), position, reading int32 [n], vectors [n,
+    E]; constant float64 [n] is added to what they read, value float64 [n] is the result in the run."""
 
     point: np.ndarray
     position: np.ndarray
@@ -56,15 +56,15 @@ def feature_reads(features: Features, model: Model) -> Reads:
     transcoders, real = features.transcoders, features.error.dtype
     vectors = np.empty((len(features), transcoders.d_model), dtype=real)
     constant = np.empty(len(features))
-    for l in range(transcoders.n_layer):
-        mine = slice(features.start[l], features.start[l + 1])
-        encoder = transcoders.source.encoder(l)
+    for index in range(transcoders.n_layer):
+        mine = slice(features.start[index], features.start[index + 1])
+        encoder = transcoders.source.encoder(index)
         vectors[mine] = encoder.w_enc[features.feature[mine]]
         constant[mine] = encoder.b_enc[features.feature[mine]]
     reading = RESID if transcoders.input_hook == "hook_resid_mid" else NORMALIZED
     return Reads(
-        2 * features.layer + 1, features.position, np.full(len(features), reading, np.int32), vectors, constant,
-        features.activation.astype(np.float64),
+        2 * features.layer + 1, features.position, np.full(len(features), reading, np.int32), vectors,
+        constant, features.activation.astype(np.float64),
     )  # fmt: skip
 
 
@@ -83,7 +83,11 @@ def logit_reads(
         tokens = token_ids(model, target, "target")
     name = "wte.weight" if model.config.tied else "lm_head.weight"
     unembed = model.parameter(name)
-    bias = model.parameter("lm_head.bias").astype(np.float64) if model.config.unembed_bias else np.zeros(len(logits))
+    bias = (
+        model.parameter("lm_head.bias").astype(np.float64)
+        if model.config.unembed_bias
+        else np.zeros(len(logits))
+    )
     if wrong is None:
         directions = unembed[tokens].astype(np.float64) - unembed.mean(axis=0, dtype=np.float64)
         constant, value = bias[tokens] - bias.mean(), logits[tokens] - logits.mean()
@@ -100,8 +104,8 @@ def logit_reads(
     n, last = len(labels), len(run.tokens) - 1
     point = np.full(n, 2 * model.config.n_layer, np.int32)
     reads = Reads(
-        point, np.full(n, last, np.int32), np.full(n, LAYERNORM, np.int32), directions.astype(run.logits.dtype),
-        constant, value,
+        point, np.full(n, last, np.int32), np.full(n, LAYERNORM, np.int32),
+        directions.astype(run.logits.dtype), constant, value,
     )  # fmt: skip
     return dataclasses.replace(reads, token=number.astype(np.int32), probability=p, labels=tuple(labels))
 
@@ -115,7 +119,8 @@ def _token_string(model: Model, token: int) -> str:
 
 
 def most_likely(probability: np.ndarray, most: int, desired: float) -> np.ndarray:
-    """int64: as few tokens as have a probability of `desired` together, at most `most`, by falling probability."""
+    """int64: as few tokens as have a probability of `desired` together, at most `most`, by falling
+    probability."""
     most = whole_number(most, "max_n_logits")
     if most < 1:
         raise ValueError(f"max_n_logits must be at least 1, got {most}")

@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own: `load FOLDER`, or `step T GATED THREADS`."""
+"""In a process of its own: `load FOLDER`, `step T GATED THREADS` or `graph FOLDER KEPT THREADS`."""
 
 from __future__ import annotations
 
@@ -39,6 +39,19 @@ def step_memory(length: str, gated: str, threads: str) -> dict[str, int]:
     return {"peak": peak_bytes()}
 
 
+def graph_memory(folder: str, kept: str, threads: str) -> dict[str, int]:
+    """Peak of model and graph above what the imports take, and the bytes of one layer of the transcoders."""
+    import pandas  # noqa: F401
+
+    from .graph import make_graph, open_both
+
+    before = current_bytes()
+    model, transcoders = open_both(folder)
+    make_graph(model, transcoders, int(kept), int(threads))
+    layer = Path(folder) / "set" / "layer_0.safetensors"
+    return {"peak": peak_bytes() - before, "layer": layer.stat().st_size}
+
+
 if __name__ == "__main__":
-    work = {"load": load_memory, "step": step_memory}[sys.argv[1]]
+    work = {"load": load_memory, "step": step_memory, "graph": graph_memory}[sys.argv[1]]
     print(json.dumps(work(*sys.argv[2:])))

@@ -140,8 +140,11 @@ def test_core_keeps_no_state_between_calls(module):
 
 @each_c_file
 def test_c_functions_are_short(path):
-    long = {f"{path.name}:{line} {head[:60]}": n for line, head, n in functions(code_of(path))
-            if n > MAX_FUNCTION_LINES}
+    long = {
+        f"{path.name}:{line} {head[:60]}": n
+        for line, head, n in functions(code_of(path))
+        if n > MAX_FUNCTION_LINES
+    }
     assert not long
 
 

@@ -1,0 +1,60 @@
+"""Small random models with transcoders, for the tests of the attribution graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import oracle_graph as og
+from numpy.typing import ArrayLike
+
+TOKENS = (3, 1, 4, 1)
+N_VOCAB = oracle.DEFAULTS["n_vocab"]
+MARGIN = 1e-3
+
+# name -> (changes of oracle.DEFAULTS, options of oracle_graph.random_coders)
+CASES = {
+    "dense": ({}, {}),
+    "gated": ({"gated": True, "gate_bias": -0.2, "n_layer": 3}, {}),
+    "cross-layer, jump": ({"n_layer": 3, "gated": True}, {"cross": True, "activation": "jump_relu"}),
+    "skip, untied": ({"n_layer": 3, "tied": False, "unembed_bias": True, "d_head": 3}, {"skip": True}),
+    "topk, no bias": ({"bias": False, "n_layer": 3}, {"activation": "topk", "top_k": 2, "skip": True}),
+    "resid_mid": (
+        {"scale_by_inverse_layer": True},
+        {"input_hook": og.RESIDUAL, "cross": True, "skip": True},
+    ),
+}
+
+
+def some_kept(layer: int, position: int, feature: int) -> bool:
+    """Two features of three."""
+    return (layer + position + feature) % 3 != 0
+
+
+def frozen_model(name: str, seed: int = 0, tokens: ArrayLike = TOKENS) -> og.Frozen:
+    """A case with random weights that are numbers of float32, and 4 to 7 features in each layer."""
+    config_changes, coder_options = CASES[name]
+    config, rng = oracle.full_config(**config_changes), np.random.default_rng(seed)
+    weights = oracle.random_model(rng, config)
+    weights = {key: value.astype(np.float32).astype(np.float64) for key, value in weights.items()}
+    n_features = [int(n) for n in rng.integers(4, 8, config["n_layer"])]
+    return og.Frozen(config, weights, tokens, og.random_coders(rng, config, n_features, **coder_options))
+
+
+def is_clear(frozen: og.Frozen) -> bool:
+    """Whether rounding in float32 cannot open a gate, wake a feature or change which are the top k."""
+    if frozen.config["gated"] and abs(frozen.run["scores"] + frozen.config["gate_bias"]).min() < MARGIN:
+        return False
+    coders = frozen.coders
+    for layer, pre in enumerate(frozen.features().pre):
+        edge = coders["threshold"][layer] if coders["activation"] == "jump_relu" else 0.0
+        ordered = np.sort(pre, axis=1)
+        steps = np.diff(ordered, axis=1) if coders["activation"] == "topk" else np.inf
+        if abs(pre - edge).min() < MARGIN or np.min(steps) < MARGIN:
+            return False
+    return True
+
+
+def clear_model(name: str, number: int, tokens: ArrayLike = TOKENS) -> og.Frozen:
+    """The case with the `number`-th seed that makes it clear."""
+    found = (frozen_model(name, seed, tokens) for seed in range(1000))
+    return [next(frozen for frozen in found if is_clear(frozen)) for _ in range(number + 1)][-1]

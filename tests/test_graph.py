@@ -1,0 +1,364 @@
+"""Attribution graphs: they close, heads add up, scores split, and every wrong use is said plainly."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import reliability
+from graph_toys import PROMPT, random_transcoders, toy, toy_graph
+
+import attnsparse as asp
+from attnsparse import _core
+
+KINDS = [
+    {},
+    {"cross_layer": True},
+    {"skip": True},
+    {"skip": True, "input_hook": "hook_resid_mid"},
+    {"activation": "jump_relu"},
+    {"activation": "topk", "cross_layer": True},
+]
+MODELS = [
+    {"gated": True},
+    {"gated": False},
+    {"gated": False, "tied": True, "bias": False},
+    {"unembed_bias": True},
+]
+
+
+def closing(graph: asp.Graph) -> np.ndarray:
+    """Sum of the incoming edges less the value, for every target."""
+    sums = np.array([graph.incoming(int(t))[1].sum(dtype=np.float64) for t in graph.targets])
+    return sums - graph.value[graph.targets]
+
+
+# ----------------------------------------------------------------------------------------- closure
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("changes", MODELS, ids=str)
+def test_every_pre_activation_is_the_sum_of_its_edges(kind: dict, changes: dict) -> None:
+    model = reliability.model(dtype="float64", **changes)
+    graph = asp.attribution_graph(model, random_transcoders(model, **kind), PROMPT)
+    assert graph.n_features > 5
+    assert graph.closure < 1e-9
+    np.testing.assert_allclose(closing(graph), 0, atol=1e-11)
+
+
+def test_float32_closes_to_rounding() -> None:
+    graph = toy_graph()
+    assert graph.closure_absolute < 2e-6
+    assert graph.closure < 1e-4
+    assert np.abs(closing(graph)).max() < 1e-5
+
+
+def test_values_are_activations_and_logits() -> None:
+    model, transcoders = toy("float64")
+    graph = asp.attribution_graph(model, transcoders, PROMPT, target=[7, 9])
+    features = transcoders.features(model, PROMPT)
+    np.testing.assert_array_equal(graph.value[: graph.n_features], features.activation)
+    logits = model.run(PROMPT).logits[-1]
+    np.testing.assert_allclose(graph.value[graph.logits], logits[[7, 9]] - logits.mean(), rtol=1e-12)
+    np.testing.assert_allclose(
+        graph.probability[graph.logits].sum(), np.exp(logits[[7, 9]]).sum() / np.exp(logits).sum()
+    )
+    single = asp.attribution_graph(model, transcoders, PROMPT, target=7, wrong=[9, 11])
+    np.testing.assert_allclose(single.value[-1], logits[7] - logits[[9, 11]].mean(), rtol=1e-12)
+    assert single.ids[-1] == "logit_diff"
+
+
+def test_most_likely_tokens_are_the_default() -> None:
+    graph = toy_graph(max_n_logits=3, desired_logit_prob=1.0)
+    logits = toy()[0].run(PROMPT).logits[-1]
+    assert list(graph.feature[graph.logits]) == list(np.argsort(-logits)[:3])
+    assert len(toy_graph(max_n_logits=50, desired_logit_prob=1e-9).logits) == 1
+
+
+def test_features_left_out_are_one_node_and_the_graph_still_closes() -> None:
+    whole = toy_graph("float64")
+    graph = toy_graph("float64", max_feature_nodes=5)
+    assert graph.n_features == 5
+    assert graph.kind.count("other") == 1
+    assert graph.closure < 1e-9
+    assert graph.options["n_active"] == whole.n_features
+    for t in graph.targets:
+        same = whole.node(graph.ids[t])
+        kept = [whole.node(graph.ids[s]) for s in graph.incoming(int(t))[0] if graph.kind[s] != "other"]
+        left = sorted(set(range(whole.n_features)) - set(kept))
+        other = graph.edge("other", int(t))
+        assert other == pytest.approx(whole.edge(left, same) if left else 0.0, abs=1e-12)
+
+
+def test_no_features_at_all() -> None:
+    graph = toy_graph("float64", max_feature_nodes=0)
+    assert graph.n_features == 0
+    assert graph.closure < 1e-9
+    assert len(graph.prune()) > 0
+
+
+# ------------------------------------------------------------------------------------- heads, totals
+
+
+@pytest.mark.parametrize("through", ["edge", "features"])
+def test_heads_direct_and_remainder_add_up(through: str) -> None:
+    graph = toy_graph("float64")
+    for source in [*graph.select("feature")[:4], *graph.select("token"), "err_0_2", "P_1", "bias"]:
+        for target in (graph.logits[0], graph.select("feature", layer=1)[-1]):
+            whole = graph.edge(source, target) if through == "edge" else graph.total(source, target)
+            table = graph.heads(source, target, through=through)
+            assert table.loading.sum() == pytest.approx(whole, abs=1e-12)
+            assert list(table.label[-2:]) == ["direct", "remainder"]
+
+
+def test_within_a_position_nothing_remains() -> None:
+    graph = toy_graph("float64")
+    last = len(PROMPT) - 1
+    table = graph.heads(f"E_{PROMPT[-1]}_{last}", graph.logits[0]).set_index("label").loading
+    assert abs(table["remainder"]) < 1e-12
+    assert table["direct"] != 0
+
+
+def test_a_group_is_the_sum_of_its_edges() -> None:
+    graph = toy_graph("float64")
+    group, target = ["E_3_0", "P_0", "err_0_0"], int(graph.logits[0])
+    assert graph.edge(group, target) == pytest.approx(sum(graph.edge(node, target) for node in group))
+    heads = graph.heads(group, target).set_index("label").loading
+    parts = [graph.heads(node, target).set_index("label").loading for node in group]
+    np.testing.assert_allclose(heads, sum(part[heads.index] for part in parts), atol=1e-13)
+    n = graph.needed_heads(group, target, 0.5)
+    table = graph.heads(group, target)
+    assert n is None or table.share[:-2].sort_values(ascending=False).cumsum().iloc[n - 1] >= 0.5
+
+
+def test_total_is_the_sum_over_all_ways() -> None:
+    graph = toy_graph("float64")
+    n = len(graph)
+    adjacency = np.zeros((n, n))
+    for t in graph.targets:
+        sources, weights = graph.incoming(int(t))
+        adjacency[t, sources] = weights
+    per_unit = adjacency.copy()
+    features = graph.select("feature")
+    for f in features:
+        per_unit[:, f] /= graph.value[f]
+    inside = np.zeros((n, n))
+    inside[np.ix_(graph.targets, features)] = per_unit[np.ix_(graph.targets, features)]
+    ways = np.linalg.inv(np.eye(n) - inside) @ adjacency
+    target = int(graph.logits[0])
+    for source in [0, int(features[3]), *graph.select("token")]:
+        assert graph.total(int(source), target) == pytest.approx(ways[target, source], abs=1e-12)
+
+
+def test_scores_split_into_pairs() -> None:
+    model, transcoders = toy("float64")
+    graph = asp.attribution_graph(model, transcoders, PROMPT, max_feature_nodes=6, n_splits=3)
+    scores = model.run(PROMPT, "scores").scores
+    split = graph.score_pairs(1, 2, -1, 2)
+    assert split.pairs.sum() == pytest.approx(scores[1, 2, 5, 2], abs=1e-12)
+    assert split.gate_logit == pytest.approx(split.score + model.config.gate_bias)
+    assert split.label == "a1.h2[2->5]"
+    assert len(graph.splits) == 3
+    for stored in graph.splits:
+        assert stored.pairs.sum() == pytest.approx(
+            scores[stored.layer, stored.head, stored.query, stored.key]
+        )
+    dense = asp.attribution_graph(reliability.model(gated=False), random_transcoders(model), PROMPT)
+    assert np.isnan(dense.score_pairs(0, 0, 3, 3).gate_logit)
+
+
+# ------------------------------------------------------------------------------------------ check
+
+
+def test_removing_a_node_is_what_the_graph_says_when_nothing_reacts() -> None:
+    """A feature of the last layer at the last position: only the final LayerNorm's scale can react."""
+    model, transcoders = toy("float64")
+    graph = asp.attribution_graph(model, transcoders, PROMPT, target=7, wrong=9)
+    last = graph.select("feature", layer=1, position=-1)
+    table = graph.check(nodes=last)
+    assert len(table) == len(last) > 0
+    np.testing.assert_allclose(table.predicted, table.predicted_edge)
+    run = model.run(PROMPT, ("resid_post", "ln_final_scale"))
+    sources = graph.origin[0]
+    for row, node in zip(table.itertuples(), last):
+        final = run.resid_post[-1, -1] - sources.vectors[sources.source == node][0]
+        centred = final - final.mean()
+        scale = np.sqrt(np.square(centred).mean() + model.config.ln_eps)
+        weight, bias = model.parameter("ln_f.weight"), model.parameter("ln_f.bias")
+        unembed = model.parameter("lm_head.weight" if not model.config.tied else "wte.weight")
+        logits = unembed @ (centred / scale * weight + bias)
+        assert row.actual == pytest.approx(logits[7] - logits[9] - graph.value[-1], abs=1e-9)
+
+
+def test_removing_entries() -> None:
+    model, transcoders = toy("float64")
+    graph = asp.attribution_graph(model, transcoders, PROMPT, target=7, wrong=9)
+    entries = [(1, h, 5, k) for h in range(4) for k in range(6) if graph.pattern[1, h, 5, k] > 0][:3]
+    table = graph.check(entries=entries)
+    for row, entry in zip(table.itertuples(), entries):
+        logits = model.run(PROMPT, ablate=[entry]).logits[-1]
+        assert row.actual == pytest.approx(logits[7] - logits[9] - graph.value[-1], abs=1e-12)
+        assert row.removed == f"a1.h{entry[1]}[{entry[3]}->5]"
+    together = graph.check(entries=entries, together=True)
+    assert together.predicted[0] == pytest.approx(table.predicted.sum())
+
+
+def test_values_of_the_first_layer_are_what_its_sources_and_the_constants_carry() -> None:
+    model, transcoders = toy("float64")
+    graph = asp.attribution_graph(model, transcoders, PROMPT)
+    c, width = model.config, model.config.n_head * model.config.d_head
+    weight = model.parameter("h.0.attn.c_attn.weight")[:, 2 * width :]
+    constant = model.parameter("h.0.ln_1.bias") @ weight
+    constant = constant + model.parameter("h.0.attn.c_attn.bias")[2 * width :]
+    values = model.run(PROMPT, "v").v[0]
+    for key in range(len(PROMPT)):
+        sources = [f"E_{PROMPT[key]}_{key}", f"P_{key}"]
+        carried = sum(graph.carried[graph.node(name), 0] for name in sources)
+        np.testing.assert_allclose(carried + constant.reshape(c.n_head, c.d_head), values[key], atol=1e-12)
+
+
+# ----------------------------------------------------------------------------------------- pruning
+
+
+def test_pruned_graphs_keep_what_matters() -> None:
+    graph = toy_graph()
+    pruned = graph.prune(0.6, 0.9)
+    assert len(pruned) < len(graph)
+    assert set(pruned.ids) <= set(graph.ids)
+    assert {"token", "position", "logit"} <= set(pruned.kind)
+    for t in pruned.targets:
+        for source, weight in zip(*pruned.incoming(int(t))):
+            assert weight == np.float32(graph.edge(graph.ids[graph.node(pruned.ids[source])], pruned.ids[t]))
+    same = pruned.heads(int(pruned.source[0]), int(pruned.targets[0]))
+    assert same.loading.sum() == pytest.approx(
+        pruned.edge(int(pruned.source[0]), int(pruned.targets[0])), abs=1e-5
+    )
+    everything = graph.prune(1.0, 1.0)
+    assert len(everything.source) <= len(graph.source)
+    assert pruned.influence is not None
+    assert 0 < pruned.influence.min() <= pruned.influence.max() <= 1 + 1e-6
+
+
+def test_scores_are_shares() -> None:
+    scores = toy_graph().scores()
+    assert set(scores) == {"replacement", "completeness", "replacement_closed", "completeness_closed"}
+    assert all(0 <= value <= 1 for value in scores.values())
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def test_tables_and_names() -> None:
+    graph = toy_graph()
+    assert list(graph.nodes.kind) == list(graph.kind)
+    assert len(set(graph.ids)) == len(graph)
+    assert all(graph.node(name) == i for i, name in enumerate(graph.ids))
+    assert graph.edges.weight.tolist() == graph.weight.tolist()
+    targets, weights = graph.outgoing("E_3_0")
+    assert all(graph.edge("E_3_0", int(t)) == w for t, w in zip(targets, weights))
+    assert list(graph.select("token", position=2)) == [graph.node("E_4_2")]
+    assert graph.summary().n_edges[0] == len(graph.source)
+    assert "closure" in repr(graph)
+    assert "<table" in graph._repr_html_()
+    labelled = asp.attribution_graph(
+        *toy(), PROMPT, labels={(int(graph.layer[0]), int(graph.feature[0])): "mine"}
+    )
+    assert labelled.labels[0] == "mine"
+    assert list(labelled.select(label="mine"))
+
+
+def test_arrays_are_read_only() -> None:
+    graph = toy_graph()
+    for field in dataclasses.fields(graph):
+        value = getattr(graph, field.name)
+        if isinstance(value, np.ndarray):
+            with pytest.raises(ValueError, match="read-only"):
+                value[...] = 0
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    first, second = (toy_graph(threads=n, n_splits=2) for n in (1, 4))
+    for name in ("weight", "source", "start", "carried", "received", "received_alone", "value"):
+        assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+    assert first.splits[0].pairs.tobytes() == second.splits[0].pairs.tobytes()
+
+
+# ------------------------------------------------------------------------------------- wrong uses
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"target": 96}, IndexError, "token id 96 is out of range 0..95"),
+        ({"target": []}, ValueError, "at least one token"),
+        ({"target": [3, 3]}, ValueError, "twice"),
+        ({"target": "word"}, ValueError, "no tokenizer"),
+        ({"target": 2.5}, TypeError, "whole number"),
+        ({"wrong": 3}, ValueError, "needs target"),
+        ({"max_n_logits": 0}, ValueError, "at least 1"),
+        ({"desired_logit_prob": 0}, ValueError, "desired_logit_prob"),
+        ({"max_feature_nodes": -1}, ValueError, "not be negative"),
+        ({"max_feature_nodes": 1.5}, TypeError, "whole number"),
+        ({"n_splits": True}, TypeError, "whole number"),
+        ({"max_bytes": 10}, MemoryError, "max_bytes|GB"),
+        ({"threads": 0}, ValueError, "threads"),
+    ],
+)  # fmt: skip
+def test_wrong_options(options: dict, error: type, text: str) -> None:
+    with pytest.raises(error, match=text):
+        toy_graph(**options)
+
+
+def test_wrong_questions() -> None:
+    graph = toy_graph()
+    pruned = graph.prune()
+    loaded = dataclasses.replace(graph, origin=None)
+    cases = [
+        (lambda: graph.edge("nobody", 0), KeyError, "no node 'nobody'"),
+        (lambda: graph.edge(10**6, 0), IndexError, "out of range"),
+        (lambda: graph.edge(1.5, 0), TypeError, "whole number"),
+        (lambda: graph.heads(0, -1, through="magic"), ValueError, "through"),
+        (lambda: graph.heads(0, -1, base=2), ValueError, "base"),
+        (lambda: graph.needed_heads(0, -1, 0), ValueError, "fraction"),
+        (lambda: graph.select("neuron"), ValueError, "no kind of node 'neuron'"),
+        (lambda: graph.select(position=6), IndexError, "6 tokens"),
+        (lambda: graph.prune(1.1), ValueError, "node_threshold"),
+        (lambda: graph.prune(edge_threshold="x"), TypeError, "edge_threshold"),
+        (lambda: graph.score_pairs(2, 0, 1, 0), IndexError, "out of range"),
+        (lambda: pruned.score_pairs(0, 0, 1, 0), ValueError, "before pruning"),
+        (lambda: loaded.score_pairs(0, 0, 1, 0), ValueError, "no model"),
+        (lambda: loaded.check(nodes=[0]), ValueError, "needs the model"),
+        (lambda: graph.check(), ValueError, "one of them"),
+        (lambda: graph.check(nodes=["bias"]), ValueError, "can be removed"),
+        (lambda: graph.check(entries=[(0, 0, 2, 1)]), ValueError, "last position"),
+    ]  # fmt: skip
+    for call, error, text in cases:
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_a_run_whose_weights_changed_is_refused() -> None:
+    model, transcoders = toy()
+    graph = asp.attribution_graph(model, transcoders, PROMPT)
+    model.assign({"wte.weight": model.parameter("wte.weight") * 2})
+    with pytest.raises(RuntimeError, match="weights changed"):
+        graph.score_pairs(0, 0, 1, 0)
+
+
+def test_core_refuses_what_would_leave_its_arrays() -> None:
+    model, transcoders = toy()
+    sources, _ = asp.attribution_graph(model, transcoders, PROMPT).origin
+    n, layer, position, source, vectors = sources.writes
+    core = model._core
+    wrong = [(layer + 9, position, source), (layer, position + 6, source), (layer, position, source + n)]
+    for changed in wrong:
+        with pytest.raises(IndexError, match="out of range"):
+            core.graph_carried(sources.frozen, (n, *changed, vectors))
+    with pytest.raises(ValueError, match="in order"):
+        core.graph_carried(sources.frozen, (n, layer[::-1].copy(), position, source, vectors))
+    bad = np.array([99], np.int32)
+    with pytest.raises(IndexError, match="target 0"):
+        core.graph_received(sources.frozen, (bad, bad * 0, bad * 0, vectors[:1].copy()), False)
+    with pytest.raises(ValueError, match="circle"):
+        _core.graph_influence(
+            np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32), np.array([1.0, 0.0])
+        )
