@@ -17,7 +17,7 @@ from .demo_text import DemoText
 from .model import Model
 from .recipe_job import CHECKPOINTS
 from .training_file import remove_stale
-from .transcoder_files import save_transcoders
+from .transcoder_write import save_transcoders
 from .transcoder_options import TranscoderOptions
 from .transcoder_train import TranscoderTrainer
 

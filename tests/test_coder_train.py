@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import signal
+from pathlib import Path
 
 import numpy as np
 import oracle_coder as twin
 import pytest
+import tiny_training as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_coder import JUMP_RELU, NAMES, RELU, TOPK, Options
 
+from attnsparse import schedules, training_file, transcoder_start
 from attnsparse.engine import core_for
-from attnsparse.errors import TrainingDiverged
+from attnsparse.errors import CheckpointError, TrainingDiverged
+from attnsparse.transcoder_options import TranscoderOptions
+from attnsparse.transcoder_train import TranscoderTrainer, train_transcoders
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 SOME = {
@@ -215,3 +222,225 @@ def test_out_of_memory_at_every_allocation():
             core = None
         assert module._debug_stats()["live_bytes"] == before
     assert failures >= 10
+
+
+# ---- whole runs
+
+
+def options(steps: int, **changes) -> TranscoderOptions:
+    """Everything changes on the way."""
+    chosen = {
+        "steps": steps,
+        "n_features": (20, 24),
+        "lr": schedules.Warmup(1e-2, 5, "linear", begin=0.6, final=0.1),
+        "sparsity": schedules.linear(1e-3, 5e-3, 0.0, 0.5),
+        "l0": schedules.linear(8, 3),
+        "dead_after": 3,
+        "aux_k": 4,
+        "seed": 3,
+    }
+    return TranscoderOptions(**{**chosen, **changes})
+
+
+def made(steps: int, threads: int = 1, **changes) -> TranscoderTrainer:
+    return TranscoderTrainer(tiny.model(), tiny.data(batch=8), options(steps, **changes), threads=threads)
+
+
+def finished(path: Path, steps: int = 30, **how) -> bytes:
+    """The last checkpoint of a run that nothing stopped."""
+    made(steps, **how).run(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("activation", ["relu", "jump_relu", "topk"])
+def test_the_error_falls(activation):
+    changes = {"l0": None, "sparsity": 1e-4, "top_k": 6, "activation": activation}
+    trainer = made(150, **changes)
+    trainer.run()
+    history = trainer.history
+    assert history["error"].iloc[-2:].mean() < 0.5 * history["error"].iloc[:2].mean()
+    found = trainer.transcoders().evaluate(tiny.model(), tiny.data(batch=8).batch(0, 0)[0].reshape(1, -1)[:, :9])
+    assert (found["explained_variance"] > 0.5).all()
+
+
+def test_l0_is_brought_to_its_target():
+    trainer = made(300, l0=4.0, l0_rate=0.1)
+    trainer.run()
+    assert trainer.history["l0"].iloc[-60:].mean() == pytest.approx(4, rel=0.3)
+    assert len(set(trainer.history["sparsity"].iloc[-2:])) == 2  # each layer has its own
+
+
+def test_transcoders_are_what_was_trained():
+    trainer = made(20)
+    trainer.run()
+    found, x = trainer.transcoders(), np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
+    assert (found.activation, found.n_features, found.model_name) == ("jump_relu", (20, 24), "tiny")
+    for layer, core in enumerate(trainer._layers):
+        w = {name: core.array(name).astype(np.float64) for name in NAMES}
+        a = twin.activations(w, x @ w["w_enc"].T + w["b_enc"], SOME[JUMP_RELU])
+        expected = (a @ w["w_dec"] + w["b_dec"]) * trainer.output_scale[layer]
+        encoder = found.source.encoder(layer)
+        pre = x @ encoder.w_enc.T + encoder.b_enc
+        rows = found.source.decoder_rows(layer, np.arange(found.n_features[layer]))[:, 0]
+        output = np.where(pre > encoder.threshold, pre, 0) @ rows + found.source.output_bias(layer)
+        assert np.allclose(output, expected, atol=1e-4)
+        assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_a_run_does_not_depend_on_threads(tmp_path):
+    assert finished(tmp_path / "a.ckpt", threads=1) == finished(tmp_path / "b.ckpt", threads=3)
+
+
+def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
+    expected = finished(tmp_path / "whole.ckpt", 900)
+    path, stops = tmp_path / "run.ckpt", 0
+    before, moments = signal.signal(signal.SIGVTALRM, signal.default_int_handler), random.Random(0)
+    try:
+        for attempt in range(500):
+            signal.setitimer(signal.ITIMER_VIRTUAL, moments.uniform(0.005, 0.03) if attempt < 12 else 0)
+            try:
+                train_transcoders(
+                    tiny.model(), tiny.data(batch=8), options(900), checkpoint=path, checkpoint_every=7, threads=1
+                )
+                break
+            except KeyboardInterrupt:
+                stops += 1
+            finally:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    finally:
+        signal.signal(signal.SIGVTALRM, before)
+    assert stops >= 5
+    assert path.read_bytes() == expected
+    assert [item.name for item in tmp_path.iterdir() if "tmp" in item.name] == []
+
+
+def test_an_interrupted_step_is_finished(tmp_path):
+    """Ctrl-C between two layers: the trainer goes on, and a checkpoint holds whole steps only."""
+    expected = finished(tmp_path / "whole.ckpt", 6)
+    trainer = made(6)
+    trainer.step()
+    step, trainer._layers[1] = trainer._layers[1], Stopping(trainer._layers[1])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step()
+    assert [core.step_count for core in trainer._layers] == [2, 1]
+    trainer._layers[1] = step
+    trainer.save(tmp_path / "stopped.ckpt")
+    assert trainer.step_count == 2
+    trainer.run(tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == expected
+    again = made(6)
+    again.load(tmp_path / "stopped.ckpt")
+    again.run(tmp_path / "b.ckpt")
+    assert (tmp_path / "b.ckpt").read_bytes() == expected
+
+
+class Stopping:
+    """A core whose step is interrupted."""
+
+    def __init__(self, core) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str):
+        return getattr(self._core, name)
+
+    def step(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"lr": 1e-4}, "options", "lr"),
+        ({"steps": 7}, "options", "steps"),
+        ({"model": tiny.model(seed=4)}, "model", "model"),
+        ({"data": tiny.data(batch=8, seed=6)}, "data", "data"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, code, field):
+    finished(tmp_path / "a.ckpt", 6)
+    model, data = change.pop("model", tiny.model()), change.pop("data", tiny.data(batch=8))
+    steps = change.pop("steps", 6)
+    with pytest.raises(CheckpointError) as caught:
+        train_transcoders(model, data, options(steps, **change), checkpoint=tmp_path / "a.ckpt")
+    assert (caught.value.code, caught.value.field) == (code, field)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
+    training_file.save(tmp_path / "a.ckpt", {"kind": "training"}, {})
+    with pytest.raises(CheckpointError) as caught:
+        made(3).load(tmp_path / "a.ckpt")
+    assert caught.value.code == "meta"
+
+
+def test_divergence_is_told_and_the_run_stays(tmp_path):
+    trainer = made(60, lr=1e14, clip=0.0)
+    with pytest.raises(TrainingDiverged):
+        trainer.run(tmp_path / "a.ckpt", 1)
+    done = trainer.step_count
+    assert 0 < done < 60
+    again = made(60, lr=1e14, clip=0.0)
+    again.load(tmp_path / "a.ckpt")
+    assert again.step_count == done
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"steps": 0}, ValueError, "steps"),
+        ({"steps": 1.0}, TypeError, "steps"),
+        ({"n_features": 0}, ValueError, "n_features"),
+        ({"n_features": (4, True)}, TypeError, "n_features"),
+        ({"n_features": ()}, ValueError, "aux_k"),
+        ({"activation": "gelu"}, ValueError, "activation"),
+        ({"activation": "topk", "l0": None, "top_k": 21}, ValueError, "top_k"),
+        ({"activation": "topk"}, ValueError, "l0 is for"),
+        ({"aux_k": 21}, ValueError, "aux_k"),
+        ({"lr": "fast"}, TypeError, "lr"),
+        ({"l0": 0}, ValueError, "l0 must stay"),
+        ({"l0": schedules.linear(3, -1, 0, 0.5)}, ValueError, "l0 must stay"),
+        ({"betas": (0.9, 1.0)}, ValueError, "betas"),
+        ({"betas": 0.9}, ValueError, "betas"),
+        ({"bandwidth": 0.0}, ValueError, "bandwidth"),
+        ({"threshold": -1}, ValueError, "threshold"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"speed": 1}, TypeError, "speed"),
+    ],
+)
+def test_bad_options_are_named(changes, error, named):
+    with pytest.raises(error, match=named):
+        options(**{"steps": 3, **changes})
+
+
+def test_options_survive_json():
+    chosen = options(9)
+    assert TranscoderOptions.from_json(chosen.to_json()) == chosen
+    assert TranscoderOptions.from_json(TranscoderOptions(steps=3).to_json()) == TranscoderOptions(steps=3)
+    with pytest.raises(ValueError, match="unknown"):
+        TranscoderOptions.from_json({"steps": 3, "speed": 1})
+
+
+def test_arguments_must_fit_each_other():
+    with pytest.raises(ValueError, match="2 layers"):
+        made(3, n_features=(20, 20, 20))
+    with pytest.raises(TypeError, match="not both"):
+        train_transcoders(tiny.model(), tiny.data(), options(3), steps=3)
+    with pytest.raises(TypeError, match="attnsparse.Model"):
+        train_transcoders("demo-dense", tiny.data(), options(3))
+    with pytest.raises(TypeError, match="digest"):
+        train_transcoders(tiny.model(), [1, 2], options(3))
+    with pytest.raises(TypeError, match="TranscoderOptions"):
+        train_transcoders(tiny.model(), tiny.data(), {"steps": 3})
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        train_transcoders(tiny.model(), tiny.data(), options(3), checkpoint_every=0)
+
+
+def test_first_features_are_rows_far_apart():
+    rows = np.repeat(np.eye(6, dtype=np.float32) * np.arange(1, 7)[:, None], 50, axis=0)
+    chosen = transcoder_start.spread_rows(rows, 10, seed=0, layer=1)
+    assert sorted(rows[chosen].argmax(axis=1)) == list(range(6))  # every kind once, then no more
+    weights = transcoder_start.first_weights(rows, rows[:, ::-1], 2.0, 10, 0, 1)
+    assert all(np.isfinite(value).all() for value in weights.values())
+    assert np.allclose(np.linalg.norm(weights["w_dec"], axis=1), 1)
+    pre = (rows[chosen] @ weights["w_enc"].T + weights["b_enc"])[range(6), range(6)]
+    length = np.linalg.norm((rows - rows.mean(axis=0))[chosen], axis=1) / 2
+    assert np.allclose(pre, transcoder_start.OWN_SHARE * length, rtol=1e-5)
