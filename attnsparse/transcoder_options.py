@@ -9,7 +9,7 @@ from typing import Any
 
 from . import schedules
 from .randomness import checked_seed
-from .schedules import Constant, Schedule
+from .schedules import Constant, PerLayer, Schedule
 
 ACTIVATIONS = ("relu", "jump_relu", "topk")  # in the order of the core's numbers
 
@@ -59,9 +59,9 @@ class TranscoderOptions:
     """Active features of "topk", 1..n_features."""
     sparsity: Schedule = _PRICE
     """Weight of the penalty; with `l0` where it starts, afterwards scaled from layer to layer."""
-    l0: Schedule | None = None
-    """Active features per row that each layer is to have; None leaves `sparsity` as it is. The layer's weight is
-    scaled by (mean l0 / l0)^l0_rate after each step."""
+    l0: Schedule | PerLayer | None = None
+    """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None leaves
+    `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
     l0_rate: float = 0.02
     """See l0."""
     sharpness: float = 1.0
@@ -84,7 +84,7 @@ class TranscoderOptions:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}")
         for name in ("lr", "sparsity", "l0"):
             value = getattr(self, name)
-            if value is None and name == "l0":
+            if name == "l0" and (value is None or isinstance(value, PerLayer)):
                 continue
             try:
                 object.__setattr__(self, name, schedules.as_schedule(value))
@@ -92,7 +92,7 @@ class TranscoderOptions:
                 raise type(error)(f"{name}: {error}") from error
         if self.l0 is not None and self.activation == "topk":
             raise ValueError("l0 is for relu and jump_relu; topk has as many active features as top_k says")
-        if self.l0 is not None and min(self.l0.at(step, self.steps) for step in range(self.steps)) <= 0:
+        if self.l0 is not None and min(self._smallest_l0(step) for step in range(self.steps)) <= 0:
             raise ValueError("l0 must stay above 0")
         for name, low in _NUMBERS.items():
             object.__setattr__(self, name, _number(name, getattr(self, name), low, math.inf))
@@ -114,6 +114,14 @@ class TranscoderOptions:
             raise ValueError(f"top_k must be in 1..{least} (n_features), got {self.top_k}")
         if self.aux_k > least:
             raise ValueError(f"aux_k must be in 0..{least} (n_features), got {self.aux_k}")
+
+    def _smallest_l0(self, step: int) -> float:
+        n_layer = self.l0.n_layer if isinstance(self.l0, PerLayer) else 1
+        return min(schedules.layer_values(self.l0, step, self.steps, n_layer))
+
+    def l0_of(self, step: int, n_layer: int) -> list[float] | None:
+        """Active features that each layer is to have at `step`, or None."""
+        return None if self.l0 is None else schedules.layer_values(self.l0, step, self.steps, n_layer)
 
     def features_of(self, n_layer: int) -> tuple[int, ...]:
         """Features of each of `n_layer` layers; ValueError if there are as many numbers as other layers."""

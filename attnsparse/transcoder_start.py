@@ -2,8 +2,8 @@
 
 A row of the text gives a feature what it reads (the input, centred) and what it writes (the output, centred).
 Rows are drawn as in k-means++ (Arthur & Vassilvitskii 2007): the probability of a row is its squared distance
-from the nearest one that was drawn before, so that rare tokens get features too. Random directions instead
-leave most features without any token to be active at.
+from the nearest one that was drawn before, so that rare tokens get features too. A feature begins to be active
+where the input points nearly as its own row does: one that is active everywhere soon loses to others and dies.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 
 from . import randomness
 
-OWN_SHARE = 1 / 3
+OWN_SHARE = 0.5
 """Activation of a feature at its own row, as a share of the length of the row's centred output."""
+NEAR = 0.6
+"""A feature is active where the input, centred, reaches this share of its own row along that row."""
 
 
 def first_weights(
@@ -30,14 +32,18 @@ def first_weights(
     x, y = inputs.astype(np.float64), outputs.astype(np.float64) / scale
     mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
     x, y = x - mean_x, y - mean_y
-    chosen = spread_rows(x.astype(np.float32), n_features, seed, layer)
+    pairs = np.concatenate([rows / max(math.sqrt((rows**2).mean()), 1e-30) for rows in (x, y)], axis=1)
+    chosen = spread_rows(pairs.astype(np.float32), n_features, seed, layer)
     random = randomness.normal((2, n_features, x.shape[1]), seed, randomness.TRANSCODERS, layer)
     read, written = random / np.linalg.norm(random, axis=-1, keepdims=True)
-    size, length = (np.linalg.norm(rows[chosen], axis=1, keepdims=True) for rows in (x, y))
     n = len(chosen)
-    read[:n] = x[chosen] / size**2 * (OWN_SHARE * length)
-    written[:n] = np.where(length > 0, y[chosen] / np.maximum(length, 1e-30), written[:n])
-    return {"w_enc": read, "b_enc": -(read * mean_x).sum(axis=1), "w_dec": written, "b_dec": mean_y}
+    size, length = (np.maximum(np.linalg.norm(rows[chosen], axis=1, keepdims=True), 1e-30) for rows in (x, y))
+    own = OWN_SHARE * length
+    read[:n] = x[chosen] / size**2 * own / (1 - NEAR)
+    written[:n] = y[chosen] / length
+    bias = -(read * mean_x).sum(axis=1)
+    bias[:n] -= own[:, 0] * NEAR / (1 - NEAR)
+    return {"w_enc": read, "b_enc": bias, "w_dec": written, "b_dec": mean_y}
 
 
 def spread_rows(rows: np.ndarray, n: int, seed: int, layer: int) -> np.ndarray:

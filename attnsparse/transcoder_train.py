@@ -97,6 +97,7 @@ class TranscoderTrainer:
         self.options = TranscoderOptions(**settings) if options is None else options
         self.model, self.data, self.name = model, data, name
         self._threads = checked_threads(threads)
+        self.options.l0_of(0, model.config.n_layer)
         n_features = self.options.features_of(model.config.n_layer)
         make = core_for(str(model.dtype)).CoderTrainer
         self._layers = [make(model.config.d_model, model.config.d_model, n) for n in n_features]
@@ -174,8 +175,9 @@ class TranscoderTrainer:
         while len(prices) <= step:
             done = len(prices) - 1
             factor = prices[-1]
-            if options.l0 is not None:
-                ratio = self._results[layer][done]["l0"] / options.l0.at(done, options.steps)
+            wanted = options.l0_of(done, len(self._layers))
+            if wanted is not None:
+                ratio = self._results[layer][done]["l0"] / wanted[layer]
                 change = options.l0_rate * min(max(math.log(max(ratio, 1e-9)), -1.0), 1.0)
                 factor = min(max(factor * math.exp(change), 1 / _MOST_PRICE), _MOST_PRICE)
             prices.append(factor)

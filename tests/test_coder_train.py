@@ -297,11 +297,12 @@ def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
     before, moments = signal.signal(signal.SIGVTALRM, signal.default_int_handler), random.Random(0)
     try:
         for attempt in range(500):
+            trainer = made(900)
+            if path.exists():
+                trainer.load(path)
             signal.setitimer(signal.ITIMER_VIRTUAL, moments.uniform(0.005, 0.03) if attempt < 12 else 0)
             try:
-                train_transcoders(
-                    tiny.model(), tiny.data(batch=8), options(900), checkpoint=path, checkpoint_every=7, threads=1
-                )
+                trainer.run(path, 7)
                 break
             except KeyboardInterrupt:
                 stops += 1
@@ -312,6 +313,13 @@ def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
     assert stops >= 5
     assert path.read_bytes() == expected
     assert [item.name for item in tmp_path.iterdir() if "tmp" in item.name] == []
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    expected = finished(tmp_path / "a.ckpt", 6)
+    found = train_transcoders(tiny.model(), tiny.data(batch=8), options(6), checkpoint=tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == expected
+    assert found.digest == train_transcoders(tiny.model(), tiny.data(batch=8), options(6)).digest
 
 
 def test_an_interrupted_step_is_finished(tmp_path):
