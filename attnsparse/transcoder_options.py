@@ -68,8 +68,9 @@ class TranscoderOptions:
     """Of the tanh in the penalty of "relu"."""
     bandwidth: float = 0.5
     """Thresholds of "jump_relu" learn from values within half of it."""
-    threshold: float = 0.5
-    """Threshold of "jump_relu" at the start."""
+    threshold: float | None = None
+    """Threshold of "jump_relu" at the start; None for the one with which the first text has as many active features
+    as `l0` says (8 without l0)."""
     dead_after: int = 100
     """A feature that has not been active for so many steps is dead."""
     aux_k: int = 16
@@ -95,6 +96,8 @@ class TranscoderOptions:
         if self.l0 is not None and min(self._smallest_l0(step) for step in range(self.steps)) <= 0:
             raise ValueError("l0 must stay above 0")
         for name, low in _NUMBERS.items():
+            if name == "threshold" and self.threshold is None:
+                continue
             object.__setattr__(self, name, _number(name, getattr(self, name), low, math.inf))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")

@@ -9,13 +9,19 @@ where the input points nearly as its own row does: one that is active everywhere
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import randomness
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .transcoder import Transcoders
 
 OWN_SHARE = 0.5
 """Activation of a feature at its own row, as a share of the length of the row's centred output."""
+THRESHOLD_ROWS = 512  # rows that `common_threshold` looks at
 NEAR = 0.6
 """A feature is active where the input, centred, reaches this share of its own row along that row."""
 
@@ -61,3 +67,41 @@ def spread_rows(rows: np.ndarray, n: int, seed: int, layer: int) -> np.ndarray:
         away = rows - rows[chosen[-1]]
         np.minimum(nearest, np.einsum("ij,ij->i", away, away), out=nearest)
     return np.array(chosen, np.int64)
+
+
+def check_start(start: Transcoders, n_features: tuple[int, ...]) -> None:
+    """ConfigError (config_value) unless training can go on from `start`."""
+    if start.cross_layer or start.input_hook != "ln2.hook_normalized":
+        text = "training starts from transcoders of one layer each that read ln2.hook_normalized"
+        raise ConfigError(text, code="config_value", field="start")
+    if start.n_features != n_features:
+        text = f"start has {start.n_features} features, the options say {n_features}"
+        raise ConfigError(text, code="config_value", field="n_features")
+    if any(start.source.skip(layer) is not None for layer in range(start.n_layer)):
+        raise ConfigError("start has a skip matrix, which is not trained", code="config_value", field="start")
+
+
+def weights_of(start: Transcoders, layer: int, scale: float) -> dict[str, np.ndarray]:
+    """The weights of a layer of `start` as `first_weights` gives them, and log_threshold where it has thresholds."""
+    encoder = start.source.encoder(layer)
+    rows = start.source.decoder_rows(layer, np.arange(start.n_features[layer]))[:, 0].astype(np.float64)
+    norms = np.linalg.norm(rows, axis=1)
+    factor = np.maximum(norms, 1e-30) / scale  # what moves from the decoder's rows to the activations
+    weights = {
+        "w_enc": encoder.w_enc * factor[:, None],
+        "b_enc": encoder.b_enc * factor,
+        "w_dec": rows / np.maximum(norms, 1e-30)[:, None],
+        "b_dec": start.source.output_bias(layer).astype(np.float64) / scale,
+    }
+    if encoder.threshold is not None:
+        weights["log_threshold"] = np.log(np.maximum(encoder.threshold * factor, 1e-9))
+    return weights
+
+
+def common_threshold(weights: dict[str, np.ndarray], inputs: np.ndarray, l0: float) -> float:
+    """The threshold above which rows of `inputs` [N, E] have `l0` features on average (at least 1e-3)."""
+    step = max(1, len(inputs) // THRESHOLD_ROWS)
+    x = inputs[::step].astype(np.float64)
+    pre = np.einsum("ne,fe->nf", x, weights["w_enc"]) + weights["b_enc"]
+    kept = min(max(int(round(l0 * len(x))), 1), pre.size)
+    return max(float(np.partition(pre, pre.size - kept, axis=None)[pre.size - kept]), 1e-3)

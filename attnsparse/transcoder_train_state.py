@@ -28,6 +28,7 @@ def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
         "build": build(),
         "model": trainer.model.digest,
         "data": trainer.data.digest,
+        "start": "" if trainer.start is None else trainer.start.digest,
         "options": trainer.options.to_json(),
         "step": trainer.step_count,
     }
@@ -36,7 +37,7 @@ def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
 def checked(trainer: TranscoderTrainer, contents: Contents, path: Path) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint of this run.
 
-    CheckpointError: meta, model, data, options, missing_tensor, unexpected_tensor, size_mismatch, dtype.
+    CheckpointError: meta, model, data, start, options, missing_tensor, unexpected_tensor, size_mismatch, dtype.
     """
     found, own = contents.meta, meta(trainer)
     for name, value in own.items():
@@ -47,9 +48,9 @@ def checked(trainer: TranscoderTrainer, contents: Contents, path: Path) -> dict[
     if found["kind"] != KIND or not 0 <= found["step"]:
         text = f"kind {quoted(found['kind'])} or step {found['step']} of {steps} makes no sense"
         raise located(CheckpointError, "meta", path, text, field="kind")
-    for name in ("model", "data"):
+    for name in ("model", "data", "start"):
         if found[name] != own[name]:
-            text = f"was trained on another {name} (digest {quoted(found[name][:12])}, given {quoted(own[name][:12])})"
+            text = f"was trained with another {name} (digest {quoted(found[name][:12])}, given {quoted(own[name][:12])})"
             raise located(CheckpointError, name, path, text, field=name)
     _check_options(trainer.options, found["options"], path)
     if found["step"] > steps:
