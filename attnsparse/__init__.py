@@ -25,14 +25,19 @@ from .tokenizer import Tokenizer
 from .trainer import Trainer
 from .training_data import SequenceData, TokenData
 from .training_options import TrainingOptions
+from .transcoder import ArraySource, Encoder, Transcoders
+from .transcoder_features import Features
 
 __all__ = [
     "Ablation",
+    "ArraySource",
     "CheckpointError",
     "Circuit",
     "Config",
     "ConfigError",
     "Edge",
+    "Encoder",
+    "Features",
     "FormatError",
     "Gradients",
     "Graph",
@@ -51,6 +56,7 @@ __all__ = [
     "Trainer",
     "TrainingDiverged",
     "TrainingOptions",
+    "Transcoders",
     "UnsafeFileError",
     "__version__",
     "attribution_graph",

@@ -58,8 +58,11 @@ class Model:
         edge_threshold: float | None = None,
         threads: int = 0,
         interventions: tuple[Any, ...] | None = None,
+        substitute: tuple[Features, Any, Real | None] | None = None,
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
+
+        substitute: (new Features of N tokens, source, errors (L,N,E) or None): transcoders in place of MLPs.
 
         interventions: (heads (n,4), values (n,D), entries (n,5), values (n,D) or None, mlps (n,3), values
         (n,E), resids (n,4), values (n,E)), places int64; see asp_interventions in csrc/asp.h.
@@ -140,6 +143,34 @@ class Run:
         key: npt.NDArray[np.int64],
         /,
     ) -> Real: ...
+
+@final
+class Features:
+    def __init__(
+        self,
+        model: Model,
+        n_tokens: int,
+        activation: str,
+        top_k: int = 0,
+        cross_layer: bool = False,
+        from_mid: bool = False,
+        max_bytes: int = ...,
+    ) -> None:
+        """To be filled once, by `fill` or as `substitute` of a run; activation "relu", "jump_relu", "topk".
+
+        A source has, in the core's dtype: output(layer) -> (bias (E), skip (E,E) or None), encoder(layer) ->
+        (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), where W is 1, or
+        L - layer if cross_layer. They are asked in this order, layer after layer, rows in parts.
+        """
+
+    @property
+    def nbytes(self) -> int: ...
+    def fill(self, run: Run, first: int, source: Any, threads: int = 0) -> None:
+        """From rows first .. first + n_tokens of a run with ln2_normalized (or resid_mid) and mlp_out."""
+
+    def array(self, name: str, /) -> np.ndarray:
+        """start (L+1) int64; layer, position, feature (n) int32, activation (n) real; reconstruction (L,N,E);
+        error (L,N,E), only after `fill`."""
 
 @final
 class Gradients:

@@ -56,7 +56,7 @@ class Source(Protocol):
         ...
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
-        """[n, W, E] of the features int64 [n] (rising): what each adds, times its activation, to the MLP
+        """[n, W, E] of features int64 [n], in any order: what each adds, times its activation, to the MLP
         outputs of layer .. layer + W - 1; W is 1, or n_layer - layer of a cross-layer transcoder."""
         ...
 

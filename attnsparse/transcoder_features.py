@@ -52,16 +52,6 @@ class Features:
         self._core = core
         self.run = run
         self.transcoders = transcoders
-        for name in ("layer", "position", "feature", "activation", "start", "reconstruction", "error"):
-            setattr(self, name, core.array(name))
-
-    layer: np.ndarray
-    position: np.ndarray
-    feature: np.ndarray
-    activation: np.ndarray
-    start: np.ndarray
-    reconstruction: np.ndarray
-    error: np.ndarray
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -104,6 +94,14 @@ class Features:
             f"Features({len(self):,} active in {self.n_tokens} tokens, {self.l0.sum():.1f} per token, "
             f"explained variance {explained:.3f}, transcoders={self.transcoders.name!r})"
         )
+
+
+def _array_property(name: str) -> property:
+    return property(lambda features: features._core.array(name), doc=f"The array {name}; see `Features`.")
+
+
+for _name in ("layer", "position", "feature", "activation", "start", "reconstruction", "error"):
+    setattr(Features, _name, _array_property(_name))
 
 
 # ------------------------------------------------------------------------------------------- one prompt
@@ -268,6 +266,7 @@ def evaluate(
         raise IndexError(f"targets must be in 0..{model.config.n_vocab - 1}")
     if not weights.sum() > 0:
         raise ValueError("no token to be predicted has a loss weight above 0")
+    wanted = np.where(weights > 0, wanted, 0)
     sums = _Sums(transcoders)
     groups = _groups(batch)
     with progress_bar(progress, len(groups), "transcoders", "batch") as bar:
