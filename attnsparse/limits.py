@@ -24,6 +24,7 @@ class Limits:
     max_rank: int = 8  #: dimensions of a tensor
     max_name_bytes: int = 1024  #: a tensor's name, or an entry's name in an archive
     max_config_bytes: int = 2**20  #: config.json
+    max_yaml_bytes: int = 2**16  #: config.yaml of transcoders
     max_index_bytes: int = 16 * 2**20  #: model.safetensors.index.json
     max_tokenizer_bytes: int = 64 * 2**20  #: tokenizer.json, vocab.json, merges.txt
     max_merges: int = 1_000_000  #: lines of merges.txt

@@ -2,7 +2,8 @@
 
 Nothing is imported, looked up or called. A global is kept as a pair of names, and only names of the short
 list below are let in; "calling" one of them means recognising the handful of shapes in which torch writes
-tensors. There is no switch that allows more.
+tensors. A reader of one format may name classes whose objects lie beside the tensors: they become
+`Record`s, a name and plain values. There is no switch that runs anything.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ _ORDERED_DICT = ("collections", "OrderedDict")
 _TENSOR = ("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = ("torch._utils", "_rebuild_parameter")
 _ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(("torch", name) for name in STORAGE_TYPES)}
+_DEVICE = ("torch", "device")
+_BESIDE_RECORDS = {_DEVICE, *(("torch", f"{kind}float{bits}") for kind, bits in
+                              (("", 16), ("b", 16), ("", 32), ("", 64)))}  # fmt: skip
 # INST, OBJ, NEWOBJ, NEWOBJ_EX, EXT1, EXT2, EXT4, STACK_GLOBAL: they import or call, and torch never writes
 # them
 _CALLING = frozenset(b"io\x81\x92\x82\x83\x84\x93")
@@ -35,6 +39,14 @@ class Global(NamedTuple):
 
     module: str
     name: str
+
+
+@dataclasses.dataclass
+class Record:
+    """An object of a class that the caller named: the class's name and the values of its attributes."""
+
+    name: str
+    values: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +68,28 @@ class StoredTensor:
     strides: tuple[int, ...]
 
 
-def read_pickle_data(data: bytes, path: str, *, limits: Limits = DEFAULT_LIMITS) -> Any:
+def read_pickle_data(
+    data: bytes, path: str, *, limits: Limits = DEFAULT_LIMITS, records: frozenset[str] = frozenset()
+) -> Any:
     """The value that `data` describes: None, bool, int, float, str, tuple, list, dict, and the nodes above.
+
+    `records` are names such as "module.Class": their objects are read as `Record`s, and torch's devices and
+    element types, which such objects hold, as names.
 
     Raises UnsafeFileError (codes global, call, opcode) and FormatError (opcode, pickle_truncated,
     pickle_structure, pickle_text, trailing_data), LimitError (pickle_limit).
     """
-    return _Reader(data, path, limits).run()
+    return _Reader(data, path, limits, records).run()
 
 
 class _Reader:
     """The state of one walk: position, stack, marks and memo."""
 
-    def __init__(self, data: bytes, path: str, limits: Limits) -> None:
+    def __init__(self, data: bytes, path: str, limits: Limits, records: frozenset[str]) -> None:
         self.data = data
         self.path = path
         self.limits = limits
+        self.records = records
         self.at = 0
         self.opcode_at = 0
         self.stack: list[Any] = []
@@ -226,7 +244,8 @@ class _Reader:
 
     def find_global(self) -> None:
         name = Global(self.line(), self.line())
-        if name not in _ALLOWED:
+        beside = self.records and (".".join(name) in self.records or name in _BESIDE_RECORDS)
+        if name not in _ALLOWED and not beside:
             text = (
                 f"refers to {quoted('.'.join(name))}; only tensors, numbers, strings, lists and dicts "
                 "are read. The file was not executed"
@@ -253,6 +272,8 @@ class _Reader:
                 built = _tensor(arguments)
             elif function == _PARAMETER and len(arguments) == 3 and isinstance(arguments[0], StoredTensor):
                 built = arguments[0]
+            elif function == _DEVICE and all(type(item) in (str, int) for item in arguments):
+                built = ":".join(map(str, arguments))
         if built is None:
             self.unsafe(
                 "call",
@@ -261,9 +282,22 @@ class _Reader:
             )
         self.stack.append(built)
 
+    def new_object(self) -> None:
+        """An empty record of a class that was named; its values follow in `build`."""
+        if not self.records:
+            self.unknown(0x81)
+        arguments, kind = self.pop(), self.pop()
+        if arguments != () or not isinstance(kind, Global) or ".".join(kind) not in self.records:
+            self.unsafe("call", f"makes an object at byte {self.opcode_at:,}. The file was not executed")
+        self.stack.append(Record(".".join(kind), {}))
+
     def build(self) -> None:
-        """The attributes of an OrderedDict (`_metadata`) are dropped; nothing else may have any."""
+        """Values of a record. The attributes of an OrderedDict (`_metadata`) are dropped; nothing else may
+        have any."""
         state = self.pop()
+        if type(state) is dict and self.stack and type(self.stack[-1]) is Record:
+            self.stack[-1].values = state
+            return
         if type(state) is not dict or not self.stack or type(self.stack[-1]) is not dict:
             self.unsafe(
                 "call", f"sets attributes of an object at byte {self.opcode_at:,}. The file was not executed"
@@ -304,6 +338,7 @@ _STEPS = {
     0x80: _Reader.protocol,
     ord("c"): _Reader.find_global,
     ord("R"): _Reader.reduce,
+    0x81: _Reader.new_object,
     ord("b"): _Reader.build,
     ord("Q"): _Reader.persistent,
     ord("("): lambda self: self.marks.append(len(self.stack)),

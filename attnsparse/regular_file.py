@@ -41,6 +41,8 @@ class RegularFile:
             os.close(descriptor)
             raise
         self.size = status.st_size
+        #: changes when the file is written to or replaced
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         self._file = io.FileIO(descriptor, "r")
 
     def read(self, offset: int, n_bytes: int) -> bytes:

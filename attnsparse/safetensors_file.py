@@ -7,6 +7,7 @@ a NumPy array of this package can be filled from, or that buffers of other tools
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -57,21 +58,27 @@ def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write arrays as float32 to a new file, one by one, and flush it to the disk."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for name, array in tensors.items():
-        end = position + 4 * array.size
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    infos = {name: TensorInfo(array.shape, "F32") for name, array in tensors.items()}
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(safetensors_header(infos, metadata))
         for array in tensors.values():
             if array.size:
                 file.write(memoryview(np.ascontiguousarray(array, "<f4")).cast("B"))
         file.flush()
         os.fsync(file.fileno())
+
+
+def safetensors_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes before the tensors, which must follow in this order without a gap."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, (shape, dtype) in tensors.items():
+        end = position + ITEM_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def _read_header(

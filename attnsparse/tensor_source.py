@@ -133,6 +133,54 @@ class FileSource(TensorSource):
             return iter([(0, widen(self._gather(name), info.dtype))])
         return self._read_blocks(name, info, place)
 
+    def read_rows(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
+        """Fill out[i] with row rows[i] of tensor `name`, seen as rows of out.shape[1] elements each.
+
+        `out` is float32 or float64 [n, columns] of any strides, `rows` int64 [n] in any order. Only these
+        rows are read, neighbours together, some MiB at a time, after the whole tensor was compared once with
+        its checksum if the format has one. Raises IndexError for a row that the tensor does not have,
+        FormatError as `read_into` does.
+        """
+        info, columns = self.tensors[name], out.shape[1]
+        self._check_float(name, info)
+        n_rows = math.prod(info.shape) // columns if columns else 0
+        if len(rows) and not (rows.min() >= 0 and rows.max() < n_rows):
+            raise IndexError(f"row {int(rows.min())}..{int(rows.max())} of a tensor with {n_rows:,} rows")
+        offset = self._locate_rows(name)
+        if offset is None:
+            out[...] = widen(self._gather(name), info.dtype).reshape(n_rows, columns)[rows]
+            return
+        order = np.argsort(rows, kind="stable")
+        step = max(1, BLOCK_BYTES // max(1, columns * ITEM_BYTES[info.dtype]))
+        buffer = np.empty((min(step, len(rows)), columns), FLOAT_TYPES[info.dtype])
+        for begin in range(0, len(rows), step):
+            part = order[begin : begin + step]
+            block = buffer[: len(part)]
+            self._read_runs(offset, rows[part], block)
+            with np.errstate(over="ignore"):  # a float64 beyond float32: the finiteness check reports it
+                out[part] = widen(block, info.dtype)
+
+    def _read_runs(self, offset: int, rows: np.ndarray, block: np.ndarray) -> None:
+        """Fill `block` with the given rows, which do not fall; each run of neighbours is one reading."""
+        row_bytes = block.shape[1] * block.itemsize
+        target = memoryview(block).cast("B")
+        ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        begin = 0
+        for end in ends:
+            piece = target[begin * row_bytes : end * row_bytes]
+            self._file.read_into(offset + int(rows[begin]) * row_bytes, piece)
+            begin = end
+
+    def _locate_rows(self, name: str) -> int | None:
+        """Where a tensor begins of which parts may be read; None if it does not lie in row-major order."""
+        place = self._locate(name)
+        return None if place is None else place.offset
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Changes when the file is written to or replaced."""
+        return self._file.identity
+
     def _read_blocks(self, name: str, info: TensorInfo, place: ByteRange) -> Iterator[tuple[int, np.ndarray]]:
         shape = info.shape or (1,)
         row_bytes = place.n_bytes // shape[0]
@@ -173,7 +221,11 @@ def _assign(out: np.ndarray, begin: int, block: np.ndarray) -> None:
 
 def widen(raw: np.ndarray, dtype: str) -> np.ndarray:
     """Stored elements as NumPy floats: BF16 (held as uint16) becomes float32, others stay."""
-    return (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw
+    if dtype != "BF16":
+        return raw
+    wide = raw.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def check_crc(path: str, name: str, expected: int | None, found: int) -> None:

@@ -33,28 +33,37 @@ class TorchFile(FileSource):
     """The state dict in a torch file, open for reading; `tensors` tells what is in it.
 
     The state dict may be the file's top level or lie under `model`, `state_dict` or `model_state_dict`;
-    `config` then is nanoGPT's `model_args` if there is one. Raises FormatError with the codes of
-    zip_directory and pickle_data and magic, zip_content, byteorder, pickle_structure, missing_storage,
-    storage_size, bad_view, crc; UnsafeFileError; LimitError.
+    `config` then is nanoGPT's `model_args` if there is one. `records`: see `read_pickle_data`. Raises
+    FormatError with the codes of zip_directory and pickle_data and magic, zip_content, byteorder,
+    pickle_structure, missing_storage, storage_size, bad_view, crc; UnsafeFileError; LimitError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        records: frozenset[str] = frozenset(),
+    ) -> None:
         self._file = RegularFile(path)
         try:
             _check_magic(self._file)
             self._entries = read_zip_directory(self._file, limits)
-            root = self._read_pickle(limits)
-            self._views, config = _state_dict(root, self._file.path)
+            root = self._read_pickle(limits, records)
+            #: what lies beside the state dict: plain values and inert records by name
+            self._views, self.beside = _state_dict(root, self._file.path)
             self._check_views(limits)
         except BaseException:
             self._file.close()
             raise
-        self._verified: set[str] = set()
+        #: storages that were compared with their checksums
+        self.verified: set[str] = set()
         views = self._views.items()
         super().__init__(path, {name: TensorInfo(view.shape, view.storage.dtype) for name, view in views})
-        self.config = config
+        arguments = self.beside.get("model_args")
+        self.config = arguments if type(arguments) is dict else None
 
-    def _read_pickle(self, limits: Limits) -> Any:
+    def _read_pickle(self, limits: Limits, records: frozenset[str]) -> Any:
         path = self._file.path
         found = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(found) != 1:
@@ -70,7 +79,7 @@ class TorchFile(FileSource):
             raise located(FormatError, "byteorder", path, text, field=order)
         n_bytes = self._entries[found[0]].n_bytes
         limits.check("max_pickle_bytes", n_bytes, path, f"a pickle of {n_bytes:,} bytes", code="pickle_limit")
-        return read_pickle_data(self._entry_bytes(found[0], n_bytes), path, limits=limits)
+        return read_pickle_data(self._entry_bytes(found[0], n_bytes), path, limits=limits, records=records)
 
     def _entry_bytes(self, name: str, at_most: int) -> bytes:
         place = self._entries[name]
@@ -117,6 +126,14 @@ class TorchFile(FileSource):
         item = ITEM_BYTES[view.storage.dtype]
         return ByteRange(place.offset + view.offset * item, math.prod(view.shape) * item)
 
+    def _locate_rows(self, name: str) -> int | None:
+        view = self._views[name]
+        if not _is_row_major(view):
+            return None
+        place = self._entries[f"{self._prefix}data/{view.storage.key}"]
+        self._verify(view.storage.key, place)
+        return place.offset + view.offset * ITEM_BYTES[view.storage.dtype]
+
     def _gather(self, name: str) -> np.ndarray:
         view = self._views[name]
         place = self._entries[f"{self._prefix}data/{view.storage.key}"]
@@ -129,7 +146,7 @@ class TorchFile(FileSource):
 
     def _verify(self, key: str, place: ByteRange) -> None:
         """Check a whole storage once by its CRC, keeping nothing."""
-        if key in self._verified:
+        if key in self.verified:
             return
         buffer = memoryview(bytearray(min(CHUNK_BYTES, place.n_bytes)))
         crc = 0
@@ -137,7 +154,7 @@ class TorchFile(FileSource):
             part = buffer[: place.n_bytes - done]
             crc = self._file.read_into(place.offset + done, part, crc, with_crc=True)
         check_crc(self.path, f"{self._prefix}data/{key}", place.crc, crc)
-        self._verified.add(key)
+        self.verified.add(key)
 
     def same_values(self, first: str, second: str) -> bool:
         """True if two tensors have the same shape and values; tied weights are known without reading them."""
@@ -160,14 +177,13 @@ def _check_magic(file: RegularFile) -> None:
     raise located(FormatError, "magic", file.path, f"this is {what}", offset=0)
 
 
-def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[str, object] | None]:
-    """Find the tensors by name, and nanoGPT's configuration, in what the pickle holds."""
-    config = None
+def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[str, object]]:
+    """Find the tensors by name in what the pickle holds, and what lies beside them."""
+    beside: dict[str, object] = {}
     if type(root) is dict and not any(isinstance(value, StoredTensor) for value in root.values()):
         inner = [key for key in _WRAPPERS if type(root.get(key)) is dict]
         if len(inner) == 1:
-            arguments = root.get("model_args")
-            config = arguments if type(arguments) is dict else None
+            beside = {key: value for key, value in root.items() if key != inner[0]}
             root = root[inner[0]]
     if type(root) is not dict or not root:
         text = f"no state dict: expected a dict of tensors, or one under {', '.join(map(repr, _WRAPPERS))}"
@@ -176,7 +192,7 @@ def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[
         if type(name) is not str or not isinstance(value, StoredTensor):
             text = f"{quoted(name)} in the state dict is not a tensor"
             raise located(FormatError, "pickle_structure", path, text, field=quoted(name))
-    return root, config
+    return root, beside
 
 
 def _check_view(view: StoredTensor, name: str, path: str) -> None:

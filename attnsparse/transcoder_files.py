@@ -1,0 +1,194 @@
+"""Loads transcoders from every layout that they come in: finds out which it is, reads names and shapes, and
+converts what was trained on another form of the same input."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import transcoder_circuit_tracer, transcoder_clt_forge, transcoder_saelens, transcoder_torch
+from .checkpoint_files import MODELS_FOLDER
+from .errors import ConfigError, FormatError, located
+from .limits import DEFAULT_LIMITS, Limits
+from .transcoder import Transcoders
+from .transcoder_layout import INPUT_HOOKS, MLP_IN, NORMALIZED, RESID_MID, StoredSet, check_size
+from .transcoder_source import InputChange, StoredWeights
+
+if TYPE_CHECKING:
+    from .model import Model
+
+_CONFIG = transcoder_circuit_tracer.CONFIG
+# in this order; the first that finds its files decides
+_READERS = (transcoder_clt_forge, transcoder_circuit_tracer, transcoder_saelens, transcoder_torch)
+_VERIFIED_ROWS = 1024
+
+
+def embedded_transcoders() -> tuple[str, ...]:
+    """Names of the sets that come with the package."""
+    if not MODELS_FOLDER.is_dir():
+        return ()
+    return tuple(sorted(item.name for item in MODELS_FOLDER.iterdir() if (item / _CONFIG).is_file()))
+
+
+def load_transcoders(
+    what: str | os.PathLike[str],
+    model: Model | None = None,
+    *,
+    input_hook: str | None = None,
+    processed: bool | None = None,
+    verify: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Transcoders:
+    """Transcoders from files, which stay where they are: weights are read when they are needed.
+
+    `what` is the name of a set that comes with the package, or a path:
+
+    * a folder of circuit-tracer, per layer or cross-layer, or the YAML file of one (v0.1 to v0.4), with
+      its own files or GemmaScope's;
+    * a folder with one SAELens folder (cfg.json, sae_weights.safetensors) per layer;
+    * a folder with the `.pt` files of Dunefsky et al. (2024), one per layer, or one such file;
+    * a CLT-Forge checkpoint (clt_cfg.json), also one split over ranks.
+
+    `model`: raise ConfigError now if the set does not fit it. It is needed for sets that read
+    mlp.hook_in, the LayerNorm's output with weight and bias, which are folded into the encoder.
+    `input_hook` says what the encoders read where no file does: "ln2.hook_normalized" (the MLP's
+    LayerNorm before weight and bias), "hook_resid_mid", or "mlp.hook_in". `processed` says whether the
+    set was trained on a model with TransformerLens's weight processing (LayerNorm folded, writing weights
+    centred) where no file does and it matters, which is for every hook but ln2.hook_normalized: then the
+    encoder is changed so that it reads the raw model. MLP outputs without their mean, which such sets
+    were trained on, cannot be converted: the mean stays in the error, where nothing behind a LayerNorm
+    sees it. `verify` reads every weight once now; otherwise each is checked when it is read.
+
+    Only names and shapes stay in memory; one layer's encoder, or the rows of the decoder that are asked
+    for, are read at a time and widened to float32. Files are read as data: nothing in them is ever run.
+
+    Raises FormatError (UnsafeFileError, LimitError, NonFiniteError) for bad files; ConfigError where
+    configuration, weights and model do not fit together, where layers are missing, where `input_hook` or
+    `processed` is needed or contradicts the files; FileNotFoundError if nothing is found, and other
+    OSErrors unchanged. The same errors come later, when weights are read, for files that changed since.
+    """
+    if input_hook is not None and (not isinstance(input_hook, str) or input_hook not in INPUT_HOOKS):
+        raise ValueError(f"input_hook must be one of {', '.join(INPUT_HOOKS)}, got {input_hook!r:.80}")
+    if processed not in (None, True, False):
+        raise ValueError(f"processed must be True, False or None, got {processed!r:.80}")
+    path = _find(what)
+    stored = _read(path, limits)
+    check_size(stored.layers, stored.d_model, stored.path, limits)
+    hook = _settle_hook(stored, input_hook)
+    changes = _input_changes(stored, hook, _settle_processing(stored, hook, processed), model)
+    source = StoredWeights(stored.layers, stored.d_model, changes)
+    transcoders = Transcoders(
+        source,
+        kind=stored.kind,
+        input_hook=RESID_MID if hook == RESID_MID else NORMALIZED,
+        activation=stored.activation,
+        top_k=stored.top_k,
+        name=path.stem if path.is_file() else path.resolve().name,
+        model_name=stored.model_name,
+        scan=stored.scan,
+    )
+    if model is not None:
+        transcoders.check(model, weights=False)
+    if verify:
+        _read_all(source)
+    return transcoders
+
+
+def _find(what: Any) -> Path:
+    """The folder or file that is meant; FileNotFoundError lists what was tried."""
+    if isinstance(what, str) and what in embedded_transcoders():
+        return MODELS_FOLDER / what
+    if not isinstance(what, (str, os.PathLike)):
+        raise TypeError(f"expected a name or a path, got {type(what).__name__}")
+    path = Path(what)
+    if "\0" in os.fspath(path):
+        raise ValueError("a path cannot hold a NUL character")
+    if not path.exists():
+        names = ", ".join(embedded_transcoders()) or "none in this build"
+        text = f"no file or folder {str(what)[:200]!r}; transcoders that come with attnsparse: {names}"
+        raise FileNotFoundError(errno.ENOENT, text)
+    return path
+
+
+def _read(path: Path, limits: Limits) -> StoredSet:
+    if path.is_dir():
+        for reader in _READERS:
+            if reader.is_here(path):
+                return reader.read(path, limits)
+        text = (
+            f"no transcoders in this folder; looked for {transcoder_clt_forge.CONFIG}, {_CONFIG}, "
+            f"layer_0.safetensors, W_enc_0.safetensors, {transcoder_saelens.CONFIG} in folders, .pt files"
+        )
+        raise FileNotFoundError(errno.ENOENT, text, os.fspath(path))
+    if path.suffix in (".yaml", ".yml"):
+        return transcoder_circuit_tracer.read(path, limits)
+    if path.suffix == ".pt":
+        return transcoder_torch.read(path, limits)
+    text = "not a kind of file that describes a set; give the folder, or a .yaml or .pt file"
+    raise located(FormatError, "magic", path, text)
+
+
+def _settle_hook(stored: StoredSet, given: str | None) -> str:
+    """What the encoders read, by the files or else by the argument."""
+    wanted = INPUT_HOOKS[given] if given is not None else None
+    if stored.input_hook is None and wanted is None:
+        text = f"no {_CONFIG} says what the encoders read; pass input_hook='ln2.hook_normalized' or another"
+        raise located(ConfigError, "config_missing", stored.path, text, field="input_hook")
+    if None not in (stored.input_hook, wanted) and stored.input_hook != wanted:
+        text = f"the files say that the encoders read {stored.input_hook}, input_hook says {given}"
+        raise located(ConfigError, "hook", stored.path, text, field="input_hook")
+    return stored.input_hook or str(wanted)
+
+
+def _settle_processing(stored: StoredSet, hook: str, given: bool | None) -> bool:
+    """Whether the set was trained on a model with processed weights, as far as that matters."""
+    if hook == NORMALIZED:
+        return False
+    if stored.processed is None and given is None:
+        text = (
+            f"reads {hook}, and no file says whether the model had TransformerLens's weight processing; "
+            "pass processed=True or processed=False"
+        )
+        raise located(ConfigError, "processing", stored.path, text, field="processed")
+    return bool(stored.processed if given is None else given)
+
+
+def _input_changes(
+    stored: StoredSet, hook: str, processed: bool, model: Model | None
+) -> dict[int, InputChange]:
+    """What each layer was trained on, in terms of what it will read."""
+    layers = range(len(stored.layers))
+    if hook == RESID_MID and processed:
+        return dict.fromkeys(layers, InputChange(centred=True))
+    if hook != MLP_IN or processed:
+        return {}
+    if model is None:
+        text = (
+            "reads mlp.hook_in, the LayerNorm's output with weight and bias; pass the model, whose they are"
+        )
+        raise located(ConfigError, "hook", stored.path, text, field="model")
+    for field, own in (("n_layer", len(layers)), ("d_model", stored.d_model)):
+        if own != getattr(model.config, field):
+            text = f"the transcoders have {field}={own}, the model has {getattr(model.config, field)}"
+            raise located(ConfigError, "config_value", stored.path, text, field=field)
+    parameters = model.parameters()
+    changes = {}
+    for layer in layers:
+        scale, shift = (parameters.get(f"h.{layer}.ln_2.{part}") for part in ("weight", "bias"))
+        shift = None if shift is None else np.array(shift, np.float32)
+        changes[layer] = InputChange(np.array(scale, np.float32), shift)
+    return changes
+
+
+def _read_all(source: StoredWeights) -> None:
+    """Read every weight once; whatever is wrong with one raises."""
+    for layer, n in enumerate(source.n_features):
+        source.encoder(layer)
+        source.output_bias(layer)
+        source.skip(layer)
+        for begin in range(0, n, _VERIFIED_ROWS):
+            source.decoder_rows(layer, np.arange(begin, min(begin + _VERIFIED_ROWS, n)))

@@ -1,0 +1,124 @@
+"""Reads the transcoders of Dunefsky, Chlenski and Nanda (2024) as transcoder_circuits saves them: `.pt`
+files.
+
+One file per layer, {"cfg", "state_dict"}: W_enc [E, F], b_enc [F], W_dec [F, E], b_dec [E], b_dec_out
+[E]. `cfg` is an object of their class LanguageModelSAERunnerConfig (read as data) or a dict. The function
+is
+
+    relu((x - b_dec) @ W_enc + b_enc) @ W_dec + b_dec_out.
+
+What is converted: b_dec is folded into the bias of the encoder, b_enc - b_dec @ W_enc, and the bias of
+the output is b_dec_out. What needs no conversion: the published sets read ln2.hook_normalized, which is
+the same tensor in the model they were trained on, TransformerLens's processed gpt2-small (LayerNorm
+folded into the next weights, writing weights centred), as in the raw one: centred, divided by its scale,
+before weight and bias. What cannot be converted: they were trained on MLP outputs whose mean over the E
+dimensions the processing had taken out. That mean is predicted by nothing here, so with a raw model it is
+part of the error. It has no effect on logits or on other features that read a LayerNorm, which takes
+means out, but explained variance counts it.
+
+Where processing does change what is read (a hook other than ln2.hook_normalized), `processed` must be given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, located
+from .limits import Limits
+from .pickle_data import Record
+from .strict_json import shown
+from .transcoder_layout import (
+    NORMALIZED,
+    Names,
+    StoredSet,
+    add_layer,
+    check_output_hook,
+    in_order,
+    input_hook,
+    one_layer,
+    same_width,
+    split_hook,
+    text_value,
+    whole,
+)
+from .transcoder_source import Row, StoredLayer, WeightFile
+
+_RECORDS = frozenset(("sae_training.config.LanguageModelSAERunnerConfig",))
+_NAMES = Names("W_enc", "W_dec", "b_enc", "b_dec_out", "", "")
+
+
+def is_here(folder: Path) -> bool:
+    """Whether a folder holds `.pt` files."""
+    return any(item.suffix == ".pt" for item in folder.iterdir())
+
+
+def read(where: Path, limits: Limits) -> StoredSet:
+    """The set in one file (of a model with one layer) or in the `.pt` files of a folder.
+
+    Raises FormatError (UnsafeFileError, LimitError) as the reader of torch files does, and ConfigError
+    config_missing, config_type, config_value, hook, missing_layer, duplicate_layer, missing_tensor,
+    unexpected_tensor, tensor_shape.
+    """
+    paths = sorted(item for item in where.iterdir() if item.suffix == ".pt") if where.is_dir() else [where]
+    opened = {path: WeightFile(path, limits, _RECORDS) for path in paths}
+    configs = {path: _config(file, path) for path, file in opened.items()}
+    places: dict[int, Path] = {}
+    for path, config in configs.items():
+        add_layer(places, _layer(config, path), path, where)
+    ordered = in_order(places, where)
+    found = [_read_layer(opened[path], configs[path], path) for path in ordered]
+    hooks = {input_hook(configs[path]["hook_point"], path, "hook_point") for path in ordered}
+    if len(hooks) > 1:
+        text = f"layers read different hooks: {', '.join(sorted(hooks))}"
+        raise located(ConfigError, "hook", where, text, field="hook_point")
+    hook = hooks.pop()
+    return StoredSet(
+        str(where),
+        [layer for layer, _ in found],
+        same_width([width for _, width in found], where),
+        hook,
+        model_name=text_value(configs[ordered[0]].get("model_name") or "", ordered[0], "model_name"),
+        processed=True if hook == NORMALIZED else None,
+    )
+
+
+def _config(file: WeightFile, path: Path) -> dict[str, Any]:
+    config = file.beside.get("cfg")
+    values = config.values if isinstance(config, Record) else config
+    if not isinstance(values, dict):
+        text = "no 'cfg' beside the weights, so neither layer nor hooks are known; save {'cfg', 'state_dict'}"
+        raise located(ConfigError, "config_missing", path, text, field="cfg")
+    for name in ("hook_point", "out_hook_point"):
+        if values.get(name) is None:
+            what = "; it is a sparse autoencoder, not a transcoder" if name == "out_hook_point" else ""
+            raise located(ConfigError, "config_missing", path, f"cfg: {name} is missing{what}", field=name)
+    return values
+
+
+def _layer(config: dict[str, Any], path: Path) -> int:
+    input_hook(config["hook_point"], path, "hook_point")
+    check_output_hook(config["out_hook_point"], path, "out_hook_point")
+    numbers = {name: split_hook(config[name])[0] for name in ("hook_point", "out_hook_point")}
+    for name in ("hook_point_layer", "out_hook_point_layer"):
+        if config.get(name) is not None:
+            numbers[name] = config[name]
+    layer = numbers["hook_point"]
+    for name, number in numbers.items():
+        if layer is None or isinstance(number, bool) or number != layer:
+            text = f"cfg: {name} gives layer {shown(number)}, hook_point gives {shown(layer)}"
+            raise located(ConfigError, "hook", path, text, field=name)
+    return layer
+
+
+def _read_layer(file: WeightFile, config: dict[str, Any], path: Path) -> tuple[StoredLayer, int]:
+    if config.get("is_transcoder") is False:
+        text = "cfg: is_transcoder is false; a sparse autoencoder reads what it writes"
+        raise located(ConfigError, "config_value", path, text, field="is_transcoder")
+    layer, width = one_layer(file, _NAMES, transposed_encoder=True, known=("b_dec",))
+    file.need("b_dec", (width,))
+    for name, own in (("d_in", width), ("d_out", width), ("d_sae", layer.n_features)):
+        if config.get(name) is not None and whole(config[name], path, name) != own:
+            text = f"cfg: {name}={config[name]} but the weights have {own}"
+            raise located(ConfigError, "config_value", path, text, field=name)
+    return layer._replace(subtract=Row(file, "b_dec")), width

@@ -1,0 +1,154 @@
+"""Writes transcoders in circuit-tracer's layout, a block of rows at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .safetensors_file import safetensors_header
+from .tensor_source import TensorInfo
+from .training_file import write_atomic
+from .transcoder import Transcoders
+
+_BLOCK_VALUES = 2**21
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_MODELS = ("layer_*.safetensors", "layer_*.npz", "W_enc_*.safetensors", "W_dec_*.safetensors")
+
+Blocks = Callable[[], Iterator[np.ndarray]]
+
+
+def save_transcoders(
+    transcoders: Transcoders, folder: str | os.PathLike[str], *, dtype: str = "float32"
+) -> None:
+    """Write a set to a folder as circuit-tracer (v0.4) keeps it: config.yaml and one or two files per layer.
+
+    A set of one transcoder per layer becomes layer_{i}.safetensors, a cross-layer transcoder
+    W_enc_{i}.safetensors and W_dec_{i}.safetensors; see docs/howto.md. `dtype` is "float32" (exact),
+    "float16" or "bfloat16" (rounded to the nearest). `load_transcoders(folder)` reads it back;
+    conversions that were made when the set was loaded are part of what is written. Files are moved to
+    their places when they are complete, config.yaml last; at most a few rows beside one layer's encoder
+    are in memory.
+
+    Raises ValueError for another dtype, for weights that float16 cannot hold and for a cross-layer transcoder
+    with a skip matrix, which this layout lacks; FileExistsError if the folder holds layers that this set
+    has not; NonFiniteError; OSError.
+    """
+    if not isinstance(transcoders, Transcoders):
+        raise TypeError(f"expected Transcoders, got {type(transcoders).__name__}")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r:.80}")
+    import yaml
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_others(folder, transcoders)
+    for layer in range(transcoders.n_layer):
+        write = _write_cross_layer if transcoders.cross_layer else _write_layer
+        write(transcoders, layer, folder, _DTYPES[dtype])
+    text = yaml.safe_dump(_config(transcoders), sort_keys=False, allow_unicode=True)
+    write_atomic(folder / "config.yaml", [text.encode()])
+
+
+def _config(transcoders: Transcoders) -> dict[str, Any]:
+    result = {
+        "model_name": transcoders.model_name,
+        "model_kind": transcoders.kind,
+        "feature_input_hook": transcoders.input_hook,
+        "feature_output_hook": transcoders.output_hook,
+        "scan": transcoders.scan,
+    }
+    if transcoders.activation == "topk":
+        result |= {"activation": "topk", "k": transcoders.top_k}
+    return result
+
+
+def _check_others(folder: Path, transcoders: Transcoders) -> None:
+    """Raise if layers of another set would lie beside those of this one."""
+    parts = ("W_enc", "W_dec") if transcoders.cross_layer else ("layer",)
+    ours = {f"{part}_{i}.safetensors" for part in parts for i in range(transcoders.n_layer)}
+    for pattern in _MODELS:
+        for item in folder.glob(pattern):
+            if item.name not in ours:
+                text = f"{item.name} belongs to another set; choose an empty folder"
+                raise FileExistsError(17, text, os.fspath(folder))
+
+
+def _write_layer(transcoders: Transcoders, layer: int, folder: Path, dtype: str) -> None:
+    source, width, n = transcoders.source, transcoders.d_model, transcoders.n_features[layer]
+    encoder, skip = source.encoder(layer), source.skip(layer)
+    arrays: dict[str, tuple[tuple[int, ...], Blocks]] = {
+        "W_enc": ((n, width), lambda: _rows(encoder.w_enc)),
+        "W_dec": ((n, width), lambda: _decoder(transcoders, layer)),
+        "b_enc": ((n,), lambda: iter([encoder.b_enc])),
+        "b_dec": ((width,), lambda: iter([source.output_bias(layer)])),
+    }
+    if encoder.threshold is not None:
+        arrays["activation_function.threshold"] = (n,), lambda: iter([encoder.threshold])
+    if skip is not None:
+        arrays["W_skip"] = (width, width), lambda: _rows(skip)
+    _write(folder / f"layer_{layer}.safetensors", arrays, dtype)
+
+
+def _write_cross_layer(transcoders: Transcoders, layer: int, folder: Path, dtype: str) -> None:
+    source, width, n = transcoders.source, transcoders.d_model, transcoders.n_features[layer]
+    if source.skip(layer) is not None:
+        text = f"layer {layer} has a skip matrix, which circuit-tracer's cross-layer layout has no place for"
+        raise ValueError(text)
+    encoder = source.encoder(layer)
+    arrays: dict[str, tuple[tuple[int, ...], Blocks]] = {
+        f"W_enc_{layer}": ((n, width), lambda: _rows(encoder.w_enc)),
+        f"b_enc_{layer}": ((n,), lambda: iter([encoder.b_enc])),
+        f"b_dec_{layer}": ((width,), lambda: iter([source.output_bias(layer)])),
+    }
+    if encoder.threshold is not None:
+        arrays[f"threshold_{layer}"] = (n,), lambda: iter([encoder.threshold])
+    _write(folder / f"W_enc_{layer}.safetensors", arrays, dtype)
+    shape = (n, transcoders.writes(layer), width)
+    decoder = {f"W_dec_{layer}": (shape, lambda: _decoder(transcoders, layer))}
+    _write(folder / f"W_dec_{layer}.safetensors", decoder, dtype)
+
+
+def _rows(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, _BLOCK_VALUES // matrix.shape[1])
+    for begin in range(0, len(matrix), step):
+        yield matrix[begin : begin + step]
+
+
+def _decoder(transcoders: Transcoders, layer: int) -> Iterator[np.ndarray]:
+    n = transcoders.n_features[layer]
+    step = max(1, _BLOCK_VALUES // (transcoders.writes(layer) * transcoders.d_model))
+    for begin in range(0, n, step):
+        yield transcoders.source.decoder_rows(layer, np.arange(begin, min(begin + step, n), dtype=np.int64))
+
+
+def _write(path: Path, arrays: Mapping[str, tuple[tuple[int, ...], Blocks]], dtype: str) -> None:
+    def pieces() -> Iterator[Any]:
+        infos = {name: TensorInfo(shape, dtype) for name, (shape, _) in arrays.items()}
+        yield safetensors_header(infos, {"format": "pt"})
+        for name, (_, blocks) in arrays.items():
+            for block in blocks():
+                yield memoryview(np.ascontiguousarray(_narrowed(block, dtype, name, path))).cast("B")
+
+    write_atomic(path, pieces())
+
+
+def _narrowed(block: np.ndarray, dtype: str, name: str, path: Path) -> np.ndarray:
+    """Numbers as they are stored, rounded to the nearest, of two equally near to the even one."""
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(block, "<f4")
+        if dtype == "BF16":
+            bits = single.view("<u4").astype(np.uint64)
+            stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+            finite = np.isfinite(single) & ((stored & 0x7F80) != 0x7F80)
+        else:
+            stored = single.astype("<f2") if dtype == "F16" else single
+            finite = np.isfinite(stored)
+    if not finite.all():
+        value = block[~finite].flat[0]
+        text = f"{path.name}: {name} holds {value}, which {dtype} cannot hold as a finite number"
+        raise ValueError(text)
+    return stored
