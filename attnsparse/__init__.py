@@ -27,6 +27,8 @@ from .training_data import SequenceData, TokenData
 from .training_options import TrainingOptions
 from .transcoder import ArraySource, Encoder, Transcoders
 from .transcoder_features import Features
+from .transcoder_files import load_transcoders
+from .transcoder_write import save_transcoders
 
 __all__ = [
     "Ablation",
@@ -65,7 +67,9 @@ __all__ = [
     "get_num_threads",
     "load",
     "load_circuit",
+    "load_transcoders",
     "save",
+    "save_transcoders",
     "set_num_threads",
 ]
 
