@@ -160,8 +160,8 @@ class Model:
     def graph_received(
         self, frozen: tuple[Any, ...], reads: tuple[Any, ...], alone: bool, threads: int = 0
     ) -> Real:
-        """(n_targets,L,H,D): derivative of a target with respect to z at its position, on paths that stay there;
-        alone: through the residual stream only."""
+        """(n_targets,L,H,D): derivative of a target with respect to z at its position, on paths that stay
+        there; alone: through the residual stream only."""
 
     def gradients(
         self,
@@ -221,7 +221,7 @@ class Features:
         """To be filled once, by `fill` or as `substitute` of a run; activation "relu", "jump_relu", "topk".
 
         A source has, in the core's dtype: output(layer) -> (bias (E), skip (E,E) or None), encoder(layer) ->
-        (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), where W is 1, or
+        (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), where W is 1 or
         L - layer if cross_layer. They are asked in this order, layer after layer, rows in parts.
         """
 
