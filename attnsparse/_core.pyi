@@ -45,7 +45,7 @@ def graph_factors(
     blocked: np.ndarray,
     /,
 ) -> np.ndarray:
-    """(n) float64: derivative of the wanted nodes with respect to each node's input; wanted, blocked (n) bool."""
+    """(n) float64: derivative of the wanted nodes by each node's input; wanted, blocked (n) bool."""
 
 def graph_prune(
     start: np.ndarray,

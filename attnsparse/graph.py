@@ -26,6 +26,7 @@ from .run import DEFAULT_MAX_BYTES, checked_bytes
 if TYPE_CHECKING:
     from .model import Model
     from .transcoder import Transcoders
+    from .transcoder_features import Features
 
 MAX_N_LOGITS = 10
 DESIRED_LOGIT_PROB = 0.95
@@ -76,6 +77,7 @@ def attribution_graph(
         model, prompt, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None, progress=False
     )
     logits = logit_reads(model, features.run, target, wrong, max_n_logits, desired_logit_prob)
+    _check_size(features, len(logits), most, max_bytes)
     with progress_bar(progress, 4, "graph", "part") as bar:
         step = (lambda: None) if bar is None else bar.update
         sources = read_sources(model, features, max_bytes)
@@ -97,6 +99,20 @@ def attribution_graph(
         if n_splits:
             object.__setattr__(graph, "splits", strongest_splits(graph, n_splits))
     return graph
+
+
+def _check_size(features: Features, n_logits: int, most: int | None, max_bytes: int) -> None:
+    """MemoryError if effects and head arrays would take more than `max_bytes`."""
+    c, n_active, t = features.run.model.config, len(features), features.n_tokens
+    n_targets = n_logits + (n_active if most is None else min(most, n_active))
+    effects = n_targets * (n_active + (c.n_layer + 2) * t)
+    heads = (3 * n_targets + (c.n_layer + 2) * t) * c.n_layer * c.n_head * c.d_head
+    needed = (effects + heads) * features.error.itemsize
+    if needed > max_bytes:
+        raise MemoryError(
+            f"a graph of {n_targets:,} features and logits, with {n_active:,} active features, takes "
+            f"{needed / 1e9:.3f} GB, above max_bytes={max_bytes:,}; set max_feature_nodes lower"
+        )
 
 
 def _count(value: Any, name: str) -> int:

@@ -179,7 +179,7 @@ class Graph:
                 raise ValueError(f"there is no kind of node {unknown[0]!r:.60}: there are {', '.join(KINDS)}")
             fits &= np.isin(self.kind, wanted)
         if layer is not None:
-            fits &= np.isin(self.layer, [layer] if isinstance(layer, int) else list(layer))
+            fits &= np.isin(self.layer, list(layer) if np.iterable(layer) else [layer])
         if position is not None:
             fits &= self.position == self.position_of(position)
         if label is not None:
