@@ -18,6 +18,7 @@ CASES = {
     "cross-layer, jump": ({"n_layer": 3, "gated": True}, {"cross": True, "activation": "jump_relu"}),
     "skip, untied": ({"n_layer": 3, "tied": False, "unembed_bias": True, "d_head": 3}, {"skip": True}),
     "topk, no bias": ({"bias": False, "n_layer": 3}, {"activation": "topk", "top_k": 2, "skip": True}),
+    "no scale": ({"scale_attn": False, "n_head": 3, "d_head": 2, "activation": "gelu"}, {"cross": True}),
     "resid_mid": (
         {"scale_by_inverse_layer": True},
         {"input_hook": og.RESIDUAL, "cross": True, "skip": True},

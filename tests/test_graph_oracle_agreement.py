@@ -11,9 +11,8 @@ import oracle_prune as op
 import pytest
 from graph_cases import CASES, N_VOCAB, TOKENS, clear_model
 
-import attnsparse as asp
+from attnsparse.graph import attribution_graph
 
-pytestmark = ge.needs_graph
 ANSWERS, WRONG = (5, 2, 9), (7, 0)
 EDGES = 24  # whose heads are compared, of each kind
 THRESHOLDS = ((0.8, 0.98), (0.5, 0.9), (0.3, 0.5), (0.95, 0.999))
@@ -37,7 +36,7 @@ def found(name, number, dtype, wrong=False, max_feature_nodes=None, tokens=TOKEN
     """The package's graph of the same."""
     frozen = clear_model(name, number)
     model = engine.build(frozen.config, frozen.weights, dtype)
-    return asp.attribution_graph(
+    return attribution_graph(
         model, ge.transcoders(frozen.coders, dtype), np.array(tokens, np.int32), list(ANSWERS),
         wrong=list(WRONG) if wrong else None, max_feature_nodes=max_feature_nodes, threads=1, progress=False,
     )  # fmt: skip
@@ -198,15 +197,16 @@ def test_scores(name, number, dtype, wrong):
 
 @each
 def test_other_features_are_one_node(name, number, dtype):
-    """The features with most influence stay; edges, totals and scores are then of the smaller graph."""
+    """Features with most influence stay, nearly: it is known of a feature when its edges are, which are found
+    from the logits on. Edges, totals and scores are then of the smaller graph."""
     everything, graph = oracles(name, number), found(name, number, dtype, max_feature_nodes=6)
     actual = ge.read(graph)
     stay = {node[1:] for node in actual.nodes if node[0] == "feature"}
     assert len(stay) == 6
     influence = op.influence(everything.matrix, weights_of(everything))
-    order = sorted(everything.select("feature"), key=lambda f: -influence[f])[:6]
-    assert stay == {tuple(row[n] for row in (everything.layer, everything.position, everything.feature))
-                    for n in order}  # fmt: skip
+    most = np.sort(influence[everything.select("feature")])[-6:].sum()
+    nodes = ge.truth(everything)
+    assert sum(influence[nodes.number(("feature", *node))] for node in stay) > 0.9 * most
     expected = og.build(everything.frozen, everything.directions, lambda *node: node in stay)
     assert actual.nodes == ge.truth(expected).nodes
     same(actual.matrix, expected.matrix, dtype)
