@@ -9,22 +9,22 @@ import numpy as np
 import oracle_graph as og
 from oracle import Array
 
-from attnsparse.transcoder import ArraySource, Transcoders
+import attnsparse as asp
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 """Of the largest number of its kind in the graph."""
 
 
-def transcoders(coders: Mapping, dtype: str = "float32") -> Transcoders:
+def transcoders(coders: Mapping, dtype: str = "float32") -> asp.Transcoders:
     """The package's transcoders of a dictionary of oracle_graph.py."""
 
     def rounded(name: str):
         return None if coders[name] is None else [value.astype(dtype) for value in coders[name]]
 
     arrays = ("w_enc", "b_enc", "w_dec", "output_bias", "threshold", "skip")
-    source = ArraySource(**{name: rounded(name) for name in arrays})
+    source = asp.ArraySource(**{name: rounded(name) for name in arrays})
     options = {name: coders[name] for name in ("activation", "top_k", "input_hook")}
-    return Transcoders(source, name="by hand", **options)
+    return asp.Transcoders(source, name="by hand", **options)
 
 
 @dataclasses.dataclass

@@ -9,9 +9,9 @@ import oracle
 import oracle_graph as og
 import oracle_prune as op
 import pytest
-from graph_cases import CASES, N_VOCAB, TOKENS, clear_model
+from graph_cases import CASES, N_VOCAB, TOKENS, any_model, clear_model
 
-from attnsparse.graph import attribution_graph
+import attnsparse as asp
 
 ANSWERS, WRONG = (5, 2, 9), (7, 0)
 EDGES = 24  # whose heads are compared, of each kind
@@ -36,7 +36,7 @@ def found(name, number, dtype, wrong=False, max_feature_nodes=None, tokens=TOKEN
     """The package's graph of the same."""
     frozen = clear_model(name, number)
     model = engine.build(frozen.config, frozen.weights, dtype)
-    return attribution_graph(
+    return asp.attribution_graph(
         model, ge.transcoders(frozen.coders, dtype), np.array(tokens, np.int32), list(ANSWERS),
         wrong=list(WRONG) if wrong else None, max_feature_nodes=max_feature_nodes, threads=1, progress=False,
     )  # fmt: skip
@@ -234,6 +234,34 @@ def test_one_token(dtype):
     same(ge.read(graph).matrix, expected.matrix, dtype)
     for source, target in ((0, len(graph) - 1), (expected.node("token", -1, 0, 3), len(graph) - 2)):
         same_loadings(ge.heads(graph, source, target), expected.heads(source, target), dtype, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_model(seed):
+    """Odd sizes: one token, one layer, one head, a width of 3; whatever options."""
+    frozen = any_model(seed)
+    answers = np.random.default_rng(seed).permutation(frozen.config["n_vocab"])[:2].tolist()
+    expected = og.build(frozen, [og.logit_direction(frozen.config["n_vocab"], token) for token in answers])
+    graph = asp.attribution_graph(
+        engine.build(frozen.config, frozen.weights, "float64"), ge.transcoders(frozen.coders, "float64"),
+        frozen.tokens.astype(np.int32), answers, max_feature_nodes=None, threads=1, progress=False,
+    )  # fmt: skip
+    actual, size = ge.read(graph), abs(expected.matrix).max()
+    assert actual.nodes == ge.truth(expected).nodes
+    same(actual.matrix, expected.matrix, "float64")
+    edges = np.argwhere(expected.matrix)
+    for target, source in edges[:: max(1, len(edges) // 12)].tolist():
+        same_loadings(ge.heads(graph, source, target), expected.heads(source, target), "float64", size)
+    logit, last = (
+        int(expected.select("logit")[1]),
+        (expected.frozen.shape[0] - 1, 0, len(frozen.tokens) - 1, 0),
+    )
+    totals = expected.totals(logit)[: len(expected.sent)]
+    same([graph.total(source, logit) for source in range(len(totals))], totals, "float64")
+    same(ge.pairs(graph, *last), expected.score_pairs(*last), "float64")
+    wanted = op.prune(actual.matrix, graph.kind, weights_of(expected), 0.6, 0.9)
+    for found_mask, mask in zip(ge.kept(graph, graph.prune(0.6, 0.9)), wanted):
+        np.testing.assert_array_equal(found_mask, mask)
 
 
 def test_the_comparison_can_fail():

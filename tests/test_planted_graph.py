@@ -9,7 +9,6 @@ import planted_graph as pg
 import pytest
 
 import attnsparse as asp
-from attnsparse.graph import attribution_graph
 from attnsparse.tokenizer import Tokenizer
 
 KINDS = ("per layer", "cross-layer", "resid_mid")
@@ -34,7 +33,7 @@ def by_package(kind, gated, dtype="float32", prompt=pg.PROMPT, target="small", *
     tokenizer = Tokenizer.from_words(pg.WORDS)
     model = asp.Model(asp.Config.from_dict(config), weights, tokenizer, "planted", dtype)
     coders = ge.transcoders(pg.transcoders(kind), dtype)
-    return attribution_graph(model, coders, prompt, target, threads=1, progress=False, **options)
+    return asp.attribution_graph(model, coders, prompt, target, threads=1, progress=False, **options)
 
 
 def check_edges(graph, kind, tolerance):
