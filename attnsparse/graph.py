@@ -60,11 +60,12 @@ def attribution_graph(
     target: None for the most likely next tokens, as few as have `desired_logit_prob` together and at most
     `max_n_logits`; or one token or several, as strings or ids. A logit node's value is the logit minus the
     mean logit of the vocabulary. With `wrong`, tokens too, there is one logit node: the mean logit of
-    `target` minus that of `wrong`. max_feature_nodes: keep at most so many features, those with most
-    influence on the logits; None = all; the rest become the node "other". labels: (layer, feature) to what
-    people read, for example `label_features(...)`. n_splits: also split the scores of so many attention
-    entries, those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths
-    of a second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
+    `target` minus that of `wrong`. max_feature_nodes: keep at most so many features; None = all; the rest
+    become the node "other". They are chosen in rounds, as circuit-tracer does: those with most influence on
+    the logits through the features chosen so far. labels: (layer, feature) to what people read, for example
+    `feature_labels.describe_features(...)`. n_splits: also split the scores of so many attention entries,
+    those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths of a
+    second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
 
     Raises ConfigError if the transcoders do not fit the model, ValueError for several prompts, for a token
     string that is not one token and for options out of range, IndexError for token ids, MemoryError before
