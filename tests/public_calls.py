@@ -31,8 +31,24 @@ CLASSES = {
     "Run": asp.Run,
     "Trainer": asp.Trainer,
     "ActivationCache": cache.ActivationCache,
+    "Transcoders": asp.Transcoders,
+    "Features": asp.Features,
 }
-CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer")
+CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features")
+
+
+def small_transcoders(dtype: str = "float32", **fields: Any) -> asp.Transcoders:
+    """Random ones for the model of reliability.py: cross-layer, a skip in layer 1, 40 features a layer."""
+    random = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return (0.3 * random.standard_normal(shape)).astype(dtype)
+
+    arrays = [[draw(*s), draw(*s)] for s in ((40, 64), (40,))]
+    source = asp.ArraySource(
+        *arrays, [draw(40, 2, 64), draw(40, 1, 64)], [draw(64), draw(64)], arrays[1], [None, draw(64, 64)]
+    )
+    return asp.Transcoders(source, **({"activation": "jump_relu"} | fields))
 
 
 def small_task(n_vocab: int = 96) -> Task:
@@ -74,6 +90,8 @@ class Everything:
         self.clean = self.core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
         self.trainer = asp.Trainer(self.dense, self.data, steps=10**9, threads=1)
         self.trainer.step()
+        self.transcoders = small_transcoders()
+        self.features = self.transcoders.features(self.model, TOKENS, threads=1)
         self.model.save(self.folder / "saved")
         self.trainer.save(self.folder / "saved.ckpt")
         return self
@@ -85,6 +103,7 @@ class Everything:
 
 Call = Callable[[Everything], Any]
 
+FEATURE_ARRAYS = ("layer", "position", "feature", "activation", "start", "reconstruction", "error")
 ONE = np.array([0, 1], np.int64)
 METRIC = ("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
 
@@ -294,6 +313,57 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: e.model.gradients(TOKENS, wrt="q").parameters,),
         cost=5,
     ),
+    # --- Transcoders and Features
+    "asp.Transcoders": uses(
+        lambda e: asp.Transcoders(e.transcoders.source, activation="topk", top_k=3),
+        wrong=(
+            lambda e: asp.Transcoders(None),
+            lambda e: asp.Transcoders(e.transcoders.source, activation="gelu"),
+        ),
+    ),
+    "asp.ArraySource": uses(
+        lambda e: small_transcoders().source, wrong=(lambda e: asp.ArraySource([1], [1], [1], [1]),)
+    ),
+    "Transcoders.features": uses(
+        lambda e: e.transcoders.features(e.model, TOKENS, threads=1),
+        lambda e: small_transcoders(activation="topk", top_k=3).features(e.model, e.features.run),
+        wrong=(
+            lambda e: e.transcoders.features(e.model, PROMPTS),
+            lambda e: e.transcoders.features(e.model, e.one[0], max_bytes=10_000),
+            lambda e: e.transcoders.features(e.model, e.plain),
+            lambda e: e.transcoders.features(e.dense, e.one),
+        ),
+        cost=5,
+    ),
+    "Transcoders.replacement_run": uses(
+        lambda e: e.transcoders.replacement_run(e.model, PROMPTS, record="all", threads=1),
+        lambda e: e.transcoders.replacement_run(e.model, TOKENS, errors=e.features, ablate="L0H1"),
+        wrong=(
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS, record="mlp_pre"),
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS[1:], errors=e.features),
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS, max_bytes=1000),
+        ),
+        cost=5,
+    ),
+    "Transcoders.evaluate": uses(
+        lambda e: e.transcoders.evaluate(e.model, PROMPTS, threads=1),
+        wrong=(lambda e: e.transcoders.evaluate(e.model, [1]),),
+        cost=40,
+    ),
+    "Transcoders.check": uses(
+        lambda e: e.transcoders.check(e.model),
+        wrong=(lambda e: e.transcoders.check(asp.Model(asp.Config(1, 1, 1, 1, 1, 1, 1))),),
+        cost=5,
+    ),
+    "Transcoders.digest": uses(lambda e: e.transcoders.digest),
+    "Transcoders.cross_layer": uses(lambda e: e.transcoders.cross_layer),
+    "Transcoders.writes": uses(lambda e: e.transcoders.writes(0)),
+    **{f"Features.{name}": uses(lambda e, n=name: getattr(e.features, n)) for name in FEATURE_ARRAYS},
+    **{f"Features.{name}": uses(lambda e, n=name: getattr(e.features, n)) for name in ("l0", "n_tokens")},
+    "Features.explained_variance": uses(lambda e: e.features.explained_variance),
+    "Features.to_pandas": uses(
+        lambda e: e.features.to_pandas(base=1), wrong=(lambda e: e.features.to_pandas(base=2),), cost=40
+    ),
     # --- Trainer
     "asp.Trainer": uses(
         lambda e: asp.Trainer(e.trained, e.data, steps=2, tau=1.0),
@@ -407,6 +477,33 @@ CALLS: dict[str, Uses] = {
     ),
     "_core.Gradients.names": uses(lambda e: e.gradients._core.names),
     "_core.Gradients.loss": uses(lambda e: e.gradients._core.loss),
+    "_core.Features": uses(
+        lambda e: _core.Features(e.core, 8, "relu"),
+        wrong=(
+            lambda e: _core.Features(e.core, 0, "relu"),
+            lambda e: _core.Features(e.core, 8, "gelu"),
+            lambda e: _core.Features(e.core, 8, "topk"),
+            lambda e: _core.Features(e.one._core, 8, "relu"),
+            lambda e: _core.Features(e.core, 8, "relu", max_bytes=100),
+        ),
+    ),
+    "_core.Features.fill": uses(
+        wrong=(
+            lambda e: e.features._core.fill(e.one._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 1, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.plain._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.other, 0, None),
+        ),
+    ),
+    "_core.Features.array": uses(
+        lambda e: [e.features._core.array(name) for name in FEATURE_ARRAYS],
+        wrong=(
+            lambda e: e.features._core.array("x"),
+            lambda e: _core.Features(e.core, 8, "relu").array("layer"),
+        ),
+    ),
+    "_core.Features.nbytes": uses(lambda e: e.features._core.nbytes),
     "_core.Trainer": uses(lambda e: _core.Trainer(e.core), wrong=(lambda e: _core.Trainer(3),)),
     "_core.Trainer.step": uses(
         lambda e: e.core_trainer.step([e.batch, e.batch], **reliability.step_options(threads=1)),
@@ -451,6 +548,9 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
     **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
     **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
+    **dict.fromkeys(["_core.Features.array", *(f"Features.{name}" for name in FEATURE_ARRAYS)], "lent"),
+    **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
+    "Transcoders.evaluate": "own",
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
@@ -479,6 +579,8 @@ PLAIN: dict[str, str] = {
         for name in ("SequenceData", "TokenData", "TrainingOptions")
     },
     "asp.Run": "made by Model.run",
+    "asp.Encoder": "a dataclass of NumPy's own arrays",
+    "asp.Features": "made by Transcoders.features",
     "asp.Gradients": "made by Model.gradients",
     "asp.Tokenizer": "Python's lists and strings; see test_tokenizer.py",
     "_core.Run": "made by _core.Model.run",
