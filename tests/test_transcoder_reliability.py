@@ -283,7 +283,8 @@ def test_the_core_trusts_no_answer(model):
     w, b, e = np.ones((40, 64), f), np.ones(40, f), np.ones(64, f)
     wrong = [
         {"output": None}, {"output": (e,)}, {"output": [e, None]}, {"output": (None, None)},
-        {"output": (e[:-1], None)}, {"output": (e.astype(float), None)}, {"output": (e, w)}, {"output": (e, e)},
+        {"output": (e[:-1], None)}, {"output": (e.astype(float), None)}, {"output": (e, w)},
+        {"output": (e, e)},
         {"encoder": (w, b)}, {"encoder": (w, b, b[:-1])}, {"encoder": (w, e, b)}, {"encoder": (w.T, b, b)},
         {"encoder": (w[:, :-1].copy(), b, b)}, {"encoder": (w[::2], b[:20], None)}, {"encoder": (w, None, b)},
         {"encoder": (w[:0], b[:0], None)}, {"encoder": 3}, {"rows": None}, {"rows": np.ones((40, 2, 64))},
