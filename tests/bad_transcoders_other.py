@@ -1,4 +1,4 @@
-"""Bad sets of transcoders in the layouts of SAELens, Dunefsky et al. and CLT-Forge: see bad_transcoders.py."""
+"""Bad sets of transcoders as SAELens, Dunefsky et al. and CLT-Forge lay them out: see bad_transcoders.py."""
 
 from __future__ import annotations
 

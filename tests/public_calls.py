@@ -478,6 +478,10 @@ PLAIN: dict[str, str] = {
         f"asp.{name}": "Python and NumPy alone; see test_train.py"
         for name in ("SequenceData", "TokenData", "TrainingOptions")
     },
+    **{
+        f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"
+        for name in ("load", "save")
+    },
     "asp.Run": "made by Model.run",
     "asp.Gradients": "made by Model.gradients",
     "asp.Tokenizer": "Python's lists and strings; see test_tokenizer.py",

@@ -14,6 +14,7 @@ import pytest
 import tiny_transcoders as tiny
 
 import attnsparse
+from attnsparse.errors import ConfigError, FormatError
 from attnsparse.limits import Limits
 from attnsparse.npz_file import NpzFile
 from attnsparse.transcoder_files import load_transcoders
@@ -151,3 +152,26 @@ def test_every_proper_prefix_of_an_npz_is_refused(tmp_path):
         with pytest.raises(ValueError) as caught:
             NpzFile(path)
         assert caught.value.code in ("too_short", "truncated", "magic"), length
+
+
+@pytest.mark.parametrize("name", sorted(tiny.FORMATS))
+def test_changed_bytes_give_a_set_or_a_named_error(tmp_path, name):
+    """Configurations and the first bytes of weights, with bytes changed, removed or doubled."""
+    rng = np.random.default_rng(len(name))
+    writer, file = tiny.FORMATS[name]
+    files, _ = writer()
+    tiny.write(tmp_path, files)
+    refused = []
+    for _ in range(150):
+        path = tmp_path / rng.choice(sorted(files))
+        whole = path.read_bytes()
+        at = int(rng.integers(0, min(len(whole), 700)))
+        piece = [bytes(rng.integers(0, 256, 2, np.uint8)), b"", whole[at : at + 1] * 3][rng.integers(3)]
+        path.write_bytes(whole[:at] + piece + whole[at + 1 :])
+        try:
+            load_transcoders(tmp_path / file if file else tmp_path, verify=True)
+        except (FormatError, ConfigError) as error:
+            refused.append(error)
+        path.write_bytes(whole)
+    assert all(error.code and str(error).isprintable() for error in refused)
+    assert len(refused) > 50
