@@ -42,6 +42,7 @@ GROUPS = (
         "Interventions and circuits",
         ("interventions", "intervention*", "effects*", "circuit", "circuit*", "carriers"),
     ),
+    ("Transcoders and attribution graphs", ("transcoder", "transcoder_*", "graph", "graph_*")),
     ("Training", ("trainer", "training_*", "schedules", "evaluation", "initial_weights")),
     ("Recipes and reproduction", ("recipes", "recipe_*", "reproduce")),
     ("Errors", ("errors",)),
@@ -57,6 +58,7 @@ ALSO = {
         "copy", "induction", "antonym", "ioi", "COUNTERFACTUALS", "greater_than", "docstring", "add",
     ),
     "training_data": ("Data",),
+    "transcoder": ("Source",),
 }  # fmt: skip
 
 INTRODUCTION = """\
