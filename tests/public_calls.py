@@ -578,6 +578,10 @@ PLAIN: dict[str, str] = {
         f"asp.{name}": "Python and NumPy alone; see test_train.py"
         for name in ("SequenceData", "TokenData", "TrainingOptions")
     },
+    **{
+        f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"
+        for name in ("load", "save")
+    },
     "asp.Run": "made by Model.run",
     "asp.Encoder": "a dataclass of NumPy's own arrays",
     "asp.Features": "made by Transcoders.features",
