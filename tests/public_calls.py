@@ -92,6 +92,10 @@ class Everything:
         self.trainer.step()
         self.transcoders = small_transcoders()
         self.features = self.transcoders.features(self.model, TOKENS, threads=1)
+        self.graph = asp.attribution_graph(self.model, self.transcoders, TOKENS, threads=1)
+        self.sources = self.graph.origin[0]
+        self.reads = (np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
+                      np.ones((1, 64), np.float32))  # fmt: skip
         self.model.save(self.folder / "saved")
         self.trainer.save(self.folder / "saved.ckpt")
         return self
@@ -113,6 +117,24 @@ def sweep_arguments(layer: int = 1, token: int = 5, reference: tuple = (None, No
     variants = np.array([[0, layer, 0, 0, 0, 8, 7]], np.int64)
     metric = ("logit_diff", ONE, np.array([token], np.int32), *METRIC[3:])
     return variants, 0, np.arange(8, dtype=np.int32), reference, metric
+
+
+def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
+    """The edges of a graph as the core takes them."""
+    return graph.start, graph.source, graph.weight
+
+
+def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:
+    """Arguments of `_core.graph_loadings`: the last placed source and a target."""
+    pairs = np.array([[len(graph.carried) - 1, target]])
+    arrays = (graph.carried, graph.received, graph.received_alone, graph.pattern)
+    return *arrays, pairs, np.array([[6, 7]]), np.ones(1)
+
+
+def prune_options(graph: asp.Graph) -> tuple:
+    """What `_core.graph_prune` takes beside the edges."""
+    n = len(graph)
+    return np.ones(n), np.zeros(n, bool), np.zeros(n, bool), 0.8, 0.98
 
 
 @dataclass(frozen=True)
@@ -171,6 +193,52 @@ CALLS: dict[str, Uses] = {
         lambda e: asp.load_circuit(e.folder / "circuit"),
         wrong=(lambda e: asp.load_circuit(e.folder / "none"),),
         cost=40,
+    ),
+    # --- graphs
+    "asp.attribution_graph": uses(
+        lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, threads=1),
+        lambda e: asp.attribution_graph(
+            e.model, e.transcoders, TOKENS, 5, wrong=[7], max_feature_nodes=4, n_splits=2
+        ),
+        wrong=(
+            lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, 96),
+            lambda e: asp.attribution_graph(e.model, e.transcoders, PROMPTS),
+            lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, max_bytes=20_000),
+        ),
+        cost=40,
+    ),
+    "_core.Model.graph_edges": uses(
+        lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, e.reads),
+        wrong=(
+            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, (e.reads[0] + 1, *e.reads[1:])),
+            lambda e: e.core.graph_edges((e.plain._core, None, None, False), e.sources.writes, e.reads),
+            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes[:4], e.reads),
+        ),
+    ),
+    "_core.Model.graph_carried": uses(
+        lambda e: e.core.graph_carried(e.sources.frozen, e.sources.writes),
+        wrong=(lambda e: e.core.graph_carried((e.ragged._core, None, None, False), e.sources.writes),),
+    ),
+    "_core.Model.graph_received": uses(
+        lambda e: e.core.graph_received(e.sources.frozen, e.reads, False),
+        lambda e: e.core.graph_received(e.sources.frozen, e.reads, True),
+        wrong=(lambda e: e.core.graph_received(e.sources.frozen, (e.reads[0], *e.reads), False),),
+    ),
+    "_core.graph_loadings": uses(
+        lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),
+        wrong=(lambda e: _core.graph_loadings(*graph_pairs(e.graph, 10**6)),),
+    ),
+    "_core.graph_influence": uses(
+        lambda e: _core.graph_influence(*csr(e.graph), np.ones(len(e.graph))),
+        wrong=(lambda e: _core.graph_influence(*csr(e.graph), np.ones(3)),),
+    ),
+    "_core.graph_factors": uses(
+        lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, *(np.ones(len(e.graph), bool),) * 2),
+        wrong=(lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, e.graph.value, e.graph.value),),
+    ),
+    "_core.graph_prune": uses(
+        lambda e: _core.graph_prune(*csr(e.graph), *prune_options(e.graph)),
+        wrong=(lambda e: _core.graph_prune(*csr(e.graph)[:2], np.ones(3), *prune_options(e.graph)),),
     ),
     # --- effects
     "effects.metric_values": uses(
@@ -554,6 +622,8 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
+    **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "carried", "received")], "own"),
+    **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "influence", "factors", "prune")], "own"),
     **dict.fromkeys(["Run.edges", "Run.heads", "Trainer.history"], "own"),
     **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
 }
@@ -568,6 +638,7 @@ PLAIN: dict[str, str] = {
         f"asp.{kind.__name__}": "plain values; see test_interventions.py"
         for kind in (asp.Ablation, asp.HeadPosition, asp.Mlp, asp.Resid)
     },
+    "asp.Graph": "made by attribution_graph; arrays of NumPy's own, and the run's pattern; see test_graph.py",
     "asp.Circuit": "made by find_circuit; arrays of NumPy's own; see test_circuit.py",
     **{
         f"asp.{name}": "an exception"
