@@ -134,9 +134,12 @@ def literal_weights(templates: Sequence[str]) -> list[list[float]]:
 
 
 class Sentences:
-    """Draws random sentences of every kind as token ids of the demo tokenizer."""
+    """Draws random sentences as token ids of the demo tokenizer.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    kinds: keys of SHARES, which keep their shares among each other; None for all.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, kinds: Sequence[str] | None = None) -> None:
         self._ids = {tokenizer.token_string(token): token for token in range(tokenizer.n_vocab)}
         weights = literal_weights(words.TEMPLATES)
         made = [_Template(text, row, self._token) for text, row in zip(words.TEMPLATES, weights)]
@@ -152,9 +155,11 @@ class Sentences:
         self._set_words()
         self.spaced_start = self._starts()
         self._full_stop, self._so = self._token("."), self._token(words.FILLER)
-        shares = np.cumsum([SHARES[kind] for kind in SHARES])
+        chosen = list(SHARES) if kinds is None else list(kinds)
+        total = 1.0 if kinds is None else sum(SHARES[kind] for kind in chosen)
+        shares = np.cumsum([SHARES[kind] / total for kind in chosen])
         self._limits = [int(share * 2**32) for share in shares[:-1]] + [2**32]
-        self._makers = [getattr(self, f"_make_{kind}") for kind in SHARES]
+        self._makers = [getattr(self, f"_make_{kind}") for kind in chosen]
 
     def _token(self, piece: str) -> int:
         return self._ids[piece]
@@ -270,15 +275,20 @@ class DemoText:
     """Training data for `Trainer`: batches of the demo text, without end.
 
     batch: sequences of a micro-batch, each of LENGTH tokens.  seed: another seed is another text.
+    kinds: kinds of sentences (keys of SHARES), None for all.
     Sequence r of micro-batch m of step s is a function of (seed, s, m, r) alone.
     """
 
-    def __init__(self, batch: int = 32, *, seed: int = 0) -> None:
+    def __init__(self, batch: int = 32, *, seed: int = 0, kinds: Sequence[str] | None = None) -> None:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
         self.batch_size, self.seed = batch, randomness.checked_seed(seed)
+        unknown = [kind for kind in kinds or () if kind not in SHARES]
+        if unknown or (kinds is not None and not kinds):
+            raise ValueError(f"kinds must be some of {', '.join(SHARES)}, got {list(kinds or ())!r:.80}")
+        self.kinds = None if kinds is None else tuple(kinds)
         self.tokenizer = demo_tokenizer()
-        self._sentences = Sentences(self.tokenizer)
+        self._sentences = Sentences(self.tokenizer, self.kinds)
         self._offsets = np.arange(batch + 1, dtype=np.int64) * LENGTH
         vocabulary = self.tokenizer.token_strings(range(self.tokenizer.n_vocab))
         total = hashlib.sha256(json.dumps([self.describe(), vocabulary]).encode())
@@ -295,7 +305,8 @@ class DemoText:
 
     def describe(self) -> dict[str, Any]:
         """What it is, as JSON values."""
-        return {"kind": "demo text", "length": LENGTH, "batch": self.batch_size, "seed": self.seed}
+        kinds = {} if self.kinds is None else {"kinds": list(self.kinds)}
+        return {"kind": "demo text", "length": LENGTH, "batch": self.batch_size, "seed": self.seed, **kinds}
 
     def batch(self, step: int, micro: int = 0) -> Batch:
         """See `training_data.Data.batch`; N = batch * LENGTH."""

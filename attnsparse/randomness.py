@@ -16,6 +16,7 @@ SPLIT = 3
 WEIGHTS = 4
 # 5: demo_text.USE, 6: tasks_object.USE
 CIRCUITS = 7  # first counter 0: prompts of the bootstrap, 1: random orders of items
+TRANSCODERS = 8  # first counter: the layer
 
 
 def raw(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:

@@ -60,5 +60,11 @@ RECIPES = {
             ("demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"),
             ".recipe_demo",
         ),
+        Recipe(
+            "demo-transcoder",
+            "transcoders of demo-dense and demo-sparse, about ten minutes",
+            ("demo-dense-transcoders", "demo-sparse-transcoders"),
+            ".recipe_transcoder",
+        ),
     )
 }

@@ -165,4 +165,50 @@ typedef struct {
 asp_status asp_graph_prune(uint8_t *nodes, uint8_t *edges, double *cumulative, const asp_adjacency *graph,
                            const asp_prune_options *options, asp_error *err);
 
+/* ---- training of a transcoder --------------------------------------------------- */
+
+/* One layer's transcoder: pre = x W_enc^T + b_enc (F), a = activation(pre), output scale (a W_dec + b_dec), rows of
+ * W_dec of length 1.  Letters here: I width of x, O width of y, F features. */
+typedef struct {
+    asp_coder_activation activation;
+    int64_t top_k;         /* in 1..F */
+    double sparsity;       /* weight of the penalty */
+    double sharpness;
+    double bandwidth;      /* thresholds learn from the pre within half of it (Rajamanoharan et al. 2024) */
+    int64_t dead_after;    /* a feature that has not been active for so many steps is dead */
+    int64_t aux_k;         /* so many dead features with the largest pre explain a row's error; 0: none do */
+    double aux_weight;
+    double output_scale;   /* y is divided by it */
+    double lr, beta1, beta2, eps, clip;
+} asp_coder_step_options;
+
+/* Means over rows; loss = error + sparsity * penalty + aux_weight * aux. */
+typedef struct {
+    double loss, error, penalty, aux, l0, grad_norm;
+    int64_t n_dead;        /* before the step */
+} asp_coder_step_result;
+
+typedef struct asp_coder_trainer asp_coder_trainer;
+
+/* Weights in the order of the block: W_enc (F,I), b_enc (F), W_dec (F,O), b_dec (O), log_threshold (F). */
+enum { ASP_CODER_N_WEIGHTS = 5 };
+typedef struct { const char *name; int n_dims; int64_t dims[2], size, offset; } asp_coder_weight;
+
+/* All zero; the caller fills the weights, with rows of W_dec of length 1. */
+asp_status asp_coder_trainer_new(asp_coder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features,
+                                 asp_error *err);
+void asp_coder_trainer_free(asp_coder_trainer *coder);
+const asp_coder_weight *asp_coder_trainer_weights(const asp_coder_trainer *coder);
+/* Blocks of weights, Adam's moments and the last step's gradients: which 0, 1, 2, 3. */
+asp_real *asp_coder_trainer_block(asp_coder_trainer *coder, int which);
+int64_t *asp_coder_trainer_silent(asp_coder_trainer *coder); /* (F) steps since a feature was active */
+int64_t *asp_coder_trainer_step_count(asp_coder_trainer *coder);
+/* One optimiser step on n rows: forward, backward, clipping, AdamW, rows of W_dec back to length 1.
+ *   x (n,I) read    y (n,O) read
+ * error is sum (output / scale - y / scale)^2 / (n O).  The gradient of W_dec leaves out its part along the row.
+ * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY, BAD_ARGUMENT likewise. */
+asp_status asp_coder_trainer_step(asp_coder_trainer *coder, const asp_real *x, const asp_real *y, int64_t n,
+                                  const asp_coder_step_options *options, const asp_context *context,
+                                  asp_coder_step_result *result, asp_error *err);
+
 #endif

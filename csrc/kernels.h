@@ -59,6 +59,8 @@ typedef struct {
     /* d (n) *= activation'(x) */
     void (*activate_backward)(asp_real *d, const asp_real *x, int64_t n, asp_activation kind);
     void (*add)(asp_real *out, const asp_real *x, int64_t n); /* out += x */
+    void (*axpy)(asp_real *out, asp_real a, const asp_real *x, int64_t n); /* out += a x */
+    asp_real (*dot)(const asp_real *x, const asp_real *y, int64_t n);
     /* Returns -log softmax(logits)[target]; if dlogits is given, dlogits (V) = weight * (softmax - onehot). */
     double (*cross_entropy_row)(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target,
                                 double weight);

@@ -20,6 +20,20 @@ static void add(asp_real *out, const asp_real *x, int64_t n) {
     for (; i < n; i++) out[i] += x[i];
 }
 
+static void axpy(asp_real *out, asp_real a, const asp_real *x, int64_t n) {
+    int64_t i = 0;
+    for (; i + ASP_LANES <= n; i += ASP_LANES) store(out + i, load(out + i) + load(x + i) * a);
+    for (; i < n; i++) out[i] += a * x[i];
+}
+
+static asp_real dot(const asp_real *x, const asp_real *y, int64_t n) {
+    vec sums = {0};
+    int64_t i = 0;
+    for (; i + ASP_LANES <= n; i += ASP_LANES) sums += load(x + i) * load(y + i);
+    if (i < n) sums += load_part(x + i, n - i, 0) * load_part(y + i, n - i, 0);
+    return sum_lanes(sums);
+}
+
 /* scale = sqrt(var + eps), normalized = (x - mean) / scale, out = normalized * weight + bias;
  * mean and variance are accumulated in double. */
 static void layernorm_row(const asp_layernorm *ln, int64_t row) {

@@ -3,7 +3,7 @@
     {                                                                                                     \
         .name = ASP_ISA_NAME, .level = ASP_ISA_LEVEL, .exp_array = exp_array, .noise_row = noise_row,     \
         .layernorm_row = layernorm_row, .layernorm_backward_row = layernorm_backward_row,                 \
-        .activate = activate, .activate_backward = activate_backward, .add = add,                         \
+        .activate = activate, .activate_backward = activate_backward, .add = add, .axpy = axpy, .dot = dot, \
         .cross_entropy_row = cross_entropy_row, .attention_forward = attention_forward,                   \
         .attention_backward = attention_backward, .score_row = score_row, .adamw = adamw,                 \
         .column_sums = column_sums, .sum_squares = sum_squares,                                           \

@@ -13,7 +13,7 @@
 #define ASP_MODULE "attnsparse." ASP_STRING(ASP_MODULE_NAME)
 
 typedef struct {
-    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type;
+    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type;
     int n_threads;
 } py_state;
 
@@ -47,6 +47,12 @@ typedef struct {
     atomic_int busy;
 } py_trainer;
 
+typedef struct {
+    PyObject_HEAD
+    asp_coder_trainer *coder;
+    atomic_int busy;
+} py_coder_trainer;
+
 /* Filled by one call, of one thread; its arrays are lent when it is complete. */
 typedef struct {
     PyObject_HEAD
@@ -58,7 +64,7 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_features_spec;
+extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */

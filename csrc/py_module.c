@@ -179,6 +179,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_run_spec, &state->run_type) < 0) return -1;
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
+    if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
@@ -189,6 +190,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->gradients_type);
     Py_VISIT(state->trainer_type);
     Py_VISIT(state->features_type);
+    Py_VISIT(state->coder_trainer_type);
     return 0;
 }
 
@@ -199,6 +201,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->gradients_type);
     Py_CLEAR(state->trainer_type);
     Py_CLEAR(state->features_type);
+    Py_CLEAR(state->coder_trainer_type);
     return 0;
 }
 

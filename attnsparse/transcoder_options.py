@@ -1,0 +1,200 @@
+"""The options of a transcoder training: everything that decides its result, as one frozen value with a JSON form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from . import schedules
+from .randomness import checked_seed
+from .schedules import Constant, PerLayer, Schedule
+
+ACTIVATIONS = ("relu", "jump_relu", "topk")  # in the order of the core's numbers
+
+_RATE, _PRICE = Constant(3e-3), Constant(1e-3)
+_NUMBERS = {
+    "eps": 0.0,
+    "clip": 0.0,
+    "l0_rate": 0.0,
+    "sharpness": 0.0,
+    "bandwidth": 1e-9,
+    "threshold": 1e-9,
+    "aux_weight": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class TranscoderOptions:
+    """Options of `train_transcoders`. Where a schedule is asked for, a number means the same at every step.
+
+    Outputs are divided by their standard deviation first, so that all layers have one scale: an activation of
+    1 writes a vector as long as one standard deviation of one of its components. The loss of a layer is
+        mean squared error / variance + sparsity * penalty + aux_weight * auxiliary loss.
+    The penalty is the number of active features of "jump_relu" (Rajamanoharan et al. 2024, arXiv 2407.14435,
+    with their straight-through gradient of the threshold), the sum of tanh(sharpness * activation) of "relu",
+    and nothing of "topk" (Gao et al. 2024, arXiv 2406.04093). The auxiliary loss is Gao's: dead features, the
+    aux_k strongest of them in a row, explain what the others leave. Decoder rows have length 1.
+    Raises TypeError or ValueError that name the option.
+    """
+
+    steps: int
+    """Optimiser steps, >= 1. Schedules are laid over this length."""
+    n_features: int | tuple[int, ...] = 512
+    """Features of a layer, >= 1, or one number for each layer."""
+    activation: str = "jump_relu"
+    """"jump_relu", "relu" or "topk"."""
+    seed: int = 0
+    """Seed of the first weights, 0..2^64-1. (Data have a seed of their own.)"""
+    lr: Schedule = _RATE
+    """Learning rate of AdamW, without decay; `schedules.Warmup` has warm-up and a fall."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's first and second moment, each in [0, 1)."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip: float = 1.0
+    """Largest gradient norm of a layer; 0 switches clipping off."""
+    top_k: int = 8
+    """Active features of "topk", 1..n_features."""
+    sparsity: Schedule = _PRICE
+    """Weight of the penalty; with `l0` where it starts, afterwards scaled from layer to layer."""
+    l0: Schedule | PerLayer | None = None
+    """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None leaves
+    `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
+    l0_rate: float = 0.02
+    """See l0."""
+    sharpness: float = 1.0
+    """Of the tanh in the penalty of "relu"."""
+    bandwidth: float = 0.5
+    """Thresholds of "jump_relu" learn from values within half of it."""
+    threshold: float = 0.5
+    """Threshold of "jump_relu" at the start."""
+    dead_after: int = 100
+    """A feature that has not been active for so many steps is dead."""
+    aux_k: int = 16
+    """Dead features that explain what is left of a row; 0 leaves them dead."""
+    aux_weight: float = 1 / 32
+    """Weight of the auxiliary loss."""
+
+    def __post_init__(self) -> None:
+        self._set_counts()
+        object.__setattr__(self, "seed", checked_seed(self.seed))
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}")
+        for name in ("lr", "sparsity", "l0"):
+            value = getattr(self, name)
+            if name == "l0" and (value is None or isinstance(value, PerLayer)):
+                continue
+            try:
+                object.__setattr__(self, name, schedules.as_schedule(value))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from error
+        if self.l0 is not None and self.activation == "topk":
+            raise ValueError("l0 is for relu and jump_relu; topk has as many active features as top_k says")
+        if self.l0 is not None and min(self._smallest_l0(step) for step in range(self.steps)) <= 0:
+            raise ValueError("l0 must stay above 0")
+        for name, low in _NUMBERS.items():
+            object.__setattr__(self, name, _number(name, getattr(self, name), low, math.inf))
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
+        object.__setattr__(self, "betas", tuple(_number("betas", b, 0.0, 0.9999999) for b in self.betas))
+
+    def _set_counts(self) -> None:
+        for name, low in (("steps", 1), ("top_k", 1), ("dead_after", 1), ("aux_k", 0)):
+            _whole(name, getattr(self, name), low)
+        if not isinstance(self.n_features, (tuple, list)):
+            _whole("n_features", self.n_features, 1)
+            counts = (self.n_features,)
+        else:
+            counts = tuple(_whole("n_features", n, 1) for n in self.n_features)
+            object.__setattr__(self, "n_features", counts)
+        least = min(counts, default=0)
+        if self.activation == "topk" and self.top_k > least:
+            raise ValueError(f"top_k must be in 1..{least} (n_features), got {self.top_k}")
+        if self.aux_k > least:
+            raise ValueError(f"aux_k must be in 0..{least} (n_features), got {self.aux_k}")
+
+    def _smallest_l0(self, step: int) -> float:
+        n_layer = self.l0.n_layer if isinstance(self.l0, PerLayer) else 1
+        return min(schedules.layer_values(self.l0, step, self.steps, n_layer))
+
+    def l0_of(self, step: int, n_layer: int) -> list[float] | None:
+        """Active features that each layer is to have at `step`, or None."""
+        return None if self.l0 is None else schedules.layer_values(self.l0, step, self.steps, n_layer)
+
+    def features_of(self, n_layer: int) -> tuple[int, ...]:
+        """Features of each of `n_layer` layers; ValueError if there are as many numbers as other layers."""
+        if not isinstance(self.n_features, tuple):
+            return (self.n_features,) * n_layer
+        if len(self.n_features) != n_layer:
+            raise ValueError(f"n_features has {len(self.n_features)} numbers, the model has {n_layer} layers")
+        return self.n_features
+
+    def at(self, step: int) -> dict[str, Any]:
+        """Arguments of the core's step at `step` (from 0), without those that differ from layer to layer."""
+        return {
+            "activation": ACTIVATIONS.index(self.activation),
+            "top_k": self.top_k,
+            "sharpness": self.sharpness,
+            "bandwidth": self.bandwidth,
+            "dead_after": self.dead_after,
+            "aux_k": self.aux_k,
+            "aux_weight": self.aux_weight,
+            "lr": self.lr.at(step, self.steps),
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+            "eps": self.eps,
+            "clip": self.clip,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All options as JSON values; `from_json` reads them back."""
+        result = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "to_json"):
+                value = value.to_json()
+            result[field.name] = list(value) if isinstance(value, tuple) else value
+        return result
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TranscoderOptions:
+        """The options whose `to_json` gave `data`. Raises ValueError or TypeError that name the option."""
+        known = {field.name: field for field in fields(cls)}
+        unknown = [name for name in data if name not in known]
+        missing = [name for name in known if name not in data and known[name].default is MISSING]
+        if unknown or missing:
+            raise ValueError(f"transcoder options: unknown {unknown[:3]}, missing {missing[:3]}")
+        values = dict(data)
+        for name in ("lr", "sparsity", "l0"):
+            if values.get(name) is not None:
+                values[name] = schedules.from_json(values[name])
+        for name in ("betas", "n_features"):
+            if isinstance(values.get(name), list):
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+    def difference(self, other: TranscoderOptions) -> str | None:
+        """Name of the first option in which `other` differs, or None."""
+        for field in fields(self):
+            if getattr(self, field.name) != getattr(other, field.name):
+                return field.name
+        return None
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{name} must be a finite number in {low:g}..{high:g}, got {number}")
+    return number
+
+
+def _whole(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}")
+    if not low <= value < 2**31:
+        raise ValueError(f"{name} must be in {low}..2^31-1, got {value}")
+    return value

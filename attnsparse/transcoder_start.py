@@ -1,0 +1,63 @@
+"""First weights of transcoders: features that stand for tokens of the text, chosen far from each other.
+
+A row of the text gives a feature what it reads (the input, centred) and what it writes (the output, centred).
+Rows are drawn as in k-means++ (Arthur & Vassilvitskii 2007): the probability of a row is its squared distance
+from the nearest one that was drawn before, so that rare tokens get features too. A feature begins to be active
+where the input points nearly as its own row does: one that is active everywhere soon loses to others and dies.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import randomness
+
+OWN_SHARE = 0.5
+"""Activation of a feature at its own row, as a share of the length of the row's centred output."""
+NEAR = 0.6
+"""A feature is active where the input, centred, reaches this share of its own row along that row."""
+
+
+def first_weights(
+    inputs: np.ndarray, outputs: np.ndarray, scale: float, n_features: int, seed: int, layer: int
+) -> dict[str, np.ndarray]:
+    """w_enc [F, E], b_enc [F], w_dec [F, E], b_dec [E] (float64) for one layer.
+
+    inputs, outputs [N, E]: rows of the text.  scale: the standard deviation that outputs are divided by.
+    Features beyond the number of different rows get random directions. No product here is left to BLAS, so
+    bits do not depend on threads.
+    """
+    x, y = inputs.astype(np.float64), outputs.astype(np.float64) / scale
+    mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - mean_x, y - mean_y
+    pairs = np.concatenate([rows / max(math.sqrt((rows**2).mean()), 1e-30) for rows in (x, y)], axis=1)
+    chosen = spread_rows(pairs.astype(np.float32), n_features, seed, layer)
+    random = randomness.normal((2, n_features, x.shape[1]), seed, randomness.TRANSCODERS, layer)
+    read, written = random / np.linalg.norm(random, axis=-1, keepdims=True)
+    n = len(chosen)
+    size, length = (np.maximum(np.linalg.norm(rows[chosen], axis=1, keepdims=True), 1e-30) for rows in (x, y))
+    own = OWN_SHARE * length
+    read[:n] = x[chosen] / size**2 * own / (1 - NEAR)
+    written[:n] = y[chosen] / length
+    bias = -(read * mean_x).sum(axis=1)
+    bias[:n] -= own[:, 0] * NEAR / (1 - NEAR)
+    return {"w_enc": read, "b_enc": bias, "w_dec": written, "b_dec": mean_y}
+
+
+def spread_rows(rows: np.ndarray, n: int, seed: int, layer: int) -> np.ndarray:
+    """Numbers of `n` rows [N, E] far from each other and from 0 (int64, in the order they were drawn); fewer
+    if fewer are different."""
+    draws = randomness.raw(n, seed, randomness.TRANSCODERS, layer, 1) / 2.0**64
+    nearest = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
+    chosen: list[int] = []
+    for draw in draws:
+        total = np.cumsum(nearest)
+        if not total[-1] > 0 or not math.isfinite(total[-1]):
+            break
+        row = int(np.searchsorted(total, draw * total[-1], side="right"))
+        chosen.append(min(row, len(rows) - 1))
+        away = rows - rows[chosen[-1]]
+        np.minimum(nearest, np.einsum("ij,ij->i", away, away), out=nearest)
+    return np.array(chosen, np.int64)

@@ -1,0 +1,286 @@
+"""Training of per-layer transcoders: every layer's dictionary learns from the same runs of the model.
+
+A step runs the model once on a batch of text and takes one optimiser step in each layer, on its rows of
+ln2.hook_normalized (in) and hook_mlp_out (out), every token alike. Nothing is kept between steps but weights,
+moments and counters, so a run can stop anywhere and go on to the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import training_file
+from . import transcoder_train_state as state
+from .engine import checked_threads, core_for
+from .model import Model
+from .progress import progress_bar
+from .training_data import Data
+from .transcoder import ArraySource, Transcoders
+from .transcoder_options import TranscoderOptions
+from .transcoder_start import first_weights
+from .transcoder_train_state import RESULTS, WEIGHTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+START_BATCHES = 4  # first batches, from which each layer's scale and first weights are taken
+_RECORDED = ("ln2_normalized", "mlp_out")
+_MOST_PRICE = 1e6  # largest factor that `l0` puts on the sparsity
+
+
+def train_transcoders(
+    model: Model,
+    data: Data,
+    options: TranscoderOptions | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 500,
+    name: str = "",
+    threads: int | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Transcoders:
+    """Train one transcoder for each layer of `model` on the text of `data` and return the set.
+
+    data: an object with `batch` and `digest`, see `training_data.Data`; targets and weights are not looked at.
+    options: a `TranscoderOptions`, or its fields as keywords: train_transcoders(model, data, steps=1000).
+    checkpoint: a file that is written every `checkpoint_every` steps, at the end and on Ctrl-C. If it exists
+    the run goes on from there; its bytes depend on the run alone, not on threads or on where it was stopped.
+    threads: None for as many as this process may use; bits do not depend on it.
+    progress: a bar on stderr; None shows it in terminals and notebooks only.
+
+    The transcoders read ln2.hook_normalized. An activation is as large as what it writes: decoder rows have
+    length 1.  Raises TypeError or ValueError for options or data that make no sense, CheckpointError for a
+    checkpoint that is damaged or of another run, TrainingDiverged when a loss or gradient is not finite,
+    before that layer is changed, and KeyboardInterrupt on Ctrl-C.
+    """
+    trainer = TranscoderTrainer(model, data, options, name=name, threads=threads, **settings)
+    every = _at_least_one("checkpoint_every", checkpoint_every)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None:
+        training_file.remove_stale(path.parent)
+        if path.exists():
+            trainer.load(path)
+    trainer.run(path, every, progress)
+    return trainer.transcoders()
+
+
+class TranscoderTrainer:
+    """The training that `train_transcoders` runs, step by step; arguments as there."""
+
+    def __init__(
+        self,
+        model: Model,
+        data: Data,
+        options: TranscoderOptions | None = None,
+        *,
+        name: str = "",
+        threads: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if options is not None and settings:
+            raise TypeError("give either a TranscoderOptions or its fields as keywords, not both")
+        if not isinstance(model, Model):
+            raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+        if options is not None and not isinstance(options, TranscoderOptions):
+            raise TypeError(f"options must be a TranscoderOptions, got {type(options).__name__}")
+        if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
+            raise TypeError(f"data needs batch(step, micro) and digest, {type(data).__name__} has not")
+        #: the `TranscoderOptions`
+        self.options = TranscoderOptions(**settings) if options is None else options
+        self.model, self.data, self.name = model, data, name
+        self._threads = checked_threads(threads)
+        self.options.l0_of(0, model.config.n_layer)
+        n_features = self.options.features_of(model.config.n_layer)
+        make = core_for(str(model.dtype)).CoderTrainer
+        self._layers = [make(model.config.d_model, model.config.d_model, n) for n in n_features]
+        self._results: list[list[dict[str, Any]]] = [[] for _ in self._layers]
+        self._prices: list[list[float]] = [[1.0] for _ in self._layers]
+        self.output_scale = np.ones(len(self._layers))  #: float64 [L], standard deviation of each layer's outputs
+        self._start()
+
+    # --- the beginning
+
+    def _start(self) -> None:
+        """Scales and first weights, from the first batches."""
+        pieces = [self._rows(step) for step in range(START_BATCHES)]
+        inputs, outputs = (np.concatenate(arrays, axis=1) for arrays in zip(*pieces))
+        threshold = math.log(self.options.threshold)
+        for layer, core in enumerate(self._layers):
+            rows = outputs[layer].astype(np.float64)
+            scale = math.sqrt(max(float(((rows - rows.mean(axis=0)) ** 2).mean()), 1e-20))
+            n_features = len(core.array("b_enc"))
+            weights = first_weights(
+                inputs[layer], outputs[layer], scale, n_features, self.options.seed, layer
+            )
+            weights["log_threshold"] = np.full(n_features, threshold)
+            for key, value in weights.items():
+                core.load(key, np.ascontiguousarray(value, self.model.dtype))
+            self.output_scale[layer] = scale
+
+    # --- steps
+
+    @property
+    def step_count(self) -> int:
+        """Steps that all layers have done."""
+        return min(layer.step_count for layer in self._layers)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all `options.steps` steps are done."""
+        return self.step_count >= self.options.steps
+
+    def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and outputs [L, N, E] of all MLPs on the batch of a step."""
+        tokens, offsets, *_ = self.data.batch(step, 0)
+        prompts = [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
+        run = self.model.run(prompts, record=_RECORDED, logits="none", threads=self._threads or None)
+        return tuple(run._core.array(name) for name in _RECORDED)
+
+    def step(self) -> list[dict[str, Any]]:
+        """One step of every layer; returns their results: step, loss, error, penalty, aux, l0, grad_norm and
+        n_dead of each. Layers that an interrupted step has done already are left alone.
+
+        Raises ValueError after the last step, and as `train_transcoders`.
+        """
+        if self.finished:
+            raise ValueError(f"all {self.options.steps:,} steps are done; more steps are another run")
+        step = self.step_count
+        inputs, outputs = self._rows(step)
+        arguments = self.options.at(step)
+        for layer, core in enumerate(self._layers):
+            if core.step_count > step:
+                continue
+            call = functools.partial(
+                core.step,
+                threads=self._threads,
+                output_scale=float(self.output_scale[layer]),
+                sparsity=self._price(layer, step),
+                **arguments,
+            )
+            # One C call from the engine into the list: Ctrl-C cannot come in between and lose a result.
+            self._results[layer].extend(map(call, (inputs[layer],), (outputs[layer],)))
+        return [dict(results[step]) for results in self._results]
+
+    def _price(self, layer: int, step: int) -> float:
+        """Weight of the penalty in this layer and step."""
+        prices, options = self._prices[layer], self.options
+        while len(prices) <= step:
+            done = len(prices) - 1
+            factor = prices[-1]
+            wanted = options.l0_of(done, len(self._layers))
+            if wanted is not None:
+                ratio = self._results[layer][done]["l0"] / wanted[layer]
+                change = options.l0_rate * min(max(math.log(max(ratio, 1e-9)), -1.0), 1.0)
+                factor = min(max(factor * math.exp(change), 1 / _MOST_PRICE), _MOST_PRICE)
+            prices.append(factor)
+        return options.sparsity.at(step, options.steps) * prices[step]
+
+    def run(self, path: Path | None = None, every: int = 500, progress: bool | None = None) -> None:
+        """All steps that are left; a checkpoint in `path` every `every` steps, at the end and on Ctrl-C."""
+        text = f"{self.name or self.model.name or 'model'}: transcoders"
+        with progress_bar(progress, self.options.steps, text, "step", self.step_count) as bar:
+            try:
+                while not self.finished:
+                    results = self.step()
+                    done = self.step_count
+                    if path is not None and (done % every == 0 or self.finished):
+                        self.save(path)
+                    if bar is not None:
+                        bar.update()
+                        bar.set_postfix_str(_shown(results), refresh=False)
+            except KeyboardInterrupt:
+                if path is not None:
+                    self.save(path)
+                raise
+
+    # --- results
+
+    def transcoders(self) -> Transcoders:
+        """The set as it is now, in the units of the model."""
+        arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")}
+        for core, scale in zip(self._layers, self.output_scale):
+            w_enc, b_enc, w_dec, b_dec, threshold = (core.array(name) for name in WEIGHTS)
+            for name, values in (("w_enc", w_enc), ("b_enc", b_enc), ("b_dec", b_dec), ("threshold", np.exp(threshold))):
+                arrays[name].append((values * scale).astype(values.dtype))
+            arrays["w_dec"].append(w_dec.copy())
+        jump = self.options.activation == "jump_relu"
+        source = ArraySource(
+            arrays["w_enc"], arrays["b_enc"], arrays["w_dec"], arrays["b_dec"], arrays["threshold"] if jump else None
+        )
+        return Transcoders(
+            source,
+            activation=self.options.activation,
+            top_k=self.options.top_k if self.options.activation == "topk" else None,
+            name=self.name,
+            model_name=self.model.name,
+        )
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per step and layer: step, layer, loss, error (share of the variance, about), penalty, aux, l0,
+        grad_norm, n_dead (before the step), sparsity (the penalty's weight)."""
+        import pandas as pd
+
+        rows = [
+            [step, layer, *(results[step][key] for key in RESULTS), self._price(layer, step)]
+            for step in range(self.step_count)
+            for layer, results in enumerate(self._results)
+        ]
+        return pd.DataFrame(rows, columns=["step", "layer", *RESULTS, "sparsity"])
+
+    # --- checkpoints
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint, whole or not at all; a step that was interrupted is finished first."""
+        if len({core.step_count for core in self._layers}) > 1:
+            self.step()
+        tensors = {"output_scale": self.output_scale}
+        for layer, core in enumerate(self._layers):
+            tensors |= {f"{layer}/{name}": core.array(name) for name in state.ARRAYS}
+        rows = [[[float(r[key]) for key in RESULTS] for r in results] for results in self._results]
+        tensors["history"] = np.array(rows, np.float64).reshape(len(self._layers), -1, len(RESULTS))
+        training_file.save(path, state.meta(self), tensors)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over the run that `path` holds; CheckpointError if it is damaged or not of this model, these
+        data and these options, with nothing changed."""
+        path = Path(path)
+        tensors = state.checked(self, training_file.load(path), path)
+        self._restore(tensors)
+
+    def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
+        history = tensors["history"]
+        for layer, core in enumerate(self._layers):
+            for name in state.ARRAYS:
+                core.load(name, tensors[f"{layer}/{name}"])
+            core.step_count = history.shape[1]
+            self._results[layer] = [
+                {"step": step, **dict(zip(RESULTS, row))} for step, row in enumerate(history[layer].tolist())
+            ]
+            self._prices[layer] = [1.0]
+        self.output_scale = np.array(tensors["output_scale"])
+
+    def __repr__(self) -> str:
+        text = f"step {self.step_count} of {self.options.steps}"
+        if self.step_count:
+            text += ", " + _shown([results[self.step_count - 1] for results in self._results])
+        return f"TranscoderTrainer({self.model.name or 'model'}, {len(self._layers)} layers, {text})"
+
+
+def _shown(results: list[dict[str, Any]]) -> str:
+    means = {key: sum(r[key] for r in results) / len(results) for key in ("error", "l0", "n_dead")}
+    return f"error {means['error']:.4f}, l0 {means['l0']:.1f}, dead {means['n_dead']:.0f}"
+
+
+def _at_least_one(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r:.60}")
+    return value

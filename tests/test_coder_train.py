@@ -1,0 +1,454 @@
+"""The training of transcoders: the C step against its twin, and runs that can stop and go on anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import oracle_coder as twin
+import pytest
+import tiny_training as tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle_coder import JUMP_RELU, NAMES, RELU, TOPK, Options
+
+from attnsparse import schedules, training_file, transcoder_start
+from attnsparse.engine import core_for
+from attnsparse.errors import CheckpointError, TrainingDiverged
+from attnsparse.transcoder_options import TranscoderOptions
+from attnsparse.transcoder_train import TranscoderTrainer, train_transcoders
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+SOME = {
+    RELU: Options(RELU, sparsity=0.05, sharpness=2.0),
+    JUMP_RELU: Options(JUMP_RELU, sparsity=0.05, bandwidth=0.5),
+    TOPK: Options(TOPK, top_k=3),
+}
+AUX = {"aux_k": 4, "aux_weight": 0.25, "dead_after": 2}
+
+
+def rows(seed: int, n: int, n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((n, n_in)), 3 * rng.standard_normal((n, n_out))
+    return x.astype(np.float32).astype(np.float64), y.astype(np.float32).astype(np.float64)
+
+
+def trainer(weights, dtype="float64", silent=None):
+    """The core's trainer with these weights."""
+    core = core_for(dtype).CoderTrainer(*(weights["w_enc"].shape[1], *weights["w_dec"].shape[::-1]))
+    for name, value in weights.items():
+        core.load(name, value.astype(dtype))
+    if silent is not None:
+        core.load("silent", silent)
+    return core
+
+
+def relative(found, expected) -> float:
+    size = max(float(np.linalg.norm(expected)), 1e-3)
+    return float(np.linalg.norm(np.asarray(found, np.float64) - expected)) / size
+
+
+def is_clear(weights, x, o, dead, margin=1e-4) -> bool:
+    """Rounding cannot change which features are active, near their threshold, or among the largest."""
+    pre = x @ weights["w_enc"].T + weights["b_enc"]
+    edges = [np.abs(pre)]
+    if o.activation == JUMP_RELU:
+        away = np.abs(pre - np.exp(weights["log_threshold"]))
+        edges += [away, np.abs(away - o.bandwidth / 2)]
+    for k, among in ((o.top_k if o.activation == TOPK else 0, pre), (o.aux_k, pre[:, dead])):
+        if 0 < k < among.shape[1]:
+            ranked = -np.sort(-among, axis=1)
+            edges.append(ranked[:, k - 1] - ranked[:, k])
+    return min(e.min() for e in edges) > margin
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20), st.integers(1, 40),
+    st.sampled_from([RELU, JUMP_RELU, TOPK]), st.booleans(), st.sampled_from(["float32", "float64"]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+def test_loss_and_gradients_are_the_twins(seed, n, n_in, n_out, n_features, kind, helped, dtype):
+    weights, (x, y) = twin.random_weights(seed, n_in, n_out, n_features), rows(seed, n, n_in, n_out)
+    silent = np.random.default_rng(seed).integers(0, 4, n_features)
+    changes = {"output_scale": 2.5, "top_k": min(3, n_features), "lr": 0.0}
+    if helped:
+        changes |= {**AUX, "aux_k": min(AUX["aux_k"], n_features)}
+    o = dataclasses.replace(SOME[kind], **changes)
+    dead = silent >= o.dead_after
+    if dtype == "float32" and not is_clear(weights, x, o, dead):
+        return
+    core = trainer(weights, dtype, silent)
+    found = core.step(x.astype(dtype), y.astype(dtype), **o.arguments(), threads=1)
+    expected = twin.loss_and_gradients(weights, x, y, o, dead)
+    for name in ("loss", "error", "penalty", "aux", "l0", "grad_norm"):
+        assert found[name] == pytest.approx(getattr(expected, name), rel=TOLERANCE[dtype], abs=1e-8)
+    for name in NAMES:
+        assert relative(core.array(f"g/{name}"), expected.gradients[name]) < TOLERANCE[dtype], name
+    assert found["n_dead"] == dead.sum()
+    assert np.array_equal(core.array("silent"), np.where(expected.active, 0, silent + 1))
+
+
+@pytest.mark.parametrize("kind", [RELU, JUMP_RELU, TOPK])
+def test_many_steps_are_the_twins(kind):
+    weights, o = twin.random_weights(1, 7, 9, 24), dataclasses.replace(SOME[kind], **AUX, lr=0.02, clip=0.4)
+    core, reference = trainer(weights), twin.Twin(weights)
+    for step in range(30):
+        x, y = rows(step, 50, 7, 9)
+        found = core.step(x, y, **o.arguments(), threads=1)
+        assert found["loss"] == pytest.approx(reference.step(x, y, o).loss, rel=1e-8)
+    for name in NAMES:
+        assert relative(core.array(name), reference.weights[name]) < 1e-8
+        assert relative(core.array(f"v/{name}"), reference.second[name]) < 1e-8
+    assert core.step_count == 30
+    assert np.allclose(np.linalg.norm(core.array("w_dec"), axis=1), 1, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [RELU, TOPK])
+def test_the_twins_gradient_is_that_of_its_loss(kind):
+    """Finite differences along a random direction, within the sphere for w_dec."""
+    weights, (x, y) = twin.random_weights(5, 6, 8, 12), rows(5, 30, 6, 8)
+    o, dead = SOME[kind], np.zeros(12, bool)
+    gradients = twin.loss_and_gradients(weights, x, y, o, dead).gradients
+    rng = np.random.default_rng(0)
+    for name in ("w_enc", "b_enc", "w_dec", "b_dec"):
+        direction, h = rng.standard_normal(weights[name].shape), 1e-6
+        if name == "w_dec":
+            direction -= (direction * weights[name]).sum(1, keepdims=True) * weights[name]
+        losses = [
+            twin.loss_and_gradients({**weights, name: weights[name] + s * h * direction}, x, y, o, dead).loss
+            for s in (1, -1)
+        ]
+        assert (losses[0] - losses[1]) / (2 * h) == pytest.approx((gradients[name] * direction).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [RELU, JUMP_RELU, TOPK])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_do_not_change_a_bit(kind, dtype):
+    weights, o = twin.random_weights(2, 33, 17, 130), dataclasses.replace(SOME[kind], **AUX)
+    states = []
+    for threads in (1, 2, 5):
+        core = trainer(weights, dtype)
+        for step in range(4):
+            x, y = rows(step, 700, 33, 17)
+            core.step(x.astype(dtype), y.astype(dtype), **o.arguments(), threads=threads)
+        states.append([core.array(name).tobytes() for name in NAMES])
+    assert states[0] == states[1] == states[2]
+
+
+def test_of_equal_activations_the_first_features_count():
+    weights = twin.random_weights(3, 4, 4, 10)
+    weights["w_enc"][:] = weights["w_enc"][0]
+    weights["b_enc"][:] = 5.0
+    core = trainer(weights)
+    core.step(*rows(0, 6, 4, 4), activation=TOPK, top_k=3, lr=0.0)
+    assert (core.array("silent") == 0).tolist() == [True] * 3 + [False] * 7
+
+
+def test_a_step_that_diverges_writes_nothing():
+    weights = twin.random_weights(3, 4, 4, 10)
+    x, y = rows(0, 6, 4, 4)
+    for name, value in (("w_enc", np.inf), ("b_enc", np.nan), ("b_dec", 1e200)):
+        for o in SOME.values():
+            bad = {**weights, name: np.full_like(weights[name], value)}
+            core = trainer(bad)
+            with pytest.raises(TrainingDiverged, match="step 0"):
+                core.step(x, y, **o.arguments())
+            assert core.step_count == 0
+            assert not core.array("silent").any()
+            assert all(np.array_equal(core.array(n), bad[n], equal_nan=True) for n in NAMES)
+            assert not any(core.array(f"m/{n}").any() for n in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"activation": 3}, ValueError, "activation"),
+        ({"activation": TOPK, "top_k": 0}, ValueError, "top_k"),
+        ({"activation": TOPK, "top_k": 11}, ValueError, "top_k"),
+        ({"aux_k": 11}, ValueError, "aux_k"),
+        ({"bandwidth": 0.0}, ValueError, "bandwidth"),
+        ({"output_scale": 0.0}, ValueError, "output_scale"),
+        ({"lr": np.nan}, ValueError, "lr"),
+        ({"threads": 65}, ValueError, "threads"),
+        ({"x": np.zeros((6, 5))}, ValueError, "as many rows"),
+        ({"x": np.zeros((6, 4), np.float32)}, TypeError, "float64"),
+        ({"y": np.full((6, 4), np.inf)}, ValueError, "finite"),
+        ({"x": np.zeros((0, 4)), "y": np.zeros((0, 4))}, ValueError, "at least one row"),
+    ],
+)
+def test_bad_arguments_of_a_step(changes, error, named):
+    x, y = rows(0, 6, 4, 4)
+    core = trainer(twin.random_weights(3, 4, 4, 10))
+    arguments = {"x": x, "y": y, **Options().arguments(), **changes}
+    with pytest.raises(error, match=named):
+        core.step(arguments.pop("x"), arguments.pop("y"), **arguments)
+    assert core.step_count == 0
+
+
+def test_bad_sizes_and_names():
+    make = core_for("float32").CoderTrainer
+    with pytest.raises(ValueError, match="features"):
+        make(4, 4, 0)
+    with pytest.raises(MemoryError, match="2147483647 features"):
+        make(2**31 - 1, 2**31 - 1, 2**31 - 1)
+    core = make(4, 5, 6)
+    with pytest.raises(KeyError, match="w_skip"):
+        core.array("w_skip")
+    with pytest.raises(ValueError, match="another shape"):
+        core.load("w_enc", np.zeros((6, 5), np.float32))
+    with pytest.raises(ValueError, match="negative"):
+        core.step_count = -1
+
+
+def test_out_of_memory_at_every_allocation():
+    module = core_for("float32")
+    x, y = (a.astype(np.float32) for a in rows(0, 6, 4, 4))
+    before = module._debug_stats()["live_bytes"]
+    failures = 0
+    for n in range(1, 40):
+        module._debug_fail_at(n)
+        try:
+            core = module.CoderTrainer(4, 4, 10)
+            core.step(x, y, lr=1e-3, threads=1)
+        except MemoryError:
+            failures += 1
+        else:
+            break
+        finally:
+            module._debug_fail_at(0)
+            core = None
+        assert module._debug_stats()["live_bytes"] == before
+    assert failures >= 10
+
+
+# ---- whole runs
+
+
+def options(steps: int, **changes) -> TranscoderOptions:
+    """Everything changes on the way."""
+    chosen = {
+        "steps": steps,
+        "n_features": (20, 24),
+        "lr": schedules.Warmup(1e-2, 5, "linear", begin=0.6, final=0.1),
+        "sparsity": schedules.linear(1e-3, 5e-3, 0.0, 0.5),
+        "l0": schedules.linear(8, 3),
+        "dead_after": 3,
+        "aux_k": 4,
+        "seed": 3,
+    }
+    return TranscoderOptions(**{**chosen, **changes})
+
+
+def made(steps: int, threads: int = 1, **changes) -> TranscoderTrainer:
+    return TranscoderTrainer(tiny.model(), tiny.data(batch=8), options(steps, **changes), threads=threads)
+
+
+def finished(path: Path, steps: int = 30, **how) -> bytes:
+    """The last checkpoint of a run that nothing stopped."""
+    made(steps, **how).run(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("activation", ["relu", "jump_relu", "topk"])
+def test_the_error_falls(activation):
+    changes = {"l0": None, "sparsity": 1e-4, "top_k": 6, "activation": activation}
+    trainer = made(150, **changes)
+    trainer.run()
+    history = trainer.history
+    assert history["error"].iloc[-2:].mean() < 0.5 * history["error"].iloc[:2].mean()
+    found = trainer.transcoders().evaluate(tiny.model(), tiny.data(batch=8).batch(0, 0)[0].reshape(1, -1)[:, :9])
+    assert (found["explained_variance"] > 0.5).all()
+
+
+def test_l0_is_brought_to_its_target():
+    trainer = made(300, l0=4.0, l0_rate=0.1)
+    trainer.run()
+    assert trainer.history["l0"].iloc[-60:].mean() == pytest.approx(4, rel=0.3)
+    assert len(set(trainer.history["sparsity"].iloc[-2:])) == 2  # each layer has its own
+
+
+def test_transcoders_are_what_was_trained():
+    trainer = made(20)
+    trainer.run()
+    found, x = trainer.transcoders(), np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
+    assert (found.activation, found.n_features, found.model_name) == ("jump_relu", (20, 24), "tiny")
+    for layer, core in enumerate(trainer._layers):
+        w = {name: core.array(name).astype(np.float64) for name in NAMES}
+        a = twin.activations(w, x @ w["w_enc"].T + w["b_enc"], SOME[JUMP_RELU])
+        expected = (a @ w["w_dec"] + w["b_dec"]) * trainer.output_scale[layer]
+        encoder = found.source.encoder(layer)
+        pre = x @ encoder.w_enc.T + encoder.b_enc
+        rows = found.source.decoder_rows(layer, np.arange(found.n_features[layer]))[:, 0]
+        output = np.where(pre > encoder.threshold, pre, 0) @ rows + found.source.output_bias(layer)
+        assert np.allclose(output, expected, atol=1e-4)
+        assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_a_run_does_not_depend_on_threads(tmp_path):
+    assert finished(tmp_path / "a.ckpt", threads=1) == finished(tmp_path / "b.ckpt", threads=3)
+
+
+def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
+    expected = finished(tmp_path / "whole.ckpt", 900)
+    path, stops = tmp_path / "run.ckpt", 0
+    before, moments = signal.signal(signal.SIGVTALRM, signal.default_int_handler), random.Random(0)
+    try:
+        for attempt in range(500):
+            trainer = made(900)
+            if path.exists():
+                trainer.load(path)
+            signal.setitimer(signal.ITIMER_VIRTUAL, moments.uniform(0.005, 0.03) if attempt < 12 else 0)
+            try:
+                trainer.run(path, 7)
+                break
+            except KeyboardInterrupt:
+                stops += 1
+            finally:
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    finally:
+        signal.signal(signal.SIGVTALRM, before)
+    assert stops >= 5
+    assert path.read_bytes() == expected
+    assert [item.name for item in tmp_path.iterdir() if "tmp" in item.name] == []
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    expected = finished(tmp_path / "a.ckpt", 6)
+    found = train_transcoders(tiny.model(), tiny.data(batch=8), options(6), checkpoint=tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == expected
+    assert found.digest == train_transcoders(tiny.model(), tiny.data(batch=8), options(6)).digest
+
+
+def test_an_interrupted_step_is_finished(tmp_path):
+    """Ctrl-C between two layers: the trainer goes on, and a checkpoint holds whole steps only."""
+    expected = finished(tmp_path / "whole.ckpt", 6)
+    trainer = made(6)
+    trainer.step()
+    step, trainer._layers[1] = trainer._layers[1], Stopping(trainer._layers[1])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step()
+    assert [core.step_count for core in trainer._layers] == [2, 1]
+    trainer._layers[1] = step
+    trainer.save(tmp_path / "stopped.ckpt")
+    assert trainer.step_count == 2
+    trainer.run(tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == expected
+    again = made(6)
+    again.load(tmp_path / "stopped.ckpt")
+    again.run(tmp_path / "b.ckpt")
+    assert (tmp_path / "b.ckpt").read_bytes() == expected
+
+
+class Stopping:
+    """A core whose step is interrupted."""
+
+    def __init__(self, core) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str):
+        return getattr(self._core, name)
+
+    def step(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"lr": 1e-4}, "options", "lr"),
+        ({"steps": 7}, "options", "steps"),
+        ({"model": tiny.model(seed=4)}, "model", "model"),
+        ({"data": tiny.data(batch=8, seed=6)}, "data", "data"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, code, field):
+    finished(tmp_path / "a.ckpt", 6)
+    model, data = change.pop("model", tiny.model()), change.pop("data", tiny.data(batch=8))
+    steps = change.pop("steps", 6)
+    with pytest.raises(CheckpointError) as caught:
+        train_transcoders(model, data, options(steps, **change), checkpoint=tmp_path / "a.ckpt")
+    assert (caught.value.code, caught.value.field) == (code, field)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
+    training_file.save(tmp_path / "a.ckpt", {"kind": "training"}, {})
+    with pytest.raises(CheckpointError) as caught:
+        made(3).load(tmp_path / "a.ckpt")
+    assert caught.value.code == "meta"
+
+
+def test_divergence_is_told_and_the_run_stays(tmp_path):
+    trainer = made(60, lr=1e14, clip=0.0)
+    with pytest.raises(TrainingDiverged):
+        trainer.run(tmp_path / "a.ckpt", 1)
+    done = trainer.step_count
+    assert 0 < done < 60
+    again = made(60, lr=1e14, clip=0.0)
+    again.load(tmp_path / "a.ckpt")
+    assert again.step_count == done
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"steps": 0}, ValueError, "steps"),
+        ({"steps": 1.0}, TypeError, "steps"),
+        ({"n_features": 0}, ValueError, "n_features"),
+        ({"n_features": (4, True)}, TypeError, "n_features"),
+        ({"n_features": ()}, ValueError, "aux_k"),
+        ({"activation": "gelu"}, ValueError, "activation"),
+        ({"activation": "topk", "l0": None, "top_k": 21}, ValueError, "top_k"),
+        ({"activation": "topk"}, ValueError, "l0 is for"),
+        ({"aux_k": 21}, ValueError, "aux_k"),
+        ({"lr": "fast"}, TypeError, "lr"),
+        ({"l0": 0}, ValueError, "l0 must stay"),
+        ({"l0": schedules.linear(3, -1, 0, 0.5)}, ValueError, "l0 must stay"),
+        ({"betas": (0.9, 1.0)}, ValueError, "betas"),
+        ({"betas": 0.9}, ValueError, "betas"),
+        ({"bandwidth": 0.0}, ValueError, "bandwidth"),
+        ({"threshold": -1}, ValueError, "threshold"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"speed": 1}, TypeError, "speed"),
+    ],
+)
+def test_bad_options_are_named(changes, error, named):
+    with pytest.raises(error, match=named):
+        options(**{"steps": 3, **changes})
+
+
+def test_options_survive_json():
+    chosen = options(9)
+    assert TranscoderOptions.from_json(chosen.to_json()) == chosen
+    assert TranscoderOptions.from_json(TranscoderOptions(steps=3).to_json()) == TranscoderOptions(steps=3)
+    with pytest.raises(ValueError, match="unknown"):
+        TranscoderOptions.from_json({"steps": 3, "speed": 1})
+
+
+def test_arguments_must_fit_each_other():
+    with pytest.raises(ValueError, match="2 layers"):
+        made(3, n_features=(20, 20, 20))
+    with pytest.raises(TypeError, match="not both"):
+        train_transcoders(tiny.model(), tiny.data(), options(3), steps=3)
+    with pytest.raises(TypeError, match="attnsparse.Model"):
+        train_transcoders("demo-dense", tiny.data(), options(3))
+    with pytest.raises(TypeError, match="digest"):
+        train_transcoders(tiny.model(), [1, 2], options(3))
+    with pytest.raises(TypeError, match="TranscoderOptions"):
+        train_transcoders(tiny.model(), tiny.data(), {"steps": 3})
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        train_transcoders(tiny.model(), tiny.data(), options(3), checkpoint_every=0)
+
+
+def test_first_features_are_rows_far_apart():
+    rows = np.repeat(np.eye(6, dtype=np.float32) * np.arange(1, 7)[:, None], 50, axis=0)
+    chosen = transcoder_start.spread_rows(rows, 10, seed=0, layer=1)
+    assert sorted(rows[chosen].argmax(axis=1)) == list(range(6))  # every kind once, then no more
+    weights = transcoder_start.first_weights(rows, rows[:, ::-1], 2.0, 10, 0, 1)
+    assert all(np.isfinite(value).all() for value in weights.values())
+    assert np.allclose(np.linalg.norm(weights["w_dec"], axis=1), 1)
+    pre = (rows[chosen] @ weights["w_enc"].T + weights["b_enc"])[range(6), range(6)]
+    length = np.linalg.norm((rows - rows.mean(axis=0))[chosen], axis=1) / 2
+    assert np.allclose(pre, transcoder_start.OWN_SHARE * length, rtol=1e-5)
