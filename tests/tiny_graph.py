@@ -127,4 +127,6 @@ def assert_same(one: Graph, other: Graph, leave_out: tuple[str, ...] = ()) -> No
             assert not b.flags.writeable, field.name
         else:
             assert type(a) is type(b), field.name
-            assert a == b, field.name
+            assert (repr(a) if isinstance(a, float) else a) == (repr(b) if isinstance(b, float) else b), (
+                field.name
+            )
