@@ -14,8 +14,12 @@ from .errors import (
     TrainingDiverged,
     UnsafeFileError,
 )
+from .feature_label_files import load_feature_labels, write_feature_details
+from .feature_labels import FeatureLabels, describe_features
 from .gradients import Gradients
 from .graph import Graph, attribution_graph
+from .graph_file import load_graph
+from .graph_json_read import read_graph_json
 from .interventions import Ablation, HeadPosition, Mlp, Resid
 from .labels import Edge, Head
 from .limits import Limits
@@ -39,6 +43,7 @@ __all__ = [
     "ConfigError",
     "Edge",
     "Encoder",
+    "FeatureLabels",
     "Features",
     "FormatError",
     "Gradients",
@@ -63,14 +68,19 @@ __all__ = [
     "__version__",
     "attribution_graph",
     "build_info",
+    "describe_features",
     "find_circuit",
     "get_num_threads",
     "load",
     "load_circuit",
+    "load_feature_labels",
+    "load_graph",
     "load_transcoders",
+    "read_graph_json",
     "save",
     "save_transcoders",
     "set_num_threads",
+    "write_feature_details",
 ]
 
 

@@ -63,7 +63,7 @@ def attribution_graph(
     `target` minus that of `wrong`. max_feature_nodes: keep at most so many features; None = all; the rest
     become the node "other". They are chosen in rounds, as circuit-tracer does: those with most influence on
     the logits through the features chosen so far. labels: (layer, feature) to what people read, for example
-    `feature_labels.describe_features(...)`. n_splits: also split the scores of so many attention entries,
+    `describe_features(...)`. n_splits: also split the scores of so many attention entries,
     those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths of a
     second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
 

@@ -70,6 +70,10 @@ def loadings(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, float, float, set[tuple[int, int]]]:
     """Loadings [L, H], direct, remainder of the sum of all edges, and the (key, query) pairs of its edges."""
+    if not graph.has_heads:
+        raise ValueError(
+            "this graph cannot split edges by head: it was saved with heads=False or read from a graph JSON"
+        )
     source, target, weight, factor = _first_edges(graph, sources, targets, through)
     n_placed = len(graph.carried)
     row = np.full(len(graph), -1)

@@ -42,7 +42,7 @@ GROUPS = (
         "Interventions and circuits",
         ("interventions", "intervention*", "effects*", "circuit", "circuit*", "carriers"),
     ),
-    ("Transcoders and attribution graphs", ("transcoder", "transcoder_*", "graph", "graph_*")),
+    ("Transcoders and attribution graphs", ("transcoder", "transcoder_*", "graph", "graph_*", "feature_*")),
     ("Training", ("trainer", "training_*", "schedules", "evaluation", "initial_weights")),
     ("Recipes and reproduction", ("recipes", "recipe_*", "reproduce")),
     ("Errors", ("errors",)),
@@ -52,6 +52,7 @@ ALSO = {
     "cache": ("ActivationCache", "hook_names"),
     "carriers": ("find_carriers", "Carriers"),
     "circuit_ratio": ("needed_ratio", "Ratio"),
+    "graph_json": ("write_graph_json",),
     "initial_weights": ("initial_weights",),
     "reproduce": ("reproduce",),
     "tasks_prompts": (

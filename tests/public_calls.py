@@ -207,6 +207,16 @@ CALLS: dict[str, Uses] = {
         ),
         cost=40,
     ),
+    "asp.describe_features": uses(
+        lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, threads=1, progress=False),
+        lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, e.graph, 2, threads=1),
+        wrong=(
+            lambda e: asp.describe_features(e.model, e.transcoders, []),
+            lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, [(2, 0)]),
+            lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, max_bytes=100_000),
+        ),
+        cost=40,
+    ),
     "_core.Model.graph_edges": uses(
         lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, e.reads),
         wrong=(
@@ -652,6 +662,14 @@ PLAIN: dict[str, str] = {
     **{
         f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"
         for name in ("load", "save")
+    },
+    **{
+        f"asp.{name}": "Python and NumPy alone; see test_graph_file.py and test_graph_json.py"
+        for name in ("load_graph", "read_graph_json")
+    },
+    **{
+        f"asp.{name}": "Python and NumPy alone; see test_feature_labels.py"
+        for name in ("FeatureLabels", "load_feature_labels", "write_feature_details")
     },
     "asp.Run": "made by Model.run",
     "asp.Encoder": "a dataclass of NumPy's own arrays",
