@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -20,11 +19,12 @@ from .figure_style import BLUE, DARK, GREY, ORANGE, PALE, PANEL, PLAIN_TEXT, STY
 from .graph_layout import (
     Edges,
     Layout,
-    by_importance,
     closure_text,
     curves,
     edges_between,
+    labelled,
     lay_out,
+    place_labels,
     prompt_text,
     pruning_text,
     short_label,
@@ -46,7 +46,6 @@ _MARKS = {
     "bias": ("P", "#999999", "biases"),
     "other": ("X", "#999999", "other features"),
 }
-_LABELLED = ("logit", "feature")  # the others are what their mark says
 
 # Inches of a figure of our own: per unit of the layout, and around the drawing.
 _UNIT = 0.15
@@ -57,7 +56,6 @@ _LINES = (0.4, 2.6)  # points: width of the weakest and of the strongest edge
 _OPACITY = (0.3, 0.85)
 _LABEL_SIZE = 6.0
 _NOTE_SIZE = 6.5
-_CLEARANCE = 1.0  # points between a label and anything else
 _TICK_SIGNS = 14
 
 
@@ -289,10 +287,7 @@ class _Labels(Artist):
         self._marks = np.stack([layout.x, layout.y], axis=1)
         self._radius, self._most = radius, most
         place = {int(node): i for i, node in enumerate(layout.nodes)}
-        used = set(_ends(edges).tolist())
-        wanted = [
-            n for n in by_importance(graph, layout.nodes).tolist() if graph.kind[n] in _LABELLED and n in used
-        ]
+        wanted = labelled(graph, layout.nodes, _ends(edges))
         self._own = [place[node] for node in wanted]
         self._sizes = [_text_size(short_label(graph, node), _LABEL_SIZE) for node in wanted]
         self._texts = [
@@ -309,53 +304,13 @@ class _Labels(Artist):
         point = self.axes.figure.dpi / 72
         marks = self.axes.transData.transform(self._marks) / point
         frame = np.ravel(self.axes.get_window_extent().get_points()) / point
-        taken = np.concatenate([marks - self._radius, marks + self._radius], axis=1)
-        shown = 0
-        for own, size, text in zip(self._own, self._sizes, self._texts):
-            found = None
-            if shown < self._most:
-                found = _free_place(marks, own, self._radius, size, taken, frame)
-            text.set_visible(found is not None)
-            if found is not None:
-                shown += 1
-                taken = np.concatenate([taken, found[None]])
-                middle = (found[:2] + found[2:]) / 2 * point
+        boxes = place_labels(marks, self._radius, self._own, self._sizes, frame, self._most)
+        for box, text in zip(boxes, self._texts):
+            text.set_visible(box is not None)
+            if box is not None:
+                middle = (box[:2] + box[2:]) / 2 * point
                 text.set_position(self.axes.transData.inverted().transform(middle))
         self.stale = False
-
-
-def _free_place(
-    marks: np.ndarray,
-    own: int,
-    radius: float,
-    text: tuple[float, float],
-    taken: np.ndarray,
-    frame: np.ndarray,
-) -> np.ndarray | None:
-    """Box (x0, y0, x1, y1 in points) for a text of (width, height) beside its own mark, or None.
-
-    It lies inside the frame, covers nothing, and no other mark is nearer to its middle.
-    """
-    size = np.array(text)
-    for offset in _places(radius + _CLEARANCE, *text):
-        corner = marks[own] + offset
-        found = np.concatenate([corner, corner + size])
-        if (found[:2] < frame[:2]).any() or (found[2:] > frame[2:]).any():
-            continue
-        apart = (taken[:, :2] >= found[2:] + _CLEARANCE / 2) | (taken[:, 2:] <= found[:2] - _CLEARANCE / 2)
-        near = np.hypot(*(marks - np.clip(marks, corner, corner + size)).T)
-        if apart.any(axis=1).all() and (near >= near[own]).all():
-            return found
-    return None
-
-
-def _places(away: float, width: float, height: float) -> Iterable[tuple[float, float]]:
-    """Lower left corners of a text around a mark at the origin, best first."""
-    for x in (away, -away - width):
-        yield x, -height / 2
-    for y in (away, -away - height):
-        for shift in (0.5, 0.15, 0.85):
-            yield -shift * width, y
 
 
 def _text_size(text: str, size: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ _LONG_PROMPT = 12  # tokens; columns of longer prompts may be as narrow as one n
 _WIDTHS = (3.4, 1.5)  # narrowest column of a short and of a long prompt
 _BOW = 0.9  # how far an edge within one column bends to the side
 _LABEL_SIGNS, _LOGIT_SIGNS = 30, 44
+_LABELLED = ("logit", "feature")  # the others are what their mark says
+_CLEARANCE = 1.0  # points between a label and anything else
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +134,61 @@ def by_importance(graph: Graph, nodes: np.ndarray) -> np.ndarray:
     logit = np.array([graph.kind[node] == "logit" for node in nodes], dtype=bool)
     first = np.nan_to_num(graph.probability[nodes], nan=1.0) * logit
     return nodes[np.lexsort((nodes, -rank[nodes], -first))]
+
+
+def labelled(graph: Graph, nodes: np.ndarray, used: np.ndarray) -> list[int]:
+    """Which of the nodes get a label, the most important first; used: those that have a drawn edge."""
+    those = set(used.tolist())
+    return [n for n in by_importance(graph, nodes).tolist() if graph.kind[n] in _LABELLED and n in those]
+
+
+def place_labels(
+    marks: np.ndarray,
+    radius: float,
+    own: Sequence[int],
+    sizes: Sequence[tuple[float, float]],
+    frame: np.ndarray,
+    most: int,
+) -> list[np.ndarray | None]:
+    """Boxes (x0, y0, x1, y1) for texts of some sizes (width, height), or None where nothing is free.
+
+    marks: float64 [n, 2], all marks, `radius` wide to each side; own: the mark of each text; frame: the box
+    that all must lie in; most: so many texts are placed at most, the first ones first. All in points.
+    """
+    taken = np.concatenate([marks - radius, marks + radius], axis=1)
+    boxes: list[np.ndarray | None] = []
+    for mark, size in zip(own, sizes):
+        found = None if most == 0 else _free_place(marks, mark, radius, np.array(size), taken, frame)
+        if found is not None:
+            most -= 1
+            taken = np.concatenate([taken, found[None]])
+        boxes.append(found)
+    return boxes
+
+
+def _free_place(
+    marks: np.ndarray, own: int, radius: float, size: np.ndarray, taken: np.ndarray, frame: np.ndarray
+) -> np.ndarray | None:
+    """A box beside its own mark that covers nothing; no other mark may be nearer to it."""
+    for offset in _places(radius + _CLEARANCE, *size):
+        corner = marks[own] + offset
+        found = np.concatenate([corner, corner + size])
+        if (found[:2] < frame[:2]).any() or (found[2:] > frame[2:]).any():
+            continue
+        apart = (taken[:, :2] >= found[2:] + _CLEARANCE / 2) | (taken[:, 2:] <= found[:2] - _CLEARANCE / 2)
+        near = np.hypot(*(marks - np.clip(marks, corner, corner + size)).T)
+        if apart.any(axis=1).all() and (near >= near[own]).all():
+            return found
+    return None
+
+
+def _places(away: float, width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Lower left corners of a text around a mark at the origin, best first."""
+    for x in (away, -away - width):
+        yield x, -height / 2
+    for y in (away, -away - height):
+        for shift in (0.5, 0.15, 0.85):
+            yield -shift * width, y
 
 
 def short_label(graph: Graph, node: int) -> str:
