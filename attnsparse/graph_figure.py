@@ -75,8 +75,8 @@ def graph(
     `graph.prune()` keeps, which the note above the drawing then says. Of the edges between them the
     `max_edges` with the largest |weight| are drawn: blue where the source raises the target, orange where it
     lowers it, wider and darker for a larger |weight|. A node without a drawn edge is pale. The labels of the
-    most influential nodes, at most `max_labels`, stand where there is room for them. Positions are counted
-    from `base`. title: in place of the prompt.
+    most influential nodes, at most `max_labels`, stand where there is room for them.
+    title: in place of the prompt. base: the number of the first position, 0 or 1.
     The edges are `ax.collections[0]`, by rising |weight|; the nodes are the other collections, one per kind,
     whose label is the kind.
     Raises IndexError and KeyError for nodes that do not exist, ValueError for no node at all, for negative
@@ -201,7 +201,7 @@ def _draw_nodes(ax: Axes, graph: Graph, layout: Layout, edges: Edges, unit: floa
             continue
         ax.scatter(
             layout.x[mine], layout.y[mine], s=_diameter(unit) ** 2, marker=marker, label=kind, zorder=4,
-            c=[colour if u else "#ffffff" for u in used[mine]],
+            c=[colour if u else "none" for u in used[mine]],
             edgecolors=[DARK if u else PALE for u in used[mine]], linewidths=0.6, clip_on=False,
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from .graph_prune import node_influence
 if TYPE_CHECKING:
     from .graph_object import Graph
 
-_PER_LINE = 5  # features of one layer and position beside each other; more stand above each other
+_PER_LINE = 5  # so many nodes of a layer and position stand beside each other, of more a few more
 _GAP = 1.1  # between the nodes of two cells
 _EMPTY = 0.75  # height of a layer without nodes
 _LONG_PROMPT = 12  # tokens; columns of longer prompts may be as narrow as one node
@@ -59,7 +59,8 @@ def lay_out(graph: Graph, nodes: np.ndarray) -> Layout:
     heights = np.full(n_rows, _EMPTY)
     per_line = {}
     for (row, position), members in cells.items():
-        lines = len(members) if row in (0, n_rows - 1) else math.ceil(len(members) / _PER_LINE)
+        most = max(_PER_LINE, math.ceil(math.sqrt(1.5 * len(members))))
+        lines = len(members) if row in (0, n_rows - 1) else math.ceil(len(members) / most)
         per_line[row, position] = math.ceil(len(members) / lines)
         widths[position] = max(widths[position], per_line[row, position] - 1 + 2 * _GAP)
         heights[row] = max(heights[row], lines - 1 + 2 * _GAP)

@@ -394,11 +394,13 @@ class Graph:
 
         Clicking a node shows its edges, clicking an edge the eight heads that carry most of it with their
         attention maps; labels can be searched, and `#node=ID` or `#edge=ID,ID` after the address leads to a
-        node or an edge. The page loads nothing and may not: its policy forbids the network.
+        node or an edge. The page loads nothing and may not: its policy forbids the network. The same graph
+        gives the same bytes.
         A graph that is not pruned is pruned first, by `prune` with node_threshold (None = 0.8) and
         edge_threshold (None = 0.98). max_edges: of its edges, those with the largest |weight| are in the page.
-        Positions are counted from `base`. title: in place of the prompt. The same graph gives the same bytes.
-        Warns above 20 MB. Raises ValueError for thresholds outside 0..1 or for a pruned graph, for a negative
+        title: in place of the prompt. base: the number of the first position, 0 or 1.
+        Warns above 20 MB.
+        Raises ValueError for thresholds outside 0..1 or for a pruned graph, for a negative
         max_edges and another base, TypeError for other things, OSError if the file cannot be written.
         """
         from .graph_page import write_page

@@ -49,7 +49,8 @@ _MAX_LABELS = 80
 
 # Pixels.
 _UNIT = 21.0
-_MARGINS = (78, 22, 14, 46)  # left, right, top, bottom
+_MARGINS = (78, 22, 14, 58)  # left, right, top, bottom
+_WIDE = 1100.0  # drawings from here on have the names of the layers on both sides
 _RADIUS = 6.0
 _LABEL_SIZE = 10.0
 _LINES = (0.6, 4.0)
@@ -186,13 +187,14 @@ def _footer(whole: Graph, graph: Graph, n_page: int, n_edges: int) -> str:
 def _drawing(graph: Graph, layout: Layout, edges: Edges, base: int) -> str:
     """The SVG element. Coordinates are pixels, downwards."""
     left, right, top, bottom = _MARGINS
+    right = left if layout.width * _UNIT > _WIDE else right
     width, height = layout.width * _UNIT + left + right, layout.height * _UNIT + top + bottom
     points = np.stack([left + layout.x * _UNIT, top + (layout.height - layout.y) * _UNIT], axis=1)
     box = f"0 0 {_n(width)} {_n(height)}"
     return (
         f'<svg id="drawing" viewBox="{box}" width="{_n(width)}" height="{_n(height)}" role="group" '
         'aria-label="attribution graph">'
-        + _rows(graph, layout, width)
+        + _rows(graph, layout, width, right)
         + _columns(graph, layout, base, width, height)
         + '<g id="edges">'
         + _edges(points, edges)
@@ -209,8 +211,8 @@ def _n(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _rows(graph: Graph, layout: Layout, width: float) -> str:
-    left, right, top, _ = _MARGINS
+def _rows(graph: Graph, layout: Layout, width: float, right: float) -> str:
+    left, _, top, _ = _MARGINS
     parts, below = [], 0.0
     for row, upper in enumerate(layout.tops):
         name = {0: "embeddings", graph.n_layer + 1: "logits"}.get(row, f"layer {row - 1}")
@@ -220,27 +222,28 @@ def _rows(graph: Graph, layout: Layout, width: float) -> str:
             parts.append(f'<rect class="band" x="{left}" y="{_n(y)}" {size}/>')
         y = top + (layout.height - layout.rows[row]) * _UNIT
         parts.append(f'<text class="axis" x="{left - 8}" y="{_n(y + 3.5)}" text-anchor="end">{name}</text>')
+        if right == left:
+            parts.append(f'<text class="axis" x="{_n(width - right + 8)}" y="{_n(y + 3.5)}">{name}</text>')
         below = upper
     return "".join(parts)
 
 
 def _columns(graph: Graph, layout: Layout, base: int, width: float, height: float) -> str:
-    """The tokens with their positions, upright where they do not fit."""
+    """The tokens with their positions, slanted below these where they do not fit."""
     left, *_, bottom = _MARGINS
     texts = [shortened(token_label(token), _TICK_SIGNS) for token in graph.token_strings]
     widths = np.array([_text_width(text, 12) for text in texts])
     fits = (np.diff(layout.columns) * _UNIT > (widths[1:] + widths[:-1]) / 2 + 6).all()
-    parts, y = [], height - bottom + 18
+    parts, y = [], height - bottom + 16
     for i, (text, column) in enumerate(zip(texts, layout.columns)):
-        x = left + column * _UNIT
-        where = f'x="{_n(x)}" y="{_n(y)}"'
+        x, number_y = left + column * _UNIT, y + 17 if fits else y - 3
+        where = f'x="{_n(x)}" y="{_n(y)}" text-anchor="middle"'
         if not fits:
-            text, where = shortened(text, 6), f'transform="translate({_n(x)} {_n(y)}) rotate(-40)"'
-        anchor = "middle" if fits else "end"
-        parts.append(f'<text class="token" {where} text-anchor="{anchor}">{escape(text)}</text>')
-        parts.append(
-            f'<text class="axis" x="{_n(x)}" y="{_n(height - 8)}" text-anchor="middle">{i + base}</text>'
-        )
+            text = shortened(text, 6)
+            where = f'transform="translate({_n(x + 4)} {_n(y + 12)}) rotate(-40)" text-anchor="end"'
+        parts.append(f'<text class="token" {where}>{escape(text)}</text>')
+        where = f'x="{_n(x)}" y="{_n(number_y)}" text-anchor="middle"'
+        parts.append(f'<text class="axis" {where}>{i + base}</text>')
     return "".join(parts)
 
 

@@ -275,14 +275,14 @@
     drawing.setAttribute("width", natural.width * scale);
     drawing.setAttribute("height", natural.height * scale);
   };
-  const fit = () => {
+  const fit = (smallest) => {
     const across = (view.clientWidth - 2) / natural.width;
-    const most = parseFloat(getComputedStyle(view).maxHeight) - 4;
-    zoom(Math.min(1.6, across, Math.max(most / natural.height, 0.75 * across)));
+    const upwards = (parseFloat(getComputedStyle(view).maxHeight) - 4) / natural.height;
+    zoom(Math.max(smallest, Math.min(1.6, across, upwards)));
   };
   byId("larger").addEventListener("click", () => zoom(scale * 1.25));
   byId("smaller").addEventListener("click", () => zoom(scale / 1.25));
-  byId("fit").addEventListener("click", fit);
+  byId("fit").addEventListener("click", () => fit(0));
   const showDrawn = () => {
     edges.source.forEach((_, e) => byId("e" + e).classList.toggle("off", e >= Number(drawn.value)));
     byId("drawn-text").textContent = drawn.value + " strongest of " + edges.source.length;
@@ -308,7 +308,8 @@
   };
   window.addEventListener("hashchange", follow);
   byId("n0").setAttribute("tabindex", "0");
-  fit();
+  fit(0.7);
+  view.scrollLeft = view.scrollWidth; // the logits are at the end
   showDrawn();
   follow();
 })();
