@@ -11,6 +11,7 @@ import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -429,6 +430,33 @@ class Graph:
             supernodes=supernodes, pinned=pinned, clicked=clicked, scan=scan, info=info,
             feature_details=feature_details, n_contributors=n_contributors, warn_bytes=warn_bytes,
         )  # fmt: skip
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str | None = None,
+        node_threshold: float | None = None,
+        edge_threshold: float | None = None,
+        max_edges: int = 3000,
+        base: int = 0,
+    ) -> Path:
+        """Write one page to look at the graph in a browser, and return its path; nothing else is needed for it.
+
+        Clicking a node shows its edges, clicking an edge the eight heads that carry most of it with their
+        attention maps; labels can be searched, and `#node=ID` or `#edge=ID,ID` after the address leads to a
+        node or an edge. The page loads nothing and may not: its policy forbids the network. The same graph
+        gives the same bytes.
+        A graph that is not pruned is pruned first, by `prune` with node_threshold (None = 0.8) and
+        edge_threshold (None = 0.98). max_edges: of its edges, those with the largest |weight| are in the page.
+        title: in place of the prompt. base: the number of the first position, 0 or 1.
+        Warns above 20 MB.
+        Raises ValueError for thresholds outside 0..1 or for a pruned graph, for a negative
+        max_edges and another base, TypeError for other things, OSError if the file cannot be written.
+        """
+        from .graph_page import write_page
+
+        return write_page(self, path, title, node_threshold, edge_threshold, max_edges, base)
 
     # --- display
 
