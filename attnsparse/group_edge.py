@@ -2,6 +2,8 @@
 
     found = find_group_edge(model, transcoders)            # 'The opposite of "large" is "', large -> small
     found.drawn, found.share, found.loadings["features"].needed(0.8), found.checks
+
+The edge is what the word's group does to the logit of the answer; its tables are those of the antonym figure.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import pandas as pd
 from . import carriers
 from .graph import attribution_graph
 from .graph_groups import Group, Spec, flows, group_nodes, token_groups
-from .graph_heads import THROUGH, loadings
+from .graph_heads import THROUGH, first_edges, loadings
 from .labels import Edge, Head
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class GroupEdge:
     """The word's position, from 0."""
     loadings: dict[str, Loadings]
     """"features" and "edge", as `Graph.heads` takes them."""
+    by_last: float
+    """Share of what the word does through features that first meets one at the last position."""
     fraction: float
     n_drawn: int
     """The fewest heads with `fraction` of what the word does through features, at most MOST."""
@@ -143,6 +147,7 @@ def find_group_edge(
         output=output,
         key=key_at,
         loadings=split,
+        by_last=_by_last(graph, named[source].nodes),
         fraction=fraction,
         n_drawn=n,
         checks=_checks(graph, named[source], by_features.heads[:n], key_at),
@@ -176,6 +181,13 @@ def _split(graph: Graph, nodes: np.ndarray, through: str) -> Loadings:
     return Loadings(
         whole, heads, shares[order], *((x / whole if whole else 0.0) for x in (direct, remainder))
     )
+
+
+def _by_last(graph: Graph, nodes: np.ndarray) -> float:
+    _, target, weight, _ = first_edges(graph, nodes, graph.logits, "features")
+    there = (graph.position[target] == len(graph.tokens) - 1) & ~np.isin(target, graph.logits)
+    whole = weight.sum()
+    return float(weight[there].sum() / whole) if whole else 0.0
 
 
 def _checks(graph: Graph, group: Group, heads: Sequence[Head], key: int) -> pd.DataFrame:
@@ -212,6 +224,7 @@ def edge_row(found: GroupEdge, through: str, base: int) -> dict[str, Any]:
         f"share_of_{TOP}": float(split.shares[:TOP].sum()),
         "direct": split.direct,
         "remainder": split.remainder,
+        "by_last_position": found.by_last if through == "features" else 0.0,
         "heads_drawn": found.n_drawn if through == "features" else 0,
         "share_drawn": found.share if through == "features" else float("nan"),
         "drawn_look_at_key": found.same_entry() if through == "features" else 0,

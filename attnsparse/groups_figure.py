@@ -62,10 +62,13 @@ LEAST_BOX = 0.01  # share of the logit that a group must have to be drawn
 LEAST_ARROW = 0.05  # and a flow, unless it is the strongest of its group
 
 
-def draw_groups(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = None, base: int = 1) -> Figure:
-    """Figure of two `GroupEdge`s of one prompt.
+def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = None, base: int = 1) -> Figure:
+    """The graph of a prompt in groups, and the heads behind the edge from a word to the answer.
 
-    columns: maps a row on the left; None = a square or higher, at most 6. Positions count from `base`.
+    dense, sparse: the edges that `group_edge.find_group_edge` found in two models, for the left and the right
+    panel; the boxes are the second one's groups. Drawn are at most BOXES of them, those whose influence is at
+    least 1 % of the logit, each with its strongest arrow, and all arrows of at least 5 %. columns: maps a row
+    on the left; None = a square or higher, at most 6. Positions count from `base`.
     """
     checked_base(base)
     columns = _columns(dense.n_drawn) if columns is None else columns
@@ -301,7 +304,7 @@ def _draw_box(ax: Axes, box: _Box, found: GroupEdge, layers: tuple[float, float]
 
 
 def _draw_main_arrow(ax: Axes, found: GroupEdge, sketch: _Sketch) -> None:
-    """From the word over everything to the answer, with the share of the drawn heads and towards their maps."""
+    """From the word over everything to the answer, and from its text up to the maps of the drawn heads."""
     start, end = sketch.boxes[found.source], sketch.boxes[found.output]
     level = sketch.layers[0] - 0.16
     points = [(start.x, start.top), (start.x, level), (end.x, level), (end.x, end.top)]
