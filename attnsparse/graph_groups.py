@@ -104,7 +104,8 @@ def _groups(graph: Graph, chosen: Mapping[str, np.ndarray]) -> dict[str, Group]:
         positions = tuple(np.unique(graph.position[nodes]).tolist())
         inner = nodes[kind[nodes] != "logit"]
         influence = sum(graph.total(inner, int(t)) for t in graph.logits) if len(inner) else 0.0
-        profile = np.bincount(graph.layer[features], strength[features], graph.n_layer)
+        profile = np.zeros(graph.n_layer)
+        np.add.at(profile, graph.layer[features], strength[features])
         profile /= profile.sum() or 1.0
         layers = [*_main_layers(profile), *graph.layer[logits].tolist()]
         extent = (min(layers), max(layers)) if layers else None

@@ -39,7 +39,7 @@ from .sketch_parts import (
 if TYPE_CHECKING:
     from .graph_groups import Group
     from .graph_object import Graph
-    from .group_edge import GroupEdge
+    from .graph_edge import GroupEdge
 
 # Inches.
 _LEFT = 3.75  # width of the left panel at most
@@ -65,7 +65,7 @@ LEAST_ARROW = 0.05  # and a flow, unless it is the strongest of its group
 def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = None, base: int = 1) -> Figure:
     """The graph of a prompt in groups, and the heads behind the edge from a word to the answer.
 
-    dense, sparse: the edges that `group_edge.find_group_edge` found in two models, for the left and the right
+    dense, sparse: the edges that `graph_edge.find_group_edge` found in two models, for the left and the right
     panel; the boxes are the second one's groups. Drawn are at most BOXES of them, those whose influence is at
     least 1 % of the logit, each with its strongest arrow, and all arrows of at least 5 %. columns: maps a row
     on the left; None = a square or higher, at most 6. Positions count from `base`.

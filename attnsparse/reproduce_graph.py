@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .graph_groups import MOST as IN_LAYERS
 from .graph_groups import influences
-from .group_edge import (
+from .graph_edge import (
     TOP,
     GroupEdge,
     arrows_table,

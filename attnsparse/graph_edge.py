@@ -18,7 +18,7 @@ import pandas as pd
 from . import carriers
 from .graph import attribution_graph
 from .graph_groups import Group, Spec, flows, group_nodes, token_groups
-from .graph_heads import THROUGH, first_edges, loadings
+from .graph_heads import first_edges, loadings
 from .labels import Edge, Head
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Loadings:
         return int(reached[0]) + 1 if len(reached) else None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroupEdge:
     """How one word of a prompt drives the answer in one model. Made by `find_group_edge`."""
 
@@ -96,6 +96,11 @@ class GroupEdge:
         rows = [self.graph.pattern[head][self.query] for head in self.drawn]
         return sum(int(row.argmax()) == self.key for row in rows)
 
+    def __repr__(self) -> str:
+        what = f"{self.source!r:.40} -> {self.output!r:.40} in {self.graph.model_name!r:.60}"
+        heads = "1 head carries" if self.n_drawn == 1 else f"{self.n_drawn} heads carry"
+        return f"GroupEdge({what}: {heads} {100 * self.share:.0f} %)"
+
 
 def find_group_edge(
     model: Model,
@@ -135,7 +140,7 @@ def find_group_edge(
     named = token_groups(graph, answer) if groups is None else _own_groups(graph, groups, answer)
     source = _group_at(graph, named, key_at)
     output = next(name for name, group in named.items() if np.isin(graph.logits, group.nodes).all())
-    split = {through: _split(graph, named[source].nodes, through) for through in THROUGH}
+    split = {name: _split(graph, named[source].nodes, name) for name in ("features", "edge")}
     by_features = split["features"]
     n = by_features.needed(fraction) or int((by_features.shares > 0).sum())
     n = min(max(n, 1), MOST)
