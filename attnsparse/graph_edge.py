@@ -19,7 +19,7 @@ from . import carriers
 from .graph import attribution_graph
 from .graph_groups import Group, Spec, flows, group_nodes, token_groups
 from .graph_heads import first_edges, loadings
-from .labels import Edge, Head
+from .labels import Edge, Head, token_label
 
 if TYPE_CHECKING:
     from .graph_object import Graph
@@ -137,7 +137,8 @@ def find_group_edge(
         progress=False,
     )
     key_at = graph.position_of(key)
-    named = token_groups(graph, answer) if groups is None else _own_groups(graph, groups, answer)
+    name = token_label(answer)
+    named = token_groups(graph, name) if groups is None else _own_groups(graph, groups, name)
     source = _group_at(graph, named, key_at)
     output = next(name for name, group in named.items() if np.isin(graph.logits, group.nodes).all())
     split = {name: _split(graph, named[source].nodes, name) for name in ("features", "edge")}
@@ -160,11 +161,11 @@ def find_group_edge(
     )
 
 
-def _own_groups(graph: Graph, groups: Mapping[str, Spec], answer: str) -> dict[str, Group]:
+def _own_groups(graph: Graph, groups: Mapping[str, Spec], output: str) -> dict[str, Group]:
     named = group_nodes(graph, groups)
     if any(np.isin(graph.logits, group.nodes).all() for group in named.values()):
         return named
-    return group_nodes(graph, {**groups, answer: graph.logits.tolist()})
+    return group_nodes(graph, {**groups, output: graph.logits.tolist()})
 
 
 def _group_at(graph: Graph, groups: Mapping[str, Group], key: int) -> str:

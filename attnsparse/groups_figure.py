@@ -33,13 +33,14 @@ from .sketch_parts import (
     maps_height,
     percent,
     place_axes,
+    upright_height,
     write_title,
 )
 
 if TYPE_CHECKING:
+    from .graph_edge import GroupEdge
     from .graph_groups import Group
     from .graph_object import Graph
-    from .graph_edge import GroupEdge
 
 # Inches.
 _LEFT = 3.75  # width of the left panel at most
@@ -47,12 +48,14 @@ _MAP = (0.58, 1.15)  # smallest and largest map in it
 _RIGHT = (5.2, 8.0)  # narrowest and widest right panel
 _PITCH = 0.62  # room for a token, if there is so much
 _GAP = 0.16  # between the panels
+_SIGN = (0.08, 0.053, 0.056)  # a sign of the title's two lines, and of the statement
 _AXIS = 0.30  # left of the boxes, for the layers
 _BEFORE_OUTPUT = 0.34  # between the two columns of the last position
 _ABOVE = 0.62  # between the maps and the layers: the red arrow and its text
 _LAYERS = 1.75  # height of all layers
 _LANE = 0.14  # below the layers, for each arrow
-_BOX = (0.74, 0.31)  # widest and least high box
+_BOX = (0.74, 0.58)  # widest and narrowest box
+_LEAST = (0.31, 0.45)  # height of a box at one position, at several
 _TEXT = 1.45  # width of the red arrow's text
 _SHADE = 0.4  # of the layer in which a group has most
 _BEND = 0.07  # radius of an arrow's corners
@@ -77,14 +80,15 @@ def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = N
     side = float(np.clip(min(_LEFT / units[0], (sketch.height - STATEMENT) / units[1]), *_MAP))
     left = (units[0] * side, units[1] * side)
     height = max(left[1] + STATEMENT, sketch.height)
+    entry = (dense.query, dense.key)
+    statement = entry_text(dense.graph.pattern, dense.drawn, entry, base)
+    room = max(left[0], *(size * len(text) for size, text in zip(_SIGN, (*_title(dense), statement))))
     with styled():
-        figure = plt.figure(figsize=(left[0] + _GAP + sketch.width + 0.04, height + TITLE + 0.04))
-        entry = (dense.query, dense.key)
+        figure = plt.figure(figsize=(room + _GAP + sketch.width + 0.04, height + TITLE + 0.04))
         ax = left_grid(figure, dense.graph.pattern, dense.drawn, columns, left, entry)
         write_title(ax, *_title(dense))
-        statement = entry_text(dense.graph.pattern, dense.drawn, entry, base)
-        ax.annotate(statement, (0.5, 0), (0, -4), xycoords="axes fraction", textcoords="offset points",
-                    ha="center", va="top", fontsize=7.5)  # fmt: skip
+        ax.annotate(statement, (0, 0), (2, -4), xycoords="axes fraction", textcoords="offset points",
+                    ha="left", va="top", fontsize=7.5)  # fmt: skip
         ax = place_axes(
             figure, figure.get_size_inches()[0] - sketch.width - 0.02, (sketch.width, sketch.height)
         )
@@ -154,22 +158,24 @@ class _Sketch:
 
 
 def _layout(found: GroupEdge) -> _Sketch:
-    n = len(found.graph.tokens)
+    tokens = found.graph.token_strings
+    n = len(tokens)
     margins = 2 * PAD + _AXIS + _BEFORE_OUTPUT
     width = float(np.clip(_PITCH * (n + 1) + margins, *_RIGHT))
-    pitch = (width - margins) / (n + 1)
+    box = min(_BOX[0], max(_BOX[1], 0.96 * (width - margins) / (n + 1)))
+    pitch = (width - margins - box) / n
     slots = PAD + _AXIS + pitch * (np.arange(n + 1) + 0.5)
-    slots[n] += _BEFORE_OUTPUT
+    slots[n] = width - PAD - box / 2
     x = slots[:n].copy()
     x[-1] = (slots[n - 1] + slots[n]) / 2
     maps = PAD + maps_height(found.n_drawn, width)
     top = maps + STATEMENT + _ABOVE
     layers = (top, top + _LAYERS)
-    boxes = _boxes(found, slots, min(_BOX[0], 0.96 * pitch if n < 16 else _BOX[0]), layers)
+    boxes = _boxes(found, slots, box, layers)
     arrows = _arrows(found, boxes)
     lanes = sum(not _beside(boxes[arrow.source], boxes[arrow.target]) for arrow in arrows)
-    tokens = layers[1] + 0.06 + _LANE * lanes
-    return _Sketch(width, tokens + TOKENS, maps, layers, tokens, x, pitch, boxes, arrows)
+    below = layers[1] + 0.06 + _LANE * lanes + upright_height(tokens)
+    return _Sketch(width, below + TOKENS, maps, layers, below, x, pitch, boxes, arrows)
 
 
 def _boxes(found: GroupEdge, slots: np.ndarray, width: float, layers: tuple[float, float]) -> dict[str, _Box]:
@@ -181,7 +187,7 @@ def _boxes(found: GroupEdge, slots: np.ndarray, width: float, layers: tuple[floa
     )
     boxes: dict[str, _Box] = {}
     for group in groups:
-        if group.name not in always and (not group.n_features or abs(group.influence) < least):
+        if group.name not in always and (group.layers is None or abs(group.influence) < least):
             continue
         at = -1 if group.name == found.output else _strongest_position(found.graph, group)
         box = _box(group, float(slots[at]), width, layers, found.graph.n_layer)
@@ -210,7 +216,7 @@ def _box(group: Group, x: float, width: float, layers: tuple[float, float], n_la
     first, last = group.layers or (0, 0)
     one = (layers[1] - layers[0]) / (n_layer + 1)
     top, bottom = layers[1] - (last + 1) * one + 0.01, layers[1] - first * one - 0.01
-    missing = max(0.0, _BOX[1] - (bottom - top)) / 2
+    missing = max(0.0, _LEAST[len(group.positions) > 1] - (bottom - top)) / 2
     top, bottom = top - missing, bottom + missing
     shift = min(0.0, layers[1] - bottom) + max(0.0, layers[0] - top)
     return _Box(group, x, width, top + shift, bottom + shift)
@@ -293,7 +299,8 @@ def _draw_box(ax: Axes, box: _Box, found: GroupEdge, layers: tuple[float, float]
         row = Rectangle(corner, box.width, one, facecolor=colour, edgecolor="none", alpha=shade, zorder=3.1)
         ax.add_patch(row)
         row.set_clip_path(outline)
-    at = ", ".join(str(position + base) for position in group.positions)
+    places = [str(position + base) for position in group.positions]
+    at = ", ".join(places if len(places) < 4 else [*places[:2], "…", places[-1]])
     lines = [(group.name, 7.5, "bold", colour), (group.layer_text, 6.0, "normal", DARK)]
     lines += [(f"at {at}", 5.5, "normal", DARK)] if len(group.positions) > 1 else []
     for i, (text, most, weight, ink) in enumerate(lines):

@@ -64,8 +64,10 @@ def entry_text(pattern: np.ndarray, heads: Sequence[Head], entry: Entry, base: i
     n = len(heads)
     same = sum(int(pattern[head][query].argmax()) == key for head in heads)
     what = f"key pos {key + base} to query pos {query + base}"
+    if n == 1:
+        return f"The head maps {what}" if same else f"The head does not map {what} most"
     if same == n:
-        return f"All heads map {what}" if n > 1 else f"The head maps {what}"
+        return f"All heads map {what}"
     return f"{same} of {n} heads map {what} most"
 
 
@@ -122,11 +124,17 @@ def draw_tokens(
     for i, token in enumerate(shown):
         colour, weight = (RED, "bold") if i == entry[1] else ("black", "normal")
         ax.text(
-            x[i], top + (0.28 if upright else 0.16), token, ha="center", va="bottom", fontsize=size,
+            x[i], top + (0.25 if upright else 0.16), token, ha="center", va="bottom", fontsize=size,
             rotation=90 if upright else 0, color=colour, fontweight=weight, **PLAIN_TEXT,
         )  # fmt: skip
         colour = RED if i in entry else GREY
         ax.text(x[i], top + 0.33, str(i + base), ha="center", va="center", fontsize=6.5, color=colour)
+
+
+def upright_height(tokens: Sequence[str]) -> float:
+    """How much higher than TOKENS the tokens of a long prompt are."""
+    longest = max(len(token_label(token)) for token in tokens)
+    return max(0.0, 0.052 * longest - 0.2) if len(tokens) > _LONG_PROMPT else 0.0
 
 
 def _token_size(token: str, pitch: float) -> float:
