@@ -16,6 +16,7 @@ from .errors import (
 )
 from .gradients import Gradients
 from .graph import Graph, attribution_graph
+from .graph_groups import Group, group_nodes, token_groups
 from .interventions import Ablation, HeadPosition, Mlp, Resid
 from .labels import Edge, Head
 from .limits import Limits
@@ -43,6 +44,7 @@ __all__ = [
     "FormatError",
     "Gradients",
     "Graph",
+    "Group",
     "Head",
     "HeadPosition",
     "LimitError",
@@ -65,18 +67,23 @@ __all__ = [
     "build_info",
     "find_circuit",
     "get_num_threads",
+    "group_nodes",
     "load",
     "load_circuit",
     "load_transcoders",
     "save",
     "save_transcoders",
     "set_num_threads",
+    "token_groups",
 ]
 
 
 def __getattr__(name: str):
     """Modules that import matplotlib or pandas are imported when first used."""
-    if name in ("carriers", "effects", "evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
+    if name in (
+        "carriers", "effects", "evaluation", "figures", "graph_edge", "recipes", "schedules", "tables",
+        "tasks",
+    ):  # fmt: skip
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

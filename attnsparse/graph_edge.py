@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .model import Model
     from .transcoder import Transcoders
 
+__all__ = ["GroupEdge", "Loadings", "arrows_table", "find_group_edge", "groups_table", "heads_table"]
+
 TOP = 5  # heads whose share the tables name, as many as the paper's sparse model has
 MOST = 36  # heads drawn of a model
 

@@ -8,8 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .graph_groups import MOST as IN_LAYERS
-from .graph_groups import influences
 from .graph_edge import (
     TOP,
     GroupEdge,
@@ -19,7 +17,9 @@ from .graph_edge import (
     groups_table,
     heads_table,
 )
-from .groups_figure import LEAST_ARROW, graph_sketch
+from .graph_groups import MOST as IN_LAYERS
+from .graph_groups import influences
+from .groups_figure import LEAST_ARROW, LEAST_BOX, graph_sketch
 from .model import Model
 from .transcoder import Transcoders
 
@@ -100,7 +100,8 @@ def caption(found: Mapping[str, GroupEdge], base: int) -> str:
         f"neighbouring layers with {_percent(IN_LAYERS)} of the influence of its features, the darker the "
         f"more; {one.graph.n_layer} are the logits. Arrows: what a box does to the logit difference by way "
         f"of the next box, in units of the logit, dashed if against it; drawn are each box's strongest and "
-        f"all above {_percent(LEAST_ARROW)} of the logit difference. The red arrow is everything that "
+        f"all above {_percent(LEAST_ARROW)} of the logit difference; boxes below {_percent(LEAST_BOX)} are "
+        f"left out. The red arrow is everything that "
         f"{source!r} does, through attention as it is in this prompt and through features, and the maps are "
         f"the fewest heads that carry {_percent(one.fraction)} of it. {counts}"
     )
@@ -120,8 +121,8 @@ def _counts(found: GroupEdge, base: int) -> str:
         f"last position, {_percent(split.remainder)} hop through other positions; of the direct edge, "
         f"{_needed(direct.needed(found.fraction))} carry {_percent(found.fraction)}. In the model itself, "
         f"the logit difference changes by {group.actual:.1f} without the embedding and the features of "
-        f"{found.source!r} (graph: {group.predicted:.1f}), and by {entries.actual:.1f} without the entries of "
-        f"the drawn heads (graph: {entries.predicted:.1f})."
+        f"{found.source!r} (graph: {group.predicted:.1f}), and by {entries.actual:.1f} without the entries "
+        f"of the drawn heads (graph: {entries.predicted:.1f})."
     )
 
 
