@@ -20,6 +20,7 @@ from .gradients import Gradients
 from .graph import Graph, attribution_graph
 from .graph_file import load_graph
 from .graph_json_read import read_graph_json
+from .graph_groups import Group, group_nodes, token_groups
 from .interventions import Ablation, HeadPosition, Mlp, Resid
 from .labels import Edge, Head
 from .limits import Limits
@@ -48,6 +49,7 @@ __all__ = [
     "FormatError",
     "Gradients",
     "Graph",
+    "Group",
     "Head",
     "HeadPosition",
     "LimitError",
@@ -71,6 +73,7 @@ __all__ = [
     "describe_features",
     "find_circuit",
     "get_num_threads",
+    "group_nodes",
     "load",
     "load_circuit",
     "load_feature_labels",
@@ -81,12 +84,16 @@ __all__ = [
     "save_transcoders",
     "set_num_threads",
     "write_feature_details",
+    "token_groups",
 ]
 
 
 def __getattr__(name: str):
     """Modules that import matplotlib or pandas are imported when first used."""
-    if name in ("carriers", "effects", "evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
+    if name in (
+        "carriers", "effects", "evaluation", "figures", "graph_edge", "recipes", "schedules", "tables",
+        "tasks",
+    ):  # fmt: skip
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -44,10 +44,10 @@ class ScoreSplit:
 
 def total(graph: Graph, sources: np.ndarray, targets: np.ndarray) -> float:
     """See `Graph.total`."""
-    return float(_first_edges(graph, sources, targets, "features")[2].sum())
+    return float(first_edges(graph, sources, targets, "features")[2].sum())
 
 
-def _first_edges(
+def first_edges(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Edges that leave the sources: source, target, weighted edge, and what the edge was multiplied by."""
@@ -74,7 +74,7 @@ def loadings(
         raise ValueError(
             "this graph cannot split edges by head: it was saved with heads=False or read from a graph JSON"
         )
-    source, target, weight, factor = _first_edges(graph, sources, targets, through)
+    source, target, weight, factor = first_edges(graph, sources, targets, through)
     n_placed = len(graph.carried)
     row = np.full(len(graph), -1)
     row[graph.targets] = np.arange(len(graph.targets))

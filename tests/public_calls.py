@@ -195,6 +195,11 @@ CALLS: dict[str, Uses] = {
         cost=40,
     ),
     # --- graphs
+    "asp.group_nodes": uses(
+        lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": e.graph.logits.tolist()}),
+        wrong=(lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": {"position": 1}}),),
+    ),
+    "asp.token_groups": uses(lambda e: asp.token_groups(e.graph)),
     "asp.attribution_graph": uses(
         lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, threads=1),
         lambda e: asp.attribution_graph(
@@ -648,6 +653,7 @@ PLAIN: dict[str, str] = {
         f"asp.{kind.__name__}": "plain values; see test_interventions.py"
         for kind in (asp.Ablation, asp.HeadPosition, asp.Mlp, asp.Resid)
     },
+    "asp.Group": "made by group_nodes; arrays of NumPy's own; see test_graph_groups.py",
     "asp.Graph": "made by attribution_graph; arrays of NumPy's own, and the run's pattern; see test_graph.py",
     "asp.Circuit": "made by find_circuit; arrays of NumPy's own; see test_circuit.py",
     **{
