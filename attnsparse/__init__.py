@@ -14,8 +14,13 @@ from .errors import (
     TrainingDiverged,
     UnsafeFileError,
 )
+from .feature_label_files import load_feature_labels, write_feature_details
+from .feature_labels import FeatureLabels, describe_features
 from .gradients import Gradients
 from .graph import Graph, attribution_graph
+from .graph_file import load_graph
+from .graph_json_read import read_graph_json
+from .graph_groups import Group, group_nodes, token_groups
 from .interventions import Ablation, HeadPosition, Mlp, Resid
 from .labels import Edge, Head
 from .limits import Limits
@@ -27,6 +32,8 @@ from .training_data import SequenceData, TokenData
 from .training_options import TrainingOptions
 from .transcoder import ArraySource, Encoder, Transcoders
 from .transcoder_features import Features
+from .transcoder_files import load_transcoders
+from .transcoder_write import save_transcoders
 
 __all__ = [
     "Ablation",
@@ -37,10 +44,12 @@ __all__ = [
     "ConfigError",
     "Edge",
     "Encoder",
+    "FeatureLabels",
     "Features",
     "FormatError",
     "Gradients",
     "Graph",
+    "Group",
     "Head",
     "HeadPosition",
     "LimitError",
@@ -61,18 +70,30 @@ __all__ = [
     "__version__",
     "attribution_graph",
     "build_info",
+    "describe_features",
     "find_circuit",
     "get_num_threads",
+    "group_nodes",
     "load",
     "load_circuit",
+    "load_feature_labels",
+    "load_graph",
+    "load_transcoders",
+    "read_graph_json",
     "save",
+    "save_transcoders",
     "set_num_threads",
+    "write_feature_details",
+    "token_groups",
 ]
 
 
 def __getattr__(name: str):
     """Modules that import matplotlib or pandas are imported when first used."""
-    if name in ("carriers", "effects", "evaluation", "figures", "recipes", "schedules", "tables", "tasks"):
+    if name in (
+        "carriers", "effects", "evaluation", "figures", "graph_edge", "recipes", "schedules", "tables",
+        "tasks",
+    ):  # fmt: skip
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

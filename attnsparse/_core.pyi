@@ -17,6 +17,49 @@ Real = npt.NDArray[np.floating[Any]]
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def machine() -> dict[str, Any]: ...
+def graph_loadings(
+    carried: Real,
+    received: Real,
+    received_alone: Real,
+    pattern: Real,
+    pairs: np.ndarray,
+    places: np.ndarray,
+    factor: np.ndarray,
+    /,
+) -> np.ndarray:
+    """(n,L,H) float64: factor (n) times what each head moves along pairs (n,2) of source and target between
+    places (n,2), int64; carried (n_sources,L,H,D), received and received_alone (n_targets,L,H,D), pattern
+    (L,H,T,T)."""
+
+def graph_influence(
+    start: np.ndarray, source: np.ndarray, weight: Real, weights: np.ndarray, /
+) -> np.ndarray:
+    """(n) float64 of a graph in CSR by target (start (n+1) int64, source int32); weights (n) float64."""
+
+def graph_factors(
+    start: np.ndarray,
+    source: np.ndarray,
+    weight: Real,
+    value: Real,
+    wanted: np.ndarray,
+    blocked: np.ndarray,
+    /,
+) -> np.ndarray:
+    """(n) float64: derivative of the wanted nodes by each node's input; wanted, blocked (n) bool."""
+
+def graph_prune(
+    start: np.ndarray,
+    source: np.ndarray,
+    weight: Real,
+    weights: np.ndarray,
+    always: np.ndarray,
+    feature: np.ndarray,
+    node_threshold: float,
+    edge_threshold: float,
+    /,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(nodes kept (n) bool, edges kept (m) bool, cumulative influence (n) float64)."""
+
 def _select_isa(name: str, /) -> None: ...
 def _debug_stats() -> dict[str, int]: ...
 def _debug_fail_at(n: int, /) -> None: ...
@@ -101,6 +144,25 @@ class Model:
     ) -> npt.NDArray[np.float64]:
         """First-order effects (L,H), (L,H,T) or (L,H,T,T), summed over sequences; see asp_attribution."""
 
+    def graph_edges(
+        self, frozen: tuple[Any, ...], writes: tuple[Any, ...], reads: tuple[Any, ...], threads: int = 0
+    ) -> tuple[Real, np.ndarray]:
+        """((n_targets,n_sources), constants (n_targets) float64): linear effects of sources on targets.
+
+        frozen: (run of one prompt, output_bias (L,E) or None, skip (L,E,E) or None, skip_from_resid); writes:
+        (n_sources, layer, position, source int32 (n), vectors (n,E)), by layer and position; reads: (point,
+        position, reading int32 (n), vectors (n,E)), see asp_graph.h.
+        """
+
+    def graph_carried(self, frozen: tuple[Any, ...], writes: tuple[Any, ...], threads: int = 0) -> Real:
+        """(n_sources,L,H,D): what each head's values hold of a source at its own position."""
+
+    def graph_received(
+        self, frozen: tuple[Any, ...], reads: tuple[Any, ...], alone: bool, threads: int = 0
+    ) -> Real:
+        """(n_targets,L,H,D): derivative of a target with respect to z at its position, on paths that stay
+        there; alone: through the residual stream only."""
+
     def gradients(
         self,
         tokens: npt.NDArray[np.int32],
@@ -159,7 +221,7 @@ class Features:
         """To be filled once, by `fill` or as `substitute` of a run; activation "relu", "jump_relu", "topk".
 
         A source has, in the core's dtype: output(layer) -> (bias (E), skip (E,E) or None), encoder(layer) ->
-        (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), where W is 1, or
+        (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), where W is 1 or
         L - layer if cross_layer. They are asked in this order, layer after layer, rows in parts.
         """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,28 @@ def as_batch(model: Model, prompts: Any, prepend_bos: bool) -> Batch:
     offsets.setflags(write=False)
     texts = tuple(item if isinstance(item, str) else None for item in items)
     return Batch(tokens, offsets, texts, single, bool(prepend_bos))
+
+
+def prompt_groups(model: Model, prompts: Any, prepend_bos: bool, n_tokens: int) -> Iterator[Batch]:
+    """Prompts as batches of at least `n_tokens` tokens, the last one as many as are left.
+
+    prompts: what `as_batch` takes, or an iterator over texts and token ids, which is read as it is used.
+    """
+    single = isinstance(prompts, str) or (not isinstance(prompts, Iterator) and _is_one_sequence(prompts))
+    rows: list[np.ndarray] = []
+    items: Iterable[Any] = [prompts] if single else prompts
+    for i, item in enumerate(items):
+        rows.append(_ids(model, item, prepend_bos, None if single else i))
+        if sum(map(len, rows)) >= n_tokens:
+            yield _packed(rows, prepend_bos)
+            rows = []
+    if rows:
+        yield _packed(rows, prepend_bos)
+
+
+def _packed(rows: Sequence[np.ndarray], prepend_bos: bool) -> Batch:
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    return Batch(np.concatenate(rows), offsets, (None,) * len(rows), False, bool(prepend_bos))
 
 
 def _is_one_sequence(prompts: Any) -> bool:

@@ -175,12 +175,16 @@ def _positions(run: Run, key: int | str, query: int | str, base: int) -> tuple[i
 
 def _one_prompt(model: Model, prompt: str, answer: str, wrong: Sequence[str] | None) -> Task:
     """A task of this prompt alone."""
-    if wrong is None:
-        words = [word for pair in demo_words.PAIRS for word in pair]
-        wrong = [word for word in dict.fromkeys(words) if word != answer]
+    wrong = wrong_words(answer) if wrong is None else wrong
     wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
     draft = Draft(prompt, prompt, (answer,), wrong)
     return build("one prompt", "logit_diff", [draft], model.tokenizer, is_ranking=np.array([True]))
+
+
+def wrong_words(answer: str) -> tuple[str, ...]:
+    """All words of the antonym task but the answer: what it is measured against where nothing is given."""
+    words = dict.fromkeys(word for pair in demo_words.PAIRS for word in pair)
+    return tuple(word for word in words if word != answer)
 
 
 def _first_at(rising: np.ndarray, fraction: float) -> int:

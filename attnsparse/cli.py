@@ -95,6 +95,12 @@ def _add_reproduce(commands: Any) -> None:
             metavar="MODEL",
             help=f"the {role} model: a name, folder or file (default: the package's)",
         )
+    parser.add_argument(
+        "--transcoders",
+        nargs=2,
+        metavar=("DENSE", "SPARSE"),
+        help="transcoders of both models, for the figure antonym: names, folders or files",
+    )
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -107,6 +113,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         arguments.out,
         dense=arguments.dense,
         sparse=arguments.sparse,
+        transcoders=arguments.transcoders,
         progress=False if arguments.quiet else None,
     )
     if arguments.quiet:

@@ -9,6 +9,8 @@ from .attention_figure import attention_map, head_grid, head_grids
 from .edge_figure import addition_figure, edge_lines
 from .effect_figure import effect_curves
 from .figure_style import save
+from .graph_figure import graph
+from .groups_figure import graph_sketch
 from .history_figure import training_history
 from .sketch_figure import attention_sketch
 
@@ -18,6 +20,8 @@ __all__ = [
     "attention_sketch",
     "edge_lines",
     "effect_curves",
+    "graph",
+    "graph_sketch",
     "head_grid",
     "head_grids",
     "save",

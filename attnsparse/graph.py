@@ -26,6 +26,7 @@ from .run import DEFAULT_MAX_BYTES, checked_bytes
 if TYPE_CHECKING:
     from .model import Model
     from .transcoder import Transcoders
+    from .transcoder_features import Features
 
 MAX_N_LOGITS = 10
 DESIRED_LOGIT_PROB = 0.95
@@ -59,11 +60,12 @@ def attribution_graph(
     target: None for the most likely next tokens, as few as have `desired_logit_prob` together and at most
     `max_n_logits`; or one token or several, as strings or ids. A logit node's value is the logit minus the
     mean logit of the vocabulary. With `wrong`, tokens too, there is one logit node: the mean logit of
-    `target` minus that of `wrong`. max_feature_nodes: keep at most so many features, those with most
-    influence on the logits; None = all; the rest become the node "other". labels: (layer, feature) to what
-    people read, for example `label_features(...)`. n_splits: also split the scores of so many attention
-    entries, those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths
-    of a second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
+    `target` minus that of `wrong`. max_feature_nodes: keep at most so many features; None = all; the rest
+    become the node "other". They are chosen in rounds, as circuit-tracer does: those with most influence on
+    the logits through the features chosen so far. labels: (layer, feature) to what people read, for example
+    `describe_features(...)`. n_splits: also split the scores of so many attention entries,
+    those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths of a
+    second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
 
     Raises ConfigError if the transcoders do not fit the model, ValueError for several prompts, for a token
     string that is not one token and for options out of range, IndexError for token ids, MemoryError before
@@ -76,6 +78,7 @@ def attribution_graph(
         model, prompt, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None, progress=False
     )
     logits = logit_reads(model, features.run, target, wrong, max_n_logits, desired_logit_prob)
+    _check_size(features, len(logits), most, max_bytes)
     with progress_bar(progress, 4, "graph", "part") as bar:
         step = (lambda: None) if bar is None else bar.update
         sources = read_sources(model, features, max_bytes)
@@ -97,6 +100,20 @@ def attribution_graph(
         if n_splits:
             object.__setattr__(graph, "splits", strongest_splits(graph, n_splits))
     return graph
+
+
+def _check_size(features: Features, n_logits: int, most: int | None, max_bytes: int) -> None:
+    """MemoryError if effects and head arrays would take more than `max_bytes`."""
+    c, n_active, t = features.run.model.config, len(features), features.n_tokens
+    n_targets = n_logits + (n_active if most is None else min(most, n_active))
+    effects = n_targets * (n_active + (c.n_layer + 2) * t)
+    heads = (3 * n_targets + (c.n_layer + 2) * t) * c.n_layer * c.n_head * c.d_head
+    needed = (effects + heads) * features.error.itemsize
+    if needed > max_bytes:
+        raise MemoryError(
+            f"a graph of {n_targets:,} features and logits, with {n_active:,} active features, takes "
+            f"{needed / 1e9:.3f} GB, above max_bytes={max_bytes:,}; set max_feature_nodes lower"
+        )
 
 
 def _count(value: Any, name: str) -> int:

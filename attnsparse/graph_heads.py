@@ -44,10 +44,10 @@ class ScoreSplit:
 
 def total(graph: Graph, sources: np.ndarray, targets: np.ndarray) -> float:
     """See `Graph.total`."""
-    return float(_first_edges(graph, sources, targets, "features")[2].sum())
+    return float(first_edges(graph, sources, targets, "features")[2].sum())
 
 
-def _first_edges(
+def first_edges(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Edges that leave the sources: source, target, weighted edge, and what the edge was multiplied by."""
@@ -70,7 +70,11 @@ def loadings(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, float, float, set[tuple[int, int]]]:
     """Loadings [L, H], direct, remainder of the sum of all edges, and the (key, query) pairs of its edges."""
-    source, target, weight, factor = _first_edges(graph, sources, targets, through)
+    if not graph.has_heads:
+        raise ValueError(
+            "this graph cannot split edges by head: it was saved with heads=False or read from a graph JSON"
+        )
+    source, target, weight, factor = first_edges(graph, sources, targets, through)
     n_placed = len(graph.carried)
     row = np.full(len(graph), -1)
     row[graph.targets] = np.arange(len(graph.targets))

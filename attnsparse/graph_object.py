@@ -6,10 +6,12 @@ Only what must be computed anew (`score_pairs`, `check`) needs the model, and sa
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from . import graph_heads, graph_prune
 from .labels import checked_base, whole_number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 VERSION = 1
@@ -179,7 +183,7 @@ class Graph:
                 raise ValueError(f"there is no kind of node {unknown[0]!r:.60}: there are {', '.join(KINDS)}")
             fits &= np.isin(self.kind, wanted)
         if layer is not None:
-            fits &= np.isin(self.layer, [layer] if isinstance(layer, int) else list(layer))
+            fits &= np.isin(self.layer, list(layer) if np.iterable(layer) else [layer])
         if position is not None:
             fits &= self.position == self.position_of(position)
         if label is not None:
@@ -257,7 +261,7 @@ class Graph:
         the residual stream alone, a head's loading what made its last hop through it. through="features": of
         `total` instead, each first edge with its further way. The bias and other nodes have no position:
         theirs is all remainder.
-        Raises ValueError for another `through`.
+        Raises ValueError for another `through` and for a graph without what this needs, see `has_heads`.
         """
         return graph_heads.table(
             self, self.nodes_of(source), self.nodes_of(target), through, checked_base(base)
@@ -301,6 +305,25 @@ class Graph:
         return check(self, nodes, entries, together)
 
     # --- the whole
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether `heads` can split edges: not if saved with heads=False or read from a graph JSON."""
+        return self.carried.shape[-1] > 0
+
+    def without_heads(self) -> Graph:
+        """The graph without the arrays of `heads`, which are most of its memory."""
+        from .graph_file import without_heads
+
+        return without_heads(self)
+
+    def with_labels(self, labels: Mapping[tuple[int, int], str]) -> Graph:
+        """The graph with other labels of features: (layer, feature) to what people read, for example
+        `FeatureLabels`. Features that `labels` lacks keep theirs."""
+        names = list(self.labels)
+        for i in range(self.n_features):
+            names[i] = labels.get((int(self.layer[i]), int(self.feature[i]))) or names[i]
+        return dataclasses.replace(self, labels=tuple(names))
 
     def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Graph:
         """The nodes and edges with most influence on the logits, as circuit-tracer prunes.
@@ -373,11 +396,67 @@ class Graph:
 
     # --- files
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `path`.json and `path`.npz; see `load_graph`."""
+    def save(self, path: str | os.PathLike[str], *, heads: bool = True) -> None:
+        """Write `path`.json (names and options) and `path`.npz (arrays), each whole or not at all.
+
+        heads=False leaves out the largest arrays, n L H D numbers, which `heads` computes with. `load_graph`
+        reads both. Raises OSError.
+        """
         from .graph_file import save_graph
 
-        save_graph(self, path)
+        save_graph(self, path, heads=heads)
+
+    def to_json(
+        self,
+        folder: str | os.PathLike[str],
+        slug: str,
+        *,
+        node_threshold: float | None = 0.8,
+        edge_threshold: float | None = 0.98,
+        supernodes: Mapping[str, Nodes] | None = None,
+        pinned: Nodes = (),
+        clicked: int | str | None = None,
+        scan: str | None = None,
+        info: Mapping[str, Any] | None = None,
+        feature_details: Mapping[str, str] | None = None,
+        n_contributors: int = 10,
+        warn_bytes: int = 100 * 2**20,
+    ) -> Path:
+        """Write `slug`.json for circuit-tracer's and Neuronpedia's viewers; see `write_graph_json`."""
+        from .graph_json import write_graph_json
+
+        return write_graph_json(
+            self, folder, slug, node_threshold=node_threshold, edge_threshold=edge_threshold,
+            supernodes=supernodes, pinned=pinned, clicked=clicked, scan=scan, info=info,
+            feature_details=feature_details, n_contributors=n_contributors, warn_bytes=warn_bytes,
+        )  # fmt: skip
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str | None = None,
+        node_threshold: float | None = None,
+        edge_threshold: float | None = None,
+        max_edges: int = 3000,
+        base: int = 0,
+    ) -> Path:
+        """Write one page to look at the graph in a browser, and return its path; nothing else is needed for it.
+
+        Clicking a node shows its edges, clicking an edge the eight heads that carry most of it with their
+        attention maps; labels can be searched, and `#node=ID` or `#edge=ID,ID` after the address leads to a
+        node or an edge. The page loads nothing and may not: its policy forbids the network. The same graph
+        gives the same bytes.
+        A graph that is not pruned is pruned first, by `prune` with node_threshold (None = 0.8) and
+        edge_threshold (None = 0.98). max_edges: of its edges, those with the largest |weight| are in the page.
+        title: in place of the prompt. base: the number of the first position, 0 or 1.
+        Warns above 20 MB.
+        Raises ValueError for thresholds outside 0..1 or for a pruned graph, for a negative
+        max_edges and another base, TypeError for other things, OSError if the file cannot be written.
+        """
+        from .graph_page import write_page
+
+        return write_page(self, path, title, node_threshold, edge_threshold, max_edges, base)
 
     # --- display
 

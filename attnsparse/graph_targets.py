@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,8 @@ def logit_reads(
         directions = unembed[tokens].astype(np.float64) - unembed.mean(axis=0, dtype=np.float64)
         constant, value = bias[tokens] - bias.mean(), logits[tokens] - logits.mean()
         shown = [_token_string(model, token) for token in tokens]
-        labels = [f"Output {text!r} (p={probability[t]:.3f})" for t, text in zip(tokens, shown)]
+        quoted = [json.dumps(text, ensure_ascii=False) for text in shown]
+        labels = [f"Output {text} (p={probability[t]:.3f})" for t, text in zip(tokens, quoted)]
         number, p = tokens, probability[tokens]
     else:
         other = token_ids(model, wrong, "wrong")

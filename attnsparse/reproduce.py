@@ -20,7 +20,7 @@ from . import (
 )
 from .model import Model
 from .progress import progress_bar
-from .reproduce_pair import Made, ModelLike, Pair, as_model
+from .reproduce_pair import Made, ModelLike, Pair, TranscodersLike, as_model, as_transcoders
 from .training_file import write_atomic
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
@@ -33,28 +33,35 @@ def reproduce(
     *,
     dense: ModelLike | None = None,
     sparse: ModelLike | None = None,
+    transcoders: Sequence[TranscodersLike] | None = None,
     progress: bool | None = None,
 ) -> Files:
     """Write figures, their captions and their tables into the folder `out`, which is made if need be.
 
-    what: "copy" (heads that copying needs), "antonym" (heads that carry a word to its opposite), "curves"
-    (explained effect against heads and edges kept: the figures curves and curves-mean), "addition" (edges of
-    toy addition), or "all". A figure X is X.png, X.svg and X.pdf, its caption X.txt, its tables X-*.csv. The
-    same models give the same bytes every time.
+    what: "copy" (heads that copying needs), "antonym" (the graph of a prompt, and the heads that carry a word
+    to its opposite), "curves" (explained effect against heads and edges kept: the figures curves and
+    curves-mean), "addition" (edges of toy addition), or "all". A figure X is X.png, X.svg and X.pdf, its
+    caption X.txt, its tables X-*.csv. The same models give the same bytes every time.
 
     dense, sparse: the two models that are compared, or their names, folders or files; None: the package's
-    own. "all" draws the addition with the package's models for it, whatever is given. progress: a bar
-    on stderr; None shows it in terminals and notebooks only.
+    own. "all" draws the addition with the package's models for it, whatever is given. transcoders: those of
+    the dense and of the sparse model, or their names, folders or files, for the figure "antonym", which
+    without them shows attention alone; the package's own models have the package's own. progress: a bar on
+    stderr; None shows it in terminals and notebooks only.
     Returns the files written, in this order: path -> the table of a .csv, None for a picture or a caption.
-    Raises ValueError for another `what` or format, and for models that do not fit the task or each other;
+    Raises ValueError for another `what` or format, for models that do not fit the task or each other and for
+    transcoders without a figure that shows them; ConfigError for transcoders that do not fit their model;
     OSError if `out` cannot be written or a model cannot be read.
     """
     if what != "all" and what not in FIGURES:
         known = ", ".join(repr(name) for name in ("all", *FIGURES))
         raise ValueError(f"there is no figure {what[:80]!r} to reproduce; known: {known}")
     names = FIGURES if what == "all" else (what,)
+    given = _two_sets(transcoders, names)
     with progress_bar(progress, len(names), "figures", "figure") as bar:
         pairs = _pairs(names, dense, sparse, bar.set_postfix_str if bar is not None else None)
+        if "antonym" in names:
+            _add_transcoders(pairs["antonym"], given, dense is None and sparse is None)
         adders = _adders(*(None, None) if what == "all" else (dense, sparse)) if "addition" in names else {}
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +96,30 @@ def _pairs(
     return {name: made[what] for name, what in wanted.items()}
 
 
+def _two_sets(
+    transcoders: Sequence[TranscodersLike] | None, names: Sequence[str]
+) -> tuple[TranscodersLike, TranscodersLike] | None:
+    """The transcoders of the dense and of the sparse model."""
+    if transcoders is None:
+        return None
+    if "antonym" not in names:
+        raise ValueError(f"transcoders are for the figure 'antonym'; {names[0]!r} shows attention alone")
+    if isinstance(transcoders, (str, os.PathLike)) or len(transcoders) != 2:
+        raise ValueError("transcoders must be two sets, those of the dense and of the sparse model")
+    return transcoders[0], transcoders[1]
+
+
+def _add_transcoders(
+    pair: Pair, given: tuple[TranscodersLike, TranscodersLike] | None, own_models: bool
+) -> None:
+    """Give a pair its transcoders, if there are any; the package's own models have the package's own."""
+    if given is None and own_models:
+        given = TRANSCODERS
+    if given is not None:
+        roles = ("dense", "sparse")
+        pair.transcoders = {role: as_transcoders(what, pair.models[role]) for role, what in zip(roles, given)}
+
+
 def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Model]:
     """The models of the addition figure; ValueError if they are not of its tokens."""
     models = {
@@ -114,6 +145,7 @@ def _write(made: Made, folder: Path, formats: Sequence[str]) -> Files:
 
 
 DENSE, CONTROL = "demo-dense", "demo-control"
+TRANSCODERS = ("demo-dense-transcoders", "demo-sparse-transcoders")
 _SPARSE = {"copy": "demo-sparse-max", "antonym": "demo-sparse", "curves": "demo-sparse-max"}
 _OF_A_PAIR: dict[str, Callable[[Pair], Iterable[Made]]] = {
     "copy": reproduce_copy.make,

@@ -1,10 +1,15 @@
-"""The antonym figure: which heads carry `large` to where its opposite is due, dense beside sparse."""
+"""The antonym figure: which heads carry `large` to where its opposite is due, dense beside sparse.
+
+With transcoders it is the graph of the prompt and the heads behind the edge; without, the heads whose
+entries matter when they are ablated. The tables of the ablations are written in both cases.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
+from . import reproduce_graph
 from .carriers import Carriers, find_carriers
 from .labels import token_label
 from .reproduce_pair import Made, Pair, wrapped
@@ -20,7 +25,10 @@ ROLES = ("dense", "sparse")
 
 
 def make(pair: Pair) -> list[Made]:
-    """The figure for zero ablation; its tables and caption also give mean ablation, over the antonym task."""
+    """The figure of the graph, or, without transcoders, of zero ablation.
+
+    Tables and caption also give zero and mean ablation, means over the antonym task.
+    """
     reference = pair.task("antonym").ranking
     found = {
         ablation: {
@@ -31,9 +39,17 @@ def make(pair: Pair) -> list[Made]:
         }
         for ablation in ABLATIONS
     }
-    figure = draw_sketch(*found[DRAWN].values(), fraction=FRACTION, most=MOST, base=BASE)
     tables = {"models": models_table(found), "heads": heads_table(found)}
-    return [Made("antonym", figure, caption(found, len(reference)), tables)]
+    if pair.transcoders is None:
+        figure = draw_sketch(*found[DRAWN].values(), fraction=FRACTION, most=MOST, base=BASE)
+        return [Made("antonym", figure, caption(found, len(reference)), tables)]
+    edges = reproduce_graph.find(pair.models, pair.transcoders)
+    figure = reproduce_graph.draw(edges, BASE)
+    text = (
+        f"{reproduce_graph.caption(edges, BASE)} Beside it, the entry ablated in one head at a time, and "
+        f"what is kept if only the best heads keep theirs. {ablations(found, len(reference))}"
+    )
+    return [Made("antonym", figure, wrapped(text), reproduce_graph.tables(edges, BASE) | tables)]
 
 
 def models_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
@@ -86,12 +102,6 @@ def caption(found: dict[str, dict[str, Carriers]], n_reference: int) -> str:
     one = found[DRAWN]["dense"]
     tokens = one.run.token_strings
     key, query = one.key + BASE, one.query + BASE
-    counts = " ".join(
-        f"{ablation.capitalize()} ablation: "
-        + "; ".join(_counts(role, carriers) for role, carriers in by_role.items())
-        + "."
-        for ablation, by_role in found.items()
-    )
     return wrapped(
         f"Heads that carry {token_label(tokens[one.key])!r} (position {key}) to position {query} of "
         f"{one.run.prompt!r}, where {one.answer!r} is due; positions from {BASE}, queries downwards, keys to "
@@ -99,9 +109,20 @@ def caption(found: dict[str, dict[str, Carriers]], n_reference: int) -> str:
         f"{100 * FRACTION:.0f} % of the effects of this entry: of the sum of all positive ones, each "
         f"measured exactly by ablating the entry in one head alone. The metric is the logit of "
         f"{one.answer!r} minus the mean of the other words of the antonym task. Kept: what the entry does in "
-        f"all heads together that is still done if only these heads keep theirs. {counts} Means are over "
-        f"{n_reference} prompts of the antonym task."
+        f"all heads together that is still done if only these heads keep theirs. "
+        + ablations(found, n_reference)
     )
+
+
+def ablations(found: dict[str, dict[str, Carriers]], n_reference: int) -> str:
+    """How many heads have the effects, by each ablation."""
+    counts = " ".join(
+        f"{ablation.capitalize()} ablation: "
+        + "; ".join(_counts(role, carriers) for role, carriers in by_role.items())
+        + "."
+        for ablation, by_role in found.items()
+    )
+    return f"{counts} Means are over {n_reference} prompts of the antonym task."
 
 
 def _counts(role: str, carriers: Carriers) -> str:

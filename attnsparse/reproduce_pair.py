@@ -16,6 +16,8 @@ from .checkpoint import load
 from .circuit import find_circuit
 from .circuit_ratio import Ratio, needed_ratio
 from .model import Model
+from .transcoder import Transcoders
+from .transcoder_files import load_transcoders
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +40,7 @@ RANKING_TEXT = (
 )
 
 ModelLike: TypeAlias = "Model | str | os.PathLike[str]"
+TranscodersLike: TypeAlias = "Transcoders | str | os.PathLike[str]"
 
 
 class Made(NamedTuple):
@@ -56,6 +59,8 @@ class Pair:
     models: dict[str, Model]
     announce: Callable[[str], Any] | None = None
     """Called with a few words before each piece of work."""
+    transcoders: dict[str, Transcoders] | None = None
+    """Those of "dense" and "sparse", for figures that show features; None: figures of attention alone."""
     _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
     _circuits: dict[tuple[str, ...], list[Circuit]] = field(default_factory=dict, repr=False)
 
@@ -144,6 +149,14 @@ class Pair:
 def as_model(model: ModelLike) -> Model:
     """A model from itself, or loaded by name or path."""
     return model if isinstance(model, Model) else load(model)
+
+
+def as_transcoders(transcoders: TranscodersLike, model: Model) -> Transcoders:
+    """Transcoders from themselves, or loaded by name or path. Raises ConfigError if they do not fit."""
+    if isinstance(transcoders, Transcoders):
+        transcoders.check(model, weights=False)
+        return transcoders
+    return load_transcoders(transcoders, model)
 
 
 # ----------------------------------------------------------------------------------- words and tables

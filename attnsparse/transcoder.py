@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .errors import ConfigError, NonFiniteError, quoted
+from .model import Model
 from .run import DEFAULT_MAX_BYTES, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .model import Model
     from .transcoder_features import Features
 
 KINDS = ("transcoder_set", "cross_layer_transcoder")
@@ -242,6 +242,8 @@ class Transcoders:
         Raises ConfigError (code config_value, with field n_layer, d_model, w_enc.3, ...; code dtype),
         NonFiniteError (code nonfinite, with the field).
         """
+        if not isinstance(model, Model):
+            raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
         for field in ("n_layer", "d_model"):
             own, theirs = getattr(self, field), getattr(model.config, field)
             if own != theirs:

@@ -124,6 +124,7 @@ def find_features(
         run = prompt
         if run.model is not model:
             raise ValueError("features: the run is of another model")
+        _need(run, (input_record(transcoders), "mlp_out"))
     else:
         names = (*RECORDED, *as_names("record", record))
         run = model.run(prompt, names, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None)
@@ -136,6 +137,18 @@ def find_features(
     return Features(core, run if run._index is not None else run[0], transcoders)
 
 
+def input_record(transcoders: Transcoders) -> str:
+    """What a run calls the encoders' input."""
+    return "resid_mid" if transcoders.input_hook == "hook_resid_mid" else "ln2_normalized"
+
+
+def _need(run: Run, names: tuple[str, ...]) -> None:
+    if missing := [name for name in names if name not in run.recorded]:
+        raise ValueError(
+            f"features need a run that recorded {' and '.join(names)}; this one has no {missing[0]}"
+        )
+
+
 def new_core(transcoders: Transcoders, model: Model, n_tokens: int, max_bytes: int) -> Any:
     """An empty `_core.Features` of `n_tokens` rows."""
     return core_for(str(model.dtype)).Features(
@@ -144,7 +157,7 @@ def new_core(transcoders: Transcoders, model: Model, n_tokens: int, max_bytes: i
         transcoders.activation,
         transcoders.top_k or 0,
         transcoders.cross_layer,
-        transcoders.input_hook == "hook_resid_mid",
+        input_record(transcoders) == "resid_mid",
         max_bytes,
     )
 
@@ -308,7 +321,7 @@ class _Sums:
     def add(self, model: Model, batch: Batch, targets: np.ndarray, weights: np.ndarray, threads: Any) -> None:
         """One batch; targets and weights [N]."""
         t, n = self.transcoders, checked_threads(threads)
-        names = ("resid_mid" if t.input_hook == "hook_resid_mid" else "ln2_normalized", "mlp_out")
+        names = (input_record(t), "mlp_out")
         run = compute_run(model, batch, names, "all", 0.0, DEFAULT_MAX_BYTES, threads)
         core = new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES)
         core.fill(run._core, 0, _Weights(t, model), n)

@@ -35,8 +35,7 @@ def run(options: Options) -> list[dict[str, Any]]:
         rows = [_row(folder, kept, options) for kept in KEPT]
     columns = {
         "row": "row", "active": "active features", "edges": "edges", "best_ms": "best ms",
-        "median_ms": "median ms", "holds": f"<= {MOST_SECONDS:g} s", "closure": "closure",
-        "closure_absolute": "of sum |edges|",
+        "median_ms": "median ms", "holds": f"<= {MOST_SECONDS:g} s", "closes": "closure (of sum |edges|)",
         "peak_bytes": "peak, bytes", "allowed_bytes": "allowed, bytes", "memory_holds": "holds",
     }  # fmt: skip
     title = f"Attribution graph, GPT-2 small, {options.threads} threads (peak: above what the imports take)"
@@ -62,6 +61,7 @@ def _row(folder: str, kept: int, options: Options) -> dict[str, Any]:
         "holds": times.best <= MOST_SECONDS,
         "closure": graph.closure,
         "closure_absolute": graph.closure_absolute,
+        "closes": f"{graph.closure:.1e} ({graph.closure_absolute:.1e})",
         "peak_bytes": memory["peak"],
         "allowed_bytes": allowed,
         "memory_holds": memory["peak"] <= allowed,

@@ -184,6 +184,7 @@ static asp_status append(const block *b, asp_task task) {
     asp_encoding *w = b->w;
     w->offsets[0] = 0;
     for (int64_t r = 0; r < b->rows; r++) w->offsets[r + 1] += w->offsets[r];
+    if (!w->offsets[b->rows]) return ASP_OK;
     const int64_t n = w->n + w->offsets[b->rows];
     if (n > w->capacity) {
         const int64_t capacity = asp_max(n, 2 * w->capacity);

@@ -42,6 +42,7 @@ GROUPS = (
         "Interventions and circuits",
         ("interventions", "intervention*", "effects*", "circuit", "circuit*", "carriers"),
     ),
+    ("Transcoders and attribution graphs", ("transcoder", "transcoder_*", "graph", "graph_*", "feature_*")),
     ("Training", ("trainer", "training_*", "schedules", "evaluation", "initial_weights")),
     ("Recipes and reproduction", ("recipes", "recipe_*", "reproduce")),
     ("Errors", ("errors",)),
@@ -51,12 +52,14 @@ ALSO = {
     "cache": ("ActivationCache", "hook_names"),
     "carriers": ("find_carriers", "Carriers"),
     "circuit_ratio": ("needed_ratio", "Ratio"),
+    "graph_json": ("write_graph_json",),
     "initial_weights": ("initial_weights",),
     "reproduce": ("reproduce",),
     "tasks_prompts": (
         "copy", "induction", "antonym", "ioi", "COUNTERFACTUALS", "greater_than", "docstring", "add",
     ),
     "training_data": ("Data",),
+    "transcoder": ("Source",),
 }  # fmt: skip
 
 INTRODUCTION = """\

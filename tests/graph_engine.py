@@ -7,19 +7,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import oracle_graph as og
-import pytest
 from oracle import Array
 
 import attnsparse as asp
 
-needs_graph = pytest.mark.skipif(
-    not hasattr(asp, "attribution_graph"), reason="needs attnsparse.attribution_graph"
-)
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 """Of the largest number of its kind in the graph."""
 
 
-def transcoders(coders: Mapping, dtype: str = "float32"):
+def transcoders(coders: Mapping, dtype: str = "float32") -> asp.Transcoders:
     """The package's transcoders of a dictionary of oracle_graph.py."""
 
     def rounded(name: str):
@@ -70,6 +66,7 @@ def heads(graph, source: int, target: int, **options) -> og.Loadings:
     whole = table["loading"].sum()
     if whole:
         np.testing.assert_allclose(table["share"], table["loading"] / whole, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(table["cumulative"], table["share"].cumsum(), rtol=1e-4, atol=1e-4)
     found = np.zeros((graph.n_layer, graph.n_head))
     for row in table.iloc[:-2].itertuples():
         assert row.label == f"L{row.layer}H{row.head}"

@@ -183,6 +183,27 @@ def train(size: str, count: int) -> dict[str, Any]:
     return delays(lambda: step(trainer, trainer.step_count), count, check) | {"steps": trainer.step_count}
 
 
+def features(size: str, count: int) -> dict[str, Any]:
+    """Active features of a long prompt, and the forward pass with replaced MLPs."""
+    model = large_model(size)
+    config, random, n = model.config, np.random.default_rng(0), 8000
+    layers = range(config.n_layer)
+    arrays = [
+        [(0.05 * random.standard_normal(shape, dtype=np.float32)) for _ in layers]
+        for shape in ((n, config.d_model), n, (n, config.d_model), config.d_model)
+    ]
+    transcoders = asp.Transcoders(asp.ArraySource(*arrays))
+    tokens = np.arange(config.n_ctx, dtype=np.int32)
+
+    def both(prompt: np.ndarray) -> bytes:
+        found = transcoders.features(model, prompt)
+        run = transcoders.replacement_run(model, prompt, errors=found)
+        return found.feature.tobytes() + found.error.tobytes() + run.logits.tobytes()
+
+    expected = both(tokens[:20])
+    return delays(lambda: both(tokens), count, lambda: both(tokens[:20]) == expected)
+
+
 def twice(size: str, count: int) -> dict[str, Any]:
     """A second Ctrl-C right after the first does no harm."""
     model = large_model(size)
@@ -279,7 +300,7 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
 
 WHATS = {
     f.__name__: f
-    for f in (run, gradients, sweep, attribution, circuit, train, twice, handlers, trainer_object)
+    for f in (run, gradients, sweep, attribution, circuit, train, features, twice, handlers, trainer_object)
 }
 
 if __name__ == "__main__":

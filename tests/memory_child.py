@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import reliability
+from public_calls import small_transcoders
 from reliability import TOKENS, counters
 
 from attnsparse import _core
@@ -36,6 +37,25 @@ def failures(call: Callable[[], Any], most: int = 400) -> Counter[str]:
     return found
 
 
+class Answers:
+    """Weights of transcoders as the core asks for them; all five features are always active."""
+
+    def __init__(self) -> None:
+        f = np.float32
+        self.outputs = np.ones(64, f), None
+        self.encoders = np.ones((5, 64), f), np.full(5, 1000, f), np.ones(5, f)
+        self.decoders = np.ones((5, 2, 64), f), np.ones((5, 1, 64), f)
+
+    def output(self, layer: int) -> tuple[Any, ...]:
+        return self.outputs
+
+    def encoder(self, layer: int) -> tuple[Any, ...]:
+        return self.encoders
+
+    def rows(self, layer: int, features: np.ndarray) -> np.ndarray:
+        return self.decoders[layer]
+
+
 def main() -> None:
     model = reliability.model()
     core, batch, options = model._core, reliability.micro_batch(), reliability.step_options()
@@ -43,6 +63,19 @@ def main() -> None:
     run = core.run(TOKENS, OFFSETS, ("pattern", "qkv"), edge_threshold=0.0)
     gradients = core.gradients(*batch[:2], ("z",), True, None, *batch[2:])
     config, record, bias = core.config, ("pattern", "qkv"), [0.5, 0.5]
+    inputs = core.run(TOKENS, OFFSETS, ("ln2_normalized", "mlp_out"))
+    errors = small_transcoders().features(model, TOKENS).error
+    answers = Answers()
+
+    def found() -> Any:
+        features = _core.Features(core, len(TOKENS), "jump_relu", cross_layer=True)
+        features.fill(inputs, 0, answers, 1)
+        return features.array("feature"), features.array("error")
+
+    def replaced() -> Any:
+        features = _core.Features(core, len(TOKENS), "jump_relu", cross_layer=True)
+        return core.run(TOKENS, OFFSETS, (), threads=1, substitute=(features, answers, errors))
+
     calls: list[Callable[[], Any]] = [
         lambda: _core.Model(config),
         lambda: core.run(TOKENS, OFFSETS, record, edge_threshold=0.0, threads=1),
@@ -53,6 +86,8 @@ def main() -> None:
         lambda: (gradients.array("z"), gradients.parameter("wte.weight"), gradients.names),
         lambda: (core.names, core.config, core.shape("wte.weight"), core.parameter("wte.weight")),
         lambda: (_core.machine(), _core._debug_stats(), _core.Trainer(core)),
+        found,
+        replaced,
     ]
     for call in calls:
         call()

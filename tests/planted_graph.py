@@ -30,7 +30,8 @@ Layer by layer, a coordinate's name standing for its value:
 What stands in wide comes to out ten times: 4 + 3 by L4H0, (4 + 2) / 2 by L5H1; shares 0.7 and 0.3. The 3
 through carry are L4H0's although L5H3 hops too, because that one stays at 7; the 2 through copy are L5H1's,
 because L4H3 stays at 4. What stands in opp comes five times by L2H1, five times over position 6: remainder.
-In the dense model a head without a planted entry in a row averages over what it sees; nobody reads that.
+In the rows without a planted entry these heads look at position 0 in the dense model, where nothing is that
+they read; in the gated one their gates are closed.
 """
 
 from __future__ import annotations
@@ -128,19 +129,21 @@ def model(gated: bool) -> tuple[dict, dict[str, Array]]:
         weights[f"{at}.c_fc.bias"][unit.number] = unit.bias
         weights[f"{at}.c_proj.weight"][unit.number] = vector(unit.writes)
     for head in HEADS:
-        _write_head(weights, *head)
+        _write_head(weights, *head, elsewhere=not gated)
     return config, weights
 
 
 def _write_head(
-    weights: Mapping, layer: int, head: int, query: int, keys: Iterable[int], moves: Iterable
+    weights: Mapping, layer: int, head: int, query: int, keys: Iterable[int], moves: Iterable, elsewhere: bool
 ) -> None:
-    """Scores SURE for the query and its keys, 0 for all others."""
+    """Scores SURE for the query and its keys and, if `elsewhere`, for other queries and key 0; else 0."""
     block = weights[f"h.{layer}.attn.c_attn.weight"]
     q, k, v = (block[:, (i * N_HEAD + head) * WIDTH :] for i in range(3))
-    q[AT[f"at {query}"], 0] = SURE * np.sqrt(WIDTH)
+    for position in range(N_TOKENS):
+        q[AT[f"at {position}"], :2] = SURE * np.sqrt(WIDTH) * np.array([position == query, position != query])
     for key in keys:
         k[AT[f"at {key}"], 0] = 1
+    k[AT["at 0"], 1] = elsewhere
     project = weights[f"h.{layer}.attn.c_proj.weight"][head * WIDTH : (head + 1) * WIDTH]
     for i, (read, written, gain) in enumerate(moves):
         v[AT[read], i] = 1

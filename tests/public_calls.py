@@ -31,8 +31,24 @@ CLASSES = {
     "Run": asp.Run,
     "Trainer": asp.Trainer,
     "ActivationCache": cache.ActivationCache,
+    "Transcoders": asp.Transcoders,
+    "Features": asp.Features,
 }
-CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer")
+CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features")
+
+
+def small_transcoders(dtype: str = "float32", **fields: Any) -> asp.Transcoders:
+    """Random ones for the model of reliability.py: cross-layer, a skip in layer 1, 40 features a layer."""
+    random = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return (0.3 * random.standard_normal(shape)).astype(dtype)
+
+    arrays = [[draw(*s), draw(*s)] for s in ((40, 64), (40,))]
+    source = asp.ArraySource(
+        *arrays, [draw(40, 2, 64), draw(40, 1, 64)], [draw(64), draw(64)], arrays[1], [None, draw(64, 64)]
+    )
+    return asp.Transcoders(source, **({"activation": "jump_relu"} | fields))
 
 
 def small_task(n_vocab: int = 96) -> Task:
@@ -74,6 +90,12 @@ class Everything:
         self.clean = self.core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
         self.trainer = asp.Trainer(self.dense, self.data, steps=10**9, threads=1)
         self.trainer.step()
+        self.transcoders = small_transcoders()
+        self.features = self.transcoders.features(self.model, TOKENS, threads=1)
+        self.graph = asp.attribution_graph(self.model, self.transcoders, TOKENS, threads=1)
+        self.sources = self.graph.origin[0]
+        self.reads = (np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
+                      np.ones((1, 64), np.float32))  # fmt: skip
         self.model.save(self.folder / "saved")
         self.trainer.save(self.folder / "saved.ckpt")
         return self
@@ -85,6 +107,7 @@ class Everything:
 
 Call = Callable[[Everything], Any]
 
+FEATURE_ARRAYS = ("layer", "position", "feature", "activation", "start", "reconstruction", "error")
 ONE = np.array([0, 1], np.int64)
 METRIC = ("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
 
@@ -94,6 +117,24 @@ def sweep_arguments(layer: int = 1, token: int = 5, reference: tuple = (None, No
     variants = np.array([[0, layer, 0, 0, 0, 8, 7]], np.int64)
     metric = ("logit_diff", ONE, np.array([token], np.int32), *METRIC[3:])
     return variants, 0, np.arange(8, dtype=np.int32), reference, metric
+
+
+def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
+    """The edges of a graph as the core takes them."""
+    return graph.start, graph.source, graph.weight
+
+
+def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:
+    """Arguments of `_core.graph_loadings`: the last placed source and a target."""
+    pairs = np.array([[len(graph.carried) - 1, target]])
+    arrays = (graph.carried, graph.received, graph.received_alone, graph.pattern)
+    return *arrays, pairs, np.array([[6, 7]]), np.ones(1)
+
+
+def prune_options(graph: asp.Graph) -> tuple:
+    """What `_core.graph_prune` takes beside the edges."""
+    n = len(graph)
+    return np.ones(n), np.zeros(n, bool), np.zeros(n, bool), 0.8, 0.98
 
 
 @dataclass(frozen=True)
@@ -152,6 +193,67 @@ CALLS: dict[str, Uses] = {
         lambda e: asp.load_circuit(e.folder / "circuit"),
         wrong=(lambda e: asp.load_circuit(e.folder / "none"),),
         cost=40,
+    ),
+    # --- graphs
+    "asp.group_nodes": uses(
+        lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": e.graph.logits.tolist()}),
+        wrong=(lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": {"position": 1}}),),
+    ),
+    "asp.token_groups": uses(lambda e: asp.token_groups(e.graph)),
+    "asp.attribution_graph": uses(
+        lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, threads=1),
+        lambda e: asp.attribution_graph(
+            e.model, e.transcoders, TOKENS, 5, wrong=[7], max_feature_nodes=4, n_splits=2
+        ),
+        wrong=(
+            lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, 96),
+            lambda e: asp.attribution_graph(e.model, e.transcoders, PROMPTS),
+            lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, max_bytes=20_000),
+        ),
+        cost=40,
+    ),
+    "asp.describe_features": uses(
+        lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, threads=1, progress=False),
+        lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, e.graph, 2, threads=1),
+        wrong=(
+            lambda e: asp.describe_features(e.model, e.transcoders, []),
+            lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, [(2, 0)]),
+            lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, max_bytes=100_000),
+        ),
+        cost=40,
+    ),
+    "_core.Model.graph_edges": uses(
+        lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, e.reads),
+        wrong=(
+            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, (e.reads[0] + 1, *e.reads[1:])),
+            lambda e: e.core.graph_edges((e.plain._core, None, None, False), e.sources.writes, e.reads),
+            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes[:4], e.reads),
+        ),
+    ),
+    "_core.Model.graph_carried": uses(
+        lambda e: e.core.graph_carried(e.sources.frozen, e.sources.writes),
+        wrong=(lambda e: e.core.graph_carried((e.ragged._core, None, None, False), e.sources.writes),),
+    ),
+    "_core.Model.graph_received": uses(
+        lambda e: e.core.graph_received(e.sources.frozen, e.reads, False),
+        lambda e: e.core.graph_received(e.sources.frozen, e.reads, True),
+        wrong=(lambda e: e.core.graph_received(e.sources.frozen, (e.reads[0], *e.reads), False),),
+    ),
+    "_core.graph_loadings": uses(
+        lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),
+        wrong=(lambda e: _core.graph_loadings(*graph_pairs(e.graph, 10**6)),),
+    ),
+    "_core.graph_influence": uses(
+        lambda e: _core.graph_influence(*csr(e.graph), np.ones(len(e.graph))),
+        wrong=(lambda e: _core.graph_influence(*csr(e.graph), np.ones(3)),),
+    ),
+    "_core.graph_factors": uses(
+        lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, *(np.ones(len(e.graph), bool),) * 2),
+        wrong=(lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, e.graph.value, e.graph.value),),
+    ),
+    "_core.graph_prune": uses(
+        lambda e: _core.graph_prune(*csr(e.graph), *prune_options(e.graph)),
+        wrong=(lambda e: _core.graph_prune(*csr(e.graph)[:2], np.ones(3), *prune_options(e.graph)),),
     ),
     # --- effects
     "effects.metric_values": uses(
@@ -294,6 +396,57 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: e.model.gradients(TOKENS, wrt="q").parameters,),
         cost=5,
     ),
+    # --- Transcoders and Features
+    "asp.Transcoders": uses(
+        lambda e: asp.Transcoders(e.transcoders.source, activation="topk", top_k=3),
+        wrong=(
+            lambda e: asp.Transcoders(None),
+            lambda e: asp.Transcoders(e.transcoders.source, activation="gelu"),
+        ),
+    ),
+    "asp.ArraySource": uses(
+        lambda e: small_transcoders().source, wrong=(lambda e: asp.ArraySource([1], [1], [1], [1]),)
+    ),
+    "Transcoders.features": uses(
+        lambda e: e.transcoders.features(e.model, TOKENS, threads=1),
+        lambda e: small_transcoders(activation="topk", top_k=3).features(e.model, e.features.run),
+        wrong=(
+            lambda e: e.transcoders.features(e.model, PROMPTS),
+            lambda e: e.transcoders.features(e.model, e.one[0], max_bytes=10_000),
+            lambda e: e.transcoders.features(e.model, e.plain),
+            lambda e: e.transcoders.features(e.dense, e.one),
+        ),
+        cost=5,
+    ),
+    "Transcoders.replacement_run": uses(
+        lambda e: e.transcoders.replacement_run(e.model, PROMPTS, record="all", threads=1),
+        lambda e: e.transcoders.replacement_run(e.model, TOKENS, errors=e.features, ablate="L0H1"),
+        wrong=(
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS, record="mlp_pre"),
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS[1:], errors=e.features),
+            lambda e: e.transcoders.replacement_run(e.model, TOKENS, max_bytes=1000),
+        ),
+        cost=5,
+    ),
+    "Transcoders.evaluate": uses(
+        lambda e: e.transcoders.evaluate(e.model, PROMPTS, threads=1),
+        wrong=(lambda e: e.transcoders.evaluate(e.model, [1]),),
+        cost=40,
+    ),
+    "Transcoders.check": uses(
+        lambda e: e.transcoders.check(e.model),
+        wrong=(lambda e: e.transcoders.check(asp.Model(asp.Config(1, 1, 1, 1, 1, 1, 1))),),
+        cost=5,
+    ),
+    "Transcoders.digest": uses(lambda e: e.transcoders.digest),
+    "Transcoders.cross_layer": uses(lambda e: e.transcoders.cross_layer),
+    "Transcoders.writes": uses(lambda e: e.transcoders.writes(0)),
+    **{f"Features.{name}": uses(lambda e, n=name: getattr(e.features, n)) for name in FEATURE_ARRAYS},
+    **{f"Features.{name}": uses(lambda e, n=name: getattr(e.features, n)) for name in ("l0", "n_tokens")},
+    "Features.explained_variance": uses(lambda e: e.features.explained_variance),
+    "Features.to_pandas": uses(
+        lambda e: e.features.to_pandas(base=1), wrong=(lambda e: e.features.to_pandas(base=2),), cost=40
+    ),
     # --- Trainer
     "asp.Trainer": uses(
         lambda e: asp.Trainer(e.trained, e.data, steps=2, tau=1.0),
@@ -407,6 +560,33 @@ CALLS: dict[str, Uses] = {
     ),
     "_core.Gradients.names": uses(lambda e: e.gradients._core.names),
     "_core.Gradients.loss": uses(lambda e: e.gradients._core.loss),
+    "_core.Features": uses(
+        lambda e: _core.Features(e.core, 8, "relu"),
+        wrong=(
+            lambda e: _core.Features(e.core, 0, "relu"),
+            lambda e: _core.Features(e.core, 8, "gelu"),
+            lambda e: _core.Features(e.core, 8, "topk"),
+            lambda e: _core.Features(e.one._core, 8, "relu"),
+            lambda e: _core.Features(e.core, 8, "relu", max_bytes=100),
+        ),
+    ),
+    "_core.Features.fill": uses(
+        wrong=(
+            lambda e: e.features._core.fill(e.one._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 1, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.plain._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.other, 0, None),
+        ),
+    ),
+    "_core.Features.array": uses(
+        lambda e: [e.features._core.array(name) for name in FEATURE_ARRAYS],
+        wrong=(
+            lambda e: e.features._core.array("x"),
+            lambda e: _core.Features(e.core, 8, "relu").array("layer"),
+        ),
+    ),
+    "_core.Features.nbytes": uses(lambda e: e.features._core.nbytes),
     "_core.Trainer": uses(lambda e: _core.Trainer(e.core), wrong=(lambda e: _core.Trainer(3),)),
     "_core.Trainer.step": uses(
         lambda e: e.core_trainer.step([e.batch, e.batch], **reliability.step_options(threads=1)),
@@ -451,9 +631,14 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
     **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
     **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
+    **dict.fromkeys(["_core.Features.array", *(f"Features.{name}" for name in FEATURE_ARRAYS)], "lent"),
+    **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
+    "Transcoders.evaluate": "own",
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
+    **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "carried", "received")], "own"),
+    **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "influence", "factors", "prune")], "own"),
     **dict.fromkeys(["Run.edges", "Run.heads", "Trainer.history"], "own"),
     **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
 }
@@ -468,6 +653,8 @@ PLAIN: dict[str, str] = {
         f"asp.{kind.__name__}": "plain values; see test_interventions.py"
         for kind in (asp.Ablation, asp.HeadPosition, asp.Mlp, asp.Resid)
     },
+    "asp.Group": "made by group_nodes; arrays of NumPy's own; see test_graph_groups.py",
+    "asp.Graph": "made by attribution_graph; arrays of NumPy's own, and the run's pattern; see test_graph.py",
     "asp.Circuit": "made by find_circuit; arrays of NumPy's own; see test_circuit.py",
     **{
         f"asp.{name}": "an exception"
@@ -478,7 +665,21 @@ PLAIN: dict[str, str] = {
         f"asp.{name}": "Python and NumPy alone; see test_train.py"
         for name in ("SequenceData", "TokenData", "TrainingOptions")
     },
+    **{
+        f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"
+        for name in ("load", "save")
+    },
+    **{
+        f"asp.{name}": "Python and NumPy alone; see test_graph_file.py and test_graph_json.py"
+        for name in ("load_graph", "read_graph_json")
+    },
+    **{
+        f"asp.{name}": "Python and NumPy alone; see test_feature_labels.py"
+        for name in ("FeatureLabels", "load_feature_labels", "write_feature_details")
+    },
     "asp.Run": "made by Model.run",
+    "asp.Encoder": "a dataclass of NumPy's own arrays",
+    "asp.Features": "made by Transcoders.features",
     "asp.Gradients": "made by Model.gradients",
     "asp.Tokenizer": "Python's lists and strings; see test_tokenizer.py",
     "_core.Run": "made by _core.Model.run",

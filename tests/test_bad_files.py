@@ -283,10 +283,11 @@ def hook(event, arguments):
         seen.append((event, arguments))
 recording = False
 sys.addaudithook(hook)
-for name in files:
+kinds = (frozenset(), frozenset({"sae_training.config.LanguageModelSAERunnerConfig"}))
+for name, records in [(name, records) for name in files for records in kinds]:
     recording = True
     try:
-        TorchFile(name)
+        TorchFile(name, records=records)
     except UnsafeFileError:
         pass
     else:

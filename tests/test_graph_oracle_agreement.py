@@ -9,11 +9,10 @@ import oracle
 import oracle_graph as og
 import oracle_prune as op
 import pytest
-from graph_cases import CASES, N_VOCAB, TOKENS, clear_model
+from graph_cases import CASES, N_VOCAB, TOKENS, any_model, clear_model
 
 import attnsparse as asp
 
-pytestmark = ge.needs_graph
 ANSWERS, WRONG = (5, 2, 9), (7, 0)
 EDGES = 24  # whose heads are compared, of each kind
 THRESHOLDS = ((0.8, 0.98), (0.5, 0.9), (0.3, 0.5), (0.95, 0.999))
@@ -198,15 +197,16 @@ def test_scores(name, number, dtype, wrong):
 
 @each
 def test_other_features_are_one_node(name, number, dtype):
-    """The features with most influence stay; edges, totals and scores are then of the smaller graph."""
+    """Features with most influence stay, nearly: it is known of a feature when its edges are, which are found
+    from the logits on. Edges, totals and scores are then of the smaller graph."""
     everything, graph = oracles(name, number), found(name, number, dtype, max_feature_nodes=6)
     actual = ge.read(graph)
     stay = {node[1:] for node in actual.nodes if node[0] == "feature"}
     assert len(stay) == 6
     influence = op.influence(everything.matrix, weights_of(everything))
-    order = sorted(everything.select("feature"), key=lambda f: -influence[f])[:6]
-    assert stay == {tuple(row[n] for row in (everything.layer, everything.position, everything.feature))
-                    for n in order}  # fmt: skip
+    most = np.sort(influence[everything.select("feature")])[-6:].sum()
+    nodes = ge.truth(everything)
+    assert sum(influence[nodes.number(("feature", *node))] for node in stay) > 0.9 * most
     expected = og.build(everything.frozen, everything.directions, lambda *node: node in stay)
     assert actual.nodes == ge.truth(expected).nodes
     same(actual.matrix, expected.matrix, dtype)
@@ -234,6 +234,34 @@ def test_one_token(dtype):
     same(ge.read(graph).matrix, expected.matrix, dtype)
     for source, target in ((0, len(graph) - 1), (expected.node("token", -1, 0, 3), len(graph) - 2)):
         same_loadings(ge.heads(graph, source, target), expected.heads(source, target), dtype, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_model(seed):
+    """Odd sizes: one token, one layer, one head, a width of 3; whatever options."""
+    frozen = any_model(seed)
+    answers = np.random.default_rng(seed).permutation(frozen.config["n_vocab"])[:2].tolist()
+    expected = og.build(frozen, [og.logit_direction(frozen.config["n_vocab"], token) for token in answers])
+    graph = asp.attribution_graph(
+        engine.build(frozen.config, frozen.weights, "float64"), ge.transcoders(frozen.coders, "float64"),
+        frozen.tokens.astype(np.int32), answers, max_feature_nodes=None, threads=1, progress=False,
+    )  # fmt: skip
+    actual, size = ge.read(graph), abs(expected.matrix).max()
+    assert actual.nodes == ge.truth(expected).nodes
+    same(actual.matrix, expected.matrix, "float64")
+    edges = np.argwhere(expected.matrix)
+    for target, source in edges[:: max(1, len(edges) // 12)].tolist():
+        same_loadings(ge.heads(graph, source, target), expected.heads(source, target), "float64", size)
+    logit, last = (
+        int(expected.select("logit")[1]),
+        (expected.frozen.shape[0] - 1, 0, len(frozen.tokens) - 1, 0),
+    )
+    totals = expected.totals(logit)[: len(expected.sent)]
+    same([graph.total(source, logit) for source in range(len(totals))], totals, "float64")
+    same(ge.pairs(graph, *last), expected.score_pairs(*last), "float64")
+    wanted = op.prune(actual.matrix, graph.kind, weights_of(expected), 0.6, 0.9)
+    for found_mask, mask in zip(ge.kept(graph, graph.prune(0.6, 0.9)), wanted):
+        np.testing.assert_array_equal(found_mask, mask)
 
 
 def test_the_comparison_can_fail():

@@ -7,7 +7,7 @@ import time
 import pytest
 import reliability
 
-CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "train"]
+CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "train", "features"]
 # of seconds between SIGINT and KeyboardInterrupt
 USUAL, WORST = 0.2, 0.5
 N_CPUS = 2

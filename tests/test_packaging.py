@@ -126,7 +126,7 @@ def test_import_writes_nothing_and_starts_nothing(imported):
     assert imported["events"] == []
 
 
-@pytest.mark.parametrize("name", ["pandas", "matplotlib", "tokenizers", "torch", "transformers"])
+@pytest.mark.parametrize("name", ["pandas", "matplotlib", "tokenizers", "yaml", "torch", "transformers"])
 def test_import_loads_heavy_packages_only_when_used(imported, name):
     assert name not in imported["modules"]
 

@@ -234,7 +234,10 @@ def small(tmp_path_factory):
 def test_files(small):
     parts = {
         "copy": ("needed", "heads", "curves"),
-        "antonym": ("models", "heads"),
+        "antonym": (
+            *("graph", "graph-checks", "graph-heads", "graph-groups", "graph-arrows", "graph-features"),
+            *("models", "heads"),
+        ),
         "curves": ("needed", "ratios", "curves", "items"),
         "curves-mean": ("needed", "ratios", "curves", "items"),
         "addition": ("models", "sums", "carry", "edges"),

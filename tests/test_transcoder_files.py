@@ -16,7 +16,7 @@ import pytest
 import tiny_transcoders as tiny
 from safetensors_by_hand import from_arrays
 
-from attnsparse import errors
+from attnsparse import errors, transcoder_files
 from attnsparse.config import Config
 from attnsparse.model import Model
 from attnsparse.safetensors_file import SafetensorsFile
@@ -89,6 +89,21 @@ def test_a_set_can_be_pickled(tmp_path, name):
     """A set is names and places, so a process that gets a copy reads the same files."""
     transcoders, expected = load(tmp_path, name)
     check(pickle.loads(pickle.dumps(transcoders)), expected)
+
+
+@each_format
+def test_features_are_those_of_the_same_weights_in_memory(tmp_path, name):
+    transcoders, w = load(tmp_path, name, model=model())
+    source = ArraySource(w.w_enc, w.b_enc, w.w_dec, w.output, w.threshold, w.skip)
+    same = {key: w.fields.get(key) for key in ("kind", "activation", "top_k")}
+    expected = Transcoders(source, **same).features(model(), [1, 2, 3], threads=1)
+    found = transcoders.features(model(), [1, 2, 3], threads=1)
+    assert len(found.feature) > 3
+    for field in ("layer", "position", "feature"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
+    for field in ("activation", "reconstruction", "error"):
+        one, other = getattr(found, field), getattr(expected, field)
+        np.testing.assert_allclose(one, other, rtol=20 * w.rounding, atol=20 * w.rounding)
 
 
 # ------------------------------------------------------------------------------------ other libraries
@@ -330,6 +345,22 @@ def test_a_model_of_another_size_is_refused(tmp_path):
         with pytest.raises(errors.ConfigError) as caught:
             load_transcoders(tmp_path / "folded", other)
         assert (caught.value.code, caught.value.field) == ("config_value", field)
+
+
+def test_a_set_that_comes_with_the_package_is_loaded_by_its_name(tmp_path, monkeypatch):
+    files, w = tiny.circuit_tracer()
+    tiny.write(tmp_path / "demo-transcoders", files | {"card.md": "# How it was made"})
+    (tmp_path / "a-model").mkdir()
+    (tmp_path / "a-model" / "config.json").write_text("{}")
+    monkeypatch.setattr(transcoder_files, "MODELS_FOLDER", tmp_path)
+    assert transcoder_files.embedded_transcoders() == ("demo-transcoders",)
+    transcoders = load_transcoders("demo-transcoders")
+    check(transcoders, w)
+    assert transcoders.name == "demo-transcoders"
+    with pytest.raises(FileNotFoundError, match="come with attnsparse: demo-transcoders"):
+        load_transcoders("a-model")
+    monkeypatch.setattr(transcoder_files, "MODELS_FOLDER", tmp_path / "none")
+    assert transcoder_files.embedded_transcoders() == ()
 
 
 # ------------------------------------------------------------------------------------ files and memory

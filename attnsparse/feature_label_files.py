@@ -1,0 +1,327 @@
+"""Labels of features in files: our JSON, tables in CSV, and the pages of features that graph viewers show."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import FormatError, located, quoted
+from .feature_labels import FeatureLabels, Key
+from .graph_json import cantor
+from .limits import DEFAULT_LIMITS, Limits
+from .paired_file import Kind, fail
+from .regular_file import read_small
+from .strict_json import parse_object, shown
+from .training_file import write_atomic
+
+KIND = Kind("feature labels", 1)
+
+_SIDES = ("promoted", "suppressed")
+_FIELDS = {"model_name": str, "transcoders_name": str, "n_prompts": int, "n_tokens": int, "before": int,
+           "window": int, "strings": list, "features": list, "given": list}  # fmt: skip
+_MOST = 2**31
+_MOST_KEPT = 2**28  # tokens of contexts
+
+
+def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], contexts: int | None) -> None:
+    """See `FeatureLabels.save`."""
+    name = os.fspath(path)
+    if not isinstance(name, str) or not name.endswith((".json", ".csv")):
+        raise ValueError(f"path must end in .json or .csv, got {name!r:.80}")
+    if name.endswith(".csv"):
+        table = labels.to_pandas()
+        text = table.to_csv(index=False, lineterminator="\n")
+    else:
+        text = (
+            json.dumps(_data(labels, contexts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            + "\n"
+        )
+    write_atomic(name, [text.encode()])
+
+
+def _data(labels: FeatureLabels, contexts: int | None) -> dict[str, Any]:
+    tokens = labels.tokens[:, :contexts]
+    kept = (tokens, labels.promoted_tokens, labels.suppressed_tokens)
+    used = set(np.unique(np.concatenate([array.ravel() for array in kept])).tolist()) - {-1}
+    return {
+        "format": KIND.format,
+        "version": KIND.version,
+        "model_name": labels.model_name,
+        "transcoders_name": labels.transcoders_name,
+        "n_prompts": labels.n_prompts,
+        "n_tokens": labels.n_tokens,
+        "before": labels.before,
+        "window": labels.tokens.shape[2],
+        "strings": [[token, labels.strings[token]] for token in sorted(used)],
+        "given": [[*key, text] for key, text in sorted(labels.given.items())],
+        "features": [_feature(labels, row, contexts) for row in range(len(labels.layer))],
+    }
+
+
+def _feature(labels: FeatureLabels, row: int, contexts: int | None) -> dict[str, Any]:
+    found = []
+    for k in range(labels.prompt[row, :contexts].shape[0]):
+        inside = np.flatnonzero(labels.tokens[row, k] >= 0)
+        if len(inside):
+            found.append(
+                {
+                    "prompt": int(labels.prompt[row, k]),
+                    "position": int(labels.position[row, k]),
+                    "at": labels.before - int(inside[0]),
+                    "tokens": labels.tokens[row, k, inside].tolist(),
+                    "activations": _numbers(labels.activations[row, k, inside]),
+                }
+            )
+    sides = {}
+    for side in _SIDES:
+        tokens, effects = (getattr(labels, f"{side}_{what}")[row] for what in ("tokens", "effects"))
+        sides[side] = [list(pair) for pair in zip(tokens.tolist(), _numbers(effects))]
+    return {
+        "layer": int(labels.layer[row]),
+        "feature": int(labels.feature[row]),
+        "label": labels.automatic[row],
+        "density": float(labels.density[row]),
+        "contexts": found,
+        **sides,
+    }
+
+
+def _numbers(array: np.ndarray) -> list[float]:
+    """Shortest texts that give the same float32, as floats."""
+    return [float(text) for text in array.astype("U32").tolist()]
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> FeatureLabels:
+    """Read what `FeatureLabels.save` wrote, or any CSV in UTF-8 with columns layer, feature and label.
+
+    A path that ends in .csv is read as a CSV: it gives labels alone, no contexts. Rows without a label are
+    left out.
+    Raises OSError, and FormatError with a code: json_* and duplicate_name for the JSON; magic, version,
+    header_value for its fields; feature for a feature that makes no sense; csv for a CSV. LimitError above
+    one of `limits`.
+    """
+    name = os.fspath(path)
+    if str(name).endswith(".csv"):
+        return FeatureLabels(given=read_label_csv(name, limits=limits))
+    data = parse_object(read_small(name, "max_graph_bytes", limits=limits), name, limits=limits)
+    _check_fields(data, name)
+    strings = _strings(data["strings"], name)
+    given = {}
+    for entry in data["given"]:
+        if not _is_row(entry, (int, int, str)) or min(entry[:2]) < 0:
+            fail("header_value", name, "'given' must hold layer, feature and label of each", "given")
+        given[entry[0], entry[1]] = entry[2]
+    entries = data["features"]
+    for i, entry in enumerate(entries):
+        _check_feature(entry, i, data, strings, name)
+    keys = [(entry["layer"], entry["feature"]) for entry in entries]
+    for i, (first, second) in enumerate(itertools.pairwise(keys)):
+        if first >= second:
+            text = f"features[{i + 1}] is not after the one before it by layer and number"
+            fail("feature", name, text, f"features[{i + 1}]")
+    return FeatureLabels(
+        data["model_name"], data["transcoders_name"], data["n_prompts"], data["n_tokens"],
+        layer=np.array([key[0] for key in keys], np.int32),
+        feature=np.array([key[1] for key in keys], np.int32),
+        automatic=tuple(entry["label"] for entry in entries),
+        density=np.array([entry["density"] for entry in entries], np.float64),
+        before=data["before"], strings=strings, given=given,
+        **_context_arrays(entries, data["before"], data["window"]), **_effect_arrays(entries),
+    )  # fmt: skip
+
+
+def _check_fields(data: dict[str, Any], path: str) -> None:
+    if data.get("format") != KIND.format:
+        fail(
+            "magic",
+            path,
+            f"not feature labels: 'format' is {shown(data.get('format'))}, must be '{KIND.format}'",
+        )
+    version = data.get("version")
+    if type(version) is not int or version < 1:
+        fail("version", path, f"version must be a whole number from 1 on, got {shown(version)}", "version")
+    if version > KIND.version:
+        text = f"from a newer attnsparse: version {version}, this one reads up to {KIND.version}; update"
+        fail("version", path, text, "version")
+    for field, kind in _FIELDS.items():
+        value = data.get(field)
+        if type(value) is not kind or (kind is int and not 0 <= value < _MOST):
+            fail("header_value", path, f"'{field}' is {shown(value)}, which cannot be", field)
+    longest = max((len(entry["contexts"]) for entry in data["features"] if _has_contexts(entry)), default=0)
+    if (
+        data["before"] >= max(data["window"], 1)
+        or len(data["features"]) * longest * data["window"] > _MOST_KEPT
+    ):
+        text = f"'window' {data['window']} does not fit 'before' {data['before']}, or is too large"
+        fail("header_value", path, text, "window")
+
+
+def _has_contexts(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("contexts"), list)
+
+
+def _is_row(value: Any, kinds: Sequence[type]) -> bool:
+    """A list of values of these types; a whole number is a float too."""
+    return (
+        isinstance(value, list)
+        and len(value) == len(kinds)
+        and all(type(x) is kind or (kind is float and type(x) is int) for x, kind in zip(value, kinds))
+    )
+
+
+def _strings(rows: list[Any], path: str) -> dict[int, str]:
+    for row in rows:
+        if not _is_row(row, (int, str)) or not 0 <= row[0] < _MOST:
+            fail("header_value", path, "'strings' must hold the id and the text of each token", "strings")
+    return dict(rows)
+
+
+def _check_feature(
+    entry: Any, i: int, data: Mapping[str, Any], strings: Mapping[int, str], path: str
+) -> None:
+    field = f"features[{i}]"
+    good = isinstance(entry, dict) and all(
+        type(entry.get(name)) is int and 0 <= entry[name] < _MOST for name in ("layer", "feature")
+    )
+    good = good and isinstance(entry.get("label"), str) and type(entry.get("density")) in (int, float)
+    good = good and 0 <= entry["density"] <= 1
+    if not good or not all(isinstance(entry.get(name), list) for name in ("contexts", *_SIDES)):
+        text = f"{field} must have layer, feature, label, density, contexts, promoted and suppressed"
+        fail("feature", path, text, field)
+    for side in _SIDES:
+        if not all(
+            _is_row(row, (int, float)) and row[0] in strings and abs(row[1]) < 1e38 for row in entry[side]
+        ):
+            text = f"{field}: '{side}' must hold a token of 'strings' and a number of each"
+            fail("feature", path, text, field)
+    for context in entry["contexts"]:
+        if not _is_context(context, data["before"], data["window"], strings):
+            text = f"{field}: a context does not fit 'before', 'window' and 'strings'"
+            fail("feature", path, text, field)
+
+
+def _is_context(context: Any, before: int, window: int, strings: Mapping[int, str]) -> bool:
+    if not isinstance(context, dict):
+        return False
+    places = [context.get(name) for name in ("prompt", "position", "at")]
+    tokens, values = context.get("tokens"), context.get("activations")
+    if not all(type(place) is int and 0 <= place < _MOST for place in places) or not isinstance(tokens, list):
+        return False
+    if not _is_row(values, (float,) * len(tokens)) or not max(map(abs, values), default=0) < 1e38:
+        return False
+    at = places[2]
+    fits = at <= before and at < len(tokens) and before - at + len(tokens) <= window
+    return fits and all(type(token) is int and token in strings for token in tokens)
+
+
+def _context_arrays(entries: Sequence[dict[str, Any]], before: int, window: int) -> dict[str, np.ndarray]:
+    n, most = len(entries), max((len(entry["contexts"]) for entry in entries), default=0)
+    prompt, position = np.full((2, n, most), -1, np.int32)
+    activation = np.zeros((n, most), np.float32)
+    tokens = np.full((n, most, window), -1, np.int32)
+    activations = np.zeros((n, most, window), np.float32)
+    for row, entry in enumerate(entries):
+        for k, context in enumerate(entry["contexts"]):
+            first = before - context["at"]
+            inside = slice(first, first + len(context["tokens"]))
+            prompt[row, k], position[row, k] = context["prompt"], context["position"]
+            tokens[row, k, inside], activations[row, k, inside] = context["tokens"], context["activations"]
+            activation[row, k] = activations[row, k, before]
+    return {"prompt": prompt, "position": position, "activation": activation, "tokens": tokens,
+            "activations": activations}  # fmt: skip
+
+
+def _effect_arrays(entries: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    found = {}
+    for side in _SIDES:
+        most = min((len(entry[side]) for entry in entries), default=0)
+        rows = [entry[side][:most] for entry in entries]
+        shape = len(entries), most
+        found[f"{side}_tokens"] = np.array([[t for t, _ in row] for row in rows], np.int32).reshape(shape)
+        found[f"{side}_effects"] = np.array([[x for _, x in row] for row in rows], np.float32).reshape(shape)
+    return found
+
+
+def read_label_csv(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> dict[Key, str]:
+    """The labels in a CSV; see `load_feature_labels`."""
+    raw = read_small(path, "max_graph_bytes", limits=limits)
+    try:
+        rows = list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise located(FormatError, "csv", path, f"not a CSV in UTF-8: {error}") from error
+    found: dict[Key, str] = {}
+    for i, row in enumerate(rows):
+        missing = [column for column in ("layer", "feature", "label") if row.get(column) is None]
+        if missing:
+            raise located(
+                FormatError, "csv", path, f"row {i} has no {missing[0]}; needs layer, feature, label"
+            )
+        key = _cell(row, "layer", i, path), _cell(row, "feature", i, path)
+        if key in found:
+            text = f"row {i}: a second label of feature {key[1]} of layer {key[0]}"
+            raise located(FormatError, "csv", path, text, field="feature")
+        if row["label"]:
+            found[key] = row["label"]
+    return found
+
+
+def _cell(row: Mapping[str, Any], column: str, i: int, path: str | os.PathLike[str]) -> int:
+    text = str(row[column]).strip()
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        message = f"row {i}: {column} must be a whole number from 0 on, got {quoted(text)}"
+        raise located(FormatError, "csv", path, message, field=column)
+    return int(text)
+
+
+# ------------------------------------------------------------------------------------------- viewers
+
+
+def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels) -> list[Path]:
+    """Write one JSON per described feature, as the viewers of attribution graphs show them; the paths.
+
+    The format of Anthropic's features: `index`.json with index, the Cantor pairing of (layer, number) that is
+    `feature` in a graph JSON; examples_quantiles, one group "Top activations" of examples with tokens,
+    tokens_acts_list and train_token_ind, the place of the strongest; top_logits and bottom_logits, the tokens
+    promoted and suppressed; act_min, 0, and act_max. The folder is made if it is not there. circuit-tracer's
+    viewer looks in features/SCAN/, Neuronpedia at `feature_json_base_url` of `Graph.to_json`. Raises OSError.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for row, key in enumerate(zip(labels.layer.tolist(), labels.feature.tolist())):
+        index = cantor(*key)
+        examples = [
+            {
+                "tokens": strings,
+                "tokens_acts_list": _numbers(values),
+                "train_token_ind": at,
+                "is_repeated_datapoint": False,
+            }
+            for strings, values, at in labels.examples(*key)
+        ]
+        sides = [
+            [labels.strings[t] for t in getattr(labels, f"{side}_tokens")[row].tolist()] for side in _SIDES
+        ]
+        data = {
+            "index": index,
+            "examples_quantiles": [{"quantile_name": "Top activations", "examples": examples}],
+            "top_logits": sides[0],
+            "bottom_logits": sides[1],
+            "act_min": 0.0,
+            "act_max": float(labels.activation[row].max(initial=0)),
+        }
+        paths.append(folder / f"{index}.json")
+        content = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        write_atomic(paths[-1], [content.encode()])
+    return paths

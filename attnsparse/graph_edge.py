@@ -1,0 +1,304 @@
+"""What carries one word of a prompt to the answer: groups of a graph, the heads behind the edge, the check.
+
+    found = find_group_edge(model, transcoders)            # 'The opposite of "large" is "', large -> small
+    found.drawn, found.share, found.loadings["features"].needed(0.8), found.checks
+
+The edge is what the word's group does to the logit of the answer; its tables are those of the antonym figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from . import carriers
+from .graph import attribution_graph
+from .graph_groups import Group, Spec, flows, group_nodes, token_groups
+from .graph_heads import first_edges, loadings
+from .labels import Edge, Head, token_label
+
+if TYPE_CHECKING:
+    from .graph_object import Graph
+    from .model import Model
+    from .transcoder import Transcoders
+
+__all__ = ["GroupEdge", "Loadings", "arrows_table", "find_group_edge", "groups_table", "heads_table"]
+
+TOP = 5  # heads whose share the tables name, as many as the paper's sparse model has
+MOST = 36  # heads drawn of a model
+
+
+@dataclass(frozen=True, eq=False)
+class Loadings:
+    """The edge from a group to the logit, split by heads: directly ("edge"), or through features as well."""
+
+    whole: float
+    """The edge, in units of the logit."""
+    heads: tuple[Head, ...]
+    """All heads, by falling share."""
+    shares: np.ndarray
+    """float64 [L * H]: loading / whole, falling."""
+    direct: float
+    """Share that no head carries."""
+    remainder: float
+    """Share of paths that visit other positions on the way."""
+
+    def needed(self, fraction: float) -> int | None:
+        """The fewest heads that have this share together; None if all do not reach it."""
+        reached = np.flatnonzero(np.cumsum(self.shares) >= fraction)
+        return int(reached[0]) + 1 if len(reached) else None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupEdge:
+    """How one word of a prompt drives the answer in one model. Made by `find_group_edge`."""
+
+    graph: Graph
+    groups: dict[str, Group]
+    flows: np.ndarray
+    """float64 [g, g]: `graph_groups.flows` of the groups, in their order."""
+    source: str
+    """Name of the word's group."""
+    output: str
+    """Name of the group with the logits."""
+    key: int
+    """The word's position, from 0."""
+    loadings: dict[str, Loadings]
+    """"features" and "edge", as `Graph.heads` takes them."""
+    by_last: float
+    """Share of what the word does through features that first meets one at the last position."""
+    fraction: float
+    n_drawn: int
+    """The fewest heads with `fraction` of what the word does through features, at most MOST."""
+    checks: pd.DataFrame
+    """`Graph.check` of the word's group, and of the drawn heads' entries from it to the last position."""
+    model_digest: str
+
+    @property
+    def query(self) -> int:
+        """The last position, from 0."""
+        return len(self.graph.tokens) - 1
+
+    @property
+    def drawn(self) -> tuple[Head, ...]:
+        """The heads that the figure shows."""
+        return self.loadings["features"].heads[: self.n_drawn]
+
+    @property
+    def share(self) -> float:
+        """What the drawn heads have of the edge."""
+        return float(self.loadings["features"].shares[: self.n_drawn].sum())
+
+    def same_entry(self) -> int:
+        """How many of the drawn heads look from the last position at the word most."""
+        rows = [self.graph.pattern[head][self.query] for head in self.drawn]
+        return sum(int(row.argmax()) == self.key for row in rows)
+
+    def __repr__(self) -> str:
+        what = f"{self.source!r:.40} -> {self.output!r:.40} in {self.graph.model_name!r:.60}"
+        heads = "1 head carries" if self.n_drawn == 1 else f"{self.n_drawn} heads carry"
+        return f"GroupEdge({what}: {heads} {100 * self.share:.0f} %)"
+
+
+def find_group_edge(
+    model: Model,
+    transcoders: Transcoders,
+    prompt: str = carriers.PROMPT,
+    key: int | str = carriers.KEY,
+    answer: str = carriers.ANSWER,
+    wrong: Sequence[str] | None = None,
+    *,
+    groups: Mapping[str, Spec] | None = None,
+    fraction: float = 0.8,
+    labels: Mapping[tuple[int, int], str] | None = None,
+) -> GroupEdge:
+    """The attribution graph of a prompt, in groups, and the heads behind the edge from `key` to `answer`.
+
+    key: the word, as a token or a position counted from 0. The logit node is the logit of `answer` minus the
+    mean of the `wrong` ones; None: all other words of the antonym task. groups: see `group_nodes`; one of
+    them must be at the position of `key` alone; the logits become one more group unless they are in one.
+    None: `token_groups`. labels: see `attribution_graph`.
+    Raises ValueError as `attribution_graph` and `group_nodes` do, for a fraction outside 0..1, and if no
+    group is at the position of `key` alone.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r:.60}")
+    others = carriers.wrong_words(answer) if wrong is None else wrong
+    graph = attribution_graph(
+        model,
+        transcoders,
+        prompt,
+        answer,
+        wrong=others,
+        max_feature_nodes=None,
+        labels=labels,
+        progress=False,
+    )
+    key_at = graph.position_of(key)
+    name = token_label(answer)
+    named = token_groups(graph, name) if groups is None else _own_groups(graph, groups, name)
+    source = _group_at(graph, named, key_at)
+    output = next(name for name, group in named.items() if np.isin(graph.logits, group.nodes).all())
+    split = {name: _split(graph, named[source].nodes, name) for name in ("features", "edge")}
+    by_features = split["features"]
+    n = by_features.needed(fraction) or int((by_features.shares > 0).sum())
+    n = min(max(n, 1), MOST)
+    return GroupEdge(
+        graph=graph,
+        groups=named,
+        flows=flows(graph, list(named.values())),
+        source=source,
+        output=output,
+        key=key_at,
+        loadings=split,
+        by_last=_by_last(graph, named[source].nodes),
+        fraction=fraction,
+        n_drawn=n,
+        checks=_checks(graph, named[source], by_features.heads[:n], key_at),
+        model_digest=model.digest,
+    )
+
+
+def _own_groups(graph: Graph, groups: Mapping[str, Spec], output: str) -> dict[str, Group]:
+    named = group_nodes(graph, groups)
+    if any(np.isin(graph.logits, group.nodes).all() for group in named.values()):
+        return named
+    return group_nodes(graph, {**groups, output: graph.logits.tolist()})
+
+
+def _group_at(graph: Graph, groups: Mapping[str, Group], key: int) -> str:
+    for name, group in groups.items():
+        if group.positions == (key,) and not np.isin(graph.logits, group.nodes).any():
+            return name
+    raise ValueError(
+        f"no group is at position {key} ({graph.token_strings[key]!r}) alone; groups are at "
+        + ", ".join(f"{name!r:.40}: {list(group.positions)}" for name, group in groups.items())
+    )
+
+
+def _split(graph: Graph, nodes: np.ndarray, through: str) -> Loadings:
+    by_head, direct, remainder, _ = loadings(graph, nodes, graph.logits, through)
+    whole = float(by_head.sum() + direct + remainder)
+    shares = by_head.ravel() / whole if whole else np.zeros(by_head.size)
+    order = np.argsort(-shares, kind="stable")
+    heads = tuple(Head(*divmod(int(i), graph.n_head)) for i in order)
+    return Loadings(
+        whole, heads, shares[order], *((x / whole if whole else 0.0) for x in (direct, remainder))
+    )
+
+
+def _by_last(graph: Graph, nodes: np.ndarray) -> float:
+    _, target, weight, _ = first_edges(graph, nodes, graph.logits, "features")
+    there = (graph.position[target] == len(graph.tokens) - 1) & ~np.isin(target, graph.logits)
+    whole = weight.sum()
+    return float(weight[there].sum() / whole) if whole else 0.0
+
+
+def _checks(graph: Graph, group: Group, heads: Sequence[Head], key: int) -> pd.DataFrame:
+    last = len(graph.tokens) - 1
+    entries = [Edge(*head, last, key) for head in heads]
+    rows = [
+        graph.check(nodes=group.nodes.tolist(), together=True).assign(removed=f"group {group.name}"),
+        graph.check(entries=entries, together=True).assign(removed="entries of the drawn heads"),
+    ]
+    return pd.concat(rows, ignore_index=True)
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def edge_row(found: GroupEdge, through: str, base: int) -> dict[str, Any]:
+    """The numbers behind the arrow from the word to the answer, positions counted from `base`."""
+    graph, split = found.graph, found.loadings[through]
+    scores = graph.scores()
+    return {
+        "model": graph.model_name,
+        "transcoders": graph.transcoders_name,
+        "prompt": graph.prompt,
+        "source": found.source,
+        "target": found.output,
+        "key": found.key + base,
+        "query": found.query + base,
+        "through": through,
+        "logit_diff": float(graph.value[graph.logits[0]]),
+        "weight": split.whole,
+        "fraction": found.fraction,
+        "heads": graph.n_layer * graph.n_head,
+        "heads_needed": split.needed(found.fraction),
+        f"share_of_{TOP}": float(split.shares[:TOP].sum()),
+        "direct": split.direct,
+        "remainder": split.remainder,
+        "by_last_position": found.by_last if through == "features" else 0.0,
+        "heads_drawn": found.n_drawn if through == "features" else 0,
+        "share_drawn": found.share if through == "features" else float("nan"),
+        "drawn_look_at_key": found.same_entry() if through == "features" else 0,
+        "closure": graph.closure,
+        "n_features": graph.n_features,
+        "replacement_closed": scores["replacement_closed"],
+        "completeness_closed": scores["completeness_closed"],
+        "digest": found.model_digest,
+    }
+
+
+def heads_table(found: GroupEdge, base: int) -> pd.DataFrame:
+    """One row per head that carries anything, through features and directly, by rank."""
+    parts = []
+    for through, split in found.loadings.items():
+        heads = [(head, share) for head, share in zip(split.heads, split.shares) if share != 0]
+        entry = [float(found.graph.pattern[head][found.query, found.key]) for head, _ in heads]
+        shares = np.array([share for _, share in heads])
+        table = pd.DataFrame(
+            {
+                "through": through,
+                "rank": np.arange(1, len(heads) + 1),
+                "label": [head.label for head, _ in heads],
+                "layer": [head.layer for head, _ in heads],
+                "head": [head.head for head, _ in heads],
+                "key": found.key + base,
+                "query": found.query + base,
+                "weight": entry,
+                "loading": shares * split.whole,
+                "share": shares,
+                "cumulative": np.cumsum(shares),
+            }
+        )
+        table["drawn"] = (table["rank"] <= found.n_drawn) & (through == "features")
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def groups_table(found: GroupEdge, base: int) -> pd.DataFrame:
+    """One row per group: what is in it, its layers, and what it does to the answer."""
+    groups = list(found.groups.values())
+    none = (-1, -1)
+    return pd.DataFrame(
+        {
+            "group": [group.name for group in groups],
+            "positions": [" ".join(str(p + base) for p in group.positions) for group in groups],
+            "n_nodes": [len(group) for group in groups],
+            "n_features": [group.n_features for group in groups],
+            "first_layer": [(group.layers or none)[0] for group in groups],
+            "last_layer": [(group.layers or none)[1] for group in groups],
+            "influence": [group.influence for group in groups],
+        }
+    )
+
+
+def arrows_table(found: GroupEdge) -> pd.DataFrame:
+    """One row per pair of groups with a flow: what the first does to the answer by way of the second."""
+    names = list(found.groups)
+    value = float(found.graph.value[found.graph.logits[0]])
+    rows = [
+        {
+            "source": names[a],
+            "target": names[b],
+            "weight": found.flows[a, b],
+            "share": found.flows[a, b] / value,
+        }
+        for a, b in np.argwhere(found.flows)
+    ]
+    return pd.DataFrame(rows, columns=["source", "target", "weight", "share"])

@@ -1,0 +1,319 @@
+"""An attribution graph as a figure: positions across, layers upwards, edges by weight and sign."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
+
+from .figure_style import BLUE, DARK, GREY, ORANGE, PALE, PANEL, PLAIN_TEXT, STYLE, size_labels, styled
+from .graph_layout import (
+    Edges,
+    Layout,
+    closure_text,
+    curves,
+    edges_between,
+    labelled,
+    lay_out,
+    place_labels,
+    prompt_text,
+    pruning_text,
+    short_label,
+)
+from .labels import checked_base, token_label, whole_number
+
+if TYPE_CHECKING:
+    from matplotlib.backend_bases import RendererBase
+
+    from .graph_object import Graph, Nodes
+
+# Marker, colour and name in the legend of each kind; the colours are Okabe and Ito's.
+_MARKS = {
+    "logit": ("H", "#f0e442", "logit"),
+    "feature": ("o", "#56b4e9", "feature"),
+    "error": ("D", "#cc79a7", "error of an MLP"),
+    "token": ("s", "#009e73", "token embedding"),
+    "position": ("^", "#ffffff", "position embedding"),
+    "bias": ("P", "#999999", "biases"),
+    "other": ("X", "#999999", "other features"),
+}
+
+# Inches of a figure of our own: per unit of the layout, and around the drawing.
+_UNIT = 0.15
+_SMALLEST, _LARGEST = (3.6, 2.2), (15.0, 12.0)
+_MARGINS = (0.85, 1.35, 0.75, 0.7)  # left, right, bottom, top
+
+_LINES = (0.4, 2.6)  # points: width of the weakest and of the strongest edge
+_OPACITY = (0.3, 0.85)
+_LABEL_SIZE = 6.0
+_NOTE_SIZE = 6.5
+_TICK_SIGNS = 14
+
+
+def graph(
+    graph: Graph,
+    ax: Axes | None = None,
+    *,
+    nodes: Nodes | None = None,
+    max_edges: int = 200,
+    max_labels: int = 40,
+    base: int = 0,
+    title: str | None = None,
+) -> Axes:
+    """The nodes of an attribution graph and the edges between them.
+
+    nodes: which ones, as numbers or ids; None = all of a pruned graph, and of another one what
+    `graph.prune()` keeps, which the note above the drawing then says. Of the edges between them the
+    `max_edges` with the largest |weight| are drawn: blue where the source raises the target, orange where it
+    lowers it, wider and darker for a larger |weight|. A node without a drawn edge is pale. The labels of the
+    most influential nodes, at most `max_labels`, stand where there is room for them.
+    title: in place of the prompt. base: the number of the first position, 0 or 1.
+    The edges are `ax.collections[0]`, by rising |weight|; the nodes are the other collections, one per kind,
+    whose label is the kind.
+    Raises IndexError and KeyError for nodes that do not exist, ValueError for no node at all, for negative
+    max_edges or max_labels and for another base, TypeError for other things.
+    """
+    base = checked_base(base)
+    max_edges, max_labels = _count(max_edges, "max_edges"), _count(max_labels, "max_labels")
+    whole, here = graph, False
+    if nodes is None and not graph.pruned:
+        graph, here = graph.prune(), True
+    chosen = np.arange(len(graph)) if nodes is None else graph.nodes_of(nodes)
+    if not len(chosen):
+        raise ValueError("nodes is empty: a figure of a graph needs at least one node")
+    layout = lay_out(graph, chosen)
+    edges, n_edges = edges_between(graph, chosen, max_edges)
+    with styled():
+        if ax is None:
+            ax = _own_axes(layout)
+        _draw_rows(ax, graph, layout, base)
+        unit = _unit_points(ax, layout)
+        _draw_edges(ax, layout, edges)
+        _draw_nodes(ax, graph, layout, edges, unit)
+        _draw_legend(ax, layout, edges)
+        _write_note(ax, whole, graph, here, len(chosen), edges, n_edges, title)
+        ax.add_artist(_Labels(ax, graph, layout, edges, _diameter(unit) / 2, max_labels))
+    return ax
+
+
+def _count(value: object, name: str) -> int:
+    number = whole_number(value, name)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, got {number}")
+    return number
+
+
+# -------------------------------------------------------------------------------------------- parts
+
+
+def _own_axes(layout: Layout) -> Axes:
+    inches = np.clip(np.array([layout.width, layout.height]) * _UNIT, _SMALLEST, _LARGEST)
+    left, right, bottom, top = _MARGINS
+    width, height = inches[0] + left + right, inches[1] + bottom + top
+    figure = plt.figure(figsize=(width, height))
+    return figure.add_axes((left / width, bottom / height, inches[0] / width, inches[1] / height))
+
+
+def _unit_points(ax: Axes, layout: Layout) -> float:
+    """Points per unit of the layout, the smaller of both directions."""
+    box = ax.get_window_extent()
+    pixels = min(box.width / layout.width, box.height / layout.height)
+    return float(pixels * 72 / ax.figure.dpi)
+
+
+def _draw_rows(ax: Axes, graph: Graph, layout: Layout, base: int) -> None:
+    """A band for every second layer, the tokens with their positions below, the layers at the left."""
+    bottoms = np.concatenate([[0.0], layout.tops[:-1]])
+    for row in range(0, len(layout.tops), 2):
+        ax.axhspan(bottoms[row], layout.tops[row], color=PANEL, linewidth=0, zorder=0)
+    ax.set(xlim=(0, layout.width), ylim=(0, layout.height))
+    texts = [_tick_text(token) for token in graph.token_strings]
+    size = STYLE["xtick.labelsize"]
+    widths = np.array([_text_size(text, size)[0] for text in texts])
+    pixels = ax.transData.transform([(x, 0) for x in layout.columns])[:, 0]
+    if (np.diff(pixels) * 72 / ax.figure.dpi > (widths[1:] + widths[:-1]) / 2 + size / 2).all():
+        ax.set_xticks(layout.columns, [f"{text}\n{i + base}" for i, text in enumerate(texts)], **PLAIN_TEXT)
+    else:
+        labels = [f"{text}  {i + base}" for i, text in enumerate(texts)]
+        ax.set_xticks(layout.columns, labels, rotation=90, **PLAIN_TEXT)
+    names = ["embeddings", *map(str, range(graph.n_layer)), "logits"]
+    ax.set_yticks(layout.rows, names)
+    ax.set(xlabel=f"token and position (from {base})", ylabel="layer")
+    ax.tick_params(length=0)
+    size_labels(ax)
+    ax.spines[:].set_visible(False)
+
+
+def _tick_text(token: str) -> str:
+    shown = token_label(token)
+    return shown if len(shown) <= _TICK_SIGNS else f"{shown[: _TICK_SIGNS - 1]}…"
+
+
+def _draw_edges(ax: Axes, layout: Layout, edges: Edges) -> None:
+    """Weak edges below strong ones."""
+    place = {int(node): i for i, node in enumerate(layout.nodes)}
+    points = np.stack([layout.x, layout.y], axis=1)
+    ends = [points[[place[int(n)] for n in side]].reshape(-1, 2) for side in (edges.source, edges.target)]
+    codes = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+    paths = [Path(curve, codes) for curve in curves(*ends)[::-1]]
+    strength = _strength(edges)[::-1]
+    colours = np.empty((len(edges), 4))
+    colours[:, :3] = np.where(edges.weight[::-1, None] >= 0, to_rgb(BLUE), to_rgb(ORANGE))
+    colours[:, 3] = _OPACITY[0] + (_OPACITY[1] - _OPACITY[0]) * strength
+    widths = _LINES[0] + (_LINES[1] - _LINES[0]) * strength
+    lines = PathCollection(
+        paths, facecolors="none", edgecolors=colours, linewidths=widths, capstyle="butt", zorder=2
+    )
+    ax.add_collection(lines, autolim=False)
+
+
+def _ends(edges: Edges) -> np.ndarray:
+    """The nodes that have a drawn edge."""
+    return np.union1d(edges.source, edges.target)
+
+
+def _strength(edges: Edges) -> np.ndarray:
+    """|weight| of each edge as a share of the largest."""
+    size = np.abs(edges.weight.astype(np.float64))
+    return size / max(float(size.max(initial=0)), np.finfo(np.float64).tiny)
+
+
+def _diameter(unit: float) -> float:
+    """Points across a mark."""
+    return float(np.clip(0.68 * unit, 2.0, 8.0))
+
+
+def _draw_nodes(ax: Axes, graph: Graph, layout: Layout, edges: Edges, unit: float) -> None:
+    kinds = np.array([graph.kind[node] for node in layout.nodes])
+    used = np.isin(layout.nodes, _ends(edges))
+    for kind, (marker, colour, _) in _MARKS.items():
+        mine = kinds == kind
+        if not mine.any():
+            continue
+        ax.scatter(
+            layout.x[mine], layout.y[mine], s=_diameter(unit) ** 2, marker=marker, label=kind, zorder=4,
+            c=[colour if u else "none" for u in used[mine]],
+            edgecolors=[DARK if u else PALE for u in used[mine]], linewidths=0.6, clip_on=False,
+        )  # fmt: skip
+
+
+def _draw_legend(ax: Axes, layout: Layout, edges: Edges) -> None:
+    """Kinds that are drawn, signs, and the widths of the largest |weight| and of a quarter of it."""
+    drawn = {collection.get_label() for collection in ax.collections}
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=colour, mec=DARK, mew=0.6, ms=5, label=name)
+        for kind, (marker, colour, name) in _MARKS.items()
+        if kind in drawn
+    ]
+    if not np.isin(layout.nodes, _ends(edges)).all():
+        handles.append(
+            Line2D([], [], linestyle="", marker="o", color="#ffffff", mec=PALE, ms=5, label="no edge drawn")
+        )
+    if len(edges):
+        largest = float(np.abs(edges.weight).max())
+        signs = ((BLUE, "raises", edges.weight > 0), (ORANGE, "lowers", edges.weight < 0))
+        handles += [
+            Line2D([], [], color=c, linewidth=1.6, label=name) for c, name, any_ in signs if any_.any()
+        ]
+        for share in (1.0, 0.25):
+            width = _LINES[0] + (_LINES[1] - _LINES[0]) * share
+            text = f"|weight| {_number(share * largest)}"
+            handles.append(Line2D([], [], color=GREY, linewidth=width, label=text))
+    ax.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, borderaxespad=0,
+        handlelength=1.4, labelspacing=0.55,
+    )  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}"
+
+
+def _write_note(
+    ax: Axes,
+    whole: Graph,
+    drawn: Graph,
+    here: bool,
+    n_nodes: int,
+    edges: Edges,
+    n_edges: int,
+    title: str | None,
+) -> None:
+    """Bold the prompt; below it in grey what was drawn of which graph."""
+    width = ax.get_window_extent().width * 72 / ax.figure.dpi
+    parts = [
+        f"{whole.model_name}, {whole.transcoders_name}" if whole.transcoders_name else whole.model_name,
+        f"{n_nodes:,} of {len(whole):,} nodes" if n_nodes < len(whole) else f"{n_nodes:,} nodes",
+        f"the {len(edges):,} strongest of {n_edges:,} edges"
+        if len(edges) < n_edges
+        else f"{n_edges:,} edges",
+        pruning_text(drawn) + (", for this figure" if here else ""),
+        closure_text(drawn),
+    ]
+    lines = textwrap.wrap("; ".join(parts), max(int(width / (0.5 * _NOTE_SIZE)), 30))
+    ax.annotate(
+        "\n".join(lines), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", ha="left",
+        va="bottom", fontsize=_NOTE_SIZE, color=GREY, linespacing=1.2, **PLAIN_TEXT,
+    )  # fmt: skip
+    text = prompt_text(whole, max(int(width / 5.4), 20)) if title is None else title
+    ax.set_title(text, loc="left", pad=9 + 1.2 * _NOTE_SIZE * len(lines), fontweight="bold", **PLAIN_TEXT)
+
+
+# ------------------------------------------------------------------------------------------- labels
+
+
+class _Labels(Artist):
+    """Labels of the most influential nodes, each beside its mark where it covers no mark and no other label.
+
+    Draws nothing itself: each time before the texts are drawn it gives them their places, since the size of
+    the Axes is only known then, and hides those that have none.
+    """
+
+    def __init__(
+        self, ax: Axes, graph: Graph, layout: Layout, edges: Edges, radius: float, most: int
+    ) -> None:
+        super().__init__()
+        self.set_zorder(4.5)
+        self.set_in_layout(False)
+        self._marks = np.stack([layout.x, layout.y], axis=1)
+        self._radius, self._most = radius, most
+        place = {int(node): i for i, node in enumerate(layout.nodes)}
+        wanted = labelled(graph, layout.nodes, _ends(edges))
+        self._own = [place[node] for node in wanted]
+        self._sizes = [_text_size(short_label(graph, node), _LABEL_SIZE) for node in wanted]
+        self._texts = [
+            ax.text(
+                *self._marks[place[node]], short_label(graph, node), ha="center", va="center", zorder=5,
+                fontsize=_LABEL_SIZE, color="black", in_layout=False, visible=False,
+                bbox={"boxstyle": "square,pad=0.05", "fc": "white", "alpha": 0.7, "lw": 0}, **PLAIN_TEXT,
+            )
+            for node in (wanted if most else [])
+        ]  # fmt: skip
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Place the texts."""
+        point = self.axes.figure.dpi / 72
+        marks = self.axes.transData.transform(self._marks) / point
+        frame = np.ravel(self.axes.get_window_extent().get_points()) / point
+        boxes = place_labels(marks, self._radius, self._own, self._sizes, frame, self._most)
+        for box, text in zip(boxes, self._texts):
+            text.set_visible(box is not None)
+            if box is not None:
+                middle = (box[:2] + box[2:]) / 2 * point
+                text.set_position(self.axes.transData.inverted().transform(middle))
+        self.stale = False
+
+
+def _text_size(text: str, size: float) -> tuple[float, float]:
+    """Width and height in points of a line of text; no renderer is needed for it."""
+    drawn = text.replace("$", "S")  # a formula would be measured
+    return TextPath((0, 0), drawn or " ", size=size, usetex=False).get_extents().width + 2, 1.25 * size

@@ -1,0 +1,215 @@
+"""Groups of nodes of an attribution graph, one for everything about a word, and what flows between them.
+
+    groups = asp.token_groups(graph)                              # one for every word, by one rule
+    groups = asp.group_nodes(graph, {"large": {"position": "large"}, "small": ["11_17_7", "logit_diff"]})
+    flows(graph, list(groups.values()))                           # in units of the logit
+
+What a group does to the logits is counted along paths through features, as `Graph.total` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from .engine import core_for
+from .labels import token_label
+
+if TYPE_CHECKING:
+    from .graph_object import Graph
+
+MOST = 0.8  # of the influence of a group's features lies in the layers that are named
+MEMBERS = ("feature", "token")
+
+Spec: TypeAlias = "str | int | Sequence[int | str] | Mapping[str, Any] | Callable[[Any], bool]"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Nodes of a graph under one name."""
+
+    name: str
+    nodes: np.ndarray
+    """int64, rising."""
+    positions: tuple[int, ...]
+    """Where they stand, from 0."""
+    layers: tuple[int, int] | None
+    """First and last of the fewest neighbouring layers that have 80 % of the influence of its features on the
+    logits, by absolute values; logits are at the layer after the last. None: embeddings alone."""
+    profile: np.ndarray
+    """float64 [L]: what the features of each layer have of that influence; 0 without features."""
+    n_features: int
+    influence: float
+    """`Graph.total` of the group on the logits, without the logits themselves."""
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def layer_text(self) -> str:
+        """`layer 0-3`, `layer 12`, or `embedding`."""
+        if self.layers is None:
+            return "embedding"
+        first, last = self.layers
+        return f"layer {first}" if first == last else f"layer {first}-{last}"
+
+
+def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
+    """Named groups of nodes.
+
+    groups: name -> what belongs to it: a text that a label contains; a node number, or several node numbers
+    and ids; arguments of `Graph.select` (kind, layer, position, label); or a function that is given each row
+    of `Graph.nodes` as a named tuple and says True or False. Unless a kind or nodes are named, only features
+    and tokens are chosen.
+    Raises ValueError for a group without nodes and for a node in two groups, KeyError and IndexError for
+    nodes that do not exist.
+    """
+    chosen: dict[str, np.ndarray] = {}
+    owner: dict[int, str] = {}
+    for name, spec in groups.items():
+        nodes = _nodes(graph, spec)
+        if not len(nodes):
+            raise ValueError(f"group {name!r:.60} has no nodes: nothing in the graph fits {spec!r:.80}")
+        for node in nodes.tolist():
+            if node in owner:
+                raise ValueError(
+                    f"node {graph._id(node)!r} is in groups {owner[node]!r:.60} and {name!r:.60}; "
+                    "what both do would be counted twice"
+                )
+            owner[node] = name
+        chosen[name] = nodes
+    return _groups(graph, chosen)
+
+
+def _nodes(graph: Graph, spec: Spec) -> np.ndarray:
+    if isinstance(spec, str):
+        spec = {"label": spec}
+    if isinstance(spec, Mapping):
+        return graph.select(**{"kind": MEMBERS, **spec})
+    if callable(spec):
+        rows = graph.nodes.itertuples()
+        return np.array([i for i, row in enumerate(rows) if row.kind in MEMBERS and spec(row)], np.int64)
+    return graph.nodes_of(spec)
+
+
+def _groups(graph: Graph, chosen: Mapping[str, np.ndarray]) -> dict[str, Group]:
+    strength = np.abs(influences(graph))
+    kind = np.array(graph.kind)
+    result = {}
+    for name, nodes in chosen.items():
+        features, logits = (nodes[kind[nodes] == wanted] for wanted in ("feature", "logit"))
+        positions = tuple(np.unique(graph.position[nodes]).tolist())
+        inner = nodes[kind[nodes] != "logit"]
+        influence = sum(graph.total(inner, int(t)) for t in graph.logits) if len(inner) else 0.0
+        profile = np.zeros(graph.n_layer)
+        np.add.at(profile, graph.layer[features], strength[features])
+        profile /= profile.sum() or 1.0
+        layers = [*_main_layers(profile), *graph.layer[logits].tolist()]
+        extent = (min(layers), max(layers)) if layers else None
+        result[name] = Group(name, nodes, positions, extent, profile, len(features), influence)
+    return result
+
+
+def _main_layers(profile: np.ndarray) -> tuple[int, ...]:
+    """First and last of the fewest neighbouring layers that have MOST; nothing if no layer has anything."""
+    n = len(profile)
+    spans = [(last - first, first, last) for first in range(n) for last in range(first, n)
+             if profile[first : last + 1].sum() >= MOST]  # fmt: skip
+    return min(spans)[1:] if spans else ()
+
+
+def token_groups(graph: Graph, output: str = "output") -> dict[str, Group]:
+    """A group for every word of the prompt, and one for the output, by one rule.
+
+    A feature is about the token whose embedding drives it most: the one with the largest total influence on
+    its pre-activation, along all paths through attention and features. The group of a token: its embedding
+    and the features at its position that are about it. Equal tokens without a letter or digit, such as
+    quotation marks, are one group; other equal tokens are told apart as "word@position". The output: the
+    logits, and the features at the last position that are about other tokens, brought there by attention.
+    Features elsewhere that are about another position's token belong to no group. (The paper groups features
+    by hand, by what their labels say: see `group_nodes`.)
+    """
+    places: dict[str, list[int]] = {}
+    for i, token in enumerate(graph.token_strings):
+        name = token_label(token)
+        if (name in places and any(sign.isalnum() for sign in name)) or name == output:
+            name = f"{name}@{i}"
+        places.setdefault(name, []).append(i)
+    about = drivers(graph).argmax(axis=1)
+    of = np.full(len(graph.tokens), -1)
+    for number, positions in enumerate(places.values()):
+        of[positions] = number
+    n = graph.n_features
+    own = of[about] == of[graph.position[:n]]
+    tokens = graph.select("token")
+    chosen = {}
+    for number, (name, positions) in enumerate(places.items()):
+        features = np.flatnonzero(own & (of[graph.position[:n]] == number))
+        chosen[name] = np.concatenate([features, tokens[positions]])
+    brought = np.flatnonzero(~own & (graph.position[:n] == len(graph.tokens) - 1))
+    chosen[output] = np.concatenate([brought, graph.logits])
+    return _groups(graph, chosen)
+
+
+# ----------------------------------------------------------------------------------------- influence
+
+
+def influences(graph: Graph) -> np.ndarray:
+    """float64 [n]: total influence of every node on the logits (their sum), each node taken alone."""
+    factor = _factors(graph)
+    target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
+    return np.bincount(graph.source, graph.weight * factor[target], len(graph))
+
+
+def _factors(graph: Graph) -> np.ndarray:
+    """float64 [n]: what one unit of a target's pre-activation does to the logits."""
+    here = np.isin(np.arange(len(graph)), graph.logits)
+    core = core_for(str(graph.weight.dtype))
+    return core.graph_factors(
+        graph.start, graph.source, graph.weight, graph.value, here, np.zeros(len(graph), bool)
+    )
+
+
+def drivers(graph: Graph) -> np.ndarray:
+    """float64 [n_features, T]: total influence of each token's embedding on each feature's pre-activation."""
+    tokens = graph.select("token")
+    per_value = np.zeros((len(graph), len(tokens)))
+    per_value[tokens, np.arange(len(tokens))] = 1.0
+    found = np.zeros((graph.n_features, len(tokens)))
+    for feature in range(graph.n_features):  # by layer: edges come from nodes before it
+        sources, weights = graph.incoming(feature)
+        found[feature] = weights.astype(np.float64) @ per_value[sources]
+        per_value[feature] = found[feature] / float(graph.value[feature])
+    return found
+
+
+def flows(graph: Graph, groups: Sequence[Group]) -> np.ndarray:
+    """float64 [g, g]: what group a does to the logits by way of group b, the next one on the path.
+
+    Every path from a to the logits is cut where it first meets another group; entry [a, b] sums those that
+    meet b first, through features of no group or none, in units of the logits. Paths within a group are not
+    counted (the diagonal is 0), so a row sums to `Graph.total` of the group, up to paths that come back.
+    Raises ValueError unless every logit is in a group.
+    """
+    group_of = np.full(len(graph), -1)
+    for number, group in enumerate(groups):
+        group_of[group.nodes] = number
+    if (group_of[graph.logits] < 0).any():
+        raise ValueError("flows need a group that holds the logits")
+    factor = _factors(graph)
+    reach = np.zeros((len(graph), len(groups)))
+    for target in graph.targets[::-1].tolist():
+        number = group_of[target]
+        if number >= 0:
+            onward = np.zeros(len(groups))
+            onward[number] = factor[target]
+        else:
+            onward = reach[target] / float(graph.value[target])
+        sources, weights = graph.incoming(target)
+        reach[sources] += weights.astype(np.float64)[:, None] * onward
+    result = np.stack([reach[group.nodes].sum(axis=0) for group in groups])
+    np.fill_diagonal(result, 0.0)
+    return result

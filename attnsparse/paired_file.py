@@ -1,0 +1,219 @@
+"""Objects in two files: `path`.json with names and options, `path`.npz with the arrays.
+
+The JSON holds the SHA-256 of the .npz, so a pair that does not belong together is found. The .npz is what
+`numpy.savez` writes and any tool can read it; here it is read without pickle and without evaluating anything:
+stored entries only, every array of exactly the type, the number of dimensions and the sizes that the object
+has. What the object is and what its fields may be is the business of the files that use this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from .errors import FormatError, NonFiniteError, located, quoted
+from .limits import Limits
+from .regular_file import RegularFile, read_small
+from .strict_json import parse_object, shown
+from .training_file import write_atomic
+from .zip_directory import read_zip_directory
+
+_NPY = re.compile(
+    rb"\{'descr': '(?P<dtype><[fi][48])', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>(?:[0-9]{1,18}, )*[0-9]{1,18},?)\), \} *\n"
+)
+
+Specs = Mapping[str, tuple[str, str]]
+"""Array name: (dtype, one letter for each dimension; a letter stands for one size)."""
+
+
+class Kind(NamedTuple):
+    """What is in the files: "circuit" of version 1, written as "attnsparse circuit"."""
+
+    name: str
+    version: int
+
+    @property
+    def format(self) -> str:
+        """The field "format" of the JSON."""
+        return f"attnsparse {self.name}"
+
+
+def pair_paths(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The two files of a path with or without .json or .npz."""
+    base = os.fspath(path)
+    if not isinstance(base, str):
+        raise TypeError(f"path must be a text or a path, got {type(base).__name__}")
+    for suffix in (".json", ".npz"):
+        base = base.removesuffix(suffix)
+    return base + ".json", base + ".npz"
+
+
+def save_pair(
+    path: str | os.PathLike[str],
+    kind: Kind,
+    fields: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    specs: Specs,
+) -> None:
+    """Write both files, each so that it is there whole or not at all."""
+    json_path, npz_path = pair_paths(path)
+    stored = {name: np.asarray(value, specs[name][0], order="C") for name, value in arrays.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **stored)
+    checksum = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    data = {"format": kind.format, "version": kind.version, **fields, "arrays_sha256": checksum}
+    text = json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    content = text.encode()
+    write_atomic(npz_path, [buffer.getbuffer()])
+    write_atomic(json_path, [content])
+
+
+# ------------------------------------------------------------------------------------------ JSON
+
+
+def read_fields(path: str, kind: Kind, wanted: Iterable[str], limits: Limits) -> dict[str, Any]:
+    """The JSON with exactly the `wanted` fields, format, version and arrays_sha256, which are checked."""
+    data = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
+    if data.get("format") != kind.format:
+        text = f"not a {kind.name}: 'format' is {shown(data.get('format'))}, must be '{kind.format}'"
+        fail("magic", path, text)
+    version = data.get("version")
+    if type(version) is not int or version < 1:
+        fail("version", path, f"version must be a whole number from 1 on, got {shown(version)}", "version")
+    if version > kind.version:
+        text = (
+            f"from a newer attnsparse: {kind.name} version {version}, this one reads up to {kind.version}; "
+            "update"
+        )
+        fail("version", path, text, "version")
+    check_names(data, {"format", "version", "arrays_sha256", *wanted}, "the file", kind, path)
+    checksum = data["arrays_sha256"]
+    if not isinstance(checksum, str) or not re.fullmatch("[0-9a-f]{64}", checksum):
+        fail("header_value", path, "'arrays_sha256' must be 64 hexadecimal digits", "arrays_sha256")
+    return data
+
+
+def check_names(found: Mapping[str, Any], wanted: set[str], where: str, kind: Kind, path: str) -> None:
+    """Exactly the wanted names, else FormatError header_value."""
+    for name in sorted(wanted - found.keys()):
+        fail("header_value", path, f"{where} lacks '{name}'", name)
+    for name in sorted(found.keys() - wanted):
+        fail("header_value", path, f"{where} has {quoted(name)}, which a {kind.name} does not have", name)
+
+
+def check_texts(data: Mapping[str, Any], names: Iterable[str], path: str) -> None:
+    """Texts, else FormatError header_value."""
+    for name in names:
+        if not isinstance(data[name], str):
+            fail("header_value", path, f"'{name}' must be a text, got {shown(data[name])}", name)
+
+
+def check_text_list(data: Mapping[str, Any], name: str, path: str) -> None:
+    """A list of texts, else FormatError header_value."""
+    if not isinstance(data[name], list) or not all(isinstance(text, str) for text in data[name]):
+        fail("header_value", path, f"'{name}' must be a list of texts", name)
+
+
+def check_whole(data: Mapping[str, Any], name: str, low: int, high: int, path: str) -> None:
+    """A whole number in low..high, else FormatError header_value."""
+    value = data[name]
+    if type(value) is not int or not low <= value <= high:
+        text = f"'{name}' must be a whole number in {low}..{high}, got {shown(value)}"
+        fail("header_value", path, text, name)
+
+
+def check_share(data: Mapping[str, Any], name: str, path: str) -> None:
+    """A number in 0..1, else FormatError header_value."""
+    value = data[name]
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        fail("header_value", path, f"'{name}' must be a number in 0..1, got {shown(value)}", name)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...], path: str) -> None:
+    """One of some texts, else FormatError header_value."""
+    if not isinstance(value, str) or value not in choices:
+        fail("header_value", path, f"'{name}' must be one of {', '.join(choices)}, got {shown(value)}", name)
+
+
+# ---------------------------------------------------------------------------------------- arrays
+
+
+def read_arrays(
+    path: str, kind: Kind, checksum: str, specs: Specs, limits: Limits, optional: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+    """All arrays by name, each with its own memory, after comparing the whole file with its checksum."""
+    arrays = {}
+    with RegularFile(path) as file:
+        content = memoryview(bytearray(file.size))
+        file.read_into(0, content)
+        found = hashlib.sha256(content).hexdigest()
+        if found != checksum:
+            text = (
+                "does not belong to the .json beside it, which was saved with another one: SHA-256 "
+                f"{found[:12]}..., expected {checksum[:12]}..."
+            )
+            fail("checksum", path, text, "arrays_sha256")
+        places = read_zip_directory(file, limits)
+    for name in specs:
+        if f"{name}.npy" not in places and name not in optional:
+            fail("missing_tensor", path, f"array '{name}' is missing", name)
+    for entry, place in places.items():
+        name = entry.removesuffix(".npy")
+        if name not in specs or entry == name:
+            fail("unexpected_tensor", path, f"entry {quoted(entry)} is no array of a {kind.name}", entry)
+        data = content[place.offset : place.offset + place.n_bytes]
+        arrays[name] = _parse_npy(data, name, specs[name], path)
+    return arrays
+
+
+def _parse_npy(data: memoryview, name: str, spec: tuple[str, str], path: str) -> np.ndarray:
+    """The array in the bytes of one .npy entry of version 1.0, in C order."""
+    header_bytes = int.from_bytes(data[8:10], "little")
+    match = _NPY.fullmatch(bytes(data[10 : 10 + header_bytes]))
+    if data[:8] != b"\x93NUMPY\x01\x00" or match is None:
+        fail("array_header", path, f"array '{name}' has no header as numpy.savez writes it", name)
+    dtype, dimensions = spec
+    if match["dtype"].decode() != dtype:
+        text = f"array '{name}' has dtype {quoted(match['dtype'].decode())}, must be '{dtype}'"
+        fail("dtype", path, text, name)
+    shape = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
+    body = data[10 + header_bytes :]
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(shape) != len(dimensions) or len(body) != n_bytes:
+        text = (
+            f"array '{name}' has {len(body):,} bytes and shape {list(shape)!s:.60}, which needs {n_bytes:,} "
+            f"and {len(dimensions)} dimensions"
+        )
+        fail("size_mismatch", path, text, name)
+    return np.frombuffer(body, dtype).reshape(shape).astype(np.dtype(dtype).newbyteorder("="))
+
+
+def check_sides(arrays: Mapping[str, np.ndarray], specs: Specs, sides: Mapping[str, int], path: str) -> None:
+    """Every array has the sizes that its letters stand for, else FormatError size_mismatch."""
+    for name, array in arrays.items():
+        expected = tuple(sides[letter] for letter in specs[name][1])
+        if array.shape != expected:
+            text = f"array '{name}' has shape {list(array.shape)}, expected {list(expected)}"
+            fail("size_mismatch", path, text, name)
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], names: Iterable[str], path: str) -> None:
+    """Finite numbers only, else NonFiniteError nonfinite."""
+    for name in names:
+        if not np.isfinite(arrays[name]).all():
+            text = f"array '{name}' has numbers that are not finite"
+            raise located(NonFiniteError, "nonfinite", path, text, field=name)
+
+
+def fail(code: str, path: str | None, text: str, field: str | None = None) -> NoReturn:
+    """Raise FormatError."""
+    raise located(FormatError, code, path, text, field=field)

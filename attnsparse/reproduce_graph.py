@@ -1,0 +1,134 @@
+"""The antonym figure with transcoders: the prompt's graph in groups, dense beside sparse, and its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .graph_edge import (
+    TOP,
+    GroupEdge,
+    arrows_table,
+    edge_row,
+    find_group_edge,
+    groups_table,
+    heads_table,
+)
+from .graph_groups import MOST as IN_LAYERS
+from .graph_groups import influences
+from .groups_figure import LEAST_ARROW, LEAST_BOX, graph_sketch
+from .model import Model
+from .transcoder import Transcoders
+
+FRACTION = 0.8
+FEATURES = 20  # of each group in the table of features
+
+
+def find(models: Mapping[str, Model], transcoders: Mapping[str, Transcoders]) -> dict[str, GroupEdge]:
+    """Role -> the edge from the word to its opposite in the model of that role."""
+    return {role: find_group_edge(models[role], transcoders[role], fraction=FRACTION) for role in transcoders}
+
+
+def draw(found: Mapping[str, GroupEdge], base: int) -> Figure:
+    """The figure of "dense" and "sparse"."""
+    return graph_sketch(found["dense"], found["sparse"], base=base)
+
+
+def tables(found: Mapping[str, GroupEdge], base: int) -> dict[str, pd.DataFrame]:
+    """What the figure shows, in full, for both models."""
+    edges = [
+        {"role": role, **edge_row(edge, through, base)}
+        for role, edge in found.items()
+        for through in edge.loadings
+    ]
+    return {
+        "graph": pd.DataFrame(edges),
+        "graph-checks": _by_role(found, lambda edge: edge.checks),
+        "graph-heads": _by_role(found, lambda edge: heads_table(edge, base)),
+        "graph-groups": _by_role(found, lambda edge: groups_table(edge, base)),
+        "graph-arrows": _by_role(found, arrows_table),
+        "graph-features": _by_role(found, lambda edge: features_table(edge, base)),
+    }
+
+
+def _by_role(found: Mapping[str, GroupEdge], table: Callable[[GroupEdge], pd.DataFrame]) -> pd.DataFrame:
+    parts = []
+    for role, edge in found.items():
+        part = table(edge)
+        part.insert(0, "role", role)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def features_table(found: GroupEdge, base: int) -> pd.DataFrame:
+    """The features of every group with most influence on the answer, each alone, at most FEATURES."""
+    graph, total = found.graph, influences(found.graph)
+    parts = []
+    for group in found.groups.values():
+        features = group.nodes[group.nodes < graph.n_features]
+        features = features[np.argsort(-np.abs(total[features]), kind="stable")][:FEATURES]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "group": group.name,
+                    "layer": graph.layer[features],
+                    "position": graph.position[features] + base,
+                    "feature": graph.feature[features],
+                    "activation": graph.value[features],
+                    "influence": total[features],
+                    "label": [graph.labels[i] for i in features],
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def caption(found: Mapping[str, GroupEdge], base: int) -> str:
+    """What the figure shows, with the numbers of its tables, in one paragraph."""
+    one = found["sparse"]
+    source, output, prompt = one.source, one.output, one.graph.prompt
+    counts = " ".join(f"{role.capitalize()}: {_counts(edge, base)}" for role, edge in found.items())
+    return (
+        f"Attribution graph of {prompt!r} in groups; positions from {base}, queries downwards, keys to the "
+        f"right, the entry {one.key + base} → {one.query + base} in red. A box is everything about one word: "
+        f"its embedding, and the features of its position that this embedding drives most (equal punctuation "
+        f"together). {output!r} is its logit minus the mean of the other words of the antonym task, and the "
+        f"features of the last position that other words drive most. A box reaches over the fewest "
+        f"neighbouring layers with {_percent(IN_LAYERS)} of the influence of its features, the darker the "
+        f"more; {one.graph.n_layer} are the logits. Arrows: what a box does to the logit difference by way "
+        f"of the next box, in units of the logit, dashed if against it; drawn are each box's strongest and "
+        f"all above {_percent(LEAST_ARROW)} of the logit difference; boxes below {_percent(LEAST_BOX)} are "
+        f"left out. The red arrow is everything that "
+        f"{source!r} does, through attention as it is in this prompt and through features, and the maps are "
+        f"the fewest heads that carry {_percent(one.fraction)} of it. {counts}"
+    )
+
+
+def _counts(found: GroupEdge, base: int) -> str:
+    """One model: heads, what goes directly, and the check."""
+    graph, split, direct = found.graph, found.loadings["features"], found.loadings["edge"]
+    value = float(graph.value[graph.logits[0]])
+    group, entries = (row for row in found.checks.itertuples())
+    alone = direct.whole / split.whole if split.whole else float("nan")
+    return (
+        f"{found.n_drawn} heads carry {_percent(found.share)} of {split.whole:.1f} (logit difference "
+        f"{value:.1f}), {found.same_entry()} of them look from {found.query + base} at {found.key + base} "
+        f"most; the best {TOP} carry {_percent(split.shares[:TOP].sum())}. {_percent(alone)} reach the "
+        f"logit without another feature on the way, {_percent(found.by_last)} go through features of the "
+        f"last position, {_percent(split.remainder)} hop through other positions; of the direct edge, "
+        f"{_needed(direct.needed(found.fraction))} carry {_percent(found.fraction)}. In the model itself, "
+        f"the logit difference changes by {group.actual:.1f} without the embedding and the features of "
+        f"{found.source!r} (graph: {group.predicted:.1f}), and by {entries.actual:.1f} without the entries "
+        f"of the drawn heads (graph: {entries.predicted:.1f})."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share) + 0} %" if np.isfinite(share) else "no part"
+
+
+def _needed(n: int | None) -> str:
+    return "all heads together do not" if n is None else f"{n} head{'s' if n != 1 else ''}"

@@ -1,0 +1,142 @@
+"""What sketches of a prompt share: a row of maps with named axes, what they have in common, the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .attention_figure import draw_map, head_grid
+from .figure_style import GREY, PLAIN_TEXT, RED
+from .labels import Head, token_label
+
+# Inches.
+TITLE = 0.42  # above the panels
+PAD = 0.12
+STATEMENT = 0.2
+TOKENS = 0.44
+_MAP = (0.66, 0.92)  # smallest and largest map
+_AXES = (0.14, 0.22)  # room beside and below such a map for the names of its axes
+_LONG_PROMPT = 12  # tokens; longer prompts have theirs upright
+
+Entry = tuple[int, int]
+"""(query, key), from 0."""
+
+
+def percent(share: float) -> str:
+    """`86 %`."""
+    return f"{100 * share:.0f} %"
+
+
+def place_axes(figure: Figure, x: float, size: tuple[float, float]) -> Axes:
+    """Axes of `size` inches, `x` inches from the left, with its upper edge below the titles."""
+    width, height = figure.get_size_inches()
+    place = (x / width, 1 - (TITLE + size[1]) / height, size[0] / width, size[1] / height)
+    return figure.add_axes(place)
+
+
+def left_grid(
+    figure: Figure,
+    pattern: np.ndarray,
+    heads: Sequence[Head],
+    columns: int,
+    size: tuple[float, float],
+    entry: Entry,
+) -> Axes:
+    """The grid of the left panel."""
+    ax = place_axes(figure, 0.02, size)
+    head_grid(pattern, heads, columns, ax, scale=False, mark=entry)
+    return ax
+
+
+def write_title(ax: Axes, first: str, second: str) -> None:
+    """Two lines above a panel, the first bold, the second grey."""
+    place = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    ax.annotate(first, (0, 1), (0, 14), fontsize=9, fontweight="bold", **place, **PLAIN_TEXT)
+    ax.annotate(second, (0, 1), (0, 4.5), fontsize=7, color=GREY, **place, **PLAIN_TEXT)
+
+
+def entry_text(pattern: np.ndarray, heads: Sequence[Head], entry: Entry, base: int) -> str:
+    """What heads have in common, as far as it is so: the strongest key of the query is `key`."""
+    query, key = entry
+    n = len(heads)
+    same = sum(int(pattern[head][query].argmax()) == key for head in heads)
+    what = f"key pos {key + base} to query pos {query + base}"
+    if n == 1:
+        return f"The head maps {what}" if same else f"The head does not map {what} most"
+    if same == n:
+        return f"All heads map {what}"
+    return f"{same} of {n} heads map {what} most"
+
+
+# ---------------------------------------------------------------------------------------------- maps
+
+
+def _map_size(n: int, width: float) -> tuple[float, int]:
+    """Width of a map, and how many fit into a row of a panel of this width."""
+    room = width - 2 * PAD
+    side = float(np.clip(room / n - _AXES[0], *_MAP))
+    return side, int(room / (side + _AXES[0]) + 1e-6)
+
+
+def maps_height(n: int, width: float) -> float:
+    """Height of the rows of n maps in a panel of this width."""
+    side, per_row = _map_size(n, width)
+    return -(-n // per_row) * (side + _AXES[1])
+
+
+def draw_maps(
+    ax: Axes, pattern: np.ndarray, heads: Sequence[Head], entry: Entry, width: float, base: int
+) -> None:
+    """The maps with the axes K and Q, every row in the middle of the panel; coordinates are inches."""
+    side, per_row = _map_size(len(heads), width)
+    cell = side / pattern.shape[-1]
+    for i, head in enumerate(heads):
+        row, column = divmod(i, per_row)
+        in_row = min(per_row, len(heads) - row * per_row)
+        x = (width - in_row * (side + _AXES[0])) / 2 + column * (side + _AXES[0]) + _AXES[0]
+        y = PAD + row * (side + _AXES[1])
+        draw_map(ax, pattern[head], (x, y), cell, entry)
+        ax.text(x + side, y + 0.01, head.label, ha="right", va="top", fontsize=6.5)
+        query, key = ((position + 0.5) * cell for position in entry)
+        beside, below = {"ha": "right", "va": "center"}, {"ha": "center", "va": "top"}
+        for text, place, how, colour in (
+            ("Q", (x - 0.03, y + 0.4 * side), beside, GREY),
+            ("K", (x + 0.25 * side, y + side + 0.025), below, GREY),
+            (str(entry[0] + base), (x - 0.03, y + query), beside, RED),
+            (str(entry[1] + base), (x + key, y + side + 0.025), below, RED),
+        ):
+            ax.text(*place, text, fontsize=5.5, color=colour, **how)
+
+
+# -------------------------------------------------------------------------------------------- tokens
+
+
+def draw_tokens(
+    ax: Axes, tokens: Sequence[str], x: np.ndarray, top: float, pitch: float, entry: Entry, base: int
+) -> None:
+    """Tokens and, below them, their positions, from `top` on; x: their middles; pitch: room for one."""
+    shown = [token_label(token) for token in tokens]
+    upright = len(shown) > _LONG_PROMPT
+    size = 6.0 if upright else min(_token_size(token, pitch) for token in shown)
+    for i, token in enumerate(shown):
+        colour, weight = (RED, "bold") if i == entry[1] else ("black", "normal")
+        ax.text(
+            x[i], top + (0.25 if upright else 0.16), token, ha="center", va="bottom", fontsize=size,
+            rotation=90 if upright else 0, color=colour, fontweight=weight, **PLAIN_TEXT,
+        )  # fmt: skip
+        colour = RED if i in entry else GREY
+        ax.text(x[i], top + 0.33, str(i + base), ha="center", va="center", fontsize=6.5, color=colour)
+
+
+def upright_height(tokens: Sequence[str]) -> float:
+    """How much higher than TOKENS the tokens of a long prompt are."""
+    longest = max(len(token_label(token)) for token in tokens)
+    return max(0.0, 0.052 * longest - 0.2) if len(tokens) > _LONG_PROMPT else 0.0
+
+
+def _token_size(token: str, pitch: float) -> float:
+    """Type size in points at which a token fits into its column."""
+    return float(np.clip(72 * pitch / (0.60 * max(len(token), 1)), 5.0, 8.0))

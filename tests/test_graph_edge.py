@@ -1,0 +1,140 @@
+"""The edge from a word to the answer: heads, shares, tables and the check, on a graph made by hand."""
+
+from __future__ import annotations
+
+import graph_engine as ge
+import numpy as np
+import planted_graph as pg
+import pytest
+from test_graph_groups import LARGE_TO_LOGIT, WIDE_TO_LOGIT
+
+import attnsparse as asp
+from attnsparse import graph_edge
+from attnsparse.labels import Head
+from attnsparse.tokenizer import Tokenizer
+
+WRONG = ("The", " of")
+
+
+def planted_model(gated: bool = True) -> tuple[asp.Model, asp.Transcoders]:
+    config, weights = pg.model(gated)
+    tokenizer = Tokenizer.from_words(pg.WORDS)
+    model = asp.Model(asp.Config.from_dict(config), weights, tokenizer, "planted", "float64")
+    return model, ge.transcoders(pg.transcoders("per layer"), "float64")
+
+
+def find(**options) -> graph_edge.GroupEdge:
+    return graph_edge.find_group_edge(*planted_model(), answer="small", **{"wrong": WRONG} | options)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return find()
+
+
+# A logit difference of 8 out instead of 7.
+SCALE = 8 / 7
+
+
+def test_heads_of_the_planted_edge(found):
+    """0.7 and 0.3 of what stands in wide; the embedding's 2 in out by a third head, the decoys nothing."""
+    split = found.loadings["features"]
+    assert split.whole == pytest.approx(LARGE_TO_LOGIT * SCALE)
+    assert split.heads[:3] == (Head(4, 0), Head(5, 1), Head(5, 0))
+    expected = np.array([0.7 * WIDE_TO_LOGIT, 0.3 * WIDE_TO_LOGIT, 21]) / LARGE_TO_LOGIT
+    np.testing.assert_allclose(split.shares[:4], [*expected, 0], atol=1e-9)
+    assert (split.direct, split.remainder) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
+    assert [split.needed(fraction) for fraction in (0.5, 0.8, 0.97)] == [1, 2, 3]
+
+
+def test_the_direct_edge(found):
+    split = found.loadings["edge"]
+    assert split.whole == pytest.approx((sum(pg.WIDE.values()) * 10 + 2) * 8)
+    np.testing.assert_allclose(split.shares[:3], np.array([42, 18, 2]) / 62, atol=1e-9)
+
+
+def test_what_is_drawn(found):
+    assert (found.source, found.output, found.key, found.query) == ("large", "small", 4, 7)
+    assert found.drawn == (Head(4, 0), Head(5, 1))
+    assert found.share == pytest.approx(WIDE_TO_LOGIT / LARGE_TO_LOGIT)
+    assert found.same_entry() == 1  # the other one looks at two positions alike
+    assert repr(found) == "GroupEdge('large' -> 'small' in 'planted': 2 heads carry 97 %)"
+    assert found.by_last == pytest.approx((sum(pg.WIDE.values()) * 5 + 1) * 7 / LARGE_TO_LOGIT)
+
+
+def test_all_heads_if_they_do_not_reach_the_fraction():
+    """Half of what opposite does goes over another position, so no heads have 80 % of it."""
+    found = find(key=1)
+    assert found.source == "opposite"
+    assert found.loadings["features"].needed(0.8) is None
+    assert found.loadings["features"].remainder == pytest.approx(0.5)
+    assert found.drawn == (Head(2, 1),)
+    assert found.share == pytest.approx(0.5)
+
+
+def test_a_word_that_does_nothing():
+    found = find(key=6)
+    assert found.loadings["features"].whole == 0
+    assert found.n_drawn == 1
+    assert found.share == 0
+
+
+def test_checks_are_the_graphs(found):
+    group = found.groups["large"].nodes.tolist()
+    entries = ["a4.h0[4->7]", "a5.h1[4->7]"]
+    expected = [
+        found.graph.check(nodes=group, together=True),
+        found.graph.check(entries=entries, together=True),
+    ]
+    for i, table in enumerate(expected):
+        for name in ("predicted_edge", "predicted", "actual"):
+            assert found.checks[name][i] == table[name][0]
+    assert list(found.checks["removed"]) == ["group large", "entries of the drawn heads"]
+    assert found.checks["predicted"][0] == pytest.approx(-LARGE_TO_LOGIT * SCALE)
+
+
+def test_own_groups():
+    spec = {"big": {"position": "large", "layer": range(2)}, "answer": {"kind": "logit"}}
+    found = find(groups=spec)
+    assert (found.source, found.output) == ("big", "answer")
+    assert found.graph.ids[found.groups["big"].nodes[0]] == "0_3_4"
+    found = find(groups={"big": {"position": "large"}})
+    assert list(found.groups) == ["big", "small"]
+    assert found.output == "small"
+    assert found.loadings["features"].whole == pytest.approx(LARGE_TO_LOGIT * SCALE)
+
+
+def test_tables(found):
+    row = graph_edge.edge_row(found, "features", 1)
+    assert (row["key"], row["query"], row["heads_needed"], row["heads_drawn"]) == (5, 8, 2, 2)
+    assert row["drawn_look_at_key"] == 1
+    assert row["logit_diff"] == pytest.approx(720)
+    assert row["share_of_5"] == pytest.approx(1)
+    heads = graph_edge.heads_table(found, 1)
+    assert list(heads.query("through == 'features'")["label"]) == ["L4H0", "L5H1", "L5H0"]
+    assert list(heads["drawn"]) == [True, True, False, False, False, False]
+    assert list(heads["weight"][:3]) == [1, 0.5, 1]
+    assert heads.query("through == 'features'")["loading"].sum() == pytest.approx(LARGE_TO_LOGIT * SCALE)
+    groups = graph_edge.groups_table(found, 1).set_index("group")
+    assert groups.loc['"', "positions"] == "4 6 8"
+    assert tuple(groups.loc["large", ["first_layer", "last_layer", "n_features"]]) == (0, 2, 4)
+    arrows = graph_edge.arrows_table(found)
+    assert list(zip(arrows["source"], arrows["target"])) == [("opposite", "small"), ("large", "small")]
+    np.testing.assert_allclose(arrows["weight"], np.array([105, LARGE_TO_LOGIT]) * SCALE)
+    np.testing.assert_allclose(arrows["share"], arrows["weight"] / 720)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"fraction": 0}, ValueError, "fraction must be above 0 and at most 1"),
+        ({"key": '"'}, ValueError, "is at positions"),
+        ({"key": 3}, ValueError, "no group is at position 3"),
+        ({"key": "small"}, ValueError, "is not in the prompt"),
+        ({"groups": {"o": {"position": 1}}}, ValueError, "no group is at position 4"),
+        ({"wrong": ("neither",)}, ValueError, "not in this tokenizer"),
+    ],
+)
+def test_wrong_arguments(options, error, text):
+    with pytest.raises(error, match=text):
+        find(**options)
