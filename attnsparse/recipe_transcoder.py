@@ -1,7 +1,7 @@
-"""The recipe "demo-transcoder": a set of transcoders for each of the embedded models demo-dense and demo-sparse.
+"""The recipe "demo-transcoder": a set of transcoders for each of the models demo-dense and demo-sparse.
 
-Both sets are trained alike, on text of another seed than the models were. The first layer has more features than
-the others and fewer of them active, because it alone sees words as they are.
+Both sets are trained alike, on text of another seed than the models were. The first layer has more features
+than the others and fewer of them active, because it alone sees words as they are.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .demo_text import DemoText
 from .recipe_job import CHECKPOINTS
 from .training_data import Batch
 from .training_file import remove_stale
-from .transcoder_write import save_transcoders
 from .transcoder_options import TranscoderOptions
 from .transcoder_train import TranscoderTrainer
+from .transcoder_write import save_transcoders
 
 SETS = {"demo-dense-transcoders": "demo-dense", "demo-sparse-transcoders": "demo-sparse"}
 """Set -> embedded model that it belongs to."""
@@ -63,8 +63,8 @@ class Settings:
 
 
 class FocusedText:
-    """Demo text in which `focused` of `batch` sequences are opposites: a word in quotation marks, and the token
-    before its opposite, are rare in the whole text, and features need examples.
+    """Demo text in which `focused` of `batch` sequences are opposites: a word in quotation marks, and the
+    token before its opposite, are rare in the whole text, and features need examples.
 
     See `training_data.Data`; targets and weights are those of the parts.
     """

@@ -1,4 +1,7 @@
-"""The options of a transcoder training: everything that decides its result, as one frozen value with a JSON form."""
+"""The options of a transcoder training: everything that decides its result, as one frozen value.
+
+As in `training_options.py`, how the run is carried out is not here.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,8 @@ class TranscoderOptions:
     sparsity: Schedule = _PRICE
     """Weight of the penalty; with `l0` where it starts, afterwards scaled from layer to layer."""
     l0: Schedule | PerLayer | None = None
-    """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None leaves
-    `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
+    """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None
+    leaves `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
     l0_rate: float = 0.02
     """See l0."""
     sharpness: float = 1.0
@@ -69,8 +72,8 @@ class TranscoderOptions:
     bandwidth: float = 0.5
     """Thresholds of "jump_relu" learn from values within half of it."""
     threshold: float | None = None
-    """Threshold of "jump_relu" at the start; None for the one with which the first text has as many active features
-    as `l0` says (8 without l0)."""
+    """Threshold of "jump_relu" at the start; None for the one with which the first text has as many active
+    features as `l0` says (8 without l0)."""
     dead_after: int = 100
     """A feature that has not been active for so many steps is dead."""
     aux_k: int = 16
@@ -82,7 +85,9 @@ class TranscoderOptions:
         self._set_counts()
         object.__setattr__(self, "seed", checked_seed(self.seed))
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}")
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}"
+            )
         for name in ("lr", "sparsity", "l0"):
             value = getattr(self, name)
             if name == "l0" and (value is None or isinstance(value, PerLayer)):

@@ -1,9 +1,10 @@
 """First weights of transcoders: features that stand for tokens of the text, chosen far from each other.
 
 A row of the text gives a feature what it reads (the input, centred) and what it writes (the output, centred).
-Rows are drawn as in k-means++ (Arthur & Vassilvitskii 2007): the probability of a row is its squared distance
-from the nearest one that was drawn before, so that rare tokens get features too. A feature begins to be active
-where the input points nearly as its own row does: one that is active everywhere soon loses to others and dies.
+Rows are drawn as in k-means++ (Arthur & Vassilvitskii 2007): the probability of a row is its squared
+distance from the nearest one that was drawn before, so that rare tokens get features too. A feature begins to
+be active where the input points nearly as its own row does: one that is active everywhere soon loses to
+others and dies.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def check_start(start: Transcoders, n_features: tuple[int, ...]) -> None:
 
 
 def weights_of(start: Transcoders, layer: int, scale: float) -> dict[str, np.ndarray]:
-    """The weights of a layer of `start` as `first_weights` gives them, and log_threshold where it has thresholds."""
+    """The weights of a layer of `start` as `first_weights` gives them; log_threshold if it has thresholds."""
     encoder = start.source.encoder(layer)
     rows = start.source.decoder_rows(layer, np.arange(start.n_features[layer]))[:, 0].astype(np.float64)
     norms = np.linalg.norm(rows, axis=1)
@@ -103,5 +104,5 @@ def common_threshold(weights: dict[str, np.ndarray], inputs: np.ndarray, l0: flo
     step = max(1, len(inputs) // THRESHOLD_ROWS)
     x = inputs[::step].astype(np.float64)
     pre = np.einsum("ne,fe->nf", x, weights["w_enc"]) + weights["b_enc"]
-    kept = min(max(int(round(l0 * len(x))), 1), pre.size)
+    kept = min(max(round(l0 * len(x)), 1), pre.size)
     return max(float(np.partition(pre, pre.size - kept, axis=None)[pre.size - kept]), 1e-3)

@@ -8,6 +8,7 @@ moments and counters, so a run can stop anywhere and go on to the same bytes.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def train_transcoders(
 ) -> Transcoders:
     """Train one transcoder for each layer of `model` on the text of `data` and return the set.
 
-    data: an object with `batch` and `digest`, see `training_data.Data`; targets and weights are not looked at.
+    data: an object with `batch` and `digest`, see `training_data.Data`; its targets and weights are not used.
     options: a `TranscoderOptions`, or its fields as keywords: train_transcoders(model, data, steps=1000).
     checkpoint: a file that is written every `checkpoint_every` steps, at the end and on Ctrl-C. If it exists
     the run goes on from there; its bytes depend on the run alone, not on threads or on where it was stopped.
@@ -111,7 +112,9 @@ class TranscoderTrainer:
         self._layers = [make(model.config.d_model, model.config.d_model, n) for n in n_features]
         self._results: list[list[dict[str, Any]]] = [[] for _ in self._layers]
         self._prices: list[list[float]] = [[1.0] for _ in self._layers]
-        self.output_scale = np.ones(len(self._layers))  #: float64 [L], standard deviation of each layer's outputs
+        self.output_scale = np.ones(
+            len(self._layers)
+        )  #: float64 [L], standard deviation of each layer's outputs
         self._start()
 
     # --- the beginning
@@ -159,7 +162,7 @@ class TranscoderTrainer:
     def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and outputs [L, N, E] of all MLPs on the batch of a step."""
         tokens, offsets, *_ = self.data.batch(step, 0)
-        prompts = [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
+        prompts = [tokens[a:b] for a, b in itertools.pairwise(offsets)]
         run = self.model.run(prompts, record=_RECORDED, logits="none", threads=self._threads or None)
         return tuple(run._core.array(name) for name in _RECORDED)
 
@@ -224,15 +227,26 @@ class TranscoderTrainer:
 
     def transcoders(self) -> Transcoders:
         """The set as it is now, in the units of the model."""
-        arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")}
+        arrays: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
+        }
         for core, scale in zip(self._layers, self.output_scale):
             w_enc, b_enc, w_dec, b_dec, threshold = (core.array(name) for name in WEIGHTS)
-            for name, values in (("w_enc", w_enc), ("b_enc", b_enc), ("b_dec", b_dec), ("threshold", np.exp(threshold))):
+            for name, values in (
+                ("w_enc", w_enc),
+                ("b_enc", b_enc),
+                ("b_dec", b_dec),
+                ("threshold", np.exp(threshold)),
+            ):
                 arrays[name].append((values * scale).astype(values.dtype))
             arrays["w_dec"].append(w_dec.copy())
         jump = self.options.activation == "jump_relu"
         source = ArraySource(
-            arrays["w_enc"], arrays["b_enc"], arrays["w_dec"], arrays["b_dec"], arrays["threshold"] if jump else None
+            arrays["w_enc"],
+            arrays["b_enc"],
+            arrays["w_dec"],
+            arrays["b_dec"],
+            arrays["threshold"] if jump else None,
         )
         return Transcoders(
             source,
@@ -244,8 +258,8 @@ class TranscoderTrainer:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per step and layer: step, layer, loss, error (share of the variance, about), penalty, aux, l0,
-        grad_norm, n_dead (before the step), sparsity (the penalty's weight)."""
+        """One row per step and layer: step, layer, loss, error (share of the variance, about), penalty, aux,
+        l0, grad_norm, n_dead (before the step), sparsity (the penalty's weight)."""
         import pandas as pd
 
         rows = [

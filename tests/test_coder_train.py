@@ -121,7 +121,9 @@ def test_the_twins_gradient_is_that_of_its_loss(kind):
             twin.loss_and_gradients({**weights, name: weights[name] + s * h * direction}, x, y, o, dead).loss
             for s in (1, -1)
         ]
-        assert (losses[0] - losses[1]) / (2 * h) == pytest.approx((gradients[name] * direction).sum(), rel=1e-5)
+        assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(
+            (gradients[name] * direction).sum(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", [RELU, JUMP_RELU, TOPK])
@@ -259,7 +261,9 @@ def test_the_error_falls(activation):
     trainer.run()
     history = trainer.history
     assert history["error"].iloc[-2:].mean() < 0.5 * history["error"].iloc[:2].mean()
-    found = trainer.transcoders().evaluate(tiny.model(), tiny.data(batch=8).batch(0, 0)[0].reshape(1, -1)[:, :9])
+    found = trainer.transcoders().evaluate(
+        tiny.model(), tiny.data(batch=8).batch(0, 0)[0].reshape(1, -1)[:, :9]
+    )
     assert (found["explained_variance"] > 0.5).all()
 
 
@@ -432,7 +436,7 @@ def test_arguments_must_fit_each_other():
         made(3, n_features=(20, 20, 20))
     with pytest.raises(TypeError, match="not both"):
         train_transcoders(tiny.model(), tiny.data(), options(3), steps=3)
-    with pytest.raises(TypeError, match="attnsparse.Model"):
+    with pytest.raises(TypeError, match=r"attnsparse\.Model"):
         train_transcoders("demo-dense", tiny.data(), options(3))
     with pytest.raises(TypeError, match="digest"):
         train_transcoders(tiny.model(), [1, 2], options(3))
