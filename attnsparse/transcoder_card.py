@@ -81,11 +81,6 @@ def write(folder: Path, facts: dict[str, Any], history: pd.DataFrame, settings: 
 def card(name: str, facts: dict[str, Any], settings: dict[str, Any]) -> str:
     """The card (Markdown): what the set is, how it was made, what it reaches, what it is not for."""
     listed = ", ".join(f"{key} {value}" for key, value in settings.items())
-    rows = "\n".join(
-        f"| {row['layer']} | {row['n_features']} | {row['l0']:.2f} | {row['explained_variance']:.4f} "
-        f"| {row['dead']:.3f} |"
-        for row in facts["layers"]
-    )
     return f"""---
 license: mit
 tags: [attnsparse, transcoders, interpretability]
@@ -117,7 +112,25 @@ that lie far apart. Dead features are trained to explain what the others leave (
 Settings: {listed}.
 `history.csv` has every {HISTORY_EVERY}th step, means over layers.
 
-## Measured
+{_measured(facts)}
+SHA-256 of the model: `{facts["model_digest"]}`
+SHA-256 of this set: `{facts["digest"]}`
+
+## Not for
+
+Any other model, also not for another training of the same recipe. Features were not chosen by hand or named:
+what one stands for has to be looked at where it is active.
+"""
+
+
+def _measured(facts: dict[str, Any]) -> str:
+    """The numbers of the card."""
+    rows = "\n".join(
+        f"| {row['layer']} | {row['n_features']} | {row['l0']:.2f} | {row['explained_variance']:.4f} "
+        f"| {row['dead']:.3f} |"
+        for row in facts["layers"]
+    )
+    return f"""## Measured
 
 On {facts["text"]["batches"] * 32} sequences of new text, with the weights as they are stored. l0: active
 features per token. dead: share of features that are never active there; some wait for words that are rare.
@@ -134,12 +147,4 @@ features per token. dead: share of features that are never active there; some wa
 | layer | features | l0 | explained variance | dead |
 | --- | --- | --- | --- | --- |
 {rows}
-
-SHA-256 of the model: `{facts["model_digest"]}`
-SHA-256 of this set: `{facts["digest"]}`
-
-## Not for
-
-Any other model, also not for another training of the same recipe. Features were not chosen by hand or named:
-what one stands for has to be looked at where it is active.
 """

@@ -38,7 +38,8 @@ class TranscoderOptions:
     The penalty is the number of active features of "jump_relu" (Rajamanoharan et al. 2024, arXiv 2407.14435,
     with their straight-through gradient of the threshold), the sum of tanh(sharpness * activation) of "relu",
     and nothing of "topk" (Gao et al. 2024, arXiv 2406.04093). The auxiliary loss is Gao's: dead features, the
-    aux_k strongest of them in a row, explain what the others leave. Decoder rows have length 1.
+    aux_k strongest of them in a row, explain what the others leave; here with either sign, because the
+    pre-activations of dead features are often negative everywhere. Decoder rows have length 1.
     Raises TypeError or ValueError that name the option.
     """
 
@@ -74,11 +75,11 @@ class TranscoderOptions:
     threshold: float | None = None
     """Threshold of "jump_relu" at the start; None for the one with which the first text has as many active
     features as `l0` says (8 without l0)."""
-    dead_after: int = 100
+    dead_after: int = 50
     """A feature that has not been active for so many steps is dead."""
-    aux_k: int = 16
+    aux_k: int = 8
     """Dead features that explain what is left of a row; 0 leaves them dead."""
-    aux_weight: float = 1 / 32
+    aux_weight: float = 0.125
     """Weight of the auxiliary loss."""
 
     def __post_init__(self) -> None:

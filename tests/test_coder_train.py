@@ -17,7 +17,7 @@ from oracle_coder import JUMP_RELU, NAMES, RELU, TOPK, Options
 
 from attnsparse import schedules, training_file, transcoder_start
 from attnsparse.engine import core_for
-from attnsparse.errors import CheckpointError, TrainingDiverged
+from attnsparse.errors import CheckpointError, ConfigError, TrainingDiverged
 from attnsparse.transcoder_options import TranscoderOptions
 from attnsparse.transcoder_train import TranscoderTrainer, train_transcoders
 
@@ -227,6 +227,38 @@ def test_out_of_memory_at_every_allocation():
 
 
 # ---- whole runs
+
+
+def test_training_may_begin_with_given_transcoders():
+    """A run that is begun with what another one reached goes on from its error, in any units."""
+    first = made(120, l0=None, sparsity=1e-4)
+    first.run()
+    start = first.transcoders()
+    again = TranscoderTrainer(
+        tiny.model(), tiny.data(batch=8), options(3, l0=None, sparsity=1e-4), start=start, threads=1
+    )
+    for name in NAMES:
+        for old, new in zip(first._layers, again._layers):
+            assert np.allclose(old.array(name), new.array(name), rtol=1e-4, atol=1e-5), name
+    assert again.transcoders().digest != made(3, l0=None, sparsity=1e-4).transcoders().digest
+    with pytest.raises(ConfigError, match="features"):
+        TranscoderTrainer(tiny.model(), tiny.data(batch=8), options(3, n_features=21), start=start)
+
+
+def test_a_checkpoint_knows_what_it_began_with(tmp_path):
+    start = made(3).transcoders()
+    first = TranscoderTrainer(tiny.model(), tiny.data(batch=8), options(4), start=start, threads=1)
+    first.run(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError) as caught:
+        made(4).load(tmp_path / "a.ckpt")
+    assert caught.value.code == "start"
+
+
+@pytest.mark.parametrize("wanted", [0.5, 1.2])
+def test_thresholds_begin_where_l0_is_what_is_asked_for(wanted):
+    trainer = made(2, l0=wanted, threshold=None)
+    assert np.mean([result["l0"] for result in trainer.step()]) == pytest.approx(wanted, rel=0.35)
+    assert np.allclose(np.exp(made(2, threshold=0.3)._layers[0].array("log_threshold")), 0.3)
 
 
 def options(steps: int, **changes) -> TranscoderOptions:
