@@ -41,7 +41,7 @@ class Settings:
     """Sequences of 32 tokens in a step."""
     focused: int = 8
     """So many of them consist of opposites only."""
-    steps: int = 1000
+    steps: int = 600
     first_features: int = 1536
     """Features of layer 0."""
     features: int = 512
@@ -52,6 +52,7 @@ class Settings:
     """The same at the start, in all layers."""
     sparsity: float = 3e-4
     l0_rate: float = 0.05
+    threshold: float = 0.5
     bandwidth: float = 0.5
     lr: float = 5e-3
     tail: float = 0.6
@@ -96,6 +97,7 @@ def options(settings: Settings) -> TranscoderOptions:
         sparsity=settings.sparsity,
         l0=schedules.per_layer(targets),
         l0_rate=settings.l0_rate,
+        threshold=settings.threshold,
         bandwidth=settings.bandwidth,
         dead_after=settings.dead_after,
         aux_k=settings.aux_k,

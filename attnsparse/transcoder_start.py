@@ -20,11 +20,9 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .transcoder import Transcoders
 
-OWN_SHARE = 0.5
-"""Activation of a feature at its own row, as a share of the length of the row's centred output."""
-THRESHOLD_ROWS = 512  # rows that `common_threshold` looks at
 NEAR = 0.6
 """A feature is active where the input, centred, reaches this share of its own row along that row."""
+SAMPLE = 512  # rows that activations are computed for
 
 
 def first_weights(
@@ -45,12 +43,25 @@ def first_weights(
     read, written = random / np.linalg.norm(random, axis=-1, keepdims=True)
     n = len(chosen)
     size, length = (np.maximum(np.linalg.norm(rows[chosen], axis=1, keepdims=True), 1e-30) for rows in (x, y))
-    own = OWN_SHARE * length
-    read[:n] = x[chosen] / size**2 * own / (1 - NEAR)
+    read[:n] = x[chosen] / size**2 * length / (1 - NEAR)
     written[:n] = y[chosen] / length
     bias = -(read * mean_x).sum(axis=1)
-    bias[:n] -= own[:, 0] * NEAR / (1 - NEAR)
-    return {"w_enc": read, "b_enc": bias, "w_dec": written, "b_dec": mean_y}
+    bias[:n] -= length[:, 0] * NEAR / (1 - NEAR)
+    gain = _best_gain(x[:: _stride(x)] + mean_x, y[:: _stride(x)], read, bias, written)
+    return {"w_enc": gain * read, "b_enc": gain * bias, "w_dec": written, "b_dec": mean_y}
+
+
+def _stride(rows: np.ndarray) -> int:
+    return max(1, len(rows) // SAMPLE)
+
+
+def _best_gain(x: np.ndarray, y: np.ndarray, w_enc: np.ndarray, b_enc: np.ndarray, w_dec: np.ndarray) -> float:
+    """What activations are multiplied by so that all features together, which were made to serve alone, come
+    nearest to the centred outputs y."""
+    active = np.maximum(np.einsum("ne,fe->nf", x, w_enc) + b_enc, 0)
+    found = np.einsum("nf,fe->ne", active, w_dec)
+    gain = float((found * y).sum() / max(float((found**2).sum()), 1e-30))
+    return min(max(gain, 1e-3), 1.0)
 
 
 def spread_rows(rows: np.ndarray, n: int, seed: int, layer: int) -> np.ndarray:
@@ -101,8 +112,7 @@ def weights_of(start: Transcoders, layer: int, scale: float) -> dict[str, np.nda
 
 def common_threshold(weights: dict[str, np.ndarray], inputs: np.ndarray, l0: float) -> float:
     """The threshold above which rows of `inputs` [N, E] have `l0` features on average (at least 1e-3)."""
-    step = max(1, len(inputs) // THRESHOLD_ROWS)
-    x = inputs[::step].astype(np.float64)
+    x = inputs[:: _stride(inputs)].astype(np.float64)
     pre = np.einsum("ne,fe->nf", x, weights["w_enc"]) + weights["b_enc"]
     kept = min(max(round(l0 * len(x)), 1), pre.size)
     return max(float(np.partition(pre, pre.size - kept, axis=None)[pre.size - kept]), 1e-3)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 START_BATCHES = 4  # first batches, from which each layer's scale and first weights are taken
 _RECORDED = ("ln2_normalized", "mlp_out")
-_MOST_PRICE = 1e6  # largest factor that `l0` puts on the sparsity
+_MOST_PRICE = 1e3  # largest factor that `l0` puts on the sparsity
 
 
 def train_transcoders(
