@@ -46,13 +46,14 @@ class Settings:
     """Features of layer 0."""
     features: int = 512
     """Features of every other layer."""
-    l0: tuple[float, ...] = (4, 6, 6, 6, 6, 6, 6, 6, 8, 8, 8, 8)
+    l0: tuple[float, ...] = (14, 6, 6, 6, 6, 6, 6, 6, 8, 8, 8, 8)
     """Active features per token that each layer is to have from the middle of the training on."""
-    first_l0: float = 16
-    """The same at the start, in all layers."""
+    start_l0: tuple[float, float] = (36, 16)
+    """The same at the start, in layer 0 and in the others."""
     sparsity: float = 3e-4
     l0_rate: float = 0.05
-    threshold: float = 0.5
+    threshold: tuple[float | None, float] = (None, 0.5)
+    """At the start, in layer 0 and in the others."""
     bandwidth: float = 0.5
     lr: float = 5e-3
     tail: float = 0.6
@@ -87,7 +88,10 @@ class FocusedText:
 
 def options(settings: Settings) -> TranscoderOptions:
     """Options of the training of either set."""
-    targets = [schedules.linear(settings.first_l0, l0, 0, 0.5) for l0 in settings.l0]
+    targets = [
+        schedules.linear(settings.start_l0[layer > 0], l0, 0, 0.5) for layer, l0 in enumerate(settings.l0)
+    ]
+    first, other = settings.threshold
     return TranscoderOptions(
         steps=settings.steps,
         n_features=(settings.first_features, *[settings.features] * (len(settings.l0) - 1)),
@@ -97,7 +101,7 @@ def options(settings: Settings) -> TranscoderOptions:
         sparsity=settings.sparsity,
         l0=schedules.per_layer(targets),
         l0_rate=settings.l0_rate,
-        threshold=settings.threshold,
+        threshold=(first, *[other] * (len(settings.l0) - 1)),
         bandwidth=settings.bandwidth,
         dead_after=settings.dead_after,
         aux_k=settings.aux_k,

@@ -14,6 +14,7 @@ from . import schedules
 from .randomness import checked_seed
 from .schedules import Constant, PerLayer, Schedule
 
+START_L0 = 16.0  # see TranscoderOptions.threshold
 ACTIVATIONS = ("relu", "jump_relu", "topk")  # in the order of the core's numbers
 
 _RATE, _PRICE = Constant(3e-3), Constant(1e-3)
@@ -23,7 +24,6 @@ _NUMBERS = {
     "l0_rate": 0.0,
     "sharpness": 0.0,
     "bandwidth": 1e-9,
-    "threshold": 1e-9,
     "aux_weight": 0.0,
 }
 
@@ -72,9 +72,9 @@ class TranscoderOptions:
     """Of the tanh in the penalty of "relu"."""
     bandwidth: float = 0.5
     """Thresholds of "jump_relu" learn from values within half of it."""
-    threshold: float | None = None
-    """Threshold of "jump_relu" at the start; None for the one with which the first text has as many active
-    features as `l0` says (8 without l0)."""
+    threshold: float | tuple[float | None, ...] | None = None
+    """Threshold of "jump_relu" at the start, or one for each layer; None for the one with which rows of the
+    first text have START_L0 active features on average."""
     dead_after: int = 50
     """A feature that has not been active for so many steps is dead."""
     aux_k: int = 8
@@ -101,13 +101,18 @@ class TranscoderOptions:
             raise ValueError("l0 is for relu and jump_relu; topk has as many active features as top_k says")
         if self.l0 is not None and min(self._smallest_l0(step) for step in range(self.steps)) <= 0:
             raise ValueError("l0 must stay above 0")
+        self._set_threshold()
         for name, low in _NUMBERS.items():
-            if name == "threshold" and self.threshold is None:
-                continue
             object.__setattr__(self, name, _number(name, getattr(self, name), low, math.inf))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
         object.__setattr__(self, "betas", tuple(_number("betas", b, 0.0, 0.9999999) for b in self.betas))
+
+    def _set_threshold(self) -> None:
+        several = isinstance(self.threshold, (tuple, list))
+        given = tuple(self.threshold) if several else (self.threshold,)
+        values = [None if value is None else _number("threshold", value, 1e-9, math.inf) for value in given]
+        object.__setattr__(self, "threshold", tuple(values) if several else values[0])
 
     def _set_counts(self) -> None:
         for name, low in (("steps", 1), ("top_k", 1), ("dead_after", 1), ("aux_k", 0)):
@@ -132,6 +137,10 @@ class TranscoderOptions:
         """Active features that each layer is to have at `step`, or None."""
         return None if self.l0 is None else schedules.layer_values(self.l0, step, self.steps, n_layer)
 
+    def threshold_of(self, layer: int) -> float | None:
+        """Threshold of a layer at the start, None where it is to be found."""
+        return self.threshold[layer] if isinstance(self.threshold, tuple) else self.threshold
+
     def features_of(self, n_layer: int) -> tuple[int, ...]:
         """Features of each of `n_layer` layers; ValueError if there are as many numbers as other layers."""
         if not isinstance(self.n_features, tuple):
@@ -139,6 +148,13 @@ class TranscoderOptions:
         if len(self.n_features) != n_layer:
             raise ValueError(f"n_features has {len(self.n_features)} numbers, the model has {n_layer} layers")
         return self.n_features
+
+    def check(self, n_layer: int) -> None:
+        """ValueError unless what differs from layer to layer is for `n_layer` layers."""
+        self.features_of(n_layer)
+        self.l0_of(0, n_layer)
+        if isinstance(self.threshold, tuple) and len(self.threshold) != n_layer:
+            raise ValueError(f"threshold has {len(self.threshold)} numbers, the model has {n_layer} layers")
 
     def at(self, step: int) -> dict[str, Any]:
         """Arguments of the core's step at `step` (from 0), without those that differ from layer to layer."""
@@ -179,7 +195,7 @@ class TranscoderOptions:
         for name in ("lr", "sparsity", "l0"):
             if values.get(name) is not None:
                 values[name] = schedules.from_json(values[name])
-        for name in ("betas", "n_features"):
+        for name in ("betas", "n_features", "threshold"):
             if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         return cls(**values)

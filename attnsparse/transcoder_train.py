@@ -24,7 +24,7 @@ from .model import Model
 from .progress import progress_bar
 from .training_data import Data
 from .transcoder import ArraySource, Transcoders
-from .transcoder_options import TranscoderOptions
+from .transcoder_options import START_L0, TranscoderOptions
 from .transcoder_start import check_start, common_threshold, first_weights, weights_of
 from .transcoder_train_state import RESULTS, WEIGHTS
 
@@ -102,7 +102,7 @@ class TranscoderTrainer:
         self.options = TranscoderOptions(**settings) if options is None else options
         self.model, self.data, self.name = model, data, name
         self._threads = checked_threads(threads)
-        self.options.l0_of(0, model.config.n_layer)
+        self.options.check(model.config.n_layer)
         n_features = self.options.features_of(model.config.n_layer)
         if start is not None:
             start.check(model)
@@ -139,11 +139,10 @@ class TranscoderTrainer:
             weights = weights_of(self.start, layer, scale)
         if options.activation != "jump_relu":
             weights["log_threshold"] = np.zeros(n_features)
-        elif options.threshold is not None or "log_threshold" not in weights:
-            wanted = options.l0_of(0, len(self._layers))
-            threshold = options.threshold
+        elif options.threshold_of(layer) is not None or "log_threshold" not in weights:
+            threshold = options.threshold_of(layer)
             if threshold is None:
-                threshold = common_threshold(weights, inputs, 8.0 if wanted is None else wanted[layer])
+                threshold = common_threshold(weights, inputs, START_L0)
             weights["log_threshold"] = np.full(n_features, math.log(threshold))
         return weights
 

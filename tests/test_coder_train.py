@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_coder import JUMP_RELU, NAMES, RELU, TOPK, Options
 
-from attnsparse import schedules, training_file, transcoder_start
+from attnsparse import schedules, training_file, transcoder_start, transcoder_train
 from attnsparse.engine import core_for
 from attnsparse.errors import CheckpointError, ConfigError, TrainingDiverged
 from attnsparse.transcoder_options import TranscoderOptions
@@ -256,10 +256,13 @@ def test_a_checkpoint_knows_what_it_began_with(tmp_path):
 
 
 @pytest.mark.parametrize("wanted", [0.5, 1.2])
-def test_thresholds_begin_where_l0_is_what_is_asked_for(wanted):
-    trainer = made(2, l0=wanted, threshold=None)
+def test_thresholds_begin_where_l0_is_what_is_asked_for(wanted, monkeypatch):
+    monkeypatch.setattr(transcoder_train, "START_L0", wanted)
+    trainer = made(2, threshold=None)
     assert np.mean([result["l0"] for result in trainer.step()]) == pytest.approx(wanted, rel=0.35)
-    assert np.allclose(np.exp(made(2, threshold=0.3)._layers[0].array("log_threshold")), 0.3)
+    first, second = (np.exp(core.array("log_threshold")) for core in made(2, threshold=(None, 0.3))._layers)
+    assert np.allclose(second, 0.3)
+    assert not np.allclose(first, 0.3)
 
 
 def options(steps: int, **changes) -> TranscoderOptions:
@@ -449,6 +452,7 @@ def test_divergence_is_told_and_the_run_stays(tmp_path):
         ({"betas": 0.9}, ValueError, "betas"),
         ({"bandwidth": 0.0}, ValueError, "bandwidth"),
         ({"threshold": -1}, ValueError, "threshold"),
+        ({"threshold": (None, "a")}, TypeError, "threshold"),
         ({"seed": -1}, ValueError, "seed"),
         ({"speed": 1}, TypeError, "speed"),
     ],
@@ -469,6 +473,10 @@ def test_options_survive_json():
 def test_arguments_must_fit_each_other():
     with pytest.raises(ValueError, match="2 layers"):
         made(3, n_features=(20, 20, 20))
+    with pytest.raises(ValueError, match="threshold has 3"):
+        made(3, threshold=(1, 1, 1))
+    with pytest.raises(ValueError, match="covers 3 layers"):
+        made(3, l0=schedules.per_layer([3, 3, 3]))
     with pytest.raises(TypeError, match="not both"):
         train_transcoders(tiny.model(), tiny.data(), options(3), steps=3)
     with pytest.raises(TypeError, match=r"attnsparse\.Model"):
