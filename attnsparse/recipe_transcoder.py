@@ -46,14 +46,14 @@ class Settings:
     """Features of layer 0."""
     features: int = 512
     """Features of every other layer."""
-    l0: tuple[float, ...] = (14, 6, 6, 6, 6, 6, 6, 6, 8, 8, 8, 8)
+    l0: tuple[float, ...] = (22, 6, 6, 6, 6, 6, 6, 6, 8, 8, 8, 8)
     """Active features per token that each layer is to have from the middle of the training on."""
     start_l0: tuple[float, float] = (36, 16)
     """The same at the start, in layer 0 and in the others."""
     sparsity: float = 3e-4
     l0_rate: float = 0.05
     threshold: tuple[float | None, float] = (None, 0.5)
-    """At the start, in layer 0 and in the others."""
+    """At the start, in layer 0 and in the others; None: such that 16 features are active on average."""
     bandwidth: float = 0.5
     lr: float = 5e-3
     tail: float = 0.6

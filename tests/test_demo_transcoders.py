@@ -125,7 +125,7 @@ def test_it_writes_both_sets(short):
         }
         found = asp.load_transcoders(folder, asp.load(SETS[folder.name]))
         assert found.n_features == (24, *[16] * 11)
-        assert "None" not in (folder / "README.md").read_text()
+        assert "nan" not in (folder / "README.md").read_text()
 
 
 def test_stopped_and_resumed_gives_the_same_bytes(short, tmp_path, monkeypatch):
