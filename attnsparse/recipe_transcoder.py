@@ -46,7 +46,7 @@ class Settings:
     """Features of layer 0."""
     features: int = 512
     """Features of every other layer."""
-    l0: tuple[float, ...] = (22, 6, 6, 6, 6, 6, 6, 6, 8, 8, 8, 8)
+    l0: tuple[float, ...] = (16, 6, 6, 6, 6, 6, 6, 6, 8, 8, 8, 8)
     """Active features per token that each layer is to have from the middle of the training on."""
     start_l0: tuple[float, float] = (36, 16)
     """The same at the start, in layer 0 and in the others."""
