@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graph_toys import toy_graph
 from small_graph import TOKENS, small_graph
 
 import attnsparse
@@ -143,6 +144,21 @@ def test_maps_are_the_patterns_of_the_heads_named(pruned):
         shown = np.frombuffer(base64.b64decode(text), np.uint8) / 255
         expected = pruned.pattern[layer, number][np.tril_indices(len(TOKENS))]
         np.testing.assert_allclose(shown, expected, atol=0.5001 / 255)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_graphs_of_models(dtype):
+    graph = toy_graph(dtype, max_feature_nodes=20)
+    whole = graph.prune(1.0, 1.0)
+    edges = Reader(page(graph, node_threshold=1, edge_threshold=1, max_edges=10**6)).data["edges"]
+    assert len(edges["weight"]) == len(whole.source)
+    for e in range(0, len(edges["weight"]), 7):
+        s, t = edges["source"][e], edges["target"][e]
+        assert edges["weight"][e] == pytest.approx(whole.edge(s, t), rel=1e-6)
+        table = whole.heads(s, t).set_index("label")["loading"]
+        exact = {"rel": 1e-5, "abs": 1e-6 * abs(edges["weight"][e])}
+        for head, loading in zip(edges["heads"][e], edges["loadings"][e]):
+            assert loading == pytest.approx(table[f"L{head // graph.n_head}H{head % graph.n_head}"], **exact)
 
 
 def test_few_heads_and_float64():
