@@ -23,6 +23,7 @@ from .strict_json import parse_object, shown
 from .training_file import write_atomic
 
 KIND = Kind("feature labels", 1)
+LABEL_LIMITS = Limits(max_json_values=20_000_000)
 
 _SIDES = ("promoted", "suppressed")
 _FIELDS = {"model_name": str, "transcoders_name": str, "n_prompts": int, "n_tokens": int, "before": int,
@@ -37,8 +38,7 @@ def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], con
     if not isinstance(name, str) or not name.endswith((".json", ".csv")):
         raise ValueError(f"path must end in .json or .csv, got {name!r:.80}")
     if name.endswith(".csv"):
-        table = labels.to_pandas()
-        text = table.to_csv(index=False, lineterminator="\n")
+        text = labels.to_pandas().to_csv(index=False, lineterminator="\n")
     else:
         text = (
             json.dumps(_data(labels, contexts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -67,19 +67,6 @@ def _data(labels: FeatureLabels, contexts: int | None) -> dict[str, Any]:
 
 
 def _feature(labels: FeatureLabels, row: int, contexts: int | None) -> dict[str, Any]:
-    found = []
-    for k in range(labels.prompt[row, :contexts].shape[0]):
-        inside = np.flatnonzero(labels.tokens[row, k] >= 0)
-        if len(inside):
-            found.append(
-                {
-                    "prompt": int(labels.prompt[row, k]),
-                    "position": int(labels.position[row, k]),
-                    "at": labels.before - int(inside[0]),
-                    "tokens": labels.tokens[row, k, inside].tolist(),
-                    "activations": _numbers(labels.activations[row, k, inside]),
-                }
-            )
     sides = {}
     for side in _SIDES:
         tokens, effects = (getattr(labels, f"{side}_{what}")[row] for what in ("tokens", "effects"))
@@ -89,9 +76,29 @@ def _feature(labels: FeatureLabels, row: int, contexts: int | None) -> dict[str,
         "feature": int(labels.feature[row]),
         "label": labels.automatic[row],
         "density": float(labels.density[row]),
-        "contexts": found,
+        "contexts": _contexts(labels, row, contexts),
         **sides,
     }
+
+
+def _contexts(labels: FeatureLabels, row: int, contexts: int | None) -> list[dict[str, Any]]:
+    tokens = labels.tokens[row, :contexts]
+    inside, values = tokens >= 0, _numbers(labels.activations[row, :contexts].ravel())
+    used, first = inside.sum(axis=1).tolist(), inside.argmax(axis=1).tolist() if inside.size else []
+    width, rows, found = tokens.shape[1], tokens.tolist(), []
+    places = zip(labels.prompt[row].tolist(), labels.position[row].tolist())
+    for k, ((prompt, position), begin, n) in enumerate(zip(places, first, used)):
+        if n:
+            found.append(
+                {
+                    "prompt": prompt,
+                    "position": position,
+                    "at": labels.before - begin,
+                    "tokens": rows[k][begin : begin + n],
+                    "activations": values[k * width + begin : k * width + begin + n],
+                }
+            )
+    return found
 
 
 def _numbers(array: np.ndarray) -> list[float]:
@@ -102,7 +109,7 @@ def _numbers(array: np.ndarray) -> list[float]:
 # ------------------------------------------------------------------------------------------- reading
 
 
-def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> FeatureLabels:
+def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_LIMITS) -> FeatureLabels:
     """Read what `FeatureLabels.save` wrote, or any CSV in UTF-8 with columns layer, feature and label.
 
     A path that ends in .csv is read as a CSV: it gives labels alone, no contexts. Rows without a label are
@@ -323,5 +330,5 @@ def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels)
         }
         paths.append(folder / f"{index}.json")
         content = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        write_atomic(paths[-1], [content.encode()])
+        paths[-1].write_bytes(content.encode())
     return paths
