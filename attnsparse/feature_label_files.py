@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .checkpoint_files import MODELS_FOLDER
 from .errors import FormatError, located, quoted
 from .feature_labels import FeatureLabels, Key
 from .graph_json import cantor
@@ -23,6 +24,7 @@ from .strict_json import parse_object, shown
 from .training_file import write_atomic
 
 KIND = Kind("feature labels", 1)
+LABELS = ("labels.json", "labels.csv")  # in a folder of transcoders
 LABEL_LIMITS = Limits(max_json_values=20_000_000)
 
 _SIDES = ("promoted", "suppressed")
@@ -113,13 +115,14 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
     """Read what `FeatureLabels.save` wrote, or any CSV in UTF-8 with columns layer, feature and label.
 
     A path that ends in .csv is read as a CSV: it gives labels alone, no contexts. Rows without a label are
-    left out.
+    left out. A folder, or the name of transcoders that come with the package, stands for its labels.json, or
+    else its labels.csv.
     Raises OSError, and FormatError with a code: json_* and duplicate_name for the JSON; magic, version,
     header_value for its fields; feature for a feature that makes no sense; csv for a CSV. LimitError above
     one of `limits`.
     """
-    name = os.fspath(path)
-    if str(name).endswith(".csv"):
+    name = _labels_file(path)
+    if name.endswith(".csv"):
         return FeatureLabels(given=read_label_csv(name, limits=limits))
     data = parse_object(read_small(name, "max_graph_bytes", limits=limits), name, limits=limits)
     _check_fields(data, name)
@@ -146,6 +149,18 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
         before=data["before"], strings=strings, given=given,
         **_context_arrays(entries, data["before"], data["window"]), **_effect_arrays(entries),
     )  # fmt: skip
+
+
+def _labels_file(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"path must be a text or a path, got {type(name).__name__}")
+    embedded = MODELS_FOLDER / name
+    folder = embedded if Path(name).name == name and embedded.is_dir() else Path(name)
+    if not folder.is_dir():
+        return name
+    found = [folder / LABELS[0], folder / LABELS[1]]
+    return os.fspath(found[0] if found[0].exists() or not found[1].exists() else found[1])
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
