@@ -111,6 +111,17 @@ def test_tables_agree(own):
     assert features.groupby(["role", "group"]).size().max() <= reproduce_graph.FEATURES
 
 
+def test_features_are_described_by_the_sentence_with_other_words(own):
+    """Those of a word that stands in every sentence are mostly on it; chance would be one in 128 for large."""
+    features = table(own, "graph-features")
+    assert features["on_word"].dropna().between(0, 1).all()
+    assert (features["label"] != "").all()
+    for role in ("dense", "sparse"):
+        mine = features[features["role"] == role].groupby("group")["on_word"]
+        assert mine.mean()["opposite"] > 0.3
+        assert mine.max()["large"] > 10 / 128
+
+
 def test_caption_says_the_numbers(own):
     text = caption(own)
     for row in table(own, "graph").query("through == 'features'").itertuples():
