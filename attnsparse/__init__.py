@@ -19,8 +19,8 @@ from .feature_labels import FeatureLabels, describe_features
 from .gradients import Gradients
 from .graph import Graph, attribution_graph
 from .graph_file import load_graph
-from .graph_json_read import read_graph_json
 from .graph_groups import Group, group_nodes, token_groups
+from .graph_json_read import read_graph_json
 from .interventions import Ablation, HeadPosition, Mlp, Resid
 from .labels import Edge, Head
 from .limits import Limits
@@ -33,6 +33,8 @@ from .training_options import TrainingOptions
 from .transcoder import ArraySource, Encoder, Transcoders
 from .transcoder_features import Features
 from .transcoder_files import load_transcoders
+from .transcoder_options import TranscoderOptions
+from .transcoder_train import train_transcoders
 from .transcoder_write import save_transcoders
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "Trainer",
     "TrainingDiverged",
     "TrainingOptions",
+    "TranscoderOptions",
     "Transcoders",
     "UnsafeFileError",
     "__version__",
@@ -83,8 +86,9 @@ __all__ = [
     "save",
     "save_transcoders",
     "set_num_threads",
-    "write_feature_details",
     "token_groups",
+    "train_transcoders",
+    "write_feature_details",
 ]
 
 

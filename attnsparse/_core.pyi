@@ -275,3 +275,45 @@ class Trainer:
 
     def moments(self, name: str, /) -> tuple[Real, Real]: ...
     def load_moments(self, name: str, m: Real, v: Real, /) -> None: ...
+
+@final
+class CoderTrainer:
+    """Weights, moments and scratch of one layer's transcoder in training; I inputs, O outputs, F features."""
+
+    step_count: int
+    def __init__(self, n_in: int, n_out: int, n_features: int) -> None:
+        """All weights are zero; `load` them, with rows of w_dec of length 1."""
+
+    def step(
+        self,
+        x: Real,
+        y: Real,
+        *,
+        activation: int = 0,
+        top_k: int = 1,
+        sparsity: float = 0.0,
+        sharpness: float = 1.0,
+        bandwidth: float = 1.0,
+        dead_after: int = ...,
+        aux_k: int = 0,
+        aux_weight: float = 0.0,
+        output_scale: float = 1.0,
+        lr: float,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        clip: float = 0.0,
+        threads: int = 0,
+    ) -> dict[str, float]:
+        """One optimiser step on rows x (N,I) and y (N,O); activation 0 relu, 1 jump_relu, 2 topk.
+
+        Gives step, loss, error, penalty, aux, l0, grad_norm, n_dead; see asp_coder_trainer_step in
+        csrc/asp_graph.h.
+        """
+
+    def array(self, name: str, /) -> np.ndarray:
+        """Read-only view: w_enc (F,I), b_enc, log_threshold (F), w_dec (F,O), b_dec (O), with m/ and v/ in
+        front their moments, with g/ the last gradient; silent (F), int64, steps since a feature was active.
+        """
+
+    def load(self, name: str, values: np.ndarray, /) -> None: ...

@@ -1,8 +1,7 @@
-"""The recipe "demo-transcoder": a set of transcoders for each of the embedded models demo-dense and demo-sparse.
+"""The recipe "demo-transcoder": a set of transcoders for each of the models demo-dense and demo-sparse.
 
 Both sets are trained alike, on text of another seed than the models were. The first layer has more features
-than the others, because it alone sees words as they are: with a feature for every word to choose from, what
-fires on `large` fires on little else.
+than the others and fewer of them active, because it alone sees words as they are.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ import numpy as np
 from . import schedules, transcoder_card
 from .checkpoint import load
 from .demo_text import DemoText
-from .model import Model
 from .recipe_job import CHECKPOINTS
 from .training_data import Batch
 from .training_file import remove_stale
-from .transcoder_write import save_transcoders
 from .transcoder_options import TranscoderOptions
 from .transcoder_train import TranscoderTrainer
+from .transcoder_write import save_transcoders
 
 SETS = {"demo-dense-transcoders": "demo-dense", "demo-sparse-transcoders": "demo-sparse"}
 """Set -> embedded model that it belongs to."""
@@ -31,7 +29,7 @@ SETS = {"demo-dense-transcoders": "demo-dense", "demo-sparse-transcoders": "demo
 SEEDS_APART = 1000  # the text has the seed 1000 (seed + 1); recipe_demo's seeds are far below
 
 
-FOCUS = ("antonym",)  # kinds of sentences that half of the text consists of
+FOCUS = ("antonym",)  # kinds of sentences that the focused part of the text consists of
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,24 @@ class Settings:
 
     seed: int = 0
     batch: int = 32
-    """Sequences of 32 tokens in a step, half of them opposites only."""
-    steps: int = 800
-    first_features: int = 1024
+    """Sequences of 32 tokens in a step."""
+    focused: int = 8
+    """So many of them consist of opposites only."""
+    steps: int = 600
+    first_features: int = 1536
     """Features of layer 0."""
     features: int = 512
     """Features of every other layer."""
-    l0: tuple[float, ...] = (4, 3, 3, 3, 3, 3, 3, 4, 5, 6, 6, 6)
-    """Active features per token that each layer is to have."""
-    first_l0: float = 12
-    """The same at the start, in all layers; it falls in the first half."""
+    l0: tuple[float, ...] = (4, 6, 6, 6, 6, 6, 6, 6, 8, 8, 8, 8)
+    """Active features per token that each layer is to have from the middle of the training on."""
+    first_l0: float = 16
+    """The same at the start, in all layers."""
     sparsity: float = 3e-4
     l0_rate: float = 0.05
-    threshold: float = 0.3
+    threshold: float = 0.5
     bandwidth: float = 0.5
-    lr: float = 2e-3
-    tail: float = 0.5
+    lr: float = 5e-3
+    tail: float = 0.6
     """Share of the steps in which the learning rate falls."""
     dead_after: int = 50
     aux_k: int = 8
@@ -64,14 +64,14 @@ class Settings:
 
 
 class FocusedText:
-    """Demo text in which half of the sequences are opposites: a word in quotation marks, and the token before its
-    opposite, are rare in the whole text, and features need examples.
+    """Demo text in which `focused` of `batch` sequences are opposites: a word in quotation marks, and the
+    token before its opposite, are rare in the whole text, and features need examples.
 
     See `training_data.Data`; targets and weights are those of the parts.
     """
 
-    def __init__(self, batch: int, seed: int) -> None:
-        self._parts = (DemoText(batch - batch // 2, seed=seed), DemoText(batch // 2, seed=seed, kinds=FOCUS))
+    def __init__(self, batch: int, focused: int, seed: int) -> None:
+        self._parts = (DemoText(batch - focused, seed=seed), DemoText(focused, seed=seed, kinds=FOCUS))
 
     @property
     def digest(self) -> str:
@@ -87,11 +87,10 @@ class FocusedText:
 
 def options(settings: Settings) -> TranscoderOptions:
     """Options of the training of either set."""
-    n_layer = len(settings.l0)
     targets = [schedules.linear(settings.first_l0, l0, 0, 0.5) for l0 in settings.l0]
     return TranscoderOptions(
         steps=settings.steps,
-        n_features=(settings.first_features, *[settings.features] * (n_layer - 1)),
+        n_features=(settings.first_features, *[settings.features] * (len(settings.l0) - 1)),
         activation="jump_relu",
         seed=settings.seed,
         lr=schedules.Warmup(settings.lr, 20, "linear", begin=1 - settings.tail, final=0.02),
@@ -130,7 +129,8 @@ def train(
 
 def _train_set(name: str, out: Path, settings: Settings, threads: int | None, quiet: bool) -> Path:
     model = load(SETS[name])
-    trainer = _trainer(name, model, settings, threads)
+    text = FocusedText(settings.batch, settings.focused, SEEDS_APART * (settings.seed + 1))
+    trainer = TranscoderTrainer(model, text, options(settings), name=name, threads=threads)
     path = out / CHECKPOINTS / f"{name}.ckpt"
     if path.exists():
         trainer.load(path)
@@ -140,10 +140,5 @@ def _train_set(name: str, out: Path, settings: Settings, threads: int | None, qu
     facts = transcoder_card.measure(folder, model, trainer.transcoders())
     transcoder_card.write(folder, facts, trainer.history, settings)
     if not quiet:
-        print(transcoder_card.summary(facts))
+        print(transcoder_card.summary(facts), flush=True)
     return folder
-
-
-def _trainer(name: str, model: Model, settings: Settings, threads: int | None) -> TranscoderTrainer:
-    text = FocusedText(settings.batch, SEEDS_APART * (settings.seed + 1))
-    return TranscoderTrainer(model, text, options(settings), name=name, threads=threads)

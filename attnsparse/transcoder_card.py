@@ -35,7 +35,7 @@ def evaluate(transcoders: Transcoders, model: Model, batches: int = TEXT_BATCHES
 
 
 def measure(folder: Path, model: Model, trained: Transcoders) -> dict[str, Any]:
-    """The facts of the card: the set as it lies in `folder`, and the loss before it was rounded for the file."""
+    """The facts of the card: of the set as it lies in `folder`, and the loss before it was rounded."""
     stored = load_transcoders(folder, model)
     table, before = evaluate(stored, model), evaluate(trained, model)
     text = DemoText(seed=TEXT_SEED)
@@ -81,42 +81,59 @@ def write(folder: Path, facts: dict[str, Any], history: pd.DataFrame, settings: 
 def card(name: str, facts: dict[str, Any], settings: dict[str, Any]) -> str:
     """The card (Markdown): what the set is, how it was made, what it reaches, what it is not for."""
     listed = ", ".join(f"{key} {value}" for key, value in settings.items())
-    rows = "\n".join(
-        f"| {row['layer']} | {row['n_features']} | {row['l0']:.2f} | {row['explained_variance']:.4f} "
-        f"| {row['dead']:.3f} |"
-        for row in facts["layers"]
-    )
     return f"""---
 license: mit
 tags: [attnsparse, transcoders, interpretability]
 ---
 # {name}
 
-Per-layer transcoders ({facts["activation"]}) of the embedded model {facts["model"]}: each replaces one MLP. They read
-`ln2.hook_normalized` and write `hook_mlp_out`. circuit-tracer's layout, {facts["dtype"]}.
+Per-layer transcoders ({facts["activation"]}) of the embedded model {facts["model"]}: each replaces one MLP.
+They read `ln2.hook_normalized` and write `hook_mlp_out`. circuit-tracer's layout, {facts["dtype"]}.
 
-Made by attnsparse {__version__} with `attnsparse train demo-transcoder --seed {settings["seed"]}`; the same command
-on the same build and kind of CPU gives the same bytes.
+Made by attnsparse {__version__} with `attnsparse train demo-transcoder --seed {settings["seed"]}`; the same
+command on the same build and kind of CPU gives the same bytes.
 
 ```python
 import attnsparse as asp
+
 model = asp.load("{facts["model"]}")
-features = asp.load_transcoders("{name}", model).features(model, 'The opposite of "large" is "')
+transcoders = asp.load_transcoders("{name}", model)
+features = transcoders.features(model, 'The opposite of "large" is "')
 ```
 
 ## Training
 
-On text made as that of the model, with another seed: every token of a sequence counts alike, words of free choice
-too. AdamW, a level learning rate that falls linearly to 2 % at the end; `docs/transcoder-tries.md` says what else was
-tried. First weights are rows of the text that lie far apart. Dead features are trained to explain what the others leave
-(Gao et al. 2024).
+On text made as that of the model, with another seed; {settings["focused"]} of {settings["batch"]} sequences
+are opposites only. Every token counts alike, words of free choice too. JumpReLU with a penalty on the number
+of active features (Rajamanoharan et al. 2024), weighted in each layer so that the number is what was asked
+for. AdamW, a level learning rate that falls linearly to 2 % at the end. First weights are rows of the text
+that lie far apart. Dead features are trained to explain what the others leave (Gao et al. 2024).
+`docs/transcoder-tries.md` says what else was tried.
 Settings: {listed}.
 `history.csv` has every {HISTORY_EVERY}th step, means over layers.
 
-## Measured
+{_measured(facts)}
+SHA-256 of the model: `{facts["model_digest"]}`
+SHA-256 of this set: `{facts["digest"]}`
 
-On {facts["text"]["batches"] * 32} sequences of new text, with the weights as they are stored. l0: active features per
-token. dead: share of features that are never active there; some wait for words that are rare.
+## Not for
+
+Any other model, also not for another training of the same recipe. Features were not chosen by hand or named:
+what one stands for has to be looked at where it is active.
+"""
+
+
+def _measured(facts: dict[str, Any]) -> str:
+    """The numbers of the card."""
+    rows = "\n".join(
+        f"| {row['layer']} | {row['n_features']} | {row['l0']:.2f} | {row['explained_variance']:.4f} "
+        f"| {row['dead']:.3f} |"
+        for row in facts["layers"]
+    )
+    return f"""## Measured
+
+On {facts["text"]["batches"] * 32} sequences of new text, with the weights as they are stored. l0: active
+features per token. dead: share of features that are never active there; some wait for words that are rare.
 
 | | |
 | --- | --- |
@@ -130,12 +147,4 @@ token. dead: share of features that are never active there; some wait for words 
 | layer | features | l0 | explained variance | dead |
 | --- | --- | --- | --- | --- |
 {rows}
-
-SHA-256 of the model: `{facts["model_digest"]}`
-SHA-256 of this set: `{facts["digest"]}`
-
-## Not for
-
-Any other model, also not for another training of the same recipe. Features were not chosen by hand or named: what one
-stands for has to be looked at where it is active.
 """

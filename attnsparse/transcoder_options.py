@@ -1,4 +1,7 @@
-"""The options of a transcoder training: everything that decides its result, as one frozen value with a JSON form."""
+"""The options of a transcoder training: everything that decides its result, as one frozen value.
+
+As in `training_options.py`, how the run is carried out is not here.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,8 @@ class TranscoderOptions:
     The penalty is the number of active features of "jump_relu" (Rajamanoharan et al. 2024, arXiv 2407.14435,
     with their straight-through gradient of the threshold), the sum of tanh(sharpness * activation) of "relu",
     and nothing of "topk" (Gao et al. 2024, arXiv 2406.04093). The auxiliary loss is Gao's: dead features, the
-    aux_k strongest of them in a row, explain what the others leave. Decoder rows have length 1.
+    aux_k strongest of them in a row, explain what the others leave; here with either sign, because the
+    pre-activations of dead features are often negative everywhere. Decoder rows have length 1.
     Raises TypeError or ValueError that name the option.
     """
 
@@ -60,28 +64,31 @@ class TranscoderOptions:
     sparsity: Schedule = _PRICE
     """Weight of the penalty; with `l0` where it starts, afterwards scaled from layer to layer."""
     l0: Schedule | PerLayer | None = None
-    """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None leaves
-    `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
+    """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None
+    leaves `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
     l0_rate: float = 0.02
     """See l0."""
     sharpness: float = 1.0
     """Of the tanh in the penalty of "relu"."""
     bandwidth: float = 0.5
     """Thresholds of "jump_relu" learn from values within half of it."""
-    threshold: float = 0.5
-    """Threshold of "jump_relu" at the start."""
-    dead_after: int = 100
+    threshold: float | None = None
+    """Threshold of "jump_relu" at the start; None for the one with which the first text has as many active
+    features as `l0` says (8 without l0)."""
+    dead_after: int = 50
     """A feature that has not been active for so many steps is dead."""
-    aux_k: int = 16
+    aux_k: int = 8
     """Dead features that explain what is left of a row; 0 leaves them dead."""
-    aux_weight: float = 1 / 32
+    aux_weight: float = 0.125
     """Weight of the auxiliary loss."""
 
     def __post_init__(self) -> None:
         self._set_counts()
         object.__setattr__(self, "seed", checked_seed(self.seed))
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}")
+            raise ValueError(
+                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}"
+            )
         for name in ("lr", "sparsity", "l0"):
             value = getattr(self, name)
             if name == "l0" and (value is None or isinstance(value, PerLayer)):
@@ -95,6 +102,8 @@ class TranscoderOptions:
         if self.l0 is not None and min(self._smallest_l0(step) for step in range(self.steps)) <= 0:
             raise ValueError("l0 must stay above 0")
         for name, low in _NUMBERS.items():
+            if name == "threshold" and self.threshold is None:
+                continue
             object.__setattr__(self, name, _number(name, getattr(self, name), low, math.inf))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")

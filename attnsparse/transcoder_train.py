@@ -8,6 +8,7 @@ moments and counters, so a run can stop anywhere and go on to the same bytes.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from .progress import progress_bar
 from .training_data import Data
 from .transcoder import ArraySource, Transcoders
 from .transcoder_options import TranscoderOptions
-from .transcoder_start import first_weights
+from .transcoder_start import check_start, common_threshold, first_weights, weights_of
 from .transcoder_train_state import RESULTS, WEIGHTS
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 START_BATCHES = 4  # first batches, from which each layer's scale and first weights are taken
 _RECORDED = ("ln2_normalized", "mlp_out")
-_MOST_PRICE = 1e6  # largest factor that `l0` puts on the sparsity
+_MOST_PRICE = 1e3  # largest factor that `l0` puts on the sparsity
 
 
 def train_transcoders(
@@ -42,6 +43,7 @@ def train_transcoders(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 500,
+    start: Transcoders | None = None,
     name: str = "",
     threads: int | None = None,
     progress: bool | None = None,
@@ -49,10 +51,12 @@ def train_transcoders(
 ) -> Transcoders:
     """Train one transcoder for each layer of `model` on the text of `data` and return the set.
 
-    data: an object with `batch` and `digest`, see `training_data.Data`; targets and weights are not looked at.
+    data: an object with `batch` and `digest`, see `training_data.Data`; its targets and weights are not used.
     options: a `TranscoderOptions`, or its fields as keywords: train_transcoders(model, data, steps=1000).
     checkpoint: a file that is written every `checkpoint_every` steps, at the end and on Ctrl-C. If it exists
     the run goes on from there; its bytes depend on the run alone, not on threads or on where it was stopped.
+    start: transcoders whose weights are the first ones, as many features as `options` says; None: rows of the
+    text that lie far apart, see `transcoder_start`.
     threads: None for as many as this process may use; bits do not depend on it.
     progress: a bar on stderr; None shows it in terminals and notebooks only.
 
@@ -61,7 +65,7 @@ def train_transcoders(
     checkpoint that is damaged or of another run, TrainingDiverged when a loss or gradient is not finite,
     before that layer is changed, and KeyboardInterrupt on Ctrl-C.
     """
-    trainer = TranscoderTrainer(model, data, options, name=name, threads=threads, **settings)
+    trainer = TranscoderTrainer(model, data, options, start=start, name=name, threads=threads, **settings)
     every = _at_least_one("checkpoint_every", checkpoint_every)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
@@ -81,6 +85,7 @@ class TranscoderTrainer:
         data: Data,
         options: TranscoderOptions | None = None,
         *,
+        start: Transcoders | None = None,
         name: str = "",
         threads: int | None = None,
         **settings: Any,
@@ -99,11 +104,17 @@ class TranscoderTrainer:
         self._threads = checked_threads(threads)
         self.options.l0_of(0, model.config.n_layer)
         n_features = self.options.features_of(model.config.n_layer)
+        if start is not None:
+            start.check(model)
+            check_start(start, n_features)
+        self.start = start  #: the `Transcoders` that it began with, or None
         make = core_for(str(model.dtype)).CoderTrainer
         self._layers = [make(model.config.d_model, model.config.d_model, n) for n in n_features]
         self._results: list[list[dict[str, Any]]] = [[] for _ in self._layers]
         self._prices: list[list[float]] = [[1.0] for _ in self._layers]
-        self.output_scale = np.ones(len(self._layers))  #: float64 [L], standard deviation of each layer's outputs
+        self.output_scale = np.ones(
+            len(self._layers)
+        )  #: float64 [L], standard deviation of each layer's outputs
         self._start()
 
     # --- the beginning
@@ -112,18 +123,29 @@ class TranscoderTrainer:
         """Scales and first weights, from the first batches."""
         pieces = [self._rows(step) for step in range(START_BATCHES)]
         inputs, outputs = (np.concatenate(arrays, axis=1) for arrays in zip(*pieces))
-        threshold = math.log(self.options.threshold)
         for layer, core in enumerate(self._layers):
             rows = outputs[layer].astype(np.float64)
-            scale = math.sqrt(max(float(((rows - rows.mean(axis=0)) ** 2).mean()), 1e-20))
-            n_features = len(core.array("b_enc"))
-            weights = first_weights(
-                inputs[layer], outputs[layer], scale, n_features, self.options.seed, layer
-            )
-            weights["log_threshold"] = np.full(n_features, threshold)
+            self.output_scale[layer] = math.sqrt(max(float(((rows - rows.mean(axis=0)) ** 2).mean()), 1e-20))
+            weights = self._first_weights(layer, inputs[layer], outputs[layer])
             for key, value in weights.items():
                 core.load(key, np.ascontiguousarray(value, self.model.dtype))
-            self.output_scale[layer] = scale
+
+    def _first_weights(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        options, scale = self.options, float(self.output_scale[layer])
+        n_features = options.features_of(len(self._layers))[layer]
+        if self.start is None:
+            weights = first_weights(inputs, outputs, scale, n_features, options.seed, layer)
+        else:
+            weights = weights_of(self.start, layer, scale)
+        if options.activation != "jump_relu":
+            weights["log_threshold"] = np.zeros(n_features)
+        elif options.threshold is not None or "log_threshold" not in weights:
+            wanted = options.l0_of(0, len(self._layers))
+            threshold = options.threshold
+            if threshold is None:
+                threshold = common_threshold(weights, inputs, 8.0 if wanted is None else wanted[layer])
+            weights["log_threshold"] = np.full(n_features, math.log(threshold))
+        return weights
 
     # --- steps
 
@@ -140,7 +162,7 @@ class TranscoderTrainer:
     def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and outputs [L, N, E] of all MLPs on the batch of a step."""
         tokens, offsets, *_ = self.data.batch(step, 0)
-        prompts = [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
+        prompts = [tokens[a:b] for a, b in itertools.pairwise(offsets)]
         run = self.model.run(prompts, record=_RECORDED, logits="none", threads=self._threads or None)
         return tuple(run._core.array(name) for name in _RECORDED)
 
@@ -205,15 +227,26 @@ class TranscoderTrainer:
 
     def transcoders(self) -> Transcoders:
         """The set as it is now, in the units of the model."""
-        arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")}
+        arrays: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
+        }
         for core, scale in zip(self._layers, self.output_scale):
             w_enc, b_enc, w_dec, b_dec, threshold = (core.array(name) for name in WEIGHTS)
-            for name, values in (("w_enc", w_enc), ("b_enc", b_enc), ("b_dec", b_dec), ("threshold", np.exp(threshold))):
+            for name, values in (
+                ("w_enc", w_enc),
+                ("b_enc", b_enc),
+                ("b_dec", b_dec),
+                ("threshold", np.exp(threshold)),
+            ):
                 arrays[name].append((values * scale).astype(values.dtype))
             arrays["w_dec"].append(w_dec.copy())
         jump = self.options.activation == "jump_relu"
         source = ArraySource(
-            arrays["w_enc"], arrays["b_enc"], arrays["w_dec"], arrays["b_dec"], arrays["threshold"] if jump else None
+            arrays["w_enc"],
+            arrays["b_enc"],
+            arrays["w_dec"],
+            arrays["b_dec"],
+            arrays["threshold"] if jump else None,
         )
         return Transcoders(
             source,
@@ -225,8 +258,8 @@ class TranscoderTrainer:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per step and layer: step, layer, loss, error (share of the variance, about), penalty, aux, l0,
-        grad_norm, n_dead (before the step), sparsity (the penalty's weight)."""
+        """One row per step and layer: step, layer, loss, error (share of the variance, about), penalty, aux,
+        l0, grad_norm, n_dead (before the step), sparsity (the penalty's weight)."""
         import pandas as pd
 
         rows = [

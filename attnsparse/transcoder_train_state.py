@@ -28,6 +28,7 @@ def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
         "build": build(),
         "model": trainer.model.digest,
         "data": trainer.data.digest,
+        "start": "" if trainer.start is None else trainer.start.digest,
         "options": trainer.options.to_json(),
         "step": trainer.step_count,
     }
@@ -36,7 +37,8 @@ def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
 def checked(trainer: TranscoderTrainer, contents: Contents, path: Path) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint of this run.
 
-    CheckpointError: meta, model, data, options, missing_tensor, unexpected_tensor, size_mismatch, dtype.
+    CheckpointError: meta, model, data, start, options, missing_tensor, unexpected_tensor, size_mismatch,
+    dtype.
     """
     found, own = contents.meta, meta(trainer)
     for name, value in own.items():
@@ -44,12 +46,13 @@ def checked(trainer: TranscoderTrainer, contents: Contents, path: Path) -> dict[
             text = f"{name} is missing or of the wrong kind"
             raise located(CheckpointError, "meta", path, text, field=name)
     steps = trainer.options.steps
-    if found["kind"] != KIND or not 0 <= found["step"]:
+    if found["kind"] != KIND or found["step"] < 0:
         text = f"kind {quoted(found['kind'])} or step {found['step']} of {steps} makes no sense"
         raise located(CheckpointError, "meta", path, text, field="kind")
-    for name in ("model", "data"):
+    for name in ("model", "data", "start"):
         if found[name] != own[name]:
-            text = f"was trained on another {name} (digest {quoted(found[name][:12])}, given {quoted(own[name][:12])})"
+            digests = f"digest {quoted(found[name][:12])}, given {quoted(own[name][:12])}"
+            text = f"was trained with another {name} ({digests})"
             raise located(CheckpointError, name, path, text, field=name)
     _check_options(trainer.options, found["options"], path)
     if found["step"] > steps:
@@ -74,9 +77,7 @@ def _check_options(wanted: TranscoderOptions, data: dict[str, Any], path: Path) 
         raise located(CheckpointError, "options", path, text, field=changed)
 
 
-def _check_tensors(
-    trainer: TranscoderTrainer, tensors: dict[str, np.ndarray], step: int, path: Path
-) -> None:
+def _check_tensors(trainer: TranscoderTrainer, tensors: dict[str, np.ndarray], step: int, path: Path) -> None:
     layers = trainer._layers
     expected = {
         "output_scale": ((len(layers),), "float64"),

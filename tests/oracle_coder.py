@@ -74,7 +74,7 @@ def random_weights(seed: int, n_in: int, n_out: int, n_features: int) -> dict[st
 
 
 def largest(pre: Array, k: int) -> Array:
-    """pre (N,F) where it is positive and one of the k largest of its row (of equal ones the first), else 0."""
+    """pre (N,F) where it is positive and one of the k largest of its row (of equals the first), else 0."""
     order = np.argsort(-pre, axis=1, kind="stable")[:, :k]
     kept = np.zeros_like(pre)
     np.put_along_axis(kept, order, np.take_along_axis(pre, order, axis=1), axis=1)
@@ -93,7 +93,7 @@ def loss_and_gradients(
     weights: Mapping[str, Array], x: Array, y: Array, o: Options, dead: NDArray[np.bool_]
 ) -> Result:
     """The loss of rows x (N,I), y (N,O) and what the step takes for its gradient."""
-    n, n_out = y.shape
+    n = len(y)
     w_enc, w_dec = weights["w_enc"], weights["w_dec"]
     pre = x @ w_enc.T + weights["b_enc"]
     a = activations(weights, pre, o)

@@ -34,7 +34,7 @@ CLASSES = {
     "Transcoders": asp.Transcoders,
     "Features": asp.Features,
 }
-CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features")
+CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "CoderTrainer")
 
 
 def small_transcoders(dtype: str = "float32", **fields: Any) -> asp.Transcoders:
@@ -90,6 +90,8 @@ class Everything:
         self.clean = self.core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
         self.trainer = asp.Trainer(self.dense, self.data, steps=10**9, threads=1)
         self.trainer.step()
+        self.coder = _core.CoderTrainer(3, 4, 9)
+        self.rows = (np.ones((5, 3), np.float32), np.ones((5, 4), np.float32))
         self.transcoders = small_transcoders()
         self.features = self.transcoders.features(self.model, TOKENS, threads=1)
         self.graph = asp.attribution_graph(self.model, self.transcoders, TOKENS, threads=1)
@@ -448,6 +450,14 @@ CALLS: dict[str, Uses] = {
         lambda e: e.features.to_pandas(base=1), wrong=(lambda e: e.features.to_pandas(base=2),), cost=40
     ),
     # --- Trainer
+    "asp.train_transcoders": uses(
+        lambda e: asp.train_transcoders(e.dense, e.data, steps=1, n_features=20, threads=1),
+        wrong=(
+            lambda e: asp.train_transcoders(e.dense, e.data, steps=0),
+            lambda e: asp.train_transcoders(e.dense, None, steps=1),
+        ),
+        cost=200,
+    ),
     "asp.Trainer": uses(
         lambda e: asp.Trainer(e.trained, e.data, steps=2, tau=1.0),
         wrong=(
@@ -614,6 +624,32 @@ CALLS: dict[str, Uses] = {
     "_core.Trainer.ema": uses(
         lambda e: setattr(e.core_trainer, "ema", 1.0), wrong=(lambda e: setattr(e.core_trainer, "ema", "a"),)
     ),
+    "_core.CoderTrainer": uses(
+        lambda e: _core.CoderTrainer(3, 4, 9), wrong=(lambda e: _core.CoderTrainer(3, 4, 0),)
+    ),
+    "_core.CoderTrainer.step": uses(
+        lambda e: e.coder.step(*e.rows, lr=1e-3, threads=1),
+        lambda e: e.coder.step(*e.rows, activation=2, top_k=3, aux_k=2, dead_after=1, lr=1e-3, threads=1),
+        wrong=(
+            lambda e: e.coder.step(*e.rows),
+            lambda e: e.coder.step(*e.rows[::-1], lr=1e-3),
+            lambda e: e.coder.step(*e.rows, activation=2, top_k=10, lr=1e-3),
+            lambda e: e.coder.step(e.rows[0] * np.nan, e.rows[1], lr=1e-3),
+            lambda e: e.coder.step(e.rows[0], 3, lr=1e-3),
+        ),
+    ),
+    "_core.CoderTrainer.array": uses(
+        lambda e: e.coder.array("w_enc"),
+        lambda e: e.coder.array("silent"),
+        wrong=(lambda e: e.coder.array("x"), lambda e: e.coder.array(3)),
+    ),
+    "_core.CoderTrainer.load": uses(
+        lambda e: e.coder.load("m/b_dec", np.zeros(4, np.float32)),
+        wrong=(lambda e: e.coder.load("b_dec", np.zeros(3, np.float32)),),
+    ),
+    "_core.CoderTrainer.step_count": uses(
+        lambda e: setattr(e.coder, "step_count", 3), wrong=(lambda e: setattr(e.coder, "step_count", -1),)
+    ),
     "_core.machine": uses(lambda e: _core.machine()),
     "_core.get_num_threads": uses(lambda e: _core.get_num_threads()),
     "_core.set_num_threads": uses(
@@ -631,6 +667,7 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
     **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
     **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
+    "_core.CoderTrainer.array": "lent",
     **dict.fromkeys(["_core.Features.array", *(f"Features.{name}" for name in FEATURE_ARRAYS)], "lent"),
     **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
     "Transcoders.evaluate": "own",
@@ -663,7 +700,7 @@ PLAIN: dict[str, str] = {
     },
     **{
         f"asp.{name}": "Python and NumPy alone; see test_train.py"
-        for name in ("SequenceData", "TokenData", "TrainingOptions")
+        for name in ("SequenceData", "TokenData", "TrainingOptions", "TranscoderOptions")
     },
     **{
         f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"
