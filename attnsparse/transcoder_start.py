@@ -55,7 +55,9 @@ def _stride(rows: np.ndarray) -> int:
     return max(1, len(rows) // SAMPLE)
 
 
-def _best_gain(x: np.ndarray, y: np.ndarray, w_enc: np.ndarray, b_enc: np.ndarray, w_dec: np.ndarray) -> float:
+def _best_gain(
+    x: np.ndarray, y: np.ndarray, w_enc: np.ndarray, b_enc: np.ndarray, w_dec: np.ndarray
+) -> float:
     """What activations are multiplied by so that all features together, which were made to serve alone, come
     nearest to the centred outputs y."""
     active = np.maximum(np.einsum("ne,fe->nf", x, w_enc) + b_enc, 0)

@@ -112,7 +112,7 @@ def test_tables_agree(own):
 
 
 def test_features_are_described_by_the_sentence_with_other_words(own):
-    """Those of a word that stands in every sentence are mostly on it; chance would be one in 128 for large."""
+    """Those of a word that stands in every sentence are mostly on it; chance is one in 128 for large."""
     features = table(own, "graph-features")
     assert features["on_word"].dropna().between(0, 1).all()
     assert (features["label"] != "").all()
