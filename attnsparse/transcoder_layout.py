@@ -75,7 +75,7 @@ def layer_of_hooks(
     path: str | os.PathLike[str],
     prefix: str = "",
 ) -> int:
-    """The layer of one dictionary whose config names the hook that it reads, the one that it writes, and maybe,
+    """The layer of one dictionary whose config names the hook it reads, the one it writes, and maybe,
     in two more fields, their layers; checks that all agree. prefix: begins the messages."""
     input_hook(config[hooks[0]], path, hooks[0])
     check_output_hook(config[hooks[1]], path, hooks[1])
