@@ -20,8 +20,8 @@ from .graph_json import cantor
 from .limits import DEFAULT_LIMITS, Limits
 from .paired_file import Kind, fail
 from .regular_file import read_small
+from .saving import write_atomic
 from .strict_json import parse_object, shown
-from .training_file import write_atomic
 
 KIND = Kind("feature labels", 1)
 LABELS = ("labels.json", "labels.csv")  # in a folder of transcoders
