@@ -16,6 +16,7 @@ from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, n
 
 import attnsparse as asp
 from attnsparse import cache, effects
+from attnsparse.graph_heads import ScoreSplit
 
 CI_REPEATS, LONG_REPEATS = 1000, 100_000  # of a cheap call; fewer the longer a call takes
 PYTHON_COUNTS = sys.getallocatedblocks() > 0  # not with PYTHONMALLOC=malloc, as under sanitizers
@@ -60,10 +61,12 @@ def arrays_in(result) -> list[np.ndarray]:
     """All NumPy arrays in what a call returned, through tuples, dictionaries, tables, caches and runs."""
     if isinstance(result, np.ndarray):
         return [result]
-    if isinstance(result, (asp.Run, asp.Gradients)):
+    if isinstance(result, (asp.Run, asp.Gradients, asp.Graph)):
         return []  # their own arrays are in the list by name
     if isinstance(result, cache.ActivationCache):
         return [result[name] for name in result]
+    if isinstance(result, ScoreSplit):
+        return arrays_in(vars(result))
     if isinstance(result, dict):
         return [array for value in result.values() for array in arrays_in(value)]
     if isinstance(result, (tuple, list)):

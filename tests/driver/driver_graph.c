@@ -217,3 +217,35 @@ asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *dig
     const asp_status refused = asp_graph_influence(influence, &graph, weights, err);
     return refused == ASP_BAD_ARGUMENT ? ASP_OK : refused == ASP_NO_MEMORY ? refused : ASP_BAD_STATE;
 }
+
+asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    (void)f;
+    asp_real x[T * E], y[T * E];
+    fill(x, T * E, 1, 71);
+    fill(y, T * E, 1, 72);
+    for (int kind = 0; kind < 3; kind++) {
+        asp_coder_trainer *coder = NULL;
+        asp_coder_step_result result = {0};
+        const asp_coder_step_options options = {
+            .activation = (asp_coder_activation)kind, .top_k = 3, .sparsity = 0.05, .sharpness = 2, .bandwidth = 0.5,
+            .dead_after = 1, .aux_k = 4, .aux_weight = 0.25, .output_scale = 2, .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.99,
+            .eps = 1e-8, .clip = 1};
+        asp_status status = asp_coder_trainer_new(&coder, E, E, F, err);
+        if (!status)
+            for (int i = 0; i < ASP_CODER_N_WEIGHTS; i++) {
+                const asp_coder_weight *w = asp_coder_trainer_weights(coder) + i;
+                fill(asp_coder_trainer_block(coder, 0) + w->offset, w->size, 0.2, (uint64_t)i + 73);
+            }
+        for (int step = 0; !status && step < 3; step++)
+            status = asp_coder_trainer_step(coder, x, y, T, &options, context, &result, err);
+        for (int which = 0; !status && which < 4; which++)
+            for (int i = 0; i < ASP_CODER_N_WEIGHTS; i++) {
+                const asp_coder_weight *w = asp_coder_trainer_weights(coder) + i;
+                add_reals(digest, asp_coder_trainer_block(coder, which) + w->offset, w->size);
+            }
+        add_bytes(digest, &result.loss, sizeof result.loss);
+        asp_coder_trainer_free(coder);
+        if (status) return status;
+    }
+    return ASP_OK;
+}

@@ -288,5 +288,6 @@ const operation operations[] = {
     {"gradients", use_gradients}, {"training", use_training}, {"sweep", use_sweep}, {"attribution", use_attribution},
     {"features", use_features}, {"replacement", use_replacement}, {"graph edges", use_graph},
     {"graph heads", use_graph_heads}, {"graph pruning", use_prune}, {"kernels", use_kernels},
+    {"training of transcoders", use_coder_training},
 };
 const int n_operations = sizeof operations / sizeof *operations;
