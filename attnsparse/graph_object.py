@@ -208,6 +208,7 @@ class Graph:
 
     @property
     def n_features(self) -> int:
+        """How many nodes are features."""
         return self.kind.count("feature")
 
     @property

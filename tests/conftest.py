@@ -1,8 +1,12 @@
 """What all tests share."""
 
 import os
+import sys
 
 import pytest
+
+if interval := os.environ.get("ATTNSPARSE_SWITCH_INTERVAL"):  # seconds; see run_parallel.sh
+    sys.setswitchinterval(float(interval))
 
 
 @pytest.fixture(scope="session", autouse=True)
