@@ -312,7 +312,7 @@ PLAIN: dict[str, str] = {
     },
     **{
         f"asp.{name}": "Python and NumPy alone; see test_train.py"
-        for name in ("SequenceData", "TokenData", "TrainingOptions")
+        for name in ("SequenceData", "TokenData", "TrainingOptions", "TranscoderOptions")
     },
     **{
         f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"

@@ -26,6 +26,14 @@ GRAPH_CALLS: dict[str, Uses] = {
     "asp.ArraySource": uses(
         lambda e: small_transcoders().source, wrong=(lambda e: asp.ArraySource([1], [1], [1], [1]),)
     ),
+    "asp.train_transcoders": uses(
+        lambda e: asp.train_transcoders(e.dense, e.data, steps=1, n_features=20, threads=1),
+        wrong=(
+            lambda e: asp.train_transcoders(e.dense, e.data, steps=0),
+            lambda e: asp.train_transcoders(e.dense, None, steps=1),
+        ),
+        cost=200,
+    ),
     "Transcoders.features": uses(
         lambda e: e.transcoders.features(e.model, TOKENS, threads=1),
         lambda e: small_transcoders(activation="topk", top_k=3).features(e.model, e.features.run),

@@ -117,14 +117,3 @@ def child(*arguments: str, timeout: float = 60, **environment: str) -> Any:
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-3000:]}"
     lines = done.stdout.strip().splitlines()
     return json.loads(lines[-1]) if lines else None
-
-
-def report(goal: str, text: str) -> None:
-    """Print the number that proves a goal of docs/reliability.md; also append it to the file that
-    ATTNSPARSE_RELIABILITY_LOG names."""
-    line = f"{goal}: {text}"
-    print(line)
-    log = os.environ.get("ATTNSPARSE_RELIABILITY_LOG")
-    if log:
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
