@@ -52,12 +52,15 @@ def find_blas(choice):
         try:
             import scipy_openblas32 as wheel
         except ImportError:
-            raise SystemExit("attnsparse is built with scipy-openblas32 (its version is in pyproject.toml): "
-                             "install it, or set ATTNSPARSE_BLAS=system.") from None
+            raise SystemExit(
+                "attnsparse is built with scipy-openblas32 (its version is in pyproject.toml): "
+                "install it, or set ATTNSPARSE_BLAS=system."
+            ) from None
         lib = Path(wheel.get_lib_dir())
         vendor = {file.name: file for file in lib.iterdir() if file.is_file()}
-        vendor |= {f"OpenBLAS-{f.name}": f.locate() for f in files("scipy-openblas32")
-                   if f.parent.name == "licenses"}
+        vendor |= {
+            f"OpenBLAS-{f.name}": f.locate() for f in files("scipy-openblas32") if f.parent.name == "licenses"
+        }
         link_args = [f"-L{lib}", f"-l{wheel.get_library()}", f"-Wl,-rpath,{ORIGIN}/_libs"]
         return Blas([("ASP_BLAS_PREFIX", "scipy_")], link_args, vendor)
     if choice == "accelerate":
@@ -68,8 +71,10 @@ def find_blas(choice):
         return Blas([], found.stdout.split() if found and found.returncode == 0 else ["-lopenblas"])
     lib = Path(choice, "lib").resolve()
     if not lib.is_dir():
-        raise SystemExit(f"ATTNSPARSE_BLAS={choice}: expected scipy-openblas, system, accelerate "
-                         "or the path of a folder that has OpenBLAS in its lib/.")
+        raise SystemExit(
+            f"ATTNSPARSE_BLAS={choice}: expected scipy-openblas, system, accelerate "
+            "or the path of a folder that has OpenBLAS in its lib/."
+        )
     return Blas([], [f"-L{lib}", "-lopenblas", f"-Wl,-rpath,{lib}"])
 
 
@@ -80,8 +85,16 @@ def flags_from_environment():
         return os.environ.get("ATTNSPARSE_" + name, "0") not in ("", "0")
 
     sanitize = os.environ.get("ATTNSPARSE_SANITIZE", "")
-    compile_args = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=fast",
-                    "-fvisibility=hidden", "-pthread", *WARNINGS]
+    compile_args = [
+        "-std=gnu11",
+        "-O3",
+        "-g0",
+        "-fno-math-errno",
+        "-ffp-contract=fast",
+        "-fvisibility=hidden",
+        "-pthread",
+        *WARNINGS,
+    ]
     link_args = ["-pthread", "-lm"]
     if on("WERROR"):
         compile_args += ["-Werror"]
@@ -109,6 +122,7 @@ class BuildExt(build_ext):
         if sys.platform == "win32":
             raise SystemExit("attnsparse needs POSIX threads and does not build on Windows; use WSL.")
         import numpy
+
         self.blas = find_blas(os.environ.get("ATTNSPARSE_BLAS") or "scipy-openblas")
         self.compile_args, self.link_args = flags_from_environment()
         self.include_dirs = [numpy.get_include(), *self.compiler.include_dirs]
@@ -123,8 +137,9 @@ class BuildExt(build_ext):
             mine = [obj for (owner, _), obj in zip(jobs, objects) if owner is ext]
             target = self.get_ext_fullpath(ext.name)
             Path(target).unlink(missing_ok=True)  # it may be newer, but linked with other switches
-            self.compiler.link_shared_object(mine, target, target_lang="c",
-                                             extra_postargs=[*self.blas.link_args, *self.link_args])
+            self.compiler.link_shared_object(
+                mine, target, target_lang="c", extra_postargs=[*self.blas.link_args, *self.link_args]
+            )
         self.vendor()
 
     def compile_one(self, ext, source):
@@ -139,17 +154,32 @@ class BuildExt(build_ext):
             if target.stat().st_mtime > max(os.stat(path).st_mtime for path in inputs):
                 return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        return self.compiler.compile([source], output_dir=str(folder), macros=macros,
-                                     include_dirs=self.include_dirs, extra_postargs=self.compile_args)[0]
+        return self.compiler.compile(
+            [source],
+            output_dir=str(folder),
+            macros=macros,
+            include_dirs=self.include_dirs,
+            extra_postargs=self.compile_args,
+        )[0]
 
     def probe(self):
         """Compile and link two tiny programs first, so that a missing part is named in one sentence."""
-        self.try_program("#include <Python.h>\nint main(void) { return 0; }\n", [], (
-            "attnsparse needs a C11 compiler and Python's headers: install gcc and python3-dev "
-            "(Debian, Ubuntu), gcc and python3-devel (Fedora), or run xcode-select --install (macOS)."))
-        self.try_program(PROBE, self.blas.link_args, (
-            "attnsparse could not compile and link against OpenBLAS: unset ATTNSPARSE_BLAS to use the "
-            "scipy-openblas32 wheel, or install libopenblas-dev and set ATTNSPARSE_BLAS=system."))
+        self.try_program(
+            "#include <Python.h>\nint main(void) { return 0; }\n",
+            [],
+            (
+                "attnsparse needs a C11 compiler and Python's headers: install gcc and python3-dev "
+                "(Debian, Ubuntu), gcc and python3-devel (Fedora), or run xcode-select --install (macOS)."
+            ),
+        )
+        self.try_program(
+            PROBE,
+            self.blas.link_args,
+            (
+                "attnsparse could not compile and link against OpenBLAS: unset ATTNSPARSE_BLAS to use the "
+                "scipy-openblas32 wheel, or install libopenblas-dev and set ATTNSPARSE_BLAS=system."
+            ),
+        )
 
     def try_program(self, text, link_args, message):
         defines = [f"-D{name}={value}" for name, value in self.blas.macros]
@@ -157,8 +187,15 @@ class BuildExt(build_ext):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(text)
-            command = [*self.compiler.compiler_so, *defines, *includes, str(source),
-                       "-o", str(source.with_suffix("")), *link_args]
+            command = [
+                *self.compiler.compiler_so,
+                *defines,
+                *includes,
+                str(source),
+                "-o",
+                str(source.with_suffix("")),
+                *link_args,
+            ]
             try:
                 result = subprocess.run(command, capture_output=True, text=True)
                 reason = result.stderr.strip().splitlines() if result.returncode else None

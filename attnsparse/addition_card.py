@@ -13,7 +13,7 @@ import pandas as pd
 from . import addition, figures
 from ._version import __version__
 from .reproduce_addition import DENSE_THRESHOLD, Evaluation
-from .training_file import write_atomic
+from .saving import write_atomic
 
 if TYPE_CHECKING:
     from .model import Model

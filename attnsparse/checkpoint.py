@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,8 @@ from .config_layouts import derive_head_width, hugging_face_config, is_ours, rea
 from .errors import ConfigError, NonFiniteError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .names import TRANSFORMER_LENS, Names, Placement
-from .safetensors_file import write_safetensors
+from .safetensors_file import safetensors_pieces
+from .saving import File, write_together
 from .tensor_source import TensorSource
 
 if TYPE_CHECKING:
@@ -95,8 +94,8 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     `attnsparse_`, which only attnsparse reads; transformers would run a gated model as an ordinary one.
     Weights are stored as float32.
 
-    Each file is written beside its place, flushed to the disk and then moved there, weights first and
-    config.json last. Raises OSError.
+    The files are written beside their places, flushed to the disk and then moved there, config.json last.
+    Raises OSError with errno and file name; then all of them are as they were, as after Ctrl-C.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,12 +104,12 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
         name if name.startswith("lm_head") else "transformer." + name: model.parameter(name)
         for name in config.parameter_shapes()
     }
-    _replace(folder / "model.safetensors", lambda path: write_safetensors(path, weights, {"format": "pt"}))
-    if model.tokenizer is not None:
-        _replace(folder / "tokenizer.json", lambda path: _write_text(path, model.tokenizer.to_json()))
     bos_id = model.tokenizer.bos_id if model.tokenizer is not None else None
     text = json.dumps(hugging_face_config(config, bos_id), indent=2) + "\n"
-    _replace(folder / "config.json", lambda path: _write_text(path, text))
+    files: list[File] = [(folder / "model.safetensors", safetensors_pieces(weights, {"format": "pt"}))]
+    if model.tokenizer is not None:
+        files.append((folder / "tokenizer.json", [model.tokenizer.to_json().encode()]))
+    write_together([*files, (folder / "config.json", [text.encode()])])
 
 
 def _tokenizer(
@@ -220,26 +219,3 @@ def _check_finite(model: Model, path: str, placements: list[Placement]) -> None:
                 "pass allow_nonfinite=True to load it anyway"
             )
             raise located(NonFiniteError, "nonfinite", path, text, field=item.source)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, then move it there; what was there survives any failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

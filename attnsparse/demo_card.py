@@ -14,7 +14,7 @@ from . import demo_words as words
 from . import figures, tasks
 from ._version import __version__
 from .demo_text import END_YEAR_ENTROPY, LENGTH, DemoText
-from .training_file import write_atomic
+from .saving import write_atomic
 
 if TYPE_CHECKING:
     from .model import Model

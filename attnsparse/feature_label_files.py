@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from .checkpoint_files import MODELS_FOLDER
 from .errors import FormatError, located, quoted
 from .feature_labels import FeatureLabels, Key
 from .graph_json import cantor
 from .limits import DEFAULT_LIMITS, Limits
 from .paired_file import Kind, fail
 from .regular_file import read_small
+from .saving import write_atomic
 from .strict_json import parse_object, shown
-from .training_file import write_atomic
 
 KIND = Kind("feature labels", 1)
+LABELS = ("labels.json", "labels.csv")  # in a folder of transcoders
+LABEL_LIMITS = Limits(max_json_values=20_000_000)
 
 _SIDES = ("promoted", "suppressed")
 _FIELDS = {"model_name": str, "transcoders_name": str, "n_prompts": int, "n_tokens": int, "before": int,
@@ -37,8 +40,7 @@ def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], con
     if not isinstance(name, str) or not name.endswith((".json", ".csv")):
         raise ValueError(f"path must end in .json or .csv, got {name!r:.80}")
     if name.endswith(".csv"):
-        table = labels.to_pandas()
-        text = table.to_csv(index=False, lineterminator="\n")
+        text = labels.to_pandas().to_csv(index=False, lineterminator="\n")
     else:
         text = (
             json.dumps(_data(labels, contexts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -67,19 +69,6 @@ def _data(labels: FeatureLabels, contexts: int | None) -> dict[str, Any]:
 
 
 def _feature(labels: FeatureLabels, row: int, contexts: int | None) -> dict[str, Any]:
-    found = []
-    for k in range(labels.prompt[row, :contexts].shape[0]):
-        inside = np.flatnonzero(labels.tokens[row, k] >= 0)
-        if len(inside):
-            found.append(
-                {
-                    "prompt": int(labels.prompt[row, k]),
-                    "position": int(labels.position[row, k]),
-                    "at": labels.before - int(inside[0]),
-                    "tokens": labels.tokens[row, k, inside].tolist(),
-                    "activations": _numbers(labels.activations[row, k, inside]),
-                }
-            )
     sides = {}
     for side in _SIDES:
         tokens, effects = (getattr(labels, f"{side}_{what}")[row] for what in ("tokens", "effects"))
@@ -89,9 +78,29 @@ def _feature(labels: FeatureLabels, row: int, contexts: int | None) -> dict[str,
         "feature": int(labels.feature[row]),
         "label": labels.automatic[row],
         "density": float(labels.density[row]),
-        "contexts": found,
+        "contexts": _contexts(labels, row, contexts),
         **sides,
     }
+
+
+def _contexts(labels: FeatureLabels, row: int, contexts: int | None) -> list[dict[str, Any]]:
+    tokens = labels.tokens[row, :contexts]
+    inside, values = tokens >= 0, _numbers(labels.activations[row, :contexts].ravel())
+    used, first = inside.sum(axis=1).tolist(), inside.argmax(axis=1).tolist() if inside.size else []
+    width, rows, found = tokens.shape[1], tokens.tolist(), []
+    places = zip(labels.prompt[row].tolist(), labels.position[row].tolist())
+    for k, ((prompt, position), begin, n) in enumerate(zip(places, first, used)):
+        if n:
+            found.append(
+                {
+                    "prompt": prompt,
+                    "position": position,
+                    "at": labels.before - begin,
+                    "tokens": rows[k][begin : begin + n],
+                    "activations": values[k * width + begin : k * width + begin + n],
+                }
+            )
+    return found
 
 
 def _numbers(array: np.ndarray) -> list[float]:
@@ -102,17 +111,18 @@ def _numbers(array: np.ndarray) -> list[float]:
 # ------------------------------------------------------------------------------------------- reading
 
 
-def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> FeatureLabels:
+def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_LIMITS) -> FeatureLabels:
     """Read what `FeatureLabels.save` wrote, or any CSV in UTF-8 with columns layer, feature and label.
 
     A path that ends in .csv is read as a CSV: it gives labels alone, no contexts. Rows without a label are
-    left out.
+    left out. A folder, or the name of transcoders that come with the package, stands for its labels.json, or
+    else its labels.csv.
     Raises OSError, and FormatError with a code: json_* and duplicate_name for the JSON; magic, version,
     header_value for its fields; feature for a feature that makes no sense; csv for a CSV. LimitError above
     one of `limits`.
     """
-    name = os.fspath(path)
-    if str(name).endswith(".csv"):
+    name = _labels_file(path)
+    if name.endswith(".csv"):
         return FeatureLabels(given=read_label_csv(name, limits=limits))
     data = parse_object(read_small(name, "max_graph_bytes", limits=limits), name, limits=limits)
     _check_fields(data, name)
@@ -139,6 +149,18 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = DEFAUL
         before=data["before"], strings=strings, given=given,
         **_context_arrays(entries, data["before"], data["window"]), **_effect_arrays(entries),
     )  # fmt: skip
+
+
+def _labels_file(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"path must be a text or a path, got {type(name).__name__}")
+    embedded = MODELS_FOLDER / name
+    folder = embedded if Path(name).name == name and embedded.is_dir() else Path(name)
+    if not folder.is_dir():
+        return name
+    found = [folder / LABELS[0], folder / LABELS[1]]
+    return os.fspath(found[0] if found[0].exists() or not found[1].exists() else found[1])
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
@@ -323,5 +345,5 @@ def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels)
         }
         paths.append(folder / f"{index}.json")
         content = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        write_atomic(paths[-1], [content.encode()])
+        paths[-1].write_bytes(content.encode())
     return paths

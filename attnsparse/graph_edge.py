@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from . import carriers
-from .graph import attribution_graph
+from .graph import MAX_FEATURE_NODES, attribution_graph
 from .graph_groups import Group, Spec, flows, group_nodes, token_groups
 from .graph_heads import first_edges, loadings
 from .labels import Edge, Head, token_label
@@ -114,14 +114,17 @@ def find_group_edge(
     *,
     groups: Mapping[str, Spec] | None = None,
     fraction: float = 0.8,
+    max_feature_nodes: int | None = MAX_FEATURE_NODES,
     labels: Mapping[tuple[int, int], str] | None = None,
+    prepend_bos: bool = False,
 ) -> GroupEdge:
     """The attribution graph of a prompt, in groups, and the heads behind the edge from `key` to `answer`.
 
     key: the word, as a token or a position counted from 0. The logit node is the logit of `answer` minus the
     mean of the `wrong` ones; None: all other words of the antonym task. groups: see `group_nodes`; one of
     them must be at the position of `key` alone; the logits become one more group unless they are in one.
-    None: `token_groups`. labels: see `attribution_graph`.
+    None: `token_groups`. max_feature_nodes, labels, prepend_bos: see `attribution_graph`; a BOS token is
+    position 0, and features that were left out are in no group.
     Raises ValueError as `attribution_graph` and `group_nodes` do, for a fraction outside 0..1, and if no
     group is at the position of `key` alone.
     """
@@ -134,8 +137,9 @@ def find_group_edge(
         prompt,
         answer,
         wrong=others,
-        max_feature_nodes=None,
+        max_feature_nodes=max_feature_nodes,
         labels=labels,
+        prepend_bos=prepend_bos,
         progress=False,
     )
     key_at = graph.position_of(key)
@@ -238,6 +242,7 @@ def edge_row(found: GroupEdge, through: str, base: int) -> dict[str, Any]:
         "drawn_look_at_key": found.same_entry() if through == "features" else 0,
         "closure": graph.closure,
         "n_features": graph.n_features,
+        "n_active": graph.options["n_active"],
         "replacement_closed": scores["replacement_closed"],
         "completeness_closed": scores["completeness_closed"],
         "digest": found.model_digest,

@@ -306,10 +306,13 @@ class _Labels(Artist):
         frame = np.ravel(self.axes.get_window_extent().get_points()) / point
         boxes = place_labels(marks, self._radius, self._own, self._sizes, frame, self._most)
         for box, text in zip(boxes, self._texts):
-            text.set_visible(box is not None)
+            place = text.get_position()
             if box is not None:
                 middle = (box[:2] + box[2:]) / 2 * point
-                text.set_position(self.axes.transData.inverted().transform(middle))
+                place = tuple(self.axes.transData.inverted().transform(middle))
+            if (text.get_visible(), text.get_position()) != (box is not None, place):  # else drawn for ever
+                text.set_visible(box is not None)
+                text.set_position(place)
         self.stale = False
 
 

@@ -24,8 +24,8 @@ from .errors import FormatError, located
 from .graph_object import Graph, Nodes
 from .labels import whole_number
 from .regular_file import read_small
+from .saving import write_atomic
 from .strict_json import parse_object, shown
-from .training_file import write_atomic
 
 if TYPE_CHECKING:
     from .graph_heads import ScoreSplit

@@ -13,10 +13,12 @@ from .errors import quoted
 from .graph_file import check_edges, check_nodes
 from .graph_json import NO_PROBABILITY, OWN, OWN_VERSION, cantor, plain_label
 from .graph_object import KINDS, Graph
-from .limits import DEFAULT_LIMITS, Limits
+from .limits import Limits
 from .paired_file import fail
 from .regular_file import read_small
 from .strict_json import parse_object, shown
+
+GRAPH_LIMITS = Limits(max_json_values=8_000_000)  # what links of max_graph_bytes have
 
 _KINDS = {
     "cross layer transcoder": "feature",
@@ -62,7 +64,7 @@ class _Node(NamedTuple):
     influence: float
 
 
-def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Graph:
+def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMITS) -> Graph:
     """The graph in a JSON of circuit-tracer, Neuronpedia or `Graph.to_json`.
 
     It has the nodes, links, labels, activations, probabilities and influence of the file. The format has no

@@ -208,6 +208,7 @@ class Graph:
 
     @property
     def n_features(self) -> int:
+        """How many nodes are features."""
         return self.kind.count("feature")
 
     @property
@@ -441,14 +442,14 @@ class Graph:
         max_edges: int = 3000,
         base: int = 0,
     ) -> Path:
-        """Write one page to look at the graph in a browser, and return its path; nothing else is needed for it.
+        """Write one page to look at the graph in a browser and return its path; it needs no other file.
 
         Clicking a node shows its edges, clicking an edge the eight heads that carry most of it with their
         attention maps; labels can be searched, and `#node=ID` or `#edge=ID,ID` after the address leads to a
         node or an edge. The page loads nothing and may not: its policy forbids the network. The same graph
         gives the same bytes.
         A graph that is not pruned is pruned first, by `prune` with node_threshold (None = 0.8) and
-        edge_threshold (None = 0.98). max_edges: of its edges, those with the largest |weight| are in the page.
+        edge_threshold (None = 0.98). max_edges: of its edges, so many with the largest |weight| are in it.
         title: in place of the prompt. base: the number of the first position, 0 or 1.
         Warns above 20 MB.
         Raises ValueError for thresholds outside 0..1 or for a pruned graph, for a negative

@@ -36,7 +36,7 @@ from .graph_layout import (
 )
 from .graph_page_data import escaped_json, page_data, shown_label
 from .labels import checked_base, token_label, whole_number
-from .training_file import write_atomic
+from .saving import write_atomic
 
 if TYPE_CHECKING:
     from .graph_object import Graph

@@ -26,9 +26,9 @@ def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
     """What the page's script reads. Numbers are the graph's own, NaN is None; nodes keep their numbers.
 
     nodes: lists of id, kind, layer, position, feature, label, value, probability, influence. edges: source,
-    target, weight by falling |weight|, and of each the TOP heads with the largest |loading| (layer * n_head +
-    head), their loadings and entries of the pattern, the sum of the other heads, direct and remainder. maps:
-    head -> its pattern, in bytes from 0 to 255, the lower triangle row by row.
+    target, weight by falling |weight|, and of each at most TOP heads with the largest |loading| (layer *
+    n_head + head), their loadings and entries of the pattern, the sum of the other heads, direct and
+    remainder. maps: head -> its pattern, in bytes from 0 to 255, the lower triangle row by row.
     """
     influence = np.full(len(graph), np.nan) if graph.influence is None else graph.influence
     heads = _heads(graph, edges)
@@ -88,6 +88,7 @@ def _heads(graph: Graph, edges: Edges) -> dict[str, Any]:
         key, query = graph.position[edges.source[i]], graph.position[edges.target[i]]
         weight = np.float64(edges.weight[i])
         parts = np.argsort(-np.abs(by_head), kind="stable")[:TOP]
+        parts = parts[by_head[parts] != 0]
         left = weight - by_head.sum()
         rest = by_head.sum() - by_head[parts].sum()
         direct, remainder = (left, 0.0) if key == query else (0.0, left)

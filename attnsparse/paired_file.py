@@ -22,8 +22,8 @@ import numpy as np
 from .errors import FormatError, NonFiniteError, located, quoted
 from .limits import Limits
 from .regular_file import RegularFile, read_small
+from .saving import write_together
 from .strict_json import parse_object, shown
-from .training_file import write_atomic
 from .zip_directory import read_zip_directory
 
 _NPY = re.compile(
@@ -64,7 +64,7 @@ def save_pair(
     arrays: Mapping[str, Any],
     specs: Specs,
 ) -> None:
-    """Write both files, each so that it is there whole or not at all."""
+    """Write both files or neither, see `saving.write_together`."""
     json_path, npz_path = pair_paths(path)
     stored = {name: np.asarray(value, specs[name][0], order="C") for name, value in arrays.items()}
     buffer = io.BytesIO()
@@ -73,8 +73,7 @@ def save_pair(
     data = {"format": kind.format, "version": kind.version, **fields, "arrays_sha256": checksum}
     text = json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     content = text.encode()
-    write_atomic(npz_path, [buffer.getbuffer()])
-    write_atomic(json_path, [content])
+    write_together([(npz_path, [buffer.getbuffer()]), (json_path, [content])])
 
 
 # ------------------------------------------------------------------------------------------ JSON

@@ -17,8 +17,8 @@ from . import schedules, transcoder_card
 from .checkpoint import load
 from .demo_text import DemoText
 from .recipe_job import CHECKPOINTS
+from .saving import remove_stale
 from .training_data import Batch
-from .training_file import remove_stale
 from .transcoder_options import TranscoderOptions
 from .transcoder_train import TranscoderTrainer
 from .transcoder_write import save_transcoders

@@ -21,7 +21,7 @@ from . import (
 from .model import Model
 from .progress import progress_bar
 from .reproduce_pair import Made, ModelLike, Pair, TranscodersLike, as_model, as_transcoders
-from .training_file import write_atomic
+from .saving import write_atomic
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from . import carriers
+from .feature_labels import describe_features
 from .graph_edge import (
     TOP,
     GroupEdge,
@@ -18,8 +20,10 @@ from .graph_edge import (
     heads_table,
 )
 from .graph_groups import MOST as IN_LAYERS
-from .graph_groups import influences
+from .graph_groups import Group, influences
+from .graph_object import Graph
 from .groups_figure import LEAST_ARROW, LEAST_BOX, graph_sketch
+from .labels import token_label
 from .model import Model
 from .transcoder import Transcoders
 
@@ -64,26 +68,48 @@ def _by_role(found: Mapping[str, GroupEdge], table: Callable[[GroupEdge], pd.Dat
 
 
 def features_table(found: GroupEdge, base: int) -> pd.DataFrame:
-    """The features of every group with most influence on the answer, each alone, at most FEATURES."""
+    """The features of every group with most influence on the answer, each alone, at most FEATURES.
+
+    label: see `describe_features`, over the sentence with each word of the antonym task. on_word: of the
+    activation in its strongest contexts there, the share that is on the group's own word.
+    """
     graph, total = found.graph, influences(found.graph)
-    parts = []
-    for group in found.groups.values():
-        features = group.nodes[group.nodes < graph.n_features]
-        features = features[np.argsort(-np.abs(total[features]), kind="stable")][:FEATURES]
-        parts.append(
-            pd.DataFrame(
+    features = graph.origin[0].features
+    shown = {name: _strongest(group, graph, total) for name, group in found.groups.items()}
+    keys = {(int(graph.layer[i]), int(graph.feature[i])) for nodes in shown.values() for i in nodes}
+    prompts = [carriers.PROMPT.replace(carriers.KEY, word) for word in carriers.wrong_words("")]
+    labels = describe_features(
+        features.run.model, features.transcoders, prompts, sorted(keys), progress=False
+    )
+    rows = []
+    for name, nodes in shown.items():
+        for i in nodes:
+            key = int(graph.layer[i]), int(graph.feature[i])
+            rows.append(
                 {
-                    "group": group.name,
-                    "layer": graph.layer[features],
-                    "position": graph.position[features] + base,
-                    "feature": graph.feature[features],
-                    "activation": graph.value[features],
-                    "influence": total[features],
-                    "label": [graph.labels[i] for i in features],
+                    "group": name,
+                    "layer": key[0],
+                    "position": int(graph.position[i]) + base,
+                    "feature": key[1],
+                    "activation": graph.value[i],
+                    "influence": total[i],
+                    "on_word": _share_on(labels.contexts(*key), name),
+                    "label": labels[key],
                 }
             )
-        )
-    return pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(rows)
+
+
+def _strongest(group: Group, graph: Graph, total: np.ndarray) -> np.ndarray:
+    features = group.nodes[group.nodes < graph.n_features]
+    return features[np.argsort(-np.abs(total[features]), kind="stable")][:FEATURES]
+
+
+def _share_on(contexts: pd.DataFrame, word: str) -> float:
+    """NaN for a feature that is not active in the prompts."""
+    whole = contexts["activation"].sum()
+    on = contexts["token"].map(token_label) == word.partition("@")[0]
+    return float(contexts["activation"][on].sum() / whole) if whole else float("nan")
 
 
 def caption(found: Mapping[str, GroupEdge], base: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from .errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
+from .saving import write_atomic
 from .strict_json import parse_object, shown
 from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo
 
@@ -57,15 +58,18 @@ class SafetensorsFile(FileSource):
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays as float32 to a new file, one by one, and flush it to the disk."""
-    infos = {name: TensorInfo(array.shape, "F32") for name, array in tensors.items()}
-    with open(path, "wb") as file:
-        file.write(safetensors_header(infos, metadata))
-        for array in tensors.values():
-            if array.size:
-                file.write(memoryview(np.ascontiguousarray(array, "<f4")).cast("B"))
-        file.flush()
-        os.fsync(file.fileno())
+    """Write arrays as float32, so that the file is there whole or not at all."""
+    write_atomic(path, safetensors_pieces(tensors, metadata))
+
+
+def safetensors_pieces(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> Iterator[Any]:
+    """The bytes of a file with arrays as float32, one array at a time."""
+    yield safetensors_header({name: TensorInfo(a.shape, "F32") for name, a in tensors.items()}, metadata)
+    for array in tensors.values():
+        if array.size:
+            yield memoryview(np.ascontiguousarray(array, "<f4")).cast("B")
 
 
 def safetensors_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -24,10 +24,10 @@ import numpy as np
 from .errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
+from .saving import write_atomic
 from .strict_json import parse_object, shown
 from .tasks_object import Draft, Task, build
 from .tokenizer import Tokenizer
-from .training_file import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

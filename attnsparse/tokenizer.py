@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError, FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
+from .saving import write_atomic
 from .strict_json import parse_object, shown
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 GPT2_BOS = "<|endoftext|>"
 # how GPT-2 cuts text before it looks up pieces
 _GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CHARACTERS = r"[\s\S]"
+# where white space begins, both begin a new piece; \S is narrower in Python than there
+_CUT = re.compile(r"(?<=\S)[ \t\r\n]")
+_BLOCK = 16_384  # characters, some milliseconds
 
 
 class Tokenizer:
@@ -42,7 +48,9 @@ class Tokenizer:
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.n_vocab: int = len(vocabulary)  #: number of tokens; ids are 0..n_vocab-1
         self._names = _names_by_id(vocabulary, path)
-        self._byte_level = _is_byte_level(inner)
+        described = json.loads(inner.to_str())
+        self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
+        self._may_cut = _may_cut(described)
         #: token id of the BOS token, or None
         self.bos_id: int | None = vocabulary.get(bos) if bos is not None else None
 
@@ -119,7 +127,7 @@ class Tokenizer:
             raise ValueError(f"bos={bos!r} is not among the words")
         ids = {word: index for index, word in enumerate(words)}
         inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids))
-        pattern = tokenizers.Regex(_GPT2_PIECES if split == "gpt2" else r"[\s\S]")
+        pattern = tokenizers.Regex(_GPT2_PIECES if split == "gpt2" else _CHARACTERS)
         inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
         inner.decoder = tokenizers.decoders.Fuse()
         if bos is not None:
@@ -141,7 +149,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise ValueError(f"text has half a surrogate pair at character {error.start}") from None
         try:
-            ids = self._inner.encode(text, add_special_tokens=False).ids
+            ids = self._encode(text)
         except Exception as error:  # the library raises plain Exception
             raise ValueError(self._why_not(text, error)) from error
         if not prepend_bos:
@@ -149,6 +157,17 @@ class Tokenizer:
         if self.bos_id is None:
             raise ValueError("prepend_bos=True, but this tokenizer has no beginning-of-sequence token")
         return [self.bos_id, *ids]
+
+    def _encode(self, text: str) -> list[int]:
+        """Block by block where that changes nothing, so that Ctrl-C is heard: the library itself is deaf."""
+        ids: list[int] = []
+        begin = 0
+        while begin < len(text):
+            cut = _CUT.search(text, begin + _BLOCK) if self._may_cut else None
+            end = len(text) if cut is None else cut.start()
+            ids += self._inner.encode(text[begin:end], add_special_tokens=False).ids
+            begin = end
+        return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens included. Bytes that are no UTF-8 become U+FFFD."""
@@ -173,8 +192,8 @@ class Tokenizer:
         return self._inner.to_str(pretty=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a tokenizer.json."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write a tokenizer.json, whole or not at all. OSError with errno and file name."""
+        write_atomic(path, [self.to_json().encode()])
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.n_vocab:,} tokens{f' from {self.path}' if self.path else ''})"
@@ -238,9 +257,23 @@ def _names_by_id(vocabulary: dict[str, int], path: str | None) -> list[str]:
     return names  # type: ignore[return-value]
 
 
-def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
-    """True if tokens are written in GPT-2's alphabet of 256 signs for bytes."""
-    return '"ByteLevel"' in json.dumps(json.loads(inner.to_str()).get("decoder"))
+def _may_cut(described: dict[str, Any]) -> bool:
+    """Whether texts cut at _CUT have the same tokens, given a tokenizer as JSON: it cuts there itself, as
+    GPT-2 and `from_words` do, and neither changes the text nor looks for names with spaces before."""
+    before = described.get("pre_tokenizer") or {}
+    plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
+    ours = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in (_GPT2_PIECES, _CHARACTERS)
+    ]
+    return (
+        (before in ours or (plain and not before.get("add_prefix_space")))
+        and not any(described.get(name) for name in ("normalizer", "truncation", "padding"))
+        and not any(
+            token["lstrip"] or token["rstrip"] or token["single_word"] or re.search(r"\s", token["content"])
+            for token in described.get("added_tokens", ())
+        )
+    )
 
 
 @functools.cache

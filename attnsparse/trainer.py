@@ -24,6 +24,7 @@ from . import training_state as state
 from .engine import core_for
 from .model import Model
 from .progress import progress_bar
+from .saving import remove_stale, write_atomic
 from .training_data import Data
 from .training_options import TrainingOptions
 from .training_state import RESULTS
@@ -74,7 +75,7 @@ class Trainer:
         self._checkpoint_every, self._keep = _whole(checkpoint_every, 0), _whole(keep, 1)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            training_file.remove_stale(self._folder)
+            remove_stale(self._folder)
         self._engine = core_for(str(model.dtype)).Trainer(model._core)
         self._engine.multiplier = self.options.first_multiplier()
         self._results: list[dict[str, Any]] = []
@@ -148,11 +149,11 @@ class Trainer:
         return pd.DataFrame(self._rows(), columns=self._columns())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint to `path` and, beside it, `history.csv`.
+        """Write a checkpoint to `path` and, before it, `history.csv` beside it.
 
-        Both are replaced in one go or not at all. The checkpoint's bytes depend on the run alone: not on
-        threads, time, or where it was interrupted. OSError if the disk refuses; the trainer and older files
-        are untouched.
+        Each is replaced in one go or not at all. The checkpoint's bytes depend on the run alone: not on
+        threads, time, or where it was interrupted. OSError if the disk refuses; the trainer and an older
+        checkpoint are untouched.
         """
         path = Path(path)
         meta = {
@@ -172,12 +173,12 @@ class Trainer:
             tensors |= {f"weight/{name}": weights, f"adam.m/{name}": first, f"adam.v/{name}": second}
         rows = [[float(result[key]) for key in RESULTS] for result in self._results]
         tensors["history"] = np.array(rows, np.float64).reshape(len(rows), len(RESULTS))
-        training_file.save(path, meta, tensors)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self._columns())
         writer.writerows(self._rows())
-        training_file.write_atomic(path.parent / HISTORY, [text.getvalue().encode()])
+        write_atomic(path.parent / HISTORY, [text.getvalue().encode()])
+        training_file.save(path, meta, tensors)
 
     @classmethod
     def resume(

@@ -28,7 +28,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,14 +38,14 @@ import numpy as np
 from .errors import CheckpointError, FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
+from .saving import write_atomic
 from .strict_json import parse_object
 
 MAGIC = b"ASPTRAIN"
 VERSION = 1
 ALIGNMENT = 64
 PREAMBLE_BYTES = 64
-PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
-TEMPORARY = ".attnsparse-tmp"
+HASHED_BYTES = 16 * 2**20  # at once, so that Ctrl-C is heard in between
 
 _FIELDS = struct.Struct("<8sIIQQ")
 _DTYPES = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8"), "int64": np.dtype("<i8")}
@@ -71,7 +71,7 @@ def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping
         {
             "dtype": array.dtype.name,
             "name": name,
-            "sha256": hashlib.sha256(_bytes_of(array)).hexdigest(),
+            "sha256": _checksum(_bytes_of(array)),
             "shape": list(array.shape),
         }
         for name, array in arrays.items()
@@ -132,7 +132,7 @@ def parse(
     tensors = {}
     for name, dtype, shape, checksum, size in entries:
         body = data[begin : begin + size]
-        if hashlib.sha256(body).hexdigest() != checksum:
+        if _checksum(body) != checksum:
             _fail("checksum", path, f"tensor {quoted(name)} fails its checksum", begin, name)
         _check_padding(data, begin + size, begin + _round_up(size), path)
         tensors[name] = np.frombuffer(body, dtype).reshape(shape)
@@ -151,47 +151,6 @@ def intact_sibling(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Path | Non
             parse(_read(other, limits), other, limits=limits)
             return other
     return None
-
-
-def write_atomic(path: str | os.PathLike[str], pieces: Iterable[Any]) -> None:
-    """Write bytes-like `pieces` to `path` by way of a temporary file in the same folder.
-
-    The file is flushed to the disk before it takes its name and the folder afterwards; when this returns,
-    both are done. OSError has errno and `path`; whatever stops it, no temporary file stays behind and an
-    earlier file of that name is as it was.
-    """
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}{TEMPORARY}"
-    note = f"; the previous {path.name} is untouched" if path.exists() else ""
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            for piece in pieces:
-                _write_all(descriptor, piece)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-        note = "; the file is in its place but the disk has not confirmed it"
-        _sync_folder(path.parent)
-    except OSError as error:
-        _remove(temporary)
-        raise OSError(error.errno, f"{error.strerror}{note}", str(path)) from error
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def remove_stale(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove temporary files that a killed save left in `folder`; returns what was removed.
-
-    Called when a run starts or goes on in that folder. One folder belongs to one run at a time.
-    """
-    removed = []
-    for path in sorted(Path(folder).glob(f".*{TEMPORARY}")):
-        path.unlink(missing_ok=True)
-        removed.append(path)
-    return removed
 
 
 def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
@@ -213,6 +172,14 @@ def _good_name(name: Any, limits: Limits) -> bool:
 def _bytes_of(array: np.ndarray) -> memoryview:
     """The bytes of a C-contiguous array, without a copy."""
     return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def _checksum(data: memoryview) -> str:
+    """SHA-256 as hexadecimal digits."""
+    total = hashlib.sha256()
+    for begin in range(0, len(data), HASHED_BYTES):
+        total.update(data[begin : begin + HASHED_BYTES])
+    return total.hexdigest()
 
 
 def _round_up(size: int) -> int:
@@ -326,30 +293,6 @@ def _parse_entry(entry: Any, path: Any, limits: Limits) -> tuple[str, np.dtype, 
 def _check_padding(data: memoryview, begin: int, end: int, path: Any) -> None:
     if any(data[begin:end]):
         _fail("padding", path, f"the padding from byte {begin:,} on is not zero", begin, None)
-
-
-def _write_all(descriptor: int, piece: Any) -> None:
-    """Write all of a bytes-like object; a short write is continued, not reported as success."""
-    view = memoryview(piece)
-    done = 0
-    while done < len(view):
-        done += os.write(descriptor, view[done : done + PIECE_BYTES])
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the folder's entries to the disk, so that the rename outlives a loss of power."""
-    if os.name == "nt":  # Windows cannot open folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def _as_checkpoint_error(error: FormatError) -> CheckpointError:

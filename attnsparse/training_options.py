@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-from . import schedules
+from . import options_fields, schedules
+from .options_fields import checked_number
 from .randomness import checked_seed
 from .schedules import Constant, PerLayer, Schedule
 
@@ -98,12 +99,14 @@ class TrainingOptions:
         for name in _SCHEDULES + _LAYER_SCHEDULES + ("tau",):
             self._set_schedule(name)
         for name, (low, high) in _NUMBERS.items():
-            object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), low, high))
         if not isinstance(self.geco_relative, bool):
             raise TypeError(f"geco_relative must be True or False, got {type(self.geco_relative).__name__}")
         if len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {len(self.betas)}")
-        object.__setattr__(self, "betas", tuple(_number("betas", beta, 0.0, 1.0) for beta in self.betas))
+        object.__setattr__(
+            self, "betas", tuple(checked_number("betas", beta, 0.0, 1.0) for beta in self.betas)
+        )
         if max(*self.betas, self.geco_ema) >= 1:
             raise ValueError("betas and geco_ema must be below 1")
 
@@ -169,42 +172,17 @@ class TrainingOptions:
 
     def to_json(self) -> dict[str, Any]:
         """All options as JSON values; `from_json` reads them back."""
-        result = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if hasattr(value, "to_json"):
-                value = value.to_json()
-            result[field.name] = list(value) if isinstance(value, tuple) else value
-        return result
+        return options_fields.to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingOptions:
         """The options whose `to_json` gave `data`. Raises ValueError or TypeError that name the option."""
-        known = {field.name: field for field in fields(cls)}
-        unknown = [name for name in data if name not in known]
-        missing = [name for name in known if name not in data and known[name].default is MISSING]
-        if unknown or missing:
-            raise ValueError(f"training options: unknown {unknown[:3]}, missing {missing[:3]}")
-        values = dict(data)
-        for name in _SCHEDULES + _LAYER_SCHEDULES + ("tau",):
-            if values.get(name) is not None:
-                values[name] = schedules.from_json(values[name])
-        if "betas" in values:
-            values["betas"] = tuple(values["betas"])
-        return cls(**values)
+        return cls(
+            **options_fields.from_json(
+                cls, data, "training options", (*_SCHEDULES, *_LAYER_SCHEDULES, "tau"), ("betas",)
+            )
+        )
 
     def difference(self, other: TrainingOptions) -> str | None:
         """Name of the first option in which `other` differs, or None."""
-        for field in fields(self):
-            if getattr(self, field.name) != getattr(other, field.name):
-                return field.name
-        return None
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    number = float(value)
-    if not (math.isfinite(number) and low <= number <= high):
-        raise ValueError(f"{name} must be a finite number >= {low:g}, got {number}")
-    return number
+        return options_fields.first_difference(self, other)

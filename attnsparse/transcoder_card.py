@@ -12,7 +12,7 @@ import pandas as pd
 
 from ._version import __version__
 from .demo_text import LENGTH, DemoText
-from .training_file import write_atomic
+from .saving import write_atomic
 from .transcoder_files import load_transcoders
 
 if TYPE_CHECKING:

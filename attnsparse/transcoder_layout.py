@@ -68,6 +68,27 @@ def check_output_hook(hook: Any, path: str | os.PathLike[str], field: str) -> No
         raise located(ConfigError, "hook", path, text, field=field)
 
 
+def layer_of_hooks(
+    config: dict[str, Any],
+    hooks: tuple[str, str],
+    numbers: tuple[str, str],
+    path: str | os.PathLike[str],
+    prefix: str = "",
+) -> int:
+    """The layer of one dictionary whose config names the hook it reads, the one it writes, and maybe,
+    in two more fields, their layers; checks that all agree. prefix: begins the messages."""
+    input_hook(config[hooks[0]], path, hooks[0])
+    check_output_hook(config[hooks[1]], path, hooks[1])
+    found = {name: split_hook(config[name])[0] for name in hooks}
+    found |= {name: config[name] for name in numbers if config.get(name) is not None}
+    layer = found[hooks[0]]
+    for name, number in found.items():
+        if layer is None or isinstance(number, bool) or number != layer:
+            text = f"{prefix}{name} gives layer {shown(number)}, {hooks[0]} gives {shown(layer)}"
+            raise located(ConfigError, "hook", path, text, field=name)
+    return layer
+
+
 def whole(value: Any, path: str | os.PathLike[str], field: str, most: int = 2**31 - 1) -> int:
     """A whole number in 1..most from a file; ConfigError `config_type`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from . import schedules
+from . import options_fields, schedules
+from .options_fields import checked_number
 from .randomness import checked_seed
 from .schedules import Constant, PerLayer, Schedule
 
@@ -103,15 +104,19 @@ class TranscoderOptions:
             raise ValueError("l0 must stay above 0")
         self._set_threshold()
         for name, low in _NUMBERS.items():
-            object.__setattr__(self, name, _number(name, getattr(self, name), low, math.inf))
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), low, math.inf))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
-        object.__setattr__(self, "betas", tuple(_number("betas", b, 0.0, 0.9999999) for b in self.betas))
+        object.__setattr__(
+            self, "betas", tuple(checked_number("betas", b, 0.0, 0.9999999) for b in self.betas)
+        )
 
     def _set_threshold(self) -> None:
         several = isinstance(self.threshold, (tuple, list))
         given = tuple(self.threshold) if several else (self.threshold,)
-        values = [None if value is None else _number("threshold", value, 1e-9, math.inf) for value in given]
+        values = [
+            None if value is None else checked_number("threshold", value, 1e-9, math.inf) for value in given
+        ]
         object.__setattr__(self, "threshold", tuple(values) if several else values[0])
 
     def _set_counts(self) -> None:
@@ -175,46 +180,24 @@ class TranscoderOptions:
 
     def to_json(self) -> dict[str, Any]:
         """All options as JSON values; `from_json` reads them back."""
-        result = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if hasattr(value, "to_json"):
-                value = value.to_json()
-            result[field.name] = list(value) if isinstance(value, tuple) else value
-        return result
+        return options_fields.to_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TranscoderOptions:
         """The options whose `to_json` gave `data`. Raises ValueError or TypeError that name the option."""
-        known = {field.name: field for field in fields(cls)}
-        unknown = [name for name in data if name not in known]
-        missing = [name for name in known if name not in data and known[name].default is MISSING]
-        if unknown or missing:
-            raise ValueError(f"transcoder options: unknown {unknown[:3]}, missing {missing[:3]}")
-        values = dict(data)
-        for name in ("lr", "sparsity", "l0"):
-            if values.get(name) is not None:
-                values[name] = schedules.from_json(values[name])
-        for name in ("betas", "n_features", "threshold"):
-            if isinstance(values.get(name), list):
-                values[name] = tuple(values[name])
-        return cls(**values)
+        return cls(
+            **options_fields.from_json(
+                cls,
+                data,
+                "transcoder options",
+                ("lr", "sparsity", "l0"),
+                ("betas", "n_features", "threshold"),
+            )
+        )
 
     def difference(self, other: TranscoderOptions) -> str | None:
         """Name of the first option in which `other` differs, or None."""
-        for field in fields(self):
-            if getattr(self, field.name) != getattr(other, field.name):
-                return field.name
-        return None
-
-
-def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    number = float(value)
-    if not (math.isfinite(number) and low <= number <= high):
-        raise ValueError(f"{name} must be a finite number in {low:g}..{high:g}, got {number}")
-    return number
+        return options_fields.first_difference(self, other)
 
 
 def _whole(name: str, value: Any, low: int) -> int:

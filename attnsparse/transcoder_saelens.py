@@ -24,13 +24,12 @@ from .transcoder_layout import (
     Names,
     StoredSet,
     add_layer,
-    check_output_hook,
     in_order,
     input_hook,
+    layer_of_hooks,
     one_layer,
     same_width,
     settle_activation,
-    split_hook,
     text_value,
     whole,
 )
@@ -127,18 +126,7 @@ def _layer(config: dict[str, Any], path: Path) -> int:
             what = "; it is a sparse autoencoder, not a transcoder" if name == "hook_name_out" else ""
             text = f"{name} is missing{what}"
             raise located(ConfigError, "config_missing", path, text, field=name)
-    input_hook(config["hook_name"], path, "hook_name")
-    check_output_hook(config["hook_name_out"], path, "hook_name_out")
-    numbers = {name: split_hook(config[name])[0] for name in ("hook_name", "hook_name_out")}
-    for name in ("hook_layer", "hook_layer_out"):
-        if config.get(name) is not None:
-            numbers[name] = config[name]
-    layer = numbers["hook_name"]
-    for name, number in numbers.items():
-        if layer is None or isinstance(number, bool) or number != layer:
-            text = f"{name} gives layer {shown(number)}, hook_name gives {shown(layer)}"
-            raise located(ConfigError, "hook", path, text, field=name)
-    return layer
+    return layer_of_hooks(config, ("hook_name", "hook_name_out"), ("hook_layer", "hook_layer_out"), path)
 
 
 def _check_neutral(config: dict[str, Any], path: Path) -> None:

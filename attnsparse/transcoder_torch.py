@@ -27,18 +27,16 @@ from typing import Any
 from .errors import ConfigError, located
 from .limits import Limits
 from .pickle_data import Record
-from .strict_json import shown
 from .transcoder_layout import (
     NORMALIZED,
     Names,
     StoredSet,
     add_layer,
-    check_output_hook,
     in_order,
     input_hook,
+    layer_of_hooks,
     one_layer,
     same_width,
-    split_hook,
     text_value,
     whole,
 )
@@ -97,18 +95,8 @@ def _config(file: WeightFile, path: Path) -> dict[str, Any]:
 
 
 def _layer(config: dict[str, Any], path: Path) -> int:
-    input_hook(config["hook_point"], path, "hook_point")
-    check_output_hook(config["out_hook_point"], path, "out_hook_point")
-    numbers = {name: split_hook(config[name])[0] for name in ("hook_point", "out_hook_point")}
-    for name in ("hook_point_layer", "out_hook_point_layer"):
-        if config.get(name) is not None:
-            numbers[name] = config[name]
-    layer = numbers["hook_point"]
-    for name, number in numbers.items():
-        if layer is None or isinstance(number, bool) or number != layer:
-            text = f"cfg: {name} gives layer {shown(number)}, hook_point gives {shown(layer)}"
-            raise located(ConfigError, "hook", path, text, field=name)
-    return layer
+    hooks, numbers = ("hook_point", "out_hook_point"), ("hook_point_layer", "out_hook_point_layer")
+    return layer_of_hooks(config, hooks, numbers, path, "cfg: ")
 
 
 def _read_layer(file: WeightFile, config: dict[str, Any], path: Path) -> tuple[StoredLayer, int]:

@@ -22,6 +22,7 @@ from . import transcoder_train_state as state
 from .engine import checked_threads, core_for
 from .model import Model
 from .progress import progress_bar
+from .saving import remove_stale
 from .training_data import Data
 from .transcoder import ArraySource, Transcoders
 from .transcoder_options import START_L0, TranscoderOptions
@@ -69,7 +70,7 @@ def train_transcoders(
     every = _at_least_one("checkpoint_every", checkpoint_every)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None:
-        training_file.remove_stale(path.parent)
+        remove_stale(path.parent)
         if path.exists():
             trainer.load(path)
     trainer.run(path, every, progress)

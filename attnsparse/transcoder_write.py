@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .safetensors_file import safetensors_header
+from .saving import File, write_together
 from .tensor_source import TensorInfo
-from .training_file import write_atomic
 from .transcoder import Transcoders
 
 _BLOCK_VALUES = 2**21
@@ -19,6 +20,8 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _MODELS = ("layer_*.safetensors", "layer_*.npz", "W_enc_*.safetensors", "W_dec_*.safetensors")
 
 Blocks = Callable[[], Iterator[np.ndarray]]
+Arrays = dict[str, tuple[tuple[int, ...], Blocks]]
+"""Name: shape and what gives the blocks of rows."""
 
 
 def save_transcoders(
@@ -30,8 +33,8 @@ def save_transcoders(
     W_enc_{i}.safetensors and W_dec_{i}.safetensors; see docs/howto.md. `dtype` is "float32" (exact),
     "float16" or "bfloat16" (rounded to the nearest). `load_transcoders(folder)` reads it back;
     conversions that were made when the set was loaded are part of what is written. Files are moved to
-    their places when they are complete, config.yaml last; at most a few rows beside one layer's encoder
-    are in memory.
+    their places when all are complete, config.yaml last, so replacing a set needs room for both; at most a
+    few rows beside one layer's encoder are in memory.
 
     Raises ValueError for another dtype, for weights that float16 cannot hold and for a cross-layer transcoder
     with a skip matrix, which this layout lacks; FileExistsError if the folder holds layers that this set
@@ -46,11 +49,9 @@ def save_transcoders(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_others(folder, transcoders)
-    for layer in range(transcoders.n_layer):
-        write = _write_cross_layer if transcoders.cross_layer else _write_layer
-        write(transcoders, layer, folder, _DTYPES[dtype])
     text = yaml.safe_dump(_config(transcoders), sort_keys=False, allow_unicode=True)
-    write_atomic(folder / "config.yaml", [text.encode()])
+    config = (folder / "config.yaml", [text.encode()])
+    write_together(itertools.chain(_layers(transcoders, folder, _DTYPES[dtype]), [config]))
 
 
 def _config(transcoders: Transcoders) -> dict[str, Any]:
@@ -77,10 +78,19 @@ def _check_others(folder: Path, transcoders: Transcoders) -> None:
                 raise FileExistsError(17, text, os.fspath(folder))
 
 
-def _write_layer(transcoders: Transcoders, layer: int, folder: Path, dtype: str) -> None:
+def _layers(transcoders: Transcoders, folder: Path, dtype: str) -> Iterator[File]:
+    """The layers' files; each layer is read when its turn comes."""
+    files = _cross_layer_files if transcoders.cross_layer else _layer_files
+    for layer in range(transcoders.n_layer):
+        for name, arrays in files(transcoders, layer).items():
+            path = folder / f"{name}.safetensors"
+            yield path, _pieces(path, arrays, dtype)
+
+
+def _layer_files(transcoders: Transcoders, layer: int) -> dict[str, Arrays]:
     source, width, n = transcoders.source, transcoders.d_model, transcoders.n_features[layer]
     encoder, skip = source.encoder(layer), source.skip(layer)
-    arrays: dict[str, tuple[tuple[int, ...], Blocks]] = {
+    arrays: Arrays = {
         "W_enc": ((n, width), lambda: _rows(encoder.w_enc)),
         "W_dec": ((n, width), lambda: _decoder(transcoders, layer)),
         "b_enc": ((n,), lambda: iter([encoder.b_enc])),
@@ -90,26 +100,25 @@ def _write_layer(transcoders: Transcoders, layer: int, folder: Path, dtype: str)
         arrays["activation_function.threshold"] = (n,), lambda: iter([encoder.threshold])
     if skip is not None:
         arrays["W_skip"] = (width, width), lambda: _rows(skip)
-    _write(folder / f"layer_{layer}.safetensors", arrays, dtype)
+    return {f"layer_{layer}": arrays}
 
 
-def _write_cross_layer(transcoders: Transcoders, layer: int, folder: Path, dtype: str) -> None:
+def _cross_layer_files(transcoders: Transcoders, layer: int) -> dict[str, Arrays]:
     source, width, n = transcoders.source, transcoders.d_model, transcoders.n_features[layer]
     if source.skip(layer) is not None:
         text = f"layer {layer} has a skip matrix, which circuit-tracer's cross-layer layout has no place for"
         raise ValueError(text)
     encoder = source.encoder(layer)
-    arrays: dict[str, tuple[tuple[int, ...], Blocks]] = {
+    arrays: Arrays = {
         f"W_enc_{layer}": ((n, width), lambda: _rows(encoder.w_enc)),
         f"b_enc_{layer}": ((n,), lambda: iter([encoder.b_enc])),
         f"b_dec_{layer}": ((width,), lambda: iter([source.output_bias(layer)])),
     }
     if encoder.threshold is not None:
         arrays[f"threshold_{layer}"] = (n,), lambda: iter([encoder.threshold])
-    _write(folder / f"W_enc_{layer}.safetensors", arrays, dtype)
     shape = (n, transcoders.writes(layer), width)
-    decoder = {f"W_dec_{layer}": (shape, lambda: _decoder(transcoders, layer))}
-    _write(folder / f"W_dec_{layer}.safetensors", decoder, dtype)
+    decoder: Arrays = {f"W_dec_{layer}": (shape, lambda: _decoder(transcoders, layer))}
+    return {f"W_enc_{layer}": arrays, f"W_dec_{layer}": decoder}
 
 
 def _rows(matrix: np.ndarray) -> Iterator[np.ndarray]:
@@ -125,15 +134,13 @@ def _decoder(transcoders: Transcoders, layer: int) -> Iterator[np.ndarray]:
         yield transcoders.source.decoder_rows(layer, np.arange(begin, min(begin + step, n), dtype=np.int64))
 
 
-def _write(path: Path, arrays: Mapping[str, tuple[tuple[int, ...], Blocks]], dtype: str) -> None:
-    def pieces() -> Iterator[Any]:
-        infos = {name: TensorInfo(shape, dtype) for name, (shape, _) in arrays.items()}
-        yield safetensors_header(infos, {"format": "pt"})
-        for name, (_, blocks) in arrays.items():
-            for block in blocks():
-                yield memoryview(np.ascontiguousarray(_narrowed(block, dtype, name, path))).cast("B")
-
-    write_atomic(path, pieces())
+def _pieces(path: Path, arrays: Arrays, dtype: str) -> Iterator[Any]:
+    """The bytes of one file."""
+    infos = {name: TensorInfo(shape, dtype) for name, (shape, _) in arrays.items()}
+    yield safetensors_header(infos, {"format": "pt"})
+    for name, (_, blocks) in arrays.items():
+        for block in blocks():
+            yield memoryview(np.ascontiguousarray(_narrowed(block, dtype, name, path))).cast("B")
 
 
 def _narrowed(block: np.ndarray, dtype: str, name: str, path: Path) -> np.ndarray:

@@ -297,7 +297,7 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
                      int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
                      asp_error *err);
 
-/* entries (L,H,T,T,D) written: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
+/* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
 asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err);
 
 /* First-order effects of all items at once: with z = m z + (1 - m) reference for one m per item, the derivative

@@ -22,12 +22,12 @@ int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int 
 }
 
 int64_t asp_square_offset(const asp_config *config, const int64_t *offsets, int64_t sequence) {
-    int64_t total = 0;
+    int64_t total = 0, square;
     for (int64_t s = 0; s < sequence; s++) {
         const int64_t t = offsets[s + 1] - offsets[s];
-        total += t * t;
+        if (!asp_multiply(t, t, &square) || __builtin_add_overflow(total, square, &total)) return -1;
     }
-    return total * config->n_layer * config->n_head;
+    return asp_multiply(total, config->n_layer * config->n_head, &total) ? total : -1;
 }
 
 static asp_real score_scale(const asp_config *c, int64_t layer) {

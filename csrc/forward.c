@@ -194,6 +194,8 @@ asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, c
 asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, asp_error *err) {
     if (n_sequences < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "there is no sequence to run");
+    if (offsets[n_sequences] > INT32_MAX)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "a batch has at most %d tokens, got %lld", INT32_MAX, (long long)offsets[n_sequences]);
     for (int64_t s = 0; s < n_sequences; s++) {
         const int64_t t = offsets[s + 1] - offsets[s];
         if (t < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "sequence %lld has no tokens", (long long)s);

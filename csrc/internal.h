@@ -88,6 +88,7 @@ typedef struct {
     int64_t n_rows;            /* rows that hold tokens; the rest are padding */
     int64_t k_block;           /* of skinny products, 0: leave it to BLAS */
 } asp_gemm;
+/* BAD_ARGUMENT without a text: a size that BLAS is given passes INT_MAX. */
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context);
 /* Rows below which some product with a (k,n) weight would take BLAS's small-matrix path. */
 int64_t asp_gemm_min_rows(int64_t n, int64_t k);
@@ -130,7 +131,7 @@ typedef struct {
     const double *edge_coefficient; /* (L): gradient of the loss per unit of sigmoid(g); NULL: 0 */
 } asp_gate;
 
-/* Start of the (L,H,T,T) block of sequence b in a packed square record. */
+/* Start of the (L,H,T,T) block of sequence b in a packed square record; -1 if it passes INT64_MAX. */
 int64_t asp_square_offset(const asp_config *config, const int64_t *offsets, int64_t sequence);
 
 typedef struct {

@@ -3,6 +3,7 @@
  *
  * Blocks depend on the shape only, never on the number of threads, and every block has enough rows and
  * columns to stay out of BLAS's small-matrix path, so that a row's bits do not depend on the other rows. */
+#include <limits.h>
 #include <string.h>
 
 #include "blas.h"
@@ -23,9 +24,9 @@ int64_t asp_gemm_min_rows(int64_t n, int64_t k) {
     return SMALL_PRODUCT / asp_max(1, (columns - 16) * k > 0 ? (columns - 16) * k : columns * k) + 1;
 }
 
-/* First index of block i of n split in `blocks`, on a multiple of 16. */
+/* First index of block i of n split in `blocks`, on a multiple of 16: n i / blocks without a product that overflows. */
 static int64_t block_start(int64_t n, int64_t blocks, int64_t i) {
-    return i == blocks ? n : n * i / blocks / 16 * 16;
+    return i == blocks ? n : (n / blocks * i + n % blocks * i / blocks) / 16 * 16;
 }
 
 static void plan(gemm_job *job) {
@@ -70,8 +71,12 @@ static void gemm_block(void *arg, int64_t item, int thread) {
     if (g->epilogue != ASP_EPILOGUE_NONE) asp_gemm_finish(g, row, rows, column, columns);
 }
 
+/* Rows and columns of a block are few; the other sizes go to BLAS as they are, which takes them as int. */
+static int fits_int(const asp_gemm *g) { return asp_max(asp_max(g->k, g->lda), asp_max(g->ldb, g->ldc)) <= INT_MAX; }
+
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
     if (asp_skinny_fits(gemm)) return asp_skinny_run(gemm, context);
+    if (!fits_int(gemm)) return ASP_BAD_ARGUMENT;
     gemm_job job = {.gemm = gemm};
     plan(&job);
     return asp_parallel_for(context, job.row_blocks * job.column_blocks, gemm_block, &job);

@@ -18,7 +18,9 @@ PyObject *asp_py_raise(asp_status status, const asp_error *err) {
     const char *text = err->text;
     switch (status) {
     case ASP_NO_MEMORY: PyErr_SetString(PyExc_MemoryError, *text ? text : "out of memory"); break;
-    case ASP_BAD_ARGUMENT: PyErr_SetString(PyExc_ValueError, text); break;
+    case ASP_BAD_ARGUMENT:
+        PyErr_SetString(PyExc_ValueError, *text ? text : "these sizes are too large: BLAS takes up to 2,147,483,647");
+        break;
     case ASP_BAD_INDEX: PyErr_SetString(PyExc_IndexError, text); break;
     case ASP_DIVERGED: return raise_diverged(text);
     case ASP_STOPPED:

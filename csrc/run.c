@@ -24,14 +24,15 @@ const char *asp_record_name(asp_record record) { return record_names[record]; }
 
 /* (layers, rows, inner...) where `rows` is how many are reserved and `shown` how many are visible. */
 static asp_record_shape rows_shape(int64_t layers, int64_t shown, int64_t rows, int n_inner, const int64_t *inner) {
-    asp_record_shape s = {0};
+    asp_record_shape s = {.items = -1};
     int64_t row = 1, total = 0;
     for (int i = 0; i < n_inner; i++) row *= inner[i];
+    if (!asp_multiply(rows, row, &total) || !asp_multiply(total, layers ? layers : 1, &s.items)) return s;
     int d = 0;
     if (layers) {
         s.array.dims[d] = layers;
-        s.array.strides[d++] = rows * row;
-        s.layer_stride = rows * row;
+        s.array.strides[d++] = total;
+        s.layer_stride = total;
     }
     s.array.dims[d] = shown;
     s.array.strides[d++] = row;
@@ -42,7 +43,6 @@ static asp_record_shape rows_shape(int64_t layers, int64_t shown, int64_t rows, 
         s.array.strides[d++] = stride;
     }
     s.array.n_dims = d;
-    if (!asp_multiply(rows, row, &total) || !asp_multiply(total, layers ? layers : 1, &s.items)) s.items = -1;
     return s;
 }
 
@@ -143,7 +143,8 @@ static asp_status reserve_records(asp_run *run, const asp_run_options *options, 
 }
 
 static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp_error *err) {
-    const double square = (double)asp_square_offset(&run->config, run->offsets, run->n_sequences) * sizeof(asp_real);
+    const int64_t entries = asp_square_offset(&run->config, run->offsets, run->n_sequences);
+    const double square = (double)(entries < 0 ? INT64_MAX : entries) * sizeof(asp_real);
     if (needed <= limit)
         return asp_fail(err, ASP_NO_MEMORY, "this run needs %.3f GB, which could not be allocated", (double)needed / 1e9);
     return asp_fail(err, ASP_NO_MEMORY,
@@ -267,8 +268,10 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
     run->n_rows = asp_rows_needed(model, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
     reserve_scratch(s, model, run, options, longest, context->n_threads);
     reserve_records(run, options, s->logit_rows, positions);
-    const int overflow = run->arena.overflow || s->arena.overflow;
-    const int64_t needed = overflow ? INT64_MAX : run->arena.bytes + s->arena.bytes;
+    int64_t needed;
+    const int overflow = run->arena.overflow || s->arena.overflow ||
+                         __builtin_add_overflow(run->arena.bytes, s->arena.bytes, &needed);
+    if (overflow) needed = INT64_MAX;
     if (needed > options->max_bytes || overflow) return no_room(run, needed, options->max_bytes, err);
     if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0)) return no_room(run, needed, INT64_MAX, err);
     for (int r = 0; r < ASP_N_RECORDS; r++)

@@ -1,8 +1,20 @@
 """What all tests share."""
 
 import os
+import signal
+import sys
 
 import pytest
+
+if interval := os.environ.get("ATTNSPARSE_SWITCH_INTERVAL"):  # seconds; see run_parallel.sh
+    sys.setswitchinterval(float(interval))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard():
+    """A shell starts background jobs with SIGINT ignored, which children would inherit; tests send it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,9 +10,11 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,22 +73,33 @@ def interrupted(call: Callable[[], Any], after: float) -> tuple[float, float]:
 
 
 def moments_of(call: Callable[[], Any], count: int) -> list[float]:
-    """Random moments within one call and a bit of the next; counts a call as at least 0.1 s."""
+    """Random moments within one call and a bit of the next; counts a call as at least 0.1 s, at most 2 s."""
     begin = time.monotonic()
     call()
-    duration = max(time.monotonic() - begin, 0.1)
+    duration = min(max(time.monotonic() - begin, 0.1), 2)
     return np.random.default_rng(0).uniform(0, 1.2 * duration, count).tolist()
 
 
-def delays(call: Callable[[], Any], count: int, check: Callable[[], bool]) -> dict[str, Any]:
-    """Delays of `count` interrupts, whether `check` held after each, and bytes of the core left over."""
+def delays(
+    call: Callable[[], Any], count: int, check: Callable[[], bool], *, alone: bool = True
+) -> dict[str, Any]:
+    """Delays of `count` interrupts, and whether `check` held after each and, if no other thread computes, no
+    byte of the core was left over."""
     moments = moments_of(call, count)
     before, found, fine = counters(), [], True
     for after in moments:
         found.append(interrupted(call, after))
-        fine = fine and check() and counters() == before
+        fine = fine and check() and (not alone or counters() == before)
     seconds, processor = (sorted(values) for values in zip(*found))
-    return {"seconds": seconds, "processor": processor, "fine": fine}
+    return {"seconds": seconds, "processor": processor, "fine": fine, "runnable": runnable()}
+
+
+def runnable() -> int:
+    """Threads of the whole machine that want a processor now, this one included; 0 if nobody says."""
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
+    except OSError:
+        return 0
 
 
 def run(size: str, count: int) -> dict[str, Any]:
@@ -181,6 +194,143 @@ def train(size: str, count: int) -> dict[str, Any]:
 
     step(untouched, 0)  # its scratch is there before bytes are counted
     return delays(lambda: step(trainer, trainer.step_count), count, check) | {"steps": trainer.step_count}
+
+
+def edges(size: str, count: int) -> dict[str, Any]:
+    """Single edges, each alone."""
+    model = large_model(size)
+    task = long_task(model)
+    items = effects.candidates(model, task, "edge")[:20_000]
+    expected = effects.knock_out(model, task, items[:7]).tobytes()
+
+    def check() -> bool:
+        return effects.knock_out(model, task, items[:7]).tobytes() == expected
+
+    return delays(lambda: effects.knock_out(model, task, items), count, check)
+
+
+def load(size: str, count: int) -> dict[str, Any]:
+    """A model from its folder."""
+    model, folder = large_model(size), tempfile.mkdtemp()
+    model.save(folder)
+    expected = bits_of_model(model)
+
+    def check() -> bool:
+        return bits_of_model(asp.load(folder)) == expected
+
+    return delays(lambda: asp.load(folder), count, check)
+
+
+def save(size: str, count: int) -> dict[str, Any]:
+    """A model into a folder that has one: it stays, or it is the new one, and nothing is left over."""
+    model, other, folder = large_model(size), large_model(size), Path(tempfile.mkdtemp())
+    other.assign({"ln_f.bias": other.parameter("ln_f.bias") + 1})
+    model.save(folder)
+    known = bits_of_model(model), bits_of_model(other)
+
+    def check() -> bool:
+        names = sorted(path.name for path in folder.iterdir())
+        return names == ["config.json", "model.safetensors"] and bits_of_model(asp.load(folder)) in known
+
+    return delays(lambda: other.save(folder), count, check)
+
+
+def checkpoint(size: str, count: int) -> dict[str, Any]:
+    """A training checkpoint, written and read."""
+    import tiny_training
+
+    model, path = large_model(size), Path(tempfile.mkdtemp()) / "a.ckpt"
+    options = tiny_training.options(5, gate_bias=1.0, edge_weight=1.0)
+    trainer = asp.Trainer(model, tiny_training.data(), options)
+    expected = bits_of_model(model, trainer._engine)
+    trainer.save(path)
+
+    def check() -> bool:
+        found = asp.Trainer.resume(path, tiny_training.data())
+        left = sorted(item.name for item in path.parent.iterdir())
+        return bits_of_model(found.model, found._engine) == expected and left == ["a.ckpt", "history.csv"]
+
+    def both() -> None:
+        trainer.save(path)
+        asp.Trainer.resume(path, tiny_training.data())
+
+    return delays(both, count, check)
+
+
+def tokenise(size: str, count: int) -> dict[str, Any]:
+    """Ten megabytes of text, one for the small size."""
+    import tokenizers
+
+    text = Path(__file__).with_name("oracle.py").read_text()
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(
+        [text],
+        tokenizers.trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False),
+    )
+    tokenizer, long = asp.Tokenizer(inner), text * (10 ** (7 if size == "gpt2" else 6) // len(text))
+    expected = tokenizer.encode(text)
+    return delays(lambda: tokenizer.encode(long), count, lambda: tokenizer.encode(text) == expected)
+
+
+def coders(size: str, count: int) -> dict[str, Any]:
+    """Training of transcoders; then a small one, which ends as one that was not interrupted."""
+    import tiny_training
+
+    from attnsparse.training_data import TokenData
+    from attnsparse.transcoder_train import TranscoderTrainer
+
+    model, folder = large_model(size), Path(tempfile.mkdtemp())
+    data = TokenData(np.arange(5000) % model.config.n_vocab, model.config.n_ctx, 1)
+    found = delays(TranscoderTrainer(model, data, steps=10**6, n_features=600).step, count, lambda: True)
+    stopped, whole = (
+        TranscoderTrainer(tiny_training.model(), tiny_training.data(), steps=10**6, n_features=7, aux_k=4)
+        for _ in range(2)
+    )
+    for after in np.random.default_rng(0).uniform(0, 0.02, count):
+        interrupted(stopped.step, float(after))
+    stopped.save(folder / "stopped")
+    while whole.step_count < stopped.step_count:
+        whole.step()
+    whole.save(folder / "whole")
+    same = (folder / "whole").read_bytes() == (folder / "stopped").read_bytes()
+    return found | {"fine": found["fine"] and same}
+
+
+def graph(size: str, count: int) -> dict[str, Any]:
+    """An attribution graph of a longer prompt."""
+    from graph_toys import random_transcoders
+
+    model = large_model(size)
+    transcoders = random_transcoders(model, 300)
+    tokens = np.arange(64, dtype=np.int32)
+
+    def trace(prompt: np.ndarray) -> bytes:
+        return asp.attribution_graph(model, transcoders, prompt, progress=False).weight.tobytes()
+
+    expected = trace(tokens[:6])
+    return delays(lambda: trace(tokens), count, lambda: trace(tokens[:6]) == expected)
+
+
+def worker(size: str, count: int) -> dict[str, Any]:
+    """A call in another thread: Ctrl-C is the main thread's, at once; the call goes on to its end."""
+    model = large_model(size)
+    tokens = np.arange(model.config.n_ctx, dtype=np.int32)
+    expected, results = model.run(tokens).logits.tobytes(), []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            results.append(model.run(tokens).logits.tobytes() == expected)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    found = delays(lambda: time.sleep(0.05), count, lambda: True, alone=False)
+    stop.set()
+    thread.join()
+    return found | {"fine": len(results) > 0 and all(results)}
 
 
 def features(size: str, count: int) -> dict[str, Any]:
@@ -298,10 +448,9 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
     return {"caught": n_caught, "fine": fine, "same": same, "steps": done}
 
 
-WHATS = {
-    f.__name__: f
-    for f in (run, gradients, sweep, attribution, circuit, train, features, twice, handlers, trainer_object)
-}
+COMPUTING = (run, gradients, sweep, edges, attribution, circuit, graph, train, features, coders)
+OTHERS = (load, save, checkpoint, tokenise, worker, twice, handlers, trainer_object)
+WHATS = {f.__name__: f for f in (*COMPUTING, *OTHERS)}
 
 if __name__ == "__main__":
     found = WHATS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

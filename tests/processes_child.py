@@ -112,17 +112,21 @@ def put(queue: Any) -> None:
 
 
 def start(method: str) -> Any:
-    """A process made by multiprocessing after this one has used two threads."""
+    """Processes made by multiprocessing after this one has used two threads."""
     expected = results()
     context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    process = context.Process(target=put, args=(queue,))
-    process.start()
-    process.join(4 * LIMIT)
-    if process.is_alive():
-        process.kill()
-        return "hangs"
-    return process.exitcode == 0 and queue.get() == expected
+    found: list[bool | str] = []
+    for _ in range(int(sys.argv[3]) if len(sys.argv) > 3 else 1):
+        queue = context.SimpleQueue()
+        process = context.Process(target=put, args=(queue,))
+        process.start()
+        process.join(4 * LIMIT)
+        if process.is_alive():
+            process.kill()
+            found.append("hangs")
+        else:
+            found.append(process.exitcode == 0 and queue.get() == expected)
+    return found
 
 
 def exit_while_running() -> Any:

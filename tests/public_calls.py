@@ -8,24 +8,21 @@ and whether these are lent (read-only views of the core's memory) or their own; 
 from __future__ import annotations
 
 import inspect
-import shutil
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import reliability
+from public_calls_core import CORE_CALLS
+from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
+from public_objects import ALL, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
 from attnsparse import _core, cache, effects, gradients, interventions, run
-from attnsparse.tasks_object import Task
-from attnsparse.training_data import SequenceData
 
-ALL = ("all", "edges")
-WRT = ("parameters", *gradients.ACTIVATIONS)
+__all__ = [
+    "ARRAYS", "CALLS", "CLASSES", "CORE_CLASSES", "PLAIN", "Everything", "Uses", "public_names", "small_task",
+    "small_transcoders", "uses",
+]  # fmt: skip
+
 CLASSES = {
     "Model": asp.Model,
     "Run": asp.Run,
@@ -33,123 +30,9 @@ CLASSES = {
     "ActivationCache": cache.ActivationCache,
     "Transcoders": asp.Transcoders,
     "Features": asp.Features,
+    "Graph": asp.Graph,
 }
 CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "CoderTrainer")
-
-
-def small_transcoders(dtype: str = "float32", **fields: Any) -> asp.Transcoders:
-    """Random ones for the model of reliability.py: cross-layer, a skip in layer 1, 40 features a layer."""
-    random = np.random.default_rng(0)
-
-    def draw(*shape: int) -> np.ndarray:
-        return (0.3 * random.standard_normal(shape)).astype(dtype)
-
-    arrays = [[draw(*s), draw(*s)] for s in ((40, 64), (40,))]
-    source = asp.ArraySource(
-        *arrays, [draw(40, 2, 64), draw(40, 1, 64)], [draw(64), draw(64)], arrays[1], [None, draw(64, 64)]
-    )
-    return asp.Transcoders(source, **({"activation": "jump_relu"} | fields))
-
-
-def small_task(n_vocab: int = 96) -> Task:
-    """Four prompts of eight tokens, two in each half."""
-    clean = tuple(((TOKENS + 7 * i) % n_vocab).astype(np.int32) for i in range(4))
-    corrupted = tuple(((row + 1) % n_vocab).astype(np.int32) for row in clean)
-    answers, wrong = ((np.array([token], np.int32),) * 4 for token in (5, 7))
-    halves = np.array([True, False, True, False])
-    return Task("small", "logit_diff", None, clean, corrupted, answers, wrong, ("",) * 4, halves)  # type: ignore
-
-
-class Everything:
-    """One of each object; on leaving the `with` block it lets go of all of them."""
-
-    def __enter__(self) -> Everything:
-        self.folder = Path(tempfile.mkdtemp())
-        self.model = reliability.model()
-        self.one = self.model.run(TOKENS, record=ALL, threads=1)
-        self.ragged = self.model.run(PROMPTS, record=ALL, threads=1)
-        self.even = self.model.run([TOKENS, TOKENS], record=ALL, threads=1)
-        self.plain = self.model.run(TOKENS, "none", logits="none", threads=1)
-        self.gradients = self.model.gradients(TOKENS, wrt=WRT, threads=1)
-        self.many_gradients = self.model.gradients(PROMPTS, wrt=WRT, threads=1)
-        self.cache = self.model.run_with_cache(TOKENS)[1]
-        self.short_cache = self.model.run_with_cache(TOKENS, "hook_embed")[1]
-        self.core = self.model._core
-        self.changing = self.model.copy()
-        self.batch = reliability.micro_batch()
-        self.trained = reliability.model(seed=1)
-        self.core_trainer = _core.Trainer(self.trained._core)
-        self.core_trainer.step([self.batch], **reliability.step_options())
-        self.data = SequenceData([np.arange(n) for n in (5, 9, 2)], batch=2)
-        self.dense = reliability.model(seed=2, gated=False)
-        self.task = small_task()
-        self.edges = effects.candidates(self.model, self.task, "edge")
-        self.circuit = asp.find_circuit(self.model, self.task, n_bootstrap=5, n_random=1, threads=1)
-        self.circuit.save(self.folder / "circuit")
-        self.other = self.dense._core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
-        self.clean = self.core.run(TOKENS, np.array([0, 8]), ("resid", "qkv", "z", "pattern"))
-        self.trainer = asp.Trainer(self.dense, self.data, steps=10**9, threads=1)
-        self.trainer.step()
-        self.coder = _core.CoderTrainer(3, 4, 9)
-        self.rows = (np.ones((5, 3), np.float32), np.ones((5, 4), np.float32))
-        self.transcoders = small_transcoders()
-        self.features = self.transcoders.features(self.model, TOKENS, threads=1)
-        self.graph = asp.attribution_graph(self.model, self.transcoders, TOKENS, threads=1)
-        self.sources = self.graph.origin[0]
-        self.reads = (np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
-                      np.ones((1, 64), np.float32))  # fmt: skip
-        self.model.save(self.folder / "saved")
-        self.trainer.save(self.folder / "saved.ckpt")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder)
-        self.__dict__.clear()
-
-
-Call = Callable[[Everything], Any]
-
-FEATURE_ARRAYS = ("layer", "position", "feature", "activation", "start", "reconstruction", "error")
-ONE = np.array([0, 1], np.int64)
-METRIC = ("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
-
-
-def sweep_arguments(layer: int = 1, token: int = 5, reference: tuple = (None, None, None)) -> tuple:
-    """Variants, unit, order, reference and metric of `_core.Model.sweep`: head 3 of layer 1 ablated."""
-    variants = np.array([[0, layer, 0, 0, 0, 8, 7]], np.int64)
-    metric = ("logit_diff", ONE, np.array([token], np.int32), *METRIC[3:])
-    return variants, 0, np.arange(8, dtype=np.int32), reference, metric
-
-
-def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
-    """The edges of a graph as the core takes them."""
-    return graph.start, graph.source, graph.weight
-
-
-def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:
-    """Arguments of `_core.graph_loadings`: the last placed source and a target."""
-    pairs = np.array([[len(graph.carried) - 1, target]])
-    arrays = (graph.carried, graph.received, graph.received_alone, graph.pattern)
-    return *arrays, pairs, np.array([[6, 7]]), np.ones(1)
-
-
-def prune_options(graph: asp.Graph) -> tuple:
-    """What `_core.graph_prune` takes beside the edges."""
-    n = len(graph)
-    return np.ones(n), np.zeros(n, bool), np.zeros(n, bool), 0.8, 0.98
-
-
-@dataclass(frozen=True)
-class Uses:
-    """Calls that work, calls that must raise, and about how many times a cheap call's time they take."""
-
-    right: tuple[Call, ...]
-    wrong: tuple[Call, ...] = ()
-    cost: int = 1
-
-
-def uses(*right: Call, wrong: tuple[Call, ...] = (), cost: int = 1) -> Uses:
-    return Uses(right, wrong, cost)
 
 
 def of_runs(name: str) -> Uses:
@@ -195,67 +78,6 @@ CALLS: dict[str, Uses] = {
         lambda e: asp.load_circuit(e.folder / "circuit"),
         wrong=(lambda e: asp.load_circuit(e.folder / "none"),),
         cost=40,
-    ),
-    # --- graphs
-    "asp.group_nodes": uses(
-        lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": e.graph.logits.tolist()}),
-        wrong=(lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": {"position": 1}}),),
-    ),
-    "asp.token_groups": uses(lambda e: asp.token_groups(e.graph)),
-    "asp.attribution_graph": uses(
-        lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, threads=1),
-        lambda e: asp.attribution_graph(
-            e.model, e.transcoders, TOKENS, 5, wrong=[7], max_feature_nodes=4, n_splits=2
-        ),
-        wrong=(
-            lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, 96),
-            lambda e: asp.attribution_graph(e.model, e.transcoders, PROMPTS),
-            lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, max_bytes=20_000),
-        ),
-        cost=40,
-    ),
-    "asp.describe_features": uses(
-        lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, threads=1, progress=False),
-        lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, e.graph, 2, threads=1),
-        wrong=(
-            lambda e: asp.describe_features(e.model, e.transcoders, []),
-            lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, [(2, 0)]),
-            lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, max_bytes=100_000),
-        ),
-        cost=40,
-    ),
-    "_core.Model.graph_edges": uses(
-        lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, e.reads),
-        wrong=(
-            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, (e.reads[0] + 1, *e.reads[1:])),
-            lambda e: e.core.graph_edges((e.plain._core, None, None, False), e.sources.writes, e.reads),
-            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes[:4], e.reads),
-        ),
-    ),
-    "_core.Model.graph_carried": uses(
-        lambda e: e.core.graph_carried(e.sources.frozen, e.sources.writes),
-        wrong=(lambda e: e.core.graph_carried((e.ragged._core, None, None, False), e.sources.writes),),
-    ),
-    "_core.Model.graph_received": uses(
-        lambda e: e.core.graph_received(e.sources.frozen, e.reads, False),
-        lambda e: e.core.graph_received(e.sources.frozen, e.reads, True),
-        wrong=(lambda e: e.core.graph_received(e.sources.frozen, (e.reads[0], *e.reads), False),),
-    ),
-    "_core.graph_loadings": uses(
-        lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),
-        wrong=(lambda e: _core.graph_loadings(*graph_pairs(e.graph, 10**6)),),
-    ),
-    "_core.graph_influence": uses(
-        lambda e: _core.graph_influence(*csr(e.graph), np.ones(len(e.graph))),
-        wrong=(lambda e: _core.graph_influence(*csr(e.graph), np.ones(3)),),
-    ),
-    "_core.graph_factors": uses(
-        lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, *(np.ones(len(e.graph), bool),) * 2),
-        wrong=(lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, e.graph.value, e.graph.value),),
-    ),
-    "_core.graph_prune": uses(
-        lambda e: _core.graph_prune(*csr(e.graph), *prune_options(e.graph)),
-        wrong=(lambda e: _core.graph_prune(*csr(e.graph)[:2], np.ones(3), *prune_options(e.graph)),),
     ),
     # --- effects
     "effects.metric_values": uses(
@@ -398,66 +220,8 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: e.model.gradients(TOKENS, wrt="q").parameters,),
         cost=5,
     ),
-    # --- Transcoders and Features
-    "asp.Transcoders": uses(
-        lambda e: asp.Transcoders(e.transcoders.source, activation="topk", top_k=3),
-        wrong=(
-            lambda e: asp.Transcoders(None),
-            lambda e: asp.Transcoders(e.transcoders.source, activation="gelu"),
-        ),
-    ),
-    "asp.ArraySource": uses(
-        lambda e: small_transcoders().source, wrong=(lambda e: asp.ArraySource([1], [1], [1], [1]),)
-    ),
-    "Transcoders.features": uses(
-        lambda e: e.transcoders.features(e.model, TOKENS, threads=1),
-        lambda e: small_transcoders(activation="topk", top_k=3).features(e.model, e.features.run),
-        wrong=(
-            lambda e: e.transcoders.features(e.model, PROMPTS),
-            lambda e: e.transcoders.features(e.model, e.one[0], max_bytes=10_000),
-            lambda e: e.transcoders.features(e.model, e.plain),
-            lambda e: e.transcoders.features(e.dense, e.one),
-        ),
-        cost=5,
-    ),
-    "Transcoders.replacement_run": uses(
-        lambda e: e.transcoders.replacement_run(e.model, PROMPTS, record="all", threads=1),
-        lambda e: e.transcoders.replacement_run(e.model, TOKENS, errors=e.features, ablate="L0H1"),
-        wrong=(
-            lambda e: e.transcoders.replacement_run(e.model, TOKENS, record="mlp_pre"),
-            lambda e: e.transcoders.replacement_run(e.model, TOKENS[1:], errors=e.features),
-            lambda e: e.transcoders.replacement_run(e.model, TOKENS, max_bytes=1000),
-        ),
-        cost=5,
-    ),
-    "Transcoders.evaluate": uses(
-        lambda e: e.transcoders.evaluate(e.model, PROMPTS, threads=1),
-        wrong=(lambda e: e.transcoders.evaluate(e.model, [1]),),
-        cost=40,
-    ),
-    "Transcoders.check": uses(
-        lambda e: e.transcoders.check(e.model),
-        wrong=(lambda e: e.transcoders.check(asp.Model(asp.Config(1, 1, 1, 1, 1, 1, 1))),),
-        cost=5,
-    ),
-    "Transcoders.digest": uses(lambda e: e.transcoders.digest),
-    "Transcoders.cross_layer": uses(lambda e: e.transcoders.cross_layer),
-    "Transcoders.writes": uses(lambda e: e.transcoders.writes(0)),
-    **{f"Features.{name}": uses(lambda e, n=name: getattr(e.features, n)) for name in FEATURE_ARRAYS},
-    **{f"Features.{name}": uses(lambda e, n=name: getattr(e.features, n)) for name in ("l0", "n_tokens")},
-    "Features.explained_variance": uses(lambda e: e.features.explained_variance),
-    "Features.to_pandas": uses(
-        lambda e: e.features.to_pandas(base=1), wrong=(lambda e: e.features.to_pandas(base=2),), cost=40
-    ),
+    **GRAPH_CALLS,
     # --- Trainer
-    "asp.train_transcoders": uses(
-        lambda e: asp.train_transcoders(e.dense, e.data, steps=1, n_features=20, threads=1),
-        wrong=(
-            lambda e: asp.train_transcoders(e.dense, e.data, steps=0),
-            lambda e: asp.train_transcoders(e.dense, None, steps=1),
-        ),
-        cost=200,
-    ),
     "asp.Trainer": uses(
         lambda e: asp.Trainer(e.trained, e.data, steps=2, tau=1.0),
         wrong=(
@@ -492,172 +256,14 @@ CALLS: dict[str, Uses] = {
     "ActivationCache.items": uses(lambda e: dict(e.short_cache.items())),
     "ActivationCache.keys": uses(lambda e: list(e.cache.keys())),
     "ActivationCache.values": uses(lambda e: list(e.short_cache.values())),
-    # --- the extension
-    "_core.Model": uses(
-        lambda e: _core.Model(e.core.config),
-        wrong=(lambda e: _core.Model({}), lambda e: _core.Model(e.core.config | {"n_layer": 10**6})),
-    ),
-    "_core.Model.parameter": uses(
-        lambda e: e.core.parameter("wte.weight"), wrong=(lambda e: e.core.parameter(3),)
-    ),
-    "_core.Model.shape": uses(lambda e: e.core.shape("wte.weight"), wrong=(lambda e: e.core.shape("x"),)),
-    "_core.Model.assign": uses(
-        lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(64, np.float32)}),
-        wrong=(
-            lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(64)}),
-            lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(63, np.float32)}),
-        ),
-    ),
-    "_core.Model.nonfinite": uses(lambda e: e.core.nonfinite()),
-    "_core.Model.names": uses(lambda e: e.core.names),
-    "_core.Model.version": uses(lambda e: e.core.version),
-    "_core.Model.config": uses(lambda e: e.core.config),
-    "_core.Model.run": uses(
-        lambda e: e.core.run(TOKENS, np.array([0, 8]), ("scores",), threads=1),
-        wrong=(lambda e: e.core.run(TOKENS, np.array([0, 9]), ()), lambda e: e.core.run(TOKENS, [0, 8], ())),
-    ),
-    "_core.Model.sweep": uses(
-        lambda e: e.core.sweep(e.clean, *sweep_arguments()),
-        lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.clean, None, None))),
-        wrong=(
-            lambda e: e.core.sweep(e.plain._core, *sweep_arguments()),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(layer=2)),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(3, None, None))),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.other, None, None))),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(token=96)),
-            lambda e: e.changing._core.sweep(e.clean, *sweep_arguments()),
-        ),
-        cost=5,
-    ),
-    "_core.Model.attribution": uses(
-        lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 2, False, (None,) * 3, None, METRIC),
-        wrong=(
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 3, 2, False, (None,) * 3, None, METRIC),
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 0, False, (None,) * 3, None, METRIC),
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 1, True, (None,) * 3, None, METRIC),
-        ),
-        cost=5,
-    ),
-    "_core.Run.mean_entries": uses(
-        lambda e: e.clean.mean_entries(), wrong=(lambda e: e.plain._core.mean_entries(),)
-    ),
-    "_core.Model.gradients": uses(
-        lambda e: e.core.gradients(*e.batch[:2], (), True, None, *e.batch[2:], threads=1),
-        wrong=(lambda e: e.core.gradients(*e.batch[:2], ("logits",), True, None, *e.batch[2:]),),
-        cost=5,
-    ),
-    "_core.Run.array": uses(
-        lambda e: [e.one._core.array(name) for name in e.one._core.names],
-        wrong=(lambda e: e.plain._core.array("z"), lambda e: e.one._core.array("x")),
-    ),
-    "_core.Run.edges": uses(lambda e: e.ragged._core.edges(), wrong=(lambda e: e.plain._core.edges(),)),
-    "_core.Run.names": uses(lambda e: e.one._core.names),
-    "_core.Run.nbytes": uses(lambda e: e.one._core.nbytes),
-    "_core.Run.value_norms": uses(
-        lambda e: e.one._core.value_norms(None), wrong=(lambda e: e.plain._core.value_norms(None),)
-    ),
-    "_core.Run.entry_scores": uses(
-        lambda e: e.one._core.entry_scores(*[np.zeros(2, np.int64)] * 4),
-        wrong=(lambda e: e.plain._core.entry_scores(*[np.zeros(2, np.int64)] * 4),),
-    ),
-    "_core.Gradients.array": uses(
-        lambda e: [e.gradients._core.array(name) for name in e.gradients._core.names],
-        wrong=(lambda e: e.gradients._core.array("logits"),),
-    ),
-    "_core.Gradients.parameter": uses(
-        lambda e: e.gradients._core.parameter("wte.weight"),
-        wrong=(lambda e: e.gradients._core.parameter("x"),),
-    ),
-    "_core.Gradients.names": uses(lambda e: e.gradients._core.names),
-    "_core.Gradients.loss": uses(lambda e: e.gradients._core.loss),
-    "_core.Features": uses(
-        lambda e: _core.Features(e.core, 8, "relu"),
-        wrong=(
-            lambda e: _core.Features(e.core, 0, "relu"),
-            lambda e: _core.Features(e.core, 8, "gelu"),
-            lambda e: _core.Features(e.core, 8, "topk"),
-            lambda e: _core.Features(e.one._core, 8, "relu"),
-            lambda e: _core.Features(e.core, 8, "relu", max_bytes=100),
-        ),
-    ),
-    "_core.Features.fill": uses(
-        wrong=(
-            lambda e: e.features._core.fill(e.one._core, 0, None),
-            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 0, None),
-            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 1, None),
-            lambda e: _core.Features(e.core, 8, "relu").fill(e.plain._core, 0, None),
-            lambda e: _core.Features(e.core, 8, "relu").fill(e.other, 0, None),
-        ),
-    ),
-    "_core.Features.array": uses(
-        lambda e: [e.features._core.array(name) for name in FEATURE_ARRAYS],
-        wrong=(
-            lambda e: e.features._core.array("x"),
-            lambda e: _core.Features(e.core, 8, "relu").array("layer"),
-        ),
-    ),
-    "_core.Features.nbytes": uses(lambda e: e.features._core.nbytes),
-    "_core.Trainer": uses(lambda e: _core.Trainer(e.core), wrong=(lambda e: _core.Trainer(3),)),
-    "_core.Trainer.step": uses(
-        lambda e: e.core_trainer.step([e.batch, e.batch], **reliability.step_options(threads=1)),
-        wrong=(
-            lambda e: e.core_trainer.step([e.batch, e.batch[:3]], **reliability.step_options()),
-            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(gate_bias=[0.0])),
-            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(edge_weight="ab")),
-            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(lr=-1)),
-            lambda e: e.core_trainer.step(
-                [(e.batch[0], *e.batch[1:3], e.batch[3] * 0)], **reliability.step_options()
-            ),
-            lambda e: e.core_trainer.step([(e.batch[0] + 96, *e.batch[1:])], **reliability.step_options()),
-        ),
-        cost=5,
-    ),
-    "_core.Trainer.moments": uses(
-        lambda e: e.core_trainer.moments("wte.weight"), wrong=(lambda e: e.core_trainer.moments("x"),)
-    ),
-    "_core.Trainer.load_moments": uses(
-        lambda e: e.core_trainer.load_moments("ln_f.bias", *[np.zeros(64, np.float32)] * 2),
-        wrong=(lambda e: e.core_trainer.load_moments("ln_f.bias", *[np.zeros(63, np.float32)] * 2),),
-    ),
-    "_core.Trainer.step_count": uses(lambda e: setattr(e.core_trainer, "step_count", 3)),
-    "_core.Trainer.multiplier": uses(lambda e: setattr(e.core_trainer, "multiplier", 1.0)),
-    "_core.Trainer.ema": uses(
-        lambda e: setattr(e.core_trainer, "ema", 1.0), wrong=(lambda e: setattr(e.core_trainer, "ema", "a"),)
-    ),
-    "_core.CoderTrainer": uses(
-        lambda e: _core.CoderTrainer(3, 4, 9), wrong=(lambda e: _core.CoderTrainer(3, 4, 0),)
-    ),
-    "_core.CoderTrainer.step": uses(
-        lambda e: e.coder.step(*e.rows, lr=1e-3, threads=1),
-        lambda e: e.coder.step(*e.rows, activation=2, top_k=3, aux_k=2, dead_after=1, lr=1e-3, threads=1),
-        wrong=(
-            lambda e: e.coder.step(*e.rows),
-            lambda e: e.coder.step(*e.rows[::-1], lr=1e-3),
-            lambda e: e.coder.step(*e.rows, activation=2, top_k=10, lr=1e-3),
-            lambda e: e.coder.step(e.rows[0] * np.nan, e.rows[1], lr=1e-3),
-            lambda e: e.coder.step(e.rows[0], 3, lr=1e-3),
-        ),
-    ),
-    "_core.CoderTrainer.array": uses(
-        lambda e: e.coder.array("w_enc"),
-        lambda e: e.coder.array("silent"),
-        wrong=(lambda e: e.coder.array("x"), lambda e: e.coder.array(3)),
-    ),
-    "_core.CoderTrainer.load": uses(
-        lambda e: e.coder.load("m/b_dec", np.zeros(4, np.float32)),
-        wrong=(lambda e: e.coder.load("b_dec", np.zeros(3, np.float32)),),
-    ),
-    "_core.CoderTrainer.step_count": uses(
-        lambda e: setattr(e.coder, "step_count", 3), wrong=(lambda e: setattr(e.coder, "step_count", -1),)
-    ),
-    "_core.machine": uses(lambda e: _core.machine()),
-    "_core.get_num_threads": uses(lambda e: _core.get_num_threads()),
-    "_core.set_num_threads": uses(
-        lambda e: _core.set_num_threads(_core.get_num_threads()), wrong=(lambda e: _core.set_num_threads(99),)
-    ),
+    **CORE_CALLS,
 }
 
 EFFECTS = [name for name in effects.__all__ if name[0].islower()]
+GRAPH_TABLES = (
+    "check", "edges", "heads", "incoming", "influence", "nodes", "nodes_of", "origin", "outgoing",
+    "score_pairs", "select", "splits", "summary", "to_pandas",
+)  # fmt: skip
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
@@ -667,10 +273,12 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
     **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
     **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
-    "_core.CoderTrainer.array": "lent",
     **dict.fromkeys(["_core.Features.array", *(f"Features.{name}" for name in FEATURE_ARRAYS)], "lent"),
     **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
     "Transcoders.evaluate": "own",
+    **dict.fromkeys([f"Graph.{name}" for name in (*GRAPH_ARRAYS, *GRAPH_TABLES)], "own"),
+    "Graph.pattern": "lent",
+    "_core.CoderTrainer.array": "lent",
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
@@ -691,7 +299,11 @@ PLAIN: dict[str, str] = {
         for kind in (asp.Ablation, asp.HeadPosition, asp.Mlp, asp.Resid)
     },
     "asp.Group": "made by group_nodes; arrays of NumPy's own; see test_graph_groups.py",
-    "asp.Graph": "made by attribution_graph; arrays of NumPy's own, and the run's pattern; see test_graph.py",
+    "asp.Graph": "made by attribution_graph",
+    **{
+        f"Graph.{name}": "writes files or text; Python and NumPy alone"
+        for name in ("save", "to_html", "to_json")
+    },
     "asp.Circuit": "made by find_circuit; arrays of NumPy's own; see test_circuit.py",
     **{
         f"asp.{name}": "an exception"
@@ -733,6 +345,7 @@ def public_names() -> set[str]:
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
+    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}

@@ -28,6 +28,15 @@ TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6], np.int32)
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7]]
 
 
+def report(goal: str, text: str) -> None:
+    """Print `goal: text`, and append it to the file that ATTNSPARSE_RELIABILITY_LOG names."""
+    line = f"{goal}: {text}"
+    print(line, flush=True)
+    if log := os.environ.get("ATTNSPARSE_RELIABILITY_LOG"):
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
 def model(seed: int = 0, dtype: str = "float32", **changes: Any) -> asp.Model:
     """A gated model of SHAPE with random weights; `changes` are fields of its Config."""
     config = oracle.full_config(**({"gated": True} | SHAPE | changes))

@@ -326,6 +326,22 @@ def test_as_csv(saved):
         found.contexts(0, 0)
 
 
+def test_in_a_folder_of_transcoders(saved, tmp_path, monkeypatch):
+    labels, _ = saved
+    folder = tmp_path / "models" / "some-transcoders"
+    folder.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"labels\.json"):
+        load_feature_labels(folder)
+    labels.save(folder / "labels.csv")
+    assert load_feature_labels(folder).n_prompts == 0
+    labels.save(folder / "labels.json", contexts=2)
+    assert load_feature_labels(folder).n_prompts == labels.n_prompts
+    monkeypatch.setattr("attnsparse.feature_label_files.MODELS_FOLDER", tmp_path / "models")
+    assert dict(load_feature_labels("some-transcoders")) == dict(labels)
+    with pytest.raises(TypeError, match="must be a text or a path"):
+        load_feature_labels(b"some-transcoders")
+
+
 def test_nothing_at_all(tmp_path):
     FeatureLabels().save(tmp_path / "l.json")
     assert_equal(load_feature_labels(tmp_path / "l.json"), FeatureLabels())

@@ -93,6 +93,24 @@ def test_checks_are_the_graphs(found):
     assert found.checks["predicted"][0] == pytest.approx(-LARGE_TO_LOGIT * SCALE)
 
 
+def test_a_bos_token_counts():
+    """The same tokens, the first of them put there as the BOS token."""
+    tokenizer = Tokenizer.from_words(pg.WORDS, bos="The")
+    config, weights = pg.model(True)
+    model = asp.Model(asp.Config.from_dict(config), weights, tokenizer, "planted", "float64")
+    coders = ge.transcoders(pg.transcoders("per layer"), "float64")
+    prompt = pg.PROMPT.removeprefix("The")
+    with_bos = graph_edge.find_group_edge(model, coders, prompt, 4, "small", WRONG, prepend_bos=True)
+    assert with_bos.graph.prepend_bos
+    assert with_bos.loadings["features"].whole == pytest.approx(LARGE_TO_LOGIT * SCALE)
+
+
+def test_features_that_are_left_out_are_in_no_group():
+    found = find(max_feature_nodes=6)
+    assert found.graph.kind.count("other") == 1
+    assert sum(group.n_features for group in found.groups.values()) == 6
+
+
 def test_own_groups():
     spec = {"big": {"position": "large", "layer": range(2)}, "answer": {"kind": "logit"}}
     found = find(groups=spec)

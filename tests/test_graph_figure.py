@@ -222,6 +222,20 @@ def test_labels_cover_no_mark_and_no_other_label(seed, how):
         assert not any(box.contains(x, y) for x, y in points)
 
 
+def test_drawing_again_changes_nothing(pruned):
+    """A window that redraws whatever has changed would otherwise never come to rest."""
+    ax = figures.graph(pruned)
+    ax.figure.canvas.draw()
+    changed = []
+    for text in drawn(ax):
+        text.stale_callback = lambda *_: changed.append(1)
+    ax.figure.canvas.draw()
+    assert not changed
+    ax.figure.set_size_inches(9, 4)
+    ax.figure.canvas.draw()
+    assert changed
+
+
 def test_number_of_labels(pruned):
     assert len(drawn(figures.graph(pruned, max_labels=3))) == 3
     assert not drawn(figures.graph(pruned, max_labels=0))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from graph_toys import toy_graph
 from small_graph import TOKENS, small_graph
 
 import attnsparse
@@ -125,7 +126,7 @@ def test_heads_are_the_graphs(pruned):
             assert edges[name][e] == pytest.approx(by_name[name], rel=1e-5, abs=1e-5)
         if pruned.position[s] < 0:
             kinds.add("without position")
-            assert edges["loadings"][e] == [0.0] * TOP
+            assert edges["heads"][e] == edges["loadings"][e] == edges["patterns"][e] == []
             continue
         kinds.add("within" if pruned.position[s] == pruned.position[t] else "across")
         assert [f"L{h // pruned.n_head}H{h % pruned.n_head}" for h in shown] == names[:TOP]
@@ -145,13 +146,28 @@ def test_maps_are_the_patterns_of_the_heads_named(pruned):
         np.testing.assert_allclose(shown, expected, atol=0.5001 / 255)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_graphs_of_models(dtype):
+    graph = toy_graph(dtype, max_feature_nodes=20)
+    whole = graph.prune(1.0, 1.0)
+    edges = Reader(page(graph, node_threshold=1, edge_threshold=1, max_edges=10**6)).data["edges"]
+    assert len(edges["weight"]) == len(whole.source)
+    for e in range(0, len(edges["weight"]), 7):
+        s, t = edges["source"][e], edges["target"][e]
+        assert edges["weight"][e] == pytest.approx(whole.edge(s, t), rel=1e-6)
+        table = whole.heads(s, t).set_index("label")["loading"]
+        exact = {"rel": 1e-5, "abs": 1e-6 * abs(edges["weight"][e])}
+        for head, loading in zip(edges["heads"][e], edges["loadings"][e]):
+            assert loading == pytest.approx(table[f"L{head // graph.n_head}H{head % graph.n_head}"], **exact)
+
+
 def test_few_heads_and_float64():
     graph = small_graph(20, n_layer=2, n_head=2)
     names = ("value", "probability", "weight", "pattern", "carried", "received", "received_alone")
     fields = {name: getattr(graph, name).astype(np.float64) for name in names}
     graph = small_graph(20, n_layer=2, n_head=2, **fields)
     data = Reader(page(graph)).data
-    assert {len(heads) for heads in data["edges"]["heads"]} == {4}
+    assert {len(heads) for heads in data["edges"]["heads"]} == {0, 4}  # 0: of sources without a position
     assert data["edges"]["rest"] == pytest.approx([0.0] * len(data["edges"]["rest"]), abs=1e-9)
     exact = dict(zip(zip(*(data["edges"][name] for name in ("source", "target"))), data["edges"]["weight"]))
     table = graph.prune().edges

@@ -1,16 +1,20 @@
 """Ctrl-C: soon, at any moment, and without harm to model, trainer or memory."""
 
+import os
 import random
 import sys
 import time
 
 import pytest
 import reliability
+from reliability import report
 
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "train", "features"]
+CALLS += ["edges", "graph", "coders", "load", "save", "checkpoint", "tokenise", "worker"]
 # of seconds between SIGINT and KeyboardInterrupt
 USUAL, WORST = 0.2, 0.5
 N_CPUS = 2
+COUNT = int(os.environ.get("ATTNSPARSE_INTERRUPTS", "100"))  # for each call, in the long form
 
 
 def interrupts(what: str, size: str, count: int, timeout: float = 120) -> dict:
@@ -20,7 +24,7 @@ def interrupts(what: str, size: str, count: int, timeout: float = 120) -> dict:
 @pytest.mark.parametrize("what", CALLS)
 def test_interrupts_of_long_calls(what):
     """Processor time, so that a busy machine does not matter; with two threads it is twice the time."""
-    found = interrupts(what, "small", 8)
+    found = interrupts(what, "small", 5)
     assert found["fine"]
     assert found["processor"][-1] < N_CPUS * USUAL
     assert found["seconds"][0] < WORST
@@ -30,13 +34,30 @@ def test_interrupts_of_long_calls(what):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("what", CALLS)
 def test_interrupts_of_a_model_as_large_as_gpt2(what):
-    """On a machine that is otherwise idle: 99 of 100 within 200 ms, the last within 500 ms."""
-    found = interrupts(what, "gpt2", 100, timeout=3000)
-    seconds = found["seconds"]
-    print(f"{what}: median {seconds[50]:.3f} s, 99th {seconds[98]:.3f} s, worst {seconds[-1]:.3f} s")
+    """99 of 100 within 200 ms, the last within 500 ms; on a machine that is busy with something else, of the
+    processor's time."""
+    found = interrupts(what, "gpt2", COUNT, timeout=3000)
+    report("R18", described(what, found))
     assert found["fine"]
-    assert seconds[98] < USUAL
-    assert seconds[-1] < WORST
+    busy = found["runnable"] > N_CPUS
+    times, factor = (found["processor"], N_CPUS) if busy else (found["seconds"], 1)
+    assert percentile(times, 99) < factor * USUAL
+    assert times[-1] < factor * WORST
+
+
+def percentile(times: list[float], percent: int) -> float:
+    return times[-(-percent * len(times) // 100) - 1]
+
+
+def described(what: str, found: dict) -> str:
+    seconds = found["seconds"]
+    shown = " ".join(f"{p} % {1000 * percentile(seconds, p):.1f}," for p in (50, 90, 99))
+    within = sum(time < USUAL for time in seconds)
+    return (
+        f"{what}: ms from Ctrl-C: {shown} worst {1000 * seconds[-1]:.1f}; {within} of {len(seconds)} within "
+        f"200; of the processor, worst {1000 * found['processor'][-1]:.1f}; {found['runnable']} threads "
+        "of the machine want a processor"
+    )
 
 
 def test_a_second_interrupt_does_no_harm():
@@ -62,9 +83,18 @@ def test_a_trainer_has_exactly_the_steps_it_did():
     assert found["same"]
 
 
+def test_some_interrupts_in_a_notebook():
+    interrupts_in_a_notebook(3)
+
+
 @pytest.mark.slow
 def test_interrupts_in_a_notebook():
-    """Twenty interrupts of a Jupyter kernel during runs; it lives on and computes the same."""
+    interrupts_in_a_notebook(20)
+    report("R18", "20 interrupts of a Jupyter kernel, which lived on and computed the same")
+
+
+def interrupts_in_a_notebook(count: int) -> None:
+    """Interrupts of a Jupyter kernel during runs; it lives on and computes the same."""
     manager_module = pytest.importorskip("jupyter_client.manager")
     manager, client = manager_module.start_new_kernel(cwd=str(reliability.TESTS))
     try:
@@ -73,7 +103,7 @@ def test_interrupts_in_a_notebook():
             "expected = m.run(t).logits.tobytes()",
             timeout=60,
         )
-        for _ in range(20):
+        for _ in range(count):
             message = client.execute("while True: m.run([t, t])")
             while True:
                 reply = client.get_iopub_msg(timeout=30)

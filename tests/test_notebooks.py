@@ -17,6 +17,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 def test_there_are_notebooks():
     names = ["01-first-run", "02-sparse-post-training", "03-which-heads", "04-circuits"]
+    names += ["05-attribution-graph", "06-the-papers-figures"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
+import pickle
+import pkgutil
 import platform
 import re
 import shutil
@@ -13,6 +17,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
+import check_isa
 import pytest
 
 import attnsparse as asp
@@ -136,24 +141,104 @@ def test_import_time_is_reported(imported, capsys):
         print(f"\nimport attnsparse after numpy: {imported['seconds'] * 1000:.0f} ms")
 
 
+x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+
+
 @reads_elf
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+@x86_64
 @each_module
 def test_wide_instructions_only_in_dispatched_kernels(module):
-    """AVX registers appear only in functions of kernels_avx2.c and kernels_avx512.c."""
-    path = find_spec(module).origin
-    source, owner = "", {}
-    for line in objdump("-t", path).splitlines():
-        if match := re.search(r"\bdf \*ABS\*\s+\S+\s*(.*)$", line):
-            source = match[1]
-        elif match := re.match(r"([0-9a-f]+) \S?.{5}F \.text", line):
-            owner[int(match[1], 16)] = source
-    if "kernels_avx2.c" not in owner.values():
+    """Beyond SSE2 only functions of kernels_avx2.c and kernels_avx512.c, which only their table names."""
+    found = check_isa.scan(find_spec(module).origin)
+    if not any(found.beyond) and "kernels_avx2.c" not in check_isa.owners(find_spec(module).origin)[1]:
         pytest.skip("stripped")
-    users, address = set(), 0
-    for line in objdump("-d", path).splitlines():
-        if match := re.match(r"([0-9a-f]{16}) <", line):
-            address = int(match[1], 16)
-        elif re.search(r"\tv[a-z0-9]+ .*%[xyz]mm|%[yz]mm", line):
-            users.add(owner.get(address, f"{address:#x}"))
-    assert users == {"kernels_avx2.c", "kernels_avx512.c"}
+    assert found.n_instructions > 10_000
+    assert set(found.beyond) == check_isa.DISPATCHED
+    assert found.calls == []
+
+
+@reads_elf
+@x86_64
+@pytest.mark.skipif(not shutil.which("gcc"), reason="compiles C")
+@pytest.mark.parametrize("flag", ["-mavx2", "-mavx512f", "-mpopcnt", "-mbmi2", "-msse4.1"])
+def test_the_scan_sees_one_wide_function(tmp_path, flag):
+    bodies = {
+        "-mpopcnt": "return __builtin_popcount((unsigned)n);",
+        "-mbmi2": "return n << (p[0] & 31);",
+        "-msse4.1": "for (int i = 0; i < n; i++) p[i] *= q[i]; return 0;",
+    }
+    body = bodies.get(flag, "for (int i = 0; i < n; i++) p[i] += q[i]; return 0;")
+    source, library = tmp_path / "wide.c", tmp_path / "wide.so"
+    kept = "static __attribute__((used))"
+    source.write_text(f"{kept} int wide(int *restrict p, const int *q, int n) {{ {body} }}\n")
+    for flags, expected in ([flag], {"wide.c"}), ([], set()):
+        command = ["gcc", "-O3", *flags, "-shared", "-fPIC", str(source), "-o", str(library)]
+        subprocess.run(command, check=True)
+        assert set(check_isa.scan(str(library)).beyond) == expected
+
+
+ALL_MODULES = """
+import importlib, pkgutil, attnsparse
+for found in pkgutil.walk_packages(attnsparse.__path__, "attnsparse."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+"""
+
+
+def test_importing_every_module_writes_nothing_and_starts_nothing():
+    """Beyond what pandas and matplotlib do themselves when they are imported first."""
+    code = IMPORT.replace("import numpy\n", "import matplotlib.pyplot, pandas, tokenizers\n")
+    command = [sys.executable, "-B", "-c", code.replace("import attnsparse\n", ALL_MODULES)]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert found["events"] == []
+    assert sum(name.startswith("attnsparse.") for name in found["modules"]) > 50
+
+
+def test_the_audit_sees_writing_and_the_network():
+    code = (
+        "import socket, tempfile, pathlib\n"
+        "with tempfile.TemporaryDirectory() as d: pathlib.Path(d, 'x').write_text('x')\n"
+        "socket.socket().close()\n"
+    )
+    command = [
+        sys.executable,
+        "-B",
+        "-c",
+        IMPORT.replace("import attnsparse\n", "import attnsparse\n" + code),
+    ]
+    events = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["events"]
+    assert any(event.startswith("open") for event in events)
+    assert any(event.startswith("socket") for event in events)
+
+
+def exceptions() -> list[type]:
+    """Every exception that some module of the package defines."""
+    found = set()
+    for name in (each.name for each in pkgutil.walk_packages(asp.__path__, "attnsparse.")):
+        if not name.endswith("__main__"):
+            values = vars(importlib.import_module(name)).values()
+            found |= {v for v in values if isinstance(v, type) and issubclass(v, BaseException)}
+    return sorted(
+        (kind for kind in found if kind.__module__.startswith("attnsparse")), key=lambda k: k.__name__
+    )
+
+
+@pytest.mark.parametrize("kind", exceptions(), ids=lambda kind: kind.__name__)
+def test_every_exception_can_be_pickled(kind):
+    located = {"code": "crc", "path": "a/b.ckpt", "offset": 2**40, "field": "tensor"}
+    try:
+        error, expected = kind("wrong\n\u00e9", **located), located
+    except TypeError:  # one without a place
+        error, expected = kind("wrong\n\u00e9"), {}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        for twin in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error), copy.deepcopy(error)):
+            assert type(twin) is kind
+            assert (str(twin), twin.args) == (str(error), error.args)
+            assert {name: getattr(twin, name) for name in expected} == expected
+
+
+def test_the_public_exceptions_are_among_them():
+    public = {getattr(asp, name) for name in asp.__all__}
+    public = {kind for kind in public if isinstance(kind, type) and issubclass(kind, BaseException)}
+    assert len(public) >= 7
+    assert public <= set(exceptions())

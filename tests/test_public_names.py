@@ -21,9 +21,8 @@ def documented() -> dict[str, object]:
         owner = {"asp": asp, "cache": cache, "_core": _core}.get(kind) or CLASSES.get(kind)
         if kind.startswith("_core."):
             owner = getattr(_core, kind.partition(".")[2])
-        if owner is None or (
-            kind == "Run" and attribute in run.CORE_NAMES and not hasattr(asp.Run, attribute)
-        ):
+        fields = getattr(owner, "__dataclass_fields__", {})
+        if owner is None or attribute in fields or (kind == "Run" and not hasattr(owner, attribute)):
             continue
         found[name] = inspect.getattr_static(owner, attribute)
     for module in (

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attnsparse import training_file
+from attnsparse import saving, training_file
 from attnsparse.errors import CheckpointError, FormatError, LimitError
 from attnsparse.limits import Limits
 
@@ -224,7 +224,7 @@ def test_a_failing_disk_leaves_the_old_file(path, monkeypatch, function, nth, nu
             raise OSError(number, os.strerror(number))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(training_file.os, function, failing)
+    monkeypatch.setattr(saving.os, function, failing)
     with pytest.raises(OSError) as caught:
         training_file.save(path, {"step": 4}, tensors())
     monkeypatch.undo()
@@ -239,7 +239,7 @@ def test_a_failing_disk_leaves_the_old_file(path, monkeypatch, function, nth, nu
 
 def test_short_writes_are_continued(path, monkeypatch, tmp_path):
     real = os.write
-    monkeypatch.setattr(training_file.os, "write", lambda fd, data: real(fd, memoryview(data)[:7]))
+    monkeypatch.setattr(saving.os, "write", lambda fd, data: real(fd, memoryview(data)[:7]))
     training_file.save(tmp_path / "b.ckpt", META, tensors())
     monkeypatch.undo()
     assert (tmp_path / "b.ckpt").read_bytes() == path.read_bytes()
@@ -247,7 +247,7 @@ def test_short_writes_are_continued(path, monkeypatch, tmp_path):
 
 def test_ctrl_c_in_a_save_leaves_the_old_file(path, monkeypatch):
     before = path.read_bytes()
-    monkeypatch.setattr(training_file.os, "fsync", _interrupt)
+    monkeypatch.setattr(saving.os, "fsync", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         training_file.save(path, {"step": 4}, tensors())
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -259,9 +259,9 @@ def _interrupt(*args):
 
 
 def test_stale_temporary_files_are_removed(path):
-    stale = path.with_name(f".{path.name}.123{training_file.TEMPORARY}")
+    stale = path.with_name(f".{path.name}.123{saving.TEMPORARY}")
     stale.write_bytes(b"half")
-    assert training_file.remove_stale(path.parent) == [stale]
+    assert saving.remove_stale(path.parent) == [stale]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

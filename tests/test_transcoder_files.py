@@ -219,7 +219,7 @@ def test_what_cannot_be_saved(tmp_path):
     transcoders = Transcoders(ArraySource(w.w_enc, w.b_enc, w.w_dec, w.output))
     with pytest.raises(ValueError, match=r"layer_1\.safetensors: W_dec holds 70000.0, which F16 cannot hold"):
         save_transcoders(transcoders, tmp_path / "a", dtype="float16")
-    assert sorted(item.name for item in (tmp_path / "a").iterdir()) == ["layer_0.safetensors"]
+    assert list((tmp_path / "a").iterdir()) == []
     for dtype in ("int8", "F32", None, 4):
         with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16"):
             save_transcoders(transcoders, tmp_path / "b", dtype=dtype)

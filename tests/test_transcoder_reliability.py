@@ -10,9 +10,9 @@ import engine
 import numpy as np
 import pytest
 import reliability
+from failing import every_failure
 from public_calls import small_transcoders
 from reliability import PROMPTS, TOKENS, bits_of_run, counters, nothing_kept
-from test_memory import every_failure
 from test_transcoder import bits
 from test_wrong_arguments import check_message
 

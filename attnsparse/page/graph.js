@@ -111,11 +111,12 @@
   const headsOf = (e, key, query) => {
     const whole = edges.weight[e], body = make("tbody"), n = graph.n_layer * graph.n_head;
     const row = (name, value, entry, kind) => body.append(make("tr", { class: kind }, make("td", {}, name),
-      make("td", {}, number(value)), make("td", {}, percent(value / whole)), make("td", {}, entry)));
+      make("td", {}, number(Math.abs(value) < 1e-6 * Math.abs(whole) ? 0 : value)),
+      make("td", {}, percent(value / whole)), make("td", {}, entry)));
     const sign = (value) => (value >= 0 ? "raises" : "lowers");
     edges.heads[e].forEach((head, i) => row(headName(head), edges.loadings[e][i], edges.patterns[e][i].toFixed(3),
       "head " + sign(edges.loadings[e][i])));
-    const listed = edges.heads[e].length;
+    const listed = edges.heads[e].length, entry = (key + base) + " \u2192 " + (query + base);
     if (n > listed) row((n - listed) + " other heads", edges.rest[e], "", "other");
     if (key === query) row("direct", edges.direct[e], "", "direct");
     else row("remainder", edges.remainder[e], "", "remainder");
@@ -128,8 +129,8 @@
     const maps = edges.heads[e].map((head, i) => mapOf(head, key, query, edges.loadings[e][i] / whole));
     return [make("h3", {}, "Heads"), make("p", {}, about),
       make("table", { id: "heads" }, make("thead", {}, top), body),
-      make("h3", {}, "Their attention, entry " + (key + base) + " \u2192 " + (query + base) + " marked"),
-      make("div", { id: "maps" }, ...maps)];
+      ...(maps.length ? [make("h3", {}, "Their attention, entry " + entry + " marked"),
+        make("div", { id: "maps" }, ...maps)] : [])];
   };
 
   // ------------------------------------------------------------------------------------------- maps
@@ -143,8 +144,11 @@
     const size = tokens.length, bytes = atob(graph.maps[head]);
     const canvas = make("canvas", { width: size, height: size });
     const context = canvas.getContext("2d"), image = context.createImageData(size, size);
-    for (let q = 0, at = 0; q < size; q++) {
-      for (let k = 0; k <= q; k++, at++) image.data.set([...colour(bytes.charCodeAt(at)), 255], 4 * (q * size + k));
+    for (let q = 0, at = 0; q < size; q++) { // grey: keys after the query
+      for (let k = 0; k < size; k++) {
+        const shade = k <= q ? colour(bytes.charCodeAt(at++)) : [240, 240, 240];
+        image.data.set([...shade, 255], 4 * (q * size + k));
+      }
     }
     context.putImageData(image, 0, 0);
     const svg = document.createElementNS(drawing.namespaceURI, "svg");

@@ -1,0 +1,59 @@
+"""What the options of all kinds of training share: reading and writing as JSON, and checks of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from . import schedules
+
+
+def to_json(options: Any) -> dict[str, Any]:
+    """All fields of a dataclass of options as JSON values."""
+    result = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if hasattr(value, "to_json"):
+            value = value.to_json()
+        result[field.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def from_json(
+    kind: type, data: Mapping[str, Any], what: str, of_schedules: Iterable[str], of_tuples: Iterable[str]
+) -> dict[str, Any]:
+    """Arguments of `kind` from what `to_json` gave. Raises ValueError that begins with `what`."""
+    known = {field.name: field for field in fields(kind)}
+    unknown = [name for name in data if name not in known]
+    missing = [name for name in known if name not in data and known[name].default is MISSING]
+    if unknown or missing:
+        raise ValueError(f"{what}: unknown {unknown[:3]}, missing {missing[:3]}")
+    values = dict(data)
+    for name in of_schedules:
+        if values.get(name) is not None:
+            values[name] = schedules.from_json(values[name])
+    for name in of_tuples:
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+    return values
+
+
+def first_difference(options: Any, other: Any) -> str | None:
+    """Name of the first field in which two options differ, or None."""
+    for field in fields(options):
+        if getattr(options, field.name) != getattr(other, field.name):
+            return field.name
+    return None
+
+
+def checked_number(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float; TypeError or ValueError that names it unless it is finite and in low..high."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        allowed = f"in {low:g}..{high:g}" if math.isfinite(high) else f">= {low:g}"
+        raise ValueError(f"{name} must be a finite number {allowed}, got {number}")
+    return number

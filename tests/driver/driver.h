@@ -1,0 +1,45 @@
+/* driver.h: the public C interface used without Python, on small models; see driver.c. */
+#ifndef DRIVER_H
+#define DRIVER_H
+
+#include "asp.h"
+
+enum { N_SEQUENCES = 3, T = 8, N = N_SEQUENCES * T };
+
+/* What the operations share and only read. */
+typedef struct {
+    asp_model *gated, *dense;
+    int32_t tokens[N], targets[N];
+    int64_t offsets[N_SEQUENCES + 1], ragged[N_SEQUENCES + 1];
+    asp_real weights[N];
+    asp_run *clean, *paired, *last; /* of `gated`; paired: other tokens; last: of the first sequence alone */
+} fixture;
+
+/* A use of the library, which gives back all that it takes.  Adds the bits of its results to *digest. */
+typedef struct {
+    const char *name;
+    asp_status (*use)(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+} operation;
+
+extern const operation operations[];
+extern const int n_operations;
+
+asp_status fixture_open(fixture *f, const asp_context *context, asp_error *err);
+void fixture_close(fixture *f);
+
+asp_status small_model(asp_model **model, int gated, asp_error *err);
+void fill(asp_real *x, int64_t n, double size, uint64_t seed);
+void add_bytes(uint64_t *digest, const void *data, int64_t n);
+void add_reals(uint64_t *digest, const asp_real *data, int64_t n);
+void add_run(uint64_t *digest, const asp_run *run);
+asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind);
+
+/* driver_graph.c */
+asp_status use_features(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_replacement(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_graph(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+
+#endif

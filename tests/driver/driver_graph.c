@@ -1,0 +1,251 @@
+/* driver_graph.c: transcoders and attribution graphs. */
+#include <string.h>
+
+#include "driver.h"
+
+enum { E = 24, L = 2, H = 3, D = 8, F = 40, MOST_WRITES = 4 * T };
+
+/* ---- transcoders from arrays ------------------------------------------------------------------- */
+
+typedef struct {
+    asp_coder coder;
+    int skip, fail_at, asked;
+    asp_real encoder[F * E], bias[F], threshold[F], output_bias[E], skip_matrix[E * E];
+    asp_real rows[F * L * E];
+} coder_arrays;
+
+static asp_status asked(coder_arrays *c) { return c->fail_at && ++c->asked >= c->fail_at ? ASP_BAD_STATE : ASP_OK; }
+
+static asp_status give_output(void *state, int64_t layer, asp_coder_output *output) {
+    coder_arrays *c = state;
+    *output = (asp_coder_output){c->output_bias, c->skip && layer ? c->skip_matrix : NULL};
+    return asked(c);
+}
+
+static asp_status give_encoder(void *state, int64_t layer, asp_encoder *encoder) {
+    coder_arrays *c = state;
+    *encoder = (asp_encoder){layer ? F : F / 2, c->encoder, c->bias,
+                             c->coder.activation == ASP_CODER_JUMP_RELU ? c->threshold : NULL};
+    return asked(c);
+}
+
+static asp_status give_rows(void *state, int64_t layer, const int64_t *features, int64_t n, int64_t n_writes,
+                            const asp_real **rows) {
+    coder_arrays *c = state;
+    (void)features;
+    fill(c->rows, n * n_writes * E, 0.3, (uint64_t)layer + 40);
+    *rows = c->rows;
+    return asked(c);
+}
+
+static asp_coder_source source_of(coder_arrays *c, asp_coder_activation activation, int cross_layer) {
+    c->coder = (asp_coder){activation, 5, cross_layer, activation == ASP_CODER_TOPK};
+    fill(c->encoder, F * E, 0.4, 31);
+    fill(c->bias, F, 0.1, 32);
+    fill(c->output_bias, E, 0.1, 33);
+    fill(c->skip_matrix, E * E, 0.05, 34);
+    for (int i = 0; i < F; i++) c->threshold[i] = (asp_real)0.2;
+    return (asp_coder_source){give_output, give_encoder, give_rows, c};
+}
+
+static void add_features(uint64_t *digest, const asp_features *features) {
+    const asp_feature_list list = asp_features_list(features);
+    const asp_array out = asp_features_reconstruction(features);
+    add_bytes(digest, list.start, (L + 1) * (int64_t)sizeof *list.start);
+    add_bytes(digest, list.feature, list.n * (int64_t)sizeof *list.feature);
+    add_bytes(digest, list.layer, list.n * (int64_t)sizeof *list.layer);
+    add_bytes(digest, list.position, list.n * (int64_t)sizeof *list.position);
+    add_reals(digest, list.activation, list.n);
+    add_reals(digest, out.data, out.dims[0] * out.dims[1] * out.dims[2]);
+}
+
+asp_status use_features(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    for (int kind = 0; kind < 6; kind++) {
+        coder_arrays arrays = {.skip = kind % 2};
+        const asp_coder_source source = source_of(&arrays, (asp_coder_activation)(kind / 2), kind % 2);
+        asp_features *features = NULL;
+        asp_status status = asp_features_new(&features, f->gated, T, &arrays.coder, INT64_MAX, err);
+        if (!status) status = asp_features_of_run(features, f->clean, T, &source, context, err);
+        if (!status) {
+            const asp_array error = asp_features_error(features);
+            add_features(digest, features);
+            add_reals(digest, error.data, error.dims[0] * error.dims[1] * error.dims[2]);
+            if (!asp_features_layer(features, &source, f->weights, context, err)) status = ASP_BAD_STATE;
+        }
+        asp_features_free(features);
+        if (status) return status;
+    }
+    return ASP_OK;
+}
+
+/* The MLPs replaced in a pass; and passes that end where the source fails. */
+asp_status use_replacement(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    for (int fail_at = 0; fail_at < 5; fail_at++) {
+        coder_arrays arrays = {.skip = 1, .fail_at = fail_at};
+        const asp_coder_source source = source_of(&arrays, ASP_CODER_JUMP_RELU, 1);
+        asp_features *features = NULL;
+        asp_run *run = NULL;
+        asp_status status = asp_features_new(&features, f->gated, N, &arrays.coder, INT64_MAX, err);
+        asp_feature_substitute state = {features, &source, NULL, err};
+        const asp_mlp_substitute substitute = {0, asp_features_substitute, &state};
+        const asp_run_options options = {.records = 1 << ASP_MLP_OUT, .logits = ASP_LOGITS_ALL, .max_bytes = INT64_MAX,
+                                         .substitute = &substitute};
+        if (!status) status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
+        if (!status && !fail_at) add_run(digest, run);
+        if (!status && !fail_at) add_features(digest, features);
+        asp_run_free(run);
+        asp_features_free(features);
+        if (fail_at && status == ASP_BAD_STATE) continue;
+        if (status) return status;
+        if (fail_at) return ASP_BAD_STATE; /* the source failed, the run did not */
+    }
+    return ASP_OK;
+}
+
+/* ---- graphs ------------------------------------------------------------------------------------ */
+
+typedef struct {
+    int32_t layer[MOST_WRITES], position[MOST_WRITES], source[MOST_WRITES], point[T], target_position[T];
+    uint8_t reading[T];
+    asp_real writes[MOST_WRITES * E], reads[T * E], bias[L * E], skip[L * E * E];
+} graph_arrays;
+
+/* A source at each position, which writes before each layer, and targets of every kind. */
+static void graph_open(graph_arrays *g, const fixture *f, asp_frozen *frozen, asp_writes *writes, asp_reads *reads) {
+    int n = 0;
+    for (int layer = 0; layer <= L; layer++)
+        for (int position = 0; position < T; position++, n++) {
+            g->layer[n] = layer;
+            g->position[n] = g->source[n] = position;
+        }
+    for (int i = 0; i < T; i++) {
+        g->point[i] = i % (2 * L + 1);
+        g->target_position[i] = (3 * i) % T;
+        g->reading[i] = (uint8_t)(i % 3);
+    }
+    fill(g->writes, n * E, 1, 51);
+    fill(g->reads, T * E, 1, 52);
+    fill(g->bias, L * E, 0.1, 53);
+    fill(g->skip, L * E * E, 0.05, 54);
+    *frozen = (asp_frozen){f->last, g->bias, g->skip, 0};
+    *writes = (asp_writes){T, n, g->layer, g->position, g->source, g->writes};
+    *reads = (asp_reads){T, g->point, g->target_position, g->reading, g->reads};
+}
+
+asp_status use_graph(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    graph_arrays g;
+    asp_frozen frozen;
+    asp_writes writes;
+    asp_reads reads;
+    graph_open(&g, f, &frozen, &writes, &reads);
+    for (int kind = 0; kind < 3; kind++) {
+        asp_real edges[T * T];
+        double bias[T];
+        frozen.skip_from_resid = kind == 1;
+        if (kind == 2) frozen.skip = frozen.output_bias = NULL;
+        const asp_status status = asp_graph_edges(edges, bias, f->gated, &frozen, &writes, &reads, context, err);
+        if (status) return status;
+        add_reals(digest, edges, T * T);
+        add_bytes(digest, bias, sizeof bias);
+    }
+    g.position[0] = T; /* refused */
+    asp_real edges[T * T];
+    double bias[T];
+    return asp_graph_edges(edges, bias, f->gated, &frozen, &writes, &reads, context, err) ? ASP_OK : ASP_BAD_STATE;
+}
+
+asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    graph_arrays g;
+    asp_frozen frozen;
+    asp_writes writes;
+    asp_reads reads;
+    graph_open(&g, f, &frozen, &writes, &reads);
+    asp_real carried[T * L * H * D], received[T * L * H * D], alone[T * L * H * D];
+    asp_status status = asp_graph_carried(carried, f->gated, &frozen, &writes, context, err);
+    if (!status) status = asp_graph_received(received, f->gated, &frozen, &reads, 0, context, err);
+    if (!status) status = asp_graph_received(alone, f->gated, &frozen, &reads, 1, context, err);
+    if (status) return status;
+    int64_t pairs[2 * T], places[2 * T];
+    double factor[T], loadings[T * L * H];
+    for (int i = 0; i < T; i++) {
+        pairs[2 * i] = places[2 * i] = i < g.target_position[i] ? i : g.target_position[i];
+        pairs[2 * i + 1] = i;
+        places[2 * i + 1] = g.target_position[i];
+        factor[i] = 0.5 + i;
+    }
+    const asp_loading_inputs in = {L, H, D, T, T, carried, received, alone,
+                                   asp_run_array(f->last, ASP_PATTERN).data, pairs, places, factor};
+    status = asp_graph_loadings(loadings, &in, context);
+    if (status) return status;
+    add_reals(digest, carried, T * L * H * D);
+    add_reals(digest, received, T * L * H * D);
+    add_reals(digest, alone, T * L * H * D);
+    add_bytes(digest, loadings, sizeof loadings);
+    return ASP_OK;
+}
+
+asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    enum { NODES = 12, EDGES = NODES * (NODES - 1) / 2 };
+    (void)f;
+    (void)context;
+    int64_t start[NODES + 1];
+    int32_t source[EDGES];
+    asp_real weight[EDGES], value[NODES];
+    double weights[NODES] = {0}, influence[NODES], factors[NODES], cumulative[NODES];
+    uint8_t always[NODES] = {0}, feature[NODES], blocked[NODES] = {0}, nodes[NODES], edges[EDGES];
+    for (int t = 0, n = 0; t < NODES; t++) {
+        start[t] = n;
+        for (int s = 0; s < t; s++) source[n++] = s;
+        start[t + 1] = n;
+        feature[t] = t > 2 && t < NODES - 2;
+    }
+    fill(weight, EDGES, 1, 61);
+    fill(value, NODES, 1, 62);
+    weights[NODES - 1] = always[NODES - 1] = blocked[0] = 1;
+    const asp_adjacency graph = {NODES, start, source, weight};
+    asp_status status = asp_graph_influence(influence, &graph, weights, err);
+    asp_graph_factors(factors, &graph, value, always, blocked);
+    const asp_prune_options options = {weights, always, feature, 0.8, 0.9};
+    if (!status) status = asp_graph_prune(nodes, edges, cumulative, &graph, &options, err);
+    if (status) return status;
+    add_bytes(digest, influence, sizeof influence);
+    add_bytes(digest, factors, sizeof factors);
+    add_bytes(digest, cumulative, sizeof cumulative);
+    add_bytes(digest, nodes, sizeof nodes);
+    add_bytes(digest, edges, sizeof edges);
+    source[0] = 1; /* a circle: refused, as long as memory suffices */
+    const asp_status refused = asp_graph_influence(influence, &graph, weights, err);
+    return refused == ASP_BAD_ARGUMENT ? ASP_OK : refused == ASP_NO_MEMORY ? refused : ASP_BAD_STATE;
+}
+
+asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    (void)f;
+    asp_real x[T * E], y[T * E];
+    fill(x, T * E, 1, 71);
+    fill(y, T * E, 1, 72);
+    for (int kind = 0; kind < 3; kind++) {
+        asp_coder_trainer *coder = NULL;
+        asp_coder_step_result result = {0};
+        const asp_coder_step_options options = {
+            .activation = (asp_coder_activation)kind, .top_k = 3, .sparsity = 0.05, .sharpness = 2, .bandwidth = 0.5,
+            .dead_after = 1, .aux_k = 4, .aux_weight = 0.25, .output_scale = 2, .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.99,
+            .eps = 1e-8, .clip = 1};
+        asp_status status = asp_coder_trainer_new(&coder, E, E, F, err);
+        if (!status)
+            for (int i = 0; i < ASP_CODER_N_WEIGHTS; i++) {
+                const asp_coder_weight *w = asp_coder_trainer_weights(coder) + i;
+                fill(asp_coder_trainer_block(coder, 0) + w->offset, w->size, 0.2, (uint64_t)i + 73);
+            }
+        for (int step = 0; !status && step < 3; step++)
+            status = asp_coder_trainer_step(coder, x, y, T, &options, context, &result, err);
+        for (int which = 0; !status && which < 4; which++)
+            for (int i = 0; i < ASP_CODER_N_WEIGHTS; i++) {
+                const asp_coder_weight *w = asp_coder_trainer_weights(coder) + i;
+                add_reals(digest, asp_coder_trainer_block(coder, which) + w->offset, w->size);
+            }
+        add_bytes(digest, &result.loss, sizeof result.loss);
+        asp_coder_trainer_free(coder);
+        if (status) return status;
+    }
+    return ASP_OK;
+}

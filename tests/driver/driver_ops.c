@@ -1,0 +1,293 @@
+/* driver_ops.c: models, runs, gradients, training, sweeps, attribution; and the list of all operations. */
+#include <math.h>
+#include <string.h>
+
+#include "driver.h"
+
+enum { L = 2, H = 3, D = 8, E = 24, V = 50 };
+
+static asp_real mean_entries[L * H * T * T * D], mean_z[L * T * H * D];
+
+/* ---- what is shared ---------------------------------------------------------------------------- */
+
+void fill(asp_real *x, int64_t n, double size, uint64_t seed) {
+    uint64_t state = seed * 0x9E3779B97F4A7C15u + 1;
+    for (int64_t i = 0; i < n; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        x[i] = (asp_real)(size * ((double)(state >> 33) / (double)(1u << 30) - 1));
+    }
+}
+
+void add_bytes(uint64_t *digest, const void *data, int64_t n) {
+    for (int64_t i = 0; i < n; i++) *digest = (*digest ^ ((const uint8_t *)data)[i]) * 1099511628211u;
+}
+
+void add_reals(uint64_t *digest, const asp_real *data, int64_t n) { add_bytes(digest, data, n * (int64_t)sizeof *data); }
+
+static void add_array(uint64_t *digest, const asp_array *a, int dim, int64_t offset) {
+    const int64_t size = a->is_byte ? 1 : (int64_t)sizeof(asp_real);
+    if (dim == a->n_dims) {
+        add_bytes(digest, (const char *)a->data + offset * size, size);
+        return;
+    }
+    for (int64_t i = 0; i < a->dims[dim]; i++) add_array(digest, a, dim + 1, offset + i * a->strides[dim]);
+}
+
+void add_run(uint64_t *digest, const asp_run *run) {
+    for (asp_record record = 0; record < ASP_N_RECORDS; record++) {
+        const asp_array array = asp_run_array(run, record);
+        if (array.data) add_array(digest, &array, 0, 0);
+    }
+    const asp_edges edges = asp_run_edges(run);
+    if (!edges.start) return;
+    add_bytes(digest, edges.start, (edges.n_rows + 1) * (int64_t)sizeof *edges.start);
+    add_bytes(digest, edges.key, edges.n_edges * (int64_t)sizeof *edges.key);
+    add_reals(digest, edges.weight, edges.n_edges);
+}
+
+asp_status small_model(asp_model **model, int gated, asp_error *err) {
+    const asp_config config = {
+        .n_layer = L, .n_head = H, .d_model = E, .d_head = D, .d_mlp = 40, .n_ctx = 16, .n_vocab = V,
+        .activation = gated ? ASP_GELU_NEW : ASP_GELU, .ln_eps = 1e-5, .gated = gated, .gate_bias = 0.1, .tied = !gated,
+        .bias = 1, .unembed_bias = gated, .scale_attn = 1, .scale_by_inverse_layer = !gated};
+    const asp_status status = asp_model_new(model, &config, err);
+    if (!status) fill(asp_model_data(*model), asp_model_size(*model), 0.4, (uint64_t)gated + 1);
+    return status;
+}
+
+static asp_status run_of(asp_run **run, const fixture *f, const int32_t *tokens, int64_t n, const asp_context *context,
+                         asp_error *err) {
+    const asp_run_options options = {.records = ((uint64_t)1 << ASP_N_RECORDS) - 1, .logits = ASP_LOGITS_ALL, .edges = 1,
+                                     .edge_threshold = 0.01, .max_bytes = INT64_MAX};
+    return asp_run_new(run, f->gated, tokens, f->offsets, n, &options, context, err);
+}
+
+asp_status fixture_open(fixture *f, const asp_context *context, asp_error *err) {
+    int32_t others[N];
+    for (int i = 0; i < N; i++) {
+        f->tokens[i] = (i * 7 + 3) % V;
+        f->targets[i] = (i * 11 + 5) % V;
+        others[i] = (i * 13 + 1) % V;
+        f->weights[i] = (asp_real)(i % 3);
+    }
+    for (int b = 0; b <= N_SEQUENCES; b++) f->offsets[b] = b * T;
+    fill(mean_z, L * T * H * D, 0.5, 6);
+    fill(mean_entries, L * H * T * T * D, 0.5, 7);
+    const int64_t ragged[] = {0, 1, 13, N};
+    memcpy(f->ragged, ragged, sizeof ragged);
+    asp_status status = small_model(&f->gated, 1, err);
+    if (!status) status = small_model(&f->dense, 0, err);
+    if (!status) status = run_of(&f->clean, f, f->tokens, N_SEQUENCES, context, err);
+    if (!status) status = run_of(&f->paired, f, others, N_SEQUENCES, context, err);
+    if (!status) status = run_of(&f->last, f, f->tokens, 1, context, err);
+    return status;
+}
+
+void fixture_close(fixture *f) {
+    asp_run_free(f->clean);
+    asp_run_free(f->paired);
+    asp_run_free(f->last);
+    asp_model_free(f->gated);
+    asp_model_free(f->dense);
+}
+
+asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind) {
+    static const int64_t start[] = {0, 1, 2, 3};
+    static const int32_t answers[] = {4, 8, 15}, wrong[] = {16, 23, 42};
+    static const asp_real reference[N_SEQUENCES * V];
+    return (asp_metric){kind, n_sequences, start, start, answers, wrong, kind == ASP_KL ? reference : NULL};
+}
+
+/* ---- runs ---------------------------------------------------------------------------------------- */
+
+static asp_status use_run(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    for (int kind = 0; kind < 6; kind++) {
+        const asp_model *model = kind % 2 ? f->dense : f->gated;
+        const asp_run_options options = {
+            .records = kind < 2 ? ((uint64_t)1 << ASP_N_RECORDS) - 1 : (uint64_t)1 << (kind == 2 ? ASP_GATE : ASP_Z),
+            .logits = kind < 2 ? ASP_LOGITS_ALL : kind % 3, .edges = kind != 3, .edge_threshold = 0.02, .max_bytes = INT64_MAX};
+        asp_run *run = NULL;
+        const asp_status status = asp_run_new(&run, model, f->tokens, f->ragged, N_SEQUENCES, &options, context, err);
+        if (!status) add_run(digest, run);
+        asp_run_free(run);
+        if (status) return status;
+    }
+    return ASP_OK;
+}
+
+static asp_status use_interventions(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    const int64_t heads[] = {0, 0, 1, 2, 1, 2, 0, 0}, entries[] = {1, 1, 0, 5, 3, 0, 0, 2, 0, 0};
+    const int64_t mlps[] = {0, 1, 4}, resids[] = {0, 2, 0, 7, 1, 1, 2, 0};
+    asp_real values[8 * E];
+    fill(values, 8 * E, 0.5, 9);
+    const asp_interventions given = {2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E};
+    const asp_run_options options = {.records = (uint64_t)1 << ASP_Z | (uint64_t)1 << ASP_RESID, .logits = ASP_LOGITS_LAST,
+                                     .max_bytes = INT64_MAX, .interventions = &given};
+    asp_run *run = NULL;
+    const asp_status status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
+    if (!status) add_run(digest, run);
+    asp_run_free(run);
+    return status;
+}
+
+static asp_status use_norms(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    asp_real norms[3][L * H * N], scores[2], direction[E];
+    const int64_t layer[] = {0, 1}, head[] = {2, 0}, query[] = {5, 3}, key[] = {1, 3};
+    fill(direction, E, 1, 3);
+    asp_status status = asp_value_norms(f->gated, f->clean, direction, norms[0], norms[1], norms[2], context, err);
+    if (!status) status = asp_entry_scores(f->gated, f->clean, 2, layer, head, query, key, scores, err);
+    if (status) return status;
+    add_reals(digest, norms[0], 3 * L * H * N);
+    add_reals(digest, scores, 2);
+    return ASP_OK;
+}
+
+/* What is refused: nothing may be kept, and no memory touched that is not there. */
+static asp_status use_wrong(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    (void)digest;
+    int32_t tokens[N];
+    memcpy(tokens, f->tokens, sizeof tokens);
+    const asp_run_options options = {.records = 1, .logits = ASP_LOGITS_ALL, .max_bytes = INT64_MAX}, small = {.max_bytes = 10};
+    asp_run *run = NULL;
+    tokens[N - 1] = V;
+    if (asp_run_new(&run, f->gated, tokens, f->offsets, N_SEQUENCES, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
+    tokens[N - 1] = -1;
+    if (asp_run_new(&run, f->gated, tokens, f->offsets, N_SEQUENCES, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
+    const int64_t falling[] = {0, 9, 8, N}, long_one[] = {0, N};
+    if (asp_run_new(&run, f->gated, f->tokens, falling, N_SEQUENCES, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
+    if (asp_run_new(&run, f->gated, f->tokens, long_one, 1, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
+    if (asp_run_new(&run, f->gated, f->tokens, f->offsets, 1, &small, context, err) != ASP_NO_MEMORY) return ASP_BAD_STATE;
+    asp_model *model = NULL;
+    asp_config config = *asp_model_config(f->gated);
+    config.n_vocab = INT64_MAX / 3;
+    return asp_model_new(&model, &config, err) == ASP_OK ? ASP_BAD_STATE : ASP_OK;
+}
+
+/* ---- gradients and training ------------------------------------------------------------------------ */
+
+static asp_status use_gradients(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    const asp_record records[] = {ASP_RESID, ASP_RESID_MID, ASP_QKV, ASP_SCORES, ASP_PATTERN, ASP_Z, ASP_MLP_PRE, ASP_MLP_POST};
+    asp_real dlogits[N * V];
+    fill(dlogits, N * V, 1, 4);
+    for (int kind = 0; kind < 4; kind++) {
+        asp_gradient_options options = {.parameters = kind != 2, .gate_gradient = kind % 2, .max_bytes = INT64_MAX};
+        for (int i = 0; kind != 1 && i < 8; i++) options.records |= (uint64_t)1 << records[i];
+        if (kind > 1) options.dlogits = dlogits;
+        else {
+            options.targets = f->targets;
+            options.weights = f->weights;
+        }
+        asp_gradients *gradients = NULL;
+        const asp_model *model = kind == 3 ? f->dense : f->gated;
+        const asp_status status =
+            asp_gradients_new(&gradients, model, f->tokens, f->ragged, N_SEQUENCES, &options, context, err);
+        for (int i = 0; !status && i < 8; i++) {
+            const asp_array array = asp_gradients_array(gradients, records[i]);
+            if (array.data) add_array(digest, &array, 0, 0);
+        }
+        if (!status && options.parameters) add_reals(digest, asp_gradients_parameters(gradients), asp_model_size(model));
+        const double loss = status ? 0 : asp_gradients_loss(gradients);
+        add_bytes(digest, &loss, sizeof loss);
+        asp_gradients_free(gradients);
+        if (status) return status;
+    }
+    return ASP_OK;
+}
+
+static asp_status train(const fixture *f, int gated, const asp_context *context, uint64_t *digest, asp_error *err) {
+    const double bias[] = {0.5, 0.2}, edge_weight[] = {1, 2};
+    const asp_batch micro[] = {{f->tokens, f->offsets, N_SEQUENCES, f->targets, f->weights},
+                               {f->tokens, f->ragged, N_SEQUENCES, f->targets, f->weights}};
+    const asp_step_options options = {
+        .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .clip = 1, .seed = 5, .gate_bias = bias,
+        .edge_weight = edge_weight, .tau = 1, .geco_rate = 0.1, .geco_clip = 1, .geco_ema = 0.9, .lambda_max = 1e9};
+    asp_model *model = NULL;
+    asp_trainer *trainer = NULL;
+    asp_step_result result = {0};
+    asp_status status = small_model(&model, gated, err);
+    if (!status) status = asp_trainer_new(&trainer, model, err);
+    for (int step = 0; !status && step < 2; step++) {
+        status = asp_trainer_step(trainer, micro + step, 2 - step, &options, context, &result, err);
+        add_bytes(digest, &result.loss, sizeof result.loss);
+    }
+    if (!status) {
+        add_reals(digest, asp_model_data(model), asp_model_size(model));
+        add_reals(digest, asp_trainer_first_moment(trainer), asp_model_size(model));
+        add_reals(digest, asp_trainer_second_moment(trainer), asp_model_size(model));
+        add_bytes(digest, &asp_trainer_get_state(trainer)->multiplier, sizeof(double));
+    }
+    asp_trainer_free(trainer);
+    asp_model_free(model);
+    return status;
+}
+
+static asp_status use_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    const asp_status status = train(f, 1, context, digest, err);
+    return status ? status : train(f, 0, context, digest, err);
+}
+
+/* ---- sweeps and attribution -------------------------------------------------------------------------- */
+
+static asp_reference reference_of(const fixture *f, int kind) {
+    return kind == 0 ? (asp_reference){0} : kind == 1 ? (asp_reference){.run = f->paired} : (asp_reference){NULL, mean_z, mean_entries};
+}
+
+static asp_status use_sweep(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    const int64_t n_items[] = {L * H, L * H * T, L * H * T * T};
+    int32_t order[L * H * T * T];
+    for (int i = 0; i < L * H * T * T; i++) order[i] = i % 17 == 5 ? -1 : i % 19 == 7 ? ASP_RANK_CLOSED : i;
+    for (int kind = 0; kind < 9; kind++) {
+        const int64_t items = n_items[kind % 3];
+        const asp_variant variants[] = {{0, 1, 0, 0, 0, items, items / 2 + 1}, {1, 0, 0, 0, items / 3, items, -1},
+                                        {2, 0, 0, 0, 0, 0, -1},                {2, 0, 3, 0, 0, items, items - 1}};
+        const asp_sweep_options options = {(asp_unit)(kind % 3), order, reference_of(f, kind / 3),
+                                           small_metric(N_SEQUENCES, (asp_metric_kind)(kind % ASP_N_METRICS))};
+        double values[4];
+        const asp_status status = asp_sweep(values, f->gated, f->clean, variants, 4, &options, context, err);
+        if (status) return status;
+        add_bytes(digest, values, sizeof values);
+    }
+    asp_real entries[L * H * T * T * D] = {0};
+    const asp_status status = asp_mean_entries(entries, f->clean, context, err);
+    if (!status) add_reals(digest, entries, L * H * T * T * D);
+    return status;
+}
+
+static asp_status use_attribution(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    for (int kind = 0; kind < 10; kind++) {
+        double scores[L * H * T * T] = {0};
+        const asp_attribution_options options = {
+            .unit = kind == 9 ? ASP_UNIT_EDGE : (asp_unit)(kind % 3), .steps = 1 + kind % 2, .through_gate = kind == 9,
+            .reference = kind == 9 ? (asp_reference){0} : reference_of(f, kind / 3),
+            .metric = small_metric(N_SEQUENCES, (asp_metric_kind)(kind % 4)), .max_bytes = INT64_MAX};
+        const asp_status status =
+            asp_attribution(scores, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
+        if (status) return status;
+        add_bytes(digest, scores, sizeof scores);
+    }
+    return ASP_OK;
+}
+
+static asp_status use_kernels(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    (void)f;
+    (void)context;
+    (void)err;
+    asp_real row[37], x[37];
+    fill(x, 37, 80, 8);
+    asp_noise_row(row, 37, 1, 2, 3, 4, 5, 6);
+    add_reals(digest, row, 37);
+    asp_exp_array(row, x, 37);
+    add_reals(digest, row, 37);
+    x[3] = (asp_real)NAN;
+    int64_t first;
+    return asp_count_nonfinite(x, 37, &first) == 1 && first == 3 ? ASP_OK : ASP_BAD_STATE;
+}
+
+const operation operations[] = {
+    {"run", use_run}, {"interventions", use_interventions}, {"norms", use_norms}, {"wrong arguments", use_wrong},
+    {"gradients", use_gradients}, {"training", use_training}, {"sweep", use_sweep}, {"attribution", use_attribution},
+    {"features", use_features}, {"replacement", use_replacement}, {"graph edges", use_graph},
+    {"graph heads", use_graph_heads}, {"graph pruning", use_prune}, {"kernels", use_kernels},
+    {"training of transcoders", use_coder_training},
+};
+const int n_operations = sizeof operations / sizeof *operations;

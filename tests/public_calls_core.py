@@ -1,0 +1,250 @@
+"""Uses of the extension itself, with arrays as it takes them; a part of public_calls.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import reliability
+from public_calls_graph import FEATURE_ARRAYS
+from public_objects import Uses, uses
+from reliability import TOKENS
+
+import attnsparse as asp
+from attnsparse import _core
+
+ONE = np.array([0, 1], np.int64)
+CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
+METRIC = ("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
+
+
+def sweep_arguments(layer: int = 1, token: int = 5, reference: tuple = (None, None, None)) -> tuple:
+    """Variants, unit, order, reference and metric of `_core.Model.sweep`: head 3 of layer 1 ablated."""
+    variants = np.array([[0, layer, 0, 0, 0, 8, 7]], np.int64)
+    metric = ("logit_diff", ONE, np.array([token], np.int32), *METRIC[3:])
+    return variants, 0, np.arange(8, dtype=np.int32), reference, metric
+
+
+def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
+    """The edges of a graph as the core takes them."""
+    return graph.start, graph.source, graph.weight
+
+
+def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:
+    """Arguments of `_core.graph_loadings`: the last placed source and a target."""
+    pairs = np.array([[len(graph.carried) - 1, target]])
+    arrays = (graph.carried, graph.received, graph.received_alone, graph.pattern)
+    return *arrays, pairs, np.array([[6, 7]]), np.ones(1)
+
+
+def prune_options(graph: asp.Graph) -> tuple:
+    """What `_core.graph_prune` takes beside the edges."""
+    n = len(graph)
+    return np.ones(n), np.zeros(n, bool), np.zeros(n, bool), 0.8, 0.98
+
+
+CORE_CALLS: dict[str, Uses] = {
+    "_core.Model": uses(
+        lambda e: _core.Model(e.core.config),
+        wrong=(lambda e: _core.Model({}), lambda e: _core.Model(e.core.config | {"n_layer": 10**6})),
+    ),
+    "_core.Model.parameter": uses(
+        lambda e: e.core.parameter("wte.weight"), wrong=(lambda e: e.core.parameter(3),)
+    ),
+    "_core.Model.shape": uses(lambda e: e.core.shape("wte.weight"), wrong=(lambda e: e.core.shape("x"),)),
+    "_core.Model.assign": uses(
+        lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(64, np.float32)}),
+        wrong=(
+            lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(64)}),
+            lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(63, np.float32)}),
+        ),
+    ),
+    "_core.Model.nonfinite": uses(lambda e: e.core.nonfinite()),
+    "_core.Model.names": uses(lambda e: e.core.names),
+    "_core.Model.version": uses(lambda e: e.core.version),
+    "_core.Model.config": uses(lambda e: e.core.config),
+    "_core.Model.run": uses(
+        lambda e: e.core.run(TOKENS, np.array([0, 8]), ("scores",), threads=1),
+        wrong=(lambda e: e.core.run(TOKENS, np.array([0, 9]), ()), lambda e: e.core.run(TOKENS, [0, 8], ())),
+    ),
+    "_core.Model.sweep": uses(
+        lambda e: e.core.sweep(e.clean, *sweep_arguments()),
+        lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.clean, None, None))),
+        wrong=(
+            lambda e: e.core.sweep(e.plain._core, *sweep_arguments()),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(layer=2)),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(3, None, None))),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.other, None, None))),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(token=96)),
+            lambda e: e.changing._core.sweep(e.clean, *sweep_arguments()),
+        ),
+        cost=5,
+    ),
+    "_core.Model.attribution": uses(
+        lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 2, False, (None,) * 3, None, METRIC),
+        wrong=(
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 3, 2, False, (None,) * 3, None, METRIC),
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 0, False, (None,) * 3, None, METRIC),
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 1, True, (None,) * 3, None, METRIC),
+        ),
+        cost=5,
+    ),
+    "_core.Run.mean_entries": uses(
+        lambda e: e.clean.mean_entries(), wrong=(lambda e: e.plain._core.mean_entries(),)
+    ),
+    "_core.Model.gradients": uses(
+        lambda e: e.core.gradients(*e.batch[:2], (), True, None, *e.batch[2:], threads=1),
+        wrong=(lambda e: e.core.gradients(*e.batch[:2], ("logits",), True, None, *e.batch[2:]),),
+        cost=5,
+    ),
+    "_core.Run.array": uses(
+        lambda e: [e.one._core.array(name) for name in e.one._core.names],
+        wrong=(lambda e: e.plain._core.array("z"), lambda e: e.one._core.array("x")),
+    ),
+    "_core.Run.edges": uses(lambda e: e.ragged._core.edges(), wrong=(lambda e: e.plain._core.edges(),)),
+    "_core.Run.names": uses(lambda e: e.one._core.names),
+    "_core.Run.nbytes": uses(lambda e: e.one._core.nbytes),
+    "_core.Run.value_norms": uses(
+        lambda e: e.one._core.value_norms(None), wrong=(lambda e: e.plain._core.value_norms(None),)
+    ),
+    "_core.Run.entry_scores": uses(
+        lambda e: e.one._core.entry_scores(*[np.zeros(2, np.int64)] * 4),
+        wrong=(lambda e: e.plain._core.entry_scores(*[np.zeros(2, np.int64)] * 4),),
+    ),
+    "_core.Gradients.array": uses(
+        lambda e: [e.gradients._core.array(name) for name in e.gradients._core.names],
+        wrong=(lambda e: e.gradients._core.array("logits"),),
+    ),
+    "_core.Gradients.parameter": uses(
+        lambda e: e.gradients._core.parameter("wte.weight"),
+        wrong=(lambda e: e.gradients._core.parameter("x"),),
+    ),
+    "_core.Gradients.names": uses(lambda e: e.gradients._core.names),
+    "_core.Gradients.loss": uses(lambda e: e.gradients._core.loss),
+    "_core.Features": uses(
+        lambda e: _core.Features(e.core, 8, "relu"),
+        wrong=(
+            lambda e: _core.Features(e.core, 0, "relu"),
+            lambda e: _core.Features(e.core, 8, "gelu"),
+            lambda e: _core.Features(e.core, 8, "topk"),
+            lambda e: _core.Features(e.one._core, 8, "relu"),
+            lambda e: _core.Features(e.core, 8, "relu", max_bytes=100),
+        ),
+    ),
+    "_core.Features.fill": uses(
+        wrong=(
+            lambda e: e.features._core.fill(e.one._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.one._core, 1, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.plain._core, 0, None),
+            lambda e: _core.Features(e.core, 8, "relu").fill(e.other, 0, None),
+        ),
+    ),
+    "_core.Features.array": uses(
+        lambda e: [e.features._core.array(name) for name in FEATURE_ARRAYS],
+        wrong=(
+            lambda e: e.features._core.array("x"),
+            lambda e: _core.Features(e.core, 8, "relu").array("layer"),
+        ),
+    ),
+    "_core.Features.nbytes": uses(lambda e: e.features._core.nbytes),
+    "_core.Trainer": uses(lambda e: _core.Trainer(e.core), wrong=(lambda e: _core.Trainer(3),)),
+    "_core.Trainer.step": uses(
+        lambda e: e.core_trainer.step([e.batch, e.batch], **reliability.step_options(threads=1)),
+        wrong=(
+            lambda e: e.core_trainer.step([e.batch, e.batch[:3]], **reliability.step_options()),
+            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(gate_bias=[0.0])),
+            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(edge_weight="ab")),
+            lambda e: e.core_trainer.step([e.batch], **reliability.step_options(lr=-1)),
+            lambda e: e.core_trainer.step(
+                [(e.batch[0], *e.batch[1:3], e.batch[3] * 0)], **reliability.step_options()
+            ),
+            lambda e: e.core_trainer.step([(e.batch[0] + 96, *e.batch[1:])], **reliability.step_options()),
+        ),
+        cost=5,
+    ),
+    "_core.Trainer.moments": uses(
+        lambda e: e.core_trainer.moments("wte.weight"), wrong=(lambda e: e.core_trainer.moments("x"),)
+    ),
+    "_core.Trainer.load_moments": uses(
+        lambda e: e.core_trainer.load_moments("ln_f.bias", *[np.zeros(64, np.float32)] * 2),
+        wrong=(lambda e: e.core_trainer.load_moments("ln_f.bias", *[np.zeros(63, np.float32)] * 2),),
+    ),
+    "_core.Trainer.step_count": uses(lambda e: setattr(e.core_trainer, "step_count", 3)),
+    "_core.Trainer.multiplier": uses(lambda e: setattr(e.core_trainer, "multiplier", 1.0)),
+    "_core.Trainer.ema": uses(
+        lambda e: setattr(e.core_trainer, "ema", 1.0), wrong=(lambda e: setattr(e.core_trainer, "ema", "a"),)
+    ),
+    "_core.machine": uses(lambda e: _core.machine()),
+    "_core.get_num_threads": uses(lambda e: _core.get_num_threads()),
+    "_core.set_num_threads": uses(
+        lambda e: _core.set_num_threads(_core.get_num_threads()), wrong=(lambda e: _core.set_num_threads(99),)
+    ),
+    # --- graphs
+    "_core.Model.graph_edges": uses(
+        lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, e.reads),
+        wrong=(
+            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, (e.reads[0] + 1, *e.reads[1:])),
+            lambda e: e.core.graph_edges((e.plain._core, None, None, False), e.sources.writes, e.reads),
+            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes[:4], e.reads),
+        ),
+    ),
+    "_core.Model.graph_carried": uses(
+        lambda e: e.core.graph_carried(e.sources.frozen, e.sources.writes),
+        wrong=(lambda e: e.core.graph_carried((e.ragged._core, None, None, False), e.sources.writes),),
+    ),
+    "_core.Model.graph_received": uses(
+        lambda e: e.core.graph_received(e.sources.frozen, e.reads, False),
+        lambda e: e.core.graph_received(e.sources.frozen, e.reads, True),
+        wrong=(lambda e: e.core.graph_received(e.sources.frozen, (e.reads[0], *e.reads), False),),
+    ),
+    "_core.graph_loadings": uses(
+        lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),
+        wrong=(lambda e: _core.graph_loadings(*graph_pairs(e.graph, 10**6)),),
+    ),
+    "_core.graph_influence": uses(
+        lambda e: _core.graph_influence(*csr(e.graph), np.ones(len(e.graph))),
+        wrong=(lambda e: _core.graph_influence(*csr(e.graph), np.ones(3)),),
+    ),
+    "_core.graph_factors": uses(
+        lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, *(np.ones(len(e.graph), bool),) * 2),
+        wrong=(lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, e.graph.value, e.graph.value),),
+    ),
+    "_core.graph_prune": uses(
+        lambda e: _core.graph_prune(*csr(e.graph), *prune_options(e.graph)),
+        wrong=(lambda e: _core.graph_prune(*csr(e.graph)[:2], np.ones(3), *prune_options(e.graph)),),
+    ),
+    # --- training of transcoders
+    "_core.CoderTrainer": uses(
+        lambda e: _core.CoderTrainer(4, 5, 6),
+        wrong=(lambda e: _core.CoderTrainer(4, 5, 0), lambda e: _core.CoderTrainer(*[2**31 - 1] * 3)),
+    ),
+    "_core.CoderTrainer.step": uses(
+        *(
+            lambda e, a=a: e.coder.step(*CODER_ROWS, activation=a, top_k=2, lr=1e-3, threads=1)
+            for a in range(3)
+        ),
+        lambda e: e.coder.step(*CODER_ROWS, dead_after=1, aux_k=2, aux_weight=0.5, clip=1.0, lr=1e-3),
+        wrong=(
+            lambda e: e.coder.step(*CODER_ROWS[::-1], lr=1e-3),
+            lambda e: e.coder.step(*CODER_ROWS, lr=-1.0),
+            lambda e: e.coder.step(*CODER_ROWS),
+            lambda e: e.coder.step(CODER_ROWS[0] * np.float32(np.nan), CODER_ROWS[1], lr=1e-3),
+        ),
+        cost=5,
+    ),
+    "_core.CoderTrainer.array": uses(
+        lambda e: [e.coder.array(f"{block}w_enc") for block in ("", "m/", "v/", "g/")],
+        lambda e: e.coder.array("silent"),
+        wrong=(lambda e: e.coder.array("x"), lambda e: e.coder.array(3)),
+    ),
+    "_core.CoderTrainer.load": uses(
+        lambda e: e.coder.load("b_dec", np.zeros(5, np.float32)),
+        wrong=(
+            lambda e: e.coder.load("b_dec", np.zeros(5)),
+            lambda e: e.coder.load("b_dec", np.zeros(4, np.float32)),
+        ),
+    ),
+    "_core.CoderTrainer.step_count": uses(
+        lambda e: setattr(e.coder, "step_count", 3),
+        wrong=(lambda e: setattr(e.coder, "step_count", -1), lambda e: delattr(e.coder, "step_count")),
+    ),
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The C core without Python, in both precisions, under one checker (Linux):
+#
+#   tests/run_driver.sh             as it is                          a second
+#   tests/run_driver.sh address     AddressSanitizer with its leak check, and UndefinedBehaviorSanitizer
+#   tests/run_driver.sh thread      ThreadSanitizer: eight threads on shared models
+#   tests/run_driver.sh valgrind    memcheck: also memory that is read before it was written; minutes
+#
+# Needs gcc and, in the Python it finds, the wheel scipy-openblas32. Builds in build/driver. Each checker must first
+# report a fault that was put there for it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+checker=${1:-none}
+python=${PYTHON:-python3}
+folder=build/driver/$checker
+mkdir -p "$folder"
+blas=$("$python" -c "import scipy_openblas32 as w; print(w.get_lib_dir())")
+library=$("$python" -c "import scipy_openblas32 as w; print(w.get_library())")
+flags=(-std=gnu11 -O1 -g -UNDEBUG -Wall -Wextra -Werror -Wno-psabi -Wno-maybe-uninitialized -fno-omit-frame-pointer -pthread -DASP_BLAS_PREFIX=scipy_)
+launch=() modes=(serial) fault=
+case $checker in
+none) modes=(serial threads) ;;
+address)
+    flags+=(-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover)
+    modes=(serial threads) fault=leak
+    export ASAN_OPTIONS=halt_on_error=1:detect_leaks=1
+    ;;
+thread)
+    flags+=(-fsanitize=thread)
+    launch=(setarch "$(uname -m)" -R) modes=(threads) fault=race
+    export TSAN_OPTIONS=halt_on_error=1
+    ;;
+valgrind)
+    launch=(valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --trace-children=no)
+    fault=uninitialized
+    ;;
+*)
+    echo "unknown checker $checker" >&2
+    exit 2
+    ;;
+esac
+sources=()
+for source in csrc/*.c; do
+    case $source in csrc/py_*) ;; *) sources+=("$source") ;; esac
+done
+for precision in float32 float64; do
+    program=$folder/$precision
+    define=() && [ $precision = float64 ] && define=(-DASP_DOUBLE=1)
+    gcc "${flags[@]}" "${define[@]}" -Icsrc -Itests/driver tests/driver/*.c "${sources[@]}" -o "$program" \
+        -L"$blas" -l"$library" -Wl,-rpath,"$blas" -lm
+    if [ -n "$fault" ] && "${launch[@]}" "$program" $fault > /dev/null 2>&1; then
+        echo "$checker does not see a planted fault" >&2
+        exit 3
+    fi
+    for mode in "${modes[@]}"; do
+        said=$("${launch[@]}" "$program" $mode)
+        echo "$checker, $precision, $mode: $said, 0 reports"
+    done
+done

@@ -1,0 +1,109 @@
+"""Long texts are encoded block by block, so that Ctrl-C is heard; the tokens are those of the whole text."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnsparse import tokenizer as module
+from attnsparse.tokenizer import Tokenizer
+
+SIGNS = [
+    *"abz_'.,\"-<|>09",
+    " ",
+    " ",
+    " ",
+    "\n",
+    "\n",
+    "\t",
+    "\r",
+    "\x1c",
+    "\x85",
+    "\xa0",
+    "\u2003",
+    "\u0301",
+    "é",
+    "日",
+    "²",
+]
+TEXTS = st.text(st.sampled_from(SIGNS), max_size=60) | st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def trained(**options) -> tokenizers.Tokenizer:
+    """Byte-level BPE that has learned to join whatever its pieces allow, much of it white space."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(**{"add_prefix_space": False} | options)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(SIGNS, k=200)) for _ in range(300)]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=3000,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+    )
+    inner.train_from_iterator(texts, trainer)
+    return inner
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return Tokenizer(trained())
+
+
+@pytest.fixture(scope="module")
+def characters() -> Tokenizer:
+    return Tokenizer.from_words([chr(i) for i in range(0x3000)], split="characters")
+
+
+@given(TEXTS, st.integers(1, 5))
+@settings(max_examples=300, deadline=None)
+def test_blocks_give_the_tokens_of_the_whole_text(bpe, text, block):
+    assert bpe._may_cut
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", block)
+        assert bpe.encode(text) == bpe._inner.encode(text, add_special_tokens=False).ids
+        assert bpe.decode(bpe.encode(text)) == text
+
+
+def test_blocks_of_closed_vocabularies(characters, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 2)
+    text = "it's a b  c\nd  \n e_f 1 2\n\n x"
+    words = Tokenizer.from_words(
+        ["it", "'s", *(f" {c}" for c in "abcdefx12_ "), " ", *"\nd_f\te", "\n\n", "  \n"]
+    )
+    for one in (words, characters):
+        assert one._may_cut
+        assert one.encode(text) == one._inner.encode(text, add_special_tokens=False).ids
+
+
+def test_nothing_is_cut_where_the_library_could_see_it():
+    before = tokenizers.pre_tokenizers
+    changes = {
+        "normalizer": tokenizers.normalizers.NFC(),
+        "pre_tokenizer": before.Metaspace(),
+    }
+    for name, value in changes.items():
+        inner = trained()
+        setattr(inner, name, value)
+        assert not Tokenizer(inner)._may_cut, name
+    for options in ({"add_prefix_space": True}, {"use_regex": False}):
+        assert not Tokenizer(trained(**options))._may_cut
+    for added in (
+        "a b",
+        tokenizers.AddedToken("ab", lstrip=True),
+        tokenizers.AddedToken("ab", single_word=True),
+    ):
+        inner = trained()
+        inner.add_tokens([added])
+        assert not Tokenizer(inner)._may_cut
+    inner = trained()
+    inner.enable_truncation(4)
+    assert not Tokenizer(inner)._may_cut
+    assert json.loads(inner.to_str())["truncation"]

@@ -1,0 +1,217 @@
+"""Memory that runs out: every failing allocation of every public call is survived, and said."""
+
+import gc
+import sys
+import time
+
+import numpy as np
+import pytest
+import reliability
+from failing import every_failure, failures_of
+from public_calls import CALLS, Everything, small_task
+from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, nothing_kept, report
+
+import attnsparse as asp
+from attnsparse import effects
+
+#: calls in whose time thousands of cheap ones fit: only in the long form
+HEAVY = 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """What exists before these tests is left out of garbage collections: there are thousands here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def everything():
+    with Everything() as one_of_each:
+        yield one_of_each
+
+
+# ------------------------------------------------------------------------------------ every public call
+
+
+def failures_of_name(name: str, everything) -> int:
+    """All uses of a public name with each of the core's allocations failing: afterwards the model gives the
+    same bits, and what was lent before still holds what it held."""
+    model, kept = bits_of_run(everything.model.run(PROMPTS, "all")), bits_of_run(everything.one)
+    count = 0
+    for call in (*CALLS[name].right, *CALLS[name].wrong):
+        count += failures_of(lambda call=call: call(everything))
+    assert bits_of_run(everything.model.run(PROMPTS, "all")) == model
+    assert bits_of_run(everything.one) == kept
+    return count
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in CALLS.items() if entry.cost < HEAVY))
+def test_every_allocation_of_a_public_call_can_fail(name, everything):
+    failures_of_name(name, everything)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_every_allocation_of_all_public_calls_can_fail(everything):
+    counts = {name: failures_of_name(name, everything) for name in sorted(CALLS)}
+    failed = sum(counts.values())
+    text = f"{len(counts)} public names, {failed:,} failed allocations of the core: all said so, 0 bytes kept"
+    report("R13", text)
+    assert failed > 1000
+
+
+# ---------------------------------------------------------------------------------------- single calls
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_while_a_model_is_made(dtype):
+    original = reliability.model(dtype=dtype)
+    assert every_failure(dtype, original.copy, lambda: None) >= 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("record", ["attention", "all", "edges", ("all", "edges")])
+def test_out_of_memory_in_a_run(record, dtype):
+    model = reliability.model(dtype=dtype)
+    held = model.run(PROMPTS, record="all")
+    expected, kept = bits_of_run(model.run(PROMPTS, record=record)), bits_of_run(held)
+
+    def check():
+        assert bits_of_run(model.run(PROMPTS, record=record)) == expected
+        assert bits_of_run(held) == kept
+
+    assert every_failure(dtype, lambda: model.run(PROMPTS, record=record), check) >= 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_in_gradients_and_norms(dtype):
+    model = reliability.model(dtype=dtype)
+    run, wrt = model.run(TOKENS), ("parameters", "pattern", "q", "resid_pre")
+    expected = bits_of_run(model.gradients(PROMPTS, wrt=wrt))
+
+    def check():
+        assert bits_of_run(model.gradients(PROMPTS, wrt=wrt)) == expected
+
+    assert every_failure(dtype, lambda: model.gradients(PROMPTS, wrt=wrt), check) >= 3
+    assert every_failure(dtype, run.value_norms, check) >= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ablation", effects.ABLATIONS)
+def test_out_of_memory_in_effects(ablation, dtype):
+    model, task = reliability.model(dtype=dtype), small_task()
+    edges = effects.candidates(model, task, "edge")[::40]
+    calls = (
+        lambda: effects.knock_out(model, task, edges, ablation, metric="kl"),
+        lambda: effects.attribution(model, task, "edge", ablation, steps=2),
+        lambda: model.run(
+            TOKENS, ablate=["L0H1", asp.Mlp(1), "a1.h2[0->3]"], patch={asp.Resid(1, 2): [0] * 64}
+        ),
+    )
+    for call, least in zip(calls, (6, 3, 6)):
+        expected = bits_of(call())
+
+        def check(call=call, expected=expected):
+            assert bits_of(call()) == expected
+
+        assert every_failure(dtype, call, check) >= least
+
+
+def bits_of(result) -> object:
+    return result.tobytes() if isinstance(result, np.ndarray) else bits_of_run(result)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_while_a_trainer_is_made(dtype):
+    core, model = reliability.CORES[dtype], reliability.model(dtype=dtype)
+    assert every_failure(dtype, lambda: core.Trainer(model._core), lambda: None) >= 7
+
+
+def failing_steps(dtype: str, trainer, micro, model) -> None:
+    """A step with its allocation 1, 2, ... failing, until it succeeds: no failure changes anything.
+
+    A trainer may keep the scratch that it got so far, but not more of it the second time.
+    """
+    fail_at = reliability.CORES[dtype]._debug_fail_at
+    before = bits_of_model(model, trainer)
+    for n in range(1, 100):
+        kept = []
+        for _ in range(2):
+            fail_at(n)
+            try:
+                trainer.step(micro, **reliability.step_options())
+            except MemoryError:
+                kept.append(counters(dtype))
+            else:
+                return
+            finally:
+                fail_at(0)
+            assert bits_of_model(model, trainer) == before
+        assert kept[0] == kept[1]
+    raise AssertionError("allocations never end")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_in_training(dtype):
+    """Also in a step that needs more room than the one before; afterwards all is as if nothing had failed."""
+    core, model, twin = reliability.CORES[dtype], *(reliability.model(dtype=dtype) for _ in range(2))
+    with nothing_kept(dtype):
+        trainer, untouched = core.Trainer(model._core), core.Trainer(twin._core)
+        for lengths in ((5, 1), (2,), (20, 24, 3)):
+            micro = [reliability.micro_batch(part, dtype=dtype) for part in (lengths, (3,))]
+            failing_steps(dtype, trainer, micro, model)
+            untouched.step(micro, **reliability.step_options())
+            assert bits_of_model(model, trainer) == bits_of_model(twin, untouched)
+        del trainer, untouched
+
+
+def test_out_of_memory_of_python_itself():
+    """Python's own allocations fail one by one, in a process of its own."""
+    pytest.importorskip("_testcapi")
+    found = reliability.child("memory_child.py", timeout=120)
+    assert set(found["failures"]) == {"MemoryError"}
+    assert found["failures"]["MemoryError"] > 50
+    assert found["kept"] == 0
+
+
+@pytest.mark.parametrize("what", ["model", "run", "gradients"])
+def test_too_much_is_refused_at_once_and_by_name(what):
+    """10^15 bytes and more: MemoryError with the amount, without trying for long."""
+    large = asp.Config(512, 64, 65_536, 1024, 1_048_576, 1, 1)
+    model = reliability.model(n_ctx=500)
+    prompts = [np.zeros(500, np.int32)] * 40
+    calls = {
+        "model": lambda: asp.Model(large),
+        "run": lambda: model.run(prompts, record="all", max_bytes=10**6),
+        "gradients": lambda: model.gradients(prompts, max_bytes=10**6),
+    }
+    with nothing_kept():
+        begin = time.perf_counter()
+        with pytest.raises(MemoryError, match=r"\d GB"):
+            calls[what]()
+        assert time.perf_counter() - begin < 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")
+def test_too_much_under_a_limit_of_the_system():
+    code = (
+        "import json, resource, numpy as np, reliability as r\n"
+        "m = r.model(n_ctx=2000); expected = r.bits_of_run(m.run(r.TOKENS, threads=1))\n"
+        "limit = 2 ** 30 + 1024 * int(open('/proc/self/statm').read().split()[0]) * 4\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "prompts = [np.zeros(2000, np.int32)] * 20\n"
+        "texts = []\n"
+        "for call in (m.run, m.gradients):\n"
+        "    what = {'record': 'all'} if call == m.run else {'wrt': 'pattern'}\n"
+        "    try: call(prompts, threads=1, max_bytes=2**60, **what)\n"
+        "    except MemoryError as error: texts.append(str(error))\n"
+        "same = r.bits_of_run(m.run(r.TOKENS, threads=1)) == expected\n"
+        "print(json.dumps([texts, same]))\n"
+    )
+    texts, same = reliability.child("-c", code)
+    assert same
+    assert len(texts) == 2
+    assert all("could not be allocated" in text and "GB" in text for text in texts)
