@@ -103,11 +103,10 @@ features = transcoders.features(model, 'The opposite of "large" is "')
 
 ## Training
 
-On text made as that of the model, with another seed; {settings["focused"]} of {settings["batch"]} sequences
-are opposites only. Every token counts alike, words of free choice too. JumpReLU with a penalty on the number
-of active features (Rajamanoharan et al. 2024), weighted in each layer so that the number is what was asked
-for. AdamW, a level learning rate that falls linearly to 2 % at the end. First weights are rows of the text
-that lie far apart. Dead features are trained to explain what the others leave (Gao et al. 2024).
+On text made as that of the model, with another seed: every token of a sequence counts alike, words of free
+choice too. TopK: in each layer the {settings["top_k"]} largest features of a token are active. AdamW, a level
+learning rate that falls linearly to 2 % at the end. First weights are rows of the text that lie far apart.
+Dead features are trained to explain what the others leave (Gao et al. 2024).
 `docs/transcoder-tries.md` says what else was tried.
 Settings: {listed}.
 `history.csv` has every {HISTORY_EVERY}th step, means over layers.

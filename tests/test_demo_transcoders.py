@@ -17,9 +17,10 @@ from attnsparse.errors import CheckpointError
 
 SETS = recipe_transcoder.SETS
 SHORT = {
-    "steps": 12, "first_features": 24, "features": 16, "batch": 4, "focused": 1, "checkpoint_every": 3,
+    "steps": 12, "first_features": 24, "features": 16, "batch": 4, "top_k": 3, "checkpoint_every": 3,
 }  # fmt: skip
 MOST_BYTES = 12 * 2**20
+MOST_LOSS = {"demo-dense-transcoders": 0.1, "demo-sparse-transcoders": 0.45}  # nats, with all MLPs replaced
 SAMPLE = 4  # batches of text
 PROMPT = 'The opposite of "large" is "'
 WORD = 4  # position of large
@@ -41,7 +42,7 @@ def test_the_card_is_of_these_files(sets, name):
     facts, text = card(name), (MODELS_FOLDER / name / "README.md").read_text()
     assert facts["digest"] == transcoders.digest
     assert facts["model_digest"] == model.digest
-    assert (transcoders.activation, transcoders.model_name) == ("jump_relu", SETS[name])
+    assert (transcoders.activation, transcoders.model_name) == ("topk", SETS[name])
     assert transcoders.n_features == tuple(row["n_features"] for row in facts["layers"])
     for digest in (facts["digest"], facts["model_digest"]):
         assert digest in text
@@ -62,10 +63,10 @@ def test_the_cards_numbers_come_out_on_a_sample(sets, name):
 @pytest.mark.parametrize("name", SETS)
 def test_what_the_sets_are_shipped_for(name):
     facts = card(name)
-    assert facts["cross_entropy_replaced"] <= facts["cross_entropy"] + 0.1
+    assert facts["cross_entropy_replaced"] <= facts["cross_entropy"] + MOST_LOSS[name]
     assert facts["explained_variance"] > 0.9
     assert 3 <= facts["l0"] <= 12
-    assert facts["dead"] < 0.3
+    assert facts["dead"] < 0.6
     assert facts["cross_entropy_replaced"] == pytest.approx(
         facts["cross_entropy_replaced_before_rounding"], abs=0.01
     )
@@ -161,15 +162,3 @@ def test_resume_with_other_settings_is_refused(short):
     with pytest.raises(CheckpointError) as caught:
         train(short[0].parent, resume=True, lr=1e-4)
     assert (caught.value.code, caught.value.field) == ("options", "lr")
-
-
-def test_the_text_is_focused_on_opposites():
-    text = recipe_transcoder.FocusedText(8, 3, 5)
-    tokens, offsets, targets, weights = text.batch(2)
-    assert (len(tokens), offsets.tolist()) == (8 * 32, list(range(0, 8 * 32 + 1, 32)))
-    assert len(tokens) == len(targets) == len(weights)
-    tokenizer = asp.load("demo-dense").tokenizer
-    focused = [tokenizer.decode(row) for row in tokens.reshape(8, 32)[5:]]
-    assert not any(word in row for row in focused for word in ("gave", "Copy", "lasted", "capital"))
-    assert text.digest == recipe_transcoder.FocusedText(8, 3, 5).digest
-    assert text.digest != recipe_transcoder.FocusedText(8, 4, 5).digest
