@@ -69,10 +69,9 @@ def read_config(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
     _refuse_unsupported(values, path)
     fields: dict[str, Any] = {}
     for name, aliases in (_SIZES | _FLAGS).items():
-        key = _only_key(values, aliases, path)
-        if key is not None:
-            kind = "int" if name in _SIZES else _KINDS.get(name, "bool")
-            fields[name] = check_kind(name, values[key], kind, path=path, label=key)
+        value = _only_value(values, name, aliases, path)
+        if value is not None:
+            fields[name] = value
     if "activation" in fields:
         fields["activation"] = _activation(fields["activation"], path)
     elif "block_size" in values:
@@ -82,7 +81,8 @@ def read_config(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict
         fields.setdefault("d_mlp", 4 * fields["d_model"])
     scale = values.get("attn_scale", -1.0)  # TransformerLens: what scores are divided by, -1 for sqrt(d_head)
     usual = math.sqrt(fields.get("d_head", 1))
-    if type(scale) not in (int, float) or (scale != -1 and not math.isclose(scale, usual, rel_tol=1e-6)):
+    usable = type(scale) in (int, float) and abs(scale) < 1e30
+    if not usable or (scale != -1 and not math.isclose(scale, usual, rel_tol=1e-6)):
         _fail(
             "config_value",
             path,
@@ -171,14 +171,18 @@ def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
             _fail("config_value", path, key, f"is {shown(value)}; only {shown(allowed[0])} is supported")
 
 
-def _only_key(values: Mapping[str, Any], aliases: tuple[str, ...], path: Any) -> str | None:
-    """The alias under which a field is given and not null; two that disagree are an error."""
+def _only_value(values: Mapping[str, Any], name: str, aliases: tuple[str, ...], path: Any) -> Any:
+    """The value of a field under whichever of its names is given and not null; two that disagree are an
+    error."""
+    kind = "int" if name in _SIZES else _KINDS.get(name, "bool")
     present = [key for key in aliases if values.get(key) is not None]
-    for key in present[1:]:
-        if values[key] != values[present[0]]:
-            text = f"is {shown(values[present[0]])} but {key} is {shown(values[key])}; they mean the same"
+    # their kinds first: lists and objects of a hostile file could take for ever to compare
+    found = [check_kind(name, values[key], kind, path=path, label=key) for key in present]
+    for key, value in zip(present, found):
+        if value != found[0]:
+            text = f"is {shown(found[0])} but {key} is {shown(value)}; they mean the same"
             _fail("config_value", path, present[0], text)
-    return present[0] if present else None
+    return found[0] if found else None
 
 
 def _activation(name: str, path: Any) -> str:

@@ -94,6 +94,11 @@ def file_label(path: str | os.PathLike[str] | None) -> str:
     return name if name.isprintable() and 0 < len(name) <= MAX_QUOTED else quoted(name)
 
 
+def printable(text: object) -> str:
+    """Text with everything that cannot be shown (control characters, half surrogate pairs, ...) escaped."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))
+
+
 def located(
     kind: type,
     code: str,
@@ -104,7 +109,7 @@ def located(
     field: str | None = None,
 ) -> BaseException:
     """Build `kind` with the message `file: text`, one line, at most 300 characters; the caller raises it."""
-    line = " ".join(f"{file_label(path)}: {text}".split())
+    line = printable(" ".join(f"{file_label(path)}: {text}".split()))
     if len(line) > MAX_MESSAGE:
         line = line[: MAX_MESSAGE - 3] + "..."
     return kind(line, code=code, path=path, offset=offset, field=field)

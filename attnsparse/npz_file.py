@@ -15,7 +15,7 @@ import numpy as np
 from .errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import CHUNK_BYTES, RegularFile
-from .tensor_source import FLOAT_TYPES, ByteRange, FileSource, TensorInfo, check_crc
+from .tensor_source import FLOAT_TYPES, ByteRange, FileSource, TensorInfo, check_crc, has_too_many_bytes
 from .zip_directory import read_zip_directory
 
 _MAX_HEADER_BYTES = 1024
@@ -77,6 +77,9 @@ class NpzFile(FileSource):
         shape = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
         what = f"array {quoted(name)} with {len(shape):,} dimensions"
         limits.check("max_rank", len(shape), path, what, code="rank_limit", field=name)
+        if 0 in shape and has_too_many_bytes(shape):
+            text = f"array {quoted(name)}: no array can have shape {list(shape)!s:.80}"
+            raise located(FormatError, "size_overflow", path, text, field=name)
         n_bytes = math.prod(shape) * int(descr[2:])
         if place.n_bytes != 10 + n_header + n_bytes:
             text = (

@@ -19,7 +19,7 @@ from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
 from .saving import write_atomic
 from .strict_json import parse_object, shown
-from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo
+from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo, has_too_many_bytes
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_64_BIT = 2**64 - 1
@@ -151,6 +151,9 @@ def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorI
         if n_bytes > _MAX_64_BIT:
             text = f"tensor {quoted(name)}: shape {_short(shape)} x {dtype} does not fit in 64 bits"
             raise located(FormatError, "size_overflow", path, text, field=name)
+    if n_bytes == 0 and has_too_many_bytes(shape):
+        text = f"tensor {quoted(name)}: no array can have shape {_short(shape)}, even without elements"
+        raise located(FormatError, "size_overflow", path, text, field=name)
     first, last = offsets
     if last < first:
         text = f"tensor {quoted(name)} ends at {shown(last)} before it starts at {shown(first)}"

@@ -4,6 +4,7 @@ keys."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any, NoReturn
 
@@ -47,7 +48,7 @@ def parse_object(
         return result
 
     try:
-        value = json.loads(text, object_pairs_hook=build, parse_constant=_no_constants)
+        value = json.loads(text, object_pairs_hook=build, parse_float=_finite, parse_constant=_no_constants)
     except _Refused as refused:
         if refused.key is None:
             what = f"a JSON object of {refused.n_keys:,} keys"
@@ -68,11 +69,11 @@ def parse_object(
             start,
             error,
         )
-    except ValueError as error:  # NaN, Infinity, or a number of more digits than Python converts
+    except ValueError as error:  # NaN, Infinity, 1e999, or a number of more digits than Python converts
         _fail(
             "json_syntax",
             path,
-            "invalid JSON: NaN, Infinity or a number with thousands of digits",
+            "invalid JSON: NaN, Infinity, a number beyond all floats or one with thousands of digits",
             start,
             error,
         )
@@ -109,6 +110,13 @@ def shown(value: object) -> str:
     if isinstance(value, int):
         return f"{value}" if abs(value) < 10**20 else "a number of more than 20 digits"
     return kind_of(value)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(digits)
+    return value
 
 
 def _no_constants(name: str) -> NoReturn:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -217,6 +217,19 @@ def _assign(out: np.ndarray, begin: int, block: np.ndarray) -> None:
     # A float64 beyond float32 becomes infinite, which the finiteness check reports.
     with np.errstate(over="ignore"):
         rows[...] = block[tuple(slice(side) for side in rows.shape)]
+
+
+def has_too_many_bytes(shape: Sequence[int]) -> bool:
+    """True if no array can have this shape: with eight bytes each, its elements fill more than 2^63 bytes.
+
+    NumPy counts sides of 0 as 1 here, so an array without elements can be too large as well.
+    """
+    n_bytes = 8
+    for side in shape:
+        n_bytes *= side or 1
+        if n_bytes >= 2**63:
+            return True
+    return False
 
 
 def widen(raw: np.ndarray, dtype: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, FormatError, located, quoted
+from .errors import ConfigError, FormatError, located, printable, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
 from .saving import write_atomic
@@ -30,6 +30,9 @@ _CHARACTERS = r"[\s\S]"
 # where white space begins, both begin a new piece; \S is narrower in Python than there
 _CUT = re.compile(r"(?<=\S)[ \t\r\n]")
 _BLOCK = 16_384  # characters, some milliseconds
+
+# All else that the library raises is about the file; pyo3's PanicException is not even an Exception.
+_PASSED_ON = (KeyboardInterrupt, SystemExit, MemoryError)
 
 
 class Tokenizer:
@@ -150,7 +153,9 @@ class Tokenizer:
             raise ValueError(f"text has half a surrogate pair at character {error.start}") from None
         try:
             ids = self._encode(text)
-        except Exception as error:  # the library raises plain Exception
+        except _PASSED_ON:
+            raise
+        except BaseException as error:
             raise ValueError(self._why_not(text, error)) from error
         if not prepend_bos:
             return ids
@@ -170,8 +175,17 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens included. Bytes that are no UTF-8 become U+FFFD."""
-        return self._inner.decode([self._checked(token) for token in ids], skip_special_tokens=False)
+        """The text of token ids, special tokens included. Bytes that are no UTF-8 become U+FFFD.
+
+        Raises IndexError for an id that there is not, ValueError if the tokenizer's own rules break on them.
+        """
+        numbers = [self._checked(token) for token in ids]
+        try:
+            return self._inner.decode(numbers, skip_special_tokens=False)
+        except _PASSED_ON:
+            raise
+        except BaseException as error:
+            raise ValueError(f"these tokens cannot be decoded: {printable(error)[:200]}") from error
 
     def token_string(self, token: int) -> str:
         """The text of one token, leading space included; stray bytes are shown as `\\xe2`."""
@@ -208,14 +222,20 @@ class Tokenizer:
             raise IndexError(f"token id {index:,} is out of range 0..{self.n_vocab - 1:,}")
         return index
 
-    def _why_not(self, text: str, error: Exception) -> str:
+    def _why_not(self, text: str, error: BaseException) -> str:
         """A closed vocabulary names the first piece that it lacks; else the library's own words are handed
         on."""
         if not self._byte_level and self._inner.pre_tokenizer is not None:
-            for piece, _ in self._inner.pre_tokenizer.pre_tokenize_str(text):
+            try:
+                pieces = self._inner.pre_tokenizer.pre_tokenize_str(text)
+            except _PASSED_ON:
+                raise
+            except BaseException:
+                pieces = []
+            for piece, _ in pieces:
                 if self._inner.token_to_id(piece) is None:
                     return f"{piece[:80]!r} is not in this tokenizer's vocabulary of {self.n_vocab:,} tokens"
-        return f"text cannot be encoded: {str(error)[:200]}"
+        return f"text cannot be encoded: {printable(error)[:200]}"
 
 
 def positions_of(token_strings: Sequence[str], wanted: str) -> list[int]:
@@ -308,9 +328,9 @@ def _guarded(path: str | os.PathLike[str], make: Callable[[], tokenizers.Tokeniz
     """Call into the library; whatever it raises about the file becomes a FormatError `tokenizer`."""
     try:
         return make()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except _PASSED_ON:
         raise
-    except BaseException as error:  # plain Exception, or pyo3's PanicException, which is not one
+    except BaseException as error:
         text = f"not a tokenizer that the tokenizers library reads: {str(error)[:120]}"
         raise located(FormatError, "tokenizer", path, text) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,15 @@ from .errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .pickle_data import StoredTensor, read_pickle_data
 from .regular_file import CHUNK_BYTES, RegularFile
-from .tensor_source import FLOAT_TYPES, ITEM_BYTES, ByteRange, FileSource, TensorInfo, check_crc
+from .tensor_source import (
+    FLOAT_TYPES,
+    ITEM_BYTES,
+    ByteRange,
+    FileSource,
+    TensorInfo,
+    check_crc,
+    has_too_many_bytes,
+)
 from .zip_directory import read_zip_directory
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -34,7 +43,7 @@ class TorchFile(FileSource):
 
     The state dict may be the file's top level or lie under `model`, `state_dict` or `model_state_dict`;
     `config` then is nanoGPT's `model_args` if there is one. `records`: see `read_pickle_data`. Raises
-    FormatError with the codes of zip_directory and pickle_data and magic, zip_content, byteorder,
+    FormatError with the codes of zip_directory and pickle_data and magic, zip_content, version, byteorder,
     pickle_structure, missing_storage, storage_size, bad_view, crc; UnsafeFileError; LimitError.
     """
 
@@ -52,6 +61,7 @@ class TorchFile(FileSource):
             root = self._read_pickle(limits, records)
             #: what lies beside the state dict: plain values and inert records by name
             self._views, self.beside = _state_dict(root, self._file.path)
+            config = _config(self.beside, self._file.path)
             self._check_views(limits)
         except BaseException:
             self._file.close()
@@ -60,8 +70,7 @@ class TorchFile(FileSource):
         self.verified: set[str] = set()
         views = self._views.items()
         super().__init__(path, {name: TensorInfo(view.shape, view.storage.dtype) for name, view in views})
-        arguments = self.beside.get("model_args")
-        self.config = arguments if type(arguments) is dict else None
+        self.config = config
 
     def _read_pickle(self, limits: Limits, records: frozenset[str]) -> Any:
         path = self._file.path
@@ -70,6 +79,11 @@ class TorchFile(FileSource):
             text = f"an archive with {len(found)} entries called data.pkl; a torch checkpoint has one"
             raise located(FormatError, "zip_content", path, text)
         self._prefix = found[0][: -len("data.pkl")]
+        for name in self._entries:
+            if not name.startswith(self._prefix):
+                text = f"entry {quoted(name)} lies outside of {quoted(self._prefix)}, where torch puts all"
+                raise located(FormatError, "zip_content", path, text, field=name)
+        self._check_version()
         if self._prefix + "constants.pkl" in self._entries:
             text = "a TorchScript program, not a checkpoint; save model.state_dict() with torch.save"
             raise located(FormatError, "magic", path, text)
@@ -80,6 +94,14 @@ class TorchFile(FileSource):
         n_bytes = self._entries[found[0]].n_bytes
         limits.check("max_pickle_bytes", n_bytes, path, f"a pickle of {n_bytes:,} bytes", code="pickle_limit")
         return read_pickle_data(self._entry_bytes(found[0], n_bytes), path, limits=limits, records=records)
+
+    def _check_version(self) -> None:
+        """torch.save has written version 3 since 1.6; torch itself reads none but these."""
+        names = [name for name in (".data/version", "version") if self._prefix + name in self._entries]
+        found = self._entry_bytes(self._prefix + names[0], 16) if names else b""
+        if not re.fullmatch(rb"[1-9]|10", found.strip(b"\n")):
+            text = f"archive version {quoted(found.decode('latin-1'))}, expected 1..10 as torch writes it"
+            raise located(FormatError, "version", self._file.path, text, field="version")
 
     def _entry_bytes(self, name: str, at_most: int) -> bytes:
         place = self._entries[name]
@@ -142,7 +164,9 @@ class TorchFile(FileSource):
         raw = np.empty(span, FLOAT_TYPES[view.storage.dtype])
         item = raw.itemsize
         self._file.read_into(place.offset + view.offset * item, memoryview(raw).cast("B"))
-        return np.ndarray(view.shape, raw.dtype, raw, 0, tuple(stride * item for stride in view.strides))
+        # the stride of a side of 1 is never taken, and may be larger than NumPy can hold
+        strides = tuple(stride * item * (side > 1) for side, stride in zip(view.shape, view.strides))
+        return np.ndarray(view.shape, raw.dtype, raw, 0, strides)
 
     def _verify(self, key: str, place: ByteRange) -> None:
         """Check a whole storage once by its CRC, keeping nothing."""
@@ -195,6 +219,17 @@ def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[
     return root, beside
 
 
+def _config(beside: dict[str, object], path: str) -> dict[str, object] | None:
+    """nanoGPT's `model_args` beside the weights, if there are any."""
+    arguments = beside.get("model_args")
+    if type(arguments) is not dict:
+        return None
+    if not all(type(name) is str for name in arguments):
+        text = "'model_args' has a name that is not a string"
+        raise located(FormatError, "pickle_structure", path, text, field="model_args")
+    return arguments
+
+
 def _check_view(view: StoredTensor, name: str, path: str) -> None:
     """A tensor must lie inside its storage and reach no element twice."""
     problem = None
@@ -204,6 +239,9 @@ def _check_view(view: StoredTensor, name: str, path: str) -> None:
         problem = f"has {len(view.shape)} sides and {len(view.strides)} strides"
     elif view.offset < 0 or min(view.shape, default=0) < 0 or min(view.strides, default=0) < 0:
         problem = "has a negative offset, side or stride"
+    elif not n_values and has_too_many_bytes(view.shape):
+        text = f"tensor {quoted(name)}: no array can have shape {list(view.shape)!s:.80}"
+        raise located(FormatError, "size_overflow", path, text, field=name)
     elif any(stride == 0 and side > 1 for side, stride in zip(view.shape, view.strides)):
         problem = "repeats elements (stride 0); save a contiguous copy"
     elif n_values:

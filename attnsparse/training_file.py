@@ -40,6 +40,7 @@ from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
 from .saving import write_atomic
 from .strict_json import parse_object
+from .tensor_source import has_too_many_bytes
 
 MAGIC = b"ASPTRAIN"
 VERSION = 1
@@ -97,7 +98,7 @@ def load(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Co
     above one of `limits`, OSError when the file cannot be read. If the file is damaged and another one of its
     folder is intact, the message names it.
     Codes: too_short, magic, version, truncated, trailing_data, checksum, json_syntax, json_depth, json_type,
-    duplicate_name, header_value, dtype, size_mismatch, padding, not_a_file.
+    duplicate_name, header_value, dtype, size_overflow, size_mismatch, padding, not_a_file.
     """
     path = Path(path)
     try:
@@ -287,6 +288,8 @@ def _parse_entry(entry: Any, path: Any, limits: Limits) -> tuple[str, np.dtype, 
             f"tensor {quoted(name)} needs a shape of at most {limits.max_rank} whole numbers and a checksum"
         )
         _fail("header_value", path, text, PREAMBLE_BYTES, name)
+    if has_too_many_bytes(shape):
+        _fail("size_overflow", path, f"tensor {quoted(name)}: no array can be so large", PREAMBLE_BYTES, name)
     return name, dtype, tuple(shape), checksum, math.prod(shape) * dtype.itemsize
 
 

@@ -21,6 +21,7 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
+_FOLDER = 0x10
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
@@ -130,7 +131,7 @@ def _central_entries(
             n_comment,
             disk,
             _,
-            _,
+            attributes,
             header,
         ) = numbers
         names_at = at + _CENTRAL.size
@@ -143,6 +144,8 @@ def _central_entries(
             raise located(FormatError, "duplicate_name", file.path, text, offset=begin + at, field=name)
         seen.add(name)
         _check_storage(file, name, flags, method, begin + at)
+        if attributes & _FOLDER:  # some readers then give no data
+            _fail(file, f"entry {quoted(name)} is marked as a folder", begin + at)
         extra = data[names_at + n_name : names_at + n_name + n_extra]
         size, packed, header = _zip64_values(file, name, extra, [size, packed, header], begin + at)
         if packed != size or disk:

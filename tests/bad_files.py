@@ -109,6 +109,8 @@ def _safetensors() -> list[BadFile]:
         shape("shape of 2^64", "size_overflow", [2**64]),
         shape("side of 4000 digits", "size_overflow", [10**4000]),
         shape("overflow before a zero", "size_overflow", [2**40, 2**40, 0], 0),
+        shape("no elements, a side of 2^63", "size_overflow", [0, 2**63], 0),
+        bad("number beyond all floats", "json_syntax", b'{"a":1e999}'),
         shape("nine dimensions", "rank_limit", [1] * 8 + [4], error=LimitError),
         bad("name of 2000 bytes", "name_limit", {"x" * 2000: ONE}, error=LimitError),
         bad("name of 600 snowmen", "name_limit", {"☃" * 600: ONE}, error=LimitError),

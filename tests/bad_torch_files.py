@@ -11,7 +11,7 @@ import tiny_checkpoints as tiny
 import torch_by_hand as torch
 from bad_files import FOUR, GOOD, BadFile
 
-from attnsparse.errors import FormatError, LimitError, UnsafeFileError
+from attnsparse.errors import ConfigError, FormatError, LimitError, UnsafeFileError
 
 
 def _pickles() -> list[BadFile]:
@@ -34,6 +34,13 @@ def _pickles() -> list[BadFile]:
     good = torch.tensor("0", "FloatStorage", 4, 0, [4], [1])
     rebuild = torch.name("torch._utils", "_rebuild_tensor_v2")
     long_opcode = b"\x8a\x40" + bytes(64)
+    doubled = b"N" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))  # (x, x) of (x, x) of ...
+    deep = b"]" * 50_000 + b"a" * 49_999
+
+    def beside(arguments: bytes) -> bytes:
+        """A state dict with nanoGPT's model_args beside it."""
+        return torch.plain_dict({"model": torch.ordered_dict({"a": good}), "model_args": arguments})
+
     return [
         unsafe("os.system called", "global", torch.name("os", "system") + b"(" + torch.text("true") + b"tR"),
         unsafe("eval named but not called", "global", torch.name("builtins", "eval")),
@@ -68,6 +75,15 @@ def _pickles() -> list[BadFile]:
         wrong("text persistent id", "opcode", b"P0\n"),
         wrong("POP", "opcode", b"N0"),
         wrong("bytes", "opcode", b"C\x01a"),
+        view("no elements, sides that no array has", "size_overflow", 0, [0, 2**40, 2**40], [1, 1, 1]),
+        wrong("a number names an argument", "pickle_structure", beside(b"}(K\x01K\x02u")),
+        bad("arguments that contain themselves", ConfigError, "config_type",
+            torch.finished(beside(torch.plain_dict({"n_layer": b"]q\x01h\x01a",
+            "n_layers": b"]q\x02h\x02a"})))),
+        bad("arguments that double forty times", ConfigError, "config_type",
+            torch.finished(beside(torch.plain_dict({"n_layer": doubled, "n_layers": doubled})))),
+        bad("arguments 50,000 deep", ConfigError, "config_type",
+            torch.finished(beside(torch.plain_dict({"n_layer": deep, "n_layers": deep})))),
         bad("protocol 9", FormatError, "opcode", b"\x80\x09N."),
         bad("protocol in the middle", FormatError, "opcode", b"\x80\x02\x80\x02N."),
         bad("empty pickle", FormatError, "pickle_truncated", b""),
@@ -222,6 +238,10 @@ def _archives() -> list[BadFile]:
         bad("two data.pkl", "zip_content", _zip({"a/data.pkl": pickle, "b/data.pkl": pickle})),
         bad("data.pkl at the top", "zip_content", _zip({"data.pkl": pickle})),
         bad("an ordinary zip", "zip_content", _zip({"readme.txt": b"hello"})),
+        bad("entry beside the folder", "zip_content", _zip({"a/data.pkl": pickle, "b/c": b""})),
+        bad("no version", "version", _zip({"a/data.pkl": pickle, "a/data/0": FOUR})),
+        bad("version 11", "version", _zip({"a/data.pkl": pickle, "a/data/0": FOUR, "a/version": b"11\n"})),
+        bad("marked as a folder", "zip_structure", _patched(good, central + 38, b"\x10")),
         bad("TorchScript", "magic", torch.archive(pickle, storages, extra={"constants.pkl": b""})),
         bad("big-endian", "byteorder", torch.archive(pickle, storages, byteorder=b"big")),
         bad("byteorder of a megabyte", "byteorder", torch.archive(pickle, storages, byteorder=b"x" * 2**20)),

@@ -165,3 +165,19 @@ def test_a_vocabulary_with_holes_is_refused(words, tmp_path):
         Tokenizer.load(tmp_path)
     assert caught.value.code == "vocab"
     assert "token 'small' has id 12" in str(caught.value)
+
+
+def test_a_tokenizer_that_panics_raises_ordinary_errors(words, tmp_path):
+    """The library ends some calls with an exception that is no Exception; it must not reach the caller."""
+    values = json.loads(words.to_json()) | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    broken = Tokenizer.load(tmp_path)
+    with pytest.raises(ValueError, match="text cannot be encoded: chunk size must be non-zero"):
+        broken.encode("The")
+    values["pre_tokenizer"] = None
+    values["decoder"] = {"type": "Strip", "content": "e", "start": 9, "stop": 2**40}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    try:
+        assert isinstance(Tokenizer.load(tmp_path).decode([0, 1]), str)
+    except ValueError as error:
+        assert "cannot be decoded" in str(error)  # noqa: PT017 - which of the two depends on the library

@@ -1,0 +1,69 @@
+"""Child of test_file_costs.py: reads one file and prints its cost (JSON).
+
+    python costs_child.py FILE
+
+Time is the processor time of the reading, memory what the peak of the process grew by, in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tokenizers  # noqa: F401 - so that their import is not counted
+import yaml  # noqa: F401
+
+from attnsparse import circuit_file, training_file
+from attnsparse.errors import ConfigError, FormatError
+from attnsparse.limits import Limits
+from attnsparse.npz_file import NpzFile
+from attnsparse.safetensors_file import SafetensorsFile
+from attnsparse.strict_json import parse_object
+from attnsparse.strict_yaml import read_yaml
+from attnsparse.tokenizer import Tokenizer
+from attnsparse.torch_file import TorchFile
+
+
+def merges(path: Path) -> None:
+    Tokenizer.from_files(path.with_name("vocab.json"), path)
+
+
+READERS = {
+    ".safetensors": lambda path: SafetensorsFile(path).close(),
+    ".pth": lambda path: TorchFile(path).close(),
+    ".npz": lambda path: NpzFile(path).close(),
+    ".ckpt": training_file.load,
+    ".json": Tokenizer.load,
+    ".txt": merges,
+    ".yaml": read_yaml,
+    ".config": lambda path: parse_object(path.read_bytes(), path, limits=Limits()),
+    ".circuit": circuit_file.load_circuit,
+}
+
+
+def peak() -> int:
+    """The largest memory so far. On Linux of this program alone: ru_maxrss is inherited from the parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(path: Path) -> None:
+    np.zeros(1)
+    before, begin = peak(), time.process_time()
+    try:
+        READERS[path.suffix](path)
+        code = "read"
+    except (FormatError, ConfigError) as error:
+        code = error.code
+    seconds = time.process_time() - begin
+    print(json.dumps({"seconds": seconds, "bytes": peak() - before, "code": code}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

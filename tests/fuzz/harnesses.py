@@ -1,0 +1,318 @@
+"""What is fuzzed: for each format seeds made on the spot, a mutator, and a reading of any bytes.
+
+A reading may end well (True) or with one of the named errors (False); every other exception, an impossible
+result, a message against the rules and more than a second of processor time are failures. What is accepted is
+used as a caller would use it, and where another reader or a way back exists, the two are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+
+from attnsparse import checkpoint, circuit_file, training_file
+from attnsparse.config import Config
+from attnsparse.config_layouts import hugging_face_config, read_config
+from attnsparse.errors import ConfigError, FormatError
+from attnsparse.npz_file import NpzFile
+from attnsparse.safetensors_file import SafetensorsFile
+from attnsparse.strict_json import parse_object
+from attnsparse.strict_yaml import read_yaml
+from attnsparse.tensor_source import FLOAT_TYPES, FileSource
+from attnsparse.tokenizer import Tokenizer
+from attnsparse.torch_file import TorchFile
+from attnsparse.transcoder_files import load_transcoders
+
+from . import mutators, seeds
+from .seeds import folder, pack, place, unpack
+
+MAX_BYTES = 65_536
+MAX_SECONDS = 1.0
+TEXTS = ("", "a b c", "  \n\t", "é☃😀\0", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "1 2 ##")
+
+
+class Harness(NamedTuple):
+    """`read` takes any bytes; `files` are the modules of the package whose lines count for the coverage."""
+
+    name: str
+    seeds: Callable[[], list[bytes]]
+    mutate: mutators.Mutator
+    read: Callable[[bytes], None]
+    files: tuple[str, ...]
+
+
+def attempt(harness: Harness, data: bytes) -> tuple[bool, float]:
+    """(read or refused, seconds of processor time); whatever else happens raises."""
+    begin = time.thread_time()
+    try:
+        harness.read(data)
+        accepted = True
+    except (FormatError, ConfigError) as error:
+        accepted = False
+        message = str(error)
+        if not (error.code and len(message) <= 300 and message.isprintable()):
+            raise AssertionError(f"a message against the rules: {message!r}") from error
+    except (FileNotFoundError, IsADirectoryError):  # folders whose files have other names now
+        accepted = False
+    seconds = time.thread_time() - begin
+    assert seconds < MAX_SECONDS, f"{seconds:.2f} s"
+    return accepted, seconds
+
+
+# ----------------------------------------------------------------------------------------------- reading
+
+
+def use(source: FileSource) -> None:
+    """Read all that could be a weight, in every way."""
+    with source:
+        for name, info in source.tensors.items():
+            if info.dtype not in FLOAT_TYPES:
+                continue
+            whole = source.read(name)
+            assert whole.shape == info.shape
+            if info.shape and whole.size:
+                blocks = [block for _, block in source.blocks(name)]
+                with np.errstate(over="ignore"):
+                    again = np.concatenate(blocks).astype(np.float32).reshape(info.shape)
+                assert np.array_equal(whole, again, equal_nan=True)
+                rows = np.empty((1, info.shape[-1]), np.float32)
+                source.read_rows(name, np.array([0]), rows)
+                assert np.array_equal(rows[0], whole.reshape(-1, info.shape[-1])[0], equal_nan=True)
+        names = list(source.tensors)[:2]
+        if len(names) == 2 and all(source.tensors[n].dtype in FLOAT_TYPES and source.tensors[n].shape
+                                   for n in names):  # fmt: skip
+            source.same_values(*names)
+
+
+def read_safetensors(data: bytes) -> None:
+    file = SafetensorsFile(place("x.safetensors", data))
+    theirs = dict(safetensors.deserialize(data))
+    assert set(theirs) == set(file.tensors)
+    for name, info in file.tensors.items():
+        assert (tuple(theirs[name]["shape"]), theirs[name]["dtype"]) == info
+    use(file)
+
+
+def read_torch(data: bytes) -> None:
+    records = frozenset(("sae_training.config.LanguageModelSAERunnerConfig",))
+    file = TorchFile(place("x.pth", data), records=records if b"sae_training" in data else frozenset())
+    use(file)
+    if file.config is not None:
+        complete(read_config(file.config, "x.pth"))
+
+
+def complete(fields: dict) -> Config:
+    sizes = dict.fromkeys(("n_layer", "n_head", "d_model", "d_head", "d_mlp", "n_ctx", "n_vocab"), 1)
+    return Config(**(sizes | fields))
+
+
+def read_config_json(data: bytes) -> None:
+    config = complete(read_config(parse_object(data, "config.json"), "config.json"))
+    assert Config.from_dict(config.to_dict()) == config
+    again = read_config(json.loads(json.dumps(hugging_face_config(config, None))), "again")
+    assert complete(again) == config
+
+
+def read_tokenizer(data: bytes) -> None:
+    if data[:1] == b"{":
+        tokenizer = Tokenizer.load(place("tokenizer.json", data))
+    else:
+        vocabulary, _, merges = data[1:].partition(b"\0")
+        tokenizer = Tokenizer.from_files(place("vocab.json", vocabulary), place("merges.txt", merges))
+    for text in TEXTS:
+        try:
+            ids = tokenizer.encode(text)
+        except ValueError:
+            continue
+        assert all(0 <= token < tokenizer.n_vocab for token in ids)
+        try:
+            tokenizer.decode(ids)
+        except ValueError:
+            continue
+    tokenizer.token_strings(range(min(tokenizer.n_vocab, 50)))
+
+
+def read_checkpoint(data: bytes) -> None:
+    found = training_file.parse(data)
+    path = folder() / "again.ckpt"
+    written = {name: array for name, array in found.tensors.items() if not json.dumps(name).count("\\ud")}
+    training_file.save(path, found.meta, written)
+    again = training_file.load(path)
+    assert again.meta == found.meta
+    assert all(again.tensors[name].tobytes() == array.tobytes() for name, array in written.items())
+
+
+def read_npz(data: bytes) -> None:
+    use(NpzFile(place("x.npz", data)))
+
+
+def read_yaml_file(data: bytes) -> None:
+    assert isinstance(read_yaml(place("config.yaml", data)), dict)
+
+
+def read_circuit(data: bytes) -> None:
+    files = unpack(data)
+    place("c.npz", files.get("c.npz", b""))
+    place("c.json", files.get("c.json", b""))
+    circuit = circuit_file.load_circuit(folder() / "c")
+    circuit_file.save_circuit(circuit, folder() / "again")
+    again = circuit_file.load_circuit(folder() / "again")
+    assert np.array_equal(again.items, circuit.items)
+    assert again.options == circuit.options
+
+
+def in_folder(data: bytes) -> Path:
+    """The packed files in a folder that holds nothing else."""
+    where = folder() / "files"
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir()
+    for name, content in unpack(data).items():
+        parts = name.split("|")  # one folder deep
+        (where / parts[0]).mkdir(exist_ok=True) if len(parts) == 2 else None
+        (where / "/".join(parts[:2])).write_bytes(content)
+    return where
+
+
+def read_model(data: bytes) -> None:
+    model = checkpoint.load(in_folder(data))
+    model.run(np.zeros(1, np.int32), threads=1)
+
+
+def read_transcoders(data: bytes) -> None:
+    where = in_folder(data)
+    alone = where / "set.yaml"
+    found = load_transcoders(alone if alone.exists() else where, verify=True)
+    assert found.n_features
+
+
+# ----------------------------------------------------------------------------------------------- changes
+
+
+def change_tokenizer(data: bytes, rng: Random) -> bytes:
+    if data[:1] == b"{":
+        return mutators.change_json(data, rng, TOKENIZER_WORDS)
+    vocabulary, _, merges = data[1:].partition(b"\0")
+    if rng.random() < 0.5:
+        return b"v" + mutators.change_json(vocabulary, rng, ("a", "ab", "b")) + b"\0" + merges
+    return b"v" + vocabulary + b"\0" + mutators.change_bytes(merges, rng)
+
+
+def change_circuit(data: bytes, rng: Random) -> bytes:
+    files = unpack(data)
+    if set(files) != {"c.json", "c.npz"}:
+        return mutators.change_bytes(data, rng)
+    if rng.random() < 0.6:
+        files["c.npz"] = mutators.change_npz(files["c.npz"], rng)
+    if rng.random() < 0.6:
+        files["c.json"] = mutators.change_json(files["c.json"], rng, CIRCUIT_WORDS)
+    try:
+        content = json.loads(files["c.json"])
+        content["arrays_sha256"] = hashlib.sha256(files["c.npz"]).hexdigest()
+        files["c.json"] = json.dumps(content).encode()
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return pack(files)
+
+
+def change_folder(data: bytes, rng: Random) -> bytes:
+    """Change one or two files of a folder, sometimes their names."""
+    files = unpack(data)
+    if not files or rng.random() < 0.02:
+        return mutators.change_bytes(data, rng)
+    for _ in range(rng.randint(1, 2)):
+        name = rng.choice(list(files))
+        if rng.random() < 0.05:
+            files[mutators.change_bytes(name.encode(), rng).decode("utf-8", "replace")] = files.pop(name)
+            continue
+        files[name] = _change_file(name, files[name], rng)
+    return pack(files)
+
+
+def _change_file(name: str, data: bytes, rng: Random) -> bytes:
+    if name.endswith(".safetensors"):
+        return mutators.change_safetensors(data, rng, WORDS)
+    if name.endswith(".json"):
+        return mutators.change_json(data, rng, WORDS)
+    if name.endswith((".pt", ".pth", ".bin")):
+        return mutators.change_torch(data, rng)
+    if name.endswith(".npz"):
+        return mutators.change_npz(data, rng)
+    return mutators.change_bytes(data, rng)
+
+
+# --------------------------------------------------------------------------------------------- the list
+
+
+def _words(*modules: str) -> tuple[str, ...]:
+    """Strings of the readers' own sources that could stand in a file."""
+    import ast
+
+    import attnsparse
+
+    found = set()
+    for module in modules:
+        tree = ast.parse((Path(attnsparse.__path__[0]) / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 40:
+                found.add(node.value)
+    return tuple(sorted(found))
+
+
+TENSOR_WORDS = ("dtype", "shape", "data_offsets", "__metadata__", "F64", "F32", "F16", "BF16", "I64", "BOOL",
+                "U8", "a", "b.c")  # fmt: skip
+CONFIG_WORDS = _words("config_layouts", "config")
+CIRCUIT_WORDS = _words("circuit_file", "circuit_object", "effects")
+CHECKPOINT_WORDS = ("meta", "tensors", "dtype", "name", "sha256", "shape", "float32", "float64", "int64", "a")
+TOKENIZER_WORDS = (
+    "type", "model", "vocab", "merges", "BPE", "WordLevel", "WordPiece", "Unigram", "ByteLevel", "Split",
+    "pattern", "Regex", "String", "behavior", "Isolated", "Removed", "MergedWithNext", "Contiguous", "invert",
+    "Sequence", "pretokenizers", "decoders", "normalizers", "Replace", "content", "Strip", "start", "stop",
+    "CTC", "ByteFallback", "Fuse", "Metaspace", "Digits", "individual_digits", "FixedLength", "length", "NFC",
+    "NFKD", "BertNormalizer", "Precompiled", "precompiled_charsmap", "Prepend", "prepend", "Whitespace",
+    "Punctuation", "CharDelimiterSplit", "delimiter", "UnicodeScripts", "TemplateProcessing", "unk_token",
+    "unk_id", "(a+)+$", "\\p{L}+", "(?!", "", "a", "ab", "##", "id", "special", "normalized", "lstrip",
+    "rstrip", "single_word", "RobertaProcessing", "sep", "cls", "dropout", "ignore_merges", "Nmt", "cleanup",
+)  # fmt: skip
+WORDS = (
+    *TENSOR_WORDS,
+    *CONFIG_WORDS,
+    *_words("transcoder_saelens", "transcoder_clt_forge", "transcoder_circuit_tracer", "transcoder_layout"),
+)
+READERS = ("regular_file", "tensor_source", "errors", "limits")
+ZIP = ("zip_directory", *READERS)
+
+HARNESSES = {
+    harness.name: harness
+    for harness in (
+        Harness("safetensors", seeds.safetensors_seeds,
+                lambda data, rng: mutators.change_safetensors(data, rng, TENSOR_WORDS), read_safetensors,
+                ("safetensors_file", "strict_json", *READERS)),
+        Harness("torch", seeds.torch_seeds, mutators.change_torch, read_torch,
+                ("torch_file", "pickle_data", *ZIP)),
+        Harness("config", seeds.config_seeds,
+                lambda data, rng: mutators.change_json(data, rng, CONFIG_WORDS), read_config_json,
+                ("config", "config_layouts", "strict_json")),
+        Harness("tokenizer", seeds.tokenizer_seeds, change_tokenizer, read_tokenizer,
+                ("tokenizer", "strict_json")),
+        Harness("checkpoint", seeds.checkpoint_seeds,
+                lambda data, rng: mutators.change_checkpoint(data, rng, CHECKPOINT_WORDS), read_checkpoint,
+                ("training_file", "strict_json")),
+        Harness("npz", seeds.npz_seeds, mutators.change_npz, read_npz, ("npz_file", *ZIP)),
+        Harness("yaml", seeds.yaml_seeds, mutators.change_bytes, read_yaml_file, ("strict_yaml",)),
+        Harness("circuit", seeds.circuit_seeds, change_circuit, read_circuit, ("circuit_file", *ZIP)),
+        Harness("model", seeds.model_seeds, change_folder, read_model,
+                ("checkpoint", "checkpoint_files", "names", "config_layouts")),
+        Harness("transcoders", seeds.transcoder_seeds, change_folder, read_transcoders,
+                ("transcoder_files", "transcoder_source", "transcoder_layout", "transcoder_saelens",
+                 "transcoder_circuit_tracer", "transcoder_clt_forge", "transcoder_torch")),
+    )
+}  # fmt: skip
