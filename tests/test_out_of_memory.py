@@ -172,6 +172,9 @@ def test_out_of_memory_of_python_itself():
     """Python's own allocations fail one by one, in a process of its own."""
     pytest.importorskip("_testcapi")
     found = reliability.child("memory_child.py", timeout=120)
+    report(
+        "R13", f"{found['calls']} calls of the extension, failed allocations of Python: {found['failures']}"
+    )
     assert set(found["failures"]) == {"MemoryError"}
     assert found["failures"]["MemoryError"] > 50
     assert found["kept"] == 0
@@ -188,11 +191,15 @@ def test_too_much_is_refused_at_once_and_by_name(what):
         "run": lambda: model.run(prompts, record="all", max_bytes=10**6),
         "gradients": lambda: model.gradients(prompts, max_bytes=10**6),
     }
+    taken = []
     with nothing_kept():
-        begin = time.perf_counter()
-        with pytest.raises(MemoryError, match=r"\d GB"):
-            calls[what]()
-        assert time.perf_counter() - begin < 1
+        for _ in range(3):
+            begin = time.perf_counter()
+            with pytest.raises(MemoryError, match=r"\d GB"):
+                calls[what]()
+            taken.append(time.perf_counter() - begin)
+    report("R13", f"{what} beyond all memory refused in {1000 * min(taken):.1f} ms")
+    assert min(taken) < 0.5  # the aim is 0.1 on a machine that does nothing else
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")
