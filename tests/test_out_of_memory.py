@@ -1,5 +1,6 @@
 """Memory that runs out: every failing allocation of every public call is survived, and said."""
 
+import contextlib
 import gc
 import sys
 import time
@@ -51,6 +52,22 @@ def failures_of_name(name: str, everything) -> int:
 @pytest.mark.parametrize("name", sorted(name for name, entry in CALLS.items() if entry.cost < HEAVY))
 def test_every_allocation_of_a_public_call_can_fail(name, everything):
     failures_of_name(name, everything)
+
+
+def test_what_hides_a_failure_or_keeps_memory_would_be_seen(everything):
+    def hides():
+        with contextlib.suppress(MemoryError):
+            everything.model.copy()
+
+    kept = []
+
+    def keeps():
+        kept.append(everything.model.run([1], threads=1))
+        everything.model.copy()
+
+    for call in (hides, keeps):
+        with pytest.raises(AssertionError):
+            failures_of(call)
 
 
 @pytest.mark.slow
