@@ -6,16 +6,24 @@
 #   tests/run_driver.sh thread      ThreadSanitizer: eight threads on shared models
 #   tests/run_driver.sh valgrind    memcheck: also memory that is read before it was written; minutes
 #
-# Needs gcc and, in the Python it finds, the wheel scipy-openblas32. Builds in build/driver. Each checker must first
-# report a fault that was put there for it.
+# Needs gcc and a Python (PYTHON) with the wheel scipy-openblas32, or with this package, which holds that library.
+# Builds in build/driver. Each checker must first report a fault that was put there for it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checker=${1:-none}
 python=${PYTHON:-python3}
 folder=build/driver/$checker
 mkdir -p "$folder"
-blas=$("$python" -c "import scipy_openblas32 as w; print(w.get_lib_dir())")
-library=$("$python" -c "import scipy_openblas32 as w; print(w.get_library())")
+blas=$("$python" - <<'PYTHON'
+import pathlib
+try:
+    from scipy_openblas32 import get_lib_dir
+    print(get_lib_dir())
+except ImportError:
+    import attnsparse
+    print(pathlib.Path(attnsparse.__file__).parent / "_libs")
+PYTHON
+)
 flags=(-std=gnu11 -O1 -g -UNDEBUG -Wall -Wextra -Werror -Wno-psabi -Wno-maybe-uninitialized -fno-omit-frame-pointer -pthread -DASP_BLAS_PREFIX=scipy_)
 launch=() modes=(serial) fault=
 case $checker in
@@ -43,11 +51,11 @@ sources=()
 for source in csrc/*.c; do
     case $source in csrc/py_*) ;; *) sources+=("$source") ;; esac
 done
-for precision in float32 float64; do
+for precision in ${PRECISIONS:-float32 float64}; do
     program=$folder/$precision
     define=() && [ $precision = float64 ] && define=(-DASP_DOUBLE=1)
     gcc "${flags[@]}" "${define[@]}" -Icsrc -Itests/driver tests/driver/*.c "${sources[@]}" -o "$program" \
-        -L"$blas" -l"$library" -Wl,-rpath,"$blas" -lm
+        -L"$blas" -lscipy_openblas -Wl,-rpath,"$blas" -lm
     if [ -n "$fault" ] && "${launch[@]}" "$program" $fault > /dev/null 2>&1; then
         echo "$checker does not see a planted fault" >&2
         exit 3

@@ -1,5 +1,6 @@
 """Memory that runs out: every failing allocation of every public call is survived, and said."""
 
+import contextlib
 import gc
 import sys
 import time
@@ -51,6 +52,22 @@ def failures_of_name(name: str, everything) -> int:
 @pytest.mark.parametrize("name", sorted(name for name, entry in CALLS.items() if entry.cost < HEAVY))
 def test_every_allocation_of_a_public_call_can_fail(name, everything):
     failures_of_name(name, everything)
+
+
+def test_what_hides_a_failure_or_keeps_memory_would_be_seen(everything):
+    def hides():
+        with contextlib.suppress(MemoryError):
+            everything.model.copy()
+
+    kept = []
+
+    def keeps():
+        kept.append(everything.model.run([1], threads=1))
+        everything.model.copy()
+
+    for call in (hides, keeps):
+        with pytest.raises(AssertionError):
+            failures_of(call)
 
 
 @pytest.mark.slow
@@ -172,6 +189,9 @@ def test_out_of_memory_of_python_itself():
     """Python's own allocations fail one by one, in a process of its own."""
     pytest.importorskip("_testcapi")
     found = reliability.child("memory_child.py", timeout=120)
+    report(
+        "R13", f"{found['calls']} calls of the extension, failed allocations of Python: {found['failures']}"
+    )
     assert set(found["failures"]) == {"MemoryError"}
     assert found["failures"]["MemoryError"] > 50
     assert found["kept"] == 0
@@ -188,11 +208,15 @@ def test_too_much_is_refused_at_once_and_by_name(what):
         "run": lambda: model.run(prompts, record="all", max_bytes=10**6),
         "gradients": lambda: model.gradients(prompts, max_bytes=10**6),
     }
+    taken = []
     with nothing_kept():
-        begin = time.perf_counter()
-        with pytest.raises(MemoryError, match=r"\d GB"):
-            calls[what]()
-        assert time.perf_counter() - begin < 1
+        for _ in range(3):
+            begin = time.perf_counter()
+            with pytest.raises(MemoryError, match=r"\d GB"):
+                calls[what]()
+            taken.append(time.perf_counter() - begin)
+    report("R13", f"{what} beyond all memory refused in {1000 * min(taken):.1f} ms")
+    assert min(taken) < 0.5  # the aim is 0.1 on a machine that does nothing else
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")
