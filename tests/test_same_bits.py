@@ -126,7 +126,7 @@ def on_one_core(wanted: bool):
 def test_everything_has_the_same_bits_under_load(n_repeats, n_steps):
     """1 to 4 threads in turn, every fifth time on one core, while other processes compute on all cores."""
     expected = everything(1, n_steps)
-    with load((1 if n_repeats < 4 else 2) * (os.cpu_count() or 1)):
+    with load(os.cpu_count() or 1):
         for repeat in range(n_repeats):
             with on_one_core(repeat % 5 == 1):
                 found = everything(1 + (repeat + 1) % 4, n_steps)
@@ -197,7 +197,8 @@ def test_masks_in_float64_alone_and_in_a_batch(n_models):
             assert np.array_equal(alone.gate[far], batch[i].gate[far])
             for name in ("logits", "pattern", "z", "resid_post"):
                 expected = getattr(alone, name)
-                difference = np.abs(getattr(batch[i], name) - expected).max() / np.abs(expected).max()
+                size = max(np.abs(expected).max(), 1e-30)  # closed gates leave z at 0
+                difference = np.abs(getattr(batch[i], name) - expected).max() / size
                 worst = max(worst, float(difference))
     assert worst <= 1e-6
     if n_models > 4:

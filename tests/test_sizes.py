@@ -76,6 +76,7 @@ def fits(value: int) -> int:
 
 
 @compiled
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.integers(0, LARGEST) | up_to_2_40, st.integers(0, LARGEST) | up_to_2_40)
 def test_products(probe, a, b):
     out = ctypes.c_int64(-7)
@@ -85,6 +86,7 @@ def test_products(probe, a, b):
 
 
 @compiled
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(-1, 2**40) | st.integers(2**58, LARGEST), st.just(4)), max_size=9))
 def test_arenas(probe, pieces):
     n, (items, sizes) = len(pieces), (list(zip(*pieces)) or [[], []])
@@ -114,7 +116,7 @@ def shapes(c: ConfigC, n: int, rows: int, total: int) -> dict[int, tuple[int, li
 
 
 @compiled
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(configs(), st.lists(up_to_2_40, min_size=1, max_size=3), st.integers(0, 2**20))
 def test_shapes_of_all_records(probe, config, lengths, padding):
     offsets = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
@@ -138,6 +140,7 @@ def test_shapes_of_all_records(probe, config, lengths, padding):
 
 
 @compiled
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(up_to_2_40, st.integers(1, 2**31), st.integers(0, 2**31))
 @example(2**40, 2**30, 2**30 - 1)
 def test_starts_of_blocks(probe, n, blocks, i):
@@ -153,7 +156,7 @@ def blas_calls(probe, m: int, n: int, k: int, *leading: int) -> tuple[int, list[
 
 
 @compiled
-@settings(max_examples=120)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(up_to_2_40, st.integers(1, 2**22), up_to_2_40, st.booleans())
 @example(1, 1, INT_MAX, True)
 @example(1, 1, INT_MAX + 1, True)
@@ -194,6 +197,7 @@ def test_leading_dimensions_above_int_are_refused(probe, at):
 
 
 @compiled
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(configs(), st.integers(1, 2**20))
 def test_scratch_of_attention(probe, config, longest):
     def rounded(n: int, to: int) -> int:
