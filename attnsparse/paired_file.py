@@ -24,6 +24,7 @@ from .limits import Limits
 from .regular_file import RegularFile, read_small
 from .saving import write_together
 from .strict_json import parse_object, shown
+from .tensor_source import has_too_many_bytes
 from .zip_directory import read_zip_directory
 
 _NPY = re.compile(
@@ -185,6 +186,8 @@ def _parse_npy(data: memoryview, name: str, spec: tuple[str, str], path: str) ->
         text = f"array '{name}' has dtype {quoted(match['dtype'].decode())}, must be '{dtype}'"
         fail("dtype", path, text, name)
     shape = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
+    if 0 in shape and has_too_many_bytes(shape):
+        fail("size_overflow", path, f"array '{name}': no array can have shape {list(shape)!s:.80}", name)
     body = data[10 + header_bytes :]
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if len(shape) != len(dimensions) or len(body) != n_bytes:

@@ -137,7 +137,7 @@ SEEDS = {"safetensors": seeds.safetensors_seeds(), "torch": seeds.torch_seeds()}
 
 
 def test_safetensors_are_read_as_the_package_reads_them(tmp_path):
-    run_safetensors(tmp_path, 1000, 1)
+    run_safetensors(tmp_path, 600, 1)
 
 
 @pytest.mark.slow

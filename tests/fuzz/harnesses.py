@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from attnsparse import checkpoint, circuit_file, training_file
+from attnsparse import checkpoint, circuit_file, graph_file, training_file
 from attnsparse.config import Config
 from attnsparse.config_layouts import hugging_face_config, read_config
 from attnsparse.errors import ConfigError, FormatError
@@ -170,6 +170,17 @@ def read_circuit(data: bytes) -> None:
     assert again.options == circuit.options
 
 
+def read_graph(data: bytes) -> None:
+    files = unpack(data)
+    place("c.npz", files.get("c.npz", b""))
+    place("c.json", files.get("c.json", b""))
+    graph = graph_file.load_graph(folder() / "c")
+    graph_file.save_graph(graph, folder() / "again")
+    again = graph_file.load_graph(folder() / "again")
+    assert np.array_equal(again.weight, graph.weight)
+    assert again.token_strings == graph.token_strings
+
+
 def in_folder(data: bytes) -> Path:
     """The packed files in a folder that holds nothing else."""
     where = folder() / "files"
@@ -206,14 +217,14 @@ def change_tokenizer(data: bytes, rng: Random) -> bytes:
     return b"v" + vocabulary + b"\0" + mutators.change_bytes(merges, rng)
 
 
-def change_circuit(data: bytes, rng: Random) -> bytes:
+def change_pair(data: bytes, rng: Random) -> bytes:
     files = unpack(data)
     if set(files) != {"c.json", "c.npz"}:
         return mutators.change_bytes(data, rng)
     if rng.random() < 0.6:
         files["c.npz"] = mutators.change_npz(files["c.npz"], rng)
     if rng.random() < 0.6:
-        files["c.json"] = mutators.change_json(files["c.json"], rng, CIRCUIT_WORDS)
+        files["c.json"] = mutators.change_json(files["c.json"], rng, PAIR_WORDS)
     try:
         content = json.loads(files["c.json"])
         content["arrays_sha256"] = hashlib.sha256(files["c.npz"]).hexdigest()
@@ -270,7 +281,7 @@ def _words(*modules: str) -> tuple[str, ...]:
 TENSOR_WORDS = ("dtype", "shape", "data_offsets", "__metadata__", "F64", "F32", "F16", "BF16", "I64", "BOOL",
                 "U8", "a", "b.c")  # fmt: skip
 CONFIG_WORDS = _words("config_layouts", "config")
-CIRCUIT_WORDS = _words("circuit_file", "circuit_object", "effects")
+PAIR_WORDS = _words("circuit_file", "circuit_object", "effects", "graph_file", "graph_object")
 CHECKPOINT_WORDS = ("meta", "tensors", "dtype", "name", "sha256", "shape", "float32", "float64", "int64", "a")
 TOKENIZER_WORDS = (
     "type", "model", "vocab", "merges", "BPE", "WordLevel", "WordPiece", "Unigram", "ByteLevel", "Split",
@@ -308,7 +319,9 @@ HARNESSES = {
                 ("training_file", "strict_json")),
         Harness("npz", seeds.npz_seeds, mutators.change_npz, read_npz, ("npz_file", *ZIP)),
         Harness("yaml", seeds.yaml_seeds, mutators.change_bytes, read_yaml_file, ("strict_yaml",)),
-        Harness("circuit", seeds.circuit_seeds, change_circuit, read_circuit, ("circuit_file", *ZIP)),
+        Harness("circuit", seeds.circuit_seeds, change_pair, read_circuit,
+                ("circuit_file", "paired_file", *ZIP)),
+        Harness("graph", seeds.graph_seeds, change_pair, read_graph, ("graph_file", "paired_file", *ZIP)),
         Harness("model", seeds.model_seeds, change_folder, read_model,
                 ("checkpoint", "checkpoint_files", "names", "config_layouts")),
         Harness("transcoders", seeds.transcoder_seeds, change_folder, read_transcoders,

@@ -138,9 +138,18 @@ def yaml_seeds() -> list[bytes]:
     return [tiny_transcoders.config().encode(), plain.encode(), dates.encode()]
 
 
+def pair(name: str) -> bytes:
+    """A golden pair of JSON and .npz."""
+    files = {f"c{ending}": (FIXTURES / f"{name}{ending}").read_bytes() for ending in (".json", ".npz")}
+    return pack(files)
+
+
 def circuit_seeds() -> list[bytes]:
-    files = {f"c{ending}": (FIXTURES / f"circuit-v1{ending}").read_bytes() for ending in (".json", ".npz")}
-    return [pack(files)]
+    return [pair("circuit-v1")]
+
+
+def graph_seeds() -> list[bytes]:
+    return [pair("v1/graph/g")]
 
 
 def _bytes(content: object) -> bytes:
