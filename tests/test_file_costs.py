@@ -108,8 +108,10 @@ WORST = {
 # Python, and max_pickle_opcodes, max_yaml_bytes and max_merges bound them
 SECONDS = {"pickle: tuples": 8, "pickle: lists": 2, "torch: tensors": 2, "yaml": 2, "yaml: keys": 2,
            "merges": 2, "tensors": 2, "zip entries": 2}  # fmt: skip
-# more than twice the file and 64 MiB: Python objects for one or two bytes each, which the same limits bound
-EXTRA = {"pickle: tuples": 300 * MIB}
+# more than twice the file and 64 MiB: Python objects for a few bytes each, which the same limits bound
+EXTRA = {"pickle: tuples": 200 * MIB, "merges": 200 * MIB, "vocabulary": 120 * MIB, "tensors": 100 * MIB,
+         "pickle: lists": 60 * MIB, "pickle: memo": 60 * MIB, "pickle: pairs": 40 * MIB,
+         "empty objects": 50 * MIB}  # fmt: skip
 
 
 def cost(folder: Path, name: str, share: float) -> dict:
