@@ -99,6 +99,10 @@ asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error 
     m->k_block.heads = asp_skinny_probe(config->n_head * config->d_head);
     m->k_block.head = asp_skinny_probe(config->d_head);
     m->k_block.mlp = asp_skinny_probe(config->d_mlp);
+    if (m->k_block.model < 0 || m->k_block.heads < 0 || m->k_block.head < 0 || m->k_block.mlp < 0) {
+        asp_model_free(m);
+        return asp_fail(err, ASP_NO_MEMORY, "no memory to choose how this model is computed");
+    }
     *model = m;
     return ASP_OK;
 }

@@ -125,7 +125,7 @@ static void fill(asp_real *x, int64_t n, uint64_t seed) {
     for (int64_t i = 0; i < n; i++) x[i] = (asp_real)((double)(asp_splitmix64(seed + (uint64_t)i) >> 40) * 0x1p-24 - 0.5);
 }
 
-/* All of: transposed or not, added to c or not. */
+/* All of: transposed or not, added to c or not.  -1: memory ran out. */
 static int same_bits(int64_t k, int64_t k_block, int64_t rows, const asp_real *a, const asp_real *b, asp_real *blas,
                      asp_real *ours) {
     const asp_context alone = {1, NULL, NULL};
@@ -138,24 +138,27 @@ static int same_bits(int64_t k, int64_t k_block, int64_t rows, const asp_real *a
         const asp_gemm g = {.trans_b = trans, .m = rows, .n = PROBE_COLUMNS, .k = k, .a = a, .lda = k, .b = b,
                             .ldb = trans ? k : PROBE_COLUMNS, .c = ours, .ldc = PROBE_COLUMNS, .accumulate = add,
                             .n_rows = PROBE_ROWS, .k_block = k_block};
-        asp_skinny_run(&g, &alone);
+        if (asp_skinny_run(&g, &alone)) return -1;
         if (memcmp(blas, ours, (size_t)(PROBE_ROWS * PROBE_COLUMNS) * sizeof *ours) != 0) return 0;
     }
     return 1;
 }
 
+/* The block size that gives BLAS's bits, 0 if none does, -1 if memory ran out. */
 static int64_t try_blocks(int64_t k) {
     static const int64_t blocks[] = {448, 384, 320, 512, 640, 768, 256};
     const int64_t rows = asp_max(PROBE_ROWS, asp_gemm_min_rows(PROBE_COLUMNS, k));
     int64_t found = 0;
     asp_real *memory = asp_allocate(rows * k + k * PROBE_COLUMNS + (rows + PROBE_ROWS) * PROBE_COLUMNS, sizeof *memory);
-    if (!memory) return 0;
+    if (!memory) return -1;
     asp_real *a = memory, *b = a + rows * k, *blas = b + k * PROBE_COLUMNS, *ours = blas + rows * PROBE_COLUMNS;
     fill(a, rows * k, 1);
     fill(b, k * PROBE_COLUMNS, 2);
     asp_blas_enter();
-    for (size_t i = 0; !found && i < sizeof blocks / sizeof blocks[0]; i++)
-        if (same_bits(k, blocks[i], rows, a, b, blas, ours)) found = blocks[i];
+    for (size_t i = 0; !found && i < sizeof blocks / sizeof blocks[0]; i++) {
+        const int same = same_bits(k, blocks[i], rows, a, b, blas, ours);
+        if (same) found = same > 0 ? blocks[i] : -1;
+    }
     asp_blas_leave();
     asp_release(memory);
     return found;
@@ -170,6 +173,7 @@ int64_t asp_skinny_probe(int64_t k) {
     const int64_t seen = atomic_load(slot);
     if (seen / 1024 == key) return seen % 1024 - 1;
     const int64_t found = try_blocks(k);
+    if (found < 0) return found;
     atomic_store(slot, key * 1024 + found + 1);
     return found;
 }

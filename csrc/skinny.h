@@ -4,7 +4,8 @@
 
 #include "internal.h"
 
-/* The block size of k with which skinny products give BLAS's bits on this machine, 0 if none was found. */
+/* The block size of k with which skinny products give BLAS's bits on this machine, 0 if none was found,
+ * -1 if memory ran out. */
 int64_t asp_skinny_probe(int64_t k);
 /* Few rows, and a block size is known.  Rows of A up to a multiple of 4 are read. */
 int asp_skinny_fits(const asp_gemm *gemm);

@@ -79,7 +79,7 @@ GRAPH_CALLS: dict[str, Uses] = {
         lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": e.graph.logits.tolist()}),
         wrong=(lambda e: asp.group_nodes(e.graph, {"a": {"position": 1}, "b": {"position": 1}}),),
     ),
-    "asp.token_groups": uses(lambda e: asp.token_groups(e.graph)),
+    "asp.token_groups": uses(lambda e: asp.token_groups(e.graph), cost=40),
     "asp.attribution_graph": uses(
         lambda e: asp.attribution_graph(e.model, e.transcoders, TOKENS, threads=1),
         lambda e: asp.attribution_graph(

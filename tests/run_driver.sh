@@ -40,7 +40,7 @@ thread)
     ;;
 valgrind)
     launch=(valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite --trace-children=no)
-    fault=uninitialized
+    modes=(once serial) fault=uninitialized
     ;;
 *)
     echo "unknown checker $checker" >&2

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import sys
 import time
 
@@ -183,6 +184,16 @@ def test_out_of_memory_in_training(dtype):
             untouched.step(micro, **reliability.step_options())
             assert bits_of_model(model, trainer) == bits_of_model(twin, untouched)
         del trainer, untouched
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_out_of_memory_while_products_are_tried(dtype):
+    """For a new width, products with few rows are tried against BLAS first; a trial without memory must not
+    count as one that failed, for as long as the process lives."""
+    core, widths = reliability.CORES[dtype], itertools.count(512, 16)
+    config = reliability.model(dtype=dtype)._core.config
+    usual = failures_of(lambda: core.Model(config), dtype)
+    assert failures_of(lambda: core.Model(config | {"d_mlp": next(widths)}), dtype) > usual
 
 
 def test_out_of_memory_of_python_itself():
