@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ class Points:
     def __init__(self, format: Format) -> None:
         self.format, self.wrong, self.counts = format, [], {}
         self.shim = ctypes.CDLL(os.environ["FAULTS_LIBRARY"])
-        self.top = Path(tempfile.mkdtemp())
+        self.top = reliability.new_folder()
         self.new = format.make(1)
         self.folders = [self.top / name for name in ("none", "old", "new")]
         for folder in self.folders:

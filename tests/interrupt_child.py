@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import reliability
-from reliability import bits_of_model, bits_of_run, counters, micro_batch, step_options
+from reliability import bits_of_model, bits_of_run, counters, micro_batch, new_folder, step_options
 
 import attnsparse as asp
 from attnsparse import _core, effects
@@ -211,7 +210,7 @@ def edges(size: str, count: int) -> dict[str, Any]:
 
 def load(size: str, count: int) -> dict[str, Any]:
     """A model from its folder."""
-    model, folder = large_model(size), tempfile.mkdtemp()
+    model, folder = large_model(size), new_folder()
     model.save(folder)
     expected = bits_of_model(model)
 
@@ -223,7 +222,7 @@ def load(size: str, count: int) -> dict[str, Any]:
 
 def save(size: str, count: int) -> dict[str, Any]:
     """A model into a folder that has one: it stays, or it is the new one, and nothing is left over."""
-    model, other, folder = large_model(size), large_model(size), Path(tempfile.mkdtemp())
+    model, other, folder = large_model(size), large_model(size), new_folder()
     other.assign({"ln_f.bias": other.parameter("ln_f.bias") + 1})
     model.save(folder)
     known = bits_of_model(model), bits_of_model(other)
@@ -239,7 +238,7 @@ def checkpoint(size: str, count: int) -> dict[str, Any]:
     """A training checkpoint, written and read."""
     import tiny_training
 
-    model, path = large_model(size), Path(tempfile.mkdtemp()) / "a.ckpt"
+    model, path = large_model(size), new_folder() / "a.ckpt"
     options = tiny_training.options(5, gate_bias=1.0, edge_weight=1.0)
     trainer = asp.Trainer(model, tiny_training.data(), options)
     expected = bits_of_model(model, trainer._engine)
@@ -282,7 +281,7 @@ def coders(size: str, count: int) -> dict[str, Any]:
     from attnsparse.training_data import TokenData
     from attnsparse.transcoder_train import TranscoderTrainer
 
-    model, folder = large_model(size), Path(tempfile.mkdtemp())
+    model, folder = large_model(size), new_folder()
     data = TokenData(np.arange(5000) % model.config.n_vocab, model.config.n_ctx, 1)
     found = delays(TranscoderTrainer(model, data, steps=10**6, n_features=600).step, count, lambda: True)
     stopped, whole = (
@@ -305,7 +304,7 @@ def graph(size: str, count: int) -> dict[str, Any]:
 
     model = large_model(size)
     transcoders = random_transcoders(model, 300)
-    tokens = np.arange(64, dtype=np.int32)
+    tokens = np.arange(64 if size == "gpt2" else 32, dtype=np.int32)
 
     def trace(prompt: np.ndarray) -> bytes:
         return asp.attribution_graph(model, transcoders, prompt, progress=False).weight.tobytes()
@@ -453,5 +452,6 @@ OTHERS = (load, save, checkpoint, tokenise, worker, twice, handlers, trainer_obj
 WHATS = {f.__name__: f for f in (*COMPUTING, *OTHERS)}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
     found = WHATS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
     print(json.dumps(found), flush=True)

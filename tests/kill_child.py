@@ -13,11 +13,11 @@ import random
 import select
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import reliability
 import tiny_training
 
 from attnsparse import training_file
@@ -79,7 +79,7 @@ class Run:
     """One run that is killed again and again."""
 
     def __init__(self, steps: int) -> None:
-        self.folder, self.steps = Path(tempfile.mkdtemp()), steps
+        self.folder, self.steps = reliability.new_folder(), steps
         self.shared, self.moments = mmap.mmap(-1, 8), random.Random(1)
         self.wrong: list[str] = []
         self.half_saves = 0
@@ -114,7 +114,7 @@ class Run:
 
 def main() -> None:
     kills, steps = map(int, sys.argv[1:])
-    whole, killed, n_saves = Path(tempfile.mkdtemp()), Run(steps), 0
+    whole, killed, n_saves = reliability.new_folder(), Run(steps), 0
     for i in range(kills):
         in_a_save = i % 3 == 0
         n_saves += in_a_save

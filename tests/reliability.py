@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,3 +120,10 @@ def child(*arguments: str, timeout: float = 60, **environment: str) -> Any:
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-3000:]}"
     lines = done.stdout.strip().splitlines()
     return json.loads(lines[-1]) if lines else None
+
+
+def new_folder() -> Path:
+    """A folder for a process of its own, gone when that ends."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
