@@ -63,6 +63,9 @@ class RegularFile:
             if with_crc:
                 crc = zlib.crc32(piece[:n_read], crc)
             done += n_read
+        size = os.fstat(self._file.fileno()).st_size  # pages cut off while they are read are zeros
+        if size < self.size:
+            self._shrunk(size)
         return crc
 
     def _shrunk(self, at: int) -> NoReturn:

@@ -37,6 +37,9 @@ asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task
 /* Tells BLAS to use one thread from enter to leave; leave restores what was set. */
 void asp_blas_enter(void);
 void asp_blas_leave(void);
+/* Around every call of BLAS, so that the end of the process can wait for it. */
+void asp_blas_call_begin(void);
+void asp_blas_call_end(void);
 
 /* ---- params.c ------------------------------------------------------------------ */
 

@@ -65,9 +65,11 @@ static void gemm_block(void *arg, int64_t item, int thread) {
     if (residual && g->residual != g->c)
         for (int64_t r = 0; r < rows; r++)
             memcpy(c + r * g->ldc, g->residual + (row + r) * g->ldc + column, (size_t)columns * sizeof *c);
+    asp_blas_call_begin();
     asp_cblas_gemm(ASP_ROW_MAJOR, g->trans_a ? ASP_TRANS : ASP_NO_TRANS, g->trans_b ? ASP_TRANS : ASP_NO_TRANS,
                    (int)rows, (int)columns, (int)g->k, 1, a, (int)g->lda, b, (int)g->ldb,
                    residual || g->accumulate ? 1 : 0, c, (int)g->ldc);
+    asp_blas_call_end();
     if (g->epilogue != ASP_EPILOGUE_NONE) asp_gemm_finish(g, row, rows, column, columns);
 }
 

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #if defined(__linux__)
@@ -19,7 +20,7 @@
 #include "internal.h"
 
 enum { MAX_THREADS = 64, SPINS = 1000 };
-static const double POLL_SECONDS = 0.03;
+static const double POLL_SECONDS = 0.03, END_SECONDS = 1.5;
 
 typedef struct {
     asp_task task;
@@ -176,11 +177,36 @@ asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task
 
 /* ---- BLAS threads -------------------------------------------------------------- */
 
-static int blas_users, blas_threads;
+static int blas_users, blas_threads, end_is_guarded;
+static atomic_int in_blas, ending;
+
+void asp_blas_call_begin(void) {
+    atomic_fetch_add(&in_blas, 1);
+    if (!atomic_load(&ending)) return;
+    atomic_fetch_sub(&in_blas, 1);
+    for (;;) pause();
+}
+
+void asp_blas_call_end(void) { atomic_fetch_sub(&in_blas, 1); }
+
+/* When the process ends, OpenBLAS gives back its buffers, also those in which a daemon thread still computes.
+ * This runs before: it waits for the products under way, and no thread begins another. */
+static void wait_for_blas(void) {
+    const struct timespec millisecond = {0, 1000000};
+    const double limit = seconds() + END_SECONDS;
+    atomic_store(&ending, 1);
+    while (atomic_load(&in_blas) && seconds() < limit) nanosleep(&millisecond, NULL);
+}
+
+static void forget_blas_calls(void) { atomic_store(&in_blas, 0); }
 
 void asp_blas_enter(void) {
 #ifndef ASP_ACCELERATE
     pthread_mutex_lock(&blas_lock);
+    if (!end_is_guarded) {
+        pthread_atfork(NULL, NULL, forget_blas_calls);
+        end_is_guarded = atexit(wait_for_blas) == 0;
+    }
     if (blas_users++ == 0) {
         blas_threads = ASP_BLAS(openblas_get_num_threads)();
         if (blas_threads != 1) ASP_BLAS(openblas_set_num_threads)(1);

@@ -133,8 +133,10 @@ static int same_bits(int64_t k, int64_t k_block, int64_t rows, const asp_real *a
         const int trans = variant & 1, add = variant >> 1;
         fill(blas, rows * PROBE_COLUMNS, 7);
         memcpy(ours, blas, (size_t)(PROBE_ROWS * PROBE_COLUMNS) * sizeof *ours);
+        asp_blas_call_begin();
         asp_cblas_gemm(ASP_ROW_MAJOR, ASP_NO_TRANS, trans ? ASP_TRANS : ASP_NO_TRANS, (int)rows, PROBE_COLUMNS, (int)k, 1,
                        a, (int)k, b, trans ? (int)k : PROBE_COLUMNS, (asp_real)add, blas, PROBE_COLUMNS);
+        asp_blas_call_end();
         const asp_gemm g = {.trans_b = trans, .m = rows, .n = PROBE_COLUMNS, .k = k, .a = a, .lda = k, .b = b,
                             .ldb = trans ? k : PROBE_COLUMNS, .c = ours, .ldc = PROBE_COLUMNS, .accumulate = add,
                             .n_rows = PROBE_ROWS, .k_block = k_block};

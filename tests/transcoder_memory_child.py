@@ -100,6 +100,7 @@ def pt(folder: Path) -> int:
         data = h.finished(h.plain_dict({"cfg": h.plain_dict(settings), "state_dict": h.ordered_dict(items)}))
         with zipfile.ZipFile(folder / f"{i}.pt", "w") as archive:
             archive.writestr("archive/data.pkl", data)
+            archive.writestr("archive/version", b"3\n")
             for key, shape in enumerate(shapes.values()):
                 archive.writestr(f"archive/data/{key}", bytes(4 * math.prod(shape)))
     return n
