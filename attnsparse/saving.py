@@ -40,13 +40,13 @@ def write_together(files: Iterable[File]) -> None:
         for path, pieces in files:
             change.write(Path(path), pieces)
         change.put_in_place()
+        change.forget()
     except OSError as error:
         note = change.undo()
         raise OSError(error.errno, f"{error.strerror}{note}", str(change.current)) from error
     except BaseException:
         change.undo()
         raise
-    change.forget()
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> list[Path]:
