@@ -87,14 +87,16 @@ class Run:
     def kill(self, in_a_save: bool) -> None:
         begins, saves = os.pipe()
         process = forked(lambda: run(self.folder, self.steps, self.shared, saves))
+        os.close(saves)
         for _ in range(1 + in_a_save * self.moments.randrange(1, 4)):
-            if not select.select([begins], [], [], 60)[0] or not os.read(begins, 1):
+            if not select.select([begins], [], [], 60)[0]:
                 self.wrong.append("no sign of life")
+            elif not os.read(begins, 1):
+                break  # the run is over
         time.sleep(self.moments.uniform(0, 0.004 if in_a_save else 0.1))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-        for descriptor in (begins, saves):
-            os.close(descriptor)
+        os.close(begins)
         self.check(int.from_bytes(self.shared[:8], "little"))
 
     def check(self, done: int) -> None:

@@ -348,7 +348,7 @@ def kill_test(kills: int, steps: int) -> dict:
 
 def test_kill_9():
     """R19, some of it."""
-    kill_test(20, 300)
+    kill_test(20, 1000)
 
 
 @pytest.mark.slow
