@@ -17,11 +17,12 @@ from .graph_heads import ScoreSplit
 from .graph_nodes import Sources, read_sources
 from .graph_object import Graph, Nodes
 from .graph_scores import strongest_splits
-from .graph_select import choose_features
+from .graph_select import choose_features, sparse_rows
 from .graph_targets import Reads, feature_reads, logit_reads
 from .labels import whole_number
 from .progress import progress_bar
-from .run import DEFAULT_MAX_BYTES, checked_bytes
+from .run import DEFAULT_MAX_BYTES, Run, checked_bytes
+from .transcoder_features import RECORDED
 
 if TYPE_CHECKING:
     from .model import Model
@@ -57,21 +58,25 @@ def attribution_graph(
     position embeddings and biases. These are the edges (Ameisen et al. 2025, "Circuit Tracing", whose graphs
     leave out positions and biases and therefore do not add up).
 
-    target: None for the most likely next tokens, as few as have `desired_logit_prob` together and at most
-    `max_n_logits`; or one token or several, as strings or ids. A logit node's value is the logit minus the
-    mean logit of the vocabulary. With `wrong`, tokens too, there is one logit node: the mean logit of
-    `target` minus that of `wrong`. max_feature_nodes: keep at most so many features; None = all; the rest
-    become the node "other". They are chosen in rounds, as circuit-tracer does: those with most influence on
-    the logits through the features chosen so far. labels: (layer, feature) to what people read, for example
-    `describe_features(...)`. n_splits: also split the scores of so many attention entries,
-    those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few hundredths of a
-    second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
+    prompt: a text or token ids, as for `Model.run`; or a `Run` of one prompt that recorded what
+    `Transcoders.features` records. target: None for the most likely next tokens, as few as have
+    `desired_logit_prob` together and at most `max_n_logits`; or one token or several, as strings or ids. A
+    logit node's value is the logit minus the mean logit of the vocabulary. With `wrong`, tokens too, there is
+    one logit node: the mean logit of `target` minus that of `wrong`. max_feature_nodes: keep at most so many
+    features; None = all; the rest become the node "other". They are chosen in rounds, as circuit-tracer does:
+    those with most influence on the logits through the features chosen so far. labels: (layer, feature) to
+    what people read, for example `describe_features(...)`. n_splits: also split the scores of so many
+    attention entries, those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few
+    hundredths of a second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
 
-    Raises ConfigError if the transcoders do not fit the model, ValueError for several prompts, for a token
-    string that is not one token and for options out of range, IndexError for token ids, MemoryError before
-    more than `max_bytes` would be taken, KeyboardInterrupt on Ctrl-C.
+    Raises ConfigError if the transcoders do not fit the model, ValueError for several prompts, for a run with
+    interventions or without what is needed, for a token string that is not one token and for options out of
+    range, IndexError for token ids, MemoryError before more than `max_bytes` would be taken,
+    KeyboardInterrupt on Ctrl-C.
     """
     threads, max_bytes = checked_threads(threads), checked_bytes(max_bytes)
+    if isinstance(prompt, Run):
+        _check_run(prompt)
     most = None if max_feature_nodes is None else _count(max_feature_nodes, "max_feature_nodes")
     n_splits = _count(n_splits, "n_splits")
     features = transcoders.features(
@@ -84,9 +89,9 @@ def attribution_graph(
         sources = read_sources(model, features, max_bytes)
         step()
         reads = feature_reads(features, model)
-        chosen, rows, bias = choose_features(sources, logits, reads, most, threads)
+        chosen, *effects = choose_features(sources, logits, reads, most, threads)
         step()
-        graph = _assemble(sources, logits, reads, chosen, rows, bias, labels, threads)
+        graph = _assemble(sources, logits, reads, chosen, effects, labels, threads)
         step()
         options = {
             "target": _shown(target),
@@ -102,13 +107,28 @@ def attribution_graph(
     return graph
 
 
+def _check_run(run: Run) -> None:
+    """ValueError unless a graph can be made of this run."""
+    if run._altered == "interventions":
+        raise ValueError(
+            "a graph holds what the model itself does, and this run had interventions; run the prompt without"
+        )
+    if len(run._batch) != 1:
+        raise ValueError(
+            f"a graph needs a run of one prompt alone, this one is of {len(run._batch)}; give the prompt"
+        )
+    if missing := [name for name in (*RECORDED, "logits") if name not in run.recorded]:
+        raise ValueError(f"a graph needs a run with {', '.join(missing)} too; give the prompt")
+
+
 def _check_size(features: Features, n_logits: int, most: int | None, max_bytes: int) -> None:
-    """MemoryError if effects and head arrays would take more than `max_bytes`."""
+    """MemoryError if effects, edges and head arrays would take more than `max_bytes`."""
     c, n_active, t = features.run.model.config, len(features), features.n_tokens
-    n_targets = n_logits + (n_active if most is None else min(most, n_active))
-    effects = n_targets * (n_active + (c.n_layer + 2) * t)
-    heads = (3 * n_targets + (c.n_layer + 2) * t) * c.n_layer * c.n_head * c.d_head
-    needed = (effects + heads) * features.error.itemsize
+    n_kept = n_active if most is None else min(most, n_active)
+    n_targets, others = n_logits + n_kept, (c.n_layer + 2) * t
+    heads = (3 * n_targets + others) * c.n_layer * c.n_head * c.d_head
+    size = features.error.itemsize
+    needed = n_targets * ((n_active + others) * size + (n_kept + others) * (size + 4)) + heads * size
     if needed > max_bytes:
         raise MemoryError(
             f"a graph of {n_targets:,} features and logits, with {n_active:,} active features, takes "
@@ -136,20 +156,19 @@ def _assemble(
     logits: Reads,
     reads: Reads,
     chosen: np.ndarray,
-    rows: np.ndarray,
-    bias: np.ndarray,
+    effects: Sequence[np.ndarray],
     labels: Mapping[tuple[int, int], str] | None,
     threads: int,
 ) -> Graph:
-    """The graph of the chosen features and the logits. rows, bias: their effects, features first."""
+    """The graph of the chosen features and the logits. effects: as `choose_features` gives them."""
     features, run = sources.features, sources.features.run
     reading = reads.take(chosen) + logits
-    effects, kept = _effects_of_nodes(sources, chosen, rows, bias)
-    n_logits, real = len(logits), rows.dtype
-    n = effects.shape[1] + n_logits
+    rows = _Rows(sources, chosen, *effects)
+    kept, n_logits, real = rows.kept, len(logits), features.error.dtype
+    n = rows.shape[1] + n_logits
     targets = np.concatenate([np.arange(len(chosen)), np.arange(n - n_logits, n)])
-    start, source, weight = sparse_rows(effects, targets, n, real)
-    closure, closure_absolute = _closure(effects, reading.value)
+    start, source, weight = sparse_rows(rows.block, rows.shape, targets, n, real)
+    closure, closure_absolute = _closure(*rows.sums, reading.value)
     value, probability = np.full(n, np.nan, real), np.full(n, np.nan, real)
     value[targets], probability[n - n_logits :] = reading.value, logits.probability
     frozen, writes, core = sources.frozen, sources.writes_of(kept), run.model._core
@@ -182,23 +201,34 @@ def _assemble(
     )
 
 
-def _effects_of_nodes(
-    sources: Sources, chosen: np.ndarray, rows: np.ndarray, bias: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Effects float64 [targets, nodes before the logits], and the sources that are nodes."""
-    n_active = len(sources.features)
-    kept = np.concatenate([chosen, np.arange(n_active, sources.n)])
-    parts = [rows[:, kept], bias[:, None]]
-    if len(chosen) < n_active:
-        unkept = np.setdiff1d(np.arange(n_active), chosen)
-        parts.append(rows[:, unkept].sum(axis=1, dtype=np.float64)[:, None])
-    return np.concatenate(parts, axis=1), kept
+class _Rows:
+    """Effects of the nodes before the logits on the targets, a block of rows at a time."""
+
+    def __init__(
+        self, sources: Sources, chosen: np.ndarray, effects: np.ndarray, bias: np.ndarray, place: np.ndarray
+    ) -> None:
+        n_active = len(sources.features)
+        self.effects, self.bias, self.place = effects, bias, place
+        self.kept = np.concatenate([chosen, np.arange(n_active, sources.n)])  #: sources that are nodes
+        self.unkept = np.setdiff1d(np.arange(n_active), chosen)
+        self.shape = len(place), len(self.kept) + 1 + (len(self.unkept) > 0)
+        self.sums = np.zeros((2, len(place)))  #: of each row that was given out, and of its sizes
+
+    def block(self, some: slice) -> np.ndarray:
+        """float64: some rows, by kept source, bias and, if there are any, other features."""
+        rows = self.place[some]
+        values = np.empty((len(rows), self.shape[1]))
+        values[:, : len(self.kept)] = self.effects[np.ix_(rows, self.kept)]
+        values[:, len(self.kept)] = self.bias[rows]
+        if len(self.unkept):
+            values[:, -1] = self.effects[np.ix_(rows, self.unkept)].sum(axis=1, dtype=np.float64)
+        self.sums[:, some] = values.sum(axis=1), np.abs(values).sum(axis=1)
+        return values
 
 
-def _closure(effects: np.ndarray, value: np.ndarray) -> tuple[float, float]:
-    """Largest |sum - value| over |value|, and over the sum of |effects|."""
-    off = np.abs(effects.sum(axis=1, dtype=np.float64) - value)
-    whole = np.abs(effects).sum(axis=1, dtype=np.float64)
+def _closure(total: np.ndarray, whole: np.ndarray, value: np.ndarray) -> tuple[float, float]:
+    """Largest |sum - value| over |value|, and over the sum of |effects|; float64 [targets] each."""
+    off = np.abs(total - value)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = [np.where(off > 0, off / size, 0.0) for size in (np.abs(value), whole)]
     return float(shares[0].max(initial=0)), float(shares[1].max(initial=0))
@@ -245,16 +275,6 @@ def _names(
 
 def _ints(*parts: Any) -> np.ndarray:
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
-
-
-def sparse_rows(
-    effects: np.ndarray, targets: np.ndarray, n: int, real: np.dtype
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(start, source, weight) of n nodes, of which `targets`, rising, have the rows of `effects`."""
-    at, source = np.nonzero(effects)
-    counts = np.zeros(n + 1, np.int64)
-    counts[1 + targets] = np.bincount(at, minlength=len(targets))
-    return np.cumsum(counts), source.astype(np.int32), effects[at, source].astype(real)
 
 
 __all__ = ["Graph", "Nodes", "ScoreSplit", "attribution_graph"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine import core_for
+from .graph_heads import factors
 from .graph_nodes import Sources
 from .interventions import Mlp, Resid
 from .labels import Edge
@@ -29,6 +29,13 @@ def check(graph: Graph, nodes: Any, entries: Any, together: bool) -> pd.DataFram
     if graph.origin is None or graph.pruned is not None:
         raise ValueError(
             "a check needs the model: take the graph that attribution_graph gave, before pruning"
+        )
+    sources, run = graph.origin[0], graph.origin[0].features.run
+    if sources.version != run.model._core.version:
+        raise RuntimeError("the weights changed after the graph was made; make the graph anew")
+    if run._altered:
+        raise ValueError(
+            f"a check needs a graph of the model itself; this one is of a run with {run._altered}"
         )
     if (nodes is None) == (entries is None):
         raise ValueError("give nodes=... or entries=..., one of them")
@@ -94,11 +101,9 @@ def run_without(graph: Graph, nodes: np.ndarray) -> np.ndarray:
     Layer by layer: what an MLP puts out in the changed run, less what is removed there.
     """
     sources, chosen = graph.origin
-    run, n_active = sources.features.run, len(sources.features)
-    removed = np.where(
-        nodes < len(chosen), chosen[np.minimum(nodes, len(chosen) - 1)], nodes - len(chosen) + n_active
-    )
-    writes = np.flatnonzero(np.isin(sources.source, removed))
+    run = sources.features.run
+    numbers = np.concatenate([chosen, np.arange(len(sources.features), sources.n)])
+    writes = np.flatnonzero(np.isin(sources.source, numbers[nodes]))
     return _logits(run.model, run.tokens, _patches(sources, run, writes))
 
 
@@ -127,8 +132,9 @@ def _logits(model: Model, tokens: np.ndarray, patch: dict[Any, np.ndarray]) -> n
 
 
 def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[tuple]:
-    single = isinstance(entries, str | Edge) or not isinstance(entries, Iterable)
-    listed = [entries] if single else list(entries)
+    listed = list(entries) if isinstance(entries, Iterable) and not isinstance(entries, str) else [entries]
+    if len(listed) == 4 and not any(isinstance(part, Iterable) for part in listed):
+        listed = [tuple(listed)]  # (layer, head, query, key)
     last = len(graph.tokens) - 1
     edges = [Edge.parse(entry).within(graph.n_layer, graph.n_head, last + 1) for entry in listed]
     for edge in edges:
@@ -151,12 +157,9 @@ def _predicted(graph: Graph, edges: Sequence[Edge], values: np.ndarray, target: 
     """Change of a logit without some entries of its position: on direct paths, and through features as
     well."""
     here = np.isin(np.arange(len(graph)), target)
-    core = core_for(str(graph.weight.dtype))
-    factors = core.graph_factors(
-        graph.start, graph.source, graph.weight, graph.value, here, np.zeros(len(graph), bool)
-    )
+    factor = factors(graph, here)
     at_last = graph.position[graph.targets] == len(graph.tokens) - 1
-    weights = np.where(at_last, factors[graph.targets], 0)
+    weights = np.where(at_last, factor[graph.targets], 0)
     alone = (graph.targets == target).astype(np.float64)
     direct = total = 0.0
     for layer, head, query, key in edges:

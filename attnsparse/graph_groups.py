@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .engine import core_for
+from .graph_heads import activations, factors
 from .labels import token_label
 
 if TYPE_CHECKING:
@@ -166,11 +166,7 @@ def influences(graph: Graph) -> np.ndarray:
 
 def _factors(graph: Graph) -> np.ndarray:
     """float64 [n]: what one unit of a target's pre-activation does to the logits."""
-    here = np.isin(np.arange(len(graph)), graph.logits)
-    core = core_for(str(graph.weight.dtype))
-    return core.graph_factors(
-        graph.start, graph.source, graph.weight, graph.value, here, np.zeros(len(graph), bool)
-    )
+    return factors(graph, np.isin(np.arange(len(graph)), graph.logits))
 
 
 def drivers(graph: Graph) -> np.ndarray:
@@ -178,11 +174,11 @@ def drivers(graph: Graph) -> np.ndarray:
     tokens = graph.select("token")
     per_value = np.zeros((len(graph), len(tokens)))
     per_value[tokens, np.arange(len(tokens))] = 1.0
-    found = np.zeros((graph.n_features, len(tokens)))
+    found, value = np.zeros((graph.n_features, len(tokens))), activations(graph)
     for feature in range(graph.n_features):  # by layer: edges come from nodes before it
         sources, weights = graph.incoming(feature)
         found[feature] = weights.astype(np.float64) @ per_value[sources]
-        per_value[feature] = found[feature] / float(graph.value[feature])
+        per_value[feature] = found[feature] / float(value[feature])
     return found
 
 

@@ -47,6 +47,21 @@ def total(graph: Graph, sources: np.ndarray, targets: np.ndarray) -> float:
     return float(first_edges(graph, sources, targets, "features")[2].sum())
 
 
+def activations(graph: Graph) -> np.ndarray:
+    """`Graph.value`; ValueError if the activation of a feature is not known."""
+    if np.isnan(graph.value[: graph.n_features]).any():
+        raise ValueError("this graph has no activations, so effects through features cannot be computed")
+    return graph.value
+
+
+def factors(graph: Graph, targets: np.ndarray, blocked: np.ndarray | None = None) -> np.ndarray:
+    """float64 [n]: what one unit of a node's pre-activation does to the targets, directly and through
+    features; targets, blocked (where paths end): bool [n]."""
+    core = core_for(str(graph.weight.dtype))
+    stop = np.zeros(len(graph), bool) if blocked is None else blocked
+    return core.graph_factors(graph.start, graph.source, graph.weight, activations(graph), targets, stop)
+
+
 def first_edges(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -57,9 +72,7 @@ def first_edges(
         factor = np.zeros(len(graph))
         factor[targets] = 1.0
     else:
-        core = core_for(str(graph.weight.dtype))
-        masks = [np.isin(np.arange(len(graph)), nodes) for nodes in (targets, sources)]
-        factor = core.graph_factors(graph.start, graph.source, graph.weight, graph.value, *masks)
+        factor = factors(graph, *(np.isin(np.arange(len(graph)), nodes) for nodes in (targets, sources)))
     edge_target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
     chosen = np.isin(graph.source, sources) & (factor[edge_target] != 0)
     source, target = graph.source[chosen].astype(np.int64), edge_target[chosen]

@@ -228,5 +228,5 @@ def pruning_text(graph: Graph) -> str:
     """The thresholds of a pruned graph."""
     if not graph.pruned:
         return "not pruned"
-    nodes, edges = graph.pruned["node_threshold"], graph.pruned["edge_threshold"]
-    return f"pruned: nodes with {nodes:g}, edges with {edges:g} of the influence"
+    parts = [f"{name.removesuffix('_threshold')}s with {share:g}" for name, share in graph.pruned.items()]
+    return f"pruned: {', '.join(parts)} of the influence"

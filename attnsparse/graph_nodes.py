@@ -27,6 +27,8 @@ class Sources:
     source: np.ndarray
     vectors: np.ndarray
     frozen: tuple[Any, ...]
+    version: int
+    """Of the model's weights."""
 
     @property
     def writes(self) -> tuple[Any, ...]:
@@ -52,7 +54,7 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     real = features.error.dtype
     counts = np.diff(features.start)
     n_writes = int(sum(n * transcoders.writes(i) for i, n in enumerate(counts))) + (n_layer + 2) * t
-    needed = n_writes * e * real.itemsize
+    needed = 2 * n_writes * e * real.itemsize  # in the order found, and sorted
     if needed > max_bytes:
         raise MemoryError(
             f"the decoders of {len(features):,} active features take {needed / 1e9:.3f} GB, above "
@@ -81,7 +83,7 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     order = np.lexsort((source, position, layer))
     return Sources(
         features, n + (n_layer + 2) * t, layer[order], position[order], source[order], vectors[order],
-        _frozen(model, features),
+        _frozen(model, features), model._core.version,
     )  # fmt: skip
 
 

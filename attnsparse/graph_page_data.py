@@ -28,10 +28,11 @@ def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
     nodes: lists of id, kind, layer, position, feature, label, value, probability, influence. edges: source,
     target, weight by falling |weight|, and of each at most TOP heads with the largest |loading| (layer *
     n_head + head), their loadings and entries of the pattern, the sum of the other heads, direct and
-    remainder. maps: head -> its pattern, in bytes from 0 to 255, the lower triangle row by row.
+    remainder; none of these for a graph that cannot split edges (`Graph.has_heads`). maps: head -> its
+    pattern, in bytes from 0 to 255, the lower triangle row by row.
     """
     influence = np.full(len(graph), np.nan) if graph.influence is None else graph.influence
-    heads = _heads(graph, edges)
+    heads = _heads(graph, edges) if graph.has_heads else {}
     return {
         "version": 1,
         "n_layer": graph.n_layer,
@@ -55,7 +56,7 @@ def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
             "weight": numbers(edges.weight),
         }
         | heads,
-        "maps": _maps(graph, {head for listed in heads["heads"] for head in listed}),
+        "maps": _maps(graph, {head for listed in heads.get("heads", ()) for head in listed}),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .engine import core_for
@@ -9,6 +11,7 @@ from .graph_nodes import Sources
 from .graph_targets import Reads
 
 ROUNDS = 8  # in which the features of a graph are chosen
+_BLOCK_VALUES = 2**20  # of dense rows that are made sparse at a time
 
 
 def effects(sources: Sources, reads: Reads, threads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -21,40 +24,66 @@ def effects(sources: Sources, reads: Reads, threads: int) -> tuple[np.ndarray, n
 
 def choose_features(
     sources: Sources, logits: Reads, reads: Reads, most: int | None, threads: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(chosen int64 rising, effects, bias): the rows of the chosen features, then of the logits.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(chosen int64 rising, effects, bias, place): rows place[i] of effects and bias are those of the chosen
+    features, then of the logits.
 
     As circuit-tracer does: the logits are traced back first, then, in rounds, the features that have most
     influence by what is known so far.
     """
-    rows, bias = effects(sources, logits, threads)
-    n = len(reads)
+    n, first = len(reads), len(logits)
     if most is None or n <= most:
-        more, more_bias = effects(sources, reads, threads)
-        return np.arange(n), np.concatenate([more, rows]), np.concatenate([more_bias, bias])
+        rows, bias = effects(sources, reads + logits, threads)
+        return np.arange(n), rows, bias, np.arange(n + first)
+    rows, bias = np.empty((first + most, sources.n), sources.vectors.dtype), np.empty(first + most)
+    rows[:first], bias[:first] = effects(sources, logits, threads)
     visited = np.empty(0, dtype=np.int64)
     while len(visited) < most:
-        influence = _influence(sources, logits, visited, rows)
+        known = first + len(visited)
+        influence = _influence(sources, logits, visited, rows[:known])
         influence[visited] = -1
         wanted = min(most - len(visited), max(1, -(-most // ROUNDS)))
         found = np.argsort(-influence[:n], kind="stable")[:wanted]
-        more, more_bias = effects(sources, reads.take(found), threads)
         visited = np.concatenate([visited, found])
-        rows, bias = np.concatenate([rows, more]), np.concatenate([bias, more_bias])
+        new = slice(known, known + wanted)
+        rows[new], bias[new] = effects(sources, reads.take(found), threads)
     order = np.argsort(visited)
-    place = np.concatenate([len(logits) + order, np.arange(len(logits))])
-    return visited[order], rows[place], bias[place]
+    return visited[order], rows, bias, np.concatenate([first + order, np.arange(first)])
 
 
 def _influence(sources: Sources, logits: Reads, visited: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float64 [sources]: influence on the logits through the rows known: the logits', then the visited
     ones'."""
-    from .graph import sparse_rows
-
     targets = np.concatenate([sources.n + np.arange(len(logits)), visited])
     order = np.argsort(targets)
     n = sources.n + len(logits)
-    start, source, weight = sparse_rows(rows[order], targets[order], n, rows.dtype)
+    start, source, weight = sparse_rows(
+        lambda some: rows[order[some]], rows.shape, targets[order], n, rows.dtype
+    )
     weights = np.zeros(n)
     weights[sources.n :] = np.nan_to_num(logits.probability, nan=1.0)
     return core_for(str(rows.dtype)).graph_influence(start, source, weight, weights)[: sources.n]
+
+
+def sparse_rows(
+    block: Callable[[slice], np.ndarray], shape: tuple[int, int], targets: np.ndarray, n: int, real: np.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(start, source, weight) of n nodes, of which `targets`, rising, have the rows of a dense matrix.
+
+    block gives some of the matrix's rows; shape is its shape. No other dense copy is made.
+    """
+    step = max(1, _BLOCK_VALUES // max(1, shape[1]))
+    blocks = [slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step)]
+    counts = np.zeros(n + 1, np.int64)
+    for some in blocks:
+        counts[1 + targets[some]] = np.count_nonzero(block(some), axis=1)
+    start = np.cumsum(counts)
+    source, weight = np.empty(start[-1], np.int32), np.empty(start[-1], real)
+    at = 0
+    for some in blocks:
+        values = block(some)
+        row, column = np.nonzero(values)
+        end = at + len(row)
+        source[at:end], weight[at:end] = column, values[row, column]
+        at = end
+    return start, source, weight

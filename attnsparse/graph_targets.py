@@ -73,7 +73,7 @@ def logit_reads(
     model: Model, run: Run, target: Any, wrong: Any, max_n_logits: int, desired_logit_prob: float
 ) -> Reads:
     """The logit nodes of `attribution_graph`."""
-    logits = run.logits[-1].astype(np.float64)
+    logits = (run.logits if run.logits.ndim == 1 else run.logits[-1]).astype(np.float64)
     shifted = np.exp(logits - logits.max())
     probability = shifted / shifted.sum()
     if target is None:
@@ -98,6 +98,9 @@ def logit_reads(
         number, p = tokens, probability[tokens]
     else:
         other = token_ids(model, wrong, "wrong")
+        if both := set(tokens.tolist()) & set(other.tolist()):
+            shown = _token_string(model, min(both))
+            raise ValueError(f"token {shown!r:.60} is in target and in wrong; name it in one of them")
         directions = _difference(unembed.astype(np.float64), tokens, other)[None]
         constant, value = (np.array([_difference(a, tokens, other)]) for a in (bias, logits))
         sides = [", ".join(repr(_token_string(model, t)) for t in side[:3]) for side in (tokens, other)]
@@ -126,7 +129,8 @@ def most_likely(probability: np.ndarray, most: int, desired: float) -> np.ndarra
     most = whole_number(most, "max_n_logits")
     if most < 1:
         raise ValueError(f"max_n_logits must be at least 1, got {most}")
-    if isinstance(desired, bool) or not isinstance(desired, (int, float)) or not 0 < desired <= 1:
+    number = isinstance(desired, (int, float, np.number)) and not isinstance(desired, bool)
+    if not number or not 0 < desired <= 1:
         raise ValueError(f"desired_logit_prob must be above 0 and at most 1, got {desired!r:.60}")
     order = np.argsort(-probability, kind="stable")[:most]
     return order[: int(np.searchsorted(np.cumsum(probability[order]), desired)) + 1]

@@ -105,8 +105,11 @@ class _Reader:
         stack, memo = self.stack, self.memo
         n_opcodes = 0
         while True:
-            self.opcode_at = self.at
-            opcode = self.take(1)[0]
+            self.opcode_at = at = self.at
+            if at == len(data):
+                self.fail("pickle_truncated", f"the pickle ends at byte {at:,}, without a last opcode")
+            opcode = data[at]
+            self.at = at + 1
             n_opcodes += 1
             if n_opcodes > max_opcodes:
                 limits.check(
@@ -210,9 +213,13 @@ class _Reader:
             )
         self.stack.append(self.memo[index])
 
-    def tuple_of(self, count: int) -> None:
-        items = [self.pop() for _ in range(count)]
-        self.stack.append(tuple(reversed(items)))
+    def pair(self) -> None:
+        last = self.pop()
+        self.stack.append((self.pop(), last))
+
+    def triple(self) -> None:
+        last, middle = self.pop(), self.pop()
+        self.stack.append((self.pop(), middle, last))
 
     def append(self) -> None:
         value = self.pop()
@@ -360,9 +367,9 @@ _STEPS = {
     ord("j"): lambda self: self.get(self.number(4)),
     ord(")"): lambda self: self.stack.append(()),
     ord("t"): lambda self: self.stack.append(tuple(self.pop_to_mark())),
-    0x85: lambda self: self.tuple_of(1),
-    0x86: lambda self: self.tuple_of(2),
-    0x87: lambda self: self.tuple_of(3),
+    0x85: lambda self: self.stack.append((self.pop(),)),
+    0x86: _Reader.pair,
+    0x87: _Reader.triple,
     ord("]"): lambda self: self.stack.append([]),
     ord("a"): _Reader.append,
     ord("e"): _Reader.extend,

@@ -111,7 +111,8 @@ def compute_run(
         changes,
         substitute,
     )
-    return Run(model, core, batch, logits, None)
+    altered = "interventions" if changes is not None else "replaced MLPs" if substitute is not None else ""
+    return Run(model, core, batch, logits, None, altered)
 
 
 class Run:
@@ -135,13 +136,16 @@ class Run:
     `run[i]`.  What was not recorded is not stored: AttributeError.
     """
 
-    def __init__(self, model: Model, core: Any, batch: Batch, logits: str, index: int | None) -> None:
+    def __init__(
+        self, model: Model, core: Any, batch: Batch, logits: str, index: int | None, altered: str
+    ) -> None:
         """Made by `Model.run`."""
         self.model = model
         self._core = core
         self._batch = batch
         self._logits = logits
         self._index = 0 if batch.single else index
+        self._altered = altered  # what made this run other than the model's own, or an empty text
         self._recorded = frozenset(core.names)
 
     # --- prompts
@@ -150,7 +154,7 @@ class Run:
         return 1 if self._index is not None else len(self._batch)
 
     def __getitem__(self, i: int) -> Run:
-        return Run(self.model, self._core, self._batch, self._logits, self._prompt_index(i))
+        return Run(self.model, self._core, self._batch, self._logits, self._prompt_index(i), self._altered)
 
     def _prompt_index(self, i: int) -> int:
         n = len(self)

@@ -142,6 +142,11 @@ class ArraySource:
         return self._skip[layer]
 
     @property
+    def has_threshold(self) -> bool:
+        """Whether any layer has thresholds."""
+        return any(array is not None for array in self._threshold)
+
+    @property
     def cross_layer(self) -> bool:
         """Whether any decoder writes to more than one layer."""
         return any(array.shape[1] > 1 for array in self._w_dec)
@@ -204,6 +209,9 @@ class Transcoders:
         self.activation = _choice("activation", activation, ACTIVATIONS)  #: "relu", "jump_relu" or "topk"
         if (top_k is not None) != (activation == "topk"):
             raise ConfigError("top_k goes with activation='topk'", code="config_value", field="top_k")
+        if activation != "jump_relu" and getattr(source, "has_threshold", False):
+            text = f"the source has thresholds, which activation={activation!r} ignores; pass 'jump_relu'"
+            raise ConfigError(text, code="config_value", field="threshold")
         self.top_k = None if top_k is None else _whole("top_k", top_k)  #: k of "topk", else None
         self.name, self.model_name, self.scan = str(name), str(model_name), str(scan)
         self._digest = digest

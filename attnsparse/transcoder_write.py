@@ -30,9 +30,9 @@ def save_transcoders(
     """Write a set to a folder as circuit-tracer (v0.4) keeps it: config.yaml and one or two files per layer.
 
     A set of one transcoder per layer becomes layer_{i}.safetensors, a cross-layer transcoder
-    W_enc_{i}.safetensors and W_dec_{i}.safetensors; see docs/howto.md. `dtype` is "float32" (exact),
-    "float16" or "bfloat16" (rounded to the nearest). `load_transcoders(folder)` reads it back;
-    conversions that were made when the set was loaded are part of what is written. Files are moved to
+    W_enc_{i}.safetensors and W_dec_{i}.safetensors; see docs/howto.md. `dtype` is "float32" (exact unless the
+    weights are float64), "float16" or "bfloat16", rounded to the nearest. `load_transcoders(folder)` reads it
+    back; conversions that were made when the set was loaded are part of what is written. Files are moved to
     their places when all are complete, config.yaml last, so replacing a set needs room for both; at most a
     few rows beside one layer's encoder are in memory.
 

@@ -115,16 +115,27 @@ static void drop_loose(pruning *p) {
     }
 }
 
+typedef struct {
+    double influence, number;
+} ranked;
+
+static int by_rank(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->influence != y->influence) return (x->influence < y->influence) - (x->influence > y->influence);
+    return (x->number > y->number) - (x->number < y->number);
+}
+
 /* cumulative (n): share of the influence that nodes of at least this influence have, equal ones by number. */
 static void accumulate(double *cumulative, const pruning *p) {
     const int64_t n = p->graph->n_nodes;
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += p->influence[i];
+    ranked *nodes = (ranked *)p->now; /* now and next lie behind each other */
+    double sum = 0, above = 0;
+    for (int64_t i = 0; i < n; i++) nodes[i] = (ranked){p->influence[i], (double)i};
+    qsort(nodes, (size_t)n, sizeof *nodes, by_rank);
+    for (int64_t i = 0; i < n; i++) sum += nodes[i].influence;
     for (int64_t i = 0; i < n; i++) {
-        double above = 0;
-        for (int64_t j = 0; j < n; j++)
-            if (p->influence[j] > p->influence[i] || (p->influence[j] == p->influence[i] && j <= i)) above += p->influence[j];
-        cumulative[i] = sum > 0 ? above / sum : 1;
+        above += nodes[i].influence;
+        cumulative[(int64_t)nodes[i].number] = sum > 0 ? above / sum : 1;
     }
 }
 

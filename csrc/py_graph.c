@@ -260,7 +260,10 @@ PyObject *asp_py_graph_influence(PyObject *module, PyObject *args) {
     if (read_adjacency(&held, start, source, weight, &graph) &&
         (w = hold_nodes(&held, weights, ASP_PY_DOUBLE, "weights", graph.n_nodes)) &&
         (out = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
-        const asp_status status = asp_graph_influence(data, &graph, w, &err);
+        asp_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = asp_graph_influence(data, &graph, w, &err);
+        Py_END_ALLOW_THREADS
         if (status) Py_CLEAR(out);
         if (status) asp_py_raise(status, &err);
     }
@@ -280,8 +283,11 @@ PyObject *asp_py_graph_factors(PyObject *module, PyObject *args) {
         (value = hold_nodes(&held, o[3], ASP_PY_REAL, "value", graph.n_nodes)) &&
         (wanted = hold_nodes(&held, o[4], ASP_PY_BYTE, "wanted", graph.n_nodes)) &&
         (blocked = hold_nodes(&held, o[5], ASP_PY_BYTE, "blocked", graph.n_nodes)) &&
-        (out = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data)))
+        (out = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
+        Py_BEGIN_ALLOW_THREADS
         asp_graph_factors(data, &graph, value, wanted, blocked);
+        Py_END_ALLOW_THREADS
+    }
     asp_py_let_go(&held);
     return out;
 }
@@ -304,7 +310,10 @@ PyObject *asp_py_graph_prune(PyObject *module, PyObject *args) {
         (out[1] = asp_py_new_array(ASP_PY_BYTE, 1, &graph.start[graph.n_nodes], &data[1])) &&
         (out[2] = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data[2]))) {
         asp_error err = {0};
-        const asp_status status = asp_graph_prune(data[0], data[1], data[2], &graph, &options, &err);
+        asp_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = asp_graph_prune(data[0], data[1], data[2], &graph, &options, &err);
+        Py_END_ALLOW_THREADS
         if (status) asp_py_raise(status, &err);
         else result = Py_BuildValue("(OOO)", out[0], out[1], out[2]);
     }

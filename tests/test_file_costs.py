@@ -106,7 +106,7 @@ WORST = {
 }  # fmt: skip
 # slower than a second and 100 MB/s at their limits: steps of a pickle, YAML and lines of merges are read in
 # Python, and max_pickle_opcodes, max_yaml_bytes and max_merges bound them
-SECONDS = {"pickle: tuples": 8, "pickle: lists": 2, "torch: tensors": 2, "yaml": 2, "yaml: keys": 2,
+SECONDS = {"pickle: tuples": 3, "pickle: lists": 2, "torch: tensors": 2, "yaml": 2, "yaml: keys": 2,
            "merges": 2, "tensors": 2, "zip entries": 2}  # fmt: skip
 # more than twice the file and 64 MiB: Python objects for a few bytes each, which the same limits bound
 EXTRA = {"pickle: tuples": 200 * MIB, "merges": 200 * MIB, "vocabulary": 120 * MIB, "tensors": 100 * MIB,

@@ -105,6 +105,7 @@
     const content = [make("h2", {}, to(s), " \u2192 ", to(t)), make("p", {}, facts), make("p", {}, ends)];
     show(...content, ...(key < 0
       ? [make("p", {}, "This source is at no position: all of it counts as remainder, none as a head's.")]
+      : !edges.heads ? [make("p", {}, "This graph was saved without what splits edges by head.")]
       : headsOf(e, key, query)));
   };
 
