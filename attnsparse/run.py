@@ -137,7 +137,7 @@ class Run:
     """
 
     def __init__(
-        self, model: Model, core: Any, batch: Batch, logits: str, index: int | None, altered: str
+        self, model: Model, core: Any, batch: Batch, logits: str, index: int | None, altered: str = ""
     ) -> None:
         """Made by `Model.run`."""
         self.model = model

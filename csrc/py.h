@@ -14,7 +14,7 @@
 
 typedef struct {
     PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type;
-    int n_threads;
+    atomic_int n_threads;
 } py_state;
 
 extern struct PyModuleDef asp_module_def;
@@ -87,6 +87,7 @@ void asp_py_call_detach(py_call *call);
 
 /* 0 and RuntimeError if the model is taken. */
 int asp_py_read_begin(py_model *model);
+int asp_py_read_begin_of(py_model *model, const py_run *run); /* also 0 if the weights are not those of its run */
 void asp_py_read_end(py_model *model);
 int asp_py_write_begin(py_model *model);
 void asp_py_write_end(py_model *model);

@@ -10,19 +10,31 @@ static void *shape_error(const char *name) {
 
 /* ---- arguments --------------------------------------------------------------------------------- */
 
+/* Result arrays of a call, and the call itself. */
+typedef struct {
+    py_held held;
+    const py_run *run;
+    asp_frozen frozen;
+    asp_writes writes;
+    asp_reads reads;
+    int alone, threads;
+    PyObject *out[2];
+    void *data[2];
+} graph_call;
+
 /* (run, output_bias (L,E) or None, skip (L,E,E) or None, skip_from_resid) */
-static int read_frozen(py_held *h, PyObject *self, PyObject *tuple, asp_frozen *frozen) {
+static int read_frozen(graph_call *g, PyObject *self, PyObject *tuple) {
+    py_held *h = &g->held;
+    asp_frozen *frozen = &g->frozen;
     PyObject *run, *bias, *skip;
     int64_t dims[3];
     py_model *model = (py_model *)self;
     const asp_config *c = asp_model_config(model->model);
     if (!PyArg_ParseTuple(tuple, "O!OOp", asp_py_state(Py_TYPE(self))->run_type, &run, &bias, &skip, &frozen->skip_from_resid))
         return 0;
-    if (((py_run *)run)->model != model) PyErr_SetString(PyExc_ValueError, "the run is of another model");
-    else if (((py_run *)run)->version != atomic_load(&model->version))
-        PyErr_SetString(PyExc_RuntimeError, "the weights changed after the run; run again");
-    if (PyErr_Occurred()) return 0;
-    frozen->run = ((py_run *)run)->run;
+    g->run = (py_run *)run;
+    if (!asp_py_run_is_current(g->run, model)) return 0;
+    frozen->run = g->run->run;
     if (bias != Py_None) {
         frozen->output_bias = asp_py_hold(h, bias, ASP_PY_REAL, 2, "output_bias", dims);
         if (!frozen->output_bias) return 0;
@@ -73,23 +85,12 @@ static int read_reads(py_held *h, const asp_config *c, PyObject *tuple, asp_read
     return 1;
 }
 
-/* Result arrays of a call, and the call itself. */
-typedef struct {
-    py_held held;
-    asp_frozen frozen;
-    asp_writes writes;
-    asp_reads reads;
-    int alone, threads;
-    PyObject *out[2];
-    void *data[2];
-} graph_call;
-
 typedef asp_status (*graph_function)(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err);
 
 /* Runs the function with the GIL released, lets everything go but the results, and returns those. */
 static PyObject *finish(graph_call *g, PyObject *self, int ready, graph_function function) {
     py_model *model = (py_model *)self;
-    ready = ready && g->out[0] && asp_py_read_begin(model);
+    ready = ready && g->out[0] && asp_py_read_begin_of(model, g->run);
     if (ready) {
         asp_error err = {0};
         py_call call;
@@ -121,7 +122,7 @@ PyObject *asp_py_model_graph_edges(PyObject *self, PyObject *args, PyObject *kwa
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!|i:graph_edges", names, &PyTuple_Type, &frozen, &PyTuple_Type,
                                      &writes, &PyTuple_Type, &reads, &g.threads) || !asp_py_check_threads(g.threads))
         return NULL;
-    int ready = read_frozen(&g.held, self, frozen, &g.frozen) && read_writes(&g.held, c, writes, &g.writes) &&
+    int ready = read_frozen(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes) &&
                 read_reads(&g.held, c, reads, &g.reads);
     if (ready) {
         const int64_t dims[] = {g.reads.n_targets, g.writes.n_sources};
@@ -144,7 +145,7 @@ PyObject *asp_py_model_graph_carried(PyObject *self, PyObject *args, PyObject *k
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:graph_carried", names, &PyTuple_Type, &frozen, &PyTuple_Type,
                                      &writes, &g.threads) || !asp_py_check_threads(g.threads))
         return NULL;
-    const int ready = read_frozen(&g.held, self, frozen, &g.frozen) && read_writes(&g.held, c, writes, &g.writes);
+    const int ready = read_frozen(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes);
     const int64_t dims[] = {g.writes.n_sources, c->n_layer, c->n_head, c->d_head};
     if (ready) g.out[0] = asp_py_new_array(ASP_PY_REAL, 4, dims, &g.data[0]);
     return finish(&g, self, ready, carried_function);
@@ -162,7 +163,7 @@ PyObject *asp_py_model_graph_received(PyObject *self, PyObject *args, PyObject *
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!p|i:graph_received", names, &PyTuple_Type, &frozen, &PyTuple_Type,
                                      &reads, &g.alone, &g.threads) || !asp_py_check_threads(g.threads))
         return NULL;
-    const int ready = read_frozen(&g.held, self, frozen, &g.frozen) && read_reads(&g.held, c, reads, &g.reads);
+    const int ready = read_frozen(&g, self, frozen) && read_reads(&g.held, c, reads, &g.reads);
     const int64_t dims[] = {g.reads.n_targets, c->n_layer, c->n_head, c->d_head};
     if (ready) g.out[0] = asp_py_new_array(ASP_PY_REAL, 4, dims, &g.data[0]);
     return finish(&g, self, ready, received_function);

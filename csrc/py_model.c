@@ -17,6 +17,13 @@ int asp_py_read_begin(py_model *model) {
     return 1;
 }
 
+int asp_py_read_begin_of(py_model *model, const py_run *run) {
+    if (!asp_py_read_begin(model)) return 0;
+    if (asp_py_run_is_current(run, model)) return 1;
+    asp_py_read_end(model);
+    return 0;
+}
+
 void asp_py_read_end(py_model *model) { atomic_fetch_sub(&model->users, 1); }
 
 int asp_py_write_begin(py_model *model) {
@@ -94,7 +101,10 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     char *names[] = {"config", NULL};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!", names, &PyDict_Type, &dict)) return NULL;
     asp_config config = {0};
-    if (!read_config(dict, &config)) return NULL;
+    PyObject *own = PyDict_Copy(dict); /* which nobody changes while it is read */
+    const int complete = own && read_config(own, &config);
+    Py_XDECREF(own);
+    if (!complete) return NULL;
     py_model *self = (py_model *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     asp_error err = {0};
@@ -236,11 +246,11 @@ static PyObject *model_config(PyObject *self, void *unused) {
 /* ---- run and gradients ----------------------------------------------------------------------------- */
 
 int asp_py_records(PyObject *names, uint64_t *records) {
-    PyObject *items = PySequence_Fast(names, "record must be a sequence of names");
+    PyObject *items = PySequence_Tuple(names);
     if (!items) return 0;
     *records = 0;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); i++) {
-        const char *name = asp_py_name(PySequence_Fast_GET_ITEM(items, i), "a record name");
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++) {
+        const char *name = asp_py_name(PyTuple_GET_ITEM(items, i), "a record name");
         int r = 0;
         while (name && r < ASP_N_RECORDS && strcmp(name, asp_record_name((asp_record)r)) != 0) r++;
         if (!name || r == ASP_N_RECORDS) {

@@ -211,6 +211,9 @@ static PyModuleDef_Slot slots[] = {{Py_mod_exec, start},
 #if PY_VERSION_HEX >= 0x030C0000
                                    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif
+#if PY_VERSION_HEX >= 0x030D0000
+                                   {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
                                    {0, NULL}};
 
 struct PyModuleDef asp_module_def = {

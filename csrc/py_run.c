@@ -90,7 +90,7 @@ static PyObject *run_value_norms(PyObject *self, PyObject *direction) {
     int complete = 1;
     for (int i = 0; i < (input ? 3 : 2) && complete; i++)
         complete = (arrays[i] = asp_py_new_array(ASP_PY_REAL, 3, dims, &out[i])) != NULL;
-    if (complete && asp_py_read_begin(run->model)) {
+    if (complete && asp_py_read_begin_of(run->model, run)) {
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, asp_py_state(Py_TYPE(self))->n_threads);

@@ -140,7 +140,7 @@ PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (!asp_py_run_is_current((py_run *)clean, (py_model *)self)) return NULL;
     if (read_sweep(&s, self, run, variants, unit, order, reference, metric))
         result = asp_py_new_array(ASP_PY_DOUBLE, 1, &s.n_variants, &values);
-    if (result && asp_py_read_begin((py_model *)self)) {
+    if (result && asp_py_read_begin_of((py_model *)self, (py_run *)clean)) {
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, asp_py_n_threads(self, threads));

@@ -156,15 +156,15 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
     o.seed = seed;
     const asp_config *config = asp_model_config(self->model->model);
     if (!check_options(&o, config->gated) || !asp_py_check_threads(threads)) return NULL;
-    if (!(items = PySequence_Fast(list, "micro must be a list of micro-batches"))) return NULL;
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
+    if (!(items = PySequence_Tuple(list))) return NULL;
+    const Py_ssize_t n = PyTuple_GET_SIZE(items);
     held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
     asp_batch *micro = PyMem_Calloc((size_t)n + 1, sizeof *micro);
     PyObject *bias_array = read_layers(bias, "gate_bias", config->n_layer, &o.gate_bias);
     PyObject *edge_array = bias_array ? read_layers(edge, "edge_weight", config->n_layer, &o.edge_weight) : NULL;
     int complete = held && micro && edge_array;
     if (!held || !micro) PyErr_NoMemory();
-    for (Py_ssize_t i = 0; complete && i < n; i++) complete = read_batch(PySequence_Fast_GET_ITEM(items, i), &held[i], &micro[i]);
+    for (Py_ssize_t i = 0; complete && i < n; i++) complete = read_batch(PyTuple_GET_ITEM(items, i), &held[i], &micro[i]);
     if (complete) result = take_step(self, micro, n, &o, threads);
     release_batches(held, micro, n);
     Py_XDECREF(bias_array);
