@@ -166,6 +166,9 @@ typedef struct {
 int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets);
 void asp_py_batch_clear(py_batch *batch);
 
+/* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
+PyObject *asp_py_tuple(PyObject *object, const char *text);
+
 /* UTF-8 of a name; NULL and TypeError if it is not a string. */
 const char *asp_py_name(PyObject *object, const char *what);
 /* 1 if threads is 0 (the default) or in 1..64; else 0 and ValueError. */

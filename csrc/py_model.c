@@ -246,7 +246,7 @@ static PyObject *model_config(PyObject *self, void *unused) {
 /* ---- run and gradients ----------------------------------------------------------------------------- */
 
 int asp_py_records(PyObject *names, uint64_t *records) {
-    PyObject *items = PySequence_Tuple(names);
+    PyObject *items = asp_py_tuple(names, "record must be a sequence of names");
     if (!items) return 0;
     *records = 0;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++) {

@@ -33,6 +33,12 @@ PyObject *asp_py_raise(asp_status status, const asp_error *err) {
 
 /* ---- arguments ------------------------------------------------------------------------- */
 
+PyObject *asp_py_tuple(PyObject *object, const char *text) {
+    PyObject *items = PySequence_Tuple(object);
+    if (!items && PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_SetString(PyExc_TypeError, text);
+    return items;
+}
+
 const char *asp_py_name(PyObject *object, const char *what) {
     if (PyUnicode_Check(object)) return PyUnicode_AsUTF8(object);
     PyErr_Format(PyExc_TypeError, "%s must be a string, got %.80s", what, Py_TYPE(object)->tp_name);

@@ -156,7 +156,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
     o.seed = seed;
     const asp_config *config = asp_model_config(self->model->model);
     if (!check_options(&o, config->gated) || !asp_py_check_threads(threads)) return NULL;
-    if (!(items = PySequence_Tuple(list))) return NULL;
+    if (!(items = asp_py_tuple(list, "micro must be a list of micro-batches"))) return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(items);
     held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
     asp_batch *micro = PyMem_Calloc((size_t)n + 1, sizeof *micro);
