@@ -53,12 +53,16 @@ class Head(NamedTuple):
         return cls(layer, head)
 
     def within(self, n_layer: int, n_head: int) -> Head:
-        """Return this head; raise IndexError if a model of `n_layer` x `n_head` heads has no such head."""
-        if self.layer >= n_layer or self.head >= n_head:
+        """Return this head; raise IndexError if a model of `n_layer` x `n_head` heads has no such head.
+
+        TypeError if layer or head is not a whole number.
+        """
+        layer, head = whole_number(self.layer, "layer"), whole_number(self.head, "head")
+        if not (0 <= layer < n_layer and 0 <= head < n_head):
             raise IndexError(
                 f"{self.label} is out of range: there are layers 0..{n_layer - 1} and heads 0..{n_head - 1}"
             )
-        return self
+        return Head(layer, head)
 
 
 def whole_number(value: object, what: str) -> int:
@@ -140,13 +144,20 @@ class Edge(NamedTuple):
             raise TypeError(f"an attention edge is text such as 'a9.h6[5->8]' or four numbers, got {kind}")
         if min(layer, head, query, key) < 0:
             raise ValueError(f"layer, head, query and key count from 0, got {(layer, head, query, key)}")
-        if key > query:
-            raise ValueError(f"attention looks back: key {key} comes after query {query}")
-        return cls(layer, head, query, key)
+        return cls(layer, head, query, key)._looking_back()
 
     def within(self, n_layer: int, n_head: int, n_tokens: int) -> Edge:
-        """Return this edge; IndexError if there is no such head or position."""
-        Head(self.layer, self.head).within(n_layer, n_head)
-        if self.query >= n_tokens:
+        """Return this edge; IndexError if there is no such head or position.
+
+        ValueError if the key comes after the query, TypeError if a number is not whole.
+        """
+        layer, head = Head(self.layer, self.head).within(n_layer, n_head)
+        query, key = whole_number(self.query, "query"), whole_number(self.key, "key")
+        if not (0 <= query < n_tokens and 0 <= key < n_tokens):
             raise IndexError(f"{self.label} is out of range: there are positions 0..{n_tokens - 1}")
+        return Edge(layer, head, query, key)._looking_back()
+
+    def _looking_back(self) -> Edge:
+        if self.key > self.query:
+            raise ValueError(f"attention looks back: key {self.key} comes after query {self.query}")
         return self

@@ -295,7 +295,8 @@ class Run:
     def entry_scores(self, layer: Any, head: Any, query: Any, key: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores and gates (bool; all True for a dense model) of entries given by four equally long arrays.
 
-        Needs q, k, v.  Raises IndexError out of range, RuntimeError if the weights changed after the run.
+        Needs q, k, v.  Raises IndexError out of range, ValueError for a key after its query, RuntimeError if
+        the weights changed after the run.
         """
         self._need("q")
         first, last = self._range(self._one("entry_scores"))
@@ -304,6 +305,9 @@ class Run:
         for name, values in (("query", query), ("key", key)):
             if values.size and (values.min() < 0 or values.max() >= last - first):
                 raise IndexError(f"{name} must be in 0..{last - first - 1}")
+        if query.shape == key.shape and (key > query).any():
+            at = int(np.argmax(key > query))
+            raise ValueError(f"attention looks back: entry {at} has key {key[at]} after query {query[at]}")
         scores = self._core.entry_scores(layer, head, query + first, key + first)
         config = self.model.config
         gates = (

@@ -227,6 +227,7 @@ ARGUMENT_ERRORS = {
     "head": (lambda e: e.one.entry_scores([0], [4], [0], [0]), IndexError, r"head 4 .*0\.\.3"),
     "query": (lambda e: e.one.entry_scores([0], [0], [8], [0]), IndexError, r"query .*0\.\.7"),
     "key": (lambda e: e.one.entry_scores([0], [0], [0], [-1]), IndexError, r"key .*0\.\.7"),
+    "key after query": (lambda e: e.one.entry_scores([0], [0], [4], [7]), ValueError, "key 7 after query 4"),
     "query in a batch": (
         lambda e: e.ragged[1].entry_scores([0], [0], [1], [0]),
         IndexError,
