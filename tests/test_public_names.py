@@ -37,6 +37,8 @@ def documented() -> dict[str, object]:
         "interventions",
         "circuit",
         "tasks",
+        "carriers",
+        "graph_edge",
     ):
         found[module] = importlib.import_module(f"attnsparse.{module}")
         names = getattr(found[module], "__all__", None) or [
@@ -66,6 +68,12 @@ def test_everything_public_has_a_docstring(name):
     assert len(text) >= 8, f"{name} has no docstring"
 
 
+def test_positions_count_from_0_unless_asked():
+    for name, value in documented().items():
+        if inspect.isfunction(value) and (base := inspect.signature(value).parameters.get("base")):
+            assert base.default in (0, base.empty), name
+
+
 def test_arrays_of_runs_are_in_the_docstring():
     text = asp.Run.__doc__
     assert all(name in text for name in (*run.CORE_NAMES, "logits") if name != "loss")
@@ -74,10 +82,14 @@ def test_arrays_of_runs_are_in_the_docstring():
         assert dir(getattr(_core, label)) == dir(getattr(_core64, label))
 
 
-def test_every_name_in_all_exists_and_dir_shows_it():
+def test_every_name_in_all_exists_and_dir_shows_it(monkeypatch):
     assert sorted(asp.__all__) == sorted(set(asp.__all__))
     for name in asp.__all__:
         assert getattr(asp, name) is not None
+        assert name in dir(asp)
+    for name in asp._MODULES:
+        assert inspect.ismodule(getattr(asp, name))
+        monkeypatch.delattr(asp, name, raising=False)  # as before its first use
         assert name in dir(asp)
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         asp.nothing_of_this_name  # noqa: B018
