@@ -37,7 +37,8 @@ class Recipe:
         """Train the models into folders of `out`; returns these folders.
 
         seed: None for the recipe's own.
-        resume: go on with the run that `out` holds; without it, FileExistsError if there is one.
+        resume: go on with the run that `out` holds, FileNotFoundError if there is none; without it,
+        FileExistsError if there is one.
         threads: 0 for as many as this process may use; bits do not depend on it.
         settings: fields of the recipe's settings that are to differ from its defaults.
         """
