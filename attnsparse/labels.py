@@ -6,6 +6,7 @@ Nothing here needs pandas or matplotlib, so every other module may use it.
 from __future__ import annotations
 
 import operator
+import os
 import re
 from typing import NamedTuple
 
@@ -81,6 +82,25 @@ def checked_base(base: object) -> int:
     if number not in (0, 1):
         raise ValueError(f"base must be 0 or 1, got {number}")
     return number
+
+
+def checked_flag(value: object, what: str) -> bool:
+    """`value` as bool; TypeError naming `what` for anything but True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {value!r:.60}")
+    return value
+
+
+def checked_path(path: object, what: str = "path") -> str:
+    """`path` as text; TypeError naming `what` for what is no path, ValueError for an empty one or a NUL."""
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a text or a path, got {type(name).__name__}")
+    if not name:
+        raise ValueError(f"{what} is empty; give the name of a file or folder ('.' is this one)")
+    if "\0" in name:
+        raise ValueError(f"{what} cannot hold a NUL character")
+    return name
 
 
 def token_label(token: str) -> str:

@@ -444,6 +444,32 @@ def test_unknown_format_writes_nothing(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_ending_of_a_path_is_its_format(run, tmp_path):
+    ax = figures.edge_lines(run)
+    assert figures.save(ax, tmp_path / "a.png", dpi=50) == [tmp_path / "a.png"]
+    assert figures.save(ax, tmp_path / "a.svg", "svg") == [tmp_path / "a.svg"]
+    assert figures.save(ax, tmp_path / "b", "pdf") == [tmp_path / "b.pdf"]
+    assert figures.save(ax, tmp_path / "v1.5", "svg") == [tmp_path / "v1.5.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "b.pdf", "v1.5.svg"]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "kind", "text"),
+    [
+        ("a.png", {"formats": "svg"}, ValueError, r"path ends in \.png, formats are \['svg'\]"),
+        ("a.png", {"formats": ("png", "svg")}, ValueError, "leave one of them away"),
+        ("a", {"formats": 3}, TypeError, "formats must be a name or a sequence of names"),
+        ("a", {"dpi": "a"}, TypeError, "dpi must be a number, got str"),
+        ("a", {"dpi": 0}, ValueError, "dpi must be above 0"),
+        ("a", {"figure": "a"}, TypeError, "expected a Figure or Axes of matplotlib, got str"),
+    ],
+)
+def test_what_cannot_be_saved(run, tmp_path, path, options, kind, text):
+    with pytest.raises(kind, match=text):
+        figures.save(**{"figure": figures.edge_lines(run), "path": tmp_path / path} | options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_failed_save_leaves_the_old_file(run, tmp_path, monkeypatch):
     ax = figures.edge_lines(run)
     [path] = figures.save(ax, tmp_path / "x", ["svg"])
