@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -333,6 +333,14 @@ class Run:
         from . import tables
 
         return tables.summary_html(self)
+
+    def __copy__(self) -> Run:
+        twin = object.__new__(Run)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Run cannot be pickled: take its arrays, or tables such as run.heads()")
 
     def __repr__(self) -> str:
         what = f"{self.n_tokens} tokens" if self._index is not None else f"{len(self)} prompts"

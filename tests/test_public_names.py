@@ -1,5 +1,6 @@
 """Public names: each has a docstring and is exported, and the exceptions are as documented."""
 
+import copy
 import importlib
 import inspect
 import pickle
@@ -130,6 +131,32 @@ def test_errors_raised_by_calls_survive_pickling():
                     call(everything)
                 twin = pickle.loads(pickle.dumps(caught.value))
                 assert (type(twin), str(twin)) == (type(caught.value), str(caught.value)), name
+
+
+def test_a_pickled_or_copied_graph_is_all_but_its_model():
+    with Everything() as e:
+        for graph in (e.graph, e.pruned):
+            for twin in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph), copy.copy(graph)):
+                assert twin.origin is None
+                assert not twin.weight.flags.writeable
+                twin.save(e.folder / "twin")
+                graph.save(e.folder / "graph")
+                for ending in ("json", "npz"):
+                    kept = (e.folder / f"twin.{ending}").read_bytes()
+                    assert kept == (e.folder / f"graph.{ending}").read_bytes()
+        with pytest.raises(ValueError, match="no model to compute with"):
+            copy.copy(e.graph).score_pairs(0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("by", [pickle.dumps, copy.deepcopy])
+def test_what_cannot_be_pickled_says_what_to_do(by):
+    with Everything() as e:
+        for thing, text in (
+            (e.model, r"save it and load.*model\.copy\(\)"),
+            (e.one, "take its arrays, or tables"),
+        ):
+            with pytest.raises(TypeError, match=text):
+                by(thing)
 
 
 def test_divergence_raised_by_the_engine_survives_pickling():
