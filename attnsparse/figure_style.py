@@ -17,11 +17,13 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
-from .labels import checked_path
+from .labels import checked_path, token_label
 from .run import as_names
 from .saving import write_atomic
 
@@ -80,6 +82,39 @@ def size_labels(ax: Axes) -> None:
     ax.tick_params(labelsize=STYLE["xtick.labelsize"])
     for axis in (ax.xaxis, ax.yaxis):
         axis.label.set_size(STYLE["axes.labelsize"])
+
+
+_COLUMN_SIGNS = 14  # of a column's name
+
+
+def text_size(text: str, size: float) -> tuple[float, float]:
+    """Width and height in points of a line of text; no renderer is needed for it."""
+    drawn = text.replace("$", "S")  # a formula would be measured
+    return TextPath((0, 0), drawn or " ", size=size, usetex=False).get_extents().width + 2, 1.25 * size
+
+
+def column_text(token: str) -> str:
+    """A token as the name of a column."""
+    shown = token_label(token)
+    return shown if len(shown) <= _COLUMN_SIGNS else f"{shown[: _COLUMN_SIGNS - 1]}…"
+
+
+def column_pitches(texts: Sequence[str]) -> np.ndarray:
+    """float64 [n - 1]: points between columns from which on names and positions stand side by side."""
+    size = STYLE["xtick.labelsize"]
+    widths = np.array([max(text_size(t, size)[0] for t in (text, str(i))) for i, text in enumerate(texts)])
+    return (widths[1:] + widths[:-1]) / 2 + size / 2
+
+
+def name_columns(ax: Axes, x: Sequence[float] | np.ndarray, texts: Sequence[str], base: int | None) -> None:
+    """Write `texts` and, unless `base` is None, positions below the columns; upright if they would touch."""
+    pixels = ax.transData.transform([(place, 0) for place in x])[:, 0]
+    upright = bool((np.diff(pixels) * 72 / ax.figure.dpi <= column_pitches(texts)).any())
+    if base is not None:
+        between = "  " if upright else "\n"
+        texts = [f"{text}{between}{i + base}" for i, text in enumerate(texts)]
+        ax.set(xlabel=f"token and position (from {base})")
+    ax.set_xticks(x, texts, rotation=90 if upright else 0, **PLAIN_TEXT)
 
 
 def styled() -> AbstractContextManager[None]:

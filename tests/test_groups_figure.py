@@ -107,6 +107,12 @@ def test_positions_count_from_base(planted, base):
     assert f"1 of 2 heads map key pos {4 + base} to query pos {7 + base} most" in written
 
 
+def test_columns_that_are_none(planted):
+    for columns, kind in ((0, ValueError), ("a", TypeError)):
+        with pytest.raises(kind, match="columns must be"):
+            figures.graph_sketch(planted, planted, columns=columns)
+
+
 def test_numbers_are_those_of_the_edge(planted):
     """Whatever the numbers are, they are written: nothing is typed in."""
     flows = planted.flows.copy()
