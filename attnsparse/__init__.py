@@ -92,12 +92,18 @@ __all__ = [
 ]
 
 
+# They import matplotlib or pandas, so each is imported when first used.
+_MODULES = (
+    "carriers", "effects", "evaluation", "figures", "graph_edge", "recipes", "schedules", "tables", "tasks",
+)  # fmt: skip
+
+
+def __dir__():
+    return sorted({*globals(), *_MODULES})
+
+
 def __getattr__(name: str):
-    """Modules that import matplotlib or pandas are imported when first used."""
-    if name in (
-        "carriers", "effects", "evaluation", "figures", "graph_edge", "recipes", "schedules", "tables",
-        "tasks",
-    ):  # fmt: skip
+    if name in _MODULES:
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

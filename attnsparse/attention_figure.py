@@ -28,7 +28,7 @@ from .figure_style import (
     size_labels,
     styled,
 )
-from .labels import Head, checked_base, token_label
+from .labels import Head, checked_base, token_label, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Transform
@@ -72,8 +72,6 @@ def head_grid(
         raise IndexError(
             f"mark must be (query, key) with key <= query in 0..{pattern.shape[-1] - 1}, got {mark}"
         )
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
     width, height = panel_size(len(chosen), columns)
     with styled():
         if ax is None:
@@ -91,17 +89,23 @@ def head_grid(
 
 
 def head_grids(
-    panels: Sequence[tuple[str, Run | NDArray[np.floating], Iterable[HeadLike]]], columns: int = 9
+    panels: Sequence[tuple[str, Run | NDArray[np.floating], Iterable[HeadLike] | None]], columns: int = 9
 ) -> Figure:
     """Several head grids below each other with maps of one size; each panel is (title, run, heads).
 
     The paper's copy-task figure: `head_grids([("GPT2", dense, its_61), ("Sparse GPT2", sparse, its_9)])`.
+    Raises TypeError for panels of another kind, and what `head_grid` raises.
     """
-    listed = [(title, run, list(heads)) for title, run, heads in panels]
+    listed = []
+    for i, panel in enumerate(panels):
+        if not isinstance(panel, tuple | list) or len(panel) != 3:
+            raise TypeError(f"a panel is (title, run, heads), heads None for all; panel {i} is {panel!r:.60}")
+        title, run, heads = panel
+        listed.append((title, run, _chosen_heads(heads, _patterns(run).shape[:2])))
     if not listed:
         raise ValueError("head grids need at least one panel")
     with styled():
-        axes = _panel_axes([panel_size(max(len(heads), 1), columns) for _, _, heads in listed])
+        axes = _panel_axes([panel_size(len(heads), columns) for _, _, heads in listed])
     for i, (title, run, heads) in enumerate(listed):
         head_grid(run, heads, columns, axes[i], title, scale=i == 0)
     return axes[0].figure
@@ -172,7 +176,9 @@ def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> lis
 
 
 def panel_size(n_maps: int, columns: int) -> tuple[float, float]:
-    """Width and height of a panel in map widths."""
+    """Width and height of a panel in map widths; TypeError or ValueError for columns that are none."""
+    if whole_number(columns, "columns") < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
     rows, columns = -(-n_maps // columns), min(columns, n_maps)
     return (columns - 1) * _PITCH + 1 + 2 * _MARGIN, (rows - 1) * _PITCH + 1 + 2 * _MARGIN
 

@@ -73,7 +73,7 @@ class Carriers:
         """The fewest heads, best first, whose entries keep this fraction of what all entries do together."""
         return _first_at(self.kept, fraction)
 
-    def to_pandas(self, base: int = 1) -> pd.DataFrame:
+    def to_pandas(self, base: int = 0) -> pd.DataFrame:
         """One row per head: rank, layer, head, label, query, key (counted from `base`), query_token,
         key_token, weight, effect, and of this and all better heads together share and kept."""
         n, tokens = len(self.heads), self.run.token_strings
@@ -105,7 +105,7 @@ def find_carriers(
     *,
     ablation: str = "zero",
     reference: Task | None = None,
-    base: int = 1,
+    base: int = 0,
 ) -> Carriers:
     """Ablate the entry from `key` to `query` in every head of `model` and see what becomes of the answer.
 

@@ -17,7 +17,8 @@ from .checkpoint_files import Found, find, open_weights, read_config_json, tenso
 from .config import Config
 from .config_layouts import derive_head_width, hugging_face_config, is_ours, read_config
 from .errors import ConfigError, NonFiniteError, located, quoted
-from .limits import DEFAULT_LIMITS, Limits
+from .labels import checked_flag, checked_path
+from .limits import DEFAULT_LIMITS, Limits, checked_limits
 from .names import TRANSFORMER_LENS, Names, Placement
 from .safetensors_file import safetensors_pieces
 from .saving import File, write_together
@@ -59,6 +60,10 @@ def load(
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    if gated is not None:
+        checked_flag(gated, "gated")
+    checked_flag(allow_nonfinite, "allow_nonfinite")
+    checked_limits(limits)
     found = find(what, revision)
     config_path, values = read_config_json(found.folder, limits)
     tokens = _tokenizer(tokenizer, found, limits)
@@ -68,7 +73,7 @@ def load(
             config_path, values = found.weights, dict(source.config)
         fields = read_config(values, config_path) if values is not None else {}
         if gated is not None or "gated" not in fields:
-            fields["gated"] = _is_gated(found) if gated is None else bool(gated)
+            fields["gated"] = _is_gated(found) if gated is None else gated
         rows = _settle_vocabulary(fields, names, tokens, ours=values is not None and is_ours(values))
         config = _complete(fields, names, source, config_path if values is not None else None)
         placements = names.place(config, rows)
@@ -97,7 +102,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     The files are written beside their places, flushed to the disk and then moved there, config.json last.
     Raises OSError with errno and file name; then all of them are as they were, as after Ctrl-C.
     """
-    folder = Path(folder)
+    folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
     weights = {
@@ -121,7 +126,7 @@ def _tokenizer(
     if isinstance(given, Tokenizer):
         return given
     if given is not None:
-        return Tokenizer.load(given, limits=limits)
+        return Tokenizer.load(checked_path(given, "tokenizer"), limits=limits)
     if Tokenizer.is_in(found.folder):
         return Tokenizer.load(found.folder, limits=limits)
     if found.from_hub and found.sparse_release:

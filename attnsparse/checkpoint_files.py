@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ConfigError, FormatError, located, quoted
+from .labels import checked_path
 from .limits import Limits
 from .regular_file import read_small
 from .safetensors_file import SafetensorsFile
@@ -52,11 +53,7 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
     """Locate the weights that `what` means; FileNotFoundError lists what was tried if there are none."""
     if isinstance(what, str) and what in embedded_names():
         return _in_folder(MODELS_FOLDER / what, what)
-    if not isinstance(what, str | os.PathLike):
-        raise TypeError(f"expected a name or a path, got {type(what).__name__}")
-    path = Path(what)
-    if "\0" in os.fspath(path):
-        raise ValueError("a path cannot hold a NUL character")
+    path = Path(checked_path(what, "the model"))
     if path.is_dir():
         return _in_folder(path, path.resolve().name)
     if path.exists():
@@ -72,6 +69,8 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
             return _in_folder(hub.fetch(what, revision), what, from_hub=True)
         except (ImportError, hub.NotOnHub) as error:
             tried += f"; the Hugging Face hub: {error}"
+    if Path(path.name) == path and (MODELS_FOLDER / path).is_dir():
+        tried = f"{path.name!r} is a set of transcoders: see load_transcoders"
     names = ", ".join(embedded_names()) or "none in this build"
     text = f"{tried}; models that come with attnsparse: {names}"
     raise FileNotFoundError(errno.ENOENT, text)

@@ -1,4 +1,4 @@
-"""The command `attnsparse`: tables of a model's attention, its figures, its training, and what is installed.
+"""The command `attnsparse`: tables of a model's attention, figures, graphs, training, and what is installed.
 
 Exit codes: 0 done, 1 the job failed (one sentence on stderr says why), 2 wrong usage, 130 stopped by Ctrl-C.
 Heavy modules are imported by the command that needs them, so that `attnsparse --version` is quick.
@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_reproduce(commands)
     _add_heads(commands)
     _add_edges(commands)
+    _add_graph(commands)
     _add_train(commands)
     _add_info(commands)
     return parser
@@ -140,9 +141,7 @@ def _add_heads(commands: Any) -> None:
     _add_model_and_prompt(parser)
     parser.add_argument("--key", required=True, type=_position, help="position or token that is looked at")
     parser.add_argument("--query", required=True, type=_position, help="position or token that looks")
-    parser.add_argument(
-        "--base", type=int, default=0, choices=(0, 1), help="first position is 0 (default) or 1"
-    )
+    _add_base(parser)
     _add_table_format(parser)
 
 
@@ -162,18 +161,26 @@ def _add_edges(commands: Any) -> None:
     )
     _add_model_and_prompt(parser)
     parser.add_argument("--threshold", type=float, default=0.0, help="smallest weight listed (default: 0)")
+    _add_base(parser)
     _add_table_format(parser)
 
 
 def _edges(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
-    _print_table(run.edges(threshold=arguments.threshold), arguments.format, _tokens_line(run, 0))
+    table = run.edges(threshold=arguments.threshold, base=arguments.base)
+    _print_table(table, arguments.format, _tokens_line(run, arguments.base))
 
 
 def _add_model_and_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="name of a model inside the package, folder or file")
     parser.add_argument("--prompt", required=True, help="the text that is run")
     parser.add_argument("--prepend-bos", action="store_true", help="put the model's BOS token in front")
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base", type=int, default=0, choices=(0, 1), help="first position is 0 (default) or 1"
+    )
 
 
 def _add_table_format(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +217,71 @@ def _print_table(table: pd.DataFrame, form: str | None, heading: str) -> None:
     else:
         print(heading)
         print(table.to_string(index=False) if len(table) else "(none)")
+
+
+# ---- graph
+
+
+def _add_graph(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "graph",
+        _graph,
+        "make the attribution graph of a prompt and say what is in it",
+        "attnsparse graph demo-sparse --transcoders demo-sparse-transcoders "
+        '--prompt \'The opposite of "large" is "\' --html graph.html',
+    )
+    _add_model_and_prompt(parser)
+    parser.add_argument(
+        "--transcoders", required=True, metavar="SET", help="the model's transcoders: a name, folder or file"
+    )
+    parser.add_argument(
+        "--target", nargs="+", metavar="TOKEN", help="logits that are explained (default: the most likely)"
+    )
+    parser.add_argument(
+        "--wrong", nargs="+", metavar="TOKEN", help="their logits are subtracted from the target's"
+    )
+    parser.add_argument("--html", metavar="FILE", help="write the page to look at the graph in a browser")
+    parser.add_argument("--figure", metavar="FILE", help="draw the graph: a .png, .svg or .pdf, or all three")
+    parser.add_argument(
+        "--json", metavar="DIR", help="write DIR/graph.json for circuit-tracer's and Neuronpedia's viewers"
+    )
+    parser.add_argument(
+        "--out", metavar="NAME", help="save the whole graph, NAME.json and NAME.npz, for load_graph"
+    )
+    _add_base(parser)
+
+
+def _graph(arguments: argparse.Namespace) -> None:
+    from . import attribution_graph, load, load_transcoders
+    from .paired_file import pair_paths
+
+    model = load(arguments.model)
+    transcoders = load_transcoders(arguments.transcoders, model)
+    graph = attribution_graph(
+        model,
+        transcoders,
+        arguments.prompt,
+        arguments.target,
+        wrong=arguments.wrong,
+        prepend_bos=arguments.prepend_bos,
+    )
+    summary = graph.summary().iloc[0].to_dict()
+    _print_lines((name, f"{x:.4g}" if isinstance(x, float) else x) for name, x in summary.items())
+    files: list[Path] = []
+    if arguments.html is not None:
+        files.append(graph.to_html(arguments.html, base=arguments.base))
+    if arguments.figure is not None:
+        from . import figures
+
+        files += figures.save(figures.graph(graph, base=arguments.base), arguments.figure)
+    if arguments.json is not None:
+        files.append(graph.to_json(arguments.json, "graph"))
+    if arguments.out is not None:
+        graph.save(arguments.out)
+        files += map(Path, pair_paths(arguments.out))
+    if files:
+        print(f"written: {', '.join(map(str, files))}")
 
 
 # ---- train
@@ -255,10 +327,12 @@ def _add_info(commands: Any) -> None:
         commands,
         "info",
         _info,
-        "say what is installed, how it computes, and what a model is",
+        "say what is installed, how it computes, and what a model or a set of transcoders is",
         "attnsparse info addition-sparse",
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="also describe this model")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="also describe this model or set of transcoders"
+    )
 
 
 def _info(arguments: argparse.Namespace) -> None:
@@ -266,11 +340,15 @@ def _info(arguments: argparse.Namespace) -> None:
 
     lines, notes = cli_info.describe_build()
     if arguments.model is not None:
-        lines += cli_info.describe_model(arguments.model)
-    for name, value in lines:
-        print(f"{name + ':':<26}{value}")
+        lines += cli_info.describe(arguments.model)
+    _print_lines(lines)
     for note in notes:
         print(f"attnsparse: warning: {note}", file=sys.stderr)
+
+
+def _print_lines(lines: Iterable[tuple[str, Any]]) -> None:
+    for name, value in lines:
+        print(f"{name + ':':<26}{value}")
 
 
 # ---- messages

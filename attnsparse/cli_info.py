@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, FormatError
+
+if TYPE_CHECKING:
+    from .model import Model
+    from .transcoder import Transcoders
 
 # Names that OpenBLAS gives to its kernels for CPUs without AVX, and without AVX2. On a newer machine they
 # mean that the library did not know the CPU, which costs a factor of up to 5.
@@ -19,6 +26,8 @@ Lines = list[tuple[str, str]]
 def describe_build() -> tuple[Lines, list[str]]:
     """(name, value) of what is installed and how it computes, and notes to be given as warnings."""
     from . import build_info
+    from .checkpoint_files import embedded_names
+    from .transcoder_files import embedded_transcoders
 
     info = build_info()
     same = info["batch_invariant"]
@@ -29,18 +38,11 @@ def describe_build() -> tuple[Lines, list[str]]:
         ("BLAS configuration", str(info["blas_config"])),
         ("threads", f"{info['threads']} (this process may use {info['default_threads']})"),
         ("prompt alone = in batch", "yes, bit for bit" if same else "no"),
-        ("models inside", ", ".join(embedded_models()) or "none"),
+        ("models inside", ", ".join(embedded_names()) or "none"),
+        ("transcoders inside", ", ".join(embedded_transcoders()) or "none"),
     ]
     note = old_blas_core(info)
     return lines, [note] if note else []
-
-
-def embedded_models() -> list[str]:
-    """Names of the models inside the package."""
-    from importlib.resources import files
-
-    folder = files(__package__) / "models"
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
 def old_blas_core(info: Mapping[str, Any]) -> str | None:
@@ -54,11 +56,34 @@ def old_blas_core(info: Mapping[str, Any]) -> str | None:
     )
 
 
-def describe_model(name: str) -> Lines:
-    """(name, value) about one model."""
-    from . import load
+def describe(name: str) -> Lines:
+    """(name, value) about a model or a set of transcoders; what `load` raises if it is neither."""
+    from . import load, load_transcoders
 
-    model = load(name)
+    try:
+        return _of_model(load(name))
+    except (OSError, FormatError, ConfigError) as error:
+        with contextlib.suppress(OSError, FormatError, ConfigError):
+            return _of_transcoders(load_transcoders(name))
+        raise error
+
+
+def _of_transcoders(transcoders: Transcoders) -> Lines:
+    least, most = min(transcoders.n_features), max(transcoders.n_features)
+    features = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    top_k = f", k = {transcoders.top_k}" if transcoders.top_k else ""
+    return [
+        ("transcoders", transcoders.name),
+        ("of the model", transcoders.model_name or "(the files do not say)"),
+        ("kind", "cross-layer" if transcoders.cross_layer else "one per layer"),
+        ("shape", f"{transcoders.n_layer} layers x {features} features, width {transcoders.d_model}"),
+        ("activation", f"{transcoders.activation}{top_k}"),
+        ("reads", transcoders.input_hook),
+        ("writes", transcoders.output_hook),
+    ]
+
+
+def _of_model(model: Model) -> Lines:
     config = model.config
     gate = f"gated, gate_bias {config.gate_bias:g}" if config.gated else "dense"
     tokenizer = model.tokenizer

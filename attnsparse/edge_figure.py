@@ -17,8 +17,19 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from . import addition
-from .figure_style import BLUE, GREY, PALE, PLAIN_TEXT, new_axes, size_labels, styled
-from .labels import token_label
+from .figure_style import (
+    BLUE,
+    GREY,
+    PALE,
+    PLAIN_TEXT,
+    column_pitches,
+    column_text,
+    name_columns,
+    new_axes,
+    size_labels,
+    styled,
+)
+from .labels import checked_base
 from .tables import edges
 
 if TYPE_CHECKING:
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
 _CARRY_WORDS = ("no carry", "one carry", "two carries")
 _SPREAD = 0.11  # distance of lines of different heads between the same two columns, in columns
 _FAINTEST = 0.18  # opacity of an edge of weight 0
+_DRAWING = 0.775  # share of a new figure's width that its Axes has until it is laid out
+_WIDEST = 10.0  # inches
 
 
 def edge_lines(
@@ -39,25 +52,28 @@ def edge_lines(
     labels: Sequence[str] | None = None,
     predictions: Mapping[int, str] | None = None,
     title: str | None = None,
+    base: int = 0,
 ) -> Axes:
     """The attention edges of a run of one prompt with weight > threshold, layers upwards.
 
     Stronger edges are wider and darker; how many there are stands at the top right. labels: one text per
-    column instead of the tokens. predictions: column -> text written above it. The lines are
-    `ax.collections[0]`, one per row of `tables.edges(run, threshold)` and in its order.
+    column instead of the tokens and their positions, which count from `base`. predictions: column (from 0)
+    -> text written above it. The lines are `ax.collections[0]`, one per row of `tables.edges(run, threshold)`
+    and in its order.
     Raises ValueError as `tables.edges` does, and if there are not as many labels as tokens.
     """
+    base = checked_base(base)
     table = edges(run, threshold)
     run = run[0]
     config = run.model.config
-    labels = [token_label(token) for token in run.token_strings] if labels is None else list(labels)
-    if len(labels) != run.n_tokens:
-        raise ValueError(f"{len(labels)} labels for {run.n_tokens} tokens")
+    texts = [column_text(token) for token in run.token_strings] if labels is None else list(labels)
+    if len(texts) != run.n_tokens:
+        raise ValueError(f"{len(texts)} labels for {run.n_tokens} tokens")
     with styled():
         if ax is None:
-            ax = new_axes((0.9 + 0.24 * run.n_tokens, 0.7 + 0.42 * config.n_layer))
+            ax = new_axes((_own_width(texts), 1.0 + 0.42 * config.n_layer))
         ax.add_collection(_lines(table), autolim=False)
-        _draw_columns(ax, config.n_layer, labels, predictions or {})
+        _draw_columns(ax, config.n_layer, texts, base if labels is None else None, predictions or {})
         possible = config.n_layer * config.n_head * run.n_tokens * (run.n_tokens + 1) // 2
         kind = f"entries > {threshold:g}" if threshold > 0 or not config.gated else "edges open"
         pad = 14 if predictions else 4
@@ -79,8 +95,16 @@ def addition_figure(
     dense, sparse: models of the sequences in addition.py. Edges of a model without gates are its entries
     above `dense_threshold`, of one with gates the open ones. The columns of the answer are labelled `?`;
     above each column that predicts stands what the model predicts there. caption: text below the panels.
-    Raises ValueError if `sums` is empty or one of them is not written like "53+21".
+    Raises ValueError if `sums` is empty or one of them is not written like "53+21", and for a model of other
+    sequences.
     """
+    for name, model in (("dense", dense), ("sparse", sparse)):
+        n_vocab, n_ctx = model.config.n_vocab, model.config.n_ctx
+        if n_vocab != len(addition.VOCABULARY) or n_ctx < addition.N_TOKENS:
+            raise ValueError(
+                f"{name}: {model.name!r:.60} is no model of additions, which have {len(addition.VOCABULARY)} "
+                f"tokens in sequences of {addition.N_TOKENS}; this one has {n_vocab:,} and up to {n_ctx:,}"
+            )
     if not sums:
         raise ValueError("an addition figure needs at least one sum")
     pairs = [addition.parse_sum(text) for text in sums]
@@ -119,9 +143,17 @@ def _lines(table: pd.DataFrame) -> LineCollection:
     )
 
 
-def _draw_columns(ax: Axes, n_layer: int, labels: Sequence[str], predictions: Mapping[int, str]) -> None:
-    """One thin vertical line per column with a dot between layers, tokens below and predictions above."""
-    columns = np.arange(len(labels))
+def _own_width(texts: Sequence[str]) -> float:
+    """Inches of a figure whose columns are as wide as their names, if it does not become too wide by that."""
+    needed = 1.01 * (len(texts) + 0.2) * column_pitches(texts).max(initial=0) / 72 / _DRAWING
+    return max(0.9 + 0.24 * len(texts), needed if needed <= _WIDEST else 0)
+
+
+def _draw_columns(
+    ax: Axes, n_layer: int, texts: Sequence[str], base: int | None, predictions: Mapping[int, str]
+) -> None:
+    """One thin vertical line per column with a dot between layers, its name below and a prediction above."""
+    columns = np.arange(len(texts))
     ax.vlines(columns, 0, n_layer, color=PALE, linewidth=0.5, zorder=0)
     x, y = np.meshgrid(columns, np.arange(n_layer + 1))
     ax.scatter(x.ravel(), y.ravel(), s=3.5, color=GREY, linewidths=0, zorder=1)
@@ -130,9 +162,9 @@ def _draw_columns(ax: Axes, n_layer: int, labels: Sequence[str], predictions: Ma
             text, (column, n_layer), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7,
             fontweight="bold", color=BLUE, **PLAIN_TEXT,
         )  # fmt: skip
-    ax.set_xticks(columns, labels, **PLAIN_TEXT)
     ax.set_yticks(np.arange(n_layer) + 0.5, [str(layer) for layer in range(n_layer)])
-    ax.set(xlim=(-0.6, len(labels) - 0.4), ylim=(-0.12, n_layer + 0.12), ylabel="layer")
+    ax.set(xlim=(-0.6, len(texts) - 0.4), ylim=(-0.12, n_layer + 0.12), ylabel="layer")
+    name_columns(ax, columns, texts, base)
     ax.tick_params(length=0)
     size_labels(ax)
     ax.spines[:].set_visible(False)

@@ -50,8 +50,11 @@ def effect_curves(
     "first" or "stays", with its interval. log: a logarithmic axis, on which 0 has its place too. ylim: what
     the vertical axis shows; None = everything from -1 to 2.
     The curves are `ax.lines` with the circuits' labels, their points `circuit.sizes` and `circuit.effect`.
-    Raises ValueError without a circuit, for circuits of different units and a fraction outside (0, 1].
+    Raises TypeError for anything but a mapping; ValueError without a circuit, for circuits of different units
+    and a fraction outside (0, 1].
     """
+    if not isinstance(circuits, Mapping):
+        raise TypeError(f"circuits must be a mapping, label: Circuit, got {type(circuits).__name__}")
     units = {circuit.unit for circuit in circuits.values()}
     if len(units) != 1:
         raise ValueError(

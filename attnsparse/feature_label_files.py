@@ -17,6 +17,7 @@ from .checkpoint_files import MODELS_FOLDER
 from .errors import FormatError, located, quoted
 from .feature_labels import FeatureLabels, Key
 from .graph_json import cantor
+from .labels import checked_path
 from .limits import DEFAULT_LIMITS, Limits
 from .paired_file import Kind, fail
 from .regular_file import read_small
@@ -36,8 +37,8 @@ _MOST_KEPT = 2**28  # tokens of contexts
 
 def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], contexts: int | None) -> None:
     """See `FeatureLabels.save`."""
-    name = os.fspath(path)
-    if not isinstance(name, str) or not name.endswith((".json", ".csv")):
+    name = checked_path(path)
+    if not name.endswith((".json", ".csv")):
         raise ValueError(f"path must end in .json or .csv, got {name!r:.80}")
     if name.endswith(".csv"):
         text = labels.to_pandas().to_csv(index=False, lineterminator="\n")
@@ -152,9 +153,7 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
 
 
 def _labels_file(path: str | os.PathLike[str]) -> str:
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise TypeError(f"path must be a text or a path, got {type(name).__name__}")
+    name = checked_path(path)
     embedded = MODELS_FOLDER / name
     folder = embedded if Path(name).name == name and embedded.is_dir() else Path(name)
     if not folder.is_dir():
@@ -318,7 +317,7 @@ def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels)
     promoted and suppressed; act_min, 0, and act_max. The folder is made if it is not there. circuit-tracer's
     viewer looks in features/SCAN/, Neuronpedia at `feature_json_base_url` of `Graph.to_json`. Raises OSError.
     """
-    folder = Path(folder)
+    folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for row, key in enumerate(zip(labels.layer.tolist(), labels.feature.tolist())):

@@ -7,18 +7,24 @@ partner of blue that all common forms of colour blindness keep apart.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
+from .labels import checked_path, token_label
+from .run import as_names
 from .saving import write_atomic
 
 WHITE_TO_BLUE = LinearSegmentedColormap.from_list(
@@ -78,6 +84,39 @@ def size_labels(ax: Axes) -> None:
         axis.label.set_size(STYLE["axes.labelsize"])
 
 
+_COLUMN_SIGNS = 14  # of a column's name
+
+
+def text_size(text: str, size: float) -> tuple[float, float]:
+    """Width and height in points of a line of text; no renderer is needed for it."""
+    drawn = text.replace("$", "S")  # a formula would be measured
+    return TextPath((0, 0), drawn or " ", size=size, usetex=False).get_extents().width + 2, 1.25 * size
+
+
+def column_text(token: str) -> str:
+    """A token as the name of a column."""
+    shown = token_label(token)
+    return shown if len(shown) <= _COLUMN_SIGNS else f"{shown[: _COLUMN_SIGNS - 1]}…"
+
+
+def column_pitches(texts: Sequence[str]) -> np.ndarray:
+    """float64 [n - 1]: points between columns from which on names and positions stand side by side."""
+    size = STYLE["xtick.labelsize"]
+    widths = np.array([max(text_size(t, size)[0] for t in (text, str(i))) for i, text in enumerate(texts)])
+    return (widths[1:] + widths[:-1]) / 2 + size / 2
+
+
+def name_columns(ax: Axes, x: Sequence[float] | np.ndarray, texts: Sequence[str], base: int | None) -> None:
+    """Write `texts` and, unless `base` is None, positions below the columns; upright if they would touch."""
+    pixels = ax.transData.transform([(place, 0) for place in x])[:, 0]
+    upright = bool((np.diff(pixels) * 72 / ax.figure.dpi <= column_pitches(texts)).any())
+    if base is not None:
+        between = "  " if upright else "\n"
+        texts = [f"{text}{between}{i + base}" for i, text in enumerate(texts)]
+        ax.set(xlabel=f"token and position (from {base})")
+    ax.set_xticks(x, texts, rotation=90 if upright else 0, **PLAIN_TEXT)
+
+
 def styled() -> AbstractContextManager[None]:
     """Context in which new text and lines take this module's sizes; the user's settings are left alone."""
     return _settings(STYLE)
@@ -99,19 +138,26 @@ def _settings(values: Mapping[str, Any]) -> Iterator[None]:
 
 def save(
     figure: Figure | Axes,
-    path_stem: str | os.PathLike[str],
-    formats: Sequence[str] = ("png", "svg", "pdf"),
+    path: str | os.PathLike[str],
+    formats: str | Sequence[str] | None = None,
     dpi: float = 300.0,
 ) -> list[Path]:
-    """Write `figure` (or the figure of an Axes) to path_stem.png, .svg and .pdf and return the paths.
+    """Write `figure` (or the figure of an Axes) to path.png, path.svg and path.pdf and return the paths.
 
-    The same figure gives the same bytes on every run with the same matplotlib: no dates, no random names.
-    Each file appears complete or not at all. `dpi` is that of the PNG and of very large attention maps.
-    Raises ValueError for a format other than these three, OSError if a file cannot be written.
+    formats: one or several of "png", "svg", "pdf"; None = all three. A `path` that ends in .png, .svg or .pdf
+    is the one file that is written. The same figure gives the same bytes on every run with the same
+    matplotlib: no dates, no random names. Each file appears complete or not at all. `dpi` is that of the PNG
+    and of very large attention maps.
+    Raises ValueError for another format, for formats that are not the one `path` ends in and a dpi that is
+    not above 0, TypeError for other things, OSError if a file cannot be written.
     """
-    unknown = [name for name in formats if name not in _METADATA]
-    if unknown:
-        raise ValueError(f"unknown figure format {unknown[0]!r}; known: {', '.join(_METADATA)}")
+    stem, formats = _stem_and_formats(checked_path(path), formats)
+    if isinstance(dpi, bool) or not isinstance(dpi, Real):
+        raise TypeError(f"dpi must be a number, got {type(dpi).__name__}")
+    if not 0 < dpi < math.inf:
+        raise ValueError(f"dpi must be above 0, got {dpi}")
+    if not isinstance(figure, Figure | Axes):
+        raise TypeError(f"expected a Figure or Axes of matplotlib, got {type(figure).__name__}")
     figure = figure.figure.figure if isinstance(figure, Axes) else figure
     paths = []
     with _settings(_SAVE_STYLE):
@@ -120,7 +166,20 @@ def save(
             figure.savefig(
                 data, format=name, dpi=dpi, metadata=_METADATA[name], bbox_inches="tight", pad_inches=0.04
             )
-            path = Path(f"{os.fspath(path_stem)}.{name}")
-            write_atomic(path, [data.getvalue()])
-            paths.append(path)
+            paths.append(Path(f"{stem}.{name}"))
+            write_atomic(paths[-1], [data.getvalue()])
     return paths
+
+
+def _stem_and_formats(path: str, formats: str | Sequence[str] | None) -> tuple[str, list[str]]:
+    """What the files' names begin with, and how they end."""
+    names = list(_METADATA) if formats is None else as_names("formats", formats)
+    unknown = [name for name in names if name not in _METADATA]
+    if unknown:
+        raise ValueError(f"unknown figure format {unknown[0]!r:.60}; known: {', '.join(_METADATA)}")
+    suffix = Path(path).suffix
+    if suffix[1:] not in _METADATA:
+        return path, names
+    if formats is not None and names != [suffix[1:]]:
+        raise ValueError(f"path ends in {suffix}, formats are {names!r:.60}; leave one of them away")
+    return path.removesuffix(suffix), [suffix[1:]]

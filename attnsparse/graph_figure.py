@@ -13,9 +13,21 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
-from matplotlib.textpath import TextPath
 
-from .figure_style import BLUE, DARK, GREY, ORANGE, PALE, PANEL, PLAIN_TEXT, STYLE, size_labels, styled
+from .figure_style import (
+    BLUE,
+    DARK,
+    GREY,
+    ORANGE,
+    PALE,
+    PANEL,
+    PLAIN_TEXT,
+    column_text,
+    name_columns,
+    size_labels,
+    styled,
+    text_size,
+)
 from .graph_layout import (
     Edges,
     Layout,
@@ -29,7 +41,7 @@ from .graph_layout import (
     pruning_text,
     short_label,
 )
-from .labels import checked_base, token_label, whole_number
+from .labels import checked_base, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
@@ -56,7 +68,6 @@ _LINES = (0.4, 2.6)  # points: width of the weakest and of the strongest edge
 _OPACITY = (0.3, 0.85)
 _LABEL_SIZE = 6.0
 _NOTE_SIZE = 6.5
-_TICK_SIGNS = 14
 
 
 def graph(
@@ -136,26 +147,13 @@ def _draw_rows(ax: Axes, graph: Graph, layout: Layout, base: int) -> None:
     for row in range(0, len(layout.tops), 2):
         ax.axhspan(bottoms[row], layout.tops[row], color=PANEL, linewidth=0, zorder=0)
     ax.set(xlim=(0, layout.width), ylim=(0, layout.height))
-    texts = [_tick_text(token) for token in graph.token_strings]
-    size = STYLE["xtick.labelsize"]
-    widths = np.array([_text_size(text, size)[0] for text in texts])
-    pixels = ax.transData.transform([(x, 0) for x in layout.columns])[:, 0]
-    if (np.diff(pixels) * 72 / ax.figure.dpi > (widths[1:] + widths[:-1]) / 2 + size / 2).all():
-        ax.set_xticks(layout.columns, [f"{text}\n{i + base}" for i, text in enumerate(texts)], **PLAIN_TEXT)
-    else:
-        labels = [f"{text}  {i + base}" for i, text in enumerate(texts)]
-        ax.set_xticks(layout.columns, labels, rotation=90, **PLAIN_TEXT)
+    name_columns(ax, layout.columns, [column_text(token) for token in graph.token_strings], base)
     names = ["embeddings", *map(str, range(graph.n_layer)), "logits"]
     ax.set_yticks(layout.rows, names)
-    ax.set(xlabel=f"token and position (from {base})", ylabel="layer")
+    ax.set(ylabel="layer")
     ax.tick_params(length=0)
     size_labels(ax)
     ax.spines[:].set_visible(False)
-
-
-def _tick_text(token: str) -> str:
-    shown = token_label(token)
-    return shown if len(shown) <= _TICK_SIGNS else f"{shown[: _TICK_SIGNS - 1]}…"
 
 
 def _draw_edges(ax: Axes, layout: Layout, edges: Edges) -> None:
@@ -289,7 +287,7 @@ class _Labels(Artist):
         place = {int(node): i for i, node in enumerate(layout.nodes)}
         wanted = labelled(graph, layout.nodes, _ends(edges))
         self._own = [place[node] for node in wanted]
-        self._sizes = [_text_size(short_label(graph, node), _LABEL_SIZE) for node in wanted]
+        self._sizes = [text_size(short_label(graph, node), _LABEL_SIZE) for node in wanted]
         self._texts = [
             ax.text(
                 *self._marks[place[node]], short_label(graph, node), ha="center", va="center", zorder=5,
@@ -314,9 +312,3 @@ class _Labels(Artist):
                 text.set_visible(box is not None)
                 text.set_position(place)
         self.stale = False
-
-
-def _text_size(text: str, size: float) -> tuple[float, float]:
-    """Width and height in points of a line of text; no renderer is needed for it."""
-    drawn = text.replace("$", "S")  # a formula would be measured
-    return TextPath((0, 0), drawn or " ", size=size, usetex=False).get_extents().width + 2, 1.25 * size

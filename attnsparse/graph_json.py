@@ -22,7 +22,7 @@ import numpy as np
 from ._version import __version__
 from .errors import FormatError, located
 from .graph_object import Graph, Nodes
-from .labels import whole_number
+from .labels import checked_path, whole_number
 from .regular_file import read_small
 from .saving import write_atomic
 from .strict_json import parse_object, shown
@@ -102,7 +102,7 @@ def write_graph_json(
         "links": _links(shown_graph),
     }
     content = _encoded(data | ({"qk_only_nodes": only} if only else {}))
-    folder = Path(folder)
+    folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     entries = _other_entries(folder / METADATA_FILE, slug)
     path = folder / f"{slug}.json"

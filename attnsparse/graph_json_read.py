@@ -13,6 +13,7 @@ from .errors import quoted
 from .graph_file import check_edges, check_nodes
 from .graph_json import NO_PROBABILITY, OWN, OWN_VERSION, cantor, plain_label
 from .graph_object import KINDS, Graph
+from .labels import checked_path
 from .limits import Limits
 from .paired_file import fail
 from .regular_file import read_small
@@ -82,7 +83,7 @@ def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMI
     metadata; node and link for what is no node or link, with the field "nodes[3]"; value for nodes and links
     that make no sense. LimitError above one of `limits`.
     """
-    name = os.fspath(path)
+    name = checked_path(path)
     raw = read_small(name, "max_graph_bytes", limits=limits, code="graph_limit")
     data = parse_object(raw, name, limits=limits)
     for field, kind in (("metadata", dict), ("qParams", dict), ("nodes", list), ("links", list)):

@@ -11,6 +11,7 @@ import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +104,12 @@ class Graph:
     """The thresholds, for a graph made by `prune`; its edges do not add up any more."""
     version: int = field(default=VERSION)
     origin: Any = None
-    """What `score_pairs` and `check` compute with: model, features. None for a graph read from a file."""
+    """What `score_pairs` and `check` compute with: model, features. None for a graph read from a file,
+    unpickled or copied."""
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
-            if isinstance(value, np.ndarray) and value.flags.owndata:
+            if isinstance(value, np.ndarray):
                 value.setflags(write=False)
 
     def __len__(self) -> int:
@@ -460,6 +462,11 @@ class Graph:
         return write_page(self, path, title, node_threshold, edge_threshold, max_edges, base)
 
     # --- display
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied is all but `origin`, as in a file."""
+        names = [item.name for item in dataclasses.fields(self) if item.name != "origin"]
+        return partial(Graph, **{name: getattr(self, name) for name in names}), ()
 
     def __repr__(self) -> str:
         what = f"{len(self)} nodes, {len(self.source):,} edges"

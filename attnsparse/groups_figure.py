@@ -65,7 +65,7 @@ LEAST_BOX = 0.01  # share of the logit that a group must have to be drawn
 LEAST_ARROW = 0.05  # and a flow, unless it is the strongest of its group
 
 
-def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = None, base: int = 1) -> Figure:
+def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = None, base: int = 0) -> Figure:
     """The graph of a prompt in groups, and the heads behind the edge from a word to the answer.
 
     dense, sparse: the edges that `graph_edge.find_group_edge` found in two models, for the left and the right

@@ -65,15 +65,16 @@ Item: TypeAlias = "Head | HeadPosition | Edge | Mlp | Resid"
 class Ablation:
     """Items to ablate in a run, and what takes their place.
 
-    items: Head ("L9H6", (9, 6)), HeadPosition, Edge ("a9.h6[5->8]", (9, 6, 8, 5)), Mlp, or Resid (not with
-    "zero"). kind: "zero"; "mean", per position over the `reference` prompts, which all have the length of the
-    prompts that are run; "counterfactual", the value in the `reference` prompt of the same number.
+    items: one or several of Head ("L9H6", (9, 6)), HeadPosition, Edge ("a9.h6[5->8]", (9, 6, 8, 5)), Mlp, or
+    Resid (not with "zero"). kind: "zero"; "mean", per position over the `reference` prompts, which all have
+    the length of the prompts that are run; "counterfactual", the value in the `reference` prompt of the same
+    number.
     keep_only: the items stay, and everything else of their kind (all heads, heads at all positions, or all
     edges) is ablated instead. Entries of a gated model that are closed in all prompts of the run are no
     edges: they contribute nothing, whatever the reference.
     """
 
-    items: Sequence[Any]
+    items: Any
     kind: str = "zero"
     reference: Any = None
     keep_only: bool = False
@@ -92,8 +93,7 @@ def compile_interventions(model: Model, batch: Batch, ablate: Any, patch: Any) -
         return None
     places = _Places(model, batch)
     if ablate is not None:
-        ablation = ablate if isinstance(ablate, Ablation) else Ablation(_as_list(ablate))
-        _add_ablation(places, ablation)
+        _add_ablation(places, ablate if isinstance(ablate, Ablation) else Ablation(ablate))
     if patch is not None:
         if not isinstance(patch, Mapping):
             raise TypeError(f"patch must be a mapping from items to arrays, got {type(patch).__name__}")
@@ -105,6 +105,8 @@ def compile_interventions(model: Model, batch: Batch, ablate: Any, patch: Any) -
 def _as_list(items: Any) -> list[Any]:
     if isinstance(items, str | Head | HeadPosition | Edge | Mlp | Resid):
         return [items]
+    if isinstance(items, Mapping):
+        raise TypeError("ablate takes items; a mapping from items to values goes to patch=")
     if not isinstance(items, Iterable):
         raise TypeError(f"ablate must be items or an Ablation, got {type(items).__name__}")
     return list(items)
@@ -115,12 +117,19 @@ def _parse(item: Any) -> Item:
     if isinstance(item, Head | HeadPosition | Edge | Mlp | Resid):
         return item
     if isinstance(item, str):
-        return Edge.parse(item) if "[" in item else Head.parse(item)
+        return Edge.parse(item) if "[" in item else _parse_head(item)
     if isinstance(item, tuple | list) and len(item) in (2, 4):
         return Head.parse(item) if len(item) == 2 else Edge.parse(item)
     raise TypeError(
         f"an item is a Head, HeadPosition, Edge, Mlp or Resid, or text such as 'L9H6', got {item!r:.60}"
     )
+
+
+def _parse_head(text: str) -> Head:
+    try:
+        return Head.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; an MLP is asp.Mlp(3), not text") from None
 
 
 # ------------------------------------------------------------------------------------------- places
@@ -191,7 +200,7 @@ def _point(item: Resid) -> tuple[int, int]:
 
 
 def _add_ablation(places: _Places, ablation: Ablation) -> None:
-    items = [_parse(item) for item in ablation.items]
+    items = [_parse(item) for item in _as_list(ablation.items)]
     if ablation.keep_only:
         items = _complement(places, items)
     source = _Source(places, ablation, items)

@@ -6,6 +6,7 @@ Nothing here needs pandas or matplotlib, so every other module may use it.
 from __future__ import annotations
 
 import operator
+import os
 import re
 from typing import NamedTuple
 
@@ -53,12 +54,16 @@ class Head(NamedTuple):
         return cls(layer, head)
 
     def within(self, n_layer: int, n_head: int) -> Head:
-        """Return this head; raise IndexError if a model of `n_layer` x `n_head` heads has no such head."""
-        if self.layer >= n_layer or self.head >= n_head:
+        """Return this head; raise IndexError if a model of `n_layer` x `n_head` heads has no such head.
+
+        TypeError if layer or head is not a whole number.
+        """
+        layer, head = whole_number(self.layer, "layer"), whole_number(self.head, "head")
+        if not (0 <= layer < n_layer and 0 <= head < n_head):
             raise IndexError(
                 f"{self.label} is out of range: there are layers 0..{n_layer - 1} and heads 0..{n_head - 1}"
             )
-        return self
+        return Head(layer, head)
 
 
 def whole_number(value: object, what: str) -> int:
@@ -77,6 +82,25 @@ def checked_base(base: object) -> int:
     if number not in (0, 1):
         raise ValueError(f"base must be 0 or 1, got {number}")
     return number
+
+
+def checked_flag(value: object, what: str) -> bool:
+    """`value` as bool; TypeError naming `what` for anything but True and False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {value!r:.60}")
+    return value
+
+
+def checked_path(path: object, what: str = "path") -> str:
+    """`path` as text; TypeError naming `what` for what is no path, ValueError for an empty one or a NUL."""
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a text or a path, got {type(name).__name__}")
+    if not name:
+        raise ValueError(f"{what} is empty; give the name of a file or folder ('.' is this one)")
+    if "\0" in name:
+        raise ValueError(f"{what} cannot hold a NUL character")
+    return name
 
 
 def token_label(token: str) -> str:
@@ -140,13 +164,20 @@ class Edge(NamedTuple):
             raise TypeError(f"an attention edge is text such as 'a9.h6[5->8]' or four numbers, got {kind}")
         if min(layer, head, query, key) < 0:
             raise ValueError(f"layer, head, query and key count from 0, got {(layer, head, query, key)}")
-        if key > query:
-            raise ValueError(f"attention looks back: key {key} comes after query {query}")
-        return cls(layer, head, query, key)
+        return cls(layer, head, query, key)._looking_back()
 
     def within(self, n_layer: int, n_head: int, n_tokens: int) -> Edge:
-        """Return this edge; IndexError if there is no such head or position."""
-        Head(self.layer, self.head).within(n_layer, n_head)
-        if self.query >= n_tokens:
+        """Return this edge; IndexError if there is no such head or position.
+
+        ValueError if the key comes after the query, TypeError if a number is not whole.
+        """
+        layer, head = Head(self.layer, self.head).within(n_layer, n_head)
+        query, key = whole_number(self.query, "query"), whole_number(self.key, "key")
+        if not (0 <= query < n_tokens and 0 <= key < n_tokens):
             raise IndexError(f"{self.label} is out of range: there are positions 0..{n_tokens - 1}")
+        return Edge(layer, head, query, key)._looking_back()
+
+    def _looking_back(self) -> Edge:
+        if self.key > self.query:
+            raise ValueError(f"attention looks back: key {self.key} comes after query {self.query}")
         return self

@@ -66,3 +66,10 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def checked_limits(limits: object) -> Limits:
+    """`limits`; TypeError if they are none."""
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be Limits, got {type(limits).__name__}")
+    return limits

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -239,6 +239,9 @@ class Model:
         from .checkpoint import save
 
         save(self, folder)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Model cannot be pickled: save it and load the folder; model.copy() is a copy")
 
     def __repr__(self) -> str:
         c = self.config

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from .errors import FormatError, NonFiniteError, located, quoted
+from .labels import checked_path
 from .limits import Limits
 from .regular_file import RegularFile, read_small
 from .saving import write_together
@@ -50,9 +51,7 @@ class Kind(NamedTuple):
 
 def pair_paths(path: str | os.PathLike[str]) -> tuple[str, str]:
     """The two files of a path with or without .json or .npz."""
-    base = os.fspath(path)
-    if not isinstance(base, str):
-        raise TypeError(f"path must be a text or a path, got {type(base).__name__}")
+    base = checked_path(path)
     for suffix in (".json", ".npz"):
         base = base.removesuffix(suffix)
     return base + ".json", base + ".npz"

@@ -20,15 +20,27 @@ if TYPE_CHECKING:
 CHECKPOINTS = "checkpoints"
 
 
+def checkpoints_folder(out: Path, resume: bool) -> Path:
+    """The folder `out/checkpoints`, made here for a new run, so that it is there however early the run stops.
+
+    FileExistsError if it exists and `resume` is not asked for, FileNotFoundError if it does not and it is.
+    """
+    folder = out / CHECKPOINTS
+    if folder.exists() and not resume:
+        raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
+    if resume and not folder.is_dir():
+        raise FileNotFoundError(2, "holds no run; check the folder's name, or start without resume", str(out))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 class RecipeJob:
-    """Phases keep their checkpoints in `out/checkpoints/NAME`; FileExistsError if there are some of an
-    earlier run and `resume` is not asked for."""
+    """Phases keep their checkpoints in `out/checkpoints/NAME`; errors as of `checkpoints_folder`."""
 
     def __init__(self, out: Path, resume: bool, threads: int, quiet: bool, checkpoint_every: int) -> None:
         self.out, self.quiet = out, quiet
         self._how = {"threads": threads, "checkpoint_every": checkpoint_every}
-        if not resume and (out / CHECKPOINTS).exists():
-            raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
+        self._checkpoints = checkpoints_folder(out, resume)
 
     def phase(
         self, name: str, options: TrainingOptions, model: Model, source: Data, kept_step: int = 0
@@ -37,7 +49,7 @@ class RecipeJob:
 
         kept_step: a step on the way whose checkpoint stays, for `at_kept_step`.
         """
-        folder = self.out / CHECKPOINTS / name
+        folder = self._checkpoints / name
         if checkpoint_steps(folder):
             tokenizer = model.tokenizer
             trainer = Trainer.resume(folder, source, options, tokenizer=tokenizer, folder=folder, **self._how)
@@ -55,7 +67,7 @@ class RecipeJob:
         return Trainer.resume(self._kept(name), source, tokenizer=tokenizer)
 
     def _kept(self, name: str) -> Path:
-        return self.out / CHECKPOINTS / f"{name}-kept"
+        return self._checkpoints / f"{name}-kept"
 
 
 def joined_history(phases: Sequence[Trainer]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from typing import Any
 from . import schedules, transcoder_card
 from .checkpoint import load
 from .demo_text import DemoText
-from .recipe_job import CHECKPOINTS
+from .recipe_job import CHECKPOINTS, checkpoints_folder
 from .saving import remove_stale
 from .transcoder_options import TranscoderOptions
 from .transcoder_train import TranscoderTrainer
@@ -77,11 +77,7 @@ def train(
     Checkpoints go to `out/checkpoints`, which may be deleted afterwards.
     """
     chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
-    checkpoints = out / CHECKPOINTS
-    if not resume and checkpoints.exists():
-        raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    remove_stale(checkpoints)
+    remove_stale(checkpoints_folder(out, resume))
     return [_train_set(name, out, chosen, threads or None, quiet) for name in SETS]
 
 

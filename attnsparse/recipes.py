@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .labels import checked_path
+
 __all__ = ["RECIPES", "Recipe"]
 
 
@@ -37,12 +39,14 @@ class Recipe:
         """Train the models into folders of `out`; returns these folders.
 
         seed: None for the recipe's own.
-        resume: go on with the run that `out` holds; without it, FileExistsError if there is one.
+        resume: go on with the run that `out` holds, FileNotFoundError if there is none; without it,
+        FileExistsError if there is one.
         threads: 0 for as many as this process may use; bits do not depend on it.
         settings: fields of the recipe's settings that are to differ from its defaults.
         """
+        folder = Path(checked_path(out, "out"))
         module = importlib.import_module(self.module, __package__)
-        return module.train(Path(out), seed=seed, resume=resume, threads=threads, quiet=quiet, **settings)
+        return module.train(folder, seed=seed, resume=resume, threads=threads, quiet=quiet, **settings)
 
 
 RECIPES = {

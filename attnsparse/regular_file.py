@@ -11,7 +11,8 @@ import zlib
 from typing import NoReturn
 
 from .errors import FormatError, located
-from .limits import DEFAULT_LIMITS, Limits
+from .labels import checked_path
+from .limits import DEFAULT_LIMITS, Limits, checked_limits
 
 CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly
 
@@ -25,7 +26,7 @@ class RegularFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = checked_path(path)
         flags = os.O_RDONLY
         for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
             flags |= getattr(os, name, 0)
@@ -93,6 +94,7 @@ def read_small(
     code: str = "file_limit",
 ) -> bytes:
     """A whole file of at most `getattr(limits, limit_name)` bytes; LimitError above."""
+    checked_limits(limits)
     with RegularFile(path) as file:
         limits.check(limit_name, file.size, file.path, f"a file of {file.size:,} bytes", code=code)
         return file.read(0, file.size)

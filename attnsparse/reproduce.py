@@ -18,6 +18,7 @@ from . import (
     reproduce_curves,
     tasks_prompts,
 )
+from .labels import checked_path
 from .model import Model
 from .progress import progress_bar
 from .reproduce_pair import Made, ModelLike, Pair, TranscodersLike, as_model, as_transcoders
@@ -29,7 +30,7 @@ Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 def reproduce(
     what: str = "all",
     out: str | os.PathLike[str] = "figures",
-    formats: Sequence[str] = ("png", "svg", "pdf"),
+    formats: str | Sequence[str] = ("png", "svg", "pdf"),
     *,
     dense: ModelLike | None = None,
     sparse: ModelLike | None = None,
@@ -63,7 +64,7 @@ def reproduce(
         if "antonym" in names:
             _add_transcoders(pairs["antonym"], given, dense is None and sparse is None)
         adders = _adders(*(None, None) if what == "all" else (dense, sparse)) if "addition" in names else {}
-        folder = Path(out)
+        folder = Path(checked_path(out, "out"))
         folder.mkdir(parents=True, exist_ok=True)
         files: Files = {}
         for name in names:
@@ -131,7 +132,7 @@ def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Mode
     return models
 
 
-def _write(made: Made, folder: Path, formats: Sequence[str]) -> Files:
+def _write(made: Made, folder: Path, formats: str | Sequence[str]) -> Files:
     """Save a figure, close it, and write its caption and tables beside it."""
     files: Files = dict.fromkeys(figures.save(made.figure, folder / made.name, formats))
     plt.close(made.figure)

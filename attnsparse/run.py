@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -299,7 +299,8 @@ class Run:
     def entry_scores(self, layer: Any, head: Any, query: Any, key: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores and gates (bool; all True for a dense model) of entries given by four equally long arrays.
 
-        Needs q, k, v.  Raises IndexError out of range, RuntimeError if the weights changed after the run.
+        Needs q, k, v.  Raises IndexError out of range, ValueError for a key after its query, RuntimeError if
+        the weights changed after the run.
         """
         self._need("q")
         first, last = self._range(self._one("entry_scores"))
@@ -308,6 +309,9 @@ class Run:
         for name, values in (("query", query), ("key", key)):
             if values.size and (values.min() < 0 or values.max() >= last - first):
                 raise IndexError(f"{name} must be in 0..{last - first - 1}")
+        if query.shape == key.shape and (key > query).any():
+            at = int(np.argmax(key > query))
+            raise ValueError(f"attention looks back: entry {at} has key {key[at]} after query {query[at]}")
         scores = self._core.entry_scores(layer, head, query + first, key + first)
         config = self.model.config
         gates = (
@@ -333,6 +337,14 @@ class Run:
         from . import tables
 
         return tables.summary_html(self)
+
+    def __copy__(self) -> Run:
+        twin = object.__new__(Run)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Run cannot be pickled: take its arrays, or tables such as run.heads()")
 
     def __repr__(self) -> str:
         what = f"{self.n_tokens} tokens" if self._index is not None else f"{len(self)} prompts"

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .labels import checked_path
+
 TEMPORARY = ".attnsparse-tmp"
 PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
 FLUSH_BYTES = 4 * PIECE_BYTES  # flushed at once, for the same reason
@@ -38,7 +40,7 @@ def write_together(files: Iterable[File]) -> None:
     change = _Change()
     try:
         for path, pieces in files:
-            change.write(Path(path), pieces)
+            change.write(Path(checked_path(path)), pieces)
         change.put_in_place()
         change.forget()
     except OSError as error:

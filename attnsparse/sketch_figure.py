@@ -61,7 +61,7 @@ def attention_sketch(
     ablation: str = "zero",
     most: int = 36,
     columns: int | None = None,
-    base: int = 1,
+    base: int = 0,
 ) -> Figure:
     """The heads of two models that carry `key` to `query`, the last token of `prompt`, where `answer` is due.
 
@@ -99,7 +99,7 @@ def draw_sketch(
     fraction: float = 0.8,
     most: int = 36,
     columns: int | None = None,
-    base: int = 1,
+    base: int = 0,
 ) -> Figure:
     """`attention_sketch` of what was found before."""
     checked_base(base)

@@ -98,7 +98,7 @@ def write_prompts_json(task: Task, path: str | os.PathLike[str]) -> None:
         for i in range(len(task))
     ]
     text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
-    write_atomic(Path(path), [text.encode()])
+    write_atomic(path, [text.encode()])
 
 
 def read_eap_csv(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, FormatError, located, printable, quoted
+from .labels import checked_path
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
 from .saving import write_atomic
@@ -74,7 +75,7 @@ class Tokenizer:
         Raises FormatError (json_*, tokenizer, merges), LimitError tokenizer_limit, ConfigError vocab,
         OSError.
         """
-        path = Path(path)
+        path = Path(checked_path(path))
         if path.is_dir():
             if not (path / "tokenizer.json").exists() and cls.is_in(path):
                 return cls.from_files(path / "vocab.json", path / "merges.txt", limits=limits)

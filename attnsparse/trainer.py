@@ -22,6 +22,7 @@ import numpy as np
 from . import training_file
 from . import training_state as state
 from .engine import core_for
+from .labels import checked_path
 from .model import Model
 from .progress import progress_bar
 from .saving import remove_stale, write_atomic
@@ -71,7 +72,7 @@ class Trainer:
         self.model = model  #: the model that is trained, changed in place
         self.data = data  #: where batches come from
         self.threads = threads  #: 0: as many as `set_num_threads` allows
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else Path(checked_path(folder, "folder"))
         self._checkpoint_every, self._keep = _whole(checkpoint_every, 0), _whole(keep, 1)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ class Trainer:
         threads, time, or where it was interrupted. OSError if the disk refuses; the trainer and an older
         checkpoint are untouched.
         """
-        path = Path(path)
+        path = Path(checked_path(path))
         meta = {
             "kind": "training",
             "build": state.build(),
@@ -202,7 +203,8 @@ class Trainer:
         Raises CheckpointError: the codes of `training_file.load`, and `data`, `options`, `missing_tensor`,
         `unexpected_tensor`, `size_mismatch`, `dtype`, `meta`. Warns if another build or CPU kernel wrote it.
         """
-        path = state.last_checkpoint(path) if os.path.isdir(path) else Path(path)
+        path = Path(checked_path(path))
+        path = state.last_checkpoint(path) if path.is_dir() else path
         contents = training_file.load(path)
         meta, tensors = state.checked_meta(contents.meta, path), contents.tensors
         stored = meta["options"]

@@ -13,7 +13,8 @@ import numpy as np
 from . import transcoder_circuit_tracer, transcoder_clt_forge, transcoder_saelens, transcoder_torch
 from .checkpoint_files import MODELS_FOLDER
 from .errors import ConfigError, FormatError, located
-from .limits import DEFAULT_LIMITS, Limits
+from .labels import checked_flag, checked_path
+from .limits import DEFAULT_LIMITS, Limits, checked_limits
 from .transcoder import Transcoders
 from .transcoder_layout import INPUT_HOOKS, MLP_IN, NORMALIZED, RESID_MID, StoredSet, check_size
 from .transcoder_source import InputChange, StoredWeights
@@ -75,8 +76,9 @@ def load_transcoders(
         raise ValueError(f"input_hook must be one of {', '.join(INPUT_HOOKS)}, got {input_hook!r:.80}")
     if processed not in (None, True, False):
         raise ValueError(f"processed must be True, False or None, got {processed!r:.80}")
+    checked_flag(verify, "verify")
     path = _find(what)
-    stored = _read(path, limits)
+    stored = _read(path, checked_limits(limits))
     check_size(stored.layers, stored.d_model, stored.path, limits)
     hook = _settle_hook(stored, input_hook)
     changes = _input_changes(stored, hook, _settle_processing(stored, hook, processed), model)
@@ -102,11 +104,7 @@ def _find(what: Any) -> Path:
     """The folder or file that is meant; FileNotFoundError lists what was tried."""
     if isinstance(what, str) and what in embedded_transcoders():
         return MODELS_FOLDER / what
-    if not isinstance(what, (str, os.PathLike)):
-        raise TypeError(f"expected a name or a path, got {type(what).__name__}")
-    path = Path(what)
-    if "\0" in os.fspath(path):
-        raise ValueError("a path cannot hold a NUL character")
+    path = Path(checked_path(what, "the set"))
     if not path.exists():
         names = ", ".join(embedded_transcoders()) or "none in this build"
         text = f"no file or folder {str(what)[:200]!r}; transcoders that come with attnsparse: {names}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .labels import checked_path
 from .safetensors_file import safetensors_header
 from .saving import File, write_together
 from .tensor_source import TensorInfo
@@ -46,7 +47,7 @@ def save_transcoders(
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r:.80}")
     import yaml
 
-    folder = Path(folder)
+    folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     _check_others(folder, transcoders)
     text = yaml.safe_dump(_config(transcoders), sort_keys=False, allow_unicode=True)

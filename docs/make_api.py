@@ -455,9 +455,12 @@ def command_line() -> str:
         for action in command._actions:
             if not action.help or "--help" in action.option_strings:
                 continue
-            shown = "/".join(action.option_strings) or action.metavar or action.dest
+            values = action.metavar or (action.dest.upper() if action.option_strings else action.dest)
+            words = values if isinstance(values, tuple) else (values,)
+            repeated = " ..." if action.nargs == "+" else ""
+            shown = "/".join(action.option_strings) or " ".join(words)
             if action.option_strings and action.nargs != 0:
-                shown += f" {action.metavar or action.dest.upper()}"
+                shown += f" {' '.join(words)}{repeated}"
             if action.required or not action.option_strings:
                 usage.append(shown if action.required else f"[{shown}]")
             rows.append(f"* `{shown}`: {sentence(action.help)}")

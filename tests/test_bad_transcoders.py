@@ -122,7 +122,7 @@ def test_some_messages(tmp_path):
 
 def test_wrong_arguments(tmp_path):
     for wrong in (None, 3, ["a"], b"a"):
-        with pytest.raises(TypeError, match="expected a name or a path"):
+        with pytest.raises(TypeError, match="the set must be a text or a path"):
             load_transcoders(wrong)
     with pytest.raises(ValueError, match="NUL"):
         load_transcoders("a\0b")

@@ -89,7 +89,7 @@ def test_shares_and_needed_numbers(model):
 @pytest.mark.parametrize("base", [0, 1])
 def test_table(model, base):
     found = find_carriers(model.real(), PROMPT, 4 + base, 7 + base, ANSWER, WRONG, base=base)
-    table = found.to_pandas(base)
+    table = found.to_pandas(base) if base else found.to_pandas()
     assert list(table) == [
         "rank", "layer", "head", "label", "query", "key", "query_token", "key_token", "weight", "effect",
         "share", "kept",
@@ -105,10 +105,10 @@ def test_table(model, base):
 
 def test_bad_questions(model):
     real = model.real()
-    with pytest.raises(ValueError, match="key position 8 comes after query position 5"):
-        find_carriers(real, PROMPT, 8, 5, ANSWER, WRONG)
-    with pytest.raises(ValueError, match=r"query must be the last token.*position 8, got 7 \(base=1\)"):
-        find_carriers(real, PROMPT, "large", 7, ANSWER, WRONG)
+    with pytest.raises(ValueError, match="key position 7 comes after query position 4"):
+        find_carriers(real, PROMPT, 7, 4, ANSWER, WRONG)
+    with pytest.raises(ValueError, match=r"query must be the last token.*position 7, got 6 \(base=0\)"):
+        find_carriers(real, PROMPT, "large", 6, ANSWER, WRONG)
     with pytest.raises(ValueError, match="no token 'huge'"):
         find_carriers(real, PROMPT, "huge", -1, ANSWER, WRONG)
     with pytest.raises(ValueError, match="must be one"):
@@ -125,11 +125,11 @@ def test_an_entry_that_does_not_help(model):
             find_carriers(real, PROMPT, "large", -1, answer, wrong)
         except ValueError as error:
             refused += 1
-            assert "does not need what it sees from position 8 to 5" in str(error)  # noqa: PT017
+            assert "does not need what it sees from position 7 to 4" in str(error)  # noqa: PT017
     assert refused == 1
 
 
 def test_a_gate_closed_in_every_head():
     shut = FakeModel(3, gated=True, gate_bias=-1e3).real()
-    with pytest.raises(ValueError, match=r"no head of 'fake' looks from position 8 to 5 \(base=1\)"):
+    with pytest.raises(ValueError, match=r"no head of 'fake' looks from position 7 to 4 \(base=0\)"):
         find_carriers(shut, PROMPT, "large", -1, ANSWER, WRONG)

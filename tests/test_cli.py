@@ -82,6 +82,9 @@ def test_edges(folder, capsys):
     expected = asp.load(folder).run(PROMPT).edges()
     assert run("edges", folder, "--prompt", PROMPT, "--csv") == 0
     assert len(pd.read_csv(StringIO(capsys.readouterr().out))) == len(expected) > 0
+    assert run("edges", folder, "--prompt", PROMPT, "--csv", "--base", "1") == 0
+    table = pd.read_csv(StringIO(capsys.readouterr().out))
+    assert table["query"].tolist() == (expected["query"] + 1).tolist()
     assert run("edges", folder, "--prompt", PROMPT, "--threshold", "2") == 0
     assert capsys.readouterr().out.endswith("(none)\n")
 
@@ -101,6 +104,55 @@ def test_info(folder, capsys):
     assert asp.load(folder).digest in out
 
 
+def test_info_about_transcoders(capsys):
+    assert run("info", "demo-sparse-transcoders") == 0
+    out = capsys.readouterr().out.splitlines()
+    for line in (
+        "of the model:             demo-sparse",
+        "kind:                     one per layer",
+        "shape:                    12 layers x 512 to 1,024 features, width 96",
+        "activation:               topk, k = 6",
+        "reads:                    ln2.hook_normalized",
+        "writes:                   hook_mlp_out",
+    ):
+        assert line in out
+
+
+def test_a_set_of_transcoders_is_no_model(capsys):
+    assert run("edges", "demo-sparse-transcoders", "--prompt", "x") == 1
+    assert (
+        "'demo-sparse-transcoders' is a set of transcoders: see load_transcoders" in capsys.readouterr().err
+    )
+
+
+GRAPH = ("graph", "demo-sparse", "--transcoders", "demo-sparse-transcoders", "--prompt", PROMPT)
+
+
+def test_graph_prints_its_summary(capsys):
+    assert run(*GRAPH, "--target", "small", "--wrong", "cold", "hot") == 0
+    model = asp.load("demo-sparse")
+    transcoders = asp.load_transcoders("demo-sparse-transcoders", model)
+    graph = asp.attribution_graph(model, transcoders, PROMPT, "small", wrong=["cold", "hot"])
+    [summary] = graph.summary().to_dict("records")
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == list(summary)
+    assert int(lines["n_feature"]) == summary["n_feature"]
+    assert float(lines["replacement"]) == pytest.approx(summary["replacement"], rel=1e-3)
+
+
+def test_graph_writes_what_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ("--html", "page.html", "--figure", "graph.png", "--json", "viewer", "--out", "whole")
+    assert run(*GRAPH, *options, "--base", "1") == 0
+    written = "page.html, graph.png, viewer/graph.json, whole.json, whole.npz"
+    assert capsys.readouterr().out.splitlines()[-1] == f"written: {written}"
+    assert all((tmp_path / name).is_file() for name in written.split(", "))
+    assert asp.load_graph("whole").pruned is None
+    assert (
+        "from 1" in (tmp_path / "page.html").read_text() or '"base":1' in (tmp_path / "page.html").read_text()
+    )
+
+
 def test_an_old_blas_core_is_named():
     info = {"isa": "avx512", "blas_core": "Prescott"}
     assert "takes this CPU for a Prescott" in cli_info.old_blas_core(info)
@@ -116,6 +168,7 @@ def test_an_old_blas_core_is_named():
         ["heads", "model"],
         ["heads", "model", "--prompt", "x", "--key", "1", "--query", "2", "--base", "2"],
         ["edges", "model", "--prompt", "x", "--csv", "--json"],
+        ["graph", "model", "--prompt", "x"],
         ["train", "nothing", "--out", "x"],
         ["train", "addition"],
         ["reproduce", "subtraction"],
@@ -158,7 +211,7 @@ def test_unexpected_errors_are_named(monkeypatch, capsys):
 
 
 def test_every_help_ends_with_an_example(capsys):
-    for command in ("reproduce", "heads", "edges", "train", "info"):
+    for command in ("reproduce", "heads", "edges", "graph", "train", "info"):
         with pytest.raises(SystemExit) as caught:
             cli.main([command, "--help"])
         assert caught.value.code == 0

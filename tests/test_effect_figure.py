@@ -169,6 +169,8 @@ def test_same_bytes_again(tmp_path):
 def test_bad_input():
     with pytest.raises(ValueError, match="one unit, got 'edge', 'head'"):
         figures.effect_curves({"a": DENSE, "b": fake_circuit([0, 1])})
+    with pytest.raises(TypeError, match="circuits must be a mapping, label: Circuit, got Circuit"):
+        figures.effect_curves(fake_circuit([0, 1]))
     with pytest.raises(ValueError, match="got no circuit"):
         figures.effect_curves({})
     for fraction in (0, 1.5, -1):

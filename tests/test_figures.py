@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -156,6 +157,10 @@ def test_bad_patterns(model):
         figures.head_grid(model.run([PROMPT, PROMPT]))
     with pytest.raises(ValueError, match="at least one panel"):
         figures.head_grids([])
+    with pytest.raises(TypeError, match=r"a panel is \(title, run, heads\).*panel 0 is \('a', "):
+        figures.head_grids([("a", np.zeros((1, 1, 3, 3)))])
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        figures.head_grids([("a", np.zeros((1, 1, 3, 3)), None)], columns=0)
 
 
 def test_long_prompts_are_stored_as_pixels(tmp_path):
@@ -280,13 +285,32 @@ def test_no_edges_is_an_empty_picture(run, tmp_path):
 def test_columns_carry_tokens_labels_and_predictions(run):
     ax = figures.edge_lines(run)
     words = ["The", "opposite", "of", '"', "large", '"', "is", '"']
-    assert [label.get_text() for label in ax.get_xticklabels()] == words
+    assert [label.get_text() for label in ax.get_xticklabels()] == [f"{w}\n{i}" for i, w in enumerate(words)]
+    assert ax.get_xlabel() == "token and position (from 0)"
+    ax = figures.edge_lines(run, base=1)
+    assert ax.get_xticklabels()[4].get_text() == "large\n5"
+    assert ax.get_xlabel() == "token and position (from 1)"
+    with pytest.raises(ValueError, match="base must be 0 or 1"):
+        figures.edge_lines(run, base=2)
     ax = figures.edge_lines(run, labels=list("abcdefgh"), predictions={7: "$small$"}, title="one")
     assert [label.get_text() for label in ax.get_xticklabels()] == list("abcdefgh")
+    assert ax.get_xlabel() == ""
     assert texts(ax) == ["$small$"]
     assert ax.texts[0].xy == (7, 3)
     with pytest.raises(ValueError, match="2 labels for 8 tokens"):
         figures.edge_lines(run, labels=["a", "b"])
+
+
+@pytest.mark.parametrize(("n", "size"), [(1, None), (3, None), (1, (2.2, 2.0)), (3, (5.5, 2.0))])
+def test_names_of_columns_do_not_touch(n, size):
+    """Short prompts, long ones whose names stand upright, and Axes of somebody else."""
+    run = FakeModel(3).run(PROMPT * n)
+    ax = None if size is None else plt.subplots(figsize=size, layout="constrained")[1]
+    ax = figures.edge_lines(run, ax)
+    ax.figure.draw_without_rendering()
+    places = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert len(places) == run.n_tokens
+    assert all(a.x1 < b.x0 for a, b in itertools.pairwise(places))
 
 
 def test_addition_figure_has_dense_above_sparse(dense_adder, adder):
@@ -311,6 +335,11 @@ def test_addition_figure_has_dense_above_sparse(dense_adder, adder):
 def test_bad_sums(dense_adder, adder, sums):
     with pytest.raises(ValueError, match=r"at least one sum|written like '53\+21'"):
         figures.addition_figure(dense_adder, adder, sums)
+
+
+def test_models_of_other_sequences(adder, model):
+    with pytest.raises(ValueError, match=r"sparse: 'fake' is no model of additions, which have 14 tokens"):
+        figures.addition_figure(adder, model)
 
 
 # ------------------------------------------------------------------------------- training history
@@ -441,6 +470,32 @@ def test_save_takes_axes_and_figures(run, tmp_path):
 def test_unknown_format_writes_nothing(run, tmp_path):
     with pytest.raises(ValueError, match="unknown figure format 'gif'; known: png, svg, pdf"):
         figures.save(figures.edge_lines(run), tmp_path / "x", ["png", "gif"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ending_of_a_path_is_its_format(run, tmp_path):
+    ax = figures.edge_lines(run)
+    assert figures.save(ax, tmp_path / "a.png", dpi=50) == [tmp_path / "a.png"]
+    assert figures.save(ax, tmp_path / "a.svg", "svg") == [tmp_path / "a.svg"]
+    assert figures.save(ax, tmp_path / "b", "pdf") == [tmp_path / "b.pdf"]
+    assert figures.save(ax, tmp_path / "v1.5", "svg") == [tmp_path / "v1.5.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "b.pdf", "v1.5.svg"]
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "kind", "text"),
+    [
+        ("a.png", {"formats": "svg"}, ValueError, r"path ends in \.png, formats are \['svg'\]"),
+        ("a.png", {"formats": ("png", "svg")}, ValueError, "leave one of them away"),
+        ("a", {"formats": 3}, TypeError, "formats must be a name or a sequence of names"),
+        ("a", {"dpi": "a"}, TypeError, "dpi must be a number, got str"),
+        ("a", {"dpi": 0}, ValueError, "dpi must be above 0"),
+        ("a", {"figure": "a"}, TypeError, "expected a Figure or Axes of matplotlib, got str"),
+    ],
+)
+def test_what_cannot_be_saved(run, tmp_path, path, options, kind, text):
+    with pytest.raises(kind, match=text):
+        figures.save(**{"figure": figures.edge_lines(run), "path": tmp_path / path} | options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -84,7 +84,7 @@ def test_the_planted_graph(planted):
     assert "planted: 2 of 24 heads" in written
     assert "97 % of what 'large' does to 'small'" in written
     assert "Modulated at 97 % by" in written
-    assert "1 of 2 heads map key pos 5 to query pos 8 most" in written
+    assert "1 of 2 heads map key pos 4 to query pos 7 most" in written
     assert [text for text in written if text.startswith("layer ")] == ["layer 0-2", "layer 5-6", "layer 0"]
     assert "+744.0" in written  # 651 * 8 / 7, the red arrow
     assert "+120.0" in written  # 105 * 8 / 7, from opposite
@@ -107,6 +107,12 @@ def test_positions_count_from_base(planted, base):
     assert f"1 of 2 heads map key pos {4 + base} to query pos {7 + base} most" in written
 
 
+def test_columns_that_are_none(planted):
+    for columns, kind in ((0, ValueError), ("a", TypeError)):
+        with pytest.raises(kind, match="columns must be"):
+            figures.graph_sketch(planted, planted, columns=columns)
+
+
 def test_numbers_are_those_of_the_edge(planted):
     """Whatever the numbers are, they are written: nothing is typed in."""
     flows = planted.flows.copy()
@@ -116,7 +122,7 @@ def test_numbers_are_those_of_the_edge(planted):
     written = texts(right)
     assert "−33.3" in written
     assert "Modulated at 68 % by" in written
-    assert "The head maps key pos 5 to query pos 8" in written
+    assert "The head maps key pos 4 to query pos 7" in written
     dashed = [arrow for arrow in arrows(right) if arrow.get_linestyle() not in ("-", "solid")]
     assert len(dashed) == 1
 

@@ -194,6 +194,18 @@ def test_edges_in_every_writing(text):
     assert error(model.run(one.task.clean[0]).logits, expected) > 1e-3
 
 
+@pytest.mark.parametrize("item", ["L1H2", Head(1, 2), "a1.h2[0->3]", HeadPosition(1, 2, 0), Mlp(1)])
+def test_one_item_without_a_list(item):
+    one = case("gated")
+    model, prompt = one.model(), one.task.clean[0]
+    for kind in ("zero", "mean"):
+        reference = None if kind == "zero" else [prompt, one.task.corrupted[0]]
+        alone, listed = (
+            model.run(prompt, ablate=Ablation(items, kind, reference)).logits for items in (item, [item])
+        )
+        np.testing.assert_array_equal(alone, listed)
+
+
 def test_the_same_bits_for_any_number_of_threads():
     one = case("gated")
     model, items = one.model("float32"), items_of(one.config)["mixed"]
@@ -248,6 +260,18 @@ PROMPTS = [[1, 2, 3, 4, 5]] * 3
 WRONG_ABLATIONS = {
     "layer": (IndexError, "L2H0", lambda: ["L2H0"]),
     "head": (IndexError, "L0H3", lambda: [(0, 3)]),
+    "head below 0": (IndexError, "L0H-1", lambda: [Head(0, -1)]),
+    "position of no head": (IndexError, "L-1H0", lambda: [HeadPosition(-1, 0, 1)]),
+    "head by text": (TypeError, "layer must be a whole number", lambda: [Head("a", 1)]),
+    "head yes or no": (TypeError, "head must be a whole number", lambda: [Head(0, True)]),
+    "edge looks forward": (ValueError, "key 3 comes after query 1", lambda: [Edge(0, 0, 1, 3)]),
+    "edge below 0": (IndexError, r"positions 0\.\.4", lambda: [Edge(0, 0, 1, -1)]),
+    "edge of halves": (TypeError, "query must be a whole number", lambda: [Edge(0, 0, 1.5, 1)]),
+    "keep a head below 0": (IndexError, "L0H-1", lambda: Ablation(Head(0, -1), keep_only=True)),
+    "keep a forward edge": (ValueError, "key 3 comes", lambda: Ablation([Edge(0, 0, 1, 3)], keep_only=True)),
+    "a mapping": (TypeError, "goes to patch=", lambda: {"L0H0": 0}),
+    "a mapping inside": (TypeError, "goes to patch=", lambda: Ablation({"L0H0": 0})),
+    "an mlp as text": (ValueError, r"'m3' is not a head.*an MLP is asp\.Mlp\(3\)", lambda: "m3"),
     "no head": (ValueError, "is not a head", lambda: ["x"]),
     "a number": (TypeError, "an item is a Head", lambda: [3]),
     "a number alone": (TypeError, "ablate must be", lambda: 3),
@@ -284,6 +308,8 @@ WRONG_PATCHES = {
     "nothing": (TypeError, "real numbers", {"L0H0": None}),
     "a list": (TypeError, "mapping", [("L0H0", 0)]),
     "beyond": (IndexError, "L2H0", {"L2H0": np.zeros((5, 5))}),
+    "below 0": (IndexError, "L0H-1", {Head(0, -1): np.zeros((5, 5))}),
+    "forward": (ValueError, "key 3 comes after query 1", {Edge(0, 0, 1, 3): np.zeros(5)}),
 }
 BARE = ("not iterable", "has no attribute", "inhomogeneous", "too big to convert")
 

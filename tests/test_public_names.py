@@ -1,5 +1,6 @@
 """Public names: each has a docstring and is exported, and the exceptions are as documented."""
 
+import copy
 import importlib
 import inspect
 import pickle
@@ -37,6 +38,8 @@ def documented() -> dict[str, object]:
         "interventions",
         "circuit",
         "tasks",
+        "carriers",
+        "graph_edge",
     ):
         found[module] = importlib.import_module(f"attnsparse.{module}")
         names = getattr(found[module], "__all__", None) or [
@@ -66,6 +69,12 @@ def test_everything_public_has_a_docstring(name):
     assert len(text) >= 8, f"{name} has no docstring"
 
 
+def test_positions_count_from_0_unless_asked():
+    for name, value in documented().items():
+        if inspect.isfunction(value) and (base := inspect.signature(value).parameters.get("base")):
+            assert base.default in (0, base.empty), name
+
+
 def test_arrays_of_runs_are_in_the_docstring():
     text = asp.Run.__doc__
     assert all(name in text for name in (*run.CORE_NAMES, "logits") if name != "loss")
@@ -74,10 +83,14 @@ def test_arrays_of_runs_are_in_the_docstring():
         assert dir(getattr(_core, label)) == dir(getattr(_core64, label))
 
 
-def test_every_name_in_all_exists_and_dir_shows_it():
+def test_every_name_in_all_exists_and_dir_shows_it(monkeypatch):
     assert sorted(asp.__all__) == sorted(set(asp.__all__))
     for name in asp.__all__:
         assert getattr(asp, name) is not None
+        assert name in dir(asp)
+    for name in asp._MODULES:
+        assert inspect.ismodule(getattr(asp, name))
+        monkeypatch.delattr(asp, name, raising=False)  # as before its first use
         assert name in dir(asp)
     with pytest.raises(AttributeError, match="nothing_of_this_name"):
         asp.nothing_of_this_name  # noqa: B018
@@ -118,6 +131,32 @@ def test_errors_raised_by_calls_survive_pickling():
                     call(everything)
                 twin = pickle.loads(pickle.dumps(caught.value))
                 assert (type(twin), str(twin)) == (type(caught.value), str(caught.value)), name
+
+
+def test_a_pickled_or_copied_graph_is_all_but_its_model():
+    with Everything() as e:
+        for graph in (e.graph, e.pruned):
+            for twin in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph), copy.copy(graph)):
+                assert twin.origin is None
+                assert not twin.weight.flags.writeable
+                twin.save(e.folder / "twin")
+                graph.save(e.folder / "graph")
+                for ending in ("json", "npz"):
+                    kept = (e.folder / f"twin.{ending}").read_bytes()
+                    assert kept == (e.folder / f"graph.{ending}").read_bytes()
+        with pytest.raises(ValueError, match="no model to compute with"):
+            copy.copy(e.graph).score_pairs(0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("by", [pickle.dumps, copy.deepcopy])
+def test_what_cannot_be_pickled_says_what_to_do(by):
+    with Everything() as e:
+        for thing, text in (
+            (e.model, r"save it and load.*model\.copy\(\)"),
+            (e.one, "take its arrays, or tables"),
+        ):
+            with pytest.raises(TypeError, match=text):
+                by(thing)
 
 
 def test_divergence_raised_by_the_engine_survives_pickling():

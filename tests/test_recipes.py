@@ -15,6 +15,8 @@ from attnsparse import addition, demo_card, recipe_addition, recipes, tasks
 from attnsparse.errors import CheckpointError
 from attnsparse.initial_weights import initial_weights
 from attnsparse.reproduce_addition import evaluate
+from attnsparse.trainer import Trainer
+from attnsparse.transcoder_train import TranscoderTrainer
 
 SHORT = {"dense_steps": 24, "sparse_steps": 20, "repeats": 1, "repeat_steps": 8, "checkpoint_every": 5}
 FILES = ["README.md", "config.json", "history.csv", "history.png", "model.safetensors", "tokenizer.json"]
@@ -87,6 +89,28 @@ def test_stopped_and_resumed_gives_the_same_bytes(short, tmp_path):
 def test_a_second_run_needs_resume(short):
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(short[0].parent)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_resume_needs_a_run(name, tmp_path):
+    for out in (tmp_path / "none", tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"holds no run; .* start without resume"):
+            recipes.RECIPES[name].train(out, resume=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_run_that_was_stopped_before_its_first_checkpoint_can_be_resumed(name, tmp_path, monkeypatch):
+    recipe = recipes.RECIPES[name]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "__init__", stop)
+    monkeypatch.setattr(TranscoderTrainer, "__init__", stop)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            recipe.train(tmp_path, resume=resume)
 
 
 def test_resume_with_other_settings_is_refused(short):

@@ -61,14 +61,14 @@ def test_both_panels_show_the_best_heads():
     assert [text for text in texts(right) if text.startswith("L")] == ["L0H0", "L0H1", "L0H2", "L0H3"]
     assert "D: 32 of 48 heads" in texts(left)
     assert "S: 4 of 48 heads" in texts(right)
-    assert "80 % of the effects through 5 → 8; alone they keep 88 %" in texts(left)
+    assert "80 % of the effects through 4 → 7; alone they keep 88 %" in texts(left)
     assert "80 % through\nthese 4 heads" in texts(right)
 
 
 def test_never_more_than_asked_for():
     figure = draw_sketch(planted(48), planted(2), fraction=1.0, most=36)
     assert len(figure.axes[0].collections) == 36
-    assert "75 % of the effects through 5 → 8; alone they keep 82 %" in texts(figure.axes[0])
+    assert "75 % of the effects through 4 → 7; alone they keep 82 %" in texts(figure.axes[0])
 
 
 def test_the_entry_is_red_in_every_map():
@@ -150,9 +150,9 @@ def test_prompts_of_other_lengths(length, tmp_path):
 def test_own_prompt_key_and_query():
     dense, sparse = FakeModel(10, gated=False).real(), FakeModel(10).real()
     figure = figures.attention_sketch(
-        dense, sparse, PROMPT, "large", 8, ANSWER, WRONG, fraction=1.0, columns=2
+        dense, sparse, PROMPT, "large", 7, ANSWER, WRONG, fraction=1.0, columns=2
     )
-    found = find_carriers(sparse, PROMPT, "large", 8, ANSWER, WRONG)
+    found = find_carriers(sparse, PROMPT, "large", 7, ANSWER, WRONG)
     n = found.needed(1.0)
     assert len(figure.axes[1].collections) == n
     labels = [text for text in texts(figure.axes[1]) if text.startswith("L")]

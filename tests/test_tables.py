@@ -339,6 +339,10 @@ def test_head_within():
         Head(12, 0).within(12, 4)
     with pytest.raises(IndexError):
         Head(0, 4).within(12, 4)
+    with pytest.raises(IndexError, match="L11H-1"):
+        Head(11, -1).within(12, 4)
+    with pytest.raises(TypeError, match="layer must be a whole number"):
+        Head("a", 1).within(12, 4)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ Each wrong call must raise the right type with one clear sentence: never SystemE
 Python's or NumPy's own conversion, never a result.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 import reliability
@@ -11,7 +13,7 @@ from public_calls import CALLS, Everything
 from reliability import TOKENS, micro_batch, step_options
 
 import attnsparse as asp
-from attnsparse import _core, _core64
+from attnsparse import _core, _core64, recipes, reproduce, tasks
 from attnsparse.training_data import SequenceData
 
 NAN, INF = float("nan"), float("inf")
@@ -227,6 +229,7 @@ ARGUMENT_ERRORS = {
     "head": (lambda e: e.one.entry_scores([0], [4], [0], [0]), IndexError, r"head 4 .*0\.\.3"),
     "query": (lambda e: e.one.entry_scores([0], [0], [8], [0]), IndexError, r"query .*0\.\.7"),
     "key": (lambda e: e.one.entry_scores([0], [0], [0], [-1]), IndexError, r"key .*0\.\.7"),
+    "key after query": (lambda e: e.one.entry_scores([0], [0], [4], [7]), ValueError, "key 7 after query 4"),
     "query in a batch": (
         lambda e: e.ragged[1].entry_scores([0], [0], [1], [0]),
         IndexError,
@@ -332,6 +335,70 @@ def test_wrong_arguments(name, e):
     with pytest.raises(kind, match=match) as caught:
         call(e)
     check_message(caught.value)
+
+
+def takers_of_paths(e):
+    """Every call that takes the name of a file or folder, as a function of that name."""
+    table = asp.FeatureLabels()
+    return {
+        "load": asp.load,
+        "load tokenizer": lambda path: asp.load(e.folder / "saved", tokenizer=path),
+        "load_transcoders": asp.load_transcoders,
+        "load_circuit": asp.load_circuit,
+        "load_graph": asp.load_graph,
+        "load_feature_labels": asp.load_feature_labels,
+        "read_graph_json": asp.read_graph_json,
+        "read_prompts_json": lambda path: tasks.read_prompts_json(path, None),
+        "Tokenizer.load": asp.Tokenizer.load,
+        "Trainer.resume": lambda path: asp.Trainer.resume(path, e.data),
+        "Model.save": e.model.save,
+        "save_transcoders": partial(asp.save_transcoders, e.transcoders),
+        "Circuit.save": e.circuit.save,
+        "Graph.save": e.graph.save,
+        "Graph.to_html": e.graph.to_html,
+        "Graph.to_json": lambda path: e.graph.to_json(path, "slug"),
+        "FeatureLabels.save": table.save,
+        "write_feature_details": lambda path: asp.write_feature_details(path, table),
+        "Trainer": lambda path: asp.Trainer(e.dense, e.data, steps=2, folder=path),
+        "Trainer.save": e.trainer.save,
+        "figures.save": lambda path: asp.figures.save(None, path),
+        "recipes": recipes.RECIPES["addition"].train,
+        "reproduce": lambda path: reproduce.reproduce("addition", path),
+    }
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", 3, b"a", None])
+def test_paths_that_are_none(e, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, call in takers_of_paths(e).items():
+        if path is None and name in ("load tokenizer", "Trainer"):
+            continue  # there is none
+        kind = ValueError if isinstance(path, str) else TypeError
+        with pytest.raises(kind, match=r"is empty|NUL|must be a text or a path") as caught:
+            call(path)
+        check_message(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+LIMITED = ("load", "load_transcoders", "load_circuit", "load_graph", "load_feature_labels", "read_graph_json")
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_limits_that_are_none(e, name):
+    saved = {"load": "saved", "load_circuit": "circuit"}.get(name, "absent")
+    what = "demo-sparse-transcoders" if name == "load_transcoders" else e.folder / saved
+    with pytest.raises(TypeError, match="limits must be Limits, got int"):
+        getattr(asp, name)(what, limits=5)
+
+
+def test_flags_and_tokenizers_that_are_none(e):
+    for flags in ({"gated": "yes"}, {"gated": 1}, {"allow_nonfinite": "no"}):
+        with pytest.raises(TypeError, match=f"{next(iter(flags))} must be True or False"):
+            asp.load(e.folder / "saved", **flags)
+    with pytest.raises(TypeError, match="tokenizer must be a text or a path, got int"):
+        asp.load(e.folder / "saved", tokenizer=3)
+    with pytest.raises(TypeError, match="verify must be True or False, got 'x'"):
+        asp.load_transcoders("demo-sparse-transcoders", verify="x")
 
 
 STEP_ERRORS = {
