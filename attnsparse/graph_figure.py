@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
+from .arguments import checked_object
 from .figure_style import BLUE, DARK, GREY, ORANGE, PALE, PANEL, PLAIN_TEXT, STYLE, size_labels, styled
 from .graph_layout import (
     Edges,
@@ -29,12 +30,13 @@ from .graph_layout import (
     pruning_text,
     short_label,
 )
+from .graph_object import Graph
 from .labels import checked_base, token_label, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
 
-    from .graph_object import Graph, Nodes
+    from .graph_object import Nodes
 
 # Marker, colour and name in the legend of each kind; the colours are Okabe and Ito's.
 _MARKS = {
@@ -82,6 +84,7 @@ def graph(
     Raises IndexError and KeyError for nodes that do not exist, ValueError for no node at all, for negative
     max_edges or max_labels and for another base, TypeError for other things.
     """
+    checked_object(graph, Graph, "graph")
     base = checked_base(base)
     max_edges, max_labels = _count(max_edges, "max_edges"), _count(max_labels, "max_labels")
     whole, here = graph, False
