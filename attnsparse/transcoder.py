@@ -277,7 +277,7 @@ class Transcoders:
         if own and theirs and own != theirs and theirs not in self._warned_of:
             self._warned_of.add(theirs)
             text = f"transcoders {quoted(self.name)} were made for model {quoted(own)}, this one is"
-            text += f" {quoted(theirs)}: unless it is the same model under another name, errors are large"
+            text += f" {quoted(theirs)}: set model.name if it is the same, else errors are large"
             warnings.warn(text, UserWarning, stacklevel=3)
 
     def writes(self, layer: int) -> int:
