@@ -49,7 +49,7 @@ def checked_fraction(value: Any) -> float:
 
 def _number(value: Any, name: str) -> Any:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} must be a number in 0..1, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return value
 
 

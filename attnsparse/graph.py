@@ -79,7 +79,7 @@ def attribution_graph(
     taken, KeyboardInterrupt on Ctrl-C; as `load_feature_labels` for files.
     """
     checked_object(model, Model, "model"), checked_object(transcoders, Transcoders, "transcoders")
-    labels = checked_labels(labels or {}, n_features=transcoders.n_features)
+    labels = checked_labels({} if labels is None else labels, n_features=transcoders.n_features)
     threads, max_bytes = checked_threads(threads), checked_bytes(max_bytes)
     most = None if max_feature_nodes is None else _count(max_feature_nodes, "max_feature_nodes")
     n_splits = _count(n_splits, "n_splits")
