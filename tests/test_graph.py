@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import reliability
 from graph_toys import PROMPT, random_transcoders, toy, toy_graph
@@ -392,6 +393,7 @@ def test_wrong_questions() -> None:
 
 def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
     model, transcoders = toy()
+    frame = pd.DataFrame({"clean": ["a"], "corrupted": ["b"], "answer": ["c"], "wrong": ["d"]})
     graph, made_by = toy_graph(), {"model": r"asp\.load", "transcoders": r"asp\.load_transcoders"}
     cases = [
         (lambda: asp.attribution_graph(model, "demo-sparse-transcoders", PROMPT), "transcoders", "str"),
@@ -402,6 +404,8 @@ def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
         (lambda: asp.describe_features(model, transcoders, [PROMPT], window=5), "window", "5"),
         (lambda: asp.tasks.make_task("copy", model), "tokenizer", "Model"),
         (lambda: asp.tasks.make_task("addition", None), "tokenizer", "NoneType"),
+        (lambda: asp.tasks.from_dataframe(frame, model), "tokenizer", "Model"),
+        (lambda: asp.tasks.read_eap_csv("none.csv", None), "tokenizer", "NoneType"),
         (lambda: asp.token_groups(5), "graph", "int"),
         (lambda: asp.group_nodes(graph.nodes, {}), "graph", "DataFrame"),
         (lambda: asp.group_nodes(graph, 5), "groups", "int"),
