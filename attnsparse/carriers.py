@@ -94,6 +94,11 @@ class Carriers:
             }
         )
 
+    def __repr__(self) -> str:
+        tokens = self.run.token_strings
+        where = f"{tokens[self.key]!r:.30} -> {tokens[self.query]!r:.30} in {self.name!r:.60}"
+        return f"Carriers({where}: {len(self.heads)} heads, {self.needed(0.8)} have 80 % of the effect)"
+
 
 def find_carriers(
     model: Model,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import circuit_search, effects, randomness
+from .arguments import checked_object
 from .circuit_bootstrap import band, explained_effect, resampled_curves
 from .circuit_file import load_circuit
 from .circuit_object import (
@@ -245,8 +246,7 @@ def _halves(
     progress: bool | None,
 ) -> tuple[Half, Half]:
     """The halves to rank on and to evaluate on."""
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+    checked_object(model, Model, "model")
     for name, value in (("task", task), ("reference", task if reference is None else reference)):
         if not isinstance(value, Task):
             raise TypeError(f"{name} must be a Task, such as make_task gives, got {type(value).__name__}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import circuit_bootstrap
+from .arguments import checked_fraction
 from .interventions import HeadPosition
 from .labels import Edge, Head, whole_number
 
@@ -115,7 +116,7 @@ class Circuit:
         keep the ranking as it is and use the same sizes.
         Raises ValueError for a fraction outside (0, 1], or for normalize="none", where f is no share.
         """
-        fraction = _checked_fraction(fraction)
+        fraction = checked_fraction(fraction)
         if self.normalize == "none":
             raise ValueError("this circuit has normalize='none': its effect is no share of the whole model's")
         first, stays = (int(i) for i in circuit_bootstrap.needed_index(self.effect, fraction))
@@ -235,7 +236,7 @@ class Circuit:
             "n_prompts": len(self.full),
             "full": self.full.mean(),
             "empty": self.empty.mean(),
-            "fraction": _checked_fraction(fraction),
+            "fraction": checked_fraction(fraction),
         }
         counts: dict[str, int | None] = dict.fromkeys((*_COUNTS, "random_first"))
         if self.normalize != "none":
@@ -330,14 +331,3 @@ class Circuit:
 
 
 _COUNTS = ("first", "first_low", "first_high", "stays", "stays_low", "stays_high")
-
-
-def _checked_fraction(fraction: Any) -> float:
-    """TypeError if it is no number, ValueError outside (0, 1]."""
-    if isinstance(fraction, (bool, np.bool_)) or not isinstance(
-        fraction, (int, float, np.integer, np.floating)
-    ):
-        raise TypeError(f"fraction must be a number, got {type(fraction).__name__}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
-    return float(fraction)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import checked_object
 from .batch import Batch, as_batch
 from .engine import checked_threads
 from .model import Model
@@ -70,8 +71,7 @@ def open_entries(model: Model, task: Task, threads: int | None) -> np.ndarray:
 
 def check_model_and_task(model: Any, task: Any) -> None:
     """TypeError if they are something else."""
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+    checked_object(model, Model, "model")
     if not isinstance(task, Task):
         raise TypeError(f"task must be a Task, such as make_task gives, got {type(task).__name__}")
 

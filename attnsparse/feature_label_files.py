@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import checked_object
 from .checkpoint_files import MODELS_FOLDER
 from .errors import FormatError, located, quoted
 from .feature_labels import FeatureLabels, Key
@@ -116,11 +118,11 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
     """Read what `FeatureLabels.save` wrote, or any CSV in UTF-8 with columns layer, feature and label.
 
     A path that ends in .csv is read as a CSV: it gives labels alone, no contexts. Rows without a label are
-    left out. A folder, or the name of transcoders that come with the package, stands for its labels.json, or
-    else its labels.csv.
-    Raises OSError, and FormatError with a code: json_* and duplicate_name for the JSON; magic, version,
-    header_value for its fields; feature for a feature that makes no sense; csv for a CSV. LimitError above
-    one of `limits`.
+    left out. A folder stands for its labels.json, or else its labels.csv, and the name of transcoders that
+    come with the package for the labels.csv that comes with them.
+    Raises OSError (FileNotFoundError for a folder with neither), and FormatError with a code: json_* and
+    duplicate_name for the JSON; magic, version, header_value for its fields; feature for a feature that makes
+    no sense; csv for a CSV. LimitError above one of `limits`.
     """
     name = _labels_file(path)
     if name.endswith(".csv"):
@@ -154,12 +156,15 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
 
 def _labels_file(path: str | os.PathLike[str]) -> str:
     name = checked_path(path)
-    embedded = MODELS_FOLDER / name
-    folder = embedded if Path(name).name == name and embedded.is_dir() else Path(name)
+    embedded = name not in (".", "..") and Path(name).name == name and (MODELS_FOLDER / name).is_dir()
+    folder = MODELS_FOLDER / name if embedded else Path(name)
     if not folder.is_dir():
         return name
-    found = [folder / LABELS[0], folder / LABELS[1]]
-    return os.fspath(found[0] if found[0].exists() or not found[1].exists() else found[1])
+    for label_file in LABELS:
+        if (folder / label_file).exists():
+            return os.fspath(folder / label_file)
+    text = f"no {' and no '.join(LABELS)} in this folder; asp.describe_features makes labels"
+    raise FileNotFoundError(errno.ENOENT, text, os.fspath(folder))
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
@@ -278,29 +283,45 @@ def read_label_csv(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIM
     """The labels in a CSV; see `load_feature_labels`."""
     raw = read_small(path, "max_graph_bytes", limits=limits)
     try:
-        rows = list(csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+        text = raw.decode("utf-8-sig")
+        table = csv.reader(io.StringIO(text, newline=""), strict=True)
+        names = [name.strip() for name in next(table, [])]
+        if missing := [column for column in _COLUMNS if column not in names]:
+            message = f"has no column {missing[0]}; its first line must name layer, feature and label"
+            raise located(FormatError, "csv", path, message, field=missing[0])
+        return _labels_of_rows(table, names, path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise located(FormatError, "csv", path, f"not a CSV in UTF-8: {error}") from error
+
+
+_COLUMNS = ("layer", "feature", "label")
+
+
+def _labels_of_rows(table: Any, names: list[str], path: str | os.PathLike[str]) -> dict[Key, str]:
+    """What the rows after the first line say; `table` is a reader of the csv module."""
     found: dict[Key, str] = {}
-    for i, row in enumerate(rows):
-        missing = [column for column in ("layer", "feature", "label") if row.get(column) is None]
-        if missing:
-            raise located(
-                FormatError, "csv", path, f"row {i} has no {missing[0]}; needs layer, feature, label"
-            )
-        key = _cell(row, "layer", i, path), _cell(row, "feature", i, path)
+    for row in table:
+        if not row:
+            continue
+        line = table.line_num
+        if len(row) != len(names):
+            text = f"line {line} has {len(row)} cells, the first line {len(names)}"
+            text += '; write a label with a comma in quotation marks, "a, b"' * (len(row) > len(names))
+            raise located(FormatError, "csv", path, text)
+        cells = dict(zip(names, row))
+        key = _cell(cells, "layer", line, path), _cell(cells, "feature", line, path)
         if key in found:
-            text = f"row {i}: a second label of feature {key[1]} of layer {key[0]}"
+            text = f"line {line}: a second label of feature {key[1]} of layer {key[0]}"
             raise located(FormatError, "csv", path, text, field="feature")
-        if row["label"]:
-            found[key] = row["label"]
+        if cells["label"]:
+            found[key] = cells["label"]
     return found
 
 
-def _cell(row: Mapping[str, Any], column: str, i: int, path: str | os.PathLike[str]) -> int:
-    text = str(row[column]).strip()
+def _cell(row: Mapping[str, str], column: str, line: int, path: str | os.PathLike[str]) -> int:
+    text = row[column].strip()
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        message = f"row {i}: {column} must be a whole number from 0 on, got {quoted(text)}"
+        message = f"line {line}: {column} must be a whole number from 0 on, got {quoted(text)}"
         raise located(FormatError, "csv", path, message, field=column)
     return int(text)
 
@@ -315,8 +336,10 @@ def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels)
     `feature` in a graph JSON; examples_quantiles, one group "Top activations" of examples with tokens,
     tokens_acts_list and train_token_ind, the place of the strongest; top_logits and bottom_logits, the tokens
     promoted and suppressed; act_min, 0, and act_max. The folder is made if it is not there. circuit-tracer's
-    viewer looks in features/SCAN/, Neuronpedia at `feature_json_base_url` of `Graph.to_json`. Raises OSError.
+    viewer looks in features/SCAN/, Neuronpedia at `feature_json_base_url` of `Graph.to_json`.
+    Raises TypeError for other labels, OSError.
     """
+    checked_object(labels, FeatureLabels, "labels")
     folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -8,6 +8,7 @@ labels.contexts(3, 17)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arguments import checked_object
 from .batch import prompt_groups
 from .feature_contexts import GROUP_TOKENS, Collector, Table, promoted_tokens
+from .html_table import SHOWN, html_table
 from .labels import token_label, whole_number
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES, checked_bytes
+from .transcoder import Transcoders
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from .model import Model
-    from .transcoder import Transcoders
 
 Key = tuple[int, int]
 
@@ -93,7 +96,10 @@ class FeatureLabels(Mapping[Key, str]):
 
     def __getitem__(self, key: Key) -> str:
         text = self.given.get(key)
-        return self.automatic[self._rows[key]] if text is None else text  # type: ignore[attr-defined]
+        row = self._rows.get(key)  # type: ignore[attr-defined]
+        if text is None and row is None:
+            raise KeyError(f"there is no label of {key!r:.60}; keys are pairs (layer, feature)")
+        return self.automatic[row] if text is None else text
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys)  # type: ignore[attr-defined]
@@ -105,6 +111,9 @@ class FeatureLabels(Mapping[Key, str]):
         given = f", {len(self.given):,} given" if self.given else ""
         of = f" of {self.transcoders_name!r}" if self.transcoders_name else ""
         return f"FeatureLabels({len(self):,} features{of}{given}, {self.n_prompts:,} prompts)"
+
+    def _repr_html_(self) -> str:
+        return html_table(self, self._table(itertools.islice(self, SHOWN)))
 
     # --- what they were made of
 
@@ -163,10 +172,13 @@ class FeatureLabels(Mapping[Key, str]):
     def to_pandas(self) -> pd.DataFrame:
         """One row per feature: layer, feature, label, density, max_activation, tokens (on which it is most
         active), promoted and suppressed (up to five each). Empty for a feature with a given label alone."""
+        return self._table(self)
+
+    def _table(self, keys: Iterable[Key]) -> pd.DataFrame:
         import pandas as pd
 
         rows = []
-        for key in self:
+        for key in keys:
             row = self._rows.get(key)  # type: ignore[attr-defined]
             plain = {"layer": key[0], "feature": key[1], "label": self[key]}
             rows.append(plain | (_NOTHING if row is None else self._columns(row)))
@@ -186,17 +198,11 @@ class FeatureLabels(Mapping[Key, str]):
     def with_labels(self, labels: Mapping[Key, str] | str | os.PathLike[str]) -> FeatureLabels:
         """The same with labels of the user, which count before automatic ones and before those given so far.
 
-        labels: (layer, feature) to text, or a CSV with columns layer, feature and label.
-        Raises TypeError for other keys or labels; as `load_feature_labels` for a file.
+        labels: (layer, feature) to text, or what `load_feature_labels` takes, such as the path of a CSV.
+        Raises TypeError for other keys or labels, IndexError for negative numbers; as `load_feature_labels`
+        for a file.
         """
-        if isinstance(labels, (str, os.PathLike)):
-            from .feature_label_files import read_label_csv
-
-            labels = read_label_csv(labels)
-        if not isinstance(labels, Mapping):
-            raise TypeError(f"labels must be a mapping or a path of a CSV, got {type(labels).__name__}")
-        checked = {_checked_key(key): _checked_label(key, text) for key, text in labels.items()}
-        return dataclasses.replace(self, given={**self.given, **checked})
+        return dataclasses.replace(self, given={**self.given, **checked_labels(labels)})
 
     def save(self, path: str | os.PathLike[str], *, contexts: int | None = None) -> None:
         """Write `path`, whole or not at all: everything in .json, the table of `to_pandas` in .csv.
@@ -212,9 +218,43 @@ class FeatureLabels(Mapping[Key, str]):
 _NOTHING = {"density": np.nan, "max_activation": np.nan, "tokens": "", "promoted": "", "suppressed": ""}
 
 
+def checked_labels(
+    labels: Any, n_layer: int | None = None, n_features: Sequence[int] | None = None
+) -> Mapping[Key, str]:
+    """Labels of a user, or of a file: (layer, feature) to text.
+
+    n_layer, n_features: how many layers, and features of each, there are, where it is known. Raises TypeError
+    for other things, keys or labels, IndexError for features that do not exist; as `load_feature_labels` for
+    a path.
+    """
+    if isinstance(labels, (str, os.PathLike)):
+        from .feature_label_files import load_feature_labels
+
+        labels = load_feature_labels(labels)
+    if not isinstance(labels, Mapping):
+        kind = type(labels).__name__
+        raise TypeError(f"labels must be a mapping from (layer, feature) to text, or a path, got {kind}")
+    if not isinstance(labels, FeatureLabels):
+        labels = {_checked_key(key): _checked_label(key, text) for key, text in labels.items()}
+    n_layer = n_layer if n_features is None else len(n_features)
+    for layer, number in labels:
+        if layer < 0 or number < 0:
+            raise IndexError(f"labels: layers and features count from 0, got {(layer, number)}")
+        if n_layer is not None and layer >= n_layer:
+            raise IndexError(f"labels: there is no layer {layer}, the layers are 0..{n_layer - 1}")
+        if n_features is not None and number >= n_features[layer]:
+            raise IndexError(f"labels: {_no_feature(n_features, layer, number)}")
+    return labels
+
+
+def _no_feature(n_features: Sequence[int], layer: int, number: int) -> str:
+    count = n_features[layer] if 0 <= layer < len(n_features) else "none"
+    return f"there is no feature {number} in layer {layer} (it has {count})"
+
+
 def _checked_key(key: Any) -> Key:
     if not isinstance(key, tuple) or len(key) != 2:
-        raise TypeError(f"a label belongs to a pair (layer, feature), got {key!r:.60}")
+        raise TypeError(f"a feature is a pair (layer, feature) such as (0, 17), got {key!r:.60}")
     return whole_number(key[0], "layer"), whole_number(key[1], "feature")
 
 
@@ -263,11 +303,13 @@ def describe_features(
     promoted most, "-> small, tiny, short".
 
     Raises ConfigError if the transcoders do not fit the model; IndexError for features that do not exist;
-    ValueError for options out of range or no prompts; MemoryError before more than `max_bytes` would be
-    taken; as `Model.run` for prompts; KeyboardInterrupt on Ctrl-C.
+    TypeError for other objects; ValueError for options out of range or no prompts; MemoryError before more
+    than `max_bytes` would be taken; as `Model.run` for prompts; KeyboardInterrupt on Ctrl-C.
     """
-    transcoders.check(model, weights=False)
+    checked_object(transcoders, Transcoders, "transcoders").check(model, weights=False)
     max_bytes = checked_bytes(max_bytes)
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise TypeError(f"window must be two numbers, tokens before and after, got {window!r:.60}")
     before, after = (_at_least(value, 0, "window") for value in window)
     size = _at_least(top, 1, "top"), before, after
     n_promoted = _at_least(n_promoted, 1, "n_promoted")
@@ -303,8 +345,7 @@ def wanted_features(transcoders: Transcoders, features: Any) -> list[np.ndarray]
     for pair in pairs:
         layer, number = _checked_key(tuple(pair) if isinstance(pair, (list, np.ndarray)) else pair)
         if not 0 <= layer < transcoders.n_layer or not 0 <= number < transcoders.n_features[layer]:
-            counts = transcoders.n_features[layer] if 0 <= layer < transcoders.n_layer else "none"
-            raise IndexError(f"there is no feature {number} in layer {layer} (it has {counts})")
+            raise IndexError(_no_feature(transcoders.n_features, layer, number))
         found[layer].add(number)
     return [np.array(sorted(numbers), np.int64) for numbers in found]
 

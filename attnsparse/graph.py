@@ -7,12 +7,16 @@ graph.prune().to_html("graph.html")
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arguments import checked_object
 from .engine import checked_threads
+from .feature_labels import checked_labels
 from .graph_heads import ScoreSplit
 from .graph_nodes import Sources, read_sources
 from .graph_object import Graph, Nodes
@@ -20,13 +24,13 @@ from .graph_scores import strongest_splits
 from .graph_select import choose_features, sparse_rows
 from .graph_targets import Reads, feature_reads, logit_reads
 from .labels import whole_number
+from .model import Model
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES, Run, checked_bytes
+from .transcoder import Transcoders
 from .transcoder_features import RECORDED
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .transcoder import Transcoders
     from .transcoder_features import Features
 
 MAX_N_LOGITS = 10
@@ -44,7 +48,7 @@ def attribution_graph(
     max_n_logits: int = MAX_N_LOGITS,
     desired_logit_prob: float = DESIRED_LOGIT_PROB,
     max_feature_nodes: int | None = MAX_FEATURE_NODES,
-    labels: Mapping[tuple[int, int], str] | None = None,
+    labels: Mapping[tuple[int, int], str] | str | os.PathLike[str] | None = None,
     n_splits: int = 0,
     prepend_bos: bool = False,
     max_bytes: int = DEFAULT_MAX_BYTES,
@@ -65,15 +69,20 @@ def attribution_graph(
     one logit node: the mean logit of `target` minus that of `wrong`. max_feature_nodes: keep at most so many
     features; None = all; the rest become the node "other". They are chosen in rounds, as circuit-tracer does:
     those with most influence on the logits through the features chosen so far. labels: (layer, feature) to
-    what people read, for example `describe_features(...)`. n_splits: also split the scores of so many
+    what people read, for example `describe_features(...)`, or what `load_feature_labels` takes: the path of a
+    CSV or JSON, or the name of embedded transcoders for the labels that come with them; features that it
+    lacks, and without labels all, are called by their numbers. n_splits: also split the scores of so many
     attention entries, those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few
     hundredths of a second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
 
-    Raises ConfigError if the transcoders do not fit the model, ValueError for several prompts, for a run with
-    interventions or without what is needed, for a token string that is not one token and for options out of
-    range, IndexError for token ids, MemoryError before more than `max_bytes` would be taken,
-    KeyboardInterrupt on Ctrl-C.
+    Raises TypeError for other objects, ConfigError if the transcoders do not fit the model, ValueError for
+    several prompts, for a run with interventions or without what is needed, for a token string that is not
+    one token and for options out of range, IndexError for token ids and labels of features that do not exist,
+    MemoryError before more than `max_bytes` would be taken, KeyboardInterrupt on Ctrl-C; as
+    `load_feature_labels` for files.
     """
+    checked_object(model, Model, "model"), checked_object(transcoders, Transcoders, "transcoders")
+    labels = checked_labels({} if labels is None else labels, n_features=transcoders.n_features)
     threads, max_bytes = checked_threads(threads), checked_bytes(max_bytes)
     if isinstance(prompt, Run):
         _check_run(prompt)
@@ -101,10 +110,7 @@ def attribution_graph(
             "max_feature_nodes": most,
             "n_active": len(features),
         }
-        object.__setattr__(graph, "options", options)
-        if n_splits:
-            object.__setattr__(graph, "splits", strongest_splits(graph, n_splits))
-    return graph
+        return dataclasses.replace(graph, options=options, splits=strongest_splits(graph, n_splits))
 
 
 def _check_run(run: Run) -> None:
@@ -157,7 +163,7 @@ def _assemble(
     reads: Reads,
     chosen: np.ndarray,
     effects: Sequence[np.ndarray],
-    labels: Mapping[tuple[int, int], str] | None,
+    labels: Mapping[tuple[int, int], str],
     threads: int,
 ) -> Graph:
     """The graph of the chosen features and the logits. effects: as `choose_features` gives them."""
@@ -239,7 +245,7 @@ def _names(
     logits: Reads,
     chosen: np.ndarray,
     n_unplaced: int,
-    labels: Mapping[tuple[int, int], str] | None,
+    labels: Mapping[tuple[int, int], str],
 ) -> dict[str, Any]:
     """kind, layer, position, feature and labels of all nodes; n_unplaced: the bias, and other if there is
     one."""
@@ -254,7 +260,7 @@ def _names(
         "feature": len(chosen), "error": n_layer * t, "token": t, "position": t, "bias": 1,
         "other": n_unplaced - 1, "logit": n_logits,
     }  # fmt: skip
-    shown = [(labels or {}).get(number) or f"feature {number[1]} of layer {number[0]}" for number in numbers]
+    shown = [labels.get(number) or f"feature {number[1]} of layer {number[0]}" for number in numbers]
     errors, tokens = (
         [f"error of layer {i}" for i in layers],
         [f"token {text!r}" for text in run.token_strings],

@@ -8,6 +8,7 @@ The edge is what the word's group does to the logit of the answer; its tables ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from . import carriers
+from .arguments import checked_fraction
 from .graph import MAX_FEATURE_NODES, attribution_graph
 from .graph_groups import Group, Spec, flows, group_nodes, token_groups
 from .graph_heads import first_edges, loadings
+from .html_table import html_table
 from .labels import Edge, Head, token_label
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ TOP = 5  # heads whose share the tables name, as many as the paper's sparse mode
 MOST = 36  # heads drawn of a model
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Loadings:
     """The edge from a group to the logit, split by heads: directly ("edge"), or through features as well."""
 
@@ -49,8 +52,15 @@ class Loadings:
 
     def needed(self, fraction: float) -> int | None:
         """The fewest heads that have this share together; None if all do not reach it."""
-        reached = np.flatnonzero(np.cumsum(self.shares) >= fraction)
+        reached = np.flatnonzero(np.cumsum(self.shares) >= checked_fraction(fraction))
         return int(reached[0]) + 1 if len(reached) else None
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{head.label} {share:.0%}" for head, share in zip(self.heads[:3], self.shares))
+        return (
+            f"Loadings(whole {self.whole:.4g}: {first}, ..., direct {self.direct:.0%}, "
+            f"remainder {self.remainder:.0%})"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,6 +113,9 @@ class GroupEdge:
         heads = "1 head carries" if self.n_drawn == 1 else f"{self.n_drawn} heads carry"
         return f"GroupEdge({what}: {heads} {100 * self.share:.0f} %)"
 
+    def _repr_html_(self) -> str:
+        return html_table(self, heads_table(self, 0))
+
 
 def find_group_edge(
     model: Model,
@@ -115,7 +128,7 @@ def find_group_edge(
     groups: Mapping[str, Spec] | None = None,
     fraction: float = 0.8,
     max_feature_nodes: int | None = MAX_FEATURE_NODES,
-    labels: Mapping[tuple[int, int], str] | None = None,
+    labels: Mapping[tuple[int, int], str] | str | os.PathLike[str] | None = None,
     prepend_bos: bool = False,
 ) -> GroupEdge:
     """The attribution graph of a prompt, in groups, and the heads behind the edge from `key` to `answer`.
@@ -128,8 +141,7 @@ def find_group_edge(
     Raises ValueError as `attribution_graph` and `group_nodes` do, for a fraction outside 0..1, and if no
     group is at the position of `key` alone.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r:.60}")
+    fraction = checked_fraction(fraction)
     others = carriers.wrong_words(answer) if wrong is None else wrong
     graph = attribution_graph(
         model,

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 
+from .arguments import checked_object
 from .figure_style import (
     BLUE,
     DARK,
@@ -41,12 +42,13 @@ from .graph_layout import (
     pruning_text,
     short_label,
 )
+from .graph_object import Graph
 from .labels import checked_base, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
 
-    from .graph_object import Graph, Nodes
+    from .graph_object import Nodes
 
 # Marker, colour and name in the legend of each kind; the colours are Okabe and Ito's.
 _MARKS = {
@@ -93,6 +95,7 @@ def graph(
     Raises IndexError and KeyError for nodes that do not exist, ValueError for no node at all, for negative
     max_edges or max_labels and for another base, TypeError for other things.
     """
+    checked_object(graph, Graph, "graph")
     base = checked_base(base)
     max_edges, max_labels = _count(max_edges, "max_edges"), _count(max_labels, "max_labels")
     whole, here = graph, False

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from .arguments import checked_object
 from .graph_heads import activations, factors
+from .graph_object import Graph
 from .labels import token_label
-
-if TYPE_CHECKING:
-    from .graph_object import Graph
 
 MOST = 0.8  # of the influence of a group's features lies in the layers that are named
 MEMBERS = ("feature", "token")
@@ -27,7 +26,7 @@ MEMBERS = ("feature", "token")
 Spec: TypeAlias = "str | int | Sequence[int | str] | Mapping[str, Any] | Callable[[Any], bool]"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Group:
     """Nodes of a graph under one name."""
 
@@ -48,6 +47,10 @@ class Group:
     def __len__(self) -> int:
         return len(self.nodes)
 
+    def __repr__(self) -> str:
+        what = f"{len(self)} nodes, {self.layer_text}, influence {self.influence:.4g}"
+        return f"Group({self.name!r:.60}, {what})"
+
     @property
     def layer_text(self) -> str:
         """`layer 0-3`, `layer 12`, or `embedding`."""
@@ -65,8 +68,11 @@ def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
     of `Graph.nodes` as a named tuple and says True or False. Unless a kind or nodes are named, only features
     and tokens are chosen.
     Raises ValueError for a group without nodes and for a node in two groups, KeyError and IndexError for
-    nodes that do not exist.
+    nodes that do not exist, TypeError for other objects.
     """
+    checked_object(graph, Graph, "graph")
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"groups must be a mapping from names to nodes, got {type(groups).__name__}")
     chosen: dict[str, np.ndarray] = {}
     owner: dict[int, str] = {}
     for name, spec in groups.items():
@@ -132,6 +138,7 @@ def token_groups(graph: Graph, output: str = "output") -> dict[str, Group]:
     Features elsewhere that are about another position's token belong to no group. (The paper groups features
     by hand, by what their labels say: see `group_nodes`.)
     """
+    checked_object(graph, Graph, "graph")
     places: dict[str, list[int]] = {}
     for i, token in enumerate(graph.token_strings):
         name = token_label(token)

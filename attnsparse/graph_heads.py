@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arguments import checked_fraction
 from .engine import core_for
-from .labels import Head
+from .html_table import html_table
+from .labels import Head, edge_label, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,28 +21,75 @@ if TYPE_CHECKING:
 THROUGH = ("edge", "features")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScoreSplit:
-    """The score of one attention entry as a sum over pairs of sources; made by `Graph.score_pairs`.
-
-    nodes: int64 [p], node numbers, of the query side's sources (rows) and the key side's (columns) of
-    pairs, float64 [p, p]; the bias node stands for the constants of a side. pairs sum to score; gate_logit
-    is score + gate_bias: how far the gate is from closing, NaN for a dense model.
-    """
+    """The score of one attention entry as a sum over pairs of sources. Made by `Graph.score_pairs`."""
 
     layer: int
     head: int
     query: int
+    """Position that looks, from 0."""
     key: int
+    """Position that is looked at."""
     score: float
     gate_logit: float
+    """score + gate_bias: how far the gate is from closing; NaN for a dense model."""
     nodes: np.ndarray
+    """int64 [p]: numbers of the sources, of the query's side and of the key's alike; the bias node stands for
+    the constants of a side."""
     pairs: np.ndarray
+    """float64 [p, p]: sources of the query's side in rows, of the key's in columns. They sum to the score."""
+    ids: tuple[str, ...] = ()
+    """Of the nodes, as `Graph.ids`."""
+    labels: tuple[str, ...] = ()
+    """Of the nodes."""
 
     @property
     def label(self) -> str:
         """For example "a9.h6[5->8]", from key to query."""
-        return f"a{self.layer}.h{self.head}[{self.key}->{self.query}]"
+        return edge_label(self.layer, self.head, self.query, self.key)
+
+    def to_pandas(self, n: int = 20) -> pd.DataFrame:
+        """The n pairs with the largest |value|, one row each: query_id, query_label, key_id, key_label, value
+        and share, value / score.
+
+        Raises ValueError for n < 0.
+        """
+        import pandas as pd
+
+        if whole_number(n, "n") < 0:
+            raise ValueError(f"n must not be negative, got {n}")
+        order = np.argsort(-np.abs(self.pairs), axis=None, kind="stable")[:n]
+        rows, columns = np.unravel_index(order, self.pairs.shape)
+        value = self.pairs[rows, columns]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = value / self.score
+        return pd.DataFrame(
+            {
+                "query_id": [self.ids[i] for i in rows],
+                "query_label": [self.labels[i] for i in rows],
+                "key_id": [self.ids[i] for i in columns],
+                "key_label": [self.labels[i] for i in columns],
+                "value": value,
+                "share": share,
+            }
+        )
+
+    def __repr__(self) -> str:
+        gate = "" if np.isnan(self.gate_logit) else f", gate {self.gate_logit:.3g}"
+        n = len(self.nodes)
+        return f"ScoreSplit({self.label}, score {self.score:.4g}{gate}, {n} x {n} pairs of sources)"
+
+    def _repr_html_(self) -> str:
+        return html_table(self, self.to_pandas())
+
+
+def named(split: ScoreSplit, graph: Graph) -> ScoreSplit:
+    """The split with ids and labels of its nodes in a graph."""
+    nodes = split.nodes.tolist()
+    return dataclasses.replace(
+        split, ids=tuple(graph._id(i) for i in nodes), labels=tuple(graph.labels[i] for i in nodes)
+    )
 
 
 def total(graph: Graph, sources: np.ndarray, targets: np.ndarray) -> float:
@@ -138,8 +188,7 @@ def needed(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, fraction: float, through: str
 ) -> int | None:
     """See `Graph.needed_heads`."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
+    fraction = checked_fraction(fraction)
     by_head, direct, remainder, _ = loadings(graph, sources, targets, through)
     whole = by_head.sum() + direct + remainder
     if whole == 0:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._version import __version__
+from .arguments import checked_object
 from .errors import FormatError, located
 from .graph_object import Graph, Nodes
 from .labels import checked_path, whole_number
@@ -44,6 +45,13 @@ TYPES = {
     "logit": "logit",
 }
 NO_PROBABILITY = " (p=1.000)"  # viewers read "(p=" of every logit
+_INFO = {
+    "description": str, "creator_name": str, "creator_url": str, "source_urls": list,
+    "create_time_ms": (int, float),
+}  # fmt: skip
+_DETAILS = dict.fromkeys(
+    ("feature_json_base_url", "neuronpedia_source_set", "neuronpedia_lorsa_source_set"), str
+)
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -70,8 +78,8 @@ def write_graph_json(
     pruning removed is left out. pinned: more nodes for the viewer's subgraph, which holds the supernodes'.
     clicked: the node that is selected at first. scan: what viewers look features up by, instead of the
     graph's. info: description, creator_name, creator_url, source_urls, create_time_ms. feature_details:
-    feature_json_base_url or neuronpedia_source_set. A file of more than warn_bytes is written with a
-    UserWarning: Neuronpedia takes 100 MiB.
+    feature_json_base_url, neuronpedia_source_set or neuronpedia_lorsa_source_set. A file of more than
+    warn_bytes is written with a UserWarning: Neuronpedia takes 100 MiB.
 
     Ids are `Graph.ids`; feature is the Cantor pairing of (layer, number), as of circuit-tracer 0.4; clerp is
     the label, "" for a feature without one. Where GPT-2 needs nodes that circuit-tracer does not have, these
@@ -86,12 +94,19 @@ def write_graph_json(
     side, and in "entries" label, score and gate_logit. Several at one node follow each other in the order of
     the splits. Contributors that pruning removed are described in qk_only_nodes.
 
-    Returns the path. Raises ValueError for a slug that is no plain file name and for a group of which
-    pruning left nothing; FormatError for a graph-metadata.json that is none; OSError.
+    Returns the path. Raises ValueError for a slug that is no plain file name, for a group of which pruning
+    left nothing, for a clicked node that it removed, for other names in info and feature_details and for a
+    negative n_contributors; TypeError for arguments of other kinds; FormatError for a graph-metadata.json
+    that is none; OSError.
     """
-    shown_graph = _pruned(graph, node_threshold, edge_threshold)
-    n_contributors = whole_number(n_contributors, "n_contributors")
+    checked_object(graph, Graph, "graph")
     _check_slug(slug)
+    _check_metadata(scan, info, feature_details)
+    if not isinstance(supernodes, Mapping | None):
+        raise TypeError(f"supernodes must map names to nodes, got {type(supernodes).__name__}")
+    if whole_number(n_contributors, "n_contributors") < 0:
+        raise ValueError(f"n_contributors must not be negative, got {n_contributors}")
+    shown_graph = _pruned(graph, node_threshold, edge_threshold)
     metadata = _metadata(shown_graph, slug, scan, info, feature_details)
     nodes = node_entries(shown_graph)
     only = _add_splits(nodes, graph, shown_graph, n_contributors)
@@ -129,6 +144,25 @@ def _check_slug(slug: str) -> None:
     if not _SLUG.fullmatch(slug) or slug == METADATA_FILE.removesuffix(".json"):
         text = "up to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
         raise ValueError(f"slug must be a file name of {text}, got {slug!r:.60}")
+
+
+def _check_metadata(scan: Any, info: Any, details: Any) -> None:
+    if not isinstance(scan, str | None):
+        raise TypeError(f"scan must be a text, got {type(scan).__name__}")
+    for name, given, known in (("info", info, _INFO), ("feature_details", details, _DETAILS)):
+        if not isinstance(given, Mapping | None):
+            raise TypeError(f"{name} must be a mapping, got {type(given).__name__}")
+        for key, value in (given or {}).items():
+            if key not in known:
+                raise ValueError(f"{name} has no {key!r:.60}; there are {', '.join(known)}")
+            if not _fits(value, known[key]):
+                kind = {str: "a text", list: "a list of texts"}.get(known[key], "a number")
+                raise TypeError(f"{name}: {key} must be {kind}, got {value!r:.60}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    texts = not isinstance(value, list) or all(isinstance(text, str) for text in value)
+    return isinstance(value, kind) and not isinstance(value, bool) and texts
 
 
 def _encoded(data: Mapping[str, Any]) -> bytes:
@@ -213,11 +247,14 @@ def _parameters(
         if not members:
             raise ValueError(f"supernode {name!r:.60}: pruning left none of its nodes; raise node_threshold")
         groups.append([name, *members])
+    chosen = "" if clicked is None else ids[graph.node(clicked)]
+    if chosen and chosen not in left:
+        raise ValueError(f"clicked: pruning removed node {chosen!r}; raise node_threshold or choose another")
     wanted = [*(node for group in groups for node in group[1:]), *(ids[i] for i in graph.nodes_of(pinned))]
     return {
         "linkType": "both",
         "pinnedIds": [node for node in dict.fromkeys(wanted) if node in left],
-        "clickedId": "" if clicked is None else ids[graph.node(clicked)],
+        "clickedId": chosen,
         "supernodes": groups,
         "sg_pos": "",
     }

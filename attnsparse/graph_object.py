@@ -7,7 +7,6 @@ Only what must be computed anew (`score_pairs`, `check`) needs the model, and sa
 from __future__ import annotations
 
 import dataclasses
-import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import graph_heads, graph_prune
+from . import graph_find, graph_heads, graph_prune
+from .feature_labels import checked_labels
+from .graph_find import KINDS
+from .html_table import SHOWN, html_table
 from .labels import checked_base, whole_number
 
 if TYPE_CHECKING:
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1
-KINDS = ("feature", "error", "token", "position", "bias", "other", "logit")
-SHOWN = 12  # nodes in the notebook's table
 
 Nodes = int | str | Sequence[int | str]
 
@@ -57,7 +57,8 @@ class Graph:
     n_layer: int
     n_head: int
     options: Mapping[str, Any]
-    """Options of `attribution_graph` as JSON values, and n_active, the active features before the choice."""
+    """Options of `attribution_graph` as JSON values; n_active, the active features before the choice; and of
+    a pruned graph scores, what `scores` gave before."""
     kind: tuple[str, ...]
     """One of "feature", "error", "token", "position", "bias", "other", "logit" per node. other: all active
     features that were not kept, together."""
@@ -81,7 +82,8 @@ class Graph:
     weight: np.ndarray
     """real [m]."""
     closure: float
-    """Largest |sum of the incoming edges - value| / |value| over all features and logits."""
+    """Largest |sum of the incoming edges - value| / |value| over all features and logits; of a pruned graph
+    that before pruning."""
     closure_absolute: float
     """Largest |sum - value| / (sum of |edges|): what rounding does, whatever cancels."""
     pattern: np.ndarray
@@ -111,6 +113,8 @@ class Graph:
         for value in vars(self).values():
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
+        splits = tuple(graph_heads.named(split, self) for split in self.splits)
+        object.__setattr__(self, "splits", splits)
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -147,7 +151,10 @@ class Graph:
         if isinstance(node, str):
             found = self._numbers().get(node)
             if found is None:
-                raise KeyError(f"this graph has no node {node!r:.80}")
+                raise KeyError(
+                    f"this graph has no node {node!r:.60}; ids look like {self._id(0)!r}, and "
+                    f"graph.select('token', position={node!r:.60}) finds the nodes of a token"
+                )
             return found
         number, n = whole_number(node, "a node"), len(self)
         if not -n <= number < n:
@@ -172,25 +179,15 @@ class Graph:
         position: int | str | None = None,
         label: str | None = None,
     ) -> np.ndarray:
-        """int64: the nodes that fit all that is given.
+        """int64: the nodes that fit all that is given; none may be.
 
-        position: a number (negative ones count from the end) or a token string that occurs once. label: a
-        text that the node's label contains.
+        layer: -1 for nodes of no layer, such as tokens; the number of layers for logits. position: a number
+        (negative ones count from the end) or a token string that occurs once. label: a text that the node's
+        label contains.
+        Raises ValueError for kinds and token strings that there are not, IndexError for layers and positions
+        out of range, TypeError for other things.
         """
-        fits = np.ones(len(self), dtype=bool)
-        if kind is not None:
-            wanted = (kind,) if isinstance(kind, str) else tuple(kind)
-            unknown = [k for k in wanted if k not in KINDS]
-            if unknown:
-                raise ValueError(f"there is no kind of node {unknown[0]!r:.60}: there are {', '.join(KINDS)}")
-            fits &= np.isin(self.kind, wanted)
-        if layer is not None:
-            fits &= np.isin(self.layer, list(layer) if np.iterable(layer) else [layer])
-        if position is not None:
-            fits &= self.position == self.position_of(position)
-        if label is not None:
-            fits &= np.array([label in text for text in self.labels])
-        return np.flatnonzero(fits)
+        return graph_find.select(self, kind, layer, position, label)
 
     def position_of(self, position: int | str) -> int:
         """A position given as a number or as a token string; an ambiguous string is a ValueError."""
@@ -235,9 +232,14 @@ class Graph:
         return np.searchsorted(self.start, at, side="right") - 1, self.weight[at]
 
     def edge(self, source: Nodes, target: Nodes) -> float:
-        """Weight of an edge, 0.0 where there is none; of groups, the sum of all edges between them."""
-        sources, total = self.nodes_of(source), 0.0
-        for t in self.nodes_of(target):
+        """Weight of an edge, 0.0 where there is none; of groups, the sum of all edges between them.
+
+        Raises as `node` does, and ValueError for no nodes, for targets that no edge leads to (all but
+        features and logits) and for logits as sources.
+        """
+        sources, targets = graph_find.ends(self, source, target)
+        total = 0.0
+        for t in targets:
             found, weights = self.incoming(int(t))
             total += float(weights[np.isin(found, sources)].sum(dtype=np.float64))
         return total
@@ -248,9 +250,9 @@ class Graph:
         The direct edge, plus over all features f: edge(source, f) / activation(f) * total(f, target): the
         effect in the replacement model linearised at this prompt, where an active feature's activation is
         its pre-activation. Groups: the sum, where no path is counted twice: what leaves the group and comes
-        back to it is left out.
+        back to it is left out. Raises as `edge` does.
         """
-        return graph_heads.total(self, self.nodes_of(source), self.nodes_of(target))
+        return graph_heads.total(self, *graph_find.ends(self, source, target))
 
     def heads(self, source: Nodes, target: Nodes, *, through: str = "edge", base: int = 0) -> pd.DataFrame:
         """Which heads carry the edge from a source to a target, or from one group of nodes to another.
@@ -264,17 +266,19 @@ class Graph:
         the residual stream alone, a head's loading what made its last hop through it. through="features": of
         `total` instead, each first edge with its further way. The bias and other nodes have no position:
         theirs is all remainder.
-        Raises ValueError for another `through` and for a graph without what this needs, see `has_heads`.
+        Raises ValueError for another `through` and for a graph without what this needs, see `has_heads`; as
+        `edge` does for nodes.
         """
-        return graph_heads.table(
-            self, self.nodes_of(source), self.nodes_of(target), through, checked_base(base)
-        )
+        return graph_heads.table(self, *graph_find.ends(self, source, target), through, checked_base(base))
 
     def needed_heads(
         self, source: Nodes, target: Nodes, fraction: float = 0.8, *, through: str = "edge"
     ) -> int | None:
-        """The fewest heads whose loadings sum to `fraction` of the whole; None if all together do not."""
-        return graph_heads.needed(self, self.nodes_of(source), self.nodes_of(target), fraction, through)
+        """The fewest heads whose loadings sum to `fraction` of the whole; None if all together do not.
+
+        Raises as `heads` does, and ValueError for a fraction that is not above 0 and at most 1.
+        """
+        return graph_heads.needed(self, *graph_find.ends(self, source, target), fraction, through)
 
     def score_pairs(self, layer: int, head: int, query: int | str, key: int | str) -> graph_heads.ScoreSplit:
         """Why a head looked there: the score of one attention entry, split over pairs of sources.
@@ -287,7 +291,7 @@ class Graph:
         """
         from .graph_scores import score_pairs
 
-        return score_pairs(self, layer, head, query, key)
+        return graph_heads.named(score_pairs(self, layer, head, query, key), self)
 
     def check(
         self, nodes: Nodes | None = None, entries: Any = None, *, together: bool = False
@@ -300,11 +304,13 @@ class Graph:
         while the graph holds patterns and scales and takes active features to be linear. One row per item
         and logit node; columns removed, target, label, predicted_edge (change of the logit's value on
         direct paths), predicted (through features as well), actual, ratio (actual / predicted).
-        Raises ValueError for a graph without its model or a pruned one, for other kinds of nodes and for
-        entries of other positions.
+        Raises ValueError for a graph without its model or a pruned one, for no nodes, for other kinds of
+        nodes and for entries of other positions.
         """
         from .graph_check import check
 
+        if nodes is not None and not len(nodes := self.nodes_of(nodes)):
+            raise ValueError("nodes has no nodes: nothing was selected")
         return check(self, nodes, entries, together)
 
     # --- the whole
@@ -320,10 +326,14 @@ class Graph:
 
         return without_heads(self)
 
-    def with_labels(self, labels: Mapping[tuple[int, int], str]) -> Graph:
+    def with_labels(self, labels: Mapping[tuple[int, int], str] | str | os.PathLike[str]) -> Graph:
         """The graph with other labels of features: (layer, feature) to what people read, for example
-        `FeatureLabels`. Features that `labels` lacks keep theirs."""
-        names = list(self.labels)
+        `FeatureLabels`, or what `load_feature_labels` takes. Features that `labels` lacks keep theirs.
+
+        Raises TypeError for other keys or labels, IndexError for layers that the model lacks; as
+        `load_feature_labels` for files.
+        """
+        names, labels = list(self.labels), checked_labels(labels, self.n_layer)
         for i in range(self.n_features):
             names[i] = labels.get((int(self.layer[i]), int(self.feature[i]))) or names[i]
         return dataclasses.replace(self, labels=tuple(names))
@@ -333,7 +343,9 @@ class Graph:
 
         Nodes with `node_threshold` of the influence are kept, then of the edges between them those with
         `edge_threshold`; tokens, positions, bias, other and logits stay; features without an edge to or from
-        them and errors without one from them go. `influence` of the result is set.
+        them and errors without one from them go. `influence` of the result is set. Nodes are numbered anew,
+        their ids stay: `pruned.node(graph.ids[i])` is where node i went.
+        A pruned graph can be pruned again: thresholds are then shares of the influence on what is left.
         Raises ValueError for thresholds outside 0..1.
         """
         return graph_prune.prune(self, node_threshold, edge_threshold)
@@ -343,7 +355,8 @@ class Graph:
 
         replacement, completeness: circuit-tracer's definitions, on the nodes that it has (features, errors,
         tokens, logits). replacement_closed, completeness_closed: the same on all nodes, with positions and
-        biases as explained and other features as error.
+        biases as explained and other features as error. Of a pruned graph: those of the whole one, which
+        `prune` notes in `options`; ValueError if it came from elsewhere without them.
         """
         return graph_prune.scores(self)
 
@@ -384,18 +397,22 @@ class Graph:
         return self.edges
 
     def summary(self) -> pd.DataFrame:
-        """One row: nodes of each kind, edges, closure, scores."""
+        """One row: model, transcoders, prompt, pruned (False, or the thresholds), nodes of each kind, edges,
+        closure (NaN for a pruned graph, whose edges do not add up), scores (as `scores` gives them, if it
+        does)."""
         import pandas as pd
 
-        counts = {f"n_{kind}": self.kind.count(kind) for kind in KINDS}
+        thresholds = ", ".join(f"{name}={value:g}" for name, value in (self.pruned or {}).items())
         row = {
             "model": self.model_name,
             "transcoders": self.transcoders_name,
             "prompt": self.prompt,
-            **counts,
+            "pruned": False if self.pruned is None else thresholds or "True",
+            **{f"n_{kind}": self.kind.count(kind) for kind in KINDS},
+            "n_edges": len(self.source),
+            "closure": self.closure if self.pruned is None else np.nan,
         }
-        row |= {"n_edges": len(self.source), "closure": self.closure}
-        return pd.DataFrame([row | (self.scores() if len(self.source) else {})])
+        return pd.DataFrame([row | (graph_prune.known_scores(self) or {})])
 
     # --- files
 
@@ -475,5 +492,4 @@ class Graph:
 
     def _repr_html_(self) -> str:
         strongest = graph_prune.node_influence(self)
-        table = self.nodes.assign(influence=strongest).nlargest(SHOWN, "influence")
-        return f"<p>{html.escape(repr(self))}</p>" + table.to_html(index=False)
+        return html_table(self, self.nodes.assign(influence=strongest).nlargest(SHOWN, "influence"))

@@ -35,6 +35,7 @@ from .graph_layout import (
     shortened,
 )
 from .graph_page_data import escaped_json, page_data, shown_label
+from .graph_prune import known_scores
 from .labels import checked_base, token_label, whole_number
 from .saving import write_atomic
 
@@ -129,7 +130,7 @@ def page(
         "n_drawn": str(min(len(edges), _DRAWN)),
         "legend": _legend(graph),
         "drawing": _drawing(graph, lay_out(graph, nodes), edges, base),
-        "footer": _footer(whole, graph, len(edges), n_edges),
+        "footer": _footer(graph, len(edges), n_edges),
         "data": escaped_json(page_data(graph, edges, base)),
         "script": script,
     }
@@ -162,10 +163,10 @@ def _legend(graph: Graph) -> str:
     return "".join([*items, line.format("raises", "raises"), line.format("lowers", "lowers")])
 
 
-def _footer(whole: Graph, graph: Graph, n_page: int, n_edges: int) -> str:
+def _footer(graph: Graph, n_page: int, n_edges: int) -> str:
     """What the numbers belong to and how far they can be trusted."""
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in whole.scores().items())
-    which = "of the graph before pruning" if whole is not graph else "of this graph"
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in (known_scores(graph) or {}).items())
+    options = {name: value for name, value in graph.options.items() if name != "scores"}
     heads = f"{graph.n_layer} layers of {graph.n_head} heads"
     rows = {
         "prompt": prompt_text(graph, 2000),
@@ -174,8 +175,8 @@ def _footer(whole: Graph, graph: Graph, n_page: int, n_edges: int) -> str:
         "edges": f"the {n_page:,} strongest of {n_edges:,} are in this page; {pruning_text(graph)}",
         "closure": f"{closure_text(graph)}: largest |sum of incoming edges - value| / |value|; "
         f"{graph.closure_absolute:.1e} of the sum of |edges|",
-        "scores": f"{scores} ({which})",
-        "options": json.dumps(dict(graph.options)),
+        "scores": f"{scores} (of the graph before pruning)" if scores else "unknown",
+        "options": json.dumps(options),
         "made by": f"attnsparse {__version__}",
     }
     return "".join(f"<dt>{name}</dt><dd>{escape(shortened(text, 4000))}</dd>" for name, text in rows.items())

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arguments import checked_share
 from .engine import core_for
 
 if TYPE_CHECKING:
     from .graph_object import Graph
 
+SCORES = ("replacement", "completeness", "replacement_closed", "completeness_closed")
 _ALWAYS = ("token", "position", "bias", "other", "logit")
 _IN_CIRCUIT_TRACER = ("feature", "error", "token", "logit")
 
@@ -40,19 +42,11 @@ def node_influence(graph: Graph) -> np.ndarray:
     return core.graph_influence(graph.start, graph.source, graph.weight, logit_weights(graph))
 
 
-def _checked_threshold(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} must be a number in 0..1, got {type(value).__name__}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in 0..1, got {value}")
-    return float(value)
-
-
 def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
     """See `Graph.prune`."""
     thresholds = {
-        "node_threshold": _checked_threshold(node_threshold, "node_threshold"),
-        "edge_threshold": _checked_threshold(edge_threshold, "edge_threshold"),
+        "node_threshold": checked_share(node_threshold, "node_threshold"),
+        "edge_threshold": checked_share(edge_threshold, "edge_threshold"),
     }
     core = core_for(str(graph.weight.dtype))
     kind = np.array(graph.kind)
@@ -60,7 +54,10 @@ def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
         graph.start, graph.source, graph.weight, logit_weights(graph), np.isin(kind, _ALWAYS),
         kind == "feature", thresholds["node_threshold"], thresholds["edge_threshold"],
     )  # fmt: skip
-    return dataclasses.replace(keep(graph, nodes, edges, cumulative), pruned=thresholds)
+    options = dict(graph.options)
+    if (known := known_scores(graph)) is not None:
+        options["scores"] = {name: x if np.isfinite(x) else None for name, x in known.items()}
+    return dataclasses.replace(keep(graph, nodes, edges, cumulative), pruned=thresholds, options=options)
 
 
 def keep(graph: Graph, nodes: np.ndarray, edges: np.ndarray, cumulative: np.ndarray) -> Graph:
@@ -93,17 +90,30 @@ def keep(graph: Graph, nodes: np.ndarray, edges: np.ndarray, cumulative: np.ndar
 
 def scores(graph: Graph) -> dict[str, float]:
     """See `Graph.scores`."""
+    found = known_scores(graph)
+    if found is None:
+        raise ValueError("this pruned graph came without the scores of the whole one; take the whole graph")
+    return found
+
+
+def known_scores(graph: Graph) -> dict[str, float] | None:
+    """The scores of the whole graph; None for a pruned one that came without them."""
+    if graph.pruned is None:
+        return _scores_of_all(graph)
+    noted = graph.options.get("scores")
+    if not isinstance(noted, dict) or set(noted) != set(SCORES):
+        return None
+    values = [np.nan if x is None else x for x in noted.values()]
+    return dict(zip(noted, values)) if all(isinstance(x, float) for x in values) else None
+
+
+def _scores_of_all(graph: Graph) -> dict[str, float]:
     kind = np.array(graph.kind)
     known = np.isin(kind, _IN_CIRCUIT_TRACER)
     plain = _scores(graph, known, kind == "token", kind == "error")
     explained = np.isin(kind, ("token", "position", "bias"))
     closed = _scores(graph, np.ones(len(graph), bool), explained, np.isin(kind, ("error", "other")))
-    return {
-        "replacement": plain[0],
-        "completeness": plain[1],
-        "replacement_closed": closed[0],
-        "completeness_closed": closed[1],
-    }
+    return dict(zip(SCORES, (*plain, *closed)))
 
 
 def _scores(graph: Graph, nodes: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> tuple[float, float]:

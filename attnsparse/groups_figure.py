@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 
+from .arguments import checked_object
 from .attention_figure import draw_panel, draw_scale, panel_size
 from .figure_style import BLUE, DARK, GREY, PALE, PLAIN_TEXT, RED, styled
+from .graph_edge import GroupEdge
 from .labels import checked_base
 from .sketch_parts import (
     PAD,
@@ -38,7 +40,6 @@ from .sketch_parts import (
 )
 
 if TYPE_CHECKING:
-    from .graph_edge import GroupEdge
     from .graph_groups import Group
     from .graph_object import Graph
 
@@ -73,6 +74,7 @@ def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = N
     least 1 % of the logit, each with its strongest arrow, and all arrows of at least 5 %. columns: maps a row
     on the left; None = a square or higher, at most 6. Positions count from `base`.
     """
+    checked_object(dense, GroupEdge, "dense"), checked_object(sparse, GroupEdge, "sparse")
     checked_base(base)
     columns = _columns(dense.n_drawn) if columns is None else columns
     units = panel_size(dense.n_drawn, columns)

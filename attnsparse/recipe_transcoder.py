@@ -94,6 +94,7 @@ def _train_set(name: str, out: Path, settings: Settings, threads: int | None, qu
     save_transcoders(trainer.transcoders(), folder, dtype=transcoder_card.DTYPE)
     facts = transcoder_card.measure(folder, model, trainer.transcoders())
     transcoder_card.write(folder, facts, trainer.history, settings)
+    transcoder_card.write_labels(folder)
     if not quiet:
         print(transcoder_card.summary(facts), flush=True)
     return folder

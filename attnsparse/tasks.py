@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import randomness, tasks_prompts
+from .arguments import checked_object
 from .tasks_files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
 from .tasks_metrics import (
     kl_divergence,
@@ -74,8 +75,9 @@ def make_task(
     tokenizer: GPT-2's or one that has the same tokens for the words, such as the demo models'.
     seed: 0..2^64-1; the same seed gives the same prompts for every tokenizer.
     Raises ValueError for unknown names, for more prompts than there are, and for prompts that the tokenizer
-    cuts into other tokens; TypeError for options that the task does not have.
+    cuts into other tokens; TypeError for options that the task does not have and for other tokenizers.
     """
+    checked_object(tokenizer, Tokenizer, "tokenizer")
     if name not in tasks_prompts.BUILDERS:
         raise ValueError(f"there is no task {name!r:.60}; tasks are {', '.join(TASKS)}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:

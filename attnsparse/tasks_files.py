@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from .arguments import checked_object
 from .errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
@@ -50,6 +51,7 @@ def read_prompts_json(
     Raises FormatError (codes json_*, prompts) and ValueError for prompts that fail a task's checks; both name
     the prompt.
     """
+    checked_object(tokenizer, Tokenizer, "tokenizer")
     data = parse_object(read_small(path, "max_tokenizer_bytes", limits=limits), path, limits=limits)
     prompts = data.get("prompts")
     if not isinstance(prompts, list) or not prompts:
@@ -115,6 +117,7 @@ def read_eap_csv(
     Raises FormatError (codes csv, file_limit) and ValueError for prompts that fail a task's checks; both name
     the row.
     """
+    checked_object(tokenizer, Tokenizer, "tokenizer")
     data = read_small(path, "max_tokenizer_bytes", limits=limits)
     try:
         rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
@@ -175,6 +178,7 @@ def from_dataframe(
     label, and half ("ranking" or "evaluation"); without it halves are drawn by `seed`.
     Raises ValueError that names the column, or the prompt and the token.
     """
+    checked_object(tokenizer, Tokenizer, "tokenizer")
     missing = [column for column in ("clean", "corrupted", "answer", "wrong") if column not in frame]
     if missing:
         raise ValueError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, frame))}")

@@ -21,6 +21,7 @@ import numpy as np
 
 from . import training_file
 from . import training_state as state
+from .arguments import checked_object
 from .engine import core_for
 from .labels import checked_path
 from .model import Model
@@ -62,8 +63,7 @@ class Trainer:
     ) -> None:
         if options is not None and settings:
             raise TypeError("give either a TrainingOptions or its fields as keywords, not both")
-        if not isinstance(model, Model):
-            raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+        checked_object(model, Model, "model")
         #: the `TrainingOptions`
         self.options = TrainingOptions(**settings) if options is None else options
         self.options.check(model.config.gated)

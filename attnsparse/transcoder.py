@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from .arguments import checked_layer, checked_object
 from .errors import ConfigError, NonFiniteError, quoted
+from .html_table import html_table
 from .model import Model
 from .run import DEFAULT_MAX_BYTES, Run
 
@@ -88,18 +91,16 @@ class ArraySource:
         threshold: Sequence[np.ndarray] | None = None,
         skip: Sequence[np.ndarray | None] | None = None,
     ) -> None:
+        given: dict[str, Any] = {"w_enc": w_enc, "b_enc": b_enc, "w_dec": w_dec, "output_bias": output_bias}
+        given |= {name: a for name, a in (("threshold", threshold), ("skip", skip)) if a is not None}
+        for name, values in given.items():
+            if not isinstance(values, (list, tuple, np.ndarray)):
+                kind = type(values).__name__
+                raise TypeError(f"{name} must be a list with one array per layer, got {kind}")
         self.n_layer = len(w_enc)  #: layers
         if self.n_layer == 0:
             raise ConfigError("transcoders need at least one layer", code="config_value", field="w_enc")
-        none = [None] * self.n_layer
-        given = {
-            "w_enc": w_enc,
-            "b_enc": b_enc,
-            "w_dec": w_dec,
-            "output_bias": output_bias,
-            "threshold": none if threshold is None else threshold,
-            "skip": none if skip is None else skip,
-        }
+        given = {"threshold": [None] * self.n_layer, "skip": [None] * self.n_layer} | given
         for name, values in given.items():
             if len(values) != self.n_layer:
                 raise ConfigError(
@@ -127,19 +128,20 @@ class ArraySource:
 
     def encoder(self, layer: int) -> Encoder:
         """See `Source`."""
+        layer = checked_layer(layer, self.n_layer)
         return Encoder(self._w_enc[layer], self._b_enc[layer], self._threshold[layer])
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
         """See `Source`."""
-        return self._w_dec[layer][features]
+        return self._w_dec[checked_layer(layer, self.n_layer)][features]
 
     def output_bias(self, layer: int) -> np.ndarray:
         """See `Source`."""
-        return self._output_bias[layer]
+        return self._output_bias[checked_layer(layer, self.n_layer)]
 
     def skip(self, layer: int) -> np.ndarray | None:
         """See `Source`."""
-        return self._skip[layer]
+        return self._skip[checked_layer(layer, self.n_layer)]
 
     @property
     def has_threshold(self) -> bool:
@@ -150,6 +152,15 @@ class ArraySource:
     def cross_layer(self) -> bool:
         """Whether any decoder writes to more than one layer."""
         return any(array.shape[1] > 1 for array in self._w_dec)
+
+    def __repr__(self) -> str:
+        return f"ArraySource({self.n_layer} layers x {counts_text(self.n_features)} features)"
+
+
+def counts_text(n_features: Sequence[int]) -> str:
+    """`512`, or `512 to 1,024` where layers differ."""
+    least, most = min(n_features), max(n_features)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _floats(name: str, layer: int, value: Any) -> np.ndarray | None:
@@ -208,13 +219,16 @@ class Transcoders:
         )  #: where decoders write
         self.activation = _choice("activation", activation, ACTIVATIONS)  #: "relu", "jump_relu" or "topk"
         if (top_k is not None) != (activation == "topk"):
-            raise ConfigError("top_k goes with activation='topk'", code="config_value", field="top_k")
+            text = "top_k goes with activation='topk' alone" if top_k is not None else "'topk' needs top_k"
+            text += f"; got activation={activation!r}, top_k={top_k!r:.60}"
+            raise ConfigError(text, code="config_value", field="top_k")
         if activation != "jump_relu" and getattr(source, "has_threshold", False):
             text = f"the source has thresholds, which activation={activation!r} ignores; pass 'jump_relu'"
             raise ConfigError(text, code="config_value", field="threshold")
         self.top_k = None if top_k is None else _whole("top_k", top_k)  #: k of "topk", else None
         self.name, self.model_name, self.scan = str(name), str(model_name), str(scan)
         self._digest = digest
+        self._warned_of: set[str] = set()  # names of other models
 
     @property
     def cross_layer(self) -> bool:
@@ -246,18 +260,19 @@ class Transcoders:
     def check(self, model: Model, *, weights: bool = True) -> None:
         """Raise unless these fit `model`, and unless all weights are finite numbers of the right shapes.
 
-        weights=False compares sizes only and reads no weights.
+        weights=False compares sizes only and reads no weights. Warns, once for each, of a model with another
+        name than the one that these were made for, if both have names.
         Raises ConfigError (code config_value, with field n_layer, d_model, w_enc.3, ...; code dtype),
         NonFiniteError (code nonfinite, with the field).
         """
-        if not isinstance(model, Model):
-            raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+        checked_object(model, Model, "model")
         for field in ("n_layer", "d_model"):
             own, theirs = getattr(self, field), getattr(model.config, field)
             if own != theirs:
                 names = f"transcoders {quoted(self.name)}", f"model {quoted(model.name)}"
                 text = f"{names[0]} have {field}={own}, {names[1]} has {theirs}"
                 raise ConfigError(text, code="config_value", field=field)
+        self._compare_names(model.name)
         for layer in range(self.n_layer if weights else 0):
             n_features = self.n_features[layer]
             _check_encoder(self.source, layer, self.d_model, n_features, True, self.activation == "jump_relu")
@@ -265,8 +280,17 @@ class Transcoders:
                 shape = (len(features), self.writes(layer), self.d_model)
                 _check_array("w_dec", layer, self.source.decoder_rows(layer, features), (shape,), True)
 
+    def _compare_names(self, name: str) -> None:
+        own, theirs = (str(each).rstrip("/").rpartition("/")[2] for each in (self.model_name, name))
+        if own and theirs and own != theirs and theirs not in self._warned_of:
+            self._warned_of.add(theirs)
+            text = f"transcoders {quoted(self.name)} were made for model {quoted(own)}, this one is"
+            text += f" {quoted(theirs)}: set model.name if it is the same, else errors are large"
+            warnings.warn(text, UserWarning, stacklevel=3)
+
     def writes(self, layer: int) -> int:
-        """W, the number of layers that features of `layer` write to."""
+        """W, the number of layers that features of `layer` write to. Raises IndexError for no such layer."""
+        layer = checked_layer(layer, self.n_layer)
         return self.n_layer - layer if self.cross_layer else 1
 
     # --- use
@@ -347,14 +371,20 @@ class Transcoders:
         return evaluate(self, model, prompts, targets, loss_mask, prepend_bos, threads, progress)
 
     def __repr__(self) -> str:
-        sizes = sorted(set(self.n_features))
-        shown = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+        shown = counts_text(self.n_features)
         what = "cross-layer" if self.cross_layer else "one per layer"
         kind = self.activation + (f" {self.top_k}" if self.top_k else "")
         return (
             f"Transcoders({self.name!r}, {self.n_layer} layers x {shown} features, d_model={self.d_model}, "
             f"{what}, {kind}, from {self.input_hook})"
         )
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        layers = range(self.n_layer)
+        columns = {"layer": layers, "features": self.n_features, "writes to": list(map(self.writes, layers))}
+        return html_table(self, pd.DataFrame(columns))
 
 
 # ------------------------------------------------------------------------------------------- checks

@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ._version import __version__
+from .checkpoint import load
 from .demo_text import LENGTH, DemoText
+from .feature_label_files import LABELS
+from .feature_labels import describe_features
 from .saving import write_atomic
 from .transcoder_files import load_transcoders
 
@@ -26,12 +29,26 @@ HISTORY_EVERY = 20
 COLUMNS = ("layer", "n_features", "l0", "explained_variance", "dead")
 
 
+def prompts(batches: int) -> list[np.ndarray]:
+    """`batches` x 32 sequences of new text, as token ids."""
+    text = DemoText(seed=TEXT_SEED)
+    return [row for i in range(batches) for row in text.batch(i)[0].reshape(-1, LENGTH)]
+
+
+def write_labels(folder: str | Path) -> None:
+    """Write labels.csv into a set's folder: the labels that `describe_features` gives on the card's text."""
+    transcoders = load_transcoders(folder)
+    model = load(transcoders.model_name)
+    found = describe_features(model, transcoders, prompts(TEXT_BATCHES), progress=False)
+    table = found.to_pandas()[["layer", "feature", "label"]]
+    write_atomic(Path(folder) / LABELS[1], [table.to_csv(index=False, lineterminator="\n").encode()])
+
+
 def evaluate(transcoders: Transcoders, model: Model, batches: int = TEXT_BATCHES) -> pd.DataFrame:
     """`Transcoders.evaluate` on `batches` x 32 sequences of new text, the loss weighted as in training."""
     text = DemoText(seed=TEXT_SEED)
-    inputs, _, targets, weights = (np.concatenate(arrays) for arrays in zip(*map(text.batch, range(batches))))
-    prompts = list(inputs.reshape(-1, LENGTH))
-    return transcoders.evaluate(model, prompts, targets=targets, loss_mask=weights)
+    _, _, targets, weights = (np.concatenate(arrays) for arrays in zip(*map(text.batch, range(batches))))
+    return transcoders.evaluate(model, prompts(batches), targets=targets, loss_mask=weights)
 
 
 def measure(folder: Path, model: Model, trained: Transcoders) -> dict[str, Any]:
@@ -98,7 +115,14 @@ import attnsparse as asp
 
 model = asp.load("{facts["model"]}")
 transcoders = asp.load_transcoders("{name}", model)
-features = transcoders.features(model, 'The opposite of "large" is "')
+graph = asp.attribution_graph(model, transcoders, 'The opposite of "large" is "', labels="{name}")
+```
+
+`labels.csv` has a label of every feature that is active on {facts["text"]["batches"] * 32} sequences of new
+text, as `asp.describe_features` makes them. In the folder above this one, the command that writes it again:
+
+```sh
+python -c "from attnsparse.transcoder_card import write_labels; write_labels('{name}')"
 ```
 
 ## Training
@@ -117,8 +141,8 @@ SHA-256 of this set: `{facts["digest"]}`
 
 ## Not for
 
-Any other model, also not for another training of the same recipe. Features were not chosen by hand or named:
-what one stands for has to be looked at where it is active.
+Any other model, also not for another training of the same recipe. Features were not chosen by hand, and
+labels are automatic: what one stands for has to be looked at where it is active.
 """
 
 

@@ -15,6 +15,7 @@ from .batch import Batch, as_batch
 from .engine import checked_threads, core_for
 from .errors import ConfigError
 from .gradients import loss_targets, loss_weights
+from .html_table import SHOWN, html_table
 from .interventions import compile_interventions
 from .labels import checked_base, token_label
 from .progress import progress_bar
@@ -89,11 +90,15 @@ class Features:
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
-        explained = np.nanmean(self.explained_variance) if self.n_tokens > 1 else np.nan
+        known = self.explained_variance[np.isfinite(self.explained_variance)]
+        explained = known.mean() if len(known) else np.nan
         return (
             f"Features({len(self):,} active in {self.n_tokens} tokens, {self.l0.sum():.1f} per token, "
             f"explained variance {explained:.3f}, transcoders={self.transcoders.name!r})"
         )
+
+    def _repr_html_(self) -> str:
+        return html_table(self, self.to_pandas().nlargest(SHOWN, "activation"))
 
 
 def _array_property(name: str) -> property:

@@ -15,6 +15,7 @@ from .options_fields import checked_number
 from .randomness import checked_seed
 from .schedules import Constant, PerLayer, Schedule
 
+AUX_K = 8  # see TranscoderOptions.aux_k
 START_L0 = 16.0  # see TranscoderOptions.threshold
 ACTIVATIONS = ("relu", "jump_relu", "topk")  # in the order of the core's numbers
 
@@ -78,8 +79,9 @@ class TranscoderOptions:
     first text have START_L0 active features on average."""
     dead_after: int = 50
     """A feature that has not been active for so many steps is dead."""
-    aux_k: int = 8
-    """Dead features that explain what is left of a row; 0 leaves them dead."""
+    aux_k: int | None = None
+    """Dead features that explain what is left of a row; 0 leaves them dead. None becomes AUX_K, or n_features
+    where that is less."""
     aux_weight: float = 0.125
     """Weight of the auxiliary loss."""
 
@@ -100,8 +102,7 @@ class TranscoderOptions:
                 raise type(error)(f"{name}: {error}") from error
         if self.l0 is not None and self.activation == "topk":
             raise ValueError("l0 is for relu and jump_relu; topk has as many active features as top_k says")
-        if self.l0 is not None and min(self._smallest_l0(step) for step in range(self.steps)) <= 0:
-            raise ValueError("l0 must stay above 0")
+        self._check_l0()
         self._set_threshold()
         for name, low in _NUMBERS.items():
             object.__setattr__(self, name, checked_number(name, getattr(self, name), low, math.inf))
@@ -120,23 +121,36 @@ class TranscoderOptions:
         object.__setattr__(self, "threshold", tuple(values) if several else values[0])
 
     def _set_counts(self) -> None:
-        for name, low in (("steps", 1), ("top_k", 1), ("dead_after", 1), ("aux_k", 0)):
-            _whole(name, getattr(self, name), low)
+        for name in ("steps", "top_k", "dead_after"):
+            _whole(name, getattr(self, name), 1)
         if not isinstance(self.n_features, (tuple, list)):
             _whole("n_features", self.n_features, 1)
             counts = (self.n_features,)
         else:
             counts = tuple(_whole("n_features", n, 1) for n in self.n_features)
             object.__setattr__(self, "n_features", counts)
-        least = min(counts, default=0)
+        if not counts:
+            raise ValueError("n_features must have a number for each layer, got none")
+        least = min(counts)
         if self.activation == "topk" and self.top_k > least:
             raise ValueError(f"top_k must be in 1..{least} (n_features), got {self.top_k}")
-        if self.aux_k > least:
+        if self.aux_k is None:
+            object.__setattr__(self, "aux_k", min(AUX_K, least))
+        if _whole("aux_k", self.aux_k, 0) > least:
             raise ValueError(f"aux_k must be in 0..{least} (n_features), got {self.aux_k}")
 
-    def _smallest_l0(self, step: int) -> float:
-        n_layer = self.l0.n_layer if isinstance(self.l0, PerLayer) else 1
-        return min(schedules.layer_values(self.l0, step, self.steps, n_layer))
+    def _check_l0(self) -> None:
+        if self.l0 is None:
+            return
+        several = isinstance(self.n_features, tuple)
+        n_layer = self.l0.n_layer if isinstance(self.l0, PerLayer) else len(self.n_features) if several else 1
+        counts = self.n_features if several else (self.n_features,) * n_layer
+        for step in range(self.steps):
+            for value, most in zip(self.l0_of(step, n_layer), counts):
+                if value <= 0:
+                    raise ValueError("l0 must stay above 0")
+                if value > most:
+                    raise ValueError(f"l0 must be at most n_features, got {value:g} of {most} at step {step}")
 
     def l0_of(self, step: int, n_layer: int) -> list[float] | None:
         """Active features that each layer is to have at `step`, or None."""

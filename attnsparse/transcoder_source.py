@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from .arguments import checked_layer
 from .errors import ConfigError, FormatError, NonFiniteError, located, quoted
 from .limits import Limits
 from .npz_file import NpzFile
@@ -216,7 +217,7 @@ class StoredWeights:
 
     def encoder(self, layer: int) -> Encoder:
         """Read the encoder of a layer."""
-        stored = self.layers[layer]
+        stored = self.layers[checked_layer(layer, self.n_layer)]
         n = stored.n_features
         w_enc, b_enc = np.empty((n, self.d_model), np.float32), np.empty(n, np.float32)
         threshold = np.empty(n, np.float32) if stored.encoder[0].threshold is not None else None
@@ -248,7 +249,7 @@ class StoredWeights:
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
         """Read the rows [n, W, E] of the features int64 [n]."""
-        stored = self.layers[layer]
+        stored = self.layers[checked_layer(layer, self.n_layer)]
         features = np.asarray(features, np.int64)
         if len(features) and not (features.min() >= 0 and features.max() < stored.n_features):
             worst = features.max() if features.max() >= stored.n_features else features.min()
@@ -271,7 +272,7 @@ class StoredWeights:
 
     def output_bias(self, layer: int) -> np.ndarray:
         """Read the bias [E] of the MLP output."""
-        stored = self.layers[layer]
+        stored = self.layers[checked_layer(layer, self.n_layer)]
         total = self._row(stored.output[0])
         for row in stored.output[1:]:
             total += self._row(row)
@@ -283,7 +284,7 @@ class StoredWeights:
 
     def skip(self, layer: int) -> np.ndarray | None:
         """Read the skip matrix [E, E], None if there is none."""
-        stored = self.layers[layer].skip
+        stored = self.layers[checked_layer(layer, self.n_layer)].skip
         if stored is None:
             return None
         matrix = self._skip(stored)

@@ -19,6 +19,7 @@ import numpy as np
 
 from . import training_file
 from . import transcoder_train_state as state
+from .arguments import checked_object
 from .engine import checked_threads, core_for
 from .model import Model
 from .progress import progress_bar
@@ -93,8 +94,7 @@ class TranscoderTrainer:
     ) -> None:
         if options is not None and settings:
             raise TypeError("give either a TranscoderOptions or its fields as keywords, not both")
-        if not isinstance(model, Model):
-            raise TypeError(f"model must be an attnsparse.Model, got {type(model).__name__}")
+        checked_object(model, Model, "model")
         if options is not None and not isinstance(options, TranscoderOptions):
             raise TypeError(f"options must be a TranscoderOptions, got {type(options).__name__}")
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):

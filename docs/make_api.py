@@ -52,6 +52,7 @@ ALSO = {
     "cache": ("ActivationCache", "hook_names"),
     "carriers": ("find_carriers", "Carriers"),
     "circuit_ratio": ("needed_ratio", "Ratio"),
+    "graph_heads": ("ScoreSplit",),
     "graph_json": ("write_graph_json",),
     "initial_weights": ("initial_weights",),
     "reproduce": ("reproduce",),

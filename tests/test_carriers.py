@@ -101,6 +101,8 @@ def test_table(model, base):
     assert table["label"][0] == found.heads[0].label
     np.testing.assert_array_equal(table["kept"], found.kept[1:])
     np.testing.assert_array_equal(table["share"], found.shares[1:])
+    assert repr(found).startswith("Carriers('large' -> ' \"' in ")
+    assert len(repr(found)) < 200
 
 
 def test_bad_questions(model):

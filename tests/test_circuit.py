@@ -247,7 +247,7 @@ def test_wrong_options(options, error, text):
 
 
 def test_wrong_model_or_task():
-    with pytest.raises(TypeError, match=r"must be an attnsparse\.Model, got str"):
+    with pytest.raises(TypeError, match=r"must be a Model, such as asp\.load gives, got str"):
         find_circuit("gpt2", toy_task())
     with pytest.raises(TypeError, match="task must be a Task, such as make_task gives, got str"):
         find_circuit(toy_model(), "ioi")

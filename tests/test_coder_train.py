@@ -433,6 +433,13 @@ def test_divergence_is_told_and_the_run_stays(tmp_path):
     assert again.step_count == done
 
 
+def test_few_features_have_few_dead_ones_to_wake():
+    assert TranscoderOptions(steps=3, n_features=4).aux_k == 4
+    assert TranscoderOptions(steps=3).aux_k == 8
+    chosen = TranscoderOptions(steps=3, n_features=(9, 4), l0=4)
+    assert TranscoderOptions.from_json(chosen.to_json()) == chosen
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "named"),
     [
@@ -440,13 +447,15 @@ def test_divergence_is_told_and_the_run_stays(tmp_path):
         ({"steps": 1.0}, TypeError, "steps"),
         ({"n_features": 0}, ValueError, "n_features"),
         ({"n_features": (4, True)}, TypeError, "n_features"),
-        ({"n_features": ()}, ValueError, "aux_k"),
+        ({"n_features": ()}, ValueError, "n_features"),
         ({"activation": "gelu"}, ValueError, "activation"),
         ({"activation": "topk", "l0": None, "top_k": 21}, ValueError, "top_k"),
         ({"activation": "topk"}, ValueError, "l0 is for"),
         ({"aux_k": 21}, ValueError, "aux_k"),
         ({"lr": "fast"}, TypeError, "lr"),
         ({"l0": 0}, ValueError, "l0 must stay"),
+        ({"l0": 21}, ValueError, "l0 must be at most n_features, got 21 of 20"),
+        ({"n_features": (20, 9), "l0": schedules.per_layer([9, 10])}, ValueError, "got 10 of 9"),
         ({"l0": schedules.linear(3, -1, 0, 0.5)}, ValueError, "l0 must stay"),
         ({"betas": (0.9, 1.0)}, ValueError, "betas"),
         ({"betas": 0.9}, ValueError, "betas"),
@@ -479,7 +488,7 @@ def test_arguments_must_fit_each_other():
         made(3, l0=schedules.per_layer([3, 3, 3]))
     with pytest.raises(TypeError, match="not both"):
         train_transcoders(tiny.model(), tiny.data(), options(3), steps=3)
-    with pytest.raises(TypeError, match=r"attnsparse\.Model"):
+    with pytest.raises(TypeError, match=r"model must be a Model, such as asp\.load"):
         train_transcoders("demo-dense", tiny.data(), options(3))
     with pytest.raises(TypeError, match="digest"):
         train_transcoders(tiny.model(), [1, 2], options(3))

@@ -78,6 +78,25 @@ def test_the_sets_are_small():
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_their_labels_are_those_of_their_features(sets, name):
+    """Some features described on the card's text; the graph that has the labels is the same but for them."""
+    model, transcoders = sets[name]
+    labels = asp.load_feature_labels(name)
+    known = len(labels) / sum(transcoders.n_features)
+    assert 1 - known == pytest.approx(card(name)["dead"], abs=1e-9)
+    some = list(labels)[:: len(labels) // 40]
+    text = transcoder_card.prompts(transcoder_card.TEXT_BATCHES)
+    found = asp.describe_features(model, transcoders, text, some, progress=False)
+    assert sum(found[key] != labels[key] for key in some) <= 1  # rounding may turn the order of two tokens
+    plain = asp.attribution_graph(model, transcoders, PROMPT, labels=None)
+    named = asp.attribution_graph(model, transcoders, PROMPT, labels=name)
+    assert plain.weight.tobytes() == named.weight.tobytes()
+    shown = [labels.get((node.layer, node.feature), node.label) for node in plain.nodes.itertuples()]
+    assert list(named.labels[: named.n_features]) == shown[: named.n_features]
+    assert plain.with_labels(name).labels == named.labels
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_some_feature_is_for_large_and_few_other_words(sets, name):
     """Of the features of layer 0 at a word in quotation marks, the one that fewest of the words share."""
     model, transcoders = sets[name]
@@ -121,7 +140,7 @@ def test_it_writes_both_sets(short):
     assert [folder.name for folder in short] == list(recipes.RECIPES["demo-transcoder"].models) == list(SETS)
     for folder in short:
         names = {path.name for path in folder.iterdir()}
-        assert names == {"README.md", "card.json", "config.yaml", "history.csv"} | {
+        assert names == {"README.md", "card.json", "config.yaml", "history.csv", "labels.csv"} | {
             f"layer_{i}.safetensors" for i in range(12)
         }
         found = asp.load_transcoders(folder, asp.load(SETS[folder.name]))

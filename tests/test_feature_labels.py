@@ -450,6 +450,9 @@ def test_missing_fields(saved, name):
         "layer,feature,label\n1,2,b\n1,2,c\n",
         'layer,feature,label\n1,2,"b',
         "layer,feature,label\n1,99999999999,b\n",
+        "layer,feature,label\n1,2,a,b\n",
+        "\n",
+        "",
     ],
 )
 def test_bad_csv(tmp_path, text):
@@ -457,6 +460,45 @@ def test_bad_csv(tmp_path, text):
     assert code(tmp_path / "l.csv") == "csv"
     (tmp_path / "l.csv").write_bytes(b"layer,feature,label\n1,2,\xff\n")
     assert code(tmp_path / "l.csv") == "csv"
+
+
+def test_a_bad_csv_is_named_by_its_line(tmp_path):
+    for row, text in (
+        ("0,14,a,b", "line 3 has 4 cells, the first line 3; write a label with a comma in quotation marks"),
+        ("0,x,b", "line 3: feature must be a whole number from 0 on, got 'x'"),
+        ("0,1", "line 3 has 2 cells, the first line 3"),
+        ("1,2,c", "line 3: a second label of feature 2 of layer 1"),
+    ):
+        (tmp_path / "l.csv").write_text(f"layer,feature,label\n1,2,a\n{row}\n")
+        with pytest.raises(FormatError, match=text):
+            load_feature_labels(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("")
+    with pytest.raises(FormatError, match="has no column layer"):
+        load_feature_labels(tmp_path / "l.csv")
+
+
+def test_a_folder_without_labels_and_names_that_are_none(saved, tmp_path, monkeypatch):
+    (tmp_path / "models" / "some").mkdir(parents=True)
+    for name in ("labels.json", "some/labels.json"):
+        (tmp_path / "models" / name).write_text("{}")
+    monkeypatch.setattr("attnsparse.feature_label_files.MODELS_FOLDER", tmp_path / "models" / "some")
+    (tmp_path / "own" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "own" / "folder")
+    saved[0].save(tmp_path / "own" / "labels.json")
+    assert dict(load_feature_labels("..")) == dict(saved[0])
+    for name in (".", tmp_path / "own" / "folder"):
+        with pytest.raises(FileNotFoundError, match=r"no labels\.json and no labels\.csv in this folder"):
+            load_feature_labels(name)
+
+
+def test_what_labels_say_of_themselves(spoken):
+    labels = described(spoken, transcoders(spoken))
+    assert labels._repr_html_().count("<tr") == 13
+    with pytest.raises(KeyError, match=r"no label of \(9, 9\); keys are pairs"):
+        labels[9, 9]
+    assert (9, 9) not in labels
+    with pytest.raises(IndexError, match="count from 0"):
+        labels.with_labels({(0, -1): "a"})
 
 
 # --- pages of features for viewers

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import reliability
 from graph_toys import PROMPT, random_transcoders, toy, toy_graph
@@ -157,6 +158,23 @@ def test_scores_split_into_pairs() -> None:
     assert split.pairs.sum() == pytest.approx(scores[1, 2, 5, 2], abs=1e-12)
     assert split.gate_logit == pytest.approx(split.score + model.config.gate_bias)
     assert split.label == "a1.h2[2->5]"
+    table, stored = split.to_pandas(), graph.splits[0]
+    assert list(table.columns) == ["query_id", "query_label", "key_id", "key_label", "value", "share"]
+    assert len(table) == 20
+    assert table.value.abs().is_monotonic_decreasing
+    row, ids = table.iloc[3], [graph.ids[i] for i in split.nodes]
+    assert row.value == split.pairs[ids.index(row.query_id), ids.index(row.key_id)]
+    assert row.share == pytest.approx(row.value / split.score)
+    assert split.to_pandas(10**9).value.sum() == pytest.approx(split.score)
+    assert row.key_label == graph.labels[graph.node(row.key_id)]
+    assert "a1.h2[2->5], score" in repr(split)
+    assert "<table" in split._repr_html_()
+    key = int(graph.layer[0]), int(graph.feature[0])
+    named = graph.with_labels({key: "mine"}).splits[0]
+    assert [text for i, text in zip(named.nodes, named.labels) if i == 0] in ([], ["mine"])
+    assert named.ids == stored.ids == tuple(graph.ids[i] for i in stored.nodes)
+    with pytest.raises(ValueError, match="n must not be negative"):
+        split.to_pandas(-1)
     assert len(graph.splits) == 3
     for stored in graph.splits:
         assert stored.pairs.sum() == pytest.approx(
@@ -236,6 +254,26 @@ def test_pruned_graphs_keep_what_matters() -> None:
     assert len(everything.source) <= len(graph.source)
     assert pruned.influence is not None
     assert 0 < pruned.influence.min() <= pruned.influence.max() <= 1 + 1e-6
+
+
+def test_a_pruned_graph_says_so_and_keeps_the_scores_of_the_whole(tmp_path) -> None:
+    graph = toy_graph(n_splits=1)
+    pruned = graph.prune(0.6, 0.9)
+    row = pruned.summary().iloc[0]
+    assert (graph.summary().pruned[0], row.pruned) == (False, "node_threshold=0.6, edge_threshold=0.9")
+    assert np.isnan(row.closure)
+    assert graph.summary().closure[0] == graph.closure
+    pruned.save(tmp_path / "g")
+    again = asp.read_graph_json(pruned.to_json(tmp_path / "json", "g"))
+    for kept in (pruned, asp.load_graph(tmp_path / "g"), again, pruned.prune(0.5)):
+        assert kept.scores() == graph.scores()
+        assert dict(kept.summary().iloc[0][list(graph.scores())]) == graph.scores()
+    assert len(pruned.prune(0.3)) < len(pruned)
+    for options in ({}, {"scores": 5}, {"scores": dict.fromkeys(graph.scores(), "x")}):
+        foreign = dataclasses.replace(pruned, options=options)
+        assert "replacement" not in foreign.summary()
+        with pytest.raises(ValueError, match="came without the scores of the whole"):
+            foreign.scores()
 
 
 def test_scores_are_shares() -> None:
@@ -330,10 +368,84 @@ def test_wrong_questions() -> None:
         (lambda: graph.check(), ValueError, "one of them"),
         (lambda: graph.check(nodes=["bias"]), ValueError, "can be removed"),
         (lambda: graph.check(entries=[(0, 0, 2, 1)]), ValueError, "last position"),
+        (lambda: graph.edge("large", -1), KeyError, r"ids .* '0_.*select\('token', position='large'\)"),
+        (lambda: graph.edge([], -1), ValueError, "source has no nodes"),
+        (lambda: graph.total(0, []), ValueError, "target has no nodes"),
+        (lambda: graph.heads(graph.select("feature", label="?"), -1), ValueError, "source has no nodes"),
+        (lambda: graph.check([]), ValueError, "nothing was selected"),
+        (lambda: graph.edge(0, "P_1"), ValueError, r"no edge leads to 'P_1' \(position\)"),
+        (lambda: graph.heads(-1, 0), ValueError, r"no edge leaves .*\(logit\)"),
+        (lambda: graph.needed_heads(0, -1, "a"), TypeError, "fraction must be a number"),
+        (lambda: graph.select(layer=3), IndexError, r"layer 3 is out of range: .* 0\.\.1, 2 of logits"),
+        (lambda: graph.select(layer=[0, -2]), IndexError, "layer -2"),
+        (lambda: graph.select(layer="a"), TypeError, "layer must be a whole number, got str"),
+        (lambda: graph.select(layer=slice(0, 1)), TypeError, "layer must be a whole number, got slice"),
+        (lambda: graph.select(label=5), TypeError, "label must be a text"),
+        (lambda: graph.select(5), TypeError, "kind must be a text"),
     ]  # fmt: skip
     for call, error, text in cases:
+        with pytest.raises(error, match=text) as caught:
+            call()
+        assert len(str(caught.value)) <= 300
+    assert graph.edge(graph.select("feature", layer=1)[0], graph.select("feature", layer=0)[0]) == 0.0
+    assert graph.select(layer=range(-1, 3)).tolist() == list(range(len(graph)))
+
+
+def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
+    model, transcoders = toy()
+    frame = pd.DataFrame({"clean": ["a"], "corrupted": ["b"], "answer": ["c"], "wrong": ["d"]})
+    graph, made_by = toy_graph(), {"model": r"asp\.load", "transcoders": r"asp\.load_transcoders"}
+    cases = [
+        (lambda: asp.attribution_graph(model, "demo-sparse-transcoders", PROMPT), "transcoders", "str"),
+        (lambda: asp.attribution_graph(PROMPT, model, transcoders), "model", "ndarray"),
+        (lambda: asp.attribution_graph(transcoders, model, PROMPT), "model", "Transcoders"),
+        (lambda: asp.graph_edge.find_group_edge(transcoders, model, wrong=["a"]), "model", "Transcoders"),
+        (lambda: asp.describe_features(transcoders, model, [PROMPT]), "transcoders", "Model"),
+        (lambda: asp.describe_features(model, transcoders, [PROMPT], window=5), "window", "5"),
+        (lambda: asp.tasks.make_task("copy", model), "tokenizer", "Model"),
+        (lambda: asp.tasks.make_task("addition", None), "tokenizer", "NoneType"),
+        (lambda: asp.tasks.from_dataframe(frame, model), "tokenizer", "Model"),
+        (lambda: asp.tasks.read_eap_csv("none.csv", None), "tokenizer", "NoneType"),
+        (lambda: asp.token_groups(5), "graph", "int"),
+        (lambda: asp.group_nodes(graph.nodes, {}), "graph", "DataFrame"),
+        (lambda: asp.group_nodes(graph, 5), "groups", "int"),
+        (lambda: asp.write_feature_details(tmp_path / "none", {}), "labels", "dict"),
+        (lambda: asp.figures.graph(graph.nodes), "graph", "DataFrame"),
+        (lambda: asp.figures.graph_sketch(1, 2), "dense", "int"),
+    ]
+    for call, name, got in cases:
+        with pytest.raises(TypeError, match=f"{name} must be .*{made_by.get(name, '')}.*got {got}$"):
+            call()
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "text"),
+    [
+        ("", FileNotFoundError, "no labels"),
+        (0, TypeError, "labels must be a mapping from .*, or a path, got int"),
+        ({"0_2": "a"}, TypeError, r"a feature is a pair \(layer, feature\) such as \(0, 17\), got '0_2'"),
+        ({0: "a"}, TypeError, "got 0"),
+        ({(0, 2): 5}, TypeError, r"the label of \(0, 2\) must be a text, got int"),
+        ({(9, 0): "a"}, IndexError, r"there is no .*layer 9"),
+        ({(-1, 0): "a"}, IndexError, r"count from 0, got \(-1, 0\)"),
+        ("none.csv", FileNotFoundError, "none.csv"),
+    ],
+)
+def test_wrong_labels(labels, error: type, text: str) -> None:
+    for call in (lambda: toy_graph(labels=labels), lambda: toy_graph().with_labels(labels)):
         with pytest.raises(error, match=text):
             call()
+
+
+def test_labels_of_features_that_there_are_not(tmp_path) -> None:
+    n = toy()[1].n_features[1]
+    with pytest.raises(IndexError, match=rf"labels: there is no feature {n} in layer 1 \(it has {n}\)"):
+        toy_graph(labels={(1, n): "a"})
+    graph = toy_graph()
+    (tmp_path / "l.csv").write_text(f"layer,feature,label\n{graph.layer[0]},{graph.feature[0]},mine\n")
+    assert toy_graph(labels=tmp_path / "l.csv").labels == graph.with_labels(str(tmp_path / "l.csv")).labels
+    assert graph.with_labels(tmp_path / "l.csv").labels[0] == "mine"
 
 
 def test_a_run_whose_weights_changed_is_refused() -> None:

@@ -122,6 +122,13 @@ def test_own_groups():
     assert found.loadings["features"].whole == pytest.approx(LARGE_TO_LOGIT * SCALE)
 
 
+def test_what_an_edge_says_of_itself(found):
+    for split in found.loadings.values():
+        assert repr(split).startswith(f"Loadings(whole {split.whole:.4g}: {split.heads[0].label} ")
+        assert len(repr(split)) < 200
+    assert "<table" in found._repr_html_()
+
+
 def test_tables(found):
     row = graph_edge.edge_row(found, "features", 1)
     assert (row["key"], row["query"], row["heads_needed"], row["heads_drawn"]) == (5, 8, 2, 2)
@@ -145,6 +152,7 @@ def test_tables(found):
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
+        ({"fraction": "a"}, TypeError, "fraction must be a number"),
         ({"fraction": 0}, ValueError, "fraction must be above 0 and at most 1"),
         ({"key": '"'}, ValueError, "is at positions"),
         ({"key": 3}, ValueError, "no group is at position 3"),

@@ -141,7 +141,7 @@ def test_without_heads(tmp_path, real):
 def test_other_labels(real):
     key = int(real.layer[0]), int(real.feature[0])
     found = real.with_labels(
-        {key: "new", (10**6, 3): "of nothing", (int(real.layer[1]), int(real.feature[1])): ""}
+        {key: "new", (0, 10**6): "of nothing", (int(real.layer[1]), int(real.feature[1])): ""}
     )
     same = [(int(a), int(b)) == key for a, b in zip(real.layer, real.feature)][: real.n_features]
     assert [text == "new" for text in found.labels[: real.n_features]] == same

@@ -189,3 +189,8 @@ def test_groups_by_everything_that_names_nodes(planted):
 def test_wrong_groups(planted, spec, error, text):
     with pytest.raises(error, match=text):
         group_nodes(planted, spec)
+
+
+def test_what_groups_say_of_themselves():
+    for name, group in token_groups(toy_graph()).items():
+        assert repr(group).startswith(f"Group({name!r}, {len(group)} nodes, {group.layer_text}, influence ")

@@ -157,6 +157,31 @@ def test_bad_slugs(tmp_path, slug):
         example().to_json(tmp_path, 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"n_contributors": -1}, ValueError, "n_contributors must not be negative"),
+        ({"info": {"descripton": "a"}}, ValueError, "info has no 'descripton'; there are description"),
+        ({"info": 5}, TypeError, "info must be a mapping, got int"),
+        ({"info": {"creator_name": 5}}, TypeError, "info: creator_name must be a text, got 5"),
+        ({"info": {"source_urls": [1]}}, TypeError, "source_urls must be a list of texts"),
+        ({"info": {"create_time_ms": "now"}}, TypeError, "create_time_ms must be a number"),
+        ({"feature_details": {"x": "y"}}, ValueError, "feature_details has no 'x'"),
+        ({"feature_details": {"neuronpedia_source_set": 3}}, TypeError, "must be a text"),
+        ({"scan": 5}, TypeError, "scan must be a text, got int"),
+        ({"supernodes": [["x", 0]]}, TypeError, "supernodes must map names to nodes, got list"),
+        ({"clicked": "gone"}, ValueError, "clicked: pruning removed node"),
+    ],
+)
+def test_bad_options(tmp_path, real, options, error, text):
+    kept = set(real.prune().ids)
+    if options.get("clicked"):
+        options = {"clicked": next(name for name in real.ids if name not in kept)}
+    with pytest.raises(error, match=text):
+        real.to_json(tmp_path / "none", "g", **options)
+    assert not (tmp_path / "none").exists()
+
+
 def test_large_files_warn(tmp_path):
     with pytest.warns(UserWarning, match=r"g\.json has 0\.0 MiB, above 0\.0; viewers may refuse it"):
         example().to_json(tmp_path, "g", warn_bytes=1000, **WHOLE)

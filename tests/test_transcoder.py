@@ -367,3 +367,56 @@ def test_the_digest_is_of_all_weights():
     assert as_transcoders(coders[-1], input_hook="hook_resid_mid").digest != digests[-1]
     assert as_transcoders(coders[-1], name="other").digest == digests[-1]
     assert as_transcoders(coders[-1], digest="as given").digest == "as given"
+
+
+def test_what_cannot_be_is_said_plainly():
+    arrays = [[np.ones(shape, np.float32)] for shape in ((3, 4), (3,), (3, 4), (4,))]
+    source = asp.ArraySource(*arrays)
+    one = asp.Transcoders(source)
+    cases = [
+        (lambda: asp.Transcoders(source, activation="topk"), asp.ConfigError, "'topk' needs top_k"),
+        (lambda: asp.Transcoders(source, top_k=2), asp.ConfigError, "goes with activation='topk' alone"),
+        (lambda: asp.ArraySource(1, 2, 3, 4), TypeError, "w_enc must be a list with one array per layer"),
+        (lambda: asp.ArraySource(*arrays, skip=3), TypeError, "skip must be a list"),
+        *((lambda call=call: call(1), IndexError, r"layer 1 is out of range: there are layers 0\.\.0")
+          for call in (source.encoder, source.output_bias, source.skip, one.writes)),
+        (lambda: source.decoder_rows(-1, np.array([0])), IndexError, "layer -1"),
+        (lambda: one.writes("a"), TypeError, "layer must be a whole number"),
+    ]  # fmt: skip
+    for call, error, text in cases:
+        with pytest.raises(error, match=text):
+            call()
+    assert repr(source) == "ArraySource(1 layers x 3 features)"
+    assert "<table" in one._repr_html_()
+
+
+def test_layers_of_a_stored_set():
+    stored = asp.load_transcoders("demo-dense-transcoders").source
+    for call in (stored.encoder, stored.output_bias, stored.skip, lambda i: stored.decoder_rows(i, [0])):
+        for layer in (99, -1):
+            with pytest.raises(IndexError, match=rf"layer {layer} is out of range: there are layers 0\.\.11"):
+                call(layer)
+
+
+def test_another_models_transcoders_warn_once(recwarn):
+    *_, model, _, plain = case()
+    fitting = asp.Transcoders(plain.source, name="t", model_name="openai-community/gpt2")
+    for transcoders, name in ((fitting, "folder/gpt2"), (fitting, ""), (plain, "sparse-gpt2")):
+        model.name = name
+        transcoders.check(model)
+    assert not recwarn.list
+    model.name = "sparse-gpt2"
+    for _ in range(2):
+        fitting.features(model, TOKENS)
+    [warning] = recwarn.list
+    assert "'t' were made for model 'gpt2', this one is 'sparse-gpt2'" in str(warning.message)
+
+
+def test_features_where_nothing_varies():
+    """Two equal tokens, of which no layer has an explained variance."""
+    config, weights, *_, coder, _ = case()
+    model = engine.build(config, weights)
+    model.assign({"wpe.weight": np.zeros_like(model.parameter("wpe.weight"))})
+    found = as_transcoders(coder).features(model, [3, 3])
+    assert "explained variance nan" in repr(found)
+    assert "<table" in found._repr_html_()

@@ -1,0 +1,71 @@
+"""Which nodes of a graph are meant: those that fit what is known of them, and the two ends of edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .labels import whole_number
+
+if TYPE_CHECKING:
+    from .graph_object import Graph, Nodes
+
+KINDS = ("feature", "error", "token", "position", "bias", "other", "logit")
+
+
+def select(
+    graph: Graph,
+    kind: str | Sequence[str] | None,
+    layer: int | range | Sequence[int] | None,
+    position: int | str | None,
+    label: str | None,
+) -> np.ndarray:
+    """See `Graph.select`."""
+    fits = np.ones(len(graph), dtype=bool)
+    if kind is not None:
+        fits &= np.isin(graph.kind, _kinds(kind))
+    if layer is not None:
+        fits &= np.isin(graph.layer, _layers(layer, graph.n_layer))
+    if position is not None:
+        fits &= graph.position == graph.position_of(position)
+    if label is not None:
+        if not isinstance(label, str):
+            raise TypeError(f"label must be a text that labels contain, got {type(label).__name__}")
+        fits &= np.array([label in text for text in graph.labels])
+    return np.flatnonzero(fits)
+
+
+def _kinds(kind: Any) -> list[str]:
+    wanted = [kind] if isinstance(kind, str) or not isinstance(kind, Sequence) else list(kind)
+    for name in wanted:
+        if not isinstance(name, str):
+            raise TypeError(f"kind must be a text or several, got {type(name).__name__}")
+        if name not in KINDS:
+            raise ValueError(f"there is no kind of node {name!r:.60}: there are {', '.join(KINDS)}")
+    return wanted
+
+
+def _layers(layer: Any, n_layer: int) -> list[int]:
+    several = isinstance(layer, Sequence | np.ndarray) and not isinstance(layer, str)
+    numbers = [whole_number(number, "layer") for number in (layer if several else [layer])]
+    for number in numbers:
+        if not -1 <= number <= n_layer:
+            text = f"layers are 0..{n_layer - 1}, {n_layer} of logits and -1 of tokens"
+            raise IndexError(f"layer {number} is out of range: {text}")
+    return numbers
+
+
+def ends(graph: Graph, source: Nodes, target: Nodes) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the sources and the targets of edges; ValueError where there cannot be any."""
+    sources, targets = graph.nodes_of(source), graph.nodes_of(target)
+    for name, nodes in (("source", sources), ("target", targets)):
+        if not len(nodes):
+            raise ValueError(f"{name} has no nodes: nothing was selected")
+    if not np.isin(targets, graph.targets).any():
+        what = f"{graph._id(targets[0])!r} ({graph.kind[targets[0]]})"
+        raise ValueError(f"no edge leads to {what}: targets are features and logits; the source comes first")
+    if np.isin(sources, graph.logits).all():
+        raise ValueError(f"no edge leaves {graph._id(sources[0])!r} (logit); the source comes first")
+    return sources, targets
