@@ -110,7 +110,8 @@ def attribution_graph(
             "max_feature_nodes": most,
             "n_active": len(features),
         }
-        return dataclasses.replace(graph, options=options, splits=strongest_splits(graph, n_splits))
+        splits = strongest_splits(graph, n_splits) if n_splits else ()
+        return dataclasses.replace(graph, options=options, splits=splits)
 
 
 def _check_run(run: Run) -> None:

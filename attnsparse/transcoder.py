@@ -222,10 +222,10 @@ class Transcoders:
             text = "top_k goes with activation='topk' alone" if top_k is not None else "'topk' needs top_k"
             text += f"; got activation={activation!r}, top_k={top_k!r:.60}"
             raise ConfigError(text, code="config_value", field="top_k")
+        self.top_k = None if top_k is None else _whole("top_k", top_k)  #: k of "topk", else None
         if activation != "jump_relu" and getattr(source, "has_threshold", False):
             text = f"the source has thresholds, which activation={activation!r} ignores; pass 'jump_relu'"
             raise ConfigError(text, code="config_value", field="threshold")
-        self.top_k = None if top_k is None else _whole("top_k", top_k)  #: k of "topk", else None
         self.name, self.model_name, self.scan = str(name), str(model_name), str(scan)
         self._digest = digest
         self._warned_of: set[str] = set()  # names of other models

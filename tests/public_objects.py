@@ -30,10 +30,15 @@ def small_transcoders(dtype: str = "float32", **fields: Any) -> asp.Transcoders:
         return (0.3 * random.standard_normal(shape)).astype(dtype)
 
     arrays = [[draw(*s), draw(*s)] for s in ((40, 64), (40,))]
+    fields = {"activation": "jump_relu"} | fields
     source = asp.ArraySource(
-        *arrays, [draw(40, 2, 64), draw(40, 1, 64)], [draw(64), draw(64)], arrays[1], [None, draw(64, 64)]
+        *arrays,
+        [draw(40, 2, 64), draw(40, 1, 64)],
+        [draw(64), draw(64)],
+        threshold=arrays[1] if fields["activation"] == "jump_relu" else None,
+        skip=[None, draw(64, 64)],
     )
-    return asp.Transcoders(source, **({"activation": "jump_relu"} | fields))
+    return asp.Transcoders(source, **fields)
 
 
 def small_task(n_vocab: int = 96) -> Task:

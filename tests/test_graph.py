@@ -422,7 +422,7 @@ def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("labels", "error", "text"),
     [
-        ("", FileNotFoundError, "no labels"),
+        ("", ValueError, "is empty"),
         (0, TypeError, "labels must be a mapping from .*, or a path, got int"),
         ({"0_2": "a"}, TypeError, r"a feature is a pair \(layer, feature\) such as \(0, 17\), got '0_2'"),
         ({0: "a"}, TypeError, "got 0"),
