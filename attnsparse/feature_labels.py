@@ -357,7 +357,7 @@ def _check_room(
     needed = n * size[0] * (12 + 8 * (size[1] + 1 + size[2]))
     if needed > max_bytes:
         raise MemoryError(
-            f"the contexts of {n:,} features take {needed / 1e9:.3f} GB, above max_bytes={max_bytes:,}; "
+            f"the contexts of {n:,} features take {needed / 1e9:.4g} GB, above max_bytes={max_bytes:,}; "
             "ask for fewer features, a smaller top or a smaller window"
         )
 

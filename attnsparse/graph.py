@@ -139,7 +139,7 @@ def _check_size(features: Features, n_logits: int, most: int | None, max_bytes: 
     if needed > max_bytes:
         raise MemoryError(
             f"a graph of {n_targets:,} features and logits, with {n_active:,} active features, takes "
-            f"{needed / 1e9:.3f} GB, above max_bytes={max_bytes:,}; set max_feature_nodes lower"
+            f"{needed / 1e9:.4g} GB, above max_bytes={max_bytes:,}; set max_feature_nodes lower"
         )
 
 

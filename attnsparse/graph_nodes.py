@@ -57,7 +57,7 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     needed = 2 * n_writes * e * real.itemsize  # in the order found, and sorted
     if needed > max_bytes:
         raise MemoryError(
-            f"the decoders of {len(features):,} active features take {needed / 1e9:.3f} GB, above "
+            f"the decoders of {len(features):,} active features take {needed / 1e9:.4g} GB, above "
             f"max_bytes={max_bytes:,}; use sparser transcoders or a shorter prompt"
         )
     vectors = np.empty((n_writes, e), dtype=real)

@@ -37,7 +37,7 @@ static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch
     }
     if (options->parameters) parameters = asp_arena_reserve(&g->arena, m->size, sizeof(asp_real));
     if (g->arena.overflow || g->arena.bytes > options->max_bytes)
-        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %.3f GB, above max_bytes=%lld; ask for fewer of them",
+        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %.4g GB, above max_bytes=%lld; ask for fewer of them",
                         (double)g->arena.bytes / 1e9, (long long)options->max_bytes);
     if (!asp_arena_commit(&g->arena, 1))
         return asp_fail(err, ASP_NO_MEMORY, "these gradients need %.3f GB, which could not be allocated", (double)g->arena.bytes / 1e9);

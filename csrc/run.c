@@ -148,7 +148,7 @@ static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp
     if (needed <= limit)
         return asp_fail(err, ASP_NO_MEMORY, "this run needs %.3f GB, which could not be allocated", (double)needed / 1e9);
     return asp_fail(err, ASP_NO_MEMORY,
-                    "this run needs %.3f GB (one pattern or score array: %.3f GB), above max_bytes=%lld; record fewer "
+                    "this run needs %.4g GB (one pattern or score array: %.4g GB), above max_bytes=%lld; record fewer "
                     "arrays, record=\"edges\", fewer logits, or a larger max_bytes",
                     (double)needed / 1e9, square / 1e9, (long long)limit);
 }

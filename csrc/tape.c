@@ -93,7 +93,7 @@ asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_ba
     const int64_t needed = tape->arena.overflow ? INT64_MAX : tape->arena.bytes;
     tape->arena.base = base;
     if (needed > max_bytes)
-        return asp_fail(err, ASP_NO_MEMORY, "forward and backward of %lld tokens need %.3f GB, above max_bytes=%lld; use smaller batches",
+        return asp_fail(err, ASP_NO_MEMORY, "forward and backward of %lld tokens need %.4g GB, above max_bytes=%lld; use smaller batches",
                         (long long)n, (double)needed / 1e9, (long long)max_bytes);
     if (needed > tape->capacity) {
         asp_release(base);

@@ -348,7 +348,7 @@ def takers_of_paths(e):
         "load_graph": asp.load_graph,
         "load_feature_labels": asp.load_feature_labels,
         "read_graph_json": asp.read_graph_json,
-        "read_prompts_json": lambda path: tasks.read_prompts_json(path, None),
+        "read_prompts_json": lambda path: tasks.read_prompts_json(path, asp.Tokenizer.from_words(["a"])),
         "Tokenizer.load": asp.Tokenizer.load,
         "Trainer.resume": lambda path: asp.Trainer.resume(path, e.data),
         "Model.save": e.model.save,
