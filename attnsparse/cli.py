@@ -241,6 +241,11 @@ def _add_graph(commands: Any) -> None:
     parser.add_argument(
         "--wrong", nargs="+", metavar="TOKEN", help="their logits are subtracted from the target's"
     )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="features by name: a CSV or JSON, or the set's name for its own labels",
+    )
     parser.add_argument("--html", metavar="FILE", help="write the page to look at the graph in a browser")
     parser.add_argument("--figure", metavar="FILE", help="draw the graph: a .png, .svg or .pdf, or all three")
     parser.add_argument(
@@ -264,6 +269,7 @@ def _graph(arguments: argparse.Namespace) -> None:
         arguments.prompt,
         arguments.target,
         wrong=arguments.wrong,
+        labels=arguments.labels,
         prepend_bos=arguments.prepend_bos,
     )
     summary = graph.summary().iloc[0].to_dict()

@@ -143,11 +143,15 @@ def test_graph_prints_its_summary(capsys):
 def test_graph_writes_what_is_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ("--html", "page.html", "--figure", "graph.png", "--json", "viewer", "--out", "whole")
-    assert run(*GRAPH, *options, "--base", "1") == 0
+    assert run(*GRAPH, *options, "--base", "1", "--labels", "demo-sparse-transcoders") == 0
     written = "page.html, graph.png, viewer/graph.json, whole.json, whole.npz"
     assert capsys.readouterr().out.splitlines()[-1] == f"written: {written}"
     assert all((tmp_path / name).is_file() for name in written.split(", "))
-    assert asp.load_graph("whole").pruned is None
+    whole, named = asp.load_graph("whole"), asp.load_feature_labels("demo-sparse-transcoders")
+    assert whole.pruned is None
+    shown = {key: label for key, label in zip(zip(whole.layer, whole.feature), whole.labels) if key in named}
+    assert shown
+    assert all(label == named[key] for key, label in shown.items())
     assert (
         "from 1" in (tmp_path / "page.html").read_text() or '"base":1' in (tmp_path / "page.html").read_text()
     )
