@@ -339,7 +339,7 @@ class Run:
         return tables.summary_html(self)
 
     def __copy__(self) -> Run:
-        twin = object.__new__(Run)
+        twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         return twin
 
