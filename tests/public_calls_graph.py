@@ -17,7 +17,7 @@ GRAPH_VALUES = ("ids", "n_features", "has_heads", "pruned", "version")
 GRAPH_CALLS: dict[str, Uses] = {
     # --- Transcoders and Features
     "asp.Transcoders": uses(
-        lambda e: asp.Transcoders(e.transcoders.source, activation="topk", top_k=3),
+        lambda e: small_transcoders(activation="topk", top_k=3),
         wrong=(
             lambda e: asp.Transcoders(None),
             lambda e: asp.Transcoders(e.transcoders.source, activation="gelu"),

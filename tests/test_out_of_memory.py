@@ -4,6 +4,7 @@ import contextlib
 import gc
 import itertools
 import sys
+import sysconfig
 import time
 
 import numpy as np
@@ -196,6 +197,9 @@ def test_out_of_memory_while_products_are_tried(dtype):
     assert failures_of(lambda: core.Model(config | {"d_mlp": next(widths)}), dtype) > usual
 
 
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="PyList_New of Python 3.14t does not survive it"
+)
 def test_out_of_memory_of_python_itself():
     """Python's own allocations fail one by one, in a process of its own."""
     pytest.importorskip("_testcapi")
