@@ -48,7 +48,13 @@ def parse_object(
         return result
 
     try:
-        value = json.loads(text, object_pairs_hook=build, parse_float=_finite, parse_constant=_no_constants)
+        value = json.loads(
+            text,
+            object_pairs_hook=build,
+            parse_float=_finite,
+            parse_int=_whole if b"-0" in data else None,
+            parse_constant=_no_constants,
+        )
     except _Refused as refused:
         if refused.key is None:
             what = f"a JSON object of {refused.n_keys:,} keys"
@@ -83,6 +89,11 @@ def parse_object(
     if not _all_strings_short(data, limits):
         _check_strings(value, path, limits, start)
     return value
+
+
+def _whole(digits: str) -> int | float:
+    """A number without point and exponent; -0 is none of the whole numbers, as for other readers."""
+    return -0.0 if digits == "-0" else int(digits)
 
 
 def _first_duplicate(pairs: list[tuple[str, Any]]) -> str | None:

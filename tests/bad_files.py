@@ -90,6 +90,8 @@ def _safetensors() -> list[BadFile]:
         bad("one offset", "header_field", {"a": ONE | {"data_offsets": [0]}}),
         bad("three offsets", "header_field", {"a": ONE | {"data_offsets": [0, 8, 16]}}),
         bad("negative offset", "header_field", {"a": ONE | {"data_offsets": [-16, 0]}}),
+        bad("offset is minus zero", "header_field",
+            b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[-0,16]}}'),
         bad("offset is a float", "header_field", {"a": ONE | {"data_offsets": [0, 16.0]}}),
         bad("offset is true", "header_field", {"a": ONE | {"data_offsets": [0, True]}}),
         shape("shape is a number", "header_field", 4),
