@@ -486,11 +486,13 @@ def test_the_default_is_what_the_process_may_use():
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 def test_never_more_threads_work_than_were_asked_for():
-    """Of all threads of a process but the one that looks, at most two use the processor at a time."""
+    """Of all threads of a process but the one that looks, no more than were asked for use the processor at a
+    time."""
     found = reliability.child("threads_child.py")
-    assert found["two threads"] == 2
-    assert found["two threads after eight"] == 2
-    assert found["one thread"] == 1
+    assert found["eight"] > 2, "eight can be told from two"
+    assert found["two"] <= 2
+    assert found["two after eight"] <= 2
+    assert found["one"] <= 1
 
 
 def test_idle_workers_sleep():
