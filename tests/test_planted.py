@@ -33,7 +33,7 @@ def items_and_truth(case, unit):
 @each_case
 def test_layer_norm_is_the_identity_at_the_last_token(case):
     run = oracle.forward(case.config, case.weights, case.task.clean[0])
-    last, tolerance = run["resid_post"][-1, -1], 1e-15 if "induction" in case.name else 0
+    last, tolerance = run["resid_post"][-1, -1], 1e-14  # exactly, but for the order of sums in NumPy's BLAS
     assert abs(last.mean()) <= tolerance
     np.testing.assert_allclose(
         run["ln_final_normalized"][-1] * planted.LN_WEIGHT, last, rtol=0, atol=tolerance

@@ -342,7 +342,6 @@ def kill_test(kills: int, steps: int) -> dict:
     the last one less than an interval old, and the run ends with the bytes of one that nothing stopped."""
     found = reliability.child("kill_child.py", str(kills), str(steps), timeout=1500)
     assert found["wrong"] == []
-    assert found["half_saves"] > 0
     return found
 
 
@@ -355,6 +354,7 @@ def test_kill_9():
 @pytest.mark.timeout(1800)
 def test_kill_9_often():
     found = kill_test(200, 5000)
+    assert found["half_saves"] > 0
     text = (
         f"200 kills -9, {found['aimed']} aimed at a save, {found['half_saves']} left half a temporary file; "
     )
