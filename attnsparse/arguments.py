@@ -16,6 +16,7 @@ _MADE_BY = {
     "Graph": "asp.attribution_graph",
     "GroupEdge": "asp.graph_edge.find_group_edge",
     "Model": "asp.load",
+    "Task": "make_task",
     "Tokenizer": "model.tokenizer",
     "Transcoders": "asp.load_transcoders",
 }

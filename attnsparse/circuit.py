@@ -248,8 +248,7 @@ def _halves(
     """The halves to rank on and to evaluate on."""
     checked_object(model, Model, "model")
     for name, value in (("task", task), ("reference", task if reference is None else reference)):
-        if not isinstance(value, Task):
-            raise TypeError(f"{name} must be a Task, such as make_task gives, got {type(value).__name__}")
+        checked_object(value, Task, name)
     if reference is not None and ablation != "mean":
         raise ValueError(f"reference is what 'mean' ablation averages over; ablation is {ablation!r}")
     n_ranking = int(task.is_ranking.sum())

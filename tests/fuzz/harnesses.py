@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -159,24 +159,26 @@ def read_yaml_file(data: bytes) -> None:
     assert isinstance(read_yaml(place("config.yaml", data)), dict)
 
 
-def read_circuit(data: bytes) -> None:
+def saved_again(
+    data: bytes, load: Callable[[Path], Any], save: Callable[[Any, Path], None]
+) -> tuple[Any, Any]:
+    """What the packed .json and .npz hold, and the same after it was saved and loaded."""
     files = unpack(data)
     place("c.npz", files.get("c.npz", b""))
     place("c.json", files.get("c.json", b""))
-    circuit = circuit_file.load_circuit(folder() / "c")
-    circuit_file.save_circuit(circuit, folder() / "again")
-    again = circuit_file.load_circuit(folder() / "again")
+    found = load(folder() / "c")
+    save(found, folder() / "again")
+    return found, load(folder() / "again")
+
+
+def read_circuit(data: bytes) -> None:
+    circuit, again = saved_again(data, circuit_file.load_circuit, circuit_file.save_circuit)
     assert np.array_equal(again.items, circuit.items)
     assert again.options == circuit.options
 
 
 def read_graph(data: bytes) -> None:
-    files = unpack(data)
-    place("c.npz", files.get("c.npz", b""))
-    place("c.json", files.get("c.json", b""))
-    graph = graph_file.load_graph(folder() / "c")
-    graph_file.save_graph(graph, folder() / "again")
-    again = graph_file.load_graph(folder() / "again")
+    graph, again = saved_again(data, graph_file.load_graph, graph_file.save_graph)
     assert np.array_equal(again.weight, graph.weight)
     assert again.token_strings == graph.token_strings
 
