@@ -14,21 +14,27 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 from numpy.typing import NDArray
 
 from .figure_style import (
     GREY,
+    LARGEST,
     PANEL,
     PLAIN_TEXT,
     RED,
+    STYLE,
     WHITE_TO_BLUE,
     WHITE_TO_RED,
+    apart,
+    column_text,
+    given_text,
     new_axes,
     size_labels,
     styled,
 )
-from .labels import Head, checked_base, token_label, whole_number
+from .labels import Head, checked_base, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Transform
@@ -38,12 +44,15 @@ if TYPE_CHECKING:
 HeadLike: TypeAlias = "Head | str | tuple[int, int]"
 
 _MAP_INCH = 0.74  # width of one small map in a figure of our own
+_LEAST_MAP_INCH = 0.05
 _TITLE_INCH = 0.26  # height of the strip above a panel, for its title and the scale
 _PITCH = 1.16  # distance of two maps, in map widths
 _MARGIN = 0.14  # between the outer maps and the panel's border, in map widths
 _RIM = 0.02  # around the border, so that half of its line is not cut off
 _WHITE = 1 / 512  # entries up to here have the colour of an empty map
-_VECTOR_TOKENS = 64  # maps of longer prompts are stored as pixels inside SVG and PDF
+_VECTOR_TOKENS = 64  # maps of longer prompts are images,
+_VECTOR_ENTRIES = 2**16  # and so are maps that have more entries together
+_MAP_COLOURS = WHITE_TO_BLUE.with_extremes(bad=(1.0, 1.0, 1.0, 0.0))
 _VALUE_TOKENS = 12  # a large map of at most so many tokens shows its numbers
 
 
@@ -63,7 +72,9 @@ def head_grid(
     None = all of them, layer by layer. scale: a small colour scale above the panel. mark: an entry (query,
     key), counted from 0, that every map shows in red with a frame.
     The label of a head stands at the top right of its map. Map i is `ax.collections[i]`; its array holds the
-    entries that are not white (above 1/512), row by row.
+    entries that are not white (above 1/512), row by row. Maps of more than 64 tokens, or of more than 65,536
+    entries together, are images: map i is `ax.images[i]` with the array (T, T), masked above the diagonal.
+    title: at most 160 characters a line are shown.
     Raises ValueError if heads is empty or columns < 1, IndexError for a head or an entry that is not there.
     """
     pattern = _patterns(run)
@@ -79,11 +90,11 @@ def head_grid(
         draw_panel(ax, width, height, title)
         if scale:
             draw_scale(ax, (max(width - 0.9, 0.3), -0.16, 0.6, 0.07), ax.transData)
-        label_size = _label_size(ax, width, height)
+        label_size, pixels = _label_size(ax, width, height), as_pixels(len(chosen), pattern.shape[-1])
         for i, head in enumerate(chosen):
             row, column = divmod(i, columns)
             x, y = _MARGIN + column * _PITCH, _MARGIN + row * _PITCH
-            draw_map(ax, pattern[head.layer, head.head], (x, y), 1 / pattern.shape[-1], mark)
+            draw_map(ax, pattern[head.layer, head.head], (x, y), 1 / pattern.shape[-1], mark, pixels=pixels)
             ax.text(x + 1, y + 0.02, head.label, ha="right", va="top", fontsize=label_size)
     return ax
 
@@ -116,9 +127,10 @@ def attention_map(
 ) -> Axes:
     """The pattern of one head with tokens on both axes.
 
-    Tokens carry their positions, counted from `base` (0 or 1, said on the axes). Prompts of at most 12 tokens
-    show each entry's value, longer ones a scale; a closed gate shows nothing. The map is `ax.collections[0]`;
-    its array holds the entries that are not white (above 1/512), row by row.
+    Tokens carry their positions, counted from `base` (0 or 1, said on the axes); long ones are cut in the
+    middle to 14 characters, and of many only as many are named as can be read. Prompts of at most 12 tokens
+    show each entry's value, longer ones a scale; a closed gate shows nothing. The map is `ax.collections[0]`,
+    or above 64 tokens `ax.images[0]`, as in `head_grid`.
     Raises IndexError for a head that the model does not have.
     """
     pattern, base = _patterns(run), checked_base(base)
@@ -129,17 +141,21 @@ def attention_map(
         if ax is None:
             side = 1.3 + 0.27 * min(n_tokens, 40)
             ax = new_axes((side, side))
-        draw_map(ax, values, (-0.5, -0.5), 1.0)
+        draw_map(ax, values, (-0.5, -0.5), 1.0, pixels=as_pixels(1, n_tokens))
         if n_tokens <= _VALUE_TOKENS:
             _write_values(ax, values)
         else:
             draw_scale(ax, (0.68, 0.93, 0.27, 0.025), ax.transAxes)
-        labels = [f"{token_label(token)}  {i + base}" for i, token in enumerate(run[0].token_strings)]
-        ax.set_xticks(range(n_tokens), labels, rotation=90, **PLAIN_TEXT)
-        ax.set_yticks(range(n_tokens), labels, **PLAIN_TEXT)
+        box = ax.get_window_extent()
+        pitch = min(box.width, box.height) * 72 / ax.figure.dpi / n_tokens
+        named = apart(pitch * np.arange(n_tokens), STYLE["xtick.labelsize"])
+        tokens = run[0].token_strings
+        labels = [f"{column_text(tokens[i])}  {i + base}" for i in named]
+        ax.set_xticks(named, labels, rotation=90, **PLAIN_TEXT)
+        ax.set_yticks(named, labels, **PLAIN_TEXT)
         ax.set(xlim=(-0.52, n_tokens - 0.48), ylim=(n_tokens - 0.48, -0.52), aspect="equal")
         ax.set(xlabel=f"key (positions from {base})", ylabel=f"query (positions from {base})")
-        ax.set_title(chosen.label if title is None else title, **PLAIN_TEXT)
+        ax.set_title(chosen.label if title is None else given_text(title), **PLAIN_TEXT)
         ax.tick_params(length=0)
         size_labels(ax)
         ax.spines[:].set_visible(False)
@@ -184,8 +200,13 @@ def panel_size(n_maps: int, columns: int) -> tuple[float, float]:
 
 
 def _panel_axes(sizes: Sequence[tuple[float, float]]) -> list[Axes]:
-    """One Axes per panel on a new figure, below each other, left edges aligned, every map _MAP_INCH wide."""
-    inches = [((width + 2 * _RIM) * _MAP_INCH, (height + 2 * _RIM) * _MAP_INCH) for width, height in sizes]
+    """One Axes per panel on a new figure, below each other, left edges aligned, all maps of one width.
+
+    It is _MAP_INCH, less where the figure would become larger than LARGEST.
+    """
+    units = np.array(sizes) + 2 * _RIM
+    room = LARGEST / units[:, 0].max(), (LARGEST - _TITLE_INCH * len(sizes)) / units[:, 1].sum()
+    inches = units * max(min(_MAP_INCH, *room), _LEAST_MAP_INCH)
     total_width = max(width for width, _ in inches)
     total_height = sum(height + _TITLE_INCH for _, height in inches)
     figure = plt.figure(figsize=(total_width, total_height))
@@ -204,7 +225,7 @@ def draw_panel(ax: Axes, width: float, height: float, title: str | None) -> None
     shape = "round,pad=0,rounding_size=0.12"
     ax.add_patch(FancyBboxPatch((0, 0), width, height, shape, fc=PANEL, ec=GREY, linewidth=0.8, zorder=0))
     if title is not None:
-        ax.set_title(title, loc="left", y=1.0, pad=3, fontweight="bold", **PLAIN_TEXT)
+        ax.set_title(given_text(title), loc="left", y=1.0, pad=3, fontweight="bold", **PLAIN_TEXT)
 
 
 def _label_size(ax: Axes, width: float, height: float) -> float:
@@ -227,16 +248,24 @@ def draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: T
 # -------------------------------------------------------------------------------------------- one map
 
 
+def as_pixels(n_maps: int, n_tokens: int) -> bool:
+    """Whether that many maps are images: squares of their own cost time and bytes for every entry."""
+    return n_tokens > _VECTOR_TOKENS or n_maps * n_tokens * (n_tokens + 1) // 2 > _VECTOR_ENTRIES
+
+
 def draw_map(
     ax: Axes,
     values: NDArray[np.floating],
     corner: tuple[float, float],
     cell: float,
     mark: tuple[int, int] | None = None,
+    *,
+    pixels: bool,
 ) -> None:
     """The lower triangle of `values` (T, T) and its outline, from `corner` on, in squares of width `cell`.
 
-    mark: an entry (query, key) that is drawn in red, as dark as the others would be, with a frame.
+    mark: an entry (query, key) that is drawn in red, as dark as the others would be, with a frame. pixels:
+    one image instead of a square for each entry, see `as_pixels`.
     """
     x, y = corner
     n = len(values)
@@ -244,8 +273,31 @@ def draw_map(
     triangle = [(x, y), *stairs, (x, y + n * cell)]
     ax.add_patch(Polygon(triangle, facecolor="white", edgecolor="none", zorder=1))
     ax.add_patch(Polygon(triangle, fill=False, edgecolor=GREY, linewidth=0.4, zorder=3))
+    if pixels:
+        _draw_image(ax, values, (x, x + n * cell, y + n * cell, y))
+    else:
+        _draw_squares(ax, values, corner, cell)
+    if mark is not None:
+        query, key = mark
+        place = (x + key * cell, y + query * cell)
+        red = WHITE_TO_RED(float(values[query, key]))
+        ax.add_patch(Rectangle(place, cell, cell, facecolor=red, edgecolor=RED, linewidth=0.9, zorder=4))
+
+
+def _draw_image(ax: Axes, values: NDArray[np.floating], extent: tuple[float, float, float, float]) -> None:
+    """Nothing above the diagonal; where a pixel holds several entries it has their mean colour."""
+    above = np.triu(np.ones(values.shape, bool), 1)
+    image = AxesImage(
+        ax, cmap=_MAP_COLOURS, extent=extent, interpolation="antialiased", interpolation_stage="rgba"
+    )
+    image.set_data(np.ma.array(values, mask=above))
+    image.set(clim=(0.0, 1.0), zorder=2)
+    ax.add_image(image)
+
+
+def _draw_squares(ax: Axes, values: NDArray[np.floating], corner: tuple[float, float], cell: float) -> None:
     query, key = np.nonzero(np.tril(values) > _WHITE)
-    left, top = x + key * cell, y + query * cell
+    left, top = corner[0] + key * cell, corner[1] + query * cell
     corners = ((0, 0), (cell, 0), (cell, cell), (0, cell))
     squares = PolyCollection(
         np.stack([np.stack([left + dx, top + dy], axis=1) for dx, dy in corners], axis=1),
@@ -253,16 +305,10 @@ def draw_map(
         cmap=WHITE_TO_BLUE,
         edgecolors="face",
         linewidths=0.1,
-        rasterized=n > _VECTOR_TOKENS,
         zorder=2,
     )
     squares.set_clim(0.0, 1.0)
     ax.add_collection(squares, autolim=False)
-    if mark is not None:
-        query, key = mark
-        place = (x + key * cell, y + query * cell)
-        red = WHITE_TO_RED(float(values[query, key]))
-        ax.add_patch(Rectangle(place, cell, cell, facecolor=red, edgecolor=RED, linewidth=0.9, zorder=4))
 
 
 def _write_values(ax: Axes, values: NDArray[np.floating]) -> None:

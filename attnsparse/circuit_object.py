@@ -5,7 +5,6 @@ An object without a model: it holds numbers and names, can be saved, and works w
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import numpy as np
 
 from . import circuit_bootstrap
 from .arguments import checked_fraction
+from .html_table import escaped
 from .interventions import HeadPosition
 from .labels import Edge, Head, whole_number
 
@@ -308,10 +308,10 @@ class Circuit:
             )
             for i, item in enumerate(self.top(SHOWN))
         ]
-        cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+        cells = "".join("<tr>" + "".join(f"<td>{escaped(c)}</td>" for c in row) + "</tr>" for row in rows)
         more = f"<p>and {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
         return (
-            f"<p>{html.escape(facts)}</p><p>{html.escape(counts)}</p>"
+            f"<p>{escaped(facts)}</p><p>{escaped(counts)}</p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{more}"
         )
 

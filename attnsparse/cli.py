@@ -12,10 +12,12 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import recipes
 from ._version import __version__
+from .cli_text import say, say_table, show_traceback
+from .errors import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,30 +28,45 @@ FIGURES = ("all", "copy", "antonym", "curves", "addition")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments); returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    try:
+        try:
+            return _run_command(_parser().parse_args(argv))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone; without this, Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             arguments.run(arguments)
-            sys.stdout.flush()
         except KeyboardInterrupt:
-            hint = getattr(arguments, "stopped", "")
-            print(f"attnsparse: stopped{hint}", file=sys.stderr)
+            say(f"attnsparse: stopped{getattr(arguments, 'stopped', '')}", error=True)
             return STOPPED
         except BrokenPipeError:
-            # Whoever read our output has gone; without this, Python would complain again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            raise
         except Exception as error:
             if arguments.debug:
+                sys.excepthook = show_traceback
                 raise
-            print(f"attnsparse: {_sentence(error)}", file=sys.stderr)
+            say(f"attnsparse: {_sentence(error)}", error=True)
             return 1
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Arguments that it repeats may be names of files."""
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="attnsparse",
         description="Transformers with sparse, gated attention: figures, tables, training.",
         epilog="Example: attnsparse reproduce --out figures",
@@ -121,10 +138,12 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         return
     for path, table in files.items():
         if table is not None and len(table) <= 10:  # the others are for a spreadsheet
-            print(f"{path.stem}\n{table.to_string(index=False)}\n")
+            say(path.stem)
+            say_table(table)
+            say("")
         elif path.suffix == ".txt":
-            print(path.read_text(encoding="utf-8"))
-    print(f"written to {arguments.out}{os.sep}: {', '.join(path.name for path in files)}")
+            say(*path.read_text(encoding="utf-8").split("\n"))
+    say(f"written to {arguments.out}{os.sep}: {', '.join(path.name for path in files)}")
 
 
 # ---- heads and edges
@@ -148,7 +167,7 @@ def _add_heads(commands: Any) -> None:
 def _heads(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
     table = run.heads(key=arguments.key, query=arguments.query, base=arguments.base)
-    _print_table(table, arguments.format, _tokens_line(run, arguments.base))
+    _print_table(table, arguments.format, run, arguments.base)
 
 
 def _add_edges(commands: Any) -> None:
@@ -168,7 +187,7 @@ def _add_edges(commands: Any) -> None:
 def _edges(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
     table = run.edges(threshold=arguments.threshold, base=arguments.base)
-    _print_table(table, arguments.format, _tokens_line(run, arguments.base))
+    _print_table(table, arguments.format, run, arguments.base)
 
 
 def _add_model_and_prompt(parser: argparse.ArgumentParser) -> None:
@@ -185,8 +204,16 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
 
 def _add_table_format(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--csv", dest="format", action="store_const", const="csv", help="print CSV")
-    group.add_argument("--json", dest="format", action="store_const", const="json", help="print JSON records")
+    group.add_argument(
+        "--csv",
+        dest="format",
+        action="store_const",
+        const="csv",
+        help="print CSV; what a terminal obeys is escaped",
+    )
+    group.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="print JSON records, texts exact"
+    )
 
 
 def _position(text: str) -> int | str:
@@ -208,15 +235,14 @@ def _tokens_line(run: Any, base: int) -> str:
     return f"{run.model.name}, positions from {base}: {tokens}"
 
 
-def _print_table(table: pd.DataFrame, form: str | None, heading: str) -> None:
-    """Print a table as text (with a heading line), CSV or JSON records."""
-    if form == "csv":
-        print(table.to_csv(index=False, lineterminator="\n"), end="")
-    elif form == "json":
-        print(table.to_json(orient="records", force_ascii=False))
+def _print_table(table: pd.DataFrame, form: str | None, run: Any, base: int) -> None:
+    """Print a table as text (below a line of the run's tokens), CSV or JSON records."""
+    if form is None:
+        say(_tokens_line(run, base))
+    if form is None and not len(table):
+        say("(none)")
     else:
-        print(heading)
-        print(table.to_string(index=False) if len(table) else "(none)")
+        say_table(table, form)
 
 
 # ---- graph
@@ -287,7 +313,7 @@ def _graph(arguments: argparse.Namespace) -> None:
         graph.save(arguments.out)
         files += map(Path, pair_paths(arguments.out))
     if files:
-        print(f"written: {', '.join(map(str, files))}")
+        say(f"written: {', '.join(map(str, files))}")
 
 
 # ---- train
@@ -322,7 +348,7 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     if not arguments.quiet:
         for folder in folders:
-            print(folder)
+            say(folder)
 
 
 # ---- info
@@ -349,12 +375,11 @@ def _info(arguments: argparse.Namespace) -> None:
         lines += cli_info.describe(arguments.model)
     _print_lines(lines)
     for note in notes:
-        print(f"attnsparse: warning: {note}", file=sys.stderr)
+        say(f"attnsparse: warning: {note}", error=True)
 
 
 def _print_lines(lines: Iterable[tuple[str, Any]]) -> None:
-    for name, value in lines:
-        print(f"{name + ':':<26}{value}")
+    say(*(f"{name + ':':<26}{value}" for name, value in lines))
 
 
 # ---- messages
@@ -369,7 +394,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-    print(f"attnsparse: warning: {message}", file=sys.stderr)
+    say(f"attnsparse: warning: {message}", error=True)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,15 @@ from . import addition
 from .figure_style import (
     BLUE,
     GREY,
+    LABEL_SIGNS,
+    LARGEST,
     PALE,
     PLAIN_TEXT,
+    TOKEN_SIGNS,
+    VECTOR_LINES,
     column_pitches,
     column_text,
+    given_text,
     name_columns,
     new_axes,
     size_labels,
@@ -58,15 +63,19 @@ def edge_lines(
 
     Stronger edges are wider and darker; how many there are stands at the top right. labels: one text per
     column instead of the tokens and their positions, which count from `base`. predictions: column (from 0)
-    -> text written above it. The lines are `ax.collections[0]`, one per row of `tables.edges(run, threshold)`
-    and in its order.
+    -> text written above it. Of labels at most 30 characters are shown, of tokens and predictions 14; of more
+    columns than can be read some have no name. The lines are `ax.collections[0]`, one per row of
+    `tables.edges(run, threshold)` and in its order.
     Raises ValueError as `tables.edges` does, and if there are not as many labels as tokens.
     """
     base = checked_base(base)
     table = edges(run, threshold)
     run = run[0]
     config = run.model.config
-    texts = [column_text(token) for token in run.token_strings] if labels is None else list(labels)
+    if labels is None:
+        texts = [column_text(token) for token in run.token_strings]
+    else:
+        texts = [given_text(label, LABEL_SIGNS) for label in labels]
     if len(texts) != run.n_tokens:
         raise ValueError(f"{len(texts)} labels for {run.n_tokens} tokens")
     with styled():
@@ -79,7 +88,7 @@ def edge_lines(
         pad = 14 if predictions else 4
         ax.set_title(f"{len(table):,} of {possible:,} {kind}", loc="right", fontsize=7, color=GREY, pad=pad)
         if title is not None:
-            ax.set_title(title, loc="left", pad=pad, **PLAIN_TEXT)
+            ax.set_title(given_text(title), loc="left", pad=pad, **PLAIN_TEXT)
     return ax
 
 
@@ -109,7 +118,7 @@ def addition_figure(
         raise ValueError("an addition figure needs at least one sum")
     pairs = [addition.parse_sum(text) for text in sums]
     with styled():
-        size = (2.75 * len(sums), 4.3 if caption is None else 4.8)
+        size = (min(2.75 * len(sums), LARGEST), 4.3 if caption is None else 4.8)
         figure, axes = plt.subplots(2, len(sums), figsize=size, squeeze=False, layout="constrained")
         for row, (name, model) in enumerate((("Dense", dense), ("Sparse", sparse))):
             threshold = 0.0 if model.config.gated else dense_threshold
@@ -122,7 +131,7 @@ def addition_figure(
         for ax in axes[:, 1:].flat:
             ax.set_ylabel("")
         if caption is not None:
-            figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, **PLAIN_TEXT)
+            figure.supxlabel(given_text(caption), x=0.01, ha="left", fontsize=8, **PLAIN_TEXT)
     return figure
 
 
@@ -139,7 +148,12 @@ def _lines(table: pd.DataFrame) -> LineCollection:
     colours[:, 3] = _FAINTEST + (1 - _FAINTEST) * weight
     widths = 0.35 + 1.15 * weight
     return LineCollection(
-        np.stack([start, end], axis=1), linewidths=widths, colors=colours, capstyle="round", zorder=2
+        np.stack([start, end], axis=1),
+        linewidths=widths,
+        colors=colours,
+        capstyle="round",
+        zorder=2,
+        rasterized=len(table) > VECTOR_LINES,
     )
 
 
@@ -159,8 +173,8 @@ def _draw_columns(
     ax.scatter(x.ravel(), y.ravel(), s=3.5, color=GREY, linewidths=0, zorder=1)
     for column, text in predictions.items():
         ax.annotate(
-            text, (column, n_layer), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7,
-            fontweight="bold", color=BLUE, **PLAIN_TEXT,
+            given_text(text, TOKEN_SIGNS), (column, n_layer), (0, 4), textcoords="offset points", ha="center",
+            va="bottom", fontsize=7, fontweight="bold", color=BLUE, **PLAIN_TEXT,
         )  # fmt: skip
     ax.set_yticks(np.arange(n_layer) + 0.5, [str(layer) for layer in range(n_layer)])
     ax.set(xlim=(-0.6, len(texts) - 0.4), ylim=(-0.12, n_layer + 0.12), ylabel="layer")
@@ -173,7 +187,7 @@ def _draw_columns(
 def _write_header(ax: Axes, text: str) -> None:
     """A bold line above the title of `ax`."""
     place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    ax.annotate(text, (0.5, 1), (0, 30), fontsize=10, fontweight="bold", **place)
+    ax.annotate(given_text(text), (0.5, 1), (0, 30), fontsize=10, fontweight="bold", **place, **PLAIN_TEXT)
 
 
 def _predictions(run: Run) -> dict[int, str]:

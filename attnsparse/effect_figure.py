@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .circuit_ratio import needed_ratio
-from .figure_style import BLUE, DARK, GREY, PALE, PLAIN_TEXT, new_axes, size_labels, styled
+from .figure_style import (
+    BLUE,
+    DARK,
+    GREY,
+    LABEL_SIGNS,
+    PALE,
+    PLAIN_TEXT,
+    given_text,
+    new_axes,
+    size_labels,
+    styled,
+    text_size,
+)
 
 if TYPE_CHECKING:
     from .circuit import Circuit
@@ -49,7 +60,8 @@ def effect_curves(
     ratio: write how many times more the first circuit needs than the second (`needed_ratio`), counted `by`
     "first" or "stays", with its interval. log: a logarithmic axis, on which 0 has its place too. ylim: what
     the vertical axis shows; None = everything from -1 to 2.
-    The curves are `ax.lines` with the circuits' labels, their points `circuit.sizes` and `circuit.effect`.
+    The curves are `ax.lines` with the circuits' labels (long ones are cut in the middle to 30
+    characters), their points `circuit.sizes` and `circuit.effect`.
     Raises TypeError for anything but a mapping; ValueError without a circuit, for circuits of different units
     and a fraction outside (0, 1].
     """
@@ -73,17 +85,19 @@ def effect_curves(
         compared = list(circuits.items())[:_COMPARED]
         for label, circuit in compared:
             _draw_surroundings(ax, label, circuit, colours[label], random)
-        for i, (label, circuit) in enumerate(circuits.items()):
+        curves = [
             _draw_curve(ax, label, circuit, *_LOOKS[min(i, _COMPARED)])
+            for i, (label, circuit) in enumerate(circuits.items())
+        ]
         for label, circuit in compared:
             _draw_needed(ax, circuit, fraction, colours[label])
         taken: list[np.ndarray] = []
         if ratio and len(compared) == _COMPARED:
             _write_ratio(ax, compared[0][1], compared[1][1], fraction, by, taken)
-        for label, colour in colours.items():
-            _write_name(ax, label, colour, taken)
+        for curve in curves:
+            _write_near(ax, curve.get_label(), _pixels(curve), 7.0, curve.get_color(), taken)
         if title is not None:
-            ax.set_title(title, **PLAIN_TEXT)
+            ax.set_title(given_text(title), **PLAIN_TEXT)
     return ax
 
 
@@ -133,16 +147,18 @@ def _draw_surroundings(ax: Axes, label: str, circuit: Circuit, colour: str, rand
         dotted = {
             "linewidth": 0.8,
             "linestyle": (0, (1, 1.6)),
-            "label": f"_{label}, random order",
+            "label": f"_{given_text(label, LABEL_SIGNS)}, random order",
             "zorder": 3,
         }
         ax.plot(circuit.sizes[known], circuit.random_effect[known], color=colour, **dotted)
 
 
-def _draw_curve(ax: Axes, label: str, circuit: Circuit, colour: str, width: float) -> None:
+def _draw_curve(ax: Axes, label: str, circuit: Circuit, colour: str, width: float) -> Line2D:
     """One curve; a bar at its end, where everything that the model has is kept."""
-    ax.plot(circuit.sizes, circuit.effect, color=colour, linewidth=width, label=label, zorder=4)
+    shown = given_text(label, LABEL_SIGNS)
+    [curve] = ax.plot(circuit.sizes, circuit.effect, color=colour, linewidth=width, label=shown, zorder=4)
     ax.plot(circuit.sizes[-1:], circuit.effect[-1:], "|", color=colour, markersize=5, label="_end", zorder=4)
+    return curve
 
 
 def _draw_needed(ax: Axes, circuit: Circuit, fraction: float, colour: str) -> None:
@@ -193,12 +209,6 @@ def _number(value: float) -> str:
 # ------------------------------------------------------------------------------------------------ texts
 
 
-def _write_name(ax: Axes, label: str, colour: str, taken: list[np.ndarray]) -> None:
-    """The name of a curve beside it."""
-    [line] = [line for line in ax.lines if line.get_label() == label]
-    _write_near(ax, label, _pixels(line), 7.0, colour, taken)
-
-
 def _write_near(
     ax: Axes, text: str, points: np.ndarray, size: float, colour: str, taken: list[np.ndarray]
 ) -> None:
@@ -242,8 +252,8 @@ def _pixels(line: Line2D) -> np.ndarray:
 def _text_size(text: str, size: float, point: float) -> tuple[float, float]:
     """Width and height in pixels of one or several lines of text; no renderer is needed for it."""
     lines = text.split("\n")
-    width = max(TextPath((0, 0), line or " ", size=size, usetex=False).get_extents().width for line in lines)
-    return (width + 2) * point, 1.15 * size * len(lines) * point
+    width = max(text_size(line, size)[0] for line in lines)
+    return width * point, 1.15 * size * len(lines) * point
 
 
 def _distances(boxes: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -95,8 +95,15 @@ def file_label(path: str | os.PathLike[str] | None) -> str:
 
 
 def printable(text: object) -> str:
-    """Text with everything that cannot be shown (control characters, half surrogate pairs, ...) escaped."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))
+    """Text with everything that cannot be shown escaped: the one form in files, pages and terminals.
+
+    Escaped are control characters, line feeds, marks that turn the direction of writing, half surrogate
+    pairs, and what Unicode has not assigned.
+    """
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in shown)
 
 
 def located(

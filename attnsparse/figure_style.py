@@ -2,6 +2,10 @@
 
 White to dark blue is read by colour-blind people and survives grey printing; a second colour is orange, the
 partner of blue that all common forms of colour blindness keep apart.
+
+Texts of files and callers are data. `given_text` and `column_text` escape and shorten them, and PLAIN_TEXT
+goes with every one of them into matplotlib. Sizes of type belong to the design; the typeface is the user's
+(`rcParams["font.family"]`).
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
-from .labels import checked_path, token_label
+from .labels import checked_path, shortened, token_label
 from .run import as_names
 from .saving import write_atomic
 
@@ -42,12 +47,12 @@ GREY = "#8a8a8a"
 PALE = "#d9d9d9"
 PANEL = "#f7f8fa"
 
-# For every label made from tokens or given by the caller: a `$` in it must not start a formula.
-PLAIN_TEXT = {"parse_math": False}
+# For every text of a file or of the caller: a `$` in it starts no formula, and TeX, which would obey it, does
+# not get it, also on Axes that were made with text.usetex.
+PLAIN_TEXT = {"parse_math": False, "usetex": False}
 
 STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica"],
+    "text.usetex": False,
     "font.size": 8.0,
     "axes.titlesize": 9.0,
     "axes.labelsize": 8.0,
@@ -71,9 +76,13 @@ _METADATA: dict[str, dict[str, None]] = {
 }
 
 
+LARGEST = 24.0  # inches: no side of a figure of our own is longer, however much there is to draw
+VECTOR_LINES = 20_000  # more lines are stored as pixels inside SVG and PDF
+
+
 def new_axes(size: tuple[float, float]) -> Axes:
     """An empty Axes on a new pyplot figure of `size` (width, height) in inches, which notebooks show."""
-    _, ax = plt.subplots(figsize=size, layout="constrained")
+    _, ax = plt.subplots(figsize=np.minimum(size, LARGEST), layout="constrained")
     return ax
 
 
@@ -84,19 +93,36 @@ def size_labels(ax: Axes) -> None:
         axis.label.set_size(STYLE["axes.labelsize"])
 
 
-_COLUMN_SIGNS = 14  # of a column's name
+TOKEN_SIGNS = 14  # characters of a token, or of a text that stands above a column
+LABEL_SIGNS = 30  # of a caller's label, of a name
+_LINE_SIGNS = 160  # of a line of a caller's title or caption
+_LINES = 12
+_APART = 1.2  # type sizes from one upright name to the next
+
+
+def column_text(token: str) -> str:
+    """A token as the name of a column, at most TOKEN_SIGNS characters."""
+    return shortened(token_label(token), TOKEN_SIGNS)
+
+
+def given_text(text: object, most: int = _LINE_SIGNS) -> str:
+    """The caller's text with its own line feeds, at most `most` characters a line and _LINES lines."""
+    return "\n".join(shortened(line, most) for line in str(text).split("\n", _LINES - 1))
 
 
 def text_size(text: str, size: float) -> tuple[float, float]:
     """Width and height in points of a line of text; no renderer is needed for it."""
-    drawn = text.replace("$", "S")  # a formula would be measured
-    return TextPath((0, 0), drawn or " ", size=size, usetex=False).get_extents().width + 2, 1.25 * size
+    width, *_ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return width + 1, 1.25 * size
 
 
-def column_text(token: str) -> str:
-    """A token as the name of a column."""
-    shown = token_label(token)
-    return shown if len(shown) <= _COLUMN_SIGNS else f"{shown[: _COLUMN_SIGNS - 1]}…"
+def apart(places: Sequence[float] | np.ndarray, size: float) -> list[int]:
+    """Which of `places`, rising points, get an upright name in type of `size`, so that none touch."""
+    chosen: list[int] = []
+    for i, place in enumerate(places):
+        if not chosen or place - places[chosen[-1]] >= _APART * size:
+            chosen.append(i)
+    return chosen
 
 
 def column_pitches(texts: Sequence[str]) -> np.ndarray:
@@ -107,14 +133,20 @@ def column_pitches(texts: Sequence[str]) -> np.ndarray:
 
 
 def name_columns(ax: Axes, x: Sequence[float] | np.ndarray, texts: Sequence[str], base: int | None) -> None:
-    """Write `texts` and, unless `base` is None, positions below the columns; upright if they would touch."""
-    pixels = ax.transData.transform([(place, 0) for place in x])[:, 0]
-    upright = bool((np.diff(pixels) * 72 / ax.figure.dpi <= column_pitches(texts)).any())
+    """Write `texts` and, unless `base` is None, positions below the columns.
+
+    They stand upright if they would touch; where upright ones would touch too, some columns have no name.
+    """
+    points = ax.transData.transform([(place, 0) for place in x])[:, 0] * 72 / ax.figure.dpi
+    upright = bool((np.diff(points) <= column_pitches(texts)).any())
+    named = apart(points, STYLE["xtick.labelsize"]) if upright else range(len(texts))
     if base is not None:
         between = "  " if upright else "\n"
         texts = [f"{text}{between}{i + base}" for i, text in enumerate(texts)]
         ax.set(xlabel=f"token and position (from {base})")
-    ax.set_xticks(x, texts, rotation=90 if upright else 0, **PLAIN_TEXT)
+    ax.set_xticks(
+        [x[i] for i in named], [texts[i] for i in named], rotation=90 if upright else 0, **PLAIN_TEXT
+    )
 
 
 def styled() -> AbstractContextManager[None]:

@@ -19,11 +19,14 @@ from .figure_style import (
     BLUE,
     DARK,
     GREY,
+    LABEL_SIGNS,
     ORANGE,
     PALE,
     PANEL,
     PLAIN_TEXT,
+    VECTOR_LINES,
     column_text,
+    given_text,
     name_columns,
     size_labels,
     styled,
@@ -38,12 +41,11 @@ from .graph_layout import (
     labelled,
     lay_out,
     place_labels,
-    prompt_text,
     pruning_text,
     short_label,
 )
 from .graph_object import Graph
-from .labels import checked_base, whole_number
+from .labels import checked_base, shortened, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
@@ -172,7 +174,13 @@ def _draw_edges(ax: Axes, layout: Layout, edges: Edges) -> None:
     colours[:, 3] = _OPACITY[0] + (_OPACITY[1] - _OPACITY[0]) * strength
     widths = _LINES[0] + (_LINES[1] - _LINES[0]) * strength
     lines = PathCollection(
-        paths, facecolors="none", edgecolors=colours, linewidths=widths, capstyle="butt", zorder=2
+        paths,
+        facecolors="none",
+        edgecolors=colours,
+        linewidths=widths,
+        capstyle="butt",
+        zorder=2,
+        rasterized=len(edges) > VECTOR_LINES,
     )
     ax.add_collection(lines, autolim=False)
 
@@ -251,8 +259,9 @@ def _write_note(
 ) -> None:
     """Bold the prompt; below it in grey what was drawn of which graph."""
     width = ax.get_window_extent().width * 72 / ax.figure.dpi
+    names = (whole.model_name, whole.transcoders_name)
     parts = [
-        f"{whole.model_name}, {whole.transcoders_name}" if whole.transcoders_name else whole.model_name,
+        ", ".join(shortened(name, LABEL_SIGNS) for name in names if name),
         f"{n_nodes:,} of {len(whole):,} nodes" if n_nodes < len(whole) else f"{n_nodes:,} nodes",
         f"the {len(edges):,} strongest of {n_edges:,} edges"
         if len(edges) < n_edges
@@ -265,7 +274,7 @@ def _write_note(
         "\n".join(lines), (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", ha="left",
         va="bottom", fontsize=_NOTE_SIZE, color=GREY, linespacing=1.2, **PLAIN_TEXT,
     )  # fmt: skip
-    text = prompt_text(whole, max(int(width / 5.4), 20)) if title is None else title
+    text = shortened(whole.prompt, max(int(width / 5.4), 20)) if title is None else given_text(title)
     ax.set_title(text, loc="left", pad=9 + 1.2 * _NOTE_SIZE * len(lines), fontweight="bold", **PLAIN_TEXT)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .graph_prune import node_influence
+from .labels import shortened
 
 if TYPE_CHECKING:
     from .graph_object import Graph
@@ -202,20 +203,6 @@ def short_label(graph: Graph, node: int) -> str:
     if kind == "logit":
         return shortened(label.removeprefix("Output "), _LOGIT_SIGNS)
     return shortened(label, _LABEL_SIGNS)
-
-
-def shortened(text: str, most: int) -> str:
-    """At most `most` signs on one line; what cannot be printed is escaped."""
-    shown = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-    return shown if len(shown) <= most else f"{shown[: most - 1].rstrip()}…"
-
-
-def prompt_text(graph: Graph, most: int) -> str:
-    """The prompt on one line, the middle left out where it is longer than `most` signs."""
-    shown = shortened(graph.prompt, len(graph.prompt) * 10)
-    if len(shown) <= most:
-        return shown
-    return f"{shown[: most // 2 - 1].rstrip()} … {shown[len(shown) - most // 2 + 2 :].lstrip()}"
 
 
 def closure_text(graph: Graph) -> str:

@@ -13,13 +13,13 @@ import os
 import re
 import unicodedata
 import warnings
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ._version import __version__
+from .errors import printable
 from .graph_layout import (
     Edges,
     Layout,
@@ -29,14 +29,13 @@ from .graph_layout import (
     labelled,
     lay_out,
     place_labels,
-    prompt_text,
     pruning_text,
     short_label,
-    shortened,
 )
-from .graph_page_data import escaped_json, page_data, shown_label
+from .graph_page_data import escaped_json, page_data, shown_label, shown_token
 from .graph_prune import known_scores
-from .labels import checked_base, token_label, whole_number
+from .html_table import escaped
+from .labels import checked_base, shortened, token_label, whole_number
 from .saving import write_atomic
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def write_page(
     data = page(graph, title, node_threshold, edge_threshold, max_edges, base)
     write_atomic(path, [data])
     if len(data) > LARGE:
-        size = f"{os.fspath(path)} has {len(data) / 1e6:.0f} MB and will open slowly"
+        size = f"{printable(os.fspath(path))} has {len(data) / 1e6:.0f} MB and will open slowly"
         warnings.warn(f"{size}; lower max_edges or the thresholds", stacklevel=3)
     return Path(path)
 
@@ -115,7 +114,7 @@ def page(
         )
     nodes = np.arange(len(graph))
     edges, n_edges = edges_between(graph, nodes, max_edges)
-    shown = prompt_text(graph, 200) if title is None else shortened(title, 200)
+    shown = shortened(graph.prompt if title is None else title, 200)
     counts = f"{len(graph):,} of {len(whole):,} nodes" if whole is not graph else f"{len(graph):,} nodes"
     about = (
         f"{graph.model_name}; {graph.transcoders_name}; {counts}; {n_edges:,} edges; {pruning_text(graph)}"
@@ -124,8 +123,8 @@ def page(
     parts = {
         "policy": _policy(script, style),
         "style": style,
-        "title": escape(shown),
-        "about": escape(shortened(about, 1000)),
+        "title": escaped(shown),
+        "about": escaped(shortened(about, 1000)),
         "n_edges": str(len(edges)),
         "n_drawn": str(min(len(edges), _DRAWN)),
         "legend": _legend(graph),
@@ -169,7 +168,7 @@ def _footer(graph: Graph, n_page: int, n_edges: int) -> str:
     options = {name: value for name, value in graph.options.items() if name != "scores"}
     heads = f"{graph.n_layer} layers of {graph.n_head} heads"
     rows = {
-        "prompt": prompt_text(graph, 2000),
+        "prompt": shortened(graph.prompt, 2000),
         "model": f"{graph.model_name} ({heads}), sha256 {graph.model_digest}",
         "transcoders": f"{graph.transcoders_name}, scan {graph.scan}",
         "edges": f"the {n_page:,} strongest of {n_edges:,} are in this page; {pruning_text(graph)}",
@@ -179,7 +178,7 @@ def _footer(graph: Graph, n_page: int, n_edges: int) -> str:
         "options": json.dumps(options),
         "made by": f"attnsparse {__version__}",
     }
-    return "".join(f"<dt>{name}</dt><dd>{escape(shortened(text, 4000))}</dd>" for name, text in rows.items())
+    return "".join(f"<dt>{name}</dt><dd>{escaped(shortened(text, 4000))}</dd>" for name, text in rows.items())
 
 
 # ------------------------------------------------------------------------------------------- drawing
@@ -242,7 +241,7 @@ def _columns(graph: Graph, layout: Layout, base: int, width: float, height: floa
         if not fits:
             text = shortened(text, 6)
             where = f'transform="translate({_n(x + 4)} {_n(y + 12)}) rotate(-40)" text-anchor="end"'
-        parts.append(f'<text class="token" {where}>{escape(text)}</text>')
+        parts.append(f'<text class="token" {where}>{escaped(text)}</text>')
         where = f'x="{_n(x)}" y="{_n(number_y)}" text-anchor="middle"'
         parts.append(f'<text class="axis" {where}>{i + base}</text>')
     return "".join(parts)
@@ -274,8 +273,8 @@ def _nodes(graph: Graph, points: np.ndarray, edges: Edges, base: int) -> str:
         if what[0] in ("feature", "error"):
             what.append(f"layer {graph.layer[i]}")
         if position >= 0:
-            what.append(f"position {position + base} {token_label(graph.token_strings[position])}")
-        name = escape(f"{shown_label(graph, i, base)} ({', '.join(what)})")
+            what.append(f"position {position + base} {shown_token(graph, position)}")
+        name = escaped(f"{shown_label(graph, i, base)} ({', '.join(what)})")
         alone = "" if i in used else " alone"
         parts.append(
             f'<g id="n{i}" class="node{alone}" transform="translate({_n(x)} {_n(y)})" tabindex="-1" '
@@ -302,7 +301,7 @@ def _labels(
         }
         anchor, x = beside.get(True, ("middle", (box[0] + box[2]) / 2))
         where = f'x="{_n(x)}" y="{_n(box[3] - 0.28 * _LABEL_SIZE)}" text-anchor="{anchor}"'
-        parts.append(f'<text class="label" data-node="{node}" {where}>{escape(text)}</text>')
+        parts.append(f'<text class="label" data-node="{node}" {where}>{escaped(text)}</text>')
     return "".join(parts)
 
 

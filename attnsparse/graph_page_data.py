@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .engine import core_for
-from .graph_layout import Edges, shortened
-from .labels import token_label
+from .errors import printable
+from .graph_layout import Edges
+from .labels import shortened, token_label
 
 if TYPE_CHECKING:
     from .graph_object import Graph
@@ -38,9 +39,9 @@ def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
         "n_layer": graph.n_layer,
         "n_head": graph.n_head,
         "base": base,
-        "tokens": [token_label(token) for token in graph.token_strings],
+        "tokens": [shown_token(graph, i) for i in range(len(graph.tokens))],
         "nodes": {
-            "id": graph.ids,
+            "id": [printable(name) for name in graph.ids],
             "kind": graph.kind,
             "layer": graph.layer.tolist(),
             "position": graph.position.tolist(),
@@ -66,6 +67,11 @@ def shown_label(graph: Graph, node: int, base: int) -> str:
     if graph.kind[node] == "position" and label == f"position {position}":
         return f"position {position + base}"
     return shortened(label, _LABEL_SIGNS)
+
+
+def shown_token(graph: Graph, position: int) -> str:
+    """The token at a position."""
+    return shortened(token_label(graph.token_strings[position]), _LABEL_SIGNS)
 
 
 def escaped_json(value: Any) -> str:

@@ -20,9 +20,9 @@ from matplotlib.path import Path
 
 from .arguments import checked_object
 from .attention_figure import draw_panel, draw_scale, panel_size
-from .figure_style import BLUE, DARK, GREY, PALE, PLAIN_TEXT, RED, styled
+from .figure_style import BLUE, DARK, GREY, LARGEST, PALE, PLAIN_TEXT, RED, TOKEN_SIGNS, styled
 from .graph_edge import GroupEdge
-from .labels import checked_base
+from .labels import checked_base, shortened
 from .sketch_parts import (
     PAD,
     STATEMENT,
@@ -33,6 +33,7 @@ from .sketch_parts import (
     entry_text,
     left_grid,
     maps_height,
+    model_title,
     percent,
     place_axes,
     upright_height,
@@ -80,6 +81,7 @@ def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = N
     units = panel_size(dense.n_drawn, columns)
     sketch = _layout(sparse)
     side = float(np.clip(min(_LEFT / units[0], (sketch.height - STATEMENT) / units[1]), *_MAP))
+    side = min(side, LARGEST / max(units))
     left = (units[0] * side, units[1] * side)
     height = max(left[1] + STATEMENT, sketch.height)
     entry = (dense.query, dense.key)
@@ -106,8 +108,9 @@ def _title(found: GroupEdge) -> tuple[str, str]:
     """The model and its number of heads; what they do."""
     graph = found.graph
     n = graph.n_layer * graph.n_head
-    second = f"{percent(found.share)} of what {found.source!r} does to {found.output!r}"
-    return f"{graph.model_name}: {found.n_drawn} of {n} heads", second
+    source, output = (repr(shortened(name, TOKEN_SIGNS)) for name in (found.source, found.output))
+    second = f"{percent(found.share)} of what {source} does to {output}"
+    return model_title(graph.model_name, found.n_drawn, n), second
 
 
 # ----------------------------------------------------------------------------------------------- layout
@@ -303,10 +306,13 @@ def _draw_box(ax: Axes, box: _Box, found: GroupEdge, layers: tuple[float, float]
         row.set_clip_path(outline)
     places = [str(position + base) for position in group.positions]
     at = ", ".join(places if len(places) < 4 else [*places[:2], "…", places[-1]])
-    lines = [(group.name, 7.5, "bold", colour), (group.layer_text, 6.0, "normal", DARK)]
+    lines = [
+        (shortened(group.name, TOKEN_SIGNS), 7.5, "bold", colour),
+        (group.layer_text, 6.0, "normal", DARK),
+    ]
     lines += [(f"at {at}", 5.5, "normal", DARK)] if len(group.positions) > 1 else []
     for i, (text, most, weight, ink) in enumerate(lines):
-        size = float(np.clip(72 * box.width / (0.66 * len(text)), 3.5, most))
+        size = float(np.clip(72 * box.width / (0.66 * max(len(text), 1)), 3.5, most))
         y = box.middle + 0.13 * (i - (len(lines) - 1) / 2)
         ax.text(box.x, y, text, ha="center", va="center", fontsize=size, fontweight=weight, color=ink,
                 zorder=4, **PLAIN_TEXT)  # fmt: skip

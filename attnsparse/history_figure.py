@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from matplotlib.axes import Axes
 
 from .figure_style import BLUE, GREY, ORANGE, new_axes, styled
+from .labels import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,9 @@ def training_history(history: pd.DataFrame, ax: Axes | None = None, target: floa
     Raises ValueError without a column `step` or without anything to show.
     """
     if "step" not in history.columns:
-        raise ValueError(f"a history needs a column 'step', got {', '.join(map(str, history.columns))[:200]}")
+        raise ValueError(
+            f"a history needs a column 'step', got {shortened(', '.join(map(str, history.columns)), 200)}"
+        )
     panels = [(label, log, lines) for label, log, names in _PANELS if (lines := _present(history, names))]
     if not panels:
         raise ValueError(

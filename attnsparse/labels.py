@@ -10,6 +10,8 @@ import os
 import re
 from typing import NamedTuple
 
+from .errors import printable
+
 _HEAD_FORMS = re.compile(
     r"L(?P<layer1>[0-9]{1,5})-?H(?P<head1>[0-9]{1,5})"  # L9H6, L9-H6: papers
     r"|A?(?P<layer2>[0-9]{1,5})\.(?P<head2>[0-9]{1,5})"  # 9.6, A9.6: IOI paper, auto-circuit
@@ -111,13 +113,18 @@ def token_label(token: str) -> str:
     shown = token[1:] if token.startswith(" ") and token.strip() else token
     if not shown:
         return "∅"
-    return "".join(_visible(sign) for sign in shown)
+    return printable(shown).replace(" ", "␣")
 
 
-def _visible(sign: str) -> str:
-    if sign == " ":
-        return "␣"
-    return sign if sign.isprintable() else repr(sign)[1:-1]
+def shortened(text: str, most: int) -> str:
+    """`text` on one line of at most `most` characters: escaped, its middle left out where it is longer."""
+    if len(text) > 2 * most:
+        text = text[:most] + text[-most:]  # no more of it can be seen
+    shown, kept = printable(text), most - 1
+    if len(shown) <= most:
+        return shown
+    end = len(shown) - kept // 2
+    return f"{shown[: kept - kept // 2].rstrip()}…{shown[end:].lstrip()}"
 
 
 def edge_label(layer: int, head: int, query: int, key: int) -> str:

@@ -6,6 +6,10 @@ import contextlib
 import sys
 from typing import Any
 
+from .labels import shortened
+
+_SIGNS = 40  # of what is counted, which may be the name of a model
+
 
 def progress_bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:
     """A tqdm bar as a context, or a context that gives None.
@@ -18,7 +22,9 @@ def progress_bar(progress: bool | None, total: int, text: str, unit: str, initia
     from tqdm import tqdm
 
     delay = 1.0 if progress is None else 0.0
-    return tqdm(total=total, initial=initial, desc=text, unit=unit, mininterval=0.5, delay=delay)
+    return tqdm(
+        total=total, initial=initial, desc=shortened(text, _SIGNS), unit=unit, mininterval=0.5, delay=delay
+    )
 
 
 def _in_notebook() -> bool:

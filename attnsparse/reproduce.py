@@ -136,13 +136,18 @@ def _write(made: Made, folder: Path, formats: str | Sequence[str]) -> Files:
     """Save a figure, close it, and write its caption and tables beside it."""
     files: Files = dict.fromkeys(figures.save(made.figure, folder / made.name, formats))
     plt.close(made.figure)
-    write_atomic(folder / f"{made.name}.txt", [made.caption.encode() + b"\n"])
+    write_atomic(folder / f"{made.name}.txt", [_encoded(f"{made.caption}\n")])
     files[folder / f"{made.name}.txt"] = None
     for name, table in made.tables.items():
         path = folder / f"{made.name}-{name}.csv"
-        write_atomic(path, [table.to_csv(index=False, lineterminator="\n").encode()])
+        write_atomic(path, [_encoded(table.to_csv(index=False, lineterminator="\n"))])
         files[path] = table
     return files
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; half surrogate pairs, as in names of folders that are not UTF-8, are escaped."""
+    return text.encode(errors="backslashreplace")
 
 
 DENSE, CONTROL = "demo-dense", "demo-control"

@@ -20,8 +20,8 @@ from matplotlib.patches import FancyArrowPatch
 from . import carriers
 from .attention_figure import draw_panel, draw_scale, panel_size
 from .carriers import Carriers, find_carriers
-from .figure_style import BLUE, DARK, GREY, PLAIN_TEXT, RED, styled
-from .labels import checked_base, token_label
+from .figure_style import BLUE, DARK, GREY, LARGEST, PLAIN_TEXT, RED, column_text, styled
+from .labels import checked_base
 from .sketch_parts import (
     PAD,
     STATEMENT,
@@ -32,6 +32,7 @@ from .sketch_parts import (
     entry_text,
     left_grid,
     maps_height,
+    model_title,
     percent,
     place_axes,
     write_title,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 # Inches.
+_MOST = 144  # heads of a model
 _LEFT = (2.2, 3.75)  # narrowest and widest left panel
 _MAP = (0.58, 0.95)  # smallest and largest map in it
 _RIGHT = 4.3  # width of the right panel
@@ -67,8 +69,9 @@ def attention_sketch(
 
     Drawn are the fewest heads, best first, whose entries from `key` to `query`, each ablated alone, have
     `fraction` of the summed effects that the entries of all heads there have on the answer (see
-    `carriers.find_carriers`), at most `most`; the entry is red in every map. wrong: tokens against which the
-    answer is measured; None = the other words of the antonym task, for the prompt of the figure only.
+    `carriers.find_carriers`), at most `most` and 144; the entry is red in every map. wrong: tokens against
+    which the answer is measured; None = the other words of the antonym task, for the prompt of the figure
+    only.
     columns: maps a row on the left; None = as square as it goes, at most 6. Positions are counted from
     `base`.
     Raises ValueError as `carriers.find_carriers` does.
@@ -84,7 +87,7 @@ def attention_sketch(
 
 def n_drawn(found: Carriers, fraction: float, most: int) -> int:
     """How many heads of a model the sketch draws."""
-    return min(max(found.needed(fraction), 1), most)
+    return min(max(found.needed(fraction), 1), most, _MOST)
 
 
 def same_entry_text(found: Carriers, n: int, base: int) -> str:
@@ -106,7 +109,7 @@ def draw_sketch(
     n_left, n_right = (n_drawn(found, fraction, most) for found in (dense, sparse))
     columns = min(6, math.ceil(math.sqrt(n_left))) if columns is None else columns
     units = panel_size(n_left, columns)
-    side = float(np.clip(_LEFT[1] / units[0], *_MAP))
+    side = min(float(np.clip(_LEFT[1] / units[0], *_MAP)), LARGEST / max(units))
     left = (units[0] * side, units[1] * side)
     right = (_RIGHT, 2 * PAD + maps_height(n_right, _RIGHT) + STATEMENT + _GRAPH + TOKENS)
     height = max(left[1], right[1])
@@ -143,7 +146,7 @@ def _right_panel(figure: Figure, found: Carriers, n: int, size: tuple[float, flo
 def _title(found: Carriers, n: int, base: int) -> tuple[str, str]:
     """The model and its number of heads; what they do."""
     config = found.run.model.config
-    first = f"{found.name}: {n} of {config.n_layer * config.n_head} heads"
+    first = model_title(found.name, n, config.n_layer * config.n_head)
     through = f"{found.key + base} → {found.query + base}"
     share, kept = percent(found.shares[n]), percent(found.kept[n])
     return first, f"{share} of the effects through {through}; alone they keep {kept}"
@@ -163,7 +166,7 @@ def _draw_sentence(ax: Axes, found: Carriers, n: int, top: float, base: int) -> 
     line = {"color": GREY, "linewidth": 0.5, "linestyle": ":"}
     ax.plot([answer[0]] * 2, [answer[1] + 0.1, bottom], **line)
     ax.text(
-        *answer, token_label(found.answer), ha="center", va="center", fontsize=8, fontweight="bold",
+        *answer, column_text(found.answer), ha="center", va="center", fontsize=8, fontweight="bold",
         color=BLUE, **PLAIN_TEXT,
     )  # fmt: skip
     _draw_arrow(ax, found, n, (x[found.key], bottom), answer, top)
@@ -173,7 +176,7 @@ def _draw_arrow(
     ax: Axes, found: Carriers, n: int, start: tuple[float, float], end: tuple[float, float], top: float
 ) -> None:
     """From the key to the answer, with the share that the drawn heads carry; it points up to their maps."""
-    half_answer = 0.04 * len(found.answer) + 0.05
+    half_answer = 0.04 * len(column_text(found.answer)) + 0.05
     arrow = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
     curve = "angle3,angleA=90,angleB=0" if end[0] - half_answer - start[0] > 0.15 else "arc3"
     tip = (end[0] - half_answer, end[1]) if curve != "arc3" else (end[0], end[1] + 0.12)

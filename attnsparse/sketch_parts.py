@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .attention_figure import draw_map, head_grid
-from .figure_style import GREY, PLAIN_TEXT, RED
-from .labels import Head, token_label
+from .attention_figure import as_pixels, draw_map, head_grid
+from .figure_style import GREY, LABEL_SIGNS, PLAIN_TEXT, RED, apart, column_text
+from .labels import Head, shortened
 
 # Inches.
 TITLE = 0.42  # above the panels
@@ -28,6 +28,11 @@ Entry = tuple[int, int]
 def percent(share: float) -> str:
     """`86 %`."""
     return f"{100 * share:.0f} %"
+
+
+def model_title(name: str, n_drawn: int, n_heads: int) -> str:
+    """`demo-sparse: 4 of 144 heads`."""
+    return f"{shortened(name, LABEL_SIGNS)}: {n_drawn} of {n_heads} heads"
 
 
 def place_axes(figure: Figure, x: float, size: tuple[float, float]) -> Axes:
@@ -92,13 +97,13 @@ def draw_maps(
 ) -> None:
     """The maps with the axes K and Q, every row in the middle of the panel; coordinates are inches."""
     side, per_row = _map_size(len(heads), width)
-    cell = side / pattern.shape[-1]
+    cell, pixels = side / pattern.shape[-1], as_pixels(len(heads), pattern.shape[-1])
     for i, head in enumerate(heads):
         row, column = divmod(i, per_row)
         in_row = min(per_row, len(heads) - row * per_row)
         x = (width - in_row * (side + _AXES[0])) / 2 + column * (side + _AXES[0]) + _AXES[0]
         y = PAD + row * (side + _AXES[1])
-        draw_map(ax, pattern[head], (x, y), cell, entry)
+        draw_map(ax, pattern[head], (x, y), cell, entry, pixels=pixels)
         ax.text(x + side, y + 0.01, head.label, ha="right", va="top", fontsize=6.5)
         query, key = ((position + 0.5) * cell for position in entry)
         beside, below = {"ha": "right", "va": "center"}, {"ha": "center", "va": "top"}
@@ -117,11 +122,15 @@ def draw_maps(
 def draw_tokens(
     ax: Axes, tokens: Sequence[str], x: np.ndarray, top: float, pitch: float, entry: Entry, base: int
 ) -> None:
-    """Tokens and, below them, their positions, from `top` on; x: their middles; pitch: room for one."""
-    shown = [token_label(token) for token in tokens]
+    """Tokens and, below them, their positions, from `top` on; x: their middles; pitch: room for one.
+
+    Of more tokens than can be read some are left out, never those of `entry`.
+    """
+    shown = [column_text(token) for token in tokens]
     upright = len(shown) > _LONG_PROMPT
     size = 6.0 if upright else min(_token_size(token, pitch) for token in shown)
-    for i, token in enumerate(shown):
+    for i in _readable(72 * x, size, entry) if upright else range(len(shown)):
+        token = shown[i]
         colour, weight = (RED, "bold") if i == entry[1] else ("black", "normal")
         ax.text(
             x[i], top + (0.25 if upright else 0.16), token, ha="center", va="bottom", fontsize=size,
@@ -131,9 +140,17 @@ def draw_tokens(
         ax.text(x[i], top + 0.33, str(i + base), ha="center", va="center", fontsize=6.5, color=colour)
 
 
+def _readable(points: np.ndarray, size: float, entry: Entry) -> list[int]:
+    """The tokens of `entry`, and of the others those that touch neither these nor each other."""
+    free = [
+        i for i in range(len(points)) if all(len(apart(np.sort(points[[i, e]]), size)) == 2 for e in entry)
+    ]
+    return sorted({*entry, *(free[i] for i in apart(points[free], size))})
+
+
 def upright_height(tokens: Sequence[str]) -> float:
     """How much higher than TOKENS the tokens of a long prompt are."""
-    longest = max(len(token_label(token)) for token in tokens)
+    longest = max(len(column_text(token)) for token in tokens)
     return max(0.0, 0.052 * longest - 0.2) if len(tokens) > _LONG_PROMPT else 0.0
 
 

@@ -8,12 +8,12 @@ which positions its numbers mean: `base=0` counts tokens from 0, `base=1` from 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from .html_table import escaped
 from .labels import Head, checked_base, token_label, whole_number
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _origin(run: Run, base: int) -> dict[str, Any]:
 
 def _html_table(names: tuple[str, ...], rows: list[tuple[str, ...]], n_all: int) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     more = (
         f'<tr><td colspan="{len(names)}">and {n_all - len(rows)} more</td></tr>' if n_all > len(rows) else ""
     )
@@ -273,7 +273,9 @@ def _prompt_text(run: Run) -> str:
 
 
 def _facts(run: Run) -> str:
-    return f"Model {escape(run.model.name or 'without a name')}; recorded: {escape(', '.join(run.recorded))}."
+    return (
+        f"Model {escaped(run.model.name or 'without a name')}; recorded: {escaped(', '.join(run.recorded))}."
+    )
 
 
 def _open_edges_text(run: Run) -> str:

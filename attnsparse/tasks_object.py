@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from . import randomness
+from .html_table import escaped
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -196,20 +196,20 @@ class Task:
             cells = (
                 _marked(tokens, others),
                 _marked(others, tokens),
-                html.escape(_short(self.tokenizer.token_strings(self.answers[i]))),
-                html.escape(_short(self.tokenizer.token_strings(self.wrong[i]))),
-                html.escape(self.labels[i]),
+                escaped(_short(self.tokenizer.token_strings(self.answers[i]))),
+                escaped(_short(self.tokenizer.token_strings(self.wrong[i]))),
+                escaped(self.labels[i]),
             )
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         head = "".join(f"<th>{name}</th>" for name in ("clean", "corrupted", "answer", "wrong", "label"))
         more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
-        return f"<p>{html.escape(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
+        return f"<p>{escaped(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
 
 
 def _marked(tokens: Sequence[str], others: Sequence[str]) -> str:
     """The text of tokens with those in bold that differ from the other prompt."""
     return "".join(
-        html.escape(token) if token == other else f"<b>{html.escape(token)}</b>"
+        escaped(token) if token == other else f"<b>{escaped(token)}</b>"
         for token, other in zip(tokens, others)
     )
 

@@ -20,7 +20,7 @@ from small_graph import TOKENS, small_graph
 
 from attnsparse import figures
 from attnsparse.figure_style import BLUE, ORANGE, PALE
-from attnsparse.graph_layout import curves, edges_between, lay_out, prompt_text, short_label
+from attnsparse.graph_layout import curves, edges_between, lay_out, short_label
 
 
 @pytest.fixture(autouse=True)
@@ -101,15 +101,16 @@ def test_strongest_edges_first(whole):
 def test_texts_of_a_drawing():
     label = "line\nfeed " + "x" * 40
     graph = small_graph(9, labels=(label, *small_graph(9).labels[1:]), prompt="start " + "y" * 80 + " end")
-    assert short_label(graph, 0) == r"line\nfeed xxxxxxxxxxxxxxxxxx…"
+    assert short_label(graph, 0) == r"line\nfeed xxxx…xxxxxxxxxxxxxx"
     assert short_label(graph, graph.node("err_1_0")) == "error"
     assert short_label(graph, int(graph.logits[0])) == "'small' (p=0.600)"
     plain = next(i for i, text in enumerate(graph.labels) if text.startswith("feature"))
     assert short_label(graph, plain) == f"#{graph.feature[plain]}"
-    assert len(prompt_text(graph, 40)) <= 40
-    assert prompt_text(graph, 40).startswith("start yy")
-    assert prompt_text(graph, 40).endswith("yy end")
-    assert prompt_text(graph, 200) == graph.prompt
+    figure = figures.graph(graph)
+    title = figure.get_title(loc="left")
+    assert title.startswith("start yy")
+    assert "y…y" in title
+    assert title.endswith("yy end")
 
 
 # ------------------------------------------------------------------------------------------- figure
@@ -257,7 +258,7 @@ def test_strange_texts_are_drawn_as_they_are(tmp_path):
     graph = small_graph(30, strings=strings, labels=labels)
     ax = figures.graph(graph)
     assert [t.get_text() for t in ax.get_xticklabels()][:4] == ["$x$  0", "</script>  1", "\\n  2", "␣  3"]
-    assert ax.get_xticklabels()[6].get_text() == "longlonglongl…  6"
+    assert ax.get_xticklabels()[6].get_text() == "longlon…nglong  6"
     figures.save(ax, tmp_path / "strange")
 
 
@@ -276,7 +277,7 @@ def test_a_logit_difference(tmp_path):
     none = np.full(len(graph), np.nan, np.float32)
     graph = small_graph(30, n_logits=1, labels=labels, feature=number, probability=none)
     assert graph.ids[-1] == "logit_diff"
-    assert "Logit of 'small', 'tiny' minus 'large', 'bi…" in {
+    assert "Logit of 'small', 'tin…s 'large', 'big', ..." in {
         t.get_text() for t in drawn(figures.graph(graph))
     }
 
