@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 HeadLike: TypeAlias = "Head | str | tuple[int, int]"
 
 _MAP_INCH = 0.74  # width of one small map in a figure of our own
-_LEAST_MAP_INCH = 0.05
+_LEAST_MAP_INCH = 0.001
 _TITLE_INCH = 0.26  # height of the strip above a panel, for its title and the scale
 _PITCH = 1.16  # distance of two maps, in map widths
 _MARGIN = 0.14  # between the outer maps and the panel's border, in map widths

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from io import StringIO
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO, TextIOWrapper
 
 import numpy as np
 import pandas as pd
@@ -270,3 +271,130 @@ def test_a_closed_pipe_is_no_traceback(folder):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert done.stderr == ""
+
+
+# ---------------------------------------------------------------------------------- strange texts
+
+STRANGE = "\x1b]0;title\x07\x9b2J\u202e\n"
+ESCAPED = r"\x1b]0;title\x07\x9b2J\u202e\n"
+ODD = "a\x1b\u202e\x9b\n"
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory) -> str:
+    """A model whose name and tokens hold what a terminal obeys; the name is no UTF-8 either."""
+    config = asp.Config(n_layer=1, n_head=2, d_model=12, d_head=4, d_mlp=16, n_ctx=10, n_vocab=5, gated=True)
+    tokenizer = asp.Tokenizer.from_words(list(ODD), split="characters")
+    path = os.fsdecode(os.fsencode(tmp_path_factory.mktemp("strange")) + b"/\xff\x1b[31m")
+    asp.Model(config, initial_weights(config, 1, std=0.5), tokenizer).save(path)
+    return path
+
+
+def printed(*arguments: str, encoding: str = "utf-8") -> tuple[int, str]:
+    """Exit code and output on streams of an encoding; nothing in it is obeyed by a terminal."""
+    streams = [TextIOWrapper(BytesIO(), encoding) for _ in range(2)]
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as exit:
+            code = exit.code
+    text = ""
+    for stream in streams:
+        stream.flush()
+        text += stream.buffer.getvalue().decode(encoding)
+    assert all(line.isprintable() for line in text.split("\n")), text
+    return code, text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "FOLDER"],
+        ["heads", "FOLDER", "--prompt", ODD, "--key", "0", "--query", "2"],
+        ["edges", "FOLDER", "--prompt", ODD],
+        ["edges", "FOLDER", "--prompt", ODD, "--csv"],
+        ["edges", "FOLDER", "--prompt", ODD, "--json"],
+    ],
+)
+def test_nothing_printed_is_obeyed(strange, arguments, encoding):
+    arguments = [strange if argument == "FOLDER" else argument for argument in arguments]
+    code, text = printed(*arguments, encoding=encoding)
+    assert code == 0, text
+    assert r"\x1b" in text or r"\u001b" in text
+
+
+def test_json_holds_the_texts_exactly(strange):
+    _, text = printed("edges", strange, "--prompt", ODD, "--json")
+    rows = json.loads(text)
+    assert {row[name] for row in rows for name in ("query_token", "key_token")} == set(ODD)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", f"no-{STRANGE}"],
+        ["edges", "FOLDER", "--prompt", f"unknown {STRANGE}"],
+        ["info", "FOLDER", f"more-{STRANGE}"],
+        ["reproduce", STRANGE],
+        ["reproduce", "addition", "--dense", "FOLDER"],
+    ],
+)
+def test_errors_repeat_no_strange_texts(strange, arguments):
+    code, text = printed(*(strange if argument == "FOLDER" else argument for argument in arguments))
+    assert code in (1, 2)
+    assert text
+
+
+def test_tracebacks_and_warnings_repeat_no_strange_texts(capsys):
+    cli._show_warning(UserWarning(STRANGE), UserWarning)
+    assert capsys.readouterr().err == f"attnsparse: warning: {ESCAPED}\n"
+    cli.show_traceback(ValueError, ValueError(STRANGE.strip()), None)
+    assert capsys.readouterr().err == f"ValueError: {ESCAPED[:-2]}\n"
+
+
+def test_a_traceback_is_asked_for_in_a_process(strange):
+    command = [*MODULE, "info", "no-\x1b[31m", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_files_with_names_that_are_no_utf8(tmp_path, encoding):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b")
+    code, text = printed(
+        "graph", "demo-sparse", "--transcoders", "demo-sparse-transcoders", "--prompt", PROMPT, "--html",
+        f"{name}.html", "--figure", f"{name}.svg", "--out", name, "--json", name, encoding=encoding,
+    )  # fmt: skip
+    assert code == 0, text
+    assert text.count(r"\udcff\x1b") == 5
+    assert len(os.listdir(tmp_path)) == 5
+
+
+def test_figures_of_models_with_names_that_are_no_utf8(tmp_path):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b")
+    asp.load("addition-sparse").save(f"{out}-model")
+    code, text = printed("reproduce", "addition", "--sparse", f"{out}-model", "--out", out, encoding="ascii")
+    assert code == 0, text
+    assert r"\udcff\x1b/" in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info"]])
+def test_no_reader_no_traceback(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*MODULE, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(closed):
+    for arguments, code in (("info", 0), ("info no-such-model", 1)):
+        command = ["sh", "-c", f'"$0" -m attnsparse.cli {arguments} {closed}', sys.executable]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code
+        assert "Traceback" not in done.stderr
+        assert "no-such-model" not in done.stdout
