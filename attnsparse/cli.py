@@ -29,15 +29,23 @@ FIGURES = ("all", "copy", "antonym", "curves", "addition")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments); returns the exit code."""
     try:
-        try:
-            return _run_command(_parser().parse_args(argv))
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has gone; without this, Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = _run_command(_parser().parse_args(argv))
+    finally:
+        whole = _flush_output()
+    return code if whole else 1
+
+
+def _flush_output() -> bool:
+    """Whether everything that was printed got out; it is no fault of ours if the reader has gone."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            say(f"attnsparse: {_sentence(error)}", error=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at exit
+        return False
+    return True
 
 
 def _run_command(arguments: argparse.Namespace) -> int:
@@ -49,7 +57,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
             say(f"attnsparse: stopped{getattr(arguments, 'stopped', '')}", error=True)
             return STOPPED
         except BrokenPipeError:
-            raise
+            return 1
         except Exception as error:
             if arguments.debug:
                 sys.excepthook = show_traceback

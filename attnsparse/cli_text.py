@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import printable
 from .html_table import printable_table
@@ -30,7 +30,7 @@ def say(*lines: object, error: bool = False) -> None:
 def say_table(table: pd.DataFrame, form: str | None = None) -> None:
     """Print a table as text, or as "csv" or "json" records; JSON holds every text exactly, in ASCII."""
     if form == "json":
-        say(_exact_json(table))
+        say(table.to_json(orient="records", force_ascii=True))
     elif form == "csv":
         text = printable_table(table).to_csv(index=False, lineterminator="\n")
         say(*text.removesuffix("\n").split("\n"))
@@ -38,10 +38,6 @@ def say_table(table: pd.DataFrame, form: str | None = None) -> None:
         say(*printable_table(table).to_string(index=False).split("\n"))
 
 
-def _exact_json(table: pd.DataFrame) -> str:
-    return table.to_json(orient="records", force_ascii=True)
-
-
-def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's own traceback by way of `say`: takes the place of `sys.excepthook`."""
     say(*"".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"), error=True)

@@ -16,7 +16,10 @@ import attnsparse as asp
 from attnsparse.html_table import escaped, html_table, printable_table
 from attnsparse.initial_weights import initial_weights
 
-EVIL = "</script><img src=x onerror=alert(1)>\x00\x1b\u202e\ud800\ufffe\u2028<a href='javascript:alert(2)'>&amp;\"'"
+EVIL = (
+    "</script><img src=x onerror=alert(1)>\x00\x1b\u202e\ud800\ufffe\u2028"
+    "<a href='javascript:alert(2)'>&amp;\"'"
+)
 SHOWN = "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;"
 
 
