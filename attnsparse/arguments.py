@@ -60,3 +60,12 @@ def checked_layer(layer: Any, n_layer: int) -> int:
     if not 0 <= number < n_layer:
         raise IndexError(f"layer {number} is out of range: there are layers 0..{n_layer - 1}")
     return number
+
+
+def is_missing(value: Any) -> bool:
+    """Whether `value` is what a table has where nothing stands: None, NaN, pandas' NA or NaT."""
+    return (
+        value is None
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, (float, np.floating)) and bool(value != value))
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .arguments import is_missing
 
 if TYPE_CHECKING:
     from .model import Model
@@ -33,8 +35,7 @@ class Batch:
 
 def as_batch(model: Model, prompts: Any, prepend_bos: bool) -> Batch:
     """Pack what `Model.run` accepts; TypeError or ValueError say what is wrong."""
-    single = isinstance(prompts, str) or _is_one_sequence(prompts)
-    items = [prompts] if single else list(prompts)
+    items, single = listed(prompts)
     if not items:
         raise ValueError("there is no prompt: got an empty list")
     rows = [_ids(model, item, prepend_bos, None if single else i) for i, item in enumerate(items)]
@@ -42,7 +43,7 @@ def as_batch(model: Model, prompts: Any, prepend_bos: bool) -> Batch:
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     tokens.setflags(write=False)
     offsets.setflags(write=False)
-    texts = tuple(item if isinstance(item, str) else None for item in items)
+    texts = tuple(str(item) if isinstance(item, str) else None for item in items)
     return Batch(tokens, offsets, texts, single, bool(prepend_bos))
 
 
@@ -51,9 +52,8 @@ def prompt_groups(model: Model, prompts: Any, prepend_bos: bool, n_tokens: int) 
 
     prompts: what `as_batch` takes, or an iterator over texts and token ids, which is read as it is used.
     """
-    single = isinstance(prompts, str) or (not isinstance(prompts, Iterator) and _is_one_sequence(prompts))
+    items, single = (prompts, False) if isinstance(prompts, Iterator) else listed(prompts)
     rows: list[np.ndarray] = []
-    items: Iterable[Any] = [prompts] if single else prompts
     for i, item in enumerate(items):
         rows.append(_ids(model, item, prepend_bos, None if single else i))
         if sum(map(len, rows)) >= n_tokens:
@@ -63,27 +63,44 @@ def prompt_groups(model: Model, prompts: Any, prepend_bos: bool, n_tokens: int) 
         yield _packed(rows, prepend_bos)
 
 
+def listed(prompts: Any) -> tuple[list[Any], bool]:
+    """Prompts one by one, and whether it is a single one that did not come in a list.
+
+    A text and a flat row of token ids are one prompt; lists, tuples, arrays and columns of texts or of rows
+    are several: what has an `__array__` (pandas' Series and Index, Arrow and Polars columns, tensors) is
+    taken as that array. TypeError or ValueError for anything else.
+    """
+    if isinstance(prompts, str):
+        return [prompts], True
+    if isinstance(prompts, (bytes, bytearray, memoryview)):
+        raise TypeError(f"prompts must be texts, got {type(prompts).__name__}; decode them first")
+    if not isinstance(prompts, Sequence):
+        if not hasattr(prompts, "__array__"):
+            kind = type(prompts).__name__
+            raise TypeError(f"prompts must be a text, token ids, or a list of them, got {kind}")
+        array = np.asarray(prompts)
+        if array.ndim not in (1, 2) or (array.ndim == 2 and array.dtype.kind not in "iufb"):
+            raise ValueError(
+                "prompts must be one column of texts, or tokens with 1 or 2 dimensions, "
+                f"got shape {array.shape}"
+            )
+        if array.ndim == 1 and array.dtype.kind in "iufb":
+            return [array], True
+        prompts = array.tolist() if array.ndim == 1 else array
+    if len(prompts) and isinstance(prompts[0], (int, np.integer)) and not isinstance(prompts[0], bool):
+        return [prompts], True
+    return list(prompts), False
+
+
 def _packed(rows: Sequence[np.ndarray], prepend_bos: bool) -> Batch:
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
     return Batch(np.concatenate(rows), offsets, (None,) * len(rows), False, bool(prepend_bos))
 
 
-def _is_one_sequence(prompts: Any) -> bool:
-    if isinstance(prompts, np.ndarray):
-        if prompts.ndim in (1, 2):
-            return prompts.ndim == 1
-        raise ValueError(f"tokens must have 1 or 2 dimensions, got shape {prompts.shape}")
-    if not isinstance(prompts, Sequence):
-        if hasattr(prompts, "__array__"):
-            return _is_one_sequence(np.asarray(prompts))
-        raise TypeError(f"prompts must be a text, token ids, or a list of them, got {type(prompts).__name__}")
-    return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer)) and not isinstance(prompts[0], bool)
-
-
 def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.ndarray:
     where = "the prompt" if index is None else f"prompt {index}"
     if isinstance(item, str):
-        ids = model.to_tokens(item, prepend_bos)
+        ids = model.to_tokens(str(item), prepend_bos)
     else:
         ids = _given_ids(item, where)
         if prepend_bos:
@@ -104,6 +121,10 @@ def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.nd
 
 
 def _given_ids(item: Any, where: str) -> np.ndarray:
+    if is_missing(item):
+        raise ValueError(f"{where} is missing ({item}); leave it out, such as with dropna()")
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{where} must be a text, got {type(item).__name__}; decode it first")
     try:
         ids = np.asarray(item)
     except ValueError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batch import as_batch
+from .batch import as_batch, listed
 from .run import Run, as_names, compute_run
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def run_with_cache(
     """See `Model.run_with_cache`."""
     if return_type not in ("logits", "loss", None):
         raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r}")
-    batch = as_batch(model, [prompts] if isinstance(prompts, str) else _with_batch_axis(prompts), prepend_bos)
+    batch = as_batch(model, listed(prompts)[0], prepend_bos)
     lengths = set(batch.lengths.tolist())
     if len(lengths) > 1:
         raise ValueError(
@@ -140,14 +140,6 @@ def run_with_cache(
     if return_type == "loss":
         return run.loss, cache
     return run.logits[0] if remove_batch_dim else run.logits, cache
-
-
-def _with_batch_axis(prompts: Any) -> Any:
-    if isinstance(prompts, (list, tuple)) and prompts and isinstance(prompts[0], (int, np.integer)):
-        return [prompts]
-    if not isinstance(prompts, (list, tuple)) and np.ndim(prompts) == 1:
-        return np.asarray(prompts)[None]
-    return prompts
 
 
 def _chosen(names: list[str], names_filter: Any) -> list[str]:

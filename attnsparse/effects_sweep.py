@@ -99,8 +99,8 @@ class Setting:
         if self.reference_prompts is not None and self.ablation != "mean":
             raise ValueError(f"reference prompts are for ablation='mean', this is {self.ablation!r}")
 
-    def batch(self, prompts: Sequence[Any]) -> Batch:
-        return as_batch(self.model, list(prompts), False)
+    def batch(self, prompts: Iterable[Any]) -> Batch:
+        return as_batch(self.model, list(prompts) if isinstance(prompts, Iterator) else prompts, False)
 
     def run(self, batch: Batch, names: tuple[str, ...], logits: int = 0, changes: Any = None) -> Any:
         return self.model._core.run(

@@ -12,7 +12,7 @@ its output. Later layers see the change. `effects` does the same for many items 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -342,11 +342,11 @@ class _Source:
 
 
 def _prompts(reference: Any) -> Any:
-    """The prompts of a Task, or what was given, as a list."""
+    """The prompts of a Task, or what was given."""
     prompts = getattr(reference, "clean", reference)
     if not isinstance(prompts, Iterable):
         raise TypeError(f"reference must be a Task or a list of prompts, got {type(reference).__name__}")
-    return [prompts] if isinstance(prompts, str) else list(prompts)
+    return list(prompts) if isinstance(prompts, Iterator) else prompts
 
 
 def _resid_name(point: str) -> str:
