@@ -15,7 +15,8 @@ import pandas as pd
 
 from . import demo_words, effects, tables
 from .labels import Head, checked_base
-from .tasks_object import Draft, build
+from .tasks_build import build
+from .tasks_object import Draft
 
 if TYPE_CHECKING:
     from .model import Model

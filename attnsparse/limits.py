@@ -25,10 +25,12 @@ class Limits:
     max_name_bytes: int = 1024  #: a tensor's name, or an entry's name in an archive
     max_config_bytes: int = 2**20  #: config.json
     max_yaml_bytes: int = 2**16  #: config.yaml of transcoders
-    max_index_bytes: int = 16 * 2**20  #: model.safetensors.index.json, and the JSON of circuits and graphs
+    max_index_bytes: int = 16 * 2**20  #: index of shards, JSON of circuits and graphs, prompts of tasks
     max_graph_bytes: int = 128 * 2**20  #: graph JSON of circuit-tracer and Neuronpedia
     max_tokenizer_bytes: int = 64 * 2**20  #: tokenizer.json, vocab.json, merges.txt
     max_merges: int = 1_000_000  #: lines of merges.txt
+    max_table_cells: int = 1_000_000  #: values of a CSV of prompts, counted by commas and line ends
+    max_prompts: int = 50_000  #: prompts of a task in one file
     max_pickle_bytes: int = 16 * 2**20  #: data.pkl of a torch file
     max_pickle_opcodes: int = 4_000_000  #: steps of data.pkl
     max_pickle_objects: int = 1_000_000  #: stack and memo together

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import randomness, tasks_prompts
 from .arguments import checked_object
+from .tasks_build import build
 from .tasks_files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
 from .tasks_metrics import (
     kl_divergence,
@@ -23,7 +24,7 @@ from .tasks_metrics import (
     rank,
     top1,
 )
-from .tasks_object import METRICS, Task, build
+from .tasks_object import METRICS, Task
 from .tokenizer import Tokenizer
 
 __all__ = [
@@ -93,5 +94,6 @@ def make_task(
         tokenizer,
         seed=seed,
         prepend_bos=prepend_bos,
+        prepend_space_to_answer=False,
         options={"seed": seed, **options},
     )

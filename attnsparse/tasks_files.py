@@ -1,20 +1,19 @@
-"""Tasks from files and tables: prompt files in JSON as auto-circuit has them, EAP's CSV, DataFrames.
+"""Tasks from files and tables: prompt files in JSON as auto-circuit has them, CSV of EAP-IG, DataFrames.
 
 Prompt file: `{"prompts": [{"clean": ..., "corrupt": ..., "answers": [...], "wrong_answers": [...]}]}`, with
-`"seq_labels"` (a name for each position) and `"word_idxs"` (positions of named words) if it likes. CSV:
-columns `clean,corrupted` and either `label`, the two digits of the start year for greater-than, or
-`correct_idx,incorrect_idx`, token ids of a right and a wrong answer.
+`"seq_labels"` (a name for each position) and `"word_idxs"` (positions of named words) if it likes. What
+tables may look like is in `tasks_layouts`.
 
-Files hold no BOS token; `prepend_bos=True` puts one in front of every prompt. Published numbers differ in
-this: auto-circuit and EAP put one there, ACDC's IOI does not.
+Files hold no BOS token, and their positions count without it; `prepend_bos=True` puts one in front of every
+prompt. Published numbers differ in this: auto-circuit and EAP put one there, ACDC's IOI does not. A file or
+table that was written from a task says it itself, with name, metric, labels and halves.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,35 +26,43 @@ from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
 from .saving import write_atomic
 from .strict_json import parse_object, shown
-from .tasks_object import Draft, Task, build
+from .tasks_build import build
+from .tasks_csv import read_csv
+from .tasks_layouts import ALWAYS, LAYOUTS, Columns, Refuse, read_rows, recognised
+from .tasks_mib import flattened, is_nested
+from .tasks_object import HALVES, Draft, Task
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd
-
-YEARS = tuple(f"{year:02d}" for year in range(100))
 
 
 def read_prompts_json(
     path: str | os.PathLike[str],
     tokenizer: Tokenizer,
     *,
-    metric: str = "logit_diff",
+    metric: str | None = None,
     name: str | None = None,
     seed: int = 0,
-    prepend_bos: bool = False,
+    prepend_bos: bool | None = None,
+    prepend_space_to_answer: bool | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Task:
-    """The task in a prompt file; halves are drawn by `seed`, the name is that of the file if not given.
+    """The task in a prompt file.
 
-    Raises FormatError (codes json_*, prompts) and ValueError for prompts that fail a task's checks; both name
-    the prompt.
+    name, metric, prepend_bos: None is what `write_prompts_json` has written there, else the name of the file,
+    "logit_diff" and False. Halves are drawn by `seed` if the file has none. prepend_space_to_answer: see
+    `from_dataframe`.
+
+    Raises FormatError (codes json_*, prompts, file_limit) and ValueError for prompts that fail a task's
+    checks; both name the prompt.
     """
     checked_object(tokenizer, Tokenizer, "tokenizer")
-    data = parse_object(read_small(path, "max_tokenizer_bytes", limits=limits), path, limits=limits)
+    data = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
     prompts = data.get("prompts")
     if not isinstance(prompts, list) or not prompts:
         _refuse(path, "prompts", f"'prompts' must be a list that is not empty, got {shown(prompts)}")
+    limits.check("max_prompts", len(prompts), path, f"a file of {len(prompts):,} prompts", code="file_limit")
     drafts = []
     for i, prompt in enumerate(prompts):
         field = f"prompts[{i}]"
@@ -63,39 +70,40 @@ def read_prompts_json(
             _refuse(path, field, f"{field} must be an object, got {shown(prompt)}")
         texts = [_text(prompt, key, path, field) for key in ("clean", "corrupt")]
         lists = [_texts(prompt, key, path, field) for key in ("answers", "wrong_answers")]
-        drafts.append(Draft(*texts, *lists))
-    labels = data.get("seq_labels")
-    if labels is not None and not _all_of(labels, list, str):
-        _refuse(path, "seq_labels", f"'seq_labels' must be a list of texts, got {shown(labels)}")
-    places = data.get("word_idxs")
-    if places is not None and not (isinstance(places, dict) and _all_of(list(places.values()), list, int)):
-        _refuse(path, "word_idxs", f"'word_idxs' must have a position for each word, got {shown(places)}")
-    return build(
-        Path(path).stem if name is None else name,
-        metric,
-        drafts,
-        tokenizer,
-        seed=seed,
-        prepend_bos=prepend_bos,
-        options={"seed": seed},
-        position_labels=None if labels is None else tuple(labels),
-        word_positions=places,
-    )
+        drafts.append(Draft(*texts, *lists, _text({"label": "", **prompt}, "label", path, field)))
+    ranking = None
+    if any("half" in prompt for prompt in prompts):
+        ranking = _ranking([prompt.get("half") for prompt in prompts], _file_refuse(path, "prompts"))
+    told = data.get("task", {})
+    if not isinstance(told, dict):
+        _refuse(path, "task", f"'task' must be an object, got {shown(told)}")
+    positions = {key: data[key] for key in ("seq_labels", "word_idxs") if key in data}
+    if "task" in data:  # its answers were tokens, as they are
+        prepend_space_to_answer = prepend_space_to_answer or False
+    return _task(
+        drafts, tokenizer, _described({**told, **positions}, _file_refuse(path, "prompts")), Path(path).stem,
+        is_ranking=ranking, seed=seed, name=name, metric=metric, prepend_bos=prepend_bos,
+        prepend_space_to_answer=prepend_space_to_answer,
+    )  # fmt: skip
 
 
 def write_prompts_json(task: Task, path: str | os.PathLike[str]) -> None:
-    """Write a task as a prompt file, complete or not at all. It holds no labels, halves or metric."""
-    data: dict[str, Any] = {}
-    if task.position_labels is not None:
-        data["seq_labels"] = list(task.position_labels)
-    if task.word_positions is not None:
-        data["word_idxs"] = dict(task.word_positions)
+    """Write a task as a prompt file that `read_prompts_json` and auto-circuit read, complete or not at all.
+
+    Positions are written without the BOS token, as auto-circuit counts them. Name, metric, BOS and options
+    stand under "task", label and half beside each prompt.
+    """
+    told = task.description()
+    data = {key: told.pop(key) for key in ("seq_labels", "word_idxs") if key in told}
+    data["task"] = told
     data["prompts"] = [
         {
             "clean": task.text(i),
             "corrupt": task.text(i, corrupted=True),
             "answers": task.tokenizer.token_strings(task.answers[i]),
             "wrong_answers": task.tokenizer.token_strings(task.wrong[i]),
+            "label": task.labels[i],
+            "half": HALVES[int(not task.is_ranking[i])],
         }
         for i in range(len(task))
     ]
@@ -107,105 +115,181 @@ def read_eap_csv(
     path: str | os.PathLike[str],
     tokenizer: Tokenizer,
     *,
+    metric: str | None = None,
     name: str | None = None,
     seed: int = 0,
-    prepend_bos: bool = False,
+    prepend_bos: bool | None = None,
+    prepend_space_to_answer: bool | None = None,
+    verbs: Sequence[Sequence[str]] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Task:
-    """The task in a CSV of EAP; with `label` it is greater-than (metric "prob_diff"), else "logit_diff".
+    """The task in a CSV: of EAP-IG and its benchmark, or of `Task.to_pandas`.
+
+    The columns together say which it is (all of them are in `tasks_layouts.LAYOUTS`); a table that fits none
+    is refused, columns that no layout has are left out with a warning. Columns that end in `_idx` hold ids of
+    the vocabulary for which the file was made: gpt2.csv is for GPT-2's tokenizer. Arguments as in
+    `from_dataframe`; the name is that of the file.
 
     Raises FormatError (codes csv, file_limit) and ValueError for prompts that fail a task's checks; both name
-    the row.
+    the prompt.
     """
     checked_object(tokenizer, Tokenizer, "tokenizer")
-    data = read_small(path, "max_tokenizer_bytes", limits=limits)
-    try:
-        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise located(FormatError, "csv", path, f"not a CSV in UTF-8: {error}") from error
-    columns = set(rows[0]) if rows else set()
-    years = "label" in columns
-    wanted = ("clean", "corrupted", *(("label",) if years else ("correct_idx", "incorrect_idx")))
-    missing = [column for column in wanted if column not in columns]
-    if missing or not rows:
-        what = f"has no column {missing[0]!r}" if rows else "has no rows"
-        raise located(FormatError, "csv", path, f"{what}; needs clean, corrupted and label, or "
-                      "clean, corrupted, correct_idx and incorrect_idx")  # fmt: skip
-    drafts = [_eap_row(row, i, years, tokenizer, path) for i, row in enumerate(rows)]
-    return build(
-        Path(path).stem if name is None else name,
-        "prob_diff" if years else "logit_diff",
-        drafts,
-        tokenizer,
-        seed=seed,
-        prepend_bos=prepend_bos,
-        options={"seed": seed},
-    )
-
-
-def _eap_row(
-    row: Mapping[str, Any], i: int, years: bool, tokenizer: Tokenizer, path: str | os.PathLike[str]
-) -> Draft:
-    columns = ("label",) if years else ("correct_idx", "incorrect_idx")
-    numbers = []
-    for column in columns:
-        high = 98 if years else tokenizer.n_vocab - 1
-        value = str(row[column]).strip()
-        if not (value.isascii() and value.isdecimal() and len(value) <= 10 and int(value) <= high):
-            text = f"row {i}: {column} must be a number in 0..{high:,}, got {quoted(value)}"
-            raise located(FormatError, "csv", path, text, field=column)
-        numbers.append(int(value))
-    clean, corrupted = row["clean"] or "", row["corrupted"] or ""
-    if years:
-        start = numbers[0]
-        return Draft(clean, corrupted, YEARS[start + 1 :], YEARS[: start + 1], YEARS[start])
-    texts = [tokenizer.token_string(number) for number in numbers]
-    return Draft(clean, corrupted, (texts[0],), (texts[1],))
+    columns = read_csv(path, limits)
+    return _from_table(
+        columns, tokenizer, _file_refuse(path, "csv"), Path(path).stem, verbs, metric=metric, name=name,
+        seed=seed, prepend_bos=prepend_bos, prepend_space_to_answer=prepend_space_to_answer,
+    )  # fmt: skip
 
 
 def from_dataframe(
     frame: pd.DataFrame,
     tokenizer: Tokenizer,
     *,
-    name: str = "own",
-    metric: str = "logit_diff",
+    name: str | None = None,
+    metric: str | None = None,
     seed: int = 0,
-    prepend_bos: bool = False,
+    prepend_bos: bool | None = None,
+    prepend_space_to_answer: bool | None = None,
+    verbs: Sequence[Sequence[str]] | None = None,
+    counterfactual: str | None = None,
 ) -> Task:
     """A task from columns clean, corrupted, answer, wrong: texts, the last two also lists of texts.
 
-    Answers are tokens, so they have their leading space where the text would have one. Optional columns:
-    label, and half ("ranking" or "evaluation"); without it halves are drawn by `seed`.
+    Optional columns: label, and half ("ranking" or "evaluation"); without it halves are drawn by `seed`. The
+    tables of EAP-IG's benchmark (see `read_eap_csv`) and of MIB, as `datasets` gives them with `to_pandas()`,
+    are read as well, and so is `Task.to_pandas`, as it is or from a CSV.
+
+    name, metric, prepend_bos: None is what a table of `Task.to_pandas` says, else "own", the metric with
+    which the layout is published ("logit_diff" for answer and wrong), and False.
+    prepend_space_to_answer: answers are tokens, so they have their leading space where the text would have
+    one. True puts it before answers without one, False takes all as they are. None takes them as they are
+    and raises for one that has no space where both would be tokens and a space is likely: " Mary" is meant
+    after "gave it to", "33" after "the year 17".
+    verbs: pairs (singular, plural), which tables of subject-verb agreement (column `plural`) need.
+    counterfactual: of MIB's, such as "abc"; None is the benchmark's own (s2_io_flip, symbol, random).
+
     Raises ValueError that names the column, or the prompt and the token.
     """
     checked_object(tokenizer, Tokenizer, "tokenizer")
-    missing = [column for column in ("clean", "corrupted", "answer", "wrong") if column not in frame]
-    if missing:
-        raise ValueError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, frame))}")
-    labels = frame["label"].astype(str) if "label" in frame else [""] * len(frame)
-    drafts = [
-        Draft(clean, corrupted, _several(answer, "answer", i), _several(wrong, "wrong", i), label)
-        for i, (clean, corrupted, answer, wrong, label) in enumerate(
-            zip(frame["clean"], frame["corrupted"], frame["answer"], frame["wrong"], labels)
-        )
-    ]
-    ranking = None
-    if "half" in frame:
-        unknown = set(frame["half"]) - {"ranking", "evaluation"}
-        if unknown:
-            raise ValueError(f"half must be 'ranking' or 'evaluation', got {min(map(repr, unknown)):.60}")
-        ranking = np.array(frame["half"] == "ranking", bool)
-    return build(
-        name, metric, drafts, tokenizer,
-        seed=seed, prepend_bos=prepend_bos, is_ranking=ranking, options={"seed": seed},
+    columns: Columns = _columns_of(frame)
+    if is_nested(columns):
+        columns = flattened(columns, counterfactual, _table_refuse)
+    elif counterfactual is not None:
+        raise ValueError("counterfactual is for tables of MIB, and this is none")
+    return _from_table(
+        columns, tokenizer, _table_refuse, "own", verbs, metric=metric, name=name, seed=seed,
+        prepend_bos=prepend_bos, prepend_space_to_answer=prepend_space_to_answer,
     )  # fmt: skip
 
 
-def _several(value: Any, column: str, i: int) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"prompt {i}: {column} must be a text or a list of texts, got {value!r:.60}")
-    return tuple(texts)
+def _columns_of(frame: Any) -> dict[str, list[Any]]:
+    if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
+        raise TypeError(f"frame must be a pandas DataFrame, got {type(frame).__name__}")
+    names = [str(name) for name in frame.columns]
+    for at, name in enumerate(names):
+        if name in names[:at] and name not in ALWAYS - {"clean", "corrupted", "task", "half"}:
+            raise ValueError(f"the table has column {name!r:.60} twice")
+    return {name: list(frame.iloc[:, at]) for at, name in enumerate(names)}
+
+
+def _from_table(
+    columns: Columns,
+    tokenizer: Tokenizer,
+    refuse: Refuse,
+    default_name: str,
+    verbs: Sequence[Sequence[str]] | None,
+    *,
+    metric: str | None,
+    prepend_space_to_answer: bool | None,
+    **arguments: Any,
+) -> Task:
+    layout = recognised(columns, refuse)
+    drafts = read_rows(layout, columns, tokenizer, verbs, refuse)
+    if layout is not LAYOUTS[0]:
+        unknown = [quoted(name) for name in columns if name not in ALWAYS.union(layout.answers, layout.also)]
+        if unknown:
+            warnings.warn(
+                f"columns that tables of {layout.of} do not have are left out: {', '.join(unknown):.200}",
+                stacklevel=3,
+            )
+    if layout.kind != "words":
+        if prepend_space_to_answer is not None:
+            raise ValueError(
+                f"prepend_space_to_answer is for answers in words; {layout.right!r} says the tokens"
+            )
+        prepend_space_to_answer = False
+    told: dict[str, Any] = {}
+    if "task" in columns:
+        told = _one_task(columns["task"], refuse)
+        prepend_space_to_answer = prepend_space_to_answer or False
+    return _task(
+        drafts, tokenizer, told, default_name,
+        is_ranking=_ranking(columns["half"], refuse) if "half" in columns else None,
+        metric=metric or told.get("metric") or layout.metric,
+        prepend_space_to_answer=prepend_space_to_answer, **arguments,
+    )  # fmt: skip
+
+
+def _task(
+    drafts: Sequence[Draft],
+    tokenizer: Tokenizer,
+    told: Mapping[str, Any],
+    default_name: str,
+    *,
+    name: str | None,
+    metric: str | None,
+    prepend_bos: bool | None,
+    **arguments: Any,
+) -> Task:
+    """What the caller says comes before what the file says."""
+    return build(
+        told.get("name", default_name) if name is None else name,
+        told.get("metric", "logit_diff") if metric is None else metric,
+        drafts,
+        tokenizer,
+        prepend_bos=told.get("prepend_bos", False) if prepend_bos is None else prepend_bos,
+        options=told.get("options"),
+        position_labels=told.get("seq_labels"),
+        word_positions=told.get("word_idxs"),
+        **arguments,
+    )
+
+
+def _one_task(cells: Sequence[Any], refuse: Refuse) -> dict[str, Any]:
+    """The description in the column `task`, which is the same in every row."""
+    if not isinstance(cells[0], str) or any(cell != cells[0] for cell in cells):
+        raise refuse("column 'task' must have the same text in every row: one task in a table", "task")
+    return _described(parse_object(cells[0].encode("utf-8", "surrogatepass"), None), refuse)
+
+
+def _described(told: Mapping[str, Any], refuse: Refuse) -> dict[str, Any]:
+    """A description of a task as `Task.description` writes it, checked field by field."""
+    for key, kind, words in _DESCRIPTION:
+        if told.get(key) is not None and not kind(told[key]):
+            raise refuse(f"{key!r} must be {words}, got {shown(told[key])}", key)
+    return {key: told[key] for key, _, _ in _DESCRIPTION if told.get(key) is not None}
+
+
+def _all_of(value: Any, kind: type, item: type) -> bool:
+    return isinstance(value, kind) and all(type(entry) is item for entry in value)
+
+
+_DESCRIPTION = (
+    ("name", lambda value: isinstance(value, str), "a text"),
+    ("metric", lambda value: isinstance(value, str), "a text"),
+    ("prepend_bos", lambda value: isinstance(value, bool), "true or false"),
+    ("options", lambda value: isinstance(value, dict), "an object"),
+    ("seq_labels", lambda value: _all_of(value, list, str), "a list of texts"),
+    ("word_idxs", lambda value: isinstance(value, dict) and _all_of(list(value.values()), list, int),
+     "an object with a position for each word"),
+)  # fmt: skip
+
+
+def _ranking(values: Sequence[Any], refuse: Refuse) -> np.ndarray:
+    for i, value in enumerate(values):
+        if value not in HALVES:
+            raise refuse(f"prompt {i}: half must be 'ranking' or 'evaluation', got {value!r:.60}", "half")
+    return np.array([value == HALVES[0] for value in values], bool)
 
 
 def _text(prompt: dict[str, Any], key: str, path: Any, field: str) -> str:
@@ -222,9 +306,13 @@ def _texts(prompt: dict[str, Any], key: str, path: Any, field: str) -> tuple[str
     return tuple(value)
 
 
-def _all_of(value: Any, kind: type, item: type) -> bool:
-    return isinstance(value, kind) and all(type(entry) is item for entry in value)
-
-
 def _refuse(path: Any, field: str, text: str) -> NoReturn:
     raise located(FormatError, "prompts", path, text, field=field)
+
+
+def _file_refuse(path: Any, code: str) -> Refuse:
+    return lambda text, field: located(FormatError, code, path, text, field=field)
+
+
+def _table_refuse(text: str, field: str | None) -> Exception:
+    return ValueError(f"the table {text}" if text.startswith(("has ", "is ")) else text)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import randomness
 from .html_table import escaped
+from .labels import whole_number
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 USE = 6  # of random numbers, see randomness.py
 METRICS = ("logit_diff", "logit_diff_max", "prob_diff")
+HALVES = ("ranking", "evaluation")
 SHOWN = 5  # prompts in the notebook's table
 
 
 class Draft(NamedTuple):
-    """A prompt as text: clean, corrupted, texts of the right and the wrong answer tokens, a label."""
+    """A prompt as text: clean, corrupted, the right and the wrong answer tokens (texts or ids), a label."""
 
     clean: str
     corrupted: str
-    answers: tuple[str, ...]
-    wrong: tuple[str, ...]
+    answers: tuple[str | int, ...]
+    wrong: tuple[str | int, ...]
     label: str = ""
 
 
@@ -81,30 +82,23 @@ class Task:
             raise ValueError(f"task {self.name!r}: its parts have different numbers of prompts")
         for array in (*self.clean, *self.corrupted, *self.answers, *self.wrong, self.is_ranking):
             array.setflags(write=False)
+            if array.ndim != 1 or array.dtype.kind not in "iub":
+                raise TypeError(
+                    f"task {self.name!r}: token ids must be flat arrays of integers, got {array.dtype}"
+                )
         for i in range(len(self)):
             self._check(i)
 
     def _check(self, i: int) -> None:
         """Equal lengths; answers, and no token among them twice."""
-        clean, corrupted = self.clean[i], self.corrupted[i]
-        if len(clean) != len(corrupted):
-            shorter = min(len(clean), len(corrupted))
-            differ = np.flatnonzero(clean[:shorter] != corrupted[:shorter])
-            at = int(differ[0]) if len(differ) else shorter
-            texts = [self._token(row, at) for row in (clean, corrupted)]
-            raise ValueError(
-                f"{self._prompt_name(i)}: clean has {len(clean)} tokens, corrupted {len(corrupted)}; they "
-                f"part at position {at}, {texts[0]} against {texts[1]}"
-            )
+        if len(self.clean[i]) != len(self.corrupted[i]):
+            raise unequal(self.tokenizer, self.clean[i], self.corrupted[i], self._prompt_name(i))
         if not len(self.answers[i]) or not len(self.wrong[i]):
             raise ValueError(f"{self._prompt_name(i)}: needs at least one answer and one wrong answer")
         ids, counts = np.unique([*self.answers[i], *self.wrong[i]], return_counts=True)
         if counts.max() > 1:
             text = self.tokenizer.token_string(int(ids[counts > 1][0]))
             raise ValueError(f"{self._prompt_name(i)}: {text!r} stands twice among answers and wrong answers")
-
-    def _token(self, row: np.ndarray, at: int) -> str:
-        return repr(self.tokenizer.token_string(int(row[at]))) if at < len(row) else "nothing"
 
     def _prompt_name(self, i: int) -> str:
         return f"task {self.name!r}, prompt {i} ({self.text(i)!r:.80})"
@@ -128,8 +122,9 @@ class Task:
         return self.subset(np.flatnonzero(~self.is_ranking))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Task:
-        """The task with these prompts only. IndexError for others than 0..n-1, ValueError for none."""
-        chosen = [int(i) for i in indices]
+        """The task with these prompts only. IndexError for others than 0..n-1, ValueError for none, TypeError
+        for anything but integers (of a mask, `np.flatnonzero(mask)`)."""
+        chosen = [whole_number(i, "an index of subset") for i in indices]
         if not all(0 <= i < len(self) for i in chosen):
             raise IndexError(f"task {self.name!r} has prompts 0..{len(self) - 1}, got {chosen[:8]}")
         rows = {
@@ -157,23 +152,47 @@ class Task:
         ]
         return hashlib.sha256(json.dumps([head, rows]).encode()).hexdigest()
 
+    def description(self) -> dict[str, Any]:
+        """What all prompts share, as JSON values: name, metric, prepend_bos, options, and, if the task has
+        them, seq_labels and word_idxs without the BOS token. ValueError for a word at the BOS token."""
+        told: dict[str, Any] = {
+            "name": self.name,
+            "metric": self.metric,
+            "prepend_bos": self.prepend_bos,
+            "options": dict(self.options),
+        }
+        if self.position_labels is not None:
+            told["seq_labels"] = list(self.position_labels[self.prepend_bos :])
+        if self.word_positions is not None:
+            told["word_idxs"] = {word: at - self.prepend_bos for word, at in self.word_positions.items()}
+            if min(told["word_idxs"].values(), default=0) < 0:
+                raise ValueError(f"task {self.name!r} has a word at the BOS token, which is not written down")
+        return told
+
     def to_pandas(self) -> pd.DataFrame:
         """One row per prompt: clean, corrupted (texts), answer, wrong (texts, or lists of texts where there
-        are several), label, half ("ranking" or "evaluation"), n_tokens. `from_dataframe` reads it back."""
+        are several), label (if there are any), half ("ranking" or "evaluation"), n_tokens, task.
+
+        `task` holds `description()` as JSON, the same in every row, so that `from_dataframe` makes the same
+        task again; so does `read_eap_csv` of `to_csv(path, index=False)`. pandas' own `read_csv` takes digits
+        for numbers: give it `dtype=str, keep_default_na=False`.
+        """
         import pandas as pd
 
         rows = range(len(self))
-        return pd.DataFrame(
-            {
-                "clean": [self.text(i) for i in rows],
-                "corrupted": [self.text(i, corrupted=True) for i in rows],
-                "answer": [self._texts(self.answers[i]) for i in rows],
-                "wrong": [self._texts(self.wrong[i]) for i in rows],
-                "label": list(self.labels),
-                "half": np.where(self.is_ranking, "ranking", "evaluation"),
-                "n_tokens": [len(row) for row in self.clean],
-            }
-        )
+        columns = {
+            "clean": [self.text(i) for i in rows],
+            "corrupted": [self.text(i, corrupted=True) for i in rows],
+            "answer": [self._texts(self.answers[i]) for i in rows],
+            "wrong": [self._texts(self.wrong[i]) for i in rows],
+            "label": list(self.labels),
+            "half": np.where(self.is_ranking, *HALVES),
+            "n_tokens": [len(row) for row in self.clean],
+            "task": json.dumps(self.description(), ensure_ascii=False),
+        }
+        if not any(self.labels):
+            del columns["label"]
+        return pd.DataFrame(columns)
 
     def _texts(self, ids: np.ndarray) -> str | list[str]:
         texts = self.tokenizer.token_strings(ids)
@@ -206,6 +225,21 @@ class Task:
         return f"<p>{escaped(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
 
 
+def unequal(tokenizer: Tokenizer, clean: np.ndarray, corrupted: np.ndarray, where: str) -> ValueError:
+    """The error for prompts of different lengths: where they part."""
+    shorter = min(len(clean), len(corrupted))
+    differ = np.flatnonzero(clean[:shorter] != corrupted[:shorter])
+    at = int(differ[0]) if len(differ) else shorter
+    texts = [
+        repr(tokenizer.token_string(int(row[at]))) if at < len(row) else "nothing"
+        for row in (clean, corrupted)
+    ]
+    return ValueError(
+        f"{where}: clean has {len(clean)} tokens, corrupted {len(corrupted)}; they part at position {at}, "
+        f"{texts[0]} against {texts[1]}"
+    )
+
+
 def _marked(tokens: Sequence[str], others: Sequence[str]) -> str:
     """The text of tokens with those in bold that differ from the other prompt."""
     return "".join(
@@ -217,76 +251,3 @@ def _marked(tokens: Sequence[str], others: Sequence[str]) -> str:
 def _short(texts: Sequence[str]) -> str:
     shown = " ".join(repr(text) for text in texts[:3])
     return f"{shown} ... ({len(texts)})" if len(texts) > 3 else shown
-
-
-def build(
-    name: str,
-    metric: str,
-    drafts: Sequence[Draft],
-    tokenizer: Tokenizer,
-    *,
-    seed: int = 0,
-    prepend_bos: bool = False,
-    is_ranking: np.ndarray | None = None,
-    **fields: Any,
-) -> Task:
-    """A Task from prompts as text. is_ranking: None splits them in two by `seed`.
-
-    Raises ValueError that names the prompt and the token: text that cannot be encoded, answers that are not
-    one token, clean and corrupted prompts of different lengths.
-    """
-    known: dict[str, int] = {}
-    clean, corrupted, answers, wrong = [], [], [], []
-    for i, draft in enumerate(drafts):
-        where = f"task {name!r}, prompt {i} ({draft.clean!r:.80})"
-        clean.append(_encoded(tokenizer, draft.clean, prepend_bos, where))
-        corrupted.append(_encoded(tokenizer, draft.corrupted, prepend_bos, where))
-        answers.append(_single_tokens(tokenizer, draft.answers, known, f"{where}, answer"))
-        wrong.append(_single_tokens(tokenizer, draft.wrong, known, f"{where}, wrong answer"))
-    return Task(
-        name,
-        metric,
-        tokenizer,
-        tuple(clean),
-        tuple(corrupted),
-        tuple(answers),
-        tuple(wrong),
-        tuple(draft.label for draft in drafts),
-        halves(len(drafts), seed) if is_ranking is None else is_ranking,
-        prepend_bos=prepend_bos,
-        **fields,
-    )
-
-
-def halves(n: int, seed: int) -> np.ndarray:
-    """Which of n prompts are for ranking: bool [n], half of them (the larger one), drawn by `seed`."""
-    chosen = np.zeros(n, bool)
-    chosen[randomness.permutation(n, seed, USE, 0, 1)[: (n + 1) // 2]] = True
-    return chosen
-
-
-def _encoded(tokenizer: Tokenizer, text: str, prepend_bos: bool, where: str) -> np.ndarray:
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"{where}: a prompt must be a text that is not empty, got {text!r:.60}")
-    try:
-        return np.array(tokenizer.encode(text, prepend_bos=prepend_bos), np.int32)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def _single_tokens(
-    tokenizer: Tokenizer, texts: Sequence[str], known: dict[str, int], where: str
-) -> np.ndarray:
-    """Ids of texts that are one token each; `known` keeps those looked up already."""
-    for text in texts:
-        if text in known:
-            continue
-        ids = _encoded(tokenizer, text, False, where).tolist()
-        if len(ids) != 1:
-            tokens = ", ".join(map(repr, tokenizer.token_strings(ids)[:8]))
-            message = f"{where}: {text!r:.60} is {len(ids)} tokens ({tokens}), must be one"
-            if not text.startswith(" ") and len(tokenizer.encode(f" {text}")) == 1:
-                message += f"; with a leading space, {' ' + text!r}, it is"
-            raise ValueError(message)
-        known[text] = ids[0]
-    return np.array([known[text] for text in texts], np.int32)

@@ -9,7 +9,8 @@ from fake_run import PROMPT, FakeModel
 
 from attnsparse.carriers import find_carriers
 from attnsparse.labels import Head
-from attnsparse.tasks_object import Draft, build
+from attnsparse.tasks_build import build
+from attnsparse.tasks_object import Draft
 
 ANSWER, WRONG = " small", ("large", " is", "The")
 

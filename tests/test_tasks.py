@@ -252,15 +252,24 @@ def test_prompt_files_both_ways(tmp_path, gpt2: Tokenizer) -> None:
 def test_prompt_file_with_everything(tmp_path, gpt2: Tokenizer) -> None:
     path = tmp_path / "own.json"
     prompt = {"clean": "A cat", "corrupt": "A dog", "answers": [" sat"], "wrong_answers": [" ran", " was"]}
-    data = {"seq_labels": ["<bos>", "A", "x"], "word_idxs": {"end": 2}, "prompts": [prompt]}
+    data = {"seq_labels": ["A", "x"], "word_idxs": {"end": 1}, "prompts": [prompt]}
     path.write_text(json.dumps(data))
     task = tasks.read_prompts_json(path, gpt2, prepend_bos=True)
     assert task.clean[0][0] == gpt2.bos_id
     assert task.text(0) == "A cat"
-    assert task.position_labels == ("<bos>", "A", "x")
+    assert task.position_labels == ("<|endoftext|>", "A", "x")  # what describes a prompt moves with it
     assert task.word_positions == {"end": 2}
     tasks.write_prompts_json(task, path)
-    assert json.loads(path.read_text()) == data
+    written = json.loads(path.read_text())
+    assert {key: written[key] for key in ("seq_labels", "word_idxs")} == {
+        "seq_labels": ["A", "x"],
+        "word_idxs": {"end": 1},
+    }
+    assert written["prompts"][0].items() >= prompt.items()
+    again = tasks.read_prompts_json(path, gpt2)
+    assert (again.digest, again.position_labels, again.word_positions) == (
+        task.digest, task.position_labels, task.word_positions)  # fmt: skip
+    assert tasks.read_prompts_json(path, gpt2, prepend_bos=False).word_positions == {"end": 1}
 
 
 @pytest.mark.parametrize(
