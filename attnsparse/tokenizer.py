@@ -30,6 +30,7 @@ _GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 _CHARACTERS = r"[\s\S]"
 # where white space begins, both begin a new piece; \S is narrower in Python than there
 _CUT = re.compile(r"(?<=\S)[ \t\r\n]")
+_LONGEST_PIECE = 100  # characters of a number or word that is no token of a closed vocabulary
 _BLOCK = 16_384  # characters, some milliseconds
 
 # All else that the library raises is about the file; pyo3's PanicException is not even an Exception.
@@ -119,7 +120,8 @@ class Tokenizer:
         """A closed vocabulary: token i is `words[i]`, and text that needs another one is an error.
 
         `split` says how text is cut: "gpt2" (words with their leading space, as GPT-2 does before its merges)
-        or "characters". The words must be different; `bos`, if given, is one of them.
+        or "characters". A piece that is no word is made up of the longest words that begin it, from left to
+        right: " 1732" of " 17" and "32". The words must be different; `bos`, if given, is one of them.
         """
         import tokenizers
 
@@ -130,7 +132,13 @@ class Tokenizer:
         if bos is not None and bos not in words:
             raise ValueError(f"bos={bos!r} is not among the words")
         ids = {word: index for index, word in enumerate(words)}
-        inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids))
+        model = tokenizers.models.WordPiece(
+            ids,
+            unk_token="<unk>",
+            continuing_subword_prefix="",
+            max_input_chars_per_word=max(_LONGEST_PIECE, *map(len, words)),
+        )
+        inner = tokenizers.Tokenizer(model)
         pattern = tokenizers.Regex(_GPT2_PIECES if split == "gpt2" else _CHARACTERS)
         inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
         inner.decoder = tokenizers.decoders.Fuse()
@@ -234,9 +242,18 @@ class Tokenizer:
             except BaseException:
                 pieces = []
             for piece, _ in pieces:
-                if self._inner.token_to_id(piece) is None:
+                if not self._is_made_up(piece):
                     return f"{piece[:80]!r} is not in this tokenizer's vocabulary of {self.n_vocab:,} tokens"
         return f"text cannot be encoded: {printable(error)[:200]}"
+
+    def _is_made_up(self, piece: str) -> bool:
+        """Whether the vocabulary has tokens for this piece of a text."""
+        try:
+            return bool(self._inner.model.tokenize(piece))
+        except _PASSED_ON:
+            raise
+        except BaseException:
+            return False
 
 
 def positions_of(token_strings: Sequence[str], wanted: str) -> list[int]:

@@ -92,6 +92,18 @@ def test_byte_level_tokens_are_shown(bytewise):
     assert bytewise.decode(ids[3:4]) == "\ufffd"
 
 
+def test_numbers_of_a_closed_vocabulary_are_made_up_of_its_words(tmp_path):
+    tokenizer = Tokenizer.from_words([" 17", "32", " 1", "7", "a"])
+    assert tokenizer.token_strings(tokenizer.encode(" 1732")) == [" 17", "32"]
+    assert tokenizer.decode(tokenizer.encode(" 1732 1")) == " 1732 1"
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path).encode(" 1732") == tokenizer.encode(" 1732")
+    with pytest.raises(ValueError, match="' 1735' is not in this tokenizer's vocabulary of 5 tokens"):
+        tokenizer.encode("a 1732 1735")
+    long = "x" * 150
+    assert Tokenizer.from_words([long, "b"]).encode(long) == [0]
+
+
 def test_closed_vocabulary(words):
     ids = words.encode(PROMPT)
     assert ids == [0, 1, 2, 3, 4, 5, 6, 3]
