@@ -73,7 +73,7 @@ def listed(prompts: Any) -> tuple[list[Any], bool]:
     if isinstance(prompts, str):
         return [prompts], True
     if isinstance(prompts, (bytes, bytearray, memoryview)):
-        raise TypeError(f"prompts must be texts, got {type(prompts).__name__}; decode them first")
+        raise TypeError(f"prompts must be texts or integers, got {type(prompts).__name__}; decode them first")
     if not isinstance(prompts, Sequence):
         if not hasattr(prompts, "__array__"):
             kind = type(prompts).__name__
@@ -124,7 +124,7 @@ def _given_ids(item: Any, where: str) -> np.ndarray:
     if is_missing(item):
         raise ValueError(f"{where} is missing ({item}); leave it out, such as with dropna()")
     if isinstance(item, (bytes, bytearray, memoryview)):
-        raise TypeError(f"{where} must be a text, got {type(item).__name__}; decode it first")
+        raise TypeError(f"{where} must be a text or integers, got {type(item).__name__}; decode it first")
     try:
         ids = np.asarray(item)
     except ValueError:

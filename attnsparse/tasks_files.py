@@ -135,6 +135,9 @@ def read_eap_csv(
     """
     checked_object(tokenizer, Tokenizer, "tokenizer")
     columns = read_csv(path, limits)
+    if is_nested(columns):
+        text = "a table of MIB, whose objects a CSV does not hold; from_dataframe takes datasets' to_pandas()"
+        raise located(FormatError, "csv", path, text)
     return _from_table(
         columns, tokenizer, _file_refuse(path, "csv"), Path(path).stem, verbs, metric=metric, name=name,
         seed=seed, prepend_bos=prepend_bos, prepend_space_to_answer=prepend_space_to_answer,

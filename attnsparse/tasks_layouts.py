@@ -53,15 +53,30 @@ class Layout(NamedTuple):
 _PLACES = ("capital", "country", "corrupted_capital", "corrupted_country")
 _KINDS = ("h1", "h2", "hypernym", "answers", "c1", "c2", "corrupted_hypernym", "corrupted_answers",
           "clean2", "corrupted2", "prob_diff")  # fmt: skip
+_NAMES = ("corrupted_hard", "correct", "incorrect")
+_PRONOUNS = ("label", "clean_answer", "corrupted_answer")
 _SUM = ("operand1", "operand2")
-_WORDS = ("label", "year", "plural", "corrupted_label", "answers", "corrupted_answers", *_PLACES, *_SUM)
+_WORDS = (
+    "label",
+    "year",
+    "plural",
+    "corrupted_label",
+    "answers",
+    "corrupted_answers",
+    *_PLACES,
+    *_SUM,
+    *_NAMES,
+    *_PRONOUNS,
+)
 LAYOUTS = (
     Layout("own tables", "answer", "wrong", "words", also=_WORDS),
-    Layout("IOI, colored objects", "correct_idx", "incorrect_idx", "ids", also=("corrupted_hard",)),
+    Layout("IOI, colored objects", "correct_idx", "incorrect_idx", "ids", also=_NAMES),
+    Layout("IOI, colored objects", "correct", "incorrect", "words", also=_NAMES),
     Layout("greater-than", "correct_idx", None, "year", "prob_diff"),
     Layout("greater-than", "label", None, "year", "prob_diff"),
     Layout("greater-than of MIB", "year", None, "year", "prob_diff"),
-    Layout("gender bias", "clean_answer_idx", "corrupted_answer_idx", "ids", also=("label",)),
+    Layout("gender bias", "clean_answer_idx", "corrupted_answer_idx", "ids", also=_PRONOUNS),
+    Layout("gender bias", "clean_answer", "corrupted_answer", "words", also=_PRONOUNS),
     Layout("subject-verb agreement", "plural", None, "number", "prob_diff", ("group",)),
     Layout("fact retrieval", "country_idx", "corrupted_country_idx", "ids", "prob_diff", _PLACES),
     Layout("fact retrieval", "country", "corrupted_country", "words", "prob_diff", _PLACES),

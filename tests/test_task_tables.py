@@ -47,6 +47,8 @@ PUBLISHED = {
                    "corrupted_answers_idx": [Z], "prob_diff": 0.5}, [X, Y], [Z]),
     "lists of words": ({**PROMPTS, "answers": [" x", " y"], "corrupted_answers": [" z"]}, [X, Y], [Z]),
     "sums": ({**PROMPTS, "answer_idx": X, "corrupted_idx": Y}, [X], [Y]),
+    "names in words": ({**PROMPTS, "correct": " x", "incorrect": " y"}, [X], [Y]),
+    "pronouns in words": ({**PROMPTS, "clean_answer": " x", "corrupted_answer": [" y"]}, [X], [Y]),
     "NPI": ({**PROMPTS, "clean_idx": X, "corrupted_idx": Y}, [X], [Y]),
     "sums of MIB": ({**YEARS, "label": "32", "corrupted_label": "33", "operand1": 1, "operand2": 2},
                     ids(["32"]), ids(["33"])),
@@ -366,7 +368,7 @@ def test_tables_of_mib(name: str) -> None:
     assert task.text(0, corrupted=True) == next(v for k, v in row.items() if "_counter" in k)["prompt"]
 
 
-def test_refused_tables_of_mib() -> None:
+def test_refused_tables_of_mib(tmp_path) -> None:
     row = MIB["MCQA"][0]
     for changes, options, text in [
         ({}, {"counterfactual": "abc"}, "no column 'abc_counterfactual'; it has symbol_counterfactual"),
@@ -377,6 +379,9 @@ def test_refused_tables_of_mib() -> None:
     ]:
         with pytest.raises(ValueError, match=text):
             tasks.from_dataframe(pd.DataFrame([{**row, **changes}]), TOKENIZER, **options)
+    pd.DataFrame([row]).to_csv(tmp_path / "mib.csv", index=False)
+    with pytest.raises(FormatError, match="objects a CSV does not hold"):
+        tasks.read_eap_csv(tmp_path / "mib.csv", TOKENIZER)
     with pytest.raises(ValueError, match="no table of MIB that is known"):
         tasks.from_dataframe(pd.DataFrame([row]).drop(columns="choices"), TOKENIZER)
     with pytest.raises(ValueError, match="counterfactual is for tables of MIB"):
