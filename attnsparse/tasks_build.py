@@ -13,7 +13,7 @@ from .tasks_object import USE, Draft, Task, unequal
 from .tokenizer import Tokenizer
 
 # After these a word begins with a space: letters, digits, closing signs, a quotation mark that closes.
-_SPACE_FOLLOWS = re.compile(r"""(?:[^\W_]|[,.;:!?)\]}%…’”»]|(?<=[^\s(\[{<])["'`])$""")
+_SPACE_FOLLOWS = re.compile(r"""(?:[^\W_]|[,.;:!?)\]}%…’”»]|(?<=[\w,.;:!?)\]}%…])["'`])$""")
 _CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")
 
 
@@ -48,8 +48,8 @@ def build(
         parts[1].append(_encoded(tokenizer, draft.corrupted, prepend_bos, where))
         if len(parts[0][-1]) != len(parts[1][-1]):  # at once: prompts may be many and long
             raise unequal(tokenizer, parts[0][-1], parts[1][-1], where)
-        parts[2].append(answers.ids(draft.answers, draft.clean, f"{where}, answer"))
-        parts[3].append(answers.ids(draft.wrong, draft.clean, f"{where}, wrong answer"))
+        parts[2].append(answers.ids(draft.answers, draft, f"{where}, answer"))
+        parts[3].append(answers.ids(draft.wrong, draft, f"{where}, wrong answer"))
     labels, words = _positions(name, tokenizer, parts[0], prepend_bos, position_labels, word_positions)
     return Task(
         name,
@@ -117,32 +117,29 @@ class _Answers:
         self.prepend_space = prepend_space
         self.known: dict[str, list[int] | None] = {}
 
-    def ids(self, answers: Sequence[str | int], prompt: str, where: str) -> np.ndarray:
+    def ids(self, answers: Sequence[str | int], draft: Draft, where: str) -> np.ndarray:
         """int32: given ids as they are, texts looked up; `where` names the prompt in errors."""
-        found = [a if isinstance(a, int) else self._single(a, prompt, where) for a in answers]
+        found = [a if isinstance(a, int) else self._single(a, draft, where) for a in answers]
         return np.array(found, np.int32)
 
-    def _single(self, text: str, prompt: str, where: str) -> int:
+    def _single(self, text: str, draft: Draft, where: str) -> int:
         spaced = f" {text}"
         if self.prepend_space and not text.startswith(" "):
             text = spaced
         ids = self._tokens(text)
         if ids is None or len(ids) != 1:
             raise ValueError(self._not_one(text, ids, where))
-        if self.prepend_space is None and self._may_lack_space(text, ids[0], prompt):
+        if self.prepend_space is None and self._may_lack_space(text, draft):
             raise ValueError(
                 f"{where}: {text!r:.60} has no leading space, and {spaced!r:.60} is a token too; make the "
-                f"task with prepend_space_to_answer=True if it follows {prompt[-20:]!r}, else with False"
+                f"task with prepend_space_to_answer=True if it follows {draft.clean[-20:]!r}, else with False"
             )
         return ids[0]
 
     def _tokens(self, text: str) -> list[int] | None:
         """Token ids, None if the text has none."""
         if text not in self.known:
-            try:
-                self.known[text] = self.tokenizer.encode(text) if text else None
-            except ValueError:
-                self.known[text] = None
+            self.known[text] = _tokens_or_none(self.tokenizer, text)
         return self.known[text]
 
     def _not_one(self, text: str, ids: list[int] | None, where: str) -> str:
@@ -155,12 +152,29 @@ class _Answers:
             message += f"; with a leading space, {' ' + text!r}, it is"
         return message
 
-    def _may_lack_space(self, text: str, token: int, prompt: str) -> bool:
+    def _may_lack_space(self, text: str, draft: Draft) -> bool:
         """Whether the text alone does not say that no space is meant before the answer."""
+        prompt = draft.clean
         if not text[0].isalnum() or not _SPACE_FOLLOWS.search(prompt):
             return False
         if len(self._tokens(f" {text}") or ()) != 1 or (prompt[-1] in "'’" and text in _CONTRACTIONS):
             return False
-        if text[0].isdigit() and prompt[-1].isdigit():  # a number goes on, if it is cut between the two
-            return self._tokens(prompt + text) != [*(self._tokens(prompt) or ()), token]
-        return True
+        return not (text[0].isdigit() and prompt[-1].isdigit() and self._goes_on(draft))
+
+    def _goes_on(self, draft: Draft) -> bool:
+        """Whether an answer goes on with the number at the end of the prompt: the tokenizer cuts between
+        them, as GPT-2's does in "1732", though not in every one ("1700" is a token)."""
+        whole = self.tokenizer.encode(draft.clean)
+        for answer in (*draft.answers, *draft.wrong):
+            if isinstance(answer, str) and answer[:1].isdigit():
+                joined = _tokens_or_none(self.tokenizer, draft.clean + answer)
+                if joined is not None and joined[:-1] == whole:
+                    return True
+        return False
+
+
+def _tokens_or_none(tokenizer: Tokenizer, text: str) -> list[int] | None:
+    try:
+        return tokenizer.encode(text) if text else None
+    except ValueError:
+        return None

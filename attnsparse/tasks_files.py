@@ -22,6 +22,7 @@ import numpy as np
 
 from .arguments import checked_object
 from .errors import FormatError, located, quoted
+from .labels import checked_flag
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
 from .saving import write_atomic
@@ -242,9 +243,13 @@ def _task(
     name: str | None,
     metric: str | None,
     prepend_bos: bool | None,
+    prepend_space_to_answer: bool | None,
     **arguments: Any,
 ) -> Task:
     """What the caller says comes before what the file says."""
+    for flag, value in (("prepend_bos", prepend_bos), ("prepend_space_to_answer", prepend_space_to_answer)):
+        if value is not None:
+            checked_flag(value, flag)
     return build(
         told.get("name", default_name) if name is None else name,
         told.get("metric", "logit_diff") if metric is None else metric,
@@ -254,6 +259,7 @@ def _task(
         options=told.get("options"),
         position_labels=told.get("seq_labels"),
         word_positions=told.get("word_idxs"),
+        prepend_space_to_answer=prepend_space_to_answer,
         **arguments,
     )
 

@@ -279,31 +279,16 @@ def test_positions_must_be_in_the_prompts(tmp_path) -> None:
         ("A dog is 17", "33", False),  # a number goes on
         ("A dog is 6", "8", True),  # "68" is one token: the number does not go on
         ("A dog's", "x", True),
+        ('A dog ="', "x", False),
         ("A dog'", "s", False),
     ],
 )
 def test_a_missing_space_is_asked_for(prompt: str, answer: str, asked: bool) -> None:
-    pieces = [
-        "A",
-        " dog",
-        " is",
-        " Mary",
-        "Mary",
-        ",",
-        " (",
-        ' "',
-        '"',
-        " ",
-        "x",
-        " x",
-        "bare",
-        "'",
-        "s",
-        " s",
-    ]
-    numbers = [" 17", "33", " 33", " 6", "8", " 8", " 68"]
-    tokenizer = _pieces([*pieces, *numbers, " no"])
-    table = pd.DataFrame([{"clean": prompt, "corrupted": prompt, "answer": answer, "wrong": " no"}])
+    pieces = """A| dog| is| Mary|Mary|,| (| "|"| |x| x|bare|'|s| s| =| no"""
+    numbers = " 17|33| 33|00| 00| 1700| 6|8| 8| 68"
+    tokenizer = Tokenizer.from_words([*pieces.split("|"), *numbers.split("|")])
+    wrong = ["00", " no"] if answer == "33" else " no"  # " 1700" is one token, " 1733" is not
+    table = pd.DataFrame([{"clean": prompt, "corrupted": prompt, "answer": answer, "wrong": wrong}])
     if asked:
         with pytest.raises(ValueError, match=r"prompt 0 .*prepend_space_to_answer=True"):
             tasks.from_dataframe(table, tokenizer)
@@ -312,19 +297,6 @@ def test_a_missing_space_is_asked_for(prompt: str, answer: str, asked: bool) -> 
         assert tokenizer.token_strings(task.answers[0]) == [answer]
     plain = tasks.from_dataframe(table, tokenizer, prepend_space_to_answer=False)
     assert tokenizer.token_strings(plain.answers[0]) == [answer]
-
-
-def _pieces(words: list[str]) -> Tokenizer:
-    """Greedy cuts at the longest word, across spaces: numbers are cut as a BPE would."""
-    import tokenizers
-
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece(
-            {word: i for i, word in enumerate(words)}, unk_token="?", continuing_subword_prefix=""
-        )
-    )
-    inner.decoder = tokenizers.decoders.Fuse()
-    return Tokenizer(inner, bos=None)
 
 
 def test_the_space_is_put_where_it_is_asked_for(tmp_path) -> None:
@@ -415,3 +387,10 @@ def test_indices_and_ids_are_integers() -> None:
     assert len(task.subset(np.flatnonzero(task.is_ranking))) == 2
     with pytest.raises(TypeError, match="integers"):
         dataclasses.replace(task, answers=tuple(row.astype(float) for row in task.answers))
+
+
+def test_flags_are_true_or_false() -> None:
+    table = pd.DataFrame([{**PROMPTS, "answer": " x", "wrong": " y"}])
+    for flag in ("prepend_bos", "prepend_space_to_answer"):
+        with pytest.raises(TypeError, match=f"{flag} must be True or False, got 'no'"):
+            tasks.from_dataframe(table, TOKENIZER, **{flag: "no"})
