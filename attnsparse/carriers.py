@@ -112,12 +112,15 @@ def find_carriers(
     ablation: str = "zero",
     reference: Task | None = None,
     base: int = 0,
+    prepend_space_to_answer: bool | None = None,
 ) -> Carriers:
     """Ablate the entry from `key` to `query` in every head of `model` and see what becomes of the answer.
 
     key, query: positions or tokens as in `tables.position`, counted from `base`. The metric is the logit of
     `answer` after position `query` minus the mean logit of the `wrong` ones, each one token; None takes all
     other words of the antonym task. ablation: "zero", or "mean", over the clean prompts of `reference`.
+    prepend_space_to_answer: True puts a space before answers without one, False takes them as they are, None
+    raises where both are tokens and a space is likely.
     Raises ValueError for another ablation, a mean without a reference, a key after the query, a query that is
     not the last token, answers that are not one token, an entry that is closed in every head, and if the
     answer does not depend on it (ablated in all heads, the logit difference is not below the model's).
@@ -129,7 +132,7 @@ def find_carriers(
         )
     run = model.run(prompt, record="attention")
     key_at, query_at = _positions(run, key, query, base)
-    task = _one_prompt(model, prompt, answer, wrong)
+    task = _one_prompt(model, prompt, answer, wrong, prepend_space_to_answer)
     layer, head = np.nonzero(run.pattern[:, :, query_at, key_at])
     if not len(layer):
         raise ValueError(
@@ -179,12 +182,17 @@ def _positions(run: Run, key: int | str, query: int | str, base: int) -> tuple[i
     return key_at, query_at
 
 
-def _one_prompt(model: Model, prompt: str, answer: str, wrong: Sequence[str] | None) -> Task:
+def _one_prompt(
+    model: Model, prompt: str, answer: str, wrong: Sequence[str] | None, prepend_space: bool | None
+) -> Task:
     """A task of this prompt alone."""
     wrong = wrong_words(answer) if wrong is None else wrong
     wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
     draft = Draft(prompt, prompt, (answer,), wrong)
-    return build("one prompt", "logit_diff", [draft], model.tokenizer, is_ranking=np.array([True]))
+    return build(
+        "one prompt", "logit_diff", [draft], model.tokenizer,
+        is_ranking=np.array([True]), prepend_space_to_answer=prepend_space,
+    )  # fmt: skip
 
 
 def wrong_words(answer: str) -> tuple[str, ...]:

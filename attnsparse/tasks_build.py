@@ -104,9 +104,12 @@ def _encoded(tokenizer: Tokenizer, text: Any, prepend_bos: bool, where: str) -> 
     if not isinstance(text, str) or not text:
         raise ValueError(f"{where}: a prompt must be a text that is not empty, got {text!r:.60}")
     try:
-        return np.array(tokenizer.encode(text, prepend_bos=prepend_bos), np.int32)
+        ids = np.array(tokenizer.encode(text, prepend_bos=prepend_bos), np.int32)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    if prepend_bos and len(ids) > 1 and ids[1] == tokenizer.bos_id:
+        raise ValueError(f"{where}: begins with the BOS token already, prepend_bos would put a second one")
+    return ids
 
 
 class _Answers:
@@ -131,8 +134,8 @@ class _Answers:
             raise ValueError(self._not_one(text, ids, where))
         if self.prepend_space is None and self._may_lack_space(text, draft):
             raise ValueError(
-                f"{where}: {text!r:.60} has no leading space, and {spaced!r:.60} is a token too; make the "
-                f"task with prepend_space_to_answer=True if it follows {draft.clean[-20:]!r}, else with False"
+                f"{where}: {text!r:.60} has no leading space, and {spaced!r:.60} is a token too; pass "
+                f"prepend_space_to_answer=True if it follows {draft.clean[-20:]!r}, False if not"
             )
         return ids[0]
 

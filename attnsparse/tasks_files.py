@@ -266,8 +266,9 @@ def _task(
 
 def _one_task(cells: Sequence[Any], refuse: Refuse) -> dict[str, Any]:
     """The description in the column `task`, which is the same in every row."""
-    if not isinstance(cells[0], str) or any(cell != cells[0] for cell in cells):
-        raise refuse("column 'task' must have the same text in every row: one task in a table", "task")
+    if not isinstance(cells[0], str) or not cells[0].startswith("{") or any(c != cells[0] for c in cells):
+        text = "column 'task' must be what Task.to_pandas writes, the same text in every row; rename others"
+        raise refuse(text, "task")
     return _described(parse_object(cells[0].encode("utf-8", "surrogatepass"), None), refuse)
 
 

@@ -7,6 +7,7 @@ import oracle_circuits
 import pytest
 from fake_run import PROMPT, FakeModel
 
+import attnsparse as asp
 from attnsparse.carriers import find_carriers
 from attnsparse.labels import Head
 from attnsparse.tasks_build import build
@@ -136,3 +137,16 @@ def test_a_gate_closed_in_every_head():
     shut = FakeModel(3, gated=True, gate_bias=-1e3).real()
     with pytest.raises(ValueError, match=r"no head of 'fake' looks from position 7 to 4 \(base=0\)"):
         find_carriers(shut, PROMPT, "large", -1, ANSWER, WRONG)
+
+
+def test_an_answer_that_may_lack_its_space_is_asked_for():
+    """The demo models have " is" and "is"; after a word the one with its space is likely."""
+    model = asp.load("demo-dense")
+    text = "The opposite of large"
+    logits = model.run(text).logits[-1]
+    wrong, *answers = (int(model.to_tokens(token)[0]) for token in (" of", "is", " is"))
+    with pytest.raises(ValueError, match="pass prepend_space_to_answer=True"):
+        find_carriers(model, text, "opposite", -1, "is", [" of"])
+    for flag, answer in zip((False, True), answers):
+        found = find_carriers(model, text, "opposite", -1, "is", [" of"], prepend_space_to_answer=flag)
+        assert found.full == pytest.approx(float(logits[answer] - logits[wrong]), abs=1e-4)

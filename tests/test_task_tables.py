@@ -245,6 +245,8 @@ def test_what_a_csv_loses_is_said(tmp_path) -> None:
     two = pd.concat([task.to_pandas(), dataclasses.replace(task, name="b").to_pandas()])
     with pytest.raises(ValueError, match="same text in every row"):
         tasks.from_dataframe(two, TOKENIZER)
+    with pytest.raises(ValueError, match=r"must be what Task\.to_pandas writes"):
+        tasks.from_dataframe(task.to_pandas().assign(task="ioi"), TOKENIZER)
     with pytest.raises(ValueError, match="'prepend_bos' must be true or false"):
         tasks.from_dataframe(task.to_pandas().assign(task='{"prepend_bos": 1}'), TOKENIZER)
 
@@ -387,6 +389,15 @@ def test_indices_and_ids_are_integers() -> None:
     assert len(task.subset(np.flatnonzero(task.is_ranking))) == 2
     with pytest.raises(TypeError, match="integers"):
         dataclasses.replace(task, answers=tuple(row.astype(float) for row in task.answers))
+
+
+def test_one_bos() -> None:
+    table = pd.DataFrame([{**PROMPTS, "answer": " x", "wrong": " y"}])
+    twice = table.assign(clean=f"{BOS}{PROMPTS['clean']}", corrupted=f"{BOS}{PROMPTS['corrupted']}")
+    assert tasks.from_dataframe(table, TOKENIZER, prepend_bos=True).clean[0][0] == TOKENIZER.bos_id
+    assert tasks.from_dataframe(twice, TOKENIZER).clean[0][0] == TOKENIZER.bos_id
+    with pytest.raises(ValueError, match=r"prompt 0 .*begins with the BOS token already"):
+        tasks.from_dataframe(twice, TOKENIZER, prepend_bos=True)
 
 
 def test_flags_are_true_or_false() -> None:
