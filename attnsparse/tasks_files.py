@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -190,9 +191,8 @@ def _columns_of(frame: Any) -> dict[str, list[Any]]:
     if not hasattr(frame, "columns") or not hasattr(frame, "iloc"):
         raise TypeError(f"frame must be a pandas DataFrame, got {type(frame).__name__}")
     names = [str(name) for name in frame.columns]
-    for at, name in enumerate(names):
-        if name in names[:at] and name not in ALWAYS - {"clean", "corrupted", "task", "half"}:
-            raise ValueError(f"the table has column {name!r:.60} twice")
+    if len(set(names)) < len(names):
+        raise ValueError(f"the table has column {Counter(names).most_common(1)[0][0]!r:.60} twice")
     return {name: list(frame.iloc[:, at]) for at, name in enumerate(names)}
 
 
@@ -208,6 +208,8 @@ def _from_table(
     **arguments: Any,
 ) -> Task:
     layout = recognised(columns, refuse)
+    if not len(columns["clean"]):
+        raise refuse("has no rows", None)
     drafts = read_rows(layout, columns, tokenizer, verbs, refuse)
     if layout is not LAYOUTS[0]:
         unknown = [quoted(name) for name in columns if name not in ALWAYS.union(layout.answers, layout.also)]

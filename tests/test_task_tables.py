@@ -377,6 +377,8 @@ def test_answers_as_arrays_and_missing_cells() -> None:
                 tasks.from_dataframe(bad, TOKENIZER)
     with pytest.raises(ValueError, match="column 'clean' twice"):
         tasks.from_dataframe(pd.concat([table, table[["clean"]]], axis=1), TOKENIZER)
+    with pytest.raises(ValueError, match="the table has no rows"):
+        tasks.from_dataframe(table[:0].assign(task=""), TOKENIZER)
     with pytest.raises(TypeError, match="DataFrame"):
         tasks.from_dataframe({"clean": []}, TOKENIZER)
 
