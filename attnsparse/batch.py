@@ -103,8 +103,8 @@ def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.nd
         ids = model.to_tokens(str(item), prepend_bos)
     else:
         ids = _given_ids(item, where)
-        if prepend_bos:
-            ids = np.concatenate([[_bos(model)], ids])
+        if prepend_bos and ids[:1].tolist() != [bos := _bos(model)]:
+            ids = np.concatenate([[bos], ids])
     if len(ids) == 0:
         raise ValueError(f"{where} has no tokens")
     most = model.config.n_ctx
@@ -112,12 +112,19 @@ def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.nd
         raise ValueError(f"{where} has {len(ids):,} tokens, this model takes at most {most:,} (n_ctx)")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= model.config.n_vocab:
-        at = int(np.argmax((ids < 0) | (ids >= model.config.n_vocab)))
-        raise IndexError(
-            f"token id {int(ids[at]):,} at position {at} of {where} is out of range "
-            f"0..{model.config.n_vocab - 1:,}"
-        )
+        raise IndexError(_without_row(model, ids, where))
     return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def _without_row(model: Model, ids: np.ndarray, where: str) -> str:
+    """What is said of the first id that has no row in the embedding."""
+    rows, tokens = model.config.n_vocab, model.tokenizer
+    at = int(np.argmax((ids < 0) | (ids >= rows)))
+    token = int(ids[at])
+    said = f"token id {token:,} at position {at} of {where} is out of range 0..{rows - 1:,}"
+    if tokens is not None and 0 <= token < tokens.n_vocab:
+        said += f": the embedding has no row for {tokens.token_string(token)!r:.80}"
+    return said
 
 
 def _given_ids(item: Any, where: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from .checkpoint_files import Found, find, open_weights, read_config_json, tensor_shapes
 from .config import Config
 from .config_layouts import derive_head_width, hugging_face_config, is_ours, read_config
-from .errors import ConfigError, NonFiniteError, located, quoted
+from .errors import ConfigError, NonFiniteError, file_label, located, quoted
 from .labels import checked_flag, checked_path
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
 from .names import TRANSFORMER_LENS, Names, Placement
@@ -87,11 +88,12 @@ def load(
             _check_finite(model, source.path, placements)
     model.name = found.name
     model.tokenizer = tokens
+    _warn_of_tokens_without_rows(model, names.path)
     return model
 
 
 def save(model: Model, folder: str | os.PathLike[str]) -> None:
-    """Write model.safetensors, config.json and, if the model has one, tokenizer.json to `folder`.
+    """Write model.safetensors, config.json and, if the model has one, its tokenizer to `folder`.
 
     `GPT2LMHeadModel.from_pretrained(folder)` of transformers reads it back without missing or unexpected
     weights, if the model is one that it can express: not gated, with all biases, without a bias of the
@@ -113,7 +115,8 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     text = json.dumps(hugging_face_config(config, bos_id), indent=2) + "\n"
     files: list[File] = [(folder / "model.safetensors", safetensors_pieces(weights, {"format": "pt"}))]
     if model.tokenizer is not None:
-        files.append((folder / "tokenizer.json", [model.tokenizer.to_json().encode()]))
+        texts = model.tokenizer.to_files()
+        files += [(folder / name, [text.encode()]) for name, text in texts.items()]
     write_together([*files, (folder / "config.json", [text.encode()])])
 
 
@@ -151,10 +154,22 @@ def _settle_vocabulary(fields: dict[str, Any], names: Names, tokens: Tokenizer |
         fields["n_vocab"] = min(max(known, GPT2_VOCAB), GPT2_PADDED_VOCAB)
     else:
         fields["n_vocab"] = rows = declared
-    if tokens is not None and tokens.n_vocab > fields["n_vocab"]:
-        text = f"token id {tokens.n_vocab - 1:,} but the embedding has {fields['n_vocab']:,} rows"
-        raise located(ConfigError, "vocab", tokens.path or names.path, text, field="tokenizer")
     return rows
+
+
+def _warn_of_tokens_without_rows(model: Model, path: str) -> None:
+    """A token that was added without a row, such as a padding token, does no harm until it is used."""
+    tokens, rows = model.tokenizer, model.config.n_vocab
+    if tokens is None or tokens.n_vocab <= rows:
+        return
+    n = tokens.n_vocab - rows
+    first = range(rows, min(tokens.n_vocab, rows + 5))
+    listed = ", ".join(f"{quoted(tokens.token_string(i))} ({i:,})" for i in first)
+    warnings.warn(
+        f"{file_label(tokens.path or path)}: the embedding has {rows:,} rows; tokens that cannot be used: "
+        f"{listed}{f' and {n - len(first):,} more' if n > len(first) else ''}",
+        stacklevel=3,
+    )
 
 
 def _complete(fields: dict[str, Any], names: Names, source: TensorSource, config_path: Path | None) -> Config:

@@ -24,6 +24,7 @@ from .html_table import SHOWN, html_table
 from .labels import token_label, whole_number
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES, checked_bytes
+from .tokenizer import token_texts
 from .transcoder import Transcoders
 
 if TYPE_CHECKING:
@@ -404,10 +405,7 @@ _OF_DECODER = ("promoted_tokens", "promoted_effects", "suppressed_tokens", "supp
 
 
 def _token_strings(model: Model, tokens: np.ndarray) -> dict[int, str]:
-    if model.tokenizer is None:
-        return {int(token): f"<{token}>" for token in tokens}
-    n = model.tokenizer.n_vocab  # a padded vocabulary has rows without a text
-    return {int(t): model.tokenizer.token_string(int(t)) if t < n else f"<{t}>" for t in tokens}
+    return dict(zip(tokens.tolist(), token_texts(model.tokenizer, tokens)))
 
 
 def automatic_label(tokens: Sequence[str], activations: np.ndarray, promoted: Sequence[str]) -> str:

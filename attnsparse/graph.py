@@ -27,6 +27,7 @@ from .labels import whole_number
 from .model import Model
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES, Run, checked_bytes
+from .tokenizer import token_texts
 from .transcoder import Transcoders
 from .transcoder_features import RECORDED
 
@@ -185,7 +186,7 @@ def _assemble(
         model_digest=run.model.digest,
         transcoders_name=features.transcoders.name,
         scan=features.transcoders.scan or features.transcoders.name or run.model.name,
-        prompt="".join(strings) if run.prompt is None else run.prompt,
+        prompt=_prompt_text(run),
         tokens=np.array(run.tokens, dtype=np.int32),
         token_strings=strings,
         prepend_bos=run.prepend_bos,
@@ -206,6 +207,15 @@ def _assemble(
         received_alone=core.graph_received(frozen, reading.arrays, True, threads=threads),
         origin=(sources, chosen),
     )
+
+
+def _prompt_text(run: Run) -> str:
+    """The text that gives the run's tokens again with its `prepend_bos`, as far as a text does."""
+    if run.prompt is not None:
+        return run.prompt
+    ids = run.tokens[1:] if run.prepend_bos else run.tokens
+    tokenizer = run.model.tokenizer
+    return "".join(token_texts(None, ids)) if tokenizer is None else tokenizer.decode(ids)
 
 
 class _Rows:

@@ -235,6 +235,7 @@ def edge_row(found: GroupEdge, through: str, base: int) -> dict[str, Any]:
         "model": graph.model_name,
         "transcoders": graph.transcoders_name,
         "prompt": graph.prompt,
+        "prepend_bos": graph.prepend_bos,
         "source": found.source,
         "target": found.output,
         "key": found.key + base,

@@ -367,14 +367,17 @@ def _graph(
         pruned.setdefault("node_threshold", float(metadata["node_threshold"]))
     names = metadata.get("transcoder_list") or []
     closure = [np.nan if value is None else float(value) for value in own["closure"]] if own else [np.nan] * 2
+    first = metadata["prompt_tokens"][0]
+    prepend_bos = own["prepend_bos"] if own else first in _BOS
+    prompt = metadata["prompt"]
     return Graph(
         model_name=own["model_name"] if own else "",
         model_digest=own["model_digest"] if own else "",
         transcoders_name=own["transcoders_name"] if own else ", ".join(map(str, names)),
         scan=own["scan"] if own else metadata["scan"],
-        prompt=metadata["prompt"],
+        prompt=prompt.removeprefix(first) if prepend_bos and not own else prompt,
         token_strings=tuple(metadata["prompt_tokens"]),
-        prepend_bos=own["prepend_bos"] if own else metadata["prompt_tokens"][0] in _BOS,
+        prepend_bos=prepend_bos,
         n_layer=n_layer,
         n_head=0,
         options=own["options"] if own else metadata.get("generation_settings", {}),

@@ -49,6 +49,8 @@ class Graph:
     scan: str
     """What names model and transcoders where graphs are shared."""
     prompt: str
+    """The text without a BOS token that was put before it: `model.run(graph.prompt,
+    prepend_bos=graph.prepend_bos)` has the graph's tokens, unless the graph is of ids that no text gives."""
     tokens: np.ndarray
     """int32 [T]."""
     token_strings: tuple[str, ...]
@@ -397,9 +399,9 @@ class Graph:
         return self.edges
 
     def summary(self) -> pd.DataFrame:
-        """One row: model, transcoders, prompt, pruned (False, or the thresholds), nodes of each kind, edges,
-        closure (NaN for a pruned graph, whose edges do not add up), scores (as `scores` gives them, if it
-        does)."""
+        """One row: model, transcoders, prompt, prepend_bos, pruned (False, or the thresholds), nodes of each
+        kind, edges, closure (NaN for a pruned graph, whose edges do not add up), scores (as `scores` gives
+        them, if it does)."""
         import pandas as pd
 
         thresholds = ", ".join(f"{name}={value:g}" for name, value in (self.pruned or {}).items())
@@ -407,6 +409,7 @@ class Graph:
             "model": self.model_name,
             "transcoders": self.transcoders_name,
             "prompt": self.prompt,
+            "prepend_bos": self.prepend_bos,
             "pruned": False if self.pruned is None else thresholds or "True",
             **{f"n_{kind}": self.kind.count(kind) for kind in KINDS},
             "n_edges": len(self.source),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .labels import whole_number
+from .tokenizer import token_texts
 
 if TYPE_CHECKING:
     from .model import Model
@@ -120,7 +121,7 @@ def _difference(values: np.ndarray, tokens: np.ndarray, other: np.ndarray) -> np
 
 
 def _token_string(model: Model, token: int) -> str:
-    return str(int(token)) if model.tokenizer is None else model.to_str_tokens([int(token)])[0]
+    return token_texts(model.tokenizer, [token])[0]
 
 
 def most_likely(probability: np.ndarray, most: int, desired: float) -> np.ndarray:

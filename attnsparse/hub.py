@@ -7,9 +7,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
+from .tokenizer_files import FILES as TOKENIZER_FILES
+
 _TIMEOUT_SECONDS = 20
 GPT2_REPOSITORY = "openai-community/gpt2"
-_SMALL_FILES = ("config.json", "tokenizer.json", "vocab.json", "merges.txt")
+_SMALL_FILES = ("config.json", *TOKENIZER_FILES)
 # only one kind of weights is fetched: the first of which the repository has a file
 _WEIGHTS = (
     ("model.safetensors",),

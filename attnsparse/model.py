@@ -16,6 +16,7 @@ from .engine import core_for
 from .errors import ConfigError
 from .gradients import Gradients, compute_gradients
 from .run import DEFAULT_MAX_BYTES, Run, as_reals, compute_run
+from .tokenizer import checked_ids
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -131,9 +132,16 @@ class Model:
         return np.array(self._need_tokenizer().encode(text, prepend_bos=prepend_bos), dtype=np.int32)
 
     def to_str_tokens(self, text: str | Sequence[int] | np.ndarray, prepend_bos: bool = False) -> list[str]:
-        """Token strings of a text or of token ids, as tables and figures show them."""
-        ids = self.to_tokens(text, prepend_bos) if isinstance(text, str) else text
-        return self._need_tokenizer().token_strings(int(i) for i in ids)
+        """Token strings of a text or of token ids, as tables and figures show them; `<id>` for an id without
+        a name.
+
+        Raises TypeError for ids that are not integers, IndexError for ids that neither the model nor its
+        tokenizer has, ValueError if the model has no tokenizer.
+        """
+        tokenizer = self._need_tokenizer()
+        if isinstance(text, str):
+            return tokenizer.token_strings(tokenizer.encode(text, prepend_bos=prepend_bos))
+        return tokenizer.token_strings(checked_ids(text, max(self.config.n_vocab, tokenizer.n_vocab)))
 
     def _need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .batch import Batch
 from .engine import checked_threads
+from .tokenizer import token_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,12 +194,10 @@ class Run:
 
     @property
     def token_strings(self) -> list[str]:
-        """The tokens as text; ids in angle brackets if the model has no tokenizer."""
+        """The tokens as text; in angle brackets ids that have no name."""
         first, last = self._range(self._one("token_strings"))
         ids = self._batch.tokens[first:last].tolist()
-        if self.model.tokenizer is None:
-            return [f"<{i}>" for i in ids]
-        return self.model.tokenizer.token_strings(ids)
+        return token_texts(self.model.tokenizer, ids)
 
     # --- arrays
 

@@ -1,7 +1,7 @@
 """Text to token ids and back, thin over the `tokenizers` library, which is imported when first needed.
 
-Nothing is added to a text unless `prepend_bos=True` says so: positions then shift by one, so it is never a
-default.
+Nothing is added to a text unless `prepend_bos=True` says so, whatever a tokenizer's files say: positions then
+shift by one, so it is never a default. A prompt that begins with the BOS token gets no second one.
 """
 
 from __future__ import annotations
@@ -10,21 +10,32 @@ import functools
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, FormatError, located, printable, quoted
-from .labels import checked_path
+import numpy as np
+
+from .errors import printable
+from .labels import checked_path, whole_number
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import read_small
 from .saving import write_atomic
-from .strict_json import parse_object, shown
+from .tokenizer_files import (
+    JSON,
+    PASSED_ON,
+    byte_level,
+    guarded,
+    names_by_id,
+    pair_in,
+    read_pair,
+    read_tokenizer,
+)
+from .tokenizer_sidecars import GPT2_BOS, SETTINGS
 
 if TYPE_CHECKING:
     import tokenizers
 
-GPT2_BOS = "<|endoftext|>"
 # how GPT-2 cuts text before it looks up pieces
 _GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CHARACTERS = r"[\s\S]"
@@ -32,19 +43,18 @@ _CHARACTERS = r"[\s\S]"
 _CUT = re.compile(r"(?<=\S)[ \t\r\n]")
 _LONGEST_PIECE = 100  # characters of a number or word that is no token of a closed vocabulary
 _BLOCK = 16_384  # characters, some milliseconds
-
-# All else that the library raises is about the file; pyo3's PanicException is not even an Exception.
-_PASSED_ON = (KeyboardInterrupt, SystemExit, MemoryError)
+_MOST_ID = 2**31 - 1  # ids are int32
+_MOST_AT_ONCE = 8 * _BLOCK  # characters or tokens for which the library may be deaf to Ctrl-C
 
 
 class Tokenizer:
     """A tokenizer; make one with `load`, `from_files` or `from_words`."""
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, *, path: str | None = None, bos: str | None = GPT2_BOS
+        self, inner: tokenizers.Tokenizer, *, path: str | None = None, bos: str | int | None = GPT2_BOS
     ) -> None:
-        """Wrap a `tokenizers.Tokenizer`; `bos` is the token that `prepend_bos` puts first, if it has that
-        token.
+        """Wrap a `tokenizers.Tokenizer`; `bos` is the token that `prepend_bos` puts first: its id, or its
+        text, which is ignored if there is no such token.
 
         Raises ConfigError `vocab` if the token ids are not exactly 0..n-1.
         """
@@ -52,12 +62,12 @@ class Tokenizer:
         self.path = path  #: the file or folder it came from, None if made here
         vocabulary = inner.get_vocab(with_added_tokens=True)
         self.n_vocab: int = len(vocabulary)  #: number of tokens; ids are 0..n_vocab-1
-        self._names = _names_by_id(vocabulary, path)
+        self._names = names_by_id(vocabulary, path)
         described = json.loads(inner.to_str())
         self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
         self._may_cut = _may_cut(described)
         #: token id of the BOS token, or None
-        self.bos_id: int | None = vocabulary.get(bos) if bos is not None else None
+        self.bos_id: int | None = vocabulary.get(bos) if isinstance(bos, str) else bos
 
     # --- making one
 
@@ -65,52 +75,30 @@ class Tokenizer:
     def is_in(folder: str | os.PathLike[str]) -> bool:
         """True if `load` would find tokenizer files in `folder`."""
         folder = Path(folder)
-        return (folder / "tokenizer.json").exists() or (
-            (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-        )
+        return (folder / JSON).exists() or pair_in(folder) is not None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Tokenizer:
-        """Read a tokenizer.json, or a folder that holds one or GPT-2's vocab.json and merges.txt.
+        """Read a tokenizer.json, or a folder that holds one or GPT-2's vocab.json and merges.txt (OpenAI's
+        names encoder.json and vocab.bpe will do).
+
+        A folder gives the ids that transformers gives for it: tokenizer_config.json, special_tokens_map.json
+        and added_tokens.json are read too. Its BOS token is the bos_token of these, or else bos_token_id of
+        config.json, or else "<|endoftext|>" if it has that. A tokenizer.json named alone is read as it is.
 
         Raises FormatError (json_*, tokenizer, merges), LimitError tokenizer_limit, ConfigError vocab,
-        OSError.
+        config_type, OSError.
         """
-        path = Path(checked_path(path))
-        if path.is_dir():
-            if not (path / "tokenizer.json").exists() and cls.is_in(path):
-                return cls.from_files(path / "vocab.json", path / "merges.txt", limits=limits)
-            path = path / "tokenizer.json"
-        import tokenizers
-
-        data = read_small(path, "max_tokenizer_bytes", limits=limits, code="tokenizer_limit")
-        parse_object(data, path, limits=limits)
-        inner = _guarded(path, lambda: tokenizers.Tokenizer.from_str(data.decode("utf-8")))
-        inner.no_truncation()
-        inner.no_padding()
-        return cls(inner, path=os.fspath(path))
+        inner, bos, name = read_tokenizer(Path(checked_path(path)), limits)
+        return cls(inner, path=name, bos=bos)
 
     @classmethod
     def from_files(
         cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS
     ) -> Tokenizer:
-        """GPT-2's byte-level BPE from vocab.json and merges.txt; errors as `load`."""
-        import tokenizers
-
-        ids = parse_object(
-            read_small(vocab, "max_tokenizer_bytes", limits=limits, code="tokenizer_limit"),
-            vocab,
-            limits=limits,
-        )
-        for name, token in ids.items():
-            if type(token) is not int or not 0 <= token < len(ids):
-                text = f"token {quoted(name)} has id {shown(token)}, expected a number in 0..{len(ids) - 1:,}"
-                raise located(ConfigError, "vocab", vocab, text, field=name)
-        _names_by_id(ids, os.fspath(vocab))
-        pairs = _read_merges(merges, ids, limits)
-        inner = _guarded(merges, lambda: tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs)))
-        inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = tokenizers.decoders.ByteLevel()
+        """GPT-2's byte-level BPE from vocab.json and merges.txt alone; errors as `load`."""
+        ids, pairs = read_pair(vocab, merges, limits)
+        inner = guarded(merges, lambda: byte_level(ids, pairs))
         if GPT2_BOS in ids:
             inner.add_special_tokens([GPT2_BOS])
         return cls(inner, path=os.fspath(Path(vocab).parent))
@@ -160,17 +148,12 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"text has half a surrogate pair at character {error.start}") from None
-        try:
-            ids = self._encode(text)
-        except _PASSED_ON:
-            raise
-        except BaseException as error:
-            raise ValueError(self._why_not(text, error)) from error
+        ids = self._encode(text)
         if not prepend_bos:
             return ids
         if self.bos_id is None:
             raise ValueError("prepend_bos=True, but this tokenizer has no beginning-of-sequence token")
-        return [self.bos_id, *ids]
+        return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def _encode(self, text: str) -> list[int]:
         """Block by block where that changes nothing, so that Ctrl-C is heard: the library itself is deaf."""
@@ -179,26 +162,58 @@ class Tokenizer:
         while begin < len(text):
             cut = _CUT.search(text, begin + _BLOCK) if self._may_cut else None
             end = len(text) if cut is None else cut.start()
-            ids += self._inner.encode(text[begin:end], add_special_tokens=False).ids
+            ids += self._encode_block(text[begin:end])
             begin = end
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens included. Bytes that are no UTF-8 become U+FFFD.
-
-        Raises IndexError for an id that there is not, ValueError if the tokenizer's own rules break on them.
-        """
-        numbers = [self._checked(token) for token in ids]
+    def _encode_block(self, text: str) -> list[int]:
         try:
-            return self._inner.decode(numbers, skip_special_tokens=False)
-        except _PASSED_ON:
+            if len(text) <= _MOST_AT_ONCE:
+                return self._inner.encode(text, add_special_tokens=False).ids
+            return aside(lambda: self._inner.encode_batch([text], add_special_tokens=False)[0].ids)
+        except PASSED_ON:
+            raise
+        except BaseException as error:
+            raise ValueError(self._why_not(text, error)) from error
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids, special tokens included. Bytes that are no UTF-8 become U+FFFD; an id
+        without a name, as rows of a padded embedding have, becomes `<id>`.
+
+        Raises TypeError for what is not an integer, IndexError for an id that no model has, ValueError if the
+        tokenizer's own rules break on them.
+        """
+        numbers, texts, begin = checked_ids(ids), [], 0
+        for at in [i for i, token in enumerate(numbers) if token >= self.n_vocab]:
+            texts += [self._decode(numbers[begin:at]), f"<{numbers[at]}>"]
+            begin = at + 1
+        return "".join([*texts, self._decode(numbers[begin:])])
+
+    def _decode(self, numbers: list[int]) -> str:
+        if not numbers:
+            return ""
+        try:
+            if len(numbers) <= _MOST_AT_ONCE:
+                return self._inner.decode(numbers, skip_special_tokens=False)
+            return aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False)[0])
+        except PASSED_ON:
             raise
         except BaseException as error:
             raise ValueError(f"these tokens cannot be decoded: {printable(error)[:200]}") from error
 
     def token_string(self, token: int) -> str:
-        """The text of one token, leading space included; stray bytes are shown as `\\xe2`."""
-        name = self._names[self._checked(token)]
+        """The text of one token, leading space included; stray bytes are shown as `\\xe2`, an id without a
+        name as `<id>`. TypeError and IndexError as `decode`."""
+        return self.token_strings([token])[0]
+
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
+        """`token_string` of each id."""
+        return [self._shown(token) for token in checked_ids(ids)]
+
+    def _shown(self, token: int) -> str:
+        if token >= self.n_vocab:
+            return f"<{token}>"
+        name = self._names[token]
         if not self._byte_level:
             return name
         table = _byte_table()
@@ -206,13 +221,30 @@ class Tokenizer:
             return name  # an added token, which stands for itself
         return bytes(table[sign] for sign in name).decode("utf-8", "backslashreplace")
 
-    def token_strings(self, ids: Iterable[int]) -> list[str]:
-        """`token_string` of each id."""
-        return [self.token_string(token) for token in ids]
-
     def to_json(self) -> str:
-        """The text of a tokenizer.json that `load` reads back."""
+        """The text of a tokenizer.json that `load` reads back. Such a file does not say which token is BOS;
+        `Model.save` writes that beside it."""
         return self._inner.to_str(pretty=True)
+
+    def to_files(self) -> dict[str, str]:
+        """The files of a folder that `load` and transformers read back with the same ids: name -> text.
+
+        They name the BOS token if it is a special one or if there is none; else only config.json does.
+        """
+        described = json.loads(self._inner.to_str())
+        before = described["pre_tokenizer"] or {}
+        added = {token.pop("id"): token for token in described["added_tokens"]}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_prefix_space": bool(before.get("add_prefix_space", False)),
+            "split_special_tokens": self._inner.encode_special_tokens,
+            "added_tokens_decoder": added,
+        }
+        special = {number: token["content"] for number, token in added.items() if token["special"]}
+        if self.bos_id is None or self.bos_id in special:
+            bos = special.get(self.bos_id)
+            settings |= {"bos_token": bos, "eos_token": bos if bos == GPT2_BOS else None}
+        return {JSON: self.to_json(), SETTINGS: json.dumps(settings, indent=2) + "\n"}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a tokenizer.json, whole or not at all. OSError with errno and file name."""
@@ -222,22 +254,15 @@ class Tokenizer:
         return f"Tokenizer({self.n_vocab:,} tokens{f' from {self.path}' if self.path else ''})"
 
     def __reduce__(self) -> tuple:
-        bos = None if self.bos_id is None else self._names[self.bos_id]
-        return _from_json, (self.to_json(), self.path, bos)
-
-    def _checked(self, token: int) -> int:
-        index = int(token)
-        if not 0 <= index < self.n_vocab:
-            raise IndexError(f"token id {index:,} is out of range 0..{self.n_vocab - 1:,}")
-        return index
+        return _from_json, (self.to_json(), self.path, self.bos_id, self._inner.encode_special_tokens)
 
     def _why_not(self, text: str, error: BaseException) -> str:
         """A closed vocabulary names the first piece that it lacks; else the library's own words are handed
         on."""
-        if not self._byte_level and self._inner.pre_tokenizer is not None:
+        if not self._byte_level and self._inner.pre_tokenizer is not None and len(text) <= _MOST_AT_ONCE:
             try:
                 pieces = self._inner.pre_tokenizer.pre_tokenize_str(text)
-            except _PASSED_ON:
+            except PASSED_ON:
                 raise
             except BaseException:
                 pieces = []
@@ -281,18 +306,49 @@ def position_of(token_strings: Sequence[str], wanted: str) -> int:
     raise ValueError(f"no token reads {wanted[:80]!r}; the tokens are {listed}")
 
 
-def _names_by_id(vocabulary: dict[str, int], path: str | None) -> list[str]:
-    """Token texts in the order of their ids; ConfigError `vocab` unless the ids are 0..n-1, each once."""
-    names: list[str | None] = [None] * len(vocabulary)
-    for name, token in vocabulary.items():
-        if not 0 <= token < len(names) or names[token] is not None:
-            text = (
-                f"{len(names):,} tokens must have the ids 0..{len(names) - 1:,}, each once; "
-                f"token {quoted(name)} has id {token:,}"
+def token_texts(tokenizer: Tokenizer | None, ids: Iterable[int]) -> list[str]:
+    """How tables, figures and labels show tokens: `token_strings`, and without a tokenizer `<id>` for all."""
+    return [f"<{token}>" for token in checked_ids(ids)] if tokenizer is None else tokenizer.token_strings(ids)
+
+
+def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
+    """Token ids as ints; TypeError for what is not an integer, IndexError for what is not in 0..n_ids-1."""
+    if isinstance(ids, str | bytes):
+        raise TypeError(f"token ids must be integers, got {type(ids).__name__}")
+    if hasattr(ids, "__array__"):
+        values = np.asarray(ids)
+        if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+            raise TypeError(
+                f"token ids must be integers in 1 dimension, got {values.dtype} of shape {values.shape}"
             )
-            raise located(ConfigError, "vocab", path, text, field=name)
-        names[token] = name
-    return names  # type: ignore[return-value]
+        numbers = values.tolist()
+    else:
+        numbers = [token if type(token) is int else whole_number(token, "a token id") for token in ids]
+    for token in (min(numbers, default=0), max(numbers, default=0)):
+        if not 0 <= token < n_ids:
+            raise IndexError(f"token id {token:,} is out of range 0..{n_ids - 1:,}")
+    return numbers
+
+
+def aside(call: Callable[[], Any]) -> Any:
+    """The result of a call that lets other threads run but hears no signal. It is made in another thread, so
+    that Ctrl-C ends the wait; the call itself goes on to its end, and its result is dropped."""
+    result: list[Any] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, name="attnsparse-tokenizer")
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+    if failed:
+        raise failed[0]
+    return result[0]
 
 
 def _may_cut(described: dict[str, Any]) -> bool:
@@ -322,38 +378,9 @@ def _byte_table() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _read_merges(path: str | os.PathLike[str], ids: dict[str, Any], limits: Limits) -> list[tuple[str, str]]:
-    data = read_small(path, "max_tokenizer_bytes", limits=limits, code="tokenizer_limit")
-    try:
-        lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        text = f"not UTF-8 at byte {error.start:,}"
-        raise located(FormatError, "merges", path, text, offset=error.start) from error
-    limits.check("max_merges", len(lines), path, f"{len(lines):,} merges", code="tokenizer_limit")
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or (number == 1 and line.startswith("#version")):
-            continue
-        parts = tuple(line.rstrip("\r").split(" "))
-        if len(parts) != 2 or not all(part in ids for part in (*parts, "".join(parts))):
-            text = f"line {number:,} {quoted(line)} is not two tokens of the vocabulary that make a third"
-            raise located(FormatError, "merges", path, text, field=f"line {number}")
-        pairs.append(parts)
-    return pairs
-
-
-def _guarded(path: str | os.PathLike[str], make: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
-    """Call into the library; whatever it raises about the file becomes a FormatError `tokenizer`."""
-    try:
-        return make()
-    except _PASSED_ON:
-        raise
-    except BaseException as error:
-        text = f"not a tokenizer that the tokenizers library reads: {str(error)[:120]}"
-        raise located(FormatError, "tokenizer", path, text) from error
-
-
-def _from_json(text: str, path: str | None, bos: str | None) -> Tokenizer:
+def _from_json(text: str, path: str | None, bos: int | None, split_special: bool) -> Tokenizer:
     import tokenizers
 
-    return Tokenizer(tokenizers.Tokenizer.from_str(text), path=path, bos=bos)
+    inner = tokenizers.Tokenizer.from_str(text)
+    inner.encode_special_tokens = split_special
+    return Tokenizer(inner, path=path, bos=bos)

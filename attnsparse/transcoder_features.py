@@ -129,6 +129,10 @@ def find_features(
         run = prompt
         if run.model is not model:
             raise ValueError("features: the run is of another model")
+        if prepend_bos and as_batch(model, run.tokens, True).lengths[0] != run.n_tokens:
+            raise ValueError(
+                "prepend_bos=True, but the run has no BOS token; run the prompt with prepend_bos=True"
+            )
         _need(run, (input_record(transcoders), "mlp_out"))
     else:
         names = (*RECORDED, *as_names("record", record))

@@ -11,6 +11,7 @@ from bad_files import DEEP, BadFolder
 from safetensors_by_hand import from_arrays
 
 from attnsparse.errors import ConfigError, FormatError, LimitError, NonFiniteError
+from attnsparse.tokenizer import Tokenizer
 
 WEIGHTS = from_arrays(tiny.weights())
 
@@ -101,6 +102,9 @@ def _folders() -> list[BadFolder]:
     }
     ids = {chr(97 + index): index for index in range(11)}
 
+    added = {"added_tokens_decoder": {"3": {"content": "z"}}}
+    words = {"tokenizer.json": Tokenizer.from_words(list(ids)).to_json()}
+
     def tokens(name: str, error: type, code: str, **files: object) -> BadFolder:
         return BadFolder("tokenizer: " + name, error, code, vocab | files)
 
@@ -138,7 +142,6 @@ def _folders() -> list[BadFolder]:
         tokens("id twice", ConfigError, "vocab", **{"vocab.json": ids | {"z": 3}}),
         tokens("id is text", ConfigError, "vocab", **{"vocab.json": ids | {"z": "11"}}),
         tokens("negative id", ConfigError, "vocab", **{"vocab.json": ids | {"z": -1}}),
-        tokens("more tokens than rows", ConfigError, "vocab", **{"vocab.json": ids | {"z": 11}}),
         tokens("duplicate token", FormatError, "duplicate_name", **{"vocab.json": '{"a": 0, "a": 1}'}),
         tokens("merge of three", FormatError, "merges", **{"vocab.json": ids, "merges.txt": "a b c\n"}),
         tokens("merge of unknown", FormatError, "merges", **{"vocab.json": ids,
@@ -150,6 +153,28 @@ def _folders() -> list[BadFolder]:
         tokens("tokenizer.json of something else", FormatError, "tokenizer", **{"tokenizer.json": {"a": 1}}),
         tokens("tokenizer.json cut short", FormatError, "json_syntax",
             **{"tokenizer.json": '{"version": "1.0"'}),
+        tokens("added token with a gap", ConfigError, "vocab",
+            **{"vocab.json": ids, "added_tokens.json": {"z": 12}}),
+        tokens("added token with another's id", ConfigError, "vocab",
+            **{"vocab.json": ids, "tokenizer_config.json": added}),
+        tokens("id of an added token is text", FormatError, "tokenizer",
+            **words, **{"added_tokens.json": {"z": "\x1b[31m"}}),
+        tokens("added tokens as a list", FormatError, "tokenizer",
+            **words, **{"tokenizer_config.json": {"added_tokens_decoder": ["z"]}}),
+        tokens("added token without text", FormatError, "tokenizer",
+            **words, **{"tokenizer_config.json": {"added_tokens_decoder": {"11": {"lstrip": True}}}}),
+        tokens("flag of an added token is a number", FormatError, "tokenizer",
+            **words, **{"special_tokens_map.json": {"bos_token": {"content": "a", "lstrip": 1}}}),
+        tokens("special token is a number", FormatError, "tokenizer",
+            **words, **{"special_tokens_map.json": {"bos_token": 3}}),
+        tokens("special tokens are a text", FormatError, "tokenizer",
+            **words, **{"tokenizer_config.json": {"additional_special_tokens": "a"}}),
+        tokens("add_prefix_space is a text", FormatError, "tokenizer",
+            **{"vocab.json": ids, "tokenizer_config.json": {"add_prefix_space": "yes"}}),
+        tokens("BOS token id is a text", ConfigError, "config_type",
+            **words, **{"config.json": tiny.plain_config(bos_token_id="a")}),
+        tokens("tokenizer_config.json is a list", FormatError, "json_type",
+            **words, **{"tokenizer_config.json": "[]"}),
         tokens("vocab.json is a list", FormatError, "json_type", **{"vocab.json": "[]"}),
     ]  # fmt: skip
 

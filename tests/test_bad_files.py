@@ -37,7 +37,7 @@ FOLDERS = bad_folders.FOLDERS
 PACKAGE = Path(attnsparse.__path__[0])
 READERS = ("strict_json", "regular_file", "tensor_source", "safetensors_file", "zip_directory", "pickle_data",
            "torch_file", "config", "config_layouts", "names", "checkpoint", "checkpoint_files",
-           "tokenizer")  # fmt: skip
+           "tokenizer_files", "tokenizer_sidecars")  # fmt: skip
 
 
 def check(error: Exception, case) -> None:

@@ -243,7 +243,12 @@ def test_saved_models_load_again(tmp_path, config, dtype):
     again = checkpoint.load(tmp_path / "b")
     assert_same(again, arrays, config)
     assert again.tokenizer.to_json() == model.tokenizer.to_json()
-    assert sorted(os.listdir(tmp_path / "b")) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(os.listdir(tmp_path / "b")) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_a_failed_save_leaves_the_old_files(tmp_path, arrays, monkeypatch):
@@ -351,16 +356,38 @@ def test_embedded_models(tmp_path, arrays, monkeypatch):
         checkpoint.load("demo-y")
 
 
-def test_tokenizer_argument_and_vocabulary(tmp_path, arrays):
+def test_tokenizer_argument(tmp_path, arrays):
     folder = tiny.write_folder(tmp_path, arrays, tiny.plain_config())
     small = Tokenizer.from_words(["a", " b"])
     assert checkpoint.load(folder, tokenizer=small).tokenizer is small
-    large = Tokenizer.from_words([f"w{index}" for index in range(12)])
-    large.save(tmp_path / "tokenizer.json")
-    with pytest.raises(ConfigError) as caught:
-        checkpoint.load(folder)
-    assert caught.value.code == "vocab"
-    assert "token id 11 but the embedding has 11 rows" in str(caught.value)
+
+
+def test_tokens_without_a_row_do_no_harm_until_they_are_used(tmp_path, arrays):
+    """As a padding token that was added without a row for it."""
+    folder = tiny.write_folder(tmp_path, arrays, tiny.plain_config())
+    words = [f" {letter}" for letter in "abcdefghijklmnopq"]
+    Tokenizer.from_words(words).save(folder / "tokenizer.json")
+    expected = r"the embedding has 11 rows; tokens that cannot be used: ' l' \(11\), .*' p' \(15\) and 1 more"
+    with pytest.warns(UserWarning, match=expected):
+        model = checkpoint.load(folder)
+    assert model.run(" a k").tokens.tolist() == [0, 10]
+    for prompt in (" a m", [0, 12]):
+        with pytest.raises(IndexError, match=r"token id 12 at position 1 .* 0\.\.10: .* no row for ' m'"):
+            model.run(prompt)
+    with pytest.raises(IndexError, match=r"token id 17 at position 0 of the prompt is out of range 0\.\.10$"):
+        model.run([17])
+
+
+def test_the_bos_token_comes_back(tmp_path, arrays):
+    words = [f"w{index}" for index in range(9)]
+    for bos in ("<s>", "<|endoftext|>", None):
+        tokenizer = Tokenizer.from_words([*words, "<|endoftext|>", "<s>"], bos=bos)
+        model = checkpoint.load(tiny.write_folder(tmp_path / "a", arrays, tiny.plain_config()))
+        model.tokenizer = tokenizer
+        model.save(tmp_path / "b")
+        again = checkpoint.load(tmp_path / "b").tokenizer
+        assert again.bos_id == tokenizer.bos_id
+        assert json.loads((tmp_path / "b" / "config.json").read_text())["bos_token_id"] == tokenizer.bos_id
 
 
 def test_limits_are_named_and_can_be_raised(tmp_path, arrays):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 from data_folder import data_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnsparse.errors import ConfigError
-from attnsparse.tokenizer import Tokenizer, position_of, positions_of
+from attnsparse.tokenizer import Tokenizer, position_of, positions_of, token_texts
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>", " ", "\n", "small"]
@@ -137,6 +140,119 @@ def test_copies_and_files_are_equal(words, tmp_path):
     assert repr(words) == "Tokenizer(11 tokens)"
 
 
+def test_ids_without_a_name(words, bytewise):
+    """Rows that pad an embedding have ids and no names."""
+    assert words.token_strings([0, 11, 5]) == ["The", "<11>", '"']
+    assert words.token_string(11) == "<11>"
+    assert words.decode([11, 0, 1, 50303, 12]) == "<11>The opposite<50303><12>"
+    assert bytewise.decode([*bytewise.encode("é"), 258]) == "é<258>"
+    assert token_texts(None, [3, 11]) == ["<3>", "<11>"]
+    assert token_texts(words, [3, 11]) == [' "', "<11>"]
+
+
+def test_bos_is_there_once(words):
+    """A prompt that begins with it gets no second one."""
+    assert words.encode("<|endoftext|>The", prepend_bos=True) == [7, 0]
+    assert words.encode("The<|endoftext|>", prepend_bos=True) == [7, 0, 7]
+    assert words.encode("<|endoftext|>") == words.encode("", prepend_bos=True) == [7]
+
+
+# --------------------------------------------------------------------- folders as transformers writes them
+
+
+def write_folder(folder: Path, first: list[str], **files: dict) -> Path:
+    """GPT-2's kind of folder: `first`, the 256 byte signs, "he" and "ll"; files without their ending."""
+    signs = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {sign: i for i, sign in enumerate([*first, *signs, "he", "ll"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nh e\nl l\n")
+    for name, values in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_added_tokens_are_one_token(tmp_path):
+    """Their ids follow the vocabulary, whatever the order in the file."""
+    added = {"<|b|>": 260, "<|a|>": 259}
+    folder = write_folder(tmp_path, ["<|endoftext|>"], added_tokens=added)
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.encode("<|b|>hell<|a|>") == [260, 257, 258, 259]
+    assert tokenizer.token_strings([259, 260, 261]) == ["<|a|>", "<|b|>", "<261>"]
+    assert (tokenizer.n_vocab, tokenizer.bos_id) == (261, 0)
+
+
+def test_special_tokens_of_the_vocabulary_are_not_cut_up(tmp_path):
+    roles = {"bos_token": {"content": "<s>", "rstrip": True}, "eos_token": "</s>"}
+    tokenizer = Tokenizer.load(write_folder(tmp_path, ["<s>", "</s>"], special_tokens_map=roles))
+    assert tokenizer.encode("<s>  he</s>") == [0, 258, 1]
+    assert tokenizer.encode("he", prepend_bos=True) == [0, 258]
+    # GPT-2's class adds its unknown token, for which the model then has no row
+    assert tokenizer.encode("<|endoftext|>") == [260]
+
+
+def test_settings_of_a_folder(tmp_path):
+    settings = {
+        "add_prefix_space": True, "add_bos_token": True, "bos_token": "</s>", "extra_special_tokens": ["<x>"],
+        "added_tokens_decoder": {"260": {"content": "<y>", "lstrip": True}, "1": {"content": "</s>"}},
+    }  # fmt: skip
+    files = {"tokenizer_config": settings, "added_tokens": {"<z>": 261}}
+    tokenizer = Tokenizer.load(write_folder(tmp_path, ["<s>", "</s>"], **files))
+    he, space = 258, tokenizer.encode(" ")[0]
+    assert tokenizer.encode("he  <y>") == [space, he, 260]
+    assert tokenizer.encode("he", prepend_bos=True) == [1, space, he]
+    assert tokenizer.token_strings([261, 262, 263]) == ["<|endoftext|>", "<x>", "<263>"]
+    again = tmp_path / "again"
+    again.mkdir()
+    for name, text in tokenizer.to_files().items():
+        (again / name).write_text(text)
+    copies = Tokenizer.load(again), pickle.loads(pickle.dumps(tokenizer))
+    for copy in copies:
+        assert copy.bos_id == 1
+        assert copy.encode("<s>he  <y> <x>") == tokenizer.encode("<s>he  <y> <x>")
+
+
+@pytest.mark.parametrize(("number", "bos"), [(1, 1), (50256, None), (None, None), (7000, 7000)])
+def test_bos_of_the_config(number, bos, words, tmp_path):
+    """config.json speaks where the tokenizer's files do not; 50256 is what GPT2Config says unasked."""
+    values = json.loads(Tokenizer.from_words(["a", "b", "c"]).to_json())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": number}))
+    assert Tokenizer.load(tmp_path).bos_id == bos
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "c"}))
+    assert Tokenizer.load(tmp_path).bos_id == 2
+
+
+def test_a_post_processor_adds_nothing(tmp_path):
+    inner = Tokenizer.from_words(["a", "b", "<s>"], bos="<s>")._inner
+    inner.post_processor = tokenizers.processors.TemplateProcessing("<s> $A <s>", special_tokens=[("<s>", 2)])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "add_bos_token": true}')
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("a") == [0]
+    assert tokenizer.encode("a", prepend_bos=True) == [2, 0]
+
+
+def test_names_of_openai(bytewise, tmp_path):
+    folder = Path(bytewise.path)
+    (tmp_path / "encoder.json").write_bytes((folder / "vocab.json").read_bytes())
+    assert not Tokenizer.is_in(tmp_path)
+    (tmp_path / "vocab.bpe").write_bytes((folder / "merges.txt").read_bytes())
+    assert Tokenizer.is_in(tmp_path)
+    assert Tokenizer.load(tmp_path).encode("the<|endoftext|>") == bytewise.encode("the<|endoftext|>")
+
+
+def test_a_class_that_leaves_out_part_of_a_file_says_so(bytewise, tmp_path):
+    """As in transformers, GPT-2's class takes vocabulary and merges of a tokenizer.json alone."""
+    values = json.loads(bytewise.to_json()) | {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    assert Tokenizer.load(tmp_path).encode("THE") == bytewise.encode("the")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2TokenizerFast"}')
+    with pytest.warns(UserWarning, match="set tokenizer_class to 'PreTrainedTokenizerFast'"):
+        gpt2 = Tokenizer.load(tmp_path)
+    assert gpt2.encode("THE") == bytewise.encode("THE")
+    assert Tokenizer.load(tmp_path / "tokenizer.json").encode("THE") == bytewise.encode("the")
+
+
 def test_positions():
     strings = ["The", " large", " dog", "large", " large", '"', ' "']
     assert positions_of(strings, "large") == [1, 3, 4]
@@ -156,11 +272,29 @@ def test_wrong_arguments(words):
         words.encode(3)
     with pytest.raises(ValueError, match="half a surrogate pair at character 1"):
         words.encode("a\ud800")
-    for token in (-1, 11, 2**40):
-        with pytest.raises(IndexError, match=r"out of range 0\.\.10"):
+    for token in (-1, 2**31, 2**70):
+        with pytest.raises(IndexError, match=r"out of range 0\.\.2,147,483,647"):
             words.token_string(token)
         with pytest.raises(IndexError):
             words.decode([token])
+    for ids in (
+        [1.9],
+        ["3"],
+        "12",
+        b"12",
+        [1 + 2j],
+        [True],
+        np.array([2.0]),
+        np.array([[1]]),
+        np.array([True]),
+    ):
+        with pytest.raises(TypeError, match="must be"):
+            words.decode(ids)
+        with pytest.raises(TypeError, match="must be"):
+            words.token_strings(ids)
+    with pytest.raises(TypeError, match="must be"):
+        words.token_string(2.7)
+    assert words.decode(np.array([0, 1], np.uint16)) == words.decode(np.int64(i) for i in (0, 1))
     with pytest.raises(ValueError, match="split must be"):
         Tokenizer.from_words(["a"], split="bytes")
     with pytest.raises(ValueError, match="words must be different"):

@@ -1,0 +1,244 @@
+"""What the small files beside a vocabulary say of added and special tokens.
+
+tokenizer_config.json, special_tokens_map.json, added_tokens.json and the tokenizer's part of config.json are
+merged in transformers' order, because the order in which tokens are added is the order of their ids.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .checkpoint_files import read_config_json
+from .config_layouts import is_ours
+from .errors import ConfigError, FormatError, located, quoted
+from .limits import Limits
+from .regular_file import read_small
+from .strict_json import parse_object, shown
+
+if TYPE_CHECKING:
+    import tokenizers
+
+GPT2_BOS = "<|endoftext|>"
+GPT2_CLASS = "GPT2Tokenizer"
+SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_GPT2_NAMED = ("bos_token", "eos_token", "unk_token")
+_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+_SWITCH = (True, False)
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_UNSAID_BOS_ID = 50_256  # what GPT2Config has where nobody says anything, whatever the vocabulary
+
+
+class Declared(NamedTuple):
+    """Tokens that the files declare, in the order in which they are added."""
+
+    added: dict[int, tokenizers.AddedToken]
+    """Those that have an id."""
+    named: list[str | tokenizers.AddedToken]
+    """Those that have a role, such as bos_token."""
+    extra: list[str | tokenizers.AddedToken]
+    """Further special ones."""
+    bos: str | int | None
+    """The BOS token by its text, or by its id where only config.json names it."""
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """The parsed files of a folder; empty where there is no such file."""
+
+    folder: Path
+    settings: dict[str, Any]
+    special: dict[str, Any]
+    added: dict[str, Any]
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, limits: Limits) -> Sidecars:
+        """Raises what `parse_object` and `read_small` raise."""
+        files = [_read(folder / name, limits) for name in (SETTINGS, SPECIAL, ADDED)]
+        return cls(folder, *files, read_config_json(folder, limits)[1] or {})
+
+    def is_gpt2(self, *, has_json: bool) -> bool:
+        """True if transformers reads the folder with GPT-2's class.
+
+        A folder of ours with a tokenizer.json has all in it, and no class is named where there is no need.
+        """
+        name = self.settings.get("tokenizer_class") or self.config.get("tokenizer_class")
+        if isinstance(name, str):
+            return name.removesuffix("Fast") == GPT2_CLASS
+        return not has_json or (self.config.get("model_type") == "gpt2" and not is_ours(self.config))
+
+    def flag(self, name: str) -> bool:
+        """A setting that is true or false; false where it is not given."""
+        value = self.settings.get(name)
+        if value not in (None, True, False):
+            raise self._bad(SETTINGS, f"'{name}' must be true or false, got {shown(value)}", name)
+        return bool(value)
+
+    def declared(self, own: Sequence[Mapping[str, Any]], *, gpt2: bool) -> Declared:
+        """own: `added_tokens` of the tokenizer.json. gpt2: with the tokens that GPT-2's class always has.
+
+        Raises FormatError `tokenizer` for what is no token, ConfigError config_type for a bad bos_token_id.
+        """
+        values = dict(self.settings)
+        if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
+            values["extra_special_tokens"] = values.pop("additional_special_tokens")
+        own_roles = _roles(values)  # these count before those of special_tokens_map.json
+        if "added_tokens_decoder" in self.settings:
+            decoder = self._object(SETTINGS, "added_tokens_decoder", self.settings["added_tokens_decoder"])
+            added = {self._id(SETTINGS, i): self._token(SETTINGS, i, token) for i, token in decoder.items()}
+        else:
+            self._add_special(values)
+            added = self._added(values)
+            added |= {token["id"]: self._token("tokenizer.json", "added_tokens", token) for token in own}
+        values = {name: self._plain(SETTINGS, name, value) for name, value in values.items()}
+        by_text = {token.content: token for token in added.values()}
+        if gpt2:
+            values = dict.fromkeys(_GPT2_NAMED, GPT2_BOS) | values
+        named = [by_text.get(text_of(values[name]), values[name]) for name in _NAMED if values.get(name)]
+        named += (_roles(values) | own_roles).values()
+        extra = values.get("extra_special_tokens", values.get("additional_special_tokens")) or []
+        return Declared(added, named, extra, self._bos(values))
+
+    def _bos(self, values: Mapping[str, Any]) -> str | int | None:
+        """The tokenizer's own word first, then config.json's, then GPT-2's."""
+        said = "bos_token" in self.settings or (
+            "bos_token" in self.special and "added_tokens_decoder" not in self.settings
+        )
+        if said:
+            return text_of(values["bos_token"]) if values["bos_token"] else None
+        number = self.config.get("bos_token_id")
+        if number is None or number == _UNSAID_BOS_ID:
+            return GPT2_BOS
+        if type(number) is not int or number < 0:
+            text = f"bos_token_id must be an integer from 0 on, got {shown(number)}"
+            raise located(ConfigError, "config_type", self.folder / "config.json", text, field="bos_token_id")
+        return number
+
+    def _add_special(self, values: dict[str, Any]) -> None:
+        """Put special_tokens_map.json over tokenizer_config.json; lists of extra tokens are joined."""
+        for name, given in self.special.items():
+            value = self._plain(SPECIAL, name, given, special=True)
+            if name == "extra_special_tokens" and isinstance(value, list):
+                before = values.get(name) or []
+                value = [*before, *(token for token in value if token not in before)]
+            values[name] = value
+
+    def _added(self, values: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
+        import tokenizers
+
+        extra = values.get("extra_special_tokens")
+        roles = [values.get(name) for name in _NAMED] + (extra if isinstance(extra, list) else [])
+        special = {text_of(token) for token in roles if token and not isinstance(token, dict)}
+        return {
+            self._id(ADDED, number, text): tokenizers.AddedToken(
+                text, normalized=text not in special, special=text in special
+            )
+            for text, number in self.added.items()
+        }
+
+    def _plain(self, file: str, name: str, value: Any, *, special: bool = False) -> Any:
+        """A value of a settings file, its tokens as text or AddedToken; other settings as they are."""
+        if name in _LISTS:
+            if isinstance(value, list):
+                return [self._plain(file, "a_token", token, special=special) for token in value]
+            if isinstance(value, dict):
+                return {role: self._plain(file, "a_token", token) for role, token in value.items()}
+            wrong = value is not None
+        else:
+            wrong = name.endswith("_token") and isinstance(value, list | int | float) and value not in _SWITCH
+            if name.endswith("_token") and isinstance(value, dict):
+                return self._token(file, name, value | ({"special": True} if special else {}))
+        if wrong:
+            raise self._bad(file, f"'{name}' must be a token, got {shown(value)}", name)
+        return value
+
+    def _token(self, file: str, name: str, value: Any) -> tokenizers.AddedToken:
+        """An AddedToken of a JSON object; flags that it lacks are the library's defaults."""
+        import tokenizers
+
+        value = self._object(file, name, value)
+        flags = {flag: value[flag] for flag in _FLAGS if flag in value}
+        if not isinstance(value.get("content"), str) or not all(
+            type(flag) is bool for flag in flags.values()
+        ):
+            raise self._bad(file, f"{quoted(name)}: {shown(value)} is not a token with its flags", name)
+        return tokenizers.AddedToken(value["content"], **flags)
+
+    def _object(self, file: str, name: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self._bad(file, f"{quoted(name)} must be an object, got {shown(value)}", name)
+        return value
+
+    def _id(self, file: str, number: Any, text: str = "") -> int:
+        if isinstance(number, str) and number.isascii() and number.isdecimal() and len(number) < 10:
+            number = int(number)
+        if type(number) is not int or not 0 <= number < 2**31:
+            what = f"token {quoted(text)} has" if text else "'added_tokens_decoder' has"
+            raise self._bad(file, f"{what} the id {shown(number)}, expected an integer", text or None)
+        return number
+
+    def _bad(self, file: str, text: str, field: str | None) -> BaseException:
+        return located(FormatError, "tokenizer", self.folder / file, text, field=field)
+
+
+def text_of(token: str | tokenizers.AddedToken) -> str:
+    """The text of a token."""
+    return token if isinstance(token, str) else token.content
+
+
+def add_tokens(inner: tokenizers.Tokenizer, declared: Declared, path: str | os.PathLike[str]) -> None:
+    """Add the tokens, which also gives those that `inner` has their flags.
+
+    ConfigError `vocab` if a token then has another id than is declared.
+    """
+    import tokenizers
+
+    present = inner.get_added_tokens_decoder().values()
+    new: list[Any] = [token for _, token in sorted(declared.added.items())]
+    known = {text_of(token) for token in (*present, *new)}
+    for token in (*declared.named, *declared.extra):
+        if text_of(token) not in known and token not in new:
+            new.append(token)
+    roles = {text_of(token) for token in declared.named}
+    for i, token in enumerate(new):
+        if isinstance(token, str):
+            new[i] = tokenizers.AddedToken(token, special=True)
+        elif token.content in roles:
+            token.special = True
+    inner.add_tokens(new)
+    for number, token in declared.added.items():
+        found = inner.token_to_id(token.content)
+        if token.content and found != number:
+            text = (
+                f"added token {quoted(token.content)} has id {number:,}, but after the vocabulary and the "
+                f"added tokens before it its id is {found:,}; ids must have no gaps and belong to one token"
+            )
+            raise located(ConfigError, "vocab", path, text, field=token.content)
+
+
+def _roles(values: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `values` the roles that a model has beside the usual ones, such as image_token."""
+    found = {}
+    for name in list(values):
+        value = values[name]
+        if name in _LISTS and isinstance(value, dict):
+            found |= values.pop(name)
+        elif name.endswith("_token") and name not in _NAMED and (isinstance(value, str) or _is_token(value)):
+            found[name] = values.pop(name)
+    return found
+
+
+def _is_token(value: Any) -> bool:
+    return hasattr(value, "single_word")
+
+
+def _read(path: Path, limits: Limits) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    data = read_small(path, "max_tokenizer_bytes", limits=limits, code="tokenizer_limit")
+    return parse_object(data, path, limits=limits)
