@@ -170,7 +170,9 @@ class Tokenizer:
         try:
             if len(text) <= _MOST_AT_ONCE:
                 return self._inner.encode(text, add_special_tokens=False).ids
-            return aside(lambda: self._inner.encode_batch([text], add_special_tokens=False)[0].ids)
+            # the first, from tokenizers 0.20 on, leaves out what is not needed here
+            batch = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
+            return aside(lambda: batch([text], add_special_tokens=False)[0].ids)
         except PASSED_ON:
             raise
         except BaseException as error:

@@ -7,6 +7,7 @@ merged in transformers' order, because the order in which tokens are added is th
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ SETTINGS, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GPT2_NAMED = ("bos_token", "eos_token", "unk_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
-_SWITCH = (True, False)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _UNSAID_BOS_ID = 50_256  # what GPT2Config has where nobody says anything, whatever the vocabulary
 
@@ -84,7 +84,9 @@ class Sidecars:
 
         Raises FormatError `tokenizer` for what is no token, ConfigError config_type for a bad bos_token_id.
         """
-        values = dict(self.settings)
+        for name, value in self.settings.items():
+            self._plain(SETTINGS, name, value)
+        values = dict(self.settings)  # not yet made tokens: in what comes first only texts count
         if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
             values["extra_special_tokens"] = values.pop("additional_special_tokens")
         own_roles = _roles(values)  # these count before those of special_tokens_map.json
@@ -129,45 +131,45 @@ class Sidecars:
             values[name] = value
 
     def _added(self, values: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
-        import tokenizers
-
         extra = values.get("extra_special_tokens")
         roles = [values.get(name) for name in _NAMED] + (extra if isinstance(extra, list) else [])
-        special = {text_of(token) for token in roles if token and not isinstance(token, dict)}
-        return {
-            self._id(ADDED, number, text): tokenizers.AddedToken(
-                text, normalized=text not in special, special=text in special
-            )
-            for text, number in self.added.items()
-        }
+        special = {text_of(token) for token in roles if isinstance(token, str) or _is_added(token)}
+        added = {}
+        for text, number in self.added.items():
+            flags = {"normalized": text not in special, "special": text in special}
+            added[self._id(ADDED, number, text)] = self._token(ADDED, text, {"content": text, **flags})
+        return added
 
     def _plain(self, file: str, name: str, value: Any, *, special: bool = False) -> Any:
         """A value of a settings file, its tokens as text or AddedToken; other settings as they are."""
+        of_token = name in _LISTS or (name.endswith("_token") and not name.startswith("add_"))
+        if not of_token or value is None or _is_added(value):
+            return value
+        if name in _LISTS and isinstance(value, list):
+            return [self._one(file, name, token, special=special) for token in value]
+        if name in _LISTS and isinstance(value, dict):
+            return {role: self._one(file, role, token) for role, token in value.items()}
         if name in _LISTS:
-            if isinstance(value, list):
-                return [self._plain(file, "a_token", token, special=special) for token in value]
-            if isinstance(value, dict):
-                return {role: self._plain(file, "a_token", token) for role, token in value.items()}
-            wrong = value is not None
-        else:
-            wrong = name.endswith("_token") and isinstance(value, list | int | float) and value not in _SWITCH
-            if name.endswith("_token") and isinstance(value, dict):
-                return self._token(file, name, value | ({"special": True} if special else {}))
-        if wrong:
-            raise self._bad(file, f"'{name}' must be a token, got {shown(value)}", name)
-        return value
+            raise self._bad(file, f"'{name}' must be a list of tokens, got {shown(value)}", name)
+        return self._one(file, name, value, special=special)
+
+    def _one(self, file: str, name: str, value: Any, *, special: bool = False) -> str | tokenizers.AddedToken:
+        if _is_added(value) or (isinstance(value, str) and _has_encoding(value)):
+            return value
+        if not isinstance(value, dict):
+            raise self._bad(file, f"{quoted(name)} must be a token, got {shown(value)}", name)
+        return self._token(file, name, value | ({"special": True} if special else {}))
 
     def _token(self, file: str, name: str, value: Any) -> tokenizers.AddedToken:
         """An AddedToken of a JSON object; flags that it lacks are the library's defaults."""
         import tokenizers
 
         value = self._object(file, name, value)
-        flags = {flag: value[flag] for flag in _FLAGS if flag in value}
-        if not isinstance(value.get("content"), str) or not all(
-            type(flag) is bool for flag in flags.values()
-        ):
+        content, flags = value.get("content"), {flag: value[flag] for flag in _FLAGS if flag in value}
+        good = isinstance(content, str) and _has_encoding(content)
+        if not good or not all(type(flag) is bool for flag in flags.values()):
             raise self._bad(file, f"{quoted(name)}: {shown(value)} is not a token with its flags", name)
-        return tokenizers.AddedToken(value["content"], **flags)
+        return tokenizers.AddedToken(content, **flags)
 
     def _object(self, file: str, name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -228,13 +230,19 @@ def _roles(values: dict[str, Any]) -> dict[str, Any]:
         value = values[name]
         if name in _LISTS and isinstance(value, dict):
             found |= values.pop(name)
-        elif name.endswith("_token") and name not in _NAMED and (isinstance(value, str) or _is_token(value)):
+        elif name.endswith("_token") and name not in _NAMED and (isinstance(value, str) or _is_added(value)):
             found[name] = values.pop(name)
     return found
 
 
-def _is_token(value: Any) -> bool:
+def _is_added(value: Any) -> bool:
+    """True for an AddedToken."""
     return hasattr(value, "single_word")
+
+
+def _has_encoding(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can write and no tokenizer can hold."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _read(path: Path, limits: Limits) -> dict[str, Any]:

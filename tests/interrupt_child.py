@@ -256,8 +256,8 @@ def checkpoint(size: str, count: int) -> dict[str, Any]:
     return delays(both, count, check)
 
 
-def tokenise(size: str, count: int) -> dict[str, Any]:
-    """Ten megabytes of text, one for the small size."""
+def long_text(size: str) -> tuple[Any, str, str]:
+    """A tokenizer of the library, a text, and ten megabytes of it, one for the small size."""
     import tokenizers
 
     text = Path(__file__).with_name("oracle.py").read_text()
@@ -269,9 +269,36 @@ def tokenise(size: str, count: int) -> dict[str, Any]:
         [text],
         tokenizers.trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False),
     )
-    tokenizer, long = asp.Tokenizer(inner), text * (10 ** (7 if size == "gpt2" else 6) // len(text))
+    return inner, text, text * (10 ** (7 if size == "gpt2" else 6) // len(text))
+
+
+def tokenise(size: str, count: int) -> dict[str, Any]:
+    """A long text that is encoded in blocks."""
+    inner, text, long = long_text(size)
+    tokenizer = asp.Tokenizer(inner)
     expected = tokenizer.encode(text)
     return delays(lambda: tokenizer.encode(long), count, lambda: tokenizer.encode(text) == expected)
+
+
+def normalise(size: str, count: int) -> dict[str, Any]:
+    """A long text that its normalizer must see whole."""
+    import tokenizers
+
+    inner, text, long = long_text(size)
+    inner.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("e\\s*x"), "ex")
+    tokenizer = asp.Tokenizer(inner)
+    expected = tokenizer.encode(text)
+    return delays(lambda: tokenizer.encode(long), count, lambda: tokenizer.encode(text) == expected)
+
+
+def decode(size: str, count: int) -> dict[str, Any]:
+    """Millions of tokens."""
+    inner, _, long = long_text(size)
+    tokenizer = asp.Tokenizer(inner)
+    ids = tokenizer.encode(long)
+    some = ids[:100]
+    expected = tokenizer.decode(some)
+    return delays(lambda: tokenizer.decode(ids), count, lambda: tokenizer.decode(some) == expected)
 
 
 def coders(size: str, count: int) -> dict[str, Any]:
@@ -448,7 +475,7 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
 
 
 COMPUTING = (run, gradients, sweep, edges, attribution, circuit, graph, train, features, coders)
-OTHERS = (load, save, checkpoint, tokenise, worker, twice, handlers, trainer_object)
+OTHERS = (load, save, checkpoint, tokenise, normalise, decode, worker, twice, handlers, trainer_object)
 WHATS = {f.__name__: f for f in (*COMPUTING, *OTHERS)}
 
 if __name__ == "__main__":

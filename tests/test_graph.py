@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import reliability
+import tiny_graph
+import tokenizers
 from graph_toys import PROMPT, random_transcoders, toy, toy_graph
 
 import attnsparse as asp
@@ -302,6 +304,49 @@ def test_tables_and_names() -> None:
     )
     assert labelled.labels[0] == "mine"
     assert list(labelled.select(label="mine"))
+
+
+def test_prompt_and_bos_give_the_tokens_again(tmp_path) -> None:
+    """Of a text, of ids with and without BOS, of a run; of the graph itself and of all its files."""
+    spoken = tiny_graph.model()
+    coders = tiny_graph.transcoders(spoken)
+    text = tiny_graph.PROMPT
+    with_bos = spoken.run(text, prepend_bos=True)
+    given = [
+        (text, False), (text, True), ("<bos>" + text, False), ("<bos>" + text, True),
+        (with_bos.tokens, False), (with_bos.tokens, True), (with_bos.tokens[1:], True),
+        (with_bos.tokens[1:], False),
+    ]  # fmt: skip
+    for prompt, prepend_bos in given:
+        graph = asp.attribution_graph(spoken, coders, prompt, prepend_bos=prepend_bos)
+        graph.save(tmp_path / "graph")
+        read = asp.read_graph_json(graph.to_json(tmp_path, "own"))
+        for one in (graph, asp.load_graph(tmp_path / "graph"), read, graph.prune()):
+            tokens = spoken.run(one.prompt, prepend_bos=one.prepend_bos).tokens
+            assert tokens.tolist() == one.tokens.tolist()
+            assert (tokens == spoken.tokenizer.bos_id).sum() <= 1
+        assert graph.summary().prepend_bos[0] == prepend_bos
+    with pytest.raises(ValueError, match="prepend_bos=True, but the run has no BOS token"):
+        coders.features(spoken, spoken.run(text, ("ln2_normalized", "mlp_out")), prepend_bos=True)
+
+
+def test_the_prompt_of_ids_is_their_text() -> None:
+    """A letter of several bytes is several tokens of a byte-level vocabulary."""
+    signs = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({sign: i for i, sign in enumerate(signs)}, []))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    plain = reliability.model(n_vocab=260)
+    model = asp.Model(plain.config, plain.parameters(), asp.Tokenizer(inner))
+    coders = tiny_graph.transcoders(model)
+    ids = model.to_tokens("aé")
+    assert asp.attribution_graph(model, coders, ids).prompt == "aé"
+    nameless = asp.attribution_graph(model, coders, [0, 258, *ids], [257, 3])
+    assert nameless.token_strings[:2] == ("!", "<258>")
+    assert nameless.prompt == "!<258>aé"
+    assert nameless.labels[-2].startswith('Output "<257>"')
+    model.tokenizer = None
+    assert asp.attribution_graph(model, coders, ids, 3).labels[-1].startswith('Output "<3>"')
 
 
 def test_arrays_are_read_only() -> None:

@@ -10,7 +10,18 @@ import reliability
 from reliability import report
 
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "train", "features"]
-CALLS += ["edges", "graph", "coders", "load", "save", "checkpoint", "tokenise", "worker"]
+CALLS += [
+    "edges",
+    "graph",
+    "coders",
+    "load",
+    "save",
+    "checkpoint",
+    "tokenise",
+    "normalise",
+    "decode",
+    "worker",
+]
 # of seconds between SIGINT and KeyboardInterrupt
 USUAL, WORST = 0.2, 0.5
 N_CPUS = 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 
 import pytest
 import tokenizers
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnsparse import tokenizer as module
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.tokenizer import Tokenizer, aside
 
 SIGNS = [
     *"abz_'.,\"-<|>09",
@@ -81,6 +83,47 @@ def test_blocks_of_closed_vocabularies(characters, monkeypatch):
     for one in (words, characters):
         assert one._may_cut
         assert one.encode(text) == one._inner.encode(text, add_special_tokens=False).ids
+
+
+def test_what_is_not_cut_is_encoded_aside(monkeypatch):
+    """Ids, decoded text and errors are the same; the last is the library's panic."""
+    inner = trained()
+    inner.normalizer = tokenizers.normalizers.NFKC()
+    one, text = Tokenizer(inner), "the ﬁfth  é 日本 " * 40
+    ids = one.encode(text)
+    monkeypatch.setattr(module, "_MOST_AT_ONCE", 20)
+    threads = []
+    monkeypatch.setattr(module, "aside", lambda call: threads.append(aside(call)) or threads[-1])
+    assert one.encode(text) == ids == threads[0]
+    assert one.decode(ids) == inner.decode(ids) == threads[1]
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.FixedLength(length=0)
+    with pytest.raises(ValueError, match="text cannot be encoded: chunk size must be non-zero"):
+        Tokenizer(inner).encode(text)
+
+
+def test_other_threads_run_while_a_long_text_is_encoded():
+    """The longest time for which another thread did not get to run, against the whole."""
+    inner = trained()
+    inner.normalizer = tokenizers.normalizers.NFKC()
+    one, gaps, done = Tokenizer(inner), [0.0], threading.Event()
+
+    def tick() -> None:
+        last = time.monotonic()
+        while not done.is_set():
+            time.sleep(0.001)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    other = threading.Thread(target=tick)
+    other.start()
+    begin = time.monotonic()
+    one.encode("many words of a text " * 40_000)
+    whole = time.monotonic() - begin
+    done.set()
+    other.join()
+    assert max(gaps) < max(0.2, whole / 3)
+    assert len(gaps) > 10
 
 
 def test_nothing_is_cut_where_the_library_could_see_it():

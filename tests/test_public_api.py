@@ -144,6 +144,9 @@ def test_texts_and_bos(spoken):
     assert with_bos.prepend_bos
     assert np.array_equal(with_bos.logits, spoken.run(with_bos.tokens).logits)
     assert np.array_equal(with_bos.logits, spoken.run(found.tokens, prepend_bos=True).logits)
+    again = spoken.run(with_bos.tokens, prepend_bos=True)  # a prompt with BOS gets no second one
+    assert np.array_equal(again.tokens, with_bos.tokens)
+    assert spoken.run("<bos>" + text, prepend_bos=True).token_strings == with_bos.token_strings
     batch = spoken.run([text, "small is"], prepend_bos=True)
     assert [one.prompt for one in batch] == [text, "small is"]
     assert batch[1].token_strings == ["<bos>", "small", " is"]

@@ -20,6 +20,7 @@ from attnsparse.transcoder_train import TranscoderTrainer
 
 SHORT = {"dense_steps": 24, "sparse_steps": 20, "repeats": 1, "repeat_steps": 8, "checkpoint_every": 5}
 FILES = ["README.md", "config.json", "history.csv", "history.png", "model.safetensors", "tokenizer.json"]
+FILES += ["tokenizer_config.json"]
 
 
 def train(out: Path, **settings) -> list[Path]:
