@@ -72,7 +72,7 @@ def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMI
     heads, so `heads` raises ValueError, and no model, so `score_pairs` and `check` do; the splits of scores
     are not read, because the file holds only their largest parts. What a file of another tool does not say
     is empty or NaN; the number of layers is one less than the logits' layer; prepend_bos is true if the
-    first token is one of the usual signs for it.
+    first token is one of the usual signs for it, which the prompt then does not have, or not in the prompt.
 
     Ids of features and logits are "{layer}_{number}_{position}", of tokens "E_{id}_{position}"; of errors
     "err_{layer}_{position}", circuit-tracer's "{layer}_-1_{position}" or its former "0_{layer}_{position}",
@@ -349,6 +349,15 @@ def _edges(
     }
 
 
+def _without_bos(metadata: dict[str, Any]) -> tuple[str, bool]:
+    """The prompt without the sign of a BOS token, and whether one was put before it."""
+    prompt, (first, *others) = metadata["prompt"], metadata["prompt_tokens"]
+    if first in _BOS:
+        return prompt.removeprefix(first), True
+    outside = not prompt.startswith(first) and bool(others) and prompt.startswith(others[0])
+    return prompt, outside and bool(others[0])
+
+
 def _graph(
     metadata: dict[str, Any],
     own: dict[str, Any] | None,
@@ -367,15 +376,13 @@ def _graph(
         pruned.setdefault("node_threshold", float(metadata["node_threshold"]))
     names = metadata.get("transcoder_list") or []
     closure = [np.nan if value is None else float(value) for value in own["closure"]] if own else [np.nan] * 2
-    first = metadata["prompt_tokens"][0]
-    prepend_bos = own["prepend_bos"] if own else first in _BOS
-    prompt = metadata["prompt"]
+    prompt, prepend_bos = (metadata["prompt"], own["prepend_bos"]) if own else _without_bos(metadata)
     return Graph(
         model_name=own["model_name"] if own else "",
         model_digest=own["model_digest"] if own else "",
         transcoders_name=own["transcoders_name"] if own else ", ".join(map(str, names)),
         scan=own["scan"] if own else metadata["scan"],
-        prompt=prompt.removeprefix(first) if prepend_bos and not own else prompt,
+        prompt=prompt,
         token_strings=tuple(metadata["prompt_tokens"]),
         prepend_bos=prepend_bos,
         n_layer=n_layer,

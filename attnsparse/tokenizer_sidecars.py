@@ -7,7 +7,6 @@ merged in transformers' order, because the order in which tokens are added is th
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,8 @@ class Sidecars:
         values = dict(self.settings)  # not yet made tokens: in what comes first only texts count
         if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
             values["extra_special_tokens"] = values.pop("additional_special_tokens")
-        own_roles = _roles(values)  # these count before those of special_tokens_map.json
+        # these count before those of special_tokens_map.json
+        own_roles = {role: self._one(SETTINGS, role, value) for role, value in _roles(values).items()}
         if "added_tokens_decoder" in self.settings:
             decoder = self._object(SETTINGS, "added_tokens_decoder", self.settings["added_tokens_decoder"])
             added = {self._id(SETTINGS, i): self._token(SETTINGS, i, token) for i, token in decoder.items()}
@@ -142,8 +142,7 @@ class Sidecars:
 
     def _plain(self, file: str, name: str, value: Any, *, special: bool = False) -> Any:
         """A value of a settings file, its tokens as text or AddedToken; other settings as they are."""
-        of_token = name in _LISTS or (name.endswith("_token") and not name.startswith("add_"))
-        if not of_token or value is None or _is_added(value):
+        if not (name in _LISTS or _names_a_token(name)) or value is None or _is_added(value):
             return value
         if name in _LISTS and isinstance(value, list):
             return [self._one(file, name, token, special=special) for token in value]
@@ -154,7 +153,7 @@ class Sidecars:
         return self._one(file, name, value, special=special)
 
     def _one(self, file: str, name: str, value: Any, *, special: bool = False) -> str | tokenizers.AddedToken:
-        if _is_added(value) or (isinstance(value, str) and _has_encoding(value)):
+        if isinstance(value, str) or _is_added(value):
             return value
         if not isinstance(value, dict):
             raise self._bad(file, f"{quoted(name)} must be a token, got {shown(value)}", name)
@@ -166,8 +165,7 @@ class Sidecars:
 
         value = self._object(file, name, value)
         content, flags = value.get("content"), {flag: value[flag] for flag in _FLAGS if flag in value}
-        good = isinstance(content, str) and _has_encoding(content)
-        if not good or not all(type(flag) is bool for flag in flags.values()):
+        if not isinstance(content, str) or not all(type(flag) is bool for flag in flags.values()):
             raise self._bad(file, f"{quoted(name)}: {shown(value)} is not a token with its flags", name)
         return tokenizers.AddedToken(content, **flags)
 
@@ -230,19 +228,19 @@ def _roles(values: dict[str, Any]) -> dict[str, Any]:
         value = values[name]
         if name in _LISTS and isinstance(value, dict):
             found |= values.pop(name)
-        elif name.endswith("_token") and name not in _NAMED and (isinstance(value, str) or _is_added(value)):
+        elif _names_a_token(name) and name not in _NAMED and (isinstance(value, str) or _is_added(value)):
             found[name] = values.pop(name)
     return found
+
+
+def _names_a_token(field: str) -> bool:
+    """True for bos_token and image_token, false for add_bos_token, which is a switch."""
+    return field.endswith("_token") and not field.startswith("add_")
 
 
 def _is_added(value: Any) -> bool:
     """True for an AddedToken."""
     return hasattr(value, "single_word")
-
-
-def _has_encoding(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can write and no tokenizer can hold."""
-    return not re.search("[\ud800-\udfff]", text)
 
 
 def _read(path: Path, limits: Limits) -> dict[str, Any]:

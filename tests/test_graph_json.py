@@ -368,6 +368,12 @@ def test_files_of_circuit_tracer(tmp_path, error, number):
     assert graph.ids == ["0_7_1", "1_21_2", "err_1_2", "E_2_0", "E_64_1", "E_275_2", "3_500_2", "3_20_2"]
     assert (graph.n_layer, graph.prepend_bos, graph.scan, graph.prompt) == (2, True, "gpt2", "a b")
     assert graph.tokens.tolist() == [2, 64, 275]
+    data["metadata"] |= {"prompt_tokens": ["[BOS]", "a", " b"], "prompt": "a b"}  # an unusual sign, not in it
+    graph = read(tmp_path, data)
+    assert (graph.prompt, graph.prepend_bos) == ("a b", True)
+    data["metadata"]["prompt"] = "[BOS]a b"
+    graph = read(tmp_path, data)
+    assert (graph.prompt, graph.prepend_bos) == ("[BOS]a b", False)
     assert graph.value[:2].tolist() == [0.5, 2.5]
     assert graph.probability[-2:].tolist() == [0.75, 0.125]
     assert graph.influence[2] == 0.75

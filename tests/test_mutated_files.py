@@ -26,6 +26,18 @@ PICKLE = torch_by_hand.finished(OPCODES)
 CONFIG = json.dumps(tiny.plain_config(attnsparse_gated=True, attnsparse_gate_bias=0.5)).encode()
 VOCABULARY = json.dumps({sign: index for index, sign in enumerate("abcdefgh")} | {"ab": 8}).encode()
 WORDS = Tokenizer.from_words(["a", " b", "c"], bos="c").to_json().encode()
+SIDECARS = {
+    "tokenizer_config.json": {
+        "bos_token": "c",
+        "added_tokens_decoder": {"3": {"content": "d", "lstrip": True}},
+    },
+    "special_tokens_map.json": {
+        "eos_token": {"content": "a", "special": True},
+        "extra_special_tokens": ["c"],
+    },
+    "added_tokens.json": {"d": 3, "e": 4},
+    "config.json": {"bos_token_id": 2, "model_type": "gpt2"},
+}
 TOKENS = [b"", b"0", b"-1", b"1e999", b"18446744073709551616", b"null", b"true", b'""', b"[]", b"{}", b"[",
     b"}", b",",
           b'"F32"', b'"BF16"', b"\\ud800", b"\xff", b"\x00", b"(", b")", b"t", b"R", b"b", b"Q", b"}", b"]",
@@ -104,7 +116,15 @@ def read_tokenizer(folder, rng) -> None:
     Tokenizer.load(folder / "tokenizer.json")
 
 
-FORMATS = [read_safetensors, read_torch, read_configs, read_vocabulary, read_tokenizer]
+def read_sidecars(folder, rng) -> None:
+    (folder / "tokenizer.json").write_bytes(WORDS)
+    for name, values in SIDECARS.items():
+        data = json.dumps(values).encode()
+        (folder / name).write_bytes(data if rng.integers(0, 3) else mutated(data, rng))
+    Tokenizer.load(folder).to_files()
+
+
+FORMATS = [read_safetensors, read_torch, read_configs, read_vocabulary, read_tokenizer, read_sidecars]
 
 
 def run(read, folder, seed: int, count: int) -> None:

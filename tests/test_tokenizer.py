@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import time
@@ -14,7 +15,7 @@ from data_folder import data_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnsparse.errors import ConfigError
+from attnsparse.errors import ConfigError, FormatError
 from attnsparse.tokenizer import Tokenizer, position_of, positions_of, token_texts
 
 PROMPT = 'The opposite of "large" is "'
@@ -230,6 +231,41 @@ def test_a_post_processor_adds_nothing(tmp_path):
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.encode("a") == [0]
     assert tokenizer.encode("a", prepend_bos=True) == [2, 0]
+
+
+ODD = [
+    None, True, False, 0, -1, 3, 1e9, 2**40, "", "x", [], ["a"], [None], [True], [["a"]], {}, {"a": "b"},
+    {"content": "q"}, {"content": 1}, {"content": "q", "lstrip": "no"}, {"9": {"content": "q"}},
+]  # fmt: skip
+KEYS = {
+    "tokenizer_config": [
+        "bos_token", "image_token", "additional_special_tokens", "extra_special_tokens", "add_bos_token",
+        "model_specific_special_tokens", "added_tokens_decoder", "add_prefix_space", "split_special_tokens",
+        "tokenizer_class",
+    ],
+    "special_tokens_map": ["bos_token", "image_token", "additional_special_tokens", "extra_special_tokens"],
+    "added_tokens": ["a", "q", ""],
+    "config": ["bos_token_id", "model_type", "tokenizer_class"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_odd_values_in_the_files_beside(name, words, tmp_path):
+    """Each is read or refused by name; what was read can be used and written."""
+    outcomes = set()
+    (tmp_path / "tokenizer.json").write_text(words.to_json())
+    for field, value in itertools.product(KEYS[name], ODD):
+        for other in ({}, {"eos_token": "small", "additional_special_tokens": ["is"]}):
+            (tmp_path / f"{name}.json").write_text(json.dumps(other | {field: value}))
+            try:
+                tokenizer = Tokenizer.load(tmp_path)
+                assert tokenizer.encode("The") == [0]
+                assert len(tokenizer.to_files()) == 2
+                outcomes.add("read")
+            except (FormatError, ConfigError) as error:
+                outcomes.add(error.code)
+    assert len(outcomes) >= 2
+    assert outcomes <= {"read", "tokenizer", "vocab", "config_type"}
 
 
 def test_names_of_openai(bytewise, tmp_path):
