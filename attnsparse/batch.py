@@ -132,6 +132,8 @@ def _given_ids(item: Any, where: str) -> np.ndarray:
         raise ValueError(f"{where} is missing ({item}); leave it out, such as with dropna()")
     if isinstance(item, (bytes, bytearray, memoryview)):
         raise TypeError(f"{where} must be a text or integers, got {type(item).__name__}; decode it first")
+    if isinstance(item, Sequence) and any(isinstance(i, bool | np.bool_) for i in item):
+        raise TypeError(f"tokens must be integers, got bool in {where}")
     try:
         ids = np.asarray(item)
     except ValueError:

@@ -151,6 +151,12 @@ def test_texts_and_bos(spoken):
     assert [one.prompt for one in batch] == [text, "small is"]
     assert batch[1].token_strings == ["<bos>", "small", " is"]
     assert spoken.run([1, 2]).prompt is None
+    for ids in ([1, True], [[1, True]], (2, np.True_)):
+        with pytest.raises(TypeError, match="tokens must be integers, got bool"):
+            spoken.run(ids)
+    assert spoken.to_str_tokens(np.array([1, 2])) == spoken.run([1, 2]).token_strings
+    with pytest.raises(IndexError, match=r"token id 9 is out of range 0\.\.8"):
+        spoken.to_str_tokens([1, 9])
     assert spoken.to_str_tokens(text) == spoken.to_str_tokens(spoken.to_tokens(text))
 
 

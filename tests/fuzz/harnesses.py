@@ -315,7 +315,7 @@ HARNESSES = {
                 lambda data, rng: mutators.change_json(data, rng, CONFIG_WORDS), read_config_json,
                 ("config", "config_layouts", "strict_json")),
         Harness("tokenizer", seeds.tokenizer_seeds, change_tokenizer, read_tokenizer,
-                ("tokenizer", "strict_json")),
+                ("tokenizer_files", "strict_json")),
         Harness("checkpoint", seeds.checkpoint_seeds,
                 lambda data, rng: mutators.change_checkpoint(data, rng, CHECKPOINT_WORDS), read_checkpoint,
                 ("training_file", "strict_json")),
