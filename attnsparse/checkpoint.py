@@ -24,6 +24,8 @@ from .names import TRANSFORMER_LENS, Names, Placement
 from .safetensors_file import safetensors_pieces
 from .saving import File, write_together
 from .tensor_source import TensorSource
+from .tokenizer import token_texts
+from .tokenizer_sidecars import GPT2_BOS
 
 if TYPE_CHECKING:
     from .model import Model
@@ -160,14 +162,15 @@ def _settle_vocabulary(fields: dict[str, Any], names: Names, tokens: Tokenizer |
 def _warn_of_tokens_without_rows(model: Model, path: str) -> None:
     """A token that was added without a row, such as a padding token, does no harm until it is used."""
     tokens, rows = model.tokenizer, model.config.n_vocab
-    if tokens is None or tokens.n_vocab <= rows:
+    ids = range(rows, rows if tokens is None else tokens.n_vocab)
+    # GPT-2's class of transformers adds its own token where a vocabulary lacks it, and so it is there unasked
+    named = [(i, text) for i, text in zip(ids, token_texts(tokens, ids)) if text != GPT2_BOS]
+    if tokens is None or not named:
         return
-    n = tokens.n_vocab - rows
-    first = range(rows, min(tokens.n_vocab, rows + 5))
-    listed = ", ".join(f"{quoted(tokens.token_string(i))} ({i:,})" for i in first)
+    listed = ", ".join(f"{quoted(text)} ({i:,})" for i, text in named[:5])
     warnings.warn(
         f"{file_label(tokens.path or path)}: the embedding has {rows:,} rows; tokens that cannot be used: "
-        f"{listed}{f' and {n - len(first):,} more' if n > len(first) else ''}",
+        f"{listed}{f' and {len(named) - 5:,} more' if len(named) > 5 else ''}",
         stacklevel=3,
     )
 

@@ -378,6 +378,16 @@ def test_tokens_without_a_row_do_no_harm_until_they_are_used(tmp_path, arrays):
         model.run([17])
 
 
+def test_a_token_that_only_gpt2_s_class_adds_is_no_cause_for_a_warning(tmp_path, arrays):
+    folder = tiny.write_folder(tmp_path, arrays, tiny.plain_config())
+    (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate("abcdefghijk")}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    model = checkpoint.load(folder)
+    assert model.run("abk").tokens.tolist() == [0, 1, 10]
+    with pytest.raises(IndexError, match=r"token id 11 .*: the embedding has no row for '<\|endoftext\|>'"):
+        model.run("ab", prepend_bos=True)
+
+
 def test_the_bos_token_comes_back(tmp_path, arrays):
     words = [f"w{index}" for index in range(9)]
     for bos in ("<s>", "<|endoftext|>", None):
