@@ -107,8 +107,6 @@ def _encoded(tokenizer: Tokenizer, text: Any, prepend_bos: bool, where: str) -> 
         ids = np.array(tokenizer.encode(text, prepend_bos=prepend_bos), np.int32)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if prepend_bos and len(ids) > 1 and ids[1] == tokenizer.bos_id:
-        raise ValueError(f"{where}: begins with the BOS token already, prepend_bos would put a second one")
     return ids
 
 

@@ -277,7 +277,7 @@ class Tokenizer:
         """Whether the vocabulary has tokens for this piece of a text."""
         try:
             return bool(self._inner.model.tokenize(piece))
-        except _PASSED_ON:
+        except PASSED_ON:
             raise
         except BaseException:
             return False

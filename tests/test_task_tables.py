@@ -398,8 +398,9 @@ def test_one_bos() -> None:
     twice = table.assign(clean=f"{BOS}{PROMPTS['clean']}", corrupted=f"{BOS}{PROMPTS['corrupted']}")
     assert tasks.from_dataframe(table, TOKENIZER, prepend_bos=True).clean[0][0] == TOKENIZER.bos_id
     assert tasks.from_dataframe(twice, TOKENIZER).clean[0][0] == TOKENIZER.bos_id
-    with pytest.raises(ValueError, match=r"prompt 0 .*begins with the BOS token already"):
-        tasks.from_dataframe(twice, TOKENIZER, prepend_bos=True)
+    once = tasks.from_dataframe(twice, TOKENIZER, prepend_bos=True)
+    assert (once.clean[0] == TOKENIZER.bos_id).sum() == 1
+    assert once.clean[0].tolist() == tasks.from_dataframe(table, TOKENIZER, prepend_bos=True).clean[0].tolist()
 
 
 def test_flags_are_true_or_false() -> None:
