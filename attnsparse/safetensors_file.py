@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .errors import FormatError, located, quoted
+from .foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
 from .saving import write_atomic
@@ -23,14 +24,7 @@ from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo, has_to
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _MAX_64_BIT = 2**64 - 1
-_INCOMPLETE = "probably an incomplete download"
-_OTHER_FORMATS = (
-    (b"PK\x03\x04", "a zip archive (perhaps a torch file; then it should end in .pth or .bin)"),
-    (b"\x80", "a pickle, not safetensors"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the data; run `git lfs pull`"),
-    (b"<", "an HTML or XML page; the download went wrong"),
-    (b"{", "JSON text, not safetensors"),
-)
+_DTYPES = tuple(dtype for dtype in ITEM_BYTES if dtype not in ("C32", "C128"))
 
 
 class SafetensorsFile(FileSource):
@@ -50,6 +44,7 @@ class SafetensorsFile(FileSource):
             self._file.close()
             raise
         super().__init__(path, tensors)
+        self.shared = self.metadata
 
     def _locate(self, name: str) -> ByteRange:
         return self._places[name]
@@ -90,15 +85,15 @@ def _read_header(
 ) -> tuple[dict[str, TensorInfo], dict[str, ByteRange], dict[str, str]]:
     path = file.path
     if file.size < 8:
-        text = f"{file.size} bytes, a safetensors file has at least 8; {_INCOMPLETE}"
+        text = f"{file.size} bytes, a safetensors file has at least 8; {INCOMPLETE}"
         raise located(FormatError, "too_short", path, text, offset=0)
-    begin = file.read(0, min(file.size, 32))
+    begin = file.read(0, min(file.size, BEGIN_BYTES))
     n_header = int.from_bytes(begin[:8], "little")
     if n_header > file.size - 8:
-        for magic, what in _OTHER_FORMATS:
-            if begin.startswith(magic):
-                raise located(FormatError, "magic", path, f"this is {what}", offset=0)
-        text = f"header says {n_header:,} bytes but only {file.size - 8:,} follow; {_INCOMPLETE}"
+        what = kind_of_bytes(begin) if begin[8:9] != b"{" else None
+        if what:
+            raise located(FormatError, "magic", path, f"this is {what}", offset=0)
+        text = f"header says {n_header:,} bytes but only {file.size - 8:,} follow; {INCOMPLETE}"
         raise located(FormatError, "truncated", path, text, offset=0)
     limits.check("max_header_bytes", n_header, path, f"header of {n_header:,} bytes", code="header_limit")
     raw = file.read(8, n_header)
@@ -135,8 +130,8 @@ def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorI
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
         _bad_field(name, path, f"has dtype {shown(dtype)}, expected a string")
-    if dtype not in ITEM_BYTES:
-        text = f"tensor {quoted(name)} has dtype {quoted(dtype)}, supported: {' '.join(ITEM_BYTES)}"
+    if dtype not in _DTYPES:
+        text = f"tensor {quoted(name)} has dtype {quoted(dtype)}, supported: {' '.join(_DTYPES)}"
         raise located(FormatError, "dtype", path, text, field=name)
     if not _are_whole_numbers(shape):
         _bad_field(name, path, "has a shape that is not a list of whole numbers >= 0")
@@ -196,7 +191,7 @@ def _check_order(spans: dict[str, tuple[int, int]], n_data: int, path: str) -> N
             )
             raise located(FormatError, "bad_offsets", path, text, field=name)
         if last > n_data:
-            text = f"tensor {quoted(name)} ends at {shown(last)} but {n_data:,} bytes follow; {_INCOMPLETE}"
+            text = f"tensor {quoted(name)} ends at {shown(last)} but {n_data:,} bytes follow; {INCOMPLETE}"
             raise located(FormatError, "bad_offsets", path, text, field=name)
         expected = last
     if expected != n_data:

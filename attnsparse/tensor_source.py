@@ -23,7 +23,8 @@ BLOCK_BYTES = 8 * 2**20
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2,
-    "I8": 1, "U8": 1, "BOOL": 1,
+    "I8": 1, "U8": 1, "BOOL": 1, "C32": 4, "C64": 8, "C128": 16, "F8_E4M3": 1, "F8_E5M2": 1,
+    "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F8_E8M0": 1,
 }  # fmt: skip
 FLOAT_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -52,6 +53,10 @@ class TensorSource(abc.ABC):
         self.tensors: Mapping[str, TensorInfo] = types.MappingProxyType(dict(tensors))
         #: configuration found inside the file itself (nanoGPT keeps one), else None
         self.config: Mapping[str, object] | None = None
+        #: what holds tensors beside the weights in the file (optimizer state, ...); never read
+        self.left_out: tuple[str, ...] = ()
+        #: names without a tensor -> the tensor with their values, among text that means something else
+        self.shared: Mapping[str, str] = {}
 
     @abc.abstractmethod
     def read_into(self, name: str, out: np.ndarray) -> None:
@@ -198,10 +203,17 @@ class FileSource(TensorSource):
     def _check_float(self, name: str, info: TensorInfo) -> None:
         if info.dtype not in FLOAT_TYPES:
             text = f"tensor {quoted(name)} has dtype {info.dtype}, weights must be {' '.join(FLOAT_TYPES)}"
-            raise located(FormatError, "dtype", self.path, text, field=name)
+            raise located(FormatError, "dtype", self.path, text + _way_out(info.dtype), field=name)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _way_out(dtype: str) -> str:
+    """What to do about an element type that no weight has."""
+    if dtype.startswith("F8"):
+        return "; 8-bit floats need their scales: save model.dequantize() or model.to(torch.float16) again"
+    return "; save its real part" if dtype.startswith("C") else "; save x.float()"
 
 
 def _can_fill(out: np.ndarray, info: TensorInfo, place: ByteRange) -> bool:

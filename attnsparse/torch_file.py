@@ -2,7 +2,7 @@
 
 The archive's directory is checked by zip_directory.py, its pickle is read as data by pickle_data.py; here
 each tensor is checked against the storage it views. Data are read one storage at a time, and every storage's
-CRC is verified.
+CRC is verified, unless torch was told to write none.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from .errors import FormatError, located, quoted
+from .foreign import BEGIN_BYTES, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
-from .pickle_data import StoredTensor, read_pickle_data
+from .pickle_data import OddTensor, StoredTensor, read_pickle_data
 from .regular_file import CHUNK_BYTES, RegularFile
 from .tensor_source import (
     FLOAT_TYPES,
@@ -29,22 +31,20 @@ from .tensor_source import (
 )
 from .zip_directory import read_zip_directory
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
-_OTHER_FORMATS = (
-    (b"\x80", "an old-style torch pickle (not a zip); re-save it with torch >= 1.6"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the data; run `git lfs pull`"),
-    (b"<", "an HTML or XML page; the download went wrong"),
-    (b"{", "JSON text, not a torch file"),
-)
+# keys under which training programs keep the state dict, perhaps one in another
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights")
+_MAX_WRAPPERS = 4
+_CONFIGS = ("model_args", "cfg")  # nanoGPT's name; what TransformerLens calls a config
 
 
 class TorchFile(FileSource):
     """The state dict in a torch file, open for reading; `tensors` tells what is in it.
 
-    The state dict may be the file's top level or lie under `model`, `state_dict` or `model_state_dict`;
-    `config` then is nanoGPT's `model_args` if there is one. `records`: see `read_pickle_data`. Raises
-    FormatError with the codes of zip_directory and pickle_data and magic, zip_content, version, byteorder,
-    pickle_structure, missing_storage, storage_size, bad_view, crc; UnsafeFileError; LimitError.
+    The state dict may be the file's top level or lie under the keys that training programs use (`model`,
+    `state_dict`, ...), one in another too; `config` then is nanoGPT's `model_args` or a `cfg` beside it.
+    `records`: see `read_pickle_data`. Raises FormatError with the codes of zip_directory and pickle_data and
+    magic, zip_content, version, byteorder, pickle_structure, dtype, missing_storage, storage_size, bad_view,
+    crc; UnsafeFileError; LimitError.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class TorchFile(FileSource):
         self._file = RegularFile(path)
         try:
             _check_magic(self._file)
-            self._entries = read_zip_directory(self._file, limits)
+            self._entries = read_zip_directory(self._file, limits, crc_may_be_off=True)
             root = self._read_pickle(limits, records)
-            #: what lies beside the state dict: plain values and inert records by name
+            #: what lies beside the weights: plain values and inert records by name
             self._views, self.beside = _state_dict(root, self._file.path)
             config = _config(self.beside, self._file.path)
             self._check_views(limits)
@@ -71,6 +71,7 @@ class TorchFile(FileSource):
         views = self._views.items()
         super().__init__(path, {name: TensorInfo(view.shape, view.storage.dtype) for name, view in views})
         self.config = config
+        self.left_out = tuple(name for name, value in self.beside.items() if _holds_tensors(value))
 
     def _read_pickle(self, limits: Limits, records: frozenset[str]) -> Any:
         path = self._file.path
@@ -139,7 +140,7 @@ class TorchFile(FileSource):
 
     def _locate(self, name: str) -> ByteRange | None:
         view = self._views[name]
-        if not _is_row_major(view):
+        if view.negative or not _is_row_major(view):
             return None
         place = self._entries[f"{self._prefix}data/{view.storage.key}"]
         if math.prod(view.shape) == view.storage.n_elements:
@@ -150,7 +151,7 @@ class TorchFile(FileSource):
 
     def _locate_rows(self, name: str) -> int | None:
         view = self._views[name]
-        if not _is_row_major(view):
+        if view.negative or not _is_row_major(view):
             return None
         place = self._entries[f"{self._prefix}data/{view.storage.key}"]
         self._verify(view.storage.key, place)
@@ -166,11 +167,14 @@ class TorchFile(FileSource):
         self._file.read_into(place.offset + view.offset * item, memoryview(raw).cast("B"))
         # the stride of a side of 1 is never taken, and may be larger than NumPy can hold
         strides = tuple(stride * item * (side > 1) for side, stride in zip(view.shape, view.strides))
-        return np.ndarray(view.shape, raw.dtype, raw, 0, strides)
+        array = np.ndarray(view.shape, raw.dtype, raw, 0, strides)
+        if not view.negative:
+            return array
+        return array ^ np.uint16(0x8000) if view.storage.dtype == "BF16" else np.negative(array)
 
     def _verify(self, key: str, place: ByteRange) -> None:
-        """Check a whole storage once by its CRC, keeping nothing."""
-        if key in self.verified:
+        """Check a whole storage once by its CRC if it has one, keeping nothing."""
+        if place.crc is None or key in self.verified:
             return
         buffer = memoryview(bytearray(min(CHUNK_BYTES, place.n_bytes)))
         crc = 0
@@ -189,45 +193,84 @@ def _check_magic(file: RegularFile) -> None:
     if file.size < 4:
         text = f"{file.size} bytes, too short for a torch file; probably an incomplete download"
         raise located(FormatError, "too_short", file.path, text, offset=0)
-    begin = file.read(0, min(file.size, 32))
-    if begin.startswith(b"PK\x03\x04"):
-        return
-    what = "not a torch file (no zip archive)"
-    if begin[8:9] == b"{":
-        what = "a safetensors file; rename it to .safetensors"
-    for magic, description in _OTHER_FORMATS:
-        if begin.startswith(magic):
-            what = description
-    raise located(FormatError, "magic", file.path, f"this is {what}", offset=0)
+    begin = file.read(0, min(file.size, BEGIN_BYTES))
+    if not begin.startswith(b"PK\x03\x04"):
+        what = kind_of_bytes(begin) or "not a torch file (no zip archive)"
+        if begin[8:9] == b"{":
+            what = "a safetensors file; rename it to .safetensors"
+        raise located(FormatError, "magic", file.path, f"this is {what}", offset=0)
 
 
 def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[str, object]]:
     """Find the tensors by name in what the pickle holds, and what lies beside them."""
-    beside: dict[str, object] = {}
-    if type(root) is dict and not any(isinstance(value, StoredTensor) for value in root.values()):
-        inner = [key for key in _WRAPPERS if type(root.get(key)) is dict]
-        if len(inner) == 1:
-            beside = {key: value for key, value in root.items() if key != inner[0]}
-            root = root[inner[0]]
-    if type(root) is not dict or not root:
-        text = f"no state dict: expected a dict of tensors, or one under {', '.join(map(repr, _WRAPPERS))}"
+    places = list(_places(root))
+    if not places:
+        within = _keys_with_tensors(root)
+        what = f"tensors lie under {within}; save them alone: torch.save(x[key], path)" if within else (
+            f"expected a dict of tensors, or one under {', '.join(map(repr, _WRAPPERS[:3]))}"
+        )  # fmt: skip
+        raise located(FormatError, "pickle_structure", path, f"no state dict: {what}")
+    if len(places) > 1:
+        found = " and ".join(".".join(map(str, keys)) for keys in places[:3])
+        text = f"several state dicts, under {found}; save one alone: torch.save(x[key], path)"
         raise located(FormatError, "pickle_structure", path, text)
-    for name, value in root.items():
-        if type(name) is not str or not isinstance(value, StoredTensor):
-            text = f"{quoted(name)} in the state dict is not a tensor"
+    beside: dict[str, object] = {}
+    for key in places[0]:
+        beside |= {other: value for other, value in root.items() if other != key}  # type: ignore[attr-defined]
+        root = root[key]  # type: ignore[index]
+    tensors = {}
+    for name, value in root.items():  # type: ignore[attr-defined]
+        if type(name) is not str:
+            text = f"{quoted(name)} in the state dict is not the name of a tensor"
             raise located(FormatError, "pickle_structure", path, text, field=quoted(name))
-    return root, beside
+        if isinstance(value, OddTensor):
+            text = f"{quoted(name)} is {value.kind}"
+            raise located(FormatError, "dtype", path, text, field=name)
+        (tensors if isinstance(value, StoredTensor) else beside)[name] = value
+    return tensors, beside
+
+
+def _places(value: object, depth: int = 0) -> Iterator[tuple[str, ...]]:
+    """The ways of keys that lead to a dict of tensors through `_WRAPPERS`."""
+    if type(value) is not dict or depth > _MAX_WRAPPERS:
+        return
+    inner = [(key, *rest) for key in _WRAPPERS if key in value for rest in _places(value[key], depth + 1)]
+    if inner:
+        yield from inner
+    elif any(isinstance(item, StoredTensor | OddTensor) for item in value.values()):
+        yield ()
+
+
+def _keys_with_tensors(root: object) -> str:
+    """The keys of a dict that hold tensors somewhere, for a message; empty if none does."""
+    if type(root) is not dict:
+        return ""
+    return ", ".join([quoted(key) for key, value in root.items() if _holds_tensors(value)][:4])
+
+
+def _holds_tensors(root: object) -> bool:
+    """Whether there are tensors in nested dicts, lists and tuples; each of them is looked at once."""
+    pending, seen = [root], set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, StoredTensor | OddTensor):
+            return True
+        if type(value) in (dict, list, tuple) and id(value) not in seen:
+            seen.add(id(value))
+            pending.extend(value.values() if type(value) is dict else value)  # type: ignore[attr-defined, arg-type]
+    return False
 
 
 def _config(beside: dict[str, object], path: str) -> dict[str, object] | None:
-    """nanoGPT's `model_args` beside the weights, if there are any."""
-    arguments = beside.get("model_args")
-    if type(arguments) is not dict:
-        return None
-    if not all(type(name) is str for name in arguments):
-        text = "'model_args' has a name that is not a string"
-        raise located(FormatError, "pickle_structure", path, text, field="model_args")
-    return arguments
+    """A config beside the weights, if there is one."""
+    for key in _CONFIGS:
+        values = beside.get(key)
+        if type(values) is dict:
+            if not all(type(name) is str for name in values):
+                text = f"{key!r} has a name that is not a string"
+                raise located(FormatError, "pickle_structure", path, text, field=key)
+            return values
+    return None
 
 
 def _check_view(view: StoredTensor, name: str, path: str) -> None:

@@ -21,6 +21,8 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
+_TORCH_FLAGS = _DESCRIPTOR | _UTF8
+_MOST_EXTRA = 1024  # bytes after an entry's name in the directory; torch writes 32 at most
 _FOLDER = 0x10
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
@@ -33,9 +35,14 @@ class _Entry(NamedTuple):
     header: int  # byte offset of its local header
 
 
-def read_zip_directory(file: RegularFile, limits: Limits) -> dict[str, ByteRange]:
+def read_zip_directory(
+    file: RegularFile, limits: Limits, *, crc_may_be_off: bool = False
+) -> dict[str, ByteRange]:
     """Map each entry's name to the place of its bytes, checked against the file's size and against each
     other.
+
+    With `crc_may_be_off` an archive in which every checksum is 0, as torch writes it after
+    set_crc32_options(False), has places without one.
 
     Raises FormatError with codes too_short, truncated, zip_structure, zip_compressed, zip_encrypted,
     zip_mismatch, zip_overlap, zip_name, duplicate_name; LimitError zip_entries, name_limit.
@@ -46,7 +53,10 @@ def read_zip_directory(file: RegularFile, limits: Limits) -> dict[str, ByteRange
     )
     if n_entries * _CENTRAL.size > n_bytes:
         _fail(file, f"{n_entries:,} entries do not fit in a directory of {n_bytes:,} bytes", begin)
+    if n_bytes > n_entries * (_CENTRAL.size + limits.max_name_bytes + _MOST_EXTRA):
+        _fail(file, f"a directory of {n_bytes:,} bytes for {n_entries:,} entries", begin)
     entries = _central_entries(file, file.read(begin, n_bytes), begin, n_entries, limits)
+    unchecked = crc_may_be_off and all((item.crc, item.flags) == (0, _TORCH_FLAGS) for item in entries)
     places: dict[str, ByteRange] = {}
     end = 0
     for entry in sorted(entries, key=lambda item: item.header):
@@ -56,7 +66,7 @@ def read_zip_directory(file: RegularFile, limits: Limits) -> dict[str, ByteRange
         if end == 0 and entry.header != 0:
             _fail(file, f"{entry.header:,} bytes before the first entry", 0)
         data = _data_offset(file, entry, begin)
-        places[entry.name] = ByteRange(data, entry.size, entry.crc)
+        places[entry.name] = ByteRange(data, entry.size, None if unchecked else entry.crc)
         end = data + entry.size
     return {entry.name: places[entry.name] for entry in entries}
 

@@ -121,8 +121,20 @@ def _pickles() -> list[BadFile]:
         wrong("not a dict", "pickle_structure", b"]"),
         wrong("empty dict", "pickle_structure", b"}"),
         wrong("dict of numbers", "pickle_structure", torch.plain_dict({"a": torch.number(1)})),
-        wrong("one value is no tensor", "pickle_structure", torch.plain_dict({"a": good,
-            "b": torch.number(1)})),
+        wrong("two state dicts", "pickle_structure", torch.plain_dict(dict.fromkeys(
+            ("model", "state_dict"), torch.plain_dict({"a": good})))),
+        wrong("state dict under another key", "pickle_structure",
+              torch.plain_dict({"ema": torch.plain_dict({"a": good})})),
+        wrong("unknown flag", "tensor_flags", torch.ordered_dict({"a": torch.tensor(
+            "0", "FloatStorage", 4, 0, [4], [1], torch.plain_dict({"scale": torch.number(2)}))})),
+        wrong("flag that is no yes", "tensor_flags", torch.ordered_dict({"a": torch.tensor(
+            "0", "FloatStorage", 4, 0, [4], [1], torch.plain_dict({"neg": torch.number(1)}))})),
+        wrong("conjugate bit of real values", "tensor_flags", torch.ordered_dict({"a": torch.tensor(
+            "0", "FloatStorage", 4, 0, [4], [1], torch.plain_dict({"conj": b"\x88"}))})),
+        wrong("hooks", "tensor_flags", torch.ordered_dict({"a": torch.tensor(
+            "0", "FloatStorage", 4, 0, [4], [1], hooks=torch.plain_dict({"a": b"N"}))})),
+        wrong("sparse tensor", "dtype", torch.plain_dict({
+            "b": good, "a": torch.name("torch._utils", "_rebuild_sparse_tensor") + b"(NNtR"})),
         wrong("a number as name", "pickle_structure", b"}" + torch.number(1) + good + b"s"),
         wrong("a list inside itself", "pickle_structure", b"]q\x00h\x00a"),
         wrong("100,000 nested lists", "pickle_structure", b"]" * 100_000 + b"a" * 99_999),

@@ -44,12 +44,24 @@ def storage(key: str, kind: str, count: int) -> bytes:
 
 
 def tensor(
-    key: str, kind: str, count: int, offset: int, shape: Iterable[int], strides: Iterable[int]
+    key: str,
+    kind: str,
+    count: int,
+    offset: int,
+    shape: Iterable[int],
+    strides: Iterable[int],
+    flags: bytes = b"",
+    hooks: bytes = b"ccollections\nOrderedDict\n)R",
 ) -> bytes:
-    """One tensor as _rebuild_tensor_v2 writes it."""
-    hooks = name("collections", "OrderedDict") + b")R"
+    """One tensor as _rebuild_tensor_v2 writes it; `flags` are its metadata."""
     arguments = (
-        storage(key, kind, count) + number(offset) + numbers(shape) + numbers(strides) + b"\x89" + hooks
+        storage(key, kind, count)
+        + number(offset)
+        + numbers(shape)
+        + numbers(strides)
+        + b"\x89"
+        + hooks
+        + flags
     )
     return name("torch._utils", "_rebuild_tensor_v2") + b"(" + arguments + b"tR"
 
