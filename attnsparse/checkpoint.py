@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from .checkpoint_files import Found, find, open_weights, read_config_json, tensor_shapes
 from .config import Config
-from .config_layouts import derive_head_width, hugging_face_config, is_ours, read_config
-from .errors import ConfigError, NonFiniteError, file_label, located, quoted
+from .config_layouts import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
+from .errors import ConfigError, NonFiniteError, file_label, located, printable, quoted
+from .foreign import family_of
 from .labels import checked_flag, checked_path
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
-from .names import TRANSFORMER_LENS, Names, Placement
+from .names import BRIDGE, TRANSFORMER_LENS, Names, Placement
 from .safetensors_file import safetensors_pieces
 from .saving import File, write_together
 from .tensor_source import TensorSource
@@ -32,6 +34,17 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 GPT2_VOCAB, GPT2_PADDED_VOCAB = 50_257, 50_304
+# fields that must be known -> the key of config.json that says them
+_ASKED = {"n_layer": "n_layer", "n_head": "n_head", "d_model": "n_embd", "d_mlp": "n_inner",
+          "n_ctx": "n_positions", "activation": "activation_function"}  # fmt: skip
+# how a value of one of them is written, and which others there are
+_EXAMPLES = {
+    "activation_function": ("'gelu_new'", "; it may be 'gelu' or 'relu' too"),
+    "normalization_type": (
+        "'LNPre'",
+        "; that is where LayerNorms were folded, no LayerNorm at all is not read",
+    ),
+}
 
 
 def load(
@@ -42,20 +55,32 @@ def load(
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     revision: str | None = None,
     gated: bool | None = None,
+    config: Mapping[str, Any] | None = None,
+    strict: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Model:
     """Load a model.
 
     `what` is the name of a model that comes with the package; a folder in Hugging Face format (safetensors,
     in one file or several, or pytorch_model.bin), or with one weight file of another kind; a single
-    .safetensors, .bin, .pth or .pt file (config.json beside it, unless it can be inferred); or `owner/name`
-    on the Hugging Face hub (needs `pip install attnsparse[hub]`; `revision` is a branch, tag or commit).
-    Hugging Face folders and files, TransformerLens's `.pth`, the paper's `final.pth`: see docs/howto.md.
+    .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or `owner/name` on the
+    Hugging Face hub (needs `pip install attnsparse[hub]`; `revision` is a branch, tag or commit), for which
+    "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are short. Hugging Face folders and files,
+    nanoGPT's and TransformerLens's state dicts, the paper's `final.pth`: see docs/howto.md.
 
     `dtype` is "float32" or "float64". `tokenizer` is a Tokenizer or a path for Tokenizer.load, in place of
     the one beside the weights; without either the model has none. `gated` overrides whether attention is
     gated; by default the config says so, and weights in a file ending in final.pth are gated if it does not,
     except in a folder or repository whose name begins with "Dense" (the published pairs are named like that).
+
+    `config` holds keys of config.json, of any layout that is read (transformers, nanoGPT, `cfg.to_dict()` of
+    TransformerLens), in addition to the file and before it. It must say what neither file nor weights show:
+    `n_head`, `activation_function` and, without LayerNorm weights, `normalization_type`. These are never
+    guessed. What is inside a config of transformers or nanoGPT may be absent as there, with their defaults.
+
+    Tensors that no logit needs (value, score and classifier heads, losses and metrics, state of an optimizer)
+    are left out with a UserWarning that names them; `strict` refuses them. A tensor that is unknown and may
+    change logits is refused always.
 
     Files are read as data: nothing in them is ever run. Raises FormatError (UnsafeFileError, LimitError) for
     bad files, ConfigError where config, weights and tokenizer do not fit together, NonFiniteError for NaN or
@@ -66,25 +91,33 @@ def load(
     if gated is not None:
         checked_flag(gated, "gated")
     checked_flag(allow_nonfinite, "allow_nonfinite")
+    checked_flag(strict, "strict")
     checked_limits(limits)
+    given = _checked_config(config)
     found = find(what, revision)
     config_path, values = read_config_json(found.folder, limits)
     tokens = _tokenizer(tokenizer, found, limits)
     with open_weights(found.weights, limits) as source:
-        names = Names(tensor_shapes(source.tensors), source.path)
+        names = Names(tensor_shapes(source.tensors), source.path, source.shared)
         if values is None and source.config is not None:
             config_path, values = found.weights, dict(source.config)
-        fields = read_config(values, config_path) if values is not None else {}
+        if given:
+            config_path, values = (config_path, values) if values else (Path("config"), {})
+            values = values | given
+        _check_family(names, source.path)
+        fields = read_config(values, config_path, names.sizes()) if values is not None else {}
         if gated is not None or "gated" not in fields:
             fields["gated"] = _is_gated(found) if gated is None else gated
         rows = _settle_vocabulary(fields, names, tokens, ours=values is not None and is_ours(values))
-        config = _complete(fields, names, source, config_path if values is not None else None)
-        placements = names.place(config, rows)
-        n_bytes = config.n_parameters() * np.dtype(dtype).itemsize
+        settled = _complete(fields, names, source, config_path, values, released=found.sparse_release)
+        linear = names.bridge_is_linear((values or {}).get("architecture"))
+        placements = names.place(settled, rows, linear)
+        _report_left_out([*source.left_out, *names.left_out], source.path, strict=strict)
+        n_bytes = settled.n_parameters() * np.dtype(dtype).itemsize
         limits.check(
             "max_weight_bytes", n_bytes, source.path, f"a model of {n_bytes:,} bytes", code="weight_limit"
         )
-        model = _empty_model(config, dtype)
+        model = _empty_model(settled, dtype)
         _fill(model, source, placements, names)
         if not allow_nonfinite:
             _check_finite(model, source.path, placements)
@@ -175,37 +208,96 @@ def _warn_of_tokens_without_rows(model: Model, path: str) -> None:
     )
 
 
-def _complete(fields: dict[str, Any], names: Names, source: TensorSource, config_path: Path | None) -> Config:
+def _checked_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        raise TypeError(f"config must be a dict of keys of config.json, got {type(config).__name__}")
+    return dict(config)
+
+
+def _check_family(names: Names, path: str) -> None:
+    """Say whose weights these are if they are not GPT-2's."""
+    if not any(map(names.has, ("wte.weight", "wpe.weight", "embed.W_E", "embed.weight"))):
+        family = family_of(names.source.values())
+        if family:
+            raise located(ConfigError, "other_model", path, family)
+
+
+def _report_left_out(left_out: list[str], path: str, *, strict: bool) -> None:
+    if not left_out:
+        return
+    more = f" and {len(left_out) - 4:,} more" if len(left_out) > 4 else ""
+    listed = ", ".join(map(quoted, left_out[:4])) + more
+    if strict:
+        text = f"strict=True refuses what no logit needs: {listed}; pass strict=False to leave it out"
+        raise located(ConfigError, "unexpected_tensor", path, text, field=left_out[0])
+    text = f"{file_label(path)}: left out, because no logit needs it: {listed}"
+    warnings.warn(printable(text), UserWarning, stacklevel=3)
+
+
+def _complete(
+    fields: dict[str, Any],
+    names: Names,
+    source: TensorSource,
+    config_path: Path,
+    values: Mapping[str, Any] | None,
+    *,
+    released: bool,
+) -> Config:
     """Fill in what the config leaves open from the names and shapes of the tensors."""
     fields = {**names.sizes(), **fields}
-    derive_head_width(fields, config_path or source.path)
-    if names.layout == TRANSFORMER_LENS:
-        fields["tied"] = not names.has("unembed.W_U")
+    derive_head_width(fields, config_path if values is not None else source.path)
+    if names.layout in (TRANSFORMER_LENS, BRIDGE):
+        head = "unembed.W_U" if names.layout == TRANSFORMER_LENS else "unembed.weight"
+        bias = "unembed.b_U" if names.layout == TRANSFORMER_LENS else "unembed.bias"
+        fields["tied"] = not names.has(head)
         fields["bias"] = True
-        has_bias = names.has("unembed.b_U") and np.any(source.read(names.source["unembed.b_U"]))
-        fields["unembed_bias"] = bool(has_bias)
+        fields["unembed_bias"] = names.has(bias) and bool(np.any(source.read(names.source[bias])))
     else:
         if names.layout != "hugging_face":
             fields.setdefault("bias", any(name.endswith(".bias") for name in names.shapes))
+        if fields.get("tied") is not False:
+            names.share_head()
         fields["tied"] = _is_tied(fields.get("tied"), names, source)
         fields.setdefault("unembed_bias", names.has("lm_head.bias"))
-    missing = [
-        name for name in ("n_layer", "n_head", "d_model", "d_head", "d_mlp", "n_ctx") if name not in fields
-    ]
+    missing = [key for name, key in _ASKED.items() if name not in fields]
+    if names.layernorm_folded and not released:
+        missing += _unsaid_normalization(values, config_path)
     if missing:
-        where = "config.json does not say" if config_path else "there is no config.json beside it to say"
-        text = f"{where} {', '.join(missing)}, and the weights do not show it; add a config.json with it"
-        raise located(ConfigError, "config_missing", config_path or source.path, text, field=missing[0])
+        _ask_for(missing, source.path, None if values is None else config_path)
     return Config(**fields)
+
+
+def _ask_for(keys: list[str], path: str, config_path: Path | None) -> NoReturn:
+    """Say what neither the config (if there is one) nor the weights show, and how to say it."""
+    where = f"{config_path.name} does not say" if config_path else "there is no config.json beside it to say"
+    examples = [_EXAMPLES.get(key, ("...", "")) for key in keys]
+    given = ", ".join(f"{key!r}: {value}" for key, (value, _) in zip(keys, examples))
+    meaning = "".join(text for _, text in examples)
+    text = f"{where} {', '.join(keys)}, nor do the weights; pass config={{{given}}}{meaning}"
+    raise located(ConfigError, "config_missing", config_path or path, text, field=keys[0])
+
+
+def _unsaid_normalization(values: Mapping[str, Any] | None, path: Path) -> list[str]:
+    """What to ask where no LayerNorm has weights: they were folded, or there are none in the model."""
+    kind = (values or {}).get("normalization_type")
+    if kind == "LN":
+        text = 'is "LN" but the weights hold no LayerNorm; where they were folded it is "LNPre"'
+        raise located(
+            ConfigError, "config_value", path, f"normalization_type {text}", field="normalization_type"
+        )
+    return [] if kind is not None or is_hugging_face(values or {}) else ["normalization_type"]
 
 
 def _is_tied(declared: bool | None, names: Names, source: TensorSource) -> bool:
     if not names.has("lm_head.weight") or declared is False or not names.has("wte.weight"):
         return declared is not False
-    same = source.same_values(names.source["lm_head.weight"], names.source["wte.weight"])
+    head, table = names.source["lm_head.weight"], names.source["wte.weight"]
+    same = head == table or source.same_values(head, table)
     if declared and not same:
         text = "lm_head.weight is not wte.weight but tie_word_embeddings is true; set it to false"
-        raise located(ConfigError, "tied_mismatch", source.path, text, field=names.source["lm_head.weight"])
+        raise located(ConfigError, "tied_mismatch", source.path, text, field=head)
     return same
 
 

@@ -12,16 +12,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ConfigError, FormatError, located, quoted
+from .foreign import (
+    ADAPTER,
+    BEGIN_BYTES,
+    INCOMPLETE,
+    NO_WEIGHTS,
+    SHORT_NAMES,
+    kind_of_bytes,
+    kind_of_ending,
+    kind_of_folder,
+)
 from .labels import checked_path
 from .limits import Limits
-from .regular_file import read_small
+from .regular_file import RegularFile, read_small
 from .safetensors_file import SafetensorsFile
 from .strict_json import parse_object, shown
 from .tensor_source import TensorInfo, TensorSource
 from .torch_file import TorchFile
 
 MODELS_FOLDER = Path(__file__).parent / "models"
-TORCH_ENDINGS = (".bin", ".pth", ".pt")
+TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 # in this order; the first pattern that matches decides
 _WEIGHT_PATTERNS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "pytorch_model.bin",
@@ -58,17 +68,23 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
         return _in_folder(path, path.resolve().name)
     if path.exists():
         if path.suffix not in (".safetensors", *TORCH_ENDINGS):
-            text = f"not a kind of file that holds weights; known: .safetensors {' '.join(TORCH_ENDINGS)}"
-            raise located(FormatError, "magic", path, text)
+            known = f"not a kind of file that holds weights; known: .safetensors {' '.join(TORCH_ENDINGS)}"
+            kind = kind_of_ending(path) or _kind_of_file(path)
+            raise located(FormatError, "magic", path, f"this is {kind}" if kind else known)
+        _refuse_adapter(path.parent, path)
         return Found(path, path.parent, path.resolve().parent.name if path.stem == "final" else path.stem)
     tried = f"no file or folder {str(what)[:200]!r}"
-    if isinstance(what, str) and _HUB_ID.fullmatch(what):
+    repository = SHORT_NAMES.get(what, what) if isinstance(what, str) else ""
+    if _HUB_ID.fullmatch(repository):
         from . import hub
 
         try:
-            return _in_folder(hub.fetch(what, revision), what, from_hub=True)
+            return _in_folder(hub.fetch(repository, revision), repository, from_hub=True)
         except (ImportError, hub.NotOnHub) as error:
-            tried += f"; the Hugging Face hub: {error}"
+            short = f" (as {repository!r})" if repository != what else ""
+            tried += f"; the Hugging Face hub{short}: {error}"
+    elif isinstance(what, str) and path.name == what:
+        tried += "; models of the Hugging Face hub are called owner/name"
     if Path(path.name) == path and (MODELS_FOLDER / path).is_dir():
         tried = f"{path.name!r} is a set of transcoders: see load_transcoders"
     names = ", ".join(embedded_names()) or "none in this build"
@@ -76,16 +92,40 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
     raise FileNotFoundError(errno.ENOENT, text)
 
 
+def _kind_of_file(path: Path) -> str | None:
+    with RegularFile(path) as file:
+        return kind_of_bytes(file.read(0, min(file.size, BEGIN_BYTES)))
+
+
+def _refuse_adapter(folder: Path, path: Path) -> None:
+    if path.name.startswith("adapter_") or (path == folder and (folder / "adapter_config.json").is_file()):
+        raise located(ConfigError, "other_model", path, f"this is {ADAPTER}")
+
+
 def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
     for pattern in _WEIGHT_PATTERNS:
-        matches = sorted(folder.glob(pattern))
+        matches = [
+            path
+            for path in sorted(folder.glob(pattern))
+            if not any(path.match(other) for other in NO_WEIGHTS) and not path.name.startswith("adapter_")
+        ]
         if len(matches) > 1:
             listed = ", ".join(quoted(match.name) for match in matches[:4])
             text = f"{len(matches)} weight files match {pattern}: {listed}; name the one to load"
             raise located(ConfigError, "several_files", folder, text)
         if matches:
             return Found(matches[0], folder, name, from_hub)
-    text = f"no weights in this folder; looked for {', '.join(_WEIGHT_PATTERNS)}"
+    _refuse_adapter(folder, folder)
+    kind = kind_of_folder(folder)
+    within = sorted(path.parent.name for path in folder.glob("*/*") if path.name in _WEIGHT_PATTERNS)
+    if kind is not None:
+        text = f"no weights in this folder: it is {kind}"
+    elif within:
+        text = (
+            f"no weights in this folder but in {', '.join(map(quoted, within[:4]))} in it; load one of these"
+        )
+    else:
+        text = f"no weights in this folder; looked for {', '.join(_WEIGHT_PATTERNS)}"
     raise FileNotFoundError(errno.ENOENT, text, os.fspath(folder))
 
 
@@ -108,7 +148,8 @@ def open_weights(path: Path, limits: Limits) -> TensorSource:
 class ShardedSource(TensorSource):
     """Weights in several files, as `weight_map` of an index.json says. Every file is open until `close`.
 
-    Raises FormatError shard_index, shard_name, shard_mismatch and what the files themselves raise.
+    Raises FormatError shard_index, shard_name, shard_missing, shard_mismatch and what the files
+    themselves raise.
     """
 
     def __init__(self, path: Path, limits: Limits) -> None:
@@ -117,6 +158,9 @@ class ShardedSource(TensorSource):
         self._shards: dict[str, TensorSource] = {}
         try:
             for name in dict.fromkeys(where.values()):
+                if not (path.parent / name).exists():
+                    text = f"names {quoted(name)}, which is not beside it; {INCOMPLETE}"
+                    raise located(FormatError, "shard_missing", path, text, field=name)
                 self._shards[name] = open_weights(path.parent / name, limits)
             _check_shards(self._shards, where, path)
         except BaseException:

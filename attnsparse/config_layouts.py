@@ -26,7 +26,7 @@ _SIZES = {
     "d_model": ("n_embd", "d_model", "hidden_size"),
     "d_head": ("attnsparse_d_head", "d_head"),
     "d_mlp": ("n_inner", "d_mlp"),
-    "n_ctx": ("n_positions", "n_ctx", "block_size", "max_position_embeddings"),
+    "n_ctx": ("n_positions", "max_position_embeddings", "n_ctx", "block_size"),
     "n_vocab": ("vocab_size", "d_vocab"),
 }
 _FLAGS = {
@@ -58,30 +58,48 @@ _MUST_BE = {
     "attention_dir": ("causal",),
     "normalization_type": ("LN", "LNPre"),
     "n_key_value_heads": (None,),
+    "num_experts": (None,),
+    "use_qk_norm": (False,),
+    "attn_scores_soft_cap": (-1.0, -1, None),
+    "output_logits_soft_cap": (-1.0, -1, None),
+    "quantization_config": (None,),
 }
+_GPT2_VOCABULARIES = {50_257, 50_304}  # the same tokens, without and with rows that no token uses
 
 
-def read_config(values: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(
+    values: Mapping[str, Any], path: str | os.PathLike[str], seen: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The fields of `Config` that a parsed config.json (or nanoGPT's model_args) settles; others are absent.
+
+    Keys that a config of Hugging Face or nanoGPT lacks have the values that these programs give them; others
+    have none. `seen` are sizes that the weights show: they settle which of two keys that disagree is idle, as
+    n_ctx is beside n_positions for transformers.
 
     Raises ConfigError: config_value (unsupported or contradictory), config_type (wrong kind), config_version.
     """
     _refuse_unsupported(values, path)
+    seen = seen or {}
     fields: dict[str, Any] = {}
     for name, aliases in (_SIZES | _FLAGS).items():
-        value = _only_value(values, name, aliases, path)
+        value = _only_value(values, name, aliases, path, seen)
         if value is not None:
             fields[name] = value
+    if is_hugging_face(values) and "n_ctx" in seen and not {"n_positions", "max_position_embeddings",
+                                                            "block_size"} & values.keys():  # fmt: skip
+        fields.pop("n_ctx", None)  # transformers does not read n_ctx
     if "activation" in fields:
         fields["activation"] = _activation(fields["activation"], path)
     elif "block_size" in values:
         fields["activation"] = "gelu"  # nanoGPT's GELU is the exact one
+    elif is_hugging_face(values):
+        fields["activation"] = "gelu_new"  # the default of GPT2Config
     derive_head_width(fields, path)
     if "d_model" in fields:
         fields.setdefault("d_mlp", 4 * fields["d_model"])
     scale = values.get("attn_scale", -1.0)  # TransformerLens: what scores are divided by, -1 for sqrt(d_head)
     usual = math.sqrt(fields.get("d_head", 1))
-    usable = type(scale) in (int, float) and abs(scale) < 1e30
+    usable = isinstance(scale, int | float) and type(scale) is not bool and abs(scale) < 1e30
     if not usable or (scale != -1 and not math.isclose(scale, usual, rel_tol=1e-6)):
         _fail(
             "config_value",
@@ -128,6 +146,11 @@ def hugging_face_config(config: Config, bos_id: int | None) -> dict[str, Any]:
     }
 
 
+def is_hugging_face(values: Mapping[str, Any]) -> bool:
+    """True if a config is one of transformers, where a key that is absent has the default of GPT2Config."""
+    return any(key in values for key in ("model_type", "n_embd", "hidden_size"))
+
+
 def is_ours(values: Mapping[str, Any]) -> bool:
     """True if this config.json was written by attnsparse."""
     return "attnsparse_version" in values
@@ -163,24 +186,37 @@ def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
             "config_value",
             path,
             "model_type",
-            f"is {shown(model_type)}; only the GPT-2 family is supported (gpt2)",
+            f"is {shown(model_type)}; only GPT-2's architecture is read, for example "
+            'asp.load("openai-community/gpt2")',
         )
     for key, allowed in _MUST_BE.items():
         value = values.get(key, allowed[0])
+        if key == "quantization_config" and value is not None:
+            text = (
+                "says that the weights are quantized; save them in full: model.dequantize().save_pretrained"
+            )
+            _fail("config_value", path, key, text)
         if value not in allowed or type(value) not in {type(item) for item in allowed}:
             _fail("config_value", path, key, f"is {shown(value)}; only {shown(allowed[0])} is supported")
 
 
-def _only_value(values: Mapping[str, Any], name: str, aliases: tuple[str, ...], path: Any) -> Any:
-    """The value of a field under whichever of its names is given and not null; two that disagree are an
-    error."""
+def _only_value(
+    values: Mapping[str, Any], name: str, aliases: tuple[str, ...], path: Any, seen: Mapping[str, int]
+) -> Any:
+    """The value of a field under whichever of its names is given and not null.
+
+    Of two that disagree the first, which transformers reads, counts if the weights show it; else they are an
+    error.
+    """
     kind = "int" if name in _SIZES else _KINDS.get(name, "bool")
     present = [key for key in aliases if values.get(key) is not None]
     # their kinds first: lists and objects of a hostile file could take for ever to compare
     found = [check_kind(name, values[key], kind, path=path, label=key) for key in present]
     for key, value in zip(present, found):
-        if value != found[0]:
-            text = f"is {shown(found[0])} but {key} is {shown(value)}; they mean the same"
+        padded = name == "n_vocab" and {found[0], value, seen.get(name)} == _GPT2_VOCABULARIES
+        if value != found[0] and found[0] != seen.get(name) and not padded:
+            shows = f"; the weights show {seen[name]}" if name in seen else "; they mean the same"
+            text = f"is {shown(found[0])} but {key} is {shown(value)}{shows}"
             _fail("config_value", path, present[0], text)
     return found[0] if found else None
 

@@ -94,7 +94,10 @@ def checked_flag(value: object, what: str) -> bool:
 
 
 def checked_path(path: object, what: str = "path") -> str:
-    """`path` as text; TypeError naming `what` for what is no path, ValueError for an empty one or a NUL."""
+    """`path` as text, a first part `~` or `~name` replaced by that home.
+
+    TypeError naming `what` for what is no path, ValueError for an empty one or a NUL.
+    """
     name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a text or a path, got {type(name).__name__}")
@@ -102,7 +105,7 @@ def checked_path(path: object, what: str = "path") -> str:
         raise ValueError(f"{what} is empty; give the name of a file or folder ('.' is this one)")
     if "\0" in name:
         raise ValueError(f"{what} cannot hold a NUL character")
-    return name
+    return os.path.expanduser(name)
 
 
 def token_label(token: str) -> str:

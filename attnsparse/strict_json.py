@@ -32,9 +32,11 @@ def parse_object(
     code json_limit.
     """
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix("\ufeff")  # the mark that Windows editors put in front
     except UnicodeDecodeError as error:
-        _fail("json_syntax", path, f"not UTF-8 at byte {start + error.start:,}", start + error.start, error)
+        hint = "; it is UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        where = start + error.start
+        _fail("json_syntax", path, f"not UTF-8 at byte {where:,}{hint}", where, error)
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     limits.check(
         "max_json_values", n_values, path, f"a JSON text of about {n_values:,} values", code="json_limit"
