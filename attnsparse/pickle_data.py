@@ -8,84 +8,32 @@ tensors. A reader of one format may name classes whose objects lie beside the te
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import struct
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from .errors import FormatError, UnsafeFileError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
-from .tensor_source import ITEM_BYTES
+from .torch_nodes import (
+    ALLOWED,
+    PLAIN_CALLS,
+    STORAGE_TYPES,
+    STORAGES,
+    TENSOR_CALLS,
+    TENSOR_CLASSES,
+    TYPED,
+    Global,
+    Record,
+    Storage,
+)
 
-#: element types by torch's names for them; BYTES is a storage whose tensors say their own
-TYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16", "uint32": "U32",
-    "uint64": "U64", "complex32": "C32", "complex64": "C64", "complex128": "C128",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
-}  # fmt: skip
-STORAGE_TYPES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage":
-    "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "ComplexDoubleStorage": "C128",
-    "QInt8Storage": "I8", "QUInt8Storage": "U8", "QInt32Storage": "I32", "UntypedStorage": "BYTES",
-}  # fmt: skip
-_STORAGES = {("torch.storage" if name == "UntypedStorage" else "torch", name) for name in STORAGE_TYPES}
-_QUANTIZERS = {("torch", f"per_{of}") for of in ("tensor_affine", "tensor_symmetric", "channel_affine",
-               "channel_symmetric", "channel_affine_float_qparams")}  # fmt: skip
-_TENSOR_CLASSES = {("torch", "Tensor"), ("torch.nn.parameter", "Parameter")}
 # INST, OBJ, NEWOBJ, NEWOBJ_EX, EXT1, EXT2, EXT4, STACK_GLOBAL: they import or call, and torch never writes
 # them
 _CALLING = frozenset(b"io\x81\x92\x82\x83\x84\x93")
+# what follows the name of a class of which an object is made: perhaps a memo, no arguments, a memo, NEWOBJ
+_NEW_OBJECT = re.compile(rb"(q.|r....)?\)(q.|r....)?\x81", re.DOTALL)
 _MAX_GLOBAL_BYTES = 256
 _MAX_LONG_BYTES = 9  # any 64-bit number, signed or not
-
-
-class Global(NamedTuple):
-    """A name from the short list; never resolved to anything."""
-
-    module: str
-    name: str
-
-
-@dataclasses.dataclass
-class Record:
-    """An object of a class that the caller named: the class's name and the values of its attributes."""
-
-    name: str
-    values: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """A run of numbers in the archive's entry `data/<key>`: element type and how many of them."""
-
-    key: str
-    dtype: str
-    n_elements: int
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A view of a storage: first element, shape, strides, in elements. Its bounds are not yet checked.
-
-    `negative` is torch's negative bit: the values are those of the storage with the other sign.
-    """
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    negative: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class OddTensor:
-    """A tensor that is no view of one storage; `kind` says which: sparse, quantized, nested, meta."""
-
-    kind: str
 
 
 def read_pickle_data(
@@ -94,8 +42,8 @@ def read_pickle_data(
     """The value that `data` describes: None, bool, number, str, tuple, list, dict, and the nodes above.
 
     What torch's own safe loader admits beside tensors is read as such a value: a set as a list, a Counter as
-    a dict, a Size as a tuple, bytes and a device as a string, an element type as its `Global`. `records` are
-    names such as "module.Class": their objects are read as `Record`s.
+    a dict, a Size as a tuple, bytes as `Bytes`, a device as a string, an element type as its `Global`.
+    `records` are names such as "module.Class": their objects are read as `Record`s.
 
     Raises UnsafeFileError (codes global, call, opcode) and FormatError (opcode, pickle_truncated,
     pickle_structure, pickle_text, tensor_flags, trailing_data), LimitError (pickle_limit).
@@ -272,7 +220,7 @@ class _Reader:
 
     def find_global(self) -> None:
         name = Global(self.line(), self.line())
-        if name not in _ALLOWED and ".".join(name) not in self.records:
+        if name not in ALLOWED and ".".join(name) not in self.records:
             self.unsafe("global", self.refusal(".".join(name)))
         self.stack.append(name)
 
@@ -291,7 +239,7 @@ class _Reader:
     def persistent(self) -> None:
         value = self.pop()
         kind = value[1] if type(value) is tuple and len(value) == 5 and value[0] == "storage" else None
-        if not (isinstance(kind, Global) and kind in _STORAGES and type(value[2]) is str
+        if not (isinstance(kind, Global) and kind in STORAGES and type(value[2]) is str
                 and type(value[3]) is str and type(value[4]) is int and value[4] >= 0):  # fmt: skip
             self.fail("pickle_structure", f"a reference at byte {self.opcode_at:,} that is no torch storage")
         self.stack.append(Storage(value[2], STORAGE_TYPES[kind.name], value[4]))
@@ -312,17 +260,17 @@ class _Reader:
     def built(self, function: Any, arguments: Any) -> Any:
         """The value of a call, None if torch writes none like it."""
         if isinstance(function, Global) and type(arguments) is tuple:
-            if function in _TENSOR_CALLS:
-                built, problem = _TENSOR_CALLS[function](arguments)
+            if function in TENSOR_CALLS:
+                built, problem = TENSOR_CALLS[function](arguments)
                 if problem:
                     self.fail("tensor_flags", f"a tensor at byte {self.opcode_at:,} {problem}")
                 return built
-            if function == _TYPED and len(arguments) == 4:
+            if function == TYPED and len(arguments) == 4:
                 inner, kind, values, _ = arguments  # the last are attributes, which change no value
-                known = isinstance(kind, Global) and kind in _TENSOR_CLASSES and inner != _TYPED
+                known = isinstance(kind, Global) and kind in TENSOR_CLASSES and inner != TYPED
                 return self.built(inner, values) if known else None
-            if function in _PLAIN_CALLS:
-                signatures, build = _PLAIN_CALLS[function]
+            if function in PLAIN_CALLS:
+                signatures, build = PLAIN_CALLS[function]
                 return build(*arguments) if tuple(map(type, arguments)) in signatures else None
         return None
 
@@ -361,102 +309,6 @@ class _Reader:
     def fail(self, code: str, text: str) -> NoReturn:
         raise located(FormatError, code, self.path, text, offset=self.opcode_at) from None
 
-
-Built = tuple[StoredTensor | OddTensor | None, str]  # None: not a call that torch writes; what is wrong
-
-
-def _tensor(arguments: tuple) -> Built:
-    """_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks[, metadata])."""
-    if len(arguments) not in (6, 7) or not isinstance(arguments[0], Storage):
-        return None, ""
-    return _view(arguments[0], arguments[1:6], arguments[6] if len(arguments) == 7 else None)
-
-
-def _tensor_of_bytes(arguments: tuple) -> Built:
-    """_rebuild_tensor_v3: as _rebuild_tensor_v2 of untyped bytes, with the element type before metadata."""
-    if len(arguments) not in (7, 8) or not isinstance(arguments[0], Storage):
-        return None, ""
-    storage, kind = arguments[0], arguments[6]
-    if not (isinstance(kind, Global) and kind.module == "torch" and kind.name in TYPES):
-        return None, ""
-    dtype = TYPES[kind.name]
-    if storage.dtype != "BYTES" or storage.n_elements % ITEM_BYTES[dtype]:
-        return None, ""
-    typed = Storage(storage.key, dtype, storage.n_elements // ITEM_BYTES[dtype])
-    return _view(typed, arguments[1:6], arguments[7] if len(arguments) == 8 else None)
-
-
-def _view(storage: Storage, rest: tuple, metadata: Any) -> Built:
-    offset, shape, strides, requires_grad, hooks = rest
-    whole = type(offset) is int and type(shape) is tuple and type(strides) is tuple
-    if not whole or not all(type(number) is int for number in shape + strides):
-        return None, ""
-    if type(requires_grad) is not bool or storage.dtype == "BYTES":
-        return None, ""
-    if hooks not in (None, {}):
-        return None, "has hooks; save it without: torch.save({name: x.detach().clone()})"
-    flags = {} if metadata is None else metadata
-    if type(flags) is not dict or not all(
-        key in ("neg", "conj") and value is True for key, value in flags.items()
-    ):
-        return None, "has flags that are not known; save x.clone() of it"
-    if "conj" in flags and storage.dtype not in ("C32", "C64", "C128"):
-        return None, "has the conjugate bit but real values; save x.resolve_conj()"
-    return StoredTensor(storage, offset, shape, strides, "neg" in flags), ""
-
-
-def _parameter(arguments: tuple) -> Built:
-    """_rebuild_parameter[_with_state](data, requires_grad, hooks[, attributes])."""
-    known = len(arguments) in (3, 4) and type(arguments[1]) is bool
-    if not known or not isinstance(arguments[0], StoredTensor | OddTensor):
-        return None, ""
-    if arguments[2] not in (None, {}):
-        return None, "has hooks; save it without: torch.save(model.state_dict(), path)"
-    return arguments[0], ""
-
-
-def _odd(kind: str) -> Callable[[tuple], Built]:
-    return lambda _: (OddTensor(kind), "")
-
-
-_UTILS = "torch._utils"
-_TYPED = ("torch._tensor", "_rebuild_from_type_v2")
-_TENSOR_CALLS: dict[tuple[str, str], Callable[[tuple], Built]] = {
-    (_UTILS, "_rebuild_tensor_v2"): _tensor,
-    (_UTILS, "_rebuild_tensor_v3"): _tensor_of_bytes,
-    (_UTILS, "_rebuild_parameter"): _parameter,
-    (_UTILS, "_rebuild_parameter_with_state"): _parameter,
-    (_UTILS, "_rebuild_qtensor"): _odd("a quantized tensor; save x.dequantize()"),
-    (_UTILS, "_rebuild_sparse_tensor"): _odd("a sparse tensor; save x.to_dense()"),
-    (_UTILS, "_rebuild_nested_tensor"): _odd("a nested tensor; save its parts"),
-    (_UTILS, "_rebuild_meta_tensor_no_storage"): _odd("a meta tensor, which has no values"),
-}
-
-
-def _as_it_is(value: Any = "", *_: Any) -> Any:
-    """A value that stands for what is made of it; no copy, or a short file could ask for many long ones."""
-    return value
-
-
-# name -> the kinds of its arguments, and what stands for its value; bytes stay the text that they are made of
-_PLAIN_CALLS: dict[tuple[str, str], tuple[tuple[tuple[type, ...], ...], Callable[..., Any]]] = {
-    ("collections", "OrderedDict"): (((),), dict),
-    ("collections", "Counter"): (((dict,),), _as_it_is),
-    ("torch", "Size"): (((tuple,),), _as_it_is),
-    ("torch", "device"): (((str,), (str, int)), lambda kind, *index: ":".join([kind[:64], *map(str, index)])),
-    ("torch.serialization", "_get_layout"): (((str,),), _as_it_is),
-    ("_codecs", "encode"): (((str, str),), _as_it_is),
-}
-for _module in ("builtins", "__builtin__"):  # the names of Python 3 and those that protocol 2 gives them
-    _PLAIN_CALLS[_module, "set"] = (((list,),), _as_it_is)
-    _PLAIN_CALLS[_module, "bytearray"] = (((), (str,), (str, str)), _as_it_is)
-    _PLAIN_CALLS[_module, "complex"] = (((float, float),), complex)
-_ALLOWED = {
-    *_STORAGES, *_QUANTIZERS, *_TENSOR_CLASSES, _TYPED, *_TENSOR_CALLS, *_PLAIN_CALLS,
-    *(("torch", name) for name in TYPES),
-}  # fmt: skip
-# what follows the name of a class of which an object is made: perhaps a memo, no arguments, a memo, NEWOBJ
-_NEW_OBJECT = re.compile(rb"(q.|r....)?\)(q.|r....)?\x81", re.DOTALL)
 
 _STEPS = {
     0x80: _Reader.protocol,

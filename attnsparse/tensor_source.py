@@ -116,7 +116,7 @@ class FileSource(TensorSource):
             return
         place = self._locate(name)
         if place is None:
-            _assign(out, 0, widen(self._gather(name), info.dtype))
+            _assign(np.atleast_1d(out), 0, np.atleast_1d(widen(self._gather(name), info.dtype)))
         elif _can_fill(out, info, place):
             if out.size:
                 crc = self._file.read_into(

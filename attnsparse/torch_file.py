@@ -18,7 +18,7 @@ import numpy as np
 from .errors import FormatError, located, quoted
 from .foreign import BEGIN_BYTES, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
-from .pickle_data import OddTensor, StoredTensor, read_pickle_data
+from .pickle_data import read_pickle_data
 from .regular_file import CHUNK_BYTES, RegularFile
 from .tensor_source import (
     FLOAT_TYPES,
@@ -29,11 +29,14 @@ from .tensor_source import (
     check_crc,
     has_too_many_bytes,
 )
+from .torch_nodes import OddTensor, StoredTensor
 from .zip_directory import read_zip_directory
 
 # keys under which training programs keep the state dict, perhaps one in another
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights")
 _MAX_WRAPPERS = 4
+# notes of torch for itself in the archive, without meaning here, and how it writes them
+_NOTES = {".storage_alignment": rb"[0-9]{1,9}", ".data/serialization_id": rb"[ -~]*"}
 _CONFIGS = ("model_args", "cfg")  # nanoGPT's name; what TransformerLens calls a config
 
 
@@ -103,6 +106,11 @@ class TorchFile(FileSource):
         if not re.fullmatch(rb"[1-9]|10", found.strip(b"\n")):
             text = f"archive version {quoted(found.decode('latin-1'))}, expected 1..10 as torch writes it"
             raise located(FormatError, "version", self._file.path, text, field="version")
+        for name, form in _NOTES.items():
+            entry = self._prefix + name
+            if entry in self._entries and not re.fullmatch(form, self._entry_bytes(entry, 64)):
+                text = f"entry {quoted(entry)} is not as torch writes it; the archive is damaged"
+                raise located(FormatError, "version", self._file.path, text, field=entry)
 
     def _entry_bytes(self, name: str, at_most: int) -> bytes:
         place = self._entries[name]
@@ -285,7 +293,7 @@ def _check_view(view: StoredTensor, name: str, path: str) -> None:
     elif not n_values and has_too_many_bytes(view.shape):
         text = f"tensor {quoted(name)}: no array can have shape {list(view.shape)!s:.80}"
         raise located(FormatError, "size_overflow", path, text, field=name)
-    elif any(stride == 0 and side > 1 for side, stride in zip(view.shape, view.strides)):
+    elif n_values and any(stride == 0 and side > 1 for side, stride in zip(view.shape, view.strides)):
         problem = "repeats elements (stride 0); save a contiguous copy"
     elif n_values:
         last = view.offset + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides))

@@ -56,7 +56,9 @@ def read_zip_directory(
     if n_bytes > n_entries * (_CENTRAL.size + limits.max_name_bytes + _MOST_EXTRA):
         _fail(file, f"a directory of {n_bytes:,} bytes for {n_entries:,} entries", begin)
     entries = _central_entries(file, file.read(begin, n_bytes), begin, n_entries, limits)
-    unchecked = crc_may_be_off and all((item.crc, item.flags) == (0, _TORCH_FLAGS) for item in entries)
+    unchecked = crc_may_be_off and all(
+        item.crc == 0 and item.flags == (_TORCH_FLAGS if item.size else _UTF8) for item in entries
+    )
     places: dict[str, ByteRange] = {}
     end = 0
     for entry in sorted(entries, key=lambda item: item.header):

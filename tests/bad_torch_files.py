@@ -253,6 +253,8 @@ def _archives() -> list[BadFile]:
         bad("entry beside the folder", "zip_content", _zip({"a/data.pkl": pickle, "b/c": b""})),
         bad("no version", "version", _zip({"a/data.pkl": pickle, "a/data/0": FOUR})),
         bad("version 11", "version", _zip({"a/data.pkl": pickle, "a/data/0": FOUR, "a/version": b"11\n"})),
+        bad("notes of torch changed", "version", torch.archive(pickle, storages,
+            extra={".storage_alignment": b"6x"})),
         bad("marked as a folder", "zip_structure", _patched(good, central + 38, b"\x10")),
         bad("TorchScript", "magic", torch.archive(pickle, storages, extra={"constants.pkl": b""})),
         bad("big-endian", "byteorder", torch.archive(pickle, storages, byteorder=b"big")),

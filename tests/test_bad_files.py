@@ -36,8 +36,8 @@ FILES = [*bad_files.FILES, *bad_torch_files.FILES]
 FOLDERS = bad_folders.FOLDERS
 PACKAGE = Path(attnsparse.__path__[0])
 READERS = ("strict_json", "regular_file", "tensor_source", "safetensors_file", "zip_directory", "pickle_data",
-           "torch_file", "foreign", "config", "config_layouts", "names", "checkpoint", "checkpoint_files",
-           "tokenizer_files", "tokenizer_sidecars")  # fmt: skip
+           "torch_nodes", "torch_file", "foreign", "config", "config_layouts", "names", "checkpoint",
+           "checkpoint_files", "tokenizer_files", "tokenizer_sidecars")  # fmt: skip
 
 
 def check(error: Exception, case) -> None:
