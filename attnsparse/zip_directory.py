@@ -104,7 +104,9 @@ def _end_records(file: RegularFile) -> tuple[int, int, int]:
 
 def _end64(file: RegularFile, locator: bytes, locator_at: int) -> tuple[int, tuple[int, ...]]:
     """Offset of the zip64 end record, and its numbers in the order of the ordinary one."""
-    _, _, at, _ = _LOCATOR64.unpack(locator)
+    _, disk, at, n_disks = _LOCATOR64.unpack(locator)
+    if disk or n_disks != 1:
+        _fail(file, "an archive in several parts", locator_at)
     if at + _END64.size != locator_at:
         _fail(
             file,

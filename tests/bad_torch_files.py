@@ -221,6 +221,8 @@ def _archives() -> list[BadFile]:
         bad("no 64-bit sizes", "zip_structure", _patched(good, central + 20, b"\xff" * 8)),
         bad("zip64 record elsewhere", "zip_structure",
             good[:end] + _patched(extra64, 64, bytes(8)) + good[end:]),
+        bad("zip64 record on several disks", "zip_structure",
+            good[:end] + _patched(extra64, 72, b"\x02") + good[end:]),
         bad("zip64 record damaged", "zip_structure", good[:end] + b"PK\x06\x05" + extra64[4:] + good[end:]),
         bad("zip64 record disagrees", "zip_structure",
             good[:end] + _patched(extra64, 24, bytes([n_entries + 1])) + good[end:]),

@@ -168,7 +168,7 @@ def model_seeds() -> list[bytes]:
     return [
         pack({"config.json": config, "model.safetensors": from_arrays(arrays), "tokenizer.json": words}),
         pack({"config.json": nano, "ckpt.pt": torch_by_hand.torch_file(tiny.nanogpt(arrays))}),
-        pack({"config.json": json.dumps({"n_heads": 2, "n_ctx": 6}).encode(), "final.pth":
+        pack({"config.json": json.dumps({"n_ctx": 6, "act_fn": "gelu"}).encode(), "final.pth":
               torch_by_hand.torch_file(lens)}),
         pack({"config.json": config, "model.safetensors.index.json": index, "model-1.safetensors":
               from_arrays(arrays)}),

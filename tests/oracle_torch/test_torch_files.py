@@ -152,3 +152,97 @@ def test_we_read_what_transformers_saves(tmp_path, how):
     for name in ours.config.parameter_shapes():
         theirs = model.state_dict()["transformer." + name].float().numpy()
         np.testing.assert_array_equal(ours.parameter(name), theirs)
+
+
+def test_the_negative_bit_is_applied(tmp_path):
+    """A tensor with the bit is stored as values of the other sign: of every type, strided, whole, or one."""
+    base = torch.arange(-6.0, 6).reshape(3, 4)
+    state = {str(dtype): torch._neg_view(base.to(dtype)) for dtype in
+             (torch.float64, torch.float32, torch.float16, torch.bfloat16)}  # fmt: skip
+    state |= {"strided": torch._neg_view(base.t()[1:]), "one": torch._neg_view(torch.tensor(2.5)),
+              "imag": torch.complex(base, base + 1).conj().imag,
+              "twice": torch._neg_view(torch._neg_view(base)), "none": torch._neg_view(base[:0])}  # fmt: skip
+    torch.save(state, tmp_path / "x.pth")
+    with TorchFile(tmp_path / "x.pth") as file:
+        for name, tensor in state.items():
+            expected = tensor.double().resolve_neg().numpy()
+            np.testing.assert_array_equal(file.read(name, "float64"), expected)
+            if tensor.dim():
+                rows = [block for _, block in file.blocks(name)]
+                np.testing.assert_array_equal(
+                    np.concatenate([np.empty((0, *expected.shape[1:])), *rows]), expected
+                )
+        assert not file.same_values("torch.float32", "twice")
+        picked = np.empty((2, 4), np.float32)
+        file.read_rows("torch.bfloat16", np.array([2, 0]), picked)
+        np.testing.assert_array_equal(picked, -base.numpy()[[2, 0]])
+
+
+def test_a_model_with_the_negative_bit_loads_right(tmp_path):
+    arrays = tiny.weights()
+    negative = {name: torch._neg_view(-torch.from_numpy(array)) for name, array in arrays.items()}
+    tiny.write_folder(tmp_path, {}, tiny.plain_config())
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(negative, tmp_path / "pytorch_model.bin")
+    model = checkpoint.load(tmp_path)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(model.parameter(name), array)
+
+
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # torch warns about typed storages, and that complex layouts are in beta
+@pytest.mark.parametrize(("kind", "make"), [
+    ("C64", lambda x: torch.complex(x, x).conj()), ("F8_E4M3", lambda x: x.to(torch.float8_e4m3fn)),
+    ("U16", lambda x: x.to(torch.uint16)), ("BOOL", lambda x: x > 1)])  # fmt: skip
+def test_types_that_no_weight_has(tmp_path, kind, make):
+    """They may lie in the file; one that is a weight is refused with what to do."""
+    torch.save({"a": make(torch.arange(6.0)), "b": torch.ones(2)}, tmp_path / "x.pth")
+    with TorchFile(tmp_path / "x.pth") as file:
+        assert file.tensors["a"] == ((6,), kind)
+        np.testing.assert_array_equal(file.read("b"), [1, 1])
+        with pytest.raises(FormatError, match=f"has dtype {kind}.*; ") as caught:
+            file.read("a")
+        assert caught.value.code == "dtype"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [
+    lambda x: x.to_sparse(), lambda x: x.to_sparse_csr(), lambda x: torch.nested.nested_tensor([x, x]),
+    lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), lambda x: x.to("meta")])  # fmt: skip
+def test_tensors_that_are_no_views_of_a_storage(tmp_path, make):
+    torch.save({"a": make(torch.ones(2, 3)), "b": torch.ones(2)}, tmp_path / "x.pth")
+    with pytest.raises(FormatError, match="'a' is a ") as caught:
+        TorchFile(tmp_path / "x.pth")
+    assert caught.value.code == "dtype"
+    torch.save({"model": {"b": torch.ones(2)}, "other": make(torch.ones(2, 3))}, tmp_path / "x.pth")
+    with TorchFile(tmp_path / "x.pth") as file:
+        assert (list(file.tensors), file.left_out) == (["b"], ("other",))
+
+
+def test_attributes_of_tensors_change_nothing(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.initialized = True
+    tensor = torch.zeros(3)
+    tensor.note = [1, 2]
+    state = {"parameter": parameter, "tensor": tensor, "buffer": torch.nn.Buffer(torch.ones(1))}
+    torch.save(state, tmp_path / "x.pth")
+    assert_read_alike(tmp_path / "x.pth", state)
+
+
+def test_archives_without_checksums(tmp_path):
+    """set_crc32_options(False) writes 0 for every checksum; where one is not 0 all are checked."""
+    state = {"a": torch.arange(6.0), "none": torch.zeros(0), "view": torch.arange(6.0)[1:4]}
+    path = tmp_path / "x.pth"
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_read_alike(path, state)
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"x/version") - 46
+    data[entry + 16] = 1  # a checksum for one entry: then the others are wrong
+    path.write_bytes(data)
+    with pytest.raises(FormatError):
+        TorchFile(path)
