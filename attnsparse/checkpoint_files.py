@@ -71,7 +71,7 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
             known = f"not a kind of file that holds weights; known: .safetensors {' '.join(TORCH_ENDINGS)}"
             kind = kind_of_ending(path) or _kind_of_file(path)
             raise located(FormatError, "magic", path, f"this is {kind}" if kind else known)
-        _refuse_adapter(path.parent, path)
+        _refuse_adapter(path.name.startswith("adapter_"), path)
         return Found(path, path.parent, path.resolve().parent.name if path.stem == "final" else path.stem)
     tried = f"no file or folder {str(what)[:200]!r}"
     repository = SHORT_NAMES.get(what, what) if isinstance(what, str) else ""
@@ -97,17 +97,18 @@ def _kind_of_file(path: Path) -> str | None:
         return kind_of_bytes(file.read(0, min(file.size, BEGIN_BYTES)))
 
 
-def _refuse_adapter(folder: Path, path: Path) -> None:
-    if path.name.startswith("adapter_") or (path == folder and (folder / "adapter_config.json").is_file()):
+def _refuse_adapter(is_adapter: bool, path: Path) -> None:
+    if is_adapter:
         raise located(ConfigError, "other_model", path, f"this is {ADAPTER}")
 
 
 def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
+    _refuse_adapter(any(folder.glob("adapter_*")), folder)  # transformers would load the adapter too
     for pattern in _WEIGHT_PATTERNS:
         matches = [
             path
             for path in sorted(folder.glob(pattern))
-            if not any(path.match(other) for other in NO_WEIGHTS) and not path.name.startswith("adapter_")
+            if not any(path.match(other) for other in NO_WEIGHTS)
         ]
         if len(matches) > 1:
             listed = ", ".join(quoted(match.name) for match in matches[:4])
@@ -115,7 +116,6 @@ def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
             raise located(ConfigError, "several_files", folder, text)
         if matches:
             return Found(matches[0], folder, name, from_hub)
-    _refuse_adapter(folder, folder)
     kind = kind_of_folder(folder)
     within = sorted(path.parent.name for path in folder.glob("*/*") if path.name in _WEIGHT_PATTERNS)
     if kind is not None:
@@ -168,6 +168,7 @@ class ShardedSource(TensorSource):
             raise
         self._source = {tensor: self._shards[name] for tensor, name in where.items()}
         super().__init__(path, {tensor: source.tensors[tensor] for tensor, source in self._source.items()})
+        self.left_out = tuple(name for shard in self._shards.values() for name in shard.left_out)
 
     def read_into(self, name: str, out: np.ndarray) -> None:
         self._source[name].read_into(name, out)

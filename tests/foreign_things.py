@@ -86,6 +86,14 @@ ROWS = [
         "merge_and_unload",
     ),
     Row(
+        "LoRA adapter beside its base",
+        "",
+        CONFIG | WEIGHTS | {"adapter_config.json": {}, "adapter_model.bin": b"x"},
+        ConfigError,
+        "other_model",
+        "merge_and_unload",
+    ),
+    Row(
         "file of a LoRA adapter",
         "adapter_model.safetensors",
         {"adapter_config.json": {}, "adapter_model.safetensors": from_arrays({BASE: HEAD})},

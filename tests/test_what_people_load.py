@@ -145,6 +145,28 @@ def test_dicts_of_trainers(tmp_path, keys):
         assert_same(checkpoint.load(torch_folder(tmp_path, opcodes, storages)))
 
 
+def test_a_checkpoint_of_lightning(tmp_path):
+    """The weights under state_dict, called model.; what else a Trainer keeps lies beside."""
+    opcodes, storages = h.state_dict(tiny.prefixed(ARRAYS, "model.transformer."))
+    rest = {"epoch": h.number(3), "global_step": h.number(9), "pytorch-lightning_version": h.text("2.5"),
+            "loops": h.plain_dict({}), "callbacks": h.plain_dict({}), "optimizer_states": b"]"}  # fmt: skip
+    pickle = h.finished(h.plain_dict(rest | {"state_dict": opcodes}))
+    (tmp_path / "config.json").write_text(json.dumps(tiny.plain_config()))
+    (tmp_path / "epoch=3.ckpt").write_bytes(h.archive(pickle, storages))
+    assert_same(checkpoint.load(tmp_path / "epoch=3.ckpt"))
+
+
+def test_tensors_beside_the_weights_of_one_shard_are_named(tmp_path):
+    opcodes, storages = h.state_dict(ARRAYS)
+    other = h.tensor("0", "FloatStorage", 88, 0, (), ())
+    torch_folder(tmp_path, h.plain_dict({"model": opcodes, "rng": other}), storages)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "a.bin")
+    index = {"weight_map": dict.fromkeys(ARRAYS, "a.bin")}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.warns(UserWarning, match="needs it: 'rng'$"):
+        assert_same(checkpoint.load(tmp_path))
+
+
 def test_tensors_beside_the_state_dict_are_named(tmp_path):
     opcodes, storages = h.state_dict(ARRAYS)
     other = h.tensor("0", "FloatStorage", 88, 0, (), ())
