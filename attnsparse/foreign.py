@@ -75,6 +75,7 @@ NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.p
               "scaler.pt", "rng_state.pth", "rng_state_*.pth", "random_states_*.pt")  # fmt: skip
 # part of a tensor's name -> whose it is; the first that is found decides
 _FAMILIES = (
+    *((part, "a quantized model") for part in ("weight_scale", "qweight", "qzeros", ".absmax", ".SCB")),
     ("lora_", "a LoRA adapter"), ("_flat_param", "one rank of an FSDP checkpoint (flat parameters)"),
     ("gpt_neox.", "GPT-NeoX or Pythia"),
     ("attn.attention.q_proj", "GPT-Neo"), ("attn.q_proj", "GPT-J or CodeGen"),
@@ -88,6 +89,7 @@ _FAMILIES = (
     ("self_attn.q_proj", "the LLaMA or OPT kind"), ("positions_embed.", "GPT-1"), ("tokens_embed.", "GPT-1"),
 )  # fmt: skip
 _LEADS_OUT = {
+    "a quantized model": "save it in full: model.dequantize().save_pretrained(folder)",
     "a LoRA adapter": "merge it into its base: PeftModel.from_pretrained(base, folder).merge_and_unload()",
     "one rank of an FSDP checkpoint (flat parameters)": "save it with StateDictType.FULL_STATE_DICT",
 }

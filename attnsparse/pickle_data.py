@@ -226,15 +226,12 @@ class _Reader:
 
     def refusal(self, name: str) -> str:
         """Why a name is refused; what is made into an object at once is most often a whole saved module."""
+        way_out = "save the weights alone: torch.save(model.state_dict(), path)"
         if _NEW_OBJECT.match(self.data, self.at):
-            return (
-                f"holds an object of class {quoted(name)}, as torch.save(model) writes it; save the weights "
-                "alone: torch.save(model.state_dict(), path). The file was not executed"
-            )
-        return (
-            f"refers to {quoted(name)}; only tensors, numbers, strings, lists and dicts are read. "
-            "The file was not executed"
-        )
+            what = f"holds an object of class {quoted(name)}, as torch.save(model) does"
+        else:
+            what = f"refers to {quoted(name)}; only tensors, numbers, strings, lists and dicts are read"
+        return f"{what}. The file was not executed; {way_out}"
 
     def persistent(self) -> None:
         value = self.pop()

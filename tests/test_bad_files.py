@@ -143,7 +143,7 @@ def test_some_messages(tmp_path):
     )
     assert message("pickle: os.system called") == (
         "x.pth: refers to 'os.system'; only tensors, numbers, strings, lists and dicts are read. "
-        "The file was not executed"
+        "The file was not executed; save the weights alone: torch.save(model.state_dict(), path)"
     )
     assert message("pickle: STACK_GLOBAL").startswith(
         "x.pth: pickle opcode 0x93 at byte 20 is not used in state dicts"

@@ -116,7 +116,7 @@ def test_some_messages(tmp_path):
     )
     assert message(".pt: a function in cfg").endswith(
         "refers to 'os.system'; only tensors, numbers, strings, lists and dicts are read. The file was not "
-        "executed"
+        "executed; save the weights alone: torch.save(model.state_dict(), path)"
     )
 
 
