@@ -400,7 +400,9 @@ def test_one_bos() -> None:
     assert tasks.from_dataframe(twice, TOKENIZER).clean[0][0] == TOKENIZER.bos_id
     once = tasks.from_dataframe(twice, TOKENIZER, prepend_bos=True)
     assert (once.clean[0] == TOKENIZER.bos_id).sum() == 1
-    assert once.clean[0].tolist() == tasks.from_dataframe(table, TOKENIZER, prepend_bos=True).clean[0].tolist()
+    assert (
+        once.clean[0].tolist() == tasks.from_dataframe(table, TOKENIZER, prepend_bos=True).clean[0].tolist()
+    )
 
 
 def test_flags_are_true_or_false() -> None:
