@@ -217,8 +217,12 @@ class Features:
         cross_layer: bool = False,
         from_mid: bool = False,
         max_bytes: int = ...,
+        absent: bytes | None = None,
     ) -> None:
         """To be filled once, by `fill` or as `substitute` of a run; activation "relu", "jump_relu", "topk".
+
+        absent: for each layer a byte, not 0 where it has no transcoder; there nothing is active, the
+        reconstruction is 0 and the MLP stays.
 
         A source has, in the core's dtype: output(layer) -> (bias (E), skip (E,E) or None), encoder(layer) ->
         (weight (F,E), bias (F), threshold (F) or None), rows(layer, features (n)) -> (n,W,E), where W is 1 or

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, FormatError
+from .transcoder import shape_text
 
 if TYPE_CHECKING:
     from .model import Model
@@ -69,14 +70,12 @@ def describe(name: str) -> Lines:
 
 
 def _of_transcoders(transcoders: Transcoders) -> Lines:
-    least, most = min(transcoders.n_features), max(transcoders.n_features)
-    features = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     top_k = f", k = {transcoders.top_k}" if transcoders.top_k else ""
     return [
         ("transcoders", transcoders.name),
         ("of the model", transcoders.model_name or "(the files do not say)"),
         ("kind", "cross-layer" if transcoders.cross_layer else "one per layer"),
-        ("shape", f"{transcoders.n_layer} layers x {features} features, width {transcoders.d_model}"),
+        ("shape", f"{shape_text(transcoders.n_features)}, width {transcoders.d_model}"),
         ("activation", f"{transcoders.activation}{top_k}"),
         ("reads", transcoders.input_hook),
         ("writes", transcoders.output_hook),

@@ -156,7 +156,14 @@ class Collector:
         names = ("resid_mid" if from_mid else "ln2_normalized", "mlp_out")
         run = compute_run(model, batch, names, "none", 0.0, max_bytes, threads)
         core = core_for(str(model.dtype)).Features(
-            model._core, len(batch.tokens), t.activation, t.top_k or 0, False, from_mid, max_bytes
+            model._core,
+            len(batch.tokens),
+            t.activation,
+            t.top_k or 0,
+            False,
+            from_mid,
+            max_bytes,
+            t.absent(model),
         )
         core.fill(run._core, 0, self._source, checked_threads(threads))
         start, row, number, activation = (

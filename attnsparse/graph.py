@@ -18,6 +18,7 @@ from .arguments import checked_object
 from .engine import checked_threads
 from .feature_labels import checked_labels
 from .graph_heads import ScoreSplit
+from .graph_json import error_label
 from .graph_nodes import Sources, read_sources
 from .graph_object import Graph, Nodes
 from .graph_scores import strongest_splits
@@ -76,6 +77,9 @@ def attribution_graph(
     attention entries, those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few
     hundredths of a second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
 
+    Layers without a transcoder have no features: the whole output of their MLP is an error node, held as it
+    is in the run, so the effects still add up; `options` then names the layers that have one.
+
     Raises TypeError for other objects, ConfigError if the transcoders do not fit the model, ValueError for
     several prompts, for a run with interventions or without what is needed, for a token string that is not
     one token and for options out of range, IndexError for token ids and labels of features that do not exist,
@@ -111,6 +115,8 @@ def attribution_graph(
             "max_feature_nodes": most,
             "n_active": len(features),
         }
+        if transcoders.absent(model) is not None:
+            options["transcoder_layers"] = list(transcoders.layers)
         splits = strongest_splits(graph, n_splits) if n_splits else ()
         return dataclasses.replace(graph, options=options, splits=splits)
 
@@ -273,7 +279,7 @@ def _names(
     }  # fmt: skip
     shown = [labels.get(number) or f"feature {number[1]} of layer {number[0]}" for number in numbers]
     errors, tokens = (
-        [f"error of layer {i}" for i in layers],
+        [error_label(i, i in f.transcoders.layers) for i in layers.tolist()],
         [f"token {text!r}" for text in run.token_strings],
     )
     positions, other = [f"position {i}" for i in places], ["other features"] * (n_unplaced - 1)

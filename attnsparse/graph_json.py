@@ -263,6 +263,11 @@ def _parameters(
 # ------------------------------------------------------------------------------------ nodes and links
 
 
+def error_label(layer: int, has_transcoder: bool = True) -> str:
+    """What the error of an MLP is called, or its output where nothing explains any of it."""
+    return f"error of layer {layer}" if has_transcoder else f"MLP of layer {layer}, which has no transcoder"
+
+
 def cantor(layer: int, number: int) -> int:
     """The Cantor pairing of two numbers from 0 on: (x + y)(x + y + 1) / 2 + y."""
     return (layer + number) * (layer + number + 1) // 2 + number

@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import quoted
 from .graph_file import check_edges, check_nodes
-from .graph_json import NO_PROBABILITY, OWN, OWN_VERSION, cantor, plain_label
+from .graph_json import NO_PROBABILITY, OWN, OWN_VERSION, cantor, error_label, plain_label
 from .graph_object import KINDS, Graph
 from .labels import checked_path
 from .limits import Limits
@@ -264,7 +264,7 @@ def _label(clerp: str, kind: str, layer: int, number: int, token: str) -> str:
         return clerp.removesuffix(NO_PROBABILITY)
     if clerp:
         return clerp
-    plain = {"feature": plain_label(layer, number), "error": f"error of layer {layer}"}
+    plain = {"feature": plain_label(layer, number), "error": error_label(layer)}
     return plain.get(kind, f"token {token!r}" if kind == "token" else kind)
 
 

@@ -53,7 +53,7 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     n_layer, t, e = features.error.shape
     real = features.error.dtype
     counts = np.diff(features.start)
-    n_writes = int(sum(n * transcoders.writes(i) for i, n in enumerate(counts))) + (n_layer + 2) * t
+    n_writes = int(sum(counts[i] * transcoders.writes(i) for i in transcoders.layers)) + (n_layer + 2) * t
     needed = 2 * n_writes * e * real.itemsize  # in the order found, and sorted
     if needed > max_bytes:
         raise MemoryError(
@@ -75,6 +75,7 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     put(0, places, n + (n_layer + 1) * t + places, run.pos_embed)
     for index in range(n_layer):
         put(index + 1, places, n + index * t + places, features.error[index])
+    for index in transcoders.layers:
         mine = np.arange(features.start[index], features.start[index + 1])
         rows = transcoders.source.decoder_rows(index, features.feature[mine].astype(np.int64))
         for w in range(transcoders.writes(index)):
@@ -89,12 +90,11 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
 
 def _frozen(model: Model, features: Features) -> tuple[Any, ...]:
     """The run with all that is added to MLP outputs whatever is active, as the core takes it."""
-    transcoders, real = features.transcoders, features.error.dtype
-    layers = range(transcoders.n_layer)
-    bias = np.stack([transcoders.source.output_bias(i).astype(real) for i in layers])
-    skips = [transcoders.source.skip(i) for i in layers]
-    skip = None
-    if any(s is not None for s in skips):
-        zero = np.zeros((transcoders.d_model, transcoders.d_model), dtype=real)
-        skip = np.stack([zero if s is None else s.astype(real) for s in skips])
+    transcoders, (n_layer, _, e), real = features.transcoders, features.error.shape, features.error.dtype
+    bias, skip = np.zeros((n_layer, e), dtype=real), None
+    for layer in transcoders.layers:
+        bias[layer] = transcoders.source.output_bias(layer)
+        if (own := transcoders.source.skip(layer)) is not None:
+            skip = np.zeros((n_layer, e, e), dtype=real) if skip is None else skip
+            skip[layer] = own
     return features.run._core, bias, skip, transcoders.input_hook == "hook_resid_mid"

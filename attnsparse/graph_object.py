@@ -21,6 +21,7 @@ from .feature_labels import checked_labels
 from .graph_find import KINDS
 from .html_table import SHOWN, html_table
 from .labels import checked_base, whole_number
+from .transcoder import layers_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,8 +60,9 @@ class Graph:
     n_layer: int
     n_head: int
     options: Mapping[str, Any]
-    """Options of `attribution_graph` as JSON values; n_active, the active features before the choice; and of
-    a pruned graph scores, what `scores` gave before."""
+    """Options of `attribution_graph` as JSON values; n_active, the active features before the choice; of a
+    pruned graph scores, what `scores` gave before; and if only some layers have transcoders their numbers,
+    transcoder_layers."""
     kind: tuple[str, ...]
     """One of "feature", "error", "token", "position", "bias", "other", "logit" per node. other: all active
     features that were not kept, together."""
@@ -491,8 +493,14 @@ class Graph:
     def __repr__(self) -> str:
         what = f"{len(self)} nodes, {len(self.source):,} edges"
         state = "pruned" if self.pruned else f"closure {self.closure:.1e}"
-        return f"Graph({self.prompt!r:.60}, {self.model_name!r}, {what}, {state})"
+        layers = self.options.get("transcoder_layers")
+        where = f", features of {layers_text(layers)} of {self.n_layer}" if _are_layers(layers) else ""
+        return f"Graph({self.prompt!r:.60}, {self.model_name!r}, {what}{where}, {state})"
 
     def _repr_html_(self) -> str:
         strongest = graph_prune.node_influence(self)
         return html_table(self, self.nodes.assign(influence=strongest).nlargest(SHOWN, "influence"))
+
+
+def _are_layers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(layer) is int for layer in value)

@@ -58,7 +58,7 @@ def feature_reads(features: Features, model: Model) -> Reads:
     transcoders, real = features.transcoders, features.error.dtype
     vectors = np.empty((len(features), transcoders.d_model), dtype=real)
     constant = np.empty(len(features))
-    for index in range(transcoders.n_layer):
+    for index in transcoders.layers:
         mine = slice(features.start[index], features.start[index + 1])
         encoder = transcoders.source.encoder(index)
         vectors[mine] = encoder.w_enc[features.feature[mine]]

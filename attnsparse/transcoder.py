@@ -74,7 +74,8 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """A `Source` that holds everything in memory: one entry per layer in each list.
+    """A `Source` that holds everything in memory: one entry per layer in each list, None for a layer that
+    has no transcoder.
 
     w_enc [F, E], b_enc [F]; w_dec [F, E], or [F, W, E] of a cross-layer transcoder with W = n_layer - layer;
     output_bias [E]; threshold [F] of "jump_relu"; skip [E, E] or None. The arrays are not copied.
@@ -84,11 +85,11 @@ class ArraySource:
 
     def __init__(
         self,
-        w_enc: Sequence[np.ndarray],
-        b_enc: Sequence[np.ndarray],
-        w_dec: Sequence[np.ndarray],
-        output_bias: Sequence[np.ndarray],
-        threshold: Sequence[np.ndarray] | None = None,
+        w_enc: Sequence[np.ndarray | None],
+        b_enc: Sequence[np.ndarray | None],
+        w_dec: Sequence[np.ndarray | None],
+        output_bias: Sequence[np.ndarray | None],
+        threshold: Sequence[np.ndarray | None] | None = None,
         skip: Sequence[np.ndarray | None] | None = None,
     ) -> None:
         given: dict[str, Any] = {"w_enc": w_enc, "b_enc": b_enc, "w_dec": w_dec, "output_bias": output_bias}
@@ -111,37 +112,41 @@ class ArraySource:
         arrays = {name: [_floats(name, i, a) for i, a in enumerate(v)] for name, v in given.items()}
         self._threshold, self._skip = arrays["threshold"], arrays["skip"]
         self._w_enc, self._b_enc, self._output_bias = arrays["w_enc"], arrays["b_enc"], arrays["output_bias"]
-        self._w_dec = [a[:, None] if a.ndim == 2 else a for a in arrays["w_dec"]]
-        for layer, array in enumerate(self._w_enc):
+        self._w_dec = [a[:, None] if a is not None and a.ndim == 2 else a for a in arrays["w_dec"]]
+        layers = _layers_of(arrays)
+        for layer in layers:
+            array = self._w_enc[layer]
             if array.ndim != 2 or 0 in array.shape:
                 raise ConfigError(
                     f"w_enc of layer {layer} has shape {array.shape}, expected [features, d_model]",
                     code="config_value",
                     field=f"w_enc.{layer}",
                 )
-        self.d_model = self._w_enc[0].shape[1]  #: E
-        self.n_features = tuple(len(a) for a in self._w_enc)  #: F of each layer
-        for layer, (rows, f) in enumerate(zip(self._w_dec, self.n_features)):
+        self.d_model = self._w_enc[layers[0]].shape[1]  #: E
+        #: F of each layer, 0 without a transcoder
+        self.n_features = tuple(0 if a is None else len(a) for a in self._w_enc)
+        for layer in layers:
+            f = self.n_features[layer]
             _check_encoder(self, layer, self.d_model, f, finite=False)
             shapes = tuple((f, writes, self.d_model) for writes in (1, self.n_layer - layer))
-            _check_array("w_dec", layer, rows, shapes, finite=False)
+            _check_array("w_dec", layer, self._w_dec[layer], shapes, finite=False)
 
     def encoder(self, layer: int) -> Encoder:
         """See `Source`."""
-        layer = checked_layer(layer, self.n_layer)
+        layer = covered_layer(layer, self.n_features)
         return Encoder(self._w_enc[layer], self._b_enc[layer], self._threshold[layer])
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
         """See `Source`."""
-        return self._w_dec[checked_layer(layer, self.n_layer)][features]
+        return self._w_dec[covered_layer(layer, self.n_features)][features]
 
     def output_bias(self, layer: int) -> np.ndarray:
         """See `Source`."""
-        return self._output_bias[checked_layer(layer, self.n_layer)]
+        return self._output_bias[covered_layer(layer, self.n_features)]
 
     def skip(self, layer: int) -> np.ndarray | None:
         """See `Source`."""
-        return self._skip[checked_layer(layer, self.n_layer)]
+        return self._skip[covered_layer(layer, self.n_features)]
 
     @property
     def has_threshold(self) -> bool:
@@ -151,16 +156,60 @@ class ArraySource:
     @property
     def cross_layer(self) -> bool:
         """Whether any decoder writes to more than one layer."""
-        return any(array.shape[1] > 1 for array in self._w_dec)
+        return any(array is not None and array.shape[1] > 1 for array in self._w_dec)
 
     def __repr__(self) -> str:
-        return f"ArraySource({self.n_layer} layers x {counts_text(self.n_features)} features)"
+        return f"ArraySource({shape_text(self.n_features)})"
 
 
-def counts_text(n_features: Sequence[int]) -> str:
-    """`512`, or `512 to 1,024` where layers differ."""
-    least, most = min(n_features), max(n_features)
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+def covered_layer(layer: Any, n_features: Sequence[int]) -> int:
+    """The number of a layer that has a transcoder; IndexError for any other."""
+    number = checked_layer(layer, len(n_features))
+    if not n_features[number]:
+        has = layers_text(np.flatnonzero(n_features).tolist())
+        raise IndexError(f"layer {number} has no transcoder; there are transcoders of {has}")
+    return number
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """`layer 3`, `layers 0-2, 5`: rising numbers, runs of them joined."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    if len(shown) > 12:
+        shown[12:] = ["..."]
+    return f"layer{'s' if len(layers) != 1 else ''} {', '.join(shown)}"
+
+
+def shape_text(n_features: Sequence[int]) -> str:
+    """`12 layers x 512 features`, `512 to 1,024` where layers differ, `layers 1, 4 of 12 x 512` where some
+    have none."""
+    layers = [layer for layer, n in enumerate(n_features) if n]
+    counts = [n_features[layer] for layer in layers]
+    least, most = min(counts), max(counts)
+    which = f"{len(n_features)} layers"
+    if len(layers) < len(n_features):
+        which = f"{layers_text(layers)} of {len(n_features)}"
+    return f"{which} x {least:,}{'' if least == most else f' to {most:,}'} features"
+
+
+def _layers_of(arrays: dict[str, list[Any]]) -> list[int]:
+    """The layers that have arrays; ConfigError where one has only some of them, or none has any."""
+    w_enc = arrays["w_enc"]
+    for name in ("b_enc", "w_dec", "output_bias"):
+        for layer, array in enumerate(arrays[name]):
+            if (array is None) != (w_enc[layer] is None):
+                lacks, has = (name, "w_enc") if array is None else ("w_enc", name)
+                text = f"layer {layer} has {has} but no {lacks}; a layer has all arrays, or None in each list"
+                raise ConfigError(text, code="config_value", field=f"{lacks}.{layer}")
+    layers = [layer for layer, array in enumerate(w_enc) if array is not None]
+    if not layers:
+        raise ConfigError("transcoders need at least one layer", code="config_value", field="w_enc")
+    return layers
 
 
 def _floats(name: str, layer: int, value: Any) -> np.ndarray | None:
@@ -173,10 +222,14 @@ def _floats(name: str, layer: int, value: Any) -> np.ndarray | None:
 
 
 class Transcoders:
-    """One dictionary for every layer of a model, and what it reads, does and writes.
+    """One dictionary for every layer of a model, or for some, and what it reads, does and writes.
 
-    source: see `Source`. n_layer, d_model and n_features (one number per layer) are those of the source
-    unless given. kind: "transcoder_set" or "cross_layer_transcoder". input_hook: "ln2.hook_normalized", the
+    source: see `Source`. n_layer, d_model and n_features (one number per layer of the model, 0 where there
+    is no transcoder) are those of the source unless given. Layers without a transcoder keep their MLP in
+    replacement runs, and their whole output counts as error in features and graphs; layers always have the
+    model's numbers. A cross-layer transcoder has all layers.
+
+    kind: "transcoder_set" or "cross_layer_transcoder". input_hook: "ln2.hook_normalized", the
     MLP's LayerNorm before its weight and bias, (x - mean) / scale, or "hook_resid_mid", the residual stream
     before it (TransformerLens's names). output_hook: "hook_mlp_out". activation: "relu", a = max(pre, 0);
     "jump_relu", a = pre where pre > threshold and else 0; "topk", the `top_k` largest positive ones of each
@@ -212,7 +265,12 @@ class Transcoders:
         self.n_layer = _size("n_layer", n_layer, source)  #: layers
         self.d_model = _size("d_model", d_model, source)  #: E, width of input and output
         self.n_features = _feature_counts(n_features, source, self.n_layer)  #: F of each layer
+        #: the layers that have one, rising
+        self.layers = tuple(layer for layer, n in enumerate(self.n_features) if n)
         self.kind = _choice("kind", kind, KINDS)  #: "transcoder_set" or "cross_layer_transcoder"
+        if self.cross_layer and len(self.layers) < self.n_layer:
+            text = f"a cross-layer transcoder has all layers, this one has {layers_text(self.layers)} of "
+            raise ConfigError(f"{text}{self.n_layer}", code="config_value", field="n_features")
         self.input_hook = _choice("input_hook", input_hook, INPUT_HOOKS, "hook")  #: what encoders read
         self.output_hook = _choice(
             "output_hook", output_hook, (OUTPUT_HOOK,), "hook"
@@ -229,6 +287,7 @@ class Transcoders:
         self.name, self.model_name, self.scan = str(name), str(model_name), str(scan)
         self._digest = digest
         self._warned_of: set[str] = set()  # names of other models
+        self._warned_of_layers = False
 
     @property
     def cross_layer(self) -> bool:
@@ -239,10 +298,13 @@ class Transcoders:
     def digest(self) -> str:
         """SHA-256 of what these are and of all weights, in hexadecimal; reads every layer the first time."""
         if self._digest is None:
-            fields = ("n_layer", "d_model", "n_features", "kind", "input_hook", "output_hook", "activation")
-            shown = {name: getattr(self, name) for name in (*fields, "top_k")}
+            fields = ("d_model", "kind", "input_hook", "output_hook", "activation", "top_k")
+            shown = {name: getattr(self, name) for name in fields}
+            # layers after the last one that has any count for nothing: no file says how many there are
+            shown["n_layer"] = self.layers[-1] + 1
+            shown["n_features"] = self.n_features[: shown["n_layer"]]
             sha = hashlib.sha256(json.dumps(shown, sort_keys=True).encode())
-            for layer, array in ((i, a) for i in range(self.n_layer) for a in self._arrays(i)):
+            for layer, array in ((i, a) for i in self.layers for a in self._arrays(i)):
                 sha.update(f"{layer} {array.dtype.str} {array.shape}".encode())
                 sha.update(memoryview(np.ascontiguousarray(array)).cast("B"))
             self._digest = sha.hexdigest()
@@ -261,19 +323,24 @@ class Transcoders:
         """Raise unless these fit `model`, and unless all weights are finite numbers of the right shapes.
 
         weights=False compares sizes only and reads no weights. Warns, once for each, of a model with another
-        name than the one that these were made for, if both have names.
+        name than the one that these were made for, if both have names; and once if layers have no
+        transcoder. Files do not say how many layers the model has: a set that was loaded without the model
+        fits every model that has its layers.
         Raises ConfigError (code config_value, with field n_layer, d_model, w_enc.3, ...; code dtype),
         NonFiniteError (code nonfinite, with the field).
         """
         checked_object(model, Model, "model")
         for field in ("n_layer", "d_model"):
             own, theirs = getattr(self, field), getattr(model.config, field)
+            if field == "n_layer" and getattr(self.source, "open_ended", False):
+                own = max(own, theirs)
             if own != theirs:
                 names = f"transcoders {quoted(self.name)}", f"model {quoted(model.name)}"
                 text = f"{names[0]} have {field}={own}, {names[1]} has {theirs}"
                 raise ConfigError(text, code="config_value", field=field)
         self._compare_names(model.name)
-        for layer in range(self.n_layer if weights else 0):
+        self._warn_of_layers(model)
+        for layer in self.layers if weights else ():
             n_features = self.n_features[layer]
             _check_encoder(self.source, layer, self.d_model, n_features, True, self.activation == "jump_relu")
             for features in _blocks(n_features):
@@ -288,10 +355,26 @@ class Transcoders:
             text += f" {quoted(theirs)}: set model.name if it is the same, else errors are large"
             warnings.warn(text, UserWarning, stacklevel=3)
 
+    def _warn_of_layers(self, model: Model) -> None:
+        n_layer = model.config.n_layer
+        if len(self.layers) < n_layer and not self._warned_of_layers:
+            self._warned_of_layers = True
+            text = (
+                f"transcoders {quoted(self.name)} are of {layers_text(self.layers)} of the model's {n_layer}"
+            )
+            warnings.warn(f"{text}; the other layers keep their MLP", UserWarning, stacklevel=3)
+
+    def absent(self, model: Model) -> bytes | None:
+        """For each layer of the model 1 if it has no transcoder, else 0; None if all have one."""
+        absent = bytes(layer not in self.layers for layer in range(model.config.n_layer))
+        return absent if any(absent) else None
+
     def writes(self, layer: int) -> int:
-        """W, the number of layers that features of `layer` write to. Raises IndexError for no such layer."""
+        """W, the number of layers that features of `layer` write to, 0 for a layer without a transcoder.
+
+        Raises IndexError for no such layer."""
         layer = checked_layer(layer, self.n_layer)
-        return self.n_layer - layer if self.cross_layer else 1
+        return self.n_layer - layer if self.cross_layer else int(layer in self.layers)
 
     # --- use
 
@@ -336,7 +419,8 @@ class Transcoders:
     ) -> Run:
         """`Model.run` with every MLP replaced by these transcoders, which read the replaced activations.
 
-        errors: `Features` of the same one prompt, whose errors are added to the outputs: without ablation the
+        Layers without a transcoder keep their MLP, and nothing is added there. errors: `Features` of the
+        same one prompt, whose errors are added to the outputs: without ablation the
         logits are then the model's to rounding. ablate and patch: as `Model.run`; means and counterfactuals
         are those of the model as it is, an Mlp item takes the place of the replaced output. There is no
         mlp_pre and mlp_post to record; record="all" leaves them out. The other arguments, what is returned
@@ -358,12 +442,12 @@ class Transcoders:
         threads: int | None = None,
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """How well these stand in for the MLPs on `prompts`: one row per layer.
+        """How well these stand in for the MLPs on `prompts`: one row per layer that has a transcoder.
 
         Columns: layer; n_features; l0, active features per token; explained_variance, 1 - sum of squared
         errors / sum of squares of (mlp_out - its mean over all tokens); dead, the share of features that are
         never active here; and, the same in every row, cross_entropy of the model and cross_entropy_replaced
-        with all MLPs replaced, in nats, weighted as `Model.gradients` does with targets and loss_mask.
+        with all these MLPs replaced, in nats, weighted as `Model.gradients` does with targets and loss_mask.
         Raises as `features`.
         """
         from .transcoder_features import evaluate
@@ -371,19 +455,20 @@ class Transcoders:
         return evaluate(self, model, prompts, targets, loss_mask, prepend_bos, threads, progress)
 
     def __repr__(self) -> str:
-        shown = counts_text(self.n_features)
         what = "cross-layer" if self.cross_layer else "one per layer"
         kind = self.activation + (f" {self.top_k}" if self.top_k else "")
         return (
-            f"Transcoders({self.name!r}, {self.n_layer} layers x {shown} features, d_model={self.d_model}, "
+            f"Transcoders({self.name!r}, {shape_text(self.n_features)}, d_model={self.d_model}, "
             f"{what}, {kind}, from {self.input_hook})"
         )
 
     def _repr_html_(self) -> str:
         import pandas as pd
 
-        layers = range(self.n_layer)
-        columns = {"layer": layers, "features": self.n_features, "writes to": list(map(self.writes, layers))}
+        features, writes = (
+            [each(i) for i in self.layers] for each in (self.n_features.__getitem__, self.writes)
+        )
+        columns = {"layer": self.layers, "features": features, "writes to": writes}
         return html_table(self, pd.DataFrame(columns))
 
 
@@ -458,7 +543,10 @@ def _feature_counts(given: Any, source: Any, n_layer: int) -> tuple[int, ...]:
     if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != n_layer:
         text = f"n_features must have one number for each of the {n_layer} layers, got {values!r:.60}"
         raise ConfigError(text, code="config_value", field="n_features")
-    return tuple(_whole("n_features", value) for value in values)
+    counts = tuple(0 if type(n) is int and n == 0 else _whole("n_features", n) for n in values)
+    if not any(counts):
+        raise ConfigError("transcoders need at least one layer", code="config_value", field="n_features")
+    return counts
 
 
 def _choice(field: str, value: Any, known: Sequence[str], code: str = "config_value") -> str:

@@ -35,8 +35,8 @@ from .transcoder_layout import (
     Names,
     StoredSet,
     add_layer,
+    check_no_gap,
     check_output_hook,
-    in_order,
     input_hook,
     one_layer,
     same_width,
@@ -50,12 +50,14 @@ from .transcoder_source import DecoderPart, EncoderPart, Row, StoredLayer, Weigh
 CONFIG = "config.yaml"
 _KEYS = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan", "scan_name",
          "transcoders", "activation", "k", "repo_id", "revision", "subfolder")  # fmt: skip
-_OURS = "attnsparse_"  # keys that begin so may be there and say nothing about the weights
+_OURS = "attnsparse_"  # keys that begin so may be there
+N_FEATURES = _OURS + "n_features"  # of each layer: how many features are real, the others fill it up
 _ACTIVATIONS = {"relu": "relu", "jump_relu": "jump_relu", "jumprelu": "jump_relu", "topk": "topk"}
 _ENTRY_KEYS = {"id", "layer", "filepath"}
 _PLAIN = Names("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
 _SCOPE = Names("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "")
 _SCOPE_2 = Names("w_enc", "w_dec", "b_enc", "b_dec", "threshold", "affine_skip_connection")
+_LAYER_IN_NAME = re.compile(r"(?:^|/)layer_(\d{1,4})(?=[./_]|$)")
 _LAYER_FILE = re.compile(r"layer_(0|[1-9]\d{0,3})\.(?:safetensors|npz)")
 _ENCODER_FILE = re.compile(r"W_enc_(0|[1-9]\d{0,3})\.safetensors")
 _DECODER_FILE = re.compile(r"W_dec_(0|[1-9]\d{0,3})\.safetensors")
@@ -88,27 +90,32 @@ def read(where: Path, limits: Limits) -> StoredSet:
     if config.get("transcoders") is not None:
         files, transposed_decoder = _listed(config["transcoders"], folder, config_path)
     elif kind == SET:
-        files = _all_layers(_numbered(folder, _LAYER_FILE), folder, "layer_0.safetensors")
+        files = _any_layer(_numbered(folder, _LAYER_FILE), folder, "layer_0.safetensors")
     else:
-        files = _all_layers(numbered, folder, "W_enc_0.safetensors")
+        files = _any_layer(numbered, folder, "W_enc_0.safetensors")
     if kind == SET:
         read_layer = _set_reader(config, transposed_decoder)
-        found = [read_layer(WeightFile(path, limits)) for path in files]
-    elif "transcoders" in config:
-        opened = [WeightFile(path, limits) for path in files]
-        found = [_scope_2_cross_layer(file, layer, len(opened)) for layer, file in enumerate(opened)]
+        found = {layer: read_layer(WeightFile(path, limits)) for layer, path in files.items()}
+        return _described(config, config_path, kind, folder, found)
+    check_no_gap(files, config_path if "transcoders" in config else folder)
+    if "transcoders" in config:
+        opened = {layer: WeightFile(path, limits) for layer, path in files.items()}
+        found = {layer: _scope_2_cross_layer(file, layer, len(opened)) for layer, file in opened.items()}
     else:
         found = _cross_layers(files, folder, limits)
     return _described(config, config_path, kind, folder, found)
 
 
 def _described(
-    config: dict[str, Any], path: Path, kind: str, folder: Path, found: list[tuple[StoredLayer, int]]
+    config: dict[str, Any], path: Path, kind: str, folder: Path, found: dict[int, tuple[StoredLayer, int]]
 ) -> StoredSet:
     """Put layers and configuration together."""
-    layers = [layer for layer, _ in found]
     where = str(path if config else folder)
-    result = StoredSet(where, layers, same_width([width for _, width in found], where), None, kind)
+    layers = _without_filling(
+        config.get(N_FEATURES), {number: layer for number, (layer, _) in found.items()}, path
+    )
+    width = same_width({number: width for number, (_, width) in found.items()}, where)
+    result = StoredSet(where, layers, width, None, kind, n_layer=len(layers) if kind == CROSS_LAYER else None)
     activation = config.get("activation")
     if activation is not None and activation not in _ACTIVATIONS:
         text = f"activation must be one of {', '.join(_ACTIVATIONS)}, got {shown(activation)}"
@@ -116,7 +123,7 @@ def _described(
     result.activation = settle_activation(layers, _ACTIVATIONS.get(activation), where)
     if result.activation == "topk":
         result.top_k = whole(config.get("k"), path, "k")
-    elif any("k" in layer.encoder[0].file.tensors for layer in layers):
+    elif any("k" in layer.encoder[0].file.tensors for layer in layers.values()):
         text = "the layers were saved with top-k; add `activation: topk` and `k:` to config.yaml"
         raise located(ConfigError, "config_missing", where, text, field="k")
     if not config:
@@ -131,6 +138,26 @@ def _described(
     parts = scan if isinstance(scan, list) else [scan]
     result.scan = ",".join(text_value(part, path, "scan") for part in parts)
     return result
+
+
+def _without_filling(counts: Any, layers: dict[int, StoredLayer], path: Path) -> dict[int, StoredLayer]:
+    """The layers with their real features alone; ConfigError `config_type` for counts that cannot be."""
+    if counts is None:
+        return layers
+    sizes = [layer.n_features for layer in layers.values()]
+    good = isinstance(counts, list) and len(counts) == len(sizes)
+    if not good or not all(type(n) is int and 1 <= n <= most for n, most in zip(counts, sizes)):
+        text = (
+            f"{N_FEATURES} must have a number from 1 on for each of the {len(sizes)} layers, at most as many "
+        )
+        raise located(ConfigError, "config_type", path, f"{text}as its file has", field=N_FEATURES)
+    return {number: _first(layer, n) for (number, layer), n in zip(layers.items(), counts)}
+
+
+def _first(layer: StoredLayer, n: int) -> StoredLayer:
+    """The first n features of a layer whose weights lie in one part."""
+    encoder, decoder = layer.encoder[0]._replace(n_features=n), layer.decoder[0]._replace(n_features=n)
+    return layer._replace(encoder=(encoder,), decoder=(decoder,))
 
 
 def _check_keys(config: dict[str, Any], path: Path) -> None:
@@ -153,15 +180,16 @@ def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     return found
 
 
-def _all_layers(found: dict[int, Path], folder: Path, first: str) -> list[Path]:
+def _any_layer(found: dict[int, Path], folder: Path, example: str) -> dict[int, Path]:
+    """What was found, by rising layer; ConfigError `missing_layer` if that is nothing."""
     if not found:
-        text = f"no {first} in this folder; every layer of the model needs a transcoder"
+        text = f"no {example} in this folder, nor one of another layer"
         raise located(ConfigError, "missing_layer", folder, text, field="layer 0")
-    return in_order(found, folder)
+    return dict(sorted(found.items()))
 
 
-def _listed(entries: Any, folder: Path, path: Path) -> tuple[list[Path], bool]:
-    """The files that `transcoders:` names, in the order of layers, and whether it is a list of v0.1."""
+def _listed(entries: Any, folder: Path, path: Path) -> tuple[dict[int, Path], bool]:
+    """The files that `transcoders:` names, by rising layer, and whether it is a list of v0.1."""
     if not isinstance(entries, list) or not entries:
         text = f"transcoders must be a list of files, got {shown(entries)}"
         raise located(ConfigError, "config_type", path, text, field="transcoders")
@@ -171,6 +199,7 @@ def _listed(entries: Any, folder: Path, path: Path) -> tuple[list[Path], bool]:
         field = f"transcoders[{index}]"
         if not old:
             found[index] = _file_of(entry, folder, path, field)
+            _check_place(entry, index, path, field)
             continue
         if not isinstance(entry, dict) or not set(entry) <= _ENTRY_KEYS or "filepath" not in entry:
             text = f"{field} must have layer and filepath (and id), got {shown(entry)}"
@@ -180,7 +209,16 @@ def _listed(entries: Any, folder: Path, path: Path) -> tuple[list[Path], bool]:
             text = f"{field}: layer must be a whole number in 0..511, got {shown(layer)}"
             raise located(ConfigError, "config_type", path, text, field=field)
         add_layer(found, layer, _file_of(entry["filepath"], folder, path, field), path)
-    return in_order(found, path), old
+    return dict(sorted(found.items())), old
+
+
+def _check_place(name: str, index: int, path: Path, field: str) -> None:
+    """ConfigError `config_value` if a file's name gives it another layer than its place in the list does."""
+    numbers = {int(number) for number in _LAYER_IN_NAME.findall(name)}
+    if numbers and index not in numbers:
+        text = f"{field} is {quoted(name)}, but its place says layer {index}; for a set of some layers "
+        text += "write entries {layer: ..., filepath: ...}"
+        raise located(ConfigError, "config_value", path, text, field=field)
 
 
 def _file_of(entry: Any, folder: Path, path: Path, field: str) -> Path:
@@ -220,19 +258,19 @@ def _set_reader(
     return read_layer
 
 
-def _cross_layers(files: list[Path], folder: Path, limits: Limits) -> list[tuple[StoredLayer, int]]:
+def _cross_layers(files: dict[int, Path], folder: Path, limits: Limits) -> dict[int, tuple[StoredLayer, int]]:
     decoders = _numbered(folder, _DECODER_FILE)
     for layer in decoders:
         if layer >= len(files):
             text = f"{decoders[layer].name} has no W_enc_{layer}.safetensors beside it"
             raise located(ConfigError, "extra_layer", folder, text, field=f"layer {layer}")
-    found = []
-    for layer, path in enumerate(files):
+    found = {}
+    for layer, path in files.items():
         if layer not in decoders:
             text = f"W_dec_{layer}.safetensors is missing"
             raise located(ConfigError, "missing_layer", folder, text, field=f"layer {layer}")
         encoder, decoder = WeightFile(path, limits), WeightFile(decoders[layer], limits)
-        found.append(_cross_layer(encoder, decoder, layer, len(files)))
+        found[layer] = _cross_layer(encoder, decoder, layer, len(files))
     return found
 
 

@@ -68,10 +68,12 @@ def read(folder: Path, limits: Limits) -> StoredSet:
     scales = [files[0].vector(name, 0, n_layer) for name in _SCALES]
     if not all((scale > 0).all() for scale in scales):
         files[0].wrong("config_value", "a norm scaling factor is not above 0", _SCALES[0])
-    layers = [_layer(files, counts, layer, n_layer, crossing, scales) for layer in range(n_layer)]
+    layers = {i: _layer(files, counts, i, n_layer, crossing, scales) for i in range(n_layer)}
     kind = CROSS_LAYER if crossing else SET
     name = text_value(config.get("model_name", ""), path, "model_name")
-    return StoredSet(str(folder), layers, width, NORMALIZED, kind, "jump_relu", model_name=name)
+    return StoredSet(
+        str(folder), layers, width, NORMALIZED, kind, "jump_relu", model_name=name, n_layer=n_layer
+    )
 
 
 def _weights(folder: Path, config: dict[str, Any]) -> list[Path]:

@@ -20,6 +20,7 @@ from .interventions import compile_interventions
 from .labels import checked_base, token_label
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES, PRESETS, Run, as_names, as_reals, checked_bytes, compute_run
+from .transcoder import layers_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +42,12 @@ class Features:
     With n active features, sorted by (layer, position, feature), L layers, T tokens and E model width. Arrays
     are read-only views of the core's memory; real is float32 (float64 for a float64 model):
 
-    * layer, position, feature int32 [n], counted from 0; activation real [n], never 0;
+    * layer, position, feature int32 [n], counted from 0; activation real [n], never 0; layers are
+      the model's;
     * start int64 [L + 1]: features of layer l are start[l] .. start[l + 1] - 1;
     * reconstruction real [L, T, E]: what the transcoders write to each MLP output, with skip and output_bias;
-    * error real [L, T, E]: mlp_out - reconstruction;
+      0 in layers without a transcoder;
+    * error real [L, T, E]: mlp_out - reconstruction; all of mlp_out in layers without a transcoder;
     * run: the `Run` they were found in; transcoders: the `Transcoders`.
     """
 
@@ -64,15 +67,20 @@ class Features:
 
     @property
     def l0(self) -> np.ndarray:
-        """float64 [L]: active features per token."""
-        return np.diff(self.start) / self.n_tokens
+        """float64 [L]: active features per token; NaN for layers without a transcoder."""
+        return self._of_layers(np.diff(self.start) / self.n_tokens)
+
+    def _of_layers(self, values: np.ndarray) -> np.ndarray:
+        """float64 [L]: values where a layer has a transcoder, else NaN."""
+        return np.where(np.isin(np.arange(len(values)), self.transcoders.layers), values, np.nan)
 
     @property
     def explained_variance(self) -> np.ndarray:
-        """float64 [L]: 1 - sum error**2 / sum (mlp_out - its mean over positions)**2; NaN for one token."""
+        """float64 [L]: 1 - sum error**2 / sum (mlp_out - its mean over positions)**2; NaN for one token and
+        for layers without a transcoder."""
         centred = self.run.mlp_out - self.run.mlp_out.mean(axis=1, dtype=np.float64, keepdims=True)
         total, error = (np.square(a, dtype=np.float64).sum(axis=(1, 2)) for a in (centred, self.error))
-        return np.where(total > 0, 1 - error / np.where(total > 0, total, 1), np.nan)
+        return self._of_layers(np.where(total > 0, 1 - error / np.where(total > 0, total, 1), np.nan))
 
     def to_pandas(self, base: int = 0) -> pd.DataFrame:
         """One row per active feature: layer, position (from `base`, 0 or 1), token, feature, activation."""
@@ -92,8 +100,11 @@ class Features:
     def __repr__(self) -> str:
         known = self.explained_variance[np.isfinite(self.explained_variance)]
         explained = known.mean() if len(known) else np.nan
+        layers, n_layer = self.transcoders.layers, len(self.error)
+        where = "" if len(layers) == n_layer else f" and {layers_text(layers)} of {n_layer}"
         return (
-            f"Features({len(self):,} active in {self.n_tokens} tokens, {self.l0.sum():.1f} per token, "
+            f"Features({len(self):,} active in {self.n_tokens} tokens{where}, "
+            f"{np.nansum(self.l0):.1f} per token, "
             f"explained variance {explained:.3f}, transcoders={self.transcoders.name!r})"
         )
 
@@ -140,7 +151,7 @@ def find_features(
     if len(run) != 1:
         raise ValueError(f"features are of one prompt, got {len(run)}; use run[i], or one prompt at a time")
     first, last = run._range(0 if run._index is None else run._index)
-    with progress_bar(progress, transcoders.n_layer, "features", "layer") as bar:
+    with progress_bar(progress, len(transcoders.layers), "features", "layer") as bar:
         core = new_core(transcoders, model, last - first, max_bytes)
         core.fill(run._core, first, _Weights(transcoders, model, bar), threads)
     return Features(core, run if run._index is not None else run[0], transcoders)
@@ -168,6 +179,7 @@ def new_core(transcoders: Transcoders, model: Model, n_tokens: int, max_bytes: i
         transcoders.cross_layer,
         input_record(transcoders) == "resid_mid",
         max_bytes,
+        transcoders.absent(model),
     )
 
 
@@ -320,11 +332,11 @@ class _Sums:
     """What an evaluation adds up over batches."""
 
     def __init__(self, transcoders: Transcoders) -> None:
-        n_layer, e = transcoders.n_layer, transcoders.d_model
+        layers = transcoders.layers
         self.transcoders = transcoders
-        self.active, self.error, self.square = np.zeros((3, n_layer))
-        self.out = np.zeros((n_layer, e))
-        self.seen = [np.zeros(f, bool) for f in transcoders.n_features]
+        self.active, self.error, self.square = np.zeros((3, len(layers)))
+        self.out = np.zeros((len(layers), transcoders.d_model))
+        self.seen = [np.zeros(transcoders.n_features[layer], bool) for layer in layers]
         self.loss = np.zeros(2)  # of the model, and of the model with replaced MLPs
 
     def add(self, model: Model, batch: Batch, targets: np.ndarray, weights: np.ndarray, threads: Any) -> None:
@@ -336,12 +348,12 @@ class _Sums:
         core.fill(run._core, 0, _Weights(t, model), n)
         start, feature, error = core.array("start"), core.array("feature"), core.array("error")
         out = run._core.array("mlp_out")
-        for layer in range(t.n_layer):
-            self.seen[layer][feature[start[layer] : start[layer + 1]]] = True
-            self.error[layer] += np.square(error[layer], dtype=np.float64).sum()
-            self.square[layer] += np.square(out[layer], dtype=np.float64).sum()
-            self.out[layer] += out[layer].sum(axis=0, dtype=np.float64)
-        self.active += np.diff(start)
+        for i, layer in enumerate(t.layers):
+            self.seen[i][feature[start[layer] : start[layer + 1]]] = True
+            self.error[i] += np.square(error[layer], dtype=np.float64).sum()
+            self.square[i] += np.square(out[layer], dtype=np.float64).sum()
+            self.out[i] += out[layer].sum(axis=0, dtype=np.float64)
+            self.active[i] += start[layer + 1] - start[layer]
         substitute = (new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES), _Weights(t, model), None)
         replaced = compute_run(model, batch, (), "all", 0.0, DEFAULT_MAX_BYTES, threads, None, substitute)
         for i, each in enumerate((run, replaced)):
@@ -351,8 +363,8 @@ class _Sums:
         """The columns of the table."""
         total = self.square - (self.out**2).sum(axis=1) / n_tokens
         return {
-            "layer": np.arange(self.transcoders.n_layer),
-            "n_features": np.array(self.transcoders.n_features),
+            "layer": np.array(self.transcoders.layers),
+            "n_features": np.array([len(seen) for seen in self.seen]),
             "l0": self.active / n_tokens,
             "explained_variance": np.where(total > 0, 1 - self.error / np.where(total > 0, total, 1), np.nan),
             "dead": np.array([1 - seen.mean() for seen in self.seen]),

@@ -54,8 +54,10 @@ def load_transcoders(
     * a folder with the `.pt` files of Dunefsky et al. (2024), one per layer, or one such file;
     * a CLT-Forge checkpoint (clt_cfg.json), also one split over ranks.
 
-    `model`: raise ConfigError now if the set does not fit it. It is needed for sets that read
-    mlp.hook_in, the LayerNorm's output with weight and bias, which are folded into the encoder.
+    Sets of one transcoder per layer may have some layers only; `Transcoders.layers` says which. `model`:
+    raise ConfigError now if the set does not fit it, and say how many layers there are. It is needed
+    for sets that read mlp.hook_in, the LayerNorm's output with weight and bias, which are folded into
+    the encoder.
     `input_hook` says what the encoders read where no file does: "ln2.hook_normalized" (the MLP's
     LayerNorm before weight and bias), "hook_resid_mid", or "mlp.hook_in". `processed` says whether the
     set was trained on a model with TransformerLens's weight processing (LayerNorm folded, writing weights
@@ -68,8 +70,9 @@ def load_transcoders(
     for, are read at a time and widened to float32. Files are read as data: nothing in them is ever run.
 
     Raises FormatError (UnsafeFileError, LimitError, NonFiniteError) for bad files; ConfigError where
-    configuration, weights and model do not fit together, where layers are missing, where `input_hook` or
-    `processed` is needed or contradicts the files; FileNotFoundError if nothing is found, and other
+    configuration, weights and model do not fit together, where files of a layer, or layers of a cross-layer
+    transcoder, are missing, where `input_hook` or `processed` is needed or contradicts the files;
+    FileNotFoundError if nothing is found, and other
     OSErrors unchanged. The same errors come later, when weights are read, for files that changed since.
     """
     if input_hook is not None and (not isinstance(input_hook, str) or input_hook not in INPUT_HOOKS):
@@ -82,7 +85,7 @@ def load_transcoders(
     check_size(stored.layers, stored.d_model, stored.path, limits)
     hook = _settle_hook(stored, input_hook)
     changes = _input_changes(stored, hook, _settle_processing(stored, hook, processed), model)
-    source = StoredWeights(stored.layers, stored.d_model, changes)
+    source = StoredWeights(stored.layers, stored.d_model, changes, _count_layers(stored, model))
     transcoders = Transcoders(
         source,
         kind=stored.kind,
@@ -110,6 +113,13 @@ def _find(what: Any) -> Path:
         text = f"no file or folder {str(what)[:200]!r}; transcoders that come with attnsparse: {names}"
         raise FileNotFoundError(errno.ENOENT, text)
     return path
+
+
+def _count_layers(stored: StoredSet, model: Model | None) -> int | None:
+    """Layers of the model, by the files or else by the model; None if neither is there to say."""
+    if stored.n_layer is not None or model is None:
+        return stored.n_layer
+    return max(model.config.n_layer, max(stored.layers) + 1)
 
 
 def _read(path: Path, limits: Limits) -> StoredSet:
@@ -159,7 +169,7 @@ def _input_changes(
     stored: StoredSet, hook: str, processed: bool, model: Model | None
 ) -> dict[int, InputChange]:
     """What each layer was trained on, in terms of what it will read."""
-    layers = range(len(stored.layers))
+    layers = tuple(stored.layers)
     if hook == RESID_MID and processed:
         return dict.fromkeys(layers, InputChange(centred=True))
     if hook != MLP_IN or processed:
@@ -169,7 +179,7 @@ def _input_changes(
             "reads mlp.hook_in, the LayerNorm's output with weight and bias; pass the model, whose they are"
         )
         raise located(ConfigError, "hook", stored.path, text, field="model")
-    for field, own in (("n_layer", len(layers)), ("d_model", stored.d_model)):
+    for field, own in (("n_layer", _count_layers(stored, model)), ("d_model", stored.d_model)):
         if own != getattr(model.config, field):
             text = f"the transcoders have {field}={own}, the model has {getattr(model.config, field)}"
             raise located(ConfigError, "config_value", stored.path, text, field=field)
@@ -184,7 +194,8 @@ def _input_changes(
 
 def _read_all(source: StoredWeights) -> None:
     """Read every weight once; whatever is wrong with one raises."""
-    for layer, n in enumerate(source.n_features):
+    for layer, stored in source.layers.items():
+        n = stored.n_features
         source.encoder(layer)
         source.output_bias(layer)
         source.skip(layer)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import ConfigError, located, quoted
 from .limits import Limits
 from .strict_json import shown
+from .transcoder import layers_text
 from .transcoder_source import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
 
 SET, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
@@ -32,7 +33,7 @@ class StoredSet:
     """What a reader found; `read_set` makes `Transcoders` of it."""
 
     path: str
-    layers: list[StoredLayer]
+    layers: dict[int, StoredLayer]  #: by the model's numbers, rising
     d_model: int
     input_hook: str | None  #: a value of INPUT_HOOKS, None if no file says
     kind: str = SET
@@ -41,6 +42,7 @@ class StoredSet:
     model_name: str = ""
     scan: str = ""
     processed: bool | None = False  #: trained on a model with processed weights; None if no file says
+    n_layer: int | None = None  #: layers of the model, if the files say so
 
 
 def split_hook(hook: Any) -> tuple[int | None, str]:
@@ -105,16 +107,13 @@ def text_value(value: Any, path: str | os.PathLike[str], field: str) -> str:
     return value
 
 
-def in_order(found: dict[int, Path], path: str | os.PathLike[str]) -> list[Path]:
-    """The values of layer -> file for layers 0, 1, ...; ConfigError `missing_layer` if one is missing."""
+def check_no_gap(found: dict[int, Path], path: str | os.PathLike[str]) -> None:
+    """ConfigError `missing_layer` unless there is a file for layers 0, 1, ...: a cross-layer transcoder."""
     for layer in range(len(found)):
         if layer not in found:
-            have = ", ".join(str(number) for number in sorted(found)[:12])
-            text = (
-                f"layer {layer} is missing, found layers {have}; every layer of the model needs a transcoder"
-            )
+            text = f"layer {layer} is missing, found {layers_text(sorted(found))}; a cross-layer transcoder "
+            text += "has all layers"
             raise located(ConfigError, "missing_layer", path, text, field=f"layer {layer}")
-    return [found[layer] for layer in range(len(found))]
 
 
 def add_layer(found: dict[int, Path], layer: int, file: Path, path: str | os.PathLike[str]) -> None:
@@ -138,13 +137,14 @@ def sizes(file: WeightFile, b_enc: str, b_dec: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def same_width(widths: Sequence[int], path: str | os.PathLike[str]) -> int:
+def same_width(widths: Mapping[int, int], path: str | os.PathLike[str]) -> int:
     """The one width E of all layers; ConfigError `tensor_shape` if they differ."""
-    for layer, width in enumerate(widths):
-        if width != widths[0]:
-            text = f"layer {layer} has d_model={width}, layer 0 has {widths[0]}"
+    first = next(iter(widths))
+    for layer, width in widths.items():
+        if width != widths[first]:
+            text = f"layer {layer} has d_model={width}, layer {first} has {widths[first]}"
             raise located(ConfigError, "tensor_shape", path, text, field=f"layer {layer}")
-    return widths[0]
+    return widths[first]
 
 
 class Names(NamedTuple):
@@ -195,30 +195,31 @@ def one_layer(
     return layer, width
 
 
-def settle_activation(layers: Sequence[StoredLayer], declared: str | None, path: str) -> str:
+def settle_activation(layers: Mapping[int, StoredLayer], declared: str | None, path: str) -> str:
     """ "relu", "jump_relu" or "topk": what was declared, else what the thresholds say.
 
     Raises ConfigError config_value if the two contradict each other, missing_tensor and unexpected_tensor if
     only some layers have thresholds.
     """
-    having = [layer.encoder[0].threshold is not None for layer in layers]
-    for number, has in enumerate(having):
-        if has != having[0]:
-            which = "missing_tensor" if having[0] else "unexpected_tensor"
-            kinds = "with and without" if having[0] else "without and with"
-            text = f"layers 0 and {number} come {kinds} thresholds; all have them or none has"
+    having = {number: layer.encoder[0].threshold is not None for number, layer in layers.items()}
+    first = next(iter(having))
+    for number, has in having.items():
+        if has != having[first]:
+            which = "missing_tensor" if having[first] else "unexpected_tensor"
+            kinds = "with and without" if having[first] else "without and with"
+            text = f"layers {first} and {number} come {kinds} thresholds; all have them or none has"
             raise located(ConfigError, which, layers[number].encoder[0].file.path, text, field="threshold")
-    if declared == "jump_relu" and not having[0]:
+    if declared == "jump_relu" and not having[first]:
         text = "the activation is jump_relu but there are no thresholds"
         raise located(ConfigError, "missing_tensor", path, text, field="threshold")
-    if declared in ("relu", "topk") and having[0]:
+    if declared in ("relu", "topk") and having[first]:
         text = f"the activation is {declared} but there are thresholds, which only jump_relu has"
         raise located(ConfigError, "config_value", path, text, field="activation")
-    return declared or ("jump_relu" if having[0] else "relu")
+    return declared or ("jump_relu" if having[first] else "relu")
 
 
-def check_size(layers: Sequence[StoredLayer], d_model: int, path: str, limits: Limits) -> None:
+def check_size(layers: Mapping[int, StoredLayer], d_model: int, path: str, limits: Limits) -> None:
     """LimitError `weight_limit` if one layer's encoder is above max_weight_bytes."""
-    n_bytes = 4 * d_model * max(layer.n_features for layer in layers)
+    n_bytes = 4 * d_model * max(layer.n_features for layer in layers.values())
     what = f"an encoder of {n_bytes:,} bytes"
     limits.check("max_weight_bytes", n_bytes, path, what, code="weight_limit")

@@ -24,7 +24,6 @@ from .transcoder_layout import (
     Names,
     StoredSet,
     add_layer,
-    in_order,
     input_hook,
     layer_of_hooks,
     one_layer,
@@ -37,7 +36,7 @@ from .transcoder_source import StoredLayer, WeightFile
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _NAMES = Names("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
-_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder")
+_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _ARCHITECTURES = (*_TRANSCODERS, "standard", "jumprelu", "topk")
 _ACTIVATIONS = {"relu": None, "topk": "topk"}  # of what comes before a threshold
 # values that leave the function as it is
@@ -66,8 +65,8 @@ def read(folder: Path, limits: Limits) -> StoredSet:
     """The set whose layers lie in the folders inside `folder`, or in itself.
 
     Raises FormatError, LimitError and ConfigError as the other readers do, with the codes config_missing,
-    config_type, config_value, hook, missing_layer, duplicate_layer, missing_tensor, unexpected_tensor,
-    tensor_shape.
+    config_type, config_value, hook, missing_layer (no weights), duplicate_layer, missing_tensor,
+    unexpected_tensor, tensor_shape.
     """
     places: dict[int, Path] = {}
     configs: dict[Path, dict[str, Any]] = {}
@@ -76,13 +75,12 @@ def read(folder: Path, limits: Limits) -> StoredSet:
         config = parse_object(read_small(path, "max_config_bytes", limits=limits), path, limits=limits)
         configs[item] = _flat(config, path)
         add_layer(places, _layer(configs[item], path), item, folder)
-    folders = in_order(places, folder)
-    layers, widths, activations = [], [], set()
-    for item in folders:
+    places = dict(sorted(places.items()))
+    folders = list(places.values())
+    layers, widths, activations = {}, {}, set()
+    for number, item in places.items():
         _check_neutral(configs[item], item / CONFIG)
-        layer, width = _read_layer(item, configs[item], limits)
-        layers.append(layer)
-        widths.append(width)
+        layers[number], widths[number] = _read_layer(item, configs[item], limits)
         activations.add(_activation(configs[item], item / CONFIG))
     if len(activations) > 1:
         text = f"layers differ in activation or k: {', '.join(map(str, sorted(activations, key=str)))}"
@@ -153,11 +151,20 @@ def _read_layer(folder: Path, config: dict[str, Any], limits: Limits) -> tuple[S
         raise located(ConfigError, "missing_layer", folder, text, field=WEIGHTS)
     file = WeightFile(weights, limits)
     layer, width = one_layer(file, _NAMES, transposed_encoder=True, threshold="positive")
+    _check_parts(file, config.get("architecture", "standard"))
     for name, own in (("d_in", width), ("d_out", width), ("d_sae", layer.n_features)):
         if name in config and whole(config[name], path, name) != own:
             text = f"{name}={config[name]} but the weights have {own}"
             raise located(ConfigError, "config_value", path, text, field=name)
     return layer, width
+
+
+def _check_parts(file: WeightFile, architecture: str) -> None:
+    """ConfigError missing_tensor if the file lacks a tensor that the architecture is named after."""
+    for word, name in (("jumprelu", "threshold"), ("skip", "W_skip")):
+        if word in architecture.split("_") and name not in file.tensors:
+            text = f"tensor '{name}' is missing, which the architecture {architecture} has"
+            file.wrong("missing_tensor", text, name)
 
 
 def _activation(config: dict[str, Any], path: Path) -> tuple[str | None, int | None]:

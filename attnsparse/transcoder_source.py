@@ -15,14 +15,13 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from .arguments import checked_layer
 from .errors import ConfigError, FormatError, NonFiniteError, located, quoted
 from .limits import Limits
 from .npz_file import NpzFile
 from .safetensors_file import SafetensorsFile
 from .tensor_source import FLOAT_TYPES, FileSource
 from .torch_file import TorchFile
-from .transcoder import Encoder
+from .transcoder import Encoder, covered_layer
 
 _CHECKED_VALUES = 2**20  # looked at together when searching for NaN
 
@@ -117,7 +116,7 @@ def check_finite(array: np.ndarray, path: str, name: str) -> None:
 
 
 class EncoderPart(NamedTuple):
-    """The encoder of `n_features` neighbouring features of one layer.
+    """The encoder of `n_features` neighbouring features of one layer, the first ones of its tensors.
 
     weight: [F, E], or [E, F] if `transposed`, from row `first` of the tensor on. bias, threshold: row
     `row` of tensors seen as rows of F.
@@ -203,21 +202,33 @@ class InputChange(NamedTuple):
 class StoredWeights:
     """The weights of a set in files; a `Source` of `Transcoders`.
 
-    `changes` holds, for the layers that were trained on another input than the one read here, what that was.
+    `layers` are by the model's numbers. `changes` holds, for the layers that were trained on another input
+    than the one read here, what that was. n_layer: layers of the model; None if no file says: then as many as
+    there must be, and the set is `open_ended`.
     """
 
     def __init__(
-        self, layers: Sequence[StoredLayer], d_model: int, changes: Mapping[int, InputChange] | None = None
+        self,
+        layers: Mapping[int, StoredLayer],
+        d_model: int,
+        changes: Mapping[int, InputChange] | None = None,
+        n_layer: int | None = None,
     ) -> None:
-        self.layers = tuple(layers)
-        self.n_layer = len(self.layers)
+        self.layers = dict(layers)
+        self.open_ended = n_layer is None
+        self.n_layer = max(layers) + 1 if n_layer is None else n_layer
         self.d_model = d_model
-        self.n_features = tuple(layer.n_features for layer in self.layers)
+        self.n_features = tuple(
+            self.layers[i].n_features if i in self.layers else 0 for i in range(self.n_layer)
+        )
         self._changes = dict(changes or {})
+
+    def _stored(self, layer: int) -> StoredLayer:
+        return self.layers[covered_layer(layer, self.n_features)]
 
     def encoder(self, layer: int) -> Encoder:
         """Read the encoder of a layer."""
-        stored = self.layers[checked_layer(layer, self.n_layer)]
+        stored = self._stored(layer)
         n = stored.n_features
         w_enc, b_enc = np.empty((n, self.d_model), np.float32), np.empty(n, np.float32)
         threshold = np.empty(n, np.float32) if stored.encoder[0].threshold is not None else None
@@ -249,7 +260,7 @@ class StoredWeights:
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
         """Read the rows [n, W, E] of the features int64 [n]."""
-        stored = self.layers[checked_layer(layer, self.n_layer)]
+        stored = self._stored(layer)
         features = np.asarray(features, np.int64)
         if len(features) and not (features.min() >= 0 and features.max() < stored.n_features):
             worst = features.max() if features.max() >= stored.n_features else features.min()
@@ -272,7 +283,7 @@ class StoredWeights:
 
     def output_bias(self, layer: int) -> np.ndarray:
         """Read the bias [E] of the MLP output."""
-        stored = self.layers[checked_layer(layer, self.n_layer)]
+        stored = self._stored(layer)
         total = self._row(stored.output[0])
         for row in stored.output[1:]:
             total += self._row(row)
@@ -284,7 +295,7 @@ class StoredWeights:
 
     def skip(self, layer: int) -> np.ndarray | None:
         """Read the skip matrix [E, E], None if there is none."""
-        stored = self.layers[checked_layer(layer, self.n_layer)].skip
+        stored = self._stored(layer).skip
         if stored is None:
             return None
         matrix = self._skip(stored)

@@ -91,7 +91,7 @@ def check_start(start: Transcoders, n_features: tuple[int, ...]) -> None:
     if start.n_features != n_features:
         text = f"start has {start.n_features} features, the options say {n_features}"
         raise ConfigError(text, code="config_value", field="n_features")
-    if any(start.source.skip(layer) is not None for layer in range(start.n_layer)):
+    if any(start.source.skip(layer) is not None for layer in start.layers):
         raise ConfigError("start has a skip matrix, which is not trained", code="config_value", field="start")
 
 

@@ -32,7 +32,6 @@ from .transcoder_layout import (
     Names,
     StoredSet,
     add_layer,
-    in_order,
     input_hook,
     layer_of_hooks,
     one_layer,
@@ -52,11 +51,11 @@ def is_here(folder: Path) -> bool:
 
 
 def read(where: Path, limits: Limits) -> StoredSet:
-    """The set in one file (of a model with one layer) or in the `.pt` files of a folder.
+    """The set in one file (of one layer) or in the `.pt` files of a folder.
 
     Raises FormatError (UnsafeFileError, LimitError) as the reader of torch files does, and ConfigError
-    config_missing, config_type, config_value, hook, missing_layer, duplicate_layer, missing_tensor,
-    unexpected_tensor, tensor_shape.
+    config_missing, config_type, config_value, hook, duplicate_layer, missing_tensor, unexpected_tensor,
+    tensor_shape.
     """
     paths = sorted(item for item in where.iterdir() if item.suffix == ".pt") if where.is_dir() else [where]
     opened = {path: WeightFile(path, limits, _RECORDS) for path in paths}
@@ -64,8 +63,9 @@ def read(where: Path, limits: Limits) -> StoredSet:
     places: dict[int, Path] = {}
     for path, config in configs.items():
         add_layer(places, _layer(config, path), path, where)
-    ordered = in_order(places, where)
-    found = [_read_layer(opened[path], configs[path], path) for path in ordered]
+    places = dict(sorted(places.items()))
+    ordered = list(places.values())
+    found = {layer: _read_layer(opened[path], configs[path], path) for layer, path in places.items()}
     hooks = {input_hook(configs[path]["hook_point"], path, "hook_point") for path in ordered}
     if len(hooks) > 1:
         text = f"layers read different hooks: {', '.join(sorted(hooks))}"
@@ -73,8 +73,8 @@ def read(where: Path, limits: Limits) -> StoredSet:
     hook = hooks.pop()
     return StoredSet(
         str(where),
-        [layer for layer, _ in found],
-        same_width([width for _, width in found], where),
+        {number: layer for number, (layer, _) in found.items()},
+        same_width({number: width for number, (_, width) in found.items()}, where),
         hook,
         model_name=text_value(configs[ordered[0]].get("model_name") or "", ordered[0], "model_name"),
         processed=True if hook == NORMALIZED else None,

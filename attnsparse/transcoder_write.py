@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .labels import checked_path
+from .labels import checked_flag, checked_path
 from .safetensors_file import safetensors_header
 from .saving import File, write_together
 from .tensor_source import TensorInfo
-from .transcoder import Transcoders
+from .transcoder import Transcoders, layers_text
+from .transcoder_circuit_tracer import N_FEATURES
 
 _BLOCK_VALUES = 2**21
+_NEVER_ACTIVE = -(2.0**15)  # a pre-activation, in every dtype
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _MODELS = ("layer_*.safetensors", "layer_*.npz", "W_enc_*.safetensors", "W_dec_*.safetensors")
 
@@ -26,7 +30,11 @@ Arrays = dict[str, tuple[tuple[int, ...], Blocks]]
 
 
 def save_transcoders(
-    transcoders: Transcoders, folder: str | os.PathLike[str], *, dtype: str = "float32"
+    transcoders: Transcoders,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    equal_sizes: bool = True,
 ) -> None:
     """Write a set to a folder as circuit-tracer (v0.4) keeps it: config.yaml and one or two files per layer.
 
@@ -36,6 +44,11 @@ def save_transcoders(
     back; conversions that were made when the set was loaded are part of what is written. Files are moved to
     their places when all are complete, config.yaml last, so replacing a set needs room for both; at most a
     few rows beside one layer's encoder are in memory.
+
+    circuit-tracer takes only sets with the same number of features in every layer, so layers with fewer are
+    filled up with features that are never active and write nothing; config.yaml notes how many are real, and
+    `load_transcoders` leaves the others out. equal_sizes=False writes each layer as it is. It takes only sets
+    of all layers, too: one of some layers is written with a UserWarning.
 
     Raises ValueError for another dtype, for weights that float16 cannot hold and for a cross-layer transcoder
     with a skip matrix, which this layout lacks; FileExistsError if the folder holds layers that this set
@@ -50,12 +63,19 @@ def save_transcoders(
     folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     _check_others(folder, transcoders)
-    text = yaml.safe_dump(_config(transcoders), sort_keys=False, allow_unicode=True)
+    size = max(transcoders.n_features) if checked_flag(equal_sizes, "equal_sizes") else 0
+    text = yaml.safe_dump(_config(transcoders, size), sort_keys=False, allow_unicode=True)
     config = (folder / "config.yaml", [text.encode()])
-    write_together(itertools.chain(_layers(transcoders, folder, _DTYPES[dtype]), [config]))
+    write_together(itertools.chain(_layers(transcoders, folder, _DTYPES[dtype], size), [config]))
+    if len(transcoders.layers) < transcoders.n_layer:
+        text = (
+            f"circuit-tracer needs transcoders of all layers, these are of {layers_text(transcoders.layers)}"
+        )
+        warnings.warn(f"{text} of {transcoders.n_layer}", UserWarning, stacklevel=2)
 
 
-def _config(transcoders: Transcoders) -> dict[str, Any]:
+def _config(transcoders: Transcoders, size: int) -> dict[str, Any]:
+    """size: features that every layer is filled up to."""
     result = {
         "model_name": transcoders.model_name,
         "model_kind": transcoders.kind,
@@ -65,13 +85,16 @@ def _config(transcoders: Transcoders) -> dict[str, Any]:
     }
     if transcoders.activation == "topk":
         result |= {"activation": "topk", "k": transcoders.top_k}
+    counts = [transcoders.n_features[layer] for layer in transcoders.layers]
+    if min(counts) < size:
+        result[N_FEATURES] = counts
     return result
 
 
 def _check_others(folder: Path, transcoders: Transcoders) -> None:
     """Raise if layers of another set would lie beside those of this one."""
     parts = ("W_enc", "W_dec") if transcoders.cross_layer else ("layer",)
-    ours = {f"{part}_{i}.safetensors" for part in parts for i in range(transcoders.n_layer)}
+    ours = {f"{part}_{i}.safetensors" for part in parts for i in transcoders.layers}
     for pattern in _MODELS:
         for item in folder.glob(pattern):
             if item.name not in ours:
@@ -79,47 +102,64 @@ def _check_others(folder: Path, transcoders: Transcoders) -> None:
                 raise FileExistsError(17, text, os.fspath(folder))
 
 
-def _layers(transcoders: Transcoders, folder: Path, dtype: str) -> Iterator[File]:
+def _layers(transcoders: Transcoders, folder: Path, dtype: str, size: int) -> Iterator[File]:
     """The layers' files; each layer is read when its turn comes."""
     files = _cross_layer_files if transcoders.cross_layer else _layer_files
-    for layer in range(transcoders.n_layer):
-        for name, arrays in files(transcoders, layer).items():
+    for layer in transcoders.layers:
+        missing = max(size - transcoders.n_features[layer], 0)
+        for name, arrays in files(transcoders, layer, missing).items():
             path = folder / f"{name}.safetensors"
             yield path, _pieces(path, arrays, dtype)
 
 
-def _layer_files(transcoders: Transcoders, layer: int) -> dict[str, Arrays]:
+def _layer_files(transcoders: Transcoders, layer: int, missing: int) -> dict[str, Arrays]:
     source, width, n = transcoders.source, transcoders.d_model, transcoders.n_features[layer]
     encoder, skip = source.encoder(layer), source.skip(layer)
     arrays: Arrays = {
-        "W_enc": ((n, width), lambda: _rows(encoder.w_enc)),
-        "W_dec": ((n, width), lambda: _decoder(transcoders, layer)),
-        "b_enc": ((n,), lambda: iter([encoder.b_enc])),
+        "W_enc": _filled((n, width), lambda: _rows(encoder.w_enc), missing),
+        "W_dec": _filled((n, width), lambda: _decoder(transcoders, layer), missing),
+        "b_enc": _filled((n,), lambda: iter([encoder.b_enc]), missing, _NEVER_ACTIVE),
         "b_dec": ((width,), lambda: iter([source.output_bias(layer)])),
     }
     if encoder.threshold is not None:
-        arrays["activation_function.threshold"] = (n,), lambda: iter([encoder.threshold])
+        thresholds = _filled((n,), lambda: iter([encoder.threshold]), missing)
+        arrays["activation_function.threshold"] = thresholds
     if skip is not None:
         arrays["W_skip"] = (width, width), lambda: _rows(skip)
     return {f"layer_{layer}": arrays}
 
 
-def _cross_layer_files(transcoders: Transcoders, layer: int) -> dict[str, Arrays]:
+def _cross_layer_files(transcoders: Transcoders, layer: int, missing: int) -> dict[str, Arrays]:
     source, width, n = transcoders.source, transcoders.d_model, transcoders.n_features[layer]
     if source.skip(layer) is not None:
         text = f"layer {layer} has a skip matrix, which circuit-tracer's cross-layer layout has no place for"
         raise ValueError(text)
     encoder = source.encoder(layer)
     arrays: Arrays = {
-        f"W_enc_{layer}": ((n, width), lambda: _rows(encoder.w_enc)),
-        f"b_enc_{layer}": ((n,), lambda: iter([encoder.b_enc])),
+        f"W_enc_{layer}": _filled((n, width), lambda: _rows(encoder.w_enc), missing),
+        f"b_enc_{layer}": _filled((n,), lambda: iter([encoder.b_enc]), missing, _NEVER_ACTIVE),
         f"b_dec_{layer}": ((width,), lambda: iter([source.output_bias(layer)])),
     }
     if encoder.threshold is not None:
-        arrays[f"threshold_{layer}"] = (n,), lambda: iter([encoder.threshold])
+        thresholds = _filled((n,), lambda: iter([encoder.threshold]), missing)
+        arrays[f"threshold_{layer}"] = thresholds
     shape = (n, transcoders.writes(layer), width)
-    decoder: Arrays = {f"W_dec_{layer}": (shape, lambda: _decoder(transcoders, layer))}
+    decoder: Arrays = {f"W_dec_{layer}": _filled(shape, lambda: _decoder(transcoders, layer), missing)}
     return {f"W_enc_{layer}": arrays, f"W_dec_{layer}": decoder}
+
+
+def _filled(
+    shape: tuple[int, ...], blocks: Blocks, missing: int, value: float = 0.0
+) -> tuple[tuple[int, ...], Blocks]:
+    """An array with `missing` further rows of one value at its end."""
+
+    def filled() -> Iterator[np.ndarray]:
+        yield from blocks()
+        step = max(1, _BLOCK_VALUES // math.prod(shape[1:]))
+        for begin in range(0, missing, step):
+            yield np.full((min(step, missing - begin), *shape[1:]), value, np.float32)
+
+    return (shape[0] + missing, *shape[1:]), filled
 
 
 def _rows(matrix: np.ndarray) -> Iterator[np.ndarray]:

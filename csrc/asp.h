@@ -143,11 +143,13 @@ typedef struct {
     const asp_real *resid_values;  /* (n,E) */
 } asp_interventions;
 
-/* What takes the place of the MLPs, called once for each layer in rising order, from the calling thread.
+/* What takes the place of the MLPs, called once for each layer but those where `kept` is not 0, in rising order, from
+ * the calling thread.
  *   x (N,E) read: the MLP's LayerNorm before weight and bias, or with from_mid the residual stream before it
  *   out (N,E) written: what is added to the residual stream */
 typedef struct {
     int from_mid;
+    const uint8_t *kept; /* (L) read: not 0 where the model's own MLP stays; NULL: nowhere */
     asp_status (*layer)(void *state, int64_t layer, const asp_real *x, asp_real *out, const asp_context *context);
     void *state;
 } asp_mlp_substitute;

@@ -8,12 +8,14 @@
 
 typedef enum { ASP_CODER_RELU, ASP_CODER_JUMP_RELU, ASP_CODER_TOPK } asp_coder_activation;
 
-/* A dictionary for each layer, which reads the MLP's input and writes to MLP outputs. */
+/* A dictionary for each layer, or of some, which reads the MLP's input and writes to MLP outputs.  Where a layer has
+ * none nothing is active, the reconstruction is 0 and a substitute leaves the MLP as it is. */
 typedef struct {
     asp_coder_activation activation;
     int64_t top_k;    /* of TOPK: the k largest positive ones, of equal ones the lower feature */
     int cross_layer;  /* features of layer l write to layers l .. L-1; else to l alone */
     int from_mid;     /* reads RESID_MID; else LN2_NORMALIZED */
+    const uint8_t *absent; /* (L) read, copied: not 0 where a layer has no dictionary; NULL: every layer has one */
 } asp_coder;
 
 typedef struct {
@@ -45,7 +47,7 @@ typedef struct asp_features asp_features;
 asp_status asp_features_new(asp_features **features, const asp_model *model, int64_t n_tokens, const asp_coder *coder,
                             int64_t max_bytes, asp_error *err);
 void asp_features_free(asp_features *features);
-/* The next layer, from x (N,E) read; the last one completes the list.  Errors: those of source; BAD_ARGUMENT if
+/* The next layer that has a dictionary, from x (N,E) read; the last one completes the list.  Errors: those of source; BAD_ARGUMENT if
  * something is not finite; BAD_STATE after the last layer; NO_MEMORY, STOPPED. */
 asp_status asp_features_layer(asp_features *features, const asp_coder_source *source, const asp_real *x,
                               const asp_context *context, asp_error *err);
@@ -64,8 +66,10 @@ asp_feature_list asp_features_list(const asp_features *features);
 asp_array asp_features_reconstruction(const asp_features *features); /* (L,N,E)  with skip and bias */
 asp_array asp_features_error(const asp_features *features); /* (L,N,E)  MLP_OUT minus that; only of a run */
 int64_t asp_features_bytes(const asp_features *features);
+const uint8_t *asp_features_absent(const asp_features *features); /* (L) as asp_coder.absent, or NULL */
 
-/* State for asp_mlp_substitute.layer = asp_features_substitute: the features are found on the way. */
+/* State for asp_mlp_substitute.layer = asp_features_substitute, whose `kept` is asp_features_absent: the features are
+ * found on the way. */
 typedef struct {
     asp_features *features;   /* new */
     const asp_coder_source *source;

@@ -30,6 +30,25 @@ void asp_features_give_back(asp_features *f, void *block, int64_t n, int64_t siz
     asp_release(block);
 }
 
+static int is_absent(const asp_features *f, int64_t layer) { return f->coder.absent && f->coder.absent[layer]; }
+
+/* Goes on to the next layer that has a dictionary. */
+static void pass_absent(asp_features *f) {
+    while (f->n_layers < f->config.n_layer && is_absent(f, f->n_layers)) f->n_layers++;
+}
+
+static asp_status copy_absent(asp_features *f, const uint8_t *absent, asp_error *err) {
+    const int64_t n_layer = f->config.n_layer;
+    if (!absent) return ASP_OK;
+    uint8_t *own = asp_features_take(f, n_layer, sizeof *own);
+    if (!own) return asp_features_no_room(f, "the layers of transcoders", err);
+    memcpy(own, absent, (size_t)n_layer);
+    f->coder.absent = own;
+    pass_absent(f);
+    if (f->n_layers < n_layer) return ASP_OK;
+    return asp_fail(err, ASP_BAD_ARGUMENT, "features need a dictionary in one layer at least");
+}
+
 static int64_t outputs_size(const asp_features *f) { return f->config.n_layer * f->config.d_model * f->n_tokens; }
 
 asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t n_tokens, const asp_coder *coder,
@@ -45,16 +64,14 @@ asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t 
     f->k_block = model->k_block.model;
     f->n_tokens = n_tokens;
     f->coder = *coder;
+    f->coder.absent = NULL;
     f->max_bytes = max_bytes;
     f->layers = asp_features_take(f, f->config.n_layer, sizeof *f->layers);
     f->reconstruction = f->layers ? asp_features_take(f, outputs_size(f), sizeof(asp_real)) : NULL;
-    if (!f->reconstruction) {
-        const asp_status status = asp_features_no_room(f, "what transcoders write", err);
-        asp_features_free(f);
-        return status;
-    }
-    *out = f;
-    return ASP_OK;
+    asp_status status = f->reconstruction ? copy_absent(f, coder->absent, err) : asp_features_no_room(f, "what transcoders write", err);
+    if (status) asp_features_free(f);
+    else *out = f;
+    return status;
 }
 
 static void free_layer(asp_features *f, int64_t layer) {
@@ -68,6 +85,7 @@ void asp_features_free(asp_features *f) {
     if (!f) return;
     for (int64_t l = 0; f->layers && l < f->config.n_layer; l++) free_layer(f, l);
     asp_release(f->layers);
+    asp_release((void *)(uintptr_t)f->coder.absent);
     asp_release(f->reconstruction);
     asp_release(f->error);
     asp_arena_free(&f->lists);
@@ -76,6 +94,7 @@ void asp_features_free(asp_features *f) {
 
 asp_feature_list asp_features_list(const asp_features *f) { return f->list; }
 int64_t asp_features_bytes(const asp_features *f) { return f->bytes; }
+const uint8_t *asp_features_absent(const asp_features *f) { return f->coder.absent; }
 
 static asp_array outputs(const asp_features *f, asp_real *data) {
     const int64_t e = f->config.d_model, n = f->n_tokens;
@@ -237,8 +256,10 @@ asp_status asp_features_layer(asp_features *f, const asp_coder_source *source, c
     if (!status) status = keep_layer(&w);
     if (!status) status = write_layer(&w, source, &output);
     asp_encode_close(&w);
-    if (!status && ++f->n_layers == f->config.n_layer) status = complete(f, err);
-    return status;
+    if (status) return status;
+    f->n_layers++;
+    pass_absent(f);
+    return f->n_layers == f->config.n_layer ? complete(f, err) : ASP_OK;
 }
 
 asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t first, const asp_coder_source *source,
@@ -255,7 +276,8 @@ asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t firs
     asp_status status = f->error ? ASP_OK : asp_features_no_room(f, "what transcoders leave unexplained", err);
     asp_blas_enter();
     for (int64_t l = 0; !status && l < f->config.n_layer; l++)
-        status = asp_features_layer(f, source, (const asp_real *)x.data + l * x.strides[0] + first * x.strides[1], context, err);
+        if (!is_absent(f, l))
+            status = asp_features_layer(f, source, (const asp_real *)x.data + l * x.strides[0] + first * x.strides[1], context, err);
     asp_blas_leave();
     for (int64_t l = 0; !status && l < f->config.n_layer; l++) {
         const asp_real *mlp = (const asp_real *)out.data + l * out.strides[0] + first * out.strides[1];

@@ -164,7 +164,9 @@ static asp_status own_mlp(const asp_model *m, const asp_activations *acts, int64
 asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
     const int64_t e = m->config.d_model;
     if (acts->changes) asp_changes_before_mlp(acts->changes, l, slot(acts->mid, l), e);
-    const asp_status status = acts->substitute ? substitute_mlp(m, acts, l, context) : own_mlp(m, acts, l, context);
+    const asp_mlp_substitute *substitute = acts->substitute;
+    const int own = !substitute || (substitute->kept && substitute->kept[l]);
+    const asp_status status = own ? own_mlp(m, acts, l, context) : substitute_mlp(m, acts, l, context);
     if (!status && acts->changes)
         asp_changes_after_mlp(acts->changes, l, slot(acts->resid, l + 1), slot(acts->mlp_out, l), e);
     return status;

@@ -122,14 +122,25 @@ static asp_coder_source source_of(py_source *s) {
 
 static const char *const activations[] = {"relu", "jump_relu", "topk"};
 
+/* absent: None, or bytes with one for each layer, which coder borrows. */
+static int read_absent(PyObject *absent, int64_t n_layer, asp_coder *coder) {
+    if (absent == Py_None) return 1;
+    if (!PyBytes_Check(absent) || PyBytes_GET_SIZE(absent) != n_layer) {
+        PyErr_Format(PyExc_ValueError, "absent must be %lld bytes, one for each layer", (long long)n_layer);
+        return 0;
+    }
+    coder->absent = (const uint8_t *)PyBytes_AS_STRING(absent);
+    return 1;
+}
+
 static PyObject *features_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"model", "n_tokens", "activation", "top_k", "cross_layer", "from_mid", "max_bytes", NULL};
-    PyObject *model;
+    static char *names[] = {"model", "n_tokens", "activation", "top_k", "cross_layer", "from_mid", "max_bytes", "absent", NULL};
+    PyObject *model, *absent = Py_None;
     const char *activation;
     long long n_tokens, top_k = 0, max_bytes = INT64_MAX;
     asp_coder coder = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLs|LppL:Features", names, &model, &n_tokens, &activation, &top_k,
-                                     &coder.cross_layer, &coder.from_mid, &max_bytes))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLs|LppLO:Features", names, &model, &n_tokens, &activation, &top_k,
+                                     &coder.cross_layer, &coder.from_mid, &max_bytes, &absent))
         return NULL;
     if (!Py_IS_TYPE(model, asp_py_state(type)->model_type))
         return PyErr_Format(PyExc_TypeError, "model must be a Model, got %.80s", Py_TYPE(model)->tp_name);
@@ -142,13 +153,15 @@ static PyObject *features_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     py_features *self = (py_features *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     asp_error err = {0};
+    asp_status status = ASP_OK;
     self->model = (py_model *)Py_NewRef(model);
     self->n_tokens = n_tokens;
     self->from_mid = coder.from_mid;
-    const asp_status status = asp_features_new(&self->features, self->model->model, n_tokens, &coder, max_bytes, &err);
-    if (!status) return (PyObject *)self;
+    const int good = read_absent(absent, asp_model_config(self->model->model)->n_layer, &coder);
+    if (good) status = asp_features_new(&self->features, self->model->model, n_tokens, &coder, max_bytes, &err);
+    if (good && !status) return (PyObject *)self;
     Py_DECREF(self);
-    return asp_py_raise(status, &err);
+    return good ? asp_py_raise(status, &err) : NULL;
 }
 
 static void features_dealloc(PyObject *self) {
@@ -233,7 +246,7 @@ static PyType_Slot features_slots[] = {
     {Py_tp_dealloc, features_dealloc},
     {Py_tp_methods, features_methods},
     {Py_tp_getset, features_attributes},
-    {Py_tp_doc, "Features(model, n_tokens, activation, top_k=0, cross_layer=False, from_mid=False, max_bytes=...): to be filled once."},
+    {Py_tp_doc, "Features(model, n_tokens, activation, top_k=0, cross_layer=False, from_mid=False, max_bytes=..., absent=None): to be filled once."},
     {0, NULL}};
 PyType_Spec asp_py_features_spec = {ASP_MODULE ".Features", sizeof(py_features), 0,
                                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, features_slots};
@@ -299,7 +312,7 @@ const asp_mlp_substitute *asp_py_substitute_given(py_substitute *s, py_call *cal
     s->state.features = s->features->features;
     s->state.source = &s->coder_source;
     s->state.err = err;
-    s->substitute = (asp_mlp_substitute){s->features->from_mid, asp_features_substitute, &s->state};
+    s->substitute = (asp_mlp_substitute){s->features->from_mid, asp_features_absent(s->features->features), asp_features_substitute, &s->state};
     return &s->substitute;
 }
 

@@ -112,7 +112,7 @@ static void reserve_scratch(run_scratch *s, const asp_model *model, const asp_ru
     s->ln = RESERVE(c->d_model);
     s->qkv = RESERVE(3 * width);
     s->z = RESERVE(width);
-    s->mlp = RESERVE(options->substitute ? 1 : c->d_mlp);
+    s->mlp = RESERVE(options->substitute && !options->substitute->kept ? 1 : c->d_mlp);
     s->substitute = RESERVE(options->substitute ? c->d_model : 0);
 #undef RESERVE
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;

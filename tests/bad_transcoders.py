@@ -120,8 +120,6 @@ def _files() -> list[BadSet]:
         return BadSet("files: " + what, error, code, files, load, options)
 
     return [
-        bad("no layer 1", ConfigError, "missing_layer", without(GOOD, name)),
-        bad("no layer 0", ConfigError, "missing_layer", without(GOOD, "layer_0.safetensors")),
         bad("only config.yaml", ConfigError, "missing_layer", {"config.yaml": GOOD["config.yaml"]}),
         bad("layer 1 twice", ConfigError, "duplicate_layer", GOOD | {"layer_1.npz": b""}),
         bad("layer 1 cut short", FormatError, "bad_offsets", GOOD | {name: data[:-1]}),
@@ -183,6 +181,11 @@ def _configs() -> list[BadSet]:
         value("an unknown key", "unknown_key", normalize=True),
         value("another kind", "config_value", model_kind="sparse_autoencoder"),
         value("the kind is a list", "config_value", model_kind=["transcoder_set"]),
+        value("counts of features that are text", "config_type", attnsparse_n_features="7"),
+        value("counts of two layers of three", "config_type", attnsparse_n_features=[7, 7]),
+        value("more features than there are", "config_type", attnsparse_n_features=[10, 8, 12]),
+        value("no features", "config_type", attnsparse_n_features=[0, 7, 12]),
+        value("a count that is true", "config_type", attnsparse_n_features=[True, 7, 12]),
         value("cross-layer, with layer files", "missing_layer", model_kind="cross_layer_transcoder"),
         text("no input hook", "config_missing", good.replace("feature_in", "attnsparse_"), ConfigError),
         text("no output hook", "config_missing", good.replace("feature_out", "attnsparse_"), ConfigError),
@@ -210,11 +213,11 @@ def _configs() -> list[BadSet]:
         entries("a file of the hub that is not here", "missing_layer", "hf://a/b/layer_9.safetensors",
                 error=ConfigError),
         entries("a number", "config_type", 7, error=ConfigError),
+        entries("layer 1 in the place of layer 0", "config_value", "layer_1.safetensors", error=ConfigError),
         entries("an entry of v0.1 in a later list", "config_type", "layer_0.safetensors", {"layer": 1},
                 error=ConfigError),
         entries("a file of another kind", "magic", "config.yaml"),
         old("layer 0 twice", "duplicate_layer", layer=0),
-        old("a gap", "missing_layer", layer=3),
         old("no layer", "config_type", layer=None),
         old("layer is true", "config_type", layer=True),
         old("a negative layer", "config_type", layer=-1),

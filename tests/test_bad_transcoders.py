@@ -94,8 +94,8 @@ def test_some_messages(tmp_path):
         "layer_1.safetensors: tensor 'W_enc' has shape [6, 7], expected [7, 6] (b_enc has 7 features, "
         "b_dec has width 6); it looks transposed"
     )
-    assert message("files: no layer 1").endswith(
-        ": layer 1 is missing, found layers 0, 2; every layer of the model needs a transcoder"
+    assert message("cross-layer: no W_enc_1").endswith(
+        ": layer 1 is missing, found layers 0, 2; a cross-layer transcoder has all layers"
     )
     assert message("config: a file of the hub that is not here") == (
         "config.yaml: transcoders[0]: 'hf://a/b/layer_9.safetensors' is on the Hugging Face hub; download it "

@@ -236,6 +236,41 @@ def test_what_cannot_be_saved(tmp_path):
 # --------------------------------------------------------------------------------------------- inputs
 
 
+@pytest.mark.parametrize(
+    ("activation", "cross"), [("relu", False), ("jump_relu", False), ("jump_relu", True), ("topk", False)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_layers_are_filled_up_to_one_size(tmp_path, activation, cross, dtype):
+    """circuit-tracer takes no others; what is added is never active and writes nothing."""
+    w = tiny.weights(cross=cross, threshold=activation == "jump_relu")
+    source = ArraySource(w.w_enc, w.b_enc, w.w_dec, w.output, w.threshold)
+    top_k = 9 if activation == "topk" else None
+    save_transcoders(Transcoders(source, activation=activation, top_k=top_k), tmp_path, dtype=dtype)
+    config = (tmp_path / "config.yaml").read_text()
+    assert f"attnsparse_n_features:\n- {tiny.COUNTS[0]}\n- {tiny.COUNTS[1]}\n- {tiny.COUNTS[2]}\n" in config
+    again = load_transcoders(tmp_path)
+    assert again.n_features == tiny.COUNTS
+    (tmp_path / "config.yaml").write_text(config.partition("attnsparse_")[0])
+    filled = load_transcoders(tmp_path)
+    assert filled.n_features == (max(tiny.COUNTS),) * tiny.L
+    assert again.digest != filled.digest
+    with np.errstate(all="ignore"):
+        own = model()
+        wanted, found = (t.features(own, [1, 2, 3, 4]) for t in (again, filled))
+    for name in ("layer", "position", "feature", "activation", "error"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    n = tiny.COUNTS[1]
+    encoder = filled.source.encoder(1)
+    x = 1e4 * np.random.default_rng(0).standard_normal((5, tiny.E)).astype(np.float32)
+    pre = x @ encoder.w_enc[n:].T + encoder.b_enc[n:]
+    assert (pre <= (0 if encoder.threshold is None else encoder.threshold[n:])).all()
+    assert not filled.source.decoder_rows(1, np.arange(n, max(tiny.COUNTS))).any()
+    folder = tmp_path / "as they are"
+    save_transcoders(again, folder, equal_sizes=False)
+    assert "attnsparse_" not in (folder / "config.yaml").read_text()
+    assert load_transcoders(folder).n_features == tiny.COUNTS
+
+
 def plain_folder(folder, w: tiny.Weights, **config) -> None:
     layers = {f"layer_{i}.safetensors": from_arrays(tiny.plain_layer(w, i)) for i in range(tiny.L)}
     tiny.write(folder, layers | ({"config.yaml": tiny.config(**config)} if config else {}))
@@ -408,7 +443,7 @@ def test_no_file_stays_open(tmp_path, name):
 def test_a_file_that_changed_or_shrank_is_refused(tmp_path, name):
     transcoders, _ = load(tmp_path, name)
     source = transcoders.source
-    files = {part.file.path for layer in source.layers for part in (*layer.encoder, *layer.decoder)}
+    files = {part.file.path for layer in source.layers.values() for part in (*layer.encoder, *layer.decoder)}
     for path in files:
         os.utime(path, ns=(1, 1))
     for read in (source.encoder, source.output_bias, lambda layer: source.decoder_rows(layer, np.arange(2))):

@@ -243,7 +243,7 @@ def saelens_6() -> tuple[Files, Weights]:
     for i in range(L):
         metadata = {"hook_name": f"blocks.{i}.ln2.hook_normalized", "model_name": "tiny",
                     "hook_name_out": f"blocks.{i}.hook_mlp_out"}  # fmt: skip
-        settings = {"architecture": "jumprelu_transcoder", "d_in": E, "d_sae": COUNTS[i], "d_out": E}
+        settings = {"architecture": "jumprelu_skip_transcoder", "d_in": E, "d_sae": COUNTS[i], "d_out": E}
         files[f"l{i}/cfg.json"] = settings | {"metadata": metadata}
         files[f"l{i}/sae_weights.safetensors"] = from_arrays(saelens_layer(w, i))
     return files, w

@@ -87,7 +87,7 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
         asp_run *run = NULL;
         asp_status status = asp_features_new(&features, f->gated, N, &arrays.coder, INT64_MAX, err);
         asp_feature_substitute state = {features, &source, NULL, err};
-        const asp_mlp_substitute substitute = {0, asp_features_substitute, &state};
+        const asp_mlp_substitute substitute = {0, NULL, asp_features_substitute, &state};
         const asp_run_options options = {.records = 1 << ASP_MLP_OUT, .logits = ASP_LOGITS_ALL, .max_bytes = INT64_MAX,
                                          .substitute = &substitute};
         if (!status) status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
