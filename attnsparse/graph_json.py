@@ -3,7 +3,7 @@
     graph.to_json("graphs", "large-small", supernodes={"large": graph.select("feature", label="large")})
 
 What the format lacks has ids and types of its own, which viewers tolerate. Errors are called
-"err_{layer}_{position}", because circuit-tracer's former "0_{layer}_{position}" is also the id of feature
+"err_{layer}_{position}", because circuit-tracer's "0_{layer}_{position}" is also the id of feature
 `layer` of layer 0.
 """
 

@@ -36,6 +36,7 @@ _TOKEN = re.compile(f"E_{_NUMBER}_{_NUMBER}")
 _POSITION = re.compile(f"P_{_NUMBER}")
 _PROBABILITY = re.compile(r"\(p=([0-9.]{1,20})\)")
 _BOS = ("<bos>", "<s>", "<|endoftext|>", "<|begin_of_text|>")
+MAX_LAYERS, MAX_TOKENS = 4096, 2**20  # of a graph JSON
 _DIGITS = range(1, 10)  # of a feature number in circuit-tracer 0.1
 _NODE_FIELDS: dict[str, tuple[type, ...]] = {
     "node_id": (str,),
@@ -75,9 +76,9 @@ def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMI
     first token is one of the usual signs for it, which the prompt then does not have, or not in the prompt.
 
     Ids of features and logits are "{layer}_{number}_{position}", of tokens "E_{id}_{position}"; of errors
-    "err_{layer}_{position}", circuit-tracer's "{layer}_-1_{position}" or its former "0_{layer}_{position}",
-    or "{layer}_error_mlp_{position}". In the former style an error can have the id of a feature; if both are
-    there, their links cannot be told apart and the file is refused (duplicate_name).
+    "err_{layer}_{position}", circuit-tracer's "{layer}_-1_{position}" or its other "0_{layer}_{position}",
+    or "{layer}_error_mlp_{position}". In the latter of circuit-tracer's styles an error can have the id of a
+    feature; if both are there, their links cannot be told apart and the file is refused (duplicate_name).
 
     Raises OSError, and FormatError with a code: json_* and duplicate_name for the JSON; header_value for its
     metadata; node and link for what is no node or link, with the field "nodes[3]"; value for nodes and links
@@ -94,7 +95,7 @@ def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMI
     _check_metadata(metadata, name)
     own = _own_fields(metadata, name)
     strings = tuple(metadata["prompt_tokens"])
-    n_layer = own["n_layer"] if own else _count_layers(data["nodes"])
+    n_layer = own["n_layer"] if own else _count_layers(data["nodes"], name)
     found = [_node(entry, i, strings, n_layer, name) for i, entry in enumerate(data["nodes"])]
     order = sorted(range(len(found)), key=lambda i: _key(found[i]))
     place = _places(data["nodes"], order, name)
@@ -118,6 +119,13 @@ def _check_metadata(metadata: dict[str, Any], path: str) -> None:
     tokens = metadata.get("prompt_tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         fail("header_value", path, "metadata 'prompt_tokens' must be a list of texts", "prompt_tokens")
+    if len(tokens) > MAX_TOKENS:
+        text = f"metadata 'prompt_tokens' has {len(tokens):,} tokens, a graph has at most {MAX_TOKENS:,}"
+        fail("header_value", path, text, "prompt_tokens")
+    names = metadata.get("transcoder_list")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        text = f"metadata 'transcoder_list' must be a list of texts, got {shown(names)}"
+        fail("header_value", path, text, "transcoder_list")
     for field in ("generation_settings", "pruning_settings"):
         if not isinstance(metadata.get(field, {}), dict):
             text = f"metadata '{field}' must be an object, got {shown(metadata[field])}"
@@ -143,21 +151,26 @@ def _own_fields(metadata: dict[str, Any], path: str) -> dict[str, Any] | None:
     for field, kind in _OWN_FIELDS.items():
         if type(own.get(field)) is not kind:
             fail("header_value", path, f"'{OWN}' has {field}={shown(own.get(field))}, which cannot be", field)
-    good = own["n_layer"] in range(1, 2**20) and own["dtype"] in ("float32", "float64")
+    good = own["n_layer"] in range(1, MAX_LAYERS + 1) and own["dtype"] in ("float32", "float64")
     good = good and len(own["tokens"]) == len(metadata["prompt_tokens"]) and len(own["closure"]) == 2
     good = good and all(type(token) is int and 0 <= token < 2**31 for token in own["tokens"])
-    if not good or not all(value is None or type(value) in (int, float) for value in own["closure"]):
+    closures = own["closure"]
+    if not good or not all(x is None or (type(x) in (int, float) and x >= 0) for x in closures):
         fail("header_value", path, f"'{OWN}' has a value out of range", OWN)
     return own
 
 
-def _count_layers(nodes: Sequence[Any]) -> int:
+def _count_layers(nodes: Sequence[Any], path: str) -> int:
     """Layers of the model: one less than the logits' layer, or all that features and errors are in."""
     layers: dict[bool, list[int]] = {True: [], False: []}
     for node in nodes:
         if isinstance(node, dict) and re.fullmatch("[0-9]{1,6}", str(node.get("layer"))):
             layers[node.get("feature_type") == "logit"].append(int(node["layer"]))
-    return max(max(layers[True]) - 1 if layers[True] else max(layers[False], default=0) + 1, 1)
+    n_layer = max(max(layers[True]) - 1 if layers[True] else max(layers[False], default=0) + 1, 1)
+    if n_layer > MAX_LAYERS:
+        text = f"its nodes are in {n_layer:,} layers, a graph has at most {MAX_LAYERS:,}"
+        fail("header_value", path, text, "layer")
+    return n_layer
 
 
 # ------------------------------------------------------------------------------------------- nodes
@@ -284,8 +297,9 @@ def _places(entries: Sequence[dict[str, Any]], order: Sequence[int], path: str) 
             text = f"two nodes are called {quoted(node_id)}"
             if first["feature_type"] != entries[i]["feature_type"]:
                 text += (
-                    f", {quoted(first['feature_type'])} and {quoted(entries[i]['feature_type'])}, a flaw of "
-                    "older circuit-tracers; the links cannot be told apart, make the graph anew"
+                    f", {quoted(first['feature_type'])} and {quoted(entries[i]['feature_type'])}, because "
+                    "circuit-tracer calls errors like features of layer 0; their links cannot be told apart: "
+                    "write the graph with another node_threshold"
                 )
             fail("duplicate_name", path, text, f"nodes[{i}]")
         place[node_id] = number
@@ -374,13 +388,13 @@ def _graph(
               if name in ("node_threshold", "edge_threshold") and value is not None}  # fmt: skip
     if metadata.get("node_threshold") is not None:
         pruned.setdefault("node_threshold", float(metadata["node_threshold"]))
-    names = metadata.get("transcoder_list") or []
+    names = metadata.get("transcoder_list") or ()
     closure = [np.nan if value is None else float(value) for value in own["closure"]] if own else [np.nan] * 2
     prompt, prepend_bos = (metadata["prompt"], own["prepend_bos"]) if own else _without_bos(metadata)
     return Graph(
         model_name=own["model_name"] if own else "",
         model_digest=own["model_digest"] if own else "",
-        transcoders_name=own["transcoders_name"] if own else ", ".join(map(str, names)),
+        transcoders_name=own["transcoders_name"] if own else ", ".join(names),
         scan=own["scan"] if own else metadata["scan"],
         prompt=prompt,
         token_strings=tuple(metadata["prompt_tokens"]),

@@ -360,7 +360,8 @@ class Graph:
         replacement, completeness: circuit-tracer's definitions, on the nodes that it has (features, errors,
         tokens, logits). replacement_closed, completeness_closed: the same on all nodes, with positions and
         biases as explained and other features as error. Of a pruned graph: those of the whole one, which
-        `prune` notes in `options`; ValueError if it came from elsewhere without them.
+        `prune` notes in `options`; ValueError if it came from elsewhere without them. A graph read from
+        another tool's file that names no thresholds counts as whole.
         """
         return graph_prune.scores(self)
 

@@ -97,8 +97,11 @@ def scores(graph: Graph) -> dict[str, float]:
 
 
 def known_scores(graph: Graph) -> dict[str, float] | None:
-    """The scores of the whole graph; None for a pruned one that came without them."""
-    if graph.pruned is None:
+    """The scores of the whole graph; None for a pruned one that came without them.
+
+    A file of another tool that names no thresholds, or says that both were 1, was not pruned.
+    """
+    if not graph.pruned or graph.pruned == {"node_threshold": 1.0, "edge_threshold": 1.0}:
         return _scores_of_all(graph)
     noted = graph.options.get("scores")
     if not isinstance(noted, dict) or set(noted) != set(SCORES):

@@ -27,6 +27,7 @@ class Limits:
     max_yaml_bytes: int = 2**16  #: config.yaml of transcoders
     max_index_bytes: int = 16 * 2**20  #: index of shards, JSON of circuits and graphs, prompts of tasks
     max_graph_bytes: int = 128 * 2**20  #: graph JSON of circuit-tracer and Neuronpedia
+    max_array_bytes: int = 16 * 2**30  #: .npz of circuits and graphs
     max_tokenizer_bytes: int = 64 * 2**20  #: tokenizer.json, vocab.json, merges.txt and the files beside them
     max_merges: int = 1_000_000  #: lines of merges.txt
     max_table_cells: int = 1_000_000  #: values of a CSV of prompts, counted by commas and line ends

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,12 +23,13 @@ import numpy as np
 from .errors import FormatError, NonFiniteError, located, quoted
 from .labels import checked_path
 from .limits import Limits
-from .regular_file import RegularFile, read_small
+from .regular_file import CHUNK_BYTES, RegularFile, read_small
 from .saving import write_together
 from .strict_json import parse_object, shown
-from .tensor_source import has_too_many_bytes
+from .tensor_source import ByteRange, check_crc, has_too_many_bytes
 from .zip_directory import read_zip_directory
 
+_MAX_HEADER_BYTES = 1024
 _NPY = re.compile(
     rb"\{'descr': '(?P<dtype><[fi][48])', 'fortran_order': False, "
     rb"'shape': \((?P<shape>(?:[0-9]{1,18}, )*[0-9]{1,18},?)\), \} *\n"
@@ -149,35 +151,63 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...], path: str) -> 
 def read_arrays(
     path: str, kind: Kind, checksum: str, specs: Specs, limits: Limits, optional: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
-    """All arrays by name, each with its own memory, after comparing the whole file with its checksum."""
+    """All arrays by name, each with its own memory.
+
+    The whole file is compared with its checksum, and every header with its shape, before an array is made.
+    """
     arrays = {}
     with RegularFile(path) as file:
-        content = memoryview(bytearray(file.size))
-        file.read_into(0, content)
-        found = hashlib.sha256(content).hexdigest()
-        if found != checksum:
-            text = (
-                "does not belong to the .json beside it, which was saved with another one: SHA-256 "
-                f"{found[:12]}..., expected {checksum[:12]}..."
-            )
-            fail("checksum", path, text, "arrays_sha256")
+        what = f"a file of {file.size:,} bytes"
+        limits.check("max_array_bytes", file.size, path, what, code="file_limit")
+        _check_sum(file, checksum)
         places = read_zip_directory(file, limits)
-    for name in specs:
-        if f"{name}.npy" not in places and name not in optional:
-            fail("missing_tensor", path, f"array '{name}' is missing", name)
-    for entry, place in places.items():
-        name = entry.removesuffix(".npy")
-        if name not in specs or entry == name:
-            fail("unexpected_tensor", path, f"entry {quoted(entry)} is no array of a {kind.name}", entry)
-        data = content[place.offset : place.offset + place.n_bytes]
-        arrays[name] = _parse_npy(data, name, specs[name], path)
+        for name in specs:
+            if f"{name}.npy" not in places and name not in optional:
+                fail("missing_tensor", path, f"array '{name}' is missing", name)
+        for entry, place in places.items():
+            name = entry.removesuffix(".npy")
+            if name not in specs or entry == name:
+                fail("unexpected_tensor", path, f"entry {quoted(entry)} is no array of a {kind.name}", entry)
+            arrays[name] = _read_header(file, place, name, specs[name])
+        for name, (shape, n_header) in arrays.items():
+            arrays[name] = _read_array(file, places[f"{name}.npy"], n_header, np.dtype(specs[name][0]), shape)
     return arrays
 
 
-def _parse_npy(data: memoryview, name: str, spec: tuple[str, str], path: str) -> np.ndarray:
-    """The array in the bytes of one .npy entry of version 1.0, in C order."""
+def _check_sum(file: RegularFile, checksum: str) -> None:
+    """FormatError `checksum` if the file is another one than the JSON was saved with."""
+    buffer, total = memoryview(bytearray(min(CHUNK_BYTES, file.size))), hashlib.sha256()
+    for begin in range(0, file.size, CHUNK_BYTES):
+        piece = buffer[: min(CHUNK_BYTES, file.size - begin)]
+        file.read_into(begin, piece)
+        total.update(piece)
+    found = total.hexdigest()
+    if found != checksum:
+        text = (
+            "does not belong to the .json beside it, which was saved with another one: SHA-256 "
+            f"{found[:12]}..., expected {checksum[:12]}..."
+        )
+        fail("checksum", file.path, text, "arrays_sha256")
+
+
+def _read_array(
+    file: RegularFile, place: ByteRange, n_header: int, dtype: np.dtype, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The array behind a header that was checked, compared with the archive's checksum of the entry."""
+    array = np.empty(shape, dtype)
+    crc = zlib.crc32(file.read(place.offset, n_header))
+    crc = file.read_into(place.offset + n_header, memoryview(array.reshape(-1)).cast("B"), crc, with_crc=True)
+    check_crc(file.path, "the archive", place.crc, crc)
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _read_header(
+    file: RegularFile, place: ByteRange, name: str, spec: tuple[str, str]
+) -> tuple[tuple[int, ...], int]:
+    """Shape, and bytes before the numbers, of one .npy entry of version 1.0, in C order."""
+    path, data = file.path, file.read(place.offset, min(place.n_bytes, 10 + _MAX_HEADER_BYTES))
     header_bytes = int.from_bytes(data[8:10], "little")
-    match = _NPY.fullmatch(bytes(data[10 : 10 + header_bytes]))
+    match = _NPY.fullmatch(data[10 : 10 + header_bytes])
     if data[:8] != b"\x93NUMPY\x01\x00" or match is None:
         fail("array_header", path, f"array '{name}' has no header as numpy.savez writes it", name)
     dtype, dimensions = spec
@@ -187,15 +217,14 @@ def _parse_npy(data: memoryview, name: str, spec: tuple[str, str], path: str) ->
     shape = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
     if 0 in shape and has_too_many_bytes(shape):
         fail("size_overflow", path, f"array '{name}': no array can have shape {list(shape)!s:.80}", name)
-    body = data[10 + header_bytes :]
-    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if len(shape) != len(dimensions) or len(body) != n_bytes:
+    found, n_bytes = place.n_bytes - 10 - header_bytes, math.prod(shape) * np.dtype(dtype).itemsize
+    if len(shape) != len(dimensions) or found != n_bytes:
         text = (
-            f"array '{name}' has {len(body):,} bytes and shape {list(shape)!s:.60}, which needs {n_bytes:,} "
+            f"array '{name}' has {found:,} bytes and shape {list(shape)!s:.60}, which needs {n_bytes:,} "
             f"and {len(dimensions)} dimensions"
         )
         fail("size_mismatch", path, text, name)
-    return np.frombuffer(body, dtype).reshape(shape).astype(np.dtype(dtype).newbyteorder("="))
+    return shape, 10 + header_bytes
 
 
 def check_sides(arrays: Mapping[str, np.ndarray], specs: Specs, sides: Mapping[str, int], path: str) -> None:

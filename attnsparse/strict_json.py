@@ -12,6 +12,8 @@ from .errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 
 _CONTAINERS = frozenset((dict, list))
+_MOST_DIGITS = 308  # of an integer: it is a float then, and so every number that was read is
+_DIGITS_TO_0 = bytes.maketrans(b"0123456789", b"0000000000")
 
 
 class _Refused(Exception):
@@ -54,7 +56,7 @@ def parse_object(
             text,
             object_pairs_hook=build,
             parse_float=_finite,
-            parse_int=_whole if b"-0" in data else None,
+            parse_int=_whole if b"-0" in data or _has_long_number(data) else None,
             parse_constant=_no_constants,
         )
     except _Refused as refused:
@@ -95,7 +97,14 @@ def parse_object(
 
 def _whole(digits: str) -> int | float:
     """A number without point and exponent; -0 is none of the whole numbers, as for other readers."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(digits)
     return -0.0 if digits == "-0" else int(digits)
+
+
+def _has_long_number(data: bytes) -> bool:
+    """Whether digits follow each other that no float can hold."""
+    return b"0" * _MOST_DIGITS in data.translate(_DIGITS_TO_0)
 
 
 def _first_duplicate(pairs: list[tuple[str, Any]]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import pickle
@@ -402,10 +403,36 @@ def test_without_influence_activation_and_logits(tmp_path):
     assert np.isnan(graph.value).all()
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "known"),
+    [
+        ({}, True),
+        ({"node_threshold": 1.0, "pruning_settings": {"node_threshold": 1.0, "edge_threshold": 1}}, True),
+        ({"node_threshold": 1.0}, False),
+        ({"pruning_settings": {"node_threshold": 0.8, "edge_threshold": 1.0}}, False),
+    ],
+)
+def test_scores_of_a_file_that_was_not_pruned(tmp_path, thresholds, known):
+    """They are those of the same nodes and edges as a whole graph."""
+    data = foreign()
+    data["metadata"].pop("node_threshold")
+    data["metadata"] |= thresholds
+    graph = read(tmp_path, data)
+    if not known:
+        with pytest.raises(ValueError, match="without the scores of the whole one"):
+            graph.scores()
+        assert "replacement" not in graph.summary()
+        return
+    whole = dataclasses.replace(graph, pruned=None)
+    assert graph.scores() == whole.scores()
+    assert 0 < graph.scores()["replacement"] < 1
+    assert graph.summary().replacement.item() == graph.scores()["replacement"]
+
+
 def test_an_old_file_with_two_nodes_of_one_name_is_refused(tmp_path):
     data = foreign("0_1_2")
     data["nodes"].append(node("0_1_2", cantor(0, 1), "0", 2, CLT))
-    with pytest.raises(FormatError, match=r"called '0_1_2'.*a flaw of older circuit-tracers") as caught:
+    with pytest.raises(FormatError, match=r"called '0_1_2'.*calls errors like features of layer 0") as caught:
         read(tmp_path, data)
     assert caught.value.code == "duplicate_name"
 
