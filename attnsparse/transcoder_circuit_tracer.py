@@ -20,6 +20,7 @@ here only positive ones count. circuit-tracer runs its models without weight pro
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,7 @@ def _described(
     width = same_width({number: width for number, (_, width) in found.items()}, where)
     result = StoredSet(where, layers, width, None, kind, n_layer=len(layers) if kind == CROSS_LAYER else None)
     activation = config.get("activation")
-    if activation is not None and activation not in _ACTIVATIONS:
+    if activation is not None and (not isinstance(activation, str) or activation not in _ACTIVATIONS):
         text = f"activation must be one of {', '.join(_ACTIVATIONS)}, got {shown(activation)}"
         raise located(ConfigError, "config_value", path, text, field="activation")
     result.activation = settle_activation(layers, _ACTIVATIONS.get(activation), where)
@@ -232,7 +233,7 @@ def _file_of(entry: Any, folder: Path, path: Path, field: str) -> Path:
         text = f"{field} is {quoted(entry)}, which is no path inside the folder of {path.name}"
         raise located(FormatError, "layer_file", path, text, field=field)
     file = folder.joinpath(*parts)
-    if not file.is_file():
+    if not os.path.isfile(file):  # no file either if the system cannot have such a name
         what = f"{quoted(entry)} is on the Hugging Face hub" if remote else f"{quoted(entry)} is not here"
         text = f"{field}: {what}; download it to {quoted(name)} in the folder of {path.name}, then load that"
         raise located(ConfigError, "missing_layer", path, text, field=field)
