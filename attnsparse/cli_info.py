@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, FormatError
-from .transcoder import shape_text
+from .transcoder_arrays import shape_text
 
 if TYPE_CHECKING:
     from .model import Model

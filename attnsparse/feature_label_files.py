@@ -6,7 +6,6 @@ import csv
 import errno
 import io
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +17,14 @@ from .arguments import checked_object
 from .checkpoint_files import MODELS_FOLDER
 from .errors import FormatError, located, quoted
 from .feature_labels import FeatureLabels, Key
-from .graph_json import cantor
+from .graph_json import cantor, shortest
 from .labels import checked_path
 from .limits import DEFAULT_LIMITS, Limits
 from .paired_file import Kind, fail
 from .regular_file import read_small
 from .saving import write_atomic
 from .strict_json import parse_object, shown
+from .text_bytes import compact_json, text_bytes
 
 KIND = Kind("feature labels", 1)
 LABELS = ("labels.json", "labels.csv")  # in a folder of transcoders
@@ -34,7 +34,8 @@ _SIDES = ("promoted", "suppressed")
 _FIELDS = {"model_name": str, "transcoders_name": str, "n_prompts": int, "n_tokens": int, "before": int,
            "window": int, "strings": list, "features": list, "given": list}  # fmt: skip
 _MOST = 2**31
-_MOST_KEPT = 2**28  # tokens of contexts
+_TOKEN_BYTES = 8  # of a context's token in memory: id and activation
+_LEAST_ROOM, _ROOM_PER_BYTE = 64 * 2**20, 16  # for contexts, beside the size of their file
 
 
 def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], contexts: int | None) -> None:
@@ -43,13 +44,9 @@ def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], con
     if not name.endswith((".json", ".csv")):
         raise ValueError(f"path must end in .json or .csv, got {name!r:.80}")
     if name.endswith(".csv"):
-        text = labels.to_pandas().to_csv(index=False, lineterminator="\n")
+        write_atomic(name, [text_bytes(labels.to_pandas().to_csv(index=False, lineterminator="\n"))])
     else:
-        text = (
-            json.dumps(_data(labels, contexts), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-            + "\n"
-        )
-    write_atomic(name, [text.encode()])
+        write_atomic(name, [*compact_json(_data(labels, contexts)), b"\n"])
 
 
 def _data(labels: FeatureLabels, contexts: int | None) -> dict[str, Any]:
@@ -75,7 +72,7 @@ def _feature(labels: FeatureLabels, row: int, contexts: int | None) -> dict[str,
     sides = {}
     for side in _SIDES:
         tokens, effects = (getattr(labels, f"{side}_{what}")[row] for what in ("tokens", "effects"))
-        sides[side] = [list(pair) for pair in zip(tokens.tolist(), _numbers(effects))]
+        sides[side] = [list(pair) for pair in zip(tokens.tolist(), shortest(effects))]
     return {
         "layer": int(labels.layer[row]),
         "feature": int(labels.feature[row]),
@@ -88,7 +85,7 @@ def _feature(labels: FeatureLabels, row: int, contexts: int | None) -> dict[str,
 
 def _contexts(labels: FeatureLabels, row: int, contexts: int | None) -> list[dict[str, Any]]:
     tokens = labels.tokens[row, :contexts]
-    inside, values = tokens >= 0, _numbers(labels.activations[row, :contexts].ravel())
+    inside, values = tokens >= 0, shortest(labels.activations[row, :contexts].ravel())
     used, first = inside.sum(axis=1).tolist(), inside.argmax(axis=1).tolist() if inside.size else []
     width, rows, found = tokens.shape[1], tokens.tolist(), []
     places = zip(labels.prompt[row].tolist(), labels.position[row].tolist())
@@ -104,11 +101,6 @@ def _contexts(labels: FeatureLabels, row: int, contexts: int | None) -> list[dic
                 }
             )
     return found
-
-
-def _numbers(array: np.ndarray) -> list[float]:
-    """Shortest texts that give the same float32, as floats."""
-    return [float(text) for text in array.astype("U32").tolist()]
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -127,8 +119,10 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
     name = _labels_file(path)
     if name.endswith(".csv"):
         return FeatureLabels(given=read_label_csv(name, limits=limits))
-    data = parse_object(read_small(name, "max_graph_bytes", limits=limits), name, limits=limits)
+    raw = read_small(name, "max_graph_bytes", limits=limits)
+    data = parse_object(raw, name, limits=limits)
     _check_fields(data, name)
+    _check_room(data, len(raw), name)
     strings = _strings(data["strings"], name)
     given = {}
     for entry in data["given"]:
@@ -184,12 +178,19 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
         value = data.get(field)
         if type(value) is not kind or (kind is int and not 0 <= value < _MOST):
             fail("header_value", path, f"'{field}' is {shown(value)}, which cannot be", field)
+    if data["before"] >= max(data["window"], 1):
+        text = f"'window' {data['window']} does not fit 'before' {data['before']}"
+        fail("header_value", path, text, "window")
+
+
+def _check_room(data: dict[str, Any], n_bytes: int, path: str) -> None:
+    """FormatError `header_value` if the arrays of contexts would be large beside the file of `n_bytes`: all
+    features have room for the most contexts that one has, and every context for `window` tokens."""
     longest = max((len(entry["contexts"]) for entry in data["features"] if _has_contexts(entry)), default=0)
-    if (
-        data["before"] >= max(data["window"], 1)
-        or len(data["features"]) * longest * data["window"] > _MOST_KEPT
-    ):
-        text = f"'window' {data['window']} does not fit 'before' {data['before']}, or is too large"
+    needed = _TOKEN_BYTES * len(data["features"]) * longest * data["window"]
+    if needed > _LEAST_ROOM + _ROOM_PER_BYTE * n_bytes:
+        text = f"{longest:,} contexts of {data['window']:,} tokens for each of {len(data['features']):,} "
+        text += f"features would take {needed:,} bytes, which a file of {n_bytes:,} bytes does not need"
         fail("header_value", path, text, "window")
 
 
@@ -348,7 +349,7 @@ def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels)
         examples = [
             {
                 "tokens": strings,
-                "tokens_acts_list": _numbers(values),
+                "tokens_acts_list": shortest(values),
                 "train_token_ind": at,
                 "is_repeated_datapoint": False,
             }
@@ -366,6 +367,5 @@ def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels)
             "act_max": float(labels.activation[row].max(initial=0)),
         }
         paths.append(folder / f"{index}.json")
-        content = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        paths[-1].write_bytes(content.encode())
+        paths[-1].write_bytes(b"".join(compact_json(data)))
     return paths

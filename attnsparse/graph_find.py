@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .labels import whole_number
+from .transcoder_arrays import layers_text
 
 if TYPE_CHECKING:
     from .graph_object import Graph, Nodes
@@ -69,3 +70,11 @@ def ends(graph: Graph, source: Nodes, target: Nodes) -> tuple[np.ndarray, np.nda
     if np.isin(sources, graph.logits).all():
         raise ValueError(f"no edge leaves {graph._id(sources[0])!r} (logit); the source comes first")
     return sources, targets
+
+
+def layers_with_features(graph: Graph) -> str:
+    """What a graph's repr says of its layers if only some of them have transcoders."""
+    layers = graph.options.get("transcoder_layers")
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        return ""
+    return f", features of {layers_text(layers)} of {graph.n_layer}"

@@ -9,7 +9,6 @@ What the format lacks has ids and types of its own, which viewers tolerate. Erro
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -27,11 +26,13 @@ from .labels import checked_path, whole_number
 from .regular_file import read_small
 from .saving import write_atomic
 from .strict_json import parse_object, shown
+from .text_bytes import compact_json
 
 if TYPE_CHECKING:
     from .graph_heads import ScoreSplit
 
 SCHEMA_VERSION = 1
+_AT_ONCE = 16384  # numbers, so that Ctrl-C is heard
 OWN = "attnsparse"  # what of a graph the format has no place for, in generation_settings
 OWN_VERSION = 1
 METADATA_FILE = "graph-metadata.json"
@@ -116,16 +117,16 @@ def write_graph_json(
         "nodes": nodes,
         "links": _links(shown_graph),
     }
-    content = _encoded(data | ({"qk_only_nodes": only} if only else {}))
+    content = list(compact_json(data | ({"qk_only_nodes": only} if only else {})))
     folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     entries = _other_entries(folder / METADATA_FILE, slug)
     path = folder / f"{slug}.json"
-    write_atomic(path, [content])
-    write_atomic(folder / METADATA_FILE, [_encoded({"graphs": [*entries, metadata]})])
-    if len(content) > warn_bytes:
+    write_atomic(path, content)
+    write_atomic(folder / METADATA_FILE, compact_json({"graphs": [*entries, metadata]}))
+    if (n_bytes := sum(map(len, content))) > warn_bytes:
         text = (
-            f"{path.name} has {len(content) / 2**20:,.1f} MiB, above {warn_bytes / 2**20:,.1f}; viewers may "
+            f"{path.name} has {n_bytes / 2**20:,.1f} MiB, above {warn_bytes / 2**20:,.1f}; viewers may "
             "refuse it: lower node_threshold or edge_threshold"
         )
         warnings.warn(text, UserWarning, stacklevel=2)
@@ -163,10 +164,6 @@ def _check_metadata(scan: Any, info: Any, details: Any) -> None:
 def _fits(value: Any, kind: Any) -> bool:
     texts = not isinstance(value, list) or all(isinstance(text, str) for text in value)
     return isinstance(value, kind) and not isinstance(value, bool) and texts
-
-
-def _encoded(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 # ------------------------------------------------------------------------------------------- metadata
@@ -280,8 +277,8 @@ def plain_label(layer: int, number: int) -> str:
 
 def node_entries(graph: Graph) -> list[dict[str, Any]]:
     """The nodes as the format has them."""
-    value, probability = (_numbers(array) for array in (graph.value, graph.probability))
-    influence = None if graph.influence is None else _numbers(graph.influence)
+    value, probability = (shortest(array) for array in (graph.value, graph.probability))
+    influence = None if graph.influence is None else shortest(graph.influence)
     first_logit = int(graph.logits[0]) if len(graph.logits) else -1
     entries = []
     for i, (node_id, kind) in enumerate(zip(graph.ids, graph.kind)):
@@ -298,9 +295,13 @@ def node_entries(graph: Graph) -> list[dict[str, Any]]:
     return entries
 
 
-def _numbers(array: np.ndarray) -> list[float | None]:
-    """Shortest texts that give the same numbers in the array's precision, as floats; None for NaN."""
-    return [None if text == "nan" else float(text) for text in array.astype("U32").tolist()]
+def shortest(array: np.ndarray) -> list[float | None]:
+    """Numbers [n] with the fewest digits that are the same in the array's precision; None for NaN."""
+    found: list[float | None] = []
+    for begin in range(0, len(array), _AT_ONCE):
+        texts = array[begin : begin + _AT_ONCE].astype("U32").tolist()
+        found += [None if text == "nan" else float(text) for text in texts]
+    return found
 
 
 def _place(graph: Graph, i: int, kind: str, node_id: str) -> dict[str, Any]:
@@ -333,7 +334,7 @@ def _place(graph: Graph, i: int, kind: str, node_id: str) -> dict[str, Any]:
 
 def _links(graph: Graph) -> list[dict[str, Any]]:
     ids, target = graph.ids, np.repeat(np.arange(len(graph)), np.diff(graph.start))
-    rows = zip(graph.source.tolist(), target.tolist(), _numbers(graph.weight))
+    rows = zip(graph.source.tolist(), target.tolist(), shortest(graph.weight))
     return [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in rows]
 
 

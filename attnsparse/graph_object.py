@@ -21,7 +21,6 @@ from .feature_labels import checked_labels
 from .graph_find import KINDS
 from .html_table import SHOWN, html_table
 from .labels import checked_base, whole_number
-from .transcoder import layers_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -494,14 +493,9 @@ class Graph:
     def __repr__(self) -> str:
         what = f"{len(self)} nodes, {len(self.source):,} edges"
         state = "pruned" if self.pruned else f"closure {self.closure:.1e}"
-        layers = self.options.get("transcoder_layers")
-        where = f", features of {layers_text(layers)} of {self.n_layer}" if _are_layers(layers) else ""
+        where = graph_find.layers_with_features(self)
         return f"Graph({self.prompt!r:.60}, {self.model_name!r}, {what}{where}, {state})"
 
     def _repr_html_(self) -> str:
         strongest = graph_prune.node_influence(self)
         return html_table(self, self.nodes.assign(influence=strongest).nlargest(SHOWN, "influence"))
-
-
-def _are_layers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(layer) is int for layer in value)

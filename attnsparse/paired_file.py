@@ -27,6 +27,7 @@ from .regular_file import CHUNK_BYTES, RegularFile, read_small
 from .saving import write_together
 from .strict_json import parse_object, shown
 from .tensor_source import ByteRange, check_crc, has_too_many_bytes
+from .text_bytes import json_bytes
 from .zip_directory import read_zip_directory
 
 _MAX_HEADER_BYTES = 1024
@@ -73,8 +74,7 @@ def save_pair(
     np.savez(buffer, **stored)
     checksum = hashlib.sha256(buffer.getbuffer()).hexdigest()
     data = {"format": kind.format, "version": kind.version, **fields, "arrays_sha256": checksum}
-    text = json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    content = text.encode()
+    content = json_bytes(json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     write_together([(npz_path, [buffer.getbuffer()]), (json_path, [content])])
 
 

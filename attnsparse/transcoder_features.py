@@ -20,7 +20,7 @@ from .interventions import compile_interventions
 from .labels import checked_base, token_label
 from .progress import progress_bar
 from .run import DEFAULT_MAX_BYTES, PRESETS, Run, as_names, as_reals, checked_bytes, compute_run
-from .transcoder import layers_text
+from .transcoder_arrays import layers_text
 
 if TYPE_CHECKING:
     import pandas as pd

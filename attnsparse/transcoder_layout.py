@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from .errors import ConfigError, located, quoted
 from .limits import Limits
 from .strict_json import shown
-from .transcoder import layers_text
+from .transcoder_arrays import layers_text
 from .transcoder_source import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
 
 SET, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"

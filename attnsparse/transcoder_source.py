@@ -21,7 +21,7 @@ from .npz_file import NpzFile
 from .safetensors_file import SafetensorsFile
 from .tensor_source import FLOAT_TYPES, FileSource
 from .torch_file import TorchFile
-from .transcoder import Encoder, covered_layer
+from .transcoder_arrays import Encoder, covered_layer
 
 _CHECKED_VALUES = 2**20  # looked at together when searching for NaN
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NEAR = 0.6
 """A feature is active where the input, centred, reaches this share of its own row along that row."""
+_PRODUCTS_AT_ONCE = 2**25
 SAMPLE = 512  # rows that activations are computed for
 
 
@@ -55,13 +56,21 @@ def _stride(rows: np.ndarray) -> int:
     return max(1, len(rows) // SAMPLE)
 
 
+def _few_rows(x: np.ndarray, w_enc: np.ndarray) -> list[slice]:
+    """All rows of x, so few at a time that Ctrl-C is heard soon."""
+    step = max(1, _PRODUCTS_AT_ONCE // w_enc.size)
+    return [slice(begin, begin + step) for begin in range(0, len(x), step)]
+
+
 def _best_gain(
     x: np.ndarray, y: np.ndarray, w_enc: np.ndarray, b_enc: np.ndarray, w_dec: np.ndarray
 ) -> float:
     """What activations are multiplied by so that all features together, which were made to serve alone, come
     nearest to the centred outputs y."""
-    active = np.maximum(np.einsum("ne,fe->nf", x, w_enc) + b_enc, 0)
-    found = np.einsum("nf,fe->ne", active, w_dec)
+    found = np.empty_like(y)
+    for rows in _few_rows(x, w_enc):
+        active = np.maximum(np.einsum("ne,fe->nf", x[rows], w_enc) + b_enc, 0)
+        found[rows] = np.einsum("nf,fe->ne", active, w_dec)
     gain = float((found * y).sum() / max(float((found**2).sum()), 1e-30))
     return min(max(gain, 1e-3), 1.0)
 
@@ -115,6 +124,8 @@ def weights_of(start: Transcoders, layer: int, scale: float) -> dict[str, np.nda
 def common_threshold(weights: dict[str, np.ndarray], inputs: np.ndarray, l0: float) -> float:
     """The threshold above which rows of `inputs` [N, E] have `l0` features on average (at least 1e-3)."""
     x = inputs[:: _stride(inputs)].astype(np.float64)
-    pre = np.einsum("ne,fe->nf", x, weights["w_enc"]) + weights["b_enc"]
+    pre = np.empty((len(x), len(weights["w_enc"])))
+    for rows in _few_rows(x, weights["w_enc"]):
+        pre[rows] = np.einsum("ne,fe->nf", x[rows], weights["w_enc"]) + weights["b_enc"]
     kept = min(max(round(l0 * len(x)), 1), pre.size)
     return max(float(np.partition(pre, pre.size - kept, axis=None)[pre.size - kept]), 1e-3)

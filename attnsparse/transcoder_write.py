@@ -16,7 +16,8 @@ from .labels import checked_flag, checked_path
 from .safetensors_file import safetensors_header
 from .saving import File, write_together
 from .tensor_source import TensorInfo
-from .transcoder import Transcoders, layers_text
+from .transcoder import Transcoders
+from .transcoder_arrays import layers_text
 from .transcoder_circuit_tracer import N_FEATURES
 
 _BLOCK_VALUES = 2**21

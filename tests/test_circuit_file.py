@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -452,6 +453,22 @@ def test_too_few_names_of_positions(path):
 def test_limits(path):
     assert code(path, LimitError, limits=Limits(max_index_bytes=100)) == "file_limit"
     assert code(path, LimitError, limits=Limits(max_zip_entries=3)) == "zip_entries"
+    assert code(path, LimitError, limits=Limits(max_array_bytes=100)) == "file_limit"
+
+
+def test_a_file_of_holes_is_refused_before_it_is_in_memory(path):
+    """Also one whose checksum is right: headers are compared with the entries before arrays are made."""
+    with open(f"{path}.npz", "r+b") as file:
+        file.truncate(200 * 2**20)
+    tracemalloc.start()
+    assert code(path, FormatError) == "checksum"
+    data = json.loads(Path(f"{path}.json").read_text())
+    with open(f"{path}.npz", "rb") as file:
+        data["arrays_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    Path(f"{path}.json").write_text(json.dumps(data))
+    assert code(path, FormatError) == "truncated"
+    assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
+    tracemalloc.stop()
 
 
 def test_names_from_a_file_are_escaped_where_they_are_shown(path):

@@ -389,6 +389,7 @@ def walk(data: Any, *path: str | int) -> Any:
         (("n_prompts",), 2.5, "header_value"),
         (("before",), 8, "header_value"),
         (("before",), True, "header_value"),
+        (("window",), 2_000_000, "header_value"),
         (("window",), 2**30, "header_value"),
         (("window",), 2**40, "header_value"),
         (("strings",), {}, "header_value"),

@@ -14,7 +14,7 @@ import attnsparse as asp
 from attnsparse.config import Config
 from attnsparse.errors import ConfigError
 from attnsparse.interventions import Mlp
-from attnsparse.transcoder import layers_text
+from attnsparse.transcoder_arrays import layers_text
 
 PROMPT = [3, 1, 4, 1, 5]
 pytestmark = pytest.mark.filterwarnings("ignore:transcoders .* are of layer")
