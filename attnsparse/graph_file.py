@@ -216,6 +216,10 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
         if len(data[name]) != wanted:
             fail("header_value", path, f"'{name}' has {len(data[name])} texts, {wanted} are needed", name)
     check_finite(arrays, ("weight", "pattern", *_OF_HEADS, "split_pairs"), path)
+    if (arrays["closure"] < 0).any():
+        fail("value", path, "array 'closure' has a negative number", "closure")
+    if np.isinf(arrays.get("influence", arrays["weight"])).any():
+        fail("value", path, "array 'influence' has an infinite number", "influence")
     check_nodes(arrays, names, data["n_layer"], path)
     check_edges(arrays, names, path)
     _check_splits(arrays, sides, path)

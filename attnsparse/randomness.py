@@ -18,6 +18,8 @@ WEIGHTS = 4
 CIRCUITS = 7  # first counter 0: prompts of the bootstrap, 1: random orders of items
 TRANSCODERS = 8  # first counter: the layer
 
+_AT_ONCE = 2**20  # numbers drawn between two looks for Ctrl-C
+
 
 def raw(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
     """`n` random uint64, a function of the seed (0..2^64-1), the use and two further counters (>= 0)."""
@@ -33,8 +35,12 @@ def permutation(n: int, seed: int, use: int, first: int = 0, second: int = 0) ->
 def normal(shape: tuple[int, ...], seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
     """Standard normal numbers (float64, `shape`)."""
     counter = np.array([0, second, first, use], np.uint64)
-    source = np.random.Philox(key=checked_seed(seed), counter=counter)
-    return np.random.Generator(source).standard_normal(shape)
+    generator = np.random.Generator(np.random.Philox(key=checked_seed(seed), counter=counter))
+    numbers = np.empty(shape)
+    flat = numbers.reshape(-1)
+    for begin in range(0, len(flat), _AT_ONCE):
+        generator.standard_normal(out=flat[begin : begin + _AT_ONCE])
+    return numbers
 
 
 def checked_seed(seed: int) -> int:

@@ -246,6 +246,8 @@ F4, I4, I8 = np.float32, np.int32, np.int64
         ({"value": np.zeros(N - 1, F4)}, "size_mismatch"),
         ({"influence": np.zeros(N + 1, F4)}, "size_mismatch"),
         ({"closure": np.zeros(3)}, "size_mismatch"),
+        ({"closure": np.array([0.0, -1e-9])}, "value"),
+        ({"influence": np.full(N, np.inf, F4)}, "value"),
         ({"pattern": np.zeros((L, H, T, T + 1), F4)}, "size_mismatch"),
         ({"carried": np.zeros((34, L, H, D + 1), F4)}, "size_mismatch"),
         ({"received": np.zeros((7, L, H, D), F4)}, "size_mismatch"),
