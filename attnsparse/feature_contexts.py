@@ -15,7 +15,7 @@ import numpy as np
 from .batch import Batch
 from .engine import checked_threads, core_for
 from .run import compute_run
-from .transcoder_features import _Weights
+from .transcoder_features import _Weights, absent_layers
 
 if TYPE_CHECKING:
     from .model import Model
@@ -163,7 +163,7 @@ class Collector:
             False,
             from_mid,
             max_bytes,
-            t.absent(model),
+            absent_layers(t, model),
         )
         core.fill(run._core, 0, self._source, checked_threads(threads))
         start, row, number, activation = (

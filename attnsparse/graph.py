@@ -115,7 +115,7 @@ def attribution_graph(
             "max_feature_nodes": most,
             "n_active": len(features),
         }
-        if transcoders.absent(model) is not None:
+        if len(transcoders.layers) < model.config.n_layer:
             options["transcoder_layers"] = list(transcoders.layers)
         splits = strongest_splits(graph, n_splits) if n_splits else ()
         return dataclasses.replace(graph, options=options, splits=splits)

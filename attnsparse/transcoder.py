@@ -190,11 +190,6 @@ class Transcoders:
             )
             warnings.warn(f"{text}; the other layers keep their MLP", UserWarning, stacklevel=3)
 
-    def absent(self, model: Model) -> bytes | None:
-        """For each layer of the model 1 if it has no transcoder, else 0; None if all have one."""
-        absent = bytes(layer not in self.layers for layer in range(model.config.n_layer))
-        return absent if any(absent) else None
-
     def writes(self, layer: int) -> int:
         """W, the number of layers that features of `layer` write to, 0 for a layer without a transcoder.
 

@@ -179,8 +179,14 @@ def new_core(transcoders: Transcoders, model: Model, n_tokens: int, max_bytes: i
         transcoders.cross_layer,
         input_record(transcoders) == "resid_mid",
         max_bytes,
-        transcoders.absent(model),
+        absent_layers(transcoders, model),
     )
+
+
+def absent_layers(transcoders: Transcoders, model: Model) -> bytes | None:
+    """For each layer of the model 1 if it has no transcoder, else 0; None if all have one."""
+    absent = bytes(layer not in transcoders.layers for layer in range(model.config.n_layer))
+    return absent if any(absent) else None
 
 
 class _Weights:

@@ -39,7 +39,7 @@ static asp_status give_rows(void *state, int64_t layer, const int64_t *features,
 }
 
 static asp_coder_source source_of(coder_arrays *c, asp_coder_activation activation, int cross_layer) {
-    c->coder = (asp_coder){activation, 5, cross_layer, activation == ASP_CODER_TOPK};
+    c->coder = (asp_coder){activation, 5, cross_layer, activation == ASP_CODER_TOPK, NULL};
     fill(c->encoder, F * E, 0.4, 31);
     fill(c->bias, F, 0.1, 32);
     fill(c->output_bias, E, 0.1, 33);
@@ -60,9 +60,11 @@ static void add_features(uint64_t *digest, const asp_features *features) {
 }
 
 asp_status use_features(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
-    for (int kind = 0; kind < 6; kind++) {
+    const uint8_t absent[L] = {1};
+    for (int kind = 0; kind < 7; kind++) {
         coder_arrays arrays = {.skip = kind % 2};
-        const asp_coder_source source = source_of(&arrays, (asp_coder_activation)(kind / 2), kind % 2);
+        const asp_coder_source source = source_of(&arrays, (asp_coder_activation)(kind / 2 % 3), kind % 2);
+        if (kind == 6) arrays.coder.absent = absent;
         asp_features *features = NULL;
         asp_status status = asp_features_new(&features, f->gated, T, &arrays.coder, INT64_MAX, err);
         if (!status) status = asp_features_of_run(features, f->clean, T, &source, context, err);
@@ -80,24 +82,26 @@ asp_status use_features(const fixture *f, const asp_context *context, uint64_t *
 
 /* The MLPs replaced in a pass; and passes that end where the source fails. */
 asp_status use_replacement(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
-    for (int fail_at = 0; fail_at < 5; fail_at++) {
-        coder_arrays arrays = {.skip = 1, .fail_at = fail_at};
-        const asp_coder_source source = source_of(&arrays, ASP_CODER_JUMP_RELU, 1);
+    const uint8_t absent[L] = {1}; /* of the last pass, whose source does not fail */
+    for (int fail_at = 0; fail_at < 6; fail_at++) {
+        coder_arrays arrays = {.skip = 1, .fail_at = fail_at % 5};
+        const asp_coder_source source = source_of(&arrays, ASP_CODER_JUMP_RELU, fail_at < 5);
         asp_features *features = NULL;
         asp_run *run = NULL;
+        if (fail_at == 5) arrays.coder.absent = absent;
         asp_status status = asp_features_new(&features, f->gated, N, &arrays.coder, INT64_MAX, err);
         asp_feature_substitute state = {features, &source, NULL, err};
-        const asp_mlp_substitute substitute = {0, NULL, asp_features_substitute, &state};
+        const asp_mlp_substitute substitute = {0, arrays.coder.absent, asp_features_substitute, &state};
         const asp_run_options options = {.records = 1 << ASP_MLP_OUT, .logits = ASP_LOGITS_ALL, .max_bytes = INT64_MAX,
                                          .substitute = &substitute};
         if (!status) status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
-        if (!status && !fail_at) add_run(digest, run);
-        if (!status && !fail_at) add_features(digest, features);
+        if (!status && fail_at % 5 == 0) add_run(digest, run);
+        if (!status && fail_at % 5 == 0) add_features(digest, features);
         asp_run_free(run);
         asp_features_free(features);
-        if (fail_at && status == ASP_BAD_STATE) continue;
+        if (fail_at % 5 && status == ASP_BAD_STATE) continue;
         if (status) return status;
-        if (fail_at) return ASP_BAD_STATE; /* the source failed, the run did not */
+        if (fail_at % 5) return ASP_BAD_STATE; /* the source failed, the run did not */
     }
     return ASP_OK;
 }
