@@ -491,11 +491,10 @@ class Graph:
         return partial(Graph, **{name: getattr(self, name) for name in names}), ()
 
     def __repr__(self) -> str:
-        what = f"{len(self)} nodes, {len(self.source):,} edges"
+        size = f"{len(self)} nodes, {len(self.source):,} edges{graph_find.layers_with_features(self)}"
         state = "pruned" if self.pruned else f"closure {self.closure:.1e}"
-        where = graph_find.layers_with_features(self)
-        return f"Graph({self.prompt!r:.60}, {self.model_name!r}, {what}{where}, {state})"
+        return f"Graph({self.prompt!r:.60}, {self.model_name!r}, {size}, {state})"
 
     def _repr_html_(self) -> str:
-        strongest = graph_prune.node_influence(self)
-        return html_table(self, self.nodes.assign(influence=strongest).nlargest(SHOWN, "influence"))
+        nodes = self.nodes.assign(influence=graph_prune.node_influence(self))
+        return html_table(self, nodes.nlargest(SHOWN, "influence"))
