@@ -23,6 +23,8 @@ finally:
     else:
         os.environ[_VARIABLE] = _before
 
+_core64._share_blas_state(_core._blas_state())  # one OpenBLAS serves both
+
 CORES = {"float32": _core, "float64": _core64}
 
 

@@ -57,6 +57,13 @@ typedef struct {
     void *poll_state;
 } asp_context;
 
+/* Everything is computed with rounding to nearest, subnormal numbers and no traps, whatever the calling thread has
+ * set, and that is put back at the end.  A callback that runs somebody else's code asks for the caller's environment
+ * meanwhile: resume takes what pause returned. */
+typedef struct asp_environment asp_environment;
+asp_environment *asp_environment_pause(void);
+void asp_environment_resume(asp_environment *environment);
+
 /* ---- model ------------------------------------------------------------------ */
 
 typedef enum { ASP_GELU_NEW = 0, ASP_GELU = 1, ASP_RELU = 2 } asp_activation;
@@ -370,6 +377,10 @@ const char *asp_isa_name(void);        /* "avx512", "avx2", "baseline" */
 asp_status asp_isa_select(const char *name, asp_error *err);
 const char *asp_blas_config(void);
 const char *asp_blas_core(void);
+/* What is kept of the BLAS library, for the other precision in the same process, which must share it. */
+typedef struct asp_blas_state asp_blas_state;
+asp_blas_state *asp_blas_get_state(void);
+void asp_blas_share_state(asp_blas_state *shared);
 
 typedef struct { int64_t live_bytes, live_blocks, n_allocations; } asp_memory_stats;
 asp_memory_stats asp_memory_get_stats(void);

@@ -152,6 +152,7 @@ asp_status asp_attention_backward(const asp_model *model, const asp_activations 
 asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
                             const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
                             asp_error *err) {
+    ASP_ENVIRONMENT;
     const asp_config *c = &model->config;
     const asp_array qkv = asp_run_array(run, ASP_QKV);
     if (!qkv.data) return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");

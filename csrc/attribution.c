@@ -198,6 +198,7 @@ static asp_status compute(attribution *a, const asp_model *m, const asp_attribut
 asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, const asp_attribution_options *options,
                            const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     const asp_batch batch = {tokens, offsets, n_sequences, NULL, NULL};
     attribution a = {.mix = {.model = model, .options = options, .scores = scores}};
     asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
@@ -205,9 +206,11 @@ asp_status asp_attribution(double *scores, const asp_model *model, const int32_t
     if (status) return status;
     status = asp_tape_prepare(&a.tape, model, &batch, context->n_threads, options->max_bytes, err);
     if (!status) status = allocate(&a, model, options, context->n_threads, err);
-    asp_blas_enter();
-    if (!status) status = compute(&a, model, options, context);
-    asp_blas_leave();
+    if (!status) status = asp_blas_enter(context, err);
+    if (!status) {
+        status = compute(&a, model, options, context);
+        asp_blas_leave();
+    }
     asp_tape_free(&a.tape);
     asp_arena_free(&a.arena);
     asp_release(a.work);
@@ -243,6 +246,7 @@ static void mean_item(void *arg, int64_t unit, int thread) {
 }
 
 asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     mean_job job = {.entries = entries, .pattern = asp_run_array(run, ASP_PATTERN), .qkv = asp_run_array(run, ASP_QKV),
                     .offsets = asp_run_offsets(run), .n_sequences = asp_run_n_sequences(run)};
     if (!job.pattern.data || !job.qkv.data)

@@ -329,14 +329,15 @@ static asp_status bias_backward(const coder_job *job, const asp_context *context
     return status;
 }
 
-static asp_status forward_backward(coder_job *job, const asp_context *context) {
+static asp_status forward_backward(coder_job *job, const asp_context *context, asp_error *err) {
     asp_coder_trainer *c = job->coder;
     const int64_t f = c->n_features;
     const asp_gemm encode = {.trans_b = 1, .m = job->n, .n = f, .k = c->n_in, .a = job->x, .lda = c->n_in,
                              .b = weight(c, W_ENC), .ldb = c->n_in, .c = c->scratch.pre, .ldc = f,
                              .epilogue = ASP_EPILOGUE_BIAS, .bias = weight(c, B_ENC), .n_rows = job->n};
-    asp_blas_enter();
-    asp_status status = asp_gemm_run(&encode, context);
+    asp_status status = asp_blas_enter(context, err);
+    if (status) return status;
+    status = asp_gemm_run(&encode, context);
     asp_blas_leave();
     if (!status) status = asp_parallel_for(context, (job->n + ROWS - 1) / ROWS, rows_item, job);
     if (status) return status;
@@ -419,6 +420,7 @@ static asp_status check(const asp_coder_trainer *c, const asp_real *x, const asp
 asp_status asp_coder_trainer_step(asp_coder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
                           const asp_coder_step_options *options, const asp_context *context, asp_coder_step_result *result,
                           asp_error *err) {
+    ASP_ENVIRONMENT;
     asp_status status = check(c, x, y, n, options, err);
     if (status) return status;
     const int64_t main_width = options->activation == ASP_CODER_TOPK ? options->top_k : c->n_features;
@@ -431,7 +433,7 @@ asp_status asp_coder_trainer_step(asp_coder_trainer *c, const asp_real *x, const
         c->threshold[f] = exp((double)weight(c, LOG_THRESHOLD)[f]);
         job.n_dead += c->dead[f];
     }
-    status = forward_backward(&job, context);
+    status = forward_backward(&job, context, err);
     if (status) return status;
     *result = summarise(&job);
     const double norm = result->grad_norm = gradient_norm(c, context);

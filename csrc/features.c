@@ -244,6 +244,7 @@ static asp_status complete(asp_features *f, asp_error *err) {
 
 asp_status asp_features_layer(asp_features *f, const asp_coder_source *source, const asp_real *x,
                               const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     const int64_t layer = f->n_layers;
     if (layer >= f->config.n_layer) return asp_fail(err, ASP_BAD_STATE, "these features are complete");
     asp_encoder encoder = {0};
@@ -264,6 +265,7 @@ asp_status asp_features_layer(asp_features *f, const asp_coder_source *source, c
 
 asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t first, const asp_coder_source *source,
                                const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     const asp_array x = asp_run_array(run, f->coder.from_mid ? ASP_RESID_MID : ASP_LN2_NORMALIZED);
     const asp_array out = asp_run_array(run, ASP_MLP_OUT);
     const int64_t n = f->n_tokens * f->config.d_model;
@@ -274,7 +276,8 @@ asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t firs
         return asp_fail(err, ASP_BAD_INDEX, "tokens %lld.. are out of range: the run has %lld", (long long)first, (long long)x.dims[1]);
     f->error = asp_features_take(f, outputs_size(f), sizeof *f->error);
     asp_status status = f->error ? ASP_OK : asp_features_no_room(f, "what transcoders leave unexplained", err);
-    asp_blas_enter();
+    if (!status) status = asp_blas_enter(context, err);
+    if (status) return status;
     for (int64_t l = 0; !status && l < f->config.n_layer; l++)
         if (!is_absent(f, l))
             status = asp_features_layer(f, source, (const asp_real *)x.data + l * x.strides[0] + first * x.strides[1], context, err);
@@ -288,6 +291,7 @@ asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t firs
 
 asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x, asp_real *out,
                                    const asp_context *context) {
+    ASP_ENVIRONMENT;
     const asp_feature_substitute *s = state;
     const asp_features *f = s->features;
     const int64_t n = f->n_tokens * f->config.d_model;

@@ -84,6 +84,7 @@ asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const 
                              const int64_t *offsets, int64_t n_sequences,
                              const asp_gradient_options *options, const asp_context *context,
                              asp_error *err) {
+    ASP_ENVIRONMENT;
     *out = NULL;
     asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
     if (status) return status;
@@ -95,9 +96,11 @@ asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const 
     if (!status) status = allocate(g, model, &batch, options, err);
     if (!status)
         status = asp_tape_prepare(&tape, model, &batch, context->n_threads, options->max_bytes - g->arena.bytes, err);
-    asp_blas_enter();
-    if (!status) status = compute(g, model, &batch, &tape, work, options, context);
-    asp_blas_leave();
+    if (!status) status = asp_blas_enter(context, err);
+    if (!status) {
+        status = compute(g, model, &batch, &tape, work, options, context);
+        asp_blas_leave();
+    }
     asp_tape_free(&tape);
     asp_release(work);
     if (status) {

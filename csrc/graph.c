@@ -303,6 +303,7 @@ static asp_status follow_all(group *w, int64_t *grouped, const asp_context *cont
 asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model, const asp_frozen *frozen,
                            const asp_writes *writes, const asp_reads *reads, const asp_context *context,
                            asp_error *err) {
+    ASP_ENVIRONMENT;
     asp_flow flow;
     asp_status status = asp_flow_open(&flow, model, frozen, err);
     if (!status) status = asp_flow_check_writes(&flow, writes, err);
@@ -315,7 +316,9 @@ asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model
     if (!status) {
         memset(edges, 0, (size_t)(reads->n_targets * writes->n_sources) * sizeof *edges);
         memset(bias, 0, (size_t)reads->n_targets * sizeof *bias);
-        asp_blas_enter();
+        status = asp_blas_enter(context, err);
+    }
+    if (!status) {
         status = follow_all(&w, w.order + reads->n_targets, context);
         asp_blas_leave();
         if (status == ASP_NO_MEMORY) asp_fail(err, status, "no memory for a product of a graph");

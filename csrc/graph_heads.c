@@ -88,6 +88,7 @@ static asp_status layer_up(rows *w, asp_real *carried, const asp_context *contex
 
 asp_status asp_graph_carried(asp_real *carried, const asp_model *model, const asp_frozen *frozen,
                              const asp_writes *writes, const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     asp_flow flow;
     const int64_t e = model->config.d_model;
     asp_status status = asp_flow_open(&flow, model, frozen, err);
@@ -96,14 +97,15 @@ asp_status asp_graph_carried(asp_real *carried, const asp_model *model, const as
     rows w = {.flow = &flow, .n = writes->n_sources};
     status = allocate(&w, writes->n_sources, err);
     for (int64_t i = 0; !status && i < writes->n_writes; i++) w.position[writes->source[i]] = writes->position[i];
-    asp_blas_enter();
+    if (!status) status = asp_blas_enter(context, err);
+    const int entered = !status;
     for (int64_t l = 0, next = 0; !status && l < model->config.n_layer; l++) {
         for (; next < writes->n_writes && writes->layer[next] == l; next++)
             asp_kernels_active()->add(w.x + writes->source[next] * e, writes->vectors + next * e, e);
         w.layer = l;
         status = layer_up(&w, carried, context);
     }
-    asp_blas_leave();
+    if (entered) asp_blas_leave();
     asp_arena_free(&w.arena);
     return status;
 }
@@ -165,6 +167,7 @@ static asp_status layer_down(rows *w, const asp_reads *reads, asp_real *received
 
 asp_status asp_graph_received(asp_real *received, const asp_model *model, const asp_frozen *frozen,
                               const asp_reads *reads, int alone, const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     asp_flow flow;
     const int64_t size = reads->n_targets * model->config.n_layer * model->config.n_head * model->config.d_head;
     asp_status status = asp_flow_open(&flow, model, frozen, err);
@@ -173,13 +176,14 @@ asp_status asp_graph_received(asp_real *received, const asp_model *model, const 
     status = allocate(&w, reads->n_targets, err);
     if (!status) status = asp_flow_check_reads(&flow, reads, (int64_t *)(uintptr_t)w.order, err);
     if (!status) memset(received, 0, (size_t)size * sizeof *received);
-    asp_blas_enter();
+    if (!status) status = asp_blas_enter(context, err);
+    const int entered = !status;
     for (int64_t l = model->config.n_layer; !status && l >= 0; l--) {
         join(&w, reads, 2 * l);
         w.layer = l - 1;
         if (l > 0) status = layer_down(&w, reads, received, alone, context);
     }
-    asp_blas_leave();
+    if (entered) asp_blas_leave();
     asp_arena_free(&w.arena);
     return status;
 }
@@ -205,6 +209,7 @@ static void loading_item(void *arg, int64_t i, int thread) {
 }
 
 asp_status asp_graph_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context) {
+    ASP_ENVIRONMENT;
     loading_job job = {loadings, inputs};
     return asp_parallel_for(context, inputs->n_pairs, loading_item, &job);
 }

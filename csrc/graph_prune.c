@@ -43,6 +43,7 @@ static asp_status propagate(double *influence, const asp_adjacency *graph, const
 }
 
 asp_status asp_graph_influence(double *influence, const asp_adjacency *graph, const double *weights, asp_error *err) {
+    ASP_ENVIRONMENT;
     const int64_t n = graph->n_nodes, m = graph->start[n];
     double *work = asp_allocate(m + 2 * n + 1, sizeof *work);
     if (!work) return asp_fail(err, ASP_NO_MEMORY, "no memory for the influence of %lld edges", (long long)m);
@@ -54,6 +55,7 @@ asp_status asp_graph_influence(double *influence, const asp_adjacency *graph, co
 
 void asp_graph_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
                        const uint8_t *blocked) {
+    ASP_ENVIRONMENT;
     for (int64_t i = 0; i < graph->n_nodes; i++) factors[i] = wanted[i];
     for (int64_t t = graph->n_nodes - 1; t >= 0; t--) {
         if (blocked[t]) factors[t] = 0;
@@ -164,6 +166,7 @@ static asp_status prune(pruning *p, asp_error *err) {
 
 asp_status asp_graph_prune(uint8_t *nodes, uint8_t *edges, double *cumulative, const asp_adjacency *graph,
                            const asp_prune_options *options, asp_error *err) {
+    ASP_ENVIRONMENT;
     const int64_t n = graph->n_nodes, m = graph->start[n], most = asp_max(n, m);
     double *work = asp_allocate(2 * m + most + 4 * n + 1, sizeof *work);
     uint8_t *flags = asp_allocate(2 * n + 1, 1);

@@ -95,7 +95,8 @@ INLINE vec exp_vec(vec x) {
     p = p * r + 1.6666665459E-1f;
     p = p * r + 5.0000001201E-1f;
     p = p * (r * r) + r + 1.0f;
-    const ivec power = ((ivec)shifted - 0x4B400000 + 127) << 23;
+    /* Unsigned: what x is beyond its limits, and NaN, wraps around. */
+    const uvec power = ((uvec)shifted - 0x4B400000u + 127u) << 23;
     return (vec)((ivec)(p * (vec)power) & ~tiny);
 #endif
 }

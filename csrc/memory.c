@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 #if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 
@@ -94,7 +96,34 @@ static int keep(char *start, int64_t mapped) {
     atomic_flag_clear(&kept.lock);
     return room;
 }
+
+/* A fork waits until no thread is changing the blocks that are kept, so that a child finds them whole. */
+static void before_fork(void) {
+    while (atomic_flag_test_and_set(&kept.lock)) sched_yield();
+}
+static void after_fork(void) { atomic_flag_clear(&kept.lock); }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork); }
 #endif
+
+void *asp_hold_space(size_t bytes) {
+#if defined(__linux__)
+    char *start = map((int64_t)bytes);
+    if (start) return start;
+    drop_kept();
+    return map((int64_t)bytes);
+#else
+    return malloc(bytes);
+#endif
+}
+
+void asp_give_space(void *start, size_t bytes) {
+#if defined(__linux__)
+    munmap(start, bytes);
+#else
+    (void)bytes;
+    free(start);
+#endif
+}
 
 /* Large blocks are mapped: zero pages come free, huge pages spare page faults, and the system gets them back. */
 static char *system_allocate(int64_t bytes, int zeroed, int64_t *mapped) {
@@ -103,11 +132,7 @@ static char *system_allocate(int64_t bytes, int zeroed, int64_t *mapped) {
     if (bytes >= LARGE) {
         char *again = zeroed ? NULL : take_kept(bytes, mapped);
         if (again) return again;
-        char *start = map(bytes);
-        if (!start) {
-            drop_kept();
-            start = map(bytes);
-        }
+        char *start = asp_hold_space((size_t)bytes);
         if (!start) return NULL;
         madvise(start, (size_t)bytes, MADV_HUGEPAGE);
         *mapped = bytes;

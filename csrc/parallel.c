@@ -1,8 +1,9 @@
-/* parallel.c: the one thread pool, and the only file that touches BLAS threads.
+/* parallel.c: the one thread pool.
  *
  * Workers are started on first use, run one job at a time and otherwise sleep on a condition variable
  * (after a spin of some microseconds, because the regions of one forward pass follow each other closely).
- * A second caller while the pool is busy runs its items itself.  A forked child starts with no workers.
+ * A second caller while the pool is busy runs its items itself.  A forked child starts with no workers; if it was
+ * forked by the caller's poll, the call ends there, because the items of the workers are lost.
  * Items are claimed in order from a counter; which thread runs an item never changes what is written. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -16,11 +17,10 @@
 #endif
 #include <unistd.h>
 
-#include "blas.h"
 #include "internal.h"
 
-enum { MAX_THREADS = 64, SPINS = 1000 };
-static const double POLL_SECONDS = 0.03, END_SECONDS = 1.5;
+enum { MAX_THREADS = ASP_MOST_THREADS, SPINS = 1000, STACK_BYTES = 1 << 20 };
+static const double POLL_SECONDS = 0.03;
 
 typedef struct {
     asp_task task;
@@ -43,7 +43,7 @@ static struct {
     int n_started;
     atomic_int running;     /* workers that have not finished the job */
     job job;
-    int fork_handler;
+    unsigned generation;    /* + 1 in every forked child */
     seat seats[MAX_THREADS];
 } pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
           .done = PTHREAD_COND_INITIALIZER};
@@ -68,6 +68,7 @@ static void run_items(job *j, int thread) {
 
 static void *worker(void *arg) {
     const int thread = (int)(intptr_t)arg;
+    asp_environment_of_worker();
     seat *mine = &pool.seats[thread];
     for (uint64_t done = 0;; done++) {
         for (int i = 0; i < SPINS && atomic_load(&mine->jobs) == done; i++) relax();
@@ -86,28 +87,27 @@ static void *worker(void *arg) {
     return NULL;
 }
 
-static pthread_mutex_t blas_lock = PTHREAD_MUTEX_INITIALIZER;
-
 static void forget_workers(void) {
-    pthread_mutex_init(&blas_lock, NULL);
     pthread_mutex_init(&pool.owner, NULL);
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.done, NULL);
     pool.n_started = 0;
+    pool.generation++;
     atomic_store(&pool.running, 0);
 }
 
-/* Makes sure that n workers exist, as far as the system lets us; called by the owner. */
+/* When the library is loaded, so that no call can come before. */
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
+
+/* Makes sure that n workers exist, as far as the system lets us; called by the owner.  Their stacks are small, so
+ * that many threads fit where address space is short; test_source.py bounds what the core puts on a stack. */
 static void start_workers(int n) {
-    if (!pool.fork_handler) {
-        pthread_atfork(NULL, NULL, forget_workers);
-        pool.fork_handler = 1;
-    }
     while (pool.n_started < n) {
         pthread_t thread;
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_attr_setstacksize(&attributes, STACK_BYTES);
         seat *next = &pool.seats[pool.n_started + 1];
         pthread_cond_init(&next->wake, NULL);
         atomic_store(&next->jobs, 0);
@@ -126,13 +126,21 @@ static int poll_now(const asp_context *context, double *last) {
     return context->poll(context->poll_state);
 }
 
-/* The caller's share of a job; it alone polls. */
+int asp_stopped(const asp_context *context) {
+    static _Thread_local double last_poll;
+    return poll_now(context, &last_poll);
+}
+
+/* The caller's share of a job; it alone polls.  1 if the job ended early. */
 static int run_and_poll(job *j, const asp_context *context) {
     static _Thread_local double last_poll;
+    const unsigned generation = pool.generation;
     int64_t item;
     while (!atomic_load_explicit(&j->stop, memory_order_relaxed) && (item = atomic_fetch_add(&j->next, 1)) < j->n) {
         j->task(j->arg, item, 0);
-        if (poll_now(context, &last_poll)) atomic_store(&j->stop, 1);
+        const int stop = poll_now(context, &last_poll);
+        if (j == &pool.job && pool.generation != generation) return 1; /* the job is another one's by now */
+        if (stop) atomic_store(&j->stop, 1);
     }
     return atomic_load(&j->stop);
 }
@@ -169,74 +177,12 @@ asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task
         pthread_cond_signal(&pool.seats[i].wake);
     }
     pthread_mutex_unlock(&pool.lock);
+    const unsigned generation = pool.generation;
     const int stopped = run_and_poll(j, context);
+    if (pool.generation != generation) return ASP_STOPPED;
     wait_for_workers();
     pthread_mutex_unlock(&pool.owner);
     return stopped ? ASP_STOPPED : ASP_OK;
-}
-
-/* ---- BLAS threads -------------------------------------------------------------- */
-
-static int blas_users, blas_threads, end_is_guarded;
-static atomic_int in_blas, ending;
-
-void asp_blas_call_begin(void) {
-    atomic_fetch_add(&in_blas, 1);
-    if (!atomic_load(&ending)) return;
-    atomic_fetch_sub(&in_blas, 1);
-    for (;;) pause();
-}
-
-void asp_blas_call_end(void) { atomic_fetch_sub(&in_blas, 1); }
-
-/* When the process ends, OpenBLAS gives back its buffers, also those in which a daemon thread still computes.
- * This runs before: it waits for the products under way, and no thread begins another. */
-static void wait_for_blas(void) {
-    const struct timespec millisecond = {0, 1000000};
-    const double limit = seconds() + END_SECONDS;
-    atomic_store(&ending, 1);
-    while (atomic_load(&in_blas) && seconds() < limit) nanosleep(&millisecond, NULL);
-}
-
-static void forget_blas_calls(void) { atomic_store(&in_blas, 0); }
-
-void asp_blas_enter(void) {
-#ifndef ASP_ACCELERATE
-    pthread_mutex_lock(&blas_lock);
-    if (!end_is_guarded) {
-        pthread_atfork(NULL, NULL, forget_blas_calls);
-        end_is_guarded = atexit(wait_for_blas) == 0;
-    }
-    if (blas_users++ == 0) {
-        blas_threads = ASP_BLAS(openblas_get_num_threads)();
-        if (blas_threads != 1) ASP_BLAS(openblas_set_num_threads)(1);
-    }
-    pthread_mutex_unlock(&blas_lock);
-#endif
-}
-
-void asp_blas_leave(void) {
-#ifndef ASP_ACCELERATE
-    pthread_mutex_lock(&blas_lock);
-    if (--blas_users == 0 && blas_threads != 1) ASP_BLAS(openblas_set_num_threads)(blas_threads);
-    pthread_mutex_unlock(&blas_lock);
-#endif
-}
-
-const char *asp_blas_config(void) {
-#ifdef ASP_ACCELERATE
-    return "Accelerate";
-#else
-    return ASP_BLAS(openblas_get_config)();
-#endif
-}
-
-const char *asp_blas_core(void) {
-#ifdef ASP_ACCELERATE
-    return "Accelerate";
-#else
-    return ASP_BLAS(openblas_get_corename)();
-#endif
 }
 
 /* ---- default number of threads ---------------------------------------------------- */

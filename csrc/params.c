@@ -77,6 +77,7 @@ static void lay_out(asp_model *m) {
 }
 
 asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error *err) {
+    ASP_ENVIRONMENT;
     *model = NULL;
     const asp_status status = check_config(config, err);
     if (status) return status;
@@ -122,6 +123,7 @@ asp_real *asp_model_data(asp_model *model) { return model->data; }
 int64_t asp_model_size(const asp_model *model) { return model->size; }
 
 int64_t asp_count_nonfinite(const asp_real *data, int64_t n, int64_t *first) {
+    ASP_ENVIRONMENT;
     int64_t count = 0;
     *first = -1;
     for (int64_t begin = 0; begin < n; begin += 4096) {

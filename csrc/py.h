@@ -76,10 +76,11 @@ PyObject *asp_py_raise(asp_status status, const asp_error *err);
 typedef struct {
     asp_context context;
     PyThreadState *thread;
+    asp_environment *environment;
 } py_call;
 void asp_py_call_begin(py_call *call, int n_threads);
 void asp_py_call_end(py_call *call);
-/* From a callback of such a call, to use Python and to go on without it. */
+/* From a callback of such a call, to use Python, in the caller's floating-point environment, and to go on without. */
 void asp_py_call_attach(py_call *call);
 void asp_py_call_detach(py_call *call);
 

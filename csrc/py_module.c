@@ -24,7 +24,8 @@ PyObject *asp_py_raise(asp_status status, const asp_error *err) {
     case ASP_BAD_INDEX: PyErr_SetString(PyExc_IndexError, text); break;
     case ASP_DIVERGED: return raise_diverged(text);
     case ASP_STOPPED:
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_KeyboardInterrupt, "stopped");
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "a signal handler forked in the middle of this call, which goes on in the parent only");
         break;
     default: PyErr_SetString(PyExc_RuntimeError, text); break;
     }
@@ -53,8 +54,15 @@ int asp_py_check_threads(int threads) {
 
 /* ---- the GIL --------------------------------------------------------------------------- */
 
-void asp_py_call_attach(py_call *call) { PyEval_RestoreThread(call->thread); }
-void asp_py_call_detach(py_call *call) { call->thread = PyEval_SaveThread(); }
+void asp_py_call_attach(py_call *call) {
+    call->environment = asp_environment_pause();
+    PyEval_RestoreThread(call->thread);
+}
+
+void asp_py_call_detach(py_call *call) {
+    call->thread = PyEval_SaveThread();
+    asp_environment_resume(call->environment);
+}
 
 static int poll_signals(void *state) {
     py_call *call = state;
@@ -69,7 +77,7 @@ void asp_py_call_begin(py_call *call, int n_threads) {
     call->thread = PyEval_SaveThread();
 }
 
-void asp_py_call_end(py_call *call) { asp_py_call_attach(call); }
+void asp_py_call_end(py_call *call) { PyEval_RestoreThread(call->thread); }
 
 /* ---- functions ---------------------------------------------------------------------------- */
 
@@ -92,6 +100,21 @@ static PyObject *machine(PyObject *module, PyObject *unused) {
                          "blas_core", asp_blas_core(), "default_threads", asp_default_threads(), "threads",
                          ((py_state *)PyModule_GetState(module))->n_threads, "precision",
                          sizeof(asp_real) == 8 ? "float64" : "float32");
+}
+
+static const char capsule_name[] = "attnsparse.blas_state";
+
+static PyObject *blas_state(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyCapsule_New(asp_blas_get_state(), capsule_name, NULL);
+}
+
+static PyObject *share_blas_state(PyObject *module, PyObject *capsule) {
+    (void)module;
+    asp_blas_state *state = PyCapsule_GetPointer(capsule, capsule_name);
+    if (!state) return NULL;
+    asp_blas_share_state(state);
+    Py_RETURN_NONE;
 }
 
 static PyObject *select_isa(PyObject *module, PyObject *arg) {
@@ -155,6 +178,8 @@ static PyMethodDef functions[] = {
      "graph_factors(start, source, weight, value, wanted, blocked) -> factors"},
     {"graph_prune", asp_py_graph_prune, METH_VARARGS,
      "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, cumulative)"},
+    {"_blas_state", blas_state, METH_NOARGS, "What is kept of the BLAS library, for _share_blas_state of the other precision."},
+    {"_share_blas_state", share_blas_state, METH_O, "Makes this module use the state of the other, before any call."},
     {"_select_isa", select_isa, METH_O, "Chooses kernels by name, '' for the best; for tests."},
     {"_debug_stats", debug_stats, METH_NOARGS, "Counters of the allocator."},
     {"_debug_fail_at", debug_fail_at, METH_O, "Makes the n-th allocation from now fail; 0 switches it off."},

@@ -294,13 +294,18 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
     for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
     const asp_scratch scratch = {(asp_real *)(void *)(s->arena.base + s->attention),
                                  asp_attention_scratch(&m->config, longest, 0)};
-    asp_blas_enter();
-    asp_status status = asp_forward_layers(m, &acts, &gate, &scratch, context);
-    if (!status) status = unembed_run(m, run, s, &acts, options, context);
-    if (!status) status = token_losses(m, run, s, &acts, context);
-    asp_blas_leave();
+    asp_status status = asp_blas_enter(context, err);
+    if (!status) {
+        status = asp_forward_layers(m, &acts, &gate, &scratch, context);
+        if (!status) status = unembed_run(m, run, s, &acts, options, context);
+        if (!status) status = token_losses(m, run, s, &acts, context);
+        asp_blas_leave();
+    }
     if (!status && run->edges) status = asp_edges_finish(run->edges);
-    if (status == ASP_NO_MEMORY && !(err && err->text[0])) edges_do_not_fit(options, err);
+    if (status == ASP_NO_MEMORY && !(err && err->text[0])) {
+        if (run->edges) edges_do_not_fit(options, err);
+        else asp_fail(err, status, "no memory for a product of a run");
+    }
     asp_release(bias);
     return status;
 }
@@ -308,6 +313,7 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
 asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
                        int64_t n_sequences, const asp_run_options *options, const asp_context *context,
                        asp_error *err) {
+    ASP_ENVIRONMENT;
     *out = NULL;
     asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
     if (status) return status;
@@ -369,6 +375,7 @@ static void norm_item(void *arg, int64_t item, int thread) {
 asp_status asp_value_norms(const asp_model *model, const asp_run *run, const asp_real *direction,
                            asp_real *value_norm, asp_real *output_norm, asp_real *projection,
                            const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     norm_job job = {.model = model, .qkv = asp_run_array(run, ASP_QKV), .direction = direction,
                     .value_norm = value_norm, .output_norm = output_norm,
                     .projection = direction ? projection : NULL, .n_tokens = run->n_tokens};

@@ -15,7 +15,8 @@ enum { TILE = 64, DOT_ROWS = 8, MOST_ROWS = 64, MOST_SUMS = 16384, PROBE_ROWS = 
 typedef struct {
     const asp_gemm *gemm;
     const asp_real *transposed; /* (groups of 16 rows,k,16) of A, for products with a transposed B */
-    int64_t width, blocks;      /* columns of an item (of B, or of B^T), items to a group of rows */
+    asp_real *sums;             /* (n_threads,n_sums) scratch: not on the stack, which may be small */
+    int64_t n_sums, width, blocks; /* width: columns of an item (of B, or of B^T); blocks: items to a group of rows */
 } skinny_job;
 
 /* Up to MOST_ROWS rows of A by some columns of C; all of `padded` columns have sums. */
@@ -65,14 +66,13 @@ static void sum_dots(const skinny_job *job, const skinny_part *at, int64_t k, in
 }
 
 static void skinny_item(void *arg, int64_t item, int thread) {
-    (void)thread;
     const skinny_job *job = arg;
     const asp_gemm *g = job->gemm;
     skinny_part at = {.row = item / job->blocks * MOST_ROWS, .column = item % job->blocks * job->width};
     at.rows = asp_min(MOST_ROWS, g->n_rows - at.row);
     at.columns = asp_min(job->width, g->n - at.column);
     at.padded = asp_round_up(at.columns, TILE);
-    asp_real sums[MOST_SUMS];
+    asp_real *sums = job->sums + thread * job->n_sums;
     const asp_real *start = g->epilogue == ASP_EPILOGUE_RESIDUAL ? g->residual : g->accumulate ? g->c : NULL;
     for (int64_t r = 0; r < at.rows; r++) {
         asp_real *c = g->c + (at.row + r) * g->ldc + at.column;
@@ -101,25 +101,31 @@ int asp_skinny_fits(const asp_gemm *g) {
     return g->n_rows <= (g->trans_b ? MOST_ROWS : 2 * MOST_ROWS) || g->n_rows < asp_gemm_min_rows(g->n, g->k);
 }
 
+/* A in groups of 16 rows, for products with a transposed B. */
+static void transpose(asp_real *transposed, const asp_gemm *g) {
+    for (int64_t r = 0; r < g->n_rows; r++)
+        for (int64_t t = 0; t < g->k; t++)
+            transposed[(r / ASP_LANES * g->k + t) * ASP_LANES + r % ASP_LANES] = g->a[r * g->lda + t];
+}
+
 asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
     const int64_t groups = (g->n_rows + ASP_LANES - 1) / ASP_LANES, width = item_width(g);
-    skinny_job job = {g, NULL, width, (g->n + width - 1) / width};
-    asp_real *transposed = NULL;
-    if (g->trans_b) {
-        transposed = asp_allocate(groups * ASP_LANES * g->k, sizeof *transposed);
-        if (!transposed) return ASP_NO_MEMORY;
-        for (int64_t r = 0; r < g->n_rows; r++)
-            for (int64_t t = 0; t < g->k; t++)
-                transposed[(r / ASP_LANES * g->k + t) * ASP_LANES + r % ASP_LANES] = g->a[r * g->lda + t];
-        job.transposed = transposed;
-    }
-    const int64_t parts = (g->n_rows + MOST_ROWS - 1) / MOST_ROWS;
-    const asp_status status = asp_parallel_for(context, parts * job.blocks, skinny_item, &job);
-    asp_release(transposed);
+    const int64_t parts = (g->n_rows + MOST_ROWS - 1) / MOST_ROWS, blocks = (g->n + width - 1) / width;
+    const int64_t n_transposed = g->trans_b ? groups * ASP_LANES * g->k : 0;
+    const int64_t n_sums = asp_round_up(asp_min(g->n_rows, MOST_ROWS), 4) * asp_round_up(asp_min(width, g->n), TILE);
+    const int64_t n_threads = asp_min(context->n_threads, parts * blocks);
+    asp_real *memory = asp_allocate(n_transposed + n_threads * n_sums, sizeof *memory);
+    if (!memory) return ASP_NO_MEMORY;
+    if (g->trans_b) transpose(memory, g);
+    skinny_job job = {g, memory, memory + n_transposed, n_sums, width, blocks};
+    const asp_status status = asp_parallel_for(context, parts * blocks, skinny_item, &job);
+    asp_release(memory);
     return status;
 }
 
 /* ---- does it give BLAS's bits here? ------------------------------------------------------- */
+
+static const asp_context alone = {1, NULL, NULL};
 
 static void fill(asp_real *x, int64_t n, uint64_t seed) {
     for (int64_t i = 0; i < n; i++) x[i] = (asp_real)((double)(asp_splitmix64(seed + (uint64_t)i) >> 40) * 0x1p-24 - 0.5);
@@ -128,7 +134,6 @@ static void fill(asp_real *x, int64_t n, uint64_t seed) {
 /* All of: transposed or not, added to c or not.  -1: memory ran out. */
 static int same_bits(int64_t k, int64_t k_block, int64_t rows, const asp_real *a, const asp_real *b, asp_real *blas,
                      asp_real *ours) {
-    const asp_context alone = {1, NULL, NULL};
     for (int variant = 0; variant < 4; variant++) {
         const int trans = variant & 1, add = variant >> 1;
         fill(blas, rows * PROBE_COLUMNS, 7);
@@ -156,12 +161,13 @@ static int64_t try_blocks(int64_t k) {
     asp_real *a = memory, *b = a + rows * k, *blas = b + k * PROBE_COLUMNS, *ours = blas + rows * PROBE_COLUMNS;
     fill(a, rows * k, 1);
     fill(b, k * PROBE_COLUMNS, 2);
-    asp_blas_enter();
+    if (asp_blas_enter(&alone, NULL)) found = -1;
+    const int entered = !found;
     for (size_t i = 0; !found && i < sizeof blocks / sizeof blocks[0]; i++) {
         const int same = same_bits(k, blocks[i], rows, a, b, blas, ours);
         if (same) found = same > 0 ? blocks[i] : -1;
     }
-    asp_blas_leave();
+    if (entered) asp_blas_leave();
     asp_release(memory);
     return found;
 }

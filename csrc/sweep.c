@@ -242,6 +242,7 @@ static asp_status block_values(sweep *s, double *values, int64_t n, const asp_co
 asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
                      int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
                      asp_error *err) {
+    ASP_ENVIRONMENT;
     sweep s = {.model = model, .clean = clean, .options = options, .resid = asp_run_array(clean, ASP_RESID),
                .offsets = asp_run_offsets(clean)};
     s.view = (asp_variants){.config = &model->config, .unit = options->unit, .order = options->order,
@@ -255,7 +256,8 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
     sort_by_start(&s, variants, n_variants);
     largest_block(&s, variants, n_variants);
     status = allocate(&s, context->n_threads, err);
-    asp_blas_enter();
+    if (!status) status = asp_blas_enter(context, err);
+    const int entered = !status;
     for (int64_t end; !status && s.block_begin < n_variants; s.block_begin = end) {
         int64_t rows;
         end = block_end(&s, variants, n_variants, s.block_begin, &rows);
@@ -264,7 +266,7 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
         status = run_layers(&s, n, context);
         if (!status) status = block_values(&s, values, n, context);
     }
-    asp_blas_leave();
+    if (entered) asp_blas_leave();
     release(&s);
     return status;
 }

@@ -210,13 +210,15 @@ static void report(const asp_trainer *t, const asp_step_options *o, const step_s
 asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_micro,
                             const asp_step_options *options, const asp_context *context,
                             asp_step_result *result, asp_error *err) {
+    ASP_ENVIRONMENT;
     step_sums sums = {0};
     asp_status status = measure(t, micro, n_micro, &sums, err);
     if (status) return status;
     const double lambda = t->state.multiplier;
     sums.lambda = t->model->config.gated ? lambda / (1 + lambda) : 1;
     prepare_layers(t, options, &sums);
-    asp_blas_enter();
+    status = asp_blas_enter(context, err);
+    if (status) return status;
     status = asp_parallel_for(context, t->n_chunks, clear_item, t);
     for (int64_t i = 0; !status && i < n_micro; i++) status = accumulate(t, &micro[i], options, &sums, context, err);
     asp_blas_leave();
