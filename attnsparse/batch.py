@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,10 +28,19 @@ class Batch:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        """int64 [B]: tokens of each prompt."""
-        return np.diff(self.offsets)
+        """int64 [B], read-only: tokens of each prompt."""
+        lengths = np.diff(self.offsets)
+        lengths.setflags(write=False)
+        return lengths
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """int64 [B + 1], read-only: where the (T, T) squares of each prompt begin, laid one after the other."""
+        squares = np.concatenate([[0], np.cumsum(self.lengths**2)])
+        squares.setflags(write=False)
+        return squares
 
 
 def as_batch(model: Model, prompts: Any, prepend_bos: bool) -> Batch:
@@ -54,11 +64,13 @@ def prompt_groups(model: Model, prompts: Any, prepend_bos: bool, n_tokens: int) 
     """
     items, single = (prompts, False) if isinstance(prompts, Iterator) else listed(prompts)
     rows: list[np.ndarray] = []
+    n = 0
     for i, item in enumerate(items):
         rows.append(_ids(model, item, prepend_bos, None if single else i))
-        if sum(map(len, rows)) >= n_tokens:
+        n += len(rows[-1])
+        if n >= n_tokens:
             yield _packed(rows, prepend_bos)
-            rows = []
+            rows, n = [], 0
     if rows:
         yield _packed(rows, prepend_bos)
 

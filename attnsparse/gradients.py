@@ -78,13 +78,13 @@ def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.nd
 
 
 def loss_targets(batch: Batch, targets: Any) -> np.ndarray:
-    """Given targets, one per token; by default the next token (and 0, never used, after the last)."""
+    """Given targets, one per token, -100 where none counts; by default the next token (0, never used, after the last)."""
     if targets is not None:
         given = np.asarray(targets)
         if given.dtype.kind not in "iu":
             raise TypeError(f"targets must be integers, got {given.dtype}")
         # an id that does not fit is out of range for any vocabulary, also after this
-        return np.ascontiguousarray(np.clip(given.ravel(), -1, 2**31 - 1), dtype=np.int32)
+        return np.ascontiguousarray(np.clip(given.ravel(), -(2**31), 2**31 - 1), dtype=np.int32)
     following = np.zeros(len(batch.tokens), np.int32)
     following[:-1] = batch.tokens[1:]
     return following

@@ -333,7 +333,7 @@ class _Source:
         if self.entries is not None:
             return self.entries[layer, head, query, key]
         config, length = self.places.model.config, self.places.lengths[prompt]
-        squares = config.n_layer * config.n_head * (self.batch.lengths[:prompt] ** 2).sum()
+        squares = config.n_layer * config.n_head * self.batch.squares[prompt]
         size = config.n_layer * config.n_head * length * length
         pattern = self.run.array("pattern")[squares : squares + size]
         pattern = pattern.reshape(config.n_layer, config.n_head, length, length)

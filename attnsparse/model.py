@@ -231,6 +231,7 @@ class Model:
         The scalar is sum(dlogits * logits) for a given `dlogits` (all tokens of all prompts, V), or else the
         cross-entropy: `targets` (one id per token; default the next token) weighted by `loss_mask` (one
         number per token; default 1, and 0 at the last token of a prompt), divided by the sum of the weights.
+        A target of -100, the usual mark for "ignore", has the weight 0; another negative id is an IndexError.
         `wrt`: "parameters" and names of activations: pattern, scores, q, k, v, z, resid_pre, resid_mid,
         resid_post, mlp_pre, mlp_post.  `gate_gradient`: "none" (a gate is a step: its derivative is 0), or
         "straight-through" (the step's derivative is taken to be that of the sigmoid, as in training).

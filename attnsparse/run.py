@@ -290,10 +290,7 @@ class Run:
         self._need("v")
         if direction is not None:
             direction = as_reals("direction", direction, self.model.dtype)
-        arrays = self._core.value_norms(direction)
-        first, last = self._range(self._one("value_norms"))
-        value, output, projection = (None if a is None else a[:, :, first:last] for a in arrays)
-        return value, output, projection
+        return self._core.value_norms(direction, *self._range(self._one("value_norms")))
 
     def entry_scores(self, layer: Any, head: Any, query: Any, key: Any) -> tuple[np.ndarray, np.ndarray]:
         """Scores and gates (bool; all True for a dense model) of entries given by four equally long arrays.
@@ -404,9 +401,9 @@ class Run:
         heads = (config.n_layer, config.n_head)
         if self._index is None:
             return packed.reshape(len(self), *heads, self._length(), self._length())
-        squares = self._batch.lengths**2 * config.n_layer * config.n_head
-        first, t = int(squares[: self._index].sum()), self._length()
-        return packed[first : first + int(squares[self._index])].reshape(*heads, t, t)
+        units, t = config.n_layer * config.n_head, self._length()
+        first, last = self._batch.squares[self._index : self._index + 2] * units
+        return packed[first:last].reshape(*heads, t, t)
 
 
 def _indices(name: str, values: Any) -> np.ndarray:

@@ -32,8 +32,8 @@ class Data(Protocol):
         """Batch of one micro-batch of one step, a pure function of its arguments.
 
         Returns tokens int32 [N] (sequences packed one after the other), offsets int64 [B+1] (where each
-        begins, from 0 to N), targets int32 [N] (the token to be predicted at each position) and weights
-        float32 [N] (its share in the cross-entropy; where it is 0 the target is not looked at).
+        begins, from 0 to N), targets int32 [N] (the token to be predicted at each position, -100 for none)
+        and weights float32 [N] (its share in the cross-entropy; where it is 0 the target is not looked at).
         """
 
 

@@ -205,19 +205,20 @@ typedef struct {
 } asp_edges;
 asp_edges asp_run_edges(const asp_run *run);
 
-/* Norms of what each key would carry, for all layers, heads and tokens of a run with QKV.
- *   value_norm (L,H,N) written: |v|      output_norm (L,H,N) written: |v W_O of the head|
- *   projection (L,H,N) written if direction is given: (v W_O) . direction
+/* Norms of what each key would carry, for all layers, heads and the n tokens from `first` on of a run with QKV.
+ *   value_norm (L,H,n) written: |v|      output_norm (L,H,n) written: |v W_O of the head|
+ *   projection (L,H,n) written if direction is given: (v W_O) . direction
  *   direction (E) read, or NULL */
-asp_status asp_value_norms(const asp_model *model, const asp_run *run, const asp_real *direction,
-                           asp_real *value_norm, asp_real *output_norm, asp_real *projection,
+asp_status asp_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
+                           const asp_real *direction, asp_real *value_norm, asp_real *output_norm, asp_real *projection,
                            const asp_context *context, asp_error *err);
 
 /* Scores of chosen entries, exactly as the forward pass computed them.
- *   layer, head, query, key (n) read: token rows of the packed batch    scores (n) written */
+ *   layer, head, query, key (n) read: token rows of the packed batch    scores (n) written
+ * BAD_INDEX: a number is out of range. */
 asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
                             const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
-                            asp_error *err);
+                            const asp_context *context, asp_error *err);
 
 /* ---- gradients ---------------------------------------------------------------- */
 

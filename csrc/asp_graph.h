@@ -151,12 +151,13 @@ typedef struct {
 
 /* influence (n_nodes) written: weights (n_nodes) times the sum of all powers of the adjacency, whose rows are
  * made absolute and normalised.  BAD_ARGUMENT if edges run in a circle. */
-asp_status asp_graph_influence(double *influence, const asp_adjacency *graph, const double *weights, asp_error *err);
+asp_status asp_graph_influence(double *influence, const asp_adjacency *graph, const double *weights,
+                               const asp_context *context, asp_error *err);
 /* factors (n_nodes) written: derivative of the sum of some nodes (`wanted`) with respect to each node's input, where
  * a feature (value finite) passes on what it gets divided by its value; `blocked` nodes pass nothing on.
  *   value (n_nodes) read    wanted, blocked (n_nodes) read: 0 or 1.  Edges lead to nodes of higher number. */
-void asp_graph_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
-                       const uint8_t *blocked);
+asp_status asp_graph_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
+                             const uint8_t *blocked, const asp_context *context);
 
 /* Nodes and edges with most influence, as circuit-tracer prunes.
  *   nodes (n_nodes), edges (start[n_nodes]) written: 1 kept    cumulative (n_nodes) written
@@ -167,7 +168,7 @@ typedef struct {
     double node_threshold, edge_threshold;
 } asp_prune_options;
 asp_status asp_graph_prune(uint8_t *nodes, uint8_t *edges, double *cumulative, const asp_adjacency *graph,
-                           const asp_prune_options *options, asp_error *err);
+                           const asp_prune_options *options, const asp_context *context, asp_error *err);
 
 /* ---- training of a transcoder --------------------------------------------------- */
 

@@ -21,13 +21,22 @@ int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int 
     return asp_round_up(forward + (backward ? more : 0), 16) + 64;
 }
 
-int64_t asp_square_offset(const asp_config *config, const int64_t *offsets, int64_t sequence) {
-    int64_t total = 0, square;
-    for (int64_t s = 0; s < sequence; s++) {
-        const int64_t t = offsets[s + 1] - offsets[s];
-        if (!asp_multiply(t, t, &square) || __builtin_add_overflow(total, square, &total)) return -1;
-    }
-    return asp_multiply(total, config->n_layer * config->n_head, &total) ? total : -1;
+/* before + the elements of a (L,H,T,T) block; -1 if that passes INT64_MAX or before is -1. */
+static int64_t after_square(const asp_config *config, int64_t before, int64_t t) {
+    int64_t square, end;
+    if (before < 0 || !asp_multiply(t, t, &square) || !asp_multiply(square, config->n_layer * config->n_head, &square)) return -1;
+    return __builtin_add_overflow(before, square, &end) ? -1 : end;
+}
+
+int64_t asp_squares_size(const asp_config *config, const int64_t *offsets, int64_t n_sequences) {
+    int64_t size = 0;
+    for (int64_t s = 0; s < n_sequences; s++) size = after_square(config, size, offsets[s + 1] - offsets[s]);
+    return size;
+}
+
+void asp_squares_start(int64_t *start, const asp_config *config, const int64_t *offsets, int64_t n_sequences) {
+    start[0] = 0;
+    for (int64_t s = 0; s < n_sequences; s++) start[s + 1] = after_square(config, start[s], offsets[s + 1] - offsets[s]);
 }
 
 static asp_real score_scale(const asp_config *c, int64_t layer) {
@@ -63,7 +72,7 @@ static asp_attention_unit describe(const attention_job *job, int64_t sequence, i
 static int64_t square_at(const attention_job *job, int64_t sequence, int64_t head) {
     const asp_config *c = &job->model->config;
     const int64_t t = job->acts->offsets[sequence + 1] - job->acts->offsets[sequence];
-    return asp_square_offset(c, job->acts->offsets, sequence) + (job->layer * c->n_head + head) * t * t;
+    return job->acts->square_start[sequence] + (job->layer * c->n_head + head) * t * t;
 }
 
 static void forward_item(void *arg, int64_t item, int thread) {
@@ -149,27 +158,61 @@ asp_status asp_attention_backward(const asp_model *model, const asp_activations 
     return asp_parallel_for(context, acts->n_sequences * model->config.n_head, backward_item, &job);
 }
 
+/* ---- scores of chosen entries ---------------------------------------------------------- */
+
+typedef struct {
+    const asp_config *config;
+    asp_array qkv;
+    const int64_t *layer, *head, *query, *key; /* (n) */
+    int64_t n, per_thread;
+    asp_real *scores, *scratch;
+} entries_job;
+
+enum { ENTRIES_PER_ITEM = 1024 };
+
+/* Scores of the entry's 16-key block are computed as in the forward pass: a 16-token key block. */
+static void entries_item(void *arg, int64_t item, int thread) {
+    const entries_job *job = arg;
+    const asp_config *c = job->config;
+    const int64_t width = c->n_head * c->d_head, end = asp_min(job->n, (item + 1) * ENTRIES_PER_ITEM);
+    asp_attention_unit u = {.stride = 3 * width, .d_head = c->d_head, .n_tokens = 1,
+                            .scratch = job->scratch + thread * job->per_thread};
+    for (int64_t i = item * ENTRIES_PER_ITEM; i < end; i++) {
+        const asp_real *at = (const asp_real *)job->qkv.data + job->layer[i] * job->qkv.strides[0] + job->head[i] * c->d_head;
+        u.scale = score_scale(c, job->layer[i]);
+        u.q = at + job->query[i] * 3 * width;
+        u.k = at + job->key[i] * 3 * width + width;
+        asp_kernels_active()->score_row(&u, 0, job->scores + i);
+    }
+}
+
+static asp_status check_entries(const entries_job *job, const asp_context *context, asp_error *err) {
+    const struct { const char *name; const int64_t *index; int64_t limit; } lists[] = {
+        {"layer", job->layer, job->config->n_layer}, {"head", job->head, job->config->n_head},
+        {"query", job->query, job->qkv.dims[1]},     {"key", job->key, job->qkv.dims[1]}};
+    for (int64_t i = 0; i < job->n; i++) {
+        if (i % ENTRIES_PER_ITEM == 0 && asp_stopped(context)) return ASP_STOPPED;
+        for (int list = 0; list < 4; list++)
+            if (lists[list].index[i] < 0 || lists[list].index[i] >= lists[list].limit)
+                return asp_fail(err, ASP_BAD_INDEX, "%s %lld is out of range 0..%lld", lists[list].name,
+                                (long long)lists[list].index[i], (long long)lists[list].limit - 1);
+    }
+    return ASP_OK;
+}
+
 asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
                             const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
-                            asp_error *err) {
+                            const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
-    const asp_config *c = &model->config;
-    const asp_array qkv = asp_run_array(run, ASP_QKV);
-    if (!qkv.data) return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
-    const int64_t width = c->n_head * c->d_head;
-    asp_attention_unit u = {.stride = 3 * width, .d_head = c->d_head};
-    /* Scores of the entry's 16-key block are computed as in the forward pass: a 16-token key block. */
-    asp_real *scratch = asp_allocate(asp_attention_scratch(c, 1, 0), sizeof *scratch);
-    if (!scratch) return asp_fail(err, ASP_NO_MEMORY, "no memory for %lld scores", (long long)n);
-    u.scratch = scratch;
-    u.n_tokens = 1;
-    for (int64_t i = 0; i < n; i++) {
-        const asp_real *at = (const asp_real *)qkv.data + layer[i] * qkv.strides[0] + head[i] * c->d_head;
-        u.scale = score_scale(c, layer[i]);
-        u.q = at + query[i] * 3 * width;
-        u.k = at + key[i] * 3 * width + width;
-        asp_kernels_active()->score_row(&u, 0, scores + i);
-    }
-    asp_release(scratch);
-    return ASP_OK;
+    entries_job job = {.config = &model->config, .qkv = asp_run_array(run, ASP_QKV), .layer = layer, .head = head,
+                       .query = query, .key = key, .n = n, .scores = scores,
+                       .per_thread = asp_attention_scratch(&model->config, 1, 0)};
+    if (!job.qkv.data) return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
+    asp_status status = check_entries(&job, context, err);
+    if (status) return status;
+    job.scratch = asp_allocate(context->n_threads * job.per_thread, sizeof *job.scratch);
+    if (!job.scratch) return asp_fail(err, ASP_NO_MEMORY, "no memory for %lld scores", (long long)n);
+    status = asp_parallel_for(context, (n + ENTRIES_PER_ITEM - 1) / ENTRIES_PER_ITEM, entries_item, &job);
+    asp_release(job.scratch);
+    return status;
 }

@@ -13,7 +13,7 @@ static const asp_real *open_z(const asp_mix *mix, const asp_activations *acts, i
     const asp_config *c = &mix->model->config;
     const int64_t first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
     const int64_t unit = layer * c->n_head + head, at = (unit * t + position) * t;
-    const asp_real *pattern = (const asp_real *)mix->replacement.pattern.data + asp_square_offset(c, acts->offsets, sequence) + at;
+    const asp_real *pattern = (const asp_real *)mix->replacement.pattern.data + acts->square_start[sequence] + at;
     const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] + first * mix->replacement.qkv.strides[1] +
                         2 * mix->replacement.qkv.strides[2] + head * c->d_head;
     memset(mix->open_z, 0, (size_t)c->d_head * sizeof *mix->open_z);
@@ -88,7 +88,7 @@ static void entry_scores(const layer_job *job, int64_t sequence, int64_t head) {
     const asp_config *c = &mix->model->config;
     const int64_t d = c->d_head, first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
     const int64_t unit = job->layer * c->n_head + head, width = c->n_head * d;
-    const int64_t packed = asp_square_offset(c, acts->offsets, sequence) + unit * t * t;
+    const int64_t packed = acts->square_start[sequence] + unit * t * t;
     const int64_t reference = mix->options->reference.entries ? unit * t * t : packed;
     const asp_real *v = acts->qkv.data + job->layer * acts->qkv.stride + first * 3 * width + 2 * width + head * d;
     for (int64_t q = 0; q < t; q++) {
@@ -160,7 +160,7 @@ static asp_status allocate(attribution *a, const asp_model *m, const asp_attribu
     const asp_config *c = &m->config;
     const asp_activations *acts = &a->tape.acts;
     const int64_t item = sizeof(asp_real), width = c->n_head * c->d_head;
-    const int64_t squares = o->unit == ASP_UNIT_EDGE ? asp_square_offset(c, acts->offsets, acts->n_sequences) : 0;
+    const int64_t squares = o->unit == ASP_UNIT_EDGE ? acts->square_start[acts->n_sequences] : 0;
     const int64_t mixed = asp_arena_reserve(&a->arena, acts->n_rows * width, item);
     const int64_t copies = asp_arena_reserve(&a->arena, n_threads * c->n_vocab, item);
     const int64_t square = asp_arena_reserve(&a->arena, squares, item);

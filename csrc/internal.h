@@ -139,6 +139,7 @@ typedef struct {
     int64_t n_tokens, n_rows, n_sequences, max_length;
     const int32_t *tokens;  /* (N) */
     const int64_t *offsets; /* (B+1) */
+    const int64_t *square_start; /* (B+1) of pattern, scores and gate; may be NULL where none is recorded */
     asp_slot resid;         /* L+1 slots of (R,E) */
     asp_slot mid, ln1, ln2; /* (R,E); ln1 and ln2 are LayerNorm outputs */
     asp_slot ln1_scale, ln2_scale, ln1_normalized, ln2_normalized;
@@ -167,8 +168,11 @@ typedef struct {
     const double *edge_coefficient; /* (L): gradient of the loss per unit of sigmoid(g); NULL: 0 */
 } asp_gate;
 
-/* Start of the (L,H,T,T) block of sequence b in a packed square record; -1 if it passes INT64_MAX. */
-int64_t asp_square_offset(const asp_config *config, const int64_t *offsets, int64_t sequence);
+/* Elements of a square record, whose sequences' (L,H,T,T) blocks lie one after the other; -1 if they pass INT64_MAX. */
+int64_t asp_squares_size(const asp_config *config, const int64_t *offsets, int64_t n_sequences);
+/* start (B+1) written: where each block begins; -1 where that passes INT64_MAX. */
+void asp_squares_start(int64_t *start, const asp_config *config, const int64_t *offsets, int64_t n_sequences);
+const int64_t *asp_run_square_start(const asp_run *run); /* (B+1) */
 
 typedef struct {
     asp_real *data;         /* (n_threads, per_thread) */
@@ -234,6 +238,7 @@ typedef struct {
     const asp_config *config;
     const int64_t *offsets;     /* (B+1) of the sequences and of the paired run */
     asp_array z, pattern, qkv;  /* of the paired run; data NULL if there is none or it did not record them */
+    const int64_t *square_start; /* (B+1) of its pattern */
 } asp_replacement;
 /* Checks lengths: `alike` if all sequences must have as many tokens.  caller: begins the error's text. */
 asp_status asp_replacement_open(asp_replacement *replacement, const asp_reference *given, const asp_config *config,

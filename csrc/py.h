@@ -140,7 +140,8 @@ PyObject *asp_py_lend(PyObject *owner, void *data, int kind, int n_dims, const i
 PyObject *asp_py_lend_array(PyObject *owner, asp_array array);
 /* New zeroed array of its own. */
 PyObject *asp_py_new_array(int kind, int n_dims, const int64_t *dims, void **data);
-/* A C-contiguous array of exactly this kind and number of dimensions, borrowed for a call: new reference. */
+/* A C-contiguous array of exactly this kind and number of dimensions, borrowed for a call: an object that keeps its
+ * memory where it is.  Its numbers may change while the GIL is released. */
 PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
 /* The same as a private copy, which no other thread can change while the GIL is released. */
 PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
@@ -166,6 +167,10 @@ typedef struct {
 } py_batch;
 int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets);
 void asp_py_batch_clear(py_batch *batch);
+
+/* Copies of the targets and weights of n tokens; a target of -100, which is to be ignored, gets the weight 0. */
+int asp_py_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
+                   const asp_real **weight);
 
 /* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
 PyObject *asp_py_tuple(PyObject *object, const char *text);

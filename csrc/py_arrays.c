@@ -69,34 +69,55 @@ static PyObject *describe(PyObject *array, void **data, int64_t *dims) {
     return array;
 }
 
-PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+/* 1 if it is a C-contiguous array of this kind and number of dimensions, in this machine's byte order. */
+static int check(PyObject *object, int kind, int n_dims, const char *name) {
     if (!PyArray_Check(object)) {
         PyErr_Format(PyExc_TypeError, "%s must be a NumPy array, got %.80s", name, Py_TYPE(object)->tp_name);
-        return NULL;
+        return 0;
     }
     PyArrayObject *array = (PyArrayObject *)object;
     if (!PyArray_EquivTypenums(PyArray_TYPE(array), type_number(kind))) {
         PyErr_Format(PyExc_TypeError, "%s must have dtype %s, got %S", name, type_name(kind), PyArray_DESCR(array));
-        return NULL;
+        return 0;
     }
     if (PyArray_NDIM(array) != n_dims || !PyArray_ISCARRAY_RO(array)) {
         PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous array of %d dimension(s), got %d dimension(s)%s", name,
                      n_dims, PyArray_NDIM(array), PyArray_ISCARRAY_RO(array) ? "" : " in another memory layout");
-        return NULL;
+        return 0;
     }
-    return describe(Py_NewRef(object), data, dims);
+    return 1;
+}
+
+/* NumPy resizes no array that a weak reference points to, not even with refcheck=False; so these references keep the
+ * memory where it is: (array, one to it, one to each array that it is a view of). */
+static PyObject *pin(PyObject *array) {
+    PyObject *pins = PyList_New(0);
+    int complete = pins && PyList_Append(pins, array) == 0;
+    for (PyObject *at = array; complete && at && PyArray_Check(at); at = PyArray_BASE((PyArrayObject *)at)) {
+        PyObject *reference = PyWeakref_NewRef(at, NULL);
+        complete = reference && PyList_Append(pins, reference) == 0;
+        Py_XDECREF(reference);
+    }
+    if (!complete) Py_CLEAR(pins);
+    return pins;
+}
+
+PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+    PyObject *pins = check(object, kind, n_dims, name) ? pin(object) : NULL;
+    if (pins) describe(object, data, dims);
+    return pins;
 }
 
 PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
-    PyObject *array = asp_py_borrow(object, kind, n_dims, name, data, dims);
-    if (!array) return NULL;
-    PyObject *copy = PyArray_NewCopy((PyArrayObject *)array, NPY_CORDER);
-    Py_DECREF(array);
+    if (!check(object, kind, n_dims, name)) return NULL;
+    /* Of NumPy's own class: one of a subclass would be shown to the subclass. */
+    PyObject *copy = PyArray_NewLikeArray((PyArrayObject *)object, NPY_CORDER, NULL, 0);
+    if (copy && PyArray_CopyInto((PyArrayObject *)copy, (PyArrayObject *)object) < 0) Py_CLEAR(copy);
     return copy ? describe(copy, data, dims) : NULL;
 }
 
 PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
-    PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY);
+    PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_ENSUREARRAY);
     if (array) return describe(array, data, dims);
     if (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
@@ -152,4 +173,23 @@ int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets) {
     PyErr_Format(PyExc_ValueError, "offsets must rise from 0 to the number of tokens (%lld)", (long long)batch->n_tokens);
     asp_py_batch_clear(batch);
     return 0;
+}
+
+int asp_py_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
+                   const asp_real **weight) {
+    enum { IGNORED = -100 }; /* as PyTorch's cross-entropy has it */
+    int64_t n_targets, n_weights;
+    const int32_t *ids = *target = asp_py_hold_copy(held, targets, ASP_PY_INT32, 1, "targets", &n_targets);
+    if (!ids) return 0;
+    asp_real *values = asp_py_hold_copy(held, weights, ASP_PY_REAL, 1, "weights", &n_weights);
+    *weight = values;
+    if (!values) return 0;
+    if (n_targets != n || n_weights != n) {
+        PyErr_Format(PyExc_ValueError, "targets and weights must have one value for each of the %lld tokens, got %lld and %lld",
+                     (long long)n, (long long)n_targets, (long long)n_weights);
+        return 0;
+    }
+    for (int64_t r = 0; r < n; r++)
+        if (ids[r] == IGNORED) values[r] = 0;
+    return 1;
 }

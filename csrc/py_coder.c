@@ -149,7 +149,9 @@ static PyObject *coder_load(PyObject *object, PyObject *args) {
     if (dims[0] != a.dims[0] || dims[1] != a.dims[1])
         PyErr_Format(PyExc_ValueError, "%U has another shape than the one that is loaded", name);
     else if (take(self)) {
+        Py_BEGIN_ALLOW_THREADS
         memcpy(a.data, data, (size_t)a.bytes);
+        Py_END_ALLOW_THREADS
         atomic_store(&self->busy, 0);
     }
     Py_DECREF(array);

@@ -261,10 +261,10 @@ PyObject *asp_py_graph_influence(PyObject *module, PyObject *args) {
     if (read_adjacency(&held, start, source, weight, &graph) &&
         (w = hold_nodes(&held, weights, ASP_PY_DOUBLE, "weights", graph.n_nodes)) &&
         (out = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
-        asp_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = asp_graph_influence(data, &graph, w, &err);
-        Py_END_ALLOW_THREADS
+        py_call call;
+        asp_py_call_begin(&call, 1);
+        const asp_status status = asp_graph_influence(data, &graph, w, &call.context, &err);
+        asp_py_call_end(&call);
         if (status) Py_CLEAR(out);
         if (status) asp_py_raise(status, &err);
     }
@@ -285,9 +285,13 @@ PyObject *asp_py_graph_factors(PyObject *module, PyObject *args) {
         (wanted = hold_nodes(&held, o[4], ASP_PY_BYTE, "wanted", graph.n_nodes)) &&
         (blocked = hold_nodes(&held, o[5], ASP_PY_BYTE, "blocked", graph.n_nodes)) &&
         (out = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
-        Py_BEGIN_ALLOW_THREADS
-        asp_graph_factors(data, &graph, value, wanted, blocked);
-        Py_END_ALLOW_THREADS
+        const asp_error err = {0};
+        py_call call;
+        asp_py_call_begin(&call, 1);
+        const asp_status status = asp_graph_factors(data, &graph, value, wanted, blocked, &call.context);
+        asp_py_call_end(&call);
+        if (status) Py_CLEAR(out);
+        if (status) asp_py_raise(status, &err);
     }
     asp_py_let_go(&held);
     return out;
@@ -311,10 +315,10 @@ PyObject *asp_py_graph_prune(PyObject *module, PyObject *args) {
         (out[1] = asp_py_new_array(ASP_PY_BYTE, 1, &graph.start[graph.n_nodes], &data[1])) &&
         (out[2] = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data[2]))) {
         asp_error err = {0};
-        asp_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = asp_graph_prune(data[0], data[1], data[2], &graph, &options, &err);
-        Py_END_ALLOW_THREADS
+        py_call call;
+        asp_py_call_begin(&call, 1);
+        const asp_status status = asp_graph_prune(data[0], data[1], data[2], &graph, &options, &call.context, &err);
+        asp_py_call_end(&call);
         if (status) asp_py_raise(status, &err);
         else result = Py_BuildValue("(OOO)", out[0], out[1], out[2]);
     }

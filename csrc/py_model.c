@@ -157,15 +157,14 @@ static PyObject *model_shape(PyObject *self, PyObject *name) {
     return p ? dims_tuple(p->n_dims, p->dims) : NULL;
 }
 
-/* One item of an assignment: the parameter and its checked array, which stays alive in the dict. */
-typedef struct { const asp_parameter *parameter; void *data; } assignment;
+/* One item of an assignment: the parameter and its checked array, borrowed for the call. */
+typedef struct { const asp_parameter *parameter; PyObject *array; void *data; } assignment;
 
 static int read_assignment(py_model *self, PyObject *name, PyObject *object, assignment *out) {
     int64_t dims[2] = {0};
     const asp_parameter *p = find(self, name);
-    PyObject *array = p ? asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &out->data, dims) : NULL;
-    if (!array) return 0;
-    Py_DECREF(array);
+    out->array = p ? asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &out->data, dims) : NULL;
+    if (!out->array) return 0;
     out->parameter = p;
     if (dims[0] == p->dims[0] && (p->n_dims == 1 || dims[1] == p->dims[1])) return 1;
     PyObject *expected = dims_tuple(p->n_dims, p->dims), *got = dims_tuple(p->n_dims, dims);
@@ -187,11 +186,14 @@ static PyObject *model_assign(PyObject *self, PyObject *weights) {
     if (items && !list) PyErr_NoMemory();
     while (complete && PyDict_Next(items, &at, &name, &object)) complete = read_assignment(model, name, object, &list[n++]);
     if (complete && asp_py_write_begin(model)) {
+        Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < n; i++)
             memcpy(asp_model_data(model->model) + list[i].parameter->offset, list[i].data,
                    (size_t)list[i].parameter->size * sizeof(asp_real));
+        Py_END_ALLOW_THREADS
         asp_py_write_end(model);
     }
+    for (Py_ssize_t i = 0; i < n; i++) Py_XDECREF(list[i].array);
     PyMem_Free(list);
     Py_XDECREF(items);
     if (PyErr_Occurred()) return NULL;
@@ -204,6 +206,7 @@ static PyObject *model_nonfinite(PyObject *self, PyObject *unused) {
     for (int64_t i = 0; i < asp_model_n_parameters(model); i++) {
         const asp_parameter *p = asp_model_parameter(model, i);
         int64_t first, count;
+        if (PyErr_CheckSignals()) return NULL;
         Py_BEGIN_ALLOW_THREADS
         count = asp_count_nonfinite(asp_model_data(model) + p->offset, p->size, &first);
         Py_END_ALLOW_THREADS
@@ -349,33 +352,18 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     return (PyObject *)run;
 }
 
-/* Optional arrays of a gradient call, held for its length. */
-typedef struct { PyObject *dlogits, *targets, *weights; } gradient_inputs;
-
-static int read_gradient_inputs(gradient_inputs *in, asp_gradient_options *options, const asp_config *config,
+static int read_gradient_inputs(py_held *held, asp_gradient_options *options, const asp_config *config,
                                 const py_batch *batch, PyObject *dlogits, PyObject *targets, PyObject *weights) {
-    void *data;
     int64_t dims[2] = {0};
     if (dlogits != Py_None) {
-        in->dlogits = asp_py_borrow(dlogits, ASP_PY_REAL, 2, "dlogits", &data, dims);
-        if (!in->dlogits) return 0;
-        options->dlogits = data;
+        options->dlogits = asp_py_hold(held, dlogits, ASP_PY_REAL, 2, "dlogits", dims);
+        if (!options->dlogits) return 0;
         if (dims[0] == batch->n_tokens && dims[1] == config->n_vocab) return 1;
         PyErr_Format(PyExc_ValueError, "dlogits must have shape (%lld, %lld), got (%lld, %lld)",
                      (long long)batch->n_tokens, (long long)config->n_vocab, (long long)dims[0], (long long)dims[1]);
         return 0;
     }
-    in->targets = asp_py_copy(targets, ASP_PY_INT32, 1, "targets", &data, &dims[0]);
-    options->targets = data;
-    if (!in->targets) return 0;
-    in->weights = asp_py_copy(weights, ASP_PY_REAL, 1, "weights", &data, &dims[1]);
-    options->weights = data;
-    if (!in->weights) return 0;
-    if (dims[0] != batch->n_tokens || dims[1] != batch->n_tokens) {
-        PyErr_Format(PyExc_ValueError, "targets and weights must have one value for each of the %lld tokens, got %lld and %lld",
-                     (long long)batch->n_tokens, (long long)dims[0], (long long)dims[1]);
-        return 0;
-    }
+    if (!asp_py_targets(held, targets, weights, batch->n_tokens, &options->targets, &options->weights)) return 0;
     double sum = 0;
     for (int64_t r = 0; r < batch->n_tokens; r++) {
         if (options->weights[r] != 0 && (options->targets[r] < 0 || options->targets[r] >= config->n_vocab)) {
@@ -390,7 +378,7 @@ static int read_gradient_inputs(gradient_inputs *in, asp_gradient_options *optio
         sum += (double)options->weights[r];
     }
     if (sum > 0 && sum < INFINITY) return 1;
-    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to a finite number above 0; a sequence of one token has no next token");
+    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to a finite number above 0; a target of -100 counts as 0, and a sequence of one token has no next token");
     return 0;
 }
 
@@ -439,13 +427,11 @@ static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwarg
         return NULL;
     }
     if (!asp_py_batch(&batch, tokens, offsets)) return NULL;
-    gradient_inputs in = {0};
+    py_held held = {0};
     const asp_config *config = asp_model_config(((py_model *)self)->model);
-    if (read_gradient_inputs(&in, &options, config, &batch, dlogits, targets, weights))
+    if (read_gradient_inputs(&held, &options, config, &batch, dlogits, targets, weights))
         result = compute_gradients(self, &batch, &options, threads);
-    Py_XDECREF(in.dlogits);
-    Py_XDECREF(in.targets);
-    Py_XDECREF(in.weights);
+    asp_py_let_go(&held);
     asp_py_batch_clear(&batch);
     return result;
 }

@@ -70,23 +70,26 @@ static int same_weights(const py_run *run) {
     return 0;
 }
 
-static PyObject *run_value_norms(PyObject *self, PyObject *direction) {
+static PyObject *run_value_norms(PyObject *self, PyObject *args) {
+    PyObject *direction;
+    long long first, last;
     py_run *run = (py_run *)self;
     const asp_config *c = asp_model_config(run->model->model);
-    const asp_array qkv = asp_run_array(run->run, ASP_QKV);
     void *vector = NULL, *out[3] = {0};
     int64_t width = 0;
     PyObject *input = NULL, *arrays[3] = {0}, *result = NULL;
-    if (!same_weights(run)) return NULL;
+    if (!PyArg_ParseTuple(args, "OLL", &direction, &first, &last) || !same_weights(run)) return NULL;
+    if (first < 0 || last < first || last > asp_run_offsets(run->run)[asp_run_n_sequences(run->run)])
+        return PyErr_Format(PyExc_IndexError, "tokens %lld..%lld are not in this run", first, last);
     if (direction != Py_None) {
-        input = asp_py_borrow(direction, ASP_PY_REAL, 1, "direction", &vector, &width);
+        input = asp_py_copy(direction, ASP_PY_REAL, 1, "direction", &vector, &width);
         if (!input) return NULL;
         if (width != c->d_model) {
             Py_DECREF(input);
             return PyErr_Format(PyExc_ValueError, "direction must have %lld values, got %lld", (long long)c->d_model, (long long)width);
         }
     }
-    const int64_t dims[] = {c->n_layer, c->n_head, qkv.dims[1]};
+    const int64_t dims[] = {c->n_layer, c->n_head, last - first};
     int complete = 1;
     for (int i = 0; i < (input ? 3 : 2) && complete; i++)
         complete = (arrays[i] = asp_py_new_array(ASP_PY_REAL, 3, dims, &out[i])) != NULL;
@@ -94,8 +97,8 @@ static PyObject *run_value_norms(PyObject *self, PyObject *direction) {
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, asp_py_state(Py_TYPE(self))->n_threads);
-        const asp_status status = asp_value_norms(run->model->model, run->run, vector, out[0], out[1], out[2],
-                                                  &call.context, &err);
+        const asp_status status = asp_value_norms(run->model->model, run->run, first, last - first, vector, out[0],
+                                                  out[1], out[2], &call.context, &err);
         asp_py_call_end(&call);
         asp_py_read_end(run->model);
         if (status) asp_py_raise(status, &err);
@@ -106,48 +109,33 @@ static PyObject *run_value_norms(PyObject *self, PyObject *direction) {
     return result;
 }
 
-static int check_entries(const py_run *run, int64_t *const index[4], int64_t n) {
-    const asp_config *c = asp_model_config(run->model->model);
-    const asp_array qkv = asp_run_array(run->run, ASP_QKV);
-    const int64_t limits[] = {c->n_layer, c->n_head, qkv.data ? qkv.dims[1] : INT64_MAX, qkv.data ? qkv.dims[1] : INT64_MAX};
-    const char *const names[] = {"layer", "head", "query", "key"};
-    for (int i = 0; i < 4; i++)
-        for (int64_t j = 0; j < n; j++)
-            if (index[i][j] < 0 || index[i][j] >= limits[i]) {
-                PyErr_Format(PyExc_IndexError, "%s %lld is out of range 0..%lld", names[i], (long long)index[i][j],
-                             (long long)limits[i] - 1);
-                return 0;
-            }
-    return 1;
-}
-
 static PyObject *run_entry_scores(PyObject *self, PyObject *args) {
-    PyObject *inputs[4], *held[4] = {0}, *result = NULL;
     static const char *const names[] = {"layer", "head", "query", "key"};
+    PyObject *inputs[4], *result = NULL;
     py_run *run = (py_run *)self;
-    int64_t *index[4], n[4];
+    py_held held = {0};
+    const int64_t *index[4];
+    int64_t n[4];
+    void *scores;
     if (!PyArg_ParseTuple(args, "OOOO", &inputs[0], &inputs[1], &inputs[2], &inputs[3]) || !same_weights(run)) return NULL;
     int complete = 1;
-    for (int i = 0; i < 4 && complete; i++) {
-        void *data = NULL;
-        held[i] = asp_py_borrow(inputs[i], ASP_PY_INT64, 1, names[i], &data, &n[i]);
-        index[i] = data;
-        complete = held[i] != NULL;
-    }
-    if (complete && (n[1] != n[0] || n[2] != n[0] || n[3] != n[0])) {
+    for (int i = 0; i < 4 && complete; i++)
+        complete = (index[i] = asp_py_hold_copy(&held, inputs[i], ASP_PY_INT64, 1, names[i], &n[i])) != NULL;
+    if (complete && (n[1] != n[0] || n[2] != n[0] || n[3] != n[0]))
         PyErr_SetString(PyExc_ValueError, "layer, head, query and key must have the same length");
-    } else if (complete && check_entries(run, index, n[0])) {
+    else if (complete && (result = asp_py_new_array(ASP_PY_REAL, 1, n, &scores))) {
         asp_error err = {0};
-        void *scores;
-        result = asp_py_new_array(ASP_PY_REAL, 1, n, &scores);
-        const asp_status status = !result ? ASP_OK : asp_entry_scores(run->model->model, run->run, n[0], index[0],
-                                                                      index[1], index[2], index[3], scores, &err);
+        py_call call;
+        asp_py_call_begin(&call, asp_py_state(Py_TYPE(self))->n_threads);
+        const asp_status status = asp_entry_scores(run->model->model, run->run, n[0], index[0], index[1], index[2],
+                                                   index[3], scores, &call.context, &err);
+        asp_py_call_end(&call);
         if (status) {
             Py_CLEAR(result);
             asp_py_raise(status, &err);
         }
     }
-    for (int i = 0; i < 4; i++) Py_XDECREF(held[i]);
+    asp_py_let_go(&held);
     return result;
 }
 
@@ -159,7 +147,8 @@ static PyObject *run_bytes(PyObject *self, void *unused) {
 static PyMethodDef run_methods[] = {
     {"array", run_array, METH_O, "array(name): read-only view of one recorded array, all sequences packed."},
     {"edges", run_edges, METH_NOARGS, "edges() -> (start, key, weight): open edges in CSR, rows (sequence, layer, head, query)."},
-    {"value_norms", run_value_norms, METH_O, "value_norms(direction or None) -> (|v|, |v W_O|, (v W_O).direction), each (L,H,N)."},
+    {"value_norms", run_value_norms, METH_VARARGS,
+     "value_norms(direction or None, first, last) -> (|v|, |v W_O|, (v W_O).direction) of these tokens, each (L,H,n)."},
     {"mean_entries", asp_py_run_mean_entries, METH_NOARGS, "mean_entries() -> (L,H,T,T,D): mean over prompts of A[q,k] v[k]."},
     {"entry_scores", run_entry_scores, METH_VARARGS, "entry_scores(layer, head, query, key): scores of these entries, packed rows."},
     {0}};

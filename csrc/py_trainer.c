@@ -40,14 +40,13 @@ static int take(py_trainer *self) {
 /* Arrays of one micro-batch, held for the length of the step. */
 typedef struct {
     py_batch batch;
-    PyObject *targets, *weights;
+    py_held held;
 } held_batch;
 
 static void release_batches(held_batch *held, asp_batch *micro, Py_ssize_t n) {
     for (Py_ssize_t i = 0; held && i < n; i++) {
         asp_py_batch_clear(&held[i].batch);
-        Py_XDECREF(held[i].targets);
-        Py_XDECREF(held[i].weights);
+        asp_py_let_go(&held[i].held);
     }
     PyMem_Free(held);
     PyMem_Free(micro);
@@ -55,22 +54,13 @@ static void release_batches(held_batch *held, asp_batch *micro, Py_ssize_t n) {
 
 static int read_batch(PyObject *item, held_batch *held, asp_batch *micro) {
     PyObject *tokens, *offsets, *targets, *weights;
-    void *target_data, *weight_data;
-    int64_t n_targets, n_weights;
     if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "OOOO", &tokens, &offsets, &targets, &weights)) {
         PyErr_SetString(PyExc_TypeError, "a micro-batch must be a tuple (tokens, offsets, targets, weights)");
         return 0;
     }
     if (!asp_py_batch(&held->batch, tokens, offsets)) return 0;
-    held->targets = asp_py_copy(targets, ASP_PY_INT32, 1, "targets", &target_data, &n_targets);
-    if (!held->targets) return 0;
-    held->weights = asp_py_copy(weights, ASP_PY_REAL, 1, "weights", &weight_data, &n_weights);
-    if (!held->weights) return 0;
-    *micro = (asp_batch){held->batch.tokens, held->batch.offsets, held->batch.n_sequences, target_data, weight_data};
-    if (n_targets == held->batch.n_tokens && n_weights == n_targets) return 1;
-    PyErr_Format(PyExc_ValueError, "targets and weights must have one value for each of the %lld tokens, got %lld and %lld",
-                 (long long)held->batch.n_tokens, (long long)n_targets, (long long)n_weights);
-    return 0;
+    *micro = (asp_batch){.tokens = held->batch.tokens, .offsets = held->batch.offsets, .n_sequences = held->batch.n_sequences};
+    return asp_py_targets(&held->held, targets, weights, held->batch.n_tokens, &micro->targets, &micro->weights);
 }
 
 static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer, const double **out) {
@@ -215,8 +205,10 @@ static PyObject *trainer_load_moments(PyObject *object, PyObject *args) {
     PyObject *m_array = p ? borrow_moment(m, p, &m_data) : NULL;
     PyObject *v_array = m_array ? borrow_moment(v, p, &v_data) : NULL;
     if (v_array && take(self)) {
+        Py_BEGIN_ALLOW_THREADS
         memcpy(asp_trainer_first_moment(self->trainer) + p->offset, m_data, (size_t)p->size * sizeof(asp_real));
         memcpy(asp_trainer_second_moment(self->trainer) + p->offset, v_data, (size_t)p->size * sizeof(asp_real));
+        Py_END_ALLOW_THREADS
         atomic_store(&self->busy, 0);
     }
     Py_XDECREF(m_array);

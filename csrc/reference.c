@@ -18,6 +18,7 @@ asp_status asp_replacement_open(asp_replacement *r, const asp_reference *given, 
     r->z = asp_run_array(given->run, ASP_Z);
     r->pattern = asp_run_array(given->run, ASP_PATTERN);
     r->qkv = asp_run_array(given->run, ASP_QKV);
+    r->square_start = asp_run_square_start(given->run);
     return ASP_OK;
 }
 

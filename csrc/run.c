@@ -8,6 +8,7 @@ struct asp_run {
     asp_config config;
     int64_t n_sequences, n_tokens, n_rows;
     int64_t *offsets;             /* (B+1) */
+    int64_t *square_start;        /* (B+1) of pattern, scores and gate */
     int32_t *tokens;              /* (N) */
     asp_arena arena;
     asp_array arrays[ASP_N_RECORDS];
@@ -69,7 +70,7 @@ asp_record_shape asp_shape_of(const asp_config *c, asp_record record, const int6
         return rows_shape(l, h, h, 1, inner);
     }
     case ASP_SCORES: case ASP_PATTERN: case ASP_GATE: {
-        const int64_t total = asp_square_offset(c, offsets, n_sequences);
+        const int64_t total = asp_squares_size(c, offsets, n_sequences);
         s = rows_shape(0, total, total, 0, NULL);
         s.array.is_byte = record == ASP_GATE;
         return s;
@@ -84,12 +85,14 @@ void asp_run_free(asp_run *run) {
     asp_edges_free(run->edges);
     asp_arena_free(&run->arena);
     asp_release(run->offsets);
+    asp_release(run->square_start);
     asp_release(run->tokens);
     asp_release(run);
 }
 
 asp_array asp_run_array(const asp_run *run, asp_record record) { return run->arrays[record]; }
 const int64_t *asp_run_offsets(const asp_run *run) { return run->offsets; }
+const int64_t *asp_run_square_start(const asp_run *run) { return run->square_start; }
 int64_t asp_run_n_sequences(const asp_run *run) { return run->n_sequences; }
 int64_t asp_run_bytes(const asp_run *run) { return run->arena.bytes; }
 asp_edges asp_run_edges(const asp_run *run) { return run->edges ? run->edges->edges : (asp_edges){0}; }
@@ -143,7 +146,7 @@ static asp_status reserve_records(asp_run *run, const asp_run_options *options, 
 }
 
 static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp_error *err) {
-    const int64_t entries = asp_square_offset(&run->config, run->offsets, run->n_sequences);
+    const int64_t entries = run->square_start[run->n_sequences];
     const double square = (double)(entries < 0 ? INT64_MAX : entries) * sizeof(asp_real);
     if (needed <= limit)
         return asp_fail(err, ASP_NO_MEMORY, "this run needs %.3f GB, which could not be allocated", (double)needed / 1e9);
@@ -170,7 +173,7 @@ static asp_activations wire(const asp_run *run, const run_scratch *s, const asp_
     char *base = s->arena.base;
     asp_real *resid = (asp_real *)(void *)(base + s->resid), *ln = (asp_real *)(void *)(base + s->ln);
     asp_activations a = {.n_tokens = run->n_tokens, .n_rows = run->n_rows, .n_sequences = run->n_sequences,
-                         .tokens = run->tokens, .offsets = run->offsets};
+                         .tokens = run->tokens, .offsets = run->offsets, .square_start = run->square_start};
     a.resid = slot_of(run, ASP_RESID, resid);
     /* Not recorded, the middle of a layer is written where the layer's end will be. */
     a.mid = slot_of(run, ASP_RESID_MID, a.resid.data + a.resid.stride);
@@ -254,10 +257,12 @@ static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t 
     run->n_sequences = n_sequences;
     run->n_tokens = offsets[n_sequences];
     run->offsets = asp_allocate(n_sequences + 1, sizeof *run->offsets);
+    run->square_start = asp_allocate(n_sequences + 1, sizeof *run->square_start);
     run->tokens = asp_allocate(run->n_tokens, sizeof *run->tokens);
-    if (!run->offsets || !run->tokens) return asp_fail(err, ASP_NO_MEMORY, "no memory for the tokens of a run");
+    if (!run->offsets || !run->square_start || !run->tokens) return asp_fail(err, ASP_NO_MEMORY, "no memory for the tokens of a run");
     memcpy(run->offsets, offsets, (size_t)(n_sequences + 1) * sizeof *offsets);
     memcpy(run->tokens, tokens, (size_t)run->n_tokens * sizeof *tokens);
+    asp_squares_start(run->square_start, &run->config, offsets, n_sequences);
     return ASP_OK;
 }
 
@@ -347,7 +352,7 @@ typedef struct {
     asp_array qkv;
     const asp_real *direction;
     asp_real *value_norm, *output_norm, *projection, *scratch; /* scratch (n_threads, E) */
-    int64_t n_tokens;
+    int64_t first, n_tokens;
 } norm_job;
 
 static void norm_item(void *arg, int64_t item, int thread) {
@@ -355,7 +360,8 @@ static void norm_item(void *arg, int64_t item, int thread) {
     const asp_config *c = &job->model->config;
     const int64_t layer = item / c->n_head, head = item % c->n_head, e = c->d_model, d = c->d_head;
     const asp_real *w = job->model->data + job->model->layers[layer].proj_w + head * d * e;
-    const asp_real *v = (const asp_real *)job->qkv.data + layer * job->qkv.strides[0] + 2 * c->n_head * d + head * d;
+    const asp_real *v = (const asp_real *)job->qkv.data + layer * job->qkv.strides[0] + job->first * job->qkv.strides[1] +
+                        2 * c->n_head * d + head * d;
     asp_real *out = job->scratch + thread * e;
     for (int64_t t = 0; t < job->n_tokens; t++, v += job->qkv.strides[1]) {
         double value = 0, norm = 0, projection = 0;
@@ -372,13 +378,16 @@ static void norm_item(void *arg, int64_t item, int thread) {
     }
 }
 
-asp_status asp_value_norms(const asp_model *model, const asp_run *run, const asp_real *direction,
-                           asp_real *value_norm, asp_real *output_norm, asp_real *projection,
+asp_status asp_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
+                           const asp_real *direction, asp_real *value_norm, asp_real *output_norm, asp_real *projection,
                            const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     norm_job job = {.model = model, .qkv = asp_run_array(run, ASP_QKV), .direction = direction,
                     .value_norm = value_norm, .output_norm = output_norm,
-                    .projection = direction ? projection : NULL, .n_tokens = run->n_tokens};
+                    .projection = direction ? projection : NULL, .first = first, .n_tokens = n_tokens};
+    if (first < 0 || n_tokens < 0 || first > run->n_tokens - n_tokens)
+        return asp_fail(err, ASP_BAD_INDEX, "tokens %lld.. are out of range: the run has %lld", (long long)first,
+                        (long long)run->n_tokens);
     if (!job.qkv.data)
         return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
     job.scratch = asp_allocate(context->n_threads * model->config.d_model, sizeof *job.scratch);

@@ -51,8 +51,9 @@ static void sum_dots(const skinny_job *job, const skinny_part *at, int64_t k, in
     const asp_gemm *g = job->gemm;
     asp_real eight[DOT_ROWS * ASP_LANES];
     for (int64_t j = 0; j < at->columns; j += DOT_ROWS) {
-        /* Fewer than eight rows of B left: take the last eight, and skip those done before. */
-        const int64_t first = asp_min(at->column + j, g->n - DOT_ROWS), skip = at->column + j - first;
+        /* Fewer than eight rows of B left: take the last eight, and skip those done before.  (If B has fewer in all,
+         * asp_skinny_run has put rows of zeros behind it.) */
+        const int64_t first = asp_max(0, asp_min(at->column + j, g->n - DOT_ROWS)), skip = at->column + j - first;
         const int more = first + 2 * DOT_ROWS <= g->n;
         for (int64_t r = 0; r < at->rows; r += ASP_LANES) {
             const asp_real *a = job->transposed + (at->row + r) * g->k + k * ASP_LANES;
@@ -97,7 +98,7 @@ static int64_t item_width(const asp_gemm *g) {
 }
 
 int asp_skinny_fits(const asp_gemm *g) {
-    if (g->k_block <= 0 || g->trans_a || (g->trans_b && g->n < DOT_ROWS)) return 0;
+    if (g->k_block <= 0 || g->trans_a) return 0;
     return g->n_rows <= (g->trans_b ? MOST_ROWS : 2 * MOST_ROWS) || g->n_rows < asp_gemm_min_rows(g->n, g->k);
 }
 
@@ -114,10 +115,18 @@ asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
     const int64_t n_transposed = g->trans_b ? groups * ASP_LANES * g->k : 0;
     const int64_t n_sums = asp_round_up(asp_min(g->n_rows, MOST_ROWS), 4) * asp_round_up(asp_min(width, g->n), TILE);
     const int64_t n_threads = asp_min(context->n_threads, parts * blocks);
-    asp_real *memory = asp_allocate(n_transposed + n_threads * n_sums, sizeof *memory);
+    const int64_t n_padded = g->trans_b && g->n < DOT_ROWS ? DOT_ROWS * g->k : 0;
+    asp_real *memory = asp_allocate(n_transposed + n_threads * n_sums + n_padded, sizeof *memory);
     if (!memory) return ASP_NO_MEMORY;
+    asp_gemm product = *g;
     if (g->trans_b) transpose(memory, g);
-    skinny_job job = {g, memory, memory + n_transposed, n_sums, width, blocks};
+    if (n_padded) {
+        asp_real *padded = memory + n_transposed + n_threads * n_sums; /* zeroed by the allocator */
+        for (int64_t r = 0; r < g->n; r++) memcpy(padded + r * g->k, g->b + r * g->ldb, (size_t)g->k * sizeof *padded);
+        product.b = padded;
+        product.ldb = g->k;
+    }
+    skinny_job job = {&product, memory, memory + n_transposed, n_sums, width, blocks};
     const asp_status status = asp_parallel_for(context, parts * blocks, skinny_item, &job);
     asp_release(memory);
     return status;

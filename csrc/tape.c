@@ -9,7 +9,7 @@ void asp_tape_free(asp_tape *tape) {
 
 typedef struct {
     int64_t resid, mid, ln1, ln2, ln1_scale, ln2_scale, ln_final, ln_final_scale, qkv, z, lse, pre, post;
-    int64_t d_resid, d_qkv, d_z, d_pre, d_ln, edge_sums, attention, hidden, dhidden, logits, row_loss, row_index;
+    int64_t d_resid, d_qkv, d_z, d_pre, d_ln, edge_sums, attention, hidden, dhidden, logits, row_loss, row_index, square_start;
     int64_t ln_partial;
 } tape_layout;
 
@@ -49,6 +49,7 @@ static tape_layout lay_out(asp_tape *tape, const asp_config *c, int64_t n, int64
     t.edge_sums = asp_arena_reserve(a, 2 * n_sequences * c->n_head, sizeof(double));
     t.row_loss = asp_arena_reserve(a, n, sizeof(double));
     t.row_index = asp_arena_reserve(a, n, sizeof(int64_t));
+    t.square_start = asp_arena_reserve(a, n_sequences + 1, sizeof(int64_t));
     return t;
 }
 
@@ -59,7 +60,7 @@ static void wire(asp_tape *tape, const asp_config *c, const asp_batch *batch, co
 #define AT(offset) ((asp_real *)(void *)(base + (offset)))
     tape->acts = (asp_activations){
         .n_tokens = n, .n_rows = rows, .n_sequences = batch->n_sequences, .tokens = batch->tokens,
-        .offsets = batch->offsets,
+        .offsets = batch->offsets, .square_start = (int64_t *)(void *)(base + t->square_start),
         .resid = {AT(t->resid), rows * e}, .mid = {AT(t->mid), rows * e}, .ln1 = {AT(t->ln1), rows * e},
         .ln2 = {AT(t->ln2), rows * e}, .ln1_scale = {AT(t->ln1_scale), n}, .ln2_scale = {AT(t->ln2_scale), n},
         .qkv = {AT(t->qkv), rows * 3 * width}, .z = {AT(t->z), rows * width}, .lse = {AT(t->lse), c->n_head * n},
@@ -104,5 +105,6 @@ asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_ba
         tape->capacity = needed;
     }
     wire(tape, c, batch, &layout, n, rows);
+    asp_squares_start((int64_t *)(void *)(tape->arena.base + layout.square_start), c, batch->offsets, batch->n_sequences);
     return ASP_OK;
 }

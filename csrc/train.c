@@ -104,7 +104,7 @@ static asp_status measure(const asp_trainer *t, const asp_batch *micro, int64_t 
     }
     sums->pairs = pairs * (double)(c->n_layer * c->n_head);
     if (!(sums->weight > 0))
-        return asp_fail(err, ASP_BAD_ARGUMENT, "the loss weights of a step must sum to more than 0, got %g", sums->weight);
+        return asp_fail(err, ASP_BAD_ARGUMENT, "the loss weights of a step must sum to more than 0 (a target of -100 counts as 0), got %g", sums->weight);
     return ASP_OK;
 }
 

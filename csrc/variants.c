@@ -55,7 +55,7 @@ static void add_references(const asp_variants *vs, const asp_variant *v, const a
     const asp_real *pattern = NULL, *values = NULL, *entries = NULL;
     if (r->given->entries) entries = r->given->entries + square * d;
     else if (r->pattern.data) {
-        pattern = (const asp_real *)r->pattern.data + asp_square_offset(c, r->offsets, v->sequence) + square;
+        pattern = (const asp_real *)r->pattern.data + r->square_start[v->sequence] + square;
         values = (const asp_real *)r->qkv.data + layer * r->qkv.strides[0] + r->offsets[v->sequence] * r->qkv.strides[1] +
                  2 * r->qkv.strides[2] + head * d;
     } else {

@@ -91,7 +91,7 @@ def main() -> None:
         lambda: core.gradients(*batch[:2], ("z",), True, None, *batch[2:], threads=1),
         lambda: trainer.step([batch, batch], gate_bias=bias, **options),
         lambda: trainer.moments("wte.weight"),
-        lambda: (run.array("pattern"), run.edges(), run.names, run.value_norms(None)),
+        lambda: (run.array("pattern"), run.edges(), run.names, run.value_norms(None, 0, 1)),
         lambda: (gradients.array("z"), gradients.parameter("wte.weight"), gradients.names),
         lambda: (core.names, core.config, core.shape("wte.weight"), core.parameter("wte.weight")),
         lambda: (_core.machine(), _core._debug_stats(), _core.Trainer(core)),

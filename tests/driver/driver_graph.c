@@ -191,7 +191,6 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
 asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     enum { NODES = 12, EDGES = NODES * (NODES - 1) / 2 };
     (void)f;
-    (void)context;
     int64_t start[NODES + 1];
     int32_t source[EDGES];
     asp_real weight[EDGES], value[NODES];
@@ -207,10 +206,10 @@ asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *dig
     fill(value, NODES, 1, 62);
     weights[NODES - 1] = always[NODES - 1] = blocked[0] = 1;
     const asp_adjacency graph = {NODES, start, source, weight};
-    asp_status status = asp_graph_influence(influence, &graph, weights, err);
-    asp_graph_factors(factors, &graph, value, always, blocked);
+    asp_status status = asp_graph_influence(influence, &graph, weights, context, err);
+    if (!status) status = asp_graph_factors(factors, &graph, value, always, blocked, context);
     const asp_prune_options options = {weights, always, feature, 0.8, 0.9};
-    if (!status) status = asp_graph_prune(nodes, edges, cumulative, &graph, &options, err);
+    if (!status) status = asp_graph_prune(nodes, edges, cumulative, &graph, &options, context, err);
     if (status) return status;
     add_bytes(digest, influence, sizeof influence);
     add_bytes(digest, factors, sizeof factors);
@@ -218,7 +217,7 @@ asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *dig
     add_bytes(digest, nodes, sizeof nodes);
     add_bytes(digest, edges, sizeof edges);
     source[0] = 1; /* a circle: refused, as long as memory suffices */
-    const asp_status refused = asp_graph_influence(influence, &graph, weights, err);
+    const asp_status refused = asp_graph_influence(influence, &graph, weights, context, err);
     return refused == ASP_BAD_ARGUMENT ? ASP_OK : refused == ASP_NO_MEMORY ? refused : ASP_BAD_STATE;
 }
 

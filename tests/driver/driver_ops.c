@@ -134,8 +134,8 @@ static asp_status use_norms(const fixture *f, const asp_context *context, uint64
     asp_real norms[3][L * H * N], scores[2], direction[E];
     const int64_t layer[] = {0, 1}, head[] = {2, 0}, query[] = {5, 3}, key[] = {1, 3};
     fill(direction, E, 1, 3);
-    asp_status status = asp_value_norms(f->gated, f->clean, direction, norms[0], norms[1], norms[2], context, err);
-    if (!status) status = asp_entry_scores(f->gated, f->clean, 2, layer, head, query, key, scores, err);
+    asp_status status = asp_value_norms(f->gated, f->clean, 0, N, direction, norms[0], norms[1], norms[2], context, err);
+    if (!status) status = asp_entry_scores(f->gated, f->clean, 2, layer, head, query, key, scores, context, err);
     if (status) return status;
     add_reals(digest, norms[0], 3 * L * H * N);
     add_reals(digest, scores, 2);
