@@ -24,7 +24,7 @@ ORIGIN = "@loader_path" if MACOS else "$ORIGIN"
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.c"))
 EXTENSIONS = {"_core": [], "_core64": [("ASP_DOUBLE", "1")]}
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")]
-WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wvla", "-Wno-psabi"]
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wvla", "-Wframe-larger-than=8192", "-Wno-psabi"]
 PROBE = """#include "blas.h"
 int main(void) {
     asp_real x = 0;

@@ -195,7 +195,9 @@ class Run:
     def edges(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], Real]:
         """(start, key, weight), rows in the order (sequence, layer, head, query)."""
 
-    def value_norms(self, direction: Real | None, first: int, last: int, /) -> tuple[Real, Real, Real | None]: ...
+    def value_norms(
+        self, direction: Real | None, first: int, last: int, /
+    ) -> tuple[Real, Real, Real | None]: ...
     def mean_entries(self) -> Real:
         """(L,H,T,T,D): mean over sequences of one length of A[q,k] v[k]; needs pattern and qkv."""
 

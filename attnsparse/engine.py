@@ -72,7 +72,7 @@ def build_info() -> dict[str, Any]:
     return {"version": __version__, **_core.machine(), "batch_invariant": batch_invariant()}
 
 
-# (heads, head width, model width, MLP width, vocabulary): below and above every block of the products, even and odd
+# (heads, head width, model width, MLP width, vocabulary): below and above every block, even and odd
 _TRIED = (
     (4, 16, 64, 256, 14),
     (12, 8, 96, 192, 800),
@@ -104,7 +104,9 @@ def _random_core(
 ) -> Any:
     from .config import Config
 
-    config = Config(n_layer=1, n_head=n_head, d_model=d_model, d_head=d_head, d_mlp=d_mlp, n_ctx=64, n_vocab=n_vocab)
+    config = Config(
+        n_layer=1, n_head=n_head, d_model=d_model, d_head=d_head, d_mlp=d_mlp, n_ctx=64, n_vocab=n_vocab
+    )
     model = _core.Model(config.to_dict())
     for name in model.names:
         model._writable(name)[...] = 0.05 * rng.standard_normal(model.shape(name), dtype=np.float32)

@@ -78,7 +78,7 @@ def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.nd
 
 
 def loss_targets(batch: Batch, targets: Any) -> np.ndarray:
-    """Given targets, one per token, -100 where none counts; by default the next token (0, never used, after the last)."""
+    """Given targets, one per token; by default the next token (and 0, never used, after the last)."""
     if targets is not None:
         given = np.asarray(targets)
         if given.dtype.kind not in "iu":

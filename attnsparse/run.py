@@ -302,13 +302,16 @@ class Run:
         first, last = self._range(self._one("entry_scores"))
         named = {"layer": layer, "head": head, "query": query, "key": key}
         layer, head, query, key = (_indices(name, values) for name, values in named.items())
-        for name, values in (("query", query), ("key", key)):
-            if values.size and (values.min() < 0 or values.max() >= last - first):
-                raise IndexError(f"{name} must be in 0..{last - first - 1}")
-        if query.shape == key.shape and (key > query).any():
-            at = int(np.argmax(key > query))
-            raise ValueError(f"attention looks back: entry {at} has key {key[at]} after query {query[at]}")
-        scores = self._core.entry_scores(layer, head, query + first, key + first)
+        if not len(layer) == len(head) == len(query) == len(key):
+            raise ValueError("layer, head, query and key must have the same length")
+        scores = np.empty(len(layer), self.model.dtype)
+        # in parts, between which signals are heard, and whose copies are small
+        for at in range(0, max(len(layer), 1), _ENTRIES_AT_ONCE):
+            part = slice(at, at + _ENTRIES_AT_ONCE)
+            _check_entries(query[part], key[part], last - first, at)
+            scores[part] = self._core.entry_scores(
+                layer[part], head[part], query[part] + first, key[part] + first
+            )
         config = self.model.config
         gates = (
             scores + scores.dtype.type(config.gate_bias) > 0 if config.gated else np.ones(len(scores), bool)
@@ -404,6 +407,20 @@ class Run:
         units, t = config.n_layer * config.n_head, self._length()
         first, last = self._batch.squares[self._index : self._index + 2] * units
         return packed[first:last].reshape(*heads, t, t)
+
+
+_ENTRIES_AT_ONCE = 1 << 17
+
+
+def _check_entries(query: np.ndarray, key: np.ndarray, n_tokens: int, begin: int) -> None:
+    for name, values in (("query", query), ("key", key)):
+        if values.size and (values.min() < 0 or values.max() >= n_tokens):
+            raise IndexError(f"{name} must be in 0..{n_tokens - 1}")
+    if (key > query).any():
+        at = int(np.argmax(key > query))
+        raise ValueError(
+            f"attention looks back: entry {begin + at} has key {key[at]} after query {query[at]}"
+        )
 
 
 def _indices(name: str, values: Any) -> np.ndarray:

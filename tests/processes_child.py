@@ -129,6 +129,58 @@ def start(method: str) -> Any:
     return found
 
 
+def fork_in_handler(n_repeats: int) -> Any:
+    """A signal handler forks in the middle of a call of two threads: the parent's call goes on, the child's
+    ends with RuntimeError, and the child can begin another."""
+    import reliability as r
+
+    model = r.model(n_head=8, d_model=128, d_mlp=512, n_ctx=256, n_vocab=600)
+    prompts = [np.arange(256, dtype=np.int32)] * 24
+    expected = r.bits_of_run(model.run(prompts, threads=2))
+    children: list[int] = []
+    signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
+    codes, same = [], 0
+    for _ in range(n_repeats):
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        try:
+            same += r.bits_of_run(model.run(prompts, threads=2)) == expected
+        except RuntimeError:
+            signal.alarm(int(LIMIT))
+            os._exit(0 if r.bits_of_run(model.run(prompts, threads=2)) == expected else 4)
+        if children[-1] == 0:  # forked after the call
+            os._exit(5)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(children[-1], 0)[1]))
+    return codes, same
+
+
+def fork_beside_products(n_repeats: int) -> Any:
+    """Forks while two threads are inside calls of one thread each, which no pool knows of."""
+    import reliability as r
+
+    model = r.model(n_layer=1, n_head=1, d_model=96, d_mlp=96, n_ctx=24, n_vocab=96)
+    prompts, stop = [np.arange(24, dtype=np.int32)] * 12, []
+    expected = r.bits_of_run(model.run(prompts, threads=1))
+    spoiled: list[int] = []
+
+    def loop() -> None:
+        while not stop:
+            if r.bits_of_run(model.run(prompts, threads=1)) != expected:
+                spoiled.append(1)
+
+    threads = [threading.Thread(target=loop) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+
+    def work() -> None:
+        assert r.bits_of_run(model.run(prompts, threads=2)) == expected
+
+    codes = [in_fork(work)[0] for _ in range(n_repeats)]
+    stop.append(1)
+    for thread in threads:
+        thread.join()
+    return codes, len(spoiled)
+
+
 def exit_while_running() -> Any:
     """Ends with a call under way in a daemon thread, and one in the pool of the other core."""
     import reliability as r
@@ -279,8 +331,8 @@ def blas() -> Any:
 WHATS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
-        fork, fork_while_running, start, exit_while_running, again, subinterpreter, order, floating_point,
-        blas,
+        fork, fork_while_running, fork_in_handler, fork_beside_products, start, exit_while_running, again,
+        subinterpreter, order, floating_point, blas,
     )
 }  # fmt: skip
 

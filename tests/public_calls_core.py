@@ -104,7 +104,10 @@ CORE_CALLS: dict[str, Uses] = {
     "_core.Run.nbytes": uses(lambda e: e.one._core.nbytes),
     "_core.Run.value_norms": uses(
         lambda e: e.one._core.value_norms(None, 0, 2),
-        wrong=(lambda e: e.plain._core.value_norms(None, 0, 1), lambda e: e.one._core.value_norms(None, 1, 10**6)),
+        wrong=(
+            lambda e: e.plain._core.value_norms(None, 0, 1),
+            lambda e: e.one._core.value_norms(None, 1, 10**6),
+        ),
     ),
     "_core.Run.entry_scores": uses(
         lambda e: e.one._core.entry_scores(*[np.zeros(2, np.int64)] * 4),

@@ -5,8 +5,10 @@ import numpy as np
 import oracle
 import oracle_training as ot
 import pytest
+import reliability
 from engine import build
 from hypothesis import assume, given, settings
+from reliability import bits_of_model, bits_of_run, micro_batch, step_options
 
 from attnsparse import _core, _core64
 
@@ -107,6 +109,41 @@ def test_default_loss_mask_and_targets():
         assert found.loss == pytest.approx(loss, rel=1e-12)
         expected = engine.oracle_gradients(config, weights, tokens, dlogits, False)
         assert max(engine.gradient_errors(found, expected).values()) < CLOSE
+
+
+def test_targets_of_minus_100_are_ignored():
+    """As a weight of 0; all of them is an error, and so is any other negative id."""
+    config, weights, tokens, _ = random_case("gated")
+    model = build(config, weights, "float64")
+    targets = engine.random_tokens(5, config, len(tokens))
+    mask = np.array([0, 1, 1, 0, 0, 1, 0, 1, 1], bool)
+    labels = np.where(mask, targets, -100)
+    expected = model.gradients(tokens, wrt=engine.WRT, targets=targets, loss_mask=mask)
+    for loss_mask in (None, mask, np.ones(len(tokens))):
+        found = model.gradients(tokens, wrt=engine.WRT, targets=labels, loss_mask=loss_mask)
+        assert bits_of_run(found) == bits_of_run(expected)
+        assert found.loss == expected.loss
+    with pytest.raises(ValueError, match="-100"):
+        model.gradients(tokens, targets=np.full(len(tokens), -100))
+    for wrong in (-1, -99, -101, -(2**31), -(2**40)):
+        with pytest.raises(IndexError, match="out of range"):
+            model.gradients(tokens, targets=np.where(mask, targets.astype(np.int64), wrong))
+
+
+def test_a_step_ignores_targets_of_minus_100():
+    models, losses = [reliability.model(), reliability.model()], []
+    tokens, offsets, targets, weights = micro_batch()
+    keep = np.arange(len(tokens)) % 3 > 0
+    batches = [(np.where(keep, targets, 0).astype(np.int32), weights * keep),
+               (np.where(keep, targets, -100).astype(np.int32), weights)]  # fmt: skip
+    for model, (ids, shares) in zip(models, batches):
+        trainer = _core.Trainer(model._core)
+        losses.append(trainer.step([(tokens, offsets, ids, shares)], **step_options())["loss"])
+        none = (tokens, offsets, np.full_like(ids, -100), shares)
+        with pytest.raises(ValueError, match="-100"):
+            trainer.step([none], **step_options())
+    assert losses[0] == losses[1]
+    assert bits_of_model(models[0]) == bits_of_model(models[1])
 
 
 @pytest.mark.parametrize("name", ["gated", "odd widths"])

@@ -6,16 +6,28 @@ import os
 import pickle
 import sys
 import threading
+import time
+from typing import Any, ClassVar
 
 import kept_child
 import numpy as np
 import pytest
 import reliability
 from public_calls import ARRAYS, CALLS, PLAIN, Everything, public_names, uses
-from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, nothing_kept, report
+from reliability import (
+    PROMPTS,
+    TOKENS,
+    bits_of_model,
+    bits_of_run,
+    counters,
+    micro_batch,
+    nothing_kept,
+    report,
+    step_options,
+)
 
 import attnsparse as asp
-from attnsparse import cache
+from attnsparse import _core, cache
 from attnsparse.graph_heads import ScoreSplit
 
 #: of a cheap call; fewer the longer a call takes, in the long form no fewer than LONG_LEAST
@@ -333,3 +345,65 @@ def test_arrays_held_until_the_interpreter_ends():
         "print(1)\n"
     )
     assert reliability.child("-W", "error", "-c", code) == 1
+
+
+class Spying(np.ndarray):
+    """An array that keeps whatever is made from it."""
+
+    seen: ClassVar[list[Any]] = []
+
+    def __array_finalize__(self, other: Any) -> None:
+        Spying.seen.append(self)
+
+
+def test_copies_of_a_call_are_not_shown_to_a_subclass():
+    """Or it could resize what the core reads."""
+    model, (tokens, offsets, targets, weights) = reliability.model(), micro_batch()
+    given = [array.view(Spying) for array in (tokens, offsets, targets, weights)]
+    bias = np.zeros(2).view(Spying)
+    Spying.seen.clear()
+    model._core.run(given[0], given[1], ())
+    model._core.gradients(given[0], given[1], (), True, None, given[2], given[3])
+    _core.Trainer(model._core).step([tuple(given)], gate_bias=bias, **step_options())
+    assert Spying.seen == []
+
+
+@pytest.mark.parametrize("own", ["array", "view"])
+def test_borrowed_arrays_stay_where_they_are(own):
+    """NumPy resizes no array, not even with refcheck=False, while another thread is in a call that reads it."""
+    model = reliability.model(n_head=8, d_model=128, d_mlp=512, n_ctx=256, n_vocab=600)
+    tokens, offsets = np.arange(256, dtype=np.int32).repeat(8) // 8, np.arange(9) * 256
+    whole = np.ones((len(tokens), 600), np.float32)
+    dlogits = whole if own == "array" else whole[:]
+    done: list[Any] = []
+
+    def call() -> None:
+        done.append(model._core.gradients(tokens, offsets, (), True, dlogits, None, None, threads=1).loss)
+
+    call()
+    thread = threading.Thread(target=call)
+    thread.start()
+    refused = resized = 0
+    while thread.is_alive() and not resized:
+        time.sleep(0.001)
+        if len(done) == 1 and thread.is_alive():
+            try:
+                if not started(model):
+                    continue
+                whole.resize((1, 1), refcheck=False)
+                resized += thread.is_alive()
+            except ValueError:
+                refused += 1
+    thread.join()
+    assert refused
+    assert not resized
+    assert done[0] == done[1]
+
+
+def started(model: Any) -> bool:
+    """Whether a call reads the model: then its weights cannot be changed."""
+    try:
+        model._core.assign({})
+    except RuntimeError:
+        return True
+    return False

@@ -254,3 +254,28 @@ def test_too_much_under_a_limit_of_the_system():
     assert same
     assert len(texts) == 2
     assert all("could not be allocated" in text and "GB" in text for text in texts)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")
+@pytest.mark.parametrize("what", ["run", "gradients", "step"])
+def test_too_little_for_the_buffers_of_products_does_not_end_the_process(what):
+    """OpenBLAS ends the process if it cannot map a buffer: 32 MiB for each product at once."""
+    code = (
+        "import json, resource, numpy as np, reliability as r\n"
+        "from attnsparse import _core\n"
+        "m = r.model(n_head=8, d_model=128, d_mlp=512, n_ctx=256, n_vocab=600); t = _core.Trainer(m._core)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + MEGABYTES * 2**20, resource.RLIM_INFINITY))\n"
+        "prompts = [np.arange(256, dtype=np.int32)] * 2; batch = r.micro_batch((256, 256), 600); text = ''\n"
+        "calls = {'run': lambda: m.run(prompts, threads=4),\n"
+        "         'gradients': lambda: m.gradients(prompts, threads=4),\n"
+        "         'step': lambda: t.step([batch], **r.step_options(threads=4))}\n"
+        "try: calls['WHAT']()\n"
+        "except MemoryError as error: text = str(error)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)\n"
+        "calls['WHAT'](); print(json.dumps(text))\n"
+    ).replace("WHAT", what)
+    texts = [reliability.child("-c", code.replace("MEGABYTES", str(n))) for n in (8, 40, 90, 130, 400)]
+    assert texts[-1] == ""
+    assert all(texts[:2])
+    assert any("matrix products" in text and "fewer threads" in text for text in texts)

@@ -36,6 +36,20 @@ def test_fork_while_another_thread_runs(n_repeats):
 
 
 @POSIX
+def test_a_handler_forks_in_the_middle_of_a_call():
+    codes, same = child("processes_child.py", "fork_in_handler", "8", timeout=200)
+    assert codes == [0] * 8
+    assert same == 8
+
+
+@POSIX
+def test_fork_beside_calls_of_one_thread():
+    codes, spoiled = child("processes_child.py", "fork_beside_products", "60", timeout=600)
+    assert codes == [0] * 60
+    assert spoiled == 0
+
+
+@POSIX
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_multiprocessing(method):
     assert child("processes_child.py", "start", method, timeout=120) == [True]

@@ -25,6 +25,8 @@ LONG_FILES: dict[str, int] = {}  # name: limit, at most 700, each with its reaso
 # Files of the core that keep state between calls.
 STATEFUL = {
     "parallel.c",  # the thread pool
+    "blas.c",  # what OpenBLAS keeps in the process: threads, buffers, its lock
+    "environment.c",  # whether a thread is inside a call, and not in what the call called
     "memory.c",  # the live-byte counter, and the failing allocation of the tests
     "skinny.c",  # the block sizes that were found to give BLAS's bits, tried once in a process
     "dispatch.c",  # the instruction set, chosen when the module is imported
@@ -138,6 +140,19 @@ def test_core_keeps_no_state_between_calls(module):
     assert [name for name in found.get("", set()) if not expected.match(name)] == []
 
 
+def test_every_public_function_that_computes_enters_the_environment():
+    """Those that are told how to run, and the few that compute without."""
+    heads = " ".join(code_of(CSRC / name) for name in ("asp.h", "asp_graph.h"))
+    declared = re.findall(r"\b(asp_\w+)\(([^()]*)\);", heads)
+    computing = {name for name, arguments in declared if "asp_context" in arguments}
+    computing |= {"asp_model_new", "asp_count_nonfinite", "asp_noise_row", "asp_exp_array"}
+    assert len(computing) > 15
+    entering = set()
+    for path in C_FILES:
+        entering |= set(re.findall(r"\b(asp_\w+)\([^()]*\)\s*\{\s*ASP_ENVIRONMENT;", code_of(path)))
+    assert entering == computing
+
+
 @each_c_file
 def test_c_functions_are_short(path):
     long = {
@@ -173,6 +188,13 @@ def test_map_names_every_file(path):
     text = (ROOT / "docs" / "developing.md").read_text().partition("## Map")[2]
     patterns = ["__init__.py", "_version.py", *re.findall(r"`([^`\s]+\.(?:c|h|py))`", text)]
     assert any(fnmatch(path.name, pattern) for pattern in patterns)
+
+
+def test_the_build_bounds_what_functions_put_on_the_stack():
+    """Threads with small stacks call the core, and its own have 1 MiB."""
+    setup = (ROOT / "setup.py").read_text()
+    assert re.search(r'WARNINGS = \[.*"-Wframe-larger-than=8192"', setup)
+    assert not re.search(r"frame-larger-than", setup.replace('"-Wframe-larger-than=8192"', ""))
 
 
 def test_build_uses_no_unsafe_flags():

@@ -332,6 +332,44 @@ def test_arrays_changed_by_another_thread_do_no_harm(what):
     assert reliability.child("-c", code.replace("WHAT", what)) >= 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_thread_with_a_small_stack(dtype):
+    """128 KiB: NumPy's products need 64."""
+    code = (
+        "import json, sys, threading, numpy as np, reliability as r\n"
+        "m = r.model(dtype='DTYPE', n_head=8, d_model=128, d_mlp=512, n_ctx=64, n_vocab=600)\n"
+        "found = []\n"
+        "def work():\n"
+        "    for n in (1, 3, 64): found.append(m.run([[1] * n] * n, 'all', threads=1).logits.shape)\n"
+        "    found.append(m.gradients([[1] * 30] * 9, wrt='pattern', threads=1).loss)\n"
+        "work(); first = list(found); found.clear()\n"
+        "threading.stack_size(128 * 1024)\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "print(json.dumps(found == first))\n"
+    )
+    assert reliability.child("-c", code.replace("DTYPE", dtype))
+
+
+def many_prompts(n: int) -> float:
+    """Seconds of a run of n short prompts that keeps the pattern."""
+    model = reliability.model(n_head=4, d_model=16, d_mlp=16, n_ctx=8, n_vocab=8)
+    prompts = np.zeros((n, 2), np.int32)
+    taken = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        run = model.run(prompts, record="pattern", logits="none")
+        for i in range(0, n, 16):
+            assert run[i].pattern.shape[-1] == 2
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
+
+
+def test_the_time_of_many_prompts_grows_with_their_number():
+    """Not with its square: where a prompt's pattern begins is summed once."""
+    many_prompts(100)
+    assert many_prompts(32_000) < 16 * many_prompts(4_000)
+
+
 # ------------------------------------------------------------------------------------------------ the GIL
 
 
@@ -357,6 +395,15 @@ def advance(seconds: float, call) -> tuple[float, float]:
     return max(b - a for a, b in itertools.pairwise(during)), end - begin
 
 
+def complete_graph(n: int) -> tuple:
+    """Arguments of `_core.graph_prune`: every node has an edge to all later ones."""
+    start = np.concatenate([[0], np.cumsum(np.arange(n))])
+    source = np.concatenate([np.arange(t, dtype=np.int32) for t in range(n)])
+    weight = np.random.default_rng(0).random(len(source), np.float32)
+    last = np.arange(n) == n - 1
+    return start, source, weight, last.astype(float), last, np.zeros(n, bool), 0.8, 0.98
+
+
 @pytest.fixture(scope="module")
 def long_call():
     """A model and prompts for calls of half a second and more."""
@@ -364,16 +411,21 @@ def long_call():
     return model, prompts_of(model, (256,) * 24)
 
 
-@pytest.mark.parametrize("what", ["run", "gradients", "step"])
+@pytest.mark.parametrize("what", ["run", "gradients", "step", "entry_scores", "prune"])
 def test_other_threads_advance_during_a_call(what, long_call):
     model, prompts = long_call
     model = model.copy()
     trainer = _core.Trainer(model._core)
     batch = micro_batch((256,) * 12, 2000)
+    entries = model.run([1, 2, 3])
+    index = [np.zeros(2_000_000, np.int64)] * 4
+    graph = complete_graph(1500)
     call = {
         "run": lambda: model.run(prompts, record="pattern", threads=1),
         "gradients": lambda: model.gradients(prompts[:12], threads=1),
         "step": lambda: trainer.step([batch], **step_options(threads=1)),
+        "entry_scores": lambda: entries._core.entry_scores(*index),
+        "prune": lambda: _core.graph_prune(*graph),
     }[what]
     pause, duration = min((advance(1, call) for _ in range(3)), key=lambda found: found[0] / found[1])
     assert duration > 0.1

@@ -1,4 +1,5 @@
 /* driver_ops.c: models, runs, gradients, training, sweeps, attribution; and the list of all operations. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -140,6 +141,20 @@ static asp_status use_norms(const fixture *f, const asp_context *context, uint64
     add_reals(digest, norms[0], 3 * L * H * N);
     add_reals(digest, scores, 2);
     return ASP_OK;
+}
+
+/* Values beyond every limit of the kernels: an undefined conversion or shift is a report of the sanitizers. */
+static asp_status use_extremes(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    (void)f, (void)context, (void)err;
+    const asp_real most = sizeof(asp_real) == 8 ? (asp_real)DBL_MAX : (asp_real)FLT_MAX;
+    const asp_real least = sizeof(asp_real) == 8 ? (asp_real)DBL_MIN : (asp_real)FLT_MIN;
+    const asp_real x[] = {0, -0.0f, 1, -1, 88.7f, -87.4f, 710, -710, 1e9f, -1e9f, 1e30f, -1e30f, most, -most, least, -least,
+                          least / 4, (asp_real)INFINITY, (asp_real)-INFINITY, (asp_real)NAN, (asp_real)-NAN};
+    enum { N_EXTREMES = sizeof x / sizeof x[0] };
+    asp_real out[N_EXTREMES];
+    asp_exp_array(out, x, N_EXTREMES);
+    add_reals(digest, out, N_EXTREMES - 2); /* the sign of a NaN is nobody's */
+    return isnan(out[N_EXTREMES - 1]) && isnan(out[N_EXTREMES - 2]) ? ASP_OK : ASP_BAD_STATE;
 }
 
 /* What is refused: nothing may be kept, and no memory touched that is not there. */
@@ -284,7 +299,7 @@ static asp_status use_kernels(const fixture *f, const asp_context *context, uint
 }
 
 const operation operations[] = {
-    {"run", use_run}, {"interventions", use_interventions}, {"norms", use_norms}, {"wrong arguments", use_wrong},
+    {"run", use_run}, {"interventions", use_interventions}, {"norms", use_norms}, {"extremes", use_extremes}, {"wrong arguments", use_wrong},
     {"gradients", use_gradients}, {"training", use_training}, {"sweep", use_sweep}, {"attribution", use_attribution},
     {"features", use_features}, {"replacement", use_replacement}, {"graph edges", use_graph},
     {"graph heads", use_graph_heads}, {"graph pruning", use_prune}, {"kernels", use_kernels},
