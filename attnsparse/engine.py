@@ -84,7 +84,7 @@ _TRIED = (
 
 
 def batch_invariant() -> bool:
-    """Try on this CPU whether a prompt's logits are the same bits, in float32, alone and among other prompts."""
+    """Try on this CPU whether a prompt's float32 logits are the same bits alone and among other prompts."""
     rng = np.random.default_rng(0)
     for shape in _TRIED:
         model = _random_core(rng, *shape)

@@ -370,7 +370,7 @@ def test_copies_of_a_call_are_not_shown_to_a_subclass():
 
 @pytest.mark.parametrize("own", ["array", "view"])
 def test_borrowed_arrays_stay_where_they_are(own):
-    """NumPy resizes no array, not even with refcheck=False, while another thread is in a call that reads it."""
+    """NumPy resizes no array, even with refcheck=False, while another thread is in a call that reads it."""
     model = reliability.model(n_head=8, d_model=128, d_mlp=512, n_ctx=256, n_vocab=600)
     tokens, offsets = np.arange(256, dtype=np.int32).repeat(8) // 8, np.arange(9) * 256
     whole = np.ones((len(tokens), 600), np.float32)
