@@ -90,6 +90,8 @@ class Model:
 
     def assign(self, weights: dict[str, Real], /) -> None:
         """All or nothing."""
+    def reading(self) -> Reading:
+        """Held until it is left or gone; RuntimeError while another thread changes the weights."""
     def nonfinite(self) -> tuple[str, int, int] | None:
         """(name, count, first flat index) of the first array with NaN or infinity."""
 
@@ -179,6 +181,13 @@ class Model:
         threads: int = 0,
     ) -> Gradients:
         """dlogits (N,V); or targets (N) and weights (N) of the cross-entropy sum(w ce) / sum(w)."""
+
+@final
+class Reading:
+    """While it is held nobody changes the weights: `assign` and a training step raise RuntimeError."""
+
+    def __enter__(self) -> Reading: ...
+    def __exit__(self, *exc: object) -> None: ...
 
 @final
 class Run:

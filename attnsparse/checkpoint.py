@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from .checkpoint_files import Found, find, open_weights, read_config_json, tenso
 from .config import Config
 from .config_layouts import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
 from .errors import ConfigError, NonFiniteError, file_label, located, printable, quoted
+from .folder_commit import read_whole
 from .foreign import family_of
 from .labels import checked_flag, checked_path
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
@@ -27,6 +29,7 @@ from .safetensors_file import safetensors_pieces
 from .saving import File, write_together
 from .tensor_source import TensorSource
 from .tokenizer import token_texts
+from .tokenizer_files import FILES
 from .tokenizer_sidecars import GPT2_BOS
 
 if TYPE_CHECKING:
@@ -45,6 +48,9 @@ _EXAMPLES = {
         "; that is where LayerNorms were folded, no LayerNorm at all is not read",
     ),
 }
+# what tells of the model that a folder held before, beside the files that `save` writes
+_INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def load(
@@ -85,6 +91,7 @@ def load(
     Files are read as data: nothing in them is ever run. Raises FormatError (UnsafeFileError, LimitError) for
     bad files, ConfigError where config, weights and tokenizer do not fit together, NonFiniteError for NaN or
     infinity unless `allow_nonfinite`, FileNotFoundError if nothing is found, and other OSErrors unchanged.
+    A folder into which a model is saved meanwhile is read again, see `folder_commit.read_whole`.
     """
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
@@ -94,7 +101,24 @@ def load(
     checked_flag(strict, "strict")
     checked_limits(limits)
     given = _checked_config(config)
-    found = find(what, revision)
+    path = Path(checked_path(what, "the model"))
+
+    def read() -> Model:
+        return _read_model(find(what, revision), dtype, allow_nonfinite, tokenizer, gated, given, strict, limits)
+
+    return read_whole(path if path.is_dir() else path.parent, read)
+
+
+def _read_model(
+    found: Found,
+    dtype: str,
+    allow_nonfinite: bool,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None,
+    gated: bool | None,
+    given: dict[str, Any],
+    strict: bool,
+    limits: Limits,
+) -> Model:
     config_path, values = read_config_json(found.folder, limits)
     tokens = _tokenizer(tokenizer, found, limits)
     with open_weights(found.weights, limits) as source:
@@ -136,8 +160,11 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     `attnsparse_`, which only attnsparse reads; transformers would run a gated model as an ordinary one.
     Weights are stored as float32.
 
-    The files are written beside their places, flushed to the disk and then moved there, config.json last.
-    Raises OSError with errno and file name; then all of them are as they were, as after Ctrl-C.
+    The files are written beside their places, flushed to the disk and then moved there, config.json last, so
+    that `load` finds the old model or the new one, whatever stops the save and whoever else saves into the
+    folder; see `saving.write_together`, also for modes, links and errors. Files of a model that the folder
+    held before, its tokenizer or shards, go. Raises OSError with errno and file name; RuntimeError while
+    another thread trains the model.
     """
     folder = Path(checked_path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +179,14 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     if model.tokenizer is not None:
         texts = model.tokenizer.to_files()
         files += [(folder / name, [text.encode()]) for name, text in texts.items()]
-    write_together([*files, (folder / "config.json", [text.encode()])])
+    files.append((folder / "config.json", [text.encode()]))
+    with model._core.reading():
+        write_together(files, _of_another_model(folder))
+
+
+def _of_another_model(folder: Path) -> list[str]:
+    """Files of a folder that would be taken for a part of the model that is saved there."""
+    return [*FILES, _INDEX, *(name for name in os.listdir(folder) if _SHARD.fullmatch(name))]
 
 
 def _tokenizer(
@@ -204,7 +238,7 @@ def _warn_of_tokens_without_rows(model: Model, path: str) -> None:
     warnings.warn(
         f"{file_label(tokens.path or path)}: the embedding has {rows:,} rows; tokens that cannot be used: "
         f"{listed}{f' and {len(named) - 5:,} more' if len(named) > 5 else ''}",
-        stacklevel=3,
+        stacklevel=6,
     )
 
 
@@ -233,7 +267,7 @@ def _report_left_out(left_out: list[str], path: str, *, strict: bool) -> None:
         text = f"strict=True refuses what no logit needs: {listed}; pass strict=False to leave it out"
         raise located(ConfigError, "unexpected_tensor", path, text, field=left_out[0])
     text = f"{file_label(path)}: left out, because no logit needs it: {listed}"
-    warnings.warn(printable(text), UserWarning, stacklevel=3)
+    warnings.warn(printable(text), UserWarning, stacklevel=6)
 
 
 def _complete(

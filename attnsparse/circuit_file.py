@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .circuit_object import (
     Circuit,
 )
 from .effects import ABLATIONS, METRICS
+from .folder_commit import read_whole
 from .limits import DEFAULT_LIMITS, Limits
 from .paired_file import (
     Kind,
@@ -91,6 +93,10 @@ def load_circuit(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMIT
     that are not finite.
     """
     json_path, npz_path = pair_paths(path)
+    return read_whole(Path(json_path).parent, lambda: _read(json_path, npz_path, limits))
+
+
+def _read(json_path: str, npz_path: str, limits: Limits) -> Circuit:
     data = read_fields(json_path, KIND, (*_TEXTS, *_CHOICES, "options", "position_labels"), limits)
     _check_fields(data, json_path)
     arrays = read_arrays(npz_path, KIND, data["arrays_sha256"], _ARRAYS, limits)

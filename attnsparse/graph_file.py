@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .folder_commit import read_whole
 from .graph_heads import ScoreSplit
 from .graph_object import KINDS, VERSION, Graph
 from .limits import DEFAULT_LIMITS, Limits
@@ -130,6 +132,10 @@ def load_graph(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS)
     and values that are not finite.
     """
     json_path, npz_path = pair_paths(path)
+    return read_whole(Path(json_path).parent, lambda: _read(json_path, npz_path, limits))
+
+
+def _read(json_path: str, npz_path: str, limits: Limits) -> Graph:
     data = read_fields(json_path, KIND, _FIELDS, limits)
     _check_fields(data, json_path)
     specs = _specs(data["dtype"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from .batch import as_batch
+from .checksums import update
 from .config import Config
 from .engine import core_for
 from .errors import ConfigError
@@ -85,7 +86,8 @@ class Model:
         return self._core.parameter(name)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """All weight arrays by name, read-only and zero-copy."""
+        """All weight arrays by name, read-only and zero-copy: they show what training or `assign` makes of
+        them. `copy` takes all weights of one moment."""
         return {name: self._core.parameter(name) for name in self._core.names}
 
     @property
@@ -105,8 +107,10 @@ class Model:
         self._core.assign({name: as_reals(name, value, self.dtype) for name, value in weights.items()})
 
     def copy(self) -> Model:
-        """A model with its own copy of the weights."""
-        return Model(self.config, self.parameters(), self.tokenizer, self.name, str(self.dtype))
+        """A model with its own copy of the weights, all of one moment; RuntimeError while another thread
+        changes them."""
+        with self._core.reading():
+            return Model(self.config, self.parameters(), self.tokenizer, self.name, str(self.dtype))
 
     @property
     def version(self) -> int:
@@ -115,14 +119,18 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of configuration and weights, in hexadecimal."""
-        if self._digest is None or self._digest[0] != self._core.version:
+        """SHA-256 of configuration and weights, in hexadecimal; RuntimeError while another thread changes
+        them."""
+        known = self._digest
+        if known is not None and known[0] == self._core.version:
+            return known[1]
+        with self._core.reading():
             version = self._core.version
             sha = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
             for name in self._core.names:
                 sha.update(name.encode() + b"\0")
-                sha.update(memoryview(self._core.parameter(name)).cast("B"))
-            self._digest = (version, sha.hexdigest())
+                update(sha, self._core.parameter(name))
+        self._digest = (version, sha.hexdigest())
         return self._digest[1]
 
     # --- tokens

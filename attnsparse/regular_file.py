@@ -3,11 +3,14 @@ mmap."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import stat
+import threading
 import zlib
+from collections.abc import Iterator
 from typing import NoReturn
 
 from .errors import FormatError, located
@@ -15,6 +18,19 @@ from .labels import checked_path
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
 
 CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly
+
+_watch = threading.local()
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[dict[str, tuple[int, ...]]]:
+    """Path -> identity of every file that this thread opens meanwhile, filled while it does."""
+    outer, opened = getattr(_watch, "opened", None), {}
+    _watch.opened = opened
+    try:
+        yield opened
+    finally:
+        _watch.opened = outer
 
 
 class RegularFile:
@@ -45,6 +61,9 @@ class RegularFile:
         #: changes when the file is written to or replaced
         self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         self._file = io.FileIO(descriptor, "r")
+        opened = getattr(_watch, "opened", None)
+        if opened is not None:
+            opened.setdefault(self.path, self.identity)  # the first one: a second opening may see another file
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Exactly `n_bytes` bytes from `offset`. The caller has checked them against `size`."""

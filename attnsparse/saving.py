@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
+import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, sync_folder
 from .labels import checked_path
 
-TEMPORARY = ".attnsparse-tmp"
 PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
 FLUSH_BYTES = 4 * PIECE_BYTES  # flushed at once, for the same reason
 
@@ -19,122 +22,158 @@ File = tuple[str | os.PathLike[str], Iterable[Any]]
 
 
 def write_atomic(path: str | os.PathLike[str], pieces: Iterable[Any]) -> None:
-    """Write bytes-like `pieces` to `path` by way of a temporary file in the same folder.
-
-    The file is flushed to the disk before it takes its name and the folder afterwards; when this returns,
-    both are done. OSError has errno and `path`; whatever stops it, no temporary file stays behind and an
-    earlier file of that name is as it was.
-    """
+    """Write bytes-like `pieces` to `path` by way of a temporary file in the same folder; see
+    `write_together`."""
     write_together([(path, pieces)])
 
 
-def write_together(files: Iterable[File]) -> None:
+def write_together(files: Iterable[File], removed: Iterable[str] = ()) -> None:
     """Write several files of one folder, (path, bytes-like pieces), all of them or none.
 
-    The last one is what makes the others a whole: it is taken away before they change and comes back after
-    them, so a loss of power leaves all old ones, all new ones, or a set that lacks it, never a mixture.
-    Nothing takes its name before all are written and flushed. OSError has errno and the file's name; whatever
-    stops it, no temporary file stays behind and earlier files are as they were. Where the file system has
-    no hard links and a rename fails after another one has succeeded, the earlier files are not brought back.
+    removed: names of files in that folder that belong to what was saved there before and go with it; those
+    that are written or do not exist are left out.
+
+    Nothing takes its name before all are written and flushed; then all do, the last one last. After a kill or
+    a loss of power there are all old ones or all new ones, see `folder_commit`. Files that exist keep mode and, where
+    this process may set them, owner and group; a symbolic link is replaced, what it points to stays as it is.
+    When this returns, files and folder are on the disk. Other saves into the folder wait meanwhile;
+    what a killed one has left there is removed.
+
+    OSError has errno and the file's name: IsADirectoryError where a folder has the name of a file,
+    FileExistsError for pipes, sockets and devices, BlockingIOError if another save takes a minute. Whatever
+    stops it before the files begin to take their names, no temporary file stays behind and earlier files are
+    as they were; afterwards the new ones are in place, and the message of an OSError says so.
     """
-    change = _Change()
+    files = iter(files)
+    first = next(files)
+    change = _Change(Path(checked_path(first[0])))
     try:
-        for path, pieces in files:
-            change.write(Path(checked_path(path)), pieces)
-        change.put_in_place()
-        change.forget()
+        with FolderLock(change.folder) as has_locks, change:
+            if has_locks:
+                _remove_temporaries(change.folder)
+            for path, pieces in itertools.chain([first], files):
+                change.write(Path(checked_path(path)), pieces)
+            change.put_in_place(removed)
     except OSError as error:
-        note = change.undo()
-        raise OSError(error.errno, f"{error.strerror}{note}", str(change.current)) from error
-    except BaseException:
-        change.undo()
-        raise
+        raise OSError(error.errno, f"{error.strerror}{change.note}", str(change.current)) from error
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove temporary files that a killed save left in `folder`; returns what was removed.
+    """Finish or remove what a killed save left in `folder`; returns the temporary files that were removed.
 
-    Called when a run starts or goes on in that folder. One folder belongs to one run at a time.
+    Called when a run starts or goes on in that folder. Where there are no locks, one folder belongs to one run at a time.
     """
-    removed = []
-    for path in sorted(Path(folder).glob(f".*{TEMPORARY}")):
-        path.unlink(missing_ok=True)
-        removed.append(path)
+    with FolderLock(Path(folder)):
+        return _remove_temporaries(Path(folder))
+
+
+def _remove_temporaries(folder: Path) -> list[Path]:
+    removed = sorted(folder.glob(f".*{TEMPORARY}"))
+    for path in removed:
+        _remove(path)
     return removed
 
 
 class _Change:
-    """The files of one save. Names are decided before anything is done, so that undoing needs no luck."""
+    """The files of one save; a context manager that leaves all old files or all new ones."""
 
-    def __init__(self) -> None:
-        self.paths: list[Path] = []
-        self.existed: list[bool] = []
-        self.n_begun = 0  # of the others, in order, how many may have changed
+    def __init__(self, first: Path) -> None:
+        self.folder = first.parent
+        self.moves: dict[Path, Path] = {}  # place -> temporary file
+        self.existed = os.path.lexists(first)  # whether any of them did
         self.in_place = False
-        self.current = Path()  # what an error is about
+        self.current = first  # what an error is about
+        self.note = self._untouched()  # what is there after an error, for its message
+
+    def __enter__(self) -> _Change:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.note = "; the file is in its place" if kind is None else self._settle()
 
     def write(self, path: Path, pieces: Iterable[Any]) -> None:
         """Write and flush the new file under its temporary name."""
         self.current = path
-        self.existed.append(path.exists())
-        self.paths.append(path)
-        descriptor = os.open(_beside(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        status = _existing(path)
+        self.existed |= status is not None
+        self.moves[path] = self._temporary()
+        self._write(self.moves[path], pieces, status)
+
+    def _temporary(self) -> Path:
+        """A name that no other thread or process uses, as short for long names."""
+        name = f".{os.getpid():x}-{threading.get_ident():x}-{len(self.moves):x}{TEMPORARY}"
+        return self.folder / name
+
+    @staticmethod
+    def _write(path: Path, pieces: Iterable[Any], status: os.stat_result | None) -> None:
+        mode = 0o666 if status is None else status.st_mode & 0o777
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
+            if status is not None and os.name != "nt":
+                _take_over(descriptor, status)
             _write_all(descriptor, pieces)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
-    def put_in_place(self) -> None:
-        """Rename all, the last one last."""
-        *others, last = self.paths
-        if others:
-            self._replace_others(others, last)
-        self.current = last
-        os.replace(_beside(last), last)
+    def put_in_place(self, removed: Iterable[str]) -> None:
+        """Rename all, the last one last: one file at once, several by way of a record."""
+        gone = [name for name in removed if _is_file(self.folder / name) and self.folder / name not in self.moves]
+        if len(self.moves) == 1 and not gone:
+            os.replace(self.moves[self.current], self.current)
+            self.in_place = True
+            sync_folder(self.folder)
+            return
+        record = self._temporary()
+        moves = {path.name: temporary.name for path, temporary in self.moves.items()}
+        self.moves[self.folder / COMMIT] = record
+        self._write(record, [commit_record(moves, gone)], None)
+        sync_folder(self.folder)  # the record must not be on the disk without what it names
+        os.replace(record, self.folder / COMMIT)
         self.in_place = True
-        _sync_folder(last.parent)
+        sync_folder(self.folder)
+        finish(self.folder)
 
-    def _replace_others(self, others: list[Path], last: Path) -> None:
-        if self.existed[-1]:
-            self.current = last
-            os.replace(last, _beside(last, ".old"))
-            _sync_folder(last.parent)
-        for path, existed in zip(others, self.existed):
-            self.current = path
-            self.n_begun += 1
-            if existed:
-                _remove(_beside(path, ".old"))
-                with contextlib.suppress(OSError):
-                    os.link(path, _beside(path, ".old"))
-            os.replace(_beside(path), path)
-        _sync_folder(last.parent)
+    def _settle(self) -> str:
+        """Take back what is not in place, or put the rest in place; what is there then, in words."""
+        if not self.in_place and not os.path.lexists(self.folder / COMMIT):
+            for temporary in self.moves.values():
+                _remove(temporary)
+            return self._untouched()
+        try:
+            finish(self.folder)
+        except (OSError, ValueError):
+            return "; the new files are saved and take their places at the next save or load in this folder"
+        return "; the file is in its place but the disk has not confirmed it"
 
-    def undo(self) -> str:
-        """Bring back what was there, unless all new files are in place; words for the error's message."""
-        if self.in_place:
-            self.forget()
-            return "; the file is in its place but the disk has not confirmed it"
-        for number, (path, existed) in enumerate(zip(self.paths, self.existed)):
-            if _beside(path, ".old").exists():
-                with contextlib.suppress(OSError):
-                    os.replace(_beside(path, ".old"), path)
-            elif not existed and number < self.n_begun and not _beside(path).exists():
-                _remove(path)
-        self.forget()
-        return f"; the previous {self.paths[-1].name} is untouched" if any(self.existed) else ""
-
-    def forget(self) -> None:
-        """Remove what is left under other names."""
-        for path in self.paths:
-            _remove(_beside(path))
-            if path.exists():  # else it is all that is left of it
-                _remove(_beside(path, ".old"))
+    def _untouched(self) -> str:
+        return f"; the previous {self.current.name} is untouched" if self.existed else ""
 
 
-def _beside(path: Path, what: str = "") -> Path:
-    """A temporary name in the same folder that no other thread or process uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident():x}{what}{TEMPORARY}")
+def _existing(path: Path) -> os.stat_result | None:
+    """What is at a place now, None if nothing is; OSError for what must not be replaced by a file."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise FileExistsError(errno.EEXIST, "a pipe, socket or device has this name", os.fspath(path))
+    return status
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_symlink() or path.is_file()
+
+
+def _take_over(descriptor: int, status: os.stat_result) -> None:
+    """Give a new file the owner, group and mode of the one that it replaces."""
+    own = os.fstat(descriptor)
+    if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+        with contextlib.suppress(OSError):  # only some processes may
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, status.st_mode & 0o777)
 
 
 def _write_all(descriptor: int, pieces: Iterable[Any]) -> None:
@@ -150,17 +189,6 @@ def _write_all(descriptor: int, pieces: Iterable[Any]) -> None:
             if unflushed >= FLUSH_BYTES:
                 os.fsync(descriptor)
                 unflushed = 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the folder's entries to the disk, so that the rename outlives a loss of power."""
-    if os.name == "nt":  # Windows cannot open folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

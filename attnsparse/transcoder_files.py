@@ -13,6 +13,7 @@ import numpy as np
 from . import transcoder_circuit_tracer, transcoder_clt_forge, transcoder_saelens, transcoder_torch
 from .checkpoint_files import MODELS_FOLDER
 from .errors import ConfigError, FormatError, located
+from .folder_commit import read_whole
 from .labels import checked_flag, checked_path
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
 from .transcoder import Transcoders
@@ -80,8 +81,8 @@ def load_transcoders(
     if processed not in (None, True, False):
         raise ValueError(f"processed must be True, False or None, got {processed!r:.80}")
     checked_flag(verify, "verify")
-    path = _find(what)
-    stored = _read(path, checked_limits(limits))
+    path, limits = _find(what), checked_limits(limits)
+    stored = read_whole(path if path.is_dir() else path.parent, lambda: _read(path, limits))
     check_size(stored.layers, stored.d_model, stored.path, limits)
     hook = _settle_hook(stored, input_hook)
     changes = _input_changes(stored, hook, _settle_processing(stored, hook, processed), model)

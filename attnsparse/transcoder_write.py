@@ -43,8 +43,9 @@ def save_transcoders(
     W_enc_{i}.safetensors and W_dec_{i}.safetensors; see docs/howto.md. `dtype` is "float32" (exact unless the
     weights are float64), "float16" or "bfloat16", rounded to the nearest. `load_transcoders(folder)` reads it
     back; conversions that were made when the set was loaded are part of what is written. Files are moved to
-    their places when all are complete, config.yaml last, so replacing a set needs room for both; at most a
-    few rows beside one layer's encoder are in memory.
+    their places when all are complete, config.yaml last, so replacing a set needs room for both, and a reader
+    finds the old set or the new one (see `saving.write_together`); at most a few rows beside one layer's
+    encoder are in memory.
 
     circuit-tracer takes only sets with the same number of features in every layer, so layers with fewer are
     filled up with features that are never active and write nothing; config.yaml notes how many are real, and
@@ -66,7 +67,7 @@ def save_transcoders(
     _check_others(folder, transcoders)
     size = max(transcoders.n_features) if checked_flag(equal_sizes, "equal_sizes") else 0
     text = yaml.safe_dump(_config(transcoders, size), sort_keys=False, allow_unicode=True)
-    config = (folder / "config.yaml", [text.encode()])
+    config = (folder / "config.yaml", [text.encode("utf-8", "replace")])
     write_together(itertools.chain(_layers(transcoders, folder, _DTYPES[dtype], size), [config]))
     if len(transcoders.layers) < transcoders.n_layer:
         text = (

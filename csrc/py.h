@@ -13,7 +13,8 @@
 #define ASP_MODULE "attnsparse." ASP_STRING(ASP_MODULE_NAME)
 
 typedef struct {
-    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type;
+    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type,
+        *reading_type;
     atomic_int n_threads;
 } py_state;
 
@@ -64,7 +65,7 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec;
+extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
@@ -105,6 +106,10 @@ py_substitute *asp_py_substitute_new(PyObject *tuple, py_model *model, int64_t n
 const asp_mlp_substitute *asp_py_substitute_given(py_substitute *substitute, py_call *call, asp_error *err);
 /* After the run; its features may be lent if it ended well.  Accepts NULL. */
 void asp_py_substitute_free(py_substitute *substitute, asp_status status);
+
+/* ---- py_reading.c ------------------------------------------------------------------- */
+
+PyObject *asp_py_model_reading(PyObject *model, PyObject *unused);
 
 /* ---- py_sweep.c -------------------------------------------------------------------- */
 

@@ -213,6 +213,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
+    if (add_type(module, &asp_py_reading_spec, &state->reading_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
@@ -224,6 +225,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->trainer_type);
     Py_VISIT(state->features_type);
     Py_VISIT(state->coder_trainer_type);
+    Py_VISIT(state->reading_type);
     return 0;
 }
 
@@ -235,6 +237,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->trainer_type);
     Py_CLEAR(state->features_type);
     Py_CLEAR(state->coder_trainer_type);
+    Py_CLEAR(state->reading_type);
     return 0;
 }
 

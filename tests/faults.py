@@ -24,7 +24,7 @@ from own_formats import FORMATS, RUN, Format, content
 from attnsparse.trainer import HISTORY
 
 SOURCE = Path(__file__).parent / "shim" / "faults.c"
-OPEN, WRITE, HALF_THEN_FAIL, HALF, FSYNC, CLOSE, RENAME, LINK, UNLINK = range(1, 10)
+OPEN, WRITE, HALF_THEN_FAIL, HALF, FSYNC, CLOSE, RENAME, _LINK, UNLINK = range(1, 10)
 REFUSED = {
     "open": (OPEN, (errno.EACCES, errno.ENOSPC)),
     "write": (WRITE, (errno.ENOSPC, errno.EIO)),
@@ -33,7 +33,7 @@ REFUSED = {
     "close": (CLOSE, (errno.EIO,)),
     "rename": (RENAME, (errno.EIO, errno.ENOSPC)),
 }
-BORNE = {"short write": (HALF, (0,)), "link": (LINK, (errno.EPERM,)), "unlink": (UNLINK, (errno.EIO,))}
+BORNE = {"short write": (HALF, (0,)), "unlink": (UNLINK, (errno.EIO,))}
 TEMPORARY = ".attnsparse-tmp"
 
 
@@ -117,14 +117,14 @@ class Points:
         before, after = files(self.folders[older]), files(folder)
         if kind == "unlink":
             after = {name: data for name, data in after.items() if not name.endswith(TEMPORARY)}
-        if not fired or kind in BORNE:
+        if not fired or (kind in BORNE and not (kind == "unlink" and raised)):  # the record's is told
             return [] if raised is None and after == self.after else [f"saved otherwise, {raised!r}"]
         if raised is None:
             return ["reported as saved"]
         wrong, name = [], os.path.basename(str(raised.filename))
         if raised.errno != error or name not in self.after:
             wrong.append(f"errno {raised.errno}, file {raised.filename}")
-        in_place = "not confirmed" in str(raised)
+        in_place = "in its place" in str(raised)
         if self.format is FORMATS["training"]:  # its history is for information only, and comes first
             in_place = in_place and name != HISTORY
             history = after.pop(HISTORY, None)

@@ -211,7 +211,7 @@ def test_what_the_format_does_not_take_is_not_written(tmp_path, meta, arrays):
     assert list(tmp_path.iterdir()) == []
 
 
-FAULTS = [("open", 1), ("open", 2), ("write", 1), ("write", 4), ("fsync", 1), ("fsync", 2), ("replace", 1)]
+FAULTS = [("open", 1), ("open", 2), ("open", 3), ("write", 1), ("write", 4), ("fsync", 1), ("fsync", 2), ("replace", 1)]
 
 
 @pytest.mark.parametrize(("function", "nth"), FAULTS)
@@ -233,7 +233,7 @@ def test_a_failing_disk_leaves_the_old_file(path, monkeypatch, function, nth, nu
     assert caught.value.errno == number
     assert caught.value.filename == str(path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    renamed = (function, nth) in (("open", 2), ("fsync", 2))  # only the folder's own entry was not confirmed
+    renamed = (function, nth) in (("open", 3), ("fsync", 2))  # only the folder's own entry was not confirmed
     assert ("untouched" in str(caught.value)) is not renamed
     assert (path.read_bytes() == before) is not renamed
     training_file.load(path)
