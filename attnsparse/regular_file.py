@@ -63,7 +63,9 @@ class RegularFile:
         self._file = io.FileIO(descriptor, "r")
         opened = getattr(_watch, "opened", None)
         if opened is not None:
-            opened.setdefault(self.path, self.identity)  # the first one: a second opening may see another file
+            opened.setdefault(
+                self.path, self.identity
+            )  # the first one: a second opening may see another file
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Exactly `n_bytes` bytes from `offset`. The caller has checked them against `size`."""

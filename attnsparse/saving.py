@@ -118,7 +118,9 @@ class _Change:
 
     def put_in_place(self, removed: Iterable[str]) -> None:
         """Rename all, the last one last: one file at once, several by way of a record."""
-        gone = [name for name in removed if _is_file(self.folder / name) and self.folder / name not in self.moves]
+        gone = [
+            name for name in removed if _is_file(self.folder / name) and self.folder / name not in self.moves
+        ]
         if len(self.moves) == 1 and not gone:
             os.replace(self.moves[self.current], self.current)
             self.in_place = True

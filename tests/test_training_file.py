@@ -211,7 +211,16 @@ def test_what_the_format_does_not_take_is_not_written(tmp_path, meta, arrays):
     assert list(tmp_path.iterdir()) == []
 
 
-FAULTS = [("open", 1), ("open", 2), ("open", 3), ("write", 1), ("write", 4), ("fsync", 1), ("fsync", 2), ("replace", 1)]
+FAULTS = [
+    ("open", 1),
+    ("open", 2),
+    ("open", 3),
+    ("write", 1),
+    ("write", 4),
+    ("fsync", 1),
+    ("fsync", 2),
+    ("replace", 1),
+]
 
 
 @pytest.mark.parametrize(("function", "nth"), FAULTS)
