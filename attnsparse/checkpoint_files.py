@@ -22,7 +22,7 @@ from .foreign import (
     kind_of_ending,
     kind_of_folder,
 )
-from .labels import checked_path
+from .labels import checked_path, name_of
 from .limits import Limits
 from .regular_file import RegularFile, read_small
 from .safetensors_file import SafetensorsFile
@@ -65,14 +65,15 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
         return _in_folder(MODELS_FOLDER / what, what)
     path = Path(checked_path(what, "the model"))
     if path.is_dir():
-        return _in_folder(path, path.resolve().name)
+        return _in_folder(path, name_of(path.resolve()))
     if path.exists():
         if path.suffix not in (".safetensors", *TORCH_ENDINGS):
             known = f"not a kind of file that holds weights; known: .safetensors {' '.join(TORCH_ENDINGS)}"
             kind = kind_of_ending(path) or _kind_of_file(path)
             raise located(FormatError, "magic", path, f"this is {kind}" if kind else known)
         _refuse_adapter(path.name.startswith("adapter_"), path)
-        return Found(path, path.parent, path.resolve().parent.name if path.stem == "final" else path.stem)
+        named = path.resolve().parent if path.stem == "final" else path.with_suffix("")
+        return Found(path, path.parent, name_of(named))
     tried = f"no file or folder {str(what)[:200]!r}"
     repository = SHORT_NAMES.get(what, what) if isinstance(what, str) else ""
     if _HUB_ID.fullmatch(repository):

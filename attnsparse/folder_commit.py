@@ -4,8 +4,8 @@ one whole save.
 A save of several files writes all of them under temporary names and then `.attnsparse-commit`, a record of
 which temporary file takes which name and which files of an earlier save go. With that record's rename the
 save is done: a process that is killed before leaves the old files, one that is killed after leaves work that
-whoever comes next does first, a save or a reader. Saves take turns by a lock on the folder. Readers take none:
-they look afterwards whether a file that they read has been replaced, and then read again.
+whoever comes next does first, a save or a reader. Saves take turns by a lock on the folder. Readers take
+none: they look afterwards whether a file that they read has been replaced, and then read again.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _read_record(path: Path) -> tuple[dict[str, str], list[str]]:
-    """(moves, removed): plain names of this folder and nothing else, because a record is a file like others."""
+    """(moves, removed): plain names of this folder only, because a record is a file like others."""
     data = parse_object(read_small(path, "max_config_bytes"), path, limits=DEFAULT_LIMITS)
     moves, removed = data.get("moves"), data.get("removed")
     if data.get("version") != 1 or len(data) != 3 or type(moves) is not dict or type(removed) is not list:

@@ -191,3 +191,13 @@ class Edge(NamedTuple):
         if self.key > self.query:
             raise ValueError(f"attention looks back: key {self.key} comes after query {self.query}")
         return self
+
+
+def valid_text(text: str) -> str:
+    """Text that UTF-8 can hold: half surrogate pairs, from names of files that are no UTF-8, become "?"."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """The last part of a path as a name that can be shown and stored."""
+    return valid_text(os.path.basename(os.fspath(path)))

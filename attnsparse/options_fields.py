@@ -52,7 +52,10 @@ def checked_number(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float; TypeError or ValueError that names it unless it is finite and in low..high."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
         allowed = f"in {low:g}..{high:g}" if math.isfinite(high) else f">= {low:g}"
         raise ValueError(f"{name} must be a finite number {allowed}, got {number}")

@@ -96,6 +96,11 @@ class RegularFile:
         )
         raise located(FormatError, "truncated", self.path, text, offset=at)
 
+    def is_unchanged(self) -> bool:
+        """Whether the file is still as it was when it was opened, by size and time of the last writing."""
+        status = os.fstat(self._file.fileno())
+        return (status.st_size, status.st_mtime_ns) == self.identity[2:]
+
     def close(self) -> None:
         """Close the file; may be called twice."""
         self._file.close()

@@ -34,10 +34,10 @@ def write_together(files: Iterable[File], removed: Iterable[str] = ()) -> None:
     that are written or do not exist are left out.
 
     Nothing takes its name before all are written and flushed; then all do, the last one last. After a kill or
-    a loss of power there are all old ones or all new ones, see `folder_commit`. Files that exist keep mode and, where
-    this process may set them, owner and group; a symbolic link is replaced, what it points to stays as it is.
-    When this returns, files and folder are on the disk. Other saves into the folder wait meanwhile;
-    what a killed one has left there is removed.
+    a loss of power there are all old ones or all new ones, see `folder_commit`. Files that exist keep their
+    mode and, where this process may set them, owner and group; a symbolic link is replaced, what it points to
+    stays as it is. When this returns, files and folder are on the disk. Other saves into the folder wait
+    meanwhile; what a killed one has left there is removed.
 
     OSError has errno and the file's name: IsADirectoryError where a folder has the name of a file,
     FileExistsError for pipes, sockets and devices, BlockingIOError if another save takes a minute. Whatever
@@ -61,7 +61,8 @@ def write_together(files: Iterable[File], removed: Iterable[str] = ()) -> None:
 def remove_stale(folder: str | os.PathLike[str]) -> list[Path]:
     """Finish or remove what a killed save left in `folder`; returns the temporary files that were removed.
 
-    Called when a run starts or goes on in that folder. Where there are no locks, one folder belongs to one run at a time.
+    Called when a run starts or goes on in that folder. Where there are no locks, one folder belongs to one
+    run at a time.
     """
     with FolderLock(Path(folder)):
         return _remove_temporaries(Path(folder))

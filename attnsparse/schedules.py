@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+MOST_STEPS = 10**12  # of a run: far above any, and every step a number that a float holds exactly
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -95,8 +97,8 @@ class Warmup:
     def __post_init__(self) -> None:
         for name in ("peak", "begin", "final"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
-        if isinstance(self.steps_up, bool) or not isinstance(self.steps_up, int) or self.steps_up < 0:
-            raise ValueError(f"warm-up must be a number of steps >= 0, got {self.steps_up!r}")
+        if type(self.steps_up) is not int or not 0 <= self.steps_up <= MOST_STEPS:
+            raise ValueError(f"warm-up must be 0..{MOST_STEPS:,} steps, got {self.steps_up!r:.60}")
         if self.decay not in ("constant", "linear", "cosine"):
             raise ValueError(f'decay must be "constant", "linear" or "cosine", got {self.decay!r}')
         for name in ("begin", "final"):
@@ -139,7 +141,7 @@ class PerLayer:
     ranges: tuple[tuple[int, int, Schedule], ...]
 
     def __post_init__(self) -> None:
-        ranges = tuple((int(a), int(b), as_schedule(s)) for a, b, s in self.ranges)
+        ranges = tuple((_layer(a), _layer(b), as_schedule(s)) for a, b, s in self.ranges)
         following = 0
         for first, last, _ in ranges:
             if first != following or last < first:
@@ -204,6 +206,32 @@ def layer_values(schedule: Schedule | PerLayer, step: int, steps: int, n_layer: 
     return [schedule.at(step, steps)] * n_layer
 
 
+def turning_steps(schedule: Schedule | PerLayer | None, steps: int) -> set[int]:
+    """Steps in 0..steps among which a schedule has its smallest and largest values; between two neighbours
+    it rises or falls all the way, `Pieces` in a straight line."""
+    places: list[float] = []
+    if isinstance(schedule, Pieces):
+        places = [position * steps for position, _ in schedule.points]
+    elif isinstance(schedule, Warmup):
+        places = [schedule.steps_up - 1, schedule.steps_up, schedule.begin * steps]
+    elif isinstance(schedule, PerLayer):
+        return set().union(*(turning_steps(one, steps) for *_, one in schedule.ranges))
+    around = {math.floor(place) + n for place in places for n in (-1, 0, 1)}
+    return {0, steps - 1, steps} | {step for step in around if 0 <= step <= steps}
+
+
+def check_range(name: str, schedule: Schedule | PerLayer | None, steps: int, low: float, high: float) -> None:
+    """ValueError that names the option unless the schedule stays in low..high for the whole run."""
+    if schedule is None:
+        return
+    schedules = [one for *_, one in schedule.ranges] if isinstance(schedule, PerLayer) else [schedule]
+    for one in schedules:
+        for step in sorted(turning_steps(one, steps)):
+            if not low <= one.at(step, steps) <= high:
+                value = one.at(step, steps)
+                raise ValueError(f"{name} must stay in {low:g}..{high:g}, is {value:g} at step {step}")
+
+
 def linear(start: float, stop: float, begin: float = 0.0, end: float = 1.0) -> Pieces:
     """From `start` to `stop` between the fractions `begin` and `end` of the run; level outside."""
     return Pieces(((begin, start), (end, stop)))
@@ -230,11 +258,23 @@ def from_json(data: Any) -> Schedule | PerLayer:
         raise ValueError(f"not a {data['kind']} schedule: {str(error)[:120]}") from error
 
 
+def _layer(value: Any) -> int:
+    """A layer's number; TypeError for anything but an integer, ValueError for one that no model has."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a layer must be an integer, got {type(value).__name__}")
+    if not 0 <= value < 2**31:
+        raise ValueError(f"a layer must be in 0..2^31-1, got {value!r:.60}")
+    return value
+
+
 def _number(name: str, value: Any) -> float:
     """`value` as a finite float; TypeError for other types (bool too), ValueError if not finite."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number

@@ -23,11 +23,12 @@ from . import training_file
 from . import training_state as state
 from .arguments import checked_object
 from .engine import core_for
-from .labels import checked_path
+from .labels import checked_path, valid_text
 from .model import Model
+from .one_thread import OneThread
 from .progress import progress_bar
 from .saving import remove_stale, write_atomic
-from .training_data import Data
+from .training_data import Batch, Data, settled
 from .training_options import TrainingOptions
 from .training_state import RESULTS
 
@@ -46,6 +47,8 @@ class Trainer:
     threads: 0 for as many as this process may use; bits do not depend on it.
     folder, checkpoint_every, keep: `run` saves `folder/step-NNNNNN.ckpt` every so many steps and at the end,
     and keeps the last `keep` of them. One folder belongs to one run; leftovers of a killed save are removed.
+    One thread uses a trainer at a time: while `step`, `run` or `save` works, all three raise RuntimeError in
+    other threads.
     Raises TypeError or ValueError for options that make no sense or do not fit the model.
     """
 
@@ -66,7 +69,7 @@ class Trainer:
         checked_object(model, Model, "model")
         #: the `TrainingOptions`
         self.options = TrainingOptions(**settings) if options is None else options
-        self.options.check(model.config.gated)
+        self.options.check(model.config.gated, model.config.n_layer)
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
             raise TypeError(f"data needs batch(step, micro) and digest, {type(data).__name__} has not")
         self.model = model  #: the model that is trained, changed in place
@@ -81,7 +84,8 @@ class Trainer:
         self._engine.multiplier = self.options.first_multiplier()
         self._results: list[dict[str, Any]] = []
         self._seconds: dict[int, float] = {}
-        self._table: list[list[float]] = []
+        self._scheduled: dict[int, list[float]] = {}
+        self._turn = OneThread("trainer")
 
     @property
     def step_count(self) -> int:
@@ -105,16 +109,23 @@ class Trainer:
         Raises ValueError after the last step, TrainingDiverged before anything is changed when the loss or
         the gradient is not finite, KeyboardInterrupt on Ctrl-C with the step either done or not begun.
         """
+        with self._turn:
+            return self._step()
+
+    def _step(self) -> dict[str, Any]:
         if self.finished:
             raise ValueError(f"all {self.options.steps:,} steps are done; more steps are another run")
         begin, step = time.perf_counter(), self.step_count
-        micro = [self.data.batch(step, m) for m in range(self.options.accumulation)]
+        micro = [self._batch(step, m) for m in range(self.options.accumulation)]
         arguments = self._arguments(step)
         call = functools.partial(self._engine.step, threads=self.threads, **arguments)
         # One C call from the engine into the list: Ctrl-C cannot come in between and lose a step's result.
         self._results.extend(map(call, (micro,)))
         self._seconds[step] = time.perf_counter() - begin
         return dict(self._results[step])
+
+    def _batch(self, step: int, micro: int) -> Batch:
+        return settled(self.data.batch(step, micro), self.model.dtype)
 
     def run(self, progress: bool | None = None, until: int | None = None) -> Trainer:
         """Steps up to `until` (default: all), saved on the way as asked for; returns the trainer.
@@ -123,7 +134,8 @@ class Trainer:
         Ctrl-C raises KeyboardInterrupt at a step boundary; `run` again goes on.
         """
         until = self.options.steps if until is None else min(_whole(until, 0), self.options.steps)
-        with progress_bar(progress, until, self.model.name or "training", "step", self.step_count) as bar:
+        bar_of = progress_bar(progress, until, self.model.name or "training", "step", self.step_count)
+        with self._turn, bar_of as bar:
             while self.step_count < until:
                 result = self.step()
                 done = self.step_count
@@ -154,14 +166,17 @@ class Trainer:
 
         Each is replaced in one go or not at all. The checkpoint's bytes depend on the run alone: not on
         threads, time, or where it was interrupted. OSError if the disk refuses; the trainer and an older
-        checkpoint are untouched.
+        checkpoint are untouched. RuntimeError while another thread uses the trainer or changes the model.
         """
-        path = Path(checked_path(path))
+        with self._turn, self.model._core.reading():
+            self._save(Path(checked_path(path)))
+
+    def _save(self, path: Path) -> None:
         meta = {
             "kind": "training",
             "build": state.build(),
             "config": self.model.config.to_dict(),
-            "name": self.model.name,
+            "name": valid_text(self.model.name),
             "options": self.options.to_json(),
             "data": self.data.digest,
             "step": self.step_count,
@@ -201,29 +216,40 @@ class Trainer:
         options or keywords: may be left out; where given, they must be those of the checkpoint.
         tokenizer: given to the model; checkpoints hold none.
         Raises CheckpointError: the codes of `training_file.load`, and `data`, `options`, `missing_tensor`,
-        `unexpected_tensor`, `size_mismatch`, `dtype`, `meta`. Warns if another build or CPU kernel wrote it.
+        `unexpected_tensor`, `size_mismatch`, `dtype`, and, for what no run can have, `meta`, `nonfinite` and
+        `value`. FormatError `value` for a `history.csv` beside it that no run has written. Warns if another
+        build or CPU kernel wrote it.
         """
         path = Path(checked_path(path))
         path = state.last_checkpoint(path) if path.is_dir() else path
-        contents = training_file.load(path)
+
+        def check(meta: dict[str, Any], entries: dict[str, training_file.Entry]) -> None:
+            meta = state.checked_meta(meta, path)
+            stored = meta["options"]
+            wanted = dataclasses.replace(stored, **settings) if options is None else options
+            state.check_options(stored, wanted, path)
+            state.check_data(meta["data"], data.digest, path)
+            state.check_entries(entries, meta["config"], meta["step"], path)
+
+        contents = training_file.load(path, check=check)
         meta, tensors = state.checked_meta(contents.meta, path), contents.tensors
         stored = meta["options"]
-        wanted = dataclasses.replace(stored, **settings) if options is None else options
-        state.check_options(stored, wanted, path)
-        state.check_data(meta["data"], data.digest, path)
-        dtype = state.check_tensors(tensors, meta["config"], meta["step"], path)
+        state.check_values(tensors, meta, path)
+        seconds = state.read_seconds(path.parent / HISTORY, meta["step"], cls._columns())
         state.warn_of_other_build(meta["build"], path)
         weights = {name[7:]: array for name, array in tensors.items() if name.startswith("weight/")}
+        dtype = str(next(iter(weights.values())).dtype)
         model = Model(meta["config"], weights, tokenizer=tokenizer, name=meta["name"], dtype=dtype)
         trainer = cls(
             model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep
         )
-        trainer._restore(tensors, meta, path)
+        trainer._restore(tensors, meta)
+        trainer._seconds = seconds
         if trainer._folder is not None:
             trainer._remove_old(trainer.step_count)  # a killed run may not have come to it
         return trainer
 
-    def _restore(self, tensors: dict[str, np.ndarray], meta: dict[str, Any], path: Path) -> None:
+    def _restore(self, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Take over moments, counters and history of a checkpoint whose weights the model has already."""
         for name in self.model.parameters():
             self._engine.load_moments(name, tensors[f"adam.m/{name}"], tensors[f"adam.v/{name}"])
@@ -233,7 +259,6 @@ class Trainer:
         self._results = [
             {"step": step, **dict(zip(RESULTS, row))} for step, row in enumerate(tensors["history"].tolist())
         ]
-        self._seconds = state.read_seconds(path.parent / HISTORY, meta["step"])
 
     def _arguments(self, step: int) -> dict[str, Any]:
         config = self.model.config
@@ -244,16 +269,21 @@ class Trainer:
         return ["step", *RESULTS, "seconds", "lr", "gate_bias", "tau"]
 
     def _rows(self) -> list[list[float]]:
-        """The history, in the order of `_columns`; rows are made once, because every save asks for them."""
-        for step in range(len(self._table), len(self._results)):
+        """The history, in the order of `_columns`."""
+        return [self._row(step, result) for step, result in enumerate(self._results)]
+
+    def _row(self, step: int, result: dict[str, Any]) -> list[float]:
+        """One step of it. What follows from the options is kept, because every save asks for all steps."""
+        results = [float(result[key]) for key in RESULTS]
+        if not self.model.config.gated:
+            results[2:5] = [math.nan] * 3  # edges and multiplier
+        if step not in self._scheduled:
             arguments = self._arguments(step)
             biases = arguments.get("gate_bias", [math.nan])
-            results = [float(self._results[step][key]) for key in RESULTS]
-            if not self.model.config.gated:
-                results[2:5] = [math.nan] * 3  # edges and multiplier
-            scheduled = [arguments["lr"], sum(biases) / len(biases), arguments.get("tau", math.nan)]
-            self._table.append([step, *results, self._seconds.get(step, math.nan), *scheduled])
-        return self._table
+            self._scheduled[step] = [
+                arguments["lr"], sum(biases) / len(biases), arguments.get("tau", math.nan)
+            ]  # fmt: skip
+        return [step, *results, self._seconds.get(step, math.nan), *self._scheduled[step]]
 
     def _remove_old(self, newest: int) -> None:
         """Keep the last `keep` checkpoints up to `newest` in the folder."""

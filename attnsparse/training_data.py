@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from . import randomness
+from .checksums import update
+from .training_column import BLOCK, Column, blocks_of
 
+IGNORED = -100  # a target that does not count, as other libraries mark it
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -32,16 +35,40 @@ class Data(Protocol):
         """Batch of one micro-batch of one step, a pure function of its arguments.
 
         Returns tokens int32 [N] (sequences packed one after the other), offsets int64 [B+1] (where each
-        begins, from 0 to N), targets int32 [N] (the token to be predicted at each position, -100 for none)
-        and weights float32 [N] (its share in the cross-entropy; where it is 0 the target is not looked at).
+        begins, from 0 to N), targets int32 [N] (the token to be predicted at each position; -100: none) and
+        weights float32 or float64 [N] (its share in the cross-entropy; where it is 0 the target is not looked
+        at).
         """
+
+
+def settled(batch: Any, dtype: np.dtype) -> Any:
+    """A batch as the engine takes it: weights of the model's type, and 0 where the target is -100.
+
+    What is no tuple of four is left to the engine, which says so. Raises ValueError for negative weights.
+    """
+    if not isinstance(batch, tuple) or len(batch) != 4:
+        return batch
+    tokens, offsets, targets, weights = batch
+    targets, weights = np.asarray(targets), np.asarray(weights)
+    if weights.dtype in (np.float32, np.float64):
+        weights = weights.astype(dtype, copy=False)
+        if (weights < 0).any():
+            raise ValueError("the weights of a batch must not be negative")
+    ignored = targets == IGNORED
+    if ignored.any() and targets.shape == weights.shape:
+        targets, weights = np.where(ignored, 0, targets), np.where(ignored, 0, weights)
+        targets, weights = targets.astype(batch[2].dtype), weights.astype(dtype)
+    return tokens, offsets, targets, weights
 
 
 class TokenData:
     """Windows of `length` tokens from one long array, at random places.
 
-    tokens: whole numbers [n], n > length.  length: tokens of a sequence.  batch: sequences of a micro-batch.
-    loss_weights: float [n], weight of predicting that token (default 1 for all); a mask is 0 and 1.
+    tokens: integers [n], n > length. An array is copied as int32. A map, such as `np.memmap("train.bin",
+    dtype=np.uint16, mode="r")`, is used in place: it takes no memory of its own, whatever its integer type.
+    length: tokens of a sequence.  batch: sequences of a micro-batch.
+    loss_weights: float [n], weight of predicting that token (default 1 for all); a mask is 0 and 1. A map of
+    them stays in place too.
     Window r of micro-batch m of step s begins at a place drawn with replacement for (seed, s, m, r).
     Raises TypeError and ValueError for arrays of other kinds or sizes.
     """
@@ -55,20 +82,35 @@ class TokenData:
         seed: int = 0,
         loss_weights: Any = None,
     ) -> None:
-        self._tokens = _token_array(tokens)
-        self._weights = _weight_array(loss_weights, self._tokens)
+        self._tokens = _token_column(tokens)
+        self._weights = None if loss_weights is None else _weight_column(loss_weights, len(self._tokens))
         self.length, self.batch_size = _count("length", length), _count("batch", batch)
         self.seed = randomness.checked_seed(seed)
         if len(self._tokens) <= self.length:
             raise ValueError(
                 f"{len(self._tokens):,} tokens are too few for windows of {self.length:,} and one more"
             )
-        self._digest = _digest(self.describe(), self._tokens, self._weights)
+        self._digest = (self._states(), self._computed_digest())
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the arrays and of `describe()`."""
-        return self._digest
+        """SHA-256 (hex) of the arrays and of `describe()`, as they are now.
+
+        A map is read again when its file has changed since the last time, or each time if it can be written
+        to: open it with mode="r". A batch is what the map holds when the batch is made.
+        """
+        states = self._states()
+        if states != self._digest[0]:
+            self._digest = (states, self._computed_digest())
+        return self._digest[1]
+
+    def _states(self) -> list[Any]:
+        return [column.state() for column in (self._tokens, self._weights) if column is not None]
+
+    def _computed_digest(self) -> str:
+        n = len(self._tokens)
+        weights = _ones(n) if self._weights is None else self._weights.blocks()
+        return _digest(self.describe(), self._tokens.blocks(), weights)
 
     def describe(self) -> dict[str, Any]:
         """What it is, as JSON values."""
@@ -86,7 +128,8 @@ class TokenData:
         begin = (draws % np.uint64(len(self._tokens) - self.length)).astype(np.int64)
         rows = (begin[:, None] + np.arange(self.length)).reshape(-1)
         offsets = np.arange(self.batch_size + 1, dtype=np.int64) * self.length
-        return self._tokens[rows], offsets, self._tokens[rows + 1], self._weights[rows + 1]
+        weights = np.ones(len(rows), np.float32) if self._weights is None else self._weights.take(rows + 1)
+        return self._tokens.take(rows), offsets, self._tokens.take(rows + 1), weights
 
     def __repr__(self) -> str:
         return (
@@ -98,7 +141,7 @@ class TokenData:
 class SequenceData:
     """Given sequences, all of them once per epoch in an order shuffled for each epoch.
 
-    sequences: a list of arrays of whole numbers (lengths may differ), or one array [n, T].
+    sequences: a list of arrays of integers (lengths may differ), or one array [n, T].
     batch: sequences of a micro-batch.  loss_weights: like `sequences`, weight of predicting that token
     (default 1); that of the first token of a sequence is not used, because nothing comes before it.
     Micro-batch m of every step walks through shuffles of its own, so accumulation needs no extra state.
@@ -106,7 +149,7 @@ class SequenceData:
     """
 
     def __init__(self, sequences: Any, batch: int, *, seed: int = 0, loss_weights: Any = None) -> None:
-        rows = [_token_array(sequence) for sequence in sequences]
+        rows = [_checked_tokens(sequence) for sequence in sequences]
         if not rows:
             raise ValueError("no sequences were given")
         weights: Sequence[Any] = [None] * len(rows) if loss_weights is None else list(loss_weights)
@@ -114,13 +157,14 @@ class SequenceData:
             raise ValueError(f"{len(weights):,} rows of loss weights for {len(rows):,} sequences")
         self._lengths = np.array([len(row) for row in rows], np.int64)
         self._begin = np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64)
-        self._tokens = np.concatenate(rows)
-        self._weights = np.concatenate([_weight_array(w, row) for w, row in zip(weights, rows)])
+        self._tokens = np.concatenate([np.asarray(row, np.int32) for row in rows])
+        self._weights = np.concatenate([_sequence_weights(w, len(row)) for w, row in zip(weights, rows)])
         self._targets, self._target_weights = _shifted(self._tokens, self._weights, self._begin)
         self.batch_size = _count("batch", batch)
         self.seed = randomness.checked_seed(seed)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
-        self._digest = _digest(self.describe(), self._tokens, self._weights, self._lengths)
+        arrays = (self._tokens, self._weights, self._lengths)
+        self._digest = _digest(self.describe(), *(blocks_of(array) for array in arrays))
 
     @property
     def digest(self) -> str:
@@ -175,30 +219,45 @@ def _shifted(tokens: np.ndarray, weights: np.ndarray, begin: np.ndarray) -> tupl
     return targets, target_weights
 
 
-def _token_array(tokens: Any) -> np.ndarray:
-    """Token ids as int32 [n], n >= 1."""
-    array = np.asarray(tokens)
+def _token_column(tokens: Any) -> Column:
+    return Column(_checked_tokens(tokens), np.int32)
+
+
+def _weight_column(weights: Any, n: int) -> Column:
+    return Column(_checked_weights(weights, n), np.float32)
+
+
+def _sequence_weights(weights: Any, n: int) -> np.ndarray:
+    return np.ones(n, np.float32) if weights is None else _checked_weights(weights, n).astype(np.float32)
+
+
+def _checked_tokens(tokens: Any) -> np.ndarray:
+    """Token ids as an array [n] of some integer type, n >= 1."""
+    array = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
     if array.dtype.kind not in "iu":
         raise TypeError(f"tokens must be integers, got {array.dtype}")
     if array.ndim != 1 or not array.size:
         raise ValueError(f"tokens of a sequence must have shape (T,) with T >= 1, got {array.shape}")
-    if int(array.min()) < 0 or int(array.max()) > np.iinfo(np.int32).max:
-        raise IndexError(f"token ids must be in 0..2^31-1, got {int(array.min())}..{int(array.max())}")
-    return np.ascontiguousarray(array, np.int32)
+    least = min(int(block.min()) for block in blocks_of(array))
+    most = max(int(block.max()) for block in blocks_of(array))
+    if least < 0 or most > np.iinfo(np.int32).max:
+        hint = f"; {IGNORED} is for targets: give such a token a loss weight of 0" if least == IGNORED else ""
+        raise IndexError(f"token ids must be in 0..2^31-1, got {least}..{most}{hint}")
+    return array
 
 
-def _weight_array(weights: Any, tokens: np.ndarray) -> np.ndarray:
-    """Loss weights as float32, one for each token; 1 where none are given."""
-    if weights is None:
-        return np.ones(len(tokens), np.float32)
-    array = np.asarray(weights)
+def _checked_weights(weights: Any, n: int) -> np.ndarray:
+    """Loss weights as an array [n] of some type of numbers."""
+    array = weights if isinstance(weights, np.ndarray) else np.asarray(weights)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"loss weights must be numbers, got {array.dtype}")
-    if array.shape != tokens.shape:
-        raise ValueError(f"loss weights have shape {array.shape}, the tokens {tokens.shape}")
-    array = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(array).all() or (array < 0).any():
-        raise ValueError("loss weights must be finite and >= 0")
+    if array.shape != (n,):
+        raise ValueError(f"loss weights have shape {array.shape}, the tokens {(n,)}")
+    for block in blocks_of(array):
+        with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite there
+            single = block.astype(np.float32)
+        if not np.isfinite(single).all() or (single < 0).any():
+            raise ValueError("loss weights must be finite and >= 0")
     return array
 
 
@@ -210,8 +269,17 @@ def _count(name: str, value: int) -> int:
     return int(value)
 
 
-def _digest(description: dict[str, Any], *arrays: np.ndarray) -> str:
+def _ones(n: int) -> Iterator[np.ndarray]:
+    """`n` weights of 1, as blocks for a digest."""
+    block = np.ones(BLOCK, "<f4")
+    for begin in range(0, n, BLOCK):
+        yield block[: n - begin]
+
+
+def _digest(description: dict[str, Any], *columns: Iterable[np.ndarray]) -> str:
+    """SHA-256 of a description and of columns that come in blocks."""
     total = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for array in arrays:
-        total.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    for column in columns:
+        for block in column:
+            update(total, np.ascontiguousarray(block, block.dtype.newbyteorder("<")))
     return total.hexdigest()

@@ -15,9 +15,10 @@ The header is {"meta": {...}, "tensors": [{"name", "dtype", "shape", "sha256"}, 
 follows from the order and the sizes, so no offset in the file has to be believed. Every byte is covered: by
 the first checksum, by a tensor's, or by the rule that padding is zero.
 
-Reading takes the file into memory of our own, checks everything and only then returns; nothing of the file is
-executed. Saving writes a temporary file in the same folder, flushes it to the disk and renames it, so a
-reader finds the old file or the new one and never a part of one.
+Reading checks the header against the size of the file, then all checksums, a block at a time, and only then
+takes the tensors into memory of our own; nothing of the file is executed. Saving writes a temporary file in
+the same folder, flushes it to the disk and renames it, so a reader finds the old file or the new one and
+never a part of one.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from .checksums import PIECE_BYTES, sha256
 from .errors import CheckpointError, FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
@@ -46,7 +48,6 @@ MAGIC = b"ASPTRAIN"
 VERSION = 1
 ALIGNMENT = 64
 PREAMBLE_BYTES = 64
-HASHED_BYTES = 16 * 2**20  # at once, so that Ctrl-C is heard in between
 
 _FIELDS = struct.Struct("<8sIIQQ")
 _DTYPES = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8"), "int64": np.dtype("<i8")}
@@ -58,6 +59,20 @@ class Contents:
 
     meta: dict[str, Any]
     tensors: dict[str, np.ndarray]
+
+
+class Entry(NamedTuple):
+    """What the header says of one tensor."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    sha256: str
+    n_bytes: int
+
+
+Check = Callable[[dict[str, Any], dict[str, Entry]], None]
+"""Looks at meta and at the tensors' entries, before any tensor is read, and may raise CheckpointError."""
 
 
 def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
@@ -72,7 +87,7 @@ def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping
         {
             "dtype": array.dtype.name,
             "name": name,
-            "sha256": _checksum(_bytes_of(array)),
+            "sha256": sha256(_bytes_of(array)),
             "shape": list(array.shape),
         }
         for name, array in arrays.items()
@@ -91,8 +106,10 @@ def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping
     write_atomic(path, pieces)
 
 
-def load(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Contents:
-    """Read and check a checkpoint.
+def load(
+    path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS, check: Check | None = None
+) -> Contents:
+    """Read and check a checkpoint; `check` may refuse it before any tensor is read.
 
     Raises CheckpointError when any byte is not as it was written, LimitError (`header_limit`, `json_limit`)
     above one of `limits`, OSError when the file cannot be read. If the file is damaged and another one of its
@@ -102,7 +119,11 @@ def load(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Co
     """
     path = Path(path)
     try:
-        return parse(_read(path, limits), path, limits=limits)
+        with _opened(path) as file:
+            meta, entries, begin = _read_header(file, path, limits)
+            refusal = _refusal(check, meta, entries)
+            if refusal is None:
+                return Contents(meta, _read_tensors(file, entries, begin, path))
     except CheckpointError as error:
         sibling = None if error.code in ("version", "not_a_file") else intact_sibling(path, limits=limits)
         if sibling is None:
@@ -111,34 +132,16 @@ def load(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Co
         raise located(
             CheckpointError, error.code, path, text, offset=error.offset, field=error.field
         ) from error
+    raise refusal
 
 
 def parse(
     data: Any, path: str | os.PathLike[str] | None = None, *, limits: Limits = DEFAULT_LIMITS
 ) -> Contents:
-    """Check the bytes of a checkpoint and give its contents, the arrays being read-only views of `data`."""
-    data = memoryview(data).toreadonly().cast("B")
-    header_bytes = _check_preamble(bytes(data[:PREAMBLE_BYTES]), len(data), path, limits)
-    end = PREAMBLE_BYTES + header_bytes
-    header = bytes(data[PREAMBLE_BYTES:end])
-    if hashlib.sha256(bytes(data[:32]) + header).digest() != data[32:PREAMBLE_BYTES]:
-        _fail("checksum", path, "the header fails its checksum", 32, "header")
-    meta, entries = _parse_header(header, path, limits)
-    begin = _round_up(end)
-    _check_padding(data, end, begin, path)
-    needed = begin + sum(_round_up(size) for *_, size in entries)
-    if needed != len(data):
-        text = f"the header describes {needed:,} bytes, the file has {len(data):,}"
-        _fail("size_mismatch", path, text, 16, "tensors")
-    tensors = {}
-    for name, dtype, shape, checksum, size in entries:
-        body = data[begin : begin + size]
-        if _checksum(body) != checksum:
-            _fail("checksum", path, f"tensor {quoted(name)} fails its checksum", begin, name)
-        _check_padding(data, begin + size, begin + _round_up(size), path)
-        tensors[name] = np.frombuffer(body, dtype).reshape(shape)
-        begin += _round_up(size)
-    return Contents(meta, tensors)
+    """Check the bytes of a checkpoint and give its contents."""
+    file = _Bytes(data)
+    meta, entries, begin = _read_header(file, path, limits)
+    return Contents(meta, _read_tensors(file, entries, begin, path))
 
 
 def intact_sibling(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Path | None:
@@ -149,7 +152,9 @@ def intact_sibling(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Path | Non
         return None
     for other in reversed(others):
         with contextlib.suppress(FormatError, OSError, MemoryError):
-            parse(_read(other, limits), other, limits=limits)
+            with _opened(other) as file:
+                _, entries, begin = _read_header(file, other, limits)
+                _check_tensors(file, entries, begin, other)
             return other
     return None
 
@@ -175,33 +180,98 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8))
 
 
-def _checksum(data: memoryview) -> str:
-    """SHA-256 as hexadecimal digits."""
-    total = hashlib.sha256()
-    for begin in range(0, len(data), HASHED_BYTES):
-        total.update(data[begin : begin + HASHED_BYTES])
-    return total.hexdigest()
-
-
 def _round_up(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _read(path: Path, limits: Limits) -> np.ndarray:
-    """The whole file in memory of our own (uint8 [bytes]), after a look at its first bytes."""
+class _Bytes:
+    """Bytes in memory, read as a RegularFile is."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = memoryview(data).cast("B")
+        self.size = len(self._data)
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        return bytes(self._data[offset : offset + n_bytes])
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        target[:] = self._data[offset : offset + len(target)]
+
+    def is_unchanged(self) -> bool:
+        return True
+
+
+def _opened(path: Path) -> RegularFile:
     try:
-        with RegularFile(path) as file:
-            first = file.read(0, min(PREAMBLE_BYTES, file.size))
-            _check_preamble(first, file.size, path, limits)
-            data = np.empty(file.size, np.uint8)
-            file.read_into(0, memoryview(data))
-            return data
+        return RegularFile(path)
+    except FormatError as error:
+        raise _as_checkpoint_error(error) from error
+
+
+def _refusal(check: Check | None, meta: dict[str, Any], entries: list[Entry]) -> CheckpointError | None:
+    """What `check` raises: it is about this run and no damage, so no other file is looked for."""
+    try:
+        if check is not None:
+            check(meta, {entry.name: entry for entry in entries})
+    except CheckpointError as error:
+        return error
+    return None
+
+
+def _read_header(
+    file: RegularFile | _Bytes, path: Any, limits: Limits
+) -> tuple[dict[str, Any], list[Entry], int]:
+    """Meta, the tensors' entries, and where the first tensor begins."""
+    preamble = file.read(0, min(PREAMBLE_BYTES, file.size))
+    end = PREAMBLE_BYTES + _check_preamble(preamble, file.size, path, limits)
+    header = file.read(PREAMBLE_BYTES, end - PREAMBLE_BYTES)
+    if hashlib.sha256(preamble[:32] + header).digest() != preamble[32:]:
+        _fail("checksum", path, "the header fails its checksum", 32, "header")
+    meta, entries = _parse_header(header, path, limits)
+    begin = _round_up(end)
+    _check_padding(file, end, begin, path)
+    needed = begin + sum(_round_up(entry.n_bytes) for entry in entries)
+    if needed != file.size:
+        text = f"the header describes {needed:,} bytes, the file has {file.size:,}"
+        _fail("size_mismatch", path, text, 16, "tensors")
+    return meta, entries, begin
+
+
+def _check_tensors(file: RegularFile | _Bytes, entries: list[Entry], begin: int, path: Any) -> None:
+    """Every tensor's checksum and padding, in little memory."""
+    buffer = memoryview(bytearray(min(PIECE_BYTES, file.size)))
+    for entry in entries:
+        total, end = hashlib.sha256(), begin + entry.n_bytes
+        for at in range(begin, end, PIECE_BYTES):
+            piece = buffer[: min(PIECE_BYTES, end - at)]
+            file.read_into(at, piece)
+            total.update(piece)
+        if total.hexdigest() != entry.sha256:
+            _fail("checksum", path, f"tensor {quoted(entry.name)} fails its checksum", begin, entry.name)
+        begin += _round_up(entry.n_bytes)
+        _check_padding(file, end, begin, path)
+
+
+def _read_tensors(
+    file: RegularFile | _Bytes, entries: list[Entry], begin: int, path: Any
+) -> dict[str, np.ndarray]:
+    """All tensors, read once their checksums are known to be right."""
+    try:
+        _check_tensors(file, entries, begin, path)
+        tensors = {}
+        for entry in entries:
+            array = np.empty(entry.shape, entry.dtype)
+            file.read_into(begin, _bytes_of(array))
+            array.flags.writeable = False
+            tensors[entry.name] = array
+            begin += _round_up(entry.n_bytes)
     except CheckpointError:
         raise
     except FormatError as error:
-        if error.code == "header_limit":
-            raise
         raise _as_checkpoint_error(error) from error
+    if not file.is_unchanged():
+        _fail("checksum", path, "was written to while it was read", None, None)
+    return tensors
 
 
 def _check_preamble(preamble: bytes, size: int, path: Any, limits: Limits) -> int:
@@ -249,8 +319,8 @@ def _check_preamble(preamble: bytes, size: int, path: Any, limits: Limits) -> in
     return header_bytes
 
 
-def _parse_header(header: bytes, path: Any, limits: Limits) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
-    """(meta, [(name, dtype, shape, sha256, bytes), ...]) of a header whose checksum is right."""
+def _parse_header(header: bytes, path: Any, limits: Limits) -> tuple[dict[str, Any], list[Entry]]:
+    """Meta and entries of a header whose checksum is right."""
     try:
         content = parse_object(header, path, limits=limits, start=PREAMBLE_BYTES)
     except FormatError as error:
@@ -264,13 +334,13 @@ def _parse_header(header: bytes, path: Any, limits: Limits) -> tuple[dict[str, A
         text = f"{len(tensors):,} tensors, at most max_tensors={limits.max_tensors:,}"
         _fail("header_value", path, text, PREAMBLE_BYTES, "tensors")
     entries = [_parse_entry(entry, path, limits) for entry in tensors]
-    if len({name for name, *_ in entries}) != len(entries):
+    if len({entry.name for entry in entries}) != len(entries):
         _fail("duplicate_name", path, "a tensor name occurs twice in the header", PREAMBLE_BYTES, "tensors")
     return meta, entries
 
 
-def _parse_entry(entry: Any, path: Any, limits: Limits) -> tuple[str, np.dtype, tuple[int, ...], str, int]:
-    """(name, dtype, shape, sha256, bytes) of one tensor's entry in the header."""
+def _parse_entry(entry: Any, path: Any, limits: Limits) -> Entry:
+    """One tensor's entry in the header."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "name", "sha256", "shape"}:
         text = "a tensor's entry needs exactly dtype, name, sha256 and shape"
         _fail("header_value", path, text, PREAMBLE_BYTES, "tensors")
@@ -290,11 +360,11 @@ def _parse_entry(entry: Any, path: Any, limits: Limits) -> tuple[str, np.dtype, 
         _fail("header_value", path, text, PREAMBLE_BYTES, name)
     if has_too_many_bytes(shape):
         _fail("size_overflow", path, f"tensor {quoted(name)}: no array can be so large", PREAMBLE_BYTES, name)
-    return name, dtype, tuple(shape), checksum, math.prod(shape) * dtype.itemsize
+    return Entry(name, dtype, tuple(shape), checksum, math.prod(shape) * dtype.itemsize)
 
 
-def _check_padding(data: memoryview, begin: int, end: int, path: Any) -> None:
-    if any(data[begin:end]):
+def _check_padding(file: RegularFile | _Bytes, begin: int, end: int, path: Any) -> None:
+    if any(file.read(begin, end - begin)):
         _fail("padding", path, f"the padding from byte {begin:,} on is not zero", begin, None)
 
 

@@ -14,21 +14,34 @@ from typing import Any
 from . import options_fields, schedules
 from .options_fields import checked_number
 from .randomness import checked_seed
-from .schedules import Constant, PerLayer, Schedule
+from .schedules import Constant, PerLayer, Schedule, turning_steps
 
 # Defaults; frozen, so one value may serve all.
 _RATE, _NOTHING, _LEAST, _ONE = Constant(1e-3), Constant(0.0), Constant(0.03), Constant(1.0)
 _SCHEDULES = ("lr", "slack", "multiplier_min", "multiplier_max")
 _LAYER_SCHEDULES = ("gate_bias", "edge_weight")
+# What a step takes; larger values would only make infinity of finite weights.
+_MOST = 1e15
 _NUMBERS = {
-    "eps": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
+    "eps": (1e-30, _MOST),
+    "weight_decay": (0.0, _MOST),
     "clip": (0.0, math.inf),
-    "multiplier": (0.0, math.inf),
-    "geco_rate": (0.0, math.inf),
-    "geco_clip": (0.0, math.inf),
+    "multiplier": (0.0, _MOST),
+    "geco_rate": (0.0, _MOST),
+    "geco_clip": (0.0, _MOST),
     "geco_ema": (0.0, 1.0),
 }
+_RANGES = {
+    "lr": (0.0, _MOST),
+    "tau": (-_MOST, _MOST),
+    "slack": (-_MOST, _MOST),
+    "multiplier_min": (0.0, _MOST),
+    "multiplier_max": (0.0, _MOST),
+    "gate_bias": (-_MOST, _MOST),
+    "edge_weight": (-_MOST, _MOST),
+}
+_MOST_MICRO_BATCHES = 10**6  # of a step; all of them are in memory
+_LOOKED_AT = 10_000  # steps, for a sum of schedules
 _GATED = (
     "tau", "slack", "multiplier", "multiplier_min", "multiplier_max", "geco_rate", "geco_clip", "geco_ema",
     "geco_relative", "gate_bias", "edge_weight",
@@ -89,12 +102,12 @@ class TrainingOptions:
     """Price of an edge in the sparsity loss."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulation"):
+        for name, most in (("steps", schedules.MOST_STEPS), ("accumulation", _MOST_MICRO_BATCHES)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be a whole number, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+            if not 1 <= value <= most:
+                raise ValueError(f"{name} must be in 1..{most:,}, got {value!r:.60}")
         object.__setattr__(self, "seed", checked_seed(self.seed))
         for name in _SCHEDULES + _LAYER_SCHEDULES + ("tau",):
             self._set_schedule(name)
@@ -102,13 +115,16 @@ class TrainingOptions:
             object.__setattr__(self, name, checked_number(name, getattr(self, name), low, high))
         if not isinstance(self.geco_relative, bool):
             raise TypeError(f"geco_relative must be True or False, got {type(self.geco_relative).__name__}")
-        if len(self.betas) != 2:
-            raise ValueError(f"betas must be two numbers, got {len(self.betas)}")
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
         object.__setattr__(
-            self, "betas", tuple(checked_number("betas", beta, 0.0, 1.0) for beta in self.betas)
+            self, "betas", tuple(checked_number("betas", beta, 0.0, 0.9999999) for beta in self.betas)
         )
-        if max(*self.betas, self.geco_ema) >= 1:
-            raise ValueError("betas and geco_ema must be below 1")
+        if self.geco_ema >= 1:
+            raise ValueError("geco_ema must be below 1")
+        for name, (low, high) in _RANGES.items():
+            schedules.check_range(name, getattr(self, name), self.steps, low, high)
+        self._check_limits()
 
     def _set_schedule(self, name: str) -> None:
         """Turn a number into a Constant; PerLayer is taken where layers may differ."""
@@ -122,18 +138,36 @@ class TrainingOptions:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
 
-    def check(self, gated: bool) -> None:
-        """Raise ValueError if these options do not fit a gated (or, False, a dense) model."""
+    def _check_limits(self) -> None:
+        low, high = self.multiplier_min, self.multiplier_max
+        for step in turning_steps(low, self.steps) | turning_steps(high, self.steps):
+            if low.at(step, self.steps) > high.at(step, self.steps):
+                raise ValueError(f"multiplier_min must not be above multiplier_max, as it is at step {step}")
+
+    def check(self, gated: bool, n_layer: int | None = None) -> None:
+        """Raise ValueError if these options do not fit a gated (or, False, a dense) model of `n_layer`
+        layers."""
+        for name in _LAYER_SCHEDULES:
+            schedule = getattr(self, name)
+            if n_layer is not None and isinstance(schedule, PerLayer):
+                schedule.at(0, self.steps, n_layer)
         if gated:
             if self.tau is None:
                 raise ValueError("tau is needed to train a gated model: the cross-entropy that it may have")
-            if self.geco_relative and min(self._constraint(step) for step in range(self.steps)) <= 0:
+            if self.geco_relative and min(map(self._constraint, self._steps_of_constraint())) <= 0:
                 raise ValueError("tau + slack must stay above 0 while geco_relative is True")
             return
         defaults = {field.name: field.default for field in fields(self)}
         changed = [name for name in _GATED if getattr(self, name) != defaults[name]]
         if changed:
             raise ValueError(f"{changed[0]} is for gated models, this one is dense (config.gated is False)")
+
+    def _steps_of_constraint(self) -> set[int]:
+        """Steps at which the smallest constraint is looked for: all of a short run, of a long one those where
+        a part of it turns and some thousands between them."""
+        turning = turning_steps(self.tau, self.steps) | turning_steps(self.slack, self.steps)
+        every = range(0, self.steps, -(-self.steps // _LOOKED_AT))
+        return {step for step in turning if step < self.steps}.union(every)
 
     def _constraint(self, step: int) -> float:
         return self.tau.at(step, self.steps) + self.slack.at(step, self.steps)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ._version import __version__
 from .config import Config
 from .engine import core_for
-from .errors import CheckpointError, located, quoted
+from .errors import CheckpointError, FormatError, located, quoted
+from .limits import DEFAULT_LIMITS
+from .regular_file import RegularFile
+from .training_file import Entry
 from .training_options import TrainingOptions
 
 RESULTS = ("loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm")
+MOST_MULTIPLIER = 1e15
 _NAME = re.compile(r"step-(\d{6,})\.ckpt")
+_LINE_BYTES = 400  # of history.csv, at most
+_NUMBER = re.compile(r"nan|-?\d{1,30}(\.\d{1,30})?(e[+-]\d{1,3})?")
 _KINDS = {
     "kind": str, "build": dict, "config": dict, "name": str, "options": dict, "data": str, "step": int,
     "multiplier": float, "ema": (float, type(None)),
@@ -50,21 +56,48 @@ def checked_meta(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     sense."""
     for name, kind in _KINDS.items():
         if not isinstance(meta.get(name, meta), kind) or isinstance(meta[name], bool):
-            text = f"{name} is missing or of the wrong kind"
-            raise located(CheckpointError, "meta", path, text, field=name)
+            _no_run(path, name, "is missing or of the wrong kind")
+    for name in meta:
+        if name not in _KINDS:
+            _no_run(path, "meta", f"has {quoted(name)}, which a checkpoint does not have")
     try:
         config = Config.from_dict(meta["config"])
         options = TrainingOptions.from_json(meta["options"])
+        options.check(config.gated, config.n_layer)
     except (TypeError, ValueError) as error:
         raise located(CheckpointError, "meta", path, str(error)) from error
-    if meta["kind"] != "training" or not 0 <= meta["step"] <= options.steps:
-        text = f"kind {quoted(meta['kind'])} or step {meta['step']} of {options.steps} makes no sense"
-        raise located(CheckpointError, "meta", path, text, field="step")
+    step = meta["step"]
+    if meta["kind"] != "training":
+        _no_run(path, "kind", f"is {quoted(meta['kind'])}, expected 'training'")
+    if not 0 <= step <= options.steps:
+        _no_run(path, "step", f"is {str(step)[:40]} of a run of {options.steps}")
+    if len(meta["name"].encode("utf-8", "replace")) > DEFAULT_LIMITS.max_name_bytes:
+        _no_run(path, "name", f"has more than {DEFAULT_LIMITS.max_name_bytes:,} bytes")
+    _check_multiplier(meta, config, options, path)
     return {**meta, "config": config, "options": options}
 
 
-def check_tensors(tensors: dict[str, np.ndarray], config: Config, step: int, path: Path) -> str:
-    """Check names, shapes and types against the config; gives the dtype of the weights.
+def _check_multiplier(meta: dict[str, Any], config: Config, options: TrainingOptions, path: Path) -> None:
+    """Multiplier and moving average are what a run can have after so many steps."""
+    step, multiplier, ema = meta["step"], meta["multiplier"], meta["ema"]
+    if config.gated:
+        low, high = (s.at(step, options.steps) for s in (options.multiplier_min, options.multiplier_max))
+    else:
+        low = high = options.first_multiplier()
+    if not low <= multiplier <= high:
+        _no_run(path, "multiplier", f"is {multiplier:g}, a run has {low:g}..{high:g} after {step} steps")
+    if (ema is None) != (step == 0 or not config.gated):
+        _no_run(path, "ema", f"is {'missing' if ema is None else f'{ema:g}'} after {step} steps")
+    if ema is not None and (not math.isfinite(ema) or (options.geco_relative and ema < 0)):
+        _no_run(path, "ema", f"is {ema:g}, a cross-entropy is not below 0")
+
+
+def _no_run(path: Path, field: str, text: str) -> NoReturn:
+    raise located(CheckpointError, "meta", path, f"{field} {text}", field=field)
+
+
+def check_entries(tensors: Mapping[str, Entry], config: Config, step: int, path: Path) -> None:
+    """Check names, shapes and types against the config, before a tensor is read.
 
     CheckpointError: missing_tensor, unexpected_tensor, size_mismatch, dtype.
     """
@@ -88,7 +121,29 @@ def check_tensors(tensors: dict[str, np.ndarray], config: Config, step: int, pat
         if name not in expected:
             text = f"tensor {quoted(name)} does not belong to this config"
             raise located(CheckpointError, "unexpected_tensor", path, text, field=name)
-    return dtype
+
+
+def check_values(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], path: Path) -> None:
+    """Numbers that a run can have: CheckpointError `nonfinite` or `value`, naming the tensor."""
+    for name, array in tensors.items():
+        check_finite(array, name, path)
+        if name.startswith("adam.v/") and (array < 0).any():
+            _value(path, name, "holds squares below 0")
+        if name.startswith("adam.") and meta["step"] == 0 and array.any():
+            _value(path, name, "is not 0 before the first step")
+    if (tensors["history"][:, 1:] < 0).any():
+        _value(path, "history", "holds a cross-entropy, number of edges, multiplier or norm below 0")
+
+
+def check_finite(array: np.ndarray, name: str, path: Path) -> None:
+    """CheckpointError `nonfinite` if an array of numbers holds NaN or infinity."""
+    if not np.isfinite(array).all():
+        text = f"tensor {quoted(name)} has numbers that are not finite"
+        raise located(CheckpointError, "nonfinite", path, text, field=name)
+
+
+def _value(path: Path, name: str, text: str) -> NoReturn:
+    raise located(CheckpointError, "value", path, f"tensor {quoted(name)} {text}", field=name)
 
 
 def check_options(stored: TrainingOptions, wanted: TrainingOptions, path: Path) -> None:
@@ -127,14 +182,36 @@ def warn_of_other_build(stored: dict[str, Any], path: Path) -> None:
             return
 
 
-def read_seconds(path: Path, steps: int) -> dict[int, float]:
-    """Seconds per step from a history.csv, as far as it can be read; they are for information only."""
+def read_seconds(path: Path, steps: int, columns: list[str]) -> dict[int, float]:
+    """Seconds of each of the first `steps` steps from a history.csv; none if there is no such file.
+
+    No more of the file is read than so many lines take. Raises FormatError `value` for what is no history:
+    the seconds are for information only, so the file may be deleted.
+    """
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text())))
-        seconds = {int(row["step"]): float(row["seconds"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        with RegularFile(path) as file:
+            whole = file.size <= _LINE_BYTES * (steps + 1)
+            data = file.read(0, min(file.size, _LINE_BYTES * (steps + 1)))
+    except FileNotFoundError:
         return {}
-    return {step: value for step, value in seconds.items() if 0 <= step < steps}
+    *lines, rest = data.decode("utf-8", "replace").split("\n")
+    if lines[:1] != [",".join(columns)]:
+        _no_history(path, 1)
+    if whole and rest:  # else a line that is not wanted, cut off
+        _no_history(path, len(lines) + 1)
+    seconds = {}
+    for step, line in enumerate(lines[1 : steps + 1]):
+        fields = line.split(",")
+        right = len(fields) == len(columns) and all(map(_NUMBER.fullmatch, fields))
+        if not right or fields[0] != str(step) or fields[columns.index("seconds")].startswith("-"):
+            _no_history(path, step + 2)
+        seconds[step] = float(fields[columns.index("seconds")])
+    return seconds
+
+
+def _no_history(path: Path, line: int) -> NoReturn:
+    text = f"line {line} is not as a trainer writes it; delete the file to go on without seconds per step"
+    raise located(FormatError, "value", path, text)
 
 
 def _shown(value: Any) -> str:

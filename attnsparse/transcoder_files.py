@@ -14,7 +14,7 @@ from . import transcoder_circuit_tracer, transcoder_clt_forge, transcoder_saelen
 from .checkpoint_files import MODELS_FOLDER
 from .errors import ConfigError, FormatError, located
 from .folder_commit import read_whole
-from .labels import checked_flag, checked_path
+from .labels import checked_flag, checked_path, name_of
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
 from .transcoder import Transcoders
 from .transcoder_layout import INPUT_HOOKS, MLP_IN, NORMALIZED, RESID_MID, StoredSet, check_size
@@ -93,7 +93,7 @@ def load_transcoders(
         input_hook=RESID_MID if hook == RESID_MID else NORMALIZED,
         activation=stored.activation,
         top_k=stored.top_k,
-        name=path.stem if path.is_file() else path.resolve().name,
+        name=name_of(path.with_suffix("") if path.is_file() else path.resolve()),
         model_name=stored.model_name,
         scan=stored.scan,
     )

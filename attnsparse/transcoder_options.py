@@ -13,15 +13,16 @@ from typing import Any
 from . import options_fields, schedules
 from .options_fields import checked_number
 from .randomness import checked_seed
-from .schedules import Constant, PerLayer, Schedule
+from .schedules import Constant, PerLayer, Schedule, check_range, turning_steps
 
 AUX_K = 8  # see TranscoderOptions.aux_k
 START_L0 = 16.0  # see TranscoderOptions.threshold
 ACTIVATIONS = ("relu", "jump_relu", "topk")  # in the order of the core's numbers
 
 _RATE, _PRICE = Constant(3e-3), Constant(1e-3)
+_MOST = 1e15  # what a step of the core takes
 _NUMBERS = {
-    "eps": 0.0,
+    "eps": 1e-30,
     "clip": 0.0,
     "l0_rate": 0.0,
     "sharpness": 0.0,
@@ -104,8 +105,10 @@ class TranscoderOptions:
             raise ValueError("l0 is for relu and jump_relu; topk has as many active features as top_k says")
         self._check_l0()
         self._set_threshold()
+        for name in ("lr", "sparsity"):
+            check_range(name, getattr(self, name), self.steps, 0.0, _MOST)
         for name, low in _NUMBERS.items():
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), low, math.inf))
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), low, _MOST))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
         object.__setattr__(
@@ -116,7 +119,7 @@ class TranscoderOptions:
         several = isinstance(self.threshold, (tuple, list))
         given = tuple(self.threshold) if several else (self.threshold,)
         values = [
-            None if value is None else checked_number("threshold", value, 1e-9, math.inf) for value in given
+            None if value is None else checked_number("threshold", value, 1e-9, _MOST) for value in given
         ]
         object.__setattr__(self, "threshold", tuple(values) if several else values[0])
 
@@ -145,7 +148,7 @@ class TranscoderOptions:
         several = isinstance(self.n_features, tuple)
         n_layer = self.l0.n_layer if isinstance(self.l0, PerLayer) else len(self.n_features) if several else 1
         counts = self.n_features if several else (self.n_features,) * n_layer
-        for step in range(self.steps):
+        for step in sorted(turning_steps(self.l0, self.steps) - {self.steps}):
             for value, most in zip(self.l0_of(step, n_layer), counts):
                 if value <= 0:
                     raise ValueError("l0 must stay above 0")

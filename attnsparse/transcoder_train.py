@@ -21,10 +21,13 @@ from . import training_file
 from . import transcoder_train_state as state
 from .arguments import checked_object
 from .engine import checked_threads, core_for
+from .labels import checked_path
 from .model import Model
+from .one_thread import OneThread
 from .progress import progress_bar
 from .saving import remove_stale
 from .training_data import Data
+from .training_state import warn_of_other_build
 from .transcoder import ArraySource, Transcoders
 from .transcoder_options import START_L0, TranscoderOptions
 from .transcoder_start import check_start, common_threshold, first_weights, weights_of
@@ -79,7 +82,10 @@ def train_transcoders(
 
 
 class TranscoderTrainer:
-    """The training that `train_transcoders` runs, step by step; arguments as there."""
+    """The training that `train_transcoders` runs, step by step; arguments as there.
+
+    One thread uses it at a time: while one of its methods works, they raise RuntimeError in other threads.
+    """
 
     def __init__(
         self,
@@ -111,6 +117,7 @@ class TranscoderTrainer:
         self.start = start  #: the `Transcoders` that it began with, or None
         make = core_for(str(model.dtype)).CoderTrainer
         self._layers = [make(model.config.d_model, model.config.d_model, n) for n in n_features]
+        self._turn = OneThread("transcoder training")
         self._results: list[list[dict[str, Any]]] = [[] for _ in self._layers]
         self._prices: list[list[float]] = [[1.0] for _ in self._layers]
         self.output_scale = np.ones(
@@ -172,6 +179,10 @@ class TranscoderTrainer:
 
         Raises ValueError after the last step, and as `train_transcoders`.
         """
+        with self._turn:
+            return self._step()
+
+    def _step(self) -> list[dict[str, Any]]:
         if self.finished:
             raise ValueError(f"all {self.options.steps:,} steps are done; more steps are another run")
         step = self.step_count
@@ -208,7 +219,8 @@ class TranscoderTrainer:
     def run(self, path: Path | None = None, every: int = 500, progress: bool | None = None) -> None:
         """All steps that are left; a checkpoint in `path` every `every` steps, at the end and on Ctrl-C."""
         text = f"{self.name or self.model.name or 'model'}: transcoders"
-        with progress_bar(progress, self.options.steps, text, "step", self.step_count) as bar:
+        bar_of = progress_bar(progress, self.options.steps, text, "step", self.step_count)
+        with self._turn, bar_of as bar:
             try:
                 while not self.finished:
                     results = self.step()
@@ -227,6 +239,10 @@ class TranscoderTrainer:
 
     def transcoders(self) -> Transcoders:
         """The set as it is now, in the units of the model."""
+        with self._turn:
+            return self._transcoders()
+
+    def _transcoders(self) -> Transcoders:
         arrays: dict[str, list[np.ndarray]] = {
             name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
         }
@@ -273,6 +289,10 @@ class TranscoderTrainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, whole or not at all; a step that was interrupted is finished first."""
+        with self._turn:
+            self._save(Path(checked_path(path)))
+
+    def _save(self, path: Path) -> None:
         if len({core.step_count for core in self._layers}) > 1:
             self.step()
         tensors = {"output_scale": self.output_scale}
@@ -286,8 +306,15 @@ class TranscoderTrainer:
         """Take over the run that `path` holds; CheckpointError if it is damaged or not of this model, these
         data and these options, with nothing changed."""
         path = Path(path)
-        tensors = state.checked(self, training_file.load(path), path)
-        self._restore(tensors)
+        with self._turn:
+
+            def check(meta: dict[str, Any], entries: dict[str, training_file.Entry]) -> None:
+                state.check(self, meta, entries, path)
+
+            contents = training_file.load(path, check=check)
+            state.check_values(contents.tensors, self.options.features_of(len(self._layers)), path)
+            warn_of_other_build(contents.meta["build"], path)
+            self._restore(contents.tensors)
 
     def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
         history = tensors["history"]
@@ -299,6 +326,8 @@ class TranscoderTrainer:
                 {"step": step, **dict(zip(RESULTS, row))} for step, row in enumerate(history[layer].tolist())
             ]
             self._prices[layer] = [1.0]
+            if history.shape[1]:
+                self._price(layer, history.shape[1] - 1)
         self.output_scale = np.array(tensors["output_scale"])
 
     def __repr__(self) -> str:

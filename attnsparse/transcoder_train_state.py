@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from .errors import CheckpointError, located, quoted
-from .training_file import Contents
-from .training_state import build, warn_of_other_build
+from .training_file import Entry
+from .training_state import build, check_finite
 from .transcoder_options import TranscoderOptions
 
 if TYPE_CHECKING:
@@ -34,17 +35,23 @@ def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
     }
 
 
-def checked(trainer: TranscoderTrainer, contents: Contents, path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint of this run.
+def check(
+    trainer: TranscoderTrainer, found: dict[str, Any], entries: Mapping[str, Entry], path: Path
+) -> None:
+    """Check that a checkpoint is one of this run, before a tensor is read.
 
     CheckpointError: meta, model, data, start, options, missing_tensor, unexpected_tensor, size_mismatch,
     dtype.
     """
-    found, own = contents.meta, meta(trainer)
+    own = meta(trainer)
     for name, value in own.items():
         if type(found.get(name)) is not type(value):
             text = f"{name} is missing or of the wrong kind"
             raise located(CheckpointError, "meta", path, text, field=name)
+    for name in found:
+        if name not in own:
+            text = f"meta has {quoted(name)}, which a checkpoint does not have"
+            raise located(CheckpointError, "meta", path, text, field="meta")
     steps = trainer.options.steps
     if found["kind"] != KIND or found["step"] < 0:
         text = f"kind {quoted(found['kind'])} or step {found['step']} of {steps} makes no sense"
@@ -58,9 +65,32 @@ def checked(trainer: TranscoderTrainer, contents: Contents, path: Path) -> dict[
     if found["step"] > steps:
         text = f"step {found['step']} of {steps} makes no sense"
         raise located(CheckpointError, "meta", path, text, field="step")
-    _check_tensors(trainer, contents.tensors, found["step"], path)
-    warn_of_other_build(found["build"], path)
-    return contents.tensors
+    _check_entries(trainer, entries, found["step"], path)
+
+
+def check_values(tensors: Mapping[str, np.ndarray], n_features: Sequence[int], path: Path) -> None:
+    """Numbers that a run can have: CheckpointError `nonfinite` or `value`, naming the tensor."""
+    history = tensors["history"]
+    step = history.shape[1]
+    for name, array in tensors.items():
+        check_finite(array, name, path)
+        kind = name.partition("/")[2]
+        if kind.startswith("v/") and (array < 0).any():
+            _value(path, name, "holds squares below 0")
+        if kind.startswith(("m/", "v/")) and step == 0 and array.any():
+            _value(path, name, "is not 0 before the first step")
+        if kind == "silent" and not ((array >= 0) & (array <= step)).all():
+            _value(path, name, f"counts other steps than 0..{step}")
+    if not ((tensors["output_scale"] >= 1e-15) & (tensors["output_scale"] <= 1e15)).all():
+        _value(path, "output_scale", "has numbers outside of 1e-15..1e15")
+    for name, most in (("l0", n_features), ("n_dead", n_features), ("grad_norm", [np.inf] * len(history))):
+        column = history[:, :, RESULTS.index(name)]
+        if not ((column >= 0) & (column <= np.reshape(most, (-1, 1)))).all():
+            _value(path, "history", f"has a {name} below 0 or above the number of features")
+
+
+def _value(path: Path, name: str, text: str) -> NoReturn:
+    raise located(CheckpointError, "value", path, f"tensor {quoted(name)} {text}", field=name)
 
 
 def _check_options(wanted: TranscoderOptions, data: dict[str, Any], path: Path) -> None:
@@ -77,7 +107,7 @@ def _check_options(wanted: TranscoderOptions, data: dict[str, Any], path: Path) 
         raise located(CheckpointError, "options", path, text, field=changed)
 
 
-def _check_tensors(trainer: TranscoderTrainer, tensors: dict[str, np.ndarray], step: int, path: Path) -> None:
+def _check_entries(trainer: TranscoderTrainer, tensors: Mapping[str, Entry], step: int, path: Path) -> None:
     layers = trainer._layers
     expected = {
         "output_scale": ((len(layers),), "float64"),

@@ -379,7 +379,7 @@ def test_resume_knows_model_history_and_seconds(tmp_path):
     assert resumed.model.name == "tiny"
     assert resumed.model.config == trainer.model.config
     assert state_of(resumed) == state_of(trainer)
-    (tmp_path / HISTORY).write_text("nonsense")
+    (tmp_path / HISTORY).unlink()
     assert Trainer.resume(tmp_path / "a.ckpt", tiny.data()).history["seconds"].isna().all()
 
 
