@@ -33,8 +33,8 @@ _NUMBERS = {
 }
 _RANGES = {
     "lr": (0.0, _MOST),
-    "tau": (-_MOST, _MOST),
-    "slack": (-_MOST, _MOST),
+    "tau": (-_MOST / 2, _MOST / 2),
+    "slack": (-_MOST / 2, _MOST / 2),
     "multiplier_min": (0.0, _MOST),
     "multiplier_max": (0.0, _MOST),
     "gate_bias": (-_MOST, _MOST),

@@ -197,7 +197,7 @@ def read_seconds(path: Path, steps: int, columns: list[str]) -> dict[int, float]
     *lines, rest = data.decode("utf-8", "replace").split("\n")
     if lines[:1] != [",".join(columns)]:
         _no_history(path, 1)
-    if whole and rest:  # else a line that is not wanted, cut off
+    if rest and (whole or len(lines) <= steps):  # else a part of a line that is not wanted
         _no_history(path, len(lines) + 1)
     seconds = {}
     for step, line in enumerate(lines[1 : steps + 1]):

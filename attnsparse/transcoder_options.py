@@ -5,7 +5,6 @@ As in `training_options.py`, how the run is carried out is not here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -64,7 +64,7 @@ def test_a_save_that_is_stopped_at_a_rename_is_old_or_new_for_the_next_one(tmp_p
     """The first rename is the record's: until then nothing has happened, afterwards it only has to go on."""
     write_both(tmp_path, "old")
     stop_at(monkeypatch, "replace", nth, OSError(errno.EIO, "broken"))
-    with pytest.raises(OSError, match="broken; the (previous|new)"):
+    with pytest.raises(OSError, match=r"broken; the (previous|new)"):
         write_both(tmp_path, "new")
     monkeypatch.undo()
     if nth == 1:

@@ -430,7 +430,9 @@ def test_resume_checks_what_a_checksum_cannot(tmp_path):
     assert code({key: value for key, value in meta.items() if key != "ema"}, tensors) == ("meta", "ema")
     assert code({**meta, "options": {}}, tensors)[0] == "meta"
     assert code({**meta, "config": {**meta["config"], "n_layer": 0}}, tensors)[0] == "meta"
-    assert code({**meta, "config": {**meta["config"], "n_layer": 3}}, tensors)[0] == "meta"  # schedules of two
+    assert (
+        code({**meta, "config": {**meta["config"], "n_layer": 3}}, tensors)[0] == "meta"
+    )  # schedules of two
 
 
 def test_resume_warns_of_another_build(tmp_path):
