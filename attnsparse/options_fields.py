@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from . import schedules
+from .schedules import PerLayer, Pieces, Schedule, Warmup
 
 
 def to_json(options: Any) -> dict[str, Any]:
@@ -60,3 +61,29 @@ def checked_number(name: str, value: Any, low: float, high: float) -> float:
         allowed = f"in {low:g}..{high:g}" if math.isfinite(high) else f">= {low:g}"
         raise ValueError(f"{name} must be a finite number {allowed}, got {number}")
     return number
+
+
+def turning_steps(schedule: Schedule | PerLayer | None, steps: int) -> set[int]:
+    """Steps in 0..steps among which a schedule has its smallest and largest values; between two neighbours
+    it rises or falls all the way, `Pieces` in a straight line."""
+    places: list[float] = []
+    if isinstance(schedule, Pieces):
+        places = [position * steps for position, _ in schedule.points]
+    elif isinstance(schedule, Warmup):
+        places = [schedule.steps_up - 1, schedule.steps_up, schedule.begin * steps]
+    elif isinstance(schedule, PerLayer):
+        return set().union(*(turning_steps(one, steps) for *_, one in schedule.ranges))
+    around = {math.floor(place) + n for place in places for n in (-1, 0, 1)}
+    return {0, steps - 1, steps} | {step for step in around if 0 <= step <= steps}
+
+
+def check_range(name: str, schedule: Schedule | PerLayer | None, steps: int, low: float, high: float) -> None:
+    """ValueError that names the option unless the schedule stays in low..high for the whole run."""
+    if schedule is None:
+        return
+    every = [one for *_, one in schedule.ranges] if isinstance(schedule, PerLayer) else [schedule]
+    for one in every:
+        for step in sorted(turning_steps(one, steps)):
+            if not low <= one.at(step, steps) <= high:
+                value = one.at(step, steps)
+                raise ValueError(f"{name} must stay in {low:g}..{high:g}, is {value:g} at step {step}")

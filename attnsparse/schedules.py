@@ -206,32 +206,6 @@ def layer_values(schedule: Schedule | PerLayer, step: int, steps: int, n_layer: 
     return [schedule.at(step, steps)] * n_layer
 
 
-def turning_steps(schedule: Schedule | PerLayer | None, steps: int) -> set[int]:
-    """Steps in 0..steps among which a schedule has its smallest and largest values; between two neighbours
-    it rises or falls all the way, `Pieces` in a straight line."""
-    places: list[float] = []
-    if isinstance(schedule, Pieces):
-        places = [position * steps for position, _ in schedule.points]
-    elif isinstance(schedule, Warmup):
-        places = [schedule.steps_up - 1, schedule.steps_up, schedule.begin * steps]
-    elif isinstance(schedule, PerLayer):
-        return set().union(*(turning_steps(one, steps) for *_, one in schedule.ranges))
-    around = {math.floor(place) + n for place in places for n in (-1, 0, 1)}
-    return {0, steps - 1, steps} | {step for step in around if 0 <= step <= steps}
-
-
-def check_range(name: str, schedule: Schedule | PerLayer | None, steps: int, low: float, high: float) -> None:
-    """ValueError that names the option unless the schedule stays in low..high for the whole run."""
-    if schedule is None:
-        return
-    schedules = [one for *_, one in schedule.ranges] if isinstance(schedule, PerLayer) else [schedule]
-    for one in schedules:
-        for step in sorted(turning_steps(one, steps)):
-            if not low <= one.at(step, steps) <= high:
-                value = one.at(step, steps)
-                raise ValueError(f"{name} must stay in {low:g}..{high:g}, is {value:g} at step {step}")
-
-
 def linear(start: float, stop: float, begin: float = 0.0, end: float = 1.0) -> Pieces:
     """From `start` to `stop` between the fractions `begin` and `end` of the run; level outside."""
     return Pieces(((begin, start), (end, stop)))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from . import options_fields, schedules
-from .options_fields import checked_number
+from .options_fields import check_range, checked_number, turning_steps
 from .randomness import checked_seed
-from .schedules import Constant, PerLayer, Schedule, turning_steps
+from .schedules import Constant, PerLayer, Schedule
 
 # Defaults; frozen, so one value may serve all.
 _RATE, _NOTHING, _LEAST, _ONE = Constant(1e-3), Constant(0.0), Constant(0.03), Constant(1.0)
@@ -123,7 +123,7 @@ class TrainingOptions:
         if self.geco_ema >= 1:
             raise ValueError("geco_ema must be below 1")
         for name, (low, high) in _RANGES.items():
-            schedules.check_range(name, getattr(self, name), self.steps, low, high)
+            check_range(name, getattr(self, name), self.steps, low, high)
         self._check_limits()
 
     def _set_schedule(self, name: str) -> None:

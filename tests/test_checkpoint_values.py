@@ -21,6 +21,7 @@ from test_coder_train import made
 
 import attnsparse as asp
 from attnsparse import schedules, training_file
+from attnsparse.options_fields import turning_steps
 from attnsparse.trainer import HISTORY, Trainer
 from attnsparse.training_options import TrainingOptions
 from attnsparse.transcoder_options import TranscoderOptions
@@ -244,7 +245,7 @@ def test_schedules_turn_where_they_are_smallest_and_largest():
             kind = ("constant", "linear", "cosine")[int(random.integers(3))]
             schedule = schedules.Warmup(1.0, int(random.integers(70)), kind, random.random(), random.random())
         values = [schedule.at(step, steps) for step in range(steps + 1)]
-        turning = [values[step] for step in schedules.turning_steps(schedule, steps)]
+        turning = [values[step] for step in turning_steps(schedule, steps)]
         assert (min(turning), max(turning)) == pytest.approx((min(values), max(values)), abs=1e-12)
 
 
