@@ -41,6 +41,13 @@ def prune_options(graph: asp.Graph) -> tuple:
     return np.ones(n), np.zeros(n, bool), np.zeros(n, bool), 0.8, 0.98
 
 
+def held(core: _core.Model) -> None:
+    """Hold the weights, twice, and let them go; one more that nobody lets go is gone at the end."""
+    core.reading()
+    with core.reading() as one, one:
+        core.nonfinite()
+
+
 CORE_CALLS: dict[str, Uses] = {
     "_core.Model": uses(
         lambda e: _core.Model(e.core.config),
@@ -57,6 +64,8 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: e.changing._core.assign({"ln_f.bias": np.zeros(63, np.float32)}),
         ),
     ),
+    "_core.Model.reading": uses(lambda e: held(e.core)),
+    "_core.Reading": uses(lambda e: held(e.core), wrong=(lambda e: _core.Reading(),)),
     "_core.Model.nonfinite": uses(lambda e: e.core.nonfinite()),
     "_core.Model.names": uses(lambda e: e.core.names),
     "_core.Model.version": uses(lambda e: e.core.version),
