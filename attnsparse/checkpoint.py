@@ -104,7 +104,9 @@ def load(
     path = Path(checked_path(what, "the model"))
 
     def read() -> Model:
-        return _read_model(find(what, revision), dtype, allow_nonfinite, tokenizer, gated, given, strict, limits)
+        return _read_model(
+            find(what, revision), dtype, allow_nonfinite, tokenizer, gated, given, strict, limits
+        )
 
     return read_whole(path if path.is_dir() else path.parent, read)
 
