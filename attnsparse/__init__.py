@@ -1,10 +1,8 @@
 """attnsparse: which attention heads, and which attention edges, do the work in a GPT-2-class model."""
 
+from ._engine import build_info, get_num_threads, set_num_threads
 from ._version import __version__
-from .checkpoint import load, save
-from .circuit import Circuit, find_circuit, load_circuit
-from .config import Config
-from .engine import build_info, get_num_threads, set_num_threads
+from .circuits.find import Circuit, find_circuit, load_circuit
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -14,28 +12,30 @@ from .errors import (
     TrainingDiverged,
     UnsafeFileError,
 )
-from .feature_label_files import load_feature_labels, write_feature_details
-from .feature_labels import FeatureLabels, describe_features
-from .gradients import Gradients
-from .graph import Graph, attribution_graph
-from .graph_file import load_graph
-from .graph_groups import Group, group_nodes, token_groups
-from .graph_json_read import read_graph_json
-from .interventions import Ablation, HeadPosition, Mlp, Resid
-from .labels import Edge, Head
-from .limits import Limits
-from .model import Model
-from .run import Run
-from .tokenizer import Tokenizer
-from .trainer import Trainer
-from .training_data import SequenceData, TokenData
-from .training_options import TrainingOptions
-from .transcoder import ArraySource, Encoder, Transcoders
-from .transcoder_features import Features
-from .transcoder_files import load_transcoders
-from .transcoder_options import TranscoderOptions
-from .transcoder_train import train_transcoders
-from .transcoder_write import save_transcoders
+from .graphs.build import Graph, attribution_graph
+from .graphs.graph_file import load_graph
+from .graphs.groups import Group, group_nodes, token_groups
+from .graphs.neuronpedia_read import read_graph_json
+from .io.limits import Limits
+from .items import Edge, Head
+from .model.config import Config
+from .model.gradients import Gradients
+from .model.interventions import Ablation, HeadPosition, Mlp, Resid
+from .model.load import load, save
+from .model.model import Model
+from .model.run import Run
+from .model.tokenizer import Tokenizer
+from .training.data import SequenceData, TokenData
+from .training.options import TrainingOptions
+from .training.trainer import Trainer
+from .transcoders.features import Features
+from .transcoders.label_files import load_feature_labels, write_feature_details
+from .transcoders.labels import FeatureLabels, describe_features
+from .transcoders.load import load_transcoders
+from .transcoders.options import TranscoderOptions
+from .transcoders.save import save_transcoders
+from .transcoders.trainer import train_transcoders
+from .transcoders.transcoders import ArraySource, Encoder, Transcoders
 
 __all__ = [
     "Ablation",

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .labels import whole_number
+from .items import whole_number
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from typing import Any
 
-from .labels import shortened
+from .items import shortened
 
 _SIGNS = 40  # of what is counted, which may be the name of a model
 

@@ -102,7 +102,7 @@ def batch_invariant() -> bool:
 def _random_core(
     rng: np.random.Generator, n_head: int, d_head: int, d_model: int, d_mlp: int, n_vocab: int
 ) -> Any:
-    from .config import Config
+    from .model.config import Config
 
     config = Config(
         n_layer=1, n_head=n_head, d_model=d_model, d_head=d_head, d_mlp=d_mlp, n_ctx=64, n_vocab=n_vocab

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 import attnsparse
-from attnsparse import Edge, Model, effects, tasks
-from attnsparse.circuit import find_circuit
+from attnsparse import Edge, Model, tasks
+from attnsparse.circuits import effects
+from attnsparse.circuits.find import find_circuit
 from attnsparse.reproduce import reproduce
-from attnsparse.tasks_object import Task
+from attnsparse.tasks.task import Task
 
 from .judge import COLUMNS, Goal, Options, measure_row
 from .peers import patching_peers

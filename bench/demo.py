@@ -8,7 +8,7 @@ from typing import Any
 
 import attnsparse
 from attnsparse import recipes, tasks
-from attnsparse.circuit import find_circuit
+from attnsparse.circuits.find import find_circuit
 
 from .judge import Options
 from .timing import print_table, progress

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import attnsparse
-from attnsparse.safetensors_file import write_safetensors
+from attnsparse.io.safetensors_file import write_safetensors
 
 from .child import run_child
 from .judge import Options

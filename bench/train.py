@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from attnsparse import Config, engine
+from attnsparse import Config
+from attnsparse import _engine as engine
 
 from .child import run_child
 from .judge import COLUMNS, Goal, Options, measure_row

@@ -26,7 +26,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 import attnsparse
-from attnsparse import cli, errors, interventions
+from attnsparse import errors
+from attnsparse.cli import main as cli
+from attnsparse.model import interventions
 
 TARGET = Path(__file__).resolve().parent / "api.md"
 WIDTH = 100

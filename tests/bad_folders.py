@@ -11,7 +11,7 @@ from bad_files import DEEP, BadFolder
 from safetensors_by_hand import from_arrays
 
 from attnsparse.errors import ConfigError, FormatError, LimitError, NonFiniteError
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.model.tokenizer import Tokenizer
 
 WEIGHTS = from_arrays(tiny.weights())
 

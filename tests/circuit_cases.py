@@ -11,8 +11,8 @@ import oracle
 import oracle_circuits as oc
 
 import attnsparse as asp
-from attnsparse.tasks_object import Task
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.tasks.task import Task
 
 CONFIGS = {
     "dense": {"n_layer": 3, "d_head": 3, "n_head": 3},

@@ -1,4 +1,4 @@
-"""A stand-in for `attnsparse.effects` whose metric is a sum that can be done by hand.
+"""A stand-in for `attnsparse.circuits.effects` whose metric is a sum that can be done by hand.
 
 The metric of a prompt is its gain times (base + the weights of the items that are not ablated + what groups
 are worth): a group of kind "any" counts if one of its items is there, a group of kind "all" if all are. Every
@@ -17,9 +17,10 @@ import pytest
 import reliability
 
 import attnsparse as asp
-from attnsparse import circuit, tasks
-from attnsparse.circuit import Circuit, find_circuit
-from attnsparse.demo_text import demo_tokenizer
+from attnsparse import tasks
+from attnsparse.circuits import find as circuit
+from attnsparse.circuits.find import Circuit, find_circuit
+from attnsparse.recipes.demo_text import demo_tokenizer
 
 Item = tuple[int, ...]
 
@@ -51,7 +52,7 @@ class Toy:
         self.calls.append((name, task.digest, options))
         return np.array([self.worth(set(kept)) for kept in sets])[:, None] * self.gains(task)
 
-    # --- the functions of attnsparse.effects
+    # --- the functions of attnsparse.circuits.effects
 
     def candidates(self, model, task, unit, threads=None):
         return self.items

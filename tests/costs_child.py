@@ -17,15 +17,16 @@ import numpy as np
 import tokenizers  # noqa: F401 - so that their import is not counted
 import yaml  # noqa: F401
 
-from attnsparse import circuit_file, training_file
+from attnsparse.circuits import circuit_file
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.limits import Limits
-from attnsparse.npz_file import NpzFile
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.strict_json import parse_object
-from attnsparse.strict_yaml import read_yaml
-from attnsparse.tokenizer import Tokenizer
-from attnsparse.torch_file import TorchFile
+from attnsparse.io import training_file
+from attnsparse.io.limits import Limits
+from attnsparse.io.npz_file import NpzFile
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.strict_json import parse_object
+from attnsparse.io.strict_yaml import read_yaml
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.model.tokenizer import Tokenizer
 
 
 def merges(path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnsparse.circuit import Circuit
-from attnsparse.circuit_bootstrap import band, explained_effect, resampled_curves
+from attnsparse.circuits.bootstrap import band, explained_effect, resampled_curves
+from attnsparse.circuits.find import Circuit
 
 
 def fake_circuit(

@@ -21,7 +21,7 @@ import own_formats
 import reliability
 from own_formats import FORMATS, RUN, Format, content
 
-from attnsparse.trainer import HISTORY
+from attnsparse.training.trainer import HISTORY
 
 SOURCE = Path(__file__).parent / "shim" / "faults.c"
 OPEN, WRITE, HALF_THEN_FAIL, HALF, FSYNC, CLOSE, RENAME, _LINK, UNLINK = range(1, 10)

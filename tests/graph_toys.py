@@ -8,7 +8,7 @@ import numpy as np
 import reliability
 
 import attnsparse as asp
-from attnsparse.transcoder import ArraySource, Transcoders
+from attnsparse.transcoders.transcoders import ArraySource, Transcoders
 
 PROMPT = np.array([3, 1, 4, 1, 5, 9], np.int32)
 

@@ -28,11 +28,14 @@ def main(root: Path) -> None:
     import yaml  # noqa: F401
 
     import attnsparse as asp
-    from attnsparse import checkpoint, circuit_file, hub, training_file  # noqa: F401
+    from attnsparse.circuits import circuit_file
     from attnsparse.errors import ConfigError, FormatError, UnsafeFileError
-    from attnsparse.npz_file import NpzFile
-    from attnsparse.tokenizer import Tokenizer  # noqa: F401
-    from attnsparse.transcoder_files import load_transcoders
+    from attnsparse.io import training_file  # noqa: F401
+    from attnsparse.io.npz_file import NpzFile
+    from attnsparse.model import hub
+    from attnsparse.model import load as checkpoint
+    from attnsparse.model.tokenizer import Tokenizer  # noqa: F401
+    from attnsparse.transcoders.load import load_transcoders
 
     asp.load(root / "warm", dtype="float32").run(np.zeros(2, np.int32), threads=1)
     kinds = {

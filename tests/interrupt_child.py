@@ -21,8 +21,9 @@ import reliability
 from reliability import bits_of_model, bits_of_run, counters, micro_batch, new_folder, step_options
 
 import attnsparse as asp
-from attnsparse import _core, effects
-from attnsparse.tasks_object import Task
+from attnsparse import _core
+from attnsparse.circuits import effects
+from attnsparse.tasks.task import Task
 
 SIZES = {
     "small": {"n_layer": 3, "n_head": 8, "d_model": 192, "d_mlp": 768, "n_ctx": 384, "n_vocab": 6000},
@@ -305,8 +306,8 @@ def coders(size: str, count: int) -> dict[str, Any]:
     """Training of transcoders; then a small one, which ends as one that was not interrupted."""
     import tiny_training
 
-    from attnsparse.training_data import TokenData
-    from attnsparse.transcoder_train import TranscoderTrainer
+    from attnsparse.training.data import TokenData
+    from attnsparse.transcoders.trainer import TranscoderTrainer
 
     model, folder = large_model(size), new_folder()
     data = TokenData(np.arange(5000) % model.config.n_vocab, model.config.n_ctx, 1)

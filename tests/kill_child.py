@@ -20,10 +20,10 @@ from pathlib import Path
 import reliability
 import tiny_training
 
-from attnsparse import training_file
-from attnsparse.trainer import Trainer
-from attnsparse.training_data import SequenceData
-from attnsparse.training_state import checkpoint_name, checkpoint_steps
+from attnsparse.io import training_file
+from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps
+from attnsparse.training.data import SequenceData
+from attnsparse.training.trainer import Trainer
 
 EVERY, KEEP = 3, 2
 

@@ -14,7 +14,7 @@ import tiny_training
 from fake_circuit import fake_circuit
 
 import attnsparse as asp
-from attnsparse.trainer import Trainer
+from attnsparse.training.trainer import Trainer
 
 SIZES = {"n_layer": 1, "n_head": 2, "d_model": 4, "d_head": 2, "d_mlp": 6, "n_ctx": 9, "n_vocab": 11}
 STEPS = 9
@@ -70,7 +70,7 @@ def options() -> Any:
 
 
 def initial(seed: int) -> dict[str, np.ndarray]:
-    from attnsparse.initial_weights import initial_weights
+    from attnsparse.model.initial_weights import initial_weights
 
     return initial_weights(asp.Config(**SIZES, gated=True), seed, std=0.3)
 
@@ -131,7 +131,7 @@ FORMATS = {
         circuit, lambda thing, folder: thing.save(folder / "c"), lambda folder: asp.load_circuit(folder / "c")
     ),
 }
-if find_spec("attnsparse.graph_file"):
+if find_spec("attnsparse.graphs.graph_file"):
     FORMATS["graph"] = Format(
         graph, lambda thing, folder: thing.save(folder / "g"), lambda folder: asp.load_graph(folder / "g")
     )

@@ -23,9 +23,9 @@ import oracle_circuits as oc
 from oracle import Array
 
 import attnsparse as asp
-from attnsparse.circuit import find_circuit
-from attnsparse.tasks_object import Task
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.circuits.find import find_circuit
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.tasks.task import Task
 
 WORDS = (
     "start", " ant", " bee", " cat", " dog", " eel", " fox", " gnu", " hen", " ibis", " jay", " kiwi",

@@ -16,7 +16,10 @@ from public_objects import ALL, WRT, Everything, Uses, small_task, small_transco
 from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
-from attnsparse import _core, cache, effects, gradients, interventions, run
+from attnsparse import _core
+from attnsparse.circuits import effects
+from attnsparse.model import gradients, interventions, run
+from attnsparse.model import transformer_lens as cache
 
 __all__ = [
     "ARRAYS", "CALLS", "CLASSES", "CORE_CLASSES", "PLAIN", "Everything", "Uses", "public_names", "small_task",

@@ -14,9 +14,11 @@ import reliability
 from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
-from attnsparse import _core, effects, gradients
-from attnsparse.tasks_object import Task
-from attnsparse.training_data import SequenceData
+from attnsparse import _core
+from attnsparse.circuits import effects
+from attnsparse.model import gradients
+from attnsparse.tasks.task import Task
+from attnsparse.training.data import SequenceData
 
 ALL = ("all", "edges")
 WRT = ("parameters", *gradients.ACTIVATIONS)

@@ -14,12 +14,12 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-from attnsparse import training_file
 from attnsparse.errors import FormatError
-from attnsparse.npz_file import NpzFile
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.tokenizer import Tokenizer
-from attnsparse.torch_file import TorchFile
+from attnsparse.io import training_file
+from attnsparse.io.npz_file import NpzFile
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.model.tokenizer import Tokenizer
 
 
 def read_tensors(reader):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attnsparse.graph_object import Graph
+from attnsparse.graphs.graph import Graph
 
 PROMPT = 'The opposite of "large" is "'
 TOKENS = ("The", " opposite", " of", ' "', "large", '"', " is", ' "')

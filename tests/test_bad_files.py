@@ -26,11 +26,11 @@ from reliability import report
 from safetensors_by_hand import entry, file_bytes, from_arrays
 
 import attnsparse
-from attnsparse import checkpoint
 from attnsparse.errors import ConfigError, FormatError, TrainingDiverged, UnsafeFileError, located, quoted
-from attnsparse.limits import Limits
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.torch_file import TorchFile
+from attnsparse.io.limits import Limits
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.model import load as checkpoint
 
 FILES = [*bad_files.FILES, *bad_torch_files.FILES]
 FOLDERS = bad_folders.FOLDERS
@@ -274,8 +274,8 @@ MALICIOUS = """
 import glob, os, sys
 sys.path.insert(0, sys.argv[1])
 from attnsparse.errors import UnsafeFileError
-from attnsparse.torch_file import TorchFile
-import attnsparse.errors, attnsparse.strict_json, ast, encodings.idna
+from attnsparse.io.torch_file import TorchFile
+import attnsparse.errors, attnsparse.io.strict_json, ast, encodings.idna
 files = sorted(glob.glob(os.path.join(sys.argv[2], "*.pth")))
 seen = []
 watched = ("import", "exec", "compile", "os.", "subprocess.", "socket.", "ctypes.", "pickle.", "marshal.",

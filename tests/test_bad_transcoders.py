@@ -15,9 +15,9 @@ import tiny_transcoders as tiny
 
 import attnsparse
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.limits import Limits
-from attnsparse.npz_file import NpzFile
-from attnsparse.transcoder_files import load_transcoders
+from attnsparse.io.limits import Limits
+from attnsparse.io.npz_file import NpzFile
+from attnsparse.transcoders.load import load_transcoders
 
 PACKAGE = Path(attnsparse.__path__[0])
 SETS = [*bad_transcoders.SETS, *bad_transcoders_other.SETS]

@@ -8,10 +8,10 @@ import pytest
 from fake_run import PROMPT, FakeModel
 
 import attnsparse as asp
-from attnsparse.carriers import find_carriers
-from attnsparse.labels import Head
-from attnsparse.tasks_build import build
-from attnsparse.tasks_object import Draft
+from attnsparse.circuits.entry_effects import find_carriers
+from attnsparse.items import Head
+from attnsparse.tasks.builder import build
+from attnsparse.tasks.task import Draft
 
 ANSWER, WRONG = " small", ("large", " is", "The")
 

@@ -15,12 +15,12 @@ import safetensors_by_hand
 import tiny_checkpoints as tiny
 import torch_by_hand
 
-from attnsparse import checkpoint
-from attnsparse.config import Config
 from attnsparse.errors import ConfigError, LimitError, NonFiniteError
-from attnsparse.limits import Limits
-from attnsparse.tokenizer import Tokenizer
-from attnsparse.torch_file import TorchFile
+from attnsparse.io.limits import Limits
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.model import load as checkpoint
+from attnsparse.model.config import Config
+from attnsparse.model.tokenizer import Tokenizer
 
 GELU = {"activation_function": "gelu_new"}  # what a state dict of TransformerLens does not show
 
@@ -66,9 +66,9 @@ def test_stored_types(tmp_path, arrays, dtype, target):
 
 
 def test_large_tensors_are_read_in_blocks(tmp_path, monkeypatch, arrays):
-    monkeypatch.setattr("attnsparse.tensor_source.BLOCK_BYTES", 50)
-    monkeypatch.setattr("attnsparse.regular_file.CHUNK_BYTES", 64)
-    monkeypatch.setattr("attnsparse.torch_file.CHUNK_BYTES", 64)
+    monkeypatch.setattr("attnsparse.io.tensor_source.BLOCK_BYTES", 50)
+    monkeypatch.setattr("attnsparse.io.regular_file.CHUNK_BYTES", 64)
+    monkeypatch.setattr("attnsparse.io.torch_file.CHUNK_BYTES", 64)
     folder = tiny.write_folder(tmp_path / "hf", arrays, tiny.plain_config())
     assert_same(checkpoint.load(folder, dtype="float64"), arrays, tiny.TINY)
     (tmp_path / "lens.pth").write_bytes(torch_by_hand.torch_file(tiny.transformer_lens(arrays)))
@@ -349,7 +349,7 @@ def test_what_is_tried_is_listed(tmp_path):
 
 
 def test_embedded_models(tmp_path, arrays, monkeypatch):
-    monkeypatch.setattr("attnsparse.checkpoint_files.MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr("attnsparse.model.locate.MODELS_FOLDER", tmp_path)
     tiny.write_folder(tmp_path / "demo-x", arrays, tiny.plain_config())
     model = checkpoint.load("demo-x")
     assert model.name == "demo-x"
@@ -430,8 +430,8 @@ def test_config_round_trip():
 LOAD_AND_MEASURE = """
 import resource, sys
 import numpy as np
-from attnsparse import checkpoint
-import attnsparse.model
+from attnsparse.model import load as checkpoint
+import attnsparse.model.model
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = checkpoint.load(sys.argv[1], config={"activation_function": "gelu_new"})
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

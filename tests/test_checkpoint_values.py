@@ -20,11 +20,12 @@ import tiny_training as tiny
 from test_coder_train import made
 
 import attnsparse as asp
-from attnsparse import schedules, training_file
-from attnsparse.options_fields import turning_steps
-from attnsparse.trainer import HISTORY, Trainer
-from attnsparse.training_options import TrainingOptions
-from attnsparse.transcoder_options import TranscoderOptions
+from attnsparse.io import training_file
+from attnsparse.training import schedules
+from attnsparse.training.options import TrainingOptions
+from attnsparse.training.options_fields import turning_steps
+from attnsparse.training.trainer import HISTORY, Trainer
+from attnsparse.transcoders.options import TranscoderOptions
 
 NASTY = [
     10**15, -(10**15), 10**400, 2**31, 2**63, 2**64, -1, 0, 1, 1e300, -1e300, 5e-324, -0.5, 0.5, True, None,

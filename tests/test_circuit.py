@@ -14,10 +14,13 @@ import reliability
 from circuit_toy import Toy, heads, rows, toy_model, toy_task, with_toy
 
 import attnsparse as asp
-from attnsparse import circuit_bootstrap, circuit_object, effects, tasks
-from attnsparse.circuit import Circuit, find_circuit
-from attnsparse.demo_text import demo_tokenizer
-from attnsparse.labels import Edge, Head
+from attnsparse import tasks
+from attnsparse.circuits import bootstrap as circuit_bootstrap
+from attnsparse.circuits import circuit as circuit_object
+from attnsparse.circuits import effects
+from attnsparse.circuits.find import Circuit, find_circuit
+from attnsparse.items import Edge, Head
+from attnsparse.recipes.demo_text import demo_tokenizer
 
 ONE_TO_FOUR = (2.0, -1.0, 4.0, 3.0)
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from circuit_toy import heads, with_toy
 
-from attnsparse import circuit_bootstrap, circuit_object, circuit_search
-from attnsparse.circuit import Circuit
-from attnsparse.labels import Head
+from attnsparse.circuits import bootstrap as circuit_bootstrap
+from attnsparse.circuits import circuit as circuit_object
+from attnsparse.circuits import search as circuit_search
+from attnsparse.circuits.find import Circuit
+from attnsparse.items import Head
 
 ONE_TO_FOUR = (2.0, -1.0, 4.0, 3.0)
 

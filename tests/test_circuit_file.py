@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attnsparse import circuit_file, circuit_object
-from attnsparse.circuit import Circuit, load_circuit
+from attnsparse.circuits import circuit as circuit_object
+from attnsparse.circuits import circuit_file
+from attnsparse.circuits.find import Circuit, load_circuit
 from attnsparse.errors import FormatError, LimitError, NonFiniteError
-from attnsparse.limits import Limits
+from attnsparse.io.limits import Limits
 
 GOLDEN = Path(__file__).parent / "fixtures" / "circuit-v1"
 

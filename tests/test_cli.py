@@ -16,12 +16,14 @@ import pandas as pd
 import pytest
 
 import attnsparse as asp
-from attnsparse import cli, cli_info, recipes
-from attnsparse.initial_weights import initial_weights
+from attnsparse import recipes
+from attnsparse.cli import info as cli_info
+from attnsparse.cli import main as cli
+from attnsparse.model.initial_weights import initial_weights
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>"]
-MODULE = [sys.executable, "-m", "attnsparse.cli"]
+MODULE = [sys.executable, "-m", "attnsparse.cli.main"]
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +248,9 @@ def test_version_is_quick():
     assert done.stdout == f"attnsparse {asp.__version__}\n"
     assert min(times) < 2
     heavy = "('pandas', 'matplotlib', 'tokenizers', 'safetensors')"
-    code = f"import sys, attnsparse.cli as c; c._parser(); print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        f"import sys, attnsparse.cli.main as c; c._parser(); print([m for m in {heavy} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
@@ -402,7 +406,7 @@ def test_a_full_disk_is_one_line():
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(closed):
     for arguments, code in (("info", 0), ("info no-such-model", 1)):
-        command = ["sh", "-c", f'"$0" -m attnsparse.cli {arguments} {closed}', sys.executable]
+        command = ["sh", "-c", f'"$0" -m attnsparse.cli.main {arguments} {closed}', sys.executable]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code
         assert "Traceback" not in done.stderr

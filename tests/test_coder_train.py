@@ -16,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_coder import JUMP_RELU, NAMES, RELU, TOPK, Options
 
-from attnsparse import schedules, training_file, transcoder_start, transcoder_train
-from attnsparse.engine import core_for
+from attnsparse._engine import core_for
 from attnsparse.errors import CheckpointError, ConfigError, TrainingDiverged
-from attnsparse.transcoder_options import TranscoderOptions
-from attnsparse.transcoder_train import TranscoderTrainer, train_transcoders
+from attnsparse.io import training_file
+from attnsparse.training import schedules
+from attnsparse.transcoders import start as transcoder_start
+from attnsparse.transcoders import trainer as transcoder_train
+from attnsparse.transcoders.options import TranscoderOptions
+from attnsparse.transcoders.trainer import TranscoderTrainer, train_transcoders
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 SOME = {

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from data_folder import data_folder
 
-from attnsparse import demo_text, recipe_demo, recipes, tasks
-from attnsparse import demo_words as words
-from attnsparse.demo_text import ANSWER_WEIGHT, LENGTH, DemoText, demo_tokenizer
-from attnsparse.initial_weights import initial_weights
-from attnsparse.model import Model
-from attnsparse.tokenizer import Tokenizer
-from attnsparse.training_data import Data
+from attnsparse import recipes, tasks
+from attnsparse.model.initial_weights import initial_weights
+from attnsparse.model.model import Model
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.recipes import demo as recipe_demo
+from attnsparse.recipes import demo_text
+from attnsparse.recipes.demo_text import ANSWER_WEIGHT, LENGTH, DemoText, demo_tokenizer
+from attnsparse.tasks import words
+from attnsparse.training.data import Data
 
 SEED_PROMPT = ["The", " opposite", " of", ' "', "large", '"', " is", ' "']
 
@@ -264,9 +266,9 @@ def test_recipe_runs_and_resumes(tmp_path) -> None:
     small = {"quiet": True, "batch": 2, "dense_steps": 2, "common_steps": 3, "near_from": 2}
     small |= {"checkpoint_every": 1, "near": stage, "settle": stage}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("attnsparse.demo_card.PROMPTS", 4)
-        patch.setattr("attnsparse.demo_card.TEXT_BATCHES", 1)
-        patch.setattr("attnsparse.demo_card.MEASURED", ("copy", "antonym"))
+        patch.setattr("attnsparse.recipes.demo_card.PROMPTS", 4)
+        patch.setattr("attnsparse.recipes.demo_card.TEXT_BATCHES", 1)
+        patch.setattr("attnsparse.recipes.demo_card.MEASURED", ("copy", "antonym"))
         folders = recipe_demo.train(tmp_path, seed=1, **small)
         weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
         with pytest.raises(FileExistsError):

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import attnsparse as asp
-from attnsparse import demo_words, recipe_transcoder, recipes, transcoder_card
-from attnsparse.checkpoint_files import MODELS_FOLDER
+from attnsparse import recipes
 from attnsparse.errors import CheckpointError
+from attnsparse.model.locate import MODELS_FOLDER
+from attnsparse.recipes import transcoder_card
+from attnsparse.recipes import transcoders as recipe_transcoder
+from attnsparse.tasks import words as demo_words
 
 SETS = recipe_transcoder.SETS
 SHORT = {

@@ -23,9 +23,9 @@ from reliability import report
 from safetensors_by_hand import entry, file_bytes
 
 from attnsparse.errors import FormatError
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.torch_file import TorchFile
-from attnsparse.torch_nodes import TYPES
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.io.torch_nodes import TYPES
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1, "BOOL": 1}
 

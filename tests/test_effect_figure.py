@@ -15,8 +15,8 @@ from fake_circuit import fake_circuit
 from matplotlib.colors import to_rgb
 
 from attnsparse import figures
-from attnsparse.effect_figure import _number
-from attnsparse.figure_style import BLUE, DARK
+from attnsparse.figures.effects import _number
+from attnsparse.figures.style import BLUE, DARK
 
 DENSE = fake_circuit(
     [0, 0.01, 0.02, 0.1, 0.5, 0.95, 0.85, 0.97, 1.05, 1],

@@ -7,7 +7,7 @@ import oracle_circuits as oc
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, Case, case, error, random_task, some
 
-from attnsparse import effects
+from attnsparse.circuits import effects
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 each_unit = pytest.mark.parametrize("unit", oc.UNITS)

@@ -12,7 +12,7 @@ import pytest
 from own_formats import FORMATS, RUN, content
 from reliability import report
 
-from attnsparse.folder_commit import COMMIT, TEMPORARY
+from attnsparse.io.folder_commit import COMMIT, TEMPORARY
 
 pytestmark = pytest.mark.skipif(faults.compiler() is None, reason="needs Linux and a C compiler")
 each_format = pytest.mark.parametrize("name", FORMATS)

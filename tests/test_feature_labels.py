@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tiny_graph import PROMPT, WORDS, model, traced, transcoders
 
-from attnsparse import feature_contexts
 from attnsparse.errors import ConfigError, FormatError, LimitError
-from attnsparse.feature_label_files import load_feature_labels, write_feature_details
-from attnsparse.feature_labels import FeatureLabels, automatic_label, describe_features
-from attnsparse.graph import attribution_graph
-from attnsparse.graph_json import cantor
-from attnsparse.limits import Limits
+from attnsparse.graphs.build import attribution_graph
+from attnsparse.graphs.neuronpedia_write import cantor
+from attnsparse.io.limits import Limits
+from attnsparse.transcoders import contexts as feature_contexts
+from attnsparse.transcoders.label_files import load_feature_labels, write_feature_details
+from attnsparse.transcoders.labels import FeatureLabels, automatic_label, describe_features
 
 RNG = np.random.default_rng(5)
 PROMPTS = [RNG.integers(0, len(WORDS), n).tolist() for n in (5, 9, 1, 16, 9, 12, 7, 20, 3, 11, 2, 8)]
@@ -64,7 +64,7 @@ def activations(spoken: Any, of: Any, layer: int, tokens: list[int]) -> np.ndarr
 @pytest.mark.parametrize("group", [1, 40, 10**6])
 def test_against_numpy(spoken, case, group, monkeypatch):
     monkeypatch.setattr(feature_contexts, "GROUP_TOKENS", group)
-    monkeypatch.setattr("attnsparse.feature_labels.GROUP_TOKENS", group)
+    monkeypatch.setattr("attnsparse.transcoders.labels.GROUP_TOKENS", group)
     of = transcoders(spoken, **CASES[case])
     labels = described(spoken, of)
     n_tokens = sum(map(len, PROMPTS))
@@ -337,7 +337,7 @@ def test_in_a_folder_of_transcoders(saved, tmp_path, monkeypatch):
     assert load_feature_labels(folder).n_prompts == 0
     labels.save(folder / "labels.json", contexts=2)
     assert load_feature_labels(folder).n_prompts == labels.n_prompts
-    monkeypatch.setattr("attnsparse.feature_label_files.MODELS_FOLDER", tmp_path / "models")
+    monkeypatch.setattr("attnsparse.transcoders.label_files.MODELS_FOLDER", tmp_path / "models")
     assert dict(load_feature_labels("some-transcoders")) == dict(labels)
     with pytest.raises(TypeError, match="must be a text or a path"):
         load_feature_labels(b"some-transcoders")
@@ -483,7 +483,7 @@ def test_a_folder_without_labels_and_names_that_are_none(saved, tmp_path, monkey
     (tmp_path / "models" / "some").mkdir(parents=True)
     for name in ("labels.json", "some/labels.json"):
         (tmp_path / "models" / name).write_text("{}")
-    monkeypatch.setattr("attnsparse.feature_label_files.MODELS_FOLDER", tmp_path / "models" / "some")
+    monkeypatch.setattr("attnsparse.transcoders.label_files.MODELS_FOLDER", tmp_path / "models" / "some")
     (tmp_path / "own" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "own" / "folder")
     saved[0].save(tmp_path / "own" / "labels.json")
@@ -530,7 +530,7 @@ def test_feature_details(saved, tmp_path):
 
 def test_prompts_are_read_as_they_are_used(spoken, monkeypatch):
     """The iterator is never more than one group ahead of what was run."""
-    monkeypatch.setattr("attnsparse.feature_labels.GROUP_TOKENS", 20)
+    monkeypatch.setattr("attnsparse.transcoders.labels.GROUP_TOKENS", 20)
     run, read = [], []
     add = feature_contexts.Collector.add
 

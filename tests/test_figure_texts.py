@@ -25,10 +25,11 @@ from small_graph import small_graph
 from test_graph_edge import find
 from test_sketch_figure import planted as carriers
 
-from attnsparse import addition, figures
-from attnsparse.figure_style import LARGEST, apart, given_text
-from attnsparse.labels import shortened, token_label
-from attnsparse.sketch_figure import draw_sketch
+from attnsparse import figures
+from attnsparse.figures.entry_overview import draw_sketch
+from attnsparse.figures.style import LARGEST, apart, given_text
+from attnsparse.items import shortened, token_label
+from attnsparse.tasks import addition
 
 MARK = "\\input{"
 """Begins every hostile text and stands in what is drawn of it."""
@@ -221,7 +222,7 @@ def test_an_image_looks_like_the_squares(tmp_path, monkeypatch):
     pattern = np.tril(rng.random((1, 2, 48, 48)) ** 3)
     pictures = []
     for most in (64, 1):
-        monkeypatch.setattr("attnsparse.attention_figure._VECTOR_TOKENS", most)
+        monkeypatch.setattr("attnsparse.figures.attention._VECTOR_TOKENS", most)
         ax = figures.head_grid(pattern)
         assert bool(ax.images) == (most == 1)
         [path] = figures.save(ax, tmp_path / str(most), "png", dpi=1200)

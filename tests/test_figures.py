@@ -23,8 +23,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 
-from attnsparse import addition, figures, tables
-from attnsparse.figure_style import WHITE_TO_BLUE, styled
+from attnsparse import figures
+from attnsparse.figures.style import WHITE_TO_BLUE, styled
+from attnsparse.model import tables
+from attnsparse.tasks import addition
 
 WHITE = 1 / 512
 

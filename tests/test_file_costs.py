@@ -15,8 +15,8 @@ import torch_by_hand as h
 from reliability import report
 from safetensors_by_hand import entry, file_bytes
 
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.torch_file import TorchFile
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.torch_file import TorchFile
 
 MIB = 2**20
 

@@ -17,14 +17,16 @@ import torch_by_hand
 from reliability import report
 from safetensors_by_hand import from_arrays
 
-from attnsparse import checkpoint, circuit_file, training_file
+from attnsparse.circuits import circuit_file
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.npz_file import NpzFile
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.strict_yaml import read_yaml
-from attnsparse.tokenizer import Tokenizer
-from attnsparse.torch_file import TorchFile
-from attnsparse.transcoder_files import load_transcoders
+from attnsparse.io import training_file
+from attnsparse.io.npz_file import NpzFile
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.strict_yaml import read_yaml
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.model import load as checkpoint
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.transcoders.load import load_transcoders
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 READERS = {

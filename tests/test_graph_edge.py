@@ -9,9 +9,9 @@ import pytest
 from test_graph_groups import LARGE_TO_LOGIT, WIDE_TO_LOGIT
 
 import attnsparse as asp
-from attnsparse import graph_edge
-from attnsparse.labels import Head
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.graphs import word_effect as graph_edge
+from attnsparse.items import Head
+from attnsparse.model.tokenizer import Tokenizer
 
 WRONG = ("The", " of")
 

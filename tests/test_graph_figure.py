@@ -19,8 +19,8 @@ from matplotlib.colors import to_rgb
 from small_graph import TOKENS, small_graph
 
 from attnsparse import figures
-from attnsparse.figure_style import BLUE, ORANGE, PALE
-from attnsparse.graph_layout import curves, edges_between, lay_out, short_label
+from attnsparse.figures.style import BLUE, ORANGE, PALE
+from attnsparse.graphs.layout import curves, edges_between, lay_out, short_label
 
 
 @pytest.fixture(autouse=True)

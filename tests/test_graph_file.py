@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from tiny_graph import D, H, L, T, assert_same, example, traced
 
-from attnsparse import graph_file, paired_file
 from attnsparse.errors import FormatError, LimitError, NonFiniteError
-from attnsparse.graph_file import load_graph
-from attnsparse.graph_object import KINDS, Graph
-from attnsparse.limits import Limits
+from attnsparse.graphs import graph_file
+from attnsparse.graphs.graph import KINDS, Graph
+from attnsparse.graphs.graph_file import load_graph
+from attnsparse.io import paired_file
+from attnsparse.io.limits import Limits
 
 
 @pytest.fixture

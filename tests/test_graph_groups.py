@@ -8,7 +8,7 @@ import pytest
 from graph_toys import toy_graph
 from test_planted_graph import by_package
 
-from attnsparse.graph_groups import drivers, flows, group_nodes, influences, token_groups
+from attnsparse.graphs.groups import drivers, flows, group_nodes, influences, token_groups
 
 LARGE_IDS = [f"{node.layer}_{node.feature}_{node.position}" for node in pg.LARGE]
 SMALL_ID = f"{pg.SMALL.layer}_{pg.SMALL.feature}_{pg.SMALL.position}"

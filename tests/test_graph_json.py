@@ -17,11 +17,11 @@ import pytest
 from tiny_graph import FEATURES, PROMPT, T, assert_same, example, traced
 
 from attnsparse.errors import FormatError, LimitError
-from attnsparse.graph_file import load_graph
-from attnsparse.graph_json import cantor, write_graph_json
-from attnsparse.graph_json_read import read_graph_json
-from attnsparse.graph_object import Graph
-from attnsparse.limits import Limits
+from attnsparse.graphs.graph import Graph
+from attnsparse.graphs.graph_file import load_graph
+from attnsparse.graphs.neuronpedia_read import read_graph_json
+from attnsparse.graphs.neuronpedia_write import cantor, write_graph_json
+from attnsparse.io.limits import Limits
 
 SCHEMA = json.loads((Path(__file__).parent / "graph_schema.json").read_text())
 WHOLE = {"node_threshold": None, "edge_threshold": None}

@@ -21,10 +21,10 @@ from graph_toys import toy_graph
 from small_graph import TOKENS, small_graph
 
 import attnsparse
-from attnsparse import graph_page
-from attnsparse.graph_layout import edges_between
-from attnsparse.graph_page import page
-from attnsparse.graph_page_data import TOP
+from attnsparse.graphs import page as graph_page
+from attnsparse.graphs.layout import edges_between
+from attnsparse.graphs.page import page
+from attnsparse.graphs.page_data import TOP
 
 FOLDER = Path(attnsparse.__file__).parent / "page"
 HOSTILE = (

@@ -8,7 +8,7 @@ from chromium import BINARY, Browser
 from small_graph import small_graph
 from test_graph_page import HOSTILE, hostile_graph
 
-from attnsparse.graph_layout import edges_between
+from attnsparse.graphs.layout import edges_between
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs chromium or google-chrome")
 

@@ -14,10 +14,10 @@ from graph_toys import PROMPT, random_transcoders, toy, toy_graph
 import attnsparse as asp
 from attnsparse import figures
 from attnsparse.errors import ConfigError
-from attnsparse.graph_json_read import read_graph_json
-from attnsparse.interventions import Resid
-from attnsparse.transcoder import ArraySource, Transcoders
-from attnsparse.transcoder_features import RECORDED
+from attnsparse.graphs.neuronpedia_read import read_graph_json
+from attnsparse.model.interventions import Resid
+from attnsparse.transcoders.features import RECORDED
+from attnsparse.transcoders.transcoders import ArraySource, Transcoders
 
 
 def same(a: asp.Graph, b: asp.Graph) -> bool:

@@ -17,10 +17,11 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from test_graph_edge import find
 
 import attnsparse as asp
-from attnsparse import figures, graph_edge
-from attnsparse.figure_style import RED
-from attnsparse.graph_groups import group_nodes
-from attnsparse.labels import Head
+from attnsparse import figures
+from attnsparse.figures.style import RED
+from attnsparse.graphs import word_effect as graph_edge
+from attnsparse.graphs.groups import group_nodes
+from attnsparse.items import Head
 
 
 @pytest.fixture(autouse=True)

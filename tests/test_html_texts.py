@@ -13,8 +13,8 @@ from fake_circuit import fake_circuit
 from small_graph import small_graph
 
 import attnsparse as asp
-from attnsparse.html_table import escaped, html_table, printable_table
-from attnsparse.initial_weights import initial_weights
+from attnsparse._display import escaped, html_table, printable_table
+from attnsparse.model.initial_weights import initial_weights
 
 EVIL = (
     "</script><img src=x onerror=alert(1)>\x00\x1b\u202e\ud800\ufffe\u2028"
@@ -97,7 +97,7 @@ def test_the_page(tmp_path):
 
 
 def test_a_path_in_a_warning_is_escaped(tmp_path, monkeypatch):
-    monkeypatch.setattr("attnsparse.graph_page.LARGE", 10)
+    monkeypatch.setattr("attnsparse.graphs.page.LARGE", 10)
     with pytest.warns(UserWarning, match=r"\\x1b\.html has \d+ MB") as caught:
         small_graph(9).to_html(tmp_path / "\x1b.html")
     assert "\x1b" not in str(caught[0].message)

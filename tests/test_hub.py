@@ -19,8 +19,9 @@ import torch_by_hand
 from safetensors_by_hand import from_arrays
 
 import attnsparse
-from attnsparse import checkpoint, hub
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.model import hub
+from attnsparse.model import load as checkpoint
+from attnsparse.model.tokenizer import Tokenizer
 
 pytest.importorskip("huggingface_hub")
 
@@ -111,7 +112,7 @@ def server() -> Iterator[ThreadingHTTPServer]:
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from attnsparse import checkpoint
+from attnsparse.model import load as checkpoint
 model = checkpoint.load(sys.argv[2], revision=sys.argv[3] or None)
 about = {"name": model.name, "gated": model.config.gated, "tokenizer": model.tokenizer is not None}
 print(json.dumps(about | {"weight": float(model.parameter("h.1.mlp.c_fc.weight")[3, 5])}))

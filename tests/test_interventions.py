@@ -6,9 +6,9 @@ import pytest
 from circuit_cases import CONFIGS, TOLERANCE, case, error
 
 import attnsparse as asp
-from attnsparse import effects
-from attnsparse.interventions import Ablation, HeadPosition, Mlp, Resid
-from attnsparse.labels import Edge, Head
+from attnsparse.circuits import effects
+from attnsparse.items import Edge, Head
+from attnsparse.model.interventions import Ablation, HeadPosition, Mlp, Resid
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 each_ablation = pytest.mark.parametrize("kind", oc.ABLATIONS)

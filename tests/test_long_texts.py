@@ -12,8 +12,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnsparse import tokenizer as module
-from attnsparse.tokenizer import Tokenizer, aside
+from attnsparse.model import tokenizer as module
+from attnsparse.model.tokenizer import Tokenizer, aside
 
 SIGNS = [
     *"abz_'.,\"-<|>09",

@@ -27,8 +27,9 @@ from reliability import (
 )
 
 import attnsparse as asp
-from attnsparse import _core, cache
-from attnsparse.graph_heads import ScoreSplit
+from attnsparse import _core
+from attnsparse.graphs.heads import ScoreSplit
+from attnsparse.model import transformer_lens as cache
 
 #: of a cheap call; fewer the longer a call takes, in the long form no fewer than LONG_LEAST
 CI_REPEATS, LONG_REPEATS, LONG_LEAST = 1000, int(os.environ.get("ATTNSPARSE_LEAK_REPEATS", 100_000)), 1000

@@ -11,14 +11,14 @@ import tiny_checkpoints as tiny
 import torch_by_hand
 from safetensors_by_hand import from_arrays
 
-from attnsparse.config import Config
-from attnsparse.config_layouts import read_config
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.strict_json import parse_object
-from attnsparse.tensor_source import FLOAT_TYPES
-from attnsparse.tokenizer import Tokenizer
-from attnsparse.torch_file import TorchFile
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.strict_json import parse_object
+from attnsparse.io.tensor_source import FLOAT_TYPES
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.model.config import Config
+from attnsparse.model.hf_config import read_config
+from attnsparse.model.tokenizer import Tokenizer
 
 ARRAYS = {"a": np.ones((2, 3), np.float32), "b.c": np.zeros(4, np.float16), "m": np.ones((2, 2), bool)}
 OPCODES, STORAGES = torch_by_hand.state_dict(ARRAYS)

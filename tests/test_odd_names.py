@@ -12,9 +12,9 @@ from safetensors_by_hand import from_arrays
 from tiny_graph import example
 
 import attnsparse as asp
-from attnsparse.feature_labels import FeatureLabels
-from attnsparse.graph_json import shortest
-from attnsparse.text_bytes import compact_json, text_bytes
+from attnsparse.graphs.neuronpedia_write import shortest
+from attnsparse.io.text_bytes import compact_json, text_bytes
+from attnsparse.transcoders.labels import FeatureLabels
 
 ODD = "caf\udce9"  # what os.fsdecode makes of b"caf\xe9"
 LABELS = (ODD, " ", "", "\n", "\0", "\u202e")

@@ -15,7 +15,7 @@ from public_calls import CALLS, Everything, small_task
 from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, nothing_kept, report
 
 import attnsparse as asp
-from attnsparse import effects
+from attnsparse.circuits import effects
 
 #: calls in whose time thousands of cheap ones fit: only in the long form
 HEAVY = 40

@@ -11,8 +11,8 @@ import oracle_circuits as oc
 import planted
 import pytest
 
-from attnsparse import effects
-from attnsparse.circuit import find_circuit
+from attnsparse.circuits import effects
+from attnsparse.circuits.find import find_circuit
 
 CASES = {case.name: case for case in planted.all_planted()}
 NOISE = 1e-9  # of the oracle's differences

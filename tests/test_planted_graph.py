@@ -9,7 +9,7 @@ import planted_graph as pg
 import pytest
 
 import attnsparse as asp
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.model.tokenizer import Tokenizer
 
 KINDS = ("per layer", "cross-layer", "resid_mid")
 EXACT = 1e-13

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import attnsparse as asp
-from attnsparse.batch import listed
+from attnsparse.model.batch import listed
 
 TEXTS = ['The opposite of "large" is "', 'The opposite of "hot" is "', 'The opposite of "fast" is "']
 FRAME = pd.DataFrame({"prompt": TEXTS, "n": [1, 2, 3]}, index=[7, 3, 9])

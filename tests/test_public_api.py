@@ -8,7 +8,8 @@ import reliability
 from reliability import PROMPTS, TOKENS, counters
 
 import attnsparse as asp
-from attnsparse import cache, run
+from attnsparse.model import run
+from attnsparse.model import transformer_lens as cache
 
 L, H, D, E, M, V, T = 2, 4, 16, 64, 128, 96, len(TOKENS)
 SHAPES = {

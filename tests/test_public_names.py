@@ -11,7 +11,9 @@ import reliability
 from public_calls import CALLS, CLASSES, CORE_CLASSES, Everything, public_names
 
 import attnsparse as asp
-from attnsparse import _core, _core64, cache, errors, run
+from attnsparse import _core, _core64, errors
+from attnsparse.model import run
+from attnsparse.model import transformer_lens as cache
 
 
 def documented() -> dict[str, object]:

@@ -11,12 +11,15 @@ import pandas as pd
 import pytest
 
 import attnsparse as asp
-from attnsparse import addition, demo_card, recipe_addition, recipes, tasks
+from attnsparse import recipes, tasks
 from attnsparse.errors import CheckpointError
-from attnsparse.initial_weights import initial_weights
-from attnsparse.reproduce_addition import evaluate
-from attnsparse.trainer import Trainer
-from attnsparse.transcoder_train import TranscoderTrainer
+from attnsparse.model.initial_weights import initial_weights
+from attnsparse.recipes import addition as recipe_addition
+from attnsparse.recipes import demo_card
+from attnsparse.reproduce.addition import evaluate
+from attnsparse.tasks import addition
+from attnsparse.training.trainer import Trainer
+from attnsparse.transcoders.trainer import TranscoderTrainer
 
 SHORT = {"dense_steps": 24, "sparse_steps": 20, "repeats": 1, "repeat_steps": 8, "checkpoint_every": 5}
 FILES = ["README.md", "config.json", "history.csv", "history.png", "model.safetensors", "tokenizer.json"]

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 import attnsparse
-from attnsparse import addition, reproduce_addition
+from attnsparse.reproduce import addition as reproduce_addition
 from attnsparse.reproduce import reproduce
+from attnsparse.tasks import addition
 
 ALL = addition.sequences(*addition.all_sums())
 

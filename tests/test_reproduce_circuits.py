@@ -17,11 +17,15 @@ import pytest
 from fake_circuit import fake_circuit
 
 import attnsparse
-from attnsparse import cli, reproduce_antonym, reproduce_copy, reproduce_curves, reproduce_pair
-from attnsparse.carriers import find_carriers
-from attnsparse.labels import Head
+from attnsparse.circuits.entry_effects import find_carriers
+from attnsparse.cli import main as cli
+from attnsparse.items import Head
 from attnsparse.reproduce import FIGURES, reproduce
-from attnsparse.reproduce_pair import Pair
+from attnsparse.reproduce import antonym as reproduce_antonym
+from attnsparse.reproduce import copy as reproduce_copy
+from attnsparse.reproduce import curves as reproduce_curves
+from attnsparse.reproduce import pair as reproduce_pair
+from attnsparse.reproduce.pair import Pair
 
 DENSE, SPARSE = "demo-dense", "demo-sparse"
 NEEDED = {("dense", "zero"): 5, ("sparse", "zero"): 2, ("dense", "mean"): 4, ("sparse", "mean"): 1}

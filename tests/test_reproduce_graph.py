@@ -13,8 +13,10 @@ import pytest
 from graph_toys import random_transcoders
 
 import attnsparse as asp
-from attnsparse import cli, graph_edge, reproduce_graph
+from attnsparse.cli import main as cli
+from attnsparse.graphs import word_effect as graph_edge
 from attnsparse.reproduce import TRANSCODERS, reproduce
+from attnsparse.reproduce import graph as reproduce_graph
 
 NAMES = ("demo-dense", "demo-sparse")
 TABLES = ("graph", "graph-checks", "graph-heads", "graph-groups", "graph-arrows", "graph-features", "models")

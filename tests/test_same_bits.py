@@ -13,8 +13,9 @@ from public_calls import small_transcoders
 from reliability import micro_batch, report, step_options
 
 import attnsparse as asp
-from attnsparse import _core, effects
-from attnsparse.tasks_object import Task
+from attnsparse import _core
+from attnsparse.circuits import effects
+from attnsparse.tasks.task import Task
 
 LENGTHS = (24, 1, 7, 24, 16, 3, 24, 9)
 LARGE = {"n_layer": 2, "n_head": 4, "d_model": 64, "n_ctx": 120, "n_vocab": 900, "d_mlp": 256}

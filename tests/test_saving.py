@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 import attnsparse as asp
-from attnsparse import folder_commit, saving
-from attnsparse.folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, read_whole
-from attnsparse.initial_weights import initial_weights
-from attnsparse.regular_file import RegularFile
+from attnsparse.io import atomic as saving
+from attnsparse.io import folder_commit
+from attnsparse.io.folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, read_whole
+from attnsparse.io.regular_file import RegularFile
+from attnsparse.model.initial_weights import initial_weights
 
 needs_locks = pytest.mark.skipif(folder_commit.fcntl is None, reason="needs locks on folders")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnsparse import schedules as s
+from attnsparse.training import schedules as s
 
 POSITIONS = st.lists(st.floats(0, 1), min_size=1, max_size=6).map(sorted)
 NUMBERS = st.floats(-1e6, 1e6)

@@ -16,10 +16,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from attnsparse import figures
-from attnsparse.carriers import Carriers, find_carriers
-from attnsparse.figure_style import RED, WHITE_TO_RED
-from attnsparse.labels import Head
-from attnsparse.sketch_figure import draw_sketch, n_drawn, same_entry_text
+from attnsparse.circuits.entry_effects import Carriers, find_carriers
+from attnsparse.figures.entry_overview import draw_sketch, n_drawn, same_entry_text
+from attnsparse.figures.style import RED, WHITE_TO_RED
+from attnsparse.items import Head
 
 ANSWER, WRONG = " small", ("large", " is", "The")
 

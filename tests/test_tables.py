@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from fake_run import PROMPT, PROMPT_TOKENS, WORDS, FakeModel
 
-from attnsparse import tables
-from attnsparse.labels import Head, edge_label, token_label
+from attnsparse.items import Head, edge_label, token_label
+from attnsparse.model import tables
 
 HEAD_COLUMNS = [
     "layer", "head", "label", "query", "key", "query_token", "key_token", "weight", "score", "gate",

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attnsparse import addition, tasks
-from attnsparse.demo_text import demo_tokenizer
+from attnsparse import tasks
 from attnsparse.errors import FormatError, LimitError
-from attnsparse.limits import Limits
-from attnsparse.tasks_layouts import LAYOUTS
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.io.limits import Limits
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.recipes.demo_text import demo_tokenizer
+from attnsparse.tasks import addition
+from attnsparse.tasks.layouts import LAYOUTS
 
 WORDS = ["A", " dog", " cat", " is", " Mary", " John", " x", " y", " z", "x", "Mary", ' "']
 YEARS_SAID = [" 1732", " 1701", " 17"]

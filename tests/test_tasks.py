@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from data_folder import data_folder
 
-from attnsparse import addition, tasks, tasks_prompts
-from attnsparse import demo_words as words
-from attnsparse.demo_text import demo_tokenizer
+from attnsparse import tasks
 from attnsparse.errors import FormatError
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.recipes.demo_text import demo_tokenizer
+from attnsparse.tasks import addition, words
+from attnsparse.tasks import prompts as tasks_prompts
 
 FOR_GPT2 = tuple(name for name in tasks.TASKS if name != "addition")
 FOR_DEMO = ("copy", "induction", "antonym", "ioi", "greater_than")

@@ -14,8 +14,9 @@ from public_calls import small_task
 from reliability import bits_of_model, bits_of_run, micro_batch, step_options
 
 import attnsparse as asp
-from attnsparse import _core, _core64, effects
-from attnsparse.engine import batch_invariant
+from attnsparse import _core, _core64
+from attnsparse._engine import batch_invariant
+from attnsparse.circuits import effects
 
 LINUX = sys.platform.startswith("linux")
 THREADS = (1, 2, 3, 4)

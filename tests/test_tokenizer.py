@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.tokenizer import Tokenizer, position_of, positions_of, token_texts
+from attnsparse.model.tokenizer import Tokenizer, position_of, positions_of, token_texts
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>", " ", "\n", "small"]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reliability import report
 
-from attnsparse.tokenizer import GPT2_BOS, Tokenizer
+from attnsparse.model.tokenizer import GPT2_BOS, Tokenizer
 
 NASTY = {
     "one letter": "a",

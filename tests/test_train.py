@@ -18,14 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnsparse as asp
-from attnsparse import schedules, training_file
 from attnsparse.errors import CheckpointError, TrainingDiverged
-from attnsparse.evaluation import evaluate
-from attnsparse.initial_weights import initial_weights
-from attnsparse.trainer import HISTORY, Trainer
-from attnsparse.training_data import SequenceData, TokenData
-from attnsparse.training_options import TrainingOptions
-from attnsparse.training_state import checkpoint_name, checkpoint_steps, last_checkpoint
+from attnsparse.io import training_file
+from attnsparse.model.evaluation import evaluate
+from attnsparse.model.initial_weights import initial_weights
+from attnsparse.training import schedules
+from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps, last_checkpoint
+from attnsparse.training.data import SequenceData, TokenData
+from attnsparse.training.options import TrainingOptions
+from attnsparse.training.trainer import HISTORY, Trainer
 
 SCRIPT = Path(tiny.__file__)
 N_STEPS = 40

@@ -14,9 +14,10 @@ import pytest
 import tiny_training as tiny
 
 import attnsparse as asp
-from attnsparse import training_column, training_data
-from attnsparse.trainer import Trainer
-from attnsparse.training_data import SequenceData, TokenData
+from attnsparse.training import column as training_column
+from attnsparse.training import data as training_data
+from attnsparse.training.data import SequenceData, TokenData
+from attnsparse.training.trainer import Trainer
 
 
 def same(one: tuple, other: tuple) -> bool:
@@ -219,9 +220,9 @@ def test_what_reads_all_weights_holds_them(tmp_path, monkeypatch):
             refused.append(str(error))
 
     for module, name, reading in (
-        ("attnsparse.model.update", "update", lambda: model.digest),
-        ("attnsparse.checkpoint.write_together", "write", lambda: model.save(tmp_path)),
-        ("attnsparse.trainer.training_file.save", "save", lambda: trainer.save(tmp_path / "a.ckpt")),
+        ("attnsparse.model.model.update", "update", lambda: model.digest),
+        ("attnsparse.model.load.write_together", "write", lambda: model.save(tmp_path)),
+        ("attnsparse.training.trainer.training_file.save", "save", lambda: trainer.save(tmp_path / "a.ckpt")),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, meanwhile)

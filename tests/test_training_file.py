@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attnsparse import saving, training_file
 from attnsparse.errors import CheckpointError, FormatError, LimitError
-from attnsparse.limits import Limits
+from attnsparse.io import atomic as saving
+from attnsparse.io import training_file
+from attnsparse.io.limits import Limits
 
 GOLDEN = Path(__file__).parent / "fixtures" / "training-v1.ckpt"
 META = {"step": 3, "multiplier": 0.1, "ema": None, "name": "ä"}

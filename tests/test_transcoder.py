@@ -11,8 +11,8 @@ from engine import relative_error
 from reliability import TOKENS, bits_of_run
 
 import attnsparse as asp
-from attnsparse import transcoder_features
-from attnsparse.engine import batch_invariant
+from attnsparse._engine import batch_invariant
+from attnsparse.transcoders import features as transcoder_features
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 KINDS = {"relu": None, "jump_relu": None, "topk": 5}

@@ -16,13 +16,14 @@ import pytest
 import tiny_transcoders as tiny
 from safetensors_by_hand import from_arrays
 
-from attnsparse import errors, transcoder_files
-from attnsparse.config import Config
-from attnsparse.model import Model
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.transcoder import ArraySource, Transcoders
-from attnsparse.transcoder_files import load_transcoders
-from attnsparse.transcoder_write import save_transcoders
+from attnsparse import errors
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.model.config import Config
+from attnsparse.model.model import Model
+from attnsparse.transcoders import load as transcoder_files
+from attnsparse.transcoders.load import load_transcoders
+from attnsparse.transcoders.save import save_transcoders
+from attnsparse.transcoders.transcoders import ArraySource, Transcoders
 
 each_format = pytest.mark.parametrize("name", sorted(tiny.FORMATS))
 

@@ -18,7 +18,7 @@ from test_wrong_arguments import check_message
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse.transcoder_features import _Weights
+from attnsparse.transcoders.features import _Weights
 
 ARRAYS = ("w_enc", "b_enc", "w_dec", "output_bias", "threshold", "skip")
 OFFSETS = np.array([0, len(TOKENS)])

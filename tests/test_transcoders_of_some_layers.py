@@ -11,10 +11,10 @@ import tiny_transcoders as tiny
 from safetensors_by_hand import from_arrays
 
 import attnsparse as asp
-from attnsparse.config import Config
 from attnsparse.errors import ConfigError
-from attnsparse.interventions import Mlp
-from attnsparse.transcoder_arrays import layers_text
+from attnsparse.model.config import Config
+from attnsparse.model.interventions import Mlp
+from attnsparse.transcoders.arrays import layers_text
 
 PROMPT = [3, 1, 4, 1, 5]
 pytestmark = pytest.mark.filterwarnings("ignore:transcoders .* are of layer")

@@ -14,11 +14,12 @@ import torch_by_hand
 from reliability import report
 from safetensors_by_hand import entry, file_bytes, from_arrays
 
-from attnsparse import circuit_file, training_file
+from attnsparse.circuits import circuit_file
 from attnsparse.errors import FormatError
-from attnsparse.npz_file import NpzFile
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.torch_file import TorchFile
+from attnsparse.io import training_file
+from attnsparse.io.npz_file import NpzFile
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.torch_file import TorchFile
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HALF_GIGABYTE = 500_000_000

@@ -17,11 +17,11 @@ from safetensors_by_hand import from_arrays
 from tiny_graph import example
 
 import attnsparse as asp
-from attnsparse.circuit_file import load_circuit
+from attnsparse.circuits.circuit_file import load_circuit
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.feature_label_files import load_feature_labels, save_feature_labels
-from attnsparse.graph_file import load_graph
-from attnsparse.graph_json_read import read_graph_json
+from attnsparse.graphs.graph_file import load_graph
+from attnsparse.graphs.neuronpedia_read import read_graph_json
+from attnsparse.transcoders.label_files import load_feature_labels, save_feature_labels
 
 NASTY: tuple[Any, ...] = (
     None, True, -1, 0, 2, 0.5, 1e300, 2**31, 2**63, 10**307, 10**400, "", "0", "999999", "9" * 400, "\ud800",

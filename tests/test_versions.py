@@ -17,11 +17,11 @@ import tiny_training as tiny
 from reliability import report
 from test_training_file import assemble
 
-from attnsparse import training_file
 from attnsparse.errors import CheckpointError, ConfigError, FormatError
-from attnsparse.trainer import Trainer
-from attnsparse.training_state import build
-from attnsparse.transcoder_train import train_transcoders
+from attnsparse.io import training_file
+from attnsparse.training.checkpoint import build
+from attnsparse.training.trainer import Trainer
+from attnsparse.transcoders.trainer import train_transcoders
 
 GOLDEN = Path(__file__).parent / "fixtures" / "v1"
 MOST_BYTES = 20_000

@@ -22,8 +22,8 @@ import torch_by_hand as h
 from foreign_things import ARRAYS, HEAD, LOST, ROWS
 
 import attnsparse
-from attnsparse import checkpoint
 from attnsparse.errors import ConfigError, FormatError
+from attnsparse.model import load as checkpoint
 
 GELU = {"activation_function": "gelu_new"}
 
@@ -356,7 +356,9 @@ def test_short_names_stand_for_repositories(tmp_path, monkeypatch, name, reposit
     monkeypatch.chdir(tmp_path)
     where = folder(tmp_path / "fetched")
     fetched = []
-    monkeypatch.setattr("attnsparse.hub.fetch", lambda repository, _: fetched.append(repository) or where)
+    monkeypatch.setattr(
+        "attnsparse.model.hub.fetch", lambda repository, _: fetched.append(repository) or where
+    )
     assert checkpoint.load(name).name == repository
     assert fetched == [repository]
     (tmp_path / "fetched").rename(tmp_path / name)  # a folder of that name goes before
@@ -365,7 +367,7 @@ def test_short_names_stand_for_repositories(tmp_path, monkeypatch, name, reposit
 
 
 def test_a_short_name_that_is_not_had_tells_the_long_one(monkeypatch):
-    from attnsparse import hub
+    from attnsparse.model import hub
 
     def missing(*_):
         raise hub.NotOnHub("out of reach")

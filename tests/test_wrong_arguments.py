@@ -14,7 +14,7 @@ from reliability import TOKENS, micro_batch, step_options
 
 import attnsparse as asp
 from attnsparse import _core, _core64, recipes, reproduce, tasks
-from attnsparse.training_data import SequenceData
+from attnsparse.training.data import SequenceData
 
 NAN, INF = float("nan"), float("inf")
 MOST_CHARACTERS = 300

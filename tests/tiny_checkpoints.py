@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from attnsparse.config import Config
-from attnsparse.config_layouts import hugging_face_config
-from attnsparse.safetensors_file import write_safetensors
+from attnsparse.io.safetensors_file import write_safetensors
+from attnsparse.model.config import Config
+from attnsparse.model.hf_config import hugging_face_config
 
 TINY = Config(n_layer=2, n_head=2, d_model=8, d_head=4, d_mlp=12, n_ctx=6, n_vocab=11)
 HF_KEYS = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner", "activation_function",

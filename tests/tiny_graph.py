@@ -9,10 +9,10 @@ import numpy as np
 import reliability
 
 import attnsparse as asp
-from attnsparse.graph import attribution_graph
-from attnsparse.graph_heads import ScoreSplit
-from attnsparse.graph_object import Graph
-from attnsparse.transcoder import ArraySource, Transcoders
+from attnsparse.graphs.build import attribution_graph
+from attnsparse.graphs.graph import Graph
+from attnsparse.graphs.heads import ScoreSplit
+from attnsparse.transcoders.transcoders import ArraySource, Transcoders
 
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "small", " tall", " short", "<bos>", " old"]
 PROMPT = 'The opposite of "large" is "'

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 import attnsparse as asp
-from attnsparse import schedules
-from attnsparse.initial_weights import initial_weights
-from attnsparse.trainer import Trainer
-from attnsparse.training_data import SequenceData
-from attnsparse.training_options import TrainingOptions
-from attnsparse.training_state import checkpoint_name, checkpoint_steps
+from attnsparse.model.initial_weights import initial_weights
+from attnsparse.training import schedules
+from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps
+from attnsparse.training.data import SequenceData
+from attnsparse.training.options import TrainingOptions
+from attnsparse.training.trainer import Trainer
 
 SHAPE = {"n_layer": 2, "n_head": 2, "d_model": 12, "d_head": 5, "d_mlp": 16, "n_ctx": 9, "n_vocab": 11}
 

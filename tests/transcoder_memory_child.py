@@ -21,7 +21,7 @@ import tiny_transcoders as tiny
 import torch_by_hand
 from safetensors_by_hand import entry, file_bytes
 
-from attnsparse.transcoder_files import load_transcoders
+from attnsparse.transcoders.load import load_transcoders
 
 LAYERS, WIDTH = 4, 256
 SIZES = {"F32": 4, "BF16": 2}

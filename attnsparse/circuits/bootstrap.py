@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import randomness
+from .. import _random
 
 NORMALIZATIONS = ("mib", "ratio", "none")
 _RESAMPLES, _ORDERS = 0, 1  # first counter of randomness.CIRCUITS
@@ -53,13 +53,13 @@ def resampled_curves(
 
 def resamples(n_draws: int, n_prompts: int, seed: int) -> np.ndarray:
     """int64 [n_draws, n_prompts]: prompts drawn with replacement, a function of the seed."""
-    raw = randomness.raw(n_draws * n_prompts, seed, randomness.CIRCUITS, _RESAMPLES)
+    raw = _random.raw(n_draws * n_prompts, seed, _random.CIRCUITS, _RESAMPLES)
     return (raw % np.uint64(n_prompts)).astype(np.int64).reshape(n_draws, n_prompts)
 
 
 def random_order(n: int, seed: int, which: int) -> np.ndarray:
     """Random order number `which` of n items: int64 [n]."""
-    return randomness.permutation(n, seed, randomness.CIRCUITS, _ORDERS, which)
+    return _random.permutation(n, seed, _random.CIRCUITS, _ORDERS, which)
 
 
 def band(curves: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import circuit_bootstrap
-from .arguments import checked_fraction
-from .html_table import escaped
-from .interventions import HeadPosition
-from .labels import Edge, Head, whole_number
+from .._check import checked_fraction
+from .._display import escaped
+from ..items import Edge, Head, whole_number
+from ..model.interventions import HeadPosition
+from . import bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ VERSION = 1
 UNITS: dict[str, type] = {"head": Head, "head_position": HeadPosition, "edge": Edge}
 NAMES = {"head": "heads", "head_position": "heads at a position", "edge": "attention edges"}
 METHODS = ("exact", "attribution", "ig", "greedy")
-NORMALIZATIONS = circuit_bootstrap.NORMALIZATIONS
+NORMALIZATIONS = bootstrap.NORMALIZATIONS
 RANK_BY = ("absolute", "signed")
 MAX_RESAMPLES = 1_000_000
 SHOWN = 10  # items in the notebook's table
@@ -119,9 +119,9 @@ class Circuit:
         fraction = checked_fraction(fraction)
         if self.normalize == "none":
             raise ValueError("this circuit has normalize='none': its effect is no share of the whole model's")
-        first, stays = (int(i) for i in circuit_bootstrap.needed_index(self.effect, fraction))
+        first, stays = (int(i) for i in bootstrap.needed_index(self.effect, fraction))
         ends: list[int] = [len(self.sizes)] * 4
-        curves = circuit_bootstrap.resampled_curves(
+        curves = bootstrap.resampled_curves(
             self.values,
             self.full,
             self.empty,
@@ -130,10 +130,8 @@ class Circuit:
             self.options["seed"],
         )
         if len(curves):
-            drawn = circuit_bootstrap.needed_index(curves, fraction)
-            ends = [
-                end for i in drawn for end in circuit_bootstrap.index_interval(i, self.options["confidence"])
-            ]
+            drawn = bootstrap.needed_index(curves, fraction)
+            ends = [end for i in drawn for end in bootstrap.index_interval(i, self.options["confidence"])]
         return Needed(*(self._size(i) for i in (first, stays, *ends)))
 
     def _size(self, index: int) -> int | None:
@@ -242,7 +240,7 @@ class Circuit:
         if self.normalize != "none":
             needed = self.needed(fraction)
             counts = {name: getattr(needed, name) for name in _COUNTS}
-            at, _ = circuit_bootstrap.needed_index(self.random_effect, fraction)
+            at, _ = bootstrap.needed_index(self.random_effect, fraction)
             counts["random_first"] = self._size(int(at))
         table = pd.DataFrame([row])
         for name, value in counts.items():

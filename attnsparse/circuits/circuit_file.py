@@ -8,19 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .circuit_object import (
-    MAX_RESAMPLES,
-    METHODS,
-    NORMALIZATIONS,
-    RANK_BY,
-    UNITS,
-    VERSION,
-    Circuit,
-)
-from .effects import ABLATIONS, METRICS
-from .folder_commit import read_whole
-from .limits import DEFAULT_LIMITS, Limits
-from .paired_file import (
+from ..io.folder_commit import read_whole
+from ..io.limits import DEFAULT_LIMITS, Limits
+from ..io.paired_file import (
     Kind,
     check_choice,
     check_finite,
@@ -36,7 +26,9 @@ from .paired_file import (
     read_fields,
     save_pair,
 )
-from .strict_json import shown
+from ..io.strict_json import shown
+from .circuit import MAX_RESAMPLES, METHODS, NORMALIZATIONS, RANK_BY, UNITS, VERSION, Circuit
+from .effects import ABLATIONS, METRICS
 
 KIND = Kind("circuit", VERSION)
 

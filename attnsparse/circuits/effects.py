@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._display import progress_bar
+from ..items import whole_number
+from ..model.run import DEFAULT_MAX_BYTES
 from . import effects_sweep
 from .effects_sweep import (
     BLOCK_BYTES,
@@ -33,13 +36,10 @@ from .effects_sweep import (
     one_of,
     open_entries,
 )
-from .labels import whole_number
-from .progress import progress_bar
-from .run import DEFAULT_MAX_BYTES
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .tasks_object import Task
+    from ..model.model import Model
+    from ..tasks.task import Task
 
 __all__ = [
     "ABLATIONS",

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import checked_object
-from .batch import Batch, as_batch
-from .engine import checked_threads
-from .model import Model
-from .progress import progress_bar
-from .run import DEFAULT_MAX_BYTES
-from .tasks_object import Task
+from .._check import checked_object
+from .._display import progress_bar
+from .._engine import checked_threads
+from ..model.batch import Batch, as_batch
+from ..model.model import Model
+from ..model.run import DEFAULT_MAX_BYTES
+from ..tasks.task import Task
 
 UNITS = ("head", "head_position", "edge")
 ABLATIONS = ("zero", "mean", "counterfactual")

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from . import demo_words, effects, tables
-from .labels import Head, checked_base
-from .tasks_build import build
-from .tasks_object import Draft
+from ..items import Head, checked_base
+from ..model import tables
+from ..tasks import words as demo_words
+from ..tasks.builder import build
+from ..tasks.task import Draft
+from . import effects
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .run import Run
-    from .tasks_object import Task
+    from ..model.model import Model
+    from ..model.run import Run
+    from ..tasks.task import Task
 
 PROMPT = 'The opposite of "large" is "'
 KEY, QUERY, ANSWER = "large", -1, "small"

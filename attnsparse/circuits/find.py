@@ -14,24 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from . import circuit_search, effects, randomness
-from .arguments import checked_object
-from .circuit_bootstrap import band, explained_effect, resampled_curves
+from .. import _random
+from .._check import checked_object
+from ..items import whole_number
+from ..model.model import Model
+from ..tasks.task import Task
+from . import effects, search
+from .bootstrap import band, explained_effect, resampled_curves
+from .circuit import MAX_RESAMPLES, METHODS, NAMES, NORMALIZATIONS, RANK_BY, UNITS, Circuit, Needed
 from .circuit_file import load_circuit
-from .circuit_object import (
-    MAX_RESAMPLES,
-    METHODS,
-    NAMES,
-    NORMALIZATIONS,
-    RANK_BY,
-    UNITS,
-    Circuit,
-    Needed,
-)
 from .effects import ABLATIONS, METRICS
-from .labels import whole_number
-from .model import Model
-from .tasks_object import Task
 
 __all__ = ["Circuit", "Needed", "find_circuit", "load_circuit"]
 
@@ -106,7 +98,7 @@ def find_circuit(
         "n_bootstrap": _whole("n_bootstrap", n_bootstrap, 0, MAX_RESAMPLES),
         "n_random": _whole("n_random", n_random, 0, 2**31),
         "confidence": _share("confidence", confidence),
-        "seed": randomness.checked_seed(seed),
+        "seed": _random.checked_seed(seed),
     }
     ranked, tested = _halves(model, task, unit, ablation, reference, metric, threads, progress)
     if method == "attribution" and tested.metric == "kl":
@@ -118,7 +110,7 @@ def find_circuit(
     asked = None if sizes is None else _checked_sizes(sizes, len(items))
     full, empty = tested.full(), tested.keep_only(items, [0], quiet=True)[0]
     _check_divisor(full, empty, normalize, unit)
-    order, scores = circuit_search.ranking(ranked, items, method, options)
+    order, scores = search.ranking(ranked, items, method, options)
     return Circuit(
         model_name=model.name,
         model_digest=model.digest,
@@ -155,11 +147,11 @@ def _evaluation(
     """The arrays of a Circuit from `sizes` to `random_high`."""
     explain = functools.partial(explained_effect, full=full, empty=empty, normalize=normalize)
     around = None if normalize == "none" else explain
-    sizes, values = circuit_search.evaluated(half, items[order], sizes, empty, around)
+    sizes, values = search.evaluated(half, items[order], sizes, empty, around)
     effect, seed = explain(values), options["seed"]
     curves = resampled_curves(values, full, empty, normalize, options["n_bootstrap"], seed)
     low, high = band(curves, options["confidence"])
-    mean, lowest, highest = circuit_search.random_baseline(
+    mean, lowest, highest = search.random_baseline(
         half, items, sizes, effect, explain, options["n_random"], seed
     )
     return {

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .circuit_bootstrap import bootstrap_effect, needed_index, resamples
+from .bootstrap import bootstrap_effect, needed_index, resamples
 
 if TYPE_CHECKING:
-    from .circuit import Circuit
+    from .find import Circuit
 
 
 class Ratio(NamedTuple):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .circuit_bootstrap import needed_index, random_order
-from .progress import progress_bar
+from .._display import progress_bar
+from .bootstrap import needed_index, random_order
 
 if TYPE_CHECKING:
-    from .circuit import Half
+    from .find import Half
 
 Explain: TypeAlias = Callable[[np.ndarray], np.ndarray]  # metric [S, P] -> explained effect [S]
 

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, FormatError
-from .transcoder_arrays import shape_text
+from ..errors import ConfigError, FormatError
+from ..transcoders.arrays import shape_text
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .transcoder import Transcoders
+    from ..model.model import Model
+    from ..transcoders.transcoders import Transcoders
 
 # Names that OpenBLAS gives to its kernels for CPUs without AVX, and without AVX2. On a newer machine they
 # mean that the library did not know the CPU, which costs a factor of up to 5.
@@ -26,9 +26,9 @@ Lines = list[tuple[str, str]]
 
 def describe_build() -> tuple[Lines, list[str]]:
     """(name, value) of what is installed and how it computes, and notes to be given as warnings."""
-    from . import build_info
-    from .checkpoint_files import embedded_names
-    from .transcoder_files import embedded_transcoders
+    from .. import build_info
+    from ..model.locate import embedded_names
+    from ..transcoders.load import embedded_transcoders
 
     info = build_info()
     same = info["batch_invariant"]
@@ -59,7 +59,7 @@ def old_blas_core(info: Mapping[str, Any]) -> str | None:
 
 def describe(name: str) -> Lines:
     """(name, value) about a model or a set of transcoders; what `load` raises if it is neither."""
-    from . import load, load_transcoders
+    from .. import load, load_transcoders
 
     try:
         return _of_model(load(name))

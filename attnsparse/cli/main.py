@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import recipes
-from ._version import __version__
-from .cli_text import say, say_table, show_traceback
-from .errors import printable
+from .. import recipes
+from .._version import __version__
+from ..errors import printable
+from .text import say, say_table, show_traceback
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +132,7 @@ def _add_reproduce(commands: Any) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from .reproduce import reproduce
+    from ..reproduce import reproduce
 
     files = reproduce(
         arguments.figure,
@@ -233,7 +233,7 @@ def _position(text: str) -> int | str:
 
 
 def _run(arguments: argparse.Namespace) -> Any:
-    from . import load
+    from .. import load
 
     return load(arguments.model).run(arguments.prompt, prepend_bos=arguments.prepend_bos)
 
@@ -292,8 +292,8 @@ def _add_graph(commands: Any) -> None:
 
 
 def _graph(arguments: argparse.Namespace) -> None:
-    from . import attribution_graph, load, load_transcoders
-    from .paired_file import pair_paths
+    from .. import attribution_graph, load, load_transcoders
+    from ..io.paired_file import pair_paths
 
     model = load(arguments.model)
     transcoders = load_transcoders(arguments.transcoders, model)
@@ -312,7 +312,7 @@ def _graph(arguments: argparse.Namespace) -> None:
     if arguments.html is not None:
         files.append(graph.to_html(arguments.html, base=arguments.base))
     if arguments.figure is not None:
-        from . import figures
+        from .. import figures
 
         files += figures.save(figures.graph(graph, base=arguments.base), arguments.figure)
     if arguments.json is not None:
@@ -376,11 +376,11 @@ def _add_info(commands: Any) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from . import cli_info
+    from . import info
 
-    lines, notes = cli_info.describe_build()
+    lines, notes = info.describe_build()
     if arguments.model is not None:
-        lines += cli_info.describe(arguments.model)
+        lines += info.describe(arguments.model)
     _print_lines(lines)
     for note in notes:
         say(f"attnsparse: warning: {note}", error=True)

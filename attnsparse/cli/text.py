@@ -7,8 +7,8 @@ import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .errors import printable
-from .html_table import printable_table
+from .._display import printable_table
+from ..errors import printable
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,14 +5,14 @@ returns the Figure. All are vector graphics that colour-blind people can read, l
 `save` writes PNG, SVG and PDF with the same bytes every time.
 """
 
-from .attention_figure import attention_map, head_grid, head_grids
-from .edge_figure import addition_figure, edge_lines
-from .effect_figure import effect_curves
-from .figure_style import save
-from .graph_figure import graph
-from .groups_figure import graph_sketch
-from .history_figure import training_history
-from .sketch_figure import attention_sketch
+from .attention import attention_map, head_grid, head_grids
+from .edges import addition_figure, edge_lines
+from .effects import effect_curves
+from .entry_overview import attention_sketch
+from .graph import graph
+from .graph_overview import graph_sketch
+from .history import training_history
+from .style import save
 
 __all__ = [
     "addition_figure",

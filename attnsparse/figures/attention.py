@@ -18,7 +18,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 from numpy.typing import NDArray
 
-from .figure_style import (
+from ..items import Head, checked_base, whole_number
+from .style import (
     GREY,
     LARGEST,
     PANEL,
@@ -34,12 +35,11 @@ from .figure_style import (
     size_labels,
     styled,
 )
-from .labels import Head, checked_base, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Transform
 
-    from .run import Run
+    from ..model.run import Run
 
 HeadLike: TypeAlias = "Head | str | tuple[int, int]"
 

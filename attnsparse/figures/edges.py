@@ -16,8 +16,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from . import addition
-from .figure_style import (
+from ..items import checked_base
+from ..model.tables import edges
+from ..tasks import addition
+from .style import (
     BLUE,
     GREY,
     LABEL_SIGNS,
@@ -34,14 +36,12 @@ from .figure_style import (
     size_labels,
     styled,
 )
-from .labels import checked_base
-from .tables import edges
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .model import Model
-    from .run import Run
+    from ..model.model import Model
+    from ..model.run import Run
 
 _CARRY_WORDS = ("no carry", "one carry", "two carries")
 _SPREAD = 0.11  # distance of lines of different heads between the same two columns, in columns

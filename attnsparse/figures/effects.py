@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .circuit_ratio import needed_ratio
-from .figure_style import (
+from ..circuits.ratio import needed_ratio
+from .style import (
     BLUE,
     DARK,
     GREY,
@@ -26,7 +26,7 @@ from .figure_style import (
 )
 
 if TYPE_CHECKING:
-    from .circuit import Circuit
+    from ..circuits.find import Circuit
 
 # Colour and width of the first, the second and further curves; only the first two have bands and dots.
 _LOOKS = ((DARK, 1.3), (BLUE, 1.3), (GREY, 0.8))

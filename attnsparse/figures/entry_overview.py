@@ -17,12 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from . import carriers
-from .attention_figure import draw_panel, draw_scale, panel_size
-from .carriers import Carriers, find_carriers
-from .figure_style import BLUE, DARK, GREY, LARGEST, PLAIN_TEXT, RED, column_text, styled
-from .labels import checked_base
-from .sketch_parts import (
+from ..circuits import entry_effects
+from ..circuits.entry_effects import Carriers, find_carriers
+from ..items import checked_base
+from .attention import draw_panel, draw_scale, panel_size
+from .panels import (
     PAD,
     STATEMENT,
     TITLE,
@@ -37,9 +36,10 @@ from .sketch_parts import (
     place_axes,
     write_title,
 )
+from .style import BLUE, DARK, GREY, LARGEST, PLAIN_TEXT, RED, column_text, styled
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model.model import Model
 
 # Inches.
 _MOST = 144  # heads of a model
@@ -53,10 +53,10 @@ _GRAPH = 1.25  # between the maps and the tokens
 def attention_sketch(
     dense: Model,
     sparse: Model,
-    prompt: str = carriers.PROMPT,
-    key: int | str = carriers.KEY,
-    query: int | str = carriers.QUERY,
-    answer: str = carriers.ANSWER,
+    prompt: str = entry_effects.PROMPT,
+    key: int | str = entry_effects.KEY,
+    query: int | str = entry_effects.QUERY,
+    answer: str = entry_effects.ANSWER,
     wrong: Sequence[str] | None = None,
     *,
     fraction: float = 0.8,
@@ -76,7 +76,7 @@ def attention_sketch(
     `base`.
     Raises ValueError as `carriers.find_carriers` does.
     """
-    if wrong is None and prompt != carriers.PROMPT:
+    if wrong is None and prompt != entry_effects.PROMPT:
         raise ValueError("give wrong=..., the tokens that `answer` is measured against, with your own prompt")
     found = [
         find_carriers(model, prompt, key, query, answer, wrong, ablation=ablation, base=base)

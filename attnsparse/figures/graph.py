@@ -14,8 +14,22 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 
-from .arguments import checked_object
-from .figure_style import (
+from .._check import checked_object
+from ..graphs.graph import Graph
+from ..graphs.layout import (
+    Edges,
+    Layout,
+    closure_text,
+    curves,
+    edges_between,
+    labelled,
+    lay_out,
+    place_labels,
+    pruning_text,
+    short_label,
+)
+from ..items import checked_base, shortened, whole_number
+from .style import (
     BLUE,
     DARK,
     GREY,
@@ -32,25 +46,11 @@ from .figure_style import (
     styled,
     text_size,
 )
-from .graph_layout import (
-    Edges,
-    Layout,
-    closure_text,
-    curves,
-    edges_between,
-    labelled,
-    lay_out,
-    place_labels,
-    pruning_text,
-    short_label,
-)
-from .graph_object import Graph
-from .labels import checked_base, shortened, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
 
-    from .graph_object import Nodes
+    from ..graphs.graph import Nodes
 
 # Marker, colour and name in the legend of each kind; the colours are Okabe and Ito's.
 _MARKS = {

@@ -18,12 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 
-from .arguments import checked_object
-from .attention_figure import draw_panel, draw_scale, panel_size
-from .figure_style import BLUE, DARK, GREY, LARGEST, PALE, PLAIN_TEXT, RED, TOKEN_SIGNS, styled
-from .graph_edge import GroupEdge
-from .labels import checked_base, shortened
-from .sketch_parts import (
+from .._check import checked_object
+from ..graphs.word_effect import GroupEdge
+from ..items import checked_base, shortened
+from .attention import draw_panel, draw_scale, panel_size
+from .panels import (
     PAD,
     STATEMENT,
     TITLE,
@@ -39,10 +38,11 @@ from .sketch_parts import (
     upright_height,
     write_title,
 )
+from .style import BLUE, DARK, GREY, LARGEST, PALE, PLAIN_TEXT, RED, TOKEN_SIGNS, styled
 
 if TYPE_CHECKING:
-    from .graph_groups import Group
-    from .graph_object import Graph
+    from ..graphs.graph import Graph
+    from ..graphs.groups import Group
 
 # Inches.
 _LEFT = 3.75  # width of the left panel at most

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from matplotlib.axes import Axes
 
-from .figure_style import BLUE, GREY, ORANGE, new_axes, styled
-from .labels import shortened
+from ..items import shortened
+from .style import BLUE, GREY, ORANGE, new_axes, styled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .attention_figure import as_pixels, draw_map, head_grid
-from .figure_style import GREY, LABEL_SIGNS, PLAIN_TEXT, RED, apart, column_text
-from .labels import Head, shortened
+from ..items import Head, shortened
+from .attention import as_pixels, draw_map, head_grid
+from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, RED, apart, column_text
 
 # Inches.
 TITLE = 0.42  # above the panels

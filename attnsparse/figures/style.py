@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from .labels import checked_path, shortened, token_label
-from .run import as_names
-from .saving import write_atomic
+from ..io.atomic import write_atomic
+from ..items import checked_path, shortened, token_label
+from ..model.run import as_names
 
 WHITE_TO_BLUE = LinearSegmentedColormap.from_list(
     "white_to_blue", ["#ffffff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]

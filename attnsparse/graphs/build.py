@@ -14,26 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import checked_object
-from .engine import checked_threads
-from .feature_labels import checked_labels
-from .graph_heads import ScoreSplit
-from .graph_json import error_label
-from .graph_nodes import Sources, read_sources
-from .graph_object import Graph, Nodes
-from .graph_scores import strongest_splits
-from .graph_select import choose_features, sparse_rows
-from .graph_targets import Reads, feature_reads, logit_reads
-from .labels import whole_number
-from .model import Model
-from .progress import progress_bar
-from .run import DEFAULT_MAX_BYTES, Run, checked_bytes
-from .tokenizer import token_texts
-from .transcoder import Transcoders
-from .transcoder_features import RECORDED
+from .._check import checked_object
+from .._display import progress_bar
+from .._engine import checked_threads
+from ..items import whole_number
+from ..model.model import Model
+from ..model.run import DEFAULT_MAX_BYTES, Run, checked_bytes
+from ..model.tokenizer import token_texts
+from ..transcoders.features import RECORDED
+from ..transcoders.labels import checked_labels
+from ..transcoders.transcoders import Transcoders
+from .choose import choose_features, sparse_rows
+from .graph import Graph, Nodes
+from .heads import ScoreSplit
+from .neuronpedia_write import error_label
+from .score_pairs import strongest_splits
+from .sources import Sources, read_sources
+from .targets import Reads, feature_reads, logit_reads
 
 if TYPE_CHECKING:
-    from .transcoder_features import Features
+    from ..transcoders.features import Features
 
 MAX_N_LOGITS = 10
 DESIRED_LOGIT_PROB = 0.95

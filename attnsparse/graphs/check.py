@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .graph_heads import factors
-from .graph_nodes import Sources
-from .interventions import Mlp, Resid
-from .labels import Edge
+from ..items import Edge
+from ..model.interventions import Mlp, Resid
+from .heads import factors
+from .sources import Sources
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .graph_object import Graph
-    from .model import Model
+    from ..model.model import Model
+    from .graph import Graph
 
 REMOVABLE = ("feature", "error", "token", "position")
 
@@ -65,7 +65,7 @@ def _rows(
 
 def logit_values(graph: Graph, logits: np.ndarray) -> np.ndarray:
     """float64: the values of the graph's logit nodes for other logits [V] of the last token."""
-    from .graph_targets import token_ids
+    from .targets import token_ids
 
     model, logits = graph.origin[0].features.run.model, logits.astype(np.float64)
     if graph.options["wrong"] is None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .engine import core_for
-from .graph_nodes import Sources
-from .graph_targets import Reads
+from .._engine import core_for
+from .sources import Sources
+from .targets import Reads
 
 ROUNDS = 8  # in which the features of a graph are chosen
 _BLOCK_VALUES = 2**20  # of dense rows that are made sparse at a time

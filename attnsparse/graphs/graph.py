@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import graph_find, graph_heads, graph_prune
-from .feature_labels import checked_labels
-from .graph_find import KINDS
-from .html_table import SHOWN, html_table
-from .labels import checked_base, whole_number
+from .._display import SHOWN, html_table
+from ..items import checked_base, whole_number
+from ..transcoders.labels import checked_labels
+from . import heads as graph_heads
+from . import prune as graph_prune
+from . import select as graph_find
+from .select import KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -292,7 +294,7 @@ class Graph:
         Raises ValueError for a graph without its model or a pruned one, IndexError for an entry that does
         not exist.
         """
-        from .graph_scores import score_pairs
+        from .score_pairs import score_pairs
 
         return graph_heads.named(score_pairs(self, layer, head, query, key), self)
 
@@ -310,7 +312,7 @@ class Graph:
         Raises ValueError for a graph without its model or a pruned one, for no nodes, for other kinds of
         nodes and for entries of other positions.
         """
-        from .graph_check import check
+        from .check import check
 
         if nodes is not None and not len(nodes := self.nodes_of(nodes)):
             raise ValueError("nodes has no nodes: nothing was selected")
@@ -448,7 +450,7 @@ class Graph:
         warn_bytes: int = 100 * 2**20,
     ) -> Path:
         """Write `slug`.json for circuit-tracer's and Neuronpedia's viewers; see `write_graph_json`."""
-        from .graph_json import write_graph_json
+        from .neuronpedia_write import write_graph_json
 
         return write_graph_json(
             self, folder, slug, node_threshold=node_threshold, edge_threshold=edge_threshold,
@@ -479,7 +481,7 @@ class Graph:
         Raises ValueError for thresholds outside 0..1 or for a pruned graph, for a negative
         max_edges and another base, TypeError for other things, OSError if the file cannot be written.
         """
-        from .graph_page import write_page
+        from .page import write_page
 
         return write_page(self, path, title, node_threshold, edge_threshold, max_edges, base)
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .folder_commit import read_whole
-from .graph_heads import ScoreSplit
-from .graph_object import KINDS, VERSION, Graph
-from .limits import DEFAULT_LIMITS, Limits
-from .paired_file import (
+from ..io.folder_commit import read_whole
+from ..io.limits import DEFAULT_LIMITS, Limits
+from ..io.paired_file import (
     Kind,
     Specs,
     check_choice,
@@ -30,7 +28,9 @@ from .paired_file import (
     read_fields,
     save_pair,
 )
-from .strict_json import shown
+from ..io.strict_json import shown
+from .graph import KINDS, VERSION, Graph
+from .heads import ScoreSplit
 
 KIND = Kind("graph", VERSION)
 

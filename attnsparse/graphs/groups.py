@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .arguments import checked_object
-from .graph_heads import activations, factors
-from .graph_object import Graph
-from .labels import token_label
+from .._check import checked_object
+from ..items import token_label
+from .graph import Graph
+from .heads import activations, factors
 
 MOST = 0.8  # of the influence of a group's features lies in the layers that are named
 MEMBERS = ("feature", "token")

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arguments import checked_fraction
-from .engine import core_for
-from .html_table import html_table
-from .labels import Head, edge_label, whole_number
+from .._check import checked_fraction
+from .._display import html_table
+from .._engine import core_for
+from ..items import Head, edge_label, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .graph_object import Graph
+    from .graph import Graph
 
 THROUGH = ("edge", "features")
 

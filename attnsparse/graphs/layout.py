@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .graph_prune import node_influence
-from .labels import shortened
+from ..items import shortened
+from .prune import node_influence
 
 if TYPE_CHECKING:
-    from .graph_object import Graph
+    from .graph import Graph
 
 _PER_LINE = 5  # so many nodes of a layer and position stand beside each other, of more a few more
 _GAP = 1.1  # between the nodes of two cells

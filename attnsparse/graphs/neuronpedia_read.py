@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import quoted
+from ..errors import quoted
+from ..io.limits import Limits
+from ..io.paired_file import fail
+from ..io.regular_file import read_small
+from ..io.strict_json import parse_object, shown
+from ..items import checked_path
+from .graph import KINDS, Graph
 from .graph_file import check_edges, check_nodes
-from .graph_json import NO_PROBABILITY, OWN, OWN_VERSION, cantor, error_label, plain_label
-from .graph_object import KINDS, Graph
-from .labels import checked_path
-from .limits import Limits
-from .paired_file import fail
-from .regular_file import read_small
-from .strict_json import parse_object, shown
+from .neuronpedia_write import NO_PROBABILITY, OWN, OWN_VERSION, cantor, error_label, plain_label
 
 GRAPH_LIMITS = Limits(max_json_values=8_000_000)  # what links of max_graph_bytes have
 

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._version import __version__
-from .arguments import checked_object
-from .errors import FormatError, located
-from .graph_object import Graph, Nodes
-from .labels import checked_path, whole_number
-from .regular_file import read_small
-from .saving import write_atomic
-from .strict_json import parse_object, shown
-from .text_bytes import compact_json
+from .._check import checked_object
+from .._version import __version__
+from ..errors import FormatError, located
+from ..io.atomic import write_atomic
+from ..io.regular_file import read_small
+from ..io.strict_json import parse_object, shown
+from ..io.text_bytes import compact_json
+from ..items import checked_path, whole_number
+from .graph import Graph, Nodes
 
 if TYPE_CHECKING:
-    from .graph_heads import ScoreSplit
+    from .heads import ScoreSplit
 
 SCHEMA_VERSION = 1
 _AT_ONCE = 16384  # numbers, so that Ctrl-C is heard

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._version import __version__
-from .errors import printable
-from .graph_layout import (
+from .._display import escaped
+from .._version import __version__
+from ..errors import printable
+from ..io.atomic import write_atomic
+from ..items import checked_base, shortened, token_label, whole_number
+from .layout import (
     Edges,
     Layout,
     closure_text,
@@ -32,18 +35,15 @@ from .graph_layout import (
     pruning_text,
     short_label,
 )
-from .graph_page_data import escaped_json, page_data, shown_label, shown_token
-from .graph_prune import known_scores
-from .html_table import escaped
-from .labels import checked_base, shortened, token_label, whole_number
-from .saving import write_atomic
+from .page_data import escaped_json, page_data, shown_label, shown_token
+from .prune import known_scores
 
 if TYPE_CHECKING:
-    from .graph_object import Graph
+    from .graph import Graph
 
 MAX_EDGES = 3000
 LARGE = 20_000_000  # bytes from which a page is slow to open
-_FOLDER = Path(__file__).parent / "page"
+_FOLDER = Path(__file__).parent / "assets"
 _DRAWN = 200  # edges shown before anything is clicked
 _MAX_LABELS = 80
 

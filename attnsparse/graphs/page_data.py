@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine import core_for
-from .errors import printable
-from .graph_layout import Edges
-from .labels import shortened, token_label
+from .._engine import core_for
+from ..errors import printable
+from ..items import shortened, token_label
+from .layout import Edges
 
 if TYPE_CHECKING:
-    from .graph_object import Graph
+    from .graph import Graph
 
 TOP = 8  # heads named for each edge; the others are one sum
 _LABEL_SIGNS = 300

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .arguments import checked_share
-from .engine import core_for
+from .._check import checked_share
+from .._engine import core_for
 
 if TYPE_CHECKING:
-    from .graph_object import Graph
+    from .graph import Graph
 
 SCORES = ("replacement", "completeness", "replacement_closed", "completeness_closed")
 _ALWAYS = ("token", "position", "bias", "other", "logit")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .graph_heads import ScoreSplit
-from .graph_nodes import Sources
-from .graph_select import effects
-from .graph_targets import LAYERNORM, Reads
-from .labels import Edge
+from ..items import Edge
+from .choose import effects
+from .heads import ScoreSplit
+from .sources import Sources
+from .targets import LAYERNORM, Reads
 
 if TYPE_CHECKING:
-    from .graph_object import Graph
+    from .graph import Graph
 
 _STORED = 64  # sources a side kept in a graph's own splits
 

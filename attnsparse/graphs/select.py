@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .labels import whole_number
-from .transcoder_arrays import layers_text
+from ..items import whole_number
+from ..transcoders.arrays import layers_text
 
 if TYPE_CHECKING:
-    from .graph_object import Graph, Nodes
+    from .graph import Graph, Nodes
 
 KINDS = ("feature", "error", "token", "position", "bias", "other", "logit")
 

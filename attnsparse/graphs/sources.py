@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .transcoder_features import Features
+    from ..model.model import Model
+    from ..transcoders.features import Features
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .labels import whole_number
-from .tokenizer import token_texts
+from ..items import whole_number
+from ..model.tokenizer import token_texts
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .run import Run
-    from .transcoder_features import Features
+    from ..model.model import Model
+    from ..model.run import Run
+    from ..transcoders.features import Features
 
 RESID, NORMALIZED, LAYERNORM = range(3)  # how a target reads: csrc/asp.h, asp_reading
 

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from . import carriers
-from .arguments import checked_fraction
-from .graph import MAX_FEATURE_NODES, attribution_graph
-from .graph_groups import Group, Spec, flows, group_nodes, token_groups
-from .graph_heads import first_edges, loadings
-from .html_table import html_table
-from .labels import Edge, Head, token_label
+from .._check import checked_fraction
+from .._display import html_table
+from ..circuits import entry_effects
+from ..items import Edge, Head, token_label
+from .build import MAX_FEATURE_NODES, attribution_graph
+from .groups import Group, Spec, flows, group_nodes, token_groups
+from .heads import first_edges, loadings
 
 if TYPE_CHECKING:
-    from .graph_object import Graph
-    from .model import Model
-    from .transcoder import Transcoders
+    from ..model.model import Model
+    from ..transcoders.transcoders import Transcoders
+    from .graph import Graph
 
 __all__ = ["GroupEdge", "Loadings", "arrows_table", "find_group_edge", "groups_table", "heads_table"]
 
@@ -120,9 +120,9 @@ class GroupEdge:
 def find_group_edge(
     model: Model,
     transcoders: Transcoders,
-    prompt: str = carriers.PROMPT,
-    key: int | str = carriers.KEY,
-    answer: str = carriers.ANSWER,
+    prompt: str = entry_effects.PROMPT,
+    key: int | str = entry_effects.KEY,
+    answer: str = entry_effects.ANSWER,
     wrong: Sequence[str] | None = None,
     *,
     groups: Mapping[str, Spec] | None = None,
@@ -142,7 +142,7 @@ def find_group_edge(
     group is at the position of `key` alone.
     """
     fraction = checked_fraction(fraction)
-    others = carriers.wrong_words(answer) if wrong is None else wrong
+    others = entry_effects.wrong_words(answer) if wrong is None else wrong
     graph = attribution_graph(
         model,
         transcoders,

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..items import checked_path
 from .folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, sync_folder
-from .labels import checked_path
 
 PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
 FLUSH_BYTES = 4 * PIECE_BYTES  # flushed at once, for the same reason

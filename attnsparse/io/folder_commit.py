@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from .errors import FormatError, located
+from ..errors import FormatError, located
 from .limits import DEFAULT_LIMITS
 from .regular_file import read_small, watching
 from .strict_json import parse_object

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from .errors import LimitError, located
+from ..errors import LimitError, located
 
 HARD_MAX_HEADER_BYTES = 100_000_000
 

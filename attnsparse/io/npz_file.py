@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from .errors import FormatError, located, quoted
+from ..errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import CHUNK_BYTES, RegularFile
 from .tensor_source import FLOAT_TYPES, ByteRange, FileSource, TensorInfo, check_crc, has_too_many_bytes

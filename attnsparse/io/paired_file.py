@@ -20,11 +20,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .errors import FormatError, NonFiniteError, located, quoted
-from .labels import checked_path
+from ..errors import FormatError, NonFiniteError, located, quoted
+from ..items import checked_path
+from .atomic import write_together
 from .limits import Limits
 from .regular_file import CHUNK_BYTES, RegularFile, read_small
-from .saving import write_together
 from .strict_json import parse_object, shown
 from .tensor_source import ByteRange, check_crc, has_too_many_bytes
 from .text_bytes import json_bytes

@@ -12,7 +12,7 @@ import re
 import struct
 from typing import Any, NoReturn
 
-from .errors import FormatError, UnsafeFileError, located, quoted
+from ..errors import FormatError, UnsafeFileError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .torch_nodes import (
     ALLOWED,

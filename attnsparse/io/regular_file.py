@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NoReturn
 
-from .errors import FormatError, located
-from .labels import checked_path
+from ..errors import FormatError, located
+from ..items import checked_path
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
 
 CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly

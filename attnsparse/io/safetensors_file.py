@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .errors import FormatError, located, quoted
-from .foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
+from ..errors import FormatError, located, quoted
+from ..model.foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
+from .atomic import write_atomic
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
-from .saving import write_atomic
 from .strict_json import parse_object, shown
 from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo, has_too_many_bytes
 

@@ -8,7 +8,7 @@ import math
 import os
 from typing import Any, NoReturn
 
-from .errors import FormatError, located, quoted
+from ..errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 
 _CONTAINERS = frozenset((dict, list))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, NoReturn
 
-from .errors import FormatError, located, quoted
+from ..errors import FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import FormatError, located, quoted
+from ..errors import FormatError, located, quoted
 from .regular_file import RegularFile
 
 BLOCK_BYTES = 8 * 2**20

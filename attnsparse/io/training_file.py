@@ -36,11 +36,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from ..errors import CheckpointError, FormatError, located, quoted
+from .atomic import write_atomic
 from .checksums import PIECE_BYTES, sha256
-from .errors import CheckpointError, FormatError, located, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
-from .saving import write_atomic
 from .strict_json import parse_object
 from .tensor_source import has_too_many_bytes
 

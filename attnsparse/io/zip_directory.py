@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple, NoReturn
 
-from .errors import FormatError, located, quoted
+from ..errors import FormatError, located, quoted
 from .limits import Limits
 from .regular_file import RegularFile
 from .tensor_source import ByteRange

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import is_missing
+from .._check import is_missing
 
 if TYPE_CHECKING:
     from .model import Model

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import ConfigError, located
-from .strict_json import shown
+from ..errors import ConfigError, located
+from ..io.strict_json import shown
 
 #: upper bounds of the whole numbers in a Config
 SIZE_LIMITS = {

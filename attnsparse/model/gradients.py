@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._engine import checked_threads
 from .batch import Batch
-from .engine import checked_threads
 from .run import CORE_NAMES, Run, as_names, as_reals, checked_bytes
 
 if TYPE_CHECKING:

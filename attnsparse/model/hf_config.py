@@ -13,9 +13,9 @@ import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from ..errors import ConfigError, located
+from ..io.strict_json import shown
 from .config import Config, check_kind
-from .errors import ConfigError, located
-from .strict_json import shown
 
 CONFIG_VERSION = 1
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from . import randomness
+from .. import _random
 from .config import Config
 
 
@@ -28,7 +28,7 @@ def initial_weights(config: Config, seed: int, *, std: float | str = 0.02) -> di
             weights[name] = np.ones(shape, np.float32)
         else:
             scale = _scale(name, shape, std) / (math.sqrt(2 * config.n_layer) if "c_proj" in name else 1.0)
-            normal = randomness.normal(shape, seed, randomness.WEIGHTS, index)
+            normal = _random.normal(shape, seed, _random.WEIGHTS, index)
             weights[name] = (scale * normal).astype(np.float32)
     return weights
 

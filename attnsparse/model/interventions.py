@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..items import Edge, Head, whole_number
 from .batch import Batch, as_batch
-from .labels import Edge, Head, whole_number
 from .run import DEFAULT_MAX_BYTES, as_reals
 
 if TYPE_CHECKING:

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .checkpoint_files import Found, find, open_weights, read_config_json, tensor_shapes
+from ..errors import ConfigError, NonFiniteError, file_label, located, printable, quoted
+from ..io.atomic import File, write_together
+from ..io.folder_commit import read_whole
+from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
+from ..io.safetensors_file import safetensors_pieces
+from ..io.tensor_source import TensorSource
+from ..items import checked_flag, checked_path
 from .config import Config
-from .config_layouts import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
-from .errors import ConfigError, NonFiniteError, file_label, located, printable, quoted
-from .folder_commit import read_whole
 from .foreign import family_of
-from .labels import checked_flag, checked_path
-from .limits import DEFAULT_LIMITS, Limits, checked_limits
-from .names import BRIDGE, TRANSFORMER_LENS, Names, Placement
-from .safetensors_file import safetensors_pieces
-from .saving import File, write_together
-from .tensor_source import TensorSource
+from .hf_config import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
+from .locate import Found, find, open_weights, read_config_json, tensor_shapes
+from .tensor_names import BRIDGE, TRANSFORMER_LENS, Names, Placement
 from .tokenizer import token_texts
 from .tokenizer_files import FILES
 from .tokenizer_sidecars import GPT2_BOS

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ConfigError, FormatError, located, quoted
+from ..errors import ConfigError, FormatError, located, quoted
+from ..io.limits import Limits
+from ..io.regular_file import RegularFile, read_small
+from ..io.safetensors_file import SafetensorsFile
+from ..io.strict_json import parse_object, shown
+from ..io.tensor_source import TensorInfo, TensorSource
+from ..io.torch_file import TorchFile
+from ..items import checked_path, name_of
 from .foreign import (
     ADAPTER,
     BEGIN_BYTES,
@@ -22,15 +29,8 @@ from .foreign import (
     kind_of_ending,
     kind_of_folder,
 )
-from .labels import checked_path, name_of
-from .limits import Limits
-from .regular_file import RegularFile, read_small
-from .safetensors_file import SafetensorsFile
-from .strict_json import parse_object, shown
-from .tensor_source import TensorInfo, TensorSource
-from .torch_file import TorchFile
 
-MODELS_FOLDER = Path(__file__).parent / "models"
+MODELS_FOLDER = Path(__file__).parent.parent / "pretrained"
 TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 # in this order; the first pattern that matches decides

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from .._engine import core_for
+from ..errors import ConfigError
+from ..io.checksums import update
 from .batch import as_batch
-from .checksums import update
 from .config import Config
-from .engine import core_for
-from .errors import ConfigError
 from .gradients import Gradients, compute_gradients
 from .run import DEFAULT_MAX_BYTES, Run, as_reals, compute_run
 from .tokenizer import checked_ids
@@ -215,7 +215,7 @@ class Model:
         Logits are [batch, pos, vocabulary], None with return_type=None, the mean next-token loss with "loss".
         All prompts must have the same length: TransformerLens would pad them, and padding changes results.
         """
-        from .cache import run_with_cache
+        from .transformer_lens import run_with_cache
 
         return run_with_cache(
             self, prompts, names_filter, return_type, remove_batch_dim, prepend_bos, max_bytes
@@ -253,7 +253,7 @@ class Model:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a Hugging Face folder: see `attnsparse.save`."""
-        from .checkpoint import save
+        from .load import save
 
         save(self, folder)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from .._engine import checked_threads
 from .batch import Batch
-from .engine import checked_threads
 from .tokenizer import token_texts
 
 if TYPE_CHECKING:

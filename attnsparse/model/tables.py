@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .html_table import escaped
-from .labels import Head, checked_base, token_label, whole_number
+from .._display import escaped
+from ..items import Head, checked_base, token_label, whole_number
 
 if TYPE_CHECKING:
     from .run import Run

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import ConfigError, located, quoted
 from .config import Config
-from .errors import ConfigError, located, quoted
 from .foreign import family_of
 
 HUGGING_FACE, NANOGPT, TRANSFORMER_LENS, BRIDGE = "hugging_face", "nanogpt", "transformer_lens", "bridge"

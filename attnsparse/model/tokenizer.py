@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import printable
-from .labels import checked_path, whole_number
-from .limits import DEFAULT_LIMITS, Limits
-from .saving import write_atomic
+from ..errors import printable
+from ..io.atomic import write_atomic
+from ..io.limits import DEFAULT_LIMITS, Limits
+from ..items import checked_path, whole_number
 from .tokenizer_files import (
     JSON,
     PASSED_ON,

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import ConfigError, FormatError, file_label, located, quoted
-from .limits import Limits
-from .regular_file import read_small
-from .strict_json import parse_object, shown
+from ..errors import ConfigError, FormatError, file_label, located, quoted
+from ..io.limits import Limits
+from ..io.regular_file import read_small
+from ..io.strict_json import parse_object, shown
 from .tokenizer_sidecars import ADDED, GPT2_BOS, SETTINGS, SPECIAL, Sidecars, add_tokens
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .checkpoint_files import read_config_json
-from .config_layouts import is_ours
-from .errors import ConfigError, FormatError, located, quoted
-from .limits import Limits
-from .regular_file import read_small
-from .strict_json import parse_object, shown
+from ..errors import ConfigError, FormatError, located, quoted
+from ..io.limits import Limits
+from ..io.regular_file import read_small
+from ..io.strict_json import parse_object, shown
+from .hf_config import is_ours
+from .locate import read_config_json
 
 if TYPE_CHECKING:
     import tokenizers

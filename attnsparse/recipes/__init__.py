@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .labels import checked_path
+from ..items import checked_path
 
 __all__ = ["RECIPES", "Recipe"]
 

@@ -19,16 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from . import addition, addition_card, randomness, schedules
-from .config import Config
-from .initial_weights import initial_weights
-from .model import Model
-from .recipe_job import RecipeJob, joined_history
-from .reproduce_addition import DENSE_THRESHOLD, Evaluation, evaluate
-from .tokenizer import Tokenizer
-from .trainer import Trainer
-from .training_data import SequenceData
-from .training_options import TrainingOptions
+from .. import _random
+from ..model.config import Config
+from ..model.initial_weights import initial_weights
+from ..model.model import Model
+from ..model.tokenizer import Tokenizer
+from ..reproduce.addition import DENSE_THRESHOLD, Evaluation, evaluate
+from ..tasks import addition
+from ..training import schedules
+from ..training.data import SequenceData
+from ..training.options import TrainingOptions
+from ..training.trainer import Trainer
+from . import addition_card
+from .job import RecipeJob, joined_history
 
 N_HELD_OUT = 1000
 DENSE, SPARSE = "addition-dense", "addition-sparse"
@@ -67,7 +70,7 @@ def config(gated: bool = False) -> Config:
 
 def held_out() -> np.ndarray:
     """Which of the 10,000 sums (number 100 a + b) are never trained on: int64 [1000], rising."""
-    return np.sort(randomness.permutation(10_000, 0, randomness.SPLIT)[:N_HELD_OUT])
+    return np.sort(_random.permutation(10_000, 0, _random.SPLIT)[:N_HELD_OUT])
 
 
 def data(batch: int, seed: int) -> SequenceData:

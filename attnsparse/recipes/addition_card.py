@@ -10,13 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from . import addition, figures
-from ._version import __version__
-from .reproduce_addition import DENSE_THRESHOLD, Evaluation
-from .saving import write_atomic
+from .. import figures
+from .._version import __version__
+from ..io.atomic import write_atomic
+from ..reproduce.addition import DENSE_THRESHOLD, Evaluation
+from ..tasks import addition
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model.model import Model
 
 
 def facts(model: Model, found: Evaluation, held_out: np.ndarray) -> dict[str, Any]:

@@ -23,14 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import demo_card, schedules
-from .config import Config
+from ..model.config import Config
+from ..model.initial_weights import initial_weights
+from ..model.model import Model
+from ..training import schedules
+from ..training.options import TrainingOptions
+from ..training.trainer import Trainer
+from . import demo_card
 from .demo_text import LENGTH, DemoText, demo_tokenizer
-from .initial_weights import initial_weights
-from .model import Model
-from .recipe_job import RecipeJob, joined_history
-from .trainer import Trainer
-from .training_options import TrainingOptions
+from .job import RecipeJob, joined_history
 
 DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
 PHASES = ("dense", "common", "settle", "near")

@@ -10,14 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from . import demo_words as words
-from . import figures, tasks
-from ._version import __version__
+from .. import figures, tasks
+from .._version import __version__
+from ..io.atomic import write_atomic
+from ..tasks import words
 from .demo_text import END_YEAR_ENTROPY, LENGTH, DemoText
-from .saving import write_atomic
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model.model import Model
 
 TEXT_SEED = 2**63  # never a seed of training
 TEXT_BATCHES = 32

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import demo_words as words
-from . import randomness
-from .tokenizer import Tokenizer
-from .training_data import Batch
+from .. import _random
+from ..model.tokenizer import Tokenizer
+from ..tasks import words
+from ..training.data import Batch
 
 USE = 5  # of random numbers, see randomness.py
 LENGTH = 32
@@ -282,7 +282,7 @@ class DemoText:
     def __init__(self, batch: int = 32, *, seed: int = 0, kinds: Sequence[str] | None = None) -> None:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
-        self.batch_size, self.seed = batch, randomness.checked_seed(seed)
+        self.batch_size, self.seed = batch, _random.checked_seed(seed)
         unknown = [kind for kind in kinds or () if kind not in SHARES]
         if unknown or (kinds is not None and not kinds):
             raise ValueError(f"kinds must be some of {', '.join(SHARES)}, got {list(kinds or ())!r:.80}")
@@ -310,7 +310,7 @@ class DemoText:
 
     def batch(self, step: int, micro: int = 0) -> Batch:
         """See `training_data.Data.batch`; N = batch * LENGTH."""
-        drawn = randomness.raw(DRAWS * self.batch_size, self.seed, USE, step, micro).tolist()
+        drawn = _random.raw(DRAWS * self.batch_size, self.seed, USE, step, micro).tolist()
         tokens: list[int] = []
         weights: list[float] = []
         for begin in range(0, len(drawn), DRAWS):

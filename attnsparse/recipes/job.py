@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .model import Model
-from .trainer import Trainer
-from .training_data import Data
-from .training_options import TrainingOptions
-from .training_state import checkpoint_name, checkpoint_steps
+from ..model.model import Model
+from ..training.checkpoint import checkpoint_name, checkpoint_steps
+from ..training.data import Data
+from ..training.options import TrainingOptions
+from ..training.trainer import Trainer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .tokenizer import Tokenizer
+    from ..model.tokenizer import Tokenizer
 
 CHECKPOINTS = "checkpoints"
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ._version import __version__
-from .checkpoint import load
+from .._version import __version__
+from ..io.atomic import write_atomic
+from ..model.load import load
+from ..transcoders.label_files import LABELS
+from ..transcoders.labels import describe_features
+from ..transcoders.load import load_transcoders
 from .demo_text import LENGTH, DemoText
-from .feature_label_files import LABELS
-from .feature_labels import describe_features
-from .saving import write_atomic
-from .transcoder_files import load_transcoders
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .transcoder import Transcoders
+    from ..model.model import Model
+    from ..transcoders.transcoders import Transcoders
 
 DTYPE = "float16"
 TEXT_SEED = 2**63  # never a seed of training

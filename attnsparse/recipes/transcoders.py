@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import schedules, transcoder_card
-from .checkpoint import load
+from ..io.atomic import remove_stale
+from ..model.load import load
+from ..training import schedules
+from ..transcoders.options import TranscoderOptions
+from ..transcoders.save import save_transcoders
+from ..transcoders.trainer import TranscoderTrainer
+from . import transcoder_card
 from .demo_text import DemoText
-from .recipe_job import CHECKPOINTS, checkpoints_folder
-from .saving import remove_stale
-from .transcoder_options import TranscoderOptions
-from .transcoder_train import TranscoderTrainer
-from .transcoder_write import save_transcoders
+from .job import CHECKPOINTS, checkpoints_folder
 
 SETS = {"demo-dense-transcoders": "demo-dense", "demo-sparse-transcoders": "demo-sparse"}
 """Set -> embedded model that it belongs to."""

@@ -10,19 +10,14 @@ from typing import Any, TypeAlias
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from . import (
-    figures,
-    reproduce_addition,
-    reproduce_antonym,
-    reproduce_copy,
-    reproduce_curves,
-    tasks_prompts,
-)
-from .labels import checked_path
-from .model import Model
-from .progress import progress_bar
-from .reproduce_pair import Made, ModelLike, Pair, TranscodersLike, as_model, as_transcoders
-from .saving import write_atomic
+from .. import figures
+from .._display import progress_bar
+from ..io.atomic import write_atomic
+from ..items import checked_path
+from ..model.model import Model
+from ..tasks import prompts
+from . import addition, antonym, copy, curves
+from .pair import Made, ModelLike, Pair, TranscodersLike, as_model, as_transcoders
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 
@@ -68,7 +63,7 @@ def reproduce(
         folder.mkdir(parents=True, exist_ok=True)
         files: Files = {}
         for name in names:
-            made = reproduce_addition.make(adders) if name == "addition" else _OF_A_PAIR[name](pairs[name])
+            made = addition.make(adders) if name == "addition" else _OF_A_PAIR[name](pairs[name])
             for figure in made:
                 files |= _write(figure, folder, formats)
             if bar is not None:
@@ -128,7 +123,7 @@ def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Mode
         "sparse": as_model("addition-sparse" if sparse is None else sparse),
     }
     for model in models.values():
-        tasks_prompts.needs_addition(model._need_tokenizer())
+        prompts.needs_addition(model._need_tokenizer())
     return models
 
 
@@ -154,9 +149,9 @@ DENSE, CONTROL = "demo-dense", "demo-control"
 TRANSCODERS = ("demo-dense-transcoders", "demo-sparse-transcoders")
 _SPARSE = {"copy": "demo-sparse-max", "antonym": "demo-sparse", "curves": "demo-sparse-max"}
 _OF_A_PAIR: dict[str, Callable[[Pair], Iterable[Made]]] = {
-    "copy": reproduce_copy.make,
-    "antonym": reproduce_antonym.make,
-    "curves": reproduce_curves.make,
+    "copy": copy.make,
+    "antonym": antonym.make,
+    "curves": curves.make,
 }
 FIGURES = (*_OF_A_PAIR, "addition")
 """Names of the figures, as `reproduce` and the command take them."""

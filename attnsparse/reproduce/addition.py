@@ -12,15 +12,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from . import addition
-from .addition import DENSE_THRESHOLD, SUMS
-from .edge_figure import addition_figure
-from .labels import Head
-from .reproduce_pair import Made, wrapped
-from .tables import edges
+from ..figures.edges import addition_figure
+from ..items import Head
+from ..model.tables import edges
+from ..tasks import addition
+from ..tasks.addition import DENSE_THRESHOLD, SUMS
+from .pair import Made, wrapped
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model.model import Model
 
 _BATCH = 500
 _SEPARATES = 0.5  # an edge tells carry from no carry if its two fractions differ by at least this

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from . import reproduce_graph
-from .carriers import Carriers, find_carriers
-from .labels import token_label
-from .reproduce_pair import Made, Pair, wrapped
-from .sketch_figure import draw_sketch, n_drawn
+from ..circuits.entry_effects import Carriers, find_carriers
+from ..figures.entry_overview import draw_sketch, n_drawn
+from ..items import token_label
+from . import graph
+from .pair import Made, Pair, wrapped
 
 FRACTION = 0.8
 MOST = 36  # heads drawn of a model
@@ -43,13 +43,13 @@ def make(pair: Pair) -> list[Made]:
     if pair.transcoders is None:
         figure = draw_sketch(*found[DRAWN].values(), fraction=FRACTION, most=MOST, base=BASE)
         return [Made("antonym", figure, caption(found, len(reference)), tables)]
-    edges = reproduce_graph.find(pair.models, pair.transcoders)
-    figure = reproduce_graph.draw(edges, BASE)
+    edges = graph.find(pair.models, pair.transcoders)
+    figure = graph.draw(edges, BASE)
     text = (
-        f"{reproduce_graph.caption(edges, BASE)} Beside it, the entry ablated in one head at a time, and "
+        f"{graph.caption(edges, BASE)} Beside it, the entry ablated in one head at a time, and "
         f"what is kept if only the best heads keep theirs. {ablations(found, len(reference))}"
     )
-    return [Made("antonym", figure, wrapped(text), reproduce_graph.tables(edges, BASE) | tables)]
+    return [Made("antonym", figure, wrapped(text), graph.tables(edges, BASE) | tables)]
 
 
 def models_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from . import figures
-from .reproduce_pair import (
+from .. import figures
+from .pair import (
     FRACTION,
     RANKING_TEXT,
     Made,
@@ -21,9 +21,9 @@ from .reproduce_pair import (
 )
 
 if TYPE_CHECKING:
-    from .circuit import Circuit
-    from .model import Model
-    from .tasks_object import Task
+    from ..circuits.find import Circuit
+    from ..model.model import Model
+    from ..tasks.task import Task
 
 DRAWN = "zero"  # the ablation whose heads are drawn
 ABLATIONS = ("zero", "mean")

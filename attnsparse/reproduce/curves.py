@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .effect_figure import effect_curves, effect_limits
-from .figure_style import styled
-from .reproduce_pair import (
+from ..figures.effects import effect_curves, effect_limits
+from ..figures.style import styled
+from .pair import (
     FRACTION,
     RANKING_TEXT,
     STEPS,
@@ -25,7 +25,7 @@ from .reproduce_pair import (
 )
 
 if TYPE_CHECKING:
-    from .circuit import Circuit
+    from ..circuits.find import Circuit
 
 TASKS = {
     "copy": "Copy",

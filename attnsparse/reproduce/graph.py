@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from . import carriers
-from .feature_labels import describe_features
-from .graph_edge import (
+from ..circuits import entry_effects
+from ..figures.graph_overview import LEAST_ARROW, LEAST_BOX, graph_sketch
+from ..graphs.graph import Graph
+from ..graphs.groups import MOST as IN_LAYERS
+from ..graphs.groups import Group, influences
+from ..graphs.word_effect import (
     TOP,
     GroupEdge,
     arrows_table,
@@ -19,13 +22,10 @@ from .graph_edge import (
     groups_table,
     heads_table,
 )
-from .graph_groups import MOST as IN_LAYERS
-from .graph_groups import Group, influences
-from .graph_object import Graph
-from .groups_figure import LEAST_ARROW, LEAST_BOX, graph_sketch
-from .labels import token_label
-from .model import Model
-from .transcoder import Transcoders
+from ..items import token_label
+from ..model.model import Model
+from ..transcoders.labels import describe_features
+from ..transcoders.transcoders import Transcoders
 
 FRACTION = 0.8
 FEATURES = 20  # of each group in the table of features
@@ -77,7 +77,9 @@ def features_table(found: GroupEdge, base: int) -> pd.DataFrame:
     features = graph.origin[0].features
     shown = {name: _strongest(group, graph, total) for name, group in found.groups.items()}
     keys = {(int(graph.layer[i]), int(graph.feature[i])) for nodes in shown.values() for i in nodes}
-    prompts = [carriers.PROMPT.replace(carriers.KEY, word) for word in carriers.wrong_words("")]
+    prompts = [
+        entry_effects.PROMPT.replace(entry_effects.KEY, word) for word in entry_effects.wrong_words("")
+    ]
     labels = describe_features(
         features.run.model, features.transcoders, prompts, sorted(keys), progress=False
     )

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import pandas as pd
 
-from . import effects, tasks
-from .checkpoint import load
-from .circuit import find_circuit
-from .circuit_ratio import Ratio, needed_ratio
-from .model import Model
-from .transcoder import Transcoders
-from .transcoder_files import load_transcoders
+from .. import tasks
+from ..circuits import effects
+from ..circuits.find import find_circuit
+from ..circuits.ratio import Ratio, needed_ratio
+from ..model.load import load
+from ..model.model import Model
+from ..transcoders.load import load_transcoders
+from ..transcoders.transcoders import Transcoders
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .circuit import Circuit
-    from .tasks_object import Task
+    from ..circuits.find import Circuit
+    from ..tasks.task import Task
 
 FRACTION = 0.9
 PROMPTS = 40  # of each task, half of them to rank on

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import randomness, tasks_prompts
-from .arguments import checked_object
-from .tasks_build import build
-from .tasks_files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
-from .tasks_metrics import (
+from .. import _random
+from .._check import checked_object
+from ..model.tokenizer import Tokenizer
+from . import prompts
+from .builder import build
+from .files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
+from .metrics import (
     kl_divergence,
     last_logits,
     log_probability,
@@ -24,8 +26,7 @@ from .tasks_metrics import (
     rank,
     top1,
 )
-from .tasks_object import METRICS, Task
-from .tokenizer import Tokenizer
+from .task import METRICS, Task
 
 __all__ = [
     "METRICS",
@@ -47,7 +48,7 @@ __all__ = [
     "write_prompts_json",
 ]
 
-TASKS = tuple(tasks_prompts.BUILDERS)
+TASKS = tuple(prompts.BUILDERS)
 """Names of the tasks that `make_task` knows."""
 
 
@@ -79,17 +80,17 @@ def make_task(
     cuts into other tokens; TypeError for options that the task does not have and for other tokenizers.
     """
     checked_object(tokenizer, Tokenizer, "tokenizer")
-    if name not in tasks_prompts.BUILDERS:
+    if name not in prompts.BUILDERS:
         raise ValueError(f"there is no task {name!r:.60}; tasks are {', '.join(TASKS)}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a whole number of at least 1, got {n!r:.60}")
     if name == "addition":
-        tasks_prompts.needs_addition(tokenizer)
-    seed = randomness.checked_seed(seed)
-    drafts = tasks_prompts.drafts(name, n, seed, options)
+        prompts.needs_addition(tokenizer)
+    seed = _random.checked_seed(seed)
+    drafts = prompts.drafts(name, n, seed, options)
     return build(
         name,
-        tasks_prompts.BUILDERS[name].metric,
+        prompts.BUILDERS[name].metric,
         drafts,
         tokenizer,
         seed=seed,

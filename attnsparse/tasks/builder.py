@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from . import randomness
-from .tasks_object import USE, Draft, Task, unequal
-from .tokenizer import Tokenizer
+from .. import _random
+from ..model.tokenizer import Tokenizer
+from .task import USE, Draft, Task, unequal
 
 # After these a word begins with a space: letters, digits, closing signs, a quotation mark that closes.
 _SPACE_FOLLOWS = re.compile(r"""(?:[^\W_]|[,.;:!?)\]}%…’”»]|(?<=[\w,.;:!?)\]}%…])["'`])$""")
@@ -96,7 +96,7 @@ def _positions(
 def halves(n: int, seed: int) -> np.ndarray:
     """Which of n prompts are for ranking: bool [n], half of them (the larger one), drawn by `seed`."""
     chosen = np.zeros(n, bool)
-    chosen[randomness.permutation(n, seed, USE, 0, 1)[: (n + 1) // 2]] = True
+    chosen[_random.permutation(n, seed, USE, 0, 1)[: (n + 1) // 2]] = True
     return chosen
 
 

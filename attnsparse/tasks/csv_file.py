@@ -8,9 +8,9 @@ import os
 from collections import Counter
 from typing import NoReturn
 
-from .errors import FormatError, located, quoted
-from .limits import Limits
-from .regular_file import read_small
+from ..errors import FormatError, located, quoted
+from ..io.limits import Limits
+from ..io.regular_file import read_small
 
 
 def read_csv(path: str | os.PathLike[str], limits: Limits) -> dict[str, list[str]]:

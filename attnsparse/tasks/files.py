@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .arguments import checked_object
-from .errors import FormatError, located, quoted
-from .labels import checked_flag
-from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import read_small
-from .saving import write_atomic
-from .strict_json import parse_object, shown
-from .tasks_build import build
-from .tasks_csv import read_csv
-from .tasks_layouts import ALWAYS, LAYOUTS, Columns, Refuse, read_rows, recognised
-from .tasks_mib import flattened, is_nested
-from .tasks_object import HALVES, Draft, Task
-from .tokenizer import Tokenizer
+from .._check import checked_object
+from ..errors import FormatError, located, quoted
+from ..io.atomic import write_atomic
+from ..io.limits import DEFAULT_LIMITS, Limits
+from ..io.regular_file import read_small
+from ..io.strict_json import parse_object, shown
+from ..items import checked_flag
+from ..model.tokenizer import Tokenizer
+from .builder import build
+from .csv_file import read_csv
+from .layouts import ALWAYS, LAYOUTS, Columns, Refuse, read_rows, recognised
+from .mib import flattened, is_nested
+from .task import HALVES, Draft, Task
 
 if TYPE_CHECKING:
     import pandas as pd

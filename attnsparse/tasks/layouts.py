@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arguments import is_missing
-from .errors import quoted
-from .tasks_object import Draft
-from .tokenizer import Tokenizer
+from .._check import is_missing
+from ..errors import quoted
+from ..model.tokenizer import Tokenizer
+from .task import Draft
 
 YEARS = tuple(f"{year:02d}" for year in range(100))
 _AS_IT_STANDS = "a CSV stays text with pandas.read_csv(..., dtype=str, keep_default_na=False)"

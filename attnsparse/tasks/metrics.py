@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .tasks_object import Task
+from .task import Task
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model.model import Model
 
 
 def last_logits(model: Model, task: Task, corrupted: bool = False) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arguments import is_missing
-from .tasks_layouts import Columns, Refuse, exact_integer
+from .._check import is_missing
+from .layouts import Columns, Refuse, exact_integer
 
 _ENDING = "_counterfactual"
 

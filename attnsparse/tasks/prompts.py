@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from . import addition, randomness
-from . import demo_words as words
-from .tasks_object import USE, Draft
-from .tokenizer import Tokenizer
+from .. import _random
+from ..model.tokenizer import Tokenizer
+from . import addition, words
+from .task import USE, Draft
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Draws:
 def _numbers(seed: int, task: int) -> Iterator[int]:
     block = 0
     while True:
-        yield from randomness.raw(4096, seed, USE, task, 2 + block).tolist()
+        yield from _random.raw(4096, seed, USE, task, 2 + block).tolist()
         block += 1
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .html_table import escaped
-from .labels import whole_number
-from .tokenizer import Tokenizer
+from .._display import escaped
+from ..items import whole_number
+from ..model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pandas as pd

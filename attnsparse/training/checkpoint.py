@@ -12,14 +12,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ._version import __version__
-from .config import Config
-from .engine import core_for
-from .errors import CheckpointError, FormatError, located, quoted
-from .limits import DEFAULT_LIMITS
-from .regular_file import RegularFile
-from .training_file import Entry
-from .training_options import TrainingOptions
+from .._engine import core_for
+from .._version import __version__
+from ..errors import CheckpointError, FormatError, located, quoted
+from ..io.limits import DEFAULT_LIMITS
+from ..io.regular_file import RegularFile
+from ..io.training_file import Entry
+from ..model.config import Config
+from .options import TrainingOptions
 
 RESULTS = ("loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm")
 MOST_MULTIPLIER = 1e15

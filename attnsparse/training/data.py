@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from . import randomness
-from .checksums import update
-from .training_column import BLOCK, Column, blocks_of
+from .. import _random
+from ..io.checksums import update
+from .column import BLOCK, Column, blocks_of
 
 IGNORED = -100  # a target that does not count, as other libraries mark it
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -85,7 +85,7 @@ class TokenData:
         self._tokens = _token_column(tokens)
         self._weights = None if loss_weights is None else _weight_column(loss_weights, len(self._tokens))
         self.length, self.batch_size = _count("length", length), _count("batch", batch)
-        self.seed = randomness.checked_seed(seed)
+        self.seed = _random.checked_seed(seed)
         if len(self._tokens) <= self.length:
             raise ValueError(
                 f"{len(self._tokens):,} tokens are too few for windows of {self.length:,} and one more"
@@ -124,7 +124,7 @@ class TokenData:
 
     def batch(self, step: int, micro: int = 0) -> Batch:
         """See `Data.batch`; N = batch * length."""
-        draws = randomness.raw(self.batch_size, self.seed, randomness.BATCHES, step, micro)
+        draws = _random.raw(self.batch_size, self.seed, _random.BATCHES, step, micro)
         begin = (draws % np.uint64(len(self._tokens) - self.length)).astype(np.int64)
         rows = (begin[:, None] + np.arange(self.length)).reshape(-1)
         offsets = np.arange(self.batch_size + 1, dtype=np.int64) * self.length
@@ -161,7 +161,7 @@ class SequenceData:
         self._weights = np.concatenate([_sequence_weights(w, len(row)) for w, row in zip(weights, rows)])
         self._targets, self._target_weights = _shifted(self._tokens, self._weights, self._begin)
         self.batch_size = _count("batch", batch)
-        self.seed = randomness.checked_seed(seed)
+        self.seed = _random.checked_seed(seed)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         arrays = (self._tokens, self._weights, self._lengths)
         self._digest = _digest(self.describe(), *(blocks_of(array) for array in arrays))
@@ -202,7 +202,7 @@ class SequenceData:
         if (epoch, micro) not in self._orders:
             if len(self._orders) >= 64:
                 self._orders.clear()
-            order = randomness.permutation(len(self._lengths), self.seed, randomness.EPOCHS, epoch, micro)
+            order = _random.permutation(len(self._lengths), self.seed, _random.EPOCHS, epoch, micro)
             self._orders[epoch, micro] = order
         return self._orders[epoch, micro]
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .._random import checked_seed
 from . import options_fields, schedules
 from .options_fields import check_range, checked_number, turning_steps
-from .randomness import checked_seed
 from .schedules import Constant, PerLayer, Schedule
 
 # Defaults; frozen, so one value may serve all.

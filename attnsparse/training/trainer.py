@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import training_file
-from . import training_state as state
-from .arguments import checked_object
-from .engine import core_for
-from .labels import checked_path, valid_text
-from .model import Model
+from .._check import checked_object
+from .._display import progress_bar
+from .._engine import core_for
+from ..io import training_file
+from ..io.atomic import remove_stale, write_atomic
+from ..items import checked_path, valid_text
+from ..model.model import Model
+from . import checkpoint as state
+from .checkpoint import RESULTS
+from .data import Batch, Data, settled
 from .one_thread import OneThread
-from .progress import progress_bar
-from .saving import remove_stale, write_atomic
-from .training_data import Batch, Data, settled
-from .training_options import TrainingOptions
-from .training_state import RESULTS
+from .options import TrainingOptions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .arguments import checked_layer
-from .errors import ConfigError, NonFiniteError
+from .._check import checked_layer
+from ..errors import ConfigError, NonFiniteError
 
 
 @dataclass(frozen=True, eq=False)

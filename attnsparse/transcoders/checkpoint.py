@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .errors import CheckpointError, located, quoted
-from .training_file import Entry
-from .training_state import build, check_finite
-from .transcoder_options import TranscoderOptions
+from ..errors import CheckpointError, located, quoted
+from ..io.training_file import Entry
+from ..training.checkpoint import build, check_finite
+from .options import TranscoderOptions
 
 if TYPE_CHECKING:
-    from .transcoder_train import TranscoderTrainer
+    from .trainer import TranscoderTrainer
 
 KIND = "transcoder training"
 WEIGHTS = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")

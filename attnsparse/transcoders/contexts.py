@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batch import Batch
-from .engine import checked_threads, core_for
-from .run import compute_run
-from .transcoder_features import _Weights, absent_layers
+from .._engine import checked_threads, core_for
+from ..model.batch import Batch
+from ..model.run import compute_run
+from .features import _Weights, absent_layers
 
 if TYPE_CHECKING:
-    from .model import Model
-    from .transcoder import Transcoders
+    from ..model.model import Model
+    from .transcoders import Transcoders
 
 GROUP_TOKENS = 2048  # of the prompts that are run together
 _BLOCK_BYTES = 64 * 2**20  # logits that are looked at together

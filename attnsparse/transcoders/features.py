@@ -11,22 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batch import Batch, as_batch
-from .engine import checked_threads, core_for
-from .errors import ConfigError
-from .gradients import loss_targets, loss_weights
-from .html_table import SHOWN, html_table
-from .interventions import compile_interventions
-from .labels import checked_base, token_label
-from .progress import progress_bar
-from .run import DEFAULT_MAX_BYTES, PRESETS, Run, as_names, as_reals, checked_bytes, compute_run
-from .transcoder_arrays import layers_text
+from .._display import SHOWN, html_table, progress_bar
+from .._engine import checked_threads, core_for
+from ..errors import ConfigError
+from ..items import checked_base, token_label
+from ..model.batch import Batch, as_batch
+from ..model.gradients import loss_targets, loss_weights
+from ..model.interventions import compile_interventions
+from ..model.run import DEFAULT_MAX_BYTES, PRESETS, Run, as_names, as_reals, checked_bytes, compute_run
+from .arrays import layers_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .model import Model
-    from .transcoder import Transcoders
+    from ..model.model import Model
+    from .transcoders import Transcoders
 
 RECORDED = (
     "pattern", "ln1_scale", "ln2_scale", "ln_final_scale", "ln2_normalized", "embed", "pos_embed",

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import checked_object
-from .checkpoint_files import MODELS_FOLDER
-from .errors import FormatError, located, quoted
-from .feature_labels import FeatureLabels, Key
-from .graph_json import cantor, shortest
-from .labels import checked_path
-from .limits import DEFAULT_LIMITS, Limits
-from .paired_file import Kind, fail
-from .regular_file import read_small
-from .saving import write_atomic
-from .strict_json import parse_object, shown
-from .text_bytes import compact_json, text_bytes
+from .._check import checked_object
+from ..errors import FormatError, located, quoted
+from ..graphs.neuronpedia_write import cantor, shortest
+from ..io.atomic import write_atomic
+from ..io.limits import DEFAULT_LIMITS, Limits
+from ..io.paired_file import Kind, fail
+from ..io.regular_file import read_small
+from ..io.strict_json import parse_object, shown
+from ..io.text_bytes import compact_json, text_bytes
+from ..items import checked_path
+from ..model.locate import MODELS_FOLDER
+from .labels import FeatureLabels, Key
 
 KIND = Kind("feature labels", 1)
 LABELS = ("labels.json", "labels.csv")  # in a folder of transcoders

@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import checked_object
-from .batch import prompt_groups
-from .feature_contexts import GROUP_TOKENS, Collector, Table, promoted_tokens
-from .html_table import SHOWN, html_table
-from .labels import token_label, whole_number
-from .progress import progress_bar
-from .run import DEFAULT_MAX_BYTES, checked_bytes
-from .tokenizer import token_texts
-from .transcoder import Transcoders
+from .._check import checked_object
+from .._display import SHOWN, html_table, progress_bar
+from ..items import token_label, whole_number
+from ..model.batch import prompt_groups
+from ..model.run import DEFAULT_MAX_BYTES, checked_bytes
+from ..model.tokenizer import token_texts
+from .contexts import GROUP_TOKENS, Collector, Table, promoted_tokens
+from .transcoders import Transcoders
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .model import Model
+    from ..model.model import Model
 
 Key = tuple[int, int]
 
@@ -211,7 +210,7 @@ class FeatureLabels(Mapping[Key, str]):
         contexts: keep only so many of each feature, for a small file. `load_feature_labels` reads both; a CSV
         gives labels alone. Raises ValueError for another ending, OSError.
         """
-        from .feature_label_files import save_feature_labels
+        from .label_files import save_feature_labels
 
         save_feature_labels(self, path, contexts)
 
@@ -229,7 +228,7 @@ def checked_labels(
     a path.
     """
     if isinstance(labels, (str, os.PathLike)):
-        from .feature_label_files import load_feature_labels
+        from .label_files import load_feature_labels
 
         labels = load_feature_labels(labels)
     if not isinstance(labels, Mapping):

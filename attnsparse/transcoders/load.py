@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import transcoder_circuit_tracer, transcoder_clt_forge, transcoder_saelens, transcoder_torch
-from .checkpoint_files import MODELS_FOLDER
-from .errors import ConfigError, FormatError, located
-from .folder_commit import read_whole
-from .labels import checked_flag, checked_path, name_of
-from .limits import DEFAULT_LIMITS, Limits, checked_limits
-from .transcoder import Transcoders
-from .transcoder_layout import INPUT_HOOKS, MLP_IN, NORMALIZED, RESID_MID, StoredSet, check_size
-from .transcoder_source import InputChange, StoredWeights
+from ..errors import ConfigError, FormatError, located
+from ..io.folder_commit import read_whole
+from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
+from ..items import checked_flag, checked_path, name_of
+from ..model.locate import MODELS_FOLDER
+from .formats import circuit_tracer, clt_forge, dunefsky, saelens
+from .formats.layout import INPUT_HOOKS, MLP_IN, NORMALIZED, RESID_MID, StoredSet, check_size
+from .stored import InputChange, StoredWeights
+from .transcoders import Transcoders
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model.model import Model
 
-_CONFIG = transcoder_circuit_tracer.CONFIG
+_CONFIG = circuit_tracer.CONFIG
 # in this order; the first that finds its files decides
-_READERS = (transcoder_clt_forge, transcoder_circuit_tracer, transcoder_saelens, transcoder_torch)
+_READERS = (clt_forge, circuit_tracer, saelens, dunefsky)
 _VERIFIED_ROWS = 1024
 
 
@@ -129,14 +129,14 @@ def _read(path: Path, limits: Limits) -> StoredSet:
             if reader.is_here(path):
                 return reader.read(path, limits)
         text = (
-            f"no transcoders in this folder; looked for {transcoder_clt_forge.CONFIG}, {_CONFIG}, "
-            f"layer_0.safetensors, W_enc_0.safetensors, {transcoder_saelens.CONFIG} in folders, .pt files"
+            f"no transcoders in this folder; looked for {clt_forge.CONFIG}, {_CONFIG}, "
+            f"layer_0.safetensors, W_enc_0.safetensors, {saelens.CONFIG} in folders, .pt files"
         )
         raise FileNotFoundError(errno.ENOENT, text, os.fspath(path))
     if path.suffix in (".yaml", ".yml"):
-        return transcoder_circuit_tracer.read(path, limits)
+        return circuit_tracer.read(path, limits)
     if path.suffix == ".pt":
-        return transcoder_torch.read(path, limits)
+        return dunefsky.read(path, limits)
     text = "not a kind of file that describes a set; give the folder, or a .yaml or .pt file"
     raise located(FormatError, "magic", path, text)
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import options_fields, schedules
-from .options_fields import check_range, checked_number, turning_steps
-from .randomness import checked_seed
-from .schedules import Constant, PerLayer, Schedule
+from .._random import checked_seed
+from ..training import options_fields, schedules
+from ..training.options_fields import check_range, checked_number, turning_steps
+from ..training.schedules import Constant, PerLayer, Schedule
 
 AUX_K = 8  # see TranscoderOptions.aux_k
 START_L0 = 16.0  # see TranscoderOptions.threshold

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from .labels import checked_flag, checked_path
-from .safetensors_file import safetensors_header
-from .saving import File, write_together
-from .tensor_source import TensorInfo
-from .transcoder import Transcoders
-from .transcoder_arrays import layers_text
-from .transcoder_circuit_tracer import N_FEATURES
+from ..io.atomic import File, write_together
+from ..io.safetensors_file import safetensors_header
+from ..io.tensor_source import TensorInfo
+from ..items import checked_flag, checked_path
+from .arrays import layers_text
+from .formats.circuit_tracer import N_FEATURES
+from .transcoders import Transcoders
 
 _BLOCK_VALUES = 2**21
 _NEVER_ACTIVE = -(2.0**15)  # a pre-activation, in every dtype

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import randomness
-from .errors import ConfigError
+from .. import _random
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from .transcoder import Transcoders
+    from .transcoders import Transcoders
 
 NEAR = 0.6
 """A feature is active where the input, centred, reaches this share of its own row along that row."""
@@ -40,7 +40,7 @@ def first_weights(
     x, y = x - mean_x, y - mean_y
     pairs = np.concatenate([rows / max(math.sqrt((rows**2).mean()), 1e-30) for rows in (x, y)], axis=1)
     chosen = spread_rows(pairs.astype(np.float32), n_features, seed, layer)
-    random = randomness.normal((2, n_features, x.shape[1]), seed, randomness.TRANSCODERS, layer)
+    random = _random.normal((2, n_features, x.shape[1]), seed, _random.TRANSCODERS, layer)
     read, written = random / np.linalg.norm(random, axis=-1, keepdims=True)
     n = len(chosen)
     size, length = (np.maximum(np.linalg.norm(rows[chosen], axis=1, keepdims=True), 1e-30) for rows in (x, y))
@@ -78,7 +78,7 @@ def _best_gain(
 def spread_rows(rows: np.ndarray, n: int, seed: int, layer: int) -> np.ndarray:
     """Numbers of `n` rows [N, E] far from each other and from 0 (int64, in the order they were drawn); fewer
     if fewer are different."""
-    draws = randomness.raw(n, seed, randomness.TRANSCODERS, layer, 1) / 2.0**64
+    draws = _random.raw(n, seed, _random.TRANSCODERS, layer, 1) / 2.0**64
     nearest = np.einsum("ij,ij->i", rows, rows).astype(np.float64)
     chosen: list[int] = []
     for draw in draws:

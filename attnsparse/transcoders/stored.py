@@ -15,13 +15,13 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from .errors import ConfigError, FormatError, NonFiniteError, located, quoted
-from .limits import Limits
-from .npz_file import NpzFile
-from .safetensors_file import SafetensorsFile
-from .tensor_source import FLOAT_TYPES, FileSource
-from .torch_file import TorchFile
-from .transcoder_arrays import Encoder, covered_layer
+from ..errors import ConfigError, FormatError, NonFiniteError, located, quoted
+from ..io.limits import Limits
+from ..io.npz_file import NpzFile
+from ..io.safetensors_file import SafetensorsFile
+from ..io.tensor_source import FLOAT_TYPES, FileSource
+from ..io.torch_file import TorchFile
+from .arrays import Encoder, covered_layer
 
 _CHECKED_VALUES = 2**20  # looked at together when searching for NaN
 

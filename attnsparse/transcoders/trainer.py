@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import training_file
-from . import transcoder_train_state as state
-from .arguments import checked_object
-from .engine import checked_threads, core_for
-from .labels import checked_path
-from .model import Model
-from .one_thread import OneThread
-from .progress import progress_bar
-from .saving import remove_stale
-from .training_data import Data
-from .training_state import warn_of_other_build
-from .transcoder import ArraySource, Transcoders
-from .transcoder_options import START_L0, TranscoderOptions
-from .transcoder_start import check_start, common_threshold, first_weights, weights_of
-from .transcoder_train_state import RESULTS, WEIGHTS
+from .._check import checked_object
+from .._display import progress_bar
+from .._engine import checked_threads, core_for
+from ..io import training_file
+from ..io.atomic import remove_stale
+from ..items import checked_path
+from ..model.model import Model
+from ..training.checkpoint import warn_of_other_build
+from ..training.data import Data
+from ..training.one_thread import OneThread
+from . import checkpoint as state
+from .checkpoint import RESULTS, WEIGHTS
+from .options import START_L0, TranscoderOptions
+from .start import check_start, common_threshold, first_weights, weights_of
+from .transcoders import ArraySource, Transcoders
 
 if TYPE_CHECKING:
     import pandas as pd

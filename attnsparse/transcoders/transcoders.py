@@ -20,25 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import checked_layer, checked_object
-from .errors import ConfigError, quoted
-from .html_table import html_table
-from .model import Model
-from .run import DEFAULT_MAX_BYTES, Run
-from .transcoder_arrays import (
-    ArraySource,
-    Encoder,
-    Source,
-    check_array,
-    check_encoder,
-    layers_text,
-    shape_text,
-)
+from .._check import checked_layer, checked_object
+from .._display import html_table
+from ..errors import ConfigError, quoted
+from ..model.model import Model
+from ..model.run import DEFAULT_MAX_BYTES, Run
+from .arrays import ArraySource, Encoder, Source, check_array, check_encoder, layers_text, shape_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .transcoder_features import Features
+    from .features import Features
 
 KINDS = ("transcoder_set", "cross_layer_transcoder")
 ACTIVATIONS = ("relu", "jump_relu", "topk")
@@ -219,7 +211,7 @@ class Transcoders:
         Raises ConfigError if these do not fit the model; ValueError for several prompts, for activations that
         are not finite and as `Model.run` does; RuntimeError if the weights changed after a given run.
         """
-        from .transcoder_features import find_features
+        from .features import find_features
 
         return find_features(self, model, prompt, prepend_bos, record, max_bytes, threads, progress)
 
@@ -247,7 +239,7 @@ class Transcoders:
         mlp_pre and mlp_post to record; record="all" leaves them out. The other arguments, what is returned
         and what is raised: as `Model.run` and `features`.
         """
-        from .transcoder_features import replacement_run
+        from .features import replacement_run
 
         options = (record, logits, edge_threshold, max_bytes, threads)
         return replacement_run(self, model, prompts, errors, prepend_bos, ablate, patch, *options)
@@ -271,7 +263,7 @@ class Transcoders:
         with all these MLPs replaced, in nats, weighted as `Model.gradients` does with targets and loss_mask.
         Raises as `features`.
         """
-        from .transcoder_features import evaluate
+        from .features import evaluate
 
         return evaluate(self, model, prompts, targets, loss_mask, prepend_bos, threads, progress)
 

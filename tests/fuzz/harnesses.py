@@ -19,18 +19,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
-from attnsparse import checkpoint, circuit_file, graph_file, training_file
-from attnsparse.config import Config
-from attnsparse.config_layouts import hugging_face_config, read_config
+from attnsparse.circuits import circuit_file
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.npz_file import NpzFile
-from attnsparse.safetensors_file import SafetensorsFile
-from attnsparse.strict_json import parse_object
-from attnsparse.strict_yaml import read_yaml
-from attnsparse.tensor_source import FLOAT_TYPES, FileSource
-from attnsparse.tokenizer import Tokenizer
-from attnsparse.torch_file import TorchFile
-from attnsparse.transcoder_files import load_transcoders
+from attnsparse.graphs import graph_file
+from attnsparse.io import training_file
+from attnsparse.io.npz_file import NpzFile
+from attnsparse.io.safetensors_file import SafetensorsFile
+from attnsparse.io.strict_json import parse_object
+from attnsparse.io.strict_yaml import read_yaml
+from attnsparse.io.tensor_source import FLOAT_TYPES, FileSource
+from attnsparse.io.torch_file import TorchFile
+from attnsparse.model import load as checkpoint
+from attnsparse.model.config import Config
+from attnsparse.model.hf_config import hugging_face_config, read_config
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.transcoders.load import load_transcoders
 
 from . import mutators, seeds
 from .seeds import folder, pack, place, unpack

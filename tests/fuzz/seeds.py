@@ -16,9 +16,9 @@ import tiny_transcoders
 import torch_by_hand
 from safetensors_by_hand import from_arrays
 
-from attnsparse import training_file
-from attnsparse.config_layouts import hugging_face_config
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.io import training_file
+from attnsparse.model.hf_config import hugging_face_config
+from attnsparse.model.tokenizer import Tokenizer
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

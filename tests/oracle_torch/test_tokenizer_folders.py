@@ -10,7 +10,7 @@ import tokenizers
 import transformers
 from reliability import report
 
-from attnsparse.tokenizer import Tokenizer
+from attnsparse.model.tokenizer import Tokenizer
 
 N_FOLDERS = int(os.environ.get("ATTNSPARSE_TOKENIZER_FOLDERS", "150"))
 SIGNS = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

@@ -17,9 +17,9 @@ import tiny_checkpoints as tiny  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from attnsparse import checkpoint  # noqa: E402
 from attnsparse.errors import FormatError, UnsafeFileError  # noqa: E402
-from attnsparse.torch_file import TorchFile  # noqa: E402
+from attnsparse.io.torch_file import TorchFile  # noqa: E402
+from attnsparse.model import load as checkpoint  # noqa: E402
 
 
 def assert_read_alike(path, state):

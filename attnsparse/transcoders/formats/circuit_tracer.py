@@ -26,11 +26,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, FormatError, located, quoted
-from .limits import Limits
-from .strict_json import shown
-from .strict_yaml import read_yaml
-from .transcoder_layout import (
+from ...errors import ConfigError, FormatError, located, quoted
+from ...io.limits import Limits
+from ...io.strict_json import shown
+from ...io.strict_yaml import read_yaml
+from ..stored import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
+from .layout import (
     CROSS_LAYER,
     SET,
     Names,
@@ -46,7 +47,6 @@ from .transcoder_layout import (
     text_value,
     whole,
 )
-from .transcoder_source import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
 
 CONFIG = "config.yaml"
 _KEYS = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan", "scan_name",

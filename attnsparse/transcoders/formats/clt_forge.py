@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError, located
-from .limits import Limits
-from .regular_file import read_small
-from .strict_json import parse_object, shown
-from .transcoder_layout import CROSS_LAYER, NORMALIZED, SET, StoredSet, add_layer, text_value, whole
-from .transcoder_source import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
+from ...errors import ConfigError, located
+from ...io.limits import Limits
+from ...io.regular_file import read_small
+from ...io.strict_json import parse_object, shown
+from ..stored import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
+from .layout import CROSS_LAYER, NORMALIZED, SET, StoredSet, add_layer, text_value, whole
 
 CONFIG, WEIGHTS = "clt_cfg.json", "clt_weights.safetensors"
 _RANK_FILE = re.compile(r"rank(0|[1-9]\d{0,3})_clt_weights\.safetensors")

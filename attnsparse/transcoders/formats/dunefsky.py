@@ -24,10 +24,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, located
-from .limits import Limits
-from .pickle_data import Record
-from .transcoder_layout import (
+from ...errors import ConfigError, located
+from ...io.limits import Limits
+from ...io.pickle_data import Record
+from ..stored import Row, StoredLayer, WeightFile
+from .layout import (
     NORMALIZED,
     Names,
     StoredSet,
@@ -39,7 +40,6 @@ from .transcoder_layout import (
     text_value,
     whole,
 )
-from .transcoder_source import Row, StoredLayer, WeightFile
 
 _RECORDS = frozenset(("sae_training.config.LanguageModelSAERunnerConfig",))
 _NAMES = Names("W_enc", "W_dec", "b_enc", "b_dec_out", "", "")

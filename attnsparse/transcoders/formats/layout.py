@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import ConfigError, located, quoted
-from .limits import Limits
-from .strict_json import shown
-from .transcoder_arrays import layers_text
-from .transcoder_source import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
+from ...errors import ConfigError, located, quoted
+from ...io.limits import Limits
+from ...io.strict_json import shown
+from ..arrays import layers_text
+from ..stored import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
 
 SET, CROSS_LAYER = "transcoder_set", "cross_layer_transcoder"
 NORMALIZED, RESID_MID, MLP_IN = "ln2.hook_normalized", "hook_resid_mid", "mlp.hook_in"

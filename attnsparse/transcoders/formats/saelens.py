@@ -15,11 +15,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, located, quoted
-from .limits import Limits
-from .regular_file import read_small
-from .strict_json import parse_object, shown
-from .transcoder_layout import (
+from ...errors import ConfigError, located, quoted
+from ...io.limits import Limits
+from ...io.regular_file import read_small
+from ...io.strict_json import parse_object, shown
+from ..stored import StoredLayer, WeightFile
+from .layout import (
     NORMALIZED,
     Names,
     StoredSet,
@@ -32,7 +33,6 @@ from .transcoder_layout import (
     text_value,
     whole,
 )
-from .transcoder_source import StoredLayer, WeightFile
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _NAMES = Names("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
