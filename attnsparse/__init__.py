@@ -1,5 +1,6 @@
 """attnsparse: which attention heads, and which attention edges, do the work in a GPT-2-class model."""
 
+from . import circuits, graphs, model, tasks, training, transcoders
 from ._engine import build_info, get_num_threads, set_num_threads
 from ._version import __version__
 from .circuits.find import Circuit, find_circuit, load_circuit
@@ -92,18 +93,16 @@ __all__ = [
 ]
 
 
-# They import matplotlib or pandas, so each is imported when first used.
-_MODULES = (
-    "carriers", "effects", "evaluation", "figures", "graph_edge", "recipes", "schedules", "tables", "tasks",
-)  # fmt: skip
+# Packages of figures and recipes import matplotlib, so each is imported when first used.
+_LATE = ("figures", "recipes", "reproduce")
 
 
 def __dir__():
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_LATE})
 
 
 def __getattr__(name: str):
-    if name in _MODULES:
+    if name in _LATE:
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

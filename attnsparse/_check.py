@@ -14,7 +14,7 @@ _MADE_BY = {
     "Features": "transcoders.features",
     "FeatureLabels": "asp.describe_features",
     "Graph": "asp.attribution_graph",
-    "GroupEdge": "asp.graph_edge.find_group_edge",
+    "GroupEdge": "asp.graphs.find_group_edge",
     "Model": "asp.load",
     "Task": "make_task",
     "Tokenizer": "model.tokenizer",

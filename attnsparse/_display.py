@@ -1,13 +1,19 @@
-"""A progress bar for long calls: on stderr, in terminals and notebooks only unless asked for."""
+"""How long calls show their progress, and how objects with a table are shown in notebooks."""
 
 from __future__ import annotations
 
 import contextlib
+import html
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .errors import printable
 from .items import shortened
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = 12  # rows of a table in a notebook
 _SIGNS = 40  # of what is counted, which may be the name of a model
 
 
@@ -30,3 +36,21 @@ def progress_bar(progress: bool | None, total: int, text: str, unit: str, initia
 def _in_notebook() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__module__.startswith("ipykernel")
+
+
+def html_table(shown: object, table: pd.DataFrame) -> str:
+    """The repr of an object above the first SHOWN rows of its table, as HTML."""
+    return f"<p>{escaped(repr(shown))}</p>" + printable_table(table.head(SHOWN)).to_html(index=False)
+
+
+def escaped(text: str) -> str:
+    """Text as a part of HTML: no markup in it counts, and what cannot be shown is escaped."""
+    return html.escape(printable(text))
+
+
+def printable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy with `printable` texts in cells and column names, for a page or a terminal."""
+    shown = table.copy()
+    for name in shown.select_dtypes(exclude=["number", "bool"]).columns:
+        shown[name] = [printable(cell) if isinstance(cell, str) else cell for cell in shown[name]]
+    return shown.rename(columns=printable)

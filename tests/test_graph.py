@@ -444,7 +444,7 @@ def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
         (lambda: asp.attribution_graph(model, "demo-sparse-transcoders", PROMPT), "transcoders", "str"),
         (lambda: asp.attribution_graph(PROMPT, model, transcoders), "model", "ndarray"),
         (lambda: asp.attribution_graph(transcoders, model, PROMPT), "model", "Transcoders"),
-        (lambda: asp.graph_edge.find_group_edge(transcoders, model, wrong=["a"]), "model", "Transcoders"),
+        (lambda: asp.graphs.find_group_edge(transcoders, model, wrong=["a"]), "model", "Transcoders"),
         (lambda: asp.describe_features(transcoders, model, [PROMPT]), "transcoders", "Model"),
         (lambda: asp.describe_features(model, transcoders, [PROMPT], window=5), "window", "5"),
         (lambda: asp.tasks.make_task("copy", model), "tokenizer", "Model"),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ..items import Head, checked_base
 from ..model import tables
@@ -21,6 +20,8 @@ from ..tasks.task import Draft
 from . import effects
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..model.model import Model
     from ..model.run import Run
     from ..tasks.task import Task
@@ -79,6 +80,8 @@ class Carriers:
     def to_pandas(self, base: int = 0) -> pd.DataFrame:
         """One row per head: rank, layer, head, label, query, key (counted from `base`), query_token,
         key_token, weight, effect, and of this and all better heads together share and kept."""
+        import pandas as pd
+
         n, tokens = len(self.heads), self.run.token_strings
         return pd.DataFrame(
             {

@@ -403,7 +403,3 @@ def _sentence(error: Exception) -> str:
 
 def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
     say(f"attnsparse: warning: {message}", error=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from .._check import checked_fraction
 from .._display import html_table
@@ -25,6 +24,8 @@ from .groups import Group, Spec, flows, group_nodes, token_groups
 from .heads import first_edges, loadings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..model.model import Model
     from ..transcoders.transcoders import Transcoders
     from .graph import Graph
@@ -215,6 +216,8 @@ def _by_last(graph: Graph, nodes: np.ndarray) -> float:
 
 
 def _checks(graph: Graph, group: Group, heads: Sequence[Head], key: int) -> pd.DataFrame:
+    import pandas as pd
+
     last = len(graph.tokens) - 1
     entries = [Edge(*head, last, key) for head in heads]
     rows = [
@@ -264,6 +267,8 @@ def edge_row(found: GroupEdge, through: str, base: int) -> dict[str, Any]:
 
 def heads_table(found: GroupEdge, base: int) -> pd.DataFrame:
     """One row per head that carries anything, through features and directly, by rank."""
+    import pandas as pd
+
     parts = []
     for through, split in found.loadings.items():
         heads = [(head, share) for head, share in zip(split.heads, split.shares) if share != 0]
@@ -291,6 +296,8 @@ def heads_table(found: GroupEdge, base: int) -> pd.DataFrame:
 
 def groups_table(found: GroupEdge, base: int) -> pd.DataFrame:
     """One row per group: what is in it, its layers, and what it does to the answer."""
+    import pandas as pd
+
     groups = list(found.groups.values())
     none = (-1, -1)
     return pd.DataFrame(
@@ -308,6 +315,8 @@ def groups_table(found: GroupEdge, base: int) -> pd.DataFrame:
 
 def arrows_table(found: GroupEdge) -> pd.DataFrame:
     """One row per pair of groups with a flow: what the first does to the answer by way of the second."""
+    import pandas as pd
+
     names = list(found.groups)
     value = float(found.graph.value[found.graph.logits[0]])
     rows = [

@@ -1,0 +1,1 @@
+"""Files that nobody vouches for: strict readers, limits, and files that are there whole or not at all."""

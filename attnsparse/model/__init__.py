@@ -1,0 +1,25 @@
+"""The model, its runs, gradients and interventions; loading, saving and naming."""
+
+from .config import Config
+from .evaluation import Evaluation, evaluate
+from .gradients import Gradients
+from .initial_weights import initial_weights
+from .interventions import Ablation
+from .model import Model
+from .run import Run
+from .tokenizer import Tokenizer
+from .transformer_lens import ActivationCache, hook_names
+
+__all__ = [
+    "Ablation",
+    "ActivationCache",
+    "Config",
+    "Evaluation",
+    "Gradients",
+    "Model",
+    "Run",
+    "Tokenizer",
+    "evaluate",
+    "hook_names",
+    "initial_weights",
+]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from .._engine import checked_threads
+from . import tables
 from .batch import Batch
 from .tokenizer import token_texts
 
@@ -321,20 +322,14 @@ class Run:
     # --- tables
 
     def heads(self, key: int | str, query: int | str, base: int = 0, logit_diff: Any = None) -> pd.DataFrame:
-        """Which heads carry `key` to `query`: see `attnsparse.tables.heads`."""
-        from . import tables
-
+        """Which heads carry `key` to `query`: see `attnsparse.model.tables.heads`."""
         return tables.heads(self, key, query, base, logit_diff)
 
     def edges(self, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
-        """The open edges: see `attnsparse.tables.edges`."""
-        from . import tables
-
+        """The open edges: see `attnsparse.model.tables.edges`."""
         return tables.edges(self, threshold, base)
 
     def _repr_html_(self) -> str:
-        from . import tables
-
         return tables.summary_html(self)
 
     def __copy__(self) -> Run:

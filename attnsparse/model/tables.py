@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from .._display import escaped
 from ..items import Head, checked_base, token_label, whole_number
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .run import Run
 
 __all__ = ["edges", "heads", "position", "summary_html", "token_id"]
@@ -177,6 +178,8 @@ def _entry_table(
     run: Run, entries: tuple[np.ndarray, ...], weight: np.ndarray, base: int, direction: np.ndarray | None
 ) -> pd.DataFrame:
     """The common columns for attention entries given as four index arrays (layer, head, query, key)."""
+    import pandas as pd
+
     layer, head, query, key = (np.asarray(index, np.int64) for index in entries)
     tokens = np.array(run.token_strings, dtype=object)
     columns: dict[str, Any] = {
@@ -204,6 +207,8 @@ def _entry_table(
 
 def _text(values: Sequence[str] | np.ndarray) -> pd.Series:
     """A text column whose type does not depend on whether it is empty."""
+    import pandas as pd
+
     return pd.Series(list(values), dtype=str)
 
 

@@ -45,7 +45,7 @@ class Recipe:
         settings: fields of the recipe's settings that are to differ from its defaults.
         """
         folder = Path(checked_path(out, "out"))
-        module = importlib.import_module(self.module, __package__)
+        module = importlib.import_module(self.module, __name__)
         return module.train(folder, seed=seed, resume=resume, threads=threads, quiet=quiet, **settings)
 
 
@@ -56,19 +56,19 @@ RECIPES = {
             "addition",
             "two-digit addition, dense and sparse, about two minutes",
             ("addition-dense", "addition-sparse"),
-            ".recipe_addition",
+            ".addition",
         ),
         Recipe(
             "demo",
             "12 x 12 heads on templates of English: dense, two sparse twins, control; about 40 minutes",
             ("demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"),
-            ".recipe_demo",
+            ".demo",
         ),
         Recipe(
             "demo-transcoder",
             "transcoders of demo-dense and demo-sparse, about ten minutes",
             ("demo-dense-transcoders", "demo-sparse-transcoders"),
-            ".recipe_transcoder",
+            ".transcoders",
         ),
     )
 }

@@ -1,0 +1,1 @@
+"""Layouts of transcoder files that other tools write, each turned into one meaning."""
