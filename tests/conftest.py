@@ -5,6 +5,10 @@ import signal
 import sys
 
 import pytest
+from places import IMPORTED
+
+# Children import test code too.
+os.environ["PYTHONPATH"] = os.pathsep.join([*IMPORTED, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 if interval := os.environ.get("ATTNSPARSE_SWITCH_INTERVAL"):  # seconds; see run_parallel.sh
     sys.setswitchinterval(float(interval))

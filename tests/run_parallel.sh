@@ -2,16 +2,16 @@
 # Tests of the engine, each in eight threads at once, ten times, while Python changes threads every microsecond.
 #
 #   tests/run_parallel.sh                                      the files below
-#   tests/run_parallel.sh tests/test_graph.py --iterations=2
+#   tests/run_parallel.sh tests/graphs/test_graph.py --iterations=2
 #
 # Needs pytest-run-parallel beside what the tests need; PYTHON names the interpreter, which may be one without a GIL.
 # Left out are tests that count the memory of the whole process, change its state (patches, warnings), or are about
 # threads themselves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-files=(tests/test_interventions.py tests/test_sparse_dense.py tests/test_graph.py tests/test_gradients.py
-    tests/test_transcoder.py tests/test_effects.py tests/test_nonfinite.py tests/test_numbers.py)
-options=(--deselect=tests/test_transcoder.py::test_another_models_transcoders_warn_once)
+files=(tests/model/test_interventions.py tests/c/test_sparse_dense.py tests/graphs/test_graph.py tests/model/test_gradients.py
+    tests/transcoders/test_transcoder.py tests/circuits/test_effects.py tests/c/test_nonfinite.py tests/c/test_numbers.py)
+options=(--deselect=tests/transcoders/test_transcoder.py::test_another_models_transcoders_warn_once)
 for argument; do
     if [[ $argument == tests/* ]]; then
         [ -n "${chosen:-}" ] || files=()

@@ -2,8 +2,8 @@
 # The suite under gcc's AddressSanitizer and UndefinedBehaviorSanitizer, or under ThreadSanitizer (Linux).
 #
 #   tests/run_sanitizers.sh                                   everything
-#   tests/run_sanitizers.sh address,undefined tests/test_memory.py -k batch
-#   tests/run_sanitizers.sh thread tests/test_threads.py
+#   tests/run_sanitizers.sh address,undefined tests/promises/test_memory.py -k batch
+#   tests/run_sanitizers.sh thread tests/promises/test_threads.py
 #   PYTHON=python3.10 tests/run_sanitizers.sh                 with another Python
 #
 # Builds into its own environment, .venv-sanitize-*. Each file of tests runs in a process of its own, which ends at
@@ -21,12 +21,12 @@ ATTNSPARSE_SANITIZE=$kinds "$environment/bin/pip" install -q '.[test]'
 # The runtime must come first in the process, and the C++ library with it, whose exceptions it watches;
 # Python's own allocator would hide errors from it.
 libraries="$(gcc -print-file-name="lib${kinds:0:1}san.so") $(gcc -print-file-name=libstdc++.so.6)"
-launch=() skip=(--deselect=tests/test_bad_files.py::test_a_header_of_100_000_tensors_is_read_quickly) # takes time
+launch=() skip=(--deselect=tests/io/test_bad_files.py::test_a_header_of_100_000_tensors_is_read_quickly) # takes time
 if [ "$kinds" = thread ]; then
     launch=(setarch "$(uname -m)" -R)
     # One races on purpose, the other counts threads, of which the sanitizer has one itself.
-    skip+=(--deselect=tests/test_threads.py::test_arrays_changed_by_another_thread_do_no_harm)
-    skip+=(--deselect=tests/test_threads.py::test_never_more_threads_work_than_were_asked_for)
+    skip+=(--deselect=tests/promises/test_threads.py::test_arrays_changed_by_another_thread_do_no_harm)
+    skip+=(--deselect=tests/promises/test_threads.py::test_never_more_threads_work_than_were_asked_for)
 fi
 reports=$environment/reports
 rm -rf "$reports"
@@ -42,9 +42,9 @@ for argument; do
     if [[ $argument == tests/* ]]; then files+=("$argument"); else options+=("$argument"); fi
 done
 if [ ${#files[@]} = 0 ]; then
-    for file in tests/test_*.py; do # one builds the package without a sanitizer, one starts a browser with it
+    for file in tests/*/test_*.py; do # one builds the package without a sanitizer, one starts a browser with it
         case $file in
-        tests/test_packaging.py | tests/test_graph_page_browser.py) ;;
+        tests/rules/test_packaging.py | tests/graphs/test_graph_page_browser.py) ;;
         *) files+=("$file") ;;
         esac
     done

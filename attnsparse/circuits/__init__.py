@@ -19,12 +19,12 @@ from .ratio import Ratio, needed_ratio
 
 __all__ = [
     "ABLATIONS",
+    "METRICS",
+    "UNITS",
     "Carriers",
     "Circuit",
-    "METRICS",
     "Needed",
     "Ratio",
-    "UNITS",
     "attribution",
     "candidates",
     "find_carriers",

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from reliability import TESTS, report
+from places import TESTS
+from reliability import report
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the checkers are those of Linux"),

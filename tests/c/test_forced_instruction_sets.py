@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from reliability import TESTS, report
+from places import TESTS
+from reliability import report
 
 from attnsparse import _core
 

@@ -2,16 +2,16 @@
 make_reference_state.py), so that a machine without torch can check parity with GPT-2."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import oracle
 import pytest
+from places import FIXTURES
 
 import attnsparse as asp
 from attnsparse import _core, _core64
 
-FILES = sorted((Path(__file__).parent / "fixtures").glob("reference_state_*.npz"))
+FILES = sorted((FIXTURES).glob("reference_state_*.npz"))
 CORES = {"float32": _core, "float64": _core64}
 
 

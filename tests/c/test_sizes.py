@@ -7,18 +7,17 @@ import ctypes
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reliability
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from places import TESTS
 from reliability import TOKENS, report
 
 from attnsparse import _core
 
-TESTS = Path(__file__).resolve().parent
 CSRC = TESTS.parent / "csrc"
 SOURCES = ("run.c", "attention.c", "memory.c", "forward.c")
 LARGEST, INT_MAX = 2**63 - 1, 2**31 - 1
@@ -44,7 +43,8 @@ def probe(tmp_path_factory):
     library = tmp_path_factory.mktemp("probe") / "probe.so"
     command = ["gcc", "-shared", "-fPIC", "-O1", "-std=gnu11", f"-I{CSRC}"]
     command += ["-fvisibility=hidden", "-ffunction-sections", "-Wl,--gc-sections"]  # leaves the rest out
-    command += [str(TESTS / "sizes_probe.c"), *(str(CSRC / name) for name in SOURCES), "-o", str(library)]
+    sources = [TESTS / "c" / "sizes_probe.c", *(CSRC / name for name in SOURCES)]
+    command += [*map(str, sources), "-o", str(library)]
     subprocess.run([*command, "-lm"], check=True)
     found = ctypes.CDLL(str(library))
     for name in ("probe_block_start", "probe_squares", "probe_scratch"):

@@ -30,9 +30,8 @@ def main(root: Path) -> None:
     import attnsparse as asp
     from attnsparse.circuits import circuit_file
     from attnsparse.errors import ConfigError, FormatError, UnsafeFileError
-    from attnsparse.io import training_file  # noqa: F401
+    from attnsparse.io import training_file
     from attnsparse.io.npz_file import NpzFile
-    from attnsparse.model import hub
     from attnsparse.model import load as checkpoint
     from attnsparse.model.tokenizer import Tokenizer  # noqa: F401
     from attnsparse.transcoders.load import load_transcoders

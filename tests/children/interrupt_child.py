@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import reliability
+from places import TESTS
 from reliability import bits_of_model, bits_of_run, counters, micro_batch, new_folder, step_options
 
 import attnsparse as asp
@@ -261,7 +262,7 @@ def long_text(size: str) -> tuple[Any, str, str]:
     """A tokenizer of the library, a text, and ten megabytes of it, one for the small size."""
     import tokenizers
 
-    text = Path(__file__).with_name("oracle.py").read_text()
+    text = (TESTS / "oracle" / "oracle.py").read_text()
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()

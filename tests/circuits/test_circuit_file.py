@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import FIXTURES
 
 from attnsparse.circuits import circuit as circuit_object
 from attnsparse.circuits import circuit_file
@@ -23,7 +24,7 @@ from attnsparse.circuits.find import Circuit, load_circuit
 from attnsparse.errors import FormatError, LimitError, NonFiniteError
 from attnsparse.io.limits import Limits
 
-GOLDEN = Path(__file__).parent / "fixtures" / "circuit-v1"
+GOLDEN = FIXTURES / "circuit-v1"
 
 
 def example(unit: str = "edge", **changes) -> Circuit:

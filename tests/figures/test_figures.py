@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
+from places import IMPORTED
 
 mpl.use("Agg")
 
@@ -413,12 +414,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_same_bytes_in_every_process(tmp_path):
-    here = Path(__file__).resolve().parent
     found = []
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
-        command = [sys.executable, "-c", DRAW, str(folder), str(here)]
+        command = [sys.executable, "-c", DRAW, str(folder), *IMPORTED]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed, "TZ": f"UTC-{seed}"})
         found.append(digests(folder))
     assert found[0] == found[1]

@@ -6,9 +6,9 @@ import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib as mpl
+from places import IMPORTED
 
 mpl.use("Agg")
 
@@ -316,11 +316,11 @@ figures.save(figures.graph(small_graph(60)), sys.argv[1] + "/graph")
 
 
 def test_same_bytes_in_every_process(tmp_path):
-    here, found = Path(__file__).resolve().parent, []
+    found = []
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
-        command = [sys.executable, "-c", DRAW, str(folder), str(here)]
+        command = [sys.executable, "-c", DRAW, str(folder), *IMPORTED]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed, "TZ": f"UTC-{seed}"})
         found.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())})
     assert found[0] == found[1]

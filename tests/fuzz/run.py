@@ -57,7 +57,7 @@ class Tally:
 
 def run_one(name: str, folder: Path, seconds: float, seed: int, extra: list[str]) -> None:
     """In a process of its own: fuzz one harness until the time is over; never returns with atheris."""
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(TESTS / name) for name in ("support", "oracle")]
     if find_spec("atheris"):
         import atheris
 
@@ -190,7 +190,7 @@ def main() -> int:
             traceback.print_exc()
             return 1
         return 0
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(TESTS / name) for name in ("support", "oracle")]
     from fuzz.harnesses import HARNESSES
 
     names = options.names or list(HARNESSES)

@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from places import TESTS
 from tiny_graph import FEATURES, PROMPT, T, assert_same, example, traced
 
 from attnsparse.errors import FormatError, LimitError
@@ -23,7 +24,7 @@ from attnsparse.graphs.neuronpedia_read import read_graph_json
 from attnsparse.graphs.neuronpedia_write import cantor, write_graph_json
 from attnsparse.io.limits import Limits
 
-SCHEMA = json.loads((Path(__file__).parent / "graph_schema.json").read_text())
+SCHEMA = json.loads((TESTS / "support" / "graph_schema.json").read_text())
 WHOLE = {"node_threshold": None, "edge_threshold": None}
 NOT_IN_IT = ("carried", "received", "received_alone", "pattern", "n_head", "splits", "closure")
 

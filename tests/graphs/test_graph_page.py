@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from graph_toys import toy_graph
+from places import IMPORTED
 from small_graph import TOKENS, small_graph
 
 import attnsparse
@@ -26,7 +27,7 @@ from attnsparse.graphs.layout import edges_between
 from attnsparse.graphs.page import page
 from attnsparse.graphs.page_data import TOP
 
-FOLDER = Path(attnsparse.__file__).parent / "page"
+FOLDER = Path(attnsparse.__file__).parent / "graphs" / "assets"
 HOSTILE = (
     "</script><script>window.hacked = 1</script>", '"><img src=x onerror="window.hacked = 2">',
     "<!--<script>", "{{script}}{{data}}", "'\"&amp;<b>", "\u2028]]>\u202e", "\ud800", "\\u003c/script>",
@@ -335,9 +336,9 @@ small_graph(60).to_html(sys.argv[1])
 
 
 def test_same_bytes_in_every_process(whole, tmp_path):
-    here, path = Path(__file__).resolve().parent, tmp_path / "graph.html"
+    path = tmp_path / "graph.html"
     for seed in ("1", "2"):
-        command = [sys.executable, "-c", WRITE, str(path), str(here)]
+        command = [sys.executable, "-c", WRITE, str(path), *IMPORTED]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed, "TZ": f"UTC-{seed}"})
         assert path.read_bytes() == page(whole)
 

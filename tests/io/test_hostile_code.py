@@ -15,9 +15,10 @@ import reliability
 import tiny_checkpoints as tiny
 import tiny_transcoders
 import torch_by_hand as h
+from places import FIXTURES
 from reliability import report
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = FIXTURES
 NAMES = [
     ("os", "system"), ("posix", "system"), ("nt", "system"), ("subprocess", "Popen"), ("builtins", "eval"),
     ("builtins", "exec"), ("builtins", "__import__"), ("builtins", "getattr"), ("builtins", "open"),

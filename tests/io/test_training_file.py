@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import FIXTURES
 
 from attnsparse.errors import CheckpointError, FormatError, LimitError
 from attnsparse.io import atomic as saving
 from attnsparse.io import training_file
 from attnsparse.io.limits import Limits
 
-GOLDEN = Path(__file__).parent / "fixtures" / "training-v1.ckpt"
+GOLDEN = FIXTURES / "training-v1.ckpt"
 META = {"step": 3, "multiplier": 0.1, "ema": None, "name": "ä"}
 
 

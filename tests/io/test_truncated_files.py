@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_transcoders
 import torch_by_hand
+from places import FIXTURES
 from reliability import report
 from safetensors_by_hand import entry, file_bytes, from_arrays
 
@@ -21,7 +22,7 @@ from attnsparse.io.npz_file import NpzFile
 from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.io.torch_file import TorchFile
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = FIXTURES
 HALF_GIGABYTE = 500_000_000
 ARRAYS = {
     "wte.weight": np.arange(6, dtype=np.float32).reshape(3, 2),

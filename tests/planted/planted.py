@@ -1,6 +1,6 @@
 """GPT-2 models into which a circuit was put by hand, so that what must be found in them is known.
 
-`python tests/planted.py` prints, as a Markdown table, which method finds which circuit.
+`python tests/planted/planted.py` prints, as a Markdown table, which method finds which circuit.
 
 How a model is written. Every token, every position and every thing that a head writes has one coordinate of
 the residual stream of its own. One more coordinate, which nothing reads, holds minus the sum of all others:

@@ -3,13 +3,12 @@
 The first half asks the oracle alone; the second asks the package.
 """
 
-from pathlib import Path
-
 import numpy as np
 import oracle
 import oracle_circuits as oc
 import planted
 import pytest
+from places import ROOT
 
 from attnsparse.circuits import effects
 from attnsparse.circuits.find import find_circuit
@@ -128,7 +127,7 @@ def test_precision_and_recall_by_hand():
 
 # ----------------------------------------------------------------------------------------- by the package
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "known-answers.md"
+PAGE = ROOT / "docs" / "known-answers.md"
 
 
 @pytest.fixture(scope="module")

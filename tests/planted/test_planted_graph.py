@@ -1,12 +1,11 @@
 """The graph that was made by hand: by the oracle, and by the package."""
 
-from pathlib import Path
-
 import graph_engine as ge
 import numpy as np
 import oracle_graph as og
 import planted_graph as pg
 import pytest
+from places import ROOT
 
 import attnsparse as asp
 from attnsparse.model.tokenizer import Tokenizer
@@ -14,7 +13,7 @@ from attnsparse.model.tokenizer import Tokenizer
 KINDS = ("per layer", "cross-layer", "resid_mid")
 EXACT = 1e-13
 FLOAT32 = 1e-6
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "known-answers.md"
+PAGE = ROOT / "docs" / "known-answers.md"
 each = pytest.mark.parametrize(
     ("kind", "gated"), [(kind, gated) for kind in KINDS for gated in (False, True)]
 )

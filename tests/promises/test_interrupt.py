@@ -7,6 +7,7 @@ import time
 
 import pytest
 import reliability
+from places import TESTS
 from reliability import report
 
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "train", "features"]
@@ -107,7 +108,7 @@ def test_interrupts_in_a_notebook():
 def interrupts_in_a_notebook(count: int) -> None:
     """Interrupts of a Jupyter kernel during runs; it lives on and computes the same."""
     manager_module = pytest.importorskip("jupyter_client.manager")
-    manager, client = manager_module.start_new_kernel(cwd=str(reliability.TESTS))
+    manager, client = manager_module.start_new_kernel(cwd=str(TESTS / "children"))
     try:
         client.execute_interactive(
             "import interrupt_child as i; m = i.large_model('small'); t = i.np.arange(384, dtype='int32')\n"

@@ -7,7 +7,7 @@ import time
 from importlib.util import find_spec
 
 import pytest
-import reliability
+from places import TESTS
 from reliability import child, report
 
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -74,7 +74,7 @@ def test_exit_while_a_call_runs(n_repeats):
     slowest = 0.0
     for _ in range(n_repeats):
         command = [sys.executable, "processes_child.py", "exit_while_running"]
-        done = subprocess.run(command, cwd=reliability.TESTS, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=TESTS / "children", capture_output=True, text=True, timeout=60)
         ended = time.time()
         assert (done.returncode, done.stderr) == (0, "")
         slowest = max(slowest, ended - float(done.stdout))

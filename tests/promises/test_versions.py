@@ -14,6 +14,7 @@ import numpy as np
 import own_formats
 import pytest
 import tiny_training as tiny
+from places import FIXTURES
 from reliability import report
 from test_training_file import assemble
 
@@ -23,7 +24,7 @@ from attnsparse.training.checkpoint import build
 from attnsparse.training.trainer import Trainer
 from attnsparse.transcoders.trainer import train_transcoders
 
-GOLDEN = Path(__file__).parent / "fixtures" / "v1"
+GOLDEN = FIXTURES / "v1"
 MOST_BYTES = 20_000
 EXPECTED = {
     "training": "fe98861165aafeb0",

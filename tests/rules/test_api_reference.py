@@ -6,13 +6,13 @@ import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import attnsparse as asp
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = ROOT / "docs"
 SCRIPT, REFERENCE = DOCS / "make_api.py", DOCS / "api.md"
 pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="needs the source tree, not only the package")
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 import torch_by_hand
+from places import ROOT
 
 import attnsparse as asp
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = ROOT / "docs"
 PAGES = ("concepts", "howto")
 BOS = "<|endoftext|>"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the source tree, not only the package")

@@ -86,7 +86,7 @@ def test_type_information_is_installed(name):
 
 @pytest.mark.parametrize("name", [name for recipe in RECIPES.values() for name in recipe.models])
 def test_embedded_models_are_installed(name):
-    folder = files("attnsparse").joinpath("models", name)
+    folder = files("attnsparse").joinpath("pretrained", name)
     assert {Path(entry.name).suffix for entry in folder.iterdir()} >= {".json", ".safetensors"}
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 
 def data_folder(name: str) -> Path:
@@ -15,7 +16,7 @@ def data_folder(name: str) -> Path:
     shared data beside the repository is looked at.
     """
     given = os.environ.get("ATTNSPARSE_TEST_DATA")
-    root = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(given) if given else ROOT.parent / "shared" / "data"
     if not (root / name).is_dir():
         pytest.skip(f"no test data {name!r}: set ATTNSPARSE_TEST_DATA to the folder that holds it")
     return root / name

@@ -20,10 +20,11 @@ from typing import Any
 import own_formats
 import reliability
 from own_formats import FORMATS, RUN, Format, content
+from places import TESTS
 
 from attnsparse.training.trainer import HISTORY
 
-SOURCE = Path(__file__).parent / "shim" / "faults.c"
+SOURCE = TESTS / "support" / "shim" / "faults.c"
 OPEN, WRITE, HALF_THEN_FAIL, HALF, FSYNC, CLOSE, RENAME, _LINK, UNLINK = range(1, 10)
 REFUSED = {
     "open": (OPEN, (errno.EACCES, errno.ENOSPC)),

@@ -1,6 +1,6 @@
 """Writes tests/fixtures/reference_state_*.npz with torch and transformers; run by hand, rarely.
 
-    python tests/make_reference_state.py
+    python tests/support/make_reference_state.py
 
 Each file holds one random-weight GPT-2 and what PyTorch makes of it, so that a machine without torch can
 compare the C core with it (test_gpt2.py). Contents:
@@ -17,13 +17,13 @@ compare the C core with it (test_gpt2.py). Contents:
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from places import FIXTURES
 
-FOLDER = Path(__file__).parent / "fixtures"
+FOLDER = FIXTURES
 BATCH = 3
 STEPS = 10
 TRAINING = {"lr": 2e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}

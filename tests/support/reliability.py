@@ -18,11 +18,11 @@ from typing import Any
 import engine
 import numpy as np
 import oracle
+from places import TESTS, child_environment
 
 import attnsparse as asp
 from attnsparse import _core, _core64
 
-TESTS = Path(__file__).resolve().parent
 CORES = {"float32": _core, "float64": _core64}
 
 #: wide enough that a forward pass needs little scratch, so that it can be repeated thousands of times
@@ -107,12 +107,10 @@ def child(*arguments: str, timeout: float = 60, **environment: str) -> Any:
 
     A crash, a time limit or anything on standard error fails the calling test.
     """
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
     done = subprocess.run(
         [sys.executable, *arguments],
-        cwd=TESTS,
-        env=variables,
+        cwd=TESTS / "children",
+        env=child_environment(**environment),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_transcoders as tiny
+from places import TESTS
 from safetensors_by_hand import from_arrays
 
 from attnsparse import errors
@@ -510,7 +510,7 @@ def test_rows_are_only_handed_out_from_entries_with_the_right_checksum(tmp_path,
 @pytest.mark.parametrize("layout", ["layers", "clt", "clt_forge", "pt"])
 def test_memory_is_that_of_one_layer(tmp_path, layout, capsys):
     """A set of a few hundred MB, read whole in a process of its own, which stays far below that."""
-    command = [sys.executable, str(Path(__file__).parent / "transcoder_memory_child.py")]
+    command = [sys.executable, str(TESTS / "children" / "transcoder_memory_child.py")]
     options = {"capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run([*command, layout, str(tmp_path)], **options)
     assert done.returncode == 0, done.stderr
