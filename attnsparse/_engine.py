@@ -8,15 +8,37 @@ loaded, and is put back at once: NumPy's copy has read it before.
 from __future__ import annotations
 
 import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+def _why_not(error: ImportError) -> str:
+    """One sentence for a compiled core that is not there, or is there and cannot be loaded."""
+    package = Path(__file__).parent
+    if any((package / f"_core{ending}").exists() for ending in EXTENSION_SUFFIXES):
+        return f"the compiled core of attnsparse in {package} cannot be loaded: {error}"
+    if (package.parent / "setup.py").is_file():
+        return (
+            f"attnsparse in {package} is source code whose C core is not compiled for this Python: "
+            f"type {sys.executable} -m pip install -e {package.parent}"
+        )
+    return (
+        f"attnsparse in {package} lacks its compiled core for this Python: "
+        f"type {sys.executable} -m pip install --force-reinstall attnsparse"
+    )
+
 
 _VARIABLE = "OPENBLAS_NUM_THREADS"
 _before = os.environ.get(_VARIABLE)
 os.environ[_VARIABLE] = "1"
 try:
     from . import _core, _core64
+except ImportError as error:
+    raise ImportError(_why_not(error)) from None
 finally:
     if _before is None:
         del os.environ[_VARIABLE]
