@@ -1,12 +1,14 @@
-"""Builds attnsparse._core (float32) and ._core64 (float64) from csrc/*.c, with OpenBLAS beside them.
+"""Builds attnsparse._core (float32) and ._core64 (float64) from csrc/**/*.c, with OpenBLAS beside them.
 
 Everything else about the package is in pyproject.toml.  The environment variables read here
 (ATTNSPARSE_BLAS, _DEBUG, _SANITIZE, _COVERAGE, _WERROR, _NATIVE) are described in docs/developing.md.
 """
 
 import hashlib
+import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +23,7 @@ from setuptools.command.build_ext import build_ext
 
 MACOS = sys.platform == "darwin"
 ORIGIN = "@loader_path" if MACOS else "$ORIGIN"
-SOURCES = sorted(str(path) for path in Path("csrc").glob("*.c"))
+SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.c"))
 EXTENSIONS = {"_core": [], "_core64": [("ASP_DOUBLE", "1")]}
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wvla", "-Wframe-larger-than=8192", "-Wno-psabi"]
@@ -111,6 +113,16 @@ def flags_from_environment():
     return compile_args, link_args
 
 
+def is_current(target):
+    """Whether an object is newer than setup.py and every file that its compiler read (`-MMD` lists them)."""
+    listed = target.with_suffix(".d")
+    if not target.exists() or not listed.exists():
+        return False
+    inputs = shlex.split(listed.read_text().replace("\\\n", " ").partition(": ")[2])
+    made = target.stat().st_mtime
+    return all(os.path.exists(path) and os.stat(path).st_mtime < made for path in ["setup.py", *inputs])
+
+
 class BuildExt(build_ext):
     """Compiles both extensions file by file in parallel and copies OpenBLAS into the package."""
 
@@ -125,7 +137,7 @@ class BuildExt(build_ext):
 
         self.blas = find_blas(os.environ.get("ATTNSPARSE_BLAS") or "scipy-openblas")
         self.compile_args, self.link_args = flags_from_environment()
-        self.include_dirs = [numpy.get_include(), *self.compiler.include_dirs]
+        self.include_dirs = ["csrc", numpy.get_include(), *self.compiler.include_dirs]
         # Python's own build may carry rpaths of the machine it was built on: not ours to hand on.
         self.compiler.linker_so = [a for a in self.compiler.linker_so if not a.startswith("-Wl,-rpath")]
         self.probe()
@@ -133,6 +145,7 @@ class BuildExt(build_ext):
         jobs = [(ext, source) for ext in self.extensions for source in ext.sources]
         with ThreadPoolExecutor(cores) as pool:
             objects = list(pool.map(lambda job: self.compile_one(*job), jobs))
+        self.write_commands(jobs)
         for ext in self.extensions:
             mine = [obj for (owner, _), obj in zip(jobs, objects) if owner is ext]
             target = self.get_ext_fullpath(ext.name)
@@ -142,25 +155,46 @@ class BuildExt(build_ext):
             )
         self.vendor()
 
+    def macros(self, ext):
+        return [*ext.define_macros, *self.blas.macros]
+
     def compile_one(self, ext, source):
-        """Compile one file of one extension; in-place builds keep objects newer than all they came from."""
-        macros = [*ext.define_macros, *self.blas.macros]
+        """Compile one file of one extension; in-place builds keep an object newer than all it was made of."""
+        macros = self.macros(ext)
         flags = repr((self.compile_args, macros, self.include_dirs))
         key = hashlib.sha256(flags.encode()).hexdigest()[:12]
         folder = Path(self.build_temp, f"{ext.name}-{key}")
         target = folder / Path(source).with_suffix(".o")
-        if self.keep_objects and target.exists():
-            inputs = [source, "setup.py", *Path("csrc").glob("*.h")]
-            if target.stat().st_mtime > max(os.stat(path).st_mtime for path in inputs):
-                return str(target)
+        if self.keep_objects and is_current(target):
+            return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         return self.compiler.compile(
             [source],
             output_dir=str(folder),
             macros=macros,
             include_dirs=self.include_dirs,
-            extra_postargs=self.compile_args,
+            extra_postargs=[*self.compile_args, "-MMD", "-MF", str(target.with_suffix(".d"))],
         )[0]
+
+    def write_commands(self, jobs):
+        """Write compile_commands.json, for clangd and clang-tidy."""
+        commands = [
+            {
+                "directory": str(Path.cwd()),
+                "file": source,
+                "arguments": [
+                    *self.compiler.compiler_so,
+                    *(f"-D{name}={value}" for name, value in self.macros(ext)),
+                    *(f"-I{path}" for path in self.include_dirs),
+                    "-c",
+                    source,
+                    *self.compile_args,
+                ],
+            }
+            for ext, source in jobs
+            if ext is self.extensions[0]  # the second extension has the same files
+        ]
+        Path("compile_commands.json").write_text(json.dumps(commands, indent=1) + "\n")
 
     def probe(self):
         """Compile and link two tiny programs first, so that a missing part is named in one sentence."""
@@ -183,7 +217,7 @@ class BuildExt(build_ext):
 
     def try_program(self, text, link_args, message):
         defines = [f"-D{name}={value}" for name, value in self.blas.macros]
-        includes = [f"-I{path}" for path in ["csrc", *self.include_dirs]]
+        includes = [f"-I{path}" for path in self.include_dirs]
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(text)
