@@ -4,77 +4,109 @@ import copy
 import importlib
 import inspect
 import pickle
+import pkgutil
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
 import reliability
-from public_calls import CALLS, CLASSES, CORE_CLASSES, Everything, public_names
+from places import ROOT
+from public_calls import CALLS, CORE_CLASSES, Everything
 
 import attnsparse as asp
 from attnsparse import _core, _core64, errors
 from attnsparse.model import run
-from attnsparse.model import transformer_lens as cache
+
+BEYOND_ALL = ("tasks.prompts.", "reproduce.")  # public, and in no `__all__`
+REFERENCE = ROOT / "docs" / "reference"
+PACKAGES = [
+    module
+    for info in pkgutil.iter_modules(asp.__path__, "attnsparse.")
+    if info.ispkg and hasattr(module := importlib.import_module(info.name), "__all__")
+]
 
 
-def documented() -> dict[str, object]:
-    """Every public object whose docstring a user may ask for."""
-    found: dict[str, object] = {"asp": asp}
-    for name in public_names():
-        kind, _, attribute = name.rpartition(".")
-        owner = {"asp": asp, "cache": cache, "_core": _core}.get(kind) or CLASSES.get(kind)
-        if kind.startswith("_core."):
-            owner = getattr(_core, kind.partition(".")[2])
-        fields = getattr(owner, "__dataclass_fields__", {})
-        if owner is None or attribute in fields or (kind == "Run" and not hasattr(owner, attribute)):
-            continue
-        found[name] = inspect.getattr_static(owner, attribute)
-    for module in (
-        "figures",
-        "tables",
-        "recipes",
-        "schedules",
-        "training_data",
-        "evaluation",
-        "labels",
-        "effects",
-        "interventions",
-        "circuit",
-        "tasks",
-        "carriers",
-        "graph_edge",
-    ):
-        found[module] = importlib.import_module(f"attnsparse.{module}")
-        names = getattr(found[module], "__all__", None) or [
-            n for n in vars(found[module]) if not n.startswith("_")
-        ]
-        for name in names:
-            value = getattr(found[module], name)
-            if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__.startswith(
-                "attnsparse"
-            ):
-                found[f"{module}.{name}"] = value
-    for label in ("Tokenizer", "Config", "Limits", "Head"):
-        kind = getattr(asp, label)
-        members = {n: inspect.getattr_static(kind, n) for n in dir(kind) if not n.startswith("_")}
-        found |= {
-            f"{label}.{n}": value
-            for n, value in members.items()
-            if callable(value) or isinstance(value, property)
-        }
+def addresses() -> dict[str, object]:
+    """{what a user writes after `asp.`: the object}; a name of the top is not repeated by its package."""
+    at_top = {name: getattr(asp, name) for name in asp.__all__ if name != "__version__"}
+    found = {name: value for name, value in at_top.items() if not inspect.ismodule(value)}
+    for package in PACKAGES:
+        short = package.__name__.partition(".")[2]
+        inside = {name: getattr(package, name) for name in package.__all__}
+        found |= {f"{short}.{name}": value for name, value in inside.items() if at_top.get(name) is not value}
     return found
 
 
-@pytest.mark.parametrize("name", sorted(documented()))
+PUBLIC = addresses()
+CLASSES_OF_OURS = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
+
+
+def methods(kind: type) -> dict[str, object]:
+    """The public methods and properties that a class defines or inherits from a class of ours."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("attnsparse")]
+    found = {name: value for base in reversed(ours) for name, value in vars(base).items() if name[0] != "_"}
+    return {
+        name: getattr(value, "__func__", value)
+        for name, value in found.items()
+        if isinstance(value, (property, classmethod, staticmethod)) or inspect.isfunction(value)
+    }
+
+
+def test_there_are_packages_with_names():
+    names = {package.__name__.partition(".")[2] for package in PACKAGES}
+    assert names >= {"model", "tasks", "training", "circuits", "transcoders", "graphs", "figures", "recipes"}
+    assert {"find_circuit", "tasks.make_task", "figures.head_grid"} <= set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if callable(value)])
 def test_everything_public_has_a_docstring(name):
-    value = documented()[name]
-    text = inspect.getdoc(getattr(value, "__func__", value)) or ""
-    assert len(text) >= 8, f"{name} has no docstring"
+    value = PUBLIC[name]
+    assert len(inspect.getdoc(value) or "") >= 8, f"asp.{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", CLASSES_OF_OURS)
+def test_every_method_has_a_docstring(name):
+    silent = [
+        m for m, value in methods(CLASSES_OF_OURS[name]).items() if len(inspect.getdoc(value) or "") < 8
+    ]
+    assert silent == [], f"methods of asp.{name} without a docstring"
+
+
+def headings() -> list[tuple[str, str]]:
+    """(page, address) of every heading of the reference that has a directive below it."""
+    found = []
+    for page in sorted(REFERENCE.glob("*.md")):
+        pattern = r"^## (\S+)\n\n```\{eval-rst\}\n\.\. auto\w+:: attnsparse\.(\S+)$"
+        for heading, described in re.findall(pattern, page.read_text(), flags=re.M):
+            assert heading == described, page.name
+            found.append((page.name, heading))
+    return found
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the source tree, not only the package")
+def test_everything_public_is_in_the_reference_once():
+    counts = Counter(heading for _, heading in headings())
+    assert [name for name in PUBLIC if name not in counts] == [], "add a heading in docs/reference"
+    assert [name for name, n in counts.items() if n > 1] == []
+    for name in counts:
+        value: object = asp
+        for part in name.split("."):
+            value = getattr(value, part)
+        assert name in PUBLIC or name.startswith(BEYOND_ALL), name
 
 
 def test_positions_count_from_0_unless_asked():
-    for name, value in documented().items():
-        if inspect.isfunction(value) and (base := inspect.signature(value).parameters.get("base")):
-            assert base.default in (0, base.empty), name
+    with_methods = [
+        *PUBLIC.values(),
+        *(m for kind in CLASSES_OF_OURS.values() for m in methods(kind).values()),
+    ]
+    checked = 0
+    for value in filter(inspect.isfunction, with_methods):
+        if base := inspect.signature(value).parameters.get("base"):
+            assert base.default in (0, base.empty), value
+            checked += 1
+    assert checked >= 3
 
 
 def test_arrays_of_runs_are_in_the_docstring():
@@ -90,7 +122,7 @@ def test_every_name_in_all_exists_and_dir_shows_it(monkeypatch):
     for name in asp.__all__:
         assert getattr(asp, name) is not None
         assert name in dir(asp)
-    for name in asp._MODULES:
+    for name in asp._LATE:
         assert inspect.ismodule(getattr(asp, name))
         monkeypatch.delattr(asp, name, raising=False)  # as before its first use
         assert name in dir(asp)
