@@ -198,9 +198,18 @@ def test_the_build_bounds_what_functions_put_on_the_stack():
     assert not re.search(r"frame-larger-than", setup.replace('"-Wframe-larger-than=8192"', ""))
 
 
+def test_the_picture_names_every_package_and_c_folder():
+    drawn = (ROOT / "docs" / "images" / "packages.svg").read_text()
+    packages = {path.parent.name for path in (ROOT / "attnsparse").glob("*/*.py")}
+    folders = {path.parent.name for path in CSRC.glob("*/*.c")}
+    assert len(packages) > 8
+    missing = [name for name in packages | folders if f">{name}<" not in drawn]
+    assert missing == [], "add it to docs/images/packages.py and run that"
+
+
 def test_build_uses_no_unsafe_flags():
     """-march=native once, behind its switch; nothing that changes what floating-point arithmetic means."""
-    for name in ("setup.py", "pyproject.toml", ".ci/run"):
+    for name in ("setup.py", "pyproject.toml", ".ci/run", ".ci/suite"):
         text = (ROOT / name).read_text()
         assert not re.search(r"-ffast-math|-Ofast|-funsafe-math|-ffinite-math|-mtune=native", text), name
     setup = (ROOT / "setup.py").read_text()
