@@ -1,71 +1,185 @@
-"""Arguments that must be one of our objects, a share or a layer, and what is said of others."""
+"""Every check of an argument: each returns the value in its plain form, or says what was given and what is
+accepted.
+
+TypeError for the wrong kind of value (bool is no number), ValueError or IndexError for the right kind with a
+value out of range.  Values read from files go through `io` and raise FormatError instead.
+"""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import math
+import operator
+import os
+from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
-
-from .items import whole_number
+import numpy.typing as npt
 
 T = TypeVar("T")
 
+# What gives an object of ours, for the message that asks for one.
 _MADE_BY = {
-    "Features": "transcoders.features",
-    "FeatureLabels": "asp.describe_features",
-    "Graph": "asp.attribution_graph",
-    "GroupEdge": "asp.graphs.find_group_edge",
-    "Model": "asp.load",
-    "Task": "make_task",
-    "Tokenizer": "model.tokenizer",
-    "Transcoders": "asp.load_transcoders",
+    "Features": "Transcoders.features gives",
+    "FeatureLabels": "asp.describe_features gives",
+    "Graph": "asp.attribution_graph gives",
+    "Model": "asp.load gives",
+    "Task": "asp.tasks.make_task gives",
+    "Tokenizer": "Model.tokenizer is",
+    "Transcoders": "asp.load_transcoders gives",
+    "WordEffect": "asp.graphs.word_effect gives",
 }
 
 
-def checked_object(value: T, kind: type[T], name: str) -> T:
-    """`value` if it is a `kind`; TypeError that names the argument and what gives such an object."""
+def instance(value: object, kind: type[T], name: str) -> T:
+    """`value`, if it is a `kind`."""
     if not isinstance(value, kind):
         article = "" if kind.__name__.endswith("s") else "a "
-        gives = "is" if kind.__name__ == "Tokenizer" else "gives"
-        raise TypeError(
-            f"{name} must be {article}{kind.__name__}, such as {_MADE_BY[kind.__name__]} {gives}, "
-            f"got {type(value).__name__}"
-        )
+        such_as = f", such as {_MADE_BY[kind.__name__]}" if kind.__name__ in _MADE_BY else ""
+        raise TypeError(f"{name} must be {article}{kind.__name__}{such_as}, got {type(value).__name__}")
     return value
 
 
-def checked_share(value: Any, name: str) -> float:
-    """A number in 0..1 as float; TypeError or ValueError that name the argument."""
-    if not 0 <= _number(value, name) <= 1:
-        raise ValueError(f"{name} must be in 0..1, got {value}")
-    return float(value)
-
-
-def checked_fraction(value: Any) -> float:
-    """A number above 0 and at most 1 as float; TypeError or ValueError."""
-    if not 0 < _number(value, "fraction") <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {value}")
-    return float(value)
-
-
-def _number(value: Any, name: str) -> Any:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return value
-
-
-def checked_layer(layer: Any, n_layer: int) -> int:
-    """The number of a layer; TypeError, or IndexError if there is no such layer."""
-    number = whole_number(layer, "layer")
-    if not 0 <= number < n_layer:
-        raise IndexError(f"layer {number} is out of range: there are layers 0..{n_layer - 1}")
+def integer(value: object, name: str, low: int | None = None, high: int | None = None) -> int:
+    """An integer in low..high."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise ValueError(f"{name} must be {_range(low, high)}, got {number}")
     return number
 
 
-def is_missing(value: Any) -> bool:
-    """Whether `value` is what a table has where nothing stands: None, NaN, pandas' NA or NaT."""
-    return (
-        value is None
-        or type(value).__name__ in ("NAType", "NaTType")
-        or (isinstance(value, (float, np.floating)) and bool(value != value))
-    )
+def number(value: object, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite number in low..high, as float."""
+    found = _real(value, name)
+    if not (math.isfinite(found) and low <= found <= high):
+        allowed = "" if low == -math.inf and high == math.inf else f" {_range(low, high)}"
+        raise ValueError(f"{name} must be a finite number{allowed}, got {found}")
+    return found
+
+
+def share(value: object, name: str) -> float:
+    """A number in 0..1."""
+    found = _real(value, name)
+    if not 0 <= found <= 1:
+        raise ValueError(f"{name} must be in 0..1, got {found}")
+    return found
+
+
+def fraction(value: object, name: str = "fraction") -> float:
+    """A number above 0 and at most 1."""
+    found = _real(value, name)
+    if not 0 < found <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {found}")
+    return found
+
+
+def proper_fraction(value: object, name: str, *, zero: bool = False) -> float:
+    """A number above 0 (with `zero`: or 0) and below 1."""
+    found = _real(value, name)
+    if not (0 < found < 1 or (zero and found == 0)):
+        raise ValueError(f"{name} must be {'0 or more' if zero else 'above 0'} and below 1, got {found}")
+    return found
+
+
+def choice(value: object, name: str, known: Iterable[str]) -> str:
+    """One of some names."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r:.60}")
+    return value
+
+
+def flag(value: object, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r:.60}")
+    return value
+
+
+def path(value: object, name: str = "path") -> str:
+    """A path as text: not empty, without NUL; a first part `~` or `~name` is replaced by that home."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a text or a path, got {type(text).__name__}")
+    if not text:
+        raise ValueError(f"{name} is empty; give the name of a file or folder ('.' is this one)")
+    if "\0" in text:
+        raise ValueError(f"{name} cannot hold a NUL character")
+    return os.path.expanduser(text)
+
+
+def names(value: object, name: str) -> list[str]:
+    """A name or several, as a list."""
+    found = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
+    if not all(isinstance(item, str) for item in found):
+        raise TypeError(f"{name} must be a name or a sequence of names, got {value!r:.60}")
+    return found
+
+
+def reals(values: object, name: str, dtype: npt.DTypeLike) -> np.ndarray:
+    """Real numbers as a C-contiguous array of this dtype."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype=dtype)
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell of a table holds nothing: None, NaN, pandas' NA and NaT."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+
+
+def base(value: object) -> int:
+    """The number of the first position, 0 or 1."""
+    return integer(value, "base", 0, 1)
+
+
+def layer(value: object, n_layer: int) -> int:
+    """The number of a layer; IndexError if there is no such layer."""
+    found = integer(value, "layer")
+    if not 0 <= found < n_layer:
+        raise IndexError(f"layer {found} is out of range: there are layers 0..{n_layer - 1}")
+    return found
+
+
+def seed(value: object) -> int:
+    """A seed, 0..2^64-1."""
+    found = integer(value, "seed")
+    if not 0 <= found < 2**64:
+        raise ValueError(f"seed must be in 0..2^64-1, got {found}")
+    return found
+
+
+def threads(value: object, name: str = "threads") -> int:
+    """A number of threads as the core takes it, 0 for None."""
+    return 0 if value is None else integer(value, name, 1, 64)
+
+
+def byte_limit(value: object, name: str = "max_bytes") -> int:
+    """A number of bytes below 2^63."""
+    found = integer(value, name)
+    if not 0 <= found < 2**63:
+        raise ValueError(f"{name} must be in 0..2^63-1, got {found}")
+    return found
+
+
+def _real(value: object, name: str) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None or low == -math.inf:
+        return f"at most {high:,}"
+    if high is None or high == math.inf:
+        return f"at least {low:,}"
+    return f"{low} or {high}" if high == low + 1 else f"in {low:,}..{high:,}"

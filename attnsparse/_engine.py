@@ -65,14 +65,9 @@ def set_num_threads(n: int) -> None:
         core.set_num_threads(n)
 
 
-def checked_threads(threads: Any) -> int:
-    """`threads` as the core wants it, 0 for None; TypeError or ValueError for what is not in 1..64."""
-    return 0 if threads is None else _in_range(threads, "threads")
-
-
 def _in_range(threads: Any, what: str) -> int:
     if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool):
-        raise TypeError(f"{what} must be a whole number, got {type(threads).__name__}")
+        raise TypeError(f"{what} must be an integer, got {type(threads).__name__}")
     if not 1 <= threads <= 64:
         raise ValueError(f"{what} must be in 1..64, got {threads}")
     return int(threads)

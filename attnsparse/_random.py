@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import _check
+
 # The use of a number is part of its counter: two uses never share a stream.
 BATCHES = 1
 EPOCHS = 2
@@ -24,7 +26,7 @@ _AT_ONCE = 2**20  # numbers drawn between two looks for Ctrl-C
 def raw(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
     """`n` random uint64, a function of the seed (0..2^64-1), the use and two further counters (>= 0)."""
     counter = np.array([0, second, first, use], np.uint64)
-    return np.random.Philox(key=checked_seed(seed), counter=counter).random_raw(n)
+    return np.random.Philox(key=_check.seed(seed), counter=counter).random_raw(n)
 
 
 def permutation(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
@@ -35,18 +37,9 @@ def permutation(n: int, seed: int, use: int, first: int = 0, second: int = 0) ->
 def normal(shape: tuple[int, ...], seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:
     """Standard normal numbers (float64, `shape`)."""
     counter = np.array([0, second, first, use], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=checked_seed(seed), counter=counter))
+    generator = np.random.Generator(np.random.Philox(key=_check.seed(seed), counter=counter))
     numbers = np.empty(shape)
     flat = numbers.reshape(-1)
     for begin in range(0, len(flat), _AT_ONCE):
         generator.standard_normal(out=flat[begin : begin + _AT_ONCE])
     return numbers
-
-
-def checked_seed(seed: int) -> int:
-    """The seed as int; TypeError if it is no whole number, ValueError outside 0..2^64-1."""
-    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed must be a whole number, got {type(seed).__name__}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in 0..2^64-1, got {seed}")
-    return int(seed)

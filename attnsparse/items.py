@@ -5,11 +5,11 @@ Nothing here needs pandas or matplotlib, so every other module may use it.
 
 from __future__ import annotations
 
-import operator
 import os
 import re
 from typing import NamedTuple
 
+from . import _check
 from .errors import printable
 
 _HEAD_FORMS = re.compile(
@@ -50,7 +50,7 @@ class Head(NamedTuple):
             raise TypeError(
                 f"a head is text such as 'L9H6' or a pair (layer, head), got {type(value).__name__}"
             )
-        layer, head = whole_number(value[0], "layer"), whole_number(value[1], "head")
+        layer, head = _check.integer(value[0], "layer"), _check.integer(value[1], "head")
         if layer < 0 or head < 0:
             raise ValueError(f"layer and head count from 0, got ({layer}, {head})")
         return cls(layer, head)
@@ -58,54 +58,14 @@ class Head(NamedTuple):
     def within(self, n_layer: int, n_head: int) -> Head:
         """Return this head; raise IndexError if a model of `n_layer` x `n_head` heads has no such head.
 
-        TypeError if layer or head is not a whole number.
+        TypeError if layer or head is not an integer.
         """
-        layer, head = whole_number(self.layer, "layer"), whole_number(self.head, "head")
+        layer, head = _check.integer(self.layer, "layer"), _check.integer(self.head, "head")
         if not (0 <= layer < n_layer and 0 <= head < n_head):
             raise IndexError(
                 f"{self.label} is out of range: there are layers 0..{n_layer - 1} and heads 0..{n_head - 1}"
             )
         return Head(layer, head)
-
-
-def whole_number(value: object, what: str) -> int:
-    """Return `value` as int; raise TypeError naming `what` for bool, float and everything else."""
-    if isinstance(value, bool):
-        raise TypeError(f"{what} must be a whole number, got {value}")
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{what} must be a whole number, got {type(value).__name__}") from None
-
-
-def checked_base(base: object) -> int:
-    """0 or 1, the number of the first position; TypeError or ValueError for anything else."""
-    number = whole_number(base, "base")
-    if number not in (0, 1):
-        raise ValueError(f"base must be 0 or 1, got {number}")
-    return number
-
-
-def checked_flag(value: object, what: str) -> bool:
-    """`value` as bool; TypeError naming `what` for anything but True and False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{what} must be True or False, got {value!r:.60}")
-    return value
-
-
-def checked_path(path: object, what: str = "path") -> str:
-    """`path` as text, a first part `~` or `~name` replaced by that home.
-
-    TypeError naming `what` for what is no path, ValueError for an empty one or a NUL.
-    """
-    name = os.fspath(path) if isinstance(path, str | os.PathLike) else path
-    if not isinstance(name, str):
-        raise TypeError(f"{what} must be a text or a path, got {type(name).__name__}")
-    if not name:
-        raise ValueError(f"{what} is empty; give the name of a file or folder ('.' is this one)")
-    if "\0" in name:
-        raise ValueError(f"{what} cannot hold a NUL character")
-    return os.path.expanduser(name)
 
 
 def token_label(token: str) -> str:
@@ -168,7 +128,7 @@ class Edge(NamedTuple):
             query, key = int(match["query"]), int(match["key"])
         elif isinstance(value, tuple | list) and len(value) == 4:
             names = ("layer", "head", "query", "key")
-            layer, head, query, key = (whole_number(part, name) for part, name in zip(value, names))
+            layer, head, query, key = (_check.integer(part, name) for part, name in zip(value, names))
         else:
             kind = type(value).__name__
             raise TypeError(f"an attention edge is text such as 'a9.h6[5->8]' or four numbers, got {kind}")
@@ -182,7 +142,7 @@ class Edge(NamedTuple):
         ValueError if the key comes after the query, TypeError if a number is not whole.
         """
         layer, head = Head(self.layer, self.head).within(n_layer, n_head)
-        query, key = whole_number(self.query, "query"), whole_number(self.key, "key")
+        query, key = _check.integer(self.query, "query"), _check.integer(self.key, "key")
         if not (0 <= query < n_tokens and 0 <= key < n_tokens):
             raise IndexError(f"{self.label} is out of range: there are positions 0..{n_tokens - 1}")
         return Edge(layer, head, query, key)._looking_back()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .._check import checked_fraction
+from .. import _check
 from .._display import escaped
-from ..items import Edge, Head, whole_number
+from ..items import Edge, Head
 from ..model.interventions import HeadPosition
 from . import bootstrap
 
@@ -116,7 +116,7 @@ class Circuit:
         keep the ranking as it is and use the same sizes.
         Raises ValueError for a fraction outside (0, 1], or for normalize="none", where f is no share.
         """
-        fraction = checked_fraction(fraction)
+        fraction = _check.fraction(fraction)
         if self.normalize == "none":
             raise ValueError("this circuit has normalize='none': its effect is no share of the whole model's")
         first, stays = (int(i) for i in bootstrap.needed_index(self.effect, fraction))
@@ -155,7 +155,7 @@ class Circuit:
 
     def top(self, n: int) -> list[Any]:
         """The n best items; all of them if there are no more than n."""
-        if whole_number(n, "n") < 0:
+        if _check.integer(n, "n") < 0:
             raise ValueError(f"n must be 0 or larger, got {n}")
         kind = UNITS[self.unit]
         return [kind(*row) for row in self.items[:n].tolist()]
@@ -234,7 +234,7 @@ class Circuit:
             "n_prompts": len(self.full),
             "full": self.full.mean(),
             "empty": self.empty.mean(),
-            "fraction": checked_fraction(fraction),
+            "fraction": _check.fraction(fraction),
         }
         counts: dict[str, int | None] = dict.fromkeys((*_COUNTS, "random_first"))
         if self.normalize != "none":

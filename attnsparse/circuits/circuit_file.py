@@ -121,7 +121,7 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
         text = f"'reference' must be null or a text, got {shown(reference)}"
         fail("header_value", path, text, "reference")
     if sizes is not None and not (isinstance(sizes, list) and all(type(n) is int for n in sizes)):
-        fail("header_value", path, "'sizes' must be null or a list of whole numbers", "sizes")
+        fail("header_value", path, "'sizes' must be null or a list of integers", "sizes")
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], path: str) -> None:

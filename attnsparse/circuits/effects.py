@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from .._display import progress_bar
-from ..items import whole_number
 from ..model.run import DEFAULT_MAX_BYTES
 from . import effects_sweep
 from .effects_sweep import (
@@ -33,7 +33,6 @@ from .effects_sweep import (
     blocks,
     check_model_and_task,
     one_length,
-    one_of,
     open_entries,
 )
 
@@ -84,7 +83,7 @@ def candidates(model: Model, task: Task, unit: str, threads: int | None = None) 
     check_model_and_task(model, task)
     config = model.config
     heads = (config.n_layer, config.n_head)
-    if one_of("unit", unit, UNITS) == "head":
+    if _check.choice(unit, "unit", UNITS) == "head":
         return np.argwhere(np.ones(heads, bool)).astype(np.int32)
     length = one_length(task)
     if unit == "head_position":
@@ -170,7 +169,7 @@ def keep_only(
     chosen, unit = checked_items(model, task, items)
     counts = np.asarray(sizes)
     if counts.ndim != 1 or counts.dtype.kind not in "iu":
-        raise TypeError("sizes must be a flat sequence of whole numbers")
+        raise TypeError("sizes must be a flat sequence of integers")
     if counts.size and not (counts.min() >= 0 and counts.max() <= len(chosen)):
         raise ValueError(f"sizes must be in 0..{len(chosen)}, the number of items")
     sweep = Sweep(model, task, unit, ablation, reference, metric, threads)
@@ -225,9 +224,9 @@ def attribution(
     logit g of each entry were moved to the threshold: g P (dm/dA) sigmoid'(g), straight-through as in
     training (method of arXiv 2512.05865).
     """
-    one_of("unit", unit, UNITS)
-    one_of("path", path, ("value", "gate"))
-    if not 1 <= whole_number(steps, "steps") < 2**31:
+    _check.choice(unit, "unit", UNITS)
+    _check.choice(path, "path", ("value", "gate"))
+    if not 1 <= _check.integer(steps, "steps") < 2**31:
         raise ValueError(f"steps must be in 1..2^31-1, got {steps}")
     setting = Setting(model, task, unit, ablation, reference, metric, threads)
     config = model.config
@@ -270,7 +269,7 @@ def checked_items(model: Model, task: Task, items: Any) -> tuple[np.ndarray, str
             f"head, query, key), got {array.shape}"
         )
     if array.dtype.kind not in "iu":
-        raise TypeError(f"items must be whole numbers, got {array.dtype}")
+        raise TypeError(f"items must be integers, got {array.dtype}")
     unit, config = _COLUMNS[array.shape[1]], model.config
     limits = [config.n_layer, config.n_head]
     if unit != "head":

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from .._display import progress_bar
-from .._engine import checked_threads
 from ..model.batch import Batch, as_batch
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
@@ -25,12 +24,6 @@ NEVER = np.int32(2**31 - 2)  # of items that every variant ablates
 CLOSED = np.int32(2**31 - 1)  # of entries that every variant ablates and nothing replaces (asp.h)
 BLOCK_BYTES = 2**28  # activations of the clean prompts that are held at once
 _VARIANTS = 8192  # of one call into the core; the bar moves after each
-
-
-def one_of(name: str, value: Any, known: Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r:.60}")
-    return value
 
 
 def one_length(task: Task, what: str = "items with positions") -> int:
@@ -71,7 +64,7 @@ def open_entries(model: Model, task: Task, threads: int | None) -> np.ndarray:
 
 def check_model_and_task(model: Any, task: Any) -> None:
     """TypeError if they are something else."""
-    checked_object(model, Model, "model")
+    _check.instance(model, Model, "model")
     if not isinstance(task, Task):
         raise TypeError(f"task must be a Task, such as make_task gives, got {type(task).__name__}")
 
@@ -90,11 +83,13 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_model_and_task(self.model, self.task)
-        one_of("ablation", self.ablation, ABLATIONS)
+        _check.choice(self.ablation, "ablation", ABLATIONS)
         self.kind = (
-            self.task.metric if self.metric_name is None else one_of("metric", self.metric_name, METRICS)
+            self.task.metric
+            if self.metric_name is None
+            else _check.choice(self.metric_name, "metric", METRICS)
         )
-        self.threads = checked_threads(self.threads_asked)
+        self.threads = _check.threads(self.threads_asked)
         self.means = self._means() if self.ablation == "mean" else (None, None)
         if self.reference_prompts is not None and self.ablation != "mean":
             raise ValueError(f"reference prompts are for ablation='mean', this is {self.ablation!r}")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..items import Head, checked_base
+from .. import _check
+from ..items import Head
 from ..model import tables
 from ..tasks import words as demo_words
 from ..tasks.builder import build
@@ -89,7 +90,7 @@ class Carriers:
                 "layer": [head.layer for head in self.heads],
                 "head": [head.head for head in self.heads],
                 "label": [head.label for head in self.heads],
-                "query": np.full(n, self.query + checked_base(base)),
+                "query": np.full(n, self.query + _check.base(base)),
                 "key": np.full(n, self.key + base),
                 "query_token": [tokens[self.query]] * n,
                 "key_token": [tokens[self.key]] * n,

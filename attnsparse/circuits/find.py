@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _random
-from .._check import checked_object
-from ..items import whole_number
+from .. import _check
 from ..model.model import Model
 from ..tasks.task import Task
 from . import effects, search
@@ -98,7 +96,7 @@ def find_circuit(
         "n_bootstrap": _whole("n_bootstrap", n_bootstrap, 0, MAX_RESAMPLES),
         "n_random": _whole("n_random", n_random, 0, 2**31),
         "confidence": _share("confidence", confidence),
-        "seed": _random.checked_seed(seed),
+        "seed": _check.seed(seed),
     }
     ranked, tested = _halves(model, task, unit, ablation, reference, metric, threads, progress)
     if method == "attribution" and tested.metric == "kl":
@@ -238,9 +236,9 @@ def _halves(
     progress: bool | None,
 ) -> tuple[Half, Half]:
     """The halves to rank on and to evaluate on."""
-    checked_object(model, Model, "model")
+    _check.instance(model, Model, "model")
     for name, value in (("task", task), ("reference", task if reference is None else reference)):
-        checked_object(value, Task, name)
+        _check.instance(value, Task, name)
     if reference is not None and ablation != "mean":
         raise ValueError(f"reference is what 'mean' ablation averages over; ablation is {ablation!r}")
     n_ranking = int(task.is_ranking.sum())
@@ -274,12 +272,12 @@ def _check_divisor(full: np.ndarray, empty: np.ndarray, normalize: str, unit: st
 
 def _checked_sizes(sizes: Any, n: int) -> np.ndarray:
     """int64, ascending, without doubles."""
-    text = f"sizes must be whole numbers in 0..{n} (there are {n:,} items), got "
+    text = f"sizes must be integers in 0..{n} (there are {n:,} items), got "
     if isinstance(sizes, str) or not isinstance(sizes, (Sequence, range, np.ndarray)):
-        raise TypeError(f"sizes must be a sequence of whole numbers, got {type(sizes).__name__}")
+        raise TypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")
     if isinstance(sizes, np.ndarray) and sizes.ndim != 1:
         raise ValueError(f"{text}an array of shape {sizes.shape}")
-    found = sorted({whole_number(size, "each of sizes") for size in sizes})
+    found = sorted({_check.integer(size, "each of sizes") for size in sizes})
     if not found:
         raise ValueError(f"{text}none")
     if found[0] < 0 or found[-1] > n:
@@ -302,7 +300,7 @@ def _check_choices(**values: Any) -> None:
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
-    number = whole_number(value, name)
+    number = _check.integer(value, name)
     if not low <= number <= high:
         raise ValueError(f"{name} must be in {low}..{high:,}, got {number}")
     return number

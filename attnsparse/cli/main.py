@@ -225,7 +225,7 @@ def _add_table_format(parser: argparse.ArgumentParser) -> None:
 
 
 def _position(text: str) -> int | str:
-    """A whole number is a position, anything else a token."""
+    """An integer is a position, anything else a token."""
     try:
         return int(text)
     except ValueError:

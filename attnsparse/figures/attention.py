@@ -18,7 +18,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
 from numpy.typing import NDArray
 
-from ..items import Head, checked_base, whole_number
+from .. import _check
+from ..items import Head
 from .style import (
     GREY,
     LARGEST,
@@ -133,7 +134,7 @@ def attention_map(
     or above 64 tokens `ax.images[0]`, as in `head_grid`.
     Raises IndexError for a head that the model does not have.
     """
-    pattern, base = _patterns(run), checked_base(base)
+    pattern, base = _patterns(run), _check.base(base)
     chosen = Head.parse((layer, head)).within(*pattern.shape[:2])
     values = pattern[chosen]
     n_tokens = len(values)
@@ -193,7 +194,7 @@ def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> lis
 
 def panel_size(n_maps: int, columns: int) -> tuple[float, float]:
     """Width and height of a panel in map widths; TypeError or ValueError for columns that are none."""
-    if whole_number(columns, "columns") < 1:
+    if _check.integer(columns, "columns") < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     rows, columns = -(-n_maps // columns), min(columns, n_maps)
     return (columns - 1) * _PITCH + 1 + 2 * _MARGIN, (rows - 1) * _PITCH + 1 + 2 * _MARGIN

@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from ..items import checked_base
+from .. import _check
 from ..model.tables import edges
 from ..tasks import addition
 from .style import (
@@ -68,7 +68,7 @@ def edge_lines(
     `tables.edges(run, threshold)` and in its order.
     Raises ValueError as `tables.edges` does, and if there are not as many labels as tokens.
     """
-    base = checked_base(base)
+    base = _check.base(base)
     table = edges(run, threshold)
     run = run[0]
     config = run.model.config

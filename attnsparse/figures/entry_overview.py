@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from .. import _check
 from ..circuits import entry_effects
 from ..circuits.entry_effects import Carriers, find_carriers
-from ..items import checked_base
 from .attention import draw_panel, draw_scale, panel_size
 from .panels import (
     PAD,
@@ -105,7 +105,7 @@ def draw_sketch(
     base: int = 0,
 ) -> Figure:
     """`attention_sketch` of what was found before."""
-    checked_base(base)
+    _check.base(base)
     n_left, n_right = (n_drawn(found, fraction, most) for found in (dense, sparse))
     columns = min(6, math.ceil(math.sqrt(n_left))) if columns is None else columns
     units = panel_size(n_left, columns)

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
 
-from .._check import checked_object
+from .. import _check
 from ..graphs.graph import Graph
 from ..graphs.layout import (
     Edges,
@@ -28,7 +28,7 @@ from ..graphs.layout import (
     pruning_text,
     short_label,
 )
-from ..items import checked_base, shortened, whole_number
+from ..items import shortened
 from .style import (
     BLUE,
     DARK,
@@ -97,8 +97,8 @@ def graph(
     Raises IndexError and KeyError for nodes that do not exist, ValueError for no node at all, for negative
     max_edges or max_labels and for another base, TypeError for other things.
     """
-    checked_object(graph, Graph, "graph")
-    base = checked_base(base)
+    _check.instance(graph, Graph, "graph")
+    base = _check.base(base)
     max_edges, max_labels = _count(max_edges, "max_edges"), _count(max_labels, "max_labels")
     whole, here = graph, False
     if nodes is None and not graph.pruned:
@@ -122,7 +122,7 @@ def graph(
 
 
 def _count(value: object, name: str) -> int:
-    number = whole_number(value, name)
+    number = _check.integer(value, name)
     if number < 0:
         raise ValueError(f"{name} must not be negative, got {number}")
     return number

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 
-from .._check import checked_object
+from .. import _check
 from ..graphs.word_effect import GroupEdge
-from ..items import checked_base, shortened
+from ..items import shortened
 from .attention import draw_panel, draw_scale, panel_size
 from .panels import (
     PAD,
@@ -75,8 +75,8 @@ def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = N
     least 1 % of the logit, each with its strongest arrow, and all arrows of at least 5 %. columns: maps a row
     on the left; None = a square or higher, at most 6. Positions count from `base`.
     """
-    checked_object(dense, GroupEdge, "dense"), checked_object(sparse, GroupEdge, "sparse")
-    checked_base(base)
+    _check.instance(dense, GroupEdge, "dense"), _check.instance(sparse, GroupEdge, "sparse")
+    _check.base(base)
     columns = _columns(dense.n_drawn) if columns is None else columns
     units = panel_size(dense.n_drawn, columns)
     sketch = _layout(sparse)

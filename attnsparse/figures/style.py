@@ -28,9 +28,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+from .. import _check
 from ..io.atomic import write_atomic
-from ..items import checked_path, shortened, token_label
-from ..model.run import as_names
+from ..items import shortened, token_label
 
 WHITE_TO_BLUE = LinearSegmentedColormap.from_list(
     "white_to_blue", ["#ffffff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
@@ -183,7 +183,7 @@ def save(
     Raises ValueError for another format, for formats that are not the one `path` ends in and a dpi that is
     not above 0, TypeError for other things, OSError if a file cannot be written.
     """
-    stem, formats = _stem_and_formats(checked_path(path), formats)
+    stem, formats = _stem_and_formats(_check.path(path), formats)
     if isinstance(dpi, bool) or not isinstance(dpi, Real):
         raise TypeError(f"dpi must be a number, got {type(dpi).__name__}")
     if not 0 < dpi < math.inf:
@@ -205,7 +205,7 @@ def save(
 
 def _stem_and_formats(path: str, formats: str | Sequence[str] | None) -> tuple[str, list[str]]:
     """What the files' names begin with, and how they end."""
-    names = list(_METADATA) if formats is None else as_names("formats", formats)
+    names = list(_METADATA) if formats is None else _check.names(formats, "formats")
     unknown = [name for name in names if name not in _METADATA]
     if unknown:
         raise ValueError(f"unknown figure format {unknown[0]!r:.60}; known: {', '.join(_METADATA)}")

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from .._display import progress_bar
-from .._engine import checked_threads
-from ..items import whole_number
 from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES, Run, checked_bytes
+from ..model.run import DEFAULT_MAX_BYTES, Run
 from ..model.tokenizer import token_texts
 from ..transcoders.features import RECORDED
 from ..transcoders.labels import checked_labels
@@ -86,9 +84,9 @@ def attribution_graph(
     MemoryError before more than `max_bytes` would be taken, KeyboardInterrupt on Ctrl-C; as
     `load_feature_labels` for files.
     """
-    checked_object(model, Model, "model"), checked_object(transcoders, Transcoders, "transcoders")
+    _check.instance(model, Model, "model"), _check.instance(transcoders, Transcoders, "transcoders")
     labels = checked_labels({} if labels is None else labels, n_features=transcoders.n_features)
-    threads, max_bytes = checked_threads(threads), checked_bytes(max_bytes)
+    threads, max_bytes = _check.threads(threads), _check.byte_limit(max_bytes)
     if isinstance(prompt, Run):
         _check_run(prompt)
     most = None if max_feature_nodes is None else _count(max_feature_nodes, "max_feature_nodes")
@@ -151,7 +149,7 @@ def _check_size(features: Features, n_logits: int, most: int | None, max_bytes: 
 
 
 def _count(value: Any, name: str) -> int:
-    number = whole_number(value, name)
+    number = _check.integer(value, name)
     if number < 0:
         raise ValueError(f"{name} must not be negative, got {number}")
     return number

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from .._display import SHOWN, html_table
-from ..items import checked_base, whole_number
 from ..transcoders.labels import checked_labels
 from . import heads as graph_heads
 from . import prune as graph_prune
@@ -161,7 +161,7 @@ class Graph:
                     f"graph.select('token', position={node!r:.60}) finds the nodes of a token"
                 )
             return found
-        number, n = whole_number(node, "a node"), len(self)
+        number, n = _check.integer(node, "a node"), len(self)
         if not -n <= number < n:
             raise IndexError(f"node {number} is out of range: this graph has {n} nodes")
         return number % n
@@ -203,7 +203,7 @@ class Graph:
                 where = f"is at positions {same}; give a number" if same else "is not in the prompt"
                 raise ValueError(f"token {position!r:.60} {where}")
             return same[0]
-        number = whole_number(position, "position")
+        number = _check.integer(position, "position")
         if not -n <= number < n:
             raise IndexError(f"position {number} is out of range: the prompt has {n} tokens")
         return number % n
@@ -274,7 +274,7 @@ class Graph:
         Raises ValueError for another `through` and for a graph without what this needs, see `has_heads`; as
         `edge` does for nodes.
         """
-        return graph_heads.table(self, *graph_find.ends(self, source, target), through, checked_base(base))
+        return graph_heads.table(self, *graph_find.ends(self, source, target), through, _check.base(base))
 
     def needed_heads(
         self, source: Nodes, target: Nodes, fraction: float = 0.8, *, through: str = "edge"

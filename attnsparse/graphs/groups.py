@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from ..items import token_label
 from .graph import Graph
 from .heads import activations, factors
@@ -70,7 +70,7 @@ def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
     Raises ValueError for a group without nodes and for a node in two groups, KeyError and IndexError for
     nodes that do not exist, TypeError for other objects.
     """
-    checked_object(graph, Graph, "graph")
+    _check.instance(graph, Graph, "graph")
     if not isinstance(groups, Mapping):
         raise TypeError(f"groups must be a mapping from names to nodes, got {type(groups).__name__}")
     chosen: dict[str, np.ndarray] = {}
@@ -138,7 +138,7 @@ def token_groups(graph: Graph, output: str = "output") -> dict[str, Group]:
     Features elsewhere that are about another position's token belong to no group. (The paper groups features
     by hand, by what their labels say: see `group_nodes`.)
     """
-    checked_object(graph, Graph, "graph")
+    _check.instance(graph, Graph, "graph")
     places: dict[str, list[int]] = {}
     for i, token in enumerate(graph.token_strings):
         name = token_label(token)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._check import checked_fraction
+from .. import _check
 from .._display import html_table
 from .._engine import core_for
-from ..items import Head, edge_label, whole_number
+from ..items import Head, edge_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ class ScoreSplit:
         """
         import pandas as pd
 
-        if whole_number(n, "n") < 0:
+        if _check.integer(n, "n") < 0:
             raise ValueError(f"n must not be negative, got {n}")
         order = np.argsort(-np.abs(self.pairs), axis=None, kind="stable")[:n]
         rows, columns = np.unravel_index(order, self.pairs.shape)
@@ -188,7 +188,7 @@ def needed(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, fraction: float, through: str
 ) -> int | None:
     """See `Graph.needed_heads`."""
-    fraction = checked_fraction(fraction)
+    fraction = _check.fraction(fraction)
     by_head, direct, remainder, _ = loadings(graph, sources, targets, through)
     whole = by_head.sum() + direct + remainder
     if whole == 0:

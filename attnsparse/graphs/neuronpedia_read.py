@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _check
 from ..errors import quoted
 from ..io.limits import Limits
 from ..io.paired_file import fail
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from ..items import checked_path
 from .graph import KINDS, Graph
 from .graph_file import check_edges, check_nodes
 from .neuronpedia_write import NO_PROBABILITY, OWN, OWN_VERSION, cantor, error_label, plain_label
@@ -84,7 +84,7 @@ def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMI
     metadata; node and link for what is no node or link, with the field "nodes[3]"; value for nodes and links
     that make no sense. LimitError above one of `limits`.
     """
-    name = checked_path(path)
+    name = _check.path(path)
     raw = read_small(name, "max_graph_bytes", limits=limits, code="graph_limit")
     data = parse_object(raw, name, limits=limits)
     for field, kind in (("metadata", dict), ("qParams", dict), ("nodes", list), ("links", list)):
@@ -201,7 +201,7 @@ def _node(entry: Any, i: int, strings: Sequence[str], n_layer: int, path: str) -
 
 
 def _wanted(kinds: tuple[type, ...]) -> str:
-    words = {str: "a text", int: "a whole number", type(None): "null"}
+    words = {str: "a text", int: "an integer", type(None): "null"}
     return " or ".join(words[kind] for kind in kinds)
 
 

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from .._version import __version__
 from ..errors import FormatError, located
 from ..io.atomic import write_atomic
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
 from ..io.text_bytes import compact_json
-from ..items import checked_path, whole_number
 from .graph import Graph, Nodes
 
 if TYPE_CHECKING:
@@ -100,12 +99,12 @@ def write_graph_json(
     negative n_contributors; TypeError for arguments of other kinds; FormatError for a graph-metadata.json
     that is none; OSError.
     """
-    checked_object(graph, Graph, "graph")
+    _check.instance(graph, Graph, "graph")
     _check_slug(slug)
     _check_metadata(scan, info, feature_details)
     if not isinstance(supernodes, Mapping | None):
         raise TypeError(f"supernodes must map names to nodes, got {type(supernodes).__name__}")
-    if whole_number(n_contributors, "n_contributors") < 0:
+    if _check.integer(n_contributors, "n_contributors") < 0:
         raise ValueError(f"n_contributors must not be negative, got {n_contributors}")
     shown_graph = _pruned(graph, node_threshold, edge_threshold)
     metadata = _metadata(shown_graph, slug, scan, info, feature_details)
@@ -118,7 +117,7 @@ def write_graph_json(
         "links": _links(shown_graph),
     }
     content = list(compact_json(data | ({"qk_only_nodes": only} if only else {})))
-    folder = Path(checked_path(folder, "folder"))
+    folder = Path(_check.path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     entries = _other_entries(folder / METADATA_FILE, slug)
     path = folder / f"{slug}.json"

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import _check
 from .._display import escaped
 from .._version import __version__
 from ..errors import printable
 from ..io.atomic import write_atomic
-from ..items import checked_base, shortened, token_label, whole_number
+from ..items import shortened, token_label
 from .layout import (
     Edges,
     Layout,
@@ -99,7 +100,7 @@ def page(
     base: int = 0,
 ) -> bytes:
     """The page as bytes, all of them ASCII; see `Graph.to_html`."""
-    base, max_edges = checked_base(base), whole_number(max_edges, "max_edges")
+    base, max_edges = _check.base(base), _check.integer(max_edges, "max_edges")
     if max_edges < 0:
         raise ValueError(f"max_edges must not be negative, got {max_edges}")
     if title is not None and not isinstance(title, str):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._check import checked_share
+from .. import _check
 from .._engine import core_for
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def node_influence(graph: Graph) -> np.ndarray:
 def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
     """See `Graph.prune`."""
     thresholds = {
-        "node_threshold": checked_share(node_threshold, "node_threshold"),
-        "edge_threshold": checked_share(edge_threshold, "edge_threshold"),
+        "node_threshold": _check.share(node_threshold, "node_threshold"),
+        "edge_threshold": _check.share(edge_threshold, "edge_threshold"),
     }
     core = core_for(str(graph.weight.dtype))
     kind = np.array(graph.kind)

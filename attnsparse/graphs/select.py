@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..items import whole_number
+from .. import _check
 from ..transcoders.arrays import layers_text
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _kinds(kind: Any) -> list[str]:
 
 def _layers(layer: Any, n_layer: int) -> list[int]:
     several = isinstance(layer, Sequence | np.ndarray) and not isinstance(layer, str)
-    numbers = [whole_number(number, "layer") for number in (layer if several else [layer])]
+    numbers = [_check.integer(number, "layer") for number in (layer if several else [layer])]
     for number in numbers:
         if not -1 <= number <= n_layer:
             text = f"layers are 0..{n_layer - 1}, {n_layer} of logits and -1 of tokens"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..items import whole_number
+from .. import _check
 from ..model.tokenizer import token_texts
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _token_string(model: Model, token: int) -> str:
 def most_likely(probability: np.ndarray, most: int, desired: float) -> np.ndarray:
     """int64: as few tokens as have a probability of `desired` together, at most `most`, by falling
     probability."""
-    most = whole_number(most, "max_n_logits")
+    most = _check.integer(most, "max_n_logits")
     if most < 1:
         raise ValueError(f"max_n_logits must be at least 1, got {most}")
     number = isinstance(desired, (int, float, np.number)) and not isinstance(desired, bool)
@@ -154,7 +154,7 @@ def token_ids(model: Model, tokens: Any, name: str) -> np.ndarray:
                 raise ValueError(f"{name}: {token!r:.60} is {len(ids)} tokens {pieces[:8]}, expected one")
             found.append(int(ids[0]))
             continue
-        number = whole_number(token, f"a token of {name}")
+        number = _check.integer(token, f"a token of {name}")
         if not 0 <= number < model.config.n_vocab:
             raise IndexError(f"{name}: token id {number} is out of range 0..{model.config.n_vocab - 1}")
         found.append(number)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import checked_fraction
+from .. import _check
 from .._display import html_table
 from ..circuits import entry_effects
 from ..items import Edge, Head, token_label
@@ -53,7 +53,7 @@ class Loadings:
 
     def needed(self, fraction: float) -> int | None:
         """The fewest heads that have this share together; None if all do not reach it."""
-        reached = np.flatnonzero(np.cumsum(self.shares) >= checked_fraction(fraction))
+        reached = np.flatnonzero(np.cumsum(self.shares) >= _check.fraction(fraction))
         return int(reached[0]) + 1 if len(reached) else None
 
     def __repr__(self) -> str:
@@ -142,7 +142,7 @@ def find_group_edge(
     Raises ValueError as `attribution_graph` and `group_nodes` do, for a fraction outside 0..1, and if no
     group is at the position of `key` alone.
     """
-    fraction = checked_fraction(fraction)
+    fraction = _check.fraction(fraction)
     others = entry_effects.wrong_words(answer) if wrong is None else wrong
     graph = attribution_graph(
         model,

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..items import checked_path
+from .. import _check
 from .folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, sync_folder
 
 PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
@@ -46,13 +46,13 @@ def write_together(files: Iterable[File], removed: Iterable[str] = ()) -> None:
     """
     files = iter(files)
     first = next(files)
-    change = _Change(Path(checked_path(first[0])))
+    change = _Change(Path(_check.path(first[0])))
     try:
         with FolderLock(change.folder) as has_locks, change:
             if has_locks:
                 _remove_temporaries(change.folder)
             for path, pieces in itertools.chain([first], files):
-                change.write(Path(checked_path(path)), pieces)
+                change.write(Path(_check.path(path)), pieces)
             change.put_in_place(removed)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}{change.note}", str(change.current)) from error

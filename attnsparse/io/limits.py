@@ -42,7 +42,7 @@ class Limits:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{item.name} must be a whole number, got {type(value).__name__}")
+                raise TypeError(f"{item.name} must be an integer, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{item.name} must be at least 1, got {value}")
         if self.max_header_bytes > HARD_MAX_HEADER_BYTES:

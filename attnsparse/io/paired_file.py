@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from .. import _check
 from ..errors import FormatError, NonFiniteError, located, quoted
-from ..items import checked_path
 from .atomic import write_together
 from .limits import Limits
 from .regular_file import CHUNK_BYTES, RegularFile, read_small
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
 
 def pair_paths(path: str | os.PathLike[str]) -> tuple[str, str]:
     """The two files of a path with or without .json or .npz."""
-    base = checked_path(path)
+    base = _check.path(path)
     for suffix in (".json", ".npz"):
         base = base.removesuffix(suffix)
     return base + ".json", base + ".npz"
@@ -89,7 +89,7 @@ def read_fields(path: str, kind: Kind, wanted: Iterable[str], limits: Limits) ->
         fail("magic", path, text)
     version = data.get("version")
     if type(version) is not int or version < 1:
-        fail("version", path, f"version must be a whole number from 1 on, got {shown(version)}", "version")
+        fail("version", path, f"version must be an integer from 1 on, got {shown(version)}", "version")
     if version > kind.version:
         text = (
             f"from a newer attnsparse: {kind.name} version {version}, this one reads up to {kind.version}; "
@@ -125,10 +125,10 @@ def check_text_list(data: Mapping[str, Any], name: str, path: str) -> None:
 
 
 def check_whole(data: Mapping[str, Any], name: str, low: int, high: int, path: str) -> None:
-    """A whole number in low..high, else FormatError header_value."""
+    """An integer in low..high, else FormatError header_value."""
     value = data[name]
     if type(value) is not int or not low <= value <= high:
-        text = f"'{name}' must be a whole number in {low}..{high}, got {shown(value)}"
+        text = f"'{name}' must be an integer in {low}..{high}, got {shown(value)}"
         fail("header_value", path, text, name)
 
 

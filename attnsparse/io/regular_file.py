@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NoReturn
 
+from .. import _check
 from ..errors import FormatError, located
-from ..items import checked_path
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
 
 CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly
@@ -42,7 +42,7 @@ class RegularFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = checked_path(path)
+        self.path = _check.path(path)
         flags = os.O_RDONLY
         for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
             flags |= getattr(os, name, 0)

@@ -134,12 +134,12 @@ def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorI
         text = f"tensor {quoted(name)} has dtype {quoted(dtype)}, supported: {' '.join(_DTYPES)}"
         raise located(FormatError, "dtype", path, text, field=name)
     if not _are_whole_numbers(shape):
-        _bad_field(name, path, "has a shape that is not a list of whole numbers >= 0")
+        _bad_field(name, path, "has a shape that is not a list of integers >= 0")
     if len(shape) > limits.max_rank:
         what = f"tensor {quoted(name)} with {len(shape):,} dimensions"
         limits.check("max_rank", len(shape), path, what, code="rank_limit", field=name)
     if not _are_whole_numbers(offsets) or len(offsets) != 2:
-        _bad_field(name, path, "has data_offsets that are not two whole numbers >= 0")
+        _bad_field(name, path, "has data_offsets that are not two integers >= 0")
     n_bytes = ITEM_BYTES[dtype]
     for side in shape:
         n_bytes *= side

@@ -96,7 +96,7 @@ def parse_object(
 
 
 def _whole(digits: str) -> int | float:
-    """A number without point and exponent; -0 is none of the whole numbers, as for other readers."""
+    """A number without point and exponent; -0 is none of the integers, as for other readers."""
     if len(digits) > _MOST_DIGITS:
         raise ValueError(digits)
     return -0.0 if digits == "-0" else int(digits)

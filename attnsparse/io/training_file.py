@@ -354,9 +354,7 @@ def _parse_entry(entry: Any, path: Any, limits: Limits) -> Entry:
         _fail("dtype", path, text, PREAMBLE_BYTES, name)
     whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     if not whole or len(shape) > limits.max_rank or not isinstance(checksum, str):
-        text = (
-            f"tensor {quoted(name)} needs a shape of at most {limits.max_rank} whole numbers and a checksum"
-        )
+        text = f"tensor {quoted(name)} needs a shape of at most {limits.max_rank} integers and a checksum"
         _fail("header_value", path, text, PREAMBLE_BYTES, name)
     if has_too_many_bytes(shape):
         _fail("size_overflow", path, f"tensor {quoted(name)}: no array can be so large", PREAMBLE_BYTES, name)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError, located
 from ..io.strict_json import shown
 
-#: upper bounds of the whole numbers in a Config
+#: upper bounds of the integers in a Config
 SIZE_LIMITS = {
     "n_layer": 512, "n_head": 1024, "d_model": 65_536, "d_head": 65_536, "d_mlp": 1_048_576, "n_ctx":
     1_048_576, "n_vocab": 4_194_304,
@@ -125,7 +125,7 @@ def check_kind(
         most = SIZE_LIMITS[name]
         if type(value) is int and 1 <= value <= most:
             return value
-        expected = f"a whole number in 1..{most}"
+        expected = f"an integer in 1..{most}"
     elif kind == "float":
         if type(value) in (int, float) and abs(value) < 1e30:  # type: ignore[arg-type]
             return float(value)  # type: ignore[arg-type]

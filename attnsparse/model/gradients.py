@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._engine import checked_threads
+from .. import _check
 from .batch import Batch
-from .run import CORE_NAMES, Run, as_names, as_reals, checked_bytes
+from .run import CORE_NAMES, Run
 
 if TYPE_CHECKING:
     from .model import Model
@@ -42,7 +42,7 @@ def compute_gradients(
     threads: int | None,
 ) -> Gradients:
     """See `Model.gradients`."""
-    names = as_names("wrt", wrt)
+    names = _check.names(wrt, "wrt")
     for name in names:
         if name not in (*ACTIVATIONS, "parameters"):
             raise ValueError(f"wrt: no gradient for {name!r}; known: parameters, {', '.join(ACTIVATIONS)}")
@@ -58,17 +58,17 @@ def compute_gradients(
         targets = loss_targets(batch, targets)
         weights = loss_weights(batch, loss_mask, own_targets, model.dtype)
     records = tuple({CORE_NAMES[name] for name in names if name != "parameters"})
-    max_bytes = checked_bytes(max_bytes)
+    max_bytes = _check.byte_limit(max_bytes)
     core = model._core.gradients(
         batch.tokens, batch.offsets, records, "parameters" in names, dlogits, targets, weights,
-        GATE_GRADIENTS[gate_gradient], max_bytes, checked_threads(threads),
+        GATE_GRADIENTS[gate_gradient], max_bytes, _check.threads(threads),
     )  # fmt: skip
     return Gradients(model, core, batch, "parameters" in names)
 
 
 def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.ndarray:
     """(all tokens, V), or (batch, T, V) of equally long prompts."""
-    array, n = as_reals("dlogits", dlogits, dtype), len(batch.tokens)
+    array, n = _check.reals(dlogits, "dlogits", dtype), len(batch.tokens)
     shapes = [(n, n_vocab)]
     if len(set(batch.lengths.tolist())) == 1:
         shapes.append((len(batch), n // len(batch), n_vocab))
@@ -96,7 +96,7 @@ def loss_weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtyp
     if loss_mask is None:
         weights = np.ones(n, dtype)
     else:
-        weights = as_reals("loss_mask", loss_mask, dtype).ravel().copy()
+        weights = _check.reals(loss_mask, "loss_mask", dtype).ravel().copy()
         if len(weights) != n:
             raise ValueError(f"loss_mask must have one number for each of the {n} tokens, got {len(weights)}")
         if not np.all(weights >= 0) or not np.all(np.isfinite(weights)):

@@ -172,7 +172,7 @@ def derive_head_width(fields: dict[str, Any], path: str | os.PathLike[str]) -> N
 def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
     version = values.get("attnsparse_version", CONFIG_VERSION)
     if type(version) is not int or version < 1:
-        _fail("config_type", path, "attnsparse_version", f"must be a whole number, got {shown(version)}")
+        _fail("config_type", path, "attnsparse_version", f"must be an integer, got {shown(version)}")
     if version > CONFIG_VERSION:
         text = f"is {shown(version)}, this attnsparse reads up to {CONFIG_VERSION}; update attnsparse"
         _fail("config_version", path, "attnsparse_version", text)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..items import Edge, Head, whole_number
+from .. import _check
+from ..items import Edge, Head
 from .batch import Batch, as_batch
-from .run import DEFAULT_MAX_BYTES, as_reals
+from .run import DEFAULT_MAX_BYTES
 
 if TYPE_CHECKING:
     from .model import Model
@@ -178,12 +179,12 @@ class _Places:
 
     def layer(self, layer: Any) -> int:
         n = self.model.config.n_layer
-        if not 0 <= whole_number(layer, "layer") < n:
+        if not 0 <= _check.integer(layer, "layer") < n:
             raise IndexError(f"layer {layer} is out of range 0..{n - 1}")
         return int(layer)
 
     def position(self, prompt: int, position: Any) -> int:
-        n, index = self.lengths[prompt], whole_number(position, "position")
+        n, index = self.lengths[prompt], _check.integer(position, "position")
         if not -n <= index < n:
             raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens")
         return index % n
@@ -362,7 +363,7 @@ def _shown(lengths: Sequence[int]) -> str:
 
 def _add_patch(places: _Places, item: Item, values: Any) -> None:
     """Values for an item, the same for every prompt."""
-    array = as_reals(f"patch[{item!r:.60}]", values, places.model.dtype)
+    array = _check.reals(values, f"patch[{item!r:.60}]", places.model.dtype)
     for prompt, length in enumerate(places.lengths):
         if isinstance(item, Head):
             layer, head = places.head(item)

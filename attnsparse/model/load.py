@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from .. import _check
 from ..errors import ConfigError, NonFiniteError, file_label, located, printable, quoted
 from ..io.atomic import File, write_together
 from ..io.folder_commit import read_whole
 from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
 from ..io.safetensors_file import safetensors_pieces
 from ..io.tensor_source import TensorSource
-from ..items import checked_flag, checked_path
 from .config import Config
 from .foreign import family_of
 from .hf_config import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
@@ -96,12 +96,12 @@ def load(
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
     if gated is not None:
-        checked_flag(gated, "gated")
-    checked_flag(allow_nonfinite, "allow_nonfinite")
-    checked_flag(strict, "strict")
+        _check.flag(gated, "gated")
+    _check.flag(allow_nonfinite, "allow_nonfinite")
+    _check.flag(strict, "strict")
     checked_limits(limits)
     given = _checked_config(config)
-    path = Path(checked_path(what, "the model"))
+    path = Path(_check.path(what, "the model"))
 
     def read() -> Model:
         return _read_model(
@@ -168,7 +168,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     held before, its tokenizer or shards, go. Raises OSError with errno and file name; RuntimeError while
     another thread trains the model.
     """
-    folder = Path(checked_path(folder, "folder"))
+    folder = Path(_check.path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
     weights = {
@@ -200,7 +200,7 @@ def _tokenizer(
     if isinstance(given, Tokenizer):
         return given
     if given is not None:
-        return Tokenizer.load(checked_path(given, "tokenizer"), limits=limits)
+        return Tokenizer.load(_check.path(given, "tokenizer"), limits=limits)
     if Tokenizer.is_in(found.folder):
         return Tokenizer.load(found.folder, limits=limits)
     if found.from_hub and found.sparse_release:

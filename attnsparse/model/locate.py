@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _check
 from ..errors import ConfigError, FormatError, located, quoted
 from ..io.limits import Limits
 from ..io.regular_file import RegularFile, read_small
@@ -18,7 +19,7 @@ from ..io.safetensors_file import SafetensorsFile
 from ..io.strict_json import parse_object, shown
 from ..io.tensor_source import TensorInfo, TensorSource
 from ..io.torch_file import TorchFile
-from ..items import checked_path, name_of
+from ..items import name_of
 from .foreign import (
     ADAPTER,
     BEGIN_BYTES,
@@ -63,7 +64,7 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
     """Locate the weights that `what` means; FileNotFoundError lists what was tried if there are none."""
     if isinstance(what, str) and what in embedded_names():
         return _in_folder(MODELS_FOLDER / what, what)
-    path = Path(checked_path(what, "the model"))
+    path = Path(_check.path(what, "the model"))
     if path.is_dir():
         return _in_folder(path, name_of(path.resolve()))
     if path.exists():

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from .. import _check
 from .._engine import core_for
 from ..errors import ConfigError
 from ..io.checksums import update
 from .batch import as_batch
 from .config import Config
 from .gradients import Gradients, compute_gradients
-from .run import DEFAULT_MAX_BYTES, Run, as_reals, compute_run
+from .run import DEFAULT_MAX_BYTES, Run, compute_run
 from .tokenizer import checked_ids
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Model:
                     code="config_value",
                     field=name,
                 )
-            self._core._writable(name)[...] = as_reals(name, weights[name], self.dtype)
+            self._core._writable(name)[...] = _check.reals(weights[name], name, self.dtype)
 
     @classmethod
     def _empty(cls, config: Config, dtype: str = "float32") -> Model:
@@ -104,7 +105,7 @@ class Model:
         """
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must be a mapping from names to arrays, got {type(weights).__name__}")
-        self._core.assign({name: as_reals(name, value, self.dtype) for name, value in weights.items()})
+        self._core.assign({name: _check.reals(value, name, self.dtype) for name, value in weights.items()})
 
     def copy(self) -> Model:
         """A model with its own copy of the weights, all of one moment; RuntimeError while another thread

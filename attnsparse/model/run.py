@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .._engine import checked_threads
+from .. import _check
 from . import tables
 from .batch import Batch
 from .tokenizer import token_texts
@@ -40,17 +40,9 @@ PRESETS = {
 CORE_NAMES = {**SQUARE, **LAYERED, **FLAT, "lse": "lse", "loss": "token_loss"}
 
 
-def as_names(argument: str, value: Any) -> list[str]:
-    """A name or several as a list; TypeError for anything else."""
-    names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be a name or a sequence of names, got {value!r:.60}")
-    return names
-
-
 def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
     """Names of the core's arrays for `record`, and whether edges are asked for; ValueError else."""
-    asked = as_names("record", record)
+    asked = _check.names(record, "record")
     names = [name for item in asked for name in PRESETS.get(item, (item,))]
     unknown = [name for name in names if name not in CORE_NAMES and name not in ("edges", "logits")]
     if unknown:
@@ -60,24 +52,6 @@ def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
             "help(attnsparse.Run), such as pattern, q or resid_pre"
         )
     return tuple(dict.fromkeys(CORE_NAMES[name] for name in names if name in CORE_NAMES)), "edges" in names
-
-
-def as_reals(name: str, values: Any, dtype: np.dtype) -> np.ndarray:
-    """`values` as a C-contiguous array of this dtype; TypeError if they are not real numbers."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=dtype)
-
-
-def checked_bytes(max_bytes: Any) -> int:
-    """`max_bytes` as an int below 2**63; TypeError or ValueError else."""
-    if not isinstance(max_bytes, (int, np.integer)) or isinstance(max_bytes, bool):
-        raise TypeError(f"max_bytes must be a whole number, got {type(max_bytes).__name__}")
-    if not 0 <= max_bytes < 2**63:
-        raise ValueError(f"max_bytes must be in 0..2**63-1, got {max_bytes}")
-    return int(max_bytes)
 
 
 def compute_run(
@@ -101,7 +75,7 @@ def compute_run(
     if not isinstance(edge_threshold, (int, float)) or not edge_threshold >= 0:
         raise ValueError(f"edge_threshold must be a number that is not negative, got {edge_threshold!r:.60}")
     threshold = float(edge_threshold) if edges else None
-    max_bytes = checked_bytes(max_bytes)
+    max_bytes = _check.byte_limit(max_bytes)
     core = model._core.run(
         batch.tokens,
         batch.offsets,
@@ -109,7 +83,7 @@ def compute_run(
         LOGITS[logits],
         max_bytes,
         threshold,
-        checked_threads(threads),
+        _check.threads(threads),
         changes,
         substitute,
     )
@@ -163,9 +137,7 @@ class Run:
         try:
             i = operator.index(i)
         except TypeError:
-            raise TypeError(
-                f"the number of a prompt must be a whole number, got {type(i).__name__}"
-            ) from None
+            raise TypeError(f"the number of a prompt must be an integer, got {type(i).__name__}") from None
         if not -n <= i < n:
             raise IndexError(f"there is no prompt {i}: this run has {n}")
         return self._index if self._index is not None else i % n
@@ -290,7 +262,7 @@ class Run:
         """
         self._need("v")
         if direction is not None:
-            direction = as_reals("direction", direction, self.model.dtype)
+            direction = _check.reals(direction, "direction", self.model.dtype)
         return self._core.value_norms(direction, *self._range(self._one("value_norms")))
 
     def entry_scores(self, layer: Any, head: Any, query: Any, key: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -421,7 +393,7 @@ def _check_entries(query: np.ndarray, key: np.ndarray, n_tokens: int, begin: int
 def _indices(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be whole numbers, got {array.dtype}")
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
     if array.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {array.shape}")
     return np.ascontiguousarray(array, dtype=np.int64)

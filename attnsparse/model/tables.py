@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from .._display import escaped
-from ..items import Head, checked_base, token_label, whole_number
+from ..items import Head, token_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,12 +33,12 @@ def position(run: Run, which: int | str, base: int = 0) -> int:
     which: a position counted from `base` (0 or 1), a negative position counted from the end (-1 is the last
     token for either base), or a token as displayed, with or without its leading space.
     Raises ValueError if no token or several tokens match (the message lists their positions), IndexError if
-    the position is outside the prompt, TypeError if `which` is neither text nor a whole number.
+    the position is outside the prompt, TypeError if `which` is neither text nor an integer.
     """
-    run, base = _single(run), checked_base(base)
+    run, base = _single(run), _check.base(base)
     if isinstance(which, str):
         return _position_of_token(run.token_strings, which, base)
-    number = whole_number(which, "a position")
+    number = _check.integer(which, "a position")
     n_tokens = len(run.token_strings)
     index = n_tokens + number if number < 0 else number - base
     if not 0 <= index < n_tokens:
@@ -69,7 +70,7 @@ def heads(
     Raises ValueError if `key` comes after `query`, if one of the arrays is missing, or if the run holds
     several prompts.
     """
-    run, base = _single(run), checked_base(base)
+    run, base = _single(run), _check.base(base)
     needed = ("pattern", "q", "k", "v") + (("ln_final_scale",) if logit_diff is not None else ())
     _require(run, needed, "heads")
     key_index, query_index = position(run, key, base), position(run, query, base)
@@ -100,7 +101,7 @@ def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
     Raises ValueError for a threshold that is negative or not a number, if neither form of the edges was
     recorded, or if the run holds several prompts.
     """
-    run, base = _single(run), checked_base(base)
+    run, base = _single(run), _check.base(base)
     if not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
         raise ValueError(f"threshold must be 0 or larger, a number, got {threshold!r:.60}")
     *entries, weight = _open_entries(run)
@@ -120,7 +121,7 @@ def token_id(run: Run, token: str | int) -> int:
         if len(ids) != 1:
             raise ValueError(f"{token[:80]!r} is {len(ids)} tokens, a logit belongs to exactly one")
         return int(ids[0])
-    number = whole_number(token, "a token")
+    number = _check.integer(token, "a token")
     if not 0 <= number < run.model.config.n_vocab:
         raise IndexError(f"token id {number} is out of range 0..{run.model.config.n_vocab - 1}")
     return number

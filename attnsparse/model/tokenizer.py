@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from ..errors import printable
 from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
-from ..items import checked_path, whole_number
 from .tokenizer_files import (
     JSON,
     PASSED_ON,
@@ -89,7 +89,7 @@ class Tokenizer:
         Raises FormatError (json_*, tokenizer, merges), LimitError tokenizer_limit, ConfigError vocab,
         config_type, OSError.
         """
-        inner, bos, name = read_tokenizer(Path(checked_path(path)), limits)
+        inner, bos, name = read_tokenizer(Path(_check.path(path)), limits)
         return cls(inner, path=name, bos=bos)
 
     @classmethod
@@ -325,7 +325,7 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
             )
         numbers = values.tolist()
     else:
-        numbers = [token if type(token) is int else whole_number(token, "a token id") for token in ids]
+        numbers = [token if type(token) is int else _check.integer(token, "a token id") for token in ids]
     for token in (min(numbers, default=0), max(numbers, default=0)):
         if not 0 <= token < n_ids:
             raise IndexError(f"token id {token:,} is out of range 0..{n_ids - 1:,}")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from .batch import as_batch, listed
-from .run import Run, as_names, compute_run
+from .run import Run, compute_run
 
 if TYPE_CHECKING:
     from .model import Model
@@ -84,7 +85,7 @@ class ActivationCache(Mapping):
             return SHORT_OTHER.get(name, name)
         n_layer = self.run.model.config.n_layer
         if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
-            raise KeyError(f"layer must be a whole number in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
+            raise KeyError(f"layer must be an integer in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
         layer %= n_layer
         if layer_type is not None:
             if layer_type not in LAYER_TYPES:
@@ -147,7 +148,7 @@ def _chosen(names: list[str], names_filter: Any) -> list[str]:
         return names
     if callable(names_filter):
         return [name for name in names if names_filter(name)]
-    wanted = as_names("names_filter", names_filter)
+    wanted = _check.names(names_filter, "names_filter")
     known = set(names)
     for name in wanted:
         if name not in known:

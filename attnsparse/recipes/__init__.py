@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..items import checked_path
+from .. import _check
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -44,7 +44,7 @@ class Recipe:
         threads: 0 for as many as this process may use; bits do not depend on it.
         settings: fields of the recipe's settings that are to differ from its defaults.
         """
-        folder = Path(checked_path(out, "out"))
+        folder = Path(_check.path(out, "out"))
         module = importlib.import_module(self.module, __name__)
         return module.train(folder, seed=seed, resume=resume, threads=threads, quiet=quiet, **settings)
 

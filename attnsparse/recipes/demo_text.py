@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _random
+from .. import _check, _random
 from ..model.tokenizer import Tokenizer
 from ..tasks import words
 from ..training.data import Batch
@@ -281,8 +281,8 @@ class DemoText:
 
     def __init__(self, batch: int = 32, *, seed: int = 0, kinds: Sequence[str] | None = None) -> None:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
-        self.batch_size, self.seed = batch, _random.checked_seed(seed)
+            raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
+        self.batch_size, self.seed = batch, _check.seed(seed)
         unknown = [kind for kind in kinds or () if kind not in SHARES]
         if unknown or (kinds is not None and not kinds):
             raise ValueError(f"kinds must be some of {', '.join(SHARES)}, got {list(kinds or ())!r:.80}")

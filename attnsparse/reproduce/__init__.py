@@ -10,10 +10,9 @@ from typing import Any, TypeAlias
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .. import figures
+from .. import _check, figures
 from .._display import progress_bar
 from ..io.atomic import write_atomic
-from ..items import checked_path
 from ..model.model import Model
 from ..tasks import prompts
 from . import addition, antonym, copy, curves
@@ -59,7 +58,7 @@ def reproduce(
         if "antonym" in names:
             _add_transcoders(pairs["antonym"], given, dense is None and sparse is None)
         adders = _adders(*(None, None) if what == "all" else (dense, sparse)) if "addition" in names else {}
-        folder = Path(checked_path(out, "out"))
+        folder = Path(_check.path(out, "out"))
         folder.mkdir(parents=True, exist_ok=True)
         files: Files = {}
         for name in names:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _random
-from .._check import checked_object
+from .. import _check
 from ..model.tokenizer import Tokenizer
 from . import prompts
 from .builder import build
@@ -79,14 +78,14 @@ def make_task(
     Raises ValueError for unknown names, for more prompts than there are, and for prompts that the tokenizer
     cuts into other tokens; TypeError for options that the task does not have and for other tokenizers.
     """
-    checked_object(tokenizer, Tokenizer, "tokenizer")
+    _check.instance(tokenizer, Tokenizer, "tokenizer")
     if name not in prompts.BUILDERS:
         raise ValueError(f"there is no task {name!r:.60}; tasks are {', '.join(TASKS)}")
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r:.60}")
+        raise ValueError(f"n must be an integer of at least 1, got {n!r:.60}")
     if name == "addition":
         prompts.needs_addition(tokenizer)
-    seed = _random.checked_seed(seed)
+    seed = _check.seed(seed)
     drafts = prompts.drafts(name, n, seed, options)
     return build(
         name,

@@ -25,7 +25,7 @@ _PLUS, _EQUALS, _END = VOCABULARY.index("+"), VOCABULARY.index("="), VOCABULARY.
 
 
 def sequences(a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Token ids (N, 11) of the sums a + b; a and b (N) hold whole numbers from 0 to 99, else ValueError."""
+    """Token ids (N, 11) of the sums a + b; a and b (N) hold integers from 0 to 99, else ValueError."""
     a, b = np.asarray(a), np.asarray(b)
     if min(a.min(initial=0), b.min(initial=0)) < 0 or max(a.max(initial=0), b.max(initial=0)) > 99:
         raise ValueError("the toy model adds numbers from 0 to 99")

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from ..errors import FormatError, located, quoted
 from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from ..items import checked_flag
 from ..model.tokenizer import Tokenizer
 from .builder import build
 from .csv_file import read_csv
@@ -59,7 +58,7 @@ def read_prompts_json(
     Raises FormatError (codes json_*, prompts, file_limit) and ValueError for prompts that fail a task's
     checks; both name the prompt.
     """
-    checked_object(tokenizer, Tokenizer, "tokenizer")
+    _check.instance(tokenizer, Tokenizer, "tokenizer")
     data = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
     prompts = data.get("prompts")
     if not isinstance(prompts, list) or not prompts:
@@ -135,7 +134,7 @@ def read_eap_csv(
     Raises FormatError (codes csv, file_limit) and ValueError for prompts that fail a task's checks; both name
     the prompt.
     """
-    checked_object(tokenizer, Tokenizer, "tokenizer")
+    _check.instance(tokenizer, Tokenizer, "tokenizer")
     columns = read_csv(path, limits)
     if is_nested(columns):
         text = "a table of MIB, whose objects a CSV does not hold; from_dataframe takes datasets' to_pandas()"
@@ -175,7 +174,7 @@ def from_dataframe(
 
     Raises ValueError that names the column, or the prompt and the token.
     """
-    checked_object(tokenizer, Tokenizer, "tokenizer")
+    _check.instance(tokenizer, Tokenizer, "tokenizer")
     columns: Columns = _columns_of(frame)
     if is_nested(columns):
         columns = flattened(columns, counterfactual, _table_refuse)
@@ -251,7 +250,7 @@ def _task(
     """What the caller says comes before what the file says."""
     for flag, value in (("prepend_bos", prepend_bos), ("prepend_space_to_answer", prepend_space_to_answer)):
         if value is not None:
-            checked_flag(value, flag)
+            _check.flag(value, flag)
     return build(
         told.get("name", default_name) if name is None else name,
         told.get("metric", "logit_diff") if metric is None else metric,

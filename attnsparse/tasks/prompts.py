@@ -38,7 +38,7 @@ class Draws:
         self._numbers = _numbers(seed, task)
 
     def below(self, n: int) -> int:
-        """A whole number in 0..n-1."""
+        """An integer in 0..n-1."""
         return next(self._numbers) % n
 
     def choice(self, items: Sequence[T]) -> T:
@@ -77,7 +77,7 @@ def induction(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -
 
 def _length(n_words: int) -> int:
     if isinstance(n_words, bool) or not isinstance(n_words, int) or not 3 <= n_words <= 100:
-        raise ValueError(f"n_words must be a whole number in 3..100, got {n_words!r:.60}")
+        raise ValueError(f"n_words must be an integer in 3..100, got {n_words!r:.60}")
     return n_words
 
 
@@ -199,7 +199,7 @@ def docstring(draws: Draws, *, n_before: int = 2) -> Draft:
     signatures; for the metric the largest of them counts. Needs GPT-2's tokenizer.
     """
     if isinstance(n_before, bool) or not isinstance(n_before, int) or not 0 <= n_before <= 6:
-        raise ValueError(f"n_before must be a whole number in 0..6, got {n_before!r:.60}")
+        raise ValueError(f"n_before must be an integer in 0..6, got {n_before!r:.60}")
     n = n_before + 3
     drawn = draws.sample(words.ALL_NOUNS, 2 * n + 7)
     name, signature, others, about = drawn[0], drawn[1 : n + 1], drawn[n + 1 : 2 * n + 1], drawn[2 * n + 1 :]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .. import _check
 from .._display import escaped
-from ..items import whole_number
 from ..model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Task:
     def subset(self, indices: Sequence[int] | np.ndarray) -> Task:
         """The task with these prompts only. IndexError for others than 0..n-1, ValueError for none, TypeError
         for anything but integers (of a mask, `np.flatnonzero(mask)`)."""
-        chosen = [whole_number(i, "an index of subset") for i in indices]
+        chosen = [_check.integer(i, "an index of subset") for i in indices]
         if not all(0 <= i < len(self) for i in chosen):
             raise IndexError(f"task {self.name!r} has prompts 0..{len(self) - 1}, got {chosen[:8]}")
         rows = {

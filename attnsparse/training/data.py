@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .. import _random
+from .. import _check, _random
 from ..io.checksums import update
 from .column import BLOCK, Column, blocks_of
 
@@ -85,7 +85,7 @@ class TokenData:
         self._tokens = _token_column(tokens)
         self._weights = None if loss_weights is None else _weight_column(loss_weights, len(self._tokens))
         self.length, self.batch_size = _count("length", length), _count("batch", batch)
-        self.seed = _random.checked_seed(seed)
+        self.seed = _check.seed(seed)
         if len(self._tokens) <= self.length:
             raise ValueError(
                 f"{len(self._tokens):,} tokens are too few for windows of {self.length:,} and one more"
@@ -161,7 +161,7 @@ class SequenceData:
         self._weights = np.concatenate([_sequence_weights(w, len(row)) for w, row in zip(weights, rows)])
         self._targets, self._target_weights = _shifted(self._tokens, self._weights, self._begin)
         self.batch_size = _count("batch", batch)
-        self.seed = _random.checked_seed(seed)
+        self.seed = _check.seed(seed)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         arrays = (self._tokens, self._weights, self._lengths)
         self._digest = _digest(self.describe(), *(blocks_of(array) for array in arrays))
@@ -263,7 +263,7 @@ def _checked_weights(weights: Any, n: int) -> np.ndarray:
 
 def _count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return int(value)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .._random import checked_seed
+from .. import _check
 from . import options_fields, schedules
-from .options_fields import check_range, checked_number, turning_steps
+from .options_fields import check_range, turning_steps
 from .schedules import Constant, PerLayer, Schedule
 
 # Defaults; frozen, so one value may serve all.
@@ -108,17 +108,17 @@ class TrainingOptions:
                 raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
             if not 1 <= value <= most:
                 raise ValueError(f"{name} must be in 1..{most:,}, got {value!r:.60}")
-        object.__setattr__(self, "seed", checked_seed(self.seed))
+        object.__setattr__(self, "seed", _check.seed(self.seed))
         for name in _SCHEDULES + _LAYER_SCHEDULES + ("tau",):
             self._set_schedule(name)
         for name, (low, high) in _NUMBERS.items():
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), low, high))
+            object.__setattr__(self, name, _check.number(getattr(self, name), name, low, high))
         if not isinstance(self.geco_relative, bool):
             raise TypeError(f"geco_relative must be True or False, got {type(self.geco_relative).__name__}")
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
         object.__setattr__(
-            self, "betas", tuple(checked_number("betas", beta, 0.0, 0.9999999) for beta in self.betas)
+            self, "betas", tuple(_check.number(beta, "betas", 0.0, 0.9999999) for beta in self.betas)
         )
         if self.geco_ema >= 1:
             raise ValueError("geco_ema must be below 1")

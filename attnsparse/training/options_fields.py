@@ -49,20 +49,6 @@ def first_difference(options: Any, other: Any) -> str | None:
     return None
 
 
-def checked_number(name: str, value: Any, low: float, high: float) -> float:
-    """`value` as a float; TypeError or ValueError that names it unless it is finite and in low..high."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not (math.isfinite(number) and low <= number <= high):
-        allowed = f"in {low:g}..{high:g}" if math.isfinite(high) else f">= {low:g}"
-        raise ValueError(f"{name} must be a finite number {allowed}, got {number}")
-    return number
-
-
 def turning_steps(schedule: Schedule | PerLayer | None, steps: int) -> set[int]:
     """Steps in 0..steps among which a schedule has its smallest and largest values; between two neighbours
     it rises or falls all the way, `Pieces` in a straight line."""

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from .._display import progress_bar
 from .._engine import core_for
 from ..io import training_file
 from ..io.atomic import remove_stale, write_atomic
-from ..items import checked_path, valid_text
+from ..items import valid_text
 from ..model.model import Model
 from . import checkpoint as state
 from .checkpoint import RESULTS
@@ -66,7 +66,7 @@ class Trainer:
     ) -> None:
         if options is not None and settings:
             raise TypeError("give either a TrainingOptions or its fields as keywords, not both")
-        checked_object(model, Model, "model")
+        _check.instance(model, Model, "model")
         #: the `TrainingOptions`
         self.options = TrainingOptions(**settings) if options is None else options
         self.options.check(model.config.gated, model.config.n_layer)
@@ -75,7 +75,7 @@ class Trainer:
         self.model = model  #: the model that is trained, changed in place
         self.data = data  #: where batches come from
         self.threads = threads  #: 0: as many as `set_num_threads` allows
-        self._folder = None if folder is None else Path(checked_path(folder, "folder"))
+        self._folder = None if folder is None else Path(_check.path(folder, "folder"))
         self._checkpoint_every, self._keep = _whole(checkpoint_every, 0), _whole(keep, 1)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class Trainer:
         checkpoint are untouched. RuntimeError while another thread uses the trainer or changes the model.
         """
         with self._turn, self.model._core.reading():
-            self._save(Path(checked_path(path)))
+            self._save(Path(_check.path(path)))
 
     def _save(self, path: Path) -> None:
         meta = {
@@ -220,7 +220,7 @@ class Trainer:
         `value`. FormatError `value` for a `history.csv` beside it that no run has written. Warns if another
         build or CPU kernel wrote it.
         """
-        path = Path(checked_path(path))
+        path = Path(_check.path(path))
         path = state.last_checkpoint(path) if path.is_dir() else path
 
         def check(meta: dict[str, Any], entries: dict[str, training_file.Entry]) -> None:
@@ -306,5 +306,5 @@ def _progress_text(result: dict[str, Any], gated: bool) -> str:
 
 def _whole(value: int, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"expected a whole number >= {low}, got {value!r}")
+        raise ValueError(f"expected an integer >= {low}, got {value!r}")
     return value

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .._check import checked_layer
+from .. import _check
 from ..errors import ConfigError, NonFiniteError
 
 
@@ -137,7 +137,7 @@ class ArraySource:
 
 def covered_layer(layer: Any, n_features: Sequence[int]) -> int:
     """The number of a layer that has a transcoder; IndexError for any other."""
-    number = checked_layer(layer, len(n_features))
+    number = _check.layer(layer, len(n_features))
     if not n_features[number]:
         has = layers_text(np.flatnonzero(n_features).tolist())
         raise IndexError(f"layer {number} has no transcoder; there are transcoders of {has}")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._engine import checked_threads, core_for
+from .. import _check
+from .._engine import core_for
 from ..model.batch import Batch
 from ..model.run import compute_run
 from .features import _Weights, absent_layers
@@ -165,7 +166,7 @@ class Collector:
             max_bytes,
             absent_layers(t, model),
         )
-        core.fill(run._core, 0, self._source, checked_threads(threads))
+        core.fill(run._core, 0, self._source, _check.threads(threads))
         start, row, number, activation = (
             core.array(a) for a in ("start", "position", "feature", "activation")
         )

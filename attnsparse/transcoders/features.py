@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from .._display import SHOWN, html_table, progress_bar
-from .._engine import checked_threads, core_for
+from .._engine import core_for
 from ..errors import ConfigError
-from ..items import checked_base, token_label
+from ..items import token_label
 from ..model.batch import Batch, as_batch
 from ..model.gradients import loss_targets, loss_weights
 from ..model.interventions import compile_interventions
-from ..model.run import DEFAULT_MAX_BYTES, PRESETS, Run, as_names, as_reals, checked_bytes, compute_run
+from ..model.run import DEFAULT_MAX_BYTES, PRESETS, Run, compute_run
 from .arrays import layers_text
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Features:
         """One row per active feature: layer, position (from `base`, 0 or 1), token, feature, activation."""
         import pandas as pd
 
-        base = checked_base(base)
+        base = _check.base(base)
         tokens = np.array([token_label(token) for token in self.run.token_strings], object)
         columns = {
             "layer": self.layer,
@@ -134,7 +135,7 @@ def find_features(
 ) -> Features:
     """See `Transcoders.features`."""
     transcoders.check(model, weights=False)
-    threads, max_bytes = checked_threads(threads), checked_bytes(max_bytes)
+    threads, max_bytes = _check.threads(threads), _check.byte_limit(max_bytes)
     if isinstance(prompt, Run):
         run = prompt
         if run.model is not model:
@@ -145,7 +146,7 @@ def find_features(
             )
         _need(run, (input_record(transcoders), "mlp_out"))
     else:
-        names = (*RECORDED, *as_names("record", record))
+        names = (*RECORDED, *_check.names(record, "record"))
         run = model.run(prompt, names, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None)
     if len(run) != 1:
         raise ValueError(f"features are of one prompt, got {len(run)}; use run[i], or one prompt at a time")
@@ -229,7 +230,7 @@ class _Weights:
             found = "is missing" if value is None else f"has shape {np.shape(value)}"
             text = f"{name} of layer {layer} {found}, expected shape {shape}"
             raise ConfigError(text, code="config_value", field=f"{name}.{layer}")
-        return as_reals(f"{name} of layer {layer}", value, self.dtype)
+        return _check.reals(value, f"{name} of layer {layer}", self.dtype)
 
 
 # ------------------------------------------------------------------------------------------- replaced MLPs
@@ -252,7 +253,7 @@ def replacement_run(
     """See `Transcoders.replacement_run`."""
     transcoders.check(model, weights=False)
     batch = as_batch(model, prompts, prepend_bos)
-    names = as_names("record", record)
+    names = _check.names(record, "record")
     if wrong := [name for name in NO_MLP if name in names]:
         raise ValueError(f"record: a run with replaced MLPs has no {wrong[0]}")
     if "all" in names:
@@ -261,7 +262,7 @@ def replacement_run(
             *(name for name in PRESETS["all"] if name not in NO_MLP),
         ]
     given = None if errors is None else _given_errors(transcoders, model, batch, errors)
-    core = new_core(transcoders, model, len(batch.tokens), checked_bytes(max_bytes))
+    core = new_core(transcoders, model, len(batch.tokens), _check.byte_limit(max_bytes))
     substitute = (core, _Weights(transcoders, model), given)
     changes = compile_interventions(model, batch, ablate, patch)
     return compute_run(model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute)
@@ -346,7 +347,7 @@ class _Sums:
 
     def add(self, model: Model, batch: Batch, targets: np.ndarray, weights: np.ndarray, threads: Any) -> None:
         """One batch; targets and weights [N]."""
-        t, n = self.transcoders, checked_threads(threads)
+        t, n = self.transcoders, _check.threads(threads)
         names = (input_record(t), "mlp_out")
         run = compute_run(model, batch, names, "all", 0.0, DEFAULT_MAX_BYTES, threads)
         core = new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from ..errors import FormatError, located, quoted
 from ..graphs.neuronpedia_write import cantor, shortest
 from ..io.atomic import write_atomic
@@ -22,7 +22,6 @@ from ..io.paired_file import Kind, fail
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
 from ..io.text_bytes import compact_json, text_bytes
-from ..items import checked_path
 from ..model.locate import MODELS_FOLDER
 from .labels import FeatureLabels, Key
 
@@ -40,7 +39,7 @@ _LEAST_ROOM, _ROOM_PER_BYTE = 64 * 2**20, 16  # for contexts, beside the size of
 
 def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], contexts: int | None) -> None:
     """See `FeatureLabels.save`."""
-    name = checked_path(path)
+    name = _check.path(path)
     if not name.endswith((".json", ".csv")):
         raise ValueError(f"path must end in .json or .csv, got {name!r:.80}")
     if name.endswith(".csv"):
@@ -149,7 +148,7 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
 
 
 def _labels_file(path: str | os.PathLike[str]) -> str:
-    name = checked_path(path)
+    name = _check.path(path)
     embedded = name not in (".", "..") and Path(name).name == name and (MODELS_FOLDER / name).is_dir()
     folder = MODELS_FOLDER / name if embedded else Path(name)
     if not folder.is_dir():
@@ -170,7 +169,7 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
         )
     version = data.get("version")
     if type(version) is not int or version < 1:
-        fail("version", path, f"version must be a whole number from 1 on, got {shown(version)}", "version")
+        fail("version", path, f"version must be an integer from 1 on, got {shown(version)}", "version")
     if version > KIND.version:
         text = f"from a newer attnsparse: version {version}, this one reads up to {KIND.version}; update"
         fail("version", path, text, "version")
@@ -199,7 +198,7 @@ def _has_contexts(entry: Any) -> bool:
 
 
 def _is_row(value: Any, kinds: Sequence[type]) -> bool:
-    """A list of values of these types; a whole number is a float too."""
+    """A list of values of these types; an integer is a float too."""
     return (
         isinstance(value, list)
         and len(value) == len(kinds)
@@ -322,7 +321,7 @@ def _labels_of_rows(table: Any, names: list[str], path: str | os.PathLike[str]) 
 def _cell(row: Mapping[str, str], column: str, line: int, path: str | os.PathLike[str]) -> int:
     text = row[column].strip()
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        message = f"line {line}: {column} must be a whole number from 0 on, got {quoted(text)}"
+        message = f"line {line}: {column} must be an integer from 0 on, got {quoted(text)}"
         raise located(FormatError, "csv", path, message, field=column)
     return int(text)
 
@@ -340,8 +339,8 @@ def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels)
     viewer looks in features/SCAN/, Neuronpedia at `feature_json_base_url` of `Graph.to_json`.
     Raises TypeError for other labels, OSError.
     """
-    checked_object(labels, FeatureLabels, "labels")
-    folder = Path(checked_path(folder, "folder"))
+    _check.instance(labels, FeatureLabels, "labels")
+    folder = Path(_check.path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for row, key in enumerate(zip(labels.layer.tolist(), labels.feature.tolist())):

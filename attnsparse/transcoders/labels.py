@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from .._display import SHOWN, html_table, progress_bar
-from ..items import token_label, whole_number
+from ..items import token_label
 from ..model.batch import prompt_groups
-from ..model.run import DEFAULT_MAX_BYTES, checked_bytes
+from ..model.run import DEFAULT_MAX_BYTES
 from ..model.tokenizer import token_texts
 from .contexts import GROUP_TOKENS, Collector, Table, promoted_tokens
 from .transcoders import Transcoders
@@ -255,7 +255,7 @@ def _no_feature(n_features: Sequence[int], layer: int, number: int) -> str:
 def _checked_key(key: Any) -> Key:
     if not isinstance(key, tuple) or len(key) != 2:
         raise TypeError(f"a feature is a pair (layer, feature) such as (0, 17), got {key!r:.60}")
-    return whole_number(key[0], "layer"), whole_number(key[1], "feature")
+    return _check.integer(key[0], "layer"), _check.integer(key[1], "feature")
 
 
 def _checked_label(key: Any, text: Any) -> str:
@@ -306,8 +306,8 @@ def describe_features(
     TypeError for other objects; ValueError for options out of range or no prompts; MemoryError before more
     than `max_bytes` would be taken; as `Model.run` for prompts; KeyboardInterrupt on Ctrl-C.
     """
-    checked_object(transcoders, Transcoders, "transcoders").check(model, weights=False)
-    max_bytes = checked_bytes(max_bytes)
+    _check.instance(transcoders, Transcoders, "transcoders").check(model, weights=False)
+    max_bytes = _check.byte_limit(max_bytes)
     if not isinstance(window, (tuple, list)) or len(window) != 2:
         raise TypeError(f"window must be two numbers, tokens before and after, got {window!r:.60}")
     before, after = (_at_least(value, 0, "window") for value in window)
@@ -328,7 +328,7 @@ def describe_features(
 
 
 def _at_least(value: Any, least: int, name: str) -> int:
-    number = whole_number(value, name)
+    number = _check.integer(value, name)
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number

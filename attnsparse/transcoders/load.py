@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from ..errors import ConfigError, FormatError, located
 from ..io.folder_commit import read_whole
 from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
-from ..items import checked_flag, checked_path, name_of
+from ..items import name_of
 from ..model.locate import MODELS_FOLDER
 from .formats import circuit_tracer, clt_forge, dunefsky, saelens
 from .formats.layout import INPUT_HOOKS, MLP_IN, NORMALIZED, RESID_MID, StoredSet, check_size
@@ -80,7 +81,7 @@ def load_transcoders(
         raise ValueError(f"input_hook must be one of {', '.join(INPUT_HOOKS)}, got {input_hook!r:.80}")
     if processed not in (None, True, False):
         raise ValueError(f"processed must be True, False or None, got {processed!r:.80}")
-    checked_flag(verify, "verify")
+    _check.flag(verify, "verify")
     path, limits = _find(what), checked_limits(limits)
     stored = read_whole(path if path.is_dir() else path.parent, lambda: _read(path, limits))
     check_size(stored.layers, stored.d_model, stored.path, limits)
@@ -108,7 +109,7 @@ def _find(what: Any) -> Path:
     """The folder or file that is meant; FileNotFoundError lists what was tried."""
     if isinstance(what, str) and what in embedded_transcoders():
         return MODELS_FOLDER / what
-    path = Path(checked_path(what, "the set"))
+    path = Path(_check.path(what, "the set"))
     if not path.exists():
         names = ", ".join(embedded_transcoders()) or "none in this build"
         text = f"no file or folder {str(what)[:200]!r}; transcoders that come with attnsparse: {names}"

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._random import checked_seed
+from .. import _check
 from ..training import options_fields, schedules
-from ..training.options_fields import check_range, checked_number, turning_steps
+from ..training.options_fields import check_range, turning_steps
 from ..training.schedules import Constant, PerLayer, Schedule
 
 AUX_K = 8  # see TranscoderOptions.aux_k
@@ -87,7 +87,7 @@ class TranscoderOptions:
 
     def __post_init__(self) -> None:
         self._set_counts()
-        object.__setattr__(self, "seed", checked_seed(self.seed))
+        object.__setattr__(self, "seed", _check.seed(self.seed))
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}"
@@ -107,18 +107,18 @@ class TranscoderOptions:
         for name in ("lr", "sparsity"):
             check_range(name, getattr(self, name), self.steps, 0.0, _MOST)
         for name, low in _NUMBERS.items():
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), low, _MOST))
+            object.__setattr__(self, name, _check.number(getattr(self, name), name, low, _MOST))
         if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
             raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
         object.__setattr__(
-            self, "betas", tuple(checked_number("betas", b, 0.0, 0.9999999) for b in self.betas)
+            self, "betas", tuple(_check.number(b, "betas", 0.0, 0.9999999) for b in self.betas)
         )
 
     def _set_threshold(self) -> None:
         several = isinstance(self.threshold, (tuple, list))
         given = tuple(self.threshold) if several else (self.threshold,)
         values = [
-            None if value is None else checked_number("threshold", value, 1e-9, _MOST) for value in given
+            None if value is None else _check.number(value, "threshold", 1e-9, _MOST) for value in given
         ]
         object.__setattr__(self, "threshold", tuple(values) if several else values[0])
 
@@ -218,7 +218,7 @@ class TranscoderOptions:
 
 def _whole(name: str, value: Any, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not low <= value < 2**31:
         raise ValueError(f"{name} must be in {low}..2^31-1, got {value}")
     return value

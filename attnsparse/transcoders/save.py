@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import _check
 from ..io.atomic import File, write_together
 from ..io.safetensors_file import safetensors_header
 from ..io.tensor_source import TensorInfo
-from ..items import checked_flag, checked_path
 from .arrays import layers_text
 from .formats.circuit_tracer import N_FEATURES
 from .transcoders import Transcoders
@@ -62,10 +62,10 @@ def save_transcoders(
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r:.80}")
     import yaml
 
-    folder = Path(checked_path(folder, "folder"))
+    folder = Path(_check.path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     _check_others(folder, transcoders)
-    size = max(transcoders.n_features) if checked_flag(equal_sizes, "equal_sizes") else 0
+    size = max(transcoders.n_features) if _check.flag(equal_sizes, "equal_sizes") else 0
     text = yaml.safe_dump(_config(transcoders, size), sort_keys=False, allow_unicode=True)
     config = (folder / "config.yaml", [text.encode("utf-8", "replace")])
     write_together(itertools.chain(_layers(transcoders, folder, _DTYPES[dtype], size), [config]))

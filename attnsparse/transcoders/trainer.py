@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import checked_object
+from .. import _check
 from .._display import progress_bar
-from .._engine import checked_threads, core_for
+from .._engine import core_for
 from ..io import training_file
 from ..io.atomic import remove_stale
-from ..items import checked_path
 from ..model.model import Model
 from ..training.checkpoint import warn_of_other_build
 from ..training.data import Data
@@ -100,7 +99,7 @@ class TranscoderTrainer:
     ) -> None:
         if options is not None and settings:
             raise TypeError("give either a TranscoderOptions or its fields as keywords, not both")
-        checked_object(model, Model, "model")
+        _check.instance(model, Model, "model")
         if options is not None and not isinstance(options, TranscoderOptions):
             raise TypeError(f"options must be a TranscoderOptions, got {type(options).__name__}")
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
@@ -108,7 +107,7 @@ class TranscoderTrainer:
         #: the `TranscoderOptions`
         self.options = TranscoderOptions(**settings) if options is None else options
         self.model, self.data, self.name = model, data, name
-        self._threads = checked_threads(threads)
+        self._threads = _check.threads(threads)
         self.options.check(model.config.n_layer)
         n_features = self.options.features_of(model.config.n_layer)
         if start is not None:
@@ -290,7 +289,7 @@ class TranscoderTrainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, whole or not at all; a step that was interrupted is finished first."""
         with self._turn:
-            self._save(Path(checked_path(path)))
+            self._save(Path(_check.path(path)))
 
     def _save(self, path: Path) -> None:
         if len({core.step_count for core in self._layers}) > 1:
@@ -344,5 +343,5 @@ def _shown(results: list[dict[str, Any]]) -> str:
 
 def _at_least_one(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r:.60}")
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r:.60}")
     return value

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import checked_layer, checked_object
+from .. import _check
 from .._display import html_table
 from ..errors import ConfigError, quoted
 from ..model.model import Model
@@ -147,7 +147,7 @@ class Transcoders:
         Raises ConfigError (code config_value, with field n_layer, d_model, w_enc.3, ...; code dtype),
         NonFiniteError (code nonfinite, with the field).
         """
-        checked_object(model, Model, "model")
+        _check.instance(model, Model, "model")
         for field in ("n_layer", "d_model"):
             own, theirs = getattr(self, field), getattr(model.config, field)
             if field == "n_layer" and getattr(self.source, "open_ended", False):
@@ -186,7 +186,7 @@ class Transcoders:
         """W, the number of layers that features of `layer` write to, 0 for a layer without a transcoder.
 
         Raises IndexError for no such layer."""
-        layer = checked_layer(layer, self.n_layer)
+        layer = _check.layer(layer, self.n_layer)
         return self.n_layer - layer if self.cross_layer else int(layer in self.layers)
 
     # --- use
@@ -298,7 +298,7 @@ def _blocks(n_features: int) -> list[np.ndarray]:
 
 def _whole(name: str, value: Any) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value < 2**31:
-        text = f"{name} must be a whole number in 1..2**31-1, got {value!r:.60}"
+        text = f"{name} must be an integer in 1..2**31-1, got {value!r:.60}"
         raise ConfigError(text, code="config_value", field=name)
     return int(value)
 

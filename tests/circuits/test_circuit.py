@@ -233,7 +233,7 @@ def test_options_are_passed_on():
         ({"metric": "loss"}, ValueError, "metric must be one of logit_diff, .*, kl; got 'loss'"),
         ({"metric": "kl", "method": "attribution"}, ValueError, "gradient is 0; use 'ig'"),
         ({"steps": 0}, ValueError, "steps must be in 1"),
-        ({"steps": 2.0}, TypeError, "steps must be a whole number"),
+        ({"steps": 2.0}, TypeError, "steps must be an integer"),
         ({"n_bootstrap": -1}, ValueError, "n_bootstrap must be in 0"),
         ({"n_random": -1}, ValueError, "n_random must be in 0"),
         ({"greedy_step": 1}, ValueError, "greedy_step must be 0 or more and below 1, got 1"),

@@ -97,7 +97,7 @@ def test_fraction_out_of_range(fraction):
         (lambda c: c.needed(True), TypeError, "fraction must be a number, got bool"),
         (lambda c: c.kept(by="last"), ValueError, "by must be 'first' or 'stays', got 'last'"),
         (lambda c: c.top(-1), ValueError, "n must be 0 or larger, got -1"),
-        (lambda c: c.top(1.5), TypeError, "n must be a whole number"),
+        (lambda c: c.top(1.5), TypeError, "n must be an integer"),
     ],
 )
 def test_wrong_arguments_of_a_circuit(call, error, text):
@@ -165,14 +165,14 @@ def test_given_sizes_stay_as_they_are():
     ("sizes", "error", "text"),
     [
         ([], ValueError, "got none"),
-        ([0, 5], ValueError, r"whole numbers in 0\.\.4 \(there are 4 items\), got 5"),
+        ([0, 5], ValueError, r"integers in 0\.\.4 \(there are 4 items\), got 5"),
         ([-1, 2], ValueError, "got -1"),
-        ([1.0], TypeError, "each of sizes must be a whole number"),
-        ([True], TypeError, "each of sizes must be a whole number"),
-        ("12", TypeError, "sequence of whole numbers, got str"),
-        (3, TypeError, "sequence of whole numbers, got int"),
+        ([1.0], TypeError, "each of sizes must be an integer"),
+        ([True], TypeError, "each of sizes must be an integer"),
+        ("12", TypeError, "sequence of integers, got str"),
+        (3, TypeError, "sequence of integers, got int"),
         (np.zeros((2, 2), int), ValueError, r"shape \(2, 2\)"),
-        ([[1]], TypeError, "each of sizes must be a whole number"),
+        ([[1]], TypeError, "each of sizes must be an integer"),
     ],
 )
 def test_wrong_sizes(sizes, error, text):

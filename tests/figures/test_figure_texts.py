@@ -8,9 +8,9 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import matplotlib as mpl
+from places import IMPORTED
 
 mpl.use("Agg")
 
@@ -246,7 +246,7 @@ def test_the_typeface_is_the_users():
 def test_a_huge_token_costs_little_memory(tmp_path):
     code = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {IMPORTED!r}
 import resource, matplotlib
 matplotlib.use("Agg")
 import numpy as np

@@ -288,10 +288,10 @@ def test_a_logit_difference(tmp_path):
         ({"nodes": []}, ValueError, "nodes is empty"),
         ({"nodes": [9999]}, IndexError, "node 9999 is out of range: this graph has 39 nodes"),
         ({"nodes": "x"}, KeyError, "no node 'x'"),
-        ({"nodes": 0.5}, TypeError, "a node must be a whole number, got float"),
+        ({"nodes": 0.5}, TypeError, "a node must be an integer, got float"),
         ({"max_edges": -1}, ValueError, "max_edges must not be negative, got -1"),
-        ({"max_edges": 1.5}, TypeError, "max_edges must be a whole number, got float"),
-        ({"max_labels": True}, TypeError, "max_labels must be a whole number, got True"),
+        ({"max_edges": 1.5}, TypeError, "max_edges must be an integer, got float"),
+        ({"max_labels": True}, TypeError, "max_labels must be an integer, got True"),
         ({"base": 2}, ValueError, "base must be 0 or 1, got 2"),
     ],
 )

@@ -371,7 +371,7 @@ def test_prompts_of_other_lengths(length):
         ({"node_threshold": 1.5}, ValueError, r"node_threshold must be in 0\.\.1, got 1\.5"),
         ({"edge_threshold": "1"}, TypeError, "edge_threshold must be a number"),
         ({"max_edges": -1}, ValueError, "max_edges must not be negative, got -1"),
-        ({"max_edges": 2.0}, TypeError, "max_edges must be a whole number, got float"),
+        ({"max_edges": 2.0}, TypeError, "max_edges must be an integer, got float"),
         ({"base": 2}, ValueError, "base must be 0 or 1, got 2"),
         ({"title": 5}, TypeError, "title must be text, got int"),
     ],

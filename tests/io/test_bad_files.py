@@ -151,10 +151,7 @@ def test_some_messages(tmp_path):
     assert message("pickle: storage smaller than declared") == (
         "x.pth: storage '0' declares 589,824 F32 values (2,359,296 bytes), the archive holds 16"
     )
-    assert (
-        message("config: n_layer is true")
-        == "config.json: n_layer must be a whole number in 1..512, got true"
-    )
+    assert message("config: n_layer is true") == "config.json: n_layer must be an integer in 1..512, got true"
     assert (
         message("config: heads do not divide the width")
         == "config.json: n_embd=8 is not a multiple of n_head=3"

@@ -107,7 +107,7 @@ def test_logit_diff_token_must_be_one_token_of_the_model(run):
         tables.heads(run, 4, 7, logit_diff=("large is", " small"))
     with pytest.raises(IndexError, match=rf"0\.\.{len(WORDS) - 1}"):
         tables.heads(run, 4, 7, logit_diff=(len(WORDS), 0))
-    with pytest.raises(TypeError, match="a token must be a whole number"):
+    with pytest.raises(TypeError, match="a token must be an integer"):
         tables.heads(run, 4, 7, logit_diff=(True, 0))
 
 
@@ -298,7 +298,7 @@ def test_unknown_token_lists_what_there_is(run):
 
 @pytest.mark.parametrize("which", [True, 1.0, None, [1]])
 def test_position_of_wrong_type(run, which):
-    with pytest.raises(TypeError, match="a position must be a whole number"):
+    with pytest.raises(TypeError, match="a position must be an integer"):
         tables.position(run, which)
 
 
@@ -341,7 +341,7 @@ def test_head_within():
         Head(0, 4).within(12, 4)
     with pytest.raises(IndexError, match="L11H-1"):
         Head(11, -1).within(12, 4)
-    with pytest.raises(TypeError, match="layer must be a whole number"):
+    with pytest.raises(TypeError, match="layer must be an integer"):
         Head("a", 1).within(12, 4)
 
 

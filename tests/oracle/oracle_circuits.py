@@ -19,7 +19,7 @@ mask's shape without them and one more axis, the width of the quantity.
     resid_pre, resid_mid, resid_post    ... L T        E
 
 A task is anything with clean, corrupted, answers, wrong (sequences over prompts) and metric. Items are rows
-of whole numbers: (layer, head), (layer, head, position) or (layer, head, query, key).
+of integers: (layer, head), (layer, head, position) or (layer, head, query, key).
 """
 
 from __future__ import annotations

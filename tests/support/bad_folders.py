@@ -123,7 +123,7 @@ def _folders() -> list[BadFolder]:
         _weights("a scalar for a vector", ConfigError, "tensor_shape", good | {"ln_f.bias": half}),
         _weights("both names of one tensor", ConfigError, "duplicate_name",
                  good | {"transformer.wpe.weight": good["wpe.weight"]}),
-        _weights("whole numbers", FormatError, "dtype", good | {"ln_f.bias": np.ones(8, np.int64)}),
+        _weights("integers", FormatError, "dtype", good | {"ln_f.bias": np.ones(8, np.int64)}),
         _weights("not a number", NonFiniteError, "nonfinite", infinite),
         _weights("head differs though tied", ConfigError, "tied_mismatch",
                  good | {"lm_head.weight": good["wte.weight"] + 1}, tie_word_embeddings=True),

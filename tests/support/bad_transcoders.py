@@ -92,7 +92,7 @@ def _tensors() -> list[BadSet]:
         bad("only layer 0 lacks a threshold", "unexpected_tensor", 0, **{threshold: None}),
         bad("layer 1 is narrower", "tensor_shape", W_enc=w.w_enc[1][:, 1:], W_dec=w.w_dec[1][:, 0, 1:],
             b_dec=w.output[1][1:], W_skip=w.skip[1][1:, 1:]),
-        bad("whole numbers", "dtype", error=FormatError, W_dec=np.ones((7, E), np.int64)),
+        bad("integers", "dtype", error=FormatError, W_dec=np.ones((7, E), np.int64)),
         bad("a scale of bool", "dtype", error=FormatError, b_enc=np.ones(7, bool)),
         bad("k without activation in config.yaml", "config_missing", k=np.array(4, np.int64)),
         bad("NaN in W_enc", "nonfinite", error=NonFiniteError, W_enc=with_nan(w.w_enc[1])),
@@ -339,7 +339,7 @@ def _scope() -> list[BadSet]:
         bad("W_enc transposed", "tensor_shape", W_enc=w.w_enc[1]),
         bad("lower-case names", "missing_tensor", W_enc=None, W_dec=None, w_dec=good["W_dec"]),
         bad("one array too many", "unexpected_tensor", b_dec_out=ZEROS),
-        bad("whole numbers", "dtype", FormatError, b_dec=np.ones(E, np.int64)),
+        bad("integers", "dtype", FormatError, b_dec=np.ones(E, np.int64)),
         bad("NaN", "nonfinite", NonFiniteError, W_dec=with_nan(good["W_dec"])),
         BadSet("GemmaScope 2: w_enc transposed", ConfigError, "tensor_shape", SCOPE_2 | {
             "l1.safetensors": from_arrays({

@@ -123,7 +123,7 @@ def _pt() -> list[BadSet]:
         tensors("W_enc transposed", "tensor_shape", W_enc=np.ascontiguousarray(good["W_enc"].T)),
         tensors("W_dec transposed", "tensor_shape", W_dec=np.ascontiguousarray(good["W_dec"].T)),
         tensors("one tensor too many", "unexpected_tensor", threshold=good["b_enc"]),
-        tensors("whole numbers", "dtype", FormatError, b_enc=np.ones(7, np.int64)),
+        tensors("integers", "dtype", FormatError, b_enc=np.ones(7, np.int64)),
         tensors("NaN in b_dec", "nonfinite", NonFiniteError, b_dec=with_nan(ZEROS)),
         tensors("NaN in W_dec", "nonfinite", NonFiniteError, W_dec=with_nan(good["W_dec"])),
         pickle("cfg of another class", "global", h.name("subprocess", "Popen") + b")\x81" + empty + b"b"),

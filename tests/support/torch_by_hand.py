@@ -29,7 +29,7 @@ def number(value: int) -> bytes:
 
 
 def numbers(values: Iterable[int]) -> bytes:
-    """A tuple of whole numbers."""
+    """A tuple of integers."""
     return b"(" + b"".join(map(number, values)) + b"t"
 
 

@@ -467,7 +467,7 @@ def test_bad_csv(tmp_path, text):
 def test_a_bad_csv_is_named_by_its_line(tmp_path):
     for row, text in (
         ("0,14,a,b", "line 3 has 4 cells, the first line 3; write a label with a comma in quotation marks"),
-        ("0,x,b", "line 3: feature must be a whole number from 0 on, got 'x'"),
+        ("0,x,b", "line 3: feature must be an integer from 0 on, got 'x'"),
         ("0,1", "line 3 has 2 cells, the first line 3"),
         ("1,2,c", "line 3: a second label of feature 2 of layer 1"),
     ):

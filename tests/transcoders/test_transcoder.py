@@ -381,7 +381,7 @@ def test_what_cannot_be_is_said_plainly():
         *((lambda call=call: call(1), IndexError, r"layer 1 is out of range: there are layers 0\.\.0")
           for call in (source.encoder, source.output_bias, source.skip, one.writes)),
         (lambda: source.decoder_rows(-1, np.array([0])), IndexError, "layer -1"),
-        (lambda: one.writes("a"), TypeError, "layer must be a whole number"),
+        (lambda: one.writes("a"), TypeError, "layer must be an integer"),
     ]  # fmt: skip
     for call, error, text in cases:
         with pytest.raises(error, match=text):

@@ -207,7 +207,7 @@ def _listed(entries: Any, folder: Path, path: Path) -> tuple[dict[int, Path], bo
             raise located(ConfigError, "config_type", path, text, field=field)
         layer = entry.get("layer")
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < 512:
-            text = f"{field}: layer must be a whole number in 0..511, got {shown(layer)}"
+            text = f"{field}: layer must be an integer in 0..511, got {shown(layer)}"
             raise located(ConfigError, "config_type", path, text, field=field)
         add_layer(found, layer, _file_of(entry["filepath"], folder, path, field), path)
     return dict(sorted(found.items())), old

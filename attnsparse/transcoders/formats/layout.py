@@ -92,9 +92,9 @@ def layer_of_hooks(
 
 
 def whole(value: Any, path: str | os.PathLike[str], field: str, most: int = 2**31 - 1) -> int:
-    """A whole number in 1..most from a file; ConfigError `config_type`."""
+    """An integer in 1..most from a file; ConfigError `config_type`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        text = f"{field} must be a whole number in 1..{most:,}, got {shown(value)}"
+        text = f"{field} must be an integer in 1..{most:,}, got {shown(value)}"
         raise located(ConfigError, "config_type", path, text, field=field)
     return value
 
