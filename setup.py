@@ -27,7 +27,7 @@ SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.c"))
 EXTENSIONS = {"_core": [], "_core64": [("ASP_DOUBLE", "1")]}
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION")]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wvla", "-Wframe-larger-than=8192", "-Wno-psabi"]
-PROBE = """#include "blas.h"
+PROBE = """#include "base/blas.h"
 int main(void) {
     asp_real x = 0;
     asp_cblas_gemm(ASP_ROW_MAJOR, ASP_NO_TRANS, ASP_NO_TRANS, 1, 1, 1, 1, &x, 1, &x, 1, 0, &x, 1);

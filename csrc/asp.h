@@ -28,7 +28,7 @@ typedef double asp_real;
 typedef float asp_real;
 #endif
 
-/* ---- status ---------------------------------------------------------------- */
+/* ---- status -------------------------------------------------------------------- */
 
 typedef enum {
     ASP_OK = 0,
@@ -49,7 +49,7 @@ typedef struct {
 asp_status asp_fail(asp_error *err, asp_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* ---- how a call runs -------------------------------------------------------- */
+/* ---- how a call runs ----------------------------------------------------------- */
 
 typedef struct {
     int n_threads;            /* >= 1 */
@@ -64,7 +64,7 @@ typedef struct asp_environment asp_environment;
 asp_environment *asp_environment_pause(void);
 void asp_environment_resume(asp_environment *environment);
 
-/* ---- model ------------------------------------------------------------------ */
+/* ---- model --------------------------------------------------------------------- */
 
 typedef enum { ASP_GELU_NEW = 0, ASP_GELU = 1, ASP_RELU = 2 } asp_activation;
 
@@ -100,7 +100,17 @@ int64_t asp_model_size(const asp_model *model);              /* elements in the 
 /* Counts non-finite values of data[0..n); *first is the index of the first one, or -1. */
 int64_t asp_count_nonfinite(const asp_real *data, int64_t n, int64_t *first);
 
-/* ---- forward ----------------------------------------------------------------- */
+/* ---- batches ------------------------------------------------------------------- */
+
+typedef struct {
+    const int32_t *tokens;   /* (N) read */
+    const int64_t *offsets;  /* (B+1) read */
+    int64_t n_sequences;
+    const int32_t *targets;  /* (N) read where weights is not 0 */
+    const asp_real *weights; /* (N) read */
+} asp_batch;
+
+/* ---- forward ------------------------------------------------------------------- */
 
 /* What a run keeps.  Shapes are those of the packed arrays, see asp_run_array. */
 typedef enum {
@@ -135,20 +145,8 @@ enum { ASP_LOGITS_NONE = 0, ASP_LOGITS_LAST = 1, ASP_LOGITS_ALL = 2 };
 /* Name of a record as Python knows it ("pattern", "qkv", ...). */
 const char *asp_record_name(asp_record record);
 
-/* What a pass puts in place of activations.  Positions count within a sequence.  Lists in any order; of two
- * values for one place the later one stays; entries must differ from each other. */
-typedef struct {
-    int64_t n_heads, n_entries, n_mlps, n_resids;
-    const int64_t *heads;          /* (n,4) layer, sequence, head, position: z is replaced */
-    const asp_real *head_values;   /* (n,D) */
-    const int64_t *entries;        /* (n,5) layer, sequence, head, query, key: A[query,key] v[key] is replaced */
-    const asp_real *entry_values;  /* (n,D), or NULL: by 0 */
-    const int64_t *mlps;           /* (n,3) layer, sequence, position: the MLP's output is replaced */
-    const asp_real *mlp_values;    /* (n,E) */
-    const int64_t *resids;         /* (n,4) half, layer, sequence, position: the residual stream before layer
-                                    * 0..L (half 0), or between attention and MLP of layer 0..L-1 (half 1) */
-    const asp_real *resid_values;  /* (n,E) */
-} asp_interventions;
+/* Where an experiment steps into a pass; see model/hooks.h. */
+typedef struct asp_hooks asp_hooks;
 
 /* What takes the place of the MLPs, called once for each layer but those where `kept` is not 0, in rising order, from
  * the calling thread.
@@ -167,8 +165,8 @@ typedef struct {
     int edges;              /* keep the open edges as CSR, see asp_run_edges */
     double edge_threshold;  /* an edge is open if its gate is and its weight is above this (dense: weight above) */
     int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
-    const asp_interventions *interventions; /* NULL: none */
-    const asp_mlp_substitute *substitute;   /* NULL: the model's own MLPs; else there is no MLP_PRE and MLP_POST */
+    const asp_hooks *hooks; /* of an experiment, see asp_interventions_hooks; NULL: none */
+    const asp_mlp_substitute *substitute; /* NULL: the model's own MLPs; else there is no MLP_PRE and MLP_POST */
 } asp_run_options;
 
 typedef struct asp_run asp_run;
@@ -220,7 +218,7 @@ asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t 
                             const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
                             const asp_context *context, asp_error *err);
 
-/* ---- gradients ---------------------------------------------------------------- */
+/* ---- gradients ----------------------------------------------------------------- */
 
 enum { ASP_GATE_GRADIENT_NONE = 0, ASP_GATE_GRADIENT_STRAIGHT_THROUGH = 1 };
 
@@ -269,108 +267,7 @@ const char *asp_metric_name(asp_metric_kind kind);
 /* BAD_ARGUMENT, BAD_INDEX unless every sequence has what the kind needs, in a vocabulary of n_vocab. */
 asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error *err);
 
-/* ---- sweeps ---------------------------------------------------------------------- */
-
-/* What is kept or ablated as a whole: a head, a head at one position, an attention entry. */
-typedef enum { ASP_UNIT_HEAD, ASP_UNIT_POSITION, ASP_UNIT_EDGE } asp_unit;
-
-enum { ASP_RANK_CLOSED = INT32_MAX };
-
-/* A sequence of a clean run in which some items are ablated: those with a rank of 0 or more that is not in
- * [begin, end), or is `except`.  What lies before layer `start` and position `first` is taken from the clean run;
- * with `narrow`, so is all of layer `start` but that position (1: and only there something is ablated; 2: also in
- * later layers).  The clean run itself may have items ablated, if the variants ablate them too. */
-typedef struct {
-    int64_t sequence, start, first, narrow, begin, end, except;
-} asp_variant;
-
-/* What ablated items are replaced by: nothing given = zero. */
-typedef struct {
-    const asp_run *run;        /* paired prompts: z for heads, pattern and qkv for entries; or NULL */
-    const asp_real *z;         /* (L,T,H,D) read: one for all sequences; or NULL */
-    const asp_real *entries;   /* (L,H,T,T,D) read: contributions A v, one for all sequences; or NULL */
-} asp_reference;
-
-typedef struct {
-    asp_unit unit;
-    const int32_t *order;      /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, < 0: never ablated;
-                                * ASP_RANK_CLOSED: always ablated, and replaced by nothing */
-    asp_reference reference;
-    asp_metric metric;
-} asp_sweep_options;
-
-/* The metric of every variant of a clean run that recorded RESID and QKV.
- *   values (n_variants) written    variants read
- * With positions in the unit all sequences have T tokens.  Errors: BAD_STATE for what the runs lack, BAD_INDEX
- * for variants, NO_MEMORY, STOPPED. */
-asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
-                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
-                     asp_error *err);
-
-/* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
-asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err);
-
-/* First-order effects of all items at once: with z = m z + (1 - m) reference for one m per item, the derivative
- * of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps (steps 1: m = 1).
- * Summed over the sequences.  With through_gate (entries of a gated model), the share that goes through
- * the gate instead: gate logit times its straight-through derivative.
- *   scores (L,H), (L,H,T) or (L,H,T,T) added to */
-typedef struct {
-    asp_unit unit;
-    int64_t steps;
-    int through_gate;
-    asp_reference reference;
-    const uint8_t *closed;     /* (L,H,T,T) read: entries that have no reference, with reference.run; or NULL */
-    asp_metric metric;
-    int64_t max_bytes;
-} asp_attribution_options;
-asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
-                           int64_t n_sequences, const asp_attribution_options *options,
-                           const asp_context *context, asp_error *err);
-
-/* ---- training ----------------------------------------------------------------- */
-
-typedef struct {
-    const int32_t *tokens;   /* (N) read */
-    const int64_t *offsets;  /* (B+1) read */
-    int64_t n_sequences;
-    const int32_t *targets;  /* (N) read where weights is not 0 */
-    const asp_real *weights; /* (N) read */
-} asp_batch;
-
-typedef struct {
-    double lr, beta1, beta2, eps, weight_decay, clip;
-    uint64_t seed;
-    const double *gate_bias;   /* (L) read; NULL: the model's gate_bias */
-    const double *edge_weight; /* (L) read; NULL: 1 */
-    double tau, geco_rate, geco_clip, geco_ema, lambda_min, lambda_max;
-    int geco_relative;
-} asp_step_options;
-
-typedef struct {
-    double loss, cross_entropy, expected_edges, open_edges, multiplier, ema, grad_norm;
-    int64_t n_tokens;
-} asp_step_result;
-
-typedef struct {
-    int64_t step;
-    double multiplier, ema; /* ema NaN before the first gated step */
-} asp_trainer_state;
-
-typedef struct asp_trainer asp_trainer;
-
-asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *err);
-void asp_trainer_free(asp_trainer *trainer);
-/* One optimiser step over n_micro micro-batches: forward, backward, clipping, AdamW, multiplier.
- * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY likewise; BAD_INDEX, BAD_ARGUMENT. */
-asp_status asp_trainer_step(asp_trainer *trainer, const asp_batch *micro, int64_t n_micro,
-                            const asp_step_options *options, const asp_context *context,
-                            asp_step_result *result, asp_error *err);
-asp_trainer_state *asp_trainer_get_state(asp_trainer *trainer);
-asp_real *asp_trainer_first_moment(asp_trainer *trainer);  /* laid out as the model's arena */
-asp_real *asp_trainer_second_moment(asp_trainer *trainer);
-
-/* ---- machine -------------------------------------------------------------------- */
+/* ---- machine ------------------------------------------------------------------- */
 
 int asp_default_threads(void);         /* from affinity and cgroup quota */
 const char *asp_isa_name(void);        /* "avx512", "avx2", "baseline" */
@@ -388,13 +285,16 @@ asp_memory_stats asp_memory_get_stats(void);
 /* The n-th allocation from now fails (n >= 1); 0 switches this off. */
 void asp_memory_fail_at(int64_t n);
 
-/* ---- single kernels, for tests --------------------------------------------------- */
+/* ---- single kernels, for tests ------------------------------------------------- */
 
 /* u and open-gate noise of one row: u (T) written, in (0,1). */
 void asp_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
                    uint64_t head, uint64_t query);
 void asp_exp_array(asp_real *out, const asp_real *x, int64_t n);
 
+#include "asp_circuit.h"
 #include "asp_graph.h"
+#include "asp_train.h"
+#include "asp_transcoder.h"
 
 #endif

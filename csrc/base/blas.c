@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "blas.h"
-#include "internal.h"
+#include "base/blas.h"
+#include "base/base.h"
 
 /* OpenBLAS maps 32 MiB on x86-64 and aarch64; the rest is for what other threads map in the same moment. */
 enum { BUFFER_BYTES = 40 << 20, MOST_AT_ONCE = ASP_MOST_THREADS, FORKING = 1, ENDING = 2 };

@@ -6,7 +6,7 @@
 #include <fenv.h>
 #endif
 
-#include "internal.h"
+#include "base/base.h"
 
 static _Thread_local asp_environment *inside; /* of the call under way; NULL outside, and while it is paused */
 

@@ -13,9 +13,9 @@
 #include <sys/mman.h>
 #endif
 
-#include "internal.h"
+#include "base/base.h"
 
-enum { ALIGNMENT = 64, LARGE = 1 << 20, KEPT_BLOCKS = 8 };
+enum { LARGE = 1 << 20, KEPT_BLOCKS = 8 };
 static const int64_t KEPT_BYTES = (int64_t)1 << 30;
 
 typedef struct {
@@ -24,7 +24,7 @@ typedef struct {
     int64_t mapped;  /* bytes mapped, 0 for the heap */
 } block_header;
 
-/* Blocks given back and kept; whoever finds the lock taken does without. */
+/* Blocks given back and kept; a caller that finds the lock taken skips the cache. */
 static struct {
     atomic_flag lock;
     int64_t bytes;
@@ -142,17 +142,17 @@ static char *system_allocate(int64_t bytes, int zeroed, int64_t *mapped) {
     return calloc(1, (size_t)bytes);
 }
 
-static void *allocate(int64_t n, size_t size, int zeroed) {
+void *asp_memory_take(int64_t n, size_t size, int zeroed) {
     int64_t bytes, total;
     if (!asp_multiply(n, (int64_t)size, &bytes)) return NULL;
-    if (__builtin_add_overflow(bytes, (int64_t)(sizeof(block_header) + ALIGNMENT), &total)) return NULL;
+    if (__builtin_add_overflow(bytes, (int64_t)(sizeof(block_header) + ASP_ALIGNMENT), &total)) return NULL;
     atomic_fetch_add(&n_allocations, 1);
     if (atomic_load(&fail_at) > 0 && atomic_fetch_sub(&fail_at, 1) == 1) return NULL;
     int64_t mapped;
     char *start = system_allocate(total, zeroed, &mapped);
     if (!start) return NULL;
     const uintptr_t first = (uintptr_t)start + sizeof(block_header);
-    char *block = start + ((first + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT - (uintptr_t)start);
+    char *block = start + ((first + ASP_ALIGNMENT - 1) / ASP_ALIGNMENT * ASP_ALIGNMENT - (uintptr_t)start);
     const block_header header = {start, bytes, mapped};
     memcpy(block - sizeof header, &header, sizeof header);
     atomic_fetch_add(&live_bytes, bytes);
@@ -160,7 +160,7 @@ static void *allocate(int64_t n, size_t size, int zeroed) {
     return block;
 }
 
-void *asp_allocate(int64_t n, size_t size) { return allocate(n, size, 1); }
+void *asp_allocate(int64_t n, size_t size) { return asp_memory_take(n, size, 1); }
 
 void asp_release(void *block) {
     if (!block) return;
@@ -175,29 +175,6 @@ void asp_release(void *block) {
     }
 #endif
     free(header.start);
-}
-
-int64_t asp_arena_reserve(asp_arena *arena, int64_t n, int64_t item_bytes) {
-    int64_t bytes, end;
-    const int64_t offset = arena->bytes;
-    if (!asp_multiply(n, item_bytes, &bytes) || __builtin_add_overflow(offset, bytes, &end) ||
-        end > INT64_MAX - ALIGNMENT) {
-        arena->overflow = 1;
-        return 0;
-    }
-    arena->bytes = asp_round_up(end, ALIGNMENT);
-    return offset;
-}
-
-int asp_arena_commit(asp_arena *arena, int zeroed) {
-    if (arena->overflow) return 0;
-    arena->base = allocate(arena->bytes > 0 ? arena->bytes : 1, 1, zeroed);
-    return arena->base != NULL;
-}
-
-void asp_arena_free(asp_arena *arena) {
-    asp_release(arena->base);
-    *arena = (asp_arena){0};
 }
 
 asp_status asp_fail(asp_error *err, asp_status status, const char *format, ...) {

@@ -17,7 +17,7 @@
 #endif
 #include <unistd.h>
 
-#include "internal.h"
+#include "base/base.h"
 
 enum { MAX_THREADS = ASP_MOST_THREADS, SPINS = 1000, STACK_BYTES = 1 << 20 };
 static const double POLL_SECONDS = 0.03;

@@ -3,12 +3,23 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "circuit/circuit.h"
+
+/* z of all heads mixed with its reference, and what the backward pass collects: see asp_attribution. */
+typedef struct {
+    const asp_model *model;
+    const asp_attribution_options *options;
+    double m, share;         /* 1 - m is the reference's part; share of the result: 1 / steps */
+    asp_replacement replacement;
+    asp_real *mixed;         /* (R,H,D) of one layer */
+    asp_real *open_z;        /* (D) scratch */
+    double *scores;
+} scaling;
 
 /* ---- references -------------------------------------------------------------------------- */
 
 /* asp_replacement_z without what closed entries contribute: the sum over the others, in mix->open_z (D). */
-static const asp_real *open_z(const asp_mix *mix, const asp_activations *acts, int64_t layer, int64_t sequence,
+static const asp_real *open_z(const scaling *mix, const asp_activations *acts, int64_t layer, int64_t sequence,
                               int64_t head, int64_t position) {
     const asp_config *c = &mix->model->config;
     const int64_t first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
@@ -23,7 +34,9 @@ static const asp_real *open_z(const asp_mix *mix, const asp_activations *acts, i
     return mix->open_z;
 }
 
-const asp_real *asp_mix_forward(const asp_mix *mix, const asp_activations *acts, int64_t layer) {
+/* Writes mix->mixed for one layer and returns it. */
+static const asp_real *mix_forward(void *state, const asp_activations *acts, int64_t layer) {
+    const scaling *mix = state;
     const asp_config *c = &mix->model->config;
     const asp_real m = (asp_real)mix->m, *z = acts->z.data + layer * acts->z.stride;
     for (int64_t b = 0; b < acts->n_sequences; b++)
@@ -41,7 +54,7 @@ const asp_real *asp_mix_forward(const asp_mix *mix, const asp_activations *acts,
 /* ---- scores of one head --------------------------------------------------------------------- */
 
 typedef struct {
-    const asp_mix *mix;
+    const scaling *mix;
     const asp_activations *acts;
     int64_t layer;
     asp_real *dz;
@@ -55,7 +68,7 @@ static double dot(const asp_real *a, const asp_real *b, int64_t n) {
 
 /* Heads, or heads at one position: dz . (z - reference). */
 static void head_scores(const layer_job *job, int64_t sequence, int64_t head) {
-    const asp_mix *mix = job->mix;
+    const scaling *mix = job->mix;
     const asp_activations *acts = job->acts;
     const asp_config *c = &mix->model->config;
     const int64_t d = c->d_head, unit = job->layer * c->n_head + head, first = acts->offsets[sequence];
@@ -70,7 +83,7 @@ static void head_scores(const layer_job *job, int64_t sequence, int64_t head) {
 }
 
 /* dz . (contribution of an entry in the reference). */
-static double reference_score(const asp_mix *mix, const asp_real *dz, int64_t square, int64_t row, int64_t q, int64_t k,
+static double reference_score(const scaling *mix, const asp_real *dz, int64_t square, int64_t row, int64_t q, int64_t k,
                               int64_t t, int64_t layer, int64_t head) {
     const int64_t d = mix->model->config.d_head;
     if (mix->options->reference.entries) return dot(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
@@ -83,7 +96,7 @@ static double reference_score(const asp_mix *mix, const asp_real *dz, int64_t sq
 
 /* Entries: dz . (A v - reference), or what moving the gate logit to 0 would do: g P (dz . v) sigma'(g). */
 static void entry_scores(const layer_job *job, int64_t sequence, int64_t head) {
-    const asp_mix *mix = job->mix;
+    const scaling *mix = job->mix;
     const asp_activations *acts = job->acts;
     const asp_config *c = &mix->model->config;
     const int64_t d = c->d_head, first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
@@ -117,8 +130,10 @@ static void head_item(void *arg, int64_t head, int thread) {
     }
 }
 
-asp_status asp_mix_backward(const asp_mix *mix, const asp_activations *acts, int64_t layer, asp_real *dz,
-                            const asp_context *context) {
+/* Adds to the scores from dz (R,H,D) of the mixed z, and makes dz that of z itself. */
+static asp_status mix_backward(void *state, const asp_activations *acts, int64_t layer, asp_real *dz,
+                               const asp_context *context) {
+    const scaling *mix = state;
     const asp_config *c = &mix->model->config;
     layer_job job = {mix, acts, layer, dz};
     const asp_status status = asp_parallel_for(context, c->n_head, head_item, &job);
@@ -132,7 +147,8 @@ asp_status asp_mix_backward(const asp_mix *mix, const asp_activations *acts, int
 typedef struct {
     asp_tape tape;
     asp_arena arena;
-    asp_mix mix;
+    scaling mix;
+    asp_hooks hooks;
     double *work;             /* (2,L): gate bias, expected edges */
     asp_real *copies;
 } attribution;
@@ -158,23 +174,20 @@ static asp_status prepare(asp_replacement *r, const asp_attribution_options *o, 
 static asp_status allocate(attribution *a, const asp_model *m, const asp_attribution_options *o, int n_threads,
                            asp_error *err) {
     const asp_config *c = &m->config;
-    const asp_activations *acts = &a->tape.acts;
-    const int64_t item = sizeof(asp_real), width = c->n_head * c->d_head;
+    asp_activations *acts = &a->tape.acts;
     const int64_t squares = o->unit == ASP_UNIT_EDGE ? acts->square_start[acts->n_sequences] : 0;
-    const int64_t mixed = asp_arena_reserve(&a->arena, acts->n_rows * width, item);
-    const int64_t copies = asp_arena_reserve(&a->arena, n_threads * c->n_vocab, item);
-    const int64_t square = asp_arena_reserve(&a->arena, squares, item);
-    const int64_t open = asp_arena_reserve(&a->arena, c->d_head, item);
+    asp_real *square;
+    asp_arena_part parts[] = {ASP_PART(a->mix.mixed, acts->n_rows, c->n_head * c->d_head), ASP_PART(a->copies, n_threads, c->n_vocab),
+                              ASP_PART(square, squares, 1), ASP_PART(a->mix.open_z, c->d_head, 1)};
+    enum { PARTS = sizeof parts / sizeof parts[0] };
+    const int64_t bytes = asp_arena_lay_out(&a->arena, parts, PARTS);
     a->work = asp_allocate(2 * c->n_layer, sizeof *a->work);
-    if (a->arena.overflow || a->arena.bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
+    if (bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
         return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %.3f GB; use fewer prompts at once",
-                        (long long)acts->n_tokens, (double)a->arena.bytes / 1e9);
-    a->mix.mixed = (asp_real *)(void *)(a->arena.base + mixed);
-    a->mix.open_z = (asp_real *)(void *)(a->arena.base + open);
-    a->copies = (asp_real *)(void *)(a->arena.base + copies);
-    if (!squares) return ASP_OK;
-    if (o->through_gate) a->tape.acts.scores = (asp_real *)(void *)(a->arena.base + square);
-    else a->tape.acts.pattern = (asp_real *)(void *)(a->arena.base + square);
+                        (long long)acts->n_tokens, (double)bytes / 1e9);
+    asp_arena_wire(&a->arena, parts, PARTS);
+    if (squares && o->through_gate) acts->scores = square;
+    else if (squares) acts->pattern = square;
     return ASP_OK;
 }
 
@@ -184,7 +197,8 @@ static asp_status compute(attribution *a, const asp_model *m, const asp_attribut
     const asp_gate gate = {.gated = m->config.gated, .bias = bias};
     asp_status status = ASP_OK;
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
-    a->tape.acts.mix = &a->mix;
+    a->hooks = (asp_hooks){.state = &a->mix, .output_input = mix_forward, .dz = mix_backward};
+    a->tape.acts.hooks = &a->hooks;
     a->mix.share = 1 / (double)o->steps;
     for (int64_t j = 1; !status && j <= o->steps; j++) {
         a->mix.m = o->steps == 1 ? 1 : ((double)j - 0.5) / (double)o->steps;

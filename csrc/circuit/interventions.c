@@ -1,14 +1,26 @@
-/* intervene.c: values put in place of activations in one forward pass: outputs of heads, contributions of
+/* interventions.c: values put in place of activations in one forward pass: outputs of heads, contributions of
  * attention entries, outputs of MLPs, the residual stream.  Everything is checked before the pass begins. */
 #include <string.h>
 
-#include "internal.h"
+#include "circuit/circuit.h"
 
-static int64_t unit_of(const asp_changes *c, int64_t layer, int64_t sequence, int64_t head) {
+/* Interventions of one pass, with their entries sorted by (layer, sequence, head). */
+typedef struct {
+    asp_hooks hooks;
+    const asp_interventions *given;
+    const int64_t *offsets;
+    int64_t n_sequences, n_head, d_head, width, longest;
+    int64_t *entry_start;   /* (L*B*H+1) */
+    int64_t *entry_index;   /* (n_entries) */
+    uint8_t *masks;         /* (n_threads, longest^2) */
+    asp_real *rows;         /* (n_mlps, E): the residual stream that a replaced MLP output is added to */
+} pass;
+
+static int64_t unit_of(const pass *c, int64_t layer, int64_t sequence, int64_t head) {
     return (layer * c->n_sequences + sequence) * c->n_head + head;
 }
 
-static int64_t row_of(const asp_changes *c, int64_t sequence, int64_t position) {
+static int64_t row_of(const pass *c, int64_t sequence, int64_t position) {
     return c->offsets[sequence] + position;
 }
 
@@ -19,7 +31,7 @@ static asp_status out_of_range(asp_error *err, const char *what, int64_t found, 
                     (long long)n - 1);
 }
 
-static asp_status check_place(const asp_changes *c, int64_t layer, int64_t n_layer, int64_t sequence, int64_t position,
+static asp_status check_place(const pass *c, int64_t layer, int64_t n_layer, int64_t sequence, int64_t position,
                               asp_error *err) {
     if (layer < 0 || layer >= n_layer) return out_of_range(err, "layer", layer, n_layer);
     if (sequence < 0 || sequence >= c->n_sequences) return out_of_range(err, "prompt", sequence, c->n_sequences);
@@ -27,7 +39,7 @@ static asp_status check_place(const asp_changes *c, int64_t layer, int64_t n_lay
     return position < 0 || position >= t ? out_of_range(err, "position", position, t) : ASP_OK;
 }
 
-static asp_status check_entry(const asp_changes *c, const int64_t *at, int64_t n_layer, asp_error *err) {
+static asp_status check_entry(const pass *c, const int64_t *at, int64_t n_layer, asp_error *err) {
     asp_status status = check_place(c, at[0], n_layer, at[1], at[3], err);
     if (!status && (at[2] < 0 || at[2] >= c->n_head)) return out_of_range(err, "head", at[2], c->n_head);
     if (!status && (at[4] < 0 || at[4] > at[3]))
@@ -36,7 +48,7 @@ static asp_status check_entry(const asp_changes *c, const int64_t *at, int64_t n
     return status;
 }
 
-static asp_status check(const asp_changes *c, int64_t n_layer, asp_error *err) {
+static asp_status check(const pass *c, int64_t n_layer, asp_error *err) {
     const asp_interventions *g = c->given;
     asp_status status = ASP_OK;
     for (int64_t i = 0; !status && i < g->n_heads; i++) {
@@ -56,17 +68,8 @@ static asp_status check(const asp_changes *c, int64_t n_layer, asp_error *err) {
 
 /* ---- life --------------------------------------------------------------------------------- */
 
-void asp_changes_free(asp_changes *c) {
-    if (!c) return;
-    asp_release(c->entry_start);
-    asp_release(c->entry_index);
-    asp_release(c->masks);
-    asp_release(c->rows);
-    asp_release(c);
-}
-
 /* Sorts the entries by (layer, sequence, head), keeping their order within a unit. */
-static void index_entries(asp_changes *c, int64_t n_units) {
+static void index_entries(pass *c, int64_t n_units) {
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_entries; i++) {
         const int64_t *at = g->entries + 5 * i;
@@ -81,18 +84,18 @@ static void index_entries(asp_changes *c, int64_t n_units) {
     c->entry_start[0] = 0;
 }
 
-asp_status asp_changes_new(asp_changes **out, const asp_interventions *given, const asp_model *model,
-                           const int64_t *offsets, int64_t n_sequences, int n_threads, asp_error *err) {
+static asp_status begin(void *state, const asp_model *model, const int64_t *offsets, int64_t n_sequences, int n_threads,
+                        asp_error *err) {
+    pass *c = state;
+    const asp_interventions *given = c->given;
     const asp_config *config = &model->config;
     const int64_t n_units = config->n_layer * n_sequences * config->n_head;
-    asp_changes *c = asp_allocate(1, sizeof *c);
-    *out = c;
-    if (!c) return asp_fail(err, ASP_NO_MEMORY, "no memory for interventions");
-    c->given = given;
     c->offsets = offsets;
     c->n_sequences = n_sequences;
     c->n_head = config->n_head;
-    for (int64_t b = 0; b < n_sequences; b++) c->longest = asp_max(c->longest, offsets[b + 1] - offsets[b]);
+    c->d_head = config->d_head;
+    c->width = config->d_model;
+    c->longest = asp_shape_longest(offsets, n_sequences);
     const asp_status status = check(c, config->n_layer, err);
     if (status) return status;
     int complete = 1;
@@ -108,9 +111,22 @@ asp_status asp_changes_new(asp_changes **out, const asp_interventions *given, co
     return ASP_OK;
 }
 
+static void end(void *state) {
+    pass *c = state;
+    asp_release(c->entry_start);
+    asp_release(c->entry_index);
+    asp_release(c->masks);
+    asp_release(c->rows);
+    c->entry_start = c->entry_index = NULL;
+    c->masks = NULL;
+    c->rows = NULL;
+    c->longest = 0;
+}
+
 /* ---- during the pass -------------------------------------------------------------------------- */
 
-const uint8_t *asp_changes_mask(const asp_changes *c, int64_t layer, int64_t sequence, int64_t head, int thread) {
+/* The (T,T) mask of one head of one sequence, NULL if none of its entries is replaced. */
+static const uint8_t *mask_of(const pass *c, int64_t layer, int64_t sequence, int64_t head, int thread) {
     if (!c->entry_start) return NULL;
     const int64_t unit = unit_of(c, layer, sequence, head), t = c->offsets[sequence + 1] - c->offsets[sequence];
     if (c->entry_start[unit] == c->entry_start[unit + 1]) return NULL;
@@ -123,54 +139,87 @@ const uint8_t *asp_changes_mask(const asp_changes *c, int64_t layer, int64_t seq
     return mask;
 }
 
-void asp_changes_entries(const asp_changes *c, int64_t layer, int64_t sequence, int64_t head, asp_real *z,
-                         int64_t z_stride, int64_t d_head) {
-    const int64_t unit = unit_of(c, layer, sequence, head);
+/* Adds the new contributions of replaced entries to z, rows z_stride apart. */
+static void add_entries(const pass *c, int64_t unit, asp_real *z, int64_t z_stride) {
     if (!c->given->entry_values) return;
     for (int64_t i = c->entry_start[unit]; i < c->entry_start[unit + 1]; i++) {
         const int64_t index = c->entry_index[i];
-        const asp_real *value = c->given->entry_values + index * d_head;
+        const asp_real *value = c->given->entry_values + index * c->d_head;
         asp_real *row = z + c->given->entries[5 * index + 3] * z_stride;
-        for (int64_t j = 0; j < d_head; j++) row[j] += value[j];
+        for (int64_t j = 0; j < c->d_head; j++) row[j] += value[j];
     }
 }
 
-void asp_changes_heads(const asp_changes *c, int64_t layer, asp_real *z, int64_t d_head) {
+static void attention(void *state, asp_attention_task *task, int64_t layer, int64_t sequence, int64_t head, int thread) {
+    const pass *c = state;
+    task->dropped = mask_of(c, layer, sequence, head, thread);
+    asp_kernels_active()->attention_forward(task);
+    if (task->dropped && task->z) add_entries(c, unit_of(c, layer, sequence, head), task->z, task->z_stride);
+}
+
+static const asp_real *replace_heads(void *state, const asp_activations *acts, int64_t layer) {
+    const pass *c = state;
     const asp_interventions *g = c->given;
+    asp_real *z = acts->z.data + layer * acts->z.stride;
     for (int64_t i = 0; i < g->n_heads; i++) {
         const int64_t *at = g->heads + 4 * i;
         if (at[0] == layer)
-            memcpy(z + (row_of(c, at[1], at[3]) * c->n_head + at[2]) * d_head, g->head_values + i * d_head,
-                   (size_t)d_head * sizeof *z);
+            memcpy(z + (row_of(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head, g->head_values + i * c->d_head,
+                   (size_t)c->d_head * sizeof *z);
     }
+    return z;
 }
 
-void asp_changes_resid(const asp_changes *c, int half, int64_t layer, asp_real *x, int64_t width) {
+static void replace_residual(const pass *c, int half, int64_t layer, asp_real *x) {
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_resids; i++) {
         const int64_t *at = g->resids + 4 * i;
         if ((at[0] != 0) == half && at[1] == layer)
-            memcpy(x + row_of(c, at[2], at[3]) * width, g->resid_values + i * width, (size_t)width * sizeof *x);
+            memcpy(x + row_of(c, at[2], at[3]) * c->width, g->resid_values + i * c->width, (size_t)c->width * sizeof *x);
     }
 }
 
-void asp_changes_before_mlp(const asp_changes *c, int64_t layer, const asp_real *mid, int64_t width) {
+/* Keeps the rows that replaced outputs of the layer's MLP will be added to. */
+static void keep_rows(const pass *c, int64_t layer, const asp_real *mid) {
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_mlps; i++) {
         const int64_t *at = g->mlps + 3 * i;
         if (at[0] == layer)
-            memcpy(c->rows + i * width, mid + row_of(c, at[1], at[2]) * width, (size_t)width * sizeof *mid);
+            memcpy(c->rows + i * c->width, mid + row_of(c, at[1], at[2]) * c->width, (size_t)c->width * sizeof *mid);
     }
 }
 
-void asp_changes_after_mlp(const asp_changes *c, int64_t layer, asp_real *resid, asp_real *out, int64_t width) {
+/* out: the MLP's output if it is recorded, or NULL. */
+static void replace_mlps(const pass *c, int64_t layer, asp_real *x, asp_real *out) {
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_mlps; i++) {
         const int64_t *at = g->mlps + 3 * i;
         if (at[0] != layer) continue;
-        const asp_real *value = g->mlp_values + i * width, *kept = c->rows + i * width;
-        asp_real *row = resid + row_of(c, at[1], at[2]) * width;
-        for (int64_t j = 0; j < width; j++) row[j] = kept[j] + value[j];
-        if (out) memcpy(out + row_of(c, at[1], at[2]) * width, value, (size_t)width * sizeof *out);
+        const asp_real *value = g->mlp_values + i * c->width, *kept = c->rows + i * c->width;
+        asp_real *row = x + row_of(c, at[1], at[2]) * c->width;
+        for (int64_t j = 0; j < c->width; j++) row[j] = kept[j] + value[j];
+        if (out) memcpy(out + row_of(c, at[1], at[2]) * c->width, value, (size_t)c->width * sizeof *out);
     }
+}
+
+static void residual(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
+    const pass *c = state;
+    if (point != ASP_POINT_POST) replace_residual(c, point == ASP_POINT_MID, layer, x);
+    if (point == ASP_POINT_MID) keep_rows(c, layer, x);
+    if (point == ASP_POINT_POST)
+        replace_mlps(c, layer, x, acts->mlp_out.data ? acts->mlp_out.data + layer * acts->mlp_out.stride : NULL);
+}
+
+asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *given, asp_error *err) {
+    pass *c = asp_allocate(1, sizeof *c);
+    *hooks = c ? &c->hooks : NULL;
+    if (!c) return asp_fail(err, ASP_NO_MEMORY, "no memory for interventions");
+    c->given = given;
+    c->hooks = (asp_hooks){.state = c, .begin = begin, .end = end, .attention = attention, .output_input = replace_heads,
+                           .residual = residual};
+    return ASP_OK;
+}
+
+void asp_interventions_free(asp_hooks *hooks) {
+    if (hooks) asp_release(hooks->state);
 }

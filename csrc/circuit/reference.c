@@ -1,7 +1,7 @@
 /* reference.c: what ablated heads are replaced by, the same in sweeps and in attribution. */
 #include <string.h>
 
-#include "internal.h"
+#include "circuit/circuit.h"
 
 asp_status asp_replacement_open(asp_replacement *r, const asp_reference *given, const asp_config *config,
                                 const int64_t *offsets, int64_t n_sequences, int alike, const char *caller,

@@ -6,7 +6,7 @@
  * all variants that have begun.  In the last layer only the last position is computed. */
 #include <string.h>
 
-#include "kernels.h"
+#include "circuit/circuit.h"
 
 enum { BLOCK_ROWS = 2048 };
 
@@ -25,6 +25,7 @@ typedef struct {
     asp_variant *variants;        /* (max_variants) of the block */
     double *gate_bias;            /* (L) */
     asp_variants view;
+    asp_hooks hooks;
     asp_scratch scratch;
 } sweep;
 
@@ -93,26 +94,25 @@ static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
 
 static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
     const asp_config *c = &s->model->config;
-    const int64_t width = c->n_head * c->d_head, e = c->d_model, item = sizeof(asp_real);
+    const int64_t width = c->n_head * c->d_head, e = c->d_model;
     const int64_t rows = asp_rows_needed(s->model, s->max_rows, 0), last = asp_rows_needed(s->model, s->max_variants, 0);
     s->logit_rows = asp_logit_rows_needed(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
     s->scratch.per_thread = asp_attention_scratch(c, s->view.longest, 0);
-    const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows * c->n_vocab : 0;
-    const struct { asp_real **at; int64_t n; } parts[] = {
-        {&s->x, rows * e}, {&s->ln, rows * e}, {&s->qkv, rows * 3 * width}, {&s->z, rows * width},
-        {&s->mlp, rows * c->d_mlp}, {&s->last_x, last * e}, {&s->last_z, last * width},
-        {&s->last_ln, (last + s->logit_rows) * e}, {&s->last_mlp, last * c->d_mlp}, {&s->logits, logits},
-        {&s->scratch.data, n_threads * s->scratch.per_thread}};
+    const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows : 0;
+    asp_arena_part parts[] = {
+        ASP_PART(s->x, rows, e), ASP_PART(s->ln, rows, e), ASP_PART(s->qkv, rows, 3 * width), ASP_PART(s->z, rows, width),
+        ASP_PART(s->mlp, rows, c->d_mlp), ASP_PART(s->last_x, last, e), ASP_PART(s->last_z, last, width),
+        ASP_PART(s->last_ln, last + s->logit_rows, e), ASP_PART(s->last_mlp, last, c->d_mlp), ASP_PART(s->logits, logits, c->n_vocab),
+        ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread), ASP_PART(s->packed, s->max_variants + 1, 1),
+        ASP_PART(s->variants, s->max_variants, 1), ASP_PART(s->gate_bias, c->n_layer, 1),
+        ASP_PART(s->view.masks, n_threads * s->view.longest, s->view.longest)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
-    int64_t offsets[PARTS];
-    for (int i = 0; i < PARTS; i++) offsets[i] = asp_arena_reserve(&s->arena, parts[i].n, item);
-    s->packed = asp_allocate(s->max_variants + 1, sizeof *s->packed);
-    s->variants = asp_allocate(s->max_variants, sizeof *s->variants);
-    s->gate_bias = asp_allocate(c->n_layer, sizeof *s->gate_bias);
-    s->view.masks = asp_allocate(n_threads * s->view.longest, (size_t)s->view.longest);
-    if (!asp_arena_commit(&s->arena, 0) || !s->packed || !s->variants || !s->gate_bias || !s->view.masks)
+    asp_arena_lay_out(&s->arena, parts, PARTS);
+    if (!asp_arena_commit(&s->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a sweep over %lld rows", (long long)s->max_rows);
-    for (int i = 0; i < PARTS; i++) *parts[i].at = (asp_real *)(void *)(s->arena.base + offsets[i]);
+    asp_arena_wire(&s->arena, parts, PARTS);
+    s->packed[0] = 0;
+    memset(s->view.masks, 0, (size_t)(n_threads * s->view.longest * s->view.longest));
     for (int64_t l = 0; l < c->n_layer; l++) s->gate_bias[l] = c->gate_bias;
     s->view.variants = s->variants;
     return ASP_OK;
@@ -121,10 +121,6 @@ static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
 static void release(sweep *s) {
     asp_arena_free(&s->arena);
     asp_release(s->sorted);
-    asp_release(s->packed);
-    asp_release(s->variants);
-    asp_release(s->gate_bias);
-    asp_release(s->view.masks);
 }
 
 /* ---- one block ------------------------------------------------------------------------------- */
@@ -166,7 +162,7 @@ static asp_activations pass_over(const sweep *s, int64_t n) {
     return (asp_activations){.n_tokens = rows, .n_rows = asp_rows_needed(s->model, rows, 0), .n_sequences = n,
                              .offsets = s->packed, .resid = {s->x, 0}, .mid = {s->x, 0}, .ln1 = {s->ln, 0},
                              .ln2 = {s->ln, 0}, .qkv = {s->qkv, 0}, .z = {s->z, 0}, .mlp_post = {s->mlp, 0},
-                             .variants = &s->view};
+                             .hooks = &s->hooks};
 }
 
 /* From z of the last positions to the final LayerNorm, in s->last_ln. */
@@ -247,8 +243,8 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
                .offsets = asp_run_offsets(clean)};
     s.view = (asp_variants){.config = &model->config, .unit = options->unit, .order = options->order,
                             .clean_qkv = asp_run_array(clean, ASP_QKV)};
-    for (int64_t b = 0; b < asp_run_n_sequences(clean); b++)
-        s.view.longest = asp_max(s.view.longest, s.offsets[b + 1] - s.offsets[b]);
+    s.hooks = asp_variants_hooks(&s.view);
+    s.view.longest = asp_shape_longest(s.offsets, asp_run_n_sequences(clean));
     asp_status status = prepare(&s, variants, n_variants, err);
     if (status) return status;
     s.sorted = asp_allocate(n_variants + 1, sizeof *s.sorted);

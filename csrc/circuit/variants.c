@@ -1,7 +1,7 @@
 /* variants.c: attention of one head of a variant: which of its items are ablated, and what replaces them. */
 #include <string.h>
 
-#include "kernels.h"
+#include "circuit/circuit.h"
 
 static int is_ablated(const asp_variant *v, int32_t rank) {
     return rank >= 0 && (rank < v->begin || rank >= v->end || rank == v->except);
@@ -18,7 +18,7 @@ static void replace_row(asp_real *z, const asp_real *reference, int64_t d) {
 }
 
 /* Rows of z of an ablated head, or of the positions at which it is ablated. */
-static void replace_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_unit *u, int64_t layer,
+static void replace_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u, int64_t layer,
                           int64_t head) {
     const int64_t unit = layer * vs->config->n_head + head, t = length_of(vs, v);
     for (int64_t q = asp_max(u->n_prefix, u->first_query); q < u->n_tokens; q++) {
@@ -33,7 +33,7 @@ enum { KEPT = 0, REPLACED = 1, CLOSED = 2 };
 
 /* Marks the ablated entries of one head in a mask of the unit's size; returns whether there is one.
  *   order (t,t) read, t that of the whole sequence */
-static int mark_ablated(const asp_variant *v, const asp_attention_unit *u, const int32_t *order, int64_t t,
+static int mark_ablated(const asp_variant *v, const asp_attention_task *u, const int32_t *order, int64_t t,
                         uint8_t *mask) {
     int any = 0;
     const int64_t n = u->n_tokens;
@@ -47,7 +47,7 @@ static int mark_ablated(const asp_variant *v, const asp_attention_unit *u, const
 }
 
 /* z += what the ablated entries contribute in the paired run, or on average. */
-static void add_references(const asp_variants *vs, const asp_variant *v, const asp_attention_unit *u, int64_t layer,
+static void add_references(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u, int64_t layer,
                            int64_t head, const uint8_t *mask) {
     const asp_config *c = vs->config;
     const asp_replacement *r = &vs->replacement;
@@ -72,8 +72,9 @@ static void add_references(const asp_variants *vs, const asp_variant *v, const a
     }
 }
 
-void asp_variant_attention(const asp_variants *vs, asp_attention_unit *u, int64_t layer, int64_t sequence, int64_t head,
-                           int thread) {
+/* Attention of one head of one variant; the task's rows are those of the variant. */
+static void attention(void *state, asp_attention_task *u, int64_t layer, int64_t sequence, int64_t head, int thread) {
+    const asp_variants *vs = state;
     const asp_variant *v = &vs->variants[sequence];
     const int64_t unit = layer * vs->config->n_head + head;
     u->n_prefix = v->first;
@@ -99,3 +100,5 @@ void asp_variant_attention(const asp_variants *vs, asp_attention_unit *u, int64_
     asp_kernels_active()->attention_forward(u);
     if (any) add_references(vs, v, u, layer, head, mask);
 }
+
+asp_hooks asp_variants_hooks(asp_variants *variants) { return (asp_hooks){.state = variants, .attention = attention}; }

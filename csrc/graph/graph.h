@@ -1,8 +1,8 @@
 /* graph.h: what graph.c and graph_heads.c share: a run with its patterns and scales held. */
-#ifndef ASP_GRAPH_H
-#define ASP_GRAPH_H
+#ifndef ASP_GRAPH_INTERNAL_H
+#define ASP_GRAPH_INTERNAL_H
 
-#include "internal.h"
+#include "model/model.h"
 
 typedef struct {
     const asp_model *model;

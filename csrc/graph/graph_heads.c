@@ -2,8 +2,7 @@
  * backwards at theirs, and the hop between. */
 #include <string.h>
 
-#include "graph.h"
-#include "kernels.h"
+#include "graph/graph.h"
 
 /* Rows that stay at one position: sources going up, or targets going down. */
 typedef struct {
@@ -18,17 +17,13 @@ typedef struct {
 
 static asp_status allocate(rows *w, int64_t n, asp_error *err) {
     const asp_config *c = &w->flow->model->config;
-    const int64_t item = sizeof(asp_real), width = c->n_head * c->d_head;
-    const int64_t x = asp_arena_reserve(&w->arena, n * c->d_model, item), dx = asp_arena_reserve(&w->arena, n * c->d_model, item);
-    const int64_t z = asp_arena_reserve(&w->arena, n * width, item), order = asp_arena_reserve(&w->arena, n, sizeof *w->order);
-    const int64_t position = asp_arena_reserve(&w->arena, n, sizeof *w->position);
+    asp_arena_part parts[] = {ASP_PART(w->x, n, c->d_model), ASP_PART(w->dx, n, c->d_model), ASP_PART(w->z, n, c->n_head * c->d_head),
+                              ASP_PART(w->order, n, 1), ASP_PART(w->position, n, 1)};
+    enum { PARTS = sizeof parts / sizeof parts[0] };
+    const int64_t bytes = asp_arena_lay_out(&w->arena, parts, PARTS);
     if (!asp_arena_commit(&w->arena, 1))
-        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %.3f GB of scratch", (double)w->arena.bytes / 1e9);
-    w->x = (asp_real *)(void *)(w->arena.base + x);
-    w->dx = (asp_real *)(void *)(w->arena.base + dx);
-    w->z = (asp_real *)(void *)(w->arena.base + z);
-    w->order = (const int64_t *)(const void *)(w->arena.base + order);
-    w->position = (int32_t *)(void *)(w->arena.base + position);
+        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %.3f GB of scratch", (double)bytes / 1e9);
+    asp_arena_wire(&w->arena, parts, PARTS);
     return ASP_OK;
 }
 

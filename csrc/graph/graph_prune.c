@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "graph/graph.h"
 
 static const double LEAST_SUM = 1e-10;
 

@@ -1,4 +1,4 @@
-/* linear.c: matrix products in blocks, one single-threaded BLAS call per block, with what follows the
+/* gemm.c: matrix products in blocks, one single-threaded BLAS call per block, with what follows the
  * product (bias, residual, activation) applied while the block is in cache; few rows go to skinny.c.
  *
  * Blocks depend on the shape only, never on the number of threads, and every block has enough rows and
@@ -6,9 +6,9 @@
 #include <limits.h>
 #include <string.h>
 
-#include "blas.h"
-#include "kernels.h"
-#include "skinny.h"
+#include "kernels/kernels.h"
+#include "base/blas.h"
+#include "kernels/skinny.h"
 
 enum { COLUMN_BLOCK = 576, ROW_BLOCK = 1024, BLOCKS_WANTED = 4, LEAST_ROWS = 64 };
 /* OpenBLAS takes its small-matrix path up to m n k = 10^6. */
@@ -84,13 +84,25 @@ asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
     return asp_parallel_for(context, job.row_blocks * job.column_blocks, gemm_block, &job);
 }
 
-/* logits (n_padded,V) = hidden (n_padded,E) W_U^T, with the bias on the first n_rows rows. */
-asp_status asp_unembed(const asp_model *model, asp_real *logits, const asp_real *hidden, int64_t n_rows,
-                       int64_t n_padded, const asp_context *context) {
-    const asp_config *c = &model->config;
-    asp_gemm g = {.trans_b = 1, .m = n_padded, .n = c->n_vocab, .k = c->d_model, .a = hidden, .lda = c->d_model,
-                  .b = model->data + model->unembed_w, .ldb = c->d_model, .c = logits, .ldc = c->n_vocab,
-                  .epilogue = ASP_EPILOGUE_BIAS, .bias = asp_at_const(model->data, model->unembed_b),
-                  .n_rows = n_rows, .k_block = model->k_block.model};
-    return asp_gemm_run(&g, context);
+/* ---- sums over rows ------------------------------------------------------------------ */
+
+typedef struct {
+    asp_real *sums;
+    const asp_real *x;
+    int64_t n, columns;
+} column_job;
+
+static void column_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const column_job *job = arg;
+    const int64_t end = asp_min((item + 1) * 4 * ASP_LANES, job->columns);
+    for (int64_t at = item * 4 * ASP_LANES; at < end; at += ASP_LANES)
+        asp_kernels_active()->column_sums(job->sums + at, job->x + at, job->n, job->columns,
+                                          asp_min(ASP_LANES, end - at));
+}
+
+asp_status asp_gemm_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
+                           const asp_context *context) {
+    column_job job = {sums, x, n, columns};
+    return asp_parallel_for(context, (columns + 4 * ASP_LANES - 1) / (4 * ASP_LANES), column_item, &job);
 }

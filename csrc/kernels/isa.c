@@ -1,8 +1,8 @@
-/* dispatch.c: chooses the kernels of one instruction set, once, by what the CPU has. */
+/* isa.c: chooses the kernels of one instruction set, once, by what the CPU has. */
 #include <stdatomic.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 static _Atomic(const asp_kernels *) active; /* written once at start; a second choice is for tests */
 

@@ -4,7 +4,71 @@
 #ifndef ASP_KERNELS_H
 #define ASP_KERNELS_H
 
-#include "internal.h"
+#include "base/base.h"
+
+/* ---- layernorm.c --------------------------------------------------------------- */
+
+/* LayerNorm of n rows: out, scale, normalized written where not NULL. */
+typedef struct {
+    const asp_real *x;      /* (n,E) */
+    const asp_real *weight, *bias; /* (E); bias may be NULL */
+    asp_real *out;          /* (n,E) */
+    asp_real *scale;        /* (n) */
+    asp_real *normalized;   /* (n,E) */
+    int64_t n, width;
+    double eps;
+} asp_layernorm;
+asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context);
+
+/* Rows are added up in so many chunks, whatever the number of threads. */
+enum { ASP_LN_CHUNKS = 32 };
+typedef struct {
+    asp_real *dx;           /* (n,E) added to */
+    const asp_real *dout, *x; /* (n,E) read: gradient of the output, the input */
+    const asp_real *weight; /* (E) read */
+    const asp_real *scale;  /* (n) read, of the forward pass */
+    asp_real *dweight, *dbias; /* (E) added to; NULL: not wanted */
+    asp_real *partial;      /* (ASP_LN_CHUNKS,2,E) scratch */
+    int64_t n, width;
+} asp_layernorm_backward_job;
+asp_status asp_layernorm_backward(const asp_layernorm_backward_job *job, const asp_context *context);
+
+/* ---- gemm.c -------------------------------------------------------------------- */
+
+typedef enum {
+    ASP_EPILOGUE_NONE,
+    ASP_EPILOGUE_BIAS,          /* c += bias */
+    ASP_EPILOGUE_BIAS_ACT,      /* c += bias; out2 = activation(c) (out2 may be c) */
+    ASP_EPILOGUE_RESIDUAL,      /* c = residual + a b + bias (residual may be c) */
+    ASP_EPILOGUE_ACT_BACKWARD   /* c = c * activation'(out2) */
+} asp_epilogue;
+
+/* C (m,n) = op(A) op(B) [+ C if accumulate], then the epilogue on the first n_rows rows. */
+typedef struct {
+    int trans_a, trans_b;
+    int64_t m, n, k;
+    const asp_real *a, *b;
+    int64_t lda, ldb;
+    asp_real *c;
+    int64_t ldc;
+    int accumulate;
+    asp_epilogue epilogue;
+    const asp_real *bias;      /* (n) or NULL */
+    const asp_real *residual;  /* (m,n), leading dimension ldc */
+    asp_real *out2;            /* (m,n), leading dimension ldc */
+    asp_activation activation;
+    int64_t n_rows;            /* rows that hold tokens; the rest are padding */
+    int64_t k_block;           /* of skinny products, 0: leave it to BLAS */
+} asp_gemm;
+/* BAD_ARGUMENT without a text: a size that BLAS is given passes INT_MAX. */
+asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context);
+/* sums (columns) += column sums of x (n, columns). */
+asp_status asp_gemm_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
+                           const asp_context *context);
+/* Rows below which some product with a (k,n) weight would take BLAS's small-matrix path. */
+int64_t asp_gemm_min_rows(int64_t n, int64_t k);
+
+/* ---- isa.c --------------------------------------------------------------------- */
 
 /* Causal attention of one head of one sequence.  Rows of q, k, v, dq ... are `stride` apart. */
 typedef struct {
@@ -38,7 +102,7 @@ typedef struct {
     asp_real *dpattern, *dscores; /* (T,T) written if not NULL */
     double *edge_sums;          /* (2) written if not NULL: sum of sigmoid(g), number of open gates */
     asp_real *scratch;          /* asp_attention_scratch elements */
-} asp_attention_unit;
+} asp_attention_task;
 
 typedef struct {
     double lr, beta1, beta2, eps, decay, correction1, correction2, gradient_scale;
@@ -64,10 +128,10 @@ typedef struct {
     /* Returns -log softmax(logits)[target]; if dlogits is given, dlogits (V) = weight * (softmax - onehot). */
     double (*cross_entropy_row)(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target,
                                 double weight);
-    void (*attention_forward)(const asp_attention_unit *unit);
-    void (*attention_backward)(const asp_attention_unit *unit);
+    void (*attention_forward)(const asp_attention_task *task);
+    void (*attention_backward)(const asp_attention_task *task);
     /* scores (n_keys) of one query against keys 0..n_keys */
-    void (*score_row)(const asp_attention_unit *unit, int64_t query, asp_real *scores);
+    void (*score_row)(const asp_attention_task *task, int64_t query, asp_real *scores);
     /* sums (rows,columns) += a (rows,n) b (n,columns), rows in fours, columns in 64s; b has rows_left rows */
     void (*skinny_block)(asp_real *sums, int64_t rows, int64_t columns, const asp_real *a, int64_t lda, int64_t n,
                          const asp_real *b, int64_t ldb, int64_t rows_left);
@@ -85,9 +149,25 @@ extern const asp_kernels asp_kernels_avx2, asp_kernels_avx512;
 #endif
 const asp_kernels *asp_kernels_active(void);
 
-/* Attention of one head of one variant (variants.c); the unit's rows are those of the variant. */
-void asp_variant_attention(const asp_variants *variants, asp_attention_unit *unit, int64_t layer, int64_t sequence,
-                           int64_t head, int thread);
+/* ---- adamw.c -------------------------------------------------------------------- */
+
+/* A piece of the weights that one thread updates at a time; weight decay is for matrices only. */
+typedef struct { int64_t offset, size; int decay; } asp_adamw_chunk;
+typedef struct {
+    asp_real *data, *m, *v;      /* weights and moments, read and written */
+    asp_real *gradients;         /* read */
+    int64_t n_chunks;
+    asp_adamw_chunk *chunks;     /* (n_chunks) */
+    double *squares;             /* (n_chunks) scratch */
+} asp_adamw_weights;
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay, clip;
+    double norm;                 /* of the gradients: they are scaled to `clip` if it is larger, and clip > 0 */
+    double step;                 /* 1 in the first */
+} asp_adamw_options;
+/* Neither can be stopped: a step that has begun to change weights is finished. */
+double asp_adamw_norm(const asp_adamw_weights *weights, const asp_context *context);
+void asp_adamw_update(const asp_adamw_weights *weights, const asp_adamw_options *options, const asp_context *context);
 
 /* Keys per vector in all kernels, whatever the instruction set: so reductions add in one order. */
 enum { ASP_LANES = 16 };

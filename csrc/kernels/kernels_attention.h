@@ -15,7 +15,7 @@ typedef struct {
     asp_real *x, *dx;      /* (QUERIES,width) */
 } attention_buffers;
 
-static attention_buffers attention_layout(const asp_attention_unit *u, int backward) {
+static attention_buffers attention_layout(const asp_attention_task *u, int backward) {
     attention_buffers b = {0};
     b.keys = (u->n_tokens + QUERIES + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
     b.width = (u->d_head + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
@@ -51,7 +51,7 @@ INLINE void copy_row(asp_real *out, const asp_real *x, int64_t d, int64_t width)
 }
 
 /* Keys or values of all positions, of which the first n_prefix come from elsewhere. */
-static void keys_transposed(const asp_attention_unit *u, asp_real *out, const asp_real *prefix, const asp_real *x,
+static void keys_transposed(const asp_attention_task *u, asp_real *out, const asp_real *prefix, const asp_real *x,
                             int64_t keys) {
     for (int64_t j = 0; j < u->d_head; j++) {
         asp_real *row = out + j * keys;
@@ -131,7 +131,7 @@ static void gather_queries(asp_real *out, const asp_real *x, int64_t stride, int
 
 /* Open gates of keys k .. k+15: g > 0, or g + n > 0 with logistic n = log(r / (1-r)),
  * which is r > exp(-g) (1-r). */
-INLINE ivec gate_open(const asp_attention_unit *u, vec s, int64_t k, uint64_t row_key) {
+INLINE ivec gate_open(const asp_attention_task *u, vec s, int64_t k, uint64_t row_key) {
     const vec g = s + u->gate_bias;
     if (!u->noisy) return g > 0;
     const vec r = noise_vec((uint32_t)k, row_key);
@@ -145,7 +145,7 @@ static void write_row(asp_real *out, const asp_real *row, int64_t n, int64_t len
 }
 
 /* row: scores of one query on entry, pattern on return; entries up to a multiple of 16 are written. */
-static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t query) {
+static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t query) {
     const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
     const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
     const ivec last = first_lanes(n - (padded - ASP_LANES));
@@ -179,7 +179,7 @@ static void pattern_row(const asp_attention_unit *u, asp_real *row, int64_t quer
     if (u->gate) memset(u->gate + query * u->n_tokens + n, 0, (size_t)(u->n_tokens - n));
 }
 
-static void edge_row(const asp_attention_unit *u, const asp_real *row, int64_t query) {
+static void edge_row(const asp_attention_task *u, const asp_real *row, int64_t query) {
     int64_t n = 0, at = u->edge_key ? u->edge_start[query] : 0;
     for (int64_t k = 0; k <= query; k++) {
         if (!(row[k] > u->edge_threshold)) continue;
@@ -192,7 +192,7 @@ static void edge_row(const asp_attention_unit *u, const asp_real *row, int64_t q
     if (u->edge_count) u->edge_count[query] = n;
 }
 
-static void attention_forward(const asp_attention_unit *u) {
+static void attention_forward(const asp_attention_task *u) {
     const attention_buffers b = attention_layout(u, 0);
     const int64_t n = u->n_tokens, d = u->d_head, width = b.width, prefix = u->n_prefix;
     keys_transposed(u, b.k_t, u->prefix_k, u->k, b.keys);
@@ -220,7 +220,7 @@ static void attention_forward(const asp_attention_unit *u) {
     }
 }
 
-static void score_row(const asp_attention_unit *u, int64_t query, asp_real *scores) {
+static void score_row(const asp_attention_task *u, int64_t query, asp_real *scores) {
     const attention_buffers b = attention_layout(u, 0);
     copy_transposed(b.k_t, u->k, u->stride, u->n_tokens, u->d_head, b.keys);
     gather_queries(b.x, u->q, u->stride, query, u->n_tokens, u->d_head, b.width);
@@ -232,7 +232,7 @@ static void score_row(const asp_attention_unit *u, int64_t query, asp_real *scor
 /* row: scores on entry, pattern A on return.  drow: dA on entry, ds on return.
  *   ds = P (m dA - rowsum) + P dA sigma'(g + n) + coefficient sigma'(g),  rowsum = dz . z
  * sigma(g + n) = r / (r + exp(-g) (1-r)); without noise r = 1/2. */
-static void pattern_row_backward(const asp_attention_unit *u, asp_real *row, asp_real *drow, int64_t query,
+static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp_real *drow, int64_t query,
                                  asp_real rowsum) {
     const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
     const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
@@ -272,7 +272,7 @@ static void pattern_row_backward(const asp_attention_unit *u, asp_real *row, asp
     }
 }
 
-static void attention_backward(const asp_attention_unit *u) {
+static void attention_backward(const asp_attention_task *u) {
     const attention_buffers b = attention_layout(u, 1);
     const int64_t n = u->n_tokens, d = u->d_head, width = b.width;
     copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys);

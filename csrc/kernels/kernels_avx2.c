@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -14,11 +14,11 @@
 #define ASP_ISA_NAME "avx2"
 #define ASP_ISA_LEVEL 2
 #define KEY_VECTORS 1
-#include "kernels_math.h"
-#include "kernels_rows.h"
-#include "kernels_attention.h"
-#include "kernels_skinny.h"
-#include "kernels_table.h"
+#include "kernels/kernels_math.h"
+#include "kernels/kernels_rows.h"
+#include "kernels/kernels_attention.h"
+#include "kernels/kernels_skinny.h"
+#include "kernels/kernels_table.h"
 const asp_kernels asp_kernels_avx2 = ASP_KERNEL_TABLE;
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
@@ -14,11 +14,11 @@
 #define ASP_ISA_NAME "avx512"
 #define ASP_ISA_LEVEL 3
 #define KEY_VECTORS 2 /* vectors of keys in a score tile: 4 x 2 accumulators */
-#include "kernels_math.h"
-#include "kernels_rows.h"
-#include "kernels_attention.h"
-#include "kernels_skinny.h"
-#include "kernels_table.h"
+#include "kernels/kernels_math.h"
+#include "kernels/kernels_rows.h"
+#include "kernels/kernels_attention.h"
+#include "kernels/kernels_skinny.h"
+#include "kernels/kernels_table.h"
 const asp_kernels asp_kernels_avx512 = ASP_KERNEL_TABLE;
 #if defined(__clang__)
 #pragma clang attribute pop

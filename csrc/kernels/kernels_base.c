@@ -2,14 +2,14 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #define ASP_ISA_NAME "baseline"
 #define ASP_ISA_LEVEL 1
 #define KEY_VECTORS 1
-#include "kernels_math.h"
-#include "kernels_rows.h"
-#include "kernels_attention.h"
-#include "kernels_skinny.h"
-#include "kernels_table.h"
+#include "kernels/kernels_math.h"
+#include "kernels/kernels_rows.h"
+#include "kernels/kernels_attention.h"
+#include "kernels/kernels_skinny.h"
+#include "kernels/kernels_table.h"
 const asp_kernels asp_kernels_base = ASP_KERNEL_TABLE;

@@ -6,9 +6,9 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "blas.h"
-#include "kernels.h"
-#include "skinny.h"
+#include "kernels/kernels.h"
+#include "base/blas.h"
+#include "kernels/skinny.h"
 
 enum { TILE = 64, DOT_ROWS = 8, MOST_ROWS = 64, MOST_SUMS = 16384, PROBE_ROWS = 12, PROBE_COLUMNS = 400 };
 

@@ -2,7 +2,7 @@
 #ifndef ASP_SKINNY_H
 #define ASP_SKINNY_H
 
-#include "internal.h"
+#include "kernels/kernels.h"
 
 /* The block size of k with which skinny products give BLAS's bits on this machine, 0 if none was found,
  * -1 if memory ran out. */

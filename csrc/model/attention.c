@@ -2,7 +2,7 @@
  * The arithmetic is in kernels_attention.h. */
 #include <math.h>
 
-#include "kernels.h"
+#include "model/hooks.h"
 
 typedef struct {
     const asp_model *model;
@@ -21,24 +21,6 @@ int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int 
     return asp_round_up(forward + (backward ? more : 0), 16) + 64;
 }
 
-/* before + the elements of a (L,H,T,T) block; -1 if that passes INT64_MAX or before is -1. */
-static int64_t after_square(const asp_config *config, int64_t before, int64_t t) {
-    int64_t square, end;
-    if (before < 0 || !asp_multiply(t, t, &square) || !asp_multiply(square, config->n_layer * config->n_head, &square)) return -1;
-    return __builtin_add_overflow(before, square, &end) ? -1 : end;
-}
-
-int64_t asp_squares_size(const asp_config *config, const int64_t *offsets, int64_t n_sequences) {
-    int64_t size = 0;
-    for (int64_t s = 0; s < n_sequences; s++) size = after_square(config, size, offsets[s + 1] - offsets[s]);
-    return size;
-}
-
-void asp_squares_start(int64_t *start, const asp_config *config, const int64_t *offsets, int64_t n_sequences) {
-    start[0] = 0;
-    for (int64_t s = 0; s < n_sequences; s++) start[s + 1] = after_square(config, start[s], offsets[s + 1] - offsets[s]);
-}
-
 static asp_real score_scale(const asp_config *c, int64_t layer) {
     double scale = c->scale_attn ? 1.0 / sqrt((double)c->d_head) : 1.0;
     if (c->scale_by_inverse_layer) scale /= (double)(layer + 1);
@@ -46,14 +28,14 @@ static asp_real score_scale(const asp_config *c, int64_t layer) {
 }
 
 /* What forward and backward share: the inputs, the gate and the square blocks of one head. */
-static asp_attention_unit describe(const attention_job *job, int64_t sequence, int64_t head, int thread) {
+static asp_attention_task describe(const attention_job *job, int64_t sequence, int64_t head, int thread) {
     const asp_config *c = &job->model->config;
     const asp_activations *acts = job->acts;
     const asp_gate *gate = job->gate;
     const int64_t width = c->n_head * c->d_head, row = acts->offsets[sequence], layer = job->layer;
     const int64_t t = acts->offsets[sequence + 1] - row;
     const asp_real *qkv = acts->qkv.data + layer * acts->qkv.stride + row * 3 * width + head * c->d_head;
-    asp_attention_unit u = {.q = qkv, .k = qkv + width, .v = qkv + 2 * width, .stride = 3 * width, .n_tokens = t,
+    asp_attention_task u = {.q = qkv, .k = qkv + width, .v = qkv + 2 * width, .stride = 3 * width, .n_tokens = t,
                             .d_head = c->d_head, .scale = score_scale(c, layer), .gated = gate->gated,
                             .noisy = gate->noisy, .straight_through = gate->straight_through,
                             .gate_bias = (asp_real)gate->bias[layer], .z_stride = width};
@@ -79,12 +61,7 @@ static void forward_item(void *arg, int64_t item, int thread) {
     const attention_job *job = arg;
     const asp_activations *acts = job->acts;
     const int64_t n_head = job->model->config.n_head, sequence = item / n_head, head = item % n_head;
-    asp_attention_unit u = describe(job, sequence, head, thread);
-    if (acts->variants) {
-        asp_variant_attention(acts->variants, &u, job->layer, sequence, head, thread);
-        return;
-    }
-    if (acts->changes) u.dropped = asp_changes_mask(acts->changes, job->layer, sequence, head, thread);
+    asp_attention_task u = describe(job, sequence, head, thread);
     if (acts->pattern || acts->scores || acts->gate) {
         const int64_t at = square_at(job, sequence, head);
         if (acts->pattern) u.pattern = acts->pattern + at;
@@ -107,9 +84,9 @@ static void forward_item(void *arg, int64_t item, int thread) {
             u.edge_count = edges->start + row + 1;
         }
     }
-    asp_kernels_active()->attention_forward(&u);
-    if (u.dropped && u.z)
-        asp_changes_entries(acts->changes, job->layer, sequence, head, u.z, u.z_stride, u.d_head);
+    const asp_hooks *hooks = acts->hooks;
+    if (hooks && hooks->attention) hooks->attention(hooks->state, &u, job->layer, sequence, head, thread);
+    else asp_kernels_active()->attention_forward(&u);
 }
 
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
@@ -131,7 +108,7 @@ static void backward_item(void *arg, int64_t item, int thread) {
     const asp_activation_gradients *grads = job->grads;
     const int64_t sequence = item / c->n_head, head = item % c->n_head, width = c->n_head * c->d_head;
     const int64_t row = job->acts->offsets[sequence];
-    asp_attention_unit u = describe(job, sequence, head, thread);
+    asp_attention_task u = describe(job, sequence, head, thread);
     u.dz = grads->z.data + job->layer * grads->z.stride + row * width + head * c->d_head;
     u.dz_stride = width;
     u.dq = grads->qkv.data + job->layer * grads->qkv.stride + row * 3 * width + head * c->d_head;
@@ -175,7 +152,7 @@ static void entries_item(void *arg, int64_t item, int thread) {
     const entries_job *job = arg;
     const asp_config *c = job->config;
     const int64_t width = c->n_head * c->d_head, end = asp_min(job->n, (item + 1) * ENTRIES_PER_ITEM);
-    asp_attention_unit u = {.stride = 3 * width, .d_head = c->d_head, .n_tokens = 1,
+    asp_attention_task u = {.stride = 3 * width, .d_head = c->d_head, .n_tokens = 1,
                             .scratch = job->scratch + thread * job->per_thread};
     for (int64_t i = item * ENTRIES_PER_ITEM; i < end; i++) {
         const asp_real *at = (const asp_real *)job->qkv.data + job->layer[i] * job->qkv.strides[0] + job->head[i] * c->d_head;

@@ -2,69 +2,23 @@
  * Weight gradients are added to; every sum over rows has a fixed order. */
 #include <string.h>
 
-#include "kernels.h"
+#include "model/hooks.h"
 
 static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
 
-/* ---- sums over rows ------------------------------------------------------------------ */
-
-typedef struct {
-    asp_real *sums;
-    const asp_real *x;
-    int64_t n, columns;
-} column_job;
-
-static void column_item(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const column_job *job = arg;
-    const int64_t end = asp_min((item + 1) * 4 * ASP_LANES, job->columns);
-    for (int64_t at = item * 4 * ASP_LANES; at < end; at += ASP_LANES)
-        asp_kernels_active()->column_sums(job->sums + at, job->x + at, job->n, job->columns,
-                                          asp_min(ASP_LANES, end - at));
-}
-
-asp_status asp_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
-                           const asp_context *context) {
-    column_job job = {sums, x, n, columns};
-    return asp_parallel_for(context, (columns + 4 * ASP_LANES - 1) / (4 * ASP_LANES), column_item, &job);
-}
-
 /* ---- LayerNorm -------------------------------------------------------------------------- */
-
-typedef struct {
-    asp_real *dx, *partial;
-    const asp_real *dout, *x, *weight, *scale;
-    int64_t n, width, chunks;
-} layernorm_job;
-
-static void layernorm_item(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const layernorm_job *job = arg;
-    asp_real *dweight = job->partial + item * 2 * job->width, *dbias = dweight + job->width;
-    memset(dweight, 0, (size_t)(2 * job->width) * sizeof *dweight);
-    const int64_t begin = job->n * item / job->chunks, end = job->n * (item + 1) / job->chunks;
-    for (int64_t r = begin; r < end; r++)
-        asp_kernels_active()->layernorm_backward_row(job->dx + r * job->width, dweight, dbias,
-                                                     job->dout + r * job->width, job->x + r * job->width,
-                                                     job->weight, job->scale[r], job->width);
-}
 
 /* dx (N,E) += gradient through the LayerNorm with input x; parameters' gradients added if wanted. */
 static asp_status layernorm_backward(const asp_model *m, asp_tape *tape, asp_real *dx, const asp_real *x,
                                      const asp_real *scale, int64_t weight, int64_t bias,
                                      const asp_context *context) {
-    const int64_t n = tape->acts.n_tokens, e = m->config.d_model;
-    layernorm_job job = {.dx = dx, .partial = tape->ln_partial, .dout = tape->grads.ln, .x = x,
-                         .weight = m->data + weight, .scale = scale, .n = n, .width = e,
-                         .chunks = asp_min(ASP_LN_CHUNKS, (n + 15) / 16)};
-    const asp_status status = asp_parallel_for(context, job.chunks, layernorm_item, &job);
+    const int64_t e = m->config.d_model;
     asp_real *gradient = tape->grads.parameters;
-    if (status || !gradient) return status;
-    for (int64_t i = 0; i < job.chunks; i++) {
-        asp_kernels_active()->add(gradient + weight, job.partial + 2 * i * e, e);
-        if (bias >= 0) asp_kernels_active()->add(gradient + bias, job.partial + (2 * i + 1) * e, e);
-    }
-    return status;
+    const asp_layernorm_backward_job job = {.dx = dx, .dout = tape->grads.ln, .x = x, .weight = m->data + weight, .scale = scale,
+                                            .dweight = gradient ? gradient + weight : NULL,
+                                            .dbias = gradient && bias >= 0 ? gradient + bias : NULL,
+                                            .partial = tape->ln_partial, .n = tape->acts.n_tokens, .width = e};
+    return asp_layernorm_backward(&job, context);
 }
 
 /* ---- linear layers ------------------------------------------------------------------------ */
@@ -84,7 +38,7 @@ static asp_status linear_backward(const asp_model *m, asp_tape *tape, asp_real *
     const asp_gemm to_weight = {.trans_a = 1, .m = k, .n = n, .k = rows, .a = x, .lda = k, .b = dy, .ldb = n,
                                 .c = gradient + weight, .ldc = n, .accumulate = 1, .n_rows = k};
     status = asp_gemm_run(&to_weight, context);
-    if (!status && bias >= 0) status = asp_column_sums(gradient + bias, dy, rows, n, context);
+    if (!status && bias >= 0) status = asp_gemm_column_sums(gradient + bias, dy, rows, n, context);
     return status;
 }
 
@@ -135,7 +89,7 @@ static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, in
     asp_real *dmid = slot(g->mid, l), *dx = slot(g->resid, l);
     asp_status status = linear_backward(m, tape, slot(g->z, l), slot(a->z, l), dmid, o->proj_w, o->proj_b, e, width,
                                         NULL, context);
-    if (!status && a->mix) status = asp_mix_backward(a->mix, a, l, slot(g->z, l), context);
+    if (!status && a->hooks && a->hooks->dz) status = a->hooks->dz(a->hooks->state, a, l, slot(g->z, l), context);
     if (!status) status = asp_attention_backward(m, a, g, l, gate, &tape->scratch, context);
     if (!status)
         status = linear_backward(m, tape, g->ln, slot(a->ln1, l), slot(g->qkv, l), o->qkv_w, o->qkv_b, 3 * width, e,

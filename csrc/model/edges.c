@@ -1,7 +1,7 @@
 /* edges.c: the open edges of a run in CSR, without ever holding a T x T array. */
 #include <string.h>
 
-#include "internal.h"
+#include "model/model.h"
 
 asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, const int64_t *offsets,
                          int64_t n_sequences, double threshold, int64_t max_bytes) {

@@ -1,7 +1,7 @@
 /* forward.c: embedding, layers and final LayerNorm of packed sequences; writes where asp_activations says. */
 #include <string.h>
 
-#include "kernels.h"
+#include "model/hooks.h"
 
 typedef struct {
     const asp_model *model;
@@ -41,18 +41,12 @@ static void embed_rows(void *arg, int64_t item, int thread) {
     }
 }
 
-static void layernorm_rows(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const asp_layernorm *ln = arg;
-    const int64_t end = asp_min((item + 1) * ROWS_PER_ITEM, ln->n);
-    for (int64_t r = item * ROWS_PER_ITEM; r < end; r++) asp_kernels_active()->layernorm_row(ln, r);
-}
-
-asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context) {
-    return asp_parallel_for(context, row_items(ln->n), layernorm_rows, (void *)(uintptr_t)ln);
-}
-
 static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
+
+static void residual(const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
+    const asp_hooks *hooks = acts->hooks;
+    if (hooks && hooks->residual) hooks->residual(hooks->state, acts, point, layer, x);
+}
 
 static int64_t k_block_of(const asp_model *m, int64_t k) {
     if (k == m->config.d_model) return m->k_block.model;
@@ -106,15 +100,14 @@ asp_status asp_forward_attention(const asp_model *m, const asp_activations *acts
     if (!status)
         status = linear(m, acts, slot(acts->qkv, l), ln, o->qkv_w, o->qkv_b, 3 * width, c->d_model, ASP_EPILOGUE_BIAS,
                         NULL, NULL, context);
-    if (!status) status = asp_attention_forward(m, acts, l, gate, scratch, context);
-    if (!status && acts->changes) asp_changes_heads(acts->changes, l, slot(acts->z, l), c->d_head);
-    return status;
+    return status ? status : asp_attention_forward(m, acts, l, gate, scratch, context);
 }
 
 asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
-    const asp_real *z = acts->mix ? asp_mix_forward(acts->mix, acts, l) : slot(acts->z, l);
+    const asp_hooks *hooks = acts->hooks;
+    const asp_real *z = hooks && hooks->output_input ? hooks->output_input(hooks->state, acts, l) : slot(acts->z, l);
     asp_status status = acts->result.data ? head_results(m, acts, l, z, context) : ASP_OK;
     if (!status && acts->attn_out.data)
         status = linear(m, acts, slot(acts->attn_out, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_BIAS, NULL,
@@ -122,13 +115,13 @@ asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, i
     if (!status)
         status = linear(m, acts, slot(acts->mid, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_RESIDUAL,
                         slot(acts->resid, l), NULL, context);
-    if (!status && acts->changes) asp_changes_resid(acts->changes, 1, l, slot(acts->mid, l), e);
+    if (!status) residual(acts, ASP_POINT_MID, l, slot(acts->mid, l));
     return status;
 }
 
 /* What the substitute writes for a layer, in place of the MLP. */
 static asp_status substitute_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
-    const asp_mlp_substitute *substitute = acts->substitute;
+    const asp_mlp_substitute *substitute = &acts->hooks->mlp;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = m->config.d_model;
     const asp_real *mid = slot(acts->mid, l);
@@ -162,13 +155,10 @@ static asp_status own_mlp(const asp_model *m, const asp_activations *acts, int64
 }
 
 asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
-    const int64_t e = m->config.d_model;
-    if (acts->changes) asp_changes_before_mlp(acts->changes, l, slot(acts->mid, l), e);
-    const asp_mlp_substitute *substitute = acts->substitute;
+    const asp_mlp_substitute *substitute = acts->hooks && acts->hooks->mlp.layer ? &acts->hooks->mlp : NULL;
     const int own = !substitute || (substitute->kept && substitute->kept[l]);
     const asp_status status = own ? own_mlp(m, acts, l, context) : substitute_mlp(m, acts, l, context);
-    if (!status && acts->changes)
-        asp_changes_after_mlp(acts->changes, l, slot(acts->resid, l + 1), slot(acts->mlp_out, l), e);
+    if (!status) residual(acts, ASP_POINT_POST, l, slot(acts->resid, l + 1));
     return status;
 }
 
@@ -183,49 +173,11 @@ asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, c
     const int64_t n_layer = m->config.n_layer;
     asp_status status = asp_parallel_for(context, row_items(acts->n_tokens), embed_rows, &job);
     for (int64_t l = 0; !status && l < n_layer; l++) {
-        if (acts->changes) asp_changes_resid(acts->changes, 0, l, slot(acts->resid, l), m->config.d_model);
+        residual(acts, ASP_POINT_PRE, l, slot(acts->resid, l));
         status = asp_forward_attention(m, acts, l, gate, scratch, context);
         if (!status) status = asp_forward_output(m, acts, l, context);
         if (!status) status = asp_forward_mlp(m, acts, l, context);
     }
-    if (!status && acts->changes)
-        asp_changes_resid(acts->changes, 0, n_layer, slot(acts->resid, n_layer), m->config.d_model);
+    if (!status) residual(acts, ASP_POINT_PRE, n_layer, slot(acts->resid, n_layer));
     return status ? status : asp_forward_final(m, acts, context);
-}
-
-asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
-                           int64_t n_sequences, asp_error *err) {
-    if (n_sequences < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "there is no sequence to run");
-    if (offsets[n_sequences] > INT32_MAX)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "a batch has at most %d tokens, got %lld", INT32_MAX, (long long)offsets[n_sequences]);
-    for (int64_t s = 0; s < n_sequences; s++) {
-        const int64_t t = offsets[s + 1] - offsets[s];
-        if (t < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "sequence %lld has no tokens", (long long)s);
-        if (t > config->n_ctx)
-            return asp_fail(err, ASP_BAD_ARGUMENT, "sequence %lld has %lld tokens, this model takes at most %lld (n_ctx)",
-                            (long long)s, (long long)t, (long long)config->n_ctx);
-        for (int64_t i = offsets[s]; i < offsets[s + 1]; i++)
-            if (tokens[i] < 0 || tokens[i] >= config->n_vocab)
-                return asp_fail(err, ASP_BAD_INDEX, "token id %lld at position %lld of sequence %lld is out of range 0..%lld",
-                                (long long)tokens[i], (long long)(i - offsets[s]), (long long)s,
-                                (long long)config->n_vocab - 1);
-    }
-    return ASP_OK;
-}
-
-int64_t asp_rows_needed(const asp_model *m, int64_t n_tokens, int with_result) {
-    const asp_config *c = &m->config;
-    const int64_t width = c->n_head * c->d_head;
-    int64_t rows = n_tokens;
-    if (!m->k_block.model)
-        rows = asp_max(rows, asp_max(asp_gemm_min_rows(3 * width, c->d_model), asp_gemm_min_rows(c->d_mlp, c->d_model)));
-    if (!m->k_block.heads) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, width));
-    if (!m->k_block.mlp) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_mlp));
-    if (with_result && !m->k_block.head) rows = asp_max(rows, asp_gemm_min_rows(c->d_model, c->d_head));
-    return asp_round_up(rows, 4); /* skinny products read rows in fours */
-}
-
-int64_t asp_logit_rows_needed(const asp_model *m, int64_t n_rows) {
-    const int64_t least = m->k_block.model ? 1 : asp_gemm_min_rows(m->config.n_vocab, m->config.d_model);
-    return asp_round_up(asp_max(n_rows, least), 4);
 }

@@ -1,7 +1,7 @@
 /* gradients.c: gradients of one scalar with respect to weights and recorded activations. */
 #include <string.h>
 
-#include "internal.h"
+#include "model/model.h"
 
 struct asp_gradients {
     double loss;

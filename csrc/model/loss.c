@@ -2,7 +2,7 @@
  * in chunks of rows so that no (N,V) array is needed. */
 #include <string.h>
 
-#include "kernels.h"
+#include "model/model.h"
 
 typedef struct {
     const asp_model *model;
@@ -61,7 +61,7 @@ static asp_status unembed_backward(const asp_model *m, asp_tape *tape, int64_t r
                                 .accumulate = 1, .n_rows = v};
     status = asp_gemm_run(&to_weight, context);
     if (!status && m->unembed_b >= 0)
-        status = asp_column_sums(gradient + m->unembed_b, tape->logits, rows, v, context);
+        status = asp_gemm_column_sums(gradient + m->unembed_b, tape->logits, rows, v, context);
     return status;
 }
 

@@ -1,7 +1,7 @@
 /* metric.c: one number for the logits after the last token of a sequence, and its gradient. */
 #include <math.h>
 
-#include "internal.h"
+#include "model/model.h"
 
 static const char *const names[ASP_N_METRICS] = {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"};
 

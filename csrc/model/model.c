@@ -1,15 +1,15 @@
-/* params.c: the parameter table and the model's one arena of weights.
+/* model.c: the parameter table and the model's one arena of weights.
  * The table is the single list: it sizes the arena, names the arrays in Python and matches checkpoints. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "internal.h"
-#include "skinny.h"
+#include "model/model.h"
+#include "kernels/skinny.h"
 
 static asp_status check_range(const char *name, int64_t value, int64_t most, asp_error *err) {
     if (value >= 1 && value <= most) return ASP_OK;
-    return asp_fail(err, ASP_BAD_ARGUMENT, "%s must be an integer in 1..%lld, got %lld", name, (long long)most,
+    return asp_fail(err, ASP_BAD_ARGUMENT, "%s must be a whole number in 1..%lld, got %lld", name, (long long)most,
                     (long long)value);
 }
 

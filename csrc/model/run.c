@@ -2,7 +2,7 @@
  * second arena that is freed before the call returns. */
 #include <string.h>
 
-#include "kernels.h"
+#include "model/hooks.h"
 
 struct asp_run {
     asp_config config;
@@ -100,36 +100,31 @@ asp_edges asp_run_edges(const asp_run *run) { return run->edges ? run->edges->ed
 /* Buffers of a pass that are not recorded. */
 typedef struct {
     asp_arena arena;
-    int64_t resid, ln, qkv, z, mlp, substitute, hidden, logits, attention;
+    asp_real *resid, *ln, *qkv, *z, *mlp, *mlp_out, *hidden, *logits;
+    asp_scratch attention;
     int64_t logit_rows, loss_rows; /* padded rows of the LM head and of its chunks */
 } run_scratch;
 
-static void reserve_scratch(run_scratch *s, const asp_model *model, const asp_run *run, const asp_run_options *options, int64_t longest,
-                            int n_threads) {
+enum { SCRATCH_PARTS = 9 };
+
+static void list_scratch(asp_arena_part parts[SCRATCH_PARTS], run_scratch *s, const asp_model *model, const asp_run *run,
+                         const asp_run_options *options, int n_threads) {
     const asp_config *c = &run->config;
-    const int64_t rows = run->n_rows, item = sizeof(asp_real);
-    int64_t size, attention = 0;
-    const int64_t width = c->n_head * c->d_head;
-#define RESERVE(n) (asp_multiply(rows, (n), &size) ? asp_arena_reserve(&s->arena, size, item) : asp_arena_reserve(&s->arena, -1, item))
-    s->resid = RESERVE(c->d_model);
-    s->ln = RESERVE(c->d_model);
-    s->qkv = RESERVE(3 * width);
-    s->z = RESERVE(width);
-    s->mlp = RESERVE(options->substitute && !options->substitute->kept ? 1 : c->d_mlp);
-    s->substitute = RESERVE(options->substitute ? c->d_model : 0);
-#undef RESERVE
+    const int64_t rows = run->n_rows, e = c->d_model, width = c->n_head * c->d_head;
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
+    const int losses = (int)(options->records >> ASP_TOKEN_LOSS & 1), replaced = options->substitute != NULL;
     s->logit_rows = asp_logit_rows_needed(model, n_logits);
     s->loss_rows = asp_logit_rows_needed(model, asp_min(run->n_tokens, ASP_LOSS_CHUNK));
-    const int64_t most = asp_max(s->logit_rows, s->loss_rows);
-    s->hidden = asp_arena_reserve(&s->arena, most * c->d_model, item);
-    if (options->records >> ASP_TOKEN_LOSS & 1) s->logits = asp_arena_reserve(&s->arena, s->loss_rows * c->n_vocab, item);
-    attention = asp_attention_scratch(c, longest, 0);
-    s->attention = asp_arena_reserve(&s->arena, attention * n_threads, item);
+    s->attention.per_thread = asp_attention_scratch(c, asp_shape_longest(run->offsets, run->n_sequences), 0);
+    const asp_arena_part list[SCRATCH_PARTS] = {
+        ASP_PART(s->resid, rows, e), ASP_PART(s->ln, rows, e), ASP_PART(s->qkv, rows, 3 * width), ASP_PART(s->z, rows, width),
+        ASP_PART(s->mlp, rows, replaced && !options->substitute->kept ? 1 : c->d_mlp), ASP_PART(s->mlp_out, rows, replaced ? e : 0),
+        ASP_PART(s->hidden, asp_max(s->logit_rows, s->loss_rows), e), ASP_PART(s->logits, losses ? s->loss_rows : 0, c->n_vocab),
+        ASP_PART(s->attention.data, n_threads, s->attention.per_thread)};
+    memcpy(parts, list, sizeof list);
 }
 
-static asp_status reserve_records(asp_run *run, const asp_run_options *options, int64_t logit_rows,
-                                  int64_t *positions) {
+static void reserve_records(asp_run *run, const asp_run_options *options, int64_t logit_rows, int64_t *positions) {
     const asp_config *c = &run->config;
     for (int r = 0; r < ASP_N_RECORDS; r++) {
         positions[r] = -1;
@@ -142,7 +137,6 @@ static asp_status reserve_records(asp_run *run, const asp_run_options *options, 
         run->arrays[r] = s.array;
         run->layer_strides[r] = s.layer_stride;
     }
-    return ASP_OK;
 }
 
 static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp_error *err) {
@@ -169,30 +163,28 @@ static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwi
     return data ? (asp_slot){data, run->layer_strides[record]} : (asp_slot){otherwise, 0};
 }
 
-static asp_activations wire(const asp_run *run, const run_scratch *s, const asp_mlp_substitute *substitute) {
-    char *base = s->arena.base;
-    asp_real *resid = (asp_real *)(void *)(base + s->resid), *ln = (asp_real *)(void *)(base + s->ln);
+static asp_activations wire(const asp_run *run, const run_scratch *s, const asp_hooks *hooks) {
     asp_activations a = {.n_tokens = run->n_tokens, .n_rows = run->n_rows, .n_sequences = run->n_sequences,
                          .tokens = run->tokens, .offsets = run->offsets, .square_start = run->square_start};
-    a.resid = slot_of(run, ASP_RESID, resid);
+    a.resid = slot_of(run, ASP_RESID, s->resid);
     /* Not recorded, the middle of a layer is written where the layer's end will be. */
     a.mid = slot_of(run, ASP_RESID_MID, a.resid.data + a.resid.stride);
     if (!recorded(run, ASP_RESID_MID)) a.mid.stride = a.resid.stride;
-    a.ln1 = a.ln2 = (asp_slot){ln, 0};
-    a.ln_final = ln;
+    a.ln1 = a.ln2 = (asp_slot){s->ln, 0};
+    a.ln_final = s->ln;
     a.ln1_scale = slot_of(run, ASP_LN1_SCALE, NULL);
     a.ln2_scale = slot_of(run, ASP_LN2_SCALE, NULL);
     a.ln1_normalized = slot_of(run, ASP_LN1_NORMALIZED, NULL);
     a.ln2_normalized = slot_of(run, ASP_LN2_NORMALIZED, NULL);
-    a.qkv = slot_of(run, ASP_QKV, (asp_real *)(void *)(base + s->qkv));
-    a.z = slot_of(run, ASP_Z, (asp_real *)(void *)(base + s->z));
+    a.qkv = slot_of(run, ASP_QKV, s->qkv);
+    a.z = slot_of(run, ASP_Z, s->z);
     a.lse = slot_of(run, ASP_LSE, NULL);
     a.mlp_pre = slot_of(run, ASP_MLP_PRE, NULL);
-    a.mlp_post = slot_of(run, ASP_MLP_POST, (asp_real *)(void *)(base + s->mlp));
+    a.mlp_post = slot_of(run, ASP_MLP_POST, s->mlp);
     a.result = slot_of(run, ASP_RESULT, NULL);
     a.attn_out = slot_of(run, ASP_ATTN_OUT, NULL);
-    a.mlp_out = slot_of(run, ASP_MLP_OUT, substitute ? (asp_real *)(void *)(base + s->substitute) : NULL);
-    a.substitute = substitute;
+    a.mlp_out = slot_of(run, ASP_MLP_OUT, hooks->mlp.layer ? s->mlp_out : NULL);
+    a.hooks = hooks;
     a.embed = recorded(run, ASP_EMBED);
     a.pos_embed = recorded(run, ASP_POS_EMBED);
     a.ln_final_scale = recorded(run, ASP_LN_FINAL_SCALE);
@@ -209,7 +201,7 @@ static asp_status unembed_run(const asp_model *m, asp_run *run, const run_scratc
     if (options->logits == ASP_LOGITS_NONE) return ASP_OK;
     const int64_t e = m->config.d_model, all = options->logits == ASP_LOGITS_ALL;
     const int64_t n = all ? run->n_tokens : run->n_sequences;
-    asp_real *hidden = (asp_real *)(void *)(s->arena.base + s->hidden);
+    asp_real *hidden = s->hidden;
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = all ? i : run->offsets[i + 1] - 1;
         memcpy(hidden + i * e, a->ln_final + row * e, (size_t)e * sizeof *hidden);
@@ -238,8 +230,7 @@ static asp_status token_losses(const asp_model *m, asp_run *run, const run_scrat
     asp_real *loss = recorded(run, ASP_TOKEN_LOSS);
     if (!loss) return ASP_OK;
     const int64_t e = m->config.d_model, n = run->n_tokens - 1;
-    asp_real *hidden = (asp_real *)(void *)(s->arena.base + s->hidden);
-    asp_real *logits = (asp_real *)(void *)(s->arena.base + s->logits);
+    asp_real *hidden = s->hidden, *logits = s->logits;
     asp_status status = ASP_OK;
     for (int64_t first = 0; !status && first < n; first += ASP_LOSS_CHUNK) {
         const int64_t rows = asp_min(ASP_LOSS_CHUNK, n - first);
@@ -268,17 +259,16 @@ static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t 
 
 static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch *s, const asp_run_options *options,
                                const asp_context *context, asp_error *err) {
-    int64_t positions[ASP_N_RECORDS], longest = 0;
-    for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
+    int64_t positions[ASP_N_RECORDS], needed;
+    asp_arena_part parts[SCRATCH_PARTS];
     run->n_rows = asp_rows_needed(model, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
-    reserve_scratch(s, model, run, options, longest, context->n_threads);
+    list_scratch(parts, s, model, run, options, context->n_threads);
+    const int64_t scratch = asp_arena_lay_out(&s->arena, parts, SCRATCH_PARTS);
     reserve_records(run, options, s->logit_rows, positions);
-    int64_t needed;
-    const int overflow = run->arena.overflow || s->arena.overflow ||
-                         __builtin_add_overflow(run->arena.bytes, s->arena.bytes, &needed);
-    if (overflow) needed = INT64_MAX;
-    if (needed > options->max_bytes || overflow) return no_room(run, needed, options->max_bytes, err);
+    if (run->arena.overflow || __builtin_add_overflow(run->arena.bytes, scratch, &needed)) needed = INT64_MAX;
+    if (needed > options->max_bytes || needed == INT64_MAX) return no_room(run, needed, options->max_bytes, err);
     if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0)) return no_room(run, needed, INT64_MAX, err);
+    asp_arena_wire(&s->arena, parts, SCRATCH_PARTS);
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
     if (!options->edges) return ASP_OK;
@@ -288,20 +278,15 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
 }
 
 static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratch *s, const asp_run_options *options,
-                              const asp_changes *changes, const asp_context *context, asp_error *err) {
+                              const asp_hooks *hooks, const asp_context *context, asp_error *err) {
     double *bias = asp_allocate(m->config.n_layer, sizeof *bias);
     if (!bias) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
     const asp_gate gate = {.gated = m->config.gated, .bias = bias};
-    asp_activations acts = wire(run, s, options->substitute);
-    acts.changes = changes;
-    int64_t longest = 0;
-    for (int64_t b = 0; b < run->n_sequences; b++) longest = asp_max(longest, run->offsets[b + 1] - run->offsets[b]);
-    const asp_scratch scratch = {(asp_real *)(void *)(s->arena.base + s->attention),
-                                 asp_attention_scratch(&m->config, longest, 0)};
+    const asp_activations acts = wire(run, s, hooks);
     asp_status status = asp_blas_enter(context, err);
     if (!status) {
-        status = asp_forward_layers(m, &acts, &gate, &scratch, context);
+        status = asp_forward_layers(m, &acts, &gate, &s->attention, context);
         if (!status) status = unembed_run(m, run, s, &acts, options, context);
         if (!status) status = token_losses(m, run, s, &acts, context);
         asp_blas_leave();
@@ -327,15 +312,15 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
     asp_run *run = asp_allocate(1, sizeof *run);
     if (!run) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     run_scratch scratch = {0};
-    asp_changes *changes = NULL;
+    asp_hooks hooks = options->hooks ? *options->hooks : (asp_hooks){0};
+    if (options->substitute) hooks.mlp = *options->substitute;
     run->config = model->config;
     status = copy_batch(run, tokens, offsets, n_sequences, err);
-    if (!status && options->interventions)
-        status = asp_changes_new(&changes, options->interventions, model, run->offsets, n_sequences,
-                                 context->n_threads, err);
+    const int began = !status && hooks.begin;
+    if (began) status = hooks.begin(hooks.state, model, run->offsets, n_sequences, context->n_threads, err);
     if (!status) status = allocate_run(model, run, &scratch, options, context, err);
-    if (!status) status = compute_run(model, run, &scratch, options, changes, context, err);
-    asp_changes_free(changes);
+    if (!status) status = compute_run(model, run, &scratch, options, &hooks, context, err);
+    if (began && hooks.end) hooks.end(hooks.state);
     asp_arena_free(&scratch.arena);
     if (status) {
         asp_run_free(run);

@@ -111,7 +111,7 @@ void asp_py_substitute_free(py_substitute *substitute, asp_status status);
 
 PyObject *asp_py_model_reading(PyObject *model, PyObject *unused);
 
-/* ---- py_sweep.c -------------------------------------------------------------------- */
+/* ---- py_circuit.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
@@ -122,7 +122,7 @@ py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *co
 /* 0 and an exception unless the run is of this model with the weights that it had then. */
 int asp_py_run_is_current(const py_run *run, const py_model *model);
 void asp_py_interventions_free(py_interventions *interventions);
-const asp_interventions *asp_py_interventions_given(const py_interventions *interventions);
+const asp_hooks *asp_py_interventions_hooks(const py_interventions *interventions);
 
 /* ---- py_graph.c -------------------------------------------------------------------- */
 

@@ -1,5 +1,5 @@
 /* py_arrays.c: the only file that calls NumPy: borrows input arrays, lends output arrays. */
-#include "py.h"
+#include "python/py.h"
 
 #include <numpy/arrayobject.h>
 

@@ -1,5 +1,5 @@
-/* py_sweep.c: what Model offers for circuits: sweeps over variants, attribution, interventions of a run. */
-#include "py.h"
+/* py_circuit.c: what Model offers for circuits: sweeps over variants, attribution, interventions of a run. */
+#include "python/py.h"
 
 #include <string.h>
 
@@ -255,10 +255,12 @@ static int read_list(py_held *h, PyObject *places, PyObject *values, int64_t col
 struct py_interventions {
     py_held held;
     asp_interventions given;
+    asp_hooks *hooks;
 };
 
 void asp_py_interventions_free(py_interventions *i) {
     if (!i) return;
+    asp_interventions_free(i->hooks);
     asp_py_let_go(&i->held);
     PyMem_Free(i);
 }
@@ -276,10 +278,14 @@ py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *c)
         read_list(&i->held, o[0], o[1], 4, c->d_head, 0, "heads", &g->n_heads, &g->heads, &g->head_values) &&
         read_list(&i->held, o[2], o[3], 5, c->d_head, 1, "entries", &g->n_entries, &g->entries, &g->entry_values) &&
         read_list(&i->held, o[4], o[5], 3, c->d_model, 0, "mlps", &g->n_mlps, &g->mlps, &g->mlp_values) &&
-        read_list(&i->held, o[6], o[7], 4, c->d_model, 0, "resids", &g->n_resids, &g->resids, &g->resid_values))
-        return i;
+        read_list(&i->held, o[6], o[7], 4, c->d_model, 0, "resids", &g->n_resids, &g->resids, &g->resid_values)) {
+        asp_error err = {0};
+        const asp_status status = asp_interventions_hooks(&i->hooks, g, &err);
+        if (!status) return i;
+        asp_py_raise(status, &err);
+    }
     asp_py_interventions_free(i);
     return NULL;
 }
 
-const asp_interventions *asp_py_interventions_given(const py_interventions *i) { return &i->given; }
+const asp_hooks *asp_py_interventions_hooks(const py_interventions *i) { return i->hooks; }

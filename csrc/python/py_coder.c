@@ -1,5 +1,5 @@
 /* py_coder.c: the type CoderTrainer: weights and optimiser state of one layer's transcoder, and its training step. */
-#include "py.h"
+#include "python/py.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* py_features.c: the type Features, and the Python object that is asked for the weights of transcoders. */
-#include "py.h"
+#include "python/py.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* py_graph.c: what the attribution graph computes in the core: effects through a held run, heads, pruning. */
-#include "py.h"
+#include "python/py.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* py_model.c: the type Model: config, weights, and the calls that run it. */
-#include "py.h"
+#include "python/py.h"
 
 #include <math.h>
 #include <string.h>
@@ -299,7 +299,7 @@ static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *opt
         if (PyTuple_Check(changes)) in->interventions = asp_py_interventions_new(changes, asp_model_config(model->model));
         else PyErr_SetString(PyExc_TypeError, "interventions must be a tuple");
         if (!in->interventions) return 0;
-        options->interventions = asp_py_interventions_given(in->interventions);
+        options->hooks = asp_py_interventions_hooks(in->interventions);
     }
     if (substitute == Py_None) return 1;
     in->substitute = asp_py_substitute_new(substitute, model, in->batch.n_tokens);

@@ -1,5 +1,5 @@
 /* py_module.c: module start, status -> exception, and calls with the GIL released. */
-#include "py.h"
+#include "python/py.h"
 
 py_state *asp_py_state(PyTypeObject *defining_type) { return PyType_GetModuleState(defining_type); }
 

@@ -1,5 +1,5 @@
 /* py_reading.c: the type Reading: while it is held nobody changes the weights of a model. */
-#include "py.h"
+#include "python/py.h"
 
 typedef struct {
     PyObject_HEAD

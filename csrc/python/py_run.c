@@ -1,5 +1,5 @@
 /* py_run.c: the types Run and Gradients: owners of recorded arrays, and what is computed from a run. */
-#include "py.h"
+#include "python/py.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* py_trainer.c: the type Trainer: optimiser state and the training step. */
-#include "py.h"
+#include "python/py.h"
 
 #include <math.h>
 #include <string.h>

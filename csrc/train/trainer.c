@@ -1,23 +1,17 @@
-/* train.c: one optimiser step: forward and backward over the micro-batches, clipping, AdamW and the
+/* trainer.c: one optimiser step: forward and backward over the micro-batches, clipping, AdamW and the
  * multiplier of the constraint.  Until the optimiser starts, a step can fail or be stopped and leaves
  * weights, moments and multiplier as they were. */
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
-
-/* A piece of the weights that one thread updates at a time. */
-typedef struct { int64_t offset, size; int decay; } update_chunk;
+#include "train/train.h"
 
 enum { CHUNK = 32768 };
 
 struct asp_trainer {
     asp_model *model;
     asp_trainer_state state;
-    asp_real *gradients, *m, *v; /* (size of the model's arena) */
-    int64_t n_chunks;
-    update_chunk *chunks;
-    double *squares;             /* (n_chunks) */
+    asp_adamw_weights weights;   /* gradients and moments (size of the model's arena) */
     double *layers;              /* (3,L): gate bias, edge coefficient, expected edges */
     asp_tape tape;
 };
@@ -25,24 +19,24 @@ struct asp_trainer {
 void asp_trainer_free(asp_trainer *t) {
     if (!t) return;
     asp_tape_free(&t->tape);
-    asp_release(t->gradients);
-    asp_release(t->m);
-    asp_release(t->v);
-    asp_release(t->chunks);
-    asp_release(t->squares);
+    asp_release(t->weights.gradients);
+    asp_release(t->weights.m);
+    asp_release(t->weights.v);
+    asp_release(t->weights.chunks);
+    asp_release(t->weights.squares);
     asp_release(t->layers);
     asp_release(t);
 }
 
 /* Weight decay is for matrices only. */
 static void list_chunks(asp_trainer *t) {
-    t->n_chunks = 0;
+    t->weights.n_chunks = 0;
     for (int64_t i = 0; i < t->model->n_parameters; i++) {
         const asp_parameter *p = &t->model->parameters[i];
         for (int64_t at = 0; at < p->size; at += CHUNK) {
-            if (t->chunks)
-                t->chunks[t->n_chunks] = (update_chunk){p->offset + at, asp_min(CHUNK, p->size - at), p->n_dims == 2};
-            t->n_chunks++;
+            if (t->weights.chunks)
+                t->weights.chunks[t->weights.n_chunks] = (asp_adamw_chunk){p->offset + at, asp_min(CHUNK, p->size - at), p->n_dims == 2};
+            t->weights.n_chunks++;
         }
     }
 }
@@ -52,15 +46,16 @@ asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *e
     asp_trainer *t = asp_allocate(1, sizeof *t);
     if (!t) return asp_fail(err, ASP_NO_MEMORY, "no memory for a trainer");
     t->model = model;
+    t->weights.data = model->data;
     t->state = (asp_trainer_state){0, 1.0, NAN};
     list_chunks(t);
-    t->chunks = asp_allocate(t->n_chunks, sizeof *t->chunks);
-    t->squares = asp_allocate(t->n_chunks, sizeof *t->squares);
+    t->weights.chunks = asp_allocate(t->weights.n_chunks, sizeof *t->weights.chunks);
+    t->weights.squares = asp_allocate(t->weights.n_chunks, sizeof *t->weights.squares);
     t->layers = asp_allocate(3 * model->config.n_layer, sizeof *t->layers);
-    t->gradients = asp_allocate(model->size, sizeof(asp_real));
-    t->m = asp_allocate(model->size, sizeof(asp_real));
-    t->v = asp_allocate(model->size, sizeof(asp_real));
-    if (!t->chunks || !t->squares || !t->layers || !t->gradients || !t->m || !t->v) {
+    t->weights.gradients = asp_allocate(model->size, sizeof(asp_real));
+    t->weights.m = asp_allocate(model->size, sizeof(asp_real));
+    t->weights.v = asp_allocate(model->size, sizeof(asp_real));
+    if (!t->weights.chunks || !t->weights.squares || !t->layers || !t->weights.gradients || !t->weights.m || !t->weights.v) {
         asp_trainer_free(t);
         return asp_fail(err, ASP_NO_MEMORY, "training needs %.3f GB for gradients and moments, which could not be allocated",
                         3.0 * (double)model->size * (double)sizeof(asp_real) / 1e9);
@@ -71,8 +66,8 @@ asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *e
 }
 
 asp_trainer_state *asp_trainer_get_state(asp_trainer *t) { return &t->state; }
-asp_real *asp_trainer_first_moment(asp_trainer *t) { return t->m; }
-asp_real *asp_trainer_second_moment(asp_trainer *t) { return t->v; }
+asp_real *asp_trainer_first_moment(asp_trainer *t) { return t->weights.m; }
+asp_real *asp_trainer_second_moment(asp_trainer *t) { return t->weights.v; }
 
 /* Sums over all micro-batches of a step. */
 typedef struct {
@@ -111,8 +106,8 @@ static asp_status measure(const asp_trainer *t, const asp_batch *micro, int64_t 
 static void clear_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const asp_trainer *t = arg;
-    const update_chunk *c = &t->chunks[item];
-    memset(t->gradients + c->offset, 0, (size_t)c->size * sizeof(asp_real));
+    const asp_adamw_chunk *c = &t->weights.chunks[item];
+    memset(t->weights.gradients + c->offset, 0, (size_t)c->size * sizeof(asp_real));
 }
 
 static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_step_options *options, step_sums *sums,
@@ -123,7 +118,7 @@ static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_s
                            .edge_coefficient = t->layers + c->n_layer};
     asp_status status = asp_tape_prepare(&t->tape, t->model, batch, context->n_threads, INT64_MAX, err);
     if (status) return status;
-    t->tape.grads.parameters = t->gradients;
+    t->tape.grads.parameters = t->weights.gradients;
     if (!c->gated) t->tape.grads.edge_sums = NULL;
     double ce = 0;
     status = asp_forward_layers(t->model, &t->tape.acts, &gate, &t->tape.scratch, context);
@@ -134,44 +129,6 @@ static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_s
     sums->cross_entropy += ce;
     sums->n_sequences += batch->n_sequences;
     return status;
-}
-
-static void square_item(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const asp_trainer *t = arg;
-    const update_chunk *c = &t->chunks[item];
-    t->squares[item] = asp_kernels_active()->sum_squares(t->gradients + c->offset, c->size);
-}
-
-static double gradient_norm(asp_trainer *t, const asp_context *context) {
-    const asp_context quiet = {context->n_threads, NULL, NULL};
-    asp_parallel_for(&quiet, t->n_chunks, square_item, t);
-    double sum = 0;
-    for (int64_t i = 0; i < t->n_chunks; i++) sum += t->squares[i];
-    return sqrt(sum);
-}
-
-typedef struct { asp_trainer *trainer; asp_adamw matrices, vectors; } update_job;
-
-static void update_item(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const update_job *job = arg;
-    asp_trainer *t = job->trainer;
-    const update_chunk *c = &t->chunks[item];
-    asp_kernels_active()->adamw(t->model->data + c->offset, t->m + c->offset, t->v + c->offset,
-                                t->gradients + c->offset, c->size, c->decay ? &job->matrices : &job->vectors);
-}
-
-static void update(asp_trainer *t, const asp_step_options *o, double norm, const asp_context *context) {
-    const double step = (double)(t->state.step + 1);
-    update_job job = {.trainer = t, .matrices = {.lr = o->lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
-                                                 .correction1 = 1 - pow(o->beta1, step),
-                                                 .correction2 = 1 - pow(o->beta2, step)}};
-    job.matrices.gradient_scale = o->clip > 0 && norm > o->clip ? o->clip / norm : 1;
-    job.vectors = job.matrices;
-    job.matrices.decay = o->weight_decay;
-    const asp_context quiet = {context->n_threads, NULL, NULL};
-    asp_parallel_for(&quiet, t->n_chunks, update_item, &job);
 }
 
 /* lambda *= exp(rate * clip(constraint)), the constraint averaged over steps (GECO, Rezende & Viola 2018). */
@@ -219,16 +176,18 @@ asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_mi
     prepare_layers(t, options, &sums);
     status = asp_blas_enter(context, err);
     if (status) return status;
-    status = asp_parallel_for(context, t->n_chunks, clear_item, t);
+    status = asp_parallel_for(context, t->weights.n_chunks, clear_item, t);
     for (int64_t i = 0; !status && i < n_micro; i++) status = accumulate(t, &micro[i], options, &sums, context, err);
     asp_blas_leave();
     if (status) return status;
-    const double norm = gradient_norm(t, context);
+    const double norm = asp_adamw_norm(&t->weights, context);
     report(t, options, &sums, norm, result);
     if (!isfinite(norm) || !isfinite(result->loss))
         return asp_fail(err, ASP_DIVERGED, "step %lld: the loss is %g and the gradient norm %g; the step was not taken",
                         (long long)t->state.step, result->loss, norm);
-    update(t, options, norm, context);
+    const asp_adamw_options update = {options->lr, options->beta1, options->beta2, options->eps, options->weight_decay,
+                                      options->clip, norm, (double)(t->state.step + 1)};
+    asp_adamw_update(&t->weights, &update, context);
     if (t->model->config.gated) adapt_multiplier(&t->state, options, result->cross_entropy);
     result->ema = t->state.ema;
     t->state.step++;

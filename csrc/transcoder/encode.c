@@ -4,7 +4,7 @@
  * keeps the k best of each row).  Blocks depend on shapes only, and so do the bits of what is found. */
 #include <string.h>
 
-#include "encode.h"
+#include "transcoder/transcoder.h"
 
 enum { FEATURE_BLOCK = 4096, ROWS_PER_ITEM = 16 };
 

@@ -4,7 +4,7 @@
  * the last one is done, then moved to the arrays that are lent, which never change. */
 #include <string.h>
 
-#include "encode.h"
+#include "transcoder/transcoder.h"
 
 static const int64_t DECODER_BYTES = (int64_t)64 << 20; /* of decoder rows asked for at once */
 
@@ -214,19 +214,16 @@ static asp_status complete(asp_features *f, asp_error *err) {
     const int64_t n_layer = f->config.n_layer;
     int64_t n = 0;
     for (int64_t l = 0; l < n_layer; l++) n += f->layers[l].n;
-    const int64_t start = asp_arena_reserve(&f->lists, n_layer + 1, sizeof(int64_t));
-    const int64_t layer = asp_arena_reserve(&f->lists, n, sizeof *f->list.layer);
-    const int64_t position = asp_arena_reserve(&f->lists, n, sizeof *f->list.position);
-    const int64_t feature = asp_arena_reserve(&f->lists, n, sizeof *f->list.feature);
-    const int64_t activation = asp_arena_reserve(&f->lists, n, sizeof *f->list.activation);
-    if (f->lists.overflow || f->lists.bytes > f->max_bytes - f->bytes || !asp_arena_commit(&f->lists, 1))
+    int64_t *starts, at = 0;
+    int32_t *layers, *positions, *features;
+    asp_real *activations;
+    asp_arena_part parts[] = {ASP_PART(starts, n_layer + 1, 1), ASP_PART(layers, n, 1), ASP_PART(positions, n, 1),
+                              ASP_PART(features, n, 1), ASP_PART(activations, n, 1)};
+    enum { PARTS = sizeof parts / sizeof parts[0] };
+    if (asp_arena_lay_out(&f->lists, parts, PARTS) > f->max_bytes - f->bytes || !asp_arena_commit(&f->lists, 1))
         return asp_features_no_room(f, "the active features", err);
+    asp_arena_wire(&f->lists, parts, PARTS);
     f->bytes += f->lists.bytes;
-    char *base = f->lists.base;
-    int64_t *starts = (int64_t *)(void *)(base + start), at = 0;
-    int32_t *layers = (int32_t *)(void *)(base + layer), *positions = (int32_t *)(void *)(base + position);
-    int32_t *features = (int32_t *)(void *)(base + feature);
-    asp_real *activations = (asp_real *)(void *)(base + activation);
     for (int64_t l = 0; l < n_layer; l++) {
         for (int64_t i = 0; i < f->layers[l].n; i++, at++) {
             const asp_feature_entry *found = &f->layers[l].entries[i];

@@ -1,8 +1,8 @@
-/* encode.h: what encode.c and features.c share; see features.c. */
-#ifndef ASP_ENCODE_H
-#define ASP_ENCODE_H
+/* transcoder.h: what encode.c and features.c share; see features.c. */
+#ifndef ASP_TRANSCODER_INTERNAL_H
+#define ASP_TRANSCODER_INTERNAL_H
 
-#include "internal.h"
+#include "model/model.h"
 
 enum { ASP_ROW_BLOCK = 1024 }; /* rows encoded at once */
 

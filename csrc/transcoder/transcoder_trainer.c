@@ -1,4 +1,4 @@
-/* coder_train.c: one optimiser step of one layer's transcoder: encoding, loss, gradients, AdamW.
+/* transcoder_trainer.c: one optimiser step of one layer's transcoder: encoding, loss, gradients, AdamW.
  *
  * Only the encoder's product is dense.  What is active is kept as a list of entries, `width` slots for each row,
  * and gradients are summed feature by feature over the rows in order, so that bits do not depend on threads.
@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "transcoder/transcoder.h"
 
 enum { ROWS = 16, FEATURES = 8, CHUNK = 4096 };
 enum { W_ENC, B_ENC, W_DEC, B_DEC, LOG_THRESHOLD };
@@ -25,13 +25,13 @@ typedef struct {
 } coder_scratch;
 
 struct asp_coder_trainer {
-    int64_t n_in, n_out, n_features, size, n_chunks, step;
+    int64_t n_in, n_out, n_features, size, step;
     asp_coder_weight weights[ASP_CODER_N_WEIGHTS];
     asp_real *blocks[4];     /* (size) weights, first and second moments, gradients */
     int64_t *silent;         /* (F) */
     uint8_t *active, *dead;  /* (F) in this step */
     double *threshold;       /* (F) exp(log_threshold) in this step */
-    double *squares;         /* (n_chunks) */
+    asp_adamw_weights all;   /* the blocks, in chunks */
     coder_scratch scratch;
 };
 
@@ -50,7 +50,8 @@ void asp_coder_trainer_free(asp_coder_trainer *c) {
     asp_release(c->active);
     asp_release(c->dead);
     asp_release(c->threshold);
-    asp_release(c->squares);
+    asp_release(c->all.chunks);
+    asp_release(c->all.squares);
     asp_arena_free(&c->scratch.arena);
     asp_release(c);
 }
@@ -67,8 +68,14 @@ static int list_weights(asp_coder_trainer *c) {
         if (c->weights[w].size > INT64_MAX / 8 - c->size) return 0;
         c->size += c->weights[w].size;
     }
-    c->n_chunks = (c->size + CHUNK - 1) / CHUNK;
+    c->all.n_chunks = (c->size + CHUNK - 1) / CHUNK;
     return 1;
+}
+
+static void list_chunks(asp_coder_trainer *c) {
+    c->all.data = c->blocks[0], c->all.m = c->blocks[1], c->all.v = c->blocks[2], c->all.gradients = c->blocks[3];
+    for (int64_t i = 0; i < c->all.n_chunks; i++)
+        c->all.chunks[i] = (asp_adamw_chunk){i * CHUNK, asp_min(CHUNK, c->size - i * CHUNK), 0};
 }
 
 asp_status asp_coder_trainer_new(asp_coder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features, asp_error *err) {
@@ -84,13 +91,15 @@ asp_status asp_coder_trainer_new(asp_coder_trainer **coder, int64_t n_in, int64_
     complete = complete && (c->silent = asp_allocate(n_features, sizeof *c->silent)) != NULL &&
                (c->active = asp_allocate(n_features, 1)) != NULL && (c->dead = asp_allocate(n_features, 1)) != NULL &&
                (c->threshold = asp_allocate(n_features, sizeof *c->threshold)) != NULL &&
-               (c->squares = asp_allocate(c->n_chunks, sizeof *c->squares)) != NULL;
+               (c->all.chunks = asp_allocate(c->all.n_chunks, sizeof *c->all.chunks)) != NULL &&
+               (c->all.squares = asp_allocate(c->all.n_chunks, sizeof *c->all.squares)) != NULL;
     if (!complete) {
         const double bytes = 4.0 * (double)n_features * (double)(n_in + n_out) * (double)sizeof(asp_real);
         asp_coder_trainer_free(c);
         return asp_fail(err, ASP_NO_MEMORY, "a transcoder of %lld features needs %.3f GB to be trained, which could not be allocated",
                         (long long)n_features, bytes / 1e9);
     }
+    list_chunks(c);
     *coder = c;
     return ASP_OK;
 }
@@ -110,27 +119,19 @@ static asp_status prepare(asp_coder_trainer *c, int64_t n, int64_t width, asp_er
     if (s->arena.base && s->n >= n && s->width == width) return ASP_OK;
     asp_arena_free(&s->arena);
     *s = (coder_scratch){.n = n, .width = width};
-    int64_t rows[7];
-    asp_arena *a = &s->arena;
-    const int64_t real = sizeof(asp_real), whole = sizeof(int64_t);
-    int fits = asp_multiply(n, c->n_features, &rows[0]) && asp_multiply(2 * n, c->n_out, &rows[1]) && asp_multiply(n, width, &rows[2]);
-    if (!fits) return asp_fail(err, ASP_NO_MEMORY, "%lld rows are too many for one step", (long long)n);
-    const int64_t pre = asp_arena_reserve(a, rows[0], real), residual = asp_arena_reserve(a, rows[1], real);
-    const int64_t feature = asp_arena_reserve(a, rows[2], sizeof(int32_t)), value = asp_arena_reserve(a, rows[2], real);
-    const int64_t dpre = asp_arena_reserve(a, rows[2], real), dlog = asp_arena_reserve(a, rows[2], real);
-    const int64_t count = asp_arena_reserve(a, 2 * n, whole), start = asp_arena_reserve(a, c->n_features + 1, whole);
-    const int64_t order = asp_arena_reserve(a, rows[2], whole), sums = asp_arena_reserve(a, 4 * n, sizeof(double));
-    if (a->overflow || !asp_arena_commit(a, 0)) {
-        const double bytes = (double)a->bytes;
+    asp_arena_part parts[] = {
+        ASP_PART(s->pre, n, c->n_features), ASP_PART(s->residual, 2 * n, c->n_out), ASP_PART(s->feature, n, width),
+        ASP_PART(s->value, n, width), ASP_PART(s->dpre, n, width), ASP_PART(s->dlog, n, width), ASP_PART(s->count, 2, n),
+        ASP_PART(s->start, c->n_features + 1, 1), ASP_PART(s->order, n, width), ASP_PART(s->sums, 4, n)};
+    enum { PARTS = sizeof parts / sizeof parts[0] };
+    const int64_t bytes = asp_arena_lay_out(&s->arena, parts, PARTS);
+    if (bytes == INT64_MAX) return asp_fail(err, ASP_NO_MEMORY, "%lld rows are too many for one step", (long long)n);
+    if (!asp_arena_commit(&s->arena, 0)) {
         *s = (coder_scratch){0};
         return asp_fail(err, ASP_NO_MEMORY, "a step on %lld rows needs %.3f GB, which could not be allocated; try fewer rows",
-                        (long long)n, bytes / 1e9);
+                        (long long)n, (double)bytes / 1e9);
     }
-    s->pre = (void *)(a->base + pre), s->residual = (void *)(a->base + residual);
-    s->feature = (void *)(a->base + feature), s->value = (void *)(a->base + value);
-    s->dpre = (void *)(a->base + dpre), s->dlog = (void *)(a->base + dlog);
-    s->count = (void *)(a->base + count), s->start = (void *)(a->base + start);
-    s->order = (void *)(a->base + order), s->sums = (void *)(a->base + sums);
+    asp_arena_wire(&s->arena, parts, PARTS);
     return ASP_OK;
 }
 
@@ -324,7 +325,7 @@ static asp_status bias_backward(const coder_job *job, const asp_context *context
     const asp_coder_trainer *c = job->coder;
     asp_real *db = gradient(c, B_DEC);
     memset(db, 0, (size_t)c->n_out * sizeof *db);
-    const asp_status status = asp_column_sums(db, c->scratch.residual, job->n, c->n_out, context);
+    const asp_status status = asp_gemm_column_sums(db, c->scratch.residual, job->n, c->n_out, context);
     for (int64_t i = 0; i < c->n_out; i++) db[i] *= (asp_real)job->scale;
     return status;
 }
@@ -348,34 +349,9 @@ static asp_status forward_backward(coder_job *job, const asp_context *context, a
 
 /* ---- optimiser -------------------------------------------------------------------------------------- */
 
-static void square_item(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const asp_coder_trainer *c = arg;
-    c->squares[item] = sum_squares(c->blocks[3] + item * CHUNK, asp_min(CHUNK, c->size - item * CHUNK));
-}
-
-static double gradient_norm(asp_coder_trainer *c, const asp_context *context) {
-    const asp_context quiet = {context->n_threads, NULL, NULL};
-    asp_parallel_for(&quiet, c->n_chunks, square_item, c);
-    double sum = 0;
-    for (int64_t i = 0; i < c->n_chunks; i++) sum += c->squares[i];
-    return sqrt(sum);
-}
-
-typedef struct { asp_coder_trainer *coder; asp_adamw step; } update_job;
-
-static void update_item(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const update_job *job = arg;
-    const asp_coder_trainer *c = job->coder;
-    const int64_t at = item * CHUNK;
-    asp_kernels_active()->adamw(c->blocks[0] + at, c->blocks[1] + at, c->blocks[2] + at, c->blocks[3] + at,
-                                asp_min(CHUNK, c->size - at), &job->step);
-}
-
 static void unit_item(void *arg, int64_t f, int thread) {
     (void)thread;
-    const asp_coder_trainer *c = ((const update_job *)arg)->coder;
+    const asp_coder_trainer *c = arg;
     asp_real *row = weight(c, W_DEC) + f * c->n_out;
     const double norm = sqrt(sum_squares(row, c->n_out));
     if (!(norm > 0)) return;
@@ -383,13 +359,10 @@ static void unit_item(void *arg, int64_t f, int thread) {
 }
 
 static void update(asp_coder_trainer *c, const asp_coder_step_options *o, double norm, const asp_context *context) {
-    const double step = (double)(c->step + 1);
-    update_job job = {c, {.lr = o->lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
-                          .correction1 = 1 - pow(o->beta1, step), .correction2 = 1 - pow(o->beta2, step),
-                          .gradient_scale = o->clip > 0 && norm > o->clip ? o->clip / norm : 1}};
-    const asp_context quiet = {context->n_threads, NULL, NULL};
-    asp_parallel_for(&quiet, c->n_chunks, update_item, &job);
-    asp_parallel_for(&quiet, c->n_features, unit_item, &job);
+    const asp_adamw_options options = {o->lr, o->beta1, o->beta2, o->eps, 0, o->clip, norm, (double)(c->step + 1)};
+    const asp_context quiet = {.n_threads = context->n_threads};
+    asp_adamw_update(&c->all, &options, context);
+    asp_parallel_for(&quiet, c->n_features, unit_item, c);
     for (int64_t f = 0; f < c->n_features; f++) c->silent[f] = c->active[f] ? 0 : c->silent[f] + 1;
 }
 
@@ -436,7 +409,7 @@ asp_status asp_coder_trainer_step(asp_coder_trainer *c, const asp_real *x, const
     status = forward_backward(&job, context, err);
     if (status) return status;
     *result = summarise(&job);
-    const double norm = result->grad_norm = gradient_norm(c, context);
+    const double norm = result->grad_norm = asp_adamw_norm(&c->all, context);
     if (!isfinite(norm) || !isfinite(result->loss))
         return asp_fail(err, ASP_DIVERGED, "step %lld: the loss is %g and the gradient norm %g; the step was not taken",
                         (long long)c->step, result->loss, norm);

@@ -122,12 +122,16 @@ static asp_status use_interventions(const fixture *f, const asp_context *context
     asp_real values[8 * E];
     fill(values, 8 * E, 0.5, 9);
     const asp_interventions given = {2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E};
+    asp_hooks *hooks;
+    asp_status status = asp_interventions_hooks(&hooks, &given, err);
+    if (status) return status;
     const asp_run_options options = {.records = (uint64_t)1 << ASP_Z | (uint64_t)1 << ASP_RESID, .logits = ASP_LOGITS_LAST,
-                                     .max_bytes = INT64_MAX, .interventions = &given};
+                                     .max_bytes = INT64_MAX, .hooks = hooks};
     asp_run *run = NULL;
-    const asp_status status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
+    status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
     if (!status) add_run(digest, run);
     asp_run_free(run);
+    asp_interventions_free(hooks);
     return status;
 }
 

@@ -1,0 +1,39 @@
+/* asp_train.h: the part of the public C API about training; asp.h includes it. */
+#ifndef ASP_TRAIN_H
+#define ASP_TRAIN_H
+
+#include "asp.h"
+
+typedef struct {
+    double lr, beta1, beta2, eps, weight_decay, clip;
+    uint64_t seed;
+    const double *gate_bias;   /* (L) read; NULL: the model's gate_bias */
+    const double *edge_weight; /* (L) read; NULL: 1 */
+    double tau, geco_rate, geco_clip, geco_ema, lambda_min, lambda_max;
+    int geco_relative;
+} asp_step_options;
+
+typedef struct {
+    double loss, cross_entropy, expected_edges, open_edges, multiplier, ema, grad_norm;
+    int64_t n_tokens;
+} asp_step_result;
+
+typedef struct {
+    int64_t step;
+    double multiplier, ema; /* ema NaN before the first gated step */
+} asp_trainer_state;
+
+typedef struct asp_trainer asp_trainer;
+
+asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *err);
+void asp_trainer_free(asp_trainer *trainer);
+/* One optimiser step over n_micro micro-batches: forward, backward, clipping, AdamW, multiplier.
+ * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY likewise; BAD_INDEX, BAD_ARGUMENT. */
+asp_status asp_trainer_step(asp_trainer *trainer, const asp_batch *micro, int64_t n_micro,
+                            const asp_step_options *options, const asp_context *context,
+                            asp_step_result *result, asp_error *err);
+asp_trainer_state *asp_trainer_get_state(asp_trainer *trainer);
+asp_real *asp_trainer_first_moment(asp_trainer *trainer);  /* laid out as the model's arena */
+asp_real *asp_trainer_second_moment(asp_trainer *trainer);
+
+#endif

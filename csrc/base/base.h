@@ -1,0 +1,94 @@
+/* base.h: memory, arenas, the thread pool: what every folder of the core stands on. */
+#ifndef ASP_BASE_H
+#define ASP_BASE_H
+
+#include "asp.h"
+
+/* ---- environment.c ------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+typedef struct { unsigned mxcsr; } asp_control;
+#elif defined(__aarch64__)
+typedef struct { uint64_t fpcr, fpsr; } asp_control;
+#else
+#include <fenv.h>
+typedef struct { fenv_t environment; } asp_control;
+#endif
+/* What a calling thread had, on the stack of the public function that it called. */
+struct asp_environment {
+    asp_control control;
+    int outermost; /* not of a call within a call */
+};
+void asp_environment_enter(asp_environment *environment);
+void asp_environment_leave(asp_environment *environment);
+void asp_environment_of_worker(void);
+/* First in every public function that computes (tests/test_source.py asks for it). */
+#define ASP_ENVIRONMENT                                                                    \
+    asp_environment environment_ __attribute__((cleanup(asp_environment_leave)));         \
+    asp_environment_enter(&environment_)
+
+/* ---- memory.c ------------------------------------------------------------------ */
+
+enum { ASP_ALIGNMENT = 64 };
+
+/* n * size zeroed bytes, 64-byte aligned; NULL on overflow or when out of memory. */
+void *asp_allocate(int64_t n, size_t size);
+void asp_release(void *block);
+/* The same, zeroed or not. */
+void *asp_memory_take(int64_t n, size_t size, int zeroed);
+/* Address space that is held and never used; NULL if there is none. */
+void *asp_hold_space(size_t bytes);
+void asp_give_space(void *start, size_t bytes);
+/* Multiplies; returns 0 and leaves *out alone when it would pass INT64_MAX or a factor is negative. */
+int asp_multiply(int64_t a, int64_t b, int64_t *out);
+
+/* A block laid out first (reserve), then allocated once (commit), then read by offset. */
+typedef struct {
+    char *base;
+    int64_t bytes;
+    int overflow;
+} asp_arena;
+int64_t asp_arena_reserve(asp_arena *arena, int64_t n, int64_t item_bytes); /* offset, 64-byte aligned */
+/* 0: out of memory.  Not zeroed, a large block may hold what an earlier run left there. */
+int asp_arena_commit(asp_arena *arena, int zeroed);
+
+/* One array of an arena: n m items of `size` bytes, whose start is written to the pointer at `at`. */
+typedef struct {
+    void *at;
+    int64_t n, m;
+    size_t size;
+    int64_t offset;
+} asp_arena_part;
+#define ASP_PART(pointer, n, m) {&(pointer), n, m, sizeof *(pointer), 0}
+/* Reserves all parts; returns the bytes of the arena, INT64_MAX if they do not fit in 64 bits. */
+int64_t asp_arena_lay_out(asp_arena *arena, asp_arena_part *parts, int n_parts);
+/* Sets the parts' pointers, after the commit. */
+void asp_arena_wire(const asp_arena *arena, const asp_arena_part *parts, int n_parts);
+void asp_arena_free(asp_arena *arena);
+
+static inline int64_t asp_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t asp_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t asp_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* ---- parallel.c ---------------------------------------------------------------- */
+
+/* One item of work; thread is in [0, n_threads). */
+typedef void (*asp_task)(void *arg, int64_t item, int thread);
+/* Runs task for items [0, n), in any order, on at most context->n_threads threads.
+ * Which thread runs an item must not change what it writes.  Returns ASP_OK or ASP_STOPPED. */
+asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task, void *arg);
+/* 1 if the call should stop: for loops that no asp_parallel_for runs. */
+int asp_stopped(const asp_context *context);
+enum { ASP_MOST_THREADS = 64 };
+
+/* ---- blas.c -------------------------------------------------------------------- */
+
+/* BLAS uses one thread from enter to leave, and there is room for its buffers; leave restores what was set.
+ * NO_MEMORY: there is no room, and leave must not be called. */
+asp_status asp_blas_enter(const asp_context *context, asp_error *err);
+void asp_blas_leave(void);
+/* Around every call of BLAS, so that a fork and the end of the process can wait for it. */
+void asp_blas_call_begin(void);
+void asp_blas_call_end(void);
+
+#endif

@@ -1,0 +1,29 @@
+/* hooks.h: where an experiment steps into a pass.  Set by circuit/ and transcoder/, called by model/, which knows
+ * no experiment.  A member that is NULL changes nothing. */
+#ifndef ASP_HOOKS_H
+#define ASP_HOOKS_H
+
+#include "model/model.h"
+
+/* The residual stream before layer l (l = L: before the final LayerNorm), between its attention and its MLP, and
+ * after its MLP. */
+typedef enum { ASP_POINT_PRE, ASP_POINT_MID, ASP_POINT_POST } asp_point;
+
+struct asp_hooks {
+    void *state;
+    /* Once, before anything is computed, and at the end of a pass that began, whatever became of it. */
+    asp_status (*begin)(void *state, const asp_model *model, const int64_t *offsets, int64_t n_sequences, int n_threads,
+                        asp_error *err);
+    void (*end)(void *state);
+    /* Takes the place of attention_forward for one head of one sequence.  Called from several threads. */
+    void (*attention)(void *state, asp_attention_task *task, int64_t layer, int64_t sequence, int64_t head, int thread);
+    /* z (R,H,D) that W_O reads, in place of acts->z, which it may change. */
+    const asp_real *(*output_input)(void *state, const asp_activations *acts, int64_t layer);
+    /* x (R,E) read and written: the residual stream at a point. */
+    void (*residual)(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x);
+    asp_mlp_substitute mlp; /* its `layer` NULL: the model's own MLPs; else acts->mlp_out is wanted */
+    /* dz (R,H,D) read and written: the gradient of what output_input gave becomes that of z. */
+    asp_status (*dz)(void *state, const asp_activations *acts, int64_t layer, asp_real *dz, const asp_context *context);
+};
+
+#endif
