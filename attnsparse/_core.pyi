@@ -324,7 +324,7 @@ class CoderTrainer:
     ) -> dict[str, float]:
         """One optimiser step on rows x (N,I) and y (N,O); activation 0 relu, 1 jump_relu, 2 topk.
 
-        Gives step, loss, error, penalty, aux, l0, grad_norm, n_dead; see asp_coder_trainer_step in
+        Gives step, loss, error, penalty, aux, l0, grad_norm, n_dead; see asp_transcoder_trainer_step in
         csrc/asp_graph.h.
         """
 

@@ -55,6 +55,7 @@ typedef struct {
     int n_threads;            /* >= 1 */
     int (*poll)(void *state); /* called now and then from the calling thread; nonzero stops. May be NULL */
     void *poll_state;
+    asp_error *err;           /* for the core: where what fails inside a call says what it is.  Callers leave it NULL */
 } asp_context;
 
 /* Everything is computed with rounding to nearest, subnormal numbers and no traps, whatever the calling thread has
@@ -98,7 +99,7 @@ asp_real *asp_model_data(asp_model *model);                  /* start of the are
 int64_t asp_model_size(const asp_model *model);              /* elements in the arena */
 
 /* Counts non-finite values of data[0..n); *first is the index of the first one, or -1. */
-int64_t asp_count_nonfinite(const asp_real *data, int64_t n, int64_t *first);
+int64_t asp_model_count_nonfinite(const asp_real *data, int64_t n, int64_t *first);
 
 /* ---- batches ------------------------------------------------------------------- */
 
@@ -143,7 +144,7 @@ typedef enum {
 enum { ASP_LOGITS_NONE = 0, ASP_LOGITS_LAST = 1, ASP_LOGITS_ALL = 2 };
 
 /* Name of a record as Python knows it ("pattern", "qkv", ...). */
-const char *asp_record_name(asp_record record);
+const char *asp_run_record_name(asp_record record);
 
 /* Where an experiment steps into a pass; see model/hooks.h. */
 typedef struct asp_hooks asp_hooks;
@@ -207,14 +208,14 @@ asp_edges asp_run_edges(const asp_run *run);
  *   value_norm (L,H,n) written: |v|      output_norm (L,H,n) written: |v W_O of the head|
  *   projection (L,H,n) written if direction is given: (v W_O) . direction
  *   direction (E) read, or NULL */
-asp_status asp_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
+asp_status asp_run_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
                            const asp_real *direction, asp_real *value_norm, asp_real *output_norm, asp_real *projection,
                            const asp_context *context, asp_error *err);
 
 /* Scores of chosen entries, exactly as the forward pass computed them.
  *   layer, head, query, key (n) read: token rows of the packed batch    scores (n) written
  * BAD_INDEX: a number is out of range. */
-asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
+asp_status asp_attention_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
                             const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
                             const asp_context *context, asp_error *err);
 
@@ -269,7 +270,7 @@ asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error
 
 /* ---- machine ------------------------------------------------------------------- */
 
-int asp_default_threads(void);         /* from affinity and cgroup quota */
+int asp_parallel_default_threads(void);         /* from affinity and cgroup quota */
 const char *asp_isa_name(void);        /* "avx512", "avx2", "baseline" */
 /* Chooses kernels by CPU, or by name ("baseline", ...) if it is one that this CPU runs. */
 asp_status asp_isa_select(const char *name, asp_error *err);
@@ -288,9 +289,9 @@ void asp_memory_fail_at(int64_t n);
 /* ---- single kernels, for tests ------------------------------------------------- */
 
 /* u and open-gate noise of one row: u (T) written, in (0,1). */
-void asp_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
+void asp_isa_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
                    uint64_t head, uint64_t query);
-void asp_exp_array(asp_real *out, const asp_real *x, int64_t n);
+void asp_isa_exp_array(asp_real *out, const asp_real *x, int64_t n);
 
 #include "asp_circuit.h"
 #include "asp_graph.h"

@@ -38,7 +38,7 @@ enum { ASP_RANK_CLOSED = INT32_MAX };
  * with `narrow`, so is all of layer `start` but that position (1: and only there something is ablated; 2: also in
  * later layers).  The clean run itself may have items ablated, if the variants ablate them too. */
 typedef struct {
-    int64_t sequence, start, first, narrow, begin, end, except;
+    int64_t sequence, start_layer, first_position, scope, keep_begin, keep_end, dropped;
 } asp_variant;
 
 /* What ablated items are replaced by: nothing given = zero. */
@@ -65,7 +65,7 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
                      asp_error *err);
 
 /* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
-asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err);
+asp_status asp_reference_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err);
 
 /* First-order effects of all items at once: with z = m z + (1 - m) reference for one m per item, the derivative
  * of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps (steps 1: m = 1).

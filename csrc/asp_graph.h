@@ -12,7 +12,7 @@ typedef struct {
     const asp_real *output_bias;    /* (L,E) read: what is added to every MLP's output, at all positions; or NULL */
     const asp_real *skip;           /* (L,E,E) read: added to an MLP's output: skip times its input; or NULL */
     int skip_from_resid;            /* that input is the residual stream, not the LayerNorm before weight and bias */
-} asp_frozen;
+} asp_held_run;
 
 /* What is written into the residual stream.  Writes in order of their layer, then position. */
 typedef struct {
@@ -40,16 +40,16 @@ typedef struct {
 /* Linear effect of every source on every target, along all paths through residual stream, attention and skip.
  *   edges (n_targets,n_sources) written    bias (n_targets) written: that of all constants
  * Errors: BAD_STATE for what the run lacks, BAD_INDEX, BAD_ARGUMENT for order, NO_MEMORY, STOPPED. */
-asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model, const asp_frozen *frozen,
+asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model, const asp_held_run *frozen,
                            const asp_writes *writes, const asp_reads *reads, const asp_context *context,
                            asp_error *err);
 /* What each head's values hold of each source, carried at its own position by the residual stream and by attention
  * to itself.  carried (n_sources,L,H,D) written */
-asp_status asp_graph_carried(asp_real *carried, const asp_model *model, const asp_frozen *frozen,
+asp_status asp_graph_heads_sources(asp_real *carried, const asp_model *model, const asp_held_run *frozen,
                              const asp_writes *writes, const asp_context *context, asp_error *err);
 /* Derivative of each target with respect to z of each head at the target's position, on paths that stay there;
  * with `alone` through the residual stream only.  received (n_targets,L,H,D) written */
-asp_status asp_graph_received(asp_real *received, const asp_model *model, const asp_frozen *frozen,
+asp_status asp_graph_heads_targets(asp_real *received, const asp_model *model, const asp_held_run *frozen,
                               const asp_reads *reads, int alone, const asp_context *context, asp_error *err);
 
 /* loadings (n,L,H) written: factor times what each head moves from a source to a target; received_alone serves
@@ -62,7 +62,7 @@ typedef struct {
     const int64_t *pairs, *places;
     const double *factor;
 } asp_loading_inputs;
-asp_status asp_graph_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context);
+asp_status asp_graph_heads_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context);
 
 /* Edges by target in CSR: those into node t are [start[t], start[t + 1]). */
 typedef struct {
@@ -74,12 +74,12 @@ typedef struct {
 
 /* influence (n_nodes) written: weights (n_nodes) times the sum of all powers of the adjacency, whose rows are
  * made absolute and normalised.  BAD_ARGUMENT if edges run in a circle. */
-asp_status asp_graph_influence(double *influence, const asp_adjacency *graph, const double *weights,
+asp_status asp_graph_prune_influence(double *influence, const asp_adjacency *graph, const double *weights,
                                const asp_context *context, asp_error *err);
 /* factors (n_nodes) written: derivative of the sum of some nodes (`wanted`) with respect to each node's input, where
  * a feature (value finite) passes on what it gets divided by its value; `blocked` nodes pass nothing on.
  *   value (n_nodes) read    wanted, blocked (n_nodes) read: 0 or 1.  Edges lead to nodes of higher number. */
-asp_status asp_graph_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
+asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
                              const uint8_t *blocked, const asp_context *context);
 
 /* Nodes and edges with most influence, as circuit-tracer prunes.

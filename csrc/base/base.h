@@ -37,8 +37,8 @@ void asp_release(void *block);
 /* The same, zeroed or not. */
 void *asp_memory_take(int64_t n, size_t size, int zeroed);
 /* Address space that is held and never used; NULL if there is none. */
-void *asp_hold_space(size_t bytes);
-void asp_give_space(void *start, size_t bytes);
+void *asp_memory_hold_space(size_t bytes);
+void asp_memory_give_space(void *start, size_t bytes);
 /* Multiplies; returns 0 and leaves *out alone when it would pass INT64_MAX or a factor is negative. */
 int asp_multiply(int64_t a, int64_t b, int64_t *out);
 
@@ -70,6 +70,17 @@ static inline int64_t asp_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t asp_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t asp_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+/* ---- fail.c --------------------------------------------------------------------- */
+
+/* The context of a public function, for what it calls: failures inside say in err what they are. */
+static inline asp_context asp_context_of(const asp_context *context, asp_error *err) {
+    asp_context own = *context;
+    own.err = err;
+    return own;
+}
+/* Writes "12.3 MB" into text and returns it. */
+const char *asp_fail_size(char text[32], double bytes);
+
 /* ---- parallel.c ---------------------------------------------------------------- */
 
 /* One item of work; thread is in [0, n_threads). */
@@ -78,7 +89,7 @@ typedef void (*asp_task)(void *arg, int64_t item, int thread);
  * Which thread runs an item must not change what it writes.  Returns ASP_OK or ASP_STOPPED. */
 asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task, void *arg);
 /* 1 if the call should stop: for loops that no asp_parallel_for runs. */
-int asp_stopped(const asp_context *context);
+int asp_parallel_stopped(const asp_context *context);
 enum { ASP_MOST_THREADS = 64 };
 
 /* ---- blas.c -------------------------------------------------------------------- */

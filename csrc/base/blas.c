@@ -45,7 +45,7 @@ static void pause_a_moment(void) {
 static void make_room(int at_once) {
     pthread_mutex_lock(&state->lock);
     while (atomic_load(&state->n_mapped) < at_once) {
-        if (state->n_held) asp_give_space(state->held[--state->n_held], BUFFER_BYTES);
+        if (state->n_held) asp_memory_give_space(state->held[--state->n_held], BUFFER_BYTES);
         atomic_fetch_add(&state->n_mapped, 1);
     }
     pthread_mutex_unlock(&state->lock);
@@ -73,7 +73,7 @@ static int hold_buffers(int n_threads) {
     const int widest = state->users ? (int)asp_max(state->widest, n_threads) : n_threads;
     const int wanted = (int)asp_min(MOST_AT_ONCE, widest + state->users);
     while (atomic_load(&state->n_mapped) + state->n_held < wanted) {
-        void *space = asp_hold_space(BUFFER_BYTES);
+        void *space = asp_memory_hold_space(BUFFER_BYTES);
         if (!space) return 0;
         state->held[state->n_held++] = space;
     }

@@ -2,9 +2,7 @@
  * a call gave back all it took, and can make the n-th allocation fail.  A few large blocks that were given
  * back are kept for the next run: pages that the system hands out must be cleared first, which costs more
  * than a run's own writes. */
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #if defined(__linux__)
@@ -105,7 +103,7 @@ static void after_fork(void) { atomic_flag_clear(&kept.lock); }
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork); }
 #endif
 
-void *asp_hold_space(size_t bytes) {
+void *asp_memory_hold_space(size_t bytes) {
 #if defined(__linux__)
     char *start = map((int64_t)bytes);
     if (start) return start;
@@ -116,7 +114,7 @@ void *asp_hold_space(size_t bytes) {
 #endif
 }
 
-void asp_give_space(void *start, size_t bytes) {
+void asp_memory_give_space(void *start, size_t bytes) {
 #if defined(__linux__)
     munmap(start, bytes);
 #else
@@ -132,7 +130,7 @@ static char *system_allocate(int64_t bytes, int zeroed, int64_t *mapped) {
     if (bytes >= LARGE) {
         char *again = zeroed ? NULL : take_kept(bytes, mapped);
         if (again) return again;
-        char *start = asp_hold_space((size_t)bytes);
+        char *start = asp_memory_hold_space((size_t)bytes);
         if (!start) return NULL;
         madvise(start, (size_t)bytes, MADV_HUGEPAGE);
         *mapped = bytes;
@@ -175,15 +173,4 @@ void asp_release(void *block) {
     }
 #endif
     free(header.start);
-}
-
-asp_status asp_fail(asp_error *err, asp_status status, const char *format, ...) {
-    if (err) {
-        va_list args;
-        va_start(args, format);
-        err->status = status;
-        vsnprintf(err->text, sizeof err->text, format, args);
-        va_end(args);
-    }
-    return status;
 }

@@ -126,7 +126,7 @@ static int poll_now(const asp_context *context, double *last) {
     return context->poll(context->poll_state);
 }
 
-int asp_stopped(const asp_context *context) {
+int asp_parallel_stopped(const asp_context *context) {
     static _Thread_local double last_poll;
     return poll_now(context, &last_poll);
 }
@@ -205,7 +205,7 @@ static int cgroup_limit(void) {
 #endif
 }
 
-int asp_default_threads(void) {
+int asp_parallel_default_threads(void) {
     int n;
 #if defined(__linux__)
     cpu_set_t set;

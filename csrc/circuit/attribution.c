@@ -10,7 +10,7 @@ typedef struct {
     const asp_model *model;
     const asp_attribution_options *options;
     double m, share;         /* 1 - m is the reference's part; share of the result: 1 / steps */
-    asp_replacement replacement;
+    asp_reference_view replacement;
     asp_real *mixed;         /* (R,H,D) of one layer */
     asp_real *open_z;        /* (D) scratch */
     double *scores;
@@ -18,12 +18,12 @@ typedef struct {
 
 /* ---- references -------------------------------------------------------------------------- */
 
-/* asp_replacement_z without what closed entries contribute: the sum over the others, in mix->open_z (D). */
+/* asp_reference_z without what closed entries contribute: the sum over the others, in mix->open_z (D). */
 static const asp_real *open_z(const scaling *mix, const asp_activations *acts, int64_t layer, int64_t sequence,
                               int64_t head, int64_t position) {
     const asp_config *c = &mix->model->config;
     const int64_t first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
-    const int64_t unit = layer * c->n_head + head, at = (unit * t + position) * t;
+    const int64_t head_index = layer * c->n_head + head, at = (head_index * t + position) * t;
     const asp_real *pattern = (const asp_real *)mix->replacement.pattern.data + acts->square_start[sequence] + at;
     const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] + first * mix->replacement.qkv.strides[1] +
                         2 * mix->replacement.qkv.strides[2] + head * c->d_head;
@@ -44,7 +44,7 @@ static const asp_real *mix_forward(void *state, const asp_activations *acts, int
             for (int64_t h = 0; h < c->n_head; h++) {
                 const int64_t at = (r * c->n_head + h) * c->d_head;
                 const asp_real *reference = mix->options->closed ? open_z(mix, acts, layer, b, h, r - acts->offsets[b])
-                                                                 : asp_replacement_z(&mix->replacement, layer, b, h, r - acts->offsets[b]);
+                                                                 : asp_reference_z(&mix->replacement, layer, b, h, r - acts->offsets[b]);
                 for (int64_t j = 0; j < c->d_head; j++)
                     mix->mixed[at + j] = m * z[at + j] + (reference ? (1 - m) * reference[j] : 0);
             }
@@ -71,14 +71,14 @@ static void head_scores(const layer_job *job, int64_t sequence, int64_t head) {
     const scaling *mix = job->mix;
     const asp_activations *acts = job->acts;
     const asp_config *c = &mix->model->config;
-    const int64_t d = c->d_head, unit = job->layer * c->n_head + head, first = acts->offsets[sequence];
+    const int64_t d = c->d_head, head_index = job->layer * c->n_head + head, first = acts->offsets[sequence];
     const int64_t t = acts->offsets[sequence + 1] - first;
     for (int64_t q = 0; q < t; q++) {
         const int64_t at = ((first + q) * c->n_head + head) * d;
-        const asp_real *reference = asp_replacement_z(&mix->replacement, job->layer, sequence, head, q);
+        const asp_real *reference = asp_reference_z(&mix->replacement, job->layer, sequence, head, q);
         double score = dot(job->dz + at, acts->z.data + job->layer * acts->z.stride + at, d);
         if (reference) score -= dot(job->dz + at, reference, d);
-        mix->scores[mix->options->unit == ASP_UNIT_HEAD ? unit : unit * t + q] += mix->share * score;
+        mix->scores[mix->options->unit == ASP_UNIT_HEAD ? head_index : head_index * t + q] += mix->share * score;
     }
 }
 
@@ -87,8 +87,8 @@ static double reference_score(const scaling *mix, const asp_real *dz, int64_t sq
                               int64_t t, int64_t layer, int64_t head) {
     const int64_t d = mix->model->config.d_head;
     if (mix->options->reference.entries) return dot(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
-    const int64_t unit = layer * mix->model->config.n_head + head;
-    if (!mix->replacement.pattern.data || (mix->options->closed && mix->options->closed[(unit * t + q) * t + k])) return 0;
+    const int64_t head_index = layer * mix->model->config.n_head + head;
+    if (!mix->replacement.pattern.data || (mix->options->closed && mix->options->closed[(head_index * t + q) * t + k])) return 0;
     const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] + (row + k) * mix->replacement.qkv.strides[1] +
                         2 * mix->replacement.qkv.strides[2] + head * d;
     return (double)((const asp_real *)mix->replacement.pattern.data)[square + q * t + k] * dot(dz, v, d);
@@ -100,9 +100,9 @@ static void entry_scores(const layer_job *job, int64_t sequence, int64_t head) {
     const asp_activations *acts = job->acts;
     const asp_config *c = &mix->model->config;
     const int64_t d = c->d_head, first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
-    const int64_t unit = job->layer * c->n_head + head, width = c->n_head * d;
-    const int64_t packed = acts->square_start[sequence] + unit * t * t;
-    const int64_t reference = mix->options->reference.entries ? unit * t * t : packed;
+    const int64_t head_index = job->layer * c->n_head + head, width = c->n_head * d;
+    const int64_t packed = acts->square_start[sequence] + head_index * t * t;
+    const int64_t reference = mix->options->reference.entries ? head_index * t * t : packed;
     const asp_real *v = acts->qkv.data + job->layer * acts->qkv.stride + first * 3 * width + 2 * width + head * d;
     for (int64_t q = 0; q < t; q++) {
         const asp_real *dz = job->dz + ((first + q) * c->n_head + head) * d;
@@ -116,7 +116,7 @@ static void entry_scores(const layer_job *job, int64_t sequence, int64_t head) {
                 score = score * (double)acts->pattern[packed + q * t + k] -
                         reference_score(mix, dz, reference, first, q, k, t, job->layer, head);
             }
-            mix->scores[(unit * t + q) * t + k] += mix->share * score;
+            mix->scores[(head_index * t + q) * t + k] += mix->share * score;
         }
     }
 }
@@ -154,7 +154,7 @@ typedef struct {
 } attribution;
 
 /* Checks the call and opens what items are replaced by. */
-static asp_status prepare(asp_replacement *r, const asp_attribution_options *o, const asp_model *model,
+static asp_status prepare(asp_reference_view *r, const asp_attribution_options *o, const asp_model *model,
                           const int64_t *offsets, int64_t n_sequences, asp_error *err) {
     if (o->metric.n_sequences != n_sequences)
         return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: the metric has %lld prompts, the batch %lld",
@@ -164,7 +164,7 @@ static asp_status prepare(asp_replacement *r, const asp_attribution_options *o, 
         return asp_fail(err, ASP_BAD_ARGUMENT, "attribution through the gate is for attention edges of a gated model");
     const int alike = o->unit != ASP_UNIT_HEAD || o->reference.z;
     const asp_status status =
-        asp_replacement_open(r, &o->reference, &model->config, offsets, n_sequences, alike, "attribution", err);
+        asp_reference_open(r, &o->reference, &model->config, offsets, n_sequences, alike, "attribution", err);
     if (status) return status;
     if (o->reference.run && (!r->z.data || (o->unit == ASP_UNIT_EDGE && (!r->pattern.data || !r->qkv.data))))
         return asp_fail(err, ASP_BAD_STATE, "attribution: the reference run must have recorded z, and pattern and v for entries");
@@ -183,8 +183,8 @@ static asp_status allocate(attribution *a, const asp_model *m, const asp_attribu
     const int64_t bytes = asp_arena_lay_out(&a->arena, parts, PARTS);
     a->work = asp_allocate(2 * c->n_layer, sizeof *a->work);
     if (bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
-        return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %.3f GB; use fewer prompts at once",
-                        (long long)acts->n_tokens, (double)bytes / 1e9);
+        return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %s; use fewer prompts at once",
+                        (long long)acts->n_tokens, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&a->arena, parts, PARTS);
     if (squares && o->through_gate) acts->scores = square;
     else if (squares) acts->pattern = square;
@@ -203,7 +203,7 @@ static asp_status compute(attribution *a, const asp_model *m, const asp_attribut
     for (int64_t j = 1; !status && j <= o->steps; j++) {
         a->mix.m = o->steps == 1 ? 1 : ((double)j - 0.5) / (double)o->steps;
         status = asp_forward_layers(m, &a->tape.acts, &gate, &a->tape.scratch, context);
-        if (!status) status = asp_metric_loss(m, &a->tape, &o->metric, a->copies, &sum, context);
+        if (!status) status = asp_loss_metric(m, &a->tape, &o->metric, a->copies, &sum, context);
         if (!status) status = asp_backward_layers(m, &a->tape, &gate, expected, &open, context);
     }
     return status;
@@ -213,9 +213,11 @@ asp_status asp_attribution(double *scores, const asp_model *model, const int32_t
                            int64_t n_sequences, const asp_attribution_options *options,
                            const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     const asp_batch batch = {tokens, offsets, n_sequences, NULL, NULL};
     attribution a = {.mix = {.model = model, .options = options, .scores = scores}};
-    asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
+    asp_status status = asp_shape_check_batch(&model->config, tokens, offsets, n_sequences, err);
     if (!status) status = prepare(&a.mix.replacement, options, model, offsets, n_sequences, err);
     if (status) return status;
     status = asp_tape_prepare(&a.tape, model, &batch, context->n_threads, options->max_bytes, err);
@@ -229,48 +231,4 @@ asp_status asp_attribution(double *scores, const asp_model *model, const int32_t
     asp_arena_free(&a.arena);
     asp_release(a.work);
     return status;
-}
-
-/* ---- means ------------------------------------------------------------------------------------------ */
-
-typedef struct {
-    asp_real *entries;
-    asp_array pattern, qkv;
-    const int64_t *offsets;
-    int64_t n_sequences, n_layer, n_head, d_head;
-} mean_job;
-
-/* One (layer, head): sums in double, in the order of the sequences. */
-static void mean_item(void *arg, int64_t unit, int thread) {
-    (void)thread;
-    const mean_job *job = arg;
-    const int64_t t = job->offsets[1], d = job->d_head, layer = unit / job->n_head, head = unit % job->n_head;
-    const int64_t block = job->n_layer * job->n_head * t * t;
-    for (int64_t q = 0; q < t; q++)
-        for (int64_t k = 0; k <= q; k++)
-            for (int64_t j = 0; j < d; j++) {
-                double sum = 0;
-                for (int64_t b = 0; b < job->n_sequences; b++) {
-                    const asp_real *v = (const asp_real *)job->qkv.data + layer * job->qkv.strides[0] +
-                                        (job->offsets[b] + k) * job->qkv.strides[1] + 2 * job->qkv.strides[2] + head * d;
-                    sum += (double)((const asp_real *)job->pattern.data)[b * block + (unit * t + q) * t + k] * (double)v[j];
-                }
-                job->entries[((unit * t + q) * t + k) * d + j] = (asp_real)(sum / (double)job->n_sequences);
-            }
-}
-
-asp_status asp_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err) {
-    ASP_ENVIRONMENT;
-    mean_job job = {.entries = entries, .pattern = asp_run_array(run, ASP_PATTERN), .qkv = asp_run_array(run, ASP_QKV),
-                    .offsets = asp_run_offsets(run), .n_sequences = asp_run_n_sequences(run)};
-    if (!job.pattern.data || !job.qkv.data)
-        return asp_fail(err, ASP_BAD_STATE, "means of entries need a run that recorded pattern and v");
-    for (int64_t b = 0; b < job.n_sequences; b++)
-        if (job.offsets[b + 1] - job.offsets[b] != job.offsets[1])
-            return asp_fail(err, ASP_BAD_ARGUMENT, "means of entries need prompts of one length: prompt %lld has %lld tokens, prompt 0 has %lld",
-                            (long long)b, (long long)(job.offsets[b + 1] - job.offsets[b]), (long long)job.offsets[1]);
-    job.n_layer = job.qkv.dims[0];
-    job.n_head = job.qkv.dims[3];
-    job.d_head = job.qkv.dims[4];
-    return asp_parallel_for(context, job.n_layer * job.n_head, mean_item, &job);
 }

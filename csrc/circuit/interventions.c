@@ -153,7 +153,7 @@ static void add_entries(const pass *c, int64_t unit, asp_real *z, int64_t z_stri
 static void attention(void *state, asp_attention_task *task, int64_t layer, int64_t sequence, int64_t head, int thread) {
     const pass *c = state;
     task->dropped = mask_of(c, layer, sequence, head, thread);
-    asp_kernels_active()->attention_forward(task);
+    asp_isa_kernels()->attention_forward(task);
     if (task->dropped && task->z) add_entries(c, unit_of(c, layer, sequence, head), task->z, task->z_stride);
 }
 

@@ -33,10 +33,10 @@ typedef struct {
 
 static asp_status check_variant(const sweep *s, const asp_variant *v, int64_t i, asp_error *err) {
     const int64_t n = asp_run_n_sequences(s->clean), n_layer = s->model->config.n_layer;
-    if (v->sequence < 0 || v->sequence >= n || v->start < 0 || v->start >= n_layer || v->first < 0 ||
-        v->first >= s->offsets[v->sequence + 1] - s->offsets[v->sequence] || (v->narrow && v->start == n_layer - 1))
+    if (v->sequence < 0 || v->sequence >= n || v->start_layer < 0 || v->start_layer >= n_layer || v->first_position < 0 ||
+        v->first_position >= s->offsets[v->sequence + 1] - s->offsets[v->sequence] || (v->scope && v->start_layer == n_layer - 1))
         return asp_fail(err, ASP_BAD_INDEX, "sweep: variant %lld has prompt %lld, layer %lld, position %lld, which the clean run does not have, or is narrow in the last layer",
-                        (long long)i, (long long)v->sequence, (long long)v->start, (long long)v->first);
+                        (long long)i, (long long)v->sequence, (long long)v->start_layer, (long long)v->first_position);
     return ASP_OK;
 }
 
@@ -50,9 +50,9 @@ static asp_status prepare(sweep *s, const asp_variant *variants, int64_t n, asp_
         return asp_fail(err, ASP_BAD_ARGUMENT, "sweep: the metric has %lld prompts, the clean run %lld",
                         (long long)s->options->metric.n_sequences, (long long)n_sequences);
     const int alike = s->options->unit != ASP_UNIT_HEAD || given->z || given->entries;
-    asp_status status = asp_replacement_open(&s->view.replacement, given, &s->model->config, s->offsets, n_sequences,
+    asp_status status = asp_reference_open(&s->view.replacement, given, &s->model->config, s->offsets, n_sequences,
                                              alike, "sweep", err);
-    const asp_replacement *r = &s->view.replacement;
+    const asp_reference_view *r = &s->view.replacement;
     if (!status && given->run && (s->options->unit == ASP_UNIT_EDGE ? !r->pattern.data || !r->qkv.data : !r->z.data))
         return asp_fail(err, ASP_BAD_STATE, "sweep: the reference run must have recorded z, or pattern and v for entries");
     if (!status) status = asp_metric_check(&s->options->metric, s->model->config.n_vocab, err);
@@ -65,7 +65,7 @@ static void sort_by_start(sweep *s, const asp_variant *variants, int64_t n) {
     int64_t at = 0;
     for (int64_t l = 0; l < s->model->config.n_layer; l++)
         for (int64_t i = 0; i < n; i++)
-            if (variants[i].start == l) s->sorted[at++] = i;
+            if (variants[i].start_layer == l) s->sorted[at++] = i;
 }
 
 /* End of the block that begins at `begin`: about BLOCK_ROWS rows, one variant at least. */
@@ -95,8 +95,8 @@ static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
 static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
     const asp_config *c = &s->model->config;
     const int64_t width = c->n_head * c->d_head, e = c->d_model;
-    const int64_t rows = asp_rows_needed(s->model, s->max_rows, 0), last = asp_rows_needed(s->model, s->max_variants, 0);
-    s->logit_rows = asp_logit_rows_needed(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
+    const int64_t rows = asp_shape_rows(s->model, s->max_rows, 0), last = asp_shape_rows(s->model, s->max_variants, 0);
+    s->logit_rows = asp_shape_logit_rows(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
     s->scratch.per_thread = asp_attention_scratch(c, s->view.longest, 0);
     const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows : 0;
     asp_arena_part parts[] = {
@@ -136,9 +136,9 @@ static void copy_clean(sweep *s, int64_t row, const asp_variant *v, int64_t laye
 static void join(sweep *s, int64_t begin, int64_t end, int64_t layer) {
     for (int64_t i = begin; i < end; i++) {
         const asp_variant *v = &s->variants[i];
-        const int64_t rows = v->narrow ? 1 : asp_variant_rows(v, s->offsets);
+        const int64_t rows = v->scope ? 1 : asp_variant_rows(v, s->offsets);
         s->packed[i + 1] = s->packed[i] + rows;
-        copy_clean(s, s->packed[i], v, layer, v->first, rows);
+        copy_clean(s, s->packed[i], v, layer, v->first_position, rows);
     }
 }
 
@@ -149,17 +149,17 @@ static void widen(sweep *s, int64_t begin, int64_t end, int64_t layer) {
     for (int64_t i = begin; i < end; i++) s->packed[i + 1] = s->packed[i] + asp_variant_rows(&s->variants[i], s->offsets);
     for (int64_t i = end - 1; i >= begin; i--) {
         const asp_variant *v = &s->variants[i];
-        const int64_t all = asp_variant_rows(v, s->offsets), rows = v->narrow ? 1 : all;
+        const int64_t all = asp_variant_rows(v, s->offsets), rows = v->scope ? 1 : all;
         old -= rows;
         memmove(s->x + s->packed[i] * e, s->x + old * e, (size_t)(rows * e) * sizeof *s->x);
-        copy_clean(s, s->packed[i] + rows, v, layer, v->first + rows, all - rows);
+        copy_clean(s, s->packed[i] + rows, v, layer, v->first_position + rows, all - rows);
     }
 }
 
 /* The pass over the first n variants of the block; rows of z that hold tokens beyond them do not matter. */
 static asp_activations pass_over(const sweep *s, int64_t n) {
     const int64_t rows = s->packed[n];
-    return (asp_activations){.n_tokens = rows, .n_rows = asp_rows_needed(s->model, rows, 0), .n_sequences = n,
+    return (asp_activations){.n_tokens = rows, .n_rows = asp_shape_rows(s->model, rows, 0), .n_sequences = n,
                              .offsets = s->packed, .resid = {s->x, 0}, .mid = {s->x, 0}, .ln1 = {s->ln, 0},
                              .ln2 = {s->ln, 0}, .qkv = {s->qkv, 0}, .z = {s->z, 0}, .mlp_post = {s->mlp, 0},
                              .hooks = &s->hooks};
@@ -174,7 +174,7 @@ static asp_status finish_last(sweep *s, int64_t n, const asp_context *context) {
         memcpy(s->last_x + i * e, s->x + row * e, (size_t)e * sizeof *s->x);
         memcpy(s->last_z + i * width, s->z + row * width, (size_t)width * sizeof *s->z);
     }
-    const asp_activations acts = {.n_tokens = n, .n_rows = asp_rows_needed(s->model, n, 0), .resid = {s->last_x, 0},
+    const asp_activations acts = {.n_tokens = n, .n_rows = asp_shape_rows(s->model, n, 0), .resid = {s->last_x, 0},
                                   .mid = {s->last_x, 0}, .ln2 = {s->last_ln, 0}, .z = {s->last_z, 0},
                                   .mlp_post = {s->last_mlp, 0}, .ln_final = s->last_ln};
     asp_status status = asp_forward_output(s->model, &acts, layer, context);
@@ -187,9 +187,9 @@ static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
     const asp_gate gate = {.gated = c->gated, .bias = s->gate_bias};
     asp_status status = ASP_OK;
     int64_t active = 0;
-    for (int64_t l = s->variants[0].start; !status && l < c->n_layer; l++) {
+    for (int64_t l = s->variants[0].start_layer; !status && l < c->n_layer; l++) {
         int64_t end = active;
-        while (end < n && s->variants[end].start == l) end++;
+        while (end < n && s->variants[end].start_layer == l) end++;
         join(s, active, end, l);
         const asp_activations acts = pass_over(s, end);
         s->view.last_only = l == c->n_layer - 1;
@@ -239,6 +239,8 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
                      int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
                      asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     sweep s = {.model = model, .clean = clean, .options = options, .resid = asp_run_array(clean, ASP_RESID),
                .offsets = asp_run_offsets(clean)};
     s.view = (asp_variants){.config = &model->config, .unit = options->unit, .order = options->order,

@@ -4,7 +4,7 @@
 #include "circuit/circuit.h"
 
 static int is_ablated(const asp_variant *v, int32_t rank) {
-    return rank >= 0 && (rank < v->begin || rank >= v->end || rank == v->except);
+    return rank >= 0 && (rank < v->keep_begin || rank >= v->keep_end || rank == v->dropped);
 }
 
 /* Tokens of the whole sequence; a narrow variant's unit ends at its first position. */
@@ -20,12 +20,12 @@ static void replace_row(asp_real *z, const asp_real *reference, int64_t d) {
 /* Rows of z of an ablated head, or of the positions at which it is ablated. */
 static void replace_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u, int64_t layer,
                           int64_t head) {
-    const int64_t unit = layer * vs->config->n_head + head, t = length_of(vs, v);
+    const int64_t head_index = layer * vs->config->n_head + head, t = length_of(vs, v);
     for (int64_t q = asp_max(u->n_prefix, u->first_query); q < u->n_tokens; q++) {
-        const int32_t rank = vs->order[vs->unit == ASP_UNIT_HEAD ? unit : unit * t + q];
+        const int32_t rank = vs->order[vs->unit == ASP_UNIT_HEAD ? head_index : head_index * t + q];
         if (is_ablated(v, rank))
             replace_row(u->z + (q - u->n_prefix) * u->z_stride,
-                        asp_replacement_z(&vs->replacement, layer, v->sequence, head, q), u->d_head);
+                        asp_reference_z(&vs->replacement, layer, v->sequence, head, q), u->d_head);
     }
 }
 
@@ -50,7 +50,7 @@ static int mark_ablated(const asp_variant *v, const asp_attention_task *u, const
 static void add_references(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u, int64_t layer,
                            int64_t head, const uint8_t *mask) {
     const asp_config *c = vs->config;
-    const asp_replacement *r = &vs->replacement;
+    const asp_reference_view *r = &vs->replacement;
     const int64_t t = length_of(vs, v), n = u->n_tokens, d = c->d_head, square = (layer * c->n_head + head) * t * t;
     const asp_real *pattern = NULL, *values = NULL, *entries = NULL;
     if (r->given->entries) entries = r->given->entries + square * d;
@@ -76,28 +76,28 @@ static void add_references(const asp_variants *vs, const asp_variant *v, const a
 static void attention(void *state, asp_attention_task *u, int64_t layer, int64_t sequence, int64_t head, int thread) {
     const asp_variants *vs = state;
     const asp_variant *v = &vs->variants[sequence];
-    const int64_t unit = layer * vs->config->n_head + head;
-    u->n_prefix = v->first;
-    u->n_tokens += v->first;
+    const int64_t head_index = layer * vs->config->n_head + head;
+    u->n_prefix = v->first_position;
+    u->n_tokens += v->first_position;
     const asp_real *clean = (const asp_real *)vs->clean_qkv.data + layer * vs->clean_qkv.strides[0] +
                             vs->replacement.offsets[v->sequence] * vs->clean_qkv.strides[1] + head * u->d_head;
     u->prefix_k = clean + vs->clean_qkv.strides[2];
     u->prefix_v = clean + 2 * vs->clean_qkv.strides[2];
-    u->first_query = vs->last_only ? u->n_tokens - 1 : v->first;
-    if (v->narrow == 1 && layer > v->start) {
-        asp_kernels_active()->attention_forward(u);
+    u->first_query = vs->last_only ? u->n_tokens - 1 : v->first_position;
+    if (v->scope == 1 && layer > v->start_layer) {
+        asp_isa_kernels()->attention_forward(u);
         return;
     }
     if (vs->unit != ASP_UNIT_EDGE) {
-        if (vs->unit != ASP_UNIT_HEAD || !is_ablated(v, vs->order[unit])) asp_kernels_active()->attention_forward(u);
+        if (vs->unit != ASP_UNIT_HEAD || !is_ablated(v, vs->order[head_index])) asp_isa_kernels()->attention_forward(u);
         replace_heads(vs, v, u, layer, head);
         return;
     }
     uint8_t *mask = vs->masks + thread * vs->longest * vs->longest;
     const int64_t t = length_of(vs, v);
-    const int any = mark_ablated(v, u, vs->order + unit * t * t, t, mask);
+    const int any = mark_ablated(v, u, vs->order + head_index * t * t, t, mask);
     if (any) u->dropped = mask;
-    asp_kernels_active()->attention_forward(u);
+    asp_isa_kernels()->attention_forward(u);
     if (any) add_references(vs, v, u, layer, head, mask);
 }
 

@@ -6,7 +6,7 @@
 
 /* ---- a held run ------------------------------------------------------------------------------- */
 
-asp_status asp_flow_open(asp_flow *flow, const asp_model *model, const asp_frozen *frozen, asp_error *err) {
+asp_status asp_flow_open(asp_flow *flow, const asp_model *model, const asp_held_run *frozen, asp_error *err) {
     *flow = (asp_flow){.model = model, .given = frozen, .ln1_scale = asp_run_array(frozen->run, ASP_LN1_SCALE),
                        .ln2_scale = asp_run_array(frozen->run, ASP_LN2_SCALE),
                        .final_scale = asp_run_array(frozen->run, ASP_LN_FINAL_SCALE),

@@ -6,14 +6,14 @@
 
 typedef struct {
     const asp_model *model;
-    const asp_frozen *given;
+    const asp_held_run *given;
     int64_t n_tokens;
     asp_array ln1_scale, ln2_scale, final_scale;
     const asp_real *pattern;  /* (L,H,T,T) */
 } asp_flow;
 
 /* BAD_STATE or BAD_ARGUMENT if the run cannot be held. */
-asp_status asp_flow_open(asp_flow *flow, const asp_model *model, const asp_frozen *frozen, asp_error *err);
+asp_status asp_flow_open(asp_flow *flow, const asp_model *model, const asp_held_run *frozen, asp_error *err);
 asp_status asp_flow_check_writes(const asp_flow *flow, const asp_writes *writes, asp_error *err);
 /* order (n_targets) written: targets by falling point, then as given. */
 asp_status asp_flow_check_reads(const asp_flow *flow, const asp_reads *reads, int64_t *order, asp_error *err);

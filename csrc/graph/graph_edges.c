@@ -111,7 +111,7 @@ static void add_item(void *arg, int64_t t, int thread) {
     for (int64_t k = 0; k < w->rows; k++) {
         asp_real *dx = w->dx + (t * w->rows + k) * e, *g = w->g + (t * w->rows + k) * e;
         asp_flow_normalize_back(dx, m->data + m->layers[w->layer].ln1_w, asp_flow_scale(w->flow, 2 * w->layer, k), e);
-        asp_kernels_active()->add(g, dx, e);
+        asp_isa_kernels()->add(g, dx, e);
     }
 }
 
@@ -123,7 +123,7 @@ static void skip_item(void *arg, int64_t t, int thread) {
         asp_real *dx = w->dx + (t * w->rows + k) * e;
         if (!w->flow->given->skip_from_resid)
             asp_flow_normalize(dx, NULL, asp_flow_scale(w->flow, 2 * w->layer + 1, k), e);
-        asp_kernels_active()->add(w->g + (t * w->rows + k) * e, dx, e);
+        asp_isa_kernels()->add(w->g + (t * w->rows + k) * e, dx, e);
     }
 }
 
@@ -184,7 +184,7 @@ static asp_status allocate(group *w, asp_error *err) {
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&w->arena, parts, PARTS);
     if (!asp_arena_commit(&w->arena, 0))
-        return asp_fail(err, ASP_NO_MEMORY, "a graph with %lld writes needs %.3f GB", (long long)w->writes->n_writes, (double)bytes / 1e9);
+        return asp_fail(err, ASP_NO_MEMORY, "a graph with %lld writes needs %s", (long long)w->writes->n_writes, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&w->arena, parts, PARTS);
     return ASP_OK;
 }
@@ -208,10 +208,12 @@ static asp_status follow_all(group *w, int64_t *grouped, const asp_context *cont
     return status;
 }
 
-asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model, const asp_frozen *frozen,
+asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model, const asp_held_run *frozen,
                            const asp_writes *writes, const asp_reads *reads, const asp_context *context,
                            asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     asp_flow flow;
     asp_status status = asp_flow_open(&flow, model, frozen, err);
     if (!status) status = asp_flow_check_writes(&flow, writes, err);
@@ -229,7 +231,6 @@ asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model
     if (!status) {
         status = follow_all(&w, w.order + reads->n_targets, context);
         asp_blas_leave();
-        if (status == ASP_NO_MEMORY) asp_fail(err, status, "no memory for a product of a graph");
     }
     asp_arena_free(&w.arena);
     asp_release(w.order);

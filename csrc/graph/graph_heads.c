@@ -22,7 +22,7 @@ static asp_status allocate(rows *w, int64_t n, asp_error *err) {
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&w->arena, parts, PARTS);
     if (!asp_arena_commit(&w->arena, 1))
-        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %.3f GB of scratch", (double)bytes / 1e9);
+        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %s of scratch", asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&w->arena, parts, PARTS);
     return ASP_OK;
 }
@@ -81,9 +81,11 @@ static asp_status layer_up(rows *w, asp_real *carried, const asp_context *contex
     return status ? status : asp_flow_multiply(&skip, context);
 }
 
-asp_status asp_graph_carried(asp_real *carried, const asp_model *model, const asp_frozen *frozen,
+asp_status asp_graph_heads_sources(asp_real *carried, const asp_model *model, const asp_held_run *frozen,
                              const asp_writes *writes, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     asp_flow flow;
     const int64_t e = model->config.d_model;
     asp_status status = asp_flow_open(&flow, model, frozen, err);
@@ -96,7 +98,7 @@ asp_status asp_graph_carried(asp_real *carried, const asp_model *model, const as
     const int entered = !status;
     for (int64_t l = 0, next = 0; !status && l < model->config.n_layer; l++) {
         for (; next < writes->n_writes && writes->layer[next] == l; next++)
-            asp_kernels_active()->add(w.x + writes->source[next] * e, writes->vectors + next * e, e);
+            asp_isa_kernels()->add(w.x + writes->source[next] * e, writes->vectors + next * e, e);
         w.layer = l;
         status = layer_up(&w, carried, context);
     }
@@ -113,7 +115,7 @@ static void return_item(void *arg, int64_t i, int thread) {
     const asp_model *m = w->flow->model;
     const int64_t e = m->config.d_model;
     asp_flow_normalize_back(w->dx + i * e, m->data + m->layers[w->layer].ln1_w, asp_flow_scale(w->flow, 2 * w->layer, w->position[i]), e);
-    asp_kernels_active()->add(w->x + i * e, w->dx + i * e, e);
+    asp_isa_kernels()->add(w->x + i * e, w->dx + i * e, e);
 }
 
 static void return_skip_item(void *arg, int64_t i, int thread) {
@@ -122,7 +124,7 @@ static void return_skip_item(void *arg, int64_t i, int thread) {
     const int64_t e = w->flow->model->config.d_model;
     if (!w->flow->given->skip_from_resid)
         asp_flow_normalize(w->dx + i * e, NULL, asp_flow_scale(w->flow, 2 * w->layer + 1, w->position[i]), e);
-    asp_kernels_active()->add(w->x + i * e, w->dx + i * e, e);
+    asp_isa_kernels()->add(w->x + i * e, w->dx + i * e, e);
 }
 
 /* Targets that read at `point` become rows. */
@@ -160,9 +162,11 @@ static asp_status layer_down(rows *w, const asp_reads *reads, asp_real *received
     return status ? status : asp_parallel_for(context, w->n, return_item, w);
 }
 
-asp_status asp_graph_received(asp_real *received, const asp_model *model, const asp_frozen *frozen,
+asp_status asp_graph_heads_targets(asp_real *received, const asp_model *model, const asp_held_run *frozen,
                               const asp_reads *reads, int alone, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     asp_flow flow;
     const int64_t size = reads->n_targets * model->config.n_layer * model->config.n_head * model->config.d_head;
     asp_status status = asp_flow_open(&flow, model, frozen, err);
@@ -203,7 +207,7 @@ static void loading_item(void *arg, int64_t i, int thread) {
     }
 }
 
-asp_status asp_graph_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context) {
+asp_status asp_graph_heads_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context) {
     ASP_ENVIRONMENT;
     loading_job job = {loadings, inputs};
     return asp_parallel_for(context, inputs->n_pairs, loading_item, &job);

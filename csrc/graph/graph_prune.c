@@ -12,7 +12,7 @@ static const double LEAST_SUM = 1e-10;
 static asp_status normalize(double *normalized, const asp_adjacency *graph, const uint8_t *kept, const asp_context *context) {
     for (int64_t t = 0; t < graph->n_nodes; t++) {
         double sum = 0;
-        if (asp_stopped(context)) return ASP_STOPPED;
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
         for (int64_t i = graph->start[t]; i < graph->start[t + 1]; i++) {
             normalized[i] = kept && !kept[i] ? 0 : fabs((double)graph->weight[i]);
             sum += normalized[i];
@@ -32,7 +32,7 @@ static asp_status propagate(double *influence, const asp_adjacency *graph, const
         int any = 0;
         memset(next, 0, (size_t)n * sizeof *next);
         for (int64_t t = 0; t < n; t++) {
-            if (asp_stopped(context)) return ASP_STOPPED;
+            if (asp_parallel_stopped(context)) return ASP_STOPPED;
             for (int64_t i = graph->start[t]; now[t] != 0 && i < graph->start[t + 1]; i++)
                 next[graph->source[i]] += now[t] * normalized[i];
         }
@@ -46,7 +46,7 @@ static asp_status propagate(double *influence, const asp_adjacency *graph, const
     return asp_fail(err, ASP_BAD_ARGUMENT, "the edges of this graph run in a circle");
 }
 
-asp_status asp_graph_influence(double *influence, const asp_adjacency *graph, const double *weights,
+asp_status asp_graph_prune_influence(double *influence, const asp_adjacency *graph, const double *weights,
                                const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const int64_t n = graph->n_nodes, m = graph->start[n];
@@ -58,12 +58,12 @@ asp_status asp_graph_influence(double *influence, const asp_adjacency *graph, co
     return status;
 }
 
-asp_status asp_graph_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
+asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
                              const uint8_t *blocked, const asp_context *context) {
     ASP_ENVIRONMENT;
     for (int64_t i = 0; i < graph->n_nodes; i++) factors[i] = wanted[i];
     for (int64_t t = graph->n_nodes - 1; t >= 0; t--) {
-        if (asp_stopped(context)) return ASP_STOPPED;
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
         if (blocked[t]) factors[t] = 0;
         for (int64_t i = graph->start[t]; factors[t] != 0 && i < graph->start[t + 1]; i++) {
             const int64_t s = graph->source[i];
@@ -85,12 +85,12 @@ static asp_status sort_falling(double *x, double *other, int64_t n, const asp_co
     enum { RUN = 1 << 14 };
     double *from = x, *to = other;
     for (int64_t at = 0; at < n; at += RUN) {
-        if (asp_stopped(context)) return ASP_STOPPED;
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
         qsort(x + at, (size_t)asp_min(RUN, n - at), sizeof *x, falling);
     }
     for (int64_t width = RUN; width < n; width *= 2) {
         for (int64_t at = 0; at < n; at += 2 * width) {
-            if (asp_stopped(context)) return ASP_STOPPED;
+            if (asp_parallel_stopped(context)) return ASP_STOPPED;
             const int64_t middle = asp_min(n, at + width), end = asp_min(n, at + 2 * width);
             for (int64_t i = at, j = middle, k = at; k < end; k++)
                 to[k] = j == end || (i < middle && from[i] >= from[j]) ? from[i++] : from[j++];
@@ -136,7 +136,7 @@ static asp_status drop_loose(pruning *p) {
         memset(p->has_in, 0, (size_t)g->n_nodes);
         memset(p->has_out, 0, (size_t)g->n_nodes);
         for (int64_t t = 0; t < g->n_nodes; t++) {
-            if (asp_stopped(p->context)) return ASP_STOPPED;
+            if (asp_parallel_stopped(p->context)) return ASP_STOPPED;
             for (int64_t i = g->start[t]; i < g->start[t + 1]; i++) {
                 p->edges[i] = p->edges[i] && p->nodes[t] && p->nodes[g->source[i]];
                 if (!p->edges[i]) continue;

@@ -7,7 +7,7 @@ static void square_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const asp_adamw_weights *w = arg;
     const asp_adamw_chunk *c = &w->chunks[item];
-    w->squares[item] = asp_kernels_active()->sum_squares(w->gradients + c->offset, c->size);
+    w->squares[item] = asp_isa_kernels()->sum_squares(w->gradients + c->offset, c->size);
 }
 
 double asp_adamw_norm(const asp_adamw_weights *w, const asp_context *context) {
@@ -28,7 +28,7 @@ static void update_item(void *arg, int64_t item, int thread) {
     const update_job *job = arg;
     const asp_adamw_weights *w = job->weights;
     const asp_adamw_chunk *c = &w->chunks[item];
-    asp_kernels_active()->adamw(w->data + c->offset, w->m + c->offset, w->v + c->offset, w->gradients + c->offset, c->size,
+    asp_isa_kernels()->adamw(w->data + c->offset, w->m + c->offset, w->v + c->offset, w->gradients + c->offset, c->size,
                                 c->decay ? &job->decayed : &job->plain);
 }
 

@@ -38,7 +38,7 @@ static void plan(gemm_job *job) {
 }
 
 void asp_gemm_finish(const asp_gemm *g, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-    const asp_kernels *kernels = asp_kernels_active();
+    const asp_kernels *kernels = asp_isa_kernels();
     for (int64_t r = row; r < row + rows && r < g->n_rows; r++) {
         asp_real *c = g->c + r * g->ldc + column;
         if (g->bias) kernels->add(c, g->bias + column, columns);
@@ -78,7 +78,9 @@ static int fits_int(const asp_gemm *g) { return asp_max(asp_max(g->k, g->lda), a
 
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
     if (asp_skinny_fits(gemm)) return asp_skinny_run(gemm, context);
-    if (!fits_int(gemm)) return ASP_BAD_ARGUMENT;
+    if (!fits_int(gemm))
+        return asp_fail(context->err, ASP_BAD_ARGUMENT, "a product of %lld x %lld with %lld x %lld is too large: BLAS takes sizes up to %d",
+                        (long long)gemm->m, (long long)gemm->k, (long long)gemm->k, (long long)gemm->n, INT_MAX);
     gemm_job job = {.gemm = gemm};
     plan(&job);
     return asp_parallel_for(context, job.row_blocks * job.column_blocks, gemm_block, &job);
@@ -97,7 +99,7 @@ static void column_item(void *arg, int64_t item, int thread) {
     const column_job *job = arg;
     const int64_t end = asp_min((item + 1) * 4 * ASP_LANES, job->columns);
     for (int64_t at = item * 4 * ASP_LANES; at < end; at += ASP_LANES)
-        asp_kernels_active()->column_sums(job->sums + at, job->x + at, job->n, job->columns,
+        asp_isa_kernels()->column_sums(job->sums + at, job->x + at, job->n, job->columns,
                                           asp_min(ASP_LANES, end - at));
 }
 

@@ -42,24 +42,24 @@ asp_status asp_isa_select(const char *name, asp_error *err) {
     return ASP_OK;
 }
 
-const asp_kernels *asp_kernels_active(void) {
+const asp_kernels *asp_isa_kernels(void) {
     const asp_kernels *kernels = atomic_load_explicit(&active, memory_order_relaxed);
     return kernels ? kernels : &asp_kernels_base;
 }
 
-const char *asp_isa_name(void) { return asp_kernels_active()->name; }
+const char *asp_isa_name(void) { return asp_isa_kernels()->name; }
 
-void asp_exp_array(asp_real *out, const asp_real *x, int64_t n) {
+void asp_isa_exp_array(asp_real *out, const asp_real *x, int64_t n) {
     ASP_ENVIRONMENT;
-    asp_kernels_active()->exp_array(out, x, n);
+    asp_isa_kernels()->exp_array(out, x, n);
 }
 
 /* The key of one gate row: every word is mixed in, in this order. */
-void asp_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
+void asp_isa_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
                    uint64_t head, uint64_t query) {
     ASP_ENVIRONMENT;
     uint64_t key = asp_splitmix64(seed);
     const uint64_t words[] = {step, sequence, layer, head, query};
     for (int i = 0; i < 5; i++) key = asp_splitmix64(key ^ words[i]);
-    asp_kernels_active()->noise_row(u, n, key);
+    asp_isa_kernels()->noise_row(u, n, key);
 }

@@ -147,7 +147,7 @@ extern const asp_kernels asp_kernels_base;
 #if defined(__x86_64__)
 extern const asp_kernels asp_kernels_avx2, asp_kernels_avx512;
 #endif
-const asp_kernels *asp_kernels_active(void);
+const asp_kernels *asp_isa_kernels(void);
 
 /* ---- adamw.c -------------------------------------------------------------------- */
 

@@ -9,7 +9,7 @@ static void layernorm_rows(void *arg, int64_t item, int thread) {
     (void)thread;
     const asp_layernorm *ln = arg;
     const int64_t end = asp_min((item + 1) * ROWS_PER_ITEM, ln->n);
-    for (int64_t r = item * ROWS_PER_ITEM; r < end; r++) asp_kernels_active()->layernorm_row(ln, r);
+    for (int64_t r = item * ROWS_PER_ITEM; r < end; r++) asp_isa_kernels()->layernorm_row(ln, r);
 }
 
 asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context) {
@@ -29,7 +29,7 @@ static void backward_chunk(void *arg, int64_t item, int thread) {
     memset(dweight, 0, (size_t)(2 * job->width) * sizeof *dweight);
     const int64_t begin = job->n * item / all->chunks, end = job->n * (item + 1) / all->chunks;
     for (int64_t r = begin; r < end; r++)
-        asp_kernels_active()->layernorm_backward_row(job->dx + r * job->width, dweight, dbias,
+        asp_isa_kernels()->layernorm_backward_row(job->dx + r * job->width, dweight, dbias,
                                                      job->dout + r * job->width, job->x + r * job->width,
                                                      job->weight, job->scale[r], job->width);
 }
@@ -39,8 +39,8 @@ asp_status asp_layernorm_backward(const asp_layernorm_backward_job *job, const a
     const asp_status status = asp_parallel_for(context, all.chunks, backward_chunk, &all);
     if (status || !job->dweight) return status;
     for (int64_t i = 0; i < all.chunks; i++) {
-        asp_kernels_active()->add(job->dweight, job->partial + 2 * i * job->width, job->width);
-        if (job->dbias) asp_kernels_active()->add(job->dbias, job->partial + (2 * i + 1) * job->width, job->width);
+        asp_isa_kernels()->add(job->dweight, job->partial + 2 * i * job->width, job->width);
+        if (job->dbias) asp_isa_kernels()->add(job->dbias, job->partial + (2 * i + 1) * job->width, job->width);
     }
     return ASP_OK;
 }

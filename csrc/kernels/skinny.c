@@ -28,7 +28,7 @@ static void sum_rows(const skinny_job *job, const skinny_part *at, int64_t k, in
     const asp_real *a = g->a + at->row * g->lda + k, *b = g->b + k * g->ldb + at->column;
     const int64_t rows = asp_round_up(at->rows, 4);
     if (at->columns == at->padded) {
-        asp_kernels_active()->skinny_block(sums, rows, at->padded, a, g->lda, n, b, g->ldb, g->k - k);
+        asp_isa_kernels()->skinny_block(sums, rows, at->padded, a, g->lda, n, b, g->ldb, g->k - k);
         return;
     }
     asp_real strip[TILE * DOT_ROWS];
@@ -40,7 +40,7 @@ static void sum_rows(const skinny_job *job, const skinny_part *at, int64_t k, in
             for (int64_t r = 0; r < rows; r += 4) {
                 asp_real four[4 * TILE];
                 for (int64_t i = 0; i < 4; i++) memcpy(four + i * TILE, sums + (r + i) * at->padded + c, TILE * sizeof *four);
-                asp_kernels_active()->skinny_block(four, 4, TILE, a + r * g->lda + t, g->lda, m, strip, TILE, m);
+                asp_isa_kernels()->skinny_block(four, 4, TILE, a + r * g->lda + t, g->lda, m, strip, TILE, m);
                 for (int64_t i = 0; i < 4; i++) memcpy(sums + (r + i) * at->padded + c, four + i * TILE, TILE * sizeof *four);
             }
         }
@@ -58,7 +58,7 @@ static void sum_dots(const skinny_job *job, const skinny_part *at, int64_t k, in
         for (int64_t r = 0; r < at->rows; r += ASP_LANES) {
             const asp_real *a = job->transposed + (at->row + r) * g->k + k * ASP_LANES;
             memset(eight, 0, sizeof eight);
-            asp_kernels_active()->skinny_dots(eight, a, n, g->b + first * g->ldb + k, g->ldb, r == 0 && more);
+            asp_isa_kernels()->skinny_dots(eight, a, n, g->b + first * g->ldb + k, g->ldb, r == 0 && more);
             const int64_t rows = asp_min(ASP_LANES, at->rows - r);
             for (int64_t s = skip; s < DOT_ROWS && s - skip + j < at->columns; s++)
                 for (int64_t i = 0; i < rows; i++) sums[(r + i) * at->padded + j + s - skip] = eight[s * ASP_LANES + i];
@@ -86,7 +86,7 @@ static void skinny_item(void *arg, int64_t item, int thread) {
         if (g->trans_b) sum_dots(job, &at, k, n, sums);
         else sum_rows(job, &at, k, n, sums);
         for (int64_t r = 0; r < at.rows; r++)
-            asp_kernels_active()->add(g->c + (at.row + r) * g->ldc + at.column, sums + r * at.padded, at.columns);
+            asp_isa_kernels()->add(g->c + (at.row + r) * g->ldc + at.column, sums + r * at.padded, at.columns);
     }
     if (g->epilogue != ASP_EPILOGUE_NONE) asp_gemm_finish(g, at.row, at.rows, at.column, at.columns);
 }
@@ -117,7 +117,9 @@ asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
     const int64_t n_threads = asp_min(context->n_threads, parts * blocks);
     const int64_t n_padded = g->trans_b && g->n < DOT_ROWS ? DOT_ROWS * g->k : 0;
     asp_real *memory = asp_allocate(n_transposed + n_threads * n_sums + n_padded, sizeof *memory);
-    if (!memory) return ASP_NO_MEMORY;
+    if (!memory)
+        return asp_fail(context->err, ASP_NO_MEMORY, "no memory for the scratch of a product of %lld rows with a matrix of %lld x %lld",
+                        (long long)g->n_rows, (long long)g->k, (long long)g->n);
     asp_gemm product = *g;
     if (g->trans_b) transpose(memory, g);
     if (n_padded) {
@@ -134,7 +136,7 @@ asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
 
 /* ---- does it give BLAS's bits here? ------------------------------------------------------- */
 
-static const asp_context alone = {1, NULL, NULL};
+static const asp_context alone = {.n_threads = 1};
 
 static void fill(asp_real *x, int64_t n, uint64_t seed) {
     for (int64_t i = 0; i < n; i++) x[i] = (asp_real)((double)(asp_splitmix64(seed + (uint64_t)i) >> 40) * 0x1p-24 - 0.5);
@@ -185,7 +187,7 @@ static int64_t try_blocks(int64_t k) {
 static _Atomic(int64_t) known[256];
 
 int64_t asp_skinny_probe(int64_t k) {
-    const int64_t key = 4 * k + asp_kernels_active()->level;
+    const int64_t key = 4 * k + asp_isa_kernels()->level;
     _Atomic(int64_t) *slot = &known[asp_splitmix64((uint64_t)key) % 256];
     const int64_t seen = atomic_load(slot);
     if (seen / 1024 == key) return seen % 1024 - 1;

@@ -86,7 +86,7 @@ static void forward_item(void *arg, int64_t item, int thread) {
     }
     const asp_hooks *hooks = acts->hooks;
     if (hooks && hooks->attention) hooks->attention(hooks->state, &u, job->layer, sequence, head, thread);
-    else asp_kernels_active()->attention_forward(&u);
+    else asp_isa_kernels()->attention_forward(&u);
 }
 
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
@@ -96,7 +96,7 @@ asp_status asp_attention_forward(const asp_model *model, const asp_activations *
     const int64_t n = acts->n_sequences * model->config.n_head;
     asp_status status = asp_parallel_for(context, n, forward_item, &job);
     if (status || !acts->edges) return status;
-    status = asp_edges_count_done(acts->edges, layer);
+    status = asp_edges_count_done(acts->edges, layer, context->err);
     if (status) return status;
     job.fill_edges = 1;
     return asp_parallel_for(context, n, forward_item, &job);
@@ -124,7 +124,7 @@ static void backward_item(void *arg, int64_t item, int thread) {
         u.edge_sums = grads->edge_sums + 2 * item;
         u.edge_sums[0] = u.edge_sums[1] = 0;
     }
-    asp_kernels_active()->attention_backward(&u);
+    asp_isa_kernels()->attention_backward(&u);
 }
 
 asp_status asp_attention_backward(const asp_model *model, const asp_activations *acts,
@@ -159,7 +159,7 @@ static void entries_item(void *arg, int64_t item, int thread) {
         u.scale = score_scale(c, job->layer[i]);
         u.q = at + job->query[i] * 3 * width;
         u.k = at + job->key[i] * 3 * width + width;
-        asp_kernels_active()->score_row(&u, 0, job->scores + i);
+        asp_isa_kernels()->score_row(&u, 0, job->scores + i);
     }
 }
 
@@ -168,7 +168,7 @@ static asp_status check_entries(const entries_job *job, const asp_context *conte
         {"layer", job->layer, job->config->n_layer}, {"head", job->head, job->config->n_head},
         {"query", job->query, job->qkv.dims[1]},     {"key", job->key, job->qkv.dims[1]}};
     for (int64_t i = 0; i < job->n; i++) {
-        if (i % ENTRIES_PER_ITEM == 0 && asp_stopped(context)) return ASP_STOPPED;
+        if (i % ENTRIES_PER_ITEM == 0 && asp_parallel_stopped(context)) return ASP_STOPPED;
         for (int list = 0; list < 4; list++)
             if (lists[list].index[i] < 0 || lists[list].index[i] >= lists[list].limit)
                 return asp_fail(err, ASP_BAD_INDEX, "%s %lld is out of range 0..%lld", lists[list].name,
@@ -177,7 +177,7 @@ static asp_status check_entries(const entries_job *job, const asp_context *conte
     return ASP_OK;
 }
 
-asp_status asp_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
+asp_status asp_attention_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
                             const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
                             const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;

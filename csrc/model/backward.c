@@ -52,7 +52,7 @@ typedef struct {
 static void activation_item(void *arg, int64_t row, int thread) {
     (void)thread;
     const activation_job *job = arg;
-    asp_kernels_active()->activate_backward(job->d + row * job->width, job->x + row * job->width, job->width,
+    asp_isa_kernels()->activate_backward(job->d + row * job->width, job->x + row * job->width, job->width,
                                             job->kind);
 }
 
@@ -117,8 +117,8 @@ static void embedding_item(void *arg, int64_t item, int thread) {
     const asp_real *d = job->tape->grads.resid.data;
     for (int64_t s = 0; s < a->n_sequences; s++)
         for (int64_t r = a->offsets[s]; r < a->offsets[s + 1]; r++) {
-            asp_kernels_active()->add(gradient + job->model->wte + a->tokens[r] * e + at, d + r * e + at, n);
-            asp_kernels_active()->add(gradient + job->model->wpe + (r - a->offsets[s]) * e + at, d + r * e + at, n);
+            asp_isa_kernels()->add(gradient + job->model->wte + a->tokens[r] * e + at, d + r * e + at, n);
+            asp_isa_kernels()->add(gradient + job->model->wpe + (r - a->offsets[s]) * e + at, d + r * e + at, n);
         }
 }
 

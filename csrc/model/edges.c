@@ -3,17 +3,29 @@
 
 #include "model/model.h"
 
+static asp_status no_memory(asp_error *err) {
+    return asp_fail(err, ASP_NO_MEMORY, "no memory for the open edges of a run; raise edge_threshold to keep fewer");
+}
+
+/* left: bytes of max_bytes that the arrays of the run do not take. */
+static asp_status no_room(int64_t left, asp_error *err) {
+    char size[32];
+    return asp_fail(err, ASP_NO_MEMORY, "the open edges of this run need more than the %s that max_bytes leaves; raise max_bytes or edge_threshold",
+                    asp_fail_size(size, (double)left));
+}
+
 asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, const int64_t *offsets,
-                         int64_t n_sequences, double threshold, int64_t max_bytes) {
+                         int64_t n_sequences, double threshold, int64_t max_bytes, asp_error *err) {
     *builder = NULL;
     asp_edge_builder *b = asp_allocate(1, sizeof *b);
-    if (!b) return ASP_NO_MEMORY;
+    if (!b) return no_memory(err);
     b->threshold = threshold;
     b->n_layer = config->n_layer;
     b->n_head = config->n_head;
     b->n_sequences = n_sequences;
     b->n_tokens = offsets[n_sequences];
     const int64_t rows = b->n_head * b->n_tokens + 1; /* and as many for all layers at the end */
+    b->asked = max_bytes;
     b->max_bytes = max_bytes - 2 * b->n_layer * (rows + 16) * (int64_t)sizeof(int64_t);
     b->offsets = offsets;
     b->layers = asp_allocate(b->n_layer, sizeof *b->layers);
@@ -23,8 +35,9 @@ asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, c
         complete = b->layers[l].start != NULL;
     }
     if (!complete) {
+        const asp_status status = b->max_bytes < 0 ? no_room(max_bytes, err) : no_memory(err);
         asp_edges_free(b);
-        return ASP_NO_MEMORY;
+        return status;
     }
     *builder = b;
     return ASP_OK;
@@ -47,25 +60,25 @@ void asp_edges_free(asp_edge_builder *b) {
     asp_release(b);
 }
 
-asp_status asp_edges_count_done(asp_edge_builder *b, int64_t layer) {
+asp_status asp_edges_count_done(asp_edge_builder *b, int64_t layer, asp_error *err) {
     asp_layer_edges *edges = &b->layers[layer];
     const int64_t rows = b->n_head * b->n_tokens;
     for (int64_t r = 0; r < rows; r++) edges->start[r + 1] += edges->start[r];
     const int64_t n = edges->start[rows];
     b->edges.n_edges += n;
-    if (b->edges.n_edges > b->max_bytes / (int64_t)(2 * (sizeof(int32_t) + sizeof(asp_real)))) return ASP_NO_MEMORY;
+    if (b->edges.n_edges > b->max_bytes / (int64_t)(2 * (sizeof(int32_t) + sizeof(asp_real)))) return no_room(b->asked, err);
     edges->key = asp_allocate(n > 0 ? n : 1, sizeof *edges->key);
     edges->weight = asp_allocate(n > 0 ? n : 1, sizeof *edges->weight);
-    return edges->key && edges->weight ? ASP_OK : ASP_NO_MEMORY;
+    return edges->key && edges->weight ? ASP_OK : no_memory(err);
 }
 
-asp_status asp_edges_finish(asp_edge_builder *b) {
+asp_status asp_edges_finish(asp_edge_builder *b, asp_error *err) {
     const int64_t n_rows = b->n_layer * b->n_head * b->n_tokens;
     const int64_t room = b->edges.n_edges > 0 ? b->edges.n_edges : 1;
     b->start = asp_allocate(n_rows + 1, sizeof *b->start);
     b->key = asp_allocate(room, sizeof *b->key);
     b->weight = asp_allocate(room, sizeof *b->weight);
-    if (!b->start || !b->key || !b->weight) return ASP_NO_MEMORY;
+    if (!b->start || !b->key || !b->weight) return no_memory(err);
     int64_t row = 0, at = 0;
     for (int64_t s = 0; s < b->n_sequences; s++) {
         const int64_t rows = b->n_head * (b->offsets[s + 1] - b->offsets[s]), first = b->n_head * b->offsets[s];

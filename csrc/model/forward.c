@@ -37,7 +37,7 @@ static void embed_rows(void *arg, int64_t item, int thread) {
         if (acts->pos_embed) memcpy(acts->pos_embed + r * e, position, bytes);
         asp_real *out = acts->resid.data + r * e;
         memcpy(out, token, bytes);
-        asp_kernels_active()->add(out, position, e);
+        asp_isa_kernels()->add(out, position, e);
     }
 }
 

@@ -26,21 +26,21 @@ asp_real *asp_gradients_parameters(const asp_gradients *g) { return g->parameter
 static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch *batch,
                            const asp_gradient_options *options, asp_error *err) {
     int64_t positions[ASP_N_RECORDS], parameters = -1;
-    const int64_t rows = asp_rows_needed(m, batch->offsets[batch->n_sequences], 0);
+    const int64_t rows = asp_shape_rows(m, batch->offsets[batch->n_sequences], 0);
     for (int r = 0; r < ASP_N_RECORDS; r++) {
         positions[r] = -1;
         if (!(options->records >> r & 1)) continue;
-        const asp_record_shape s = asp_shape_of(&m->config, (asp_record)r, batch->offsets, batch->n_sequences, rows);
+        const asp_record_shape s = asp_shape_of_record(&m->config, (asp_record)r, batch->offsets, batch->n_sequences, rows);
         positions[r] = asp_arena_reserve(&g->arena, s.items, sizeof(asp_real));
         g->arrays[r] = s.array;
         g->layer_strides[r] = s.layer_stride;
     }
     if (options->parameters) parameters = asp_arena_reserve(&g->arena, m->size, sizeof(asp_real));
     if (g->arena.overflow || g->arena.bytes > options->max_bytes)
-        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %.4g GB, above max_bytes=%lld; ask for fewer of them",
-                        (double)g->arena.bytes / 1e9, (long long)options->max_bytes);
+        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %s, above max_bytes=%lld; ask for fewer of them",
+                        asp_fail_size((char[32]){0}, (double)g->arena.bytes), (long long)options->max_bytes);
     if (!asp_arena_commit(&g->arena, 1))
-        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %.3f GB, which could not be allocated", (double)g->arena.bytes / 1e9);
+        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %s, which could not be allocated", asp_fail_size((char[32]){0}, (double)g->arena.bytes));
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) g->arrays[r].data = g->arena.base + positions[r];
     if (parameters >= 0) g->parameters = (asp_real *)(void *)(g->arena.base + parameters);
@@ -71,9 +71,9 @@ static asp_status compute(asp_gradients *g, const asp_model *m, const asp_batch 
     redirect(tape, g);
     asp_status status = asp_forward_layers(m, &tape->acts, &gate, &tape->scratch, context);
     for (int64_t r = 0; !options->dlogits && r < tape->acts.n_tokens; r++) weight += (double)batch->weights[r];
-    if (!status && options->dlogits) status = asp_linear_loss(m, tape, options->dlogits, &g->loss, context);
+    if (!status && options->dlogits) status = asp_loss_linear(m, tape, options->dlogits, &g->loss, context);
     else if (!status) {
-        status = asp_cross_entropy(m, tape, batch, 1 / weight, &g->loss, context);
+        status = asp_loss_cross_entropy(m, tape, batch, 1 / weight, &g->loss, context);
         g->loss /= weight;
     }
     if (!status) status = asp_backward_layers(m, tape, &gate, expected, &open, context);
@@ -85,8 +85,10 @@ asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const 
                              const asp_gradient_options *options, const asp_context *context,
                              asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     *out = NULL;
-    asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
+    asp_status status = asp_shape_check_batch(&model->config, tokens, offsets, n_sequences, err);
     if (status) return status;
     const asp_batch batch = {tokens, offsets, n_sequences, options->targets, options->weights};
     asp_gradients *g = asp_allocate(1, sizeof *g);

@@ -22,7 +22,7 @@ static void cross_entropy_item(void *arg, int64_t item, int thread) {
     const double weight = (double)job->batch->weights[row];
     asp_real *logits = job->tape->logits + item * v;
     job->tape->row_loss[job->first + item] =
-        weight * asp_kernels_active()->cross_entropy_row(logits, logits, v, job->batch->targets[row],
+        weight * asp_isa_kernels()->cross_entropy_row(logits, logits, v, job->batch->targets[row],
                                                          weight * job->coefficient);
 }
 
@@ -87,7 +87,7 @@ static asp_status run_chunks(loss_job *job, int64_t n_rows, asp_task item, doubl
     return status;
 }
 
-asp_status asp_cross_entropy(const asp_model *model, asp_tape *tape, const asp_batch *batch, double coefficient,
+asp_status asp_loss_cross_entropy(const asp_model *model, asp_tape *tape, const asp_batch *batch, double coefficient,
                              double *sum, const asp_context *context) {
     loss_job job = {.model = model, .tape = tape, .batch = batch, .coefficient = coefficient};
     int64_t n = 0;
@@ -96,14 +96,14 @@ asp_status asp_cross_entropy(const asp_model *model, asp_tape *tape, const asp_b
     return run_chunks(&job, n, cross_entropy_item, sum, context);
 }
 
-asp_status asp_linear_loss(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
+asp_status asp_loss_linear(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
                            const asp_context *context) {
     loss_job job = {.model = model, .tape = tape, .dlogits = dlogits};
     for (int64_t r = 0; r < tape->acts.n_tokens; r++) tape->row_index[r] = r;
     return run_chunks(&job, tape->acts.n_tokens, linear_item, sum, context);
 }
 
-asp_status asp_metric_loss(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
+asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
                            double *sum, const asp_context *context) {
     loss_job job = {.model = model, .tape = tape, .metric = metric, .copies = copies};
     for (int64_t b = 0; b < tape->acts.n_sequences; b++) tape->row_index[b] = tape->acts.offsets[b + 1] - 1;

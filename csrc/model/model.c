@@ -91,10 +91,10 @@ asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error 
         m->data = asp_allocate(m->size, sizeof *m->data);
     }
     if (!m->data) {
-        const double gigabytes = (double)m->size * (double)sizeof *m->data / 1e9;
+        const double bytes = (double)m->size * (double)sizeof *m->data;
         asp_model_free(m);
-        return asp_fail(err, ASP_NO_MEMORY, "the weights of this model need %.3f GB, which could not be allocated",
-                        gigabytes);
+        return asp_fail(err, ASP_NO_MEMORY, "the weights of this model need %s, which could not be allocated",
+                        asp_fail_size((char[32]){0}, bytes));
     }
     m->k_block.model = asp_skinny_probe(config->d_model);
     m->k_block.heads = asp_skinny_probe(config->n_head * config->d_head);
@@ -122,7 +122,7 @@ const asp_parameter *asp_model_parameter(const asp_model *model, int64_t index) 
 asp_real *asp_model_data(asp_model *model) { return model->data; }
 int64_t asp_model_size(const asp_model *model) { return model->size; }
 
-int64_t asp_count_nonfinite(const asp_real *data, int64_t n, int64_t *first) {
+int64_t asp_model_count_nonfinite(const asp_real *data, int64_t n, int64_t *first) {
     ASP_ENVIRONMENT;
     int64_t count = 0;
     *first = -1;

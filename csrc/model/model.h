@@ -64,9 +64,9 @@ typedef struct {
 } asp_gate;
 
 /* Elements of a square record, whose sequences' (L,H,T,T) blocks lie one after the other; -1 if they pass INT64_MAX. */
-int64_t asp_squares_size(const asp_config *config, const int64_t *offsets, int64_t n_sequences);
+int64_t asp_shape_squares_size(const asp_config *config, const int64_t *offsets, int64_t n_sequences);
 /* start (B+1) written: where each block begins; -1 where that passes INT64_MAX. */
-void asp_squares_start(int64_t *start, const asp_config *config, const int64_t *offsets, int64_t n_sequences);
+void asp_shape_squares_start(int64_t *start, const asp_config *config, const int64_t *offsets, int64_t n_sequences);
 const int64_t *asp_run_square_start(const asp_run *run); /* (B+1) */
 
 typedef struct {
@@ -77,13 +77,13 @@ int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int 
 
 /* Tokens of the longest sequence. */
 int64_t asp_shape_longest(const int64_t *offsets, int64_t n_sequences);
-asp_status asp_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
+asp_status asp_shape_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, asp_error *err);
 /* Rows R >= n_tokens to reserve: where skinny products serve the small ones, no more than a few; else so
  * many that no product of the forward pass takes BLAS's small-matrix path, whose bits differ. */
-int64_t asp_rows_needed(const asp_model *model, int64_t n_tokens, int with_result);
+int64_t asp_shape_rows(const asp_model *model, int64_t n_tokens, int with_result);
 /* The same for the LM head. */
-int64_t asp_logit_rows_needed(const asp_model *model, int64_t n_rows);
+int64_t asp_shape_logit_rows(const asp_model *model, int64_t n_rows);
 
 /* Embedding and all layers; ends with the final LayerNorm in acts->ln_final. */
 asp_status asp_forward_layers(const asp_model *model, const asp_activations *acts, const asp_gate *gate,
@@ -126,7 +126,8 @@ void asp_metric_gradient(const asp_metric *metric, int64_t sequence, asp_real *d
 typedef struct { int64_t *start; int32_t *key; asp_real *weight; } asp_layer_edges;
 typedef struct asp_edge_builder {
     double threshold;
-    int64_t n_layer, n_head, n_sequences, n_tokens, max_bytes;
+    int64_t n_layer, n_head, n_sequences, n_tokens;
+    int64_t asked, max_bytes; /* for all, and for keys and weights */
     const int64_t *offsets;
     asp_layer_edges *layers; /* (L); start (H*N+1) */
     asp_edges edges;
@@ -135,10 +136,10 @@ typedef struct asp_edge_builder {
     asp_real *weight;
 } asp_edge_builder;
 asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, const int64_t *offsets,
-                         int64_t n_sequences, double threshold, int64_t max_bytes);
+                         int64_t n_sequences, double threshold, int64_t max_bytes, asp_error *err);
 /* Turns the counts in layers[layer].start[1..] into starts and makes room for the layer's edges. */
-asp_status asp_edges_count_done(asp_edge_builder *builder, int64_t layer);
-asp_status asp_edges_finish(asp_edge_builder *builder);
+asp_status asp_edges_count_done(asp_edge_builder *builder, int64_t layer, asp_error *err);
+asp_status asp_edges_finish(asp_edge_builder *builder, asp_error *err);
 void asp_edges_free(asp_edge_builder *builder);
 
 /* ---- run.c --------------------------------------------------------------------- */
@@ -149,7 +150,7 @@ typedef struct {
     int64_t items;          /* elements to reserve, padding included */
     int64_t layer_stride;   /* elements from layer to layer, 0 if there is no layer axis */
 } asp_record_shape;
-asp_record_shape asp_shape_of(const asp_config *config, asp_record record, const int64_t *offsets,
+asp_record_shape asp_shape_of_record(const asp_config *config, asp_record record, const int64_t *offsets,
                               int64_t n_sequences, int64_t n_rows);
 
 /* ---- tape.c, loss.c, backward.c ------------------------------------------------ */
@@ -188,14 +189,14 @@ void asp_tape_free(asp_tape *tape);
 
 /* Cross-entropy sum(w ce) of the rows with a weight; tape->grads.ln receives coefficient * its gradient
  * with respect to the final LayerNorm's output, parameters those of the unembedding. */
-asp_status asp_cross_entropy(const asp_model *model, asp_tape *tape, const asp_batch *batch, double coefficient,
+asp_status asp_loss_cross_entropy(const asp_model *model, asp_tape *tape, const asp_batch *batch, double coefficient,
                              double *sum, const asp_context *context);
 /* The same for sum(dlogits * logits). */
-asp_status asp_linear_loss(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
+asp_status asp_loss_linear(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
                            const asp_context *context);
 
 /* The same for the sum of a metric over the sequences.  copies (n_threads,V) scratch. */
-asp_status asp_metric_loss(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
+asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
                            double *sum, const asp_context *context);
 
 /* From tape->grads.ln back to the embeddings.  expected (L) added to: sum of sigmoid(g); open added to. */

@@ -21,64 +21,7 @@ static const char *const record_names[ASP_N_RECORDS] = {
     "lse", "z", "result", "attn_out", "ln2_scale", "ln2_normalized", "mlp_pre", "mlp_post", "mlp_out",
     "ln_final_scale", "ln_final_normalized", "logits", "token_loss"};
 
-const char *asp_record_name(asp_record record) { return record_names[record]; }
-
-/* (layers, rows, inner...) where `rows` is how many are reserved and `shown` how many are visible. */
-static asp_record_shape rows_shape(int64_t layers, int64_t shown, int64_t rows, int n_inner, const int64_t *inner) {
-    asp_record_shape s = {.items = -1};
-    int64_t row = 1, total = 0;
-    for (int i = 0; i < n_inner; i++) row *= inner[i];
-    if (!asp_multiply(rows, row, &total) || !asp_multiply(total, layers ? layers : 1, &s.items)) return s;
-    int d = 0;
-    if (layers) {
-        s.array.dims[d] = layers;
-        s.array.strides[d++] = total;
-        s.layer_stride = total;
-    }
-    s.array.dims[d] = shown;
-    s.array.strides[d++] = row;
-    int64_t stride = row;
-    for (int i = 0; i < n_inner; i++) {
-        stride /= inner[i];
-        s.array.dims[d] = inner[i];
-        s.array.strides[d++] = stride;
-    }
-    s.array.n_dims = d;
-    return s;
-}
-
-asp_record_shape asp_shape_of(const asp_config *c, asp_record record, const int64_t *offsets, int64_t n_sequences,
-                              int64_t n_rows) {
-    const int64_t n = offsets[n_sequences], l = c->n_layer, h = c->n_head;
-    const int64_t e[] = {c->d_model}, m[] = {c->d_mlp}, v[] = {c->n_vocab}, hd[] = {h, c->d_head};
-    const int64_t qkv[] = {3, h, c->d_head}, he[] = {h, c->d_model};
-    asp_record_shape s = {0};
-    switch (record) {
-    case ASP_EMBED: case ASP_POS_EMBED: case ASP_LN_FINAL_NORMALIZED: return rows_shape(0, n, n_rows, 1, e);
-    case ASP_RESID: return rows_shape(l + 1, n, n_rows, 1, e);
-    case ASP_RESID_MID: case ASP_LN1_NORMALIZED: case ASP_LN2_NORMALIZED: case ASP_ATTN_OUT: case ASP_MLP_OUT:
-        return rows_shape(l, n, n_rows, 1, e);
-    case ASP_LN1_SCALE: case ASP_LN2_SCALE: return rows_shape(l, n, n, 0, NULL);
-    case ASP_LN_FINAL_SCALE: case ASP_TOKEN_LOSS: return rows_shape(0, n, n, 0, NULL);
-    case ASP_QKV: return rows_shape(l, n, n_rows, 3, qkv);
-    case ASP_Z: return rows_shape(l, n, n_rows, 2, hd);
-    case ASP_RESULT: return rows_shape(l, n, n_rows, 2, he);
-    case ASP_MLP_PRE: case ASP_MLP_POST: return rows_shape(l, n, n_rows, 1, m);
-    case ASP_LOGITS: return rows_shape(0, n, n_rows, 1, v);
-    case ASP_LSE: {
-        const int64_t inner[] = {n};
-        return rows_shape(l, h, h, 1, inner);
-    }
-    case ASP_SCORES: case ASP_PATTERN: case ASP_GATE: {
-        const int64_t total = asp_squares_size(c, offsets, n_sequences);
-        s = rows_shape(0, total, total, 0, NULL);
-        s.array.is_byte = record == ASP_GATE;
-        return s;
-    }
-    case ASP_N_RECORDS: break;
-    }
-    return s;
-}
+const char *asp_run_record_name(asp_record record) { return record_names[record]; }
 
 void asp_run_free(asp_run *run) {
     if (!run) return;
@@ -113,8 +56,8 @@ static void list_scratch(asp_arena_part parts[SCRATCH_PARTS], run_scratch *s, co
     const int64_t rows = run->n_rows, e = c->d_model, width = c->n_head * c->d_head;
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
     const int losses = (int)(options->records >> ASP_TOKEN_LOSS & 1), replaced = options->substitute != NULL;
-    s->logit_rows = asp_logit_rows_needed(model, n_logits);
-    s->loss_rows = asp_logit_rows_needed(model, asp_min(run->n_tokens, ASP_LOSS_CHUNK));
+    s->logit_rows = asp_shape_logit_rows(model, n_logits);
+    s->loss_rows = asp_shape_logit_rows(model, asp_min(run->n_tokens, ASP_LOSS_CHUNK));
     s->attention.per_thread = asp_attention_scratch(c, asp_shape_longest(run->offsets, run->n_sequences), 0);
     const asp_arena_part list[SCRATCH_PARTS] = {
         ASP_PART(s->resid, rows, e), ASP_PART(s->ln, rows, e), ASP_PART(s->qkv, rows, 3 * width), ASP_PART(s->z, rows, width),
@@ -130,7 +73,7 @@ static void reserve_records(asp_run *run, const asp_run_options *options, int64_
         positions[r] = -1;
         const int wanted = r == ASP_LOGITS ? options->logits != ASP_LOGITS_NONE : (int)(options->records >> r & 1);
         if (!wanted) continue;
-        asp_record_shape s = asp_shape_of(c, (asp_record)r, run->offsets, run->n_sequences,
+        asp_record_shape s = asp_shape_of_record(c, (asp_record)r, run->offsets, run->n_sequences,
                                           r == ASP_LOGITS ? logit_rows : run->n_rows);
         if (r == ASP_LOGITS && options->logits == ASP_LOGITS_LAST) s.array.dims[0] = run->n_sequences;
         positions[r] = asp_arena_reserve(&run->arena, s.items, s.array.is_byte ? 1 : (int64_t)sizeof(asp_real));
@@ -143,17 +86,11 @@ static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp
     const int64_t entries = run->square_start[run->n_sequences];
     const double square = (double)(entries < 0 ? INT64_MAX : entries) * sizeof(asp_real);
     if (needed <= limit)
-        return asp_fail(err, ASP_NO_MEMORY, "this run needs %.3f GB, which could not be allocated", (double)needed / 1e9);
+        return asp_fail(err, ASP_NO_MEMORY, "this run needs %s, which could not be allocated", asp_fail_size((char[32]){0}, (double)needed));
     return asp_fail(err, ASP_NO_MEMORY,
-                    "this run needs %.4g GB (one pattern or score array: %.4g GB), above max_bytes=%lld; record fewer "
+                    "this run needs %s (one pattern or score array: %s), above max_bytes=%lld; record fewer "
                     "arrays, record=\"edges\", fewer logits, or a larger max_bytes",
-                    (double)needed / 1e9, square / 1e9, (long long)limit);
-}
-
-static asp_status edges_do_not_fit(const asp_run_options *options, asp_error *err) {
-    return asp_fail(err, ASP_NO_MEMORY,
-                    "the open edges of this run need more memory than max_bytes=%lld leaves; raise max_bytes or edge_threshold",
-                    (long long)options->max_bytes);
+                    asp_fail_size((char[32]){0}, (double)needed), asp_fail_size((char[32]){0}, square), (long long)limit);
 }
 
 static asp_real *recorded(const asp_run *run, asp_record record) { return run->arrays[record].data; }
@@ -220,7 +157,7 @@ static void loss_row(void *arg, int64_t item, int thread) {
     (void)thread;
     const loss_job *job = arg;
     const int64_t row = job->first + item, v = job->run->config.n_vocab;
-    job->loss[row] = (asp_real)asp_kernels_active()->cross_entropy_row(NULL, job->logits + item * v, v,
+    job->loss[row] = (asp_real)asp_isa_kernels()->cross_entropy_row(NULL, job->logits + item * v, v,
                                                                        job->run->tokens[row + 1], 1.0);
 }
 
@@ -253,7 +190,7 @@ static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t 
     if (!run->offsets || !run->square_start || !run->tokens) return asp_fail(err, ASP_NO_MEMORY, "no memory for the tokens of a run");
     memcpy(run->offsets, offsets, (size_t)(n_sequences + 1) * sizeof *offsets);
     memcpy(run->tokens, tokens, (size_t)run->n_tokens * sizeof *tokens);
-    asp_squares_start(run->square_start, &run->config, offsets, n_sequences);
+    asp_shape_squares_start(run->square_start, &run->config, offsets, n_sequences);
     return ASP_OK;
 }
 
@@ -261,7 +198,7 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
                                const asp_context *context, asp_error *err) {
     int64_t positions[ASP_N_RECORDS], needed;
     asp_arena_part parts[SCRATCH_PARTS];
-    run->n_rows = asp_rows_needed(model, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
+    run->n_rows = asp_shape_rows(model, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
     list_scratch(parts, s, model, run, options, context->n_threads);
     const int64_t scratch = asp_arena_lay_out(&s->arena, parts, SCRATCH_PARTS);
     reserve_records(run, options, s->logit_rows, positions);
@@ -272,9 +209,8 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
     if (!options->edges) return ASP_OK;
-    const asp_status status = asp_edges_new(&run->edges, &run->config, run->offsets, run->n_sequences,
-                                            options->edge_threshold, options->max_bytes - needed);
-    return status ? edges_do_not_fit(options, err) : ASP_OK;
+    return asp_edges_new(&run->edges, &run->config, run->offsets, run->n_sequences, options->edge_threshold,
+                         options->max_bytes - needed, err);
 }
 
 static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratch *s, const asp_run_options *options,
@@ -291,11 +227,7 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
         if (!status) status = token_losses(m, run, s, &acts, context);
         asp_blas_leave();
     }
-    if (!status && run->edges) status = asp_edges_finish(run->edges);
-    if (status == ASP_NO_MEMORY && !(err && err->text[0])) {
-        if (run->edges) edges_do_not_fit(options, err);
-        else asp_fail(err, status, "no memory for a product of a run");
-    }
+    if (!status && run->edges) status = asp_edges_finish(run->edges, err);
     asp_release(bias);
     return status;
 }
@@ -304,8 +236,10 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
                        int64_t n_sequences, const asp_run_options *options, const asp_context *context,
                        asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     *out = NULL;
-    asp_status status = asp_check_batch(&model->config, tokens, offsets, n_sequences, err);
+    asp_status status = asp_shape_check_batch(&model->config, tokens, offsets, n_sequences, err);
     if (status) return status;
     if (options->substitute && options->records & ((uint64_t)1 << ASP_MLP_PRE | (uint64_t)1 << ASP_MLP_POST))
         return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs has no mlp_pre and mlp_post");
@@ -363,7 +297,7 @@ static void norm_item(void *arg, int64_t item, int thread) {
     }
 }
 
-asp_status asp_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
+asp_status asp_run_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
                            const asp_real *direction, asp_real *value_norm, asp_real *output_norm, asp_real *projection,
                            const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;

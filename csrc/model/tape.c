@@ -36,7 +36,7 @@ static int list_parts(asp_arena_part parts[PARTS], asp_tape *tape, const asp_con
 /* Sizes and strides of this batch; slots of gradients are one buffer for all layers. */
 static void describe(asp_tape *tape, const asp_model *model, const asp_batch *batch) {
     const asp_config *c = &model->config;
-    const int64_t n = batch->offsets[batch->n_sequences], rows = asp_rows_needed(model, n, 0);
+    const int64_t n = batch->offsets[batch->n_sequences], rows = asp_shape_rows(model, n, 0);
     const int64_t e = c->d_model, width = c->n_head * c->d_head;
     tape->acts = (asp_activations){
         .n_tokens = n, .n_rows = rows, .n_sequences = batch->n_sequences, .tokens = batch->tokens,
@@ -45,7 +45,7 @@ static void describe(asp_tape *tape, const asp_model *model, const asp_batch *ba
         .z.stride = rows * width, .lse.stride = c->n_head * n, .mlp_pre.stride = rows * c->d_mlp,
         .mlp_post.stride = rows * c->d_mlp};
     tape->grads = (asp_activation_gradients){0};
-    tape->loss_rows = asp_logit_rows_needed(model, asp_min(n, ASP_LOSS_CHUNK));
+    tape->loss_rows = asp_shape_logit_rows(model, asp_min(n, ASP_LOSS_CHUNK));
     tape->scratch.per_thread = asp_attention_scratch(c, asp_shape_longest(batch->offsets, batch->n_sequences), 1);
 }
 
@@ -60,18 +60,18 @@ asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_ba
     const int64_t needed = asp_arena_lay_out(&tape->arena, parts, n_parts);
     tape->arena.base = base;
     if (needed > max_bytes)
-        return asp_fail(err, ASP_NO_MEMORY, "forward and backward of %lld tokens need %.4g GB, above max_bytes=%lld; use smaller batches",
-                        n, (double)needed / 1e9, (long long)max_bytes);
+        return asp_fail(err, ASP_NO_MEMORY, "forward and backward of %lld tokens need %s, above max_bytes=%lld; use smaller batches",
+                        n, asp_fail_size((char[32]){0}, (double)needed), (long long)max_bytes);
     if (needed > tape->capacity) {
         asp_release(base);
         tape->capacity = 0;
         if (!asp_arena_commit(&tape->arena, 0))
-            return asp_fail(err, ASP_NO_MEMORY, "forward and backward of %lld tokens need %.3f GB, which could not be allocated; use smaller batches",
-                            n, (double)needed / 1e9);
+            return asp_fail(err, ASP_NO_MEMORY, "forward and backward of %lld tokens need %s, which could not be allocated; use smaller batches",
+                            n, asp_fail_size((char[32]){0}, (double)needed));
         tape->capacity = needed;
     }
     asp_arena_wire(&tape->arena, parts, n_parts);
     tape->grads.mid = tape->grads.resid;
-    asp_squares_start((int64_t *)(uintptr_t)tape->acts.square_start, &model->config, batch->offsets, batch->n_sequences);
+    asp_shape_squares_start((int64_t *)(uintptr_t)tape->acts.square_start, &model->config, batch->offsets, batch->n_sequences);
     return ASP_OK;
 }

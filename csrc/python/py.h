@@ -50,7 +50,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    asp_coder_trainer *coder;
+    asp_transcoder_trainer *coder;
     atomic_int busy;
 } py_coder_trainer;
 
@@ -70,9 +70,12 @@ extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, as
 
 /* ---- py_module.c ---------------------------------------------------------------- */
 
-py_state *asp_py_state(PyTypeObject *defining_type);
+py_state *asp_py_module_state(PyTypeObject *defining_type);
+
+/* ---- py_call.c -------------------------------------------------------------------- */
+
 /* Sets the exception for a status other than OK and returns NULL. */
-PyObject *asp_py_raise(asp_status status, const asp_error *err);
+PyObject *asp_py_call_raise(asp_status status, const asp_error *err);
 /* A call with the GIL released: poll looks for Ctrl-C. */
 typedef struct {
     asp_context context;
@@ -84,51 +87,52 @@ void asp_py_call_end(py_call *call);
 /* From a callback of such a call, to use Python, in the caller's floating-point environment, and to go on without. */
 void asp_py_call_attach(py_call *call);
 void asp_py_call_detach(py_call *call);
-
-/* ---- py_model.c ------------------------------------------------------------------- */
-
 /* 0 and RuntimeError if the model is taken. */
-int asp_py_read_begin(py_model *model);
-int asp_py_read_begin_of(py_model *model, const py_run *run); /* also 0 if the weights are not those of its run */
-void asp_py_read_end(py_model *model);
-int asp_py_write_begin(py_model *model);
-void asp_py_write_end(py_model *model);
+int asp_py_call_read_begin(py_model *model);
+int asp_py_call_read_begin_of(py_model *model, const py_run *run); /* also 0 if the weights are not those of its run */
+void asp_py_call_read_end(py_model *model);
+int asp_py_call_write_begin(py_model *model);
+void asp_py_call_write_end(py_model *model);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
-int asp_py_n_threads(PyObject *model, int asked);
+int asp_py_call_n_threads(PyObject *model, int asked);
+
 
 /* ---- py_features.c ------------------------------------------------------------------- */
 
 /* The substitute for the MLPs of one run, from (Features, source, errors or None); NULL and an exception if it
  * is not well formed for this model and number of tokens. */
 typedef struct py_substitute py_substitute;
-py_substitute *asp_py_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens);
+py_substitute *asp_py_features_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens);
 /* What the run takes; call and err are those of the run. */
-const asp_mlp_substitute *asp_py_substitute_given(py_substitute *substitute, py_call *call, asp_error *err);
+const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *substitute, py_call *call, asp_error *err);
 /* After the run; its features may be lent if it ended well.  Accepts NULL. */
-void asp_py_substitute_free(py_substitute *substitute, asp_status status);
+void asp_py_features_substitute_free(py_substitute *substitute, asp_status status);
 
 /* ---- py_reading.c ------------------------------------------------------------------- */
 
-PyObject *asp_py_model_reading(PyObject *model, PyObject *unused);
+PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused);
+
+/* ---- py_run.c -------------------------------------------------------------------- */
+
+/* 0 and an exception unless the run is of this model with the weights that it had then. */
+int asp_py_run_is_current(const py_run *run, const py_model *model);
 
 /* ---- py_circuit.c -------------------------------------------------------------------- */
 
-PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_run_mean_entries(PyObject *self, PyObject *unused);
+PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_circuit_mean_entries(PyObject *self, PyObject *unused);
 /* Interventions of a run, with the arrays that they point to; NULL and an exception if they are not well formed. */
 typedef struct py_interventions py_interventions;
-py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *config);
-/* 0 and an exception unless the run is of this model with the weights that it had then. */
-int asp_py_run_is_current(const py_run *run, const py_model *model);
-void asp_py_interventions_free(py_interventions *interventions);
-const asp_hooks *asp_py_interventions_hooks(const py_interventions *interventions);
+py_interventions *asp_py_circuit_interventions_new(PyObject *tuple, const asp_config *config);
+void asp_py_circuit_interventions_free(py_interventions *interventions);
+const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *interventions);
 
 /* ---- py_graph.c -------------------------------------------------------------------- */
 
-PyObject *asp_py_model_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_model_graph_carried(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_model_graph_received(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_sources(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_targets(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_influence(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_factors(PyObject *module, PyObject *args);
@@ -138,20 +142,20 @@ PyObject *asp_py_graph_prune(PyObject *module, PyObject *args);
 
 enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE };
 
-int asp_py_import_numpy(void);
+int asp_py_arrays_import(void);
 /* New array over memory of owner (which it keeps alive).  strides in elements, NULL: contiguous. */
-PyObject *asp_py_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
+PyObject *asp_py_arrays_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
                       const int64_t *strides, int writable);
-PyObject *asp_py_lend_array(PyObject *owner, asp_array array);
+PyObject *asp_py_arrays_lend_array(PyObject *owner, asp_array array);
 /* New zeroed array of its own. */
-PyObject *asp_py_new_array(int kind, int n_dims, const int64_t *dims, void **data);
+PyObject *asp_py_arrays_new(int kind, int n_dims, const int64_t *dims, void **data);
 /* A C-contiguous array of exactly this kind and number of dimensions, borrowed for a call: an object that keeps its
  * memory where it is.  Its numbers may change while the GIL is released. */
-PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+PyObject *asp_py_arrays_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
 /* The same as a private copy, which no other thread can change while the GIL is released. */
-PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+PyObject *asp_py_arrays_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
 /* The same after conversion of whatever numbers came; a copy too. */
-PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
+PyObject *asp_py_arrays_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims);
 
 /* Arrays of a call, let go together. */
 typedef struct {
@@ -160,9 +164,9 @@ typedef struct {
 } py_held;
 /* Data of a private copy, or of the array itself (its numbers may then change while the GIL is released, so it must
  * hold no indices); NULL and an exception if it is not of this kind.  dims (n_dims) written. */
-void *asp_py_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
-void *asp_py_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
-void asp_py_let_go(py_held *held);
+void *asp_py_arrays_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+void asp_py_arrays_let_go(py_held *held);
 
 /* Copies of the tokens and offsets of a call, checked against each other. */
 typedef struct {
@@ -170,21 +174,21 @@ typedef struct {
     int32_t *tokens;
     int64_t *offsets, n_sequences, n_tokens;
 } py_batch;
-int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets);
-void asp_py_batch_clear(py_batch *batch);
+int asp_py_arrays_batch(py_batch *batch, PyObject *tokens, PyObject *offsets);
+void asp_py_arrays_batch_clear(py_batch *batch);
 
 /* Copies of the targets and weights of n tokens; a target of -100, which is to be ignored, gets the weight 0. */
-int asp_py_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
+int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
                    const asp_real **weight);
 
 /* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
-PyObject *asp_py_tuple(PyObject *object, const char *text);
+PyObject *asp_py_module_tuple(PyObject *object, const char *text);
 
 /* UTF-8 of a name; NULL and TypeError if it is not a string. */
-const char *asp_py_name(PyObject *object, const char *what);
+const char *asp_py_module_name(PyObject *object, const char *what);
 /* 1 if threads is 0 (the default) or in 1..64; else 0 and ValueError. */
-int asp_py_check_threads(int threads);
+int asp_py_call_check_threads(int threads);
 /* Bit mask of record names in a tuple; 0 and ValueError for an unknown one. */
-int asp_py_records(PyObject *names, uint64_t *records);
+int asp_py_model_records(PyObject *names, uint64_t *records);
 
 #endif

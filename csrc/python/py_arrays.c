@@ -3,7 +3,7 @@
 
 #include <numpy/arrayobject.h>
 
-int asp_py_import_numpy(void) {
+int asp_py_arrays_import(void) {
     import_array1(-1);
     return 0;
 }
@@ -28,7 +28,7 @@ static const char *type_name(int kind) {
     }
 }
 
-PyObject *asp_py_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
+PyObject *asp_py_arrays_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
                       const int64_t *strides, int writable) {
     npy_intp shape[8], steps[8];
     PyArray_Descr *type = PyArray_DescrFromType(type_number(kind));
@@ -50,12 +50,12 @@ PyObject *asp_py_lend(PyObject *owner, void *data, int kind, int n_dims, const i
     return array;
 }
 
-PyObject *asp_py_lend_array(PyObject *owner, asp_array array) {
-    return asp_py_lend(owner, array.data, array.is_byte ? ASP_PY_BYTE : ASP_PY_REAL, array.n_dims, array.dims,
+PyObject *asp_py_arrays_lend_array(PyObject *owner, asp_array array) {
+    return asp_py_arrays_lend(owner, array.data, array.is_byte ? ASP_PY_BYTE : ASP_PY_REAL, array.n_dims, array.dims,
                        array.strides, 0);
 }
 
-PyObject *asp_py_new_array(int kind, int n_dims, const int64_t *dims, void **data) {
+PyObject *asp_py_arrays_new(int kind, int n_dims, const int64_t *dims, void **data) {
     npy_intp shape[8];
     for (int i = 0; i < n_dims; i++) shape[i] = (npy_intp)dims[i];
     PyObject *array = PyArray_ZEROS(n_dims, shape, type_number(kind), 0);
@@ -102,13 +102,13 @@ static PyObject *pin(PyObject *array) {
     return pins;
 }
 
-PyObject *asp_py_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+PyObject *asp_py_arrays_borrow(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
     PyObject *pins = check(object, kind, n_dims, name) ? pin(object) : NULL;
     if (pins) describe(object, data, dims);
     return pins;
 }
 
-PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+PyObject *asp_py_arrays_copy(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
     if (!check(object, kind, n_dims, name)) return NULL;
     /* Of NumPy's own class: one of a subclass would be shown to the subclass. */
     PyObject *copy = PyArray_NewLikeArray((PyArrayObject *)object, NPY_CORDER, NULL, 0);
@@ -116,7 +116,7 @@ PyObject *asp_py_copy(PyObject *object, int kind, int n_dims, const char *name, 
     return copy ? describe(copy, data, dims) : NULL;
 }
 
-PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
+PyObject *asp_py_arrays_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
     PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_ENSUREARRAY);
     if (array) return describe(array, data, dims);
     if (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError)) {
@@ -127,42 +127,42 @@ PyObject *asp_py_convert(PyObject *object, int kind, int n_dims, const char *nam
     return NULL;
 }
 
-void *asp_py_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
+void *asp_py_arrays_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
     void *data = NULL;
-    PyObject *array = asp_py_copy(object, kind, n_dims, name, &data, dims);
+    PyObject *array = asp_py_arrays_copy(object, kind, n_dims, name, &data, dims);
     if (!array) return NULL;
     held->arrays[held->n++] = array;
     return data;
 }
 
-void *asp_py_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
+void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
     void *data = NULL;
-    PyObject *array = asp_py_borrow(object, kind, n_dims, name, &data, dims);
+    PyObject *array = asp_py_arrays_borrow(object, kind, n_dims, name, &data, dims);
     if (!array) return NULL;
     held->arrays[held->n++] = array;
     return data;
 }
 
-void asp_py_let_go(py_held *held) {
+void asp_py_arrays_let_go(py_held *held) {
     for (int i = 0; i < held->n; i++) Py_DECREF(held->arrays[i]);
     held->n = 0;
 }
 
-void asp_py_batch_clear(py_batch *batch) {
+void asp_py_arrays_batch_clear(py_batch *batch) {
     Py_CLEAR(batch->token_array);
     Py_CLEAR(batch->offset_array);
 }
 
-int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets) {
+int asp_py_arrays_batch(py_batch *batch, PyObject *tokens, PyObject *offsets) {
     int64_t n_offsets;
     void *data;
     *batch = (py_batch){0};
-    batch->token_array = asp_py_copy(tokens, ASP_PY_INT32, 1, "tokens", &data, &batch->n_tokens);
+    batch->token_array = asp_py_arrays_copy(tokens, ASP_PY_INT32, 1, "tokens", &data, &batch->n_tokens);
     if (!batch->token_array) return 0;
     batch->tokens = data;
-    batch->offset_array = asp_py_copy(offsets, ASP_PY_INT64, 1, "offsets", &data, &n_offsets);
+    batch->offset_array = asp_py_arrays_copy(offsets, ASP_PY_INT64, 1, "offsets", &data, &n_offsets);
     if (!batch->offset_array) {
-        asp_py_batch_clear(batch);
+        asp_py_arrays_batch_clear(batch);
         return 0;
     }
     batch->offsets = data;
@@ -171,17 +171,17 @@ int asp_py_batch(py_batch *batch, PyObject *tokens, PyObject *offsets) {
     for (int64_t i = 1; ordered && i < n_offsets; i++) ordered = batch->offsets[i] >= batch->offsets[i - 1];
     if (ordered) return 1;
     PyErr_Format(PyExc_ValueError, "offsets must rise from 0 to the number of tokens (%lld)", (long long)batch->n_tokens);
-    asp_py_batch_clear(batch);
+    asp_py_arrays_batch_clear(batch);
     return 0;
 }
 
-int asp_py_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
+int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
                    const asp_real **weight) {
     enum { IGNORED = -100 }; /* as PyTorch's cross-entropy has it */
     int64_t n_targets, n_weights;
-    const int32_t *ids = *target = asp_py_hold_copy(held, targets, ASP_PY_INT32, 1, "targets", &n_targets);
+    const int32_t *ids = *target = asp_py_arrays_hold_copy(held, targets, ASP_PY_INT32, 1, "targets", &n_targets);
     if (!ids) return 0;
-    asp_real *values = asp_py_hold_copy(held, weights, ASP_PY_REAL, 1, "weights", &n_weights);
+    asp_real *values = asp_py_arrays_hold_copy(held, weights, ASP_PY_REAL, 1, "weights", &n_weights);
     *weight = values;
     if (!values) return 0;
     if (n_targets != n || n_weights != n) {

@@ -14,9 +14,9 @@ static int wrong_shape(const char *name) {
 static int read_tokens(py_held *h, PyObject *starts, PyObject *ids, int64_t n_sequences, const char *name,
                        const int64_t **start, const int32_t **tokens) {
     int64_t n_starts, n_ids;
-    *start = asp_py_hold_copy(h, starts, ASP_PY_INT64, 1, name, &n_starts);
+    *start = asp_py_arrays_hold_copy(h, starts, ASP_PY_INT64, 1, name, &n_starts);
     if (!*start) return 0;
-    *tokens = asp_py_hold_copy(h, ids, ASP_PY_INT32, 1, name, &n_ids);
+    *tokens = asp_py_arrays_hold_copy(h, ids, ASP_PY_INT32, 1, name, &n_ids);
     if (!*tokens) return 0;
     int good = n_starts == n_sequences + 1 && (*start)[0] == 0 && (*start)[n_starts - 1] == n_ids;
     for (int64_t b = 0; good && b < n_sequences; b++) good = (*start)[b] <= (*start)[b + 1];
@@ -43,16 +43,9 @@ static int read_metric(py_held *h, PyObject *tuple, int64_t n_vocab, asp_metric 
         return 0;
     if (reference == Py_None) return 1;
     int64_t dims[2];
-    metric->reference = asp_py_hold_copy(h, reference, ASP_PY_REAL, 2, "reference logits", dims);
+    metric->reference = asp_py_arrays_hold_copy(h, reference, ASP_PY_REAL, 2, "reference logits", dims);
     if (!metric->reference) return 0;
     return dims[0] == metric->n_sequences && dims[1] == n_vocab ? 1 : wrong_shape("reference logits");
-}
-
-int asp_py_run_is_current(const py_run *run, const py_model *model) {
-    if (run->model != model) PyErr_SetString(PyExc_ValueError, "the run is of another model");
-    else if (run->version != atomic_load(&model->version))
-        PyErr_SetString(PyExc_RuntimeError, "the weights changed after the run; run again");
-    return !PyErr_Occurred();
 }
 
 /* (Run or None, mean z (L,T,H,D) or None, mean entries (L,H,T,T,D) or None); length: T of all prompts. */
@@ -62,7 +55,7 @@ static int read_reference(py_held *h, PyObject *self, PyObject *tuple, int64_t l
     int64_t dims[5];
     if (!PyArg_ParseTuple(tuple, "OOO", &run, &z, &entries)) return 0;
     if (run != Py_None) {
-        if (!Py_IS_TYPE(run, asp_py_state(Py_TYPE(self))->run_type)) {
+        if (!Py_IS_TYPE(run, asp_py_module_state(Py_TYPE(self))->run_type)) {
             PyErr_SetString(PyExc_TypeError, "the reference must be a run");
             return 0;
         }
@@ -71,12 +64,12 @@ static int read_reference(py_held *h, PyObject *self, PyObject *tuple, int64_t l
         h->arrays[h->n++] = Py_NewRef(run);
     }
     if (z != Py_None) {
-        reference->z = asp_py_hold_copy(h, z, ASP_PY_REAL, 4, "mean z", dims);
+        reference->z = asp_py_arrays_hold_copy(h, z, ASP_PY_REAL, 4, "mean z", dims);
         if (!reference->z) return 0;
         if (dims[0] != c->n_layer || dims[1] != length || dims[2] != c->n_head || dims[3] != c->d_head) return wrong_shape("mean z");
     }
     if (entries != Py_None) {
-        reference->entries = asp_py_hold_copy(h, entries, ASP_PY_REAL, 5, "mean entries", dims);
+        reference->entries = asp_py_arrays_hold_copy(h, entries, ASP_PY_REAL, 5, "mean entries", dims);
         if (!reference->entries) return 0;
         if (dims[0] != c->n_layer || dims[1] != c->n_head || dims[2] != length || dims[3] != length || dims[4] != c->d_head)
             return wrong_shape("mean entries");
@@ -114,43 +107,43 @@ static int read_sweep(sweep_call *s, PyObject *self, const asp_run *clean, PyObj
     const int64_t length = asp_run_offsets(clean)[1];
     int64_t dims[2], n_order;
     if (!read_unit(unit, &s->options.unit)) return 0;
-    s->variants = asp_py_hold_copy(&s->held, variants, ASP_PY_INT64, 2, "variants", dims);
+    s->variants = asp_py_arrays_hold_copy(&s->held, variants, ASP_PY_INT64, 2, "variants", dims);
     if (!s->variants) return 0;
     if (dims[1] != (int64_t)(sizeof(asp_variant) / sizeof(int64_t))) return wrong_shape("variants");
     s->n_variants = dims[0];
-    s->options.order = asp_py_hold_copy(&s->held, order, ASP_PY_INT32, 1, "order", &n_order);
+    s->options.order = asp_py_arrays_hold_copy(&s->held, order, ASP_PY_INT32, 1, "order", &n_order);
     if (!s->options.order) return 0;
     if (n_order != unit_size(c, s->options.unit, length)) return wrong_shape("order");
     return read_reference(&s->held, self, reference, length, &s->options.reference) &&
            read_metric(&s->held, metric, c->n_vocab, &s->options.metric);
 }
 
-PyObject *asp_py_model_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"clean", "variants", "unit", "order", "reference", "metric", "threads", NULL};
     PyObject *clean, *variants, *order, *reference, *metric, *result = NULL;
     int unit, threads = 0;
-    py_state *state = asp_py_state(Py_TYPE(self));
+    py_state *state = asp_py_module_state(Py_TYPE(self));
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OiOO!O!|i:sweep", names, state->run_type, &clean, &variants, &unit,
                                      &order, &PyTuple_Type, &reference, &PyTuple_Type, &metric, &threads))
         return NULL;
-    if (!asp_py_check_threads(threads)) return NULL;
+    if (!asp_py_call_check_threads(threads)) return NULL;
     sweep_call s = {0};
     const asp_run *run = ((py_run *)clean)->run;
     void *values;
     if (!asp_py_run_is_current((py_run *)clean, (py_model *)self)) return NULL;
     if (read_sweep(&s, self, run, variants, unit, order, reference, metric))
-        result = asp_py_new_array(ASP_PY_DOUBLE, 1, &s.n_variants, &values);
-    if (result && asp_py_read_begin_of((py_model *)self, (py_run *)clean)) {
+        result = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &s.n_variants, &values);
+    if (result && asp_py_call_read_begin_of((py_model *)self, (py_run *)clean)) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
+        asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
         const asp_status status = asp_sweep(values, ((py_model *)self)->model, run, s.variants, s.n_variants, &s.options,
                                             &call.context, &err);
         asp_py_call_end(&call);
-        asp_py_read_end((py_model *)self);
-        if (status) asp_py_raise(status, &err);
+        asp_py_call_read_end((py_model *)self);
+        if (status) asp_py_call_raise(status, &err);
     }
-    asp_py_let_go(&s.held);
+    asp_py_arrays_let_go(&s.held);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
 }
@@ -170,17 +163,17 @@ static int read_closed(py_held *h, PyObject *closed, const asp_config *c, int64_
         PyErr_SetString(PyExc_ValueError, "closed entries are for attention edges with a paired run");
         return 0;
     }
-    options->closed = asp_py_hold_copy(h, closed, ASP_PY_BYTE, 4, "closed", dims);
+    options->closed = asp_py_arrays_hold_copy(h, closed, ASP_PY_BYTE, 4, "closed", dims);
     if (!options->closed) return 0;
     return dims[0] == c->n_layer && dims[1] == c->n_head && dims[2] == length && dims[3] == length ? 1 : wrong_shape("closed");
 }
 
 static PyObject *new_scores(const asp_config *c, asp_unit unit, int64_t length, void **data) {
     const int64_t dims[4] = {c->n_layer, c->n_head, length, length};
-    return asp_py_new_array(ASP_PY_DOUBLE, unit == ASP_UNIT_HEAD ? 2 : unit == ASP_UNIT_POSITION ? 3 : 4, dims, data);
+    return asp_py_arrays_new(ASP_PY_DOUBLE, unit == ASP_UNIT_HEAD ? 2 : unit == ASP_UNIT_POSITION ? 3 : 4, dims, data);
 }
 
-PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"tokens", "offsets", "unit", "steps", "through_gate", "reference", "closed", "metric",
                             "max_bytes", "threads", NULL};
     PyObject *tokens, *offsets, *reference, *closed, *metric, *result = NULL;
@@ -192,7 +185,7 @@ PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwa
                                      &max_bytes, &threads))
         return NULL;
     py_batch batch;
-    if (!asp_py_check_threads(threads) || !read_unit(unit, &a.options.unit) || !asp_py_batch(&batch, tokens, offsets)) return NULL;
+    if (!asp_py_call_check_threads(threads) || !read_unit(unit, &a.options.unit) || !asp_py_arrays_batch(&batch, tokens, offsets)) return NULL;
     a.options.steps = steps;
     a.options.max_bytes = max_bytes;
     const asp_model *model = ((py_model *)self)->model;
@@ -202,38 +195,38 @@ PyObject *asp_py_model_attribution(PyObject *self, PyObject *args, PyObject *kwa
         read_closed(&a.held, closed, c, batch.offsets[1], &a.options) &&
         read_metric(&a.held, metric, c->n_vocab, &a.options.metric))
         result = new_scores(c, a.options.unit, batch.offsets[1], &scores);
-    if (result && asp_py_read_begin((py_model *)self)) {
+    if (result && asp_py_call_read_begin((py_model *)self)) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
+        asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
         const asp_status status = asp_attribution(scores, model, batch.tokens, batch.offsets, batch.n_sequences, &a.options,
                                                   &call.context, &err);
         asp_py_call_end(&call);
-        asp_py_read_end((py_model *)self);
-        if (status) asp_py_raise(status, &err);
+        asp_py_call_read_end((py_model *)self);
+        if (status) asp_py_call_raise(status, &err);
     }
-    asp_py_let_go(&a.held);
-    asp_py_batch_clear(&batch);
+    asp_py_arrays_let_go(&a.held);
+    asp_py_arrays_batch_clear(&batch);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
 }
 
-PyObject *asp_py_run_mean_entries(PyObject *self, PyObject *unused) {
+PyObject *asp_py_circuit_mean_entries(PyObject *self, PyObject *unused) {
     (void)unused;
     const asp_run *run = ((py_run *)self)->run;
     const asp_config *c = asp_model_config(((py_run *)self)->model->model);
     const int64_t t = asp_run_offsets(run)[1], dims[5] = {c->n_layer, c->n_head, t, t, c->d_head};
     void *entries;
-    PyObject *result = asp_py_new_array(ASP_PY_REAL, 5, dims, &entries);
+    PyObject *result = asp_py_arrays_new(ASP_PY_REAL, 5, dims, &entries);
     if (!result) return NULL;
     asp_error err = {0};
     py_call call;
-    asp_py_call_begin(&call, asp_py_state(Py_TYPE(self))->n_threads);
-    const asp_status status = asp_mean_entries(entries, run, &call.context, &err);
+    asp_py_call_begin(&call, asp_py_module_state(Py_TYPE(self))->n_threads);
+    const asp_status status = asp_reference_mean_entries(entries, run, &call.context, &err);
     asp_py_call_end(&call);
     if (!status) return result;
     Py_DECREF(result);
-    return asp_py_raise(status, &err);
+    return asp_py_call_raise(status, &err);
 }
 
 /* ---- interventions of a run ----------------------------------------------------------------------- */
@@ -242,12 +235,12 @@ PyObject *asp_py_run_mean_entries(PyObject *self, PyObject *unused) {
 static int read_list(py_held *h, PyObject *places, PyObject *values, int64_t columns, int64_t width, int optional,
                      const char *name, int64_t *n, const int64_t **at, const asp_real **value) {
     int64_t dims[2];
-    *at = asp_py_hold_copy(h, places, ASP_PY_INT64, 2, name, dims);
+    *at = asp_py_arrays_hold_copy(h, places, ASP_PY_INT64, 2, name, dims);
     if (!*at) return 0;
     if (dims[1] != columns) return wrong_shape(name);
     *n = dims[0];
     if (optional && values == Py_None) return 1;
-    *value = asp_py_hold_copy(h, values, ASP_PY_REAL, 2, name, dims);
+    *value = asp_py_arrays_hold_copy(h, values, ASP_PY_REAL, 2, name, dims);
     if (!*value) return 0;
     return dims[0] == *n && dims[1] == width ? 1 : wrong_shape(name);
 }
@@ -258,15 +251,15 @@ struct py_interventions {
     asp_hooks *hooks;
 };
 
-void asp_py_interventions_free(py_interventions *i) {
+void asp_py_circuit_interventions_free(py_interventions *i) {
     if (!i) return;
     asp_interventions_free(i->hooks);
-    asp_py_let_go(&i->held);
+    asp_py_arrays_let_go(&i->held);
     PyMem_Free(i);
 }
 
 /* (heads, values, entries, values or None, mlps, values, resids, values). */
-py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *c) {
+py_interventions *asp_py_circuit_interventions_new(PyObject *tuple, const asp_config *c) {
     PyObject *o[8];
     py_interventions *i = PyMem_Calloc(1, sizeof *i);
     if (!i) {
@@ -282,10 +275,10 @@ py_interventions *asp_py_interventions_new(PyObject *tuple, const asp_config *c)
         asp_error err = {0};
         const asp_status status = asp_interventions_hooks(&i->hooks, g, &err);
         if (!status) return i;
-        asp_py_raise(status, &err);
+        asp_py_call_raise(status, &err);
     }
-    asp_py_interventions_free(i);
+    asp_py_circuit_interventions_free(i);
     return NULL;
 }
 
-const asp_hooks *asp_py_interventions_hooks(const py_interventions *i) { return i->hooks; }
+const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *i) { return i->hooks; }

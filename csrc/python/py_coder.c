@@ -11,15 +11,15 @@ static PyObject *coder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     py_coder_trainer *self = (py_coder_trainer *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     asp_error err = {0};
-    const asp_status status = asp_coder_trainer_new(&self->coder, n_in, n_out, n_features, &err);
+    const asp_status status = asp_transcoder_trainer_new(&self->coder, n_in, n_out, n_features, &err);
     if (!status) return (PyObject *)self;
     Py_DECREF(self);
-    return asp_py_raise(status, &err);
+    return asp_py_call_raise(status, &err);
 }
 
 static void coder_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
-    asp_coder_trainer_free(((py_coder_trainer *)self)->coder);
+    asp_transcoder_trainer_free(((py_coder_trainer *)self)->coder);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -36,9 +36,9 @@ static int take(py_coder_trainer *self) {
 
 static const double MOST = 1e15;
 
-static int check_options(const asp_coder_step_options *o, long long activation) {
+static int check_options(const asp_transcoder_step_options *o, long long activation) {
     const struct { const char *name; double value, least, most; } checks[] = {
-        {"activation", (double)activation, ASP_CODER_RELU, ASP_CODER_TOPK},
+        {"activation", (double)activation, ASP_TRANSCODER_RELU, ASP_TRANSCODER_TOPK},
         {"sparsity", o->sparsity, 0, MOST},        {"sharpness", o->sharpness, 0, MOST},
         {"bandwidth", o->bandwidth, 1e-9, MOST},   {"aux_weight", o->aux_weight, 0, MOST},
         {"dead_after", (double)o->dead_after, 1, 1e18}, {"output_scale", o->output_scale, 1e-15, MOST},
@@ -57,17 +57,17 @@ static int check_options(const asp_coder_step_options *o, long long activation) 
 }
 
 static PyObject *take_step(py_coder_trainer *self, const asp_real *x, const asp_real *y, int64_t n,
-                           const asp_coder_step_options *options, int threads) {
+                           const asp_transcoder_step_options *options, int threads) {
     if (!take(self)) return NULL;
     asp_error err = {0};
-    asp_coder_step_result r = {0};
+    asp_transcoder_step_result r = {0};
     py_call call;
-    asp_py_call_begin(&call, threads > 0 ? threads : asp_py_state(Py_TYPE(self))->n_threads);
-    const asp_status status = asp_coder_trainer_step(self->coder, x, y, n, options, &call.context, &r, &err);
+    asp_py_call_begin(&call, threads > 0 ? threads : asp_py_module_state(Py_TYPE(self))->n_threads);
+    const asp_status status = asp_transcoder_trainer_step(self->coder, x, y, n, options, &call.context, &r, &err);
     asp_py_call_end(&call);
-    const long long step = (long long)*asp_coder_trainer_step_count(self->coder) - 1;
+    const long long step = (long long)*asp_transcoder_trainer_step_count(self->coder) - 1;
     atomic_store(&self->busy, 0);
-    if (status) return asp_py_raise(status, &err);
+    if (status) return asp_py_call_raise(status, &err);
     return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "error", r.error, "penalty",
                          r.penalty, "aux", r.aux, "l0", r.l0, "grad_norm", r.grad_norm, "n_dead", (long long)r.n_dead);
 }
@@ -77,20 +77,20 @@ static PyObject *coder_step(PyObject *object, PyObject *args, PyObject *kwargs) 
                             "aux_weight", "output_scale", "lr", "beta1", "beta2", "eps", "clip", "threads", NULL};
     py_coder_trainer *self = (py_coder_trainer *)object;
     PyObject *x, *y, *result = NULL;
-    asp_coder_step_options o = {.top_k = 1, .sharpness = 1, .bandwidth = 1, .dead_after = INT64_MAX / 16, .output_scale = 1, .lr = NAN, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
+    asp_transcoder_step_options o = {.top_k = 1, .sharpness = 1, .bandwidth = 1, .dead_after = INT64_MAX / 16, .output_scale = 1, .lr = NAN, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
     long long top_k = o.top_k, dead_after = o.dead_after, aux_k = 0;
-    int activation = ASP_CODER_RELU, threads = 0;
+    int activation = ASP_TRANSCODER_RELU, threads = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iLdddLLdddddddi:step", names, &x, &y, &activation, &top_k,
                                      &o.sparsity, &o.sharpness, &o.bandwidth, &dead_after, &aux_k, &o.aux_weight,
                                      &o.output_scale, &o.lr, &o.beta1, &o.beta2, &o.eps, &o.clip, &threads))
         return NULL;
-    o.activation = (asp_coder_activation)activation, o.top_k = top_k, o.dead_after = dead_after, o.aux_k = aux_k;
-    if (!check_options(&o, activation) || !asp_py_check_threads(threads)) return NULL;
+    o.activation = (asp_transcoder_activation)activation, o.top_k = top_k, o.dead_after = dead_after, o.aux_k = aux_k;
+    if (!check_options(&o, activation) || !asp_py_call_check_threads(threads)) return NULL;
     void *x_data, *y_data;
     int64_t x_dims[2], y_dims[2];
-    const asp_coder_weight *w = asp_coder_trainer_weights(self->coder);
-    PyObject *x_array = asp_py_copy(x, ASP_PY_REAL, 2, "x", &x_data, x_dims);
-    PyObject *y_array = x_array ? asp_py_copy(y, ASP_PY_REAL, 2, "y", &y_data, y_dims) : NULL;
+    const asp_transcoder_weight *w = asp_transcoder_trainer_weights(self->coder);
+    PyObject *x_array = asp_py_arrays_copy(x, ASP_PY_REAL, 2, "x", &x_data, x_dims);
+    PyObject *y_array = x_array ? asp_py_arrays_copy(y, ASP_PY_REAL, 2, "y", &y_data, y_dims) : NULL;
     if (y_array && x_dims[1] == w[0].dims[1] && y_dims[1] == w[2].dims[1] && x_dims[0] == y_dims[0])
         result = take_step(self, x_data, y_data, x_dims[0], &o, threads);
     else if (y_array)
@@ -108,21 +108,21 @@ typedef struct { void *data; int kind, n_dims; int64_t dims[2], bytes; } named_a
 
 /* "w_enc" is a weight, "m/w_enc", "v/w_enc" and "g/w_enc" its moments and gradient; "silent". */
 static int find(py_coder_trainer *self, PyObject *name, named_array *found) {
-    const char *text = asp_py_name(name, "the name of an array");
+    const char *text = asp_py_module_name(name, "the name of an array");
     if (!text) return 0;
     if (strcmp(text, "silent") == 0) {
-        const int64_t n = asp_coder_trainer_weights(self->coder)[0].dims[0];
-        *found = (named_array){asp_coder_trainer_silent(self->coder), ASP_PY_INT64, 1, {n, 1}, n * (int64_t)sizeof(int64_t)};
+        const int64_t n = asp_transcoder_trainer_weights(self->coder)[0].dims[0];
+        *found = (named_array){asp_transcoder_trainer_silent(self->coder), ASP_PY_INT64, 1, {n, 1}, n * (int64_t)sizeof(int64_t)};
         return 1;
     }
     static const char *const prefixes[] = {"", "m/", "v/", "g/"};
     for (int which = 3; which >= 0; which--) {
         const size_t length = strlen(prefixes[which]);
         if (strncmp(text, prefixes[which], length) != 0) continue;
-        for (int i = 0; i < ASP_CODER_N_WEIGHTS; i++) {
-            const asp_coder_weight *w = &asp_coder_trainer_weights(self->coder)[i];
+        for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+            const asp_transcoder_weight *w = &asp_transcoder_trainer_weights(self->coder)[i];
             if (strcmp(text + length, w->name) != 0) continue;
-            *found = (named_array){asp_coder_trainer_block(self->coder, which) + w->offset, ASP_PY_REAL, w->n_dims,
+            *found = (named_array){asp_transcoder_trainer_block(self->coder, which) + w->offset, ASP_PY_REAL, w->n_dims,
                                    {w->dims[0], w->dims[1]}, w->size * (int64_t)sizeof(asp_real)};
             return 1;
         }
@@ -134,7 +134,7 @@ static int find(py_coder_trainer *self, PyObject *name, named_array *found) {
 static PyObject *coder_array(PyObject *object, PyObject *name) {
     named_array a;
     if (!find((py_coder_trainer *)object, name, &a)) return NULL;
-    return asp_py_lend(object, a.data, a.kind, a.n_dims, a.dims, NULL, 0);
+    return asp_py_arrays_lend(object, a.data, a.kind, a.n_dims, a.dims, NULL, 0);
 }
 
 static PyObject *coder_load(PyObject *object, PyObject *args) {
@@ -144,7 +144,7 @@ static PyObject *coder_load(PyObject *object, PyObject *args) {
     void *data;
     int64_t dims[2] = {0, 1};
     if (!PyArg_ParseTuple(args, "OO", &name, &values) || !find(self, name, &a)) return NULL;
-    PyObject *array = asp_py_borrow(values, a.kind, a.n_dims, "the array", &data, dims);
+    PyObject *array = asp_py_arrays_borrow(values, a.kind, a.n_dims, "the array", &data, dims);
     if (!array) return NULL;
     if (dims[0] != a.dims[0] || dims[1] != a.dims[1])
         PyErr_Format(PyExc_ValueError, "%U has another shape than the one that is loaded", name);
@@ -161,7 +161,7 @@ static PyObject *coder_load(PyObject *object, PyObject *args) {
 
 static PyObject *get_step(PyObject *self, void *unused) {
     (void)unused;
-    return PyLong_FromLongLong(*asp_coder_trainer_step_count(((py_coder_trainer *)self)->coder));
+    return PyLong_FromLongLong(*asp_transcoder_trainer_step_count(((py_coder_trainer *)self)->coder));
 }
 
 static int set_step(PyObject *self, PyObject *value, void *unused) {
@@ -173,7 +173,7 @@ static int set_step(PyObject *self, PyObject *value, void *unused) {
         return -1;
     }
     if (!take((py_coder_trainer *)self)) return -1;
-    *asp_coder_trainer_step_count(((py_coder_trainer *)self)->coder) = step;
+    *asp_transcoder_trainer_step_count(((py_coder_trainer *)self)->coder) = step;
     atomic_store(&((py_coder_trainer *)self)->busy, 0);
     return 0;
 }

@@ -25,7 +25,7 @@ static int hold(py_source *s, int which, PyObject *object, int n_dims, const cha
     Py_CLEAR(s->held[which]);
     *out = NULL;
     if (object == Py_None && (which == HELD_SKIP || which == HELD_THRESHOLD)) return 1;
-    s->held[which] = asp_py_borrow(object, ASP_PY_REAL, n_dims, name, &data, dims);
+    s->held[which] = asp_py_arrays_borrow(object, ASP_PY_REAL, n_dims, name, &data, dims);
     if (!s->held[which]) return 0;
     *out = data;
     return 1;
@@ -46,7 +46,7 @@ static PyObject *ask(const py_source *s, const char *method, int64_t layer, Py_s
     return answer;
 }
 
-static int read_output(py_source *s, int64_t layer, asp_coder_output *out) {
+static int read_output(py_source *s, int64_t layer, asp_transcoder_output *out) {
     const int64_t e = s->config->d_model;
     int64_t bias[1], skip[2] = {e, e};
     PyObject *answer = ask(s, "output", layer, 2);
@@ -76,7 +76,7 @@ static int read_rows(py_source *s, int64_t layer, const int64_t *features, int64
                      const asp_real **rows) {
     void *copy;
     int64_t dims[3];
-    PyObject *numbers = asp_py_new_array(ASP_PY_INT64, 1, &n, &copy);
+    PyObject *numbers = asp_py_arrays_new(ASP_PY_INT64, 1, &n, &copy);
     if (!numbers) return 0;
     memcpy(copy, features, (size_t)n * sizeof *features);
     Py_CLEAR(s->held[HELD_ROWS]);
@@ -89,7 +89,7 @@ static int read_rows(py_source *s, int64_t layer, const int64_t *features, int64
 }
 
 /* The exception stays set; ASP_STOPPED brings it out. */
-static asp_status source_output(void *state, int64_t layer, asp_coder_output *out) {
+static asp_status source_output(void *state, int64_t layer, asp_transcoder_output *out) {
     py_source *s = state;
     asp_py_call_attach(s->call);
     const int good = read_output(s, layer, out);
@@ -114,8 +114,8 @@ static asp_status source_rows(void *state, int64_t layer, const int64_t *feature
     return good ? ASP_OK : ASP_STOPPED;
 }
 
-static asp_coder_source source_of(py_source *s) {
-    return (asp_coder_source){source_output, source_encoder, source_rows, s};
+static asp_transcoder_source source_of(py_source *s) {
+    return (asp_transcoder_source){source_output, source_encoder, source_rows, s};
 }
 
 /* ---- Features -------------------------------------------------------------------------------- */
@@ -123,7 +123,7 @@ static asp_coder_source source_of(py_source *s) {
 static const char *const activations[] = {"relu", "jump_relu", "topk"};
 
 /* absent: None, or bytes with one for each layer, which coder borrows. */
-static int read_absent(PyObject *absent, int64_t n_layer, asp_coder *coder) {
+static int read_absent(PyObject *absent, int64_t n_layer, asp_transcoder *coder) {
     if (absent == Py_None) return 1;
     if (!PyBytes_Check(absent) || PyBytes_GET_SIZE(absent) != n_layer) {
         PyErr_Format(PyExc_ValueError, "absent must be %lld bytes, one for each layer", (long long)n_layer);
@@ -138,17 +138,17 @@ static PyObject *features_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     PyObject *model, *absent = Py_None;
     const char *activation;
     long long n_tokens, top_k = 0, max_bytes = INT64_MAX;
-    asp_coder coder = {0};
+    asp_transcoder coder = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLs|LppLO:Features", names, &model, &n_tokens, &activation, &top_k,
                                      &coder.cross_layer, &coder.from_mid, &max_bytes, &absent))
         return NULL;
-    if (!Py_IS_TYPE(model, asp_py_state(type)->model_type))
+    if (!Py_IS_TYPE(model, asp_py_module_state(type)->model_type))
         return PyErr_Format(PyExc_TypeError, "model must be a Model, got %.80s", Py_TYPE(model)->tp_name);
     int kind = 0;
     while (kind < 3 && strcmp(activation, activations[kind]) != 0) kind++;
     if (kind == 3)
         return PyErr_Format(PyExc_ValueError, "activation must be relu, jump_relu or topk, got '%.40s'", activation);
-    coder.activation = (asp_coder_activation)kind;
+    coder.activation = (asp_transcoder_activation)kind;
     coder.top_k = top_k;
     py_features *self = (py_features *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -161,7 +161,7 @@ static PyObject *features_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (good) status = asp_features_new(&self->features, self->model->model, n_tokens, &coder, max_bytes, &err);
     if (good && !status) return (PyObject *)self;
     Py_DECREF(self);
-    return good ? asp_py_raise(status, &err) : NULL;
+    return good ? asp_py_call_raise(status, &err) : NULL;
 }
 
 static void features_dealloc(PyObject *self) {
@@ -187,27 +187,27 @@ static PyObject *features_fill(PyObject *object, PyObject *args, PyObject *kwarg
     long long first;
     int threads = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLO|i:fill", names, &run, &first, &source, &threads)) return NULL;
-    if (!asp_py_check_threads(threads)) return NULL;
-    if (!Py_IS_TYPE(run, asp_py_state(Py_TYPE(object))->run_type))
+    if (!asp_py_call_check_threads(threads)) return NULL;
+    if (!Py_IS_TYPE(run, asp_py_module_state(Py_TYPE(object))->run_type))
         return PyErr_Format(PyExc_TypeError, "run must be a Run, got %.80s", Py_TYPE(run)->tp_name);
     if (!asp_py_run_is_current((py_run *)run, self->model) || !fill_begin(self)) return NULL;
     asp_error err = {0};
     py_call call;
     py_source s = {.object = source, .config = asp_model_config(self->model->model), .call = &call};
-    const asp_coder_source coder_source = source_of(&s);
-    asp_py_call_begin(&call, asp_py_n_threads(object, threads));
+    const asp_transcoder_source coder_source = source_of(&s);
+    asp_py_call_begin(&call, asp_py_call_n_threads(object, threads));
     const asp_status status = asp_features_of_run(self->features, ((py_run *)run)->run, first, &coder_source,
                                                   &call.context, &err);
     asp_py_call_end(&call);
     let_go(&s);
-    if (status) return asp_py_raise(status, &err);
+    if (status) return asp_py_call_raise(status, &err);
     atomic_store(&self->stage, ASP_PY_FEATURES_COMPLETE);
     Py_RETURN_NONE;
 }
 
 static PyObject *features_array(PyObject *object, PyObject *name) {
     py_features *self = (py_features *)object;
-    const char *text = asp_py_name(name, "an array name");
+    const char *text = asp_py_module_name(name, "an array name");
     if (!text) return NULL;
     if (atomic_load(&self->stage) != ASP_PY_FEATURES_COMPLETE) {
         PyErr_SetString(PyExc_RuntimeError, "these features are not complete");
@@ -221,10 +221,10 @@ static PyObject *features_array(PyObject *object, PyObject *name) {
         {"activation", list.activation, ASP_PY_REAL, list.n}};
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++)
         if (strcmp(text, lists[i].name) == 0)
-            return asp_py_lend(object, (void *)(uintptr_t)lists[i].data, lists[i].kind, 1, &lists[i].n, NULL, 0);
+            return asp_py_arrays_lend(object, (void *)(uintptr_t)lists[i].data, lists[i].kind, 1, &lists[i].n, NULL, 0);
     const asp_array error = asp_features_error(self->features);
-    if (strcmp(text, "reconstruction") == 0) return asp_py_lend_array(object, asp_features_reconstruction(self->features));
-    if (strcmp(text, "error") == 0 && error.data) return asp_py_lend_array(object, error);
+    if (strcmp(text, "reconstruction") == 0) return asp_py_arrays_lend_array(object, asp_features_reconstruction(self->features));
+    if (strcmp(text, "error") == 0 && error.data) return asp_py_arrays_lend_array(object, error);
     return PyErr_Format(PyExc_KeyError, "these features have no array %R", name);
 }
 
@@ -257,7 +257,7 @@ struct py_substitute {
     py_features *features;
     PyObject *errors;
     py_source source;
-    asp_coder_source coder_source;
+    asp_transcoder_source coder_source;
     asp_feature_substitute state;
     asp_mlp_substitute substitute;
 };
@@ -266,7 +266,7 @@ static int read_errors(py_substitute *s, PyObject *errors, const asp_config *con
     void *data;
     int64_t dims[3];
     if (errors == Py_None) return 1;
-    s->errors = asp_py_borrow(errors, ASP_PY_REAL, 3, "errors", &data, dims);
+    s->errors = asp_py_arrays_borrow(errors, ASP_PY_REAL, 3, "errors", &data, dims);
     s->state.errors = s->errors ? data : NULL;
     if (!s->errors) return 0;
     if (dims[0] == config->n_layer && dims[1] == n_tokens && dims[2] == config->d_model) return 1;
@@ -276,14 +276,14 @@ static int read_errors(py_substitute *s, PyObject *errors, const asp_config *con
     return 0;
 }
 
-py_substitute *asp_py_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens) {
+py_substitute *asp_py_features_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens) {
     PyObject *features, *source, *errors;
     if (!PyTuple_Check(tuple)) {
         PyErr_SetString(PyExc_TypeError, "substitute must be a tuple");
         return NULL;
     }
     if (!PyArg_ParseTuple(tuple, "OOO:substitute", &features, &source, &errors)) return NULL;
-    if (!Py_IS_TYPE(features, asp_py_state(Py_TYPE((PyObject *)model))->features_type)) {
+    if (!Py_IS_TYPE(features, asp_py_module_state(Py_TYPE((PyObject *)model))->features_type)) {
         PyErr_Format(PyExc_TypeError, "substitute needs Features, got %.80s", Py_TYPE(features)->tp_name);
         return NULL;
     }
@@ -302,11 +302,11 @@ py_substitute *asp_py_substitute_new(PyObject *tuple, py_model *model, int64_t n
         s->features = (py_features *)Py_NewRef(features);
         return s;
     }
-    asp_py_substitute_free(s, ASP_BAD_ARGUMENT);
+    asp_py_features_substitute_free(s, ASP_BAD_ARGUMENT);
     return NULL;
 }
 
-const asp_mlp_substitute *asp_py_substitute_given(py_substitute *s, py_call *call, asp_error *err) {
+const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *s, py_call *call, asp_error *err) {
     s->source.call = call;
     s->coder_source = source_of(&s->source);
     s->state.features = s->features->features;
@@ -316,7 +316,7 @@ const asp_mlp_substitute *asp_py_substitute_given(py_substitute *s, py_call *cal
     return &s->substitute;
 }
 
-void asp_py_substitute_free(py_substitute *s, asp_status status) {
+void asp_py_features_substitute_free(py_substitute *s, asp_status status) {
     if (!s) return;
     if (s->features && !status) atomic_store(&s->features->stage, ASP_PY_FEATURES_COMPLETE);
     let_go(&s->source);

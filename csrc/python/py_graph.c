@@ -14,7 +14,7 @@ static void *shape_error(const char *name) {
 typedef struct {
     py_held held;
     const py_run *run;
-    asp_frozen frozen;
+    asp_held_run frozen;
     asp_writes writes;
     asp_reads reads;
     int alone, threads;
@@ -25,23 +25,23 @@ typedef struct {
 /* (run, output_bias (L,E) or None, skip (L,E,E) or None, skip_from_resid) */
 static int read_frozen(graph_call *g, PyObject *self, PyObject *tuple) {
     py_held *h = &g->held;
-    asp_frozen *frozen = &g->frozen;
+    asp_held_run *frozen = &g->frozen;
     PyObject *run, *bias, *skip;
     int64_t dims[3];
     py_model *model = (py_model *)self;
     const asp_config *c = asp_model_config(model->model);
-    if (!PyArg_ParseTuple(tuple, "O!OOp", asp_py_state(Py_TYPE(self))->run_type, &run, &bias, &skip, &frozen->skip_from_resid))
+    if (!PyArg_ParseTuple(tuple, "O!OOp", asp_py_module_state(Py_TYPE(self))->run_type, &run, &bias, &skip, &frozen->skip_from_resid))
         return 0;
     g->run = (py_run *)run;
     if (!asp_py_run_is_current(g->run, model)) return 0;
     frozen->run = g->run->run;
     if (bias != Py_None) {
-        frozen->output_bias = asp_py_hold(h, bias, ASP_PY_REAL, 2, "output_bias", dims);
+        frozen->output_bias = asp_py_arrays_hold(h, bias, ASP_PY_REAL, 2, "output_bias", dims);
         if (!frozen->output_bias) return 0;
         if (dims[0] != c->n_layer || dims[1] != c->d_model) return shape_error("output_bias") != NULL;
     }
     if (skip == Py_None) return 1;
-    frozen->skip = asp_py_hold(h, skip, ASP_PY_REAL, 3, "skip", dims);
+    frozen->skip = asp_py_arrays_hold(h, skip, ASP_PY_REAL, 3, "skip", dims);
     if (!frozen->skip) return 0;
     return (dims[0] == c->n_layer && dims[1] == c->d_model && dims[2] == c->d_model) || shape_error("skip") != NULL;
 }
@@ -52,10 +52,10 @@ static int read_writes(py_held *h, const asp_config *c, PyObject *tuple, asp_wri
     long long n_sources;
     int64_t n[3], dims[2];
     if (!PyArg_ParseTuple(tuple, "LOOOO", &n_sources, &layer, &position, &source, &vectors)) return 0;
-    if (!(writes->layer = asp_py_hold_copy(h, layer, ASP_PY_INT32, 1, "write layers", &n[0])) ||
-        !(writes->position = asp_py_hold_copy(h, position, ASP_PY_INT32, 1, "write positions", &n[1])) ||
-        !(writes->source = asp_py_hold_copy(h, source, ASP_PY_INT32, 1, "write sources", &n[2])) ||
-        !(writes->vectors = asp_py_hold(h, vectors, ASP_PY_REAL, 2, "write vectors", dims)))
+    if (!(writes->layer = asp_py_arrays_hold_copy(h, layer, ASP_PY_INT32, 1, "write layers", &n[0])) ||
+        !(writes->position = asp_py_arrays_hold_copy(h, position, ASP_PY_INT32, 1, "write positions", &n[1])) ||
+        !(writes->source = asp_py_arrays_hold_copy(h, source, ASP_PY_INT32, 1, "write sources", &n[2])) ||
+        !(writes->vectors = asp_py_arrays_hold(h, vectors, ASP_PY_REAL, 2, "write vectors", dims)))
         return 0;
     writes->n_sources = n_sources;
     writes->n_writes = dims[0];
@@ -68,15 +68,15 @@ static int read_reads(py_held *h, const asp_config *c, PyObject *tuple, asp_read
     PyObject *point, *position, *reading, *vectors;
     int64_t n[3], dims[2];
     if (!PyArg_ParseTuple(tuple, "OOOO", &point, &position, &reading, &vectors)) return 0;
-    if (!(reads->point = asp_py_hold_copy(h, point, ASP_PY_INT32, 1, "points", &n[0])) ||
-        !(reads->position = asp_py_hold_copy(h, position, ASP_PY_INT32, 1, "read positions", &n[1])) ||
-        !(reads->vectors = asp_py_hold(h, vectors, ASP_PY_REAL, 2, "read vectors", dims)))
+    if (!(reads->point = asp_py_arrays_hold_copy(h, point, ASP_PY_INT32, 1, "points", &n[0])) ||
+        !(reads->position = asp_py_arrays_hold_copy(h, position, ASP_PY_INT32, 1, "read positions", &n[1])) ||
+        !(reads->vectors = asp_py_arrays_hold(h, vectors, ASP_PY_REAL, 2, "read vectors", dims)))
         return 0;
-    const int32_t *kinds = asp_py_hold_copy(h, reading, ASP_PY_INT32, 1, "readings", &n[2]);
+    const int32_t *kinds = asp_py_arrays_hold_copy(h, reading, ASP_PY_INT32, 1, "readings", &n[2]);
     if (!kinds) return 0;
     if (n[0] != dims[0] || n[1] != dims[0] || n[2] != dims[0] || dims[1] != c->d_model) return shape_error("reads") != NULL;
     void *bytes;
-    PyObject *array = asp_py_new_array(ASP_PY_BYTE, 1, &n[2], &bytes);
+    PyObject *array = asp_py_arrays_new(ASP_PY_BYTE, 1, &n[2], &bytes);
     if (!array) return 0;
     h->arrays[h->n++] = array;
     for (int64_t i = 0; i < n[2]; i++) ((uint8_t *)bytes)[i] = (uint8_t)(kinds[i] < 0 || kinds[i] > 255 ? 255 : kinds[i]);
@@ -90,18 +90,18 @@ typedef asp_status (*graph_function)(graph_call *g, const asp_model *model, cons
 /* Runs the function with the GIL released, lets everything go but the results, and returns those. */
 static PyObject *finish(graph_call *g, PyObject *self, int ready, graph_function function) {
     py_model *model = (py_model *)self;
-    ready = ready && g->out[0] && asp_py_read_begin_of(model, g->run);
+    ready = ready && g->out[0] && asp_py_call_read_begin_of(model, g->run);
     if (ready) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, asp_py_n_threads(self, g->threads));
+        asp_py_call_begin(&call, asp_py_call_n_threads(self, g->threads));
         const asp_status status = function(g, model->model, &call.context, &err);
         asp_py_call_end(&call);
-        asp_py_read_end(model);
-        if (status) asp_py_raise(status, &err);
+        asp_py_call_read_end(model);
+        if (status) asp_py_call_raise(status, &err);
         ready = !status;
     }
-    asp_py_let_go(&g->held);
+    asp_py_arrays_let_go(&g->held);
     if (ready) return g->out[1] ? Py_BuildValue("(NN)", g->out[0], g->out[1]) : g->out[0];
     Py_XDECREF(g->out[0]);
     Py_XDECREF(g->out[1]);
@@ -114,58 +114,58 @@ static asp_status edges_function(graph_call *g, const asp_model *model, const as
     return asp_graph_edges(g->data[0], g->data[1], model, &g->frozen, &g->writes, &g->reads, context, err);
 }
 
-PyObject *asp_py_model_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"frozen", "writes", "reads", "threads", NULL};
     PyObject *frozen, *writes, *reads;
     graph_call g = {0};
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!|i:graph_edges", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &writes, &PyTuple_Type, &reads, &g.threads) || !asp_py_check_threads(g.threads))
+                                     &writes, &PyTuple_Type, &reads, &g.threads) || !asp_py_call_check_threads(g.threads))
         return NULL;
     int ready = read_frozen(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes) &&
                 read_reads(&g.held, c, reads, &g.reads);
     if (ready) {
         const int64_t dims[] = {g.reads.n_targets, g.writes.n_sources};
-        g.out[0] = asp_py_new_array(ASP_PY_REAL, 2, dims, &g.data[0]);
-        g.out[1] = asp_py_new_array(ASP_PY_DOUBLE, 1, dims, &g.data[1]);
+        g.out[0] = asp_py_arrays_new(ASP_PY_REAL, 2, dims, &g.data[0]);
+        g.out[1] = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &g.data[1]);
         ready = g.out[1] != NULL;
     }
     return finish(&g, self, ready, edges_function);
 }
 
 static asp_status carried_function(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err) {
-    return asp_graph_carried(g->data[0], model, &g->frozen, &g->writes, context, err);
+    return asp_graph_heads_sources(g->data[0], model, &g->frozen, &g->writes, context, err);
 }
 
-PyObject *asp_py_model_graph_carried(PyObject *self, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_graph_sources(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"frozen", "writes", "threads", NULL};
     PyObject *frozen, *writes;
     graph_call g = {0};
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:graph_carried", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &writes, &g.threads) || !asp_py_check_threads(g.threads))
+                                     &writes, &g.threads) || !asp_py_call_check_threads(g.threads))
         return NULL;
     const int ready = read_frozen(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes);
     const int64_t dims[] = {g.writes.n_sources, c->n_layer, c->n_head, c->d_head};
-    if (ready) g.out[0] = asp_py_new_array(ASP_PY_REAL, 4, dims, &g.data[0]);
+    if (ready) g.out[0] = asp_py_arrays_new(ASP_PY_REAL, 4, dims, &g.data[0]);
     return finish(&g, self, ready, carried_function);
 }
 
 static asp_status received_function(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err) {
-    return asp_graph_received(g->data[0], model, &g->frozen, &g->reads, g->alone, context, err);
+    return asp_graph_heads_targets(g->data[0], model, &g->frozen, &g->reads, g->alone, context, err);
 }
 
-PyObject *asp_py_model_graph_received(PyObject *self, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_graph_targets(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"frozen", "reads", "alone", "threads", NULL};
     PyObject *frozen, *reads;
     graph_call g = {0};
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!p|i:graph_received", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &reads, &g.alone, &g.threads) || !asp_py_check_threads(g.threads))
+                                     &reads, &g.alone, &g.threads) || !asp_py_call_check_threads(g.threads))
         return NULL;
     const int ready = read_frozen(&g, self, frozen) && read_reads(&g.held, c, reads, &g.reads);
     const int64_t dims[] = {g.reads.n_targets, c->n_layer, c->n_head, c->d_head};
-    if (ready) g.out[0] = asp_py_new_array(ASP_PY_REAL, 4, dims, &g.data[0]);
+    if (ready) g.out[0] = asp_py_arrays_new(ASP_PY_REAL, 4, dims, &g.data[0]);
     return finish(&g, self, ready, received_function);
 }
 
@@ -186,13 +186,13 @@ static int read_loadings(py_held *h, PyObject *args, asp_loading_inputs *in) {
     PyObject *o[7];
     int64_t c[4], r[4], a[4], p[4], pairs[2], places[2], factor;
     if (!PyArg_ParseTuple(args, "OOOOOOO", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6])) return 0;
-    if (!(in->carried = asp_py_hold(h, o[0], ASP_PY_REAL, 4, "carried", c)) ||
-        !(in->received = asp_py_hold(h, o[1], ASP_PY_REAL, 4, "received", r)) ||
-        !(in->received_alone = asp_py_hold(h, o[2], ASP_PY_REAL, 4, "received_alone", a)) ||
-        !(in->pattern = asp_py_hold(h, o[3], ASP_PY_REAL, 4, "pattern", p)) ||
-        !(in->pairs = asp_py_hold_copy(h, o[4], ASP_PY_INT64, 2, "pairs", pairs)) ||
-        !(in->places = asp_py_hold_copy(h, o[5], ASP_PY_INT64, 2, "places", places)) ||
-        !(in->factor = asp_py_hold_copy(h, o[6], ASP_PY_DOUBLE, 1, "factor", &factor)))
+    if (!(in->carried = asp_py_arrays_hold(h, o[0], ASP_PY_REAL, 4, "carried", c)) ||
+        !(in->received = asp_py_arrays_hold(h, o[1], ASP_PY_REAL, 4, "received", r)) ||
+        !(in->received_alone = asp_py_arrays_hold(h, o[2], ASP_PY_REAL, 4, "received_alone", a)) ||
+        !(in->pattern = asp_py_arrays_hold(h, o[3], ASP_PY_REAL, 4, "pattern", p)) ||
+        !(in->pairs = asp_py_arrays_hold_copy(h, o[4], ASP_PY_INT64, 2, "pairs", pairs)) ||
+        !(in->places = asp_py_arrays_hold_copy(h, o[5], ASP_PY_INT64, 2, "places", places)) ||
+        !(in->factor = asp_py_arrays_hold_copy(h, o[6], ASP_PY_DOUBLE, 1, "factor", &factor)))
         return 0;
     int good = memcmp(r, a, sizeof r) == 0 && memcmp(c + 1, r + 1, 3 * sizeof *c) == 0 && p[0] == c[1] && p[1] == c[2] &&
                p[2] == p[3] && pairs[1] == 2 && places[1] == 2 && pairs[0] == places[0] && pairs[0] == factor;
@@ -212,28 +212,28 @@ PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args) {
     void *data;
     if (read_loadings(&held, args, &in)) {
         const int64_t dims[] = {in.n_pairs, in.n_layer, in.n_head};
-        out = asp_py_new_array(ASP_PY_DOUBLE, 3, dims, &data);
+        out = asp_py_arrays_new(ASP_PY_DOUBLE, 3, dims, &data);
     }
     if (out) {
         py_call call;
         asp_py_call_begin(&call, ((py_state *)PyModule_GetState(module))->n_threads);
-        const asp_status status = asp_graph_loadings(data, &in, &call.context);
+        const asp_status status = asp_graph_heads_loadings(data, &in, &call.context);
         asp_py_call_end(&call);
         if (status) {
             const asp_error err = {0};
             Py_CLEAR(out);
-            asp_py_raise(status, &err);
+            asp_py_call_raise(status, &err);
         }
     }
-    asp_py_let_go(&held);
+    asp_py_arrays_let_go(&held);
     return out;
 }
 
 static int read_adjacency(py_held *h, PyObject *start, PyObject *source, PyObject *weight, asp_adjacency *graph) {
     int64_t n_start, n_source, n_weight;
-    if (!(graph->start = asp_py_hold_copy(h, start, ASP_PY_INT64, 1, "start", &n_start)) ||
-        !(graph->source = asp_py_hold_copy(h, source, ASP_PY_INT32, 1, "source", &n_source)) ||
-        !(graph->weight = asp_py_hold_copy(h, weight, ASP_PY_REAL, 1, "weight", &n_weight)))
+    if (!(graph->start = asp_py_arrays_hold_copy(h, start, ASP_PY_INT64, 1, "start", &n_start)) ||
+        !(graph->source = asp_py_arrays_hold_copy(h, source, ASP_PY_INT32, 1, "source", &n_source)) ||
+        !(graph->weight = asp_py_arrays_hold_copy(h, weight, ASP_PY_REAL, 1, "weight", &n_weight)))
         return 0;
     graph->n_nodes = n_start - 1;
     int good = n_start >= 1 && n_source == n_weight && graph->start[0] == 0 && graph->start[n_start - 1] == n_source;
@@ -245,7 +245,7 @@ static int read_adjacency(py_held *h, PyObject *start, PyObject *source, PyObjec
 /* A copy with one item per node. */
 static const void *hold_nodes(py_held *h, PyObject *object, int kind, const char *name, int64_t n_nodes) {
     int64_t n;
-    const void *data = asp_py_hold_copy(h, object, kind, 1, name, &n);
+    const void *data = asp_py_arrays_hold_copy(h, object, kind, 1, name, &n);
     return data && n != n_nodes ? shape_error(name) : data;
 }
 
@@ -260,15 +260,15 @@ PyObject *asp_py_graph_influence(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOO", &start, &source, &weight, &weights)) return NULL;
     if (read_adjacency(&held, start, source, weight, &graph) &&
         (w = hold_nodes(&held, weights, ASP_PY_DOUBLE, "weights", graph.n_nodes)) &&
-        (out = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
+        (out = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
         py_call call;
         asp_py_call_begin(&call, 1);
-        const asp_status status = asp_graph_influence(data, &graph, w, &call.context, &err);
+        const asp_status status = asp_graph_prune_influence(data, &graph, w, &call.context, &err);
         asp_py_call_end(&call);
         if (status) Py_CLEAR(out);
-        if (status) asp_py_raise(status, &err);
+        if (status) asp_py_call_raise(status, &err);
     }
-    asp_py_let_go(&held);
+    asp_py_arrays_let_go(&held);
     return out;
 }
 
@@ -284,16 +284,16 @@ PyObject *asp_py_graph_factors(PyObject *module, PyObject *args) {
         (value = hold_nodes(&held, o[3], ASP_PY_REAL, "value", graph.n_nodes)) &&
         (wanted = hold_nodes(&held, o[4], ASP_PY_BYTE, "wanted", graph.n_nodes)) &&
         (blocked = hold_nodes(&held, o[5], ASP_PY_BYTE, "blocked", graph.n_nodes)) &&
-        (out = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
+        (out = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
         const asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, 1);
-        const asp_status status = asp_graph_factors(data, &graph, value, wanted, blocked, &call.context);
+        const asp_status status = asp_graph_prune_factors(data, &graph, value, wanted, blocked, &call.context);
         asp_py_call_end(&call);
         if (status) Py_CLEAR(out);
-        if (status) asp_py_raise(status, &err);
+        if (status) asp_py_call_raise(status, &err);
     }
-    asp_py_let_go(&held);
+    asp_py_arrays_let_go(&held);
     return out;
 }
 
@@ -311,18 +311,18 @@ PyObject *asp_py_graph_prune(PyObject *module, PyObject *args) {
         (options.weights = hold_nodes(&held, weights, ASP_PY_DOUBLE, "weights", graph.n_nodes)) &&
         (options.always = hold_nodes(&held, always, ASP_PY_BYTE, "always", graph.n_nodes)) &&
         (options.feature = hold_nodes(&held, feature, ASP_PY_BYTE, "feature", graph.n_nodes)) &&
-        (out[0] = asp_py_new_array(ASP_PY_BYTE, 1, &graph.n_nodes, &data[0])) &&
-        (out[1] = asp_py_new_array(ASP_PY_BYTE, 1, &graph.start[graph.n_nodes], &data[1])) &&
-        (out[2] = asp_py_new_array(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data[2]))) {
+        (out[0] = asp_py_arrays_new(ASP_PY_BYTE, 1, &graph.n_nodes, &data[0])) &&
+        (out[1] = asp_py_arrays_new(ASP_PY_BYTE, 1, &graph.start[graph.n_nodes], &data[1])) &&
+        (out[2] = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data[2]))) {
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, 1);
         const asp_status status = asp_graph_prune(data[0], data[1], data[2], &graph, &options, &call.context, &err);
         asp_py_call_end(&call);
-        if (status) asp_py_raise(status, &err);
+        if (status) asp_py_call_raise(status, &err);
         else result = Py_BuildValue("(OOO)", out[0], out[1], out[2]);
     }
     for (int i = 0; i < 3; i++) Py_XDECREF(out[i]);
-    asp_py_let_go(&held);
+    asp_py_arrays_let_go(&held);
     return result;
 }

@@ -4,40 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- readers and the writer ------------------------------------------------------------- */
-
-int asp_py_read_begin(py_model *model) {
-    int users = atomic_load(&model->users);
-    do {
-        if (users < 0) {
-            PyErr_SetString(PyExc_RuntimeError, "model is being changed in another thread; wait for it or use a copy of the model");
-            return 0;
-        }
-    } while (!atomic_compare_exchange_weak(&model->users, &users, users + 1));
-    return 1;
-}
-
-int asp_py_read_begin_of(py_model *model, const py_run *run) {
-    if (!asp_py_read_begin(model)) return 0;
-    if (asp_py_run_is_current(run, model)) return 1;
-    asp_py_read_end(model);
-    return 0;
-}
-
-void asp_py_read_end(py_model *model) { atomic_fetch_sub(&model->users, 1); }
-
-int asp_py_write_begin(py_model *model) {
-    int nobody = 0;
-    if (atomic_compare_exchange_strong(&model->users, &nobody, -1)) return 1;
-    PyErr_SetString(PyExc_RuntimeError, "model is in use in another thread; wait for it or use a copy of the model");
-    return 0;
-}
-
-void asp_py_write_end(py_model *model) {
-    atomic_fetch_add(&model->version, 1);
-    atomic_store(&model->users, 0);
-}
-
 /* ---- config -------------------------------------------------------------------------------- */
 
 static PyObject *field(PyObject *config, const char *name) {
@@ -114,7 +80,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     Py_END_ALLOW_THREADS
     if (!status) return (PyObject *)self;
     Py_DECREF(self);
-    return asp_py_raise(status, &err);
+    return asp_py_call_raise(status, &err);
 }
 
 static void model_dealloc(PyObject *self) {
@@ -127,7 +93,7 @@ static void model_dealloc(PyObject *self) {
 /* ---- weights ------------------------------------------------------------------------------------ */
 
 static const asp_parameter *find(py_model *self, PyObject *name) {
-    const char *text = asp_py_name(name, "a parameter name");
+    const char *text = asp_py_module_name(name, "a parameter name");
     if (!text) return NULL;
     for (int64_t i = 0; i < asp_model_n_parameters(self->model); i++) {
         const asp_parameter *p = asp_model_parameter(self->model, i);
@@ -140,7 +106,7 @@ static const asp_parameter *find(py_model *self, PyObject *name) {
 static PyObject *lend_parameter(PyObject *self, PyObject *name, int writable) {
     const asp_parameter *p = find((py_model *)self, name);
     if (!p) return NULL;
-    return asp_py_lend(self, asp_model_data(((py_model *)self)->model) + p->offset, ASP_PY_REAL, p->n_dims, p->dims,
+    return asp_py_arrays_lend(self, asp_model_data(((py_model *)self)->model) + p->offset, ASP_PY_REAL, p->n_dims, p->dims,
                        NULL, writable);
 }
 
@@ -163,7 +129,7 @@ typedef struct { const asp_parameter *parameter; PyObject *array; void *data; } 
 static int read_assignment(py_model *self, PyObject *name, PyObject *object, assignment *out) {
     int64_t dims[2] = {0};
     const asp_parameter *p = find(self, name);
-    out->array = p ? asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &out->data, dims) : NULL;
+    out->array = p ? asp_py_arrays_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &out->data, dims) : NULL;
     if (!out->array) return 0;
     out->parameter = p;
     if (dims[0] == p->dims[0] && (p->n_dims == 1 || dims[1] == p->dims[1])) return 1;
@@ -185,13 +151,13 @@ static PyObject *model_assign(PyObject *self, PyObject *weights) {
     int complete = list != NULL;
     if (items && !list) PyErr_NoMemory();
     while (complete && PyDict_Next(items, &at, &name, &object)) complete = read_assignment(model, name, object, &list[n++]);
-    if (complete && asp_py_write_begin(model)) {
+    if (complete && asp_py_call_write_begin(model)) {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t i = 0; i < n; i++)
             memcpy(asp_model_data(model->model) + list[i].parameter->offset, list[i].data,
                    (size_t)list[i].parameter->size * sizeof(asp_real));
         Py_END_ALLOW_THREADS
-        asp_py_write_end(model);
+        asp_py_call_write_end(model);
     }
     for (Py_ssize_t i = 0; i < n; i++) Py_XDECREF(list[i].array);
     PyMem_Free(list);
@@ -208,7 +174,7 @@ static PyObject *model_nonfinite(PyObject *self, PyObject *unused) {
         int64_t first, count;
         if (PyErr_CheckSignals()) return NULL;
         Py_BEGIN_ALLOW_THREADS
-        count = asp_count_nonfinite(asp_model_data(model) + p->offset, p->size, &first);
+        count = asp_model_count_nonfinite(asp_model_data(model) + p->offset, p->size, &first);
         Py_END_ALLOW_THREADS
         if (count) return Py_BuildValue("(sLL)", p->name, (long long)count, (long long)first);
     }
@@ -248,14 +214,14 @@ static PyObject *model_config(PyObject *self, void *unused) {
 
 /* ---- run and gradients ----------------------------------------------------------------------------- */
 
-int asp_py_records(PyObject *names, uint64_t *records) {
-    PyObject *items = asp_py_tuple(names, "record must be a sequence of names");
+int asp_py_model_records(PyObject *names, uint64_t *records) {
+    PyObject *items = asp_py_module_tuple(names, "record must be a sequence of names");
     if (!items) return 0;
     *records = 0;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++) {
-        const char *name = asp_py_name(PyTuple_GET_ITEM(items, i), "a record name");
+        const char *name = asp_py_module_name(PyTuple_GET_ITEM(items, i), "a record name");
         int r = 0;
-        while (name && r < ASP_N_RECORDS && strcmp(name, asp_record_name((asp_record)r)) != 0) r++;
+        while (name && r < ASP_N_RECORDS && strcmp(name, asp_run_record_name((asp_record)r)) != 0) r++;
         if (!name || r == ASP_N_RECORDS) {
             if (name) PyErr_Format(PyExc_ValueError, "there is no record '%.60s'", name);
             Py_DECREF(items);
@@ -267,17 +233,13 @@ int asp_py_records(PyObject *names, uint64_t *records) {
     return 1;
 }
 
-int asp_py_n_threads(PyObject *self, int asked) {
-    return asked > 0 ? asked : asp_py_state(Py_TYPE(self))->n_threads;
-}
-
 /* An empty Run of a model that may be read; NULL and an exception if it may not. */
 static py_run *run_begin(py_model *model) {
-    PyTypeObject *type = asp_py_state(Py_TYPE((PyObject *)model))->run_type;
-    if (!asp_py_read_begin(model)) return NULL;
+    PyTypeObject *type = asp_py_module_state(Py_TYPE((PyObject *)model))->run_type;
+    if (!asp_py_call_read_begin(model)) return NULL;
     py_run *run = (py_run *)type->tp_alloc(type, 0);
     if (!run) {
-        asp_py_read_end(model);
+        asp_py_call_read_end(model);
         return NULL;
     }
     run->model = (py_model *)Py_NewRef((PyObject *)model);
@@ -294,21 +256,21 @@ typedef struct {
 
 static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *options, PyObject *tokens, PyObject *offsets,
                            PyObject *changes, PyObject *substitute) {
-    if (!asp_py_batch(&in->batch, tokens, offsets)) return 0;
+    if (!asp_py_arrays_batch(&in->batch, tokens, offsets)) return 0;
     if (changes != Py_None) {
-        if (PyTuple_Check(changes)) in->interventions = asp_py_interventions_new(changes, asp_model_config(model->model));
+        if (PyTuple_Check(changes)) in->interventions = asp_py_circuit_interventions_new(changes, asp_model_config(model->model));
         else PyErr_SetString(PyExc_TypeError, "interventions must be a tuple");
         if (!in->interventions) return 0;
-        options->hooks = asp_py_interventions_hooks(in->interventions);
+        options->hooks = asp_py_circuit_interventions_hooks(in->interventions);
     }
     if (substitute == Py_None) return 1;
-    in->substitute = asp_py_substitute_new(substitute, model, in->batch.n_tokens);
+    in->substitute = asp_py_features_substitute_new(substitute, model, in->batch.n_tokens);
     return in->substitute != NULL;
 }
 
 static asp_status compute_run(py_run *run, const run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
     py_call call;
-    if (in->substitute) options->substitute = asp_py_substitute_given(in->substitute, &call, err);
+    if (in->substitute) options->substitute = asp_py_features_substitute_given(in->substitute, &call, err);
     asp_py_call_begin(&call, threads);
     const asp_status status = asp_run_new(&run->run, run->model->model, in->batch.tokens, in->batch.offsets,
                                           in->batch.n_sequences, options, &call.context, err);
@@ -326,29 +288,29 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOO:run", names, &tokens, &offsets, &record, &options.logits,
                                      &max_bytes, &threshold, &threads, &changes, &substitute))
         return NULL;
-    if (!asp_py_check_threads(threads)) return NULL;
+    if (!asp_py_call_check_threads(threads)) return NULL;
     if (options.logits < ASP_LOGITS_NONE || options.logits > ASP_LOGITS_ALL)
         return PyErr_Format(PyExc_ValueError, "logits must be 0 (none), 1 (last) or 2 (all), got %d", options.logits);
     options.max_bytes = max_bytes;
     options.edges = threshold != Py_None;
     if (options.edges) options.edge_threshold = PyFloat_AsDouble(threshold);
-    if (PyErr_Occurred() || !asp_py_records(record, &options.records)) return NULL;
+    if (PyErr_Occurred() || !asp_py_model_records(record, &options.records)) return NULL;
     py_model *model = (py_model *)self;
     run_inputs in = {0};
     asp_status status = ASP_BAD_ARGUMENT;
     py_run *run = read_run_inputs(&in, model, &options, tokens, offsets, changes, substitute) ? run_begin(model) : NULL;
     if (run) {
         asp_error err = {0};
-        status = compute_run(run, &in, &options, asp_py_n_threads(self, threads), &err);
-        asp_py_read_end(model);
+        status = compute_run(run, &in, &options, asp_py_call_n_threads(self, threads), &err);
+        asp_py_call_read_end(model);
         if (status) {
-            asp_py_raise(status, &err);
+            asp_py_call_raise(status, &err);
             Py_CLEAR(run);
         }
     }
-    asp_py_substitute_free(in.substitute, status);
-    asp_py_interventions_free(in.interventions);
-    asp_py_batch_clear(&in.batch);
+    asp_py_features_substitute_free(in.substitute, status);
+    asp_py_circuit_interventions_free(in.interventions);
+    asp_py_arrays_batch_clear(&in.batch);
     return (PyObject *)run;
 }
 
@@ -356,14 +318,14 @@ static int read_gradient_inputs(py_held *held, asp_gradient_options *options, co
                                 const py_batch *batch, PyObject *dlogits, PyObject *targets, PyObject *weights) {
     int64_t dims[2] = {0};
     if (dlogits != Py_None) {
-        options->dlogits = asp_py_hold(held, dlogits, ASP_PY_REAL, 2, "dlogits", dims);
+        options->dlogits = asp_py_arrays_hold(held, dlogits, ASP_PY_REAL, 2, "dlogits", dims);
         if (!options->dlogits) return 0;
         if (dims[0] == batch->n_tokens && dims[1] == config->n_vocab) return 1;
         PyErr_Format(PyExc_ValueError, "dlogits must have shape (%lld, %lld), got (%lld, %lld)",
                      (long long)batch->n_tokens, (long long)config->n_vocab, (long long)dims[0], (long long)dims[1]);
         return 0;
     }
-    if (!asp_py_targets(held, targets, weights, batch->n_tokens, &options->targets, &options->weights)) return 0;
+    if (!asp_py_arrays_targets(held, targets, weights, batch->n_tokens, &options->targets, &options->weights)) return 0;
     double sum = 0;
     for (int64_t r = 0; r < batch->n_tokens; r++) {
         if (options->weights[r] != 0 && (options->targets[r] < 0 || options->targets[r] >= config->n_vocab)) {
@@ -385,23 +347,23 @@ static int read_gradient_inputs(py_held *held, asp_gradient_options *options, co
 static PyObject *compute_gradients(PyObject *self, const py_batch *batch, const asp_gradient_options *options,
                                    int threads) {
     py_model *model = (py_model *)self;
-    PyTypeObject *type = asp_py_state(Py_TYPE(self))->gradients_type;
-    if (!asp_py_read_begin(model)) return NULL;
+    PyTypeObject *type = asp_py_module_state(Py_TYPE(self))->gradients_type;
+    if (!asp_py_call_read_begin(model)) return NULL;
     py_gradients *result = (py_gradients *)type->tp_alloc(type, 0);
     if (result) {
         asp_error err = {0};
         py_call call;
         result->model = (py_model *)Py_NewRef(self);
-        asp_py_call_begin(&call, asp_py_n_threads(self, threads));
+        asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
         const asp_status status = asp_gradients_new(&result->gradients, model->model, batch->tokens, batch->offsets,
                                                     batch->n_sequences, options, &call.context, &err);
         asp_py_call_end(&call);
         if (status) {
-            asp_py_raise(status, &err);
+            asp_py_call_raise(status, &err);
             Py_CLEAR(result);
         }
     }
-    asp_py_read_end(model);
+    asp_py_call_read_end(model);
     return (PyObject *)result;
 }
 
@@ -417,22 +379,22 @@ static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwarg
                                      &max_bytes, &threads))
         return NULL;
     options.max_bytes = max_bytes;
-    if (!asp_py_check_threads(threads)) return NULL;
+    if (!asp_py_call_check_threads(threads)) return NULL;
     const uint64_t possible = 1u << ASP_RESID | 1u << ASP_RESID_MID | 1u << ASP_QKV | 1u << ASP_SCORES |
                               1u << ASP_PATTERN | 1u << ASP_Z | 1u << ASP_MLP_PRE | 1u << ASP_MLP_POST;
     py_batch batch;
-    if (!asp_py_records(record, &options.records)) return NULL;
+    if (!asp_py_model_records(record, &options.records)) return NULL;
     if (options.records & ~possible) {
         PyErr_SetString(PyExc_ValueError, "gradients exist for resid, resid_mid, qkv, scores, pattern, z, mlp_pre and mlp_post");
         return NULL;
     }
-    if (!asp_py_batch(&batch, tokens, offsets)) return NULL;
+    if (!asp_py_arrays_batch(&batch, tokens, offsets)) return NULL;
     py_held held = {0};
     const asp_config *config = asp_model_config(((py_model *)self)->model);
     if (read_gradient_inputs(&held, &options, config, &batch, dlogits, targets, weights))
         result = compute_gradients(self, &batch, &options, threads);
-    asp_py_let_go(&held);
-    asp_py_batch_clear(&batch);
+    asp_py_arrays_let_go(&held);
+    asp_py_arrays_batch_clear(&batch);
     return result;
 }
 
@@ -441,19 +403,19 @@ static PyMethodDef methods[] = {
     {"_writable", model_writable, METH_O, "_writable(name): view for loaders that fill a new model."},
     {"shape", model_shape, METH_O, "shape(name): shape of one weight array."},
     {"assign", model_assign, METH_O, "assign({name: array}): copies arrays into the weights, all or none."},
-    {"reading", asp_py_model_reading, METH_NOARGS, "reading() -> context manager: nobody changes the weights meanwhile."},
+    {"reading", asp_py_reading_of_model, METH_NOARGS, "reading() -> context manager: nobody changes the weights meanwhile."},
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
      "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, substitute=None) -> Run"},
-    {"sweep", (PyCFunction)(void (*)(void))asp_py_model_sweep, METH_VARARGS | METH_KEYWORDS,
+    {"sweep", (PyCFunction)(void (*)(void))asp_py_circuit_sweep, METH_VARARGS | METH_KEYWORDS,
      "sweep(clean, variants, unit, order, reference, metric, threads=0) -> metric of every variant"},
-    {"attribution", (PyCFunction)(void (*)(void))asp_py_model_attribution, METH_VARARGS | METH_KEYWORDS,
+    {"attribution", (PyCFunction)(void (*)(void))asp_py_circuit_attribution, METH_VARARGS | METH_KEYWORDS,
      "attribution(tokens, offsets, unit, steps, through_gate, reference, closed, metric, max_bytes=..., threads=0) -> scores"},
-    {"graph_edges", (PyCFunction)(void (*)(void))asp_py_model_graph_edges, METH_VARARGS | METH_KEYWORDS,
+    {"graph_edges", (PyCFunction)(void (*)(void))asp_py_graph_edges, METH_VARARGS | METH_KEYWORDS,
      "graph_edges(frozen, writes, reads, threads=0) -> (edges, bias)"},
-    {"graph_carried", (PyCFunction)(void (*)(void))asp_py_model_graph_carried, METH_VARARGS | METH_KEYWORDS,
+    {"graph_carried", (PyCFunction)(void (*)(void))asp_py_graph_sources, METH_VARARGS | METH_KEYWORDS,
      "graph_carried(frozen, writes, threads=0) -> carried"},
-    {"graph_received", (PyCFunction)(void (*)(void))asp_py_model_graph_received, METH_VARARGS | METH_KEYWORDS,
+    {"graph_received", (PyCFunction)(void (*)(void))asp_py_graph_targets, METH_VARARGS | METH_KEYWORDS,
      "graph_received(frozen, reads, alone, threads=0) -> received"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "

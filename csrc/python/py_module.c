@@ -1,83 +1,21 @@
-/* py_module.c: module start, status -> exception, and calls with the GIL released. */
+/* py_module.c: module start and the module's functions. */
 #include "python/py.h"
 
-py_state *asp_py_state(PyTypeObject *defining_type) { return PyType_GetModuleState(defining_type); }
-
-/* ---- exceptions ------------------------------------------------------------------------ */
-
-static PyObject *raise_diverged(const char *text) {
-    PyObject *errors = PyImport_ImportModule("attnsparse.errors");
-    PyObject *type = errors ? PyObject_GetAttrString(errors, "TrainingDiverged") : NULL;
-    if (type) PyErr_SetString(type, text);
-    Py_XDECREF(type);
-    Py_XDECREF(errors);
-    return NULL;
-}
-
-PyObject *asp_py_raise(asp_status status, const asp_error *err) {
-    const char *text = err->text;
-    switch (status) {
-    case ASP_NO_MEMORY: PyErr_SetString(PyExc_MemoryError, *text ? text : "out of memory"); break;
-    case ASP_BAD_ARGUMENT:
-        PyErr_SetString(PyExc_ValueError, *text ? text : "these sizes are too large: BLAS takes up to 2,147,483,647");
-        break;
-    case ASP_BAD_INDEX: PyErr_SetString(PyExc_IndexError, text); break;
-    case ASP_DIVERGED: return raise_diverged(text);
-    case ASP_STOPPED:
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_RuntimeError, "a signal handler forked in the middle of this call, which goes on in the parent only");
-        break;
-    default: PyErr_SetString(PyExc_RuntimeError, text); break;
-    }
-    return NULL;
-}
+py_state *asp_py_module_state(PyTypeObject *defining_type) { return PyType_GetModuleState(defining_type); }
 
 /* ---- arguments ------------------------------------------------------------------------- */
 
-PyObject *asp_py_tuple(PyObject *object, const char *text) {
+PyObject *asp_py_module_tuple(PyObject *object, const char *text) {
     PyObject *items = PySequence_Tuple(object);
     if (!items && PyErr_ExceptionMatches(PyExc_TypeError)) PyErr_SetString(PyExc_TypeError, text);
     return items;
 }
 
-const char *asp_py_name(PyObject *object, const char *what) {
+const char *asp_py_module_name(PyObject *object, const char *what) {
     if (PyUnicode_Check(object)) return PyUnicode_AsUTF8(object);
     PyErr_Format(PyExc_TypeError, "%s must be a string, got %.80s", what, Py_TYPE(object)->tp_name);
     return NULL;
 }
-
-int asp_py_check_threads(int threads) {
-    if (threads >= 0 && threads <= 64) return 1;
-    PyErr_Format(PyExc_ValueError, "threads must be in 1..64, or 0 for the default, got %d", threads);
-    return 0;
-}
-
-/* ---- the GIL --------------------------------------------------------------------------- */
-
-void asp_py_call_attach(py_call *call) {
-    call->environment = asp_environment_pause();
-    PyEval_RestoreThread(call->thread);
-}
-
-void asp_py_call_detach(py_call *call) {
-    call->thread = PyEval_SaveThread();
-    asp_environment_resume(call->environment);
-}
-
-static int poll_signals(void *state) {
-    py_call *call = state;
-    asp_py_call_attach(call);
-    const int interrupted = PyErr_CheckSignals() != 0;
-    asp_py_call_detach(call);
-    return interrupted;
-}
-
-void asp_py_call_begin(py_call *call, int n_threads) {
-    call->context = (asp_context){n_threads, poll_signals, call};
-    call->thread = PyEval_SaveThread();
-}
-
-void asp_py_call_end(py_call *call) { PyEval_RestoreThread(call->thread); }
 
 /* ---- functions ---------------------------------------------------------------------------- */
 
@@ -97,7 +35,7 @@ static PyObject *get_num_threads(PyObject *module, PyObject *unused) {
 static PyObject *machine(PyObject *module, PyObject *unused) {
     (void)unused;
     return Py_BuildValue("{s:s,s:s,s:s,s:i,s:i,s:s}", "isa", asp_isa_name(), "blas_config", asp_blas_config(),
-                         "blas_core", asp_blas_core(), "default_threads", asp_default_threads(), "threads",
+                         "blas_core", asp_blas_core(), "default_threads", asp_parallel_default_threads(), "threads",
                          ((py_state *)PyModule_GetState(module))->n_threads, "precision",
                          sizeof(asp_real) == 8 ? "float64" : "float32");
 }
@@ -123,7 +61,7 @@ static PyObject *select_isa(PyObject *module, PyObject *arg) {
     const char *name = PyUnicode_AsUTF8(arg);
     if (!name) return NULL;
     const asp_status status = asp_isa_select(name, &err);
-    if (status) return asp_py_raise(status, &err);
+    if (status) return asp_py_call_raise(status, &err);
     Py_RETURN_NONE;
 }
 
@@ -150,8 +88,8 @@ static PyObject *kernel_noise_row(PyObject *module, PyObject *args) {
     if (n < 0) return PyErr_Format(PyExc_ValueError, "n must not be negative, got %lld", n);
     void *u;
     const int64_t dims[] = {n};
-    PyObject *array = asp_py_new_array(ASP_PY_REAL, 1, dims, &u);
-    if (array) asp_noise_row(u, n, seed, step, sequence, layer, head, query);
+    PyObject *array = asp_py_arrays_new(ASP_PY_REAL, 1, dims, &u);
+    if (array) asp_isa_noise_row(u, n, seed, step, sequence, layer, head, query);
     return array;
 }
 
@@ -159,10 +97,10 @@ static PyObject *kernel_exp(PyObject *module, PyObject *arg) {
     (void)module;
     void *x, *out;
     int64_t n;
-    PyObject *input = asp_py_borrow(arg, ASP_PY_REAL, 1, "x", &x, &n);
+    PyObject *input = asp_py_arrays_borrow(arg, ASP_PY_REAL, 1, "x", &x, &n);
     if (!input) return NULL;
-    PyObject *array = asp_py_new_array(ASP_PY_REAL, 1, &n, &out);
-    if (array) asp_exp_array(out, x, n);
+    PyObject *array = asp_py_arrays_new(ASP_PY_REAL, 1, &n, &out);
+    if (array) asp_isa_exp_array(out, x, n);
     Py_DECREF(input);
     return array;
 }
@@ -201,13 +139,13 @@ static int start(PyObject *module) {
         PyErr_SetString(PyExc_ImportError, "attnsparse cannot be imported in a subinterpreter");
         return -1;
     }
-    if (asp_py_import_numpy() < 0) return -1;
+    if (asp_py_arrays_import() < 0) return -1;
     const asp_status status = asp_isa_select(getenv("ATTNSPARSE_ISA"), &err);
     if (status) {
-        asp_py_raise(status, &err);
+        asp_py_call_raise(status, &err);
         return -1;
     }
-    state->n_threads = asp_default_threads();
+    state->n_threads = asp_parallel_default_threads();
     if (add_type(module, &asp_py_model_spec, &state->model_type) < 0) return -1;
     if (add_type(module, &asp_py_run_spec, &state->run_type) < 0) return -1;
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;

@@ -10,16 +10,16 @@ static void let_go(py_reading *self) {
     py_model *model = self->model;
     self->model = NULL;
     if (!model) return;
-    asp_py_read_end(model);
+    asp_py_call_read_end(model);
     Py_DECREF((PyObject *)model);
 }
 
-PyObject *asp_py_model_reading(PyObject *model, PyObject *unused) {
+PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused) {
     (void)unused;
-    PyTypeObject *type = asp_py_state(Py_TYPE(model))->reading_type;
+    PyTypeObject *type = asp_py_module_state(Py_TYPE(model))->reading_type;
     py_reading *self = (py_reading *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    if (asp_py_read_begin((py_model *)model)) {
+    if (asp_py_call_read_begin((py_model *)model)) {
         self->model = (py_model *)Py_NewRef(model);
         return (PyObject *)self;
     }

@@ -3,6 +3,13 @@
 
 #include <string.h>
 
+int asp_py_run_is_current(const py_run *run, const py_model *model) {
+    if (run->model != model) PyErr_SetString(PyExc_ValueError, "the run is of another model");
+    else if (run->version != atomic_load(&model->version))
+        PyErr_SetString(PyExc_RuntimeError, "the weights changed after the run; run again");
+    return !PyErr_Occurred();
+}
+
 static void run_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     asp_run_free(((py_run *)self)->run);
@@ -12,10 +19,10 @@ static void run_dealloc(PyObject *self) {
 }
 
 static int record_index(PyObject *name, asp_record *record) {
-    const char *text = asp_py_name(name, "a record name");
+    const char *text = asp_py_module_name(name, "a record name");
     if (!text) return 0;
     for (int r = 0; r < ASP_N_RECORDS; r++)
-        if (strcmp(text, asp_record_name((asp_record)r)) == 0) {
+        if (strcmp(text, asp_run_record_name((asp_record)r)) == 0) {
             *record = (asp_record)r;
             return 1;
         }
@@ -27,7 +34,7 @@ static PyObject *names_of(asp_array (*get)(const void *, asp_record), const void
     PyObject *names = PyList_New(0);
     for (int r = 0; names && r < ASP_N_RECORDS; r++) {
         if (!get(owner, (asp_record)r).data) continue;
-        PyObject *name = PyUnicode_FromString(asp_record_name((asp_record)r));
+        PyObject *name = PyUnicode_FromString(asp_run_record_name((asp_record)r));
         if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
         Py_XDECREF(name);
     }
@@ -46,8 +53,8 @@ static PyObject *run_array(PyObject *self, PyObject *name) {
     asp_record record;
     if (!record_index(name, &record)) return NULL;
     const asp_array array = asp_run_array(((py_run *)self)->run, record);
-    if (array.data) return asp_py_lend_array(self, array);
-    return PyErr_Format(PyExc_KeyError, "this run did not record '%s'", asp_record_name(record));
+    if (array.data) return asp_py_arrays_lend_array(self, array);
+    return PyErr_Format(PyExc_KeyError, "this run did not record '%s'", asp_run_record_name(record));
 }
 
 static PyObject *run_edges(PyObject *self, PyObject *unused) {
@@ -55,9 +62,9 @@ static PyObject *run_edges(PyObject *self, PyObject *unused) {
     const asp_edges e = asp_run_edges(((py_run *)self)->run);
     if (!e.start) return PyErr_Format(PyExc_KeyError, "this run did not record edges");
     const int64_t rows = e.n_rows + 1;
-    PyObject *start = asp_py_lend(self, (void *)(uintptr_t)e.start, ASP_PY_INT64, 1, &rows, NULL, 0);
-    PyObject *key = start ? asp_py_lend(self, (void *)(uintptr_t)e.key, ASP_PY_INT32, 1, &e.n_edges, NULL, 0) : NULL;
-    PyObject *weight = key ? asp_py_lend(self, (void *)(uintptr_t)e.weight, ASP_PY_REAL, 1, &e.n_edges, NULL, 0) : NULL;
+    PyObject *start = asp_py_arrays_lend(self, (void *)(uintptr_t)e.start, ASP_PY_INT64, 1, &rows, NULL, 0);
+    PyObject *key = start ? asp_py_arrays_lend(self, (void *)(uintptr_t)e.key, ASP_PY_INT32, 1, &e.n_edges, NULL, 0) : NULL;
+    PyObject *weight = key ? asp_py_arrays_lend(self, (void *)(uintptr_t)e.weight, ASP_PY_REAL, 1, &e.n_edges, NULL, 0) : NULL;
     if (weight) return Py_BuildValue("(NNN)", start, key, weight);
     Py_XDECREF(start);
     Py_XDECREF(key);
@@ -82,7 +89,7 @@ static PyObject *run_value_norms(PyObject *self, PyObject *args) {
     if (first < 0 || last < first || last > asp_run_offsets(run->run)[asp_run_n_sequences(run->run)])
         return PyErr_Format(PyExc_IndexError, "tokens %lld..%lld are not in this run", first, last);
     if (direction != Py_None) {
-        input = asp_py_copy(direction, ASP_PY_REAL, 1, "direction", &vector, &width);
+        input = asp_py_arrays_copy(direction, ASP_PY_REAL, 1, "direction", &vector, &width);
         if (!input) return NULL;
         if (width != c->d_model) {
             Py_DECREF(input);
@@ -92,16 +99,16 @@ static PyObject *run_value_norms(PyObject *self, PyObject *args) {
     const int64_t dims[] = {c->n_layer, c->n_head, last - first};
     int complete = 1;
     for (int i = 0; i < (input ? 3 : 2) && complete; i++)
-        complete = (arrays[i] = asp_py_new_array(ASP_PY_REAL, 3, dims, &out[i])) != NULL;
-    if (complete && asp_py_read_begin_of(run->model, run)) {
+        complete = (arrays[i] = asp_py_arrays_new(ASP_PY_REAL, 3, dims, &out[i])) != NULL;
+    if (complete && asp_py_call_read_begin_of(run->model, run)) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, asp_py_state(Py_TYPE(self))->n_threads);
-        const asp_status status = asp_value_norms(run->model->model, run->run, first, last - first, vector, out[0],
+        asp_py_call_begin(&call, asp_py_module_state(Py_TYPE(self))->n_threads);
+        const asp_status status = asp_run_value_norms(run->model->model, run->run, first, last - first, vector, out[0],
                                                   out[1], out[2], &call.context, &err);
         asp_py_call_end(&call);
-        asp_py_read_end(run->model);
-        if (status) asp_py_raise(status, &err);
+        asp_py_call_read_end(run->model);
+        if (status) asp_py_call_raise(status, &err);
         else result = Py_BuildValue("(OOO)", arrays[0], arrays[1], arrays[2] ? arrays[2] : Py_None);
     }
     for (int i = 0; i < 3; i++) Py_XDECREF(arrays[i]);
@@ -120,22 +127,22 @@ static PyObject *run_entry_scores(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOO", &inputs[0], &inputs[1], &inputs[2], &inputs[3]) || !same_weights(run)) return NULL;
     int complete = 1;
     for (int i = 0; i < 4 && complete; i++)
-        complete = (index[i] = asp_py_hold_copy(&held, inputs[i], ASP_PY_INT64, 1, names[i], &n[i])) != NULL;
+        complete = (index[i] = asp_py_arrays_hold_copy(&held, inputs[i], ASP_PY_INT64, 1, names[i], &n[i])) != NULL;
     if (complete && (n[1] != n[0] || n[2] != n[0] || n[3] != n[0]))
         PyErr_SetString(PyExc_ValueError, "layer, head, query and key must have the same length");
-    else if (complete && (result = asp_py_new_array(ASP_PY_REAL, 1, n, &scores))) {
+    else if (complete && (result = asp_py_arrays_new(ASP_PY_REAL, 1, n, &scores))) {
         asp_error err = {0};
         py_call call;
-        asp_py_call_begin(&call, asp_py_state(Py_TYPE(self))->n_threads);
-        const asp_status status = asp_entry_scores(run->model->model, run->run, n[0], index[0], index[1], index[2],
+        asp_py_call_begin(&call, asp_py_module_state(Py_TYPE(self))->n_threads);
+        const asp_status status = asp_attention_entry_scores(run->model->model, run->run, n[0], index[0], index[1], index[2],
                                                    index[3], scores, &call.context, &err);
         asp_py_call_end(&call);
         if (status) {
             Py_CLEAR(result);
-            asp_py_raise(status, &err);
+            asp_py_call_raise(status, &err);
         }
     }
-    asp_py_let_go(&held);
+    asp_py_arrays_let_go(&held);
     return result;
 }
 
@@ -149,7 +156,7 @@ static PyMethodDef run_methods[] = {
     {"edges", run_edges, METH_NOARGS, "edges() -> (start, key, weight): open edges in CSR, rows (sequence, layer, head, query)."},
     {"value_norms", run_value_norms, METH_VARARGS,
      "value_norms(direction or None, first, last) -> (|v|, |v W_O|, (v W_O).direction) of these tokens, each (L,H,n)."},
-    {"mean_entries", asp_py_run_mean_entries, METH_NOARGS, "mean_entries() -> (L,H,T,T,D): mean over prompts of A[q,k] v[k]."},
+    {"mean_entries", asp_py_circuit_mean_entries, METH_NOARGS, "mean_entries() -> (L,H,T,T,D): mean over prompts of A[q,k] v[k]."},
     {"entry_scores", run_entry_scores, METH_VARARGS, "entry_scores(layer, head, query, key): scores of these entries, packed rows."},
     {0}};
 
@@ -184,20 +191,20 @@ static PyObject *gradients_array(PyObject *self, PyObject *name) {
     asp_record record;
     if (!record_index(name, &record)) return NULL;
     const asp_array array = asp_gradients_array(((py_gradients *)self)->gradients, record);
-    if (array.data) return asp_py_lend_array(self, array);
-    return PyErr_Format(PyExc_KeyError, "the gradient of '%s' was not asked for", asp_record_name(record));
+    if (array.data) return asp_py_arrays_lend_array(self, array);
+    return PyErr_Format(PyExc_KeyError, "the gradient of '%s' was not asked for", asp_run_record_name(record));
 }
 
 static PyObject *gradients_parameter(PyObject *self, PyObject *name) {
     py_gradients *g = (py_gradients *)self;
-    const char *text = asp_py_name(name, "a parameter name");
+    const char *text = asp_py_module_name(name, "a parameter name");
     asp_real *data = asp_gradients_parameters(g->gradients);
     if (!text) return NULL;
     if (!data) return PyErr_Format(PyExc_KeyError, "gradients of the parameters were not asked for");
     for (int64_t i = 0; i < asp_model_n_parameters(g->model->model); i++) {
         const asp_parameter *p = asp_model_parameter(g->model->model, i);
         if (strcmp(p->name, text) == 0)
-            return asp_py_lend(self, data + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
+            return asp_py_arrays_lend(self, data + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
     }
     return PyErr_Format(PyExc_KeyError, "this model has no parameter %R", name);
 }

@@ -7,7 +7,7 @@
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *object;
     char *names[] = {"model", NULL};
-    py_state *state = asp_py_state(type);
+    py_state *state = asp_py_module_state(type);
     if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!", names, state->model_type, &object)) return NULL;
     py_trainer *self = (py_trainer *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -16,7 +16,7 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     const asp_status status = asp_trainer_new(&self->trainer, self->model->model, &err);
     if (!status) return (PyObject *)self;
     Py_DECREF(self);
-    return asp_py_raise(status, &err);
+    return asp_py_call_raise(status, &err);
 }
 
 static void trainer_dealloc(PyObject *self) {
@@ -45,8 +45,8 @@ typedef struct {
 
 static void release_batches(held_batch *held, asp_batch *micro, Py_ssize_t n) {
     for (Py_ssize_t i = 0; held && i < n; i++) {
-        asp_py_batch_clear(&held[i].batch);
-        asp_py_let_go(&held[i].held);
+        asp_py_arrays_batch_clear(&held[i].batch);
+        asp_py_arrays_let_go(&held[i].held);
     }
     PyMem_Free(held);
     PyMem_Free(micro);
@@ -58,9 +58,9 @@ static int read_batch(PyObject *item, held_batch *held, asp_batch *micro) {
         PyErr_SetString(PyExc_TypeError, "a micro-batch must be a tuple (tokens, offsets, targets, weights)");
         return 0;
     }
-    if (!asp_py_batch(&held->batch, tokens, offsets)) return 0;
+    if (!asp_py_arrays_batch(&held->batch, tokens, offsets)) return 0;
     *micro = (asp_batch){.tokens = held->batch.tokens, .offsets = held->batch.offsets, .n_sequences = held->batch.n_sequences};
-    return asp_py_targets(&held->held, targets, weights, held->batch.n_tokens, &micro->targets, &micro->weights);
+    return asp_py_arrays_targets(&held->held, targets, weights, held->batch.n_tokens, &micro->targets, &micro->weights);
 }
 
 static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer, const double **out) {
@@ -68,7 +68,7 @@ static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer
     int64_t n;
     *out = NULL;
     if (object == Py_None) return Py_NewRef(Py_None);
-    PyObject *array = asp_py_convert(object, ASP_PY_DOUBLE, 1, name, &data, &n);
+    PyObject *array = asp_py_arrays_convert(object, ASP_PY_DOUBLE, 1, name, &data, &n);
     if (!array) return NULL;
     if (n != n_layer) {
         Py_DECREF(array);
@@ -110,21 +110,21 @@ static int check_options(const asp_step_options *o, int gated) {
 static PyObject *take_step(py_trainer *self, const asp_batch *micro, Py_ssize_t n, const asp_step_options *options,
                            int threads) {
     if (!take(self)) return NULL;
-    if (!asp_py_write_begin(self->model)) {
+    if (!asp_py_call_write_begin(self->model)) {
         atomic_store(&self->busy, 0);
         return NULL;
     }
     asp_error err = {0};
     asp_step_result r = {0};
     py_call call;
-    asp_py_call_begin(&call, threads > 0 ? threads : asp_py_state(Py_TYPE(self))->n_threads);
+    asp_py_call_begin(&call, threads > 0 ? threads : asp_py_module_state(Py_TYPE(self))->n_threads);
     const asp_status status = asp_trainer_step(self->trainer, micro, n, options, &call.context, &r, &err);
     asp_py_call_end(&call);
     if (status) atomic_store(&self->model->users, 0); /* nothing was written: the version stays */
-    else asp_py_write_end(self->model);
+    else asp_py_call_write_end(self->model);
     const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
     atomic_store(&self->busy, 0);
-    if (status) return asp_py_raise(status, &err);
+    if (status) return asp_py_call_raise(status, &err);
     return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce", r.cross_entropy,
                          "expected_edges", r.expected_edges, "open_edges", r.open_edges, "multiplier", r.multiplier,
                          "ema", r.ema, "grad_norm", r.grad_norm, "tokens", (long long)r.n_tokens);
@@ -145,8 +145,8 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
         return NULL;
     o.seed = seed;
     const asp_config *config = asp_model_config(self->model->model);
-    if (!check_options(&o, config->gated) || !asp_py_check_threads(threads)) return NULL;
-    if (!(items = asp_py_tuple(list, "micro must be a list of micro-batches"))) return NULL;
+    if (!check_options(&o, config->gated) || !asp_py_call_check_threads(threads)) return NULL;
+    if (!(items = asp_py_module_tuple(list, "micro must be a list of micro-batches"))) return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(items);
     held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
     asp_batch *micro = PyMem_Calloc((size_t)n + 1, sizeof *micro);
@@ -166,7 +166,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
 /* ---- state ------------------------------------------------------------------------------------- */
 
 static const asp_parameter *find(py_trainer *self, PyObject *name) {
-    const char *text = asp_py_name(name, "a parameter name");
+    const char *text = asp_py_module_name(name, "a parameter name");
     for (int64_t i = 0; text && i < asp_model_n_parameters(self->model->model); i++) {
         const asp_parameter *p = asp_model_parameter(self->model->model, i);
         if (strcmp(p->name, text) == 0) return p;
@@ -179,8 +179,8 @@ static PyObject *trainer_moments(PyObject *object, PyObject *name) {
     py_trainer *self = (py_trainer *)object;
     const asp_parameter *p = find(self, name);
     if (!p) return NULL;
-    PyObject *m = asp_py_lend(object, asp_trainer_first_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
-    PyObject *v = asp_py_lend(object, asp_trainer_second_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
+    PyObject *m = asp_py_arrays_lend(object, asp_trainer_first_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
+    PyObject *v = asp_py_arrays_lend(object, asp_trainer_second_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
     if (m && v) return Py_BuildValue("(NN)", m, v);
     Py_XDECREF(m);
     Py_XDECREF(v);
@@ -189,7 +189,7 @@ static PyObject *trainer_moments(PyObject *object, PyObject *name) {
 
 static PyObject *borrow_moment(PyObject *object, const asp_parameter *p, void **data) {
     int64_t dims[2] = {0};
-    PyObject *array = asp_py_borrow(object, ASP_PY_REAL, p->n_dims, p->name, data, dims);
+    PyObject *array = asp_py_arrays_borrow(object, ASP_PY_REAL, p->n_dims, p->name, data, dims);
     if (!array || (dims[0] == p->dims[0] && (p->n_dims == 1 || dims[1] == p->dims[1]))) return array;
     PyErr_Format(PyExc_ValueError, "the moments of %s have another shape than the weights", p->name);
     Py_DECREF(array);

@@ -57,8 +57,8 @@ asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *e
     t->weights.v = asp_allocate(model->size, sizeof(asp_real));
     if (!t->weights.chunks || !t->weights.squares || !t->layers || !t->weights.gradients || !t->weights.m || !t->weights.v) {
         asp_trainer_free(t);
-        return asp_fail(err, ASP_NO_MEMORY, "training needs %.3f GB for gradients and moments, which could not be allocated",
-                        3.0 * (double)model->size * (double)sizeof(asp_real) / 1e9);
+        return asp_fail(err, ASP_NO_MEMORY, "training needs %s for gradients and moments, which could not be allocated",
+                        asp_fail_size((char[32]){0}, 3.0 * (double)model->size * (double)sizeof(asp_real)));
     }
     list_chunks(t);
     *trainer = t;
@@ -81,7 +81,7 @@ static asp_status measure(const asp_trainer *t, const asp_batch *micro, int64_t 
     double pairs = 0;
     for (int64_t i = 0; i < n_micro; i++) {
         const asp_batch *b = &micro[i];
-        const asp_status status = asp_check_batch(c, b->tokens, b->offsets, b->n_sequences, err);
+        const asp_status status = asp_shape_check_batch(c, b->tokens, b->offsets, b->n_sequences, err);
         if (status) return status;
         const int64_t n = b->offsets[b->n_sequences];
         for (int64_t r = 0; r < n; r++) {
@@ -123,7 +123,7 @@ static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_s
     double ce = 0;
     status = asp_forward_layers(t->model, &t->tape.acts, &gate, &t->tape.scratch, context);
     if (!status)
-        status = asp_cross_entropy(t->model, &t->tape, batch, sums->lambda / sums->weight, &ce, context);
+        status = asp_loss_cross_entropy(t->model, &t->tape, batch, sums->lambda / sums->weight, &ce, context);
     if (!status)
         status = asp_backward_layers(t->model, &t->tape, &gate, t->layers + 2 * c->n_layer, &sums->open, context);
     sums->cross_entropy += ce;
@@ -168,6 +168,8 @@ asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_mi
                             const asp_step_options *options, const asp_context *context,
                             asp_step_result *result, asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     step_sums sums = {0};
     asp_status status = measure(t, micro, n_micro, &sums, err);
     if (status) return status;

@@ -35,7 +35,7 @@ asp_status asp_encode_open(asp_encoding *w, int with_skip) {
     int64_t most = rows, cells, padded;
     widen(w, w->encoder->n_features, rows, &most);
     if (with_skip) widen(w, e, rows, &most);
-    if (f->coder.activation == ASP_CODER_TOPK) w->k = asp_min(f->coder.top_k, w->encoder->n_features);
+    if (f->coder.activation == ASP_TRANSCODER_TOPK) w->k = asp_min(f->coder.top_k, w->encoder->n_features);
     if (!asp_multiply(most, w->width, &cells) || !asp_multiply(most, e, &padded)) cells = -1;
     w->pre = asp_allocate(cells, sizeof *w->pre);
     w->offsets = asp_allocate(rows + 1, sizeof *w->offsets);
@@ -69,9 +69,7 @@ static asp_status product(asp_encoding *w, int64_t row, int64_t rows, const asp_
     const asp_gemm g = {.trans_b = 1, .m = needed, .n = columns, .k = e, .a = x, .lda = e, .b = weight + first * e,
                         .ldb = e, .c = w->pre, .ldc = w->width, .epilogue = ASP_EPILOGUE_BIAS,
                         .bias = bias ? bias + first : NULL, .n_rows = rows, .k_block = w->f->k_block};
-    const asp_status status = asp_gemm_run(&g, w->context);
-    return status == ASP_NO_MEMORY ? asp_fail(w->err, status, "no memory for the features of layer %lld", (long long)w->layer)
-                                   : status;
+    return asp_gemm_run(&g, w->context);
 }
 
 /* ---- encoding ---------------------------------------------------------------------------------- */

@@ -51,12 +51,12 @@ static asp_status copy_absent(asp_features *f, const uint8_t *absent, asp_error 
 
 static int64_t outputs_size(const asp_features *f) { return f->config.n_layer * f->config.d_model * f->n_tokens; }
 
-asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t n_tokens, const asp_coder *coder,
+asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t n_tokens, const asp_transcoder *coder,
                             int64_t max_bytes, asp_error *err) {
     *out = NULL;
     if (n_tokens < 1 || n_tokens > INT32_MAX)
         return asp_fail(err, ASP_BAD_ARGUMENT, "features are of 1..%d tokens, got %lld", INT32_MAX, (long long)n_tokens);
-    if (coder->activation == ASP_CODER_TOPK && coder->top_k < 1)
+    if (coder->activation == ASP_TRANSCODER_TOPK && coder->top_k < 1)
         return asp_fail(err, ASP_BAD_ARGUMENT, "top_k must be at least 1, got %lld", (long long)coder->top_k);
     asp_features *f = asp_allocate(1, sizeof *f);
     if (!f) return asp_fail(err, ASP_NO_MEMORY, "no memory for features");
@@ -164,7 +164,7 @@ static int64_t list_active(const asp_layer_features *active, int64_t n_features,
     return n;
 }
 
-static asp_status decode(asp_encoding *w, const asp_coder_source *source) {
+static asp_status decode(asp_encoding *w, const asp_transcoder_source *source) {
     asp_features *f = w->f;
     const asp_layer_features *active = &f->layers[w->layer];
     const int64_t n_features = w->encoder->n_features;
@@ -191,7 +191,7 @@ static asp_status decode(asp_encoding *w, const asp_coder_source *source) {
     return status;
 }
 
-static asp_status write_layer(asp_encoding *w, const asp_coder_source *source, const asp_coder_output *output) {
+static asp_status write_layer(asp_encoding *w, const asp_transcoder_source *source, const asp_transcoder_output *output) {
     const asp_features *f = w->f;
     const int64_t e = f->config.d_model;
     asp_real *out = f->reconstruction + w->layer * f->n_tokens * e;
@@ -201,7 +201,7 @@ static asp_status write_layer(asp_encoding *w, const asp_coder_source *source, c
     for (int64_t r = 0; r < f->n_tokens; r++)
         for (int64_t j = 0; j < e; j++) out[r * e + j] += output->bias[j];
     int64_t first;
-    if (!asp_count_nonfinite(out, f->n_tokens * e, &first)) return ASP_OK;
+    if (!asp_model_count_nonfinite(out, f->n_tokens * e, &first)) return ASP_OK;
     return asp_fail(w->err, ASP_BAD_ARGUMENT,
                     "what the transcoders write in layer %lld at token %lld is not finite: their weights hold NaN, "
                     "infinity or very large numbers", (long long)w->layer, (long long)(first / e));
@@ -239,13 +239,15 @@ static asp_status complete(asp_features *f, asp_error *err) {
     return ASP_OK;
 }
 
-asp_status asp_features_layer(asp_features *f, const asp_coder_source *source, const asp_real *x,
+asp_status asp_features_layer(asp_features *f, const asp_transcoder_source *source, const asp_real *x,
                               const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     const int64_t layer = f->n_layers;
     if (layer >= f->config.n_layer) return asp_fail(err, ASP_BAD_STATE, "these features are complete");
     asp_encoder encoder = {0};
-    asp_coder_output output = {0};
+    asp_transcoder_output output = {0};
     asp_encoding w = {.f = f, .context = context, .err = err, .layer = layer, .encoder = &encoder, .x = x};
     asp_status status = source->output(source->state, layer, &output);
     if (!status) status = source->encoder(source->state, layer, &encoder);
@@ -260,15 +262,17 @@ asp_status asp_features_layer(asp_features *f, const asp_coder_source *source, c
     return f->n_layers == f->config.n_layer ? complete(f, err) : ASP_OK;
 }
 
-asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t first, const asp_coder_source *source,
+asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t first, const asp_transcoder_source *source,
                                const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     const asp_array x = asp_run_array(run, f->coder.from_mid ? ASP_RESID_MID : ASP_LN2_NORMALIZED);
     const asp_array out = asp_run_array(run, ASP_MLP_OUT);
     const int64_t n = f->n_tokens * f->config.d_model;
     if (!x.data || !out.data)
         return asp_fail(err, ASP_BAD_STATE, "features need a run that recorded %s and mlp_out",
-                        asp_record_name(f->coder.from_mid ? ASP_RESID_MID : ASP_LN2_NORMALIZED));
+                        asp_run_record_name(f->coder.from_mid ? ASP_RESID_MID : ASP_LN2_NORMALIZED));
     if (first < 0 || first > x.dims[1] - f->n_tokens)
         return asp_fail(err, ASP_BAD_INDEX, "tokens %lld.. are out of range: the run has %lld", (long long)first, (long long)x.dims[1]);
     f->error = asp_features_take(f, outputs_size(f), sizeof *f->error);

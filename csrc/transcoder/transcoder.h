@@ -19,7 +19,7 @@ struct asp_features {
     asp_config config;
     int64_t k_block;             /* of skinny products with k = E */
     int64_t n_tokens, n_layers;  /* rows, and layers done */
-    asp_coder coder;             /* absent: of its own, or NULL */
+    asp_transcoder coder;             /* absent: of its own, or NULL */
     int64_t bytes, max_bytes;
     asp_layer_features *layers;  /* (L), emptied when the list is made */
     asp_real *reconstruction;    /* (L,N,E) */

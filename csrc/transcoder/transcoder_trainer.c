@@ -24,9 +24,9 @@ typedef struct {
     double *sums;            /* (4,n): error, aux, penalty, number of active features of a row */
 } coder_scratch;
 
-struct asp_coder_trainer {
+struct asp_transcoder_trainer {
     int64_t n_in, n_out, n_features, size, step;
-    asp_coder_weight weights[ASP_CODER_N_WEIGHTS];
+    asp_transcoder_weight weights[ASP_TRANSCODER_N_WEIGHTS];
     asp_real *blocks[4];     /* (size) weights, first and second moments, gradients */
     int64_t *silent;         /* (F) */
     uint8_t *active, *dead;  /* (F) in this step */
@@ -36,14 +36,14 @@ struct asp_coder_trainer {
 };
 
 typedef struct {
-    asp_coder_trainer *coder;
-    const asp_coder_step_options *options;
+    asp_transcoder_trainer *coder;
+    const asp_transcoder_step_options *options;
     const asp_real *x, *y;
     int64_t n, main_width, n_dead;
     double scale;            /* gradient of the error per unit of output - y: 2 / (n O) */
 } coder_job;
 
-void asp_coder_trainer_free(asp_coder_trainer *c) {
+void asp_transcoder_trainer_free(asp_transcoder_trainer *c) {
     if (!c) return;
     for (int i = 0; i < 4; i++) asp_release(c->blocks[i]);
     asp_release(c->silent);
@@ -57,11 +57,11 @@ void asp_coder_trainer_free(asp_coder_trainer *c) {
 }
 
 /* 0 if the sizes do not fit in 64 bits. */
-static int list_weights(asp_coder_trainer *c) {
+static int list_weights(asp_transcoder_trainer *c) {
     const int64_t f = c->n_features, i = c->n_in, o = c->n_out;
-    const asp_coder_weight list[] = {{"w_enc", 2, {f, i}, 0, 0}, {"b_enc", 1, {f, 1}, 0, 0}, {"w_dec", 2, {f, o}, 0, 0},
+    const asp_transcoder_weight list[] = {{"w_enc", 2, {f, i}, 0, 0}, {"b_enc", 1, {f, 1}, 0, 0}, {"w_dec", 2, {f, o}, 0, 0},
                                      {"b_dec", 1, {o, 1}, 0, 0}, {"log_threshold", 1, {f, 1}, 0, 0}};
-    for (int w = 0; w < ASP_CODER_N_WEIGHTS; w++) {
+    for (int w = 0; w < ASP_TRANSCODER_N_WEIGHTS; w++) {
         c->weights[w] = list[w];
         c->weights[w].offset = c->size;
         if (!asp_multiply(list[w].dims[0], list[w].dims[1], &c->weights[w].size)) return 0;
@@ -72,18 +72,18 @@ static int list_weights(asp_coder_trainer *c) {
     return 1;
 }
 
-static void list_chunks(asp_coder_trainer *c) {
+static void list_chunks(asp_transcoder_trainer *c) {
     c->all.data = c->blocks[0], c->all.m = c->blocks[1], c->all.v = c->blocks[2], c->all.gradients = c->blocks[3];
     for (int64_t i = 0; i < c->all.n_chunks; i++)
         c->all.chunks[i] = (asp_adamw_chunk){i * CHUNK, asp_min(CHUNK, c->size - i * CHUNK), 0};
 }
 
-asp_status asp_coder_trainer_new(asp_coder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features, asp_error *err) {
+asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features, asp_error *err) {
     *coder = NULL;
     if (n_in < 1 || n_out < 1 || n_features < 1 || n_in > INT32_MAX || n_out > INT32_MAX || n_features > INT32_MAX)
         return asp_fail(err, ASP_BAD_ARGUMENT, "widths and features must be in 1..%d, got %lld, %lld and %lld", INT32_MAX,
                         (long long)n_in, (long long)n_out, (long long)n_features);
-    asp_coder_trainer *c = asp_allocate(1, sizeof *c);
+    asp_transcoder_trainer *c = asp_allocate(1, sizeof *c);
     if (!c) return asp_fail(err, ASP_NO_MEMORY, "no memory for a transcoder");
     c->n_in = n_in, c->n_out = n_out, c->n_features = n_features;
     int complete = list_weights(c);
@@ -95,26 +95,26 @@ asp_status asp_coder_trainer_new(asp_coder_trainer **coder, int64_t n_in, int64_
                (c->all.squares = asp_allocate(c->all.n_chunks, sizeof *c->all.squares)) != NULL;
     if (!complete) {
         const double bytes = 4.0 * (double)n_features * (double)(n_in + n_out) * (double)sizeof(asp_real);
-        asp_coder_trainer_free(c);
-        return asp_fail(err, ASP_NO_MEMORY, "a transcoder of %lld features needs %.3f GB to be trained, which could not be allocated",
-                        (long long)n_features, bytes / 1e9);
+        asp_transcoder_trainer_free(c);
+        return asp_fail(err, ASP_NO_MEMORY, "a transcoder of %lld features needs %s to be trained, which could not be allocated",
+                        (long long)n_features, asp_fail_size((char[32]){0}, bytes));
     }
     list_chunks(c);
     *coder = c;
     return ASP_OK;
 }
 
-const asp_coder_weight *asp_coder_trainer_weights(const asp_coder_trainer *c) { return c->weights; }
-asp_real *asp_coder_trainer_block(asp_coder_trainer *c, int which) { return c->blocks[which]; }
-int64_t *asp_coder_trainer_silent(asp_coder_trainer *c) { return c->silent; }
-int64_t *asp_coder_trainer_step_count(asp_coder_trainer *c) { return &c->step; }
+const asp_transcoder_weight *asp_transcoder_trainer_weights(const asp_transcoder_trainer *c) { return c->weights; }
+asp_real *asp_transcoder_trainer_block(asp_transcoder_trainer *c, int which) { return c->blocks[which]; }
+int64_t *asp_transcoder_trainer_silent(asp_transcoder_trainer *c) { return c->silent; }
+int64_t *asp_transcoder_trainer_step_count(asp_transcoder_trainer *c) { return &c->step; }
 
-static asp_real *weight(const asp_coder_trainer *c, int which) { return c->blocks[0] + c->weights[which].offset; }
-static asp_real *gradient(const asp_coder_trainer *c, int which) { return c->blocks[3] + c->weights[which].offset; }
+static asp_real *weight(const asp_transcoder_trainer *c, int which) { return c->blocks[0] + c->weights[which].offset; }
+static asp_real *gradient(const asp_transcoder_trainer *c, int which) { return c->blocks[3] + c->weights[which].offset; }
 
 /* ---- scratch --------------------------------------------------------------------------------- */
 
-static asp_status prepare(asp_coder_trainer *c, int64_t n, int64_t width, asp_error *err) {
+static asp_status prepare(asp_transcoder_trainer *c, int64_t n, int64_t width, asp_error *err) {
     coder_scratch *s = &c->scratch;
     if (s->arena.base && s->n >= n && s->width == width) return ASP_OK;
     asp_arena_free(&s->arena);
@@ -128,8 +128,8 @@ static asp_status prepare(asp_coder_trainer *c, int64_t n, int64_t width, asp_er
     if (bytes == INT64_MAX) return asp_fail(err, ASP_NO_MEMORY, "%lld rows are too many for one step", (long long)n);
     if (!asp_arena_commit(&s->arena, 0)) {
         *s = (coder_scratch){0};
-        return asp_fail(err, ASP_NO_MEMORY, "a step on %lld rows needs %.3f GB, which could not be allocated; try fewer rows",
-                        (long long)n, (double)bytes / 1e9);
+        return asp_fail(err, ASP_NO_MEMORY, "a step on %lld rows needs %s, which could not be allocated; try fewer rows",
+                        (long long)n, asp_fail_size((char[32]){0}, (double)bytes));
     }
     asp_arena_wire(&s->arena, parts, PARTS);
     return ASP_OK;
@@ -161,12 +161,12 @@ static int64_t select_largest(const asp_real *pre, int64_t n_features, const uin
 
 /* Entries of a row: active features and, of JumpReLU, those so near that they move the threshold (value 0). */
 static int64_t select_active(const coder_job *job, const asp_real *pre, int32_t *chosen, asp_real *values) {
-    const asp_coder_step_options *o = job->options;
+    const asp_transcoder_step_options *o = job->options;
     const int64_t n_features = job->coder->n_features;
-    if (o->activation == ASP_CODER_TOPK) return select_largest(pre, n_features, NULL, o->top_k, chosen, values);
+    if (o->activation == ASP_TRANSCODER_TOPK) return select_largest(pre, n_features, NULL, o->top_k, chosen, values);
     int64_t n = 0;
     for (int64_t f = 0; f < n_features; f++) {
-        if (o->activation == ASP_CODER_RELU) {
+        if (o->activation == ASP_TRANSCODER_RELU) {
             if (pre[f] <= 0) continue;
             values[n] = pre[f];
         } else {
@@ -181,15 +181,15 @@ static int64_t select_active(const coder_job *job, const asp_real *pre, int32_t 
 
 /* Gradients of an active entry's pre and log_threshold from d, that of its activation; adds to the row's penalty. */
 static void entry_backward(const coder_job *job, const asp_real *pre, int64_t slot, double d, double *penalty) {
-    const asp_coder_step_options *o = job->options;
+    const asp_transcoder_step_options *o = job->options;
     coder_scratch *s = &job->coder->scratch;
     const double price = o->sparsity / (double)job->n, value = (double)s->value[slot];
     s->dpre[slot] = (asp_real)d;
-    if (o->activation == ASP_CODER_RELU) {
+    if (o->activation == ASP_TRANSCODER_RELU) {
         const double t = tanh(o->sharpness * value);
         *penalty += t;
         s->dpre[slot] = (asp_real)(d + price * o->sharpness * (1 - t * t));
-    } else if (o->activation == ASP_CODER_JUMP_RELU) {
+    } else if (o->activation == ASP_TRANSCODER_JUMP_RELU) {
         const int32_t f = s->feature[slot];
         const double threshold = job->coder->threshold[f];
         const int near = fabs((double)pre[f] - threshold) < 0.5 * o->bandwidth;
@@ -199,12 +199,12 @@ static void entry_backward(const coder_job *job, const asp_real *pre, int64_t sl
     }
 }
 
-static double sum_squares(const asp_real *x, int64_t n) { return asp_kernels_active()->sum_squares(x, n); }
+static double sum_squares(const asp_real *x, int64_t n) { return asp_isa_kernels()->sum_squares(x, n); }
 
 static void main_row(const coder_job *job, int64_t row) {
-    const asp_coder_trainer *c = job->coder;
+    const asp_transcoder_trainer *c = job->coder;
     const coder_scratch *s = &c->scratch;
-    const asp_kernels *kernels = asp_kernels_active();
+    const asp_kernels *kernels = asp_isa_kernels();
     const asp_real *pre = s->pre + row * c->n_features, *w_dec = weight(c, W_DEC);
     asp_real *residual = s->residual + row * c->n_out;
     const int64_t first = row * s->width, n = select_active(job, pre, s->feature + first, s->value + first);
@@ -228,10 +228,10 @@ static void main_row(const coder_job *job, int64_t row) {
 /* The dead features explain what the living ones leave: |output - y + output of the dead|^2 (Gao et al. 2024).
  * Theirs are positive; here either sign will do, because the pre of a dead feature is often negative everywhere. */
 static void dead_row(const coder_job *job, int64_t row) {
-    const asp_coder_trainer *c = job->coder;
-    const asp_coder_step_options *o = job->options;
+    const asp_transcoder_trainer *c = job->coder;
+    const asp_transcoder_step_options *o = job->options;
     const coder_scratch *s = &c->scratch;
-    const asp_kernels *kernels = asp_kernels_active();
+    const asp_kernels *kernels = asp_isa_kernels();
     const asp_real *w_dec = weight(c, W_DEC);
     asp_real *left = s->residual + (job->n + row) * c->n_out;
     const int64_t first = row * s->width + job->main_width;
@@ -269,7 +269,7 @@ static int64_t slot_begin(const coder_job *job, int64_t row, int part) {
 
 /* Lists the used slots by feature, rows in order. */
 static void sort_by_feature(const coder_job *job) {
-    const asp_coder_trainer *c = job->coder;
+    const asp_transcoder_trainer *c = job->coder;
     const coder_scratch *s = &c->scratch;
     int64_t *start = s->start;
     memset(start, 0, (size_t)(c->n_features + 1) * sizeof *start);
@@ -293,9 +293,9 @@ static void sort_by_feature(const coder_job *job) {
 }
 
 static void feature_backward(const coder_job *job, int64_t f) {
-    const asp_coder_trainer *c = job->coder;
+    const asp_transcoder_trainer *c = job->coder;
     const coder_scratch *s = &c->scratch;
-    const asp_kernels *kernels = asp_kernels_active();
+    const asp_kernels *kernels = asp_isa_kernels();
     const asp_real *row_dec = weight(c, W_DEC) + f * c->n_out;
     asp_real *dw_enc = gradient(c, W_ENC) + f * c->n_in, *dw_dec = gradient(c, W_DEC) + f * c->n_out;
     double db = 0, dlog = 0;
@@ -307,7 +307,7 @@ static void feature_backward(const coder_job *job, int64_t f) {
         kernels->axpy(dw_dec, (asp_real)(scale * (double)s->value[slot]), s->residual + (dead * job->n + row) * c->n_out, c->n_out);
         kernels->axpy(dw_enc, s->dpre[slot], job->x + row * c->n_in, c->n_in);
         db += (double)s->dpre[slot];
-        if (job->options->activation == ASP_CODER_JUMP_RELU) dlog += (double)s->dlog[slot];
+        if (job->options->activation == ASP_TRANSCODER_JUMP_RELU) dlog += (double)s->dlog[slot];
     }
     kernels->axpy(dw_dec, -kernels->dot(dw_dec, row_dec, c->n_out), row_dec, c->n_out);
     gradient(c, B_ENC)[f] = (asp_real)db;
@@ -322,7 +322,7 @@ static void features_item(void *arg, int64_t item, int thread) {
 }
 
 static asp_status bias_backward(const coder_job *job, const asp_context *context) {
-    const asp_coder_trainer *c = job->coder;
+    const asp_transcoder_trainer *c = job->coder;
     asp_real *db = gradient(c, B_DEC);
     memset(db, 0, (size_t)c->n_out * sizeof *db);
     const asp_status status = asp_gemm_column_sums(db, c->scratch.residual, job->n, c->n_out, context);
@@ -331,7 +331,7 @@ static asp_status bias_backward(const coder_job *job, const asp_context *context
 }
 
 static asp_status forward_backward(coder_job *job, const asp_context *context, asp_error *err) {
-    asp_coder_trainer *c = job->coder;
+    asp_transcoder_trainer *c = job->coder;
     const int64_t f = c->n_features;
     const asp_gemm encode = {.trans_b = 1, .m = job->n, .n = f, .k = c->n_in, .a = job->x, .lda = c->n_in,
                              .b = weight(c, W_ENC), .ldb = c->n_in, .c = c->scratch.pre, .ldc = f,
@@ -351,14 +351,14 @@ static asp_status forward_backward(coder_job *job, const asp_context *context, a
 
 static void unit_item(void *arg, int64_t f, int thread) {
     (void)thread;
-    const asp_coder_trainer *c = arg;
+    const asp_transcoder_trainer *c = arg;
     asp_real *row = weight(c, W_DEC) + f * c->n_out;
     const double norm = sqrt(sum_squares(row, c->n_out));
     if (!(norm > 0)) return;
     for (int64_t i = 0; i < c->n_out; i++) row[i] = (asp_real)((double)row[i] / norm);
 }
 
-static void update(asp_coder_trainer *c, const asp_coder_step_options *o, double norm, const asp_context *context) {
+static void update(asp_transcoder_trainer *c, const asp_transcoder_step_options *o, double norm, const asp_context *context) {
     const asp_adamw_options options = {o->lr, o->beta1, o->beta2, o->eps, 0, o->clip, norm, (double)(c->step + 1)};
     const asp_context quiet = {.n_threads = context->n_threads};
     asp_adamw_update(&c->all, &options, context);
@@ -366,37 +366,39 @@ static void update(asp_coder_trainer *c, const asp_coder_step_options *o, double
     for (int64_t f = 0; f < c->n_features; f++) c->silent[f] = c->active[f] ? 0 : c->silent[f] + 1;
 }
 
-static asp_coder_step_result summarise(const coder_job *job) {
+static asp_transcoder_step_result summarise(const coder_job *job) {
     const double *sums = job->coder->scratch.sums, n = (double)job->n, size = n * (double)job->coder->n_out;
     double total[4] = {0};
     for (int part = 0; part < 4; part++)
         for (int64_t row = 0; row < job->n; row++) total[part] += sums[part * job->n + row];
-    asp_coder_step_result r = {.error = total[0] / size, .aux = total[1] / size, .penalty = total[2] / n, .l0 = total[3] / n,
+    asp_transcoder_step_result r = {.error = total[0] / size, .aux = total[1] / size, .penalty = total[2] / n, .l0 = total[3] / n,
                           .n_dead = job->n_dead};
     r.loss = r.error + job->options->sparsity * r.penalty + job->options->aux_weight * r.aux;
     return r;
 }
 
-static asp_status check(const asp_coder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
-                        const asp_coder_step_options *o, asp_error *err) {
+static asp_status check(const asp_transcoder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
+                        const asp_transcoder_step_options *o, asp_error *err) {
     int64_t first;
     if (n < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "a step needs at least one row");
-    if (o->activation == ASP_CODER_TOPK && (o->top_k < 1 || o->top_k > c->n_features))
+    if (o->activation == ASP_TRANSCODER_TOPK && (o->top_k < 1 || o->top_k > c->n_features))
         return asp_fail(err, ASP_BAD_ARGUMENT, "top_k must be in 1..%lld, got %lld", (long long)c->n_features, (long long)o->top_k);
     if (o->aux_k < 0 || o->aux_k > c->n_features)
         return asp_fail(err, ASP_BAD_ARGUMENT, "aux_k must be in 0..%lld, got %lld", (long long)c->n_features, (long long)o->aux_k);
-    if (asp_count_nonfinite(x, n * c->n_in, &first) || asp_count_nonfinite(y, n * c->n_out, &first))
+    if (asp_model_count_nonfinite(x, n * c->n_in, &first) || asp_model_count_nonfinite(y, n * c->n_out, &first))
         return asp_fail(err, ASP_BAD_ARGUMENT, "x and y must be finite");
     return ASP_OK;
 }
 
-asp_status asp_coder_trainer_step(asp_coder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
-                          const asp_coder_step_options *options, const asp_context *context, asp_coder_step_result *result,
+asp_status asp_transcoder_trainer_step(asp_transcoder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
+                          const asp_transcoder_step_options *options, const asp_context *context, asp_transcoder_step_result *result,
                           asp_error *err) {
     ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    context = &own;
     asp_status status = check(c, x, y, n, options, err);
     if (status) return status;
-    const int64_t main_width = options->activation == ASP_CODER_TOPK ? options->top_k : c->n_features;
+    const int64_t main_width = options->activation == ASP_TRANSCODER_TOPK ? options->top_k : c->n_features;
     coder_job job = {.coder = c, .options = options, .x = x, .y = y, .n = n, .main_width = main_width,
                      .scale = 2 / ((double)n * (double)c->n_out)};
     status = prepare(c, n, main_width + options->aux_k, err);

@@ -31,7 +31,7 @@ void asp_blas_call_end(void) {}
 int asp_skinny_fits(const asp_gemm *g) { return (void)g, 0; }
 asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) { return (void)g, (void)context, ASP_OK; }
 
-const asp_kernels *asp_kernels_active(void) { return NULL; }
+const asp_kernels *asp_isa_kernels(void) { return NULL; }
 
 EXPORT int probe_gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc, probe_call *out, int64_t *found, int64_t *items) {
     const asp_gemm g = {.m = m, .n = n, .k = k, .lda = lda, .ldb = ldb, .ldc = ldc, .n_rows = m,
@@ -48,7 +48,7 @@ EXPORT int probe_gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb,
 EXPORT int64_t probe_block_start(int64_t n, int64_t blocks, int64_t i) { return block_start(n, blocks, i); }
 
 EXPORT void probe_shape(const asp_config *config, int record, const int64_t *offsets, int64_t n_sequences, int64_t n_rows, int64_t *out) {
-    const asp_record_shape s = asp_shape_of(config, (asp_record)record, offsets, n_sequences, n_rows);
+    const asp_record_shape s = asp_shape_of_record(config, (asp_record)record, offsets, n_sequences, n_rows);
     out[0] = s.items;
     out[1] = s.layer_stride;
     out[2] = s.array.n_dims;
@@ -57,7 +57,7 @@ EXPORT void probe_shape(const asp_config *config, int record, const int64_t *off
 
 EXPORT int probe_check(const asp_config *config, const int32_t *tokens, const int64_t *offsets, int64_t n_sequences, char *text) {
     asp_error err = {0};
-    const int status = (int)asp_check_batch(config, tokens, offsets, n_sequences, &err);
+    const int status = (int)asp_shape_check_batch(config, tokens, offsets, n_sequences, &err);
     memcpy(text, err.text, sizeof err.text);
     return status;
 }
@@ -73,7 +73,7 @@ EXPORT void probe_arena(int64_t n, const int64_t *items, const int64_t *size, in
 }
 
 EXPORT int probe_multiply(int64_t a, int64_t b, int64_t *out) { return asp_multiply(a, b, out); }
-EXPORT int64_t probe_squares(const asp_config *c, const int64_t *offsets, int64_t n) { return asp_square_offset(c, offsets, n); }
+EXPORT int64_t probe_squares(const asp_config *c, const int64_t *offsets, int64_t n) { return asp_shape_square_offset(c, offsets, n); }
 EXPORT int64_t probe_scratch(const asp_config *c, int64_t longest, int backward) {
     return asp_attention_scratch(c, longest, backward);
 }

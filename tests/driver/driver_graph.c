@@ -8,7 +8,7 @@ enum { E = 24, L = 2, H = 3, D = 8, F = 40, MOST_WRITES = 4 * T };
 /* ---- transcoders from arrays ------------------------------------------------------------------- */
 
 typedef struct {
-    asp_coder coder;
+    asp_transcoder coder;
     int skip, fail_at, asked;
     asp_real encoder[F * E], bias[F], threshold[F], output_bias[E], skip_matrix[E * E];
     asp_real rows[F * L * E];
@@ -16,16 +16,16 @@ typedef struct {
 
 static asp_status asked(coder_arrays *c) { return c->fail_at && ++c->asked >= c->fail_at ? ASP_BAD_STATE : ASP_OK; }
 
-static asp_status give_output(void *state, int64_t layer, asp_coder_output *output) {
+static asp_status give_output(void *state, int64_t layer, asp_transcoder_output *output) {
     coder_arrays *c = state;
-    *output = (asp_coder_output){c->output_bias, c->skip && layer ? c->skip_matrix : NULL};
+    *output = (asp_transcoder_output){c->output_bias, c->skip && layer ? c->skip_matrix : NULL};
     return asked(c);
 }
 
 static asp_status give_encoder(void *state, int64_t layer, asp_encoder *encoder) {
     coder_arrays *c = state;
     *encoder = (asp_encoder){layer ? F : F / 2, c->encoder, c->bias,
-                             c->coder.activation == ASP_CODER_JUMP_RELU ? c->threshold : NULL};
+                             c->coder.activation == ASP_TRANSCODER_JUMP_RELU ? c->threshold : NULL};
     return asked(c);
 }
 
@@ -38,14 +38,14 @@ static asp_status give_rows(void *state, int64_t layer, const int64_t *features,
     return asked(c);
 }
 
-static asp_coder_source source_of(coder_arrays *c, asp_coder_activation activation, int cross_layer) {
-    c->coder = (asp_coder){activation, 5, cross_layer, activation == ASP_CODER_TOPK, NULL};
+static asp_transcoder_source source_of(coder_arrays *c, asp_transcoder_activation activation, int cross_layer) {
+    c->coder = (asp_transcoder){activation, 5, cross_layer, activation == ASP_TRANSCODER_TOPK, NULL};
     fill(c->encoder, F * E, 0.4, 31);
     fill(c->bias, F, 0.1, 32);
     fill(c->output_bias, E, 0.1, 33);
     fill(c->skip_matrix, E * E, 0.05, 34);
     for (int i = 0; i < F; i++) c->threshold[i] = (asp_real)0.2;
-    return (asp_coder_source){give_output, give_encoder, give_rows, c};
+    return (asp_transcoder_source){give_output, give_encoder, give_rows, c};
 }
 
 static void add_features(uint64_t *digest, const asp_features *features) {
@@ -63,7 +63,7 @@ asp_status use_features(const fixture *f, const asp_context *context, uint64_t *
     const uint8_t absent[L] = {1};
     for (int kind = 0; kind < 7; kind++) {
         coder_arrays arrays = {.skip = kind % 2};
-        const asp_coder_source source = source_of(&arrays, (asp_coder_activation)(kind / 2 % 3), kind % 2);
+        const asp_transcoder_source source = source_of(&arrays, (asp_transcoder_activation)(kind / 2 % 3), kind % 2);
         if (kind == 6) arrays.coder.absent = absent;
         asp_features *features = NULL;
         asp_status status = asp_features_new(&features, f->gated, T, &arrays.coder, INT64_MAX, err);
@@ -85,7 +85,7 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
     const uint8_t absent[L] = {1}; /* of the last pass, whose source does not fail */
     for (int fail_at = 0; fail_at < 6; fail_at++) {
         coder_arrays arrays = {.skip = 1, .fail_at = fail_at % 5};
-        const asp_coder_source source = source_of(&arrays, ASP_CODER_JUMP_RELU, fail_at < 5);
+        const asp_transcoder_source source = source_of(&arrays, ASP_TRANSCODER_JUMP_RELU, fail_at < 5);
         asp_features *features = NULL;
         asp_run *run = NULL;
         if (fail_at == 5) arrays.coder.absent = absent;
@@ -115,7 +115,7 @@ typedef struct {
 } graph_arrays;
 
 /* A source at each position, which writes before each layer, and targets of every kind. */
-static void graph_open(graph_arrays *g, const fixture *f, asp_frozen *frozen, asp_writes *writes, asp_reads *reads) {
+static void graph_open(graph_arrays *g, const fixture *f, asp_held_run *frozen, asp_writes *writes, asp_reads *reads) {
     int n = 0;
     for (int layer = 0; layer <= L; layer++)
         for (int position = 0; position < T; position++, n++) {
@@ -131,14 +131,14 @@ static void graph_open(graph_arrays *g, const fixture *f, asp_frozen *frozen, as
     fill(g->reads, T * E, 1, 52);
     fill(g->bias, L * E, 0.1, 53);
     fill(g->skip, L * E * E, 0.05, 54);
-    *frozen = (asp_frozen){f->last, g->bias, g->skip, 0};
+    *frozen = (asp_held_run){f->last, g->bias, g->skip, 0};
     *writes = (asp_writes){T, n, g->layer, g->position, g->source, g->writes};
     *reads = (asp_reads){T, g->point, g->target_position, g->reading, g->reads};
 }
 
 asp_status use_graph(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     graph_arrays g;
-    asp_frozen frozen;
+    asp_held_run frozen;
     asp_writes writes;
     asp_reads reads;
     graph_open(&g, f, &frozen, &writes, &reads);
@@ -160,14 +160,14 @@ asp_status use_graph(const fixture *f, const asp_context *context, uint64_t *dig
 
 asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     graph_arrays g;
-    asp_frozen frozen;
+    asp_held_run frozen;
     asp_writes writes;
     asp_reads reads;
     graph_open(&g, f, &frozen, &writes, &reads);
     asp_real carried[T * L * H * D], received[T * L * H * D], alone[T * L * H * D];
-    asp_status status = asp_graph_carried(carried, f->gated, &frozen, &writes, context, err);
-    if (!status) status = asp_graph_received(received, f->gated, &frozen, &reads, 0, context, err);
-    if (!status) status = asp_graph_received(alone, f->gated, &frozen, &reads, 1, context, err);
+    asp_status status = asp_graph_heads_sources(carried, f->gated, &frozen, &writes, context, err);
+    if (!status) status = asp_graph_heads_targets(received, f->gated, &frozen, &reads, 0, context, err);
+    if (!status) status = asp_graph_heads_targets(alone, f->gated, &frozen, &reads, 1, context, err);
     if (status) return status;
     int64_t pairs[2 * T], places[2 * T];
     double factor[T], loadings[T * L * H];
@@ -179,7 +179,7 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
     }
     const asp_loading_inputs in = {L, H, D, T, T, carried, received, alone,
                                    asp_run_array(f->last, ASP_PATTERN).data, pairs, places, factor};
-    status = asp_graph_loadings(loadings, &in, context);
+    status = asp_graph_heads_loadings(loadings, &in, context);
     if (status) return status;
     add_reals(digest, carried, T * L * H * D);
     add_reals(digest, received, T * L * H * D);
@@ -206,8 +206,8 @@ asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *dig
     fill(value, NODES, 1, 62);
     weights[NODES - 1] = always[NODES - 1] = blocked[0] = 1;
     const asp_adjacency graph = {NODES, start, source, weight};
-    asp_status status = asp_graph_influence(influence, &graph, weights, context, err);
-    if (!status) status = asp_graph_factors(factors, &graph, value, always, blocked, context);
+    asp_status status = asp_graph_prune_influence(influence, &graph, weights, context, err);
+    if (!status) status = asp_graph_prune_factors(factors, &graph, value, always, blocked, context);
     const asp_prune_options options = {weights, always, feature, 0.8, 0.9};
     if (!status) status = asp_graph_prune(nodes, edges, cumulative, &graph, &options, context, err);
     if (status) return status;
@@ -217,7 +217,7 @@ asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *dig
     add_bytes(digest, nodes, sizeof nodes);
     add_bytes(digest, edges, sizeof edges);
     source[0] = 1; /* a circle: refused, as long as memory suffices */
-    const asp_status refused = asp_graph_influence(influence, &graph, weights, context, err);
+    const asp_status refused = asp_graph_prune_influence(influence, &graph, weights, context, err);
     return refused == ASP_BAD_ARGUMENT ? ASP_OK : refused == ASP_NO_MEMORY ? refused : ASP_BAD_STATE;
 }
 
@@ -227,27 +227,27 @@ asp_status use_coder_training(const fixture *f, const asp_context *context, uint
     fill(x, T * E, 1, 71);
     fill(y, T * E, 1, 72);
     for (int kind = 0; kind < 3; kind++) {
-        asp_coder_trainer *coder = NULL;
-        asp_coder_step_result result = {0};
-        const asp_coder_step_options options = {
-            .activation = (asp_coder_activation)kind, .top_k = 3, .sparsity = 0.05, .sharpness = 2, .bandwidth = 0.5,
+        asp_transcoder_trainer *coder = NULL;
+        asp_transcoder_step_result result = {0};
+        const asp_transcoder_step_options options = {
+            .activation = (asp_transcoder_activation)kind, .top_k = 3, .sparsity = 0.05, .sharpness = 2, .bandwidth = 0.5,
             .dead_after = 1, .aux_k = 4, .aux_weight = 0.25, .output_scale = 2, .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.99,
             .eps = 1e-8, .clip = 1};
-        asp_status status = asp_coder_trainer_new(&coder, E, E, F, err);
+        asp_status status = asp_transcoder_trainer_new(&coder, E, E, F, err);
         if (!status)
-            for (int i = 0; i < ASP_CODER_N_WEIGHTS; i++) {
-                const asp_coder_weight *w = asp_coder_trainer_weights(coder) + i;
-                fill(asp_coder_trainer_block(coder, 0) + w->offset, w->size, 0.2, (uint64_t)i + 73);
+            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder) + i;
+                fill(asp_transcoder_trainer_block(coder, 0) + w->offset, w->size, 0.2, (uint64_t)i + 73);
             }
         for (int step = 0; !status && step < 3; step++)
-            status = asp_coder_trainer_step(coder, x, y, T, &options, context, &result, err);
+            status = asp_transcoder_trainer_step(coder, x, y, T, &options, context, &result, err);
         for (int which = 0; !status && which < 4; which++)
-            for (int i = 0; i < ASP_CODER_N_WEIGHTS; i++) {
-                const asp_coder_weight *w = asp_coder_trainer_weights(coder) + i;
-                add_reals(digest, asp_coder_trainer_block(coder, which) + w->offset, w->size);
+            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder) + i;
+                add_reals(digest, asp_transcoder_trainer_block(coder, which) + w->offset, w->size);
             }
         add_bytes(digest, &result.loss, sizeof result.loss);
-        asp_coder_trainer_free(coder);
+        asp_transcoder_trainer_free(coder);
         if (status) return status;
     }
     return ASP_OK;

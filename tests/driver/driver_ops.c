@@ -139,8 +139,8 @@ static asp_status use_norms(const fixture *f, const asp_context *context, uint64
     asp_real norms[3][L * H * N], scores[2], direction[E];
     const int64_t layer[] = {0, 1}, head[] = {2, 0}, query[] = {5, 3}, key[] = {1, 3};
     fill(direction, E, 1, 3);
-    asp_status status = asp_value_norms(f->gated, f->clean, 0, N, direction, norms[0], norms[1], norms[2], context, err);
-    if (!status) status = asp_entry_scores(f->gated, f->clean, 2, layer, head, query, key, scores, context, err);
+    asp_status status = asp_run_value_norms(f->gated, f->clean, 0, N, direction, norms[0], norms[1], norms[2], context, err);
+    if (!status) status = asp_attention_entry_scores(f->gated, f->clean, 2, layer, head, query, key, scores, context, err);
     if (status) return status;
     add_reals(digest, norms[0], 3 * L * H * N);
     add_reals(digest, scores, 2);
@@ -156,7 +156,7 @@ static asp_status use_extremes(const fixture *f, const asp_context *context, uin
                           least / 4, (asp_real)INFINITY, (asp_real)-INFINITY, (asp_real)NAN, (asp_real)-NAN};
     enum { N_EXTREMES = sizeof x / sizeof x[0] };
     asp_real out[N_EXTREMES];
-    asp_exp_array(out, x, N_EXTREMES);
+    asp_isa_exp_array(out, x, N_EXTREMES);
     add_reals(digest, out, N_EXTREMES - 2); /* the sign of a NaN is nobody's */
     return isnan(out[N_EXTREMES - 1]) && isnan(out[N_EXTREMES - 2]) ? ASP_OK : ASP_BAD_STATE;
 }
@@ -267,7 +267,7 @@ static asp_status use_sweep(const fixture *f, const asp_context *context, uint64
         add_bytes(digest, values, sizeof values);
     }
     asp_real entries[L * H * T * T * D] = {0};
-    const asp_status status = asp_mean_entries(entries, f->clean, context, err);
+    const asp_status status = asp_reference_mean_entries(entries, f->clean, context, err);
     if (!status) add_reals(digest, entries, L * H * T * T * D);
     return status;
 }
@@ -293,13 +293,13 @@ static asp_status use_kernels(const fixture *f, const asp_context *context, uint
     (void)err;
     asp_real row[37], x[37];
     fill(x, 37, 80, 8);
-    asp_noise_row(row, 37, 1, 2, 3, 4, 5, 6);
+    asp_isa_noise_row(row, 37, 1, 2, 3, 4, 5, 6);
     add_reals(digest, row, 37);
-    asp_exp_array(row, x, 37);
+    asp_isa_exp_array(row, x, 37);
     add_reals(digest, row, 37);
     x[3] = (asp_real)NAN;
     int64_t first;
-    return asp_count_nonfinite(x, 37, &first) == 1 && first == 3 ? ASP_OK : ASP_BAD_STATE;
+    return asp_model_count_nonfinite(x, 37, &first) == 1 && first == 3 ? ASP_OK : ASP_BAD_STATE;
 }
 
 const operation operations[] = {

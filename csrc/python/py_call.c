@@ -1,0 +1,103 @@
+/* py_call.c: a call of the core: status -> exception, threads, who may read and who may change a model's weights, and
+ * the GIL, which is released while the core works. */
+#include "python/py.h"
+
+/* ---- exceptions ------------------------------------------------------------------------ */
+
+static PyObject *raise_diverged(const char *text) {
+    PyObject *errors = PyImport_ImportModule("attnsparse.errors");
+    PyObject *type = errors ? PyObject_GetAttrString(errors, "TrainingDiverged") : NULL;
+    if (type) PyErr_SetString(type, text);
+    Py_XDECREF(type);
+    Py_XDECREF(errors);
+    return NULL;
+}
+
+PyObject *asp_py_call_raise(asp_status status, const asp_error *err) {
+    const char *text = err->text;
+    switch (status) {
+    case ASP_NO_MEMORY: PyErr_SetString(PyExc_MemoryError, text); break;
+    case ASP_BAD_ARGUMENT: PyErr_SetString(PyExc_ValueError, text); break;
+    case ASP_BAD_INDEX: PyErr_SetString(PyExc_IndexError, text); break;
+    case ASP_DIVERGED: return raise_diverged(text);
+    case ASP_STOPPED:
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "a signal handler forked in the middle of this call, which goes on in the parent only");
+        break;
+    default: PyErr_SetString(PyExc_RuntimeError, text); break;
+    }
+    return NULL;
+}
+
+/* ---- threads --------------------------------------------------------------------------- */
+
+int asp_py_call_check_threads(int threads) {
+    if (threads >= 0 && threads <= 64) return 1;
+    PyErr_Format(PyExc_ValueError, "threads must be in 1..64, or 0 for the default, got %d", threads);
+    return 0;
+}
+
+int asp_py_call_n_threads(PyObject *self, int asked) {
+    return asked > 0 ? asked : asp_py_module_state(Py_TYPE(self))->n_threads;
+}
+
+/* ---- readers and the writer ------------------------------------------------------------- */
+
+int asp_py_call_read_begin(py_model *model) {
+    int users = atomic_load(&model->users);
+    do {
+        if (users < 0) {
+            PyErr_SetString(PyExc_RuntimeError, "model is being changed in another thread; wait for it or use a copy of the model");
+            return 0;
+        }
+    } while (!atomic_compare_exchange_weak(&model->users, &users, users + 1));
+    return 1;
+}
+
+int asp_py_call_read_begin_of(py_model *model, const py_run *run) {
+    if (!asp_py_call_read_begin(model)) return 0;
+    if (asp_py_run_is_current(run, model)) return 1;
+    asp_py_call_read_end(model);
+    return 0;
+}
+
+void asp_py_call_read_end(py_model *model) { atomic_fetch_sub(&model->users, 1); }
+
+int asp_py_call_write_begin(py_model *model) {
+    int nobody = 0;
+    if (atomic_compare_exchange_strong(&model->users, &nobody, -1)) return 1;
+    PyErr_SetString(PyExc_RuntimeError, "model is in use in another thread; wait for it or use a copy of the model");
+    return 0;
+}
+
+void asp_py_call_write_end(py_model *model) {
+    atomic_fetch_add(&model->version, 1);
+    atomic_store(&model->users, 0);
+}
+
+/* ---- the GIL --------------------------------------------------------------------------- */
+
+void asp_py_call_attach(py_call *call) {
+    call->environment = asp_environment_pause();
+    PyEval_RestoreThread(call->thread);
+}
+
+void asp_py_call_detach(py_call *call) {
+    call->thread = PyEval_SaveThread();
+    asp_environment_resume(call->environment);
+}
+
+static int poll_signals(void *state) {
+    py_call *call = state;
+    asp_py_call_attach(call);
+    const int interrupted = PyErr_CheckSignals() != 0;
+    asp_py_call_detach(call);
+    return interrupted;
+}
+
+void asp_py_call_begin(py_call *call, int n_threads) {
+    call->context = (asp_context){.n_threads = n_threads, .poll = poll_signals, .poll_state = call};
+    call->thread = PyEval_SaveThread();
+}
+
+void asp_py_call_end(py_call *call) { PyEval_RestoreThread(call->thread); }
