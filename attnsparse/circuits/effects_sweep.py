@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check
+from .._core_types import Interventions, Metric, Reference
 from .._display import progress_bar
 from ..model.batch import Batch, as_batch
 from ..model.model import Model
@@ -135,17 +136,17 @@ class Setting:
         self.means = np.ascontiguousarray(entries.sum(axis=3).swapaxes(1, 2)), entries
         return None
 
-    def reference(self, first: int, last: int) -> tuple[Any, Any, Any]:
-        """(paired run, mean z, mean entries) for prompts first..last-1, None what does not apply."""
+    def reference(self, first: int, last: int) -> Reference:
+        """What ablated items of prompts first..last-1 are replaced by."""
         if self.ablation != "counterfactual":
-            return (None, *self.means)
+            return Reference(None, *self.means)
         batch = self.batch(self.task.corrupted[first:last])
-        return self.reference_run(batch), None, None
+        return Reference(self.reference_run(batch))
 
-    def metric(self, batch: Batch, first: int, last: int) -> tuple[Any, ...]:
-        """(kind, answer starts, answers, wrong starts, wrong, logits of the whole model for "kl")."""
+    def metric(self, batch: Batch, first: int, last: int) -> Metric:
+        """The metric of prompts first..last-1; "kl" compares with the logits of the whole model."""
         logits = self.run(batch, (), 1).array("logits") if self.kind == "kl" else None
-        return (
+        return Metric(
             self.kind,
             *_packed(self.task.answers[first:last]),
             *_packed(self.task.wrong[first:last]),
@@ -219,7 +220,7 @@ class Sweep(Setting):
                     values[missed, first + b] = values[-1, first + b]
         return values
 
-    def _always(self, order: np.ndarray, batch: Batch, reference: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    def _always(self, order: np.ndarray, batch: Batch, reference: Reference) -> Interventions:
         """Interventions of a run (see `_core.Model.run`) that ablate what the order always ablates."""
         config, n = self.model.config, len(batch)
         of_heads, of_entries = np.zeros((0, 4), np.int64), np.zeros((0, 5), np.int64)
@@ -248,7 +249,7 @@ class Sweep(Setting):
             head_values = self._z(batch, reference, layer, sequence, head, position)
         nothing = np.zeros((0, config.d_model), self.model.dtype)
         mlps, resids = np.zeros((0, 3), np.int64), np.zeros((0, 4), np.int64)
-        return of_heads, head_values, of_entries, entry_values, mlps, nothing, resids, nothing
+        return Interventions(of_heads, head_values, of_entries, entry_values, mlps, nothing, resids, nothing)
 
     def _z(
         self, batch: Batch, reference: Any, layer: Any, sequence: Any, head: Any, position: Any

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .._core_types import HeldRun, Writes
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -26,22 +28,22 @@ class Sources:
     position: np.ndarray
     source: np.ndarray
     vectors: np.ndarray
-    frozen: tuple[Any, ...]
+    frozen: HeldRun
     version: int
     """Of the model's weights."""
 
     @property
-    def writes(self) -> tuple[Any, ...]:
+    def writes(self) -> Writes:
         """As the core takes them."""
-        return self.n, self.layer, self.position, self.source, self.vectors
+        return Writes(self.n, self.layer, self.position, self.source, self.vectors)
 
-    def writes_of(self, chosen: np.ndarray) -> tuple[Any, ...]:
+    def writes_of(self, chosen: np.ndarray) -> Writes:
         """The writes of some sources, int64 rising, numbered anew."""
         number = np.full(self.n, -1, dtype=np.int32)
         number[chosen] = np.arange(len(chosen))
         keep = number[self.source] >= 0
         vectors = self.vectors if keep.all() else self.vectors[keep]
-        return len(chosen), self.layer[keep], self.position[keep], number[self.source[keep]], vectors
+        return Writes(len(chosen), self.layer[keep], self.position[keep], number[self.source[keep]], vectors)
 
 
 def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
@@ -88,7 +90,7 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     )  # fmt: skip
 
 
-def _frozen(model: Model, features: Features) -> tuple[Any, ...]:
+def _frozen(model: Model, features: Features) -> HeldRun:
     """The run with all that is added to MLP outputs whatever is active, as the core takes it."""
     transcoders, (n_layer, _, e), real = features.transcoders, features.error.shape, features.error.dtype
     bias, skip = np.zeros((n_layer, e), dtype=real), None
@@ -97,4 +99,4 @@ def _frozen(model: Model, features: Features) -> tuple[Any, ...]:
         if (own := transcoders.source.skip(layer)) is not None:
             skip = np.zeros((n_layer, e, e), dtype=real) if skip is None else skip
             skip[layer] = own
-    return features.run._core, bias, skip, transcoders.input_hook == "hook_resid_mid"
+    return HeldRun(features.run._core, bias, skip, transcoders.input_hook == "hook_resid_mid")

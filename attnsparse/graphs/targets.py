@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check
+from .. import _check, _core_types
 from ..model.tokenizer import token_texts
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class Reads:
         return len(self.point)
 
     @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def arrays(self) -> _core_types.Reads:
         """As the core takes them."""
-        return self.point, self.position, self.reading, self.vectors
+        return _core_types.Reads(self.point, self.position, self.reading, self.vectors)
 
     def take(self, chosen: np.ndarray) -> Reads:
         """Some of them."""

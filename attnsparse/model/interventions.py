@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from .. import _check
+from .._core_types import Interventions
 from ..items import Edge, Head
 from .batch import Batch, as_batch
 from .run import DEFAULT_MAX_BYTES
@@ -88,7 +89,7 @@ class Ablation:
             raise ValueError(f"ablation by {self.kind} {need}")
 
 
-def compile_interventions(model: Model, batch: Batch, ablate: Any, patch: Any) -> tuple[Any, ...] | None:
+def compile_interventions(model: Model, batch: Batch, ablate: Any, patch: Any) -> Interventions | None:
     """The arrays that the core takes for `Model.run(ablate=, patch=)`, or None if there is nothing to do."""
     if ablate is None and patch is None:
         return None
@@ -159,7 +160,7 @@ class _Places:
         self.rows[kind].append(rows)
         self.values[kind].append(np.broadcast_to(values, (len(rows), self.widths[kind])))
 
-    def arrays(self) -> tuple[Any, ...]:
+    def arrays(self) -> Interventions:
         found: list[Any] = []
         for kind, columns in self.columns.items():
             rows = np.concatenate([np.zeros((0, columns), np.int64), *self.rows[kind]])
@@ -171,7 +172,7 @@ class _Places:
                 keep = np.sort(len(rows) - 1 - first)
                 rows, values = rows[keep], values[keep]
             found += [np.ascontiguousarray(rows), np.ascontiguousarray(values)]
-        return tuple(found)
+        return Interventions(*found)
 
     def head(self, item: Head | HeadPosition | Edge) -> tuple[int, int]:
         config = self.model.config

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from .. import _check
+from .._core_types import Interventions, Substitute
 from . import tables
 from .batch import Batch
 from .tokenizer import token_texts
@@ -62,8 +63,8 @@ def compute_run(
     edge_threshold: float,
     max_bytes: int,
     threads: int | None,
-    changes: tuple[Any, ...] | None = None,
-    substitute: tuple[Any, ...] | None = None,
+    changes: Interventions | None = None,
+    substitute: Substitute | None = None,
 ) -> Run:
     """See `Model.run`.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
+from .._core_types import Substitute
 from .._display import SHOWN, html_table, progress_bar
 from .._engine import core_for
 from ..errors import ConfigError
@@ -263,7 +264,7 @@ def replacement_run(
         ]
     given = None if errors is None else _given_errors(transcoders, model, batch, errors)
     core = new_core(transcoders, model, len(batch.tokens), _check.byte_limit(max_bytes))
-    substitute = (core, _Weights(transcoders, model), given)
+    substitute = Substitute(core, _Weights(transcoders, model), given)
     changes = compile_interventions(model, batch, ablate, patch)
     return compute_run(model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute)
 
@@ -360,7 +361,8 @@ class _Sums:
             self.square[i] += np.square(out[layer], dtype=np.float64).sum()
             self.out[i] += out[layer].sum(axis=0, dtype=np.float64)
             self.active[i] += start[layer + 1] - start[layer]
-        substitute = (new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES), _Weights(t, model), None)
+        core = new_core(t, model, len(batch.tokens), DEFAULT_MAX_BYTES)
+        substitute = Substitute(core, _Weights(t, model), None)
         replaced = compute_run(model, batch, (), "all", 0.0, DEFAULT_MAX_BYTES, threads, None, substitute)
         for i, each in enumerate((run, replaced)):
             self.loss[i] += _cross_entropy(each._core.array("logits"), targets) @ weights

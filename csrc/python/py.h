@@ -99,10 +99,10 @@ int asp_py_call_n_threads(PyObject *model, int asked);
 
 /* ---- py_features.c ------------------------------------------------------------------- */
 
-/* The substitute for the MLPs of one run, from (Features, source, errors or None); NULL and an exception if it
+/* The substitute for the MLPs of one run, from _core_types.Substitute; NULL and an exception if it
  * is not well formed for this model and number of tokens. */
 typedef struct py_substitute py_substitute;
-py_substitute *asp_py_features_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens);
+py_substitute *asp_py_features_substitute_new(PyObject *object, py_model *model, int64_t n_tokens);
 /* What the run takes; call and err are those of the run. */
 const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *substitute, py_call *call, asp_error *err);
 /* After the run; its features may be lent if it ended well.  Accepts NULL. */
@@ -124,7 +124,7 @@ PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *k
 PyObject *asp_py_circuit_mean_entries(PyObject *self, PyObject *unused);
 /* Interventions of a run, with the arrays that they point to; NULL and an exception if they are not well formed. */
 typedef struct py_interventions py_interventions;
-py_interventions *asp_py_circuit_interventions_new(PyObject *tuple, const asp_config *config);
+py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_config *config);
 void asp_py_circuit_interventions_free(py_interventions *interventions);
 const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *interventions);
 
@@ -184,6 +184,9 @@ int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, i
 /* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
 PyObject *asp_py_module_tuple(PyObject *object, const char *text);
 
+/* Attributes of an object of _core_types, new references in fields (n); 0 and TypeError if it lacks one. */
+int asp_py_module_fields(PyObject *object, const char *kind, const char *const *names, int n, PyObject **fields);
+void asp_py_module_forget(PyObject **fields, int n);
 /* UTF-8 of a name; NULL and TypeError if it is not a string. */
 const char *asp_py_module_name(PyObject *object, const char *what);
 /* 1 if threads is 0 (the default) or in 1..64; else 0 and ValueError. */

@@ -23,11 +23,12 @@ static int read_tokens(py_held *h, PyObject *starts, PyObject *ids, int64_t n_se
     return good ? 1 : wrong_shape(name);
 }
 
-/* (kind, answer starts, answers, wrong starts, wrong, reference logits or None). */
-static int read_metric(py_held *h, PyObject *tuple, int64_t n_vocab, asp_metric *metric) {
-    const char *name;
-    PyObject *answer_start, *answers, *wrong_start, *wrong, *reference;
-    if (!PyArg_ParseTuple(tuple, "sOOOOO", &name, &answer_start, &answers, &wrong_start, &wrong, &reference)) return 0;
+enum { KIND, ANSWER_START, ANSWERS, WRONG_START, WRONG, LOGITS, METRIC_FIELDS };
+
+static int read_metric_fields(py_held *h, PyObject **fields, int64_t n_vocab, asp_metric *metric) {
+    const char *name = asp_py_module_name(fields[KIND], "kind");
+    if (!name) return 0;
+    PyObject *reference = fields[LOGITS];
     int kind = 0;
     while (kind < ASP_N_METRICS && strcmp(name, asp_metric_name((asp_metric_kind)kind)) != 0) kind++;
     if (kind == ASP_N_METRICS) {
@@ -35,11 +36,11 @@ static int read_metric(py_held *h, PyObject *tuple, int64_t n_vocab, asp_metric 
         return 0;
     }
     metric->kind = (asp_metric_kind)kind;
-    Py_ssize_t n = PyObject_Length(answer_start);
+    Py_ssize_t n = PyObject_Length(fields[ANSWER_START]);
     if (n < 1) return PyErr_Occurred() ? 0 : wrong_shape("answer starts");
     metric->n_sequences = (int64_t)n - 1;
-    if (!read_tokens(h, answer_start, answers, metric->n_sequences, "answers", &metric->answer_start, &metric->answers) ||
-        !read_tokens(h, wrong_start, wrong, metric->n_sequences, "wrong answers", &metric->wrong_start, &metric->wrong))
+    if (!read_tokens(h, fields[ANSWER_START], fields[ANSWERS], metric->n_sequences, "answers", &metric->answer_start, &metric->answers) ||
+        !read_tokens(h, fields[WRONG_START], fields[WRONG], metric->n_sequences, "wrong answers", &metric->wrong_start, &metric->wrong))
         return 0;
     if (reference == Py_None) return 1;
     int64_t dims[2];
@@ -48,12 +49,20 @@ static int read_metric(py_held *h, PyObject *tuple, int64_t n_vocab, asp_metric 
     return dims[0] == metric->n_sequences && dims[1] == n_vocab ? 1 : wrong_shape("reference logits");
 }
 
-/* (Run or None, mean z (L,T,H,D) or None, mean entries (L,H,T,T,D) or None); length: T of all prompts. */
-static int read_reference(py_held *h, PyObject *self, PyObject *tuple, int64_t length, asp_reference *reference) {
-    PyObject *run, *z, *entries;
+static int read_metric(py_held *h, PyObject *object, int64_t n_vocab, asp_metric *metric) {
+    static const char *const names[] = {"kind", "answer_start", "answers", "wrong_start", "wrong", "reference"};
+    PyObject *fields[METRIC_FIELDS];
+    if (!asp_py_module_fields(object, "Metric", names, METRIC_FIELDS, fields)) return 0;
+    const int good = read_metric_fields(h, fields, n_vocab, metric);
+    asp_py_module_forget(fields, METRIC_FIELDS);
+    return good;
+}
+
+/* fields: run, z, entries; length: T of all prompts. */
+static int read_reference_fields(py_held *h, PyObject *self, PyObject **fields, int64_t length, asp_reference *reference) {
+    PyObject *run = fields[0], *z = fields[1], *entries = fields[2];
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     int64_t dims[5];
-    if (!PyArg_ParseTuple(tuple, "OOO", &run, &z, &entries)) return 0;
     if (run != Py_None) {
         if (!Py_IS_TYPE(run, asp_py_module_state(Py_TYPE(self))->run_type)) {
             PyErr_SetString(PyExc_TypeError, "the reference must be a run");
@@ -75,6 +84,15 @@ static int read_reference(py_held *h, PyObject *self, PyObject *tuple, int64_t l
             return wrong_shape("mean entries");
     }
     return 1;
+}
+
+static int read_reference(py_held *h, PyObject *self, PyObject *object, int64_t length, asp_reference *reference) {
+    static const char *const names[] = {"run", "z", "entries"};
+    PyObject *fields[3];
+    if (!asp_py_module_fields(object, "Reference", names, 3, fields)) return 0;
+    const int good = read_reference_fields(h, self, fields, length, reference);
+    asp_py_module_forget(fields, 3);
+    return good;
 }
 
 static int read_unit(int unit, asp_unit *out) {
@@ -258,22 +276,31 @@ void asp_py_circuit_interventions_free(py_interventions *i) {
     PyMem_Free(i);
 }
 
-/* (heads, values, entries, values or None, mlps, values, resids, values). */
-py_interventions *asp_py_circuit_interventions_new(PyObject *tuple, const asp_config *c) {
+static int read_interventions(py_interventions *i, PyObject **o, const asp_config *c) {
+    asp_interventions *g = &i->given;
+    return read_list(&i->held, o[0], o[1], 4, c->d_head, 0, "heads", &g->n_heads, &g->heads, &g->head_values) &&
+           read_list(&i->held, o[2], o[3], 5, c->d_head, 1, "entries", &g->n_entries, &g->entries, &g->entry_values) &&
+           read_list(&i->held, o[4], o[5], 3, c->d_model, 0, "mlps", &g->n_mlps, &g->mlps, &g->mlp_values) &&
+           read_list(&i->held, o[6], o[7], 4, c->d_model, 0, "resids", &g->n_resids, &g->resids, &g->resid_values);
+}
+
+py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_config *c) {
+    static const char *const names[] = {"heads", "head_values", "entries", "entry_values",
+                                        "mlps",  "mlp_values",  "resids",  "resid_values"};
     PyObject *o[8];
     py_interventions *i = PyMem_Calloc(1, sizeof *i);
     if (!i) {
         PyErr_NoMemory();
         return NULL;
     }
-    asp_interventions *g = &i->given;
-    if (PyArg_ParseTuple(tuple, "OOOOOOOO", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7]) &&
-        read_list(&i->held, o[0], o[1], 4, c->d_head, 0, "heads", &g->n_heads, &g->heads, &g->head_values) &&
-        read_list(&i->held, o[2], o[3], 5, c->d_head, 1, "entries", &g->n_entries, &g->entries, &g->entry_values) &&
-        read_list(&i->held, o[4], o[5], 3, c->d_model, 0, "mlps", &g->n_mlps, &g->mlps, &g->mlp_values) &&
-        read_list(&i->held, o[6], o[7], 4, c->d_model, 0, "resids", &g->n_resids, &g->resids, &g->resid_values)) {
+    int good = asp_py_module_fields(object, "Interventions", names, 8, o);
+    if (good) {
+        good = read_interventions(i, o, c);
+        asp_py_module_forget(o, 8);
+    }
+    if (good) {
         asp_error err = {0};
-        const asp_status status = asp_interventions_hooks(&i->hooks, g, &err);
+        const asp_status status = asp_interventions_hooks(&i->hooks, &i->given, &err);
         if (!status) return i;
         asp_py_call_raise(status, &err);
     }

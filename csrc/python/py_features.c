@@ -276,13 +276,8 @@ static int read_errors(py_substitute *s, PyObject *errors, const asp_config *con
     return 0;
 }
 
-py_substitute *asp_py_features_substitute_new(PyObject *tuple, py_model *model, int64_t n_tokens) {
-    PyObject *features, *source, *errors;
-    if (!PyTuple_Check(tuple)) {
-        PyErr_SetString(PyExc_TypeError, "substitute must be a tuple");
-        return NULL;
-    }
-    if (!PyArg_ParseTuple(tuple, "OOO:substitute", &features, &source, &errors)) return NULL;
+static py_substitute *new_substitute(PyObject **fields, py_model *model, int64_t n_tokens) {
+    PyObject *features = fields[0], *source = fields[1], *errors = fields[2];
     if (!Py_IS_TYPE(features, asp_py_module_state(Py_TYPE((PyObject *)model))->features_type)) {
         PyErr_Format(PyExc_TypeError, "substitute needs Features, got %.80s", Py_TYPE(features)->tp_name);
         return NULL;
@@ -304,6 +299,15 @@ py_substitute *asp_py_features_substitute_new(PyObject *tuple, py_model *model, 
     }
     asp_py_features_substitute_free(s, ASP_BAD_ARGUMENT);
     return NULL;
+}
+
+py_substitute *asp_py_features_substitute_new(PyObject *object, py_model *model, int64_t n_tokens) {
+    static const char *const names[] = {"features", "source", "errors"};
+    PyObject *fields[3];
+    if (!asp_py_module_fields(object, "Substitute", names, 3, fields)) return NULL;
+    py_substitute *s = new_substitute(fields, model, n_tokens);
+    asp_py_module_forget(fields, 3);
+    return s;
 }
 
 const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *s, py_call *call, asp_error *err) {

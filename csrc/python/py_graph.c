@@ -22,17 +22,22 @@ typedef struct {
     void *data[2];
 } graph_call;
 
-/* (run, output_bias (L,E) or None, skip (L,E,E) or None, skip_from_resid) */
-static int read_frozen(graph_call *g, PyObject *self, PyObject *tuple) {
+/* fields: run, output_bias (L,E) or None, skip (L,E,E) or None, skip_from_resid */
+static int read_held_fields(graph_call *g, PyObject *self, PyObject **fields) {
     py_held *h = &g->held;
     asp_held_run *frozen = &g->frozen;
-    PyObject *run, *bias, *skip;
+    PyObject *run = fields[0], *bias = fields[1], *skip = fields[2];
     int64_t dims[3];
     py_model *model = (py_model *)self;
     const asp_config *c = asp_model_config(model->model);
-    if (!PyArg_ParseTuple(tuple, "O!OOp", asp_py_module_state(Py_TYPE(self))->run_type, &run, &bias, &skip, &frozen->skip_from_resid))
+    frozen->skip_from_resid = PyObject_IsTrue(fields[3]);
+    if (frozen->skip_from_resid < 0) return 0;
+    if (!Py_IS_TYPE(run, asp_py_module_state(Py_TYPE(self))->run_type)) {
+        PyErr_Format(PyExc_TypeError, "a held run must be a Run, got %.80s", Py_TYPE(run)->tp_name);
         return 0;
+    }
     g->run = (py_run *)run;
+    h->arrays[h->n++] = Py_NewRef(run);
     if (!asp_py_run_is_current(g->run, model)) return 0;
     frozen->run = g->run->run;
     if (bias != Py_None) {
@@ -46,12 +51,21 @@ static int read_frozen(graph_call *g, PyObject *self, PyObject *tuple) {
     return (dims[0] == c->n_layer && dims[1] == c->d_model && dims[2] == c->d_model) || shape_error("skip") != NULL;
 }
 
-/* (n_sources, layer (n), position (n), source (n), vectors (n,E)) */
-static int read_writes(py_held *h, const asp_config *c, PyObject *tuple, asp_writes *writes) {
-    PyObject *layer, *position, *source, *vectors;
-    long long n_sources;
+static int read_held_run(graph_call *g, PyObject *self, PyObject *object) {
+    static const char *const names[] = {"run", "output_bias", "skip", "skip_from_resid"};
+    PyObject *fields[4];
+    if (!asp_py_module_fields(object, "HeldRun", names, 4, fields)) return 0;
+    const int good = read_held_fields(g, self, fields);
+    asp_py_module_forget(fields, 4);
+    return good;
+}
+
+/* fields: n_sources, layer (n), position (n), source (n), vectors (n,E) */
+static int read_writes_fields(py_held *h, const asp_config *c, PyObject **fields, asp_writes *writes) {
+    PyObject *layer = fields[1], *position = fields[2], *source = fields[3], *vectors = fields[4];
+    const long long n_sources = PyLong_AsLongLong(fields[0]);
+    if (n_sources == -1 && PyErr_Occurred()) return 0;
     int64_t n[3], dims[2];
-    if (!PyArg_ParseTuple(tuple, "LOOOO", &n_sources, &layer, &position, &source, &vectors)) return 0;
     if (!(writes->layer = asp_py_arrays_hold_copy(h, layer, ASP_PY_INT32, 1, "write layers", &n[0])) ||
         !(writes->position = asp_py_arrays_hold_copy(h, position, ASP_PY_INT32, 1, "write positions", &n[1])) ||
         !(writes->source = asp_py_arrays_hold_copy(h, source, ASP_PY_INT32, 1, "write sources", &n[2])) ||
@@ -63,11 +77,19 @@ static int read_writes(py_held *h, const asp_config *c, PyObject *tuple, asp_wri
     return shape_error("writes") != NULL;
 }
 
-/* (point (n), position (n), reading (n), vectors (n,E)) */
-static int read_reads(py_held *h, const asp_config *c, PyObject *tuple, asp_reads *reads) {
-    PyObject *point, *position, *reading, *vectors;
+static int read_writes(py_held *h, const asp_config *c, PyObject *object, asp_writes *writes) {
+    static const char *const names[] = {"n_sources", "layer", "position", "source", "vectors"};
+    PyObject *fields[5];
+    if (!asp_py_module_fields(object, "Writes", names, 5, fields)) return 0;
+    const int good = read_writes_fields(h, c, fields, writes);
+    asp_py_module_forget(fields, 5);
+    return good;
+}
+
+/* fields: point (n), position (n), reading (n), vectors (n,E) */
+static int read_reads_fields(py_held *h, const asp_config *c, PyObject **fields, asp_reads *reads) {
+    PyObject *point = fields[0], *position = fields[1], *reading = fields[2], *vectors = fields[3];
     int64_t n[3], dims[2];
-    if (!PyArg_ParseTuple(tuple, "OOOO", &point, &position, &reading, &vectors)) return 0;
     if (!(reads->point = asp_py_arrays_hold_copy(h, point, ASP_PY_INT32, 1, "points", &n[0])) ||
         !(reads->position = asp_py_arrays_hold_copy(h, position, ASP_PY_INT32, 1, "read positions", &n[1])) ||
         !(reads->vectors = asp_py_arrays_hold(h, vectors, ASP_PY_REAL, 2, "read vectors", dims)))
@@ -83,6 +105,15 @@ static int read_reads(py_held *h, const asp_config *c, PyObject *tuple, asp_read
     reads->reading = bytes;
     reads->n_targets = dims[0];
     return 1;
+}
+
+static int read_reads(py_held *h, const asp_config *c, PyObject *object, asp_reads *reads) {
+    static const char *const names[] = {"point", "position", "reading", "vectors"};
+    PyObject *fields[4];
+    if (!asp_py_module_fields(object, "Reads", names, 4, fields)) return 0;
+    const int good = read_reads_fields(h, c, fields, reads);
+    asp_py_module_forget(fields, 4);
+    return good;
 }
 
 typedef asp_status (*graph_function)(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err);
@@ -122,7 +153,7 @@ PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!|i:graph_edges", names, &PyTuple_Type, &frozen, &PyTuple_Type,
                                      &writes, &PyTuple_Type, &reads, &g.threads) || !asp_py_call_check_threads(g.threads))
         return NULL;
-    int ready = read_frozen(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes) &&
+    int ready = read_held_run(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes) &&
                 read_reads(&g.held, c, reads, &g.reads);
     if (ready) {
         const int64_t dims[] = {g.reads.n_targets, g.writes.n_sources};
@@ -145,7 +176,7 @@ PyObject *asp_py_graph_sources(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:graph_carried", names, &PyTuple_Type, &frozen, &PyTuple_Type,
                                      &writes, &g.threads) || !asp_py_call_check_threads(g.threads))
         return NULL;
-    const int ready = read_frozen(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes);
+    const int ready = read_held_run(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes);
     const int64_t dims[] = {g.writes.n_sources, c->n_layer, c->n_head, c->d_head};
     if (ready) g.out[0] = asp_py_arrays_new(ASP_PY_REAL, 4, dims, &g.data[0]);
     return finish(&g, self, ready, carried_function);
@@ -163,7 +194,7 @@ PyObject *asp_py_graph_targets(PyObject *self, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!p|i:graph_received", names, &PyTuple_Type, &frozen, &PyTuple_Type,
                                      &reads, &g.alone, &g.threads) || !asp_py_call_check_threads(g.threads))
         return NULL;
-    const int ready = read_frozen(&g, self, frozen) && read_reads(&g.held, c, reads, &g.reads);
+    const int ready = read_held_run(&g, self, frozen) && read_reads(&g.held, c, reads, &g.reads);
     const int64_t dims[] = {g.reads.n_targets, c->n_layer, c->n_head, c->d_head};
     if (ready) g.out[0] = asp_py_arrays_new(ASP_PY_REAL, 4, dims, &g.data[0]);
     return finish(&g, self, ready, received_function);

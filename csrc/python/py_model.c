@@ -258,8 +258,7 @@ static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *opt
                            PyObject *changes, PyObject *substitute) {
     if (!asp_py_arrays_batch(&in->batch, tokens, offsets)) return 0;
     if (changes != Py_None) {
-        if (PyTuple_Check(changes)) in->interventions = asp_py_circuit_interventions_new(changes, asp_model_config(model->model));
-        else PyErr_SetString(PyExc_TypeError, "interventions must be a tuple");
+        in->interventions = asp_py_circuit_interventions_new(changes, asp_model_config(model->model));
         if (!in->interventions) return 0;
         options->hooks = asp_py_circuit_interventions_hooks(in->interventions);
     }

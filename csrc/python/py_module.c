@@ -11,6 +11,21 @@ PyObject *asp_py_module_tuple(PyObject *object, const char *text) {
     return items;
 }
 
+int asp_py_module_fields(PyObject *object, const char *kind, const char *const *names, int n, PyObject **fields) {
+    int found = 0;
+    while (found < n && (fields[found] = PyObject_GetAttrString(object, names[found]))) found++;
+    if (found == n) return 1;
+    if (PyErr_ExceptionMatches(PyExc_AttributeError))
+        PyErr_Format(PyExc_TypeError, "expected attnsparse._core_types.%s, got %.80s, which has no '%s'", kind,
+                     Py_TYPE(object)->tp_name, names[found]);
+    asp_py_module_forget(fields, found);
+    return 0;
+}
+
+void asp_py_module_forget(PyObject **fields, int n) {
+    for (int i = 0; i < n; i++) Py_CLEAR(fields[i]);
+}
+
 const char *asp_py_module_name(PyObject *object, const char *what) {
     if (PyUnicode_Check(object)) return PyUnicode_AsUTF8(object);
     PyErr_Format(PyExc_TypeError, "%s must be a string, got %.80s", what, Py_TYPE(object)->tp_name);

@@ -20,6 +20,7 @@ from public_objects import Everything, small_transcoders
 from reliability import TOKENS, counters
 
 from attnsparse import _core
+from attnsparse._core_types import Substitute
 
 #: after so many calls in a row that met no failure there are no more allocations to fail
 ENOUGH = 30
@@ -83,7 +84,7 @@ def main() -> None:
 
     def replaced() -> Any:
         features = _core.Features(core, len(TOKENS), "jump_relu", cross_layer=True)
-        return core.run(TOKENS, OFFSETS, (), threads=1, substitute=(features, answers, errors))
+        return core.run(TOKENS, OFFSETS, (), threads=1, substitute=Substitute(features, answers, errors))
 
     calls: list[Callable[[], Any]] = [
         lambda: _core.Model(config),

@@ -12,6 +12,7 @@ from graph_toys import PROMPT, random_transcoders, toy, toy_graph
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse._core_types import Reads, Writes
 
 KINDS = [
     {},
@@ -509,12 +510,12 @@ def test_core_refuses_what_would_leave_its_arrays() -> None:
     wrong = [(layer + 9, position, source), (layer, position + 6, source), (layer, position, source + n)]
     for changed in wrong:
         with pytest.raises(IndexError, match="out of range"):
-            core.graph_carried(sources.frozen, (n, *changed, vectors))
+            core.graph_carried(sources.frozen, Writes(n, *changed, vectors))
     with pytest.raises(ValueError, match="in order"):
-        core.graph_carried(sources.frozen, (n, layer[::-1].copy(), position, source, vectors))
+        core.graph_carried(sources.frozen, Writes(n, layer[::-1].copy(), position, source, vectors))
     bad = np.array([99], np.int32)
     with pytest.raises(IndexError, match="target 0"):
-        core.graph_received(sources.frozen, (bad, bad * 0, bad * 0, vectors[:1].copy()), False)
+        core.graph_received(sources.frozen, Reads(bad, bad * 0, bad * 0, vectors[:1].copy()), False)
     with pytest.raises(ValueError, match="circle"):
         _core.graph_influence(
             np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32), np.array([1.0, 0.0])

@@ -10,16 +10,19 @@ from reliability import TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse._core_types import HeldRun, Metric, Reference
 
 ONE = np.array([0, 1], np.int64)
 CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
-METRIC = ("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
+METRIC = Metric("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
+
+NOTHING = Reference()
 
 
-def sweep_arguments(layer: int = 1, token: int = 5, reference: tuple = (None, None, None)) -> tuple:
+def sweep_arguments(layer: int = 1, token: int = 5, reference: Reference = NOTHING) -> tuple:
     """Variants, unit, order, reference and metric of `_core.Model.sweep`: head 3 of layer 1 ablated."""
     variants = np.array([[0, layer, 0, 0, 0, 8, 7]], np.int64)
-    metric = ("logit_diff", ONE, np.array([token], np.int32), *METRIC[3:])
+    metric = METRIC._replace(answers=np.array([token], np.int32))
     return variants, 0, np.arange(8, dtype=np.int32), reference, metric
 
 
@@ -76,23 +79,23 @@ CORE_CALLS: dict[str, Uses] = {
     ),
     "_core.Model.sweep": uses(
         lambda e: e.core.sweep(e.clean, *sweep_arguments()),
-        lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.clean, None, None))),
+        lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=Reference(e.clean))),
         wrong=(
             lambda e: e.core.sweep(e.plain._core, *sweep_arguments()),
             lambda e: e.core.sweep(e.clean, *sweep_arguments(layer=2)),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(3, None, None))),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=(e.other, None, None))),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=Reference(3))),
+            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=Reference(e.other))),
             lambda e: e.core.sweep(e.clean, *sweep_arguments(token=96)),
             lambda e: e.changing._core.sweep(e.clean, *sweep_arguments()),
         ),
         cost=5,
     ),
     "_core.Model.attribution": uses(
-        lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 2, False, (None,) * 3, None, METRIC),
+        lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 2, False, Reference(), None, METRIC),
         wrong=(
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 3, 2, False, (None,) * 3, None, METRIC),
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 0, False, (None,) * 3, None, METRIC),
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 1, True, (None,) * 3, None, METRIC),
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 3, 2, False, Reference(), None, METRIC),
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 0, False, Reference(), None, METRIC),
+            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 1, True, Reference(), None, METRIC),
         ),
         cost=5,
     ),
@@ -195,19 +198,21 @@ CORE_CALLS: dict[str, Uses] = {
     "_core.Model.graph_edges": uses(
         lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, e.reads),
         wrong=(
-            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes, (e.reads[0] + 1, *e.reads[1:])),
-            lambda e: e.core.graph_edges((e.plain._core, None, None, False), e.sources.writes, e.reads),
-            lambda e: e.core.graph_edges(e.sources.frozen, e.sources.writes[:4], e.reads),
+            lambda e: e.core.graph_edges(
+                e.sources.frozen, e.sources.writes, e.reads._replace(point=e.reads.point + 1)
+            ),
+            lambda e: e.core.graph_edges(HeldRun(e.plain._core), e.sources.writes, e.reads),
+            lambda e: e.core.graph_edges(e.sources.frozen, e.reads, e.reads),
         ),
     ),
     "_core.Model.graph_carried": uses(
         lambda e: e.core.graph_carried(e.sources.frozen, e.sources.writes),
-        wrong=(lambda e: e.core.graph_carried((e.ragged._core, None, None, False), e.sources.writes),),
+        wrong=(lambda e: e.core.graph_carried(HeldRun(e.ragged._core), e.sources.writes),),
     ),
     "_core.Model.graph_received": uses(
         lambda e: e.core.graph_received(e.sources.frozen, e.reads, False),
         lambda e: e.core.graph_received(e.sources.frozen, e.reads, True),
-        wrong=(lambda e: e.core.graph_received(e.sources.frozen, (e.reads[0], *e.reads), False),),
+        wrong=(lambda e: e.core.graph_received(e.sources.frozen, e.sources.writes, False),),
     ),
     "_core.graph_loadings": uses(
         lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),

@@ -15,6 +15,7 @@ from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse._core_types import Reads
 from attnsparse.circuits import effects
 from attnsparse.model import gradients
 from attnsparse.tasks.task import Task
@@ -88,8 +89,8 @@ class Everything:
         self.pruned, self.sources = self.graph.prune(), self.graph.origin[0]
         self.coder = _core.CoderTrainer(4, 5, 6)
         self.coder.load("w_enc", np.arange(24, dtype=np.float32).reshape(6, 4) - 10)
-        self.reads = (np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
-                      np.ones((1, 64), np.float32))  # fmt: skip
+        self.reads = Reads(np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
+                           np.ones((1, 64), np.float32))  # fmt: skip
         self.model.save(self.folder / "saved")
         self.trainer.save(self.folder / "saved.ckpt")
         return self

@@ -18,6 +18,7 @@ from test_wrong_arguments import check_message
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse._core_types import Substitute
 from attnsparse.transcoders.features import _Weights
 
 ARRAYS = ("w_enc", "b_enc", "w_dec", "output_bias", "threshold", "skip")
@@ -298,7 +299,7 @@ def test_the_core_trusts_no_answer(model):
             features = _core.Features(model._core, len(TOKENS), "jump_relu", cross_layer=True)
             calls = {
                 True: lambda f=features, s=source: model._core.run(
-                    TOKENS, OFFSETS, (), substitute=(f, s, None)
+                    TOKENS, OFFSETS, (), substitute=Substitute(f, s, None)
                 ),
                 False: lambda f=features, s=source: f.fill(run, 0, s),
             }
@@ -321,7 +322,7 @@ def test_the_core_refuses_what_is_not_a_substitute(model):
 
     other = reliability.model()._core
     filled = fresh()
-    core.run(TOKENS, OFFSETS, (), substitute=(filled, source, None))
+    core.run(TOKENS, OFFSETS, (), substitute=Substitute(filled, source, None))
     assert filled.array("reconstruction").shape == (2, 8, 64)
     with pytest.raises(KeyError):
         filled.array("error")
@@ -329,16 +330,16 @@ def test_the_core_refuses_what_is_not_a_substitute(model):
     cases = [
         3,
         (fresh(), source),
-        (3, source, None),
-        (fresh(3), source, None),
-        (fresh(of=other), source, None),
+        Substitute(3, source, None),
+        Substitute(fresh(3), source, None),
+        Substitute(fresh(of=other), source, None),
     ]
-    cases += [(filled, source, None), *((fresh(), source, errors) for errors in wrong_errors)]
+    cases += [Substitute(filled, source, None), *(Substitute(fresh(), source, e) for e in wrong_errors)]
     for substitute in cases:
         with pytest.raises((TypeError, ValueError, RuntimeError)):
             core.run(TOKENS, OFFSETS, (), substitute=substitute)
     with pytest.raises(ValueError, match="mlp_pre"):
-        core.run(TOKENS, OFFSETS, ("mlp_post",), substitute=(fresh(), source, None))
+        core.run(TOKENS, OFFSETS, ("mlp_post",), substitute=Substitute(fresh(), source, None))
     del cases, substitute
     gc.collect()
 
