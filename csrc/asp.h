@@ -46,8 +46,7 @@ typedef struct {
 } asp_error;
 
 /* Fill err and return status. */
-asp_status asp_fail(asp_error *err, asp_status status, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+asp_status asp_fail(asp_error *err, asp_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* ---- how a call runs ----------------------------------------------------------- */
 
@@ -55,7 +54,7 @@ typedef struct {
     int n_threads;            /* >= 1 */
     int (*poll)(void *state); /* called now and then from the calling thread; nonzero stops. May be NULL */
     void *poll_state;
-    asp_error *err;           /* for the core: where what fails inside a call says what it is.  Callers leave it NULL */
+    asp_error *err; /* for the core: where what fails inside a call says what it is.  Callers leave it NULL */
 } asp_context;
 
 /* Everything is computed with rounding to nearest, subnormal numbers and no traps, whatever the calling thread has
@@ -85,18 +84,18 @@ typedef struct {
     char name[48];
     int n_dims;
     int64_t dims[2];
-    int64_t size;    /* elements */
-    int64_t offset;  /* elements from the start of the arena */
+    int64_t size;   /* elements */
+    int64_t offset; /* elements from the start of the arena */
 } asp_parameter;
 
 /* A model with zero weights.  Errors: BAD_ARGUMENT, NO_MEMORY. */
 asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error *err);
 void asp_model_free(asp_model *model);
 const asp_config *asp_model_config(const asp_model *model);
-int64_t asp_model_n_parameters(const asp_model *model);      /* arrays in the table */
+int64_t asp_model_n_parameters(const asp_model *model); /* arrays in the table */
 const asp_parameter *asp_model_parameter(const asp_model *model, int64_t index);
-asp_real *asp_model_data(asp_model *model);                  /* start of the arena */
-int64_t asp_model_size(const asp_model *model);              /* elements in the arena */
+asp_real *asp_model_data(asp_model *model);     /* start of the arena */
+int64_t asp_model_size(const asp_model *model); /* elements in the arena */
 
 /* Counts non-finite values of data[0..n); *first is the index of the first one, or -1. */
 int64_t asp_model_count_nonfinite(const asp_real *data, int64_t n, int64_t *first);
@@ -104,8 +103,8 @@ int64_t asp_model_count_nonfinite(const asp_real *data, int64_t n, int64_t *firs
 /* ---- batches ------------------------------------------------------------------- */
 
 typedef struct {
-    const int32_t *tokens;   /* (N) read */
-    const int64_t *offsets;  /* (B+1) read */
+    const int32_t *tokens;  /* (N) read */
+    const int64_t *offsets; /* (B+1) read */
     int64_t n_sequences;
     const int32_t *targets;  /* (N) read where weights is not 0 */
     const asp_real *weights; /* (N) read */
@@ -176,16 +175,15 @@ typedef struct asp_run asp_run;
  *   tokens (N) read, copied    offsets (B+1) read, copied
  * Errors: BAD_INDEX for a token id, BAD_ARGUMENT for lengths, NO_MEMORY, STOPPED. */
 asp_status asp_run_new(asp_run **run, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
-                       int64_t n_sequences, const asp_run_options *options, const asp_context *context,
-                       asp_error *err);
+                       int64_t n_sequences, const asp_run_options *options, const asp_context *context, asp_error *err);
 void asp_run_free(asp_run *run);
 
 typedef struct {
-    void *data;   /* NULL: not recorded */
+    void *data; /* NULL: not recorded */
     int n_dims;
     int64_t dims[5];
     int64_t strides[5]; /* elements; rows of padding may follow the N rows */
-    int is_byte;  /* gate: bytes; everything else asp_real */
+    int is_byte;        /* gate: bytes; everything else asp_real */
 } asp_array;
 
 /* The packed array of one record; data NULL if it was not recorded. */
@@ -209,27 +207,27 @@ asp_edges asp_run_edges(const asp_run *run);
  *   projection (L,H,n) written if direction is given: (v W_O) . direction
  *   direction (E) read, or NULL */
 asp_status asp_run_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
-                           const asp_real *direction, asp_real *value_norm, asp_real *output_norm, asp_real *projection,
-                           const asp_context *context, asp_error *err);
+                               const asp_real *direction, asp_real *value_norm, asp_real *output_norm,
+                               asp_real *projection, const asp_context *context, asp_error *err);
 
 /* Scores of chosen entries, exactly as the forward pass computed them.
  *   layer, head, query, key (n) read: token rows of the packed batch    scores (n) written
  * BAD_INDEX: a number is out of range. */
 asp_status asp_attention_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
-                            const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
-                            const asp_context *context, asp_error *err);
+                                      const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
+                                      const asp_context *context, asp_error *err);
 
 /* ---- gradients ----------------------------------------------------------------- */
 
 enum { ASP_GATE_GRADIENT_NONE = 0, ASP_GATE_GRADIENT_STRAIGHT_THROUGH = 1 };
 
 typedef struct {
-    int parameters;        /* gradients of all weights */
-    uint64_t records;      /* gradients of activations: RESID, RESID_MID, QKV, SCORES, PATTERN, Z, MLP_PRE, MLP_POST */
-    int gate_gradient;     /* ASP_GATE_GRADIENT_* */
-    const asp_real *dlogits;  /* (N,V) read, or NULL: cross-entropy with targets and weights below */
-    const int32_t *targets;   /* (N) read; used where the weight is not 0 */
-    const asp_real *weights;  /* (N) read; the loss is sum(w * ce) / sum(w) */
+    int parameters;    /* gradients of all weights */
+    uint64_t records;  /* gradients of activations: RESID, RESID_MID, QKV, SCORES, PATTERN, Z, MLP_PRE, MLP_POST */
+    int gate_gradient; /* ASP_GATE_GRADIENT_* */
+    const asp_real *dlogits; /* (N,V) read, or NULL: cross-entropy with targets and weights below */
+    const int32_t *targets;  /* (N) read; used where the weight is not 0 */
+    const asp_real *weights; /* (N) read; the loss is sum(w * ce) / sum(w) */
     int64_t max_bytes;
 } asp_gradient_options;
 
@@ -237,22 +235,21 @@ typedef struct asp_gradients asp_gradients;
 
 /* Forward and backward over B packed sequences, gates as at evaluation.  Errors as asp_run_new. */
 asp_status asp_gradients_new(asp_gradients **gradients, const asp_model *model, const int32_t *tokens,
-                             const int64_t *offsets, int64_t n_sequences,
-                             const asp_gradient_options *options, const asp_context *context,
-                             asp_error *err);
+                             const int64_t *offsets, int64_t n_sequences, const asp_gradient_options *options,
+                             const asp_context *context, asp_error *err);
 void asp_gradients_free(asp_gradients *gradients);
-double asp_gradients_loss(const asp_gradients *gradients);   /* cross-entropy, or sum(dlogits * logits) */
+double asp_gradients_loss(const asp_gradients *gradients); /* cross-entropy, or sum(dlogits * logits) */
 asp_array asp_gradients_array(const asp_gradients *gradients, asp_record record);
 asp_real *asp_gradients_parameters(const asp_gradients *gradients); /* laid out as the model's arena */
 
 /* ---- metrics ------------------------------------------------------------------- */
 
 typedef enum {
-    ASP_LOGIT_DIFF,      /* mean logit of the answers minus the mean of the wrong ones */
-    ASP_LOGIT_DIFF_MAX,  /* ... minus the largest of the wrong ones */
-    ASP_PROB_DIFF,       /* probability of all answers minus that of all wrong ones */
-    ASP_LOG_PROB,        /* log-probability of all answers together */
-    ASP_KL,              /* KL(reference || logits) */
+    ASP_LOGIT_DIFF,     /* mean logit of the answers minus the mean of the wrong ones */
+    ASP_LOGIT_DIFF_MAX, /* ... minus the largest of the wrong ones */
+    ASP_PROB_DIFF,      /* probability of all answers minus that of all wrong ones */
+    ASP_LOG_PROB,       /* log-probability of all answers together */
+    ASP_KL,             /* KL(reference || logits) */
     ASP_N_METRICS
 } asp_metric_kind;
 
@@ -270,8 +267,8 @@ asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error
 
 /* ---- machine ------------------------------------------------------------------- */
 
-int asp_parallel_default_threads(void);         /* from affinity and cgroup quota */
-const char *asp_isa_name(void);        /* "avx512", "avx2", "baseline" */
+int asp_parallel_default_threads(void); /* from affinity and cgroup quota */
+const char *asp_isa_name(void);         /* "avx512", "avx2", "baseline" */
 /* Chooses kernels by CPU, or by name ("baseline", ...) if it is one that this CPU runs. */
 asp_status asp_isa_select(const char *name, asp_error *err);
 const char *asp_blas_config(void);
@@ -281,7 +278,9 @@ typedef struct asp_blas_state asp_blas_state;
 asp_blas_state *asp_blas_get_state(void);
 void asp_blas_share_state(asp_blas_state *shared);
 
-typedef struct { int64_t live_bytes, live_blocks, n_allocations; } asp_memory_stats;
+typedef struct {
+    int64_t live_bytes, live_blocks, n_allocations;
+} asp_memory_stats;
 asp_memory_stats asp_memory_get_stats(void);
 /* The n-th allocation from now fails (n >= 1); 0 switches this off. */
 void asp_memory_fail_at(int64_t n);
@@ -290,7 +289,7 @@ void asp_memory_fail_at(int64_t n);
 
 /* u and open-gate noise of one row: u (T) written, in (0,1). */
 void asp_isa_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
-                   uint64_t head, uint64_t query);
+                       uint64_t head, uint64_t query);
 void asp_isa_exp_array(asp_real *out, const asp_real *x, int64_t n);
 
 #include "asp_circuit.h"

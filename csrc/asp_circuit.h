@@ -10,15 +10,15 @@
  * values for one place the later one stays; entries must differ from each other. */
 typedef struct {
     int64_t n_heads, n_entries, n_mlps, n_resids;
-    const int64_t *heads;          /* (n,4) layer, sequence, head, position: z is replaced */
-    const asp_real *head_values;   /* (n,D) */
-    const int64_t *entries;        /* (n,5) layer, sequence, head, query, key: A[query,key] v[key] is replaced */
-    const asp_real *entry_values;  /* (n,D), or NULL: by 0 */
-    const int64_t *mlps;           /* (n,3) layer, sequence, position: the MLP's output is replaced */
-    const asp_real *mlp_values;    /* (n,E) */
-    const int64_t *resids;         /* (n,4) half, layer, sequence, position: the residual stream before layer
+    const int64_t *heads;         /* (n,4) layer, sequence, head, position: z is replaced */
+    const asp_real *head_values;  /* (n,D) */
+    const int64_t *entries;       /* (n,5) layer, sequence, head, query, key: A[query,key] v[key] is replaced */
+    const asp_real *entry_values; /* (n,D), or NULL: by 0 */
+    const int64_t *mlps;          /* (n,3) layer, sequence, position: the MLP's output is replaced */
+    const asp_real *mlp_values;   /* (n,E) */
+    const int64_t *resids;        /* (n,4) half, layer, sequence, position: the residual stream before layer
                                     * 0..L (half 0), or between attention and MLP of layer 0..L-1 (half 1) */
-    const asp_real *resid_values;  /* (n,E) */
+    const asp_real *resid_values; /* (n,E) */
 } asp_interventions;
 
 /* Hooks that make these interventions in one pass at a time, for asp_run_options.  given is read until they are freed.
@@ -43,14 +43,14 @@ typedef struct {
 
 /* What ablated items are replaced by: nothing given = zero. */
 typedef struct {
-    const asp_run *run;        /* paired prompts: z for heads, pattern and qkv for entries; or NULL */
-    const asp_real *z;         /* (L,T,H,D) read: one for all sequences; or NULL */
-    const asp_real *entries;   /* (L,H,T,T,D) read: contributions A v, one for all sequences; or NULL */
+    const asp_run *run;      /* paired prompts: z for heads, pattern and qkv for entries; or NULL */
+    const asp_real *z;       /* (L,T,H,D) read: one for all sequences; or NULL */
+    const asp_real *entries; /* (L,H,T,T,D) read: contributions A v, one for all sequences; or NULL */
 } asp_reference;
 
 typedef struct {
     asp_unit unit;
-    const int32_t *order;      /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, < 0: never ablated;
+    const int32_t *order; /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, < 0: never ablated;
                                 * ASP_RANK_CLOSED: always ablated, and replaced by nothing */
     asp_reference reference;
     asp_metric metric;
@@ -61,11 +61,11 @@ typedef struct {
  * With positions in the unit all sequences have T tokens.  Errors: BAD_STATE for what the runs lack, BAD_INDEX
  * for variants, NO_MEMORY, STOPPED. */
 asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
-                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
-                     asp_error *err);
+                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context, asp_error *err);
 
 /* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
-asp_status asp_reference_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context, asp_error *err);
+asp_status asp_reference_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context,
+                                      asp_error *err);
 
 /* First-order effects of all items at once: with z = m z + (1 - m) reference for one m per item, the derivative
  * of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps (steps 1: m = 1).
@@ -77,12 +77,12 @@ typedef struct {
     int64_t steps;
     int through_gate;
     asp_reference reference;
-    const uint8_t *closed;     /* (L,H,T,T) read: entries that have no reference, with reference.run; or NULL */
+    const uint8_t *closed; /* (L,H,T,T) read: entries that have no reference, with reference.run; or NULL */
     asp_metric metric;
     int64_t max_bytes;
 } asp_attribution_options;
 asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
-                           int64_t n_sequences, const asp_attribution_options *options,
-                           const asp_context *context, asp_error *err);
+                           int64_t n_sequences, const asp_attribution_options *options, const asp_context *context,
+                           asp_error *err);
 
 #endif

@@ -30,10 +30,10 @@ void asp_trainer_free(asp_trainer *trainer);
 /* One optimiser step over n_micro micro-batches: forward, backward, clipping, AdamW, multiplier.
  * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY likewise; BAD_INDEX, BAD_ARGUMENT. */
 asp_status asp_trainer_step(asp_trainer *trainer, const asp_batch *micro, int64_t n_micro,
-                            const asp_step_options *options, const asp_context *context,
-                            asp_step_result *result, asp_error *err);
+                            const asp_step_options *options, const asp_context *context, asp_step_result *result,
+                            asp_error *err);
 asp_trainer_state *asp_trainer_get_state(asp_trainer *trainer);
-asp_real *asp_trainer_first_moment(asp_trainer *trainer);  /* laid out as the model's arena */
+asp_real *asp_trainer_first_moment(asp_trainer *trainer); /* laid out as the model's arena */
 asp_real *asp_trainer_second_moment(asp_trainer *trainer);
 
 #endif

@@ -12,9 +12,9 @@ typedef enum { ASP_TRANSCODER_RELU, ASP_TRANSCODER_JUMP_RELU, ASP_TRANSCODER_TOP
  * none nothing is active, the reconstruction is 0 and a substitute leaves the MLP as it is. */
 typedef struct {
     asp_transcoder_activation activation;
-    int64_t top_k;    /* of TOPK: the k largest positive ones, of equal ones the lower feature */
-    int cross_layer;  /* features of layer l write to layers l .. L-1; else to l alone */
-    int from_mid;     /* reads RESID_MID; else LN2_NORMALIZED */
+    int64_t top_k;         /* of TOPK: the k largest positive ones, of equal ones the lower feature */
+    int cross_layer;       /* features of layer l write to layers l .. L-1; else to l alone */
+    int from_mid;          /* reads RESID_MID; else LN2_NORMALIZED */
     const uint8_t *absent; /* (L) read, copied: not 0 where a layer has no dictionary; NULL: every layer has one */
 } asp_transcoder;
 
@@ -44,11 +44,11 @@ typedef struct {
 typedef struct asp_features asp_features;
 
 /* Nothing yet, for n_tokens rows.  Errors: BAD_ARGUMENT, NO_MEMORY (of all that follows: above max_bytes). */
-asp_status asp_features_new(asp_features **features, const asp_model *model, int64_t n_tokens, const asp_transcoder *coder,
-                            int64_t max_bytes, asp_error *err);
+asp_status asp_features_new(asp_features **features, const asp_model *model, int64_t n_tokens,
+                            const asp_transcoder *coder, int64_t max_bytes, asp_error *err);
 void asp_features_free(asp_features *features);
-/* The next layer that has a dictionary, from x (N,E) read; the last one completes the list.  Errors: those of source; BAD_ARGUMENT if
- * something is not finite; BAD_STATE after the last layer; NO_MEMORY, STOPPED. */
+/* The next layer that has a dictionary, from x (N,E) read; the last one completes the list.  Errors: those of source;
+ * BAD_ARGUMENT if something is not finite; BAD_STATE after the last layer; NO_MEMORY, STOPPED. */
 asp_status asp_features_layer(asp_features *features, const asp_transcoder_source *source, const asp_real *x,
                               const asp_context *context, asp_error *err);
 /* All layers, from rows first.. of a run that recorded the coder's input and MLP_OUT; and the error. */
@@ -58,22 +58,22 @@ asp_status asp_features_of_run(asp_features *features, const asp_run *run, int64
 /* Active features, activation not 0, sorted by (layer, position, feature); NULL before the last layer. */
 typedef struct {
     int64_t n;
-    const int64_t *start;              /* (L+1) by layer */
+    const int64_t *start;                      /* (L+1) by layer */
     const int32_t *layer, *position, *feature; /* (n) */
-    const asp_real *activation;        /* (n) */
+    const asp_real *activation;                /* (n) */
 } asp_feature_list;
 asp_feature_list asp_features_list(const asp_features *features);
 asp_array asp_features_reconstruction(const asp_features *features); /* (L,N,E)  with skip and bias */
-asp_array asp_features_error(const asp_features *features); /* (L,N,E)  MLP_OUT minus that; only of a run */
+asp_array asp_features_error(const asp_features *features);          /* (L,N,E)  MLP_OUT minus that; only of a run */
 int64_t asp_features_bytes(const asp_features *features);
 const uint8_t *asp_features_absent(const asp_features *features); /* (L) as asp_transcoder.absent, or NULL */
 
 /* State for asp_mlp_substitute.layer = asp_features_substitute, whose `kept` is asp_features_absent: the features are
  * found on the way. */
 typedef struct {
-    asp_features *features;   /* new */
+    asp_features *features; /* new */
     const asp_transcoder_source *source;
-    const asp_real *errors;   /* (L,N,E) read: added to the outputs; or NULL */
+    const asp_real *errors; /* (L,N,E) read: added to the outputs; or NULL */
     asp_error *err;
 } asp_feature_substitute;
 asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x, asp_real *out,
@@ -85,32 +85,36 @@ asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x
  * W_dec of length 1.  Letters here: I width of x, O width of y, F features. */
 typedef struct {
     asp_transcoder_activation activation;
-    int64_t top_k;         /* in 1..F */
-    double sparsity;       /* weight of the penalty */
+    int64_t top_k;   /* in 1..F */
+    double sparsity; /* weight of the penalty */
     double sharpness;
-    double bandwidth;      /* thresholds learn from the pre within half of it (Rajamanoharan et al. 2024) */
-    int64_t dead_after;    /* a feature that has not been active for so many steps is dead */
-    int64_t aux_k;         /* so many dead features with the largest pre explain a row's error; 0: none do */
+    double bandwidth;   /* thresholds learn from the pre within half of it (Rajamanoharan et al. 2024) */
+    int64_t dead_after; /* a feature that has not been active for so many steps is dead */
+    int64_t aux_k;      /* so many dead features with the largest pre explain a row's error; 0: none do */
     double aux_weight;
-    double output_scale;   /* y is divided by it */
+    double output_scale; /* y is divided by it */
     double lr, beta1, beta2, eps, clip;
 } asp_transcoder_step_options;
 
 /* Means over rows; loss = error + sparsity * penalty + aux_weight * aux. */
 typedef struct {
     double loss, error, penalty, aux, l0, grad_norm;
-    int64_t n_dead;        /* before the step */
+    int64_t n_dead; /* before the step */
 } asp_transcoder_step_result;
 
 typedef struct asp_transcoder_trainer asp_transcoder_trainer;
 
 /* Weights in the order of the block: W_enc (F,I), b_enc (F), W_dec (F,O), b_dec (O), log_threshold (F). */
 enum { ASP_TRANSCODER_N_WEIGHTS = 5 };
-typedef struct { const char *name; int n_dims; int64_t dims[2], size, offset; } asp_transcoder_weight;
+typedef struct {
+    const char *name;
+    int n_dims;
+    int64_t dims[2], size, offset;
+} asp_transcoder_weight;
 
 /* All zero; the caller fills the weights, with rows of W_dec of length 1. */
 asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features,
-                                 asp_error *err);
+                                      asp_error *err);
 void asp_transcoder_trainer_free(asp_transcoder_trainer *coder);
 const asp_transcoder_weight *asp_transcoder_trainer_weights(const asp_transcoder_trainer *coder);
 /* Blocks of weights, Adam's moments and the last step's gradients: which 0, 1, 2, 3. */
@@ -122,7 +126,7 @@ int64_t *asp_transcoder_trainer_step_count(asp_transcoder_trainer *coder);
  * error is sum (output / scale - y / scale)^2 / (n O).  The gradient of W_dec leaves out its part along the row.
  * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY, BAD_ARGUMENT likewise. */
 asp_status asp_transcoder_trainer_step(asp_transcoder_trainer *coder, const asp_real *x, const asp_real *y, int64_t n,
-                                  const asp_transcoder_step_options *options, const asp_context *context,
-                                  asp_transcoder_step_result *result, asp_error *err);
+                                       const asp_transcoder_step_options *options, const asp_context *context,
+                                       asp_transcoder_step_result *result, asp_error *err);
 
 #endif

@@ -30,7 +30,8 @@ void asp_arena_free(asp_arena *arena) {
 int64_t asp_arena_lay_out(asp_arena *arena, asp_arena_part *parts, int n_parts) {
     for (int i = 0; i < n_parts; i++) {
         int64_t n;
-        parts[i].offset = asp_arena_reserve(arena, asp_multiply(parts[i].n, parts[i].m, &n) ? n : -1, (int64_t)parts[i].size);
+        parts[i].offset =
+            asp_arena_reserve(arena, asp_multiply(parts[i].n, parts[i].m, &n) ? n : -1, (int64_t)parts[i].size);
     }
     return arena->overflow ? INT64_MAX : arena->bytes;
 }

@@ -7,12 +7,18 @@
 /* ---- environment.c ------------------------------------------------------------- */
 
 #if defined(__x86_64__)
-typedef struct { unsigned mxcsr; } asp_control;
+typedef struct {
+    unsigned mxcsr;
+} asp_control;
 #elif defined(__aarch64__)
-typedef struct { uint64_t fpcr, fpsr; } asp_control;
+typedef struct {
+    uint64_t fpcr, fpsr;
+} asp_control;
 #else
 #include <fenv.h>
-typedef struct { fenv_t environment; } asp_control;
+typedef struct {
+    fenv_t environment;
+} asp_control;
 #endif
 /* What a calling thread had, on the stack of the public function that it called. */
 struct asp_environment {
@@ -23,8 +29,8 @@ void asp_environment_enter(asp_environment *environment);
 void asp_environment_leave(asp_environment *environment);
 void asp_environment_of_worker(void);
 /* First in every public function that computes (tests/test_source.py asks for it). */
-#define ASP_ENVIRONMENT                                                                    \
-    asp_environment environment_ __attribute__((cleanup(asp_environment_leave)));         \
+#define ASP_ENVIRONMENT                                                                                                \
+    asp_environment environment_ __attribute__((cleanup(asp_environment_leave)));                                      \
     asp_environment_enter(&environment_)
 
 /* ---- memory.c ------------------------------------------------------------------ */

@@ -19,13 +19,13 @@ enum { BUFFER_BYTES = 40 << 20, MOST_AT_ONCE = ASP_MOST_THREADS, FORKING = 1, EN
 enum { MOMENT_NANOSECONDS = 50000, END_MOMENTS = 15000 }; /* with what a sleep adds, 1.5 s */
 
 struct asp_blas_state {
-    pthread_mutex_t lock;          /* guards all but the atomics */
-    int users, widest;             /* calls under way, and the most threads that one of them may use */
-    int threads_before;            /* OpenBLAS's number of threads, put back when no call is under way */
+    pthread_mutex_t lock; /* guards all but the atomics */
+    int users, widest;    /* calls under way, and the most threads that one of them may use */
+    int threads_before;   /* OpenBLAS's number of threads, put back when no call is under way */
     int n_held;
-    void *held[MOST_AT_ONCE];      /* space for buffers that OpenBLAS has yet to map */
-    atomic_int n_mapped;           /* products at once that need no new buffer */
-    atomic_int under_way, closed;  /* products; FORKING or ENDING while none may begin */
+    void *held[MOST_AT_ONCE];     /* space for buffers that OpenBLAS has yet to map */
+    atomic_int n_mapped;          /* products at once that need no new buffer */
+    atomic_int under_way, closed; /* products; FORKING or ENDING while none may begin */
 };
 
 static asp_blas_state own = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -92,9 +92,10 @@ asp_status asp_blas_enter(const asp_context *context, asp_error *err) {
     }
     pthread_mutex_unlock(&state->lock);
     if (!room)
-        return asp_fail(err, ASP_NO_MEMORY,
-                        "no memory for the buffers of matrix products: %d MB for each of %d threads; fewer threads need less",
-                        BUFFER_BYTES >> 20, n_threads);
+        return asp_fail(
+            err, ASP_NO_MEMORY,
+            "no memory for the buffers of matrix products: %d MB for each of %d threads; fewer threads need less",
+            BUFFER_BYTES >> 20, n_threads);
     calls++;
 #else
     (void)context, (void)err;

@@ -17,16 +17,19 @@ enum { LARGE = 1 << 20, KEPT_BLOCKS = 8 };
 static const int64_t KEPT_BYTES = (int64_t)1 << 30;
 
 typedef struct {
-    void *start;     /* what the system gave */
-    int64_t bytes;   /* what was asked for */
-    int64_t mapped;  /* bytes mapped, 0 for the heap */
+    void *start;    /* what the system gave */
+    int64_t bytes;  /* what was asked for */
+    int64_t mapped; /* bytes mapped, 0 for the heap */
 } block_header;
 
 /* Blocks given back and kept; a caller that finds the lock taken skips the cache. */
 static struct {
     atomic_flag lock;
     int64_t bytes;
-    struct { char *start; int64_t mapped; } blocks[KEPT_BLOCKS];
+    struct {
+        char *start;
+        int64_t mapped;
+    } blocks[KEPT_BLOCKS];
 } kept = {.lock = ATOMIC_FLAG_INIT};
 
 static atomic_llong live_bytes, live_blocks, n_allocations, fail_at;

@@ -26,7 +26,7 @@ typedef struct {
     asp_task task;
     void *arg;
     int64_t n;
-    atomic_llong next;      /* first item that nobody has claimed */
+    atomic_llong next; /* first item that nobody has claimed */
     atomic_int stop;
 } job;
 
@@ -37,16 +37,15 @@ typedef struct {
 } seat;
 
 static struct {
-    pthread_mutex_t owner;  /* held by the caller whose job runs */
-    pthread_mutex_t lock;   /* guards the conditions */
+    pthread_mutex_t owner; /* held by the caller whose job runs */
+    pthread_mutex_t lock;  /* guards the conditions */
     pthread_cond_t done;
     int n_started;
-    atomic_int running;     /* workers that have not finished the job */
+    atomic_int running; /* workers that have not finished the job */
     job job;
-    unsigned generation;    /* + 1 in every forked child */
+    unsigned generation; /* + 1 in every forked child */
     seat seats[MAX_THREADS];
-} pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER,
-          .done = PTHREAD_COND_INITIALIZER};
+} pool = {.owner = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
 
 static inline void relax(void) {
 #if defined(__x86_64__)

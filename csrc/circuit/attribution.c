@@ -9,10 +9,10 @@
 typedef struct {
     const asp_model *model;
     const asp_attribution_options *options;
-    double m, share;         /* 1 - m is the reference's part; share of the result: 1 / steps */
+    double m, share; /* 1 - m is the reference's part; share of the result: 1 / steps */
     asp_reference_view replacement;
-    asp_real *mixed;         /* (R,H,D) of one layer */
-    asp_real *open_z;        /* (D) scratch */
+    asp_real *mixed;  /* (R,H,D) of one layer */
+    asp_real *open_z; /* (D) scratch */
     double *scores;
 } scaling;
 
@@ -25,8 +25,9 @@ static const asp_real *open_z(const scaling *mix, const asp_activations *acts, i
     const int64_t first = acts->offsets[sequence], t = acts->offsets[sequence + 1] - first;
     const int64_t head_index = layer * c->n_head + head, at = (head_index * t + position) * t;
     const asp_real *pattern = (const asp_real *)mix->replacement.pattern.data + acts->square_start[sequence] + at;
-    const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] + first * mix->replacement.qkv.strides[1] +
-                        2 * mix->replacement.qkv.strides[2] + head * c->d_head;
+    const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] +
+                        first * mix->replacement.qkv.strides[1] + 2 * mix->replacement.qkv.strides[2] +
+                        head * c->d_head;
     memset(mix->open_z, 0, (size_t)c->d_head * sizeof *mix->open_z);
     for (int64_t k = 0; k <= position; k++)
         for (int64_t j = 0; !mix->options->closed[at + k] && j < c->d_head; j++)
@@ -43,8 +44,9 @@ static const asp_real *mix_forward(void *state, const asp_activations *acts, int
         for (int64_t r = acts->offsets[b]; r < acts->offsets[b + 1]; r++)
             for (int64_t h = 0; h < c->n_head; h++) {
                 const int64_t at = (r * c->n_head + h) * c->d_head;
-                const asp_real *reference = mix->options->closed ? open_z(mix, acts, layer, b, h, r - acts->offsets[b])
-                                                                 : asp_reference_z(&mix->replacement, layer, b, h, r - acts->offsets[b]);
+                const asp_real *reference = mix->options->closed
+                                                ? open_z(mix, acts, layer, b, h, r - acts->offsets[b])
+                                                : asp_reference_z(&mix->replacement, layer, b, h, r - acts->offsets[b]);
                 for (int64_t j = 0; j < c->d_head; j++)
                     mix->mixed[at + j] = m * z[at + j] + (reference ? (1 - m) * reference[j] : 0);
             }
@@ -88,9 +90,10 @@ static double reference_score(const scaling *mix, const asp_real *dz, int64_t sq
     const int64_t d = mix->model->config.d_head;
     if (mix->options->reference.entries) return dot(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
     const int64_t head_index = layer * mix->model->config.n_head + head;
-    if (!mix->replacement.pattern.data || (mix->options->closed && mix->options->closed[(head_index * t + q) * t + k])) return 0;
-    const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] + (row + k) * mix->replacement.qkv.strides[1] +
-                        2 * mix->replacement.qkv.strides[2] + head * d;
+    if (!mix->replacement.pattern.data || (mix->options->closed && mix->options->closed[(head_index * t + q) * t + k]))
+        return 0;
+    const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] +
+                        (row + k) * mix->replacement.qkv.strides[1] + 2 * mix->replacement.qkv.strides[2] + head * d;
     return (double)((const asp_real *)mix->replacement.pattern.data)[square + q * t + k] * dot(dz, v, d);
 }
 
@@ -149,7 +152,7 @@ typedef struct {
     asp_arena arena;
     scaling mix;
     asp_hooks hooks;
-    double *work;             /* (2,L): gate bias, expected edges */
+    double *work; /* (2,L): gate bias, expected edges */
     asp_real *copies;
 } attribution;
 
@@ -159,7 +162,8 @@ static asp_status prepare(asp_reference_view *r, const asp_attribution_options *
     if (o->metric.n_sequences != n_sequences)
         return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: the metric has %lld prompts, the batch %lld",
                         (long long)o->metric.n_sequences, (long long)n_sequences);
-    if (o->steps < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: steps must be at least 1, got %lld", (long long)o->steps);
+    if (o->steps < 1)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: steps must be at least 1, got %lld", (long long)o->steps);
     if (o->through_gate && (o->unit != ASP_UNIT_EDGE || !model->config.gated))
         return asp_fail(err, ASP_BAD_ARGUMENT, "attribution through the gate is for attention edges of a gated model");
     const int alike = o->unit != ASP_UNIT_HEAD || o->reference.z;
@@ -167,7 +171,8 @@ static asp_status prepare(asp_reference_view *r, const asp_attribution_options *
         asp_reference_open(r, &o->reference, &model->config, offsets, n_sequences, alike, "attribution", err);
     if (status) return status;
     if (o->reference.run && (!r->z.data || (o->unit == ASP_UNIT_EDGE && (!r->pattern.data || !r->qkv.data))))
-        return asp_fail(err, ASP_BAD_STATE, "attribution: the reference run must have recorded z, and pattern and v for entries");
+        return asp_fail(err, ASP_BAD_STATE,
+                        "attribution: the reference run must have recorded z, and pattern and v for entries");
     return asp_metric_check(&o->metric, model->config.n_vocab, err);
 }
 
@@ -177,8 +182,9 @@ static asp_status allocate(attribution *a, const asp_model *m, const asp_attribu
     asp_activations *acts = &a->tape.acts;
     const int64_t squares = o->unit == ASP_UNIT_EDGE ? acts->square_start[acts->n_sequences] : 0;
     asp_real *square;
-    asp_arena_part parts[] = {ASP_PART(a->mix.mixed, acts->n_rows, c->n_head * c->d_head), ASP_PART(a->copies, n_threads, c->n_vocab),
-                              ASP_PART(square, squares, 1), ASP_PART(a->mix.open_z, c->d_head, 1)};
+    asp_arena_part parts[] = {ASP_PART(a->mix.mixed, acts->n_rows, c->n_head * c->d_head),
+                              ASP_PART(a->copies, n_threads, c->n_vocab), ASP_PART(square, squares, 1),
+                              ASP_PART(a->mix.open_z, c->d_head, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&a->arena, parts, PARTS);
     a->work = asp_allocate(2 * c->n_layer, sizeof *a->work);
@@ -210,8 +216,8 @@ static asp_status compute(attribution *a, const asp_model *m, const asp_attribut
 }
 
 asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
-                           int64_t n_sequences, const asp_attribution_options *options,
-                           const asp_context *context, asp_error *err) {
+                           int64_t n_sequences, const asp_attribution_options *options, const asp_context *context,
+                           asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;

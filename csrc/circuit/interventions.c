@@ -10,19 +10,17 @@ typedef struct {
     const asp_interventions *given;
     const int64_t *offsets;
     int64_t n_sequences, n_head, d_head, width, longest;
-    int64_t *entry_start;   /* (L*B*H+1) */
-    int64_t *entry_index;   /* (n_entries) */
-    uint8_t *masks;         /* (n_threads, longest^2) */
-    asp_real *rows;         /* (n_mlps, E): the residual stream that a replaced MLP output is added to */
+    int64_t *entry_start; /* (L*B*H+1) */
+    int64_t *entry_index; /* (n_entries) */
+    uint8_t *masks;       /* (n_threads, longest^2) */
+    asp_real *rows;       /* (n_mlps, E): the residual stream that a replaced MLP output is added to */
 } pass;
 
 static int64_t unit_of(const pass *c, int64_t layer, int64_t sequence, int64_t head) {
     return (layer * c->n_sequences + sequence) * c->n_head + head;
 }
 
-static int64_t row_of(const pass *c, int64_t sequence, int64_t position) {
-    return c->offsets[sequence] + position;
-}
+static int64_t row_of(const pass *c, int64_t sequence, int64_t position) { return c->offsets[sequence] + position; }
 
 /* ---- checks ---------------------------------------------------------------------------- */
 
@@ -105,7 +103,8 @@ static asp_status begin(void *state, const asp_model *model, const int64_t *offs
         c->masks = asp_allocate(n_threads * c->longest, (size_t)c->longest);
         complete = c->entry_start && c->entry_index && c->masks;
     }
-    if (given->n_mlps) complete = complete && (c->rows = asp_allocate(given->n_mlps * config->d_model, sizeof *c->rows));
+    if (given->n_mlps)
+        complete = complete && (c->rows = asp_allocate(given->n_mlps * config->d_model, sizeof *c->rows));
     if (!complete) return asp_fail(err, ASP_NO_MEMORY, "no memory for interventions");
     if (given->n_entries) index_entries(c, n_units);
     return ASP_OK;
@@ -150,7 +149,8 @@ static void add_entries(const pass *c, int64_t unit, asp_real *z, int64_t z_stri
     }
 }
 
-static void attention(void *state, asp_attention_task *task, int64_t layer, int64_t sequence, int64_t head, int thread) {
+static void attention(void *state, asp_attention_task *task, int64_t layer, int64_t sequence, int64_t head,
+                      int thread) {
     const pass *c = state;
     task->dropped = mask_of(c, layer, sequence, head, thread);
     asp_isa_kernels()->attention_forward(task);
@@ -175,7 +175,8 @@ static void replace_residual(const pass *c, int half, int64_t layer, asp_real *x
     for (int64_t i = 0; i < g->n_resids; i++) {
         const int64_t *at = g->resids + 4 * i;
         if ((at[0] != 0) == half && at[1] == layer)
-            memcpy(x + row_of(c, at[2], at[3]) * c->width, g->resid_values + i * c->width, (size_t)c->width * sizeof *x);
+            memcpy(x + row_of(c, at[2], at[3]) * c->width, g->resid_values + i * c->width,
+                   (size_t)c->width * sizeof *x);
     }
 }
 
@@ -215,7 +216,11 @@ asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *g
     *hooks = c ? &c->hooks : NULL;
     if (!c) return asp_fail(err, ASP_NO_MEMORY, "no memory for interventions");
     c->given = given;
-    c->hooks = (asp_hooks){.state = c, .begin = begin, .end = end, .attention = attention, .output_input = replace_heads,
+    c->hooks = (asp_hooks){.state = c,
+                           .begin = begin,
+                           .end = end,
+                           .attention = attention,
+                           .output_input = replace_heads,
                            .residual = residual};
     return ASP_OK;
 }

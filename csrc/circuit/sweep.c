@@ -15,15 +15,15 @@ typedef struct {
     const asp_run *clean;
     const asp_sweep_options *options;
     asp_array resid;
-    const int64_t *offsets;       /* of the clean sequences */
-    int64_t *sorted;              /* (n_variants) indices by start layer */
+    const int64_t *offsets;         /* of the clean sequences */
+    int64_t *sorted;                /* (n_variants) indices by start layer */
     int64_t block_begin, block_end; /* in sorted */
     int64_t max_rows, max_variants, logit_rows;
     asp_arena arena;
     asp_real *x, *ln, *qkv, *z, *mlp, *last_x, *last_z, *last_ln, *last_mlp, *logits;
-    int64_t *packed;              /* (max_variants+1) offsets of the variants' rows */
-    asp_variant *variants;        /* (max_variants) of the block */
-    double *gate_bias;            /* (L) */
+    int64_t *packed;       /* (max_variants+1) offsets of the variants' rows */
+    asp_variant *variants; /* (max_variants) of the block */
+    double *gate_bias;     /* (L) */
     asp_variants view;
     asp_hooks hooks;
     asp_scratch scratch;
@@ -33,9 +33,12 @@ typedef struct {
 
 static asp_status check_variant(const sweep *s, const asp_variant *v, int64_t i, asp_error *err) {
     const int64_t n = asp_run_n_sequences(s->clean), n_layer = s->model->config.n_layer;
-    if (v->sequence < 0 || v->sequence >= n || v->start_layer < 0 || v->start_layer >= n_layer || v->first_position < 0 ||
-        v->first_position >= s->offsets[v->sequence + 1] - s->offsets[v->sequence] || (v->scope && v->start_layer == n_layer - 1))
-        return asp_fail(err, ASP_BAD_INDEX, "sweep: variant %lld has prompt %lld, layer %lld, position %lld, which the clean run does not have, or is narrow in the last layer",
+    if (v->sequence < 0 || v->sequence >= n || v->start_layer < 0 || v->start_layer >= n_layer ||
+        v->first_position < 0 || v->first_position >= s->offsets[v->sequence + 1] - s->offsets[v->sequence] ||
+        (v->scope && v->start_layer == n_layer - 1))
+        return asp_fail(err, ASP_BAD_INDEX,
+                        "sweep: variant %lld has prompt %lld, layer %lld, position %lld, which the clean run does not "
+                        "have, or is narrow in the last layer",
                         (long long)i, (long long)v->sequence, (long long)v->start_layer, (long long)v->first_position);
     return ASP_OK;
 }
@@ -51,10 +54,11 @@ static asp_status prepare(sweep *s, const asp_variant *variants, int64_t n, asp_
                         (long long)s->options->metric.n_sequences, (long long)n_sequences);
     const int alike = s->options->unit != ASP_UNIT_HEAD || given->z || given->entries;
     asp_status status = asp_reference_open(&s->view.replacement, given, &s->model->config, s->offsets, n_sequences,
-                                             alike, "sweep", err);
+                                           alike, "sweep", err);
     const asp_reference_view *r = &s->view.replacement;
     if (!status && given->run && (s->options->unit == ASP_UNIT_EDGE ? !r->pattern.data || !r->qkv.data : !r->z.data))
-        return asp_fail(err, ASP_BAD_STATE, "sweep: the reference run must have recorded z, or pattern and v for entries");
+        return asp_fail(err, ASP_BAD_STATE,
+                        "sweep: the reference run must have recorded z, or pattern and v for entries");
     if (!status) status = asp_metric_check(&s->options->metric, s->model->config.n_vocab, err);
     for (int64_t i = 0; !status && i < n; i++) status = check_variant(s, &variants[i], i, err);
     return status;
@@ -99,13 +103,21 @@ static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
     s->logit_rows = asp_shape_logit_rows(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
     s->scratch.per_thread = asp_attention_scratch(c, s->view.longest, 0);
     const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows : 0;
-    asp_arena_part parts[] = {
-        ASP_PART(s->x, rows, e), ASP_PART(s->ln, rows, e), ASP_PART(s->qkv, rows, 3 * width), ASP_PART(s->z, rows, width),
-        ASP_PART(s->mlp, rows, c->d_mlp), ASP_PART(s->last_x, last, e), ASP_PART(s->last_z, last, width),
-        ASP_PART(s->last_ln, last + s->logit_rows, e), ASP_PART(s->last_mlp, last, c->d_mlp), ASP_PART(s->logits, logits, c->n_vocab),
-        ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread), ASP_PART(s->packed, s->max_variants + 1, 1),
-        ASP_PART(s->variants, s->max_variants, 1), ASP_PART(s->gate_bias, c->n_layer, 1),
-        ASP_PART(s->view.masks, n_threads * s->view.longest, s->view.longest)};
+    asp_arena_part parts[] = {ASP_PART(s->x, rows, e),
+                              ASP_PART(s->ln, rows, e),
+                              ASP_PART(s->qkv, rows, 3 * width),
+                              ASP_PART(s->z, rows, width),
+                              ASP_PART(s->mlp, rows, c->d_mlp),
+                              ASP_PART(s->last_x, last, e),
+                              ASP_PART(s->last_z, last, width),
+                              ASP_PART(s->last_ln, last + s->logit_rows, e),
+                              ASP_PART(s->last_mlp, last, c->d_mlp),
+                              ASP_PART(s->logits, logits, c->n_vocab),
+                              ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread),
+                              ASP_PART(s->packed, s->max_variants + 1, 1),
+                              ASP_PART(s->variants, s->max_variants, 1),
+                              ASP_PART(s->gate_bias, c->n_layer, 1),
+                              ASP_PART(s->view.masks, n_threads * s->view.longest, s->view.longest)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     asp_arena_lay_out(&s->arena, parts, PARTS);
     if (!asp_arena_commit(&s->arena, 0))
@@ -146,7 +158,8 @@ static void join(sweep *s, int64_t begin, int64_t end, int64_t layer) {
 static void widen(sweep *s, int64_t begin, int64_t end, int64_t layer) {
     const int64_t e = s->model->config.d_model;
     int64_t old = s->packed[end];
-    for (int64_t i = begin; i < end; i++) s->packed[i + 1] = s->packed[i] + asp_variant_rows(&s->variants[i], s->offsets);
+    for (int64_t i = begin; i < end; i++)
+        s->packed[i + 1] = s->packed[i] + asp_variant_rows(&s->variants[i], s->offsets);
     for (int64_t i = end - 1; i >= begin; i--) {
         const asp_variant *v = &s->variants[i];
         const int64_t all = asp_variant_rows(v, s->offsets), rows = v->scope ? 1 : all;
@@ -159,9 +172,17 @@ static void widen(sweep *s, int64_t begin, int64_t end, int64_t layer) {
 /* The pass over the first n variants of the block; rows of z that hold tokens beyond them do not matter. */
 static asp_activations pass_over(const sweep *s, int64_t n) {
     const int64_t rows = s->packed[n];
-    return (asp_activations){.n_tokens = rows, .n_rows = asp_shape_rows(s->model, rows, 0), .n_sequences = n,
-                             .offsets = s->packed, .resid = {s->x, 0}, .mid = {s->x, 0}, .ln1 = {s->ln, 0},
-                             .ln2 = {s->ln, 0}, .qkv = {s->qkv, 0}, .z = {s->z, 0}, .mlp_post = {s->mlp, 0},
+    return (asp_activations){.n_tokens = rows,
+                             .n_rows = asp_shape_rows(s->model, rows, 0),
+                             .n_sequences = n,
+                             .offsets = s->packed,
+                             .resid = {s->x, 0},
+                             .mid = {s->x, 0},
+                             .ln1 = {s->ln, 0},
+                             .ln2 = {s->ln, 0},
+                             .qkv = {s->qkv, 0},
+                             .z = {s->z, 0},
+                             .mlp_post = {s->mlp, 0},
                              .hooks = &s->hooks};
 }
 
@@ -174,9 +195,14 @@ static asp_status finish_last(sweep *s, int64_t n, const asp_context *context) {
         memcpy(s->last_x + i * e, s->x + row * e, (size_t)e * sizeof *s->x);
         memcpy(s->last_z + i * width, s->z + row * width, (size_t)width * sizeof *s->z);
     }
-    const asp_activations acts = {.n_tokens = n, .n_rows = asp_shape_rows(s->model, n, 0), .resid = {s->last_x, 0},
-                                  .mid = {s->last_x, 0}, .ln2 = {s->last_ln, 0}, .z = {s->last_z, 0},
-                                  .mlp_post = {s->last_mlp, 0}, .ln_final = s->last_ln};
+    const asp_activations acts = {.n_tokens = n,
+                                  .n_rows = asp_shape_rows(s->model, n, 0),
+                                  .resid = {s->last_x, 0},
+                                  .mid = {s->last_x, 0},
+                                  .ln2 = {s->last_ln, 0},
+                                  .z = {s->last_z, 0},
+                                  .mlp_post = {s->last_mlp, 0},
+                                  .ln_final = s->last_ln};
     asp_status status = asp_forward_output(s->model, &acts, layer, context);
     if (!status) status = asp_forward_mlp(s->model, &acts, layer, context);
     return status ? status : asp_forward_final(s->model, &acts, context);
@@ -236,14 +262,18 @@ static asp_status block_values(sweep *s, double *values, int64_t n, const asp_co
 }
 
 asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
-                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context,
-                     asp_error *err) {
+                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
-    sweep s = {.model = model, .clean = clean, .options = options, .resid = asp_run_array(clean, ASP_RESID),
+    sweep s = {.model = model,
+               .clean = clean,
+               .options = options,
+               .resid = asp_run_array(clean, ASP_RESID),
                .offsets = asp_run_offsets(clean)};
-    s.view = (asp_variants){.config = &model->config, .unit = options->unit, .order = options->order,
+    s.view = (asp_variants){.config = &model->config,
+                            .unit = options->unit,
+                            .order = options->order,
                             .clean_qkv = asp_run_array(clean, ASP_QKV)};
     s.hooks = asp_variants_hooks(&s.view);
     s.view.longest = asp_shape_longest(s.offsets, asp_run_n_sequences(clean));

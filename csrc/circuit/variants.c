@@ -56,8 +56,8 @@ static void add_references(const asp_variants *vs, const asp_variant *v, const a
     if (r->given->entries) entries = r->given->entries + square * d;
     else if (r->pattern.data) {
         pattern = (const asp_real *)r->pattern.data + r->square_start[v->sequence] + square;
-        values = (const asp_real *)r->qkv.data + layer * r->qkv.strides[0] + r->offsets[v->sequence] * r->qkv.strides[1] +
-                 2 * r->qkv.strides[2] + head * d;
+        values = (const asp_real *)r->qkv.data + layer * r->qkv.strides[0] +
+                 r->offsets[v->sequence] * r->qkv.strides[1] + 2 * r->qkv.strides[2] + head * d;
     } else {
         return;
     }

@@ -7,12 +7,15 @@
 /* ---- a held run ------------------------------------------------------------------------------- */
 
 asp_status asp_flow_open(asp_flow *flow, const asp_model *model, const asp_held_run *frozen, asp_error *err) {
-    *flow = (asp_flow){.model = model, .given = frozen, .ln1_scale = asp_run_array(frozen->run, ASP_LN1_SCALE),
+    *flow = (asp_flow){.model = model,
+                       .given = frozen,
+                       .ln1_scale = asp_run_array(frozen->run, ASP_LN1_SCALE),
                        .ln2_scale = asp_run_array(frozen->run, ASP_LN2_SCALE),
                        .final_scale = asp_run_array(frozen->run, ASP_LN_FINAL_SCALE),
                        .pattern = asp_run_array(frozen->run, ASP_PATTERN).data};
     if (!flow->pattern || !flow->ln1_scale.data || !flow->ln2_scale.data || !flow->final_scale.data)
-        return asp_fail(err, ASP_BAD_STATE, "a graph needs a run that recorded pattern, ln1_scale, ln2_scale and ln_final_scale");
+        return asp_fail(err, ASP_BAD_STATE,
+                        "a graph needs a run that recorded pattern, ln1_scale, ln2_scale and ln_final_scale");
     if (asp_run_n_sequences(frozen->run) != 1)
         return asp_fail(err, ASP_BAD_ARGUMENT, "a graph is of one prompt, the run has %lld",
                         (long long)asp_run_n_sequences(frozen->run));
@@ -26,8 +29,10 @@ asp_status asp_flow_check_writes(const asp_flow *flow, const asp_writes *w, asp_
             w->position[i] >= flow->n_tokens || w->source[i] < 0 || w->source[i] >= w->n_sources)
             return asp_fail(err, ASP_BAD_INDEX, "write %lld (layer %d, position %d, source %d) is out of range",
                             (long long)i, w->layer[i], w->position[i], w->source[i]);
-        if (i && (w->layer[i] < w->layer[i - 1] || (w->layer[i] == w->layer[i - 1] && w->position[i] < w->position[i - 1])))
-            return asp_fail(err, ASP_BAD_ARGUMENT, "writes must be in order of layer and position, write %lld is not", (long long)i);
+        if (i &&
+            (w->layer[i] < w->layer[i - 1] || (w->layer[i] == w->layer[i - 1] && w->position[i] < w->position[i - 1])))
+            return asp_fail(err, ASP_BAD_ARGUMENT, "writes must be in order of layer and position, write %lld is not",
+                            (long long)i);
     }
     return ASP_OK;
 }
@@ -48,7 +53,8 @@ asp_status asp_flow_check_reads(const asp_flow *flow, const asp_reads *r, int64_
 
 asp_real asp_flow_scale(const asp_flow *flow, int64_t point, int64_t position) {
     const int64_t layer = point / 2;
-    if (layer == flow->model->config.n_layer) return ((const asp_real *)flow->final_scale.data)[position * flow->final_scale.strides[0]];
+    if (layer == flow->model->config.n_layer)
+        return ((const asp_real *)flow->final_scale.data)[position * flow->final_scale.strides[0]];
     const asp_array *a = point % 2 ? &flow->ln2_scale : &flow->ln1_scale;
     return ((const asp_real *)a->data)[layer * a->strides[0] + position * a->strides[1]];
 }
@@ -84,7 +90,17 @@ double asp_flow_direction(const asp_flow *flow, const asp_reads *reads, int64_t 
 
 asp_status asp_flow_multiply(const asp_flow_product *p, const asp_context *context) {
     if (!p->m || !p->n) return ASP_OK;
-    const asp_gemm g = {.trans_b = p->transpose_b, .m = p->m, .n = p->n, .k = p->k, .a = p->a, .lda = p->lda, .b = p->b,
-                        .ldb = p->ldb, .c = p->out, .ldc = p->ldc, .accumulate = p->accumulate, .n_rows = p->m};
+    const asp_gemm g = {.trans_b = p->transpose_b,
+                        .m = p->m,
+                        .n = p->n,
+                        .k = p->k,
+                        .a = p->a,
+                        .lda = p->lda,
+                        .b = p->b,
+                        .ldb = p->ldb,
+                        .c = p->out,
+                        .ldc = p->ldc,
+                        .accumulate = p->accumulate,
+                        .n_rows = p->m};
     return asp_gemm_run(&g, context);
 }

@@ -9,7 +9,7 @@ typedef struct {
     const asp_held_run *given;
     int64_t n_tokens;
     asp_array ln1_scale, ln2_scale, final_scale;
-    const asp_real *pattern;  /* (L,H,T,T) */
+    const asp_real *pattern; /* (L,H,T,T) */
 } asp_flow;
 
 /* BAD_STATE or BAD_ARGUMENT if the run cannot be held. */

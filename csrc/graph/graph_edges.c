@@ -1,5 +1,5 @@
-/* graph_edges.c: linear effects of sources on targets through a held run.  Targets are followed backwards, many at once:
- * those of one position together, joined by others as the layers go down. */
+/* graph_edges.c: linear effects of sources on targets through a held run.  Targets are followed backwards, many at
+ * once: those of one position together, joined by others as the layers go down. */
 #include <string.h>
 
 #include "graph/graph.h"
@@ -14,12 +14,12 @@ typedef struct {
     const asp_reads *reads;
     asp_real *edges;
     double *bias;
-    int64_t *order;          /* (n_targets): by position, then falling point */
-    const int64_t *targets;  /* (n) of this group, by falling point */
+    int64_t *order;                 /* (n_targets): by position, then falling point */
+    const int64_t *targets;         /* (n) of this group, by falling point */
     int64_t n, active, query, rows; /* rows = query + 1 of each target */
-    asp_real *g, *z, *v, *dx; /* (n,rows,E), (n,rows,C), (n,rows,C), (n,rows,E) */
-    asp_real *out;           /* (n, most writes of one layer and position) */
-    asp_real *constant;      /* (C): what the constants add to the values of the layer at hand */
+    asp_real *g, *z, *v, *dx;       /* (n,rows,E), (n,rows,C), (n,rows,C), (n,rows,E) */
+    asp_real *out;                  /* (n, most writes of one layer and position) */
+    asp_real *constant;             /* (C): what the constants add to the values of the layer at hand */
     int64_t layer, most_writes;
     asp_arena arena;
 } group;
@@ -29,7 +29,8 @@ static void join(group *w, int64_t point) {
     while (w->active < w->n && w->reads->point[w->targets[w->active]] == point) {
         asp_real *rows = w->g + w->active * w->rows * e;
         memset(rows, 0, (size_t)(w->rows * e) * sizeof *rows);
-        w->bias[w->targets[w->active]] += asp_flow_direction(w->flow, w->reads, w->targets[w->active], rows + w->query * e);
+        w->bias[w->targets[w->active]] +=
+            asp_flow_direction(w->flow, w->reads, w->targets[w->active], rows + w->query * e);
         w->active++;
     }
 }
@@ -51,8 +52,16 @@ static asp_status collect(group *w, int64_t layer, int64_t *first, const asp_con
         for (next = begin + 1; next < end && writes->position[next] == position;) next++;
         if (position > w->query) break;
         const int64_t n = next - begin;
-        const asp_flow_product p = {.out = w->out, .ldc = n, .a = w->g + position * e, .lda = w->rows * e, .k = e,
-                                    .b = writes->vectors + begin * e, .ldb = e, .m = w->active, .n = n, .transpose_b = 1};
+        const asp_flow_product p = {.out = w->out,
+                                    .ldc = n,
+                                    .a = w->g + position * e,
+                                    .lda = w->rows * e,
+                                    .k = e,
+                                    .b = writes->vectors + begin * e,
+                                    .ldb = e,
+                                    .m = w->active,
+                                    .n = n,
+                                    .transpose_b = 1};
         const asp_status status = asp_flow_multiply(&p, context);
         if (status) return status;
         for (int64_t t = 0; t < w->active; t++) {
@@ -134,17 +143,40 @@ static asp_status layer_back(group *w, const asp_context *context) {
     const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
     asp_status status = ASP_OK;
     if (w->flow->given->skip) {
-        const asp_flow_product p = {.out = w->dx, .ldc = e, .a = w->g, .lda = e, .b = w->flow->given->skip + w->layer * e * e,
-                                    .ldb = e, .m = w->active * w->rows, .n = e, .k = e};
+        const asp_flow_product p = {.out = w->dx,
+                                    .ldc = e,
+                                    .a = w->g,
+                                    .lda = e,
+                                    .b = w->flow->given->skip + w->layer * e * e,
+                                    .ldb = e,
+                                    .m = w->active * w->rows,
+                                    .n = e,
+                                    .k = e};
         status = asp_flow_multiply(&p, context);
         if (!status) status = asp_parallel_for(context, w->active, skip_item, w);
     }
     join(w, 2 * w->layer + 1);
     const int64_t rows = w->active * w->rows;
-    const asp_flow_product to_heads = {.out = w->z, .ldc = width, .a = w->g, .lda = e, .b = m->data + o->proj_w, .ldb = e,
-                                       .m = rows, .n = width, .k = e, .transpose_b = 1};
-    const asp_flow_product to_stream = {.out = w->dx, .ldc = e, .a = w->v, .lda = width, .b = m->data + o->qkv_w + 2 * width,
-                                        .ldb = 3 * width, .m = rows, .n = e, .k = width, .transpose_b = 1};
+    const asp_flow_product to_heads = {.out = w->z,
+                                       .ldc = width,
+                                       .a = w->g,
+                                       .lda = e,
+                                       .b = m->data + o->proj_w,
+                                       .ldb = e,
+                                       .m = rows,
+                                       .n = width,
+                                       .k = e,
+                                       .transpose_b = 1};
+    const asp_flow_product to_stream = {.out = w->dx,
+                                        .ldc = e,
+                                        .a = w->v,
+                                        .lda = width,
+                                        .b = m->data + o->qkv_w + 2 * width,
+                                        .ldb = 3 * width,
+                                        .m = rows,
+                                        .n = e,
+                                        .k = width,
+                                        .transpose_b = 1};
     value_constant(w);
     if (!status) status = asp_flow_multiply(&to_heads, context);
     if (!status) status = asp_parallel_for(context, w->active, attend_item, w);
@@ -179,12 +211,17 @@ static asp_status allocate(group *w, asp_error *err) {
     const asp_config *c = &w->flow->model->config;
     const int64_t rows = asp_max(ROWS_AT_ONCE, w->flow->n_tokens), width = c->n_head * c->d_head;
     const int64_t targets = asp_min(ROWS_AT_ONCE, asp_max(1, w->reads->n_targets));
-    asp_arena_part parts[] = {ASP_PART(w->g, rows, c->d_model), ASP_PART(w->z, rows, width), ASP_PART(w->v, rows, width),
-                              ASP_PART(w->dx, rows, c->d_model), ASP_PART(w->out, targets, w->most_writes), ASP_PART(w->constant, width, 1)};
+    asp_arena_part parts[] = {ASP_PART(w->g, rows, c->d_model),
+                              ASP_PART(w->z, rows, width),
+                              ASP_PART(w->v, rows, width),
+                              ASP_PART(w->dx, rows, c->d_model),
+                              ASP_PART(w->out, targets, w->most_writes),
+                              ASP_PART(w->constant, width, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&w->arena, parts, PARTS);
     if (!asp_arena_commit(&w->arena, 0))
-        return asp_fail(err, ASP_NO_MEMORY, "a graph with %lld writes needs %s", (long long)w->writes->n_writes, asp_fail_size((char[32]){0}, (double)bytes));
+        return asp_fail(err, ASP_NO_MEMORY, "a graph with %lld writes needs %s", (long long)w->writes->n_writes,
+                        asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&w->arena, parts, PARTS);
     return ASP_OK;
 }
@@ -218,9 +255,15 @@ asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model
     asp_status status = asp_flow_open(&flow, model, frozen, err);
     if (!status) status = asp_flow_check_writes(&flow, writes, err);
     if (status) return status;
-    group w = {.flow = &flow, .writes = writes, .reads = reads, .edges = edges, .bias = bias, .most_writes = most_writes(writes)};
+    group w = {.flow = &flow,
+               .writes = writes,
+               .reads = reads,
+               .edges = edges,
+               .bias = bias,
+               .most_writes = most_writes(writes)};
     w.order = asp_allocate(2 * reads->n_targets + 1, sizeof *w.order);
-    if (!w.order) return asp_fail(err, ASP_NO_MEMORY, "no memory for a graph of %lld targets", (long long)reads->n_targets);
+    if (!w.order)
+        return asp_fail(err, ASP_NO_MEMORY, "no memory for a graph of %lld targets", (long long)reads->n_targets);
     status = asp_flow_check_reads(&flow, reads, w.order, err);
     if (!status) status = allocate(&w, err);
     if (!status) {

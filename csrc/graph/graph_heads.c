@@ -8,21 +8,23 @@
 typedef struct {
     const asp_flow *flow;
     int64_t n, layer;
-    const int64_t *order;    /* (n): what row i stands for */
-    int32_t *position;       /* (n) of each row */
-    asp_real *x, *dx;        /* (n,E) */
-    asp_real *z;             /* (n,C) */
+    const int64_t *order; /* (n): what row i stands for */
+    int32_t *position;    /* (n) of each row */
+    asp_real *x, *dx;     /* (n,E) */
+    asp_real *z;          /* (n,C) */
     asp_arena arena;
 } rows;
 
 static asp_status allocate(rows *w, int64_t n, asp_error *err) {
     const asp_config *c = &w->flow->model->config;
-    asp_arena_part parts[] = {ASP_PART(w->x, n, c->d_model), ASP_PART(w->dx, n, c->d_model), ASP_PART(w->z, n, c->n_head * c->d_head),
-                              ASP_PART(w->order, n, 1), ASP_PART(w->position, n, 1)};
+    asp_arena_part parts[] = {ASP_PART(w->x, n, c->d_model), ASP_PART(w->dx, n, c->d_model),
+                              ASP_PART(w->z, n, c->n_head * c->d_head), ASP_PART(w->order, n, 1),
+                              ASP_PART(w->position, n, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&w->arena, parts, PARTS);
     if (!asp_arena_commit(&w->arena, 1))
-        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %s of scratch", asp_fail_size((char[32]){0}, (double)bytes));
+        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %s of scratch",
+                        asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&w->arena, parts, PARTS);
     return ASP_OK;
 }
@@ -46,7 +48,8 @@ static void normalize_item(void *arg, int64_t i, int thread) {
     const asp_model *m = w->flow->model;
     const int64_t e = m->config.d_model;
     memcpy(w->dx + i * e, w->x + i * e, (size_t)e * sizeof *w->x);
-    asp_flow_normalize(w->dx + i * e, m->data + m->layers[w->layer].ln1_w, asp_flow_scale(w->flow, 2 * w->layer, w->position[i]), e);
+    asp_flow_normalize(w->dx + i * e, m->data + m->layers[w->layer].ln1_w,
+                       asp_flow_scale(w->flow, 2 * w->layer, w->position[i]), e);
 }
 
 static void skip_input_item(void *arg, int64_t i, int thread) {
@@ -63,10 +66,25 @@ static asp_status layer_up(rows *w, asp_real *carried, const asp_context *contex
     const asp_model *m = w->flow->model;
     const asp_layer_offsets *o = &m->layers[w->layer];
     const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
-    const asp_flow_product values = {.out = w->z, .ldc = width, .a = w->dx, .lda = e, .b = m->data + o->qkv_w + 2 * width,
-                                     .ldb = 3 * width, .m = w->n, .n = width, .k = e};
-    const asp_flow_product output = {.out = w->x, .ldc = e, .a = w->z, .lda = width, .b = m->data + o->proj_w, .ldb = e,
-                                     .m = w->n, .n = e, .k = width, .accumulate = 1};
+    const asp_flow_product values = {.out = w->z,
+                                     .ldc = width,
+                                     .a = w->dx,
+                                     .lda = e,
+                                     .b = m->data + o->qkv_w + 2 * width,
+                                     .ldb = 3 * width,
+                                     .m = w->n,
+                                     .n = width,
+                                     .k = e};
+    const asp_flow_product output = {.out = w->x,
+                                     .ldc = e,
+                                     .a = w->z,
+                                     .lda = width,
+                                     .b = m->data + o->proj_w,
+                                     .ldb = e,
+                                     .m = w->n,
+                                     .n = e,
+                                     .k = width,
+                                     .accumulate = 1};
     asp_status status = asp_parallel_for(context, w->n, normalize_item, w);
     if (!status) status = asp_flow_multiply(&values, context);
     if (status) return status;
@@ -75,14 +93,23 @@ static asp_status layer_up(rows *w, asp_real *carried, const asp_context *contex
     to_itself(w);
     status = asp_flow_multiply(&output, context);
     if (status || !w->flow->given->skip) return status;
-    const asp_flow_product skip = {.out = w->x, .ldc = e, .a = w->dx, .lda = e, .b = w->flow->given->skip + w->layer * e * e,
-                                   .ldb = e, .m = w->n, .n = e, .k = e, .transpose_b = 1, .accumulate = 1};
+    const asp_flow_product skip = {.out = w->x,
+                                   .ldc = e,
+                                   .a = w->dx,
+                                   .lda = e,
+                                   .b = w->flow->given->skip + w->layer * e * e,
+                                   .ldb = e,
+                                   .m = w->n,
+                                   .n = e,
+                                   .k = e,
+                                   .transpose_b = 1,
+                                   .accumulate = 1};
     status = asp_parallel_for(context, w->n, skip_input_item, w);
     return status ? status : asp_flow_multiply(&skip, context);
 }
 
 asp_status asp_graph_heads_sources(asp_real *carried, const asp_model *model, const asp_held_run *frozen,
-                             const asp_writes *writes, const asp_context *context, asp_error *err) {
+                                   const asp_writes *writes, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
@@ -114,7 +141,8 @@ static void return_item(void *arg, int64_t i, int thread) {
     const rows *w = arg;
     const asp_model *m = w->flow->model;
     const int64_t e = m->config.d_model;
-    asp_flow_normalize_back(w->dx + i * e, m->data + m->layers[w->layer].ln1_w, asp_flow_scale(w->flow, 2 * w->layer, w->position[i]), e);
+    asp_flow_normalize_back(w->dx + i * e, m->data + m->layers[w->layer].ln1_w,
+                            asp_flow_scale(w->flow, 2 * w->layer, w->position[i]), e);
     asp_isa_kernels()->add(w->x + i * e, w->dx + i * e, e);
 }
 
@@ -136,34 +164,59 @@ static void join(rows *w, const asp_reads *reads, int64_t point) {
     }
 }
 
-static asp_status layer_down(rows *w, const asp_reads *reads, asp_real *received, int alone, const asp_context *context) {
+static asp_status layer_down(rows *w, const asp_reads *reads, asp_real *received, int alone,
+                             const asp_context *context) {
     const asp_model *m = w->flow->model;
     const asp_layer_offsets *o = &m->layers[w->layer];
     const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
     asp_status status = ASP_OK;
     if (w->flow->given->skip) {
-        const asp_flow_product skip = {.out = w->dx, .ldc = e, .a = w->x, .lda = e, .b = w->flow->given->skip + w->layer * e * e,
-                                       .ldb = e, .m = w->n, .n = e, .k = e};
+        const asp_flow_product skip = {.out = w->dx,
+                                       .ldc = e,
+                                       .a = w->x,
+                                       .lda = e,
+                                       .b = w->flow->given->skip + w->layer * e * e,
+                                       .ldb = e,
+                                       .m = w->n,
+                                       .n = e,
+                                       .k = e};
         status = asp_flow_multiply(&skip, context);
         if (!status) status = asp_parallel_for(context, w->n, return_skip_item, w);
     }
     join(w, reads, 2 * w->layer + 1);
-    const asp_flow_product heads = {.out = w->z, .ldc = width, .a = w->x, .lda = e, .b = m->data + o->proj_w, .ldb = e,
-                                    .m = w->n, .n = width, .k = e, .transpose_b = 1};
+    const asp_flow_product heads = {.out = w->z,
+                                    .ldc = width,
+                                    .a = w->x,
+                                    .lda = e,
+                                    .b = m->data + o->proj_w,
+                                    .ldb = e,
+                                    .m = w->n,
+                                    .n = width,
+                                    .k = e,
+                                    .transpose_b = 1};
     if (!status) status = asp_flow_multiply(&heads, context);
     if (status) return status;
     for (int64_t i = 0; i < w->n; i++)
-        memcpy(received + (w->order[i] * m->config.n_layer + w->layer) * width, w->z + i * width, (size_t)width * sizeof *received);
+        memcpy(received + (w->order[i] * m->config.n_layer + w->layer) * width, w->z + i * width,
+               (size_t)width * sizeof *received);
     if (alone) return ASP_OK;
     to_itself(w);
-    const asp_flow_product stream = {.out = w->dx, .ldc = e, .a = w->z, .lda = width, .b = m->data + o->qkv_w + 2 * width,
-                                     .ldb = 3 * width, .m = w->n, .n = e, .k = width, .transpose_b = 1};
+    const asp_flow_product stream = {.out = w->dx,
+                                     .ldc = e,
+                                     .a = w->z,
+                                     .lda = width,
+                                     .b = m->data + o->qkv_w + 2 * width,
+                                     .ldb = 3 * width,
+                                     .m = w->n,
+                                     .n = e,
+                                     .k = width,
+                                     .transpose_b = 1};
     status = asp_flow_multiply(&stream, context);
     return status ? status : asp_parallel_for(context, w->n, return_item, w);
 }
 
 asp_status asp_graph_heads_targets(asp_real *received, const asp_model *model, const asp_held_run *frozen,
-                              const asp_reads *reads, int alone, const asp_context *context, asp_error *err) {
+                                   const asp_reads *reads, int alone, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
@@ -189,7 +242,10 @@ asp_status asp_graph_heads_targets(asp_real *received, const asp_model *model, c
 
 /* ---- the hop ---------------------------------------------------------------------------------------------- */
 
-typedef struct { double *loadings; const asp_loading_inputs *in; } loading_job;
+typedef struct {
+    double *loadings;
+    const asp_loading_inputs *in;
+} loading_job;
 
 static void loading_item(void *arg, int64_t i, int thread) {
     (void)thread;

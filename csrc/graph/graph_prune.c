@@ -9,7 +9,8 @@
 static const double LEAST_SUM = 1e-10;
 
 /* normalized (m) = |weight| over its row's sum; edges not in `kept` (NULL: all are) count as 0. */
-static asp_status normalize(double *normalized, const asp_adjacency *graph, const uint8_t *kept, const asp_context *context) {
+static asp_status normalize(double *normalized, const asp_adjacency *graph, const uint8_t *kept,
+                            const asp_context *context) {
     for (int64_t t = 0; t < graph->n_nodes; t++) {
         double sum = 0;
         if (asp_parallel_stopped(context)) return ASP_STOPPED;
@@ -23,8 +24,9 @@ static asp_status normalize(double *normalized, const asp_adjacency *graph, cons
 }
 
 /* influence (n) = sum of weights A^i, i >= 1.  now, next (n) scratch. */
-static asp_status propagate(double *influence, const asp_adjacency *graph, const double *normalized, const double *weights,
-                            double *now, double *next, const asp_context *context, asp_error *err) {
+static asp_status propagate(double *influence, const asp_adjacency *graph, const double *normalized,
+                            const double *weights, double *now, double *next, const asp_context *context,
+                            asp_error *err) {
     const int64_t n = graph->n_nodes;
     memset(influence, 0, (size_t)n * sizeof *influence);
     memcpy(now, weights, (size_t)n * sizeof *now);
@@ -47,7 +49,7 @@ static asp_status propagate(double *influence, const asp_adjacency *graph, const
 }
 
 asp_status asp_graph_prune_influence(double *influence, const asp_adjacency *graph, const double *weights,
-                               const asp_context *context, asp_error *err) {
+                                     const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const int64_t n = graph->n_nodes, m = graph->start[n];
     double *work = asp_allocate(m + 2 * n + 1, sizeof *work);
@@ -58,8 +60,8 @@ asp_status asp_graph_prune_influence(double *influence, const asp_adjacency *gra
     return status;
 }
 
-asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, const asp_real *value, const uint8_t *wanted,
-                             const uint8_t *blocked, const asp_context *context) {
+asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, const asp_real *value,
+                                   const uint8_t *wanted, const uint8_t *blocked, const asp_context *context) {
     ASP_ENVIRONMENT;
     for (int64_t i = 0; i < graph->n_nodes; i++) factors[i] = wanted[i];
     for (int64_t t = graph->n_nodes - 1; t >= 0; t--) {
@@ -67,7 +69,8 @@ asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, 
         if (blocked[t]) factors[t] = 0;
         for (int64_t i = graph->start[t]; factors[t] != 0 && i < graph->start[t + 1]; i++) {
             const int64_t s = graph->source[i];
-            if (isfinite(value[s]) && value[s] != 0) factors[s] += (double)graph->weight[i] * factors[t] / (double)value[s];
+            if (isfinite(value[s]) && value[s] != 0)
+                factors[s] += (double)graph->weight[i] * factors[t] / (double)value[s];
         }
     }
     return ASP_OK;
@@ -184,8 +187,11 @@ static asp_status keep_nodes(pruning *p, asp_error *err) {
     const asp_adjacency *g = p->graph;
     double least;
     asp_status status = normalize(p->normalized, g, NULL, p->context);
-    if (!status) status = propagate(p->influence, g, p->normalized, p->options->weights, p->now, p->next, p->context, err);
-    if (!status) status = threshold(&least, p->influence, g->n_nodes, p->options->node_threshold, p->sorted, p->other, p->context);
+    if (!status)
+        status = propagate(p->influence, g, p->normalized, p->options->weights, p->now, p->next, p->context, err);
+    if (!status)
+        status =
+            threshold(&least, p->influence, g->n_nodes, p->options->node_threshold, p->sorted, p->other, p->context);
     if (status) return status;
     for (int64_t i = 0; i < g->n_nodes; i++) p->nodes[i] = p->options->always[i] || p->influence[i] >= least;
     for (int64_t t = 0; t < g->n_nodes; t++)
@@ -217,10 +223,20 @@ asp_status asp_graph_prune(uint8_t *nodes, uint8_t *edges, double *cumulative, c
     uint8_t *flags = asp_allocate(2 * n + 1, 1);
     asp_status status = ASP_NO_MEMORY;
     if (work && flags) {
-        pruning p = {.graph = graph, .options = options, .nodes = nodes, .edges = edges, .has_in = flags, .has_out = flags + n,
-                     .normalized = work, .scores = work + m, .influence = work + 2 * m + n, .now = work + 2 * m + 2 * n,
-                     .next = work + 2 * m + 3 * n, .sorted = work + 2 * m + 4 * n,
-                     .other = work + 2 * m + 4 * n + most, .context = context};
+        pruning p = {.graph = graph,
+                     .options = options,
+                     .nodes = nodes,
+                     .edges = edges,
+                     .has_in = flags,
+                     .has_out = flags + n,
+                     .normalized = work,
+                     .scores = work + m,
+                     .influence = work + 2 * m + n,
+                     .now = work + 2 * m + 2 * n,
+                     .next = work + 2 * m + 3 * n,
+                     .sorted = work + 2 * m + 4 * n,
+                     .other = work + 2 * m + 4 * n + most,
+                     .context = context};
         status = keep_nodes(&p, err);
         if (!status) status = keep_edges(&p, p.scores + m, err);
         if (!status) status = drop_loose(&p);

@@ -29,13 +29,17 @@ static void update_item(void *arg, int64_t item, int thread) {
     const asp_adamw_weights *w = job->weights;
     const asp_adamw_chunk *c = &w->chunks[item];
     asp_isa_kernels()->adamw(w->data + c->offset, w->m + c->offset, w->v + c->offset, w->gradients + c->offset, c->size,
-                                c->decay ? &job->decayed : &job->plain);
+                             c->decay ? &job->decayed : &job->plain);
 }
 
 void asp_adamw_update(const asp_adamw_weights *w, const asp_adamw_options *o, const asp_context *context) {
     update_job job = {.weights = w,
-                      .plain = {.lr = o->lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps,
-                                .correction1 = 1 - pow(o->beta1, o->step), .correction2 = 1 - pow(o->beta2, o->step),
+                      .plain = {.lr = o->lr,
+                                .beta1 = o->beta1,
+                                .beta2 = o->beta2,
+                                .eps = o->eps,
+                                .correction1 = 1 - pow(o->beta1, o->step),
+                                .correction2 = 1 - pow(o->beta2, o->step),
                                 .gradient_scale = o->clip > 0 && o->norm > o->clip ? o->clip / o->norm : 1}};
     job.decayed = job.plain;
     job.decayed.decay = o->weight_decay;

@@ -79,7 +79,8 @@ static int fits_int(const asp_gemm *g) { return asp_max(asp_max(g->k, g->lda), a
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
     if (asp_skinny_fits(gemm)) return asp_skinny_run(gemm, context);
     if (!fits_int(gemm))
-        return asp_fail(context->err, ASP_BAD_ARGUMENT, "a product of %lld x %lld with %lld x %lld is too large: BLAS takes sizes up to %d",
+        return asp_fail(context->err, ASP_BAD_ARGUMENT,
+                        "a product of %lld x %lld with %lld x %lld is too large: BLAS takes sizes up to %d",
                         (long long)gemm->m, (long long)gemm->k, (long long)gemm->k, (long long)gemm->n, INT_MAX);
     gemm_job job = {.gemm = gemm};
     plan(&job);
@@ -99,12 +100,11 @@ static void column_item(void *arg, int64_t item, int thread) {
     const column_job *job = arg;
     const int64_t end = asp_min((item + 1) * 4 * ASP_LANES, job->columns);
     for (int64_t at = item * 4 * ASP_LANES; at < end; at += ASP_LANES)
-        asp_isa_kernels()->column_sums(job->sums + at, job->x + at, job->n, job->columns,
-                                          asp_min(ASP_LANES, end - at));
+        asp_isa_kernels()->column_sums(job->sums + at, job->x + at, job->n, job->columns, asp_min(ASP_LANES, end - at));
 }
 
 asp_status asp_gemm_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
-                           const asp_context *context) {
+                                const asp_context *context) {
     column_job job = {sums, x, n, columns};
     return asp_parallel_for(context, (columns + 4 * ASP_LANES - 1) / (4 * ASP_LANES), column_item, &job);
 }

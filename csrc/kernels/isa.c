@@ -35,7 +35,8 @@ asp_status asp_isa_select(const char *name, asp_error *err) {
         name = best_first[i];
     }
     if (!table(name))
-        return asp_fail(err, ASP_BAD_ARGUMENT, "instruction set (ATTNSPARSE_ISA): expected avx512, avx2 or baseline, got '%.40s'", name);
+        return asp_fail(err, ASP_BAD_ARGUMENT,
+                        "instruction set (ATTNSPARSE_ISA): expected avx512, avx2 or baseline, got '%.40s'", name);
     if (!runs_here(name))
         return asp_fail(err, ASP_BAD_ARGUMENT, "instruction set (ATTNSPARSE_ISA): this CPU does not run %s", name);
     atomic_store(&active, table(name));
@@ -56,7 +57,7 @@ void asp_isa_exp_array(asp_real *out, const asp_real *x, int64_t n) {
 
 /* The key of one gate row: every word is mixed in, in this order. */
 void asp_isa_noise_row(asp_real *u, int64_t n, uint64_t seed, uint64_t step, uint64_t sequence, uint64_t layer,
-                   uint64_t head, uint64_t query) {
+                       uint64_t head, uint64_t query) {
     ASP_ENVIRONMENT;
     uint64_t key = asp_splitmix64(seed);
     const uint64_t words[] = {step, sequence, layer, head, query};

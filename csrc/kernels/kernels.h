@@ -10,11 +10,11 @@
 
 /* LayerNorm of n rows: out, scale, normalized written where not NULL. */
 typedef struct {
-    const asp_real *x;      /* (n,E) */
+    const asp_real *x;             /* (n,E) */
     const asp_real *weight, *bias; /* (E); bias may be NULL */
-    asp_real *out;          /* (n,E) */
-    asp_real *scale;        /* (n) */
-    asp_real *normalized;   /* (n,E) */
+    asp_real *out;                 /* (n,E) */
+    asp_real *scale;               /* (n) */
+    asp_real *normalized;          /* (n,E) */
     int64_t n, width;
     double eps;
 } asp_layernorm;
@@ -23,12 +23,12 @@ asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *con
 /* Rows are added up in so many chunks, whatever the number of threads. */
 enum { ASP_LN_CHUNKS = 32 };
 typedef struct {
-    asp_real *dx;           /* (n,E) added to */
-    const asp_real *dout, *x; /* (n,E) read: gradient of the output, the input */
-    const asp_real *weight; /* (E) read */
-    const asp_real *scale;  /* (n) read, of the forward pass */
+    asp_real *dx;              /* (n,E) added to */
+    const asp_real *dout, *x;  /* (n,E) read: gradient of the output, the input */
+    const asp_real *weight;    /* (E) read */
+    const asp_real *scale;     /* (n) read, of the forward pass */
     asp_real *dweight, *dbias; /* (E) added to; NULL: not wanted */
-    asp_real *partial;      /* (ASP_LN_CHUNKS,2,E) scratch */
+    asp_real *partial;         /* (ASP_LN_CHUNKS,2,E) scratch */
     int64_t n, width;
 } asp_layernorm_backward_job;
 asp_status asp_layernorm_backward(const asp_layernorm_backward_job *job, const asp_context *context);
@@ -37,10 +37,10 @@ asp_status asp_layernorm_backward(const asp_layernorm_backward_job *job, const a
 
 typedef enum {
     ASP_EPILOGUE_NONE,
-    ASP_EPILOGUE_BIAS,          /* c += bias */
-    ASP_EPILOGUE_BIAS_ACT,      /* c += bias; out2 = activation(c) (out2 may be c) */
-    ASP_EPILOGUE_RESIDUAL,      /* c = residual + a b + bias (residual may be c) */
-    ASP_EPILOGUE_ACT_BACKWARD   /* c = c * activation'(out2) */
+    ASP_EPILOGUE_BIAS,        /* c += bias */
+    ASP_EPILOGUE_BIAS_ACT,    /* c += bias; out2 = activation(c) (out2 may be c) */
+    ASP_EPILOGUE_RESIDUAL,    /* c = residual + a b + bias (residual may be c) */
+    ASP_EPILOGUE_ACT_BACKWARD /* c = c * activation'(out2) */
 } asp_epilogue;
 
 /* C (m,n) = op(A) op(B) [+ C if accumulate], then the epilogue on the first n_rows rows. */
@@ -53,18 +53,18 @@ typedef struct {
     int64_t ldc;
     int accumulate;
     asp_epilogue epilogue;
-    const asp_real *bias;      /* (n) or NULL */
-    const asp_real *residual;  /* (m,n), leading dimension ldc */
-    asp_real *out2;            /* (m,n), leading dimension ldc */
+    const asp_real *bias;     /* (n) or NULL */
+    const asp_real *residual; /* (m,n), leading dimension ldc */
+    asp_real *out2;           /* (m,n), leading dimension ldc */
     asp_activation activation;
-    int64_t n_rows;            /* rows that hold tokens; the rest are padding */
-    int64_t k_block;           /* of skinny products, 0: leave it to BLAS */
+    int64_t n_rows;  /* rows that hold tokens; the rest are padding */
+    int64_t k_block; /* of skinny products, 0: leave it to BLAS */
 } asp_gemm;
 /* BAD_ARGUMENT without a text: a size that BLAS is given passes INT_MAX. */
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context);
 /* sums (columns) += column sums of x (n, columns). */
 asp_status asp_gemm_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
-                           const asp_context *context);
+                                const asp_context *context);
 /* Rows below which some product with a (k,n) weight would take BLAS's small-matrix path. */
 int64_t asp_gemm_min_rows(int64_t n, int64_t k);
 
@@ -72,20 +72,20 @@ int64_t asp_gemm_min_rows(int64_t n, int64_t k);
 
 /* Causal attention of one head of one sequence.  Rows of q, k, v, dq ... are `stride` apart. */
 typedef struct {
-    const asp_real *q, *k, *v;  /* (T,D) read */
+    const asp_real *q, *k, *v; /* (T,D) read */
     int64_t stride, n_tokens, d_head;
-    asp_real scale;             /* of the scores */
+    asp_real scale; /* of the scores */
     int gated, noisy, straight_through;
     asp_real gate_bias;
-    uint64_t noise_key;         /* of (seed, step, sequence, layer, head) */
-    asp_real *z;                /* (T,D) written (forward), read (backward) */
+    uint64_t noise_key; /* of (seed, step, sequence, layer, head) */
+    asp_real *z;        /* (T,D) written (forward), read (backward) */
     int64_t z_stride;
     asp_real *lse;              /* (T) written if not NULL (forward), read (backward) */
     asp_real *pattern, *scores; /* (T,T) written if not NULL */
     uint8_t *gate;              /* (T,T) written if not NULL */
     /* open edges: rows counted (edge_key NULL) or filled */
-    int64_t *edge_count;        /* (T) written if not NULL */
-    const int64_t *edge_start;  /* (T) read */
+    int64_t *edge_count;       /* (T) written if not NULL */
+    const int64_t *edge_start; /* (T) read */
     int32_t *edge_key;
     asp_real *edge_weight;
     asp_real edge_threshold;
@@ -93,15 +93,15 @@ typedef struct {
      * are read from the prefix, rows `stride` apart; queries before first_query are left out. */
     const asp_real *prefix_k, *prefix_v;
     int64_t n_prefix, first_query;
-    const uint8_t *dropped;     /* (T,T) read: entries taken out of the pattern; NULL: none */
+    const uint8_t *dropped; /* (T,T) read: entries taken out of the pattern; NULL: none */
     /* backward only */
-    const asp_real *dz;         /* (T,D), rows dz_stride apart, read */
+    const asp_real *dz; /* (T,D), rows dz_stride apart, read */
     int64_t dz_stride;
-    asp_real *dq, *dk, *dv;     /* (T,D), rows `stride` apart, written */
-    asp_real edge_coefficient;  /* gradient of the loss per unit of sigmoid(g) */
+    asp_real *dq, *dk, *dv;       /* (T,D), rows `stride` apart, written */
+    asp_real edge_coefficient;    /* gradient of the loss per unit of sigmoid(g) */
     asp_real *dpattern, *dscores; /* (T,T) written if not NULL */
-    double *edge_sums;          /* (2) written if not NULL: sum of sigmoid(g), number of open gates */
-    asp_real *scratch;          /* asp_attention_scratch elements */
+    double *edge_sums;            /* (2) written if not NULL: sum of sigmoid(g), number of open gates */
+    asp_real *scratch;            /* asp_attention_scratch elements */
 } asp_attention_task;
 
 typedef struct {
@@ -122,12 +122,11 @@ typedef struct {
     void (*activate)(asp_real *out, const asp_real *x, int64_t n, asp_activation kind);
     /* d (n) *= activation'(x) */
     void (*activate_backward)(asp_real *d, const asp_real *x, int64_t n, asp_activation kind);
-    void (*add)(asp_real *out, const asp_real *x, int64_t n); /* out += x */
+    void (*add)(asp_real *out, const asp_real *x, int64_t n);              /* out += x */
     void (*axpy)(asp_real *out, asp_real a, const asp_real *x, int64_t n); /* out += a x */
     asp_real (*dot)(const asp_real *x, const asp_real *y, int64_t n);
     /* Returns -log softmax(logits)[target]; if dlogits is given, dlogits (V) = weight * (softmax - onehot). */
-    double (*cross_entropy_row)(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target,
-                                double weight);
+    double (*cross_entropy_row)(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target, double weight);
     void (*attention_forward)(const asp_attention_task *task);
     void (*attention_backward)(const asp_attention_task *task);
     /* scores (n_keys) of one query against keys 0..n_keys */
@@ -152,18 +151,21 @@ const asp_kernels *asp_isa_kernels(void);
 /* ---- adamw.c -------------------------------------------------------------------- */
 
 /* A piece of the weights that one thread updates at a time; weight decay is for matrices only. */
-typedef struct { int64_t offset, size; int decay; } asp_adamw_chunk;
 typedef struct {
-    asp_real *data, *m, *v;      /* weights and moments, read and written */
-    asp_real *gradients;         /* read */
+    int64_t offset, size;
+    int decay;
+} asp_adamw_chunk;
+typedef struct {
+    asp_real *data, *m, *v; /* weights and moments, read and written */
+    asp_real *gradients;    /* read */
     int64_t n_chunks;
-    asp_adamw_chunk *chunks;     /* (n_chunks) */
-    double *squares;             /* (n_chunks) scratch */
+    asp_adamw_chunk *chunks; /* (n_chunks) */
+    double *squares;         /* (n_chunks) scratch */
 } asp_adamw_weights;
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, clip;
-    double norm;                 /* of the gradients: they are scaled to `clip` if it is larger, and clip > 0 */
-    double step;                 /* 1 in the first */
+    double norm; /* of the gradients: they are scaled to `clip` if it is larger, and clip > 0 */
+    double step; /* 1 in the first */
 } asp_adamw_options;
 /* Neither can be stopped: a step that has begun to change weights is finished. */
 double asp_adamw_norm(const asp_adamw_weights *weights, const asp_context *context);

@@ -7,12 +7,12 @@ enum { QUERIES = 4 };
 
 /* Offsets into unit->scratch; the sizes add up to asp_attention_scratch. */
 typedef struct {
-    int64_t keys, width;   /* T and D rounded up, the row lengths of the buffers */
-    asp_real *k_t, *v_t;   /* (D,keys)  transposed, zero beyond T */
-    asp_real *k, *v;       /* (T,width) zero beyond D */
-    asp_real *dk, *dv;     /* (T,width) */
-    asp_real *row, *drow;  /* (QUERIES,keys) */
-    asp_real *x, *dx;      /* (QUERIES,width) */
+    int64_t keys, width;  /* T and D rounded up, the row lengths of the buffers */
+    asp_real *k_t, *v_t;  /* (D,keys)  transposed, zero beyond T */
+    asp_real *k, *v;      /* (T,width) zero beyond D */
+    asp_real *dk, *dv;    /* (T,width) */
+    asp_real *row, *drow; /* (QUERIES,keys) */
+    asp_real *x, *dx;     /* (QUERIES,width) */
 } attention_buffers;
 
 static attention_buffers attention_layout(const asp_attention_task *u, int backward) {
@@ -108,8 +108,7 @@ static void four_rows(asp_real *out, int64_t ldo, const asp_real *a, int64_t lda
 }
 
 /* c[t, :] += sum over four rows i of a_i[t] x_i[:]. */
-static void rank_four_update(asp_real *c, const asp_real *a, int64_t lda, int64_t n, const asp_real *x,
-                             int64_t width) {
+static void rank_four_update(asp_real *c, const asp_real *a, int64_t lda, int64_t n, const asp_real *x, int64_t width) {
     for (int64_t j = 0; j < width; j += ASP_LANES) {
         const vec x0 = load(x + j), x1 = load(x + width + j);
         const vec x2 = load(x + 2 * width + j), x3 = load(x + 3 * width + j);
@@ -213,7 +212,8 @@ static void attention_forward(const asp_attention_task *u) {
             asp_real *z = b.x + (q - first) * width;
             for (int64_t k = first + 1; k <= q; k++) {
                 const asp_real a = b.row[(q - first) * b.keys + k];
-                for (int64_t j = 0; j < width; j += ASP_LANES) store(z + j, load(z + j) + a * load(b.v + k * width + j));
+                for (int64_t j = 0; j < width; j += ASP_LANES)
+                    store(z + j, load(z + j) + a * load(b.v + k * width + j));
             }
             copy_row(u->z + (q - prefix) * u->z_stride, z, d, d);
         }
@@ -302,8 +302,7 @@ static void attention_backward(const asp_attention_task *u) {
         rank_four_update(b.dv, b.row, b.keys, last, b.dx, width);
         rank_four_update(b.dk, b.drow, b.keys, last, b.x, width);
         four_rows(b.x, width, b.drow, b.keys, last, b.k, width, width, u->scale);
-        for (int64_t q = first; q < last; q++)
-            copy_row(u->dq + q * u->stride, b.x + (q - first) * width, d, d);
+        for (int64_t q = first; q < last; q++) copy_row(u->dq + q * u->stride, b.x + (q - first) * width, d, d);
     }
     for (int64_t t = 0; t < n; t++)
         for (int64_t j = 0; j < d; j++) {

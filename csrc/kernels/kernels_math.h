@@ -6,7 +6,8 @@ typedef int64_t asp_int;
 typedef int32_t asp_int;
 #endif
 typedef asp_real vec __attribute__((vector_size(ASP_LANES * sizeof(asp_real)), may_alias));
-typedef asp_real memvec __attribute__((vector_size(ASP_LANES * sizeof(asp_real)), aligned(sizeof(asp_real)), may_alias));
+typedef asp_real memvec
+    __attribute__((vector_size(ASP_LANES * sizeof(asp_real)), aligned(sizeof(asp_real)), may_alias));
 typedef asp_int ivec __attribute__((vector_size(ASP_LANES * sizeof(asp_int)), may_alias));
 typedef uint32_t uvec __attribute__((vector_size(ASP_LANES * 4), may_alias));
 typedef double dvec __attribute__((vector_size(ASP_LANES * 8), may_alias));
@@ -19,7 +20,8 @@ typedef double dvec __attribute__((vector_size(ASP_LANES * 8), may_alias));
 #endif
 
 typedef asp_real half __attribute__((vector_size(ASP_LANES / 2 * sizeof(asp_real)), may_alias));
-typedef asp_real memhalf __attribute__((vector_size(ASP_LANES / 2 * sizeof(asp_real)), aligned(sizeof(asp_real)), may_alias));
+typedef asp_real memhalf
+    __attribute__((vector_size(ASP_LANES / 2 * sizeof(asp_real)), aligned(sizeof(asp_real)), may_alias));
 typedef asp_int halfint __attribute__((vector_size(ASP_LANES / 2 * sizeof(asp_int)), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -30,8 +32,20 @@ INLINE vec splat(asp_real x) { return x - (vec){0}; }
 INLINE vec select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 INLINE vec maximum(vec a, vec b) { return select(a > b, a, b); }
 
-INLINE half low_half(vec x) { return ((union { vec whole; half parts[2]; }){x}).parts[0]; }
-INLINE half high_half(vec x) { return ((union { vec whole; half parts[2]; }){x}).parts[1]; }
+INLINE half low_half(vec x) {
+    return ((union {
+               vec whole;
+               half parts[2];
+           }){x})
+        .parts[0];
+}
+INLINE half high_half(vec x) {
+    return ((union {
+               vec whole;
+               half parts[2];
+           }){x})
+        .parts[1];
+}
 
 INLINE vec load_part(const asp_real *p, int64_t n, asp_real fill) {
     asp_real buffer[ASP_LANES];

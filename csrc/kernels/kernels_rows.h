@@ -60,11 +60,15 @@ static void layernorm_row(const asp_layernorm *ln, int64_t row) {
         const int64_t n = width - i < ASP_LANES ? width - i : ASP_LANES;
         const int full = n == ASP_LANES;
         const vec y = ((full ? load(x + i) : load_part(x + i, n, 0)) - m) * inverse;
-        if (normalized) { if (full) store(normalized + i, y); else store_part(normalized + i, y, n); }
+        if (normalized) {
+            if (full) store(normalized + i, y);
+            else store_part(normalized + i, y, n);
+        }
         if (!out) continue;
         vec o = y * (full ? load(ln->weight + i) : load_part(ln->weight + i, n, 0));
         if (ln->bias) o += full ? load(ln->bias + i) : load_part(ln->bias + i, n, 0);
-        if (full) store(out + i, o); else store_part(out + i, o, n);
+        if (full) store(out + i, o);
+        else store_part(out + i, o, n);
     }
 }
 
@@ -84,8 +88,8 @@ static void layernorm_backward_row(asp_real *dx, asp_real *dweight, asp_real *db
         const int64_t n = width - i < ASP_LANES ? width - i : ASP_LANES;
         const int full = n == ASP_LANES;
         const vec y = ((full ? load(x + i) : load_part(x + i, n, m)) - m) * inverse;
-        const vec g = full ? load(dout + i) * load(weight + i)
-                           : load_part(dout + i, n, 0) * load_part(weight + i, n, 0);
+        const vec g =
+            full ? load(dout + i) * load(weight + i) : load_part(dout + i, n, 0) * load_part(weight + i, n, 0);
         g_sum += widen(g);
         gy_sum += widen(g * y);
     }
@@ -95,8 +99,8 @@ static void layernorm_backward_row(asp_real *dx, asp_real *dweight, asp_real *db
         const int64_t n = width - i < ASP_LANES ? width - i : ASP_LANES;
         const int full = n == ASP_LANES;
         const vec y = ((full ? load(x + i) : load_part(x + i, n, m)) - m) * inverse;
-        const vec g = full ? load(dout + i) * load(weight + i)
-                           : load_part(dout + i, n, 0) * load_part(weight + i, n, 0);
+        const vec g =
+            full ? load(dout + i) * load(weight + i) : load_part(dout + i, n, 0) * load_part(weight + i, n, 0);
         const vec d = (g - g_mean - y * gy_mean) * inverse;
         const vec o = full ? load(dout + i) : load_part(dout + i, n, 0);
         if (full) {
@@ -132,23 +136,34 @@ static asp_real gelu_derivative_one(asp_real x) {
 static asp_real relu_one(asp_real x) { return x < 0 ? 0 : x; }
 
 static void activate(asp_real *out, const asp_real *x, int64_t n, asp_activation kind) {
-    if (kind == ASP_GELU) { for (int64_t i = 0; i < n; i++) out[i] = gelu_one(x[i]); return; }
-    if (kind == ASP_RELU) { for (int64_t i = 0; i < n; i++) out[i] = relu_one(x[i]); return; }
+    if (kind == ASP_GELU) {
+        for (int64_t i = 0; i < n; i++) out[i] = gelu_one(x[i]);
+        return;
+    }
+    if (kind == ASP_RELU) {
+        for (int64_t i = 0; i < n; i++) out[i] = relu_one(x[i]);
+        return;
+    }
     int64_t i = 0;
     for (; i + ASP_LANES <= n; i += ASP_LANES) store(out + i, gelu_new_vec(load(x + i)));
     if (i < n) store_part(out + i, gelu_new_vec(load_part(x + i, n - i, 0)), n - i);
 }
 
 static void activate_backward(asp_real *d, const asp_real *x, int64_t n, asp_activation kind) {
-    if (kind == ASP_GELU) { for (int64_t i = 0; i < n; i++) d[i] *= gelu_derivative_one(x[i]); return; }
-    if (kind == ASP_RELU) { for (int64_t i = 0; i < n; i++) d[i] = x[i] > 0 ? d[i] : 0; return; }
+    if (kind == ASP_GELU) {
+        for (int64_t i = 0; i < n; i++) d[i] *= gelu_derivative_one(x[i]);
+        return;
+    }
+    if (kind == ASP_RELU) {
+        for (int64_t i = 0; i < n; i++) d[i] = x[i] > 0 ? d[i] : 0;
+        return;
+    }
     int64_t i = 0;
     for (; i + ASP_LANES <= n; i += ASP_LANES) store(d + i, load(d + i) * gelu_new_derivative(load(x + i)));
     if (i < n) store_part(d + i, load_part(d + i, n - i, 0) * gelu_new_derivative(load_part(x + i, n - i, 0)), n - i);
 }
 
-static double cross_entropy_row(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target,
-                                double weight) {
+static double cross_entropy_row(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target, double weight) {
     vec best = splat(-(asp_real)INFINITY);
     int64_t i = 0;
     for (; i + ASP_LANES <= n; i += ASP_LANES) best = maximum(load(logits + i), best);

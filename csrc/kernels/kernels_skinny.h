@@ -44,8 +44,7 @@ static void skinny_block(asp_real *sums, int64_t rows, int64_t columns, const as
 }
 
 /* sums (8,16) += b (8,n) a_t (n,16): lanes are rows of a.  The next eight rows of b are fetched if asked. */
-static void skinny_dots(asp_real *sums, const asp_real *a_t, int64_t n, const asp_real *b, int64_t ldb,
-                        int prefetch) {
+static void skinny_dots(asp_real *sums, const asp_real *a_t, int64_t n, const asp_real *b, int64_t ldb, int prefetch) {
     vec s0 = load(sums), s1 = load(sums + 16), s2 = load(sums + 32), s3 = load(sums + 48);
     vec s4 = load(sums + 64), s5 = load(sums + 80), s6 = load(sums + 96), s7 = load(sums + 112);
     for (int64_t t = 0; t < n; t++) {

@@ -13,7 +13,8 @@ static void layernorm_rows(void *arg, int64_t item, int thread) {
 }
 
 asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context) {
-    return asp_parallel_for(context, (ln->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM, layernorm_rows, (void *)(uintptr_t)ln);
+    return asp_parallel_for(context, (ln->n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM, layernorm_rows,
+                            (void *)(uintptr_t)ln);
 }
 
 typedef struct {
@@ -29,9 +30,8 @@ static void backward_chunk(void *arg, int64_t item, int thread) {
     memset(dweight, 0, (size_t)(2 * job->width) * sizeof *dweight);
     const int64_t begin = job->n * item / all->chunks, end = job->n * (item + 1) / all->chunks;
     for (int64_t r = begin; r < end; r++)
-        asp_isa_kernels()->layernorm_backward_row(job->dx + r * job->width, dweight, dbias,
-                                                     job->dout + r * job->width, job->x + r * job->width,
-                                                     job->weight, job->scale[r], job->width);
+        asp_isa_kernels()->layernorm_backward_row(job->dx + r * job->width, dweight, dbias, job->dout + r * job->width,
+                                                  job->x + r * job->width, job->weight, job->scale[r], job->width);
 }
 
 asp_status asp_layernorm_backward(const asp_layernorm_backward_job *job, const asp_context *context) {

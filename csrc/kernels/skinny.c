@@ -14,13 +14,15 @@ enum { TILE = 64, DOT_ROWS = 8, MOST_ROWS = 64, MOST_SUMS = 16384, PROBE_ROWS = 
 
 typedef struct {
     const asp_gemm *gemm;
-    const asp_real *transposed; /* (groups of 16 rows,k,16) of A, for products with a transposed B */
-    asp_real *sums;             /* (n_threads,n_sums) scratch: not on the stack, which may be small */
+    const asp_real *transposed;    /* (groups of 16 rows,k,16) of A, for products with a transposed B */
+    asp_real *sums;                /* (n_threads,n_sums) scratch: not on the stack, which may be small */
     int64_t n_sums, width, blocks; /* width: columns of an item (of B, or of B^T); blocks: items to a group of rows */
 } skinny_job;
 
 /* Up to MOST_ROWS rows of A by some columns of C; all of `padded` columns have sums. */
-typedef struct { int64_t row, rows, column, columns, padded; } skinny_part;
+typedef struct {
+    int64_t row, rows, column, columns, padded;
+} skinny_part;
 
 /* sums (rows,padded) of one block of k.  Whole tiles are read where they lie, the rest is copied and padded. */
 static void sum_rows(const skinny_job *job, const skinny_part *at, int64_t k, int64_t n, asp_real *sums) {
@@ -36,12 +38,15 @@ static void sum_rows(const skinny_job *job, const skinny_part *at, int64_t k, in
         for (int64_t t = 0; t < n; t += DOT_ROWS) {
             const int64_t m = asp_min(DOT_ROWS, n - t), whole = asp_min(TILE, at->columns - c);
             memset(strip, 0, sizeof strip);
-            for (int64_t i = 0; i < m; i++) memcpy(strip + i * TILE, b + (t + i) * g->ldb + c, (size_t)whole * sizeof *b);
+            for (int64_t i = 0; i < m; i++)
+                memcpy(strip + i * TILE, b + (t + i) * g->ldb + c, (size_t)whole * sizeof *b);
             for (int64_t r = 0; r < rows; r += 4) {
                 asp_real four[4 * TILE];
-                for (int64_t i = 0; i < 4; i++) memcpy(four + i * TILE, sums + (r + i) * at->padded + c, TILE * sizeof *four);
+                for (int64_t i = 0; i < 4; i++)
+                    memcpy(four + i * TILE, sums + (r + i) * at->padded + c, TILE * sizeof *four);
                 asp_isa_kernels()->skinny_block(four, 4, TILE, a + r * g->lda + t, g->lda, m, strip, TILE, m);
-                for (int64_t i = 0; i < 4; i++) memcpy(sums + (r + i) * at->padded + c, four + i * TILE, TILE * sizeof *four);
+                for (int64_t i = 0; i < 4; i++)
+                    memcpy(sums + (r + i) * at->padded + c, four + i * TILE, TILE * sizeof *four);
             }
         }
 }
@@ -118,7 +123,8 @@ asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
     const int64_t n_padded = g->trans_b && g->n < DOT_ROWS ? DOT_ROWS * g->k : 0;
     asp_real *memory = asp_allocate(n_transposed + n_threads * n_sums + n_padded, sizeof *memory);
     if (!memory)
-        return asp_fail(context->err, ASP_NO_MEMORY, "no memory for the scratch of a product of %lld rows with a matrix of %lld x %lld",
+        return asp_fail(context->err, ASP_NO_MEMORY,
+                        "no memory for the scratch of a product of %lld rows with a matrix of %lld x %lld",
                         (long long)g->n_rows, (long long)g->k, (long long)g->n);
     asp_gemm product = *g;
     if (g->trans_b) transpose(memory, g);
@@ -139,7 +145,8 @@ asp_status asp_skinny_run(const asp_gemm *g, const asp_context *context) {
 static const asp_context alone = {.n_threads = 1};
 
 static void fill(asp_real *x, int64_t n, uint64_t seed) {
-    for (int64_t i = 0; i < n; i++) x[i] = (asp_real)((double)(asp_splitmix64(seed + (uint64_t)i) >> 40) * 0x1p-24 - 0.5);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = (asp_real)((double)(asp_splitmix64(seed + (uint64_t)i) >> 40) * 0x1p-24 - 0.5);
 }
 
 /* All of: transposed or not, added to c or not.  -1: memory ran out. */
@@ -150,12 +157,22 @@ static int same_bits(int64_t k, int64_t k_block, int64_t rows, const asp_real *a
         fill(blas, rows * PROBE_COLUMNS, 7);
         memcpy(ours, blas, (size_t)(PROBE_ROWS * PROBE_COLUMNS) * sizeof *ours);
         asp_blas_call_begin();
-        asp_cblas_gemm(ASP_ROW_MAJOR, ASP_NO_TRANS, trans ? ASP_TRANS : ASP_NO_TRANS, (int)rows, PROBE_COLUMNS, (int)k, 1,
-                       a, (int)k, b, trans ? (int)k : PROBE_COLUMNS, (asp_real)add, blas, PROBE_COLUMNS);
+        asp_cblas_gemm(ASP_ROW_MAJOR, ASP_NO_TRANS, trans ? ASP_TRANS : ASP_NO_TRANS, (int)rows, PROBE_COLUMNS, (int)k,
+                       1, a, (int)k, b, trans ? (int)k : PROBE_COLUMNS, (asp_real)add, blas, PROBE_COLUMNS);
         asp_blas_call_end();
-        const asp_gemm g = {.trans_b = trans, .m = rows, .n = PROBE_COLUMNS, .k = k, .a = a, .lda = k, .b = b,
-                            .ldb = trans ? k : PROBE_COLUMNS, .c = ours, .ldc = PROBE_COLUMNS, .accumulate = add,
-                            .n_rows = PROBE_ROWS, .k_block = k_block};
+        const asp_gemm g = {.trans_b = trans,
+                            .m = rows,
+                            .n = PROBE_COLUMNS,
+                            .k = k,
+                            .a = a,
+                            .lda = k,
+                            .b = b,
+                            .ldb = trans ? k : PROBE_COLUMNS,
+                            .c = ours,
+                            .ldc = PROBE_COLUMNS,
+                            .accumulate = add,
+                            .n_rows = PROBE_ROWS,
+                            .k_block = k_block};
         if (asp_skinny_run(&g, &alone)) return -1;
         if (memcmp(blas, ours, (size_t)(PROBE_ROWS * PROBE_COLUMNS) * sizeof *ours) != 0) return 0;
     }

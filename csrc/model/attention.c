@@ -35,15 +35,24 @@ static asp_attention_task describe(const attention_job *job, int64_t sequence, i
     const int64_t width = c->n_head * c->d_head, row = acts->offsets[sequence], layer = job->layer;
     const int64_t t = acts->offsets[sequence + 1] - row;
     const asp_real *qkv = acts->qkv.data + layer * acts->qkv.stride + row * 3 * width + head * c->d_head;
-    asp_attention_task u = {.q = qkv, .k = qkv + width, .v = qkv + 2 * width, .stride = 3 * width, .n_tokens = t,
-                            .d_head = c->d_head, .scale = score_scale(c, layer), .gated = gate->gated,
-                            .noisy = gate->noisy, .straight_through = gate->straight_through,
-                            .gate_bias = (asp_real)gate->bias[layer], .z_stride = width};
+    asp_attention_task u = {.q = qkv,
+                            .k = qkv + width,
+                            .v = qkv + 2 * width,
+                            .stride = 3 * width,
+                            .n_tokens = t,
+                            .d_head = c->d_head,
+                            .scale = score_scale(c, layer),
+                            .gated = gate->gated,
+                            .noisy = gate->noisy,
+                            .straight_through = gate->straight_through,
+                            .gate_bias = (asp_real)gate->bias[layer],
+                            .z_stride = width};
     u.z = acts->z.data + layer * acts->z.stride + row * width + head * c->d_head;
     if (acts->lse.data) u.lse = acts->lse.data + layer * acts->lse.stride + head * acts->n_tokens + row;
     if (gate->noisy) {
         uint64_t key = asp_splitmix64(gate->seed);
-        const uint64_t words[] = {gate->step, gate->first_sequence + (uint64_t)sequence, (uint64_t)layer, (uint64_t)head};
+        const uint64_t words[] = {gate->step, gate->first_sequence + (uint64_t)sequence, (uint64_t)layer,
+                                  (uint64_t)head};
         for (int i = 0; i < 4; i++) key = asp_splitmix64(key ^ words[i]);
         u.noise_key = key;
     }
@@ -90,8 +99,7 @@ static void forward_item(void *arg, int64_t item, int thread) {
 }
 
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
-                                 const asp_gate *gate, const asp_scratch *scratch,
-                                 const asp_context *context) {
+                                 const asp_gate *gate, const asp_scratch *scratch, const asp_context *context) {
     attention_job job = {.model = model, .acts = acts, .gate = gate, .scratch = scratch, .layer = layer};
     const int64_t n = acts->n_sequences * model->config.n_head;
     asp_status status = asp_parallel_for(context, n, forward_item, &job);
@@ -130,8 +138,8 @@ static void backward_item(void *arg, int64_t item, int thread) {
 asp_status asp_attention_backward(const asp_model *model, const asp_activations *acts,
                                   const asp_activation_gradients *grads, int64_t layer, const asp_gate *gate,
                                   const asp_scratch *scratch, const asp_context *context) {
-    attention_job job = {.model = model, .acts = acts, .grads = grads, .gate = gate, .scratch = scratch,
-                         .layer = layer};
+    attention_job job = {
+        .model = model, .acts = acts, .grads = grads, .gate = gate, .scratch = scratch, .layer = layer};
     return asp_parallel_for(context, acts->n_sequences * model->config.n_head, backward_item, &job);
 }
 
@@ -152,10 +160,13 @@ static void entries_item(void *arg, int64_t item, int thread) {
     const entries_job *job = arg;
     const asp_config *c = job->config;
     const int64_t width = c->n_head * c->d_head, end = asp_min(job->n, (item + 1) * ENTRIES_PER_ITEM);
-    asp_attention_task u = {.stride = 3 * width, .d_head = c->d_head, .n_tokens = 1,
+    asp_attention_task u = {.stride = 3 * width,
+                            .d_head = c->d_head,
+                            .n_tokens = 1,
                             .scratch = job->scratch + thread * job->per_thread};
     for (int64_t i = item * ENTRIES_PER_ITEM; i < end; i++) {
-        const asp_real *at = (const asp_real *)job->qkv.data + job->layer[i] * job->qkv.strides[0] + job->head[i] * c->d_head;
+        const asp_real *at =
+            (const asp_real *)job->qkv.data + job->layer[i] * job->qkv.strides[0] + job->head[i] * c->d_head;
         u.scale = score_scale(c, job->layer[i]);
         u.q = at + job->query[i] * 3 * width;
         u.k = at + job->key[i] * 3 * width + width;
@@ -164,9 +175,14 @@ static void entries_item(void *arg, int64_t item, int thread) {
 }
 
 static asp_status check_entries(const entries_job *job, const asp_context *context, asp_error *err) {
-    const struct { const char *name; const int64_t *index; int64_t limit; } lists[] = {
-        {"layer", job->layer, job->config->n_layer}, {"head", job->head, job->config->n_head},
-        {"query", job->query, job->qkv.dims[1]},     {"key", job->key, job->qkv.dims[1]}};
+    const struct {
+        const char *name;
+        const int64_t *index;
+        int64_t limit;
+    } lists[] = {{"layer", job->layer, job->config->n_layer},
+                 {"head", job->head, job->config->n_head},
+                 {"query", job->query, job->qkv.dims[1]},
+                 {"key", job->key, job->qkv.dims[1]}};
     for (int64_t i = 0; i < job->n; i++) {
         if (i % ENTRIES_PER_ITEM == 0 && asp_parallel_stopped(context)) return ASP_STOPPED;
         for (int list = 0; list < 4; list++)
@@ -178,13 +194,20 @@ static asp_status check_entries(const entries_job *job, const asp_context *conte
 }
 
 asp_status asp_attention_entry_scores(const asp_model *model, const asp_run *run, int64_t n, const int64_t *layer,
-                            const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
-                            const asp_context *context, asp_error *err) {
+                                      const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
+                                      const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
-    entries_job job = {.config = &model->config, .qkv = asp_run_array(run, ASP_QKV), .layer = layer, .head = head,
-                       .query = query, .key = key, .n = n, .scores = scores,
+    entries_job job = {.config = &model->config,
+                       .qkv = asp_run_array(run, ASP_QKV),
+                       .layer = layer,
+                       .head = head,
+                       .query = query,
+                       .key = key,
+                       .n = n,
+                       .scores = scores,
                        .per_thread = asp_attention_scratch(&model->config, 1, 0)};
-    if (!job.qkv.data) return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
+    if (!job.qkv.data)
+        return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
     asp_status status = check_entries(&job, context, err);
     if (status) return status;
     job.scratch = asp_allocate(context->n_threads * job.per_thread, sizeof *job.scratch);

@@ -10,14 +10,19 @@ static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + laye
 
 /* dx (N,E) += gradient through the LayerNorm with input x; parameters' gradients added if wanted. */
 static asp_status layernorm_backward(const asp_model *m, asp_tape *tape, asp_real *dx, const asp_real *x,
-                                     const asp_real *scale, int64_t weight, int64_t bias,
-                                     const asp_context *context) {
+                                     const asp_real *scale, int64_t weight, int64_t bias, const asp_context *context) {
     const int64_t e = m->config.d_model;
     asp_real *gradient = tape->grads.parameters;
-    const asp_layernorm_backward_job job = {.dx = dx, .dout = tape->grads.ln, .x = x, .weight = m->data + weight, .scale = scale,
+    const asp_layernorm_backward_job job = {.dx = dx,
+                                            .dout = tape->grads.ln,
+                                            .x = x,
+                                            .weight = m->data + weight,
+                                            .scale = scale,
                                             .dweight = gradient ? gradient + weight : NULL,
                                             .dbias = gradient && bias >= 0 ? gradient + bias : NULL,
-                                            .partial = tape->ln_partial, .n = tape->acts.n_tokens, .width = e};
+                                            .partial = tape->ln_partial,
+                                            .n = tape->acts.n_tokens,
+                                            .width = e};
     return asp_layernorm_backward(&job, context);
 }
 
@@ -28,15 +33,35 @@ static asp_status linear_backward(const asp_model *m, asp_tape *tape, asp_real *
                                   const asp_real *dy, int64_t weight, int64_t bias, int64_t n, int64_t k,
                                   const asp_real *pre, const asp_context *context) {
     const int64_t rows = tape->acts.n_tokens;
-    const asp_gemm to_input = {.trans_b = 1, .m = rows, .n = k, .k = n, .a = dy, .lda = n, .b = m->data + weight,
-                               .ldb = n, .c = dx, .ldc = k, .out2 = (asp_real *)(uintptr_t)pre,
+    const asp_gemm to_input = {.trans_b = 1,
+                               .m = rows,
+                               .n = k,
+                               .k = n,
+                               .a = dy,
+                               .lda = n,
+                               .b = m->data + weight,
+                               .ldb = n,
+                               .c = dx,
+                               .ldc = k,
+                               .out2 = (asp_real *)(uintptr_t)pre,
                                .epilogue = pre ? ASP_EPILOGUE_ACT_BACKWARD : ASP_EPILOGUE_NONE,
-                               .activation = m->config.activation, .n_rows = rows};
+                               .activation = m->config.activation,
+                               .n_rows = rows};
     asp_status status = asp_gemm_run(&to_input, context);
     asp_real *gradient = tape->grads.parameters;
     if (status || !gradient) return status;
-    const asp_gemm to_weight = {.trans_a = 1, .m = k, .n = n, .k = rows, .a = x, .lda = k, .b = dy, .ldb = n,
-                                .c = gradient + weight, .ldc = n, .accumulate = 1, .n_rows = k};
+    const asp_gemm to_weight = {.trans_a = 1,
+                                .m = k,
+                                .n = n,
+                                .k = rows,
+                                .a = x,
+                                .lda = k,
+                                .b = dy,
+                                .ldb = n,
+                                .c = gradient + weight,
+                                .ldc = n,
+                                .accumulate = 1,
+                                .n_rows = k};
     status = asp_gemm_run(&to_weight, context);
     if (!status && bias >= 0) status = asp_gemm_column_sums(gradient + bias, dy, rows, n, context);
     return status;
@@ -52,8 +77,7 @@ typedef struct {
 static void activation_item(void *arg, int64_t row, int thread) {
     (void)thread;
     const activation_job *job = arg;
-    asp_isa_kernels()->activate_backward(job->d + row * job->width, job->x + row * job->width, job->width,
-                                            job->kind);
+    asp_isa_kernels()->activate_backward(job->d + row * job->width, job->x + row * job->width, job->width, job->kind);
 }
 
 static asp_status mlp_backward(const asp_model *m, asp_tape *tape, int64_t l, const asp_context *context) {
@@ -62,7 +86,8 @@ static asp_status mlp_backward(const asp_model *m, asp_tape *tape, int64_t l, co
     asp_activation_gradients *g = &tape->grads;
     const asp_activations *a = &tape->acts;
     const int64_t e = c->d_model, n = a->n_tokens;
-    asp_real *dy = slot(g->resid, l + 1), *dmid = slot(g->mid, l), *dpre = slot(g->mlp_pre, l), *pre = slot(a->mlp_pre, l);
+    asp_real *dy = slot(g->resid, l + 1), *dmid = slot(g->mid, l), *dpre = slot(g->mlp_pre, l),
+             *pre = slot(a->mlp_pre, l);
     asp_real *dpost = slot(g->mlp_post, l);
     asp_status status = linear_backward(m, tape, dpost ? dpost : dpre, slot(a->mlp_post, l), dy, o->out_w, o->out_b, e,
                                         c->d_mlp, dpost ? NULL : pre, context);
@@ -87,8 +112,8 @@ static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, in
     const asp_activations *a = &tape->acts;
     const int64_t e = c->d_model, width = c->n_head * c->d_head;
     asp_real *dmid = slot(g->mid, l), *dx = slot(g->resid, l);
-    asp_status status = linear_backward(m, tape, slot(g->z, l), slot(a->z, l), dmid, o->proj_w, o->proj_b, e, width,
-                                        NULL, context);
+    asp_status status =
+        linear_backward(m, tape, slot(g->z, l), slot(a->z, l), dmid, o->proj_w, o->proj_b, e, width, NULL, context);
     if (!status && a->hooks && a->hooks->dz) status = a->hooks->dz(a->hooks->state, a, l, slot(g->z, l), context);
     if (!status) status = asp_attention_backward(m, a, g, l, gate, &tape->scratch, context);
     if (!status)
@@ -129,8 +154,8 @@ static void add_edge_sums(const asp_tape *tape, int64_t n, double *expected, dou
     }
 }
 
-asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gate *gate, double *expected,
-                               double *open, const asp_context *context) {
+asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gate *gate, double *expected, double *open,
+                               const asp_context *context) {
     const asp_config *c = &m->config;
     const int64_t last = c->n_layer, e = c->d_model;
     asp_real *dx = slot(tape->grads.resid, last);

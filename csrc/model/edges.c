@@ -10,8 +10,10 @@ static asp_status no_memory(asp_error *err) {
 /* left: bytes of max_bytes that the arrays of the run do not take. */
 static asp_status no_room(int64_t left, asp_error *err) {
     char size[32];
-    return asp_fail(err, ASP_NO_MEMORY, "the open edges of this run need more than the %s that max_bytes leaves; raise max_bytes or edge_threshold",
-                    asp_fail_size(size, (double)left));
+    return asp_fail(
+        err, ASP_NO_MEMORY,
+        "the open edges of this run need more than the %s that max_bytes leaves; raise max_bytes or edge_threshold",
+        asp_fail_size(size, (double)left));
 }
 
 asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, const int64_t *offsets,
@@ -66,7 +68,8 @@ asp_status asp_edges_count_done(asp_edge_builder *b, int64_t layer, asp_error *e
     for (int64_t r = 0; r < rows; r++) edges->start[r + 1] += edges->start[r];
     const int64_t n = edges->start[rows];
     b->edges.n_edges += n;
-    if (b->edges.n_edges > b->max_bytes / (int64_t)(2 * (sizeof(int32_t) + sizeof(asp_real)))) return no_room(b->asked, err);
+    if (b->edges.n_edges > b->max_bytes / (int64_t)(2 * (sizeof(int32_t) + sizeof(asp_real))))
+        return no_room(b->asked, err);
     edges->key = asp_allocate(n > 0 ? n : 1, sizeof *edges->key);
     edges->weight = asp_allocate(n > 0 ? n : 1, sizeof *edges->weight);
     return edges->key && edges->weight ? ASP_OK : no_memory(err);

@@ -57,9 +57,21 @@ static int64_t k_block_of(const asp_model *m, int64_t k) {
 static asp_status linear(const asp_model *m, const asp_activations *acts, asp_real *c, const asp_real *a,
                          int64_t weight, int64_t bias, int64_t n, int64_t k, asp_epilogue epilogue,
                          const asp_real *residual, asp_real *out2, const asp_context *context) {
-    const asp_gemm g = {.m = acts->n_rows, .n = n, .k = k, .a = a, .lda = k, .b = m->data + weight, .ldb = n, .c = c,
-                        .ldc = n, .epilogue = epilogue, .bias = asp_at_const(m->data, bias), .residual = residual,
-                        .out2 = out2, .activation = m->config.activation, .n_rows = acts->n_tokens,
+    const asp_gemm g = {.m = acts->n_rows,
+                        .n = n,
+                        .k = k,
+                        .a = a,
+                        .lda = k,
+                        .b = m->data + weight,
+                        .ldb = n,
+                        .c = c,
+                        .ldc = n,
+                        .epilogue = epilogue,
+                        .bias = asp_at_const(m->data, bias),
+                        .residual = residual,
+                        .out2 = out2,
+                        .activation = m->config.activation,
+                        .n_rows = acts->n_tokens,
                         .k_block = k_block_of(m, k)};
     return asp_gemm_run(&g, context);
 }
@@ -67,9 +79,15 @@ static asp_status linear(const asp_model *m, const asp_activations *acts, asp_re
 static asp_status layernorm(const asp_model *m, const asp_activations *acts, const asp_real *x, int64_t weight,
                             int64_t bias, asp_real *out, asp_real *scale, asp_real *normalized,
                             const asp_context *context) {
-    const asp_layernorm ln = {.x = x, .weight = m->data + weight, .bias = asp_at_const(m->data, bias), .out = out,
-                              .scale = scale, .normalized = normalized, .n = acts->n_tokens,
-                              .width = m->config.d_model, .eps = m->config.ln_eps};
+    const asp_layernorm ln = {.x = x,
+                              .weight = m->data + weight,
+                              .bias = asp_at_const(m->data, bias),
+                              .out = out,
+                              .scale = scale,
+                              .normalized = normalized,
+                              .n = acts->n_tokens,
+                              .width = m->config.d_model,
+                              .eps = m->config.ln_eps};
     return asp_layernorm_forward(&ln, context);
 }
 
@@ -80,10 +98,17 @@ static asp_status head_results(const asp_model *m, const asp_activations *acts, 
     const int64_t width = c->n_head * c->d_head;
     asp_status status = ASP_OK;
     for (int64_t h = 0; !status && h < c->n_head; h++) {
-        const asp_gemm g = {.m = acts->n_rows, .n = c->d_model, .k = c->d_head, .a = z + h * c->d_head, .lda = width,
+        const asp_gemm g = {.m = acts->n_rows,
+                            .n = c->d_model,
+                            .k = c->d_head,
+                            .a = z + h * c->d_head,
+                            .lda = width,
                             .b = m->data + m->layers[layer].proj_w + h * c->d_head * c->d_model,
-                            .ldb = c->d_model, .c = slot(acts->result, layer) + h * c->d_model,
-                            .ldc = c->n_head * c->d_model, .n_rows = acts->n_tokens, .k_block = m->k_block.head};
+                            .ldb = c->d_model,
+                            .c = slot(acts->result, layer) + h * c->d_model,
+                            .ldc = c->n_head * c->d_model,
+                            .n_rows = acts->n_tokens,
+                            .k_block = m->k_block.head};
         status = asp_gemm_run(&g, context);
     }
     return status;
@@ -120,14 +145,17 @@ asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, i
 }
 
 /* What the substitute writes for a layer, in place of the MLP. */
-static asp_status substitute_mlp(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
+static asp_status substitute_mlp(const asp_model *m, const asp_activations *acts, int64_t l,
+                                 const asp_context *context) {
     const asp_mlp_substitute *substitute = &acts->hooks->mlp;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = m->config.d_model;
     const asp_real *mid = slot(acts->mid, l);
-    asp_real *normalized = slot(acts->ln2_normalized, l), *out = slot(acts->mlp_out, l), *next = slot(acts->resid, l + 1);
+    asp_real *normalized = slot(acts->ln2_normalized, l), *out = slot(acts->mlp_out, l),
+             *next = slot(acts->resid, l + 1);
     if (!normalized) normalized = slot(acts->ln2, l);
-    asp_status status = layernorm(m, acts, mid, o->ln2_w, o->ln2_b, NULL, slot(acts->ln2_scale, l), normalized, context);
+    asp_status status =
+        layernorm(m, acts, mid, o->ln2_w, o->ln2_b, NULL, slot(acts->ln2_scale, l), normalized, context);
     if (!status)
         status = substitute->layer(substitute->state, l, substitute->from_mid ? mid : normalized, out, context);
     for (int64_t i = 0; !status && i < acts->n_tokens * e; i++) next[i] = mid[i] + out[i];
@@ -140,17 +168,17 @@ static asp_status own_mlp(const asp_model *m, const asp_activations *acts, int64
     const int64_t e = c->d_model;
     const asp_real *x = slot(acts->mid, l);
     asp_real *ln = slot(acts->ln2, l), *post = slot(acts->mlp_post, l), *pre = slot(acts->mlp_pre, l);
-    asp_status status = layernorm(m, acts, x, o->ln2_w, o->ln2_b, ln, slot(acts->ln2_scale, l),
-                                  slot(acts->ln2_normalized, l), context);
+    asp_status status =
+        layernorm(m, acts, x, o->ln2_w, o->ln2_b, ln, slot(acts->ln2_scale, l), slot(acts->ln2_normalized, l), context);
     if (!status)
-        status = linear(m, acts, pre ? pre : post, ln, o->fc_w, o->fc_b, c->d_mlp, e, ASP_EPILOGUE_BIAS_ACT, NULL,
-                        post, context);
+        status = linear(m, acts, pre ? pre : post, ln, o->fc_w, o->fc_b, c->d_mlp, e, ASP_EPILOGUE_BIAS_ACT, NULL, post,
+                        context);
     if (!status && acts->mlp_out.data)
-        status = linear(m, acts, slot(acts->mlp_out, l), post, o->out_w, o->out_b, e, c->d_mlp, ASP_EPILOGUE_BIAS,
-                        NULL, NULL, context);
+        status = linear(m, acts, slot(acts->mlp_out, l), post, o->out_w, o->out_b, e, c->d_mlp, ASP_EPILOGUE_BIAS, NULL,
+                        NULL, context);
     if (!status)
-        status = linear(m, acts, slot(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp,
-                        ASP_EPILOGUE_RESIDUAL, x, NULL, context);
+        status = linear(m, acts, slot(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp, ASP_EPILOGUE_RESIDUAL,
+                        x, NULL, context);
     return status;
 }
 

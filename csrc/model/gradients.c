@@ -30,7 +30,8 @@ static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch
     for (int r = 0; r < ASP_N_RECORDS; r++) {
         positions[r] = -1;
         if (!(options->records >> r & 1)) continue;
-        const asp_record_shape s = asp_shape_of_record(&m->config, (asp_record)r, batch->offsets, batch->n_sequences, rows);
+        const asp_record_shape s =
+            asp_shape_of_record(&m->config, (asp_record)r, batch->offsets, batch->n_sequences, rows);
         positions[r] = asp_arena_reserve(&g->arena, s.items, sizeof(asp_real));
         g->arrays[r] = s.array;
         g->layer_strides[r] = s.layer_stride;
@@ -40,7 +41,8 @@ static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch
         return asp_fail(err, ASP_NO_MEMORY, "these gradients need %s, above max_bytes=%lld; ask for fewer of them",
                         asp_fail_size((char[32]){0}, (double)g->arena.bytes), (long long)options->max_bytes);
     if (!asp_arena_commit(&g->arena, 1))
-        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %s, which could not be allocated", asp_fail_size((char[32]){0}, (double)g->arena.bytes));
+        return asp_fail(err, ASP_NO_MEMORY, "these gradients need %s, which could not be allocated",
+                        asp_fail_size((char[32]){0}, (double)g->arena.bytes));
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) g->arrays[r].data = g->arena.base + positions[r];
     if (parameters >= 0) g->parameters = (asp_real *)(void *)(g->arena.base + parameters);
@@ -49,9 +51,12 @@ static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch
 
 /* Points the tape's gradients at the arrays that the caller keeps. */
 static void redirect(asp_tape *tape, const asp_gradients *g) {
-    const struct { asp_record record; asp_slot *slot; } slots[] = {
-        {ASP_RESID, &tape->grads.resid},     {ASP_RESID_MID, &tape->grads.mid},   {ASP_QKV, &tape->grads.qkv},
-        {ASP_Z, &tape->grads.z},             {ASP_MLP_PRE, &tape->grads.mlp_pre}, {ASP_MLP_POST, &tape->grads.mlp_post}};
+    const struct {
+        asp_record record;
+        asp_slot *slot;
+    } slots[] = {{ASP_RESID, &tape->grads.resid},     {ASP_RESID_MID, &tape->grads.mid},
+                 {ASP_QKV, &tape->grads.qkv},         {ASP_Z, &tape->grads.z},
+                 {ASP_MLP_PRE, &tape->grads.mlp_pre}, {ASP_MLP_POST, &tape->grads.mlp_post}};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
         if (g->arrays[slots[i].record].data)
             *slots[i].slot = (asp_slot){g->arrays[slots[i].record].data, g->layer_strides[slots[i].record]};
@@ -66,7 +71,8 @@ static asp_status compute(asp_gradients *g, const asp_model *m, const asp_batch 
                           const asp_gradient_options *options, const asp_context *context) {
     double *bias = work, *expected = work + m->config.n_layer, open = 0, weight = 0;
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
-    const asp_gate gate = {.gated = m->config.gated, .bias = bias,
+    const asp_gate gate = {.gated = m->config.gated,
+                           .bias = bias,
                            .straight_through = options->gate_gradient == ASP_GATE_GRADIENT_STRAIGHT_THROUGH};
     redirect(tape, g);
     asp_status status = asp_forward_layers(m, &tape->acts, &gate, &tape->scratch, context);
@@ -80,9 +86,8 @@ static asp_status compute(asp_gradients *g, const asp_model *m, const asp_batch 
     return status;
 }
 
-asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const int32_t *tokens,
-                             const int64_t *offsets, int64_t n_sequences,
-                             const asp_gradient_options *options, const asp_context *context,
+asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
+                             int64_t n_sequences, const asp_gradient_options *options, const asp_context *context,
                              asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);

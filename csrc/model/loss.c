@@ -10,9 +10,9 @@ typedef struct {
     const asp_batch *batch;
     const asp_real *dlogits; /* (N,V) given by the caller, or NULL */
     const asp_metric *metric;
-    asp_real *copies;        /* (n_threads,V) */
+    asp_real *copies; /* (n_threads,V) */
     double coefficient;
-    int64_t first;           /* in row_index */
+    int64_t first; /* in row_index */
 } loss_job;
 
 static void cross_entropy_item(void *arg, int64_t item, int thread) {
@@ -22,8 +22,8 @@ static void cross_entropy_item(void *arg, int64_t item, int thread) {
     const double weight = (double)job->batch->weights[row];
     asp_real *logits = job->tape->logits + item * v;
     job->tape->row_loss[job->first + item] =
-        weight * asp_isa_kernels()->cross_entropy_row(logits, logits, v, job->batch->targets[row],
-                                                         weight * job->coefficient);
+        weight *
+        asp_isa_kernels()->cross_entropy_row(logits, logits, v, job->batch->targets[row], weight * job->coefficient);
 }
 
 /* logits become the caller's dlogits; the loss is their product. */
@@ -51,14 +51,31 @@ static void metric_item(void *arg, int64_t item, int thread) {
 
 static asp_status unembed_backward(const asp_model *m, asp_tape *tape, int64_t rows, const asp_context *context) {
     const int64_t e = m->config.d_model, v = m->config.n_vocab;
-    const asp_gemm to_hidden = {.m = rows, .n = e, .k = v, .a = tape->logits, .lda = v,
-                                .b = m->data + m->unembed_w, .ldb = e, .c = tape->dhidden, .ldc = e, .n_rows = rows};
+    const asp_gemm to_hidden = {.m = rows,
+                                .n = e,
+                                .k = v,
+                                .a = tape->logits,
+                                .lda = v,
+                                .b = m->data + m->unembed_w,
+                                .ldb = e,
+                                .c = tape->dhidden,
+                                .ldc = e,
+                                .n_rows = rows};
     asp_status status = asp_gemm_run(&to_hidden, context);
     asp_real *gradient = tape->grads.parameters;
     if (status || !gradient) return status;
-    const asp_gemm to_weight = {.trans_a = 1, .m = v, .n = e, .k = rows, .a = tape->logits, .lda = v,
-                                .b = tape->hidden, .ldb = e, .c = gradient + m->unembed_w, .ldc = e,
-                                .accumulate = 1, .n_rows = v};
+    const asp_gemm to_weight = {.trans_a = 1,
+                                .m = v,
+                                .n = e,
+                                .k = rows,
+                                .a = tape->logits,
+                                .lda = v,
+                                .b = tape->hidden,
+                                .ldb = e,
+                                .c = gradient + m->unembed_w,
+                                .ldc = e,
+                                .accumulate = 1,
+                                .n_rows = v};
     status = asp_gemm_run(&to_weight, context);
     if (!status && m->unembed_b >= 0)
         status = asp_gemm_column_sums(gradient + m->unembed_b, tape->logits, rows, v, context);
@@ -74,13 +91,15 @@ static asp_status run_chunks(loss_job *job, int64_t n_rows, asp_task item, doubl
     for (int64_t first = 0; !status && first < n_rows; first += ASP_LOSS_CHUNK) {
         const int64_t rows = asp_min(ASP_LOSS_CHUNK, n_rows - first);
         for (int64_t i = 0; i < rows; i++)
-            memcpy(tape->hidden + i * e, tape->acts.ln_final + tape->row_index[first + i] * e, (size_t)e * sizeof(asp_real));
+            memcpy(tape->hidden + i * e, tape->acts.ln_final + tape->row_index[first + i] * e,
+                   (size_t)e * sizeof(asp_real));
         status = asp_unembed(job->model, tape->logits, tape->hidden, rows, tape->loss_rows, context);
         job->first = first;
         if (!status) status = asp_parallel_for(context, rows, item, job);
         if (!status) status = unembed_backward(job->model, tape, rows, context);
         for (int64_t i = 0; !status && i < rows; i++)
-            memcpy(tape->grads.ln + tape->row_index[first + i] * e, tape->dhidden + i * e, (size_t)e * sizeof(asp_real));
+            memcpy(tape->grads.ln + tape->row_index[first + i] * e, tape->dhidden + i * e,
+                   (size_t)e * sizeof(asp_real));
     }
     *sum = 0;
     for (int64_t i = 0; i < n_rows; i++) *sum += tape->row_loss[i];
@@ -88,7 +107,7 @@ static asp_status run_chunks(loss_job *job, int64_t n_rows, asp_task item, doubl
 }
 
 asp_status asp_loss_cross_entropy(const asp_model *model, asp_tape *tape, const asp_batch *batch, double coefficient,
-                             double *sum, const asp_context *context) {
+                                  double *sum, const asp_context *context) {
     loss_job job = {.model = model, .tape = tape, .batch = batch, .coefficient = coefficient};
     int64_t n = 0;
     for (int64_t r = 0; r < tape->acts.n_tokens; r++)

@@ -93,8 +93,10 @@ static double probability(const asp_real *logits, double lse, const int64_t *sta
 
 static double log_probability(const asp_metric *m, const asp_real *logits, double lse, int64_t b) {
     double top = -INFINITY, sum = 0;
-    for (int64_t i = m->answer_start[b]; i < m->answer_start[b + 1]; i++) top = fmax(top, (double)logits[m->answers[i]]);
-    for (int64_t i = m->answer_start[b]; i < m->answer_start[b + 1]; i++) sum += exp((double)logits[m->answers[i]] - top);
+    for (int64_t i = m->answer_start[b]; i < m->answer_start[b + 1]; i++)
+        top = fmax(top, (double)logits[m->answers[i]]);
+    for (int64_t i = m->answer_start[b]; i < m->answer_start[b + 1]; i++)
+        sum += exp((double)logits[m->answers[i]] - top);
     return top + log(sum) - lse;
 }
 
@@ -113,7 +115,8 @@ double asp_metric_value(const asp_metric *m, int64_t b, const asp_real *logits, 
     const double lse = log_sum_exp(logits, n);
     if (m->kind == ASP_KL) return divergence(m->reference + b * n, logits, lse, n);
     if (m->kind == ASP_LOG_PROB) return log_probability(m, logits, lse, b);
-    return probability(logits, lse, m->answer_start, m->answers, b) - probability(logits, lse, m->wrong_start, m->wrong, b);
+    return probability(logits, lse, m->answer_start, m->answers, b) -
+           probability(logits, lse, m->wrong_start, m->wrong, b);
 }
 
 double asp_metric_from_hidden(const asp_metric *m, int64_t b, const asp_model *model, const asp_real *hidden) {
@@ -123,7 +126,8 @@ double asp_metric_from_hidden(const asp_metric *m, int64_t b, const asp_model *m
 /* ---- gradients -------------------------------------------------------------------------------- */
 
 static void logit_difference_gradient(const asp_metric *m, int64_t b, asp_real *dlogits, const asp_real *logits) {
-    const int64_t n_right = m->answer_start[b + 1] - m->answer_start[b], n_wrong = m->wrong_start[b + 1] - m->wrong_start[b];
+    const int64_t n_right = m->answer_start[b + 1] - m->answer_start[b],
+                  n_wrong = m->wrong_start[b + 1] - m->wrong_start[b];
     for (int64_t i = m->answer_start[b]; i < m->answer_start[b + 1]; i++)
         dlogits[m->answers[i]] += (asp_real)(1.0 / (double)n_right);
     if (m->kind == ASP_LOGIT_DIFF_MAX) {

@@ -15,10 +15,12 @@ static asp_status check_range(const char *name, int64_t value, int64_t most, asp
 
 /* The largest sizes are chosen so that no product of two of them passes 2^53. */
 static asp_status check_config(const asp_config *c, asp_error *err) {
-    const struct { const char *name; int64_t value, most; } fields[] = {
-        {"n_layer", c->n_layer, 512},      {"n_head", c->n_head, 1024},     {"d_model", c->d_model, 65536},
-        {"d_head", c->d_head, 65536},      {"d_mlp", c->d_mlp, 1048576},    {"n_ctx", c->n_ctx, 1048576},
-        {"n_vocab", c->n_vocab, 4194304}};
+    const struct {
+        const char *name;
+        int64_t value, most;
+    } fields[] = {{"n_layer", c->n_layer, 512},    {"n_head", c->n_head, 1024},  {"d_model", c->d_model, 65536},
+                  {"d_head", c->d_head, 65536},    {"d_mlp", c->d_mlp, 1048576}, {"n_ctx", c->n_ctx, 1048576},
+                  {"n_vocab", c->n_vocab, 4194304}};
     asp_status status = ASP_OK;
     for (size_t i = 0; !status && i < sizeof fields / sizeof fields[0]; i++)
         status = check_range(fields[i].name, fields[i].value, fields[i].most, err);
@@ -26,7 +28,8 @@ static asp_status check_config(const asp_config *c, asp_error *err) {
     if (status) return status;
     if (!(c->ln_eps >= 0) || !isfinite(c->ln_eps))
         return asp_fail(err, ASP_BAD_ARGUMENT, "ln_eps must be finite and not negative, got %g", c->ln_eps);
-    if (!isfinite(c->gate_bias)) return asp_fail(err, ASP_BAD_ARGUMENT, "gate_bias must be finite, got %g", c->gate_bias);
+    if (!isfinite(c->gate_bias))
+        return asp_fail(err, ASP_BAD_ARGUMENT, "gate_bias must be finite, got %g", c->gate_bias);
     return ASP_OK;
 }
 

@@ -17,9 +17,11 @@ struct asp_model {
     asp_parameter *parameters; /* (n_parameters) */
     asp_layer_offsets *layers; /* (L) */
     int64_t wte, wpe, lnf_w, lnf_b, unembed_w, unembed_b;
-    int64_t size;              /* elements */
-    asp_real *data;            /* (size) */
-    struct { int64_t model, heads, head, mlp; } k_block; /* of skinny products with k = E, C, D, M */
+    int64_t size;   /* elements */
+    asp_real *data; /* (size) */
+    struct {
+        int64_t model, heads, head, mlp;
+    } k_block; /* of skinny products with k = E, C, D, M */
 };
 
 static inline asp_real *asp_at(asp_real *data, int64_t offset) { return offset < 0 ? NULL : data + offset; }
@@ -31,34 +33,37 @@ static inline const asp_real *asp_at_const(const asp_real *data, int64_t offset)
 
 /* Where a forward pass writes.  Every array is a start and a stride from layer to layer; stride 0
  * means one buffer reused by all layers.  NULL: not wanted.  Rows: R >= N, the rest is padding. */
-typedef struct { asp_real *data; int64_t stride; } asp_slot;
+typedef struct {
+    asp_real *data;
+    int64_t stride;
+} asp_slot;
 
 typedef struct {
     int64_t n_tokens, n_rows, n_sequences, max_length;
-    const int32_t *tokens;  /* (N) */
-    const int64_t *offsets; /* (B+1) */
+    const int32_t *tokens;       /* (N) */
+    const int64_t *offsets;      /* (B+1) */
     const int64_t *square_start; /* (B+1) of pattern, scores and gate; may be NULL where none is recorded */
-    asp_slot resid;         /* L+1 slots of (R,E) */
-    asp_slot mid, ln1, ln2; /* (R,E); ln1 and ln2 are LayerNorm outputs */
+    asp_slot resid;              /* L+1 slots of (R,E) */
+    asp_slot mid, ln1, ln2;      /* (R,E); ln1 and ln2 are LayerNorm outputs */
     asp_slot ln1_scale, ln2_scale, ln1_normalized, ln2_normalized;
-    asp_slot qkv;           /* (R,3,H,D) */
-    asp_slot z;             /* (R,H,D) */
-    asp_slot lse;           /* (H,N) */
-    asp_slot mlp_pre, mlp_post;   /* (R,M); pre may be NULL */
+    asp_slot qkv;               /* (R,3,H,D) */
+    asp_slot z;                 /* (R,H,D) */
+    asp_slot lse;               /* (H,N) */
+    asp_slot mlp_pre, mlp_post; /* (R,M); pre may be NULL */
     asp_slot result, attn_out, mlp_out;
     asp_real *embed, *pos_embed, *ln_final, *ln_final_scale, *ln_final_normalized;
-    asp_real *pattern, *scores;   /* packed per sequence */
+    asp_real *pattern, *scores; /* packed per sequence */
     uint8_t *gate;
-    struct asp_edge_builder *edges;  /* NULL: not wanted */
-    const asp_hooks *hooks;          /* NULL: none */
+    struct asp_edge_builder *edges; /* NULL: not wanted */
+    const asp_hooks *hooks;         /* NULL: none */
 } asp_activations;
 
 /* Gate of a forward or backward pass. */
 typedef struct {
     int gated;
-    int noisy;              /* training: logistic noise */
-    int straight_through;   /* backward: gradient through the gate */
-    const double *bias;     /* (L) */
+    int noisy;            /* training: logistic noise */
+    int straight_through; /* backward: gradient through the gate */
+    const double *bias;   /* (L) */
     uint64_t seed, step, first_sequence;
     const double *edge_coefficient; /* (L): gradient of the loss per unit of sigmoid(g); NULL: 0 */
 } asp_gate;
@@ -70,7 +75,7 @@ void asp_shape_squares_start(int64_t *start, const asp_config *config, const int
 const int64_t *asp_run_square_start(const asp_run *run); /* (B+1) */
 
 typedef struct {
-    asp_real *data;         /* (n_threads, per_thread) */
+    asp_real *data; /* (n_threads, per_thread) */
     int64_t per_thread;
 } asp_scratch;
 int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int backward);
@@ -78,7 +83,7 @@ int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int 
 /* Tokens of the longest sequence. */
 int64_t asp_shape_longest(const int64_t *offsets, int64_t n_sequences);
 asp_status asp_shape_check_batch(const asp_config *config, const int32_t *tokens, const int64_t *offsets,
-                           int64_t n_sequences, asp_error *err);
+                                 int64_t n_sequences, asp_error *err);
 /* Rows R >= n_tokens to reserve: where skinny products serve the small ones, no more than a few; else so
  * many that no product of the forward pass takes BLAS's small-matrix path, whose bits differ. */
 int64_t asp_shape_rows(const asp_model *model, int64_t n_tokens, int with_result);
@@ -97,8 +102,7 @@ asp_status asp_forward_mlp(const asp_model *model, const asp_activations *acts, 
                            const asp_context *context);
 asp_status asp_forward_final(const asp_model *model, const asp_activations *acts, const asp_context *context);
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
-                                 const asp_gate *gate, const asp_scratch *scratch,
-                                 const asp_context *context);
+                                 const asp_gate *gate, const asp_scratch *scratch, const asp_context *context);
 
 /* ---- unembed.c ----------------------------------------------------------------- */
 
@@ -123,7 +127,11 @@ void asp_metric_gradient(const asp_metric *metric, int64_t sequence, asp_real *d
 
 /* Built layer by layer: rows are counted, then the layer's edges are filled in the order (sequence, head,
  * query), and asp_edges_finish sorts the layers into the order of asp_edges. */
-typedef struct { int64_t *start; int32_t *key; asp_real *weight; } asp_layer_edges;
+typedef struct {
+    int64_t *start;
+    int32_t *key;
+    asp_real *weight;
+} asp_layer_edges;
 typedef struct asp_edge_builder {
     double threshold;
     int64_t n_layer, n_head, n_sequences, n_tokens;
@@ -131,7 +139,7 @@ typedef struct asp_edge_builder {
     const int64_t *offsets;
     asp_layer_edges *layers; /* (L); start (H*N+1) */
     asp_edges edges;
-    int64_t *start;          /* owned memory of edges */
+    int64_t *start; /* owned memory of edges */
     int32_t *key;
     asp_real *weight;
 } asp_edge_builder;
@@ -147,24 +155,24 @@ void asp_edges_free(asp_edge_builder *builder);
 /* Dims, strides and byte size of one record; rows of padding (R - N) lie behind the N rows. */
 typedef struct {
     asp_array array;
-    int64_t items;          /* elements to reserve, padding included */
-    int64_t layer_stride;   /* elements from layer to layer, 0 if there is no layer axis */
+    int64_t items;        /* elements to reserve, padding included */
+    int64_t layer_stride; /* elements from layer to layer, 0 if there is no layer axis */
 } asp_record_shape;
 asp_record_shape asp_shape_of_record(const asp_config *config, asp_record record, const int64_t *offsets,
-                              int64_t n_sequences, int64_t n_rows);
+                                     int64_t n_sequences, int64_t n_rows);
 
 /* ---- tape.c, loss.c, backward.c ------------------------------------------------ */
 
 /* Gradients that a backward pass writes.  Slots as in asp_activations: with stride 0 one buffer serves all
  * layers, and resid, mid may be the same buffer. */
 typedef struct {
-    asp_real *parameters;   /* laid out as the model's arena, added to; NULL: not wanted */
-    asp_slot resid, mid;    /* (L+1) and L times (R,E) */
+    asp_real *parameters; /* laid out as the model's arena, added to; NULL: not wanted */
+    asp_slot resid, mid;  /* (L+1) and L times (R,E) */
     asp_slot qkv, z, mlp_pre;
-    asp_slot mlp_post;      /* NULL: not wanted by itself */
-    asp_real *ln;           /* (R,E) gradient of a LayerNorm output; on entry that of the final one */
+    asp_slot mlp_post;          /* NULL: not wanted by itself */
+    asp_real *ln;               /* (R,E) gradient of a LayerNorm output; on entry that of the final one */
     asp_real *pattern, *scores; /* packed per sequence, or NULL */
-    double *edge_sums;      /* (B*H,2): sum of sigmoid(g), open gates, of one layer */
+    double *edge_sums;          /* (B*H,2): sum of sigmoid(g), open gates, of one layer */
 } asp_activation_gradients;
 
 enum { ASP_LOSS_CHUNK = 256 };
@@ -178,9 +186,9 @@ typedef struct {
     asp_scratch scratch;
     asp_real *hidden, *dhidden, *logits; /* (loss_rows, E), (loss_rows, E), (loss_rows, V) */
     int64_t loss_rows;
-    double *row_loss;       /* (N) */
-    int64_t *row_index;     /* (N) rows with a weight */
-    asp_real *ln_partial;   /* (ASP_LN_CHUNKS, 2, E) */
+    double *row_loss;     /* (N) */
+    int64_t *row_index;   /* (N) rows with a weight */
+    asp_real *ln_partial; /* (ASP_LN_CHUNKS, 2, E) */
 } asp_tape;
 /* Lays the tape out for this batch and wires acts and grads to it. */
 asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads,
@@ -190,7 +198,7 @@ void asp_tape_free(asp_tape *tape);
 /* Cross-entropy sum(w ce) of the rows with a weight; tape->grads.ln receives coefficient * its gradient
  * with respect to the final LayerNorm's output, parameters those of the unembedding. */
 asp_status asp_loss_cross_entropy(const asp_model *model, asp_tape *tape, const asp_batch *batch, double coefficient,
-                             double *sum, const asp_context *context);
+                                  double *sum, const asp_context *context);
 /* The same for sum(dlogits * logits). */
 asp_status asp_loss_linear(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
                            const asp_context *context);

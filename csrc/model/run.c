@@ -7,9 +7,9 @@
 struct asp_run {
     asp_config config;
     int64_t n_sequences, n_tokens, n_rows;
-    int64_t *offsets;             /* (B+1) */
-    int64_t *square_start;        /* (B+1) of pattern, scores and gate */
-    int32_t *tokens;              /* (N) */
+    int64_t *offsets;      /* (B+1) */
+    int64_t *square_start; /* (B+1) of pattern, scores and gate */
+    int32_t *tokens;       /* (N) */
     asp_arena arena;
     asp_array arrays[ASP_N_RECORDS];
     int64_t layer_strides[ASP_N_RECORDS];
@@ -17,9 +17,10 @@ struct asp_run {
 };
 
 static const char *const record_names[ASP_N_RECORDS] = {
-    "embed", "pos_embed", "resid", "resid_mid", "ln1_scale", "ln1_normalized", "qkv", "scores", "pattern", "gate",
-    "lse", "z", "result", "attn_out", "ln2_scale", "ln2_normalized", "mlp_pre", "mlp_post", "mlp_out",
-    "ln_final_scale", "ln_final_normalized", "logits", "token_loss"};
+    "embed",     "pos_embed",      "resid",   "resid_mid", "ln1_scale", "ln1_normalized", "qkv",
+    "scores",    "pattern",        "gate",    "lse",       "z",         "result",         "attn_out",
+    "ln2_scale", "ln2_normalized", "mlp_pre", "mlp_post",  "mlp_out",   "ln_final_scale", "ln_final_normalized",
+    "logits",    "token_loss"};
 
 const char *asp_run_record_name(asp_record record) { return record_names[record]; }
 
@@ -50,8 +51,8 @@ typedef struct {
 
 enum { SCRATCH_PARTS = 9 };
 
-static void list_scratch(asp_arena_part parts[SCRATCH_PARTS], run_scratch *s, const asp_model *model, const asp_run *run,
-                         const asp_run_options *options, int n_threads) {
+static void list_scratch(asp_arena_part parts[SCRATCH_PARTS], run_scratch *s, const asp_model *model,
+                         const asp_run *run, const asp_run_options *options, int n_threads) {
     const asp_config *c = &run->config;
     const int64_t rows = run->n_rows, e = c->d_model, width = c->n_head * c->d_head;
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
@@ -59,11 +60,16 @@ static void list_scratch(asp_arena_part parts[SCRATCH_PARTS], run_scratch *s, co
     s->logit_rows = asp_shape_logit_rows(model, n_logits);
     s->loss_rows = asp_shape_logit_rows(model, asp_min(run->n_tokens, ASP_LOSS_CHUNK));
     s->attention.per_thread = asp_attention_scratch(c, asp_shape_longest(run->offsets, run->n_sequences), 0);
-    const asp_arena_part list[SCRATCH_PARTS] = {
-        ASP_PART(s->resid, rows, e), ASP_PART(s->ln, rows, e), ASP_PART(s->qkv, rows, 3 * width), ASP_PART(s->z, rows, width),
-        ASP_PART(s->mlp, rows, replaced && !options->substitute->kept ? 1 : c->d_mlp), ASP_PART(s->mlp_out, rows, replaced ? e : 0),
-        ASP_PART(s->hidden, asp_max(s->logit_rows, s->loss_rows), e), ASP_PART(s->logits, losses ? s->loss_rows : 0, c->n_vocab),
-        ASP_PART(s->attention.data, n_threads, s->attention.per_thread)};
+    const asp_arena_part list[SCRATCH_PARTS] = {ASP_PART(s->resid, rows, e),
+                                                ASP_PART(s->ln, rows, e),
+                                                ASP_PART(s->qkv, rows, 3 * width),
+                                                ASP_PART(s->z, rows, width),
+                                                ASP_PART(s->mlp, rows,
+                                                         replaced && !options->substitute->kept ? 1 : c->d_mlp),
+                                                ASP_PART(s->mlp_out, rows, replaced ? e : 0),
+                                                ASP_PART(s->hidden, asp_max(s->logit_rows, s->loss_rows), e),
+                                                ASP_PART(s->logits, losses ? s->loss_rows : 0, c->n_vocab),
+                                                ASP_PART(s->attention.data, n_threads, s->attention.per_thread)};
     memcpy(parts, list, sizeof list);
 }
 
@@ -74,7 +80,7 @@ static void reserve_records(asp_run *run, const asp_run_options *options, int64_
         const int wanted = r == ASP_LOGITS ? options->logits != ASP_LOGITS_NONE : (int)(options->records >> r & 1);
         if (!wanted) continue;
         asp_record_shape s = asp_shape_of_record(c, (asp_record)r, run->offsets, run->n_sequences,
-                                          r == ASP_LOGITS ? logit_rows : run->n_rows);
+                                                 r == ASP_LOGITS ? logit_rows : run->n_rows);
         if (r == ASP_LOGITS && options->logits == ASP_LOGITS_LAST) s.array.dims[0] = run->n_sequences;
         positions[r] = asp_arena_reserve(&run->arena, s.items, s.array.is_byte ? 1 : (int64_t)sizeof(asp_real));
         run->arrays[r] = s.array;
@@ -86,11 +92,13 @@ static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp
     const int64_t entries = run->square_start[run->n_sequences];
     const double square = (double)(entries < 0 ? INT64_MAX : entries) * sizeof(asp_real);
     if (needed <= limit)
-        return asp_fail(err, ASP_NO_MEMORY, "this run needs %s, which could not be allocated", asp_fail_size((char[32]){0}, (double)needed));
+        return asp_fail(err, ASP_NO_MEMORY, "this run needs %s, which could not be allocated",
+                        asp_fail_size((char[32]){0}, (double)needed));
     return asp_fail(err, ASP_NO_MEMORY,
                     "this run needs %s (one pattern or score array: %s), above max_bytes=%lld; record fewer "
                     "arrays, record=\"edges\", fewer logits, or a larger max_bytes",
-                    asp_fail_size((char[32]){0}, (double)needed), asp_fail_size((char[32]){0}, square), (long long)limit);
+                    asp_fail_size((char[32]){0}, (double)needed), asp_fail_size((char[32]){0}, square),
+                    (long long)limit);
 }
 
 static asp_real *recorded(const asp_run *run, asp_record record) { return run->arrays[record].data; }
@@ -101,8 +109,12 @@ static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwi
 }
 
 static asp_activations wire(const asp_run *run, const run_scratch *s, const asp_hooks *hooks) {
-    asp_activations a = {.n_tokens = run->n_tokens, .n_rows = run->n_rows, .n_sequences = run->n_sequences,
-                         .tokens = run->tokens, .offsets = run->offsets, .square_start = run->square_start};
+    asp_activations a = {.n_tokens = run->n_tokens,
+                         .n_rows = run->n_rows,
+                         .n_sequences = run->n_sequences,
+                         .tokens = run->tokens,
+                         .offsets = run->offsets,
+                         .square_start = run->square_start};
     a.resid = slot_of(run, ASP_RESID, s->resid);
     /* Not recorded, the middle of a layer is written where the layer's end will be. */
     a.mid = slot_of(run, ASP_RESID_MID, a.resid.data + a.resid.stride);
@@ -157,8 +169,8 @@ static void loss_row(void *arg, int64_t item, int thread) {
     (void)thread;
     const loss_job *job = arg;
     const int64_t row = job->first + item, v = job->run->config.n_vocab;
-    job->loss[row] = (asp_real)asp_isa_kernels()->cross_entropy_row(NULL, job->logits + item * v, v,
-                                                                       job->run->tokens[row + 1], 1.0);
+    job->loss[row] =
+        (asp_real)asp_isa_kernels()->cross_entropy_row(NULL, job->logits + item * v, v, job->run->tokens[row + 1], 1.0);
 }
 
 /* Cross-entropy of the next token at every row; 0 at the last of a sequence. */
@@ -187,7 +199,8 @@ static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t 
     run->offsets = asp_allocate(n_sequences + 1, sizeof *run->offsets);
     run->square_start = asp_allocate(n_sequences + 1, sizeof *run->square_start);
     run->tokens = asp_allocate(run->n_tokens, sizeof *run->tokens);
-    if (!run->offsets || !run->square_start || !run->tokens) return asp_fail(err, ASP_NO_MEMORY, "no memory for the tokens of a run");
+    if (!run->offsets || !run->square_start || !run->tokens)
+        return asp_fail(err, ASP_NO_MEMORY, "no memory for the tokens of a run");
     memcpy(run->offsets, offsets, (size_t)(n_sequences + 1) * sizeof *offsets);
     memcpy(run->tokens, tokens, (size_t)run->n_tokens * sizeof *tokens);
     asp_shape_squares_start(run->square_start, &run->config, offsets, n_sequences);
@@ -204,7 +217,8 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
     reserve_records(run, options, s->logit_rows, positions);
     if (run->arena.overflow || __builtin_add_overflow(run->arena.bytes, scratch, &needed)) needed = INT64_MAX;
     if (needed > options->max_bytes || needed == INT64_MAX) return no_room(run, needed, options->max_bytes, err);
-    if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0)) return no_room(run, needed, INT64_MAX, err);
+    if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0))
+        return no_room(run, needed, INT64_MAX, err);
     asp_arena_wire(&s->arena, parts, SCRATCH_PARTS);
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
@@ -279,8 +293,8 @@ static void norm_item(void *arg, int64_t item, int thread) {
     const asp_config *c = &job->model->config;
     const int64_t layer = item / c->n_head, head = item % c->n_head, e = c->d_model, d = c->d_head;
     const asp_real *w = job->model->data + job->model->layers[layer].proj_w + head * d * e;
-    const asp_real *v = (const asp_real *)job->qkv.data + layer * job->qkv.strides[0] + job->first * job->qkv.strides[1] +
-                        2 * c->n_head * d + head * d;
+    const asp_real *v = (const asp_real *)job->qkv.data + layer * job->qkv.strides[0] +
+                        job->first * job->qkv.strides[1] + 2 * c->n_head * d + head * d;
     asp_real *out = job->scratch + thread * e;
     for (int64_t t = 0; t < job->n_tokens; t++, v += job->qkv.strides[1]) {
         double value = 0, norm = 0, projection = 0;
@@ -298,12 +312,17 @@ static void norm_item(void *arg, int64_t item, int thread) {
 }
 
 asp_status asp_run_value_norms(const asp_model *model, const asp_run *run, int64_t first, int64_t n_tokens,
-                           const asp_real *direction, asp_real *value_norm, asp_real *output_norm, asp_real *projection,
-                           const asp_context *context, asp_error *err) {
+                               const asp_real *direction, asp_real *value_norm, asp_real *output_norm,
+                               asp_real *projection, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
-    norm_job job = {.model = model, .qkv = asp_run_array(run, ASP_QKV), .direction = direction,
-                    .value_norm = value_norm, .output_norm = output_norm,
-                    .projection = direction ? projection : NULL, .first = first, .n_tokens = n_tokens};
+    norm_job job = {.model = model,
+                    .qkv = asp_run_array(run, ASP_QKV),
+                    .direction = direction,
+                    .value_norm = value_norm,
+                    .output_norm = output_norm,
+                    .projection = direction ? projection : NULL,
+                    .first = first,
+                    .n_tokens = n_tokens};
     if (first < 0 || n_tokens < 0 || first > run->n_tokens - n_tokens)
         return asp_fail(err, ASP_BAD_INDEX, "tokens %lld.. are out of range: the run has %lld", (long long)first,
                         (long long)run->n_tokens);
@@ -311,8 +330,7 @@ asp_status asp_run_value_norms(const asp_model *model, const asp_run *run, int64
         return asp_fail(err, ASP_BAD_STATE, "this run did not record q, k and v; run again with record=\"attention\"");
     job.scratch = asp_allocate(context->n_threads * model->config.d_model, sizeof *job.scratch);
     if (!job.scratch) return asp_fail(err, ASP_NO_MEMORY, "no memory for the norms of a run");
-    const asp_status status =
-        asp_parallel_for(context, model->config.n_layer * model->config.n_head, norm_item, &job);
+    const asp_status status = asp_parallel_for(context, model->config.n_layer * model->config.n_head, norm_item, &job);
     asp_release(job.scratch);
     return status;
 }

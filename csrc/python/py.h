@@ -22,42 +22,36 @@ extern struct PyModuleDef asp_module_def;
 
 /* Owner of the weights.  users: readers (runs), or -1 while one writer (assign, training) works. */
 typedef struct {
-    PyObject_HEAD
-    asp_model *model;
+    PyObject_HEAD asp_model *model;
     atomic_llong version; /* + 1 at every change of the weights */
     atomic_int users;
 } py_model;
 
 typedef struct {
-    PyObject_HEAD
-    asp_run *run;
+    PyObject_HEAD asp_run *run;
     py_model *model;
     long long version; /* of the model at the run */
 } py_run;
 
 typedef struct {
-    PyObject_HEAD
-    asp_gradients *gradients;
+    PyObject_HEAD asp_gradients *gradients;
     py_model *model;
 } py_gradients;
 
 typedef struct {
-    PyObject_HEAD
-    asp_trainer *trainer;
+    PyObject_HEAD asp_trainer *trainer;
     py_model *model;
     atomic_int busy;
 } py_trainer;
 
 typedef struct {
-    PyObject_HEAD
-    asp_transcoder_trainer *coder;
+    PyObject_HEAD asp_transcoder_trainer *coder;
     atomic_int busy;
 } py_coder_trainer;
 
 /* Filled by one call, of one thread; its arrays are lent when it is complete. */
 typedef struct {
-    PyObject_HEAD
-    asp_features *features;
+    PyObject_HEAD asp_features *features;
     py_model *model;
     int64_t n_tokens;
     int from_mid;
@@ -95,7 +89,6 @@ int asp_py_call_write_begin(py_model *model);
 void asp_py_call_write_end(py_model *model);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
 int asp_py_call_n_threads(PyObject *model, int asked);
-
 
 /* ---- py_features.c ------------------------------------------------------------------- */
 
@@ -145,7 +138,7 @@ enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE };
 int asp_py_arrays_import(void);
 /* New array over memory of owner (which it keeps alive).  strides in elements, NULL: contiguous. */
 PyObject *asp_py_arrays_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
-                      const int64_t *strides, int writable);
+                             const int64_t *strides, int writable);
 PyObject *asp_py_arrays_lend_array(PyObject *owner, asp_array array);
 /* New zeroed array of its own. */
 PyObject *asp_py_arrays_new(int kind, int n_dims, const int64_t *dims, void **data);
@@ -179,7 +172,7 @@ void asp_py_arrays_batch_clear(py_batch *batch);
 
 /* Copies of the targets and weights of n tokens; a target of -100, which is to be ignored, gets the weight 0. */
 int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
-                   const asp_real **weight);
+                          const asp_real **weight);
 
 /* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
 PyObject *asp_py_module_tuple(PyObject *object, const char *text);

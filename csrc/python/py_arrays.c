@@ -29,7 +29,7 @@ static const char *type_name(int kind) {
 }
 
 PyObject *asp_py_arrays_lend(PyObject *owner, void *data, int kind, int n_dims, const int64_t *dims,
-                      const int64_t *strides, int writable) {
+                             const int64_t *strides, int writable) {
     npy_intp shape[8], steps[8];
     PyArray_Descr *type = PyArray_DescrFromType(type_number(kind));
     if (!type) return NULL;
@@ -52,7 +52,7 @@ PyObject *asp_py_arrays_lend(PyObject *owner, void *data, int kind, int n_dims, 
 
 PyObject *asp_py_arrays_lend_array(PyObject *owner, asp_array array) {
     return asp_py_arrays_lend(owner, array.data, array.is_byte ? ASP_PY_BYTE : ASP_PY_REAL, array.n_dims, array.dims,
-                       array.strides, 0);
+                              array.strides, 0);
 }
 
 PyObject *asp_py_arrays_new(int kind, int n_dims, const int64_t *dims, void **data) {
@@ -65,7 +65,8 @@ PyObject *asp_py_arrays_new(int kind, int n_dims, const int64_t *dims, void **da
 
 static PyObject *describe(PyObject *array, void **data, int64_t *dims) {
     *data = PyArray_DATA((PyArrayObject *)array);
-    for (int i = 0; dims && i < PyArray_NDIM((PyArrayObject *)array); i++) dims[i] = PyArray_DIM((PyArrayObject *)array, i);
+    for (int i = 0; dims && i < PyArray_NDIM((PyArrayObject *)array); i++)
+        dims[i] = PyArray_DIM((PyArrayObject *)array, i);
     return array;
 }
 
@@ -81,8 +82,8 @@ static int check(PyObject *object, int kind, int n_dims, const char *name) {
         return 0;
     }
     if (PyArray_NDIM(array) != n_dims || !PyArray_ISCARRAY_RO(array)) {
-        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous array of %d dimension(s), got %d dimension(s)%s", name,
-                     n_dims, PyArray_NDIM(array), PyArray_ISCARRAY_RO(array) ? "" : " in another memory layout");
+        PyErr_Format(PyExc_ValueError, "%s must be a C-contiguous array of %d dimension(s), got %d dimension(s)%s",
+                     name, n_dims, PyArray_NDIM(array), PyArray_ISCARRAY_RO(array) ? "" : " in another memory layout");
         return 0;
     }
     return 1;
@@ -117,12 +118,13 @@ PyObject *asp_py_arrays_copy(PyObject *object, int kind, int n_dims, const char 
 }
 
 PyObject *asp_py_arrays_convert(PyObject *object, int kind, int n_dims, const char *name, void **data, int64_t *dims) {
-    PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_ENSUREARRAY);
+    PyObject *array = PyArray_FROMANY(object, type_number(kind), n_dims, n_dims,
+                                      NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY | NPY_ARRAY_ENSUREARRAY);
     if (array) return describe(array, data, dims);
     if (PyErr_ExceptionMatches(PyExc_ValueError) || PyErr_ExceptionMatches(PyExc_TypeError)) {
         PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "%s must be an array of %d dimension(s) that can be taken as %s, got %.80s", name,
-                     n_dims, type_name(kind), Py_TYPE(object)->tp_name);
+        PyErr_Format(PyExc_ValueError, "%s must be an array of %d dimension(s) that can be taken as %s, got %.80s",
+                     name, n_dims, type_name(kind), Py_TYPE(object)->tp_name);
     }
     return NULL;
 }
@@ -170,13 +172,14 @@ int asp_py_arrays_batch(py_batch *batch, PyObject *tokens, PyObject *offsets) {
     int ordered = n_offsets >= 2 && batch->offsets[0] == 0 && batch->offsets[n_offsets - 1] == batch->n_tokens;
     for (int64_t i = 1; ordered && i < n_offsets; i++) ordered = batch->offsets[i] >= batch->offsets[i - 1];
     if (ordered) return 1;
-    PyErr_Format(PyExc_ValueError, "offsets must rise from 0 to the number of tokens (%lld)", (long long)batch->n_tokens);
+    PyErr_Format(PyExc_ValueError, "offsets must rise from 0 to the number of tokens (%lld)",
+                 (long long)batch->n_tokens);
     asp_py_arrays_batch_clear(batch);
     return 0;
 }
 
 int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
-                   const asp_real **weight) {
+                          const asp_real **weight) {
     enum { IGNORED = -100 }; /* as PyTorch's cross-entropy has it */
     int64_t n_targets, n_weights;
     const int32_t *ids = *target = asp_py_arrays_hold_copy(held, targets, ASP_PY_INT32, 1, "targets", &n_targets);
@@ -185,7 +188,8 @@ int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, i
     *weight = values;
     if (!values) return 0;
     if (n_targets != n || n_weights != n) {
-        PyErr_Format(PyExc_ValueError, "targets and weights must have one value for each of the %lld tokens, got %lld and %lld",
+        PyErr_Format(PyExc_ValueError,
+                     "targets and weights must have one value for each of the %lld tokens, got %lld and %lld",
                      (long long)n, (long long)n_targets, (long long)n_weights);
         return 0;
     }

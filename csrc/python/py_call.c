@@ -22,7 +22,8 @@ PyObject *asp_py_call_raise(asp_status status, const asp_error *err) {
     case ASP_DIVERGED: return raise_diverged(text);
     case ASP_STOPPED:
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_RuntimeError, "a signal handler forked in the middle of this call, which goes on in the parent only");
+            PyErr_SetString(PyExc_RuntimeError,
+                            "a signal handler forked in the middle of this call, which goes on in the parent only");
         break;
     default: PyErr_SetString(PyExc_RuntimeError, text); break;
     }
@@ -47,7 +48,8 @@ int asp_py_call_read_begin(py_model *model) {
     int users = atomic_load(&model->users);
     do {
         if (users < 0) {
-            PyErr_SetString(PyExc_RuntimeError, "model is being changed in another thread; wait for it or use a copy of the model");
+            PyErr_SetString(PyExc_RuntimeError,
+                            "model is being changed in another thread; wait for it or use a copy of the model");
             return 0;
         }
     } while (!atomic_compare_exchange_weak(&model->users, &users, users + 1));

@@ -39,8 +39,10 @@ static int read_metric_fields(py_held *h, PyObject **fields, int64_t n_vocab, as
     Py_ssize_t n = PyObject_Length(fields[ANSWER_START]);
     if (n < 1) return PyErr_Occurred() ? 0 : wrong_shape("answer starts");
     metric->n_sequences = (int64_t)n - 1;
-    if (!read_tokens(h, fields[ANSWER_START], fields[ANSWERS], metric->n_sequences, "answers", &metric->answer_start, &metric->answers) ||
-        !read_tokens(h, fields[WRONG_START], fields[WRONG], metric->n_sequences, "wrong answers", &metric->wrong_start, &metric->wrong))
+    if (!read_tokens(h, fields[ANSWER_START], fields[ANSWERS], metric->n_sequences, "answers", &metric->answer_start,
+                     &metric->answers) ||
+        !read_tokens(h, fields[WRONG_START], fields[WRONG], metric->n_sequences, "wrong answers", &metric->wrong_start,
+                     &metric->wrong))
         return 0;
     if (reference == Py_None) return 1;
     int64_t dims[2];
@@ -59,7 +61,8 @@ static int read_metric(py_held *h, PyObject *object, int64_t n_vocab, asp_metric
 }
 
 /* fields: run, z, entries; length: T of all prompts. */
-static int read_reference_fields(py_held *h, PyObject *self, PyObject **fields, int64_t length, asp_reference *reference) {
+static int read_reference_fields(py_held *h, PyObject *self, PyObject **fields, int64_t length,
+                                 asp_reference *reference) {
     PyObject *run = fields[0], *z = fields[1], *entries = fields[2];
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     int64_t dims[5];
@@ -75,12 +78,14 @@ static int read_reference_fields(py_held *h, PyObject *self, PyObject **fields, 
     if (z != Py_None) {
         reference->z = asp_py_arrays_hold_copy(h, z, ASP_PY_REAL, 4, "mean z", dims);
         if (!reference->z) return 0;
-        if (dims[0] != c->n_layer || dims[1] != length || dims[2] != c->n_head || dims[3] != c->d_head) return wrong_shape("mean z");
+        if (dims[0] != c->n_layer || dims[1] != length || dims[2] != c->n_head || dims[3] != c->d_head)
+            return wrong_shape("mean z");
     }
     if (entries != Py_None) {
         reference->entries = asp_py_arrays_hold_copy(h, entries, ASP_PY_REAL, 5, "mean entries", dims);
         if (!reference->entries) return 0;
-        if (dims[0] != c->n_layer || dims[1] != c->n_head || dims[2] != length || dims[3] != length || dims[4] != c->d_head)
+        if (dims[0] != c->n_layer || dims[1] != c->n_head || dims[2] != length || dims[3] != length ||
+            dims[4] != c->d_head)
             return wrong_shape("mean entries");
     }
     return 1;
@@ -119,8 +124,8 @@ typedef struct {
     int64_t n_variants;
 } sweep_call;
 
-static int read_sweep(sweep_call *s, PyObject *self, const asp_run *clean, PyObject *variants, int unit, PyObject *order,
-                      PyObject *reference, PyObject *metric) {
+static int read_sweep(sweep_call *s, PyObject *self, const asp_run *clean, PyObject *variants, int unit,
+                      PyObject *order, PyObject *reference, PyObject *metric) {
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     const int64_t length = asp_run_offsets(clean)[1];
     int64_t dims[2], n_order;
@@ -141,8 +146,8 @@ PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs)
     PyObject *clean, *variants, *order, *reference, *metric, *result = NULL;
     int unit, threads = 0;
     py_state *state = asp_py_module_state(Py_TYPE(self));
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OiOO!O!|i:sweep", names, state->run_type, &clean, &variants, &unit,
-                                     &order, &PyTuple_Type, &reference, &PyTuple_Type, &metric, &threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OiOO!O!|i:sweep", names, state->run_type, &clean, &variants,
+                                     &unit, &order, &PyTuple_Type, &reference, &PyTuple_Type, &metric, &threads))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     sweep_call s = {0};
@@ -155,8 +160,8 @@ PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs)
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
-        const asp_status status = asp_sweep(values, ((py_model *)self)->model, run, s.variants, s.n_variants, &s.options,
-                                            &call.context, &err);
+        const asp_status status = asp_sweep(values, ((py_model *)self)->model, run, s.variants, s.n_variants,
+                                            &s.options, &call.context, &err);
         asp_py_call_end(&call);
         asp_py_call_read_end((py_model *)self);
         if (status) asp_py_call_raise(status, &err);
@@ -174,7 +179,8 @@ typedef struct {
 } attribution_call;
 
 /* bool (L,H,T,T) for entries with a paired run, or None. */
-static int read_closed(py_held *h, PyObject *closed, const asp_config *c, int64_t length, asp_attribution_options *options) {
+static int read_closed(py_held *h, PyObject *closed, const asp_config *c, int64_t length,
+                       asp_attribution_options *options) {
     int64_t dims[4];
     if (closed == Py_None) return 1;
     if (options->unit != ASP_UNIT_EDGE || !options->reference.run) {
@@ -183,7 +189,9 @@ static int read_closed(py_held *h, PyObject *closed, const asp_config *c, int64_
     }
     options->closed = asp_py_arrays_hold_copy(h, closed, ASP_PY_BYTE, 4, "closed", dims);
     if (!options->closed) return 0;
-    return dims[0] == c->n_layer && dims[1] == c->n_head && dims[2] == length && dims[3] == length ? 1 : wrong_shape("closed");
+    return dims[0] == c->n_layer && dims[1] == c->n_head && dims[2] == length && dims[3] == length
+               ? 1
+               : wrong_shape("closed");
 }
 
 static PyObject *new_scores(const asp_config *c, asp_unit unit, int64_t length, void **data) {
@@ -192,18 +200,20 @@ static PyObject *new_scores(const asp_config *c, asp_unit unit, int64_t length, 
 }
 
 PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "offsets", "unit", "steps", "through_gate", "reference", "closed", "metric",
-                            "max_bytes", "threads", NULL};
+    static char *names[] = {"tokens", "offsets",   "unit",    "steps", "through_gate", "reference", "closed",
+                            "metric", "max_bytes", "threads", NULL};
     PyObject *tokens, *offsets, *reference, *closed, *metric, *result = NULL;
     attribution_call a = {.options.max_bytes = INT64_MAX};
     long long steps, max_bytes = INT64_MAX;
     int unit, threads = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiLpO!OO!|Li:attribution", names, &tokens, &offsets, &unit, &steps,
-                                     &a.options.through_gate, &PyTuple_Type, &reference, &closed, &PyTuple_Type, &metric,
-                                     &max_bytes, &threads))
+                                     &a.options.through_gate, &PyTuple_Type, &reference, &closed, &PyTuple_Type,
+                                     &metric, &max_bytes, &threads))
         return NULL;
     py_batch batch;
-    if (!asp_py_call_check_threads(threads) || !read_unit(unit, &a.options.unit) || !asp_py_arrays_batch(&batch, tokens, offsets)) return NULL;
+    if (!asp_py_call_check_threads(threads) || !read_unit(unit, &a.options.unit) ||
+        !asp_py_arrays_batch(&batch, tokens, offsets))
+        return NULL;
     a.options.steps = steps;
     a.options.max_bytes = max_bytes;
     const asp_model *model = ((py_model *)self)->model;
@@ -217,8 +227,8 @@ PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *k
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
-        const asp_status status = asp_attribution(scores, model, batch.tokens, batch.offsets, batch.n_sequences, &a.options,
-                                                  &call.context, &err);
+        const asp_status status = asp_attribution(scores, model, batch.tokens, batch.offsets, batch.n_sequences,
+                                                  &a.options, &call.context, &err);
         asp_py_call_end(&call);
         asp_py_call_read_end((py_model *)self);
         if (status) asp_py_call_raise(status, &err);

@@ -37,14 +37,21 @@ static int take(py_coder_trainer *self) {
 static const double MOST = 1e15;
 
 static int check_options(const asp_transcoder_step_options *o, long long activation) {
-    const struct { const char *name; double value, least, most; } checks[] = {
-        {"activation", (double)activation, ASP_TRANSCODER_RELU, ASP_TRANSCODER_TOPK},
-        {"sparsity", o->sparsity, 0, MOST},        {"sharpness", o->sharpness, 0, MOST},
-        {"bandwidth", o->bandwidth, 1e-9, MOST},   {"aux_weight", o->aux_weight, 0, MOST},
-        {"dead_after", (double)o->dead_after, 1, 1e18}, {"output_scale", o->output_scale, 1e-15, MOST},
-        {"lr", o->lr, 0, MOST},                    {"beta1", o->beta1, 0, 0.9999999},
-        {"beta2", o->beta2, 0, 0.9999999},         {"eps", o->eps, 1e-30, MOST},
-        {"clip", o->clip, 0, INFINITY}};
+    const struct {
+        const char *name;
+        double value, least, most;
+    } checks[] = {{"activation", (double)activation, ASP_TRANSCODER_RELU, ASP_TRANSCODER_TOPK},
+                  {"sparsity", o->sparsity, 0, MOST},
+                  {"sharpness", o->sharpness, 0, MOST},
+                  {"bandwidth", o->bandwidth, 1e-9, MOST},
+                  {"aux_weight", o->aux_weight, 0, MOST},
+                  {"dead_after", (double)o->dead_after, 1, 1e18},
+                  {"output_scale", o->output_scale, 1e-15, MOST},
+                  {"lr", o->lr, 0, MOST},
+                  {"beta1", o->beta1, 0, 0.9999999},
+                  {"beta2", o->beta2, 0, 0.9999999},
+                  {"eps", o->eps, 1e-30, MOST},
+                  {"clip", o->clip, 0, INFINITY}};
     for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
         if (!(checks[i].value >= checks[i].least && checks[i].value <= checks[i].most)) {
             char text[160];
@@ -73,11 +80,20 @@ static PyObject *take_step(py_coder_trainer *self, const asp_real *x, const asp_
 }
 
 static PyObject *coder_step(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"x", "y", "activation", "top_k", "sparsity", "sharpness", "bandwidth", "dead_after", "aux_k",
-                            "aux_weight", "output_scale", "lr", "beta1", "beta2", "eps", "clip", "threads", NULL};
+    static char *names[] = {"x",         "y",          "activation", "top_k",      "sparsity",     "sharpness",
+                            "bandwidth", "dead_after", "aux_k",      "aux_weight", "output_scale", "lr",
+                            "beta1",     "beta2",      "eps",        "clip",       "threads",      NULL};
     py_coder_trainer *self = (py_coder_trainer *)object;
     PyObject *x, *y, *result = NULL;
-    asp_transcoder_step_options o = {.top_k = 1, .sharpness = 1, .bandwidth = 1, .dead_after = INT64_MAX / 16, .output_scale = 1, .lr = NAN, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
+    asp_transcoder_step_options o = {.top_k = 1,
+                                     .sharpness = 1,
+                                     .bandwidth = 1,
+                                     .dead_after = INT64_MAX / 16,
+                                     .output_scale = 1,
+                                     .lr = NAN,
+                                     .beta1 = 0.9,
+                                     .beta2 = 0.999,
+                                     .eps = 1e-8};
     long long top_k = o.top_k, dead_after = o.dead_after, aux_k = 0;
     int activation = ASP_TRANSCODER_RELU, threads = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iLdddLLdddddddi:step", names, &x, &y, &activation, &top_k,
@@ -94,7 +110,8 @@ static PyObject *coder_step(PyObject *object, PyObject *args, PyObject *kwargs) 
     if (y_array && x_dims[1] == w[0].dims[1] && y_dims[1] == w[2].dims[1] && x_dims[0] == y_dims[0])
         result = take_step(self, x_data, y_data, x_dims[0], &o, threads);
     else if (y_array)
-        PyErr_Format(PyExc_ValueError, "x and y must have as many rows, of %lld and %lld numbers, got (%lld, %lld) and (%lld, %lld)",
+        PyErr_Format(PyExc_ValueError,
+                     "x and y must have as many rows, of %lld and %lld numbers, got (%lld, %lld) and (%lld, %lld)",
                      (long long)w[0].dims[1], (long long)w[2].dims[1], (long long)x_dims[0], (long long)x_dims[1],
                      (long long)y_dims[0], (long long)y_dims[1]);
     Py_XDECREF(x_array);
@@ -104,7 +121,11 @@ static PyObject *coder_step(PyObject *object, PyObject *args, PyObject *kwargs) 
 
 /* ---- arrays ------------------------------------------------------------------------------------ */
 
-typedef struct { void *data; int kind, n_dims; int64_t dims[2], bytes; } named_array;
+typedef struct {
+    void *data;
+    int kind, n_dims;
+    int64_t dims[2], bytes;
+} named_array;
 
 /* "w_enc" is a weight, "m/w_enc", "v/w_enc" and "g/w_enc" its moments and gradient; "silent". */
 static int find(py_coder_trainer *self, PyObject *name, named_array *found) {
@@ -112,7 +133,8 @@ static int find(py_coder_trainer *self, PyObject *name, named_array *found) {
     if (!text) return 0;
     if (strcmp(text, "silent") == 0) {
         const int64_t n = asp_transcoder_trainer_weights(self->coder)[0].dims[0];
-        *found = (named_array){asp_transcoder_trainer_silent(self->coder), ASP_PY_INT64, 1, {n, 1}, n * (int64_t)sizeof(int64_t)};
+        *found = (named_array){
+            asp_transcoder_trainer_silent(self->coder), ASP_PY_INT64, 1, {n, 1}, n * (int64_t)sizeof(int64_t)};
         return 1;
     }
     static const char *const prefixes[] = {"", "m/", "v/", "g/"};
@@ -122,8 +144,11 @@ static int find(py_coder_trainer *self, PyObject *name, named_array *found) {
         for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
             const asp_transcoder_weight *w = &asp_transcoder_trainer_weights(self->coder)[i];
             if (strcmp(text + length, w->name) != 0) continue;
-            *found = (named_array){asp_transcoder_trainer_block(self->coder, which) + w->offset, ASP_PY_REAL, w->n_dims,
-                                   {w->dims[0], w->dims[1]}, w->size * (int64_t)sizeof(asp_real)};
+            *found = (named_array){asp_transcoder_trainer_block(self->coder, which) + w->offset,
+                                   ASP_PY_REAL,
+                                   w->n_dims,
+                                   {w->dims[0], w->dims[1]},
+                                   w->size * (int64_t)sizeof(asp_real)};
             return 1;
         }
     }
@@ -149,10 +174,8 @@ static PyObject *coder_load(PyObject *object, PyObject *args) {
     if (dims[0] != a.dims[0] || dims[1] != a.dims[1])
         PyErr_Format(PyExc_ValueError, "%U has another shape than the one that is loaded", name);
     else if (take(self)) {
-        Py_BEGIN_ALLOW_THREADS
-        memcpy(a.data, data, (size_t)a.bytes);
-        Py_END_ALLOW_THREADS
-        atomic_store(&self->busy, 0);
+        Py_BEGIN_ALLOW_THREADS memcpy(a.data, data, (size_t)a.bytes);
+        Py_END_ALLOW_THREADS atomic_store(&self->busy, 0);
     }
     Py_DECREF(array);
     if (PyErr_Occurred()) return NULL;
@@ -181,7 +204,8 @@ static int set_step(PyObject *self, PyObject *value, void *unused) {
 static PyMethodDef methods[] = {
     {"step", (PyCFunction)(void (*)(void))coder_step, METH_VARARGS | METH_KEYWORDS,
      "step(x, y, *, activation=0, top_k=1, sparsity=0, ..., lr) -> dict: one optimiser step on rows x and y."},
-    {"array", coder_array, METH_O, "array(name): read-only view of a weight, 'm/', 'v/', 'g/' + its name, or 'silent'."},
+    {"array", coder_array, METH_O,
+     "array(name): read-only view of a weight, 'm/', 'v/', 'g/' + its name, or 'silent'."},
     {"load", coder_load, METH_VARARGS, "load(name, array): copies such an array in."},
     {0}};
 
@@ -191,7 +215,8 @@ static PyType_Slot slots[] = {{Py_tp_new, coder_new},
                               {Py_tp_dealloc, coder_dealloc},
                               {Py_tp_methods, methods},
                               {Py_tp_getset, attributes},
-                              {Py_tp_doc, "CoderTrainer(n_in, n_out, n_features): the training of one layer's transcoder."},
+                              {Py_tp_doc,
+                               "CoderTrainer(n_in, n_out, n_features): the training of one layer's transcoder."},
                               {0, NULL}};
 PyType_Spec asp_py_coder_trainer_spec = {ASP_MODULE ".CoderTrainer", sizeof(py_coder_trainer), 0,
-                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};
+                                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};

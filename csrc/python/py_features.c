@@ -64,7 +64,8 @@ static int read_encoder(py_source *s, int64_t layer, asp_encoder *out) {
     int good = answer && hold(s, HELD_W_ENC, PyTuple_GET_ITEM(answer, 0), 2, "w_enc", &out->weight, weight) &&
                hold(s, HELD_B_ENC, PyTuple_GET_ITEM(answer, 1), 1, "b_enc", &out->bias, bias) &&
                hold(s, HELD_THRESHOLD, PyTuple_GET_ITEM(answer, 2), 1, "threshold", &out->threshold, threshold);
-    if (good && (weight[0] < 1 || weight[0] > INT32_MAX || weight[1] != s->config->d_model)) good = wrong_shape("w_enc", layer);
+    if (good && (weight[0] < 1 || weight[0] > INT32_MAX || weight[1] != s->config->d_model))
+        good = wrong_shape("w_enc", layer);
     if (good && bias[0] != weight[0]) good = wrong_shape("b_enc", layer);
     if (good && out->threshold && threshold[0] != weight[0]) good = wrong_shape("threshold", layer);
     if (good) out->n_features = weight[0];
@@ -82,7 +83,8 @@ static int read_rows(py_source *s, int64_t layer, const int64_t *features, int64
     Py_CLEAR(s->held[HELD_ROWS]);
     PyObject *answer = PyObject_CallMethod(s->object, "rows", "LO", (long long)layer, numbers);
     int good = answer && hold(s, HELD_ROWS, answer, 3, "decoder rows", rows, dims);
-    if (good && (dims[0] != n || dims[1] != n_writes || dims[2] != s->config->d_model)) good = wrong_shape("w_dec", layer);
+    if (good && (dims[0] != n || dims[1] != n_writes || dims[2] != s->config->d_model))
+        good = wrong_shape("w_dec", layer);
     Py_XDECREF(answer);
     Py_DECREF(numbers);
     return good;
@@ -134,7 +136,8 @@ static int read_absent(PyObject *absent, int64_t n_layer, asp_transcoder *coder)
 }
 
 static PyObject *features_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"model", "n_tokens", "activation", "top_k", "cross_layer", "from_mid", "max_bytes", "absent", NULL};
+    static char *names[] = {"model",    "n_tokens",  "activation", "top_k", "cross_layer",
+                            "from_mid", "max_bytes", "absent",     NULL};
     PyObject *model, *absent = Py_None;
     const char *activation;
     long long n_tokens, top_k = 0, max_bytes = INT64_MAX;
@@ -196,8 +199,8 @@ static PyObject *features_fill(PyObject *object, PyObject *args, PyObject *kwarg
     py_source s = {.object = source, .config = asp_model_config(self->model->model), .call = &call};
     const asp_transcoder_source coder_source = source_of(&s);
     asp_py_call_begin(&call, asp_py_call_n_threads(object, threads));
-    const asp_status status = asp_features_of_run(self->features, ((py_run *)run)->run, first, &coder_source,
-                                                  &call.context, &err);
+    const asp_status status =
+        asp_features_of_run(self->features, ((py_run *)run)->run, first, &coder_source, &call.context, &err);
     asp_py_call_end(&call);
     let_go(&s);
     if (status) return asp_py_call_raise(status, &err);
@@ -215,15 +218,22 @@ static PyObject *features_array(PyObject *object, PyObject *name) {
     }
     const asp_feature_list list = asp_features_list(self->features);
     const int64_t starts = asp_model_config(self->model->model)->n_layer + 1;
-    const struct { const char *name; const void *data; int kind; int64_t n; } lists[] = {
-        {"start", list.start, ASP_PY_INT64, starts},         {"layer", list.layer, ASP_PY_INT32, list.n},
-        {"position", list.position, ASP_PY_INT32, list.n},   {"feature", list.feature, ASP_PY_INT32, list.n},
-        {"activation", list.activation, ASP_PY_REAL, list.n}};
+    const struct {
+        const char *name;
+        const void *data;
+        int kind;
+        int64_t n;
+    } lists[] = {{"start", list.start, ASP_PY_INT64, starts},
+                 {"layer", list.layer, ASP_PY_INT32, list.n},
+                 {"position", list.position, ASP_PY_INT32, list.n},
+                 {"feature", list.feature, ASP_PY_INT32, list.n},
+                 {"activation", list.activation, ASP_PY_REAL, list.n}};
     for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++)
         if (strcmp(text, lists[i].name) == 0)
             return asp_py_arrays_lend(object, (void *)(uintptr_t)lists[i].data, lists[i].kind, 1, &lists[i].n, NULL, 0);
     const asp_array error = asp_features_error(self->features);
-    if (strcmp(text, "reconstruction") == 0) return asp_py_arrays_lend_array(object, asp_features_reconstruction(self->features));
+    if (strcmp(text, "reconstruction") == 0)
+        return asp_py_arrays_lend_array(object, asp_features_reconstruction(self->features));
     if (strcmp(text, "error") == 0 && error.data) return asp_py_arrays_lend_array(object, error);
     return PyErr_Format(PyExc_KeyError, "these features have no array %R", name);
 }
@@ -241,13 +251,13 @@ static PyMethodDef features_methods[] = {
 
 static PyGetSetDef features_attributes[] = {{"nbytes", features_bytes, NULL, "Bytes in use.", NULL}, {0}};
 
-static PyType_Slot features_slots[] = {
-    {Py_tp_new, features_new},
-    {Py_tp_dealloc, features_dealloc},
-    {Py_tp_methods, features_methods},
-    {Py_tp_getset, features_attributes},
-    {Py_tp_doc, "Features(model, n_tokens, activation, top_k=0, cross_layer=False, from_mid=False, max_bytes=..., absent=None): to be filled once."},
-    {0, NULL}};
+static PyType_Slot features_slots[] = {{Py_tp_new, features_new},
+                                       {Py_tp_dealloc, features_dealloc},
+                                       {Py_tp_methods, features_methods},
+                                       {Py_tp_getset, features_attributes},
+                                       {Py_tp_doc, "Features(model, n_tokens, activation, top_k=0, cross_layer=False, "
+                                                   "from_mid=False, max_bytes=..., absent=None): to be filled once."},
+                                       {0, NULL}};
 PyType_Spec asp_py_features_spec = {ASP_MODULE ".Features", sizeof(py_features), 0,
                                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, features_slots};
 
@@ -316,7 +326,8 @@ const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *s, py_
     s->state.features = s->features->features;
     s->state.source = &s->coder_source;
     s->state.err = err;
-    s->substitute = (asp_mlp_substitute){s->features->from_mid, asp_features_absent(s->features->features), asp_features_substitute, &s->state};
+    s->substitute = (asp_mlp_substitute){s->features->from_mid, asp_features_absent(s->features->features),
+                                         asp_features_substitute, &s->state};
     return &s->substitute;
 }
 

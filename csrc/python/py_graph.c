@@ -96,12 +96,14 @@ static int read_reads_fields(py_held *h, const asp_config *c, PyObject **fields,
         return 0;
     const int32_t *kinds = asp_py_arrays_hold_copy(h, reading, ASP_PY_INT32, 1, "readings", &n[2]);
     if (!kinds) return 0;
-    if (n[0] != dims[0] || n[1] != dims[0] || n[2] != dims[0] || dims[1] != c->d_model) return shape_error("reads") != NULL;
+    if (n[0] != dims[0] || n[1] != dims[0] || n[2] != dims[0] || dims[1] != c->d_model)
+        return shape_error("reads") != NULL;
     void *bytes;
     PyObject *array = asp_py_arrays_new(ASP_PY_BYTE, 1, &n[2], &bytes);
     if (!array) return 0;
     h->arrays[h->n++] = array;
-    for (int64_t i = 0; i < n[2]; i++) ((uint8_t *)bytes)[i] = (uint8_t)(kinds[i] < 0 || kinds[i] > 255 ? 255 : kinds[i]);
+    for (int64_t i = 0; i < n[2]; i++)
+        ((uint8_t *)bytes)[i] = (uint8_t)(kinds[i] < 0 || kinds[i] > 255 ? 255 : kinds[i]);
     reads->reading = bytes;
     reads->n_targets = dims[0];
     return 1;
@@ -151,7 +153,8 @@ PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs) {
     graph_call g = {0};
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!|i:graph_edges", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &writes, &PyTuple_Type, &reads, &g.threads) || !asp_py_call_check_threads(g.threads))
+                                     &writes, &PyTuple_Type, &reads, &g.threads) ||
+        !asp_py_call_check_threads(g.threads))
         return NULL;
     int ready = read_held_run(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes) &&
                 read_reads(&g.held, c, reads, &g.reads);
@@ -174,7 +177,8 @@ PyObject *asp_py_graph_sources(PyObject *self, PyObject *args, PyObject *kwargs)
     graph_call g = {0};
     const asp_config *c = asp_model_config(((py_model *)self)->model);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:graph_carried", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &writes, &g.threads) || !asp_py_call_check_threads(g.threads))
+                                     &writes, &g.threads) ||
+        !asp_py_call_check_threads(g.threads))
         return NULL;
     const int ready = read_held_run(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes);
     const int64_t dims[] = {g.writes.n_sources, c->n_layer, c->n_head, c->d_head};
@@ -191,8 +195,9 @@ PyObject *asp_py_graph_targets(PyObject *self, PyObject *args, PyObject *kwargs)
     PyObject *frozen, *reads;
     graph_call g = {0};
     const asp_config *c = asp_model_config(((py_model *)self)->model);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!p|i:graph_received", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &reads, &g.alone, &g.threads) || !asp_py_call_check_threads(g.threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!p|i:graph_received", names, &PyTuple_Type, &frozen,
+                                     &PyTuple_Type, &reads, &g.alone, &g.threads) ||
+        !asp_py_call_check_threads(g.threads))
         return NULL;
     const int ready = read_held_run(&g, self, frozen) && read_reads(&g.held, c, reads, &g.reads);
     const int64_t dims[] = {g.reads.n_targets, c->n_layer, c->n_head, c->d_head};
@@ -225,8 +230,9 @@ static int read_loadings(py_held *h, PyObject *args, asp_loading_inputs *in) {
         !(in->places = asp_py_arrays_hold_copy(h, o[5], ASP_PY_INT64, 2, "places", places)) ||
         !(in->factor = asp_py_arrays_hold_copy(h, o[6], ASP_PY_DOUBLE, 1, "factor", &factor)))
         return 0;
-    int good = memcmp(r, a, sizeof r) == 0 && memcmp(c + 1, r + 1, 3 * sizeof *c) == 0 && p[0] == c[1] && p[1] == c[2] &&
-               p[2] == p[3] && pairs[1] == 2 && places[1] == 2 && pairs[0] == places[0] && pairs[0] == factor;
+    int good = memcmp(r, a, sizeof r) == 0 && memcmp(c + 1, r + 1, 3 * sizeof *c) == 0 && p[0] == c[1] &&
+               p[1] == c[2] && p[2] == p[3] && pairs[1] == 2 && places[1] == 2 && pairs[0] == places[0] &&
+               pairs[0] == factor;
     if (!good) return shape_error("an array of the loadings") != NULL;
     in->n_layer = c[1];
     in->n_head = c[2];
@@ -335,8 +341,8 @@ PyObject *asp_py_graph_prune(PyObject *module, PyObject *args) {
     asp_adjacency graph = {0};
     asp_prune_options options = {0};
     void *data[3];
-    if (!PyArg_ParseTuple(args, "OOOOOOdd", &start, &source, &weight, &weights, &always, &feature, &options.node_threshold,
-                          &options.edge_threshold))
+    if (!PyArg_ParseTuple(args, "OOOOOOdd", &start, &source, &weight, &weights, &always, &feature,
+                          &options.node_threshold, &options.edge_threshold))
         return NULL;
     if (read_adjacency(&held, start, source, weight, &graph) &&
         (options.weights = hold_nodes(&held, weights, ASP_PY_DOUBLE, "weights", graph.n_nodes)) &&

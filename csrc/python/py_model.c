@@ -75,10 +75,8 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!self) return NULL;
     asp_error err = {0};
     asp_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = asp_model_new(&self->model, &config, &err);
-    Py_END_ALLOW_THREADS
-    if (!status) return (PyObject *)self;
+    Py_BEGIN_ALLOW_THREADS status = asp_model_new(&self->model, &config, &err);
+    Py_END_ALLOW_THREADS if (!status) return (PyObject *)self;
     Py_DECREF(self);
     return asp_py_call_raise(status, &err);
 }
@@ -106,8 +104,8 @@ static const asp_parameter *find(py_model *self, PyObject *name) {
 static PyObject *lend_parameter(PyObject *self, PyObject *name, int writable) {
     const asp_parameter *p = find((py_model *)self, name);
     if (!p) return NULL;
-    return asp_py_arrays_lend(self, asp_model_data(((py_model *)self)->model) + p->offset, ASP_PY_REAL, p->n_dims, p->dims,
-                       NULL, writable);
+    return asp_py_arrays_lend(self, asp_model_data(((py_model *)self)->model) + p->offset, ASP_PY_REAL, p->n_dims,
+                              p->dims, NULL, writable);
 }
 
 static PyObject *model_parameter(PyObject *self, PyObject *name) { return lend_parameter(self, name, 0); }
@@ -124,7 +122,11 @@ static PyObject *model_shape(PyObject *self, PyObject *name) {
 }
 
 /* One item of an assignment: the parameter and its checked array, borrowed for the call. */
-typedef struct { const asp_parameter *parameter; PyObject *array; void *data; } assignment;
+typedef struct {
+    const asp_parameter *parameter;
+    PyObject *array;
+    void *data;
+} assignment;
 
 static int read_assignment(py_model *self, PyObject *name, PyObject *object, assignment *out) {
     int64_t dims[2] = {0};
@@ -144,20 +146,20 @@ static int read_assignment(py_model *self, PyObject *name, PyObject *object, ass
 static PyObject *model_assign(PyObject *self, PyObject *weights) {
     py_model *model = (py_model *)self;
     if (!PyDict_Check(weights))
-        return PyErr_Format(PyExc_TypeError, "weights must be a dict from names to arrays, got %.80s", Py_TYPE(weights)->tp_name);
+        return PyErr_Format(PyExc_TypeError, "weights must be a dict from names to arrays, got %.80s",
+                            Py_TYPE(weights)->tp_name);
     PyObject *items = PyDict_Copy(weights), *name, *object;
     assignment *list = items ? PyMem_Calloc((size_t)PyDict_Size(items) + 1, sizeof *list) : NULL;
     Py_ssize_t at = 0, n = 0;
     int complete = list != NULL;
     if (items && !list) PyErr_NoMemory();
-    while (complete && PyDict_Next(items, &at, &name, &object)) complete = read_assignment(model, name, object, &list[n++]);
+    while (complete && PyDict_Next(items, &at, &name, &object))
+        complete = read_assignment(model, name, object, &list[n++]);
     if (complete && asp_py_call_write_begin(model)) {
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t i = 0; i < n; i++)
+        Py_BEGIN_ALLOW_THREADS for (Py_ssize_t i = 0; i < n; i++)
             memcpy(asp_model_data(model->model) + list[i].parameter->offset, list[i].data,
                    (size_t)list[i].parameter->size * sizeof(asp_real));
-        Py_END_ALLOW_THREADS
-        asp_py_call_write_end(model);
+        Py_END_ALLOW_THREADS asp_py_call_write_end(model);
     }
     for (Py_ssize_t i = 0; i < n; i++) Py_XDECREF(list[i].array);
     PyMem_Free(list);
@@ -173,10 +175,8 @@ static PyObject *model_nonfinite(PyObject *self, PyObject *unused) {
         const asp_parameter *p = asp_model_parameter(model, i);
         int64_t first, count;
         if (PyErr_CheckSignals()) return NULL;
-        Py_BEGIN_ALLOW_THREADS
-        count = asp_model_count_nonfinite(asp_model_data(model) + p->offset, p->size, &first);
-        Py_END_ALLOW_THREADS
-        if (count) return Py_BuildValue("(sLL)", p->name, (long long)count, (long long)first);
+        Py_BEGIN_ALLOW_THREADS count = asp_model_count_nonfinite(asp_model_data(model) + p->offset, p->size, &first);
+        Py_END_ALLOW_THREADS if (count) return Py_BuildValue("(sLL)", p->name, (long long)count, (long long)first);
     }
     Py_RETURN_NONE;
 }
@@ -254,8 +254,8 @@ typedef struct {
     py_substitute *substitute;
 } run_inputs;
 
-static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *options, PyObject *tokens, PyObject *offsets,
-                           PyObject *changes, PyObject *substitute) {
+static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *options, PyObject *tokens,
+                           PyObject *offsets, PyObject *changes, PyObject *substitute) {
     if (!asp_py_arrays_batch(&in->batch, tokens, offsets)) return 0;
     if (changes != Py_None) {
         in->interventions = asp_py_circuit_interventions_new(changes, asp_model_config(model->model));
@@ -267,7 +267,8 @@ static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *opt
     return in->substitute != NULL;
 }
 
-static asp_status compute_run(py_run *run, const run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
+static asp_status compute_run(py_run *run, const run_inputs *in, asp_run_options *options, int threads,
+                              asp_error *err) {
     py_call call;
     if (in->substitute) options->substitute = asp_py_features_substitute_given(in->substitute, &call, err);
     asp_py_call_begin(&call, threads);
@@ -278,8 +279,8 @@ static asp_status compute_run(py_run *run, const run_inputs *in, asp_run_options
 }
 
 static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "offsets", "record", "logits", "max_bytes", "edge_threshold", "threads",
-                            "interventions", "substitute", NULL};
+    static char *names[] = {"tokens",         "offsets", "record",        "logits",     "max_bytes",
+                            "edge_threshold", "threads", "interventions", "substitute", NULL};
     PyObject *tokens, *offsets, *record, *threshold = Py_None, *changes = Py_None, *substitute = Py_None;
     asp_run_options options = {.logits = ASP_LOGITS_ALL};
     long long max_bytes = INT64_MAX;
@@ -339,7 +340,8 @@ static int read_gradient_inputs(py_held *held, asp_gradient_options *options, co
         sum += (double)options->weights[r];
     }
     if (sum > 0 && sum < INFINITY) return 1;
-    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to a finite number above 0; a target of -100 counts as 0, and a sequence of one token has no next token");
+    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to a finite number above 0; a target of -100 counts "
+                                      "as 0, and a sequence of one token has no next token");
     return 0;
 }
 
@@ -367,8 +369,8 @@ static PyObject *compute_gradients(PyObject *self, const py_batch *batch, const 
 }
 
 static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "offsets", "record", "parameters", "dlogits", "targets", "weights",
-                            "straight_through", "max_bytes", "threads", NULL};
+    static char *names[] = {"tokens",  "offsets",          "record",    "parameters", "dlogits", "targets",
+                            "weights", "straight_through", "max_bytes", "threads",    NULL};
     PyObject *tokens, *offsets, *record, *dlogits = Py_None, *targets = Py_None, *weights = Py_None, *result = NULL;
     asp_gradient_options options = {0};
     long long max_bytes = INT64_MAX;
@@ -384,7 +386,8 @@ static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwarg
     py_batch batch;
     if (!asp_py_model_records(record, &options.records)) return NULL;
     if (options.records & ~possible) {
-        PyErr_SetString(PyExc_ValueError, "gradients exist for resid, resid_mid, qkv, scores, pattern, z, mlp_pre and mlp_post");
+        PyErr_SetString(PyExc_ValueError,
+                        "gradients exist for resid, resid_mid, qkv, scores, pattern, z, mlp_pre and mlp_post");
         return NULL;
     }
     if (!asp_py_arrays_batch(&batch, tokens, offsets)) return NULL;
@@ -402,14 +405,17 @@ static PyMethodDef methods[] = {
     {"_writable", model_writable, METH_O, "_writable(name): view for loaders that fill a new model."},
     {"shape", model_shape, METH_O, "shape(name): shape of one weight array."},
     {"assign", model_assign, METH_O, "assign({name: array}): copies arrays into the weights, all or none."},
-    {"reading", asp_py_reading_of_model, METH_NOARGS, "reading() -> context manager: nobody changes the weights meanwhile."},
+    {"reading", asp_py_reading_of_model, METH_NOARGS,
+     "reading() -> context manager: nobody changes the weights meanwhile."},
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
-     "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, substitute=None) -> Run"},
+     "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, "
+     "substitute=None) -> Run"},
     {"sweep", (PyCFunction)(void (*)(void))asp_py_circuit_sweep, METH_VARARGS | METH_KEYWORDS,
      "sweep(clean, variants, unit, order, reference, metric, threads=0) -> metric of every variant"},
     {"attribution", (PyCFunction)(void (*)(void))asp_py_circuit_attribution, METH_VARARGS | METH_KEYWORDS,
-     "attribution(tokens, offsets, unit, steps, through_gate, reference, closed, metric, max_bytes=..., threads=0) -> scores"},
+     "attribution(tokens, offsets, unit, steps, through_gate, reference, closed, metric, max_bytes=..., threads=0) -> "
+     "scores"},
     {"graph_edges", (PyCFunction)(void (*)(void))asp_py_graph_edges, METH_VARARGS | METH_KEYWORDS,
      "graph_edges(frozen, writes, reads, threads=0) -> (edges, bias)"},
     {"graph_carried", (PyCFunction)(void (*)(void))asp_py_graph_sources, METH_VARARGS | METH_KEYWORDS,
@@ -432,5 +438,5 @@ static PyType_Slot slots[] = {{Py_tp_new, model_new},
                               {Py_tp_getset, attributes},
                               {Py_tp_doc, "Model(config): a model with zero weights."},
                               {0, NULL}};
-PyType_Spec asp_py_model_spec = {ASP_MODULE ".Model", sizeof(py_model), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
-                                 slots};
+PyType_Spec asp_py_model_spec = {ASP_MODULE ".Model", sizeof(py_model), 0,
+                                 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, slots};

@@ -126,12 +126,15 @@ static PyMethodDef functions[] = {
     {"machine", machine, METH_NOARGS, "Instruction set, BLAS and threads as a dict."},
     {"graph_loadings", asp_py_graph_loadings, METH_VARARGS,
      "graph_loadings(carried, received, received_alone, pattern, pairs, places, factor) -> loadings"},
-    {"graph_influence", asp_py_graph_influence, METH_VARARGS, "graph_influence(start, source, weight, weights) -> influence"},
+    {"graph_influence", asp_py_graph_influence, METH_VARARGS,
+     "graph_influence(start, source, weight, weights) -> influence"},
     {"graph_factors", asp_py_graph_factors, METH_VARARGS,
      "graph_factors(start, source, weight, value, wanted, blocked) -> factors"},
     {"graph_prune", asp_py_graph_prune, METH_VARARGS,
-     "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, cumulative)"},
-    {"_blas_state", blas_state, METH_NOARGS, "What is kept of the BLAS library, for _share_blas_state of the other precision."},
+     "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, "
+     "cumulative)"},
+    {"_blas_state", blas_state, METH_NOARGS,
+     "What is kept of the BLAS library, for _share_blas_state of the other precision."},
     {"_share_blas_state", share_blas_state, METH_O, "Makes this module use the state of the other, before any call."},
     {"_select_isa", select_isa, METH_O, "Chooses kernels by name, '' for the best; for tests."},
     {"_debug_stats", debug_stats, METH_NOARGS, "Counters of the allocator."},
@@ -204,8 +207,9 @@ static PyModuleDef_Slot slots[] = {{Py_mod_exec, start},
                                    {0, NULL}};
 
 struct PyModuleDef asp_module_def = {
-    PyModuleDef_HEAD_INIT, .m_name = ASP_MODULE, .m_doc = "The C core of attnsparse.", .m_size = sizeof(py_state),
-    .m_methods = functions, .m_slots = slots, .m_traverse = traverse, .m_clear = clear};
+    PyModuleDef_HEAD_INIT,      .m_name = ASP_MODULE,   .m_doc = "The C core of attnsparse.",
+    .m_size = sizeof(py_state), .m_methods = functions, .m_slots = slots,
+    .m_traverse = traverse,     .m_clear = clear};
 
 #define INIT_NAME_(name) PyInit_##name
 #define INIT_NAME(name) INIT_NAME_(name)

@@ -2,8 +2,7 @@
 #include "python/py.h"
 
 typedef struct {
-    PyObject_HEAD
-    py_model *model; /* NULL once it is let go */
+    PyObject_HEAD py_model *model; /* NULL once it is let go */
 } py_reading;
 
 static void let_go(py_reading *self) {
@@ -54,4 +53,5 @@ static PyType_Slot slots[] = {{Py_tp_dealloc, reading_dealloc},
                               {Py_tp_doc, "While it is held nobody changes the weights of a model; see Model.reading."},
                               {0, NULL}};
 PyType_Spec asp_py_reading_spec = {ASP_MODULE ".Reading", sizeof(py_reading), 0,
-                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                                   slots};

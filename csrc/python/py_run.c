@@ -63,8 +63,10 @@ static PyObject *run_edges(PyObject *self, PyObject *unused) {
     if (!e.start) return PyErr_Format(PyExc_KeyError, "this run did not record edges");
     const int64_t rows = e.n_rows + 1;
     PyObject *start = asp_py_arrays_lend(self, (void *)(uintptr_t)e.start, ASP_PY_INT64, 1, &rows, NULL, 0);
-    PyObject *key = start ? asp_py_arrays_lend(self, (void *)(uintptr_t)e.key, ASP_PY_INT32, 1, &e.n_edges, NULL, 0) : NULL;
-    PyObject *weight = key ? asp_py_arrays_lend(self, (void *)(uintptr_t)e.weight, ASP_PY_REAL, 1, &e.n_edges, NULL, 0) : NULL;
+    PyObject *key =
+        start ? asp_py_arrays_lend(self, (void *)(uintptr_t)e.key, ASP_PY_INT32, 1, &e.n_edges, NULL, 0) : NULL;
+    PyObject *weight =
+        key ? asp_py_arrays_lend(self, (void *)(uintptr_t)e.weight, ASP_PY_REAL, 1, &e.n_edges, NULL, 0) : NULL;
     if (weight) return Py_BuildValue("(NNN)", start, key, weight);
     Py_XDECREF(start);
     Py_XDECREF(key);
@@ -93,7 +95,8 @@ static PyObject *run_value_norms(PyObject *self, PyObject *args) {
         if (!input) return NULL;
         if (width != c->d_model) {
             Py_DECREF(input);
-            return PyErr_Format(PyExc_ValueError, "direction must have %lld values, got %lld", (long long)c->d_model, (long long)width);
+            return PyErr_Format(PyExc_ValueError, "direction must have %lld values, got %lld", (long long)c->d_model,
+                                (long long)width);
         }
     }
     const int64_t dims[] = {c->n_layer, c->n_head, last - first};
@@ -105,7 +108,7 @@ static PyObject *run_value_norms(PyObject *self, PyObject *args) {
         py_call call;
         asp_py_call_begin(&call, asp_py_module_state(Py_TYPE(self))->n_threads);
         const asp_status status = asp_run_value_norms(run->model->model, run->run, first, last - first, vector, out[0],
-                                                  out[1], out[2], &call.context, &err);
+                                                      out[1], out[2], &call.context, &err);
         asp_py_call_end(&call);
         asp_py_call_read_end(run->model);
         if (status) asp_py_call_raise(status, &err);
@@ -124,7 +127,8 @@ static PyObject *run_entry_scores(PyObject *self, PyObject *args) {
     const int64_t *index[4];
     int64_t n[4];
     void *scores;
-    if (!PyArg_ParseTuple(args, "OOOO", &inputs[0], &inputs[1], &inputs[2], &inputs[3]) || !same_weights(run)) return NULL;
+    if (!PyArg_ParseTuple(args, "OOOO", &inputs[0], &inputs[1], &inputs[2], &inputs[3]) || !same_weights(run))
+        return NULL;
     int complete = 1;
     for (int i = 0; i < 4 && complete; i++)
         complete = (index[i] = asp_py_arrays_hold_copy(&held, inputs[i], ASP_PY_INT64, 1, names[i], &n[i])) != NULL;
@@ -134,8 +138,8 @@ static PyObject *run_entry_scores(PyObject *self, PyObject *args) {
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, asp_py_module_state(Py_TYPE(self))->n_threads);
-        const asp_status status = asp_attention_entry_scores(run->model->model, run->run, n[0], index[0], index[1], index[2],
-                                                   index[3], scores, &call.context, &err);
+        const asp_status status = asp_attention_entry_scores(run->model->model, run->run, n[0], index[0], index[1],
+                                                             index[2], index[3], scores, &call.context, &err);
         asp_py_call_end(&call);
         if (status) {
             Py_CLEAR(result);
@@ -153,11 +157,14 @@ static PyObject *run_bytes(PyObject *self, void *unused) {
 
 static PyMethodDef run_methods[] = {
     {"array", run_array, METH_O, "array(name): read-only view of one recorded array, all sequences packed."},
-    {"edges", run_edges, METH_NOARGS, "edges() -> (start, key, weight): open edges in CSR, rows (sequence, layer, head, query)."},
+    {"edges", run_edges, METH_NOARGS,
+     "edges() -> (start, key, weight): open edges in CSR, rows (sequence, layer, head, query)."},
     {"value_norms", run_value_norms, METH_VARARGS,
      "value_norms(direction or None, first, last) -> (|v|, |v W_O|, (v W_O).direction) of these tokens, each (L,H,n)."},
-    {"mean_entries", asp_py_circuit_mean_entries, METH_NOARGS, "mean_entries() -> (L,H,T,T,D): mean over prompts of A[q,k] v[k]."},
-    {"entry_scores", run_entry_scores, METH_VARARGS, "entry_scores(layer, head, query, key): scores of these entries, packed rows."},
+    {"mean_entries", asp_py_circuit_mean_entries, METH_NOARGS,
+     "mean_entries() -> (L,H,T,T,D): mean over prompts of A[q,k] v[k]."},
+    {"entry_scores", run_entry_scores, METH_VARARGS,
+     "entry_scores(layer, head, query, key): scores of these entries, packed rows."},
     {0}};
 
 static PyGetSetDef run_attributes[] = {{"names", run_names, NULL, "Names of the recorded arrays.", NULL},
@@ -170,7 +177,8 @@ static PyType_Slot run_slots[] = {{Py_tp_dealloc, run_dealloc},
                                   {Py_tp_doc, "Owner of the arrays that one forward pass recorded."},
                                   {0, NULL}};
 PyType_Spec asp_py_run_spec = {ASP_MODULE ".Run", sizeof(py_run), 0,
-                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, run_slots};
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                               run_slots};
 
 /* ---- Gradients --------------------------------------------------------------------------- */
 
@@ -214,13 +222,16 @@ static PyObject *gradients_loss(PyObject *self, void *unused) {
     return PyFloat_FromDouble(asp_gradients_loss(((py_gradients *)self)->gradients));
 }
 
-static PyMethodDef gradients_methods[] = {
-    {"array", gradients_array, METH_O, "array(name): read-only gradient of one recorded array, packed."},
-    {"parameter", gradients_parameter, METH_O, "parameter(name): read-only gradient of one weight array."},
-    {0}};
+static PyMethodDef gradients_methods[] = {{"array", gradients_array, METH_O,
+                                           "array(name): read-only gradient of one recorded array, packed."},
+                                          {"parameter", gradients_parameter, METH_O,
+                                           "parameter(name): read-only gradient of one weight array."},
+                                          {0}};
 
-static PyGetSetDef gradients_attributes[] = {{"names", gradients_names, NULL, "Names of the activation gradients.", NULL},
-                                             {"loss", gradients_loss, NULL, "The scalar that was differentiated.", NULL},
+static PyGetSetDef gradients_attributes[] = {{"names", gradients_names, NULL, "Names of the activation gradients.",
+                                              NULL},
+                                             {"loss", gradients_loss, NULL, "The scalar that was differentiated.",
+                                              NULL},
                                              {0}};
 
 static PyType_Slot gradients_slots[] = {{Py_tp_dealloc, gradients_dealloc},

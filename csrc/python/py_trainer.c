@@ -59,7 +59,9 @@ static int read_batch(PyObject *item, held_batch *held, asp_batch *micro) {
         return 0;
     }
     if (!asp_py_arrays_batch(&held->batch, tokens, offsets)) return 0;
-    *micro = (asp_batch){.tokens = held->batch.tokens, .offsets = held->batch.offsets, .n_sequences = held->batch.n_sequences};
+    *micro = (asp_batch){.tokens = held->batch.tokens,
+                         .offsets = held->batch.offsets,
+                         .n_sequences = held->batch.n_sequences};
     return asp_py_arrays_targets(&held->held, targets, weights, held->batch.n_tokens, &micro->targets, &micro->weights);
 }
 
@@ -88,12 +90,21 @@ static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer
 static const double MOST = 1e15;
 
 static int check_options(const asp_step_options *o, int gated) {
-    const struct { const char *name; double value, least, most; } checks[] = {
-        {"lr", o->lr, 0, MOST},         {"beta1", o->beta1, 0, 0.9999999},      {"beta2", o->beta2, 0, 0.9999999},
-        {"eps", o->eps, 1e-30, MOST},       {"weight_decay", o->weight_decay, 0, MOST},
-        {"clip", o->clip, 0, INFINITY},     {"tau", o->tau, -MOST, MOST},   {"geco_rate", o->geco_rate, 0, MOST},
-        {"geco_clip", o->geco_clip, 0, MOST}, {"geco_ema", o->geco_ema, 0, 1},  {"lambda_min", o->lambda_min, 0, MOST},
-        {"lambda_max", o->lambda_max, o->lambda_min, MOST}};
+    const struct {
+        const char *name;
+        double value, least, most;
+    } checks[] = {{"lr", o->lr, 0, MOST},
+                  {"beta1", o->beta1, 0, 0.9999999},
+                  {"beta2", o->beta2, 0, 0.9999999},
+                  {"eps", o->eps, 1e-30, MOST},
+                  {"weight_decay", o->weight_decay, 0, MOST},
+                  {"clip", o->clip, 0, INFINITY},
+                  {"tau", o->tau, -MOST, MOST},
+                  {"geco_rate", o->geco_rate, 0, MOST},
+                  {"geco_clip", o->geco_clip, 0, MOST},
+                  {"geco_ema", o->geco_ema, 0, 1},
+                  {"lambda_min", o->lambda_min, 0, MOST},
+                  {"lambda_max", o->lambda_max, o->lambda_min, MOST}};
     for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
         if (!(checks[i].value >= checks[i].least && checks[i].value <= checks[i].most)) {
             char text[160];
@@ -131,17 +142,28 @@ static PyObject *take_step(py_trainer *self, const asp_batch *micro, Py_ssize_t 
 }
 
 static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"micro", "lr", "beta1", "beta2", "eps", "weight_decay", "clip", "seed", "gate_bias",
-                            "edge_weight", "tau", "geco_rate", "geco_clip", "geco_ema", "geco_relative", "lambda_min",
-                            "lambda_max", "threads", NULL};
+    static char *names[] = {"micro",        "lr",         "beta1",     "beta2",     "eps",
+                            "weight_decay", "clip",       "seed",      "gate_bias", "edge_weight",
+                            "tau",          "geco_rate",  "geco_clip", "geco_ema",  "geco_relative",
+                            "lambda_min",   "lambda_max", "threads",   NULL};
     py_trainer *self = (py_trainer *)object;
     PyObject *list, *bias = Py_None, *edge = Py_None, *result = NULL, *items;
-    asp_step_options o = {.lr = NAN, .beta1 = NAN, .beta2 = NAN, .eps = NAN, .weight_decay = NAN, .clip = NAN, .geco_clip = 1, .geco_ema = 0.95, .geco_relative = 1, .lambda_max = 1e9};
+    asp_step_options o = {.lr = NAN,
+                          .beta1 = NAN,
+                          .beta2 = NAN,
+                          .eps = NAN,
+                          .weight_decay = NAN,
+                          .clip = NAN,
+                          .geco_clip = 1,
+                          .geco_ema = 0.95,
+                          .geco_relative = 1,
+                          .lambda_max = 1e9};
     unsigned long long seed = 0;
     int threads = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOddddpddi:step", names, &list, &o.lr, &o.beta1, &o.beta2,
                                      &o.eps, &o.weight_decay, &o.clip, &seed, &bias, &edge, &o.tau, &o.geco_rate,
-                                     &o.geco_clip, &o.geco_ema, &o.geco_relative, &o.lambda_min, &o.lambda_max, &threads))
+                                     &o.geco_clip, &o.geco_ema, &o.geco_relative, &o.lambda_min, &o.lambda_max,
+                                     &threads))
         return NULL;
     o.seed = seed;
     const asp_config *config = asp_model_config(self->model->model);
@@ -154,7 +176,8 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
     PyObject *edge_array = bias_array ? read_layers(edge, "edge_weight", config->n_layer, &o.edge_weight) : NULL;
     int complete = held && micro && edge_array;
     if (!held || !micro) PyErr_NoMemory();
-    for (Py_ssize_t i = 0; complete && i < n; i++) complete = read_batch(PyTuple_GET_ITEM(items, i), &held[i], &micro[i]);
+    for (Py_ssize_t i = 0; complete && i < n; i++)
+        complete = read_batch(PyTuple_GET_ITEM(items, i), &held[i], &micro[i]);
     if (complete) result = take_step(self, micro, n, &o, threads);
     release_batches(held, micro, n);
     Py_XDECREF(bias_array);
@@ -179,8 +202,10 @@ static PyObject *trainer_moments(PyObject *object, PyObject *name) {
     py_trainer *self = (py_trainer *)object;
     const asp_parameter *p = find(self, name);
     if (!p) return NULL;
-    PyObject *m = asp_py_arrays_lend(object, asp_trainer_first_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
-    PyObject *v = asp_py_arrays_lend(object, asp_trainer_second_moment(self->trainer) + p->offset, ASP_PY_REAL, p->n_dims, p->dims, NULL, 0);
+    PyObject *m = asp_py_arrays_lend(object, asp_trainer_first_moment(self->trainer) + p->offset, ASP_PY_REAL,
+                                     p->n_dims, p->dims, NULL, 0);
+    PyObject *v = asp_py_arrays_lend(object, asp_trainer_second_moment(self->trainer) + p->offset, ASP_PY_REAL,
+                                     p->n_dims, p->dims, NULL, 0);
     if (m && v) return Py_BuildValue("(NN)", m, v);
     Py_XDECREF(m);
     Py_XDECREF(v);
@@ -205,11 +230,10 @@ static PyObject *trainer_load_moments(PyObject *object, PyObject *args) {
     PyObject *m_array = p ? borrow_moment(m, p, &m_data) : NULL;
     PyObject *v_array = m_array ? borrow_moment(v, p, &v_data) : NULL;
     if (v_array && take(self)) {
-        Py_BEGIN_ALLOW_THREADS
-        memcpy(asp_trainer_first_moment(self->trainer) + p->offset, m_data, (size_t)p->size * sizeof(asp_real));
+        Py_BEGIN_ALLOW_THREADS memcpy(asp_trainer_first_moment(self->trainer) + p->offset, m_data,
+                                      (size_t)p->size * sizeof(asp_real));
         memcpy(asp_trainer_second_moment(self->trainer) + p->offset, v_data, (size_t)p->size * sizeof(asp_real));
-        Py_END_ALLOW_THREADS
-        atomic_store(&self->busy, 0);
+        Py_END_ALLOW_THREADS atomic_store(&self->busy, 0);
     }
     Py_XDECREF(m_array);
     Py_XDECREF(v_array);
@@ -230,7 +254,10 @@ static int set_number(PyObject *value, double *out) {
     return 0;
 }
 
-static PyObject *get_step(PyObject *self, void *unused) { (void)unused; return PyLong_FromLongLong(state_of(self)->step); }
+static PyObject *get_step(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromLongLong(state_of(self)->step);
+}
 static int set_step(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
     const long long step = value ? PyLong_AsLongLong(value) : -1;
@@ -244,7 +271,10 @@ static int set_step(PyObject *self, PyObject *value, void *unused) {
     atomic_store(&((py_trainer *)self)->busy, 0);
     return 0;
 }
-static PyObject *get_multiplier(PyObject *self, void *unused) { (void)unused; return PyFloat_FromDouble(state_of(self)->multiplier); }
+static PyObject *get_multiplier(PyObject *self, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(state_of(self)->multiplier);
+}
 static int set_multiplier(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
     double x;
@@ -258,7 +288,10 @@ static int set_multiplier(PyObject *self, PyObject *value, void *unused) {
     atomic_store(&((py_trainer *)self)->busy, 0);
     return 0;
 }
-static PyObject *get_ema(PyObject *self, void *unused) { (void)unused; return PyFloat_FromDouble(state_of(self)->ema); }
+static PyObject *get_ema(PyObject *self, void *unused) {
+    (void)unused;
+    return PyFloat_FromDouble(state_of(self)->ema);
+}
 static int set_ema(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
     double x;
@@ -268,16 +301,20 @@ static int set_ema(PyObject *self, PyObject *value, void *unused) {
     return 0;
 }
 
-static PyMethodDef methods[] = {
-    {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
-     "step(micro, *, lr, beta1, beta2, eps, weight_decay, clip, seed, gate_bias=None, edge_weight=None, tau=0, ...) -> dict"},
-    {"moments", trainer_moments, METH_O, "moments(name) -> (m, v): read-only views of Adam's moments."},
-    {"load_moments", trainer_load_moments, METH_VARARGS, "load_moments(name, m, v): copies moments in."},
-    {0}};
+static PyMethodDef methods[] = {{"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
+                                 "step(micro, *, lr, beta1, beta2, eps, weight_decay, clip, seed, gate_bias=None, "
+                                 "edge_weight=None, tau=0, ...) -> dict"},
+                                {"moments", trainer_moments, METH_O,
+                                 "moments(name) -> (m, v): read-only views of Adam's moments."},
+                                {"load_moments", trainer_load_moments, METH_VARARGS,
+                                 "load_moments(name, m, v): copies moments in."},
+                                {0}};
 
 static PyGetSetDef attributes[] = {{"step_count", get_step, set_step, "Steps taken.", NULL},
-                                   {"multiplier", get_multiplier, set_multiplier, "Multiplier of the constraint.", NULL},
-                                   {"ema", get_ema, set_ema, "Moving average of the constraint; NaN before the first step.", NULL},
+                                   {"multiplier", get_multiplier, set_multiplier, "Multiplier of the constraint.",
+                                    NULL},
+                                   {"ema", get_ema, set_ema,
+                                    "Moving average of the constraint; NaN before the first step.", NULL},
                                    {0}};
 
 static PyType_Slot slots[] = {{Py_tp_new, trainer_new},

@@ -11,8 +11,8 @@ enum { CHUNK = 32768 };
 struct asp_trainer {
     asp_model *model;
     asp_trainer_state state;
-    asp_adamw_weights weights;   /* gradients and moments (size of the model's arena) */
-    double *layers;              /* (3,L): gate bias, edge coefficient, expected edges */
+    asp_adamw_weights weights; /* gradients and moments (size of the model's arena) */
+    double *layers;            /* (3,L): gate bias, edge coefficient, expected edges */
     asp_tape tape;
 };
 
@@ -35,7 +35,8 @@ static void list_chunks(asp_trainer *t) {
         const asp_parameter *p = &t->model->parameters[i];
         for (int64_t at = 0; at < p->size; at += CHUNK) {
             if (t->weights.chunks)
-                t->weights.chunks[t->weights.n_chunks] = (asp_adamw_chunk){p->offset + at, asp_min(CHUNK, p->size - at), p->n_dims == 2};
+                t->weights.chunks[t->weights.n_chunks] =
+                    (asp_adamw_chunk){p->offset + at, asp_min(CHUNK, p->size - at), p->n_dims == 2};
             t->weights.n_chunks++;
         }
     }
@@ -55,7 +56,8 @@ asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *e
     t->weights.gradients = asp_allocate(model->size, sizeof(asp_real));
     t->weights.m = asp_allocate(model->size, sizeof(asp_real));
     t->weights.v = asp_allocate(model->size, sizeof(asp_real));
-    if (!t->weights.chunks || !t->weights.squares || !t->layers || !t->weights.gradients || !t->weights.m || !t->weights.v) {
+    if (!t->weights.chunks || !t->weights.squares || !t->layers || !t->weights.gradients || !t->weights.m ||
+        !t->weights.v) {
         asp_trainer_free(t);
         return asp_fail(err, ASP_NO_MEMORY, "training needs %s for gradients and moments, which could not be allocated",
                         asp_fail_size((char[32]){0}, 3.0 * (double)model->size * (double)sizeof(asp_real)));
@@ -99,7 +101,9 @@ static asp_status measure(const asp_trainer *t, const asp_batch *micro, int64_t 
     }
     sums->pairs = pairs * (double)(c->n_layer * c->n_head);
     if (!(sums->weight > 0))
-        return asp_fail(err, ASP_BAD_ARGUMENT, "the loss weights of a step must sum to more than 0 (a target of -100 counts as 0), got %g", sums->weight);
+        return asp_fail(err, ASP_BAD_ARGUMENT,
+                        "the loss weights of a step must sum to more than 0 (a target of -100 counts as 0), got %g",
+                        sums->weight);
     return ASP_OK;
 }
 
@@ -113,8 +117,12 @@ static void clear_item(void *arg, int64_t item, int thread) {
 static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_step_options *options, step_sums *sums,
                              const asp_context *context, asp_error *err) {
     const asp_config *c = &t->model->config;
-    const asp_gate gate = {.gated = c->gated, .noisy = c->gated, .bias = t->layers, .seed = options->seed,
-                           .step = (uint64_t)t->state.step, .first_sequence = (uint64_t)sums->n_sequences,
+    const asp_gate gate = {.gated = c->gated,
+                           .noisy = c->gated,
+                           .bias = t->layers,
+                           .seed = options->seed,
+                           .step = (uint64_t)t->state.step,
+                           .first_sequence = (uint64_t)sums->n_sequences,
                            .edge_coefficient = t->layers + c->n_layer};
     asp_status status = asp_tape_prepare(&t->tape, t->model, batch, context->n_threads, INT64_MAX, err);
     if (status) return status;
@@ -122,8 +130,7 @@ static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_s
     if (!c->gated) t->tape.grads.edge_sums = NULL;
     double ce = 0;
     status = asp_forward_layers(t->model, &t->tape.acts, &gate, &t->tape.scratch, context);
-    if (!status)
-        status = asp_loss_cross_entropy(t->model, &t->tape, batch, sums->lambda / sums->weight, &ce, context);
+    if (!status) status = asp_loss_cross_entropy(t->model, &t->tape, batch, sums->lambda / sums->weight, &ce, context);
     if (!status)
         status = asp_backward_layers(t->model, &t->tape, &gate, t->layers + 2 * c->n_layer, &sums->open, context);
     sums->cross_entropy += ce;
@@ -144,7 +151,8 @@ static void prepare_layers(asp_trainer *t, const asp_step_options *o, const step
     const asp_config *c = &t->model->config;
     for (int64_t l = 0; l < c->n_layer; l++) {
         t->layers[l] = o->gate_bias ? o->gate_bias[l] : c->gate_bias;
-        t->layers[c->n_layer + l] = (o->edge_weight ? o->edge_weight[l] : 1) / (sums->pairs * (1 + t->state.multiplier));
+        t->layers[c->n_layer + l] =
+            (o->edge_weight ? o->edge_weight[l] : 1) / (sums->pairs * (1 + t->state.multiplier));
         t->layers[2 * c->n_layer + l] = 0;
     }
 }
@@ -158,15 +166,17 @@ static void report(const asp_trainer *t, const asp_step_options *o, const step_s
         weighted += t->layers[2 * c->n_layer + l] * (o->edge_weight ? o->edge_weight[l] : 1);
     }
     const double lambda = t->state.multiplier, ce = sums->cross_entropy / sums->weight;
-    *result = (asp_step_result){.cross_entropy = ce, .expected_edges = expected / sums->pairs,
-                                .open_edges = sums->open / sums->pairs, .multiplier = lambda, .grad_norm = norm,
+    *result = (asp_step_result){.cross_entropy = ce,
+                                .expected_edges = expected / sums->pairs,
+                                .open_edges = sums->open / sums->pairs,
+                                .multiplier = lambda,
+                                .grad_norm = norm,
                                 .n_tokens = sums->n_tokens};
     result->loss = c->gated ? (weighted / sums->pairs + lambda * (ce - o->tau)) / (1 + lambda) : ce;
 }
 
-asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_micro,
-                            const asp_step_options *options, const asp_context *context,
-                            asp_step_result *result, asp_error *err) {
+asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_micro, const asp_step_options *options,
+                            const asp_context *context, asp_step_result *result, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
@@ -187,8 +197,9 @@ asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_mi
     if (!isfinite(norm) || !isfinite(result->loss))
         return asp_fail(err, ASP_DIVERGED, "step %lld: the loss is %g and the gradient norm %g; the step was not taken",
                         (long long)t->state.step, result->loss, norm);
-    const asp_adamw_options update = {options->lr, options->beta1, options->beta2, options->eps, options->weight_decay,
-                                      options->clip, norm, (double)(t->state.step + 1)};
+    const asp_adamw_options update = {
+        options->lr,           options->beta1, options->beta2, options->eps,
+        options->weight_decay, options->clip,  norm,           (double)(t->state.step + 1)};
     asp_adamw_update(&t->weights, &update, context);
     if (t->model->config.gated) adapt_multiplier(&t->state, options, result->cross_entropy);
     result->ema = t->state.ema;

@@ -44,7 +44,8 @@ asp_status asp_encode_open(asp_encoding *w, int with_skip) {
     int complete = w->pre && w->offsets && w->bad && w->n_best;
     if (most > rows) complete = complete && (w->padded = asp_allocate(padded, sizeof *w->padded));
     if (w->k) complete = complete && (w->best = asp_allocate(rows * w->k, sizeof *w->best));
-    return complete ? ASP_OK : asp_fail(w->err, ASP_NO_MEMORY, "no memory for the features of layer %lld", (long long)w->layer);
+    return complete ? ASP_OK
+                    : asp_fail(w->err, ASP_NO_MEMORY, "no memory for the features of layer %lld", (long long)w->layer);
 }
 
 void asp_encode_close(asp_encoding *w) {
@@ -58,24 +59,38 @@ void asp_encode_close(asp_encoding *w) {
 }
 
 /* pre (rows, columns) written, rows w->width apart: x W^T + bias, W being rows [first, first + columns) of weight. */
-static asp_status product(asp_encoding *w, int64_t row, int64_t rows, const asp_real *weight, const asp_real *bias, int64_t first,
-                          int64_t columns) {
+static asp_status product(asp_encoding *w, int64_t row, int64_t rows, const asp_real *weight, const asp_real *bias,
+                          int64_t first, int64_t columns) {
     const int64_t e = w->f->config.d_model, needed = rows_needed(w, rows, columns);
     const asp_real *x = w->x + row * e;
     if (needed > rows) {
         memcpy(w->padded, x, (size_t)(rows * e) * sizeof *x);
         x = w->padded;
     }
-    const asp_gemm g = {.trans_b = 1, .m = needed, .n = columns, .k = e, .a = x, .lda = e, .b = weight + first * e,
-                        .ldb = e, .c = w->pre, .ldc = w->width, .epilogue = ASP_EPILOGUE_BIAS,
-                        .bias = bias ? bias + first : NULL, .n_rows = rows, .k_block = w->f->k_block};
+    const asp_gemm g = {.trans_b = 1,
+                        .m = needed,
+                        .n = columns,
+                        .k = e,
+                        .a = x,
+                        .lda = e,
+                        .b = weight + first * e,
+                        .ldb = e,
+                        .c = w->pre,
+                        .ldc = w->width,
+                        .epilogue = ASP_EPILOGUE_BIAS,
+                        .bias = bias ? bias + first : NULL,
+                        .n_rows = rows,
+                        .k_block = w->f->k_block};
     return asp_gemm_run(&g, w->context);
 }
 
 /* ---- encoding ---------------------------------------------------------------------------------- */
 
 /* Columns [first, first + columns) of the features, rows [row, row + rows). */
-typedef struct { asp_encoding *w; int64_t row, rows, first, columns; } block;
+typedef struct {
+    asp_encoding *w;
+    int64_t row, rows, first, columns;
+} block;
 
 static int64_t row_items(int64_t n) { return (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM; }
 
@@ -201,10 +216,11 @@ static asp_status append(const block *b, asp_task task) {
 static asp_status check_finite(const block *b) {
     for (int64_t r = 0; r < b->rows; r++)
         if (b->w->bad[r] >= 0)
-            return asp_fail(b->w->err, ASP_BAD_ARGUMENT,
-                            "the pre-activation of feature %lld of layer %lld at token %lld is not finite: the model or "
-                            "the transcoders hold NaN, infinity or very large numbers",
-                            (long long)b->w->bad[r], (long long)b->w->layer, (long long)(b->row + r));
+            return asp_fail(
+                b->w->err, ASP_BAD_ARGUMENT,
+                "the pre-activation of feature %lld of layer %lld at token %lld is not finite: the model or "
+                "the transcoders hold NaN, infinity or very large numbers",
+                (long long)b->w->bad[r], (long long)b->w->layer, (long long)(b->row + r));
     return ASP_OK;
 }
 
@@ -254,4 +270,3 @@ asp_status asp_encode_skip(asp_encoding *w, const asp_real *skip, asp_real *out)
     }
     return status;
 }
-

@@ -11,8 +11,9 @@ static const int64_t DECODER_BYTES = (int64_t)64 << 20; /* of decoder rows asked
 /* ---- life ---------------------------------------------------------------------------------- */
 
 asp_status asp_features_no_room(const asp_features *f, const char *what, asp_error *err) {
-    return asp_fail(err, ASP_NO_MEMORY, "%s: no memory, or more than max_bytes=%lld; use fewer tokens or a larger max_bytes",
-                    what, (long long)f->max_bytes);
+    return asp_fail(err, ASP_NO_MEMORY,
+                    "%s: no memory, or more than max_bytes=%lld; use fewer tokens or a larger max_bytes", what,
+                    (long long)f->max_bytes);
 }
 
 /* n zeroed items of some bytes that count towards max_bytes; NULL if there is no room. */
@@ -55,7 +56,8 @@ asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t 
                             int64_t max_bytes, asp_error *err) {
     *out = NULL;
     if (n_tokens < 1 || n_tokens > INT32_MAX)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "features are of 1..%d tokens, got %lld", INT32_MAX, (long long)n_tokens);
+        return asp_fail(err, ASP_BAD_ARGUMENT, "features are of 1..%d tokens, got %lld", INT32_MAX,
+                        (long long)n_tokens);
     if (coder->activation == ASP_TRANSCODER_TOPK && coder->top_k < 1)
         return asp_fail(err, ASP_BAD_ARGUMENT, "top_k must be at least 1, got %lld", (long long)coder->top_k);
     asp_features *f = asp_allocate(1, sizeof *f);
@@ -68,7 +70,8 @@ asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t 
     f->max_bytes = max_bytes;
     f->layers = asp_features_take(f, f->config.n_layer, sizeof *f->layers);
     f->reconstruction = f->layers ? asp_features_take(f, outputs_size(f), sizeof(asp_real)) : NULL;
-    asp_status status = f->reconstruction ? copy_absent(f, coder->absent, err) : asp_features_no_room(f, "what transcoders write", err);
+    asp_status status =
+        f->reconstruction ? copy_absent(f, coder->absent, err) : asp_features_no_room(f, "what transcoders write", err);
     if (status) asp_features_free(f);
     else *out = f;
     return status;
@@ -127,10 +130,10 @@ static asp_status keep_layer(asp_encoding *w) {
 typedef struct {
     const asp_features *f;
     const asp_layer_features *active;
-    const int32_t *place;  /* (F) of a feature among the active ones of the layer */
-    int64_t *at;           /* (N) asp_feature_entry of each row that comes next */
+    const int32_t *place;              /* (F) of a feature among the active ones of the layer */
+    int64_t *at;                       /* (N) asp_feature_entry of each row that comes next */
     int64_t layer, n_writes, first, n; /* places [first, first + n) */
-    const asp_real *rows;  /* (n, n_writes, E) */
+    const asp_real *rows;              /* (n, n_writes, E) */
 } decode_job;
 
 static void decode_row(void *arg, int64_t item, int thread) {
@@ -168,13 +171,16 @@ static asp_status decode(asp_encoding *w, const asp_transcoder_source *source) {
     asp_features *f = w->f;
     const asp_layer_features *active = &f->layers[w->layer];
     const int64_t n_features = w->encoder->n_features;
-    decode_job job = {.f = f, .active = active, .layer = w->layer,
+    decode_job job = {.f = f,
+                      .active = active,
+                      .layer = w->layer,
                       .n_writes = f->coder.cross_layer ? f->config.n_layer - w->layer : 1};
     int32_t *place = asp_allocate(n_features, sizeof *place);
     int64_t *features = asp_allocate(n_features, sizeof *features);
     job.place = place;
     job.at = asp_allocate(f->n_tokens, sizeof *job.at);
-    asp_status status = place && features && job.at ? ASP_OK : asp_fail(w->err, ASP_NO_MEMORY, "no memory to decode features");
+    asp_status status =
+        place && features && job.at ? ASP_OK : asp_fail(w->err, ASP_NO_MEMORY, "no memory to decode features");
     if (!status) {
         memcpy(job.at, active->start, (size_t)f->n_tokens * sizeof *job.at);
         const int64_t n = list_active(active, n_features, place, features);
@@ -191,7 +197,8 @@ static asp_status decode(asp_encoding *w, const asp_transcoder_source *source) {
     return status;
 }
 
-static asp_status write_layer(asp_encoding *w, const asp_transcoder_source *source, const asp_transcoder_output *output) {
+static asp_status write_layer(asp_encoding *w, const asp_transcoder_source *source,
+                              const asp_transcoder_output *output) {
     const asp_features *f = w->f;
     const int64_t e = f->config.d_model;
     asp_real *out = f->reconstruction + w->layer * f->n_tokens * e;
@@ -204,7 +211,8 @@ static asp_status write_layer(asp_encoding *w, const asp_transcoder_source *sour
     if (!asp_model_count_nonfinite(out, f->n_tokens * e, &first)) return ASP_OK;
     return asp_fail(w->err, ASP_BAD_ARGUMENT,
                     "what the transcoders write in layer %lld at token %lld is not finite: their weights hold NaN, "
-                    "infinity or very large numbers", (long long)w->layer, (long long)(first / e));
+                    "infinity or very large numbers",
+                    (long long)w->layer, (long long)(first / e));
 }
 
 /* ---- layers, and the whole --------------------------------------------------------------------- */
@@ -274,14 +282,16 @@ asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t firs
         return asp_fail(err, ASP_BAD_STATE, "features need a run that recorded %s and mlp_out",
                         asp_run_record_name(f->coder.from_mid ? ASP_RESID_MID : ASP_LN2_NORMALIZED));
     if (first < 0 || first > x.dims[1] - f->n_tokens)
-        return asp_fail(err, ASP_BAD_INDEX, "tokens %lld.. are out of range: the run has %lld", (long long)first, (long long)x.dims[1]);
+        return asp_fail(err, ASP_BAD_INDEX, "tokens %lld.. are out of range: the run has %lld", (long long)first,
+                        (long long)x.dims[1]);
     f->error = asp_features_take(f, outputs_size(f), sizeof *f->error);
     asp_status status = f->error ? ASP_OK : asp_features_no_room(f, "what transcoders leave unexplained", err);
     if (!status) status = asp_blas_enter(context, err);
     if (status) return status;
     for (int64_t l = 0; !status && l < f->config.n_layer; l++)
         if (!is_absent(f, l))
-            status = asp_features_layer(f, source, (const asp_real *)x.data + l * x.strides[0] + first * x.strides[1], context, err);
+            status = asp_features_layer(f, source, (const asp_real *)x.data + l * x.strides[0] + first * x.strides[1],
+                                        context, err);
     asp_blas_leave();
     for (int64_t l = 0; !status && l < f->config.n_layer; l++) {
         const asp_real *mlp = (const asp_real *)out.data + l * out.strides[0] + first * out.strides[1];

@@ -6,25 +6,28 @@
 
 enum { ASP_ROW_BLOCK = 1024 }; /* rows encoded at once */
 
-typedef struct { int32_t row, feature; asp_real value; } asp_feature_entry;
+typedef struct {
+    int32_t row, feature;
+    asp_real value;
+} asp_feature_entry;
 
 /* Active features of one layer, sorted by (row, feature). */
 typedef struct {
     int64_t n;
-    int64_t *start;              /* (N+1) */
-    asp_feature_entry *entries;  /* (n) */
+    int64_t *start;             /* (N+1) */
+    asp_feature_entry *entries; /* (n) */
 } asp_layer_features;
 
 struct asp_features {
     asp_config config;
-    int64_t k_block;             /* of skinny products with k = E */
-    int64_t n_tokens, n_layers;  /* rows, and layers done */
-    asp_transcoder coder;             /* absent: of its own, or NULL */
+    int64_t k_block;            /* of skinny products with k = E */
+    int64_t n_tokens, n_layers; /* rows, and layers done */
+    asp_transcoder coder;       /* absent: of its own, or NULL */
     int64_t bytes, max_bytes;
-    asp_layer_features *layers;  /* (L), emptied when the list is made */
-    asp_real *reconstruction;    /* (L,N,E) */
-    asp_real *error;             /* (L,N,E), or NULL */
-    asp_feature_list list;       /* in lists */
+    asp_layer_features *layers; /* (L), emptied when the list is made */
+    asp_real *reconstruction;   /* (L,N,E) */
+    asp_real *error;            /* (L,N,E), or NULL */
+    asp_feature_list list;      /* in lists */
     asp_arena lists;
 };
 
@@ -40,15 +43,15 @@ typedef struct {
     asp_error *err;
     int64_t layer;
     const asp_encoder *encoder;
-    const asp_real *x;           /* (N,E) read */
-    int64_t width;               /* columns of the widest block */
-    asp_real *pre;               /* (padded rows, width) */
-    asp_real *padded;            /* (padded rows, E), or NULL: x is read where it lies */
-    int64_t *offsets;            /* (rows+1) how many are active before a row */
-    int64_t *bad;                /* (rows) first feature that is not finite, or -1 */
-    asp_feature_entry *best;     /* (rows,k) heaps of a TopK, the worst first */
-    int64_t k, *n_best;          /* (rows) */
-    asp_feature_entry *pending;  /* (capacity) found so far: (row block, feature block, row, feature) */
+    const asp_real *x;          /* (N,E) read */
+    int64_t width;              /* columns of the widest block */
+    asp_real *pre;              /* (padded rows, width) */
+    asp_real *padded;           /* (padded rows, E), or NULL: x is read where it lies */
+    int64_t *offsets;           /* (rows+1) how many are active before a row */
+    int64_t *bad;               /* (rows) first feature that is not finite, or -1 */
+    asp_feature_entry *best;    /* (rows,k) heaps of a TopK, the worst first */
+    int64_t k, *n_best;         /* (rows) */
+    asp_feature_entry *pending; /* (capacity) found so far: (row block, feature block, row, feature) */
     int64_t n, capacity;
 } asp_encoding;
 

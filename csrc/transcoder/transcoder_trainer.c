@@ -14,24 +14,24 @@ enum { W_ENC, B_ENC, W_DEC, B_DEC, LOG_THRESHOLD };
 /* What a step needs beside the weights; made anew when it is too small. */
 typedef struct {
     asp_arena arena;
-    int64_t n, width;        /* rows and slots that it is made for */
-    asp_real *pre;           /* (n,F) */
-    asp_real *residual;      /* (2,n,O): output - y, and what is left of it after the dead features' output */
-    int32_t *feature;        /* (n,width) feature of a slot: first the active ones, from width - aux_k the dead ones */
+    int64_t n, width;   /* rows and slots that it is made for */
+    asp_real *pre;      /* (n,F) */
+    asp_real *residual; /* (2,n,O): output - y, and what is left of it after the dead features' output */
+    int32_t *feature;   /* (n,width) feature of a slot: first the active ones, from width - aux_k the dead ones */
     asp_real *value, *dpre, *dlog; /* (n,width) activation, gradients of pre and of log_threshold */
-    int64_t *count;          /* (2,n) used slots of both parts */
-    int64_t *start, *order;  /* (F+1), (n*width): slots by feature */
-    double *sums;            /* (4,n): error, aux, penalty, number of active features of a row */
+    int64_t *count;                /* (2,n) used slots of both parts */
+    int64_t *start, *order;        /* (F+1), (n*width): slots by feature */
+    double *sums;                  /* (4,n): error, aux, penalty, number of active features of a row */
 } coder_scratch;
 
 struct asp_transcoder_trainer {
     int64_t n_in, n_out, n_features, size, step;
     asp_transcoder_weight weights[ASP_TRANSCODER_N_WEIGHTS];
-    asp_real *blocks[4];     /* (size) weights, first and second moments, gradients */
-    int64_t *silent;         /* (F) */
-    uint8_t *active, *dead;  /* (F) in this step */
-    double *threshold;       /* (F) exp(log_threshold) in this step */
-    asp_adamw_weights all;   /* the blocks, in chunks */
+    asp_real *blocks[4];    /* (size) weights, first and second moments, gradients */
+    int64_t *silent;        /* (F) */
+    uint8_t *active, *dead; /* (F) in this step */
+    double *threshold;      /* (F) exp(log_threshold) in this step */
+    asp_adamw_weights all;  /* the blocks, in chunks */
     coder_scratch scratch;
 };
 
@@ -40,7 +40,7 @@ typedef struct {
     const asp_transcoder_step_options *options;
     const asp_real *x, *y;
     int64_t n, main_width, n_dead;
-    double scale;            /* gradient of the error per unit of output - y: 2 / (n O) */
+    double scale; /* gradient of the error per unit of output - y: 2 / (n O) */
 } coder_job;
 
 void asp_transcoder_trainer_free(asp_transcoder_trainer *c) {
@@ -59,8 +59,11 @@ void asp_transcoder_trainer_free(asp_transcoder_trainer *c) {
 /* 0 if the sizes do not fit in 64 bits. */
 static int list_weights(asp_transcoder_trainer *c) {
     const int64_t f = c->n_features, i = c->n_in, o = c->n_out;
-    const asp_transcoder_weight list[] = {{"w_enc", 2, {f, i}, 0, 0}, {"b_enc", 1, {f, 1}, 0, 0}, {"w_dec", 2, {f, o}, 0, 0},
-                                     {"b_dec", 1, {o, 1}, 0, 0}, {"log_threshold", 1, {f, 1}, 0, 0}};
+    const asp_transcoder_weight list[] = {{"w_enc", 2, {f, i}, 0, 0},
+                                          {"b_enc", 1, {f, 1}, 0, 0},
+                                          {"w_dec", 2, {f, o}, 0, 0},
+                                          {"b_dec", 1, {o, 1}, 0, 0},
+                                          {"log_threshold", 1, {f, 1}, 0, 0}};
     for (int w = 0; w < ASP_TRANSCODER_N_WEIGHTS; w++) {
         c->weights[w] = list[w];
         c->weights[w].offset = c->size;
@@ -78,11 +81,12 @@ static void list_chunks(asp_transcoder_trainer *c) {
         c->all.chunks[i] = (asp_adamw_chunk){i * CHUNK, asp_min(CHUNK, c->size - i * CHUNK), 0};
 }
 
-asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features, asp_error *err) {
+asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_in, int64_t n_out, int64_t n_features,
+                                      asp_error *err) {
     *coder = NULL;
     if (n_in < 1 || n_out < 1 || n_features < 1 || n_in > INT32_MAX || n_out > INT32_MAX || n_features > INT32_MAX)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "widths and features must be in 1..%d, got %lld, %lld and %lld", INT32_MAX,
-                        (long long)n_in, (long long)n_out, (long long)n_features);
+        return asp_fail(err, ASP_BAD_ARGUMENT, "widths and features must be in 1..%d, got %lld, %lld and %lld",
+                        INT32_MAX, (long long)n_in, (long long)n_out, (long long)n_features);
     asp_transcoder_trainer *c = asp_allocate(1, sizeof *c);
     if (!c) return asp_fail(err, ASP_NO_MEMORY, "no memory for a transcoder");
     c->n_in = n_in, c->n_out = n_out, c->n_features = n_features;
@@ -96,7 +100,8 @@ asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_
     if (!complete) {
         const double bytes = 4.0 * (double)n_features * (double)(n_in + n_out) * (double)sizeof(asp_real);
         asp_transcoder_trainer_free(c);
-        return asp_fail(err, ASP_NO_MEMORY, "a transcoder of %lld features needs %s to be trained, which could not be allocated",
+        return asp_fail(err, ASP_NO_MEMORY,
+                        "a transcoder of %lld features needs %s to be trained, which could not be allocated",
                         (long long)n_features, asp_fail_size((char[32]){0}, bytes));
     }
     list_chunks(c);
@@ -110,7 +115,9 @@ int64_t *asp_transcoder_trainer_silent(asp_transcoder_trainer *c) { return c->si
 int64_t *asp_transcoder_trainer_step_count(asp_transcoder_trainer *c) { return &c->step; }
 
 static asp_real *weight(const asp_transcoder_trainer *c, int which) { return c->blocks[0] + c->weights[which].offset; }
-static asp_real *gradient(const asp_transcoder_trainer *c, int which) { return c->blocks[3] + c->weights[which].offset; }
+static asp_real *gradient(const asp_transcoder_trainer *c, int which) {
+    return c->blocks[3] + c->weights[which].offset;
+}
 
 /* ---- scratch --------------------------------------------------------------------------------- */
 
@@ -119,17 +126,19 @@ static asp_status prepare(asp_transcoder_trainer *c, int64_t n, int64_t width, a
     if (s->arena.base && s->n >= n && s->width == width) return ASP_OK;
     asp_arena_free(&s->arena);
     *s = (coder_scratch){.n = n, .width = width};
-    asp_arena_part parts[] = {
-        ASP_PART(s->pre, n, c->n_features), ASP_PART(s->residual, 2 * n, c->n_out), ASP_PART(s->feature, n, width),
-        ASP_PART(s->value, n, width), ASP_PART(s->dpre, n, width), ASP_PART(s->dlog, n, width), ASP_PART(s->count, 2, n),
-        ASP_PART(s->start, c->n_features + 1, 1), ASP_PART(s->order, n, width), ASP_PART(s->sums, 4, n)};
+    asp_arena_part parts[] = {ASP_PART(s->pre, n, c->n_features), ASP_PART(s->residual, 2 * n, c->n_out),
+                              ASP_PART(s->feature, n, width),     ASP_PART(s->value, n, width),
+                              ASP_PART(s->dpre, n, width),        ASP_PART(s->dlog, n, width),
+                              ASP_PART(s->count, 2, n),           ASP_PART(s->start, c->n_features + 1, 1),
+                              ASP_PART(s->order, n, width),       ASP_PART(s->sums, 4, n)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&s->arena, parts, PARTS);
     if (bytes == INT64_MAX) return asp_fail(err, ASP_NO_MEMORY, "%lld rows are too many for one step", (long long)n);
     if (!asp_arena_commit(&s->arena, 0)) {
         *s = (coder_scratch){0};
-        return asp_fail(err, ASP_NO_MEMORY, "a step on %lld rows needs %s, which could not be allocated; try fewer rows",
-                        (long long)n, asp_fail_size((char[32]){0}, (double)bytes));
+        return asp_fail(err, ASP_NO_MEMORY,
+                        "a step on %lld rows needs %s, which could not be allocated; try fewer rows", (long long)n,
+                        asp_fail_size((char[32]){0}, (double)bytes));
     }
     asp_arena_wire(&s->arena, parts, PARTS);
     return ASP_OK;
@@ -286,7 +295,8 @@ static void sort_by_feature(const coder_job *job) {
                 }
             }
         /* Before filling: sums.  Afterwards start[f] is where f ends, so move by one. */
-        if (!fill) for (int64_t f = 0; f < c->n_features; f++) start[f + 1] += start[f];
+        if (!fill)
+            for (int64_t f = 0; f < c->n_features; f++) start[f + 1] += start[f];
     }
     memmove(start + 1, start, (size_t)c->n_features * sizeof *start);
     start[0] = 0;
@@ -304,7 +314,8 @@ static void feature_backward(const coder_job *job, int64_t f) {
     for (int64_t i = s->start[f]; i < s->start[f + 1]; i++) {
         const int64_t slot = s->order[i], row = slot / s->width, dead = slot % s->width >= job->main_width;
         const double scale = dead ? job->options->aux_weight * job->scale : job->scale;
-        kernels->axpy(dw_dec, (asp_real)(scale * (double)s->value[slot]), s->residual + (dead * job->n + row) * c->n_out, c->n_out);
+        kernels->axpy(dw_dec, (asp_real)(scale * (double)s->value[slot]),
+                      s->residual + (dead * job->n + row) * c->n_out, c->n_out);
         kernels->axpy(dw_enc, s->dpre[slot], job->x + row * c->n_in, c->n_in);
         db += (double)s->dpre[slot];
         if (job->options->activation == ASP_TRANSCODER_JUMP_RELU) dlog += (double)s->dlog[slot];
@@ -333,9 +344,19 @@ static asp_status bias_backward(const coder_job *job, const asp_context *context
 static asp_status forward_backward(coder_job *job, const asp_context *context, asp_error *err) {
     asp_transcoder_trainer *c = job->coder;
     const int64_t f = c->n_features;
-    const asp_gemm encode = {.trans_b = 1, .m = job->n, .n = f, .k = c->n_in, .a = job->x, .lda = c->n_in,
-                             .b = weight(c, W_ENC), .ldb = c->n_in, .c = c->scratch.pre, .ldc = f,
-                             .epilogue = ASP_EPILOGUE_BIAS, .bias = weight(c, B_ENC), .n_rows = job->n};
+    const asp_gemm encode = {.trans_b = 1,
+                             .m = job->n,
+                             .n = f,
+                             .k = c->n_in,
+                             .a = job->x,
+                             .lda = c->n_in,
+                             .b = weight(c, W_ENC),
+                             .ldb = c->n_in,
+                             .c = c->scratch.pre,
+                             .ldc = f,
+                             .epilogue = ASP_EPILOGUE_BIAS,
+                             .bias = weight(c, B_ENC),
+                             .n_rows = job->n};
     asp_status status = asp_blas_enter(context, err);
     if (status) return status;
     status = asp_gemm_run(&encode, context);
@@ -358,7 +379,8 @@ static void unit_item(void *arg, int64_t f, int thread) {
     for (int64_t i = 0; i < c->n_out; i++) row[i] = (asp_real)((double)row[i] / norm);
 }
 
-static void update(asp_transcoder_trainer *c, const asp_transcoder_step_options *o, double norm, const asp_context *context) {
+static void update(asp_transcoder_trainer *c, const asp_transcoder_step_options *o, double norm,
+                   const asp_context *context) {
     const asp_adamw_options options = {o->lr, o->beta1, o->beta2, o->eps, 0, o->clip, norm, (double)(c->step + 1)};
     const asp_context quiet = {.n_threads = context->n_threads};
     asp_adamw_update(&c->all, &options, context);
@@ -371,8 +393,11 @@ static asp_transcoder_step_result summarise(const coder_job *job) {
     double total[4] = {0};
     for (int part = 0; part < 4; part++)
         for (int64_t row = 0; row < job->n; row++) total[part] += sums[part * job->n + row];
-    asp_transcoder_step_result r = {.error = total[0] / size, .aux = total[1] / size, .penalty = total[2] / n, .l0 = total[3] / n,
-                          .n_dead = job->n_dead};
+    asp_transcoder_step_result r = {.error = total[0] / size,
+                                    .aux = total[1] / size,
+                                    .penalty = total[2] / n,
+                                    .l0 = total[3] / n,
+                                    .n_dead = job->n_dead};
     r.loss = r.error + job->options->sparsity * r.penalty + job->options->aux_weight * r.aux;
     return r;
 }
@@ -382,24 +407,31 @@ static asp_status check(const asp_transcoder_trainer *c, const asp_real *x, cons
     int64_t first;
     if (n < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "a step needs at least one row");
     if (o->activation == ASP_TRANSCODER_TOPK && (o->top_k < 1 || o->top_k > c->n_features))
-        return asp_fail(err, ASP_BAD_ARGUMENT, "top_k must be in 1..%lld, got %lld", (long long)c->n_features, (long long)o->top_k);
+        return asp_fail(err, ASP_BAD_ARGUMENT, "top_k must be in 1..%lld, got %lld", (long long)c->n_features,
+                        (long long)o->top_k);
     if (o->aux_k < 0 || o->aux_k > c->n_features)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "aux_k must be in 0..%lld, got %lld", (long long)c->n_features, (long long)o->aux_k);
+        return asp_fail(err, ASP_BAD_ARGUMENT, "aux_k must be in 0..%lld, got %lld", (long long)c->n_features,
+                        (long long)o->aux_k);
     if (asp_model_count_nonfinite(x, n * c->n_in, &first) || asp_model_count_nonfinite(y, n * c->n_out, &first))
         return asp_fail(err, ASP_BAD_ARGUMENT, "x and y must be finite");
     return ASP_OK;
 }
 
 asp_status asp_transcoder_trainer_step(asp_transcoder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
-                          const asp_transcoder_step_options *options, const asp_context *context, asp_transcoder_step_result *result,
-                          asp_error *err) {
+                                       const asp_transcoder_step_options *options, const asp_context *context,
+                                       asp_transcoder_step_result *result, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
     asp_status status = check(c, x, y, n, options, err);
     if (status) return status;
     const int64_t main_width = options->activation == ASP_TRANSCODER_TOPK ? options->top_k : c->n_features;
-    coder_job job = {.coder = c, .options = options, .x = x, .y = y, .n = n, .main_width = main_width,
+    coder_job job = {.coder = c,
+                     .options = options,
+                     .x = x,
+                     .y = y,
+                     .n = n,
+                     .main_width = main_width,
                      .scale = 2 / ((double)n * (double)c->n_out)};
     status = prepare(c, n, main_width + options->aux_k, err);
     if (status) return status;

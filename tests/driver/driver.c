@@ -78,7 +78,8 @@ static int serial(const fixture *f, int with_failures) {
             if (with_failures && every_allocation_fails(f, &operations[k], expected)) return 1;
         }
     }
-    printf("%d operations, %d instruction sets, %d calls, %d failed allocations\n", n_operations, n_sets, n_calls, n_failures);
+    printf("%d operations, %d instruction sets, %d calls, %d failed allocations\n", n_operations, n_sets, n_calls,
+           n_failures);
     return 0;
 }
 
@@ -97,7 +98,8 @@ static void *work(void *arg) {
         const int k = (i + w->number) % n_operations;
         asp_error err = {0};
         uint64_t digest = 1;
-        if (operations[k].use(w->f, &context, &digest, &err)) w->wrong += fail(operations[k].name, "failed in a thread", &err);
+        if (operations[k].use(w->f, &context, &digest, &err))
+            w->wrong += fail(operations[k].name, "failed in a thread", &err);
         else if (digest != w->expected[k]) w->wrong += fail(operations[k].name, "has other bits in a thread", &err);
     }
     return NULL;
@@ -159,8 +161,8 @@ int main(int argc, char **argv) {
     asp_error err = {0};
     if (asp_isa_select("", &err) && asp_isa_select("baseline", &err)) return fail("main", "no kernels", &err);
     int wrong = fixture_open(&f, &context, &err) ? fail("main", "no fixture", &err)
-                : is_once || is_serial          ? serial(&f, is_serial)
-                                                : threads(&f);
+                : is_once || is_serial           ? serial(&f, is_serial)
+                                                 : threads(&f);
     fixture_close(&f);
     const asp_memory_stats stats = asp_memory_get_stats();
     if (stats.live_bytes || stats.live_blocks) wrong = fail("main", "memory is left over", &err);

@@ -92,7 +92,9 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
         asp_status status = asp_features_new(&features, f->gated, N, &arrays.coder, INT64_MAX, err);
         asp_feature_substitute state = {features, &source, NULL, err};
         const asp_mlp_substitute substitute = {0, arrays.coder.absent, asp_features_substitute, &state};
-        const asp_run_options options = {.records = 1 << ASP_MLP_OUT, .logits = ASP_LOGITS_ALL, .max_bytes = INT64_MAX,
+        const asp_run_options options = {.records = 1 << ASP_MLP_OUT,
+                                         .logits = ASP_LOGITS_ALL,
+                                         .max_bytes = INT64_MAX,
                                          .substitute = &substitute};
         if (!status) status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
         if (!status && fail_at % 5 == 0) add_run(digest, run);
@@ -177,8 +179,10 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
         places[2 * i + 1] = g.target_position[i];
         factor[i] = 0.5 + i;
     }
-    const asp_loading_inputs in = {L, H, D, T, T, carried, received, alone,
-                                   asp_run_array(f->last, ASP_PATTERN).data, pairs, places, factor};
+    const asp_loading_inputs in = {L,        H,      D,
+                                   T,        T,      carried,
+                                   received, alone,  asp_run_array(f->last, ASP_PATTERN).data,
+                                   pairs,    places, factor};
     status = asp_graph_heads_loadings(loadings, &in, context);
     if (status) return status;
     add_reals(digest, carried, T * L * H * D);
@@ -229,10 +233,20 @@ asp_status use_coder_training(const fixture *f, const asp_context *context, uint
     for (int kind = 0; kind < 3; kind++) {
         asp_transcoder_trainer *coder = NULL;
         asp_transcoder_step_result result = {0};
-        const asp_transcoder_step_options options = {
-            .activation = (asp_transcoder_activation)kind, .top_k = 3, .sparsity = 0.05, .sharpness = 2, .bandwidth = 0.5,
-            .dead_after = 1, .aux_k = 4, .aux_weight = 0.25, .output_scale = 2, .lr = 1e-2, .beta1 = 0.9, .beta2 = 0.99,
-            .eps = 1e-8, .clip = 1};
+        const asp_transcoder_step_options options = {.activation = (asp_transcoder_activation)kind,
+                                                     .top_k = 3,
+                                                     .sparsity = 0.05,
+                                                     .sharpness = 2,
+                                                     .bandwidth = 0.5,
+                                                     .dead_after = 1,
+                                                     .aux_k = 4,
+                                                     .aux_weight = 0.25,
+                                                     .output_scale = 2,
+                                                     .lr = 1e-2,
+                                                     .beta1 = 0.9,
+                                                     .beta2 = 0.99,
+                                                     .eps = 1e-8,
+                                                     .clip = 1};
         asp_status status = asp_transcoder_trainer_new(&coder, E, E, F, err);
         if (!status)
             for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {

@@ -23,7 +23,9 @@ void add_bytes(uint64_t *digest, const void *data, int64_t n) {
     for (int64_t i = 0; i < n; i++) *digest = (*digest ^ ((const uint8_t *)data)[i]) * 1099511628211u;
 }
 
-void add_reals(uint64_t *digest, const asp_real *data, int64_t n) { add_bytes(digest, data, n * (int64_t)sizeof *data); }
+void add_reals(uint64_t *digest, const asp_real *data, int64_t n) {
+    add_bytes(digest, data, n * (int64_t)sizeof *data);
+}
 
 static void add_array(uint64_t *digest, const asp_array *a, int dim, int64_t offset) {
     const int64_t size = a->is_byte ? 1 : (int64_t)sizeof(asp_real);
@@ -47,10 +49,22 @@ void add_run(uint64_t *digest, const asp_run *run) {
 }
 
 asp_status small_model(asp_model **model, int gated, asp_error *err) {
-    const asp_config config = {
-        .n_layer = L, .n_head = H, .d_model = E, .d_head = D, .d_mlp = 40, .n_ctx = 16, .n_vocab = V,
-        .activation = gated ? ASP_GELU_NEW : ASP_GELU, .ln_eps = 1e-5, .gated = gated, .gate_bias = 0.1, .tied = !gated,
-        .bias = 1, .unembed_bias = gated, .scale_attn = 1, .scale_by_inverse_layer = !gated};
+    const asp_config config = {.n_layer = L,
+                               .n_head = H,
+                               .d_model = E,
+                               .d_head = D,
+                               .d_mlp = 40,
+                               .n_ctx = 16,
+                               .n_vocab = V,
+                               .activation = gated ? ASP_GELU_NEW : ASP_GELU,
+                               .ln_eps = 1e-5,
+                               .gated = gated,
+                               .gate_bias = 0.1,
+                               .tied = !gated,
+                               .bias = 1,
+                               .unembed_bias = gated,
+                               .scale_attn = 1,
+                               .scale_by_inverse_layer = !gated};
     const asp_status status = asp_model_new(model, &config, err);
     if (!status) fill(asp_model_data(*model), asp_model_size(*model), 0.4, (uint64_t)gated + 1);
     return status;
@@ -58,8 +72,11 @@ asp_status small_model(asp_model **model, int gated, asp_error *err) {
 
 static asp_status run_of(asp_run **run, const fixture *f, const int32_t *tokens, int64_t n, const asp_context *context,
                          asp_error *err) {
-    const asp_run_options options = {.records = ((uint64_t)1 << ASP_N_RECORDS) - 1, .logits = ASP_LOGITS_ALL, .edges = 1,
-                                     .edge_threshold = 0.01, .max_bytes = INT64_MAX};
+    const asp_run_options options = {.records = ((uint64_t)1 << ASP_N_RECORDS) - 1,
+                                     .logits = ASP_LOGITS_ALL,
+                                     .edges = 1,
+                                     .edge_threshold = 0.01,
+                                     .max_bytes = INT64_MAX};
     return asp_run_new(run, f->gated, tokens, f->offsets, n, &options, context, err);
 }
 
@@ -104,9 +121,12 @@ asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind) {
 static asp_status use_run(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     for (int kind = 0; kind < 6; kind++) {
         const asp_model *model = kind % 2 ? f->dense : f->gated;
-        const asp_run_options options = {
-            .records = kind < 2 ? ((uint64_t)1 << ASP_N_RECORDS) - 1 : (uint64_t)1 << (kind == 2 ? ASP_GATE : ASP_Z),
-            .logits = kind < 2 ? ASP_LOGITS_ALL : kind % 3, .edges = kind != 3, .edge_threshold = 0.02, .max_bytes = INT64_MAX};
+        const asp_run_options options = {.records = kind < 2 ? ((uint64_t)1 << ASP_N_RECORDS) - 1
+                                                             : (uint64_t)1 << (kind == 2 ? ASP_GATE : ASP_Z),
+                                         .logits = kind < 2 ? ASP_LOGITS_ALL : kind % 3,
+                                         .edges = kind != 3,
+                                         .edge_threshold = 0.02,
+                                         .max_bytes = INT64_MAX};
         asp_run *run = NULL;
         const asp_status status = asp_run_new(&run, model, f->tokens, f->ragged, N_SEQUENCES, &options, context, err);
         if (!status) add_run(digest, run);
@@ -121,12 +141,15 @@ static asp_status use_interventions(const fixture *f, const asp_context *context
     const int64_t mlps[] = {0, 1, 4}, resids[] = {0, 2, 0, 7, 1, 1, 2, 0};
     asp_real values[8 * E];
     fill(values, 8 * E, 0.5, 9);
-    const asp_interventions given = {2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E};
+    const asp_interventions given = {
+        2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E};
     asp_hooks *hooks;
     asp_status status = asp_interventions_hooks(&hooks, &given, err);
     if (status) return status;
-    const asp_run_options options = {.records = (uint64_t)1 << ASP_Z | (uint64_t)1 << ASP_RESID, .logits = ASP_LOGITS_LAST,
-                                     .max_bytes = INT64_MAX, .hooks = hooks};
+    const asp_run_options options = {.records = (uint64_t)1 << ASP_Z | (uint64_t)1 << ASP_RESID,
+                                     .logits = ASP_LOGITS_LAST,
+                                     .max_bytes = INT64_MAX,
+                                     .hooks = hooks};
     asp_run *run = NULL;
     status = asp_run_new(&run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
     if (!status) add_run(digest, run);
@@ -139,8 +162,10 @@ static asp_status use_norms(const fixture *f, const asp_context *context, uint64
     asp_real norms[3][L * H * N], scores[2], direction[E];
     const int64_t layer[] = {0, 1}, head[] = {2, 0}, query[] = {5, 3}, key[] = {1, 3};
     fill(direction, E, 1, 3);
-    asp_status status = asp_run_value_norms(f->gated, f->clean, 0, N, direction, norms[0], norms[1], norms[2], context, err);
-    if (!status) status = asp_attention_entry_scores(f->gated, f->clean, 2, layer, head, query, key, scores, context, err);
+    asp_status status =
+        asp_run_value_norms(f->gated, f->clean, 0, N, direction, norms[0], norms[1], norms[2], context, err);
+    if (!status)
+        status = asp_attention_entry_scores(f->gated, f->clean, 2, layer, head, query, key, scores, context, err);
     if (status) return status;
     add_reals(digest, norms[0], 3 * L * H * N);
     add_reals(digest, scores, 2);
@@ -152,8 +177,27 @@ static asp_status use_extremes(const fixture *f, const asp_context *context, uin
     (void)f, (void)context, (void)err;
     const asp_real most = sizeof(asp_real) == 8 ? (asp_real)DBL_MAX : (asp_real)FLT_MAX;
     const asp_real least = sizeof(asp_real) == 8 ? (asp_real)DBL_MIN : (asp_real)FLT_MIN;
-    const asp_real x[] = {0, -0.0f, 1, -1, 88.7f, -87.4f, 710, -710, 1e9f, -1e9f, 1e30f, -1e30f, most, -most, least, -least,
-                          least / 4, (asp_real)INFINITY, (asp_real)-INFINITY, (asp_real)NAN, (asp_real)-NAN};
+    const asp_real x[] = {0,
+                          -0.0f,
+                          1,
+                          -1,
+                          88.7f,
+                          -87.4f,
+                          710,
+                          -710,
+                          1e9f,
+                          -1e9f,
+                          1e30f,
+                          -1e30f,
+                          most,
+                          -most,
+                          least,
+                          -least,
+                          least / 4,
+                          (asp_real)INFINITY,
+                          (asp_real)-INFINITY,
+                          (asp_real)NAN,
+                          (asp_real)-NAN};
     enum { N_EXTREMES = sizeof x / sizeof x[0] };
     asp_real out[N_EXTREMES];
     asp_isa_exp_array(out, x, N_EXTREMES);
@@ -166,16 +210,21 @@ static asp_status use_wrong(const fixture *f, const asp_context *context, uint64
     (void)digest;
     int32_t tokens[N];
     memcpy(tokens, f->tokens, sizeof tokens);
-    const asp_run_options options = {.records = 1, .logits = ASP_LOGITS_ALL, .max_bytes = INT64_MAX}, small = {.max_bytes = 10};
+    const asp_run_options options = {.records = 1, .logits = ASP_LOGITS_ALL, .max_bytes = INT64_MAX},
+                          small = {.max_bytes = 10};
     asp_run *run = NULL;
     tokens[N - 1] = V;
-    if (asp_run_new(&run, f->gated, tokens, f->offsets, N_SEQUENCES, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
+    if (asp_run_new(&run, f->gated, tokens, f->offsets, N_SEQUENCES, &options, context, err) == ASP_OK)
+        return ASP_BAD_STATE;
     tokens[N - 1] = -1;
-    if (asp_run_new(&run, f->gated, tokens, f->offsets, N_SEQUENCES, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
+    if (asp_run_new(&run, f->gated, tokens, f->offsets, N_SEQUENCES, &options, context, err) == ASP_OK)
+        return ASP_BAD_STATE;
     const int64_t falling[] = {0, 9, 8, N}, long_one[] = {0, N};
-    if (asp_run_new(&run, f->gated, f->tokens, falling, N_SEQUENCES, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
+    if (asp_run_new(&run, f->gated, f->tokens, falling, N_SEQUENCES, &options, context, err) == ASP_OK)
+        return ASP_BAD_STATE;
     if (asp_run_new(&run, f->gated, f->tokens, long_one, 1, &options, context, err) == ASP_OK) return ASP_BAD_STATE;
-    if (asp_run_new(&run, f->gated, f->tokens, f->offsets, 1, &small, context, err) != ASP_NO_MEMORY) return ASP_BAD_STATE;
+    if (asp_run_new(&run, f->gated, f->tokens, f->offsets, 1, &small, context, err) != ASP_NO_MEMORY)
+        return ASP_BAD_STATE;
     asp_model *model = NULL;
     asp_config config = *asp_model_config(f->gated);
     config.n_vocab = INT64_MAX / 3;
@@ -185,7 +234,8 @@ static asp_status use_wrong(const fixture *f, const asp_context *context, uint64
 /* ---- gradients and training ------------------------------------------------------------------------ */
 
 static asp_status use_gradients(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
-    const asp_record records[] = {ASP_RESID, ASP_RESID_MID, ASP_QKV, ASP_SCORES, ASP_PATTERN, ASP_Z, ASP_MLP_PRE, ASP_MLP_POST};
+    const asp_record records[] = {ASP_RESID,   ASP_RESID_MID, ASP_QKV,     ASP_SCORES,
+                                  ASP_PATTERN, ASP_Z,         ASP_MLP_PRE, ASP_MLP_POST};
     asp_real dlogits[N * V];
     fill(dlogits, N * V, 1, 4);
     for (int kind = 0; kind < 4; kind++) {
@@ -204,7 +254,8 @@ static asp_status use_gradients(const fixture *f, const asp_context *context, ui
             const asp_array array = asp_gradients_array(gradients, records[i]);
             if (array.data) add_array(digest, &array, 0, 0);
         }
-        if (!status && options.parameters) add_reals(digest, asp_gradients_parameters(gradients), asp_model_size(model));
+        if (!status && options.parameters)
+            add_reals(digest, asp_gradients_parameters(gradients), asp_model_size(model));
         const double loss = status ? 0 : asp_gradients_loss(gradients);
         add_bytes(digest, &loss, sizeof loss);
         asp_gradients_free(gradients);
@@ -217,9 +268,20 @@ static asp_status train(const fixture *f, int gated, const asp_context *context,
     const double bias[] = {0.5, 0.2}, edge_weight[] = {1, 2};
     const asp_batch micro[] = {{f->tokens, f->offsets, N_SEQUENCES, f->targets, f->weights},
                                {f->tokens, f->ragged, N_SEQUENCES, f->targets, f->weights}};
-    const asp_step_options options = {
-        .lr = 1e-3, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8, .weight_decay = 0.1, .clip = 1, .seed = 5, .gate_bias = bias,
-        .edge_weight = edge_weight, .tau = 1, .geco_rate = 0.1, .geco_clip = 1, .geco_ema = 0.9, .lambda_max = 1e9};
+    const asp_step_options options = {.lr = 1e-3,
+                                      .beta1 = 0.9,
+                                      .beta2 = 0.99,
+                                      .eps = 1e-8,
+                                      .weight_decay = 0.1,
+                                      .clip = 1,
+                                      .seed = 5,
+                                      .gate_bias = bias,
+                                      .edge_weight = edge_weight,
+                                      .tau = 1,
+                                      .geco_rate = 0.1,
+                                      .geco_clip = 1,
+                                      .geco_ema = 0.9,
+                                      .lambda_max = 1e9};
     asp_model *model = NULL;
     asp_trainer *trainer = NULL;
     asp_step_result result = {0};
@@ -248,7 +310,9 @@ static asp_status use_training(const fixture *f, const asp_context *context, uin
 /* ---- sweeps and attribution -------------------------------------------------------------------------- */
 
 static asp_reference reference_of(const fixture *f, int kind) {
-    return kind == 0 ? (asp_reference){0} : kind == 1 ? (asp_reference){.run = f->paired} : (asp_reference){NULL, mean_z, mean_entries};
+    return kind == 0   ? (asp_reference){0}
+           : kind == 1 ? (asp_reference){.run = f->paired}
+                       : (asp_reference){NULL, mean_z, mean_entries};
 }
 
 static asp_status use_sweep(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
@@ -257,8 +321,10 @@ static asp_status use_sweep(const fixture *f, const asp_context *context, uint64
     for (int i = 0; i < L * H * T * T; i++) order[i] = i % 17 == 5 ? -1 : i % 19 == 7 ? ASP_RANK_CLOSED : i;
     for (int kind = 0; kind < 9; kind++) {
         const int64_t items = n_items[kind % 3];
-        const asp_variant variants[] = {{0, 1, 0, 0, 0, items, items / 2 + 1}, {1, 0, 0, 0, items / 3, items, -1},
-                                        {2, 0, 0, 0, 0, 0, -1},                {2, 0, 3, 0, 0, items, items - 1}};
+        const asp_variant variants[] = {{0, 1, 0, 0, 0, items, items / 2 + 1},
+                                        {1, 0, 0, 0, items / 3, items, -1},
+                                        {2, 0, 0, 0, 0, 0, -1},
+                                        {2, 0, 3, 0, 0, items, items - 1}};
         const asp_sweep_options options = {(asp_unit)(kind % 3), order, reference_of(f, kind / 3),
                                            small_metric(N_SEQUENCES, (asp_metric_kind)(kind % ASP_N_METRICS))};
         double values[4];
@@ -275,10 +341,13 @@ static asp_status use_sweep(const fixture *f, const asp_context *context, uint64
 static asp_status use_attribution(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     for (int kind = 0; kind < 10; kind++) {
         double scores[L * H * T * T] = {0};
-        const asp_attribution_options options = {
-            .unit = kind == 9 ? ASP_UNIT_EDGE : (asp_unit)(kind % 3), .steps = 1 + kind % 2, .through_gate = kind == 9,
-            .reference = kind == 9 ? (asp_reference){0} : reference_of(f, kind / 3),
-            .metric = small_metric(N_SEQUENCES, (asp_metric_kind)(kind % 4)), .max_bytes = INT64_MAX};
+        const asp_attribution_options options = {.unit = kind == 9 ? ASP_UNIT_EDGE : (asp_unit)(kind % 3),
+                                                 .steps = 1 + kind % 2,
+                                                 .through_gate = kind == 9,
+                                                 .reference =
+                                                     kind == 9 ? (asp_reference){0} : reference_of(f, kind / 3),
+                                                 .metric = small_metric(N_SEQUENCES, (asp_metric_kind)(kind % 4)),
+                                                 .max_bytes = INT64_MAX};
         const asp_status status =
             asp_attribution(scores, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
         if (status) return status;
@@ -303,10 +372,21 @@ static asp_status use_kernels(const fixture *f, const asp_context *context, uint
 }
 
 const operation operations[] = {
-    {"run", use_run}, {"interventions", use_interventions}, {"norms", use_norms}, {"extremes", use_extremes}, {"wrong arguments", use_wrong},
-    {"gradients", use_gradients}, {"training", use_training}, {"sweep", use_sweep}, {"attribution", use_attribution},
-    {"features", use_features}, {"replacement", use_replacement}, {"graph edges", use_graph},
-    {"graph heads", use_graph_heads}, {"graph pruning", use_prune}, {"kernels", use_kernels},
+    {"run", use_run},
+    {"interventions", use_interventions},
+    {"norms", use_norms},
+    {"extremes", use_extremes},
+    {"wrong arguments", use_wrong},
+    {"gradients", use_gradients},
+    {"training", use_training},
+    {"sweep", use_sweep},
+    {"attribution", use_attribution},
+    {"features", use_features},
+    {"replacement", use_replacement},
+    {"graph edges", use_graph},
+    {"graph heads", use_graph_heads},
+    {"graph pruning", use_prune},
+    {"kernels", use_kernels},
     {"training of transcoders", use_coder_training},
 };
 const int n_operations = sizeof operations / sizeof *operations;

@@ -28,7 +28,7 @@ STATEFUL = {
     "environment.c",  # whether a thread is inside a call, and not in what the call called
     "memory.c",  # the live-byte counter, and the failing allocation of the tests
     "skinny.c",  # the block sizes that were found to give BLAS's bits, tried once in a process
-    "dispatch.c",  # the instruction set, chosen when the module is imported
+    "isa.c",  # the instruction set, chosen when the module is imported
 }
 
 C_FILES = sorted(CSRC.rglob("*.[ch]"))
@@ -141,7 +141,7 @@ def test_core_keeps_no_state_between_calls(module):
 
 def test_every_public_function_that_computes_enters_the_environment():
     """Those that are told how to run, and the few that compute without."""
-    heads = " ".join(code_of(CSRC / name) for name in ("asp.h", "asp_graph.h"))
+    heads = " ".join(code_of(CSRC / name) for name in sorted(CSRC.glob("asp*.h")))
     declared = re.findall(r"\b(asp_\w+)\(([^()]*)\);", heads)
     computing = {name for name, arguments in declared if "asp_context" in arguments}
     computing |= {"asp_model_new", "asp_model_count_nonfinite", "asp_isa_noise_row", "asp_isa_exp_array"}
