@@ -39,6 +39,6 @@ int64_t asp_arena_lay_out(asp_arena *arena, asp_arena_part *parts, int n_parts) 
 void asp_arena_wire(const asp_arena *arena, const asp_arena_part *parts, int n_parts) {
     for (int i = 0; i < n_parts; i++) {
         const void *start = arena->base + parts[i].offset;
-        memcpy(parts[i].at, &start, sizeof start);
+        memcpy(parts[i].at, (const void *)&start, sizeof start);
     }
 }

@@ -65,7 +65,7 @@ typedef struct {
     size_t size;
     int64_t offset;
 } asp_arena_part;
-#define ASP_PART(pointer, n, m) {&(pointer), n, m, sizeof *(pointer), 0}
+#define ASP_PART(pointer, n, m) {(void *)&(pointer), n, m, sizeof *(pointer), 0}
 /* Reserves all parts; returns the bytes of the arena, INT64_MAX if they do not fit in 64 bits. */
 int64_t asp_arena_lay_out(asp_arena *arena, asp_arena_part *parts, int n_parts);
 /* Sets the parts' pointers, after the commit. */

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -195,8 +196,9 @@ static int cgroup_limit(void) {
     const size_t n = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[n] = 0;
-    long quota, period;
-    if (sscanf(text, "%ld %ld", &quota, &period) != 2 || quota <= 0 || period <= 0) return MAX_THREADS;
+    char *rest;
+    const long quota = strtol(text, &rest, 10), period = strtol(rest, NULL, 10); /* "max" gives 0 */
+    if (quota <= 0 || period <= 0 || quota == LONG_MAX) return MAX_THREADS;
     const long cpus = (quota + period - 1) / period;
     return cpus < MAX_THREADS ? (int)cpus : MAX_THREADS;
 #else

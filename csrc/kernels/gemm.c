@@ -87,6 +87,8 @@ asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
     return asp_parallel_for(context, job.row_blocks * job.column_blocks, gemm_block, &job);
 }
 
+enum { COLUMNS_PER_ITEM = 4 * ASP_LANES };
+
 /* ---- sums over rows ------------------------------------------------------------------ */
 
 typedef struct {
@@ -98,13 +100,13 @@ typedef struct {
 static void column_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const column_job *job = arg;
-    const int64_t end = asp_min((item + 1) * 4 * ASP_LANES, job->columns);
-    for (int64_t at = item * 4 * ASP_LANES; at < end; at += ASP_LANES)
+    const int64_t end = asp_min((item + 1) * COLUMNS_PER_ITEM, job->columns);
+    for (int64_t at = item * COLUMNS_PER_ITEM; at < end; at += ASP_LANES)
         asp_isa_kernels()->column_sums(job->sums + at, job->x + at, job->n, job->columns, asp_min(ASP_LANES, end - at));
 }
 
 asp_status asp_gemm_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,
                                 const asp_context *context) {
     column_job job = {sums, x, n, columns};
-    return asp_parallel_for(context, (columns + 4 * ASP_LANES - 1) / (4 * ASP_LANES), column_item, &job);
+    return asp_parallel_for(context, (columns + COLUMNS_PER_ITEM - 1) / COLUMNS_PER_ITEM, column_item, &job);
 }

@@ -89,7 +89,7 @@ INLINE double sum_lanes_double(dvec x) {
 INLINE dvec widen(vec x) { return __builtin_convertvector(x, dvec); }
 
 /* exp(x); 0 below the smallest normal result; x above the largest is clamped; NaN stays NaN.
- * float: Cephes' polynomial, error below 2 ulp (tests/test_kernels.py).  double: libm lane by lane. */
+ * float: Cephes' polynomial, error below 2 ulp (tests/c/test_instruction_sets.py).  double: libm lane by lane. */
 INLINE vec exp_vec(vec x) {
 #ifdef ASP_DOUBLE
     vec out;

@@ -59,7 +59,7 @@ static void sum_dots(const skinny_job *job, const skinny_part *at, int64_t k, in
         /* Fewer than eight rows of B left: take the last eight, and skip those done before.  (If B has fewer in all,
          * asp_skinny_run has put rows of zeros behind it.) */
         const int64_t first = asp_max(0, asp_min(at->column + j, g->n - DOT_ROWS)), skip = at->column + j - first;
-        const int more = first + 2 * DOT_ROWS <= g->n;
+        const int more = first + (int64_t)2 * DOT_ROWS <= g->n;
         for (int64_t r = 0; r < at->rows; r += ASP_LANES) {
             const asp_real *a = job->transposed + (at->row + r) * g->k + k * ASP_LANES;
             memset(eight, 0, sizeof eight);

@@ -5,6 +5,8 @@
 #include "model/hooks.h"
 
 static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
+/* The same of what every tape has. */
+static asp_real *wanted(asp_slot s, int64_t layer) { return s.data + layer * s.stride; }
 
 /* ---- LayerNorm -------------------------------------------------------------------------- */
 
@@ -86,7 +88,7 @@ static asp_status mlp_backward(const asp_model *m, asp_tape *tape, int64_t l, co
     asp_activation_gradients *g = &tape->grads;
     const asp_activations *a = &tape->acts;
     const int64_t e = c->d_model, n = a->n_tokens;
-    asp_real *dy = slot(g->resid, l + 1), *dmid = slot(g->mid, l), *dpre = slot(g->mlp_pre, l),
+    asp_real *dy = wanted(g->resid, l + 1), *dmid = wanted(g->mid, l), *dpre = wanted(g->mlp_pre, l),
              *pre = slot(a->mlp_pre, l);
     asp_real *dpost = slot(g->mlp_post, l);
     asp_status status = linear_backward(m, tape, dpost ? dpost : dpre, slot(a->mlp_post, l), dy, o->out_w, o->out_b, e,
@@ -111,7 +113,7 @@ static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, in
     asp_activation_gradients *g = &tape->grads;
     const asp_activations *a = &tape->acts;
     const int64_t e = c->d_model, width = c->n_head * c->d_head;
-    asp_real *dmid = slot(g->mid, l), *dx = slot(g->resid, l);
+    asp_real *dmid = wanted(g->mid, l), *dx = wanted(g->resid, l);
     asp_status status =
         linear_backward(m, tape, slot(g->z, l), slot(a->z, l), dmid, o->proj_w, o->proj_b, e, width, NULL, context);
     if (!status && a->hooks && a->hooks->dz) status = a->hooks->dz(a->hooks->state, a, l, slot(g->z, l), context);
@@ -132,12 +134,14 @@ typedef struct {
     const asp_tape *tape;
 } embedding_job;
 
+enum { COLUMNS_PER_ITEM = 4 * ASP_LANES };
+
 /* One block of columns, all tokens in order. */
 static void embedding_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const embedding_job *job = arg;
     const asp_activations *a = &job->tape->acts;
-    const int64_t e = job->model->config.d_model, at = item * 4 * ASP_LANES, n = asp_min(4 * ASP_LANES, e - at);
+    const int64_t e = job->model->config.d_model, at = item * COLUMNS_PER_ITEM, n = asp_min(COLUMNS_PER_ITEM, e - at);
     asp_real *gradient = job->tape->grads.parameters;
     const asp_real *d = job->tape->grads.resid.data;
     for (int64_t s = 0; s < a->n_sequences; s++)
@@ -158,7 +162,7 @@ asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gat
                                const asp_context *context) {
     const asp_config *c = &m->config;
     const int64_t last = c->n_layer, e = c->d_model;
-    asp_real *dx = slot(tape->grads.resid, last);
+    asp_real *dx = wanted(tape->grads.resid, last);
     memset(dx, 0, (size_t)(tape->acts.n_tokens * e) * sizeof *dx);
     asp_status status = layernorm_backward(m, tape, dx, slot(tape->acts.resid, last), tape->acts.ln_final_scale,
                                            m->lnf_w, m->lnf_b, context);
@@ -169,5 +173,5 @@ asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gat
     }
     if (status || !tape->grads.parameters) return status;
     embedding_job job = {m, tape};
-    return asp_parallel_for(context, (e + 4 * ASP_LANES - 1) / (4 * ASP_LANES), embedding_item, &job);
+    return asp_parallel_for(context, (e + COLUMNS_PER_ITEM - 1) / COLUMNS_PER_ITEM, embedding_item, &job);
 }

@@ -41,7 +41,7 @@ typedef struct {
 } logit_source;
 
 static double logit_of(const logit_source *s, int32_t token) {
-    if (s->logits) return (double)s->logits[token];
+    if (!s->model) return (double)s->logits[token];
     const int64_t e = s->model->config.d_model;
     const asp_real *row = s->model->data + s->model->unembed_w + token * e;
     double sum = s->model->unembed_b < 0 ? 0 : (double)s->model->data[s->model->unembed_b + token];

@@ -38,7 +38,7 @@ static int list_parts(asp_arena_part parts[PARTS], asp_tape *tape, const asp_con
                                         ASP_PART(tape->hidden, e, tape->loss_rows),
                                         ASP_PART(tape->dhidden, e, tape->loss_rows),
                                         ASP_PART(tape->logits, c->n_vocab, tape->loss_rows),
-                                        ASP_PART(tape->ln_partial, 2 * ASP_LN_CHUNKS, e),
+                                        ASP_PART(tape->ln_partial, (int64_t)2 * ASP_LN_CHUNKS, e),
                                         ASP_PART(g->edge_sums, 2 * a->n_sequences, c->n_head),
                                         ASP_PART(tape->row_loss, n, 1),
                                         ASP_PART(tape->row_index, n, 1),

@@ -117,7 +117,7 @@ static int better(const asp_feature_entry *a, const asp_feature_entry *b, int by
     return a->value > b->value || (a->value == b->value && a->feature < b->feature);
 }
 
-/* Restores a heap with its worst asp_feature_entry first, whose asp_feature_entry i may be too good for its place. */
+/* Restores a heap with its worst entry first, whose entry i may be too good for its place. */
 static void sift(asp_feature_entry *heap, int64_t n, int64_t i, int by_feature) {
     for (;;) {
         int64_t worst = i;
@@ -220,7 +220,7 @@ static asp_status check_finite(const block *b) {
                 b->w->err, ASP_BAD_ARGUMENT,
                 "the pre-activation of feature %lld of layer %lld at token %lld is not finite: the model or "
                 "the transcoders hold NaN, infinity or very large numbers",
-                (long long)b->w->bad[r], (long long)b->w->layer, (long long)(b->row + r));
+                (long long)b->w->bad[r], (long long)b->w->layer, (long long)b->row + r);
     return ASP_OK;
 }
 

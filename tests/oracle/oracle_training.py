@@ -129,7 +129,7 @@ def score_gradient(P: Array, m: Array, dA: Array, g: Array | None, edge_gradient
     """ds = P (m dA - sum_k P m dA) + P dA sigmoid'(g) + edge_gradient, the middle term only with a g.
 
     All (H,T,T): P softmax, m gate, dA the pattern's gradient, g what the straight-through gate has
-    put in for its derivative (g + noise in training). method.md, section 2."""
+    put in for its derivative (g + noise in training). docs/numerics.md."""
     through_softmax = P * (m * dA - (P * m * dA).sum(-1, keepdims=True))
     through_gate = 0.0 if g is None else P * dA * oracle.sigmoid_slope(g)
     return through_softmax + through_gate + edge_gradient
