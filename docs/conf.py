@@ -46,7 +46,7 @@ autoclass_content = "both"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
-nb_execution_mode = "off"  # the suite runs the notebooks; here they stand as they are stored
+nb_execution_mode = "off"  # the suite runs the notebooks; here they are shown without outputs
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
 myst_heading_anchors = 4
 

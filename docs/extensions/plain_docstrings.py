@@ -16,7 +16,7 @@ def literal(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Running text whose `*`, `|`, `_` and backslashes mean themselves; what stands in backticks is code."""
+    """Running text whose `*`, `|`, `_` and backslashes mean themselves; text in backticks is code."""
     parts = CODE.split(text)
     for i, part in enumerate(parts):
         parts[i] = literal(part) if i % 2 else re.sub(r"([*|_\\`<>])", r"\\\1", part)

@@ -31,11 +31,11 @@ C = [  # from the top, rows of (name, what it holds)
         ("circuit", "sweeps, effects"),
         ("graph", "flow, pruning"),
         ("transcoder", "features"),
-        ("train", "AdamW"),
+        ("train", "optimiser step"),
     ],
     [("model", "forward, backward, hooks, records")],
     [("kernels", "inner loops for three instruction sets, products")],
-    [("base", "memory, threads, random numbers")],
+    [("base", "memory, threads, BLAS, floating-point environment")],
 ]
 BOUNDARY = """_engine loads the two extensions,
 _core (float32) and _core64 (float64).
