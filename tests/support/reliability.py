@@ -92,6 +92,12 @@ def bits_of_run(run: asp.Run) -> dict[str, bytes]:
     return found
 
 
+def bits_of_features(features: asp.Features) -> dict[str, bytes]:
+    """What a call of `features` found, as bytes."""
+    names = ("layer", "position", "feature", "activation", "start", "reconstruction", "error")
+    return {name: getattr(features, name).tobytes() for name in names}
+
+
 def bits_of_model(model: asp.Model, trainer: Any = None) -> dict[str, bytes]:
     """Weights as bytes, and with an engine's trainer all that a step changes."""
     found = {name: array.tobytes() for name, array in model.parameters().items()}

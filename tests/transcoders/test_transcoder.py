@@ -8,7 +8,7 @@ import oracle
 import oracle_transcoder as twin
 import pytest
 from engine import relative_error
-from reliability import TOKENS, bits_of_run
+from reliability import TOKENS, bits_of_features, bits_of_run
 
 import attnsparse as asp
 from attnsparse._engine import batch_invariant
@@ -265,20 +265,15 @@ def test_a_replacement_run_records_all_but_the_mlp():
 # ------------------------------------------------------------------------------------------- same bits
 
 
-def bits(features: asp.Features) -> dict[str, bytes]:
-    names = ("layer", "position", "feature", "activation", "start", "reconstruction", "error")
-    return {name: getattr(features, name).tobytes() for name in names}
-
-
 @kinds
 def test_the_same_bits_for_any_number_of_threads(activation):
     config = oracle.full_config(n_layer=2, n_head=2, d_model=64, d_mlp=96, n_ctx=90, n_vocab=60)
     *_, model, _, transcoders = case(activation, n_features=5000, config=config, cross_layer=True, skip=True)
     prompts = [engine.random_tokens(n, config, n) for n in (90, 8)]
     for tokens in prompts:
-        expected = bits(transcoders.features(model, tokens, threads=1))
+        expected = bits_of_features(transcoders.features(model, tokens, threads=1))
         for threads in (2, 3, 4):
-            assert bits(transcoders.features(model, tokens, threads=threads)) == expected
+            assert bits_of_features(transcoders.features(model, tokens, threads=threads)) == expected
     expected = bits_of_run(transcoders.replacement_run(model, prompts, threads=1))
     for threads in (2, 3, 4):
         assert bits_of_run(transcoders.replacement_run(model, prompts, threads=threads)) == expected
@@ -293,7 +288,7 @@ def test_a_prompt_has_the_same_features_in_a_batch():
     together = transcoders.replacement_run(model, prompts)
     for i, tokens in enumerate(prompts):
         alone = transcoders.features(model, tokens)
-        assert bits(transcoders.features(model, batch[i])) == bits(alone)
+        assert bits_of_features(transcoders.features(model, batch[i])) == bits_of_features(alone)
         assert together[i].logits.tobytes() == transcoders.replacement_run(model, tokens).logits.tobytes()
 
 
