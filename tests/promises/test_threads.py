@@ -418,7 +418,7 @@ def test_other_threads_advance_during_a_call(what, long_call):
     trainer = _core.Trainer(model._core)
     batch = micro_batch((256,) * 12, 2000)
     entries = model.run([1, 2, 3])
-    index = [np.zeros(2_000_000, np.int64)] * 4
+    index = [np.zeros(5_000_000, np.int64)] * 4
     graph = complete_graph(1500)
     call = {
         "run": lambda: model.run(prompts, record="pattern", threads=1),
