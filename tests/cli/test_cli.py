@@ -227,6 +227,7 @@ def test_every_help_ends_with_an_example(capsys):
         assert f"Example: attnsparse {command}" in capsys.readouterr().out
 
 
+@pytest.mark.serial
 def test_train_calls_the_recipe(monkeypatch, capsys, tmp_path):
     calls = []
 

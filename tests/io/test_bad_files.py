@@ -351,6 +351,7 @@ def test_no_reader_imports_pickle_or_runs_anything():
         assert not forbidden.search((PACKAGE / f"{name}.py").read_text()), name
 
 
+@pytest.mark.serial
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 @pytest.mark.parametrize("name", ["model.safetensors", "x.pth", "config.json", "tokenizer.json"])
 def test_pipes_devices_and_folders(tmp_path, name):

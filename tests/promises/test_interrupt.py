@@ -10,6 +10,8 @@ import reliability
 from places import TESTS
 from reliability import report
 
+pytestmark = pytest.mark.serial
+
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "train", "features"]
 CALLS += [
     "edges",

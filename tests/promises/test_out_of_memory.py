@@ -212,6 +212,7 @@ def test_out_of_memory_of_python_itself():
     assert found["kept"] == 0
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("what", ["model", "run", "gradients"])
 def test_too_much_is_refused_at_once_and_by_name(what):
     """10^15 bytes and more: MemoryError with the amount, without trying for long."""

@@ -121,6 +121,7 @@ def on_one_core(wanted: bool):
         os.sched_setaffinity(0, before)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     ("n_repeats", "n_steps"),
     [(2, 5), pytest.param(100, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],

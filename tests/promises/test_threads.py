@@ -337,6 +337,7 @@ def test_arrays_changed_by_another_thread_do_no_harm(what):
     assert reliability.child("-c", code.replace("WHAT", what)) >= 0
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_thread_with_a_small_stack(dtype):
     """128 KiB: NumPy's products need 64."""
@@ -411,6 +412,7 @@ def long_call():
     return model, prompts_of(model, (256,) * 24)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("what", ["run", "gradients", "step", "entry_scores", "prune"])
 def test_other_threads_advance_during_a_call(what, long_call):
     model, prompts = long_call
@@ -432,6 +434,7 @@ def test_other_threads_advance_during_a_call(what, long_call):
     assert pause < 0.3 * duration
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 def test_other_threads_advance_nearly_as_fast_as_alone(long_call):
     """On a machine that is otherwise idle."""
@@ -536,6 +539,8 @@ def test_the_default_is_what_the_process_may_use():
     assert _core.machine()["default_threads"] <= len(os.sched_getaffinity(0))
 
 
+@pytest.mark.serial
+@pytest.mark.serial
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 def test_never_more_threads_work_than_were_asked_for():
     """Of all threads of a process but the one that looks, no more than were asked for use the processor at a
