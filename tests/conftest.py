@@ -6,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from places import IMPORTED, TESTS
+from places import IMPORTED
 
 # Children import test code too.
 os.environ["PYTHONPATH"] = os.pathsep.join([*IMPORTED, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -17,10 +17,10 @@ if interval := os.environ.get("ATTNSPARSE_SWITCH_INTERVAL"):  # seconds; see run
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Serial tests come last, in one process; other files stay whole, so that their fixtures are made once."""
+    """Serial tests come last, in one process; other files stay whole, so that fixtures are made once."""
     items.sort(key=is_serial)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("serial" if is_serial(item) else item.path.name))
+        item.add_marker(pytest.mark.xdist_group("serial" if is_serial(item) else item.location[0]))
 
 
 def is_serial(item) -> bool:
@@ -32,7 +32,7 @@ def pytest_runtest_protocol(item):
     """With several processes (`-n`): a serial test waits until no other process runs one."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
-    folder = os.open(TESTS, os.O_RDONLY)
+    folder = os.open(item.config.rootpath, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX if is_serial(item) else fcntl.LOCK_SH)
         return (yield)
