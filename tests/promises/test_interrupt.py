@@ -10,8 +10,6 @@ import reliability
 from places import TESTS
 from reliability import report
 
-pytestmark = pytest.mark.serial
-
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "train", "features"]
 CALLS += [
     "edges",
@@ -44,6 +42,7 @@ def test_interrupts_of_long_calls(what):
     assert found["seconds"][0] < WORST
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("what", CALLS)
