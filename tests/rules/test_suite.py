@@ -1,8 +1,10 @@
-"""With several processes a test that is marked serial runs while no other does."""
+"""Rules of the tests themselves: none imports another, and those that are marked serial run alone."""
 
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from places import TESTS, child_environment
 
@@ -21,6 +23,25 @@ SERIAL = (
     + "def test_alone(n): note(f'alone {n}')\n"
 )
 USUAL = "@pytest.mark.parametrize('n', range(4))\n" + "def test_usual(n): note(f'usual %s {n}')\n"
+
+
+def imports_of_tests(folder: Path) -> list[str]:
+    """Where test code imports a test, in a child's text too: what is shared belongs to tests/support."""
+    pattern = re.compile(r"(?:\bfrom|\bimport|,) *(?:\w+\.)*(test_\w+)\b(?= import| as|$|,|\\n)", flags=re.M)
+    return [
+        f"{path.name}: {match[1]}"
+        for path in sorted(folder.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if (match := pattern.search(line)) and "import " in line
+    ]
+
+
+def test_no_test_imports_a_test(tmp_path):
+    assert imports_of_tests(TESTS) == []
+    lines = ("import {}_a", "from {}_b import x", '    "import json, {}_c as t\\n"')
+    for i, line in enumerate(lines):
+        (tmp_path / f"{i}.py").write_text(line.format("test") + "\n")
+    assert len(imports_of_tests(tmp_path)) == 3
 
 
 def test_serial_tests_run_alone(tmp_path):
