@@ -54,14 +54,15 @@ def run(folder: Path, arguments: list[str]) -> int:
 
 def read(folder: Path) -> tuple[Lines, Branches]:
     """{file: {line: times}} and {file: {(line, number): times}}, summed over the builds of each file."""
+    sources = {path.name for path in (folder / "csrc").rglob("*.[ch]")}
     lines: Lines = defaultdict(lambda: defaultdict(int))
     branches: Branches = defaultdict(lambda: defaultdict(int))
-    for notes in sorted(folder.glob("build/temp*/*/csrc/*.gcno")):
+    for notes in sorted(folder.glob("build/temp*/*/csrc/**/*.gcno")):
         command = ["gcov", "--branch-probabilities", "--json-format", "--stdout", str(notes)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         for file in json.loads(done.stdout.splitlines()[0])["files"]:
             name = Path(file["file"]).name
-            if not (folder / "csrc" / name).is_file():
+            if name not in sources:
                 continue
             for line in file["lines"]:
                 lines[name][line["line_number"]] += line["count"]
@@ -77,7 +78,7 @@ def share(counts: dict) -> tuple[int, int]:
 def unreached(folder: Path, lines: Lines) -> tuple[int, list[str]]:
     """How many refusals there are, and those that were never executed."""
     n, missing = 0, []
-    for path in sorted((folder / "csrc").glob("*.c")):
+    for path in sorted((folder / "csrc").rglob("*.c")):
         for number, text in enumerate(path.read_text().splitlines(), 1):
             if (
                 re.search(r"\b(?:asp_fail|PyErr_Format|PyErr_SetString)\(", text)

@@ -49,9 +49,9 @@ valgrind)
     ;;
 esac
 sources=()
-for source in csrc/*.c; do
-    case $source in csrc/py_*) ;; *) sources+=("$source") ;; esac
-done
+while IFS= read -r -d '' source; do
+    case $source in csrc/python/* | csrc/py_*) ;; *) sources+=("$source") ;; esac
+done < <(find csrc -name '*.c' -print0)
 for precision in ${PRECISIONS:-float32 float64}; do
     program=$folder/$precision
     define=() && [ $precision = float64 ] && define=(-DASP_DOUBLE=1)

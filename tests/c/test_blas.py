@@ -69,6 +69,7 @@ def test_blas_of_numpy_is_left_alone():
     assert found["numpy"] == [2]
 
 
+@pytest.mark.serial
 @LINUX
 @pytest.mark.slow
 def test_two_seconds_after_a_call_nothing_works():

@@ -43,7 +43,7 @@ def probe(tmp_path_factory):
     library = tmp_path_factory.mktemp("probe") / "probe.so"
     command = ["gcc", "-shared", "-fPIC", "-O1", "-std=gnu11", f"-I{CSRC}"]
     command += ["-fvisibility=hidden", "-ffunction-sections", "-Wl,--gc-sections"]  # leaves the rest out
-    sources = [TESTS / "c" / "sizes_probe.c", *(CSRC / name for name in SOURCES)]
+    sources = [TESTS / "c" / "sizes_probe.c", *(path for name in SOURCES for path in CSRC.rglob(name))]
     command += [*map(str, sources), "-o", str(library)]
     subprocess.run([*command, "-lm"], check=True)
     found = ctypes.CDLL(str(library))

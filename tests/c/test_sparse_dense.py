@@ -7,6 +7,7 @@ import pytest
 from engine import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reliability import report
 
 NEEDED = ("scores", "gate", "pattern", "z", "v")
 DENSITIES = (0.0, 0.003, 0.1, 0.5, 0.97, 1.0)
@@ -107,3 +108,42 @@ def test_gradients_of_empty_rows_are_finite_and_right(seed, n_tokens, density):
     if density == 0.0:
         assert not found.v.any()
         assert not found.scores.any()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_500_random_patterns_in_units_of_the_last_place():
+    """R27: 500 cases; z in units of the last place of the sum of its terms' sizes, and that over sqrt(T)."""
+    worst, scaled, n_cases, n_empty = [0.0], [0.0], [0], [0]
+
+    @settings(max_examples=500, deadline=None, derandomize=True)
+    @given(
+        seed=st.integers(0, 2**31),
+        n_tokens=st.integers(1, 200),
+        d_head=st.sampled_from([1, 3, 8, 17, 64]),
+        density=st.sampled_from(DENSITIES),
+    )
+    def compare(seed, n_tokens, d_head, density):
+        config, weights, tokens = one_layer(seed, n_tokens, 2, d_head)
+        dense = build(config | {"gated": False}, weights).run(tokens, NEEDED, logits="none")
+        config["gate_bias"] = bias_for_density(dense.scores.astype(np.float64), density)
+        sparse = build(config, weights).run(tokens, NEEDED, logits="none")
+        is_open = np.isfinite(dense.scores) & (dense.scores + np.float32(config["gate_bias"]) > 0)
+        assert np.array_equal(sparse.gate, is_open)
+        assert np.array_equal(sparse.pattern, np.where(is_open, dense.pattern, np.float32(0)))
+        if density == 1.0:
+            assert np.array_equal(sparse.z, dense.z)
+        pattern, v = sparse.pattern.astype(np.float64), sparse.v.astype(np.float64)
+        expected, size = (np.einsum("lhqk,lkhd->lqhd", pattern, x) for x in (v, np.abs(v)))
+        unit = np.finfo(np.float32).eps * np.where(size > 0, size, 1)
+        here = float((np.abs(sparse.z - expected) / unit).max())
+        worst[0], scaled[0] = max(worst[0], here), max(scaled[0], here / np.sqrt(n_tokens))
+        empty = ~sparse.gate.any(-1).transpose(0, 2, 1)
+        assert not sparse.z[empty].any()
+        n_empty[0] += int(empty.sum())
+        n_cases[0] += 1
+
+    compare()
+    assert scaled[0] <= 2
+    text = f"{n_cases[0]} cases: patterns equal by bit, z within {worst[0]:.1f} ulp of its terms"
+    report("R27", f"{text}, {scaled[0]:.2f} ulp times sqrt(T); {n_empty[0]} empty rows exactly 0")

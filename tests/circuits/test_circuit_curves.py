@@ -249,6 +249,7 @@ def test_intervals_hold_the_estimate():
     assert (needed.first, needed.first_low, needed.first_high) == (1, 1, 2)
 
 
+@pytest.mark.serial
 def test_no_bootstrap():
     found, _ = with_toy(heads(*ONE_TO_FOUR), n_bootstrap=0)
     assert np.isnan(found.effect_low).all()

@@ -18,12 +18,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from fake_circuit import fake_circuit
+from fake_entry_effects import fake_entry_effects
 from fake_run import FakeModel
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from planted_calls import find
 from small_graph import small_graph
-from test_graph_edge import find
-from test_sketch_figure import planted as carriers
 
 from attnsparse import figures
 from attnsparse.figures.entry_overview import draw_sketch
@@ -63,7 +63,7 @@ def every_figure(text: str, edge) -> dict[str, object]:
     )
     graph = replace(graph, labels=labels, model_name=text, transcoders_name=text)
     curve = fake_circuit([0, 0.3, 0.95, 1], [0, 2, 5, 8], spread=0.4, name=text)
-    found = carriers(3, name=text)
+    found = fake_entry_effects(3, name=text)
     found.run.model.words = tuple(text + word for word in found.run.model.words)
     found = replace(found, answer=text)
     other = renamed(edge, text)

@@ -14,7 +14,7 @@ import pytest
 from graph_toys import random_transcoders
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from test_graph_edge import find
+from planted_calls import find
 
 import attnsparse as asp
 from attnsparse import figures

@@ -11,36 +11,23 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from fake_entry_effects import ANSWER, fake_entry_effects
 from fake_run import PROMPT, FakeModel
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from attnsparse import figures
-from attnsparse.circuits.entry_effects import Carriers, find_carriers
+from attnsparse.circuits.entry_effects import find_carriers
 from attnsparse.figures.entry_overview import draw_sketch, n_drawn, same_entry_text
 from attnsparse.figures.style import RED, WHITE_TO_RED
-from attnsparse.items import Head
 
-ANSWER, WRONG = " small", ("large", " is", "The")
+WRONG = ("large", " is", "The")
 
 
 @pytest.fixture(autouse=True)
 def _close_figures():
     yield
     plt.close("all")
-
-
-def planted(n: int, *, gated: bool = True, name: str = "model", n_layer: int = 4, tokens=None) -> Carriers:
-    """n heads whose entries have and keep 1/n each, on the run of a fake model."""
-    model = FakeModel(10, gated=gated, n_layer=n_layer, n_head=12, d_model=24, d_head=2, name=name, n_ctx=40)
-    run = model.run(PROMPT if tokens is None else tokens)
-    heads = tuple(Head(*divmod(i, 12)) for i in range(n))
-    key, query = (4, 7) if tokens is None else (2, len(tokens) - 1)
-    weight = np.array([run.pattern[(*head, query, key)] for head in heads], np.float64)
-    return Carriers(
-        run=run, key=key, query=query, answer=ANSWER, ablation="zero", heads=heads, weight=weight,
-        effect=np.full(n, 0.5), kept=np.linspace(0, 1.1, n + 1), full=9.0, without=-1.0, answer_is_top=True,
-    )  # fmt: skip
 
 
 def texts(ax) -> list[str]:
@@ -52,7 +39,7 @@ def marks(ax) -> list[Rectangle]:
 
 
 def test_both_panels_show_the_best_heads():
-    dense, sparse = planted(40, gated=False, name="D"), planted(5, name="S")
+    dense, sparse = fake_entry_effects(40, gated=False, name="D"), fake_entry_effects(5, name="S")
     figure = draw_sketch(dense, sparse, fraction=0.8)
     left, right = figure.axes[:2]
     assert len(left.collections) == n_drawn(dense, 0.8, 36) == 32
@@ -66,13 +53,13 @@ def test_both_panels_show_the_best_heads():
 
 
 def test_never_more_than_asked_for():
-    figure = draw_sketch(planted(48), planted(2), fraction=1.0, most=36)
+    figure = draw_sketch(fake_entry_effects(48), fake_entry_effects(2), fraction=1.0, most=36)
     assert len(figure.axes[0].collections) == 36
     assert "75 % of the effects through 4 → 7; alone they keep 82 %" in texts(figure.axes[0])
 
 
 def test_the_entry_is_red_in_every_map():
-    dense, sparse = planted(9, gated=False), planted(3)
+    dense, sparse = fake_entry_effects(9, gated=False), fake_entry_effects(3)
     for ax, found in zip(draw_sketch(dense, sparse, fraction=1.0).axes, (dense, sparse)):
         assert len(marks(ax)) == len(found.heads)
         for mark, weight in zip(marks(ax), found.weight):
@@ -81,7 +68,7 @@ def test_the_entry_is_red_in_every_map():
 
 
 def test_the_mark_covers_its_square():
-    found = planted(3)
+    found = fake_entry_effects(3)
     ax = figures.head_grid(found.run, found.heads, mark=(7, 4))
     for i, mark in enumerate(marks(ax)):
         corner = np.array([0.14 + 1.16 * i, 0.14])
@@ -92,12 +79,12 @@ def test_the_mark_covers_its_square():
 @pytest.mark.parametrize("mark", [(4, 7), (8, 0), (3, -1)])
 def test_a_mark_outside_the_map(mark):
     with pytest.raises(IndexError, match=r"mark must be \(query, key\) with key <= query in 0..7"):
-        figures.head_grid(planted(1).run, mark=mark)
+        figures.head_grid(fake_entry_effects(1).run, mark=mark)
 
 
 @pytest.mark.parametrize("base", [0, 1])
 def test_the_sentence_has_its_tokens_and_positions(base):
-    right = draw_sketch(planted(2), planted(2), base=base).axes[1]
+    right = draw_sketch(fake_entry_effects(2), fake_entry_effects(2), base=base).axes[1]
     written = texts(right)
     start = written.index("The")
     assert written[start : start + 16 : 2] == ["The", "opposite", "of", '"', "large", '"', "is", '"']
@@ -111,7 +98,7 @@ def test_the_sentence_has_its_tokens_and_positions(base):
 
 
 def test_what_all_heads_do_is_said_only_if_it_is_so():
-    found = planted(3)
+    found = fake_entry_effects(3)
     pattern = np.zeros((4, 12, 8, 8), np.float32)
     pattern[0, :3, 7, 4] = 0.5
     run = type("Run", (), {"pattern": pattern})()
@@ -125,7 +112,7 @@ def test_what_all_heads_do_is_said_only_if_it_is_so():
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 13])
 def test_maps_of_the_right_panel_stay_inside_and_apart(n):
-    figure = draw_sketch(planted(1), planted(n), fraction=1.0)
+    figure = draw_sketch(fake_entry_effects(1), fake_entry_effects(n), fraction=1.0)
     right = figure.axes[1]
     (left, width), (height, top) = right.get_xlim(), right.get_ylim()
     corners = np.array([np.reshape(mark.get_xy(), 2) for mark in marks(right)])
@@ -139,7 +126,7 @@ def test_maps_of_the_right_panel_stay_inside_and_apart(n):
 @pytest.mark.parametrize("length", [3, 14, 30])
 def test_prompts_of_other_lengths(length, tmp_path):
     tokens = np.arange(length, dtype=np.int32) % 13
-    dense, sparse = planted(7, gated=False, tokens=tokens), planted(2, tokens=tokens)
+    dense, sparse = fake_entry_effects(7, gated=False, tokens=tokens), fake_entry_effects(2, tokens=tokens)
     figure = draw_sketch(dense, sparse, fraction=1.0)
     figure.canvas.draw()
     positions = [text for text in figure.axes[1].texts if text.get_text().isdigit()]
@@ -167,6 +154,6 @@ def test_own_prompts_need_wrong_answers():
 
 def test_same_bytes_again(tmp_path):
     for name in ("first", "second"):
-        figures.save(draw_sketch(planted(5), planted(3)), tmp_path / name)
+        figures.save(draw_sketch(fake_entry_effects(5), fake_entry_effects(3)), tmp_path / name)
     for form in ("png", "svg", "pdf"):
         assert (tmp_path / f"first.{form}").read_bytes() == (tmp_path / f"second.{form}").read_bytes()

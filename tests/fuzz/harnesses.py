@@ -7,6 +7,7 @@ used as a caller would use it, and where another reader or a way back exists, th
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import shutil
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
+import attnsparse
 from attnsparse.circuits import circuit_file
 from attnsparse.errors import ConfigError, FormatError
 from attnsparse.graphs import graph_file
@@ -44,13 +46,12 @@ TEXTS = ("", "a b c", "  \n\t", "é☃😀\0", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab
 
 
 class Harness(NamedTuple):
-    """`read` takes any bytes; `files` are the modules of the package whose lines count for the coverage."""
+    """`read` takes any bytes, valid or not."""
 
     name: str
     seeds: Callable[[], list[bytes]]
     mutate: mutators.Mutator
     read: Callable[[bytes], None]
-    files: tuple[str, ...]
 
 
 def attempt(harness: Harness, data: bytes) -> tuple[bool, float]:
@@ -268,16 +269,11 @@ def _change_file(name: str, data: bytes, rng: Random) -> bytes:
 # --------------------------------------------------------------------------------------------- the list
 
 
-def _words(*modules: str) -> tuple[str, ...]:
-    """Strings of the readers' own sources that could stand in a file."""
-    import ast
-
-    import attnsparse
-
+def _words(*patterns: str) -> tuple[str, ...]:
+    """Strings of the readers' own sources that could be in a file."""
     found = set()
-    for module in modules:
-        tree = ast.parse((Path(attnsparse.__path__[0]) / f"{module}.py").read_text())
-        for node in ast.walk(tree):
+    for path in [path for pattern in patterns for path in Path(attnsparse.__path__[0]).glob(pattern)]:
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 40:
                 found.add(node.value)
     return tuple(sorted(found))
@@ -285,8 +281,8 @@ def _words(*modules: str) -> tuple[str, ...]:
 
 TENSOR_WORDS = ("dtype", "shape", "data_offsets", "__metadata__", "F64", "F32", "F16", "BF16", "I64", "BOOL",
                 "U8", "a", "b.c")  # fmt: skip
-CONFIG_WORDS = _words("config_layouts", "config")
-PAIR_WORDS = _words("circuit_file", "circuit_object", "effects", "graph_file", "graph_object")
+CONFIG_WORDS = _words("model/*config.py")
+PAIR_WORDS = _words("circuits/*.py", "graphs/graph*.py")
 CHECKPOINT_WORDS = ("meta", "tensors", "dtype", "name", "sha256", "shape", "float32", "float64", "int64", "a")
 TOKENIZER_WORDS = (
     "type", "model", "vocab", "merges", "BPE", "WordLevel", "WordPiece", "Unigram", "ByteLevel", "Split",
@@ -298,39 +294,24 @@ TOKENIZER_WORDS = (
     "unk_id", "(a+)+$", "\\p{L}+", "(?!", "", "a", "ab", "##", "id", "special", "normalized", "lstrip",
     "rstrip", "single_word", "RobertaProcessing", "sep", "cls", "dropout", "ignore_merges", "Nmt", "cleanup",
 )  # fmt: skip
-WORDS = (
-    *TENSOR_WORDS,
-    *CONFIG_WORDS,
-    *_words("transcoder_saelens", "transcoder_clt_forge", "transcoder_circuit_tracer", "transcoder_layout"),
-)
-READERS = ("regular_file", "tensor_source", "errors", "limits")
-ZIP = ("zip_directory", *READERS)
+WORDS = (*TENSOR_WORDS, *CONFIG_WORDS, *_words("transcoders/formats/*.py"))
 
 HARNESSES = {
     harness.name: harness
     for harness in (
         Harness("safetensors", seeds.safetensors_seeds,
-                lambda data, rng: mutators.change_safetensors(data, rng, TENSOR_WORDS), read_safetensors,
-                ("safetensors_file", "strict_json", *READERS)),
-        Harness("torch", seeds.torch_seeds, mutators.change_torch, read_torch,
-                ("torch_file", "pickle_data", *ZIP)),
+                lambda data, rng: mutators.change_safetensors(data, rng, TENSOR_WORDS), read_safetensors),
+        Harness("torch", seeds.torch_seeds, mutators.change_torch, read_torch),
         Harness("config", seeds.config_seeds,
-                lambda data, rng: mutators.change_json(data, rng, CONFIG_WORDS), read_config_json,
-                ("config", "config_layouts", "strict_json")),
-        Harness("tokenizer", seeds.tokenizer_seeds, change_tokenizer, read_tokenizer,
-                ("tokenizer_files", "strict_json")),
+                lambda data, rng: mutators.change_json(data, rng, CONFIG_WORDS), read_config_json),
+        Harness("tokenizer", seeds.tokenizer_seeds, change_tokenizer, read_tokenizer),
         Harness("checkpoint", seeds.checkpoint_seeds,
-                lambda data, rng: mutators.change_checkpoint(data, rng, CHECKPOINT_WORDS), read_checkpoint,
-                ("training_file", "strict_json")),
-        Harness("npz", seeds.npz_seeds, mutators.change_npz, read_npz, ("npz_file", *ZIP)),
-        Harness("yaml", seeds.yaml_seeds, mutators.change_bytes, read_yaml_file, ("strict_yaml",)),
-        Harness("circuit", seeds.circuit_seeds, change_pair, read_circuit,
-                ("circuit_file", "paired_file", *ZIP)),
-        Harness("graph", seeds.graph_seeds, change_pair, read_graph, ("graph_file", "paired_file", *ZIP)),
-        Harness("model", seeds.model_seeds, change_folder, read_model,
-                ("checkpoint", "checkpoint_files", "names", "config_layouts")),
-        Harness("transcoders", seeds.transcoder_seeds, change_folder, read_transcoders,
-                ("transcoder_files", "transcoder_source", "transcoder_layout", "transcoder_saelens",
-                 "transcoder_circuit_tracer", "transcoder_clt_forge", "transcoder_torch")),
+                lambda data, rng: mutators.change_checkpoint(data, rng, CHECKPOINT_WORDS), read_checkpoint),
+        Harness("npz", seeds.npz_seeds, mutators.change_npz, read_npz),
+        Harness("yaml", seeds.yaml_seeds, mutators.change_bytes, read_yaml_file),
+        Harness("circuit", seeds.circuit_seeds, change_pair, read_circuit),
+        Harness("graph", seeds.graph_seeds, change_pair, read_graph),
+        Harness("model", seeds.model_seeds, change_folder, read_model),
+        Harness("transcoders", seeds.transcoder_seeds, change_folder, read_transcoders),
     )
 }  # fmt: skip

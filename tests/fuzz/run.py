@@ -27,6 +27,7 @@ from random import Random
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
+IMPORTED = [str(TESTS / name) for name in ("support", "oracle")]
 KEPT_BYTES = 18_000  # of one harness, compressed
 GOOD_INPUTS = 400  # that were read well, to begin from
 
@@ -57,15 +58,15 @@ class Tally:
 
 def run_one(name: str, folder: Path, seconds: float, seed: int, extra: list[str]) -> None:
     """In a process of its own: fuzz one harness until the time is over; never returns with atheris."""
-    sys.path[:0] = [str(TESTS / name) for name in ("support", "oracle")]
+    sys.path[:0] = IMPORTED
     if find_spec("atheris"):
         import atheris
 
         with atheris.instrument_imports(include=["attnsparse"]):
-            from fuzz.harnesses import HARNESSES, MAX_BYTES, attempt
+            from .harnesses import HARNESSES, MAX_BYTES, attempt
     else:
-        from fuzz.harnesses import HARNESSES, MAX_BYTES, attempt
-    from fuzz.corpus import kept
+        from .harnesses import HARNESSES, MAX_BYTES, attempt
+    from .corpus import kept
 
     harness, tally = HARNESSES[name], Tally(folder / f"{name}.json")
     inputs = folder / name
@@ -124,7 +125,7 @@ def _blind(
 
 def keep_best(name: str, folder: Path) -> str:
     """Store inputs that covered something new: as many as fit, in the order of their digests."""
-    from fuzz.corpus import keep
+    from .corpus import keep
 
     found = [path.read_bytes() for path in sorted((folder / name).iterdir())]  # their names are digests
     low, high = 0, len(found)
@@ -190,8 +191,8 @@ def main() -> int:
             traceback.print_exc()
             return 1
         return 0
-    sys.path[:0] = [str(TESTS / name) for name in ("support", "oracle")]
-    from fuzz.harnesses import HARNESSES
+    sys.path[:0] = IMPORTED
+    from .harnesses import HARNESSES
 
     names = options.names or list(HARNESSES)
     return min(1, run_all(names, folder, options.seconds, options.seed, keeping=options.keep))

@@ -6,25 +6,12 @@ import graph_engine as ge
 import numpy as np
 import planted_graph as pg
 import pytest
-from test_graph_groups import LARGE_TO_LOGIT, WIDE_TO_LOGIT
+from planted_calls import LARGE_TO_LOGIT, WIDE_TO_LOGIT, WRONG, find
 
 import attnsparse as asp
 from attnsparse.graphs import word_effect as graph_edge
 from attnsparse.items import Head
 from attnsparse.model.tokenizer import Tokenizer
-
-WRONG = ("The", " of")
-
-
-def planted_model(gated: bool = True) -> tuple[asp.Model, asp.Transcoders]:
-    config, weights = pg.model(gated)
-    tokenizer = Tokenizer.from_words(pg.WORDS)
-    model = asp.Model(asp.Config.from_dict(config), weights, tokenizer, "planted", "float64")
-    return model, ge.transcoders(pg.transcoders("per layer"), "float64")
-
-
-def find(**options) -> graph_edge.GroupEdge:
-    return graph_edge.find_group_edge(*planted_model(), answer="small", **{"wrong": WRONG} | options)
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,12 @@ import numpy as np
 import planted_graph as pg
 import pytest
 from graph_toys import toy_graph
-from test_planted_graph import by_package
+from planted_calls import LARGE_TO_LOGIT, by_package
 
 from attnsparse.graphs.groups import drivers, flows, group_nodes, influences, token_groups
 
 LARGE_IDS = [f"{node.layer}_{node.feature}_{node.position}" for node in pg.LARGE]
 SMALL_ID = f"{pg.SMALL.layer}_{pg.SMALL.feature}_{pg.SMALL.position}"
-# Everything large's group sends: 1 in wide comes to 105 in the logit, 0.7 and 0.3 of it by two heads; the
-# embedding's 2 in out come to 14 + 7 by a third.
-WIDE_TO_LOGIT = pg.TOTAL_PER_WIDE * sum(pg.WIDE.values())
-LARGE_TO_LOGIT = WIDE_TO_LOGIT + 21
 
 
 @pytest.fixture(scope="module")

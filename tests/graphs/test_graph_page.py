@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from graph_toys import toy_graph
 from places import IMPORTED
-from small_graph import TOKENS, small_graph
+from small_graph import HOSTILE, TOKENS, hostile_graph, small_graph
 
 import attnsparse
 from attnsparse.graphs import page as graph_page
@@ -28,10 +28,6 @@ from attnsparse.graphs.page import page
 from attnsparse.graphs.page_data import TOP
 
 FOLDER = Path(attnsparse.__file__).parent / "graphs" / "assets"
-HOSTILE = (
-    "</script><script>window.hacked = 1</script>", '"><img src=x onerror="window.hacked = 2">',
-    "<!--<script>", "{{script}}{{data}}", "'\"&amp;<b>", "\u2028]]>\u202e", "\ud800", "\\u003c/script>",
-)  # fmt: skip
 
 
 class Reader(HTMLParser):
@@ -80,18 +76,6 @@ def pruned(whole):
 @pytest.fixture(scope="module")
 def hostile():
     return hostile_graph()
-
-
-def hostile_graph():
-    plain = small_graph(40, strings=HOSTILE)
-    labels = tuple(HOSTILE[i % len(HOSTILE)] for i in range(len(plain)))
-    names = {
-        "model_name": HOSTILE[0],
-        "transcoders_name": HOSTILE[1],
-        "scan": HOSTILE[2],
-        "model_digest": HOSTILE[3],
-    }
-    return small_graph(40, strings=HOSTILE, labels=labels, options={HOSTILE[0]: HOSTILE[1]}, **names)
 
 
 # ------------------------------------------------------------------------------------------ numbers

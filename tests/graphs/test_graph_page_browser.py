@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from chromium import BINARY, Browser
-from small_graph import small_graph
-from test_graph_page import HOSTILE, hostile_graph
+from small_graph import HOSTILE, hostile_graph, small_graph
 
 from attnsparse.graphs.layout import edges_between
 

@@ -53,7 +53,7 @@ def test_a_failure_is_seen(monkeypatch):
     def failing(data: bytes) -> None:
         raise {b"k": KeyError("a"), b"o": OSError(5, "b"), b"m": MemoryError()}[data]
 
-    harness = Harness("failing", list, lambda data, rng: data, failing, ())
+    harness = Harness("failing", list, lambda data, rng: data, failing)
     for data, kind in ((b"k", KeyError), (b"o", OSError), (b"m", MemoryError)):
         with pytest.raises(kind):
             attempt(harness, data)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from places import FIXTURES
+from training_file_by_hand import assemble
 
 from attnsparse.errors import CheckpointError, FormatError, LimitError
 from attnsparse.io import atomic as saving
@@ -36,15 +37,6 @@ def path(tmp_path) -> Path:
     path = tmp_path / "step-000003.ckpt"
     training_file.save(path, META, tensors())
     return path
-
-
-def assemble(header: object, body: bytes = b"", *, version: int = 1, total: int | None = None) -> bytes:
-    """A file with a valid first checksum around any header."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    padding = bytes(-(64 + len(text)) % 64)
-    length = 64 + len(text) + len(padding) + len(body) if total is None else total
-    fields = struct.pack("<8sIIQQ", b"ASPTRAIN", version, 0, length, len(text))
-    return fields + hashlib.sha256(fields + text).digest() + text + padding + body
 
 
 def entry(**changes) -> dict:
@@ -145,7 +137,8 @@ def test_named_damage(path):
     assert code(assemble({"meta": {}, "tensors": [entry()]})) == "size_mismatch"
     assert code(assemble({"meta": {}, "tensors": [entry(shape=[2**62, 2**62, 16])]})) == "size_overflow"
     assert code(assemble({"meta": {}, "tensors": [entry(shape=[0, 2**63])]})) == "size_overflow"
-    assert code(assemble({"meta": {}, "tensors": [entry(shape=[10**4000] * 8)]})) == "size_overflow"
+    assert code(assemble({"meta": {}, "tensors": [entry(shape=[10**300] * 8)]})) == "size_overflow"
+    assert code(assemble({"meta": {}, "tensors": [entry(shape=[10**4000])]})) == "json_syntax"
     assert code(assemble({"meta": {}, "tensors": [entry()]}, bytes(64))) == "checksum"
     right = hashlib.sha256(bytes(8)).hexdigest()
     assert code(assemble({"meta": {}, "tensors": [entry(sha256=right)]}, bytes(63) + b"\1")) == "padding"

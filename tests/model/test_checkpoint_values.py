@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_training as tiny
-from test_coder_train import made
+from tiny_coders import made
 
 import attnsparse as asp
 from attnsparse.io import training_file

@@ -195,6 +195,7 @@ def test_every_parameter_by_central_differences():
                 slopes[index] = (losses[0] - losses[1]) / (2 * eps)
             model.assign({parameter: value})
             assert np.allclose(found[parameter].ravel(), slopes, rtol=1e-3, atol=1e-5), parameter
+    reliability.report("R26", "every element of every parameter of two models by central differences")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -326,3 +327,31 @@ def test_training_comparison_can_fail(monkeypatch):
     right = ot.score_gradient
     monkeypatch.setattr(ot, "score_gradient", lambda P, m, dA, g, edge: right(P, m, dA, None, edge))
     assert abs(oracle_norm() / norm - 1) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_gradients_of_300_random_shapes():
+    """R26: all parameters and activations in double, 300 random shapes, both gate gradients."""
+    worst, n_cases = [0.0], [0]
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(engine.cases())
+    def compare(case):
+        config, seed, tokens = case
+        weights = engine.rounded_model(seed, config)
+        if not engine.gates_are_clear(config, oracle.forward(config, weights, tokens), 1e-9):
+            return
+        dlogits = np.random.default_rng(seed).standard_normal((len(tokens), config["n_vocab"]))
+        model = build(config, weights, "float64")
+        for straight in (False, True):
+            options = {"wrt": engine.WRT, "gate_gradient": mode(straight)}
+            found = model.gradients(tokens, dlogits=dlogits, **options)
+            expected = engine.oracle_gradients(config, weights, tokens, dlogits, straight)
+            worst[0] = max(worst[0], *engine.gradient_errors(found, expected).values())
+        n_cases[0] += 1
+
+    compare()
+    assert worst[0] <= 1e-10
+    text = f"{n_cases[0]} random shapes in double: largest relative error {worst[0]:.1e} (goal 1e-10)"
+    reliability.report("R26", text)

@@ -85,6 +85,7 @@ def test_blocks_of_closed_vocabularies(characters, monkeypatch):
         assert one.encode(text) == one._inner.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.serial
 def test_what_is_not_cut_is_encoded_aside(monkeypatch):
     """Ids, decoded text and errors are the same; the last is the library's panic."""
     inner = trained()

@@ -6,9 +6,7 @@ import oracle_graph as og
 import planted_graph as pg
 import pytest
 from places import ROOT
-
-import attnsparse as asp
-from attnsparse.model.tokenizer import Tokenizer
+from planted_calls import by_package
 
 KINDS = ("per layer", "cross-layer", "resid_mid")
 EXACT = 1e-13
@@ -24,15 +22,6 @@ def by_oracle(kind, gated, direction=None):
     frozen = og.Frozen(config, weights, pg.TOKENS, pg.transcoders(kind))
     direction = og.logit_direction(len(pg.WORDS), pg.SMALL_TOKEN) if direction is None else direction
     return og.build(frozen, [direction])
-
-
-def by_package(kind, gated, dtype="float32", prompt=pg.PROMPT, target="small", **options):
-    config, weights = pg.model(gated)
-    weights = {name: value.astype(dtype) for name, value in weights.items()}
-    tokenizer = Tokenizer.from_words(pg.WORDS)
-    model = asp.Model(asp.Config.from_dict(config), weights, tokenizer, "planted", dtype)
-    coders = ge.transcoders(pg.transcoders(kind), dtype)
-    return asp.attribution_graph(model, coders, prompt, target, threads=1, progress=False, **options)
 
 
 def check_edges(graph, kind, tolerance):

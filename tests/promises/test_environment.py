@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import platform
 import signal
 import sys
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reliability
+from float_environment import FLUSH, NEAREST, ROUND_UP, control, environment, set_control
 from public_calls_core import CORE_CALLS
 from public_objects import Everything
 from reliability import bits_of_model, micro_batch, step_options
@@ -23,38 +22,9 @@ from attnsparse import _core, _core64
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="sets MXCSR through glibc's fenv_t"
 )
-NEAREST, ROUND_UP, FLUSH, TRAP_OVERFLOW = 0x1F80, 0x1F80 | 0x4000, 0x1F80 | 0x8040, 0x1F80 & ~0x0400
 ODD = {"rounding up": ROUND_UP, "flushing to zero": FLUSH, "both": ROUND_UP | FLUSH}
 # Each changes what it is called on, so a second call has another result.
 CHANGING = {"_core.Trainer.step", "_core.CoderTrainer.step", "_core.Model.version"}
-
-
-def control() -> int:
-    """MXCSR of this thread without its status flags."""
-    return _environment()[1] & ~0x3F
-
-
-def _environment() -> tuple[Any, int]:
-    found = (ctypes.c_uint8 * 32)()
-    ctypes.CDLL("libm.so.6").fegetenv(ctypes.byref(found))
-    return found, int.from_bytes(bytes(found[28:32]), "little")
-
-
-def set_control(mxcsr: int) -> None:
-    found, _ = _environment()
-    found[28:32] = list(mxcsr.to_bytes(4, "little"))
-    ctypes.CDLL("libm.so.6").fesetenv(ctypes.byref(found))
-
-
-@contextlib.contextmanager
-def environment(mxcsr: int) -> Iterator[None]:
-    set_control(mxcsr)
-    try:
-        yield
-    finally:
-        left = control()
-        set_control(NEAREST)
-    assert left == mxcsr, "a call left another environment"
 
 
 def content(found: Any) -> list[bytes]:
@@ -120,7 +90,7 @@ def test_numbers_do_depend_on_it():
 def test_a_trap_of_the_caller_is_not_met():
     """Overflow in the scores of a model with huge weights would end the process by SIGFPE."""
     code = (
-        "import json, numpy as np, reliability, test_environment as t\n"
+        "import json, numpy as np, reliability, float_environment as t\n"
         "m = reliability.model()\n"
         "m.assign({n: np.full_like(v, 1e30) for n, v in m.parameters().items()})\n"
         "with t.environment(t.TRAP_OVERFLOW):\n"

@@ -20,6 +20,7 @@ def test_the_same_checks_at_small_sizes():
     assert {name: f for name, f in found.items() if f["wrong"] or not f["error"] < BOUND} == {}
 
 
+@pytest.mark.serial
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)

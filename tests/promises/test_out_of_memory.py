@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import itertools
+import re
 import sys
 import sysconfig
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import reliability
 from failing import every_failure, failures_of
+from no_memory import untrue
 from public_calls import CALLS, Everything, small_task
 from reliability import PROMPTS, TOKENS, bits_of_model, bits_of_run, counters, nothing_kept, report
 
@@ -40,12 +42,14 @@ def everything():
 
 
 def failures_of_name(name: str, everything) -> int:
-    """All uses of a public name with each of the core's allocations failing: afterwards the model gives the
-    same bits, and what was lent before still holds what it held."""
+    """All uses of a public name with each of the core's allocations failing: what is said is so, afterwards
+    the model gives the same bits, and what was lent before still holds what it held."""
     model, kept = bits_of_run(everything.model.run(PROMPTS, "all")), bits_of_run(everything.one)
     count = 0
     for call in (*CALLS[name].right, *CALLS[name].wrong):
-        count += failures_of(lambda call=call: call(everything))
+        texts = failures_of(lambda call=call: call(everything))
+        assert untrue(name, texts) == [], f"{name} without memory says what is not so"
+        count += len(texts)
     assert bits_of_run(everything.model.run(PROMPTS, "all")) == model
     assert bits_of_run(everything.one) == kept
     return count
@@ -54,6 +58,25 @@ def failures_of_name(name: str, everything) -> int:
 @pytest.mark.parametrize("name", sorted(name for name, entry in CALLS.items() if entry.cost < HEAVY))
 def test_every_allocation_of_a_public_call_can_fail(name, everything):
     failures_of_name(name, everything)
+
+
+@pytest.mark.parametrize("record", ["none", "all", "edges"])
+def test_a_run_speaks_of_its_edges_only_where_it_has_some(record, everything):
+    texts = failures_of(lambda: everything.model.run(PROMPTS, record))
+    assert untrue("Model.run", texts) == []
+    assert any("open edges" in text for text in texts) == (record == "edges")
+
+
+def test_an_untrue_sentence_would_be_seen():
+    for text in (
+        "this run needs 0.000 GB, which could not be allocated",
+        "this run needs 0 bytes, which could not be allocated",
+        "no memory for gradients",
+        "out of memory",
+        "the active features: no memory, or more than max_bytes=100; use fewer tokens or a larger max_bytes",
+    ):
+        assert untrue("Model.run", ["no memory for a run", text]) == [text]
+    assert untrue("Model.gradients", ["no memory for gradients"]) == []
 
 
 def test_what_hides_a_failure_or_keeps_memory_would_be_seen(everything):
@@ -194,7 +217,7 @@ def test_out_of_memory_while_products_are_tried(dtype):
     core, widths = reliability.CORES[dtype], itertools.count(512, 16)
     config = reliability.model(dtype=dtype)._core.config
     usual = failures_of(lambda: core.Model(config), dtype)
-    assert failures_of(lambda: core.Model(config | {"d_mlp": next(widths)}), dtype) > usual
+    assert len(failures_of(lambda: core.Model(config | {"d_mlp": next(widths)}), dtype)) > len(usual)
 
 
 @pytest.mark.skipif(
@@ -212,6 +235,7 @@ def test_out_of_memory_of_python_itself():
     assert found["kept"] == 0
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("what", ["model", "run", "gradients"])
 def test_too_much_is_refused_at_once_and_by_name(what):
     """10^15 bytes and more: MemoryError with the amount, without trying for long."""
@@ -227,7 +251,7 @@ def test_too_much_is_refused_at_once_and_by_name(what):
     with nothing_kept():
         for _ in range(3):
             begin = time.perf_counter()
-            with pytest.raises(MemoryError, match=r"\d GB"):
+            with pytest.raises(MemoryError, match=r"\d [MGT]B"):
                 calls[what]()
             taken.append(time.perf_counter() - begin)
     report("R13", f"{what} beyond all memory refused in {1000 * min(taken):.1f} ms")
@@ -253,7 +277,7 @@ def test_too_much_under_a_limit_of_the_system():
     texts, same = reliability.child("-c", code)
     assert same
     assert len(texts) == 2
-    assert all("could not be allocated" in text and "GB" in text for text in texts)
+    assert all(re.search(r"\d [MG]B, which could not be allocated", text) for text in texts), texts
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_AS")

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import reliability
+from alone import bits_are_promised, same_bits_or_close
 from public_calls import small_transcoders
 from reliability import micro_batch, report, step_options
 
@@ -120,6 +121,7 @@ def on_one_core(wanted: bool):
         os.sched_setaffinity(0, before)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     ("n_repeats", "n_steps"),
     [(2, 5), pytest.param(100, 50, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])],
@@ -164,13 +166,14 @@ def different_alone(model: asp.Model, n_vocab: int, seed: int) -> list[str]:
     replaced = coders.replacement_run(model, prompts(n_vocab, seed=seed), record=("attention", "gate", "z"))
     for i, prompt in enumerate(prompts(n_vocab, seed=seed)):
         alone = results(one_of(whole, i))
-        different += [k for k in alone if not np.array_equal(alone[k][..., 0], together[k][..., i])]
+        size = np.abs(alone["metric"]).max()  # effects are differences of metrics
+        different += [k for k in alone if not same_bits_or_close(together[k][..., i], alone[k][..., 0], size)]
         pair = [coders.features(model, source) for source in (prompt, batch[i])]
         for name in ("feature", "position", "activation", "error", "reconstruction"):
-            different += [name] * (not np.array_equal(*(getattr(found, name) for found in pair)))
+            different += [name] * (not same_bits_or_close(*(getattr(found, name) for found in pair)))
         run = coders.replacement_run(model, prompt, record=("attention", "gate", "z"))
         for name in ("pattern", "gate", "logits", "z"):
-            same = np.array_equal(getattr(run, name), getattr(replaced[i], name))
+            same = same_bits_or_close(getattr(replaced[i], name), getattr(run, name))
             different += [f"replaced {name}"] * (not same)
     return different
 
@@ -180,7 +183,8 @@ def test_effects_and_features_of_a_prompt_alone_have_the_bits_of_a_batch(seed):
     model = reliability.model(seed, gated=seed % 3 < 2, n_vocab=96 + 40 * seed)
     assert different_alone(model, 96 + 40 * seed, seed) == []
     if seed:
-        report("R24", f"prompt alone and in a batch of 8, seed {seed}: 0 bits differ")
+        said = "0 bits differ" if bits_are_promised() else "close"
+        report("R24", f"prompt alone and in a batch of 8, seed {seed}: {said}")
 
 
 @pytest.mark.parametrize("n_models", [4, pytest.param(200, marks=pytest.mark.slow)])

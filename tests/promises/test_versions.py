@@ -16,7 +16,7 @@ import pytest
 import tiny_training as tiny
 from places import FIXTURES
 from reliability import report
-from test_training_file import assemble
+from training_file_by_hand import assemble
 
 from attnsparse.errors import CheckpointError, ConfigError, FormatError
 from attnsparse.io import training_file

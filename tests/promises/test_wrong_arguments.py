@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import reliability
+from messages import MOST_CHARACTERS, check_message
 from public_calls import CALLS, Everything
 from reliability import TOKENS, micro_batch, step_options
 
@@ -17,44 +18,12 @@ from attnsparse import _core, _core64, recipes, reproduce, tasks
 from attnsparse.training.data import SequenceData
 
 NAN, INF = float("nan"), float("inf")
-MOST_CHARACTERS = 300
-# texts of conversions that say neither which argument is meant nor what it should be
-BARE = (
-    "object is not iterable",
-    "unhashable",
-    "could not convert string",
-    "cannot be interpreted as",
-    "invalid literal",
-    "bad argument type for built-in",
-    "not supported between",
-    "has no attribute 'config'",
-    "has no attribute 'items'",
-    "has no attribute 'to_dict'",
-    "cannot unpack",
-    "not enough values",
-    "inhomogeneous",
-    "cannot reshape",
-    "too big to",
-    "too large to",
-    "is greater than maximum",
-    "range object",
-    "codec can't encode",
-    "not understood",
-)
 
 
 @pytest.fixture(scope="module")
 def e():
     with Everything() as everything:
         yield everything
-
-
-def check_message(error: BaseException) -> None:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    assert 0 < len(text) <= MOST_CHARACTERS, text
-    assert "\n" not in text
-    assert not any(bare in text for bare in BARE), text
-    assert " at 0x" not in text
 
 
 def batch(which=None, change=None):

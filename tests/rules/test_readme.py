@@ -22,7 +22,7 @@ def test_two_commands_of_one_line():
     commands = [block.strip() for block in blocks("sh")]
     assert [command.count("\n") for command in commands] == [0, 0]
     assert commands[0].endswith("attnsparse reproduce --out figures")
-    assert commands[1].endswith("pytest")
+    assert commands[1].endswith("pytest -n auto")
 
 
 def test_first_command_draws_the_figure(tmp_path):

@@ -34,13 +34,13 @@ def every_failure(dtype: str, call: Callable[[], Any], check: Callable[[], None]
     raise AssertionError("allocations never end")
 
 
-def failures_of(call: Callable[[], Any], dtype: str = "float32") -> int:
-    """Let allocation 1, 2, ... of a call that may return anything fail until it makes fewer; how many failed.
+def failures_of(call: Callable[[], Any], dtype: str = "float32") -> list[str]:
+    """Let allocation 1, 2, ... of a call that may return anything fail until it makes fewer; what each said.
 
     Each must raise MemoryError with a text, or what a wrong call raises anyway, and leave the core's memory
     as it was.
     """
-    core, usual = CORES[dtype], outcome(call)
+    core, usual, texts = CORES[dtype], outcome(call), []
     for n in range(1, 20_000):
         before, made = counters(dtype), core._debug_stats()["n_allocations"]
         core._debug_fail_at(n)
@@ -50,9 +50,10 @@ def failures_of(call: Callable[[], Any], dtype: str = "float32") -> int:
             core._debug_fail_at(0)
         if core._debug_stats()["n_allocations"] - made < n:
             assert found == usual
-            return n - 1
+            return texts
         assert found is not None, f"allocation {n} failed, and the call did not say so"
         assert found == usual or (found[0] is MemoryError and found[1]), found
+        texts += [] if found == usual else [found[1]]
         assert counters(dtype) == before, f"allocation {n}"
     raise AssertionError("allocations never end")
 

@@ -56,7 +56,7 @@ def child(library: Path, *arguments: object, timeout: float = 300) -> Any:
     before = [part for part in (os.environ.get("LD_PRELOAD"),) if part]
     preload = ":".join([*before, str(library)])
     return reliability.child(
-        "faults.py", *map(str, arguments), timeout=timeout, LD_PRELOAD=preload, FAULTS_LIBRARY=str(library)
+        __file__, *map(str, arguments), timeout=timeout, LD_PRELOAD=preload, FAULTS_LIBRARY=str(library)
     )
 
 

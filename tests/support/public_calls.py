@@ -329,6 +329,7 @@ PLAIN: dict[str, str] = {
         f"asp.{name}": "Python and NumPy alone; see test_feature_labels.py"
         for name in ("FeatureLabels", "load_feature_labels", "write_feature_details")
     },
+    **{f"asp.{name}": "a package" for name in asp.__all__ if inspect.ismodule(getattr(asp, name))},
     "asp.Run": "made by Model.run",
     "asp.Encoder": "a dataclass of NumPy's own arrays",
     "asp.Features": "made by Transcoders.features",

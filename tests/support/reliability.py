@@ -28,6 +28,7 @@ CORES = {"float32": _core, "float64": _core64}
 #: wide enough that a forward pass needs little scratch, so that it can be repeated thousands of times
 SHAPE = {"n_layer": 2, "n_head": 4, "d_model": 64, "d_mlp": 128, "n_ctx": 24, "n_vocab": 96}
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2, 6], np.int32)
+FEATURE_ARRAYS = ("layer", "position", "feature", "activation", "start", "reconstruction", "error")
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7]]
 
 
@@ -90,6 +91,11 @@ def bits_of_run(run: asp.Run) -> dict[str, bytes]:
     if run._has_edges():
         found |= {f"edges {i}": array.tobytes() for i, array in enumerate(run._core.edges())}
     return found
+
+
+def bits_of_features(features: asp.Features) -> dict[str, bytes]:
+    """What a call of `features` found, as bytes."""
+    return {name: getattr(features, name).tobytes() for name in FEATURE_ARRAYS}
 
 
 def bits_of_model(model: asp.Model, trainer: Any = None) -> dict[str, bytes]:

@@ -11,6 +11,10 @@ from attnsparse.graphs.graph import Graph
 PROMPT = 'The opposite of "large" is "'
 TOKENS = ("The", " opposite", " of", ' "', "large", '"', " is", ' "')
 WORDS = ("large", "size", "opposite", "quotation mark opens", "say an adjective", "negation", "comparison")
+HOSTILE = (
+    "</script><script>window.hacked = 1</script>", '"><img src=x onerror="window.hacked = 2">',
+    "<!--<script>", "{{script}}{{data}}", "'\"&amp;<b>", "\u2028]]>\u202e", "\ud800", "\\u003c/script>",
+)  # fmt: skip
 OUTPUTS = ("small", "tiny", "little", "big", "short")
 
 
@@ -121,3 +125,16 @@ def _labels(
 def _patterns(rng: np.random.Generator, n_layer: int, n_head: int, t: int) -> np.ndarray:
     scores = np.exp(3 * rng.standard_normal((n_layer, n_head, t, t))) * np.tril(np.ones((t, t)))
     return (scores / scores.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def hostile_graph() -> Graph:
+    """Every text of it would be code in a page that did not escape it."""
+    plain = small_graph(40, strings=HOSTILE)
+    labels = tuple(HOSTILE[i % len(HOSTILE)] for i in range(len(plain)))
+    names = {
+        "model_name": HOSTILE[0],
+        "transcoders_name": HOSTILE[1],
+        "scan": HOSTILE[2],
+        "model_digest": HOSTILE[3],
+    }
+    return small_graph(40, strings=HOSTILE, labels=labels, options={HOSTILE[0]: HOSTILE[1]}, **names)

@@ -21,9 +21,11 @@ from attnsparse.transcoders.load import load_transcoders
 
 PACKAGE = Path(attnsparse.__path__[0])
 SETS = [*bad_transcoders.SETS, *bad_transcoders_other.SETS]
-READERS = ("transcoder_files", "transcoder_layout", "transcoder_source", "transcoder_circuit_tracer",
-           "transcoder_saelens", "transcoder_torch", "transcoder_clt_forge", "npz_file",
-           "strict_yaml")  # fmt: skip
+READERS = (
+    "transcoders/load", "transcoders/stored", "transcoders/formats/layout", "transcoders/formats/clt_forge",
+    "transcoders/formats/circuit_tracer", "transcoders/formats/saelens", "transcoders/formats/dunefsky",
+    "io/npz_file", "io/strict_yaml",
+)  # fmt: skip
 
 
 def load(folder: Path, case: bad_transcoders.BadSet):
@@ -72,9 +74,9 @@ def test_no_reader_imports_pickle_or_runs_anything():
     forbidden = re.compile(
         r"\b(import (pickle|torch|mmap)|from (pickle|torch|mmap) |eval\(|exec\(|__import__)"
     )
-    for name in (*READERS, "transcoder_write"):
+    for name in (*READERS, "transcoders/save"):
         assert not forbidden.search((PACKAGE / f"{name}.py").read_text()), name
-    text = (PACKAGE / "strict_yaml.py").read_text()
+    text = (PACKAGE / "io" / "strict_yaml.py").read_text()
     assert "yaml.load" not in text
     assert set(re.findall(r"yaml\.(?:constructor\.)?(\w+Loader|\w+Constructor)\b", text)) == {
         "SafeLoader", "SafeConstructor"}  # fmt: skip

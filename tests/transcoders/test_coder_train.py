@@ -15,6 +15,7 @@ import tiny_training as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_coder import JUMP_RELU, NAMES, RELU, TOPK, Options
+from tiny_coders import made, options
 
 from attnsparse._engine import core_for
 from attnsparse.errors import CheckpointError, ConfigError, TrainingDiverged
@@ -266,25 +267,6 @@ def test_thresholds_begin_where_l0_is_what_is_asked_for(wanted, monkeypatch):
     first, second = (np.exp(core.array("log_threshold")) for core in made(2, threshold=(None, 0.3))._layers)
     assert np.allclose(second, 0.3)
     assert not np.allclose(first, 0.3)
-
-
-def options(steps: int, **changes) -> TranscoderOptions:
-    """Everything changes on the way."""
-    chosen = {
-        "steps": steps,
-        "n_features": (20, 24),
-        "lr": schedules.Warmup(1e-2, 5, "linear", begin=0.6, final=0.1),
-        "sparsity": schedules.linear(1e-3, 5e-3, 0.0, 0.5),
-        "l0": schedules.linear(8, 3),
-        "dead_after": 3,
-        "aux_k": 4,
-        "seed": 3,
-    }
-    return TranscoderOptions(**{**chosen, **changes})
-
-
-def made(steps: int, threads: int = 1, **changes) -> TranscoderTrainer:
-    return TranscoderTrainer(tiny.model(), tiny.data(batch=8), options(steps, **changes), threads=threads)
 
 
 def finished(path: Path, steps: int = 30, **how) -> bytes:

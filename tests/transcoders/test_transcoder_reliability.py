@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import reliability
 from failing import every_failure
+from messages import check_message
 from public_calls import small_transcoders
-from reliability import PROMPTS, TOKENS, bits_of_run, counters, nothing_kept
-from test_transcoder import bits
-from test_wrong_arguments import check_message
+from reliability import PROMPTS, TOKENS, bits_of_features, bits_of_run, counters, nothing_kept
 
 import attnsparse as asp
 from attnsparse import _core
@@ -235,8 +234,8 @@ def test_an_exception_of_a_source_comes_out_as_it_is(name, layer, call, model):
     del source, transcoders
     gc.collect()
     assert gone() is None
-    expected = bits(small_transcoders().features(model, TOKENS))
-    assert bits(small_transcoders().features(model, TOKENS)) == expected
+    expected = bits_of_features(small_transcoders().features(model, TOKENS))
+    assert bits_of_features(small_transcoders().features(model, TOKENS)) == expected
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -353,12 +352,12 @@ def test_out_of_memory(fields, dtype):
     """Every allocation of both calls fails once; nothing is kept, and the next call is as if none had."""
     one, transcoders = reliability.model(dtype=dtype), small_transcoders(dtype, **fields)
     held = transcoders.features(one, TOKENS)
-    expected, before = bits(transcoders.features(one, TOKENS)), bits(held)
+    expected, before = bits_of_features(transcoders.features(one, TOKENS)), bits_of_features(held)
     run = bits_of_run(transcoders.replacement_run(one, PROMPTS))
 
     def check():
-        assert bits(transcoders.features(one, TOKENS)) == expected
-        assert bits(held) == before
+        assert bits_of_features(transcoders.features(one, TOKENS)) == expected
+        assert bits_of_features(held) == before
         assert bits_of_run(transcoders.replacement_run(one, PROMPTS)) == run
 
     given = held.run
@@ -370,12 +369,12 @@ def test_a_limit_on_memory(model):
     """Outputs and lists count; the least that is enough gives the same."""
     transcoders = small_transcoders()
     run = model.run(TOKENS, record=("ln2_normalized", "mlp_out"))
-    expected = bits(transcoders.features(model, run))
+    expected = bits_of_features(transcoders.features(model, run))
     low, high = 2 * 2 * 8 * 64 * 4, 60_000  # reconstruction and error alone; more than enough
     while high - low > 50:
         max_bytes = (low + high) // 2
         try:
-            assert bits(transcoders.features(model, run, max_bytes=max_bytes)) == expected
+            assert bits_of_features(transcoders.features(model, run, max_bytes=max_bytes)) == expected
             high = max_bytes
         except MemoryError:
             low = max_bytes
@@ -388,7 +387,7 @@ def test_arrays_outlive_features_run_and_model():
     one = reliability.model()
     with nothing_kept():
         found = small_transcoders().features(one, TOKENS)
-        kept, expected = [found.activation[3:], found.error[1], found.run.resid_mid], bits(found)
+        kept, expected = [found.activation[3:], found.error[1], found.run.resid_mid], bits_of_features(found)
         del found
         gc.collect()
         assert kept[1].tobytes() == expected["error"][len(expected["error"]) // 2 :]
@@ -409,7 +408,7 @@ def test_features_are_let_go():
 def test_many_threads_at_once(model):
     transcoders = small_transcoders()
     expected = (
-        bits(transcoders.features(model, TOKENS)),
+        bits_of_features(transcoders.features(model, TOKENS)),
         bits_of_run(transcoders.replacement_run(model, PROMPTS)),
     )
     found = []
@@ -417,7 +416,7 @@ def test_many_threads_at_once(model):
     def work():
         for _ in range(20):
             pair = transcoders.features(model, TOKENS), transcoders.replacement_run(model, PROMPTS)
-            found.append((bits(pair[0]), bits_of_run(pair[1])) == expected)
+            found.append((bits_of_features(pair[0]), bits_of_run(pair[1])) == expected)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
@@ -444,8 +443,8 @@ def test_a_source_may_use_the_library_and_other_threads_run_meanwhile(model):
 
 def test_a_source_in_float64_serves_a_float32_model(model):
     """Whatever floating-point arrays come are taken in the model's type."""
-    expected = bits(small_transcoders().features(model, TOKENS))
-    assert bits(small_transcoders("float64").features(model, TOKENS)) == expected
+    expected = bits_of_features(small_transcoders().features(model, TOKENS))
+    assert bits_of_features(small_transcoders("float64").features(model, TOKENS)) == expected
     half = small_transcoders("float16").features(model, TOKENS)
     assert (
         engine.relative_error(half.reconstruction, small_transcoders().features(model, TOKENS).reconstruction)

@@ -1,0 +1,56 @@
+"""What may be said when an allocation of the core fails: the thing that it was for, and nothing else."""
+
+from __future__ import annotations
+
+import re
+
+AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
+RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.Model\.run|_core\.Run|asp\.|cache\.)"
+FEATURES = r"(Transcoders\.|_core\.Features|_core\.Model\.|asp\.|Graph\.)"
+GRAPHS = r"(Graph\.|_core\.|asp\.)"
+
+#: sentence -> the public names whose calls may say it
+SENTENCES = {
+    r"no memory for a model": "",
+    r"no memory to choose how this model is computed": "",
+    rf"the weights of this model need {AMOUNT}, which could not be allocated": "",
+    r"no memory for (a run|the tokens of a run)": RUNS,
+    rf"this run needs {AMOUNT}, which could not be allocated": RUNS,
+    r"no memory for the open edges of a run; raise edge_threshold to keep fewer": RUNS,
+    r"no memory for the norms of a run": r"(_core\.)?Run\.value_norms",
+    r"no memory for \d+ scores": r"(_core\.)?Run\.entry_scores",
+    r"no memory for gradients": r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
+    rf"these gradients need {AMOUNT}, which could not be allocated":
+        r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
+    rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
+        r"(Model\.|Gradients\.|effects\.|_core\.|asp\.|Transcoders\.)",
+    r"no memory for interventions": RUNS,
+    r"no memory for \d+ variants": r"(effects\.|_core\.Model\.sweep|asp\.)",
+    r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.Model\.sweep|asp\.)",
+    rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":
+        r"(effects\.|_core\.Model\.attribution|asp\.)",
+    r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
+    rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
+        r"(_core\.Trainer|Trainer|asp\.)",
+    r"no memory for a transcoder": r"(_core\.|Transcoder|asp\.)",
+    rf"a transcoder of \d+ features needs {AMOUNT} to be trained, which could not be allocated":
+        r"(_core\.|Transcoder|asp\.)",
+    rf"a step on \d+ rows needs {AMOUNT}, which could not be allocated; try fewer rows":
+        r"(_core\.|Transcoder|asp\.)",
+    r"no memory (for features|for the features of layer \d+|to decode features)": FEATURES,
+    r"no memory for (the active features|what transcoders (write|leave unexplained))": FEATURES,
+    r"no memory for a graph of \d+ targets": GRAPHS,
+    rf"a graph with \d+ writes needs {AMOUNT}": GRAPHS,
+    r"no memory for a product of a graph": GRAPHS,
+    rf"the heads of a graph need {AMOUNT} of scratch": GRAPHS,
+    r"no memory for the influence of \d+ edges": GRAPHS,
+    r"no memory to prune a graph of \d+ edges": GRAPHS,
+    # of NumPy and of Python themselves
+    r"Unable to allocate .* for an array with shape .*": "",
+}  # fmt: skip
+
+
+def untrue(name: str, texts: list[str]) -> list[str]:
+    """The sentences that a call of this public name may not say when an allocation fails."""
+    allowed = [sentence for sentence, names in SENTENCES.items() if re.match(names, name)]
+    return [text for text in texts if not any(re.fullmatch(sentence, text) for sentence in allowed)]
