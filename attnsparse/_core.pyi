@@ -12,6 +12,8 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+from .model.interventions import Interventions
+
 Real = npt.NDArray[np.floating[Any]]
 
 def set_num_threads(n: int, /) -> None: ...
@@ -104,15 +106,14 @@ class Model:
         max_bytes: int = ...,
         edge_threshold: float | None = None,
         threads: int = 0,
-        interventions: tuple[Any, ...] | None = None,
+        interventions: Interventions | None = None,
         substitute: tuple[Features, Any, Real | None] | None = None,
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
         substitute: (new Features of N tokens, source, errors (L,N,E) or None): transcoders in place of MLPs.
 
-        interventions: (heads (n,4), values (n,D), entries (n,5), values (n,D) or None, mlps (n,3), values
-        (n,E), resids (n,4), values (n,E)), places int64; see asp_interventions in csrc/asp.h.
+        interventions: see asp_interventions in the core's headers.
         """
 
     def sweep(

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -23,18 +23,23 @@ from ..io.folder_commit import read_whole
 from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
 from ..io.safetensors_file import safetensors_pieces
 from ..io.tensor_source import TensorSource
+from . import hub
 from .config import Config
 from .foreign import family_of
-from .hf_config import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
-from .locate import Found, find, open_weights, read_config_json, tensor_shapes
+from .hf_config import (
+    derive_head_width,
+    hugging_face_config,
+    is_hugging_face,
+    is_ours,
+    read_config,
+    read_config_json,
+)
+from .locate import Found, find, open_weights, tensor_shapes
+from .model import Model
 from .tensor_names import BRIDGE, TRANSFORMER_LENS, Names, Placement
-from .tokenizer import token_texts
+from .tokenizer import Tokenizer, token_texts
 from .tokenizer_files import FILES
 from .tokenizer_sidecars import GPT2_BOS
-
-if TYPE_CHECKING:
-    from .model import Model
-    from .tokenizer import Tokenizer
 
 GPT2_VOCAB, GPT2_PADDED_VOCAB = 50_257, 50_304
 # fields that must be known -> the key of config.json that says them
@@ -143,7 +148,7 @@ def _read_model(
         limits.check(
             "max_weight_bytes", n_bytes, source.path, f"a model of {n_bytes:,} bytes", code="weight_limit"
         )
-        model = _empty_model(settled, dtype)
+        model = Model(settled, dtype=dtype)
         _fill(model, source, placements, names)
         if not allow_nonfinite:
             _check_finite(model, source.path, placements)
@@ -195,8 +200,6 @@ def _tokenizer(
     given: Tokenizer | str | os.PathLike[str] | None, found: Found, limits: Limits
 ) -> Tokenizer | None:
     """The tokenizer given, else the one beside the weights, else GPT-2's for a sparse release of the hub."""
-    from .tokenizer import Tokenizer
-
     if isinstance(given, Tokenizer):
         return given
     if given is not None:
@@ -204,8 +207,6 @@ def _tokenizer(
     if Tokenizer.is_in(found.folder):
         return Tokenizer.load(found.folder, limits=limits)
     if found.from_hub and found.sparse_release:
-        from . import hub
-
         folder = hub.fetch_gpt2_tokenizer()
         return Tokenizer.load(folder, limits=limits) if folder is not None else None
     return None
@@ -335,12 +336,6 @@ def _is_tied(declared: bool | None, names: Names, source: TensorSource) -> bool:
         text = "lm_head.weight is not wte.weight but tie_word_embeddings is true; set it to false"
         raise located(ConfigError, "tied_mismatch", source.path, text, field=head)
     return same
-
-
-def _empty_model(config: Config, dtype: str) -> Model:
-    from .model import Model
-
-    return Model._empty(config, dtype)
 
 
 def _fill(model: Model, source: TensorSource, placements: list[Placement], names: Names) -> None:

@@ -16,8 +16,7 @@ from ..errors import ConfigError, FormatError, located, quoted
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from .hf_config import is_ours
-from .locate import read_config_json
+from .hf_config import is_ours, read_config_json
 
 if TYPE_CHECKING:
     import tokenizers

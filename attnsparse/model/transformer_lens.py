@@ -45,7 +45,7 @@ def hook_names(n_layer: int) -> list[str]:
     return ["hook_embed", "hook_pos_embed", *blocks, "ln_final.hook_scale", "ln_final.hook_normalized"]
 
 
-class ActivationCache(Mapping):
+class ActivationCache(Mapping[Any, np.ndarray]):
     """Hook name -> array [batch, pos, ...] (patterns and scores [batch, head, query, key]), zero-copy.
 
     `cache["blocks.5.attn.hook_pattern"]`, `cache["pattern", 5]` and `cache["resid_post", -1]` all work;

@@ -1,9 +1,9 @@
 """Schedules: a number for every optimiser step of a run.
 
 A schedule is a small frozen dataclass with `at(step, steps)`, a pure function of the step (from 0) and the
-length of the run, computed in float64, and a JSON form that gives the same schedule back. Learning rate, gate
-bias, edge weight, tau and the limits of the multiplier are all given this way. Gate bias and edge weight may
-differ from layer to layer: see `PerLayer`.
+length of the run, computed in float64, and a dict form that gives the same schedule back. Learning rate,
+gate bias, edge weight, tau and the limits of the multiplier are all given this way. Gate bias and edge weight
+may differ from layer to layer: see `PerLayer`.
 
 Positions inside a run are fractions of it (0 the start, 1 the end), so that a recipe can be shortened without
 being rewritten; only warm-up counts steps, because it depends on the optimiser and not on the length.
@@ -12,9 +12,11 @@ being rewritten; only warm-up counts steps, because it depends on the optimiser 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from .. import _check
 
 MOST_STEPS = 10**12  # of a run: far above any, and every step a number that a float holds exactly
 
@@ -26,14 +28,14 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _number("value", self.value))
+        object.__setattr__(self, "value", _check.number(self.value, "value"))
 
     def at(self, step: int, steps: int) -> float:
         """Value at `step` (from 0) of a run of `steps`."""
         return self.value
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
         return {"kind": "constant", "value": self.value}
 
 
@@ -50,7 +52,7 @@ class Pieces:
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        points = tuple((_number("position", p), _number("value", v)) for p, v in self.points)
+        points = tuple((_check.number(p, "position"), _check.number(v, "value")) for p, v in self.points)
         if not points:
             raise ValueError("a piecewise-linear schedule needs at least one point")
         positions = [p for p, _ in points]
@@ -73,8 +75,8 @@ class Pieces:
             before = point
         return before[1]
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
         return {"kind": "pieces", "points": [list(point) for point in self.points]}
 
 
@@ -95,15 +97,15 @@ class Warmup:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("peak", "begin", "final"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        if type(self.steps_up) is not int or not 0 <= self.steps_up <= MOST_STEPS:
-            raise ValueError(f"warm-up must be 0..{MOST_STEPS:,} steps, got {self.steps_up!r:.60}")
-        if self.decay not in ("constant", "linear", "cosine"):
-            raise ValueError(f'decay must be "constant", "linear" or "cosine", got {self.decay!r}')
-        for name in ("begin", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        _check.choice(self.decay, "decay", ("constant", "linear", "cosine"))
+        plain = {
+            "peak": _check.number(self.peak, "peak"),
+            "steps_up": _check.integer(self.steps_up, "steps_up", 0, MOST_STEPS),
+            "begin": _check.share(self.begin, "begin"),
+            "final": _check.share(self.final, "final"),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     def at(self, step: int, steps: int) -> float:
         """Value at `step` (from 0) of a run of `steps`."""
@@ -116,8 +118,8 @@ class Warmup:
         left = 1 - gone if self.decay == "linear" else (1 + math.cos(math.pi * gone)) / 2
         return self.peak * (self.final + (1 - self.final) * left)
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
         return {
             "kind": "warmup",
             "peak": self.peak,
@@ -169,12 +171,12 @@ class PerLayer:
             values += [schedule.at(step, steps)] * (last - first + 1)
         return values
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
-        return {"kind": "per_layer", "ranges": [[a, b, s.to_json()] for a, b, s in self.ranges]}
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
+        return {"kind": "per_layer", "ranges": [[a, b, s.to_dict()] for a, b, s in self.ranges]}
 
 
-def per_layer(schedules: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> PerLayer:
+def per_layer(schedules: Mapping[str, float | Schedule] | Sequence[float | Schedule]) -> PerLayer:
     """Per-layer schedule from a list (one per layer) or from ranges such as {"0-7": ..., "8-11": ...}.
 
     Entries are schedules or plain numbers. Raises ValueError for ranges that leave a gap or overlap.
@@ -190,20 +192,25 @@ def per_layer(schedules: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> Per
     return PerLayer(tuple((layer, layer, as_schedule(s)) for layer, s in enumerate(schedules)))
 
 
-def as_schedule(value: Any) -> Schedule:
-    """`value` if it is a schedule, `Constant(value)` if it is a number; TypeError otherwise."""
+def as_schedule(value: Any, name: str = "value") -> Schedule:
+    """`value` if it is a schedule, `Constant(value)` if it is a number; TypeError naming `name` otherwise."""
     if isinstance(value, (Constant, Pieces, Warmup)):
         return value
     if isinstance(value, PerLayer):
-        raise TypeError("a per-layer schedule is allowed for gate_bias and edge_weight only")
-    return Constant(value)
+        raise TypeError(f"{name} cannot differ from layer to layer; give one schedule or a number")
+    return Constant(_check.number(value, name))
 
 
-def layer_values(schedule: Schedule | PerLayer, step: int, steps: int, n_layer: int) -> list[float]:
+def value_at(schedule: float | Schedule, step: int, steps: int) -> float:
+    """Value at `step` (from 0) of a run of `steps`; a number has it at every step."""
+    return as_schedule(schedule).at(step, steps)
+
+
+def layer_values(schedule: float | Schedule | PerLayer, step: int, steps: int, n_layer: int) -> list[float]:
     """One value for each layer at `step`; a schedule that is not per layer gives all layers the same."""
     if isinstance(schedule, PerLayer):
         return schedule.at(step, steps, n_layer)
-    return [schedule.at(step, steps)] * n_layer
+    return [value_at(schedule, step, steps)] * n_layer
 
 
 def linear(start: float, stop: float, begin: float = 0.0, end: float = 1.0) -> Pieces:
@@ -216,39 +223,22 @@ def jump(before: float, after: float, position: float) -> Pieces:
     return Pieces(((0.0, before), (position, before), (position, after)))
 
 
-def from_json(data: Any) -> Schedule | PerLayer:
-    """The schedule whose `to_json` gave `data`. ValueError for anything else."""
+def from_dict(data: Any) -> Schedule | PerLayer:
+    """The schedule whose `to_dict` gave `data`; ValueError for anything else."""
     kinds = {"constant": Constant, "pieces": Pieces, "warmup": Warmup, "per_layer": PerLayer}
     if not isinstance(data, Mapping) or data.get("kind") not in kinds:
         raise ValueError(f"not a schedule: {str(data)[:80]!r}; kinds are {', '.join(kinds)}")
     fields = {name: value for name, value in data.items() if name != "kind"}
+    kind: type[Schedule] | type[PerLayer] = kinds[data["kind"]]
     try:
-        if data["kind"] == "pieces":
-            return Pieces(tuple((p, v) for p, v in fields.pop("points")), **fields)
-        if data["kind"] == "per_layer":
-            return PerLayer(tuple((a, b, from_json(s)) for a, b, s in fields.pop("ranges")), **fields)
-        return kinds[data["kind"]](**fields)
+        if kind is Pieces:
+            fields["points"] = tuple((p, v) for p, v in fields["points"])
+        elif kind is PerLayer:
+            fields["ranges"] = tuple((a, b, from_dict(s)) for a, b, s in fields["ranges"])
+        return kind(**fields)
     except (TypeError, KeyError) as error:
         raise ValueError(f"not a {data['kind']} schedule: {str(error)[:120]}") from error
 
 
-def _layer(value: Any) -> int:
-    """A layer's number; TypeError for anything but an integer, ValueError for one that no model has."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a layer must be an integer, got {type(value).__name__}")
-    if not 0 <= value < 2**31:
-        raise ValueError(f"a layer must be in 0..2^31-1, got {value!r:.60}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    """`value` as a finite float; TypeError for other types (bool too), ValueError if not finite."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
+def _layer(value: object) -> int:
+    return _check.integer(value, "a layer", 0, 2**31 - 1)

@@ -66,7 +66,7 @@ def run(folder: Path, steps: int, shared: mmap.mmap, saves: int) -> None:
     else:
         trainer = Trainer(tiny_training.model(), data, options, **how)
     os.write(saves, b"s")
-    trainer.run(progress=False)
+    trainer.train(progress=False)
 
 
 def finish(folder: Path, steps: int) -> None:

@@ -11,7 +11,7 @@ from engine import relative_error
 from reliability import TOKENS, bits_of_run
 
 import attnsparse as asp
-from attnsparse._engine import batch_invariant
+from attnsparse.model.build_info import batch_invariant
 from attnsparse.transcoders import features as transcoder_features
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
@@ -258,7 +258,7 @@ def test_a_replacement_run_records_all_but_the_mlp():
     for record in ("mlp_pre", ("z", "mlp_post"), ("all", "mlp_post")):
         with pytest.raises(ValueError, match="no mlp_p"):
             transcoders.replacement_run(model, TOKENS, record=record)
-    with pytest.raises(ValueError, match="nothing called"):
+    with pytest.raises(ValueError, match="unknown name"):
         transcoders.replacement_run(model, TOKENS, record=("all", "x"))
 
 
