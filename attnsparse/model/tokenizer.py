@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -43,6 +43,7 @@ _CHARACTERS = r"[\s\S]"
 _CUT = re.compile(r"(?<=\S)[ \t\r\n]")
 _LONGEST_PIECE = 100  # characters of a number or word that is no token of a closed vocabulary
 _BLOCK = 16_384  # characters, some milliseconds
+T = TypeVar("T")
 _MOST_ID = 2**31 - 1  # ids are int32
 _MOST_AT_ONCE = 8 * _BLOCK  # characters or tokens for which the library may be deaf to Ctrl-C
 
@@ -113,8 +114,7 @@ class Tokenizer:
         """
         import tokenizers
 
-        if split not in ("gpt2", "characters"):
-            raise ValueError(f"split must be 'gpt2' or 'characters', got {split!r}")
+        _check.choice(split, "split", ("gpt2", "characters"))
         if len(set(words)) != len(words) or not words:
             raise ValueError("words must be different, and at least one")
         if bos is not None and bos not in words:
@@ -172,7 +172,8 @@ class Tokenizer:
                 return self._inner.encode(text, add_special_tokens=False).ids
             # the first, from tokenizers 0.20 on, leaves out what is not needed here
             batch = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
-            return aside(lambda: batch([text], add_special_tokens=False)[0].ids)
+            ids: list[int] = aside(lambda: batch([text], add_special_tokens=False)[0].ids)
+            return ids
         except PASSED_ON:
             raise
         except BaseException as error:
@@ -197,7 +198,8 @@ class Tokenizer:
         try:
             if len(numbers) <= _MOST_AT_ONCE:
                 return self._inner.decode(numbers, skip_special_tokens=False)
-            return aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False)[0])
+            decoded: list[str] = aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False))
+            return decoded[0]
         except PASSED_ON:
             raise
         except BaseException as error:
@@ -255,7 +257,7 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.n_vocab:,} tokens{f' from {self.path}' if self.path else ''})"
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _from_json, (self.to_json(), self.path, self.bos_id, self._inner.encode_special_tokens)
 
     def _why_not(self, text: str, error: BaseException) -> str:
@@ -283,31 +285,6 @@ class Tokenizer:
             return False
 
 
-def positions_of(token_strings: Sequence[str], wanted: str) -> list[int]:
-    """Positions, from 0, of the tokens that read `wanted`.
-
-    Without a leading space `wanted` matches a token with or without one: "large" finds "large" and " large".
-    With a leading space it matches exactly.
-    """
-    if wanted.startswith(" "):
-        return [position for position, token in enumerate(token_strings) if token == wanted]
-    return [position for position, token in enumerate(token_strings) if token.removeprefix(" ") == wanted]
-
-
-def position_of(token_strings: Sequence[str], wanted: str) -> int:
-    """The one position of `positions_of`; ValueError if there is none or more than one, which it lists."""
-    found = positions_of(token_strings, wanted)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{position} {token_strings[position]!r}" for position in found[:8])
-        raise ValueError(
-            f"{wanted[:80]!r} is at {len(found)} positions (counted from 0): {listed}; give the position"
-        )
-    listed = ", ".join(map(repr, token_strings[:20])) + (", ..." if len(token_strings) > 20 else "")
-    raise ValueError(f"no token reads {wanted[:80]!r}; the tokens are {listed}")
-
-
 def token_texts(tokenizer: Tokenizer | None, ids: Iterable[int]) -> list[str]:
     """How tables, figures and labels show tokens: `token_strings`, and without a tokenizer `<id>` for all."""
     return [f"<{token}>" for token in checked_ids(ids)] if tokenizer is None else tokenizer.token_strings(ids)
@@ -323,7 +300,7 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
             raise TypeError(
                 f"token ids must be integers in 1 dimension, got {values.dtype} of shape {values.shape}"
             )
-        numbers = values.tolist()
+        numbers: list[int] = values.tolist()
     else:
         numbers = [token if type(token) is int else _check.integer(token, "a token id") for token in ids]
     for token in (min(numbers, default=0), max(numbers, default=0)):
@@ -332,10 +309,10 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
     return numbers
 
 
-def aside(call: Callable[[], Any]) -> Any:
+def aside(call: Callable[[], T]) -> T:
     """The result of a call that lets other threads run but hears no signal. It is made in another thread, so
-    that Ctrl-C ends the wait; the call itself goes on to its end, and its result is dropped."""
-    result: list[Any] = []
+    that Ctrl-C ends the wait; the call itself runs to completion, and its result is dropped."""
+    result: list[T] = []
     failed: list[BaseException] = []
 
     def work() -> None:

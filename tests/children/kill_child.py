@@ -70,7 +70,7 @@ def run(folder: Path, steps: int, shared: mmap.mmap, saves: int) -> None:
 
 
 def finish(folder: Path, steps: int) -> None:
-    tiny_training.continued(folder, steps, threads=1).run(progress=False).save(
+    tiny_training.continued(folder, steps, threads=1).train(progress=False).save(
         folder / checkpoint_name(steps)
     )
 
