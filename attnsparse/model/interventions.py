@@ -244,14 +244,14 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
         for item in items:
             if isinstance(item, Head):
                 layer, head = places.head(item)
-                rows = [(layer, prompt, head, position) for position in range(length)]
+                rows: list[tuple[int, ...]] = [(layer, prompt, head, at) for at in range(length)]
                 places.add("head", rows, source.z(prompt, layer, head))
             elif isinstance(item, HeadPosition):
                 (layer, head), position = places.head(item), places.position(prompt, item.position)
                 places.add("head", [(layer, prompt, head, position)], source.z(prompt, layer, head)[position])
             elif isinstance(item, Mlp):
                 layer = places.layer(item.layer)
-                rows = [(layer, prompt, position) for position in range(length)]
+                rows = [(layer, prompt, at) for at in range(length)]
                 places.add("mlp", rows, source.mlp(prompt, layer))
             elif isinstance(item, Resid):
                 layer, position = places.layer(item.layer), places.position(prompt, item.position)

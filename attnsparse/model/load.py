@@ -219,7 +219,7 @@ def _is_gated(found: Found) -> bool:
 
 def _settle_vocabulary(fields: dict[str, Any], names: Names, tokens: Tokenizer | None, *, ours: bool) -> int:
     """Set fields["n_vocab"] and return the number of rows stored: GPT-2's padding to 50,304 is cut off."""
-    rows = names.sizes().get("n_vocab", 1)
+    rows: int = names.sizes().get("n_vocab", 1)
     declared: int = fields.get("n_vocab", rows)
     if not ours and rows == GPT2_PADDED_VOCAB and declared in (GPT2_VOCAB, GPT2_PADDED_VOCAB):
         known = tokens.n_vocab if tokens is not None else GPT2_VOCAB

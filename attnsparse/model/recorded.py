@@ -225,7 +225,7 @@ class Recorded:
         if name in SQUARE:
             return self._square(packed)
         if name == "lse":
-            return self._layered(packed.transpose(0, 2, 1)).swapaxes(-1, -2)
+            return np.swapaxes(self._layered(packed.transpose(0, 2, 1)), -1, -2)
         if name in ("q", "k", "v"):
             packed = packed[:, :, "qkv".index(name)]
         elif name == "resid_pre":
@@ -273,8 +273,7 @@ class Recorded:
         if self._index is not None:
             first, last = self._range(self._index)
             return packed[:, first:last]
-        layers: np.ndarray = packed.reshape(len(packed), len(self), self._length(), *packed.shape[2:])
-        return layers.swapaxes(0, 1)
+        return np.swapaxes(packed.reshape(len(packed), len(self), self._length(), *packed.shape[2:]), 0, 1)
 
     def _square(self, packed: np.ndarray) -> np.ndarray:
         """Packed per prompt (L, H, T, T) -> [L, H, T, T] or [batch, L, H, T, T]."""

@@ -70,8 +70,8 @@ def heads(
     layer, head = (index.ravel() for index in np.indices(pattern.shape[:2]))
     entries = (layer, head, np.full_like(layer, query_index), np.full_like(layer, key_index))
     direction = None if logit_diff is None else _logit_direction(run, logit_diff, query_index)
-    table = _entry_table(run, entries, pattern[entries], base, direction)
-    table = table.sort_values("contribution", ascending=False, kind="stable", ignore_index=True)
+    found = _entry_table(run, entries, pattern[entries], base, direction)
+    table: pd.DataFrame = found.sort_values("contribution", ascending=False, kind="stable", ignore_index=True)
     table.attrs.update(_origin(run, base))
     return table
 
@@ -179,14 +179,16 @@ def _entry_table(
             columns["logit_diff"] = weight * projection[layer, head, key] + 0.0  # so that no -0.0 is shown
     columns["prepend_bos"] = np.full(len(layer), bool(run.prepend_bos))
     columns["base"] = np.full(len(layer), base, np.int64)
-    return pd.DataFrame(columns)
+    table: pd.DataFrame = pd.DataFrame(columns)
+    return table
 
 
 def _text(values: Sequence[str] | np.ndarray) -> pd.Series:
     """A text column whose type does not depend on whether it is empty."""
     import pandas as pd
 
-    return pd.Series(list(values), dtype=str)
+    column: pd.Series = pd.Series(list(values), dtype=str)
+    return column
 
 
 def _open_entries(run: Run) -> tuple[np.ndarray, ...]:

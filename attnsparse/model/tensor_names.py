@@ -254,7 +254,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 def _transposed(array: np.ndarray) -> np.ndarray:
-    return array.T
+    return np.transpose(array)
 
 
 def _hugging_face(config: Config, rows: int, *, transposed: bool) -> Wanted:

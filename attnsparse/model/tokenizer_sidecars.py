@@ -133,7 +133,7 @@ class Sidecars:
 
     def _added(self, values: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
         extra = values.get("extra_special_tokens")
-        roles = [values.get(name) for name in _NAMED] + (extra if isinstance(extra, list) else [])
+        roles: list[Any] = [values.get(name) for name in _NAMED] + (extra if isinstance(extra, list) else [])
         special = {text_of(token) for token in roles if isinstance(token, str) or _is_added(token)}
         added = {}
         for text, number in self.added.items():

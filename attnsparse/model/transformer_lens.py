@@ -48,7 +48,9 @@ def hook_names(n_layer: int) -> list[str]:
 class ActivationCache(Mapping[Any, np.ndarray]):
     """Hook name -> array [batch, pos, ...] (patterns and scores [batch, head, query, key]), zero-copy.
 
-    Made by `Model.run_with_cache`.  `cache["blocks.5.attn.hook_pattern"]`, `cache["pattern", 5]` and `cache["resid_post", -1]` all work;
+    Made by `Model.run_with_cache`.
+
+    `cache["blocks.5.attn.hook_pattern"]`, `cache["pattern", 5]` and `cache["resid_post", -1]` all work;
     `cache["scale", 3, "ln1"]` names a hook that exists more than once in a block.
     """
 

@@ -209,7 +209,8 @@ class Trainer:
         """
         import pandas as pd
 
-        return pd.DataFrame(self._rows(), columns=self._columns())
+        table: pd.DataFrame = pd.DataFrame(self._rows(), columns=self._columns())
+        return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint to `path` and, before it, `history.csv` beside it.
