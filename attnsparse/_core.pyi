@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from .model.interventions import Interventions
+from ._core_types import HeldRun, Interventions, Metric, Reads, Reference, Substitute, Writes
 
 Real = npt.NDArray[np.floating[Any]]
 
@@ -107,13 +107,11 @@ class Model:
         edge_threshold: float | None = None,
         threads: int = 0,
         interventions: Interventions | None = None,
-        substitute: tuple[Features, Any, Real | None] | None = None,
+        substitute: Substitute | None = None,
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
-        substitute: (new Features of N tokens, source, errors (L,N,E) or None): transcoders in place of MLPs.
-
-        interventions: see asp_interventions in the core's headers.
+        substitute: transcoders in place of MLPs, new Features of N tokens.
         """
 
     def sweep(
@@ -122,16 +120,14 @@ class Model:
         variants: npt.NDArray[np.int64],
         unit: int,
         order: npt.NDArray[np.int32],
-        reference: tuple[Any, ...],
-        metric: tuple[Any, ...],
+        reference: Reference,
+        metric: Metric,
         threads: int = 0,
     ) -> npt.NDArray[np.float64]:
-        """Metric of every variant (n,7: sequence, start, first, narrow, begin, end, except) of a clean run
+        """Metric of every variant (n,7: the fields of asp_variant) of a clean run
         that recorded resid and qkv; see asp_sweep in csrc/asp.h.
 
         unit: 0 heads, 1 heads at positions, 2 attention entries; order: flat ranks of all items of the unit.
-        reference: (paired Run, mean z (L,T,H,D), mean entries (L,H,T,T,D)), None what is not used.
-        metric: (name, answer starts (B+1), answers, wrong starts, wrong, logits (B,V) for "kl" or None).
         """
 
     def attribution(
@@ -141,30 +137,23 @@ class Model:
         unit: int,
         steps: int,
         through_gate: bool,
-        reference: tuple[Any, ...],
+        reference: Reference,
         closed: npt.NDArray[np.bool_] | None,
-        metric: tuple[Any, ...],
+        metric: Metric,
         max_bytes: int = ...,
         threads: int = 0,
     ) -> npt.NDArray[np.float64]:
         """First-order effects (L,H), (L,H,T) or (L,H,T,T), summed over sequences; see asp_attribution."""
 
     def graph_edges(
-        self, frozen: tuple[Any, ...], writes: tuple[Any, ...], reads: tuple[Any, ...], threads: int = 0
+        self, frozen: HeldRun, writes: Writes, reads: Reads, threads: int = 0
     ) -> tuple[Real, np.ndarray]:
-        """((n_targets,n_sources), constants (n_targets) float64): linear effects of sources on targets.
+        """((n_targets,n_sources), constants (n_targets) float64): linear effects of sources on targets."""
 
-        frozen: (run of one prompt, output_bias (L,E) or None, skip (L,E,E) or None, skip_from_resid); writes:
-        (n_sources, layer, position, source int32 (n), vectors (n,E)), by layer and position; reads: (point,
-        position, reading int32 (n), vectors (n,E)), see asp_graph.h.
-        """
-
-    def graph_carried(self, frozen: tuple[Any, ...], writes: tuple[Any, ...], threads: int = 0) -> Real:
+    def graph_carried(self, frozen: HeldRun, writes: Writes, threads: int = 0) -> Real:
         """(n_sources,L,H,D): what each head's values hold of a source at its own position."""
 
-    def graph_received(
-        self, frozen: tuple[Any, ...], reads: tuple[Any, ...], alone: bool, threads: int = 0
-    ) -> Real:
+    def graph_received(self, frozen: HeldRun, reads: Reads, alone: bool, threads: int = 0) -> Real:
         """(n_targets,L,H,D): derivative of a target with respect to z at its position, on paths that stay
         there; alone: through the residual stream only."""
 
@@ -325,7 +314,7 @@ class CoderTrainer:
     ) -> dict[str, float]:
         """One optimiser step on rows x (N,I) and y (N,O); activation 0 relu, 1 jump_relu, 2 topk.
 
-        Gives step, loss, error, penalty, aux, l0, grad_norm, n_dead; see asp_coder_trainer_step in
+        Gives step, loss, error, penalty, aux, l0, grad_norm, n_dead; see asp_transcoder_trainer_step in
         csrc/asp_graph.h.
         """
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
+from .._core_types import Interventions
 from ..items import Edge, Head
 from .batch import Batch, as_batch
 from .run import DEFAULT_MAX_BYTES
@@ -64,19 +65,6 @@ Item: TypeAlias = "Head | HeadPosition | Edge | Mlp | Resid"
 ItemLike: TypeAlias = "Item | str | tuple[int, int] | tuple[int, int, int, int]"
 Items: TypeAlias = "Item | str | Iterable[ItemLike]"
 Patch: TypeAlias = "Mapping[Any, npt.ArrayLike]"
-
-
-class Interventions(NamedTuple):
-    """Places (int64) and values of a run's interventions, as the core takes them."""
-
-    heads: np.ndarray  #: [n, 4] layer, prompt, head, position
-    head_values: np.ndarray  #: [n, D], in place of z
-    entries: np.ndarray  #: [n, 5] layer, prompt, head, query, key
-    entry_values: np.ndarray  #: [n, D], in place of A v
-    mlps: np.ndarray  #: [n, 3] layer, prompt, position
-    mlp_values: np.ndarray  #: [n, E], in place of the output
-    resids: np.ndarray  #: [n, 4] half, layer, prompt, position
-    resid_values: np.ndarray  #: [n, E]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
+from .._core_types import Interventions, Substitute
 from . import tables
 from .batch import Batch
 from .recorded import CORE_NAMES, FLAT, LAYERED, SQUARE, Recorded
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .. import _core as core_types
-    from .interventions import Interventions
     from .model import Model
 
 DEFAULT_MAX_BYTES = 4 * 2**30
@@ -52,9 +52,9 @@ def compute_run(
     max_bytes: int,
     threads: int | None,
     changes: Interventions | None = None,
-    substitute: tuple[core_types.Features, Any, np.ndarray | None] | None = None,
+    substitute: Substitute | None = None,
 ) -> Run:
-    """See `Model.run`; substitute: see `_core.Model.run`."""
+    """See `Model.run`."""
     _check.choice(logits, "logits", LOGITS)
     names, edges = core_records(record)
     edge_threshold = _check.number(edge_threshold, "edge_threshold", 0.0)

@@ -198,8 +198,8 @@ class Tokenizer:
         try:
             if len(numbers) <= _MOST_AT_ONCE:
                 return self._inner.decode(numbers, skip_special_tokens=False)
-            decoded: list[str] = aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False))
-            return decoded[0]
+            decoded: str = aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False)[0])
+            return decoded
         except PASSED_ON:
             raise
         except BaseException as error:

@@ -1,0 +1,78 @@
+"""What goes into the C core together: named fields, which the core reads by name.
+
+Letters as in `_core.pyi`; "real" is float32, or float64 for a float64 model.  Arrays are C-contiguous.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Interventions(NamedTuple):
+    """What one pass puts in place of activations; see `asp_interventions` in csrc/asp_circuit.h."""
+
+    heads: np.ndarray  #: int64 [n, 4]: layer, prompt, head, position
+    head_values: np.ndarray  #: real [n, D]: z
+    entries: np.ndarray  #: int64 [n, 5]: layer, prompt, head, query, key
+    entry_values: np.ndarray | None  #: real [n, D]: contributions; None: nothing
+    mlps: np.ndarray  #: int64 [n, 3]: layer, prompt, position
+    mlp_values: np.ndarray  #: real [n, E]
+    resids: np.ndarray  #: int64 [n, 4]: half, layer, prompt, position
+    resid_values: np.ndarray  #: real [n, E]
+
+
+class Metric(NamedTuple):
+    """One number for the logits after the last token of each of B prompts."""
+
+    kind: str
+    answer_start: np.ndarray  #: int64 [B + 1]
+    answers: np.ndarray  #: int32: those of prompt b are [start[b], start[b + 1])
+    wrong_start: np.ndarray  #: int64 [B + 1]
+    wrong: np.ndarray  #: int32
+    reference: np.ndarray | None  #: real [B, V]: logits that "kl" compares with
+
+
+class Reference(NamedTuple):
+    """What ablated items are replaced by; all None: zero."""
+
+    run: Any = None  #: `_core.Run` of paired prompts
+    z: np.ndarray | None = None  #: real [L, T, H, D]: means of heads
+    entries: np.ndarray | None = None  #: real [L, H, T, T, D]: means of contributions
+
+
+class HeldRun(NamedTuple):
+    """A run whose patterns, gates and LayerNorm scales are held, with what is added to MLP outputs."""
+
+    run: Any  #: `_core.Run`
+    output_bias: np.ndarray | None = None  #: real [L, E]
+    skip: np.ndarray | None = None  #: real [L, E, E]
+    skip_from_resid: bool = False
+
+
+class Writes(NamedTuple):
+    """What sources write into the residual stream, by layer and position."""
+
+    n_sources: int
+    layer: np.ndarray  #: int32 [w]: 0: embeddings, l + 1: the output of MLP l
+    position: np.ndarray  #: int32 [w]
+    source: np.ndarray  #: int32 [w]
+    vectors: np.ndarray  #: real [w, E]
+
+
+class Reads(NamedTuple):
+    """What targets read from the residual stream."""
+
+    point: np.ndarray  #: int32 [n]: 2 l before layer l, 2 l + 1 in its middle
+    position: np.ndarray  #: int32 [n]
+    reading: np.ndarray  #: int32 [n]: as it is, normalised, or through the LayerNorm
+    vectors: np.ndarray  #: real [n, E]
+
+
+class Substitute(NamedTuple):
+    """What takes the place of the MLPs of one run."""
+
+    features: Any  #: `_core.Features`, new
+    source: Any  #: gives the weights of each layer
+    errors: np.ndarray | None  #: real [L, N, E]: added to the outputs
