@@ -70,36 +70,59 @@ def load(
     strict: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Model:
-    """Load a model.
+    """Load a model from everything that GPT-2-like weights come in.
 
-    `what` is the name of a model that comes with the package; a folder in Hugging Face format (safetensors,
-    in one file or several, or pytorch_model.bin), or with one weight file of another kind; a single
-    .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or `owner/name` on the
-    Hugging Face hub (needs `pip install attnsparse[hub]`; `revision` is a branch, tag or commit), for which
-    "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are short. Hugging Face folders and files,
-    nanoGPT's and TransformerLens's state dicts, the paper's `final.pth`: see docs/howto.md.
+    Files are read as data: nothing in them is ever run. A folder into which a model is saved meanwhile is
+    read again, so that the old model or the new one is found.
 
-    `dtype` is "float32" or "float64". `tokenizer` is a Tokenizer or a path for Tokenizer.load, in place of
-    the one beside the weights; without either the model has none. `gated` overrides whether attention is
-    gated; by default the config says so, and weights in a file ending in final.pth are gated if it does not,
-    except in a folder or repository whose name begins with "Dense" (the published pairs are named like that).
+    Parameters
+    ----------
+    what : str or path
+        The name of a model that comes with the package; a folder in Hugging Face format (safetensors, in one
+        file or several, or pytorch_model.bin), or with one weight file of another kind; a single
+        .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or ``owner/name`` on
+        the Hugging Face hub (needs ``pip install attnsparse[hub]``), for which "gpt2", "gpt2-medium", "gpt2-large",
+        "gpt2-xl" and "distilgpt2" are short. docs/howto.md lists the layouts.
+    dtype : {"float32", "float64"}
+        Of weights and activations.
+    allow_nonfinite : bool, default False
+        Load weights with NaN or infinity too.
+    tokenizer : Tokenizer or path, optional
+        In place of the one beside the weights; without either the model has none.
+    revision : str, optional
+        Branch, tag or commit of a repository on the hub.
+    gated : bool, optional
+        Whether attention is gated. By default the config says so; if it does not, weights in a file ending in
+        final.pth are gated, except in a folder or repository whose name begins with "Dense" (the published
+        pairs are named like that).
+    config : mapping, optional
+        Keys of config.json, of any layout that is read (transformers, nanoGPT, ``cfg.to_dict()`` of
+        TransformerLens); they override the file. It must say what neither file nor weights show: `n_head`,
+        `activation_function` and, without LayerNorm weights, `normalization_type`. These are never guessed.
+        What is inside a config of transformers or nanoGPT may be absent as there, with their defaults.
+    strict : bool, default False
+        Refuse tensors that no logit needs (value, score and classifier heads, losses and metrics, state of an
+        optimizer). Otherwise a UserWarning names them and they are left out. A tensor that is unknown and may
+        change logits is always refused.
+    limits : Limits, optional
+        Largest sizes that are read.
 
-    `config` holds keys of config.json, of any layout that is read (transformers, nanoGPT, `cfg.to_dict()` of
-    TransformerLens), in addition to the file and before it. It must say what neither file nor weights show:
-    `n_head`, `activation_function` and, without LayerNorm weights, `normalization_type`. These are never
-    guessed. What is inside a config of transformers or nanoGPT may be absent as there, with their defaults.
+    Returns
+    -------
+    Model
 
-    Tensors that no logit needs (value, score and classifier heads, losses and metrics, state of an optimizer)
-    are left out with a UserWarning that names them; `strict` refuses them. A tensor that is unknown and may
-    change logits is refused always.
-
-    Files are read as data: nothing in them is ever run. Raises FormatError (UnsafeFileError, LimitError) for
-    bad files, ConfigError where config, weights and tokenizer do not fit together, NonFiniteError for NaN or
-    infinity unless `allow_nonfinite`, FileNotFoundError if nothing is found, and other OSErrors unchanged.
-    A folder into which a model is saved meanwhile is read again, see `folder_commit.read_whole`.
+    Raises
+    ------
+    FormatError
+        For bad files; UnsafeFileError and LimitError are FormatErrors.
+    ConfigError
+        Where config, weights and tokenizer do not fit together.
+    NonFiniteError
+        For NaN or infinity, unless `allow_nonfinite`.
+    FileNotFoundError
+        If nothing is found; other OSErrors pass unchanged.
     """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    _check.choice(dtype, "dtype", ("float32", "float64"))
     if gated is not None:
         _check.flag(gated, "gated")
     _check.flag(allow_nonfinite, "allow_nonfinite")
@@ -161,18 +184,32 @@ def _read_model(
 def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """Write model.safetensors, config.json and, if the model has one, its tokenizer to `folder`.
 
-    `GPT2LMHeadModel.from_pretrained(folder)` of transformers reads it back without missing or unexpected
-    weights, if the model is one that it can express: not gated, with all biases, without a bias of the
-    unembedding, and n_head * d_head = d_model. The rest is kept in config.json under names that begin with
-    `attnsparse_`, which only attnsparse reads; transformers would run a gated model as an ordinary one.
-    Weights are stored as float32.
-
     The files are written beside their places, flushed to the disk and then moved there, config.json last, so
     that `load` finds the old model or the new one, whatever stops the save and whoever else saves into the
-    folder; see `saving.write_together`, also for modes, links and errors. Files of a model that the folder
-    held before, its tokenizer or shards, go. Raises OSError with errno and file name; RuntimeError while
-    another thread trains the model.
+    folder. Files of a model that the folder held before, its tokenizer or shards, are removed.
+
+    Parameters
+    ----------
+    model : Model
+    folder : path
+        Made if it does not exist.
+
+    Raises
+    ------
+    OSError
+        With errno and file name.
+    RuntimeError
+        While another thread trains the model.
+
+    Notes
+    -----
+    Weights are stored as float32. ``GPT2LMHeadModel.from_pretrained(folder)`` of transformers reads the
+    folder without missing or unexpected weights, if the model is one that it can express: not gated, with all
+    biases, without a bias of the unembedding, and n_head * d_head = d_model. The rest is kept in config.json under
+    names that begin with `attnsparse_`, which only attnsparse reads; transformers would run a gated model as
+    an ordinary one.
     """
+    _check.instance(model, Model, "model")
     folder = Path(_check.path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config

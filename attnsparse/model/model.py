@@ -68,7 +68,8 @@ class Model:
         _check.instance(config, Config, "config")
         self._core: _core.Model = core_for(dtype).Model(config.to_dict())
         self.config = config  #: the `Config`: sizes and kind of the model
-        self.tokenizer = tokenizer  #: the `Tokenizer`, or None
+        #: the `Tokenizer`, or None; `Any` spares those who know that it is there a check for None
+        self.tokenizer: Tokenizer | Any = tokenizer
         self.name = name  #: as tables and figures show it
         self.dtype = np.dtype(dtype)  #: of weights and activations: float32 or float64
         self._digest: tuple[int, str] | None = None

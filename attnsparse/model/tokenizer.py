@@ -49,16 +49,27 @@ _MOST_AT_ONCE = 8 * _BLOCK  # characters or tokens for which the library may be 
 
 
 class Tokenizer:
-    """A tokenizer; make one with `load`, `from_files` or `from_words`."""
+    """A tokenizer; made by `load`, `from_files` or `from_words`.
+
+    Parameters
+    ----------
+    inner : tokenizers.Tokenizer
+        What is wrapped.
+    path : str, optional
+        The file or folder it came from.
+    bos : str or int, optional
+        The token that `prepend_bos` puts first: its id, or its text, which is ignored if there is no such
+        token.
+
+    Raises
+    ------
+    ConfigError
+        ``vocab`` if the token ids are not exactly 0..n-1.
+    """
 
     def __init__(
         self, inner: tokenizers.Tokenizer, *, path: str | None = None, bos: str | int | None = GPT2_BOS
     ) -> None:
-        """Wrap a `tokenizers.Tokenizer`; `bos` is the token that `prepend_bos` puts first: its id, or its
-        text, which is ignored if there is no such token.
-
-        Raises ConfigError `vocab` if the token ids are not exactly 0..n-1.
-        """
         self._inner = inner
         self.path = path  #: the file or folder it came from, None if made here
         vocabulary = inner.get_vocab(with_added_tokens=True)
@@ -80,15 +91,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Tokenizer:
-        """Read a tokenizer.json, or a folder that holds one or GPT-2's vocab.json and merges.txt (OpenAI's
-        names encoder.json and vocab.bpe will do).
+        """Read a tokenizer.json, or a folder with one or with GPT-2's vocab.json and merges.txt.
 
-        A folder gives the ids that transformers gives for it: tokenizer_config.json, special_tokens_map.json
-        and added_tokens.json are read too. Its BOS token is the bos_token of these, or else bos_token_id of
-        config.json, or else "<|endoftext|>" if it has that. A tokenizer.json named alone is read as it is.
+        OpenAI's names encoder.json and vocab.bpe are read too. A folder gives the ids that transformers gives
+        for it: tokenizer_config.json, special_tokens_map.json and added_tokens.json count. Its BOS token is
+        the bos_token of these, or else bos_token_id of config.json, or else "<|endoftext|>" if it has that. A
+        tokenizer.json named alone is read as it is.
 
-        Raises FormatError (json_*, tokenizer, merges), LimitError tokenizer_limit, ConfigError vocab,
-        config_type, OSError.
+        Parameters
+        ----------
+        path : path
+            A file or a folder.
+        limits : Limits, optional
+            Largest sizes that are read.
+
+        Raises
+        ------
+        FormatError
+            ``json_*``, ``tokenizer``, ``merges``, and LimitError ``tokenizer_limit``.
+        ConfigError
+            ``vocab``, ``config_type``.
+        OSError
+            With errno and file name.
         """
         inner, bos, name = read_tokenizer(Path(_check.path(path)), limits)
         return cls(inner, path=name, bos=bos)
@@ -108,15 +132,27 @@ class Tokenizer:
     def from_words(cls, words: Sequence[str], *, split: str = "gpt2", bos: str | None = None) -> Tokenizer:
         """A closed vocabulary: token i is `words[i]`, and text that needs another one is an error.
 
-        `split` says how text is cut: "gpt2" (words with their leading space, as GPT-2 does before its merges)
-        or "characters". A piece that is no word is made up of the longest words that begin it, from left to
-        right: " 1732" of " 17" and "32". The words must be different; `bos`, if given, is one of them.
+        Parameters
+        ----------
+        words : sequence of str
+            Different from each other, at least one.
+        split : {"gpt2", "characters"}
+            How text is cut: into words with their leading space, as GPT-2 does before its merges, or into
+            characters. A piece that is no word is made up of the longest words that begin it, from left to
+            right: " 1732" of " 17" and "32".
+        bos : str, optional
+            One of the words.
+
+        Raises
+        ------
+        ValueError
+            For words that are not different, or a `bos` that is none of them.
         """
         import tokenizers
 
         _check.choice(split, "split", ("gpt2", "characters"))
         if len(set(words)) != len(words) or not words:
-            raise ValueError("words must be different, and at least one")
+            raise ValueError("words must be different from each other, and at least one")
         if bos is not None and bos not in words:
             raise ValueError(f"bos={bos!r} is not among the words")
         ids = {word: index for index, word in enumerate(words)}
@@ -137,10 +173,19 @@ class Tokenizer:
     # --- using it
 
     def encode(self, text: str, *, prepend_bos: bool = False) -> list[int]:
-        """Token ids of `text`; with `prepend_bos` the beginning-of-sequence token first.
+        """Token ids of a text.
 
-        Raises ValueError for text that has no encoding (half a surrogate pair, a word outside a closed
-        vocabulary) and if there is no such token to prepend.
+        Parameters
+        ----------
+        text : str
+        prepend_bos : bool, default False
+            Put the BOS token first, unless the text begins with it.
+
+        Raises
+        ------
+        ValueError
+            For text that has no encoding (half a surrogate pair, a word outside a closed vocabulary), and if
+            there is no BOS token to put first.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
@@ -180,11 +225,23 @@ class Tokenizer:
             raise ValueError(self._why_not(text, error)) from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens included. Bytes that are no UTF-8 become U+FFFD; an id
-        without a name, as rows of a padded embedding have, becomes `<id>`.
+        """The text of token ids, special tokens included.
 
-        Raises TypeError for what is not an integer, IndexError for an id that no model has, ValueError if the
-        tokenizer's own rules break on them.
+        Bytes that are not UTF-8 become U+FFFD; an id without a name, as rows of a padded embedding have,
+        becomes `<id>`.
+
+        Parameters
+        ----------
+        ids : iterable of int
+
+        Raises
+        ------
+        TypeError
+            For what is not an integer.
+        IndexError
+            For an id that no model has.
+        ValueError
+            If the tokenizer's own rules fail on them.
         """
         numbers, texts, begin = checked_ids(ids), [], 0
         for at in [i for i, token in enumerate(numbers) if token >= self.n_vocab]:
@@ -221,9 +278,9 @@ class Tokenizer:
         if not self._byte_level:
             return name
         table = _byte_table()
-        if not all(sign in table for sign in name):
-            return name  # an added token, which stands for itself
-        return bytes(table[sign] for sign in name).decode("utf-8", "backslashreplace")
+        if not all(character in table for character in name):
+            return name  # an added token is its own text
+        return bytes(table[character] for character in name).decode("utf-8", "backslashreplace")
 
     def to_json(self) -> str:
         """The text of a tokenizer.json that `load` reads back. Such a file does not say which token is BOS;
@@ -351,7 +408,7 @@ def _may_cut(described: dict[str, Any]) -> bool:
 
 @functools.cache
 def _byte_table() -> dict[str, int]:
-    """GPT-2's sign -> byte: printable bytes stand for themselves, the others for signs from U+0100 on."""
+    """GPT-2's character -> byte: printable bytes are themselves, the others characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

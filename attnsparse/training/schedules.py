@@ -41,12 +41,20 @@ class Constant:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Straight lines between `points` (position, value), constant before the first and after the last.
+    """Straight lines between points, constant before the first and after the last.
 
-    Positions are fractions of the run in [0, 1], in rising order. Two points at one position make a jump;
-    from that position on the later one holds. `Pieces(((0, 5), (0.25, 0)))` falls from 5 to 0 over the first
-    quarter. Raises ValueError for no points, positions outside [0, 1] or out of order, or numbers that are
-    not finite.
+    ``Pieces(((0, 5), (0.25, 0)))`` falls from 5 to 0 over the first quarter of the run.
+
+    Parameters
+    ----------
+    points : sequence of (float, float)
+        (position, value): positions are fractions of the run in 0..1, in rising order. Two points at one
+        position make a jump; from that position on the later one holds.
+
+    Raises
+    ------
+    ValueError
+        For no points, or positions outside 0..1 or out of order.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -82,12 +90,22 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Warmup:
-    """A learning rate: linear warm-up to `peak`, level or falling to `final` x peak at the end of the run.
+    """A learning rate: linear warm-up, then level or falling to a share of the peak at the end of the run.
 
-    Step i of the warm-up has peak * (i + 1) / steps_up. `decay` is "constant", "linear" or "cosine"; the fall
-    begins at the fraction `begin` of the run, or at the end of the warm-up where that is later, and reaches
-    `final` (a share of the peak, 0..1) at step = steps, one after the last. Raises ValueError for other
-    values.
+    Step i of the warm-up has ``peak * (i + 1) / steps_up``.
+
+    Parameters
+    ----------
+    peak : float
+        Rate after the warm-up.
+    steps_up : int, default 0
+        Steps of the warm-up.
+    decay : {"constant", "linear", "cosine"}
+        Shape of the fall.
+    begin : float, default 0
+        Fraction of the run, 0..1, at which the fall begins, or the end of the warm-up where that is later.
+    final : float, default 0
+        Share of the peak, 0..1, that is reached at step = steps, one after the last.
     """
 
     peak: float
@@ -135,9 +153,13 @@ Schedule: TypeAlias = Constant | Pieces | Warmup
 
 @dataclass(frozen=True)
 class PerLayer:
-    """One schedule for each layer: `ranges` of (first layer, last layer, schedule), last included.
+    """One schedule for each layer; most easily made by `per_layer`.
 
-    The ranges must cover the layers from 0 on without gap or overlap. Most easily made by `per_layer`.
+    Parameters
+    ----------
+    ranges : sequence of (int, int, schedule)
+        (first layer, last layer, schedule), the last included. They must cover the layers from 0 on without
+        gap or overlap.
     """
 
     ranges: tuple[tuple[int, int, Schedule], ...]
@@ -162,8 +184,7 @@ class PerLayer:
         return self.ranges[-1][1] + 1
 
     def at(self, step: int, steps: int, n_layer: int) -> list[float]:
-        """Value of each of the `n_layer` layers at `step`; ValueError if it covers another number of
-        layers."""
+        """Value of each layer at `step`; ValueError unless it covers `n_layer` layers."""
         if n_layer != self.n_layer:
             raise ValueError(f"the per-layer schedule covers {self.n_layer} layers, the model has {n_layer}")
         values: list[float] = []
@@ -177,9 +198,21 @@ class PerLayer:
 
 
 def per_layer(schedules: Mapping[str, float | Schedule] | Sequence[float | Schedule]) -> PerLayer:
-    """Per-layer schedule from a list (one per layer) or from ranges such as {"0-7": ..., "8-11": ...}.
+    """Schedules that differ from layer to layer.
 
-    Entries are schedules or plain numbers. Raises ValueError for ranges that leave a gap or overlap.
+    Parameters
+    ----------
+    schedules : sequence or mapping
+        Schedules or numbers: one for each layer, or ranges such as ``{"0-7": 1.0, "8-11": 0.5}``.
+
+    Returns
+    -------
+    PerLayer
+
+    Raises
+    ------
+    ValueError
+        For ranges that leave a gap or overlap.
     """
     if isinstance(schedules, Mapping):
         ranges = []
