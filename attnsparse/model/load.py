@@ -80,9 +80,10 @@ def load(
     what : str or path
         The name of a model that comes with the package; a folder in Hugging Face format (safetensors, in one
         file or several, or pytorch_model.bin), or with one weight file of another kind; a single
-        .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or ``owner/name`` on
-        the Hugging Face hub (needs ``pip install attnsparse[hub]``), for which "gpt2", "gpt2-medium", "gpt2-large",
-        "gpt2-xl" and "distilgpt2" are short. docs/howto.md lists the layouts.
+        .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or
+        ``owner/name`` on the Hugging Face hub (needs ``pip install attnsparse[hub]``), for which
+        "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are short. docs/howto.md lists
+        the layouts.
     dtype : {"float32", "float64"}
         Of weights and activations.
     allow_nonfinite : bool, default False
@@ -204,10 +205,10 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
     Notes
     -----
     Weights are stored as float32. ``GPT2LMHeadModel.from_pretrained(folder)`` of transformers reads the
-    folder without missing or unexpected weights, if the model is one that it can express: not gated, with all
-    biases, without a bias of the unembedding, and n_head * d_head = d_model. The rest is kept in config.json under
-    names that begin with `attnsparse_`, which only attnsparse reads; transformers would run a gated model as
-    an ordinary one.
+    folder without missing or unexpected weights, if the model is one that it can express: not gated,
+    with all biases, without a bias of the unembedding, and n_head * d_head = d_model. The rest is kept
+    in config.json under names that begin with `attnsparse_`, which only attnsparse reads; transformers
+    would run a gated model as an ordinary one.
     """
     _check.instance(model, Model, "model")
     folder = Path(_check.path(folder, "folder"))

@@ -123,7 +123,7 @@ def guarded(path: str | os.PathLike[str], make: Callable[[], tokenizers.Tokenize
 
 
 def _read_json(path: Path, limits: Limits) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer of a tokenizer.json as it stands there, and its values."""
+    """The tokenizer of a tokenizer.json as it is, and its values."""
     import tokenizers
 
     data = read_small(path, "max_tokenizer_bytes", limits=limits, code="tokenizer_limit")

@@ -453,6 +453,29 @@ def test_a_failed_save_leaves_a_trainer_that_goes_on(tmp_path):
     assert (tmp_path / "a.ckpt").read_bytes() == expected
 
 
+WRONG = {
+    "checkpoint_every": (ValueError, "checkpoint_every must be at least 0", {"steps": 1, "checkpoint_every": -1}),
+    "keep": (ValueError, "keep must be at least 1, got 0", {"steps": 1, "keep": 0}),
+    "keep of another kind": (TypeError, "keep must be an integer, got float", {"steps": 1, "keep": 1.0}),
+    "options": (TypeError, "options must be TrainingOptions, got dict", {"options": {"steps": 1}}),
+    "a text for a number": (TypeError, "lr must be a number, got str", {"steps": 1, "lr": "fast"}),
+    "beyond all floats": (ValueError, "lr must be a finite number", {"steps": 1, "lr": 10**400}),
+    "layers where none may differ": (
+        TypeError, "tau cannot differ from layer to layer", {"steps": 1, "tau": schedules.per_layer([1, 2])}
+    ),
+    "betas": (ValueError, "betas must be two numbers", {"steps": 1, "betas": (0.9,)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_argument_is_named(name):
+    kind, text, arguments = WRONG[name]
+    with pytest.raises(kind, match=text):
+        Trainer(tiny.model(gated=False), tiny.data(), **arguments)
+    with pytest.raises(ValueError, match="until must be at least 0, got -1"):
+        Trainer(tiny.model(gated=False), tiny.data(), steps=1).train(until=-1)
+
+
 # ---- evaluation
 
 
