@@ -454,7 +454,9 @@ def test_a_failed_save_leaves_a_trainer_that_goes_on(tmp_path):
 
 
 WRONG = {
-    "checkpoint_every": (ValueError, "checkpoint_every must be at least 0", {"steps": 1, "checkpoint_every": -1}),
+    "checkpoint_every": (
+        ValueError, "checkpoint_every must be at least 0", {"steps": 1, "checkpoint_every": -1}
+    ),
     "keep": (ValueError, "keep must be at least 1, got 0", {"steps": 1, "keep": 0}),
     "keep of another kind": (TypeError, "keep must be an integer, got float", {"steps": 1, "keep": 1.0}),
     "options": (TypeError, "options must be TrainingOptions, got dict", {"options": {"steps": 1}}),
