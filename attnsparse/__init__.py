@@ -1,7 +1,7 @@
 """attnsparse: which attention heads, and which attention edges, do the work in a GPT-2-class model."""
 
 from . import circuits, graphs, model, tasks, training, transcoders
-from ._engine import build_info, get_num_threads, set_num_threads
+from ._engine import get_num_threads, set_num_threads
 from ._version import __version__
 from .circuits.find import Circuit, find_circuit, load_circuit
 from .errors import (
@@ -19,6 +19,7 @@ from .graphs.groups import Group, group_nodes, token_groups
 from .graphs.neuronpedia_read import read_graph_json
 from .io.limits import Limits
 from .items import Edge, Head
+from .model.build_info import build_info
 from .model.config import Config
 from .model.gradients import Gradients
 from .model.interventions import Ablation, HeadPosition, Mlp, Resid

@@ -1,4 +1,4 @@
-"""The compiled core in single and double precision, its threads, and what machine it runs on.
+"""The compiled core in single and double precision, and its threads.
 
 OpenBLAS starts its own threads when it is loaded unless told not to.  attnsparse has a pool of its own
 and calls BLAS from it with one thread, so the variable that sets OpenBLAS's threads is 1 while our copy is
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from . import _check
 
 
 def _why_not(error: ImportError) -> str:
@@ -50,81 +52,27 @@ _core64._share_blas_state(_core._blas_state())  # one OpenBLAS serves both
 CORES = {"float32": _core, "float64": _core64}
 
 
-def core_for(dtype: str) -> Any:
-    """The extension for "float32" or "float64"; ValueError for anything else."""
+def core_for(dtype: object) -> Any:
+    """The extension for "float32" or "float64", also as a NumPy dtype; ValueError for anything else."""
     try:
-        return CORES[str(np.dtype(dtype)) if dtype is not None else "None"]
+        return CORES[str(np.dtype(dtype)) if dtype is not None else "None"]  # type: ignore[call-overload]
     except (KeyError, TypeError):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}") from None
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r:.60}") from None
 
 
 def set_num_threads(n: int) -> None:
-    """Use `n` threads (1..64) for runs and training from now on.  Results do not depend on it, to the bit."""
-    n = _in_range(n, "the number of threads")
+    """Set the number of threads of runs and training from now on; no bit of a result depends on it.
+
+    Parameters
+    ----------
+    n : int
+        1..64.
+    """
+    n = _check.integer(n, "the number of threads n", 1, 64)
     for core in CORES.values():
         core.set_num_threads(n)
-
-
-def _in_range(threads: Any, what: str) -> int:
-    if not isinstance(threads, (int, np.integer)) or isinstance(threads, bool):
-        raise TypeError(f"{what} must be an integer, got {type(threads).__name__}")
-    if not 1 <= threads <= 64:
-        raise ValueError(f"{what} must be in 1..64, got {threads}")
-    return int(threads)
 
 
 def get_num_threads() -> int:
     """Number of threads in use; by default what CPU affinity and the cgroup's quota allow."""
     return _core.get_num_threads()
-
-
-def build_info() -> dict[str, Any]:
-    """What this build is and what it found: version, instruction set, BLAS, threads.
-
-    `batch_invariant` says whether a prompt alone has the same bits in float32 as in any batch: tried on this
-    machine with widths of every kind, because it depends on the kernels that OpenBLAS has for the CPU.
-    """
-    from ._version import __version__
-
-    return {"version": __version__, **_core.machine(), "batch_invariant": batch_invariant()}
-
-
-# (heads, head width, model width, MLP width, vocabulary): below and above every block, even and odd
-_TRIED = (
-    (4, 16, 64, 256, 14),
-    (12, 8, 96, 192, 800),
-    (12, 64, 768, 3072, 1000),
-    (3, 16, 48, 1, 2),
-    (3, 11, 33, 37, 7),
-    (1, 5, 257, 3, 1201),
-)
-
-
-def batch_invariant() -> bool:
-    """Try on this CPU whether a prompt's float32 logits are the same bits alone and among other prompts."""
-    rng = np.random.default_rng(0)
-    for shape in _TRIED:
-        model = _random_core(rng, *shape)
-        lengths = (1, 5, 8, 11, 30, 64, 64, 3)
-        prompts = [rng.integers(0, shape[-1], n).astype(np.int32) for n in lengths]
-        offsets = np.cumsum([0, *map(len, prompts)]).astype(np.int64)
-        together = model.run(np.concatenate(prompts), offsets, ()).array("logits")
-        for prompt, first, last in zip(prompts, offsets[:-1], offsets[1:]):
-            alone = model.run(prompt, np.array([0, len(prompt)]), ()).array("logits")
-            if not np.array_equal(alone, together[first:last]):
-                return False
-    return True
-
-
-def _random_core(
-    rng: np.random.Generator, n_head: int, d_head: int, d_model: int, d_mlp: int, n_vocab: int
-) -> Any:
-    from .model.config import Config
-
-    config = Config(
-        n_layer=1, n_head=n_head, d_model=d_model, d_head=d_head, d_mlp=d_mlp, n_ctx=64, n_vocab=n_vocab
-    )
-    model = _core.Model(config.to_dict())
-    for name in model.names:
-        model._writable(name)[...] = 0.05 * rng.standard_normal(model.shape(name), dtype=np.float32)
-    return model

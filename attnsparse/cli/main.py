@@ -194,7 +194,7 @@ def _add_edges(commands: Any) -> None:
 
 def _edges(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
-    table = run.edges(threshold=arguments.threshold, base=arguments.base)
+    table = run.open_edges(threshold=arguments.threshold, base=arguments.base)
     _print_table(table, arguments.format, run, arguments.base)
 
 

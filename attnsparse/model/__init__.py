@@ -1,9 +1,8 @@
 """The model, its runs, gradients and interventions; loading, saving and naming."""
 
 from .config import Config
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation
 from .gradients import Gradients
-from .initial_weights import initial_weights
 from .interventions import Ablation
 from .model import Model
 from .run import Run
@@ -19,7 +18,5 @@ __all__ = [
     "Model",
     "Run",
     "Tokenizer",
-    "evaluate",
     "hook_names",
-    "initial_weights",
 ]

@@ -21,7 +21,13 @@ ACTIVATIONS = ("gelu_new", "gelu", "relu")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A GPT-2-family transformer and its gate; ConfigError config_type or config_value if wrong."""
+    """Sizes and conventions of a GPT-2-family transformer and its gate.
+
+    Raises
+    ------
+    ConfigError
+        ``config_type`` or ``config_value``; the message names the field.
+    """
 
     n_layer: int
     n_head: int

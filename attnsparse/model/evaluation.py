@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
+
 if TYPE_CHECKING:
     from .model import Model
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found on n sequences.
+    """What `Model.evaluate` found on n sequences.
 
-    cross_entropy: nats per predicted token, weighted.
-    right bool [n]: every token of weight above 0 is the most likely one, given the true tokens before it.
-    open_edges int64 [n]: entries whose gate is open, of all layers and heads (dense: all causal ones).
+    Attributes
+    ----------
+    cross_entropy : float
+        Nats per predicted token, weighted.
+    right : numpy.ndarray
+        bool [n]: every token of weight above 0 is the most likely one, given the true tokens before it.
+    open_edges : numpy.ndarray
+        int64 [n]: entries whose gate is open, of all layers and heads (dense: all causal ones).
     """
 
     cross_entropy: float
@@ -39,31 +46,23 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model,
-    sequences: Sequence[Any],
-    loss_weights: Sequence[Any] | None = None,
-    *,
-    batch: int = 256,
+    model: Model, sequences: Sequence[Any], loss_weights: Sequence[Any] | None, batch: int
 ) -> Evaluation:
-    """Run `model` on token `sequences` and compare with the next tokens.
-
-    sequences: a list of arrays of token ids, lengths may differ, or one array [n, T].
-    loss_weights: like `sequences`, weight of predicting that token (default 1); that of a first token is not
-    used, because nothing comes before it.
-    batch: sequences run at once.
-    Raises ValueError for no sequences, weights of other lengths, or no weight above 0.
-    """
+    """See `Model.evaluate`."""
+    batch = _check.integer(batch, "batch", 1)
     rows = [np.asarray(row) for row in sequences]
     if loss_weights is None:
         weights = [np.ones(len(row)) for row in rows]
     else:
         weights = [np.asarray(row, np.float64) for row in loss_weights]
     if not rows or [len(row) for row in rows] != [len(row) for row in weights]:
-        raise ValueError("need sequences, and as many loss weights as tokens")
+        raise ValueError("give at least one sequence, and one loss weight for each of its tokens")
     total = sum(float(row[1:].sum()) for row in weights)
     if total <= 0:
         raise ValueError("no token to be predicted has a loss weight above 0")
-    loss, right, edges = 0.0, [], []
+    loss = 0.0
+    right: list[bool] = []
+    edges: list[int] = []
     for begin in range(0, len(rows), batch):
         run = model.run(rows[begin : begin + batch], record=("gate", "logits"))
         for i, row in enumerate(rows[begin : begin + batch]):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _check
 from .batch import Batch
-from .run import CORE_NAMES, Run
+from .recorded import CORE_NAMES, Recorded
 
 if TYPE_CHECKING:
+    from .. import _core as core_types
     from .model import Model
 
 ACTIVATIONS = (
@@ -45,9 +46,9 @@ def compute_gradients(
     names = _check.names(wrt, "wrt")
     for name in names:
         if name not in (*ACTIVATIONS, "parameters"):
-            raise ValueError(f"wrt: no gradient for {name!r}; known: parameters, {', '.join(ACTIVATIONS)}")
-    if not isinstance(gate_gradient, str) or gate_gradient not in GATE_GRADIENTS:
-        raise ValueError(f"gate_gradient must be 'none' or 'straight-through', got {gate_gradient!r}")
+            known = ", ".join(("parameters", *ACTIVATIONS))
+            raise ValueError(f"wrt: unknown name {name!r:.60}; choose from {known}")
+    _check.choice(gate_gradient, "gate_gradient", GATE_GRADIENTS)
     if dlogits is not None:
         if targets is not None or loss_mask is not None:
             raise ValueError("give either dlogits, or targets and loss_mask, not both")
@@ -58,18 +59,25 @@ def compute_gradients(
         targets = loss_targets(batch, targets)
         weights = loss_weights(batch, loss_mask, own_targets, model.dtype)
     records = tuple({CORE_NAMES[name] for name in names if name != "parameters"})
-    max_bytes = _check.byte_limit(max_bytes)
     core = model._core.gradients(
-        batch.tokens, batch.offsets, records, "parameters" in names, dlogits, targets, weights,
-        GATE_GRADIENTS[gate_gradient], max_bytes, _check.threads(threads),
-    )  # fmt: skip
+        batch.tokens,
+        batch.offsets,
+        records,
+        parameters="parameters" in names,
+        dlogits=dlogits,
+        targets=targets,
+        weights=weights,
+        straight_through=GATE_GRADIENTS[gate_gradient],
+        max_bytes=_check.byte_limit(max_bytes),
+        threads=_check.threads(threads),
+    )
     return Gradients(model, core, batch, "parameters" in names)
 
 
-def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype) -> np.ndarray:
+def _dlogits(batch: Batch, dlogits: Any, n_vocab: int, dtype: np.dtype[Any]) -> np.ndarray:
     """(all tokens, V), or (batch, T, V) of equally long prompts."""
     array, n = _check.reals(dlogits, "dlogits", dtype), len(batch.tokens)
-    shapes = [(n, n_vocab)]
+    shapes: list[tuple[int, ...]] = [(n, n_vocab)]
     if len(set(batch.lengths.tolist())) == 1:
         shapes.append((len(batch), n // len(batch), n_vocab))
     if array.shape not in shapes:
@@ -90,7 +98,7 @@ def loss_targets(batch: Batch, targets: Any) -> np.ndarray:
     return following
 
 
-def loss_weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtype) -> np.ndarray:
+def loss_weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtype[Any]) -> np.ndarray:
     """Given weights, one per token; by default 1, and 0 after the last token of a prompt."""
     n = len(batch.tokens)
     if loss_mask is None:
@@ -106,24 +114,33 @@ def loss_weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtyp
     return weights
 
 
-class Gradients(Run):
-    """Gradients as read-only zero-copy arrays, with the shapes of the activations in `Run`.
+class Gradients(Recorded):
+    """Gradients of one scalar, as read-only arrays with the shapes of the activations in `Run`.
 
-    `parameters` is a dict name -> array; `loss` is the scalar that was differentiated.  Activations are the
-    arrays named in `wrt`; others raise AttributeError.  The gradient of `pattern` is that of each entry A
-    that is used (before the multiplication with v); of `scores`, through softmax (and gate if asked).
+    Made by `Model.gradients`.  The arrays are those named in `wrt`; others raise AttributeError.  The
+    gradient of `pattern` is that of each entry A that is used (before the multiplication with v); that of
+    `scores` is through softmax (and gate if asked).
     """
 
+    _core: core_types.Gradients
+
     def __init__(
-        self, model: Model, core: Any, batch: Batch, has_parameters: bool, index: int | None = None
+        self,
+        model: Model,
+        core: core_types.Gradients,
+        batch: Batch,
+        has_parameters: bool,
+        index: int | None = None,
     ) -> None:
-        """Made by `Model.gradients`."""
-        super().__init__(model, core, batch, "none", index)
+        super().__init__(model, core, batch, index)
         self._has_parameters = has_parameters
 
     def __getitem__(self, i: int) -> Gradients:
         index = self._prompt_index(i)
         return Gradients(self.model, self._core, self._batch, self._has_parameters, index)
+
+    def __iter__(self) -> Iterator[Gradients]:
+        return (self[i] for i in range(len(self)))
 
     def _how_to_record(self, name: str) -> str:
         return f"ask for it with wrt={name!r} (these have: {', '.join(self.recorded) or 'none'})"
@@ -135,16 +152,11 @@ class Gradients(Run):
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """Gradient of every weight array by name."""
+        """Gradient of every weight array by name; AttributeError unless `wrt` names "parameters"."""
         if not self._has_parameters:
             raise AttributeError('these gradients are not of the weights; ask with wrt="parameters"')
         return {name: self._core.parameter(name) for name in self.model._core.names}
 
-    def _has_edges(self) -> bool:
-        return False
-
     def __repr__(self) -> str:
         what = [*(["parameters"] if self._has_parameters else []), *self.recorded]
         return f"Gradients(loss={self.loss:.6g}, of {', '.join(what)})"
-
-    _repr_html_ = None

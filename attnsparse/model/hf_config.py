@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import ConfigError, located
-from ..io.strict_json import shown
+from ..io.limits import Limits
+from ..io.regular_file import read_small
+from ..io.strict_json import parse_object, shown
 from .config import Config, check_kind
 
 CONFIG_VERSION = 1
@@ -65,6 +68,14 @@ _MUST_BE = {
     "quantization_config": (None,),
 }
 _GPT2_VOCABULARIES = {50_257, 50_304}  # the same tokens, without and with rows that no token uses
+
+
+def read_config_json(folder: Path, limits: Limits) -> tuple[Path, dict[str, Any] | None]:
+    """The parsed config.json of a folder, None if there is none, and its path."""
+    path = folder / "config.json"
+    if not path.exists():
+        return path, None
+    return path, parse_object(read_small(path, "max_config_bytes", limits=limits), path, limits=limits)
 
 
 def read_config(

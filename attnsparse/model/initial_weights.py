@@ -10,16 +10,13 @@ from .. import _random
 from .config import Config
 
 
-def initial_weights(config: Config, seed: int, *, std: float | str = 0.02) -> dict[str, np.ndarray]:
-    """Weights as in GPT-2 (float32, name -> array with the shape that `config` says).
+def initial_weights(config: Config, seed: int, std: float | str = 0.02) -> dict[str, np.ndarray]:
+    """Weights as in GPT-2 (float32, name -> array with the shape that `config` says): `Model.initialised`.
 
-    std: standard deviation of all matrices; "fan_in" gives linear maps 1/sqrt(inputs) and embeddings 0.02.
-    What writes into the residual stream (c_proj) is divided by sqrt(2 n_layer). LayerNorm weights are 1,
-    biases 0. Array i of `config.parameter_shapes()` has a random stream of its own. Raises ValueError for
-    another std.
+    Array i of `config.parameter_shapes()` has a random stream of its own.
     """
     if std != "fan_in" and not (isinstance(std, (int, float)) and 0 < std < math.inf):
-        raise ValueError(f'std must be a number above 0 or "fan_in", got {std!r}')
+        raise ValueError(f"std must be a number above 0 or 'fan_in', got {std!r:.60}")
     weights = {}
     for index, (name, shape) in enumerate(config.parameter_shapes().items()):
         if name.endswith(".bias"):

@@ -7,7 +7,7 @@
 
 Ablating a head replaces its z; ablating an attention edge replaces its contribution A[query, key] v[key] to z
 of the query, while the rest of the row stays as it is (rows are never renormalised); ablating an MLP replaces
-its output. Later layers see the change. `effects` does the same for many items at once, each alone.
+its output. Later layers see the change. `circuits.effects` does the same for many items at once, each alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import _check
 from .._core_types import Interventions
@@ -61,36 +62,53 @@ class Resid(NamedTuple):
 
 
 Item: TypeAlias = "Head | HeadPosition | Edge | Mlp | Resid"
+ItemLike: TypeAlias = "Item | str | tuple[int, int] | tuple[int, int, int, int]"
+Items: TypeAlias = "Item | str | Iterable[ItemLike]"
+Patch: TypeAlias = "Mapping[Any, npt.ArrayLike]"
 
 
 @dataclass(frozen=True)
 class Ablation:
     """Items to ablate in a run, and what takes their place.
 
-    items: one or several of Head ("L9H6", (9, 6)), HeadPosition, Edge ("a9.h6[5->8]", (9, 6, 8, 5)), Mlp, or
-    Resid (not with "zero"). kind: "zero"; "mean", per position over the `reference` prompts, which all have
-    the length of the prompts that are run; "counterfactual", the value in the `reference` prompt of the same
-    number.
-    keep_only: the items stay, and everything else of their kind (all heads, heads at all positions, or all
-    edges) is ablated instead. Entries of a gated model that are closed in all prompts of the run are no
-    edges: they contribute nothing, whatever the reference.
+    Parameters
+    ----------
+    items : item or sequence of items
+        Head ("L9H6", (9, 6)), HeadPosition, Edge ("a9.h6[5->8]", (9, 6, 8, 5)), Mlp, or Resid (not with
+        "zero").
+    kind : {"zero", "mean", "counterfactual"}
+        "mean": per position over the `reference` prompts, which all have the length of the prompts that are
+        run; "counterfactual": the value in the `reference` prompt of the same number.
+    reference : Task or list of prompts, optional
+        Needed unless `kind` is "zero".
+    keep_only : bool, default False
+        The items stay, and everything else of their kind (all heads, heads at all positions, or all edges)
+        is ablated instead. Entries of a gated model that are closed in all prompts of the run are no edges:
+        they contribute nothing, whatever the reference.
+
+    Raises
+    ------
+    ValueError
+        For another `kind`, or a reference that is missing or not used.
     """
 
-    items: Any
+    items: Items
     kind: str = "zero"
     reference: Any = None
     keep_only: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r:.60}")
+        _check.choice(self.kind, "kind", KINDS)
+        _check.flag(self.keep_only, "keep_only")
         if (self.kind == "zero") != (self.reference is None):
             need = "takes no reference prompts" if self.kind == "zero" else "needs reference prompts"
             raise ValueError(f"ablation by {self.kind} {need}")
 
 
-def compile_interventions(model: Model, batch: Batch, ablate: Any, patch: Any) -> Interventions | None:
-    """The arrays that the core takes for `Model.run(ablate=, patch=)`, or None if there is nothing to do."""
+def compile_interventions(
+    model: Model, batch: Batch, ablate: Items | Ablation | None, patch: Patch | None
+) -> Interventions | None:
+    """What the core takes for `Model.run(ablate=, patch=)`, or None if there is nothing to do."""
     if ablate is None and patch is None:
         return None
     places = _Places(model, batch)
@@ -104,7 +122,7 @@ def compile_interventions(model: Model, batch: Batch, ablate: Any, patch: Any) -
     return places.arrays()
 
 
-def _as_list(items: Any) -> list[Any]:
+def _as_list(items: Items) -> list[ItemLike]:
     if isinstance(items, str | Head | HeadPosition | Edge | Mlp | Resid):
         return [items]
     if isinstance(items, Mapping):
@@ -161,7 +179,7 @@ class _Places:
         self.values[kind].append(np.broadcast_to(values, (len(rows), self.widths[kind])))
 
     def arrays(self) -> Interventions:
-        found: list[Any] = []
+        found: list[np.ndarray] = []
         for kind, columns in self.columns.items():
             rows = np.concatenate([np.zeros((0, columns), np.int64), *self.rows[kind]])
             values = np.concatenate([np.zeros((0, self.widths[kind])), *self.values[kind]]).astype(
@@ -176,16 +194,14 @@ class _Places:
 
     def head(self, item: Head | HeadPosition | Edge) -> tuple[int, int]:
         config = self.model.config
-        return tuple(Head(item.layer, item.head).within(config.n_layer, config.n_head))  # type: ignore[return-value]
+        layer, head = Head(item.layer, item.head).within(config.n_layer, config.n_head)
+        return layer, head
 
-    def layer(self, layer: Any) -> int:
-        n = self.model.config.n_layer
-        if not 0 <= _check.integer(layer, "layer") < n:
-            raise IndexError(f"layer {layer} is out of range 0..{n - 1}")
-        return int(layer)
+    def layer(self, layer: object) -> int:
+        return _check.layer(layer, self.model.config.n_layer)
 
-    def position(self, prompt: int, position: Any) -> int:
-        n, index = self.lengths[prompt], _check.integer(position, "position")
+    def position(self, prompt: int, position: object) -> int:
+        n, index = int(self.lengths[prompt]), _check.integer(position, "position")
         if not -n <= index < n:
             raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens")
         return index % n
@@ -193,8 +209,7 @@ class _Places:
 
 def _point(item: Resid) -> tuple[int, int]:
     """(half, layer) as the core counts: half 0 before layer 0..L, half 1 in the middle of a layer."""
-    if item.point not in POINTS:
-        raise ValueError(f"point must be one of {', '.join(map(repr, POINTS))}, got {item.point!r:.60}")
+    _check.choice(item.point, "point", POINTS)
     return (1, item.layer) if item.point == "mid" else (0, item.layer + (item.point == "post"))
 
 
@@ -217,19 +232,19 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
         for item in items:
             if isinstance(item, Head):
                 layer, head = places.head(item)
-                rows = [(layer, prompt, head, position) for position in range(length)]
+                rows: list[tuple[int, ...]] = [(layer, prompt, head, at) for at in range(length)]
                 places.add("head", rows, source.z(prompt, layer, head))
             elif isinstance(item, HeadPosition):
                 (layer, head), position = places.head(item), places.position(prompt, item.position)
                 places.add("head", [(layer, prompt, head, position)], source.z(prompt, layer, head)[position])
             elif isinstance(item, Mlp):
                 layer = places.layer(item.layer)
-                rows = [(layer, prompt, position) for position in range(length)]
+                rows = [(layer, prompt, at) for at in range(length)]
                 places.add("mlp", rows, source.mlp(prompt, layer))
             elif isinstance(item, Resid):
                 layer, position = places.layer(item.layer), places.position(prompt, item.position)
                 values = source.resid(prompt, item.point, layer, position)
-                places.add("resid", [(*_point(item)[:1], _point(item)[1], prompt, position)], values)
+                places.add("resid", [(*_point(item), prompt, position)], values)
 
 
 def _heads(places: _Places) -> tuple[int, int]:
@@ -244,7 +259,8 @@ def _closed(places: _Places) -> np.ndarray:
     batch = places.batch
     run = places.model._core.run(batch.tokens, batch.offsets, ("gate",), 0, DEFAULT_MAX_BYTES)
     gates = run.array("gate").reshape(len(batch), config.n_layer, config.n_head, length, length)
-    return ~gates.any(axis=0)
+    closed: np.ndarray = np.logical_not(gates.any(axis=0))
+    return closed
 
 
 def _complement(places: _Places, items: list[Item]) -> list[Item]:
@@ -255,19 +271,23 @@ def _complement(places: _Places, items: list[Item]) -> list[Item]:
     kind, (n_layer, n_head) = kinds.pop(), _heads(places)
     every = [Head(layer, head) for layer in range(n_layer) for head in range(n_head)]
     if kind is Head:
-        kept = {Head(*places.head(item)) for item in items}  # type: ignore[arg-type]
+        kept = {Head(*places.head(item)) for item in items if isinstance(item, Head)}
         return [head for head in every if head not in kept]
     if len(set(places.lengths)) > 1:
         raise ValueError("keep_only by position needs prompts of one length")
-    length = places.lengths[0]
+    length = int(places.lengths[0])
     if kind is HeadPosition:
-        at = {(*places.head(item), places.position(0, item.position)) for item in items}  # type: ignore
+        at: set[tuple[int, ...]] = {
+            (*places.head(item), places.position(0, item.position))
+            for item in items
+            if isinstance(item, HeadPosition)
+        }
         return [HeadPosition(*head, p) for head in every for p in range(length) if (*head, p) not in at]
     if len(every) * length * (length + 1) // 2 * len(places.lengths) > _MOST_ENTRIES:
         raise MemoryError(
             f"keep_only of edges would list more than {_MOST_ENTRIES:,} entries; use effects.keep_only"
         )
-    edges = {item.within(n_layer, n_head, length) for item in items}  # type: ignore[union-attr]
+    edges = {item.within(n_layer, n_head, length) for item in items if isinstance(item, Edge)}
     return [
         Edge(*head, q, k)
         for head in every
@@ -278,7 +298,7 @@ def _complement(places: _Places, items: list[Item]) -> list[Item]:
 
 
 class _Source:
-    """What ablated items are replaced by."""
+    """What replaces ablated items."""
 
     def __init__(self, places: _Places, ablation: Ablation, items: Sequence[Item]) -> None:
         self.places, self.kind = places, ablation.kind
@@ -311,7 +331,10 @@ class _Source:
         """[N, ...] -> [T, ...] of the paired prompt, or the mean over prompts."""
         if self.kind == "counterfactual":
             return array[self.batch.offsets[prompt] : self.batch.offsets[prompt + 1]]
-        return array.reshape(len(self.batch), -1, *array.shape[1:]).mean(axis=0, dtype=np.float64)
+        means: np.ndarray = array.reshape(len(self.batch), -1, *array.shape[1:]).mean(
+            axis=0, dtype=np.float64
+        )
+        return means
 
     def z(self, prompt: int, layer: int, head: int) -> np.ndarray:
         if self.kind == "zero":
@@ -325,7 +348,8 @@ class _Source:
 
     def resid(self, prompt: int, point: str, layer: int, position: int) -> np.ndarray:
         array = self.run.array(_resid_name(point))
-        return self._rows(array[layer + (point == "post")], prompt)[position]
+        values: np.ndarray = self._rows(array[layer + (point == "post")], prompt)[position]
+        return values
 
     def edges(self, prompt: int, chosen: np.ndarray) -> np.ndarray:
         """Contributions [n, D] of edges [n, 4]."""
@@ -333,14 +357,16 @@ class _Source:
             return np.zeros(self.places.widths["edge"])
         layer, head, query, key = chosen.T
         if self.entries is not None:
-            return self.entries[layer, head, query, key]
+            means: np.ndarray = self.entries[layer, head, query, key]
+            return means
         config, length = self.places.model.config, self.places.lengths[prompt]
         squares = config.n_layer * config.n_head * self.batch.squares[prompt]
         size = config.n_layer * config.n_head * length * length
         pattern = self.run.array("pattern")[squares : squares + size]
         pattern = pattern.reshape(config.n_layer, config.n_head, length, length)
         values = self.run.array("qkv")[:, self.batch.offsets[prompt] :, 2]
-        return pattern[layer, head, query, key][:, None] * values[layer, key, head]
+        found: np.ndarray = pattern[layer, head, query, key][:, None] * values[layer, key, head]
+        return found
 
 
 def _prompts(reference: Any) -> Any:

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -23,18 +23,23 @@ from ..io.folder_commit import read_whole
 from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
 from ..io.safetensors_file import safetensors_pieces
 from ..io.tensor_source import TensorSource
+from . import hub
 from .config import Config
 from .foreign import family_of
-from .hf_config import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
-from .locate import Found, find, open_weights, read_config_json, tensor_shapes
+from .hf_config import (
+    derive_head_width,
+    hugging_face_config,
+    is_hugging_face,
+    is_ours,
+    read_config,
+    read_config_json,
+)
+from .locate import Found, find, open_weights, tensor_shapes
+from .model import Model
 from .tensor_names import BRIDGE, TRANSFORMER_LENS, Names, Placement
-from .tokenizer import token_texts
+from .tokenizer import Tokenizer, token_texts
 from .tokenizer_files import FILES
 from .tokenizer_sidecars import GPT2_BOS
-
-if TYPE_CHECKING:
-    from .model import Model
-    from .tokenizer import Tokenizer
 
 GPT2_VOCAB, GPT2_PADDED_VOCAB = 50_257, 50_304
 # fields that must be known -> the key of config.json that says them
@@ -65,36 +70,60 @@ def load(
     strict: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Model:
-    """Load a model.
+    """Load a model from everything that GPT-2-like weights come in.
 
-    `what` is the name of a model that comes with the package; a folder in Hugging Face format (safetensors,
-    in one file or several, or pytorch_model.bin), or with one weight file of another kind; a single
-    .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or `owner/name` on the
-    Hugging Face hub (needs `pip install attnsparse[hub]`; `revision` is a branch, tag or commit), for which
-    "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are short. Hugging Face folders and files,
-    nanoGPT's and TransformerLens's state dicts, the paper's `final.pth`: see docs/howto.md.
+    Files are read as data: nothing in them is ever run. A folder into which a model is saved meanwhile is
+    read again, so that the old model or the new one is found.
 
-    `dtype` is "float32" or "float64". `tokenizer` is a Tokenizer or a path for Tokenizer.load, in place of
-    the one beside the weights; without either the model has none. `gated` overrides whether attention is
-    gated; by default the config says so, and weights in a file ending in final.pth are gated if it does not,
-    except in a folder or repository whose name begins with "Dense" (the published pairs are named like that).
+    Parameters
+    ----------
+    what : str or path
+        The name of a model that comes with the package; a folder in Hugging Face format (safetensors, in one
+        file or several, or pytorch_model.bin), or with one weight file of another kind; a single
+        .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or
+        ``owner/name`` on the Hugging Face hub (needs ``pip install attnsparse[hub]``), for which
+        "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are short. docs/howto.md lists
+        the layouts.
+    dtype : {"float32", "float64"}
+        Of weights and activations.
+    allow_nonfinite : bool, default False
+        Load weights with NaN or infinity too.
+    tokenizer : Tokenizer or path, optional
+        In place of the one beside the weights; without either the model has none.
+    revision : str, optional
+        Branch, tag or commit of a repository on the hub.
+    gated : bool, optional
+        Whether attention is gated. By default the config says so; if it does not, weights in a file ending in
+        final.pth are gated, except in a folder or repository whose name begins with "Dense" (the published
+        pairs are named like that).
+    config : mapping, optional
+        Keys of config.json, of any layout that is read (transformers, nanoGPT, ``cfg.to_dict()`` of
+        TransformerLens); they override the file. It must say what neither file nor weights show: `n_head`,
+        `activation_function` and, without LayerNorm weights, `normalization_type`. These are never guessed.
+        What is inside a config of transformers or nanoGPT may be absent as there, with their defaults.
+    strict : bool, default False
+        Refuse tensors that no logit needs (value, score and classifier heads, losses and metrics, state of an
+        optimizer). Otherwise a UserWarning names them and they are left out. A tensor that is unknown and may
+        change logits is always refused.
+    limits : Limits, optional
+        Largest sizes that are read.
 
-    `config` holds keys of config.json, of any layout that is read (transformers, nanoGPT, `cfg.to_dict()` of
-    TransformerLens), in addition to the file and before it. It must say what neither file nor weights show:
-    `n_head`, `activation_function` and, without LayerNorm weights, `normalization_type`. These are never
-    guessed. What is inside a config of transformers or nanoGPT may be absent as there, with their defaults.
+    Returns
+    -------
+    Model
 
-    Tensors that no logit needs (value, score and classifier heads, losses and metrics, state of an optimizer)
-    are left out with a UserWarning that names them; `strict` refuses them. A tensor that is unknown and may
-    change logits is refused always.
-
-    Files are read as data: nothing in them is ever run. Raises FormatError (UnsafeFileError, LimitError) for
-    bad files, ConfigError where config, weights and tokenizer do not fit together, NonFiniteError for NaN or
-    infinity unless `allow_nonfinite`, FileNotFoundError if nothing is found, and other OSErrors unchanged.
-    A folder into which a model is saved meanwhile is read again, see `folder_commit.read_whole`.
+    Raises
+    ------
+    FormatError
+        For bad files; UnsafeFileError and LimitError are FormatErrors.
+    ConfigError
+        Where config, weights and tokenizer do not fit together.
+    NonFiniteError
+        For NaN or infinity, unless `allow_nonfinite`.
+    FileNotFoundError
+        If nothing is found; other OSErrors pass unchanged.
     """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    _check.choice(dtype, "dtype", ("float32", "float64"))
     if gated is not None:
         _check.flag(gated, "gated")
     _check.flag(allow_nonfinite, "allow_nonfinite")
@@ -143,7 +172,7 @@ def _read_model(
         limits.check(
             "max_weight_bytes", n_bytes, source.path, f"a model of {n_bytes:,} bytes", code="weight_limit"
         )
-        model = _empty_model(settled, dtype)
+        model = Model(settled, dtype=dtype)
         _fill(model, source, placements, names)
         if not allow_nonfinite:
             _check_finite(model, source.path, placements)
@@ -156,18 +185,32 @@ def _read_model(
 def save(model: Model, folder: str | os.PathLike[str]) -> None:
     """Write model.safetensors, config.json and, if the model has one, its tokenizer to `folder`.
 
-    `GPT2LMHeadModel.from_pretrained(folder)` of transformers reads it back without missing or unexpected
-    weights, if the model is one that it can express: not gated, with all biases, without a bias of the
-    unembedding, and n_head * d_head = d_model. The rest is kept in config.json under names that begin with
-    `attnsparse_`, which only attnsparse reads; transformers would run a gated model as an ordinary one.
-    Weights are stored as float32.
-
     The files are written beside their places, flushed to the disk and then moved there, config.json last, so
     that `load` finds the old model or the new one, whatever stops the save and whoever else saves into the
-    folder; see `saving.write_together`, also for modes, links and errors. Files of a model that the folder
-    held before, its tokenizer or shards, go. Raises OSError with errno and file name; RuntimeError while
-    another thread trains the model.
+    folder. Files of a model that the folder held before, its tokenizer or shards, are removed.
+
+    Parameters
+    ----------
+    model : Model
+    folder : path
+        Made if it does not exist.
+
+    Raises
+    ------
+    OSError
+        With errno and file name.
+    RuntimeError
+        While another thread trains the model.
+
+    Notes
+    -----
+    Weights are stored as float32. ``GPT2LMHeadModel.from_pretrained(folder)`` of transformers reads the
+    folder without missing or unexpected weights, if the model is one that it can express: not gated,
+    with all biases, without a bias of the unembedding, and n_head * d_head = d_model. The rest is kept
+    in config.json under names that begin with `attnsparse_`, which only attnsparse reads; transformers
+    would run a gated model as an ordinary one.
     """
+    _check.instance(model, Model, "model")
     folder = Path(_check.path(folder, "folder"))
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
@@ -195,8 +238,6 @@ def _tokenizer(
     given: Tokenizer | str | os.PathLike[str] | None, found: Found, limits: Limits
 ) -> Tokenizer | None:
     """The tokenizer given, else the one beside the weights, else GPT-2's for a sparse release of the hub."""
-    from .tokenizer import Tokenizer
-
     if isinstance(given, Tokenizer):
         return given
     if given is not None:
@@ -204,8 +245,6 @@ def _tokenizer(
     if Tokenizer.is_in(found.folder):
         return Tokenizer.load(found.folder, limits=limits)
     if found.from_hub and found.sparse_release:
-        from . import hub
-
         folder = hub.fetch_gpt2_tokenizer()
         return Tokenizer.load(folder, limits=limits) if folder is not None else None
     return None
@@ -218,8 +257,8 @@ def _is_gated(found: Found) -> bool:
 
 def _settle_vocabulary(fields: dict[str, Any], names: Names, tokens: Tokenizer | None, *, ours: bool) -> int:
     """Set fields["n_vocab"] and return the number of rows stored: GPT-2's padding to 50,304 is cut off."""
-    rows = names.sizes().get("n_vocab", 1)
-    declared = fields.get("n_vocab", rows)
+    rows: int = names.sizes().get("n_vocab", 1)
+    declared: int = fields.get("n_vocab", rows)
     if not ours and rows == GPT2_PADDED_VOCAB and declared in (GPT2_VOCAB, GPT2_PADDED_VOCAB):
         known = tokens.n_vocab if tokens is not None else GPT2_VOCAB
         fields["n_vocab"] = min(max(known, GPT2_VOCAB), GPT2_PADDED_VOCAB)
@@ -335,12 +374,6 @@ def _is_tied(declared: bool | None, names: Names, source: TensorSource) -> bool:
         text = "lm_head.weight is not wte.weight but tie_word_embeddings is true; set it to false"
         raise located(ConfigError, "tied_mismatch", source.path, text, field=head)
     return same
-
-
-def _empty_model(config: Config, dtype: str) -> Model:
-    from .model import Model
-
-    return Model._empty(config, dtype)
 
 
 def _fill(model: Model, source: TensorSource, placements: list[Placement], names: Names) -> None:

@@ -20,6 +20,7 @@ from ..io.strict_json import parse_object, shown
 from ..io.tensor_source import TensorInfo, TensorSource
 from ..io.torch_file import TorchFile
 from ..items import name_of
+from . import hub
 from .foreign import (
     ADAPTER,
     BEGIN_BYTES,
@@ -78,8 +79,6 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
     tried = f"no file or folder {str(what)[:200]!r}"
     repository = SHORT_NAMES.get(what, what) if isinstance(what, str) else ""
     if _HUB_ID.fullmatch(repository):
-        from . import hub
-
         try:
             return _in_folder(hub.fetch(repository, revision), repository, from_hub=True)
         except (ImportError, hub.NotOnHub) as error:
@@ -129,14 +128,6 @@ def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
     else:
         text = f"no weights in this folder; looked for {', '.join(_WEIGHT_PATTERNS)}"
     raise FileNotFoundError(errno.ENOENT, text, os.fspath(folder))
-
-
-def read_config_json(folder: Path, limits: Limits) -> tuple[Path, dict[str, Any] | None]:
-    """The parsed config.json of a folder, None if there is none, and its path."""
-    path = folder / "config.json"
-    if not path.exists():
-        return path, None
-    return path, parse_object(read_small(path, "max_config_bytes", limits=limits), path, limits=limits)
 
 
 def open_weights(path: Path, limits: Limits) -> TensorSource:

@@ -16,20 +16,45 @@ from ..errors import ConfigError
 from ..io.checksums import update
 from .batch import as_batch
 from .config import Config
+from .evaluation import Evaluation, evaluate
 from .gradients import Gradients, compute_gradients
+from .initial_weights import initial_weights
+from .interventions import Ablation, Items, Patch, compile_interventions
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
-from .tokenizer import checked_ids
+from .tokenizer import Tokenizer, checked_ids
+from .transformer_lens import ActivationCache, run_with_cache
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from .. import _core
 
 
 class Model:
     """A GPT-2-family transformer, dense or with gated attention.
 
-    Made by `attnsparse.load`, or from a `Config` and a mapping from parameter names (Hugging Face's, such as
-    "h.0.attn.c_attn.weight") to arrays.  Weights are kept in one block owned by the C core and lent as
-    read-only arrays; `assign` changes them.  Runs made before a change keep their arrays.
+    Made by `attnsparse.load`, by `Model.initialised`, or from a `Config` and weights.  Weights are kept in
+    one block of memory and lent as read-only arrays; `assign` changes them.  Runs made before a change keep
+    their arrays.
+
+    Parameters
+    ----------
+    config : Config
+        Sizes and kind of the model.
+    weights : mapping of str to array, optional
+        All of `config.parameter_shapes()`, under Hugging Face's names such as "h.0.attn.c_attn.weight";
+        they are copied. None: all weights are 0.
+    tokenizer : Tokenizer, optional
+        Without one the model takes token ids only.
+    name : str, optional
+        As tables and figures show it.
+    dtype : {"float32", "float64"}
+        Of weights and activations; float64 is the same code in double precision.
+
+    Raises
+    ------
+    ConfigError
+        ``missing_tensor``, ``unexpected_tensor`` or ``config_value`` (a wrong shape).
+    ValueError
+        For another dtype.
     """
 
     def __init__(
@@ -40,16 +65,11 @@ class Model:
         name: str = "",
         dtype: str = "float32",
     ) -> None:
-        """Copy `weights` (all of `config.parameter_shapes()`; None: zeros) into a new model.
-
-        `dtype` is "float32", or "float64" for the double-precision build of the same code.
-        Raises ConfigError (code missing_tensor, config_value), ValueError for a wrong dtype.
-        """
-        if not isinstance(config, Config):
-            raise TypeError(f"config must be an attnsparse.Config, got {type(config).__name__}")
-        self._core = core_for(dtype).Model(config.to_dict())
+        _check.instance(config, Config, "config")
+        self._core: _core.Model = core_for(dtype).Model(config.to_dict())
         self.config = config  #: the `Config`: sizes and kind of the model
-        self.tokenizer = tokenizer  #: the `Tokenizer`, or None
+        #: the `Tokenizer`, or None; `Any` spares those who know that it is there a check for None
+        self.tokenizer: Tokenizer | Any = tokenizer
         self.name = name  #: as tables and figures show it
         self.dtype = np.dtype(dtype)  #: of weights and activations: float32 or float64
         self._digest: tuple[int, str] | None = None
@@ -74,9 +94,37 @@ class Model:
             self._core._writable(name)[...] = _check.reals(weights[name], name, self.dtype)
 
     @classmethod
-    def _empty(cls, config: Config, dtype: str = "float32") -> Model:
-        """A model with zero weights, to be filled by a loader through `_core._writable(name)`."""
-        return cls(config, dtype=dtype)
+    def initialised(
+        cls,
+        config: Config,
+        seed: int,
+        *,
+        std: float | str = 0.02,
+        tokenizer: Tokenizer | None = None,
+        name: str = "",
+        dtype: str = "float32",
+    ) -> Model:
+        """A new model with random weights as in GPT-2, a pure function of `config`, `seed` and `std`.
+
+        Parameters
+        ----------
+        config : Config
+            Sizes and kind of the model.
+        seed : int
+            0..2^64-1; every array has a random stream of its own.
+        std : float or "fan_in", default 0.02
+            Standard deviation of all matrices, above 0; "fan_in" gives linear maps 1/sqrt(inputs) and
+            embeddings 0.02. What writes into the residual stream (c_proj) is divided by sqrt(2 n_layer).
+            LayerNorm weights are 1, biases 0.
+        tokenizer, name, dtype
+            As for `Model`.
+
+        Returns
+        -------
+        Model
+        """
+        _check.instance(config, Config, "config")
+        return cls(config, initial_weights(config, _check.seed(seed), std), tokenizer, name, dtype)
 
     # --- weights
 
@@ -87,8 +135,10 @@ class Model:
         return self._core.parameter(name)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """All weight arrays by name, read-only and zero-copy: they show what training or `assign` makes of
-        them. `copy` takes all weights of one moment."""
+        """All weight arrays by name, read-only and zero-copy.
+
+        They show later changes by training or `assign`; `copy` takes all weights of one moment.
+        """
         return {name: self._core.parameter(name) for name in self._core.names}
 
     @property
@@ -97,19 +147,36 @@ class Model:
         return self.config.n_parameters()
 
     def assign(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Copy arrays into the weights of these names.
+        """Change weights: all of them are written, or after an error none.
 
-        Raises KeyError for an unknown name, ValueError for another shape, RuntimeError while another thread
-        runs or trains the model; then nothing is written.  Arrays lent before show the new values; runs made
-        before are out of date.
+        Arrays lent before show the new values; runs made before are out of date.
+
+        Parameters
+        ----------
+        weights : mapping of str to array
+            Parameter names and values of the shape in `config.parameter_shapes()`.
+
+        Raises
+        ------
+        KeyError
+            For an unknown name.
+        ValueError
+            For another shape.
+        RuntimeError
+            While another thread runs or trains the model.
         """
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must be a mapping from names to arrays, got {type(weights).__name__}")
         self._core.assign({name: _check.reals(value, name, self.dtype) for name, value in weights.items()})
 
     def copy(self) -> Model:
-        """A model with its own copy of the weights, all of one moment; RuntimeError while another thread
-        changes them."""
+        """A model with its own copy of the weights, all of one moment.
+
+        Raises
+        ------
+        RuntimeError
+            While another thread changes them.
+        """
         with self._core.reading():
             return Model(self.config, self.parameters(), self.tokenizer, self.name, str(self.dtype))
 
@@ -120,8 +187,7 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of configuration and weights, in hexadecimal; RuntimeError while another thread changes
-        them."""
+        """SHA-256 of configuration and weights, hexadecimal; RuntimeError while a thread changes them."""
         known = self._digest
         if known is not None and known[0] == self._core.version:
             return known[1]
@@ -137,15 +203,44 @@ class Model:
     # --- tokens
 
     def to_tokens(self, text: str, prepend_bos: bool = False) -> np.ndarray:
-        """Token ids (int32, one dimension) of a text; ValueError if the model has no tokenizer."""
+        """Token ids of a text.
+
+        Parameters
+        ----------
+        text : str
+        prepend_bos : bool, default False
+            Put the tokenizer's BOS token first.
+
+        Returns
+        -------
+        numpy.ndarray
+            int32 [T].
+
+        Raises
+        ------
+        ValueError
+            If the model has no tokenizer, or the text has no encoding.
+        """
         return np.array(self._need_tokenizer().encode(text, prepend_bos=prepend_bos), dtype=np.int32)
 
     def to_str_tokens(self, text: str | Sequence[int] | np.ndarray, prepend_bos: bool = False) -> list[str]:
-        """Token strings of a text or of token ids, as tables and figures show them; `<id>` for an id without
-        a name.
+        """Token strings as tables and figures show them; `<id>` for an id without a name.
 
-        Raises TypeError for ids that are not integers, IndexError for ids that neither the model nor its
-        tokenizer has, ValueError if the model has no tokenizer.
+        Parameters
+        ----------
+        text : str or sequence of int
+            A text, or token ids.
+        prepend_bos : bool, default False
+            Put the tokenizer's BOS token before a text.
+
+        Raises
+        ------
+        TypeError
+            For ids that are not integers.
+        IndexError
+            For ids that neither the model nor its tokenizer has.
+        ValueError
+            If the model has no tokenizer.
         """
         tokenizer = self._need_tokenizer()
         if isinstance(text, str):
@@ -169,36 +264,59 @@ class Model:
         logits: str = "all",
         prepend_bos: bool = False,
         edge_threshold: float = 0.0,
-        ablate: Any = None,
-        patch: Any = None,
+        ablate: Items | Ablation | None = None,
+        patch: Patch | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
     ) -> Run:
         """One forward pass.
 
-        `prompts` is a text, a one-dimensional sequence of token ids, or a list of texts or of such sequences,
-        which may differ in length: nothing is padded.  `record` is a name or several (see `Run`):
-        "attention" = pattern, q, k, v and the final LayerNorm's scale; "all"; "edges" = the open edges with
-        their weights, never holding a T x T array (above `edge_threshold`; a closed gate is never an edge).
-        `logits` is "all" positions, "last" of each prompt, or "none".  `prepend_bos` puts the tokenizer's BOS
-        token first, also before given ids; it is recorded in the Run.
+        Parameters
+        ----------
+        prompts : str, sequence of int, or a list of these
+            Texts or token ids. Prompts may differ in length: nothing is padded.
+        record : str or sequence of str, default "attention"
+            What to keep, see `Run`: names of arrays, "attention" (pattern, q, k, v and ln_final_scale),
+            "all", "none", or "edges" (the open edges with their weights, without ever holding a T x T array).
+        logits : {"all", "last", "none"}
+            At which positions of each prompt logits are computed.
+        prepend_bos : bool, default False
+            Put the tokenizer's BOS token first, also before given ids; the Run records it.
+        edge_threshold : float, default 0
+            record="edges" keeps weights above it; a closed gate is never an edge.
+        ablate : item, sequence of items, or Ablation, optional
+            Items to zero: heads such as "L9H6", edges such as "a9.h6[5->8]", `HeadPosition`, `Mlp`; an
+            `Ablation` for means, counterfactuals and keep-only.
+        patch : mapping of item to array, optional
+            Values that take an item's place, the same in every prompt; where `ablate` names the same place,
+            the patch counts. Recorded arrays are those of the changed run: z with its replaced rows, pattern
+            with 0 where an edge is ablated.
+        max_bytes : int, default 4 GiB
+            Most memory that the run may take.
+        threads : int, optional
+            1..64; None: as `set_num_threads` says. Bits do not depend on it.
 
-        `ablate` is one or more items to zero (heads such as "L9H6", edges such as "a9.h6[5->8]", ...), or an
-        `interventions.Ablation` for means, counterfactuals and keep-only; `patch` maps items to values that
-        take their place, the same in every prompt. See `attnsparse.interventions`. Recorded arrays are those
-        of the changed run: z with its replaced rows, pattern with 0 where an edge is ablated. Where both
-        name the same place, the patch counts.
+        Returns
+        -------
+        Run
 
-        Raises MemoryError before allocating more than `max_bytes` (4 GiB), IndexError for token ids out of
-        range, ValueError for a prompt that is empty or longer than n_ctx, TypeError for other kinds of input,
-        RuntimeError while another thread trains this model, KeyboardInterrupt on Ctrl-C.
+        Raises
+        ------
+        MemoryError
+            Before more than `max_bytes` are allocated.
+        IndexError
+            For token ids out of range.
+        ValueError
+            For a prompt that is empty or longer than n_ctx.
+        TypeError
+            For other kinds of input.
+        RuntimeError
+            While another thread trains this model.
+        KeyboardInterrupt
+            On Ctrl-C.
         """
         batch = as_batch(self, prompts, prepend_bos)
-        changes = None
-        if ablate is not None or patch is not None:
-            from .interventions import compile_interventions
-
-            changes = compile_interventions(self, batch, ablate, patch)
+        changes = compile_interventions(self, batch, ablate, patch)
         return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads, changes)
 
     def run_with_cache(
@@ -210,14 +328,28 @@ class Model:
         remove_batch_dim: bool = False,
         prepend_bos: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
-    ) -> tuple[Any, Any]:
-        """(logits, cache) with TransformerLens's hook names and shapes (see `cache.ActivationCache`).
+    ) -> tuple[Any, ActivationCache]:
+        """A forward pass under TransformerLens's hook names and shapes.
 
-        Logits are [batch, pos, vocabulary], None with return_type=None, the mean next-token loss with "loss".
-        All prompts must have the same length: TransformerLens would pad them, and padding changes results.
+        Parameters
+        ----------
+        prompts : str, sequence of int, or a list of these
+            As for `run`, all of one length: TransformerLens would pad them, and padding changes results.
+        names_filter : str, sequence of str or callable, optional
+            Hooks to keep; None keeps all.
+        return_type : {"logits", "loss", None}
+            First value that is returned.
+        remove_batch_dim : bool, default False
+            Leave out the batch axis of a single prompt.
+        prepend_bos, max_bytes
+            As for `run`.
+
+        Returns
+        -------
+        result : numpy.ndarray, float or None
+            Logits [batch, pos, vocabulary], or the mean next-token loss in nats, or None.
+        cache : ActivationCache
         """
-        from .transformer_lens import run_with_cache
-
         return run_with_cache(
             self, prompts, names_filter, return_type, remove_batch_dim, prepend_bos, max_bytes
         )
@@ -237,18 +369,67 @@ class Model:
     ) -> Gradients:
         """Gradients of one scalar with respect to weights and activations, gates as at evaluation.
 
-        The scalar is sum(dlogits * logits) for a given `dlogits` (all tokens of all prompts, V), or else the
-        cross-entropy: `targets` (one id per token; default the next token) weighted by `loss_mask` (one
-        number per token; default 1, and 0 at the last token of a prompt), divided by the sum of the weights.
-        A target of -100, the usual mark for "ignore", has the weight 0; another negative id is an IndexError.
-        `wrt`: "parameters" and names of activations: pattern, scores, q, k, v, z, resid_pre, resid_mid,
-        resid_post, mlp_pre, mlp_post.  `gate_gradient`: "none" (a gate is a step: its derivative is 0), or
-        "straight-through" (the step's derivative is taken to be that of the sigmoid, as in training).
+        The scalar is sum(dlogits * logits), or else the cross-entropy of the targets, weighted by
+        `loss_mask` and divided by the sum of the weights.
+
+        Parameters
+        ----------
+        prompts : str, sequence of int, or a list of these
+            As for `run`.
+        dlogits : array of float [N, V], optional
+            N: tokens of all prompts; [batch, T, V] for equally long prompts.
+        targets : array of int [N], optional
+            Default: the next token. A target of -100, the usual mark for "ignore", has the weight 0.
+        loss_mask : array of float [N], optional
+            Weights, at least 0. Default: 1, and 0 at the last token of a prompt.
+        wrt : str or sequence of str, default "parameters"
+            "parameters" and names of activations: pattern, scores, q, k, v, z, resid_pre, resid_mid,
+            resid_post, mlp_pre, mlp_post.
+        gate_gradient : {"none", "straight-through"}
+            "none": a gate is a step, whose derivative is 0; "straight-through": the derivative is that of the
+            sigmoid, as in training.
+        prepend_bos, max_bytes, threads
+            As for `run`.
+
+        Returns
+        -------
+        Gradients
+
+        Raises
+        ------
+        IndexError
+            For a target below 0 other than -100, or outside the vocabulary.
         """
         batch = as_batch(self, prompts, prepend_bos)
         return compute_gradients(
             self, batch, dlogits, targets, loss_mask, wrt, gate_gradient, max_bytes, threads
         )
+
+    def evaluate(
+        self, sequences: Sequence[Any], loss_weights: Sequence[Any] | None = None, *, batch: int = 256
+    ) -> Evaluation:
+        """How well the model predicts the next tokens of given sequences, with hard gates and no noise.
+
+        Parameters
+        ----------
+        sequences : list of int arrays, or int array [n, T]
+            Token ids; lengths may differ.
+        loss_weights : like `sequences`, optional
+            Weight of predicting that token, default 1; that of a first token is not used, because nothing
+            comes before it.
+        batch : int, default 256
+            Sequences run at once.
+
+        Returns
+        -------
+        Evaluation
+
+        Raises
+        ------
+        ValueError
+            For no sequences, weights of other lengths, or no weight above 0.
+        """
+        return evaluate(self, sequences, loss_weights, batch)
 
     # --- the rest
 

@@ -1,10 +1,9 @@
-"""Run: what one forward pass recorded, as zero-copy read-only arrays."""
+"""Run: one forward pass, what it recorded, and tables of it."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,33 +11,22 @@ from .. import _check
 from .._core_types import Interventions, Substitute
 from . import tables
 from .batch import Batch
-from .tokenizer import token_texts
+from .recorded import CORE_NAMES, FLAT, LAYERED, SQUARE, Recorded
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .. import _core as core_types
     from .model import Model
 
 DEFAULT_MAX_BYTES = 4 * 2**30
 LOGITS = {"none": 0, "last": 1, "all": 2}
 
-# name in Python -> array of the core
-SQUARE = {"pattern": "pattern", "scores": "scores", "gate": "gate"}
-LAYERED = {
-    "resid_pre": "resid", "resid_mid": "resid_mid", "resid_post": "resid",
-    "q": "qkv", "k": "qkv", "v": "qkv",
-    "z": "z", "result": "result", "attn_out": "attn_out", "mlp_pre": "mlp_pre", "mlp_post": "mlp_post",
-    "mlp_out": "mlp_out", "ln1_scale": "ln1_scale", "ln1_normalized": "ln1_normalized",
-    "ln2_scale": "ln2_scale",
-    "ln2_normalized": "ln2_normalized",
-}  # fmt: skip
-FLAT = {name: name for name in ("embed", "pos_embed", "ln_final_scale", "ln_final_normalized", "token_loss")}
 PRESETS = {
     "attention": ("pattern", "q", "k", "v", "ln_final_scale"),
     "all": (*SQUARE, *LAYERED, *FLAT, "lse"),
     "none": (),
 }
-CORE_NAMES = {**SQUARE, **LAYERED, **FLAT, "lse": "lse", "loss": "token_loss"}
 
 
 def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
@@ -49,7 +37,7 @@ def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
     if unknown:
         presets = ", ".join([*PRESETS, "edges"])
         raise ValueError(
-            f"record: there is nothing called {unknown[0]!r:.60}; known: {presets} and the arrays of "
+            f"record: unknown name {unknown[0]!r:.60}; choose from {presets} and the arrays of "
             "help(attnsparse.Run), such as pattern, q or resid_pre"
         )
     return tuple(dict.fromkeys(CORE_NAMES[name] for name in names if name in CORE_NAMES)), "edges" in names
@@ -66,42 +54,39 @@ def compute_run(
     changes: Interventions | None = None,
     substitute: Substitute | None = None,
 ) -> Run:
-    """See `Model.run`.
-
-    changes: see `interventions.compile_interventions`; substitute: see `_core.Model.run`.
-    """
-    if not isinstance(logits, str) or logits not in LOGITS:
-        raise ValueError(f"logits must be 'all', 'last' or 'none', got {logits!r}")
+    """See `Model.run`."""
+    _check.choice(logits, "logits", LOGITS)
     names, edges = core_records(record)
-    if not isinstance(edge_threshold, (int, float)) or not edge_threshold >= 0:
-        raise ValueError(f"edge_threshold must be a number that is not negative, got {edge_threshold!r:.60}")
-    threshold = float(edge_threshold) if edges else None
-    max_bytes = _check.byte_limit(max_bytes)
+    edge_threshold = _check.number(edge_threshold, "edge_threshold", 0.0)
     core = model._core.run(
         batch.tokens,
         batch.offsets,
         names,
-        LOGITS[logits],
-        max_bytes,
-        threshold,
-        _check.threads(threads),
-        changes,
-        substitute,
+        logits=LOGITS[logits],
+        max_bytes=_check.byte_limit(max_bytes),
+        edge_threshold=edge_threshold if edges else None,
+        threads=_check.threads(threads),
+        interventions=changes,
+        substitute=substitute,
     )
     altered = "interventions" if changes is not None else "replaced MLPs" if substitute is not None else ""
     return Run(model, core, batch, logits, None, altered)
 
 
-class Run:
-    """One forward pass over one prompt or several; `len(run)` prompts, `run[i]` is one prompt's Run.
+class Run(Recorded):
+    """One forward pass over one prompt or several: `len(run)` prompts, `run[i]` is the Run of one of them.
 
-    Arrays are float32 (float64 for a float64 model), read-only, and lend the memory of the pass, which lives
-    as long as any of them.  Of one prompt, with L layers, H heads, T tokens, D head width, E model width,
-    M MLP width and V tokens in the vocabulary:
+    Made by `Model.run`.
+
+    Notes
+    -----
+    Arrays are float32 (float64 for a float64 model), read-only, and share the memory of the pass, which
+    lives as long as any of them.  Of one prompt, with L layers, H heads, T tokens, D head width, E model
+    width, M MLP width and V tokens in the vocabulary:
 
     * pattern [L, H, query, key], C-contiguous; rows of a gated model sum to anything in 0..1;
-    * scores [L, H, query, key], -inf for key > query, and gate, the same as bool;
-    * lse [L, H, T], the log-sum-exp of each score row;
+    * scores [L, H, query, key], -inf for key > query, and gate, bool of the same shape;
+    * lse [L, H, T], the log-sum-exp of each row of scores;
     * q, k, v, z [L, T, H, D]; result [L, T, H, E], the output of each head;
     * resid_pre, resid_mid, resid_post, attn_out, mlp_out [L, T, E]; mlp_pre, mlp_post [L, T, M];
     * ln1_scale, ln2_scale [L, T]; ln1_normalized, ln2_normalized [L, T, E], which is (x - mean) / scale
@@ -109,103 +94,40 @@ class Run:
     * embed, pos_embed [T, E]; logits [T, V], or [V] of the last token; token_loss [T - 1], the
       cross-entropy of each next token.
 
-    A batch of equally long prompts has the same arrays with a batch axis in front; for other batches ask
-    `run[i]`.  What was not recorded is not stored: AttributeError.
+    A batch of equally long prompts has the same arrays with a batch axis in front; for other batches use
+    `run[i]`.  An array that was not recorded raises AttributeError.
     """
 
+    _core: core_types.Run
+
     def __init__(
-        self, model: Model, core: Any, batch: Batch, logits: str, index: int | None, altered: str = ""
+        self,
+        model: Model,
+        core: core_types.Run,
+        batch: Batch,
+        logits: str,
+        index: int | None,
+        altered: str = "",
     ) -> None:
-        """Made by `Model.run`."""
-        self.model = model
-        self._core = core
-        self._batch = batch
+        super().__init__(model, core, batch, index)
         self._logits = logits
-        self._index = 0 if batch.single else index
         self._altered = altered  # what made this run other than the model's own, or an empty text
-        self._recorded = frozenset(core.names)
-
-    # --- prompts
-
-    def __len__(self) -> int:
-        return 1 if self._index is not None else len(self._batch)
 
     def __getitem__(self, i: int) -> Run:
         return Run(self.model, self._core, self._batch, self._logits, self._prompt_index(i), self._altered)
-
-    def _prompt_index(self, i: int) -> int:
-        n = len(self)
-        try:
-            i = operator.index(i)
-        except TypeError:
-            raise TypeError(f"the number of a prompt must be an integer, got {type(i).__name__}") from None
-        if not -n <= i < n:
-            raise IndexError(f"there is no prompt {i}: this run has {n}")
-        return self._index if self._index is not None else i % n
 
     def __iter__(self) -> Iterator[Run]:
         return (self[i] for i in range(len(self)))
 
     @property
-    def prepend_bos(self) -> bool:
-        """True if a BOS token was put before the prompt; positions count it."""
-        return self._batch.prepend_bos
-
-    @property
-    def prompt(self) -> str | None:
-        """The text that was run; None if token ids were given."""
-        return self._batch.texts[self._one("prompt")]
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Token ids, int32 [T], or [batch, T] of equally long prompts."""
-        return self._flat(self._batch.tokens)
-
-    @property
-    def n_tokens(self) -> int:
-        """T, the number of tokens (of each prompt)."""
-        return self._length()
-
-    @property
-    def token_strings(self) -> list[str]:
-        """The tokens as text; in angle brackets ids that have no name."""
-        first, last = self._range(self._one("token_strings"))
-        ids = self._batch.tokens[first:last].tolist()
-        return token_texts(self.model.tokenizer, ids)
-
-    # --- arrays
-
-    @property
     def recorded(self) -> tuple[str, ...]:
         """Names of the arrays that this run has."""
-        names = [name for name, core in CORE_NAMES.items() if core in self._recorded and name != "loss"]
-        return (
-            *names,
-            *(["logits"] if self._logits != "none" else []),
-            *(["edges"] if self._has_edges() else []),
-        )
-
-    def _array(self, name: str) -> np.ndarray:
-        """One recorded array in the shape of this run's prompts; AttributeError if it was not recorded."""
-        self._need(name)
-        packed = self._core.array(CORE_NAMES[name])
-        if name in SQUARE:
-            return self._square(packed)
-        if name == "lse":
-            return self._layered(packed.transpose(0, 2, 1)).swapaxes(-1, -2)
-        if name in ("q", "k", "v"):
-            packed = packed[:, :, "qkv".index(name)]
-        elif name == "resid_pre":
-            packed = packed[:-1]
-        elif name == "resid_post":
-            packed = packed[1:]
-        elif name == "token_loss":
-            return self._flat(packed)[..., :-1]
-        return self._flat(packed) if name in FLAT else self._layered(packed)
+        logits = ("logits",) if self._logits != "none" else ()
+        return (*super().recorded, *logits, *(("edges",) if self._has_edges() else ()))
 
     @property
     def logits(self) -> np.ndarray:
-        """[T, V], or [V] for logits="last"; with a batch axis in front for a batch."""
+        """Logits, [T, V], or [V] for logits="last"; with a batch axis in front for a batch."""
         if self._logits == "none":
             raise AttributeError("this run did not compute logits; run with logits='all' or 'last'")
         packed = self._core.array("logits")
@@ -215,7 +137,7 @@ class Run:
 
     @property
     def loss(self) -> float:
-        """Mean next-token cross-entropy in nats over all prompts; needs record="token_loss" (or "loss")."""
+        """Mean next-token cross-entropy in nats over all prompts; needs record="token_loss" or "loss"."""
         self._need("token_loss")
         packed = self._core.array("token_loss").astype(np.float64)
         first, last = (0, len(packed)) if self._index is None else self._range(self._index)
@@ -223,10 +145,21 @@ class Run:
         return float(packed[first:last].sum() / n) if n else float("nan")
 
     def edge_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(layer, head, query, key, weight) of one prompt's open edges, sorted in that order.
+        """The open edges of one prompt as arrays, sorted by layer, head, query and key.
 
-        Needs record="edges".
-        layer, head, query and key are int32, weight is a zero-copy view.
+        Returns
+        -------
+        layer, head, query, key : numpy.ndarray
+            int32 [edges].
+        weight : numpy.ndarray
+            Entries of the pattern, [edges]; a view of the run's memory.
+
+        Raises
+        ------
+        AttributeError
+            If the run was made without ``record="edges"``.
+        ValueError
+            If the run holds several prompts.
         """
         prompt = self._one("edge_arrays")
         if not self._has_edges():
@@ -242,24 +175,31 @@ class Run:
         span = slice(int(start[0]), int(start[-1]))
         return layer, head, query, key[span], weight[span]
 
-    @property
-    def edge_csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(start, key, weight) of record="edges": CSR with rows in the order (prompt, layer, head, query).
-
-        start is int64 [rows + 1], key int32 and weight real [edges]; all zero-copy.
-        """
-        if not self._has_edges():
-            raise AttributeError('this run did not record edges; run with record="edges"')
-        return self._core.edges()
-
     # --- what a key carries
 
     def value_norms(
         self, direction: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """|v|, |v W_O of the head| and, given a direction [E], (v W_O) . direction; each [L, H, key].
+        """Sizes of what each key gives to the queries that attend to it; needs q, k and v.
 
-        Needs q, k, v.  Raises RuntimeError if the weights changed after the run.
+        Parameters
+        ----------
+        direction : array of float [E], optional
+            A direction in the residual stream.
+
+        Returns
+        -------
+        value_norm : numpy.ndarray
+            ``|v|``, [L, H, key].
+        output_norm : numpy.ndarray
+            ``|v W_O|`` with the head's part of W_O, [L, H, key].
+        projection : numpy.ndarray or None
+            ``(v W_O) . direction``, [L, H, key]; None without a direction.
+
+        Raises
+        ------
+        RuntimeError
+            If the weights changed after the run.
         """
         self._need("v")
         if direction is not None:
@@ -267,10 +207,28 @@ class Run:
         return self._core.value_norms(direction, *self._range(self._one("value_norms")))
 
     def entry_scores(self, layer: Any, head: Any, query: Any, key: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and gates (bool; all True for a dense model) of entries given by four equally long arrays.
+        """Scores and gates of chosen attention entries; needs q, k and v.
 
-        Needs q, k, v.  Raises IndexError out of range, ValueError for a key after its query, RuntimeError if
-        the weights changed after the run.
+        Parameters
+        ----------
+        layer, head, query, key : array of int [n]
+            The entries, counted from 0.
+
+        Returns
+        -------
+        scores : numpy.ndarray
+            Scores before the softmax, [n].
+        gates : numpy.ndarray
+            Whether the gate is open, bool [n]; all True for a dense model.
+
+        Raises
+        ------
+        IndexError
+            For an entry out of range.
+        ValueError
+            For a key after its query.
+        RuntimeError
+            If the weights changed after the run.
         """
         self._need("q")
         first, last = self._range(self._one("entry_scores"))
@@ -294,31 +252,82 @@ class Run:
 
     # --- tables
 
-    def heads(self, key: int | str, query: int | str, base: int = 0, logit_diff: Any = None) -> pd.DataFrame:
-        """Which heads carry `key` to `query`: see `attnsparse.model.tables.heads`."""
+    def heads(
+        self,
+        key: int | str,
+        query: int | str,
+        base: int = 0,
+        logit_diff: tuple[str | int, str | int] | None = None,
+    ) -> pd.DataFrame:
+        """What each head moves from position `key` to position `query`.
+
+        Needs ``record=`` with pattern, q, k and v, and ln_final_scale for `logit_diff`.
+
+        Parameters
+        ----------
+        key, query : int or str
+            Positions counted from `base`; negative ones count from the end (-1 is the last token for either
+            base). A text is a token as displayed, with or without its leading space.
+        base : int, default 0
+            Number of the first position, 0 or 1.
+        logit_diff : pair of str or int, optional
+            (right, wrong), two single tokens as text or ids: adds the column logit_diff.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per head, sorted by contribution, largest first; equal ones stay in the order of layers
+            and heads. Columns: layer, head, label ("L9H6"), query, key (counted from `base`), query_token,
+            key_token, weight (the entry of `pattern` that was used, 0 if the gate is closed), score, gate
+            (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``, prepend_bos, base. logit_diff is
+            what the head writes at `query` from `key` adds to logit(right) - logit(wrong) there, straight
+            through the final LayerNorm with its scale kept as in this run; later layers do not see it.
+
+        Raises
+        ------
+        ValueError
+            If `key` comes after `query`, if an array is missing, if the run holds several prompts, or if no
+            token or several tokens match a text (the message lists their positions).
+        IndexError
+            If a position is outside the prompt.
+        """
         return tables.heads(self, key, query, base, logit_diff)
 
-    def edges(self, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
-        """The open edges: see `attnsparse.model.tables.edges`."""
+    def open_edges(self, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
+        """The open attention edges of one prompt: entries with an open gate and a weight above `threshold`.
+
+        A dense model has no gate: there every entry above `threshold` is an edge. Needs `pattern`, or
+        ``record="edges"`` (the open edges without the T x T arrays), which keeps nothing below the
+        edge_threshold of its run.
+
+        Parameters
+        ----------
+        threshold : float, default 0
+            Weight above which an entry is an edge, at least 0.
+        base : int, default 0
+            Number of the first position, 0 or 1.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per edge in the order of layer, head, query, key; columns as in `heads`, without
+            logit_diff. Without q and k there is no score and gate, without v no value_norm and contribution.
+
+        Raises
+        ------
+        ValueError
+            For a negative threshold, if neither form of the edges was recorded, or if the run holds several
+            prompts.
+        """
         return tables.edges(self, threshold, base)
 
     def _repr_html_(self) -> str:
         return tables.summary_html(self)
 
-    def __copy__(self) -> Run:
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Run cannot be pickled: take its arrays, or tables such as run.heads()")
-
     def __repr__(self) -> str:
         what = f"{self.n_tokens} tokens" if self._index is not None else f"{len(self)} prompts"
         recorded = ", ".join(self.recorded)
         return f"Run({what}, model={self.model.name!r}, prepend_bos={self.prepend_bos}, {recorded})"
-
-    # --- packed -> one prompt, or a batch of equally long ones
 
     def _has_edges(self) -> bool:
         try:
@@ -326,55 +335,6 @@ class Run:
         except KeyError:
             return False
         return True
-
-    def _need(self, name: str) -> None:
-        if CORE_NAMES[name] not in self._recorded:
-            raise AttributeError(f"this run did not record {name}; {self._how_to_record(name)}")
-
-    def _how_to_record(self, name: str) -> str:
-        return f"run with record={name!r} (it has: {', '.join(self.recorded) or 'nothing'})"
-
-    def _one(self, what: str) -> int:
-        if self._index is None:
-            raise ValueError(f"{what} is of one prompt, this run has {len(self)}; use run[i].{what}")
-        return self._index
-
-    def _range(self, prompt: int) -> tuple[int, int]:
-        return int(self._batch.offsets[prompt]), int(self._batch.offsets[prompt + 1])
-
-    def _length(self) -> int:
-        if self._index is not None:
-            return int(self._batch.lengths[self._index])
-        lengths = set(self._batch.lengths.tolist())
-        if len(lengths) > 1:
-            raise ValueError(
-                f"prompts have {min(lengths)} to {max(lengths)} tokens, so there is no one array; use run[i]"
-            )
-        return lengths.pop()
-
-    def _flat(self, packed: np.ndarray) -> np.ndarray:
-        """[N, ...] -> [T, ...] or [batch, T, ...]."""
-        if self._index is not None:
-            first, last = self._range(self._index)
-            return packed[first:last]
-        return packed.reshape(len(self), self._length(), *packed.shape[1:])
-
-    def _layered(self, packed: np.ndarray) -> np.ndarray:
-        """[L, N, ...] -> [L, T, ...] or [batch, L, T, ...]."""
-        if self._index is not None:
-            first, last = self._range(self._index)
-            return packed[:, first:last]
-        return packed.reshape(len(packed), len(self), self._length(), *packed.shape[2:]).swapaxes(0, 1)
-
-    def _square(self, packed: np.ndarray) -> np.ndarray:
-        """Packed per prompt (L, H, T, T) -> [L, H, T, T] or [batch, L, H, T, T]."""
-        config = self.model.config
-        heads = (config.n_layer, config.n_head)
-        if self._index is None:
-            return packed.reshape(len(self), *heads, self._length(), self._length())
-        units, t = config.n_layer * config.n_head, self._length()
-        first, last = self._batch.squares[self._index : self._index + 2] * units
-        return packed[first:last].reshape(*heads, t, t)
 
 
 _ENTRIES_AT_ONCE = 1 << 17
@@ -398,11 +358,3 @@ def _indices(name: str, values: Any) -> np.ndarray:
     if array.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {array.shape}")
     return np.ascontiguousarray(array, dtype=np.int64)
-
-
-def _array_property(name: str) -> property:
-    return property(lambda run: run._array(name), doc=f"The recorded array {name}; its shape: see `Run`.")
-
-
-for _name in (*SQUARE, *LAYERED, *FLAT, "lse"):
-    setattr(Run, _name, _array_property(_name))

@@ -56,20 +56,7 @@ def heads(
     base: int = 0,
     logit_diff: tuple[str | int, str | int] | None = None,
 ) -> pd.DataFrame:
-    """What every head moves from position `key` to position `query`: one row per (layer, head).
-
-    Columns: layer, head, label ("L9H6"), query, key (counted from `base`), query_token, key_token,
-    weight (the entry of `pattern` that was used, 0 if the gate is closed), score, gate (bool),
-    value_norm |v|, contribution |weight * v W_O|, prepend_bos, base.
-    With logit_diff=(right, wrong), two single tokens as text or ids, also `logit_diff`: what the head writes
-    at `query` from `key` adds to logit(right) - logit(wrong) there, straight through the final LayerNorm with
-    its scale kept as it was in this run; later layers do not see it.
-
-    Rows are sorted by contribution, largest first; equal ones stay in the order of layers and heads. `key`
-    and `query` as in `position`. Needs record= with pattern, q, k and v (and ln_final_scale for logit_diff).
-    Raises ValueError if `key` comes after `query`, if one of the arrays is missing, or if the run holds
-    several prompts.
-    """
+    """See `Run.heads`."""
     run, base = _single(run), _check.base(base)
     needed = ("pattern", "q", "k", "v") + (("ln_final_scale",) if logit_diff is not None else ())
     _require(run, needed, "heads")
@@ -83,31 +70,20 @@ def heads(
     layer, head = (index.ravel() for index in np.indices(pattern.shape[:2]))
     entries = (layer, head, np.full_like(layer, query_index), np.full_like(layer, key_index))
     direction = None if logit_diff is None else _logit_direction(run, logit_diff, query_index)
-    table = _entry_table(run, entries, pattern[entries], base, direction)
-    table = table.sort_values("contribution", ascending=False, kind="stable", ignore_index=True)
-    table.attrs = _origin(run, base)
+    found = _entry_table(run, entries, pattern[entries], base, direction)
+    table: pd.DataFrame = found.sort_values("contribution", ascending=False, kind="stable", ignore_index=True)
+    table.attrs.update(_origin(run, base))
     return table
 
 
 def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
-    """The attention edges of a prompt: entries with an open gate and weight > threshold.
-
-    A dense model has no gate: there every entry with weight > threshold is an edge. One row per edge, in the
-    order of layer, head, query, key; columns as in `heads`, without logit_diff.
-
-    Needs `pattern`, or record="edges" (the open edges without the T x T arrays). The columns score and gate
-    need q and k as well, value_norm and contribution need v; without these arrays the columns are left out.
-    record="edges" keeps nothing below the edge_threshold of its run, whatever threshold is asked for here.
-    Raises ValueError for a threshold that is negative or not a number, if neither form of the edges was
-    recorded, or if the run holds several prompts.
-    """
+    """See `Run.open_edges`."""
     run, base = _single(run), _check.base(base)
-    if not isinstance(threshold, (int, float, np.number)) or not threshold >= 0:
-        raise ValueError(f"threshold must be 0 or larger, a number, got {threshold!r:.60}")
+    threshold = _check.number(threshold, "threshold", 0.0)
     *entries, weight = _open_entries(run)
     above = weight > threshold
     table = _entry_table(run, tuple(index[above] for index in entries), weight[above], base, None)
-    table.attrs = _origin(run, base)
+    table.attrs.update(_origin(run, base))
     return table
 
 
@@ -199,18 +175,20 @@ def _entry_table(
         value_norm, output_norm, projection = run.value_norms(direction)
         columns["value_norm"] = value_norm[layer, head, key]
         columns["contribution"] = weight * output_norm[layer, head, key]
-        if direction is not None:
+        if projection is not None:
             columns["logit_diff"] = weight * projection[layer, head, key] + 0.0  # so that no -0.0 is shown
     columns["prepend_bos"] = np.full(len(layer), bool(run.prepend_bos))
     columns["base"] = np.full(len(layer), base, np.int64)
-    return pd.DataFrame(columns)
+    table: pd.DataFrame = pd.DataFrame(columns)
+    return table
 
 
 def _text(values: Sequence[str] | np.ndarray) -> pd.Series:
     """A text column whose type does not depend on whether it is empty."""
     import pandas as pd
 
-    return pd.Series(list(values), dtype=str)
+    column: pd.Series = pd.Series(list(values), dtype=str)
+    return column
 
 
 def _open_entries(run: Run) -> tuple[np.ndarray, ...]:
@@ -234,7 +212,8 @@ def _logit_direction(run: Run, logit_diff: tuple[str | int, str | int], query: i
     right, wrong = (token_id(run, token) for token in logit_diff)
     unembedding = run.model.parameter("wte.weight" if run.model.config.tied else "lm_head.weight")
     direction = run.model.parameter("ln_f.weight") * (unembedding[right] - unembedding[wrong])
-    return (direction - direction.mean()) / run.ln_final_scale[query]
+    result: np.ndarray = (direction - direction.mean()) / run.ln_final_scale[query]
+    return result
 
 
 def _recorded(run: Run, *names: str) -> bool:
@@ -264,7 +243,7 @@ def _origin(run: Run, base: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ HTML
 
 
-def _html_table(names: tuple[str, ...], rows: list[tuple[str, ...]], n_all: int) -> str:
+def _html_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], n_all: int) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
     body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     more = (

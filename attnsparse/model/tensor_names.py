@@ -31,7 +31,7 @@ _LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c
 # what DataParallel, FSDP, torch.compile, activation checkpointing and Fabric put between the parts of a name
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
                        "_forward_module"))  # fmt: skip
-# tensors that every model has one of; what stands before them is what the model is called in its program
+# tensors that every model has one of; what comes before them is the name of the model in its program
 _ANCHOR = re.compile(r"((?:.*\.)?)(wte\.weight|wpe\.weight|embed\.W_E|pos_embed\.(?:W_pos|weight))")
 _BUFFERS = re.compile(r"h\.[0-9]+\.attn\.(bias|masked_bias)|blocks\.[0-9]+\.attn\.(mask|IGNORE)")
 _LAYER = re.compile(r"(?:h|blocks)\.([0-9]{1,6})\.")
@@ -100,7 +100,7 @@ class Names:
         )
 
     def _outer(self, names: Iterable[str]) -> str:
-        """What stands before the model's own names, without a last `transformer.`."""
+        """The prefix of the model's own names, without a last `transformer.`."""
         found = {match[1].removesuffix("transformer.") for match in map(_ANCHOR.fullmatch, names) if match}
         if len(found) > 1:
             listed = " and ".join(quoted(prefix) for prefix in sorted(found)[:3])
@@ -254,7 +254,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 def _transposed(array: np.ndarray) -> np.ndarray:
-    return array.T
+    return np.transpose(array)
 
 
 def _hugging_face(config: Config, rows: int, *, transposed: bool) -> Wanted:

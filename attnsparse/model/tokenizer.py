@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -43,21 +43,33 @@ _CHARACTERS = r"[\s\S]"
 _CUT = re.compile(r"(?<=\S)[ \t\r\n]")
 _LONGEST_PIECE = 100  # characters of a number or word that is no token of a closed vocabulary
 _BLOCK = 16_384  # characters, some milliseconds
+T = TypeVar("T")
 _MOST_ID = 2**31 - 1  # ids are int32
 _MOST_AT_ONCE = 8 * _BLOCK  # characters or tokens for which the library may be deaf to Ctrl-C
 
 
 class Tokenizer:
-    """A tokenizer; make one with `load`, `from_files` or `from_words`."""
+    """A tokenizer; made by `load`, `from_files` or `from_words`.
+
+    Parameters
+    ----------
+    inner : tokenizers.Tokenizer
+        What is wrapped.
+    path : str, optional
+        The file or folder it came from.
+    bos : str or int, optional
+        The token that `prepend_bos` puts first: its id, or its text, which is ignored if there is no such
+        token.
+
+    Raises
+    ------
+    ConfigError
+        ``vocab`` if the token ids are not exactly 0..n-1.
+    """
 
     def __init__(
         self, inner: tokenizers.Tokenizer, *, path: str | None = None, bos: str | int | None = GPT2_BOS
     ) -> None:
-        """Wrap a `tokenizers.Tokenizer`; `bos` is the token that `prepend_bos` puts first: its id, or its
-        text, which is ignored if there is no such token.
-
-        Raises ConfigError `vocab` if the token ids are not exactly 0..n-1.
-        """
         self._inner = inner
         self.path = path  #: the file or folder it came from, None if made here
         vocabulary = inner.get_vocab(with_added_tokens=True)
@@ -79,15 +91,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Tokenizer:
-        """Read a tokenizer.json, or a folder that holds one or GPT-2's vocab.json and merges.txt (OpenAI's
-        names encoder.json and vocab.bpe will do).
+        """Read a tokenizer.json, or a folder with one or with GPT-2's vocab.json and merges.txt.
 
-        A folder gives the ids that transformers gives for it: tokenizer_config.json, special_tokens_map.json
-        and added_tokens.json are read too. Its BOS token is the bos_token of these, or else bos_token_id of
-        config.json, or else "<|endoftext|>" if it has that. A tokenizer.json named alone is read as it is.
+        OpenAI's names encoder.json and vocab.bpe are read too. A folder gives the ids that transformers gives
+        for it: tokenizer_config.json, special_tokens_map.json and added_tokens.json count. Its BOS token is
+        the bos_token of these, or else bos_token_id of config.json, or else "<|endoftext|>" if it has that. A
+        tokenizer.json named alone is read as it is.
 
-        Raises FormatError (json_*, tokenizer, merges), LimitError tokenizer_limit, ConfigError vocab,
-        config_type, OSError.
+        Parameters
+        ----------
+        path : path
+            A file or a folder.
+        limits : Limits, optional
+            Largest sizes that are read.
+
+        Raises
+        ------
+        FormatError
+            ``json_*``, ``tokenizer``, ``merges``, and LimitError ``tokenizer_limit``.
+        ConfigError
+            ``vocab``, ``config_type``.
+        OSError
+            With errno and file name.
         """
         inner, bos, name = read_tokenizer(Path(_check.path(path)), limits)
         return cls(inner, path=name, bos=bos)
@@ -107,16 +132,27 @@ class Tokenizer:
     def from_words(cls, words: Sequence[str], *, split: str = "gpt2", bos: str | None = None) -> Tokenizer:
         """A closed vocabulary: token i is `words[i]`, and text that needs another one is an error.
 
-        `split` says how text is cut: "gpt2" (words with their leading space, as GPT-2 does before its merges)
-        or "characters". A piece that is no word is made up of the longest words that begin it, from left to
-        right: " 1732" of " 17" and "32". The words must be different; `bos`, if given, is one of them.
+        Parameters
+        ----------
+        words : sequence of str
+            Different from each other, at least one.
+        split : {"gpt2", "characters"}
+            How text is cut: into words with their leading space, as GPT-2 does before its merges, or into
+            characters. A piece that is no word is made up of the longest words that begin it, from left to
+            right: " 1732" of " 17" and "32".
+        bos : str, optional
+            One of the words.
+
+        Raises
+        ------
+        ValueError
+            For words that are not different, or a `bos` that is none of them.
         """
         import tokenizers
 
-        if split not in ("gpt2", "characters"):
-            raise ValueError(f"split must be 'gpt2' or 'characters', got {split!r}")
+        _check.choice(split, "split", ("gpt2", "characters"))
         if len(set(words)) != len(words) or not words:
-            raise ValueError("words must be different, and at least one")
+            raise ValueError("words must be different from each other, and at least one")
         if bos is not None and bos not in words:
             raise ValueError(f"bos={bos!r} is not among the words")
         ids = {word: index for index, word in enumerate(words)}
@@ -137,10 +173,19 @@ class Tokenizer:
     # --- using it
 
     def encode(self, text: str, *, prepend_bos: bool = False) -> list[int]:
-        """Token ids of `text`; with `prepend_bos` the beginning-of-sequence token first.
+        """Token ids of a text.
 
-        Raises ValueError for text that has no encoding (half a surrogate pair, a word outside a closed
-        vocabulary) and if there is no such token to prepend.
+        Parameters
+        ----------
+        text : str
+        prepend_bos : bool, default False
+            Put the BOS token first, unless the text begins with it.
+
+        Raises
+        ------
+        ValueError
+            For text that has no encoding (half a surrogate pair, a word outside a closed vocabulary), and if
+            there is no BOS token to put first.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
@@ -172,18 +217,31 @@ class Tokenizer:
                 return self._inner.encode(text, add_special_tokens=False).ids
             # the first, from tokenizers 0.20 on, leaves out what is not needed here
             batch = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
-            return aside(lambda: batch([text], add_special_tokens=False)[0].ids)
+            ids: list[int] = aside(lambda: batch([text], add_special_tokens=False)[0].ids)
+            return ids
         except PASSED_ON:
             raise
         except BaseException as error:
             raise ValueError(self._why_not(text, error)) from error
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens included. Bytes that are no UTF-8 become U+FFFD; an id
-        without a name, as rows of a padded embedding have, becomes `<id>`.
+        """The text of token ids, special tokens included.
 
-        Raises TypeError for what is not an integer, IndexError for an id that no model has, ValueError if the
-        tokenizer's own rules break on them.
+        Bytes that are not UTF-8 become U+FFFD; an id without a name, as rows of a padded embedding have,
+        becomes `<id>`.
+
+        Parameters
+        ----------
+        ids : iterable of int
+
+        Raises
+        ------
+        TypeError
+            For what is not an integer.
+        IndexError
+            For an id that no model has.
+        ValueError
+            If the tokenizer's own rules fail on them.
         """
         numbers, texts, begin = checked_ids(ids), [], 0
         for at in [i for i, token in enumerate(numbers) if token >= self.n_vocab]:
@@ -197,7 +255,8 @@ class Tokenizer:
         try:
             if len(numbers) <= _MOST_AT_ONCE:
                 return self._inner.decode(numbers, skip_special_tokens=False)
-            return aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False)[0])
+            decoded: str = aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False)[0])
+            return decoded
         except PASSED_ON:
             raise
         except BaseException as error:
@@ -219,9 +278,9 @@ class Tokenizer:
         if not self._byte_level:
             return name
         table = _byte_table()
-        if not all(sign in table for sign in name):
-            return name  # an added token, which stands for itself
-        return bytes(table[sign] for sign in name).decode("utf-8", "backslashreplace")
+        if not all(character in table for character in name):
+            return name  # an added token is its own text
+        return bytes(table[character] for character in name).decode("utf-8", "backslashreplace")
 
     def to_json(self) -> str:
         """The text of a tokenizer.json that `load` reads back. Such a file does not say which token is BOS;
@@ -255,7 +314,7 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.n_vocab:,} tokens{f' from {self.path}' if self.path else ''})"
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _from_json, (self.to_json(), self.path, self.bos_id, self._inner.encode_special_tokens)
 
     def _why_not(self, text: str, error: BaseException) -> str:
@@ -283,31 +342,6 @@ class Tokenizer:
             return False
 
 
-def positions_of(token_strings: Sequence[str], wanted: str) -> list[int]:
-    """Positions, from 0, of the tokens that read `wanted`.
-
-    Without a leading space `wanted` matches a token with or without one: "large" finds "large" and " large".
-    With a leading space it matches exactly.
-    """
-    if wanted.startswith(" "):
-        return [position for position, token in enumerate(token_strings) if token == wanted]
-    return [position for position, token in enumerate(token_strings) if token.removeprefix(" ") == wanted]
-
-
-def position_of(token_strings: Sequence[str], wanted: str) -> int:
-    """The one position of `positions_of`; ValueError if there is none or more than one, which it lists."""
-    found = positions_of(token_strings, wanted)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{position} {token_strings[position]!r}" for position in found[:8])
-        raise ValueError(
-            f"{wanted[:80]!r} is at {len(found)} positions (counted from 0): {listed}; give the position"
-        )
-    listed = ", ".join(map(repr, token_strings[:20])) + (", ..." if len(token_strings) > 20 else "")
-    raise ValueError(f"no token reads {wanted[:80]!r}; the tokens are {listed}")
-
-
 def token_texts(tokenizer: Tokenizer | None, ids: Iterable[int]) -> list[str]:
     """How tables, figures and labels show tokens: `token_strings`, and without a tokenizer `<id>` for all."""
     return [f"<{token}>" for token in checked_ids(ids)] if tokenizer is None else tokenizer.token_strings(ids)
@@ -323,7 +357,7 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
             raise TypeError(
                 f"token ids must be integers in 1 dimension, got {values.dtype} of shape {values.shape}"
             )
-        numbers = values.tolist()
+        numbers: list[int] = values.tolist()
     else:
         numbers = [token if type(token) is int else _check.integer(token, "a token id") for token in ids]
     for token in (min(numbers, default=0), max(numbers, default=0)):
@@ -332,10 +366,10 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
     return numbers
 
 
-def aside(call: Callable[[], Any]) -> Any:
+def aside(call: Callable[[], T]) -> T:
     """The result of a call that lets other threads run but hears no signal. It is made in another thread, so
-    that Ctrl-C ends the wait; the call itself goes on to its end, and its result is dropped."""
-    result: list[Any] = []
+    that Ctrl-C ends the wait; the call itself runs to completion, and its result is dropped."""
+    result: list[T] = []
     failed: list[BaseException] = []
 
     def work() -> None:
@@ -374,7 +408,7 @@ def _may_cut(described: dict[str, Any]) -> bool:
 
 @functools.cache
 def _byte_table() -> dict[str, int]:
-    """GPT-2's sign -> byte: printable bytes stand for themselves, the others for signs from U+0100 on."""
+    """GPT-2's character -> byte: printable bytes are themselves, the others characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -123,7 +123,7 @@ def guarded(path: str | os.PathLike[str], make: Callable[[], tokenizers.Tokenize
 
 
 def _read_json(path: Path, limits: Limits) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer of a tokenizer.json as it stands there, and its values."""
+    """The tokenizer of a tokenizer.json as it is, and its values."""
     import tokenizers
 
     data = read_small(path, "max_tokenizer_bytes", limits=limits, code="tokenizer_limit")
@@ -149,8 +149,12 @@ def _as_gpt2(values: Mapping[str, Any], path: Path, *, prefix: bool) -> tokenize
             stacklevel=2,
         )
     model = values["model"]
-    merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-    return guarded(path, lambda: byte_level(model["vocab"], merges, prefix=prefix))
+
+    def make() -> tokenizers.Tokenizer:
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+        return byte_level(model["vocab"], [(first, second) for first, second in pairs], prefix=prefix)
+
+    return guarded(path, make)
 
 
 def _read_merges(path: str | os.PathLike[str], ids: dict[str, Any], limits: Limits) -> list[tuple[str, str]]:

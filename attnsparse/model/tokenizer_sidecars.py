@@ -10,14 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ..errors import ConfigError, FormatError, located, quoted
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from .hf_config import is_ours
-from .locate import read_config_json
+from .hf_config import is_ours, read_config_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -58,8 +57,8 @@ class Sidecars:
     @classmethod
     def read(cls, folder: Path, limits: Limits) -> Sidecars:
         """Raises what `parse_object` and `read_small` raise."""
-        files = [_read(folder / name, limits) for name in (SETTINGS, SPECIAL, ADDED)]
-        return cls(folder, *files, read_config_json(folder, limits)[1] or {})
+        settings, special, added = (_read(folder / name, limits) for name in (SETTINGS, SPECIAL, ADDED))
+        return cls(folder, settings, special, added, read_config_json(folder, limits)[1] or {})
 
     def is_gpt2(self, *, has_json: bool) -> bool:
         """True if transformers reads the folder with GPT-2's class.
@@ -101,7 +100,8 @@ class Sidecars:
         by_text = {token.content: token for token in added.values()}
         if gpt2:
             values = dict.fromkeys(_GPT2_NAMED, GPT2_BOS) | values
-        named = [by_text.get(text_of(values[name]), values[name]) for name in _NAMED if values.get(name)]
+        given = [values[name] for name in _NAMED if values.get(name)]
+        named: list[Any] = [by_text.get(text_of(token), token) for token in given]
         named += (_roles(values) | own_roles).values()
         extra = values.get("extra_special_tokens", values.get("additional_special_tokens")) or []
         return Declared(added, named, extra, self._bos(values))
@@ -112,7 +112,8 @@ class Sidecars:
             "bos_token" in self.special and "added_tokens_decoder" not in self.settings
         )
         if said:
-            return text_of(values["bos_token"]) if values["bos_token"] else None
+            token = values["bos_token"]
+            return text_of(token) if token else None
         number = self.config.get("bos_token_id")
         if number is None or number == _UNSAID_BOS_ID:
             return GPT2_BOS
@@ -132,7 +133,7 @@ class Sidecars:
 
     def _added(self, values: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
         extra = values.get("extra_special_tokens")
-        roles = [values.get(name) for name in _NAMED] + (extra if isinstance(extra, list) else [])
+        roles: list[Any] = [values.get(name) for name in _NAMED] + (extra if isinstance(extra, list) else [])
         special = {text_of(token) for token in roles if isinstance(token, str) or _is_added(token)}
         added = {}
         for text, number in self.added.items():
@@ -153,8 +154,10 @@ class Sidecars:
         return self._one(file, name, value, special=special)
 
     def _one(self, file: str, name: str, value: Any, *, special: bool = False) -> str | tokenizers.AddedToken:
-        if isinstance(value, str) or _is_added(value):
+        if isinstance(value, str):
             return value
+        if _is_added(value):
+            return cast("tokenizers.AddedToken", value)
         if not isinstance(value, dict):
             raise self._bad(file, f"{quoted(name)} must be a token, got {shown(value)}", name)
         return self._token(file, name, value | ({"special": True} if special else {}))
@@ -223,7 +226,7 @@ def add_tokens(inner: tokenizers.Tokenizer, declared: Declared, path: str | os.P
 
 def _roles(values: dict[str, Any]) -> dict[str, Any]:
     """Take out of `values` the roles that a model has beside the usual ones, such as image_token."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in list(values):
         value = values[name]
         if name in _LISTS and isinstance(value, dict):

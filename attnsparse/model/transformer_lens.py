@@ -45,20 +45,21 @@ def hook_names(n_layer: int) -> list[str]:
     return ["hook_embed", "hook_pos_embed", *blocks, "ln_final.hook_scale", "ln_final.hook_normalized"]
 
 
-class ActivationCache(Mapping):
+class ActivationCache(Mapping[Any, np.ndarray]):
     """Hook name -> array [batch, pos, ...] (patterns and scores [batch, head, query, key]), zero-copy.
+
+    Made by `Model.run_with_cache`.
 
     `cache["blocks.5.attn.hook_pattern"]`, `cache["pattern", 5]` and `cache["resid_post", -1]` all work;
     `cache["scale", 3, "ln1"]` names a hook that exists more than once in a block.
     """
 
     def __init__(self, run: Run, names: Sequence[str], has_batch_dim: bool = True) -> None:
-        """Made by `Model.run_with_cache`."""
-        self.run = run
-        self.has_batch_dim = has_batch_dim
+        self.run = run  #: the `Run`
+        self.has_batch_dim = has_batch_dim  #: whether arrays have a batch axis
         self._names = dict.fromkeys(names)
 
-    def __getitem__(self, key: str | tuple) -> np.ndarray:
+    def __getitem__(self, key: str | tuple[Any, ...]) -> np.ndarray:
         name = self._full_name(key)
         if name not in self._names:
             raise KeyError(
@@ -67,13 +68,13 @@ class ActivationCache(Mapping):
         block, _, hook = (
             name.partition(".")[2].partition(".") if name.startswith("blocks.") else ("", "", name)
         )
-        array = getattr(self.run, BLOCK_HOOKS[hook] if block else OTHER_HOOKS[hook])
+        array: np.ndarray = getattr(self.run, BLOCK_HOOKS[hook] if block else OTHER_HOOKS[hook])
         array = array[:, int(block)] if block else array
         if hook.endswith("hook_scale"):
             array = array[..., None]
         return array if self.has_batch_dim else array[0]
 
-    def _full_name(self, key: str | tuple) -> str:
+    def _full_name(self, key: str | tuple[Any, ...]) -> str:
         if isinstance(key, str):
             return SHORT_OTHER.get(key, key)
         if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
@@ -82,7 +83,7 @@ class ActivationCache(Mapping):
             )
         name, layer, layer_type = (*key, None)[:3]
         if layer is None:
-            return SHORT_OTHER.get(name, name)
+            return SHORT_OTHER.get(key[0], key[0])
         n_layer = self.run.model.config.n_layer
         if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
             raise KeyError(f"layer must be an integer in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
@@ -116,8 +117,8 @@ def run_with_cache(
     max_bytes: int,
 ) -> tuple[Any, ActivationCache]:
     """See `Model.run_with_cache`."""
-    if return_type not in ("logits", "loss", None):
-        raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r}")
+    if return_type is not None and return_type not in ("logits", "loss"):
+        raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r:.60}")
     batch = as_batch(model, listed(prompts)[0], prepend_bos)
     lengths = set(batch.lengths.tolist())
     if len(lengths) > 1:
@@ -128,9 +129,7 @@ def run_with_cache(
     if remove_batch_dim and len(batch) != 1:
         raise ValueError(f"remove_batch_dim=True needs one prompt, got {len(batch)}")
     names = _chosen(hook_names(model.config.n_layer), names_filter)
-    records = {
-        BLOCK_HOOKS.get(n.split(".", 2)[-1]) if n.startswith("blocks.") else OTHER_HOOKS[n] for n in names
-    }
+    records = {BLOCK_HOOKS[n.split(".", 2)[-1]] if n.startswith("blocks.") else OTHER_HOOKS[n] for n in names}
     if return_type == "loss":
         records.add("token_loss")
     logits = "all" if return_type == "logits" else "none"
@@ -153,6 +152,6 @@ def _chosen(names: list[str], names_filter: Any) -> list[str]:
     for name in wanted:
         if name not in known:
             raise ValueError(
-                f"names_filter: there is no hook {name!r}; see attnsparse.cache.hook_names(n_layer)"
+                f"names_filter: unknown hook {name!r:.80}; see attnsparse.model.hook_names(n_layer)"
             )
     return [name for name in names if name in set(wanted)]

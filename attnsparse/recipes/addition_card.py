@@ -88,7 +88,7 @@ command on the same build and kind of CPU gives the same bytes.
 ```python
 import attnsparse as asp
 run = asp.load("{facts["model"]}").run("53+21=074EE")
-run.edges()
+run.open_edges()
 ```
 
 ## Text

@@ -57,10 +57,10 @@ class RecipeJob:
             trainer = Trainer(model, source, options, folder=folder, **self._how)
         progress = False if self.quiet else None
         if kept_step and not checkpoint_steps(self._kept(name)):
-            trainer.run(progress=progress, until=kept_step)
+            trainer.train(progress=progress, until=kept_step)
             self._kept(name).mkdir(parents=True, exist_ok=True)
             trainer.save(self._kept(name) / checkpoint_name(kept_step))
-        return trainer.run(progress=progress)
+        return trainer.train(progress=progress)
 
     def at_kept_step(self, name: str, source: Data, tokenizer: Tokenizer | None) -> Trainer:
         """The trainer of phase `name` as it was at its `kept_step`."""
@@ -76,7 +76,7 @@ def joined_history(phases: Sequence[Trainer]) -> pd.DataFrame:
 
     parts, begin = [], 0
     for number, trainer in enumerate(phases):
-        part = trainer.history.drop(columns="seconds")
+        part = trainer.history().drop(columns="seconds")
         part.insert(0, "phase", number)
         part["step"] += begin
         begin += len(part)

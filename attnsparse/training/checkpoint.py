@@ -20,13 +20,14 @@ from ..io.regular_file import RegularFile
 from ..io.training_file import Entry
 from ..model.config import Config
 from .options import TrainingOptions
+from .schedules import value_at
 
 RESULTS = ("loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm")
 MOST_MULTIPLIER = 1e15
 _NAME = re.compile(r"step-(\d{6,})\.ckpt")
 _LINE_BYTES = 400  # of history.csv, at most
 _NUMBER = re.compile(r"nan|-?\d{1,30}(\.\d{1,30})?(e[+-]\d{1,3})?")
-_KINDS = {
+_KINDS: dict[str, type | tuple[type, ...]] = {
     "kind": str, "build": dict, "config": dict, "name": str, "options": dict, "data": str, "step": int,
     "multiplier": float, "ema": (float, type(None)),
 }  # fmt: skip
@@ -62,7 +63,7 @@ def checked_meta(meta: dict[str, Any], path: Path) -> dict[str, Any]:
             _no_run(path, "meta", f"has {quoted(name)}, which a checkpoint does not have")
     try:
         config = Config.from_dict(meta["config"])
-        options = TrainingOptions.from_json(meta["options"])
+        options = TrainingOptions.from_dict(meta["options"])
         options.check(config.gated, config.n_layer)
     except (TypeError, ValueError) as error:
         raise located(CheckpointError, "meta", path, str(error)) from error
@@ -81,7 +82,8 @@ def _check_multiplier(meta: dict[str, Any], config: Config, options: TrainingOpt
     """Multiplier and moving average are what a run can have after so many steps."""
     step, multiplier, ema = meta["step"], meta["multiplier"], meta["ema"]
     if config.gated:
-        low, high = (s.at(step, options.steps) for s in (options.multiplier_min, options.multiplier_max))
+        limits = (options.multiplier_min, options.multiplier_max)
+        low, high = (value_at(limit, step, options.steps) for limit in limits)
     else:
         low = high = options.first_multiplier()
     if not low <= multiplier <= high:
@@ -176,7 +178,7 @@ def warn_of_other_build(stored: dict[str, Any], path: Path) -> None:
         if stored.get(name) != value:
             text = (
                 f"{path.name} was written with {name} {quoted(stored.get(name))}, this is {quoted(value)}: "
-                "the run goes on, but its bits may differ from those of an uninterrupted one"
+                "the run continues, but its bits may differ from those of an uninterrupted one"
             )
             warnings.warn(text, stacklevel=4)
             return
@@ -210,7 +212,7 @@ def read_seconds(path: Path, steps: int, columns: list[str]) -> dict[int, float]
 
 
 def _no_history(path: Path, line: int) -> NoReturn:
-    text = f"line {line} is not as a trainer writes it; delete the file to go on without seconds per step"
+    text = f"line {line} is not as a trainer writes it; delete the file to continue without seconds per step"
     raise located(FormatError, "value", path, text)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 BLOCK = 2**21  # values at once, so that Ctrl-C is heard in between
 
@@ -16,7 +17,7 @@ class Column:
     """`n` numbers of one type, read as `dtype`. An array is copied, so that nobody changes it later. A map
     (`np.memmap`, or an array over an `mmap`) stays where it is: what is taken of it is converted then."""
 
-    def __init__(self, array: np.ndarray, dtype: type) -> None:
+    def __init__(self, array: np.ndarray, dtype: npt.DTypeLike) -> None:
         self._map = array if is_mapped(array) else None
         self._dtype = np.dtype(dtype)
         self._array = array if self._map is not None else _copied(array, self._dtype)
@@ -67,7 +68,7 @@ def blocks_of(array: np.ndarray) -> Iterator[np.ndarray]:
         yield np.asarray(array[begin : begin + BLOCK])
 
 
-def _copied(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _copied(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     copy = np.empty(len(array), dtype)
     for begin in range(0, len(array), BLOCK):
         copy[begin : begin + BLOCK] = array[begin : begin + BLOCK]

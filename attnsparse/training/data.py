@@ -32,16 +32,29 @@ class Data(Protocol):
         """Identity of data, order and seed (hex); a resume with another one is refused."""
 
     def batch(self, step: int, micro: int) -> Batch:
-        """Batch of one micro-batch of one step, a pure function of its arguments.
+        """One micro-batch of one step, a pure function of its arguments.
 
-        Returns tokens int32 [N] (sequences packed one after the other), offsets int64 [B+1] (where each
-        begins, from 0 to N), targets int32 [N] (the token to be predicted at each position; -100: none) and
-        weights float32 or float64 [N] (its share in the cross-entropy; where it is 0 the target is not looked
-        at).
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        micro : int
+            Micro-batch of the step, from 0.
+
+        Returns
+        -------
+        tokens : numpy.ndarray
+            int32 [N], sequences packed one after the other.
+        offsets : numpy.ndarray
+            int64 [B + 1], where each sequence begins, from 0 to N.
+        targets : numpy.ndarray
+            int32 [N], the token to be predicted at each position; -100: none.
+        weights : numpy.ndarray
+            float32 or float64 [N], its share in the cross-entropy; where it is 0 the target is not used.
         """
 
 
-def settled(batch: Any, dtype: np.dtype) -> Any:
+def settled(batch: Any, dtype: np.dtype[Any]) -> Any:
     """A batch as the engine takes it: weights of the model's type, and 0 where the target is -100.
 
     What is no tuple of four is left to the engine, which says so. Raises ValueError for negative weights.
@@ -64,13 +77,28 @@ def settled(batch: Any, dtype: np.dtype) -> Any:
 class TokenData:
     """Windows of `length` tokens from one long array, at random places.
 
-    tokens: integers [n], n > length. An array is copied as int32. A map, such as `np.memmap("train.bin",
-    dtype=np.uint16, mode="r")`, is used in place: it takes no memory of its own, whatever its integer type.
-    length: tokens of a sequence.  batch: sequences of a micro-batch.
-    loss_weights: float [n], weight of predicting that token (default 1 for all); a mask is 0 and 1. A map of
-    them stays in place too.
+    Parameters
+    ----------
+    tokens : array of int [n], n > length
+        An array is copied as int32. A map, such as ``np.memmap("train.bin", dtype=np.uint16, mode="r")``, is
+        used in place: it takes no memory of its own, whatever its integer type.
+    length : int
+        Tokens of a sequence.
+    batch : int
+        Sequences of a micro-batch.
+    seed : int, default 0
+        0..2^64-1.
+    loss_weights : array of float [n], optional
+        Weight of predicting that token, default 1 for all; a mask is 0 and 1. A map stays in place too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays of other kinds or sizes.
+
+    Notes
+    -----
     Window r of micro-batch m of step s begins at a place drawn with replacement for (seed, s, m, r).
-    Raises TypeError and ValueError for arrays of other kinds or sizes.
     """
 
     def __init__(
@@ -84,7 +112,8 @@ class TokenData:
     ) -> None:
         self._tokens = _token_column(tokens)
         self._weights = None if loss_weights is None else _weight_column(loss_weights, len(self._tokens))
-        self.length, self.batch_size = _count("length", length), _count("batch", batch)
+        self.length = _check.integer(length, "length", 1)
+        self.batch_size = _check.integer(batch, "batch", 1)
         self.seed = _check.seed(seed)
         if len(self._tokens) <= self.length:
             raise ValueError(
@@ -96,8 +125,8 @@ class TokenData:
     def digest(self) -> str:
         """SHA-256 (hex) of the arrays and of `describe()`, as they are now.
 
-        A map is read again when its file has changed since the last time, or each time if it can be written
-        to: open it with mode="r". A batch is what the map holds when the batch is made.
+        A map is read again when its file has changed since the last time, or each time if it is writable:
+        open it with mode="r". A batch is what the map holds when the batch is made.
         """
         states = self._states()
         if states != self._digest[0]:
@@ -141,11 +170,26 @@ class TokenData:
 class SequenceData:
     """Given sequences, all of them once per epoch in an order shuffled for each epoch.
 
-    sequences: a list of arrays of integers (lengths may differ), or one array [n, T].
-    batch: sequences of a micro-batch.  loss_weights: like `sequences`, weight of predicting that token
-    (default 1); that of the first token of a sequence is not used, because nothing comes before it.
+    Parameters
+    ----------
+    sequences : list of int arrays, or int array [n, T]
+        Token ids; lengths may differ.
+    batch : int
+        Sequences of a micro-batch.
+    seed : int, default 0
+        0..2^64-1.
+    loss_weights : like `sequences`, optional
+        Weight of predicting that token, default 1; that of the first token of a sequence is not used, because
+        nothing comes before it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays of other kinds or sizes.
+
+    Notes
+    -----
     Micro-batch m of every step walks through shuffles of its own, so accumulation needs no extra state.
-    Raises TypeError and ValueError for arrays of other kinds or sizes.
     """
 
     def __init__(self, sequences: Any, batch: int, *, seed: int = 0, loss_weights: Any = None) -> None:
@@ -160,7 +204,7 @@ class SequenceData:
         self._tokens = np.concatenate([np.asarray(row, np.int32) for row in rows])
         self._weights = np.concatenate([_sequence_weights(w, len(row)) for w, row in zip(weights, rows)])
         self._targets, self._target_weights = _shifted(self._tokens, self._weights, self._begin)
-        self.batch_size = _count("batch", batch)
+        self.batch_size = _check.integer(batch, "batch", 1)
         self.seed = _check.seed(seed)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         arrays = (self._tokens, self._weights, self._lengths)
@@ -259,14 +303,6 @@ def _checked_weights(weights: Any, n: int) -> np.ndarray:
         if not np.isfinite(single).all() or (single < 0).any():
             raise ValueError("loss weights must be finite and >= 0")
     return array
-
-
-def _count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
 
 
 def _ones(n: int) -> Iterator[np.ndarray]:

@@ -1,55 +1,114 @@
-"""What the options of all kinds of training share: reading and writing as JSON, and checks of numbers."""
+"""What the options of all kinds of training share: fields that know their range, and a form as a dict.
+
+An option is a dataclass field whose metadata hold a `check(value, name)`, which gives the value in its plain
+form; a schedule has a range besides, in which it must stay for the whole run.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
+from .. import _check
 from . import schedules
 from .schedules import PerLayer, Pieces, Schedule, Warmup
 
-
-def to_json(options: Any) -> dict[str, Any]:
-    """All fields of a dataclass of options as JSON values."""
-    result = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if hasattr(value, "to_json"):
-            value = value.to_json()
-        result[field.name] = list(value) if isinstance(value, tuple) else value
-    return result
+MOST = 1e15  # what a step takes; larger values would only make infinity of finite weights
+Check = Callable[[Any, str], Any]
+Self = TypeVar("Self", bound="Options")
 
 
-def from_json(
-    kind: type, data: Mapping[str, Any], what: str, of_schedules: Iterable[str], of_tuples: Iterable[str]
+def checked(check: Check) -> dict[str, Any]:
+    """Metadata of a field whose values go through `check(value, name)`."""
+    return {"check": check}
+
+
+def integer(low: int, high: int) -> dict[str, Any]:
+    """Metadata of a field for an integer in low..high."""
+    return checked(lambda value, name: _check.integer(value, name, low, high))
+
+
+def number(low: float, high: float = MOST) -> dict[str, Any]:
+    """Metadata of a field for a number in low..high."""
+    return checked(lambda value, name: _check.number(value, name, low, high))
+
+
+def schedule(
+    low: float, high: float = MOST, *, optional: bool = False, per_layer: bool = False
 ) -> dict[str, Any]:
-    """Arguments of `kind` from what `to_json` gave. Raises ValueError that begins with `what`."""
-    known = {field.name: field for field in fields(kind)}
-    unknown = [name for name in data if name not in known]
-    missing = [name for name in known if name not in data and known[name].default is MISSING]
-    if unknown or missing:
-        raise ValueError(f"{what}: unknown {unknown[:3]}, missing {missing[:3]}")
-    values = dict(data)
-    for name in of_schedules:
-        if values.get(name) is not None:
-            values[name] = schedules.from_json(values[name])
-    for name in of_tuples:
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    return values
+    """Metadata of a field for a number or a schedule that stays in low..high."""
+
+    def check(value: Any, name: str) -> Any:
+        if (optional and value is None) or (per_layer and isinstance(value, PerLayer)):
+            return value
+        return schedules.as_schedule(value, name)
+
+    return checked(check) | {"range": (low, high)}
 
 
-def first_difference(options: Any, other: Any) -> str | None:
-    """Name of the first field in which two options differ, or None."""
-    for field in fields(options):
-        if getattr(options, field.name) != getattr(other, field.name):
-            return field.name
-    return None
+def decays(value: Any, name: str) -> tuple[float, float]:
+    """The check of Adam's two decays."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r:.60}")
+    first, second = (_check.number(beta, name, 0.0, 0.9999999) for beta in value)
+    return first, second
 
 
-def turning_steps(schedule: Schedule | PerLayer | None, steps: int) -> set[int]:
+@dataclass(frozen=True)
+class Options:
+    """Options of a run as one frozen value: every field is checked when it is made."""
+
+    steps: int
+    """Optimiser steps of the whole run, at least 1. Schedules are laid over this length."""
+
+    _what: ClassVar[str] = "options"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", _check.integer(self.steps, "steps", 1, schedules.MOST_STEPS))
+        for item in fields(self):
+            if "check" in item.metadata:
+                value = item.metadata["check"](getattr(self, item.name), item.name)
+                object.__setattr__(self, item.name, value)
+        for item in fields(self):
+            if "range" in item.metadata:
+                check_range(item.name, getattr(self, item.name), self.steps, *item.metadata["range"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as JSON values; `from_dict` reads them back."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: _plain(value) for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls: type[Self], data: Mapping[str, Any]) -> Self:
+        """The options whose `to_dict` gave `data`; ValueError or TypeError names the option that is wrong."""
+        known = {item.name: item for item in fields(cls)}
+        unknown = [name for name in data if name not in known]
+        missing = [name for name in known if name not in data and known[name].default is MISSING]
+        if unknown or missing:
+            raise ValueError(f"{cls._what}: unknown {unknown[:3]}, missing {missing[:3]}")
+        return cls(**{name: _read(known[name].metadata, value) for name, value in data.items()})
+
+    def difference(self, other: Options) -> str | None:
+        """Name of the first option in which `other` differs, or None."""
+        names = (item.name for item in fields(self))
+        return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(metadata: Mapping[str, Any], value: Any) -> Any:
+    if "range" in metadata and value is not None:
+        return schedules.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def turning_steps(schedule: float | Schedule | PerLayer | None, steps: int) -> set[int]:
     """Steps in 0..steps among which a schedule has its smallest and largest values; between two neighbours
     it rises or falls all the way, `Pieces` in a straight line."""
     places: list[float] = []
@@ -58,18 +117,20 @@ def turning_steps(schedule: Schedule | PerLayer | None, steps: int) -> set[int]:
     elif isinstance(schedule, Warmup):
         places = [schedule.steps_up - 1, schedule.steps_up, schedule.begin * steps]
     elif isinstance(schedule, PerLayer):
-        return set().union(*(turning_steps(one, steps) for *_, one in schedule.ranges))
+        return {step for *_, one in schedule.ranges for step in turning_steps(one, steps)}
     around = {math.floor(place) + n for place in places for n in (-1, 0, 1)}
     return {0, steps - 1, steps} | {step for step in around if 0 <= step <= steps}
 
 
-def check_range(name: str, schedule: Schedule | PerLayer | None, steps: int, low: float, high: float) -> None:
+def check_range(
+    name: str, schedule: float | Schedule | PerLayer | None, steps: int, low: float, high: float
+) -> None:
     """ValueError that names the option unless the schedule stays in low..high for the whole run."""
     if schedule is None:
         return
     every = [one for *_, one in schedule.ranges] if isinstance(schedule, PerLayer) else [schedule]
     for one in every:
         for step in sorted(turning_steps(one, steps)):
-            if not low <= one.at(step, steps) <= high:
-                value = one.at(step, steps)
+            value = schedules.value_at(one, step, steps)
+            if not low <= value <= high:
                 raise ValueError(f"{name} must stay in {low:g}..{high:g}, is {value:g} at step {step}")

@@ -1,9 +1,9 @@
 """Schedules: a number for every optimiser step of a run.
 
 A schedule is a small frozen dataclass with `at(step, steps)`, a pure function of the step (from 0) and the
-length of the run, computed in float64, and a JSON form that gives the same schedule back. Learning rate, gate
-bias, edge weight, tau and the limits of the multiplier are all given this way. Gate bias and edge weight may
-differ from layer to layer: see `PerLayer`.
+length of the run, computed in float64, and a dict form that gives the same schedule back. Learning rate,
+gate bias, edge weight, tau and the limits of the multiplier are all given this way. Gate bias and edge weight
+may differ from layer to layer: see `PerLayer`.
 
 Positions inside a run are fractions of it (0 the start, 1 the end), so that a recipe can be shortened without
 being rewritten; only warm-up counts steps, because it depends on the optimiser and not on the length.
@@ -12,9 +12,11 @@ being rewritten; only warm-up counts steps, because it depends on the optimiser 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from .. import _check
 
 MOST_STEPS = 10**12  # of a run: far above any, and every step a number that a float holds exactly
 
@@ -26,31 +28,39 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", _number("value", self.value))
+        object.__setattr__(self, "value", _check.number(self.value, "value"))
 
     def at(self, step: int, steps: int) -> float:
         """Value at `step` (from 0) of a run of `steps`."""
         return self.value
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
         return {"kind": "constant", "value": self.value}
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Straight lines between `points` (position, value), constant before the first and after the last.
+    """Straight lines between points, constant before the first and after the last.
 
-    Positions are fractions of the run in [0, 1], in rising order. Two points at one position make a jump;
-    from that position on the later one holds. `Pieces(((0, 5), (0.25, 0)))` falls from 5 to 0 over the first
-    quarter. Raises ValueError for no points, positions outside [0, 1] or out of order, or numbers that are
-    not finite.
+    ``Pieces(((0, 5), (0.25, 0)))`` falls from 5 to 0 over the first quarter of the run.
+
+    Parameters
+    ----------
+    points : sequence of (float, float)
+        (position, value): positions are fractions of the run in 0..1, in rising order. Two points at one
+        position make a jump; from that position on the later one holds.
+
+    Raises
+    ------
+    ValueError
+        For no points, or positions outside 0..1 or out of order.
     """
 
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        points = tuple((_number("position", p), _number("value", v)) for p, v in self.points)
+        points = tuple((_check.number(p, "position"), _check.number(v, "value")) for p, v in self.points)
         if not points:
             raise ValueError("a piecewise-linear schedule needs at least one point")
         positions = [p for p, _ in points]
@@ -73,19 +83,29 @@ class Pieces:
             before = point
         return before[1]
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
         return {"kind": "pieces", "points": [list(point) for point in self.points]}
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """A learning rate: linear warm-up to `peak`, level or falling to `final` x peak at the end of the run.
+    """A learning rate: linear warm-up, then level or falling to a share of the peak at the end of the run.
 
-    Step i of the warm-up has peak * (i + 1) / steps_up. `decay` is "constant", "linear" or "cosine"; the fall
-    begins at the fraction `begin` of the run, or at the end of the warm-up where that is later, and reaches
-    `final` (a share of the peak, 0..1) at step = steps, one after the last. Raises ValueError for other
-    values.
+    Step i of the warm-up has ``peak * (i + 1) / steps_up``.
+
+    Parameters
+    ----------
+    peak : float
+        Rate after the warm-up.
+    steps_up : int, default 0
+        Steps of the warm-up.
+    decay : {"constant", "linear", "cosine"}
+        Shape of the fall.
+    begin : float, default 0
+        Fraction of the run, 0..1, at which the fall begins, or the end of the warm-up where that is later.
+    final : float, default 0
+        Share of the peak, 0..1, that is reached at step = steps, one after the last.
     """
 
     peak: float
@@ -95,15 +115,15 @@ class Warmup:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("peak", "begin", "final"):
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
-        if type(self.steps_up) is not int or not 0 <= self.steps_up <= MOST_STEPS:
-            raise ValueError(f"warm-up must be 0..{MOST_STEPS:,} steps, got {self.steps_up!r:.60}")
-        if self.decay not in ("constant", "linear", "cosine"):
-            raise ValueError(f'decay must be "constant", "linear" or "cosine", got {self.decay!r}')
-        for name in ("begin", "final"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        _check.choice(self.decay, "decay", ("constant", "linear", "cosine"))
+        plain = {
+            "peak": _check.number(self.peak, "peak"),
+            "steps_up": _check.integer(self.steps_up, "steps_up", 0, MOST_STEPS),
+            "begin": _check.share(self.begin, "begin"),
+            "final": _check.share(self.final, "final"),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     def at(self, step: int, steps: int) -> float:
         """Value at `step` (from 0) of a run of `steps`."""
@@ -116,8 +136,8 @@ class Warmup:
         left = 1 - gone if self.decay == "linear" else (1 + math.cos(math.pi * gone)) / 2
         return self.peak * (self.final + (1 - self.final) * left)
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
         return {
             "kind": "warmup",
             "peak": self.peak,
@@ -133,9 +153,13 @@ Schedule: TypeAlias = Constant | Pieces | Warmup
 
 @dataclass(frozen=True)
 class PerLayer:
-    """One schedule for each layer: `ranges` of (first layer, last layer, schedule), last included.
+    """One schedule for each layer; most easily made by `per_layer`.
 
-    The ranges must cover the layers from 0 on without gap or overlap. Most easily made by `per_layer`.
+    Parameters
+    ----------
+    ranges : sequence of (int, int, schedule)
+        (first layer, last layer, schedule), the last included. They must cover the layers from 0 on without
+        gap or overlap.
     """
 
     ranges: tuple[tuple[int, int, Schedule], ...]
@@ -160,8 +184,7 @@ class PerLayer:
         return self.ranges[-1][1] + 1
 
     def at(self, step: int, steps: int, n_layer: int) -> list[float]:
-        """Value of each of the `n_layer` layers at `step`; ValueError if it covers another number of
-        layers."""
+        """Value of each layer at `step`; ValueError unless it covers `n_layer` layers."""
         if n_layer != self.n_layer:
             raise ValueError(f"the per-layer schedule covers {self.n_layer} layers, the model has {n_layer}")
         values: list[float] = []
@@ -169,15 +192,27 @@ class PerLayer:
             values += [schedule.at(step, steps)] * (last - first + 1)
         return values
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `from_json` reads it back."""
-        return {"kind": "per_layer", "ranges": [[a, b, s.to_json()] for a, b, s in self.ranges]}
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
+        return {"kind": "per_layer", "ranges": [[a, b, s.to_dict()] for a, b, s in self.ranges]}
 
 
-def per_layer(schedules: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> PerLayer:
-    """Per-layer schedule from a list (one per layer) or from ranges such as {"0-7": ..., "8-11": ...}.
+def per_layer(schedules: Mapping[str, float | Schedule] | Sequence[float | Schedule]) -> PerLayer:
+    """Schedules that differ from layer to layer.
 
-    Entries are schedules or plain numbers. Raises ValueError for ranges that leave a gap or overlap.
+    Parameters
+    ----------
+    schedules : sequence or mapping
+        Schedules or numbers: one for each layer, or ranges such as ``{"0-7": 1.0, "8-11": 0.5}``.
+
+    Returns
+    -------
+    PerLayer
+
+    Raises
+    ------
+    ValueError
+        For ranges that leave a gap or overlap.
     """
     if isinstance(schedules, Mapping):
         ranges = []
@@ -190,20 +225,25 @@ def per_layer(schedules: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> Per
     return PerLayer(tuple((layer, layer, as_schedule(s)) for layer, s in enumerate(schedules)))
 
 
-def as_schedule(value: Any) -> Schedule:
-    """`value` if it is a schedule, `Constant(value)` if it is a number; TypeError otherwise."""
+def as_schedule(value: Any, name: str = "value") -> Schedule:
+    """`value` if it is a schedule, `Constant(value)` if it is a number; TypeError naming `name` otherwise."""
     if isinstance(value, (Constant, Pieces, Warmup)):
         return value
     if isinstance(value, PerLayer):
-        raise TypeError("a per-layer schedule is allowed for gate_bias and edge_weight only")
-    return Constant(value)
+        raise TypeError(f"{name} cannot differ from layer to layer; give one schedule or a number")
+    return Constant(_check.number(value, name))
 
 
-def layer_values(schedule: Schedule | PerLayer, step: int, steps: int, n_layer: int) -> list[float]:
+def value_at(schedule: float | Schedule, step: int, steps: int) -> float:
+    """Value at `step` (from 0) of a run of `steps`; a number has it at every step."""
+    return as_schedule(schedule).at(step, steps)
+
+
+def layer_values(schedule: float | Schedule | PerLayer, step: int, steps: int, n_layer: int) -> list[float]:
     """One value for each layer at `step`; a schedule that is not per layer gives all layers the same."""
     if isinstance(schedule, PerLayer):
         return schedule.at(step, steps, n_layer)
-    return [schedule.at(step, steps)] * n_layer
+    return [value_at(schedule, step, steps)] * n_layer
 
 
 def linear(start: float, stop: float, begin: float = 0.0, end: float = 1.0) -> Pieces:
@@ -216,39 +256,22 @@ def jump(before: float, after: float, position: float) -> Pieces:
     return Pieces(((0.0, before), (position, before), (position, after)))
 
 
-def from_json(data: Any) -> Schedule | PerLayer:
-    """The schedule whose `to_json` gave `data`. ValueError for anything else."""
+def from_dict(data: Any) -> Schedule | PerLayer:
+    """The schedule whose `to_dict` gave `data`; ValueError for anything else."""
     kinds = {"constant": Constant, "pieces": Pieces, "warmup": Warmup, "per_layer": PerLayer}
     if not isinstance(data, Mapping) or data.get("kind") not in kinds:
         raise ValueError(f"not a schedule: {str(data)[:80]!r}; kinds are {', '.join(kinds)}")
     fields = {name: value for name, value in data.items() if name != "kind"}
+    kind: type[Schedule] | type[PerLayer] = kinds[data["kind"]]
     try:
-        if data["kind"] == "pieces":
-            return Pieces(tuple((p, v) for p, v in fields.pop("points")), **fields)
-        if data["kind"] == "per_layer":
-            return PerLayer(tuple((a, b, from_json(s)) for a, b, s in fields.pop("ranges")), **fields)
-        return kinds[data["kind"]](**fields)
+        if kind is Pieces:
+            fields["points"] = tuple((p, v) for p, v in fields["points"])
+        elif kind is PerLayer:
+            fields["ranges"] = tuple((a, b, from_dict(s)) for a, b, s in fields["ranges"])
+        return kind(**fields)
     except (TypeError, KeyError) as error:
         raise ValueError(f"not a {data['kind']} schedule: {str(error)[:120]}") from error
 
 
-def _layer(value: Any) -> int:
-    """A layer's number; TypeError for anything but an integer, ValueError for one that no model has."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a layer must be an integer, got {type(value).__name__}")
-    if not 0 <= value < 2**31:
-        raise ValueError(f"a layer must be in 0..2^31-1, got {value!r:.60}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    """`value` as a finite float; TypeError for other types (bool too), ValueError if not finite."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
+def _layer(value: object) -> int:
+    return _check.integer(value, "a layer", 0, 2**31 - 1)

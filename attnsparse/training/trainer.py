@@ -1,8 +1,8 @@
-"""Trainer: optimiser steps on a model, dense or with the sparse gate, that can stop and go on anywhere.
+"""Trainer: optimiser steps on a model, dense or with the sparse gate, that can stop and continue anywhere.
 
 The arithmetic of a step is the C core's (forward, backward, AdamW, multiplier). This file decides what goes
 into each step, keeps the history and saves. All state changes at step boundaries only, so Ctrl-C, a diverged
-step or a failed save leave a trainer that can go on.
+step or a failed save leave a trainer that can continue.
 """
 
 from __future__ import annotations
@@ -35,21 +35,39 @@ from .options import TrainingOptions
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .. import _core
+
 HISTORY = "history.csv"
 
 
 class Trainer:
     """Trains `model` in place on `data`.
 
-    model: a Model; if its config is gated, it is trained for sparsity.
-    data: an object with `batch` and `digest`, see `training_data.Data`.
-    options: a TrainingOptions, or its fields as keywords: Trainer(model, data, steps=100, lr=1e-3).
-    threads: 0 for as many as this process may use; bits do not depend on it.
-    folder, checkpoint_every, keep: `run` saves `folder/step-NNNNNN.ckpt` every so many steps and at the end,
-    and keeps the last `keep` of them. One folder belongs to one run; leftovers of a killed save are removed.
-    One thread uses a trainer at a time: while `step`, `run` or `save` works, all three raise RuntimeError in
-    other threads.
-    Raises TypeError or ValueError for options that make no sense or do not fit the model.
+    One thread uses a trainer at a time: while `step`, `train` or `save` works, all three raise RuntimeError
+    in other threads.
+
+    Parameters
+    ----------
+    model : Model
+        If its config is gated, it is trained for sparsity.
+    data : Data
+        An object with `batch` and `digest`, such as `TokenData` and `SequenceData`.
+    options : TrainingOptions, optional
+        Or its fields as keywords: ``Trainer(model, data, steps=100, lr=1e-3)``.
+    threads : int, optional
+        1..64; None: as `set_num_threads` says. Bits do not depend on it.
+    folder : path, optional
+        Where `train` saves ``step-NNNNNN.ckpt``. A folder belongs to one run; leftovers of a killed save are
+        removed.
+    checkpoint_every : int, default 0
+        Steps between two checkpoints; 0: only one at the end.
+    keep : int, default 2
+        Checkpoints that are kept, the last ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For options that make no sense or do not fit the model.
     """
 
     def __init__(
@@ -58,29 +76,33 @@ class Trainer:
         data: Data,
         options: TrainingOptions | None = None,
         *,
-        threads: int = 0,
+        threads: int | None = None,
         folder: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 0,
         keep: int = 2,
         **settings: Any,
     ) -> None:
         if options is not None and settings:
-            raise TypeError("give either a TrainingOptions or its fields as keywords, not both")
+            raise TypeError("options: give a TrainingOptions or its fields as keywords, not both")
         _check.instance(model, Model, "model")
+        if options is None:
+            options = TrainingOptions(**settings)
         #: the `TrainingOptions`
-        self.options = TrainingOptions(**settings) if options is None else options
+        self.options = _check.instance(options, TrainingOptions, "options")
         self.options.check(model.config.gated, model.config.n_layer)
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
-            raise TypeError(f"data needs batch(step, micro) and digest, {type(data).__name__} has not")
+            kind = type(data).__name__
+            raise TypeError(f"data must provide batch(step, micro) and digest; {kind} does not")
         self.model = model  #: the model that is trained, changed in place
         self.data = data  #: where batches come from
-        self.threads = threads  #: 0: as many as `set_num_threads` allows
+        self.threads = threads  #: None: as `set_num_threads` says
         self._folder = None if folder is None else Path(_check.path(folder, "folder"))
-        self._checkpoint_every, self._keep = _whole(checkpoint_every, 0), _whole(keep, 1)
+        self._checkpoint_every = _check.integer(checkpoint_every, "checkpoint_every", 0)
+        self._keep = _check.integer(keep, "keep", 1)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             remove_stale(self._folder)
-        self._engine = core_for(str(model.dtype)).Trainer(model._core)
+        self._engine: _core.Trainer = core_for(model.dtype).Trainer(model._core)
         self._engine.multiplier = self.options.first_multiplier()
         self._results: list[dict[str, Any]] = []
         self._seconds: dict[int, float] = {}
@@ -103,11 +125,22 @@ class Trainer:
         return self.step_count >= self.options.steps
 
     def step(self) -> dict[str, Any]:
-        """One optimiser step; returns its results: step, loss, ce, expected_edges, open_edges, multiplier,
-        ema, grad_norm, tokens.
+        """One optimiser step.
 
-        Raises ValueError after the last step, TrainingDiverged before anything is changed when the loss or
-        the gradient is not finite, KeyboardInterrupt on Ctrl-C with the step either done or not begun.
+        Returns
+        -------
+        dict
+            step (from 0), loss and ce in nats, expected_edges, open_edges, multiplier, ema, grad_norm and
+            tokens.
+
+        Raises
+        ------
+        ValueError
+            After the last step.
+        TrainingDiverged
+            When the loss or the gradient is not finite; nothing is changed.
+        KeyboardInterrupt
+            On Ctrl-C; the step is either done or not begun.
         """
         with self._turn:
             return self._step()
@@ -118,22 +151,36 @@ class Trainer:
         begin, step = time.perf_counter(), self.step_count
         micro = [self._batch(step, m) for m in range(self.options.accumulation)]
         arguments = self._arguments(step)
-        call = functools.partial(self._engine.step, threads=self.threads, **arguments)
+        threads = _check.threads(self.threads)
+        call = functools.partial(self._engine.step, threads=threads, **arguments)
         # One C call from the engine into the list: Ctrl-C cannot come in between and lose a step's result.
         self._results.extend(map(call, (micro,)))
         self._seconds[step] = time.perf_counter() - begin
         return dict(self._results[step])
 
     def _batch(self, step: int, micro: int) -> Batch:
-        return settled(self.data.batch(step, micro), self.model.dtype)
+        batch: Batch = settled(self.data.batch(step, micro), self.model.dtype)
+        return batch
 
-    def run(self, progress: bool | None = None, until: int | None = None) -> Trainer:
-        """Steps up to `until` (default: all), saved on the way as asked for; returns the trainer.
+    def train(self, progress: bool | None = None, until: int | None = None) -> Trainer:
+        """Steps up to `until`, saved on the way as asked for.
 
-        progress: show a bar on stderr; None shows it in terminals and notebooks only.
-        Ctrl-C raises KeyboardInterrupt at a step boundary; `run` again goes on.
+        Ctrl-C raises KeyboardInterrupt at a step boundary; another call continues.
+
+        Parameters
+        ----------
+        progress : bool, optional
+            Show a bar on stderr; None shows it in terminals and notebooks only.
+        until : int, optional
+            Steps done at the end, default all.
+
+        Returns
+        -------
+        Trainer
+            This one.
         """
-        until = self.options.steps if until is None else min(_whole(until, 0), self.options.steps)
+        steps = self.options.steps
+        until = steps if until is None else min(_check.integer(until, "until", 0), steps)
         bar_of = progress_bar(progress, until, self.model.name or "training", "step", self.step_count)
         with self._turn, bar_of as bar:
             while self.step_count < until:
@@ -148,25 +195,35 @@ class Trainer:
                     bar.set_postfix_str(_progress_text(result, self.model.config.gated), refresh=False)
         return self
 
-    @property
     def history(self) -> pd.DataFrame:
-        """One row per step: step (from 0), loss, ce, expected_edges, open_edges, multiplier, grad_norm,
-        seconds, lr, gate_bias (mean over layers), tau (with slack).
+        """What was found at each step.
 
-        ce and loss in nats, both edge columns as shares of all causal pairs, with the noise of training on.
-        What only gated models have is NaN for dense ones; seconds are NaN where they are not known (a resume
-        without the `history.csv` beside the checkpoint).
+        Returns
+        -------
+        pandas.DataFrame
+            One row per step: step (from 0), loss, ce, expected_edges, open_edges, multiplier, grad_norm,
+            seconds, lr, gate_bias (mean over layers), tau (with slack). ce and loss are in nats, both edge
+            columns shares of all causal pairs, with the noise of training on. What only gated models have is
+            NaN for dense ones; seconds are NaN where they are not known (a resume without the `history.csv`
+            beside the checkpoint).
         """
         import pandas as pd
 
-        return pd.DataFrame(self._rows(), columns=self._columns())
+        table: pd.DataFrame = pd.DataFrame(self._rows(), columns=self._columns())
+        return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint to `path` and, before it, `history.csv` beside it.
 
         Each is replaced in one go or not at all. The checkpoint's bytes depend on the run alone: not on
-        threads, time, or where it was interrupted. OSError if the disk refuses; the trainer and an older
-        checkpoint are untouched. RuntimeError while another thread uses the trainer or changes the model.
+        threads, time, or where it was interrupted.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses; the trainer and an older checkpoint are untouched.
+        RuntimeError
+            While another thread uses the trainer or changes the model.
         """
         with self._turn, self.model._core.reading():
             self._save(Path(_check.path(path)))
@@ -177,13 +234,13 @@ class Trainer:
             "build": state.build(),
             "config": self.model.config.to_dict(),
             "name": valid_text(self.model.name),
-            "options": self.options.to_json(),
+            "options": self.options.to_dict(),
             "data": self.data.digest,
             "step": self.step_count,
             "multiplier": self._engine.multiplier,
             "ema": None if math.isnan(self._engine.ema) else self._engine.ema,
         }
-        tensors = {}
+        tensors: dict[str, np.ndarray] = {}
         for name, weights in self.model.parameters().items():
             first, second = self._engine.moments(name)
             tensors |= {f"weight/{name}": weights, f"adam.m/{name}": first, f"adam.v/{name}": second}
@@ -204,7 +261,7 @@ class Trainer:
         options: TrainingOptions | None = None,
         *,
         tokenizer: Any = None,
-        threads: int = 0,
+        threads: int | None = None,
         folder: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 0,
         keep: int = 2,
@@ -212,13 +269,32 @@ class Trainer:
     ) -> Trainer:
         """The trainer as it was when `path` was saved; the same steps from there give the same bits.
 
-        path: a checkpoint, or a folder, meaning its last `step-NNNNNN.ckpt`.  data: the same data.
-        options or keywords: may be left out; where given, they must be those of the checkpoint.
-        tokenizer: given to the model; checkpoints hold none.
-        Raises CheckpointError: the codes of `training_file.load`, and `data`, `options`, `missing_tensor`,
-        `unexpected_tensor`, `size_mismatch`, `dtype`, and, for what no run can have, `meta`, `nonfinite` and
-        `value`. FormatError `value` for a `history.csv` beside it that no run has written. Warns if another
-        build or CPU kernel wrote it.
+        Parameters
+        ----------
+        path : path
+            A checkpoint, or a folder, meaning its last ``step-NNNNNN.ckpt``.
+        data : Data
+            The same data.
+        options : TrainingOptions, optional
+            Or keywords; where given, they must be those of the checkpoint.
+        tokenizer : Tokenizer, optional
+            Given to the model; checkpoints hold none.
+        threads, folder, checkpoint_every, keep
+            As for `Trainer`.
+
+        Raises
+        ------
+        CheckpointError
+            The codes of the file's reader, and ``data``, ``options``, ``missing_tensor``,
+            ``unexpected_tensor``, ``size_mismatch``, ``dtype``, and, for what no run can have, ``meta``,
+            ``nonfinite`` and ``value``.
+        FormatError
+            ``value`` for a `history.csv` beside it that no run has written.
+
+        Warns
+        -----
+        UserWarning
+            If another build or CPU kernel wrote it.
         """
         path = Path(_check.path(path))
         path = state.last_checkpoint(path) if path.is_dir() else path
@@ -287,6 +363,7 @@ class Trainer:
 
     def _remove_old(self, newest: int) -> None:
         """Keep the last `keep` checkpoints up to `newest` in the folder."""
+        assert self._folder is not None
         steps = [step for step in state.checkpoint_steps(self._folder) if step <= newest]
         for step in steps[: -self._keep]:
             (self._folder / state.checkpoint_name(step)).unlink(missing_ok=True)
@@ -302,9 +379,3 @@ class Trainer:
 def _progress_text(result: dict[str, Any], gated: bool) -> str:
     text = f"ce {result['ce']:.4f}"
     return text + f", open {100 * result['open_edges']:.2f} %" if gated else text
-
-
-def _whole(value: int, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"expected an integer >= {low}, got {value!r}")
-    return value

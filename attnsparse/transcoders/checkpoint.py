@@ -30,7 +30,7 @@ def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
         "model": trainer.model.digest,
         "data": trainer.data.digest,
         "start": "" if trainer.start is None else trainer.start.digest,
-        "options": trainer.options.to_json(),
+        "options": trainer.options.to_dict(),
         "step": trainer.step_count,
     }
 
@@ -95,7 +95,7 @@ def _value(path: Path, name: str, text: str) -> NoReturn:
 
 def _check_options(wanted: TranscoderOptions, data: dict[str, Any], path: Path) -> None:
     try:
-        stored = TranscoderOptions.from_json(data)
+        stored = TranscoderOptions.from_dict(data)
     except (TypeError, ValueError) as error:
         raise located(CheckpointError, "meta", path, str(error), field="options") from error
     changed = stored.difference(wanted)

@@ -5,33 +5,48 @@ As in `training_options.py`, how the run is carried out is not here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from .. import _check
-from ..training import options_fields, schedules
-from ..training.options_fields import check_range, turning_steps
-from ..training.schedules import Constant, PerLayer, Schedule
+from ..training import schedules
+from ..training.options_fields import (
+    MOST,
+    Options,
+    checked,
+    decays,
+    integer,
+    number,
+    schedule,
+    turning_steps,
+)
+from ..training.schedules import Constant, PerLayer, Schedule, value_at
 
 AUX_K = 8  # see TranscoderOptions.aux_k
 START_L0 = 16.0  # see TranscoderOptions.threshold
 ACTIVATIONS = ("relu", "jump_relu", "topk")  # in the order of the core's numbers
+_MOST_COUNT = 2**31 - 1
 
-_RATE, _PRICE = Constant(3e-3), Constant(1e-3)
-_MOST = 1e15  # what a step of the core takes
-_NUMBERS = {
-    "eps": 1e-30,
-    "clip": 0.0,
-    "l0_rate": 0.0,
-    "sharpness": 0.0,
-    "bandwidth": 1e-9,
-    "aux_weight": 0.0,
-}
+
+def _counts(value: Any, name: str) -> int | tuple[int, ...]:
+    """A number of features, or one for each layer."""
+    if not isinstance(value, (tuple, list)):
+        return _check.integer(value, name, 1, _MOST_COUNT)
+    if not value:
+        raise ValueError(f"{name} must have a number for each layer, got none")
+    return tuple(_check.integer(one, name, 1, _MOST_COUNT) for one in value)
+
+
+def _threshold(value: Any, name: str) -> float | tuple[float | None, ...] | None:
+    """A threshold above 0 or None, or one for each layer."""
+    if isinstance(value, (tuple, list)):
+        return tuple(None if one is None else _check.number(one, name, 1e-9, MOST) for one in value)
+    return None if value is None else _check.number(value, name, 1e-9, MOST)
 
 
 @dataclass(frozen=True)
-class TranscoderOptions:
+class TranscoderOptions(Options):
     """Options of `train_transcoders`. Where a schedule is asked for, a number means the same at every step.
 
     Outputs are divided by their standard deviation first, so that all layers have one scale: an activation of
@@ -45,110 +60,78 @@ class TranscoderOptions:
     Raises TypeError or ValueError that name the option.
     """
 
-    steps: int
-    """Optimiser steps, >= 1. Schedules are laid over this length."""
-    n_features: int | tuple[int, ...] = 512
+    n_features: int | tuple[int, ...] = field(default=512, metadata=checked(_counts))
     """Features of a layer, >= 1, or one number for each layer."""
-    activation: str = "jump_relu"
+    activation: str = field(
+        default="jump_relu", metadata=checked(lambda value, name: _check.choice(value, name, ACTIVATIONS))
+    )
     """"jump_relu", "relu" or "topk"."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=checked(lambda value, name: _check.seed(value)))
     """Seed of the first weights, 0..2^64-1. (Data have a seed of their own.)"""
-    lr: Schedule = _RATE
+    lr: float | Schedule = field(default=Constant(3e-3), metadata=schedule(0.0))
     """Learning rate of AdamW, without decay; `schedules.Warmup` has warm-up and a fall."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=checked(decays))
     """Decay of Adam's first and second moment, each in [0, 1)."""
-    eps: float = 1e-8
+    eps: float = field(default=1e-8, metadata=number(1e-30))
     """Added to the root of the second moment."""
-    clip: float = 1.0
+    clip: float = field(default=1.0, metadata=number(0.0))
     """Largest gradient norm of a layer; 0 switches clipping off."""
-    top_k: int = 8
+    top_k: int = field(default=8, metadata=integer(1, _MOST_COUNT))
     """Active features of "topk", 1..n_features."""
-    sparsity: Schedule = _PRICE
+    sparsity: float | Schedule = field(default=Constant(1e-3), metadata=schedule(0.0))
     """Weight of the penalty; with `l0` where it starts, afterwards scaled from layer to layer."""
-    l0: Schedule | PerLayer | None = None
+    l0: float | Schedule | PerLayer | None = field(
+        default=None, metadata=schedule(-math.inf, math.inf, optional=True, per_layer=True)
+    )
     """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None
     leaves `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
-    l0_rate: float = 0.02
+    l0_rate: float = field(default=0.02, metadata=number(0.0))
     """See l0."""
-    sharpness: float = 1.0
+    sharpness: float = field(default=1.0, metadata=number(0.0))
     """Of the tanh in the penalty of "relu"."""
-    bandwidth: float = 0.5
+    bandwidth: float = field(default=0.5, metadata=number(1e-9))
     """Thresholds of "jump_relu" learn from values within half of it."""
-    threshold: float | tuple[float | None, ...] | None = None
+    threshold: float | tuple[float | None, ...] | None = field(default=None, metadata=checked(_threshold))
     """Threshold of "jump_relu" at the start, or one for each layer; None for the one with which rows of the
     first text have START_L0 active features on average."""
-    dead_after: int = 50
+    dead_after: int = field(default=50, metadata=integer(1, _MOST_COUNT))
     """A feature that has not been active for so many steps is dead."""
-    aux_k: int | None = None
+    aux_k: int | None = field(
+        default=None,
+        metadata=checked(
+            lambda value, name: None if value is None else _check.integer(value, name, 0, _MOST_COUNT)
+        ),
+    )
     """Dead features that explain what is left of a row; 0 leaves them dead. None becomes AUX_K, or n_features
     where that is less."""
-    aux_weight: float = 0.125
+    aux_weight: float = field(default=0.125, metadata=number(0.0))
     """Weight of the auxiliary loss."""
 
+    _what: ClassVar[str] = "transcoder options"
+
     def __post_init__(self) -> None:
-        self._set_counts()
-        object.__setattr__(self, "seed", _check.seed(self.seed))
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r:.60}"
-            )
-        for name in ("lr", "sparsity", "l0"):
-            value = getattr(self, name)
-            if name == "l0" and (value is None or isinstance(value, PerLayer)):
-                continue
-            try:
-                object.__setattr__(self, name, schedules.as_schedule(value))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{name}: {error}") from error
-        if self.l0 is not None and self.activation == "topk":
-            raise ValueError("l0 is for relu and jump_relu; topk has as many active features as top_k says")
-        self._check_l0()
-        self._set_threshold()
-        for name in ("lr", "sparsity"):
-            check_range(name, getattr(self, name), self.steps, 0.0, _MOST)
-        for name, low in _NUMBERS.items():
-            object.__setattr__(self, name, _check.number(getattr(self, name), name, low, _MOST))
-        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise ValueError(f"betas must be two numbers, got {self.betas!r:.60}")
-        object.__setattr__(
-            self, "betas", tuple(_check.number(b, "betas", 0.0, 0.9999999) for b in self.betas)
-        )
-
-    def _set_threshold(self) -> None:
-        several = isinstance(self.threshold, (tuple, list))
-        given = tuple(self.threshold) if several else (self.threshold,)
-        values = [
-            None if value is None else _check.number(value, "threshold", 1e-9, _MOST) for value in given
-        ]
-        object.__setattr__(self, "threshold", tuple(values) if several else values[0])
-
-    def _set_counts(self) -> None:
-        for name in ("steps", "top_k", "dead_after"):
-            _whole(name, getattr(self, name), 1)
-        if not isinstance(self.n_features, (tuple, list)):
-            _whole("n_features", self.n_features, 1)
-            counts = (self.n_features,)
-        else:
-            counts = tuple(_whole("n_features", n, 1) for n in self.n_features)
-            object.__setattr__(self, "n_features", counts)
-        if not counts:
-            raise ValueError("n_features must have a number for each layer, got none")
-        least = min(counts)
+        super().__post_init__()
+        least = min(self.n_features) if isinstance(self.n_features, tuple) else self.n_features
         if self.activation == "topk" and self.top_k > least:
             raise ValueError(f"top_k must be in 1..{least} (n_features), got {self.top_k}")
         if self.aux_k is None:
             object.__setattr__(self, "aux_k", min(AUX_K, least))
-        if _whole("aux_k", self.aux_k, 0) > least:
+        elif self.aux_k > least:
             raise ValueError(f"aux_k must be in 0..{least} (n_features), got {self.aux_k}")
+        if self.l0 is not None and self.activation == "topk":
+            raise ValueError("l0 is for relu and jump_relu; topk has as many active features as top_k says")
+        self._check_l0()
 
     def _check_l0(self) -> None:
         if self.l0 is None:
             return
-        several = isinstance(self.n_features, tuple)
-        n_layer = self.l0.n_layer if isinstance(self.l0, PerLayer) else len(self.n_features) if several else 1
-        counts = self.n_features if several else (self.n_features,) * n_layer
+        if isinstance(self.n_features, tuple):
+            counts = self.n_features
+        else:
+            counts = (self.n_features,) * (self.l0.n_layer if isinstance(self.l0, PerLayer) else 1)
+        n_layer = self.l0.n_layer if isinstance(self.l0, PerLayer) else len(counts)
         for step in sorted(turning_steps(self.l0, self.steps) - {self.steps}):
-            for value, most in zip(self.l0_of(step, n_layer), counts):
+            for value, most in zip(self.l0_of(step, n_layer) or (), counts):
                 if value <= 0:
                     raise ValueError("l0 must stay above 0")
                 if value > most:
@@ -187,38 +170,9 @@ class TranscoderOptions:
             "dead_after": self.dead_after,
             "aux_k": self.aux_k,
             "aux_weight": self.aux_weight,
-            "lr": self.lr.at(step, self.steps),
+            "lr": value_at(self.lr, step, self.steps),
             "beta1": self.betas[0],
             "beta2": self.betas[1],
             "eps": self.eps,
             "clip": self.clip,
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """All options as JSON values; `from_json` reads them back."""
-        return options_fields.to_json(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TranscoderOptions:
-        """The options whose `to_json` gave `data`. Raises ValueError or TypeError that name the option."""
-        return cls(
-            **options_fields.from_json(
-                cls,
-                data,
-                "transcoder options",
-                ("lr", "sparsity", "l0"),
-                ("betas", "n_features", "threshold"),
-            )
-        )
-
-    def difference(self, other: TranscoderOptions) -> str | None:
-        """Name of the first option in which `other` differs, or None."""
-        return options_fields.first_difference(self, other)
-
-
-def _whole(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if not low <= value < 2**31:
-        raise ValueError(f"{name} must be in {low}..2^31-1, got {value}")
-    return value

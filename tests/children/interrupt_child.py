@@ -464,14 +464,14 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
         sender = Interrupt(float(after))
         try:
             sender.start()
-            trainer.run(progress=False)
+            trainer.train(progress=False)
         except KeyboardInterrupt:
             n_caught += 1
         sender.join()
         fine = fine and len(trainer._results) == trainer.step_count
     done = trainer.step_count
     whole = asp.Trainer(tiny_training.model(), tiny_training.data(), tiny_training.options(n_steps))
-    whole.run(progress=False, until=done)
+    whole.train(progress=False, until=done)
     same = bits_of_model(trainer.model, trainer._engine) == bits_of_model(whole.model, whole._engine)
     return {"caught": n_caught, "fine": fine, "same": same, "steps": done}
 

@@ -66,11 +66,11 @@ def run(folder: Path, steps: int, shared: mmap.mmap, saves: int) -> None:
     else:
         trainer = Trainer(tiny_training.model(), data, options, **how)
     os.write(saves, b"s")
-    trainer.run(progress=False)
+    trainer.train(progress=False)
 
 
 def finish(folder: Path, steps: int) -> None:
-    tiny_training.continued(folder, steps, threads=1).run(progress=False).save(
+    tiny_training.continued(folder, steps, threads=1).train(progress=False).save(
         folder / checkpoint_name(steps)
     )
 

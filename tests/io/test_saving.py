@@ -330,6 +330,6 @@ def test_names_that_are_no_utf_8_can_be_saved(tmp_path):
     assert model.name == "caf?"
     data = asp.TokenData(np.arange(30), length=4, batch=1)
     trainer = asp.Trainer(model, data, steps=2)
-    trainer.run(progress=False)
+    trainer.train(progress=False)
     trainer.save(folder / "a.ckpt")
     assert asp.Trainer.resume(folder / "a.ckpt", data).model.name == "caf?"

@@ -68,7 +68,7 @@ def write(path: Path, meta: dict, tensors: dict) -> bool:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> tuple[Path, training_file.Contents]:
     path = tmp_path_factory.mktemp("run") / "a.ckpt"
-    Trainer(tiny.model(), tiny.data(), tiny.options(10)).run(until=2).save(path)
+    Trainer(tiny.model(), tiny.data(), tiny.options(10)).train(until=2).save(path)
     (path.parent / HISTORY).unlink()
     return path, training_file.load(path)
 
@@ -198,7 +198,7 @@ def test_no_more_of_a_history_is_read_than_belongs_to_the_checkpoint(saved):
         file.write(begin.encode() + b"2,half a row")
         file.truncate(2**40)
     try:
-        assert Trainer.resume(path, tiny.data()).history["seconds"].tolist() == [1.0, 1.0]
+        assert Trainer.resume(path, tiny.data()).history()["seconds"].tolist() == [1.0, 1.0]
     finally:
         (path.parent / HISTORY).unlink()
 
@@ -265,7 +265,7 @@ def test_every_field_of_a_transcoder_checkpoint(tmp_path):
             begin = time.monotonic()
             try:
                 trainer.load(path)
-                wrong += [] if trainer.options.to_json() == made(3).options.to_json() else [f"{place}"]
+                wrong += [] if trainer.options.to_dict() == made(3).options.to_dict() else [f"{place}"]
             except asp.FormatError as error:
                 refused += bool(error.code)
             except Exception as error:

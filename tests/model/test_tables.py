@@ -185,7 +185,7 @@ def test_edges_from_pattern_and_from_csr_agree(model):
 
 @pytest.mark.parametrize("threshold", [-0.1, float("nan")])
 def test_bad_threshold(run, threshold):
-    with pytest.raises(ValueError, match="threshold must be 0 or larger"):
+    with pytest.raises(ValueError, match="threshold must be a finite number at least 0"):
         tables.edges(run, threshold)
 
 
@@ -235,7 +235,7 @@ def test_tables_of_a_real_run_agree_with_the_oracle(gated):
     pd.testing.assert_frame_equal(tables.edges(expected), tables.edges(run), rtol=1e-4, atol=1e-5)
     assert run.heads(**arguments).equals(tables.heads(run, **arguments))
     assert run.heads(**arguments).attrs["digest"] == real.digest
-    assert run.edges(0.1).equals(tables.edges(run, 0.1))
+    assert run.open_edges(0.1).equals(tables.edges(run, 0.1))
     assert run._repr_html_() == tables.summary_html(run)
 
 
@@ -254,7 +254,7 @@ def test_real_run_without_the_arrays():
     with pytest.raises(ValueError, match="heads needs pattern"):
         run.heads(0, 1)
     with pytest.raises(ValueError, match="'pattern' or 'edges'"):
-        run.edges()
+        run.open_edges()
     assert "edges are open" not in run._repr_html_()
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.model.tokenizer import Tokenizer, position_of, positions_of, token_texts
+from attnsparse.model.tokenizer import Tokenizer, token_texts
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>", " ", "\n", "small"]
@@ -49,12 +49,11 @@ def test_gpt2_prompt(gpt2):
     assert ids == [464, 6697, 286, 366, 11664, 1, 318, 366]
     strings = gpt2.token_strings(ids)
     assert strings == ["The", " opposite", " of", ' "', "large", '"', " is", ' "']
-    assert position_of(strings, "large") == 4
     assert gpt2.decode(ids) == PROMPT
     assert (gpt2.n_vocab, gpt2.bos_id) == (50257, 50256)
     with_bos = gpt2.encode(PROMPT, prepend_bos=True)
     assert with_bos == [50256, *ids]
-    assert position_of(gpt2.token_strings(with_bos), "large") == 5
+    assert gpt2.token_strings(with_bos)[5] == "large"
     assert gpt2.encode("hello world") == [31373, 995]
     assert gpt2.encode("<|endoftext|>") == [50256]
 
@@ -287,20 +286,6 @@ def test_a_class_that_leaves_out_part_of_a_file_says_so(bytewise, tmp_path):
         gpt2 = Tokenizer.load(tmp_path)
     assert gpt2.encode("THE") == bytewise.encode("THE")
     assert Tokenizer.load(tmp_path / "tokenizer.json").encode("THE") == bytewise.encode("the")
-
-
-def test_positions():
-    strings = ["The", " large", " dog", "large", " large", '"', ' "']
-    assert positions_of(strings, "large") == [1, 3, 4]
-    assert positions_of(strings, " large") == [1, 4]
-    assert positions_of(strings, "cat") == []
-    assert position_of(strings, " dog") == position_of(strings, "dog") == 2
-    with pytest.raises(
-        ValueError, match=r"at 3 positions \(counted from 0\): 1 ' large', 3 'large', 4 ' large'"
-    ):
-        position_of(strings, "large")
-    with pytest.raises(ValueError, match="no token reads 'cat'; the tokens are 'The', ' large'"):
-        position_of(strings, "cat")
 
 
 def test_wrong_arguments(words):

@@ -188,7 +188,6 @@ ARGUMENT_ERRORS = {
     "run: slice": (lambda e: e.ragged[:1], TypeError, "slice"),
     "not recorded": (lambda e: e.plain.pattern, AttributeError, "record='pattern'"),
     "no logits": (lambda e: e.plain.logits, AttributeError, "logits"),
-    "no edges": (lambda e: e.plain.edge_csr, AttributeError, "edges"),
     "no loss": (lambda e: e.plain.loss, AttributeError, "record"),
     "no such attribute": (lambda e: e.one.patern, AttributeError, "patern"),
     "ragged": (lambda e: e.ragged.pattern, ValueError, r"1 to 8 tokens.*run\[i\]"),
@@ -220,7 +219,7 @@ ARGUMENT_ERRORS = {
     "heads: key": (lambda e: e.one.heads(9, 1), IndexError, "9"),
     "heads: text": (lambda e: e.one.heads("none", 1), ValueError, "none"),
     "heads: key after query": (lambda e: e.one.heads(3, 1), ValueError, "after"),
-    "edges: threshold": (lambda e: e.one.edges("a"), (TypeError, ValueError), "threshold"),
+    "edges: threshold": (lambda e: e.one.open_edges("a"), (TypeError, ValueError), "threshold"),
     # Model and its weights
     "config: None": (lambda e: asp.Model(None), TypeError, "[Cc]onfig"),
     "config: dict": (lambda e: asp.Model(e.model.config.to_dict()), TypeError, "[Cc]onfig"),
@@ -290,7 +289,7 @@ ARGUMENT_ERRORS = {
         r"0\.\.95",
     ),
     "trainer: finished": (
-        lambda e: asp.Trainer(e.dense, e.data, steps=1).run(progress=False).step(),
+        lambda e: asp.Trainer(e.dense, e.data, steps=1).train(progress=False).step(),
         ValueError,
         "steps are done",
     ),

@@ -283,7 +283,7 @@ def test_what_run_with_cache_returns(model):
 def test_edges_are_the_entries_of_the_pattern(gated, threshold):
     model = reliability.model(gated=gated)
     found = model.run(PROMPTS, ("pattern", "gate", "edges"), edge_threshold=threshold)
-    start, key, weight = found.edge_csr
+    start, key, weight = found._core.edges()
     rows = [
         (i, layer, h, q)
         for i, p in enumerate(PROMPTS)
@@ -318,11 +318,11 @@ def test_edges_keep_what_they_hold_and_no_square():
         before = counters()[0]
         found = model.run(prompt, "edges", logits="none")
         held[n] = counters()[0] - before
-        n_edges, square = len(found.edge_csr[1]), H * n * n * 4
+        n_edges, square = len(found._core.edges()[1]), H * n * n * 4
         assert n_edges < square / 64
         assert held[n] < square / 8
         assert held[n] <= 8 * n_edges + 8 * (H * n + 1) + 16 * n + 4096
-        assert np.array_equal(found.edge_csr[2] > 0, np.ones(n_edges, bool))
+        assert np.array_equal(found._core.edges()[2] > 0, np.ones(n_edges, bool))
     assert held[512] < 3 * held[256]
 
 
@@ -338,7 +338,7 @@ def test_edges_of_a_run_whose_pattern_would_not_fit():
         "text = ''\n"
         "try: m.run(prompt, 'pattern', max_bytes=2**62)\n"
         "except MemoryError as error: text = str(error)\n"
-        "print(json.dumps([int(run.edge_csr[0][-1]), text]))\n"
+        "print(json.dumps([int(run._core.edges()[0][-1]), text]))\n"
     )
     n_edges, text = reliability.child("-c", code)
     assert 0 < n_edges < 4 * 16 * 3072 * 3072 / 100

@@ -144,7 +144,7 @@ class Points:
 
     def goes_on(self) -> None:
         """The trainer that all these saves failed on ends as one on which none did."""
-        ends = [content(trainer.run(progress=False)) for trainer in (self.new, own_formats.trainer(1))]
+        ends = [content(trainer.train(progress=False)) for trainer in (self.new, own_formats.trainer(1))]
         if ends[0] != ends[1]:
             self.wrong.append("the trainer ended otherwise")
 

@@ -130,6 +130,14 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: e.changing.assign({"ln_f.weight": [1]}), lambda e: e.changing.assign({"x": [1]})),
     ),
     "Model.copy": uses(lambda e: e.model.copy(), cost=40),
+    "Model.evaluate": uses(
+        lambda e: e.model.evaluate(PROMPTS, batch=2), wrong=(lambda e: e.model.evaluate([[1]]),), cost=40
+    ),
+    "Model.initialised": uses(
+        lambda e: asp.Model.initialised(e.model.config, 1),
+        wrong=(lambda e: asp.Model.initialised(e.model.config, 1, std="wide"),),
+        cost=40,
+    ),
     "Model.digest": uses(lambda e: e.model.digest),
     "Model.n_parameters": uses(lambda e: e.model.n_parameters),
     "Model.version": uses(lambda e: e.model.version),
@@ -199,8 +207,7 @@ CALLS: dict[str, Uses] = {
         lambda e: e.ragged[1].edge_arrays(),
         wrong=(lambda e: e.plain.edge_arrays(),),
     ),
-    "Run.edge_csr": uses(lambda e: e.ragged.edge_csr, wrong=(lambda e: e.plain.edge_csr,)),
-    "Run.edges": uses(lambda e: e.one.edges(), wrong=(lambda e: e.ragged.edges(),), cost=40),
+    "Run.open_edges": uses(lambda e: e.one.open_edges(), wrong=(lambda e: e.ragged.open_edges(),), cost=40),
     "Run.heads": uses(lambda e: e.one.heads(1, -1), wrong=(lambda e: e.one.heads(5, 99),), cost=40),
     "Run.value_norms": uses(
         lambda e: e.one.value_norms(),
@@ -238,8 +245,8 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: asp.Trainer(e.dense, None, steps=2).step(),),
         cost=40,
     ),
-    "Trainer.run": uses(lambda e: e.trainer.run(progress=False, until=1), cost=40),
-    "Trainer.history": uses(lambda e: e.trainer.history, cost=40),
+    "Trainer.train": uses(lambda e: e.trainer.train(progress=False, until=1), cost=40),
+    "Trainer.history": uses(lambda e: e.trainer.history(), cost=40),
     "Trainer.save": uses(
         lambda e: e.trainer.save(e.folder / "again.ckpt"),
         wrong=(lambda e: e.trainer.save(e.folder / "none" / "again.ckpt"),),
@@ -270,7 +277,7 @@ GRAPH_TABLES = (
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
-    **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens", "edge_csr")], "lent"),
+    **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens")], "lent"),
     **dict.fromkeys([f"Gradients.{name}" for name in (*gradients.ACTIVATIONS, "parameters")], "lent"),
     **dict.fromkeys(["Model.parameter", "Model.parameters", "Model.run_with_cache"], "lent"),
     **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
@@ -287,7 +294,7 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
     **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "carried", "received")], "own"),
     **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "influence", "factors", "prune")], "own"),
-    **dict.fromkeys(["Run.edges", "Run.heads", "Trainer.history"], "own"),
+    **dict.fromkeys(["Run.open_edges", "Run.heads", "Trainer.history"], "own"),
     **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
 }
 

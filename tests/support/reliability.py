@@ -88,7 +88,7 @@ def nothing_kept(dtype: str = "float32") -> Iterator[None]:
 def bits_of_run(run: asp.Run) -> dict[str, bytes]:
     """Every recorded array of a run of any number of prompts, as bytes."""
     found = {name: run._core.array(name).tobytes() for name in run._core.names}
-    if run._has_edges():
+    if "edges" in run.recorded:
         found |= {f"edges {i}": array.tobytes() for i, array in enumerate(run._core.edges())}
     return found
 

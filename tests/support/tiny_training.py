@@ -74,7 +74,7 @@ def main() -> None:
     folder, (steps, until, threads, every) = Path(sys.argv[1]), map(int, sys.argv[2:])
     trainer = continued(folder, steps, threads, every)
     print("started", flush=True)
-    trainer.run(progress=False, until=until)
+    trainer.train(progress=False, until=until)
     trainer.save(folder / checkpoint_name(trainer.step_count))
 
 

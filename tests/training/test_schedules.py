@@ -27,7 +27,7 @@ SCHEDULES = st.one_of(st.builds(s.Constant, NUMBERS), PIECES, WARMUPS)
 
 @given(SCHEDULES | st.lists(SCHEDULES, min_size=1, max_size=4).map(s.per_layer))
 def test_json_gives_the_same_schedule(schedule):
-    assert s.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
+    assert s.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
 
 
 @given(PIECES, st.integers(1, 300))
@@ -116,10 +116,10 @@ def test_ranges_of_layers():
         lambda: s.per_layer({"first": 1}),
         lambda: s.per_layer([]),
         lambda: s.per_layer([1, 2]).at(0, 1, 3),
-        lambda: s.from_json({"kind": "spline"}),
-        lambda: s.from_json({"kind": "constant"}),
-        lambda: s.from_json({"kind": "pieces", "points": 3}),
-        lambda: s.from_json(3),
+        lambda: s.from_dict({"kind": "spline"}),
+        lambda: s.from_dict({"kind": "constant"}),
+        lambda: s.from_dict({"kind": "pieces", "points": 3}),
+        lambda: s.from_dict(3),
     ],
 )
 def test_nonsense_is_a_value_error(make):

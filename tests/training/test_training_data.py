@@ -189,21 +189,21 @@ class Waiting(Given):
         return super().batch(step, micro)
 
 
-@pytest.mark.parametrize("work", ["step", "run"])
+@pytest.mark.parametrize("work", ["step", "train"])
 def test_a_trainer_is_used_by_one_thread_at_a_time(tmp_path, work):
     data = Waiting()
     trainer = Trainer(tiny.model(gated=False), data, steps=2)
     thread = threading.Thread(target=getattr(trainer, work))
     thread.start()
     assert data.asked.wait(30)
-    for call in (trainer.step, trainer.run, lambda: trainer.save(tmp_path / "a.ckpt")):
+    for call in (trainer.step, trainer.train, lambda: trainer.save(tmp_path / "a.ckpt")):
         with pytest.raises(RuntimeError, match="this trainer is in use in another thread"):
             call()
     assert list(tmp_path.iterdir()) == []
     data.go.set()
     thread.join(30)
-    trainer.run()
-    assert trainer.history["step"].tolist() == [0, 1]
+    trainer.train()
+    assert trainer.history()["step"].tolist() == [0, 1]
 
 
 def test_what_reads_all_weights_holds_them(tmp_path, monkeypatch):

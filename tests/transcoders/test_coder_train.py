@@ -423,7 +423,7 @@ def test_few_features_have_few_dead_ones_to_wake():
     assert TranscoderOptions(steps=3, n_features=4).aux_k == 4
     assert TranscoderOptions(steps=3).aux_k == 8
     chosen = TranscoderOptions(steps=3, n_features=(9, 4), l0=4)
-    assert TranscoderOptions.from_json(chosen.to_json()) == chosen
+    assert TranscoderOptions.from_dict(chosen.to_dict()) == chosen
 
 
 @pytest.mark.parametrize(
@@ -459,10 +459,10 @@ def test_bad_options_are_named(changes, error, named):
 
 def test_options_survive_json():
     chosen = options(9)
-    assert TranscoderOptions.from_json(chosen.to_json()) == chosen
-    assert TranscoderOptions.from_json(TranscoderOptions(steps=3).to_json()) == TranscoderOptions(steps=3)
+    assert TranscoderOptions.from_dict(chosen.to_dict()) == chosen
+    assert TranscoderOptions.from_dict(TranscoderOptions(steps=3).to_dict()) == TranscoderOptions(steps=3)
     with pytest.raises(ValueError, match="unknown"):
-        TranscoderOptions.from_json({"steps": 3, "speed": 1})
+        TranscoderOptions.from_dict({"steps": 3, "speed": 1})
 
 
 def test_arguments_must_fit_each_other():

@@ -258,7 +258,7 @@ def test_a_replacement_run_records_all_but_the_mlp():
     for record in ("mlp_pre", ("z", "mlp_post"), ("all", "mlp_post")):
         with pytest.raises(ValueError, match="no mlp_p"):
             transcoders.replacement_run(model, TOKENS, record=record)
-    with pytest.raises(ValueError, match="nothing called"):
+    with pytest.raises(ValueError, match="unknown name"):
         transcoders.replacement_run(model, TOKENS, record=("all", "x"))
 
 
