@@ -9,6 +9,7 @@ characters.
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
 MAX_MESSAGE = 300
 MAX_QUOTED = 80
@@ -106,7 +107,7 @@ def printable(text: object) -> str:
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in shown)
 
 
-def located(
+def file_error(
     kind: type,
     code: str,
     path: str | os.PathLike[str] | None,
@@ -120,3 +121,10 @@ def located(
     if len(line) > MAX_MESSAGE:
         line = line[: MAX_MESSAGE - 3] + "..."
     return kind(line, code=code, path=path, offset=offset, field=field)
+
+
+def raise_file_error(
+    code: str, path: str | os.PathLike[str] | None, text: str, field: str | None = None
+) -> NoReturn:
+    """Raise FormatError with the message `file: text`; see `file_error`."""
+    raise file_error(FormatError, code, path, text, field=field)

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import _check
 from .._version import __version__
-from ..errors import FormatError, located
+from ..errors import FormatError, file_error
 from ..io.atomic import write_atomic
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
@@ -227,7 +227,7 @@ def _other_entries(path: Path, slug: str) -> list[dict[str, Any]]:
     graphs = parse_object(raw, path).get("graphs")
     if not isinstance(graphs, list) or not all(isinstance(entry, dict) for entry in graphs):
         text = f"'graphs' must be a list of objects, got {shown(graphs)}; move the file away"
-        raise located(FormatError, "header_value", path, text, field="graphs")
+        raise file_error(FormatError, "header_value", path, text, field="graphs")
     return [entry for entry in graphs if entry.get("slug") != slug]
 
 

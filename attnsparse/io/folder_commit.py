@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from ..errors import FormatError, located
+from ..errors import FormatError, file_error
 from .limits import DEFAULT_LIMITS
 from .regular_file import read_small, watching
 from .strict_json import parse_object
@@ -205,4 +205,4 @@ def _read_record(path: Path) -> tuple[dict[str, str], list[str]]:
 
 def _refuse(path: Path) -> NoReturn:
     text = "not the record of an interrupted save; delete it if you do not know where it comes from"
-    raise located(FormatError, "header_value", path, text, field="moves")
+    raise file_error(FormatError, "header_value", path, text, field="moves")

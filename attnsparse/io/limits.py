@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from ..errors import LimitError, located
+from ..errors import LimitError, file_error
 
 HARD_MAX_HEADER_BYTES = 100_000_000
 
@@ -65,7 +65,7 @@ class Limits:
         limit = getattr(self, name)
         if value > limit:
             text = f"{what} is above {name}={limit:,}; pass limits=Limits({name}=...) if you trust the file"
-            raise located(LimitError, code, path, text, field=field)
+            raise file_error(LimitError, code, path, text, field=field)
 
 
 DEFAULT_LIMITS = Limits()

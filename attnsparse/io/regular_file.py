@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from .. import _check
-from ..errors import FormatError, located
+from ..errors import FormatError, file_error
 from .limits import DEFAULT_LIMITS, Limits, checked_limits
 
 CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly
@@ -53,7 +53,7 @@ class RegularFile:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
             if not stat.S_ISREG(status.st_mode):
                 text = "not a regular file (a pipe, socket or device); copy the data to a file first"
-                raise located(FormatError, "not_a_file", self.path, text)
+                raise file_error(FormatError, "not_a_file", self.path, text)
         except BaseException:
             os.close(descriptor)
             raise
@@ -94,7 +94,7 @@ class RegularFile:
         text = (
             f"ends at byte {at:,} but had {self.size:,} bytes when it was opened; is it still being written?"
         )
-        raise located(FormatError, "truncated", self.path, text, offset=at)
+        raise file_error(FormatError, "truncated", self.path, text, offset=at)
 
     def is_unchanged(self) -> bool:
         """Whether the file is still as it was when it was opened, by size and time of the last writing."""

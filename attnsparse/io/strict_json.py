@@ -8,7 +8,7 @@ import math
 import os
 from typing import Any, NoReturn
 
-from ..errors import FormatError, located, quoted
+from ..errors import FormatError, file_error, quoted
 from .limits import DEFAULT_LIMITS, Limits
 
 _CONTAINERS = frozenset((dict, list))
@@ -38,7 +38,7 @@ def parse_object(
     except UnicodeDecodeError as error:
         hint = "; it is UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         where = start + error.start
-        _fail("json_syntax", path, f"not UTF-8 at byte {where:,}{hint}", where, error)
+        _raise_file_error("json_syntax", path, f"not UTF-8 at byte {where:,}{hint}", where, error)
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     limits.check(
         "max_json_values", n_values, path, f"a JSON text of about {n_values:,} values", code="json_limit"
@@ -67,12 +67,12 @@ def parse_object(
             data.rfind(json.dumps(refused.key, ensure_ascii=False).encode("utf-8", "replace")), 0
         )
         text = f"duplicate name {quoted(refused.key)} in the JSON text (byte {where:,})"
-        raise located(FormatError, "duplicate_name", path, text, offset=where, field=refused.key) from None
+        raise file_error(FormatError, "duplicate_name", path, text, offset=where, field=refused.key) from None
     except json.JSONDecodeError as error:
         where = start + len(text[: error.pos].encode())
-        _fail("json_syntax", path, f"invalid JSON at byte {where:,}: {error.msg}", where, error)
+        _raise_file_error("json_syntax", path, f"invalid JSON at byte {where:,}: {error.msg}", where, error)
     except RecursionError as error:
-        _fail(
+        _raise_file_error(
             "json_depth",
             path,
             f"JSON nested deeper than max_json_depth={limits.max_json_depth}",
@@ -80,7 +80,7 @@ def parse_object(
             error,
         )
     except ValueError as error:  # NaN, Infinity, 1e999, or a number of more digits than Python converts
-        _fail(
+        _raise_file_error(
             "json_syntax",
             path,
             "invalid JSON: NaN, Infinity, a number beyond all floats or one with thousands of digits",
@@ -88,7 +88,7 @@ def parse_object(
             error,
         )
     if not isinstance(value, dict):
-        _fail("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
+        _raise_file_error("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
     _check_depth(value, path, limits, start)
     if not _all_strings_short(data, limits):
         _check_strings(value, path, limits, start)
@@ -158,7 +158,7 @@ def _check_depth(root: dict[str, Any], path: Any, limits: Limits, start: int) ->
         if not level:
             return
     text = f"JSON nested deeper than max_json_depth={limits.max_json_depth}"
-    _fail("json_depth", path, text, start, None)
+    _raise_file_error("json_depth", path, text, start, None)
 
 
 def _check_strings(root: dict[str, Any], path: Any, limits: Limits, start: int) -> None:
@@ -187,12 +187,14 @@ def _check_string(text: str, path: Any, limits: Limits, start: int) -> None:
         try:
             n_bytes = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
-            _fail("json_syntax", path, f"a string with half a surrogate pair: {quoted(text)}", start, error)
+            _raise_file_error(
+                "json_syntax", path, f"a string with half a surrogate pair: {quoted(text)}", start, error
+            )
     if n_bytes > limits.max_string_bytes:
         limits.check(
             "max_string_bytes", n_bytes, path, f"a JSON string of {n_bytes:,} bytes", code="json_limit"
         )
 
 
-def _fail(code: str, path: Any, text: str, offset: int, cause: BaseException | None) -> NoReturn:
-    raise located(FormatError, code, path, text, offset=offset) from cause
+def _raise_file_error(code: str, path: Any, text: str, offset: int, cause: BaseException | None) -> NoReturn:
+    raise file_error(FormatError, code, path, text, offset=offset) from cause

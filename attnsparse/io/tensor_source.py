@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import FormatError, located, quoted
+from ..errors import FormatError, file_error, quoted
 from .regular_file import RegularFile
 
 BLOCK_BYTES = 8 * 2**20
@@ -203,7 +203,7 @@ class FileSource(TensorSource):
     def _check_float(self, name: str, info: TensorInfo) -> None:
         if info.dtype not in FLOAT_TYPES:
             text = f"tensor {quoted(name)} has dtype {info.dtype}, weights must be {' '.join(FLOAT_TYPES)}"
-            raise located(FormatError, "dtype", self.path, text + _way_out(info.dtype), field=name)
+            raise file_error(FormatError, "dtype", self.path, text + _way_out(info.dtype), field=name)
 
     def close(self) -> None:
         self._file.close()
@@ -257,4 +257,4 @@ def check_crc(path: str, name: str, expected: int | None, found: int) -> None:
     """Raise FormatError `crc` if the checksum of an entry or tensor is not the one that was stored."""
     if expected is not None and found != expected:
         text = f"{quoted(name)} is damaged (CRC {found:08x}, expected {expected:08x})"
-        raise located(FormatError, "crc", path, text, field=name)
+        raise file_error(FormatError, "crc", path, text, field=name)

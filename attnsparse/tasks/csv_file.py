@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from typing import NoReturn
 
-from ..errors import FormatError, located, quoted
+from ..errors import FormatError, file_error, quoted
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 
@@ -53,4 +53,4 @@ def read_csv(path: str | os.PathLike[str], limits: Limits) -> dict[str, list[str
 def _refuse(
     path: str | os.PathLike[str], text: str, offset: int | None = None, cause: Exception | None = None
 ) -> NoReturn:
-    raise located(FormatError, "csv", path, text, offset=offset) from cause
+    raise file_error(FormatError, "csv", path, text, offset=offset) from cause

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from .. import _check
-from ..errors import FormatError, located, quoted
+from ..errors import FormatError, file_error, quoted
 from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..io.regular_file import read_small
@@ -138,7 +138,7 @@ def read_eap_csv(
     columns = read_csv(path, limits)
     if is_nested(columns):
         text = "a table of MIB, whose objects a CSV does not hold; from_dataframe takes datasets' to_pandas()"
-        raise located(FormatError, "csv", path, text)
+        raise file_error(FormatError, "csv", path, text)
     return _from_table(
         columns, tokenizer, _file_refuse(path, "csv"), Path(path).stem, verbs, metric=metric, name=name,
         seed=seed, prepend_bos=prepend_bos, prepend_space_to_answer=prepend_space_to_answer,
@@ -318,11 +318,11 @@ def _texts(prompt: dict[str, Any], key: str, path: Any, field: str) -> tuple[str
 
 
 def _refuse(path: Any, field: str, text: str) -> NoReturn:
-    raise located(FormatError, "prompts", path, text, field=field)
+    raise file_error(FormatError, "prompts", path, text, field=field)
 
 
 def _file_refuse(path: Any, code: str) -> Refuse:
-    return lambda text, field: located(FormatError, code, path, text, field=field)
+    return lambda text, field: file_error(FormatError, code, path, text, field=field)
 
 
 def _table_refuse(text: str, field: str | None) -> Exception:

@@ -26,7 +26,7 @@ from reliability import report
 from safetensors_by_hand import entry, file_bytes, from_arrays
 
 import attnsparse
-from attnsparse.errors import ConfigError, FormatError, TrainingDiverged, UnsafeFileError, located, quoted
+from attnsparse.errors import ConfigError, FormatError, TrainingDiverged, UnsafeFileError, file_error, quoted
 from attnsparse.io.limits import Limits
 from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.io.torch_file import TorchFile
@@ -86,8 +86,8 @@ def test_every_code_of_the_readers_is_reached_by_a_bad_file():
     written = set()
     for name in READERS:
         source = (PACKAGE / f"{name}.py").read_text()
-        written |= set(re.findall(r"located\(\s*\w+,\s*\"(\w+)\"", source))
-        written |= set(re.findall(r"(?:_fail|\.fail|\.unsafe)\(\s*\"(\w+)\"", source))
+        written |= set(re.findall(r"file_error\(\s*\w+,\s*\"(\w+)\"", source))
+        written |= set(re.findall(r"(?:raise_file_error|raise_unsafe)\(\s*\"(\w+)\"", source))
         written |= set(re.findall(r"code(?:: str = |=)\"(\w+)\"", source))
     reached = {case.code for case in [*FILES, *FOLDERS]}
     elsewhere = {"not_a_file", "weight_limit", "tensor_limit", "zip_entries"}
@@ -164,7 +164,7 @@ def test_some_messages(tmp_path):
 def test_text_of_messages_is_escaped_and_short():
     assert quoted("a\nb\x1b[31m☃'") == r"'a\nb\x1b[31m\u2603''"
     assert len(quoted("\x00" * 100)) == 82
-    error = located(FormatError, "x", "/some/where/evil\nname", "text " * 200, offset=3, field="f")
+    error = file_error(FormatError, "x", "/some/where/evil\nname", "text " * 200, offset=3, field="f")
     assert len(str(error)) == 300
     assert str(error).startswith(r"'evil\nname': text")
     assert (error.offset, error.field, error.path) == (3, "f", "/some/where/evil\nname")
