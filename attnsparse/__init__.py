@@ -18,10 +18,10 @@ from .graphs.graph_file import load_graph
 from .graphs.groups import Group, group_nodes, token_groups
 from .graphs.neuronpedia_read import read_graph_json
 from .io.limits import Limits
-from .items import Edge, Head
+from .items import Edge, Head, HeadPosition, Mlp, Resid
 from .model.config import Config
 from .model.gradients import Gradients
-from .model.interventions import Ablation, HeadPosition, Mlp, Resid
+from .model.interventions import Ablation
 from .model.load import load, save
 from .model.model import Model
 from .model.run import Run

@@ -1,4 +1,5 @@
-"""Names as people read them: heads (`L9H6`), tokens on an axis, single attention edges (`a9.h6[5->8]`).
+"""What is ablated, patched and shown, and how each is written: heads (`L9H6`), attention edges
+(`a9.h6[5->8]`), heads at positions, MLPs, places in the residual stream, tokens.
 
 Nothing here needs pandas or matplotlib, so every other module may use it.
 """
@@ -151,6 +152,39 @@ class Edge(NamedTuple):
         if self.key > self.query:
             raise ValueError(f"attention looks back: key {self.key} comes after query {self.query}")
         return self
+
+
+class HeadPosition(NamedTuple):
+    """One head at one position (counted from 0; negative from the end)."""
+
+    layer: int
+    head: int
+    position: int
+
+    @property
+    def label(self) -> str:
+        """`L9H6@7`."""
+        return f"{Head(self.layer, self.head).label}@{self.position}"
+
+
+class Mlp(NamedTuple):
+    """The MLP of a layer, at all positions."""
+
+    layer: int
+
+
+class Resid(NamedTuple):
+    """The residual stream at one position (negative: from the end) before ("pre"), within ("mid", between
+    attention and MLP) or after ("post") a layer. It has no zero ablation, which would delete the model."""
+
+    layer: int
+    position: int
+    point: str = "pre"
+
+
+def cantor(layer: int, number: int) -> int:
+    """The Cantor pairing of two numbers from 0 on: (x + y)(x + y + 1) / 2 + y."""
+    return (layer + number) * (layer + number + 1) // 2 + number
 
 
 def valid_text(text: str) -> str:

@@ -14,8 +14,7 @@ import numpy as np
 
 from .. import _check
 from .._display import escaped
-from ..items import Edge, Head
-from ..model.interventions import HeadPosition
+from ..items import Edge, Head, HeadPosition
 from . import bootstrap
 
 if TYPE_CHECKING:

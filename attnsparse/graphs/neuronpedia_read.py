@@ -14,9 +14,10 @@ from ..errors import quoted, raise_file_error
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
+from ..items import cantor
 from .graph import KINDS, Graph
 from .graph_file import check_edges, check_nodes
-from .neuronpedia_write import NO_PROBABILITY, OWN, OWN_VERSION, cantor, error_label, plain_label
+from .neuronpedia_write import NO_PROBABILITY, OWN, OWN_VERSION, error_label, plain_label
 
 GRAPH_LIMITS = Limits(max_json_values=8_000_000)  # what links of max_graph_bytes have
 

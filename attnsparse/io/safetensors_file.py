@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import FormatError, file_error, quoted
-from ..model.foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
 from .atomic import write_atomic
+from .foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import RegularFile
 from .strict_json import parse_object, shown

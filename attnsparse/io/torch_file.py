@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, file_error, quoted
-from ..model.foreign import BEGIN_BYTES, kind_of_bytes
+from .foreign import BEGIN_BYTES, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
 from .pickle_data import read_pickle_data
 from .regular_file import CHUNK_BYTES, RegularFile

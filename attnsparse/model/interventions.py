@@ -14,49 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .. import _check
-from ..items import Edge, Head
+from ..items import Edge, Head, HeadPosition, Mlp, Resid
 from .batch import Batch, as_batch
 from .run import DEFAULT_MAX_BYTES
 
 if TYPE_CHECKING:
     from .model import Model
 
-KINDS = ("zero", "mean", "counterfactual")
+ABLATIONS = ("zero", "mean", "counterfactual")
 POINTS = ("pre", "mid", "post")
 _MOST_ENTRIES = 50_000_000
-
-
-class HeadPosition(NamedTuple):
-    """One head at one position (counted from 0; negative from the end)."""
-
-    layer: int
-    head: int
-    position: int
-
-    @property
-    def label(self) -> str:
-        """`L9H6@7`."""
-        return f"{Head(self.layer, self.head).label}@{self.position}"
-
-
-class Mlp(NamedTuple):
-    """The MLP of a layer, at all positions."""
-
-    layer: int
-
-
-class Resid(NamedTuple):
-    """The residual stream at one position (negative: from the end) before ("pre"), within ("mid", between
-    attention and MLP) or after ("post") a layer. It has no zero ablation, which would delete the model."""
-
-    layer: int
-    position: int
-    point: str = "pre"
 
 
 Item: TypeAlias = "Head | HeadPosition | Edge | Mlp | Resid"
@@ -81,8 +53,8 @@ class Ablation:
     keep_only: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r:.60}")
+        if not isinstance(self.kind, str) or self.kind not in ABLATIONS:
+            raise ValueError(f"kind must be one of {', '.join(map(repr, ABLATIONS))}, got {self.kind!r:.60}")
         if (self.kind == "zero") != (self.reference is None):
             need = "takes no reference prompts" if self.kind == "zero" else "needs reference prompts"
             raise ValueError(f"ablation by {self.kind} {need}")

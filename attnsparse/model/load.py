@@ -20,11 +20,11 @@ from .. import _check
 from ..errors import ConfigError, NonFiniteError, file_error, file_label, printable, quoted
 from ..io.atomic import File, write_together
 from ..io.folder_commit import read_whole
+from ..io.foreign import family_of
 from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
 from ..io.safetensors_file import safetensors_pieces
 from ..io.tensor_source import TensorSource
 from .config import Config
-from .foreign import family_of
 from .hf_config import derive_head_width, hugging_face_config, is_hugging_face, is_ours, read_config
 from .locate import Found, find, open_weights, read_config_json, tensor_shapes
 from .tensor_names import BRIDGE, TRANSFORMER_LENS, Names, Placement

@@ -13,14 +13,7 @@ import numpy as np
 
 from .. import _check
 from ..errors import ConfigError, FormatError, file_error, quoted
-from ..io.limits import Limits
-from ..io.regular_file import RegularFile, read_small
-from ..io.safetensors_file import SafetensorsFile
-from ..io.strict_json import parse_object, shown
-from ..io.tensor_source import TensorInfo, TensorSource
-from ..io.torch_file import TorchFile
-from ..items import name_of
-from .foreign import (
+from ..io.foreign import (
     ADAPTER,
     BEGIN_BYTES,
     INCOMPLETE,
@@ -30,6 +23,13 @@ from .foreign import (
     kind_of_ending,
     kind_of_folder,
 )
+from ..io.limits import Limits
+from ..io.regular_file import RegularFile, read_small
+from ..io.safetensors_file import SafetensorsFile
+from ..io.strict_json import parse_object, shown
+from ..io.tensor_source import TensorInfo, TensorSource
+from ..io.torch_file import TorchFile
+from ..items import name_of
 
 MODELS_FOLDER = Path(__file__).parent.parent / "pretrained"
 TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ConfigError, file_error, quoted
+from ..io.foreign import family_of
 from .config import Config
-from .foreign import family_of
 
 HUGGING_FACE, NANOGPT, TRANSFORMER_LENS, BRIDGE = "hugging_face", "nanogpt", "transformer_lens", "bridge"
 

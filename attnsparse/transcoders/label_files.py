@@ -15,13 +15,13 @@ import numpy as np
 
 from .. import _check
 from ..errors import FormatError, file_error, quoted, raise_file_error
-from ..graphs.neuronpedia_write import cantor, shortest
 from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..io.paired_file import Kind
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from ..io.text_bytes import compact_json, text_bytes
+from ..io.text_bytes import compact_json, shortest, text_bytes
+from ..items import cantor
 from ..model.locate import MODELS_FOLDER
 from .labels import FeatureLabels, Key
 
