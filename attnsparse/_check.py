@@ -115,8 +115,9 @@ def path(value: object, name: str = "path") -> str:
 
 def names(value: object, name: str) -> list[str]:
     """A name or several, as a list."""
-    found = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
-    if not all(isinstance(item, str) for item in found):
+    items = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
+    found = [item for item in items if isinstance(item, str)]
+    if len(found) < len(items):
         raise TypeError(f"{name} must be a name or a sequence of names, got {value!r:.60}")
     return found
 

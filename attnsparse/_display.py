@@ -67,7 +67,8 @@ def escaped(text: str) -> str:
 
 def printable_table(table: pd.DataFrame) -> pd.DataFrame:
     """A copy with `printable` texts in cells and column names, for a page or a terminal."""
-    shown = table.copy()
+    shown: pd.DataFrame = table.copy()
     for name in shown.select_dtypes(exclude=["number", "bool"]).columns:
         shown[name] = [printable(cell) if isinstance(cell, str) else cell for cell in shown[name]]
-    return shown.rename(columns=printable)
+    renamed: pd.DataFrame = shown.rename(columns=printable)
+    return renamed

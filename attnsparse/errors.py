@@ -9,13 +9,13 @@ characters.
 from __future__ import annotations
 
 import os
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 MAX_MESSAGE = 300
 MAX_QUOTED = 80
 
 
-class _Located:
+class _Located(Exception):
     """Shared by all exceptions here: a message and where it belongs."""
 
     def __init__(
@@ -33,13 +33,16 @@ class _Located:
         self.offset = offset
         self.field = field
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), str(self), self.code, self.path, self.offset, self.field)
 
 
+Error = TypeVar("Error", bound=_Located)
+
+
 def _rebuild(
-    kind: type, message: str, code: str, path: str | None, offset: int | None, field: str | None
-) -> BaseException:
+    kind: type[_Located], message: str, code: str, path: str | None, offset: int | None, field: str | None
+) -> _Located:
     return kind(message, code=code, path=path, offset=offset, field=field)
 
 
@@ -108,14 +111,14 @@ def printable(text: object) -> str:
 
 
 def file_error(
-    kind: type,
+    kind: type[Error],
     code: str,
     path: str | os.PathLike[str] | None,
     text: str,
     *,
     offset: int | None = None,
     field: str | None = None,
-) -> BaseException:
+) -> Error:
     """Build `kind` with the message `file: text`, one line, at most 300 characters; the caller raises it."""
     line = printable(" ".join(f"{file_label(path)}: {text}".split()))
     if len(line) > MAX_MESSAGE:

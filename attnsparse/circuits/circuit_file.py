@@ -15,12 +15,12 @@ from ..io.paired_file import (
     Kind,
     check_choice,
     check_finite,
+    check_integer,
     check_names,
     check_share,
     check_sides,
     check_text_list,
     check_texts,
-    check_whole,
     pair_paths,
     read_arrays,
     read_fields,
@@ -115,7 +115,7 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
     check_names(options, _OPTIONS, "'options'", KIND, path)
     check_choice("rank_by", options["rank_by"], RANK_BY, path)
     for name, (low, high) in _WHOLE_OPTIONS.items():
-        check_whole(options, name, low, high, path)
+        check_integer(options, name, low, high, path)
     for name in _SHARE_OPTIONS:
         check_share(options, name, path)
     reference, sizes = options["reference"], options["sizes"]

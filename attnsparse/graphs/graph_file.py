@@ -17,12 +17,12 @@ from ..io.paired_file import (
     Specs,
     check_choice,
     check_finite,
+    check_integer,
     check_names,
     check_share,
     check_sides,
     check_text_list,
     check_texts,
-    check_whole,
     pair_paths,
     read_arrays,
     read_fields,
@@ -182,8 +182,8 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
             f"'prepend_bos' must be true or false, got {shown(data['prepend_bos'])}",
             "prepend_bos",
         )
-    check_whole(data, "n_layer", 1, 2**20, path)
-    check_whole(data, "n_head", 0, 2**20, path)
+    check_integer(data, "n_layer", 1, 2**20, path)
+    check_integer(data, "n_head", 0, 2**20, path)
     if not isinstance(data["options"], dict):
         raise_file_error(
             "header_value", path, f"'options' must be an object, got {shown(data['options'])}", "options"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from .. import _check
 from ..errors import LimitError, file_error
 
 HARD_MAX_HEADER_BYTES = 100_000_000
@@ -40,15 +41,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{item.name} must be an integer, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{item.name} must be at least 1, got {value}")
-        if self.max_header_bytes > HARD_MAX_HEADER_BYTES:
-            raise ValueError(
-                f"max_header_bytes can be at most {HARD_MAX_HEADER_BYTES:,}, got {self.max_header_bytes:,}"
-            )
+            most = HARD_MAX_HEADER_BYTES if item.name == "max_header_bytes" else None
+            _check.integer(getattr(self, item.name), item.name, 1, most)
 
     def check(
         self,
@@ -69,10 +63,3 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-
-
-def checked_limits(limits: object) -> Limits:
-    """`limits`; TypeError if they are none."""
-    if not isinstance(limits, Limits):
-        raise TypeError(f"limits must be Limits, got {type(limits).__name__}")
-    return limits

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import FormatError, file_error, quoted
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import CHUNK_BYTES, RegularFile
+from .regular_file import CHUNK_BYTES, RegularFile, bytes_of
 from .tensor_source import FLOAT_TYPES, ByteRange, FileSource, TensorInfo, check_crc, has_too_many_bytes
 from .zip_directory import read_zip_directory
 
@@ -106,9 +106,10 @@ class NpzFile(FileSource):
         """An array in Fortran's order, whole."""
         self._verify(name)
         info = self.tensors[name]
-        raw = np.empty(info.shape[::-1], FLOAT_TYPES[info.dtype])
-        self._file.read_into(self._begins[name], memoryview(raw).cast("B"))
-        return raw.T
+        raw: np.ndarray = np.empty(info.shape[::-1], FLOAT_TYPES[info.dtype])
+        self._file.read_into(self._begins[name], bytes_of(raw))
+        transposed: np.ndarray = raw.T
+        return transposed
 
     def _verify(self, name: str) -> None:
         """Compare an entry with its checksum, once, keeping nothing."""

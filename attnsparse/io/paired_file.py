@@ -24,7 +24,7 @@ from .. import _check
 from ..errors import NonFiniteError, file_error, quoted, raise_file_error
 from .atomic import write_together
 from .limits import Limits
-from .regular_file import CHUNK_BYTES, RegularFile, read_small
+from .regular_file import CHUNK_BYTES, RegularFile, bytes_of, read_small
 from .strict_json import parse_object, shown
 from .tensor_source import ByteRange, check_crc, has_too_many_bytes
 from .text_bytes import json_bytes
@@ -67,9 +67,11 @@ def save_pair(
     arrays: Mapping[str, Any],
     specs: Specs,
 ) -> None:
-    """Write both files or neither, see `saving.write_together`."""
+    """Write both files or neither, see `atomic.write_together`."""
     json_path, npz_path = pair_paths(path)
-    stored = {name: np.asarray(value, specs[name][0], order="C") for name, value in arrays.items()}
+    stored: dict[str, Any] = {
+        name: np.asarray(value, specs[name][0], order="C") for name, value in arrays.items()
+    }
     buffer = io.BytesIO()
     np.savez(buffer, **stored)
     checksum = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -130,7 +132,7 @@ def check_text_list(data: Mapping[str, Any], name: str, path: str) -> None:
         raise_file_error("header_value", path, f"'{name}' must be a list of texts", name)
 
 
-def check_whole(data: Mapping[str, Any], name: str, low: int, high: int, path: str) -> None:
+def check_integer(data: Mapping[str, Any], name: str, low: int, high: int, path: str) -> None:
     """An integer in low..high, else FormatError header_value."""
     value = data[name]
     if type(value) is not int or not low <= value <= high:
@@ -163,7 +165,7 @@ def read_arrays(
 
     The whole file is compared with its checksum, and every header with its shape, before an array is made.
     """
-    arrays = {}
+    headers, arrays = {}, {}
     with RegularFile(path) as file:
         what = f"a file of {file.size:,} bytes"
         limits.check("max_array_bytes", file.size, path, what, code="file_limit")
@@ -178,8 +180,8 @@ def read_arrays(
                 raise_file_error(
                     "unexpected_tensor", path, f"entry {quoted(entry)} is no array of a {kind.name}", entry
                 )
-            arrays[name] = _read_header(file, place, name, specs[name])
-        for name, (shape, n_header) in arrays.items():
+            headers[name] = _read_header(file, place, name, specs[name])
+        for name, (shape, n_header) in headers.items():
             arrays[name] = _read_array(file, places[f"{name}.npy"], n_header, np.dtype(specs[name][0]), shape)
     return arrays
 
@@ -206,7 +208,7 @@ def _read_array(
     """The array behind a header that was checked, compared with the archive's checksum of the entry."""
     array = np.empty(shape, dtype)
     crc = zlib.crc32(file.read(place.offset, n_header))
-    crc = file.read_into(place.offset + n_header, memoryview(array.reshape(-1)).cast("B"), crc, with_crc=True)
+    crc = file.read_into(place.offset + n_header, bytes_of(array), crc, with_crc=True)
     check_crc(file.path, "the archive", place.crc, crc)
     return array.astype(dtype.newbyteorder("="), copy=False)
 

@@ -3,7 +3,7 @@
 Nothing is imported, looked up or called. A global is kept as a pair of names, and only names of the short
 list below are let in; "calling" one of them means recognising the handful of shapes in which torch writes
 tensors. A reader of one format may name classes whose objects lie beside the tensors: they become
-`Record`s, a name and plain values. There is no switch that runs anything.
+`PickledObject`s, a name and plain values. There is no switch that runs anything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .torch_nodes import (
     TENSOR_CLASSES,
     TYPED,
     Global,
-    Record,
+    PickledObject,
     Storage,
 )
 
@@ -43,7 +43,7 @@ def read_pickle_data(
 
     What torch's own safe loader admits beside tensors is read as such a value: a set as a list, a Counter as
     a dict, a Size as a tuple, bytes as `Bytes`, a device as a string, an element type as its `Global`.
-    `records` are names such as "module.Class": their objects are read as `Record`s.
+    `records` are names such as "module.Class": their objects are read as `PickledObject`s.
 
     Raises UnsafeFileError (codes global, call, opcode) and FormatError (opcode, pickle_truncated,
     pickle_structure, pickle_text, tensor_flags, trailing_data), LimitError (pickle_limit).
@@ -296,13 +296,13 @@ class _Reader:
             self.raise_unsafe(
                 "call", f"makes an object at byte {self.opcode_at:,}. The file was not executed"
             )
-        self.stack.append(Record(".".join(kind), {}))
+        self.stack.append(PickledObject(".".join(kind), {}))
 
     def build(self) -> None:
         """Values of a record. The attributes of an OrderedDict (`_metadata`) are dropped; nothing else may
         have any."""
         state = self.pop()
-        if type(state) is dict and self.stack and type(self.stack[-1]) is Record:
+        if type(state) is dict and self.stack and type(self.stack[-1]) is PickledObject:
             self.stack[-1].values = state
             return
         if type(state) is not dict or not self.stack or type(self.stack[-1]) is not dict:

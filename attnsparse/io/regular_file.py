@@ -11,11 +11,13 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
 
 from .. import _check
 from ..errors import FormatError, file_error
-from .limits import DEFAULT_LIMITS, Limits, checked_limits
+from .limits import DEFAULT_LIMITS, Limits
 
 CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly
 
@@ -25,12 +27,19 @@ _watch = threading.local()
 @contextlib.contextmanager
 def watching() -> Iterator[dict[str, tuple[int, ...]]]:
     """Path -> identity of every file that this thread opens meanwhile, filled while it does."""
-    outer, opened = getattr(_watch, "opened", None), {}
+    opened: dict[str, tuple[int, ...]] = {}
+    outer = getattr(_watch, "opened", None)
     _watch.opened = opened
     try:
         yield opened
     finally:
         _watch.opened = outer
+
+
+def bytes_of(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy."""
+    flat: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(flat)
 
 
 class RegularFile:
@@ -120,7 +129,7 @@ def read_small(
     code: str = "file_limit",
 ) -> bytes:
     """A whole file of at most `getattr(limits, limit_name)` bytes; LimitError above."""
-    checked_limits(limits)
+    _check.instance(limits, Limits, "limits")
     with RegularFile(path) as file:
         limits.check(limit_name, file.size, file.path, f"a file of {file.size:,} bytes", code=code)
         return file.read(0, file.size)

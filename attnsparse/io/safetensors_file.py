@@ -18,7 +18,7 @@ from ..errors import FormatError, file_error, quoted
 from .atomic import write_atomic
 from .foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import RegularFile
+from .regular_file import RegularFile, bytes_of
 from .strict_json import parse_object, shown
 from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo, has_too_many_bytes
 
@@ -64,7 +64,7 @@ def safetensors_pieces(
     yield safetensors_header({name: TensorInfo(a.shape, "F32") for name, a in tensors.items()}, metadata)
     for array in tensors.values():
         if array.size:
-            yield memoryview(np.ascontiguousarray(array, "<f4")).cast("B")
+            yield bytes_of(np.ascontiguousarray(array, "<f4"))
 
 
 def safetensors_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -133,12 +133,12 @@ def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorI
     if dtype not in _DTYPES:
         text = f"tensor {quoted(name)} has dtype {quoted(dtype)}, supported: {' '.join(_DTYPES)}"
         raise file_error(FormatError, "dtype", path, text, field=name)
-    if not _are_whole_numbers(shape):
+    if not _are_integers(shape):
         _bad_field(name, path, "has a shape that is not a list of integers >= 0")
     if len(shape) > limits.max_rank:
         what = f"tensor {quoted(name)} with {len(shape):,} dimensions"
         limits.check("max_rank", len(shape), path, what, code="rank_limit", field=name)
-    if not _are_whole_numbers(offsets) or len(offsets) != 2:
+    if not _are_integers(offsets) or len(offsets) != 2:
         _bad_field(name, path, "has data_offsets that are not two integers >= 0")
     n_bytes = ITEM_BYTES[dtype]
     for side in shape:
@@ -162,7 +162,7 @@ def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorI
     return TensorInfo(tuple(shape), dtype), (first, last)
 
 
-def _are_whole_numbers(values: object) -> bool:
+def _are_integers(values: object) -> bool:
     if type(values) is not list:
         return False
     for value in values:  # noqa: SIM110 - a loop is twice as fast as all() here, and headers are long

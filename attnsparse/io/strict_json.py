@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from ..errors import FormatError, file_error, quoted
 from .limits import DEFAULT_LIMITS, Limits
 
+_KINDS: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 _CONTAINERS = frozenset((dict, list))
 _MOST_DIGITS = 308  # of an integer: it is a float then, and so every number that was read is
 _DIGITS_TO_0 = bytes.maketrans(b"0123456789", b"0000000000")
@@ -120,7 +121,7 @@ def kind_of(value: object) -> str:
     """The JSON word for the kind of a parsed value: number, string, list, object, true, false, null."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return {str: "a string", list: "a list", dict: "an object"}.get(type(value), "a number")
+    return _KINDS.get(type(value), "a number")
 
 
 def shown(value: object) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import FormatError, file_error, quoted
-from .regular_file import RegularFile
+from .regular_file import RegularFile, bytes_of
 
 BLOCK_BYTES = 8 * 2**20
 
@@ -119,9 +119,7 @@ class FileSource(TensorSource):
             _assign(np.atleast_1d(out), 0, np.atleast_1d(widen(self._gather(name), info.dtype)))
         elif _can_fill(out, info, place):
             if out.size:
-                crc = self._file.read_into(
-                    place.offset, memoryview(out).cast("B"), with_crc=place.crc is not None
-                )
+                crc = self._file.read_into(place.offset, bytes_of(out), with_crc=place.crc is not None)
                 check_crc(self.path, name, place.crc, crc)
         else:
             out = out.reshape(1) if out.ndim == 0 else out  # a 0-dimensional array reshapes to a view
@@ -168,7 +166,7 @@ class FileSource(TensorSource):
     def _read_runs(self, offset: int, rows: np.ndarray, block: np.ndarray) -> None:
         """Fill `block` with the given rows, which do not fall; each run of neighbours is one reading."""
         row_bytes = block.shape[1] * block.itemsize
-        target = memoryview(block).cast("B")
+        target = bytes_of(block)
         ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
         begin = 0
         for end in ends:
@@ -194,7 +192,7 @@ class FileSource(TensorSource):
         crc = 0
         for begin in range(0, shape[0], step):
             part = buffer[: min(step, shape[0] - begin)]
-            target = memoryview(part).cast("B")
+            target = bytes_of(part)
             at = place.offset + begin * row_bytes
             crc = self._file.read_into(at, target, crc, with_crc=place.crc is not None)
             yield begin, widen(part, info.dtype)

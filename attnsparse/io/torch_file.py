@@ -19,7 +19,7 @@ from ..errors import FormatError, file_error, quoted
 from .foreign import BEGIN_BYTES, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
 from .pickle_data import read_pickle_data
-from .regular_file import CHUNK_BYTES, RegularFile
+from .regular_file import CHUNK_BYTES, RegularFile, bytes_of
 from .tensor_source import (
     FLOAT_TYPES,
     ITEM_BYTES,
@@ -170,15 +170,18 @@ class TorchFile(FileSource):
         place = self._entries[f"{self._prefix}data/{view.storage.key}"]
         self._verify(view.storage.key, place)
         span = 1 + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides))
-        raw = np.empty(span, FLOAT_TYPES[view.storage.dtype])
+        raw: np.ndarray = np.empty(span, FLOAT_TYPES[view.storage.dtype])
         item = raw.itemsize
-        self._file.read_into(place.offset + view.offset * item, memoryview(raw).cast("B"))
+        self._file.read_into(place.offset + view.offset * item, bytes_of(raw))
         # the stride of a side of 1 is never taken, and may be larger than NumPy can hold
         strides = tuple(stride * item * (side > 1) for side, stride in zip(view.shape, view.strides))
-        array = np.ndarray(view.shape, raw.dtype, raw, 0, strides)
+        array: np.ndarray = np.ndarray(view.shape, raw.dtype, raw, 0, strides)
         if not view.negative:
             return array
-        return array ^ np.uint16(0x8000) if view.storage.dtype == "BF16" else np.negative(array)
+        negative: np.ndarray = (
+            array ^ np.uint16(0x8000) if view.storage.dtype == "BF16" else np.negative(array)
+        )
+        return negative
 
     def _verify(self, key: str, place: ByteRange) -> None:
         """Check a whole storage once by its CRC if it has one, keeping nothing."""
@@ -213,8 +216,8 @@ def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[
     """Find the tensors by name in what the pickle holds, and what lies beside them."""
     places = list(_places(root))
     if not places:
-        within = _keys_with_tensors(root)
-        what = f"tensors lie under {within}; save them alone: torch.save(x[key], path)" if within else (
+        keys = _keys_with_tensors(root)
+        what = f"tensors lie under {keys}; save them alone: torch.save(x[key], path)" if keys else (
             f"expected a dict of tensors, or one under {', '.join(map(repr, _WRAPPERS[:3]))}"
         )  # fmt: skip
         raise file_error(FormatError, "pickle_structure", path, f"no state dict: {what}")
@@ -223,18 +226,22 @@ def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[
         text = f"several state dicts, under {found}; save one alone: torch.save(x[key], path)"
         raise file_error(FormatError, "pickle_structure", path, text)
     beside: dict[str, object] = {}
+    tensors: dict[str, StoredTensor] = {}
+    within: Any = root
     for key in places[0]:
-        beside |= {other: value for other, value in root.items() if other != key}  # type: ignore[attr-defined]
-        root = root[key]  # type: ignore[index]
-    tensors = {}
-    for name, value in root.items():  # type: ignore[attr-defined]
+        beside |= {other: value for other, value in within.items() if other != key}
+        within = within[key]
+    for name, value in within.items():
         if type(name) is not str:
             text = f"{quoted(name)} in the state dict is not the name of a tensor"
             raise file_error(FormatError, "pickle_structure", path, text, field=quoted(name))
         if isinstance(value, OddTensor):
             text = f"{quoted(name)} is {value.kind}"
             raise file_error(FormatError, "dtype", path, text, field=name)
-        (tensors if isinstance(value, StoredTensor) else beside)[name] = value
+        if isinstance(value, StoredTensor):
+            tensors[name] = value
+        else:
+            beside[name] = value
     return tensors, beside
 
 
@@ -258,14 +265,15 @@ def _keys_with_tensors(root: object) -> str:
 
 def _holds_tensors(root: object) -> bool:
     """Whether there are tensors in nested dicts, lists and tuples; each of them is looked at once."""
-    pending, seen = [root], set()
+    pending: list[Any] = [root]
+    seen: set[int] = set()
     while pending:
         value = pending.pop()
         if isinstance(value, StoredTensor | OddTensor):
             return True
         if type(value) in (dict, list, tuple) and id(value) not in seen:
             seen.add(id(value))
-            pending.extend(value.values() if type(value) is dict else value)  # type: ignore[attr-defined, arg-type]
+            pending.extend(value.values() if type(value) is dict else value)
     return False
 
 

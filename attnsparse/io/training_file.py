@@ -40,7 +40,7 @@ from ..errors import CheckpointError, FormatError, file_error, quoted
 from .atomic import write_atomic
 from .checksums import PIECE_BYTES, sha256
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import RegularFile
+from .regular_file import RegularFile, bytes_of
 from .strict_json import parse_object
 from .tensor_source import has_too_many_bytes
 
@@ -50,7 +50,11 @@ ALIGNMENT = 64
 PREAMBLE_BYTES = 64
 
 _FIELDS = struct.Struct("<8sIIQQ")
-_DTYPES = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8"), "int64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "int64": np.dtype("<i8"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping
         {
             "dtype": array.dtype.name,
             "name": name,
-            "sha256": sha256(_bytes_of(array)),
+            "sha256": sha256(bytes_of(array)),
             "shape": list(array.shape),
         }
         for name, array in arrays.items()
@@ -102,7 +106,7 @@ def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping
     pieces: list[Any] = [fields, hashlib.sha256(fields + header).digest(), header]
     pieces.append(bytes(begin - PREAMBLE_BYTES - len(header)))
     for array in arrays.values():
-        pieces += [_bytes_of(array), bytes(_round_up(array.nbytes) - array.nbytes)]
+        pieces += [bytes_of(array), bytes(_round_up(array.nbytes) - array.nbytes)]
     write_atomic(path, pieces)
 
 
@@ -173,11 +177,6 @@ def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
 
 def _good_name(name: Any, limits: Limits) -> bool:
     return isinstance(name, str) and 1 <= len(name.encode("utf-8", "replace")) <= limits.max_name_bytes
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of a C-contiguous array, without a copy."""
-    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def _round_up(size: int) -> int:
@@ -263,7 +262,7 @@ def _read_tensors(
         tensors = {}
         for entry in entries:
             array = np.empty(entry.shape, entry.dtype)
-            file.read_into(begin, _bytes_of(array))
+            file.read_into(begin, bytes_of(array))
             array.flags.writeable = False
             tensors[entry.name] = array
             begin += _round_up(entry.n_bytes)
@@ -283,6 +282,7 @@ def _check_preamble(preamble: bytes, size: int, path: Any, limits: Limits) -> in
             f"{size} bytes, a training checkpoint has at least {PREAMBLE_BYTES}; probably an incomplete copy"
         )
         _raise_file_error("too_short", path, text, 0, None)
+    header_bytes: int
     magic, version, zero, total, header_bytes = _FIELDS.unpack(preamble[:32])
     if magic != MAGIC:
         _raise_file_error(

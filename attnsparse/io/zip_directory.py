@@ -89,7 +89,7 @@ def _end_records(file: RegularFile) -> tuple[int, int, int]:
         text = "does not end with the directory of a torch archive; probably an incomplete download"
         raise file_error(FormatError, "truncated", file.path, text, offset=end_at)
     directory_end = end_at
-    classic = (disk, start_disk, on_disk, total, n_bytes, begin)
+    classic: tuple[int, ...] = (disk, start_disk, on_disk, total, n_bytes, begin)
     locator_at = end_at - _LOCATOR64.size
     locator = file.read(locator_at, _LOCATOR64.size) if locator_at >= 0 else b""
     if locator.startswith(b"PK\x06\x07"):
@@ -228,7 +228,7 @@ def _data_offset(file: RegularFile, entry: _Entry, directory: int) -> int:
     magic, _, flags, method, _, _, crc, packed, size, n_name, n_extra = _LOCAL.unpack(record)
     if magic != b"PK\x03\x04":
         _mismatch(file, entry.name, "has no header of its own", at)
-    data = at + _LOCAL.size + n_name + n_extra
+    data: int = at + _LOCAL.size + n_name + n_extra
     if data + entry.size > directory:
         _mismatch(file, entry.name, f"of {entry.size:,} bytes reaches into the directory", at)
     tail = file.read(at + _LOCAL.size, n_name + n_extra)

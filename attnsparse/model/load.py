@@ -21,7 +21,7 @@ from ..errors import ConfigError, NonFiniteError, file_error, file_label, printa
 from ..io.atomic import File, write_together
 from ..io.folder_commit import read_whole
 from ..io.foreign import family_of
-from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
+from ..io.limits import DEFAULT_LIMITS, Limits
 from ..io.safetensors_file import safetensors_pieces
 from ..io.tensor_source import TensorSource
 from .config import Config
@@ -99,7 +99,7 @@ def load(
         _check.flag(gated, "gated")
     _check.flag(allow_nonfinite, "allow_nonfinite")
     _check.flag(strict, "strict")
-    checked_limits(limits)
+    _check.instance(limits, Limits, "limits")
     given = _checked_config(config)
     path = Path(_check.path(what, "the model"))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _random
 from ..model.tokenizer import Tokenizer
-from .task import USE, Draft, Task, unequal
+from .task import USE, PromptText, Task, unequal
 
 # After these a word begins with a space: letters, digits, closing signs, a quotation mark that closes.
 _SPACE_FOLLOWS = re.compile(r"""(?:[^\W_]|[,.;:!?)\]}%…’”»]|(?<=[\w,.;:!?)\]}%…])["'`])$""")
@@ -20,7 +20,7 @@ _CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")
 def build(
     name: str,
     metric: str,
-    drafts: Sequence[Draft],
+    drafts: Sequence[PromptText],
     tokenizer: Tokenizer,
     *,
     seed: int = 0,
@@ -118,12 +118,12 @@ class _Answers:
         self.prepend_space = prepend_space
         self.known: dict[str, list[int] | None] = {}
 
-    def ids(self, answers: Sequence[str | int], draft: Draft, where: str) -> np.ndarray:
+    def ids(self, answers: Sequence[str | int], draft: PromptText, where: str) -> np.ndarray:
         """int32: given ids as they are, texts looked up; `where` names the prompt in errors."""
         found = [a if isinstance(a, int) else self._single(a, draft, where) for a in answers]
         return np.array(found, np.int32)
 
-    def _single(self, text: str, draft: Draft, where: str) -> int:
+    def _single(self, text: str, draft: PromptText, where: str) -> int:
         spaced = f" {text}"
         if self.prepend_space and not text.startswith(" "):
             text = spaced
@@ -153,7 +153,7 @@ class _Answers:
             message += f"; with a leading space, {' ' + text!r}, it is"
         return message
 
-    def _may_lack_space(self, text: str, draft: Draft) -> bool:
+    def _may_lack_space(self, text: str, draft: PromptText) -> bool:
         """Whether the text alone does not say that no space is meant before the answer."""
         prompt = draft.clean
         if not text[0].isalnum() or not _SPACE_FOLLOWS.search(prompt):
@@ -162,7 +162,7 @@ class _Answers:
             return False
         return not (text[0].isdigit() and prompt[-1].isdigit() and self._goes_on(draft))
 
-    def _goes_on(self, draft: Draft) -> bool:
+    def _goes_on(self, draft: PromptText) -> bool:
         """Whether an answer goes on with the number at the end of the prompt: the tokenizer cuts between
         them, as GPT-2's does in "1732", though not in every one ("1700" is a token)."""
         whole = self.tokenizer.encode(draft.clean)

@@ -32,7 +32,7 @@ from .builder import build
 from .csv_file import read_csv
 from .layouts import ALWAYS, LAYOUTS, Columns, Refuse, read_rows, recognised
 from .mib import flattened, is_nested
-from .task import HALVES, Draft, Task
+from .task import HALVES, PromptText, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def read_prompts_json(
             _refuse(path, field, f"{field} must be an object, got {shown(prompt)}")
         texts = [_text(prompt, key, path, field) for key in ("clean", "corrupt")]
         lists = [_texts(prompt, key, path, field) for key in ("answers", "wrong_answers")]
-        drafts.append(Draft(*texts, *lists, _text({"label": "", **prompt}, "label", path, field)))
+        drafts.append(PromptText(*texts, *lists, _text({"label": "", **prompt}, "label", path, field)))
     ranking = None
     if any("half" in prompt for prompt in prompts):
         ranking = _ranking([prompt.get("half") for prompt in prompts], _file_refuse(path, "prompts"))
@@ -236,7 +236,7 @@ def _from_table(
 
 
 def _task(
-    drafts: Sequence[Draft],
+    drafts: Sequence[PromptText],
     tokenizer: Tokenizer,
     told: Mapping[str, Any],
     default_name: str,

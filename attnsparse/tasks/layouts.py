@@ -17,7 +17,7 @@ import numpy as np
 from .._check import is_missing
 from ..errors import quoted
 from ..model.tokenizer import Tokenizer
-from .task import Draft
+from .task import PromptText
 
 YEARS = tuple(f"{year:02d}" for year in range(100))
 _AS_IT_STANDS = "a CSV stays text with pandas.read_csv(..., dtype=str, keep_default_na=False)"
@@ -128,7 +128,7 @@ def read_rows(
     tokenizer: Tokenizer,
     verbs: Sequence[Sequence[str]] | None,
     refuse: Refuse,
-) -> list[Draft]:
+) -> list[PromptText]:
     """All rows as prompts with answers; every value is checked."""
     read = _Reader(layout, tokenizer, refuse, verbs)
     labels = _labels(columns, "task" in columns, refuse) if layout.kind != "year" else None
@@ -138,7 +138,7 @@ def read_rows(
             if not isinstance(text, str):
                 raise refuse(f"prompt {i}: {name} must be a text, {_got(text)}", name)
         cells = [columns[name][i] for name in (layout.right, layout.wrong) if name]
-        draft = Draft(str(texts[0]), str(texts[1]), *read.answers(i, cells, texts[0]))
+        draft = PromptText(str(texts[0]), str(texts[1]), *read.answers(i, cells, texts[0]))
         drafts.append(draft if labels is None else draft._replace(label=labels[i]))
     return drafts
 

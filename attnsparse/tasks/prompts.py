@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from .. import _random
 from ..model.tokenizer import Tokenizer
 from . import addition, words
-from .task import USE, Draft
+from .task import USE, PromptText
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def _numbers(seed: int, task: int) -> Iterator[int]:
         block += 1
 
 
-def copy(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> Draft:
+def copy(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> PromptText:
     """`Copy: a b c d e f g = a b c d e f` -> ` g`; corrupted: another noun for g in the first list.
 
     n_words: length of the list; the last word is asked for.
@@ -66,7 +66,7 @@ def copy(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> Dra
     return _list_draft(draws, "Copy:", " =", _length(n_words), n_words - 1, held_out_words)
 
 
-def induction(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> Draft:
+def induction(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> PromptText:
     """`List: a b c d e f g a b c` -> ` d`, with nothing to say that the list begins again.
 
     n_words: length of the list; the word in its middle is asked for. Corrupted: another noun for d in the
@@ -81,7 +81,9 @@ def _length(n_words: int) -> int:
     return n_words
 
 
-def _list_draft(draws: Draws, start: str, middle: str, n: int, asked: int, held_out_words: bool) -> Draft:
+def _list_draft(
+    draws: Draws, start: str, middle: str, n: int, asked: int, held_out_words: bool
+) -> PromptText:
     pool = words.HELD_OUT_NOUNS if held_out_words else words.NOUNS
     if n + 1 > len(pool):
         raise ValueError(f"n_words={n} is too many: there are {len(pool)} words, and one more is needed")
@@ -92,10 +94,10 @@ def _list_draft(draws: Draws, start: str, middle: str, n: int, asked: int, held_
     repeated = listed[:asked]
     texts = [" ".join([start, *first]) + middle + "".join(f" {word}" for word in repeated)
              for first in (listed, changed)]  # fmt: skip
-    return Draft(texts[0], texts[1], (f" {right}",), (f" {other}",))
+    return PromptText(texts[0], texts[1], (f" {right}",), (f" {other}",))
 
 
-def antonym(draws: Draws, *, counterfactual: str = "word", held_out_words: bool = False) -> Draft:
+def antonym(draws: Draws, *, counterfactual: str = "word", held_out_words: bool = False) -> PromptText:
     """`The opposite of "large" is "` -> `small`.
 
     counterfactual: "word" asks for another word's opposite; "relation" asks for the start of the word, and
@@ -108,9 +110,9 @@ def antonym(draws: Draws, *, counterfactual: str = "word", held_out_words: bool 
     text = words.until(words.ANTONYM[0], "y")
     clean = words.filled(text, x=x)
     if counterfactual == "relation":
-        return Draft(clean, words.filled(words.until(words.RIVAL, "letter"), x=x), (y,), (x[0],))
+        return PromptText(clean, words.filled(words.until(words.RIVAL, "letter"), x=x), (y,), (x[0],))
     other_x, other_y = other if draws.below(2) else other[::-1]
-    return Draft(clean, words.filled(text, x=other_x), (y,), (other_y,))
+    return PromptText(clean, words.filled(text, x=other_x), (y,), (other_y,))
 
 
 def ioi(
@@ -119,7 +121,7 @@ def ioi(
     order: str = "both",
     counterfactual: str = COUNTERFACTUALS[0],
     held_out_words: bool = False,
-) -> Draft:
+) -> PromptText:
     """`When Mary and John went to the store, John gave a drink to` -> ` Mary` (against ` John`).
 
     order: "ABBA" (who gives is named second), "BABA" (first) or "both".
@@ -145,7 +147,7 @@ def ioi(
         )
 
     changed = _changed_names(draws, pool, (first, second, subject), counterfactual)
-    return Draft(text(first, second, subject), text(*changed), (f" {other}",), (f" {subject}",), label)
+    return PromptText(text(first, second, subject), text(*changed), (f" {other}",), (f" {subject}",), label)
 
 
 def _changed_names(
@@ -168,7 +170,9 @@ def _changed_names(
     return first, second, gives
 
 
-def greater_than(draws: Draws, *, corrupted_year: str | None = None, held_out_words: bool = False) -> Draft:
+def greater_than(
+    draws: Draws, *, corrupted_year: str | None = None, held_out_words: bool = False
+) -> PromptText:
     """`The war lasted from the year 1732 to the year 17` -> any of `33` ... `99`, against `00` ... `32`.
 
     Label: the two-digit start year. Corrupted: the start 20 years earlier, or the two digits of
@@ -188,10 +192,10 @@ def greater_than(draws: Draws, *, corrupted_year: str | None = None, held_out_wo
         for year in (f"{start:02d}", other)
     ]
     ends = tuple(f"{year:02d}" for year in range(100))
-    return Draft(texts[0], texts[1], ends[start + 1 :], ends[: start + 1], f"{start:02d}")
+    return PromptText(texts[0], texts[1], ends[start + 1 :], ends[: start + 1], f"{start:02d}")
 
 
-def docstring(draws: Draws, *, n_before: int = 2) -> Draft:
+def docstring(draws: Draws, *, n_before: int = 2) -> PromptText:
     """A Python function whose documentation names its parameters in order; the next name is asked for.
 
     n_before: parameters before the three that matter (the last of these is the answer). Corrupted: the
@@ -218,10 +222,10 @@ def docstring(draws: Draws, *, n_before: int = 2) -> Draft:
 
     right = signature[-1]
     wrong = tuple(f" {word}" for word in (*signature[:-1], *others))
-    return Draft(text(signature), text(others), (f" {right}",), wrong)
+    return PromptText(text(signature), text(others), (f" {right}",), wrong)
 
 
-def add(draws: Draws) -> Draft:
+def add(draws: Draws) -> PromptText:
     """`53+28=0` -> `8`, the tens of the sum, for the toy models of addition.
 
     Corrupted: other ones in the first number, so that the ones carry where they did not, or the other way
@@ -236,7 +240,7 @@ def add(draws: Draws) -> Draft:
             break
     texts = [f"{x:02d}+{b:02d}={hundreds[0]}" for x in (a, other)]
     tens = [str((x + b) // 10 % 10) for x in (a, other)]
-    return Draft(*texts, (tens[0],), (tens[1],), "carry" if carries[0] else "no carry")
+    return PromptText(*texts, (tens[0],), (tens[1],), "carry" if carries[0] else "no carry")
 
 
 def needs_addition(tokenizer: Tokenizer) -> None:
@@ -256,7 +260,7 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
 class Builder(NamedTuple):
     """How a task is made: a function that draws one prompt, and its metric."""
 
-    draw: Callable[..., Draft]
+    draw: Callable[..., PromptText]
     metric: str
 
 
@@ -271,11 +275,11 @@ BUILDERS = {
 }
 
 
-def drafts(name: str, n: int, seed: int, options: dict[str, Any]) -> list[Draft]:
+def drafts(name: str, n: int, seed: int, options: dict[str, Any]) -> list[PromptText]:
     """`n` different prompts of a task. Raises ValueError if there are not so many, TypeError for options that
     the task does not have."""
     draws = Draws(seed, list(BUILDERS).index(name))
-    found: dict[str, Draft] = {}
+    found: dict[str, PromptText] = {}
     missed = 0
     while len(found) < n and missed < 200 + 20 * n:
         try:

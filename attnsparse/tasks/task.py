@@ -29,7 +29,7 @@ HALVES = ("ranking", "evaluation")
 SHOWN = 5  # prompts in the notebook's table
 
 
-class Draft(NamedTuple):
+class PromptText(NamedTuple):
     """A prompt as text: clean, corrupted, the right and the wrong answer tokens (texts or ids), a label."""
 
     clean: str

@@ -13,7 +13,7 @@ import numpy as np
 from .. import _check
 from ..errors import ConfigError, FormatError, file_error
 from ..io.folder_commit import read_whole
-from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
+from ..io.limits import DEFAULT_LIMITS, Limits
 from ..items import name_of
 from ..model.locate import MODELS_FOLDER
 from .formats import circuit_tracer, clt_forge, dunefsky, saelens
@@ -82,7 +82,7 @@ def load_transcoders(
     if processed not in (None, True, False):
         raise ValueError(f"processed must be True, False or None, got {processed!r:.80}")
     _check.flag(verify, "verify")
-    path, limits = _find(what), checked_limits(limits)
+    path, limits = _find(what), _check.instance(limits, Limits, "limits")
     stored = read_whole(path if path.is_dir() else path.parent, lambda: _read(path, limits))
     check_size(stored.layers, stored.d_model, stored.path, limits)
     hook = _settle_hook(stored, input_hook)

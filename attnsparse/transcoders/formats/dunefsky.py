@@ -26,7 +26,7 @@ from typing import Any
 
 from ...errors import ConfigError, file_error
 from ...io.limits import Limits
-from ...io.pickle_data import Record
+from ...io.pickle_data import PickledObject
 from ..stored import Row, StoredLayer, WeightFile
 from .layout import (
     NORMALIZED,
@@ -83,7 +83,7 @@ def read(where: Path, limits: Limits) -> StoredSet:
 
 def _config(file: WeightFile, path: Path) -> dict[str, Any]:
     config = file.beside.get("cfg")
-    values = config.values if isinstance(config, Record) else config
+    values = config.values if isinstance(config, PickledObject) else config
     if not isinstance(values, dict):
         text = "no 'cfg' beside the weights, so neither layer nor hooks are known; save {'cfg', 'state_dict'}"
         raise file_error(ConfigError, "config_missing", path, text, field="cfg")
