@@ -30,7 +30,7 @@ def read_csv(path: str | os.PathLike[str], limits: Limits) -> dict[str, list[str
     try:
         names = next(lines, [])
         if len(set(names)) < len(names):
-            _refuse(path, f"column {quoted(Counter(names).most_common(1)[0][0])} stands twice in the header")
+            _refuse(path, f"column {quoted(Counter(names).most_common(1)[0][0])} occurs twice in the header")
         rows: list[list[str]] = []
         for row in lines:
             if not row:
