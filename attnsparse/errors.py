@@ -1,9 +1,8 @@
-"""The exceptions of attnsparse and the one way their messages are written.
+"""The exceptions of attnsparse and the one way in which their messages are written.
 
 Every exception carries `code` (a short fixed word, the same for the same cause in every format), `path` (the
 file), `offset` (a byte in it) and `field` (a tensor, a config key, an entry), as far as they are known, and
-can be pickled. Text that comes from a file is escaped and cut, a message is one line of at most 300
-characters.
+can be pickled. Text from a file is escaped and cut; a message is one line of at most 300 characters.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ MAX_QUOTED = 80
 
 
 class _Located(Exception):
-    """Shared by all exceptions here: a message and where it belongs."""
+    """What all exceptions here share: a message and the place that it is about."""
 
     def __init__(
         self,
@@ -47,31 +46,61 @@ def _rebuild(
 
 
 class FormatError(_Located, ValueError):
-    """A file is malformed, whatever its format."""
+    """A file is malformed, whatever its format.
+
+    Attributes
+    ----------
+    code : str
+        A short fixed word, the same for the same cause in every format, such as "truncated".
+    path : str or None
+        The file.
+    offset : int or None
+        A byte in the file.
+    field : str or None
+        A tensor, a config key, or an entry of an archive.
+    """
 
 
 class UnsafeFileError(FormatError):
-    """A file asks for something that is not data: running code, or a name outside the list of those read."""
+    """A file holds more than data: a call, or a name outside the short list of those that are read.
+
+    Nothing of the file was executed. Attributes as in `FormatError`.
+    """
 
 
 class LimitError(FormatError):
-    """A file is legal but above a limit of `Limits`; the message names the field that raises it."""
+    """A file is well-formed but above one of `Limits`; the message names the limit and how to raise it.
+
+    Attributes as in `FormatError`.
+    """
 
 
 class CheckpointError(FormatError):
-    """A training checkpoint of ours is damaged, cut short or of another version."""
+    """A training checkpoint is damaged, cut short or of another version.
+
+    Attributes as in `FormatError`.
+    """
 
 
 class NonFiniteError(FormatError):
-    """Weights hold NaN or infinity."""
+    """Weights contain NaN or infinity.
+
+    Attributes as in `FormatError`.
+    """
 
 
 class ConfigError(_Located, ValueError):
-    """A configuration makes no sense, or does not fit the weights or the tokenizer beside it."""
+    """A configuration is invalid, or does not fit the weights or the tokenizer beside it.
+
+    Attributes as in `FormatError`.
+    """
 
 
 class TrainingDiverged(_Located, ArithmeticError):
-    """The loss or the gradient stopped being finite; nothing was changed by the step that found it."""
+    """The loss or the gradient became infinite or NaN; the step that found it changed nothing.
+
+    Attributes as in `FormatError`.
+    """
 
     def __init__(
         self,

@@ -1,5 +1,4 @@
-"""How much a file may ask for before it is refused. Every limit can be raised by name: `load(...,
-limits=Limits(...))`."""
+"""How much a file may ask for before it is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +13,11 @@ HARD_MAX_HEADER_BYTES = 100_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Upper bounds for reading files. Above one of them a `LimitError` names the field of this class."""
+    """Upper bounds for reading files; a file above one of them is refused with a `LimitError` that names it.
+
+    Raise one by name, for example `asp.load(path, limits=Limits(max_weight_bytes=2**38))`, if you trust the
+    file. All are integers of at least 1.
+    """
 
     max_header_bytes: int = 16 * 2**20  #: safetensors header; never above 100,000,000
     max_json_depth: int = 64  #: nesting of lists and objects
@@ -54,8 +57,8 @@ class Limits:
         code: str,
         field: str | None = None,
     ) -> None:
-        """Raise LimitError if `value` (described by `what`, for example "header of 20,000,000 bytes") is
-        above limit `name`."""
+        """Raise LimitError if `value`, described by `what` ("header of 20,000,000 bytes"), is above limit
+        `name`."""
         limit = getattr(self, name)
         if value > limit:
             text = f"{what} is above {name}={limit:,}; pass limits=Limits({name}=...) if you trust the file"

@@ -3,7 +3,7 @@
 The JSON holds the SHA-256 of the .npz, so a pair that does not belong together is found. The .npz is what
 `numpy.savez` writes and any tool can read it; here it is read without pickle and without evaluating anything:
 stored entries only, every array of exactly the type, the number of dimensions and the sizes that the object
-has. What the object is and what its fields may be is the business of the files that use this one.
+has. Each user of this module defines its object and the fields.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NPY = re.compile(
 )
 
 Specs = Mapping[str, tuple[str, str]]
-"""Array name: (dtype, one letter for each dimension; a letter stands for one size)."""
+"""Array name: (dtype, one letter for each dimension; a letter names one size)."""
 
 
 class Kind(NamedTuple):
@@ -242,7 +242,7 @@ def _read_header(
 
 
 def check_sides(arrays: Mapping[str, np.ndarray], specs: Specs, sides: Mapping[str, int], path: str) -> None:
-    """Every array has the sizes that its letters stand for, else FormatError size_mismatch."""
+    """Every array has the sizes that its letters name, else FormatError size_mismatch."""
     for name, array in arrays.items():
         expected = tuple(sides[letter] for letter in specs[name][1])
         if array.shape != expected:

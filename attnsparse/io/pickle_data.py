@@ -3,7 +3,7 @@
 Nothing is imported, looked up or called. A global is kept as a pair of names, and only names of the short
 list below are let in; "calling" one of them means recognising the handful of shapes in which torch writes
 tensors. A reader of one format may name classes whose objects lie beside the tensors: they become
-`PickledObject`s, a name and plain values. There is no switch that runs anything.
+`PickledObject`s, a name and plain values. No option runs anything.
 """
 
 from __future__ import annotations

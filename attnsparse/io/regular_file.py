@@ -1,5 +1,4 @@
-"""Opens a file for reading so that nothing strange can happen: regular files only, size taken once, no
-mmap."""
+"""Opens a file for reading safely: regular files only, the size taken once, no mmap."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Reads JSON that nobody vouches for: no duplicate names, no NaN, bounded depth, strings and number of
-keys."""
+"""Reads untrusted JSON: no duplicate names, no NaN, bounded depth, bounded strings and number of keys."""
 
 from __future__ import annotations
 
@@ -97,14 +96,14 @@ def parse_object(
 
 
 def _whole(digits: str) -> int | float:
-    """A number without point and exponent; -0 is none of the integers, as for other readers."""
+    """A number without point and exponent. -0 is read as a float, as other readers do."""
     if len(digits) > _MOST_DIGITS:
         raise ValueError(digits)
     return -0.0 if digits == "-0" else int(digits)
 
 
 def _has_long_number(data: bytes) -> bool:
-    """Whether digits follow each other that no float can hold."""
+    """Whether there is a number of more digits than any float has."""
     return b"0" * _MOST_DIGITS in data.translate(_DIGITS_TO_0)
 
 

@@ -1,4 +1,4 @@
-"""Reads small YAML files that nobody vouches for: plain values only, by PyYAML's safe loader.
+"""Reads small untrusted YAML files: plain values only, by PyYAML's safe loader.
 
 Before anything is built, the file's size, its depth and the number of its values are checked, and anchors,
 aliases, tags and duplicate keys are refused: the configurations that are read here have none.

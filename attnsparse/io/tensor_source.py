@@ -1,4 +1,4 @@
-"""What every weight file looks like to the loader: names, shapes, types, and reading one tensor at a time.
+"""The common view of all weight files: names, shapes, types, and reading one tensor at a time.
 
 A source never holds more than one tensor, or one block of it, in memory. `read_into` fills an array in place:
 straight from the file where type and layout agree, else in blocks that are converted and assigned.
@@ -53,7 +53,7 @@ class TensorSource(abc.ABC):
         self.tensors: Mapping[str, TensorInfo] = types.MappingProxyType(dict(tensors))
         #: configuration found inside the file itself (nanoGPT keeps one), else None
         self.config: Mapping[str, object] | None = None
-        #: what holds tensors beside the weights in the file (optimizer state, ...); never read
+        #: names in the file that hold other tensors than the weights (optimizer state, ...); never read
         self.left_out: tuple[str, ...] = ()
         #: names without a tensor -> the tensor with their values, among text that means something else
         self.shared: Mapping[str, str] = {}
@@ -97,7 +97,7 @@ class TensorSource(abc.ABC):
 
 
 class FileSource(TensorSource):
-    """A TensorSource over one open file; says where a tensor lies, the reading is done here."""
+    """A TensorSource over one open file; subclasses say where a tensor lies, reading is done here."""
 
     _file: RegularFile
 
@@ -148,7 +148,10 @@ class FileSource(TensorSource):
         self._check_float(name, info)
         n_rows = math.prod(info.shape) // columns if columns else 0
         if len(rows) and not (rows.min() >= 0 and rows.max() < n_rows):
-            raise IndexError(f"row {int(rows.min())}..{int(rows.max())} of a tensor with {n_rows:,} rows")
+            raise IndexError(
+                f"rows {int(rows.min())}..{int(rows.max())} are out of range: tensor {quoted(name)} has "
+                f"{n_rows:,} rows"
+            )
         offset = self._locate_rows(name)
         if offset is None:
             out[...] = widen(self._gather(name), info.dtype).reshape(n_rows, columns)[rows]

@@ -1,4 +1,4 @@
-"""What a torch file's pickle may hold: inert values that stand for its objects, and calls that torch writes.
+"""What a torch file's pickle may hold: inert values in place of its objects, and calls that torch writes.
 
 A call is recognised by its name and the kinds of its arguments; nothing is resolved or run. pickle_data.py
 walks the opcodes and asks here.
@@ -184,7 +184,7 @@ def _given(value: Any = "", *_: Any) -> Any:
 
 
 _MAX_ENCODED, _MAX_SIDES, _MAX_DEVICE = 16_384, 64, 32
-# name -> the kinds of its arguments, and what stands for its value: None if torch makes no such call
+# name -> the kinds of its arguments, and what represents its value: None if torch makes no such call
 PLAIN_CALLS: dict[tuple[str, str], tuple[tuple[tuple[type, ...], ...], Callable[..., Any]]] = {
     ("collections", "OrderedDict"): (((),), dict),
     ("collections", "Counter"): (((dict,),), _given),

@@ -1,4 +1,4 @@
-"""Training checkpoints: one file that holds all a run needs to go on, and nothing that is not checked.
+"""Training checkpoints: one file with everything that a run needs to continue, every byte of it checked.
 
 Layout (all numbers little-endian):
 
@@ -16,9 +16,9 @@ follows from the order and the sizes, so no offset in the file has to be believe
 the first checksum, by a tensor's, or by the rule that padding is zero.
 
 Reading checks the header against the size of the file, then all checksums, a block at a time, and only then
-takes the tensors into memory of our own; nothing of the file is executed. Saving writes a temporary file in
-the same folder, flushes it to the disk and renames it, so a reader finds the old file or the new one and
-never a part of one.
+reads the tensors into memory; nothing of the file is executed. Saving writes a temporary file in the same
+folder, flushes it to the disk and renames it, so a reader finds the old file or the new one and never a part
+of one.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ class Entry(NamedTuple):
 
 
 Check = Callable[[dict[str, Any], dict[str, Entry]], None]
-"""Looks at meta and at the tensors' entries, before any tensor is read, and may raise CheckpointError."""
+"""Called with meta and the tensors' entries before any tensor is read; may raise CheckpointError."""
 
 
 def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a checkpoint so that `path` always holds a whole one, the old or the new.
+    """Write a checkpoint; `path` always holds a whole one, the old or the new.
 
     meta: JSON values; numbers must be finite.  tensors: float32, float64 or int64 arrays of any shape. The
     same arguments give the same bytes. Raises OSError with errno and file name when the disk refuses, with
@@ -170,7 +170,8 @@ def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
         raise ValueError(f"tensor {name!r} has dtype {array.dtype}, a checkpoint holds {', '.join(_DTYPES)}")
     if not _good_name(name, DEFAULT_LIMITS) or array.ndim > DEFAULT_LIMITS.max_rank:
         raise ValueError(
-            f"tensor {quoted(name)} of rank {array.ndim}: the name or the rank is too long or empty"
+            f"tensor {quoted(name)} of rank {array.ndim}: a name needs 1..{DEFAULT_LIMITS.max_name_bytes:,} "
+            f"bytes, and the rank is at most {DEFAULT_LIMITS.max_rank}"
         )
     return np.asarray(array, _DTYPES[array.dtype.name], order="C")
 
@@ -364,7 +365,11 @@ def _parse_entry(entry: Any, path: Any, limits: Limits) -> Entry:
         _raise_file_error("header_value", path, text, PREAMBLE_BYTES, name)
     if has_too_many_bytes(shape):
         _raise_file_error(
-            "size_overflow", path, f"tensor {quoted(name)}: no array can be so large", PREAMBLE_BYTES, name
+            "size_overflow",
+            path,
+            f"tensor {quoted(name)}: larger than any array can be",
+            PREAMBLE_BYTES,
+            name,
         )
     return Entry(name, dtype, tuple(shape), checksum, math.prod(shape) * dtype.itemsize)
 

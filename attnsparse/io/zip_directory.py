@@ -1,8 +1,7 @@
-"""Finds the entries of a zip archive as torch writes them, and refuses every other kind of zip.
+"""Finds the entries of a zip archive as torch writes it, and refuses every other kind of zip.
 
-Stored entries only, no encryption, no comment, nothing before the first or after the directory, and the
-header in front of each entry must agree with the directory: two programs reading the same file then see the
-same entries.
+Stored entries only, no encryption, no comment, no bytes before the first entry or after the directory, and
+the header of each entry must agree with the directory: all programs that read the file see the same entries.
 """
 
 from __future__ import annotations

@@ -381,7 +381,7 @@ def test_one_list_of_metrics(three: list[tasks.Task], demo: Tokenizer) -> None:
     assert circuits.METRICS is tasks.METRICS
     assert set(tasks.METRICS) - set(tasks.TASK_METRICS) == {"log_prob", "kl"}
     assert {task.metric for task in three} == set(tasks.TASK_METRICS)
-    with pytest.raises(ValueError, match="metric must be one of 'logit_diff', .*got 'kl'"):
+    with pytest.raises(ValueError, match=r"metric must be one of 'logit_diff', .*got 'kl'"):
         tasks.from_dataframe(frame(), demo, metric="kl")
 
 
