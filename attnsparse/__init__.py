@@ -103,11 +103,11 @@ __all__ = [
 _LATE = ("figures", "recipes", "reproduce")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_LATE})
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _LATE:
         import importlib
 

@@ -194,15 +194,15 @@ def _read_record(path: Path) -> tuple[dict[str, str], list[str]]:
     data = parse_object(read_small(path, "max_config_bytes"), path, limits=DEFAULT_LIMITS)
     moves, removed = data.get("moves"), data.get("removed")
     if data.get("version") != 1 or len(data) != 3 or type(moves) is not dict or type(removed) is not list:
-        _refuse(path)
+        _raise_file_error(path)
     for name in (*moves, *removed):
         if not isinstance(name, str) or name in ("", ".", "..", COMMIT) or set(name) & set("/\\\0"):
-            _refuse(path)
+            _raise_file_error(path)
     if not all(isinstance(value, str) and _TEMPORARY_NAME.fullmatch(value) for value in moves.values()):
-        _refuse(path)
+        _raise_file_error(path)
     return moves, removed
 
 
-def _refuse(path: Path) -> NoReturn:
+def _raise_file_error(path: Path) -> NoReturn:
     text = "not the record of an interrupted save; delete it if you do not know where it comes from"
     raise file_error(FormatError, "header_value", path, text, field="moves")

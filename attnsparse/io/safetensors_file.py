@@ -126,20 +126,20 @@ def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorI
     if n_name > limits.max_name_bytes:
         limits.check("max_name_bytes", n_name, path, f"a tensor name of {n_name:,} bytes", code="name_limit")
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        _bad_field(name, path, "must be an object with exactly dtype, shape and data_offsets")
+        _raise_field_error(name, path, "must be an object with exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
-        _bad_field(name, path, f"has dtype {shown(dtype)}, expected a string")
+        _raise_field_error(name, path, f"has dtype {shown(dtype)}, expected a string")
     if dtype not in _DTYPES:
         text = f"tensor {quoted(name)} has dtype {quoted(dtype)}, supported: {' '.join(_DTYPES)}"
         raise file_error(FormatError, "dtype", path, text, field=name)
     if not _are_integers(shape):
-        _bad_field(name, path, "has a shape that is not a list of integers >= 0")
+        _raise_field_error(name, path, "has a shape that is not a list of integers >= 0")
     if len(shape) > limits.max_rank:
         what = f"tensor {quoted(name)} with {len(shape):,} dimensions"
         limits.check("max_rank", len(shape), path, what, code="rank_limit", field=name)
     if not _are_integers(offsets) or len(offsets) != 2:
-        _bad_field(name, path, "has data_offsets that are not two integers >= 0")
+        _raise_field_error(name, path, "has data_offsets that are not two integers >= 0")
     n_bytes = ITEM_BYTES[dtype]
     for side in shape:
         n_bytes *= side
@@ -171,7 +171,7 @@ def _are_integers(values: object) -> bool:
     return True
 
 
-def _bad_field(name: str, path: str, what: str) -> NoReturn:
+def _raise_field_error(name: str, path: str, what: str) -> NoReturn:
     raise file_error(FormatError, "header_field", path, f"tensor {quoted(name)} {what}", field=name)
 
 

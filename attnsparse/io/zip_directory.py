@@ -168,7 +168,7 @@ def _central_entries(
         extra = data[names_at + n_name : names_at + n_name + n_extra]
         size, packed, header = _zip64_values(file, name, extra, [size, packed, header], begin + at)
         if packed != size or disk:
-            _mismatch(file, name, "stores another number of bytes than it holds", begin + at)
+            _raise_mismatch(file, name, "stores another number of bytes than it holds", begin + at)
         entries.append(_Entry(name, flags, crc, size, header))
         at = after
     if at != len(data):
@@ -226,10 +226,10 @@ def _data_offset(file: RegularFile, entry: _Entry, directory: int) -> int:
     record = file.read(at, _LOCAL.size)
     magic, _, flags, method, _, _, crc, packed, size, n_name, n_extra = _LOCAL.unpack(record)
     if magic != b"PK\x03\x04":
-        _mismatch(file, entry.name, "has no header of its own", at)
+        _raise_mismatch(file, entry.name, "has no header of its own", at)
     data: int = at + _LOCAL.size + n_name + n_extra
     if data + entry.size > directory:
-        _mismatch(file, entry.name, f"of {entry.size:,} bytes reaches into the directory", at)
+        _raise_mismatch(file, entry.name, f"of {entry.size:,} bytes reaches into the directory", at)
     tail = file.read(at + _LOCAL.size, n_name + n_extra)
     name, extra = tail[:n_name], tail[n_name:]
     if flags & _DESCRIPTOR and (crc, packed, size) == (0, 0, 0):
@@ -237,11 +237,11 @@ def _data_offset(file: RegularFile, entry: _Entry, directory: int) -> int:
     size, packed = _zip64_values(file, entry.name, extra, [size, packed], at)
     own = (name, flags, method, crc, packed, size)
     if own != (entry.name.encode(), entry.flags, 0, entry.crc, entry.size, entry.size):
-        _mismatch(file, entry.name, "has another name, size or checksum in its own header", at)
+        _raise_mismatch(file, entry.name, "has another name, size or checksum in its own header", at)
     return data
 
 
-def _mismatch(file: RegularFile, name: str, what: str, at: int) -> NoReturn:
+def _raise_mismatch(file: RegularFile, name: str, what: str, at: int) -> NoReturn:
     text = f"entry {quoted(name)} {what} (byte {at:,}); the archive is damaged or made to deceive"
     raise file_error(FormatError, "zip_mismatch", file.path, text, offset=at, field=name)
 

@@ -164,7 +164,7 @@ def save(model: Model, folder: str | os.PathLike[str]) -> None:
 
     The files are written beside their places, flushed to the disk and then moved there, config.json last, so
     that `load` finds the old model or the new one, whatever stops the save and whoever else saves into the
-    folder; see `saving.write_together`, also for modes, links and errors. Files of a model that the folder
+    folder; see `io.atomic.write_together`, also for modes, links and errors. Files of a model that the folder
     held before, its tokenizer or shards, go. Raises OSError with errno and file name; RuntimeError while
     another thread trains the model.
     """

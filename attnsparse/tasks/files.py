@@ -89,13 +89,15 @@ def read_prompts_json(
     data = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
     prompts = data.get("prompts")
     if not isinstance(prompts, list) or not prompts:
-        _refuse(path, "prompts", f"'prompts' must be a list that is not empty, got {shown(prompts)}")
+        _raise_file_error(
+            path, "prompts", f"'prompts' must be a list that is not empty, got {shown(prompts)}"
+        )
     limits.check("max_prompts", len(prompts), path, f"a file of {len(prompts):,} prompts", code="file_limit")
     texts = []
     for i, prompt in enumerate(prompts):
         field = f"prompts[{i}]"
         if not isinstance(prompt, dict):
-            _refuse(path, field, f"{field} must be an object, got {shown(prompt)}")
+            _raise_file_error(path, field, f"{field} must be an object, got {shown(prompt)}")
         clean, corrupted = (_text(prompt, key, path, field) for key in ("clean", "corrupt"))
         answers, wrong = (_texts(prompt, key, path, field) for key in ("answers", "wrong_answers"))
         label = _text({"label": "", **prompt}, "label", path, field)
@@ -105,7 +107,7 @@ def read_prompts_json(
         ranking = _ranking([prompt.get("half") for prompt in prompts], _file_refuse(path, "prompts"))
     told = data.get("task", {})
     if not isinstance(told, dict):
-        _refuse(path, "task", f"'task' must be an object, got {shown(told)}")
+        _raise_file_error(path, "task", f"'task' must be an object, got {shown(told)}")
     positions: dict[str, Any] = {key: data[key] for key in _POSITIONS if key in data}
     if "task" in data:  # its answers were tokens, as they are
         prepend_space_to_answer = prepend_space_to_answer or False
@@ -407,18 +409,18 @@ def _ranking(values: Sequence[Any], refuse: Refuse) -> np.ndarray:
 def _text(prompt: dict[str, Any], key: str, path: Any, field: str) -> str:
     value = prompt.get(key)
     if not isinstance(value, str):
-        _refuse(path, field, f"{field}: {key!r} must be a text, got {shown(value)}")
+        _raise_file_error(path, field, f"{field}: {key!r} must be a text, got {shown(value)}")
     return value
 
 
 def _texts(prompt: dict[str, Any], key: str, path: Any, field: str) -> tuple[str, ...]:
     value = prompt.get(key)
     if not isinstance(value, list) or not _all_of(value, list, str):
-        _refuse(path, field, f"{field}: {key!r} must be a list of texts, got {shown(value)}")
+        _raise_file_error(path, field, f"{field}: {key!r} must be a list of texts, got {shown(value)}")
     return tuple(value)
 
 
-def _refuse(path: Any, field: str, text: str) -> NoReturn:
+def _raise_file_error(path: Any, field: str, text: str) -> NoReturn:
     raise file_error(FormatError, "prompts", path, text, field=field)
 
 
