@@ -1,4 +1,6 @@
-"""attnsparse: which attention heads, and which attention edges, do the work in a GPT-2-class model."""
+"""attnsparse finds the attention heads and attention edges that a GPT-2-class model needs for a task."""
+
+import typing as _typing
 
 from . import circuits, graphs, model, tasks, training, transcoders
 from ._engine import build_info, get_num_threads, set_num_threads
@@ -102,14 +104,19 @@ __all__ = [
 # Packages of figures and recipes import matplotlib, so each is imported when first used.
 _LATE = ("figures", "recipes", "reproduce")
 
+if _typing.TYPE_CHECKING:
+    from . import figures as figures
+    from . import recipes as recipes
+    from . import reproduce as reproduce
+else:
+
+    def __getattr__(name):
+        if name in _LATE:
+            import importlib
+
+            return importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LATE})
-
-
-def __getattr__(name: str) -> object:
-    if name in _LATE:
-        import importlib
-
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
