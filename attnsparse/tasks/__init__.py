@@ -15,7 +15,6 @@ from .builder import build
 from .files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
 from .metrics import (
     METRICS,
-    TASK_METRICS,
     kl_divergence,
     last_logits,
     log_probability,
@@ -30,7 +29,6 @@ from .task import Task
 __all__ = [
     "METRICS",
     "TASKS",
-    "TASK_METRICS",
     "Task",
     "from_dataframe",
     "kl_divergence",

@@ -60,8 +60,8 @@ def read_prompts_json(
         A file as auto-circuit and `write_prompts_json` write it.
     tokenizer : Tokenizer
         Encodes prompts and answers.
-    metric : str, optional
-        One of `TASK_METRICS`. Default: what the file says, else "logit_diff".
+    metric : {"logit_diff", "logit_diff_max", "prob_diff"}, optional
+        Default: what the file says, else "logit_diff".
     name : str, optional
         Default: what the file says, else the name of the file.
     seed : int, default 0
@@ -178,9 +178,8 @@ def read_eap_csv(
         for which the file was made: gpt2.csv is for GPT-2's tokenizer.
     tokenizer : Tokenizer
         Encodes prompts and answers.
-    metric : str, optional
-        One of `TASK_METRICS`. Default: what the file says, else the metric with which the layout is
-        published.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff"}, optional
+        Default: what the file says, else the metric with which the layout is published.
     name : str, optional
         Default: what the file says, else the name of the file.
     seed : int, default 0
@@ -247,8 +246,8 @@ def from_dataframe(
         Encodes prompts and answers.
     name : str, optional
         Default: what a table of `Task.to_pandas` says, else "own".
-    metric : str, optional
-        One of `TASK_METRICS`. Default: what a table of `Task.to_pandas` says, else the metric with which the
+    metric : {"logit_diff", "logit_diff_max", "prob_diff"}, optional
+        Default: what a table of `Task.to_pandas` says, else the metric with which the
         layout is published ("logit_diff" for answer and wrong).
     seed : int, default 0
         Draws the halves if there is no column half, 0..2^64-1.

@@ -55,7 +55,7 @@ class Task:
     name: str
     """Shown in tables and figures."""
     metric: str
-    """One of `TASK_METRICS`."""
+    """Read after the last token: "logit_diff", "logit_diff_max" or "prob_diff"."""
     tokenizer: Tokenizer = field(repr=False)
     """With which the prompts were encoded."""
     clean: tuple[np.ndarray, ...]

@@ -16,6 +16,7 @@ from attnsparse.model.tokenizer import Tokenizer
 from attnsparse.recipes.demo_text import demo_tokenizer
 from attnsparse.tasks import addition, words
 from attnsparse.tasks import prompts as tasks_prompts
+from attnsparse.tasks.metrics import TASK_METRICS
 
 FOR_GPT2 = tuple(name for name in tasks.TASKS if name != "addition")
 FOR_DEMO = ("copy", "induction", "antonym", "ioi", "greater_than")
@@ -379,8 +380,8 @@ def test_metrics_by_hand(three: list[tasks.Task], demo: Tokenizer) -> None:
 
 def test_one_list_of_metrics(three: list[tasks.Task], demo: Tokenizer) -> None:
     assert circuits.METRICS is tasks.METRICS
-    assert set(tasks.METRICS) - set(tasks.TASK_METRICS) == {"log_prob", "kl"}
-    assert {task.metric for task in three} == set(tasks.TASK_METRICS)
+    assert set(tasks.METRICS) - set(TASK_METRICS) == {"log_prob", "kl"}
+    assert {task.metric for task in three} == set(TASK_METRICS)
     with pytest.raises(ValueError, match=r"metric must be one of 'logit_diff', .*got 'kl'"):
         tasks.from_dataframe(frame(), demo, metric="kl")
 
