@@ -301,8 +301,8 @@ def cantor(layer: int, number: int) -> int:
 
 
 def valid_text(text: str) -> str:
-    """Text that UTF-8 can hold: half surrogate pairs, from names of files that are no UTF-8, become "?"."""
-    return text.encode("utf-8", "replace").decode()
+    """Text that UTF-8 can hold: half surrogate pairs, from file names that are not UTF-8, become \\udce9."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def name_of(path: str | os.PathLike[str]) -> str:

@@ -51,7 +51,7 @@ def test_labels() -> None:
     assert {text: token_label(text) for text in shown} == shown
     assert shortened("abcdefghij", 5) == "ab…ij"
     assert shortened("abcde", 5) == "abcde"
-    assert name_of("/some/where/caf\udce9") == "caf?"
+    assert name_of("/some/where/caf\udce9") == "caf\\udce9"
 
 
 def test_cantor() -> None:

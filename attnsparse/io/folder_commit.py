@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ..errors import FormatError, file_error
 from .limits import DEFAULT_LIMITS
@@ -102,8 +103,13 @@ class FolderLock:
 
 
 def commit_record(moves: Mapping[str, str], removed: Iterable[str]) -> bytes:
-    """The bytes of a record: final name -> temporary name, and names of files that go."""
-    return json.dumps({"version": 1, "moves": dict(moves), "removed": list(removed)}).encode()
+    """The bytes of a record: final name -> temporary name, and names of files that go.
+
+    Names are written as in a URL, because they need not be UTF-8.
+    """
+    places = {quote_from_bytes(os.fsencode(name)): temporary for name, temporary in moves.items()}
+    gone = [quote_from_bytes(os.fsencode(name)) for name in removed]
+    return json.dumps({"version": 1, "moves": places, "removed": gone}).encode()
 
 
 def finish(folder: Path) -> None:
@@ -195,12 +201,17 @@ def _read_record(path: Path) -> tuple[dict[str, str], list[str]]:
     moves, removed = data.get("moves"), data.get("removed")
     if data.get("version") != 1 or len(data) != 3 or type(moves) is not dict or type(removed) is not list:
         _raise_file_error(path)
-    for name in (*moves, *removed):
-        if not isinstance(name, str) or name in ("", ".", "..", COMMIT) or set(name) & set("/\\\0"):
-            _raise_file_error(path)
     if not all(isinstance(value, str) and _TEMPORARY_NAME.fullmatch(value) for value in moves.values()):
         _raise_file_error(path)
-    return moves, removed
+    names = {_file_name(name, path): temporary for name, temporary in moves.items()}
+    return names, [_file_name(name, path) for name in removed]
+
+
+def _file_name(written: object, record: Path) -> str:
+    name = os.fsdecode(unquote_to_bytes(written)) if isinstance(written, str) else ""
+    if name in ("", ".", "..", COMMIT) or set(name) & set("/\\\0"):
+        _raise_file_error(record)
+    return name
 
 
 def _raise_file_error(path: Path) -> NoReturn:
