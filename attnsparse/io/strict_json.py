@@ -43,6 +43,17 @@ def parse_object(
     limits.check(
         "max_json_values", n_values, path, f"a JSON text of about {n_values:,} values", code="json_limit"
     )
+    value = _loaded(data, text, path, limits, start)
+    if not isinstance(value, dict):
+        _raise_file_error("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
+    _check_depth(value, path, limits, start)
+    if not _all_strings_short(data, limits):
+        _check_strings(value, path, limits, start)
+    return value
+
+
+def _loaded(data: bytes, text: str, path: Any, limits: Limits, start: int) -> Any:
+    """The value of a JSON text, with errors of this module."""
     max_keys = limits.max_json_keys
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,50 +63,33 @@ def parse_object(
         return result
 
     try:
-        value = json.loads(
+        return json.loads(
             text,
             object_pairs_hook=build,
             parse_float=_finite,
-            parse_int=_whole if b"-0" in data or _has_long_number(data) else None,
+            parse_int=_integer if b"-0" in data or _has_long_number(data) else None,
             parse_constant=_no_constants,
         )
     except _Refused as refused:
         if refused.key is None:
             what = f"a JSON object of {refused.n_keys:,} keys"
             limits.check("max_json_keys", refused.n_keys, path, what, code="json_limit")
-        where = start + max(
-            data.rfind(json.dumps(refused.key, ensure_ascii=False).encode("utf-8", "replace")), 0
-        )
+        key = json.dumps(refused.key, ensure_ascii=False).encode("utf-8", "replace")
+        where = start + max(data.rfind(key), 0)
         text = f"duplicate name {quoted(refused.key)} in the JSON text (byte {where:,})"
         raise file_error(FormatError, "duplicate_name", path, text, offset=where, field=refused.key) from None
     except json.JSONDecodeError as error:
         where = start + len(text[: error.pos].encode())
         _raise_file_error("json_syntax", path, f"invalid JSON at byte {where:,}: {error.msg}", where, error)
     except RecursionError as error:
-        _raise_file_error(
-            "json_depth",
-            path,
-            f"JSON nested deeper than max_json_depth={limits.max_json_depth}",
-            start,
-            error,
-        )
+        deeper = f"JSON nested deeper than max_json_depth={limits.max_json_depth}"
+        _raise_file_error("json_depth", path, deeper, start, error)
     except ValueError as error:  # NaN, Infinity, 1e999, or a number of more digits than Python converts
-        _raise_file_error(
-            "json_syntax",
-            path,
-            "invalid JSON: NaN, Infinity, a number beyond all floats or one with thousands of digits",
-            start,
-            error,
-        )
-    if not isinstance(value, dict):
-        _raise_file_error("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
-    _check_depth(value, path, limits, start)
-    if not _all_strings_short(data, limits):
-        _check_strings(value, path, limits, start)
-    return value
+        what = "invalid JSON: NaN, Infinity, a number beyond all floats or one with thousands of digits"
+        _raise_file_error("json_syntax", path, what, start, error)
 
 
-def _whole(digits: str) -> int | float:
+def _integer(digits: str) -> int | float:
     """A number without point and exponent. -0 is read as a float, as other readers do."""
     if len(digits) > _MOST_DIGITS:
         raise ValueError(digits)

@@ -134,25 +134,8 @@ def _central_entries(
         if len(data) - at < _CENTRAL.size:
             _raise_file_error(file, "its directory is cut short", begin + at)
         numbers = _CENTRAL.unpack_from(data, at)
-        (
-            magic,
-            _,
-            _,
-            flags,
-            method,
-            _,
-            _,
-            crc,
-            packed,
-            size,
-            n_name,
-            n_extra,
-            n_comment,
-            disk,
-            _,
-            attributes,
-            header,
-        ) = numbers
+        (magic, _, _, flags, method, _, _, crc, packed, size, n_name, n_extra, n_comment,
+         disk, _, attributes, header) = numbers  # fmt: skip
         names_at = at + _CENTRAL.size
         after = names_at + n_name + n_extra + n_comment
         if magic != b"PK\x01\x02" or after > len(data):
