@@ -1,4 +1,6 @@
-"""attnsparse: which attention heads, and which attention edges, do the work in a GPT-2-class model."""
+"""attnsparse finds the attention heads and attention edges that a GPT-2-class model needs for a task."""
+
+import typing as _typing
 
 from . import circuits, graphs, model, tasks, training, transcoders
 from ._engine import get_num_threads, set_num_threads
@@ -18,11 +20,11 @@ from .graphs.graph_file import load_graph
 from .graphs.groups import Group, group_nodes, token_groups
 from .graphs.neuronpedia_read import read_graph_json
 from .io.limits import Limits
-from .items import Edge, Head
+from .items import Edge, Head, HeadPosition, Mlp, Resid
 from .model.build_info import build_info
 from .model.config import Config
 from .model.gradients import Gradients
-from .model.interventions import Ablation, HeadPosition, Mlp, Resid
+from .model.interventions import Ablation
 from .model.load import load, save
 from .model.model import Model
 from .model.run import Run
@@ -103,14 +105,19 @@ __all__ = [
 # Packages of figures and recipes import matplotlib, so each is imported when first used.
 _LATE = ("figures", "recipes", "reproduce")
 
+if _typing.TYPE_CHECKING:
+    from . import figures as figures
+    from . import recipes as recipes
+    from . import reproduce as reproduce
+else:
 
-def __dir__():
+    def __getattr__(name):
+        if name in _LATE:
+            import importlib
+
+            return importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
     return sorted({*globals(), *_LATE})
-
-
-def __getattr__(name: str):
-    if name in _LATE:
-        import importlib
-
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

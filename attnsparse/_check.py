@@ -49,7 +49,8 @@ def integer(value: object, name: str, low: int | None = None, high: int | None =
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if (low is not None and number < low) or (high is not None and number > high):
-        raise ValueError(f"{name} must be {_range(low, high)}, got {number}")
+        allowed = f"{low} or {high}" if low is not None and high == low + 1 else _range(low, high)
+        raise ValueError(f"{name} must be {allowed}, got {number}")
     return number
 
 
@@ -186,4 +187,4 @@ def _range(low: float | None, high: float | None) -> str:
         return f"at most {high:,}"
     if high is None or high == math.inf:
         return f"at least {low:,}"
-    return f"{low} or {high}" if high == low + 1 else f"in {low:,}..{high:,}"
+    return f"in {low:,}..{high:,}"

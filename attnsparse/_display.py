@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import printable
@@ -38,6 +39,22 @@ def _in_notebook() -> bool:
     return type(shell).__module__.startswith("ipykernel")
 
 
+class Html(str):
+    """Text that is HTML already, such as `Html("<b>" + escaped(token) + "</b>")`."""
+
+
+def html_rows(names: Iterable[str], rows: Sequence[Sequence[str]], n_all: int) -> str:
+    """A table as HTML: a head, some of its `n_all` rows, and how many more there are. Cells are escaped."""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    more = f"<p>and {n_all - len(rows):,} more</p>" if n_all > len(rows) else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _cell(text: str) -> str:
+    return f"<td>{text if isinstance(text, Html) else escaped(text)}</td>"
+
+
 def html_table(shown: object, table: pd.DataFrame) -> str:
     """The repr of an object above the first SHOWN rows of its table, as HTML."""
     return f"<p>{escaped(repr(shown))}</p>" + printable_table(table.head(SHOWN)).to_html(index=False)
@@ -50,7 +67,8 @@ def escaped(text: str) -> str:
 
 def printable_table(table: pd.DataFrame) -> pd.DataFrame:
     """A copy with `printable` texts in cells and column names, for a page or a terminal."""
-    shown = table.copy()
+    shown: pd.DataFrame = table.copy()
     for name in shown.select_dtypes(exclude=["number", "bool"]).columns:
         shown[name] = [printable(cell) if isinstance(cell, str) else cell for cell in shown[name]]
-    return shown.rename(columns=printable)
+    renamed: pd.DataFrame = shown.rename(columns=printable)
+    return renamed

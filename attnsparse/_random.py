@@ -1,4 +1,4 @@
-"""Counter-based random numbers: pure functions of a seed and of where they are used.
+"""Counter-based random numbers: pure functions of a seed and of the place where they are used.
 
 Philox gives the same bits for the same key and counter on every machine and in every version of NumPy, so the
 order of calls, the number of threads and a resume cannot change anything. (The training gate's noise has its
@@ -16,7 +16,7 @@ BATCHES = 1
 EPOCHS = 2
 SPLIT = 3
 WEIGHTS = 4
-# 5: demo_text.USE, 6: tasks_object.USE
+# 5: recipes.demo_text.USE, 6: tasks.task.USE
 CIRCUITS = 7  # first counter 0: prompts of the bootstrap, 1: random orders of items
 TRANSCODERS = 8  # first counter: the layer
 

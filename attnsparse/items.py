@@ -1,4 +1,5 @@
-"""Names as people read them: heads (`L9H6`), tokens on an axis, single attention edges (`a9.h6[5->8]`).
+"""What is ablated, patched and shown, and how each is written: heads (`L9H6`), attention edges
+(`a9.h6[5->8]`), heads at positions, MLPs, places in the residual stream, tokens.
 
 Nothing here needs pandas or matplotlib, so every other module may use it.
 """
@@ -20,7 +21,15 @@ _HEAD_FORMS = re.compile(
 
 
 class Head(NamedTuple):
-    """One attention head; layers and heads count from 0. Equal to the tuple `(layer, head)`."""
+    """An attention head; equal to the tuple `(layer, head)`.
+
+    Parameters
+    ----------
+    layer : int
+        Counted from 0.
+    head : int
+        Counted from 0.
+    """
 
     layer: int
     head: int
@@ -32,11 +41,24 @@ class Head(NamedTuple):
 
     @classmethod
     def parse(cls, value: object) -> Head:
-        """Read a head written in any of the usual ways.
+        """Read a head in any of the usual notations.
 
-        `"L9H6"`, `"L9-H6"`, `"9.6"`, `"A9.6"`, `"a9.h6"`, `(9, 6)` and a `Head` all give `Head(9, 6)`.
-        Raises ValueError for other text or negative numbers and TypeError for anything else. The size of a
-        model is not known here: see `Head.within`.
+        Parameters
+        ----------
+        value : str, tuple of int, list of int or Head
+            `"L9H6"`, `"L9-H6"`, `"9.6"`, `"A9.6"`, `"a9.h6"`, `(9, 6)` and a `Head` all give `Head(9, 6)`.
+
+        Returns
+        -------
+        Head
+            The head. Whether a model has it is not known here, see `within`.
+
+        Raises
+        ------
+        ValueError
+            For other text and for negative numbers.
+        TypeError
+            For anything else.
         """
         if isinstance(value, str):
             match = _HEAD_FORMS.fullmatch(value.strip())
@@ -56,9 +78,26 @@ class Head(NamedTuple):
         return cls(layer, head)
 
     def within(self, n_layer: int, n_head: int) -> Head:
-        """Return this head; raise IndexError if a model of `n_layer` x `n_head` heads has no such head.
+        """Check that a model has this head.
 
-        TypeError if layer or head is not an integer.
+        Parameters
+        ----------
+        n_layer : int
+            Layers of the model.
+        n_head : int
+            Heads of each layer.
+
+        Returns
+        -------
+        Head
+            This head, with Python integers.
+
+        Raises
+        ------
+        IndexError
+            If there is no such head.
+        TypeError
+            If layer or head is not an integer.
         """
         layer, head = _check.integer(self.layer, "layer"), _check.integer(self.head, "head")
         if not (0 <= layer < n_layer and 0 <= head < n_head):
@@ -69,7 +108,7 @@ class Head(NamedTuple):
 
 
 def token_label(token: str) -> str:
-    """A token as shown on an axis or in a table: without its leading space, blanks and control signs visible.
+    """A token as an axis or a table shows it: no leading space, other blanks and control characters visible.
 
     `" large"` -> `large`, `" "` -> `␣`, a line feed -> `\\n`, a tab -> `\\t`, the empty string -> `∅`.
     """
@@ -80,7 +119,7 @@ def token_label(token: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """`text` on one line of at most `most` characters: escaped, its middle left out where it is longer."""
+    """`text` escaped, on one line; if it is longer than `most` characters, its middle is left out."""
     if len(text) > 2 * most:
         text = text[:most] + text[-most:]  # no more of it can be seen
     shown, kept = printable(text), most - 1
@@ -99,9 +138,18 @@ _EDGE_FORM = re.compile(r"(?P<head>.+?)\[(?P<key>[0-9]{1,6})->(?P<query>[0-9]{1,
 
 
 class Edge(NamedTuple):
-    """One attention edge, the entry (query, key) of a head's pattern; everything counts from 0.
+    """An attention edge: entry (query, key) of a head's pattern; equal to `(layer, head, query, key)`.
 
-    Equal to the tuple `(layer, head, query, key)`.
+    Parameters
+    ----------
+    layer : int
+        Counted from 0.
+    head : int
+        Counted from 0.
+    query : int
+        Position that reads, counted from 0.
+    key : int
+        Position that is read, counted from 0; at most `query`.
     """
 
     layer: int
@@ -116,9 +164,25 @@ class Edge(NamedTuple):
 
     @classmethod
     def parse(cls, value: object) -> Edge:
-        """Read `"a9.h6[5->8]"`, or any head followed by `[key->query]`, or `(layer, head, query, key)`.
+        """Read an attention edge.
 
-        Raises ValueError for other text, negative numbers and a key after its query, TypeError else.
+        Parameters
+        ----------
+        value : str, tuple of int, list of int or Edge
+            `"a9.h6[5->8]"`, or any notation of a head followed by `[key->query]`, or
+            `(layer, head, query, key)`.
+
+        Returns
+        -------
+        Edge
+            The edge. Whether a model has it is not known here, see `within`.
+
+        Raises
+        ------
+        ValueError
+            For other text, negative numbers, and a key after its query.
+        TypeError
+            For anything else.
         """
         if isinstance(value, str):
             match = _EDGE_FORM.fullmatch(value.strip())
@@ -131,15 +195,36 @@ class Edge(NamedTuple):
             layer, head, query, key = (_check.integer(part, name) for part, name in zip(value, names))
         else:
             kind = type(value).__name__
-            raise TypeError(f"an attention edge is text such as 'a9.h6[5->8]' or four numbers, got {kind}")
+            raise TypeError(f"an attention edge is text such as 'a9.h6[5->8]' or four integers, got {kind}")
         if min(layer, head, query, key) < 0:
             raise ValueError(f"layer, head, query and key count from 0, got {(layer, head, query, key)}")
         return cls(layer, head, query, key)._looking_back()
 
     def within(self, n_layer: int, n_head: int, n_tokens: int) -> Edge:
-        """Return this edge; IndexError if there is no such head or position.
+        """Check that a model has this edge in a prompt.
 
-        ValueError if the key comes after the query, TypeError if a number is not whole.
+        Parameters
+        ----------
+        n_layer : int
+            Layers of the model.
+        n_head : int
+            Heads of each layer.
+        n_tokens : int
+            Tokens of the prompt.
+
+        Returns
+        -------
+        Edge
+            This edge, with Python integers.
+
+        Raises
+        ------
+        IndexError
+            If there is no such head or position.
+        ValueError
+            If the key comes after the query.
+        TypeError
+            If a number is not an integer.
         """
         layer, head = Head(self.layer, self.head).within(n_layer, n_head)
         query, key = _check.integer(self.query, "query"), _check.integer(self.key, "key")
@@ -151,6 +236,68 @@ class Edge(NamedTuple):
         if self.key > self.query:
             raise ValueError(f"attention looks back: key {self.key} comes after query {self.query}")
         return self
+
+
+class HeadPosition(NamedTuple):
+    """An attention head at one position.
+
+    Parameters
+    ----------
+    layer : int
+        Counted from 0.
+    head : int
+        Counted from 0.
+    position : int
+        Counted from 0; negative positions count from the end.
+    """
+
+    layer: int
+    head: int
+    position: int
+
+    @property
+    def label(self) -> str:
+        """`L9H6@7`."""
+        return f"{Head(self.layer, self.head).label}@{self.position}"
+
+
+class Mlp(NamedTuple):
+    """The MLP of a layer, at all positions.
+
+    Parameters
+    ----------
+    layer : int
+        Counted from 0.
+    """
+
+    layer: int
+
+
+class Resid(NamedTuple):
+    """The residual stream at one position before, within or after a layer.
+
+    Parameters
+    ----------
+    layer : int
+        Counted from 0.
+    position : int
+        Counted from 0; negative positions count from the end.
+    point : {"pre", "mid", "post"}, default "pre"
+        Before the layer, between its attention and its MLP, or after it.
+
+    Notes
+    -----
+    It has no zero ablation, which would delete the model.
+    """
+
+    layer: int
+    position: int
+    point: str = "pre"
+
+
+def cantor(layer: int, number: int) -> int:
+    """The Cantor pairing of two numbers from 0 on: (x + y)(x + y + 1) / 2 + y."""
+    return (layer + number) * (layer + number + 1) // 2 + number
 
 
 def valid_text(text: str) -> str:

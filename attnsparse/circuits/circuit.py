@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _check
-from .._display import escaped
-from ..items import Edge, Head
-from ..model.interventions import HeadPosition
+from .._display import escaped, html_rows
+from ..items import Edge, Head, HeadPosition
 from . import bootstrap
 
 if TYPE_CHECKING:
@@ -295,7 +294,7 @@ class Circuit:
             "{of_stays}; in brackets the interval of "
             f"{self.options['confidence']:.0%} of resampled prompts."
         )
-        head = "".join(f"<th>{name}</th>" for name in ("rank", "label", "score", "effect up to here"))
+        names = ("rank", "label", "score", "effect up to here")
         known = dict(zip(self.sizes.tolist(), self.effect.tolist()))
         rows = [
             (
@@ -306,12 +305,7 @@ class Circuit:
             )
             for i, item in enumerate(self.top(SHOWN))
         ]
-        cells = "".join("<tr>" + "".join(f"<td>{escaped(c)}</td>" for c in row) + "</tr>" for row in rows)
-        more = f"<p>and {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
-        return (
-            f"<p>{escaped(facts)}</p><p>{escaped(counts)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{more}"
-        )
+        return f"<p>{escaped(facts)}</p><p>{escaped(counts)}</p>" + html_rows(names, rows, len(self))
 
     def _needed_text(self, template: str, share: float = 0.9) -> str:
         """`template` filled with what `needed(share)` found; nothing for normalize="none"."""

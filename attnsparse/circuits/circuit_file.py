@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import raise_file_error
 from ..io.folder_commit import read_whole
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..io.paired_file import (
     Kind,
     check_choice,
     check_finite,
+    check_integer,
     check_names,
     check_share,
     check_sides,
     check_text_list,
     check_texts,
-    check_whole,
-    fail,
     pair_paths,
     read_arrays,
     read_fields,
@@ -109,19 +109,21 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
         check_text_list(data, "position_labels", path)
     options = data["options"]
     if not isinstance(options, dict):
-        fail("header_value", path, f"'options' must be an object, got {shown(options)}", "options")
+        raise_file_error(
+            "header_value", path, f"'options' must be an object, got {shown(options)}", "options"
+        )
     check_names(options, _OPTIONS, "'options'", KIND, path)
     check_choice("rank_by", options["rank_by"], RANK_BY, path)
     for name, (low, high) in _WHOLE_OPTIONS.items():
-        check_whole(options, name, low, high, path)
+        check_integer(options, name, low, high, path)
     for name in _SHARE_OPTIONS:
         check_share(options, name, path)
     reference, sizes = options["reference"], options["sizes"]
     if reference is not None and not isinstance(reference, str):
         text = f"'reference' must be null or a text, got {shown(reference)}"
-        fail("header_value", path, text, "reference")
+        raise_file_error("header_value", path, text, "reference")
     if sizes is not None and not (isinstance(sizes, list) and all(type(n) is int for n in sizes)):
-        fail("header_value", path, "'sizes' must be null or a list of integers", "sizes")
+        raise_file_error("header_value", path, "'sizes' must be null or a list of integers", "sizes")
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], path: str) -> None:
@@ -131,14 +133,14 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], path: str
     check_sides(arrays, _ARRAYS, sides, path)
     check_finite(arrays, _FINITE, path)
     if not len(items) or not len(sizes) or not sides["P"]:
-        fail("value", path, "a circuit has at least one item, one size and one prompt", "items")
+        raise_file_error("value", path, "a circuit has at least one item, one size and one prompt", "items")
     if items.min() < 0 or len(np.unique(items, axis=0)) != len(items):
-        fail("value", path, "an item has a number below 0 or occurs twice", "items")
+        raise_file_error("value", path, "an item has a number below 0 or occurs twice", "items")
     if data["unit"] == "edge" and (items[:, 3] > items[:, 2]).any():
-        fail("value", path, "an edge has a key after its query", "items")
+        raise_file_error("value", path, "an edge has a key after its query", "items")
     if sizes[0] < 0 or sizes[-1] > len(items) or (np.diff(sizes) <= 0).any():
-        fail("value", path, f"sizes must ascend within 0..{len(items)}", "sizes")
+        raise_file_error("value", path, f"sizes must ascend within 0..{len(items)}", "sizes")
     labels = data["position_labels"]
     if labels is not None and sides["w"] > 2 and items[:, 2:].max() >= len(labels):
         text = f"an item is at position {items[:, 2:].max()}, but only {len(labels)} have names"
-        fail("value", path, text, "position_labels")
+        raise_file_error("value", path, text, "position_labels")

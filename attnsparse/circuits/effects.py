@@ -22,7 +22,9 @@ import numpy as np
 
 from .. import _check
 from .._display import progress_bar
+from ..model.interventions import ABLATIONS
 from ..model.run import DEFAULT_MAX_BYTES
+from ..tasks.metrics import METRICS
 from . import effects_sweep
 from .effects_sweep import (
     BLOCK_BYTES,
@@ -54,10 +56,6 @@ __all__ = [
 
 UNITS = effects_sweep.UNITS
 """What is ablated as a whole: "head", "head_position" (a head at one position), "edge" (an entry)."""
-ABLATIONS = effects_sweep.ABLATIONS
-"""What ablated items are replaced by: "zero", "mean", "counterfactual"."""
-METRICS = effects_sweep.METRICS
-"""Names of the metrics."""
 
 _COLUMNS = {2: "head", 3: "head_position", 4: "edge"}
 _BLOCK_TOKENS = 4096  # of one backward pass

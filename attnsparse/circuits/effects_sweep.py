@@ -12,13 +12,13 @@ from .. import _check
 from .._core_types import Interventions, Metric, Reference
 from .._display import progress_bar
 from ..model.batch import Batch, as_batch
+from ..model.interventions import ABLATIONS
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
+from ..tasks.metrics import METRICS
 from ..tasks.task import Task
 
 UNITS = ("head", "head_position", "edge")
-ABLATIONS = ("zero", "mean", "counterfactual")
-METRICS = ("logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl")
 
 KEPT = np.int32(-1)  # rank of items that no variant ablates
 NEVER = np.int32(2**31 - 2)  # of items that every variant ablates

@@ -17,7 +17,7 @@ from ..items import Head
 from ..model import tables
 from ..tasks import words as demo_words
 from ..tasks.builder import build
-from ..tasks.task import Draft
+from ..tasks.task import PromptText
 from . import effects
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _one_prompt(
     """A task of this prompt alone."""
     wrong = wrong_words(answer) if wrong is None else wrong
     wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
-    draft = Draft(prompt, prompt, (answer,), wrong)
+    draft = PromptText(prompt, prompt, (answer,), wrong)
     return build(
         "one prompt", "logit_diff", [draft], model.tokenizer,
         is_ranking=np.array([True]), prepend_space_to_answer=prepend_space,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..items import Edge
-from ..model.interventions import Mlp, Resid
+from ..items import Edge, Mlp, Resid
 from .heads import factors
 from .sources import Sources
 

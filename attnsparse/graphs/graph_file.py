@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import raise_file_error
 from ..io.folder_commit import read_whole
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..io.paired_file import (
@@ -16,13 +17,12 @@ from ..io.paired_file import (
     Specs,
     check_choice,
     check_finite,
+    check_integer,
     check_names,
     check_share,
     check_sides,
     check_text_list,
     check_texts,
-    check_whole,
-    fail,
     pair_paths,
     read_arrays,
     read_fields,
@@ -176,21 +176,25 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
     for name in ("token_strings", "labels"):
         check_text_list(data, name, path)
     if type(data["prepend_bos"]) is not bool:
-        fail(
+        raise_file_error(
             "header_value",
             path,
             f"'prepend_bos' must be true or false, got {shown(data['prepend_bos'])}",
             "prepend_bos",
         )
-    check_whole(data, "n_layer", 1, 2**20, path)
-    check_whole(data, "n_head", 0, 2**20, path)
+    check_integer(data, "n_layer", 1, 2**20, path)
+    check_integer(data, "n_head", 0, 2**20, path)
     if not isinstance(data["options"], dict):
-        fail("header_value", path, f"'options' must be an object, got {shown(data['options'])}", "options")
+        raise_file_error(
+            "header_value", path, f"'options' must be an object, got {shown(data['options'])}", "options"
+        )
     pruned = data["pruned"]
     if pruned is None:
         return
     if not isinstance(pruned, dict):
-        fail("header_value", path, f"'pruned' must be null or an object, got {shown(pruned)}", "pruned")
+        raise_file_error(
+            "header_value", path, f"'pruned' must be null or an object, got {shown(pruned)}", "pruned"
+        )
     check_names(pruned, set(pruned) & _THRESHOLDS, "'pruned'", KIND, path)
     for name in pruned:
         check_share(pruned, name, path)
@@ -201,7 +205,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
     n, n_splits = len(arrays["kind"]), len(arrays["split_entries"])
     start = arrays["split_start"]
     if len(start) != n_splits + 1 or start[0] != 0 or (np.diff(start) < 0).any():
-        fail(
+        raise_file_error(
             "value",
             path,
             "array 'split_start' must rise from 0, with one more number than there are splits",
@@ -209,7 +213,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
         )
     kind, carried = arrays["kind"], arrays["carried"]
     if n and (kind.min() < 0 or kind.max() >= len(KINDS) or (np.diff(kind) < 0).any()):
-        fail("value", path, f"array 'kind' must rise within 0..{len(KINDS) - 1}", "kind")
+        raise_file_error("value", path, f"array 'kind' must rise within 0..{len(KINDS) - 1}", "kind")
     names = np.array(KINDS)[kind]
     sides = {
         "n": n, "s": n + 1, "m": len(arrays["source"]), "T": len(arrays["tokens"]), "L": data["n_layer"],
@@ -220,12 +224,14 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
     check_sides(arrays, specs, sides, path)
     for name, wanted in (("labels", n), ("token_strings", sides["T"])):
         if len(data[name]) != wanted:
-            fail("header_value", path, f"'{name}' has {len(data[name])} texts, {wanted} are needed", name)
+            raise_file_error(
+                "header_value", path, f"'{name}' has {len(data[name])} texts, {wanted} are needed", name
+            )
     check_finite(arrays, ("weight", "pattern", *_OF_HEADS, "split_pairs"), path)
     if (arrays["closure"] < 0).any():
-        fail("value", path, "array 'closure' has a negative number", "closure")
+        raise_file_error("value", path, "array 'closure' has a negative number", "closure")
     if np.isinf(arrays.get("influence", arrays["weight"])).any():
-        fail("value", path, "array 'influence' has an infinite number", "influence")
+        raise_file_error("value", path, "array 'influence' has an infinite number", "influence")
     check_nodes(arrays, names, data["n_layer"], path)
     check_edges(arrays, names, path)
     _check_splits(arrays, sides, path)
@@ -233,7 +239,9 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
 
 def _n_pairs(start: np.ndarray, path: str) -> int:
     if start[-1] >= 2**31:
-        fail("value", path, f"the splits have {int(start[-1]):,} nodes, which cannot be", "split_start")
+        raise_file_error(
+            "value", path, f"the splits have {int(start[-1]):,} nodes, which cannot be", "split_start"
+        )
     return int((np.diff(start) ** 2).sum())
 
 
@@ -251,39 +259,43 @@ def check_nodes(arrays: dict[str, np.ndarray], kind: np.ndarray, n_layer: int, p
         i = int(np.argmin(good))
         place = f"layer {layer[i]}, position {position[i]}, number {feature[i]}"
         text = f"node {i} ({kind[i]}) has {place}, which cannot be"
-        fail("value", path, text, "layer")
+        raise_file_error("value", path, text, "layer")
     rows = np.stack([np.unique(kind, return_inverse=True)[1].reshape(-1), layer, position, feature], axis=1)
     if len(np.unique(rows, axis=0)) != len(rows):
-        fail("value", path, "a node occurs twice", "feature")
+        raise_file_error("value", path, "a node occurs twice", "feature")
     known = np.isfinite(arrays["value"]) | np.isnan(arrays["value"])
     share = arrays["probability"]
     if not known.all() or ((share < 0) | (share > 1)).any():
-        fail("value", path, "a value is infinite or a probability is outside 0..1", "value")
+        raise_file_error("value", path, "a value is infinite or a probability is outside 0..1", "value")
 
 
 def check_edges(arrays: dict[str, np.ndarray], kind: np.ndarray, path: str | None) -> None:
     """Edges from nodes into features and logits, the sources of each in rising order."""
     start, source, n = arrays["start"], arrays["source"], len(kind)
     if start[0] != 0 or start[-1] != len(source) or (np.diff(start) < 0).any():
-        fail("value", path, f"array 'start' must rise from 0 to the number of edges, {len(source)}", "start")
+        raise_file_error(
+            "value", path, f"array 'start' must rise from 0 to the number of edges, {len(source)}", "start"
+        )
     counts = np.diff(start)
     target = np.repeat(np.arange(n), counts)
     if len(source) and (source.min() < 0 or source.max() >= n):
-        fail("value", path, f"an edge comes from a node outside 0..{n - 1}", "source")
+        raise_file_error("value", path, f"an edge comes from a node outside 0..{n - 1}", "source")
     if not np.isin(kind[target], ("feature", "logit")).all():
-        fail("value", path, "an edge leads to a node that is no feature and no logit", "start")
+        raise_file_error("value", path, "an edge leads to a node that is no feature and no logit", "start")
     rising = (np.diff(source) > 0) | (np.diff(target) > 0)
     if not rising.all():
-        fail("value", path, "the sources of a target are not in rising order", "source")
+        raise_file_error("value", path, "the sources of a target are not in rising order", "source")
 
 
 def _check_splits(arrays: dict[str, np.ndarray], sides: dict[str, int], path: str) -> None:
     entries, nodes = arrays["split_entries"], arrays["split_nodes"]
     most = np.array([sides["L"], sides["H"], sides["T"], sides["T"]])
     if (entries < 0).any() or (entries >= most).any() or (entries[:, 3] > entries[:, 2]).any():
-        fail("value", path, "a split is of an attention entry that does not exist", "split_entries")
+        raise_file_error(
+            "value", path, "a split is of an attention entry that does not exist", "split_entries"
+        )
     if ((nodes < 0) | (nodes >= sides["n"])).any():
-        fail("value", path, f"a split has a node outside 0..{sides['n'] - 1}", "split_nodes")
+        raise_file_error("value", path, f"a split has a node outside 0..{sides['n'] - 1}", "split_nodes")
 
 
 def without_heads(graph: Graph) -> Graph:

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _check
-from ..errors import quoted
+from ..errors import quoted, raise_file_error
 from ..io.limits import Limits
-from ..io.paired_file import fail
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
+from ..items import cantor
 from .graph import KINDS, Graph
 from .graph_file import check_edges, check_nodes
-from .neuronpedia_write import NO_PROBABILITY, OWN, OWN_VERSION, cantor, error_label, plain_label
+from .neuronpedia_write import NO_PROBABILITY, OWN, OWN_VERSION, error_label, plain_label
 
 GRAPH_LIMITS = Limits(max_json_values=8_000_000)  # what links of max_graph_bytes have
 
@@ -90,7 +90,9 @@ def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMI
     for field, kind in (("metadata", dict), ("qParams", dict), ("nodes", list), ("links", list)):
         if not isinstance(data.get(field), kind):
             wanted = "an object" if kind is dict else "a list"
-            fail("header_value", name, f"'{field}' must be {wanted}, got {shown(data.get(field))}", field)
+            raise_file_error(
+                "header_value", name, f"'{field}' must be {wanted}, got {shown(data.get(field))}", field
+            )
     metadata = data["metadata"]
     _check_metadata(metadata, name)
     own = _own_fields(metadata, name)
@@ -115,26 +117,28 @@ def _check_metadata(metadata: dict[str, Any], path: str) -> None:
     for field in ("slug", "scan", "prompt"):
         if not isinstance(metadata.get(field), str):
             text = f"metadata '{field}' must be a text, got {shown(metadata.get(field))}"
-            fail("header_value", path, text, field)
+            raise_file_error("header_value", path, text, field)
     tokens = metadata.get("prompt_tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        fail("header_value", path, "metadata 'prompt_tokens' must be a list of texts", "prompt_tokens")
+        raise_file_error(
+            "header_value", path, "metadata 'prompt_tokens' must be a list of texts", "prompt_tokens"
+        )
     if len(tokens) > MAX_TOKENS:
         text = f"metadata 'prompt_tokens' has {len(tokens):,} tokens, a graph has at most {MAX_TOKENS:,}"
-        fail("header_value", path, text, "prompt_tokens")
+        raise_file_error("header_value", path, text, "prompt_tokens")
     names = metadata.get("transcoder_list")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         text = f"metadata 'transcoder_list' must be a list of texts, got {shown(names)}"
-        fail("header_value", path, text, "transcoder_list")
+        raise_file_error("header_value", path, text, "transcoder_list")
     for field in ("generation_settings", "pruning_settings"):
         if not isinstance(metadata.get(field, {}), dict):
             text = f"metadata '{field}' must be an object, got {shown(metadata[field])}"
-            fail("header_value", path, text, field)
+            raise_file_error("header_value", path, text, field)
     thresholds = metadata.get("pruning_settings", {}) | {"of viewers": metadata.get("node_threshold")}
     for field, value in thresholds.items():
         if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1):
             text = f"metadata threshold {quoted(field)} must be a number in 0..1, got {shown(value)}"
-            fail("header_value", path, text, "pruning_settings")
+            raise_file_error("header_value", path, text, "pruning_settings")
 
 
 def _own_fields(metadata: dict[str, Any], path: str) -> dict[str, Any] | None:
@@ -144,19 +148,21 @@ def _own_fields(metadata: dict[str, Any], path: str) -> dict[str, Any] | None:
         return None
     version = own.get("version") if isinstance(own, dict) else None
     if type(version) is not int or version < 1:
-        fail("version", path, f"'{OWN}' in generation_settings has no version", OWN)
+        raise_file_error("version", path, f"'{OWN}' in generation_settings has no version", OWN)
     if version > OWN_VERSION:
         text = f"from a newer attnsparse: graph JSON version {version}, this one reads up to {OWN_VERSION}"
-        fail("version", path, f"{text}; update", OWN)
+        raise_file_error("version", path, f"{text}; update", OWN)
     for field, kind in _OWN_FIELDS.items():
         if type(own.get(field)) is not kind:
-            fail("header_value", path, f"'{OWN}' has {field}={shown(own.get(field))}, which cannot be", field)
+            raise_file_error(
+                "header_value", path, f"'{OWN}' has {field}={shown(own.get(field))}, which cannot be", field
+            )
     good = own["n_layer"] in range(1, MAX_LAYERS + 1) and own["dtype"] in ("float32", "float64")
     good = good and len(own["tokens"]) == len(metadata["prompt_tokens"]) and len(own["closure"]) == 2
     good = good and all(type(token) is int and 0 <= token < 2**31 for token in own["tokens"])
     closures = own["closure"]
     if not good or not all(x is None or (type(x) in (int, float) and x >= 0) for x in closures):
-        fail("header_value", path, f"'{OWN}' has a value out of range", OWN)
+        raise_file_error("header_value", path, f"'{OWN}' has a value out of range", OWN)
     return own
 
 
@@ -169,7 +175,7 @@ def _count_layers(nodes: Sequence[Any], path: str) -> int:
     n_layer = max(max(layers[True]) - 1 if layers[True] else max(layers[False], default=0) + 1, 1)
     if n_layer > MAX_LAYERS:
         text = f"its nodes are in {n_layer:,} layers, a graph has at most {MAX_LAYERS:,}"
-        fail("header_value", path, text, "layer")
+        raise_file_error("header_value", path, text, "layer")
     return n_layer
 
 
@@ -179,18 +185,20 @@ def _count_layers(nodes: Sequence[Any], path: str) -> int:
 def _node(entry: Any, i: int, strings: Sequence[str], n_layer: int, path: str) -> _Node:
     field = f"nodes[{i}]"
     if not isinstance(entry, dict):
-        fail("node", path, f"{field} must be an object, got {shown(entry)}", field)
+        raise_file_error("node", path, f"{field} must be an object, got {shown(entry)}", field)
     for name, kinds in _NODE_FIELDS.items():
         if name not in entry or type(entry[name]) not in kinds:
             got = shown(entry[name]) if name in entry else "nothing"
-            fail("node", path, f"{field}: '{name}' must be {_wanted(kinds)}, got {got}", field)
+            raise_file_error("node", path, f"{field}: '{name}' must be {_wanted(kinds)}, got {got}", field)
     for name in _NUMBERS:
         if type(entry.get(name)) not in (int, float, type(None)):
-            fail("node", path, f"{field}: '{name}' must be a number or null, got {shown(entry[name])}", field)
+            raise_file_error(
+                "node", path, f"{field}: '{name}' must be a number or null, got {shown(entry[name])}", field
+            )
     kind, layer, position, number = _place(entry, field, path)
     if entry["ctx_idx"] not in range(len(strings)):
         text = f"{field}: ctx_idx {entry['ctx_idx']} is not one of the {len(strings)} positions of the prompt"
-        fail("node", path, text, field)
+        raise_file_error("node", path, text, field)
     value, probability, influence = np.nan, np.nan, _float(entry.get("influence"))
     if kind in ("feature", "logit"):
         value = _float(entry.get("activation"))
@@ -221,14 +229,14 @@ def _place(entry: dict[str, Any], field: str, path: str) -> tuple[str, int, int,
     kind = _KINDS.get(entry["feature_type"])
     if kind is None:
         text = f"{field} {quoted(node_id)} has feature_type {quoted(entry['feature_type'])}, read are"
-        fail("node", path, f"{text} {', '.join(_KINDS)}", field)
+        raise_file_error("node", path, f"{text} {', '.join(_KINDS)}", field)
     found = _layer_and_number(kind, node_id, layer, str(position), entry["feature"])
     if found is None:
         text = (
             f"{field}: id {quoted(node_id)} does not fit feature_type {quoted(entry['feature_type'])}, layer "
         )
         text += f"{quoted(layer)}, ctx_idx {position} and feature {shown(entry['feature'])}"
-        fail("node", path, text, field)
+        raise_file_error("node", path, text, field)
     return kind, found[0], position, found[1]
 
 
@@ -301,7 +309,7 @@ def _places(entries: Sequence[dict[str, Any]], order: Sequence[int], path: str) 
                     "circuit-tracer calls errors like features of layer 0; their links cannot be told apart: "
                     "write the graph with another node_threshold"
                 )
-            fail("duplicate_name", path, text, f"nodes[{i}]")
+            raise_file_error("duplicate_name", path, text, f"nodes[{i}]")
         place[node_id] = number
     return place
 
@@ -319,7 +327,7 @@ def _node_arrays(
         for name in ("value", "probability", "influence"):
             arrays[name] = np.array([getattr(node, name) for node in nodes], np.float64).astype(real)
     if np.isinf(arrays["influence"]).any():
-        fail("value", path, "an influence is too large", "influence")
+        raise_file_error("value", path, "an influence is too large", "influence")
     tokens = np.full(t, -1, np.int32)
     if own:
         tokens[:] = own["tokens"]
@@ -339,23 +347,29 @@ def _edges(
     weight = np.empty(len(links))
     for i, link in enumerate(links):
         if not isinstance(link, dict) or type(link.get("weight")) not in (int, float):
-            fail("link", path, f"links[{i}] must have source, target and a number as weight", f"links[{i}]")
+            raise_file_error(
+                "link", path, f"links[{i}] must have source, target and a number as weight", f"links[{i}]"
+            )
         for name, ends in (("source", source), ("target", target)):
             end = link.get(name)
             if not isinstance(end, str) or end not in place:
-                fail("link", path, f"links[{i}]: there is no node {name} {shown(end)}", f"links[{i}]")
+                raise_file_error(
+                    "link", path, f"links[{i}]: there is no node {name} {shown(end)}", f"links[{i}]"
+                )
             ends[i] = place[end]
         weight[i] = link["weight"]
     with np.errstate(over="ignore"):
         weight = weight.astype(real)
     if not np.isfinite(weight).all():
         i = int(np.argmin(np.isfinite(weight)))
-        fail("link", path, f"links[{i}]: weight {shown(links[i]['weight'])} is too large", f"links[{i}]")
+        raise_file_error(
+            "link", path, f"links[{i}]: weight {shown(links[i]['weight'])} is too large", f"links[{i}]"
+        )
     order = np.lexsort((source, target))
     same = (np.diff(source[order]) == 0) & (np.diff(target[order]) == 0)
     if same.any():
         i = int(order[1:][same][0])
-        fail("link", path, f"links[{i}]: a second link between the same two nodes", f"links[{i}]")
+        raise_file_error("link", path, f"links[{i}]: a second link between the same two nodes", f"links[{i}]")
     return {
         "start": np.concatenate([[0], np.cumsum(np.bincount(target, minlength=n))]).astype(np.int64),
         "source": source[order].astype(np.int32),

@@ -20,18 +20,18 @@ import numpy as np
 
 from .. import _check
 from .._version import __version__
-from ..errors import FormatError, located
+from ..errors import FormatError, file_error
 from ..io.atomic import write_atomic
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from ..io.text_bytes import compact_json
+from ..io.text_bytes import compact_json, shortest
+from ..items import cantor
 from .graph import Graph, Nodes
 
 if TYPE_CHECKING:
     from .heads import ScoreSplit
 
 SCHEMA_VERSION = 1
-_AT_ONCE = 16384  # numbers, so that Ctrl-C is heard
 OWN = "attnsparse"  # what of a graph the format has no place for, in generation_settings
 OWN_VERSION = 1
 METADATA_FILE = "graph-metadata.json"
@@ -227,7 +227,7 @@ def _other_entries(path: Path, slug: str) -> list[dict[str, Any]]:
     graphs = parse_object(raw, path).get("graphs")
     if not isinstance(graphs, list) or not all(isinstance(entry, dict) for entry in graphs):
         text = f"'graphs' must be a list of objects, got {shown(graphs)}; move the file away"
-        raise located(FormatError, "header_value", path, text, field="graphs")
+        raise file_error(FormatError, "header_value", path, text, field="graphs")
     return [entry for entry in graphs if entry.get("slug") != slug]
 
 
@@ -264,11 +264,6 @@ def error_label(layer: int, has_transcoder: bool = True) -> str:
     return f"error of layer {layer}" if has_transcoder else f"MLP of layer {layer}, which has no transcoder"
 
 
-def cantor(layer: int, number: int) -> int:
-    """The Cantor pairing of two numbers from 0 on: (x + y)(x + y + 1) / 2 + y."""
-    return (layer + number) * (layer + number + 1) // 2 + number
-
-
 def plain_label(layer: int, number: int) -> str:
     """What a feature without a label of its own is called."""
     return f"feature {number} of layer {layer}"
@@ -292,15 +287,6 @@ def node_entries(graph: Graph) -> list[dict[str, Any]]:
             entry["activation"] = value[i]
         entries.append(entry)
     return entries
-
-
-def shortest(array: np.ndarray) -> list[float | None]:
-    """Numbers [n] with the fewest digits that are the same in the array's precision; None for NaN."""
-    found: list[float | None] = []
-    for begin in range(0, len(array), _AT_ONCE):
-        texts = array[begin : begin + _AT_ONCE].astype("U32").tolist()
-        found += [None if text == "nan" else float(text) for text in texts]
-    return found
 
 
 def _place(graph: Graph, i: int, kind: str, node_id: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Files that nobody vouches for: strict readers, limits, and files that are there whole or not at all."""
+"""Untrusted files: strict readers, limits, and writing that completes or leaves the old file."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, flushed to the disk, then renamed."""
+"""Atomic writing: a file is written beside its place, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def write_atomic(path: str | os.PathLike[str], pieces: Iterable[Any]) -> None:
 def write_together(files: Iterable[File], removed: Iterable[str] = ()) -> None:
     """Write several files of one folder, (path, bytes-like pieces), all of them or none.
 
-    removed: names of files in that folder that belong to what was saved there before and go with it; those
-    that are written or do not exist are left out.
+    removed: names of files in that folder that belong to the previous save and are deleted with it; names
+    that are written or do not exist are ignored.
 
-    Nothing takes its name before all are written and flushed; then all do, the last one last. After a kill or
-    a loss of power there are all old ones or all new ones, see `folder_commit`. Files that exist keep their
-    mode and, where this process may set them, owner and group; a symbolic link is replaced, what it points to
-    stays as it is. When this returns, files and folder are on the disk. Other saves into the folder wait
-    meanwhile; what a killed one has left there is removed.
+    No file takes its name before all are written and flushed; then all do, in order. After a kill or a loss
+    of power there are all old files or all new ones, see `folder_commit`. Files that exist keep their mode
+    and, where this process may set them, owner and group; a symbolic link is replaced, its target stays as it
+    is. When this returns, files and folder are on the disk. Other saves into the folder wait meanwhile; what
+    a killed one has left there is removed.
 
     OSError has errno and the file's name: IsADirectoryError where a folder has the name of a file,
-    FileExistsError for pipes, sockets and devices, BlockingIOError if another save takes a minute. Whatever
-    stops it before the files begin to take their names, no temporary file stays behind and earlier files are
-    as they were; afterwards the new ones are in place, and the message of an OSError says so.
+    FileExistsError for pipes, sockets and devices, BlockingIOError if another save takes a minute. If writing
+    fails before the files begin to take their names, no temporary file remains and earlier files are as they
+    were; afterwards the new ones are in place, and the message of an OSError says so.
     """
     files = iter(files)
     first = next(files)
@@ -61,7 +61,7 @@ def write_together(files: Iterable[File], removed: Iterable[str] = ()) -> None:
 def remove_stale(folder: str | os.PathLike[str]) -> list[Path]:
     """Finish or remove what a killed save left in `folder`; returns the temporary files that were removed.
 
-    Called when a run starts or goes on in that folder. Where there are no locks, one folder belongs to one
+    Called when a run starts or continues in that folder. Where there are no locks, one folder belongs to one
     run at a time.
     """
     with FolderLock(Path(folder)):
@@ -81,7 +81,7 @@ class _Change:
     def __init__(self, first: Path) -> None:
         self.folder = first.parent
         self.moves: dict[Path, Path] = {}  # place -> temporary file
-        self.existed = os.path.lexists(first)  # whether any of them did
+        self.existed = os.path.lexists(first)  # whether any of them existed
         self.in_place = False
         self.current = first  # what an error is about
         self.note = self._untouched()  # what is there after an error, for its message
@@ -180,7 +180,7 @@ def _take_over(descriptor: int, status: os.stat_result) -> None:
 
 
 def _write_all(descriptor: int, pieces: Iterable[Any]) -> None:
-    """Write all of them; a short write is continued, not reported as success."""
+    """Write all pieces; a short write is continued, not reported as success."""
     unflushed = 0
     for piece in pieces:
         view = memoryview(piece).cast("B")

@@ -1,11 +1,11 @@
-"""One save at a time in a folder, saves of several files that count from one moment on, and readers that see
+"""Transactions over the files of a folder: one save at a time, all of its files or none, and readers that see
 one whole save.
 
 A save of several files writes all of them under temporary names and then `.attnsparse-commit`, a record of
-which temporary file takes which name and which files of an earlier save go. With that record's rename the
-save is done: a process that is killed before leaves the old files, one that is killed after leaves work that
-whoever comes next does first, a save or a reader. Saves take turns by a lock on the folder. Readers take
-none: they look afterwards whether a file that they read has been replaced, and then read again.
+which temporary file takes which name and which files of an earlier save are deleted. The rename of that
+record commits the save: a process that is killed before leaves the old files; one that is killed after leaves
+work that the next save or reader finishes first. Saves take turns by a lock on the folder. Readers take no
+lock: they check afterwards whether a file that they read has been replaced, and then read again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ..errors import FormatError, located
+from ..errors import FormatError, file_error
 from .limits import DEFAULT_LIMITS
 from .regular_file import read_small, watching
 from .strict_json import parse_object
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 class FolderLock:
     """Holds a folder against other saves, of any process or thread; a context manager.
 
-    Entering waits for its turn and then does what an interrupted save has left to do. It gives True, or False
+    Entering waits for its turn and then finishes an interrupted save. It gives True, or False
     where the file system has no locks (some network file systems, Windows): then saves do not wait for each
     other. Raises BlockingIOError if another save holds the folder for WAIT_SECONDS.
     """
@@ -59,7 +59,7 @@ class FolderLock:
             finish(self._folder)
         except OSError as error:
             self._release()
-            text = f"{error.strerror}, while the rest of an interrupted save was done in this folder"
+            text = f"{error.strerror}, while an interrupted save in this folder was being finished"
             raise OSError(error.errno, text, os.fspath(self._folder)) from error
         except BaseException:
             self._release()
@@ -113,7 +113,7 @@ def commit_record(moves: Mapping[str, str], removed: Iterable[str]) -> bytes:
 
 
 def finish(folder: Path) -> None:
-    """Do what the record in a folder says, if there is one; where a part of it is done, the rest.
+    """Do what the record in a folder says, if there is one, or the rest of it.
 
     Raises FormatError `header_value` and those of the JSON reader for a record that no save has written.
     """
@@ -155,7 +155,7 @@ def read_whole(folder: Path, read: Callable[[], Result]) -> Result:
                 if not _changed(folder, opened):
                     return result
         time.sleep(POLL_SECONDS * attempt)
-    text = "its files are replaced again and again while they are read; wait until the saves are done"
+    text = "its files keep changing while they are read; wait for the saves to finish"
     raise OSError(errno.EBUSY, text, os.fspath(folder))
 
 
@@ -200,9 +200,9 @@ def _read_record(path: Path) -> tuple[dict[str, str], list[str]]:
     data = parse_object(read_small(path, "max_config_bytes"), path, limits=DEFAULT_LIMITS)
     moves, removed = data.get("moves"), data.get("removed")
     if data.get("version") != 1 or len(data) != 3 or type(moves) is not dict or type(removed) is not list:
-        _refuse(path)
+        _raise_file_error(path)
     if not all(isinstance(value, str) and _TEMPORARY_NAME.fullmatch(value) for value in moves.values()):
-        _refuse(path)
+        _raise_file_error(path)
     names = {_file_name(name, path): temporary for name, temporary in moves.items()}
     return names, [_file_name(name, path) for name in removed]
 
@@ -210,10 +210,10 @@ def _read_record(path: Path) -> tuple[dict[str, str], list[str]]:
 def _file_name(written: object, record: Path) -> str:
     name = os.fsdecode(unquote_to_bytes(written)) if isinstance(written, str) else ""
     if name in ("", ".", "..", COMMIT) or set(name) & set("/\\\0"):
-        _refuse(record)
+        _raise_file_error(record)
     return name
 
 
-def _refuse(path: Path) -> NoReturn:
+def _raise_file_error(path: Path) -> NoReturn:
     text = "not the record of an interrupted save; delete it if you do not know where it comes from"
-    raise located(FormatError, "header_value", path, text, field="moves")
+    raise file_error(FormatError, "header_value", path, text, field="moves")

@@ -1,19 +1,23 @@
-"""How much a file may ask for before it is refused. Every limit can be raised by name: `load(...,
-limits=Limits(...))`."""
+"""How much a file may ask for before it is refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 
-from ..errors import LimitError, located
+from .. import _check
+from ..errors import LimitError, file_error
 
 HARD_MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Upper bounds for reading files. Above one of them a `LimitError` names the field of this class."""
+    """Upper bounds for reading files; a file above one of them is refused with a `LimitError` that names it.
+
+    Raise one by name, for example `asp.load(path, limits=Limits(max_weight_bytes=2**38))`, if you trust the
+    file. All are integers of at least 1.
+    """
 
     max_header_bytes: int = 16 * 2**20  #: safetensors header; never above 100,000,000
     max_json_depth: int = 64  #: nesting of lists and objects
@@ -40,15 +44,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{item.name} must be an integer, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{item.name} must be at least 1, got {value}")
-        if self.max_header_bytes > HARD_MAX_HEADER_BYTES:
-            raise ValueError(
-                f"max_header_bytes can be at most {HARD_MAX_HEADER_BYTES:,}, got {self.max_header_bytes:,}"
-            )
+            most = HARD_MAX_HEADER_BYTES if item.name == "max_header_bytes" else None
+            _check.integer(getattr(self, item.name), item.name, 1, most)
 
     def check(
         self,
@@ -60,19 +57,12 @@ class Limits:
         code: str,
         field: str | None = None,
     ) -> None:
-        """Raise LimitError if `value` (described by `what`, for example "header of 20,000,000 bytes") is
-        above limit `name`."""
+        """Raise LimitError if `value`, described by `what` ("header of 20,000,000 bytes"), is above limit
+        `name`."""
         limit = getattr(self, name)
         if value > limit:
             text = f"{what} is above {name}={limit:,}; pass limits=Limits({name}=...) if you trust the file"
-            raise located(LimitError, code, path, text, field=field)
+            raise file_error(LimitError, code, path, text, field=field)
 
 
 DEFAULT_LIMITS = Limits()
-
-
-def checked_limits(limits: object) -> Limits:
-    """`limits`; TypeError if they are none."""
-    if not isinstance(limits, Limits):
-        raise TypeError(f"limits must be Limits, got {type(limits).__name__}")
-    return limits

@@ -12,9 +12,9 @@ import re
 
 import numpy as np
 
-from ..errors import FormatError, located, quoted
+from ..errors import FormatError, file_error, quoted
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import CHUNK_BYTES, RegularFile
+from .regular_file import CHUNK_BYTES, RegularFile, bytes_of
 from .tensor_source import FLOAT_TYPES, ByteRange, FileSource, TensorInfo, check_crc, has_too_many_bytes
 from .zip_directory import read_zip_directory
 
@@ -50,7 +50,7 @@ class NpzFile(FileSource):
     def _read_directory(self, limits: Limits) -> dict[str, TensorInfo]:
         path = self._file.path
         if self._file.size >= 4 and self._file.read(0, 4) != b"PK\x03\x04":
-            raise located(FormatError, "magic", path, "not an .npz file (no zip archive)", offset=0)
+            raise file_error(FormatError, "magic", path, "not an .npz file (no zip archive)", offset=0)
         entries = read_zip_directory(self._file, limits)
         limits.check("max_tensors", len(entries), path, f"{len(entries):,} arrays", code="tensor_limit")
         tensors = {}
@@ -58,7 +58,7 @@ class NpzFile(FileSource):
             name = entry.removesuffix(".npy")
             if name == entry or "/" in name:
                 text = f"entry {quoted(entry)} is no array of numpy.savez"
-                raise located(FormatError, "array_header", path, text, field=entry)
+                raise file_error(FormatError, "array_header", path, text, field=entry)
             tensors[name] = self._read_header(name, place, limits)
         return tensors
 
@@ -69,24 +69,24 @@ class NpzFile(FileSource):
         match = _HEADER.fullmatch(begin[10 : 10 + n_header])
         if begin[:8] != b"\x93NUMPY\x01\x00" or match is None:
             text = f"array {quoted(name)} has no header as numpy.savez writes it"
-            raise located(FormatError, "array_header", path, text, field=name)
+            raise file_error(FormatError, "array_header", path, text, field=name)
         descr = match["dtype"].decode()
         if descr not in _DTYPES:
             text = f"array {quoted(name)} has dtype {quoted(descr)}, supported: {' '.join(_DTYPES)}"
-            raise located(FormatError, "dtype", path, text, field=name)
+            raise file_error(FormatError, "dtype", path, text, field=name)
         shape = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
         what = f"array {quoted(name)} with {len(shape):,} dimensions"
         limits.check("max_rank", len(shape), path, what, code="rank_limit", field=name)
         if 0 in shape and has_too_many_bytes(shape):
             text = f"array {quoted(name)}: no array can have shape {list(shape)!s:.80}"
-            raise located(FormatError, "size_overflow", path, text, field=name)
+            raise file_error(FormatError, "size_overflow", path, text, field=name)
         n_bytes = math.prod(shape) * int(descr[2:])
         if place.n_bytes != 10 + n_header + n_bytes:
             text = (
                 f"array {quoted(name)} has {place.n_bytes - 10 - n_header:,} bytes, shape "
                 f"{list(shape)!s:.60} x {descr} needs {n_bytes:,}"
             )
-            raise located(FormatError, "size_mismatch", path, text, field=name)
+            raise file_error(FormatError, "size_mismatch", path, text, field=name)
         if match["order"] == b"True" and len(shape) > 1:
             self._fortran.add(name)
         self._stored[name] = place
@@ -106,9 +106,10 @@ class NpzFile(FileSource):
         """An array in Fortran's order, whole."""
         self._verify(name)
         info = self.tensors[name]
-        raw = np.empty(info.shape[::-1], FLOAT_TYPES[info.dtype])
-        self._file.read_into(self._begins[name], memoryview(raw).cast("B"))
-        return raw.T
+        raw: np.ndarray = np.empty(info.shape[::-1], FLOAT_TYPES[info.dtype])
+        self._file.read_into(self._begins[name], bytes_of(raw))
+        transposed: np.ndarray = raw.T
+        return transposed
 
     def _verify(self, name: str) -> None:
         """Compare an entry with its checksum, once, keeping nothing."""

@@ -3,7 +3,7 @@
 The JSON holds the SHA-256 of the .npz, so a pair that does not belong together is found. The .npz is what
 `numpy.savez` writes and any tool can read it; here it is read without pickle and without evaluating anything:
 stored entries only, every array of exactly the type, the number of dimensions and the sizes that the object
-has. What the object is and what its fields may be is the business of the files that use this one.
+has. Each user of this module defines its object and the fields.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _check
-from ..errors import FormatError, NonFiniteError, located, quoted
+from ..errors import NonFiniteError, file_error, quoted, raise_file_error
 from .atomic import write_together
 from .limits import Limits
-from .regular_file import CHUNK_BYTES, RegularFile, read_small
+from .regular_file import CHUNK_BYTES, RegularFile, bytes_of, read_small
 from .strict_json import parse_object, shown
 from .tensor_source import ByteRange, check_crc, has_too_many_bytes
 from .text_bytes import json_bytes
@@ -37,7 +37,7 @@ _NPY = re.compile(
 )
 
 Specs = Mapping[str, tuple[str, str]]
-"""Array name: (dtype, one letter for each dimension; a letter stands for one size)."""
+"""Array name: (dtype, one letter for each dimension; a letter names one size)."""
 
 
 class Kind(NamedTuple):
@@ -67,9 +67,11 @@ def save_pair(
     arrays: Mapping[str, Any],
     specs: Specs,
 ) -> None:
-    """Write both files or neither, see `saving.write_together`."""
+    """Write both files or neither, see `atomic.write_together`."""
     json_path, npz_path = pair_paths(path)
-    stored = {name: np.asarray(value, specs[name][0], order="C") for name, value in arrays.items()}
+    stored: dict[str, Any] = {
+        name: np.asarray(value, specs[name][0], order="C") for name, value in arrays.items()
+    }
     buffer = io.BytesIO()
     np.savez(buffer, **stored)
     checksum = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -86,63 +88,71 @@ def read_fields(path: str, kind: Kind, wanted: Iterable[str], limits: Limits) ->
     data = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
     if data.get("format") != kind.format:
         text = f"not a {kind.name}: 'format' is {shown(data.get('format'))}, must be '{kind.format}'"
-        fail("magic", path, text)
+        raise_file_error("magic", path, text)
     version = data.get("version")
     if type(version) is not int or version < 1:
-        fail("version", path, f"version must be an integer from 1 on, got {shown(version)}", "version")
+        raise_file_error(
+            "version", path, f"version must be an integer from 1 on, got {shown(version)}", "version"
+        )
     if version > kind.version:
         text = (
             f"from a newer attnsparse: {kind.name} version {version}, this one reads up to {kind.version}; "
             "update"
         )
-        fail("version", path, text, "version")
+        raise_file_error("version", path, text, "version")
     check_names(data, {"format", "version", "arrays_sha256", *wanted}, "the file", kind, path)
     checksum = data["arrays_sha256"]
     if not isinstance(checksum, str) or not re.fullmatch("[0-9a-f]{64}", checksum):
-        fail("header_value", path, "'arrays_sha256' must be 64 hexadecimal digits", "arrays_sha256")
+        raise_file_error(
+            "header_value", path, "'arrays_sha256' must be 64 hexadecimal digits", "arrays_sha256"
+        )
     return data
 
 
 def check_names(found: Mapping[str, Any], wanted: set[str], where: str, kind: Kind, path: str) -> None:
     """Exactly the wanted names, else FormatError header_value."""
     for name in sorted(wanted - found.keys()):
-        fail("header_value", path, f"{where} lacks '{name}'", name)
+        raise_file_error("header_value", path, f"{where} lacks '{name}'", name)
     for name in sorted(found.keys() - wanted):
-        fail("header_value", path, f"{where} has {quoted(name)}, which a {kind.name} does not have", name)
+        raise_file_error(
+            "header_value", path, f"{where} has {quoted(name)}, which a {kind.name} does not have", name
+        )
 
 
 def check_texts(data: Mapping[str, Any], names: Iterable[str], path: str) -> None:
     """Texts, else FormatError header_value."""
     for name in names:
         if not isinstance(data[name], str):
-            fail("header_value", path, f"'{name}' must be a text, got {shown(data[name])}", name)
+            raise_file_error("header_value", path, f"'{name}' must be a text, got {shown(data[name])}", name)
 
 
 def check_text_list(data: Mapping[str, Any], name: str, path: str) -> None:
     """A list of texts, else FormatError header_value."""
     if not isinstance(data[name], list) or not all(isinstance(text, str) for text in data[name]):
-        fail("header_value", path, f"'{name}' must be a list of texts", name)
+        raise_file_error("header_value", path, f"'{name}' must be a list of texts", name)
 
 
-def check_whole(data: Mapping[str, Any], name: str, low: int, high: int, path: str) -> None:
+def check_integer(data: Mapping[str, Any], name: str, low: int, high: int, path: str) -> None:
     """An integer in low..high, else FormatError header_value."""
     value = data[name]
     if type(value) is not int or not low <= value <= high:
         text = f"'{name}' must be an integer in {low}..{high}, got {shown(value)}"
-        fail("header_value", path, text, name)
+        raise_file_error("header_value", path, text, name)
 
 
 def check_share(data: Mapping[str, Any], name: str, path: str) -> None:
     """A number in 0..1, else FormatError header_value."""
     value = data[name]
     if type(value) not in (int, float) or not 0 <= value <= 1:
-        fail("header_value", path, f"'{name}' must be a number in 0..1, got {shown(value)}", name)
+        raise_file_error("header_value", path, f"'{name}' must be a number in 0..1, got {shown(value)}", name)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...], path: str) -> None:
     """One of some texts, else FormatError header_value."""
     if not isinstance(value, str) or value not in choices:
-        fail("header_value", path, f"'{name}' must be one of {', '.join(choices)}, got {shown(value)}", name)
+        raise_file_error(
+            "header_value", path, f"'{name}' must be one of {', '.join(choices)}, got {shown(value)}", name
+        )
 
 
 # ---------------------------------------------------------------------------------------- arrays
@@ -155,7 +165,7 @@ def read_arrays(
 
     The whole file is compared with its checksum, and every header with its shape, before an array is made.
     """
-    arrays = {}
+    headers, arrays = {}, {}
     with RegularFile(path) as file:
         what = f"a file of {file.size:,} bytes"
         limits.check("max_array_bytes", file.size, path, what, code="file_limit")
@@ -163,13 +173,15 @@ def read_arrays(
         places = read_zip_directory(file, limits)
         for name in specs:
             if f"{name}.npy" not in places and name not in optional:
-                fail("missing_tensor", path, f"array '{name}' is missing", name)
+                raise_file_error("missing_tensor", path, f"array '{name}' is missing", name)
         for entry, place in places.items():
             name = entry.removesuffix(".npy")
             if name not in specs or entry == name:
-                fail("unexpected_tensor", path, f"entry {quoted(entry)} is no array of a {kind.name}", entry)
-            arrays[name] = _read_header(file, place, name, specs[name])
-        for name, (shape, n_header) in arrays.items():
+                raise_file_error(
+                    "unexpected_tensor", path, f"entry {quoted(entry)} is no array of a {kind.name}", entry
+                )
+            headers[name] = _read_header(file, place, name, specs[name])
+        for name, (shape, n_header) in headers.items():
             arrays[name] = _read_array(file, places[f"{name}.npy"], n_header, np.dtype(specs[name][0]), shape)
     return arrays
 
@@ -187,7 +199,7 @@ def _check_sum(file: RegularFile, checksum: str) -> None:
             "does not belong to the .json beside it, which was saved with another one: SHA-256 "
             f"{found[:12]}..., expected {checksum[:12]}..."
         )
-        fail("checksum", file.path, text, "arrays_sha256")
+        raise_file_error("checksum", file.path, text, "arrays_sha256")
 
 
 def _read_array(
@@ -196,7 +208,7 @@ def _read_array(
     """The array behind a header that was checked, compared with the archive's checksum of the entry."""
     array = np.empty(shape, dtype)
     crc = zlib.crc32(file.read(place.offset, n_header))
-    crc = file.read_into(place.offset + n_header, memoryview(array.reshape(-1)).cast("B"), crc, with_crc=True)
+    crc = file.read_into(place.offset + n_header, bytes_of(array), crc, with_crc=True)
     check_crc(file.path, "the archive", place.crc, crc)
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -209,31 +221,33 @@ def _read_header(
     header_bytes = int.from_bytes(data[8:10], "little")
     match = _NPY.fullmatch(data[10 : 10 + header_bytes])
     if data[:8] != b"\x93NUMPY\x01\x00" or match is None:
-        fail("array_header", path, f"array '{name}' has no header as numpy.savez writes it", name)
+        raise_file_error("array_header", path, f"array '{name}' has no header as numpy.savez writes it", name)
     dtype, dimensions = spec
     if match["dtype"].decode() != dtype:
         text = f"array '{name}' has dtype {quoted(match['dtype'].decode())}, must be '{dtype}'"
-        fail("dtype", path, text, name)
+        raise_file_error("dtype", path, text, name)
     shape = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
     if 0 in shape and has_too_many_bytes(shape):
-        fail("size_overflow", path, f"array '{name}': no array can have shape {list(shape)!s:.80}", name)
+        raise_file_error(
+            "size_overflow", path, f"array '{name}': no array can have shape {list(shape)!s:.80}", name
+        )
     found, n_bytes = place.n_bytes - 10 - header_bytes, math.prod(shape) * np.dtype(dtype).itemsize
     if len(shape) != len(dimensions) or found != n_bytes:
         text = (
             f"array '{name}' has {found:,} bytes and shape {list(shape)!s:.60}, which needs {n_bytes:,} "
             f"and {len(dimensions)} dimensions"
         )
-        fail("size_mismatch", path, text, name)
+        raise_file_error("size_mismatch", path, text, name)
     return shape, 10 + header_bytes
 
 
 def check_sides(arrays: Mapping[str, np.ndarray], specs: Specs, sides: Mapping[str, int], path: str) -> None:
-    """Every array has the sizes that its letters stand for, else FormatError size_mismatch."""
+    """Every array has the sizes that its letters name, else FormatError size_mismatch."""
     for name, array in arrays.items():
         expected = tuple(sides[letter] for letter in specs[name][1])
         if array.shape != expected:
             text = f"array '{name}' has shape {list(array.shape)}, expected {list(expected)}"
-            fail("size_mismatch", path, text, name)
+            raise_file_error("size_mismatch", path, text, name)
 
 
 def check_finite(arrays: Mapping[str, np.ndarray], names: Iterable[str], path: str) -> None:
@@ -241,9 +255,4 @@ def check_finite(arrays: Mapping[str, np.ndarray], names: Iterable[str], path: s
     for name in names:
         if not np.isfinite(arrays[name]).all():
             text = f"array '{name}' has numbers that are not finite"
-            raise located(NonFiniteError, "nonfinite", path, text, field=name)
-
-
-def fail(code: str, path: str | None, text: str, field: str | None = None) -> NoReturn:
-    """Raise FormatError."""
-    raise located(FormatError, code, path, text, field=field)
+            raise file_error(NonFiniteError, "nonfinite", path, text, field=name)

@@ -3,7 +3,7 @@
 Nothing is imported, looked up or called. A global is kept as a pair of names, and only names of the short
 list below are let in; "calling" one of them means recognising the handful of shapes in which torch writes
 tensors. A reader of one format may name classes whose objects lie beside the tensors: they become
-`Record`s, a name and plain values. There is no switch that runs anything.
+`PickledObject`s, a name and plain values. No option runs anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import struct
 from typing import Any, NoReturn
 
-from ..errors import FormatError, UnsafeFileError, located, quoted
+from ..errors import FormatError, UnsafeFileError, file_error, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .torch_nodes import (
     ALLOWED,
@@ -23,7 +23,7 @@ from .torch_nodes import (
     TENSOR_CLASSES,
     TYPED,
     Global,
-    Record,
+    PickledObject,
     Storage,
 )
 
@@ -43,7 +43,7 @@ def read_pickle_data(
 
     What torch's own safe loader admits beside tensors is read as such a value: a set as a list, a Counter as
     a dict, a Size as a tuple, bytes as `Bytes`, a device as a string, an element type as its `Global`.
-    `records` are names such as "module.Class": their objects are read as `Record`s.
+    `records` are names such as "module.Class": their objects are read as `PickledObject`s.
 
     Raises UnsafeFileError (codes global, call, opcode) and FormatError (opcode, pickle_truncated,
     pickle_structure, pickle_text, tensor_flags, trailing_data), LimitError (pickle_limit).
@@ -76,7 +76,9 @@ class _Reader:
         while True:
             self.opcode_at = at = self.at
             if at == len(data):
-                self.fail("pickle_truncated", f"the pickle ends at byte {at:,}, without a last opcode")
+                self.raise_file_error(
+                    "pickle_truncated", f"the pickle ends at byte {at:,}, without a last opcode"
+                )
             opcode = data[at]
             self.at = at + 1
             n_opcodes += 1
@@ -98,9 +100,13 @@ class _Reader:
 
     def result(self) -> Any:
         if self.at != len(self.data):
-            self.fail("trailing_data", f"{len(self.data) - self.at:,} bytes after the end of the pickle")
+            self.raise_file_error(
+                "trailing_data", f"{len(self.data) - self.at:,} bytes after the end of the pickle"
+            )
         if len(self.stack) != 1 or self.marks:
-            self.fail("pickle_structure", f"the pickle leaves {len(self.stack)} values instead of 1")
+            self.raise_file_error(
+                "pickle_structure", f"the pickle leaves {len(self.stack)} values instead of 1"
+            )
         return self.stack[0]
 
     # --- bytes and stack
@@ -108,7 +114,9 @@ class _Reader:
     def take(self, n_bytes: int) -> bytes:
         end = self.at + n_bytes
         if end > len(self.data):
-            self.fail("pickle_truncated", f"the pickle ends at byte {len(self.data):,}, inside an opcode")
+            self.raise_file_error(
+                "pickle_truncated", f"the pickle ends at byte {len(self.data):,}, inside an opcode"
+            )
         piece = self.data[self.at : end]
         self.at = end
         return piece
@@ -119,7 +127,7 @@ class _Reader:
     def line(self) -> str:
         end = self.data.find(b"\n", self.at, self.at + _MAX_GLOBAL_BYTES)
         if end < 0:
-            self.fail("pickle_truncated", f"the name at byte {self.at:,} has no end")
+            self.raise_file_error("pickle_truncated", f"the name at byte {self.at:,} has no end")
         raw = self.take(end - self.at)
         self.at += 1
         return self.decode(raw)
@@ -128,16 +136,18 @@ class _Reader:
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
-            self.fail("pickle_text", f"text that is not UTF-8 at byte {self.opcode_at:,}")
+            self.raise_file_error("pickle_text", f"text that is not UTF-8 at byte {self.opcode_at:,}")
 
     def pop(self) -> Any:
         if not self.stack or (self.marks and self.marks[-1] == len(self.stack)):
-            self.fail("pickle_structure", f"nothing on the stack for the opcode at byte {self.opcode_at:,}")
+            self.raise_file_error(
+                "pickle_structure", f"nothing on the stack for the opcode at byte {self.opcode_at:,}"
+            )
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            self.fail("pickle_structure", f"no mark for the opcode at byte {self.opcode_at:,}")
+            self.raise_file_error("pickle_structure", f"no mark for the opcode at byte {self.opcode_at:,}")
         begin = self.marks.pop()
         items = self.stack[begin:]
         del self.stack[begin:]
@@ -146,7 +156,7 @@ class _Reader:
     def top(self, kind: type) -> Any:
         at_mark = self.marks and self.marks[-1] == len(self.stack)
         if not self.stack or at_mark or type(self.stack[-1]) is not kind:
-            self.fail(
+            self.raise_file_error(
                 "pickle_structure",
                 f"no {kind.__name__} on the stack for the opcode at byte {self.opcode_at:,}",
             )
@@ -157,7 +167,7 @@ class _Reader:
     def protocol(self) -> None:
         version = self.take(1)[0]
         if self.opcode_at != 0 or version > 5:
-            self.fail(
+            self.raise_file_error(
                 "opcode", f"pickle protocol {version} at byte {self.opcode_at:,}; torch writes protocol 2"
             )
 
@@ -167,17 +177,19 @@ class _Reader:
     def long(self) -> None:
         n_bytes = self.number(1)
         if n_bytes > _MAX_LONG_BYTES:
-            self.fail("pickle_structure", f"a number of {n_bytes} bytes at byte {self.opcode_at:,}")
+            self.raise_file_error(
+                "pickle_structure", f"a number of {n_bytes} bytes at byte {self.opcode_at:,}"
+            )
         self.stack.append(self.number(n_bytes, signed=True))
 
     def put(self, index: int) -> None:
         if not self.stack or (self.marks and self.marks[-1] == len(self.stack)):
-            self.fail("pickle_structure", f"nothing to remember at byte {self.opcode_at:,}")
+            self.raise_file_error("pickle_structure", f"nothing to remember at byte {self.opcode_at:,}")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            self.fail(
+            self.raise_file_error(
                 "pickle_structure", f"byte {self.opcode_at:,} recalls value {index}, which was never stored"
             )
         self.stack.append(self.memo[index])
@@ -208,20 +220,22 @@ class _Reader:
     def set_pairs(self, items: list[Any]) -> None:
         target = self.top(dict)
         if len(items) % 2:
-            self.fail("pickle_structure", f"a key without a value at byte {self.opcode_at:,}")
+            self.raise_file_error("pickle_structure", f"a key without a value at byte {self.opcode_at:,}")
         for key, value in zip(items[::2], items[1::2]):
             if type(key) not in (str, int, float, bool, type(None)):
-                self.fail(
+                self.raise_file_error(
                     "pickle_structure", f"a dict key that is no string or number at byte {self.opcode_at:,}"
                 )
             if key in target:
-                self.fail("duplicate_name", f"key {quoted(key)} twice in a dict (byte {self.opcode_at:,})")
+                self.raise_file_error(
+                    "duplicate_name", f"key {quoted(key)} twice in a dict (byte {self.opcode_at:,})"
+                )
             target[key] = value
 
     def find_global(self) -> None:
         name = Global(self.line(), self.line())
         if name not in ALLOWED and ".".join(name) not in self.records:
-            self.unsafe("global", self.refusal(".".join(name)))
+            self.raise_unsafe("global", self.refusal(".".join(name)))
         self.stack.append(name)
 
     def refusal(self, name: str) -> str:
@@ -238,7 +252,9 @@ class _Reader:
         kind = value[1] if type(value) is tuple and len(value) == 5 and value[0] == "storage" else None
         if not (isinstance(kind, Global) and kind in STORAGES and type(value[2]) is str
                 and type(value[3]) is str and type(value[4]) is int and value[4] >= 0):  # fmt: skip
-            self.fail("pickle_structure", f"a reference at byte {self.opcode_at:,} that is no torch storage")
+            self.raise_file_error(
+                "pickle_structure", f"a reference at byte {self.opcode_at:,} that is no torch storage"
+            )
         self.stack.append(Storage(value[2], STORAGE_TYPES[kind.name], value[4]))
 
     def reduce(self) -> None:
@@ -251,7 +267,7 @@ class _Reader:
         built = self.built(function, arguments)
         if built is None:
             text = f"a call at byte {self.opcode_at:,} that torch does not write for a tensor"
-            self.unsafe("call", text + ". The file was not executed")
+            self.raise_unsafe("call", text + ". The file was not executed")
         return built
 
     def built(self, function: Any, arguments: Any) -> Any:
@@ -260,7 +276,7 @@ class _Reader:
             if function in TENSOR_CALLS:
                 built, problem = TENSOR_CALLS[function](arguments)
                 if problem:
-                    self.fail("tensor_flags", f"a tensor at byte {self.opcode_at:,} {problem}")
+                    self.raise_file_error("tensor_flags", f"a tensor at byte {self.opcode_at:,} {problem}")
                 return built
             if function == TYPED and len(arguments) == 4:
                 inner, kind, values, _ = arguments  # the last are attributes, which change no value
@@ -277,18 +293,20 @@ class _Reader:
             self.unknown(0x81)
         arguments, kind = self.pop(), self.pop()
         if arguments != () or not isinstance(kind, Global) or ".".join(kind) not in self.records:
-            self.unsafe("call", f"makes an object at byte {self.opcode_at:,}. The file was not executed")
-        self.stack.append(Record(".".join(kind), {}))
+            self.raise_unsafe(
+                "call", f"makes an object at byte {self.opcode_at:,}. The file was not executed"
+            )
+        self.stack.append(PickledObject(".".join(kind), {}))
 
     def build(self) -> None:
         """Values of a record. The attributes of an OrderedDict (`_metadata`) are dropped; nothing else may
         have any."""
         state = self.pop()
-        if type(state) is dict and self.stack and type(self.stack[-1]) is Record:
+        if type(state) is dict and self.stack and type(self.stack[-1]) is PickledObject:
             self.stack[-1].values = state
             return
         if type(state) is not dict or not self.stack or type(self.stack[-1]) is not dict:
-            self.unsafe(
+            self.raise_unsafe(
                 "call", f"sets attributes of an object at byte {self.opcode_at:,}. The file was not executed"
             )
 
@@ -297,14 +315,14 @@ class _Reader:
     def unknown(self, opcode: int) -> NoReturn:
         text = f"pickle opcode 0x{opcode:02x} at byte {self.opcode_at:,} is not used in state dicts"
         if opcode in _CALLING:
-            self.unsafe("opcode", text + ". The file was not executed")
-        self.fail("opcode", text)
+            self.raise_unsafe("opcode", text + ". The file was not executed")
+        self.raise_file_error("opcode", text)
 
-    def unsafe(self, code: str, text: str) -> NoReturn:
-        raise located(UnsafeFileError, code, self.path, text, offset=self.opcode_at)
+    def raise_unsafe(self, code: str, text: str) -> NoReturn:
+        raise file_error(UnsafeFileError, code, self.path, text, offset=self.opcode_at)
 
-    def fail(self, code: str, text: str) -> NoReturn:
-        raise located(FormatError, code, self.path, text, offset=self.opcode_at) from None
+    def raise_file_error(self, code: str, text: str) -> NoReturn:
+        raise file_error(FormatError, code, self.path, text, offset=self.opcode_at) from None
 
 
 _STEPS = {

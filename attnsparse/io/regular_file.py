@@ -1,5 +1,4 @@
-"""Opens a file for reading so that nothing strange can happen: regular files only, size taken once, no
-mmap."""
+"""Opens a file for reading safely: regular files only, the size taken once, no mmap."""
 
 from __future__ import annotations
 
@@ -11,11 +10,13 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy as np
 
 from .. import _check
-from ..errors import FormatError, located
-from .limits import DEFAULT_LIMITS, Limits, checked_limits
+from ..errors import FormatError, file_error
+from .limits import DEFAULT_LIMITS, Limits
 
 CHUNK_BYTES = 16 * 2**20  # small enough that Ctrl-C is answered quickly
 
@@ -25,12 +26,19 @@ _watch = threading.local()
 @contextlib.contextmanager
 def watching() -> Iterator[dict[str, tuple[int, ...]]]:
     """Path -> identity of every file that this thread opens meanwhile, filled while it does."""
-    outer, opened = getattr(_watch, "opened", None), {}
+    opened: dict[str, tuple[int, ...]] = {}
+    outer = getattr(_watch, "opened", None)
     _watch.opened = opened
     try:
         yield opened
     finally:
         _watch.opened = outer
+
+
+def bytes_of(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy."""
+    flat: Any = array.reshape(-1).view(np.uint8)
+    return memoryview(flat)
 
 
 class RegularFile:
@@ -53,7 +61,7 @@ class RegularFile:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.path)
             if not stat.S_ISREG(status.st_mode):
                 text = "not a regular file (a pipe, socket or device); copy the data to a file first"
-                raise located(FormatError, "not_a_file", self.path, text)
+                raise file_error(FormatError, "not_a_file", self.path, text)
         except BaseException:
             os.close(descriptor)
             raise
@@ -94,7 +102,7 @@ class RegularFile:
         text = (
             f"ends at byte {at:,} but had {self.size:,} bytes when it was opened; is it still being written?"
         )
-        raise located(FormatError, "truncated", self.path, text, offset=at)
+        raise file_error(FormatError, "truncated", self.path, text, offset=at)
 
     def is_unchanged(self) -> bool:
         """Whether the file is still as it was when it was opened, by size and time of the last writing."""
@@ -120,7 +128,7 @@ def read_small(
     code: str = "file_limit",
 ) -> bytes:
     """A whole file of at most `getattr(limits, limit_name)` bytes; LimitError above."""
-    checked_limits(limits)
+    _check.instance(limits, Limits, "limits")
     with RegularFile(path) as file:
         limits.check(limit_name, file.size, file.path, f"a file of {file.size:,} bytes", code=code)
         return file.read(0, file.size)

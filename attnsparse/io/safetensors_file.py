@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import FormatError, located, quoted
-from ..model.foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
+from ..errors import FormatError, file_error, quoted
 from .atomic import write_atomic
+from .foreign import BEGIN_BYTES, INCOMPLETE, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import RegularFile
+from .regular_file import RegularFile, bytes_of
 from .strict_json import parse_object, shown
 from .tensor_source import ITEM_BYTES, ByteRange, FileSource, TensorInfo, has_too_many_bytes
 
@@ -64,7 +64,7 @@ def safetensors_pieces(
     yield safetensors_header({name: TensorInfo(a.shape, "F32") for name, a in tensors.items()}, metadata)
     for array in tensors.values():
         if array.size:
-            yield memoryview(np.ascontiguousarray(array, "<f4")).cast("B")
+            yield bytes_of(np.ascontiguousarray(array, "<f4"))
 
 
 def safetensors_header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -86,19 +86,19 @@ def _read_header(
     path = file.path
     if file.size < 8:
         text = f"{file.size} bytes, a safetensors file has at least 8; {INCOMPLETE}"
-        raise located(FormatError, "too_short", path, text, offset=0)
+        raise file_error(FormatError, "too_short", path, text, offset=0)
     begin = file.read(0, min(file.size, BEGIN_BYTES))
     n_header = int.from_bytes(begin[:8], "little")
     if n_header > file.size - 8:
         what = kind_of_bytes(begin) if begin[8:9] != b"{" else None
         if what:
-            raise located(FormatError, "magic", path, f"this is {what}", offset=0)
+            raise file_error(FormatError, "magic", path, f"this is {what}", offset=0)
         text = f"header says {n_header:,} bytes but only {file.size - 8:,} follow; {INCOMPLETE}"
-        raise located(FormatError, "truncated", path, text, offset=0)
+        raise file_error(FormatError, "truncated", path, text, offset=0)
     limits.check("max_header_bytes", n_header, path, f"header of {n_header:,} bytes", code="header_limit")
     raw = file.read(8, n_header)
     if not raw.startswith(b"{"):
-        raise located(
+        raise file_error(
             FormatError, "json_syntax", path, "the header does not begin with '{' (byte 8)", offset=8
         )
     header = parse_object(raw, path, limits=limits, start=8)
@@ -116,7 +116,7 @@ def _read_header(
 def _metadata(value: object, path: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         text = "'__metadata__' in the header must be an object whose values are strings"
-        raise located(FormatError, "header_field", path, text, field="__metadata__")
+        raise file_error(FormatError, "header_field", path, text, field="__metadata__")
     return value
 
 
@@ -126,43 +126,43 @@ def _entry(name: str, entry: object, path: str, limits: Limits) -> tuple[TensorI
     if n_name > limits.max_name_bytes:
         limits.check("max_name_bytes", n_name, path, f"a tensor name of {n_name:,} bytes", code="name_limit")
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        _bad_field(name, path, "must be an object with exactly dtype, shape and data_offsets")
+        _raise_field_error(name, path, "must be an object with exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
-        _bad_field(name, path, f"has dtype {shown(dtype)}, expected a string")
+        _raise_field_error(name, path, f"has dtype {shown(dtype)}, expected a string")
     if dtype not in _DTYPES:
         text = f"tensor {quoted(name)} has dtype {quoted(dtype)}, supported: {' '.join(_DTYPES)}"
-        raise located(FormatError, "dtype", path, text, field=name)
-    if not _are_whole_numbers(shape):
-        _bad_field(name, path, "has a shape that is not a list of integers >= 0")
+        raise file_error(FormatError, "dtype", path, text, field=name)
+    if not _are_integers(shape):
+        _raise_field_error(name, path, "has a shape that is not a list of integers >= 0")
     if len(shape) > limits.max_rank:
         what = f"tensor {quoted(name)} with {len(shape):,} dimensions"
         limits.check("max_rank", len(shape), path, what, code="rank_limit", field=name)
-    if not _are_whole_numbers(offsets) or len(offsets) != 2:
-        _bad_field(name, path, "has data_offsets that are not two integers >= 0")
+    if not _are_integers(offsets) or len(offsets) != 2:
+        _raise_field_error(name, path, "has data_offsets that are not two integers >= 0")
     n_bytes = ITEM_BYTES[dtype]
     for side in shape:
         n_bytes *= side
         if n_bytes > _MAX_64_BIT:
             text = f"tensor {quoted(name)}: shape {_short(shape)} x {dtype} does not fit in 64 bits"
-            raise located(FormatError, "size_overflow", path, text, field=name)
+            raise file_error(FormatError, "size_overflow", path, text, field=name)
     if n_bytes == 0 and has_too_many_bytes(shape):
         text = f"tensor {quoted(name)}: no array can have shape {_short(shape)}, even without elements"
-        raise located(FormatError, "size_overflow", path, text, field=name)
+        raise file_error(FormatError, "size_overflow", path, text, field=name)
     first, last = offsets
     if last < first:
         text = f"tensor {quoted(name)} ends at {shown(last)} before it starts at {shown(first)}"
-        raise located(FormatError, "bad_offsets", path, text, field=name)
+        raise file_error(FormatError, "bad_offsets", path, text, field=name)
     if last - first != n_bytes:
         text = (
             f"tensor {quoted(name)} has {shown(last - first)} bytes, shape {_short(shape)} x {dtype} "
             f"needs {n_bytes:,}"
         )
-        raise located(FormatError, "size_mismatch", path, text, field=name)
+        raise file_error(FormatError, "size_mismatch", path, text, field=name)
     return TensorInfo(tuple(shape), dtype), (first, last)
 
 
-def _are_whole_numbers(values: object) -> bool:
+def _are_integers(values: object) -> bool:
     if type(values) is not list:
         return False
     for value in values:  # noqa: SIM110 - a loop is twice as fast as all() here, and headers are long
@@ -171,8 +171,8 @@ def _are_whole_numbers(values: object) -> bool:
     return True
 
 
-def _bad_field(name: str, path: str, what: str) -> NoReturn:
-    raise located(FormatError, "header_field", path, f"tensor {quoted(name)} {what}", field=name)
+def _raise_field_error(name: str, path: str, what: str) -> NoReturn:
+    raise file_error(FormatError, "header_field", path, f"tensor {quoted(name)} {what}", field=name)
 
 
 def _short(shape: list[int]) -> str:
@@ -189,13 +189,13 @@ def _check_order(spans: dict[str, tuple[int, int]], n_data: int, path: str) -> N
                 f"tensor {quoted(name)} starts at {shown(first)}, expected {expected} "
                 f"({kind} of {shown(abs(first - expected))} bytes)"
             )
-            raise located(FormatError, "bad_offsets", path, text, field=name)
+            raise file_error(FormatError, "bad_offsets", path, text, field=name)
         if last > n_data:
             text = f"tensor {quoted(name)} ends at {shown(last)} but {n_data:,} bytes follow; {INCOMPLETE}"
-            raise located(FormatError, "bad_offsets", path, text, field=name)
+            raise file_error(FormatError, "bad_offsets", path, text, field=name)
         expected = last
     if expected != n_data:
         text = (
             f"{n_data - expected:,} bytes after the last tensor; refused (a file may hold only its tensors)"
         )
-        raise located(FormatError, "trailing_data", path, text)
+        raise file_error(FormatError, "trailing_data", path, text)

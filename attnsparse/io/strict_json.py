@@ -1,5 +1,4 @@
-"""Reads JSON that nobody vouches for: no duplicate names, no NaN, bounded depth, strings and number of
-keys."""
+"""Reads untrusted JSON: no duplicate names, no NaN, bounded depth, bounded strings and number of keys."""
 
 from __future__ import annotations
 
@@ -8,9 +7,10 @@ import math
 import os
 from typing import Any, NoReturn
 
-from ..errors import FormatError, located, quoted
+from ..errors import FormatError, file_error, quoted
 from .limits import DEFAULT_LIMITS, Limits
 
+_KINDS: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
 _CONTAINERS = frozenset((dict, list))
 _MOST_DIGITS = 308  # of an integer: it is a float then, and so every number that was read is
 _DIGITS_TO_0 = bytes.maketrans(b"0123456789", b"0000000000")
@@ -38,11 +38,22 @@ def parse_object(
     except UnicodeDecodeError as error:
         hint = "; it is UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         where = start + error.start
-        _fail("json_syntax", path, f"not UTF-8 at byte {where:,}{hint}", where, error)
+        _raise_file_error("json_syntax", path, f"not UTF-8 at byte {where:,}{hint}", where, error)
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     limits.check(
         "max_json_values", n_values, path, f"a JSON text of about {n_values:,} values", code="json_limit"
     )
+    value = _loaded(data, text, path, limits, start)
+    if not isinstance(value, dict):
+        _raise_file_error("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
+    _check_depth(value, path, limits, start)
+    if not _all_strings_short(data, limits):
+        _check_strings(value, path, limits, start)
+    return value
+
+
+def _loaded(data: bytes, text: str, path: Any, limits: Limits, start: int) -> Any:
+    """The value of a JSON text, with errors of this module."""
     max_keys = limits.max_json_keys
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,58 +63,41 @@ def parse_object(
         return result
 
     try:
-        value = json.loads(
+        return json.loads(
             text,
             object_pairs_hook=build,
             parse_float=_finite,
-            parse_int=_whole if b"-0" in data or _has_long_number(data) else None,
+            parse_int=_integer if b"-0" in data or _has_long_number(data) else None,
             parse_constant=_no_constants,
         )
     except _Refused as refused:
         if refused.key is None:
             what = f"a JSON object of {refused.n_keys:,} keys"
             limits.check("max_json_keys", refused.n_keys, path, what, code="json_limit")
-        where = start + max(
-            data.rfind(json.dumps(refused.key, ensure_ascii=False).encode("utf-8", "replace")), 0
-        )
+        key = json.dumps(refused.key, ensure_ascii=False).encode("utf-8", "replace")
+        where = start + max(data.rfind(key), 0)
         text = f"duplicate name {quoted(refused.key)} in the JSON text (byte {where:,})"
-        raise located(FormatError, "duplicate_name", path, text, offset=where, field=refused.key) from None
+        raise file_error(FormatError, "duplicate_name", path, text, offset=where, field=refused.key) from None
     except json.JSONDecodeError as error:
         where = start + len(text[: error.pos].encode())
-        _fail("json_syntax", path, f"invalid JSON at byte {where:,}: {error.msg}", where, error)
+        _raise_file_error("json_syntax", path, f"invalid JSON at byte {where:,}: {error.msg}", where, error)
     except RecursionError as error:
-        _fail(
-            "json_depth",
-            path,
-            f"JSON nested deeper than max_json_depth={limits.max_json_depth}",
-            start,
-            error,
-        )
+        deeper = f"JSON nested deeper than max_json_depth={limits.max_json_depth}"
+        _raise_file_error("json_depth", path, deeper, start, error)
     except ValueError as error:  # NaN, Infinity, 1e999, or a number of more digits than Python converts
-        _fail(
-            "json_syntax",
-            path,
-            "invalid JSON: NaN, Infinity, a number beyond all floats or one with thousands of digits",
-            start,
-            error,
-        )
-    if not isinstance(value, dict):
-        _fail("json_type", path, f"expected a JSON object, found {kind_of(value)}", start, None)
-    _check_depth(value, path, limits, start)
-    if not _all_strings_short(data, limits):
-        _check_strings(value, path, limits, start)
-    return value
+        what = "invalid JSON: NaN, Infinity, a number beyond all floats or one with thousands of digits"
+        _raise_file_error("json_syntax", path, what, start, error)
 
 
-def _whole(digits: str) -> int | float:
-    """A number without point and exponent; -0 is none of the integers, as for other readers."""
+def _integer(digits: str) -> int | float:
+    """A number without point and exponent. -0 is read as a float, as other readers do."""
     if len(digits) > _MOST_DIGITS:
         raise ValueError(digits)
     return -0.0 if digits == "-0" else int(digits)
 
 
 def _has_long_number(data: bytes) -> bool:
-    """Whether digits follow each other that no float can hold."""
+    """Whether there is a number of more digits than any float has."""
     return b"0" * _MOST_DIGITS in data.translate(_DIGITS_TO_0)
 
 
@@ -120,7 +114,7 @@ def kind_of(value: object) -> str:
     """The JSON word for the kind of a parsed value: number, string, list, object, true, false, null."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return {str: "a string", list: "a list", dict: "an object"}.get(type(value), "a number")
+    return _KINDS.get(type(value), "a number")
 
 
 def shown(value: object) -> str:
@@ -158,7 +152,7 @@ def _check_depth(root: dict[str, Any], path: Any, limits: Limits, start: int) ->
         if not level:
             return
     text = f"JSON nested deeper than max_json_depth={limits.max_json_depth}"
-    _fail("json_depth", path, text, start, None)
+    _raise_file_error("json_depth", path, text, start, None)
 
 
 def _check_strings(root: dict[str, Any], path: Any, limits: Limits, start: int) -> None:
@@ -187,12 +181,14 @@ def _check_string(text: str, path: Any, limits: Limits, start: int) -> None:
         try:
             n_bytes = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
-            _fail("json_syntax", path, f"a string with half a surrogate pair: {quoted(text)}", start, error)
+            _raise_file_error(
+                "json_syntax", path, f"a string with half a surrogate pair: {quoted(text)}", start, error
+            )
     if n_bytes > limits.max_string_bytes:
         limits.check(
             "max_string_bytes", n_bytes, path, f"a JSON string of {n_bytes:,} bytes", code="json_limit"
         )
 
 
-def _fail(code: str, path: Any, text: str, offset: int, cause: BaseException | None) -> NoReturn:
-    raise located(FormatError, code, path, text, offset=offset) from cause
+def _raise_file_error(code: str, path: Any, text: str, offset: int, cause: BaseException | None) -> NoReturn:
+    raise file_error(FormatError, code, path, text, offset=offset) from cause

@@ -1,4 +1,4 @@
-"""Reads small YAML files that nobody vouches for: plain values only, by PyYAML's safe loader.
+"""Reads small untrusted YAML files: plain values only, by PyYAML's safe loader.
 
 Before anything is built, the file's size, its depth and the number of its values are checked, and anchors,
 aliases, tags and duplicate keys are refused: the configurations that are read here have none.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any, NoReturn
 
-from ..errors import FormatError, located, quoted
+from ..errors import FormatError, file_error, quoted
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import read_small
 
@@ -35,13 +35,13 @@ def read_yaml(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) 
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-        _fail("yaml_syntax", path, f"invalid YAML{where}: {problem}", error)
+        _raise_file_error("yaml_syntax", path, f"invalid YAML{where}: {problem}", error)
     except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python has no value for
         if isinstance(error, FormatError):
             raise
-        _fail("yaml_syntax", path, "invalid YAML: a number or date out of range", error)
+        _raise_file_error("yaml_syntax", path, "invalid YAML: a number or date out of range", error)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        _fail("yaml_type", path, f"expected names and values, found {type(value).__name__}", None)
+        _raise_file_error("yaml_type", path, f"expected names and values, found {type(value).__name__}", None)
     return value
 
 
@@ -52,13 +52,15 @@ def _check_events(yaml: Any, data: bytes, path: str) -> None:
         tag = getattr(event, "tag", None)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or tag:
             text = f"line {line} has an anchor, alias or tag; write the value out"
-            _fail("yaml_feature", path, text, None)
+            _raise_file_error("yaml_feature", path, text, None)
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             depth += 1
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             depth -= 1
         if depth > _MAX_DEPTH:
-            _fail("yaml_depth", path, f"nested deeper than {_MAX_DEPTH} levels in line {line}", None)
+            _raise_file_error(
+                "yaml_depth", path, f"nested deeper than {_MAX_DEPTH} levels in line {line}", None
+            )
 
 
 def _check_keys(yaml: Any, root: Any, path: str) -> None:
@@ -73,8 +75,8 @@ def _check_keys(yaml: Any, root: Any, path: str) -> None:
             if len(set(keys)) != len(keys):
                 twice = next(key for key in keys if keys.count(key) > 1)
                 text = f"duplicate name {quoted(twice)}"
-                raise located(FormatError, "duplicate_name", path, text, field=twice)
+                raise file_error(FormatError, "duplicate_name", path, text, field=twice)
 
 
-def _fail(code: str, path: str, text: str, cause: BaseException | None) -> NoReturn:
-    raise located(FormatError, code, path, text) from cause
+def _raise_file_error(code: str, path: str, text: str, cause: BaseException | None) -> NoReturn:
+    raise file_error(FormatError, code, path, text) from cause

@@ -1,4 +1,4 @@
-"""What every weight file looks like to the loader: names, shapes, types, and reading one tensor at a time.
+"""The common view of all weight files: names, shapes, types, and reading one tensor at a time.
 
 A source never holds more than one tensor, or one block of it, in memory. `read_into` fills an array in place:
 straight from the file where type and layout agree, else in blocks that are converted and assigned.
@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import FormatError, located, quoted
-from .regular_file import RegularFile
+from ..errors import FormatError, file_error, quoted
+from .regular_file import RegularFile, bytes_of
 
 BLOCK_BYTES = 8 * 2**20
 
@@ -53,7 +53,7 @@ class TensorSource(abc.ABC):
         self.tensors: Mapping[str, TensorInfo] = types.MappingProxyType(dict(tensors))
         #: configuration found inside the file itself (nanoGPT keeps one), else None
         self.config: Mapping[str, object] | None = None
-        #: what holds tensors beside the weights in the file (optimizer state, ...); never read
+        #: names in the file that hold other tensors than the weights (optimizer state, ...); never read
         self.left_out: tuple[str, ...] = ()
         #: names without a tensor -> the tensor with their values, among text that means something else
         self.shared: Mapping[str, str] = {}
@@ -97,7 +97,7 @@ class TensorSource(abc.ABC):
 
 
 class FileSource(TensorSource):
-    """A TensorSource over one open file; says where a tensor lies, the reading is done here."""
+    """A TensorSource over one open file; subclasses say where a tensor lies, reading is done here."""
 
     _file: RegularFile
 
@@ -119,9 +119,7 @@ class FileSource(TensorSource):
             _assign(np.atleast_1d(out), 0, np.atleast_1d(widen(self._gather(name), info.dtype)))
         elif _can_fill(out, info, place):
             if out.size:
-                crc = self._file.read_into(
-                    place.offset, memoryview(out).cast("B"), with_crc=place.crc is not None
-                )
+                crc = self._file.read_into(place.offset, bytes_of(out), with_crc=place.crc is not None)
                 check_crc(self.path, name, place.crc, crc)
         else:
             out = out.reshape(1) if out.ndim == 0 else out  # a 0-dimensional array reshapes to a view
@@ -150,7 +148,10 @@ class FileSource(TensorSource):
         self._check_float(name, info)
         n_rows = math.prod(info.shape) // columns if columns else 0
         if len(rows) and not (rows.min() >= 0 and rows.max() < n_rows):
-            raise IndexError(f"row {int(rows.min())}..{int(rows.max())} of a tensor with {n_rows:,} rows")
+            raise IndexError(
+                f"rows {int(rows.min())}..{int(rows.max())} are out of range: tensor {quoted(name)} has "
+                f"{n_rows:,} rows"
+            )
         offset = self._locate_rows(name)
         if offset is None:
             out[...] = widen(self._gather(name), info.dtype).reshape(n_rows, columns)[rows]
@@ -168,7 +169,7 @@ class FileSource(TensorSource):
     def _read_runs(self, offset: int, rows: np.ndarray, block: np.ndarray) -> None:
         """Fill `block` with the given rows, which do not fall; each run of neighbours is one reading."""
         row_bytes = block.shape[1] * block.itemsize
-        target = memoryview(block).cast("B")
+        target = bytes_of(block)
         ends = [*(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
         begin = 0
         for end in ends:
@@ -194,7 +195,7 @@ class FileSource(TensorSource):
         crc = 0
         for begin in range(0, shape[0], step):
             part = buffer[: min(step, shape[0] - begin)]
-            target = memoryview(part).cast("B")
+            target = bytes_of(part)
             at = place.offset + begin * row_bytes
             crc = self._file.read_into(at, target, crc, with_crc=place.crc is not None)
             yield begin, widen(part, info.dtype)
@@ -203,7 +204,7 @@ class FileSource(TensorSource):
     def _check_float(self, name: str, info: TensorInfo) -> None:
         if info.dtype not in FLOAT_TYPES:
             text = f"tensor {quoted(name)} has dtype {info.dtype}, weights must be {' '.join(FLOAT_TYPES)}"
-            raise located(FormatError, "dtype", self.path, text + _way_out(info.dtype), field=name)
+            raise file_error(FormatError, "dtype", self.path, text + _way_out(info.dtype), field=name)
 
     def close(self) -> None:
         self._file.close()
@@ -257,4 +258,4 @@ def check_crc(path: str, name: str, expected: int | None, found: int) -> None:
     """Raise FormatError `crc` if the checksum of an entry or tensor is not the one that was stored."""
     if expected is not None and found != expected:
         text = f"{quoted(name)} is damaged (CRC {found:08x}, expected {expected:08x})"
-        raise located(FormatError, "crc", path, text, field=name)
+        raise file_error(FormatError, "crc", path, text, field=name)

@@ -10,8 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 _HALF = re.compile("[\ud800-\udfff]")
 _AT_ONCE = 1000  # items of a list, so that Ctrl-C is heard and other threads run
+_NUMBERS_AT_ONCE = 16384  # for the same reason
 
 
 def text_bytes(text: str) -> bytes:
@@ -41,3 +44,12 @@ def compact_json(data: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def shortest(array: np.ndarray) -> list[float | None]:
+    """Numbers [n] with the fewest digits that are the same in the array's precision; None for NaN."""
+    found: list[float | None] = []
+    for begin in range(0, len(array), _NUMBERS_AT_ONCE):
+        texts = array[begin : begin + _NUMBERS_AT_ONCE].astype("U32").tolist()
+        found += [None if text == "nan" else float(text) for text in texts]
+    return found

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, located, quoted
-from ..model.foreign import BEGIN_BYTES, kind_of_bytes
+from ..errors import FormatError, file_error, quoted
+from .foreign import BEGIN_BYTES, kind_of_bytes
 from .limits import DEFAULT_LIMITS, Limits
 from .pickle_data import read_pickle_data
-from .regular_file import CHUNK_BYTES, RegularFile
+from .regular_file import CHUNK_BYTES, RegularFile, bytes_of
 from .tensor_source import (
     FLOAT_TYPES,
     ITEM_BYTES,
@@ -81,20 +81,20 @@ class TorchFile(FileSource):
         found = [name for name in self._entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(found) != 1:
             text = f"an archive with {len(found)} entries called data.pkl; a torch checkpoint has one"
-            raise located(FormatError, "zip_content", path, text)
+            raise file_error(FormatError, "zip_content", path, text)
         self._prefix = found[0][: -len("data.pkl")]
         for name in self._entries:
             if not name.startswith(self._prefix):
                 text = f"entry {quoted(name)} lies outside of {quoted(self._prefix)}, where torch puts all"
-                raise located(FormatError, "zip_content", path, text, field=name)
+                raise file_error(FormatError, "zip_content", path, text, field=name)
         self._check_version()
         if self._prefix + "constants.pkl" in self._entries:
             text = "a TorchScript program, not a checkpoint; save model.state_dict() with torch.save"
-            raise located(FormatError, "magic", path, text)
+            raise file_error(FormatError, "magic", path, text)
         order = self._prefix + "byteorder"
         if order in self._entries and self._entry_bytes(order, 16) != b"little":
             text = "written on a big-endian machine; re-save it on a little-endian one"
-            raise located(FormatError, "byteorder", path, text, field=order)
+            raise file_error(FormatError, "byteorder", path, text, field=order)
         n_bytes = self._entries[found[0]].n_bytes
         limits.check("max_pickle_bytes", n_bytes, path, f"a pickle of {n_bytes:,} bytes", code="pickle_limit")
         return read_pickle_data(self._entry_bytes(found[0], n_bytes), path, limits=limits, records=records)
@@ -105,12 +105,12 @@ class TorchFile(FileSource):
         found = self._entry_bytes(self._prefix + names[0], 16) if names else b""
         if not re.fullmatch(rb"[1-9]|10", found.strip(b"\n")):
             text = f"archive version {quoted(found.decode('latin-1'))}, expected 1..10 as torch writes it"
-            raise located(FormatError, "version", self._file.path, text, field="version")
+            raise file_error(FormatError, "version", self._file.path, text, field="version")
         for name, form in _NOTES.items():
             entry = self._prefix + name
             if entry in self._entries and not re.fullmatch(form, self._entry_bytes(entry, 64)):
                 text = f"entry {quoted(entry)} is not as torch writes it; the archive is damaged"
-                raise located(FormatError, "version", self._file.path, text, field=entry)
+                raise file_error(FormatError, "version", self._file.path, text, field=entry)
 
     def _entry_bytes(self, name: str, at_most: int) -> bytes:
         place = self._entries[name]
@@ -135,7 +135,7 @@ class TorchFile(FileSource):
             place = self._entries.get(f"{self._prefix}data/{view.storage.key}")
             if place is None:
                 text = f"tensor {quoted(name)}: the archive lacks its storage {quoted(view.storage.key)}"
-                raise located(FormatError, "missing_storage", path, text, field=name)
+                raise file_error(FormatError, "missing_storage", path, text, field=name)
             count, dtype = view.storage.n_elements, view.storage.dtype
             n_bytes = count * ITEM_BYTES[dtype]
             if place.n_bytes != n_bytes:
@@ -143,7 +143,7 @@ class TorchFile(FileSource):
                     f"storage {quoted(view.storage.key)} declares {count:,} {dtype} values ({n_bytes:,} "
                     f"bytes), the archive holds {place.n_bytes:,}"
                 )
-                raise located(FormatError, "storage_size", path, text, field=name)
+                raise file_error(FormatError, "storage_size", path, text, field=name)
             _check_view(view, name, path)
 
     def _locate(self, name: str) -> ByteRange | None:
@@ -170,15 +170,18 @@ class TorchFile(FileSource):
         place = self._entries[f"{self._prefix}data/{view.storage.key}"]
         self._verify(view.storage.key, place)
         span = 1 + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides))
-        raw = np.empty(span, FLOAT_TYPES[view.storage.dtype])
+        raw: np.ndarray = np.empty(span, FLOAT_TYPES[view.storage.dtype])
         item = raw.itemsize
-        self._file.read_into(place.offset + view.offset * item, memoryview(raw).cast("B"))
+        self._file.read_into(place.offset + view.offset * item, bytes_of(raw))
         # the stride of a side of 1 is never taken, and may be larger than NumPy can hold
         strides = tuple(stride * item * (side > 1) for side, stride in zip(view.shape, view.strides))
-        array = np.ndarray(view.shape, raw.dtype, raw, 0, strides)
+        array: np.ndarray = np.ndarray(view.shape, raw.dtype, raw, 0, strides)
         if not view.negative:
             return array
-        return array ^ np.uint16(0x8000) if view.storage.dtype == "BF16" else np.negative(array)
+        negative: np.ndarray = (
+            array ^ np.uint16(0x8000) if view.storage.dtype == "BF16" else np.negative(array)
+        )
+        return negative
 
     def _verify(self, key: str, place: ByteRange) -> None:
         """Check a whole storage once by its CRC if it has one, keeping nothing."""
@@ -200,41 +203,45 @@ class TorchFile(FileSource):
 def _check_magic(file: RegularFile) -> None:
     if file.size < 4:
         text = f"{file.size} bytes, too short for a torch file; probably an incomplete download"
-        raise located(FormatError, "too_short", file.path, text, offset=0)
+        raise file_error(FormatError, "too_short", file.path, text, offset=0)
     begin = file.read(0, min(file.size, BEGIN_BYTES))
     if not begin.startswith(b"PK\x03\x04"):
         what = kind_of_bytes(begin) or "not a torch file (no zip archive)"
         if begin[8:9] == b"{":
             what = "a safetensors file; rename it to .safetensors"
-        raise located(FormatError, "magic", file.path, f"this is {what}", offset=0)
+        raise file_error(FormatError, "magic", file.path, f"this is {what}", offset=0)
 
 
 def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[str, object]]:
     """Find the tensors by name in what the pickle holds, and what lies beside them."""
     places = list(_places(root))
     if not places:
-        within = _keys_with_tensors(root)
-        what = f"tensors lie under {within}; save them alone: torch.save(x[key], path)" if within else (
+        keys = _keys_with_tensors(root)
+        what = f"tensors lie under {keys}; save them alone: torch.save(x[key], path)" if keys else (
             f"expected a dict of tensors, or one under {', '.join(map(repr, _WRAPPERS[:3]))}"
         )  # fmt: skip
-        raise located(FormatError, "pickle_structure", path, f"no state dict: {what}")
+        raise file_error(FormatError, "pickle_structure", path, f"no state dict: {what}")
     if len(places) > 1:
         found = " and ".join(".".join(map(str, keys)) for keys in places[:3])
         text = f"several state dicts, under {found}; save one alone: torch.save(x[key], path)"
-        raise located(FormatError, "pickle_structure", path, text)
+        raise file_error(FormatError, "pickle_structure", path, text)
     beside: dict[str, object] = {}
+    tensors: dict[str, StoredTensor] = {}
+    within: Any = root
     for key in places[0]:
-        beside |= {other: value for other, value in root.items() if other != key}  # type: ignore[attr-defined]
-        root = root[key]  # type: ignore[index]
-    tensors = {}
-    for name, value in root.items():  # type: ignore[attr-defined]
+        beside |= {other: value for other, value in within.items() if other != key}
+        within = within[key]
+    for name, value in within.items():
         if type(name) is not str:
             text = f"{quoted(name)} in the state dict is not the name of a tensor"
-            raise located(FormatError, "pickle_structure", path, text, field=quoted(name))
+            raise file_error(FormatError, "pickle_structure", path, text, field=quoted(name))
         if isinstance(value, OddTensor):
             text = f"{quoted(name)} is {value.kind}"
-            raise located(FormatError, "dtype", path, text, field=name)
-        (tensors if isinstance(value, StoredTensor) else beside)[name] = value
+            raise file_error(FormatError, "dtype", path, text, field=name)
+        if isinstance(value, StoredTensor):
+            tensors[name] = value
+        else:
+            beside[name] = value
     return tensors, beside
 
 
@@ -258,14 +265,15 @@ def _keys_with_tensors(root: object) -> str:
 
 def _holds_tensors(root: object) -> bool:
     """Whether there are tensors in nested dicts, lists and tuples; each of them is looked at once."""
-    pending, seen = [root], set()
+    pending: list[Any] = [root]
+    seen: set[int] = set()
     while pending:
         value = pending.pop()
         if isinstance(value, StoredTensor | OddTensor):
             return True
         if type(value) in (dict, list, tuple) and id(value) not in seen:
             seen.add(id(value))
-            pending.extend(value.values() if type(value) is dict else value)  # type: ignore[attr-defined, arg-type]
+            pending.extend(value.values() if type(value) is dict else value)
     return False
 
 
@@ -276,7 +284,7 @@ def _config(beside: dict[str, object], path: str) -> dict[str, object] | None:
         if type(values) is dict:
             if not all(type(name) is str for name in values):
                 text = f"{key!r} has a name that is not a string"
-                raise located(FormatError, "pickle_structure", path, text, field=key)
+                raise file_error(FormatError, "pickle_structure", path, text, field=key)
             return values
     return None
 
@@ -292,7 +300,7 @@ def _check_view(view: StoredTensor, name: str, path: str) -> None:
         problem = "has a negative offset, side or stride"
     elif not n_values and has_too_many_bytes(view.shape):
         text = f"tensor {quoted(name)}: no array can have shape {list(view.shape)!s:.80}"
-        raise located(FormatError, "size_overflow", path, text, field=name)
+        raise file_error(FormatError, "size_overflow", path, text, field=name)
     elif n_values and any(stride == 0 and side > 1 for side, stride in zip(view.shape, view.strides)):
         problem = "repeats elements (stride 0); save a contiguous copy"
     elif n_values:
@@ -302,7 +310,7 @@ def _check_view(view: StoredTensor, name: str, path: str) -> None:
         elif n_values > count:
             problem = f"has {n_values:,} values in a storage with {count:,}"
     if problem:
-        raise located(FormatError, "bad_view", path, f"tensor {quoted(name)} {problem}", field=name)
+        raise file_error(FormatError, "bad_view", path, f"tensor {quoted(name)} {problem}", field=name)
 
 
 def _is_row_major(view: StoredTensor) -> bool:

@@ -1,4 +1,4 @@
-"""What a torch file's pickle may hold: inert values that stand for its objects, and calls that torch writes.
+"""What a torch file's pickle may hold: inert values in place of its objects, and calls that torch writes.
 
 A call is recognised by its name and the kinds of its arguments; nothing is resolved or run. pickle_data.py
 walks the opcodes and asks here.
@@ -41,7 +41,7 @@ class Global(NamedTuple):
 
 
 @dataclasses.dataclass
-class Record:
+class PickledObject:
     """An object of a class that the caller named: the class's name and the values of its attributes."""
 
     name: str
@@ -81,14 +81,14 @@ class OddTensor:
 Built = tuple[StoredTensor | OddTensor | None, str]  # None: not a call that torch writes; what is wrong
 
 
-def _tensor(arguments: tuple) -> Built:
+def _tensor(arguments: tuple[Any, ...]) -> Built:
     """_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks[, metadata])."""
     if len(arguments) not in (6, 7) or not isinstance(arguments[0], Storage):
         return None, ""
     return _view(arguments[0], arguments[1:6], arguments[6] if len(arguments) == 7 else None)
 
 
-def _tensor_of_bytes(arguments: tuple) -> Built:
+def _tensor_of_bytes(arguments: tuple[Any, ...]) -> Built:
     """_rebuild_tensor_v3: as _rebuild_tensor_v2 of untyped bytes, with the element type before metadata."""
     if len(arguments) not in (7, 8) or not isinstance(arguments[0], Storage):
         return None, ""
@@ -102,7 +102,7 @@ def _tensor_of_bytes(arguments: tuple) -> Built:
     return _view(typed, arguments[1:6], arguments[7] if len(arguments) == 8 else None)
 
 
-def _view(storage: Storage, rest: tuple, metadata: Any) -> Built:
+def _view(storage: Storage, rest: tuple[Any, ...], metadata: Any) -> Built:
     offset, shape, strides, requires_grad, hooks = rest
     whole = type(offset) is int and type(shape) is tuple and type(strides) is tuple
     if not whole or not all(type(number) is int for number in shape + strides):
@@ -123,7 +123,7 @@ def _view(storage: Storage, rest: tuple, metadata: Any) -> Built:
     return StoredTensor(storage, offset, shape, strides, "neg" in flags), ""
 
 
-def _parameter(arguments: tuple, n_arguments: int = 3) -> Built:
+def _parameter(arguments: tuple[Any, ...], n_arguments: int = 3) -> Built:
     """_rebuild_parameter[_with_state](data, requires_grad, hooks[, attributes])."""
     known = len(arguments) == n_arguments and type(arguments[1]) is bool
     if not known or not isinstance(arguments[0], StoredTensor | OddTensor):
@@ -133,13 +133,13 @@ def _parameter(arguments: tuple, n_arguments: int = 3) -> Built:
     return arguments[0], ""
 
 
-def _odd(kind: str) -> Callable[[tuple], Built]:
+def _odd(kind: str) -> Callable[[tuple[Any, ...]], Built]:
     return lambda _: (OddTensor(kind), "")
 
 
 _UTILS = "torch._utils"
 TYPED = ("torch._tensor", "_rebuild_from_type_v2")
-TENSOR_CALLS: dict[tuple[str, str], Callable[[tuple], Built]] = {
+TENSOR_CALLS: dict[tuple[str, str], Callable[[tuple[Any, ...]], Built]] = {
     (_UTILS, "_rebuild_tensor_v2"): _tensor,
     (_UTILS, "_rebuild_tensor_v3"): _tensor_of_bytes,
     (_UTILS, "_rebuild_parameter"): _parameter,
@@ -166,7 +166,7 @@ def _encoded(text: str, codec: str) -> Bytes | None:
     return Bytes(text) if codec == "latin1" and one_byte_each else None
 
 
-def _size(sides: tuple) -> tuple | None:
+def _size(sides: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return sides if len(sides) <= _MAX_SIDES and all(type(side) is int for side in sides) else None
 
 
@@ -184,7 +184,7 @@ def _given(value: Any = "", *_: Any) -> Any:
 
 
 _MAX_ENCODED, _MAX_SIDES, _MAX_DEVICE = 16_384, 64, 32
-# name -> the kinds of its arguments, and what stands for its value: None if torch makes no such call
+# name -> the kinds of its arguments, and what represents its value: None if torch makes no such call
 PLAIN_CALLS: dict[tuple[str, str], tuple[tuple[tuple[type, ...], ...], Callable[..., Any]]] = {
     ("collections", "OrderedDict"): (((),), dict),
     ("collections", "Counter"): (((dict,),), _given),

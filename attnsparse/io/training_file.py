@@ -1,4 +1,4 @@
-"""Training checkpoints: one file that holds all a run needs to go on, and nothing that is not checked.
+"""Training checkpoints: one file with everything that a run needs to continue, every byte of it checked.
 
 Layout (all numbers little-endian):
 
@@ -16,9 +16,9 @@ follows from the order and the sizes, so no offset in the file has to be believe
 the first checksum, by a tensor's, or by the rule that padding is zero.
 
 Reading checks the header against the size of the file, then all checksums, a block at a time, and only then
-takes the tensors into memory of our own; nothing of the file is executed. Saving writes a temporary file in
-the same folder, flushes it to the disk and renames it, so a reader finds the old file or the new one and
-never a part of one.
+reads the tensors into memory; nothing of the file is executed. Saving writes a temporary file in the same
+folder, flushes it to the disk and renames it, so a reader finds the old file or the new one and never a part
+of one.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from ..errors import CheckpointError, FormatError, located, quoted
+from ..errors import CheckpointError, FormatError, file_error, quoted
 from .atomic import write_atomic
 from .checksums import PIECE_BYTES, sha256
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import RegularFile
+from .regular_file import RegularFile, bytes_of
 from .strict_json import parse_object
 from .tensor_source import has_too_many_bytes
 
@@ -50,7 +50,11 @@ ALIGNMENT = 64
 PREAMBLE_BYTES = 64
 
 _FIELDS = struct.Struct("<8sIIQQ")
-_DTYPES = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8"), "int64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+    "int64": np.dtype("<i8"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,11 @@ class Entry(NamedTuple):
 
 
 Check = Callable[[dict[str, Any], dict[str, Entry]], None]
-"""Looks at meta and at the tensors' entries, before any tensor is read, and may raise CheckpointError."""
+"""Called with meta and the tensors' entries before any tensor is read; may raise CheckpointError."""
 
 
 def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a checkpoint so that `path` always holds a whole one, the old or the new.
+    """Write a checkpoint; `path` always holds a whole one, the old or the new.
 
     meta: JSON values; numbers must be finite.  tensors: float32, float64 or int64 arrays of any shape. The
     same arguments give the same bytes. Raises OSError with errno and file name when the disk refuses, with
@@ -87,7 +91,7 @@ def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping
         {
             "dtype": array.dtype.name,
             "name": name,
-            "sha256": sha256(_bytes_of(array)),
+            "sha256": sha256(bytes_of(array)),
             "shape": list(array.shape),
         }
         for name, array in arrays.items()
@@ -102,7 +106,7 @@ def save(path: str | os.PathLike[str], meta: Mapping[str, Any], tensors: Mapping
     pieces: list[Any] = [fields, hashlib.sha256(fields + header).digest(), header]
     pieces.append(bytes(begin - PREAMBLE_BYTES - len(header)))
     for array in arrays.values():
-        pieces += [_bytes_of(array), bytes(_round_up(array.nbytes) - array.nbytes)]
+        pieces += [bytes_of(array), bytes(_round_up(array.nbytes) - array.nbytes)]
     write_atomic(path, pieces)
 
 
@@ -129,7 +133,7 @@ def load(
         if sibling is None:
             raise
         text = f"{error}; {sibling.name} in the same folder is intact".partition(": ")[2]
-        raise located(
+        raise file_error(
             CheckpointError, error.code, path, text, offset=error.offset, field=error.field
         ) from error
     raise refusal
@@ -166,18 +170,14 @@ def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
         raise ValueError(f"tensor {name!r} has dtype {array.dtype}, a checkpoint holds {', '.join(_DTYPES)}")
     if not _good_name(name, DEFAULT_LIMITS) or array.ndim > DEFAULT_LIMITS.max_rank:
         raise ValueError(
-            f"tensor {quoted(name)} of rank {array.ndim}: the name or the rank is too long or empty"
+            f"tensor {quoted(name)} of rank {array.ndim}: a name needs 1..{DEFAULT_LIMITS.max_name_bytes:,} "
+            f"bytes, and the rank is at most {DEFAULT_LIMITS.max_rank}"
         )
     return np.asarray(array, _DTYPES[array.dtype.name], order="C")
 
 
 def _good_name(name: Any, limits: Limits) -> bool:
     return isinstance(name, str) and 1 <= len(name.encode("utf-8", "replace")) <= limits.max_name_bytes
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of a C-contiguous array, without a copy."""
-    return memoryview(array.reshape(-1).view(np.uint8))
 
 
 def _round_up(size: int) -> int:
@@ -226,14 +226,14 @@ def _read_header(
     end = PREAMBLE_BYTES + _check_preamble(preamble, file.size, path, limits)
     header = file.read(PREAMBLE_BYTES, end - PREAMBLE_BYTES)
     if hashlib.sha256(preamble[:32] + header).digest() != preamble[32:]:
-        _fail("checksum", path, "the header fails its checksum", 32, "header")
+        _raise_file_error("checksum", path, "the header fails its checksum", 32, "header")
     meta, entries = _parse_header(header, path, limits)
     begin = _round_up(end)
     _check_padding(file, end, begin, path)
     needed = begin + sum(_round_up(entry.n_bytes) for entry in entries)
     if needed != file.size:
         text = f"the header describes {needed:,} bytes, the file has {file.size:,}"
-        _fail("size_mismatch", path, text, 16, "tensors")
+        _raise_file_error("size_mismatch", path, text, 16, "tensors")
     return meta, entries, begin
 
 
@@ -247,7 +247,9 @@ def _check_tensors(file: RegularFile | _Bytes, entries: list[Entry], begin: int,
             file.read_into(at, piece)
             total.update(piece)
         if total.hexdigest() != entry.sha256:
-            _fail("checksum", path, f"tensor {quoted(entry.name)} fails its checksum", begin, entry.name)
+            _raise_file_error(
+                "checksum", path, f"tensor {quoted(entry.name)} fails its checksum", begin, entry.name
+            )
         begin += _round_up(entry.n_bytes)
         _check_padding(file, end, begin, path)
 
@@ -261,7 +263,7 @@ def _read_tensors(
         tensors = {}
         for entry in entries:
             array = np.empty(entry.shape, entry.dtype)
-            file.read_into(begin, _bytes_of(array))
+            file.read_into(begin, bytes_of(array))
             array.flags.writeable = False
             tensors[entry.name] = array
             begin += _round_up(entry.n_bytes)
@@ -270,7 +272,7 @@ def _read_tensors(
     except FormatError as error:
         raise _as_checkpoint_error(error) from error
     if not file.is_unchanged():
-        _fail("checksum", path, "was written to while it was read", None, None)
+        _raise_file_error("checksum", path, "was written to while it was read", None, None)
     return tensors
 
 
@@ -280,10 +282,11 @@ def _check_preamble(preamble: bytes, size: int, path: Any, limits: Limits) -> in
         text = (
             f"{size} bytes, a training checkpoint has at least {PREAMBLE_BYTES}; probably an incomplete copy"
         )
-        _fail("too_short", path, text, 0, None)
+        _raise_file_error("too_short", path, text, 0, None)
+    header_bytes: int
     magic, version, zero, total, header_bytes = _FIELDS.unpack(preamble[:32])
     if magic != MAGIC:
-        _fail(
+        _raise_file_error(
             "magic",
             path,
             "not a training checkpoint of attnsparse (its first 8 bytes are others)",
@@ -294,15 +297,15 @@ def _check_preamble(preamble: bytes, size: int, path: Any, limits: Limits) -> in
         text = (
             f"from a newer attnsparse: checkpoint version {version}, this one reads up to {VERSION}; update"
         )
-        _fail("version", path, text, 8, "version")
+        _raise_file_error("version", path, text, 8, "version")
     if version < 1 or zero:
         text = f"checkpoint version {version} (reserved field {zero}) was never released, versions start at 1"
-        _fail("version", path, text, 8, "version")
+        _raise_file_error("version", path, text, 8, "version")
     if total > size:
         text = f"should have {total:,} bytes but has {size:,}; probably an incomplete copy"
-        _fail("truncated", path, text, 16, "length")
+        _raise_file_error("truncated", path, text, 16, "length")
     if total < size:
-        _fail(
+        _raise_file_error(
             "trailing_data", path, f"{size - total:,} bytes follow its end at byte {total:,}", total, "length"
         )
     limits.check(
@@ -315,7 +318,7 @@ def _check_preamble(preamble: bytes, size: int, path: Any, limits: Limits) -> in
     )
     if _round_up(PREAMBLE_BYTES + header_bytes) > size:
         text = f"header says {header_bytes:,} bytes but only {size - PREAMBLE_BYTES:,} follow"
-        _fail("truncated", path, text, 24, "header")
+        _raise_file_error("truncated", path, text, 24, "header")
     return header_bytes
 
 
@@ -329,13 +332,17 @@ def _parse_header(header: bytes, path: Any, limits: Limits) -> tuple[dict[str, A
         raise _as_checkpoint_error(error) from error
     meta, tensors = content.get("meta"), content.get("tensors")
     if not isinstance(meta, dict) or not isinstance(tensors, list) or len(content) != 2:
-        _fail("header_value", path, 'the header must hold "meta" and "tensors"', PREAMBLE_BYTES, "header")
+        _raise_file_error(
+            "header_value", path, 'the header must hold "meta" and "tensors"', PREAMBLE_BYTES, "header"
+        )
     if len(tensors) > limits.max_tensors:
         text = f"{len(tensors):,} tensors, at most max_tensors={limits.max_tensors:,}"
-        _fail("header_value", path, text, PREAMBLE_BYTES, "tensors")
+        _raise_file_error("header_value", path, text, PREAMBLE_BYTES, "tensors")
     entries = [_parse_entry(entry, path, limits) for entry in tensors]
     if len({entry.name for entry in entries}) != len(entries):
-        _fail("duplicate_name", path, "a tensor name occurs twice in the header", PREAMBLE_BYTES, "tensors")
+        _raise_file_error(
+            "duplicate_name", path, "a tensor name occurs twice in the header", PREAMBLE_BYTES, "tensors"
+        )
     return meta, entries
 
 
@@ -343,27 +350,33 @@ def _parse_entry(entry: Any, path: Any, limits: Limits) -> Entry:
     """One tensor's entry in the header."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "name", "sha256", "shape"}:
         text = "a tensor's entry needs exactly dtype, name, sha256 and shape"
-        _fail("header_value", path, text, PREAMBLE_BYTES, "tensors")
+        _raise_file_error("header_value", path, text, PREAMBLE_BYTES, "tensors")
     name, shape, checksum = entry["name"], entry["shape"], entry["sha256"]
     if not _good_name(name, limits):
         text = f"a tensor name must have 1..{limits.max_name_bytes} bytes"
-        _fail("header_value", path, text, PREAMBLE_BYTES, "name")
+        _raise_file_error("header_value", path, text, PREAMBLE_BYTES, "name")
     dtype = _DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         text = f"tensor {quoted(name)} has dtype {quoted(entry['dtype'])}, supported: {' '.join(_DTYPES)}"
-        _fail("dtype", path, text, PREAMBLE_BYTES, name)
+        _raise_file_error("dtype", path, text, PREAMBLE_BYTES, name)
     whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
     if not whole or len(shape) > limits.max_rank or not isinstance(checksum, str):
         text = f"tensor {quoted(name)} needs a shape of at most {limits.max_rank} integers and a checksum"
-        _fail("header_value", path, text, PREAMBLE_BYTES, name)
+        _raise_file_error("header_value", path, text, PREAMBLE_BYTES, name)
     if has_too_many_bytes(shape):
-        _fail("size_overflow", path, f"tensor {quoted(name)}: no array can be so large", PREAMBLE_BYTES, name)
+        _raise_file_error(
+            "size_overflow",
+            path,
+            f"tensor {quoted(name)}: larger than any array can be",
+            PREAMBLE_BYTES,
+            name,
+        )
     return Entry(name, dtype, tuple(shape), checksum, math.prod(shape) * dtype.itemsize)
 
 
 def _check_padding(file: RegularFile | _Bytes, begin: int, end: int, path: Any) -> None:
     if any(file.read(begin, end - begin)):
-        _fail("padding", path, f"the padding from byte {begin:,} on is not zero", begin, None)
+        _raise_file_error("padding", path, f"the padding from byte {begin:,} on is not zero", begin, None)
 
 
 def _as_checkpoint_error(error: FormatError) -> CheckpointError:
@@ -372,5 +385,5 @@ def _as_checkpoint_error(error: FormatError) -> CheckpointError:
     )
 
 
-def _fail(code: str, path: Any, text: str, offset: int | None, field: str | None) -> NoReturn:
-    raise located(CheckpointError, code, path, text, offset=offset, field=field)
+def _raise_file_error(code: str, path: Any, text: str, offset: int | None, field: str | None) -> NoReturn:
+    raise file_error(CheckpointError, code, path, text, offset=offset, field=field)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, located
+from ..errors import ConfigError, file_error
 from ..io.strict_json import shown
 
 #: upper bounds of the integers in a Config
@@ -54,9 +54,9 @@ class Config:
             text = (
                 f"activation {shown(self.activation)} is not supported; supported: {', '.join(ACTIVATIONS)}"
             )
-            raise located(ConfigError, "config_value", "Config", text, field="activation")
+            raise file_error(ConfigError, "config_value", "Config", text, field="activation")
         if not self.ln_eps > 0:
-            raise located(
+            raise file_error(
                 ConfigError,
                 "config_value",
                 "Config",
@@ -71,10 +71,10 @@ class Config:
         for name in values:
             if name not in known:
                 text = f"unknown name {shown(name)}; known: {', '.join(sorted(known))}"
-                raise located(ConfigError, "config_value", "Config", text, field=str(name))
+                raise file_error(ConfigError, "config_value", "Config", text, field=str(name))
         for name in SIZE_LIMITS:
             if name not in values:
-                raise located(ConfigError, "config_value", "Config", f"{name} is missing", field=name)
+                raise file_error(ConfigError, "config_value", "Config", f"{name} is missing", field=name)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +144,6 @@ def check_kind(
         if type(value) is str:
             return value
         expected = "a string"
-    raise located(
+    raise file_error(
         ConfigError, "config_type", path, f"{label} must be {expected}, got {shown(value)}", field=label
     )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import ConfigError, located
+from ..errors import ConfigError, file_error
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
@@ -112,7 +112,7 @@ def read_config(
     usual = math.sqrt(fields.get("d_head", 1))
     usable = isinstance(scale, int | float) and type(scale) is not bool and abs(scale) < 1e30
     if not usable or (scale != -1 and not math.isclose(scale, usual, rel_tol=1e-6)):
-        _fail(
+        _raise_file_error(
             "config_value",
             path,
             "attn_scale",
@@ -172,28 +172,34 @@ def derive_head_width(fields: dict[str, Any], path: str | os.PathLike[str]) -> N
     width, n_head, d_head = (fields.get(name) for name in ("d_model", "n_head", "d_head"))
     if width and n_head and not d_head:
         if width % n_head:
-            _fail("config_value", path, "n_embd", f"={width} is not a multiple of n_head={n_head}", join="")
+            _raise_file_error(
+                "config_value", path, "n_embd", f"={width} is not a multiple of n_head={n_head}", join=""
+            )
         fields["d_head"] = width // n_head
     if width and d_head and not n_head:
         if width % d_head:
-            _fail("config_value", path, "d_model", f"={width} is not a multiple of d_head={d_head}", join="")
+            _raise_file_error(
+                "config_value", path, "d_model", f"={width} is not a multiple of d_head={d_head}", join=""
+            )
         fields["n_head"] = width // d_head
 
 
 def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
     version = values.get("attnsparse_version", CONFIG_VERSION)
     if type(version) is not int or version < 1:
-        _fail("config_type", path, "attnsparse_version", f"must be an integer, got {shown(version)}")
+        _raise_file_error(
+            "config_type", path, "attnsparse_version", f"must be an integer, got {shown(version)}"
+        )
     if version > CONFIG_VERSION:
         text = f"is {shown(version)}, this attnsparse reads up to {CONFIG_VERSION}; update attnsparse"
-        _fail("config_version", path, "attnsparse_version", text)
+        _raise_file_error("config_version", path, "attnsparse_version", text)
     known = {alias for names in (_SIZES | _FLAGS).values() for alias in names}
     for key in values:
         if key.startswith("attnsparse_") and key not in known and key != "attnsparse_version":
-            _fail("config_value", path, key, "is not a field that this attnsparse knows")
+            _raise_file_error("config_value", path, key, "is not a field that this attnsparse knows")
     model_type = values.get("model_type", "gpt2")
     if model_type not in _MODEL_TYPES:
-        _fail(
+        _raise_file_error(
             "config_value",
             path,
             "model_type",
@@ -206,9 +212,11 @@ def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
             text = (
                 "says that the weights are quantized; save them in full: model.dequantize().save_pretrained"
             )
-            _fail("config_value", path, key, text)
+            _raise_file_error("config_value", path, key, text)
         if value not in allowed or type(value) not in {type(item) for item in allowed}:
-            _fail("config_value", path, key, f"is {shown(value)}; only {shown(allowed[0])} is supported")
+            _raise_file_error(
+                "config_value", path, key, f"is {shown(value)}; only {shown(allowed[0])} is supported"
+            )
 
 
 def _only_value(
@@ -228,13 +236,13 @@ def _only_value(
         if value != found[0] and found[0] != seen.get(name) and not padded:
             shows = f"; the weights show {seen[name]}" if name in seen else "; they mean the same"
             text = f"is {shown(found[0])} but {key} is {shown(value)}{shows}"
-            _fail("config_value", path, present[0], text)
+            _raise_file_error("config_value", path, present[0], text)
     return found[0] if found else None
 
 
 def _activation(name: str, path: Any) -> str:
     if name not in _ACTIVATIONS:
-        _fail(
+        _raise_file_error(
             "config_value",
             path,
             "activation_function",
@@ -243,7 +251,7 @@ def _activation(name: str, path: Any) -> str:
     return _ACTIVATIONS[name]
 
 
-def _fail(code: str, path: Any, field: str, text: str, join: str = " ") -> NoReturn:
-    raise located(
+def _raise_file_error(code: str, path: Any, field: str, text: str, join: str = " ") -> NoReturn:
+    raise file_error(
         ConfigError, code, path, f"{field if len(field) < 80 else shown(field)}{join}{text}", field=field
     )

@@ -14,51 +14,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _check
 from .._core_types import Interventions
-from ..items import Edge, Head
+from ..items import Edge, Head, HeadPosition, Mlp, Resid
 from .batch import Batch, as_batch
 from .run import DEFAULT_MAX_BYTES
 
 if TYPE_CHECKING:
     from .model import Model
 
-KINDS = ("zero", "mean", "counterfactual")
+ABLATIONS = ("zero", "mean", "counterfactual")
+"""What ablated items are replaced by."""
 POINTS = ("pre", "mid", "post")
 _MOST_ENTRIES = 50_000_000
-
-
-class HeadPosition(NamedTuple):
-    """One head at one position (counted from 0; negative from the end)."""
-
-    layer: int
-    head: int
-    position: int
-
-    @property
-    def label(self) -> str:
-        """`L9H6@7`."""
-        return f"{Head(self.layer, self.head).label}@{self.position}"
-
-
-class Mlp(NamedTuple):
-    """The MLP of a layer, at all positions."""
-
-    layer: int
-
-
-class Resid(NamedTuple):
-    """The residual stream at one position (negative: from the end) before ("pre"), within ("mid", between
-    attention and MLP) or after ("post") a layer. It has no zero ablation, which would delete the model."""
-
-    layer: int
-    position: int
-    point: str = "pre"
 
 
 Item: TypeAlias = "Head | HeadPosition | Edge | Mlp | Resid"
@@ -98,7 +71,7 @@ class Ablation:
     keep_only: bool = False
 
     def __post_init__(self) -> None:
-        _check.choice(self.kind, "kind", KINDS)
+        _check.choice(self.kind, "kind", ABLATIONS)
         _check.flag(self.keep_only, "keep_only")
         if (self.kind == "zero") != (self.reference is None):
             need = "takes no reference prompts" if self.kind == "zero" else "needs reference prompts"

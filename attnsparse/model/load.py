@@ -17,15 +17,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .. import _check
-from ..errors import ConfigError, NonFiniteError, file_label, located, printable, quoted
+from ..errors import ConfigError, NonFiniteError, file_error, file_label, printable, quoted
 from ..io.atomic import File, write_together
 from ..io.folder_commit import read_whole
-from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
+from ..io.foreign import family_of
+from ..io.limits import DEFAULT_LIMITS, Limits
 from ..io.safetensors_file import safetensors_pieces
 from ..io.tensor_source import TensorSource
 from . import hub
 from .config import Config
-from .foreign import family_of
 from .hf_config import (
     derive_head_width,
     hugging_face_config,
@@ -128,7 +128,7 @@ def load(
         _check.flag(gated, "gated")
     _check.flag(allow_nonfinite, "allow_nonfinite")
     _check.flag(strict, "strict")
-    checked_limits(limits)
+    _check.instance(limits, Limits, "limits")
     given = _checked_config(config)
     path = Path(_check.path(what, "the model"))
 
@@ -296,7 +296,7 @@ def _check_family(names: Names, path: str) -> None:
     if not any(map(names.has, ("wte.weight", "wpe.weight", "embed.W_E", "embed.weight"))):
         family = family_of(names.source.values())
         if family:
-            raise located(ConfigError, "other_model", path, family)
+            raise file_error(ConfigError, "other_model", path, family)
 
 
 def _report_left_out(left_out: list[str], path: str, *, strict: bool) -> None:
@@ -306,7 +306,7 @@ def _report_left_out(left_out: list[str], path: str, *, strict: bool) -> None:
     listed = ", ".join(map(quoted, left_out[:4])) + more
     if strict:
         text = f"strict=True refuses what no logit needs: {listed}; pass strict=False to leave it out"
-        raise located(ConfigError, "unexpected_tensor", path, text, field=left_out[0])
+        raise file_error(ConfigError, "unexpected_tensor", path, text, field=left_out[0])
     text = f"{file_label(path)}: left out, because no logit needs it: {listed}"
     warnings.warn(printable(text), UserWarning, stacklevel=6)
 
@@ -351,7 +351,7 @@ def _ask_for(keys: list[str], path: str, config_path: Path | None) -> NoReturn:
     given = ", ".join(f"{key!r}: {value}" for key, (value, _) in zip(keys, examples))
     meaning = "".join(text for _, text in examples)
     text = f"{where} {', '.join(keys)}, nor do the weights; pass config={{{given}}}{meaning}"
-    raise located(ConfigError, "config_missing", config_path or path, text, field=keys[0])
+    raise file_error(ConfigError, "config_missing", config_path or path, text, field=keys[0])
 
 
 def _unsaid_normalization(values: Mapping[str, Any] | None, path: Path) -> list[str]:
@@ -359,7 +359,7 @@ def _unsaid_normalization(values: Mapping[str, Any] | None, path: Path) -> list[
     kind = (values or {}).get("normalization_type")
     if kind == "LN":
         text = 'is "LN" but the weights hold no LayerNorm; where they were folded it is "LNPre"'
-        raise located(
+        raise file_error(
             ConfigError, "config_value", path, f"normalization_type {text}", field="normalization_type"
         )
     return [] if kind is not None or is_hugging_face(values or {}) else ["normalization_type"]
@@ -372,7 +372,7 @@ def _is_tied(declared: bool | None, names: Names, source: TensorSource) -> bool:
     same = head == table or source.same_values(head, table)
     if declared and not same:
         text = "lm_head.weight is not wte.weight but tie_word_embeddings is true; set it to false"
-        raise located(ConfigError, "tied_mismatch", source.path, text, field=head)
+        raise file_error(ConfigError, "tied_mismatch", source.path, text, field=head)
     return same
 
 
@@ -402,4 +402,4 @@ def _check_finite(model: Model, path: str, placements: list[Placement]) -> None:
                 f"{quoted(item.source)} has {int(bad.sum()):,} non-finite values, first at {first}; "
                 "pass allow_nonfinite=True to load it anyway"
             )
-            raise located(NonFiniteError, "nonfinite", path, text, field=item.source)
+            raise file_error(NonFiniteError, "nonfinite", path, text, field=item.source)

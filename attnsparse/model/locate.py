@@ -12,16 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _check
-from ..errors import ConfigError, FormatError, located, quoted
-from ..io.limits import Limits
-from ..io.regular_file import RegularFile, read_small
-from ..io.safetensors_file import SafetensorsFile
-from ..io.strict_json import parse_object, shown
-from ..io.tensor_source import TensorInfo, TensorSource
-from ..io.torch_file import TorchFile
-from ..items import name_of
-from . import hub
-from .foreign import (
+from ..errors import ConfigError, FormatError, file_error, quoted
+from ..io.foreign import (
     ADAPTER,
     BEGIN_BYTES,
     INCOMPLETE,
@@ -31,6 +23,14 @@ from .foreign import (
     kind_of_ending,
     kind_of_folder,
 )
+from ..io.limits import Limits
+from ..io.regular_file import RegularFile, read_small
+from ..io.safetensors_file import SafetensorsFile
+from ..io.strict_json import parse_object, shown
+from ..io.tensor_source import TensorInfo, TensorSource
+from ..io.torch_file import TorchFile
+from ..items import name_of
+from . import hub
 
 MODELS_FOLDER = Path(__file__).parent.parent / "pretrained"
 TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")
@@ -72,7 +72,7 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
         if path.suffix not in (".safetensors", *TORCH_ENDINGS):
             known = f"not a kind of file that holds weights; known: .safetensors {' '.join(TORCH_ENDINGS)}"
             kind = kind_of_ending(path) or _kind_of_file(path)
-            raise located(FormatError, "magic", path, f"this is {kind}" if kind else known)
+            raise file_error(FormatError, "magic", path, f"this is {kind}" if kind else known)
         _refuse_adapter(path.name.startswith("adapter_"), path)
         named = path.resolve().parent if path.stem == "final" else path.with_suffix("")
         return Found(path, path.parent, name_of(named))
@@ -100,7 +100,7 @@ def _kind_of_file(path: Path) -> str | None:
 
 def _refuse_adapter(is_adapter: bool, path: Path) -> None:
     if is_adapter:
-        raise located(ConfigError, "other_model", path, f"this is {ADAPTER}")
+        raise file_error(ConfigError, "other_model", path, f"this is {ADAPTER}")
 
 
 def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
@@ -114,7 +114,7 @@ def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
         if len(matches) > 1:
             listed = ", ".join(quoted(match.name) for match in matches[:4])
             text = f"{len(matches)} weight files match {pattern}: {listed}; name the one to load"
-            raise located(ConfigError, "several_files", folder, text)
+            raise file_error(ConfigError, "several_files", folder, text)
         if matches:
             return Found(matches[0], folder, name, from_hub)
     kind = kind_of_folder(folder)
@@ -153,7 +153,7 @@ class ShardedSource(TensorSource):
             for name in dict.fromkeys(where.values()):
                 if not (path.parent / name).exists():
                     text = f"names {quoted(name)}, which is not beside it; {INCOMPLETE}"
-                    raise located(FormatError, "shard_missing", path, text, field=name)
+                    raise file_error(FormatError, "shard_missing", path, text, field=name)
                 self._shards[name] = open_weights(path.parent / name, limits)
             _check_shards(self._shards, where, path)
         except BaseException:
@@ -177,13 +177,15 @@ class ShardedSource(TensorSource):
 def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
     where = index.get("weight_map")
     if not isinstance(where, dict) or not where:
-        raise located(FormatError, "shard_index", path, f"'weight_map' must be an object, got {shown(where)}")
+        raise file_error(
+            FormatError, "shard_index", path, f"'weight_map' must be an object, got {shown(where)}"
+        )
     endings = (".safetensors",) if path.name.endswith(".safetensors.index.json") else TORCH_ENDINGS
     for tensor, name in where.items():
         plain = isinstance(name, str) and name == os.path.basename(name) and not set(name) & set("/\\:\0")
         if not plain or name.startswith(".") or not name.endswith(endings):
             text = f"tensor {quoted(tensor)} should lie in {shown(name)}, which is no file name here"
-            raise located(FormatError, "shard_name", path, text, field=tensor)
+            raise file_error(FormatError, "shard_name", path, text, field=tensor)
     return where
 
 
@@ -192,12 +194,12 @@ def _check_shards(shards: Mapping[str, TensorSource], where: Mapping[str, str], 
     for tensor, name in where.items():
         if tensor not in shards[name].tensors:
             text = f"tensor {quoted(tensor)} is not in {quoted(name)}, where the index says it is"
-            raise located(FormatError, "shard_mismatch", path, text, field=tensor)
+            raise file_error(FormatError, "shard_mismatch", path, text, field=tensor)
     for name, source in shards.items():
         for tensor in source.tensors:
             if where.get(tensor) != name:
                 text = f"{quoted(name)} holds tensor {quoted(tensor)}, which the index does not place there"
-                raise located(FormatError, "shard_mismatch", path, text, field=tensor)
+                raise file_error(FormatError, "shard_mismatch", path, text, field=tensor)
 
 
 def tensor_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, located, quoted
+from ..errors import ConfigError, file_error, quoted
+from ..io.foreign import family_of
 from .config import Config
-from .foreign import family_of
 
 HUGGING_FACE, NANOGPT, TRANSFORMER_LENS, BRIDGE = "hugging_face", "nanogpt", "transformer_lens", "bridge"
 
@@ -89,7 +89,7 @@ class Names:
                 continue
             if plain in self.source:
                 text = f"{quoted(self.source[plain])} and {quoted(name)} are the same parameter"
-                raise located(ConfigError, "duplicate_name", path, text, field=name)
+                raise file_error(ConfigError, "duplicate_name", path, text, field=name)
             self.shapes[plain] = shapes[own]
             self.source[plain] = own
         self.layout = self._layout()
@@ -105,7 +105,7 @@ class Names:
         if len(found) > 1:
             listed = " and ".join(quoted(prefix) for prefix in sorted(found)[:3])
             text = f"holds several models, under {listed}; save the state dict of one of them"
-            raise located(ConfigError, "several_models", self.path, text)
+            raise file_error(ConfigError, "several_models", self.path, text)
         return found.pop() if found else ""
 
     def _layout(self) -> str:
@@ -179,19 +179,19 @@ class Names:
                 if plain in ("unembed.b_U", "unembed.bias") and not config.unembed_bias:
                     continue  # all zero
                 if not _is_needless(plain, shape, rows):
-                    raise located(ConfigError, "unexpected_tensor", self.path, self._unknown(name, config),
+                    raise file_error(ConfigError, "unexpected_tensor", self.path, self._unknown(name, config),
                                   field=name)  # fmt: skip
                 self.left_out.append(name)
                 continue
             ours, needed, view = wanted[plain]
             if shape != needed:
                 text = f"tensor {quoted(name)} has shape {list(shape)}, expected {list(needed)}"
-                raise located(ConfigError, "tensor_shape", self.path, text, field=name)
+                raise file_error(ConfigError, "tensor_shape", self.path, text, field=name)
             placements.append(Placement(name, ours, shape, view))
         for plain in wanted:
             if plain not in self.shapes:
                 text = f"tensor {quoted(plain)} is missing ({self._about(config)})"
-                raise located(ConfigError, "missing_tensor", self.path, text, field=plain)
+                raise file_error(ConfigError, "missing_tensor", self.path, text, field=plain)
         return placements
 
     def _unknown(self, name: str, config: Config) -> str:
@@ -217,7 +217,7 @@ class Names:
             "mlp.in is square, so the weights do not show whether it is transposed; pass "
             "config={'architecture': 'TransformerLensNative'} (boot_native) or 'GPT2LMHeadModel'"
         )
-        raise located(ConfigError, "config_missing", self.path, text, field="architecture")
+        raise file_error(ConfigError, "config_missing", self.path, text, field="architecture")
 
     def _about(self, config: Config) -> str:
         layers = f"layers 0-{self.n_layer - 1}" if self.n_layer else "no layers"

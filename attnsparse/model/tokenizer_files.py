@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ConfigError, FormatError, file_label, located, quoted
+from ..errors import ConfigError, FormatError, file_error, file_label, quoted
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
@@ -92,7 +92,7 @@ def read_pair(
     for name, token in ids.items():
         if type(token) is not int or not 0 <= token < len(ids):
             text = f"token {quoted(name)} has id {shown(token)}, expected a number in 0..{len(ids) - 1:,}"
-            raise located(ConfigError, "vocab", vocab, text, field=name)
+            raise file_error(ConfigError, "vocab", vocab, text, field=name)
     names_by_id(ids, os.fspath(vocab))
     return ids, _read_merges(merges, ids, limits)
 
@@ -106,7 +106,7 @@ def names_by_id(vocabulary: dict[str, int], path: str | None) -> list[str]:
                 f"{len(names):,} tokens must have the ids 0..{len(names) - 1:,}, each once; "
                 f"token {quoted(name)} has id {token:,}"
             )
-            raise located(ConfigError, "vocab", path, text, field=name)
+            raise file_error(ConfigError, "vocab", path, text, field=name)
         names[token] = name
     return names  # type: ignore[return-value]
 
@@ -119,7 +119,7 @@ def guarded(path: str | os.PathLike[str], make: Callable[[], tokenizers.Tokenize
         raise
     except BaseException as error:
         text = f"not a tokenizer that the tokenizers library reads: {str(error)[:120]}"
-        raise located(FormatError, "tokenizer", path, text) from error
+        raise file_error(FormatError, "tokenizer", path, text) from error
 
 
 def _read_json(path: Path, limits: Limits) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -163,7 +163,7 @@ def _read_merges(path: str | os.PathLike[str], ids: dict[str, Any], limits: Limi
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         text = f"not UTF-8 at byte {error.start:,}"
-        raise located(FormatError, "merges", path, text, offset=error.start) from error
+        raise file_error(FormatError, "merges", path, text, offset=error.start) from error
     limits.check("max_merges", len(lines), path, f"{len(lines):,} merges", code="tokenizer_limit")
     pairs = []
     for number, line in enumerate(lines, 1):
@@ -172,6 +172,6 @@ def _read_merges(path: str | os.PathLike[str], ids: dict[str, Any], limits: Limi
         parts = tuple(line.rstrip("\r").split(" "))
         if len(parts) != 2 or not all(part in ids for part in (*parts, "".join(parts))):
             text = f"line {number:,} {quoted(line)} is not two tokens of the vocabulary that make a third"
-            raise located(FormatError, "merges", path, text, field=f"line {number}")
+            raise file_error(FormatError, "merges", path, text, field=f"line {number}")
         pairs.append(parts)
     return pairs

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from ..errors import ConfigError, FormatError, located, quoted
+from ..errors import ConfigError, FormatError, file_error, quoted
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
@@ -74,7 +74,7 @@ class Sidecars:
         """A setting that is true or false; false where it is not given."""
         value = self.settings.get(name)
         if value not in (None, True, False):
-            raise self._bad(SETTINGS, f"'{name}' must be true or false, got {shown(value)}", name)
+            raise self._file_error(SETTINGS, f"'{name}' must be true or false, got {shown(value)}", name)
         return bool(value)
 
     def declared(self, own: Sequence[Mapping[str, Any]], *, gpt2: bool) -> Declared:
@@ -119,7 +119,9 @@ class Sidecars:
             return GPT2_BOS
         if type(number) is not int or number < 0:
             text = f"bos_token_id must be an integer from 0 on, got {shown(number)}"
-            raise located(ConfigError, "config_type", self.folder / "config.json", text, field="bos_token_id")
+            raise file_error(
+                ConfigError, "config_type", self.folder / "config.json", text, field="bos_token_id"
+            )
         return number
 
     def _add_special(self, values: dict[str, Any]) -> None:
@@ -150,7 +152,7 @@ class Sidecars:
         if name in _LISTS and isinstance(value, dict):
             return {role: self._one(file, role, token) for role, token in value.items()}
         if name in _LISTS:
-            raise self._bad(file, f"'{name}' must be a list of tokens, got {shown(value)}", name)
+            raise self._file_error(file, f"'{name}' must be a list of tokens, got {shown(value)}", name)
         return self._one(file, name, value, special=special)
 
     def _one(self, file: str, name: str, value: Any, *, special: bool = False) -> str | tokenizers.AddedToken:
@@ -159,7 +161,7 @@ class Sidecars:
         if _is_added(value):
             return cast("tokenizers.AddedToken", value)
         if not isinstance(value, dict):
-            raise self._bad(file, f"{quoted(name)} must be a token, got {shown(value)}", name)
+            raise self._file_error(file, f"{quoted(name)} must be a token, got {shown(value)}", name)
         return self._token(file, name, value | ({"special": True} if special else {}))
 
     def _token(self, file: str, name: str, value: Any) -> tokenizers.AddedToken:
@@ -169,12 +171,14 @@ class Sidecars:
         value = self._object(file, name, value)
         content, flags = value.get("content"), {flag: value[flag] for flag in _FLAGS if flag in value}
         if not isinstance(content, str) or not all(type(flag) is bool for flag in flags.values()):
-            raise self._bad(file, f"{quoted(name)}: {shown(value)} is not a token with its flags", name)
+            raise self._file_error(
+                file, f"{quoted(name)}: {shown(value)} is not a token with its flags", name
+            )
         return tokenizers.AddedToken(content, **flags)
 
     def _object(self, file: str, name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise self._bad(file, f"{quoted(name)} must be an object, got {shown(value)}", name)
+            raise self._file_error(file, f"{quoted(name)} must be an object, got {shown(value)}", name)
         return value
 
     def _id(self, file: str, number: Any, text: str = "") -> int:
@@ -182,11 +186,11 @@ class Sidecars:
             number = int(number)
         if type(number) is not int or not 0 <= number < 2**31:
             what = f"token {quoted(text)} has" if text else "'added_tokens_decoder' has"
-            raise self._bad(file, f"{what} the id {shown(number)}, expected an integer", text or None)
+            raise self._file_error(file, f"{what} the id {shown(number)}, expected an integer", text or None)
         return number
 
-    def _bad(self, file: str, text: str, field: str | None) -> BaseException:
-        return located(FormatError, "tokenizer", self.folder / file, text, field=field)
+    def _file_error(self, file: str, text: str, field: str | None) -> BaseException:
+        return file_error(FormatError, "tokenizer", self.folder / file, text, field=field)
 
 
 def text_of(token: str | tokenizers.AddedToken) -> str:
@@ -221,7 +225,7 @@ def add_tokens(inner: tokenizers.Tokenizer, declared: Declared, path: str | os.P
                 f"added token {quoted(token.content)} has id {number:,}, but after the vocabulary and the "
                 f"added tokens before it its id is {found:,}; ids must have no gaps and belong to one token"
             )
-            raise located(ConfigError, "vocab", path, text, field=token.content)
+            raise file_error(ConfigError, "vocab", path, text, field=token.content)
 
 
 def _roles(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Tasks: prompts on which a circuit is looked for, clean and corrupted, with right and wrong answers.
+"""Tasks: clean and corrupted prompts with right and wrong answers, on which circuits are found.
 
-`make_task("ioi", model.tokenizer)` draws one of those that come with the package; `read_prompts_json`,
-`read_eap_csv` and `from_dataframe` make one from your own prompts. The metrics turn logits into one number
-for every prompt.
+`make_task("ioi", model.tokenizer)` draws one of the built-in tasks; `read_prompts_json`, `read_eap_csv` and
+`from_dataframe` make one from your own prompts. The metrics turn logits into one number for each prompt.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from . import prompts
 from .builder import build
 from .files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
 from .metrics import (
+    METRICS,
     kl_divergence,
     last_logits,
     log_probability,
     logit_difference,
     metric,
-    metric_gradient,
     probability_difference,
     rank,
     top1,
 )
-from .task import METRICS, Task
+from .task import Task
 
 __all__ = [
     "METRICS",
@@ -38,7 +37,6 @@ __all__ = [
     "logit_difference",
     "make_task",
     "metric",
-    "metric_gradient",
     "probability_difference",
     "rank",
     "read_eap_csv",
@@ -48,7 +46,7 @@ __all__ = [
 ]
 
 TASKS = tuple(prompts.BUILDERS)
-"""Names of the tasks that `make_task` knows."""
+"""Names of the built-in tasks, see `make_task`."""
 
 
 def make_task(
@@ -60,37 +58,54 @@ def make_task(
     prepend_bos: bool = False,
     **options: Any,
 ) -> Task:
-    """`n` different prompts of a task, half of them to rank on, half to evaluate on.
+    """Draw different prompts of a built-in task, half of them to rank on, half to evaluate on.
 
-    name: one of TASKS. The functions of the same names in `tasks_prompts` say what each asks, what its
-    corrupted prompts change, and which `options` it has.
+    Parameters
+    ----------
+    name : str
+        One of `TASKS`. `tasks.prompts` has a function for each, which says what the task asks, what its
+        corrupted prompts change, and which `options` it takes.
+    tokenizer : Tokenizer
+        GPT-2's, or one that has the same tokens for the words, such as the demo models'. "docstring" needs
+        GPT-2's, "addition" that of the addition models.
+    n : int, default 80
+        Number of prompts, at least 1.
+    seed : int, default 0
+        0..2^64-1. The same seed gives the same prompts for every tokenizer.
+    prepend_bos : bool, default False
+        Put the tokenizer's BOS token in front of every prompt.
+    **options
+        Options of the task. copy, induction: `n_words`, `held_out_words`. antonym: `counterfactual` ("word"
+        or "relation"), `held_out_words`. ioi: `order` ("ABBA", "BABA", "both"), `counterfactual` (eight,
+        named as in MIB), `held_out_words`. greater_than: `corrupted_year`, `held_out_words`. docstring:
+        `n_before`. addition: none. With `held_out_words=True` the words are those that the demo models never
+        saw in such sentences, instead of those that they did.
 
-    * copy, induction: n_words, held_out_words
-    * antonym: counterfactual ("word" or "relation"), held_out_words
-    * ioi: order ("ABBA", "BABA", "both"), counterfactual (eight, named as in MIB), held_out_words
-    * greater_than: corrupted_year, held_out_words
-    * docstring: n_before (for GPT-2's tokenizer)
-    * addition: none (for the tokenizer of the addition models)
+    Returns
+    -------
+    Task
+        `n` prompts, no two of them the same.
 
-    held_out_words=True: words that the demo models never saw in such sentences, instead of those they did.
-    tokenizer: GPT-2's or one that has the same tokens for the words, such as the demo models'.
-    seed: 0..2^64-1; the same seed gives the same prompts for every tokenizer.
-    Raises ValueError for unknown names, for more prompts than there are, and for prompts that the tokenizer
-    cuts into other tokens; TypeError for options that the task does not have and for other tokenizers.
+    Raises
+    ------
+    ValueError
+        For an unknown name, for more prompts than there are, and for prompts that the tokenizer cuts into
+        other tokens.
+    TypeError
+        For options that the task does not have, and for other objects as tokenizer.
     """
     _check.instance(tokenizer, Tokenizer, "tokenizer")
-    if name not in prompts.BUILDERS:
-        raise ValueError(f"there is no task {name!r:.60}; tasks are {', '.join(TASKS)}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be an integer of at least 1, got {n!r:.60}")
+    _check.choice(name, "name", TASKS)
+    _check.integer(n, "n", 1)
+    _check.flag(prepend_bos, "prepend_bos")
     if name == "addition":
         prompts.needs_addition(tokenizer)
     seed = _check.seed(seed)
-    drafts = prompts.drafts(name, n, seed, options)
+    drawn = prompts.draw_prompts(name, n, seed, options)
     return build(
         name,
         prompts.BUILDERS[name].metric,
-        drafts,
+        drawn,
         tokenizer,
         seed=seed,
         prepend_bos=prepend_bos,

@@ -40,7 +40,8 @@ def sequences(a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[np.int3
 
 def sequence(a: int, b: int) -> NDArray[np.int32]:
     """Token ids (11,) of one sum."""
-    return sequences(np.array([a]), np.array([b]))[0]
+    row: NDArray[np.int32] = sequences(np.array([a]), np.array([b]))[0]
+    return row
 
 
 def all_sums() -> tuple[NDArray[np.int64], NDArray[np.int64]]:

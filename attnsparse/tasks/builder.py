@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _random
 from ..model.tokenizer import Tokenizer
-from .task import USE, Draft, Task, unequal
+from .task import USE, PromptText, Task, unequal
 
 # After these a word begins with a space: letters, digits, closing signs, a quotation mark that closes.
 _SPACE_FOLLOWS = re.compile(r"""(?:[^\W_]|[,.;:!?)\]}%…’”»]|(?<=[\w,.;:!?)\]}%…])["'`])$""")
@@ -20,7 +20,7 @@ _CONTRACTIONS = ("s", "t", "d", "m", "re", "ve", "ll")
 def build(
     name: str,
     metric: str,
-    drafts: Sequence[Draft],
+    prompts: Sequence[PromptText],
     tokenizer: Tokenizer,
     *,
     seed: int = 0,
@@ -37,27 +37,33 @@ def build(
     prepend_space_to_answer: True puts a space before every answer without one, False takes answers as they
     are, None as well unless both would be a token and the prompt does not say which is meant.
 
-    Raises ValueError that names the prompt and the token: text that cannot be encoded, answers that are not
-    one token or may lack their space, clean and corrupted prompts of different lengths.
+    ValueError names the prompt and the token: text that cannot be encoded, answers that are not one token or
+    may lack their space, clean and corrupted prompts of different lengths.
     """
     answers = _Answers(tokenizer, prepend_space_to_answer)
-    parts: tuple[list[np.ndarray], ...] = ([], [], [], [])
-    for i, draft in enumerate(drafts):
-        where = f"task {name!r}, prompt {i} ({draft.clean!r:.80})"
-        parts[0].append(_encoded(tokenizer, draft.clean, prepend_bos, where))
-        parts[1].append(_encoded(tokenizer, draft.corrupted, prepend_bos, where))
-        if len(parts[0][-1]) != len(parts[1][-1]):  # at once: prompts may be many and long
-            raise unequal(tokenizer, parts[0][-1], parts[1][-1], where)
-        parts[2].append(answers.ids(draft.answers, draft, f"{where}, answer"))
-        parts[3].append(answers.ids(draft.wrong, draft, f"{where}, wrong answer"))
-    labels, words = _positions(name, tokenizer, parts[0], prepend_bos, position_labels, word_positions)
+    clean: list[np.ndarray] = []
+    corrupted: list[np.ndarray] = []
+    right: list[np.ndarray] = []
+    wrong: list[np.ndarray] = []
+    for i, prompt in enumerate(prompts):
+        where = f"task {name!r}, prompt {i} ({prompt.clean!r:.80})"
+        clean.append(_encoded(tokenizer, prompt.clean, prepend_bos, where))
+        corrupted.append(_encoded(tokenizer, prompt.corrupted, prepend_bos, where))
+        if len(clean[-1]) != len(corrupted[-1]):  # at once: prompts may be many and long
+            raise unequal(tokenizer, clean[-1], corrupted[-1], where)
+        right.append(answers.ids(prompt.answers, prompt, f"{where}, answer"))
+        wrong.append(answers.ids(prompt.wrong, prompt, f"{where}, wrong answer"))
+    labels, words = _positions(name, tokenizer, clean, prepend_bos, position_labels, word_positions)
     return Task(
         name,
         metric,
         tokenizer,
-        *map(tuple, parts),
-        labels=tuple(draft.label for draft in drafts),
-        is_ranking=halves(len(drafts), seed) if is_ranking is None else is_ranking,
+        tuple(clean),
+        tuple(corrupted),
+        tuple(right),
+        tuple(wrong),
+        labels=tuple(prompt.label for prompt in prompts),
+        is_ranking=halves(len(prompts), seed) if is_ranking is None else is_ranking,
         prepend_bos=prepend_bos,
         options={"seed": seed} if options is None else options,
         position_labels=labels,
@@ -102,7 +108,7 @@ def halves(n: int, seed: int) -> np.ndarray:
 
 def _encoded(tokenizer: Tokenizer, text: Any, prepend_bos: bool, where: str) -> np.ndarray:
     if not isinstance(text, str) or not text:
-        raise ValueError(f"{where}: a prompt must be a text that is not empty, got {text!r:.60}")
+        raise ValueError(f"{where}: a prompt must be non-empty text, got {text!r:.60}")
     try:
         ids = np.array(tokenizer.encode(text, prepend_bos=prepend_bos), np.int32)
     except ValueError as error:
@@ -118,22 +124,22 @@ class _Answers:
         self.prepend_space = prepend_space
         self.known: dict[str, list[int] | None] = {}
 
-    def ids(self, answers: Sequence[str | int], draft: Draft, where: str) -> np.ndarray:
+    def ids(self, answers: Sequence[str | int], prompt: PromptText, where: str) -> np.ndarray:
         """int32: given ids as they are, texts looked up; `where` names the prompt in errors."""
-        found = [a if isinstance(a, int) else self._single(a, draft, where) for a in answers]
+        found = [a if isinstance(a, int) else self._single(a, prompt, where) for a in answers]
         return np.array(found, np.int32)
 
-    def _single(self, text: str, draft: Draft, where: str) -> int:
+    def _single(self, text: str, prompt: PromptText, where: str) -> int:
         spaced = f" {text}"
         if self.prepend_space and not text.startswith(" "):
             text = spaced
         ids = self._tokens(text)
         if ids is None or len(ids) != 1:
             raise ValueError(self._not_one(text, ids, where))
-        if self.prepend_space is None and self._may_lack_space(text, draft):
+        if self.prepend_space is None and self._may_lack_space(text, prompt):
             raise ValueError(
                 f"{where}: {text!r:.60} has no leading space, and {spaced!r:.60} is a token too; pass "
-                f"prepend_space_to_answer=True if it follows {draft.clean[-20:]!r}, False if not"
+                f"prepend_space_to_answer=True if it follows {prompt.clean[-20:]!r}, False if not"
             )
         return ids[0]
 
@@ -153,22 +159,22 @@ class _Answers:
             message += f"; with a leading space, {' ' + text!r}, it is"
         return message
 
-    def _may_lack_space(self, text: str, draft: Draft) -> bool:
+    def _may_lack_space(self, text: str, prompt: PromptText) -> bool:
         """Whether the text alone does not say that no space is meant before the answer."""
-        prompt = draft.clean
-        if not text[0].isalnum() or not _SPACE_FOLLOWS.search(prompt):
+        clean = prompt.clean
+        if not text[0].isalnum() or not _SPACE_FOLLOWS.search(clean):
             return False
-        if len(self._tokens(f" {text}") or ()) != 1 or (prompt[-1] in "'’" and text in _CONTRACTIONS):
+        if len(self._tokens(f" {text}") or ()) != 1 or (clean[-1] in "'’" and text in _CONTRACTIONS):
             return False
-        return not (text[0].isdigit() and prompt[-1].isdigit() and self._goes_on(draft))
+        return not (text[0].isdigit() and clean[-1].isdigit() and self._continues(prompt))
 
-    def _goes_on(self, draft: Draft) -> bool:
-        """Whether an answer goes on with the number at the end of the prompt: the tokenizer cuts between
-        them, as GPT-2's does in "1732", though not in every one ("1700" is a token)."""
-        whole = self.tokenizer.encode(draft.clean)
-        for answer in (*draft.answers, *draft.wrong):
+    def _continues(self, prompt: PromptText) -> bool:
+        """Whether an answer continues the number at the end of the prompt: the tokenizer cuts between them,
+        as GPT-2's does in "1732", though not in every one ("1700" is a token)."""
+        whole = self.tokenizer.encode(prompt.clean)
+        for answer in (*prompt.answers, *prompt.wrong):
             if isinstance(answer, str) and answer[:1].isdigit():
-                joined = _tokens_or_none(self.tokenizer, draft.clean + answer)
+                joined = _tokens_or_none(self.tokenizer, prompt.clean + answer)
                 if joined is not None and joined[:-1] == whole:
                     return True
         return False

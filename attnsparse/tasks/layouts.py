@@ -1,8 +1,8 @@
 """The layouts in which tables of prompts are published, and how a row of each becomes a prompt with answers.
 
-What a table means is decided by all of its columns together, never by one: `LAYOUTS` is the whole list, with
-the readers of EAP-IG, eap-ig-faithfulness and MIB's circuit track as its source. Prompts are always in
-`clean` and `corrupted`.
+All columns of a table together decide what it means, never one of them. `LAYOUTS` is the whole list; its
+source are the readers of EAP-IG, eap-ig-faithfulness and MIB's circuit track. Prompts are always in `clean`
+and `corrupted`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from .._check import is_missing
 from ..errors import quoted
 from ..model.tokenizer import Tokenizer
-from .task import Draft
+from .task import PromptText
 
 YEARS = tuple(f"{year:02d}" for year in range(100))
-_AS_IT_STANDS = "a CSV stays text with pandas.read_csv(..., dtype=str, keep_default_na=False)"
+_AS_TEXT = "a CSV stays text with pandas.read_csv(..., dtype=str, keep_default_na=False)"
 Columns = Mapping[str, Sequence[Any]]
 Refuse = Callable[[str, "str | None"], Exception]
 """Makes the exception for a sentence and the column that it is about."""
@@ -100,7 +100,7 @@ def recognised(columns: Columns, refuse: Refuse) -> Layout:
     """The one layout that fits; `refuse` makes the error if there is none or more than one."""
     for column in ("clean", "corrupted"):
         if column not in columns:
-            raise refuse(f"has no column {column!r}; prompts stand in 'clean' and 'corrupted'", column)
+            raise refuse(f"has no column {column!r}; prompts belong in 'clean' and 'corrupted'", column)
     found = _DECIDING.intersection(columns)
     fits = [
         layout
@@ -111,7 +111,7 @@ def recognised(columns: Columns, refuse: Refuse) -> Layout:
         return fits[0]
     if fits:
         meant = " or ".join(f"{layout.right!r} ({layout.of})" for layout in fits)
-        raise refuse(f"the answers can be {meant}; leave the columns out that are not the answers", None)
+        raise refuse(f"the answers can be {meant}; leave out the columns that are not the answers", None)
     for layout in LAYOUTS:
         lacking = set(layout.answers) - found
         if len(lacking) == 1 < len(layout.answers) and found.issubset((*layout.answers, *layout.also)):
@@ -128,7 +128,7 @@ def read_rows(
     tokenizer: Tokenizer,
     verbs: Sequence[Sequence[str]] | None,
     refuse: Refuse,
-) -> list[Draft]:
+) -> list[PromptText]:
     """All rows as prompts with answers; every value is checked."""
     read = _Reader(layout, tokenizer, refuse, verbs)
     labels = _labels(columns, "task" in columns, refuse) if layout.kind != "year" else None
@@ -138,7 +138,7 @@ def read_rows(
             if not isinstance(text, str):
                 raise refuse(f"prompt {i}: {name} must be a text, {_got(text)}", name)
         cells = [columns[name][i] for name in (layout.right, layout.wrong) if name]
-        draft = Draft(str(texts[0]), str(texts[1]), *read.answers(i, cells, texts[0]))
+        draft = PromptText(str(texts[0]), str(texts[1]), *read.answers(i, cells, texts[0]))
         drafts.append(draft if labels is None else draft._replace(label=labels[i]))
     return drafts
 
@@ -150,7 +150,7 @@ def _labels(columns: Columns, from_task: bool, refuse: Refuse) -> list[str] | No
         return None
     for i, value in enumerate(values):
         if not isinstance(value, str) and (from_task or is_missing(value)):
-            raise refuse(f"prompt {i}: label must be a text, {_got(value)}; {_AS_IT_STANDS}", "label")
+            raise refuse(f"prompt {i}: label must be a text, {_got(value)}; {_AS_TEXT}", "label")
     return [str(value) for value in values]
 
 
@@ -163,14 +163,14 @@ class _Reader:
         self.layout, self.tokenizer, self.refuse = layout, tokenizer, refuse
         kinds = {"ids": self._pair, "words": self._pair, "year": self._years, "number": self._numbers}
         self.answers = kinds[layout.kind]
-        self.item = self._id if layout.kind == "ids" else self._word
+        self.item: Callable[[int, str, Any], int | str] = self._id if layout.kind == "ids" else self._word
         if layout.kind == "number":
             self.by_number = self._verb_ids(verbs)
 
     def _pair(self, i: int, cells: Sequence[Any], clean: str) -> tuple[Any, ...]:
+        names = [name for name in (self.layout.right, self.layout.wrong) if name]
         return tuple(
-            tuple(self.item(i, name, value) for value in items_of(cell))
-            for name, cell in zip((self.layout.right, self.layout.wrong), cells)
+            tuple(self.item(i, name, value) for value in items_of(cell)) for name, cell in zip(names, cells)
         )
 
     def _id(self, i: int, column: str, value: Any) -> int:
@@ -248,7 +248,7 @@ def exact_integer(value: Any) -> int | None:
 
 
 def items_of(cell: Any) -> list[Any]:
-    """What stands in a cell: one thing, or the items of a list, of an array, or of a list written as text."""
+    """What a cell holds: one thing, or the items of a list, of an array, or of a list written as text."""
     if isinstance(cell, str):
         listed = _written_list(cell)
         return [cell] if listed is None else listed
@@ -273,14 +273,14 @@ def _written_list(text: str) -> list[Any] | None:
             return None
         try:
             items.append(ast.literal_eval(item[1]) if item[1][0] in "'\"" else int(item[1]))
-        except (SyntaxError, ValueError):  # an escape that there is not
+        except (SyntaxError, ValueError):  # an unknown escape
             return None
         at = item.end()
     return items
 
 
 def _got(value: Any) -> str:
-    """What stands there instead, for a message."""
+    """What was found instead, for a message."""
     if is_missing(value):
         return f"but it is missing ({value})"
     return f"got {quoted(value)}" if isinstance(value, str) else f"got {type(value).__name__} {value!r:.40}"

@@ -1,7 +1,7 @@
 """Tables of MIB as `datasets` gives them with `to_pandas()`: objects in cells, several counterfactuals.
 
-Prompts and answers are those of the benchmark's own reader (HFEAPDataset of its circuit track). The CSV of
-such a table holds no objects any more and is not read.
+Prompts and answers are those of the benchmark's own reader (HFEAPDataset of its circuit track). A CSV of such
+a table no longer holds objects and is not read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def is_nested(columns: Columns) -> bool:
     return "prompt" in columns and any(str(name).endswith(_ENDING) for name in columns)
 
 
-def flattened(columns: Columns, counterfactual: str | None, refuse: Refuse) -> dict[str, Sequence[Any]]:
+def flattened(columns: Columns, counterfactual: str | None, refuse: Refuse) -> dict[str, list[Any]]:
     """The table with clean, corrupted, answer and wrong. counterfactual: with or without its ending."""
     table = next((table for table in TABLES if all(mark in columns for mark in table.marks)), None)
     if table is None:

@@ -1,20 +1,21 @@
-"""The prompts of the tasks that come with the package, drawn at random from the words of `demo_words`.
+"""Prompts of the built-in tasks, drawn at random from the words in `words`.
 
-Every word is one token for GPT-2 and for the demo models alike, so a task is the same text for both. The
-prompts are those that the demo models were not trained on: lists of nouns are new, and sentences about giving
-or lasting are from the combinations that are held out of training. `held_out_words=True` goes further and
-uses words that were never in such a sentence.
+Every word is one token for GPT-2 and for the demo models alike, so a task is the same text for both. The demo
+models were not trained on these prompts: lists of nouns are new, and sentences about giving or lasting are
+combinations that were held out of training. `held_out_words=True` goes further: the words were never in such
+a sentence.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from .. import _random
+from .. import _check, _random
 from ..model.tokenizer import Tokenizer
 from . import addition, words
-from .task import USE, Draft
+from .task import USE, PromptText
 
 T = TypeVar("T")
 
@@ -58,30 +59,49 @@ def _numbers(seed: int, task: int) -> Iterator[int]:
         block += 1
 
 
-def copy(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> Draft:
-    """`Copy: a b c d e f g = a b c d e f` -> ` g`; corrupted: another noun for g in the first list.
+def copy(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> PromptText:
+    """Draw `Copy: a b c d e f g = a b c d e f` with the answer ` g`.
 
-    n_words: length of the list; the last word is asked for.
+    Parameters
+    ----------
+    draws : Draws
+        Random choices.
+    n_words : int, default 7
+        Length of the list, 3..100; the last word is asked for.
+    held_out_words : bool, default False
+        Take nouns that the demo models never saw in a list.
+
+    Returns
+    -------
+    PromptText
+        Corrupted: another noun in place of g in the first list, which is the wrong answer.
     """
-    return _list_draft(draws, "Copy:", " =", _length(n_words), n_words - 1, held_out_words)
+    n = _check.integer(n_words, "n_words", 3, 100)
+    return _list(draws, "Copy:", " =", n, n - 1, held_out_words)
 
 
-def induction(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> Draft:
-    """`List: a b c d e f g a b c` -> ` d`, with nothing to say that the list begins again.
+def induction(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -> PromptText:
+    """Draw `List: a b c d e f g a b c` with the answer ` d`; nothing announces that the list begins again.
 
-    n_words: length of the list; the word in its middle is asked for. Corrupted: another noun for d in the
-    first list.
+    Parameters
+    ----------
+    draws : Draws
+        Random choices.
+    n_words : int, default 7
+        Length of the list, 3..100; the word in its middle is asked for.
+    held_out_words : bool, default False
+        Take nouns that the demo models never saw in a list.
+
+    Returns
+    -------
+    PromptText
+        Corrupted: another noun in place of d in the first list, which is the wrong answer.
     """
-    return _list_draft(draws, "List:", "", _length(n_words), n_words // 2, held_out_words)
+    n = _check.integer(n_words, "n_words", 3, 100)
+    return _list(draws, "List:", "", n, n // 2, held_out_words)
 
 
-def _length(n_words: int) -> int:
-    if isinstance(n_words, bool) or not isinstance(n_words, int) or not 3 <= n_words <= 100:
-        raise ValueError(f"n_words must be an integer in 3..100, got {n_words!r:.60}")
-    return n_words
-
-
-def _list_draft(draws: Draws, start: str, middle: str, n: int, asked: int, held_out_words: bool) -> Draft:
+def _list(draws: Draws, start: str, middle: str, n: int, asked: int, held_out_words: bool) -> PromptText:
     pool = words.HELD_OUT_NOUNS if held_out_words else words.NOUNS
     if n + 1 > len(pool):
         raise ValueError(f"n_words={n} is too many: there are {len(pool)} words, and one more is needed")
@@ -92,25 +112,37 @@ def _list_draft(draws: Draws, start: str, middle: str, n: int, asked: int, held_
     repeated = listed[:asked]
     texts = [" ".join([start, *first]) + middle + "".join(f" {word}" for word in repeated)
              for first in (listed, changed)]  # fmt: skip
-    return Draft(texts[0], texts[1], (f" {right}",), (f" {other}",))
+    return PromptText(texts[0], texts[1], (f" {right}",), (f" {other}",))
 
 
-def antonym(draws: Draws, *, counterfactual: str = "word", held_out_words: bool = False) -> Draft:
-    """`The opposite of "large" is "` -> `small`.
+def antonym(draws: Draws, *, counterfactual: str = "word", held_out_words: bool = False) -> PromptText:
+    """Draw `The opposite of "large" is "` with the answer `small`.
 
-    counterfactual: "word" asks for another word's opposite; "relation" asks for the start of the word, and
-    its first letter is the wrong answer.
+    Parameters
+    ----------
+    draws : Draws
+        Random choices.
+    counterfactual : {"word", "relation"}, default "word"
+        "word" asks for the opposite of another word, which is the wrong answer; "relation" asks for the start
+        of the word, and its first letter is the wrong answer.
+    held_out_words : bool, default False
+        Take pairs that the demo models never saw in this sentence.
+
+    Returns
+    -------
+    PromptText
+        Clean and corrupted prompt with one answer and one wrong answer.
     """
-    _one_of("counterfactual", counterfactual, ("word", "relation"))
+    _check.choice(counterfactual, "counterfactual", ("word", "relation"))
     pool = [pair for pair in words.PAIRS if (pair in words.HELD_OUT_PAIRS) == held_out_words]
     pair, other = draws.sample(pool, 2)
     x, y = pair if draws.below(2) else pair[::-1]
     text = words.until(words.ANTONYM[0], "y")
     clean = words.filled(text, x=x)
     if counterfactual == "relation":
-        return Draft(clean, words.filled(words.until(words.RIVAL, "letter"), x=x), (y,), (x[0],))
+        return PromptText(clean, words.filled(words.until(words.RIVAL, "letter"), x=x), (y,), (x[0],))
     other_x, other_y = other if draws.below(2) else other[::-1]
-    return Draft(clean, words.filled(text, x=other_x), (y,), (other_y,))
+    return PromptText(clean, words.filled(text, x=other_x), (y,), (other_y,))
 
 
 def ioi(
@@ -119,15 +151,32 @@ def ioi(
     order: str = "both",
     counterfactual: str = COUNTERFACTUALS[0],
     held_out_words: bool = False,
-) -> Draft:
-    """`When Mary and John went to the store, John gave a drink to` -> ` Mary` (against ` John`).
+) -> PromptText:
+    """Draw `When Mary and John went to the store, John gave a drink to` with the answer ` Mary`.
 
-    order: "ABBA" (who gives is named second), "BABA" (first) or "both".
-    counterfactual: one of COUNTERFACTUALS. s1_io_flip exchanges the two names at the start, s2_io_flip lets
-    the other one give, abc gives all three places different new names, random_names replaces both names.
+    Parameters
+    ----------
+    draws : Draws
+        Random choices.
+    order : {"both", "ABBA", "BABA"}, default "both"
+        Whether the one who gives is named second ("ABBA") or first ("BABA").
+    counterfactual : str, default "s2_io_flip_counterfactual"
+        One of `COUNTERFACTUALS`. s1_io_flip exchanges the two names at the start, s2_io_flip lets the other
+        one give, abc puts different new names in all three places, random_names replaces both names.
+    held_out_words : bool, default False
+        Take names that the demo models never saw in such a sentence.
+
+    Returns
+    -------
+    PromptText
+        The wrong answer is the name of the one who gives; the label is "ABBA" or "BABA".
+
+    References
+    ----------
+    Wang et al. (2022), "Interpretability in the Wild"; counterfactuals as in MIB (Mueller et al., 2025).
     """
-    _one_of("order", order, ("ABBA", "BABA", "both"))
-    _one_of("counterfactual", counterfactual, COUNTERFACTUALS)
+    _check.choice(order, "order", ("ABBA", "BABA", "both"))
+    _check.choice(counterfactual, "counterfactual", COUNTERFACTUALS)
     pool = words.HELD_OUT_NAMES if held_out_words else words.NAMES
     while True:
         a, b = draws.sample(range(len(pool)), 2)
@@ -145,7 +194,7 @@ def ioi(
         )
 
     changed = _changed_names(draws, pool, (first, second, subject), counterfactual)
-    return Draft(text(first, second, subject), text(*changed), (f" {other}",), (f" {subject}",), label)
+    return PromptText(text(first, second, subject), text(*changed), (f" {other}",), (f" {subject}",), label)
 
 
 def _changed_names(
@@ -168,12 +217,32 @@ def _changed_names(
     return first, second, gives
 
 
-def greater_than(draws: Draws, *, corrupted_year: str | None = None, held_out_words: bool = False) -> Draft:
-    """`The war lasted from the year 1732 to the year 17` -> any of `33` ... `99`, against `00` ... `32`.
+def greater_than(
+    draws: Draws, *, corrupted_year: str | None = None, held_out_words: bool = False
+) -> PromptText:
+    """Draw `The war lasted from the year 1732 to the year 17` with any of `33` ... `99` as answer.
 
-    Label: the two-digit start year. Corrupted: the start 20 years earlier, or the two digits of
-    `corrupted_year` ("01" in the literature).
+    Parameters
+    ----------
+    draws : Draws
+        Random choices.
+    corrupted_year : str, optional
+        Two digits that replace those of the start year in the corrupted prompt ("01" in the literature). By
+        default the start is 20 years earlier there.
+    held_out_words : bool, default False
+        Take years that the demo models never saw as a start.
+
+    Returns
+    -------
+    PromptText
+        The wrong answers are `00` ... `32`; the label is the two-digit start year.
+
+    References
+    ----------
+    Hanna et al. (2023), "How does GPT-2 compute greater-than?"
     """
+    if corrupted_year is not None and re.fullmatch("[0-9]{2}", str(corrupted_year)) is None:
+        raise ValueError(f"corrupted_year must be two digits, such as '01', got {corrupted_year!r:.60}")
     years = range(words.FIRST_YEAR + 20, words.LAST_YEAR + 1)
     pool = [year for year in years if (year in words.HELD_OUT_YEARS) == held_out_words]
     while True:
@@ -188,19 +257,30 @@ def greater_than(draws: Draws, *, corrupted_year: str | None = None, held_out_wo
         for year in (f"{start:02d}", other)
     ]
     ends = tuple(f"{year:02d}" for year in range(100))
-    return Draft(texts[0], texts[1], ends[start + 1 :], ends[: start + 1], f"{start:02d}")
+    return PromptText(texts[0], texts[1], ends[start + 1 :], ends[: start + 1], f"{start:02d}")
 
 
-def docstring(draws: Draws, *, n_before: int = 2) -> Draft:
-    """A Python function whose documentation names its parameters in order; the next name is asked for.
+def docstring(draws: Draws, *, n_before: int = 2) -> PromptText:
+    """Draw a Python function whose documentation names its parameters in order; the next one is asked for.
 
-    n_before: parameters before the three that matter (the last of these is the answer). Corrupted: the
-    parameters in the signature are others. The wrong answers are all parameters but the right one, of both
-    signatures; for the metric the largest of them counts. Needs GPT-2's tokenizer.
+    Parameters
+    ----------
+    draws : Draws
+        Random choices.
+    n_before : int, default 2
+        Number of parameters before the three that matter, 0..6; the last of the three is the answer.
+
+    Returns
+    -------
+    PromptText
+        Corrupted: other parameters in the signature. The wrong answers are all other parameters of both
+        signatures; the metric takes the largest of them. For GPT-2's tokenizer.
+
+    References
+    ----------
+    Heimersheim and Janiak (2023), "A circuit for Python docstrings in a 4-layer attention-only transformer".
     """
-    if isinstance(n_before, bool) or not isinstance(n_before, int) or not 0 <= n_before <= 6:
-        raise ValueError(f"n_before must be an integer in 0..6, got {n_before!r:.60}")
-    n = n_before + 3
+    n = _check.integer(n_before, "n_before", 0, 6) + 3
     drawn = draws.sample(words.ALL_NOUNS, 2 * n + 7)
     name, signature, others, about = drawn[0], drawn[1 : n + 1], drawn[n + 1 : 2 * n + 1], drawn[2 * n + 1 :]
     documented = signature[n_before:]
@@ -218,14 +298,22 @@ def docstring(draws: Draws, *, n_before: int = 2) -> Draft:
 
     right = signature[-1]
     wrong = tuple(f" {word}" for word in (*signature[:-1], *others))
-    return Draft(text(signature), text(others), (f" {right}",), wrong)
+    return PromptText(text(signature), text(others), (f" {right}",), wrong)
 
 
-def add(draws: Draws) -> Draft:
-    """`53+28=0` -> `8`, the tens of the sum, for the toy models of addition.
+def add(draws: Draws) -> PromptText:
+    """Draw `53+28=0` with the answer `8`, the tens of the sum, for the addition models.
 
-    Corrupted: other ones in the first number, so that the ones carry where they did not, or the other way
-    round; the wrong answer is the tens of that sum. Label: "carry" or "no carry".
+    Parameters
+    ----------
+    draws : Draws
+        Random choices.
+
+    Returns
+    -------
+    PromptText
+        Corrupted: other ones in the first number, so that they carry where they did not, or the other way
+        round; the wrong answer is the tens of that sum. The label is "carry" or "no carry".
     """
     while True:
         a, b = draws.below(100), draws.below(100)
@@ -236,7 +324,7 @@ def add(draws: Draws) -> Draft:
             break
     texts = [f"{x:02d}+{b:02d}={hundreds[0]}" for x in (a, other)]
     tens = [str((x + b) // 10 % 10) for x in (a, other)]
-    return Draft(*texts, (tens[0],), (tens[1],), "carry" if carries[0] else "no carry")
+    return PromptText(texts[0], texts[1], (tens[0],), (tens[1],), "carry" if carries[0] else "no carry")
 
 
 def needs_addition(tokenizer: Tokenizer) -> None:
@@ -248,15 +336,10 @@ def needs_addition(tokenizer: Tokenizer) -> None:
         )
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r:.60}")
-
-
 class Builder(NamedTuple):
     """How a task is made: a function that draws one prompt, and its metric."""
 
-    draw: Callable[..., Draft]
+    draw: Callable[..., PromptText]
     metric: str
 
 
@@ -271,19 +354,20 @@ BUILDERS = {
 }
 
 
-def drafts(name: str, n: int, seed: int, options: dict[str, Any]) -> list[Draft]:
-    """`n` different prompts of a task. Raises ValueError if there are not so many, TypeError for options that
-    the task does not have."""
+def draw_prompts(name: str, n: int, seed: int, options: dict[str, Any]) -> list[PromptText]:
+    """`n` different prompts of a task; ValueError if there are not that many, TypeError for options that the
+    task does not have."""
+    _check.flag(options.get("held_out_words", False), "held_out_words")
     draws = Draws(seed, list(BUILDERS).index(name))
-    found: dict[str, Draft] = {}
+    found: dict[str, PromptText] = {}
     missed = 0
     while len(found) < n and missed < 200 + 20 * n:
         try:
-            draft = BUILDERS[name].draw(draws, **options)
+            prompt = BUILDERS[name].draw(draws, **options)
         except TypeError as error:
             raise TypeError(f"task {name!r}: {error}") from error
-        missed += draft.clean in found
-        found.setdefault(draft.clean, draft)
+        missed += prompt.clean in found
+        found.setdefault(prompt.clean, prompt)
     if len(found) < n:
         raise ValueError(f"task {name!r} has only {len(found)} different prompts of this kind, asked for {n}")
     return list(found.values())

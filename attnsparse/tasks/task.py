@@ -1,8 +1,8 @@
-"""Task: prompts in pairs, clean and corrupted, with answers and wrong answers as token ids, checked.
+"""Task: pairs of prompts, clean and corrupted, with answers and wrong answers as token ids.
 
-The checks are those without which a result means nothing: clean and corrupted prompts have the same number of
-tokens, so that position k of one is position k of the other, and every answer is one token. A task that fails
-them is not made; the error names the prompt and the token.
+A task is checked when it is made, because without that a result means nothing: clean and corrupted prompts
+have the same number of tokens, so that position k of one is position k of the other, and every answer is one
+token. The error names the prompt and the token.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _check
-from .._display import escaped
+from .._display import Html, escaped, html_rows
 from ..model.tokenizer import Tokenizer
+from .metrics import TASK_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-USE = 6  # of random numbers, see randomness.py
-METRICS = ("logit_diff", "logit_diff_max", "prob_diff")
+USE = 6  # of random numbers, see _random.py
 HALVES = ("ranking", "evaluation")
 SHOWN = 5  # prompts in the notebook's table
 
 
-class Draft(NamedTuple):
+class PromptText(NamedTuple):
     """A prompt as text: clean, corrupted, the right and the wrong answer tokens (texts or ids), a label."""
 
     clean: str
@@ -41,20 +41,27 @@ class Draft(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
-    """n prompts of one kind. Made by `make_task` or one of the readers; nothing in it can be changed.
+    """n prompts of one kind with their answers; immutable.
 
-    The metric is taken at the last token of a prompt (see `metric`): "logit_diff" is the mean logit of the
-    answers minus that of the wrong ones, "logit_diff_max" minus the largest of the wrong ones, "prob_diff"
-    the probability of all answers together minus that of all wrong ones.
+    Make one with `make_task`, `from_dataframe` or one of the readers.
+
+    Notes
+    -----
+    The metric is read after the last token of a prompt. "logit_diff" is the mean logit of the answers minus
+    that of the wrong answers, "logit_diff_max" subtracts the largest logit of the wrong answers instead,
+    "prob_diff" is the total probability of the answers minus that of the wrong answers.
     """
 
     name: str
+    """Shown in tables and figures."""
     metric: str
+    """Read after the last token: "logit_diff", "logit_diff_max" or "prob_diff"."""
     tokenizer: Tokenizer = field(repr=False)
+    """With which the prompts were encoded."""
     clean: tuple[np.ndarray, ...]
     """n arrays of token ids (int32, read-only); give `list(task.clean)` to `Model.run`."""
     corrupted: tuple[np.ndarray, ...]
-    """The same with one thing changed that the answer depends on; lengths as in `clean`."""
+    """The same with something changed on which the answer depends; lengths as in `clean`."""
     answers: tuple[np.ndarray, ...]
     """n arrays of one or more token ids (int32) that are right."""
     wrong: tuple[np.ndarray, ...]
@@ -62,19 +69,18 @@ class Task:
     labels: tuple[str, ...]
     """What kind of prompt each is: "ABBA", a year, or ""."""
     is_ranking: np.ndarray
-    """bool [n]: in the half that heads or edges are ranked on; the others are for the evaluation."""
+    """bool [n]: True for the prompts to rank items on; the others are for the evaluation."""
     prepend_bos: bool = False
     """Whether the prompts begin with the tokenizer's BOS token."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What it was made with: seed and the task's own options, as JSON values."""
+    """Seed and options with which it was made, as JSON values."""
     position_labels: tuple[str, ...] | None = None
-    """A name for every position, if all prompts have the same shape (`seq_labels` of prompt files)."""
+    """A name for each position, if all prompts have the same form (`seq_labels` of prompt files)."""
     word_positions: Mapping[str, int] | None = None
     """Positions of named words (`word_idxs` of prompt files)."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r:.60}")
+        _check.choice(self.metric, "metric", TASK_METRICS)
         if not self.clean:
             raise ValueError(f"task {self.name!r} has no prompts")
         lengths = {len(part) for part in (self.corrupted, self.answers, self.wrong, self.labels)}
@@ -97,8 +103,10 @@ class Task:
             raise ValueError(f"{self._prompt_name(i)}: needs at least one answer and one wrong answer")
         ids, counts = np.unique([*self.answers[i], *self.wrong[i]], return_counts=True)
         if counts.max() > 1:
-            text = self.tokenizer.token_string(int(ids[counts > 1][0]))
-            raise ValueError(f"{self._prompt_name(i)}: {text!r} stands twice among answers and wrong answers")
+            twice = int(ids[counts > 1][0])
+            both = twice in self.answers[i] and twice in self.wrong[i]
+            what = "listed as both an answer and a wrong answer" if both else "listed twice"
+            raise ValueError(f"{self._prompt_name(i)}: {self.tokenizer.token_string(twice)!r} is {what}")
 
     def _prompt_name(self, i: int) -> str:
         return f"task {self.name!r}, prompt {i} ({self.text(i)!r:.80})"
@@ -107,23 +115,55 @@ class Task:
         return len(self.clean)
 
     def text(self, i: int, corrupted: bool = False) -> str:
-        """Text of prompt i, without the BOS token."""
+        """Return the text of a prompt, without the BOS token.
+
+        Parameters
+        ----------
+        i : int
+            0..n-1.
+        corrupted : bool, default False
+            Return the corrupted prompt instead of the clean one.
+
+        Returns
+        -------
+        str
+            The decoded tokens.
+        """
         row = (self.corrupted if corrupted else self.clean)[i]
         return self.tokenizer.decode(row[1:] if self.prepend_bos else row)
 
     @property
     def ranking(self) -> Task:
-        """The prompts to rank on."""
+        """The task with the prompts to rank on."""
         return self.subset(np.flatnonzero(self.is_ranking))
 
     @property
     def evaluation(self) -> Task:
-        """The prompts to evaluate on, none of which is among those to rank on."""
+        """The task with the prompts to evaluate on; none of them is in `ranking`."""
         return self.subset(np.flatnonzero(~self.is_ranking))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Task:
-        """The task with these prompts only. IndexError for others than 0..n-1, ValueError for none, TypeError
-        for anything but integers (of a mask, `np.flatnonzero(mask)`)."""
+        """Return the task with some of its prompts.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Prompts, each 0..n-1. For a mask give `np.flatnonzero(mask)`.
+
+        Returns
+        -------
+        Task
+            The prompts in the order of `indices`.
+
+        Raises
+        ------
+        IndexError
+            If there is no such prompt.
+        ValueError
+            If `indices` is empty.
+        TypeError
+            If an index is not an integer.
+        """
         chosen = [_check.integer(i, "an index of subset") for i in indices]
         if not all(0 <= i < len(self) for i in chosen):
             raise IndexError(f"task {self.name!r} has prompts 0..{len(self) - 1}, got {chosen[:8]}")
@@ -145,7 +185,7 @@ class Task:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the metric and of all prompts, answers and halves."""
+        """SHA-256 of name, metric, prompts, answers, labels and halves, as hexadecimal digits."""
         head = [self.name, self.metric, list(self.labels), self.is_ranking.tolist(), self.prepend_bos]
         rows = [
             [row.tolist() for row in part] for part in (self.clean, self.corrupted, self.answers, self.wrong)
@@ -153,8 +193,19 @@ class Task:
         return hashlib.sha256(json.dumps([head, rows]).encode()).hexdigest()
 
     def description(self) -> dict[str, Any]:
-        """What all prompts share, as JSON values: name, metric, prepend_bos, options, and, if the task has
-        them, seq_labels and word_idxs without the BOS token. ValueError for a word at the BOS token."""
+        """Return what all prompts share, as files and tables record it.
+
+        Returns
+        -------
+        dict
+            JSON values: name, metric, prepend_bos, options, and, if the task has them, seq_labels and
+            word_idxs, counted without the BOS token.
+
+        Raises
+        ------
+        ValueError
+            If a named word is the BOS token, which files do not hold.
+        """
         told: dict[str, Any] = {
             "name": self.name,
             "metric": self.metric,
@@ -166,16 +217,26 @@ class Task:
         if self.word_positions is not None:
             told["word_idxs"] = {word: at - self.prepend_bos for word, at in self.word_positions.items()}
             if min(told["word_idxs"].values(), default=0) < 0:
-                raise ValueError(f"task {self.name!r} has a word at the BOS token, which is not written down")
+                raise ValueError(f"task {self.name!r} has a word at the BOS token, which files do not hold")
         return told
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per prompt: clean, corrupted (texts), answer, wrong (texts, or lists of texts where there
-        are several), label (if there are any), half ("ranking" or "evaluation"), n_tokens, task.
+        """Return a table with one row per prompt.
 
-        `task` holds `description()` as JSON, the same in every row, so that `from_dataframe` makes the same
-        task again; so does `read_eap_csv` of `to_csv(path, index=False)`. pandas' own `read_csv` takes digits
-        for numbers: give it `dtype=str, keep_default_na=False`.
+        Returns
+        -------
+        pandas.DataFrame
+            clean, corrupted : str
+            answer, wrong : str, or list of str where there are several
+            label : str, if any prompt has one
+            half : "ranking" or "evaluation"
+            n_tokens : int
+            task : `description()` as JSON, the same in every row
+
+        Notes
+        -----
+        `from_dataframe` makes the same task again, and so does `read_eap_csv` of `to_csv(path, index=False)`.
+        pandas' own `read_csv` reads digits as numbers: give it `dtype=str, keep_default_na=False`.
         """
         import pandas as pd
 
@@ -192,7 +253,8 @@ class Task:
         }
         if not any(self.labels):
             del columns["label"]
-        return pd.DataFrame(columns)
+        frame: pd.DataFrame = pd.DataFrame(columns)
+        return frame
 
     def _texts(self, ids: np.ndarray) -> str | list[str]:
         texts = self.tokenizer.token_strings(ids)
@@ -210,23 +272,18 @@ class Task:
     def _repr_html_(self) -> str:
         rows = []
         for i in range(min(len(self), SHOWN)):
-            tokens = self.tokenizer.token_strings(self.clean[i])
-            others = self.tokenizer.token_strings(self.corrupted[i])
-            cells = (
-                _marked(tokens, others),
-                _marked(others, tokens),
-                escaped(_short(self.tokenizer.token_strings(self.answers[i]))),
-                escaped(_short(self.tokenizer.token_strings(self.wrong[i]))),
-                escaped(self.labels[i]),
+            clean, corrupted, answers, wrong = (
+                self.tokenizer.token_strings(part[i])
+                for part in (self.clean, self.corrupted, self.answers, self.wrong)
             )
-            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        head = "".join(f"<th>{name}</th>" for name in ("clean", "corrupted", "answer", "wrong", "label"))
-        more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
-        return f"<p>{escaped(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
+            marked = (_marked(clean, corrupted), _marked(corrupted, clean))
+            rows.append((*marked, _short(answers), _short(wrong), self.labels[i]))
+        names = ("clean", "corrupted", "answer", "wrong", "label")
+        return f"<p>{escaped(repr(self))}</p>" + html_rows(names, rows, len(self))
 
 
 def unequal(tokenizer: Tokenizer, clean: np.ndarray, corrupted: np.ndarray, where: str) -> ValueError:
-    """The error for prompts of different lengths: where they part."""
+    """The error for prompts of different lengths, with the position where they differ."""
     shorter = min(len(clean), len(corrupted))
     differ = np.flatnonzero(clean[:shorter] != corrupted[:shorter])
     at = int(differ[0]) if len(differ) else shorter
@@ -235,16 +292,18 @@ def unequal(tokenizer: Tokenizer, clean: np.ndarray, corrupted: np.ndarray, wher
         for row in (clean, corrupted)
     ]
     return ValueError(
-        f"{where}: clean has {len(clean)} tokens, corrupted {len(corrupted)}; they part at position {at}, "
+        f"{where}: clean has {len(clean)} tokens, corrupted {len(corrupted)}; they differ at position {at}, "
         f"{texts[0]} against {texts[1]}"
     )
 
 
-def _marked(tokens: Sequence[str], others: Sequence[str]) -> str:
+def _marked(tokens: Sequence[str], others: Sequence[str]) -> Html:
     """The text of tokens with those in bold that differ from the other prompt."""
-    return "".join(
-        escaped(token) if token == other else f"<b>{escaped(token)}</b>"
-        for token, other in zip(tokens, others)
+    return Html(
+        "".join(
+            escaped(token) if token == other else f"<b>{escaped(token)}</b>"
+            for token, other in zip(tokens, others)
+        )
     )
 
 

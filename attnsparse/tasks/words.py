@@ -34,7 +34,7 @@ PAIRS = _paired(
 HELD_OUT_PAIRS = frozenset(
     pair for pair in PAIRS if pair[0] in ("tall", "clean", "true", "north", "push", "upper", "past", "legal")
 )
-"""Pairs that never stand in `The opposite of "..." is "..."`; the other forms have them."""
+"""Pairs that never occur in `The opposite of "..." is "..."`; the other forms have them."""
 
 KINDS = {
     "animal": "dog cat horse bird cow sheep pig mouse rabbit bear wolf lion tiger snake monkey duck chicken "
@@ -59,12 +59,12 @@ chain wheel motor pump pipe tank tree grass leaf root seed stone rock sand river
 mountain hill forest field desert valley cloud rain snow storm wind sun"""
 
 ALL_NOUNS = tuple(noun for noun, _ in KIND_OF) + tuple(_OTHER_NOUNS.split())
-"""138 nouns; all of them stand in sentences other than lists."""
+"""138 nouns; all of them occur in sentences other than lists."""
 
 HELD_OUT_NOUNS = _listed(
     """tiger goat whale potato desk spoon plane sock drum nurse barn mirror rope stone valley wind"""
 )
-"""Nouns that never stand in a list that is copied."""
+"""Nouns that never occur in a list that is copied."""
 
 NOUNS = tuple(noun for noun in ALL_NOUNS if noun not in HELD_OUT_NOUNS)
 """The 122 nouns of lists."""
@@ -77,7 +77,7 @@ NAMES = _listed(
 """The 40 names of sentences about giving."""
 
 HELD_OUT_NAMES = _listed("Helen Henry Jack Jane Jacob Karen Martin Susan")
-"""Names that never stand in a sentence about giving, only in other sentences."""
+"""Names that never occur in a sentence about giving, only in other sentences."""
 
 PLACES = _listed("store park school office station hospital garden beach church market")
 OBJECTS = _listed("drink book ring ball gift letter phone ticket computer flower")
@@ -128,7 +128,7 @@ MENTION = "Today|{ name}| has| a|{ noun}| and| the|{ noun!}| is| from|{ name!}|.
 
 TEMPLATES = (*ANTONYM, RIVAL, *GIVING, LASTING, CAPITAL, KIND, MENTION)
 
-# Lists of 3 to 7 nouns, said twice: what stands before the first, between them and after the second.
+# Lists of 3 to 7 nouns, said twice: the texts before the first, between them and after the second.
 LISTS = (
     ("Copy|:", " =", "."),
     ("Say", " then", "."),

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._engine import core_for
 from .._version import __version__
-from ..errors import CheckpointError, FormatError, located, quoted
+from ..errors import CheckpointError, FormatError, file_error, quoted
 from ..io.limits import DEFAULT_LIMITS
 from ..io.regular_file import RegularFile
 from ..io.training_file import Entry
@@ -66,7 +66,7 @@ def checked_meta(meta: dict[str, Any], path: Path) -> dict[str, Any]:
         options = TrainingOptions.from_dict(meta["options"])
         options.check(config.gated, config.n_layer)
     except (TypeError, ValueError) as error:
-        raise located(CheckpointError, "meta", path, str(error)) from error
+        raise file_error(CheckpointError, "meta", path, str(error)) from error
     step = meta["step"]
     if meta["kind"] != "training":
         _no_run(path, "kind", f"is {quoted(meta['kind'])}, expected 'training'")
@@ -95,7 +95,7 @@ def _check_multiplier(meta: dict[str, Any], config: Config, options: TrainingOpt
 
 
 def _no_run(path: Path, field: str, text: str) -> NoReturn:
-    raise located(CheckpointError, "meta", path, f"{field} {text}", field=field)
+    raise file_error(CheckpointError, "meta", path, f"{field} {text}", field=field)
 
 
 def check_entries(tensors: Mapping[str, Entry], config: Config, step: int, path: Path) -> None:
@@ -110,19 +110,19 @@ def check_entries(tensors: Mapping[str, Entry], config: Config, step: int, path:
     for name, shape in expected.items():
         if name not in tensors:
             text = f"tensor {quoted(name)} is missing"
-            raise located(CheckpointError, "missing_tensor", path, text, field=name)
+            raise file_error(CheckpointError, "missing_tensor", path, text, field=name)
         array = tensors[name]
         if array.shape != shape:
             text = f"tensor {quoted(name)} has shape {list(array.shape)}, expected {list(shape)}"
-            raise located(CheckpointError, "size_mismatch", path, text, field=name)
+            raise file_error(CheckpointError, "size_mismatch", path, text, field=name)
         wanted = "float64" if name == "history" else dtype
         if array.dtype != wanted or wanted == "int64":
             text = f"tensor {quoted(name)} has dtype {array.dtype}, expected {wanted}"
-            raise located(CheckpointError, "dtype", path, text, field=name)
+            raise file_error(CheckpointError, "dtype", path, text, field=name)
     for name in tensors:
         if name not in expected:
             text = f"tensor {quoted(name)} does not belong to this config"
-            raise located(CheckpointError, "unexpected_tensor", path, text, field=name)
+            raise file_error(CheckpointError, "unexpected_tensor", path, text, field=name)
 
 
 def check_values(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], path: Path) -> None:
@@ -141,11 +141,11 @@ def check_finite(array: np.ndarray, name: str, path: Path) -> None:
     """CheckpointError `nonfinite` if an array of numbers holds NaN or infinity."""
     if not np.isfinite(array).all():
         text = f"tensor {quoted(name)} has numbers that are not finite"
-        raise located(CheckpointError, "nonfinite", path, text, field=name)
+        raise file_error(CheckpointError, "nonfinite", path, text, field=name)
 
 
 def _value(path: Path, name: str, text: str) -> NoReturn:
-    raise located(CheckpointError, "value", path, f"tensor {quoted(name)} {text}", field=name)
+    raise file_error(CheckpointError, "value", path, f"tensor {quoted(name)} {text}", field=name)
 
 
 def check_options(stored: TrainingOptions, wanted: TrainingOptions, path: Path) -> None:
@@ -156,14 +156,14 @@ def check_options(stored: TrainingOptions, wanted: TrainingOptions, path: Path) 
             f"was trained with {changed}={_shown(getattr(stored, changed))}, the resume asks for "
             f"{_shown(getattr(wanted, changed))}; resume with the same options or start a new run"
         )
-        raise located(CheckpointError, "options", path, text, field=changed)
+        raise file_error(CheckpointError, "options", path, text, field=changed)
 
 
 def check_data(stored: str, given: str, path: Path) -> None:
     """CheckpointError `data` if the digests differ."""
     if given != stored:
         text = f"was trained on other data (digest {quoted(stored[:12])}, given {quoted(given[:12])})"
-        raise located(CheckpointError, "data", path, text, field="data")
+        raise file_error(CheckpointError, "data", path, text, field="data")
 
 
 def build() -> dict[str, str]:
@@ -213,7 +213,7 @@ def read_seconds(path: Path, steps: int, columns: list[str]) -> dict[int, float]
 
 def _no_history(path: Path, line: int) -> NoReturn:
     text = f"line {line} is not as a trainer writes it; delete the file to continue without seconds per step"
-    raise located(FormatError, "value", path, text)
+    raise file_error(FormatError, "value", path, text)
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ..errors import CheckpointError, located, quoted
+from ..errors import CheckpointError, file_error, quoted
 from ..io.training_file import Entry
 from ..training.checkpoint import build, check_finite
 from .options import TranscoderOptions
@@ -47,24 +47,24 @@ def check(
     for name, value in own.items():
         if type(found.get(name)) is not type(value):
             text = f"{name} is missing or of the wrong kind"
-            raise located(CheckpointError, "meta", path, text, field=name)
+            raise file_error(CheckpointError, "meta", path, text, field=name)
     for name in found:
         if name not in own:
             text = f"meta has {quoted(name)}, which a checkpoint does not have"
-            raise located(CheckpointError, "meta", path, text, field="meta")
+            raise file_error(CheckpointError, "meta", path, text, field="meta")
     steps = trainer.options.steps
     if found["kind"] != KIND or found["step"] < 0:
         text = f"kind {quoted(found['kind'])} or step {found['step']} of {steps} makes no sense"
-        raise located(CheckpointError, "meta", path, text, field="kind")
+        raise file_error(CheckpointError, "meta", path, text, field="kind")
     for name in ("model", "data", "start"):
         if found[name] != own[name]:
             digests = f"digest {quoted(found[name][:12])}, given {quoted(own[name][:12])}"
             text = f"was trained with another {name} ({digests})"
-            raise located(CheckpointError, name, path, text, field=name)
+            raise file_error(CheckpointError, name, path, text, field=name)
     _check_options(trainer.options, found["options"], path)
     if found["step"] > steps:
         text = f"step {found['step']} of {steps} makes no sense"
-        raise located(CheckpointError, "meta", path, text, field="step")
+        raise file_error(CheckpointError, "meta", path, text, field="step")
     _check_entries(trainer, entries, found["step"], path)
 
 
@@ -90,21 +90,21 @@ def check_values(tensors: Mapping[str, np.ndarray], n_features: Sequence[int], p
 
 
 def _value(path: Path, name: str, text: str) -> NoReturn:
-    raise located(CheckpointError, "value", path, f"tensor {quoted(name)} {text}", field=name)
+    raise file_error(CheckpointError, "value", path, f"tensor {quoted(name)} {text}", field=name)
 
 
 def _check_options(wanted: TranscoderOptions, data: dict[str, Any], path: Path) -> None:
     try:
         stored = TranscoderOptions.from_dict(data)
     except (TypeError, ValueError) as error:
-        raise located(CheckpointError, "meta", path, str(error), field="options") from error
+        raise file_error(CheckpointError, "meta", path, str(error), field="options") from error
     changed = stored.difference(wanted)
     if changed:
         text = (
             f"was trained with {changed}={getattr(stored, changed)!s:.60}, the run asks for "
             f"{getattr(wanted, changed)!s:.60}; go on with the same options or choose another checkpoint"
         )
-        raise located(CheckpointError, "options", path, text, field=changed)
+        raise file_error(CheckpointError, "options", path, text, field=changed)
 
 
 def _check_entries(trainer: TranscoderTrainer, tensors: Mapping[str, Entry], step: int, path: Path) -> None:
@@ -120,14 +120,14 @@ def _check_entries(trainer: TranscoderTrainer, tensors: Mapping[str, Entry], ste
     for name, (shape, dtype) in expected.items():
         if name not in tensors:
             text = f"tensor {quoted(name)} is missing"
-            raise located(CheckpointError, "missing_tensor", path, text, field=name)
+            raise file_error(CheckpointError, "missing_tensor", path, text, field=name)
         if tensors[name].shape != shape:
             text = f"tensor {quoted(name)} has shape {list(tensors[name].shape)}, expected {list(shape)}"
-            raise located(CheckpointError, "size_mismatch", path, text, field=name)
+            raise file_error(CheckpointError, "size_mismatch", path, text, field=name)
         if tensors[name].dtype != dtype:
             text = f"tensor {quoted(name)} has dtype {tensors[name].dtype}, expected {dtype}"
-            raise located(CheckpointError, "dtype", path, text, field=name)
+            raise file_error(CheckpointError, "dtype", path, text, field=name)
     for name in tensors:
         if name not in expected:
             text = f"tensor {quoted(name)} does not belong to this run"
-            raise located(CheckpointError, "unexpected_tensor", path, text, field=name)
+            raise file_error(CheckpointError, "unexpected_tensor", path, text, field=name)

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from .. import _check
-from ..errors import FormatError, located, quoted
-from ..graphs.neuronpedia_write import cantor, shortest
+from ..errors import FormatError, file_error, quoted, raise_file_error
 from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
-from ..io.paired_file import Kind, fail
+from ..io.paired_file import Kind
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from ..io.text_bytes import compact_json, text_bytes
+from ..io.text_bytes import compact_json, shortest, text_bytes
+from ..items import cantor
 from ..model.locate import MODELS_FOLDER
 from .labels import FeatureLabels, Key
 
@@ -126,7 +126,9 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
     given = {}
     for entry in data["given"]:
         if not _is_row(entry, (int, int, str)) or min(entry[:2]) < 0:
-            fail("header_value", name, "'given' must hold layer, feature and label of each", "given")
+            raise_file_error(
+                "header_value", name, "'given' must hold layer, feature and label of each", "given"
+            )
         given[entry[0], entry[1]] = entry[2]
     entries = data["features"]
     for i, entry in enumerate(entries):
@@ -135,7 +137,7 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
     for i, (first, second) in enumerate(itertools.pairwise(keys)):
         if first >= second:
             text = f"features[{i + 1}] is not after the one before it by layer and number"
-            fail("feature", name, text, f"features[{i + 1}]")
+            raise_file_error("feature", name, text, f"features[{i + 1}]")
     return FeatureLabels(
         data["model_name"], data["transcoders_name"], data["n_prompts"], data["n_tokens"],
         layer=np.array([key[0] for key in keys], np.int32),
@@ -162,24 +164,26 @@ def _labels_file(path: str | os.PathLike[str]) -> str:
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
     if data.get("format") != KIND.format:
-        fail(
+        raise_file_error(
             "magic",
             path,
             f"not feature labels: 'format' is {shown(data.get('format'))}, must be '{KIND.format}'",
         )
     version = data.get("version")
     if type(version) is not int or version < 1:
-        fail("version", path, f"version must be an integer from 1 on, got {shown(version)}", "version")
+        raise_file_error(
+            "version", path, f"version must be an integer from 1 on, got {shown(version)}", "version"
+        )
     if version > KIND.version:
         text = f"from a newer attnsparse: version {version}, this one reads up to {KIND.version}; update"
-        fail("version", path, text, "version")
+        raise_file_error("version", path, text, "version")
     for field, kind in _FIELDS.items():
         value = data.get(field)
         if type(value) is not kind or (kind is int and not 0 <= value < _MOST):
-            fail("header_value", path, f"'{field}' is {shown(value)}, which cannot be", field)
+            raise_file_error("header_value", path, f"'{field}' is {shown(value)}, which cannot be", field)
     if data["before"] >= max(data["window"], 1):
         text = f"'window' {data['window']} does not fit 'before' {data['before']}"
-        fail("header_value", path, text, "window")
+        raise_file_error("header_value", path, text, "window")
 
 
 def _check_room(data: dict[str, Any], n_bytes: int, path: str) -> None:
@@ -190,7 +194,7 @@ def _check_room(data: dict[str, Any], n_bytes: int, path: str) -> None:
     if needed > _LEAST_ROOM + _ROOM_PER_BYTE * n_bytes:
         text = f"{longest:,} contexts of {data['window']:,} tokens for each of {len(data['features']):,} "
         text += f"features would take {needed:,} bytes, which a file of {n_bytes:,} bytes does not need"
-        fail("header_value", path, text, "window")
+        raise_file_error("header_value", path, text, "window")
 
 
 def _has_contexts(entry: Any) -> bool:
@@ -209,7 +213,9 @@ def _is_row(value: Any, kinds: Sequence[type]) -> bool:
 def _strings(rows: list[Any], path: str) -> dict[int, str]:
     for row in rows:
         if not _is_row(row, (int, str)) or not 0 <= row[0] < _MOST:
-            fail("header_value", path, "'strings' must hold the id and the text of each token", "strings")
+            raise_file_error(
+                "header_value", path, "'strings' must hold the id and the text of each token", "strings"
+            )
     return dict(rows)
 
 
@@ -224,17 +230,17 @@ def _check_feature(
     good = good and 0 <= entry["density"] <= 1
     if not good or not all(isinstance(entry.get(name), list) for name in ("contexts", *_SIDES)):
         text = f"{field} must have layer, feature, label, density, contexts, promoted and suppressed"
-        fail("feature", path, text, field)
+        raise_file_error("feature", path, text, field)
     for side in _SIDES:
         if not all(
             _is_row(row, (int, float)) and row[0] in strings and abs(row[1]) < 1e38 for row in entry[side]
         ):
             text = f"{field}: '{side}' must hold a token of 'strings' and a number of each"
-            fail("feature", path, text, field)
+            raise_file_error("feature", path, text, field)
     for context in entry["contexts"]:
         if not _is_context(context, data["before"], data["window"], strings):
             text = f"{field}: a context does not fit 'before', 'window' and 'strings'"
-            fail("feature", path, text, field)
+            raise_file_error("feature", path, text, field)
 
 
 def _is_context(context: Any, before: int, window: int, strings: Mapping[int, str]) -> bool:
@@ -288,10 +294,10 @@ def read_label_csv(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIM
         names = [name.strip() for name in next(table, [])]
         if missing := [column for column in _COLUMNS if column not in names]:
             message = f"has no column {missing[0]}; its first line must name layer, feature and label"
-            raise located(FormatError, "csv", path, message, field=missing[0])
+            raise file_error(FormatError, "csv", path, message, field=missing[0])
         return _labels_of_rows(table, names, path)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise located(FormatError, "csv", path, f"not a CSV in UTF-8: {error}") from error
+        raise file_error(FormatError, "csv", path, f"not a CSV in UTF-8: {error}") from error
 
 
 _COLUMNS = ("layer", "feature", "label")
@@ -307,12 +313,12 @@ def _labels_of_rows(table: Any, names: list[str], path: str | os.PathLike[str]) 
         if len(row) != len(names):
             text = f"line {line} has {len(row)} cells, the first line {len(names)}"
             text += '; write a label with a comma in quotation marks, "a, b"' * (len(row) > len(names))
-            raise located(FormatError, "csv", path, text)
+            raise file_error(FormatError, "csv", path, text)
         cells = dict(zip(names, row))
         key = _cell(cells, "layer", line, path), _cell(cells, "feature", line, path)
         if key in found:
             text = f"line {line}: a second label of feature {key[1]} of layer {key[0]}"
-            raise located(FormatError, "csv", path, text, field="feature")
+            raise file_error(FormatError, "csv", path, text, field="feature")
         if cells["label"]:
             found[key] = cells["label"]
     return found
@@ -322,7 +328,7 @@ def _cell(row: Mapping[str, str], column: str, line: int, path: str | os.PathLik
     text = row[column].strip()
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         message = f"line {line}: {column} must be an integer from 0 on, got {quoted(text)}"
-        raise located(FormatError, "csv", path, message, field=column)
+        raise file_error(FormatError, "csv", path, message, field=column)
     return int(text)
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from ..errors import ConfigError, FormatError, located
+from ..errors import ConfigError, FormatError, file_error
 from ..io.folder_commit import read_whole
-from ..io.limits import DEFAULT_LIMITS, Limits, checked_limits
+from ..io.limits import DEFAULT_LIMITS, Limits
 from ..items import name_of
 from ..model.locate import MODELS_FOLDER
 from .formats import circuit_tracer, clt_forge, dunefsky, saelens
@@ -82,7 +82,7 @@ def load_transcoders(
     if processed not in (None, True, False):
         raise ValueError(f"processed must be True, False or None, got {processed!r:.80}")
     _check.flag(verify, "verify")
-    path, limits = _find(what), checked_limits(limits)
+    path, limits = _find(what), _check.instance(limits, Limits, "limits")
     stored = read_whole(path if path.is_dir() else path.parent, lambda: _read(path, limits))
     check_size(stored.layers, stored.d_model, stored.path, limits)
     hook = _settle_hook(stored, input_hook)
@@ -139,7 +139,7 @@ def _read(path: Path, limits: Limits) -> StoredSet:
     if path.suffix == ".pt":
         return dunefsky.read(path, limits)
     text = "not a kind of file that describes a set; give the folder, or a .yaml or .pt file"
-    raise located(FormatError, "magic", path, text)
+    raise file_error(FormatError, "magic", path, text)
 
 
 def _settle_hook(stored: StoredSet, given: str | None) -> str:
@@ -147,10 +147,10 @@ def _settle_hook(stored: StoredSet, given: str | None) -> str:
     wanted = INPUT_HOOKS[given] if given is not None else None
     if stored.input_hook is None and wanted is None:
         text = f"no {_CONFIG} says what the encoders read; pass input_hook='ln2.hook_normalized' or another"
-        raise located(ConfigError, "config_missing", stored.path, text, field="input_hook")
+        raise file_error(ConfigError, "config_missing", stored.path, text, field="input_hook")
     if None not in (stored.input_hook, wanted) and stored.input_hook != wanted:
         text = f"the files say that the encoders read {stored.input_hook}, input_hook says {given}"
-        raise located(ConfigError, "hook", stored.path, text, field="input_hook")
+        raise file_error(ConfigError, "hook", stored.path, text, field="input_hook")
     return stored.input_hook or str(wanted)
 
 
@@ -163,7 +163,7 @@ def _settle_processing(stored: StoredSet, hook: str, given: bool | None) -> bool
             f"reads {hook}, and no file says whether the model had TransformerLens's weight processing; "
             "pass processed=True or processed=False"
         )
-        raise located(ConfigError, "processing", stored.path, text, field="processed")
+        raise file_error(ConfigError, "processing", stored.path, text, field="processed")
     return bool(stored.processed if given is None else given)
 
 
@@ -180,11 +180,11 @@ def _input_changes(
         text = (
             "reads mlp.hook_in, the LayerNorm's output with weight and bias; pass the model, whose they are"
         )
-        raise located(ConfigError, "hook", stored.path, text, field="model")
+        raise file_error(ConfigError, "hook", stored.path, text, field="model")
     for field, own in (("n_layer", _count_layers(stored, model)), ("d_model", stored.d_model)):
         if own != getattr(model.config, field):
             text = f"the transcoders have {field}={own}, the model has {getattr(model.config, field)}"
-            raise located(ConfigError, "config_value", stored.path, text, field=field)
+            raise file_error(ConfigError, "config_value", stored.path, text, field=field)
     parameters = model.parameters()
     changes = {}
     for layer in layers:

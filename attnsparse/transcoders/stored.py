@@ -15,7 +15,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from ..errors import ConfigError, FormatError, NonFiniteError, located, quoted
+from ..errors import ConfigError, FormatError, NonFiniteError, file_error, quoted
 from ..io.limits import Limits
 from ..io.npz_file import NpzFile
 from ..io.safetensors_file import SafetensorsFile
@@ -56,10 +56,10 @@ class WeightFile:
             source = TorchFile(self.path, limits=self._limits, records=self._records)
         else:
             text = "not a kind of file that holds transcoders; known: .safetensors .npz .pt"
-            raise located(FormatError, "magic", self.path, text)
+            raise file_error(FormatError, "magic", self.path, text)
         if self._identity not in (None, source.identity):
             source.close()
-            raise located(FormatError, "changed", self.path, "changed since it was loaded; load it again")
+            raise file_error(FormatError, "changed", self.path, "changed since it was loaded; load it again")
         if isinstance(source, (TorchFile, NpzFile)):
             source.verified = self._verified
         return source
@@ -72,15 +72,15 @@ class WeightFile:
         if name not in self.tensors:
             found = ", ".join(quoted(other) for other in list(self.tensors)[:6]) or "no tensors"
             text = f"tensor {quoted(name)} is missing; found {found}"
-            raise located(ConfigError, "missing_tensor", self.path, text, field=name)
+            raise file_error(ConfigError, "missing_tensor", self.path, text, field=name)
         own, dtype = self.tensors[name]
         if shape is not None and own != tuple(shape):
             hint = "; it looks transposed" if len(own) > 1 and own == (*shape[:-2], *shape[:-3:-1]) else ""
             text = f"tensor {quoted(name)} has shape {list(own)}, expected {list(shape)}{why}{hint}"
-            raise located(ConfigError, "tensor_shape", self.path, text, field=name)
+            raise file_error(ConfigError, "tensor_shape", self.path, text, field=name)
         if dtype not in FLOAT_TYPES:
             text = f"tensor {quoted(name)} has dtype {dtype}, weights must be {' '.join(FLOAT_TYPES)}"
-            raise located(FormatError, "dtype", self.path, text, field=name)
+            raise file_error(FormatError, "dtype", self.path, text, field=name)
         return own
 
     def only(self, known: Sequence[str]) -> None:
@@ -88,11 +88,11 @@ class WeightFile:
         for name in self.tensors:
             if name not in known:
                 text = f"tensor {quoted(name)} has no place in a transcoder of this layout"
-                raise located(ConfigError, "unexpected_tensor", self.path, text, field=name)
+                raise file_error(ConfigError, "unexpected_tensor", self.path, text, field=name)
 
-    def wrong(self, code: str, text: str, field: str | None = None) -> NoReturn:
+    def raise_file_error(self, code: str, text: str, field: str | None = None) -> NoReturn:
         """Raise ConfigError about this file."""
-        raise located(ConfigError, code, self.path, text, field=field)
+        raise file_error(ConfigError, code, self.path, text, field=field)
 
     def vector(self, name: str, row: int, size: int) -> np.ndarray:
         """Row `row` of a tensor seen as rows of `size` numbers, float32, finite."""
@@ -112,7 +112,7 @@ def check_finite(array: np.ndarray, path: str, name: str) -> None:
             first = [int(at) for at in np.unravel_index(int(np.argmax(bad)), bad.shape)]
             first[0] += begin
             text = f"{quoted(name)} has values that are not finite, the first at {first} of what was read"
-            raise located(NonFiniteError, "nonfinite", path, text, field=name)
+            raise file_error(NonFiniteError, "nonfinite", path, text, field=name)
 
 
 class EncoderPart(NamedTuple):

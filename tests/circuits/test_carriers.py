@@ -11,7 +11,7 @@ import attnsparse as asp
 from attnsparse.circuits.entry_effects import find_carriers
 from attnsparse.items import Head
 from attnsparse.tasks.builder import build
-from attnsparse.tasks.task import Draft
+from attnsparse.tasks.task import PromptText
 
 ANSWER, WRONG = " small", ("large", " is", "The")
 
@@ -25,7 +25,7 @@ def model(request) -> FakeModel:
 def reference(model):
     """A task of three other prompts of as many tokens."""
     drafts = [
-        Draft(text, text, (ANSWER,), WRONG)
+        PromptText(text, text, (ANSWER,), WRONG)
         for text in (
             'large opposite of "large" is "',
             'The is of "large" is "',
@@ -38,7 +38,7 @@ def reference(model):
 
 
 def task_of(model: FakeModel):
-    draft = Draft(PROMPT, PROMPT, (ANSWER,), WRONG)
+    draft = PromptText(PROMPT, PROMPT, (ANSWER,), WRONG)
     return build("one", "logit_diff", [draft], model.real().tokenizer)
 
 

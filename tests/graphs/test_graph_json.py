@@ -21,8 +21,9 @@ from attnsparse.errors import FormatError, LimitError
 from attnsparse.graphs.graph import Graph
 from attnsparse.graphs.graph_file import load_graph
 from attnsparse.graphs.neuronpedia_read import read_graph_json
-from attnsparse.graphs.neuronpedia_write import cantor, write_graph_json
+from attnsparse.graphs.neuronpedia_write import write_graph_json
 from attnsparse.io.limits import Limits
+from attnsparse.items import cantor
 
 SCHEMA = json.loads((TESTS / "support" / "graph_schema.json").read_text())
 WHOLE = {"node_threshold": None, "edge_threshold": None}

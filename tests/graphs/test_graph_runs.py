@@ -15,7 +15,7 @@ import attnsparse as asp
 from attnsparse import figures
 from attnsparse.errors import ConfigError
 from attnsparse.graphs.neuronpedia_read import read_graph_json
-from attnsparse.model.interventions import Resid
+from attnsparse.items import Resid
 from attnsparse.transcoders.features import RECORDED
 from attnsparse.transcoders.transcoders import ArraySource, Transcoders
 

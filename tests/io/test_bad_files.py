@@ -26,7 +26,7 @@ from reliability import report
 from safetensors_by_hand import entry, file_bytes, from_arrays
 
 import attnsparse
-from attnsparse.errors import ConfigError, FormatError, TrainingDiverged, UnsafeFileError, located, quoted
+from attnsparse.errors import ConfigError, FormatError, TrainingDiverged, UnsafeFileError, file_error, quoted
 from attnsparse.io.limits import Limits
 from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.io.torch_file import TorchFile
@@ -36,9 +36,10 @@ FILES = [*bad_files.FILES, *bad_torch_files.FILES]
 FOLDERS = bad_folders.FOLDERS
 PACKAGE = Path(attnsparse.__path__[0])
 READERS = (
-    "io/strict_json", "io/regular_file", "io/tensor_source", "io/safetensors_file", "io/zip_directory",
-    "io/pickle_data", "io/torch_nodes", "io/torch_file", "model/foreign", "model/config", "model/hf_config",
-    "model/tensor_names", "model/load", "model/locate", "model/tokenizer_files", "model/tokenizer_sidecars",
+    *(f"io/{name}" for name in ("strict_json", "regular_file", "tensor_source", "safetensors_file",
+      "zip_directory", "pickle_data", "torch_nodes", "torch_file", "foreign")),
+    *(f"model/{name}" for name in ("config", "hf_config", "tensor_names", "load", "locate",
+      "tokenizer_files", "tokenizer_sidecars")),
 )  # fmt: skip
 
 
@@ -88,8 +89,8 @@ def test_every_code_of_the_readers_is_reached_by_a_bad_file():
     written = set()
     for name in READERS:
         source = (PACKAGE / f"{name}.py").read_text()
-        written |= set(re.findall(r"located\(\s*\w+,\s*\"(\w+)\"", source))
-        written |= set(re.findall(r"(?:_fail|\.fail|\.unsafe)\(\s*\"(\w+)\"", source))
+        written |= set(re.findall(r"file_error\(\s*\w+,\s*\"(\w+)\"", source))
+        written |= set(re.findall(r"(?:raise_file_error|raise_unsafe)\(\s*\"(\w+)\"", source))
         written |= set(re.findall(r"code(?:: str = |=)\"(\w+)\"", source))
     reached = {case.code for case in [*FILES, *FOLDERS]}
     elsewhere = {"not_a_file", "weight_limit", "tensor_limit", "zip_entries"}
@@ -166,7 +167,7 @@ def test_some_messages(tmp_path):
 def test_text_of_messages_is_escaped_and_short():
     assert quoted("a\nb\x1b[31m☃'") == r"'a\nb\x1b[31m\u2603''"
     assert len(quoted("\x00" * 100)) == 82
-    error = located(FormatError, "x", "/some/where/evil\nname", "text " * 200, offset=3, field="f")
+    error = file_error(FormatError, "x", "/some/where/evil\nname", "text " * 200, offset=3, field="f")
     assert len(str(error)) == 300
     assert str(error).startswith(r"'evil\nname': text")
     assert (error.offset, error.field, error.path) == (3, "f", "/some/where/evil\nname")

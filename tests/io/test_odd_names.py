@@ -12,8 +12,7 @@ from safetensors_by_hand import from_arrays
 from tiny_graph import example
 
 import attnsparse as asp
-from attnsparse.graphs.neuronpedia_write import shortest
-from attnsparse.io.text_bytes import compact_json, text_bytes
+from attnsparse.io.text_bytes import compact_json, shortest, text_bytes
 from attnsparse.transcoders.labels import FeatureLabels
 
 ODD = "caf\udce9"  # what os.fsdecode makes of b"caf\xe9"

@@ -249,7 +249,7 @@ def test_a_reader_of_files_that_never_rest_says_so(tmp_path, monkeypatch):
         with RegularFile(tmp_path / "a"):
             (tmp_path / "a").unlink()
 
-    with pytest.raises(OSError, match="replaced again and again") as caught:
+    with pytest.raises(OSError, match="keep changing") as caught:
         read_whole(tmp_path, read)
     assert caught.value.errno == errno.EBUSY
 
@@ -327,9 +327,9 @@ def test_names_that_are_no_utf_8_can_be_saved(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     made().save(folder)
     model = asp.load(folder)
-    assert model.name == "caf?"
+    assert model.name == "caf\\udce9"
     data = asp.TokenData(np.arange(30), length=4, batch=1)
     trainer = asp.Trainer(model, data, steps=2)
     trainer.train(progress=False)
     trainer.save(folder / "a.ckpt")
-    assert asp.Trainer.resume(folder / "a.ckpt", data).model.name == "caf?"
+    assert asp.Trainer.resume(folder / "a.ckpt", data).model.name == "caf\\udce9"

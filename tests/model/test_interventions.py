@@ -7,8 +7,8 @@ from circuit_cases import CONFIGS, TOLERANCE, case, error
 
 import attnsparse as asp
 from attnsparse.circuits import effects
-from attnsparse.items import Edge, Head
-from attnsparse.model.interventions import Ablation, HeadPosition, Mlp, Resid
+from attnsparse.items import Edge, Head, HeadPosition, Mlp, Resid
+from attnsparse.model.interventions import Ablation
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 each_ablation = pytest.mark.parametrize("kind", oc.ABLATIONS)

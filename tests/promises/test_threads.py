@@ -18,7 +18,6 @@ from reliability import bits_of_model, bits_of_run, micro_batch, step_options
 import attnsparse as asp
 from attnsparse import _core, _core64
 from attnsparse.circuits import effects
-from attnsparse.model.build_info import batch_invariant
 
 LINUX = sys.platform.startswith("linux")
 THREADS = (1, 2, 3, 4)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not CSRC.is_dir(), reason="needs the source tree
 
 # A package may import those before it.
 ORDER = [
-    "_version", "errors", "items", "_core_types", "_check", "_random", "_engine", "_display", "io", "model",
+    "_version", "errors", "_core_types", "_check", "items", "_random", "_engine", "_display", "io", "model",
     "tasks", "training", "circuits", "transcoders", "graphs", "figures", "recipes", "reproduce", "cli",
 ]  # fmt: skip
 # Methods of objects that hand over to a module above them in their package, or to one that is slow to import.

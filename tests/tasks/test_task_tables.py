@@ -139,7 +139,7 @@ def test_columns_of_no_layout_are_left_out_with_a_warning(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("clean,corrupted,clean,label\nA,B,A,1\n", "'clean' stands twice"),
+        ("clean,corrupted,clean,label\nA,B,A,1\n", "'clean' occurs twice"),
         ("clean,corrupted,label\nA,B\n", "line 2: 2 values, the header has 3 columns"),
         ("clean,corrupted,label\nA,B,1,2\n", "line 2: 4 values"),
         ("clean,corrupted,label\nA,B\0,1\n", "NUL at byte 25"),

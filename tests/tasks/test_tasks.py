@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 from data_folder import data_folder
 
-from attnsparse import tasks
+from attnsparse import circuits, tasks
 from attnsparse.errors import FormatError
 from attnsparse.model.tokenizer import Tokenizer
 from attnsparse.recipes.demo_text import demo_tokenizer
 from attnsparse.tasks import addition, words
 from attnsparse.tasks import prompts as tasks_prompts
+from attnsparse.tasks.metrics import TASK_METRICS
 
 FOR_GPT2 = tuple(name for name in tasks.TASKS if name != "addition")
 FOR_DEMO = ("copy", "induction", "antonym", "ioi", "greater_than")
@@ -169,9 +170,14 @@ def test_addition_refuses_other_tokenizers(demo: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "error", "text"),
     [
-        ("riddles", {}, ValueError, "no task 'riddles'"),
+        ("riddles", {}, ValueError, "name must be one of 'copy', .*got 'riddles'"),
         ("antonym", {"n": 113}, ValueError, "only 112 different"),
-        ("copy", {"n": 0}, ValueError, "n must be"),
+        ("copy", {"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ("copy", {"n": 1.5}, TypeError, "n must be an integer, got float"),
+        ("copy", {"prepend_bos": 1}, TypeError, "prepend_bos must be True or False, got 1"),
+        ("copy", {"held_out_words": "no"}, TypeError, "held_out_words must be True or False, got 'no'"),
+        ("copy", {"n_words": "7"}, TypeError, "n_words must be an integer, got str"),
+        ("greater_than", {"corrupted_year": "1701"}, ValueError, "corrupted_year must be two digits"),
         ("copy", {"n_words": 2}, ValueError, "n_words"),
         ("copy", {"n_words": 20, "held_out_words": True}, ValueError, "too many"),
         ("copy", {"length": 3}, TypeError, "length"),
@@ -185,13 +191,13 @@ def test_wrong_arguments(name: str, options: dict, error: type, text: str, demo:
 
 
 def test_prompts_were_not_trained_on() -> None:
-    draft = tasks_prompts.drafts("ioi", 50, 0, {})
+    draft = tasks_prompts.draw_prompts("ioi", 50, 0, {})
     for clean, *_ in draft:
         said = clean.replace(",", "").split()
         place = words.PLACES.index(said[7])
         thing = words.OBJECTS.index(said[11])
         assert words.giving_is_held_out(words.NAMES.index(said[1]), words.NAMES.index(said[3]), place, thing)
-    for clean, *_ in tasks_prompts.drafts("greater_than", 50, 0, {}):
+    for clean, *_ in tasks_prompts.draw_prompts("greater_than", 50, 0, {}):
         said = clean.split()
         century, start = words.CENTURIES.index(int(said[6][:2])), int(said[6][2:])
         assert words.lasting_is_held_out(words.EVENTS.index(said[1]), century, start)
@@ -222,10 +228,11 @@ def test_dataframe_both_ways(demo: Tokenizer) -> None:
         ({"answer": " zebra"}, r"prompt 1 .*answer: ' zebra' is 5 tokens \(' ', 'z"),
         ({"wrong": " zebra"}, r"prompt 1 .*wrong answer: ' zebra'"),
         ({"answer": "Norway"}, "with a leading space, ' Norway', it is"),
-        ({"wrong": " large"}, "prompt 1 .*' large' stands twice"),
+        ({"wrong": " large"}, "prompt 1 .*' large' is listed as both an answer and a wrong answer"),
+        ({"wrong": [" small", " small"]}, "prompt 1 .*' small' is listed twice"),
         ({"wrong": []}, "prompt 1 .*at least one"),
         ({"answer": 3}, "prompt 1: answer must be a text"),
-        ({"clean": ""}, "prompt 1 .*not empty"),
+        ({"clean": ""}, "prompt 1 .*non-empty"),
         ({"half": "third"}, "half must be"),
     ],
 )
@@ -371,14 +378,12 @@ def test_metrics_by_hand(three: list[tasks.Task], demo: Tokenizer) -> None:
         np.testing.assert_array_equal(tasks.rank(logits, task), best)
 
 
-def test_gradient_of_the_metric(three: list[tasks.Task], demo: Tokenizer) -> None:
-    rng = np.random.default_rng(1)
-    for task in three:
-        logits, direction = rng.normal(size=(2, len(task), demo.n_vocab))
-        step = 1e-6 * direction
-        change = (tasks.metric(logits + step, task) - tasks.metric(logits - step, task)) / 2e-6
-        wanted = (tasks.metric_gradient(logits, task) * direction).sum(1)
-        np.testing.assert_allclose(wanted, change, rtol=1e-5, atol=1e-8)
+def test_one_list_of_metrics(three: list[tasks.Task], demo: Tokenizer) -> None:
+    assert circuits.METRICS is tasks.METRICS
+    assert set(tasks.METRICS) - set(TASK_METRICS) == {"log_prob", "kl"}
+    assert {task.metric for task in three} == set(TASK_METRICS)
+    with pytest.raises(ValueError, match=r"metric must be one of 'logit_diff', .*got 'kl'"):
+        tasks.from_dataframe(frame(), demo, metric="kl")
 
 
 def test_kl_divergence() -> None:

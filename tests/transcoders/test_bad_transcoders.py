@@ -61,8 +61,8 @@ def test_every_code_of_the_readers_is_reached():
     written = set()
     for name in READERS:
         source = (PACKAGE / f"{name}.py").read_text()
-        written |= set(re.findall(r"located\(\s*\w+,\s*\"(\w+)\"", source))
-        written |= set(re.findall(r"(?:_fail|\.wrong)\(\s*\"(\w+)\"", source))
+        written |= set(re.findall(r"file_error\(\s*\w+,\s*\"(\w+)\"", source))
+        written |= set(re.findall(r"raise_file_error\(\s*\"(\w+)\"", source))
         written |= set(re.findall(r"code=\"(\w+)\"", source))
     elsewhere = {"changed", "processing", "size_overflow"}  # test_transcoder_files.py, test_fuzz_corpus.py
     assert elsewhere <= written

@@ -14,8 +14,8 @@ from tiny_graph import PROMPT, WORDS, model, traced, transcoders
 
 from attnsparse.errors import ConfigError, FormatError, LimitError
 from attnsparse.graphs.build import attribution_graph
-from attnsparse.graphs.neuronpedia_write import cantor
 from attnsparse.io.limits import Limits
+from attnsparse.items import cantor
 from attnsparse.transcoders import contexts as feature_contexts
 from attnsparse.transcoders.label_files import load_feature_labels, write_feature_details
 from attnsparse.transcoders.labels import FeatureLabels, automatic_label, describe_features

@@ -12,8 +12,8 @@ from safetensors_by_hand import from_arrays
 
 import attnsparse as asp
 from attnsparse.errors import ConfigError
+from attnsparse.items import Mlp
 from attnsparse.model.config import Config
-from attnsparse.model.interventions import Mlp
 from attnsparse.transcoders.arrays import layers_text
 
 PROMPT = [3, 1, 4, 1, 5]

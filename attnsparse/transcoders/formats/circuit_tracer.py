@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, FormatError, located, quoted
+from ...errors import ConfigError, FormatError, file_error, quoted
 from ...io.limits import Limits
 from ...io.strict_json import shown
 from ...io.strict_yaml import read_yaml
@@ -86,7 +86,7 @@ def read(where: Path, limits: Limits) -> StoredSet:
     kind = config.get("model_kind", CROSS_LAYER if numbered and not config else SET)
     if kind not in (SET, CROSS_LAYER):
         text = f"model_kind must be {SET} or {CROSS_LAYER}, got {shown(kind)}"
-        raise located(ConfigError, "config_value", config_path, text, field="model_kind")
+        raise file_error(ConfigError, "config_value", config_path, text, field="model_kind")
     transposed_decoder = False
     if config.get("transcoders") is not None:
         files, transposed_decoder = _listed(config["transcoders"], folder, config_path)
@@ -120,18 +120,18 @@ def _described(
     activation = config.get("activation")
     if activation is not None and (not isinstance(activation, str) or activation not in _ACTIVATIONS):
         text = f"activation must be one of {', '.join(_ACTIVATIONS)}, got {shown(activation)}"
-        raise located(ConfigError, "config_value", path, text, field="activation")
+        raise file_error(ConfigError, "config_value", path, text, field="activation")
     result.activation = settle_activation(layers, _ACTIVATIONS.get(activation), where)
     if result.activation == "topk":
         result.top_k = whole(config.get("k"), path, "k")
     elif any("k" in layer.encoder[0].file.tensors for layer in layers.values()):
         text = "the layers were saved with top-k; add `activation: topk` and `k:` to config.yaml"
-        raise located(ConfigError, "config_missing", where, text, field="k")
+        raise file_error(ConfigError, "config_missing", where, text, field="k")
     if not config:
         return result
     for name in ("feature_input_hook", "feature_output_hook"):
         if name not in config:
-            raise located(ConfigError, "config_missing", path, f"{name} is missing", field=name)
+            raise file_error(ConfigError, "config_missing", path, f"{name} is missing", field=name)
     result.input_hook = input_hook(config["feature_input_hook"], path, "feature_input_hook")
     check_output_hook(config["feature_output_hook"], path, "feature_output_hook")
     result.model_name = text_value(config.get("model_name", ""), path, "model_name")
@@ -151,7 +151,7 @@ def _without_filling(counts: Any, layers: dict[int, StoredLayer], path: Path) ->
         text = (
             f"{N_FEATURES} must have a number from 1 on for each of the {len(sizes)} layers, at most as many "
         )
-        raise located(ConfigError, "config_type", path, f"{text}as its file has", field=N_FEATURES)
+        raise file_error(ConfigError, "config_type", path, f"{text}as its file has", field=N_FEATURES)
     return {number: _first(layer, n) for (number, layer), n in zip(layers.items(), counts)}
 
 
@@ -165,7 +165,7 @@ def _check_keys(config: dict[str, Any], path: Path) -> None:
     for key in config:
         if key not in _KEYS and not key.startswith(_OURS):
             text = f"key {quoted(key)} is not known; known: {', '.join(_KEYS)}"
-            raise located(ConfigError, "unknown_key", path, text, field=key)
+            raise file_error(ConfigError, "unknown_key", path, text, field=key)
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -185,7 +185,7 @@ def _any_layer(found: dict[int, Path], folder: Path, example: str) -> dict[int, 
     """What was found, by rising layer; ConfigError `missing_layer` if that is nothing."""
     if not found:
         text = f"no {example} in this folder, nor one of another layer"
-        raise located(ConfigError, "missing_layer", folder, text, field="layer 0")
+        raise file_error(ConfigError, "missing_layer", folder, text, field="layer 0")
     return dict(sorted(found.items()))
 
 
@@ -193,7 +193,7 @@ def _listed(entries: Any, folder: Path, path: Path) -> tuple[dict[int, Path], bo
     """The files that `transcoders:` names, by rising layer, and whether it is a list of v0.1."""
     if not isinstance(entries, list) or not entries:
         text = f"transcoders must be a list of files, got {shown(entries)}"
-        raise located(ConfigError, "config_type", path, text, field="transcoders")
+        raise file_error(ConfigError, "config_type", path, text, field="transcoders")
     old = isinstance(entries[0], dict)
     found: dict[int, Path] = {}
     for index, entry in enumerate(entries):
@@ -204,11 +204,11 @@ def _listed(entries: Any, folder: Path, path: Path) -> tuple[dict[int, Path], bo
             continue
         if not isinstance(entry, dict) or not set(entry) <= _ENTRY_KEYS or "filepath" not in entry:
             text = f"{field} must have layer and filepath (and id), got {shown(entry)}"
-            raise located(ConfigError, "config_type", path, text, field=field)
+            raise file_error(ConfigError, "config_type", path, text, field=field)
         layer = entry.get("layer")
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < 512:
             text = f"{field}: layer must be an integer in 0..511, got {shown(layer)}"
-            raise located(ConfigError, "config_type", path, text, field=field)
+            raise file_error(ConfigError, "config_type", path, text, field=field)
         add_layer(found, layer, _file_of(entry["filepath"], folder, path, field), path)
     return dict(sorted(found.items())), old
 
@@ -219,7 +219,7 @@ def _check_place(name: str, index: int, path: Path, field: str) -> None:
     if numbers and index not in numbers:
         text = f"{field} is {quoted(name)}, but its place says layer {index}; for a set of some layers "
         text += "write entries {layer: ..., filepath: ...}"
-        raise located(ConfigError, "config_value", path, text, field=field)
+        raise file_error(ConfigError, "config_value", path, text, field=field)
 
 
 def _file_of(entry: Any, folder: Path, path: Path, field: str) -> Path:
@@ -231,12 +231,12 @@ def _file_of(entry: Any, folder: Path, path: Path, field: str) -> Path:
     parts = name.split("/")
     if set(name) & set("\\:\0") or any(not part or part.startswith(".") for part in parts):
         text = f"{field} is {quoted(entry)}, which is no path inside the folder of {path.name}"
-        raise located(FormatError, "layer_file", path, text, field=field)
+        raise file_error(FormatError, "layer_file", path, text, field=field)
     file = folder.joinpath(*parts)
     if not os.path.isfile(file):  # no file either if the system cannot have such a name
         what = f"{quoted(entry)} is on the Hugging Face hub" if remote else f"{quoted(entry)} is not here"
         text = f"{field}: {what}; download it to {quoted(name)} in the folder of {path.name}, then load that"
-        raise located(ConfigError, "missing_layer", path, text, field=field)
+        raise file_error(ConfigError, "missing_layer", path, text, field=field)
     return file
 
 
@@ -264,12 +264,12 @@ def _cross_layers(files: dict[int, Path], folder: Path, limits: Limits) -> dict[
     for layer in decoders:
         if layer >= len(files):
             text = f"{decoders[layer].name} has no W_enc_{layer}.safetensors beside it"
-            raise located(ConfigError, "extra_layer", folder, text, field=f"layer {layer}")
+            raise file_error(ConfigError, "extra_layer", folder, text, field=f"layer {layer}")
     found = {}
     for layer, path in files.items():
         if layer not in decoders:
             text = f"W_dec_{layer}.safetensors is missing"
-            raise located(ConfigError, "missing_layer", folder, text, field=f"layer {layer}")
+            raise file_error(ConfigError, "missing_layer", folder, text, field=f"layer {layer}")
         encoder, decoder = WeightFile(path, limits), WeightFile(decoders[layer], limits)
         found[layer] = _cross_layer(encoder, decoder, layer, len(files))
     return found

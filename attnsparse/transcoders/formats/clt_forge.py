@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError, located
+from ...errors import ConfigError, file_error
 from ...io.limits import Limits
 from ...io.regular_file import read_small
 from ...io.strict_json import parse_object, shown
@@ -47,14 +47,14 @@ def read(folder: Path, limits: Limits) -> StoredSet:
     config = parse_object(read_small(path, "max_config_bytes", limits=limits), path, limits=limits)
     for name in ("n_layers", "d_in", "d_latent", "cross_layer_decoders"):
         if name not in config:
-            raise located(ConfigError, "config_missing", path, f"{name} is missing", field=name)
+            raise file_error(ConfigError, "config_missing", path, f"{name} is missing", field=name)
     for name in ("cross_layer_decoders", "feature_sharding"):
         if not isinstance(config.get(name, False), bool):
             text = f"{name} must be true or false, got {shown(config[name])}"
-            raise located(ConfigError, "config_type", path, text, field=name)
+            raise file_error(ConfigError, "config_type", path, text, field=name)
     if config.get("activation_fn", "jumprelu") != "jumprelu":
         text = f"activation_fn is {shown(config['activation_fn'])}; only jumprelu is read"
-        raise located(ConfigError, "config_value", path, text, field="activation_fn")
+        raise file_error(ConfigError, "config_value", path, text, field="activation_fn")
     n_layer = whole(config["n_layers"], path, "n_layers", 512)
     width, n = whole(config["d_in"], path, "d_in"), whole(config["d_latent"], path, "d_latent")
     crossing = config["cross_layer_decoders"]
@@ -64,10 +64,10 @@ def read(folder: Path, limits: Limits) -> StoredSet:
         text = f"d_latent={n:,} but the weights have {sum(counts):,} features"
         if len(files) > 1:
             text += f" in {len(files)} ranks; is one missing?"
-        raise located(ConfigError, "config_value", path, text, field="d_latent")
+        raise file_error(ConfigError, "config_value", path, text, field="d_latent")
     scales = [files[0].vector(name, 0, n_layer) for name in _SCALES]
     if not all((scale > 0).all() for scale in scales):
-        files[0].wrong("config_value", "a norm scaling factor is not above 0", _SCALES[0])
+        files[0].raise_file_error("config_value", "a norm scaling factor is not above 0", _SCALES[0])
     layers = {i: _layer(files, counts, i, n_layer, crossing, scales) for i in range(n_layer)}
     kind = CROSS_LAYER if crossing else SET
     name = text_value(config.get("model_name", ""), path, "model_name")
@@ -81,7 +81,7 @@ def _weights(folder: Path, config: dict[str, Any]) -> list[Path]:
         file = folder / WEIGHTS
         if not file.is_file():
             text = f"{WEIGHTS} is missing"
-            raise located(ConfigError, "missing_layer", folder, text, field=WEIGHTS)
+            raise file_error(ConfigError, "missing_layer", folder, text, field=WEIGHTS)
         return [file]
     found: dict[int, Path] = {}
     for item in sorted(folder.iterdir()):
@@ -91,7 +91,7 @@ def _weights(folder: Path, config: dict[str, Any]) -> list[Path]:
     for rank in range(max(1, len(found))):
         if rank not in found:
             text = f"rank{rank}_{WEIGHTS} is missing; the features are split over several of them"
-            raise located(ConfigError, "missing_layer", folder, text, field=f"rank{rank}")
+            raise file_error(ConfigError, "missing_layer", folder, text, field=f"rank{rank}")
     return [found[rank] for rank in range(len(found))]
 
 
@@ -99,7 +99,7 @@ def _check_file(file: WeightFile, n_layer: int, width: int, crossing: bool) -> i
     """Check the shapes of one file; returns its number of features."""
     shape = file.need("b_enc", None)
     if len(shape) != 2 or shape[0] != n_layer or not shape[1]:
-        file.wrong(
+        file.raise_file_error(
             "tensor_shape", f"tensor 'b_enc' has shape {list(shape)}, expected [{n_layer}, F]", "b_enc"
         )
     n = shape[1]

@@ -24,9 +24,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, located
+from ...errors import ConfigError, file_error
 from ...io.limits import Limits
-from ...io.pickle_data import Record
+from ...io.pickle_data import PickledObject
 from ..stored import Row, StoredLayer, WeightFile
 from .layout import (
     NORMALIZED,
@@ -69,7 +69,7 @@ def read(where: Path, limits: Limits) -> StoredSet:
     hooks = {input_hook(configs[path]["hook_point"], path, "hook_point") for path in ordered}
     if len(hooks) > 1:
         text = f"layers read different hooks: {', '.join(sorted(hooks))}"
-        raise located(ConfigError, "hook", where, text, field="hook_point")
+        raise file_error(ConfigError, "hook", where, text, field="hook_point")
     hook = hooks.pop()
     return StoredSet(
         str(where),
@@ -83,14 +83,14 @@ def read(where: Path, limits: Limits) -> StoredSet:
 
 def _config(file: WeightFile, path: Path) -> dict[str, Any]:
     config = file.beside.get("cfg")
-    values = config.values if isinstance(config, Record) else config
+    values = config.values if isinstance(config, PickledObject) else config
     if not isinstance(values, dict):
         text = "no 'cfg' beside the weights, so neither layer nor hooks are known; save {'cfg', 'state_dict'}"
-        raise located(ConfigError, "config_missing", path, text, field="cfg")
+        raise file_error(ConfigError, "config_missing", path, text, field="cfg")
     for name in ("hook_point", "out_hook_point"):
         if values.get(name) is None:
             what = "; it is a sparse autoencoder, not a transcoder" if name == "out_hook_point" else ""
-            raise located(ConfigError, "config_missing", path, f"cfg: {name} is missing{what}", field=name)
+            raise file_error(ConfigError, "config_missing", path, f"cfg: {name} is missing{what}", field=name)
     return values
 
 
@@ -102,11 +102,11 @@ def _layer(config: dict[str, Any], path: Path) -> int:
 def _read_layer(file: WeightFile, config: dict[str, Any], path: Path) -> tuple[StoredLayer, int]:
     if config.get("is_transcoder") is False:
         text = "cfg: is_transcoder is false; a sparse autoencoder reads what it writes"
-        raise located(ConfigError, "config_value", path, text, field="is_transcoder")
+        raise file_error(ConfigError, "config_value", path, text, field="is_transcoder")
     layer, width = one_layer(file, _NAMES, transposed_encoder=True, known=("b_dec",))
     file.need("b_dec", (width,))
     for name, own in (("d_in", width), ("d_out", width), ("d_sae", layer.n_features)):
         if config.get(name) is not None and whole(config[name], path, name) != own:
             text = f"cfg: {name}={config[name]} but the weights have {own}"
-            raise located(ConfigError, "config_value", path, text, field=name)
+            raise file_error(ConfigError, "config_value", path, text, field=name)
     return layer._replace(subtract=Row(file, "b_dec")), width

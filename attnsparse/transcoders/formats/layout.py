@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import ConfigError, located, quoted
+from ...errors import ConfigError, file_error, quoted
 from ...io.limits import Limits
 from ...io.strict_json import shown
 from ..arrays import layers_text
@@ -58,7 +58,7 @@ def input_hook(hook: Any, path: str | os.PathLike[str], field: str) -> str:
     name = split_hook(hook)[1]
     if not isinstance(name, str) or name not in INPUT_HOOKS:
         text = f"{field} is {shown(hook)}; transcoders can read {', '.join(INPUT_HOOKS)}"
-        raise located(ConfigError, "hook", path, text, field=field)
+        raise file_error(ConfigError, "hook", path, text, field=field)
     return INPUT_HOOKS[name]
 
 
@@ -67,7 +67,7 @@ def check_output_hook(hook: Any, path: str | os.PathLike[str], field: str) -> No
     name = split_hook(hook)[1]
     if not isinstance(name, str) or name not in OUTPUT_HOOKS:
         text = f"{field} is {shown(hook)}; transcoders can write to {' or '.join(OUTPUT_HOOKS)}"
-        raise located(ConfigError, "hook", path, text, field=field)
+        raise file_error(ConfigError, "hook", path, text, field=field)
 
 
 def layer_of_hooks(
@@ -87,7 +87,7 @@ def layer_of_hooks(
     for name, number in found.items():
         if layer is None or isinstance(number, bool) or number != layer:
             text = f"{prefix}{name} gives layer {shown(number)}, {hooks[0]} gives {shown(layer)}"
-            raise located(ConfigError, "hook", path, text, field=name)
+            raise file_error(ConfigError, "hook", path, text, field=name)
     return layer
 
 
@@ -95,7 +95,7 @@ def whole(value: Any, path: str | os.PathLike[str], field: str, most: int = 2**3
     """An integer in 1..most from a file; ConfigError `config_type`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         text = f"{field} must be an integer in 1..{most:,}, got {shown(value)}"
-        raise located(ConfigError, "config_type", path, text, field=field)
+        raise file_error(ConfigError, "config_type", path, text, field=field)
     return value
 
 
@@ -103,7 +103,7 @@ def text_value(value: Any, path: str | os.PathLike[str], field: str) -> str:
     """A string from a file; ConfigError `config_type`."""
     if not isinstance(value, str):
         text = f"{field} must be a string, got {shown(value)}"
-        raise located(ConfigError, "config_type", path, text, field=field)
+        raise file_error(ConfigError, "config_type", path, text, field=field)
     return value
 
 
@@ -113,14 +113,14 @@ def check_no_gap(found: dict[int, Path], path: str | os.PathLike[str]) -> None:
         if layer not in found:
             text = f"layer {layer} is missing, found {layers_text(sorted(found))}; a cross-layer transcoder "
             text += "has all layers"
-            raise located(ConfigError, "missing_layer", path, text, field=f"layer {layer}")
+            raise file_error(ConfigError, "missing_layer", path, text, field=f"layer {layer}")
 
 
 def add_layer(found: dict[int, Path], layer: int, file: Path, path: str | os.PathLike[str]) -> None:
     """found[layer] = file; ConfigError `duplicate_layer` if there is one already."""
     if layer in found:
         text = f"two transcoders for layer {layer}: {quoted(found[layer].name)} and {quoted(file.name)}"
-        raise located(ConfigError, "duplicate_layer", path, text, field=f"layer {layer}")
+        raise file_error(ConfigError, "duplicate_layer", path, text, field=f"layer {layer}")
     found[layer] = file
 
 
@@ -130,7 +130,7 @@ def sizes(file: WeightFile, b_enc: str, b_dec: str) -> tuple[int, int]:
     for name in (b_enc, b_dec):
         shape = file.need(name, None)
         if len(shape) != 1 or shape[0] < 1:
-            file.wrong(
+            file.raise_file_error(
                 "tensor_shape", f"tensor {quoted(name)} has shape {list(shape)}, expected a vector", name
             )
         numbers.append(shape[0])
@@ -143,7 +143,7 @@ def same_width(widths: Mapping[int, int], path: str | os.PathLike[str]) -> int:
     for layer, width in widths.items():
         if width != widths[first]:
             text = f"layer {layer} has d_model={width}, layer {first} has {widths[first]}"
-            raise located(ConfigError, "tensor_shape", path, text, field=f"layer {layer}")
+            raise file_error(ConfigError, "tensor_shape", path, text, field=f"layer {layer}")
     return widths[first]
 
 
@@ -208,13 +208,13 @@ def settle_activation(layers: Mapping[int, StoredLayer], declared: str | None, p
             which = "missing_tensor" if having[first] else "unexpected_tensor"
             kinds = "with and without" if having[first] else "without and with"
             text = f"layers {first} and {number} come {kinds} thresholds; all have them or none has"
-            raise located(ConfigError, which, layers[number].encoder[0].file.path, text, field="threshold")
+            raise file_error(ConfigError, which, layers[number].encoder[0].file.path, text, field="threshold")
     if declared == "jump_relu" and not having[first]:
         text = "the activation is jump_relu but there are no thresholds"
-        raise located(ConfigError, "missing_tensor", path, text, field="threshold")
+        raise file_error(ConfigError, "missing_tensor", path, text, field="threshold")
     if declared in ("relu", "topk") and having[first]:
         text = f"the activation is {declared} but there are thresholds, which only jump_relu has"
-        raise located(ConfigError, "config_value", path, text, field="activation")
+        raise file_error(ConfigError, "config_value", path, text, field="activation")
     return declared or ("jump_relu" if having[first] else "relu")
 
 

@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, located, quoted
+from ...errors import ConfigError, file_error, quoted
 from ...io.limits import Limits
 from ...io.regular_file import read_small
 from ...io.strict_json import parse_object, shown
@@ -84,12 +84,12 @@ def read(folder: Path, limits: Limits) -> StoredSet:
         activations.add(_activation(configs[item], item / CONFIG))
     if len(activations) > 1:
         text = f"layers differ in activation or k: {', '.join(map(str, sorted(activations, key=str)))}"
-        raise located(ConfigError, "config_value", folder, text, field="activation_fn")
+        raise file_error(ConfigError, "config_value", folder, text, field="activation_fn")
     (kind, k) = activations.pop()
     hooks = {input_hook(configs[item]["hook_name"], item / CONFIG, "hook_name") for item in folders}
     if len(hooks) > 1:
         text = f"layers read different hooks: {', '.join(sorted(hooks))}"
-        raise located(ConfigError, "hook", folder, text, field="hook_name")
+        raise file_error(ConfigError, "hook", folder, text, field="hook_name")
     first = configs[folders[0]]
     hook = hooks.pop()
     return StoredSet(
@@ -113,7 +113,7 @@ def _flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
             result = inner | result
         elif inner is not None:
             text = f"{name} must be an object, got {shown(inner)}"
-            raise located(ConfigError, "config_type", path, text, field=name)
+            raise file_error(ConfigError, "config_type", path, text, field=name)
     return result
 
 
@@ -123,7 +123,7 @@ def _layer(config: dict[str, Any], path: Path) -> int:
         if name not in config:
             what = "; it is a sparse autoencoder, not a transcoder" if name == "hook_name_out" else ""
             text = f"{name} is missing{what}"
-            raise located(ConfigError, "config_missing", path, text, field=name)
+            raise file_error(ConfigError, "config_missing", path, text, field=name)
     return layer_of_hooks(config, ("hook_name", "hook_name_out"), ("hook_layer", "hook_layer_out"), path)
 
 
@@ -131,16 +131,16 @@ def _check_neutral(config: dict[str, Any], path: Path) -> None:
     architecture = config.get("architecture", "standard")
     if architecture not in _ARCHITECTURES:
         text = f"architecture must be one of {', '.join(_ARCHITECTURES)}, got {shown(architecture)}"
-        raise located(ConfigError, "config_value", path, text, field="architecture")
+        raise file_error(ConfigError, "config_value", path, text, field="architecture")
     for name, allowed in _NEUTRAL.items():
         value = config.get(name)
         if not any(value is item or (type(value) is type(item) and value == item) for item in allowed):
             text = f"{name} is {shown(value)}; only transcoders without it are read"
-            raise located(ConfigError, "config_value", path, text, field=name)
+            raise file_error(ConfigError, "config_value", path, text, field=name)
     # SAELens takes it from the input unless the config says otherwise or the class is a transcoder
     if config.get("apply_b_dec_to_input", architecture not in _TRANSCODERS) is not False:
         text = "apply_b_dec_to_input must be false: b_dec is the bias of the output; found true or nothing"
-        raise located(ConfigError, "config_value", path, text, field="apply_b_dec_to_input")
+        raise file_error(ConfigError, "config_value", path, text, field="apply_b_dec_to_input")
 
 
 def _read_layer(folder: Path, config: dict[str, Any], limits: Limits) -> tuple[StoredLayer, int]:
@@ -148,14 +148,14 @@ def _read_layer(folder: Path, config: dict[str, Any], limits: Limits) -> tuple[S
     weights = folder / WEIGHTS
     if not weights.is_file():
         text = f"{quoted(folder.name)} has {CONFIG} but no {WEIGHTS}"
-        raise located(ConfigError, "missing_layer", folder, text, field=WEIGHTS)
+        raise file_error(ConfigError, "missing_layer", folder, text, field=WEIGHTS)
     file = WeightFile(weights, limits)
     layer, width = one_layer(file, _NAMES, transposed_encoder=True, threshold="positive")
     _check_parts(file, config.get("architecture", "standard"))
     for name, own in (("d_in", width), ("d_out", width), ("d_sae", layer.n_features)):
         if name in config and whole(config[name], path, name) != own:
             text = f"{name}={config[name]} but the weights have {own}"
-            raise located(ConfigError, "config_value", path, text, field=name)
+            raise file_error(ConfigError, "config_value", path, text, field=name)
     return layer, width
 
 
@@ -164,7 +164,7 @@ def _check_parts(file: WeightFile, architecture: str) -> None:
     for word, name in (("jumprelu", "threshold"), ("skip", "W_skip")):
         if word in architecture.split("_") and name not in file.tensors:
             text = f"tensor '{name}' is missing, which the architecture {architecture} has"
-            file.wrong("missing_tensor", text, name)
+            file.raise_file_error("missing_tensor", text, name)
 
 
 def _activation(config: dict[str, Any], path: Path) -> tuple[str | None, int | None]:
@@ -175,7 +175,7 @@ def _activation(config: dict[str, Any], path: Path) -> tuple[str | None, int | N
     match = re.fullmatch(r"relu|topk", name) if isinstance(name, str) else None
     if match is None:
         text = f"activation_fn must be relu or topk, got {shown(name)}"
-        raise located(ConfigError, "config_value", path, text, field="activation_fn")
+        raise file_error(ConfigError, "config_value", path, text, field="activation_fn")
     if name == "relu":
         return None, None
     arguments = config.get("activation_fn_kwargs")

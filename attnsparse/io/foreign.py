@@ -1,7 +1,7 @@
-"""What people try to load that is no checkpoint of a GPT-2: what it is, and the line that makes one of it.
+"""Recognises files that are no checkpoint of a GPT-2, and says how to convert them.
 
-Tables only; the readers ask here when they cannot go on. Nothing is opened but the begin of a file, and a
-sentence here never decides that something is read.
+Tables only; the readers ask here when they cannot continue. Only the beginning of a file is looked at, and no
+table here decides that something is read.
 """
 
 from __future__ import annotations
