@@ -30,14 +30,16 @@ from .model.tokenizer import Tokenizer
 from .training.data import SequenceData, TokenData
 from .training.options import TrainingOptions
 from .training.trainer import Trainer
+from .transcoders.arrays import ArraySource, Encoder
+from .transcoders.describe import describe_features
 from .transcoders.features import Features
 from .transcoders.label_files import load_feature_labels, write_feature_details
-from .transcoders.labels import FeatureLabels, describe_features
+from .transcoders.labels import FeatureLabels
 from .transcoders.load import load_transcoders
 from .transcoders.options import TranscoderOptions
 from .transcoders.save import save_transcoders
 from .transcoders.trainer import train_transcoders
-from .transcoders.transcoders import ArraySource, Encoder, Transcoders
+from .transcoders.transcoders import Transcoders
 
 __all__ = [
     "Ablation",

@@ -267,9 +267,10 @@ def keep_only(
     chosen, unit = checked_items(model, task, items)
     counts = np.asarray(sizes)
     if counts.ndim != 1 or counts.dtype.kind not in "iu":
-        raise TypeError("sizes must be a flat sequence of integers")
+        raise TypeError(f"sizes must be a flat sequence of integers, got {sizes!r:.60}")
     if counts.size and not (counts.min() >= 0 and counts.max() <= len(chosen)):
-        raise ValueError(f"sizes must be in 0..{len(chosen)}, the number of items")
+        worst = int(counts.max()) if counts.max() > len(chosen) else int(counts.min())
+        raise ValueError(f"sizes must be in 0..{len(chosen)}, the number of items, got {worst}")
     sweep = AblationSweep(model, task, unit, ablation, reference, metric, threads)
     rows = np.zeros((len(counts), 6), np.int64)
     rows[:, 4], rows[:, 5] = counts, -1
@@ -399,8 +400,10 @@ def attribution(
     setting = AblationSetting(model, task, unit, ablation, reference, metric, threads)
     config = model.config
     if path == "gate" and (unit != "edge" or not config.gated or ablation != "zero" or steps != 1):
+        kind = "gated" if config.gated else "dense"
         raise ValueError(
-            "path='gate' is for attention edges of a gated model, with ablation='zero' and steps=1"
+            "path='gate' is for attention edges of a gated model, with ablation='zero' and steps=1; got "
+            f"unit={unit!r}, ablation={ablation!r}, steps={steps} and a {kind} model"
         )
     if unit != "head":
         one_length(task)

@@ -92,7 +92,7 @@ class AblationSetting:
         if self.ablation == "mean":
             self.means = self._means()
         if self.reference_prompts is not None and self.ablation != "mean":
-            raise ValueError(f"reference prompts are for ablation='mean', this is {self.ablation!r}")
+            raise ValueError(f"reference is for ablation='mean' alone, got ablation={self.ablation!r}")
 
     def batch(self, prompts: Iterable[Any]) -> Batch:
         return as_batch(self.model, list(prompts) if isinstance(prompts, Iterator) else prompts, False)

@@ -257,7 +257,7 @@ def _one_prompt(
     wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise ValueError(f"model {model.name!r} has no tokenizer, which answers in text need")
+        raise ValueError(f"model {model.name!r} has no tokenizer, which an answer in text needs")
     draft = Draft(prompt, prompt, (answer,), wrong)
     return build(
         "one prompt", "logit_diff", [draft], tokenizer,

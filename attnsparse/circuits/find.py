@@ -286,7 +286,7 @@ def _halves(
     for name, value in (("task", task), ("reference", task if reference is None else reference)):
         _check.instance(value, Task, name)
     if reference is not None and ablation != "mean":
-        raise ValueError(f"reference is what 'mean' ablation averages over; ablation is {ablation!r}")
+        raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
     n_ranking = int(task.is_ranking.sum())
     if n_ranking in (0, len(task)):
         missing, other = ("ranking", "evaluation") if n_ranking == 0 else ("evaluation", "ranking")

@@ -24,7 +24,7 @@ from ..graphs.word_effect import (
 )
 from ..items import token_label
 from ..model.model import Model
-from ..transcoders.labels import describe_features
+from ..transcoders.describe import describe_features
 from ..transcoders.transcoders import Transcoders
 
 FRACTION = 0.8

@@ -245,7 +245,11 @@ def test_options_are_passed_on():
         ({"confidence": "95"}, TypeError, "confidence must be a number, got str"),
         ({"seed": -1}, ValueError, "seed must be in 0"),
         ({"reference": toy_task}, TypeError, "reference must be a Task, such as asp.tasks.make_task gives"),
-        ({"reference": toy_task()}, ValueError, "reference is what 'mean' ablation averages over"),
+        (
+            {"reference": toy_task()},
+            ValueError,
+            "reference is for ablation='mean' alone, got ablation='zero'",
+        ),
     ],
 )
 def test_wrong_options(options, error, text):

@@ -79,6 +79,7 @@ def test_kept():
     assert found.kept() == [Head(0, 0), Head(0, 1)]
     assert found.kept(by="stays") == found.top(6)
     assert found.heads() == found.kept()
+    assert found.heads(0.4) == found.kept(0.4) != found.kept()
     assert found.top(0) == []
     assert len(found.top(100)) == 8 == len(found)
 

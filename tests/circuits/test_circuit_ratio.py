@@ -74,3 +74,22 @@ def test_circuits_of_different_kinds(other, word):
 def test_wrong_by():
     with pytest.raises(ValueError, match="by must be one of 'first', 'stays', got 'last'"):
         MORE.ratio_to(FEWER, by="last")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"fraction": 0}, ValueError, "fraction must be above 0 and at most 1, got 0"),
+        ({"n_bootstrap": 0}, ValueError, "n_bootstrap must be in 1..1,000,000, got 0"),
+        ({"confidence": 1}, ValueError, "confidence must be above 0 and below 1, got 1"),
+        ({"seed": "0"}, TypeError, "seed must be an integer, got str"),
+    ],
+)
+def test_wrong_options(options, error, text):
+    with pytest.raises(error, match=text):
+        MORE.ratio_to(FEWER, **options)
+
+
+def test_the_other_is_a_circuit():
+    with pytest.raises(TypeError, match="other must be a Circuit, got list"):
+        MORE.ratio_to([])
