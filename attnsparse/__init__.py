@@ -5,7 +5,8 @@ import typing as _typing
 from . import circuits, graphs, model, tasks, training, transcoders
 from ._engine import get_num_threads, set_num_threads
 from ._version import __version__
-from .circuits.find import Circuit, find_circuit, load_circuit
+from .circuits.circuit import Circuit, load_circuit
+from .circuits.find import find_circuit
 from .errors import (
     CheckpointError,
     ConfigError,
@@ -32,14 +33,16 @@ from .model.tokenizer import Tokenizer
 from .training.data import SequenceData, TokenData
 from .training.options import TrainingOptions
 from .training.trainer import Trainer
+from .transcoders.arrays import ArraySource, Encoder
+from .transcoders.describe import describe_features
 from .transcoders.features import Features
 from .transcoders.label_files import load_feature_labels, write_feature_details
-from .transcoders.labels import FeatureLabels, describe_features
+from .transcoders.labels import FeatureLabels
 from .transcoders.load import load_transcoders
 from .transcoders.options import TranscoderOptions
 from .transcoders.save import save_transcoders
 from .transcoders.trainer import train_transcoders
-from .transcoders.transcoders import ArraySource, Encoder, Transcoders
+from .transcoders.transcoders import Transcoders
 
 __all__ = [
     "Ablation",

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ..circuits.ratio import needed_ratio
 from .style import (
     BLUE,
     DARK,
@@ -26,7 +25,7 @@ from .style import (
 )
 
 if TYPE_CHECKING:
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
 
 # Colour and width of the first, the second and further curves; only the first two have bands and dots.
 _LOOKS = ((DARK, 1.3), (BLUE, 1.3), (GREY, 0.8))
@@ -57,9 +56,9 @@ def effect_curves(
     grey lines beside these. Bands are the two circuits' bootstrap intervals, dotted lines random orders
     (where they were evaluated). A full dot marks the first n that reaches `fraction`, an open one the n from
     which the effect stays there.
-    ratio: write how many times more the first circuit needs than the second (`needed_ratio`), counted `by`
-    "first" or "stays", with its interval. log: a logarithmic axis, on which 0 has its place too. ylim: what
-    the vertical axis shows; None = everything from -1 to 2.
+    ratio: write how many times more the first circuit needs than the second (`Circuit.ratio_to`), counted
+    `by` "first" or "stays", with its interval. log: a logarithmic axis, on which 0 has its place too. ylim:
+    what the vertical axis shows; None = everything from -1 to 2.
     The curves are `ax.lines` with the circuits' labels (long ones are cut in the middle to 30
     characters), their points `circuit.sizes` and `circuit.effect`.
     Raises TypeError for anything but a mapping; ValueError without a circuit, for circuits of different units
@@ -184,7 +183,7 @@ def _write_ratio(
     ax: Axes, more: Circuit, fewer: Circuit, fraction: float, by: str, taken: list[np.ndarray]
 ) -> None:
     """An arrow between the two numbers needed, and near it their ratio with its interval."""
-    found = needed_ratio(more, fewer, fraction, by)
+    found = more.ratio_to(fewer, fraction, by)
     if not np.isfinite(found.value):
         return
     ends = [(getattr(circuit.needed(fraction), by), fraction) for circuit in (fewer, more)]

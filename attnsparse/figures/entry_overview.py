@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from .. import _check
-from ..circuits import entry_effects
-from ..circuits.entry_effects import Carriers, find_carriers
+from ..circuits.entry_effects import ANSWER, KEY, PROMPT, QUERY, EntryEffects, entry_effects
 from .attention import draw_panel, draw_scale, panel_size
 from .panels import (
     PAD,
@@ -53,10 +52,10 @@ _GRAPH = 1.25  # between the maps and the tokens
 def attention_sketch(
     dense: Model,
     sparse: Model,
-    prompt: str = entry_effects.PROMPT,
-    key: int | str = entry_effects.KEY,
-    query: int | str = entry_effects.QUERY,
-    answer: str = entry_effects.ANSWER,
+    prompt: str = PROMPT,
+    key: int | str = KEY,
+    query: int | str = QUERY,
+    answer: str = ANSWER,
     wrong: Sequence[str] | None = None,
     *,
     fraction: float = 0.8,
@@ -69,35 +68,35 @@ def attention_sketch(
 
     Drawn are the fewest heads, best first, whose entries from `key` to `query`, each ablated alone, have
     `fraction` of the summed effects that the entries of all heads there have on the answer (see
-    `carriers.find_carriers`), at most `most` and 144; the entry is red in every map. wrong: tokens against
+    `entry_effects`), at most `most` and 144; the entry is red in every map. wrong: tokens against
     which the answer is measured; None = the other words of the antonym task, for the prompt of the figure
     only.
     columns: maps a row on the left; None = as square as it goes, at most 6. Positions are counted from
     `base`.
-    Raises ValueError as `carriers.find_carriers` does.
+    Raises ValueError as `entry_effects` does.
     """
-    if wrong is None and prompt != entry_effects.PROMPT:
+    if wrong is None and prompt != PROMPT:
         raise ValueError("give wrong=..., the tokens that `answer` is measured against, with your own prompt")
     found = [
-        find_carriers(model, prompt, key, query, answer, wrong, ablation=ablation, base=base)
+        entry_effects(model, prompt, key, query, answer, wrong, ablation=ablation, base=base)
         for model in (dense, sparse)
     ]
     return draw_sketch(*found, fraction=fraction, most=most, columns=columns, base=base)
 
 
-def n_drawn(found: Carriers, fraction: float, most: int) -> int:
+def n_drawn(found: EntryEffects, fraction: float, most: int) -> int:
     """How many heads of a model the sketch draws."""
     return min(max(found.needed(fraction), 1), most, _MOST)
 
 
-def same_entry_text(found: Carriers, n: int, base: int) -> str:
+def same_entry_text(found: EntryEffects, n: int, base: int) -> str:
     """What the n best heads have in common, as far as it is so: the strongest key of the query is `key`."""
     return entry_text(found.run.pattern, found.heads[:n], (found.query, found.key), base)
 
 
 def draw_sketch(
-    dense: Carriers,
-    sparse: Carriers,
+    dense: EntryEffects,
+    sparse: EntryEffects,
     *,
     fraction: float = 0.8,
     most: int = 36,
@@ -124,14 +123,14 @@ def draw_sketch(
 
 
 def _left_panel(
-    figure: Figure, found: Carriers, n: int, columns: int, size: tuple[float, float], base: int
+    figure: Figure, found: EntryEffects, n: int, columns: int, size: tuple[float, float], base: int
 ) -> None:
     entry = (found.query, found.key)
     ax = left_grid(figure, found.run.pattern, found.heads[:n], columns, size, entry)
     write_title(ax, *_title(found, n, base))
 
 
-def _right_panel(figure: Figure, found: Carriers, n: int, size: tuple[float, float], base: int) -> None:
+def _right_panel(figure: Figure, found: EntryEffects, n: int, size: tuple[float, float], base: int) -> None:
     """Coordinates of this panel are inches, downwards from its upper left corner."""
     ax = place_axes(figure, figure.get_size_inches()[0] - size[0] - 0.02, size)
     draw_panel(ax, *size, None)
@@ -143,7 +142,7 @@ def _right_panel(figure: Figure, found: Carriers, n: int, size: tuple[float, flo
     _draw_sentence(ax, found, n, below + STATEMENT, base)
 
 
-def _title(found: Carriers, n: int, base: int) -> tuple[str, str]:
+def _title(found: EntryEffects, n: int, base: int) -> tuple[str, str]:
     """The model and its number of heads; what they do."""
     config = found.run.model.config
     first = model_title(found.name, n, config.n_layer * config.n_head)
@@ -155,7 +154,7 @@ def _title(found: Carriers, n: int, base: int) -> tuple[str, str]:
 # --------------------------------------------------------------------------------------------- sentence
 
 
-def _draw_sentence(ax: Axes, found: Carriers, n: int, top: float, base: int) -> None:
+def _draw_sentence(ax: Axes, found: EntryEffects, n: int, top: float, base: int) -> None:
     """Tokens with their positions, the answer above the last one, and the arrow from the key to it."""
     tokens = found.run.token_strings
     pitch = (_RIGHT - 2 * PAD) / len(tokens)
@@ -173,7 +172,7 @@ def _draw_sentence(ax: Axes, found: Carriers, n: int, top: float, base: int) -> 
 
 
 def _draw_arrow(
-    ax: Axes, found: Carriers, n: int, start: tuple[float, float], end: tuple[float, float], top: float
+    ax: Axes, found: EntryEffects, n: int, start: tuple[float, float], end: tuple[float, float], top: float
 ) -> None:
     """From the key to the answer, with the share that the drawn heads carry; it points up to their maps."""
     half_answer = 0.04 * len(column_text(found.answer)) + 0.05

@@ -20,7 +20,7 @@ from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES, Run
 from ..model.tokenizer import token_texts
 from ..transcoders.features import RECORDED
-from ..transcoders.labels import checked_labels
+from ..transcoders.label_files import checked_labels
 from ..transcoders.transcoders import Transcoders
 from .choose import choose_features, sparse_rows
 from .graph import Graph, Nodes

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import _check
 from .._display import SHOWN, html_table
-from ..transcoders.labels import checked_labels
+from ..transcoders.label_files import checked_labels
 from . import heads as graph_heads
 from . import prune as graph_prune
 from . import select as graph_find

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import _check
 from .._display import html_table
-from ..circuits import entry_effects
+from ..circuits.entry_effects import ANSWER, KEY, PROMPT, wrong_words
 from ..items import Edge, Head, token_label
 from .build import MAX_FEATURE_NODES, attribution_graph
 from .groups import Group, Spec, flows, group_nodes, token_groups
@@ -121,9 +121,9 @@ class GroupEdge:
 def find_group_edge(
     model: Model,
     transcoders: Transcoders,
-    prompt: str = entry_effects.PROMPT,
-    key: int | str = entry_effects.KEY,
-    answer: str = entry_effects.ANSWER,
+    prompt: str = PROMPT,
+    key: int | str = KEY,
+    answer: str = ANSWER,
     wrong: Sequence[str] | None = None,
     *,
     groups: Mapping[str, Spec] | None = None,
@@ -143,7 +143,7 @@ def find_group_edge(
     group is at the position of `key` alone.
     """
     fraction = _check.fraction(fraction)
-    others = entry_effects.wrong_words(answer) if wrong is None else wrong
+    others = wrong_words(answer) if wrong is None else wrong
     graph = attribution_graph(
         model,
         transcoders,

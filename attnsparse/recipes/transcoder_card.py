@@ -13,8 +13,8 @@ import pandas as pd
 from .._version import __version__
 from ..io.atomic import write_atomic
 from ..model.load import load
+from ..transcoders.describe import describe_features
 from ..transcoders.label_files import LABELS
-from ..transcoders.labels import describe_features
 from ..transcoders.load import load_transcoders
 from .demo_text import LENGTH, DemoText
 

@@ -90,11 +90,11 @@ def _train_set(name: str, out: Path, settings: Settings, threads: int | None, qu
     path = out / CHECKPOINTS / f"{name}.ckpt"
     if path.exists():
         trainer.load(path)
-    trainer.run(path, settings.checkpoint_every, False if quiet else None)
+    trainer.train(path, settings.checkpoint_every, False if quiet else None)
     folder = out / name
     save_transcoders(trainer.transcoders(), folder, dtype=transcoder_card.DTYPE, equal_sizes=False)
     facts = transcoder_card.measure(folder, model, trainer.transcoders())
-    transcoder_card.write(folder, facts, trainer.history, settings)
+    transcoder_card.write(folder, facts, trainer.history(), settings)
     transcoder_card.write_labels(folder)
     if not quiet:
         print(transcoder_card.summary(facts), flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,21 +24,26 @@ class Encoder:
     threshold: np.ndarray | None = None
 
 
-class Source(Protocol):
-    """Where the weights of `Transcoders` come from; any object with these four methods."""
+class TranscoderWeights(Protocol):
+    """Where the weights of `Transcoders` come from: any object with these four methods."""
 
     def encoder(self, layer: int) -> Encoder:
         """The encoder of a layer."""
         ...
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
-        """[n, W, E] of features int64 [n], in any order: what each adds, times its activation, to the MLP
-        outputs of layer .. layer + W - 1; W is 1, or n_layer - layer of a cross-layer transcoder."""
+        """What features int64 [n], in any order, add to MLP outputs, times their activation: [n, W, E].
+
+        The outputs are those of layer .. layer + W - 1; W is 1, or n_layer - layer of a cross-layer
+        transcoder.
+        """
         ...
 
     def output_bias(self, layer: int) -> np.ndarray:
-        """[E]: what is added to the MLP output of a layer whatever is active (summed over the layers that
-        write there)."""
+        """[E]: what is added to the MLP output of a layer whatever is active.
+
+        It is the sum over the layers that write there.
+        """
         ...
 
     def skip(self, layer: int) -> np.ndarray | None:
@@ -46,14 +51,38 @@ class Source(Protocol):
         ...
 
 
-class ArraySource:
-    """A `Source` that holds everything in memory: one entry per layer in each list, None for a layer that
-    has no transcoder.
+class _Layer(NamedTuple):
+    encoder: Encoder
+    w_dec: np.ndarray
+    output_bias: np.ndarray
+    skip: np.ndarray | None
 
-    w_enc [F, E], b_enc [F]; w_dec [F, E], or [F, W, E] of a cross-layer transcoder with W = n_layer - layer;
-    output_bias [E]; threshold [F] of "jump_relu"; skip [E, E] or None. The arrays are not copied.
-    Raises ConfigError (code config_value, field "w_enc.3") for shapes that do not fit each other, TypeError
-    for anything but floating-point arrays.
+
+class ArraySource:
+    """`TranscoderWeights` that are in memory. Arrays are not copied.
+
+    Parameters
+    ----------
+    w_enc : sequence of array [F, E]
+        Encoders: one entry per layer, here and in the other lists, and None in all of them for a layer that
+        has no transcoder.
+    b_enc : sequence of array [F]
+        Their biases.
+    w_dec : sequence of array [F, E] or [F, W, E]
+        Decoders; the second form is that of a cross-layer transcoder, with W = n_layer - layer.
+    output_bias : sequence of array [E]
+        What is added to the output of the MLP.
+    threshold : sequence of array [F], optional
+        Thresholds of "jump_relu".
+    skip : sequence of array [E, E], optional
+        x @ skip.T is added to the output, x being the encoder's input.
+
+    Raises
+    ------
+    ConfigError
+        With code config_value and a field such as "w_enc.3", for shapes that do not fit each other.
+    TypeError
+        For anything but floating-point arrays.
     """
 
     def __init__(
@@ -77,62 +106,71 @@ class ArraySource:
         given = {"threshold": [None] * self.n_layer, "skip": [None] * self.n_layer} | given
         for name, values in given.items():
             if len(values) != self.n_layer:
-                raise ConfigError(
-                    f"{name} has {len(values)} layers, w_enc has {self.n_layer}",
-                    code="config_value",
-                    field=name,
-                )
+                text = f"{name} has {len(values)} layers, w_enc has {self.n_layer}"
+                raise ConfigError(text, code="config_value", field=name)
         arrays = {name: [_floats(name, i, a) for i, a in enumerate(v)] for name, v in given.items()}
-        self._threshold, self._skip = arrays["threshold"], arrays["skip"]
-        self._w_enc, self._b_enc, self._output_bias = arrays["w_enc"], arrays["b_enc"], arrays["output_bias"]
-        self._w_dec = [a[:, None] if a is not None and a.ndim == 2 else a for a in arrays["w_dec"]]
         layers = _layers_of(arrays)
-        for layer in layers:
-            array = self._w_enc[layer]
-            if array.ndim != 2 or 0 in array.shape:
-                raise ConfigError(
-                    f"w_enc of layer {layer} has shape {array.shape}, expected [features, d_model]",
-                    code="config_value",
-                    field=f"w_enc.{layer}",
-                )
-        self.d_model = self._w_enc[layers[0]].shape[1]  #: E
+        self._layers = {
+            layer: _layer(layer, {name: a[layer] for name, a in arrays.items()}) for layer in layers
+        }
+        self.d_model = self._layers[layers[0]].encoder.w_enc.shape[1]  #: E
         #: F of each layer, 0 without a transcoder
-        self.n_features = tuple(0 if a is None else len(a) for a in self._w_enc)
+        self.n_features = tuple(
+            len(self._layers[layer].encoder.w_enc) if layer in self._layers else 0
+            for layer in range(self.n_layer)
+        )
         for layer in layers:
             f = self.n_features[layer]
             check_encoder(self, layer, self.d_model, f, finite=False)
             shapes = tuple((f, writes, self.d_model) for writes in (1, self.n_layer - layer))
-            check_array("w_dec", layer, self._w_dec[layer], shapes, finite=False)
+            check_array("w_dec", layer, self._layers[layer].w_dec, shapes, finite=False)
+
+    def _of(self, layer: int) -> _Layer:
+        return self._layers[covered_layer(layer, self.n_features)]
 
     def encoder(self, layer: int) -> Encoder:
-        """See `Source`."""
-        layer = covered_layer(layer, self.n_features)
-        return Encoder(self._w_enc[layer], self._b_enc[layer], self._threshold[layer])
+        """The encoder of a layer."""
+        return self._of(layer).encoder
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
-        """See `Source`."""
-        return self._w_dec[covered_layer(layer, self.n_features)][features]
+        """Rows of a layer's decoder: [n, W, E] for features int64 [n]."""
+        rows: np.ndarray = self._of(layer).w_dec[features]
+        return rows
 
     def output_bias(self, layer: int) -> np.ndarray:
-        """See `Source`."""
-        return self._output_bias[covered_layer(layer, self.n_features)]
+        """[E]: what is added to the MLP output of a layer."""
+        return self._of(layer).output_bias
 
     def skip(self, layer: int) -> np.ndarray | None:
-        """See `Source`."""
-        return self._skip[covered_layer(layer, self.n_features)]
+        """[E, E]: the skip matrix of a layer, None if it has none."""
+        return self._of(layer).skip
 
     @property
     def has_threshold(self) -> bool:
         """Whether any layer has thresholds."""
-        return any(array is not None for array in self._threshold)
+        return any(layer.encoder.threshold is not None for layer in self._layers.values())
 
     @property
     def cross_layer(self) -> bool:
         """Whether any decoder writes to more than one layer."""
-        return any(array is not None and array.shape[1] > 1 for array in self._w_dec)
+        return any(layer.w_dec.shape[1] > 1 for layer in self._layers.values())
 
     def __repr__(self) -> str:
         return f"ArraySource({shape_text(self.n_features)})"
+
+
+def _layer(layer: int, arrays: dict[str, Any]) -> _Layer:
+    """The arrays of a layer, by name; ConfigError if its encoder is not a matrix."""
+    w_enc, w_dec = arrays["w_enc"], arrays["w_dec"]
+    if w_enc.ndim != 2 or 0 in w_enc.shape:
+        text = f"w_enc of layer {layer} has shape {w_enc.shape}, expected [features, d_model]"
+        raise ConfigError(text, code="config_value", field=f"w_enc.{layer}")
+    return _Layer(
+        Encoder(w_enc, arrays["b_enc"], arrays["threshold"]),
+        w_dec[:, None] if w_dec.ndim == 2 else w_dec,
+        arrays["output_bias"],
+        arrays["skip"],
+    )
 
 
 def covered_layer(layer: Any, n_features: Sequence[int]) -> int:
@@ -195,7 +233,12 @@ def _floats(name: str, layer: int, value: Any) -> np.ndarray | None:
 
 
 def check_encoder(
-    source: Source, layer: int, d_model: int, n_features: int, finite: bool, thresholds: bool = False
+    source: TranscoderWeights,
+    layer: int,
+    d_model: int,
+    n_features: int,
+    finite: bool,
+    thresholds: bool = False,
 ) -> None:
     """Check the arrays of one layer but its decoder; `thresholds`: they are needed."""
     encoder, skip = source.encoder(layer), source.skip(layer)

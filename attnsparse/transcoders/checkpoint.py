@@ -1,4 +1,4 @@
-"""What a checkpoint of a transcoder training holds, and what must fit before a run goes on from it."""
+"""What a checkpoint of a transcoder training holds, and what must fit before a run continues from it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _check_options(wanted: TranscoderOptions, data: dict[str, Any], path: Path) 
     if changed:
         text = (
             f"was trained with {changed}={getattr(stored, changed)!s:.60}, the run asks for "
-            f"{getattr(wanted, changed)!s:.60}; go on with the same options or choose another checkpoint"
+            f"{getattr(wanted, changed)!s:.60}; continue with the same options or choose another checkpoint"
         )
         raise file_error(CheckpointError, "options", path, text, field=changed)
 

@@ -16,7 +16,7 @@ from .. import _check
 from .._engine import core_for
 from ..model.batch import Batch
 from ..model.run import compute_run
-from .features import _Weights, absent_layers
+from .replacement import CheckedWeights, absent_layers
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -26,7 +26,7 @@ GROUP_TOKENS = 2048  # of the prompts that are run together
 _BLOCK_BYTES = 64 * 2**20  # logits that are looked at together
 
 
-class _Encoders(_Weights):
+class _Encoders(CheckedWeights):
     """The encoders alone, of some features if activations do not depend on the others."""
 
     def __init__(self, transcoders: Transcoders, model: Model, chosen: Sequence[np.ndarray] | None) -> None:
@@ -50,7 +50,7 @@ class _Encoders(_Weights):
         return np.zeros(self.transcoders.d_model, self.dtype), None
 
 
-class Table:
+class ContextTable:
     """The `top` strongest contexts of n features, at most one of each prompt, by falling activation.
 
     prompt, position int32, activation float32 [n, top], prompt -1 where there are fewer; tokens int32 and
@@ -84,7 +84,7 @@ class Table:
             return
         touched, group = np.unique(number[best], return_inverse=True)
         rank = np.arange(len(best)) - np.searchsorted(group, group)
-        new = Table(len(touched), self.top, self.before, self.after)
+        new = ContextTable(len(touched), self.top, self.before, self.after)
         place = group, rank
         new.prompt[place] = first + prompt[best]
         new.position[place] = row[best] - batch.offsets[prompt[best]]
@@ -119,7 +119,7 @@ class Table:
         active = inside & (keys[at] == wanted)
         return np.where(inside, batch.tokens[around], -1), np.where(active, activation[at], 0)
 
-    def _merge(self, touched: np.ndarray, new: Table) -> None:
+    def _merge(self, touched: np.ndarray, new: ContextTable) -> None:
         """Put new contexts of some features among those that are there; of equal ones the earlier stays."""
         together = np.concatenate([self.activation[touched], new.activation], axis=1)
         order = np.argsort(-together, axis=1, kind="stable")[:, : self.top]
@@ -144,7 +144,7 @@ class Collector:
         """wanted: int64, rising, one array per layer; None for all. size: (top, before, after)."""
         counts = transcoders.n_features if wanted is None else [len(numbers) for numbers in wanted]
         self.transcoders, self.model, self.wanted = transcoders, model, wanted
-        self.tables = [Table(n, *size) for n in counts]
+        self.tables = [ContextTable(n, *size) for n in counts]
         self.n_prompts = self.n_tokens = 0
         alone = wanted is not None and transcoders.activation != "topk"
         self._source = _Encoders(transcoders, model, wanted if alone else None)

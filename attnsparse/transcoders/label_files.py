@@ -23,7 +23,7 @@ from ..io.strict_json import parse_object, shown
 from ..io.text_bytes import compact_json, shortest, text_bytes
 from ..items import cantor
 from ..model.locate import MODELS_FOLDER
-from .labels import FeatureLabels, Key
+from .labels import FeatureLabels, Key, checked_key, no_feature
 
 KIND = Kind("feature labels", 1)
 LABELS = ("labels.json", "labels.csv")  # in a folder of transcoders
@@ -40,6 +40,7 @@ _LEAST_ROOM, _ROOM_PER_BYTE = 64 * 2**20, 16  # for contexts, beside the size of
 def save_feature_labels(labels: FeatureLabels, path: str | os.PathLike[str], contexts: int | None) -> None:
     """See `FeatureLabels.save`."""
     name = _check.path(path)
+    contexts = None if contexts is None else _check.integer(contexts, "contexts", 0)
     if not name.endswith((".json", ".csv")):
         raise ValueError(f"path must end in .json or .csv, got {name!r:.80}")
     if name.endswith(".csv"):
@@ -108,12 +109,28 @@ def _contexts(labels: FeatureLabels, row: int, contexts: int | None) -> list[dic
 def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_LIMITS) -> FeatureLabels:
     """Read what `FeatureLabels.save` wrote, or any CSV in UTF-8 with columns layer, feature and label.
 
-    A path that ends in .csv is read as a CSV: it gives labels alone, no contexts. Rows without a label are
-    left out. A folder stands for its labels.json, or else its labels.csv, and the name of transcoders that
-    come with the package for the labels.csv that comes with them.
-    Raises OSError (FileNotFoundError for a folder with neither), and FormatError with a code: json_* and
-    duplicate_name for the JSON; magic, version, header_value for its fields; feature for a feature that makes
-    no sense; csv for a CSV. LimitError above one of `limits`.
+    Parameters
+    ----------
+    path : path
+        A file that ends in .csv gives labels alone, no contexts; rows without a label are left out. A
+        folder: its labels.json, or else its labels.csv. The name of transcoders that come with the package:
+        the labels that come with them.
+    limits : Limits
+        Of the sizes that files may have.
+
+    Returns
+    -------
+    FeatureLabels
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read; FileNotFoundError for a folder with neither file.
+    FormatError
+        With a code: json_* and duplicate_name for the JSON; magic, version, header_value for its fields;
+        feature for a feature that makes no sense; csv for a CSV.
+    LimitError
+        Above one of `limits`.
     """
     name = _labels_file(path)
     if name.endswith(".csv"):
@@ -179,8 +196,8 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
         raise_file_error("version", path, text, "version")
     for field, kind in _FIELDS.items():
         value = data.get(field)
-        if type(value) is not kind or (kind is int and not 0 <= value < _MOST):
-            raise_file_error("header_value", path, f"'{field}' is {shown(value)}, which cannot be", field)
+        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < _MOST):
+            raise_file_error("header_value", path, f"'{field}' cannot be {shown(value)}", field)
     if data["before"] >= max(data["window"], 1):
         text = f"'window' {data['window']} does not fit 'before' {data['before']}"
         raise_file_error("header_value", path, text, "window")
@@ -246,8 +263,8 @@ def _check_feature(
 def _is_context(context: Any, before: int, window: int, strings: Mapping[int, str]) -> bool:
     if not isinstance(context, dict):
         return False
-    places = [context.get(name) for name in ("prompt", "position", "at")]
-    tokens, values = context.get("tokens"), context.get("activations")
+    places: list[Any] = [context.get(name) for name in ("prompt", "position", "at")]
+    tokens, values = context.get("tokens"), context.get("activations") or ()
     if not all(type(place) is int and 0 <= place < _MOST for place in places) or not isinstance(tokens, list):
         return False
     if not _is_row(values, (float,) * len(tokens)) or not max(map(abs, values), default=0) < 1e38:
@@ -275,7 +292,7 @@ def _context_arrays(entries: Sequence[dict[str, Any]], before: int, window: int)
 
 
 def _effect_arrays(entries: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for side in _SIDES:
         most = min((len(entry[side]) for entry in entries), default=0)
         rows = [entry[side][:most] for entry in entries]
@@ -332,18 +349,75 @@ def _cell(row: Mapping[str, str], column: str, line: int, path: str | os.PathLik
     return int(text)
 
 
+# ------------------------------------------------------------------------------------------- labels of a user
+
+
+def checked_labels(
+    labels: Any, n_layer: int | None = None, n_features: Sequence[int] | None = None
+) -> Mapping[Key, str]:
+    """Labels of a user, or of a file: (layer, feature) to text.
+
+    n_layer, n_features: how many layers, and features of each, there are, where it is known. Raises TypeError
+    for other things, keys or labels, IndexError for features that do not exist; as `load_feature_labels` for
+    a path.
+    """
+    if isinstance(labels, (str, os.PathLike)):
+        labels = load_feature_labels(labels)
+    if not isinstance(labels, Mapping):
+        kind = type(labels).__name__
+        raise TypeError(f"labels must be a mapping from (layer, feature) to text, or a path, got {kind}")
+    found: Mapping[Key, str] = labels
+    if not isinstance(labels, FeatureLabels):
+        found = {checked_key(key): _checked_label(key, text) for key, text in labels.items()}
+    n_layer = n_layer if n_features is None else len(n_features)
+    for layer, number in found:
+        if layer < 0 or number < 0:
+            raise IndexError(f"labels: layers and features count from 0, got {(layer, number)}")
+        if n_layer is not None and layer >= n_layer:
+            raise IndexError(f"labels: there is no layer {layer}, the layers are 0..{n_layer - 1}")
+        if n_features is not None and number >= n_features[layer]:
+            raise IndexError(f"labels: {no_feature(n_features, layer, number)}")
+    return found
+
+
+def _checked_label(key: Any, text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"the label of {key!r:.60} must be a text, got {type(text).__name__}")
+    return text
+
+
 # ------------------------------------------------------------------------------------------- viewers
 
 
 def write_feature_details(folder: str | os.PathLike[str], labels: FeatureLabels) -> list[Path]:
-    """Write one JSON per described feature, as the viewers of attribution graphs show them; the paths.
+    """Write one JSON per described feature, as the viewers of attribution graphs show them.
 
+    Parameters
+    ----------
+    folder : path
+        Made if it does not exist. circuit-tracer's viewer looks in features/SCAN/, Neuronpedia at
+        `feature_json_base_url` of `Graph.to_neuronpedia`.
+    labels : FeatureLabels
+        With contexts.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files, one per feature.
+
+    Raises
+    ------
+    TypeError
+        For other labels.
+    OSError
+        If a file cannot be written.
+
+    Notes
+    -----
     The format of Anthropic's features: `index`.json with index, the Cantor pairing of (layer, number) that is
     `feature` in a graph JSON; examples_quantiles, one group "Top activations" of examples with tokens,
     tokens_acts_list and train_token_ind, the place of the strongest; top_logits and bottom_logits, the tokens
-    promoted and suppressed; act_min, 0, and act_max. The folder is made if it is not there. circuit-tracer's
-    viewer looks in features/SCAN/, Neuronpedia at `feature_json_base_url` of `Graph.to_json`.
-    Raises TypeError for other labels, OSError.
+    promoted and suppressed; act_min, 0, and act_max.
     """
     _check.instance(labels, FeatureLabels, "labels")
     folder = Path(_check.path(folder, "folder"))

@@ -46,41 +46,63 @@ def load_transcoders(
     verify: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Transcoders:
-    """Transcoders from files, which stay where they are: weights are read when they are needed.
+    """Load transcoders from files, which stay where they are: weights are read when they are needed.
 
-    `what` is the name of a set that comes with the package, or a path:
+    Parameters
+    ----------
+    what : str or path
+        The name of a set that comes with the package, or a path:
 
-    * a folder of circuit-tracer, per layer or cross-layer, or the YAML file of one (v0.1 to v0.4), with
-      its own files or GemmaScope's;
-    * a folder with one SAELens folder (cfg.json, sae_weights.safetensors) per layer;
-    * a folder with the `.pt` files of Dunefsky et al. (2024), one per layer, or one such file;
-    * a CLT-Forge checkpoint (clt_cfg.json), also one split over ranks.
+        * a folder of circuit-tracer, per layer or cross-layer, or the YAML file of one (v0.1 to v0.4), with
+          its own files or GemmaScope's;
+        * a folder with one SAELens folder (cfg.json, sae_weights.safetensors) per layer;
+        * a folder with the `.pt` files of Dunefsky et al. (2024), one per layer, or one such file;
+        * a CLT-Forge checkpoint (clt_cfg.json), also one split over ranks.
 
-    Sets of one transcoder per layer may have some layers only; `Transcoders.layers` says which. `model`:
-    raise ConfigError now if the set does not fit it, and say how many layers there are. It is needed
-    for sets that read mlp.hook_in, the LayerNorm's output with weight and bias, which are folded into
-    the encoder.
-    `input_hook` says what the encoders read where no file does: "ln2.hook_normalized" (the MLP's
-    LayerNorm before weight and bias), "hook_resid_mid", or "mlp.hook_in". `processed` says whether the
-    set was trained on a model with TransformerLens's weight processing (LayerNorm folded, writing weights
-    centred) where no file does and it matters, which is for every hook but ln2.hook_normalized: then the
-    encoder is changed so that it reads the raw model. MLP outputs without their mean, which such sets
-    were trained on, cannot be converted: the mean stays in the error, where nothing behind a LayerNorm
-    sees it. `verify` reads every weight once now; otherwise each is checked when it is read.
+        Sets of one transcoder per layer may have some layers only; `Transcoders.layers` says which.
+    model : Model, optional
+        Raise ConfigError now if the set does not fit it, and take the number of layers from it. Needed for
+        sets that read mlp.hook_in, the LayerNorm's output with weight and bias, which are folded into the
+        encoder.
+    input_hook : {"ln2.hook_normalized", "hook_resid_mid", "hook_mlp_in", "mlp.hook_in"}, optional
+        What the encoders read, where no file says so: the MLP's LayerNorm before weight and bias; the
+        residual stream before it, by two names; the LayerNorm's output.
+    processed : bool, optional
+        Whether the set was trained on a model with TransformerLens's weight processing (LayerNorm folded,
+        writing weights centred), where no file says so and it matters, which is for every hook but
+        ln2.hook_normalized. If so, the encoder is changed to read the raw model.
+    verify : bool, default False
+        Read every weight once now; otherwise each is checked when it is read.
+    limits : Limits
+        Of the sizes that files may have.
 
-    Only names and shapes stay in memory; one layer's encoder, or the rows of the decoder that are asked
-    for, are read at a time and widened to float32. Files are read as data: nothing in them is ever run.
+    Returns
+    -------
+    Transcoders
 
-    Raises FormatError (UnsafeFileError, LimitError, NonFiniteError) for bad files; ConfigError where
-    configuration, weights and model do not fit together, where files of a layer, or layers of a cross-layer
-    transcoder, are missing, where `input_hook` or `processed` is needed or contradicts the files;
-    FileNotFoundError if nothing is found, and other
-    OSErrors unchanged. The same errors come later, when weights are read, for files that changed since.
+    Raises
+    ------
+    FormatError
+        For bad files; UnsafeFileError, LimitError and NonFiniteError are kinds of it. The same errors come
+        later, when weights are read, for files that changed since.
+    ConfigError
+        If configuration, weights and model do not fit together, if files of a layer, or layers of a
+        cross-layer transcoder, are missing, if `input_hook` or `processed` is needed or contradicts the
+        files.
+    FileNotFoundError
+        If nothing is found; other OSErrors are unchanged.
+
+    Notes
+    -----
+    Only names and shapes stay in memory; one layer's encoder, or the rows of the decoder that are asked for,
+    are read at a time and widened to float32. Files are read as data: nothing in them is ever run. MLP
+    outputs without their mean, which sets of processed models were trained on, cannot be converted: the
+    mean stays in the error, where nothing behind a LayerNorm sees it.
     """
-    if input_hook is not None and (not isinstance(input_hook, str) or input_hook not in INPUT_HOOKS):
-        raise ValueError(f"input_hook must be one of {', '.join(INPUT_HOOKS)}, got {input_hook!r:.80}")
-    if processed not in (None, True, False):
-        raise ValueError(f"processed must be True, False or None, got {processed!r:.80}")
+    if input_hook is not None:
+        _check.choice(input_hook, "input_hook", INPUT_HOOKS)
+    if processed is not None:
+        _check.flag(processed, "processed")
     _check.flag(verify, "verify")
     path, limits = _find(what), _check.instance(limits, Limits, "limits")
     stored = read_whole(path if path.is_dir() else path.parent, lambda: _read(path, limits))
@@ -128,7 +150,8 @@ def _read(path: Path, limits: Limits) -> StoredSet:
     if path.is_dir():
         for reader in _READERS:
             if reader.is_here(path):
-                return reader.read(path, limits)
+                found: StoredSet = reader.read(path, limits)
+                return found
         text = (
             f"no transcoders in this folder; looked for {clt_forge.CONFIG}, {_CONFIG}, "
             f"layer_0.safetensors, W_enc_0.safetensors, {saelens.CONFIG} in folders, .pt files"

@@ -39,27 +39,45 @@ def save_transcoders(
 ) -> None:
     """Write a set to a folder as circuit-tracer (v0.4) keeps it: config.yaml and one or two files per layer.
 
-    A set of one transcoder per layer becomes layer_{i}.safetensors, a cross-layer transcoder
-    W_enc_{i}.safetensors and W_dec_{i}.safetensors; see docs/howto.md. `dtype` is "float32" (exact unless the
-    weights are float64), "float16" or "bfloat16", rounded to the nearest. `load_transcoders(folder)` reads it
-    back; conversions that were made when the set was loaded are part of what is written. Files are moved to
-    their places when all are complete, config.yaml last, so replacing a set needs room for both, and a reader
-    finds the old set or the new one (see `saving.write_together`); at most a few rows beside one layer's
-    encoder are in memory.
+    Parameters
+    ----------
+    transcoders : Transcoders
+        The set. One transcoder per layer becomes layer_{i}.safetensors, a cross-layer transcoder
+        W_enc_{i}.safetensors and W_dec_{i}.safetensors.
+    folder : path
+        Made if it does not exist. `load_transcoders(folder)` reads the set back.
+    dtype : {"float32", "float16", "bfloat16"}, default "float32"
+        float32 is exact unless the weights are float64; the others are rounded to the nearest.
+    equal_sizes : bool, default True
+        circuit-tracer takes only sets with the same number of features in every layer, so layers with fewer
+        are filled up with features that are never active and write nothing; config.yaml notes how many are
+        real, and `load_transcoders` leaves the others out. False writes each layer as it is.
 
-    circuit-tracer takes only sets with the same number of features in every layer, so layers with fewer are
-    filled up with features that are never active and write nothing; config.yaml notes how many are real, and
-    `load_transcoders` leaves the others out. equal_sizes=False writes each layer as it is. It takes only sets
-    of all layers, too: one of some layers is written with a UserWarning.
+    Raises
+    ------
+    ValueError
+        For another dtype, for weights that float16 cannot hold and for a cross-layer transcoder with a skip
+        matrix, which this layout lacks.
+    FileExistsError
+        If the folder holds layers that this set does not have.
+    NonFiniteError
+        If weights read from files are not finite.
+    OSError
+        If a file cannot be written.
 
-    Raises ValueError for another dtype, for weights that float16 cannot hold and for a cross-layer transcoder
-    with a skip matrix, which this layout lacks; FileExistsError if the folder holds layers that this set
-    has not; NonFiniteError; OSError.
+    Warns
+    -----
+    UserWarning
+        If the set does not have all layers: circuit-tracer does not take it.
+
+    Notes
+    -----
+    Conversions that were made when the set was loaded are part of what is written. Files are moved to their
+    places when all are complete, config.yaml last, so that a reader finds the old set or the new one; this
+    needs disk space for both. At most a few rows beside one layer's encoder are in memory.
     """
-    if not isinstance(transcoders, Transcoders):
-        raise TypeError(f"expected Transcoders, got {type(transcoders).__name__}")
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r:.80}")
+    _check.instance(transcoders, Transcoders, "transcoders")
+    _check.choice(dtype, "dtype", _DTYPES)
     import yaml
 
     folder = Path(_check.path(folder, "folder"))
@@ -78,7 +96,7 @@ def save_transcoders(
 
 def _config(transcoders: Transcoders, size: int) -> dict[str, Any]:
     """size: features that every layer is filled up to."""
-    result = {
+    result: dict[str, Any] = {
         "model_name": transcoders.model_name,
         "model_kind": transcoders.kind,
         "feature_input_hook": transcoders.input_hook,
@@ -123,8 +141,9 @@ def _layer_files(transcoders: Transcoders, layer: int, missing: int) -> dict[str
         "b_enc": _filled((n,), lambda: iter([encoder.b_enc]), missing, _NEVER_ACTIVE),
         "b_dec": ((width,), lambda: iter([source.output_bias(layer)])),
     }
-    if encoder.threshold is not None:
-        thresholds = _filled((n,), lambda: iter([encoder.threshold]), missing)
+    threshold = encoder.threshold
+    if threshold is not None:
+        thresholds = _filled((n,), lambda: iter([threshold]), missing)
         arrays["activation_function.threshold"] = thresholds
     if skip is not None:
         arrays["W_skip"] = (width, width), lambda: _rows(skip)
@@ -142,8 +161,9 @@ def _cross_layer_files(transcoders: Transcoders, layer: int, missing: int) -> di
         f"b_enc_{layer}": _filled((n,), lambda: iter([encoder.b_enc]), missing, _NEVER_ACTIVE),
         f"b_dec_{layer}": ((width,), lambda: iter([source.output_bias(layer)])),
     }
-    if encoder.threshold is not None:
-        thresholds = _filled((n,), lambda: iter([encoder.threshold]), missing)
+    threshold = encoder.threshold
+    if threshold is not None:
+        thresholds = _filled((n,), lambda: iter([threshold]), missing)
         arrays[f"threshold_{layer}"] = thresholds
     shape = (n, transcoders.writes(layer), width)
     decoder: Arrays = {f"W_dec_{layer}": _filled(shape, lambda: _decoder(transcoders, layer), missing)}
@@ -183,7 +203,7 @@ def _pieces(path: Path, arrays: Arrays, dtype: str) -> Iterator[Any]:
     yield safetensors_header(infos, {"format": "pt"})
     for name, (_, blocks) in arrays.items():
         for block in blocks():
-            yield memoryview(np.ascontiguousarray(_narrowed(block, dtype, name, path))).cast("B")
+            yield np.ascontiguousarray(_narrowed(block, dtype, name, path)).data.cast("B")
 
 
 def _narrowed(block: np.ndarray, dtype: str, name: str, path: Path) -> np.ndarray:

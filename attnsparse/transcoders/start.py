@@ -1,4 +1,4 @@
-"""First weights of transcoders: features that stand for tokens of the text, chosen far from each other.
+"""First weights of transcoders: features that represent tokens of the text, chosen far from each other.
 
 A row of the text gives a feature what it reads (the input, centred) and what it writes (the output, centred).
 Rows are drawn as in k-means++ (Arthur & Vassilvitskii 2007): the probability of a row is its squared
@@ -93,7 +93,7 @@ def spread_rows(rows: np.ndarray, n: int, seed: int, layer: int) -> np.ndarray:
 
 
 def check_start(start: Transcoders, n_features: tuple[int, ...]) -> None:
-    """ConfigError (config_value) unless training can go on from `start`."""
+    """ConfigError (config_value) unless training can continue from `start`."""
     if start.cross_layer or start.input_hook != "ln2.hook_normalized":
         text = "training starts from transcoders of one layer each that read ln2.hook_normalized"
         raise ConfigError(text, code="config_value", field="start")

@@ -200,7 +200,7 @@ class InputChange(NamedTuple):
 
 
 class StoredWeights:
-    """The weights of a set in files; a `Source` of `Transcoders`.
+    """The weights of a set in files; `TranscoderWeights` of `Transcoders`.
 
     `layers` are by the model's numbers. `changes` holds, for the layers that were trained on another input
     than the one read here, what that was. n_layer: layers of the model; None if no file says: then as many as

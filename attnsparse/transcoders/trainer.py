@@ -2,7 +2,7 @@
 
 A step runs the model once on a batch of text and takes one optimiser step in each layer, on its rows of
 ln2.hook_normalized (in) and hook_mlp_out (out), every token alike. Nothing is kept between steps but weights,
-moments and counters, so a run can stop anywhere and go on to the same bytes.
+moments and counters, so a run can stop anywhere and continue to the same bytes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from ..training.checkpoint import warn_of_other_build
 from ..training.data import Data
 from ..training.one_thread import OneThread
 from . import checkpoint as state
+from .arrays import ArraySource
 from .checkpoint import RESULTS, WEIGHTS
 from .options import START_L0, TranscoderOptions
 from .start import check_start, common_threshold, first_weights, weights_of
-from .transcoders import ArraySource, Transcoders
+from .transcoders import Transcoders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,30 +54,60 @@ def train_transcoders(
     progress: bool | None = None,
     **settings: Any,
 ) -> Transcoders:
-    """Train one transcoder for each layer of `model` on the text of `data` and return the set.
+    """Train one transcoder for each layer of a model on text, and return the set.
 
-    data: an object with `batch` and `digest`, see `training_data.Data`; its targets and weights are not used.
-    options: a `TranscoderOptions`, or its fields as keywords: train_transcoders(model, data, steps=1000).
-    checkpoint: a file that is written every `checkpoint_every` steps, at the end and on Ctrl-C. If it exists
-    the run goes on from there; its bytes depend on the run alone, not on threads or on where it was stopped.
-    start: transcoders whose weights are the first ones, as many features as `options` says; None: rows of the
-    text that lie far apart, see `transcoder_start`.
-    threads: None for as many as this process may use; bits do not depend on it.
-    progress: a bar on stderr; None shows it in terminals and notebooks only.
+    Parameters
+    ----------
+    model : Model
+        It is not changed.
+    data : Data
+        An object with `batch(step, micro)` and `digest`, see `attnsparse.training.data.Data`; its targets and
+        weights are not used.
+    options : TranscoderOptions, optional
+        Or its fields as keywords: ``train_transcoders(model, data, steps=1000)``.
+    checkpoint : path, optional
+        A file that is written every `checkpoint_every` steps, at the end and on Ctrl-C. If it exists, the run
+        continues from it. Its bytes depend on the run alone, not on threads or on where it was stopped.
+    checkpoint_every : int, default 500
+        Steps, 1 or more.
+    start : Transcoders, optional
+        Their weights are the first ones; as many features as `options` says. Default: rows of the text that
+        are far apart.
+    name : str
+        Name of the set.
+    threads : int, optional
+        Default: the number set by `set_num_threads`. The bits of the result do not depend on it.
+    progress : bool, optional
+        Show a bar on stderr. Default: in terminals and notebooks only.
+    **settings
+        Fields of `TranscoderOptions`.
 
-    The transcoders read ln2.hook_normalized. An activation is as large as what it writes: decoder rows have
-    length 1.  Raises TypeError or ValueError for options or data that make no sense, CheckpointError for a
-    checkpoint that is damaged or of another run, TrainingDiverged when a loss or gradient is not finite,
-    before that layer is changed, and KeyboardInterrupt on Ctrl-C.
+    Returns
+    -------
+    Transcoders
+        They read ln2.hook_normalized. An activation is as large as what it writes: decoder rows have
+        length 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For options or data that make no sense.
+    CheckpointError
+        For a checkpoint that is damaged or of another run.
+    TrainingDiverged
+        When a loss or gradient is not finite, before that layer is changed.
+    KeyboardInterrupt
+        On Ctrl-C.
     """
     trainer = TranscoderTrainer(model, data, options, start=start, name=name, threads=threads, **settings)
-    every = _at_least_one("checkpoint_every", checkpoint_every)
-    path = None if checkpoint is None else Path(checkpoint)
-    if path is not None:
+    every = _check.integer(checkpoint_every, "checkpoint_every", 1)
+    path = None
+    if checkpoint is not None:
+        path = Path(_check.path(checkpoint, "checkpoint"))
         remove_stale(path.parent)
         if path.exists():
             trainer.load(path)
-    trainer.run(path, every, progress)
+    trainer.train(path, every, progress)
     return trainer.transcoders()
 
 
@@ -100,10 +131,11 @@ class TranscoderTrainer:
         if options is not None and settings:
             raise TypeError("give either a TranscoderOptions or its fields as keywords, not both")
         _check.instance(model, Model, "model")
-        if options is not None and not isinstance(options, TranscoderOptions):
-            raise TypeError(f"options must be a TranscoderOptions, got {type(options).__name__}")
+        if options is not None:
+            _check.instance(options, TranscoderOptions, "options")
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
-            raise TypeError(f"data needs batch(step, micro) and digest, {type(data).__name__} has not")
+            text = f"data must provide batch(step, micro) and digest; {type(data).__name__} does not"
+            raise TypeError(text)
         #: the `TranscoderOptions`
         self.options = TranscoderOptions(**settings) if options is None else options
         self.model, self.data, self.name = model, data, name
@@ -158,7 +190,7 @@ class TranscoderTrainer:
     @property
     def step_count(self) -> int:
         """Steps that all layers have done."""
-        return min(layer.step_count for layer in self._layers)
+        return min(int(layer.step_count) for layer in self._layers)
 
     @property
     def finished(self) -> bool:
@@ -170,7 +202,8 @@ class TranscoderTrainer:
         tokens, offsets, *_ = self.data.batch(step, 0)
         prompts = [tokens[a:b] for a, b in itertools.pairwise(offsets)]
         run = self.model.run(prompts, record=_RECORDED, logits="none", threads=self._threads or None)
-        return tuple(run._core.array(name) for name in _RECORDED)
+        inputs, outputs = (run._core.array(name) for name in _RECORDED)
+        return inputs, outputs
 
     def step(self) -> list[dict[str, Any]]:
         """One step of every layer; returns their results: step, loss, error, penalty, aux, l0, grad_norm and
@@ -183,7 +216,7 @@ class TranscoderTrainer:
 
     def _step(self) -> list[dict[str, Any]]:
         if self.finished:
-            raise ValueError(f"all {self.options.steps:,} steps are done; more steps are another run")
+            raise ValueError(f"all {self.options.steps:,} steps are done; train more steps in a new run")
         step = self.step_count
         inputs, outputs = self._rows(step)
         arguments = self.options.at(step)
@@ -215,8 +248,11 @@ class TranscoderTrainer:
             prices.append(factor)
         return options.sparsity.at(step, options.steps) * prices[step]
 
-    def run(self, path: Path | None = None, every: int = 500, progress: bool | None = None) -> None:
-        """All steps that are left; a checkpoint in `path` every `every` steps, at the end and on Ctrl-C."""
+    def train(
+        self, path: str | os.PathLike[str] | None = None, every: int = 500, progress: bool | None = None
+    ) -> None:
+        """Do all steps that are left; write a checkpoint every `every` steps, at the end and on Ctrl-C."""
+        every = _check.integer(every, "every", 1)
         text = f"{self.name or self.model.name or 'model'}: transcoders"
         bar_of = progress_bar(progress, self.options.steps, text, "step", self.step_count)
         with self._turn, bar_of as bar:
@@ -271,7 +307,6 @@ class TranscoderTrainer:
             model_name=self.model.name,
         )
 
-    @property
     def history(self) -> pd.DataFrame:
         """One row per step and layer: step, layer, loss, error (share of the variance, about), penalty, aux,
         l0, grad_norm, n_dead (before the step), sparsity (the penalty's weight)."""
@@ -282,7 +317,8 @@ class TranscoderTrainer:
             for step in range(self.step_count)
             for layer, results in enumerate(self._results)
         ]
-        return pd.DataFrame(rows, columns=["step", "layer", *RESULTS, "sparsity"])
+        table: pd.DataFrame = pd.DataFrame(rows, columns=["step", "layer", *RESULTS, "sparsity"])
+        return table
 
     # --- checkpoints
 
@@ -294,7 +330,7 @@ class TranscoderTrainer:
     def _save(self, path: Path) -> None:
         if len({core.step_count for core in self._layers}) > 1:
             self.step()
-        tensors = {"output_scale": self.output_scale}
+        tensors: dict[str, np.ndarray] = {"output_scale": self.output_scale}
         for layer, core in enumerate(self._layers):
             tensors |= {f"{layer}/{name}": core.array(name) for name in state.ARRAYS}
         rows = [[[float(r[key]) for key in RESULTS] for r in results] for results in self._results]
@@ -304,7 +340,7 @@ class TranscoderTrainer:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the run that `path` holds; CheckpointError if it is damaged or not of this model, these
         data and these options, with nothing changed."""
-        path = Path(path)
+        path = Path(_check.path(path))
         with self._turn:
 
             def check(meta: dict[str, Any], entries: dict[str, training_file.Entry]) -> None:
@@ -339,9 +375,3 @@ class TranscoderTrainer:
 def _shown(results: list[dict[str, Any]]) -> str:
     means = {key: sum(r[key] for r in results) / len(results) for key in ("error", "l0", "n_dead")}
     return f"error {means['error']:.4f}, l0 {means['l0']:.1f}, dead {means['n_dead']:.0f}"
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r:.60}")
-    return value

@@ -21,16 +21,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._display import html_table
+from .._core_types import Substitute
+from .._display import html_table, progress_bar
 from ..errors import ConfigError, quoted
+from ..model.batch import as_batch
+from ..model.interventions import compile_interventions
 from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES, Run
-from .arrays import ArraySource, Encoder, Source, check_array, check_encoder, layers_text, shape_text
+from ..model.run import DEFAULT_MAX_BYTES, Run, compute_run
+from .arrays import TranscoderWeights, check_array, check_encoder, layers_text, shape_text
+from .evaluation import evaluated, targets_and_weights
+from .features import RECORDED, Features
+from .replacement import CheckedWeights, check_run, given_errors, new_core, recordable
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from .features import Features
 
 KINDS = ("transcoder_set", "cross_layer_transcoder")
 ACTIVATIONS = ("relu", "jump_relu", "topk")
@@ -42,24 +46,50 @@ _CHECKED_FEATURES = 4096  # decoder rows looked at together
 class Transcoders:
     """One dictionary for every layer of a model, or for some, and what it reads, does and writes.
 
-    source: see `Source`. n_layer, d_model and n_features (one number per layer of the model, 0 where there
-    is no transcoder) are those of the source unless given. Layers without a transcoder keep their MLP in
-    replacement runs, and their whole output counts as error in features and graphs; layers always have the
-    model's numbers. A cross-layer transcoder has all layers.
+    Layers without a transcoder keep their MLP in replacement runs, and their whole output counts as error in
+    features and graphs. Layers always have the model's numbers. A cross-layer transcoder has all layers.
 
-    kind: "transcoder_set" or "cross_layer_transcoder". input_hook: "ln2.hook_normalized", the
-    MLP's LayerNorm before its weight and bias, (x - mean) / scale, or "hook_resid_mid", the residual stream
-    before it (TransformerLens's names). output_hook: "hook_mlp_out". activation: "relu", a = max(pre, 0);
-    "jump_relu", a = pre where pre > threshold and else 0; "topk", the `top_k` largest positive ones of each
-    position (of equal ones the feature with the lower number) and else 0.
-    name, model_name, scan: as tables and files show them. digest: SHA-256 in hexadecimal, computed if None.
+    Parameters
+    ----------
+    source : TranscoderWeights
+        Where the weights come from, such as an `ArraySource`.
+    n_layer, d_model : int, optional
+        Layers of the model, and its width E. Default: those of `source`.
+    n_features : sequence of int, optional
+        Features F of each layer, 0 where there is no transcoder. Default: those of `source`.
+    kind : {"transcoder_set", "cross_layer_transcoder"}, optional
+        Default: what `source` is.
+    input_hook : {"ln2.hook_normalized", "hook_resid_mid"}, default "ln2.hook_normalized"
+        What the encoders read, in TransformerLens's names: the MLP's LayerNorm before its weight and bias,
+        (x - mean) / scale; or the residual stream before it.
+    output_hook : {"hook_mlp_out"}
+        Where the decoders write.
+    activation : {"relu", "jump_relu", "topk"}, default "relu"
+        "relu": a = max(pre, 0). "jump_relu": a = pre where pre > threshold, else 0. "topk": the `top_k`
+        largest positive ones of each position (of equal ones the feature with the lower number), else 0.
+    top_k : int, optional
+        Of "topk" alone.
+    name, model_name, scan : str
+        As tables and files show them.
+    digest : str, optional
+        SHA-256 in hexadecimal. Default: computed when it is asked for.
 
-    Raises ConfigError (codes config_value, hook), TypeError.
+    Raises
+    ------
+    ConfigError
+        With code config_value or hook, for values that make no sense.
+    TypeError
+        For a source without one of its methods.
+
+    References
+    ----------
+    Dunefsky, Chlenski and Nanda, "Transcoders Find Interpretable LLM Feature Circuits", 2024. Ameisen et al.,
+    "Circuit Tracing", transformer-circuits.pub, 2025.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: TranscoderWeights,
         *,
         n_layer: int | None = None,
         d_model: int | None = None,
@@ -79,7 +109,7 @@ class Transcoders:
                 raise TypeError(f"source must have a method {method}, {type(source).__name__} has none")
         if kind is None:
             kind = KINDS[1] if getattr(source, "cross_layer", False) else KINDS[0]
-        self.source = source  #: the `Source` of the weights
+        self.source = source  #: where the weights come from
         self.n_layer = _size("n_layer", n_layer, source)  #: layers
         self.d_model = _size("d_model", d_model, source)  #: E, width of input and output
         self.n_features = _feature_counts(n_features, source, self.n_layer)  #: F of each layer
@@ -90,9 +120,8 @@ class Transcoders:
             text = f"a cross-layer transcoder has all layers, this one has {layers_text(self.layers)} of "
             raise ConfigError(f"{text}{self.n_layer}", code="config_value", field="n_features")
         self.input_hook = _choice("input_hook", input_hook, INPUT_HOOKS, "hook")  #: what encoders read
-        self.output_hook = _choice(
-            "output_hook", output_hook, (OUTPUT_HOOK,), "hook"
-        )  #: where decoders write
+        #: where decoders write
+        self.output_hook = _choice("output_hook", output_hook, (OUTPUT_HOOK,), "hook")
         self.activation = _choice("activation", activation, ACTIVATIONS)  #: "relu", "jump_relu" or "topk"
         if (top_k is not None) != (activation == "topk"):
             text = "top_k goes with activation='topk' alone" if top_k is not None else "'topk' needs top_k"
@@ -124,7 +153,7 @@ class Transcoders:
             sha = hashlib.sha256(json.dumps(shown, sort_keys=True).encode())
             for layer, array in ((i, a) for i in self.layers for a in self._arrays(i)):
                 sha.update(f"{layer} {array.dtype.str} {array.shape}".encode())
-                sha.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+                sha.update(np.ascontiguousarray(array).data.cast("B"))
             self._digest = sha.hexdigest()
         return self._digest
 
@@ -138,14 +167,31 @@ class Transcoders:
             yield self.source.decoder_rows(layer, features)
 
     def check(self, model: Model, *, weights: bool = True) -> None:
-        """Raise unless these fit `model`, and unless all weights are finite numbers of the right shapes.
+        """Raise unless these fit `model` and all weights are finite numbers of the right shapes.
 
-        weights=False compares sizes only and reads no weights. Warns, once for each, of a model with another
-        name than the one that these were made for, if both have names; and once if layers have no
-        transcoder. Files do not say how many layers the model has: a set that was loaded without the model
-        fits every model that has its layers.
-        Raises ConfigError (code config_value, with field n_layer, d_model, w_enc.3, ...; code dtype),
-        NonFiniteError (code nonfinite, with the field).
+        Parameters
+        ----------
+        model : Model
+        weights : bool, default True
+            False compares sizes only and reads no weights.
+
+        Raises
+        ------
+        ConfigError
+            With code config_value and field n_layer, d_model, w_enc.3, ..., or code dtype.
+        NonFiniteError
+            With code nonfinite and the field.
+
+        Warns
+        -----
+        UserWarning
+            Once for each model with another name than the one that these were made for, if both have names;
+            and once if layers have no transcoder.
+
+        Notes
+        -----
+        Files do not say how many layers the model has: a set that was loaded without the model fits every
+        model that has its layers.
         """
         _check.instance(model, Model, "model")
         for field in ("n_layer", "d_model"):
@@ -183,9 +229,22 @@ class Transcoders:
             warnings.warn(f"{text}; the other layers keep their MLP", UserWarning, stacklevel=3)
 
     def writes(self, layer: int) -> int:
-        """W, the number of layers that features of `layer` write to, 0 for a layer without a transcoder.
+        """W, the number of layers that features of a layer write to.
 
-        Raises IndexError for no such layer."""
+        Parameters
+        ----------
+        layer : int
+
+        Returns
+        -------
+        int
+            1, or n_layer - layer of a cross-layer transcoder; 0 for a layer without a transcoder.
+
+        Raises
+        ------
+        IndexError
+            If there is no such layer.
+        """
         layer = _check.layer(layer, self.n_layer)
         return self.n_layer - layer if self.cross_layer else int(layer in self.layers)
 
@@ -202,18 +261,58 @@ class Transcoders:
         threads: int | None = None,
         progress: bool | None = None,
     ) -> Features:
-        """What is active in one prompt, on the activations of the model itself.
+        """Find what is active in one prompt, on the activations of the model itself.
 
-        prompt: what `Model.run` takes for one prompt, or a `Run` of one prompt that recorded ln2_normalized
-        (or resid_mid, by input_hook) and mlp_out. The run made here records pattern, ln1_scale, ln2_scale,
-        ln_final_scale, ln2_normalized, embed, pos_embed, resid_pre, resid_mid, resid_post, mlp_out, logits,
-        and what `record` adds. max_bytes bounds the run, and once more the features.
-        Raises ConfigError if these do not fit the model; ValueError for several prompts, for activations that
-        are not finite and as `Model.run` does; RuntimeError if the weights changed after a given run.
+        Parameters
+        ----------
+        model : Model
+            The model of these transcoders.
+        prompt : str, sequence of int or Run
+            What `Model.run` takes for one prompt, or a `Run` of one prompt that recorded ln2_normalized (or
+            resid_mid, by `input_hook`) and mlp_out.
+        prepend_bos : bool, default False
+            Put the BOS token before the prompt.
+        record : str or sequence of str
+            What the run made here records beside pattern, ln1_scale, ln2_scale, ln_final_scale,
+            ln2_normalized, embed, pos_embed, resid_pre, resid_mid, resid_post, mlp_out and logits.
+        max_bytes : int
+            Limit of the run's memory, and once more of the features'.
+        threads : int, optional
+            Default: the number set by `set_num_threads`.
+        progress : bool, optional
+            Show a bar on stderr. Default: in terminals and notebooks only.
+
+        Returns
+        -------
+        Features
+
+        Raises
+        ------
+        ConfigError
+            If these do not fit the model.
+        ValueError
+            For several prompts, for activations that are not finite, and as `Model.run`.
+        RuntimeError
+            If the weights changed after a given run.
         """
-        from .features import find_features
-
-        return find_features(self, model, prompt, prepend_bos, record, max_bytes, threads, progress)
+        self.check(model, weights=False)
+        threads, max_bytes = _check.threads(threads), _check.byte_limit(max_bytes)
+        if isinstance(prompt, Run):
+            check_run(self, model, run := prompt, prepend_bos)
+        else:
+            names = (*RECORDED, *_check.names(record, "record"))
+            run = model.run(
+                prompt, names, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None
+            )
+        if len(run) != 1:
+            raise ValueError(
+                f"features are of one prompt, got {len(run)}; use run[i], or one prompt at a time"
+            )
+        first, last = run._range(0 if run._index is None else run._index)
+        with progress_bar(progress, len(self.layers), "features", "layer") as bar:
+            core = new_core(self, model, last - first, max_bytes)
+            core.fill(run._core, first, CheckedWeights(self, model, bar), threads)
+        return Features(core, run if run._index is not None else run[0], self)
 
     def replacement_run(
         self,
@@ -230,19 +329,51 @@ class Transcoders:
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
     ) -> Run:
-        """`Model.run` with every MLP replaced by these transcoders, which read the replaced activations.
+        """Run a model with every MLP replaced by these transcoders, which read the replaced activations.
 
-        Layers without a transcoder keep their MLP, and nothing is added there. errors: `Features` of the
-        same one prompt, whose errors are added to the outputs: without ablation the
-        logits are then the model's to rounding. ablate and patch: as `Model.run`; means and counterfactuals
-        are those of the model as it is, an Mlp item takes the place of the replaced output. There is no
-        mlp_pre and mlp_post to record; record="all" leaves them out. The other arguments, what is returned
-        and what is raised: as `Model.run` and `features`.
+        Layers without a transcoder keep their MLP.
+
+        Parameters
+        ----------
+        model : Model
+            The model of these transcoders.
+        prompts
+            What `Model.run` takes.
+        errors : Features, optional
+            Features of the same one prompt, whose errors are added to the outputs: without ablation the
+            logits are then the model's to rounding.
+        record : str or sequence of str, default "attention"
+            As `Model.run`. There is no mlp_pre and mlp_post; "all" leaves them out.
+        logits, prepend_bos, edge_threshold
+            As `Model.run`.
+        ablate, patch
+            As `Model.run`. Means and counterfactuals are those of the model as it is; an Mlp item takes the
+            place of the replaced output.
+        max_bytes : int
+            Limit of the run's memory, and once more of the features'.
+        threads : int, optional
+            Default: the number set by `set_num_threads`.
+
+        Returns
+        -------
+        Run
+
+        Raises
+        ------
+        ConfigError
+            If these do not fit the model.
+        ValueError
+            For errors of another prompt, model or set, and as `Model.run`.
         """
-        from .features import replacement_run
-
-        options = (record, logits, edge_threshold, max_bytes, threads)
-        return replacement_run(self, model, prompts, errors, prepend_bos, ablate, patch, *options)
+        self.check(model, weights=False)
+        batch, names = as_batch(model, prompts, prepend_bos), recordable(record)
+        given = given_errors(self, model, batch, errors)
+        core = new_core(self, model, len(batch.tokens), _check.byte_limit(max_bytes))
+        substitute = Substitute(core, CheckedWeights(self, model), given)
+        changes = compile_interventions(model, batch, ablate, patch)
+        return compute_run(
+            model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute
+        )
 
     def evaluate(
         self,
@@ -255,17 +386,43 @@ class Transcoders:
         threads: int | None = None,
         progress: bool | None = None,
     ) -> pd.DataFrame:
-        """How well these stand in for the MLPs on `prompts`: one row per layer that has a transcoder.
+        """Measure how well these stand in for the MLPs on `prompts`.
 
-        Columns: layer; n_features; l0, active features per token; explained_variance, 1 - sum of squared
-        errors / sum of squares of (mlp_out - its mean over all tokens); dead, the share of features that are
-        never active here; and, the same in every row, cross_entropy of the model and cross_entropy_replaced
-        with all these MLPs replaced, in nats, weighted as `Model.gradients` does with targets and loss_mask.
-        Raises as `features`.
+        Parameters
+        ----------
+        model : Model
+            The model of these transcoders.
+        prompts
+            What `Model.run` takes.
+        targets, loss_mask, prepend_bos
+            As `Model.gradients`.
+        threads : int, optional
+            Default: the number set by `set_num_threads`.
+        progress : bool, optional
+            Show a bar on stderr. Default: in terminals and notebooks only.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per layer that has a transcoder. Columns: layer; n_features; l0, active features per
+            token; explained_variance, 1 - sum of squared errors / sum of squares of (mlp_out - its mean over
+            all tokens); dead, the share of features that are never active here; and, the same in every row,
+            cross_entropy of the model and cross_entropy_replaced with all these MLPs replaced, in nats.
+
+        Raises
+        ------
+        ConfigError
+            If these do not fit the model.
+        ValueError, IndexError
+            For targets or loss weights that do not fit the prompts, and as `Model.run`.
         """
-        from .features import evaluate
+        import pandas as pd
 
-        return evaluate(self, model, prompts, targets, loss_mask, prepend_bos, threads, progress)
+        self.check(model, weights=False)
+        batch = as_batch(model, prompts, prepend_bos)
+        wanted = targets_and_weights(model, batch, targets, loss_mask)
+        table: pd.DataFrame = pd.DataFrame(evaluated(self, model, batch, wanted, threads, progress))
+        return table
 
     def __repr__(self) -> str:
         what = "cross-layer" if self.cross_layer else "one per layer"
@@ -297,10 +454,10 @@ def _blocks(n_features: int) -> list[np.ndarray]:
 
 
 def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value < 2**31:
-        text = f"{name} must be an integer in 1..2**31-1, got {value!r:.60}"
-        raise ConfigError(text, code="config_value", field=name)
-    return int(value)
+    try:
+        return _check.integer(value, name, 1, 2**31 - 1)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error), code="config_value", field=name) from None
 
 
 def _size(name: str, given: Any, source: Any) -> int:
@@ -322,10 +479,7 @@ def _feature_counts(given: Any, source: Any, n_layer: int) -> tuple[int, ...]:
 
 
 def _choice(field: str, value: Any, known: Sequence[str], code: str = "config_value") -> str:
-    if not isinstance(value, str) or value not in known:
-        text = f"{field} must be {' or '.join(map(repr, known))}, got {quoted(value)}"
-        raise ConfigError(text, code=code, field=field)
-    return value
-
-
-__all__ = ["ArraySource", "Encoder", "Source", "Transcoders"]
+    try:
+        return _check.choice(value, field, known)
+    except ValueError as error:
+        raise ConfigError(str(error), code=code, field=field) from None

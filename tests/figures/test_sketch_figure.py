@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from attnsparse import figures
-from attnsparse.circuits.entry_effects import find_carriers
+from attnsparse.circuits.entry_effects import entry_effects
 from attnsparse.figures.entry_overview import draw_sketch, n_drawn, same_entry_text
 from attnsparse.figures.style import RED, WHITE_TO_RED
 
@@ -139,7 +139,7 @@ def test_own_prompt_key_and_query():
     figure = figures.attention_sketch(
         dense, sparse, PROMPT, "large", 7, ANSWER, WRONG, fraction=1.0, columns=2
     )
-    found = find_carriers(sparse, PROMPT, "large", 7, ANSWER, WRONG)
+    found = entry_effects(sparse, PROMPT, "large", 7, ANSWER, WRONG)
     n = found.needed(1.0)
     assert len(figure.axes[1].collections) == n
     labels = [text for text in texts(figure.axes[1]) if text.startswith("L")]

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 
 import attnsparse
-from attnsparse.circuits import circuit_file
+from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
 from attnsparse.graphs import graph_file
 from attnsparse.io import training_file
@@ -176,7 +176,7 @@ def saved_again(
 
 
 def read_circuit(data: bytes) -> None:
-    circuit, again = saved_again(data, circuit_file.load_circuit, circuit_file.save_circuit)
+    circuit, again = saved_again(data, circuit_module.load_circuit, circuit_module.Circuit.save)
     assert np.array_equal(again.items, circuit.items)
     assert again.options == circuit.options
 

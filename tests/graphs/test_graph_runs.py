@@ -16,8 +16,9 @@ from attnsparse import figures
 from attnsparse.errors import ConfigError
 from attnsparse.graphs.neuronpedia_read import read_graph_json
 from attnsparse.items import Resid
+from attnsparse.transcoders.arrays import ArraySource
 from attnsparse.transcoders.features import RECORDED
-from attnsparse.transcoders.transcoders import ArraySource, Transcoders
+from attnsparse.transcoders.transcoders import Transcoders
 
 
 def same(a: asp.Graph, b: asp.Graph) -> bool:
@@ -83,7 +84,8 @@ def test_removing_an_error_when_no_feature_is_a_node(options) -> None:
     model, transcoders = toy("float64")
     if not options:
         transcoders = random_transcoders(model)
-        transcoders.source._b_enc[:] = [bias - 100 for bias in transcoders.source._b_enc]
+        for layer in transcoders.layers:
+            transcoders.source.encoder(layer).b_enc[...] -= 100
     graph = asp.attribution_graph(model, transcoders, PROMPT, target=7, wrong=9, **options)
     assert graph.n_features == 0
     table = graph.check(nodes="err_1_5")

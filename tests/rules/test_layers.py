@@ -20,7 +20,11 @@ ORDER = [
     "tasks", "training", "circuits", "transcoders", "graphs", "figures", "recipes", "reproduce", "cli",
 ]  # fmt: skip
 # Methods of objects that hand over to a module above them in their package, or to one that is slow to import.
-FACADES: set[tuple[str, str]] = {("model.model", "save")}
+FACADES: set[tuple[str, str]] = {
+    ("model.model", "save"),
+    ("transcoders.labels", "save"),
+    ("transcoders.labels", "with_labels"),
+}
 
 FOLDERS = {  # of the C core: what each may include besides itself and the public headers
     "base": set(),

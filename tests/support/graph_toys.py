@@ -8,7 +8,8 @@ import numpy as np
 import reliability
 
 import attnsparse as asp
-from attnsparse.transcoders.transcoders import ArraySource, Transcoders
+from attnsparse.transcoders.arrays import ArraySource
+from attnsparse.transcoders.transcoders import Transcoders
 
 PROMPT = np.array([3, 1, 4, 1, 5, 9], np.int32)
 

@@ -12,7 +12,8 @@ import attnsparse as asp
 from attnsparse.graphs.build import attribution_graph
 from attnsparse.graphs.graph import Graph
 from attnsparse.graphs.heads import ScoreSplit
-from attnsparse.transcoders.transcoders import ArraySource, Transcoders
+from attnsparse.transcoders.arrays import ArraySource
+from attnsparse.transcoders.transcoders import Transcoders
 
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "small", " tall", " short", "<bos>", " old"]
 PROMPT = 'The opposite of "large" is "'

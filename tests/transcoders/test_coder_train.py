@@ -237,7 +237,7 @@ def test_out_of_memory_at_every_allocation():
 def test_training_may_begin_with_given_transcoders():
     """A run that is begun with what another one reached goes on from its error, in any units."""
     first = made(120, l0=None, sparsity=1e-4)
-    first.run()
+    first.train()
     start = first.transcoders()
     again = TranscoderTrainer(
         tiny.model(), tiny.data(batch=8), options(3, l0=None, sparsity=1e-4), start=start, threads=1
@@ -253,7 +253,7 @@ def test_training_may_begin_with_given_transcoders():
 def test_a_checkpoint_knows_what_it_began_with(tmp_path):
     start = made(3).transcoders()
     first = TranscoderTrainer(tiny.model(), tiny.data(batch=8), options(4), start=start, threads=1)
-    first.run(tmp_path / "a.ckpt")
+    first.train(tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError) as caught:
         made(4).load(tmp_path / "a.ckpt")
     assert caught.value.code == "start"
@@ -271,7 +271,7 @@ def test_thresholds_begin_where_l0_is_what_is_asked_for(wanted, monkeypatch):
 
 def finished(path: Path, steps: int = 30, **how) -> bytes:
     """The last checkpoint of a run that nothing stopped."""
-    made(steps, **how).run(path)
+    made(steps, **how).train(path)
     return path.read_bytes()
 
 
@@ -279,8 +279,8 @@ def finished(path: Path, steps: int = 30, **how) -> bytes:
 def test_the_error_falls(activation):
     changes = {"l0": None, "sparsity": 1e-4, "top_k": 6, "activation": activation}
     trainer = made(150, **changes)
-    trainer.run()
-    history = trainer.history
+    trainer.train()
+    history = trainer.history()
     assert history["error"].iloc[-2:].mean() < 0.5 * history["error"].iloc[:2].mean()
     found = trainer.transcoders().evaluate(
         tiny.model(), tiny.data(batch=8).batch(0, 0)[0].reshape(1, -1)[:, :9]
@@ -290,14 +290,14 @@ def test_the_error_falls(activation):
 
 def test_l0_is_brought_to_its_target():
     trainer = made(300, l0=4.0, l0_rate=0.1)
-    trainer.run()
-    assert trainer.history["l0"].iloc[-60:].mean() == pytest.approx(4, rel=0.3)
-    assert len(set(trainer.history["sparsity"].iloc[-2:])) == 2  # each layer has its own
+    trainer.train()
+    assert trainer.history()["l0"].iloc[-60:].mean() == pytest.approx(4, rel=0.3)
+    assert len(set(trainer.history()["sparsity"].iloc[-2:])) == 2  # each layer has its own
 
 
 def test_transcoders_are_what_was_trained():
     trainer = made(20)
-    trainer.run()
+    trainer.train()
     found, x = trainer.transcoders(), np.random.default_rng(0).standard_normal((50, 12)).astype(np.float32)
     assert (found.activation, found.n_features, found.model_name) == ("jump_relu", (20, 24), "tiny")
     for layer, core in enumerate(trainer._layers):
@@ -328,7 +328,7 @@ def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
                 trainer.load(path)
             signal.setitimer(signal.ITIMER_VIRTUAL, moments.uniform(0.005, 0.03) if attempt < 12 else 0)
             try:
-                trainer.run(path, 7)
+                trainer.train(path, 7)
                 break
             except KeyboardInterrupt:
                 stops += 1
@@ -361,11 +361,11 @@ def test_an_interrupted_step_is_finished(tmp_path):
     trainer._layers[1] = step
     trainer.save(tmp_path / "stopped.ckpt")
     assert trainer.step_count == 2
-    trainer.run(tmp_path / "a.ckpt")
+    trainer.train(tmp_path / "a.ckpt")
     assert (tmp_path / "a.ckpt").read_bytes() == expected
     again = made(6)
     again.load(tmp_path / "stopped.ckpt")
-    again.run(tmp_path / "b.ckpt")
+    again.train(tmp_path / "b.ckpt")
     assert (tmp_path / "b.ckpt").read_bytes() == expected
 
 
@@ -410,7 +410,7 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
 def test_divergence_is_told_and_the_run_stays(tmp_path):
     trainer = made(60, lr=1e14, clip=0.0)
     with pytest.raises(TrainingDiverged):
-        trainer.run(tmp_path / "a.ckpt", 1)
+        trainer.train(tmp_path / "a.ckpt", 1)
     assert 0 < trainer.step_count < 60
     again = made(60, lr=1e14, clip=0.0)
     with pytest.raises(CheckpointError) as caught:  # the last step that was done made weights infinite

@@ -17,8 +17,9 @@ from attnsparse.graphs.build import attribution_graph
 from attnsparse.io.limits import Limits
 from attnsparse.items import cantor
 from attnsparse.transcoders import contexts as feature_contexts
+from attnsparse.transcoders.describe import automatic_label, describe_features
 from attnsparse.transcoders.label_files import load_feature_labels, write_feature_details
-from attnsparse.transcoders.labels import FeatureLabels, automatic_label, describe_features
+from attnsparse.transcoders.labels import FeatureLabels
 
 RNG = np.random.default_rng(5)
 PROMPTS = [RNG.integers(0, len(WORDS), n).tolist() for n in (5, 9, 1, 16, 9, 12, 7, 20, 3, 11, 2, 8)]
@@ -64,7 +65,7 @@ def activations(spoken: Any, of: Any, layer: int, tokens: list[int]) -> np.ndarr
 @pytest.mark.parametrize("group", [1, 40, 10**6])
 def test_against_numpy(spoken, case, group, monkeypatch):
     monkeypatch.setattr(feature_contexts, "GROUP_TOKENS", group)
-    monkeypatch.setattr("attnsparse.transcoders.labels.GROUP_TOKENS", group)
+    monkeypatch.setattr("attnsparse.transcoders.describe.GROUP_TOKENS", group)
     of = transcoders(spoken, **CASES[case])
     labels = described(spoken, of)
     n_tokens = sum(map(len, PROMPTS))
@@ -152,7 +153,7 @@ def test_features_of_a_graph_and_of_a_prompt(spoken):
 
 def test_a_feature_that_is_never_active(spoken):
     of = transcoders(spoken)
-    of.source._b_enc[1][4] = -1e6
+    of.source.encoder(1).b_enc[4] = -1e6
     labels = described(spoken, of, features=[(1, 4)])
     assert (1, 4) not in described(spoken, of)
     assert labels.density.tolist() == [0]
@@ -530,7 +531,7 @@ def test_feature_details(saved, tmp_path):
 
 def test_prompts_are_read_as_they_are_used(spoken, monkeypatch):
     """The iterator is never more than one group ahead of what was run."""
-    monkeypatch.setattr("attnsparse.transcoders.labels.GROUP_TOKENS", 20)
+    monkeypatch.setattr("attnsparse.transcoders.describe.GROUP_TOKENS", 20)
     run, read = [], []
     add = feature_contexts.Collector.add
 
@@ -568,3 +569,10 @@ def test_weights_are_asked_for_one_layer_at_a_time(spoken):
     assert asked[:2] == [("encoder", 0), ("encoder", 1)]
     assert {name for name, _ in asked} == {"encoder", "decoder_rows"}
     assert [layer for name, layer in asked if name == "decoder_rows"] == [0, 1]
+
+
+def test_labels_are_pickled_with_all_that_they_know(spoken):
+    labels = described(spoken, transcoders(spoken), features=[(0, 3), (1, 4)])
+    again = pickle.loads(pickle.dumps(labels))
+    assert dict(again) == dict(labels)
+    assert again.contexts(1, 4).equals(labels.contexts(1, 4))

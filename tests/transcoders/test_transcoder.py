@@ -12,7 +12,7 @@ from engine import relative_error
 from reliability import FEATURE_ARRAYS, TOKENS, bits_of_features, bits_of_run
 
 import attnsparse as asp
-from attnsparse.transcoders import features as transcoder_features
+from attnsparse.transcoders import evaluation
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 KINDS = {"relu": None, "jump_relu": None, "topk": 5}
@@ -334,7 +334,7 @@ def test_evaluation_is_that_of_the_twin(monkeypatch):
         for group in (runs, replaced)
     ]
     for at_once in (2048, 10, 1):
-        monkeypatch.setattr(transcoder_features, "_TOKENS_AT_ONCE", at_once)
+        monkeypatch.setattr(evaluation, "_TOKENS_AT_ONCE", at_once)
         table = transcoders.evaluate(model, prompts, targets=targets, loss_mask=mask)
         assert table["layer"].tolist() == [0, 1, 2]
         assert np.allclose(table["l0"], [a.sum() / n for a in active])

@@ -21,9 +21,10 @@ from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.model.config import Config
 from attnsparse.model.model import Model
 from attnsparse.transcoders import load as transcoder_files
+from attnsparse.transcoders.arrays import ArraySource
 from attnsparse.transcoders.load import load_transcoders
 from attnsparse.transcoders.save import save_transcoders
-from attnsparse.transcoders.transcoders import ArraySource, Transcoders
+from attnsparse.transcoders.transcoders import Transcoders
 
 each_format = pytest.mark.parametrize("name", sorted(tiny.FORMATS))
 
@@ -222,9 +223,9 @@ def test_what_cannot_be_saved(tmp_path):
         save_transcoders(transcoders, tmp_path / "a", dtype="float16")
     assert list((tmp_path / "a").iterdir()) == []
     for dtype in ("int8", "F32", None, 4):
-        with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16"):
+        with pytest.raises(ValueError, match="dtype must be one of 'float32', 'float16', 'bfloat16', got"):
             save_transcoders(transcoders, tmp_path / "b", dtype=dtype)
-    with pytest.raises(TypeError, match="expected Transcoders, got list"):
+    with pytest.raises(TypeError, match=r"transcoders must be Transcoders, such as .* gives, got list"):
         save_transcoders([], tmp_path / "b")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "layer_3.safetensors").write_bytes(b"")
@@ -358,7 +359,7 @@ def test_the_hook_is_asked_for_where_no_file_says_it(tmp_path):
         with pytest.raises(ValueError, match="input_hook must be one of"):
             load_transcoders(tmp_path, input_hook=hook)
     for value in ("yes", 2, []):
-        with pytest.raises(ValueError, match="processed must be True, False or None"):
+        with pytest.raises(TypeError, match="processed must be True or False"):
             load_transcoders(tmp_path, processed=value)
     (tmp_path / "config.yaml").write_text(tiny.config())
     load_transcoders(tmp_path, input_hook="ln2.hook_normalized")

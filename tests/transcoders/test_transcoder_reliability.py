@@ -18,7 +18,7 @@ from reliability import PROMPTS, TOKENS, bits_of_features, bits_of_run, counters
 import attnsparse as asp
 from attnsparse import _core
 from attnsparse._core_types import Substitute
-from attnsparse.transcoders.features import _Weights
+from attnsparse.transcoders.replacement import CheckedWeights
 
 ARRAYS = ("w_enc", "b_enc", "w_dec", "output_bias", "threshold", "skip")
 OFFSETS = np.array([0, len(TOKENS)])
@@ -270,7 +270,7 @@ class Raw:
     """A source as the core asks for it, with one answer replaced."""
 
     def __init__(self, model, **answers):
-        self.weights, self.answers = _Weights(small_transcoders(), model), answers
+        self.weights, self.answers = CheckedWeights(small_transcoders(), model), answers
 
     def __getattr__(self, name):
         answers, weights = self.__dict__["answers"], self.__dict__["weights"]

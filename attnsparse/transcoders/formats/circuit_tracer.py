@@ -34,8 +34,8 @@ from ..stored import DecoderPart, EncoderPart, Row, StoredLayer, WeightFile
 from .layout import (
     CROSS_LAYER,
     SET,
-    Names,
     StoredSet,
+    TensorNames,
     add_layer,
     check_no_gap,
     check_output_hook,
@@ -55,9 +55,9 @@ _OURS = "attnsparse_"  # keys that begin so may be there
 N_FEATURES = _OURS + "n_features"  # of each layer: how many features are real, the others fill it up
 _ACTIVATIONS = {"relu": "relu", "jump_relu": "jump_relu", "jumprelu": "jump_relu", "topk": "topk"}
 _ENTRY_KEYS = {"id", "layer", "filepath"}
-_PLAIN = Names("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
-_SCOPE = Names("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "")
-_SCOPE_2 = Names("w_enc", "w_dec", "b_enc", "b_dec", "threshold", "affine_skip_connection")
+_PLAIN = TensorNames("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
+_SCOPE = TensorNames("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "")
+_SCOPE_2 = TensorNames("w_enc", "w_dec", "b_enc", "b_dec", "threshold", "affine_skip_connection")
 _LAYER_IN_NAME = re.compile(r"(?:^|/)layer_(\d{1,4})(?=[./_]|$)")
 _LAYER_FILE = re.compile(r"layer_(0|[1-9]\d{0,3})\.(?:safetensors|npz)")
 _ENCODER_FILE = re.compile(r"W_enc_(0|[1-9]\d{0,3})\.safetensors")
@@ -121,7 +121,8 @@ def _described(
     if activation is not None and (not isinstance(activation, str) or activation not in _ACTIVATIONS):
         text = f"activation must be one of {', '.join(_ACTIVATIONS)}, got {shown(activation)}"
         raise file_error(ConfigError, "config_value", path, text, field="activation")
-    result.activation = settle_activation(layers, _ACTIVATIONS.get(activation), where)
+    declared = None if activation is None else _ACTIVATIONS[activation]
+    result.activation = settle_activation(layers, declared, where)
     if result.activation == "topk":
         result.top_k = whole(config.get("k"), path, "k")
     elif any("k" in layer.encoder[0].file.tensors for layer in layers.values()):
@@ -253,8 +254,9 @@ def _set_reader(
             )
         if file.path.endswith(".npz"):
             return one_layer(file, _SCOPE, transposed_encoder=True, threshold="positive")
-        options = {"transposed_encoder": False, "transposed_decoder": transposed_decoder}
-        return one_layer(file, _PLAIN, known=("k",), **options)
+        return one_layer(
+            file, _PLAIN, transposed_encoder=False, transposed_decoder=transposed_decoder, known=("k",)
+        )
 
     return read_layer
 

@@ -30,8 +30,8 @@ from ...io.pickle_data import PickledObject
 from ..stored import Row, StoredLayer, WeightFile
 from .layout import (
     NORMALIZED,
-    Names,
     StoredSet,
+    TensorNames,
     add_layer,
     input_hook,
     layer_of_hooks,
@@ -42,7 +42,7 @@ from .layout import (
 )
 
 _RECORDS = frozenset(("sae_training.config.LanguageModelSAERunnerConfig",))
-_NAMES = Names("W_enc", "W_dec", "b_enc", "b_dec_out", "", "")
+_NAMES = TensorNames("W_enc", "W_dec", "b_enc", "b_dec_out", "", "")
 
 
 def is_here(folder: Path) -> bool:

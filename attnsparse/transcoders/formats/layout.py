@@ -84,10 +84,10 @@ def layer_of_hooks(
     found = {name: split_hook(config[name])[0] for name in hooks}
     found |= {name: config[name] for name in numbers if config.get(name) is not None}
     layer = found[hooks[0]]
-    for name, number in found.items():
-        if layer is None or isinstance(number, bool) or number != layer:
-            text = f"{prefix}{name} gives layer {shown(number)}, {hooks[0]} gives {shown(layer)}"
-            raise file_error(ConfigError, "hook", path, text, field=name)
+    other = [name for name, n in found.items() if layer is None or isinstance(n, bool) or n != layer]
+    if layer is None or other:
+        text = f"{prefix}{other[0]} gives layer {shown(found[other[0]])}, {hooks[0]} gives {shown(layer)}"
+        raise file_error(ConfigError, "hook", path, text, field=other[0])
     return layer
 
 
@@ -147,7 +147,7 @@ def same_width(widths: Mapping[int, int], path: str | os.PathLike[str]) -> int:
     return widths[first]
 
 
-class Names(NamedTuple):
+class TensorNames(NamedTuple):
     """What a layout calls the tensors of a layer; "" for what it does not have."""
 
     w_enc: str
@@ -160,7 +160,7 @@ class Names(NamedTuple):
 
 def one_layer(
     file: WeightFile,
-    names: Names,
+    names: TensorNames,
     *,
     transposed_encoder: bool,
     transposed_decoder: bool = False,

@@ -22,8 +22,8 @@ from ...io.strict_json import parse_object, shown
 from ..stored import StoredLayer, WeightFile
 from .layout import (
     NORMALIZED,
-    Names,
     StoredSet,
+    TensorNames,
     add_layer,
     input_hook,
     layer_of_hooks,
@@ -35,7 +35,7 @@ from .layout import (
 )
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
-_NAMES = Names("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
+_NAMES = TensorNames("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip")
 _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _ARCHITECTURES = (*_TRANSCODERS, "standard", "jumprelu", "topk")
 _ACTIVATIONS = {"relu": None, "topk": "topk"}  # of what comes before a threshold
