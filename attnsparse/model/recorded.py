@@ -291,5 +291,4 @@ class Recorded:
         return twin
 
     def __reduce__(self) -> NoReturn:
-        name = type(self).__name__
-        raise TypeError(f"a {name} cannot be pickled: take its arrays, or tables such as run.heads()")
+        raise TypeError(f"{type(self).__name__} cannot be pickled: keep its arrays, or tables made of it")

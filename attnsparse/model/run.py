@@ -325,7 +325,8 @@ class Run(Recorded):
         return tables.summary_html(self)
 
     def __repr__(self) -> str:
-        what = f"{self.n_tokens} tokens" if self._index is not None else f"{len(self)} prompts"
+        one = self._index is not None
+        what = f"{self.n_tokens} tokens" if one else f"{len(self)} prompt{'s' * (len(self) != 1)}"
         recorded = ", ".join(self.recorded)
         return f"Run({what}, model={self.model.name!r}, prepend_bos={self.prepend_bos}, {recorded})"
 
