@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from .. import _check
-from ..circuits import entry_effects
-from ..circuits.entry_effects import Carriers, find_carriers
+from ..circuits.entry_effects import ANSWER, KEY, PROMPT, QUERY, Carriers, find_carriers
 from .attention import draw_panel, draw_scale, panel_size
 from .panels import (
     PAD,
@@ -50,13 +49,13 @@ _GAP = 0.16  # between the panels
 _GRAPH = 1.25  # between the maps and the tokens
 
 
-def attention_sketch(
+def entry_overview(
     dense: Model,
     sparse: Model,
-    prompt: str = entry_effects.PROMPT,
-    key: int | str = entry_effects.KEY,
-    query: int | str = entry_effects.QUERY,
-    answer: str = entry_effects.ANSWER,
+    prompt: str = PROMPT,
+    key: int | str = KEY,
+    query: int | str = QUERY,
+    answer: str = ANSWER,
     wrong: Sequence[str] | None = None,
     *,
     fraction: float = 0.8,
@@ -76,7 +75,7 @@ def attention_sketch(
     `base`.
     Raises ValueError as `carriers.find_carriers` does.
     """
-    if wrong is None and prompt != entry_effects.PROMPT:
+    if wrong is None and prompt != PROMPT:
         raise ValueError("give wrong=..., the tokens that `answer` is measured against, with your own prompt")
     found = [
         find_carriers(model, prompt, key, query, answer, wrong, ablation=ablation, base=base)
@@ -104,7 +103,7 @@ def draw_sketch(
     columns: int | None = None,
     base: int = 0,
 ) -> Figure:
-    """`attention_sketch` of what was found before."""
+    """`entry_overview` of effects that were found before."""
     _check.base(base)
     n_left, n_right = (n_drawn(found, fraction, most) for found in (dense, sparse))
     columns = min(6, math.ceil(math.sqrt(n_left))) if columns is None else columns

@@ -2,7 +2,7 @@
 
 Left the dense model's heads in a grid. Right, from above: the sparse model's heads, the boxes of groups at
 their positions (across) and layers (upwards), the tokens. The red arrow runs from the word to the answer and
-points to the heads that carry it. Everything drawn is a number of a `GroupEdge`.
+points to the heads that carry it. Everything drawn is a number of a `WordEffect`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 
 from .. import _check
-from ..graphs.word_effect import GroupEdge
+from ..graphs.word_effect import WordEffect
 from ..items import shortened
 from .attention import draw_panel, draw_scale, panel_size
 from .panels import (
@@ -67,15 +67,17 @@ LEAST_BOX = 0.01  # share of the logit that a group must have to be drawn
 LEAST_ARROW = 0.05  # and a flow, unless it is the strongest of its group
 
 
-def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = None, base: int = 0) -> Figure:
+def graph_overview(
+    dense: WordEffect, sparse: WordEffect, *, columns: int | None = None, base: int = 0
+) -> Figure:
     """The graph of a prompt in groups, and the heads behind the edge from a word to the answer.
 
-    dense, sparse: the edges that `graph_edge.find_group_edge` found in two models, for the left and the right
+    dense, sparse: the edges that `word_effect` found in two models, for the left and the right
     panel; the boxes are the second one's groups. Drawn are at most BOXES of them, those whose influence is at
     least 1 % of the logit, each with its strongest arrow, and all arrows of at least 5 %. columns: maps a row
     on the left; None = a square or higher, at most 6. Positions count from `base`.
     """
-    _check.instance(dense, GroupEdge, "dense"), _check.instance(sparse, GroupEdge, "sparse")
+    _check.instance(dense, WordEffect, "dense"), _check.instance(sparse, WordEffect, "sparse")
     _check.base(base)
     columns = _columns(dense.n_drawn) if columns is None else columns
     units = panel_size(dense.n_drawn, columns)
@@ -104,7 +106,7 @@ def _columns(n: int) -> int:
     return min(6, max(1, math.floor(math.sqrt(n))))
 
 
-def _title(found: GroupEdge) -> tuple[str, str]:
+def _title(found: WordEffect) -> tuple[str, str]:
     """The model and its number of heads; what they do."""
     graph = found.graph
     n = graph.n_layer * graph.n_head
@@ -162,7 +164,7 @@ class _Sketch:
     """Other than the red one, strongest first."""
 
 
-def _layout(found: GroupEdge) -> _Sketch:
+def _layout(found: WordEffect) -> _Sketch:
     tokens = found.graph.token_strings
     n = len(tokens)
     margins = 2 * PAD + _AXIS + _BEFORE_OUTPUT
@@ -183,12 +185,14 @@ def _layout(found: GroupEdge) -> _Sketch:
     return _Sketch(width, below + TOKENS, maps, layers, below, x, pitch, boxes, arrows)
 
 
-def _boxes(found: GroupEdge, slots: np.ndarray, width: float, layers: tuple[float, float]) -> dict[str, _Box]:
+def _boxes(
+    found: WordEffect, slots: np.ndarray, width: float, layers: tuple[float, float]
+) -> dict[str, _Box]:
     """The strongest groups, each where it is strongest; one that would lie on a stronger one is left out."""
     least = LEAST_BOX * abs(float(found.graph.value[found.graph.logits].sum()))
     always = (found.source, found.output)
     groups = sorted(
-        found.groups.values(), key=lambda group: (group.name not in always, -abs(group.influence))
+        found.named_groups.values(), key=lambda group: (group.name not in always, -abs(group.influence))
     )
     boxes: dict[str, _Box] = {}
     for group in groups:
@@ -227,9 +231,9 @@ def _box(group: Group, x: float, width: float, layers: tuple[float, float], n_la
     return _Box(group, x, width, top + shift, bottom + shift)
 
 
-def _arrows(found: GroupEdge, boxes: dict[str, _Box]) -> tuple[_Arrow, ...]:
+def _arrows(found: WordEffect, boxes: dict[str, _Box]) -> tuple[_Arrow, ...]:
     """Flows between the boxes: all strong ones, and the strongest of every box but the red arrow's."""
-    names = list(found.groups)
+    names = list(found.named_groups)
     value = abs(float(found.graph.value[found.graph.logits].sum()))
     arrows = []
     for source in boxes:
@@ -254,7 +258,7 @@ def _beside(source: _Box, target: _Box) -> bool:
 # ---------------------------------------------------------------------------------------------- drawing
 
 
-def _draw_sketch(ax: Axes, found: GroupEdge, sketch: _Sketch, base: int) -> None:
+def _draw_sketch(ax: Axes, found: WordEffect, sketch: _Sketch, base: int) -> None:
     """Coordinates are inches, downwards from the panel's upper left corner."""
     graph, entry = found.graph, (found.query, found.key)
     draw_panel(ax, sketch.width, sketch.height, None)
@@ -288,7 +292,7 @@ def _draw_layers(ax: Axes, sketch: _Sketch, n_layer: int) -> None:
     )
 
 
-def _draw_box(ax: Axes, box: _Box, found: GroupEdge, layers: tuple[float, float], base: int) -> None:
+def _draw_box(ax: Axes, box: _Box, found: WordEffect, layers: tuple[float, float], base: int) -> None:
     """Name and layers; behind them each layer as dark as what its features have of the group's influence."""
     group = box.group
     colour = {found.source: RED, found.output: BLUE}.get(group.name, DARK)
@@ -318,7 +322,7 @@ def _draw_box(ax: Axes, box: _Box, found: GroupEdge, layers: tuple[float, float]
                 zorder=4, **PLAIN_TEXT)  # fmt: skip
 
 
-def _draw_main_arrow(ax: Axes, found: GroupEdge, sketch: _Sketch) -> None:
+def _draw_main_arrow(ax: Axes, found: WordEffect, sketch: _Sketch) -> None:
     """From the word over everything to the answer, and from its text up to the maps of the drawn heads."""
     start, end = sketch.boxes[found.source], sketch.boxes[found.output]
     level = sketch.layers[0] - 0.16

@@ -124,8 +124,8 @@ def edges_between(graph: Graph, nodes: np.ndarray, most: int) -> tuple[Edges, in
     """The `most` strongest edges between some nodes, and how many there are in all."""
     target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
     found = np.flatnonzero(np.isin(graph.source, nodes) & np.isin(target, nodes))
-    chosen = found[np.argsort(-np.abs(graph.weight[found]), kind="stable")[:most]]
-    return Edges(chosen, graph.source[chosen].astype(np.int64), target[chosen], graph.weight[chosen]), len(
+    chosen = found[np.argsort(-np.abs(graph.weights[found]), kind="stable")[:most]]
+    return Edges(chosen, graph.source[chosen].astype(np.int64), target[chosen], graph.weights[chosen]), len(
         found
     )
 

@@ -188,7 +188,7 @@ def test_tokens_with_positions(pruned, base):
 
 def test_legend_names_what_is_drawn(pruned):
     texts = [text.get_text() for text in figures.graph(pruned).get_legend().get_texts()]
-    largest = float(np.abs(pruned.weight).max())
+    largest = float(np.abs(pruned.weights).max())
     assert texts[:3] == ["logit", "feature", "error of an MLP"]
     assert texts[-4:] == ["raises", "lowers", f"|weight| {largest:,.0f}", f"|weight| {largest / 4:.2g}"]
     few = figures.graph(pruned, nodes=pruned.select("logit"))

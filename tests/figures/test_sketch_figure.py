@@ -149,9 +149,7 @@ def test_prompts_of_other_lengths(length, tmp_path):
 
 def test_own_prompt_key_and_query():
     dense, sparse = FakeModel(10, gated=False).real(), FakeModel(10).real()
-    figure = figures.attention_sketch(
-        dense, sparse, PROMPT, "large", 7, ANSWER, WRONG, fraction=1.0, columns=2
-    )
+    figure = figures.entry_overview(dense, sparse, PROMPT, "large", 7, ANSWER, WRONG, fraction=1.0, columns=2)
     found = find_carriers(sparse, PROMPT, "large", 7, ANSWER, WRONG)
     n = found.needed(1.0)
     assert len(figure.axes[1].collections) == n
@@ -162,7 +160,7 @@ def test_own_prompt_key_and_query():
 def test_own_prompts_need_wrong_answers():
     model = FakeModel(10).real()
     with pytest.raises(ValueError, match=r"give wrong=\.\.\., the tokens that `answer` is measured against"):
-        figures.attention_sketch(model, model, "The opposite of large is", "large", -1, ANSWER)
+        figures.entry_overview(model, model, "The opposite of large is", "large", -1, ANSWER)
 
 
 def test_same_bytes_again(tmp_path):

@@ -19,7 +19,7 @@ from tiny_graph import example
 import attnsparse as asp
 from attnsparse.circuits.circuit_file import load_circuit
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.graphs.graph_file import load_graph
+from attnsparse.graphs.graph import load_graph
 from attnsparse.graphs.neuronpedia_read import read_graph_json
 from attnsparse.transcoders.label_files import load_feature_labels, save_feature_labels
 

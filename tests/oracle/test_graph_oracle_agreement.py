@@ -83,7 +83,7 @@ def test_nodes_edges_and_values(name, number, dtype, wrong):
     assert actual.nodes == wanted.nodes
     assert list(graph.ids) == og.node_ids(expected)
     assert graph.start[0] == 0
-    assert graph.start[-1] == len(graph.source) == len(graph.weight)
+    assert graph.start[-1] == len(graph.source) == len(graph.weights)
     same(actual.matrix, wanted.matrix, dtype)
     assert not actual.matrix[wanted.matrix == 0].any()
     np.testing.assert_array_equal(np.isnan(actual.value), np.isnan(wanted.value))
