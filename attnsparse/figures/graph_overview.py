@@ -21,22 +21,21 @@ from matplotlib.path import Path
 from .. import _check
 from ..graphs.word_effect import WordEffect
 from ..items import shortened
-from .attention import draw_panel, draw_scale, panel_size
+from .attention import panel_size
 from .panels import (
     PAD,
     STATEMENT,
     TITLE,
     TOKENS,
-    draw_maps,
+    draw_arrow,
     draw_tokens,
     entry_text,
-    left_grid,
-    maps_height,
+    left_panel,
+    maps_end,
     model_title,
     percent,
-    place_axes,
+    right_panel,
     upright_height,
-    write_title,
 )
 from .style import BLUE, DARK, GREY, LARGEST, PALE, PLAIN_TEXT, RED, TOKEN_SIGNS, styled
 
@@ -72,12 +71,31 @@ def graph_overview(
 ) -> Figure:
     """The graph of a prompt in groups, and the heads behind the edge from a word to the answer.
 
-    dense, sparse: the edges that `word_effect` found in two models, for the left and the right
-    panel; the boxes are the second one's groups. Drawn are at most BOXES of them, those whose influence is at
-    least 1 % of the logit, each with its strongest arrow, and all arrows of at least 5 %. columns: maps a row
-    on the left; None = a square or higher, at most 6. Positions count from `base`.
+    Drawn are at most 6 groups as boxes, those whose influence is at least 1 % of the logit, each with its
+    strongest arrow, and all arrows of at least 5 %.
+
+    Parameters
+    ----------
+    dense, sparse : WordEffect
+        Of two models, for the left and the right panel; the boxes are the groups of the second one.
+    columns : int, optional
+        Maps in a row on the left; None: a square or higher, at most 6.
+    base : int, default 0
+        Number of the first position, 0 or 1.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError
+        For other objects.
+    ValueError
+        For columns below 1 and another base.
     """
-    _check.instance(dense, WordEffect, "dense"), _check.instance(sparse, WordEffect, "sparse")
+    _check.instance(dense, WordEffect, "dense")
+    _check.instance(sparse, WordEffect, "sparse")
     _check.base(base)
     columns = _columns(dense.n_drawn) if columns is None else columns
     units = panel_size(dense.n_drawn, columns)
@@ -91,13 +109,11 @@ def graph_overview(
     room = max(left[0], *(size * len(text) for size, text in zip(_SIGN, (*_title(dense), statement))))
     with styled():
         figure = plt.figure(figsize=(room + _GAP + sketch.width + 0.04, height + TITLE + 0.04))
-        ax = left_grid(figure, dense.graph.pattern, dense.drawn, columns, left, entry)
-        write_title(ax, *_title(dense))
+        ax = left_panel(figure, _title(dense), dense.graph.pattern, dense.drawn, columns, left, entry)
         ax.annotate(statement, (0, 0), (2, -4), xycoords="axes fraction", textcoords="offset points",
                     ha="left", va="top", fontsize=7.5)  # fmt: skip
-        ax = place_axes(
-            figure, figure.get_size_inches()[0] - sketch.width - 0.02, (sketch.width, sketch.height)
-        )
+        size, entry = (sketch.width, sketch.height), (sparse.query, sparse.key)
+        ax = right_panel(figure, _title(sparse), sparse.graph.pattern, sparse.drawn, size, entry, base)
         _draw_sketch(ax, sparse, sketch, base)
     return figure
 
@@ -175,7 +191,7 @@ def _layout(found: WordEffect) -> _Sketch:
     slots[n] = width - PAD - box / 2
     x = slots[:n].copy()
     x[-1] = (slots[n - 1] + slots[n]) / 2
-    maps = PAD + maps_height(found.n_drawn, width)
+    maps = maps_end(found.n_drawn, width)
     top = maps + STATEMENT + _ABOVE
     layers = (top, top + _LAYERS)
     boxes = _boxes(found, slots, box, layers)
@@ -259,14 +275,8 @@ def _beside(source: _Box, target: _Box) -> bool:
 
 
 def _draw_sketch(ax: Axes, found: WordEffect, sketch: _Sketch, base: int) -> None:
-    """Coordinates are inches, downwards from the panel's upper left corner."""
+    """Boxes, arrows and tokens, below the maps."""
     graph, entry = found.graph, (found.query, found.key)
-    draw_panel(ax, sketch.width, sketch.height, None)
-    draw_scale(ax, (sketch.width - 0.7, -0.12, 0.5, 0.06), ax.transData)
-    write_title(ax, *_title(found))
-    draw_maps(ax, graph.pattern, found.drawn, entry, sketch.width, base)
-    statement = entry_text(graph.pattern, found.drawn, entry, base)
-    ax.text(sketch.width / 2, sketch.maps, statement, ha="center", va="top", fontsize=7.5)
     _draw_layers(ax, sketch, graph.n_layer)
     draw_tokens(ax, graph.token_strings, sketch.x, sketch.tokens, sketch.pitch, entry, base)
     for box in sketch.boxes.values():
@@ -333,13 +343,12 @@ def _draw_main_arrow(ax: Axes, found: WordEffect, sketch: _Sketch) -> None:
     ax.text(middle, level - 0.14, text, ha="center", va="center", fontsize=8.5)
     whole = _number(found.loadings["features"].whole)
     ax.text(start.x - 0.06, level, whole, ha="right", va="center", fontsize=7, color=RED)
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
     tip = sketch.maps + STATEMENT - 0.03
-    ax.add_patch(FancyArrowPatch((middle, level - 0.23), (middle, tip), linewidth=0.9, color=DARK, **arrow))
+    draw_arrow(ax, (middle, level - 0.23), (middle, tip), DARK, 0.9)
 
 
 def _draw_other_arrows(ax: Axes, sketch: _Sketch) -> None:
-    """Straight ones where the boxes stand side by side, the others in lanes below the layers."""
+    """Straight ones where the boxes are side by side, the others in lanes below the layers."""
     strongest = max((abs(arrow.weight) for arrow in sketch.arrows), default=1.0)
     lane = sketch.layers[1] + 0.1
     for arrow in sketch.arrows:
@@ -377,12 +386,12 @@ def _draw_path(
             vertices += [end] if other is before else [corner, end]
             codes += [Path.LINETO] if other is before else [Path.CURVE3, Path.CURVE3]
     path = Path([*vertices, places[-1]], [*codes, Path.LINETO])
-    style = {"linestyle": (0, (4, 2))} if dashed else {}
     ax.add_patch(
         FancyArrowPatch(
-            path=path, arrowstyle="-|>", mutation_scale=7, linewidth=width, color=colour, zorder=2.5, **style
+            path=path, arrowstyle="-|>", mutation_scale=7, linewidth=width, color=colour, zorder=2.5,
+            linestyle=(0, (4, 2)) if dashed else "-",
         )
-    )
+    )  # fmt: skip
 
 
 def _number(weight: float) -> str:

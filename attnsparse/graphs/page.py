@@ -26,6 +26,7 @@ from ..errors import printable
 from ..io.atomic import write_atomic
 from ..items import shortened, token_label
 from .layout import (
+    KIND_NAMES,
     Edges,
     Layout,
     closure_text,
@@ -68,10 +69,6 @@ _SHAPES = {
     "other": "M-6,-3L-3,-6L0,-3L3,-6L6,-3L3,0L6,3L3,6L0,3L-3,6L-6,3L-3,0z",
     "logit": "M-6.5,0L-3.2,-5.7H3.2L6.5,0L3.2,5.7H-3.2z",
 }
-_NAMES = {
-    "logit": "logit", "feature": "feature", "error": "error of an MLP", "token": "token embedding",
-    "position": "position embedding", "bias": "biases", "other": "other features",
-}  # fmt: skip
 
 
 def to_html(
@@ -194,7 +191,7 @@ def _policy(script: str, style: str) -> str:
 def _legend(graph: Graph) -> str:
     items = [
         f'<li><svg viewBox="-8 -8 16 16"><path class="mark {kind}" d="{_SHAPES[kind]}"/></svg>{name}</li>'
-        for kind, name in _NAMES.items()
+        for kind, name in KIND_NAMES.items()
         if kind in graph.kind
     ]
     line = '<li><svg viewBox="0 0 20 16"><path class="edge {0}" stroke-width="3" d="M0,8H20"/></svg>{1}</li>'
@@ -289,8 +286,7 @@ def _columns(graph: Graph, layout: Layout, base: int, width: float, height: floa
 def _edges(points: np.ndarray, edges: Edges) -> str:
     """Strong edges on top; those beyond the first ones are not displayed until they are asked for."""
     parts = []
-    size = np.abs(edges.weight.astype(np.float64))
-    strength = size / max(float(size.max(initial=0)), np.finfo(np.float64).tiny)
+    strength = edges.strength
     bent = curves(
         points[edges.source] * (1 / _UNIT, -1 / _UNIT), points[edges.target] * (1 / _UNIT, -1 / _UNIT)
     )
@@ -305,7 +301,7 @@ def _edges(points: np.ndarray, edges: Edges) -> str:
 
 
 def _nodes(graph: Graph, points: np.ndarray, edges: Edges, base: int) -> str:
-    used = set(np.union1d(edges.source, edges.target).tolist())
+    used = set(edges.ends.tolist())
     parts = []
     for i, (x, y) in enumerate(points):
         what, position = [graph.kind[i]], int(graph.position[i])
@@ -326,7 +322,7 @@ def _nodes(graph: Graph, points: np.ndarray, edges: Edges, base: int) -> str:
 def _labels(
     graph: Graph, layout: Layout, points: np.ndarray, edges: Edges, frame: tuple[float, float, float, float]
 ) -> str:
-    wanted = labelled(graph, layout.nodes, np.union1d(edges.source, edges.target))
+    wanted = labelled(graph, layout.nodes, edges.ends)
     texts = [short_label(graph, node) for node in wanted]
     sizes = [(_text_width(text, _LABEL_SIZE), 1.25 * _LABEL_SIZE) for text in texts]
     boxes = place_labels(points, _RADIUS + 1, wanted, sizes, np.array(frame), _MAX_LABELS)

@@ -89,7 +89,7 @@ def renamed(edge, text: str):
     groups = {name[old]: replace(group, name=name[old]) for old, group in edge.named_groups.items()}
     tokens = tuple(text + token for token in edge.graph.token_strings)
     graph = replace(edge.graph, model_name=text, token_strings=tokens)
-    return replace(edge, graph=graph, groups=groups, source=name[edge.source], output=name[edge.output])
+    return replace(edge, graph=graph, named_groups=groups, source=name[edge.source], output=name[edge.output])
 
 
 def figure_of(drawn) -> Figure:
