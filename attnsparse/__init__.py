@@ -3,7 +3,8 @@
 from . import circuits, graphs, model, tasks, training, transcoders
 from ._engine import build_info, get_num_threads, set_num_threads
 from ._version import __version__
-from .circuits.find import Circuit, find_circuit, load_circuit
+from .circuits.circuit import Circuit, load_circuit
+from .circuits.find import find_circuit
 from .errors import (
     CheckpointError,
     ConfigError,

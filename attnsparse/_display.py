@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import printable
@@ -36,6 +37,22 @@ def progress_bar(progress: bool | None, total: int, text: str, unit: str, initia
 def _in_notebook() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__module__.startswith("ipykernel")
+
+
+class Html(str):
+    """Text that is HTML already, such as `Html("<b>" + escaped(token) + "</b>")`."""
+
+
+def html_rows(names: Iterable[str], rows: Sequence[Sequence[str]], n_all: int) -> str:
+    """A table as HTML: a head, some of its `n_all` rows, and how many more there are. Cells are escaped."""
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    more = f"<p>and {n_all - len(rows):,} more</p>" if n_all > len(rows) else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _cell(text: str) -> str:
+    return f"<td>{text if isinstance(text, Html) else escaped(text)}</td>"
 
 
 def html_table(shown: object, table: pd.DataFrame) -> str:

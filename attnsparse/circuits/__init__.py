@@ -1,38 +1,29 @@
 """Which heads and attention edges a task needs: effects of ablations, rankings, curves, intervals."""
 
-from .circuit import Circuit, Needed
-from .circuit_file import load_circuit
-from .effects import (
-    ABLATIONS,
-    METRICS,
-    UNITS,
-    attribution,
-    candidates,
-    keep_only,
-    keep_without,
-    knock_out,
-    metric_values,
-)
-from .entry_effects import Carriers, find_carriers
+from ..model.interventions import ABLATIONS
+from ..tasks.metrics import METRICS
+from .choices import UNITS
+from .circuit import Circuit, load_circuit
+from .effects import attribution, candidates, keep_only, knock_out, leave_one_out, metric_values
+from .entry_effects import EntryEffects, entry_effects
 from .find import find_circuit
-from .ratio import Ratio, needed_ratio
+from .needed import Needed, Ratio
 
 __all__ = [
     "ABLATIONS",
     "METRICS",
     "UNITS",
-    "Carriers",
     "Circuit",
+    "EntryEffects",
     "Needed",
     "Ratio",
     "attribution",
     "candidates",
-    "find_carriers",
+    "entry_effects",
     "find_circuit",
     "keep_only",
-    "keep_without",
     "knock_out",
+    "leave_one_out",
     "load_circuit",
     "metric_values",
-    "needed_ratio",
 ]

@@ -1,4 +1,4 @@
-"""Explained effect, how many items are needed for it, and how much both depend on the choice of prompts.
+"""Faithfulness (explained effect), how many items reach it, and how both vary with the choice of prompts.
 
 Curves are over sizes: the n best items kept, everything else ablated. A resample draws as many evaluation
 prompts as there are, with replacement, and takes the same ones for the circuit, the whole model and the model
@@ -11,8 +11,7 @@ import numpy as np
 
 from .. import _random
 
-NORMALIZATIONS = ("mib", "ratio", "none")
-_RESAMPLES, _ORDERS = 0, 1  # first counter of randomness.CIRCUITS
+_RESAMPLES, _ORDERS = 0, 1  # first counter of `_random.CIRCUITS`
 
 
 def explained_effect(values: np.ndarray, full: np.ndarray, empty: np.ndarray, normalize: str) -> np.ndarray:
@@ -48,13 +47,15 @@ def resampled_curves(
     """`bootstrap_effect` of the resamples drawn by `seed`, without those in which the divisor is 0."""
     draws = resamples(n_bootstrap, len(full), seed)
     curves = bootstrap_effect(values, full, empty, draws, normalize)
-    return curves[np.isfinite(curves).all(axis=1)]
+    defined: np.ndarray = curves[np.isfinite(curves).all(axis=1)]
+    return defined
 
 
 def resamples(n_draws: int, n_prompts: int, seed: int) -> np.ndarray:
     """int64 [n_draws, n_prompts]: prompts drawn with replacement, a function of the seed."""
     raw = _random.raw(n_draws * n_prompts, seed, _random.CIRCUITS, _RESAMPLES)
-    return (raw % np.uint64(n_prompts)).astype(np.int64).reshape(n_draws, n_prompts)
+    prompts: np.ndarray = raw % np.uint64(n_prompts)
+    return prompts.astype(np.int64).reshape(n_draws, n_prompts)
 
 
 def random_order(n: int, seed: int, which: int) -> np.ndarray:
@@ -66,7 +67,7 @@ def band(curves: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]
     """Percentile interval at every size: (low [S], high [S]) of resampled curves [B, S]; NaN if B = 0."""
     if not len(curves):
         return np.full(curves.shape[1], np.nan), np.full(curves.shape[1], np.nan)
-    low, high = np.quantile(curves, _tails(confidence), axis=0)
+    low, high = np.quantile(curves, tails(confidence), axis=0)
     return low, high
 
 
@@ -82,16 +83,28 @@ def needed_index(curves: np.ndarray, fraction: float) -> tuple[np.ndarray, np.nd
     return first, n_sizes - stays.sum(axis=-1)
 
 
+def needed_sizes(curves: np.ndarray, sizes: np.ndarray, fraction: float, by: str) -> np.ndarray:
+    """Sizes [B] at which curves [B, S] reach the fraction; infinite where they never do, NaN where a curve is
+    not finite.
+
+    by: "first" or "stays", see `needed_index`.
+    """
+    index = needed_index(curves, fraction)[0 if by == "first" else 1]
+    found: np.ndarray = np.append(sizes.astype(np.float64), np.inf)[index]
+    return np.where(np.isfinite(curves).all(axis=1), found, np.nan)
+
+
 def index_interval(indices: np.ndarray, confidence: float) -> tuple[int, int]:
     """Percentile interval of indices [B], rounded outwards to indices that were drawn."""
-    low, high = _tails(confidence)
+    low, high = tails(confidence)
     return (
         int(np.quantile(indices, low, method="lower")),
         int(np.quantile(indices, high, method="higher")),
     )
 
 
-def _tails(confidence: float) -> tuple[float, float]:
+def tails(confidence: float) -> tuple[float, float]:
+    """The two quantiles between which this share is."""
     return (1 - confidence) / 2, (1 + confidence) / 2
 
 
@@ -100,4 +113,5 @@ def _normalized(mean: np.ndarray, full: np.ndarray, empty: np.ndarray, normalize
         return mean
     base = empty if normalize == "mib" else np.zeros_like(empty)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (mean - base) / (full - base)
+        share: np.ndarray = (mean - base) / (full - base)
+    return share

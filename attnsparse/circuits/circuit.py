@@ -6,53 +6,32 @@ An object without a model: it holds numbers and names, can be saved, and works w
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _check
-from .._display import escaped
-from ..items import Edge, Head, HeadPosition
-from . import bootstrap
+from .._display import escaped, html_rows
+from ..io.limits import DEFAULT_LIMITS, Limits
+from ..items import Head
+from . import bootstrap, circuit_file
+from .choices import COUNTED_BY, ITEMS, MAX_RESAMPLES, NAMES
+from .needed import Needed, Ratio
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1
-UNITS: dict[str, type] = {"head": Head, "head_position": HeadPosition, "edge": Edge}
-NAMES = {"head": "heads", "head_position": "heads at a position", "edge": "attention edges"}
-METHODS = ("exact", "attribution", "ig", "greedy")
-NORMALIZATIONS = bootstrap.NORMALIZATIONS
-RANK_BY = ("absolute", "signed")
-MAX_RESAMPLES = 1_000_000
 SHOWN = 10  # items in the notebook's table
-
-
-class Needed(NamedTuple):
-    """How many of the best items reach a fraction of the effect; every number is one of the sizes.
-
-    None: not reached; for an end of an interval, not reached by that share of the resamples, or there are no
-    resamples.
-    """
-
-    first: int | None
-    """The smallest n with f >= fraction."""
-    stays: int | None
-    """The smallest n from which on f stays >= fraction, up to the largest size."""
-    first_low: int | None
-    first_high: int | None
-    stays_low: int | None
-    stays_high: int | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
     """A ranking of n items with its evaluation on P prompts at S sizes. Made by `find_circuit`.
 
-    All arrays are read-only. The ablation, the normalization and the metric are part of every number here:
-    circuits can only be compared where these agree.
+    All arrays are read-only. Every number depends on the ablation, the normalization and the metric: compare
+    only circuits in which these agree.
     """
 
     model_name: str
@@ -83,10 +62,11 @@ class Circuit:
     empty: np.ndarray
     """float64 [P]: the metric with all items ablated."""
     effect: np.ndarray
-    """float64 [S]: explained effect f."""
+    """float64 [S]: faithfulness (explained effect) f of the best items."""
     effect_low: np.ndarray
     """float64 [S]: lower end of its bootstrap interval over prompts; NaN without one."""
     effect_high: np.ndarray
+    """float64 [S]: upper end of that interval; NaN without one."""
     random_effect: np.ndarray
     """float64 [S]: f of items in random order, mean over the orders; NaN where it was not evaluated."""
     random_low: np.ndarray
@@ -94,7 +74,8 @@ class Circuit:
     random_high: np.ndarray
     position_labels: tuple[str, ...] | None = None
     """Names of the positions, where all prompts share them."""
-    version: int = field(default=VERSION)
+    version: int = field(default=circuit_file.VERSION)
+    """Version of the file format."""
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -107,17 +88,31 @@ class Circuit:
     # --- how many, and which
 
     def needed(self, fraction: float = 0.9) -> Needed:
-        """How many of the best items explain `fraction` of the effect, with bootstrap intervals over prompts.
+        """How many of the best items reach a faithfulness of `fraction`, with bootstrap intervals.
 
-        Both numbers are given because curves are not monotone: the first n that reaches the fraction, and the
-        n from which on the curve stays at or above it. They are exact where every size was evaluated (all
-        heads; up to 32 edges), else as fine as `sizes` are there: 5 %, and finer around 0.9. The intervals
-        keep the ranking as it is and use the same sizes.
-        Raises ValueError for a fraction outside (0, 1], or for normalize="none", where f is no share.
+        Parameters
+        ----------
+        fraction : float, default 0.9
+            Share of the whole model's effect, above 0 and at most 1.
+
+        Returns
+        -------
+        Needed
+            Two numbers, because curves are not monotone: the first n that reaches the fraction, and the n
+            from which the curve stays at or above it. Both are exact where every size was evaluated (all
+            heads; up to 32 edges), else as fine as `sizes`: 5 %, and finer around 0.9. The intervals are over
+            prompts; they keep the ranking and the sizes.
+
+        Raises
+        ------
+        ValueError
+            For a fraction outside (0, 1], and with normalize="none", where f is not a share.
         """
         fraction = _check.fraction(fraction)
         if self.normalize == "none":
-            raise ValueError("this circuit has normalize='none': its effect is no share of the whole model's")
+            raise ValueError(
+                "this circuit has normalize='none': its effect is not a share of the whole model's"
+            )
         first, stays = (int(i) for i in bootstrap.needed_index(self.effect, fraction))
         ends: list[int] = [len(self.sizes)] * 4
         curves = bootstrap.resampled_curves(
@@ -137,32 +132,131 @@ class Circuit:
         return int(self.sizes[index]) if index < len(self.sizes) else None
 
     def kept(self, fraction: float = 0.9, by: str = "first") -> list[Any]:
-        """The best items that `needed(fraction)` counts, as `Head`, `HeadPosition` or `Edge`, best first.
+        """The best items that `needed(fraction)` counts, best first.
 
-        by: "first" or "stays". Raises ValueError if the curve does not reach the fraction, or not for good.
+        Parameters
+        ----------
+        fraction : float, default 0.9
+            As in `needed`.
+        by : {"first", "stays"}, default "first"
+            Which of the two numbers of `needed` counts.
+
+        Returns
+        -------
+        list of Head, HeadPosition or Edge
+            By `unit`.
+
+        Raises
+        ------
+        ValueError
+            As `needed`; if the curve never reaches the fraction, or does not stay there.
         """
-        if by not in ("first", "stays"):
-            raise ValueError(f"by must be 'first' or 'stays', got {by!r:.60}")
-        n = getattr(self.needed(fraction), by)
+        n = getattr(self.needed(fraction), _check.choice(by, "by", COUNTED_BY))
         if n is None:
             what = "reach" if by == "first" else "stay at"
             raise ValueError(
-                f"the explained effect does not {what} {fraction:g}: with {self.sizes[-1]} of {len(self)} "
+                f"the faithfulness does not {what} {fraction:g}: with {self.sizes[-1]} of {len(self)} "
                 f"{NAMES[self.unit]} it is {self.effect[-1]:.4g}"
             )
         return self.top(n)
 
     def top(self, n: int) -> list[Any]:
-        """The n best items; all of them if there are no more than n."""
-        if _check.integer(n, "n") < 0:
-            raise ValueError(f"n must be 0 or larger, got {n}")
-        kind = UNITS[self.unit]
+        """The n best items, best first.
+
+        Parameters
+        ----------
+        n : int
+            0 or more; all items if there are no more than n.
+
+        Returns
+        -------
+        list of Head, HeadPosition or Edge
+            By `unit`.
+        """
+        kind, n = ITEMS[self.unit], _check.integer(n, "n", 0)
         return [kind(*row) for row in self.items[:n].tolist()]
 
-    @property
-    def heads(self) -> list[Head]:
-        """The different heads among `kept()`, in order of their best item. ValueError as in `kept`."""
-        return list(dict.fromkeys(Head(item.layer, item.head) for item in self.kept()))
+    def heads(self, fraction: float = 0.9, by: str = "first") -> list[Head]:
+        """The heads of the items `kept(fraction, by)`, each once, in order of their best item.
+
+        Parameters
+        ----------
+        fraction, by
+            As in `kept`.
+
+        Returns
+        -------
+        list of Head
+
+        Raises
+        ------
+        ValueError
+            As `kept`.
+        """
+        return list(dict.fromkeys(Head(item.layer, item.head) for item in self.kept(fraction, by)))
+
+    def ratio_to(
+        self,
+        other: Circuit,
+        fraction: float = 0.9,
+        by: str = "first",
+        *,
+        n_bootstrap: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+    ) -> Ratio:
+        """How many times more items this circuit needs than `other`, with an interval over prompts.
+
+        Parameters
+        ----------
+        other : Circuit
+            Of the same unit, ablation and task.
+        fraction : float, default 0.9
+            As in `needed`.
+        by : {"first", "stays"}, default "first"
+            Which of the two numbers of `needed` is divided.
+        n_bootstrap : int, default 1000
+            Resamples of the prompts, 1 or more. Each takes the same prompts for both circuits if they were
+            evaluated on equally many.
+        confidence : float, default 0.95
+            Share of the resamples inside the interval, above 0 and below 1.
+        seed : int, default 0
+            Of the resamples.
+
+        Returns
+        -------
+        Ratio
+            Of NaN if one of the circuits never reaches the fraction.
+
+        Raises
+        ------
+        ValueError
+            If the circuits differ in unit, ablation or task.
+        """
+        _check.instance(other, Circuit, "other")
+        fraction, by = _check.fraction(fraction), _check.choice(by, "by", COUNTED_BY)
+        n_bootstrap = _check.integer(n_bootstrap, "n_bootstrap", 1, MAX_RESAMPLES)
+        tails = bootstrap.tails(_check.proper_fraction(confidence, "confidence"))
+        for name in ("unit", "ablation", "task_name"):
+            own, theirs = getattr(self, name), getattr(other, name)
+            if own != theirs:
+                raise ValueError(f"a ratio needs circuits of the same {name}, got {own!r} and {theirs!r}")
+        counts, drawn = [], []
+        for circuit in (self, other):
+            draws = bootstrap.resamples(n_bootstrap, circuit.values.shape[1], _check.seed(seed))
+            curves = bootstrap.bootstrap_effect(
+                circuit.values, circuit.full, circuit.empty, draws, circuit.normalize
+            )
+            counts.append(bootstrap.needed_sizes(circuit.effect[None], circuit.sizes, fraction, by)[0])
+            drawn.append(bootstrap.needed_sizes(curves, circuit.sizes, fraction, by))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value, ratios = np.divide(*counts), np.divide(*drawn)
+        ratios = ratios[~np.isnan(ratios)]
+        if not np.isfinite(counts).all() or not len(ratios):
+            return Ratio(float("nan"), float("nan"), float("nan"))
+        low = np.quantile(ratios, tails[0], method="lower")
+        high = np.quantile(ratios, tails[1], method="higher")
+        return Ratio(float(value), float(low), float(high))
 
     @property
     def labels(self) -> list[str]:
@@ -172,10 +266,14 @@ class Circuit:
     # --- tables
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per item, best first: rank (from 1), label, layer, head, score.
+        """One row per item, best first.
 
-        Edges also have query and key, heads at a position have position, after head; where all prompts share
-        names of positions, query_token and key_token, or token, follow.
+        Returns
+        -------
+        pandas.DataFrame
+            Columns rank (from 1), label, layer, head, score. Edges also have query and key, heads at a
+            position have position, after head; where all prompts share names of positions, query_token and
+            key_token, or token, follow. `attrs` say which model, task and options it is of.
         """
         import pandas as pd
 
@@ -183,7 +281,7 @@ class Circuit:
             "rank": np.arange(1, len(self) + 1),
             "label": pd.Series(self.labels, dtype=str),
         }
-        names = UNITS[self.unit]._fields
+        names = ITEMS[self.unit]._fields
         columns |= {name: self.items[:, i].astype(np.int64) for i, name in enumerate(names)}
         if self.position_labels is not None:
             labels = np.array(self.position_labels, dtype=object)
@@ -191,15 +289,22 @@ class Circuit:
                 if name in columns:
                     columns[column] = pd.Series(list(labels[columns[name]]), dtype=str)
         columns["score"] = self.scores
-        table = pd.DataFrame(columns)
+        table: pd.DataFrame = pd.DataFrame(columns)
         table.attrs = self._origin()
         return table
 
     def curve(self) -> pd.DataFrame:
-        """One row per size: n, effect, low, high, random, random_low, random_high."""
+        """The faithfulness of the n best items, one row per size.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns n, effect, low, high (of the bootstrap interval), random, random_low, random_high (of
+            random orders).
+        """
         import pandas as pd
 
-        table = pd.DataFrame(
+        table: pd.DataFrame = pd.DataFrame(
             {
                 "n": self.sizes,
                 "effect": self.effect,
@@ -214,10 +319,22 @@ class Circuit:
         return table
 
     def summary(self, fraction: float = 0.9) -> pd.DataFrame:
-        """One row: model, task, unit, method, rank_by, ablation, normalize, metric, n_items, n_prompts (of
-        the evaluation), full and empty (mean metric with all and with no items), fraction, first, first_low,
-        first_high, stays, stays_low, stays_high (see `needed`; missing with normalize="none"), and
-        random_first, the smallest size at which the mean of the random orders reaches the fraction."""
+        """One row that says what was found, to be put below those of other circuits.
+
+        Parameters
+        ----------
+        fraction : float, default 0.9
+            As in `needed`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns model, task, unit, method, rank_by, ablation, normalize, metric, n_items, n_prompts (of
+            the evaluation), full and empty (mean metric with all and with no items), fraction, first,
+            first_low, first_high, stays, stays_low, stays_high (see `needed`; missing with
+            normalize="none"), and random_first, the smallest size at which the mean of the random orders
+            reaches the fraction.
+        """
         import pandas as pd
 
         row: dict[str, Any] = {
@@ -241,13 +358,13 @@ class Circuit:
             counts = {name: getattr(needed, name) for name in _COUNTS}
             at, _ = bootstrap.needed_index(self.random_effect, fraction)
             counts["random_first"] = self._size(int(at))
-        table = pd.DataFrame([row])
+        table: pd.DataFrame = pd.DataFrame([row])
         for name, value in counts.items():
             table[name] = pd.array([value], dtype="Int64")
         table.attrs = self._origin()
         return table
 
-    def _origin(self) -> dict[str, Any]:
+    def _origin(self) -> dict[Hashable | None, Any]:
         return {
             "model": self.model_name,
             "digest": self.model_digest,
@@ -263,14 +380,19 @@ class Circuit:
     # --- file
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `path`.json and `path`.npz: see `load_circuit`.
+        """Write `path`.json and `path`.npz, which `load_circuit` reads.
 
-        A suffix .json or .npz of `path` is left out. Each file is replaced whole or not at all; OSError if
-        the disk refuses.
+        Parameters
+        ----------
+        path : path
+            A suffix .json or .npz is left out. Each file is replaced whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If the files cannot be written.
         """
-        from .circuit_file import save_circuit
-
-        save_circuit(self, path)
+        circuit_file.write(path, vars(self))
 
     # --- shown
 
@@ -290,11 +412,11 @@ class Circuit:
             f"{self.full.mean():.4g} with all, {self.empty.mean():.4g} with none."
         )
         counts = self._needed_text(
-            "{share:.0%} of the effect: reached with the first {first} {of_first}, stays from {stays} on "
+            "{share:.0%} of the effect: reached with the first {first} {of_first}, kept from {stays} "
             "{of_stays}; in brackets the interval of "
             f"{self.options['confidence']:.0%} of resampled prompts."
         )
-        head = "".join(f"<th>{name}</th>" for name in ("rank", "label", "score", "effect up to here"))
+        names = ("rank", "label", "score", "effect up to here")
         known = dict(zip(self.sizes.tolist(), self.effect.tolist()))
         rows = [
             (
@@ -305,12 +427,7 @@ class Circuit:
             )
             for i, item in enumerate(self.top(SHOWN))
         ]
-        cells = "".join("<tr>" + "".join(f"<td>{escaped(c)}</td>" for c in row) + "</tr>" for row in rows)
-        more = f"<p>and {len(self) - SHOWN:,} more</p>" if len(self) > SHOWN else ""
-        return (
-            f"<p>{escaped(facts)}</p><p>{escaped(counts)}</p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{more}"
-        )
+        return f"<p>{escaped(facts)}</p><p>{escaped(counts)}</p>" + html_rows(names, rows, len(self))
 
     def _needed_text(self, template: str, share: float = 0.9) -> str:
         """`template` filled with what `needed(share)` found; nothing for normalize="none"."""
@@ -328,3 +445,34 @@ class Circuit:
 
 
 _COUNTS = ("first", "first_low", "first_high", "stays", "stays_low", "stays_high")
+
+
+def load_circuit(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Circuit:
+    """Read the two files that `Circuit.save(path)` wrote.
+
+    Parameters
+    ----------
+    path : path
+        With or without .json or .npz.
+    limits : Limits
+        Of the sizes that files may have.
+
+    Returns
+    -------
+    Circuit
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    FormatError
+        With a code: json_* and duplicate_name for the JSON; magic, version, header_value for its fields;
+        checksum if the .npz belongs to another JSON; missing_tensor, unexpected_tensor, dtype,
+        size_mismatch, array_header, zip_* and truncated for the arrays; value for items or sizes that make
+        no sense.
+    LimitError
+        Above one of `limits`.
+    NonFiniteError
+        For numbers that are not finite.
+    """
+    return Circuit(**circuit_file.read(path, limits))

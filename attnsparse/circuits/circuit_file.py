@@ -1,8 +1,12 @@
-"""Circuits in files: `path`.json with names and options, `path`.npz with the arrays; see paired_file.py."""
+"""The files of a circuit: `path`.json with names and options, `path`.npz with the arrays; see paired_file.py.
+
+Here are what the files must hold and the checks of it; a `Circuit` is made of it in circuit.py.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 
 from ..errors import raise_file_error
 from ..io.folder_commit import read_whole
-from ..io.limits import DEFAULT_LIMITS, Limits
+from ..io.limits import Limits
 from ..io.paired_file import (
     Kind,
     check_choice,
@@ -27,9 +31,11 @@ from ..io.paired_file import (
     save_pair,
 )
 from ..io.strict_json import shown
-from .circuit import MAX_RESAMPLES, METHODS, NORMALIZATIONS, RANK_BY, UNITS, VERSION, Circuit
-from .effects import ABLATIONS, METRICS
+from ..model.interventions import ABLATIONS
+from ..tasks.metrics import METRICS
+from .choices import ITEMS, MAX_RESAMPLES, METHODS, NORMALIZATIONS, RANK_BY, UNITS
 
+VERSION = 1
 KIND = Kind("circuit", VERSION)
 
 # name: (dtype, dimensions); n items of w numbers, S sizes, P prompts
@@ -50,7 +56,7 @@ _ARRAYS = {
 _FINITE = ("scores", "values", "full", "empty", "effect")
 _TEXTS = ("model_name", "model_digest", "task_name", "task_digest")
 _CHOICES = {
-    "unit": tuple(UNITS),
+    "unit": UNITS,
     "method": METHODS,
     "ablation": ABLATIONS,
     "normalize": NORMALIZATIONS,
@@ -67,38 +73,28 @@ _SHARE_OPTIONS = ("greedy_step", "confidence")
 _OPTIONS = {"rank_by", "sizes", "reference", *_WHOLE_OPTIONS, *_SHARE_OPTIONS}
 
 
-def save_circuit(circuit: Circuit, path: str | os.PathLike[str]) -> None:
-    """See `Circuit.save`."""
-    fields = {name: getattr(circuit, name) for name in (*_TEXTS, *_CHOICES)}
-    fields |= {"options": dict(circuit.options), "position_labels": circuit.position_labels}
-    kind = KIND._replace(version=circuit.version)
-    save_pair(path, kind, fields, {name: getattr(circuit, name) for name in _ARRAYS}, _ARRAYS)
+def write(path: str | os.PathLike[str], circuit: Mapping[str, Any]) -> None:
+    """Write the fields of a circuit, by name."""
+    fields = {name: circuit[name] for name in (*_TEXTS, *_CHOICES)}
+    fields |= {"options": dict(circuit["options"]), "position_labels": circuit["position_labels"]}
+    kind = KIND._replace(version=circuit["version"])
+    save_pair(path, kind, fields, {name: circuit[name] for name in _ARRAYS}, _ARRAYS)
 
 
-def load_circuit(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Circuit:
-    """Read what `Circuit.save(path)` wrote; `path` with or without .json or .npz.
-
-    Raises OSError when a file cannot be read, and FormatError with a code: json_* and duplicate_name for the
-    JSON; magic, version, header_value for its fields; checksum when the .npz belongs to another JSON;
-    missing_tensor, unexpected_tensor, dtype, size_mismatch, array_header, zip_* and truncated for the arrays;
-    value for items or sizes that make no sense. LimitError above one of `limits`, NonFiniteError for numbers
-    that are not finite.
-    """
+def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
+    """The fields of a circuit, by name, checked."""
     json_path, npz_path = pair_paths(path)
     return read_whole(Path(json_path).parent, lambda: _read(json_path, npz_path, limits))
 
 
-def _read(json_path: str, npz_path: str, limits: Limits) -> Circuit:
+def _read(json_path: str, npz_path: str, limits: Limits) -> dict[str, Any]:
     data = read_fields(json_path, KIND, (*_TEXTS, *_CHOICES, "options", "position_labels"), limits)
     _check_fields(data, json_path)
     arrays = read_arrays(npz_path, KIND, data["arrays_sha256"], _ARRAYS, limits)
     _check_arrays(arrays, data, npz_path)
     labels = data["position_labels"]
-    return Circuit(
-        **{name: data[name] for name in (*_TEXTS, *_CHOICES, "options", "version")},
-        **arrays,
-        position_labels=None if labels is None else tuple(labels),
-    )
+    fields = {name: data[name] for name in (*_TEXTS, *_CHOICES, "options", "version")}
+    return {**fields, **arrays, "position_labels": None if labels is None else tuple(labels)}
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
@@ -129,7 +125,7 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
 def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], path: str) -> None:
     """Check that the arrays fit each other and the unit, and that items and sizes make sense."""
     items, sizes, values = arrays["items"], arrays["sizes"], arrays["values"]
-    sides = {"n": len(items), "w": len(UNITS[data["unit"]]._fields), "S": len(sizes), "P": values.shape[1]}
+    sides = {"n": len(items), "w": len(ITEMS[data["unit"]]._fields), "S": len(sizes), "P": values.shape[1]}
     check_sides(arrays, _ARRAYS, sides, path)
     check_finite(arrays, _FINITE, path)
     if not len(items) or not len(sizes) or not sides["P"]:

@@ -2,7 +2,7 @@
 
 Everything here is a forward pass (or a gradient) of the real model with some items ablated, computed in the C
 core: what lies before a change is taken from the clean run, what comes after is recomputed, and many such
-variants are computed together. Items are whole-number arrays: heads [n, 2] (layer, head), heads at positions
+variants are computed together. Items are integer arrays: heads [n, 2] (layer, head), heads at positions
 [n, 3] (layer, head, position), attention edges [n, 4] (layer, head, query, key). Results are float64 with one
 column for every prompt of the task, so that means, intervals and normalisations are left to the caller.
 
@@ -15,21 +15,24 @@ ablated one's, nats); None is the task's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import _check
 from .._display import progress_bar
+from ..model.interventions import ABLATIONS
 from ..model.run import DEFAULT_MAX_BYTES
-from . import effects_sweep
+from ..tasks.metrics import METRICS
+from .choices import UNITS
 from .effects_sweep import (
     BLOCK_BYTES,
     KEPT,
     NEVER,
-    Setting,
-    Sweep,
+    AblationSetting,
+    AblationSweep,
     blocks,
     check_model_and_task,
     one_length,
@@ -47,17 +50,10 @@ __all__ = [
     "attribution",
     "candidates",
     "keep_only",
-    "keep_without",
     "knock_out",
+    "leave_one_out",
     "metric_values",
 ]
-
-UNITS = effects_sweep.UNITS
-"""What is ablated as a whole: "head", "head_position" (a head at one position), "edge" (an entry)."""
-ABLATIONS = effects_sweep.ABLATIONS
-"""What ablated items are replaced by: "zero", "mean", "counterfactual"."""
-METRICS = effects_sweep.METRICS
-"""Names of the metrics."""
 
 _COLUMNS = {2: "head", 3: "head_position", 4: "edge"}
 _BLOCK_TOKENS = 4096  # of one backward pass
@@ -66,19 +62,54 @@ _BLOCK_TOKENS = 4096  # of one backward pass
 def metric_values(
     model: Model, task: Task, *, metric: str | None = None, threads: int | None = None
 ) -> np.ndarray:
-    """The metric of the whole model on every prompt: float64 [prompts]."""
-    sweep = Sweep(model, task, "head", "zero", None, metric, threads)
+    """Measure the metric of the whole model on every prompt.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        Its clean prompts are run.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+        Default: the task's own.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 [prompts].
+    """
+    sweep = AblationSweep(model, task, "head", "zero", None, metric, threads)
     config = model.config
     order = np.full((config.n_layer, config.n_head), KEPT)
     values = sweep.values(order, lambda length: np.array([[config.n_layer - 1, length - 1, 0, 0, 0, -1]]), 1)
-    return values[0]
+    whole: np.ndarray = values[0]
+    return whole
 
 
 def candidates(model: Model, task: Task, unit: str, threads: int | None = None) -> np.ndarray:
-    """Every item that can have an effect: int32 [n, 2 | 3 | 4], in the order layer, head, query, key.
+    """List every item that can have an effect.
 
-    All heads; all heads at all positions; all edges that are open in at least one clean prompt (in a dense
-    model all of them). Prompts must have one length, except for heads: ValueError.
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        Its prompts must have one length, except for "head".
+    unit : {"head", "head_position", "edge"}
+        All heads; all heads at all positions; all edges that are open in at least one clean prompt (in a
+        dense model all of them).
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+
+    Returns
+    -------
+    numpy.ndarray
+        int32 [n, 2 | 3 | 4]: layer, head; with position; or layer, head, query, key; in this order.
+
+    Raises
+    ------
+    ValueError
+        For another unit, and for prompts of different lengths.
     """
     check_model_and_task(model, task)
     config = model.config
@@ -98,26 +129,56 @@ def candidates(model: Model, task: Task, unit: str, threads: int | None = None) 
 def knock_out(
     model: Model,
     task: Task,
-    items: Any,
+    items: npt.ArrayLike,
     ablation: str = "zero",
     *,
-    reference: Any = None,
+    reference: Task | Iterable[Any] | None = None,
     metric: str | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
-    """The metric with each item alone ablated, exactly: float64 [items, prompts].
+    """Measure the metric with each item alone ablated, exactly.
 
-    reference: prompts (a Task's clean ones, or a list) that means are taken over; default: those of `task`.
-    The effect of an item is `metric_values(...)` minus its row.
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        Its clean prompts are run; all of one length, except for heads with another ablation than "mean".
+    items : integer array [n, 2 | 3 | 4]
+        Heads (layer, head), heads at positions (layer, head, position) or attention edges (layer, head,
+        query, key), all different; everything counts from 0.
+    ablation : {"zero", "mean", "counterfactual"}, default "zero"
+        What replaces an ablated item.
+    reference : Task or sequence of prompts, optional
+        Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+        Default: the task's own.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show a bar on stderr. Default: in terminals and notebooks only.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 [items, prompts]. The effect of an item is `metric_values(...)` minus its row.
+
+    Raises
+    ------
+    ValueError
+        For items of another shape or given twice, unknown names, prompts of different lengths.
+    IndexError
+        For an item that the model or the prompts do not have.
+    TypeError
+        For arguments of another type.
     """
     chosen, unit = checked_items(model, task, items)
-    sweep = Sweep(model, task, unit, ablation, reference, metric, threads)
+    sweep = AblationSweep(model, task, unit, ablation, reference, metric, threads)
     return _each_alone(sweep, chosen, sweep.order(chosen, others=KEPT), progress, "knock-out")
 
 
 def _each_alone(
-    sweep: Sweep, items: np.ndarray, order: np.ndarray, progress: bool | None, text: str
+    sweep: AblationSweep, items: np.ndarray, order: np.ndarray, progress: bool | None, text: str
 ) -> np.ndarray:
     """The metric with each item ablated on top of what the order always ablates: [items, prompts]."""
     last_layer, with_positions = sweep.model.config.n_layer - 1, sweep.unit != "head"
@@ -151,20 +212,57 @@ def _each_alone(
 def keep_only(
     model: Model,
     task: Task,
-    items: Any,
+    items: npt.ArrayLike,
     sizes: Sequence[int] | np.ndarray,
     ablation: str = "zero",
     *,
-    reference: Any = None,
+    reference: Task | Iterable[Any] | None = None,
     metric: str | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
-    """The metric with `items[:n]` kept, everything else of the unit ablated: float64 [sizes, prompts].
+    """Measure the metric with `items[:n]` kept and everything else of the unit ablated.
 
-    sizes: the n, each in 0..len(items). Items that are not listed are always ablated; embeddings and MLPs
-    stay. Entries of a gated model whose gates are closed in all clean prompts of the task are no edges: they
-    contribute nothing, whatever their mean or their value in the corrupted prompt.
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        Its clean prompts are run; all of one length, except for heads with another ablation than "mean".
+    items : integer array [n, 2 | 3 | 4]
+        Heads (layer, head), heads at positions (layer, head, position) or attention edges (layer, head,
+        query, key), all different; everything counts from 0.
+    sizes : sequence of int
+        The n, each in 0..len(items).
+    ablation : {"zero", "mean", "counterfactual"}, default "zero"
+        What replaces an ablated item.
+    reference : Task or sequence of prompts, optional
+        Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+        Default: the task's own.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show a bar on stderr. Default: in terminals and notebooks only.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 [sizes, prompts].
+
+    Raises
+    ------
+    ValueError
+        For items of another shape or given twice, unknown names, prompts of different lengths.
+    IndexError
+        For an item that the model or the prompts do not have.
+    TypeError
+        For arguments of another type.
+
+    Notes
+    -----
+    Items that are not listed are always ablated; embeddings and MLPs stay. Entries of a gated model whose
+    gates are closed in all clean prompts of the task are not edges: they contribute nothing, whatever their
+    mean or their value in the corrupted prompt.
     """
     chosen, unit = checked_items(model, task, items)
     counts = np.asarray(sizes)
@@ -172,31 +270,64 @@ def keep_only(
         raise TypeError("sizes must be a flat sequence of integers")
     if counts.size and not (counts.min() >= 0 and counts.max() <= len(chosen)):
         raise ValueError(f"sizes must be in 0..{len(chosen)}, the number of items")
-    sweep = Sweep(model, task, unit, ablation, reference, metric, threads)
+    sweep = AblationSweep(model, task, unit, ablation, reference, metric, threads)
     rows = np.zeros((len(counts), 6), np.int64)
     rows[:, 4], rows[:, 5] = counts, -1
     return sweep.values(sweep.order(chosen, others=NEVER), lambda _: rows, len(rows), progress, "keep only")
 
 
-def keep_without(
+def leave_one_out(
     model: Model,
     task: Task,
-    items: Any,
+    items: npt.ArrayLike,
     ablation: str = "zero",
     *,
-    reference: Any = None,
+    reference: Task | Iterable[Any] | None = None,
     metric: str | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
-    """The metric with all `items` kept except each one in turn: float64 [items, prompts].
+    """Measure the metric with all `items` kept except each one in turn.
 
-    Everything else of the unit is ablated, as in `keep_only`. Backward elimination is made of this.
+    Everything else of the unit is ablated, as in `keep_only`. Backward elimination consists of this.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        Its clean prompts are run; all of one length, except for heads with another ablation than "mean".
+    items : integer array [n, 2 | 3 | 4]
+        Heads (layer, head), heads at positions (layer, head, position) or attention edges (layer, head,
+        query, key), all different; everything counts from 0.
+    ablation : {"zero", "mean", "counterfactual"}, default "zero"
+        What replaces an ablated item.
+    reference : Task or sequence of prompts, optional
+        Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+        Default: the task's own.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show a bar on stderr. Default: in terminals and notebooks only.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 [items, prompts].
+
+    Raises
+    ------
+    ValueError
+        For items of another shape or given twice, unknown names, prompts of different lengths.
+    IndexError
+        For an item that the model or the prompts do not have.
+    TypeError
+        For arguments of another type.
     """
     chosen, unit = checked_items(model, task, items)
-    sweep = Sweep(model, task, unit, ablation, reference, metric, threads)
+    sweep = AblationSweep(model, task, unit, ablation, reference, metric, threads)
     order = sweep.order(chosen, others=NEVER)
-    return _each_alone(sweep, chosen, order, progress, "keep without")
+    return _each_alone(sweep, chosen, order, progress, "leave one out")
 
 
 def attribution(
@@ -207,28 +338,65 @@ def attribution(
     *,
     steps: int = 1,
     path: str = "value",
-    reference: Any = None,
+    reference: Task | Iterable[Any] | None = None,
     metric: str | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
-    """First-order effects of all items, mean over prompts: float64 [L, H], [L, H, T] or [L, H, query, key].
+    """Estimate the effects of all items to first order, averaged over prompts.
 
-    Every item gets a factor m between what it is ablated to (0) and what it is (1). steps=1: the derivative
-    of the metric with respect to m at the whole model, which is gradient times difference (attribution
-    patching). steps=k: the derivative averaged along m = (j - 1/2)/k of all items at once (integrated
-    gradients, Sundararajan et al. 2017), whose sum over items tends to m(M) - m(0) with growing k. Positive:
-    the item supports the metric. Gates stay as they are along the way: their step has no derivative.
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        Its clean prompts are run; all of one length, except for heads with another ablation than "mean".
+    unit : {"head", "head_position", "edge"}
+        What an item is.
+    ablation : {"zero", "mean", "counterfactual"}, default "zero"
+        What would replace an item.
+    steps : int, default 1
+        1: the derivative of the metric with respect to a factor m of each item, from what it is ablated to
+        (0) to what it is (1), at the whole model: gradient times difference (attribution patching). k: the
+        derivative averaged along m = (j - 1/2)/k of all items at once (integrated gradients), whose sum over
+        items tends to m(M) - m(0) with growing k.
+    path : {"value", "gate"}, default "value"
+        "gate" (edges of a gated model): instead, to first order, what the metric would lose if the gate logit
+        g of each entry were moved to the threshold: g P (dm/dA) sigmoid'(g), straight-through as in training.
+    reference : Task or sequence of prompts, optional
+        Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+        Default: the task's own.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show a bar on stderr. Default: in terminals and notebooks only.
 
-    path="gate" (edges of a gated model): instead, to first order, what the metric would lose if the gate
-    logit g of each entry were moved to the threshold: g P (dm/dA) sigmoid'(g), straight-through as in
-    training (method of arXiv 2512.05865).
+    Returns
+    -------
+    numpy.ndarray
+        float64 [L, H], [L, H, T] or [L, H, query, key], by unit. Positive: the item supports the metric.
+
+    Raises
+    ------
+    ValueError
+        For unknown names, numbers out of range, and path="gate" with anything but edges of a gated model,
+        ablation="zero" and steps=1.
+    TypeError
+        For arguments of another type.
+
+    Notes
+    -----
+    Gates stay as they are along the way: their step has no derivative.
+
+    References
+    ----------
+    Syed et al., "Attribution Patching Outperforms Automated Circuit Discovery", 2023. Sundararajan et al.,
+    "Axiomatic Attribution for Deep Networks", 2017. The gate's path: arXiv 2512.05865.
     """
     _check.choice(unit, "unit", UNITS)
     _check.choice(path, "path", ("value", "gate"))
-    if not 1 <= _check.integer(steps, "steps") < 2**31:
-        raise ValueError(f"steps must be in 1..2^31-1, got {steps}")
-    setting = Setting(model, task, unit, ablation, reference, metric, threads)
+    steps = _check.integer(steps, "steps", 1, 2**31 - 1)
+    setting = AblationSetting(model, task, unit, ablation, reference, metric, threads)
     config = model.config
     if path == "gate" and (unit != "edge" or not config.gated or ablation != "zero" or steps != 1):
         raise ValueError(
@@ -237,14 +405,14 @@ def attribution(
     if unit != "head":
         one_length(task)
     closed = setting.leave_out_closed() if unit == "edge" and config.gated else None
-    total: Any = 0
+    total = np.zeros(())
     per_token = config.n_layer * (12 * config.d_model + 4 * config.d_mlp) * model.dtype.itemsize
     parts = list(blocks(task, per_token, BLOCK_BYTES, _BLOCK_TOKENS))
     with progress_bar(progress, len(task), "attribution", "prompt") as bar:
         for first, last in parts:
             batch = setting.batch(task.clean[first:last])
             total = total + model._core.attribution(
-                batch.tokens, batch.offsets, UNITS.index(unit), int(steps), path == "gate",
+                batch.tokens, batch.offsets, UNITS.index(unit), steps, path == "gate",
                 setting.reference(first, last), closed, setting.metric(batch, first, last),
                 DEFAULT_MAX_BYTES, setting.threads,
             )  # fmt: skip
@@ -256,7 +424,7 @@ def attribution(
 # ------------------------------------------------------------------------------------------ checks
 
 
-def checked_items(model: Model, task: Task, items: Any) -> tuple[np.ndarray, str]:
+def checked_items(model: Model, task: Task, items: npt.ArrayLike) -> tuple[np.ndarray, str]:
     """Items as int32 [n, 2 | 3 | 4] and their unit; IndexError, TypeError or ValueError say what is wrong."""
     check_model_and_task(model, task)
     try:
@@ -284,5 +452,13 @@ def checked_items(model: Model, task: Task, items: Any) -> tuple[np.ndarray, str
         raise IndexError(f"item {at} has key {int(array[at, 3])} after its query {int(array[at, 2])}")
     chosen = np.ascontiguousarray(array, np.int32)
     if len(np.unique(chosen, axis=0)) != len(chosen):
-        raise ValueError("items must differ from each other; some stand twice")
+        raise ValueError(_repeated(chosen))
     return chosen, unit
+
+
+def _repeated(items: np.ndarray) -> str:
+    """The first row that repeats one before it."""
+    _, first, which = np.unique(items, axis=0, return_index=True, return_inverse=True)
+    before = first[which.ravel()]
+    row = int(np.argmax(before < np.arange(len(items))))
+    return f"items must be unique; row {row} repeats row {int(before[row])}"

@@ -11,13 +11,12 @@ import numpy as np
 from .. import _check
 from .._display import progress_bar
 from ..model.batch import Batch, as_batch
+from ..model.interventions import ABLATIONS
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
+from ..tasks.metrics import METRICS
 from ..tasks.task import Task
-
-UNITS = ("head", "head_position", "edge")
-ABLATIONS = ("zero", "mean", "counterfactual")
-METRICS = ("logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl")
+from .choices import UNITS
 
 KEPT = np.int32(-1)  # rank of items that no variant ablates
 NEVER = np.int32(2**31 - 2)  # of items that every variant ablates
@@ -62,15 +61,14 @@ def open_entries(model: Model, task: Task, threads: int | None) -> np.ndarray:
     return found
 
 
-def check_model_and_task(model: Any, task: Any) -> None:
+def check_model_and_task(model: object, task: object) -> None:
     """TypeError if they are something else."""
     _check.instance(model, Model, "model")
-    if not isinstance(task, Task):
-        raise TypeError(f"task must be a Task, such as make_task gives, got {type(task).__name__}")
+    _check.instance(task, Task, "task")
 
 
 @dataclass
-class Setting:
+class AblationSetting:
     """What ablated items are replaced by, and the metric, as the core takes them."""
 
     model: Model
@@ -90,7 +88,9 @@ class Setting:
             else _check.choice(self.metric_name, "metric", METRICS)
         )
         self.threads = _check.threads(self.threads_asked)
-        self.means = self._means() if self.ablation == "mean" else (None, None)
+        self.means: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+        if self.ablation == "mean":
+            self.means = self._means()
         if self.reference_prompts is not None and self.ablation != "mean":
             raise ValueError(f"reference prompts are for ablation='mean', this is {self.ablation!r}")
 
@@ -131,7 +131,9 @@ class Setting:
         closed = ~open_entries(self.model, self.task, self.threads_asked)
         if self.ablation == "counterfactual":
             return closed
-        entries = np.where(closed[..., None], 0, self.means[1]).astype(self.model.dtype)
+        _, means = self.means
+        assert means is not None  # of edges
+        entries = np.where(closed[..., None], 0, means).astype(self.model.dtype)
         self.means = np.ascontiguousarray(entries.sum(axis=3).swapaxes(1, 2)), entries
         return None
 
@@ -159,7 +161,7 @@ def _packed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.ascontiguousarray(np.concatenate(rows), np.int32)
 
 
-class Sweep(Setting):
+class AblationSweep(AblationSetting):
     """Evaluates variants of all prompts of a task."""
 
     def order(self, items: np.ndarray, others: np.int32) -> np.ndarray:
@@ -214,16 +216,18 @@ class Sweep(Setting):
                     )
                     if bar is not None:
                         bar.update(len(rows[part]))
-                for b in range(last - first if reaches is not None else 0):
-                    missed = ~reaches(int(batch.lengths[b]))
-                    values[missed, first + b] = values[-1, first + b]
+                if reaches is not None:
+                    for b, length in enumerate(batch.lengths.tolist()):
+                        missed = ~reaches(length)
+                        values[missed, first + b] = values[-1, first + b]
         return values
 
     def _always(self, order: np.ndarray, batch: Batch, reference: tuple[Any, Any, Any]) -> tuple[Any, ...]:
         """Interventions of a run (see `_core.Model.run`) that ablate what the order always ablates."""
         config, n = self.model.config, len(batch)
         of_heads, of_entries = np.zeros((0, 4), np.int64), np.zeros((0, 5), np.int64)
-        head_values = entry_values = np.zeros((0, config.d_head), self.model.dtype)
+        head_values = np.zeros((0, config.d_head), self.model.dtype)
+        entry_values: np.ndarray | None = head_values
         looks_back = np.tri(order.shape[-1], dtype=bool) if self.unit == "edge" else True
         places = np.argwhere((order >= NEVER) & looks_back)
         sequence = np.repeat(np.arange(n), len(places))
@@ -255,10 +259,13 @@ class Sweep(Setting):
     ) -> np.ndarray:
         """What z [n, D] of ablated heads is."""
         run, mean, _ = reference
+        z: np.ndarray
         if run is not None:
-            return run.array("z")[layer, batch.offsets[sequence] + position, head]
+            z = run.array("z")[layer, batch.offsets[sequence] + position, head]
+            return z
         if mean is not None:
-            return mean[layer, position, head]
+            z = mean[layer, position, head]
+            return z
         return np.zeros((len(layer), self.model.config.d_head), self.model.dtype)
 
     def _entries(
@@ -266,12 +273,17 @@ class Sweep(Setting):
     ) -> np.ndarray | None:
         """What ablated entries contribute, [n, D]; None for nothing."""
         run, _, mean = reference
+        found: np.ndarray
         if run is None:
-            return None if mean is None else mean[layer, head, query, key]
+            if mean is None:
+                return None
+            found = mean[layer, head, query, key]
+            return found
         config, length = self.model.config, int(batch.lengths[0])
         pattern = run.array("pattern").reshape(len(batch), config.n_layer, config.n_head, length, length)
         values = run.array("qkv")[layer, batch.offsets[sequence] + key, 2, head]
-        return pattern[sequence, layer, head, query, key][:, None] * values
+        found = pattern[sequence, layer, head, query, key][:, None] * values
+        return found
 
     @staticmethod
     def _listed(

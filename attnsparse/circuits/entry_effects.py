@@ -1,4 +1,4 @@
-"""Which heads carry what stands at one position of a prompt to another: exact effects of one entry per head.
+"""Which heads move information from one position of a prompt to another: exact effects of one entry per head.
 
 A head moves information from position `key` to position `query` through one entry of its pattern. Here that
 entry is ablated in one head at a time, in all heads, and in all but the best few; nothing is approximated.
@@ -32,8 +32,11 @@ KEY, QUERY, ANSWER = "large", -1, "small"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Carriers:
-    """The heads of one model with an open entry from `key` to `query` of one prompt, largest effect first."""
+class EntryEffects:
+    """The heads of one model with an open entry from `key` to `query` of one prompt, largest effect first.
+
+    Made by `entry_effects`.
+    """
 
     run: Run
     """The prompt, with its pattern."""
@@ -42,7 +45,9 @@ class Carriers:
     query: int
     """Position that looks, from 0."""
     answer: str
+    """The token whose logit is measured."""
     ablation: str
+    """"zero" or "mean"."""
     heads: tuple[Head, ...]
     """n heads; those whose gate is closed at this entry are not among them."""
     weight: np.ndarray
@@ -50,8 +55,8 @@ class Carriers:
     effect: np.ndarray
     """float64 [n]: logit difference of the model minus that with this head's entry ablated."""
     kept: np.ndarray
-    """float64 [n + 1]: explained effect (m(first n) - m(none)) / (m(all) - m(none)) of the best 0..n entries,
-    where the entries of the other heads from `key` to `query` are ablated and all else is left alone."""
+    """float64 [n + 1]: faithfulness (m(first n) - m(none)) / (m(all) - m(none)) of the best 0..n entries,
+    where the entries of the other heads from `key` to `query` are ablated and nothing else is changed."""
     full: float
     """Logit difference of the model: the answer's logit minus the mean of the wrong ones."""
     without: float
@@ -71,26 +76,57 @@ class Carriers:
         return np.append(0.0, np.cumsum(positive) / (positive.sum() or 1.0))
 
     def needed(self, fraction: float) -> int:
-        """The fewest heads, best first, whose effects add up to this share of all positive effects."""
+        """The fewest heads, best first, whose effects add up to a share of all positive effects.
+
+        Parameters
+        ----------
+        fraction : float
+            The share, above 0 and at most 1.
+
+        Returns
+        -------
+        int
+        """
         return _first_at(self.shares, fraction)
 
     def needed_to_keep(self, fraction: float) -> int:
-        """The fewest heads, best first, whose entries keep this fraction of what all entries do together."""
+        """The fewest heads, best first, whose entries keep a fraction of the effect of all entries together.
+
+        Parameters
+        ----------
+        fraction : float
+            The fraction of `kept`, above 0 and at most 1.
+
+        Returns
+        -------
+        int
+        """
         return _first_at(self.kept, fraction)
 
     def to_pandas(self, base: int = 0) -> pd.DataFrame:
-        """One row per head: rank, layer, head, label, query, key (counted from `base`), query_token,
-        key_token, weight, effect, and of this and all better heads together share and kept."""
+        """One row per head, largest effect first.
+
+        Parameters
+        ----------
+        base : {0, 1}, default 0
+            Number of the first position.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns rank, layer, head, label, query, key, query_token, key_token, weight, effect, and share
+            and kept of this and all better heads together.
+        """
         import pandas as pd
 
-        n, tokens = len(self.heads), self.run.token_strings
-        return pd.DataFrame(
+        base, n, tokens = _check.base(base), len(self.heads), self.run.token_strings
+        table: pd.DataFrame = pd.DataFrame(
             {
                 "rank": np.arange(1, n + 1),
                 "layer": [head.layer for head in self.heads],
                 "head": [head.head for head in self.heads],
                 "label": [head.label for head in self.heads],
-                "query": np.full(n, self.query + _check.base(base)),
+                "query": np.full(n, self.query + base),
                 "key": np.full(n, self.key + base),
                 "query_token": [tokens[self.query]] * n,
                 "key_token": [tokens[self.key]] * n,
@@ -100,14 +136,15 @@ class Carriers:
                 "kept": self.kept[1:],
             }
         )
+        return table
 
     def __repr__(self) -> str:
         tokens = self.run.token_strings
         where = f"{tokens[self.key]!r:.30} -> {tokens[self.query]!r:.30} in {self.name!r:.60}"
-        return f"Carriers({where}: {len(self.heads)} heads, {self.needed(0.8)} have 80 % of the effect)"
+        return f"EntryEffects({where}: {len(self.heads)} heads, {self.needed(0.8)} have 80 % of the effect)"
 
 
-def find_carriers(
+def entry_effects(
     model: Model,
     prompt: str = PROMPT,
     key: int | str = KEY,
@@ -119,17 +156,41 @@ def find_carriers(
     reference: Task | None = None,
     base: int = 0,
     prepend_space_to_answer: bool | None = None,
-) -> Carriers:
-    """Ablate the entry from `key` to `query` in every head of `model` and see what becomes of the answer.
+) -> EntryEffects:
+    """Ablate the entry from `key` to `query` in each head of `model`, and measure the effect on the answer.
 
-    key, query: positions or tokens as in `tables.position`, counted from `base`. The metric is the logit of
-    `answer` after position `query` minus the mean logit of the `wrong` ones, each one token; None takes all
-    other words of the antonym task. ablation: "zero", or "mean", over the clean prompts of `reference`.
-    prepend_space_to_answer: True puts a space before answers without one, False takes them as they are, None
-    raises where both are tokens and a space is likely.
-    Raises ValueError for another ablation, a mean without a reference, a key after the query, a query that is
-    not the last token, answers that are not one token, an entry that is closed in every head, and if the
-    answer does not depend on it (ablated in all heads, the logit difference is not below the model's).
+    Parameters
+    ----------
+    model : Model
+    prompt : str
+        One prompt.
+    key, query : int or str
+        Positions counted from `base`, or tokens, as in `attnsparse.model.tables.position`. `query` is the
+        last token.
+    answer : str
+        One token. The metric is its logit after `query` minus the mean logit of the wrong answers.
+    wrong : sequence of str, optional
+        Wrong answers, each one token. Default: all other words of the antonym task.
+    ablation : {"zero", "mean"}, default "zero"
+        What replaces the entry: zero, or its mean over the clean prompts of `reference`.
+    reference : Task, optional
+        For "mean" alone: prompts as long as this one.
+    base : {0, 1}, default 0
+        Number of the first position.
+    prepend_space_to_answer : bool, optional
+        True: put a space before answers without one. False: take them as they are. Default: raise where both
+        are tokens and a space is likely.
+
+    Returns
+    -------
+    EntryEffects
+
+    Raises
+    ------
+    ValueError
+        For another ablation, a mean without a reference, a key after the query, a query that is not the last
+        token, answers that are not one token, an entry that is closed in every head, and an answer that does
+        not depend on the entry (with it ablated in all heads, the logit difference is not below the model's).
     """
     if ablation not in ("zero", "mean") or (ablation == "mean") != (reference is not None):
         raise ValueError(
@@ -156,7 +217,7 @@ def find_carriers(
             f"{model.name!r} does not need what it sees from position {query_at + base} to {key_at + base}: "
             f"the logit difference is {full:.3g}, and {values[0]:.3g} with this entry ablated in all heads"
         )
-    return Carriers(
+    return EntryEffects(
         run=run,
         key=key_at,
         query=query_at,
@@ -194,9 +255,12 @@ def _one_prompt(
     """A task of this prompt alone."""
     wrong = wrong_words(answer) if wrong is None else wrong
     wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError(f"model {model.name!r} has no tokenizer, which answers in text need")
     draft = Draft(prompt, prompt, (answer,), wrong)
     return build(
-        "one prompt", "logit_diff", [draft], model.tokenizer,
+        "one prompt", "logit_diff", [draft], tokenizer,
         is_ranking=np.array([True]), prepend_space_to_answer=prepend_space,
     )  # fmt: skip
 

@@ -15,15 +15,21 @@ from typing import Any
 import numpy as np
 
 from .. import _check
+from ..model.interventions import ABLATIONS
 from ..model.model import Model
+from ..tasks.metrics import METRICS
 from ..tasks.task import Task
 from . import effects, search
 from .bootstrap import band, explained_effect, resampled_curves
-from .circuit import MAX_RESAMPLES, METHODS, NAMES, NORMALIZATIONS, RANK_BY, UNITS, Circuit, Needed
-from .circuit_file import load_circuit
-from .effects import ABLATIONS, METRICS
-
-__all__ = ["Circuit", "Needed", "find_circuit", "load_circuit"]
+from .choices import (
+    MAX_RESAMPLES,
+    METHODS,
+    NAMES,
+    NORMALIZATIONS,
+    RANK_BY,
+    UNITS,
+)
+from .circuit import Circuit
 
 SAME = 1e-7  # relative difference of two metrics that is rounding
 
@@ -31,15 +37,15 @@ SAME = 1e-7  # relative difference of two metrics that is rounding
 def find_circuit(
     model: Model,
     task: Task,
+    *,
     unit: str = "head",
     method: str = "exact",
     ablation: str = "zero",
     normalize: str = "mib",
-    *,
     metric: str | None = None,
     rank_by: str = "absolute",
     steps: int = 10,
-    sizes: Sequence[int] | None = None,
+    sizes: Sequence[int] | np.ndarray | None = None,
     reference: Task | None = None,
     n_bootstrap: int = 1000,
     n_random: int = 5,
@@ -49,53 +55,93 @@ def find_circuit(
     threads: int | None = None,
     progress: bool | None = None,
 ) -> Circuit:
-    """Rank items on `task.ranking`; find how much the n best explain on `task.evaluation`.
+    """Rank items on `task.ranking`; find the faithfulness of the n best on `task.evaluation`.
 
-    unit: "head", "head_position" (a head at one position) or "edge" (an attention edge: an open entry of the
-    pattern); the last two need prompts of one length.
+    Parameters
+    ----------
+    model : Model
+        The model whose items are ablated.
+    task : Task
+        Prompts with answers, some for ranking and some for evaluation.
+    unit : {"head", "head_position", "edge"}, default "head"
+        What an item is: a head, a head at one position, or an attention edge (an open entry of the pattern).
+        The last two need prompts of one length.
+    method : {"exact", "attribution", "ig", "greedy"}, default "exact"
+        How items are ranked. "exact": each one is ablated alone. "attribution": gradient of the metric times
+        what ablation would change. "ig": the same integrated over `steps` steps from all ablated to none.
+        "greedy": backward elimination; each round ablates every item still kept, one at a time, on top of
+        those dropped already, and drops the share `greedy_step` that costs least. A batch that costs more
+        than twice the sum of its parts (and more than 0.1 % of the effect) holds items that replace each
+        other and is halved until it does not.
+    ablation : {"zero", "mean", "counterfactual"}, default "zero"
+        What replaces items outside the circuit: zero; the mean over the prompts of `reference`, per position;
+        the value of the corrupted prompt at the same position. Embeddings and MLPs stay. Edges are those open
+        in a clean prompt of the task; entries that only corrupted or reference prompts open count as outside
+        every circuit, so with these two ablations f of all edges of a gated model can differ from 1.
+    normalize : {"mib", "ratio", "none"}, default "mib"
+        What the faithfulness (explained effect) f of a circuit C is, m being the metric's mean over prompts,
+        M the whole model and 0 the model with everything ablated: "mib" (m(C) - m(0)) / (m(M) - m(0)),
+        "ratio" m(C) / m(M), "none" m(C).
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+        Default: the task's own. "kl" is the divergence from the whole model's prediction, in nats, better
+        when smaller.
+    rank_by : {"absolute", "signed"}, default "absolute"
+        Rank by the absolute value of the score, or by the score. "signed" ranks an item without effect above
+        one with a negative score, even if the latter is needed.
+    steps : int, default 10
+        Steps of "ig", 1 or more.
+    sizes : sequence of int, optional
+        Numbers of items to evaluate, each in 0..n. Default: all from 0 on for heads; for other units all up
+        to 32, then steps of 5 %, and n; then, up to three times, the gap before the first size that reaches
+        0.9 and the one before the size from which f stays there are divided by five.
+    reference : Task, optional
+        Prompts that "mean" averages over, as long as those of `task`. Default: the ranking half.
+    n_bootstrap : int, default 1000
+        Resamples of the evaluation prompts, 0..1,000,000.
+    n_random : int, default 5
+        Orders of the random baseline, each evaluated at up to 24 of the sizes.
+    confidence : float, default 0.95
+        Share of the resamples inside the intervals, above 0 and below 1.
+    greedy_step : float, default 0.1
+        Share of the items that a round of "greedy" drops, 0 or more and below 1; at least one item.
+    seed : int, default 0
+        Of resamples and random orders. The result is a function of the arguments, not of `threads`.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show bars on stderr. Default: in terminals and notebooks only.
 
-    method: how items are ranked. "exact": each one ablated alone. "attribution": gradient of the metric times
-    what ablation would change. "ig": the same integrated over `steps` steps from all ablated to none.
-    "greedy": backward elimination; each round ablates every item still kept, one at a time, on top of those
-    dropped already, and drops the share `greedy_step` (at least one; 0: exactly one) that costs least. A
-    batch that costs more than twice the sum of its parts (and more than 0.1 % of the effect) holds items that
-    stand in for each other and is halved until it does not.
+    Returns
+    -------
+    Circuit
 
-    rank_by: "absolute" value of the score, or "signed"; signed puts items without any effect before those
-    that look harmful one at a time but are needed.
+    Raises
+    ------
+    ValueError
+        For unknown names, numbers out of range, a task without prompts in one of its halves, a metric that is
+        not finite, that ablating everything does not change ("mib") or that is 0 ("ratio").
+    TypeError
+        For arguments of another type.
+    KeyboardInterrupt
+        On Ctrl-C.
 
-    ablation: what replaces items outside the circuit. "zero"; "mean" over the prompts of `reference` (a task
-    with prompts as long; default the ranking half), per position; "counterfactual": the corrupted prompt's
-    value at the same position. Embeddings and MLPs stay. Edges are those open in a clean prompt of the task;
-    entries that only corrupted or reference prompts open count as outside every circuit, so with those two
-    ablations f of all edges of a gated model can differ from 1.
-
-    normalize: "mib" f = (m(C) - m(0)) / (m(M) - m(0)), "ratio" f = m(C) / m(M), "none" f = m(C); m is the
-    mean over prompts of the circuit, the whole model (M), or with everything ablated (0).
-
-    metric: None for the task's own, or "logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl" (to the
-    whole model; better when smaller).
-
-    sizes: numbers of items to evaluate. None: for heads all from 0 on; for other units all up to 32, then
-    steps of 5 %, and all; then, so that `needed(0.9)` is finer, the gap before the first size at 0.9 of the
-    effect and the one before the size from which it stays there are divided by five, up to three times.
-    n_random: orders of the random baseline, each evaluated at up to 24 of the sizes.
-    n_bootstrap, confidence: resamples of evaluation prompts, and the share inside the intervals.
-    seed: of the resamples and random orders; the result is a function of the arguments, not of `threads`.
-    progress: bars on stderr; None shows them in terminals and notebooks only.
-
-    Raises ValueError for unknown names, numbers out of range, a task without prompts in one of its halves,
-    a metric that is not finite, that ablating everything does not change ("mib") or that is 0 ("ratio");
-    TypeError for arguments of another type; KeyboardInterrupt on Ctrl-C.
+    References
+    ----------
+    "mib": Mueller et al., "MIB: A Mechanistic Interpretability Benchmark", 2025. "attribution": Syed et al.,
+    "Attribution Patching Outperforms Automated Circuit Discovery", 2023. "ig": Sundararajan et al., 2017.
     """
-    _check_choices(unit=unit, method=method, ablation=ablation, normalize=normalize, rank_by=rank_by)
-    options = {
+    _check.choice(unit, "unit", UNITS)
+    _check.choice(method, "method", METHODS)
+    _check.choice(ablation, "ablation", ABLATIONS)
+    _check.choice(normalize, "normalize", NORMALIZATIONS)
+    _check.choice(rank_by, "rank_by", RANK_BY)
+    options: dict[str, Any] = {
         "rank_by": rank_by,
-        "steps": _whole("steps", steps, 1, 2**31),
-        "greedy_step": _share("greedy_step", greedy_step, with_zero=True),
-        "n_bootstrap": _whole("n_bootstrap", n_bootstrap, 0, MAX_RESAMPLES),
-        "n_random": _whole("n_random", n_random, 0, 2**31),
-        "confidence": _share("confidence", confidence),
+        "steps": _check.integer(steps, "steps", 1, 2**31),
+        "greedy_step": _check.proper_fraction(greedy_step, "greedy_step", zero=True),
+        "n_bootstrap": _check.integer(n_bootstrap, "n_bootstrap", 0, MAX_RESAMPLES),
+        "n_random": _check.integer(n_random, "n_random", 0, 2**31),
+        "confidence": _check.proper_fraction(confidence, "confidence"),
         "seed": _check.seed(seed),
     }
     ranked, tested = _halves(model, task, unit, ablation, reference, metric, threads, progress)
@@ -133,7 +179,7 @@ def find_circuit(
 
 
 def _evaluation(
-    half: Half,
+    half: TaskHalf,
     items: np.ndarray,
     order: np.ndarray,
     sizes: np.ndarray | None,
@@ -141,7 +187,7 @@ def _evaluation(
     empty: np.ndarray,
     normalize: str,
     options: dict[str, Any],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The arrays of a Circuit from `sizes` to `random_high`."""
     explain = functools.partial(explained_effect, full=full, empty=empty, normalize=normalize)
     around = None if normalize == "none" else explain
@@ -167,7 +213,7 @@ def _evaluation(
 
 
 @dataclass(frozen=True)
-class Half:
+class TaskHalf:
     """What is measured on one half of a task: finite float64 arrays [..., prompts]."""
 
     model: Model
@@ -200,10 +246,10 @@ class Half:
         sizes = np.asarray(sizes, np.int64)
         return self._finite(effects.keep_only(self.model, self.task, items, sizes, self.ablation, **common))
 
-    def keep_without(self, items: np.ndarray) -> np.ndarray:
+    def leave_one_out(self, items: np.ndarray) -> np.ndarray:
         """[n, P], all items kept but each one in turn, without a bar."""
         common = {**self._common, "progress": False}
-        return self._finite(effects.keep_without(self.model, self.task, items, self.ablation, **common))
+        return self._finite(effects.leave_one_out(self.model, self.task, items, self.ablation, **common))
 
     def attribution(self, steps: int) -> np.ndarray:
         """Scores by layer, head, ... of the unit, averaged over prompts."""
@@ -234,7 +280,7 @@ def _halves(
     metric: str | None,
     threads: int | None,
     progress: bool | None,
-) -> tuple[Half, Half]:
+) -> tuple[TaskHalf, TaskHalf]:
     """The halves to rank on and to evaluate on."""
     _check.instance(model, Model, "model")
     for name, value in (("task", task), ("reference", task if reference is None else reference)):
@@ -249,10 +295,10 @@ def _halves(
             "needs prompts in both halves"
         )
     metric = task.metric if metric is None else metric
-    _check_choices(metric=metric)
+    _check.choice(metric, "metric", METRICS)
     mean_of = (task.ranking if reference is None else reference) if ablation == "mean" else None
     shared = (unit, ablation, mean_of, metric, threads, progress)
-    return Half(model, task.ranking, *shared), Half(model, task.evaluation, *shared)
+    return TaskHalf(model, task.ranking, *shared), TaskHalf(model, task.evaluation, *shared)
 
 
 def _check_divisor(full: np.ndarray, empty: np.ndarray, normalize: str, unit: str) -> None:
@@ -277,43 +323,9 @@ def _checked_sizes(sizes: Any, n: int) -> np.ndarray:
         raise TypeError(f"sizes must be a sequence of integers, got {type(sizes).__name__}")
     if isinstance(sizes, np.ndarray) and sizes.ndim != 1:
         raise ValueError(f"{text}an array of shape {sizes.shape}")
-    found = sorted({_check.integer(size, "each of sizes") for size in sizes})
-    if not found:
+    if not len(sizes):
         raise ValueError(f"{text}none")
-    if found[0] < 0 or found[-1] > n:
-        raise ValueError(f"{text}{found[0] if found[0] < 0 else found[-1]}")
-    return np.array(found, np.int64)
-
-
-def _check_choices(**values: Any) -> None:
-    known = {
-        "unit": tuple(UNITS),
-        "method": METHODS,
-        "ablation": ABLATIONS,
-        "normalize": NORMALIZATIONS,
-        "rank_by": RANK_BY,
-        "metric": METRICS,
-    }
-    for name, value in values.items():
-        if not isinstance(value, str) or value not in known[name]:
-            raise ValueError(f"{name} must be one of {', '.join(known[name])}; got {value!r:.60}")
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    number = _check.integer(value, name)
-    if not low <= number <= high:
-        raise ValueError(f"{name} must be in {low}..{high:,}, got {number}")
-    return number
-
-
-def _share(name: str, value: Any, *, with_zero: bool = False) -> float:
-    """A number inside 0 to 1, without 1."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (0 < value < 1 or (with_zero and value == 0)):
-        low = "0 or more" if with_zero else "above 0"
-        raise ValueError(f"{name} must be {low} and below 1, got {value}")
-    return float(value)
+    return np.array(sorted({_check.integer(size, "each of sizes", 0, n) for size in sizes}), np.int64)
 
 
 def _position_labels(task: Task) -> tuple[str, ...] | None:

@@ -1,6 +1,6 @@
 """The order of items, the sizes at which it is evaluated, and random orders beside it.
 
-Works on a `Half` of `circuit.py`, which measures; nothing here knows a model.
+Works on a `TaskHalf` of find.py, which measures; nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .._display import progress_bar
 from .bootstrap import needed_index, random_order
 
 if TYPE_CHECKING:
-    from .find import Half
+    from .find import TaskHalf
 
 Explain: TypeAlias = Callable[[np.ndarray], np.ndarray]  # metric [S, P] -> explained effect [S]
 
@@ -31,7 +31,7 @@ SMALL_SHARE = 1e-3  # of the effect: too little to matter in `eliminate`
 
 
 def ranking(
-    half: Half, items: np.ndarray, method: str, options: dict[str, Any]
+    half: TaskHalf, items: np.ndarray, method: str, options: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(order int64 [n] of the items, best first; float64 [n], their scores in that order).
 
@@ -50,7 +50,7 @@ def ranking(
     return order, scores[order] + 0.0  # no -0.0
 
 
-def eliminate(half: Half, items: np.ndarray, absolute: bool, step: float) -> np.ndarray:
+def eliminate(half: TaskHalf, items: np.ndarray, absolute: bool, step: float) -> np.ndarray:
     """Backward elimination: indices of the items, the one dropped last first."""
     now, nothing = half.keep_only(items, [len(items), 0], quiet=True).mean(axis=1)
     small = SMALL_SHARE * abs(now - nothing)
@@ -58,7 +58,7 @@ def eliminate(half: Half, items: np.ndarray, absolute: bool, step: float) -> np.
     dropped: list[int] = []
     with progress_bar(half.progress, len(items), "backward elimination", "item") as bar:
         while len(left):
-            costs = half.sign * (now - half.keep_without(items[left]).mean(axis=1))
+            costs = half.sign * (now - half.leave_one_out(items[left]).mean(axis=1))
             if absolute:
                 costs = np.abs(costs)
             order = np.lexsort((-left, costs))  # of equal ones the last goes first
@@ -72,7 +72,7 @@ def eliminate(half: Half, items: np.ndarray, absolute: bool, step: float) -> np.
 
 
 def _batch(
-    half: Half, items: np.ndarray, costs: np.ndarray, n_most: int, now: float, small: float
+    half: TaskHalf, items: np.ndarray, costs: np.ndarray, n_most: int, now: float, small: float
 ) -> tuple[int, float]:
     """How many of `items`, cheapest first, go at once, and the metric without them."""
     counts = [n_most]
@@ -89,7 +89,7 @@ def _batch(
 
 
 def evaluated(
-    half: Half, items: np.ndarray, sizes: np.ndarray | None, empty: np.ndarray, explain: Explain | None
+    half: TaskHalf, items: np.ndarray, sizes: np.ndarray | None, empty: np.ndarray, explain: Explain | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(sizes int64 [S], ascending; metric float64 [S, P] with only the best so many items kept).
 
@@ -97,7 +97,9 @@ def evaluated(
     """
     asked = default_sizes(len(items), every=half.unit == "head") if sizes is None else sizes
     values = _kept(half, items, asked, empty)
-    for _ in range(REFINE_ROUNDS if sizes is None and explain is not None else 0):
+    for _ in range(REFINE_ROUNDS if sizes is None else 0):
+        if explain is None:
+            break
         more = finer(np.array(list(values)), explain(np.stack(list(values.values()))))
         if not len(more):
             break
@@ -106,7 +108,7 @@ def evaluated(
 
 
 def _kept(
-    half: Half, items: np.ndarray, sizes: np.ndarray, empty: np.ndarray, *, quiet: bool = False
+    half: TaskHalf, items: np.ndarray, sizes: np.ndarray, empty: np.ndarray, *, quiet: bool = False
 ) -> dict[int, np.ndarray]:
     """Size -> metric on each prompt; with 0 items it is known already."""
     inner = sizes[sizes > 0]
@@ -136,7 +138,7 @@ def finer(sizes: np.ndarray, effect: np.ndarray) -> np.ndarray:
 
 
 def random_baseline(
-    half: Half,
+    half: TaskHalf,
     items: np.ndarray,
     sizes: np.ndarray,
     effect: np.ndarray,

@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from .. import _check
-from ..circuits.ratio import needed_ratio
 from .style import (
     BLUE,
     DARK,
@@ -27,7 +26,7 @@ from .style import (
 )
 
 if TYPE_CHECKING:
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
 
 # Colour and width of the first, the second and further curves; only the first two have bands and dots.
 _LOOKS = ((DARK, 1.3), (BLUE, 1.3), (GREY, 0.8))
@@ -209,7 +208,7 @@ def _write_ratio(
     ax: Axes, more: Circuit, fewer: Circuit, fraction: float, by: str, taken: list[np.ndarray]
 ) -> None:
     """An arrow between the two numbers needed, and near it their ratio with its interval."""
-    found = needed_ratio(more, fewer, fraction, by)
+    found = more.ratio_to(fewer, fraction, by)
     if not np.isfinite(found.value):
         return
     start, end = ((getattr(circuit.needed(fraction), by), fraction) for circuit in (fewer, more))

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import _check
-from ..circuits.entry_effects import ANSWER, KEY, PROMPT, QUERY, Carriers, find_carriers
+from ..circuits.entry_effects import ANSWER, KEY, PROMPT, QUERY, EntryEffects, entry_effects
 from .attention import panel_size
 from .panels import (
     PAD,
@@ -103,20 +103,20 @@ def entry_overview(
     if wrong is None and prompt != PROMPT:
         raise ValueError("a prompt of your own needs wrong=..., the tokens that answer is measured against")
     found = [
-        find_carriers(model, prompt, key, query, answer, wrong, ablation=ablation, base=base)
+        entry_effects(model, prompt, key, query, answer, wrong, ablation=ablation, base=base)
         for model in (dense, sparse)
     ]
     return draw_sketch(*found, fraction=fraction, most=most, columns=columns, base=base)
 
 
-def n_drawn(found: Carriers, fraction: float, most: int) -> int:
+def n_drawn(found: EntryEffects, fraction: float, most: int) -> int:
     """How many heads of a model the sketch draws."""
     return min(max(found.needed(fraction), 1), most, _MOST)
 
 
 def draw_sketch(
-    dense: Carriers,
-    sparse: Carriers,
+    dense: EntryEffects,
+    sparse: EntryEffects,
     *,
     fraction: float = 0.8,
     most: int = 36,
@@ -146,7 +146,7 @@ def draw_sketch(
 # ----------------------------------------------------------------------------------------------- panels
 
 
-def _title(found: Carriers, n: int, base: int) -> tuple[str, str]:
+def _title(found: EntryEffects, n: int, base: int) -> tuple[str, str]:
     """The model and its number of heads; what they do."""
     config = found.run.model.config
     first = model_title(found.name, n, config.n_layer * config.n_head)
@@ -158,7 +158,7 @@ def _title(found: Carriers, n: int, base: int) -> tuple[str, str]:
 # --------------------------------------------------------------------------------------------- sentence
 
 
-def _draw_sentence(ax: Axes, found: Carriers, n: int, top: float, base: int) -> None:
+def _draw_sentence(ax: Axes, found: EntryEffects, n: int, top: float, base: int) -> None:
     """Tokens with their positions, the answer above the last one, and the arrow from the key to it."""
     tokens = found.run.token_strings
     pitch = (_RIGHT - 2 * PAD) / len(tokens)
@@ -175,7 +175,7 @@ def _draw_sentence(ax: Axes, found: Carriers, n: int, top: float, base: int) -> 
 
 
 def _draw_arrow(
-    ax: Axes, found: Carriers, n: int, start: tuple[float, float], end: tuple[float, float], top: float
+    ax: Axes, found: EntryEffects, n: int, start: tuple[float, float], end: tuple[float, float], top: float
 ) -> None:
     """From the key to the answer, with the share that the drawn heads carry; it points up to their maps."""
     half_answer = 0.04 * len(column_text(found.answer)) + 0.05

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .model import Model
 
 ABLATIONS = ("zero", "mean", "counterfactual")
+"""What ablated items are replaced by."""
 POINTS = ("pre", "mid", "post")
 _MOST_ENTRIES = 50_000_000
 

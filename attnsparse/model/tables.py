@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._display import escaped
+from .._display import escaped, html_rows
 from ..items import Head, token_label
 
 if TYPE_CHECKING:
@@ -137,14 +137,14 @@ def summary_html(run: Run) -> str:
             (str(i), str(run[i].n_tokens), _prompt_text(run[i]))
             for i in range(min(len(run), _MAX_TOKEN_ROWS))
         ]
-        return _html_table(("prompt", "tokens", "text"), rows, len(run)) + f"<p>{_facts(run[0])}</p>"
+        return html_rows(("prompt", "tokens", "text"), rows, len(run)) + f"<p>{_facts(run[0])}</p>"
     run = run[0]
     shown = run.token_strings[:_MAX_TOKEN_ROWS]
     rows = [(str(i), token_label(token), str(int(run.tokens[i]))) for i, token in enumerate(shown)]
     bos = "with" if run.prepend_bos else "without"
     facts = f"{run.n_tokens} tokens, positions from 0, {bos} a BOS token in front. {_facts(run)}"
     edges_line = _open_edges_text(run)
-    return _html_table(("position", "token", "id"), rows, run.n_tokens) + f"<p>{facts}{edges_line}</p>"
+    return html_rows(("position", "token", "id"), rows, run.n_tokens) + f"<p>{facts}{edges_line}</p>"
 
 
 # ------------------------------------------------------------------------------------- positions
@@ -262,15 +262,6 @@ def _origin(run: Run, base: int) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ HTML
-
-
-def _html_table(names: tuple[str, ...], rows: list[tuple[str, ...]], n_all: int) -> str:
-    head = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    more = (
-        f'<tr><td colspan="{len(names)}">and {n_all - len(rows)} more</td></tr>' if n_all > len(rows) else ""
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}{more}</tbody></table>"
 
 
 def _prompt_text(run: Run) -> str:

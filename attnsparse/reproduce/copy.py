@@ -21,7 +21,7 @@ from .pair import (
 )
 
 if TYPE_CHECKING:
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
     from ..model.model import Model
     from ..tasks.task import Task
 

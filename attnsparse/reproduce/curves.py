@@ -25,7 +25,7 @@ from .pair import (
 )
 
 if TYPE_CHECKING:
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
 
 TASKS = {
     "copy": "Copy",

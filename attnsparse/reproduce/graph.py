@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..circuits import entry_effects
+from ..circuits.entry_effects import KEY, PROMPT, wrong_words
 from ..figures.graph_overview import LEAST_ARROW, LEAST_BOX, graph_overview
 from ..graphs.graph import Graph
 from ..graphs.groups import MOST as IN_LAYERS
@@ -70,9 +70,7 @@ def features_table(found: WordEffect, base: int) -> pd.DataFrame:
     features = graph.origin[0].features
     shown = {name: _strongest(group, graph, total) for name, group in found.named_groups.items()}
     keys = {(int(graph.layer[i]), int(graph.feature[i])) for nodes in shown.values() for i in nodes}
-    prompts = [
-        entry_effects.PROMPT.replace(entry_effects.KEY, word) for word in entry_effects.wrong_words("")
-    ]
+    prompts = [PROMPT.replace(KEY, word) for word in wrong_words("")]
     labels = describe_features(
         features.run.model, features.transcoders, prompts, sorted(keys), progress=False
     )

@@ -14,7 +14,7 @@ import pandas as pd
 from .. import tasks
 from ..circuits import effects
 from ..circuits.find import find_circuit
-from ..circuits.ratio import Ratio, needed_ratio
+from ..circuits.needed import Ratio
 from ..model.load import load
 from ..model.model import Model
 from ..transcoders.load import load_transcoders
@@ -23,7 +23,7 @@ from ..transcoders.transcoders import Transcoders
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
     from ..tasks.task import Task
 
 FRACTION = 0.9
@@ -112,7 +112,7 @@ class Pair:
     def _find(self, role: str, task: str, unit: str, ablation: str, method: str) -> Circuit:
         model = self.models[role]
         circuit = find_circuit(
-            model, self.task(task), unit, method, ablation,
+            model, self.task(task), unit=unit, method=method, ablation=ablation,
             steps=STEPS, sizes=self._sizes(role, unit), n_random=N_RANDOM, seed=SEED, progress=False,
         )  # fmt: skip
         whole, nothing = circuit.full.mean(), circuit.empty.mean()
@@ -206,7 +206,7 @@ def ratio_row(role: str, more: Circuit, fewer: Circuit) -> dict[str, Any]:
         "unit": more.unit, "ablation": more.ablation, "fraction": FRACTION,
     }  # fmt: skip
     for by in ("first", "stays"):
-        found = needed_ratio(more, fewer, FRACTION, by)
+        found = more.ratio_to(fewer, FRACTION, by)
         row |= {f"ratio_{by}": found.value, f"ratio_{by}_low": found.low, f"ratio_{by}_high": found.high}
     return row
 
@@ -232,7 +232,7 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
 def counts_sentence(circuits: dict[str, Circuit]) -> str:
     """How many items "dense" and "sparse" need, and the ratio, with intervals: one sentence."""
     more, fewer = circuits["dense"], circuits["sparse"]
-    ratio = " and ".join(_ratio_text(needed_ratio(more, fewer, FRACTION, by)) for by in ("first", "stays"))
+    ratio = " and ".join(_ratio_text(more.ratio_to(fewer, FRACTION, by)) for by in ("first", "stays"))
     return (
         f"{more.ablation.capitalize()} ablation: dense {_count_text(more)}; sparse {_count_text(fewer)}; "
         f"ratio {ratio}."

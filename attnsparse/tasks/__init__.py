@@ -15,6 +15,8 @@ from . import prompts
 from .builder import build
 from .files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
 from .metrics import (
+    METRICS,
+    TASK_METRICS,
     kl_divergence,
     last_logits,
     log_probability,
@@ -25,11 +27,12 @@ from .metrics import (
     rank,
     top1,
 )
-from .task import METRICS, Task
+from .task import Task
 
 __all__ = [
     "METRICS",
     "TASKS",
+    "TASK_METRICS",
     "Task",
     "from_dataframe",
     "kl_divergence",

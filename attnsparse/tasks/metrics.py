@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .task import Task
-
 if TYPE_CHECKING:
     from ..model.model import Model
+    from .task import Task
+
+TASK_METRICS = ("logit_diff", "logit_diff_max", "prob_diff")
+"""Metrics that a task can have as its own: they need nothing but its answers and wrong answers."""
+METRICS = (*TASK_METRICS, "log_prob", "kl")
+"""All metrics that effects of ablations can be measured in."""
 
 
 def last_logits(model: Model, task: Task, corrupted: bool = False) -> np.ndarray:

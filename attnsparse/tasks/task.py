@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _check
-from .._display import escaped
+from .._display import Html, escaped, html_rows
 from ..model.tokenizer import Tokenizer
+from .metrics import TASK_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 USE = 6  # of random numbers, see randomness.py
-METRICS = ("logit_diff", "logit_diff_max", "prob_diff")
 HALVES = ("ranking", "evaluation")
 SHOWN = 5  # prompts in the notebook's table
 
@@ -73,8 +73,7 @@ class Task:
     """Positions of named words (`word_idxs` of prompt files)."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r:.60}")
+        _check.choice(self.metric, "metric", TASK_METRICS)
         if not self.clean:
             raise ValueError(f"task {self.name!r} has no prompts")
         lengths = {len(part) for part in (self.corrupted, self.answers, self.wrong, self.labels)}
@@ -210,19 +209,14 @@ class Task:
     def _repr_html_(self) -> str:
         rows = []
         for i in range(min(len(self), SHOWN)):
-            tokens = self.tokenizer.token_strings(self.clean[i])
-            others = self.tokenizer.token_strings(self.corrupted[i])
-            cells = (
-                _marked(tokens, others),
-                _marked(others, tokens),
-                escaped(_short(self.tokenizer.token_strings(self.answers[i]))),
-                escaped(_short(self.tokenizer.token_strings(self.wrong[i]))),
-                escaped(self.labels[i]),
+            clean, corrupted, answers, wrong = (
+                self.tokenizer.token_strings(part[i])
+                for part in (self.clean, self.corrupted, self.answers, self.wrong)
             )
-            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        head = "".join(f"<th>{name}</th>" for name in ("clean", "corrupted", "answer", "wrong", "label"))
-        more = f"<p>and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
-        return f"<p>{escaped(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>{more}"
+            marked = (_marked(clean, corrupted), _marked(corrupted, clean))
+            rows.append((*marked, _short(answers), _short(wrong), self.labels[i]))
+        names = ("clean", "corrupted", "answer", "wrong", "label")
+        return f"<p>{escaped(repr(self))}</p>" + html_rows(names, rows, len(self))
 
 
 def unequal(tokenizer: Tokenizer, clean: np.ndarray, corrupted: np.ndarray, where: str) -> ValueError:
@@ -240,11 +234,13 @@ def unequal(tokenizer: Tokenizer, clean: np.ndarray, corrupted: np.ndarray, wher
     )
 
 
-def _marked(tokens: Sequence[str], others: Sequence[str]) -> str:
+def _marked(tokens: Sequence[str], others: Sequence[str]) -> Html:
     """The text of tokens with those in bold that differ from the other prompt."""
-    return "".join(
-        escaped(token) if token == other else f"<b>{escaped(token)}</b>"
-        for token, other in zip(tokens, others)
+    return Html(
+        "".join(
+            escaped(token) if token == other else f"<b>{escaped(token)}</b>"
+            for token, other in zip(tokens, others)
+        )
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers  # noqa: F401 - so that their import is not counted
 import yaml  # noqa: F401
 
-from attnsparse.circuits import circuit_file
+from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
 from attnsparse.io import training_file
 from attnsparse.io.limits import Limits
@@ -42,7 +42,7 @@ READERS = {
     ".txt": merges,
     ".yaml": read_yaml,
     ".config": lambda path: parse_object(path.read_bytes(), path, limits=Limits()),
-    ".circuit": circuit_file.load_circuit,
+    ".circuit": circuit_module.load_circuit,
 }
 
 

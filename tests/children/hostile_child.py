@@ -28,7 +28,7 @@ def main(root: Path) -> None:
     import yaml  # noqa: F401
 
     import attnsparse as asp
-    from attnsparse.circuits import circuit_file
+    from attnsparse.circuits import circuit as circuit_module
     from attnsparse.errors import ConfigError, FormatError, UnsafeFileError
     from attnsparse.io import training_file
     from attnsparse.io.npz_file import NpzFile
@@ -42,7 +42,7 @@ def main(root: Path) -> None:
         "transcoder": lambda path: load_transcoders(path, verify=True),
         "yaml": lambda path: load_transcoders(path),
         "npz": lambda path: NpzFile(path).close(),
-        "circuit": lambda path: circuit_file.load_circuit(path),
+        "circuit": lambda path: circuit_module.load_circuit(path),
         "checkpoint": lambda path: training_file.load(path),
     }
     events: list[str] = []

@@ -168,7 +168,9 @@ def circuit(size: str, count: int) -> dict[str, Any]:
     task = long_task(model)
 
     def find() -> asp.Circuit:
-        return asp.find_circuit(model, task, "edge", "ig", steps=3, sizes=range(0, 3000, 40), n_bootstrap=200)
+        return asp.find_circuit(
+            model, task, unit="edge", method="ig", steps=3, sizes=range(0, 3000, 40), n_bootstrap=200
+        )
 
     expected = effects.metric_values(model, task).tobytes()
 

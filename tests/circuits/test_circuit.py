@@ -16,9 +16,9 @@ from circuit_toy import Toy, heads, rows, toy_model, toy_task, with_toy
 import attnsparse as asp
 from attnsparse import tasks
 from attnsparse.circuits import bootstrap as circuit_bootstrap
-from attnsparse.circuits import circuit as circuit_object
-from attnsparse.circuits import effects
-from attnsparse.circuits.find import Circuit, find_circuit
+from attnsparse.circuits import choices, effects
+from attnsparse.circuits.circuit import Circuit
+from attnsparse.circuits.find import find_circuit
 from attnsparse.items import Edge, Head
 from attnsparse.recipes.demo_text import demo_tokenizer
 
@@ -111,10 +111,10 @@ def test_greedy_is_exact_for_a_sum(step):
 
 def test_greedy_drops_a_share_each_round():
     _, toy = with_toy(heads(*range(1, 21)), method="greedy", greedy_step=0.2)
-    left = [options["n"] for name, _, options in toy.calls if name == "keep_without"]
+    left = [options["n"] for name, _, options in toy.calls if name == "leave_one_out"]
     assert left == [20, 16, 13, 11, 9, 8, 7, 6, 5, 4, 3, 2, 1]
     _, toy = with_toy(heads(*range(1, 21)), method="greedy", greedy_step=0)
-    left = [options["n"] for name, _, options in toy.calls if name == "keep_without"]
+    left = [options["n"] for name, _, options in toy.calls if name == "leave_one_out"]
     assert left == list(range(20, 0, -1))
 
 
@@ -152,8 +152,8 @@ def test_full_and_empty_are_not_taken_from_the_sizes():
 def test_ranking_and_evaluation_do_not_leak():
     task = toy_task()
     ranking, evaluation = task.ranking.digest, task.evaluation.digest
-    ranks = {"knock_out", "attribution", "keep_without"}
-    for method in circuit_object.METHODS:
+    ranks = {"knock_out", "attribution", "leave_one_out"}
+    for method in choices.METHODS:
         _, toy = with_toy(heads(*ONE_TO_FOUR), {"spread": 0.2}, method=method, n_random=1)
         assert {digest for name, digest, _ in toy.calls if name in ranks} == {ranking}
         last = max(i for i, (name, _, _) in enumerate(toy.calls) if name in ranks)
@@ -225,12 +225,16 @@ def test_options_are_passed_on():
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"unit": "layer"}, ValueError, "unit must be one of head, head_position, edge; got 'layer'"),
-        ({"method": "acdc"}, ValueError, "method must be one of exact, attribution, ig, greedy; got 'acdc'"),
-        ({"ablation": "resample"}, ValueError, "ablation must be one of zero, mean, counterfactual; got"),
-        ({"normalize": None}, ValueError, "normalize must be one of mib, ratio, none; got None"),
-        ({"rank_by": ["absolute"]}, ValueError, "rank_by must be one of absolute, signed; got"),
-        ({"metric": "loss"}, ValueError, "metric must be one of logit_diff, .*, kl; got 'loss'"),
+        ({"unit": "layer"}, ValueError, "unit must be one of 'head', 'head_position', 'edge', got 'layer'"),
+        ({"method": "acdc"}, ValueError, "method must be one of 'exact', .*, 'greedy', got 'acdc'"),
+        (
+            {"ablation": "resample"},
+            ValueError,
+            "ablation must be one of 'zero', .*, 'counterfactual', got",
+        ),
+        ({"normalize": None}, ValueError, "normalize must be one of 'mib', 'ratio', 'none', got None"),
+        ({"rank_by": ["absolute"]}, ValueError, "rank_by must be one of 'absolute', 'signed', got"),
+        ({"metric": "loss"}, ValueError, "metric must be one of 'logit_diff', .*, 'kl', got 'loss'"),
         ({"metric": "kl", "method": "attribution"}, ValueError, "gradient is 0; use 'ig'"),
         ({"steps": 0}, ValueError, "steps must be in 1"),
         ({"steps": 2.0}, TypeError, "steps must be an integer"),
@@ -240,7 +244,7 @@ def test_options_are_passed_on():
         ({"confidence": 95}, ValueError, "confidence must be above 0 and below 1, got 95"),
         ({"confidence": "95"}, TypeError, "confidence must be a number, got str"),
         ({"seed": -1}, ValueError, "seed must be in 0"),
-        ({"reference": toy_task}, TypeError, "reference must be a Task, such as make_task gives, got"),
+        ({"reference": toy_task}, TypeError, "reference must be a Task, such as asp.tasks.make_task gives"),
         ({"reference": toy_task()}, ValueError, "reference is what 'mean' ablation averages over"),
     ],
 )
@@ -252,7 +256,7 @@ def test_wrong_options(options, error, text):
 def test_wrong_model_or_task():
     with pytest.raises(TypeError, match=r"must be a Model, such as asp\.load gives, got str"):
         find_circuit("gpt2", toy_task())
-    with pytest.raises(TypeError, match="task must be a Task, such as make_task gives, got str"):
+    with pytest.raises(TypeError, match=r"task must be a Task, such as asp\.tasks\.make_task gives, got str"):
         find_circuit(toy_model(), "ioi")
 
 
@@ -288,7 +292,7 @@ def test_a_metric_that_is_not_finite(monkeypatch, name):
         with_toy(heads(*ONE_TO_FOUR))
 
 
-@pytest.mark.parametrize("name", ["metric_values", "keep_without", "keep_only", "candidates"])
+@pytest.mark.parametrize("name", ["metric_values", "leave_one_out", "keep_only", "candidates"])
 def test_keyboard_interrupt(monkeypatch, name):
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
@@ -345,7 +349,7 @@ def test_edges():
     found, _ = with_toy(EDGES, unit="edge")
     assert found.kept() == [Edge(0, 1, 5, 5), Edge(1, 0, 4, 0), Edge(0, 1, 3, 2)]
     assert found.labels[:2] == ["a0.h1[5->5]", "a1.h0[0->4]"]
-    assert found.heads == [Head(0, 1), Head(1, 0)]
+    assert found.heads() == [Head(0, 1), Head(1, 0)]
     assert list(found.to_pandas()) == ["rank", "label", "layer", "head", "query", "key", "score"]
     assert "attention edges" in repr(found)
 
@@ -395,12 +399,14 @@ def addition() -> tuple[asp.Model, tasks.Task]:
 
 @pytest.mark.parametrize("unit", ["head", "head_position", "edge"])
 @pytest.mark.parametrize("ablation", ["zero", "mean", "counterfactual"])
-@pytest.mark.parametrize("method", circuit_object.METHODS)
+@pytest.mark.parametrize("method", choices.METHODS)
 def test_addition(unit, ablation, method):
     model, task = addition()
     if method == "greedy" and unit == "head_position":
         task = task.subset(range(24))
-    found = find_circuit(model, task, unit, method, ablation, n_random=2, n_bootstrap=100, threads=1)
+    found = find_circuit(
+        model, task, unit=unit, method=method, ablation=ablation, n_random=2, n_bootstrap=100, threads=1
+    )
     assert found.effect[0] == 0
     assert found.effect[-1] == pytest.approx(1, abs=1e-6)
     needed = found.needed()
@@ -413,7 +419,7 @@ def test_addition(unit, ablation, method):
 
 def test_values_are_those_of_effects():
     model, task = addition()
-    found = find_circuit(model, task, "edge", ablation="mean", n_random=0, n_bootstrap=0, threads=1)
+    found = find_circuit(model, task, unit="edge", ablation="mean", n_random=0, n_bootstrap=0, threads=1)
     half = {"reference": task.ranking, "threads": 1}
     wanted = effects.keep_only(model, task.evaluation, found.items, found.sizes, "mean", **half)
     np.testing.assert_allclose(found.values, wanted, rtol=1e-6)
@@ -426,7 +432,9 @@ def test_values_are_those_of_effects():
 
 def test_same_bits_for_any_number_of_threads():
     model, task = addition()
-    one, two = (find_circuit(model, task, "edge", "ig", n_bootstrap=100, threads=n) for n in (1, 2))
+    one, two = (
+        find_circuit(model, task, unit="edge", method="ig", n_bootstrap=100, threads=n) for n in (1, 2)
+    )
     for name, value in vars(one).items():
         other = getattr(two, name)
         assert value.tobytes() == other.tobytes() if isinstance(value, np.ndarray) else value == other
@@ -452,10 +460,10 @@ def test_prompts_of_different_lengths():
     task = tasks.from_dataframe(frame, tokenizer)
     model = reliability.model(n_vocab=tokenizer.n_vocab)
     with pytest.raises(ValueError, match="one length"):
-        find_circuit(model, task, "edge")
+        find_circuit(model, task, unit="edge")
     assert len(find_circuit(model, task, n_random=0)) == 8
 
 
 def test_the_names_are_those_of_effects():
-    assert tuple(circuit_object.UNITS) == effects.UNITS
+    assert tuple(choices.ITEMS) == tuple(choices.NAMES) == effects.UNITS
     assert effects.ABLATIONS == ("zero", "mean", "counterfactual")

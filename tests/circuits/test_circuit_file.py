@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 from places import FIXTURES
 
-from attnsparse.circuits import circuit as circuit_object
-from attnsparse.circuits import circuit_file
-from attnsparse.circuits.find import Circuit, load_circuit
+from attnsparse.circuits import choices, circuit_file
+from attnsparse.circuits.circuit import Circuit, load_circuit
 from attnsparse.errors import FormatError, LimitError, NonFiniteError
 from attnsparse.io.limits import Limits
 
@@ -103,7 +102,7 @@ def code(path: Path, kind: type = FormatError, **options) -> str:
 # --- there and back
 
 
-@pytest.mark.parametrize("unit", circuit_object.UNITS)
+@pytest.mark.parametrize("unit", choices.UNITS)
 @pytest.mark.parametrize("suffix", ["", ".json", ".npz"])
 def test_comes_back(tmp_path, unit, suffix):
     saved = example(unit, position_labels=None)

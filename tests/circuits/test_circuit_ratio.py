@@ -9,17 +9,16 @@ import pytest
 from fake_circuit import fake_circuit
 
 from attnsparse.circuits.bootstrap import explained_effect, resamples
-from attnsparse.circuits.ratio import needed_ratio
 
 MORE = fake_circuit([0, 0.2, 0.5, 0.95, 0.8, 0.85, 0.92, 0.97, 1], spread=0.4, seed=1)
 FEWER = fake_circuit([0, 0.7, 0.93, 0.96, 1], spread=0.4, seed=2)
 
 
 def test_ratio_of_what_is_needed():
-    assert needed_ratio(MORE, FEWER).value == 3 / 2
-    assert needed_ratio(MORE, FEWER, by="stays").value == 6 / 2
-    assert needed_ratio(MORE, FEWER, 0.6).value == 3 / 1
-    assert needed_ratio(FEWER, MORE).value == 2 / 3
+    assert MORE.ratio_to(FEWER).value == 3 / 2
+    assert MORE.ratio_to(FEWER, by="stays").value == 6 / 2
+    assert MORE.ratio_to(FEWER, 0.6).value == 3 / 1
+    assert FEWER.ratio_to(MORE).value == 2 / 3
 
 
 @pytest.mark.parametrize("by", ["first", "stays"])
@@ -35,7 +34,7 @@ def test_interval_is_that_of_resampled_prompts(by):
             index = int(np.argmax(reached)) if by == "first" else int(bad[-1]) + 1
             needed.append(circuit.sizes[index])
         ratios.append(needed[0] / needed[1])
-    found = needed_ratio(MORE, FEWER, by=by, n_bootstrap=200)
+    found = MORE.ratio_to(FEWER, by=by, n_bootstrap=200)
     ordered = sorted(ratios)
     assert found.low == ordered[math.floor(0.025 * 199)]
     assert found.high == ordered[math.ceil(0.975 * 199)]
@@ -44,19 +43,19 @@ def test_interval_is_that_of_resampled_prompts(by):
 
 
 def test_prompts_that_agree_leave_no_interval():
-    found = needed_ratio(fake_circuit([0, 0.3, 0.6, 1]), fake_circuit([0, 1]))
+    found = fake_circuit([0, 0.3, 0.6, 1]).ratio_to(fake_circuit([0, 1]))
     assert found == (3.0, 3.0, 3.0)
 
 
 def test_what_is_never_reached_has_no_ratio():
     short = fake_circuit([0, 0.2, 0.5])
-    assert all(math.isnan(number) for number in needed_ratio(short, FEWER))
-    assert all(math.isnan(number) for number in needed_ratio(FEWER, short))
+    assert all(math.isnan(number) for number in short.ratio_to(FEWER))
+    assert all(math.isnan(number) for number in FEWER.ratio_to(short))
 
 
 def test_unequal_numbers_of_prompts_are_drawn_apart():
     other = fake_circuit([0, 0.7, 0.93, 0.96, 1], spread=0.4, n_prompts=7)
-    assert needed_ratio(MORE, other).value == 1.5
+    assert MORE.ratio_to(other).value == 1.5
 
 
 @pytest.mark.parametrize(
@@ -69,9 +68,9 @@ def test_unequal_numbers_of_prompts_are_drawn_apart():
 )
 def test_circuits_of_different_kinds(other, word):
     with pytest.raises(ValueError, match=f"a ratio needs circuits of the same {word}"):
-        needed_ratio(MORE, other)
+        MORE.ratio_to(other)
 
 
 def test_wrong_by():
-    with pytest.raises(ValueError, match="by must be 'first' or 'stays', got 'last'"):
-        needed_ratio(MORE, FEWER, by="last")
+    with pytest.raises(ValueError, match="by must be one of 'first', 'stays', got 'last'"):
+        MORE.ratio_to(FEWER, by="last")

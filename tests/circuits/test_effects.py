@@ -90,7 +90,7 @@ def test_keep_without(name, unit, ablation):
     one = case(name)
     everything = oc.all_items(one.config, unit, 5)
     items = some(everything, min(len(everything), 12))
-    found = effects.keep_without(one.model(), one.task, items, ablation)
+    found = effects.leave_one_out(one.model(), one.task, items, ablation)
     assert error(found, one.ask(oc.keep_without, unit, items, ablation)) < 1e-9
 
 
@@ -106,7 +106,7 @@ def test_float32(name, unit, ablation):
     assert error(found, one.ask(oc.knock_out, unit, items, ablation)) < TOLERANCE["float32"]
     found = effects.keep_only(model, one.task, order, sizes, ablation)
     assert error(found, one.ask(oc.keep_only, unit, order, sizes, ablation)) < TOLERANCE["float32"]
-    found = effects.keep_without(model, one.task, order, ablation)
+    found = effects.leave_one_out(model, one.task, order, ablation)
     assert error(found, one.ask(oc.keep_without, unit, order, ablation)) < TOLERANCE["float32"]
     found = effects.attribution(model, one.task, unit, ablation, steps=2)
     assert error(found, one.ask(oc.attribution, unit, ablation, steps=2)) < TOLERANCE["float32"]
@@ -121,7 +121,7 @@ def test_heads_of_prompts_of_different_lengths(name, ablation):
     assert error(found, one.ask(oc.knock_out, "head", items, ablation)) < 1e-9
     found = effects.keep_only(model, one.task, items, [0, 2, len(items)], ablation)
     assert error(found, one.ask(oc.keep_only, "head", items, [0, 2, len(items)], ablation)) < 1e-9
-    found = effects.keep_without(model, one.task, items, ablation)
+    found = effects.leave_one_out(model, one.task, items, ablation)
     assert error(found, one.ask(oc.keep_without, "head", items, ablation)) < 1e-9
     found = effects.attribution(model, one.task, "head", ablation, steps=2)
     assert error(found, one.ask(oc.attribution, "head", ablation, steps=2)) < 1e-9
@@ -163,7 +163,7 @@ def test_means_are_over_the_reference(unit):
     np.testing.assert_array_equal(own, effects.knock_out(model, one.task, items, "mean", reference=one.task))
     found = effects.keep_only(model, one.task, items, [0, 3], "mean", reference=other)
     assert error(found, one.ask(oc.keep_only, unit, items, [0, 3], "mean", reference=other)) < 1e-9
-    found = effects.keep_without(model, one.task, items[:3], "mean", reference=other)
+    found = effects.leave_one_out(model, one.task, items[:3], "mean", reference=other)
     assert error(found, one.ask(oc.keep_without, unit, items[:3], "mean", reference=other)) < 1e-9
     found = effects.attribution(model, one.task, unit, "mean", reference=other)
     assert error(found, one.ask(oc.attribution, unit, "mean", reference=other)) < 1e-9
@@ -247,7 +247,7 @@ def everything(model, task, **options):
         found |= {
             f"knock_out {unit}": effects.knock_out(model, task, items, "mean", **options),
             f"keep_only {unit}": effects.keep_only(model, task, items, [0, 1, len(items)], **options),
-            f"keep_without {unit}": effects.keep_without(model, task, items, "counterfactual", **options),
+            f"leave_one_out {unit}": effects.leave_one_out(model, task, items, "counterfactual", **options),
             f"attribution {unit}": effects.attribution(model, task, unit, steps=3, **options),
         }
     return found
@@ -305,7 +305,11 @@ WRONG = {
     "fractions": (TypeError, "integers", lambda m, t: effects.knock_out(m, t, [[0.5, 0]])),
     "truths": (TypeError, "integers", lambda m, t: effects.knock_out(m, t, [[True, False]])),
     "huge": (TypeError, "integers", lambda m, t: effects.knock_out(m, t, [[2**70, 0]])),
-    "twice": (ValueError, "twice", lambda m, t: effects.keep_without(m, t, [[0, 0], [0, 0]])),
+    "twice": (
+        ValueError,
+        "unique; row 3 repeats row 1",
+        lambda m, t: effects.leave_one_out(m, t, [[1, 0], [0, 1], [0, 0], [0, 1]]),
+    ),
     "size": (ValueError, "sizes must be in 0", lambda m, t: effects.keep_only(m, t, HEADS, [2])),
     "sizes": (TypeError, "sizes must be", lambda m, t: effects.keep_only(m, t, HEADS, 1)),
     "half a size": (TypeError, "sizes must be", lambda m, t: effects.keep_only(m, t, HEADS, [0.5])),
@@ -360,7 +364,7 @@ def test_no_items_no_rows():
     for width in (2, 3, 4):
         nothing = np.zeros((0, width), np.int32)
         assert effects.knock_out(one.model(), one.task, nothing).shape == (0, 3)
-        assert effects.keep_without(one.model(), one.task, nothing).shape == (0, 3)
+        assert effects.leave_one_out(one.model(), one.task, nothing).shape == (0, 3)
         unit = tuple(oc.UNITS)[width - 2]
         found = effects.keep_only(one.model(), one.task, nothing, [0])
         assert error(found, one.ask(oc.keep_only, unit, nothing, [0])) < 1e-9

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -16,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from attnsparse import figures
-from attnsparse.circuits.entry_effects import Carriers, find_carriers
+from attnsparse.circuits.entry_effects import EntryEffects, entry_effects
 from attnsparse.figures.entry_overview import draw_sketch, n_drawn
 from attnsparse.figures.panels import entry_text
 from attnsparse.figures.style import RED, WHITE_TO_RED
@@ -31,14 +29,16 @@ def _close_figures():
     plt.close("all")
 
 
-def planted(n: int, *, gated: bool = True, name: str = "model", n_layer: int = 4, tokens=None) -> Carriers:
+def planted(
+    n: int, *, gated: bool = True, name: str = "model", n_layer: int = 4, tokens=None
+) -> EntryEffects:
     """n heads whose entries have and keep 1/n each, on the run of a fake model."""
     model = FakeModel(10, gated=gated, n_layer=n_layer, n_head=12, d_model=24, d_head=2, name=name, n_ctx=40)
     run = model.run(PROMPT if tokens is None else tokens)
     heads = tuple(Head(*divmod(i, 12)) for i in range(n))
     key, query = (4, 7) if tokens is None else (2, len(tokens) - 1)
     weight = np.array([run.pattern[(*head, query, key)] for head in heads], np.float64)
-    return Carriers(
+    return EntryEffects(
         run=run, key=key, query=query, answer=ANSWER, ablation="zero", heads=heads, weight=weight,
         effect=np.full(n, 0.5), kept=np.linspace(0, 1.1, n + 1), full=9.0, without=-1.0, answer_is_top=True,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def test_prompts_of_other_lengths(length, tmp_path):
 def test_own_prompt_key_and_query():
     dense, sparse = FakeModel(10, gated=False).real(), FakeModel(10).real()
     figure = figures.entry_overview(dense, sparse, PROMPT, "large", 7, ANSWER, WRONG, fraction=1.0, columns=2)
-    found = find_carriers(sparse, PROMPT, "large", 7, ANSWER, WRONG)
+    found = entry_effects(sparse, PROMPT, "large", 7, ANSWER, WRONG)
     n = found.needed(1.0)
     assert len(figure.axes[1].collections) == n
     labels = [text for text in texts(figure.axes[1]) if text.startswith("L")]

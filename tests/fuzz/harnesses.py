@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors
 
-from attnsparse.circuits import circuit_file
+from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
 from attnsparse.graphs.graph import Graph, load_graph
 from attnsparse.io import training_file
@@ -175,7 +175,7 @@ def saved_again(
 
 
 def read_circuit(data: bytes) -> None:
-    circuit, again = saved_again(data, circuit_file.load_circuit, circuit_file.save_circuit)
+    circuit, again = saved_again(data, circuit_module.load_circuit, circuit_module.Circuit.save)
     assert np.array_equal(again.items, circuit.items)
     assert again.options == circuit.options
 

@@ -17,7 +17,7 @@ import torch_by_hand
 from reliability import report
 from safetensors_by_hand import from_arrays
 
-from attnsparse.circuits import circuit_file
+from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
 from attnsparse.io import training_file
 from attnsparse.io.npz_file import NpzFile
@@ -36,7 +36,7 @@ READERS = {
     "x.ckpt": training_file.load,
     "tokenizer.json": Tokenizer.load,
     "x.yaml": read_yaml,
-    "c.json": circuit_file.load_circuit,
+    "c.json": circuit_module.load_circuit,
 }
 NAMES = ("/etc/passwd.safetensors", "../a.safetensors", "a/../b.safetensors", "a/b.safetensors", "..", ".",
          "a\\b.safetensors", "C:\\a.safetensors", "C:a.safetensors", "a\0.safetensors", ".a.safetensors", "",

@@ -81,8 +81,8 @@ def test_a_folder_whose_name_is_no_utf_8(tmp_path):
     graph = asp.attribution_graph(asp.Model(config), transcoders, [1, 2, 3], target=[4])
     path = os.path.join(folder, "graph")
     graph.save(path)
-    assert asp.load_graph(path).transcoders_name == "caf\\udce9"
-    assert asp.read_graph_json(graph.to_json(folder, "g")).transcoders_name == "caf\\udce9"
+    assert asp.load_graph(path).transcoders_name == "caf?"
+    assert asp.read_graph_json(graph.to_json(folder, "g")).transcoders_name == "caf?"
     graph.to_html(os.path.join(folder, "page.html"))
     asp.save_transcoders(transcoders, os.path.join(folder, ODD))
     assert asp.load_transcoders(os.path.join(folder, ODD)).digest == transcoders.digest

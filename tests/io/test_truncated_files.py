@@ -15,7 +15,7 @@ from places import FIXTURES
 from reliability import report
 from safetensors_by_hand import entry, file_bytes, from_arrays
 
-from attnsparse.circuits import circuit_file
+from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import FormatError
 from attnsparse.io import training_file
 from attnsparse.io.npz_file import NpzFile
@@ -71,7 +71,7 @@ def test_every_prefix_of_a_circuit_is_refused(tmp_path, ending):
     for length in range(size - 1, -1, -1):
         os.truncate(path, length)
         with pytest.raises(FormatError):
-            circuit_file.load_circuit(tmp_path / "c")
+            circuit_module.load_circuit(tmp_path / "c")
 
 
 # ------------------------------------------------------------------------------------------- large files

@@ -17,7 +17,7 @@ from safetensors_by_hand import from_arrays
 from tiny_graph import example
 
 import attnsparse as asp
-from attnsparse.circuits.circuit_file import load_circuit
+from attnsparse.circuits.circuit import load_circuit
 from attnsparse.errors import ConfigError, FormatError
 from attnsparse.graphs.graph import load_graph
 from attnsparse.graphs.neuronpedia_read import read_graph_json

@@ -341,7 +341,14 @@ def measure(case: Planted, unit: str, method: str, threads: int | None = None) -
         items = loudest(case, unit)[: case.n_true(unit)]
         return Row(case, unit, method, *case.precision_recall(unit, items), None)
     found = find_circuit(
-        case.model(), case.task, unit, method, n_random=0, n_bootstrap=10, threads=threads, progress=False
+        case.model(),
+        case.task,
+        unit=unit,
+        method=method,
+        n_random=0,
+        n_bootstrap=10,
+        threads=threads,
+        progress=False,
     )
     precision, recall = case.precision_recall(unit, found.items[: case.n_true(unit)])
     return Row(case, unit, method, precision, recall, found.needed(0.9).stays)

@@ -179,5 +179,13 @@ def test_a_counterfactual_sees_two_redundant_heads(gated):
     """Zero leaves the other head its say, the corrupted prompt's value speaks for the wrong answer."""
     case = planted.redundant(gated)
     for ablation, seen in (("zero", False), ("counterfactual", True)):
-        found = find_circuit(case.model(), case.task, "head", "exact", ablation, n_random=0, n_bootstrap=10)
+        found = find_circuit(
+            case.model(),
+            case.task,
+            unit="head",
+            method="exact",
+            ablation=ablation,
+            n_random=0,
+            n_bootstrap=10,
+        )
         assert (case.precision_recall("head", found.items[:1]) == (1, 1)) == seen

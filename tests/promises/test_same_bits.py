@@ -81,9 +81,13 @@ def everything(threads: int, n_steps: int = 50) -> dict[str, str]:
         "run with masks and edges": digest(*reliability.bits_of_run(run).values()),
         "gradients": digest(gradients.loss, *gradients.parameters.values()),
         "training": trained(threads, n_steps),
-        "circuit, exact": digest(asp.find_circuit(gated, small, "head", "exact", **common)),
-        "circuit of edges": digest(asp.find_circuit(gated, small, "edge", "ig", "mean", steps=3, **common)),
-        "circuit, attribution": digest(asp.find_circuit(dense, small, "edge", "attribution", **common)),
+        "circuit, exact": digest(asp.find_circuit(gated, small, unit="head", method="exact", **common)),
+        "circuit of edges": digest(
+            asp.find_circuit(gated, small, unit="edge", method="ig", ablation="mean", steps=3, **common)
+        ),
+        "circuit, attribution": digest(
+            asp.find_circuit(dense, small, unit="edge", method="attribution", **common)
+        ),
         "features": digest(features.feature, features.position, features.activation, features.error),
         "replacement": digest(*reliability.bits_of_run(replaced).values()),
         "graph, gated": digest(graphs[0], graphs[0].prune(0.8, 0.98)),

@@ -19,7 +19,8 @@ import reliability
 import attnsparse as asp
 from attnsparse import tasks
 from attnsparse.circuits import find as circuit
-from attnsparse.circuits.find import Circuit, find_circuit
+from attnsparse.circuits.circuit import Circuit
+from attnsparse.circuits.find import find_circuit
 from attnsparse.recipes.demo_text import demo_tokenizer
 
 Item = tuple[int, ...]
@@ -69,10 +70,10 @@ class Toy:
         sets = [rows(items)[:n] for n in sizes]
         return self._values("keep_only", task, sets, ablation=ablation, n=len(sizes), **options)
 
-    def keep_without(self, model, task, items, ablation="zero", **options):
+    def leave_one_out(self, model, task, items, ablation="zero", **options):
         every = rows(items)
         sets = [[other for other in every if other != item] for item in every]
-        return self._values("keep_without", task, sets, ablation=ablation, n=len(items), **options)
+        return self._values("leave_one_out", task, sets, ablation=ablation, n=len(items), **options)
 
     def attribution(self, model, task, unit, ablation="zero", *, steps=1, **options):
         self.calls.append(("attribution", task.digest, {"ablation": ablation, "steps": steps, **options}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attnsparse.circuits.bootstrap import band, explained_effect, resampled_curves
-from attnsparse.circuits.find import Circuit
+from attnsparse.circuits.circuit import Circuit
 
 
 def fake_circuit(

@@ -70,9 +70,11 @@ CALLS: dict[str, Uses] = {
     ),
     "asp.find_circuit": uses(
         lambda e: asp.find_circuit(e.model, e.task, n_bootstrap=5, n_random=1, threads=1),
-        lambda e: asp.find_circuit(e.model, e.task, "edge", "ig", "mean", steps=2, n_bootstrap=5, n_random=1),
+        lambda e: asp.find_circuit(
+            e.model, e.task, unit="edge", method="ig", ablation="mean", steps=2, n_bootstrap=5, n_random=1
+        ),
         wrong=(
-            lambda e: asp.find_circuit(e.model, e.task, "neuron"),
+            lambda e: asp.find_circuit(e.model, e.task, unit="neuron"),
             lambda e: asp.find_circuit(e.model, e.task.ranking),
         ),
         cost=100,
@@ -108,9 +110,9 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: effects.keep_only(e.model, e.task, e.edges[:2], [3]),),
         cost=40,
     ),
-    "effects.keep_without": uses(
-        lambda e: effects.keep_without(e.model, e.task, [[0, 1], [1, 2]]),
-        wrong=(lambda e: effects.keep_without(e.model, e.task, [[0, 1], [0, 1]]),),
+    "effects.leave_one_out": uses(
+        lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [1, 2]]),
+        wrong=(lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [0, 1]]),),
         cost=5,
     ),
     "effects.attribution": uses(

@@ -8,7 +8,7 @@ import pytest
 from fake_run import PROMPT, FakeModel
 
 import attnsparse as asp
-from attnsparse.circuits.entry_effects import find_carriers
+from attnsparse.circuits.entry_effects import entry_effects
 from attnsparse.items import Head
 from attnsparse.tasks.builder import build
 from attnsparse.tasks.task import Draft
@@ -45,7 +45,7 @@ def task_of(model: FakeModel):
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 def test_effects_are_exact(model, reference, ablation):
     reference = reference if ablation == "mean" else None
-    found = find_carriers(
+    found = entry_effects(
         model.real(), PROMPT, "large", -1, ANSWER, WRONG, ablation=ablation, reference=reference
     )
     task = task_of(model)
@@ -66,7 +66,7 @@ def test_effects_are_exact(model, reference, ablation):
 
 
 def test_heads_are_those_with_an_open_entry(model):
-    found = find_carriers(model.real(), PROMPT, "large", -1, ANSWER, WRONG)
+    found = entry_effects(model.real(), PROMPT, "large", -1, ANSWER, WRONG)
     pattern = model.run(PROMPT).pattern
     expected = {Head(*pair) for pair in np.argwhere(pattern[:, :, 7, 4] > 0).tolist()}
     assert set(found.heads) == expected
@@ -76,7 +76,7 @@ def test_heads_are_those_with_an_open_entry(model):
 
 
 def test_shares_and_needed_numbers(model):
-    found = find_carriers(model.real(), PROMPT, "large", -1, ANSWER, WRONG)
+    found = entry_effects(model.real(), PROMPT, "large", -1, ANSWER, WRONG)
     for rising, needed in ((found.kept, found.needed_to_keep), (found.shares, found.needed)):
         n = needed(0.8)
         assert (rising[:n] < 0.8).all()
@@ -90,7 +90,7 @@ def test_shares_and_needed_numbers(model):
 
 @pytest.mark.parametrize("base", [0, 1])
 def test_table(model, base):
-    found = find_carriers(model.real(), PROMPT, 4 + base, 7 + base, ANSWER, WRONG, base=base)
+    found = entry_effects(model.real(), PROMPT, 4 + base, 7 + base, ANSWER, WRONG, base=base)
     table = found.to_pandas(base) if base else found.to_pandas()
     assert list(table) == [
         "rank", "layer", "head", "label", "query", "key", "query_token", "key_token", "weight", "effect",
@@ -103,22 +103,22 @@ def test_table(model, base):
     assert table["label"][0] == found.heads[0].label
     np.testing.assert_array_equal(table["kept"], found.kept[1:])
     np.testing.assert_array_equal(table["share"], found.shares[1:])
-    assert repr(found).startswith("Carriers('large' -> ' \"' in ")
+    assert repr(found).startswith("EntryEffects('large' -> ' \"' in ")
     assert len(repr(found)) < 200
 
 
 def test_bad_questions(model):
     real = model.real()
     with pytest.raises(ValueError, match="key position 7 comes after query position 4"):
-        find_carriers(real, PROMPT, 7, 4, ANSWER, WRONG)
+        entry_effects(real, PROMPT, 7, 4, ANSWER, WRONG)
     with pytest.raises(ValueError, match=r"query must be the last token.*position 7, got 6 \(base=0\)"):
-        find_carriers(real, PROMPT, "large", 6, ANSWER, WRONG)
+        entry_effects(real, PROMPT, "large", 6, ANSWER, WRONG)
     with pytest.raises(ValueError, match="no token 'huge'"):
-        find_carriers(real, PROMPT, "huge", -1, ANSWER, WRONG)
+        entry_effects(real, PROMPT, "huge", -1, ANSWER, WRONG)
     with pytest.raises(ValueError, match="must be one"):
-        find_carriers(real, PROMPT, "large", -1, " small is", WRONG)
+        entry_effects(real, PROMPT, "large", -1, " small is", WRONG)
     with pytest.raises(ValueError, match="mean"):
-        find_carriers(real, PROMPT, "large", -1, ANSWER, WRONG, reference=task_of(model))
+        entry_effects(real, PROMPT, "large", -1, ANSWER, WRONG, reference=task_of(model))
 
 
 def test_an_entry_that_does_not_help(model):
@@ -126,7 +126,7 @@ def test_an_entry_that_does_not_help(model):
     real, refused = model.real(), 0
     for answer, wrong in ((ANSWER, ("The",)), ("The", (ANSWER,))):
         try:
-            find_carriers(real, PROMPT, "large", -1, answer, wrong)
+            entry_effects(real, PROMPT, "large", -1, answer, wrong)
         except ValueError as error:
             refused += 1
             assert "does not need what it sees from position 7 to 4" in str(error)  # noqa: PT017
@@ -136,7 +136,7 @@ def test_an_entry_that_does_not_help(model):
 def test_a_gate_closed_in_every_head():
     shut = FakeModel(3, gated=True, gate_bias=-1e3).real()
     with pytest.raises(ValueError, match=r"no head of 'fake' looks from position 7 to 4 \(base=0\)"):
-        find_carriers(shut, PROMPT, "large", -1, ANSWER, WRONG)
+        entry_effects(shut, PROMPT, "large", -1, ANSWER, WRONG)
 
 
 def test_an_answer_that_may_lack_its_space_is_asked_for():
@@ -146,7 +146,7 @@ def test_an_answer_that_may_lack_its_space_is_asked_for():
     logits = model.run(text).logits[-1]
     wrong, *answers = (int(model.to_tokens(token)[0]) for token in (" of", "is", " is"))
     with pytest.raises(ValueError, match="pass prepend_space_to_answer=True"):
-        find_carriers(model, text, "opposite", -1, "is", [" of"])
+        entry_effects(model, text, "opposite", -1, "is", [" of"])
     for flag, answer in zip((False, True), answers):
-        found = find_carriers(model, text, "opposite", -1, "is", [" of"], prepend_space_to_answer=flag)
+        found = entry_effects(model, text, "opposite", -1, "is", [" of"], prepend_space_to_answer=flag)
         assert found.full == pytest.approx(float(logits[answer] - logits[wrong]), abs=1e-4)

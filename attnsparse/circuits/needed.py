@@ -1,0 +1,37 @@
+"""How many of the best items a circuit needs, and how many times more than another, with intervals."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Needed(NamedTuple):
+    """How many of the best items reach a fraction of the effect; every number is one of the sizes.
+
+    None: not reached; for an end of an interval, not reached by that share of the resamples, or there are no
+    resamples.
+    """
+
+    first: int | None
+    """The smallest n with f >= fraction."""
+    stays: int | None
+    """The smallest n from which f stays >= fraction, up to the largest size."""
+    first_low: int | None
+    """Lower end of the bootstrap interval of `first`."""
+    first_high: int | None
+    """Upper end of the bootstrap interval of `first`."""
+    stays_low: int | None
+    """Lower end of the bootstrap interval of `stays`."""
+    stays_high: int | None
+    """Upper end of the bootstrap interval of `stays`."""
+
+
+class Ratio(NamedTuple):
+    """How many times more items one circuit needs than another, with an interval over prompts."""
+
+    value: float
+    """NaN if one of the circuits never reaches the fraction."""
+    low: float
+    """Lower end of the bootstrap interval; may be infinite."""
+    high: float
+    """Upper end of the bootstrap interval; may be infinite."""
