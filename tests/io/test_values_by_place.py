@@ -74,7 +74,7 @@ def graph_of_another_tool(folder: Path) -> tuple[Path, Any]:
 
 
 def own_graph_json(folder: Path) -> tuple[Path, Any]:
-    path = example().to_json(folder, "own", node_threshold=None, edge_threshold=None)
+    path = example().to_neuronpedia(folder, "own", node_threshold=None, edge_threshold=None)
     return path, json.loads(path.read_text())
 
 
