@@ -138,7 +138,7 @@ class Edges:
 
 
 def edges_between(graph: Graph, nodes: np.ndarray, most: int) -> tuple[Edges, int]:
-    """The `most` strongest edges between some nodes, and how many there are in all."""
+    """The `most` strongest edges between some nodes, and the number of all of them."""
     target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
     found = np.flatnonzero(np.isin(graph.source, nodes) & np.isin(target, nodes))
     chosen = found[np.argsort(-np.abs(graph.weights[found]), kind="stable")[:most]]

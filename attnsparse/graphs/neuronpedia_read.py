@@ -379,9 +379,7 @@ def _edges(
         for name, ends in (("source", source), ("target", target)):
             end = link.get(name)
             if not isinstance(end, str) or end not in place:
-                raise_file_error(
-                    "link", path, f"links[{i}]: there is no node {name} {shown(end)}", f"links[{i}]"
-                )
+                raise_file_error("link", path, f"links[{i}]: unknown {name} node {shown(end)}", f"links[{i}]")
             ends[i] = place[end]
         weight[i] = link["weight"]
     with np.errstate(over="ignore"):

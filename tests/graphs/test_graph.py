@@ -420,6 +420,7 @@ def test_wrong_questions() -> None:
         (lambda: graph.total(0, []), ValueError, "target has no nodes"),
         (lambda: graph.heads(graph.select("feature", label="?"), -1), ValueError, "source has no nodes"),
         (lambda: graph.check([]), ValueError, "nothing was selected"),
+        (lambda: graph.check([0], together=1), TypeError, "together must be True or False, got 1"),
         (lambda: graph.weight(0, "P_1"), ValueError, r"no edge leads to 'P_1' \(position\)"),
         (lambda: graph.heads(-1, 0), ValueError, r"no edge leaves .*\(logit\)"),
         (lambda: graph.needed_heads(0, -1, "a"), TypeError, "fraction must be a number"),
@@ -521,3 +522,16 @@ def test_core_refuses_what_would_leave_its_arrays() -> None:
         _core.graph_influence(
             np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32), np.array([1.0, 0.0])
         )
+
+
+def test_arrays_of_numbers_are_nodes() -> None:
+    """What select gives, of any integer type, goes into every question."""
+    graph = toy_graph()
+    features = graph.select("feature")
+    for nodes in (features, features.astype(np.int32), features.tolist(), [graph.ids[i] for i in features]):
+        assert graph.nodes_of(nodes).tolist() == features.tolist()
+        assert graph.weight(nodes, graph.logits) == graph.weight(features, graph.logits)
+        assert graph.total(nodes, graph.logits) == graph.total(features, graph.logits)
+        assert graph.heads(nodes, graph.logits).equals(graph.heads(features, graph.logits))
+    with pytest.raises(TypeError, match="a node must be an integer, got float"):
+        graph.weight(features.astype(float), graph.logits)

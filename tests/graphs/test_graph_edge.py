@@ -143,6 +143,10 @@ def test_tables(found):
     groups = found.groups(1).set_index("group")
     assert groups.loc['"', "positions"] == "4 6 8"
     assert tuple(groups.loc["large", ["first_layer", "last_layer", "n_features"]]) == (0, 2, 4)
+    assert found.heads().equals(heads.assign(key=heads["key"] - 1, query=heads["query"] - 1))
+    for table in (found.heads, found.groups):
+        with pytest.raises(ValueError, match="base must be 0 or 1, got 2"):
+            table(2)
     arrows = found.arrows()
     assert list(zip(arrows["source"], arrows["target"])) == [("opposite", "small"), ("large", "small")]
     np.testing.assert_allclose(arrows["weight"], np.array([105, LARGE_TO_LOGIT]) * SCALE)

@@ -166,5 +166,5 @@ def _use(found: Any) -> None:
     """What was read must do what such an object does."""
     repr(found)
     if isinstance(found, asp.Graph):
-        assert np.isfinite(found.weight).all()
+        assert np.isfinite(found.weights).all()
         found.summary()
