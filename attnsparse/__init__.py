@@ -16,8 +16,8 @@ from .errors import (
     TrainingDiverged,
     UnsafeFileError,
 )
-from .graphs.build import Graph, attribution_graph
-from .graphs.graph_file import load_graph
+from .graphs.build import attribution_graph
+from .graphs.graph import Graph, load_graph
 from .graphs.groups import Group, group_nodes, token_groups
 from .graphs.neuronpedia_read import read_graph_json
 from .io.limits import Limits

@@ -63,6 +63,14 @@ def number(value: object, name: str, low: float = -math.inf, high: float = math.
     return found
 
 
+def positive(value: object, name: str) -> float:
+    """A finite number above 0."""
+    found = _real(value, name)
+    if not 0 < found < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, got {found}")
+    return found
+
+
 def share(value: object, name: str) -> float:
     """A number in 0..1."""
     found = _real(value, name)

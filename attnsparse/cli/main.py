@@ -316,7 +316,7 @@ def _graph(arguments: argparse.Namespace) -> None:
 
         files += figures.save(figures.graph(graph, base=arguments.base), arguments.figure)
     if arguments.json is not None:
-        files.append(graph.to_json(arguments.json, "graph"))
+        files.append(graph.to_neuronpedia(arguments.json, "graph"))
     if arguments.out is not None:
         graph.save(arguments.out)
         files += map(Path, pair_paths(arguments.out))

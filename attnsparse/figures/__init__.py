@@ -8,20 +8,20 @@ returns the Figure. All are vector graphics that colour-blind people can read, l
 from .attention import attention_map, head_grid, head_grids
 from .edges import addition_figure, edge_lines
 from .effects import effect_curves
-from .entry_overview import attention_sketch
+from .entry_overview import entry_overview
 from .graph import graph
-from .graph_overview import graph_sketch
+from .graph_overview import graph_overview
 from .history import training_history
 from .style import save
 
 __all__ = [
     "addition_figure",
     "attention_map",
-    "attention_sketch",
     "edge_lines",
     "effect_curves",
+    "entry_overview",
     "graph",
-    "graph_sketch",
+    "graph_overview",
     "head_grid",
     "head_grids",
     "save",

@@ -7,7 +7,7 @@ triangle is drawn, since attention looks back.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,6 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import FancyBboxPatch, Polygon, Rectangle
-from numpy.typing import NDArray
 
 from .. import _check
 from ..items import Head
@@ -31,6 +30,7 @@ from .style import (
     WHITE_TO_RED,
     apart,
     column_text,
+    figure_of,
     given_text,
     new_axes,
     size_labels,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ..model.run import Run
 
 HeadLike: TypeAlias = "Head | str | tuple[int, int]"
+Patterns: TypeAlias = "Run | np.ndarray"
 
 _MAP_INCH = 0.74  # width of one small map in a figure of our own
 _LEAST_MAP_INCH = 0.001
@@ -58,7 +59,7 @@ _VALUE_TOKENS = 12  # a large map of at most so many tokens shows its numbers
 
 
 def head_grid(
-    run: Run | NDArray[np.floating],
+    run: Patterns,
     heads: Iterable[HeadLike] | None = None,
     columns: int = 9,
     ax: Axes | None = None,
@@ -66,17 +67,41 @@ def head_grid(
     scale: bool = True,
     mark: tuple[int, int] | None = None,
 ) -> Axes:
-    """Small attention maps of many heads in a rounded panel, `columns` a row.
+    """Small attention maps of many heads in a rounded panel.
 
-    run: a Run of one prompt, or patterns (L, H, T, T) [layer, head, query, key] with values in [0, 1], such
-    as a mean over prompts. heads: which heads, in which order, written in any way that `Head.parse` reads;
-    None = all of them, layer by layer. scale: a small colour scale above the panel. mark: an entry (query,
-    key), counted from 0, that every map shows in red with a frame.
-    The label of a head stands at the top right of its map. Map i is `ax.collections[i]`; its array holds the
-    entries that are not white (above 1/512), row by row. Maps of more than 64 tokens, or of more than 65,536
-    entries together, are images: map i is `ax.images[i]` with the array (T, T), masked above the diagonal.
-    title: at most 160 characters a line are shown.
-    Raises ValueError if heads is empty or columns < 1, IndexError for a head or an entry that is not there.
+    The label of a head is at the top right of its map.
+
+    Parameters
+    ----------
+    run : Run or numpy.ndarray
+        A run of one prompt, or patterns [L, H, query, key] with values in 0..1, such as a mean over prompts.
+    heads : iterable, optional
+        Heads in the order of the maps, written in any way that `Head.parse` reads; None: all of them, layer
+        by layer.
+    columns : int, default 9
+        Maps in a row.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; None: a new figure.
+    title : str, optional
+        At most 160 characters a line are shown.
+    scale : bool, default True
+        Draw a small colour scale above the panel.
+    mark : tuple of int, optional
+        An entry (query, key), from 0, that every map shows in red with a frame.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Map i is `ax.collections[i]`; its array holds the entries that are not white (above 1/512), row by
+        row. Maps of more than 64 tokens, or of more than 65,536 entries together, are images: map i is
+        `ax.images[i]` with the array [T, T], masked above the diagonal.
+
+    Raises
+    ------
+    ValueError
+        If heads is empty or columns is below 1.
+    IndexError
+        For a head or an entry that does not exist.
     """
     pattern = _patterns(run)
     chosen = _chosen_heads(heads, pattern.shape[:2])
@@ -100,13 +125,28 @@ def head_grid(
     return ax
 
 
-def head_grids(
-    panels: Sequence[tuple[str, Run | NDArray[np.floating], Iterable[HeadLike] | None]], columns: int = 9
-) -> Figure:
-    """Several head grids below each other with maps of one size; each panel is (title, run, heads).
+def head_grids(panels: Sequence[tuple[str, Patterns, Iterable[HeadLike] | None]], columns: int = 9) -> Figure:
+    """Several head grids below each other with maps of one size.
 
     The paper's copy-task figure: `head_grids([("GPT2", dense, its_61), ("Sparse GPT2", sparse, its_9)])`.
-    Raises TypeError for panels of another kind, and what `head_grid` raises.
+
+    Parameters
+    ----------
+    panels : sequence of tuple
+        (title, run, heads) of each panel, as for `head_grid`.
+    columns : int, default 9
+        Maps in a row.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError
+        For panels of another kind.
+    ValueError, IndexError
+        As `head_grid` does, and for no panel.
     """
     listed = []
     for i, panel in enumerate(panels):
@@ -120,7 +160,7 @@ def head_grids(
         axes = _panel_axes([panel_size(len(heads), columns) for _, _, heads in listed])
     for i, (title, run, heads) in enumerate(listed):
         head_grid(run, heads, columns, axes[i], title, scale=i == 0)
-    return axes[0].figure
+    return figure_of(axes[0])
 
 
 def attention_map(
@@ -128,11 +168,32 @@ def attention_map(
 ) -> Axes:
     """The pattern of one head with tokens on both axes.
 
-    Tokens carry their positions, counted from `base` (0 or 1, said on the axes); long ones are cut in the
-    middle to 14 characters, and of many only as many are named as can be read. Prompts of at most 12 tokens
-    show each entry's value, longer ones a scale; a closed gate shows nothing. The map is `ax.collections[0]`,
-    or above 64 tokens `ax.images[0]`, as in `head_grid`.
-    Raises IndexError for a head that the model does not have.
+    Tokens have their positions beside them; long ones are cut in the middle to 14 characters, and of many
+    only as many are named as can be read. Prompts of at most 12 tokens show each entry's value, longer ones a
+    scale; a closed gate shows nothing.
+
+    Parameters
+    ----------
+    run : Run
+        Of one prompt.
+    layer, head : int
+        The head, from 0.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; None: a new figure.
+    base : int, default 0
+        Number of the first position, 0 or 1.
+    title : str, optional
+        In place of the head's label.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The map is `ax.collections[0]`, or above 64 tokens `ax.images[0]`, as in `head_grid`.
+
+    Raises
+    ------
+    IndexError
+        For a head that the model does not have.
     """
     pattern, base = _patterns(run), _check.base(base)
     chosen = Head.parse((layer, head)).within(*pattern.shape[:2])
@@ -166,15 +227,17 @@ def attention_map(
 # -------------------------------------------------------------------------------------------- what to draw
 
 
-def _patterns(run: Run | NDArray[np.floating]) -> NDArray[np.floating]:
+def _patterns(run: Patterns) -> np.ndarray:
     """(L, H, T, T) from a Run of one prompt or from an array of that shape."""
-    if not isinstance(run, np.ndarray):
-        if len(run) != 1:
-            raise ValueError(f"this run holds {len(run)} prompts; choose one of them, for example run[0]")
-        run = run[0].pattern
-    if run.ndim != 4 or run.shape[2] != run.shape[3]:
-        raise ValueError(f"patterns must have shape (layers, heads, T, T), got {run.shape}")
-    return run
+    if isinstance(run, np.ndarray):
+        pattern = run
+    elif len(run) == 1:
+        pattern = run[0].pattern
+    else:
+        raise ValueError(f"this run has {len(run)} prompts; choose one of them, for example run[0]")
+    if pattern.ndim != 4 or pattern.shape[2] != pattern.shape[3]:
+        raise ValueError(f"patterns must have shape (layers, heads, T, T), got {pattern.shape}")
+    return pattern
 
 
 def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> list[Head]:
@@ -193,9 +256,8 @@ def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> lis
 
 
 def panel_size(n_maps: int, columns: int) -> tuple[float, float]:
-    """Width and height of a panel in map widths; TypeError or ValueError for columns that are none."""
-    if _check.integer(columns, "columns") < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+    """Width and height of a panel in map widths; TypeError or ValueError for other columns."""
+    columns = _check.integer(columns, "columns", 1)
     rows, columns = -(-n_maps // columns), min(columns, n_maps)
     return (columns - 1) * _PITCH + 1 + 2 * _MARGIN, (rows - 1) * _PITCH + 1 + 2 * _MARGIN
 
@@ -242,8 +304,15 @@ def draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: T
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=WHITE_TO_BLUE, extent=(0, 1, 0, 1), aspect="auto")
     bar.set(xticks=[], yticks=[])
     for x, text, side, offset in ((0, "0", "right", -3), (1, "1", "left", 3)):
-        place = {"textcoords": "offset points", "ha": side, "va": "center_baseline"}
-        bar.annotate(text, (x, 0.5), (offset, 0), fontsize=6.5, **place)
+        bar.annotate(
+            text,
+            (x, 0.5),
+            (offset, 0),
+            textcoords="offset points",
+            ha=side,
+            va="center_baseline",
+            fontsize=6.5,
+        )
 
 
 # -------------------------------------------------------------------------------------------- one map
@@ -256,7 +325,7 @@ def as_pixels(n_maps: int, n_tokens: int) -> bool:
 
 def draw_map(
     ax: Axes,
-    values: NDArray[np.floating],
+    values: np.ndarray,
     corner: tuple[float, float],
     cell: float,
     mark: tuple[int, int] | None = None,
@@ -285,7 +354,7 @@ def draw_map(
         ax.add_patch(Rectangle(place, cell, cell, facecolor=red, edgecolor=RED, linewidth=0.9, zorder=4))
 
 
-def _draw_image(ax: Axes, values: NDArray[np.floating], extent: tuple[float, float, float, float]) -> None:
+def _draw_image(ax: Axes, values: np.ndarray, extent: tuple[float, float, float, float]) -> None:
     """Nothing above the diagonal; where a pixel holds several entries it has their mean colour."""
     above = np.triu(np.ones(values.shape, bool), 1)
     image = AxesImage(
@@ -296,12 +365,13 @@ def _draw_image(ax: Axes, values: NDArray[np.floating], extent: tuple[float, flo
     ax.add_image(image)
 
 
-def _draw_squares(ax: Axes, values: NDArray[np.floating], corner: tuple[float, float], cell: float) -> None:
+def _draw_squares(ax: Axes, values: np.ndarray, corner: tuple[float, float], cell: float) -> None:
     query, key = np.nonzero(np.tril(values) > _WHITE)
     left, top = corner[0] + key * cell, corner[1] + query * cell
     corners = ((0, 0), (cell, 0), (cell, cell), (0, cell))
+    outlines = np.stack([np.stack([left + dx, top + dy], axis=1) for dx, dy in corners], axis=1)
     squares = PolyCollection(
-        np.stack([np.stack([left + dx, top + dy], axis=1) for dx, dy in corners], axis=1),
+        cast("Sequence[np.ndarray]", outlines),  # one array [m, 4, 2] is drawn faster than a list
         array=values[query, key],
         cmap=WHITE_TO_BLUE,
         edgecolors="face",
@@ -312,7 +382,7 @@ def _draw_squares(ax: Axes, values: NDArray[np.floating], corner: tuple[float, f
     ax.add_collection(squares, autolim=False)
 
 
-def _write_values(ax: Axes, values: NDArray[np.floating]) -> None:
+def _write_values(ax: Axes, values: np.ndarray) -> None:
     """Two decimals in every square that is not 0.00."""
     for query, key in np.argwhere(np.tril(values) >= 0.005):
         value = values[query, key]

@@ -7,7 +7,7 @@ at its top. Lines of different heads between the same columns lie side by side.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -59,14 +59,37 @@ def edge_lines(
     title: str | None = None,
     base: int = 0,
 ) -> Axes:
-    """The attention edges of a run of one prompt with weight > threshold, layers upwards.
+    """The open attention edges of a run of one prompt, layers upwards.
 
-    Stronger edges are wider and darker; how many there are stands at the top right. labels: one text per
-    column instead of the tokens and their positions, which count from `base`. predictions: column (from 0)
-    -> text written above it. Of labels at most 30 characters are shown, of tokens and predictions 14; of more
-    columns than can be read some have no name. The lines are `ax.collections[0]`, one per row of
-    `tables.edges(run, threshold)` and in its order.
-    Raises ValueError as `tables.edges` does, and if there are not as many labels as tokens.
+    Stronger edges are wider and darker; their number is at the top right. Of labels at most 30 characters are
+    shown, of tokens and predictions 14; of more columns than can be read some have no name.
+
+    Parameters
+    ----------
+    run : Run
+        Of one prompt.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; None: a new figure.
+    threshold : float, default 0.0
+        Edges with a larger weight are drawn.
+    labels : sequence of str, optional
+        One text per column instead of the tokens and their positions.
+    predictions : mapping, optional
+        Column, from 0, to a text above it.
+    title : str, optional
+        At most 160 characters a line are shown.
+    base : int, default 0
+        Number of the first position, 0 or 1.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The lines are `ax.collections[0]`, one per row of `run.open_edges(threshold)` and in its order.
+
+    Raises
+    ------
+    ValueError
+        As `Run.open_edges` does, and if there are not as many labels as tokens.
     """
     base = _check.base(base)
     table = edges(run, threshold)
@@ -101,18 +124,35 @@ def addition_figure(
 ) -> Figure:
     """The edges of two toy addition models at work, dense above sparse, one column per sum.
 
-    dense, sparse: models of the sequences in addition.py. Edges of a model without gates are its entries
-    above `dense_threshold`, of one with gates the open ones. The columns of the answer are labelled `?`;
-    above each column that predicts stands what the model predicts there. caption: text below the panels.
-    Raises ValueError if `sums` is empty or one of them is not written like "53+21", and for a model of other
-    sequences.
+    The columns of the answer are labelled `?`; above each column that predicts is the model's prediction.
+
+    Parameters
+    ----------
+    dense, sparse : Model
+        Models of the sequences of `attnsparse.tasks.addition`.
+    sums : sequence of str
+        Written like "53+21".
+    caption : str, optional
+        Text below the panels.
+    dense_threshold : float
+        Edges of a model without gates are its entries above this, of one with gates the open ones.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        For no sum or one that is written otherwise, and for a model of other sequences.
     """
     for name, model in (("dense", dense), ("sparse", sparse)):
         n_vocab, n_ctx = model.config.n_vocab, model.config.n_ctx
         if n_vocab != len(addition.VOCABULARY) or n_ctx < addition.N_TOKENS:
             raise ValueError(
-                f"{name}: {model.name!r:.60} is no model of additions, which have {len(addition.VOCABULARY)} "
-                f"tokens in sequences of {addition.N_TOKENS}; this one has {n_vocab:,} and up to {n_ctx:,}"
+                f"{name}: {model.name!r:.60} is not a model of additions, which have "
+                f"{len(addition.VOCABULARY)} tokens in sequences of {addition.N_TOKENS}; "
+                f"this one has {n_vocab:,} and up to {n_ctx:,}"
             )
     if not sums:
         raise ValueError("an addition figure needs at least one sum")
@@ -127,7 +167,9 @@ def addition_figure(
                 labels = [*(addition.VOCABULARY[token] for token in run.tokens[:6]), *"?????"]
                 edge_lines(run, ax, threshold, labels, _predictions(run), name)
                 if row == 0:
-                    _write_header(ax, f"{text}, {_CARRY_WORDS[int(addition.carries(a, b))]}")
+                    _write_header(
+                        ax, f"{text}, {_CARRY_WORDS[int(addition.carries(np.array(a), np.array(b)))]}"
+                    )
         for ax in axes[:, 1:].flat:
             ax.set_ylabel("")
         if caption is not None:
@@ -148,7 +190,7 @@ def _lines(table: pd.DataFrame) -> LineCollection:
     colours[:, 3] = _FAINTEST + (1 - _FAINTEST) * weight
     widths = 0.35 + 1.15 * weight
     return LineCollection(
-        np.stack([start, end], axis=1),
+        cast("Sequence[np.ndarray]", np.stack([start, end], axis=1)),  # one array is drawn faster than a list
         linewidths=widths,
         colors=colours,
         capstyle="round",
@@ -186,8 +228,10 @@ def _draw_columns(
 
 def _write_header(ax: Axes, text: str) -> None:
     """A bold line above the title of `ax`."""
-    place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    ax.annotate(given_text(text), (0.5, 1), (0, 30), fontsize=10, fontweight="bold", **place, **PLAIN_TEXT)
+    ax.annotate(
+        given_text(text), (0.5, 1), (0, 30), xycoords="axes fraction", textcoords="offset points",
+        ha="center", va="bottom", fontsize=10, fontweight="bold", **PLAIN_TEXT,
+    )  # fmt: skip
 
 
 def _predictions(run: Run) -> dict[int, str]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from .. import _check
 from .style import (
     BLUE,
     DARK,
@@ -50,19 +51,45 @@ def effect_curves(
     ylim: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Explained effect of the n best items of each circuit, against n.
+    """Faithfulness (explained effect) of the n best items of each circuit, against n.
 
-    circuits: label -> Circuit, all of one unit; the first is dark, the second blue, further ones are thin
-    grey lines beside these. Bands are the two circuits' bootstrap intervals, dotted lines random orders
-    (where they were evaluated). A full dot marks the first n that reaches `fraction`, an open one the n from
-    which the effect stays there.
-    ratio: write how many times more the first circuit needs than the second (`Circuit.ratio_to`), counted
-    `by` "first" or "stays", with its interval. log: a logarithmic axis, on which 0 has its place too. ylim:
-    what the vertical axis shows; None = everything from -1 to 2.
-    The curves are `ax.lines` with the circuits' labels (long ones are cut in the middle to 30
-    characters), their points `circuit.sizes` and `circuit.effect`.
-    Raises TypeError for anything but a mapping; ValueError without a circuit, for circuits of different units
-    and a fraction outside (0, 1].
+    The first curve is dark, the second blue, further ones are thin grey lines. Bands are the two circuits'
+    bootstrap intervals, dotted lines random orders (where they were evaluated). A full dot marks the first n
+    that reaches `fraction`, an open one the n from which the effect stays there.
+
+    Parameters
+    ----------
+    circuits : mapping
+        Label to `Circuit`, all of one unit. Long labels are cut in the middle to 30 characters.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; None: a new figure.
+    fraction : float, default 0.9
+        Above 0 and at most 1.
+    by : {"first", "stays"}, default "first"
+        What the ratio counts; see `Circuit.ratio_to`.
+    log : bool, default True
+        A logarithmic axis, on which 0 has its place too.
+    ratio : bool, default True
+        Write how many times more items the first circuit needs than the second, with its interval.
+    random : bool, default True
+        Draw random orders.
+    ylim : tuple of float, optional
+        Limits of the vertical axis; None: everything from -1 to 2.
+    title : str, optional
+        At most 160 characters a line are shown.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The curves are `ax.lines` with the circuits' labels, their points `circuit.sizes` and
+        `circuit.effect`.
+
+    Raises
+    ------
+    TypeError
+        If `circuits` is not a mapping.
+    ValueError
+        Without a circuit, for circuits of different units and for another fraction.
     """
     if not isinstance(circuits, Mapping):
         raise TypeError(f"circuits must be a mapping, label: Circuit, got {type(circuits).__name__}")
@@ -71,8 +98,7 @@ def effect_curves(
         raise ValueError(
             f"curves need circuits of one unit, got {', '.join(map(repr, sorted(units))) or 'no circuit'}"
         )
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], got {fraction!r:.60}")
+    fraction = _check.fraction(fraction)
     unit = units.pop()
     with styled():
         if ax is None:
@@ -84,17 +110,17 @@ def effect_curves(
         compared = list(circuits.items())[:_COMPARED]
         for label, circuit in compared:
             _draw_surroundings(ax, label, circuit, colours[label], random)
-        curves = [
-            _draw_curve(ax, label, circuit, *_LOOKS[min(i, _COMPARED)])
+        curves = {
+            label: _draw_curve(ax, label, circuit, *_LOOKS[min(i, _COMPARED)])
             for i, (label, circuit) in enumerate(circuits.items())
-        ]
+        }
         for label, circuit in compared:
             _draw_needed(ax, circuit, fraction, colours[label])
         taken: list[np.ndarray] = []
         if ratio and len(compared) == _COMPARED:
             _write_ratio(ax, compared[0][1], compared[1][1], fraction, by, taken)
-        for curve in curves:
-            _write_near(ax, curve.get_label(), _pixels(curve), 7.0, curve.get_color(), taken)
+        for label, curve in curves.items():
+            _write_near(ax, given_text(label, LABEL_SIGNS), _pixels(curve), 7.0, colours[label], taken)
         if title is not None:
             ax.set_title(given_text(title), **PLAIN_TEXT)
     return ax
@@ -139,17 +165,16 @@ def _draw_line(ax: Axes, fraction: float) -> None:
 
 def _draw_surroundings(ax: Axes, label: str, circuit: Circuit, colour: str, random: bool) -> None:
     """The band of a curve, and a dotted line for random orders where they were evaluated."""
-    band = {"alpha": _BAND_OPACITY, "linewidth": 0, "zorder": 2}
-    ax.fill_between(circuit.sizes, circuit.effect_low, circuit.effect_high, color=colour, **band)
+    ax.fill_between(
+        circuit.sizes, circuit.effect_low, circuit.effect_high, color=colour, alpha=_BAND_OPACITY,
+        linewidth=0, zorder=2,
+    )  # fmt: skip
     known = np.isfinite(circuit.random_effect)
     if random and known.any():
-        dotted = {
-            "linewidth": 0.8,
-            "linestyle": (0, (1, 1.6)),
-            "label": f"_{given_text(label, LABEL_SIGNS)}, random order",
-            "zorder": 3,
-        }
-        ax.plot(circuit.sizes[known], circuit.random_effect[known], color=colour, **dotted)
+        ax.plot(
+            circuit.sizes[known], circuit.random_effect[known], color=colour, linewidth=0.8,
+            linestyle=(0, (1, 1.6)), label=f"_{given_text(label, LABEL_SIGNS)}, random order", zorder=3,
+        )  # fmt: skip
 
 
 def _draw_curve(ax: Axes, label: str, circuit: Circuit, colour: str, width: float) -> Line2D:
@@ -186,10 +211,10 @@ def _write_ratio(
     found = more.ratio_to(fewer, fraction, by)
     if not np.isfinite(found.value):
         return
-    ends = [(getattr(circuit.needed(fraction), by), fraction) for circuit in (fewer, more)]
+    start, end = ((getattr(circuit.needed(fraction), by), fraction) for circuit in (fewer, more))
     arrow = {"arrowstyle": "<|-|>,head_length=0.25,head_width=0.12", "linewidth": 0.8, "color": "black"}
-    ax.annotate("", *ends, arrowprops=arrow | {"shrinkA": 2, "shrinkB": 2}, zorder=7)
-    middle = ax.transData.transform(ends).mean(axis=0)
+    ax.annotate("", start, end, arrowprops=arrow | {"shrinkA": 2, "shrinkB": 2}, zorder=7)
+    middle = ax.transData.transform([start, end]).mean(axis=0)
     text = f"{_times(found.value)}\n[{_number(found.low)}, {_number(found.high)}]"
     _write_near(ax, text, middle[None], 6.5, "black", taken)
 
@@ -211,7 +236,7 @@ def _number(value: float) -> str:
 def _write_near(
     ax: Axes, text: str, points: np.ndarray, size: float, colour: str, taken: list[np.ndarray]
 ) -> None:
-    """Write `text` as near as can be to one of `points` [N, 2] (pixels) where it covers least.
+    """Write `text` as near as possible to one of `points` [N, 2] (pixels) where it covers least.
 
     taken: boxes (x0, y0, x1, y1 in pixels) that other texts cover; the new one is added.
     """
@@ -224,15 +249,15 @@ def _write_near(
     places = np.stack([x, y, x + width, y + height], axis=-1).reshape(-1, 4)
     cost = _distances(places, points) / point
     for line in ax.lines:
-        covered = _COVERS_LINE if line.get_label().startswith("_") else _COVERS_CURVE
+        covered = _COVERS_LINE if str(line.get_label()).startswith("_") else _COVERS_CURVE
         cost += covered * (_distances(places, _pixels(line)) < _CLEARANCE * point)
     for other in taken:
         cost += _COVERS_CURVE * _overlaps(places, other)
     best = places[int(np.argmin(cost))]
     taken.append(best)
-    middle = ax.transAxes.inverted().transform((best[:2] + best[2:]) / 2)
+    x_middle, y_middle = ax.transAxes.inverted().transform((best[:2] + best[2:]) / 2)
     ax.text(
-        *middle, text, transform=ax.transAxes, color=colour, fontsize=size, ha="center",
+        x_middle, y_middle, text, transform=ax.transAxes, color=colour, fontsize=size, ha="center",
         va="center", linespacing=1.05, zorder=8, **PLAIN_TEXT,
     )  # fmt: skip
 
@@ -260,10 +285,10 @@ def _distances(boxes: np.ndarray, points: np.ndarray) -> np.ndarray:
     x, y = points.T
     across = np.maximum(boxes[:, :1] - x, 0) + np.maximum(x - boxes[:, 2:3], 0)
     upwards = np.maximum(boxes[:, 1:2] - y, 0) + np.maximum(y - boxes[:, 3:], 0)
-    return np.hypot(across, upwards).min(axis=1)
+    return np.asarray(np.hypot(across, upwards).min(axis=1))
 
 
 def _overlaps(boxes: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Which of boxes [B, 4] overlap another one [4]."""
     apart = (boxes[:, :2] >= other[2:]) | (boxes[:, 2:] <= other[:2])
-    return ~apart.any(axis=1)
+    return np.asarray(~apart.any(axis=1))

@@ -15,25 +15,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
 
 from .. import _check
 from ..circuits.entry_effects import ANSWER, KEY, PROMPT, QUERY, EntryEffects, entry_effects
-from .attention import draw_panel, draw_scale, panel_size
+from .attention import panel_size
 from .panels import (
     PAD,
     STATEMENT,
     TITLE,
     TOKENS,
-    draw_maps,
+    draw_arrow,
     draw_tokens,
-    entry_text,
-    left_grid,
-    maps_height,
+    left_panel,
+    maps_end,
     model_title,
     percent,
-    place_axes,
-    write_title,
+    right_panel,
 )
 from .style import BLUE, DARK, GREY, LARGEST, PLAIN_TEXT, RED, column_text, styled
 
@@ -49,7 +46,7 @@ _GAP = 0.16  # between the panels
 _GRAPH = 1.25  # between the maps and the tokens
 
 
-def attention_sketch(
+def entry_overview(
     dense: Model,
     sparse: Model,
     prompt: str = PROMPT,
@@ -64,19 +61,47 @@ def attention_sketch(
     columns: int | None = None,
     base: int = 0,
 ) -> Figure:
-    """The heads of two models that carry `key` to `query`, the last token of `prompt`, where `answer` is due.
+    """The heads of two models that carry one token of a prompt to its last position, where an answer is due.
 
     Drawn are the fewest heads, best first, whose entries from `key` to `query`, each ablated alone, have
     `fraction` of the summed effects that the entries of all heads there have on the answer (see
-    `entry_effects`), at most `most` and 144; the entry is red in every map. wrong: tokens against
-    which the answer is measured; None = the other words of the antonym task, for the prompt of the figure
-    only.
-    columns: maps a row on the left; None = as square as it goes, at most 6. Positions are counted from
-    `base`.
-    Raises ValueError as `entry_effects` does.
+    `attnsparse.circuits.entry_effects`). The entry is red in every map.
+
+    Parameters
+    ----------
+    dense, sparse : Model
+        Of the left and the right panel.
+    prompt : str
+        The text.
+    key, query : int or str
+        Positions counted from `base`, or tokens; `query` is the last.
+    answer : str
+        The token whose logit is measured.
+    wrong : sequence of str, optional
+        Tokens against which the answer is measured. None: the other words of the antonym task, for the prompt
+        of the figure only.
+    fraction : float, default 0.8
+        Above 0 and at most 1.
+    ablation : str, default "zero"
+        As for `attnsparse.circuits.entry_effects`.
+    most : int, default 36
+        The largest number of heads of each model, at most 144.
+    columns : int, optional
+        Maps in a row on the left; None: as square as possible, at most 6.
+    base : int, default 0
+        Number of the first position, 0 or 1.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        As `attnsparse.circuits.entry_effects` does.
     """
     if wrong is None and prompt != PROMPT:
-        raise ValueError("give wrong=..., the tokens that `answer` is measured against, with your own prompt")
+        raise ValueError("a prompt of your own needs wrong=..., the tokens that answer is measured against")
     found = [
         entry_effects(model, prompt, key, query, answer, wrong, ablation=ablation, base=base)
         for model in (dense, sparse)
@@ -89,11 +114,6 @@ def n_drawn(found: EntryEffects, fraction: float, most: int) -> int:
     return min(max(found.needed(fraction), 1), most, _MOST)
 
 
-def same_entry_text(found: EntryEffects, n: int, base: int) -> str:
-    """What the n best heads have in common, as far as it is so: the strongest key of the query is `key`."""
-    return entry_text(found.run.pattern, found.heads[:n], (found.query, found.key), base)
-
-
 def draw_sketch(
     dense: EntryEffects,
     sparse: EntryEffects,
@@ -103,43 +123,27 @@ def draw_sketch(
     columns: int | None = None,
     base: int = 0,
 ) -> Figure:
-    """`attention_sketch` of what was found before."""
+    """`entry_overview` of effects that were found before."""
     _check.base(base)
     n_left, n_right = (n_drawn(found, fraction, most) for found in (dense, sparse))
     columns = min(6, math.ceil(math.sqrt(n_left))) if columns is None else columns
     units = panel_size(n_left, columns)
     side = min(float(np.clip(_LEFT[1] / units[0], *_MAP)), LARGEST / max(units))
     left = (units[0] * side, units[1] * side)
-    right = (_RIGHT, 2 * PAD + maps_height(n_right, _RIGHT) + STATEMENT + _GRAPH + TOKENS)
+    right = (_RIGHT, PAD + maps_end(n_right, _RIGHT) + STATEMENT + _GRAPH + TOKENS)
     height = max(left[1], right[1])
     with styled():
         figure = plt.figure(figsize=(left[0] + _GAP + right[0] + 0.04, height + TITLE + 0.04))
-        _left_panel(figure, dense, n_left, columns, left, base)
-        _right_panel(figure, sparse, n_right, right, base)
+        heads, entry = dense.heads[:n_left], (dense.query, dense.key)
+        left_panel(figure, _title(dense, n_left, base), dense.run.pattern, heads, columns, left, entry)
+        heads, entry = sparse.heads[:n_right], (sparse.query, sparse.key)
+        title = _title(sparse, n_right, base)
+        ax = right_panel(figure, title, sparse.run.pattern, heads, right, entry, base)
+        _draw_sentence(ax, sparse, n_right, maps_end(n_right, _RIGHT) + STATEMENT, base)
     return figure
 
 
 # ----------------------------------------------------------------------------------------------- panels
-
-
-def _left_panel(
-    figure: Figure, found: EntryEffects, n: int, columns: int, size: tuple[float, float], base: int
-) -> None:
-    entry = (found.query, found.key)
-    ax = left_grid(figure, found.run.pattern, found.heads[:n], columns, size, entry)
-    write_title(ax, *_title(found, n, base))
-
-
-def _right_panel(figure: Figure, found: EntryEffects, n: int, size: tuple[float, float], base: int) -> None:
-    """Coordinates of this panel are inches, downwards from its upper left corner."""
-    ax = place_axes(figure, figure.get_size_inches()[0] - size[0] - 0.02, size)
-    draw_panel(ax, *size, None)
-    draw_scale(ax, (size[0] - 0.7, -0.12, 0.5, 0.06), ax.transData)
-    write_title(ax, *_title(found, n, base))
-    draw_maps(ax, found.run.pattern, found.heads[:n], (found.query, found.key), _RIGHT, base)
-    below = PAD + maps_height(n, _RIGHT)
-    ax.text(size[0] / 2, below, same_entry_text(found, n, base), ha="center", va="top", fontsize=7.5)
-    _draw_sentence(ax, found, n, below + STATEMENT, base)
 
 
 def _title(found: EntryEffects, n: int, base: int) -> tuple[str, str]:
@@ -161,9 +165,8 @@ def _draw_sentence(ax: Axes, found: EntryEffects, n: int, top: float, base: int)
     x = PAD + pitch * (np.arange(len(tokens)) + 0.5)
     bottom = top + _GRAPH
     draw_tokens(ax, tokens, x, bottom, pitch, (found.query, found.key), base)
-    answer = (x[found.query], top + 0.22)
-    line = {"color": GREY, "linewidth": 0.5, "linestyle": ":"}
-    ax.plot([answer[0]] * 2, [answer[1] + 0.1, bottom], **line)
+    answer = (float(x[found.query]), top + 0.22)
+    ax.plot([answer[0]] * 2, [answer[1] + 0.1, bottom], color=GREY, linewidth=0.5, linestyle=":")
     ax.text(
         *answer, column_text(found.answer), ha="center", va="center", fontsize=8, fontweight="bold",
         color=BLUE, **PLAIN_TEXT,
@@ -176,15 +179,13 @@ def _draw_arrow(
 ) -> None:
     """From the key to the answer, with the share that the drawn heads carry; it points up to their maps."""
     half_answer = 0.04 * len(column_text(found.answer)) + 0.05
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
     curve = "angle3,angleA=90,angleB=0" if end[0] - half_answer - start[0] > 0.15 else "arc3"
     tip = (end[0] - half_answer, end[1]) if curve != "arc3" else (end[0], end[1] + 0.12)
-    ax.add_patch(FancyArrowPatch(start, tip, connectionstyle=curve, linewidth=1.3, color=RED, **arrow))
+    draw_arrow(ax, start, tip, RED, 1.3, curve)
     heads = f"these {n} heads" if n > 1 else "this head"
     side, align = (-0.14, "right") if start[0] > _RIGHT / 3 else (0.5, "left")
     x, y = start[0] + side, end[1] + 0.17
     text = f"{percent(found.shares[n])} through\n{heads}"
     ax.text(x, y, text, ha=align, va="center", fontsize=8, color=DARK)
     middle = x - 0.38 if align == "right" else x + 0.38
-    pointer = FancyArrowPatch((middle, y - 0.16), (middle, top - 0.02), linewidth=0.8, color=DARK, **arrow)
-    ax.add_patch(pointer)
+    draw_arrow(ax, (middle, y - 0.16), (middle, top - 0.02), DARK, 0.8)

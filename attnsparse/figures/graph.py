@@ -17,6 +17,7 @@ from matplotlib.path import Path
 from .. import _check
 from ..graphs.graph import Graph
 from ..graphs.layout import (
+    KIND_NAMES,
     Edges,
     Layout,
     closure_text,
@@ -50,17 +51,17 @@ from .style import (
 if TYPE_CHECKING:
     from matplotlib.backend_bases import RendererBase
 
-    from ..graphs.graph import Nodes
+    from ..graphs.select import Nodes
 
-# Marker, colour and name in the legend of each kind; the colours are Okabe and Ito's.
+# Marker and colour of each kind; the colours are Okabe and Ito's.
 _MARKS = {
-    "logit": ("H", "#f0e442", "logit"),
-    "feature": ("o", "#56b4e9", "feature"),
-    "error": ("D", "#cc79a7", "error of an MLP"),
-    "token": ("s", "#009e73", "token embedding"),
-    "position": ("^", "#ffffff", "position embedding"),
-    "bias": ("P", "#999999", "biases"),
-    "other": ("X", "#999999", "other features"),
+    "logit": ("H", "#f0e442"),
+    "feature": ("o", "#56b4e9"),
+    "error": ("D", "#cc79a7"),
+    "token": ("s", "#009e73"),
+    "position": ("^", "#ffffff"),
+    "bias": ("P", "#999999"),
+    "other": ("X", "#999999"),
 }
 
 # Inches of a figure of our own: per unit of the layout, and around the drawing.
@@ -86,20 +87,45 @@ def graph(
 ) -> Axes:
     """The nodes of an attribution graph and the edges between them.
 
-    nodes: which ones, as numbers or ids; None = all of a pruned graph, and of another one what
-    `graph.prune()` keeps, which the note above the drawing then says. Of the edges between them the
-    `max_edges` with the largest |weight| are drawn: blue where the source raises the target, orange where it
-    lowers it, wider and darker for a larger |weight|. A node without a drawn edge is pale. The labels of the
-    most influential nodes, at most `max_labels`, stand where there is room for them.
-    title: in place of the prompt. base: the number of the first position, 0 or 1.
-    The edges are `ax.collections[0]`, by rising |weight|; the nodes are the other collections, one per kind,
-    whose label is the kind.
-    Raises IndexError and KeyError for nodes that do not exist, ValueError for no node at all, for negative
-    max_edges or max_labels and for another base, TypeError for other things.
+    Edges are blue where the source raises the target and orange where it lowers it, wider and darker for a
+    larger |weight|. A node without a drawn edge is pale. A note above the drawing says what was drawn of
+    which graph.
+
+    Parameters
+    ----------
+    graph : Graph
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; None: a new figure.
+    nodes : int, str, or sequence of these, optional
+        Numbers or ids. None: all of a pruned graph, and of another one those that `graph.prune()` keeps.
+    max_edges : int, default 200
+        The largest number of edges, by |weight|.
+    max_labels : int, default 40
+        The largest number of labels, which the most influential nodes get where there is room.
+    base : int, default 0
+        Number of the first position, 0 or 1.
+    title : str, optional
+        In place of the prompt.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The edges are `ax.collections[0]`, by rising |weight|; the nodes are the other collections, one per
+        kind, with the kind as label.
+
+    Raises
+    ------
+    IndexError, KeyError
+        For nodes that do not exist.
+    ValueError
+        For no node at all, negative max_edges or max_labels, and another base.
+    TypeError
+        For other objects.
     """
     _check.instance(graph, Graph, "graph")
     base = _check.base(base)
-    max_edges, max_labels = _count(max_edges, "max_edges"), _count(max_labels, "max_labels")
+    max_edges = _check.integer(max_edges, "max_edges", 0)
+    max_labels = _check.integer(max_labels, "max_labels", 0)
     whole, here = graph, False
     if nodes is None and not graph.pruned:
         graph, here = graph.prune(), True
@@ -119,13 +145,6 @@ def graph(
         _write_note(ax, whole, graph, here, len(chosen), edges, n_edges, title)
         ax.add_artist(_Labels(ax, graph, layout, edges, _diameter(unit) / 2, max_labels))
     return ax
-
-
-def _count(value: object, name: str) -> int:
-    number = _check.integer(value, name)
-    if number < 0:
-        raise ValueError(f"{name} must not be negative, got {number}")
-    return number
 
 
 # -------------------------------------------------------------------------------------------- parts
@@ -168,7 +187,7 @@ def _draw_edges(ax: Axes, layout: Layout, edges: Edges) -> None:
     ends = [points[[place[int(n)] for n in side]].reshape(-1, 2) for side in (edges.source, edges.target)]
     codes = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
     paths = [Path(curve, codes) for curve in curves(*ends)[::-1]]
-    strength = _strength(edges)[::-1]
+    strength = edges.strength[::-1]
     colours = np.empty((len(edges), 4))
     colours[:, :3] = np.where(edges.weight[::-1, None] >= 0, to_rgb(BLUE), to_rgb(ORANGE))
     colours[:, 3] = _OPACITY[0] + (_OPACITY[1] - _OPACITY[0]) * strength
@@ -185,17 +204,6 @@ def _draw_edges(ax: Axes, layout: Layout, edges: Edges) -> None:
     ax.add_collection(lines, autolim=False)
 
 
-def _ends(edges: Edges) -> np.ndarray:
-    """The nodes that have a drawn edge."""
-    return np.union1d(edges.source, edges.target)
-
-
-def _strength(edges: Edges) -> np.ndarray:
-    """|weight| of each edge as a share of the largest."""
-    size = np.abs(edges.weight.astype(np.float64))
-    return size / max(float(size.max(initial=0)), np.finfo(np.float64).tiny)
-
-
 def _diameter(unit: float) -> float:
     """Points across a mark."""
     return float(np.clip(0.68 * unit, 2.0, 8.0))
@@ -203,8 +211,8 @@ def _diameter(unit: float) -> float:
 
 def _draw_nodes(ax: Axes, graph: Graph, layout: Layout, edges: Edges, unit: float) -> None:
     kinds = np.array([graph.kind[node] for node in layout.nodes])
-    used = np.isin(layout.nodes, _ends(edges))
-    for kind, (marker, colour, _) in _MARKS.items():
+    used = np.isin(layout.nodes, edges.ends)
+    for kind, (marker, colour) in _MARKS.items():
         mine = kinds == kind
         if not mine.any():
             continue
@@ -219,11 +227,13 @@ def _draw_legend(ax: Axes, layout: Layout, edges: Edges) -> None:
     """Kinds that are drawn, signs, and the widths of the largest |weight| and of a quarter of it."""
     drawn = {collection.get_label() for collection in ax.collections}
     handles = [
-        Line2D([], [], linestyle="", marker=marker, color=colour, mec=DARK, mew=0.6, ms=5, label=name)
-        for kind, (marker, colour, name) in _MARKS.items()
+        Line2D(
+            [], [], linestyle="", marker=marker, color=colour, mec=DARK, mew=0.6, ms=5, label=KIND_NAMES[kind]
+        )
+        for kind, (marker, colour) in _MARKS.items()
         if kind in drawn
     ]
-    if not np.isin(layout.nodes, _ends(edges)).all():
+    if not np.isin(layout.nodes, edges.ends).all():
         handles.append(
             Line2D([], [], linestyle="", marker="o", color="#ffffff", mec=PALE, ms=5, label="no edge drawn")
         )
@@ -295,15 +305,15 @@ class _Labels(Artist):
         self.set_zorder(4.5)
         self.set_in_layout(False)
         self._marks = np.stack([layout.x, layout.y], axis=1)
-        self._radius, self._most = radius, most
+        self._ax, self._radius, self._most = ax, radius, most
         place = {int(node): i for i, node in enumerate(layout.nodes)}
-        wanted = labelled(graph, layout.nodes, _ends(edges))
+        wanted = labelled(graph, layout.nodes, edges.ends)
         self._own = [place[node] for node in wanted]
         self._sizes = [text_size(short_label(graph, node), _LABEL_SIZE) for node in wanted]
         self._texts = [
             ax.text(
-                *self._marks[place[node]], short_label(graph, node), ha="center", va="center", zorder=5,
-                fontsize=_LABEL_SIZE, color="black", in_layout=False, visible=False,
+                *_point(self._marks[place[node]]), short_label(graph, node), ha="center", va="center",
+                zorder=5, fontsize=_LABEL_SIZE, color="black", in_layout=False, visible=False,
                 bbox={"boxstyle": "square,pad=0.05", "fc": "white", "alpha": 0.7, "lw": 0}, **PLAIN_TEXT,
             )
             for node in (wanted if most else [])
@@ -311,16 +321,21 @@ class _Labels(Artist):
 
     def draw(self, renderer: RendererBase) -> None:
         """Place the texts."""
-        point = self.axes.figure.dpi / 72
-        marks = self.axes.transData.transform(self._marks) / point
-        frame = np.ravel(self.axes.get_window_extent().get_points()) / point
+        ax = self._ax
+        point = ax.figure.dpi / 72
+        marks = ax.transData.transform(self._marks) / point
+        frame = np.ravel(ax.get_window_extent().get_points()) / point
         boxes = place_labels(marks, self._radius, self._own, self._sizes, frame, self._most)
         for box, text in zip(boxes, self._texts):
             place = text.get_position()
             if box is not None:
                 middle = (box[:2] + box[2:]) / 2 * point
-                place = tuple(self.axes.transData.inverted().transform(middle))
+                place = _point(ax.transData.inverted().transform(middle))
             if (text.get_visible(), text.get_position()) != (box is not None, place):  # else drawn for ever
                 text.set_visible(box is not None)
                 text.set_position(place)
         self.stale = False
+
+
+def _point(xy: np.ndarray) -> tuple[float, float]:
+    return float(xy[0]), float(xy[1])

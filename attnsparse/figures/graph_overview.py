@@ -2,7 +2,7 @@
 
 Left the dense model's heads in a grid. Right, from above: the sparse model's heads, the boxes of groups at
 their positions (across) and layers (upwards), the tokens. The red arrow runs from the word to the answer and
-points to the heads that carry it. Everything drawn is a number of a `GroupEdge`.
+points to the heads that carry it. Everything drawn is a number of a `WordEffect`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 
 from .. import _check
-from ..graphs.word_effect import GroupEdge
+from ..graphs.word_effect import WordEffect
 from ..items import shortened
-from .attention import draw_panel, draw_scale, panel_size
+from .attention import panel_size
 from .panels import (
     PAD,
     STATEMENT,
     TITLE,
     TOKENS,
-    draw_maps,
+    draw_arrow,
     draw_tokens,
     entry_text,
-    left_grid,
-    maps_height,
+    left_panel,
+    maps_end,
     model_title,
     percent,
-    place_axes,
+    right_panel,
     upright_height,
-    write_title,
 )
 from .style import BLUE, DARK, GREY, LARGEST, PALE, PLAIN_TEXT, RED, TOKEN_SIGNS, styled
 
@@ -67,15 +66,36 @@ LEAST_BOX = 0.01  # share of the logit that a group must have to be drawn
 LEAST_ARROW = 0.05  # and a flow, unless it is the strongest of its group
 
 
-def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = None, base: int = 0) -> Figure:
+def graph_overview(
+    dense: WordEffect, sparse: WordEffect, *, columns: int | None = None, base: int = 0
+) -> Figure:
     """The graph of a prompt in groups, and the heads behind the edge from a word to the answer.
 
-    dense, sparse: the edges that `graph_edge.find_group_edge` found in two models, for the left and the right
-    panel; the boxes are the second one's groups. Drawn are at most BOXES of them, those whose influence is at
-    least 1 % of the logit, each with its strongest arrow, and all arrows of at least 5 %. columns: maps a row
-    on the left; None = a square or higher, at most 6. Positions count from `base`.
+    Drawn are at most 6 groups as boxes, those whose influence is at least 1 % of the logit, each with its
+    strongest arrow, and all arrows of at least 5 %.
+
+    Parameters
+    ----------
+    dense, sparse : WordEffect
+        Of two models, for the left and the right panel; the boxes are the groups of the second one.
+    columns : int, optional
+        Maps in a row on the left; None: a square or higher, at most 6.
+    base : int, default 0
+        Number of the first position, 0 or 1.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TypeError
+        For other objects.
+    ValueError
+        For columns below 1 and another base.
     """
-    _check.instance(dense, GroupEdge, "dense"), _check.instance(sparse, GroupEdge, "sparse")
+    _check.instance(dense, WordEffect, "dense")
+    _check.instance(sparse, WordEffect, "sparse")
     _check.base(base)
     columns = _columns(dense.n_drawn) if columns is None else columns
     units = panel_size(dense.n_drawn, columns)
@@ -89,13 +109,11 @@ def graph_sketch(dense: GroupEdge, sparse: GroupEdge, *, columns: int | None = N
     room = max(left[0], *(size * len(text) for size, text in zip(_SIGN, (*_title(dense), statement))))
     with styled():
         figure = plt.figure(figsize=(room + _GAP + sketch.width + 0.04, height + TITLE + 0.04))
-        ax = left_grid(figure, dense.graph.pattern, dense.drawn, columns, left, entry)
-        write_title(ax, *_title(dense))
+        ax = left_panel(figure, _title(dense), dense.graph.pattern, dense.drawn, columns, left, entry)
         ax.annotate(statement, (0, 0), (2, -4), xycoords="axes fraction", textcoords="offset points",
                     ha="left", va="top", fontsize=7.5)  # fmt: skip
-        ax = place_axes(
-            figure, figure.get_size_inches()[0] - sketch.width - 0.02, (sketch.width, sketch.height)
-        )
+        size, entry = (sketch.width, sketch.height), (sparse.query, sparse.key)
+        ax = right_panel(figure, _title(sparse), sparse.graph.pattern, sparse.drawn, size, entry, base)
         _draw_sketch(ax, sparse, sketch, base)
     return figure
 
@@ -104,7 +122,7 @@ def _columns(n: int) -> int:
     return min(6, max(1, math.floor(math.sqrt(n))))
 
 
-def _title(found: GroupEdge) -> tuple[str, str]:
+def _title(found: WordEffect) -> tuple[str, str]:
     """The model and its number of heads; what they do."""
     graph = found.graph
     n = graph.n_layer * graph.n_head
@@ -162,7 +180,7 @@ class _Sketch:
     """Other than the red one, strongest first."""
 
 
-def _layout(found: GroupEdge) -> _Sketch:
+def _layout(found: WordEffect) -> _Sketch:
     tokens = found.graph.token_strings
     n = len(tokens)
     margins = 2 * PAD + _AXIS + _BEFORE_OUTPUT
@@ -173,7 +191,7 @@ def _layout(found: GroupEdge) -> _Sketch:
     slots[n] = width - PAD - box / 2
     x = slots[:n].copy()
     x[-1] = (slots[n - 1] + slots[n]) / 2
-    maps = PAD + maps_height(found.n_drawn, width)
+    maps = maps_end(found.n_drawn, width)
     top = maps + STATEMENT + _ABOVE
     layers = (top, top + _LAYERS)
     boxes = _boxes(found, slots, box, layers)
@@ -183,12 +201,14 @@ def _layout(found: GroupEdge) -> _Sketch:
     return _Sketch(width, below + TOKENS, maps, layers, below, x, pitch, boxes, arrows)
 
 
-def _boxes(found: GroupEdge, slots: np.ndarray, width: float, layers: tuple[float, float]) -> dict[str, _Box]:
+def _boxes(
+    found: WordEffect, slots: np.ndarray, width: float, layers: tuple[float, float]
+) -> dict[str, _Box]:
     """The strongest groups, each where it is strongest; one that would lie on a stronger one is left out."""
     least = LEAST_BOX * abs(float(found.graph.value[found.graph.logits].sum()))
     always = (found.source, found.output)
     groups = sorted(
-        found.groups.values(), key=lambda group: (group.name not in always, -abs(group.influence))
+        found.named_groups.values(), key=lambda group: (group.name not in always, -abs(group.influence))
     )
     boxes: dict[str, _Box] = {}
     for group in groups:
@@ -227,9 +247,9 @@ def _box(group: Group, x: float, width: float, layers: tuple[float, float], n_la
     return _Box(group, x, width, top + shift, bottom + shift)
 
 
-def _arrows(found: GroupEdge, boxes: dict[str, _Box]) -> tuple[_Arrow, ...]:
+def _arrows(found: WordEffect, boxes: dict[str, _Box]) -> tuple[_Arrow, ...]:
     """Flows between the boxes: all strong ones, and the strongest of every box but the red arrow's."""
-    names = list(found.groups)
+    names = list(found.named_groups)
     value = abs(float(found.graph.value[found.graph.logits].sum()))
     arrows = []
     for source in boxes:
@@ -254,15 +274,9 @@ def _beside(source: _Box, target: _Box) -> bool:
 # ---------------------------------------------------------------------------------------------- drawing
 
 
-def _draw_sketch(ax: Axes, found: GroupEdge, sketch: _Sketch, base: int) -> None:
-    """Coordinates are inches, downwards from the panel's upper left corner."""
+def _draw_sketch(ax: Axes, found: WordEffect, sketch: _Sketch, base: int) -> None:
+    """Boxes, arrows and tokens, below the maps."""
     graph, entry = found.graph, (found.query, found.key)
-    draw_panel(ax, sketch.width, sketch.height, None)
-    draw_scale(ax, (sketch.width - 0.7, -0.12, 0.5, 0.06), ax.transData)
-    write_title(ax, *_title(found))
-    draw_maps(ax, graph.pattern, found.drawn, entry, sketch.width, base)
-    statement = entry_text(graph.pattern, found.drawn, entry, base)
-    ax.text(sketch.width / 2, sketch.maps, statement, ha="center", va="top", fontsize=7.5)
     _draw_layers(ax, sketch, graph.n_layer)
     draw_tokens(ax, graph.token_strings, sketch.x, sketch.tokens, sketch.pitch, entry, base)
     for box in sketch.boxes.values():
@@ -288,7 +302,7 @@ def _draw_layers(ax: Axes, sketch: _Sketch, n_layer: int) -> None:
     )
 
 
-def _draw_box(ax: Axes, box: _Box, found: GroupEdge, layers: tuple[float, float], base: int) -> None:
+def _draw_box(ax: Axes, box: _Box, found: WordEffect, layers: tuple[float, float], base: int) -> None:
     """Name and layers; behind them each layer as dark as what its features have of the group's influence."""
     group = box.group
     colour = {found.source: RED, found.output: BLUE}.get(group.name, DARK)
@@ -318,7 +332,7 @@ def _draw_box(ax: Axes, box: _Box, found: GroupEdge, layers: tuple[float, float]
                 zorder=4, **PLAIN_TEXT)  # fmt: skip
 
 
-def _draw_main_arrow(ax: Axes, found: GroupEdge, sketch: _Sketch) -> None:
+def _draw_main_arrow(ax: Axes, found: WordEffect, sketch: _Sketch) -> None:
     """From the word over everything to the answer, and from its text up to the maps of the drawn heads."""
     start, end = sketch.boxes[found.source], sketch.boxes[found.output]
     level = sketch.layers[0] - 0.16
@@ -329,13 +343,12 @@ def _draw_main_arrow(ax: Axes, found: GroupEdge, sketch: _Sketch) -> None:
     ax.text(middle, level - 0.14, text, ha="center", va="center", fontsize=8.5)
     whole = _number(found.loadings["features"].whole)
     ax.text(start.x - 0.06, level, whole, ha="right", va="center", fontsize=7, color=RED)
-    arrow = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
     tip = sketch.maps + STATEMENT - 0.03
-    ax.add_patch(FancyArrowPatch((middle, level - 0.23), (middle, tip), linewidth=0.9, color=DARK, **arrow))
+    draw_arrow(ax, (middle, level - 0.23), (middle, tip), DARK, 0.9)
 
 
 def _draw_other_arrows(ax: Axes, sketch: _Sketch) -> None:
-    """Straight ones where the boxes stand side by side, the others in lanes below the layers."""
+    """Straight ones where the boxes are side by side, the others in lanes below the layers."""
     strongest = max((abs(arrow.weight) for arrow in sketch.arrows), default=1.0)
     lane = sketch.layers[1] + 0.1
     for arrow in sketch.arrows:
@@ -373,12 +386,12 @@ def _draw_path(
             vertices += [end] if other is before else [corner, end]
             codes += [Path.LINETO] if other is before else [Path.CURVE3, Path.CURVE3]
     path = Path([*vertices, places[-1]], [*codes, Path.LINETO])
-    style = {"linestyle": (0, (4, 2))} if dashed else {}
     ax.add_patch(
         FancyArrowPatch(
-            path=path, arrowstyle="-|>", mutation_scale=7, linewidth=width, color=colour, zorder=2.5, **style
+            path=path, arrowstyle="-|>", mutation_scale=7, linewidth=width, color=colour, zorder=2.5,
+            linestyle=(0, (4, 2)) if dashed else "-",
         )
-    )
+    )  # fmt: skip
 
 
 def _number(weight: float) -> str:

@@ -25,11 +25,26 @@ _PANELS: tuple[tuple[str, bool, Lines], ...] = (
 def training_history(history: pd.DataFrame, ax: Axes | None = None, target: float | None = None) -> Axes:
     """Loss and cross-entropy, edges, and the multiplier of the constraint, over the steps, below each other.
 
-    history: one row per logged step with the columns step, loss, ce, expected_edges, open_edges (fractions of
-    all causal pairs) and multiplier. Quantities that are absent, or not a number throughout, are left out, so
-    the history of a dense model shows its loss alone. target: the cross-entropy that the constraint asks for.
-    The panels are `ax.child_axes`; `ax` itself only holds their place.
-    Raises ValueError without a column `step` or without anything to show.
+    Parameters
+    ----------
+    history : pandas.DataFrame
+        One row per logged step with the columns step, loss, ce, expected_edges, open_edges (fractions of all
+        causal pairs) and multiplier, as `Trainer.history` gives it. Quantities that are absent, or NaN
+        throughout, are left out, so the history of a dense model shows its loss alone.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; None: a new figure.
+    target : float, optional
+        The cross-entropy that the constraint asks for, in nats.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The panels are `ax.child_axes`; `ax` itself only holds their place.
+
+    Raises
+    ------
+    ValueError
+        Without a column `step` or without anything to show.
     """
     if "step" not in history.columns:
         raise ValueError(

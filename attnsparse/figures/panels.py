@@ -1,4 +1,4 @@
-"""What sketches of a prompt share: a row of maps with named axes, what they have in common, the tokens."""
+"""The panels that both overviews of a prompt share: grid, maps with named axes, statement, tokens, arrows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
 
 from ..items import Head, shortened
-from .attention import as_pixels, draw_map, head_grid
+from .attention import as_pixels, draw_map, draw_panel, draw_scale, head_grid
 from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, RED, apart, column_text
 
 # Inches.
@@ -35,32 +36,62 @@ def model_title(name: str, n_drawn: int, n_heads: int) -> str:
     return f"{shortened(name, LABEL_SIGNS)}: {n_drawn} of {n_heads} heads"
 
 
-def place_axes(figure: Figure, x: float, size: tuple[float, float]) -> Axes:
-    """Axes of `size` inches, `x` inches from the left, with its upper edge below the titles."""
-    width, height = figure.get_size_inches()
-    place = (x / width, 1 - (TITLE + size[1]) / height, size[0] / width, size[1] / height)
-    return figure.add_axes(place)
-
-
-def left_grid(
+def left_panel(
     figure: Figure,
+    title: tuple[str, str],
     pattern: np.ndarray,
     heads: Sequence[Head],
     columns: int,
     size: tuple[float, float],
     entry: Entry,
 ) -> Axes:
-    """The grid of the left panel."""
-    ax = place_axes(figure, 0.02, size)
+    """The grid of the heads of one model, `size` inches."""
+    ax = _place_axes(figure, 0.02, size)
     head_grid(pattern, heads, columns, ax, scale=False, mark=entry)
+    _write_title(ax, *title)
     return ax
 
 
-def write_title(ax: Axes, first: str, second: str) -> None:
+def right_panel(
+    figure: Figure,
+    title: tuple[str, str],
+    pattern: np.ndarray,
+    heads: Sequence[Head],
+    size: tuple[float, float],
+    entry: Entry,
+    base: int,
+) -> Axes:
+    """The maps of the heads of the other model and what they have in common, at the right of the figure.
+
+    Coordinates are inches, downwards from the panel's upper left corner; below the statement there is room.
+    """
+    ax = _place_axes(figure, figure.get_size_inches()[0] - size[0] - 0.02, size)
+    draw_panel(ax, *size, None)
+    draw_scale(ax, (size[0] - 0.7, -0.12, 0.5, 0.06), ax.transData)
+    _write_title(ax, *title)
+    _draw_maps(ax, pattern, heads, entry, size[0], base)
+    statement = entry_text(pattern, heads, entry, base)
+    ax.text(size[0] / 2, maps_end(len(heads), size[0]), statement, ha="center", va="top", fontsize=7.5)
+    return ax
+
+
+def _place_axes(figure: Figure, x: float, size: tuple[float, float]) -> Axes:
+    """Axes of `size` inches, `x` inches from the left, with its upper edge below the titles."""
+    width, height = figure.get_size_inches()
+    place = (x / width, 1 - (TITLE + size[1]) / height, size[0] / width, size[1] / height)
+    return figure.add_axes(place)
+
+
+def _write_title(ax: Axes, first: str, second: str) -> None:
     """Two lines above a panel, the first bold, the second grey."""
-    place = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    ax.annotate(first, (0, 1), (0, 14), fontsize=9, fontweight="bold", **place, **PLAIN_TEXT)
-    ax.annotate(second, (0, 1), (0, 4.5), fontsize=7, color=GREY, **place, **PLAIN_TEXT)
+    for text, rise, size, weight, colour in (
+        (first, 14, 9, "bold", "black"),
+        (second, 4.5, 7, "normal", GREY),
+    ):
+        ax.annotate(
+            text, (0, 1), (0, rise), xycoords="axes fraction", textcoords="offset points", fontsize=size,
+            fontweight=weight, color=colour, **PLAIN_TEXT,
+        )  # fmt: skip
 
 
 def entry_text(pattern: np.ndarray, heads: Sequence[Head], entry: Entry, base: int) -> str:
@@ -86,13 +117,13 @@ def _map_size(n: int, width: float) -> tuple[float, int]:
     return side, int(room / (side + _AXES[0]) + 1e-6)
 
 
-def maps_height(n: int, width: float) -> float:
-    """Height of the rows of n maps in a panel of this width."""
+def maps_end(n: int, width: float) -> float:
+    """Lower edge of the rows of n maps in a panel of this width."""
     side, per_row = _map_size(n, width)
-    return -(-n // per_row) * (side + _AXES[1])
+    return PAD + -(-n // per_row) * (side + _AXES[1])
 
 
-def draw_maps(
+def _draw_maps(
     ax: Axes, pattern: np.ndarray, heads: Sequence[Head], entry: Entry, width: float, base: int
 ) -> None:
     """The maps with the axes K and Q, every row in the middle of the panel; coordinates are inches."""
@@ -106,14 +137,13 @@ def draw_maps(
         draw_map(ax, pattern[head], (x, y), cell, entry, pixels=pixels)
         ax.text(x + side, y + 0.01, head.label, ha="right", va="top", fontsize=6.5)
         query, key = ((position + 0.5) * cell for position in entry)
-        beside, below = {"ha": "right", "va": "center"}, {"ha": "center", "va": "top"}
-        for text, place, how, colour in (
-            ("Q", (x - 0.03, y + 0.4 * side), beside, GREY),
-            ("K", (x + 0.25 * side, y + side + 0.025), below, GREY),
-            (str(entry[0] + base), (x - 0.03, y + query), beside, RED),
-            (str(entry[1] + base), (x + key, y + side + 0.025), below, RED),
-        ):
-            ax.text(*place, text, fontsize=5.5, color=colour, **how)
+        names = (
+            ("Q", "K", 0.4 * side, 0.25 * side, GREY),
+            (*(str(p + base) for p in entry), query, key, RED),
+        )
+        for beside, below, down, right, colour in names:
+            ax.text(x - 0.03, y + down, beside, fontsize=5.5, color=colour, ha="right", va="center")
+            ax.text(x + right, y + side + 0.025, below, fontsize=5.5, color=colour, ha="center", va="top")
 
 
 # -------------------------------------------------------------------------------------------- tokens
@@ -157,3 +187,23 @@ def upright_height(tokens: Sequence[str]) -> float:
 def _token_size(token: str, pitch: float) -> float:
     """Type size in points at which a token fits into its column."""
     return float(np.clip(72 * pitch / (0.60 * max(len(token), 1)), 5.0, 8.0))
+
+
+# -------------------------------------------------------------------------------------------- arrows
+
+
+def draw_arrow(
+    ax: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    colour: str,
+    width: float,
+    curve: str = "arc3",
+) -> None:
+    """A straight arrow, or one along a `curve` as matplotlib names it."""
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=8, shrinkA=0, shrinkB=0, connectionstyle=curve,
+            linewidth=width, color=colour,
+        )
+    )  # fmt: skip

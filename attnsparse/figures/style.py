@@ -11,13 +11,11 @@ goes with every one of them into matplotlib. Sizes of type belong to the design;
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -47,9 +45,17 @@ GREY = "#8a8a8a"
 PALE = "#d9d9d9"
 PANEL = "#f7f8fa"
 
+
+class TextOptions(TypedDict):
+    """How a text is read."""
+
+    parse_math: bool
+    usetex: bool
+
+
 # For every text of a file or of the caller: a `$` in it starts no formula, and TeX, which would obey it, does
 # not get it, also on Axes that were made with text.usetex.
-PLAIN_TEXT = {"parse_math": False, "usetex": False}
+PLAIN_TEXT: TextOptions = {"parse_math": False, "usetex": False}
 
 STYLE = {
     "text.usetex": False,
@@ -86,14 +92,21 @@ def new_axes(size: tuple[float, float]) -> Axes:
     return ax
 
 
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that an Axes belongs to."""
+    figure = ax.figure.figure
+    assert isinstance(figure, Figure)  # a SubFigure's figure is the whole one
+    return figure
+
+
 def size_labels(ax: Axes) -> None:
     """Give the axis and tick labels of an Axes that somebody else made the sizes of this module."""
     ax.tick_params(labelsize=STYLE["xtick.labelsize"])
     for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set_size(STYLE["axes.labelsize"])
+        axis.label.set_fontsize(STYLE["axes.labelsize"])
 
 
-TOKEN_SIGNS = 14  # characters of a token, or of a text that stands above a column
+TOKEN_SIGNS = 14  # characters of a token, or of a text above a column
 LABEL_SIGNS = 30  # of a caller's label, of a name
 _LINE_SIGNS = 160  # of a line of a caller's title or caption
 _LINES = 12
@@ -129,7 +142,8 @@ def column_pitches(texts: Sequence[str]) -> np.ndarray:
     """float64 [n - 1]: points between columns from which on names and positions stand side by side."""
     size = STYLE["xtick.labelsize"]
     widths = np.array([max(text_size(t, size)[0] for t in (text, str(i))) for i, text in enumerate(texts)])
-    return (widths[1:] + widths[:-1]) / 2 + size / 2
+    pitches: np.ndarray = (widths[1:] + widths[:-1]) / 2 + size / 2
+    return pitches
 
 
 def name_columns(ax: Axes, x: Sequence[float] | np.ndarray, texts: Sequence[str], base: int | None) -> None:
@@ -160,12 +174,13 @@ def _settings(values: Mapping[str, Any]) -> Iterator[None]:
 
     `rc_context` would give back all, also `interactive`, which a notebook switches on with the first figure.
     """
-    before = {name: mpl.rcParams[name] for name in values}
-    mpl.rcParams.update(values)
+    settings = cast("dict[str, Any]", mpl.rcParams)
+    before = {name: settings[name] for name in values}
+    settings.update(values)
     try:
         yield
     finally:
-        mpl.rcParams.update(before)
+        settings.update(before)
 
 
 def save(
@@ -174,28 +189,47 @@ def save(
     formats: str | Sequence[str] | None = None,
     dpi: float = 300.0,
 ) -> list[Path]:
-    """Write `figure` (or the figure of an Axes) to path.png, path.svg and path.pdf and return the paths.
+    """Write a figure as PNG, SVG and PDF.
 
-    formats: one or several of "png", "svg", "pdf"; None = all three. A `path` that ends in .png, .svg or .pdf
-    is the one file that is written. The same figure gives the same bytes on every run with the same
-    matplotlib: no dates, no random names. Each file appears complete or not at all. `dpi` is that of the PNG
-    and of very large attention maps.
-    Raises ValueError for another format, for formats that are not the one `path` ends in and a dpi that is
-    not above 0, TypeError for other things, OSError if a file cannot be written.
+    The same figure gives the same bytes on every run with the same matplotlib: no dates, no random names.
+    Each file appears complete or not at all.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure or matplotlib.axes.Axes
+        The figure, or an Axes of it.
+    path : str or os.PathLike
+        `path`.png, `path`.svg and `path`.pdf are written; a path that ends in one of these is the one file
+        that is written.
+    formats : str or sequence of str, optional
+        One or several of "png", "svg", "pdf"; None: all three.
+    dpi : float, default 300
+        Of the PNG and of very large attention maps; above 0.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The files.
+
+    Raises
+    ------
+    ValueError
+        For another format, formats that are not the one `path` ends in, and another dpi.
+    TypeError
+        For other objects.
+    OSError
+        If a file cannot be written.
     """
-    stem, formats = _stem_and_formats(_check.path(path), formats)
-    if isinstance(dpi, bool) or not isinstance(dpi, Real):
-        raise TypeError(f"dpi must be a number, got {type(dpi).__name__}")
-    if not 0 < dpi < math.inf:
-        raise ValueError(f"dpi must be above 0, got {dpi}")
+    stem, names = _stem_and_formats(_check.path(path), formats)
+    dpi = _check.positive(dpi, "dpi")
     if not isinstance(figure, Figure | Axes):
         raise TypeError(f"expected a Figure or Axes of matplotlib, got {type(figure).__name__}")
-    figure = figure.figure.figure if isinstance(figure, Axes) else figure
+    whole = figure_of(figure) if isinstance(figure, Axes) else figure
     paths = []
     with _settings(_SAVE_STYLE):
-        for name in formats:
+        for name in names:
             data = io.BytesIO()
-            figure.savefig(
+            whole.savefig(
                 data, format=name, dpi=dpi, metadata=_METADATA[name], bbox_inches="tight", pad_inches=0.04
             )
             paths.append(Path(f"{stem}.{name}"))
@@ -213,5 +247,5 @@ def _stem_and_formats(path: str, formats: str | Sequence[str] | None) -> tuple[s
     if suffix[1:] not in _METADATA:
         return path, names
     if formats is not None and names != [suffix[1:]]:
-        raise ValueError(f"path ends in {suffix}, formats are {names!r:.60}; leave one of them away")
+        raise ValueError(f"path ends in {suffix}, formats are {names!r:.60}; omit one of them")
     return path.removesuffix(suffix), [suffix[1:]]

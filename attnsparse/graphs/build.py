@@ -23,15 +23,16 @@ from ..transcoders.features import RECORDED
 from ..transcoders.label_files import checked_labels
 from ..transcoders.transcoders import Transcoders
 from .choose import choose_features, sparse_rows
-from .graph import Graph, Nodes
-from .heads import ScoreSplit
+from .graph import Graph
 from .neuronpedia_write import error_label
 from .score_pairs import strongest_splits
 from .sources import Sources, read_sources
-from .targets import Reads, feature_reads, logit_reads
+from .targets import LogitReads, Reads, feature_reads, logit_reads
 
 if TYPE_CHECKING:
     from ..transcoders.features import Features
+
+__all__ = ["attribution_graph"]
 
 MAX_N_LOGITS = 10
 DESIRED_LOGIT_PROB = 0.95
@@ -59,38 +60,80 @@ def attribution_graph(
 
     With attention patterns, gates and LayerNorm scales held as they are in the run, every feature's
     pre-activation and every logit is a sum of direct effects: of features, errors of the MLPs, token and
-    position embeddings and biases. These are the edges (Ameisen et al. 2025, "Circuit Tracing", whose graphs
-    leave out positions and biases and therefore do not add up).
+    position embeddings and biases. These are the edges. Layers without a transcoder have no features: the
+    whole output of their MLP is an error node, held as it is in the run, so the effects still add up.
 
-    prompt: a text or token ids, as for `Model.run`; or a `Run` of one prompt that recorded what
-    `Transcoders.features` records. target: None for the most likely next tokens, as few as have
-    `desired_logit_prob` together and at most `max_n_logits`; or one token or several, as strings or ids. A
-    logit node's value is the logit minus the mean logit of the vocabulary. With `wrong`, tokens too, there is
-    one logit node: the mean logit of `target` minus that of `wrong`. max_feature_nodes: keep at most so many
-    features; None = all; the rest become the node "other". They are chosen in rounds, as circuit-tracer does:
-    those with most influence on the logits through the features chosen so far. labels: (layer, feature) to
-    what people read, for example `describe_features(...)`, or what `load_feature_labels` takes: the path of a
-    CSV or JSON, or the name of embedded transcoders for the labels that come with them; features that it
-    lacks, and without labels all, are called by their numbers. n_splits: also split the scores of so many
-    attention entries, those that carry most, into pairs of sources (see `Graph.score_pairs`); takes a few
-    hundredths of a second each at GPT-2's size. max_bytes bounds the run and, again, the graph.
+    Parameters
+    ----------
+    model : Model
+        The model that the transcoders were trained on.
+    transcoders : Transcoders
+        Of all layers or some.
+    prompt : str, sequence of int, or Run
+        A text or token ids, as for `Model.run`; or a run of one prompt that recorded what
+        `Transcoders.features` needs.
+    target : int, str, or sequence of these, optional
+        Tokens of the logit nodes, as strings or ids. None: the most likely next tokens. The value of a logit
+        node is the logit minus the mean logit of the vocabulary.
+    wrong : int, str, or sequence of these, optional
+        With it there is one logit node: the mean logit of `target` minus that of `wrong`.
+    max_n_logits : int, default 10
+        The largest number of most likely tokens.
+    desired_logit_prob : float, default 0.95
+        As few of these tokens are taken as have this probability together.
+    max_feature_nodes : int or None, default 2000
+        The largest number of features that are kept; None keeps all. The rest become the node "other". They
+        are chosen in rounds, as circuit-tracer does: those with most influence on the logits through the
+        features chosen so far.
+    labels : mapping, str or os.PathLike, optional
+        (layer, feature) to a text, for example `describe_features(...)`, or what `load_feature_labels` takes:
+        the path of a CSV or JSON, or the name of embedded transcoders for the labels that come with them.
+        Features without a label are named by their numbers.
+    n_splits : int, default 0
+        The number of attention entries (strongest first) whose scores are split into pairs of sources; see
+        `Graph.score_pairs`. A few hundredths of a second each at GPT-2's size.
+    prepend_bos : bool, default False
+        Put a BOS token before the prompt.
+    max_bytes : int, default 4 GiB
+        Bounds the memory of the run and, again, of the graph.
+    threads : int, optional
+        1..64; None: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show a progress bar; None: in a terminal or notebook.
 
-    Layers without a transcoder have no features: the whole output of their MLP is an error node, held as it
-    is in the run, so the effects still add up; `options` then names the layers that have one.
+    Returns
+    -------
+    Graph
 
-    Raises TypeError for other objects, ConfigError if the transcoders do not fit the model, ValueError for
-    several prompts, for a run with interventions or without what is needed, for a token string that is not
-    one token and for options out of range, IndexError for token ids and labels of features that do not exist,
-    MemoryError before more than `max_bytes` would be taken, KeyboardInterrupt on Ctrl-C; as
-    `load_feature_labels` for files.
+    Raises
+    ------
+    TypeError
+        For other objects.
+    ConfigError
+        If the transcoders do not fit the model.
+    ValueError
+        For several prompts, a run with interventions or without what is needed, a token string that is not
+        one token, and options out of range.
+    IndexError
+        For token ids and for labels of features that do not exist.
+    MemoryError
+        Before more than `max_bytes` would be taken.
+    OSError, FormatError
+        As `load_feature_labels` for files of labels.
+
+    References
+    ----------
+    Ameisen et al. 2025, "Circuit Tracing", whose graphs leave out positions and biases and therefore do not
+    add up.
     """
-    _check.instance(model, Model, "model"), _check.instance(transcoders, Transcoders, "transcoders")
+    _check.instance(model, Model, "model")
+    _check.instance(transcoders, Transcoders, "transcoders")
     labels = checked_labels({} if labels is None else labels, n_features=transcoders.n_features)
     threads, max_bytes = _check.threads(threads), _check.byte_limit(max_bytes)
     if isinstance(prompt, Run):
         _check_run(prompt)
-    most = None if max_feature_nodes is None else _count(max_feature_nodes, "max_feature_nodes")
-    n_splits = _count(n_splits, "n_splits")
+    most = None if max_feature_nodes is None else _check.integer(max_feature_nodes, "max_feature_nodes", 0)
+    n_splits = _check.integer(n_splits, "n_splits", 0)
     features = transcoders.features(
         model, prompt, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None, progress=False
     )
@@ -123,7 +166,7 @@ def _check_run(run: Run) -> None:
     """ValueError unless a graph can be made of this run."""
     if run._altered == "interventions":
         raise ValueError(
-            "a graph holds what the model itself does, and this run had interventions; run the prompt without"
+            "a graph describes the model itself, and this run had interventions; run the prompt without them"
         )
     if len(run._batch) != 1:
         raise ValueError(
@@ -148,13 +191,6 @@ def _check_size(features: Features, n_logits: int, most: int | None, max_bytes: 
         )
 
 
-def _count(value: Any, name: str) -> int:
-    number = _check.integer(value, name)
-    if number < 0:
-        raise ValueError(f"{name} must not be negative, got {number}")
-    return number
-
-
 def _shown(tokens: Any) -> Any:
     if tokens is None or isinstance(tokens, str):
         return tokens
@@ -165,7 +201,7 @@ def _shown(tokens: Any) -> Any:
 
 def _assemble(
     sources: Sources,
-    logits: Reads,
+    logits: LogitReads,
     reads: Reads,
     chosen: np.ndarray,
     effects: Sequence[np.ndarray],
@@ -180,7 +216,7 @@ def _assemble(
     n = rows.shape[1] + n_logits
     targets = np.concatenate([np.arange(len(chosen)), np.arange(n - n_logits, n)])
     start, source, weight = sparse_rows(rows.block, rows.shape, targets, n, real)
-    closure, closure_absolute = _closure(*rows.sums, reading.value)
+    closure, closure_absolute = _closure(rows.sums[0], rows.sums[1], reading.value)
     value, probability = np.full(n, np.nan, real), np.full(n, np.nan, real)
     value[targets], probability[n - n_logits :] = reading.value, logits.probability
     frozen, writes, core = sources.frozen, sources.writes_of(kept), run.model._core
@@ -202,7 +238,7 @@ def _assemble(
         probability=probability,
         start=start,
         source=source,
-        weight=weight,
+        weights=weight,
         closure=closure,
         closure_absolute=closure_absolute,
         pattern=run.pattern,
@@ -257,7 +293,7 @@ def _closure(total: np.ndarray, whole: np.ndarray, value: np.ndarray) -> tuple[f
 
 def _names(
     sources: Sources,
-    logits: Reads,
+    logits: LogitReads,
     chosen: np.ndarray,
     n_unplaced: int,
     labels: Mapping[tuple[int, int], str],
@@ -296,6 +332,3 @@ def _names(
 
 def _ints(*parts: Any) -> np.ndarray:
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
-
-
-__all__ = ["Graph", "Nodes", "ScoreSplit", "attribution_graph"]

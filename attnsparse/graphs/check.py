@@ -1,51 +1,93 @@
-"""Is the graph right about the model?  Nodes and attention entries are taken out of the real model, where
-nothing is held, and the change of the logits is put beside what the graph predicts."""
+"""Is the graph right about the model?  Nodes and attention entries are removed from the real model, where
+nothing is held, and the change of the logits is compared with what the graph predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from .. import _check
 from ..items import Edge, Mlp, Resid
 from .heads import factors
-from .sources import Sources
+from .select import Nodes
+from .targets import token_ids
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..model.model import Model
+    from ..model.run import Run
     from .graph import Graph
+    from .sources import Sources
 
 REMOVABLE = ("feature", "error", "token", "position")
 
+Row: TypeAlias = tuple[str, str, str, float, float, float, float]
 
-def check(graph: Graph, nodes: Any, entries: Any, together: bool) -> pd.DataFrame:
-    """See `Graph.check`."""
+
+def check(
+    graph: Graph, nodes: Nodes | None = None, entries: Any = None, *, together: bool = False
+) -> pd.DataFrame:
+    """Remove nodes, or attention entries, from the real model, and compare with what the graph predicts.
+
+    Everything else in the model is free to react, while the graph holds patterns and scales and takes active
+    features to be linear. Give either `nodes` or `entries`.
+
+    Parameters
+    ----------
+    nodes : int, str, or sequence of these, optional
+        Features, errors, tokens or positions; what they write is subtracted from the residual stream.
+    entries : Edge, str, tuple, or sequence of these, optional
+        Attention edges of the last position such as "a9.h6[4->7]" or (layer, head, query, key); they are set
+        to zero.
+    together : bool, default False
+        Remove all at once instead of each alone.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per item and logit node: removed, target, label, predicted_edge (change of the logit's value
+        on direct paths), predicted (through features as well), actual, ratio (actual / predicted).
+
+    Raises
+    ------
+    ValueError
+        For a graph without its model or a pruned one, for no nodes, for other kinds of nodes and for entries
+        of other positions.
+    RuntimeError
+        If the model's weights changed after the graph was made.
+    """
     import pandas as pd
 
-    if graph.origin is None or graph.pruned is not None:
-        raise ValueError(
-            "a check needs the model: take the graph that attribution_graph gave, before pruning"
-        )
-    sources, run = graph.origin[0], graph.origin[0].features.run
+    chosen = None if nodes is None else graph.nodes_of(nodes)
+    if chosen is not None and not len(chosen):
+        raise ValueError("nodes has no nodes: nothing was selected")
+    sources, _ = _origin(graph)
+    run, together = sources.features.run, _check.flag(together, "together")
     if sources.version != run.model._core.version:
         raise RuntimeError("the weights changed after the graph was made; make the graph anew")
     if run._altered:
         raise ValueError(
             f"a check needs a graph of the model itself; this one is of a run with {run._altered}"
         )
-    if (nodes is None) == (entries is None):
+    if (chosen is None) == (entries is None):
         raise ValueError("give nodes=... or entries=..., one of them")
-    rows = _node_rows(graph, nodes, together) if entries is None else _entry_rows(graph, entries, together)
+    rows = _entry_rows(graph, entries, together) if chosen is None else _node_rows(graph, chosen, together)
     columns = ("removed", "target", "label", "predicted_edge", "predicted", "actual", "ratio")
-    return pd.DataFrame([dict(zip(columns, row)) for row in rows], columns=columns)
+    table: pd.DataFrame = pd.DataFrame([dict(zip(columns, row)) for row in rows], columns=columns)
+    return table
+
+
+def _origin(graph: Graph) -> tuple[Sources, np.ndarray]:
+    if graph.origin is None or graph.pruned is not None:
+        raise ValueError("a check needs the model: use the graph that attribution_graph gave, before pruning")
+    return graph.origin
 
 
 def _rows(
     graph: Graph, name: str, logits: np.ndarray, direct: Sequence[float], total: Sequence[float]
-) -> list[tuple]:
+) -> list[Row]:
     """One row for each logit node; logits real [V]: those of the changed model."""
     changes = logit_values(graph, logits) - graph.value[graph.logits].astype(np.float64)
     return [
@@ -64,11 +106,9 @@ def _rows(
 
 def logit_values(graph: Graph, logits: np.ndarray) -> np.ndarray:
     """float64: the values of the graph's logit nodes for other logits [V] of the last token."""
-    from .targets import token_ids
-
-    model, logits = graph.origin[0].features.run.model, logits.astype(np.float64)
+    model, logits = _origin(graph)[0].features.run.model, logits.astype(np.float64)
     if graph.options["wrong"] is None:
-        return logits[graph.feature[graph.logits]] - logits.mean()
+        return np.asarray(logits[graph.feature[graph.logits]] - logits.mean())
     right, wrong = (token_ids(model, graph.options[name], name) for name in ("target", "wrong"))
     return np.array([logits[right].mean() - logits[wrong].mean()])
 
@@ -76,38 +116,38 @@ def logit_values(graph: Graph, logits: np.ndarray) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------- nodes
 
 
-def _node_rows(graph: Graph, nodes: Any, together: bool) -> list[tuple]:
-    chosen = graph.nodes_of(nodes)
+def _node_rows(graph: Graph, chosen: np.ndarray, together: bool) -> list[Row]:
     for node in chosen:
         if graph.kind[node] not in REMOVABLE:
             kinds = ", ".join(REMOVABLE)
             raise ValueError(
                 f"node {graph._id(node)!r} is no part of the model's run; {kinds} can be removed"
             )
-    rows: list[tuple] = []
+    rows: list[Row] = []
     for group in [chosen] if together else [np.array([node]) for node in chosen]:
         name = graph._id(group[0]) if len(group) == 1 else f"{len(group)} nodes"
         logits = run_without(graph, group)
-        direct = [-graph.edge(group, int(t)) for t in graph.logits]
+        direct = [-graph.weight(group, int(t)) for t in graph.logits]
         total = [-graph.total(group, int(t)) for t in graph.logits]
         rows += _rows(graph, name, logits, direct, total)
     return rows
 
 
 def run_without(graph: Graph, nodes: np.ndarray) -> np.ndarray:
-    """real [V]: logits of the last token when what the nodes write is taken out of the residual stream.
+    """real [V]: logits of the last token when what the nodes write is subtracted from the residual stream.
 
-    Layer by layer: what an MLP puts out in the changed run, less what is removed there.
+    Layer by layer: the output of an MLP in the changed run, less what is removed there.
     """
-    sources, chosen = graph.origin
+    sources, chosen = _origin(graph)
     run = sources.features.run
     numbers = np.concatenate([chosen, np.arange(len(sources.features), sources.n)])
     writes = np.flatnonzero(np.isin(sources.source, numbers[nodes]))
-    return _logits(run.model, run.tokens, _patches(sources, run, writes))
+    patch = _patches(sources, run, writes)
+    return run.model.run(run.tokens, (), logits="last", patch=patch or None).logits
 
 
-def _patches(sources: Sources, run: Any, writes: np.ndarray) -> dict[Any, np.ndarray]:
-    patch: dict[Any, np.ndarray] = {}
+def _patches(sources: Sources, run: Run, writes: np.ndarray) -> dict[Mlp | Resid, np.ndarray]:
+    patch: dict[Mlp | Resid, np.ndarray] = {}
     start = (run.embed + run.pos_embed).copy()
     for layer in np.unique(sources.layer[writes]):
         here = writes[sources.layer[writes] == layer]
@@ -123,14 +163,10 @@ def _patches(sources: Sources, run: Any, writes: np.ndarray) -> dict[Any, np.nda
     return patch
 
 
-def _logits(model: Model, tokens: np.ndarray, patch: dict[Any, np.ndarray]) -> np.ndarray:
-    return model.run(tokens, (), logits="last", patch=patch or None).logits
-
-
 # --------------------------------------------------------------------------------------------- entries
 
 
-def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[tuple]:
+def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[Row]:
     listed = list(entries) if isinstance(entries, Iterable) and not isinstance(entries, str) else [entries]
     if len(listed) == 4 and not any(isinstance(part, Iterable) for part in listed):
         listed = [tuple(listed)]  # (layer, head, query, key)
@@ -139,11 +175,11 @@ def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[tuple]:
     for edge in edges:
         if edge.query != last:
             raise ValueError(
-                f"{edge.label}: only entries of the last position {last} lead to the logits without detour"
+                f"{edge.label}: only entries of the last position {last} lead to the logits directly"
             )
-    run = graph.origin[0].features.run
+    run = _origin(graph)[0].features.run
     values = run.model.run(run.tokens, "v", logits="none").v
-    rows: list[tuple] = []
+    rows: list[Row] = []
     for group in [edges] if together else [[edge] for edge in edges]:
         name = group[0].label if len(group) == 1 else f"{len(group)} entries"
         logits = run.model.run(run.tokens, (), logits="last", ablate=group).logits

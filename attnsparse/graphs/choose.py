@@ -8,7 +8,7 @@ import numpy as np
 
 from .._engine import core_for
 from .sources import Sources
-from .targets import Reads
+from .targets import LogitReads, Reads
 
 ROUNDS = 8  # in which the features of a graph are chosen
 _BLOCK_VALUES = 2**20  # of dense rows that are made sparse at a time
@@ -23,7 +23,7 @@ def effects(sources: Sources, reads: Reads, threads: int) -> tuple[np.ndarray, n
 
 
 def choose_features(
-    sources: Sources, logits: Reads, reads: Reads, most: int | None, threads: int
+    sources: Sources, logits: LogitReads, reads: Reads, most: int | None, threads: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(chosen int64 rising, effects, bias, place): rows place[i] of effects and bias are those of the chosen
     features, then of the logits.
@@ -51,7 +51,7 @@ def choose_features(
     return visited[order], rows, bias, np.concatenate([first + order, np.arange(first)])
 
 
-def _influence(sources: Sources, logits: Reads, visited: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _influence(sources: Sources, logits: LogitReads, visited: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float64 [sources]: influence on the logits through the rows known: the logits', then the visited
     ones'."""
     targets = np.concatenate([sources.n + np.arange(len(logits)), visited])
@@ -62,7 +62,8 @@ def _influence(sources: Sources, logits: Reads, visited: np.ndarray, rows: np.nd
     )
     weights = np.zeros(n)
     weights[sources.n :] = np.nan_to_num(logits.probability, nan=1.0)
-    return core_for(str(rows.dtype)).graph_influence(start, source, weight, weights)[: sources.n]
+    influence: np.ndarray = core_for(str(rows.dtype)).graph_influence(start, source, weight, weights)
+    return influence[: sources.n]
 
 
 def sparse_rows(

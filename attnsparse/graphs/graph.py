@@ -1,55 +1,62 @@
 """Graph: which features, tokens and errors drive which, on one prompt, and which heads carry each edge.
 
 An object without a model: it holds numbers and names, can be saved, and works without the model it came from.
-Only what must be computed anew (`score_pairs`, `check`) needs the model, and says so.
+Only what must be computed again (`score_pairs`, `check`) needs the model, and says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _check
 from .._display import SHOWN, html_table
+from ..io.limits import DEFAULT_LIMITS, Limits
 from ..transcoders.label_files import checked_labels
+from . import check as graph_check
+from . import graph_file, neuronpedia_write, page, tables
 from . import heads as graph_heads
 from . import prune as graph_prune
-from . import select as graph_find
-from .select import KINDS
+from . import score_pairs as graph_scores
+from . import select as graph_select
+from .graph_file import VERSION
+from .select import Nodes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
-VERSION = 1
+    from .sources import Sources
 
-Nodes = int | str | Sequence[int | str]
+__all__ = ["Graph", "load_graph"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph:
-    """The attribution graph of one prompt: n nodes and m edges. Made by `attribution_graph`.
+    """The attribution graph of one prompt: n nodes and m edges.
 
-    Nodes are ordered: features by layer, position and number; errors of the MLPs by layer and position;
-    tokens; positions; the bias; other; logits. The edge from a source to a target is the linear effect of
-    the source on the target's pre-activation with attention patterns, gates and LayerNorm scales held as
-    they are (Ameisen et al. 2025, "Circuit Tracing"); with position embeddings and biases as nodes, the
-    edges into every feature and logit add up to its value. All arrays are read-only.
+    `attribution_graph`, `load_graph` and `read_graph_json` make it. Nodes are ordered: features by layer,
+    position and number; errors of the MLPs by layer and position; tokens; positions; the bias; other;
+    logits. The edge from a source to a target is the linear effect of the source on the target's
+    pre-activation with attention patterns, gates and LayerNorm scales held as they are; with position
+    embeddings and biases as nodes, the edges into every feature and logit add up to its value. All arrays are
+    read-only.
+
+    References
+    ----------
+    Ameisen et al. 2025, "Circuit Tracing".
     """
 
     model_name: str
     model_digest: str
     transcoders_name: str
     scan: str
-    """What names model and transcoders where graphs are shared."""
+    """The name of model and transcoders where graphs are shared."""
     prompt: str
     """The text without a BOS token that was put before it: `model.run(graph.prompt,
     prepend_bos=graph.prepend_bos)` has the graph's tokens, unless the graph is of ids that no text gives."""
@@ -62,8 +69,8 @@ class Graph:
     n_head: int
     options: Mapping[str, Any]
     """Options of `attribution_graph` as JSON values; n_active, the active features before the choice; of a
-    pruned graph scores, what `scores` gave before; and if only some layers have transcoders their numbers,
-    transcoder_layers."""
+    pruned graph scores, the result of `scores` before; and transcoder_layers, the layers with transcoders if
+    only some have one."""
     kind: tuple[str, ...]
     """One of "feature", "error", "token", "position", "bias", "other", "logit" per node. other: all active
     features that were not kept, together."""
@@ -79,24 +86,23 @@ class Graph:
     probability: np.ndarray
     """real [n]: the probability of a logit node's token; NaN for the rest."""
     labels: tuple[str, ...]
-    """What people read for each node."""
+    """A readable name of each node."""
     start: np.ndarray
     """int64 [n + 1]: the edges into node t are [start[t], start[t + 1])."""
     source: np.ndarray
     """int32 [m], ascending for each target."""
-    weight: np.ndarray
-    """real [m]."""
+    weights: np.ndarray
+    """real [m]: the weight of each edge."""
     closure: float
     """Largest |sum of the incoming edges - value| / |value| over all features and logits; of a pruned graph
     that before pruning."""
     closure_absolute: float
-    """Largest |sum - value| / (sum of |edges|): what rounding does, whatever cancels."""
+    """Largest |sum - value| / (sum of |edges|): the rounding error, however much cancels."""
     pattern: np.ndarray
     """real [L, H, query, key]: the attention pattern of the prompt."""
     carried: np.ndarray
-    """real [n_placed, L, H, D]: what each head's values hold of a source at its own position, where the
-    source has been carried by the residual stream and by attention to itself. n_placed: all nodes before
-    the bias."""
+    """real [n_placed, L, H, D]: the part of each head's values that comes from a source, at the source's own
+    position, through the residual stream and attention to itself. n_placed: all nodes before the bias."""
     received: np.ndarray
     """real [n_targets, L, H, D]: derivative of a target with respect to each head's z at the target's own
     position, on paths that stay there. Targets: features, then logits."""
@@ -106,13 +112,13 @@ class Graph:
     """real [n]: cumulative share of the influence on the logits, nodes taken by falling influence; set by
     `prune` (circuit-tracer's definition)."""
     splits: tuple[graph_heads.ScoreSplit, ...] = ()
-    """Scores of the attention entries that carry most, split into pairs of sources; see `score_pairs`."""
+    """Scores of the strongest attention entries, split into pairs of sources; see `score_pairs`."""
     pruned: Mapping[str, float] | None = None
-    """The thresholds, for a graph made by `prune`; its edges do not add up any more."""
+    """The thresholds, for a graph made by `prune`; its edges no longer add up."""
     version: int = field(default=VERSION)
-    origin: Any = None
-    """What `score_pairs` and `check` compute with: model, features. None for a graph read from a file,
-    unpickled or copied."""
+    origin: tuple[Sources, np.ndarray] | None = None
+    """Sources and chosen features, with which `score_pairs` and `check` compute. None for a graph read from a
+    file, unpickled or copied."""
 
     def __post_init__(self) -> None:
         for value in vars(self).values():
@@ -149,9 +155,25 @@ class Graph:
                 return kind
 
     def node(self, node: int | str) -> int:
-        """The number of a node given by number (negative ones count from the end) or id.
+        """The number of a node.
 
-        Raises IndexError for a number out of range, KeyError for an unknown id, TypeError for other things.
+        Parameters
+        ----------
+        node : int or str
+            A number (negative ones count from the end) or an id.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        IndexError
+            For a number out of range.
+        KeyError
+            For an unknown id.
+        TypeError
+            For other objects.
         """
         if isinstance(node, str):
             found = self._numbers().get(node)
@@ -170,32 +192,48 @@ class Graph:
         return {name: i for i, name in enumerate(self.ids)}
 
     def nodes_of(self, nodes: Nodes) -> np.ndarray:
-        """int64: the numbers of one node or of several, without doubles, in order. Raises as `node` does."""
+        """The numbers of one node or of several.
+
+        Parameters
+        ----------
+        nodes : int, str, or sequence of these
+            By number or id.
+
+        Returns
+        -------
+        numpy.ndarray
+            int64 [k], rising, each once.
+
+        Raises
+        ------
+        IndexError, KeyError, TypeError
+            As `node` does.
+        """
         if isinstance(nodes, str) or not isinstance(nodes, Iterable):
             return np.array([self.node(nodes)])
         numbers = self._numbers() if any(isinstance(node, str) for node in nodes) else {}
         found = [numbers[node] if node in numbers else self.node(node) for node in nodes]
         return np.unique(np.array(found, dtype=np.int64))
 
-    def select(
-        self,
-        kind: str | Sequence[str] | None = None,
-        layer: int | range | Sequence[int] | None = None,
-        position: int | str | None = None,
-        label: str | None = None,
-    ) -> np.ndarray:
-        """int64: the nodes that fit all that is given; none may be.
-
-        layer: -1 for nodes of no layer, such as tokens; the number of layers for logits. position: a number
-        (negative ones count from the end) or a token string that occurs once. label: a text that the node's
-        label contains.
-        Raises ValueError for kinds and token strings that there are not, IndexError for layers and positions
-        out of range, TypeError for other things.
-        """
-        return graph_find.select(self, kind, layer, position, label)
-
     def position_of(self, position: int | str) -> int:
-        """A position given as a number or as a token string; an ambiguous string is a ValueError."""
+        """The number of a position.
+
+        Parameters
+        ----------
+        position : int or str
+            A number (negative ones count from the end) or a token string.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            For a token string that does not occur exactly once.
+        IndexError
+            For a number out of range.
+        """
         n = len(self.tokens)
         if isinstance(position, str):
             same = [i for i, token in enumerate(self.token_strings) if token.strip() == position.strip()]
@@ -208,11 +246,11 @@ class Graph:
             raise IndexError(f"position {number} is out of range: the prompt has {n} tokens")
         return number % n
 
-    # --- edges
+    # --- nodes
 
     @property
     def n_features(self) -> int:
-        """How many nodes are features."""
+        """The number of nodes that are features."""
         return self.kind.count("feature")
 
     @property
@@ -225,265 +263,108 @@ class Graph:
         """int64: the logit nodes."""
         return np.flatnonzero(np.array(self.kind) == "logit")
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether `heads` can split edges: not if saved with heads=False or read from a graph JSON."""
+        return bool(self.carried.shape[-1] > 0)
+
+    # --- edges
+
     def incoming(self, target: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """(sources int32, weights real) of the edges into a node."""
+        """The edges into a node: (sources int32 [k], weights real [k]). Raises as `node` does."""
         t = self.node(target)
         edges = slice(self.start[t], self.start[t + 1])
-        return self.source[edges], self.weight[edges]
+        return self.source[edges], self.weights[edges]
 
     def outgoing(self, source: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """(targets int64, weights real) of the edges from a node."""
+        """The edges from a node: (targets int64 [k], weights real [k]). Raises as `node` does."""
         at = np.flatnonzero(self.source == self.node(source))
-        return np.searchsorted(self.start, at, side="right") - 1, self.weight[at]
+        return np.searchsorted(self.start, at, side="right") - 1, self.weights[at]
 
-    def edge(self, source: Nodes, target: Nodes) -> float:
-        """Weight of an edge, 0.0 where there is none; of groups, the sum of all edges between them.
+    def weight(self, source: Nodes, target: Nodes) -> float:
+        """The weight of an edge; between groups, the sum over all edges from one to the other.
 
-        Raises as `node` does, and ValueError for no nodes, for targets that no edge leads to (all but
-        features and logits) and for logits as sources.
+        Parameters
+        ----------
+        source, target : int, str, or sequence of these
+            One node or several, by number or id.
+
+        Returns
+        -------
+        float
+            0.0 where there is no edge.
+
+        Raises
+        ------
+        ValueError
+            For no nodes, for targets that no edge leads to (all but features and logits) and for logits as
+            sources.
+        IndexError, KeyError, TypeError
+            As `node` does.
         """
-        sources, targets = graph_find.ends(self, source, target)
+        sources, targets = graph_select.ends(self, source, target)
         total = 0.0
         for t in targets:
             found, weights = self.incoming(int(t))
             total += float(weights[np.isin(found, sources)].sum(dtype=np.float64))
         return total
 
-    def total(self, source: Nodes, target: Nodes) -> float:
-        """Influence of a source on a target through features as well as directly.
+    # --- methods that are functions of a graph, each in the module of its subject
 
-        The direct edge, plus over all features f: edge(source, f) / activation(f) * total(f, target): the
-        effect in the replacement model linearised at this prompt, where an active feature's activation is
-        its pre-activation. Groups: the sum, where no path is counted twice: what leaves the group and comes
-        back to it is left out. Raises as `edge` does.
-        """
-        return graph_heads.total(self, *graph_find.ends(self, source, target))
+    select = graph_select.select
+    total = graph_heads.total
+    heads = graph_heads.heads
+    needed_heads = graph_heads.needed_heads
+    score_pairs = graph_scores.score_pairs
+    check = graph_check.check
+    prune = graph_prune.prune
+    scores = graph_prune.scores
+    save = graph_file.save_graph
+    to_neuronpedia = neuronpedia_write.to_neuronpedia
+    to_html = page.to_html
+    nodes = tables.nodes
+    links = tables.links
+    summary = tables.summary
 
-    def heads(self, source: Nodes, target: Nodes, *, through: str = "edge", base: int = 0) -> pd.DataFrame:
-        """Which heads carry the edge from a source to a target, or from one group of nodes to another.
-
-        One row per (layer, head), by falling |loading|, then the rows "direct" and "remainder"; columns
-        label, layer, head, loading, share (of the whole), cumulative (share of this and all rows above it),
-        and, if all edges run between the same two positions, key, query (from `base`) and pattern. The
-        loadings add up to the edge. From position k to q > k: a head's loading is what hops from k to q
-        through its entry of the pattern, carried at k before and at q after by the residual stream and by
-        attention to itself; what visits other positions is the remainder. Within one position: direct is
-        the residual stream alone, a head's loading what made its last hop through it. through="features": of
-        `total` instead, each first edge with its further way. The bias and other nodes have no position:
-        theirs is all remainder.
-        Raises ValueError for another `through` and for a graph without what this needs, see `has_heads`; as
-        `edge` does for nodes.
-        """
-        return graph_heads.table(self, *graph_find.ends(self, source, target), through, _check.base(base))
-
-    def needed_heads(
-        self, source: Nodes, target: Nodes, fraction: float = 0.8, *, through: str = "edge"
-    ) -> int | None:
-        """The fewest heads whose loadings sum to `fraction` of the whole; None if all together do not.
-
-        Raises as `heads` does, and ValueError for a fraction that is not above 0 and at most 1.
-        """
-        return graph_heads.needed(self, *graph_find.ends(self, source, target), fraction, through)
-
-    def score_pairs(self, layer: int, head: int, query: int | str, key: int | str) -> graph_heads.ScoreSplit:
-        """Why a head looked there: the score of one attention entry, split over pairs of sources.
-
-        score = q . k / sqrt(D) is bilinear in the residual streams of query and key, and these are sums over
-        the sources of the graph, so it is the sum of one number for every pair (query-side source, key-side
-        source); the constants of a side are its bias node. Patterns and scales before the entry are held.
-        Raises ValueError for a graph without its model or a pruned one, IndexError for an entry that does
-        not exist.
-        """
-        from .score_pairs import score_pairs
-
-        return graph_heads.named(score_pairs(self, layer, head, query, key), self)
-
-    def check(
-        self, nodes: Nodes | None = None, entries: Any = None, *, together: bool = False
-    ) -> pd.DataFrame:
-        """Take nodes, or attention entries, out of the real model, and compare with what the graph predicts.
-
-        nodes: features, errors, tokens or positions; what they write is taken out of the residual stream.
-        entries: attention edges such as "a9.h6[4->7]" or (layer, head, query, key), of the last position;
-        they are set to zero. Each alone, or all `together`. Everything else in the model is free to react,
-        while the graph holds patterns and scales and takes active features to be linear. One row per item
-        and logit node; columns removed, target, label, predicted_edge (change of the logit's value on
-        direct paths), predicted (through features as well), actual, ratio (actual / predicted).
-        Raises ValueError for a graph without its model or a pruned one, for no nodes, for other kinds of
-        nodes and for entries of other positions.
-        """
-        from .check import check
-
-        if nodes is not None and not len(nodes := self.nodes_of(nodes)):
-            raise ValueError("nodes has no nodes: nothing was selected")
-        return check(self, nodes, entries, together)
-
-    # --- the whole
-
-    @property
-    def has_heads(self) -> bool:
-        """Whether `heads` can split edges: not if saved with heads=False or read from a graph JSON."""
-        return self.carried.shape[-1] > 0
+    # --- other graphs
 
     def without_heads(self) -> Graph:
         """The graph without the arrays of `heads`, which are most of its memory."""
-        from .graph_file import without_heads
-
-        return without_heads(self)
+        carried, received, alone = (
+            array[..., :0].copy() for array in (self.carried, self.received, self.received_alone)
+        )
+        return dataclasses.replace(self, carried=carried, received=received, received_alone=alone)
 
     def with_labels(self, labels: Mapping[tuple[int, int], str] | str | os.PathLike[str]) -> Graph:
-        """The graph with other labels of features: (layer, feature) to what people read, for example
-        `FeatureLabels`, or what `load_feature_labels` takes. Features that `labels` lacks keep theirs.
+        """The graph with other labels of features.
 
-        Raises TypeError for other keys or labels, IndexError for layers that the model lacks; as
-        `load_feature_labels` for files.
+        Parameters
+        ----------
+        labels : mapping, str or os.PathLike
+            (layer, feature) to a text, for example `FeatureLabels`, or what `load_feature_labels` takes.
+            Features that it lacks keep their labels.
+
+        Returns
+        -------
+        Graph
+
+        Raises
+        ------
+        TypeError
+            For other keys or labels.
+        IndexError
+            For layers that the model lacks.
+        OSError, FormatError
+            As `load_feature_labels` for files.
         """
-        names, labels = list(self.labels), checked_labels(labels, self.n_layer)
+        names, given = list(self.labels), checked_labels(labels, self.n_layer)
         for i in range(self.n_features):
-            names[i] = labels.get((int(self.layer[i]), int(self.feature[i]))) or names[i]
+            names[i] = given.get((int(self.layer[i]), int(self.feature[i]))) or names[i]
         return dataclasses.replace(self, labels=tuple(names))
 
-    def prune(self, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Graph:
-        """The nodes and edges with most influence on the logits, as circuit-tracer prunes.
-
-        Nodes with `node_threshold` of the influence are kept, then of the edges between them those with
-        `edge_threshold`; tokens, positions, bias, other and logits stay; features without an edge to or from
-        them and errors without one from them go. `influence` of the result is set. Nodes are numbered anew,
-        their ids stay: `pruned.node(graph.ids[i])` is where node i went.
-        A pruned graph can be pruned again: thresholds are then shares of the influence on what is left.
-        Raises ValueError for thresholds outside 0..1.
-        """
-        return graph_prune.prune(self, node_threshold, edge_threshold)
-
-    def scores(self) -> dict[str, float]:
-        """How much of the influence on the logits is explained.
-
-        replacement, completeness: circuit-tracer's definitions, on the nodes that it has (features, errors,
-        tokens, logits). replacement_closed, completeness_closed: the same on all nodes, with positions and
-        biases as explained and other features as error. Of a pruned graph: those of the whole one, which
-        `prune` notes in `options`; ValueError if it came from elsewhere without them. A graph read from
-        another tool's file that names no thresholds counts as whole.
-        """
-        return graph_prune.scores(self)
-
-    @property
-    def nodes(self) -> pd.DataFrame:
-        """One row per node: id, kind, layer, position, token, feature, value, probability, label."""
-        import pandas as pd
-
-        strings = [self.token_strings[p] if p >= 0 else "" for p in self.position]
-        columns = {
-            "id": self.ids, "kind": self.kind, "layer": self.layer, "position": self.position,
-            "token": strings, "feature": self.feature, "value": self.value, "probability": self.probability,
-            "label": self.labels,
-        }  # fmt: skip
-        if self.influence is not None:
-            columns["influence"] = self.influence
-        return pd.DataFrame(columns)
-
-    @property
-    def edges(self) -> pd.DataFrame:
-        """One row per edge: source, target (node numbers), source_id, target_id, weight."""
-        import pandas as pd
-
-        target = np.repeat(np.arange(len(self)), np.diff(self.start))
-        ids = np.array(self.ids)
-        return pd.DataFrame(
-            {
-                "source": self.source,
-                "target": target,
-                "source_id": ids[self.source],
-                "target_id": ids[target],
-                "weight": self.weight,
-            }
-        )
-
     def to_pandas(self) -> pd.DataFrame:
-        """`edges`."""
-        return self.edges
-
-    def summary(self) -> pd.DataFrame:
-        """One row: model, transcoders, prompt, prepend_bos, pruned (False, or the thresholds), nodes of each
-        kind, edges, closure (NaN for a pruned graph, whose edges do not add up), scores (as `scores` gives
-        them, if it does)."""
-        import pandas as pd
-
-        thresholds = ", ".join(f"{name}={value:g}" for name, value in (self.pruned or {}).items())
-        row = {
-            "model": self.model_name,
-            "transcoders": self.transcoders_name,
-            "prompt": self.prompt,
-            "prepend_bos": self.prepend_bos,
-            "pruned": False if self.pruned is None else thresholds or "True",
-            **{f"n_{kind}": self.kind.count(kind) for kind in KINDS},
-            "n_edges": len(self.source),
-            "closure": self.closure if self.pruned is None else np.nan,
-        }
-        return pd.DataFrame([row | (graph_prune.known_scores(self) or {})])
-
-    # --- files
-
-    def save(self, path: str | os.PathLike[str], *, heads: bool = True) -> None:
-        """Write `path`.json (names and options) and `path`.npz (arrays), each whole or not at all.
-
-        heads=False leaves out the largest arrays, n L H D numbers, which `heads` computes with. `load_graph`
-        reads both. Raises OSError.
-        """
-        from .graph_file import save_graph
-
-        save_graph(self, path, heads=heads)
-
-    def to_json(
-        self,
-        folder: str | os.PathLike[str],
-        slug: str,
-        *,
-        node_threshold: float | None = 0.8,
-        edge_threshold: float | None = 0.98,
-        supernodes: Mapping[str, Nodes] | None = None,
-        pinned: Nodes = (),
-        clicked: int | str | None = None,
-        scan: str | None = None,
-        info: Mapping[str, Any] | None = None,
-        feature_details: Mapping[str, str] | None = None,
-        n_contributors: int = 10,
-        warn_bytes: int = 100 * 2**20,
-    ) -> Path:
-        """Write `slug`.json for circuit-tracer's and Neuronpedia's viewers; see `write_graph_json`."""
-        from .neuronpedia_write import write_graph_json
-
-        return write_graph_json(
-            self, folder, slug, node_threshold=node_threshold, edge_threshold=edge_threshold,
-            supernodes=supernodes, pinned=pinned, clicked=clicked, scan=scan, info=info,
-            feature_details=feature_details, n_contributors=n_contributors, warn_bytes=warn_bytes,
-        )  # fmt: skip
-
-    def to_html(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        title: str | None = None,
-        node_threshold: float | None = None,
-        edge_threshold: float | None = None,
-        max_edges: int = 3000,
-        base: int = 0,
-    ) -> Path:
-        """Write one page to look at the graph in a browser and return its path; it needs no other file.
-
-        Clicking a node shows its edges, clicking an edge the eight heads that carry most of it with their
-        attention maps; labels can be searched, and `#node=ID` or `#edge=ID,ID` after the address leads to a
-        node or an edge. The page loads nothing and may not: its policy forbids the network. The same graph
-        gives the same bytes.
-        A graph that is not pruned is pruned first, by `prune` with node_threshold (None = 0.8) and
-        edge_threshold (None = 0.98). max_edges: of its edges, so many with the largest |weight| are in it.
-        title: in place of the prompt. base: the number of the first position, 0 or 1.
-        Warns above 20 MB.
-        Raises ValueError for thresholds outside 0..1 or for a pruned graph, for a negative
-        max_edges and another base, TypeError for other things, OSError if the file cannot be written.
-        """
-        from .page import write_page
-
-        return write_page(self, path, title, node_threshold, edge_threshold, max_edges, base)
+        """The table of edges; see `links`."""
+        return self.links()
 
     # --- display
 
@@ -493,10 +374,43 @@ class Graph:
         return partial(Graph, **{name: getattr(self, name) for name in names}), ()
 
     def __repr__(self) -> str:
-        size = f"{len(self)} nodes, {len(self.source):,} edges{graph_find.layers_with_features(self)}"
+        size = f"{len(self)} nodes, {len(self.source):,} edges{graph_select.layers_with_features(self)}"
         state = "pruned" if self.pruned else f"closure {self.closure:.1e}"
         return f"Graph({self.prompt!r:.60}, {self.model_name!r}, {size}, {state})"
 
     def _repr_html_(self) -> str:
-        nodes = self.nodes.assign(influence=graph_prune.node_influence(self))
+        nodes = self.nodes().assign(influence=graph_prune.node_influence(self))
         return html_table(self, nodes.nlargest(SHOWN, "influence"))
+
+
+def load_graph(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Graph:
+    """Read what `Graph.save` wrote.
+
+    The graph answers everything but `score_pairs` and `check`, which need the model; one saved with
+    heads=False has no `heads` either.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        With or without .json or .npz.
+    limits : Limits, optional
+        The largest file that is read.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    FormatError
+        With a code: json_* and duplicate_name for the JSON; magic, version, header_value for its fields;
+        checksum if the .npz belongs to another JSON; missing_tensor, unexpected_tensor, dtype, size_mismatch,
+        array_header, zip_* and truncated for the arrays; value for nodes and edges that make no sense.
+    LimitError
+        Above one of `limits`.
+    NonFiniteError
+        For weights and values that are not finite.
+    """
+    return Graph(**graph_file.read(path, limits))

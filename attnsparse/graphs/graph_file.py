@@ -1,17 +1,17 @@
-"""Graphs in files: `path`.json with names and options, `path`.npz with the arrays; see paired_file.py."""
+"""Graphs in files: `path`.json with names and options, `path`.npz with the arrays; see io/paired_file.py."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _check
 from ..errors import raise_file_error
 from ..io.folder_commit import read_whole
-from ..io.limits import DEFAULT_LIMITS, Limits
+from ..io.limits import Limits
 from ..io.paired_file import (
     Kind,
     Specs,
@@ -29,9 +29,13 @@ from ..io.paired_file import (
     save_pair,
 )
 from ..io.strict_json import shown
-from .graph import KINDS, VERSION, Graph
 from .heads import ScoreSplit
+from .select import KINDS
 
+if TYPE_CHECKING:
+    from .graph import Graph
+
+VERSION = 1
 KIND = Kind("graph", VERSION)
 
 _TEXTS = ("model_name", "model_digest", "transcoders_name", "scan", "prompt")
@@ -75,23 +79,36 @@ _ARRAYS = {
     "split_pairs": ("<f8", "J"),
 }
 _PLAIN = (
-    "tokens", "layer", "position", "feature", "value", "probability", "start", "source", "weight", "pattern",
-    "carried", "received", "received_alone",
+    "tokens", "layer", "position", "feature", "value", "probability", "start", "source", "pattern", "carried",
+    "received", "received_alone",
 )  # fmt: skip
 _AS_THEY_ARE = (*_TEXTS, "prepend_bos", "n_layer", "n_head", "options", "pruned", "version")
 _OF_HEADS = ("carried", "received", "received_alone")
 
 
 def save_graph(graph: Graph, path: str | os.PathLike[str], *, heads: bool = True) -> None:
-    """See `Graph.save`."""
-    if not isinstance(graph, Graph):
-        raise TypeError(f"graph must be a Graph, got {type(graph).__name__}")
-    graph = graph if heads else graph.without_heads()
-    dtype = graph.weight.dtype.name
+    """Write `path`.json (names and options) and `path`.npz (arrays), both or neither.
+
+    `load_graph` reads them.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        With or without .json or .npz.
+    heads : bool, default True
+        False leaves out the largest arrays, n L H D numbers, which `heads` computes with.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    graph = graph if _check.flag(heads, "heads") else graph.without_heads()
+    dtype = graph.weights.dtype.name
     fields = {name: getattr(graph, name) for name in _FIELDS if hasattr(graph, name)}
     fields |= {"dtype": dtype, "options": dict(graph.options)}
     fields["pruned"] = None if graph.pruned is None else dict(graph.pruned)
-    arrays = {name: getattr(graph, name) for name in _PLAIN}
+    arrays = {name: getattr(graph, name) for name in _PLAIN} | {"weight": graph.weights}
     arrays["kind"] = [KINDS.index(kind) for kind in graph.kind]
     arrays["closure"] = [graph.closure, graph.closure_absolute]
     if graph.influence is not None:
@@ -119,50 +136,40 @@ def _specs(dtype: str) -> Specs:
     }
 
 
-def load_graph(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Graph:
-    """Read what `Graph.save(path)` wrote; `path` with or without .json or .npz.
-
-    The graph answers everything but what needs the model, `score_pairs` and `check`; a graph saved with
-    heads=False has no `heads` either.
-
-    Raises OSError when a file cannot be read, and FormatError with a code: json_* and duplicate_name for the
-    JSON; magic, version, header_value for its fields; checksum when the .npz belongs to another JSON;
-    missing_tensor, unexpected_tensor, dtype, size_mismatch, array_header, zip_* and truncated for the arrays;
-    value for nodes and edges that make no sense. LimitError above one of `limits`, NonFiniteError for weights
-    and values that are not finite.
-    """
+def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
+    """The fields of the `Graph` that `save_graph` wrote; raises as `load_graph`."""
     json_path, npz_path = pair_paths(path)
     return read_whole(Path(json_path).parent, lambda: _read(json_path, npz_path, limits))
 
 
-def _read(json_path: str, npz_path: str, limits: Limits) -> Graph:
+def _read(json_path: str, npz_path: str, limits: Limits) -> dict[str, Any]:
     data = read_fields(json_path, KIND, _FIELDS, limits)
     _check_fields(data, json_path)
     specs = _specs(data["dtype"])
     arrays = read_arrays(npz_path, KIND, data["arrays_sha256"], specs, limits, optional=("influence",))
     _check_arrays(arrays, data, specs, npz_path)
-    return Graph(
+    return {
         **{name: data[name] for name in _AS_THEY_ARE},
         **{name: arrays[name] for name in _PLAIN},
-        token_strings=tuple(data["token_strings"]),
-        labels=tuple(data["labels"]),
-        kind=tuple(KINDS[code] for code in arrays["kind"].tolist()),
-        closure=float(arrays["closure"][0]),
-        closure_absolute=float(arrays["closure"][1]),
-        influence=arrays.get("influence"),
-        splits=_read_splits(arrays),
-    )  # fmt: skip
+        "weights": arrays["weight"],
+        "token_strings": tuple(data["token_strings"]),
+        "labels": tuple(data["labels"]),
+        "kind": tuple(KINDS[code] for code in arrays["kind"].tolist()),
+        "closure": float(arrays["closure"][0]),
+        "closure_absolute": float(arrays["closure"][1]),
+        "influence": arrays.get("influence"),
+        "splits": _read_splits(arrays),
+    }
 
 
 def _read_splits(arrays: dict[str, np.ndarray]) -> tuple[ScoreSplit, ...]:
     splits, start, at = [], arrays["split_start"], 0
-    for i, (entry, scores) in enumerate(
-        zip(arrays["split_entries"].tolist(), arrays["split_scores"].tolist())
-    ):
+    entries, scores = arrays["split_entries"].tolist(), arrays["split_scores"].tolist()
+    for i, ((layer, head, query, key), (score, gate_logit)) in enumerate(zip(entries, scores)):
         nodes = arrays["split_nodes"][start[i] : start[i + 1]].copy()
         p = len(nodes)
         pairs = arrays["split_pairs"][at : at + p * p].reshape(p, p).copy()
-        splits.append(ScoreSplit(*entry, *scores, nodes, pairs))
+        splits.append(ScoreSplit(layer, head, query, key, score, gate_logit, nodes, pairs))
         at += p * p
     return tuple(splits)
 
@@ -239,9 +246,8 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
 
 def _n_pairs(start: np.ndarray, path: str) -> int:
     if start[-1] >= 2**31:
-        raise_file_error(
-            "value", path, f"the splits have {int(start[-1]):,} nodes, which cannot be", "split_start"
-        )
+        text = f"the splits have {int(start[-1]):,} nodes, at most {2**31 - 1:,} are read"
+        raise_file_error("value", path, text, "split_start")
     return int((np.diff(start) ** 2).sum())
 
 
@@ -258,7 +264,7 @@ def check_nodes(arrays: dict[str, np.ndarray], kind: np.ndarray, n_layer: int, p
     if not good.all():
         i = int(np.argmin(good))
         place = f"layer {layer[i]}, position {position[i]}, number {feature[i]}"
-        text = f"node {i} ({kind[i]}) has {place}, which cannot be"
+        text = f"node {i} ({kind[i]}) has {place}, out of range for its kind"
         raise_file_error("value", path, text, "layer")
     rows = np.stack([np.unique(kind, return_inverse=True)[1].reshape(-1), layer, position, feature], axis=1)
     if len(np.unique(rows, axis=0)) != len(rows):
@@ -296,8 +302,3 @@ def _check_splits(arrays: dict[str, np.ndarray], sides: dict[str, int], path: st
         )
     if ((nodes < 0) | (nodes >= sides["n"])).any():
         raise_file_error("value", path, f"a split has a node outside 0..{sides['n'] - 1}", "split_nodes")
-
-
-def without_heads(graph: Graph) -> Graph:
-    """See `Graph.without_heads`."""
-    return dataclasses.replace(graph, **{name: getattr(graph, name)[..., :0].copy() for name in _OF_HEADS})

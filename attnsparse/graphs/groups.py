@@ -4,7 +4,7 @@
     groups = asp.group_nodes(graph, {"large": {"position": "large"}, "small": ["11_17_7", "logit_diff"]})
     flows(graph, list(groups.values()))                           # in units of the logit
 
-What a group does to the logits is counted along paths through features, as `Graph.total` does.
+The effect of a group on the logits is counted along paths through features, as `Graph.total` does.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Group:
     nodes: np.ndarray
     """int64, rising."""
     positions: tuple[int, ...]
-    """Where they stand, from 0."""
+    """Of the nodes, from 0."""
     layers: tuple[int, int] | None
     """First and last of the fewest neighbouring layers that have 80 % of the influence of its features on the
     logits, by absolute values; logits are at the layer after the last. None: embeddings alone."""
     profile: np.ndarray
-    """float64 [L]: what the features of each layer have of that influence; 0 without features."""
+    """float64 [L]: share of that influence in each layer; 0 without features."""
     n_features: int
     influence: float
     """`Graph.total` of the group on the logits, without the logits themselves."""
@@ -63,12 +63,28 @@ class Group:
 def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
     """Named groups of nodes.
 
-    groups: name -> what belongs to it: a text that a label contains; a node number, or several node numbers
-    and ids; arguments of `Graph.select` (kind, layer, position, label); or a function that is given each row
-    of `Graph.nodes` as a named tuple and says True or False. Unless a kind or nodes are named, only features
-    and tokens are chosen.
-    Raises ValueError for a group without nodes and for a node in two groups, KeyError and IndexError for
-    nodes that do not exist, TypeError for other objects.
+    Parameters
+    ----------
+    graph : Graph
+    groups : mapping
+        Name to members: a text that a label contains; a node number, or several node numbers and ids;
+        arguments of `Graph.select` (kind, layer, position, label); or a function that takes each row of
+        `Graph.nodes` as a named tuple and returns True or False. Unless a kind or nodes are named, only
+        features and tokens are chosen.
+
+    Returns
+    -------
+    dict
+        Name to `Group`.
+
+    Raises
+    ------
+    ValueError
+        For a group without nodes and for a node in two groups.
+    KeyError, IndexError
+        For nodes that do not exist.
+    TypeError
+        For other objects.
     """
     _check.instance(graph, Graph, "graph")
     if not isinstance(groups, Mapping):
@@ -83,7 +99,7 @@ def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
             if node in owner:
                 raise ValueError(
                     f"node {graph._id(node)!r} is in groups {owner[node]!r:.60} and {name!r:.60}; "
-                    "what both do would be counted twice"
+                    "its effect would be counted twice"
                 )
             owner[node] = name
         chosen[name] = nodes
@@ -96,7 +112,7 @@ def _nodes(graph: Graph, spec: Spec) -> np.ndarray:
     if isinstance(spec, Mapping):
         return graph.select(**{"kind": MEMBERS, **spec})
     if callable(spec):
-        rows = graph.nodes.itertuples()
+        rows = graph.nodes().itertuples()
         return np.array([i for i, row in enumerate(rows) if row.kind in MEMBERS and spec(row)], np.int64)
     return graph.nodes_of(spec)
 
@@ -135,14 +151,30 @@ def token_groups(graph: Graph, output: str = "output") -> dict[str, Group]:
     and the features at its position that are about it. Equal tokens without a letter or digit, such as
     quotation marks, are one group; other equal tokens are told apart as "word@position". The output: the
     logits, and the features at the last position that are about other tokens, brought there by attention.
-    Features elsewhere that are about another position's token belong to no group. (The paper groups features
-    by hand, by what their labels say: see `group_nodes`.)
+    Features elsewhere that are about another position's token are in no group. (The paper groups features by
+    hand, by what their labels say: see `group_nodes`.)
+
+    Parameters
+    ----------
+    graph : Graph
+    output : str, default "output"
+        Name of the group with the logits.
+
+    Returns
+    -------
+    dict
+        Name to `Group`, in the order of the prompt.
+
+    Raises
+    ------
+    TypeError
+        If `graph` is not a Graph.
     """
     _check.instance(graph, Graph, "graph")
     places: dict[str, list[int]] = {}
     for i, token in enumerate(graph.token_strings):
         name = token_label(token)
-        if (name in places and any(sign.isalnum() for sign in name)) or name == output:
+        if (name in places and any(character.isalnum() for character in name)) or name == output:
             name = f"{name}@{i}"
         places.setdefault(name, []).append(i)
     about = drivers(graph).argmax(axis=1)
@@ -168,11 +200,11 @@ def influences(graph: Graph) -> np.ndarray:
     """float64 [n]: total influence of every node on the logits (their sum), each node taken alone."""
     factor = _factors(graph)
     target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
-    return np.bincount(graph.source, graph.weight * factor[target], len(graph))
+    return np.bincount(graph.source, graph.weights * factor[target], len(graph))
 
 
 def _factors(graph: Graph) -> np.ndarray:
-    """float64 [n]: what one unit of a target's pre-activation does to the logits."""
+    """float64 [n]: effect of one unit of a target's pre-activation on the logits."""
     return factors(graph, np.isin(np.arange(len(graph)), graph.logits))
 
 
@@ -190,7 +222,7 @@ def drivers(graph: Graph) -> np.ndarray:
 
 
 def flows(graph: Graph, groups: Sequence[Group]) -> np.ndarray:
-    """float64 [g, g]: what group a does to the logits by way of group b, the next one on the path.
+    """float64 [g, g]: effect of group a on the logits by way of group b, the next one on the path.
 
     Every path from a to the logits is cut where it first meets another group; entry [a, b] sums those that
     meet b first, through features of no group or none, in units of the logits. Paths within a group are not

@@ -12,6 +12,7 @@ from .. import _check
 from .._display import html_table
 from .._engine import core_for
 from ..items import Head, edge_label
+from .select import Nodes, ends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +36,8 @@ class ScoreSplit:
     gate_logit: float
     """score + gate_bias: how far the gate is from closing; NaN for a dense model."""
     nodes: np.ndarray
-    """int64 [p]: numbers of the sources, of the query's side and of the key's alike; the bias node stands for
-    the constants of a side."""
+    """int64 [p]: numbers of the sources, the same for the query's side and the key's; the bias node is the
+    constants of a side."""
     pairs: np.ndarray
     """float64 [p, p]: sources of the query's side in rows, of the key's in columns. They sum to the score."""
     ids: tuple[str, ...] = ()
@@ -50,21 +51,31 @@ class ScoreSplit:
         return edge_label(self.layer, self.head, self.query, self.key)
 
     def to_pandas(self, n: int = 20) -> pd.DataFrame:
-        """The n pairs with the largest |value|, one row each: query_id, query_label, key_id, key_label, value
-        and share, value / score.
+        """The pairs with the largest |value|.
 
-        Raises ValueError for n < 0.
+        Parameters
+        ----------
+        n : int, default 20
+            The largest number of rows.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per pair: query_id, query_label, key_id, key_label, value, and share (value / score).
+
+        Raises
+        ------
+        ValueError
+            For a negative n.
         """
         import pandas as pd
 
-        if _check.integer(n, "n") < 0:
-            raise ValueError(f"n must not be negative, got {n}")
-        order = np.argsort(-np.abs(self.pairs), axis=None, kind="stable")[:n]
+        order = np.argsort(-np.abs(self.pairs), axis=None, kind="stable")[: _check.integer(n, "n", 0)]
         rows, columns = np.unravel_index(order, self.pairs.shape)
         value = self.pairs[rows, columns]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = value / self.score
-        return pd.DataFrame(
+        table: pd.DataFrame = pd.DataFrame(
             {
                 "query_id": [self.ids[i] for i in rows],
                 "query_label": [self.labels[i] for i in rows],
@@ -74,6 +85,7 @@ class ScoreSplit:
                 "share": share,
             }
         )
+        return table
 
     def __repr__(self) -> str:
         gate = "" if np.isnan(self.gate_logit) else f", gate {self.gate_logit:.3g}"
@@ -92,11 +104,6 @@ def named(split: ScoreSplit, graph: Graph) -> ScoreSplit:
     )
 
 
-def total(graph: Graph, sources: np.ndarray, targets: np.ndarray) -> float:
-    """See `Graph.total`."""
-    return float(first_edges(graph, sources, targets, "features")[2].sum())
-
-
 def activations(graph: Graph) -> np.ndarray:
     """`Graph.value`; ValueError if the activation of a feature is not known."""
     if np.isnan(graph.value[: graph.n_features]).any():
@@ -105,20 +112,21 @@ def activations(graph: Graph) -> np.ndarray:
 
 
 def factors(graph: Graph, targets: np.ndarray, blocked: np.ndarray | None = None) -> np.ndarray:
-    """float64 [n]: what one unit of a node's pre-activation does to the targets, directly and through
+    """float64 [n]: effect of one unit of a node's pre-activation on the targets, directly and through
     features; targets, blocked (where paths end): bool [n]."""
-    core = core_for(str(graph.weight.dtype))
+    core = core_for(str(graph.weights.dtype))
     stop = np.zeros(len(graph), bool) if blocked is None else blocked
-    return core.graph_factors(graph.start, graph.source, graph.weight, activations(graph), targets, stop)
+    found: np.ndarray = core.graph_factors(
+        graph.start, graph.source, graph.weights, activations(graph), targets, stop
+    )
+    return found
 
 
 def first_edges(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Edges that leave the sources: source, target, weighted edge, and what the edge was multiplied by."""
-    if through not in THROUGH:
-        raise ValueError(f"through must be 'edge' or 'features', got {through!r:.60}")
-    if through == "edge":
+    if _check.choice(through, "through", THROUGH) == "edge":
         factor = np.zeros(len(graph))
         factor[targets] = 1.0
     else:
@@ -126,7 +134,7 @@ def first_edges(
     edge_target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
     chosen = np.isin(graph.source, sources) & (factor[edge_target] != 0)
     source, target = graph.source[chosen].astype(np.int64), edge_target[chosen]
-    return source, target, graph.weight[chosen] * factor[target], factor[target]
+    return source, target, graph.weights[chosen] * factor[target], factor[target]
 
 
 def loadings(
@@ -157,10 +165,71 @@ def loadings(
     return across + within, direct, rest, {(int(k), int(q)) for k, q in places}
 
 
-def table(graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str, base: int) -> pd.DataFrame:
-    """See `Graph.heads`."""
+# ---------------------------------------------------------------------------------- methods of Graph
+
+
+def total(graph: Graph, source: Nodes, target: Nodes) -> float:
+    """Influence of a source on a target through features as well as directly.
+
+    The direct edge, plus over all features f: weight(source, f) / activation(f) * total(f, target). This is
+    the effect in the replacement model linearised at this prompt, where an active feature's activation is its
+    pre-activation. For groups it is the sum in which no path is counted twice: paths that leave the group and
+    come back to it are left out.
+
+    Parameters
+    ----------
+    source, target : int, str, or sequence of these
+        One node or several, by number or id.
+
+    Returns
+    -------
+    float
+        In units of the target's value.
+
+    Raises
+    ------
+    ValueError
+        As `weight` does, and for a graph without activations.
+    """
+    return float(first_edges(graph, *ends(graph, source, target), "features")[2].sum())
+
+
+def heads(
+    graph: Graph, source: Nodes, target: Nodes, *, through: str = "edge", base: int = 0
+) -> pd.DataFrame:
+    """Which heads carry the edge from a source to a target, or from one group of nodes to another.
+
+    The loadings add up to the edge. From position k to q > k, a head's loading is the part that moves from k
+    to q through its entry of the pattern, carried at k before and at q after by the residual stream and by
+    attention to itself; paths that visit other positions are the remainder. Within one position, direct is
+    the residual stream alone, and a head's loading is the part that moved through it last. Bias and other
+    nodes have no position: their whole edge is remainder.
+
+    Parameters
+    ----------
+    source, target : int, str, or sequence of these
+        One node or several, by number or id.
+    through : {"edge", "features"}, default "edge"
+        "features": split `total` instead, each first edge with all that follows it.
+    base : int, default 0
+        Number of the first position in the columns key and query, 0 or 1.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per head by falling |loading|, then the rows "direct" and "remainder". Columns: label, layer,
+        head, loading, share (of the whole), cumulative (share of this row and all above it); if all edges run
+        between the same two positions also key, query and pattern.
+
+    Raises
+    ------
+    ValueError
+        For another `through`, for a graph without head arrays (see `has_heads`), and as `weight` does.
+    """
     import pandas as pd
 
+    sources, targets = ends(graph, source, target)
+    base = _check.base(base)
     by_head, direct, remainder, places = loadings(graph, sources, targets, through)
     order = np.argsort(-np.abs(by_head), axis=None, kind="stable")
     layer, head = np.divmod(order, graph.n_head)
@@ -181,13 +250,33 @@ def table(graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str, 
         key, query = next(iter(places))
         columns |= {"key": key + base, "query": query + base}
         columns["pattern"] = np.append(graph.pattern[layer, head, query, key], (np.nan, np.nan))
-    return pd.DataFrame(columns)
+    table: pd.DataFrame = pd.DataFrame(columns)
+    return table
 
 
-def needed(
-    graph: Graph, sources: np.ndarray, targets: np.ndarray, fraction: float, through: str
+def needed_heads(
+    graph: Graph, source: Nodes, target: Nodes, fraction: float = 0.8, *, through: str = "edge"
 ) -> int | None:
-    """See `Graph.needed_heads`."""
+    """The fewest heads whose loadings add up to a fraction of the whole.
+
+    Parameters
+    ----------
+    source, target, through
+        As for `heads`.
+    fraction : float, default 0.8
+        Above 0 and at most 1.
+
+    Returns
+    -------
+    int or None
+        None if all heads together do not reach it.
+
+    Raises
+    ------
+    ValueError
+        For another fraction, and as `heads` does.
+    """
+    sources, targets = ends(graph, source, target)
     fraction = _check.fraction(fraction)
     by_head, direct, remainder, _ = loadings(graph, sources, targets, through)
     whole = by_head.sum() + direct + remainder

@@ -1,4 +1,4 @@
-"""Where the nodes of a graph stand, what they are called and which edges are drawn, in figure and page.
+"""Where the nodes of a graph are, what they are called and which edges are drawn, in figure and page.
 
 Positions run across, layers upwards: embeddings and biases at the bottom, logits on top.
 """
@@ -28,6 +28,12 @@ _BOW = 0.9  # how far an edge within one column bends to the side
 _LABEL_SIGNS, _LOGIT_SIGNS = 30, 44
 _LABELLED = ("logit", "feature")  # the others are what their mark says
 _CLEARANCE = 1.0  # points between a label and anything else
+
+KIND_NAMES = {
+    "logit": "logit", "feature": "feature", "error": "error of an MLP", "token": "token embedding",
+    "position": "position embedding", "bias": "biases", "other": "other features",
+}  # fmt: skip
+"""Kinds of nodes in the order of a legend."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +125,24 @@ class Edges:
     def __len__(self) -> int:
         return len(self.number)
 
+    @property
+    def ends(self) -> np.ndarray:
+        """int64, rising: the nodes that have an edge."""
+        return np.union1d(self.source, self.target)
+
+    @property
+    def strength(self) -> np.ndarray:
+        """float64 [m]: |weight| of each edge as a share of the largest."""
+        size = np.abs(self.weight.astype(np.float64))
+        return np.asarray(size / max(float(size.max(initial=0)), np.finfo(np.float64).tiny))
+
 
 def edges_between(graph: Graph, nodes: np.ndarray, most: int) -> tuple[Edges, int]:
-    """The `most` strongest edges between some nodes, and how many there are in all."""
+    """The `most` strongest edges between some nodes, and the number of all of them."""
     target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
     found = np.flatnonzero(np.isin(graph.source, nodes) & np.isin(target, nodes))
-    chosen = found[np.argsort(-np.abs(graph.weight[found]), kind="stable")[:most]]
-    return Edges(chosen, graph.source[chosen].astype(np.int64), target[chosen], graph.weight[chosen]), len(
+    chosen = found[np.argsort(-np.abs(graph.weights[found]), kind="stable")[:most]]
+    return Edges(chosen, graph.source[chosen].astype(np.int64), target[chosen], graph.weights[chosen]), len(
         found
     )
 
@@ -194,7 +211,7 @@ def _places(away: float, width: float, height: float) -> Iterator[tuple[float, f
 
 
 def short_label(graph: Graph, node: int) -> str:
-    """What a drawing says beside a node, where layer and position can be seen: shortened."""
+    """The label beside a node in a drawing, which shows layer and position itself: shortened."""
     label, kind = graph.labels[node], graph.kind[node]
     if kind == "feature" and label == f"feature {graph.feature[node]} of layer {graph.layer[node]}":
         return f"#{graph.feature[node]}"

@@ -1,4 +1,4 @@
-"""Reads the graph JSON of circuit-tracer (from 0.1 on), of Neuronpedia and of `Graph.to_json`."""
+"""Reads the graph JSON of circuit-tracer (from 0.1 on), of Neuronpedia and of `Graph.to_neuronpedia`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
 from ..items import cantor
-from .graph import KINDS, Graph
+from .graph import Graph
 from .graph_file import check_edges, check_nodes
 from .neuronpedia_write import NO_PROBABILITY, OWN, OWN_VERSION, error_label, plain_label
+from .select import KINDS
 
 GRAPH_LIMITS = Limits(max_json_values=8_000_000)  # what links of max_graph_bytes have
 
@@ -67,22 +68,41 @@ class _Node(NamedTuple):
 
 
 def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMITS) -> Graph:
-    """The graph in a JSON of circuit-tracer, Neuronpedia or `Graph.to_json`.
+    """The graph in a JSON of circuit-tracer, Neuronpedia or `Graph.to_neuronpedia`.
 
-    It has the nodes, links, labels, activations, probabilities and influence of the file. The format has no
-    heads, so `heads` raises ValueError, and no model, so `score_pairs` and `check` do; the splits of scores
-    are not read, because the file holds only their largest parts. What a file of another tool does not say
-    is empty or NaN; the number of layers is one less than the logits' layer; prepend_bos is true if the
-    first token is one of the usual signs for it, which the prompt then does not have, or not in the prompt.
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+    limits : Limits, optional
+        The largest file that is read.
 
+    Returns
+    -------
+    Graph
+        With the nodes, links, labels, activations, probabilities and influence of the file. The format has no
+        heads, so `heads` raises ValueError, and no model, so `score_pairs` and `check` do; the splits of
+        scores are not read, because the file holds only their largest parts. Fields that a file of another
+        tool lacks are empty or NaN; the number of layers is one less than the logits' layer; prepend_bos is
+        true if the first token is one of the usual BOS tokens, or not in the prompt.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    FormatError
+        With a code: json_* and duplicate_name for the JSON; header_value for its metadata; node and link for
+        something else in their place, with the field "nodes[3]"; value for nodes and links that make no
+        sense.
+    LimitError
+        Above one of `limits`.
+
+    Notes
+    -----
     Ids of features and logits are "{layer}_{number}_{position}", of tokens "E_{id}_{position}"; of errors
     "err_{layer}_{position}", circuit-tracer's "{layer}_-1_{position}" or its other "0_{layer}_{position}",
     or "{layer}_error_mlp_{position}". In the latter of circuit-tracer's styles an error can have the id of a
     feature; if both are there, their links cannot be told apart and the file is refused (duplicate_name).
-
-    Raises OSError, and FormatError with a code: json_* and duplicate_name for the JSON; header_value for its
-    metadata; node and link for what is no node or link, with the field "nodes[3]"; value for nodes and links
-    that make no sense. LimitError above one of `limits`.
     """
     name = _check.path(path)
     raw = read_small(name, "max_graph_bytes", limits=limits, code="graph_limit")
@@ -142,8 +162,8 @@ def _check_metadata(metadata: dict[str, Any], path: str) -> None:
 
 
 def _own_fields(metadata: dict[str, Any], path: str) -> dict[str, Any] | None:
-    """What `Graph.to_json` adds; None in a file of another tool."""
-    own = metadata.get("generation_settings", {}).get(OWN)
+    """What `Graph.to_neuronpedia` adds; None in a file of another tool."""
+    own: dict[str, Any] | None = metadata.get("generation_settings", {}).get(OWN)
     if own is None:
         return None
     version = own.get("version") if isinstance(own, dict) else None
@@ -155,7 +175,10 @@ def _own_fields(metadata: dict[str, Any], path: str) -> dict[str, Any] | None:
     for field, kind in _OWN_FIELDS.items():
         if type(own.get(field)) is not kind:
             raise_file_error(
-                "header_value", path, f"'{OWN}' has {field}={shown(own.get(field))}, which cannot be", field
+                "header_value",
+                path,
+                f"'{OWN}' has {field}={shown(own.get(field))}, expected {_wanted((kind,))}",
+                field,
             )
     good = own["n_layer"] in range(1, MAX_LAYERS + 1) and own["dtype"] in ("float32", "float64")
     good = good and len(own["tokens"]) == len(metadata["prompt_tokens"]) and len(own["closure"]) == 2
@@ -209,7 +232,10 @@ def _node(entry: Any, i: int, strings: Sequence[str], n_layer: int, path: str) -
 
 
 def _wanted(kinds: tuple[type, ...]) -> str:
-    words = {str: "a text", int: "an integer", type(None): "null"}
+    words = {
+        str: "a text", int: "an integer", type(None): "null", bool: "true or false", list: "a list",
+        dict: "an object",
+    }  # fmt: skip
     return " or ".join(words[kind] for kind in kinds)
 
 
@@ -353,9 +379,7 @@ def _edges(
         for name, ends in (("source", source), ("target", target)):
             end = link.get(name)
             if not isinstance(end, str) or end not in place:
-                raise_file_error(
-                    "link", path, f"links[{i}]: there is no node {name} {shown(end)}", f"links[{i}]"
-                )
+                raise_file_error("link", path, f"links[{i}]: unknown {name} node {shown(end)}", f"links[{i}]")
             ends[i] = place[end]
         weight[i] = link["weight"]
     with np.errstate(over="ignore"):
@@ -378,7 +402,7 @@ def _edges(
 
 
 def _without_bos(metadata: dict[str, Any]) -> tuple[str, bool]:
-    """The prompt without the sign of a BOS token, and whether one was put before it."""
+    """The prompt without the text of a BOS token, and whether one was put before it."""
     prompt, (first, *others) = metadata["prompt"], metadata["prompt_tokens"]
     if first in _BOS:
         return prompt.removeprefix(first), True
@@ -397,7 +421,7 @@ def _graph(
     t, real = len(arrays["tokens"]), arrays["weight"].dtype
     n_placed = sum(k in ("feature", "error", "token", "position") for k in kind)
     n_targets = sum(k in ("feature", "logit") for k in kind)
-    influence = arrays.pop("influence")
+    influence = arrays["influence"]
     pruned = {name: float(value) for name, value in metadata.get("pruning_settings", {}).items()
               if name in ("node_threshold", "edge_threshold") and value is not None}  # fmt: skip
     if metadata.get("node_threshold") is not None:
@@ -424,7 +448,15 @@ def _graph(
         carried=np.zeros((n_placed, n_layer, 0, 0), real),
         received=np.zeros((n_targets, n_layer, 0, 0), real),
         received_alone=np.zeros((n_targets, n_layer, 0, 0), real),
+        tokens=arrays["tokens"],
+        layer=arrays["layer"],
+        position=arrays["position"],
+        feature=arrays["feature"],
+        value=arrays["value"],
+        probability=arrays["probability"],
+        start=arrays["start"],
+        source=arrays["source"],
+        weights=arrays["weight"],
         influence=None if np.isnan(influence).all() else influence,
         pruned=pruned if own is None or own["pruned"] else None,
-        **arrays,
     )

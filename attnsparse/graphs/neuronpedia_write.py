@@ -1,8 +1,9 @@
-"""Graphs in the JSON of circuit-tracer and Neuronpedia, for their viewers; graph_json_read.py reads it.
+"""Graphs in the JSON of circuit-tracer and Neuronpedia, for their viewers; neuronpedia_read.py reads it.
 
-    graph.to_json("graphs", "large-small", supernodes={"large": graph.select("feature", label="large")})
+    large = graph.select("feature", label="large")
+    graph.to_neuronpedia("graphs", "large-small", supernodes={"large": large})
 
-What the format lacks has ids and types of its own, which viewers tolerate. Errors are called
+Nodes that the format lacks have ids and types of their own, which viewers tolerate. Errors are called
 "err_{layer}_{position}", because circuit-tracer's "0_{layer}_{position}" is also the id of feature
 `layer` of layer 0.
 """
@@ -26,9 +27,10 @@ from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
 from ..io.text_bytes import compact_json, shortest
 from ..items import cantor
-from .graph import Graph, Nodes
+from .select import Nodes
 
 if TYPE_CHECKING:
+    from .graph import Graph
     from .heads import ScoreSplit
 
 SCHEMA_VERSION = 1
@@ -46,16 +48,16 @@ TYPES = {
 }
 NO_PROBABILITY = " (p=1.000)"  # viewers read "(p=" of every logit
 _INFO = {
-    "description": str, "creator_name": str, "creator_url": str, "source_urls": list,
-    "create_time_ms": (int, float),
+    "description": "a text", "creator_name": "a text", "creator_url": "a text",
+    "source_urls": "a list of texts", "create_time_ms": "a number",
 }  # fmt: skip
 _DETAILS = dict.fromkeys(
-    ("feature_json_base_url", "neuronpedia_source_set", "neuronpedia_lorsa_source_set"), str
+    ("feature_json_base_url", "neuronpedia_source_set", "neuronpedia_lorsa_source_set"), "a text"
 )
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def write_graph_json(
+def to_neuronpedia(
     graph: Graph,
     folder: str | os.PathLike[str],
     slug: str,
@@ -71,41 +73,73 @@ def write_graph_json(
     n_contributors: int = 10,
     warn_bytes: int = 100 * 2**20,
 ) -> Path:
-    """Write `slug`.json into `folder`, made if it is not there, and enter it in its graph-metadata.json.
+    """Write `slug`.json into a folder, for circuit-tracer's and Neuronpedia's viewers.
 
-    The graph is pruned first (see `Graph.prune`) unless it was before; None for both thresholds writes it
-    whole, None for one of them is 1. supernodes: name to nodes of `graph`, shown as groups; of a group, what
-    pruning removed is left out. pinned: more nodes for the viewer's subgraph, which holds the supernodes'.
-    clicked: the node that is selected at first. scan: what viewers look features up by, instead of the
-    graph's. info: description, creator_name, creator_url, source_urls, create_time_ms. feature_details:
-    feature_json_base_url, neuronpedia_source_set or neuronpedia_lorsa_source_set. A file of more than
-    warn_bytes is written with a UserWarning: Neuronpedia takes 100 MiB.
+    The folder is made if needed, and the graph is entered in its graph-metadata.json.
 
+    Parameters
+    ----------
+    folder : str or os.PathLike
+        Where the file is written.
+    slug : str
+        Name of the file without .json: letters, digits, '.', '_' and '-'.
+    node_threshold, edge_threshold : float or None
+        The graph is pruned first (see `Graph.prune`; defaults 0.8 and 0.98) unless it was before. None for
+        both writes it whole, None for one of them is 1.
+    supernodes : mapping, optional
+        Name to nodes of the graph, shown as groups; members that pruning removed are left out.
+    pinned : int, str, or sequence of these, optional
+        More nodes for the viewer's subgraph, which holds the supernodes' members.
+    clicked : int or str, optional
+        The node that is selected at first.
+    scan : str, optional
+        The name under which viewers look features up, instead of the graph's.
+    info : mapping, optional
+        description, creator_name, creator_url, source_urls, create_time_ms.
+    feature_details : mapping, optional
+        feature_json_base_url, neuronpedia_source_set or neuronpedia_lorsa_source_set.
+    n_contributors : int, default 10
+        The largest number of pairs, and of sums over pairs of each side, for each split score.
+    warn_bytes : int, default 100 MiB
+        A larger file is written with a UserWarning: Neuronpedia takes 100 MiB.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        For a slug that is no plain file name, a group of which pruning left nothing, a clicked node that it
+        removed, other names in info and feature_details, and a negative n_contributors.
+    TypeError
+        For arguments of other kinds.
+    FormatError
+        For a graph-metadata.json that is not one.
+    OSError
+        If a file cannot be written.
+
+    Notes
+    -----
     Ids are `Graph.ids`; feature is the Cantor pairing of (layer, number), as of circuit-tracer 0.4; clerp is
-    the label, "" for a feature without one. Where GPT-2 needs nodes that circuit-tracer does not have, these
-    stand in the row of the tokens: positions and the bias with feature_type "bias", other features with
-    "unknown", types that Neuronpedia draws and gives no feature page to ("embedding" would be relabelled
-    with its token); their `feature` is a number that no token has. A difference of logits says p=1, its
-    weight in the influence, because viewers read a probability from each logit's label.
+    the label, "" for a feature without one. Nodes that circuit-tracer does not have are in the row of the
+    tokens: positions and the bias with feature_type "bias", other features with "unknown", types that
+    Neuronpedia draws and gives no feature page to ("embedding" would be relabelled with its token); their
+    `feature` is a number that no token has. A difference of logits has p=1, its weight in the influence,
+    because viewers read a probability from each logit's label.
 
-    qk_tracing_results: each score of `graph.splits` stands at the one node that its attention entry carries
-    most into, among features at the query's position, from the entry's layer on, and logits there; without
-    heads, at the first of the logits. It holds the n_contributors largest pairs and sums over pairs of each
-    side, and in "entries" label, score and gate_logit. Several at one node follow each other in the order of
-    the splits. Contributors that pruning removed are described in qk_only_nodes.
-
-    Returns the path. Raises ValueError for a slug that is no plain file name, for a group of which pruning
-    left nothing, for a clicked node that it removed, for other names in info and feature_details and for a
-    negative n_contributors; TypeError for arguments of other kinds; FormatError for a graph-metadata.json
-    that is none; OSError.
+    qk_tracing_results: each score of `graph.splits` is at the node that its attention entry carries most
+    into, among features at the query's position, from the entry's layer on, and logits there; without heads,
+    at the first of the logits. It holds the largest pairs and sums, and in "entries" label, score and
+    gate_logit. Several at one node follow each other in the order of the splits. Contributors that pruning
+    removed are described in qk_only_nodes.
     """
-    _check.instance(graph, Graph, "graph")
     _check_slug(slug)
     _check_metadata(scan, info, feature_details)
     if not isinstance(supernodes, Mapping | None):
         raise TypeError(f"supernodes must map names to nodes, got {type(supernodes).__name__}")
-    if _check.integer(n_contributors, "n_contributors") < 0:
-        raise ValueError(f"n_contributors must not be negative, got {n_contributors}")
+    n_contributors = _check.integer(n_contributors, "n_contributors", 0)
     shown_graph = _pruned(graph, node_threshold, edge_threshold)
     metadata = _metadata(shown_graph, slug, scan, info, feature_details)
     nodes = node_entries(shown_graph)
@@ -126,7 +160,7 @@ def write_graph_json(
     if (n_bytes := sum(map(len, content))) > warn_bytes:
         text = (
             f"{path.name} has {n_bytes / 2**20:,.1f} MiB, above {warn_bytes / 2**20:,.1f}; viewers may "
-            "refuse it: lower node_threshold or edge_threshold"
+            "refuse it; lower node_threshold or edge_threshold"
         )
         warnings.warn(text, UserWarning, stacklevel=2)
     return path
@@ -154,15 +188,17 @@ def _check_metadata(scan: Any, info: Any, details: Any) -> None:
             raise TypeError(f"{name} must be a mapping, got {type(given).__name__}")
         for key, value in (given or {}).items():
             if key not in known:
-                raise ValueError(f"{name} has no {key!r:.60}; there are {', '.join(known)}")
-            if not _fits(value, known[key]):
-                kind = {str: "a text", list: "a list of texts"}.get(known[key], "a number")
-                raise TypeError(f"{name}: {key} must be {kind}, got {value!r:.60}")
+                raise ValueError(f"{name}: unknown name {key!r:.60}; choose from {', '.join(known)}")
+            if not _is(value, known[key]):
+                raise TypeError(f"{name}: {key} must be {known[key]}, got {value!r:.60}")
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    texts = not isinstance(value, list) or all(isinstance(text, str) for text in value)
-    return isinstance(value, kind) and not isinstance(value, bool) and texts
+def _is(value: object, kind: str) -> bool:
+    if kind == "a list of texts":
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    if kind == "a number":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, str)
 
 
 # ------------------------------------------------------------------------------------------- metadata
@@ -210,7 +246,7 @@ def _own(graph: Graph) -> dict[str, Any]:
         "scan": graph.scan,
         "n_layer": graph.n_layer,
         "prepend_bos": graph.prepend_bos,
-        "dtype": graph.weight.dtype.name,
+        "dtype": graph.weights.dtype.name,
         "closure": [value if np.isfinite(value) else None for value in closures],
         "pruned": graph.pruned is not None,
         "tokens": graph.tokens.tolist(),
@@ -219,7 +255,7 @@ def _own(graph: Graph) -> dict[str, Any]:
 
 
 def _other_entries(path: Path, slug: str) -> list[dict[str, Any]]:
-    """What graph-metadata.json says of other graphs; FormatError header_value if it is of another kind."""
+    """The entries of graph-metadata.json for other graphs; FormatError header_value if it is not one."""
     try:
         raw = read_small(path, "max_graph_bytes")
     except FileNotFoundError:
@@ -260,12 +296,12 @@ def _parameters(
 
 
 def error_label(layer: int, has_transcoder: bool = True) -> str:
-    """What the error of an MLP is called, or its output where nothing explains any of it."""
+    """The name of an MLP's error, or of its output where nothing explains any of it."""
     return f"error of layer {layer}" if has_transcoder else f"MLP of layer {layer}, which has no transcoder"
 
 
 def plain_label(layer: int, number: int) -> str:
-    """What a feature without a label of its own is called."""
+    """The name of a feature without a label."""
     return f"feature {number} of layer {layer}"
 
 
@@ -277,9 +313,8 @@ def node_entries(graph: Graph) -> list[dict[str, Any]]:
     entries = []
     for i, (node_id, kind) in enumerate(zip(graph.ids, graph.kind)):
         entry = _place(graph, i, kind, node_id)
-        p = 0.0
-        if kind == "logit":
-            p = 1.0 if probability[i] is None else probability[i]
+        known = probability[i] if kind == "logit" else 0.0
+        p = 1.0 if known is None else known
         entry |= {"token_prob": p, "is_target_logit": i == first_logit, "run_idx": 0, "reverse_ctx_idx": 0}
         if influence is not None:
             entry["influence"] = influence[i]
@@ -290,7 +325,7 @@ def node_entries(graph: Graph) -> list[dict[str, Any]]:
 
 
 def _place(graph: Graph, i: int, kind: str, node_id: str) -> dict[str, Any]:
-    """What a node needs."""
+    """Id, place, type and label of a node."""
     layer, position, number = int(graph.layer[i]), int(graph.position[i]), int(graph.feature[i])
     n_tokens, label = len(graph.tokens), graph.labels[i]
     feature, row, script = number, "E", f"{node_id}-0"
@@ -319,7 +354,7 @@ def _place(graph: Graph, i: int, kind: str, node_id: str) -> dict[str, Any]:
 
 def _links(graph: Graph) -> list[dict[str, Any]]:
     ids, target = graph.ids, np.repeat(np.arange(len(graph)), np.diff(graph.start))
-    rows = zip(graph.source.tolist(), target.tolist(), shortest(graph.weight))
+    rows = zip(graph.source.tolist(), target.tolist(), shortest(graph.weights))
     return [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in rows]
 
 

@@ -1,7 +1,8 @@
 """The page of a graph: one HTML file that needs nothing else and asks the network for nothing.
 
-The drawing is made here; page/graph.js shows lists, heads and attention maps of what is clicked. All numbers
-stand in the page as JSON. The Content-Security-Policy lets no script run but this one, and nothing be loaded.
+The drawing is made here; assets/graph.js shows lists, heads and attention maps of what is clicked. All
+numbers are in the page as JSON. The Content-Security-Policy lets no script run but this one, and nothing be
+loaded.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..errors import printable
 from ..io.atomic import write_atomic
 from ..items import shortened, token_label
 from .layout import (
+    KIND_NAMES,
     Edges,
     Layout,
     closure_text,
@@ -67,27 +69,62 @@ _SHAPES = {
     "other": "M-6,-3L-3,-6L0,-3L3,-6L6,-3L3,0L6,3L3,6L0,3L-3,6L-6,3L-3,0z",
     "logit": "M-6.5,0L-3.2,-5.7H3.2L6.5,0L3.2,5.7H-3.2z",
 }
-_NAMES = {
-    "logit": "logit", "feature": "feature", "error": "error of an MLP", "token": "token embedding",
-    "position": "position embedding", "bias": "biases", "other": "other features",
-}  # fmt: skip
 
 
-def write_page(
+def to_html(
     graph: Graph,
     path: str | os.PathLike[str],
-    title: str | None,
-    node_threshold: float | None,
-    edge_threshold: float | None,
-    max_edges: int,
-    base: int,
+    *,
+    title: str | None = None,
+    node_threshold: float | None = None,
+    edge_threshold: float | None = None,
+    max_edges: int = MAX_EDGES,
+    base: int = 0,
 ) -> Path:
-    """See `Graph.to_html`."""
+    """Write one page to look at the graph in a browser; it needs no other file.
+
+    Clicking a node shows its edges, clicking an edge the eight heads that carry most of it with their
+    attention maps; labels can be searched, and `#node=ID` or `#edge=ID,ID` after the address leads to a node
+    or an edge. The page loads nothing and may not: its policy forbids the network. The same graph gives the
+    same bytes.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+    title : str, optional
+        Shown in place of the prompt.
+    node_threshold, edge_threshold : float, optional
+        A graph that is not pruned is pruned first, by `prune`; None: 0.8 and 0.98.
+    max_edges : int, default 3000
+        The largest number of edges in the page, by |weight|.
+    base : int, default 0
+        Number of the first position, 0 or 1.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        For thresholds outside 0..1 or for a pruned graph, a negative max_edges and another base.
+    TypeError
+        For other objects.
+    OSError
+        If the file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        Above 20 MB.
+    """
     data = page(graph, title, node_threshold, edge_threshold, max_edges, base)
     write_atomic(path, [data])
     if len(data) > LARGE:
         size = f"{printable(os.fspath(path))} has {len(data) / 1e6:.0f} MB and will open slowly"
-        warnings.warn(f"{size}; lower max_edges or the thresholds", stacklevel=3)
+        warnings.warn(f"{size}; lower max_edges or the thresholds", stacklevel=2)
     return Path(path)
 
 
@@ -100,14 +137,12 @@ def page(
     base: int = 0,
 ) -> bytes:
     """The page as bytes, all of them ASCII; see `Graph.to_html`."""
-    base, max_edges = _check.base(base), _check.integer(max_edges, "max_edges")
-    if max_edges < 0:
-        raise ValueError(f"max_edges must not be negative, got {max_edges}")
+    base, max_edges = _check.base(base), _check.integer(max_edges, "max_edges", 0)
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title must be text, got {type(title).__name__}")
     whole, given = graph, [t for t in (node_threshold, edge_threshold) if t is not None]
     if graph.pruned and given:
-        raise ValueError("this graph is pruned; take the whole graph for other thresholds")
+        raise ValueError("this graph is pruned; use the whole graph for other thresholds")
     if not graph.pruned:
         graph = graph.prune(
             0.8 if node_threshold is None else node_threshold,
@@ -156,7 +191,7 @@ def _policy(script: str, style: str) -> str:
 def _legend(graph: Graph) -> str:
     items = [
         f'<li><svg viewBox="-8 -8 16 16"><path class="mark {kind}" d="{_SHAPES[kind]}"/></svg>{name}</li>'
-        for kind, name in _NAMES.items()
+        for kind, name in KIND_NAMES.items()
         if kind in graph.kind
     ]
     line = '<li><svg viewBox="0 0 20 16"><path class="edge {0}" stroke-width="3" d="M0,8H20"/></svg>{1}</li>'
@@ -251,8 +286,7 @@ def _columns(graph: Graph, layout: Layout, base: int, width: float, height: floa
 def _edges(points: np.ndarray, edges: Edges) -> str:
     """Strong edges on top; those beyond the first ones are not displayed until they are asked for."""
     parts = []
-    size = np.abs(edges.weight.astype(np.float64))
-    strength = size / max(float(size.max(initial=0)), np.finfo(np.float64).tiny)
+    strength = edges.strength
     bent = curves(
         points[edges.source] * (1 / _UNIT, -1 / _UNIT), points[edges.target] * (1 / _UNIT, -1 / _UNIT)
     )
@@ -267,7 +301,7 @@ def _edges(points: np.ndarray, edges: Edges) -> str:
 
 
 def _nodes(graph: Graph, points: np.ndarray, edges: Edges, base: int) -> str:
-    used = set(np.union1d(edges.source, edges.target).tolist())
+    used = set(edges.ends.tolist())
     parts = []
     for i, (x, y) in enumerate(points):
         what, position = [graph.kind[i]], int(graph.position[i])
@@ -288,7 +322,7 @@ def _nodes(graph: Graph, points: np.ndarray, edges: Edges, base: int) -> str:
 def _labels(
     graph: Graph, layout: Layout, points: np.ndarray, edges: Edges, frame: tuple[float, float, float, float]
 ) -> str:
-    wanted = labelled(graph, layout.nodes, np.union1d(edges.source, edges.target))
+    wanted = labelled(graph, layout.nodes, edges.ends)
     texts = [short_label(graph, node) for node in wanted]
     sizes = [(_text_width(text, _LABEL_SIZE), 1.25 * _LABEL_SIZE) for text in texts]
     boxes = place_labels(points, _RADIUS + 1, wanted, sizes, np.array(frame), _MAX_LABELS)

@@ -38,20 +38,48 @@ def node_influence(graph: Graph) -> np.ndarray:
     Every target's edges are normalised by the sum of their absolute values; influence is the weight of all
     paths to the logits, which weigh by their probability.
     """
-    core = core_for(str(graph.weight.dtype))
-    return core.graph_influence(graph.start, graph.source, graph.weight, logit_weights(graph))
+    core = core_for(str(graph.weights.dtype))
+    found: np.ndarray = core.graph_influence(graph.start, graph.source, graph.weights, logit_weights(graph))
+    return found
 
 
-def prune(graph: Graph, node_threshold: float, edge_threshold: float) -> Graph:
-    """See `Graph.prune`."""
+def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Graph:
+    """The nodes and edges with most influence on the logits, as circuit-tracer prunes.
+
+    Tokens, positions, bias, other and logits are always kept. Features without an edge to or from kept nodes
+    and errors without an edge to them are removed. Nodes are renumbered and keep their ids:
+    `pruned.node(graph.ids[i])` is the new number of node i. A pruned graph can be pruned again: thresholds
+    are then shares of the influence on what is left.
+
+    Parameters
+    ----------
+    node_threshold : float, default 0.8
+        Share of the nodes' influence that is kept.
+    edge_threshold : float, default 0.98
+        Share of the influence of the edges between these that is kept.
+
+    Returns
+    -------
+    Graph
+        With `influence` and `pruned` set.
+
+    Raises
+    ------
+    ValueError
+        For thresholds outside 0..1.
+
+    References
+    ----------
+    Ameisen et al. 2025, "Circuit Tracing"; `prune_graph` of the circuit-tracer package.
+    """
     thresholds = {
         "node_threshold": _check.share(node_threshold, "node_threshold"),
         "edge_threshold": _check.share(edge_threshold, "edge_threshold"),
     }
-    core = core_for(str(graph.weight.dtype))
+    core = core_for(str(graph.weights.dtype))
     kind = np.array(graph.kind)
     nodes, edges, cumulative = core.graph_prune(
-        graph.start, graph.source, graph.weight, logit_weights(graph), np.isin(kind, _ALWAYS),
+        graph.start, graph.source, graph.weights, logit_weights(graph), np.isin(kind, _ALWAYS),
         kind == "feature", thresholds["node_threshold"], thresholds["edge_threshold"],
     )  # fmt: skip
     options = dict(graph.options)
@@ -65,34 +93,55 @@ def keep(graph: Graph, nodes: np.ndarray, edges: np.ndarray, cumulative: np.ndar
     number = np.cumsum(nodes) - 1
     target = np.repeat(np.arange(len(graph)), np.diff(graph.start))[edges]
     counts = np.bincount(number[target], minlength=int(nodes.sum()))
-    real = graph.weight.dtype
+    real = graph.weights.dtype
     chosen = np.flatnonzero(nodes)
     placed = chosen[chosen < len(graph.carried)]
     received = nodes[graph.targets]
-    names = {name: tuple(getattr(graph, name)[i] for i in chosen) for name in ("kind", "labels")}
-    arrays = {
-        name: getattr(graph, name)[chosen]
-        for name in ("layer", "position", "feature", "value", "probability")
-    }
     splits = tuple(split for split in graph.splits if nodes[split.nodes].all())
     return dataclasses.replace(
-        graph, **names, **arrays,
+        graph,
+        kind=tuple(graph.kind[i] for i in chosen),
+        labels=tuple(graph.labels[i] for i in chosen),
+        layer=graph.layer[chosen],
+        position=graph.position[chosen],
+        feature=graph.feature[chosen],
+        value=graph.value[chosen],
+        probability=graph.probability[chosen],
         start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         source=number[graph.source[edges]].astype(np.int32),
-        weight=graph.weight[edges],
+        weights=graph.weights[edges],
         carried=graph.carried[placed],
         received=graph.received[received],
         received_alone=graph.received_alone[received],
         influence=cumulative[chosen].astype(real),
         splits=tuple(dataclasses.replace(split, nodes=number[split.nodes]) for split in splits),
-    )  # fmt: skip
+    )
 
 
 def scores(graph: Graph) -> dict[str, float]:
-    """See `Graph.scores`."""
+    """How much of the influence on the logits is explained.
+
+    Returns
+    -------
+    dict
+        replacement, completeness: circuit-tracer's definitions, on the nodes that it has (features, errors,
+        tokens, logits). replacement_closed, completeness_closed: the same on all nodes, with positions and
+        biases as explained and other features as error. Of a pruned graph: the scores of the whole one, which
+        `prune` stores in `options`. A graph read from another tool's file that names no thresholds counts as
+        whole.
+
+    Raises
+    ------
+    ValueError
+        For a pruned graph from elsewhere without the scores of the whole one.
+
+    References
+    ----------
+    Ameisen et al. 2025, "Circuit Tracing"; `compute_graph_scores` of the circuit-tracer package.
+    """
     found = known_scores(graph)
     if found is None:
-        raise ValueError("this pruned graph came without the scores of the whole one; take the whole graph")
+        raise ValueError("this pruned graph came without the scores of the whole one; use the whole graph")
     return found
 
 
@@ -120,10 +169,10 @@ def _scores_of_all(graph: Graph) -> dict[str, float]:
 
 
 def _scores(graph: Graph, nodes: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    core = core_for(str(graph.weight.dtype))
+    core = core_for(str(graph.weights.dtype))
     weights = logit_weights(graph)
     edges = nodes[graph.source]
-    weight = np.where(edges, graph.weight, 0).astype(graph.weight.dtype)
+    weight = np.where(edges, graph.weights, 0).astype(graph.weights.dtype)
     influence = core.graph_influence(graph.start, graph.source, weight, weights)
     from_inputs, from_errors = influence[inputs].sum(), influence[errors].sum()
     if from_inputs + from_errors == 0:

@@ -10,22 +10,50 @@ import numpy as np
 
 from ..items import Edge
 from .choose import effects
-from .heads import ScoreSplit
+from .heads import ScoreSplit, named
 from .sources import Sources
 from .targets import LAYERNORM, Reads
 
 if TYPE_CHECKING:
+    from ..model.model import Model
     from .graph import Graph
 
 _STORED = 64  # sources a side kept in a graph's own splits
 
 
 def score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int | str) -> ScoreSplit:
-    """See `Graph.score_pairs`."""
+    """Why a head looked there: the score of one attention entry, split over pairs of sources.
+
+    score = q . k / sqrt(D) is bilinear in the residual streams of query and key, and these are sums over the
+    sources of the graph, so it is the sum of one number for every pair (query-side source, key-side source);
+    the constants of a side are its bias node. Patterns and scales before the entry are held.
+
+    Parameters
+    ----------
+    layer, head : int
+        The head, from 0.
+    query, key : int or str
+        Positions from 0 (negative ones count from the end), or token strings that occur once.
+
+    Returns
+    -------
+    ScoreSplit
+
+    Raises
+    ------
+    ValueError
+        For a graph without its model or a pruned one.
+    IndexError
+        For an entry that does not exist.
+    """
+    return named(_score_pairs(graph, layer, head, query, key), graph)
+
+
+def _score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int | str) -> ScoreSplit:
     if graph.origin is None:
-        raise ValueError("a graph read from a file has no model to compute with; make it anew")
+        raise ValueError("a graph read from a file has no model to compute with; make it again")
     if graph.pruned is not None:
-        raise ValueError("scores are split over all sources: take the graph before pruning")
+        raise ValueError("scores are split over all sources: use the graph before pruning")
     sources, chosen = graph.origin
     model = sources.features.run.model
     entry = Edge(layer, head, graph.position_of(query), graph.position_of(key)).within(
@@ -44,8 +72,8 @@ def score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int 
     return ScoreSplit(*entry, score, gate, nodes, pairs[np.ix_(nodes, nodes)])
 
 
-def _scale(model: object, layer: int) -> float:
-    c = model.config  # type: ignore[attr-defined]
+def _scale(model: Model, layer: int) -> float:
+    c = model.config
     scale = 1 / math.sqrt(c.d_head) if c.scale_attn else 1.0
     return scale / (layer + 1) if c.scale_by_inverse_layer else scale
 
@@ -96,7 +124,7 @@ def strongest_splits(graph: Graph, n: int) -> tuple[ScoreSplit, ...]:
             moved[:, :, key] += np.abs(effect) * (weight if np.isfinite(weight) else 1.0)
     order = np.argsort(-moved, axis=None, kind="stable")[:n]
     entries = [np.unravel_index(i, moved.shape) for i in order if moved.flat[i] > 0]
-    return tuple(_largest(score_pairs(graph, int(i), int(h), last, int(k)), graph) for i, h, k in entries)
+    return tuple(_largest(_score_pairs(graph, int(i), int(h), last, int(k)), graph) for i, h, k in entries)
 
 
 def _largest(split: ScoreSplit, graph: Graph) -> ScoreSplit:

@@ -1,9 +1,9 @@
-"""Which nodes of a graph are meant: those that fit what is known of them, and the two ends of edges."""
+"""Which nodes of a graph are meant: those that match what is known of them, and the two ends of edges."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -11,19 +11,48 @@ from .. import _check
 from ..transcoders.arrays import layers_text
 
 if TYPE_CHECKING:
-    from .graph import Graph, Nodes
+    from .graph import Graph
 
 KINDS = ("feature", "error", "token", "position", "bias", "other", "logit")
+
+Nodes: TypeAlias = int | str | Sequence[int | str] | np.ndarray
+"""Nodes of a graph by number or id: one, several, or the array that `Graph.select` gives."""
 
 
 def select(
     graph: Graph,
-    kind: str | Sequence[str] | None,
-    layer: int | range | Sequence[int] | None,
-    position: int | str | None,
-    label: str | None,
+    kind: str | Sequence[str] | None = None,
+    layer: int | range | Sequence[int] | np.ndarray | None = None,
+    position: int | str | None = None,
+    label: str | None = None,
 ) -> np.ndarray:
-    """See `Graph.select`."""
+    """The nodes that match everything given; possibly none.
+
+    Parameters
+    ----------
+    kind : str or sequence of str, optional
+        One or several of "feature", "error", "token", "position", "bias", "other", "logit".
+    layer : int or sequence of int, optional
+        -1 for nodes without a layer, such as tokens; the number of layers for logits.
+    position : int or str, optional
+        A number (negative ones count from the end) or a token string that occurs once.
+    label : str, optional
+        A text that the node's label contains.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [k], rising: node numbers.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind, and for a token string that does not occur exactly once.
+    IndexError
+        For a layer or position out of range.
+    TypeError
+        For other objects.
+    """
     fits = np.ones(len(graph), dtype=bool)
     if kind is not None:
         fits &= np.isin(graph.kind, _kinds(kind))
@@ -39,13 +68,7 @@ def select(
 
 
 def _kinds(kind: Any) -> list[str]:
-    wanted = [kind] if isinstance(kind, str) or not isinstance(kind, Sequence) else list(kind)
-    for name in wanted:
-        if not isinstance(name, str):
-            raise TypeError(f"kind must be a text or several, got {type(name).__name__}")
-        if name not in KINDS:
-            raise ValueError(f"there is no kind of node {name!r:.60}: there are {', '.join(KINDS)}")
-    return wanted
+    return [_check.choice(name, "kind", KINDS) for name in _check.names(kind, "kind")]
 
 
 def _layers(layer: Any, n_layer: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,9 +30,6 @@ class Reads:
     vectors: np.ndarray
     constant: np.ndarray
     value: np.ndarray
-    token: np.ndarray | None = None
-    probability: np.ndarray | None = None
-    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.point)
@@ -45,12 +41,24 @@ class Reads:
 
     def take(self, chosen: np.ndarray) -> Reads:
         """Some of them."""
-        names = ("point", "position", "reading", "vectors", "constant", "value")
-        return Reads(*(getattr(self, name)[chosen] for name in names))
+        return Reads(
+            self.point[chosen], self.position[chosen], self.reading[chosen], self.vectors[chosen],
+            self.constant[chosen], self.value[chosen],
+        )  # fmt: skip
 
     def __add__(self, other: Reads) -> Reads:
-        names = ("point", "position", "reading", "vectors", "constant", "value")
-        return Reads(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
+        pairs = zip((*self.arrays, self.constant, self.value), (*other.arrays, other.constant, other.value))
+        point, position, reading, vectors, constant, value = (np.concatenate(pair) for pair in pairs)
+        return Reads(point, position, reading, vectors, constant, value)
+
+
+@dataclass(frozen=True, eq=False)
+class LogitReads(Reads):
+    """Logit nodes: their tokens int32 [n] (-1 for a difference), probabilities float64 [n] and labels."""
+
+    token: np.ndarray
+    probability: np.ndarray
+    labels: tuple[str, ...]
 
 
 def feature_reads(features: Features, model: Model) -> Reads:
@@ -72,7 +80,7 @@ def feature_reads(features: Features, model: Model) -> Reads:
 
 def logit_reads(
     model: Model, run: Run, target: Any, wrong: Any, max_n_logits: int, desired_logit_prob: float
-) -> Reads:
+) -> LogitReads:
     """The logit nodes of `attribution_graph`."""
     logits = (run.logits if run.logits.ndim == 1 else run.logits[-1]).astype(np.float64)
     shifted = np.exp(logits - logits.max())
@@ -93,8 +101,7 @@ def logit_reads(
     if wrong is None:
         directions = unembed[tokens].astype(np.float64) - unembed.mean(axis=0, dtype=np.float64)
         constant, value = bias[tokens] - bias.mean(), logits[tokens] - logits.mean()
-        shown = [_token_string(model, token) for token in tokens]
-        quoted = [json.dumps(text, ensure_ascii=False) for text in shown]
+        quoted = [json.dumps(_token_string(model, token), ensure_ascii=False) for token in tokens]
         labels = [f"Output {text} (p={probability[t]:.3f})" for t, text in zip(tokens, quoted)]
         number, p = tokens, probability[tokens]
     else:
@@ -108,16 +115,21 @@ def logit_reads(
         labels = [f"Logit of {sides[0]} minus {sides[1]}{', ...' if len(other) > 3 else ''}"]
         number, p = np.array([-1]), np.array([np.nan])
     n, last = len(labels), len(run.tokens) - 1
-    point = np.full(n, 2 * model.config.n_layer, np.int32)
-    reads = Reads(
-        point, np.full(n, last, np.int32), np.full(n, LAYERNORM, np.int32),
-        directions.astype(run.logits.dtype), constant, value,
-    )  # fmt: skip
-    return dataclasses.replace(reads, token=number.astype(np.int32), probability=p, labels=tuple(labels))
+    return LogitReads(
+        point=np.full(n, 2 * model.config.n_layer, np.int32),
+        position=np.full(n, last, np.int32),
+        reading=np.full(n, LAYERNORM, np.int32),
+        vectors=directions.astype(run.logits.dtype),
+        constant=constant,
+        value=value,
+        token=number.astype(np.int32),
+        probability=p,
+        labels=tuple(labels),
+    )
 
 
 def _difference(values: np.ndarray, tokens: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return values[tokens].mean(axis=0) - values[other].mean(axis=0)
+    return np.asarray(values[tokens].mean(axis=0) - values[other].mean(axis=0))
 
 
 def _token_string(model: Model, token: int) -> str:
@@ -127,12 +139,7 @@ def _token_string(model: Model, token: int) -> str:
 def most_likely(probability: np.ndarray, most: int, desired: float) -> np.ndarray:
     """int64: as few tokens as have a probability of `desired` together, at most `most`, by falling
     probability."""
-    most = _check.integer(most, "max_n_logits")
-    if most < 1:
-        raise ValueError(f"max_n_logits must be at least 1, got {most}")
-    number = isinstance(desired, (int, float, np.number)) and not isinstance(desired, bool)
-    if not number or not 0 < desired <= 1:
-        raise ValueError(f"desired_logit_prob must be above 0 and at most 1, got {desired!r:.60}")
+    most, desired = _check.integer(most, "max_n_logits", 1), _check.fraction(desired, "desired_logit_prob")
     order = np.argsort(-probability, kind="stable")[:most]
     return order[: int(np.searchsorted(np.cumsum(probability[order]), desired)) + 1]
 

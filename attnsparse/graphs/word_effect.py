@@ -1,9 +1,10 @@
 """What carries one word of a prompt to the answer: groups of a graph, the heads behind the edge, the check.
 
-    found = find_group_edge(model, transcoders)            # 'The opposite of "large" is "', large -> small
+    found = word_effect(model, transcoders)                # 'The opposite of "large" is "', large -> small
     found.drawn, found.share, found.loadings["features"].needed(0.8), found.checks
 
-The edge is what the word's group does to the logit of the answer; its tables are those of the antonym figure.
+The edge is the effect of the word's group on the logit of the answer; its tables are those of the antonym
+figure.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ..transcoders.transcoders import Transcoders
     from .graph import Graph
 
-__all__ = ["GroupEdge", "Loadings", "arrows_table", "find_group_edge", "groups_table", "heads_table"]
+__all__ = ["Loadings", "WordEffect", "word_effect"]
 
 TOP = 5  # heads whose share the tables name, as many as the paper's sparse model has
 MOST = 36  # heads drawn of a model
@@ -52,7 +53,23 @@ class Loadings:
     """Share of paths that visit other positions on the way."""
 
     def needed(self, fraction: float) -> int | None:
-        """The fewest heads that have this share together; None if all do not reach it."""
+        """The fewest heads that have a share together.
+
+        Parameters
+        ----------
+        fraction : float
+            Above 0 and at most 1.
+
+        Returns
+        -------
+        int or None
+            None if all heads together do not reach it.
+
+        Raises
+        ------
+        ValueError
+            For another fraction.
+        """
         reached = np.flatnonzero(np.cumsum(self.shares) >= _check.fraction(fraction))
         return int(reached[0]) + 1 if len(reached) else None
 
@@ -65,13 +82,15 @@ class Loadings:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GroupEdge:
-    """How one word of a prompt drives the answer in one model. Made by `find_group_edge`."""
+class WordEffect:
+    """The effect of one word of a prompt on the answer in one model. Made by `word_effect`."""
 
     graph: Graph
-    groups: dict[str, Group]
+    named_groups: dict[str, Group]
+    """The groups of the graph by name."""
     flows: np.ndarray
-    """float64 [g, g]: `graph_groups.flows` of the groups, in their order."""
+    """float64 [g, g]: entry [a, b] is the effect of group a on the logits by way of group b, the next one on
+    the path, in units of the logit; groups in the order of `named_groups`."""
     source: str
     """Name of the word's group."""
     output: str
@@ -81,10 +100,10 @@ class GroupEdge:
     loadings: dict[str, Loadings]
     """"features" and "edge", as `Graph.heads` takes them."""
     by_last: float
-    """Share of what the word does through features that first meets one at the last position."""
+    """Share of the word's effect through features that first reaches one at the last position."""
     fraction: float
     n_drawn: int
-    """The fewest heads with `fraction` of what the word does through features, at most MOST."""
+    """The fewest heads with `fraction` of the word's effect through features, at most 36."""
     checks: pd.DataFrame
     """`Graph.check` of the word's group, and of the drawn heads' entries from it to the last position."""
     model_digest: str
@@ -101,24 +120,122 @@ class GroupEdge:
 
     @property
     def share(self) -> float:
-        """What the drawn heads have of the edge."""
+        """The drawn heads' share of the edge."""
         return float(self.loadings["features"].shares[: self.n_drawn].sum())
 
     def same_entry(self) -> int:
-        """How many of the drawn heads look from the last position at the word most."""
+        """The number of drawn heads whose strongest key at the last position is the word."""
         rows = [self.graph.pattern[head][self.query] for head in self.drawn]
         return sum(int(row.argmax()) == self.key for row in rows)
+
+    def heads(self, base: int = 0) -> pd.DataFrame:
+        """The heads that carry anything, through features and directly.
+
+        Parameters
+        ----------
+        base : int, default 0
+            Number of the first position, 0 or 1.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per head and way: through ("features", "edge"), rank, label, layer, head, key, query,
+            weight (entry of the pattern), loading, share, cumulative (share of this row and all above it),
+            drawn.
+        """
+        import pandas as pd
+
+        parts, base = [], _check.base(base)
+        for through, split in self.loadings.items():
+            heads = [(head, share) for head, share in zip(split.heads, split.shares) if share != 0]
+            entry = [float(self.graph.pattern[head][self.query, self.key]) for head, _ in heads]
+            shares = np.array([share for _, share in heads])
+            table = pd.DataFrame(
+                {
+                    "through": through,
+                    "rank": np.arange(1, len(heads) + 1),
+                    "label": [head.label for head, _ in heads],
+                    "layer": [head.layer for head, _ in heads],
+                    "head": [head.head for head, _ in heads],
+                    "key": self.key + base,
+                    "query": self.query + base,
+                    "weight": entry,
+                    "loading": shares * split.whole,
+                    "share": shares,
+                    "cumulative": np.cumsum(shares),
+                }
+            )
+            table["drawn"] = (table["rank"] <= self.n_drawn) & (through == "features")
+            parts.append(table)
+        result: pd.DataFrame = pd.concat(parts, ignore_index=True)
+        return result
+
+    def groups(self, base: int = 0) -> pd.DataFrame:
+        """The groups: their members, their layers, and their effect on the answer.
+
+        Parameters
+        ----------
+        base : int, default 0
+            Number of the first position, 0 or 1.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per group: group, positions (text), n_nodes, n_features, first_layer, last_layer (-1 for
+            embeddings alone), influence (in units of the logit).
+        """
+        import pandas as pd
+
+        groups, base = list(self.named_groups.values()), _check.base(base)
+        none = (-1, -1)
+        result: pd.DataFrame = pd.DataFrame(
+            {
+                "group": [group.name for group in groups],
+                "positions": [" ".join(str(p + base) for p in group.positions) for group in groups],
+                "n_nodes": [len(group) for group in groups],
+                "n_features": [group.n_features for group in groups],
+                "first_layer": [(group.layers or none)[0] for group in groups],
+                "last_layer": [(group.layers or none)[1] for group in groups],
+                "influence": [group.influence for group in groups],
+            }
+        )
+        return result
+
+    def arrows(self) -> pd.DataFrame:
+        """The flows between groups: the effect of one on the answer by way of another.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per pair of groups with a flow: source, target, weight (in units of the logit), share (of
+            the logit difference).
+        """
+        import pandas as pd
+
+        names = list(self.named_groups)
+        value = float(self.graph.value[self.graph.logits[0]])
+        rows = [
+            {
+                "source": names[a],
+                "target": names[b],
+                "weight": self.flows[a, b],
+                "share": self.flows[a, b] / value,
+            }
+            for a, b in np.argwhere(self.flows)
+        ]
+        result: pd.DataFrame = pd.DataFrame(rows, columns=["source", "target", "weight", "share"])
+        return result
 
     def __repr__(self) -> str:
         what = f"{self.source!r:.40} -> {self.output!r:.40} in {self.graph.model_name!r:.60}"
         heads = "1 head carries" if self.n_drawn == 1 else f"{self.n_drawn} heads carry"
-        return f"GroupEdge({what}: {heads} {100 * self.share:.0f} %)"
+        return f"WordEffect({what}: {heads} {100 * self.share:.0f} %)"
 
     def _repr_html_(self) -> str:
-        return html_table(self, heads_table(self, 0))
+        return html_table(self, self.heads())
 
 
-def find_group_edge(
+def word_effect(
     model: Model,
     transcoders: Transcoders,
     prompt: str = PROMPT,
@@ -131,16 +248,34 @@ def find_group_edge(
     max_feature_nodes: int | None = MAX_FEATURE_NODES,
     labels: Mapping[tuple[int, int], str] | str | os.PathLike[str] | None = None,
     prepend_bos: bool = False,
-) -> GroupEdge:
-    """The attribution graph of a prompt, in groups, and the heads behind the edge from `key` to `answer`.
+) -> WordEffect:
+    """The attribution graph of a prompt, in groups, and the heads behind the edge from a word to the answer.
 
-    key: the word, as a token or a position counted from 0. The logit node is the logit of `answer` minus the
-    mean of the `wrong` ones; None: all other words of the antonym task. groups: see `group_nodes`; one of
-    them must be at the position of `key` alone; the logits become one more group unless they are in one.
-    None: `token_groups`. max_feature_nodes, labels, prepend_bos: see `attribution_graph`; a BOS token is
-    position 0, and features that were left out are in no group.
-    Raises ValueError as `attribution_graph` and `group_nodes` do, for a fraction outside 0..1, and if no
-    group is at the position of `key` alone.
+    Parameters
+    ----------
+    model, transcoders, prompt, max_feature_nodes, labels, prepend_bos
+        As for `attribution_graph`. A BOS token is position 0; features that are not kept are in no group.
+    key : int or str
+        The word, as a position from 0 or a token.
+    answer : str
+        The logit node is the logit of this token minus the mean logit of the wrong ones.
+    wrong : sequence of str, optional
+        None: all other words of the antonym task.
+    groups : mapping, optional
+        As for `group_nodes`; one of them must be at the position of `key` alone. The logits become one more
+        group unless they are in one. None: `token_groups`.
+    fraction : float, default 0.8
+        Of the edge, which the drawn heads carry; above 0 and at most 1.
+
+    Returns
+    -------
+    WordEffect
+
+    Raises
+    ------
+    ValueError
+        As `attribution_graph` and `group_nodes` do, for another fraction, and if no group is at the position
+        of `key` alone.
     """
     fraction = _check.fraction(fraction)
     others = wrong_words(answer) if wrong is None else wrong
@@ -164,9 +299,9 @@ def find_group_edge(
     by_features = split["features"]
     n = by_features.needed(fraction) or int((by_features.shares > 0).sum())
     n = min(max(n, 1), MOST)
-    return GroupEdge(
+    return WordEffect(
         graph=graph,
-        groups=named,
+        named_groups=named,
         flows=flows(graph, list(named.values())),
         source=source,
         output=output,
@@ -224,13 +359,11 @@ def _checks(graph: Graph, group: Group, heads: Sequence[Head], key: int) -> pd.D
         graph.check(nodes=group.nodes.tolist(), together=True).assign(removed=f"group {group.name}"),
         graph.check(entries=entries, together=True).assign(removed="entries of the drawn heads"),
     ]
-    return pd.concat(rows, ignore_index=True)
+    table: pd.DataFrame = pd.concat(rows, ignore_index=True)
+    return table
 
 
-# ------------------------------------------------------------------------------------------- tables
-
-
-def edge_row(found: GroupEdge, through: str, base: int) -> dict[str, Any]:
+def edge_row(found: WordEffect, through: str, base: int) -> dict[str, Any]:
     """The numbers behind the arrow from the word to the answer, positions counted from `base`."""
     graph, split = found.graph, found.loadings[through]
     scores = graph.scores()
@@ -263,69 +396,3 @@ def edge_row(found: GroupEdge, through: str, base: int) -> dict[str, Any]:
         "completeness_closed": scores["completeness_closed"],
         "digest": found.model_digest,
     }
-
-
-def heads_table(found: GroupEdge, base: int) -> pd.DataFrame:
-    """One row per head that carries anything, through features and directly, by rank."""
-    import pandas as pd
-
-    parts = []
-    for through, split in found.loadings.items():
-        heads = [(head, share) for head, share in zip(split.heads, split.shares) if share != 0]
-        entry = [float(found.graph.pattern[head][found.query, found.key]) for head, _ in heads]
-        shares = np.array([share for _, share in heads])
-        table = pd.DataFrame(
-            {
-                "through": through,
-                "rank": np.arange(1, len(heads) + 1),
-                "label": [head.label for head, _ in heads],
-                "layer": [head.layer for head, _ in heads],
-                "head": [head.head for head, _ in heads],
-                "key": found.key + base,
-                "query": found.query + base,
-                "weight": entry,
-                "loading": shares * split.whole,
-                "share": shares,
-                "cumulative": np.cumsum(shares),
-            }
-        )
-        table["drawn"] = (table["rank"] <= found.n_drawn) & (through == "features")
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True)
-
-
-def groups_table(found: GroupEdge, base: int) -> pd.DataFrame:
-    """One row per group: what is in it, its layers, and what it does to the answer."""
-    import pandas as pd
-
-    groups = list(found.groups.values())
-    none = (-1, -1)
-    return pd.DataFrame(
-        {
-            "group": [group.name for group in groups],
-            "positions": [" ".join(str(p + base) for p in group.positions) for group in groups],
-            "n_nodes": [len(group) for group in groups],
-            "n_features": [group.n_features for group in groups],
-            "first_layer": [(group.layers or none)[0] for group in groups],
-            "last_layer": [(group.layers or none)[1] for group in groups],
-            "influence": [group.influence for group in groups],
-        }
-    )
-
-
-def arrows_table(found: GroupEdge) -> pd.DataFrame:
-    """One row per pair of groups with a flow: what the first does to the answer by way of the second."""
-    import pandas as pd
-
-    names = list(found.groups)
-    value = float(found.graph.value[found.graph.logits[0]])
-    rows = [
-        {
-            "source": names[a],
-            "target": names[b],
-            "weight": found.flows[a, b],
-            "share": found.flows[a, b] / value,
-        }
-        for a, b in np.argwhere(found.flows)
-    ]
-    return pd.DataFrame(rows, columns=["source", "target", "weight", "share"])

@@ -78,18 +78,18 @@ def every_figure(text: str, edge) -> dict[str, object]:
         "effect_curves": lambda: figures.effect_curves({text: curve, f"{text}2": curve}, title=text),
         "graph": lambda: figures.graph(graph),
         "graph with a title": lambda: figures.graph(graph, title=text),
-        "attention_sketch": lambda: draw_sketch(found, found),
-        "graph_sketch": lambda: figures.graph_sketch(other, other),
+        "entry_overview": lambda: draw_sketch(found, found),
+        "graph_overview": lambda: figures.graph_overview(other, other),
     }
 
 
 def renamed(edge, text: str):
     """The edge of another graph: the name of the model, the tokens and the groups are `text` and what was."""
-    name = {old: text + old if text.strip() else text + " " * i for i, old in enumerate(edge.groups)}
-    groups = {name[old]: replace(group, name=name[old]) for old, group in edge.groups.items()}
+    name = {old: text + old if text.strip() else text + " " * i for i, old in enumerate(edge.named_groups)}
+    groups = {name[old]: replace(group, name=name[old]) for old, group in edge.named_groups.items()}
     tokens = tuple(text + token for token in edge.graph.token_strings)
     graph = replace(edge.graph, model_name=text, token_strings=tokens)
-    return replace(edge, graph=graph, groups=groups, source=name[edge.source], output=name[edge.output])
+    return replace(edge, graph=graph, named_groups=groups, source=name[edge.source], output=name[edge.output])
 
 
 def figure_of(drawn) -> Figure:

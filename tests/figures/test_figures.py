@@ -156,7 +156,7 @@ def test_bad_heads(run, heads, columns, error):
 def test_bad_patterns(model):
     with pytest.raises(ValueError, match=r"\(layers, heads, T, T\), got \(3, 3\)"):
         figures.head_grid(np.zeros((3, 3)))
-    with pytest.raises(ValueError, match="holds 2 prompts"):
+    with pytest.raises(ValueError, match="has 2 prompts"):
         figures.head_grid(model.run([PROMPT, PROMPT]))
     with pytest.raises(ValueError, match="at least one panel"):
         figures.head_grids([])
@@ -344,7 +344,7 @@ def test_bad_sums(dense_adder, adder, sums):
 
 
 def test_models_of_other_sequences(adder, model):
-    with pytest.raises(ValueError, match=r"sparse: 'fake' is no model of additions, which have 14 tokens"):
+    with pytest.raises(ValueError, match=r"sparse: 'fake' is not a model of additions, which have 14 tokens"):
         figures.addition_figure(adder, model)
 
 
@@ -491,7 +491,7 @@ def test_the_ending_of_a_path_is_its_format(run, tmp_path):
     ("path", "options", "kind", "text"),
     [
         ("a.png", {"formats": "svg"}, ValueError, r"path ends in \.png, formats are \['svg'\]"),
-        ("a.png", {"formats": ("png", "svg")}, ValueError, "leave one of them away"),
+        ("a.png", {"formats": ("png", "svg")}, ValueError, "omit one of them"),
         ("a", {"formats": 3}, TypeError, "formats must be a name or a sequence of names"),
         ("a", {"dpi": "a"}, TypeError, "dpi must be a number, got str"),
         ("a", {"dpi": 0}, ValueError, "dpi must be above 0"),

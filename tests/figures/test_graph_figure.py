@@ -90,7 +90,7 @@ def test_curves_leave_and_arrive_upwards():
 def test_strongest_edges_first(whole):
     edges, n = edges_between(whole, np.arange(len(whole)), 50)
     assert (len(edges), n) == (50, len(whole.source))
-    table = whole.edges
+    table = whole.links()
     best = table.assign(size=table["weight"].abs()).nlargest(50, "size", keep="first")
     np.testing.assert_array_equal(edges.source, best["source"])
     np.testing.assert_array_equal(edges.target, best["target"])
@@ -188,7 +188,7 @@ def test_tokens_with_positions(pruned, base):
 
 def test_legend_names_what_is_drawn(pruned):
     texts = [text.get_text() for text in figures.graph(pruned).get_legend().get_texts()]
-    largest = float(np.abs(pruned.weight).max())
+    largest = float(np.abs(pruned.weights).max())
     assert texts[:3] == ["logit", "feature", "error of an MLP"]
     assert texts[-4:] == ["raises", "lowers", f"|weight| {largest:,.0f}", f"|weight| {largest / 4:.2g}"]
     few = figures.graph(pruned, nodes=pruned.select("logit"))
@@ -289,7 +289,7 @@ def test_a_logit_difference(tmp_path):
         ({"nodes": [9999]}, IndexError, "node 9999 is out of range: this graph has 39 nodes"),
         ({"nodes": "x"}, KeyError, "no node 'x'"),
         ({"nodes": 0.5}, TypeError, "a node must be an integer, got float"),
-        ({"max_edges": -1}, ValueError, "max_edges must not be negative, got -1"),
+        ({"max_edges": -1}, ValueError, "max_edges must be at least 0, got -1"),
         ({"max_edges": 1.5}, TypeError, "max_edges must be an integer, got float"),
         ({"max_labels": True}, TypeError, "max_labels must be an integer, got True"),
         ({"base": 2}, ValueError, "base must be 0 or 1, got 2"),

@@ -19,8 +19,8 @@ from planted_calls import find
 import attnsparse as asp
 from attnsparse import figures
 from attnsparse.figures.style import RED
-from attnsparse.graphs import word_effect as graph_edge
 from attnsparse.graphs.groups import group_nodes
+from attnsparse.graphs.word_effect import word_effect
 from attnsparse.items import Head
 
 
@@ -43,7 +43,7 @@ def demo():
 
 
 def edges(demo, prompt, key, answer):
-    return [graph_edge.find_group_edge(*pair, prompt, key, answer) for pair in demo]
+    return [word_effect(*pair, prompt, key, answer) for pair in demo]
 
 
 def texts(ax) -> list[str]:
@@ -78,7 +78,7 @@ def boxes_apart(ax) -> bool:
 
 
 def test_the_planted_graph(planted):
-    figure = figures.graph_sketch(planted, planted)
+    figure = figures.graph_overview(planted, planted)
     left, right = figure.axes[:2]
     assert len(left.collections) == len(right.collections) == 2
     written = texts(right)
@@ -99,7 +99,7 @@ def test_the_planted_graph(planted):
 
 @pytest.mark.parametrize("base", [0, 1])
 def test_positions_count_from_base(planted, base):
-    right = figures.graph_sketch(planted, planted, base=base).axes[1]
+    right = figures.graph_overview(planted, planted, base=base).axes[1]
     written = texts(right)
     start = written.index("The")
     tokens = ["The", "opposite", "of", '"', "large", '"', "is", '"']
@@ -111,15 +111,15 @@ def test_positions_count_from_base(planted, base):
 def test_columns_that_are_none(planted):
     for columns, kind in ((0, ValueError), ("a", TypeError)):
         with pytest.raises(kind, match="columns must be"):
-            figures.graph_sketch(planted, planted, columns=columns)
+            figures.graph_overview(planted, planted, columns=columns)
 
 
 def test_numbers_are_those_of_the_edge(planted):
     """Whatever the numbers are, they are written: nothing is typed in."""
     flows = planted.flows.copy()
-    names = list(planted.groups)
+    names = list(planted.named_groups)
     flows[names.index("opposite"), names.index("small")] = -33.3
-    right = figures.graph_sketch(planted, replace(planted, flows=flows, n_drawn=1)).axes[1]
+    right = figures.graph_overview(planted, replace(planted, flows=flows, n_drawn=1)).axes[1]
     written = texts(right)
     assert "−33.3" in written
     assert "Modulated at 68 % by" in written
@@ -129,7 +129,7 @@ def test_numbers_are_those_of_the_edge(planted):
 
 
 def test_a_box_reaches_over_its_layers(planted):
-    right = figures.graph_sketch(planted, planted).axes[1]
+    right = figures.graph_overview(planted, planted).axes[1]
     large, small, opposite = boxes(right)  # the word, the answer, then by influence
     heights = [box.get_height() for box in (large, small, opposite)]
     layer = 1.75 / 7
@@ -142,8 +142,8 @@ def test_groups_with_little_or_no_features_are_not_drawn(planted):
     graph = planted.graph
     spec = {"large": {"position": "large"}, "is": {"position": "is"}, "small": graph.logits.tolist()}
     found = find(groups=spec)
-    assert list(found.groups) == ["large", "is", "small"]
-    right = figures.graph_sketch(found, found).axes[1]
+    assert list(found.named_groups) == ["large", "is", "small"]
+    right = figures.graph_overview(found, found).axes[1]
     assert len(boxes(right)) == 2
     assert all(np.diag(found.flows) == 0)
     assert group_nodes(graph, spec)["is"].layer_text == "embedding"
@@ -160,7 +160,7 @@ PROMPTS = [
 
 @pytest.mark.parametrize(("prompt", "key", "answer"), PROMPTS)
 def test_nothing_overlaps(demo, prompt, key, answer, tmp_path):
-    figure = figures.graph_sketch(*edges(demo, prompt, key, answer))
+    figure = figures.graph_overview(*edges(demo, prompt, key, answer))
     right = figure.axes[1]
     assert boxes_apart(right)
     assert all_apart(right)
@@ -172,13 +172,13 @@ def test_many_heads(demo):
     heads = tuple(Head(*divmod(i, 12)) for i in range(36))
     many = replace(found[0].loadings["features"], heads=heads, shares=np.full(36, 1 / 36))
     dense = replace(found[0], n_drawn=36, loadings={**found[0].loadings, "features": many})
-    figure = figures.graph_sketch(dense, found[1])
+    figure = figures.graph_overview(dense, found[1])
     assert len(figure.axes[0].collections) == 36
     assert "Modulated at" in " ".join(texts(figure.axes[1]))
 
 
 def test_same_bytes_again(planted, tmp_path):
     for name in ("first", "second"):
-        figures.save(figures.graph_sketch(planted, planted), tmp_path / name)
+        figures.save(figures.graph_overview(planted, planted), tmp_path / name)
     for form in ("png", "svg", "pdf"):
         assert (tmp_path / f"first.{form}").read_bytes() == (tmp_path / f"second.{form}").read_bytes()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -18,7 +16,8 @@ from matplotlib.patches import Rectangle
 
 from attnsparse import figures
 from attnsparse.circuits.entry_effects import entry_effects
-from attnsparse.figures.entry_overview import draw_sketch, n_drawn, same_entry_text
+from attnsparse.figures.entry_overview import draw_sketch, n_drawn
+from attnsparse.figures.panels import entry_text
 from attnsparse.figures.style import RED, WHITE_TO_RED
 
 WRONG = ("large", " is", "The")
@@ -101,13 +100,12 @@ def test_what_all_heads_do_is_said_only_if_it_is_so():
     found = fake_entry_effects(3)
     pattern = np.zeros((4, 12, 8, 8), np.float32)
     pattern[0, :3, 7, 4] = 0.5
-    run = type("Run", (), {"pattern": pattern})()
-    found = replace(found, run=run)
-    assert same_entry_text(found, 3, 1) == "All heads map key pos 5 to query pos 8"
-    assert same_entry_text(found, 1, 0) == "The head maps key pos 4 to query pos 7"
+    heads, entry = found.heads, (found.query, found.key)
+    assert entry_text(pattern, heads[:3], entry, 1) == "All heads map key pos 5 to query pos 8"
+    assert entry_text(pattern, heads[:1], entry, 0) == "The head maps key pos 4 to query pos 7"
     pattern[0, 1, 7, 2] = 0.6
-    assert same_entry_text(found, 3, 1) == "2 of 3 heads map key pos 5 to query pos 8 most"
-    assert same_entry_text(found, 1, 1) == "The head maps key pos 5 to query pos 8"
+    assert entry_text(pattern, heads[:3], entry, 1) == "2 of 3 heads map key pos 5 to query pos 8 most"
+    assert entry_text(pattern, heads[:1], entry, 1) == "The head maps key pos 5 to query pos 8"
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 13])
@@ -136,9 +134,7 @@ def test_prompts_of_other_lengths(length, tmp_path):
 
 def test_own_prompt_key_and_query():
     dense, sparse = FakeModel(10, gated=False).real(), FakeModel(10).real()
-    figure = figures.attention_sketch(
-        dense, sparse, PROMPT, "large", 7, ANSWER, WRONG, fraction=1.0, columns=2
-    )
+    figure = figures.entry_overview(dense, sparse, PROMPT, "large", 7, ANSWER, WRONG, fraction=1.0, columns=2)
     found = entry_effects(sparse, PROMPT, "large", 7, ANSWER, WRONG)
     n = found.needed(1.0)
     assert len(figure.axes[1].collections) == n
@@ -148,8 +144,8 @@ def test_own_prompt_key_and_query():
 
 def test_own_prompts_need_wrong_answers():
     model = FakeModel(10).real()
-    with pytest.raises(ValueError, match=r"give wrong=\.\.\., the tokens that `answer` is measured against"):
-        figures.attention_sketch(model, model, "The opposite of large is", "large", -1, ANSWER)
+    with pytest.raises(ValueError, match=r"needs wrong=\.\.\., the tokens that answer is measured against"):
+        figures.entry_overview(model, model, "The opposite of large is", "large", -1, ANSWER)
 
 
 def test_same_bytes_again(tmp_path):

@@ -23,7 +23,7 @@ import safetensors
 import attnsparse
 from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.graphs import graph_file
+from attnsparse.graphs.graph import Graph, load_graph
 from attnsparse.io import training_file
 from attnsparse.io.npz_file import NpzFile
 from attnsparse.io.safetensors_file import SafetensorsFile
@@ -182,8 +182,8 @@ def read_circuit(data: bytes) -> None:
 
 
 def read_graph(data: bytes) -> None:
-    graph, again = saved_again(data, graph_file.load_graph, graph_file.save_graph)
-    assert np.array_equal(again.weight, graph.weight)
+    graph, again = saved_again(data, load_graph, Graph.save)
+    assert np.array_equal(again.weights, graph.weights)
     assert again.token_strings == graph.token_strings
 
 

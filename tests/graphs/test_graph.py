@@ -89,8 +89,8 @@ def test_features_left_out_are_one_node_and_the_graph_still_closes() -> None:
         same = whole.node(graph.ids[t])
         kept = [whole.node(graph.ids[s]) for s in graph.incoming(int(t))[0] if graph.kind[s] != "other"]
         left = sorted(set(range(whole.n_features)) - set(kept))
-        other = graph.edge("other", int(t))
-        assert other == pytest.approx(whole.edge(left, same) if left else 0.0, abs=1e-12)
+        other = graph.weight("other", int(t))
+        assert other == pytest.approx(whole.weight(left, same) if left else 0.0, abs=1e-12)
 
 
 def test_no_features_at_all() -> None:
@@ -108,7 +108,7 @@ def test_heads_direct_and_remainder_add_up(through: str) -> None:
     graph = toy_graph("float64")
     for source in [*graph.select("feature")[:4], *graph.select("token"), "err_0_2", "P_1", "bias"]:
         for target in (graph.logits[0], graph.select("feature", layer=1)[-1]):
-            whole = graph.edge(source, target) if through == "edge" else graph.total(source, target)
+            whole = graph.weight(source, target) if through == "edge" else graph.total(source, target)
             table = graph.heads(source, target, through=through)
             assert table.loading.sum() == pytest.approx(whole, abs=1e-12)
             assert list(table.label[-2:]) == ["direct", "remainder"]
@@ -125,7 +125,7 @@ def test_within_a_position_nothing_remains() -> None:
 def test_a_group_is_the_sum_of_its_edges() -> None:
     graph = toy_graph("float64")
     group, target = ["E_3_0", "P_0", "err_0_0"], int(graph.logits[0])
-    assert graph.edge(group, target) == pytest.approx(sum(graph.edge(node, target) for node in group))
+    assert graph.weight(group, target) == pytest.approx(sum(graph.weight(node, target) for node in group))
     heads = graph.heads(group, target).set_index("label").loading
     parts = [graph.heads(node, target).set_index("label").loading for node in group]
     np.testing.assert_allclose(heads, sum(part[heads.index] for part in parts), atol=1e-13)
@@ -176,7 +176,7 @@ def test_scores_split_into_pairs() -> None:
     named = graph.with_labels({key: "mine"}).splits[0]
     assert [text for i, text in zip(named.nodes, named.labels) if i == 0] in ([], ["mine"])
     assert named.ids == stored.ids == tuple(graph.ids[i] for i in stored.nodes)
-    with pytest.raises(ValueError, match="n must not be negative"):
+    with pytest.raises(ValueError, match="n must be at least 0, got -1"):
         split.to_pandas(-1)
     assert len(graph.splits) == 3
     for stored in graph.splits:
@@ -248,10 +248,12 @@ def test_pruned_graphs_keep_what_matters() -> None:
     assert {"token", "position", "logit"} <= set(pruned.kind)
     for t in pruned.targets:
         for source, weight in zip(*pruned.incoming(int(t))):
-            assert weight == np.float32(graph.edge(graph.ids[graph.node(pruned.ids[source])], pruned.ids[t]))
+            assert weight == np.float32(
+                graph.weight(graph.ids[graph.node(pruned.ids[source])], pruned.ids[t])
+            )
     same = pruned.heads(int(pruned.source[0]), int(pruned.targets[0]))
     assert same.loading.sum() == pytest.approx(
-        pruned.edge(int(pruned.source[0]), int(pruned.targets[0])), abs=1e-5
+        pruned.weight(int(pruned.source[0]), int(pruned.targets[0])), abs=1e-5
     )
     everything = graph.prune(1.0, 1.0)
     assert len(everything.source) <= len(graph.source)
@@ -267,7 +269,7 @@ def test_a_pruned_graph_says_so_and_keeps_the_scores_of_the_whole(tmp_path) -> N
     assert np.isnan(row.closure)
     assert graph.summary().closure[0] == graph.closure
     pruned.save(tmp_path / "g")
-    again = asp.read_graph_json(pruned.to_json(tmp_path / "json", "g"))
+    again = asp.read_graph_json(pruned.to_neuronpedia(tmp_path / "json", "g"))
     for kept in (pruned, asp.load_graph(tmp_path / "g"), again, pruned.prune(0.5)):
         assert kept.scores() == graph.scores()
         assert dict(kept.summary().iloc[0][list(graph.scores())]) == graph.scores()
@@ -290,12 +292,12 @@ def test_scores_are_shares() -> None:
 
 def test_tables_and_names() -> None:
     graph = toy_graph()
-    assert list(graph.nodes.kind) == list(graph.kind)
+    assert list(graph.nodes().kind) == list(graph.kind)
     assert len(set(graph.ids)) == len(graph)
     assert all(graph.node(name) == i for i, name in enumerate(graph.ids))
-    assert graph.edges.weight.tolist() == graph.weight.tolist()
+    assert graph.links().weight.tolist() == graph.weights.tolist()
     targets, weights = graph.outgoing("E_3_0")
-    assert all(graph.edge("E_3_0", int(t)) == w for t, w in zip(targets, weights))
+    assert all(graph.weight("E_3_0", int(t)) == w for t, w in zip(targets, weights))
     assert list(graph.select("token", position=2)) == [graph.node("E_4_2")]
     assert graph.summary().n_edges[0] == len(graph.source)
     assert "closure" in repr(graph)
@@ -321,7 +323,7 @@ def test_prompt_and_bos_give_the_tokens_again(tmp_path) -> None:
     for prompt, prepend_bos in given:
         graph = asp.attribution_graph(spoken, coders, prompt, prepend_bos=prepend_bos)
         graph.save(tmp_path / "graph")
-        read = asp.read_graph_json(graph.to_json(tmp_path, "own"))
+        read = asp.read_graph_json(graph.to_neuronpedia(tmp_path, "own"))
         for one in (graph, asp.load_graph(tmp_path / "graph"), read, graph.prune()):
             tokens = spoken.run(one.prompt, prepend_bos=one.prepend_bos).tokens
             assert tokens.tolist() == one.tokens.tolist()
@@ -361,7 +363,7 @@ def test_arrays_are_read_only() -> None:
 
 def test_same_bits_for_any_number_of_threads() -> None:
     first, second = (toy_graph(threads=n, n_splits=2) for n in (1, 4))
-    for name in ("weight", "source", "start", "carried", "received", "received_alone", "value"):
+    for name in ("weights", "source", "start", "carried", "received", "received_alone", "value"):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
     assert first.splits[0].pairs.tobytes() == second.splits[0].pairs.tobytes()
 
@@ -380,7 +382,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
         ({"wrong": 3}, ValueError, "needs target"),
         ({"max_n_logits": 0}, ValueError, "at least 1"),
         ({"desired_logit_prob": 0}, ValueError, "desired_logit_prob"),
-        ({"max_feature_nodes": -1}, ValueError, "not be negative"),
+        ({"max_feature_nodes": -1}, ValueError, "max_feature_nodes must be at least 0"),
         ({"max_feature_nodes": 1.5}, TypeError, "integer"),
         ({"n_splits": True}, TypeError, "integer"),
         ({"max_bytes": 10}, MemoryError, "max_bytes|GB"),
@@ -397,13 +399,13 @@ def test_wrong_questions() -> None:
     pruned = graph.prune()
     loaded = dataclasses.replace(graph, origin=None)
     cases = [
-        (lambda: graph.edge("nobody", 0), KeyError, "no node 'nobody'"),
-        (lambda: graph.edge(10**6, 0), IndexError, "out of range"),
-        (lambda: graph.edge(1.5, 0), TypeError, "integer"),
+        (lambda: graph.weight("nobody", 0), KeyError, "no node 'nobody'"),
+        (lambda: graph.weight(10**6, 0), IndexError, "out of range"),
+        (lambda: graph.weight(1.5, 0), TypeError, "integer"),
         (lambda: graph.heads(0, -1, through="magic"), ValueError, "through"),
         (lambda: graph.heads(0, -1, base=2), ValueError, "base"),
         (lambda: graph.needed_heads(0, -1, 0), ValueError, "fraction"),
-        (lambda: graph.select("neuron"), ValueError, "no kind of node 'neuron'"),
+        (lambda: graph.select("neuron"), ValueError, "kind must be one of 'feature', .*, got 'neuron'"),
         (lambda: graph.select(position=6), IndexError, "6 tokens"),
         (lambda: graph.prune(1.1), ValueError, "node_threshold"),
         (lambda: graph.prune(edge_threshold="x"), TypeError, "edge_threshold"),
@@ -414,12 +416,13 @@ def test_wrong_questions() -> None:
         (lambda: graph.check(), ValueError, "one of them"),
         (lambda: graph.check(nodes=["bias"]), ValueError, "can be removed"),
         (lambda: graph.check(entries=[(0, 0, 2, 1)]), ValueError, "last position"),
-        (lambda: graph.edge("large", -1), KeyError, r"ids .* '0_.*select\('token', position='large'\)"),
-        (lambda: graph.edge([], -1), ValueError, "source has no nodes"),
+        (lambda: graph.weight("large", -1), KeyError, r"ids .* '0_.*select\('token', position='large'\)"),
+        (lambda: graph.weight([], -1), ValueError, "source has no nodes"),
         (lambda: graph.total(0, []), ValueError, "target has no nodes"),
         (lambda: graph.heads(graph.select("feature", label="?"), -1), ValueError, "source has no nodes"),
         (lambda: graph.check([]), ValueError, "nothing was selected"),
-        (lambda: graph.edge(0, "P_1"), ValueError, r"no edge leads to 'P_1' \(position\)"),
+        (lambda: graph.check([0], together=1), TypeError, "together must be True or False, got 1"),
+        (lambda: graph.weight(0, "P_1"), ValueError, r"no edge leads to 'P_1' \(position\)"),
         (lambda: graph.heads(-1, 0), ValueError, r"no edge leaves .*\(logit\)"),
         (lambda: graph.needed_heads(0, -1, "a"), TypeError, "fraction must be a number"),
         (lambda: graph.select(layer=3), IndexError, r"layer 3 is out of range: .* 0\.\.1, 2 of logits"),
@@ -427,13 +430,13 @@ def test_wrong_questions() -> None:
         (lambda: graph.select(layer="a"), TypeError, "layer must be an integer, got str"),
         (lambda: graph.select(layer=slice(0, 1)), TypeError, "layer must be an integer, got slice"),
         (lambda: graph.select(label=5), TypeError, "label must be a text"),
-        (lambda: graph.select(5), TypeError, "kind must be a text"),
+        (lambda: graph.select(5), TypeError, "kind must be a name or a sequence of names"),
     ]  # fmt: skip
     for call, error, text in cases:
         with pytest.raises(error, match=text) as caught:
             call()
         assert len(str(caught.value)) <= 300
-    assert graph.edge(graph.select("feature", layer=1)[0], graph.select("feature", layer=0)[0]) == 0.0
+    assert graph.weight(graph.select("feature", layer=1)[0], graph.select("feature", layer=0)[0]) == 0.0
     assert graph.select(layer=range(-1, 3)).tolist() == list(range(len(graph)))
 
 
@@ -445,7 +448,7 @@ def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
         (lambda: asp.attribution_graph(model, "demo-sparse-transcoders", PROMPT), "transcoders", "str"),
         (lambda: asp.attribution_graph(PROMPT, model, transcoders), "model", "ndarray"),
         (lambda: asp.attribution_graph(transcoders, model, PROMPT), "model", "Transcoders"),
-        (lambda: asp.graphs.find_group_edge(transcoders, model, wrong=["a"]), "model", "Transcoders"),
+        (lambda: asp.graphs.word_effect(transcoders, model, wrong=["a"]), "model", "Transcoders"),
         (lambda: asp.describe_features(transcoders, model, [PROMPT]), "transcoders", "Model"),
         (lambda: asp.describe_features(model, transcoders, [PROMPT], window=5), "window", "5"),
         (lambda: asp.tasks.make_task("copy", model), "tokenizer", "Model"),
@@ -453,11 +456,11 @@ def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
         (lambda: asp.tasks.from_dataframe(frame, model), "tokenizer", "Model"),
         (lambda: asp.tasks.read_eap_csv("none.csv", None), "tokenizer", "NoneType"),
         (lambda: asp.token_groups(5), "graph", "int"),
-        (lambda: asp.group_nodes(graph.nodes, {}), "graph", "DataFrame"),
+        (lambda: asp.group_nodes(graph.nodes(), {}), "graph", "DataFrame"),
         (lambda: asp.group_nodes(graph, 5), "groups", "int"),
         (lambda: asp.write_feature_details(tmp_path / "none", {}), "labels", "dict"),
-        (lambda: asp.figures.graph(graph.nodes), "graph", "DataFrame"),
-        (lambda: asp.figures.graph_sketch(1, 2), "dense", "int"),
+        (lambda: asp.figures.graph(graph.nodes()), "graph", "DataFrame"),
+        (lambda: asp.figures.graph_overview(1, 2), "dense", "int"),
     ]
     for call, name, got in cases:
         with pytest.raises(TypeError, match=f"{name} must be .*{made_by.get(name, '')}.*got {got}$"):
@@ -520,3 +523,16 @@ def test_core_refuses_what_would_leave_its_arrays() -> None:
         _core.graph_influence(
             np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32), np.array([1.0, 0.0])
         )
+
+
+def test_arrays_of_numbers_are_nodes() -> None:
+    """What select gives, of any integer type, goes into every question."""
+    graph = toy_graph()
+    features = graph.select("feature")
+    for nodes in (features, features.astype(np.int32), features.tolist(), [graph.ids[i] for i in features]):
+        assert graph.nodes_of(nodes).tolist() == features.tolist()
+        assert graph.weight(nodes, graph.logits) == graph.weight(features, graph.logits)
+        assert graph.total(nodes, graph.logits) == graph.total(features, graph.logits)
+        assert graph.heads(nodes, graph.logits).equals(graph.heads(features, graph.logits))
+    with pytest.raises(TypeError, match="a node must be an integer, got float"):
+        graph.weight(features.astype(float), graph.logits)

@@ -9,7 +9,7 @@ import pytest
 from planted_calls import LARGE_TO_LOGIT, WIDE_TO_LOGIT, WRONG, find
 
 import attnsparse as asp
-from attnsparse.graphs import word_effect as graph_edge
+from attnsparse.graphs.word_effect import edge_row, word_effect
 from attnsparse.items import Head
 from attnsparse.model.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ def test_what_is_drawn(found):
     assert found.drawn == (Head(4, 0), Head(5, 1))
     assert found.share == pytest.approx(WIDE_TO_LOGIT / LARGE_TO_LOGIT)
     assert found.same_entry() == 1  # the other one looks at two positions alike
-    assert repr(found) == "GroupEdge('large' -> 'small' in 'planted': 2 heads carry 97 %)"
+    assert repr(found) == "WordEffect('large' -> 'small' in 'planted': 2 heads carry 97 %)"
     assert found.by_last == pytest.approx((sum(pg.WIDE.values()) * 5 + 1) * 7 / LARGE_TO_LOGIT)
 
 
@@ -67,7 +67,7 @@ def test_a_word_that_does_nothing():
 
 
 def test_checks_are_the_graphs(found):
-    group = found.groups["large"].nodes.tolist()
+    group = found.named_groups["large"].nodes.tolist()
     entries = ["a4.h0[4->7]", "a5.h1[4->7]"]
     expected = [
         found.graph.check(nodes=group, together=True),
@@ -87,7 +87,7 @@ def test_a_bos_token_counts():
     model = asp.Model(asp.Config.from_dict(config), weights, tokenizer, "planted", "float64")
     coders = ge.transcoders(pg.transcoders("per layer"), "float64")
     prompt = pg.PROMPT.removeprefix("The")
-    with_bos = graph_edge.find_group_edge(model, coders, prompt, 4, "small", WRONG, prepend_bos=True)
+    with_bos = word_effect(model, coders, prompt, 4, "small", WRONG, prepend_bos=True)
     assert with_bos.graph.prepend_bos
     assert with_bos.loadings["features"].whole == pytest.approx(LARGE_TO_LOGIT * SCALE)
 
@@ -95,16 +95,16 @@ def test_a_bos_token_counts():
 def test_features_that_are_left_out_are_in_no_group():
     found = find(max_feature_nodes=6)
     assert found.graph.kind.count("other") == 1
-    assert sum(group.n_features for group in found.groups.values()) == 6
+    assert sum(group.n_features for group in found.named_groups.values()) == 6
 
 
 def test_own_groups():
     spec = {"big": {"position": "large", "layer": range(2)}, "answer": {"kind": "logit"}}
     found = find(groups=spec)
     assert (found.source, found.output) == ("big", "answer")
-    assert found.graph.ids[found.groups["big"].nodes[0]] == "0_3_4"
+    assert found.graph.ids[found.named_groups["big"].nodes[0]] == "0_3_4"
     found = find(groups={"big": {"position": "large"}})
-    assert list(found.groups) == ["big", "small"]
+    assert list(found.named_groups) == ["big", "small"]
     assert found.output == "small"
     assert found.loadings["features"].whole == pytest.approx(LARGE_TO_LOGIT * SCALE)
 
@@ -117,20 +117,24 @@ def test_what_an_edge_says_of_itself(found):
 
 
 def test_tables(found):
-    row = graph_edge.edge_row(found, "features", 1)
+    row = edge_row(found, "features", 1)
     assert (row["key"], row["query"], row["heads_needed"], row["heads_drawn"]) == (5, 8, 2, 2)
     assert row["drawn_look_at_key"] == 1
     assert row["logit_diff"] == pytest.approx(720)
     assert row["share_of_5"] == pytest.approx(1)
-    heads = graph_edge.heads_table(found, 1)
+    heads = found.heads(1)
     assert list(heads.query("through == 'features'")["label"]) == ["L4H0", "L5H1", "L5H0"]
     assert list(heads["drawn"]) == [True, True, False, False, False, False]
     assert list(heads["weight"][:3]) == [1, 0.5, 1]
     assert heads.query("through == 'features'")["loading"].sum() == pytest.approx(LARGE_TO_LOGIT * SCALE)
-    groups = graph_edge.groups_table(found, 1).set_index("group")
+    groups = found.groups(1).set_index("group")
     assert groups.loc['"', "positions"] == "4 6 8"
     assert tuple(groups.loc["large", ["first_layer", "last_layer", "n_features"]]) == (0, 2, 4)
-    arrows = graph_edge.arrows_table(found)
+    assert found.heads().equals(heads.assign(key=heads["key"] - 1, query=heads["query"] - 1))
+    for table in (found.heads, found.groups):
+        with pytest.raises(ValueError, match="base must be 0 or 1, got 2"):
+            table(2)
+    arrows = found.arrows()
     assert list(zip(arrows["source"], arrows["target"])) == [("opposite", "small"), ("large", "small")]
     np.testing.assert_allclose(arrows["weight"], np.array([105, LARGE_TO_LOGIT]) * SCALE)
     np.testing.assert_allclose(arrows["share"], arrows["weight"] / 720)

@@ -18,8 +18,8 @@ from tiny_graph import D, H, L, T, assert_same, example, traced
 
 from attnsparse.errors import FormatError, LimitError, NonFiniteError
 from attnsparse.graphs import graph_file
-from attnsparse.graphs.graph import KINDS, Graph
-from attnsparse.graphs.graph_file import load_graph
+from attnsparse.graphs.graph import Graph, load_graph
+from attnsparse.graphs.select import KINDS
 from attnsparse.io import paired_file
 from attnsparse.io.limits import Limits
 
@@ -74,7 +74,7 @@ def test_a_traced_graph_comes_back_and_answers(tmp_path, dtype, max_feature_node
         assert_same(saved, found)
         assert found.scores() == saved.scores()
         source, target = saved.ids[0], saved.ids[-1]
-        assert found.edge(source, target) == saved.edge(source, target)
+        assert found.weight(source, target) == saved.weight(source, target)
         assert found.total(source, target) == saved.total(source, target)
         for through in ("edge", "features"):
             assert found.heads(source, target, through=through).equals(
@@ -95,7 +95,7 @@ def test_any_tool_can_read_it(path):
     assert (data["format"], data["version"], data["dtype"]) == ("attnsparse graph", 1, "float32")
     with np.load(f"{path}.npz", allow_pickle=False) as arrays:
         assert set(arrays) == set(graph_file._ARRAYS) - {"influence"}
-        np.testing.assert_array_equal(arrays["weight"], example().weight)
+        np.testing.assert_array_equal(arrays["weight"], example().weights)
 
 
 def test_other_layouts_in_memory_are_stored_alike(path, tmp_path):
@@ -164,8 +164,8 @@ def test_missing_files(path):
     for call in (load_graph, example().save):
         with pytest.raises(TypeError, match=r"expected str|got bytes"):
             call(b"c")
-    with pytest.raises(TypeError, match="must be a Graph"):
-        graph_file.save_graph(3, path)
+    with pytest.raises(TypeError, match="heads must be True or False, got 3"):
+        example().save(path, heads=3)
 
 
 def test_a_failed_save_leaves_the_old_pair(path, monkeypatch):
@@ -192,7 +192,11 @@ def test_files_of_two_saves(path, tmp_path):
 
 def stored() -> dict[str, np.ndarray]:
     graph = example()
-    arrays = {name: getattr(graph, name) for name in graph_file._PLAIN} | graph_file._split_arrays(graph)
+    arrays = (
+        {name: getattr(graph, name) for name in graph_file._PLAIN}
+        | {"weight": graph.weights}
+        | graph_file._split_arrays(graph)
+    )
     arrays["kind"] = np.array([KINDS.index(kind) for kind in graph.kind])
     arrays["closure"] = np.array([graph.closure, graph.closure_absolute])
     return {name: np.asarray(array, graph_file._specs("float32")[name][0]) for name, array in arrays.items()}
@@ -414,6 +418,7 @@ def test_every_field_of_a_graph_is_in_the_files():
     stored_fields = {
         *graph_file._FIELDS,
         *graph_file._ARRAYS,
+        "weights",
         "closure_absolute",
         "splits",
         "version",

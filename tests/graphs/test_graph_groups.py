@@ -179,7 +179,7 @@ def test_groups_by_everything_that_names_nodes(planted):
         ({"a": ["E_9_9"]}, KeyError, "no node 'E_9_9'"),
         ({"a": [100_000]}, IndexError, "out of range"),
         ({"a": {"position": "small"}}, ValueError, "not in the prompt"),
-        ({"a": {"kind": "head"}}, ValueError, "no kind of node"),
+        ({"a": {"kind": "head"}}, ValueError, "kind must be one of"),
     ],
 )
 def test_wrong_groups(planted, spec, error, text):

@@ -15,13 +15,11 @@ import jsonschema
 import numpy as np
 import pytest
 from places import TESTS
-from tiny_graph import FEATURES, PROMPT, T, assert_same, example, traced
+from tiny_graph import FEATURES, T, assert_same, example, traced
 
 from attnsparse.errors import FormatError, LimitError
-from attnsparse.graphs.graph import Graph
-from attnsparse.graphs.graph_file import load_graph
+from attnsparse.graphs.graph import Graph, load_graph
 from attnsparse.graphs.neuronpedia_read import read_graph_json
-from attnsparse.graphs.neuronpedia_write import write_graph_json
 from attnsparse.io.limits import Limits
 from attnsparse.items import cantor
 
@@ -36,7 +34,7 @@ def real() -> Graph:
 
 
 def written(graph: Graph, folder: Path, slug: str = "g", **options: Any) -> dict[str, Any]:
-    path = graph.to_json(folder, slug, **options)
+    path = graph.to_neuronpedia(folder, slug, **options)
     assert path == folder / f"{slug}.json"
     data = json.loads(path.read_text())
     jsonschema.Draft7Validator(SCHEMA).validate(data)
@@ -91,7 +89,7 @@ def test_links_and_metadata(tmp_path):
     graph = example()
     data = written(graph, tmp_path, **WHOLE, info={"creator_name": "me", "create_time_ms": 1})
     links = {(link["source"], link["target"]): link["weight"] for link in data["links"]}
-    edges = graph.edges
+    edges = graph.links()
     assert len(links) == len(edges)
     for source, target, weight in zip(edges.source_id, edges.target_id, edges.weight):
         assert np.float32(links[source, target]) == weight
@@ -134,9 +132,9 @@ def test_supernodes(tmp_path, real):
     assert data["qParams"]["supernodes"] == [["all", *(real.ids[i] for i in features if real.ids[i] in kept)]]
     gone = [i for i in features if real.ids[i] not in kept]
     with pytest.raises(ValueError, match="supernode 'lost': pruning left none"):
-        real.to_json(tmp_path, "g", supernodes={"lost": gone})
+        real.to_neuronpedia(tmp_path, "g", supernodes={"lost": gone})
     with pytest.raises(KeyError, match="no node"):
-        real.to_json(tmp_path, "g", supernodes={"lost": "9_9_9"})
+        real.to_neuronpedia(tmp_path, "g", supernodes={"lost": "9_9_9"})
 
 
 def test_the_list_of_graphs(tmp_path):
@@ -147,7 +145,7 @@ def test_the_list_of_graphs(tmp_path):
     assert sorted(os.listdir(tmp_path / "new")) == ["a.json", "b.json", "graph-metadata.json"]
     (tmp_path / "new" / "graph-metadata.json").write_text('{"graphs": 3}')
     with pytest.raises(FormatError, match="'graphs' must be a list of objects") as caught:
-        example().to_json(tmp_path / "new", "c")
+        example().to_neuronpedia(tmp_path / "new", "c")
     assert caught.value.code == "header_value"
     assert not (tmp_path / "new" / "c.json").exists()
 
@@ -155,21 +153,25 @@ def test_the_list_of_graphs(tmp_path):
 @pytest.mark.parametrize("slug", ["", "a/b", "..", ".a", "a b", "ä", "x" * 101, "graph-metadata", "a\n"])
 def test_bad_slugs(tmp_path, slug):
     with pytest.raises(ValueError, match="slug must be a file name"):
-        example().to_json(tmp_path, slug)
+        example().to_neuronpedia(tmp_path, slug)
     with pytest.raises(TypeError, match="slug must be a text"):
-        example().to_json(tmp_path, 3)
+        example().to_neuronpedia(tmp_path, 3)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"n_contributors": -1}, ValueError, "n_contributors must not be negative"),
-        ({"info": {"descripton": "a"}}, ValueError, "info has no 'descripton'; there are description"),
+        ({"n_contributors": -1}, ValueError, "n_contributors must be at least 0"),
+        (
+            {"info": {"descripton": "a"}},
+            ValueError,
+            "info: unknown name 'descripton'; choose from desc",
+        ),
         ({"info": 5}, TypeError, "info must be a mapping, got int"),
         ({"info": {"creator_name": 5}}, TypeError, "info: creator_name must be a text, got 5"),
         ({"info": {"source_urls": [1]}}, TypeError, "source_urls must be a list of texts"),
         ({"info": {"create_time_ms": "now"}}, TypeError, "create_time_ms must be a number"),
-        ({"feature_details": {"x": "y"}}, ValueError, "feature_details has no 'x'"),
+        ({"feature_details": {"x": "y"}}, ValueError, "feature_details: unknown name 'x'"),
         ({"feature_details": {"neuronpedia_source_set": 3}}, TypeError, "must be a text"),
         ({"scan": 5}, TypeError, "scan must be a text, got int"),
         ({"supernodes": [["x", 0]]}, TypeError, "supernodes must map names to nodes, got list"),
@@ -181,19 +183,19 @@ def test_bad_options(tmp_path, real, options, error, text):
     if options.get("clicked"):
         options = {"clicked": next(name for name in real.ids if name not in kept)}
     with pytest.raises(error, match=text):
-        real.to_json(tmp_path / "none", "g", **options)
+        real.to_neuronpedia(tmp_path / "none", "g", **options)
     assert not (tmp_path / "none").exists()
 
 
 def test_large_files_warn(tmp_path):
     with pytest.warns(UserWarning, match=r"g\.json has 0\.0 MiB, above 0\.0; viewers may refuse it"):
-        example().to_json(tmp_path, "g", warn_bytes=1000, **WHOLE)
+        example().to_neuronpedia(tmp_path, "g", warn_bytes=1000, **WHOLE)
     assert (tmp_path / "g.json").stat().st_size > 1000
 
 
 def test_same_graph_same_bytes(tmp_path, real):
-    first = real.to_json(tmp_path / "a", "g").read_bytes()
-    assert real.to_json(tmp_path / "b", "g").read_bytes() == first
+    first = real.to_neuronpedia(tmp_path / "a", "g").read_bytes()
+    assert real.to_neuronpedia(tmp_path / "b", "g").read_bytes() == first
 
 
 # --- the score of an entry
@@ -246,7 +248,7 @@ def test_splits_without_heads_stand_at_a_logit(tmp_path, real):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_comes_back(tmp_path, dtype):
     saved = example(dtype)
-    found = read_graph_json(saved.to_json(tmp_path, "g", **WHOLE))
+    found = read_graph_json(saved.to_neuronpedia(tmp_path, "g", **WHOLE))
     assert_same(saved, found, NOT_IN_IT)
     assert np.isnan(found.closure)
     assert found.closure_absolute == saved.closure_absolute
@@ -255,7 +257,7 @@ def test_comes_back(tmp_path, dtype):
 @pytest.mark.parametrize("options", [WHOLE, {}, {"node_threshold": 0.5, "edge_threshold": 0.7}])
 def test_a_traced_graph_comes_back(tmp_path, real, options):
     saved = real if options is WHOLE else real.prune(**options)
-    found = read_graph_json(real.to_json(tmp_path, "g", **options))
+    found = read_graph_json(real.to_neuronpedia(tmp_path, "g", **options))
     assert_same(saved, found, NOT_IN_IT)
     assert found.scores() == saved.scores()
     source, target = saved.ids[0], saved.ids[-1]
@@ -268,7 +270,7 @@ def test_a_traced_graph_comes_back(tmp_path, real, options):
         found.score_pairs(0, 0, 2, 1)
     found.save(tmp_path / "again")
     assert_same(found, load_graph(tmp_path / "again"))
-    twice = read_graph_json(found.to_json(tmp_path, "twice", **WHOLE))
+    twice = read_graph_json(found.to_neuronpedia(tmp_path, "twice", **WHOLE))
     assert_same(found, twice)
 
 
@@ -382,13 +384,13 @@ def test_files_of_circuit_tracer(tmp_path, error, number):
     assert graph.influence[2] == 0.75
     assert np.isnan(graph.influence[3])
     assert graph.pruned == {"node_threshold": 0.8}
-    assert graph.edge("0_7_1", "1_21_2") == 2
-    assert graph.edge("err_1_2", "3_500_2") == -0.5
+    assert graph.weight("0_7_1", "1_21_2") == 2
+    assert graph.weight("err_1_2", "3_500_2") == -0.5
     assert graph.total("0_7_1", "3_500_2") == pytest.approx(2 / 2.5 * 3.25)
     assert graph.labels[0] == "feature 7 of layer 0"
     assert graph.labels[-2:] == ('Output " c" (p=0.750)', 'Output " d" (p=0.125)')
     assert np.isnan(graph.closure)
-    assert_same(graph, read_graph_json(graph.to_json(tmp_path, "again", **WHOLE)))
+    assert_same(graph, read_graph_json(graph.to_neuronpedia(tmp_path, "again", **WHOLE)))
     assert len(graph.prune().ids) <= 8
 
 
@@ -579,9 +581,3 @@ def test_limits_and_missing_files(tmp_path):
         assert caught.value.code == code
     with pytest.raises(FileNotFoundError):
         read_graph_json(tmp_path / "none.json")
-
-
-def test_the_function_is_the_method(tmp_path, real):
-    first = write_graph_json(real, tmp_path, "f").read_bytes()
-    assert real.to_json(tmp_path, "f").read_bytes() == first
-    assert PROMPT in first.decode().replace('\\"', '"')

@@ -94,7 +94,7 @@ def test_numbers_are_the_graphs(pruned):
         found = np.array([np.nan if v is None else v for v in nodes[name]], np.float32)
         np.testing.assert_array_equal(found, getattr(pruned, name))
     listed = {(s, t): np.float32(w) for s, t, w in zip(edges["source"], edges["target"], edges["weight"])}
-    table = pruned.edges
+    table = pruned.links()
     assert listed == dict(zip(zip(table["source"], table["target"]), table["weight"].astype(np.float32)))
     assert (np.diff(np.abs(edges["weight"])) <= 0).all()
 
@@ -140,7 +140,7 @@ def test_graphs_of_models(dtype):
     assert len(edges["weight"]) == len(whole.source)
     for e in range(0, len(edges["weight"]), 7):
         s, t = edges["source"][e], edges["target"][e]
-        assert edges["weight"][e] == pytest.approx(whole.edge(s, t), rel=1e-6)
+        assert edges["weight"][e] == pytest.approx(whole.weight(s, t), rel=1e-6)
         table = whole.heads(s, t).set_index("label")["loading"]
         exact = {"rel": 1e-5, "abs": 1e-6 * abs(edges["weight"][e])}
         for head, loading in zip(edges["heads"][e], edges["loadings"][e]):
@@ -149,14 +149,14 @@ def test_graphs_of_models(dtype):
 
 def test_few_heads_and_float64():
     graph = small_graph(20, n_layer=2, n_head=2)
-    names = ("value", "probability", "weight", "pattern", "carried", "received", "received_alone")
+    names = ("value", "probability", "weights", "pattern", "carried", "received", "received_alone")
     fields = {name: getattr(graph, name).astype(np.float64) for name in names}
     graph = small_graph(20, n_layer=2, n_head=2, **fields)
     data = Reader(page(graph)).data
     assert {len(heads) for heads in data["edges"]["heads"]} == {0, 4}  # 0: of sources without a position
     assert data["edges"]["rest"] == pytest.approx([0.0] * len(data["edges"]["rest"]), abs=1e-9)
     exact = dict(zip(zip(*(data["edges"][name] for name in ("source", "target"))), data["edges"]["weight"]))
-    table = graph.prune().edges
+    table = graph.prune().links()
     assert exact == dict(zip(zip(table["source"], table["target"]), table["weight"]))
 
 
@@ -202,7 +202,7 @@ def test_a_graph_is_pruned_once(whole, pruned):
     assert Reader(page(whole)).data == Reader(page(pruned)).data
     loose = Reader(page(whole, node_threshold=1, edge_threshold=1.0)).data
     assert len(loose["edges"]["weight"]) > 2 * len(pruned.source)
-    with pytest.raises(ValueError, match="this graph is pruned; take the whole graph for other thresholds"):
+    with pytest.raises(ValueError, match="this graph is pruned; use the whole graph for other thresholds"):
         page(pruned, node_threshold=0.5)
 
 
@@ -354,7 +354,7 @@ def test_prompts_of_other_lengths(length):
     [
         ({"node_threshold": 1.5}, ValueError, r"node_threshold must be in 0\.\.1, got 1\.5"),
         ({"edge_threshold": "1"}, TypeError, "edge_threshold must be a number"),
-        ({"max_edges": -1}, ValueError, "max_edges must not be negative, got -1"),
+        ({"max_edges": -1}, ValueError, "max_edges must be at least 0, got -1"),
         ({"max_edges": 2.0}, TypeError, "max_edges must be an integer, got float"),
         ({"base": 2}, ValueError, "base must be 0 or 1, got 2"),
         ({"title": 5}, TypeError, "title must be text, got int"),

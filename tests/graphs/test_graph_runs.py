@@ -24,7 +24,7 @@ from attnsparse.transcoders.transcoders import Transcoders
 def same(a: asp.Graph, b: asp.Graph) -> bool:
     return (
         a.ids == b.ids
-        and np.array_equal(a.weight, b.weight)
+        and np.array_equal(a.weights, b.weights)
         and np.array_equal(a.value, b.value, equal_nan=True)
     )
 
@@ -89,7 +89,7 @@ def test_removing_an_error_when_no_feature_is_a_node(options) -> None:
     graph = asp.attribution_graph(model, transcoders, PROMPT, target=7, wrong=9, **options)
     assert graph.n_features == 0
     table = graph.check(nodes="err_1_5")
-    assert table.predicted[0] == -graph.edge("err_1_5", -1)
+    assert table.predicted[0] == -graph.weight("err_1_5", -1)
     whole = asp.attribution_graph(model, transcoders, PROMPT, target=7, wrong=9).check(nodes="err_1_5")
     assert table.actual[0] == whole.actual[0] != 0
 
@@ -106,7 +106,7 @@ def test_without_activations_ways_through_features_are_refused() -> None:
     value = graph.value.copy()
     value[0] = np.nan
     unknown = dataclasses.replace(graph, value=value)
-    assert unknown.edge(0, -1) == graph.edge(0, -1)
+    assert unknown.weight(0, -1) == graph.weight(0, -1)
     for call in (
         lambda g: g.total(0, -1),
         lambda g: g.heads(0, -1, through="features"),
@@ -129,7 +129,7 @@ def test_a_graph_without_heads_has_none_on_its_page(tmp_path) -> None:
 
 @pytest.mark.parametrize("settings", [{"node_threshold": 0.8}, None])
 def test_a_graph_as_circuit_tracer_writes_it_can_be_drawn(tmp_path, settings) -> None:
-    toy_graph().prune().to_json(tmp_path, "g")
+    toy_graph().prune().to_neuronpedia(tmp_path, "g")
     path = tmp_path / "g.json"
     data = json.loads(path.read_text())
     metadata = data["metadata"]

@@ -47,7 +47,7 @@ def test_graphs_with_odd_labels(tmp_path, label):
     shown = graph.labels[0].encode("utf-8", "backslashreplace").decode()
     graph.save(tmp_path / "graph")
     assert asp.load_graph(tmp_path / "graph").labels[0] == shown
-    path = graph.to_json(
+    path = graph.to_neuronpedia(
         tmp_path, "odd", node_threshold=None, edge_threshold=None, supernodes={label: [0]},
         info={"description": label}, scan=label,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def test_a_folder_whose_name_is_no_utf_8(tmp_path):
     path = os.path.join(folder, "graph")
     graph.save(path)
     assert asp.load_graph(path).transcoders_name == "caf\\udce9"
-    assert asp.read_graph_json(graph.to_json(folder, "g")).transcoders_name == "caf\\udce9"
+    assert asp.read_graph_json(graph.to_neuronpedia(folder, "g")).transcoders_name == "caf\\udce9"
     graph.to_html(os.path.join(folder, "page.html"))
     asp.save_transcoders(transcoders, os.path.join(folder, ODD))
     assert asp.load_transcoders(os.path.join(folder, ODD)).digest == transcoders.digest

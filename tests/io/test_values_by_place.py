@@ -19,7 +19,7 @@ from tiny_graph import example
 import attnsparse as asp
 from attnsparse.circuits.circuit import load_circuit
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.graphs.graph_file import load_graph
+from attnsparse.graphs.graph import load_graph
 from attnsparse.graphs.neuronpedia_read import read_graph_json
 from attnsparse.transcoders.label_files import load_feature_labels, save_feature_labels
 
@@ -74,7 +74,7 @@ def graph_of_another_tool(folder: Path) -> tuple[Path, Any]:
 
 
 def own_graph_json(folder: Path) -> tuple[Path, Any]:
-    path = example().to_json(folder, "own", node_threshold=None, edge_threshold=None)
+    path = example().to_neuronpedia(folder, "own", node_threshold=None, edge_threshold=None)
     return path, json.loads(path.read_text())
 
 
@@ -166,5 +166,5 @@ def _use(found: Any) -> None:
     """What was read must do what such an object does."""
     repr(found)
     if isinstance(found, asp.Graph):
-        assert np.isfinite(found.weight).all()
+        assert np.isfinite(found.weights).all()
         found.summary()

@@ -83,7 +83,7 @@ def test_nodes_edges_and_values(name, number, dtype, wrong):
     assert actual.nodes == wanted.nodes
     assert list(graph.ids) == og.node_ids(expected)
     assert graph.start[0] == 0
-    assert graph.start[-1] == len(graph.source) == len(graph.weight)
+    assert graph.start[-1] == len(graph.source) == len(graph.weights)
     same(actual.matrix, wanted.matrix, dtype)
     assert not actual.matrix[wanted.matrix == 0].any()
     np.testing.assert_array_equal(np.isnan(actual.value), np.isnan(wanted.value))
@@ -105,7 +105,7 @@ def test_head_loadings(name, number, dtype):
     size = abs(expected.matrix).max()
     for source, target in some_edges(expected):
         same_loadings(ge.heads(graph, source, target), expected.heads(source, target), dtype, size)
-        same(graph.edge(source, target), expected.matrix[target, source], dtype, size)
+        same(graph.weight(source, target), expected.matrix[target, source], dtype, size)
 
 
 @each
@@ -142,7 +142,7 @@ def test_groups(name, number, dtype):
     """Edges and loadings of groups are sums; a total leaves out what comes back to the group."""
     expected, graph = oracles(name, number), found(name, number, dtype)
     group, logits = [int(f) for f in expected.select("feature")[::3]], expected.select("logit").tolist()
-    same(graph.edge(group, logits), expected.matrix[np.ix_(logits, group)].sum(), dtype, 10.0)
+    same(graph.weight(group, logits), expected.matrix[np.ix_(logits, group)].sum(), dtype, 10.0)
     loadings = [expected.heads(source, target) for source in group for target in logits]
     same_loadings(
         ge.heads(graph, group, logits),

@@ -6,7 +6,7 @@ import graph_engine as ge
 import planted_graph as pg
 
 import attnsparse as asp
-from attnsparse.graphs import word_effect as graph_edge
+from attnsparse.graphs.word_effect import WordEffect, word_effect
 from attnsparse.model.tokenizer import Tokenizer
 
 # Everything large's group sends: 1 in wide comes to 105 in the logit, 0.7 and 0.3 of it by two heads; the
@@ -33,5 +33,5 @@ def planted_model(gated: bool = True) -> tuple[asp.Model, asp.Transcoders]:
     return model, ge.transcoders(pg.transcoders("per layer"), "float64")
 
 
-def find(**options) -> graph_edge.GroupEdge:
-    return graph_edge.find_group_edge(*planted_model(), answer="small", **{"wrong": WRONG} | options)
+def find(**options) -> WordEffect:
+    return word_effect(*planted_model(), answer="small", **{"wrong": WRONG} | options)

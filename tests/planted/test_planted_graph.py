@@ -150,7 +150,7 @@ def test_heads(kind, gated, dtype, tolerance):
         source, target = nodes.number(source), nodes.number(target)
         if source != nodes.number(pg.BIAS):
             check_loadings(ge.heads(graph, source, target), edge, tolerance)
-        assert abs(graph.edge(source, target) - edge.weight) <= tolerance * 1000
+        assert abs(graph.weight(source, target) - edge.weight) <= tolerance * 1000
 
 
 @each

@@ -55,7 +55,7 @@ def numbers(name: str, thing: Any) -> str:
     elif name == "circuit":
         arrays = [thing.items, thing.scores, thing.sizes, thing.values, thing.full, thing.empty]
     else:
-        arrays = [thing.weight, thing.source, thing.value, thing.layer, thing.position]
+        arrays = [thing.weights, thing.source, thing.value, thing.layer, thing.position]
     return hashlib.sha256(b"|".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()[
         :16
     ]

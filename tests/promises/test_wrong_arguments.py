@@ -324,7 +324,7 @@ def takers_of_paths(e):
         "Circuit.save": e.circuit.save,
         "Graph.save": e.graph.save,
         "Graph.to_html": e.graph.to_html,
-        "Graph.to_json": lambda path: e.graph.to_json(path, "slug"),
+        "Graph.to_neuronpedia": lambda path: e.graph.to_neuronpedia(path, "slug"),
         "FeatureLabels.save": table.save,
         "write_feature_details": lambda path: asp.write_feature_details(path, table),
         "Trainer": lambda path: asp.Trainer(e.dense, e.data, steps=2, folder=path),

@@ -174,7 +174,7 @@ def test_a_pickled_or_copied_graph_is_all_but_its_model():
         for graph in (e.graph, e.pruned):
             for twin in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph), copy.copy(graph)):
                 assert twin.origin is None
-                assert not twin.weight.flags.writeable
+                assert not twin.weights.flags.writeable
                 twin.save(e.folder / "twin")
                 graph.save(e.folder / "graph")
                 for ending in ("json", "npz"):

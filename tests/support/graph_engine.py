@@ -47,7 +47,7 @@ def read(graph) -> Read:
     for target, (first, last) in enumerate(zip(graph.start[:-1], graph.start[1:])):
         sources = graph.source[first:last]
         assert len(set(sources.tolist())) == last - first
-        matrix[target, sources] = graph.weight[first:last]
+        matrix[target, sources] = graph.weights[first:last]
     return Read([tuple(node) for node in numbers], np.asarray(graph.value, np.float64), matrix)
 
 

@@ -314,7 +314,7 @@ PLAIN: dict[str, str] = {
     "asp.Graph": "made by attribution_graph",
     **{
         f"Graph.{name}": "writes files or text; Python and NumPy alone"
-        for name in ("save", "to_html", "to_json")
+        for name in ("save", "to_html", "to_neuronpedia")
     },
     "asp.Circuit": "made by find_circuit; arrays of NumPy's own; see test_circuit.py",
     **{

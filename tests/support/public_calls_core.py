@@ -28,7 +28,7 @@ def sweep_arguments(layer: int = 1, token: int = 5, reference: Reference = NOTHI
 
 def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
     """The edges of a graph as the core takes them."""
-    return graph.start, graph.source, graph.weight
+    return graph.start, graph.source, graph.weights
 
 
 def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:

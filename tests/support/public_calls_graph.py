@@ -9,7 +9,7 @@ import attnsparse as asp
 
 FEATURE_ARRAYS = ("layer", "position", "feature", "activation", "start", "reconstruction", "error")
 GRAPH_ARRAYS = (
-    "tokens", "layer", "position", "feature", "value", "probability", "start", "source", "weight", "pattern",
+    "tokens", "layer", "position", "feature", "value", "probability", "start", "source", "weights", "pattern",
     "carried", "received", "received_alone", "targets", "logits",
 )  # fmt: skip
 GRAPH_VALUES = ("ids", "n_features", "has_heads", "pruned", "version")
@@ -106,7 +106,9 @@ GRAPH_CALLS: dict[str, Uses] = {
         f"Graph.{name}": uses(lambda e, n=name: getattr(e.graph, n))
         for name in (*GRAPH_ARRAYS, *GRAPH_VALUES)
     },
-    **{f"Graph.{name}": uses(lambda e, n=name: getattr(e.graph, n), cost=40) for name in ("edges", "nodes")},
+    **{
+        f"Graph.{name}": uses(lambda e, n=name: getattr(e.graph, n)(), cost=40) for name in ("links", "nodes")
+    },
     "Graph.influence": uses(lambda e: e.pruned.influence),
     "Graph.splits": uses(lambda e: e.graph.splits),
     "Graph.origin": uses(lambda e: e.graph.origin[1]),
@@ -116,8 +118,10 @@ GRAPH_CALLS: dict[str, Uses] = {
         wrong=(lambda e: e.pruned.check("bias"), lambda e: e.graph.check(entries=["a1.h2[3->6]"])),
         cost=40,
     ),
-    "Graph.edge": uses(
-        lambda e: e.graph.edge("bias", e.graph.logits[0]), wrong=(lambda e: e.graph.edge("no", 0),), cost=5
+    "Graph.weight": uses(
+        lambda e: e.graph.weight("bias", e.graph.logits[0]),
+        wrong=(lambda e: e.graph.weight("no", 0),),
+        cost=5,
     ),
     "Graph.total": uses(
         lambda e: e.graph.total(0, e.graph.logits[0]), wrong=(lambda e: e.graph.total(0, 10**6),), cost=5

@@ -68,7 +68,7 @@ def small_graph(
         "feature": number.astype(np.int32), "value": value.astype(np.float32),
         "probability": probability.astype(np.float32),
         "labels": _labels(kind, layer, position, number, strings, probability),
-        "start": start, "source": source, "weight": weight.astype(np.float32),
+        "start": start, "source": source, "weights": weight.astype(np.float32),
         "closure": 3.1e-06, "closure_absolute": 1.2e-07,
         "pattern": _patterns(rng, n_layer, n_head, t),
         "carried": rng.standard_normal((n_placed, n_layer, n_head, 3), **real),

@@ -85,7 +85,7 @@ def example(dtype: str = "float32", **changes: Any) -> Graph:
         "feature": np.concatenate([number, np.full(errors, -1), tokens, np.full(T, -1), blank, [3, 4]]),
     }
     reals = {
-        "value": value, "probability": probability, "weight": rng.standard_normal(len(source)),
+        "value": value, "probability": probability, "weights": rng.standard_normal(len(source)),
         "pattern": rng.random((L, H, T, T)), "carried": rng.standard_normal((placed, L, H, D)),
         "received": rng.standard_normal((targets, L, H, D)),
         "received_alone": rng.standard_normal((targets, L, H, D)),

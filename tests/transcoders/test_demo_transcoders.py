@@ -93,8 +93,8 @@ def test_their_labels_are_those_of_their_features(sets, name):
     assert sum(found[key] != labels[key] for key in some) <= 1  # rounding may turn the order of two tokens
     plain = asp.attribution_graph(model, transcoders, PROMPT, labels=None)
     named = asp.attribution_graph(model, transcoders, PROMPT, labels=name)
-    assert plain.weight.tobytes() == named.weight.tobytes()
-    shown = [labels.get((node.layer, node.feature), node.label) for node in plain.nodes.itertuples()]
+    assert plain.weights.tobytes() == named.weights.tobytes()
+    shown = [labels.get((node.layer, node.feature), node.label) for node in plain.nodes().itertuples()]
     assert list(named.labels[: named.n_features]) == shown[: named.n_features]
     assert plain.with_labels(name).labels == named.labels
 

@@ -97,7 +97,7 @@ def test_a_graph_takes_the_other_mlps_as_errors(model, tmp_path):
     assert "layers 1-2 of 4" in repr(graph)
     assert graph.options["transcoder_layers"] == [1, 2]
     graph.save(tmp_path / "graph")
-    path = graph.to_json(tmp_path, "some", node_threshold=None, edge_threshold=None)
+    path = graph.to_neuronpedia(tmp_path, "some", node_threshold=None, edge_threshold=None)
     for again in (asp.load_graph(tmp_path / "graph"), asp.read_graph_json(path)):
         assert again.labels[again.node("err_3_4")] == label
         assert "layers 1-2 of 4" in repr(again)
@@ -106,7 +106,7 @@ def test_a_graph_takes_the_other_mlps_as_errors(model, tmp_path):
     direction = model.parameter("lm_head.weight" if not model.config.tied else "wte.weight")
     direction = (direction[7] - direction.mean(axis=0)) * model.parameter("ln_f.weight")
     direction = (direction - direction.mean()) / features.run.ln_final_scale[-1]
-    edge = graph.edge("err_3_4", int(graph.logits[0]))
+    edge = graph.weight("err_3_4", int(graph.logits[0]))
     assert abs(edge - features.run.mlp_out[3, 4] @ direction) < 1e-9
 
 
