@@ -7,7 +7,7 @@ that the words before them determine: literals that can follow in one way only (
 weight 1. In a sentence whose beginning is cut off only those parts of lists count whose source is still
 there.
 
-What is held out of training (see `demo_words`): nouns from lists, names from sentences about giving, start
+What is held out of training (see `tasks.words`): nouns from lists, names from sentences about giving, start
 years, pairs of opposites from the first form, and a tenth of all combinations of names, place and object and
 of event and years.
 """
@@ -29,7 +29,7 @@ from ..model.tokenizer import Tokenizer
 from ..tasks import words
 from ..training.data import Batch
 
-USE = 5  # of random numbers, see randomness.py
+USE = 5  # of random numbers, see _random.py
 LENGTH = 32
 ANSWER_WEIGHT = 3.0
 MIDDLE = 0.65
@@ -309,7 +309,7 @@ class DemoText:
         return {"kind": "demo text", "length": LENGTH, "batch": self.batch_size, "seed": self.seed, **kinds}
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """See `training_data.Data.batch`; N = batch * LENGTH."""
+        """See `training.data.Data.batch`; N = batch * LENGTH."""
         drawn = _random.raw(DRAWS * self.batch_size, self.seed, USE, step, micro).tolist()
         tokens: list[int] = []
         weights: list[float] = []

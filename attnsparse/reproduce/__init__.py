@@ -16,7 +16,7 @@ from ..io.atomic import write_atomic
 from ..model.model import Model
 from ..tasks import prompts
 from . import addition, antonym, copy, curves
-from .pair import Made, ModelLike, Pair, TranscodersLike, as_model, as_transcoders
+from .pair import FigureFiles, ModelOrPath, ModelPair, TranscodersOrPath, as_model, as_transcoders
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 
@@ -26,9 +26,9 @@ def reproduce(
     out: str | os.PathLike[str] = "figures",
     formats: str | Sequence[str] = ("png", "svg", "pdf"),
     *,
-    dense: ModelLike | None = None,
-    sparse: ModelLike | None = None,
-    transcoders: Sequence[TranscodersLike] | None = None,
+    dense: ModelOrPath | None = None,
+    sparse: ModelOrPath | None = None,
+    transcoders: Sequence[TranscodersOrPath] | None = None,
     progress: bool | None = None,
 ) -> Files:
     """Write figures, their captions and their tables into the folder `out`, which is made if need be.
@@ -72,10 +72,10 @@ def reproduce(
 
 def _pairs(
     names: Iterable[str],
-    dense: ModelLike | None,
-    sparse: ModelLike | None,
+    dense: ModelOrPath | None,
+    sparse: ModelOrPath | None,
     announce: Callable[[str], Any] | None,
-) -> dict[str, Pair]:
+) -> dict[str, ModelPair]:
     """Figure -> its models; figures with the same models share them, and so their circuits."""
     names = [name for name in names if name in _OF_A_PAIR]
     if not names:
@@ -84,16 +84,16 @@ def _pairs(
     control = {"control": as_model(CONTROL)} if with_control else {}
     dense_model = as_model(DENSE if dense is None else dense)
     wanted = {name: _SPARSE[name] if sparse is None else sparse for name in names}
-    made: dict[ModelLike, Pair] = {}
+    made: dict[ModelOrPath, ModelPair] = {}
     for what in wanted.values():
         if what not in made:
-            made[what] = Pair({"dense": dense_model, "sparse": as_model(what), **control}, announce)
+            made[what] = ModelPair({"dense": dense_model, "sparse": as_model(what), **control}, announce)
     return {name: made[what] for name, what in wanted.items()}
 
 
 def _two_sets(
-    transcoders: Sequence[TranscodersLike] | None, names: Sequence[str]
-) -> tuple[TranscodersLike, TranscodersLike] | None:
+    transcoders: Sequence[TranscodersOrPath] | None, names: Sequence[str]
+) -> tuple[TranscodersOrPath, TranscodersOrPath] | None:
     """The transcoders of the dense and of the sparse model."""
     if transcoders is None:
         return None
@@ -105,7 +105,7 @@ def _two_sets(
 
 
 def _add_transcoders(
-    pair: Pair, given: tuple[TranscodersLike, TranscodersLike] | None, own_models: bool
+    pair: ModelPair, given: tuple[TranscodersOrPath, TranscodersOrPath] | None, own_models: bool
 ) -> None:
     """Give a pair its transcoders, if there are any; the package's own models have the package's own."""
     if given is None and own_models:
@@ -115,7 +115,7 @@ def _add_transcoders(
         pair.transcoders = {role: as_transcoders(what, pair.models[role]) for role, what in zip(roles, given)}
 
 
-def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Model]:
+def _adders(dense: ModelOrPath | None, sparse: ModelOrPath | None) -> dict[str, Model]:
     """The models of the addition figure; ValueError if they are not of its tokens."""
     models = {
         "dense": as_model("addition-dense" if dense is None else dense),
@@ -126,7 +126,7 @@ def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Mode
     return models
 
 
-def _write(made: Made, folder: Path, formats: str | Sequence[str]) -> Files:
+def _write(made: FigureFiles, folder: Path, formats: str | Sequence[str]) -> Files:
     """Save a figure, close it, and write its caption and tables beside it."""
     files: Files = dict.fromkeys(figures.save(made.figure, folder / made.name, formats))
     plt.close(made.figure)
@@ -147,7 +147,7 @@ def _encoded(text: str) -> bytes:
 DENSE, CONTROL = "demo-dense", "demo-control"
 TRANSCODERS = ("demo-dense-transcoders", "demo-sparse-transcoders")
 _SPARSE = {"copy": "demo-sparse-max", "antonym": "demo-sparse", "curves": "demo-sparse-max"}
-_OF_A_PAIR: dict[str, Callable[[Pair], Iterable[Made]]] = {
+_OF_A_PAIR: dict[str, Callable[[ModelPair], Iterable[FigureFiles]]] = {
     "copy": copy.make,
     "antonym": antonym.make,
     "curves": curves.make,

@@ -11,8 +11,8 @@ from .. import figures
 from .pair import (
     FRACTION,
     RANKING_TEXT,
-    Made,
-    Pair,
+    FigureFiles,
+    ModelPair,
     counts_sentence,
     curves_table,
     items_table,
@@ -21,7 +21,7 @@ from .pair import (
 )
 
 if TYPE_CHECKING:
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
     from ..model.model import Model
     from ..tasks.task import Task
 
@@ -30,7 +30,7 @@ ABLATIONS = ("zero", "mean")
 COLUMNS = 9
 
 
-def make(pair: Pair) -> list[Made]:
+def make(pair: ModelPair) -> list[FigureFiles]:
     """The figure of the heads needed under zero ablation; its tables and caption also give mean ablation."""
     circuits = {ablation: pair.circuits("copy", "head", ablation) for ablation in ABLATIONS}
     task = pair.task("copy").evaluation
@@ -49,7 +49,7 @@ def make(pair: Pair) -> list[Made]:
         "heads": items_table(found),
         "curves": curves_table(found),
     }
-    return [Made("copy", figures.head_grids(panels, COLUMNS), caption(circuits, task), tables)]
+    return [FigureFiles("copy", figures.head_grids(panels, COLUMNS), caption(circuits, task), tables)]
 
 
 def panel_title(circuit: Circuit) -> str:

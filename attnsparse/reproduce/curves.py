@@ -15,8 +15,8 @@ from .pair import (
     FRACTION,
     RANKING_TEXT,
     STEPS,
-    Made,
-    Pair,
+    FigureFiles,
+    ModelPair,
     curves_table,
     items_table,
     needed_table,
@@ -25,7 +25,7 @@ from .pair import (
 )
 
 if TYPE_CHECKING:
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
 
 TASKS = {
     "copy": "Copy",
@@ -41,7 +41,7 @@ MOST_ITEMS = 200  # rows of a circuit in the table of items
 Circuits = Mapping[tuple[str, str], "dict[str, Circuit]"]  # (task, unit) -> role -> circuit
 
 
-def make(pair: Pair) -> list[Made]:
+def make(pair: ModelPair) -> list[FigureFiles]:
     """Two figures of the same form: zero ablation and mean ablation."""
     made = []
     for ablation, name in ABLATIONS.items():
@@ -56,11 +56,11 @@ def make(pair: Pair) -> list[Made]:
             for role in by_role
         ]
         tables = {"needed": needed_table(rankings), **tables_of(circuits)}
-        made.append(Made(name, draw(circuits), caption(circuits, tables["ratios"], pair), tables))
+        made.append(FigureFiles(name, draw(circuits), caption(circuits, tables["ratios"], pair), tables))
     return made
 
 
-def roles(pair: Pair, ablation: str) -> list[str]:
+def roles(pair: ModelPair, ablation: str) -> list[str]:
     """The models that are drawn; a control stands beside the first figure only."""
     return [role for role in pair.models if role != "control" or ablation == WITH_CONTROL]
 
@@ -100,7 +100,7 @@ def tables_of(circuits: Circuits) -> dict[str, pd.DataFrame]:
     }
 
 
-def caption(circuits: Circuits, ratios: pd.DataFrame, pair: Pair) -> str:
+def caption(circuits: Circuits, ratios: pd.DataFrame, pair: ModelPair) -> str:
     """What the figure shows, with the ratios."""
     one = next(iter(circuits.values()))["dense"]
     names = ", ".join(f"{role} {pair.models[role].name}" for role in roles(pair, one.ablation))

@@ -23,13 +23,13 @@ from ..transcoders.transcoders import Transcoders
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..circuits.find import Circuit
+    from ..circuits.circuit import Circuit
     from ..tasks.task import Task
 
 FRACTION = 0.9
 PROMPTS = 40  # of each task, half of them to rank on
 SEED = 0
-METHODS = {"head": ("exact", "ig"), "edge": ("ig",)}  # rankings by absolute value; see `Pair.circuit`
+METHODS = {"head": ("exact", "ig"), "edge": ("ig",)}  # rankings by absolute value; see `ModelPair.circuit`
 EXACT_HEADS, HEADS_STEP = 48, 8  # so many heads are evaluated one by one, then in steps
 CHOICE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 STEPS = 5
@@ -40,11 +40,11 @@ RANKING_TEXT = (
     "explains more of the ranking prompts with few heads"
 )
 
-ModelLike: TypeAlias = "Model | str | os.PathLike[str]"
-TranscodersLike: TypeAlias = "Transcoders | str | os.PathLike[str]"
+ModelOrPath: TypeAlias = "Model | str | os.PathLike[str]"
+TranscodersOrPath: TypeAlias = "Transcoders | str | os.PathLike[str]"
 
 
-class Made(NamedTuple):
+class FigureFiles(NamedTuple):
     """A figure with everything that is written beside it."""
 
     name: str
@@ -54,7 +54,7 @@ class Made(NamedTuple):
 
 
 @dataclass
-class Pair:
+class ModelPair:
     """Models by what they are in a figure: "dense", "sparse" and perhaps "control". Circuits are kept."""
 
     models: dict[str, Model]
@@ -147,12 +147,12 @@ class Pair:
         return {role: self.circuit(role, task, unit, ablation) for role in roles}
 
 
-def as_model(model: ModelLike) -> Model:
+def as_model(model: ModelOrPath) -> Model:
     """A model from itself, or loaded by name or path."""
     return model if isinstance(model, Model) else load(model)
 
 
-def as_transcoders(transcoders: TranscodersLike, model: Model) -> Transcoders:
+def as_transcoders(transcoders: TranscodersOrPath, model: Model) -> Transcoders:
     """Transcoders from themselves, or loaded by name or path. Raises ConfigError if they do not fit."""
     if isinstance(transcoders, Transcoders):
         transcoders.check(model, weights=False)

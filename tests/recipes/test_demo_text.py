@@ -266,9 +266,9 @@ def test_recipe_runs_and_resumes(tmp_path) -> None:
     small = {"quiet": True, "batch": 2, "dense_steps": 2, "common_steps": 3, "near_from": 2}
     small |= {"checkpoint_every": 1, "near": stage, "settle": stage}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("attnsparse.recipes.demo_card.PROMPTS", 4)
-        patch.setattr("attnsparse.recipes.demo_card.TEXT_BATCHES", 1)
-        patch.setattr("attnsparse.recipes.demo_card.MEASURED", ("copy", "antonym"))
+        patch.setattr("attnsparse.recipes.demo_evaluation.PROMPTS", 4)
+        patch.setattr("attnsparse.recipes.demo_evaluation.TEXT_BATCHES", 1)
+        patch.setattr("attnsparse.recipes.demo_evaluation.MEASURED", ("copy", "antonym"))
         folders = recipe_demo.train(tmp_path, seed=1, **small)
         weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
         with pytest.raises(FileExistsError):
