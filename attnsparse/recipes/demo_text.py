@@ -159,7 +159,9 @@ class Sentences:
         total = 1.0 if kinds is None else sum(SHARES[kind] for kind in chosen)
         shares = np.cumsum([SHARES[kind] / total for kind in chosen])
         self._limits = [int(share * 2**32) for share in shares[:-1]] + [2**32]
-        self._makers = [getattr(self, f"_make_{kind}") for kind in chosen]
+        self._makers: list[Callable[[Iterator[int]], Sentence]] = [
+            getattr(self, f"_make_{kind}") for kind in chosen
+        ]
 
     def _token(self, piece: str) -> int:
         return self._ids[piece]

@@ -5,7 +5,7 @@ Everything said in the tables and the caption is measured on the given models ov
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -50,7 +50,7 @@ def tables_and_caption(models: dict[str, Model]) -> tuple[dict[str, pd.DataFrame
 
 def models_table(models: dict[str, Model], evaluations: dict[str, AdditionEvaluation]) -> pd.DataFrame:
     """One row per model: threshold of an edge, accuracy and cross-entropy on all sums, edges per sum."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, found in evaluations.items():
         config = models[name].config
         rows.append(
@@ -68,22 +68,24 @@ def models_table(models: dict[str, Model], evaluations: dict[str, AdditionEvalua
                 "digest": models[name].digest,
             }
         )
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def sums_table(models: dict[str, Model], evaluations: dict[str, AdditionEvaluation]) -> pd.DataFrame:
     """One row per sum of the figure: carries and each model's edges."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for text in SUMS:
         a, b = addition.parse_sum(text)
-        row: dict[str, Any] = {"sum": text, "carries": int(addition.carries(np.array(a), np.array(b)))}
+        row: dict[str, object] = {"sum": text, "carries": int(addition.carries(np.array(a), np.array(b)))}
         for name, found in evaluations.items():
             row |= {
                 f"{name}_edges": int(found.n_edges[100 * a + b]),
                 f"{name}_right": bool(found.right[100 * a + b]),
             }
         rows.append(row | {"edges_possible": possible_edges(next(iter(models.values())).config)})
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def edges_table(models: dict[str, Model]) -> pd.DataFrame:
@@ -106,7 +108,7 @@ def carry_table(sparse: AdditionEvaluation) -> pd.DataFrame:
     Sorted by how far the two fractions differ, largest difference first.
     """
     layer, head, query, key = np.nonzero(sparse.used)
-    table = pd.DataFrame(
+    table: pd.DataFrame = pd.DataFrame(
         {
             "layer": layer,
             "head": head,
@@ -119,8 +121,10 @@ def carry_table(sparse: AdditionEvaluation) -> pd.DataFrame:
             "open_without_carry": sparse.without_carry[sparse.used],
         }
     )
-    table["difference"] = table["open_with_carry"] - table["open_without_carry"]
-    return table.sort_values("difference", key=np.abs, ascending=False, kind="stable", ignore_index=True)
+    difference = table["open_with_carry"] - table["open_without_carry"]
+    table["difference"] = difference
+    order = np.argsort(-difference.abs().to_numpy(), kind="stable")
+    return table.iloc[order].reset_index(drop=True)
 
 
 def caption(models: pd.DataFrame, carry: pd.DataFrame) -> str:
@@ -149,9 +153,9 @@ def _carry_sentence(carry: pd.DataFrame) -> str:
     separating = carry[carry["difference"].abs() >= _SEPARATES]
     named = separating.head(_MAX_NAMED) if len(separating) else carry.head(1)
     listed = "; ".join(
-        f"{row.label} {row.key_column} to {row.query_column}{_predicts(row.query)} "
-        f"{_percent(row.open_with_carry, 1)}, {_percent(row.open_without_carry, 1)}"
-        for row in named.itertuples()
+        f"{row['label']} {row['key_column']} to {row['query_column']}{_predicts(row['query'])} "
+        f"{_percent(row['open_with_carry'], 1)}, {_percent(row['open_without_carry'], 1)}"
+        for row in named.to_dict("records")
     )
     more = f"; and {len(separating) - len(named)} more" if len(separating) > len(named) else ""
     begin = (

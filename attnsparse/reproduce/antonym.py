@@ -54,7 +54,7 @@ def make(pair: ModelPair) -> list[FigureFiles]:
 
 def models_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
     """One row per ablation and model: what the entry does in all heads, and how many heads do it."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for ablation, by_role in found.items():
         for role, carriers in by_role.items():
             n, pattern = n_drawn(carriers, FRACTION, MOST), carriers.run.pattern
@@ -79,12 +79,13 @@ def models_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
                     "digest": carriers.run.model.digest,
                 }
             )
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def heads_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
     """`Carriers.to_pandas` of every ablation and model, and which heads are drawn."""
-    parts = []
+    parts: list[pd.DataFrame] = []
     for ablation, by_role in found.items():
         for role, carriers in by_role.items():
             table = carriers.to_pandas(BASE)

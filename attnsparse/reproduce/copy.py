@@ -59,7 +59,8 @@ def panel_title(circuit: Circuit) -> str:
 
 def mean_pattern(model: Model, task: Task) -> NDArray[np.floating]:
     """Mean over the prompts of a task, all of one length: (L, H, T, T)."""
-    return model.run(list(task.clean), record="pattern", logits="none").pattern.mean(axis=0)
+    pattern = model.run(list(task.clean), record="pattern", logits="none").pattern
+    return np.asarray(pattern.mean(axis=0))
 
 
 def caption(circuits: dict[str, dict[str, Circuit]], task: Task) -> str:

@@ -75,8 +75,8 @@ def draw(circuits: Circuits) -> Figure:
         figure.subplots_adjust(left=0.055, right=0.995, top=0.94, bottom=0.09, wspace=0.09, hspace=0.34)
     for row, unit in zip(axes, UNITS):
         for ax, (task, title) in zip(row, TASKS.items()):
-            title = title if unit == UNITS[0] else None
-            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=title)
+            above = title if unit == UNITS[0] else None
+            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=above)
             if ax is not row[0]:
                 ax.set_ylabel("")
                 ax.tick_params(labelleft=False)
@@ -104,7 +104,7 @@ def caption(circuits: Circuits, ratios: pd.DataFrame, pair: ModelPair) -> str:
     """What the figure shows, with the ratios."""
     one = next(iter(circuits.values()))["dense"]
     names = ", ".join(f"{role} {pair.models[role].name}" for role in roles(pair, one.ablation))
-    listed = " ".join(_ratios_sentence(role, rows) for role, rows in ratios.groupby("role", sort=False))
+    listed = " ".join(_ratios_sentence(str(role), rows) for role, rows in ratios.groupby("role", sort=False))
     return wrapped(
         f"Explained effect of the n best heads (above) and attention edges (below) while all others are "
         f"ablated: {one.ablation} ablation, f = (m(n) - m(0)) / (m(all) - m(0)). "

@@ -59,7 +59,7 @@ def tables(found: Mapping[str, GroupEdge], base: int) -> dict[str, pd.DataFrame]
 
 
 def _by_role(found: Mapping[str, GroupEdge], table: Callable[[GroupEdge], pd.DataFrame]) -> pd.DataFrame:
-    parts = []
+    parts: list[pd.DataFrame] = []
     for role, edge in found.items():
         part = table(edge)
         part.insert(0, "role", role)
@@ -83,7 +83,7 @@ def features_table(found: GroupEdge, base: int) -> pd.DataFrame:
     labels = describe_features(
         features.run.model, features.transcoders, prompts, sorted(keys), progress=False
     )
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, nodes in shown.items():
         for i in nodes:
             key = int(graph.layer[i]), int(graph.feature[i])
@@ -99,7 +99,8 @@ def features_table(found: GroupEdge, base: int) -> pd.DataFrame:
                     "label": labels[key],
                 }
             )
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _strongest(group: Group, graph: Graph, total: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from attnsparse.model.initial_weights import initial_weights
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>"]
-MODULE = [sys.executable, "-m", "attnsparse.cli.main"]
+MODULE = [sys.executable, "-m", "attnsparse.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +234,8 @@ def test_train_calls_the_recipe(monkeypatch, capsys, tmp_path):
             return [out / "model"]
 
     monkeypatch.setitem(recipes.RECIPES, "addition", Fake("addition", "", (), ""))
+    assert run("train", "addition", "--out", str(tmp_path), "--quiet") == 0
+    assert calls.pop() == (tmp_path, {"seed": None, "resume": False, "threads": None, "quiet": True})
     assert run("train", "addition", "--out", str(tmp_path), "--seed", "4", "--threads", "1", "--resume") == 0
     assert calls == [(tmp_path, {"seed": 4, "resume": True, "threads": 1, "quiet": False})]
     assert capsys.readouterr().out == f"{tmp_path / 'model'}\n"
@@ -265,7 +267,7 @@ def test_ctrl_c_is_130_and_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "attnsparse: stopped; the same command with --resume goes on where it was last saved\n"
+    assert err == "attnsparse: stopped; the same command with --resume continues from the last checkpoint\n"
 
 
 def test_a_closed_pipe_is_no_traceback(folder):
@@ -406,7 +408,7 @@ def test_a_full_disk_is_one_line():
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(closed):
     for arguments, code in (("info", 0), ("info no-such-model", 1)):
-        command = ["sh", "-c", f'"$0" -m attnsparse.cli.main {arguments} {closed}', sys.executable]
+        command = ["sh", "-c", f'"$0" -m attnsparse.cli {arguments} {closed}', sys.executable]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code
         assert "Traceback" not in done.stderr

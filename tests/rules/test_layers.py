@@ -20,7 +20,10 @@ ORDER = [
     "tasks", "training", "circuits", "transcoders", "graphs", "figures", "recipes", "reproduce", "cli",
 ]  # fmt: skip
 # Methods of objects that hand over to a module above them in their package, or to one that is slow to import.
-FACADES: set[tuple[str, str]] = set()
+FACADES: set[tuple[str, str]] = {
+    ("cli.main", "_graph"),
+    ("cli.main", "_reproduce"),
+}
 
 FOLDERS = {  # of the C core: what each may include besides itself and the public headers
     "base": set(),
