@@ -54,7 +54,14 @@ def measure(model: attnsparse.Model, name: str, threads: int) -> dict[str, Any]:
     }
     for way, (unit, method, ablation) in WAYS.items():
         circuit = find_circuit(
-            model, task, unit, method, ablation, n_random=0, threads=threads, progress=False
+            model,
+            task,
+            unit=unit,
+            method=method,
+            ablation=ablation,
+            n_random=0,
+            threads=threads,
+            progress=False,
         )
         needed = circuit.needed(0.9)
         found[way] = f"{_number(needed.first)} ({_number(needed.stays)})"

@@ -202,7 +202,7 @@ def _add_edges(commands: Commands) -> None:
 
 def _edges(arguments: argparse.Namespace) -> None:
     run = _run(arguments)
-    table = run.edges(threshold=arguments.threshold, base=arguments.base)
+    table = run.open_edges(threshold=arguments.threshold, base=arguments.base)
     _print_table(table, arguments.format, run, arguments.base)
 
 
@@ -322,7 +322,7 @@ def _graph(arguments: argparse.Namespace) -> None:
 
         files += figures.save(figures.graph(graph, base=arguments.base), arguments.figure)
     if arguments.json is not None:
-        files.append(graph.to_json(arguments.json, "graph"))
+        files.append(graph.to_neuronpedia(arguments.json, "graph"))
     if arguments.out is not None:
         graph.save(arguments.out)
         files += map(Path, pair_paths(arguments.out))

@@ -21,7 +21,6 @@ import numpy as np
 
 from .. import _random
 from ..model.config import Config
-from ..model.initial_weights import initial_weights
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
 from ..tasks import addition
@@ -177,8 +176,8 @@ class _Job(RecipeJob):
 
     def new_model(self) -> Model:
         """The dense model before its first step."""
-        weights = initial_weights(config(), self.settings.seed, std=self.settings.init_std)
-        return Model(config(), weights, tokenizer=self.tokenizer, name=DENSE)
+        seed, std = self.settings.seed, self.settings.init_std
+        return Model.initialised(config(), seed, std=std, tokenizer=self.tokenizer, name=DENSE)
 
     def ship(self, name: str, trainer: Trainer, found: AdditionEvaluation, phases: list[Trainer]) -> Path:
         """Write a finished model's folder: weights, config, tokenizer, card, history and its figure."""

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from ..model.config import Config
-from ..model.initial_weights import initial_weights
 from ..model.model import Model
 from ..training import schedules
 from ..training.options import TrainingOptions
@@ -225,8 +224,8 @@ class _Job(RecipeJob):
 
     def new_model(self) -> Model:
         """The dense model before its first step."""
-        weights = initial_weights(config(), self.settings.seed, std="fan_in")
-        return Model(config(), weights, tokenizer=demo_tokenizer(), name=DENSE)
+        seed = self.settings.seed
+        return Model.initialised(config(), seed, std="fan_in", tokenizer=demo_tokenizer(), name=DENSE)
 
     def text(self, name: str) -> DemoText:
         """The text of a phase."""

@@ -282,16 +282,13 @@ class DemoText:
     """
 
     def __init__(self, batch: int = 32, *, seed: int = 0, kinds: Sequence[str] | None = None) -> None:
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
-        self.batch_size, self.seed = batch, _check.seed(seed)
-        unknown = [kind for kind in kinds or () if kind not in SHARES]
-        if unknown or (kinds is not None and not kinds):
-            raise ValueError(f"kinds must be some of {', '.join(SHARES)}, got {list(kinds or ())!r:.80}")
-        self.kinds = None if kinds is None else tuple(kinds)
+        self.batch_size, self.seed = _check.integer(batch, "batch", 1), _check.seed(seed)
+        self.kinds = None if kinds is None else tuple(_check.choice(kind, "kinds", SHARES) for kind in kinds)
+        if self.kinds == ():
+            raise ValueError(f"kinds is empty; choose from {', '.join(SHARES)}")
         self.tokenizer = demo_tokenizer()
         self._sentences = Sentences(self.tokenizer, self.kinds)
-        self._offsets = np.arange(batch + 1, dtype=np.int64) * LENGTH
+        self._offsets = np.arange(self.batch_size + 1, dtype=np.int64) * LENGTH
         vocabulary = self.tokenizer.token_strings(range(self.tokenizer.n_vocab))
         total = hashlib.sha256(json.dumps([self.describe(), vocabulary]).encode())
         for step in range(DIGEST_STEPS):

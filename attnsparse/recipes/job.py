@@ -70,7 +70,7 @@ class RecipeJob:
         self, out: Path, resume: bool, threads: int | None, quiet: bool, checkpoint_every: int
     ) -> None:
         self.out, self.quiet = out, quiet
-        self._threads, self._checkpoint_every = threads or 0, checkpoint_every
+        self._threads, self._checkpoint_every = threads, checkpoint_every
         self._checkpoints = checkpoints_folder(out, resume)
 
     def phase(
@@ -83,10 +83,10 @@ class RecipeJob:
         trainer = self._trainer(self._checkpoints / name, options, model, source)
         progress = False if self.quiet else None
         if kept_step and not checkpoint_steps(self._kept(name)):
-            trainer.run(progress=progress, until=kept_step)
+            trainer.train(progress=progress, until=kept_step)
             self._kept(name).mkdir(parents=True, exist_ok=True)
             trainer.save(self._kept(name) / checkpoint_name(kept_step))
-        return trainer.run(progress=progress)
+        return trainer.train(progress=progress)
 
     def _trainer(self, folder: Path, options: TrainingOptions, model: Model, source: Data) -> Trainer:
         threads, every = self._threads, self._checkpoint_every
@@ -115,7 +115,7 @@ def joined_history(phases: Sequence[Trainer]) -> pd.DataFrame:
     parts: list[pd.DataFrame] = []
     begin = 0
     for number, trainer in enumerate(phases):
-        part = trainer.history.drop(columns="seconds")
+        part = trainer.history().drop(columns="seconds")
         part.insert(0, "phase", number)
         part["step"] += begin
         begin += len(part)

@@ -97,11 +97,11 @@ def _train_set(name: str, out: Path, settings: Settings, threads: int | None, qu
     path = out / CHECKPOINTS / f"{name}.ckpt"
     if path.exists():
         trainer.load(path)
-    trainer.run(path, settings.checkpoint_every, False if quiet else None)
+    trainer.train(path, settings.checkpoint_every, False if quiet else None)
     folder = out / name
     save_transcoders(trainer.transcoders(), folder, dtype=transcoder_evaluation.DTYPE, equal_sizes=False)
     facts = transcoder_evaluation.measure(folder, model, trainer.transcoders())
-    write_facts(folder, facts, trainer.history, settings)
+    write_facts(folder, facts, trainer.history(), settings)
     transcoder_evaluation.write_labels(folder)
     if not quiet:
         print(transcoder_evaluation.summary(facts), flush=True)

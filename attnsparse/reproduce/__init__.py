@@ -1,4 +1,7 @@
-"""Draw the figures of the method again, with the numbers behind them, from the package's models or others."""
+"""The figures of the method, drawn again from the package's models or others, with the numbers behind them.
+
+Modules of this package serve one figure each; their functions may change with it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from ..tasks import prompts
 from . import addition, antonym, copy, curves
 from .pair import FigureFiles, ModelOrPath, ModelPair, TranscodersOrPath, as_model, as_transcoders
 
+__all__ = ["FIGURES", "FigureFiles", "ModelPair", "reproduce"]
+
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 
 
@@ -31,26 +36,46 @@ def reproduce(
     transcoders: Sequence[TranscodersOrPath] | None = None,
     progress: bool | None = None,
 ) -> Files:
-    """Write figures, their captions and their tables into the folder `out`, which is made if need be.
+    """Write figures of the method with their captions and tables into a folder.
 
-    what: "copy" (heads that copying needs), "antonym" (the graph of a prompt, and the heads that carry a word
-    to its opposite), "curves" (explained effect against heads and edges kept: the figures curves and
-    curves-mean), "addition" (edges of toy addition), or "all". A figure X is X.png, X.svg and X.pdf, its
-    caption X.txt, its tables X-*.csv. The same models give the same bytes every time.
+    A figure X is X.png, X.svg and X.pdf; its caption is X.txt, its tables are X-*.csv. The same models give
+    the same bytes every time.
 
-    dense, sparse: the two models that are compared, or their names, folders or files; None: the package's
-    own. "all" draws the addition with the package's models for it, whatever is given. transcoders: those of
-    the dense and of the sparse model, or their names, folders or files, for the figure "antonym", which
-    without them shows attention alone; the package's own models have the package's own. progress: a bar on
-    stderr; None shows it in terminals and notebooks only.
-    Returns the files written, in this order: path -> the table of a .csv, None for a picture or a caption.
-    Raises ValueError for another `what` or format, for models that do not fit the task or each other and for
-    transcoders without a figure that shows them; ConfigError for transcoders that do not fit their model;
-    OSError if `out` cannot be written or a model cannot be read.
+    Parameters
+    ----------
+    what : {"all", "copy", "antonym", "curves", "addition"}, default "all"
+        "copy": the heads that copying needs. "antonym": the graph of a prompt, and the heads that carry a
+        word to its opposite. "curves": faithfulness (explained effect) against the numbers of heads and edges
+        kept, the figures curves and curves-mean. "addition": the edges of toy addition.
+    out : str or path, default "figures"
+        Folder for the files; made if need be.
+    formats : str or sequence of str, default ("png", "svg", "pdf")
+        Formats of the pictures.
+    dense, sparse : Model, str or path, optional
+        The two models that are compared, or their names, folders or files; by default the package's own.
+        "all" draws the addition with the package's models for it, whatever is given.
+    transcoders : sequence of two Transcoders, str or path, optional
+        Those of the dense and of the sparse model, for the figure "antonym", which without them shows
+        attention alone. The package's own models have the package's own.
+    progress : bool, optional
+        Whether to show a progress bar on stderr; by default only in terminals and notebooks.
+
+    Returns
+    -------
+    dict of Path to DataFrame or None
+        The files in the order in which they were written: the table of a .csv, None for a picture or caption.
+
+    Raises
+    ------
+    ValueError
+        For another `what` or format, for models that do not fit the task or each other, and for transcoders
+        without a figure that shows them.
+    ConfigError
+        For transcoders that do not fit their model.
+    OSError
+        If `out` cannot be written or a model cannot be read.
     """
-    if what != "all" and what not in FIGURES:
-        known = ", ".join(repr(name) for name in ("all", *FIGURES))
-        raise ValueError(f"there is no figure {what[:80]!r} to reproduce; known: {known}")
+    _check.choice(what, "what", ("all", *FIGURES))
     names = FIGURES if what == "all" else (what,)
     given = _two_sets(transcoders, names)
     with progress_bar(progress, len(names), "figures", "figure") as bar:

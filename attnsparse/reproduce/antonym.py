@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..circuits.entry_effects import Carriers, find_carriers
+from ..circuits.entry_effects import EntryEffects, entry_effects
 from ..figures.entry_overview import draw_sketch, n_drawn
 from ..items import token_label
 from . import graph
@@ -32,7 +32,7 @@ def make(pair: ModelPair) -> list[FigureFiles]:
     reference = pair.task("antonym").ranking
     found = {
         ablation: {
-            role: find_carriers(
+            role: entry_effects(
                 pair.models[role], ablation=ablation, reference=reference if ablation == "mean" else None
             )
             for role in ROLES
@@ -52,7 +52,7 @@ def make(pair: ModelPair) -> list[FigureFiles]:
     return [FigureFiles("antonym", figure, wrapped(text), graph.tables(edges, BASE) | tables)]
 
 
-def models_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
+def models_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
     """One row per ablation and model: what the entry does in all heads, and how many heads do it."""
     rows: list[dict[str, object]] = []
     for ablation, by_role in found.items():
@@ -83,8 +83,8 @@ def models_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
     return table
 
 
-def heads_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
-    """`Carriers.to_pandas` of every ablation and model, and which heads are drawn."""
+def heads_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
+    """`EntryEffects.to_pandas` of every ablation and model, and which heads are drawn."""
     parts: list[pd.DataFrame] = []
     for ablation, by_role in found.items():
         for role, carriers in by_role.items():
@@ -98,7 +98,7 @@ def heads_table(found: dict[str, dict[str, Carriers]]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def caption(found: dict[str, dict[str, Carriers]], n_reference: int) -> str:
+def caption(found: dict[str, dict[str, EntryEffects]], n_reference: int) -> str:
     """What the figure shows, with the numbers of its tables."""
     one = found[DRAWN]["dense"]
     tokens = one.run.token_strings
@@ -115,7 +115,7 @@ def caption(found: dict[str, dict[str, Carriers]], n_reference: int) -> str:
     )
 
 
-def ablations(found: dict[str, dict[str, Carriers]], n_reference: int) -> str:
+def ablations(found: dict[str, dict[str, EntryEffects]], n_reference: int) -> str:
     """How many heads have the effects, by each ablation."""
     counts = " ".join(
         f"{ablation.capitalize()} ablation: "
@@ -126,7 +126,7 @@ def ablations(found: dict[str, dict[str, Carriers]], n_reference: int) -> str:
     return f"{counts} Means are over {n_reference} prompts of the antonym task."
 
 
-def _counts(role: str, carriers: Carriers) -> str:
+def _counts(role: str, carriers: EntryEffects) -> str:
     """One model: `dense 5 heads of 144 with an open gate (57 above 0.1) have 83 %, ...`."""
     n = n_drawn(carriers, FRACTION, MOST)
     return (

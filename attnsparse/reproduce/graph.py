@@ -8,20 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..circuits import entry_effects
-from ..figures.graph_overview import LEAST_ARROW, LEAST_BOX, graph_sketch
+from ..circuits.entry_effects import KEY, PROMPT, wrong_words
+from ..figures.graph_overview import LEAST_ARROW, LEAST_BOX, graph_overview
 from ..graphs.graph import Graph
 from ..graphs.groups import MOST as IN_LAYERS
 from ..graphs.groups import Group, influences
-from ..graphs.word_effect import (
-    TOP,
-    GroupEdge,
-    arrows_table,
-    edge_row,
-    find_group_edge,
-    groups_table,
-    heads_table,
-)
+from ..graphs.word_effect import TOP, WordEffect, edge_row, word_effect
 from ..items import token_label
 from ..model.model import Model
 from ..transcoders.labels import describe_features
@@ -31,17 +23,17 @@ FRACTION = 0.8
 FEATURES = 20  # of each group in the table of features
 
 
-def find(models: Mapping[str, Model], transcoders: Mapping[str, Transcoders]) -> dict[str, GroupEdge]:
+def find(models: Mapping[str, Model], transcoders: Mapping[str, Transcoders]) -> dict[str, WordEffect]:
     """Role -> the edge from the word to its opposite in the model of that role."""
-    return {role: find_group_edge(models[role], transcoders[role], fraction=FRACTION) for role in transcoders}
+    return {role: word_effect(models[role], transcoders[role], fraction=FRACTION) for role in transcoders}
 
 
-def draw(found: Mapping[str, GroupEdge], base: int) -> Figure:
+def draw(found: Mapping[str, WordEffect], base: int) -> Figure:
     """The figure of "dense" and "sparse"."""
-    return graph_sketch(found["dense"], found["sparse"], base=base)
+    return graph_overview(found["dense"], found["sparse"], base=base)
 
 
-def tables(found: Mapping[str, GroupEdge], base: int) -> dict[str, pd.DataFrame]:
+def tables(found: Mapping[str, WordEffect], base: int) -> dict[str, pd.DataFrame]:
     """What the figure shows, in full, for both models."""
     edges = [
         {"role": role, **edge_row(edge, through, base)}
@@ -51,14 +43,14 @@ def tables(found: Mapping[str, GroupEdge], base: int) -> dict[str, pd.DataFrame]
     return {
         "graph": pd.DataFrame(edges),
         "graph-checks": _by_role(found, lambda edge: edge.checks),
-        "graph-heads": _by_role(found, lambda edge: heads_table(edge, base)),
-        "graph-groups": _by_role(found, lambda edge: groups_table(edge, base)),
-        "graph-arrows": _by_role(found, arrows_table),
+        "graph-heads": _by_role(found, lambda edge: edge.heads(base)),
+        "graph-groups": _by_role(found, lambda edge: edge.groups(base)),
+        "graph-arrows": _by_role(found, lambda edge: edge.arrows()),
         "graph-features": _by_role(found, lambda edge: features_table(edge, base)),
     }
 
 
-def _by_role(found: Mapping[str, GroupEdge], table: Callable[[GroupEdge], pd.DataFrame]) -> pd.DataFrame:
+def _by_role(found: Mapping[str, WordEffect], table: Callable[[WordEffect], pd.DataFrame]) -> pd.DataFrame:
     parts: list[pd.DataFrame] = []
     for role, edge in found.items():
         part = table(edge)
@@ -67,19 +59,18 @@ def _by_role(found: Mapping[str, GroupEdge], table: Callable[[GroupEdge], pd.Dat
     return pd.concat(parts, ignore_index=True)
 
 
-def features_table(found: GroupEdge, base: int) -> pd.DataFrame:
+def features_table(found: WordEffect, base: int) -> pd.DataFrame:
     """The features of every group with most influence on the answer, each alone, at most FEATURES.
 
     label: see `describe_features`, over the sentence with each word of the antonym task. on_word: of the
     activation in its strongest contexts there, the share that is on the group's own word.
     """
     graph, total = found.graph, influences(found.graph)
+    assert graph.origin is not None  # as of every graph that was made here
     features = graph.origin[0].features
-    shown = {name: _strongest(group, graph, total) for name, group in found.groups.items()}
+    shown = {name: _strongest(group, graph, total) for name, group in found.named_groups.items()}
     keys = {(int(graph.layer[i]), int(graph.feature[i])) for nodes in shown.values() for i in nodes}
-    prompts = [
-        entry_effects.PROMPT.replace(entry_effects.KEY, word) for word in entry_effects.wrong_words("")
-    ]
+    prompts = [PROMPT.replace(KEY, word) for word in wrong_words("")]
     labels = describe_features(
         features.run.model, features.transcoders, prompts, sorted(keys), progress=False
     )
@@ -115,7 +106,7 @@ def _share_on(contexts: pd.DataFrame, word: str) -> float:
     return float(contexts["activation"][on].sum() / whole) if whole else float("nan")
 
 
-def caption(found: Mapping[str, GroupEdge], base: int) -> str:
+def caption(found: Mapping[str, WordEffect], base: int) -> str:
     """What the figure shows, with the numbers of its tables, in one paragraph."""
     one = found["sparse"]
     source, output, prompt = one.source, one.output, one.graph.prompt
@@ -136,7 +127,7 @@ def caption(found: Mapping[str, GroupEdge], base: int) -> str:
     )
 
 
-def _counts(found: GroupEdge, base: int) -> str:
+def _counts(found: WordEffect, base: int) -> str:
     """One model: heads, what goes directly, and the check."""
     graph, split, direct = found.graph, found.loadings["features"], found.loadings["edge"]
     value = float(graph.value[graph.logits[0]])

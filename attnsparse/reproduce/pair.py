@@ -14,7 +14,7 @@ import pandas as pd
 from .. import tasks
 from ..circuits import effects
 from ..circuits.find import find_circuit
-from ..circuits.ratio import Ratio, needed_ratio
+from ..circuits.needed import Ratio
 from ..model.load import load
 from ..model.model import Model
 from ..transcoders.load import load_transcoders
@@ -30,7 +30,7 @@ FRACTION = 0.9
 PROMPTS = 40  # of each task, half of them to rank on
 SEED = 0
 METHODS = {"head": ("exact", "ig"), "edge": ("ig",)}  # rankings by absolute value; see `ModelPair.circuit`
-EXACT_HEADS, HEADS_STEP = 48, 8  # so many heads are evaluated one by one, then in steps
+EXACT_HEADS, HEADS_STEP = 48, 8  # numbers of heads evaluated: each up to the first, then in steps
 CHOICE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 STEPS = 5
 N_RANDOM = 1
@@ -45,7 +45,18 @@ TranscodersOrPath: TypeAlias = "Transcoders | str | os.PathLike[str]"
 
 
 class FigureFiles(NamedTuple):
-    """A figure with everything that is written beside it."""
+    """A figure with everything that is written beside it.
+
+    Attributes
+    ----------
+    name : str
+        Name of its files.
+    figure : matplotlib Figure
+    caption : str
+        In lines of at most CAPTION_WIDTH characters.
+    tables : dict of str to DataFrame
+        Every number that it shows; the keys are the ends of the names of the CSV files.
+    """
 
     name: str
     figure: Figure
@@ -55,20 +66,36 @@ class FigureFiles(NamedTuple):
 
 @dataclass
 class ModelPair:
-    """Models by what they are in a figure: "dense", "sparse" and perhaps "control". Circuits are kept."""
+    """Models that a figure compares, with the tasks and circuits that several figures share.
+
+    Attributes
+    ----------
+    models : dict of str to Model
+        By role: "dense", "sparse" and perhaps "control".
+    announce : callable, optional
+        Called with a few words before each long computation.
+    transcoders : dict of str to Transcoders, optional
+        Those of "dense" and "sparse", for figures that show features; None for figures of attention alone.
+    """
 
     models: dict[str, Model]
-    announce: Callable[[str], Any] | None = None
-    """Called with a few words before each piece of work."""
+    announce: Callable[[str], object] | None = None
     transcoders: dict[str, Transcoders] | None = None
-    """Those of "dense" and "sparse", for figures that show features; None: figures of attention alone."""
     _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
     _circuits: dict[tuple[str, ...], list[Circuit]] = field(default_factory=dict, repr=False)
 
     def task(self, name: str) -> Task:
         """The prompts of a task, the same for all models.
 
-        Raises ValueError if the models' tokenizers cut them into different tokens.
+        Parameters
+        ----------
+        name : str
+            A built-in task, see `asp.tasks.make_task`.
+
+        Raises
+        ------
+        ValueError
+            If the models' tokenizers cut the prompts into different tokens.
         """
         if name not in self._tasks:
             made = {
@@ -89,16 +116,27 @@ class ModelPair:
         """The heads or attention edges of one model for one task, ranked and evaluated.
 
         No ranking is the best one for all models, and a bad one makes a model look as if it needed more than
-        it does. So of METHODS that one is taken which explains more with few items, on the prompts that are
-        ranked on: the evaluation has no part in the choice.
+        it does. Of METHODS the one is taken that explains more with few items on the ranking prompts; the
+        evaluation prompts have no part in the choice.
+
+        Parameters
+        ----------
+        role : str
+            Key of `models`.
+        task : str
+            A built-in task.
+        unit : {"head", "edge"}
+        ablation : {"zero", "mean"}
+
+        Raises
+        ------
+        ValueError
+            If the model does no better with its heads than without.
         """
         return self.candidates(role, task, unit, ablation)[0]
 
     def candidates(self, role: str, task: str, unit: str, ablation: str) -> list[Circuit]:
-        """The circuits of all METHODS, the one that is taken first.
-
-        Raises ValueError if the model does no better with its heads than without.
-        """
+        """The circuits of all METHODS, the one that is taken first; parameters and errors as of `circuit`."""
         key = (role, task, unit, ablation)
         if key not in self._circuits:
             if self.announce is not None:
@@ -112,7 +150,7 @@ class ModelPair:
     def _find(self, role: str, task: str, unit: str, ablation: str, method: str) -> Circuit:
         model = self.models[role]
         circuit = find_circuit(
-            model, self.task(task), unit, method, ablation,
+            model, self.task(task), unit=unit, method=method, ablation=ablation,
             steps=STEPS, sizes=self._sizes(role, unit), n_random=N_RANDOM, seed=SEED, progress=False,
         )  # fmt: skip
         whole, nothing = circuit.full.mean(), circuit.empty.mean()
@@ -143,7 +181,7 @@ class ModelPair:
     def circuits(
         self, task: str, unit: str, ablation: str, roles: Iterable[str] = ("dense", "sparse")
     ) -> dict[str, Circuit]:
-        """Role -> circuit."""
+        """Role -> circuit, as `circuit` gives it."""
         return {role: self.circuit(role, task, unit, ablation) for role in roles}
 
 
@@ -206,7 +244,7 @@ def ratio_row(role: str, more: Circuit, fewer: Circuit) -> dict[str, Any]:
         "unit": more.unit, "ablation": more.ablation, "fraction": FRACTION,
     }  # fmt: skip
     for by in ("first", "stays"):
-        found = needed_ratio(more, fewer, FRACTION, by)
+        found = more.ratio_to(fewer, FRACTION, by)
         row |= {f"ratio_{by}": found.value, f"ratio_{by}_low": found.low, f"ratio_{by}_high": found.high}
     return row
 
@@ -232,7 +270,7 @@ def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
 def counts_sentence(circuits: dict[str, Circuit]) -> str:
     """How many items "dense" and "sparse" need, and the ratio, with intervals: one sentence."""
     more, fewer = circuits["dense"], circuits["sparse"]
-    ratio = " and ".join(_ratio_text(needed_ratio(more, fewer, FRACTION, by)) for by in ("first", "stays"))
+    ratio = " and ".join(_ratio_text(more.ratio_to(fewer, FRACTION, by)) for by in ("first", "stays"))
     return (
         f"{more.ablation.capitalize()} ablation: dense {_count_text(more)}; sparse {_count_text(fewer)}; "
         f"ratio {ratio}."

@@ -82,7 +82,7 @@ def test_prepend_bos_moves_positions(folder, capsys):
 
 
 def test_edges(folder, capsys):
-    expected = asp.load(folder).run(PROMPT).edges()
+    expected = asp.load(folder).run(PROMPT).open_edges()
     assert run("edges", folder, "--prompt", PROMPT, "--csv") == 0
     assert len(pd.read_csv(StringIO(capsys.readouterr().out))) == len(expected) > 0
     assert run("edges", folder, "--prompt", PROMPT, "--csv", "--base", "1") == 0

@@ -222,7 +222,7 @@ def test_teacher_forcing_and_greedy_writing_agree(name):
 
 def test_unknown_figure(tmp_path):
     known = "'all', 'copy', 'antonym', 'curves', 'addition'"
-    with pytest.raises(ValueError, match=f"no figure 'circuit' to reproduce; known: {known}"):
+    with pytest.raises(ValueError, match=f"what must be one of {known}, got 'circuit'"):
         reproduce("circuit", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

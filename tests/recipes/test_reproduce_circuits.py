@@ -17,7 +17,7 @@ import pytest
 from fake_circuit import fake_circuit
 
 import attnsparse
-from attnsparse.circuits.entry_effects import find_carriers
+from attnsparse.circuits.entry_effects import entry_effects
 from attnsparse.cli import main as cli
 from attnsparse.items import Head
 from attnsparse.reproduce import FIGURES, reproduce
@@ -164,7 +164,7 @@ def test_antonym_tables_and_caption_agree(models):
     for ax, role in ((dense, "dense"), (sparse, "sparse")):
         labels = [text.get_text() for text in ax.texts if text.get_text().startswith("L")]
         assert labels == list(drawn[drawn["role"] == role]["label"])
-    found = find_carriers(models["sparse"])
+    found = entry_effects(models["sparse"])
     text = words(made.caption)
     n = found.needed(0.8)
     assert f"kept {100 * found.kept[n]:.0f} % (metric {found.full:.1f}, without the entry in all" in text

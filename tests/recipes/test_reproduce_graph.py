@@ -14,7 +14,7 @@ from graph_toys import random_transcoders
 
 import attnsparse as asp
 from attnsparse.cli import main as cli
-from attnsparse.graphs import word_effect as graph_edge
+from attnsparse.graphs.word_effect import word_effect
 from attnsparse.reproduce import TRANSCODERS, reproduce
 from attnsparse.reproduce import graph as reproduce_graph
 
@@ -149,7 +149,7 @@ def test_own_transcoders(random_sets, models, tmp_path, capsys):
     graph = pd.read_csv(tmp_path / "antonym-graph.csv")
     assert list(graph["transcoders"].unique()) == ["dense", "sparse"]
     loaded = asp.load_transcoders(random_sets[1], models["sparse"])
-    found = graph_edge.find_group_edge(models["sparse"], loaded)
+    found = word_effect(models["sparse"], loaded)
     weights = graph.query("role == 'sparse'")["weight"]
     np.testing.assert_allclose(
         weights, [found.loadings[name].whole for name in ("features", "edge")], rtol=1e-5
