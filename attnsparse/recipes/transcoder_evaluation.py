@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..io.atomic import write_atomic
 from ..model.load import load
+from ..transcoders import describe_features
 from ..transcoders.label_files import LABELS
-from ..transcoders.labels import describe_features
 from ..transcoders.load import load_transcoders
 from .demo_text import LENGTH, DemoText
 

@@ -16,7 +16,7 @@ from ..graphs.groups import Group, influences
 from ..graphs.word_effect import TOP, WordEffect, edge_row, word_effect
 from ..items import token_label
 from ..model.model import Model
-from ..transcoders.labels import describe_features
+from ..transcoders import describe_features
 from ..transcoders.transcoders import Transcoders
 
 FRACTION = 0.8
