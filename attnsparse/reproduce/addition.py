@@ -124,7 +124,8 @@ def carry_table(sparse: AdditionEvaluation) -> pd.DataFrame:
     difference = table["open_with_carry"] - table["open_without_carry"]
     table["difference"] = difference
     order = np.argsort(-difference.abs().to_numpy(), kind="stable")
-    return table.iloc[order].reset_index(drop=True)
+    ordered: pd.DataFrame = table.iloc[order].reset_index(drop=True)
+    return ordered
 
 
 def caption(models: pd.DataFrame, carry: pd.DataFrame) -> str:
