@@ -14,7 +14,7 @@ import pandas as pd
 from .. import tasks
 from ..circuits import effects
 from ..circuits.find import find_circuit
-from ..circuits.needed import Ratio
+from ..circuits import Ratio
 from ..model.load import load
 from ..model.model import Model
 from ..transcoders.load import load_transcoders
