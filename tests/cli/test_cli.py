@@ -19,7 +19,6 @@ import attnsparse as asp
 from attnsparse import recipes
 from attnsparse.cli import info as cli_info
 from attnsparse.cli import main as cli
-from attnsparse.model.initial_weights import initial_weights
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>"]
@@ -34,7 +33,7 @@ def folder(tmp_path_factory) -> str:
     )
     tokenizer = asp.Tokenizer.from_words(WORDS, bos="<|endoftext|>")
     path = tmp_path_factory.mktemp("models") / "small"
-    asp.Model(config, initial_weights(config, 1, std=0.5), tokenizer, "small").save(path)
+    asp.Model.initialised(config, 1, std=0.5, tokenizer=tokenizer, name="small").save(path)
     return str(path)
 
 
@@ -292,7 +291,7 @@ def strange(tmp_path_factory) -> str:
     config = asp.Config(n_layer=1, n_head=2, d_model=12, d_head=4, d_mlp=16, n_ctx=10, n_vocab=5, gated=True)
     tokenizer = asp.Tokenizer.from_words(list(ODD), split="characters")
     path = os.fsdecode(os.fsencode(tmp_path_factory.mktemp("strange")) + b"/\xff\x1b[31m")
-    asp.Model(config, initial_weights(config, 1, std=0.5), tokenizer).save(path)
+    asp.Model.initialised(config, 1, std=0.5, tokenizer=tokenizer).save(path)
     return path
 
 

@@ -9,7 +9,6 @@ import pytest
 from data_folder import data_folder
 
 from attnsparse import recipes, tasks
-from attnsparse.model.initial_weights import initial_weights
 from attnsparse.model.model import Model
 from attnsparse.model.tokenizer import Tokenizer
 from attnsparse.recipes import demo as recipe_demo
@@ -286,7 +285,7 @@ def test_recipe_runs_and_resumes(tmp_path) -> None:
 
 def test_sparse_start_scales_queries_and_keys_of_early_layers() -> None:
     config = recipe_demo.config()
-    dense = Model(config, initial_weights(config, 0, std="fan_in"), name="demo-dense")
+    dense = Model.initialised(config, 0, std="fan_in", name="demo-dense")
     start = recipe_demo.sparse_start(dense, recipe_demo.Settings())
     assert start.config.gated
     for layer, scale in ((0, 0.1), (7, 0.1), (8, 1.0)):
