@@ -1,17 +1,17 @@
-"""What `attnsparse info` says."""
+"""What `attnsparse info` prints."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
+from .. import build_info, load, load_transcoders
 from ..errors import ConfigError, FormatError
+from ..model.locate import embedded_names
+from ..model.model import Model
 from ..transcoders.arrays import shape_text
-
-if TYPE_CHECKING:
-    from ..model.model import Model
-    from ..transcoders.transcoders import Transcoders
+from ..transcoders.load import embedded_transcoders
+from ..transcoders.transcoders import Transcoders
 
 # Names that OpenBLAS gives to its kernels for CPUs without AVX, and without AVX2. On a newer machine they
 # mean that the library did not know the CPU, which costs a factor of up to 5.
@@ -26,10 +26,6 @@ Lines = list[tuple[str, str]]
 
 def describe_build() -> tuple[Lines, list[str]]:
     """(name, value) of what is installed and how it computes, and notes to be given as warnings."""
-    from .. import build_info
-    from ..model.locate import embedded_names
-    from ..transcoders.load import embedded_transcoders
-
     info = build_info()
     same = info["batch_invariant"]
     lines = [
@@ -46,10 +42,10 @@ def describe_build() -> tuple[Lines, list[str]]:
     return lines, [note] if note else []
 
 
-def old_blas_core(info: Mapping[str, Any]) -> str | None:
+def old_blas_core(info: Mapping[str, object]) -> str | None:
     """A sentence if BLAS runs kernels for an older kind of CPU than ours, else None."""
     old = {"avx2": _BEFORE_AVX | _BEFORE_AVX2, "avx512": _BEFORE_AVX | _BEFORE_AVX2}
-    if info["blas_core"] not in old.get(info["isa"], set()):
+    if info["blas_core"] not in old.get(str(info["isa"]), set()):
         return None
     return (
         f"BLAS takes this CPU for a {info['blas_core']}, which is older than {info['isa']}: matrix products "
@@ -59,8 +55,6 @@ def old_blas_core(info: Mapping[str, Any]) -> str | None:
 
 def describe(name: str) -> Lines:
     """(name, value) about a model or a set of transcoders; what `load` raises if it is neither."""
-    from .. import load, load_transcoders
-
     try:
         return _of_model(load(name))
     except (OSError, FormatError, ConfigError) as error:

@@ -1,7 +1,7 @@
 """The command `attnsparse`: tables of a model's attention, figures, graphs, training, and what is installed.
 
 Exit codes: 0 done, 1 the job failed (one sentence on stderr says why), 2 wrong usage, 130 stopped by Ctrl-C.
-Heavy modules are imported by the command that needs them, so that `attnsparse --version` is quick.
+Packages that draw are imported by the command that needs them, so that `attnsparse --version` is quick.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-from .. import recipes
+from .. import attribution_graph, load, load_transcoders, recipes
 from .._version import __version__
 from ..errors import printable
+from ..io.paired_file import pair_paths
+from . import info
 from .text import say, say_table, show_traceback
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..model.run import Run
+
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 STOPPED = 130
 FIGURES = ("all", "copy", "antonym", "curves", "addition")
@@ -50,7 +56,7 @@ def _flush_output() -> bool:
 
 def _run_command(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]  # place and line are not shown
         try:
             arguments.run(arguments)
         except KeyboardInterrupt:
@@ -90,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+def _add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
+) -> argparse.ArgumentParser:
     """A subcommand whose help ends with an example."""
     parser = commands.add_parser(
         name,
@@ -106,7 +114,7 @@ def _add_command(commands: Any, name: str, run: Any, text: str, example: str) ->
 # ---- reproduce
 
 
-def _add_reproduce(commands: Any) -> None:
+def _add_reproduce(commands: Commands) -> None:
     parser = _add_command(
         commands,
         "reproduce",
@@ -157,7 +165,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 # ---- heads and edges
 
 
-def _add_heads(commands: Any) -> None:
+def _add_heads(commands: Commands) -> None:
     parser = _add_command(
         commands,
         "heads",
@@ -166,8 +174,8 @@ def _add_heads(commands: Any) -> None:
         'attnsparse heads MODEL --prompt \'The opposite of "large" is "\' --key 5 --query 8 --base 1',
     )
     _add_model_and_prompt(parser)
-    parser.add_argument("--key", required=True, type=_position, help="position or token that is looked at")
-    parser.add_argument("--query", required=True, type=_position, help="position or token that looks")
+    parser.add_argument("--key", required=True, type=_position, help="position or token attended to")
+    parser.add_argument("--query", required=True, type=_position, help="position or token attending")
     _add_base(parser)
     _add_table_format(parser)
 
@@ -178,7 +186,7 @@ def _heads(arguments: argparse.Namespace) -> None:
     _print_table(table, arguments.format, run, arguments.base)
 
 
-def _add_edges(commands: Any) -> None:
+def _add_edges(commands: Commands) -> None:
     parser = _add_command(
         commands,
         "edges",
@@ -200,7 +208,7 @@ def _edges(arguments: argparse.Namespace) -> None:
 
 def _add_model_and_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="name of a model inside the package, folder or file")
-    parser.add_argument("--prompt", required=True, help="the text that is run")
+    parser.add_argument("--prompt", required=True, help="the text to run")
     parser.add_argument("--prepend-bos", action="store_true", help="put the model's BOS token in front")
 
 
@@ -217,7 +225,7 @@ def _add_table_format(parser: argparse.ArgumentParser) -> None:
         dest="format",
         action="store_const",
         const="csv",
-        help="print CSV; what a terminal obeys is escaped",
+        help="print CSV; control characters are escaped",
     )
     group.add_argument(
         "--json", dest="format", action="store_const", const="json", help="print JSON records, texts exact"
@@ -232,18 +240,16 @@ def _position(text: str) -> int | str:
         return text
 
 
-def _run(arguments: argparse.Namespace) -> Any:
-    from .. import load
-
+def _run(arguments: argparse.Namespace) -> Run:
     return load(arguments.model).run(arguments.prompt, prepend_bos=arguments.prepend_bos)
 
 
-def _tokens_line(run: Any, base: int) -> str:
+def _tokens_line(run: Run, base: int) -> str:
     tokens = "  ".join(f"{i}:{text!r}" for i, text in enumerate(run.token_strings, base))
     return f"{run.model.name}, positions from {base}: {tokens}"
 
 
-def _print_table(table: pd.DataFrame, form: str | None, run: Any, base: int) -> None:
+def _print_table(table: pd.DataFrame, form: str | None, run: Run, base: int) -> None:
     """Print a table as text (below a line of the run's tokens), CSV or JSON records."""
     if form is None:
         say(_tokens_line(run, base))
@@ -256,12 +262,12 @@ def _print_table(table: pd.DataFrame, form: str | None, run: Any, base: int) -> 
 # ---- graph
 
 
-def _add_graph(commands: Any) -> None:
+def _add_graph(commands: Commands) -> None:
     parser = _add_command(
         commands,
         "graph",
         _graph,
-        "make the attribution graph of a prompt and say what is in it",
+        "make the attribution graph of a prompt and summarise it",
         "attnsparse graph demo-sparse --transcoders demo-sparse-transcoders "
         '--prompt \'The opposite of "large" is "\' --html graph.html',
     )
@@ -270,7 +276,10 @@ def _add_graph(commands: Any) -> None:
         "--transcoders", required=True, metavar="SET", help="the model's transcoders: a name, folder or file"
     )
     parser.add_argument(
-        "--target", nargs="+", metavar="TOKEN", help="logits that are explained (default: the most likely)"
+        "--target",
+        nargs="+",
+        metavar="TOKEN",
+        help="tokens whose logits it explains (default: the likeliest)",
     )
     parser.add_argument(
         "--wrong", nargs="+", metavar="TOKEN", help="their logits are subtracted from the target's"
@@ -278,9 +287,9 @@ def _add_graph(commands: Any) -> None:
     parser.add_argument(
         "--labels",
         metavar="FILE",
-        help="features by name: a CSV or JSON, or the set's name for its own labels",
+        help="names of features: a CSV or JSON file, or the set's name for its own labels",
     )
-    parser.add_argument("--html", metavar="FILE", help="write the page to look at the graph in a browser")
+    parser.add_argument("--html", metavar="FILE", help="write a page that shows the graph in a browser")
     parser.add_argument("--figure", metavar="FILE", help="draw the graph: a .png, .svg or .pdf, or all three")
     parser.add_argument(
         "--json", metavar="DIR", help="write DIR/graph.json for circuit-tracer's and Neuronpedia's viewers"
@@ -292,9 +301,6 @@ def _add_graph(commands: Any) -> None:
 
 
 def _graph(arguments: argparse.Namespace) -> None:
-    from .. import attribution_graph, load, load_transcoders
-    from ..io.paired_file import pair_paths
-
     model = load(arguments.model)
     transcoders = load_transcoders(arguments.transcoders, model)
     graph = attribution_graph(
@@ -307,7 +313,7 @@ def _graph(arguments: argparse.Namespace) -> None:
         prepend_bos=arguments.prepend_bos,
     )
     summary = graph.summary().iloc[0].to_dict()
-    _print_lines((name, f"{x:.4g}" if isinstance(x, float) else x) for name, x in summary.items())
+    _print_lines((str(name), f"{x:.4g}" if isinstance(x, float) else x) for name, x in summary.items())
     files: list[Path] = []
     if arguments.html is not None:
         files.append(graph.to_html(arguments.html, base=arguments.base))
@@ -327,7 +333,7 @@ def _graph(arguments: argparse.Namespace) -> None:
 # ---- train
 
 
-def _add_train(commands: Any) -> None:
+def _add_train(commands: Commands) -> None:
     known = "; ".join(f"{recipe.name}: {recipe.summary}" for recipe in recipes.RECIPES.values())
     parser = _add_command(
         commands,
@@ -338,11 +344,11 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument("recipe", choices=tuple(recipes.RECIPES), metavar="RECIPE", help=known)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the models")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that DIR holds")
+    parser.add_argument("--resume", action="store_true", help="continue the run that DIR holds")
     parser.add_argument("--seed", type=int, default=None, help="default: the recipe's")
-    parser.add_argument("--threads", type=int, default=0, help="default: as many as there are")
+    parser.add_argument("--threads", type=int, default=None, help="default: as many as there are")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    parser.set_defaults(stopped="; the same command with --resume goes on where it was last saved")
+    parser.set_defaults(stopped="; the same command with --resume continues from the last checkpoint")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -362,12 +368,12 @@ def _train(arguments: argparse.Namespace) -> None:
 # ---- info
 
 
-def _add_info(commands: Any) -> None:
+def _add_info(commands: Commands) -> None:
     parser = _add_command(
         commands,
         "info",
         _info,
-        "say what is installed, how it computes, and what a model or a set of transcoders is",
+        "describe what is installed, how it computes, and a model or a set of transcoders",
         "attnsparse info addition-sparse",
     )
     parser.add_argument(
@@ -376,8 +382,6 @@ def _add_info(commands: Any) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from . import info
-
     lines, notes = info.describe_build()
     if arguments.model is not None:
         lines += info.describe(arguments.model)
@@ -386,7 +390,7 @@ def _info(arguments: argparse.Namespace) -> None:
         say(f"attnsparse: warning: {note}", error=True)
 
 
-def _print_lines(lines: Iterable[tuple[str, Any]]) -> None:
+def _print_lines(lines: Iterable[tuple[str, object]]) -> None:
     say(*(f"{name + ':':<26}{value}" for name, value in lines))
 
 
@@ -401,5 +405,5 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows the traceback)"
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *place: object) -> None:
     say(f"attnsparse: warning: {message}", error=True)

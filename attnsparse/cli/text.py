@@ -1,4 +1,4 @@
-"""What the command prints: text of files, names of folders and messages are shown, never obeyed."""
+"""Printing: control characters in texts of files, names of folders and messages are escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def say(*lines: object, error: bool = False) -> None:
     """Print each of `lines` on one line of stdout, or stderr.
 
-    Characters that a terminal obeys, and those that the stream's encoding lacks, are escaped.
+    Control characters, and characters that the stream's encoding lacks, are escaped.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:  # closed before the process began
@@ -39,5 +39,5 @@ def say_table(table: pd.DataFrame, form: str | None = None) -> None:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Python's own traceback by way of `say`: takes the place of `sys.excepthook`."""
+    """Python's own traceback, printed by `say`; a `sys.excepthook`."""
     say(*"".join(traceback.format_exception(kind, error, trace)).rstrip("\n").split("\n"), error=True)

@@ -1,6 +1,6 @@
 """The recipes: how each model inside the package was trained, as something that runs.
 
-`RECIPES["addition"].train("models")` is the same as `attnsparse train addition --out models`. The code of a
+`RECIPES["addition"].train("models")` does the same as `attnsparse train addition --out models`. The code of a
 recipe is imported when it is run.
 """
 
@@ -10,16 +10,43 @@ import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .. import _check
 
 __all__ = ["RECIPES", "Recipe"]
 
 
+class _Training(Protocol):
+    """The `train` of a recipe's module."""
+
+    def __call__(
+        self,
+        out: Path,
+        *,
+        seed: int | None,
+        resume: bool,
+        threads: int | None,
+        quiet: bool,
+        **settings: Any,
+    ) -> list[Path]: ...
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe: its name, one line about it, the models it makes, and the module that has its `train`."""
+    """How some of the models inside the package were made, as something that runs.
+
+    Attributes
+    ----------
+    name : str
+        Name of the recipe, as `attnsparse train` takes it.
+    summary : str
+        One line about it.
+    models : tuple of str
+        Names of the models, or sets of transcoders, that it makes.
+    module : str
+        Module of this package that has its `train`, imported when it is run.
+    """
 
     name: str
     summary: str
@@ -32,21 +59,56 @@ class Recipe:
         *,
         seed: int | None = None,
         resume: bool = False,
-        threads: int = 0,
+        threads: int | None = None,
         quiet: bool = False,
         **settings: Any,
     ) -> list[Path]:
-        """Train the models into folders of `out`; returns these folders.
+        """Train the models of this recipe and write each into a folder of its own.
 
-        seed: None for the recipe's own.
-        resume: go on with the run that `out` holds, FileNotFoundError if there is none; without it,
-        FileExistsError if there is one.
-        threads: 0 for as many as this process may use; bits do not depend on it.
-        settings: fields of the recipe's settings that are to differ from its defaults.
+        Parameters
+        ----------
+        out : str or path
+            Folder for the models; made if need be. Checkpoints go to `out/checkpoints`, which may be deleted
+            when training is done.
+        seed : int, optional
+            Seed of weights, text and noise, 0..2^64-1; by default the recipe's own, with which the models
+            inside the package were made.
+        resume : bool, default False
+            Continue the run that `out` holds. The result is the same as without the interruption.
+        threads : int, optional
+            Number of threads, 1..64; by default as many as this process may use. Bits do not depend on it.
+        quiet : bool, default False
+            Print nothing and show no progress bars.
+        **settings
+            Fields of the recipe's `Settings` that are to differ from their defaults, such as
+            ``dense_steps=500``.
+
+        Returns
+        -------
+        list of Path
+            The folders of the models, in the order of `models`.
+
+        Raises
+        ------
+        FileExistsError
+            If `out` holds a run and `resume` is False.
+        FileNotFoundError
+            If `out` holds no run and `resume` is True.
+        CheckpointError
+            If the run that is resumed had other settings.
+        TypeError, ValueError
+            For a setting that does not exist or is out of range.
         """
         folder = Path(_check.path(out, "out"))
-        module = importlib.import_module(self.module, __name__)
-        return module.train(folder, seed=seed, resume=resume, threads=threads, quiet=quiet, **settings)
+        train: _Training = importlib.import_module(self.module, __name__).train
+        return train(
+            folder,
+            seed=None if seed is None else _check.seed(seed),
+            resume=_check.flag(resume, "resume"),
+            threads=_check.threads(threads) or None,
+            quiet=_check.flag(quiet, "quiet"),
+            **settings,
+        )
 
 
 RECIPES = {

@@ -23,24 +23,24 @@ from .. import _random
 from ..model.config import Config
 from ..model.model import Model
 from ..model.tokenizer import Tokenizer
-from ..reproduce.addition import DENSE_THRESHOLD, Evaluation, evaluate
 from ..tasks import addition
+from ..tasks.addition import DENSE_THRESHOLD
 from ..training import schedules
 from ..training.data import SequenceData
 from ..training.options import TrainingOptions
 from ..training.trainer import Trainer
-from . import addition_card
-from .job import RecipeJob, joined_history
+from . import cards
+from .addition_evaluation import AdditionEvaluation, evaluate, facts, summary
+from .job import RecipeJob, RecipeSettings, joined_history, write_history
 
 N_HELD_OUT = 1000
 DENSE, SPARSE = "addition-dense", "addition-sparse"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything of the recipe that can be chosen. `checkpoint_every` has no influence on the result."""
+class Settings(RecipeSettings):
+    """Everything of the recipe that can be chosen."""
 
-    seed: int = 0
     init_std: float = 0.06
     dense_steps: int = 1600
     dense_batch: int = 128
@@ -56,7 +56,12 @@ class Settings:
     repeat_multiplier: float = 3.0
     repeats: int = 2
     wanted_accuracy: float = 0.999
-    checkpoint_every: int = 250
+
+    def of_model(self, gated: bool) -> dict[str, Any]:
+        """The settings that made the dense or the sparse model, by name."""
+        own = ("sparse_", "tau", "multiplier_", "tail") if gated else ("init_", "dense_")
+        shown = self.shown().items()
+        return {name: value for name, value in shown if name == "seed" or name.startswith(own)}
 
 
 def config(gated: bool = False) -> Config:
@@ -123,7 +128,7 @@ def train(
     *,
     seed: int | None = None,
     resume: bool = False,
-    threads: int = 0,
+    threads: int | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> list[Path]:
@@ -131,7 +136,7 @@ def train(
 
     Checkpoints go to `out/checkpoints`, which may be deleted afterwards.
     """
-    chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
+    chosen = Settings.of(seed, settings)
     job = _Job(out, chosen, resume, threads, quiet)
     dense = job.phase("dense", dense_options(chosen), job.new_model(), data(chosen.dense_batch, chosen.seed))
     found = evaluate(dense.model, DENSE_THRESHOLD)
@@ -157,14 +162,14 @@ def gated_twin(model: Model, name: str) -> Model:
     return Model(config, model.parameters(), tokenizer=model.tokenizer, name=name)
 
 
-def _good(found: Evaluation, settings: Settings) -> bool:
+def _good(found: AdditionEvaluation, settings: Settings) -> bool:
     """Judged on the sums that were trained on: the held-out ones choose nothing."""
     trained = np.setdiff1d(np.arange(10_000), held_out())
-    return found.right[trained].mean() >= settings.wanted_accuracy
+    return bool(found.right[trained].mean() >= settings.wanted_accuracy)
 
 
 class _Job(RecipeJob):
-    def __init__(self, out: Path, settings: Settings, resume: bool, threads: int, quiet: bool) -> None:
+    def __init__(self, out: Path, settings: Settings, resume: bool, threads: int | None, quiet: bool) -> None:
         super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
         self.settings = settings
         self.tokenizer = Tokenizer.from_words(addition.VOCABULARY, split="characters")
@@ -174,12 +179,13 @@ class _Job(RecipeJob):
         seed, std = self.settings.seed, self.settings.init_std
         return Model.initialised(config(), seed, std=std, tokenizer=self.tokenizer, name=DENSE)
 
-    def ship(self, name: str, trainer: Trainer, found: Evaluation, phases: list[Trainer]) -> Path:
+    def ship(self, name: str, trainer: Trainer, found: AdditionEvaluation, phases: list[Trainer]) -> Path:
         """Write a finished model's folder: weights, config, tokenizer, card, history and its figure."""
         folder = self.out / name
         trainer.model.save(folder)
-        facts = addition_card.facts(trainer.model, found, held_out())
-        addition_card.write(folder, facts, joined_history(phases), self.settings)
+        numbers, gated = facts(trainer.model, found, held_out()), trainer.model.config.gated
+        cards.write(folder, cards.addition_card(numbers, self.settings.of_model(gated)))
+        write_history(folder, joined_history(phases), self.settings.tau if gated else None)
         if not self.quiet:
-            print(addition_card.summary(facts))
+            print(summary(numbers))
         return folder

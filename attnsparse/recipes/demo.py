@@ -28,13 +28,15 @@ from ..model.model import Model
 from ..training import schedules
 from ..training.options import TrainingOptions
 from ..training.trainer import Trainer
-from . import demo_card
+from . import cards
+from .demo_evaluation import measure
 from .demo_text import LENGTH, DemoText, demo_tokenizer
-from .job import RecipeJob, joined_history
+from .job import RecipeJob, RecipeSettings, joined_history, write_csv, write_history
 
 DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
 PHASES = ("dense", "common", "settle", "near")
 LONGEST = ("common", "settle")  # phases of the longest twin, repeated by the control
+HISTORY_EVERY = 10  # steps
 SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
 
 
@@ -54,10 +56,9 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything of the recipe that can be chosen. `checkpoint_every` has no influence on the result."""
+class Settings(RecipeSettings):
+    """Everything of the recipe that can be chosen."""
 
-    seed: int = 0
     batch: int = 32
     """Sequences of 32 tokens in a step."""
     dense_steps: int = 3000
@@ -91,7 +92,6 @@ class Settings:
     """What makes `demo-sparse`."""
     settle: Stage = Stage(800, 0.04, 0.03, 3e-4, 0.06, lr=1e-3, tail=0.7)
     """What makes `demo-sparse-max`."""
-    checkpoint_every: int = 250
 
 
 def config(gated: bool = False) -> Config:
@@ -192,7 +192,7 @@ def train(
     *,
     seed: int | None = None,
     resume: bool = False,
-    threads: int = 0,
+    threads: int | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> list[Path]:
@@ -200,7 +200,7 @@ def train(
 
     Checkpoints go to `out/checkpoints`, which may be deleted afterwards.
     """
-    chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
+    chosen = Settings.of(seed, settings)
     job = _Job(out, chosen, resume, threads, quiet)
     dense = job.run("dense", dense_options(chosen), job.new_model())
     options = twin_options(chosen, job.ship(DENSE, [dense]))
@@ -217,7 +217,7 @@ def train(
 
 
 class _Job(RecipeJob):
-    def __init__(self, out: Path, settings: Settings, resume: bool, threads: int, quiet: bool) -> None:
+    def __init__(self, out: Path, settings: Settings, resume: bool, threads: int | None, quiet: bool) -> None:
         super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
         self.settings = settings
         self.folders: list[Path] = []
@@ -242,8 +242,11 @@ class _Job(RecipeJob):
         model.name = name
         folder = self.out / name
         model.save(folder)
-        found = demo_card.measure(model)
-        demo_card.write(folder, model, found, joined_history(phases), self.settings)
+        found = measure(model)
+        cards.write(folder, cards.demo_card(model, found, self.settings.shown(), HISTORY_EVERY))
+        write_csv(folder / "tasks.csv", found.tasks)
+        history = joined_history(phases)
+        write_history(folder, history[history["step"] % HISTORY_EVERY == 0])
         self.folders.append(folder)
         if not self.quiet:
             print(f"{name}: cross-entropy {found.cross_entropy:.4f} (floor {found.floor:.4f})")

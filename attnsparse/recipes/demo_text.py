@@ -7,7 +7,7 @@ that the words before them determine: literals that can follow in one way only (
 weight 1. In a sentence whose beginning is cut off only those parts of lists count whose source is still
 there.
 
-What is held out of training (see `demo_words`): nouns from lists, names from sentences about giving, start
+What is held out of training (see `tasks.words`): nouns from lists, names from sentences about giving, start
 years, pairs of opposites from the first form, and a tenth of all combinations of names, place and object and
 of event and years.
 """
@@ -29,7 +29,7 @@ from ..model.tokenizer import Tokenizer
 from ..tasks import words
 from ..training.data import Batch
 
-USE = 5  # of random numbers, see randomness.py
+USE = 5  # of random numbers, see _random.py
 LENGTH = 32
 ANSWER_WEIGHT = 3.0
 MIDDLE = 0.65
@@ -159,7 +159,9 @@ class Sentences:
         total = 1.0 if kinds is None else sum(SHARES[kind] for kind in chosen)
         shares = np.cumsum([SHARES[kind] / total for kind in chosen])
         self._limits = [int(share * 2**32) for share in shares[:-1]] + [2**32]
-        self._makers = [getattr(self, f"_make_{kind}") for kind in chosen]
+        self._makers: list[Callable[[Iterator[int]], Sentence]] = [
+            getattr(self, f"_make_{kind}") for kind in chosen
+        ]
 
     def _token(self, piece: str) -> int:
         return self._ids[piece]
@@ -280,16 +282,13 @@ class DemoText:
     """
 
     def __init__(self, batch: int = 32, *, seed: int = 0, kinds: Sequence[str] | None = None) -> None:
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
-        self.batch_size, self.seed = batch, _check.seed(seed)
-        unknown = [kind for kind in kinds or () if kind not in SHARES]
-        if unknown or (kinds is not None and not kinds):
-            raise ValueError(f"kinds must be some of {', '.join(SHARES)}, got {list(kinds or ())!r:.80}")
-        self.kinds = None if kinds is None else tuple(kinds)
+        self.batch_size, self.seed = _check.integer(batch, "batch", 1), _check.seed(seed)
+        self.kinds = None if kinds is None else tuple(_check.choice(kind, "kinds", SHARES) for kind in kinds)
+        if self.kinds == ():
+            raise ValueError(f"kinds is empty; choose from {', '.join(SHARES)}")
         self.tokenizer = demo_tokenizer()
         self._sentences = Sentences(self.tokenizer, self.kinds)
-        self._offsets = np.arange(batch + 1, dtype=np.int64) * LENGTH
+        self._offsets = np.arange(self.batch_size + 1, dtype=np.int64) * LENGTH
         vocabulary = self.tokenizer.token_strings(range(self.tokenizer.n_vocab))
         total = hashlib.sha256(json.dumps([self.describe(), vocabulary]).encode())
         for step in range(DIGEST_STEPS):
@@ -309,7 +308,7 @@ class DemoText:
         return {"kind": "demo text", "length": LENGTH, "batch": self.batch_size, "seed": self.seed, **kinds}
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """See `training_data.Data.batch`; N = batch * LENGTH."""
+        """See `training.data.Data.batch`; N = batch * LENGTH."""
         drawn = _random.raw(DRAWS * self.batch_size, self.seed, USE, step, micro).tolist()
         tokens: list[int] = []
         weights: list[float] = []

@@ -1,11 +1,18 @@
-"""What the recipes share: one run in one folder, made of phases that go on where they were stopped."""
+"""What the recipes share: settings, a run in one folder whose phases can be resumed, and histories."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from .. import figures
+from ..io.atomic import write_atomic
 from ..model.model import Model
 from ..training.checkpoint import checkpoint_name, checkpoint_steps
 from ..training.data import Data
@@ -13,11 +20,33 @@ from ..training.options import TrainingOptions
 from ..training.trainer import Trainer
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ..model.tokenizer import Tokenizer
 
 CHECKPOINTS = "checkpoints"
+
+Settings = TypeVar("Settings", bound="RecipeSettings")
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    """What every recipe has; those of one recipe add what else can be chosen there."""
+
+    seed: int = 0
+    checkpoint_every: int = 250
+    """Steps from one checkpoint to the next. No influence on the result."""
+
+    @classmethod
+    def of(cls: type[Settings], seed: int | None, chosen: Mapping[str, Any]) -> Settings:
+        """The settings with some fields `chosen`; TypeError if one of them does not exist."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in chosen:
+            if name not in known:
+                raise TypeError(f"unknown setting {name!r:.60}; choose from {', '.join(known)}")
+        return cls(**({} if seed is None else {"seed": seed}), **chosen)
+
+    def shown(self) -> dict[str, Any]:
+        """Name -> value of everything that has an influence on the result."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "checkpoint_every"}
 
 
 def checkpoints_folder(out: Path, resume: bool) -> Path:
@@ -37,9 +66,11 @@ def checkpoints_folder(out: Path, resume: bool) -> Path:
 class RecipeJob:
     """Phases keep their checkpoints in `out/checkpoints/NAME`; errors as of `checkpoints_folder`."""
 
-    def __init__(self, out: Path, resume: bool, threads: int, quiet: bool, checkpoint_every: int) -> None:
+    def __init__(
+        self, out: Path, resume: bool, threads: int | None, quiet: bool, checkpoint_every: int
+    ) -> None:
         self.out, self.quiet = out, quiet
-        self._how = {"threads": threads, "checkpoint_every": checkpoint_every}
+        self._threads, self._checkpoint_every = threads, checkpoint_every
         self._checkpoints = checkpoints_folder(out, resume)
 
     def phase(
@@ -47,20 +78,29 @@ class RecipeJob:
     ) -> Trainer:
         """A phase run to its end, from its last checkpoint if there is one.
 
-        kept_step: a step on the way whose checkpoint stays, for `at_kept_step`.
+        kept_step: a step on the way whose checkpoint is kept for `at_kept_step`.
         """
-        folder = self._checkpoints / name
-        if checkpoint_steps(folder):
-            tokenizer = model.tokenizer
-            trainer = Trainer.resume(folder, source, options, tokenizer=tokenizer, folder=folder, **self._how)
-        else:
-            trainer = Trainer(model, source, options, folder=folder, **self._how)
+        trainer = self._trainer(self._checkpoints / name, options, model, source)
         progress = False if self.quiet else None
         if kept_step and not checkpoint_steps(self._kept(name)):
             trainer.train(progress=progress, until=kept_step)
             self._kept(name).mkdir(parents=True, exist_ok=True)
             trainer.save(self._kept(name) / checkpoint_name(kept_step))
         return trainer.train(progress=progress)
+
+    def _trainer(self, folder: Path, options: TrainingOptions, model: Model, source: Data) -> Trainer:
+        threads, every = self._threads, self._checkpoint_every
+        if not checkpoint_steps(folder):
+            return Trainer(model, source, options, folder=folder, threads=threads, checkpoint_every=every)
+        return Trainer.resume(
+            folder,
+            source,
+            options,
+            tokenizer=model.tokenizer,
+            folder=folder,
+            threads=threads,
+            checkpoint_every=every,
+        )
 
     def at_kept_step(self, name: str, source: Data, tokenizer: Tokenizer | None) -> Trainer:
         """The trainer of phase `name` as it was at its `kept_step`."""
@@ -72,9 +112,8 @@ class RecipeJob:
 
 def joined_history(phases: Sequence[Trainer]) -> pd.DataFrame:
     """The histories of phases one after the other, steps counted on, with their numbers; without seconds."""
-    import pandas as pd
-
-    parts, begin = [], 0
+    parts: list[pd.DataFrame] = []
+    begin = 0
     for number, trainer in enumerate(phases):
         part = trainer.history().drop(columns="seconds")
         part.insert(0, "phase", number)
@@ -82,3 +121,21 @@ def joined_history(phases: Sequence[Trainer]) -> pd.DataFrame:
         begin += len(part)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table, numbers with six digits."""
+    text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_atomic(path, [text.encode()])
+
+
+def write_history(folder: Path, history: pd.DataFrame, target: float | None = None) -> None:
+    """Write history.csv and its figure, history.png, into a model's folder.
+
+    target: the cross-entropy that training aimed at, drawn as a line.
+    """
+    write_csv(folder / "history.csv", history)
+    dense = history["tau"].isna().all()  # whose loss is its cross-entropy
+    axes = figures.training_history(history.drop(columns="loss") if dense else history, target=target)
+    figures.save(axes, folder / "history", ("png",), dpi=100)
+    plt.close(axes.figure.figure)

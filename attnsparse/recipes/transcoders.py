@@ -6,31 +6,39 @@ than the others, because it alone sees words as they are.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..io.atomic import remove_stale
+from .._version import __version__
+from ..io.atomic import remove_stale, write_atomic
 from ..model.load import load
 from ..training import schedules
 from ..transcoders.options import TranscoderOptions
 from ..transcoders.save import save_transcoders
 from ..transcoders.trainer import TranscoderTrainer
-from . import transcoder_card
+from . import cards, transcoder_evaluation
 from .demo_text import DemoText
-from .job import CHECKPOINTS, checkpoints_folder
+from .job import CHECKPOINTS, RecipeSettings, checkpoints_folder, write_csv
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .transcoder_evaluation import SetFacts
 
 SETS = {"demo-dense-transcoders": "demo-dense", "demo-sparse-transcoders": "demo-sparse"}
 """Set -> embedded model that it belongs to."""
 
-SEEDS_APART = 1000  # the text has the seed 1000 (seed + 1); recipe_demo's seeds are far below
+HISTORY_EVERY = 20  # steps
+SEEDS_APART = 1000  # the text has the seed 1000 (seed + 1); those of the recipe "demo" are far below
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything of the recipe that can be chosen. `checkpoint_every` has no influence on the result."""
+class Settings(RecipeSettings):
+    """Everything of the recipe that can be chosen."""
 
-    seed: int = 0
+    checkpoint_every: int = 100
     batch: int = 32
     """Sequences of 32 tokens in a step."""
     steps: int = 800
@@ -46,7 +54,6 @@ class Settings:
     dead_after: int = 30
     aux_k: int = 8
     aux_weight: float = 0.125
-    checkpoint_every: int = 100
 
 
 def options(settings: Settings, n_layer: int) -> TranscoderOptions:
@@ -69,7 +76,7 @@ def train(
     *,
     seed: int | None = None,
     resume: bool = False,
-    threads: int = 0,
+    threads: int | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> list[Path]:
@@ -77,9 +84,9 @@ def train(
 
     Checkpoints go to `out/checkpoints`, which may be deleted afterwards.
     """
-    chosen = Settings(**({} if seed is None else {"seed": seed}), **settings)
+    chosen = Settings.of(seed, settings)
     remove_stale(checkpoints_folder(out, resume))
-    return [_train_set(name, out, chosen, threads or None, quiet) for name in SETS]
+    return [_train_set(name, out, chosen, threads, quiet) for name in SETS]
 
 
 def _train_set(name: str, out: Path, settings: Settings, threads: int | None, quiet: bool) -> Path:
@@ -92,10 +99,19 @@ def _train_set(name: str, out: Path, settings: Settings, threads: int | None, qu
         trainer.load(path)
     trainer.train(path, settings.checkpoint_every, False if quiet else None)
     folder = out / name
-    save_transcoders(trainer.transcoders(), folder, dtype=transcoder_card.DTYPE, equal_sizes=False)
-    facts = transcoder_card.measure(folder, model, trainer.transcoders())
-    transcoder_card.write(folder, facts, trainer.history(), settings)
-    transcoder_card.write_labels(folder)
+    save_transcoders(trainer.transcoders(), folder, dtype=transcoder_evaluation.DTYPE, equal_sizes=False)
+    facts = transcoder_evaluation.measure(folder, model, trainer.transcoders())
+    write_facts(folder, facts, trainer.history(), settings)
+    transcoder_evaluation.write_labels(folder)
     if not quiet:
-        print(transcoder_card.summary(facts), flush=True)
+        print(transcoder_evaluation.summary(facts), flush=True)
     return folder
+
+
+def write_facts(folder: Path, facts: SetFacts, history: pd.DataFrame, settings: Settings) -> None:
+    """Write README.md, card.json and history.csv (every HISTORY_EVERY-th step) into a set's folder."""
+    content = {**facts, "settings": settings.shown(), "attnsparse": __version__}
+    write_atomic(folder / "card.json", [(json.dumps(content, indent=2) + "\n").encode()])
+    cards.write(folder, cards.transcoders_card(folder.name, facts, settings.shown(), HISTORY_EVERY))
+    rows = history[history["step"] % HISTORY_EVERY == 0].groupby("step", as_index=False).mean()
+    write_csv(folder / "history.csv", rows.drop(columns="layer"))

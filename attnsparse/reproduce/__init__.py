@@ -1,4 +1,7 @@
-"""Draw the figures of the method again, with the numbers behind them, from the package's models or others."""
+"""The figures of the method, drawn again from the package's models or others, with the numbers behind them.
+
+Modules of this package serve one figure each; their functions may change with it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from ..io.atomic import write_atomic
 from ..model.model import Model
 from ..tasks import prompts
 from . import addition, antonym, copy, curves
-from .pair import Made, ModelLike, Pair, TranscodersLike, as_model, as_transcoders
+from .pair import FigureFiles, ModelOrPath, ModelPair, TranscodersOrPath, as_model, as_transcoders
+
+__all__ = ["FIGURES", "FigureFiles", "ModelPair", "reproduce"]
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 
@@ -26,31 +31,51 @@ def reproduce(
     out: str | os.PathLike[str] = "figures",
     formats: str | Sequence[str] = ("png", "svg", "pdf"),
     *,
-    dense: ModelLike | None = None,
-    sparse: ModelLike | None = None,
-    transcoders: Sequence[TranscodersLike] | None = None,
+    dense: ModelOrPath | None = None,
+    sparse: ModelOrPath | None = None,
+    transcoders: Sequence[TranscodersOrPath] | None = None,
     progress: bool | None = None,
 ) -> Files:
-    """Write figures, their captions and their tables into the folder `out`, which is made if need be.
+    """Write figures of the method with their captions and tables into a folder.
 
-    what: "copy" (heads that copying needs), "antonym" (the graph of a prompt, and the heads that carry a word
-    to its opposite), "curves" (explained effect against heads and edges kept: the figures curves and
-    curves-mean), "addition" (edges of toy addition), or "all". A figure X is X.png, X.svg and X.pdf, its
-    caption X.txt, its tables X-*.csv. The same models give the same bytes every time.
+    A figure X is X.png, X.svg and X.pdf; its caption is X.txt, its tables are X-*.csv. The same models give
+    the same bytes every time.
 
-    dense, sparse: the two models that are compared, or their names, folders or files; None: the package's
-    own. "all" draws the addition with the package's models for it, whatever is given. transcoders: those of
-    the dense and of the sparse model, or their names, folders or files, for the figure "antonym", which
-    without them shows attention alone; the package's own models have the package's own. progress: a bar on
-    stderr; None shows it in terminals and notebooks only.
-    Returns the files written, in this order: path -> the table of a .csv, None for a picture or a caption.
-    Raises ValueError for another `what` or format, for models that do not fit the task or each other and for
-    transcoders without a figure that shows them; ConfigError for transcoders that do not fit their model;
-    OSError if `out` cannot be written or a model cannot be read.
+    Parameters
+    ----------
+    what : {"all", "copy", "antonym", "curves", "addition"}, default "all"
+        "copy": the heads that copying needs. "antonym": the graph of a prompt, and the heads that carry a
+        word to its opposite. "curves": faithfulness (explained effect) against the numbers of heads and edges
+        kept, the figures curves and curves-mean. "addition": the edges of toy addition.
+    out : str or path, default "figures"
+        Folder for the files; made if need be.
+    formats : str or sequence of str, default ("png", "svg", "pdf")
+        Formats of the pictures.
+    dense, sparse : Model, str or path, optional
+        The two models that are compared, or their names, folders or files; by default the package's own.
+        "all" draws the addition with the package's models for it, whatever is given.
+    transcoders : sequence of two Transcoders, str or path, optional
+        Those of the dense and of the sparse model, for the figure "antonym", which without them shows
+        attention alone. The package's own models have the package's own.
+    progress : bool, optional
+        Whether to show a progress bar on stderr; by default only in terminals and notebooks.
+
+    Returns
+    -------
+    dict of Path to DataFrame or None
+        The files in the order in which they were written: the table of a .csv, None for a picture or caption.
+
+    Raises
+    ------
+    ValueError
+        For another `what` or format, for models that do not fit the task or each other, and for transcoders
+        without a figure that shows them.
+    ConfigError
+        For transcoders that do not fit their model.
+    OSError
+        If `out` cannot be written or a model cannot be read.
     """
-    if what != "all" and what not in FIGURES:
-        known = ", ".join(repr(name) for name in ("all", *FIGURES))
-        raise ValueError(f"there is no figure {what[:80]!r} to reproduce; known: {known}")
+    _check.choice(what, "what", ("all", *FIGURES))
     names = FIGURES if what == "all" else (what,)
     given = _two_sets(transcoders, names)
     with progress_bar(progress, len(names), "figures", "figure") as bar:
@@ -72,10 +97,10 @@ def reproduce(
 
 def _pairs(
     names: Iterable[str],
-    dense: ModelLike | None,
-    sparse: ModelLike | None,
+    dense: ModelOrPath | None,
+    sparse: ModelOrPath | None,
     announce: Callable[[str], Any] | None,
-) -> dict[str, Pair]:
+) -> dict[str, ModelPair]:
     """Figure -> its models; figures with the same models share them, and so their circuits."""
     names = [name for name in names if name in _OF_A_PAIR]
     if not names:
@@ -84,16 +109,16 @@ def _pairs(
     control = {"control": as_model(CONTROL)} if with_control else {}
     dense_model = as_model(DENSE if dense is None else dense)
     wanted = {name: _SPARSE[name] if sparse is None else sparse for name in names}
-    made: dict[ModelLike, Pair] = {}
+    made: dict[ModelOrPath, ModelPair] = {}
     for what in wanted.values():
         if what not in made:
-            made[what] = Pair({"dense": dense_model, "sparse": as_model(what), **control}, announce)
+            made[what] = ModelPair({"dense": dense_model, "sparse": as_model(what), **control}, announce)
     return {name: made[what] for name, what in wanted.items()}
 
 
 def _two_sets(
-    transcoders: Sequence[TranscodersLike] | None, names: Sequence[str]
-) -> tuple[TranscodersLike, TranscodersLike] | None:
+    transcoders: Sequence[TranscodersOrPath] | None, names: Sequence[str]
+) -> tuple[TranscodersOrPath, TranscodersOrPath] | None:
     """The transcoders of the dense and of the sparse model."""
     if transcoders is None:
         return None
@@ -105,7 +130,7 @@ def _two_sets(
 
 
 def _add_transcoders(
-    pair: Pair, given: tuple[TranscodersLike, TranscodersLike] | None, own_models: bool
+    pair: ModelPair, given: tuple[TranscodersOrPath, TranscodersOrPath] | None, own_models: bool
 ) -> None:
     """Give a pair its transcoders, if there are any; the package's own models have the package's own."""
     if given is None and own_models:
@@ -115,7 +140,7 @@ def _add_transcoders(
         pair.transcoders = {role: as_transcoders(what, pair.models[role]) for role, what in zip(roles, given)}
 
 
-def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Model]:
+def _adders(dense: ModelOrPath | None, sparse: ModelOrPath | None) -> dict[str, Model]:
     """The models of the addition figure; ValueError if they are not of its tokens."""
     models = {
         "dense": as_model("addition-dense" if dense is None else dense),
@@ -126,7 +151,7 @@ def _adders(dense: ModelLike | None, sparse: ModelLike | None) -> dict[str, Mode
     return models
 
 
-def _write(made: Made, folder: Path, formats: str | Sequence[str]) -> Files:
+def _write(made: FigureFiles, folder: Path, formats: str | Sequence[str]) -> Files:
     """Save a figure, close it, and write its caption and tables beside it."""
     files: Files = dict.fromkeys(figures.save(made.figure, folder / made.name, formats))
     plt.close(made.figure)
@@ -147,7 +172,7 @@ def _encoded(text: str) -> bytes:
 DENSE, CONTROL = "demo-dense", "demo-control"
 TRANSCODERS = ("demo-dense-transcoders", "demo-sparse-transcoders")
 _SPARSE = {"copy": "demo-sparse-max", "antonym": "demo-sparse", "curves": "demo-sparse-max"}
-_OF_A_PAIR: dict[str, Callable[[Pair], Iterable[Made]]] = {
+_OF_A_PAIR: dict[str, Callable[[ModelPair], Iterable[FigureFiles]]] = {
     "copy": copy.make,
     "antonym": antonym.make,
     "curves": curves.make,

@@ -13,7 +13,7 @@ from ..circuits.entry_effects import EntryEffects, entry_effects
 from ..figures.entry_overview import draw_sketch, n_drawn
 from ..items import token_label
 from . import graph
-from .pair import Made, Pair, wrapped
+from .pair import FigureFiles, ModelPair, wrapped
 
 FRACTION = 0.8
 MOST = 36  # heads drawn of a model
@@ -24,7 +24,7 @@ ATTENDS = 0.1  # a head looks at the key if its entry is above this
 ROLES = ("dense", "sparse")
 
 
-def make(pair: Pair) -> list[Made]:
+def make(pair: ModelPair) -> list[FigureFiles]:
     """The figure of the graph, or, without transcoders, of zero ablation.
 
     Tables and caption also give zero and mean ablation, means over the antonym task.
@@ -42,19 +42,19 @@ def make(pair: Pair) -> list[Made]:
     tables = {"models": models_table(found), "heads": heads_table(found)}
     if pair.transcoders is None:
         figure = draw_sketch(*found[DRAWN].values(), fraction=FRACTION, most=MOST, base=BASE)
-        return [Made("antonym", figure, caption(found, len(reference)), tables)]
+        return [FigureFiles("antonym", figure, caption(found, len(reference)), tables)]
     edges = graph.find(pair.models, pair.transcoders)
     figure = graph.draw(edges, BASE)
     text = (
         f"{graph.caption(edges, BASE)} Beside it, the entry ablated in one head at a time, and "
         f"what is kept if only the best heads keep theirs. {ablations(found, len(reference))}"
     )
-    return [Made("antonym", figure, wrapped(text), graph.tables(edges, BASE) | tables)]
+    return [FigureFiles("antonym", figure, wrapped(text), graph.tables(edges, BASE) | tables)]
 
 
 def models_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
     """One row per ablation and model: what the entry does in all heads, and how many heads do it."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for ablation, by_role in found.items():
         for role, carriers in by_role.items():
             n, pattern = n_drawn(carriers, FRACTION, MOST), carriers.run.pattern
@@ -79,12 +79,13 @@ def models_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
                     "digest": carriers.run.model.digest,
                 }
             )
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def heads_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
     """`EntryEffects.to_pandas` of every ablation and model, and which heads are drawn."""
-    parts = []
+    parts: list[pd.DataFrame] = []
     for ablation, by_role in found.items():
         for role, carriers in by_role.items():
             table = carriers.to_pandas(BASE)

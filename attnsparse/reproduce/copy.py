@@ -11,8 +11,8 @@ from .. import figures
 from .pair import (
     FRACTION,
     RANKING_TEXT,
-    Made,
-    Pair,
+    FigureFiles,
+    ModelPair,
     counts_sentence,
     curves_table,
     items_table,
@@ -30,7 +30,7 @@ ABLATIONS = ("zero", "mean")
 COLUMNS = 9
 
 
-def make(pair: Pair) -> list[Made]:
+def make(pair: ModelPair) -> list[FigureFiles]:
     """The figure of the heads needed under zero ablation; its tables and caption also give mean ablation."""
     circuits = {ablation: pair.circuits("copy", "head", ablation) for ablation in ABLATIONS}
     task = pair.task("copy").evaluation
@@ -49,7 +49,7 @@ def make(pair: Pair) -> list[Made]:
         "heads": items_table(found),
         "curves": curves_table(found),
     }
-    return [Made("copy", figures.head_grids(panels, COLUMNS), caption(circuits, task), tables)]
+    return [FigureFiles("copy", figures.head_grids(panels, COLUMNS), caption(circuits, task), tables)]
 
 
 def panel_title(circuit: Circuit) -> str:
@@ -59,7 +59,8 @@ def panel_title(circuit: Circuit) -> str:
 
 def mean_pattern(model: Model, task: Task) -> NDArray[np.floating]:
     """Mean over the prompts of a task, all of one length: (L, H, T, T)."""
-    return model.run(list(task.clean), record="pattern", logits="none").pattern.mean(axis=0)
+    pattern = model.run(list(task.clean), record="pattern", logits="none").pattern
+    return np.asarray(pattern.mean(axis=0))
 
 
 def caption(circuits: dict[str, dict[str, Circuit]], task: Task) -> str:

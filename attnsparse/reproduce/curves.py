@@ -15,8 +15,8 @@ from .pair import (
     FRACTION,
     RANKING_TEXT,
     STEPS,
-    Made,
-    Pair,
+    FigureFiles,
+    ModelPair,
     curves_table,
     items_table,
     needed_table,
@@ -41,7 +41,7 @@ MOST_ITEMS = 200  # rows of a circuit in the table of items
 Circuits = Mapping[tuple[str, str], "dict[str, Circuit]"]  # (task, unit) -> role -> circuit
 
 
-def make(pair: Pair) -> list[Made]:
+def make(pair: ModelPair) -> list[FigureFiles]:
     """Two figures of the same form: zero ablation and mean ablation."""
     made = []
     for ablation, name in ABLATIONS.items():
@@ -56,11 +56,11 @@ def make(pair: Pair) -> list[Made]:
             for role in by_role
         ]
         tables = {"needed": needed_table(rankings), **tables_of(circuits)}
-        made.append(Made(name, draw(circuits), caption(circuits, tables["ratios"], pair), tables))
+        made.append(FigureFiles(name, draw(circuits), caption(circuits, tables["ratios"], pair), tables))
     return made
 
 
-def roles(pair: Pair, ablation: str) -> list[str]:
+def roles(pair: ModelPair, ablation: str) -> list[str]:
     """The models that are drawn; a control stands beside the first figure only."""
     return [role for role in pair.models if role != "control" or ablation == WITH_CONTROL]
 
@@ -75,8 +75,8 @@ def draw(circuits: Circuits) -> Figure:
         figure.subplots_adjust(left=0.055, right=0.995, top=0.94, bottom=0.09, wspace=0.09, hspace=0.34)
     for row, unit in zip(axes, UNITS):
         for ax, (task, title) in zip(row, TASKS.items()):
-            title = title if unit == UNITS[0] else None
-            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=title)
+            above = title if unit == UNITS[0] else None
+            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=above)
             if ax is not row[0]:
                 ax.set_ylabel("")
                 ax.tick_params(labelleft=False)
@@ -100,11 +100,11 @@ def tables_of(circuits: Circuits) -> dict[str, pd.DataFrame]:
     }
 
 
-def caption(circuits: Circuits, ratios: pd.DataFrame, pair: Pair) -> str:
+def caption(circuits: Circuits, ratios: pd.DataFrame, pair: ModelPair) -> str:
     """What the figure shows, with the ratios."""
     one = next(iter(circuits.values()))["dense"]
     names = ", ".join(f"{role} {pair.models[role].name}" for role in roles(pair, one.ablation))
-    listed = " ".join(_ratios_sentence(role, rows) for role, rows in ratios.groupby("role", sort=False))
+    listed = " ".join(_ratios_sentence(str(role), rows) for role, rows in ratios.groupby("role", sort=False))
     return wrapped(
         f"Explained effect of the n best heads (above) and attention edges (below) while all others are "
         f"ablated: {one.ablation} ablation, f = (m(n) - m(0)) / (m(all) - m(0)). "

@@ -16,7 +16,7 @@ from ..graphs.groups import Group, influences
 from ..graphs.word_effect import TOP, WordEffect, edge_row, word_effect
 from ..items import token_label
 from ..model.model import Model
-from ..transcoders.describe import describe_features
+from ..transcoders import describe_features
 from ..transcoders.transcoders import Transcoders
 
 FRACTION = 0.8
@@ -51,7 +51,7 @@ def tables(found: Mapping[str, WordEffect], base: int) -> dict[str, pd.DataFrame
 
 
 def _by_role(found: Mapping[str, WordEffect], table: Callable[[WordEffect], pd.DataFrame]) -> pd.DataFrame:
-    parts = []
+    parts: list[pd.DataFrame] = []
     for role, edge in found.items():
         part = table(edge)
         part.insert(0, "role", role)
@@ -74,7 +74,7 @@ def features_table(found: WordEffect, base: int) -> pd.DataFrame:
     labels = describe_features(
         features.run.model, features.transcoders, prompts, sorted(keys), progress=False
     )
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, nodes in shown.items():
         for i in nodes:
             key = int(graph.layer[i]), int(graph.feature[i])
@@ -90,7 +90,8 @@ def features_table(found: WordEffect, base: int) -> pd.DataFrame:
                     "label": labels[key],
                 }
             )
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _strongest(group: Group, graph: Graph, total: np.ndarray) -> np.ndarray:

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from .. import tasks
-from ..circuits import effects
+from ..circuits import Ratio, effects
 from ..circuits.find import find_circuit
-from ..circuits.needed import Ratio
 from ..model.load import load
 from ..model.model import Model
 from ..transcoders.load import load_transcoders
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
 FRACTION = 0.9
 PROMPTS = 40  # of each task, half of them to rank on
 SEED = 0
-METHODS = {"head": ("exact", "ig"), "edge": ("ig",)}  # rankings by absolute value; see `Pair.circuit`
-EXACT_HEADS, HEADS_STEP = 48, 8  # so many heads are evaluated one by one, then in steps
+METHODS = {"head": ("exact", "ig"), "edge": ("ig",)}  # rankings by absolute value; see `ModelPair.circuit`
+EXACT_HEADS, HEADS_STEP = 48, 8  # numbers of heads evaluated: each up to the first, then in steps
 CHOICE_SIZES = (1, 2, 4, 8, 16, 32, 64)
 STEPS = 5
 N_RANDOM = 1
@@ -40,12 +39,23 @@ RANKING_TEXT = (
     "explains more of the ranking prompts with few heads"
 )
 
-ModelLike: TypeAlias = "Model | str | os.PathLike[str]"
-TranscodersLike: TypeAlias = "Transcoders | str | os.PathLike[str]"
+ModelOrPath: TypeAlias = "Model | str | os.PathLike[str]"
+TranscodersOrPath: TypeAlias = "Transcoders | str | os.PathLike[str]"
 
 
-class Made(NamedTuple):
-    """A figure with everything that is written beside it."""
+class FigureFiles(NamedTuple):
+    """A figure with everything that is written beside it.
+
+    Attributes
+    ----------
+    name : str
+        Name of its files.
+    figure : matplotlib Figure
+    caption : str
+        In lines of at most CAPTION_WIDTH characters.
+    tables : dict of str to DataFrame
+        Every number that it shows; the keys are the ends of the names of the CSV files.
+    """
 
     name: str
     figure: Figure
@@ -54,21 +64,37 @@ class Made(NamedTuple):
 
 
 @dataclass
-class Pair:
-    """Models by what they are in a figure: "dense", "sparse" and perhaps "control". Circuits are kept."""
+class ModelPair:
+    """Models that a figure compares, with the tasks and circuits that several figures share.
+
+    Attributes
+    ----------
+    models : dict of str to Model
+        By role: "dense", "sparse" and perhaps "control".
+    announce : callable, optional
+        Called with a few words before each long computation.
+    transcoders : dict of str to Transcoders, optional
+        Those of "dense" and "sparse", for figures that show features; None for figures of attention alone.
+    """
 
     models: dict[str, Model]
-    announce: Callable[[str], Any] | None = None
-    """Called with a few words before each piece of work."""
+    announce: Callable[[str], object] | None = None
     transcoders: dict[str, Transcoders] | None = None
-    """Those of "dense" and "sparse", for figures that show features; None: figures of attention alone."""
     _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
     _circuits: dict[tuple[str, ...], list[Circuit]] = field(default_factory=dict, repr=False)
 
     def task(self, name: str) -> Task:
         """The prompts of a task, the same for all models.
 
-        Raises ValueError if the models' tokenizers cut them into different tokens.
+        Parameters
+        ----------
+        name : str
+            A built-in task, see `asp.tasks.make_task`.
+
+        Raises
+        ------
+        ValueError
+            If the models' tokenizers cut the prompts into different tokens.
         """
         if name not in self._tasks:
             made = {
@@ -89,16 +115,27 @@ class Pair:
         """The heads or attention edges of one model for one task, ranked and evaluated.
 
         No ranking is the best one for all models, and a bad one makes a model look as if it needed more than
-        it does. So of METHODS that one is taken which explains more with few items, on the prompts that are
-        ranked on: the evaluation has no part in the choice.
+        it does. Of METHODS the one is taken that explains more with few items on the ranking prompts; the
+        evaluation prompts have no part in the choice.
+
+        Parameters
+        ----------
+        role : str
+            Key of `models`.
+        task : str
+            A built-in task.
+        unit : {"head", "edge"}
+        ablation : {"zero", "mean"}
+
+        Raises
+        ------
+        ValueError
+            If the model does no better with its heads than without.
         """
         return self.candidates(role, task, unit, ablation)[0]
 
     def candidates(self, role: str, task: str, unit: str, ablation: str) -> list[Circuit]:
-        """The circuits of all METHODS, the one that is taken first.
-
-        Raises ValueError if the model does no better with its heads than without.
-        """
+        """The circuits of all METHODS, the one that is taken first; parameters and errors as of `circuit`."""
         key = (role, task, unit, ablation)
         if key not in self._circuits:
             if self.announce is not None:
@@ -143,16 +180,16 @@ class Pair:
     def circuits(
         self, task: str, unit: str, ablation: str, roles: Iterable[str] = ("dense", "sparse")
     ) -> dict[str, Circuit]:
-        """Role -> circuit."""
+        """Role -> circuit, as `circuit` gives it."""
         return {role: self.circuit(role, task, unit, ablation) for role in roles}
 
 
-def as_model(model: ModelLike) -> Model:
+def as_model(model: ModelOrPath) -> Model:
     """A model from itself, or loaded by name or path."""
     return model if isinstance(model, Model) else load(model)
 
 
-def as_transcoders(transcoders: TranscodersLike, model: Model) -> Transcoders:
+def as_transcoders(transcoders: TranscodersOrPath, model: Model) -> Transcoders:
     """Transcoders from themselves, or loaded by name or path. Raises ConfigError if they do not fit."""
     if isinstance(transcoders, Transcoders):
         transcoders.check(model, weights=False)

@@ -20,7 +20,6 @@ import attnsparse as asp
 from attnsparse import recipes
 from attnsparse.cli import info as cli_info
 from attnsparse.cli import main as cli
-from attnsparse.model.initial_weights import initial_weights
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>"]
@@ -35,7 +34,7 @@ def folder(tmp_path_factory) -> str:
     )
     tokenizer = asp.Tokenizer.from_words(WORDS, bos="<|endoftext|>")
     path = tmp_path_factory.mktemp("models") / "small"
-    asp.Model(config, initial_weights(config, 1, std=0.5), tokenizer, "small").save(path)
+    asp.Model.initialised(config, 1, std=0.5, tokenizer=tokenizer, name="small").save(path)
     return str(path)
 
 
@@ -237,6 +236,8 @@ def test_train_calls_the_recipe(monkeypatch, capsys, tmp_path):
             return [out / "model"]
 
     monkeypatch.setitem(recipes.RECIPES, "addition", Fake("addition", "", (), ""))
+    assert run("train", "addition", "--out", str(tmp_path), "--quiet") == 0
+    assert calls.pop() == (tmp_path, {"seed": None, "resume": False, "threads": None, "quiet": True})
     assert run("train", "addition", "--out", str(tmp_path), "--seed", "4", "--threads", "1", "--resume") == 0
     assert calls == [(tmp_path, {"seed": 4, "resume": True, "threads": 1, "quiet": False})]
     assert capsys.readouterr().out == f"{tmp_path / 'model'}\n"
@@ -268,7 +269,7 @@ def test_ctrl_c_is_130_and_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "attnsparse: stopped; the same command with --resume goes on where it was last saved\n"
+    assert err == "attnsparse: stopped; the same command with --resume continues from the last checkpoint\n"
 
 
 def test_a_closed_pipe_is_no_traceback(folder):
@@ -293,7 +294,7 @@ def strange(tmp_path_factory) -> str:
     config = asp.Config(n_layer=1, n_head=2, d_model=12, d_head=4, d_mlp=16, n_ctx=10, n_vocab=5, gated=True)
     tokenizer = asp.Tokenizer.from_words(list(ODD), split="characters")
     path = os.fsdecode(os.fsencode(tmp_path_factory.mktemp("strange")) + b"/\xff\x1b[31m")
-    asp.Model(config, initial_weights(config, 1, std=0.5), tokenizer).save(path)
+    asp.Model.initialised(config, 1, std=0.5, tokenizer=tokenizer).save(path)
     return path
 
 

@@ -9,7 +9,6 @@ import pytest
 from data_folder import data_folder
 
 from attnsparse import recipes, tasks
-from attnsparse.model.initial_weights import initial_weights
 from attnsparse.model.model import Model
 from attnsparse.model.tokenizer import Tokenizer
 from attnsparse.recipes import demo as recipe_demo
@@ -266,9 +265,9 @@ def test_recipe_runs_and_resumes(tmp_path) -> None:
     small = {"quiet": True, "batch": 2, "dense_steps": 2, "common_steps": 3, "near_from": 2}
     small |= {"checkpoint_every": 1, "near": stage, "settle": stage}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("attnsparse.recipes.demo_card.PROMPTS", 4)
-        patch.setattr("attnsparse.recipes.demo_card.TEXT_BATCHES", 1)
-        patch.setattr("attnsparse.recipes.demo_card.MEASURED", ("copy", "antonym"))
+        patch.setattr("attnsparse.recipes.demo_evaluation.PROMPTS", 4)
+        patch.setattr("attnsparse.recipes.demo_evaluation.TEXT_BATCHES", 1)
+        patch.setattr("attnsparse.recipes.demo_evaluation.MEASURED", ("copy", "antonym"))
         folders = recipe_demo.train(tmp_path, seed=1, **small)
         weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
         with pytest.raises(FileExistsError):
@@ -286,7 +285,7 @@ def test_recipe_runs_and_resumes(tmp_path) -> None:
 
 def test_sparse_start_scales_queries_and_keys_of_early_layers() -> None:
     config = recipe_demo.config()
-    dense = Model(config, initial_weights(config, 0, std="fan_in"), name="demo-dense")
+    dense = Model.initialised(config, 0, std="fan_in", name="demo-dense")
     start = recipe_demo.sparse_start(dense, recipe_demo.Settings())
     assert start.config.gated
     for layer, scale in ((0, 0.1), (7, 0.1), (8, 1.0)):

@@ -15,8 +15,8 @@ from attnsparse import recipes, tasks
 from attnsparse.errors import CheckpointError
 from attnsparse.model.initial_weights import initial_weights
 from attnsparse.recipes import addition as recipe_addition
-from attnsparse.recipes import demo_card
-from attnsparse.reproduce.addition import evaluate
+from attnsparse.recipes import demo_evaluation
+from attnsparse.recipes.addition_evaluation import evaluate
 from attnsparse.tasks import addition
 from attnsparse.training.trainer import Trainer
 from attnsparse.transcoders.trainer import TranscoderTrainer
@@ -123,6 +123,28 @@ def test_resume_with_other_settings_is_refused(short):
     assert (caught.value.code, caught.value.field) == ("options", "seed")
 
 
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_an_unknown_setting_is_named(name, tmp_path):
+    with pytest.raises(TypeError, match="unknown setting 'dense_step'; choose from seed, "):
+        recipes.RECIPES[name].train(tmp_path, dense_step=3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"seed": -1}, r"seed must be in 0\.\.2\^64-1, got -1"),
+        ({"threads": 0}, r"threads must be in 1\.\.64, got 0"),
+        ({"resume": 1}, "resume must be True or False, got 1"),
+        ({"quiet": "no"}, "quiet must be True or False, got 'no'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(wrong, text, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=text):
+        recipes.RECIPES["addition"].train(tmp_path / "new", **wrong)
+    assert not (tmp_path / "new").exists()
+
+
 def test_held_out_sums_are_not_trained_on():
     held_out = recipe_addition.held_out()
     assert len(set(held_out.tolist())) == recipe_addition.N_HELD_OUT
@@ -167,10 +189,12 @@ def test_the_shipped_pair():
 
 @pytest.mark.parametrize("name", ["demo-sparse", "demo-sparse-max"])
 def test_the_shipped_demo_twins(name, monkeypatch):
-    monkeypatch.setattr(demo_card, "TEXT_BATCHES", 8)
+    monkeypatch.setattr(demo_evaluation, "TEXT_BATCHES", 8)
     dense, sparse = asp.load("demo-dense"), asp.load(name)
-    assert demo_card.cross_entropies(sparse)[0] <= demo_card.cross_entropies(dense)[0] + 0.02
-    for task in map(partial(tasks.make_task, tokenizer=sparse.tokenizer, n=40, seed=5), demo_card.MEASURED):
+    assert demo_evaluation.cross_entropies(sparse)[0] <= demo_evaluation.cross_entropies(dense)[0] + 0.02
+    for task in map(
+        partial(tasks.make_task, tokenizer=sparse.tokenizer, n=40, seed=5), demo_evaluation.MEASURED
+    ):
         assert tasks.top1(tasks.last_logits(sparse, task), task).mean() >= 0.95
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import attnsparse
+from attnsparse.recipes import addition_evaluation
 from attnsparse.reproduce import addition as reproduce_addition
 from attnsparse.reproduce import reproduce
 from attnsparse.tasks import addition
@@ -46,7 +47,7 @@ class PlantedModel:
 
 @pytest.fixture(scope="module")
 def planted():
-    return reproduce_addition.evaluate(PlantedModel(), 0.0)
+    return addition_evaluation.evaluate(PlantedModel(), 0.0)
 
 
 # --------------------------------------------------------------------------------------- addition
@@ -73,7 +74,7 @@ def test_numbers_out_of_range(a, b):
 def test_carries():
     assert [int(addition.carries(*addition.parse_sum(text))) for text in addition.SUMS] == [0, 1, 2]
     assert int(addition.carries(60, 60)) == 1
-    assert int(reproduce_addition.ones_carry(*addition.all_sums()).sum()) == 4500
+    assert int(addition_evaluation.ones_carry(*addition.all_sums()).sum()) == 4500
 
 
 # ------------------------------------------------------------------------------------- evaluation
@@ -99,7 +100,7 @@ def test_evaluation_measures_cross_entropy(planted):
 
 
 def test_evaluation_counts_above_its_threshold():
-    found = reproduce_addition.evaluate(PlantedModel(), 0.01)
+    found = addition_evaluation.evaluate(PlantedModel(), 0.01)
     assert not found.used[0].any()
 
 
@@ -117,7 +118,7 @@ def test_carry_table_is_sorted_by_difference(planted):
 def test_caption_says_what_was_measured(planted):
     models = {"dense": PlantedModel(), "sparse": PlantedModel()}
     models["dense"].config = SimpleNamespace(**{**vars(PlantedModel.config), "gated": False})
-    dense = reproduce_addition.evaluate(models["dense"], 0.01)
+    dense = addition_evaluation.evaluate(models["dense"], 0.01)
     table = reproduce_addition.models_table(models, {"dense": dense, "sparse": planted})
     assert list(table["right"]) == [9801, 9801]
     assert list(table["edges_median"]) == [1, 2]
@@ -211,7 +212,7 @@ def test_teacher_forcing_and_greedy_writing_agree(name):
     """An answer counts as right exactly if the model writes it by itself, one token after the other."""
     model = attnsparse.load(name)
     rows = ALL[::97]
-    forced = reproduce_addition.evaluate(model, 0.0).right[::97]
+    forced = addition_evaluation.evaluate(model, 0.0).right[::97]
     written = rows[:, :6]
     for _ in range(4):
         logits = model.run(list(written), record="logits").logits
@@ -221,7 +222,7 @@ def test_teacher_forcing_and_greedy_writing_agree(name):
 
 def test_unknown_figure(tmp_path):
     known = "'all', 'copy', 'antonym', 'curves', 'addition'"
-    with pytest.raises(ValueError, match=f"no figure 'circuit' to reproduce; known: {known}"):
+    with pytest.raises(ValueError, match=f"what must be one of {known}, got 'circuit'"):
         reproduce("circuit", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -25,7 +25,7 @@ from attnsparse.reproduce import antonym as reproduce_antonym
 from attnsparse.reproduce import copy as reproduce_copy
 from attnsparse.reproduce import curves as reproduce_curves
 from attnsparse.reproduce import pair as reproduce_pair
-from attnsparse.reproduce.pair import Pair
+from attnsparse.reproduce.pair import ModelPair
 
 DENSE, SPARSE = "demo-dense", "demo-sparse"
 NEEDED = {("dense", "zero"): 5, ("sparse", "zero"): 2, ("dense", "mean"): 4, ("sparse", "mean"): 1}
@@ -35,7 +35,7 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-class PlantedPair(Pair):
+class PlantedPair(ModelPair):
     """Circuits that need as many items as NEEDED says, of models that are real but never ranked."""
 
     def candidates(self, role, task, unit, ablation):
@@ -140,7 +140,7 @@ def test_the_control_is_a_third_line(models):
 
 
 def test_antonym_tables_and_caption_agree(models):
-    [made] = reproduce_antonym.make(Pair(models))
+    [made] = reproduce_antonym.make(ModelPair(models))
     table, heads = made.tables["models"], made.tables["heads"]
     assert list(zip(table["ablation"], table["role"])) == [
         ("zero", "dense"), ("zero", "sparse"), ("mean", "dense"), ("mean", "sparse"),
@@ -173,7 +173,7 @@ def test_antonym_tables_and_caption_agree(models):
 
 
 def test_antonym_patterns_are_those_of_the_prompt(models):
-    [made] = reproduce_antonym.make(Pair(models))
+    [made] = reproduce_antonym.make(ModelPair(models))
     run = models["sparse"].run('The opposite of "large" is "')
     first = Head.parse(made.tables["heads"].query("role == 'sparse' and drawn")["label"].iloc[0])
     expected = run.pattern[first]
@@ -189,7 +189,7 @@ def test_the_ranking_that_explains_more_is_taken(models, monkeypatch):
     monkeypatch.setattr(reproduce_pair, "PROMPTS", 8)
     monkeypatch.setattr(reproduce_pair, "STEPS", 2)
     said: list[str] = []
-    pair = Pair(models, said.append)
+    pair = ModelPair(models, said.append)
     found = pair.candidates("dense", "antonym", "head", "zero")
     assert {circuit.method for circuit in found} == {"exact", "ig"}
     areas = [pair._area("dense", "antonym", circuit) for circuit in found]
@@ -211,7 +211,7 @@ def test_a_model_that_cannot_do_the_task(models, monkeypatch):
     with pytest.raises(
         ValueError, match="'demo-dense' does not do the task 'antonym' by attention: logit_diff"
     ):
-        Pair({"dense": spoilt}).circuit("dense", "antonym", "head", "zero")
+        ModelPair({"dense": spoilt}).circuit("dense", "antonym", "head", "zero")
 
 
 def test_a_pair_needs_one_tokenizer(models):
@@ -219,7 +219,7 @@ def test_a_pair_needs_one_tokenizer(models):
     config = attnsparse.Config(n_layer=1, n_head=1, d_model=4, d_head=4, d_mlp=4, n_ctx=8, n_vocab=len(words))
     other = attnsparse.Model(config, None, attnsparse.Tokenizer.from_words(words), "other")
     with pytest.raises(ValueError):
-        Pair({"dense": models["dense"], "sparse": other}).task("copy")
+        ModelPair({"dense": models["dense"], "sparse": other}).task("copy")
 
 
 # -------------------------------------------------------------------------------------------- everything

@@ -24,6 +24,8 @@ FACADES: set[tuple[str, str]] = {
     ("model.model", "save"),
     ("transcoders.labels", "save"),
     ("transcoders.labels", "with_labels"),
+    ("cli.main", "_graph"),
+    ("cli.main", "_reproduce"),
 }
 
 FOLDERS = {  # of the C core: what each may include besides itself and the public headers

@@ -14,7 +14,7 @@ import attnsparse as asp
 from attnsparse import recipes
 from attnsparse.errors import CheckpointError
 from attnsparse.model.locate import MODELS_FOLDER
-from attnsparse.recipes import transcoder_card
+from attnsparse.recipes import transcoder_evaluation
 from attnsparse.recipes import transcoders as recipe_transcoder
 from attnsparse.tasks import words as demo_words
 
@@ -56,7 +56,7 @@ def test_the_card_is_of_these_files(sets, name):
 def test_the_cards_numbers_come_out_on_a_sample(sets, name):
     """On a quarter of the card's text."""
     model, transcoders = sets[name]
-    facts, found = card(name), transcoder_card.evaluate(transcoders, model, SAMPLE)
+    facts, found = card(name), transcoder_evaluation.evaluate(transcoders, model, SAMPLE)
     assert found["l0"].mean() == pytest.approx(facts["l0"], rel=0.03)
     assert found["explained_variance"].mean() == pytest.approx(facts["explained_variance"], abs=0.01)
     for key in ("cross_entropy", "cross_entropy_replaced"):
@@ -88,7 +88,7 @@ def test_their_labels_are_those_of_their_features(sets, name):
     known = len(labels) / sum(transcoders.n_features)
     assert 1 - known == pytest.approx(card(name)["dead"], abs=1e-9)
     some = list(labels)[:: len(labels) // 40]
-    text = transcoder_card.prompts(transcoder_card.TEXT_BATCHES)
+    text = transcoder_evaluation.prompts(transcoder_evaluation.TEXT_BATCHES)
     found = asp.describe_features(model, transcoders, text, some, progress=False)
     assert sum(found[key] != labels[key] for key in some) <= 1  # rounding may turn the order of two tokens
     plain = asp.attribution_graph(model, transcoders, PROMPT, labels=None)
@@ -135,7 +135,7 @@ def contents(folders: list[Path]) -> dict[str, bytes]:
 def short(tmp_path_factory) -> list[Path]:
     """The recipe with a few steps, never stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transcoder_card, "TEXT_BATCHES", 1)
+        patch.setattr(transcoder_evaluation, "TEXT_BATCHES", 1)
         return train(tmp_path_factory.mktemp("short"), threads=1)
 
 
@@ -152,7 +152,7 @@ def test_it_writes_both_sets(short):
 
 
 def test_stopped_and_resumed_gives_the_same_bytes(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(transcoder_card, "TEXT_BATCHES", 1)
+    monkeypatch.setattr(transcoder_evaluation, "TEXT_BATCHES", 1)
     stops = 0
 
     def stop(*_: object) -> None:

@@ -1,0 +1,74 @@
+"""Model cards: those inside the package are their templates, filled with what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import attnsparse as asp
+from attnsparse.model.locate import MODELS_FOLDER
+from attnsparse.recipes import RECIPES, addition, cards, demo, transcoders
+from attnsparse.recipes.addition_evaluation import edge_threshold, evaluate, facts
+from attnsparse.recipes.demo_evaluation import Measured
+
+TEMPLATES = sorted(path.stem for path in (Path(cards.__file__).parent / "cards").glob("*.md"))
+
+
+def shipped(name: str) -> str:
+    return (MODELS_FOLDER / name / "README.md").read_text(encoding="utf-8")
+
+
+def number(text: str, before: str) -> float:
+    return float(re.search(rf"{before}([0-9.e-]+)", text)[1])
+
+
+@pytest.mark.parametrize("name", RECIPES["addition"].models)
+def test_addition_cards(name):
+    model, card = asp.load(name), shipped(name)
+    found = facts(model, evaluate(model, edge_threshold(model)), addition.held_out())
+    stored = number(card, r"per predicted token, all sums \| ")
+    assert found["cross_entropy"] == pytest.approx(stored, rel=0.02)
+    settings = addition.Settings().of_model(model.config.gated)
+    assert cards.addition_card(found | {"cross_entropy": stored}, settings) + "\n" == card
+
+
+@pytest.mark.parametrize("name", RECIPES["demo"].models)
+def test_demo_cards(name):
+    model, card = asp.load(name), shipped(name)
+    table = pd.read_csv(MODELS_FOLDER / name / "tasks.csv")
+    found = Measured(number(card, "Cross-entropy on new text: "), number(card, "be told exactly: "), table)
+    made = cards.demo_card(model, found, demo.Settings().shown(), demo.HISTORY_EVERY)
+    assert made + "\n" == card
+
+
+@pytest.mark.parametrize("name", RECIPES["demo-transcoder"].models)
+def test_transcoder_cards(name):
+    found = json.loads((MODELS_FOLDER / name / "card.json").read_text())
+    settings = found.pop("settings")
+    assert settings == transcoders.Settings().shown()
+    made = cards.transcoders_card(name, found, settings, transcoders.HISTORY_EVERY)
+    assert made + "\n" == shipped(name)
+
+
+def test_every_template_is_used():
+    models = {name for recipe in RECIPES.values() for name in recipe.models if "transcoders" not in name}
+    assert set(TEMPLATES) == {"addition", "demo", "demo-gate", "demo-reading", "transcoders", *models}
+
+
+def test_a_field_that_is_not_given_is_named():
+    with pytest.raises(KeyError, match="gate"):
+        cards.fill("demo-sparse")
+
+
+def test_only_all_is_100_per_cent():
+    assert cards._share(10_000, 10_000) == "100 %"
+    assert cards._share(9_999, 10_000) == "99.99 % (9,999 of 10,000)"
+    assert cards._share(99_999, 100_000) == "99.99 % (99,999 of 100,000)"
+
+
+def test_settings_inside_of_settings_are_listed():
+    assert cards.listed({"seed": 0, "near": {"steps": 3, "lr": 0.1}}) == "seed 0, near (steps 3, lr 0.1)"
