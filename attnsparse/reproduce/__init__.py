@@ -21,7 +21,7 @@ from ..tasks import prompts
 from . import addition, antonym, copy, curves
 from .pair import FigureFiles, ModelOrPath, ModelPair, TranscodersOrPath, as_model, as_transcoders
 
-__all__ = ["FIGURES", "FigureFiles", "ModelPair", "reproduce"]
+__all__ = ["reproduce"]
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 
