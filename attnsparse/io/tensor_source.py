@@ -12,12 +12,14 @@ import os
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from ..errors import FormatError, file_error, quoted
 from .regular_file import RegularFile, bytes_of
+
+Source = TypeVar("Source", bound="TensorSource")
 
 BLOCK_BYTES = 8 * 2**20
 
@@ -89,7 +91,7 @@ class TensorSource(abc.ABC):
     def close(self) -> None:
         """Close the files."""
 
-    def __enter__(self) -> TensorSource:
+    def __enter__(self: Source) -> Source:
         return self
 
     def __exit__(self, *exc: object) -> None:

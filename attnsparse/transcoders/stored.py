@@ -99,8 +99,9 @@ class WeightFile:
         out = np.empty((1, size), np.float32)
         with self.open() as source:
             source.read_rows(name, np.array([row]), out)
-        check_finite(out[0], self.path, name)
-        return out[0]
+        values: np.ndarray = out[0]
+        check_finite(values, self.path, name)
+        return values
 
 
 def check_finite(array: np.ndarray, path: str, name: str) -> None:
@@ -239,11 +240,11 @@ class StoredWeights:
                 _read_matrix(source, part, w_enc[begin:end])
                 row = np.array([part.row])
                 source.read_rows(part.bias, row, b_enc[None, begin:end])
-                if threshold is not None:
+                if threshold is not None and part.threshold is not None:
                     source.read_rows(part.threshold, row, threshold[None, begin:end])
             check_finite(w_enc[begin:end], part.file.path, part.weight)
             check_finite(b_enc[begin:end], part.file.path, part.bias)
-            if threshold is not None:
+            if threshold is not None and part.threshold is not None:
                 check_finite(threshold[begin:end], part.file.path, part.threshold)
             begin = end
         if stored.input_scale != 1:

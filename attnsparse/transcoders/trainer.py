@@ -26,6 +26,7 @@ from ..model.model import Model
 from ..training.checkpoint import warn_of_other_build
 from ..training.data import Data
 from ..training.one_thread import OneThread
+from ..training.schedules import value_at
 from . import checkpoint as state
 from .arrays import ArraySource
 from .checkpoint import RESULTS, WEIGHTS
@@ -246,7 +247,7 @@ class TranscoderTrainer:
                 change = options.l0_rate * min(max(math.log(max(ratio, 1e-9)), -1.0), 1.0)
                 factor = min(max(factor * math.exp(change), 1 / _MOST_PRICE), _MOST_PRICE)
             prices.append(factor)
-        return options.sparsity.at(step, options.steps) * prices[step]
+        return value_at(options.sparsity, step, options.steps) * prices[step]
 
     def train(
         self, path: str | os.PathLike[str] | None = None, every: int = 500, progress: bool | None = None

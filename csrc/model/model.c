@@ -89,10 +89,12 @@ asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error 
     m->config = *config;
     m->parameters = asp_allocate(12 * config->n_layer + 6, sizeof *m->parameters);
     m->layers = asp_allocate(config->n_layer, sizeof *m->layers);
-    if (m->parameters && m->layers) {
-        lay_out(m);
-        m->data = asp_allocate(m->size, sizeof *m->data);
+    if (!m->parameters || !m->layers) {
+        asp_model_free(m);
+        return asp_fail(err, ASP_NO_MEMORY, "no memory for a model");
     }
+    lay_out(m);
+    m->data = asp_allocate(m->size, sizeof *m->data);
     if (!m->data) {
         const double bytes = (double)m->size * (double)sizeof *m->data;
         asp_model_free(m);

@@ -11,15 +11,16 @@ static const int64_t DECODER_BYTES = (int64_t)64 << 20; /* of decoder rows asked
 /* ---- life ---------------------------------------------------------------------------------- */
 
 asp_status asp_features_no_room(const asp_features *f, const char *what, asp_error *err) {
-    return asp_fail(err, ASP_NO_MEMORY,
-                    "%s: no memory, or more than max_bytes=%lld; use fewer tokens or a larger max_bytes", what,
-                    (long long)f->max_bytes);
+    if (!f->over_limit) return asp_fail(err, ASP_NO_MEMORY, "no memory for %s", what);
+    return asp_fail(err, ASP_NO_MEMORY, "max_bytes=%lld is too small for %s; use fewer tokens or a larger max_bytes",
+                    (long long)f->max_bytes, what);
 }
 
 /* n zeroed items of some bytes that count towards max_bytes; NULL if there is no room. */
 void *asp_features_take(asp_features *f, int64_t n, int64_t size) {
     int64_t bytes;
-    if (!asp_multiply(n > 0 ? n : 1, size, &bytes) || bytes > f->max_bytes - f->bytes) return NULL;
+    f->over_limit = !asp_multiply(n > 0 ? n : 1, size, &bytes) || bytes > f->max_bytes - f->bytes;
+    if (f->over_limit) return NULL;
     void *block = asp_allocate(bytes, 1);
     if (block) f->bytes += bytes;
     return block;
@@ -228,7 +229,8 @@ static asp_status complete(asp_features *f, asp_error *err) {
     asp_arena_part parts[] = {ASP_PART(starts, n_layer + 1, 1), ASP_PART(layers, n, 1), ASP_PART(positions, n, 1),
                               ASP_PART(features, n, 1), ASP_PART(activations, n, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
-    if (asp_arena_lay_out(&f->lists, parts, PARTS) > f->max_bytes - f->bytes || !asp_arena_commit(&f->lists, 1))
+    f->over_limit = asp_arena_lay_out(&f->lists, parts, PARTS) > f->max_bytes - f->bytes;
+    if (f->over_limit || !asp_arena_commit(&f->lists, 1))
         return asp_features_no_room(f, "the active features", err);
     asp_arena_wire(&f->lists, parts, PARTS);
     f->bytes += f->lists.bytes;

@@ -24,6 +24,7 @@ struct asp_features {
     int64_t n_tokens, n_layers; /* rows, and layers done */
     asp_transcoder coder;       /* absent: of its own, or NULL */
     int64_t bytes, max_bytes;
+    int over_limit; /* why the last asp_features_take gave NULL: max_bytes, not the machine */
     asp_layer_features *layers; /* (L), emptied when the list is made */
     asp_real *reconstruction;   /* (L,N,E) */
     asp_real *error;            /* (L,N,E), or NULL */
@@ -34,6 +35,7 @@ struct asp_features {
 /* n zeroed items of some bytes that count towards max_bytes; NULL if there is no room. */
 void *asp_features_take(asp_features *features, int64_t n, int64_t size);
 void asp_features_give_back(asp_features *features, void *block, int64_t n, int64_t size);
+/* ASP_NO_MEMORY: says what there was no room for, in max_bytes or in the machine. */
 asp_status asp_features_no_room(const asp_features *features, const char *what, asp_error *err);
 
 /* One layer at work.  Scratch is of one block of rows and of columns. */

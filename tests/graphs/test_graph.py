@@ -385,7 +385,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
         ({"max_feature_nodes": -1}, ValueError, "max_feature_nodes must be at least 0"),
         ({"max_feature_nodes": 1.5}, TypeError, "integer"),
         ({"n_splits": True}, TypeError, "integer"),
-        ({"max_bytes": 10}, MemoryError, "max_bytes|GB"),
+        ({"max_bytes": 10}, MemoryError, "max_bytes|[kMG]B"),
         ({"threads": 0}, ValueError, "threads"),
     ],
 )  # fmt: skip

@@ -96,7 +96,7 @@ ARGUMENT_ERRORS = {
     "max_bytes: small": (
         lambda e: e.model.run(TOKENS, max_bytes=999),
         MemoryError,
-        r"GB.*max_bytes=999.*edges",
+        r"[kM]B.*max_bytes=999.*edges",
     ),
     "threads: negative": (lambda e: e.model.run(TOKENS, threads=-1), ValueError, "threads"),
     "threads: float": (lambda e: e.model.run(TOKENS, threads=1.5), TypeError, "threads"),
@@ -160,7 +160,7 @@ ARGUMENT_ERRORS = {
     "gradients max_bytes": (
         lambda e: e.model.gradients(TOKENS, max_bytes=999),
         MemoryError,
-        "GB.*max_bytes=999",
+        "[kM]B.*max_bytes=999",
     ),
     "not differentiated": (lambda e: e.model.gradients(TOKENS).pattern, AttributeError, "wrt"),
     "no parameters": (lambda e: e.model.gradients(TOKENS, wrt="q").parameters, AttributeError, "wrt"),

@@ -189,7 +189,7 @@ def test_what_cannot_be_pickled_says_what_to_do(by):
     with Everything() as e:
         for thing, text in (
             (e.model, r"save it and load.*model\.copy\(\)"),
-            (e.one, "take its arrays, or tables"),
+            (e.one, "keep its arrays, or tables made of it"),
         ):
             with pytest.raises(TypeError, match=text):
                 by(thing)

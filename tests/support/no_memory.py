@@ -38,7 +38,8 @@ SENTENCES = {
     rf"a step on \d+ rows needs {AMOUNT}, which could not be allocated; try fewer rows":
         r"(_core\.|Transcoder|asp\.)",
     r"no memory (for features|for the features of layer \d+|to decode features)": FEATURES,
-    r"no memory for (the active features|what transcoders (write|leave unexplained))": FEATURES,
+    r"no memory for (the active features|the layers of transcoders)": FEATURES,
+    r"no memory for what transcoders (write|leave unexplained)": FEATURES,
     r"no memory for a graph of \d+ targets": GRAPHS,
     rf"a graph with \d+ writes needs {AMOUNT}": GRAPHS,
     r"no memory for a product of a graph": GRAPHS,

@@ -26,7 +26,7 @@ from typing import Any
 
 from ...errors import ConfigError, file_error
 from ...io.limits import Limits
-from ...io.pickle_data import PickledObject
+from ...io.torch_nodes import PickledObject
 from ..stored import Row, StoredLayer, WeightFile
 from .layout import (
     NORMALIZED,
