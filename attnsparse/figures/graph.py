@@ -88,7 +88,7 @@ def graph(
     """The nodes of an attribution graph and the edges between them.
 
     Edges are blue where the source raises the target and orange where it lowers it, wider and darker for a
-    larger |weight|. A node without a drawn edge is pale. A note above the drawing says what was drawn of
+    larger ``|weight|``. A node without a drawn edge is pale. A note above the drawing says what was drawn of
     which graph.
 
     Parameters
@@ -99,7 +99,7 @@ def graph(
     nodes : int, str, or sequence of these, optional
         Numbers or ids. None: all of a pruned graph, and of another one those that `graph.prune()` keeps.
     max_edges : int, default 200
-        The largest number of edges, by |weight|.
+        The largest number of edges, by ``|weight|``.
     max_labels : int, default 40
         The largest number of labels, which the most influential nodes get where there is room.
     base : int, default 0
@@ -110,8 +110,8 @@ def graph(
     Returns
     -------
     matplotlib.axes.Axes
-        The edges are `ax.collections[0]`, by rising |weight|; the nodes are the other collections, one per
-        kind, with the kind as label.
+        The edges are `ax.collections[0]`, by rising ``|weight|``; the nodes are the other collections, one
+        per kind, with the kind as label.
 
     Raises
     ------

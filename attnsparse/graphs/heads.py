@@ -51,7 +51,7 @@ class ScoreSplit:
         return edge_label(self.layer, self.head, self.query, self.key)
 
     def to_pandas(self, n: int = 20) -> pd.DataFrame:
-        """The pairs with the largest |value|.
+        """The pairs with the largest ``|value|``.
 
         Parameters
         ----------
@@ -217,9 +217,9 @@ def heads(
     Returns
     -------
     pandas.DataFrame
-        One row per head by falling |loading|, then the rows "direct" and "remainder". Columns: label, layer,
-        head, loading, share (of the whole), cumulative (share of this row and all above it); if all edges run
-        between the same two positions also key, query and pattern.
+        One row per head by falling ``|loading|``, then the rows "direct" and "remainder". Columns: label,
+        layer, head, loading, share (of the whole), cumulative (share of this row and all above it); if all
+        edges run between the same two positions also key, query and pattern.
 
     Raises
     ------

@@ -97,7 +97,7 @@ def to_html(
     node_threshold, edge_threshold : float, optional
         A graph that is not pruned is pruned first, by `prune`; None: 0.8 and 0.98.
     max_edges : int, default 3000
-        The largest number of edges in the page, by |weight|.
+        The largest number of edges in the page, by ``|weight|``.
     base : int, default 0
         Number of the first position, 0 or 1.
 

@@ -95,8 +95,8 @@ class Tokenizer:
 
         OpenAI's names encoder.json and vocab.bpe are read too. A folder gives the ids that transformers gives
         for it: tokenizer_config.json, special_tokens_map.json and added_tokens.json count. Its BOS token is
-        the bos_token of these, or else bos_token_id of config.json, or else "<|endoftext|>" if it has that. A
-        tokenizer.json named alone is read as it is.
+        the bos_token of these, or else bos_token_id of config.json, or else ``<|endoftext|>`` if it has that.
+        A tokenizer.json named alone is read as it is.
 
         Parameters
         ----------

@@ -38,8 +38,8 @@ def reproduce(
 ) -> Files:
     """Write figures of the method with their captions and tables into a folder.
 
-    A figure X is X.png, X.svg and X.pdf; its caption is X.txt, its tables are X-*.csv. The same models give
-    the same bytes every time.
+    A figure X is X.png, X.svg and X.pdf; its caption is X.txt, its tables are ``X-*.csv``. The same models
+    give the same bytes every time.
 
     Parameters
     ----------
