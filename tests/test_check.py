@@ -20,6 +20,7 @@ ACCEPTED: list[tuple[Callable[[], Any], Any]] = [
     (lambda: _check.integer(-(2**80), "x"), -(2**80)),
     (lambda: _check.number(np.float32(0.5), "x"), 0.5),
     (lambda: _check.number(2, "x", 0), 2.0),
+    (lambda: _check.positive(2, "x"), 2.0),
     (lambda: _check.share(0, "x"), 0.0),
     (lambda: _check.share(1, "x"), 1.0),
     (lambda: _check.fraction(1), 1.0),
@@ -39,6 +40,8 @@ ACCEPTED: list[tuple[Callable[[], Any], Any]] = [
     (lambda: list(map(_check.is_missing, (None, math.nan, pd.NA, pd.NaT, 0, ""))), [True] * 4 + [False] * 2),
 ]  # fmt: skip
 REFUSED = [
+    (lambda: _check.positive(0, "x"), ValueError, "x must be above 0 and finite, got 0.0"),
+    (lambda: _check.positive(math.inf, "x"), ValueError, "x must be above 0 and finite, got inf"),
     (lambda: _check.instance(3, str, "x"), TypeError, "x must be a str, got int"),
     (lambda: _check.integer(True, "x"), TypeError, "x must be an integer, got True"),
     (lambda: _check.integer(1.0, "x"), TypeError, "x must be an integer, got float"),

@@ -19,7 +19,7 @@ from reliability import TOKENS, report
 from attnsparse import _core
 
 CSRC = TESTS.parent / "csrc"
-SOURCES = ("run.c", "attention.c", "memory.c", "forward.c")
+SOURCES = ("fail.c", "arena.c", "shape.c", "run.c", "attention.c", "memory.c", "forward.c")
 LARGEST, INT_MAX = 2**63 - 1, 2**31 - 1
 CONFIG = ("n_layer", "n_head", "d_model", "d_head", "d_mlp", "n_ctx", "n_vocab")
 MOST = (512, 1024, 65536, 65536, 1048576, 1048576, 4194304)

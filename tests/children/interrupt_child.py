@@ -338,7 +338,7 @@ def graph(size: str, count: int) -> dict[str, Any]:
     tokens = np.arange(64 if size == "gpt2" else 32, dtype=np.int32)
 
     def trace(prompt: np.ndarray) -> bytes:
-        return asp.attribution_graph(model, transcoders, prompt, progress=False).weight.tobytes()
+        return asp.attribution_graph(model, transcoders, prompt, progress=False).weights.tobytes()
 
     expected = trace(tokens[:6])
     return delays(lambda: trace(tokens), count, lambda: trace(tokens[:6]) == expected)

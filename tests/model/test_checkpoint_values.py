@@ -255,7 +255,7 @@ def test_schedules_turn_where_they_are_smallest_and_largest():
 
 def test_every_field_of_a_transcoder_checkpoint(tmp_path):
     path, wrong, refused = tmp_path / "a.ckpt", [], 0
-    made(3).run(path)
+    made(3).train(path)
     contents = training_file.load(path)
     trainer = made(3)
     for place in places({k: v for k, v in contents.meta.items() if k != "build"}):
@@ -286,7 +286,7 @@ def test_every_field_of_a_transcoder_checkpoint(tmp_path):
 )  # fmt: skip
 def test_values_that_no_transcoder_training_has(tmp_path, name, value, code):
     path = tmp_path / "a.ckpt"
-    made(3).run(path)
+    made(3).train(path)
     contents = training_file.load(path)
     array = contents.tensors[name].copy()
     array.flat[-1] = value

@@ -76,7 +76,7 @@ def test_files_of_version_1_load_for_ever(name):
 
 
 def test_a_run_of_version_1_goes_on():
-    assert load("training").run(progress=False).finished
+    assert load("training").train(progress=False).finished
 
 
 def test_every_format_has_a_file_of_version_1():

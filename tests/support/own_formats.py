@@ -62,7 +62,7 @@ def trainer(version: int) -> Trainer:
     """After 3 or 6 of its steps."""
     model = asp.Model(asp.Config(**SIZES, gated=True), initial(version), name="tiny")
     begun = Trainer(model, tiny_training.data(), options(), threads=1)
-    return begun.run(progress=False, until=3 + 3 * version)
+    return begun.train(progress=False, until=3 + 3 * version)
 
 
 def options() -> Any:
@@ -87,7 +87,7 @@ def run(version: int, folder: Path) -> None:
         begun = Trainer.resume(folder, tiny_training.data(), **how)
     else:
         begun = Trainer(model, tiny_training.data(), options(), **how)
-    begun.run(progress=False, until=3 + 3 * version)
+    begun.train(progress=False, until=3 + 3 * version)
 
 
 # ---- the others

@@ -273,7 +273,7 @@ CALLS: dict[str, Uses] = {
 
 EFFECTS = [name for name in effects.__all__ if name[0].islower()]
 GRAPH_TABLES = (
-    "check", "edges", "heads", "incoming", "influence", "nodes", "nodes_of", "origin", "outgoing",
+    "check", "heads", "incoming", "influence", "links", "nodes", "nodes_of", "origin", "outgoing",
     "score_pairs", "select", "splits", "summary", "to_pandas",
 )  # fmt: skip
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
