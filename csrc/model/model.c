@@ -9,7 +9,7 @@
 
 static asp_status check_range(const char *name, int64_t value, int64_t most, asp_error *err) {
     if (value >= 1 && value <= most) return ASP_OK;
-    return asp_fail(err, ASP_BAD_ARGUMENT, "%s must be a whole number in 1..%lld, got %lld", name, (long long)most,
+    return asp_fail(err, ASP_BAD_ARGUMENT, "%s must be an integer in 1..%lld, got %lld", name, (long long)most,
                     (long long)value);
 }
 

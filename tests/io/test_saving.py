@@ -15,22 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saving_child import made, save_until
 
 import attnsparse as asp
 from attnsparse.io import atomic as saving
 from attnsparse.io import folder_commit
 from attnsparse.io.folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, read_whole
 from attnsparse.io.regular_file import RegularFile
-from attnsparse.model.initial_weights import initial_weights
 
 needs_locks = pytest.mark.skipif(folder_commit.fcntl is None, reason="needs locks on folders")
-
-
-def made(gated: bool = False, n_vocab: int = 32) -> asp.Model:
-    config = asp.Config(
-        n_layer=2, n_head=2, d_model=16, d_head=8, d_mlp=32, n_ctx=16, n_vocab=n_vocab, gated=gated
-    )
-    return asp.Model(config, initial_weights(config, int(gated)))
 
 
 def is_whole(model: asp.Model) -> bool:
@@ -265,17 +258,12 @@ def _damaged(folder: Path) -> Path:
     return folder
 
 
-def _save_until(stop, gated: bool, folder: Path) -> None:
-    while not stop.is_set():
-        made(gated).save(folder)
-
-
 @needs_locks
 def test_two_processes_save_and_a_third_loads(tmp_path):
     made().save(tmp_path)
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    savers = [context.Process(target=_save_until, args=(stop, gated, tmp_path)) for gated in (True, False)]
+    savers = [context.Process(target=save_until, args=(stop, gated, tmp_path)) for gated in (True, False)]
     for saver in savers:
         saver.start()
     seen, end = set(), time.monotonic() + 60

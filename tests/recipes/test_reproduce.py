@@ -167,7 +167,10 @@ def test_only_all_is_100_per_cent(fraction, text):
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    return reproduce("addition", tmp_path_factory.mktemp("figures") / "new")
+    before = plt.get_fignums()
+    made = reproduce("addition", tmp_path_factory.mktemp("figures") / "new")
+    assert plt.get_fignums() == before
+    return made
 
 
 def test_files(reproduced):
@@ -180,7 +183,6 @@ def test_files(reproduced):
         assert (table is not None) == (path.suffix == ".csv")
         if table is not None:
             assert len(pd.read_csv(path, keep_default_na=False)) == len(table) > 0
-    assert plt.get_fignums() == []
 
 
 def test_same_bytes_again(reproduced, tmp_path):

@@ -232,7 +232,10 @@ def small(tmp_path_factory):
         patch.setattr(reproduce_pair, "PROMPTS", 6)
         patch.setattr(reproduce_pair, "STEPS", 2)
         patch.setattr(reproduce_pair, "CHOICE_SIZES", (4, 16, 64))
-        yield reproduce("all", tmp_path_factory.mktemp("figures") / "new", progress=False)
+        before = plt.get_fignums()
+        made = reproduce("all", tmp_path_factory.mktemp("figures") / "new", progress=False)
+        assert plt.get_fignums() == before
+        yield made
 
 
 def test_files(small):
@@ -258,7 +261,6 @@ def test_files(small):
             read = pd.read_csv(path, keep_default_na=False)
             assert list(read) == list(table)
             assert len(read) == len(table) > 0
-    assert plt.get_fignums() == []
 
 
 def test_same_bytes_again(small, tmp_path, monkeypatch):
