@@ -27,7 +27,7 @@ from random import Random
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-IMPORTED = [str(TESTS / name) for name in ("support", "oracle")]
+IMPORTED = [str(TESTS / name) for name in ("support", "toys", "files", "oracle")]
 KEPT_BYTES = 18_000  # of one harness, compressed
 GOOD_INPUTS = 400  # that were read well, to begin from
 

@@ -8,7 +8,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 FIXTURES = TESTS / "fixtures"
-IMPORTED = [str(TESTS / name) for name in ("", "support", "oracle", "planted", "children")]
+IMPORTED = [str(TESTS / name) for name in ("", "support", "toys", "files", "oracle", "planted", "children")]
 
 
 def child_environment(**changes: str) -> dict[str, str]:
