@@ -230,8 +230,7 @@ static asp_status complete(asp_features *f, asp_error *err) {
                               ASP_PART(features, n, 1), ASP_PART(activations, n, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     f->over_limit = asp_arena_lay_out(&f->lists, parts, PARTS) > f->max_bytes - f->bytes;
-    if (f->over_limit || !asp_arena_commit(&f->lists, 1))
-        return asp_features_no_room(f, "the active features", err);
+    if (f->over_limit || !asp_arena_commit(&f->lists, 1)) return asp_features_no_room(f, "the active features", err);
     asp_arena_wire(&f->lists, parts, PARTS);
     f->bytes += f->lists.bytes;
     for (int64_t l = 0; l < n_layer; l++) {

@@ -24,7 +24,7 @@ struct asp_features {
     int64_t n_tokens, n_layers; /* rows, and layers done */
     asp_transcoder coder;       /* absent: of its own, or NULL */
     int64_t bytes, max_bytes;
-    int over_limit; /* why the last asp_features_take gave NULL: max_bytes, not the machine */
+    int over_limit;             /* why the last asp_features_take gave NULL: max_bytes, not the machine */
     asp_layer_features *layers; /* (L), emptied when the list is made */
     asp_real *reconstruction;   /* (L,N,E) */
     asp_real *error;            /* (L,N,E), or NULL */
