@@ -201,8 +201,8 @@ static asp_status append(const block *b, asp_task task) {
     const int64_t n = w->n + w->offsets[b->rows];
     if (n > w->capacity) {
         const int64_t capacity = asp_max(n, 2 * w->capacity);
-        asp_feature_entry *more = asp_features_take(w->f, capacity, sizeof *more);
-        if (!more) return asp_features_no_room(w->f, "the active features", w->err);
+        asp_feature_entry *more = asp_features_take(w->f, capacity, sizeof *more, ASP_FEATURES_ACTIVE, w->err);
+        if (!more) return ASP_NO_MEMORY;
         if (w->n) memcpy(more, w->pending, (size_t)w->n * sizeof *more);
         asp_features_give_back(w->f, w->pending, w->capacity, sizeof *w->pending);
         w->pending = more;

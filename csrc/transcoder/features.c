@@ -10,19 +10,18 @@ static const int64_t DECODER_BYTES = (int64_t)64 << 20; /* of decoder rows asked
 
 /* ---- life ---------------------------------------------------------------------------------- */
 
-asp_status asp_features_no_room(const asp_features *f, const char *what, asp_error *err) {
-    if (!f->over_limit) return asp_fail(err, ASP_NO_MEMORY, "no memory for %s", what);
+static asp_status no_room(const asp_features *f, int over_limit, const char *what, asp_error *err) {
+    if (!over_limit) return asp_fail(err, ASP_NO_MEMORY, "no memory for %s", what);
     return asp_fail(err, ASP_NO_MEMORY, "max_bytes=%lld is too small for %s; use fewer tokens or a larger max_bytes",
                     (long long)f->max_bytes, what);
 }
 
-/* n zeroed items of some bytes that count towards max_bytes; NULL if there is no room. */
-void *asp_features_take(asp_features *f, int64_t n, int64_t size) {
+void *asp_features_take(asp_features *f, int64_t n, int64_t size, const char *what, asp_error *err) {
     int64_t bytes;
-    f->over_limit = !asp_multiply(n > 0 ? n : 1, size, &bytes) || bytes > f->max_bytes - f->bytes;
-    if (f->over_limit) return NULL;
-    void *block = asp_allocate(bytes, 1);
+    const int over_limit = !asp_multiply(n > 0 ? n : 1, size, &bytes) || bytes > f->max_bytes - f->bytes;
+    void *block = over_limit ? NULL : asp_allocate(bytes, 1);
     if (block) f->bytes += bytes;
+    else no_room(f, over_limit, what, err);
     return block;
 }
 
@@ -42,8 +41,8 @@ static void pass_absent(asp_features *f) {
 static asp_status copy_absent(asp_features *f, const uint8_t *absent, asp_error *err) {
     const int64_t n_layer = f->config.n_layer;
     if (!absent) return ASP_OK;
-    uint8_t *own = asp_features_take(f, n_layer, sizeof *own);
-    if (!own) return asp_features_no_room(f, "the layers of transcoders", err);
+    uint8_t *own = asp_features_take(f, n_layer, sizeof *own, "the layers of transcoders", err);
+    if (!own) return ASP_NO_MEMORY;
     memcpy(own, absent, (size_t)n_layer);
     f->coder.absent = own;
     pass_absent(f);
@@ -69,10 +68,10 @@ asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t 
     f->coder = *coder;
     f->coder.absent = NULL;
     f->max_bytes = max_bytes;
-    f->layers = asp_features_take(f, f->config.n_layer, sizeof *f->layers);
-    f->reconstruction = f->layers ? asp_features_take(f, outputs_size(f), sizeof(asp_real)) : NULL;
-    asp_status status =
-        f->reconstruction ? copy_absent(f, coder->absent, err) : asp_features_no_room(f, "what transcoders write", err);
+    const char *what = "what transcoders write";
+    f->layers = asp_features_take(f, f->config.n_layer, sizeof *f->layers, what, err);
+    if (f->layers) f->reconstruction = asp_features_take(f, outputs_size(f), sizeof *f->reconstruction, what, err);
+    const asp_status status = f->reconstruction ? copy_absent(f, coder->absent, err) : ASP_NO_MEMORY;
     if (status) asp_features_free(f);
     else *out = f;
     return status;
@@ -113,10 +112,11 @@ asp_array asp_features_error(const asp_features *f) { return outputs(f, f->error
 static asp_status keep_layer(asp_encoding *w) {
     asp_features *f = w->f;
     asp_layer_features *l = &f->layers[w->layer];
-    l->start = asp_features_take(f, f->n_tokens + 1, sizeof *l->start);
-    l->entries = asp_features_take(f, w->n, sizeof *l->entries);
-    if (l->entries) l->n = w->n;
-    if (!l->start || !l->entries) return asp_features_no_room(f, "the active features", w->err);
+    l->start = asp_features_take(f, f->n_tokens + 1, sizeof *l->start, ASP_FEATURES_ACTIVE, w->err);
+    if (!l->start) return ASP_NO_MEMORY;
+    l->entries = asp_features_take(f, w->n, sizeof *l->entries, ASP_FEATURES_ACTIVE, w->err);
+    if (!l->entries) return ASP_NO_MEMORY;
+    l->n = w->n;
     for (int64_t i = 0; i < w->n; i++) l->start[w->pending[i].row + 1]++;
     for (int64_t r = 0; r < f->n_tokens; r++) l->start[r + 1] += l->start[r];
     for (int64_t i = 0; i < w->n; i++) l->entries[l->start[w->pending[i].row]++] = w->pending[i];
@@ -229,8 +229,8 @@ static asp_status complete(asp_features *f, asp_error *err) {
     asp_arena_part parts[] = {ASP_PART(starts, n_layer + 1, 1), ASP_PART(layers, n, 1), ASP_PART(positions, n, 1),
                               ASP_PART(features, n, 1), ASP_PART(activations, n, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
-    f->over_limit = asp_arena_lay_out(&f->lists, parts, PARTS) > f->max_bytes - f->bytes;
-    if (f->over_limit || !asp_arena_commit(&f->lists, 1)) return asp_features_no_room(f, "the active features", err);
+    const int over_limit = asp_arena_lay_out(&f->lists, parts, PARTS) > f->max_bytes - f->bytes;
+    if (over_limit || !asp_arena_commit(&f->lists, 1)) return no_room(f, over_limit, ASP_FEATURES_ACTIVE, err);
     asp_arena_wire(&f->lists, parts, PARTS);
     f->bytes += f->lists.bytes;
     for (int64_t l = 0; l < n_layer; l++) {
@@ -285,9 +285,9 @@ asp_status asp_features_of_run(asp_features *f, const asp_run *run, int64_t firs
     if (first < 0 || first > x.dims[1] - f->n_tokens)
         return asp_fail(err, ASP_BAD_INDEX, "tokens %lld.. are out of range: the run has %lld", (long long)first,
                         (long long)x.dims[1]);
-    f->error = asp_features_take(f, outputs_size(f), sizeof *f->error);
-    asp_status status = f->error ? ASP_OK : asp_features_no_room(f, "what transcoders leave unexplained", err);
-    if (!status) status = asp_blas_enter(context, err);
+    f->error = asp_features_take(f, outputs_size(f), sizeof *f->error, "what transcoders leave unexplained", err);
+    if (!f->error) return ASP_NO_MEMORY;
+    asp_status status = asp_blas_enter(context, err);
     if (status) return status;
     for (int64_t l = 0; !status && l < f->config.n_layer; l++)
         if (!is_absent(f, l))

@@ -24,7 +24,6 @@ struct asp_features {
     int64_t n_tokens, n_layers; /* rows, and layers done */
     asp_transcoder coder;       /* absent: of its own, or NULL */
     int64_t bytes, max_bytes;
-    int over_limit;             /* why the last asp_features_take gave NULL: max_bytes, not the machine */
     asp_layer_features *layers; /* (L), emptied when the list is made */
     asp_real *reconstruction;   /* (L,N,E) */
     asp_real *error;            /* (L,N,E), or NULL */
@@ -32,11 +31,11 @@ struct asp_features {
     asp_arena lists;
 };
 
-/* n zeroed items of some bytes that count towards max_bytes; NULL if there is no room. */
-void *asp_features_take(asp_features *features, int64_t n, int64_t size);
+#define ASP_FEATURES_ACTIVE "the active features"
+/* n zeroed items of some bytes that count towards max_bytes, owned by the caller; NULL if there is no room, and then
+ * err says for `what`, and whether max_bytes or the machine has none. */
+void *asp_features_take(asp_features *features, int64_t n, int64_t size, const char *what, asp_error *err);
 void asp_features_give_back(asp_features *features, void *block, int64_t n, int64_t size);
-/* ASP_NO_MEMORY: says what there was no room for, in max_bytes or in the machine. */
-asp_status asp_features_no_room(const asp_features *features, const char *what, asp_error *err);
 
 /* One layer at work.  Scratch is of one block of rows and of columns. */
 typedef struct {
