@@ -250,7 +250,7 @@ def check_encoder(
     if encoder.threshold is not None:
         arrays["threshold"] = encoder.threshold, (n_features,)
     elif thresholds:
-        raise _array_error("threshold", layer, "is missing, activation 'jump_relu' needs it")
+        raise array_error("threshold", layer, "is missing, activation 'jump_relu' needs it")
     if skip is not None:
         arrays["skip"] = skip, (d_model, d_model)
     for name, (array, shape) in arrays.items():
@@ -260,9 +260,9 @@ def check_encoder(
 def check_array(name: str, layer: int, array: Any, shapes: tuple[tuple[int, ...], ...], finite: bool) -> None:
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise _array_error(name, layer, f"must be a floating-point array, got {got}", "dtype")
+        raise array_error(name, layer, f"must be a floating-point array, got {got}", "dtype")
     if array.shape not in shapes:
-        raise _array_error(name, layer, f"has shape {array.shape}, expected {shapes[0]}")
+        raise array_error(name, layer, f"has shape {array.shape}, expected {shapes[0]}")
     if finite and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))
         raise NonFiniteError(
@@ -272,5 +272,6 @@ def check_array(name: str, layer: int, array: Any, shapes: tuple[tuple[int, ...]
         )
 
 
-def _array_error(name: str, layer: int, text: str, code: str = "config_value") -> ConfigError:
+def array_error(name: str, layer: int, text: str, code: str = "config_value") -> ConfigError:
+    """The error about an array of a layer, to be raised."""
     return ConfigError(f"{name} of layer {layer} {text}", code=code, field=f"{name}.{layer}")

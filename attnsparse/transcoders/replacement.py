@@ -12,10 +12,10 @@ import numpy as np
 
 from .. import _check
 from .._engine import core_for
-from ..errors import ConfigError
 from ..model.batch import Batch, as_batch
 from ..model.model import Model
 from ..model.run import PRESETS, Run
+from .arrays import array_error
 from .features import Features
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class CheckedWeights:
     def _array(self, name: str, layer: int, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         if np.shape(value) != shape:
             found = "is missing" if value is None else f"has shape {np.shape(value)}"
-            text = f"{name} of layer {layer} {found}, expected shape {shape}"
-            raise ConfigError(text, code="config_value", field=f"{name}.{layer}")
+            raise array_error(name, layer, f"{found}, expected shape {shape}")
         return _check.reals(value, f"{name} of layer {layer}", self.dtype)
 
 
