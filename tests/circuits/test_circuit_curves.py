@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -256,15 +255,6 @@ def test_no_bootstrap():
     assert np.isnan(found.effect_low).all()
     assert found.needed() == (3, 3, None, None, None, None)
     assert "None" not in found._repr_html_()
-
-
-def test_bootstrap_is_fast():
-    values = np.random.default_rng(0).normal(size=(145, 64))
-    begin = time.perf_counter()
-    curves = circuit_bootstrap.resampled_curves(values, values[-1], values[0], "mib", 1000, 0)
-    circuit_bootstrap.band(curves, 0.95)
-    circuit_bootstrap.needed_index(curves, 0.9)
-    assert time.perf_counter() - begin < 0.5
 
 
 # --- random orders

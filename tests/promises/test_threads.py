@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 
 import alone
 import numpy as np
@@ -374,7 +375,7 @@ def test_keeping_patterns_costs_many_prompts_little():
 # ------------------------------------------------------------------------------------------------ the GIL
 
 
-def advance(seconds: float, call) -> tuple[float, float]:
+def advance(call) -> tuple[float, float]:
     """Longest time in which another Python thread did not advance while `call` ran, and how long it ran."""
     ticks, stop = [], threading.Event()
 
@@ -407,7 +408,7 @@ def complete_graph(n: int) -> tuple:
 
 @pytest.fixture(scope="module")
 def long_call():
-    """A model and prompts for calls of half a second and more."""
+    """A model and prompts for calls of a tenth of a second and more."""
     model = reliability.model(n_head=8, d_model=128, d_mlp=512, n_ctx=256, n_vocab=2000)
     return model, prompts_of(model, (256,) * 24)
 
@@ -415,22 +416,27 @@ def long_call():
 @pytest.mark.serial
 @pytest.mark.parametrize("what", ["run", "gradients", "step", "entry_scores", "prune"])
 def test_other_threads_advance_during_a_call(what, long_call):
+    """The work doubles until one call takes long enough on this machine to be compared with a pause."""
     model, prompts = long_call
     model = model.copy()
     trainer = _core.Trainer(model._core)
-    batch = micro_batch((256,) * 12, 2000)
     entries = model.run([1, 2, 3])
-    index = [np.zeros(5_000_000, np.int64)] * 4
-    graph = complete_graph(1500)
-    call = {
-        "run": lambda: model.run(prompts, record="pattern", threads=1),
-        "gradients": lambda: model.gradients(prompts[:12], threads=1),
-        "step": lambda: trainer.step([batch], **step_options(threads=1)),
-        "entry_scores": lambda: entries._core.entry_scores(*index),
-        "prune": lambda: _core.graph_prune(*graph),
+    make = {
+        "run": lambda n: partial(model.run, prompts * n, record="pattern", threads=1),
+        "gradients": lambda n: partial(model.gradients, prompts[:12] * n, threads=1),
+        "step": lambda n: partial(
+            trainer.step, [micro_batch((256,) * 12 * n, 2000)], **step_options(threads=1)
+        ),
+        "entry_scores": lambda n: partial(
+            entries._core.entry_scores, *[np.zeros(5_000_000 * n, np.int64)] * 4
+        ),
+        "prune": lambda n: partial(_core.graph_prune, *complete_graph(int(1500 * n**0.5))),
     }[what]
-    pause, duration = min((advance(1, call) for _ in range(3)), key=lambda found: found[0] / found[1])
-    assert duration > 0.1
+    for size in (1, 2, 4, 8, 16, 32):
+        call = make(size)
+        pause, duration = min((advance(call) for _ in range(3)), key=lambda found: found[0] / found[1])
+        if duration > 0.2:
+            break
     assert pause < 0.3 * duration
 
 
