@@ -192,9 +192,7 @@ static double low_tail(double confidence) { return (1 - confidence) / 2; }
 static double high_tail(double confidence) { return (1 + confidence) / 2; }
 
 /* Ranks among n at the ends of the interval, rounded outwards. */
-static int64_t low_rank(int64_t n, double confidence) {
-    return (int64_t)floor((double)(n - 1) * low_tail(confidence));
-}
+static int64_t low_rank(int64_t n, double confidence) { return (int64_t)floor((double)(n - 1) * low_tail(confidence)); }
 static int64_t high_rank(int64_t n, double confidence) {
     return (int64_t)ceil((double)(n - 1) * high_tail(confidence));
 }
@@ -294,11 +292,8 @@ asp_status asp_curve_needed_interval(asp_needed *needed, const asp_curve *curve,
                                      const asp_bootstrap *bootstrap, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const int64_t n = curve->n_sizes;
-    resampling r = {.curve = curve,
-                    .seed = bootstrap->seed,
-                    .fraction = fraction,
-                    .n_prompts = curve->n_prompts,
-                    .n_sizes = n};
+    resampling r = {
+        .curve = curve, .seed = bootstrap->seed, .fraction = fraction, .n_prompts = curve->n_prompts, .n_sizes = n};
     asp_status status = check(curve, bootstrap->n_resamples, err);
     if (!status) status = allocate(&r, context->n_threads, n, 2 * (n + 1), 0, err);
     if (status) return status;
