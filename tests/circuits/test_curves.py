@@ -17,8 +17,7 @@ PROMPTS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 64, 127, 128, 129, 200, 300, 1000)
 
 
 def same(found, wanted) -> None:
-    """Bit for bit. NumPy's einsum joins products and sums where the processor can, which x86-64's default code
-    does not."""
+    """Bit for bit; on other machines NumPy's einsum and the compiler may join products and sums."""
     if platform.machine() == "x86_64":
         np.testing.assert_array_equal(found, wanted)
     else:
