@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "circuit/circuit.h"
 #include "driver.h"
 
 enum { L = 2, H = 3, D = 8, E = 24, V = 50 };
@@ -381,6 +382,8 @@ const operation operations[] = {
     {"training", use_training},
     {"sweep", use_sweep},
     {"attribution", use_attribution},
+    {"effects", use_effects},
+    {"wrong arguments", use_wrong_effects},
     {"features", use_features},
     {"replacement", use_replacement},
     {"graph edges", use_graph},
