@@ -6,7 +6,7 @@
  *   asp_gradients  gradients of one scalar with respect to weights and activations.
  *   asp_features  what transcoders find active in one forward pass, and what they write.
  *   asp_trainer  gradients, Adam moments, multiplier and scratch of a training run.
- *   asp_context  how a call runs: number of threads, and a callback that can stop it.
+ *   asp_context  how a call runs: number of threads, and callbacks that can stop it and that hear how far it is.
  * Every new/free pair: free accepts NULL and half-built objects.
  *
  * Letters used for shapes, everywhere
@@ -37,7 +37,7 @@ typedef enum {
     ASP_BAD_INDEX,    /* token id, layer or head out of range */
     ASP_BAD_STATE,    /* for example: the weights changed since the run */
     ASP_DIVERGED,     /* loss or gradient not finite; nothing was changed */
-    ASP_STOPPED       /* the poll callback asked to stop */
+    ASP_STOPPED       /* a callback asked to stop */
 } asp_status;
 
 typedef struct {
@@ -54,6 +54,10 @@ typedef struct {
     int n_threads;            /* >= 1 */
     int (*poll)(void *state); /* called now and then from the calling thread; nonzero stops. May be NULL */
     void *poll_state;
+    /* Called now and then from the calling thread: `done` of `total` of a stage such as "knock-out" are done, 0 first.
+     * Nonzero stops.  May be NULL.  stage: a static string. */
+    int (*progress)(void *state, const char *stage, int64_t done, int64_t total);
+    void *progress_state;
     asp_error *err; /* for the core: where what fails inside a call says what it is.  Callers leave it NULL */
 } asp_context;
 

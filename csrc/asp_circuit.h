@@ -26,64 +26,82 @@ typedef struct {
 asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *given, asp_error *err);
 void asp_interventions_free(asp_hooks *hooks);
 
-/* ---- sweeps and attribution ---------------------------------------------------- */
+/* ---- effects over a task --------------------------------------------------------- */
 
 /* What is kept or ablated as a whole: a head, a head at one position, an attention entry. */
 typedef enum { ASP_UNIT_HEAD, ASP_UNIT_POSITION, ASP_UNIT_EDGE } asp_unit;
 
-enum { ASP_RANK_CLOSED = INT32_MAX };
+/* What replaces an ablated item: zero; its mean at that position (of an entry: the mean of A v) over reference
+ * prompts; what it is in the corrupted prompt. */
+typedef enum { ASP_ABLATE_ZERO, ASP_ABLATE_MEAN, ASP_ABLATE_COUNTERFACTUAL } asp_ablation;
 
-/* A sequence of a clean run in which some items are ablated: those with a rank of 0 or more that is not in
- * [begin, end), or is `except`.  What lies before layer `start` and position `first` is taken from the clean run;
- * with `narrow`, so is all of layer `start` but that position (1: and only there something is ablated; 2: also in
- * later layers).  The clean run itself may have items ablated, if the variants ablate them too. */
+/* Prompts without padding. */
 typedef struct {
-    int64_t sequence, start_layer, first_position, scope, keep_begin, keep_end, dropped;
-} asp_variant;
+    const int32_t *tokens;  /* (N) read */
+    const int64_t *offsets; /* (n_prompts+1) read, from 0 on */
+    int64_t n_prompts;
+} asp_prompts;
 
-/* What ablated items are replaced by: nothing given = zero. */
 typedef struct {
-    const asp_run *run;      /* paired prompts: z for heads, pattern and qkv for entries; or NULL */
-    const asp_real *z;       /* (L,T,H,D) read: one for all sequences; or NULL */
-    const asp_real *entries; /* (L,H,T,T,D) read: contributions A v, one for all sequences; or NULL */
-} asp_reference;
+    asp_prompts clean;     /* P prompts */
+    asp_prompts corrupted; /* n_prompts 0: none; else as many and as long as the clean ones */
+    asp_metric metric;     /* of the clean prompts.  Its reference is NULL: KL compares with the whole model */
+} asp_task;
 
 typedef struct {
     asp_unit unit;
-    const int32_t *order; /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, < 0: never ablated;
-                                * ASP_RANK_CLOSED: always ablated, and replaced by nothing */
-    asp_reference reference;
-    asp_metric metric;
-} asp_sweep_options;
+    asp_ablation ablation;
+    const asp_prompts *reference; /* MEAN: what is averaged over; NULL: the clean prompts */
+    int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
+} asp_effect_options;
 
-/* The metric of every variant of a clean run that recorded RESID and QKV.
- *   values (n_variants) written    variants read
- * With positions in the unit all sequences have T tokens.  Errors: BAD_STATE for what the runs lack, BAD_INDEX
- * for variants, NO_MEMORY, STOPPED. */
-asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
-                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context, asp_error *err);
+/* Rows of a unit: (layer, head), (layer, head, position) or (layer, head, query, key); all different. */
+typedef struct {
+    const int32_t *rows; /* (n, 2 | 3 | 4) read */
+    int64_t n;
+} asp_items;
+
+/* Items with positions and means need prompts of one length T.  Errors of all: BAD_INDEX for tokens and items,
+ * BAD_ARGUMENT for lengths, metrics, items that are listed twice and what an ablation lacks, NO_MEMORY, STOPPED.
+ * Stages of progress: "knock-out", "keep only", "leave one out" (variants of prompts), "attribution" (prompts). */
+
+/* Every item that can have an effect, in rising order: entries only if the gate is open in a clean prompt.
+ * *rows (n, 2 | 3 | 4) is freed with asp_effects_free_items. */
+asp_status asp_effects_candidates(int32_t **rows, int64_t *n, const asp_model *model, const asp_task *task,
+                                  asp_unit unit, const asp_context *context, asp_error *err);
+void asp_effects_free_items(int32_t *rows);
+
+/* The metric of the whole model.  values (P) written */
+asp_status asp_effects_whole(double *values, const asp_model *model, const asp_task *task, const asp_context *context,
+                             asp_error *err);
+
+/* The metric with each item alone ablated.  values (n,P) written */
+asp_status asp_effects_knock_out(double *values, const asp_model *model, const asp_task *task, asp_items items,
+                                 const asp_effect_options *options, const asp_context *context, asp_error *err);
+
+/* The metric with the first sizes[s] items kept and everything else of the unit ablated.  Entries whose gate no clean
+ * prompt opens contribute nothing, whatever their mean or their value in a corrupted prompt.
+ *   values (n_sizes,P) written    sizes (n_sizes) read, each 0..n */
+asp_status asp_effects_keep_only(double *values, const asp_model *model, const asp_task *task, asp_items items,
+                                 const int64_t *sizes, int64_t n_sizes, const asp_effect_options *options,
+                                 const asp_context *context, asp_error *err);
+
+/* The same with all items kept but each one in turn.  values (n,P) written */
+asp_status asp_effects_leave_one_out(double *values, const asp_model *model, const asp_task *task, asp_items items,
+                                     const asp_effect_options *options, const asp_context *context, asp_error *err);
+
+/* First-order effects of all items at once, averaged over the prompts: with z = m z + (1 - m) reference for one m per
+ * item, the derivative of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps
+ * (steps 1: m = 1).  With through_gate (entries of a gated model, ablated to zero), the share that goes through the
+ * gate instead: gate logit times its straight-through derivative.
+ *   scores (L,H), (L,H,T) or (L,H,T,T) written */
+asp_status asp_effects_attribution(double *scores, const asp_model *model, const asp_task *task,
+                                   const asp_effect_options *options, int64_t steps, int through_gate,
+                                   const asp_context *context, asp_error *err);
 
 /* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
 asp_status asp_reference_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context,
                                       asp_error *err);
-
-/* First-order effects of all items at once: with z = m z + (1 - m) reference for one m per item, the derivative
- * of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps (steps 1: m = 1).
- * Summed over the sequences.  With through_gate (entries of a gated model), the share that goes through
- * the gate instead: gate logit times its straight-through derivative.
- *   scores (L,H), (L,H,T) or (L,H,T,T) added to */
-typedef struct {
-    asp_unit unit;
-    int64_t steps;
-    int through_gate;
-    asp_reference reference;
-    const uint8_t *closed; /* (L,H,T,T) read: entries that have no reference, with reference.run; or NULL */
-    asp_metric metric;
-    int64_t max_bytes;
-} asp_attribution_options;
-asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
-                           int64_t n_sequences, const asp_attribution_options *options, const asp_context *context,
-                           asp_error *err);
 
 /* ---- curves -------------------------------------------------------------------- */
 

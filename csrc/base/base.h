@@ -84,16 +84,22 @@ static inline asp_context asp_context_of(const asp_context *context, asp_error *
     own.err = err;
     return own;
 }
+/* Tells the caller that `done` of `total` of a stage are done; ASP_STOPPED if that asks to stop. */
+static inline asp_status asp_context_progress(const asp_context *context, const char *stage, int64_t done,
+                                              int64_t total) {
+    const int stop = context->progress && context->progress(context->progress_state, stage, done, total);
+    return stop ? ASP_STOPPED : ASP_OK;
+}
 /* Writes "12.3 MB" into text and returns it. */
 const char *asp_fail_size(char text[32], double bytes);
 
 /* ---- parallel.c ---------------------------------------------------------------- */
 
 /* One item of work; thread is in [0, n_threads). */
-typedef void (*asp_task)(void *arg, int64_t item, int thread);
+typedef void (*asp_work)(void *arg, int64_t item, int thread);
 /* Runs task for items [0, n), in any order, on at most context->n_threads threads.
  * Which thread runs an item must not change what it writes.  Returns ASP_OK or ASP_STOPPED. */
-asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task, void *arg);
+asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_work work, void *arg);
 /* 1 if the call should stop: for loops that no asp_parallel_for runs. */
 int asp_parallel_stopped(const asp_context *context);
 enum { ASP_MOST_THREADS = 64 };

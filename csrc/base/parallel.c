@@ -24,7 +24,7 @@ enum { MAX_THREADS = ASP_MOST_THREADS, SPINS = 1000, STACK_BYTES = 1 << 20 };
 static const double POLL_SECONDS = 0.03;
 
 typedef struct {
-    asp_task task;
+    asp_work task;
     void *arg;
     int64_t n;
     atomic_llong next; /* first item that nobody has claimed */
@@ -155,7 +155,7 @@ static void wait_for_workers(void) {
     pthread_mutex_unlock(&pool.lock);
 }
 
-asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task, void *arg) {
+asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_work task, void *arg) {
     int wanted = context->n_threads < MAX_THREADS ? context->n_threads : MAX_THREADS;
     if (n < wanted) wanted = (int)n;
     if (wanted <= 1 || pthread_mutex_trylock(&pool.owner) != 0) {

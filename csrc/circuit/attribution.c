@@ -153,7 +153,7 @@ typedef struct {
     scaling mix;
     asp_hooks hooks;
     double *work; /* (2,L): gate bias, expected edges */
-    asp_real *copies;
+    asp_real *copies, *square;
 } attribution;
 
 /* Checks the call and opens what items are replaced by. */
@@ -179,25 +179,50 @@ static asp_status prepare(asp_reference_view *r, const asp_attribution_options *
     return asp_metric_check(metric, model->config.n_vocab, err);
 }
 
+enum { PARTS = 4 };
+
+/* Lays out what is needed besides the tape, whose acts are of this batch; squares: (L,H,T,T) of its sequences. */
+static int64_t lay_out(attribution *a, asp_arena_part parts[PARTS], const asp_model *m, int64_t squares,
+                       int64_t copies) {
+    const asp_config *c = &m->config;
+    const asp_arena_part list[PARTS] = {ASP_PART(a->mix.mixed, a->tape.acts.n_rows, c->n_head * c->d_head),
+                                        ASP_PART(a->copies, copies, c->n_vocab), ASP_PART(a->square, squares, 1),
+                                        ASP_PART(a->mix.open_z, c->d_head, 1)};
+    memcpy(parts, list, sizeof list);
+    return asp_arena_lay_out(&a->arena, parts, PARTS);
+}
+
+/* Rows of the vocabulary's size that the metric works in. */
+static int64_t copies_of(const attribution *a, asp_metric_kind kind, int n_threads) {
+    return kind == ASP_CUSTOM ? a->tape.loss_rows : n_threads;
+}
+
+int64_t asp_attribution_needed(const asp_model *model, const int64_t *offsets, int64_t n_sequences, asp_unit unit,
+                               asp_metric_kind kind, int n_threads) {
+    attribution a = {0};
+    asp_arena_part parts[PARTS];
+    const asp_batch batch = {.offsets = offsets, .n_sequences = n_sequences};
+    int64_t bytes;
+    const int64_t tape = asp_tape_needed(&a.tape, model, &batch, n_threads);
+    const int64_t squares = unit == ASP_UNIT_EDGE ? asp_shape_squares_size(&model->config, offsets, n_sequences) : 0;
+    return __builtin_add_overflow(tape, lay_out(&a, parts, model, squares, copies_of(&a, kind, n_threads)), &bytes)
+               ? INT64_MAX
+               : bytes;
+}
+
 static asp_status allocate(attribution *a, const asp_model *m, const asp_attribution_options *o, int n_threads,
                            asp_error *err) {
-    const asp_config *c = &m->config;
     asp_activations *acts = &a->tape.acts;
+    asp_arena_part parts[PARTS];
     const int64_t squares = o->unit == ASP_UNIT_EDGE ? acts->square_start[acts->n_sequences] : 0;
-    const int64_t copies = o->metric.kind == ASP_CUSTOM ? a->tape.loss_rows : n_threads;
-    asp_real *square;
-    asp_arena_part parts[] = {ASP_PART(a->mix.mixed, acts->n_rows, c->n_head * c->d_head),
-                              ASP_PART(a->copies, copies, c->n_vocab), ASP_PART(square, squares, 1),
-                              ASP_PART(a->mix.open_z, c->d_head, 1)};
-    enum { PARTS = sizeof parts / sizeof parts[0] };
-    const int64_t bytes = asp_arena_lay_out(&a->arena, parts, PARTS);
-    a->work = asp_allocate(2 * c->n_layer, sizeof *a->work);
+    const int64_t bytes = lay_out(a, parts, m, squares, copies_of(a, o->metric.kind, n_threads));
+    a->work = asp_allocate(2 * m->config.n_layer, sizeof *a->work);
     if (bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
         return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %s; use fewer prompts at once",
                         (long long)acts->n_tokens, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&a->arena, parts, PARTS);
-    if (squares && o->through_gate) acts->scores = square;
-    else if (squares) acts->pattern = square;
+    if (squares && o->through_gate) acts->scores = a->square;
+    else if (squares) acts->pattern = a->square;
     return ASP_OK;
 }
 
@@ -222,7 +247,6 @@ static asp_status compute(attribution *a, const asp_model *m, const asp_attribut
 asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, const asp_attribution_options *options, const asp_context *context,
                            asp_error *err) {
-    ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
     const asp_batch batch = {tokens, offsets, n_sequences, NULL, NULL};

@@ -1,8 +1,77 @@
-/* circuit.h: what is ablated, and what replaces it. */
+/* circuit.h: what is ablated, what replaces it, and how it is measured. */
 #ifndef ASP_CIRCUIT_INTERNAL_H
 #define ASP_CIRCUIT_INTERNAL_H
 
 #include "model/hooks.h"
+
+/* ---- sweep.c ------------------------------------------------------------------- */
+
+enum {
+    ASP_RANK_KEPT = -1,             /* never ablated */
+    ASP_RANK_NEVER = INT32_MAX - 1, /* never kept: above the ranks of all items */
+    ASP_RANK_CLOSED = INT32_MAX     /* never kept, and replaced by nothing */
+};
+
+/* What of its first layer a variant computes, and where its items are ablated. */
+typedef enum {
+    ASP_SCOPE_ALL,   /* all positions from the first one on; in every layer */
+    ASP_SCOPE_POINT, /* the first position alone; only there */
+    ASP_SCOPE_LATER  /* the first position alone; there and in later layers */
+} asp_scope;
+
+/* A sequence of a clean run in which some items are ablated: those with a rank of 0 or more that is not in
+ * [keep_begin, keep_end), or is `dropped`.  What lies before layer `start_layer` and position `first_position` is
+ * taken from the clean run; so are the other positions of that layer, unless the scope is ASP_SCOPE_ALL.  The clean
+ * run itself may have items ablated, if the variants ablate them too. */
+typedef struct {
+    int64_t sequence, start_layer, first_position;
+    asp_scope scope;
+    int64_t keep_begin, keep_end, dropped;
+} asp_variant;
+
+/* What ablated items are replaced by: nothing given = zero. */
+typedef struct {
+    const asp_run *run;      /* paired prompts: z for heads, pattern and qkv for entries; or NULL */
+    const asp_real *z;       /* (L,T,H,D) read: one for all sequences; or NULL */
+    const asp_real *entries; /* (L,H,T,T,D) read: contributions A v, one for all sequences; or NULL */
+} asp_reference;
+
+typedef struct {
+    asp_unit unit;
+    const int32_t *order; /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, see ASP_RANK_* */
+    asp_reference reference;
+    asp_metric metric;
+} asp_sweep_options;
+
+/* The metric of every variant of a clean run that recorded RESID and QKV.
+ *   values (n_variants) written    variants read
+ * With positions in the unit all sequences have T tokens.  Errors: BAD_STATE for what the runs lack, BAD_INDEX
+ * for variants, NO_MEMORY, STOPPED. */
+asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
+                     int64_t n_variants, const asp_sweep_options *options, const asp_context *context, asp_error *err);
+/* Bytes that a sweep takes at most. */
+int64_t asp_sweep_needed(const asp_model *model, int64_t longest, int64_t n_variants, asp_metric_kind kind,
+                         int n_threads);
+
+/* ---- attribution.c ------------------------------------------------------------- */
+
+typedef struct {
+    asp_unit unit;
+    int64_t steps;
+    int through_gate;
+    asp_reference reference;
+    const uint8_t *closed; /* (L,H,T,T) read: entries that have no reference, with reference.run; or NULL */
+    asp_metric metric;
+    int64_t max_bytes;
+} asp_attribution_options;
+/* What asp_effects_attribution computes, summed over packed sequences.
+ *   scores (L,H), (L,H,T) or (L,H,T,T) added to */
+asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
+                           int64_t n_sequences, const asp_attribution_options *options, const asp_context *context,
+                           asp_error *err);
+/* Bytes that it takes besides. */
+int64_t asp_attribution_needed(const asp_model *model, const int64_t *offsets, int64_t n_sequences, asp_unit unit,
+                               asp_metric_kind kind, int n_threads);
 
 /* ---- reference.c --------------------------------------------------------------- */
 
@@ -21,6 +90,11 @@ asp_status asp_reference_open(asp_reference_view *replacement, const asp_referen
 /* What z (D) of an ablated head is at one position, or NULL for zero. */
 const asp_real *asp_reference_z(const asp_reference_view *replacement, int64_t layer, int64_t sequence, int64_t head,
                                 int64_t position);
+/* mean (L,T,H,D) written: mean over the sequences of a run, all of T tokens, of its z. */
+asp_status asp_reference_mean_z(asp_real *mean, const asp_run *run, const asp_context *context);
+/* Takes what is not open (L,H,T,T) out of mean entries (L,H,T,T,D).  z (L,T,H,D) written: the sum of the others. */
+asp_status asp_reference_close(asp_real *z, asp_real *entries, const uint8_t *open, const asp_config *config,
+                               int64_t length, const asp_context *context);
 
 /* ---- variants.c ---------------------------------------------------------------- */
 
@@ -42,5 +116,78 @@ static inline int64_t asp_variant_rows(const asp_variant *v, const int64_t *offs
 }
 /* Hooks of a pass over the variants; the struct is read while they are used. */
 asp_hooks asp_variants_hooks(asp_variants *variants);
+
+/* ---- task.c -------------------------------------------------------------------- */
+
+/* What a task must be for this model. */
+asp_status asp_task_check(const asp_model *model, const asp_task *task, asp_error *err);
+/* Prompts of one length; what: begins the error's text and needs them. */
+asp_status asp_task_check_lengths(const asp_prompts *prompts, const char *what, asp_error *err);
+/* End of the block of prompts that begins at `first`: one at least, and more up to a number of tokens. */
+int64_t asp_task_block_end(const asp_prompts *prompts, int64_t first, int64_t most_tokens);
+/* Prompts [first, end).  offsets (end-first+1) written: theirs, from 0 on; returns their tokens. */
+const int32_t *asp_task_block(int64_t *offsets, const asp_prompts *prompts, int64_t first, int64_t end);
+/* Activations of prompts that are held at once. */
+static const int64_t ASP_TASK_BLOCK_BYTES = (int64_t)1 << 28;
+/* open (L,H,T,T) written: 1 where the gate is open in at least one prompt.  offsets (n_prompts+1) scratch. */
+asp_status asp_task_open_entries(uint8_t *open, const asp_model *model, const asp_prompts *prompts, int64_t *offsets,
+                                 const asp_context *context, asp_error *err);
+/* Bytes that this takes besides. */
+int64_t asp_task_open_needed(const asp_model *model, const asp_prompts *prompts, int64_t *offsets, int n_threads);
+
+/* ---- setting.c ----------------------------------------------------------------- */
+
+/* What a measurement over a task replaces ablated items by, one block of prompts after the other. */
+typedef struct {
+    /* Given. */
+    const asp_model *model;
+    const asp_task *task;
+    const char *stage; /* of progress and errors: "knock-out" */
+    asp_effect_options options;
+    int64_t n_items;    /* of errors; -1: all of the unit */
+    int by_gradient;    /* asp_attribution; else asp_sweep */
+    int leaves_closed;  /* entries that no clean prompt opens contribute nothing when they are ablated */
+    int64_t n_variants; /* of one sweep, at most */
+    int64_t own_bytes;  /* that the caller allocates besides */
+    /* From asp_setting_check on. */
+    int64_t length; /* tokens of the longest prompt */
+    /* From asp_setting_open on. */
+    int64_t most_tokens; /* of a block */
+    int64_t *offsets;    /* (P+1) of the block */
+    asp_arena arena;
+    uint8_t *open;                   /* (L,H,T,T), with leaves_closed */
+    asp_real *mean_z, *mean_entries; /* (L,T,H,D), (L,H,T,T,D), of ASP_ABLATE_MEAN */
+    /* The block. */
+    int64_t first, n; /* prompts [first, first + n) */
+    const int32_t *tokens;
+    asp_run *paired, *whole;
+    asp_reference replacement;
+    asp_metric metric;
+} asp_setting;
+asp_status asp_setting_check(asp_setting *setting, asp_error *err);
+asp_status asp_setting_open(asp_setting *setting, const asp_context *context, asp_error *err);
+/* Goes to the next block; n is 0 after the last one. */
+asp_status asp_setting_next(asp_setting *setting, const asp_context *context, asp_error *err);
+void asp_setting_close(asp_setting *setting);
+/* Items of the unit, listed or not, in prompts of this length. */
+int64_t asp_setting_places(const asp_config *config, asp_unit unit, int64_t length);
+/* A run of the block that records this. */
+asp_status asp_setting_run(asp_run **run, const asp_setting *setting, const int32_t *tokens, uint64_t records,
+                           int logits, const asp_hooks *hooks, const asp_context *context, asp_error *err);
+
+/* ---- measure.c ----------------------------------------------------------------- */
+
+/* What is measured: items kept, or each one dropped in turn. */
+typedef struct {
+    const char *stage;
+    asp_items items;
+    int32_t others;       /* rank of items that are not listed: ASP_RANK_KEPT or ASP_RANK_NEVER */
+    const int64_t *sizes; /* (n_sizes) read: the first so many kept */
+    int64_t n_sizes;      /* -1: all but each one in turn */
+    double *values;       /* (n_sizes,P) or (n,P) written */
+    double *all;          /* (P) written if given, with each one in turn: no item dropped */
+} asp_measurement;
+asp_status asp_measure(const asp_model *model, const asp_task *task, const asp_measurement *asked,
+                       const asp_effect_options *options, const asp_context *context, asp_error *err);
 
 #endif

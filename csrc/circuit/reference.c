@@ -1,4 +1,4 @@
-/* reference.c: what ablated heads are replaced by, the same in sweeps and in attribution. */
+/* reference.c: what ablated items are replaced by, the same in sweeps and in attribution; means over prompts. */
 #include <string.h>
 
 #include "circuit/circuit.h"
@@ -85,4 +85,61 @@ asp_status asp_reference_mean_entries(asp_real *entries, const asp_run *run, con
     job.n_head = job.qkv.dims[3];
     job.d_head = job.qkv.dims[4];
     return asp_parallel_for(context, job.n_layer * job.n_head, mean_item, &job);
+}
+
+typedef struct {
+    asp_real *mean;
+    asp_array z;
+    int64_t n_sequences, length, width;
+} mean_z_job;
+
+/* One (layer, position): sums in double, in the order of the sequences. */
+static void mean_z_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const mean_z_job *job = arg;
+    const int64_t layer = item / job->length, position = item % job->length;
+    const asp_real *z = (const asp_real *)job->z.data + layer * job->z.strides[0] + position * job->z.strides[1];
+    for (int64_t j = 0; j < job->width; j++) {
+        double sum = 0;
+        for (int64_t b = 0; b < job->n_sequences; b++) sum += (double)z[b * job->length * job->z.strides[1] + j];
+        job->mean[item * job->width + j] = (asp_real)(sum / (double)job->n_sequences);
+    }
+}
+
+asp_status asp_reference_mean_z(asp_real *mean, const asp_run *run, const asp_context *context) {
+    mean_z_job job = {.mean = mean,
+                      .z = asp_run_array(run, ASP_Z),
+                      .n_sequences = asp_run_n_sequences(run),
+                      .length = asp_run_offsets(run)[1]};
+    job.width = job.z.dims[2] * job.z.dims[3];
+    return asp_parallel_for(context, job.z.dims[0] * job.length, mean_z_item, &job);
+}
+
+typedef struct {
+    asp_real *z, *entries;
+    const uint8_t *open;
+    int64_t n_head, length, d_head;
+} close_job;
+
+/* One (layer, head). */
+static void close_item(void *arg, int64_t head_index, int thread) {
+    (void)thread;
+    const close_job *job = arg;
+    const int64_t layer = head_index / job->n_head, head = head_index % job->n_head, t = job->length, d = job->d_head;
+    for (int64_t q = 0; q < t; q++) {
+        asp_real *z = job->z + ((layer * t + q) * job->n_head + head) * d;
+        memset(z, 0, (size_t)d * sizeof *z);
+        for (int64_t k = 0; k < t; k++) {
+            const int64_t entry = (head_index * t + q) * t + k;
+            asp_real *x = job->entries + entry * d;
+            if (!job->open[entry]) memset(x, 0, (size_t)d * sizeof *x);
+            for (int64_t j = 0; j < d; j++) z[j] += x[j];
+        }
+    }
+}
+
+asp_status asp_reference_close(asp_real *z, asp_real *entries, const uint8_t *open, const asp_config *config,
+                               int64_t length, const asp_context *context) {
+    close_job job = {z, entries, open, config->n_head, length, config->d_head};
+    return asp_parallel_for(context, config->n_layer * config->n_head, close_item, &job);
 }

@@ -96,36 +96,55 @@ static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
     }
 }
 
-static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
+enum { PARTS = 15 };
+
+/* The arrays of a sweep: the one list of them.  Returns the bytes of the arena. */
+static int64_t lay_out(sweep *s, asp_arena_part parts[PARTS], int n_threads) {
     const asp_config *c = &s->model->config;
     const int64_t width = c->n_head * c->d_head, e = c->d_model;
     const int64_t rows = asp_shape_rows(s->model, s->max_rows, 0), last = asp_shape_rows(s->model, s->max_variants, 0);
     s->logit_rows = asp_shape_logit_rows(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
     s->scratch.per_thread = asp_attention_scratch(c, s->view.longest, 0);
     const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows : 0;
-    asp_arena_part parts[] = {ASP_PART(s->x, rows, e),
-                              ASP_PART(s->ln, rows, e),
-                              ASP_PART(s->qkv, rows, 3 * width),
-                              ASP_PART(s->z, rows, width),
-                              ASP_PART(s->mlp, rows, c->d_mlp),
-                              ASP_PART(s->last_x, last, e),
-                              ASP_PART(s->last_z, last, width),
-                              ASP_PART(s->last_ln, last + s->logit_rows, e),
-                              ASP_PART(s->last_mlp, last, c->d_mlp),
-                              ASP_PART(s->logits, logits, c->n_vocab),
-                              ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread),
-                              ASP_PART(s->packed, s->max_variants + 1, 1),
-                              ASP_PART(s->variants, s->max_variants, 1),
-                              ASP_PART(s->gate_bias, c->n_layer, 1),
-                              ASP_PART(s->view.masks, n_threads * s->view.longest, s->view.longest)};
-    enum { PARTS = sizeof parts / sizeof parts[0] };
-    asp_arena_lay_out(&s->arena, parts, PARTS);
+    const asp_arena_part list[PARTS] = {ASP_PART(s->x, rows, e),
+                                        ASP_PART(s->ln, rows, e),
+                                        ASP_PART(s->qkv, rows, 3 * width),
+                                        ASP_PART(s->z, rows, width),
+                                        ASP_PART(s->mlp, rows, c->d_mlp),
+                                        ASP_PART(s->last_x, last, e),
+                                        ASP_PART(s->last_z, last, width),
+                                        ASP_PART(s->last_ln, last + s->logit_rows, e),
+                                        ASP_PART(s->last_mlp, last, c->d_mlp),
+                                        ASP_PART(s->logits, logits, c->n_vocab),
+                                        ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread),
+                                        ASP_PART(s->packed, s->max_variants + 1, 1),
+                                        ASP_PART(s->variants, s->max_variants, 1),
+                                        ASP_PART(s->gate_bias, c->n_layer, 1),
+                                        ASP_PART(s->view.masks, n_threads * s->view.longest, s->view.longest)};
+    memcpy(parts, list, sizeof list);
+    return asp_arena_lay_out(&s->arena, parts, PARTS);
+}
+
+int64_t asp_sweep_needed(const asp_model *model, int64_t longest, int64_t n_variants, asp_metric_kind kind,
+                         int n_threads) {
+    const asp_sweep_options options = {.metric.kind = kind};
+    sweep s = {.model = model, .options = &options, .view.longest = longest};
+    asp_arena_part parts[PARTS];
+    s.max_rows = asp_max(BLOCK_ROWS, longest);
+    s.max_variants = asp_min(n_variants, s.max_rows);
+    const int64_t bytes = lay_out(&s, parts, n_threads);
+    return bytes == INT64_MAX ? bytes : bytes + n_variants * (int64_t)sizeof *s.sorted;
+}
+
+static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
+    asp_arena_part parts[PARTS];
+    lay_out(s, parts, n_threads);
     if (!asp_arena_commit(&s->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a sweep over %lld rows", (long long)s->max_rows);
     asp_arena_wire(&s->arena, parts, PARTS);
     s->packed[0] = 0;
     memset(s->view.masks, 0, (size_t)(n_threads * s->view.longest * s->view.longest));
-    for (int64_t l = 0; l < c->n_layer; l++) s->gate_bias[l] = c->gate_bias;
+    for (int64_t l = 0; l < s->model->config.n_layer; l++) s->gate_bias[l] = s->model->config.gate_bias;
     s->view.variants = s->variants;
     return ASP_OK;
 }
@@ -267,7 +286,6 @@ static asp_status block_values(sweep *s, double *values, int64_t n, const asp_co
 
 asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clean, const asp_variant *variants,
                      int64_t n_variants, const asp_sweep_options *options, const asp_context *context, asp_error *err) {
-    ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
     sweep s = {.model = model,

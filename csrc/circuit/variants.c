@@ -84,7 +84,7 @@ static void attention(void *state, asp_attention_task *u, int64_t layer, int64_t
     u->prefix_k = clean + vs->clean_qkv.strides[2];
     u->prefix_v = clean + 2 * vs->clean_qkv.strides[2];
     u->first_query = vs->last_only ? u->n_tokens - 1 : v->first_position;
-    if (v->scope == 1 && layer > v->start_layer) {
+    if (v->scope == ASP_SCOPE_POINT && layer > v->start_layer) {
         asp_isa_kernels()->attention_forward(u);
         return;
     }

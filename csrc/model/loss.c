@@ -94,7 +94,7 @@ static asp_status unembed_backward(const asp_model *m, asp_tape *tape, int64_t r
 }
 
 /* Runs the chunks of the rows listed in tape->row_index; item NULL: of a custom metric. */
-static asp_status run_chunks(loss_job *job, int64_t n_rows, asp_task item, double *sum, const asp_context *context) {
+static asp_status run_chunks(loss_job *job, int64_t n_rows, asp_work item, double *sum, const asp_context *context) {
     asp_tape *tape = job->tape;
     const int64_t e = job->model->config.d_model;
     asp_status status = ASP_OK;

@@ -162,6 +162,9 @@ typedef struct {
     int64_t items;        /* elements to reserve, padding included */
     int64_t layer_stride; /* elements from layer to layer, 0 if there is no layer axis */
 } asp_record_shape;
+/* Bytes that a run takes for its records and while it computes; what open edges take comes on top. */
+int64_t asp_run_needed(const asp_model *model, const int64_t *offsets, int64_t n_sequences,
+                       const asp_run_options *options, int n_threads);
 asp_record_shape asp_shape_of_record(const asp_config *config, asp_record record, const int64_t *offsets,
                                      int64_t n_sequences, int64_t n_rows);
 
@@ -197,6 +200,8 @@ typedef struct {
 /* Lays the tape out for this batch and wires acts and grads to it. */
 asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads,
                             int64_t max_bytes, asp_error *err);
+/* Bytes of the arena of a tape for this batch, into whose acts and grads only sizes are written. */
+int64_t asp_tape_needed(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads);
 void asp_tape_free(asp_tape *tape);
 
 /* Cross-entropy sum(w ce) of the rows with a weight; tape->grads.ln receives coefficient * its gradient

@@ -207,15 +207,36 @@ static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t 
     return ASP_OK;
 }
 
-static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch *s, const asp_run_options *options,
-                               const asp_context *context, asp_error *err) {
-    int64_t positions[ASP_N_RECORDS], needed;
-    asp_arena_part parts[SCRATCH_PARTS];
+/* Lays out the records, whose places are written to positions, and the scratch.  Bytes of both. */
+static int64_t lay_out(asp_run *run, run_scratch *s, asp_arena_part parts[SCRATCH_PARTS],
+                       int64_t positions[ASP_N_RECORDS], const asp_model *model, const asp_run_options *options,
+                       int n_threads) {
+    int64_t needed;
     run->n_rows = asp_shape_rows(model, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
-    list_scratch(parts, s, model, run, options, context->n_threads);
+    list_scratch(parts, s, model, run, options, n_threads);
     const int64_t scratch = asp_arena_lay_out(&s->arena, parts, SCRATCH_PARTS);
     reserve_records(run, options, s->logit_rows, positions);
-    if (run->arena.overflow || __builtin_add_overflow(run->arena.bytes, scratch, &needed)) needed = INT64_MAX;
+    if (run->arena.overflow || __builtin_add_overflow(run->arena.bytes, scratch, &needed)) return INT64_MAX;
+    return needed;
+}
+
+int64_t asp_run_needed(const asp_model *model, const int64_t *offsets, int64_t n_sequences,
+                       const asp_run_options *options, int n_threads) {
+    asp_run run = {.config = model->config,
+                   .n_sequences = n_sequences,
+                   .n_tokens = offsets[n_sequences],
+                   .offsets = (int64_t *)(uintptr_t)offsets};
+    run_scratch s = {0};
+    asp_arena_part parts[SCRATCH_PARTS];
+    int64_t positions[ASP_N_RECORDS];
+    return lay_out(&run, &s, parts, positions, model, options, n_threads);
+}
+
+static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch *s, const asp_run_options *options,
+                               const asp_context *context, asp_error *err) {
+    int64_t positions[ASP_N_RECORDS];
+    asp_arena_part parts[SCRATCH_PARTS];
+    const int64_t needed = lay_out(run, s, parts, positions, model, options, context->n_threads);
     if (needed > options->max_bytes || needed == INT64_MAX) return no_room(run, needed, options->max_bytes, err);
     if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0))
         return no_room(run, needed, INT64_MAX, err);

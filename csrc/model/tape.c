@@ -73,6 +73,13 @@ static void describe(asp_tape *tape, const asp_model *model, const asp_batch *ba
     tape->scratch.per_thread = asp_attention_scratch(c, asp_shape_longest(batch->offsets, batch->n_sequences), 1);
 }
 
+int64_t asp_tape_needed(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads) {
+    asp_arena_part parts[PARTS];
+    describe(tape, model, batch);
+    asp_arena arena = {0};
+    return asp_arena_lay_out(&arena, parts, list_parts(parts, tape, &model->config, n_threads));
+}
+
 asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads,
                             int64_t max_bytes, asp_error *err) {
     asp_arena_part parts[PARTS];

@@ -193,7 +193,7 @@ static void collect_best(void *arg, int64_t item, int thread) {
 }
 
 /* Turns the counts in offsets[1..rows] into starts and appends as many entries, by `task`. */
-static asp_status append(const block *b, asp_task task) {
+static asp_status append(const block *b, asp_work task) {
     asp_encoding *w = b->w;
     w->offsets[0] = 0;
     for (int64_t r = 0; r < b->rows; r++) w->offsets[r + 1] += w->offsets[r];

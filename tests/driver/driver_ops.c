@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "circuit/circuit.h"
 #include "driver.h"
 
 enum { L = 2, H = 3, D = 8, E = 24, V = 50 };
@@ -410,6 +411,8 @@ const operation operations[] = {
     {"attribution", use_attribution},
     {"metrics", use_metrics},
     {"curves", use_curves},
+    {"effects", use_effects},
+    {"wrong arguments", use_wrong_effects},
     {"features", use_features},
     {"replacement", use_replacement},
     {"graph edges", use_graph},
