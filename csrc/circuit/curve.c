@@ -119,7 +119,8 @@ static asp_status allocate(resampling *r, int n_threads, int64_t n_effects, int6
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&r->arena, parts, PARTS);
     if (!asp_arena_commit(&r->arena, 1))
-        return asp_fail(err, ASP_NO_MEMORY, "resampling %lld prompts at %lld sizes needs %s, which is not there",
+        return asp_fail(err, ASP_NO_MEMORY,
+                        "resampling %lld prompts at %lld sizes needs %s, which could not be allocated",
                         (long long)r->n_prompts, (long long)r->n_sizes, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&r->arena, parts, PARTS);
     return ASP_OK;
