@@ -173,4 +173,76 @@ typedef struct {
 asp_status asp_curve_ratio(asp_ratio *ratio, const asp_measured *circuit, const asp_measured *other, double fraction,
                            int stays, const asp_bootstrap *bootstrap, const asp_context *context, asp_error *err);
 
+/* ---- finding a circuit ---------------------------------------------------------- */
+
+typedef enum {
+    ASP_RANKING_EXACT,       /* each item ablated alone */
+    ASP_RANKING_ATTRIBUTION, /* gradient of the metric times what ablation would change */
+    ASP_RANKING_IG,          /* the same integrated over steps from all ablated to none */
+    ASP_RANKING_GREEDY       /* backward elimination */
+} asp_ranking;
+
+typedef struct {
+    asp_effect_options effects; /* MEAN without a reference: over the clean prompts of the ranking task */
+    asp_ranking ranking;
+    asp_normalization normalization;
+    int absolute;          /* rank by the absolute value of the score */
+    int smaller_is_better; /* the metric: scores change their sign */
+    int64_t steps;         /* of IG */
+    double greedy_step;    /* share of the kept items that a round of GREEDY drops at most, one at least */
+    const int64_t *sizes;  /* (n_sizes) read: ascending, in 0..n; NULL: the default ones, finer around 0.9 */
+    int64_t n_sizes, n_bootstrap, n_random;
+    double confidence;
+    uint64_t seed;                       /* of resamples and random orders */
+    const char *task_name, *metric_name; /* for the texts of errors */
+} asp_circuit_options;
+
+/* A ranking of n items with its evaluation at S sizes on the P prompts of the evaluation task, in one arena.
+ *
+ * It is made by steps: one call of effects.c or a round of elimination or a random order each.  Between two steps all
+ * that a search has found is one block of bytes, which another search of the same question can go on from, to the same
+ * bits.  A step that fails (STOPPED too) changes nothing. */
+typedef struct asp_circuit asp_circuit;
+
+/* Begins a search.  All that is given is read until the last step.  items: those to be ranked, all different.
+ * Errors: BAD_ARGUMENT for options, NO_MEMORY. */
+asp_status asp_circuit_new(asp_circuit **circuit, const asp_model *model, const asp_task *ranking,
+                           const asp_task *evaluation, const asp_items *items, const asp_circuit_options *options,
+                           asp_error *err);
+/* *done written: the search has ended.  Errors: those of effects.c, and BAD_ARGUMENT for a metric that is not finite or
+ * that the normalization would divide by 0. */
+asp_status asp_circuit_step(asp_circuit *circuit, int *done, const asp_context *context, asp_error *err);
+/* Bytes of the state, whose start goes to *state; valid until the next step. */
+int64_t asp_circuit_state(const asp_circuit *circuit, const void **state);
+/* Continues from a state of the same question.  BAD_ARGUMENT: it cannot be one. */
+asp_status asp_circuit_restore(asp_circuit *circuit, const void *state, int64_t n_bytes, asp_error *err);
+/* All steps. */
+asp_status asp_circuit_find(asp_circuit **circuit, const asp_model *model, const asp_task *ranking,
+                            const asp_task *evaluation, const asp_items *items, const asp_circuit_options *options,
+                            const asp_context *context, asp_error *err);
+void asp_circuit_free(asp_circuit *circuit);
+
+typedef enum {
+    ASP_CIRCUIT_ITEMS,         /* (n, 2 | 3 | 4) int32, best first */
+    ASP_CIRCUIT_SCORES,        /* (n) */
+    ASP_CIRCUIT_SIZES,         /* (S) int64, ascending */
+    ASP_CIRCUIT_VALUES,        /* (S,P) the metric with only the best so many items kept */
+    ASP_CIRCUIT_FULL,          /* (P) of the whole model */
+    ASP_CIRCUIT_EMPTY,         /* (P) with all items ablated */
+    ASP_CIRCUIT_EFFECT,        /* (S) */
+    ASP_CIRCUIT_EFFECT_LOW,    /* (S) ends of its bootstrap interval; NaN without one */
+    ASP_CIRCUIT_EFFECT_HIGH,   /* (S) */
+    ASP_CIRCUIT_RANDOM_EFFECT, /* (S) mean, smallest and largest of random orders; NaN where not evaluated */
+    ASP_CIRCUIT_RANDOM_LOW,    /* (S) */
+    ASP_CIRCUIT_RANDOM_HIGH,   /* (S) */
+    ASP_CIRCUIT_N_PARTS
+} asp_circuit_part;
+typedef struct {
+    const void *data; /* NULL before the last step */
+    int item_bytes;   /* 4: int32; 8: int64 for sizes, else double */
+    int n_dims;
+    int64_t dims[2];
+} asp_circuit_array_view;
+asp_circuit_array_view asp_circuit_array(const asp_circuit *circuit, asp_circuit_part part);
+
 #endif

@@ -189,5 +189,69 @@ typedef struct {
 } asp_measurement;
 asp_status asp_measure(const asp_model *model, const asp_task *task, const asp_measurement *asked,
                        const asp_effect_options *options, const asp_context *context, asp_error *err);
+/* ---- curve.c --------------------------------------------------------------------- */
+
+/* Sum and mean of x (n), added in NumPy's order. */
+double asp_curve_sum(const double *x, int64_t n);
+double asp_curve_mean(const double *x, int64_t n);
+
+/* ---- circuit.c ------------------------------------------------------------------- */
+
+enum { /* stages of a search */
+       ASP_FIND_WHOLE,
+       ASP_FIND_RANKING,
+       ASP_FIND_SIZES,
+       ASP_FIND_FINER,
+       ASP_FIND_ORDERS,
+       ASP_FIND_INTERVAL,
+       ASP_FIND_DONE
+};
+
+/* How far a search is. */
+typedef struct {
+    int64_t stage;
+    int64_t n_left;    /* elimination: items still kept */
+    int64_t n_sizes;   /* evaluated */
+    int64_t n_rounds;  /* of finer sizes */
+    int64_t n_orders;  /* random orders evaluated */
+    double now, small; /* elimination: the metric with what is kept, and the change that is too little to matter */
+} asp_find_place;
+
+struct asp_circuit {
+    const asp_model *model;
+    const asp_task *ranking, *evaluation;
+    const int32_t *candidates; /* (n,w) read */
+    asp_circuit_options options;
+    int64_t n_items, width, n_prompts, max_sizes; /* n, w, P of the evaluation */
+    asp_arena arena;                              /* all that follows, and no pointer */
+    asp_find_place *place;                        /* (1) */
+    int64_t *order; /* (n) indices of candidates, best first; in elimination those still kept, ascending, come first */
+    double *scores; /* (n) in this order */
+    int32_t *items; /* (n,w) in this order */
+    int64_t *sizes; /* (max_sizes) */
+    double *values; /* (max_sizes,P) */
+    double *full, *empty; /* (P) */
+    double *lines;        /* (6,max_sizes): effect and the parts after it, see asp_find_line */
+};
+
+/* ---- ranking.c ------------------------------------------------------------------- */
+
+/* Ranks, or does one round of elimination. */
+asp_status asp_ranking_step(asp_circuit *c, const asp_context *context, asp_error *err);
+/* rows (n,w) written: the candidates with these indices (n). */
+void asp_ranking_gather(int32_t *rows, const asp_circuit *c, const int64_t *index, int64_t n);
+
+/* ---- find.c ---------------------------------------------------------------------- */
+
+/* One step of any stage but the ranking. */
+asp_status asp_find_step(asp_circuit *c, const asp_context *context, asp_error *err);
+/* Sizes at which a circuit of n items is evaluated, at most. */
+int64_t asp_find_most_sizes(const asp_circuit_options *options, int64_t n_items);
+/* Values (S) of a part from ASP_CIRCUIT_EFFECT on. */
+double *asp_find_line(const asp_circuit *c, asp_circuit_part part);
+/* The context of a small part of something larger, which is not shown. */
+asp_context asp_find_quiet(const asp_context *context);
+/* Fails unless x (n) is finite; what: "it", the metric, or "its gradient". */
+asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, const char *what, asp_error *err);
 
 #endif

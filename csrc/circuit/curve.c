@@ -10,10 +10,10 @@
 /* ---- sums ---------------------------------------------------------------------------- */
 
 /* Sum of x (n) as NumPy adds: eight partial sums in blocks of up to 128, and the blocks in pairs. */
-static double pairwise_sum(const double *x, int64_t n) {
+double asp_curve_sum(const double *x, int64_t n) {
     if (n > 128) {
         const int64_t half = n / 2 - n / 2 % 8;
-        return pairwise_sum(x, half) + pairwise_sum(x + half, n - half);
+        return asp_curve_sum(x, half) + asp_curve_sum(x + half, n - half);
     }
     double part[8] = {0};
     int64_t i = 0;
@@ -24,7 +24,7 @@ static double pairwise_sum(const double *x, int64_t n) {
     return sum;
 }
 
-static double mean_of(const double *x, int64_t n) { return pairwise_sum(x, n) / (double)n; }
+double asp_curve_mean(const double *x, int64_t n) { return asp_curve_sum(x, n) / (double)n; }
 
 /* Sum of a b (n) as einsum adds: in two lanes, and within eight numbers the last first. */
 static double product_sum(const double *a, const double *b, int64_t n) {
@@ -51,9 +51,9 @@ static double normalized(double mean, double full, double empty, asp_normalizati
 void asp_curve_effect(double *effect, const asp_curve *curve) {
     ASP_ENVIRONMENT;
     const int64_t p = curve->n_prompts;
-    const double full = mean_of(curve->full, p), empty = mean_of(curve->empty, p);
+    const double full = asp_curve_mean(curve->full, p), empty = asp_curve_mean(curve->empty, p);
     for (int64_t s = 0; s < curve->n_sizes; s++)
-        effect[s] = normalized(mean_of(curve->values + s * p, p), full, empty, curve->normalization);
+        effect[s] = normalized(asp_curve_mean(curve->values + s * p, p), full, empty, curve->normalization);
 }
 
 /* ---- resamples ------------------------------------------------------------------------ */

@@ -6,10 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from circuit_toy import heads, with_toy
+from circuit_toy import edges, heads, with_toy
 from oracle_curves import random_order
 
-from attnsparse.circuits import search as circuit_search
 from attnsparse.circuits.circuit import Circuit
 from attnsparse.items import Head
 
@@ -116,28 +115,36 @@ def test_no_share_without_normalization():
 # --- sizes
 
 
-def test_default_sizes():
-    np.testing.assert_array_equal(circuit_search.default_sizes(50, every=True), np.arange(51))
-    assert circuit_search.default_sizes(0, every=False).tolist() == [0]
-    for n in (1, 31, 32, 33, 41, 5184, 19584):
-        sizes = circuit_search.default_sizes(n, every=False)
-        assert sizes[-1] == n
-        assert sizes[: min(n, 32) + 1].tolist() == list(range(min(n, 32) + 1))
-        steps, below = np.diff(sizes)[32:], sizes[32:-1]
-        assert (steps >= 1).all()
-        assert (steps <= np.maximum(1, below // 20)).all()
-    assert len(circuit_search.default_sizes(19584, every=False)) < 180
+def default_sizes(n: int) -> list[int]:
+    """All up to 32, then steps of 5 %, and n."""
+    sizes = [0]
+    while sizes[-1] < n:
+        sizes.append(min(n, sizes[-1] + (1 if sizes[-1] < 32 else max(1, sizes[-1] // 20))))
+    return sizes
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 41, 700])
+def test_default_sizes(n):
+    # without a normalization no size is added
+    found, _ = with_toy(edges(*[1.0] * n, n_heads=1), method="attribution", normalize="none")
+    assert found.sizes.tolist() == default_sizes(n)
+    assert len(default_sizes(19584)) < 180
+
+
+def test_every_number_of_heads_is_evaluated():
+    found, _ = with_toy(heads(*[1.0] * 50, per_layer=10))
+    assert found.sizes.tolist() == list(range(51))
 
 
 def many_edges(n: int = 600, important: int = 300) -> dict:
-    return {(0, i % 4, 60 + i // 60, i % 60): 1.0 if i < important else 1e-3 for i in range(n)}
+    return edges(*[1.0] * important, *[1e-3] * (n - important))
 
 
 def test_sizes_are_finer_where_it_matters():
-    found, _ = with_toy(many_edges(), unit="edge", method="attribution")
+    found, _ = with_toy(many_edges(), method="attribution")
     assert found.needed()[:2] == (271, 271)  # 0.9 of 300.3
     assert 270 in found.sizes
-    extra = set(found.sizes.tolist()) - set(circuit_search.default_sizes(600, every=False).tolist())
+    extra = set(found.sizes.tolist()) - set(default_sizes(600))
     assert 0 < len(extra) <= 12
     assert (np.diff(found.sizes) > 0).all()
 
@@ -145,9 +152,9 @@ def test_sizes_are_finer_where_it_matters():
 def test_both_gaps_are_made_finer():
     """The curve rises to 1, falls to 0.8 and rises again: it reaches 0.9 in one gap, for good in another."""
     signs = np.repeat([1.0, -1.0, 1.0], [300, 60, 60])
-    weights = dict(zip(many_edges(420), signs * np.linspace(1.0001, 1, 420)))
+    weights = edges(*(signs * np.linspace(1.0001, 1, 420)))
     curve = np.concatenate([[0], np.cumsum(list(weights.values()))]) / sum(weights.values())
-    found, _ = with_toy(weights, unit="edge", method="attribution")
+    found, _ = with_toy(weights, method="attribution")
     first = int((curve >= 0.9).argmax())
     stays = len(curve) - int(np.logical_and.accumulate(curve[::-1] >= 0.9).sum())
     assert first < 275 < 385 < stays
@@ -156,7 +163,7 @@ def test_both_gaps_are_made_finer():
 
 
 def test_given_sizes_stay_as_they_are():
-    found, _ = with_toy(many_edges(), unit="edge", method="attribution", sizes=range(0, 601, 200))
+    found, _ = with_toy(many_edges(), method="attribution", sizes=range(0, 601, 200))
     np.testing.assert_array_equal(found.sizes, [0, 200, 400, 600])
 
 
@@ -228,9 +235,9 @@ def test_random_orders_do_not_depend_on_the_ranking():
 
 
 def test_random_baseline_on_fewer_sizes():
-    found, _ = with_toy(many_edges(), unit="edge", method="attribution", n_random=2)
+    found, _ = with_toy(many_edges(), method="attribution", n_random=2)
     known = ~np.isnan(found.random_effect)
-    assert 10 < known.sum() <= circuit_search.RANDOM_SIZES + 1
+    assert 10 < known.sum() <= 25
     assert known[[0, 1, -1]].all()
     assert found.random_effect[-1] == 1
     assert found.summary().random_first[0] > found.needed().first

@@ -16,7 +16,7 @@
 
 #include "driver.h"
 
-enum { N_THREADS = 8, MOST_OPERATIONS = 32 };
+enum { N_THREADS = 8, MOST_OPERATIONS = 64 };
 
 static int n_calls, n_failures;
 

@@ -40,6 +40,12 @@ asp_status use_curves(const fixture *f, const asp_context *context, uint64_t *di
 /* driver_effects.c */
 asp_status use_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_circuit.c */
+asp_status use_exact_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_attribution_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_ig_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_greedy_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 
 /* driver_graph.c */
 asp_status use_features(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
