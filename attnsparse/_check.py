@@ -114,11 +114,11 @@ def path(value: object, name: str = "path") -> str:
     """A path as text: not empty, without NUL; a first part `~` or `~name` is replaced by that home."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(text, str):
-        raise TypeError(f"{name} must be a text or a path, got {type(text).__name__}")
+        raise TypeError(f"{name} must be a string or a path, got {type(text).__name__}")
     if not text:
-        raise ValueError(f"{name} is empty; give the name of a file or folder ('.' is this one)")
+        raise ValueError(f"{name} must not be empty; give the name of a file or folder ('.' is the current one)")
     if "\0" in text:
-        raise ValueError(f"{name} cannot hold a NUL character")
+        raise ValueError(f"{name} must not contain a NUL character")
     return os.path.expanduser(text)
 
 

@@ -96,7 +96,7 @@ def effect_curves(
     units = {circuit.unit for circuit in circuits.values()}
     if len(units) != 1:
         raise ValueError(
-            f"curves need circuits of one unit, got {', '.join(map(repr, sorted(units))) or 'no circuit'}"
+            f"circuits must all have one unit, got {', '.join(map(repr, sorted(units))) or 'no circuit'}"
         )
     fraction = _check.fraction(fraction)
     unit = units.pop()

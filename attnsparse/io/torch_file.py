@@ -85,7 +85,7 @@ class TorchFile(FileSource):
         self._prefix = found[0][: -len("data.pkl")]
         for name in self._entries:
             if not name.startswith(self._prefix):
-                text = f"entry {quoted(name)} lies outside of {quoted(self._prefix)}, where torch puts all"
+                text = f"entry {quoted(name)} is outside {quoted(self._prefix)}, where torch puts all"
                 raise file_error(FormatError, "zip_content", path, text, field=name)
         self._check_version()
         if self._prefix + "constants.pkl" in self._entries:
@@ -109,7 +109,7 @@ class TorchFile(FileSource):
         for name, form in _NOTES.items():
             entry = self._prefix + name
             if entry in self._entries and not re.fullmatch(form, self._entry_bytes(entry, 64)):
-                text = f"entry {quoted(entry)} is not as torch writes it; the archive is damaged"
+                text = f"entry {quoted(entry)} is not what torch writes; the archive is damaged"
                 raise file_error(FormatError, "version", self._file.path, text, field=entry)
 
     def _entry_bytes(self, name: str, at_most: int) -> bytes:

@@ -117,7 +117,7 @@ def _view(storage: Storage, rest: tuple[Any, ...], metadata: Any) -> Built:
     if type(flags) is not dict or not all(
         key in ("neg", "conj") and value is True for key, value in flags.items()
     ):
-        return None, "has flags that are not known; save x.clone() of it"
+        return None, "has unknown flags; save x.clone() of it"
     if "conj" in flags and storage.dtype not in ("C32", "C64", "C128"):
         return None, "has the conjugate bit but real values; save x.resolve_conj()"
     return StoredTensor(storage, offset, shape, strides, "neg" in flags), ""

@@ -344,7 +344,8 @@ _ENTRIES_AT_ONCE = 1 << 17
 def _check_entries(query: np.ndarray, key: np.ndarray, n_tokens: int, begin: int) -> None:
     for name, values in (("query", query), ("key", key)):
         if values.size and (values.min() < 0 or values.max() >= n_tokens):
-            raise IndexError(f"{name} must be in 0..{n_tokens - 1}")
+            worst = int(values.min() if values.min() < 0 else values.max())
+            raise IndexError(f"{name} must be in 0..{n_tokens - 1}, got {worst}")
     if (key > query).any():
         at = int(np.argmax(key > query))
         raise ValueError(

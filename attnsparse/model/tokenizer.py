@@ -49,14 +49,14 @@ _MOST_AT_ONCE = 8 * _BLOCK  # characters or tokens for which the library may be 
 
 
 class Tokenizer:
-    """A tokenizer; made by `load`, `from_files` or `from_words`.
+    """Texts to token ids and back; made by `load`, `from_files` or `from_words`.
 
     Parameters
     ----------
     inner : tokenizers.Tokenizer
-        What is wrapped.
+        The tokenizer to wrap.
     path : str, optional
-        The file or folder it came from.
+        The file or folder that it came from.
     bos : str or int, optional
         The token that `prepend_bos` puts first: its id, or its text, which is ignored if there is no such
         token.
@@ -85,7 +85,17 @@ class Tokenizer:
 
     @staticmethod
     def is_in(folder: str | os.PathLike[str]) -> bool:
-        """True if `load` would find tokenizer files in `folder`."""
+        """Whether a folder has tokenizer files that `load` reads.
+
+        Parameters
+        ----------
+        folder : path
+            The folder.
+
+        Returns
+        -------
+        bool
+        """
         folder = Path(folder)
         return (folder / JSON).exists() or pair_in(folder) is not None
 
@@ -93,10 +103,10 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Tokenizer:
         """Read a tokenizer.json, or a folder with one or with GPT-2's vocab.json and merges.txt.
 
-        OpenAI's names encoder.json and vocab.bpe are read too. A folder gives the ids that transformers gives
-        for it: tokenizer_config.json, special_tokens_map.json and added_tokens.json count. Its BOS token is
-        the bos_token of these, or else bos_token_id of config.json, or else ``<|endoftext|>`` if it has that.
-        A tokenizer.json named alone is read as it is.
+        OpenAI's names encoder.json and vocab.bpe are read too. A folder gives the same ids as in
+        transformers: tokenizer_config.json, special_tokens_map.json and added_tokens.json are taken into
+        account. Its BOS token is the bos_token of these, or else bos_token_id of config.json, or else
+        ``<|endoftext|>`` if it has that. A tokenizer.json named alone is read as it is.
 
         Parameters
         ----------
@@ -104,6 +114,10 @@ class Tokenizer:
             A file or a folder.
         limits : Limits, optional
             Largest sizes that are read.
+
+        Returns
+        -------
+        Tokenizer
 
         Raises
         ------
@@ -121,7 +135,26 @@ class Tokenizer:
     def from_files(
         cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS
     ) -> Tokenizer:
-        """GPT-2's byte-level BPE from vocab.json and merges.txt alone; errors as `load`."""
+        """GPT-2's byte-level BPE from vocab.json and merges.txt alone.
+
+        Parameters
+        ----------
+        vocab : path
+            JSON: token to id.
+        merges : path
+            One merge per line.
+        limits : Limits, optional
+            Largest sizes that are read.
+
+        Returns
+        -------
+        Tokenizer
+
+        Raises
+        ------
+        FormatError, ConfigError, OSError
+            As `load`.
+        """
         ids, pairs = read_pair(vocab, merges, limits)
         inner = guarded(merges, lambda: byte_level(ids, pairs))
         if GPT2_BOS in ids:
@@ -130,29 +163,33 @@ class Tokenizer:
 
     @classmethod
     def from_words(cls, words: Sequence[str], *, split: str = "gpt2", bos: str | None = None) -> Tokenizer:
-        """A closed vocabulary: token i is `words[i]`, and text that needs another one is an error.
+        """A closed vocabulary: token i is ``words[i]``, and text that needs another token is an error.
 
         Parameters
         ----------
         words : sequence of str
-            Different from each other, at least one.
-        split : {"gpt2", "characters"}
+            At least one; all different.
+        split : {"gpt2", "characters"}, default "gpt2"
             How text is cut: into words with their leading space, as GPT-2 does before its merges, or into
-            characters. A piece that is no word is made up of the longest words that begin it, from left to
-            right: " 1732" of " 17" and "32".
+            characters. A piece that is not a word is split from left to right into the longest words that
+            begin it: " 1732" into " 17" and "32".
         bos : str, optional
             One of the words.
+
+        Returns
+        -------
+        Tokenizer
 
         Raises
         ------
         ValueError
-            For words that are not different, or a `bos` that is none of them.
+            For duplicate words, or a `bos` that is not one of them.
         """
         import tokenizers
 
         _check.choice(split, "split", ("gpt2", "characters"))
         if len(set(words)) != len(words) or not words:
-            raise ValueError("words must be different from each other, and at least one")
+            raise ValueError(f"words must be unique and at least one, got {len(words):,} with {len(set(words)):,} different")
         if bos is not None and bos not in words:
             raise ValueError(f"bos={bos!r} is not among the words")
         ids = {word: index for index, word in enumerate(words)}
@@ -178,11 +215,18 @@ class Tokenizer:
         Parameters
         ----------
         text : str
+            The text.
         prepend_bos : bool, default False
             Put the BOS token first, unless the text begins with it.
 
+        Returns
+        -------
+        list of int
+
         Raises
         ------
+        TypeError
+            If `text` is not a string.
         ValueError
             For text that has no encoding (half a surrogate pair, a word outside a closed vocabulary), and if
             there is no BOS token to put first.
@@ -227,17 +271,21 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens included.
 
-        Bytes that are not UTF-8 become U+FFFD; an id without a name, as rows of a padded embedding have,
-        becomes `<id>`.
-
         Parameters
         ----------
         ids : iterable of int
+            Token ids.
+
+        Returns
+        -------
+        str
+            Bytes that are not UTF-8 become U+FFFD. An id without a name, as rows of a padded embedding have,
+            becomes `<id>`.
 
         Raises
         ------
         TypeError
-            For what is not an integer.
+            For ids that are not integers.
         IndexError
             For an id that no model has.
         ValueError
@@ -263,12 +311,43 @@ class Tokenizer:
             raise ValueError(f"these tokens cannot be decoded: {printable(error)[:200]}") from error
 
     def token_string(self, token: int) -> str:
-        """The text of one token, leading space included; stray bytes are shown as `\\xe2`, an id without a
-        name as `<id>`. TypeError and IndexError as `decode`."""
+        r"""The text of one token.
+
+        Parameters
+        ----------
+        token : int
+            Its id.
+
+        Returns
+        -------
+        str
+            Leading space included; stray bytes are shown as ``\xe2``, an id without a name as `<id>`.
+
+        Raises
+        ------
+        TypeError, IndexError
+            As `decode`.
+        """
         return self.token_strings([token])[0]
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
-        """`token_string` of each id."""
+        """The text of each token.
+
+        Parameters
+        ----------
+        ids : iterable of int
+            Token ids.
+
+        Returns
+        -------
+        list of str
+            `token_string` of each id.
+
+        Raises
+        ------
+        TypeError, IndexError
+            As `decode`.
+        """
         return [self._shown(token) for token in checked_ids(ids)]
 
     def _shown(self, token: int) -> str:
@@ -283,14 +362,23 @@ class Tokenizer:
         return bytes(table[character] for character in name).decode("utf-8", "backslashreplace")
 
     def to_json(self) -> str:
-        """The text of a tokenizer.json that `load` reads back. Such a file does not say which token is BOS;
-        `Model.save` writes that beside it."""
+        """The text of a tokenizer.json that `load` reads back.
+
+        Returns
+        -------
+        str
+            Such a file does not say which token is BOS; `Model.save` writes that beside it.
+        """
         return self._inner.to_str(pretty=True)
 
     def to_files(self) -> dict[str, str]:
-        """The files of a folder that `load` and transformers read back with the same ids: name -> text.
+        """The files of a folder that `load` and transformers read back with the same ids.
 
-        They name the BOS token if it is a special one or if there is none; else only config.json does.
+        Returns
+        -------
+        dict of str to str
+            File name to text. The files name the BOS token if it is a special token or if there is none;
+            otherwise only config.json does.
         """
         described = json.loads(self._inner.to_str())
         before = described["pre_tokenizer"] or {}
@@ -308,7 +396,18 @@ class Tokenizer:
         return {JSON: self.to_json(), SETTINGS: json.dumps(settings, indent=2) + "\n"}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a tokenizer.json, whole or not at all. OSError with errno and file name."""
+        """Write a tokenizer.json, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Raises
+        ------
+        OSError
+            With errno and file name.
+        """
         write_atomic(path, [self.to_json().encode()])
 
     def __repr__(self) -> str:

@@ -118,7 +118,7 @@ class Sidecars:
         if number is None or number == _UNSAID_BOS_ID:
             return GPT2_BOS
         if type(number) is not int or number < 0:
-            text = f"bos_token_id must be an integer from 0 on, got {shown(number)}"
+            text = f"bos_token_id must be an integer of at least 0, got {shown(number)}"
             raise file_error(
                 ConfigError, "config_type", self.folder / "config.json", text, field="bos_token_id"
             )

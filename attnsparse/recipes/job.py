@@ -56,7 +56,7 @@ def checkpoints_folder(out: Path, resume: bool) -> Path:
     """
     folder = out / CHECKPOINTS
     if folder.exists() and not resume:
-        raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
+        raise FileExistsError(17, "already holds a run; resume it or choose another folder", str(out))
     if resume and not folder.is_dir():
         raise FileNotFoundError(2, "holds no run; check the folder's name, or start without resume", str(out))
     folder.mkdir(parents=True, exist_ok=True)

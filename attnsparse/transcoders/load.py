@@ -201,7 +201,7 @@ def _input_changes(
         return {}
     if model is None:
         text = (
-            "reads mlp.hook_in, the LayerNorm's output with weight and bias; pass the model, whose they are"
+            "reads mlp.hook_in, the LayerNorm's output with weight and bias; pass the model, which holds them"
         )
         raise file_error(ConfigError, "hook", stored.path, text, field="model")
     for field, own in (("n_layer", _count_layers(stored, model)), ("d_model", stored.d_model)):

@@ -342,7 +342,7 @@ def test_paths_that_are_none(e, path, tmp_path, monkeypatch):
         if path is None and name in ("load tokenizer", "Trainer"):
             continue  # there is none
         kind = ValueError if isinstance(path, str) else TypeError
-        with pytest.raises(kind, match=r"is empty|NUL|must be a text or a path") as caught:
+        with pytest.raises(kind, match=r"must not be empty|NUL|must be a string or a path") as caught:
             call(path)
         check_message(caught.value)
     assert not list(tmp_path.iterdir())
@@ -363,7 +363,7 @@ def test_flags_and_tokenizers_that_are_none(e):
     for flags in ({"gated": "yes"}, {"gated": 1}, {"allow_nonfinite": "no"}):
         with pytest.raises(TypeError, match=f"{next(iter(flags))} must be True or False"):
             asp.load(e.folder / "saved", **flags)
-    with pytest.raises(TypeError, match="tokenizer must be a text or a path, got int"):
+    with pytest.raises(TypeError, match="tokenizer must be a string or a path, got int"):
         asp.load(e.folder / "saved", tokenizer=3)
     with pytest.raises(TypeError, match="verify must be True or False, got 'x'"):
         asp.load_transcoders("demo-sparse-transcoders", verify="x")

@@ -231,7 +231,7 @@ def test_dataframe_both_ways(demo: Tokenizer) -> None:
         ({"wrong": " large"}, "prompt 1 .*' large' is listed as both an answer and a wrong answer"),
         ({"wrong": [" small", " small"]}, "prompt 1 .*' small' is listed twice"),
         ({"wrong": []}, "prompt 1 .*at least one"),
-        ({"answer": 3}, "prompt 1: answer must be a text"),
+        ({"answer": 3}, "prompt 1: answer must be a string"),
         ({"clean": ""}, "prompt 1 .*non-empty"),
         ({"half": "third"}, "half must be"),
     ],

@@ -150,7 +150,7 @@ def _without_filling(counts: Any, layers: dict[int, StoredLayer], path: Path) ->
     good = isinstance(counts, list) and len(counts) == len(sizes)
     if not good or not all(type(n) is int and 1 <= n <= most for n, most in zip(counts, sizes)):
         text = (
-            f"{N_FEATURES} must have a number from 1 on for each of the {len(sizes)} layers, at most as many "
+            f"{N_FEATURES} must have a number for each of the {len(sizes)} layers, at least 1 and at most as many "
         )
         raise file_error(ConfigError, "config_type", path, f"{text}as its file has", field=N_FEATURES)
     return {number: _first(layer, n) for (number, layer), n in zip(layers.items(), counts)}
@@ -231,7 +231,7 @@ def _file_of(entry: Any, folder: Path, path: Path, field: str) -> Path:
         name = "/".join(name.partition("?")[0].removeprefix("hf://").split("/")[2:])
     parts = name.split("/")
     if set(name) & set("\\:\0") or any(not part or part.startswith(".") for part in parts):
-        text = f"{field} is {quoted(entry)}, which is no path inside the folder of {path.name}"
+        text = f"{field} is {quoted(entry)}, which is not a path inside the folder of {path.name}"
         raise file_error(FormatError, "layer_file", path, text, field=field)
     file = folder.joinpath(*parts)
     if not os.path.isfile(file):  # no file either if the system cannot have such a name
