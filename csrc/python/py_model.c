@@ -90,7 +90,7 @@ static void model_dealloc(PyObject *self) {
 
 /* ---- weights ------------------------------------------------------------------------------------ */
 
-static const asp_parameter *find(py_model *self, PyObject *name) {
+static const asp_parameter *find_weight(py_model *self, PyObject *name) {
     const char *text = asp_py_module_name(name, "a parameter name");
     if (!text) return NULL;
     for (int64_t i = 0; i < asp_model_n_parameters(self->model); i++) {
@@ -102,7 +102,7 @@ static const asp_parameter *find(py_model *self, PyObject *name) {
 }
 
 static PyObject *lend_parameter(PyObject *self, PyObject *name, int writable) {
-    const asp_parameter *p = find((py_model *)self, name);
+    const asp_parameter *p = find_weight((py_model *)self, name);
     if (!p) return NULL;
     return asp_py_arrays_lend(self, asp_model_data(((py_model *)self)->model) + p->offset, ASP_PY_REAL, p->n_dims,
                               p->dims, NULL, writable);
@@ -117,7 +117,7 @@ static PyObject *dims_tuple(int n_dims, const int64_t *dims) {
 }
 
 static PyObject *model_shape(PyObject *self, PyObject *name) {
-    const asp_parameter *p = find((py_model *)self, name);
+    const asp_parameter *p = find_weight((py_model *)self, name);
     return p ? dims_tuple(p->n_dims, p->dims) : NULL;
 }
 
@@ -130,7 +130,7 @@ typedef struct {
 
 static int read_assignment(py_model *self, PyObject *name, PyObject *object, assignment *out) {
     int64_t dims[2] = {0};
-    const asp_parameter *p = find(self, name);
+    const asp_parameter *p = find_weight(self, name);
     out->array = p ? asp_py_arrays_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &out->data, dims) : NULL;
     if (!out->array) return 0;
     out->parameter = p;
