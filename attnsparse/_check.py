@@ -116,7 +116,9 @@ def path(value: object, name: str = "path") -> str:
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a string or a path, got {type(text).__name__}")
     if not text:
-        raise ValueError(f"{name} must not be empty; give the name of a file or folder ('.' is the current one)")
+        raise ValueError(
+            f"{name} must not be empty; give the name of a file or folder ('.' is the current one)"
+        )
     if "\0" in text:
         raise ValueError(f"{name} must not contain a NUL character")
     return os.path.expanduser(text)

@@ -195,9 +195,11 @@ class Edge(NamedTuple):
             layer, head, query, key = (_check.integer(part, name) for part, name in zip(value, names))
         else:
             kind = type(value).__name__
-            raise TypeError(f"an attention edge must be text such as 'a9.h6[5->8]' or four integers, got {kind}")
+            raise TypeError(f"an edge must be text such as 'a9.h6[5->8]' or four integers, got {kind}")
         if min(layer, head, query, key) < 0:
-            raise ValueError(f"layer, head, query and key must be at least 0, got {(layer, head, query, key)}")
+            raise ValueError(
+                f"layer, head, query and key must be at least 0, got {(layer, head, query, key)}"
+            )
         return cls(layer, head, query, key)._looking_back()
 
     def within(self, n_layer: int, n_head: int, n_tokens: int) -> Edge:

@@ -151,7 +151,9 @@ def head_grids(panels: Sequence[tuple[str, Patterns, Iterable[HeadLike] | None]]
     listed = []
     for i, panel in enumerate(panels):
         if not isinstance(panel, tuple | list) or len(panel) != 3:
-            raise TypeError(f"panels must be (title, run, heads), with heads=None for all; panel {i} is {panel!r:.60}")
+            raise TypeError(
+                f"panels must be (title, run, heads), heads None for all; panel {i} is {panel!r:.60}"
+            )
         title, run, heads = panel
         listed.append((title, run, _chosen_heads(heads, _patterns(run).shape[:2])))
     if not listed:

@@ -84,7 +84,11 @@ class _Reader:
             n_opcodes += 1
             if n_opcodes > max_opcodes:
                 limits.check(
-                    "max_pickle_opcodes", n_opcodes, self.path, "the number of steps of the pickle", code="pickle_limit"
+                    "max_pickle_opcodes",
+                    n_opcodes,
+                    self.path,
+                    "the number of steps of the pickle",
+                    code="pickle_limit",
                 )
             if opcode == 0x2E:  # STOP
                 return self.result()
@@ -184,7 +188,7 @@ class _Reader:
 
     def put(self, index: int) -> None:
         if not self.stack or (self.marks and self.marks[-1] == len(self.stack)):
-            self.raise_file_error("pickle_structure", f"nothing on the stack to store at byte {self.opcode_at:,}")
+            self.raise_file_error("pickle_structure", f"no value to store at byte {self.opcode_at:,}")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
@@ -224,7 +228,8 @@ class _Reader:
         for key, value in zip(items[::2], items[1::2]):
             if type(key) not in (str, int, float, bool, type(None)):
                 self.raise_file_error(
-                    "pickle_structure", f"a dict key that is neither a string nor a number at byte {self.opcode_at:,}"
+                    "pickle_structure",
+                    f"a dict key that is neither a string nor a number at byte {self.opcode_at:,}",
                 )
             if key in target:
                 self.raise_file_error(

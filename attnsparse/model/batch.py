@@ -85,7 +85,9 @@ def listed(prompts: Any) -> tuple[list[Any], bool]:
     if isinstance(prompts, str):
         return [prompts], True
     if isinstance(prompts, (bytes, bytearray, memoryview)):
-        raise TypeError(f"prompts must be strings or integers, got {type(prompts).__name__}; decode them first")
+        raise TypeError(
+            f"prompts must be strings or integers, got {type(prompts).__name__}; decode them first"
+        )
     if not isinstance(prompts, Sequence):
         if not hasattr(prompts, "__array__"):
             kind = type(prompts).__name__

@@ -56,7 +56,9 @@ def evaluate(
     else:
         weights = [np.asarray(row, np.float64) for row in loss_weights]
     if not rows or [len(row) for row in rows] != [len(row) for row in weights]:
-        raise ValueError("sequences must hold at least one sequence, and loss_weights one number for each of its tokens")
+        raise ValueError(
+            "sequences must hold at least one sequence, and loss_weights one number for each of its tokens"
+        )
     total = sum(float(row[1:].sum()) for row in weights)
     if total <= 0:
         raise ValueError("loss_weights must be above 0 for at least one token that is predicted")

@@ -258,7 +258,7 @@ def _complement(places: _Places, items: list[Item]) -> list[Item]:
         return [HeadPosition(*head, p) for head in every for p in range(length) if (*head, p) not in at]
     if len(every) * length * (length + 1) // 2 * len(places.lengths) > _MOST_ENTRIES:
         raise MemoryError(
-            f"keep_only of edges would list more than {_MOST_ENTRIES:,} entries; use attnsparse.circuits.keep_only"
+            f"keep_only of edges would list more than {_MOST_ENTRIES:,} entries; use circuits.keep_only"
         )
     edges = {item.within(n_layer, n_head, length) for item in items if isinstance(item, Edge)}
     return [

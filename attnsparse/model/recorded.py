@@ -257,7 +257,7 @@ class Recorded:
         lengths = set(self._batch.lengths.tolist())
         if len(lengths) > 1:
             raise ValueError(
-                f"prompts have {min(lengths)} to {max(lengths)} tokens, so they have no common array; use run[i]"
+                f"prompts have {min(lengths)} to {max(lengths)} tokens, so they share no array; use run[i]"
             )
         return int(lengths.pop())
 

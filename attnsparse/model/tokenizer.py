@@ -6,14 +6,11 @@ shift by one, so it is never a default. A prompt that begins with the BOS token 
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import re
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,21 +28,23 @@ from .tokenizer_files import (
     read_pair,
     read_tokenizer,
 )
+from .tokenizer_library import (
+    BLOCK,
+    CHARACTERS,
+    CUT,
+    GPT2_PIECES,
+    LONGEST_PIECE,
+    MOST_AT_ONCE,
+    aside,
+    byte_table,
+    may_cut,
+)
 from .tokenizer_sidecars import GPT2_BOS, SETTINGS
 
 if TYPE_CHECKING:
     import tokenizers
 
-# how GPT-2 cuts text before it looks up pieces
-_GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CHARACTERS = r"[\s\S]"
-# where white space begins, both begin a new piece; \S is narrower in Python than there
-_CUT = re.compile(r"(?<=\S)[ \t\r\n]")
-_LONGEST_PIECE = 100  # characters of a number or word that is no token of a closed vocabulary
-_BLOCK = 16_384  # characters, some milliseconds
-T = TypeVar("T")
 _MOST_ID = 2**31 - 1  # ids are int32
-_MOST_AT_ONCE = 8 * _BLOCK  # characters or tokens for which the library may be deaf to Ctrl-C
 
 
 class Tokenizer:
@@ -77,7 +76,7 @@ class Tokenizer:
         self._names = names_by_id(vocabulary, path)
         described = json.loads(inner.to_str())
         self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
-        self._may_cut = _may_cut(described)
+        self._may_cut = may_cut(described)
         #: token id of the BOS token, or None
         self.bos_id: int | None = vocabulary.get(bos) if isinstance(bos, str) else bos
 
@@ -189,7 +188,9 @@ class Tokenizer:
 
         _check.choice(split, "split", ("gpt2", "characters"))
         if len(set(words)) != len(words) or not words:
-            raise ValueError(f"words must be unique and at least one, got {len(words):,} with {len(set(words)):,} different")
+            raise ValueError(
+                f"words must be unique, at least one, got {len(words):,}, {len(set(words)):,} different"
+            )
         if bos is not None and bos not in words:
             raise ValueError(f"bos={bos!r} is not among the words")
         ids = {word: index for index, word in enumerate(words)}
@@ -197,10 +198,10 @@ class Tokenizer:
             ids,
             unk_token="<unk>",
             continuing_subword_prefix="",
-            max_input_chars_per_word=max(_LONGEST_PIECE, *map(len, words)),
+            max_input_chars_per_word=max(LONGEST_PIECE, *map(len, words)),
         )
         inner = tokenizers.Tokenizer(model)
-        pattern = tokenizers.Regex(_GPT2_PIECES if split == "gpt2" else _CHARACTERS)
+        pattern = tokenizers.Regex(GPT2_PIECES if split == "gpt2" else CHARACTERS)
         inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
         inner.decoder = tokenizers.decoders.Fuse()
         if bos is not None:
@@ -249,7 +250,7 @@ class Tokenizer:
         ids: list[int] = []
         begin = 0
         while begin < len(text):
-            cut = _CUT.search(text, begin + _BLOCK) if self._may_cut else None
+            cut = CUT.search(text, begin + BLOCK) if self._may_cut else None
             end = len(text) if cut is None else cut.start()
             ids += self._encode_block(text[begin:end])
             begin = end
@@ -257,7 +258,7 @@ class Tokenizer:
 
     def _encode_block(self, text: str) -> list[int]:
         try:
-            if len(text) <= _MOST_AT_ONCE:
+            if len(text) <= MOST_AT_ONCE:
                 return self._inner.encode(text, add_special_tokens=False).ids
             # the first, from tokenizers 0.20 on, leaves out what is not needed here
             batch = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
@@ -301,7 +302,7 @@ class Tokenizer:
         if not numbers:
             return ""
         try:
-            if len(numbers) <= _MOST_AT_ONCE:
+            if len(numbers) <= MOST_AT_ONCE:
                 return self._inner.decode(numbers, skip_special_tokens=False)
             decoded: str = aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False)[0])
             return decoded
@@ -356,7 +357,7 @@ class Tokenizer:
         name = self._names[token]
         if not self._byte_level:
             return name
-        table = _byte_table()
+        table = byte_table()
         if not all(character in table for character in name):
             return name  # an added token is its own text
         return bytes(table[character] for character in name).decode("utf-8", "backslashreplace")
@@ -419,7 +420,7 @@ class Tokenizer:
     def _why_not(self, text: str, error: BaseException) -> str:
         """A closed vocabulary names the first piece that it lacks; else the library's own words are handed
         on."""
-        if not self._byte_level and self._inner.pre_tokenizer is not None and len(text) <= _MOST_AT_ONCE:
+        if not self._byte_level and self._inner.pre_tokenizer is not None and len(text) <= MOST_AT_ONCE:
             try:
                 pieces = self._inner.pre_tokenizer.pre_tokenize_str(text)
             except PASSED_ON:
@@ -463,54 +464,6 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
         if not 0 <= token < n_ids:
             raise IndexError(f"token id {token:,} is out of range 0..{n_ids - 1:,}")
     return numbers
-
-
-def aside(call: Callable[[], T]) -> T:
-    """The result of a call that lets other threads run but hears no signal. It is made in another thread, so
-    that Ctrl-C ends the wait; the call itself runs to completion, and its result is dropped."""
-    result: list[T] = []
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="attnsparse-tokenizer")
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
-    if failed:
-        raise failed[0]
-    return result[0]
-
-
-def _may_cut(described: dict[str, Any]) -> bool:
-    """Whether texts cut at _CUT have the same tokens, given a tokenizer as JSON: it cuts there itself, as
-    GPT-2 and `from_words` do, and neither changes the text nor looks for names with spaces before."""
-    before = described.get("pre_tokenizer") or {}
-    plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
-    ours = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in (_GPT2_PIECES, _CHARACTERS)
-    ]
-    return (
-        (before in ours or (plain and not before.get("add_prefix_space")))
-        and not any(described.get(name) for name in ("normalizer", "truncation", "padding"))
-        and not any(
-            token["lstrip"] or token["rstrip"] or token["single_word"] or re.search(r"\s", token["content"])
-            for token in described.get("added_tokens", ())
-        )
-    )
-
-
-@functools.cache
-def _byte_table() -> dict[str, int]:
-    """GPT-2's character -> byte: printable bytes are themselves, the others characters from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _from_json(text: str, path: str | None, bos: int | None, split_special: bool) -> Tokenizer:

@@ -97,7 +97,7 @@ class ActivationCache(Mapping[Any, np.ndarray]):
             return SHORT_OTHER.get(key, key)
         if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
             raise KeyError(
-                f"a key of a cache is a hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
+                f"a key must be a hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
             )
         name, layer, layer_type = (*key, None)[:3]
         if layer is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from .. import figures
@@ -61,6 +62,13 @@ def checkpoints_folder(out: Path, resume: bool) -> Path:
         raise FileNotFoundError(2, "holds no run; check the folder's name, or start without resume", str(out))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def gated_twin(model: Model, name: str, changed: Mapping[str, np.ndarray] | None = None) -> Model:
+    """A copy of `model` with the gate switched on (gate_bias as in its config) and some weights changed."""
+    config = dataclasses.replace(model.config, gated=True)
+    weights = {**model.parameters(), **(changed or {})}
+    return Model(config, weights, tokenizer=model.tokenizer, name=name)
 
 
 class RecipeJob:

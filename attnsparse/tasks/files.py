@@ -89,9 +89,7 @@ def read_prompts_json(
     data = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
     prompts = data.get("prompts")
     if not isinstance(prompts, list) or not prompts:
-        _raise_file_error(
-            path, "prompts", f"'prompts' must be a non-empty list, got {shown(prompts)}"
-        )
+        _raise_file_error(path, "prompts", f"'prompts' must be a non-empty list, got {shown(prompts)}")
     limits.check("max_prompts", len(prompts), path, f"a file of {len(prompts):,} prompts", code="file_limit")
     texts = []
     for i, prompt in enumerate(prompts):

@@ -101,7 +101,10 @@ class Task:
             raise ValueError(f"task {self.name!r} has no prompts")
         lengths = {len(part) for part in (self.corrupted, self.answers, self.wrong, self.labels)}
         if {*lengths, len(self.is_ranking)} != {len(self.clean)}:
-            raise ValueError(f"task {self.name!r}: clean, corrupted, answers, wrong, labels and is_ranking must have equal lengths")
+            raise ValueError(
+                f"task {self.name!r}: all its parts (clean, corrupted, ...) must have equal lengths, "
+                f"got {sorted({*lengths, len(self.is_ranking), len(self.clean)})}"
+            )
         for array in (*self.clean, *self.corrupted, *self.answers, *self.wrong, self.is_ranking):
             array.setflags(write=False)
             if array.ndim != 1 or array.dtype.kind not in "iub":

@@ -116,9 +116,7 @@ class TokenData:
         self.batch_size = _check.integer(batch, "batch", 1)
         self.seed = _check.seed(seed)
         if len(self._tokens) <= self.length:
-            raise ValueError(
-                f"tokens must be more than length={self.length:,}, got {len(self._tokens):,}"
-            )
+            raise ValueError(f"tokens must be more than length={self.length:,}, got {len(self._tokens):,}")
         self._digest = (self._states(), self._computed_digest())
 
     @property
@@ -224,7 +222,7 @@ class SequenceData:
         weights: Sequence[Any] = [None] * len(rows) if loss_weights is None else list(loss_weights)
         if len(weights) != len(rows):
             raise ValueError(
-                f"loss_weights must have one row for each of the {len(rows):,} sequences, got {len(weights):,}"
+                f"loss_weights must have a row for each of the {len(rows):,} sequences, got {len(weights):,}"
             )
         self._lengths = np.array([len(row) for row in rows], np.int64)
         self._begin = np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64)

@@ -146,7 +146,7 @@ class TrainingOptions(Options):
                 schedule.at(0, self.steps, n_layer)
         if gated:
             if self.tau is None:
-                raise ValueError("tau is required for a gated model: the largest cross-entropy that it may have")
+                raise ValueError("tau, the largest cross-entropy in nats, is required for a gated model")
             if self.geco_relative and min(map(self._constraint, self._steps_of_constraint())) <= 0:
                 raise ValueError("tau + slack must stay above 0 while geco_relative is True")
             return

@@ -306,7 +306,7 @@ class Transcoders:
             )
         if len(run) != 1:
             raise ValueError(
-                f"features need a run of one prompt, got one of {len(run)}; use run[i], or one prompt at a time"
+                f"features need a run of one prompt, got one of {len(run)}; use run[i] or a single prompt"
             )
         first, last = run._range(0 if run._index is None else run._index)
         with progress_bar(progress, len(self.layers), "features", "layer") as bar:

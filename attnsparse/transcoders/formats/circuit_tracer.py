@@ -149,10 +149,8 @@ def _without_filling(counts: Any, layers: dict[int, StoredLayer], path: Path) ->
     sizes = [layer.n_features for layer in layers.values()]
     good = isinstance(counts, list) and len(counts) == len(sizes)
     if not good or not all(type(n) is int and 1 <= n <= most for n, most in zip(counts, sizes)):
-        text = (
-            f"{N_FEATURES} must have a number for each of the {len(sizes)} layers, at least 1 and at most as many "
-        )
-        raise file_error(ConfigError, "config_type", path, f"{text}as its file has", field=N_FEATURES)
+        text = f"{N_FEATURES} must have a number in 1..n for each of the {len(sizes)} layers, n being the "
+        raise file_error(ConfigError, "config_type", path, f"{text}number in its file", field=N_FEATURES)
     return {number: _first(layer, n) for (number, layer), n in zip(layers.items(), counts)}
 
 
