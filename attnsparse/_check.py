@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 
-# What gives an object of ours, for the message that asks for one.
+# How to make an object of each kind, for the message that asks for one.
 _MADE_BY = {
     "Features": "Transcoders.features gives",
     "FeatureLabels": "asp.describe_features gives",

@@ -55,7 +55,7 @@ _WHITE = 1 / 512  # entries up to here have the colour of an empty map
 _VECTOR_TOKENS = 64  # maps of longer prompts are images,
 _VECTOR_ENTRIES = 2**16  # and so are maps that have more entries together
 _MAP_COLOURS = WHITE_TO_BLUE.with_extremes(bad=(1.0, 1.0, 1.0, 0.0))
-_VALUE_TOKENS = 12  # a large map of at most so many tokens shows its numbers
+_VALUE_TOKENS = 12  # a large map with at most this number of tokens shows its values
 
 
 def head_grid(

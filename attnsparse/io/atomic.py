@@ -15,7 +15,7 @@ from typing import Any
 from .. import _check
 from .folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, sync_folder
 
-PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
+PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is handled in between
 FLUSH_BYTES = 4 * PIECE_BYTES  # flushed at once, for the same reason
 
 File = tuple[str | os.PathLike[str], Iterable[Any]]

@@ -62,7 +62,7 @@ class TorchFile(FileSource):
             _check_magic(self._file)
             self._entries = read_zip_directory(self._file, limits, crc_may_be_off=True)
             root = self._read_pickle(limits, records)
-            #: what lies beside the weights: plain values and inert records by name
+            #: the objects beside the weights: plain values and inert records by name
             self._views, self.beside = _state_dict(root, self._file.path)
             config = _config(self.beside, self._file.path)
             self._check_views(limits)
@@ -213,7 +213,7 @@ def _check_magic(file: RegularFile) -> None:
 
 
 def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[str, object]]:
-    """Find the tensors by name in what the pickle holds, and what lies beside them."""
+    """Find the tensors by name among the objects of the pickle, and the objects beside them."""
     places = list(_places(root))
     if not places:
         keys = _keys_with_tensors(root)
@@ -290,7 +290,7 @@ def _config(beside: dict[str, object], path: str) -> dict[str, object] | None:
 
 
 def _check_view(view: StoredTensor, name: str, path: str) -> None:
-    """A tensor must lie inside its storage and reach no element twice."""
+    """A tensor must be inside its storage and reach no element twice."""
     problem = None
     count = view.storage.n_elements
     n_values = math.prod(view.shape)

@@ -61,7 +61,7 @@ class Storage:
 class StoredTensor:
     """A view of a storage: first element, shape, strides, in elements. Its bounds are not yet checked.
 
-    `negative` is torch's negative bit: the values are those of the storage with the other sign.
+    `negative` is torch's negative bit: the values are those of the storage, negated.
     """
 
     storage: Storage

@@ -37,7 +37,7 @@ class Batch:
 
     @cached_property
     def squares(self) -> np.ndarray:
-        """int64 [B + 1], read-only: where each prompt's (T, T) square begins, if they lie in a row."""
+        """int64 [B + 1], read-only: where each prompt's (T, T) square begins if they are packed."""
         squares = np.concatenate([[0], np.cumsum(self.lengths**2)])
         squares.setflags(write=False)
         return squares

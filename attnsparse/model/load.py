@@ -53,7 +53,7 @@ _EXAMPLES = {
         "; 'LNPre' means folded LayerNorms, and a model without any LayerNorm is not read",
     ),
 }
-# what tells of the model that a folder held before, beside the files that `save` writes
+# files of an earlier model in the folder, beyond those that `save` writes
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 

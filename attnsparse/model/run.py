@@ -237,7 +237,7 @@ class Run(Recorded):
         if not len(layer) == len(head) == len(query) == len(key):
             raise ValueError("layer, head, query and key must have the same length")
         scores = np.empty(len(layer), self.model.dtype)
-        # in parts, between which signals are heard, and whose copies are small
+        # in parts: signals are handled between them, and their copies are small
         for at in range(0, max(len(layer), 1), _ENTRIES_AT_ONCE):
             part = slice(at, at + _ENTRIES_AT_ONCE)
             _check_entries(query[part], key[part], last - first, at)

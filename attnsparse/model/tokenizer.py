@@ -1,7 +1,7 @@
 """Text to token ids and back, thin over the `tokenizers` library, which is imported when first needed.
 
-Nothing is added to a text unless `prepend_bos=True` says so, whatever a tokenizer's files say: positions then
-shift by one, so it is never a default. A prompt that begins with the BOS token gets no second one.
+Nothing is added to a text without `prepend_bos=True`, whatever a tokenizer's files say: positions shift by
+one, so it is never a default. A prompt that begins with the BOS token gets no second one.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class Tokenizer:
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def _encode(self, text: str) -> list[int]:
-        """Block by block where that changes nothing, so that Ctrl-C is heard: the library itself is deaf."""
+        """Block by block if the tokens stay the same, so that Ctrl-C works: the library ignores signals."""
         ids: list[int] = []
         begin = 0
         while begin < len(text):
@@ -260,7 +260,7 @@ class Tokenizer:
         try:
             if len(text) <= MOST_AT_ONCE:
                 return self._inner.encode(text, add_special_tokens=False).ids
-            # the first, from tokenizers 0.20 on, leaves out what is not needed here
+            # encode_batch_fast, since tokenizers 0.20, skips the offsets
             batch = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
             ids: list[int] = aside(lambda: batch([text], add_special_tokens=False)[0].ids)
             return ids
@@ -418,8 +418,7 @@ class Tokenizer:
         return _from_json, (self.to_json(), self.path, self.bos_id, self._inner.encode_special_tokens)
 
     def _why_not(self, text: str, error: BaseException) -> str:
-        """A closed vocabulary names the first piece that it lacks; else the library's own words are handed
-        on."""
+        """The first piece that a closed vocabulary lacks; otherwise the library's own message."""
         if not self._byte_level and self._inner.pre_tokenizer is not None and len(text) <= MOST_AT_ONCE:
             try:
                 pieces = self._inner.pre_tokenizer.pre_tokenize_str(text)

@@ -14,14 +14,17 @@ GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+
 CHARACTERS = r"[\s\S]"
 # where white space begins, both begin a new piece; \S is narrower in Python than there
 CUT = re.compile(r"(?<=\S)[ \t\r\n]")
-LONGEST_PIECE = 100  # characters of a number or word that is no token of a closed vocabulary
+LONGEST_PIECE = 100  # characters of a number or word that is not in a closed vocabulary
 BLOCK = 16_384  # characters, some milliseconds
-MOST_AT_ONCE = 8 * BLOCK  # characters or tokens for which the library may be deaf to Ctrl-C
+MOST_AT_ONCE = 8 * BLOCK  # characters or tokens of one call in the main thread, which delays Ctrl-C
 
 
 def aside(call: Callable[[], T]) -> T:
-    """The result of a call that lets other threads run but hears no signal. It is made in another thread, so
-    that Ctrl-C ends the wait; the call itself runs to completion, and its result is dropped."""
+    """The result of a call that releases the GIL but ignores signals.
+
+    It is made in another thread, so that Ctrl-C ends the wait; the call itself runs to completion, and its
+    result is discarded.
+    """
     result: list[T] = []
     failed: list[BaseException] = []
 
@@ -41,8 +44,11 @@ def aside(call: Callable[[], T]) -> T:
 
 
 def may_cut(described: dict[str, Any]) -> bool:
-    """Whether texts cut at CUT have the same tokens, given a tokenizer as JSON: it cuts there itself, as
-    GPT-2 and `from_words` do, and neither changes the text nor looks for names with spaces before."""
+    """Whether texts cut at CUT have the same tokens, given a tokenizer as JSON.
+
+    That is the case if it cuts there itself, as GPT-2 and `from_words` do, and before that neither changes
+    the text nor looks for names with spaces.
+    """
     before = described.get("pre_tokenizer") or {}
     plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
     ours = [
@@ -61,7 +67,7 @@ def may_cut(described: dict[str, Any]) -> bool:
 
 @functools.cache
 def byte_table() -> dict[str, int]:
-    """GPT-2's character -> byte: printable bytes are themselves, the others characters from U+0100 on."""
+    """GPT-2's character -> byte: printable bytes are themselves, others are characters above U+00FF."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

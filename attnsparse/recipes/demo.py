@@ -7,7 +7,7 @@ needs it. So the tasks are learned again in the late layers, then the early ones
 circuits lie is made by this, not found. At the end of a phase the learning rate falls while the constraint
 stays, and every model is judged by one rule: a gate is open where its score is above 0.
 
-Two twins, because what is wanted pulls apart. Both go on from the common phase with all edges at one price:
+Two twins, because the two aims conflict. Both continue from the common phase with all edges at one price:
 `demo-sparse` from before its end, while several heads still do the same work; `demo-sparse-max` from its end,
 with few edges left, to bring the cross-entropy back near the dense model's.
 

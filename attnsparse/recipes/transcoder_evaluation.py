@@ -69,7 +69,7 @@ def evaluate(transcoders: Transcoders, model: Model, batches: int = TEXT_BATCHES
 
 
 def measure(folder: Path, model: Model, trained: Transcoders) -> SetFacts:
-    """The facts of the card: of the set as it lies in `folder`, and the loss before it was rounded."""
+    """The facts of the card: of the set in `folder`, and the loss before it was rounded."""
     stored = load_transcoders(folder, model)
     table, before = evaluate(stored, model), evaluate(trained, model)
     text = DemoText(seed=TEXT_SEED)

@@ -184,7 +184,7 @@ class _Reader:
         return str(value)
 
     def _years(self, i: int, cells: Sequence[Any], clean: str) -> tuple[Any, ...]:
-        """The year must be one of the prompt: what is no year is not taken for one."""
+        """The year must be in the prompt, so that no other number is taken for one."""
         column = self.layout.right
         number = self._integer(i, column, cells[0], 9998 if column == "year" else 98)
         digits = f"{number:04d}" if column == "year" else YEARS[number]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 2**21  # values at once, so that Ctrl-C is heard in between
+BLOCK = 2**21  # values at once, so that Ctrl-C is handled in between
 
 
 class Column:

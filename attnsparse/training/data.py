@@ -57,7 +57,8 @@ class Data(Protocol):
 def settled(batch: Any, dtype: np.dtype[Any]) -> Any:
     """A batch as the engine takes it: weights of the model's type, and 0 where the target is -100.
 
-    What is no tuple of four is left to the engine, which says so. Raises ValueError for negative weights.
+    Anything but a tuple of four is left to the engine, which refuses it. Raises ValueError for negative
+    weights.
     """
     if not isinstance(batch, tuple) or len(batch) != 4:
         return batch

@@ -128,7 +128,7 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
         If the file cannot be read; FileNotFoundError for a folder with neither file.
     FormatError
         With a code: json_* and duplicate_name for the JSON; magic, version, header_value for its fields;
-        feature for a feature that makes no sense; csv for a CSV.
+        feature for an invalid feature; csv for a CSV.
     LimitError
         Above one of `limits`.
     """

@@ -1,4 +1,4 @@
-"""What features of transcoders stand for: where they are active, what they promote, a label made of both.
+"""The meaning of features of transcoders: where they are active, what they promote, a label made of both.
 
 labels = asp.describe_features(model, transcoders, prompts)
 graph = asp.attribution_graph(model, transcoders, prompt, labels=labels)

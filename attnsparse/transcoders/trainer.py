@@ -1,8 +1,9 @@
 """Training of per-layer transcoders: every layer's dictionary learns from the same runs of the model.
 
 A step runs the model once on a batch of text and takes one optimiser step in each layer, on its rows of
-ln2.hook_normalized (in) and hook_mlp_out (out), every token alike. Nothing is kept between steps but weights,
-moments and counters, so a run can stop anywhere and continue to the same bytes.
+ln2.hook_normalized (in) and hook_mlp_out (out), with equal weight for every token. Nothing is
+kept between steps but weights, moments and counters, so a run can stop anywhere and continue to the same
+bytes.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def train_transcoders(
     Raises
     ------
     TypeError, ValueError
-        For options or data that make no sense.
+        For invalid options or data.
     CheckpointError
         For a checkpoint that is damaged or of another run.
     TrainingDiverged

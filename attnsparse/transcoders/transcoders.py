@@ -77,7 +77,7 @@ class Transcoders:
     Raises
     ------
     ConfigError
-        With code config_value or hook, for values that make no sense.
+        With code config_value or hook, for invalid values.
     TypeError
         For a source without one of its methods.
 

@@ -20,7 +20,7 @@ typedef struct {
 } asp_layernorm;
 asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context);
 
-/* Rows are added up in so many chunks, whatever the number of threads. */
+/* The number of chunks in which rows are added up, for any number of threads. */
 enum { ASP_LN_CHUNKS = 32 };
 typedef struct {
     asp_real *dx;              /* (n,E) added to */

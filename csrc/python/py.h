@@ -84,7 +84,7 @@ typedef struct {
 } py_call;
 void asp_py_call_begin(py_call *call, int n_threads);
 void asp_py_call_end(py_call *call);
-/* From a callback of such a call, to use Python, in the caller's floating-point environment, and to go on without. */
+/* From a callback of such a call: begin and end using Python, in the caller's floating-point environment. */
 void asp_py_call_attach(py_call *call);
 void asp_py_call_detach(py_call *call);
 /* 0 and RuntimeError if the model is taken. */

@@ -33,7 +33,7 @@ void asp_features_give_back(asp_features *f, void *block, int64_t n, int64_t siz
 
 static int is_absent(const asp_features *f, int64_t layer) { return f->coder.absent && f->coder.absent[layer]; }
 
-/* Goes on to the next layer that has a dictionary. */
+/* Continues with the next layer that has a dictionary. */
 static void pass_absent(asp_features *f) {
     while (f->n_layers < f->config.n_layer && is_absent(f, f->n_layers)) f->n_layers++;
 }

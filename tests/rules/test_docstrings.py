@@ -21,7 +21,8 @@ NOTHING = (None, "None", "NoReturn", inspect.Signature.empty)
 # What is not there yet: fields of results, and sections.
 KNOWN = {
     "Circuit", "circuits.EntryEffects", "circuits.Needed", "circuits.Ratio",
-    "Graph", "Graph.incoming", "Graph.needed_heads", "Graph.outgoing", "Graph.without_heads", "Graph.to_pandas", "Group",
+    "Graph", "Graph.incoming", "Graph.needed_heads", "Graph.outgoing", "Graph.to_pandas",
+    "Graph.without_heads", "Group",
     "graphs.Loadings", "graphs.ScoreSplit", "graphs.WordEffect", "graphs.WordEffect.same_entry",
     "graphs.word_effect",
 }  # fmt: skip
