@@ -1,8 +1,8 @@
 """Every check of an argument: each returns the value in its plain form, or says what was given and what is
 accepted.
 
-TypeError for the wrong kind of value (bool is no number), ValueError or IndexError for the right kind with a
-value out of range.  Values read from files go through `io` and raise FormatError instead.
+TypeError for the wrong kind of value (bool is not a number), ValueError or IndexError for the right kind
+with a value out of range.  Values read from files go through `io` and raise FormatError instead.
 """
 
 from __future__ import annotations

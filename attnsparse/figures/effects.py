@@ -1,4 +1,4 @@
-"""Explained effect against how many heads or attention edges are kept, and how far apart two models are."""
+"""Explained effect against the number of heads or attention edges kept, and the ratio of two models."""
 
 from __future__ import annotations
 

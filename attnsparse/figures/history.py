@@ -1,4 +1,4 @@
-"""How a training went, as curves over its steps."""
+"""The course of a training, as curves over its steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Recognises files that are not checkpoints of a GPT-2, and says how to convert them.
 
-Tables only; the readers ask here when they cannot continue. Only the beginning of a file is looked at, and no
-table here decides that something is read.
+Tables only; the readers ask here when they cannot continue. Only the beginning of a file is examined, and no
+table here decides that a file is read.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _DTYPES = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32",
 
 
 class NpzFile(FileSource):
-    """One .npz file, open for reading; `tensors` tells what is in it, names without ".npy".
+    """One .npz file, open for reading; `tensors` lists its arrays, names without ".npy".
 
     Raises FormatError with the codes of zip_directory and magic, array_header, dtype, size_mismatch, crc;
     LimitError tensor_limit, rank_limit.

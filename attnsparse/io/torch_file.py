@@ -41,7 +41,7 @@ _CONFIGS = ("model_args", "cfg")  # nanoGPT's name; what TransformerLens calls a
 
 
 class TorchFile(FileSource):
-    """The state dict in a torch file, open for reading; `tensors` tells what is in it.
+    """The state dict in a torch file, open for reading; `tensors` lists its tensors.
 
     The state dict may be the file's top level or lie under the keys that training programs use (`model`,
     `state_dict`, ...), one in another too; `config` then is nanoGPT's `model_args` or a `cfg` beside it.
@@ -100,7 +100,7 @@ class TorchFile(FileSource):
         return read_pickle_data(self._entry_bytes(found[0], n_bytes), path, limits=limits, records=records)
 
     def _check_version(self) -> None:
-        """torch.save has written version 3 since 1.6; torch itself reads none but these."""
+        """torch.save has written version 3 since 1.6; torch itself reads no other version."""
         names = [name for name in (".data/version", "version") if self._prefix + name in self._entries]
         found = self._entry_bytes(self._prefix + names[0], 16) if names else b""
         if not re.fullmatch(rb"[1-9]|10", found.strip(b"\n")):

@@ -131,7 +131,7 @@ def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.nd
 
 
 def _without_row(model: Model, ids: np.ndarray, where: str) -> str:
-    """What is said of the first id that has no row in the embedding."""
+    """The message about the first id that has no row in the embedding."""
     rows, tokens = model.config.n_vocab, model.tokenizer
     at = int(np.argmax((ids < 0) | (ids >= rows)))
     token = int(ids[at])

@@ -1,4 +1,4 @@
-"""How good a model is on given sequences, as it is used: hard gates, no noise."""
+"""Quality of a model on given sequences, with hard gates and no noise, as in use."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ class Sentences:
         nouns = list(chosen)
         first, known = len(start), bool(middle)
         free = [0.0] * (first + n + len(middle))
-        # Noun i is found behind noun i - 1 of the first list; noun 0 behind the start, if a sign asks for it.
+        # Noun i is found after noun i - 1 of the first list, noun 0 after its start if there is a middle.
         found = [ANSWER_WEIGHT if known else 0.0] + [ANSWER_WEIGHT] * (n - 1) + [float(known)]
         needs = [0, *range(first, first + n)]
         return Sentence(start + nouns + middle + nouns + end, free + found, [0] * len(free) + needs)

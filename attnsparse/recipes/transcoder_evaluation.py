@@ -1,4 +1,4 @@
-"""What a set of transcoders reaches on new text, measured on its files, and labels of its features."""
+"""The quality of a set of transcoders on new text, measured on its files, and labels of its features."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .. import _check
 from . import schedules
 from .schedules import PerLayer, Pieces, Schedule, Warmup
 
-MOST = 1e15  # what a step takes; larger values would only make infinity of finite weights
+MOST = 1e15  # largest value of an option; larger ones would turn finite weights into infinity
 Check = Callable[[Any, str], Any]
 Self = TypeVar("Self", bound="Options")
 

@@ -1,6 +1,6 @@
 """The options of a transcoder training: everything that decides its result, as one frozen value.
 
-As in `training_options.py`, how the run is carried out is not here.
+As in `training/options.py`, how the run is carried out is not here.
 """
 
 from __future__ import annotations

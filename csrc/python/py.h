@@ -76,7 +76,7 @@ py_state *asp_py_module_state(PyTypeObject *defining_type);
 
 /* Sets the exception for a status other than OK and returns NULL. */
 PyObject *asp_py_call_raise(asp_status status, const asp_error *err);
-/* A call with the GIL released: poll looks for Ctrl-C. */
+/* A call with the GIL released: poll checks for Ctrl-C. */
 typedef struct {
     asp_context context;
     PyThreadState *thread;

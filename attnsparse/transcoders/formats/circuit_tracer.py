@@ -52,7 +52,7 @@ CONFIG = "config.yaml"
 _KEYS = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan", "scan_name",
          "transcoders", "activation", "k", "repo_id", "revision", "subfolder")  # fmt: skip
 _OURS = "attnsparse_"  # keys that begin so may be there
-N_FEATURES = _OURS + "n_features"  # of each layer: how many features are real, the others fill it up
+N_FEATURES = _OURS + "n_features"  # number of real features of each layer; the rest are padding
 _ACTIVATIONS = {"relu": "relu", "jump_relu": "jump_relu", "jumprelu": "jump_relu", "topk": "topk"}
 _ENTRY_KEYS = {"id", "layer", "filepath"}
 _PLAIN = TensorNames("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
