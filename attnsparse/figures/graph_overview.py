@@ -1,8 +1,8 @@
 """The attribution graph of a prompt in groups: heads behind an edge, dense beside sparse, above the sentence.
 
-The dense model's heads are in a grid on the left. On the right, from above: the sparse model's heads,
-the boxes of groups at their positions (across) and layers (upwards), the tokens. The red arrow runs from the word to the answer and
-points to the heads that carry it. Everything drawn is a number of a `WordEffect`.
+The dense model's heads are in a grid on the left. On the right, from above: the sparse model's heads, the
+boxes of groups at their positions (across) and layers (upwards), the tokens. The red arrow runs from the word
+to the answer and points to the heads that carry it. Everything drawn is a number of a `WordEffect`.
 """
 
 from __future__ import annotations

@@ -102,9 +102,9 @@ static int keep(char *start, int64_t mapped) {
 static void memory_before_fork(void) {
     while (atomic_flag_test_and_set(&kept.lock)) sched_yield();
 }
-static void after_fork(void) { atomic_flag_clear(&kept.lock); }
+static void memory_after_fork(void) { atomic_flag_clear(&kept.lock); }
 __attribute__((constructor)) static void watch_forks(void) {
-    pthread_atfork(memory_before_fork, after_fork, after_fork);
+    pthread_atfork(memory_before_fork, memory_after_fork, memory_after_fork);
 }
 #endif
 

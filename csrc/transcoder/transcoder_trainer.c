@@ -208,7 +208,7 @@ static void entry_backward(const coder_job *job, const asp_real *pre, int64_t sl
     }
 }
 
-static double sum_squares(const asp_real *x, int64_t n) { return asp_isa_kernels()->sum_squares(x, n); }
+static double row_squares(const asp_real *x, int64_t n) { return asp_isa_kernels()->sum_squares(x, n); }
 
 static void main_row(const coder_job *job, int64_t row) {
     const asp_transcoder_trainer *c = job->coder;
@@ -229,7 +229,7 @@ static void main_row(const coder_job *job, int64_t row) {
         entry_backward(job, pre, i, d, &penalty);
     }
     s->count[row] = n;
-    s->sums[row] = sum_squares(residual, c->n_out);
+    s->sums[row] = row_squares(residual, c->n_out);
     s->sums[2 * job->n + row] = penalty;
     s->sums[3 * job->n + row] = active;
 }
@@ -255,7 +255,7 @@ static void dead_row(const coder_job *job, int64_t row) {
         s->dlog[i] = 0;
     }
     s->count[job->n + row] = n;
-    s->sums[job->n + row] = sum_squares(left, c->n_out);
+    s->sums[job->n + row] = row_squares(left, c->n_out);
 }
 
 static void rows_item(void *arg, int64_t item, int thread) {
@@ -374,7 +374,7 @@ static void unit_item(void *arg, int64_t f, int thread) {
     (void)thread;
     const asp_transcoder_trainer *c = arg;
     asp_real *row = weight(c, W_DEC) + f * c->n_out;
-    const double norm = sqrt(sum_squares(row, c->n_out));
+    const double norm = sqrt(row_squares(row, c->n_out));
     if (!(norm > 0)) return;
     for (int64_t i = 0; i < c->n_out; i++) row[i] = (asp_real)((double)row[i] / norm);
 }
