@@ -62,6 +62,11 @@ class Config:
     ------
     ConfigError
         ``config_type`` or ``config_value``; the message names the field.
+
+    References
+    ----------
+    Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (GPT-2). The gate: "Sparse
+    Attention Post-Training for Mechanistic Interpretability", arXiv 2512.05865.
     """
 
     n_layer: int

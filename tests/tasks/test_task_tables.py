@@ -357,7 +357,7 @@ def test_refused_tables_of_mib(tmp_path) -> None:
     pd.DataFrame([row]).to_csv(tmp_path / "mib.csv", index=False)
     with pytest.raises(FormatError, match="objects a CSV does not hold"):
         tasks.read_eap_csv(tmp_path / "mib.csv", TOKENIZER)
-    with pytest.raises(ValueError, match="no table of MIB that is known"):
+    with pytest.raises(ValueError, match="not a known table of MIB"):
         tasks.from_dataframe(pd.DataFrame([row]).drop(columns="choices"), TOKENIZER)
     with pytest.raises(ValueError, match="counterfactual is for tables of MIB"):
         tasks.from_dataframe(pd.DataFrame([PROMPTS]), TOKENIZER, counterfactual="abc")

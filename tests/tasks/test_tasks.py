@@ -179,7 +179,7 @@ def test_addition_refuses_other_tokenizers(demo: Tokenizer) -> None:
         ("copy", {"n_words": "7"}, TypeError, "n_words must be an integer, got str"),
         ("greater_than", {"corrupted_year": "1701"}, ValueError, "corrupted_year must be two digits"),
         ("copy", {"n_words": 2}, ValueError, "n_words"),
-        ("copy", {"n_words": 20, "held_out_words": True}, ValueError, "too many"),
+        ("copy", {"n_words": 20, "held_out_words": True}, ValueError, "n_words must be at most 15"),
         ("copy", {"length": 3}, TypeError, "length"),
         ("ioi", {"counterfactual": "abc"}, ValueError, "s2_io_flip_counterfactual"),
         ("ioi", {"order": "AB"}, ValueError, "ABBA"),
