@@ -37,11 +37,11 @@ def batch(which=None, change=None):
 # ----------------------------------------------------------------------- indices and sizes of prompts
 
 PROMPT_ERRORS = {
-    "no prompt": ([], ValueError, "no prompt"),
+    "no prompt": ([], ValueError, "at least one prompt"),
     "no tokens": ([[]], ValueError, "no tokens"),
     "one without tokens": ([[1], [], [2]], ValueError, "prompt 1 has no tokens"),
     "array without tokens": (np.zeros((2, 0), int), ValueError, "no tokens"),
-    "array without prompts": (np.zeros((0, 3), int), ValueError, "no prompt"),
+    "array without prompts": (np.zeros((0, 3), int), ValueError, "at least one prompt"),
     "too many": ([0] * 25, ValueError, r"25 tokens.* at most 24 \(n_ctx\)"),
     "one too long": ([[0], [0] * 25], ValueError, "prompt 1 has 25 tokens"),
     "negative": ([3, -1], IndexError, r"-1 at position 1 .* 0\.\.95"),
