@@ -1,4 +1,4 @@
-"""What goes into the C core together: named fields, which the core reads by name.
+"""Groups of arguments of the C core: named fields, which the core reads by name.
 
 Letters as in `_core.pyi`; "real" is float32, or float64 for a float64 model.  Arrays are C-contiguous.
 """
