@@ -146,7 +146,8 @@ asp_status asp_graph_sources_order(int32_t *layer, int32_t *position, int32_t *s
  *   probability (V) written: softmax of logits (V) read, in float64
  *   tokens (min(most,V)) written up to *n_tokens: by falling probability, of equal ones the lower first */
 asp_status asp_graph_logits_likely(double *probability, int64_t *tokens, int64_t *n_tokens, const asp_real *logits,
-                                   int64_t n_vocab, int64_t most, double desired, asp_error *err);
+                                   int64_t n_vocab, int64_t most, double desired, const asp_context *context,
+                                   asp_error *err);
 
 /* What logit nodes read behind the final LayerNorm: without `wrong` a node for each token, whose value is the logit
  * minus the mean logit of the vocabulary; else one, the mean logit of the tokens minus that of the wrong ones.

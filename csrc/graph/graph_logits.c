@@ -15,10 +15,13 @@ static void softmax(double *probability, const asp_real *logits, int64_t n) {
 }
 
 asp_status asp_graph_logits_likely(double *probability, int64_t *tokens, int64_t *n_tokens, const asp_real *logits,
-                                   int64_t n_vocab, int64_t most, double desired, asp_error *err) {
+                                   int64_t n_vocab, int64_t most, double desired, const asp_context *context,
+                                   asp_error *err) {
+    ASP_ENVIRONMENT;
     *n_tokens = 0;
     if (n_vocab < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "there are no logits");
     softmax(probability, logits, n_vocab);
+    if (asp_parallel_stopped(context)) return ASP_STOPPED;
     if (most < 1) return ASP_OK;
     asp_graph_choose_item *items = asp_allocate(n_vocab, sizeof *items);
     if (!items) return asp_fail(err, ASP_NO_MEMORY, "no memory to rank the logits of %lld tokens", (long long)n_vocab);

@@ -407,7 +407,11 @@ PyObject *asp_py_graph_likely(PyObject *module, PyObject *args) {
     if (x && (probability = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_vocab, &data[0])) &&
         (tokens = asp_py_arrays_new(ASP_PY_INT64, 1, &n, &data[1]))) {
         asp_error err = {0};
-        const asp_status status = asp_graph_logits_likely(data[0], data[1], &n_tokens, x, n_vocab, most, desired, &err);
+        py_call call;
+        asp_py_call_begin(&call, 1);
+        const asp_status status =
+            asp_graph_logits_likely(data[0], data[1], &n_tokens, x, n_vocab, most, desired, &call.context, &err);
+        asp_py_call_end(&call);
         if (status) Py_CLEAR(tokens);
         if (status) asp_py_call_raise(status, &err);
     }

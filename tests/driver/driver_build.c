@@ -72,7 +72,7 @@ static asp_status add_logits(ingredients *g, const fixture *f, int wrong, const 
     const int64_t v = asp_model_config(f->gated)->n_vocab, other[] = {1};
     int64_t n;
     fill(g->logits, v, 2, 84);
-    asp_status status = asp_graph_logits_likely(g->probability, g->tokens, &n, g->logits, v, 3, 0.999, err);
+    asp_status status = asp_graph_logits_likely(g->probability, g->tokens, &n, g->logits, v, 3, 0.999, context, err);
     if (status) return status;
     g->tokens[0] = wrong && g->tokens[0] == 1 ? 2 : g->tokens[0];
     const asp_graph_outputs outputs = {g->logits, g->tokens, other, n, wrong};

@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
-from public_calls_core import CORE_CALLS, CORE_GRAPH_ARRAYS
+from public_calls_core import CORE_CALLS
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
-from public_objects import ALL, WRT, Everything, Uses, small_task, small_transcoders, uses
+from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp

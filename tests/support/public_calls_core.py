@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import reliability
 from public_calls_graph import FEATURE_ARRAYS
-from public_objects import Everything, Uses, uses
+from public_objects import CORE_GRAPH_ARRAYS, Uses, uses
 from reliability import TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
 from attnsparse._core_types import HeldRun, Metric, Reference
-from attnsparse.graphs.targets import feature_targets, logit_targets
 
 ONE = np.array([0, 1], np.int64)
 CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
 METRIC = Metric("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
-
-CORE_GRAPH_ARRAYS = (
-    "kind", "layer", "position", "feature", "value", "probability", "start", "source", "weights", "carried",
-    "received", "received_alone",
-)  # fmt: skip
 
 NOTHING = Reference()
 
@@ -44,27 +36,6 @@ def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:
     pairs = np.array([[len(graph.carried) - 1, target]])
     arrays = (graph.carried, graph.received, graph.received_alone, graph.pattern)
     return *arrays, pairs, np.array([[6, 7]]), np.ones(1)
-
-
-def build_arguments(e: Everything, **changes: Any) -> dict[str, Any]:
-    """Arguments of `_core.Model.graph_build`: four features and a difference of logits."""
-    tokens = e.features.run.tokens
-    logits = logit_targets(e.model, e.features.run, 5, [7], 1, 0.5)
-    return {
-        "frozen": e.sources.frozen, "writes": e.sources.writes, "features": feature_targets(e.features),
-        "logits": logits.targets, "probability": logits.probability, "tokens": np.array(tokens, np.int32),
-        "most": 4, "max_bytes": 2**30,
-    } | changes  # fmt: skip
-
-
-def node_arrays(graph: asp.Graph, **changes: Any) -> dict[str, Any]:
-    """Arguments of `_core.Graph`: the arrays of a graph."""
-    return {name: graph._core.array(name) for name in CORE_GRAPH_ARRAYS} | changes
-
-
-def grouped(graph: asp.Graph) -> np.ndarray:
-    """Every node in group 0, logits in 1."""
-    return np.isin(np.arange(len(graph)), graph.logits).astype(np.int64)
 
 
 def held(core: _core.Model) -> None:
@@ -229,38 +200,38 @@ CORE_CALLS: dict[str, Uses] = {
         ),
     ),
     "_core.Model.graph_logits": uses(
-        lambda e: e.core.graph_logits(e.one.logits[-1].copy(), np.array([5, 7]), ONE[:0]),
-        lambda e: e.core.graph_logits(e.one.logits[-1].copy(), np.array([5, 7]), np.array([9])),
+        lambda e: e.core.graph_logits(e.last_logits, np.array([5, 7]), ONE[:0]),
+        lambda e: e.core.graph_logits(e.last_logits, np.array([5, 7]), np.array([9])),
         wrong=(
-            lambda e: e.core.graph_logits(e.one.logits[-1].copy(), np.array([96]), ONE[:0]),
-            lambda e: e.core.graph_logits(e.one.logits[-1].copy(), ONE[:0], ONE[:0]),
+            lambda e: e.core.graph_logits(e.last_logits, np.array([96]), ONE[:0]),
+            lambda e: e.core.graph_logits(e.last_logits, ONE[:0], ONE[:0]),
             lambda e: e.core.graph_logits(np.ones(3, np.float32), ONE, ONE[:0]),
         ),
     ),
     "_core.Model.graph_build": uses(
-        lambda e: e.core.graph_build(**build_arguments(e)),
-        lambda e: e.core.graph_build(**build_arguments(e, most=-1)),
-        lambda e: e.core.graph_build(**build_arguments(e, most=0)),
+        lambda e: e.core.graph_build(**e.ingredients),
+        lambda e: e.core.graph_build(**e.ingredients | {"most": -1}),
+        lambda e: e.core.graph_build(**e.ingredients | {"most": 0}),
         wrong=(
-            lambda e: e.core.graph_build(**build_arguments(e, max_bytes=1000)),
-            lambda e: e.core.graph_build(**build_arguments(e, tokens=TOKENS[:3])),
+            lambda e: e.core.graph_build(**e.ingredients | {"max_bytes": 1000}),
+            lambda e: e.core.graph_build(**e.ingredients | {"tokens": TOKENS[:3]}),
             lambda e: e.core.graph_build(
-                **build_arguments(e, writes=e.sources.writes._replace(n_sources=10**6))
+                **e.ingredients | {"writes": e.sources.writes._replace(n_sources=10**6)}
             ),
-            lambda e: e.core.graph_build(**build_arguments(e, frozen=HeldRun(e.plain._core))),
-            lambda e: e.core.graph_build(**build_arguments(e, features=e.reads)),
+            lambda e: e.core.graph_build(**e.ingredients | {"frozen": HeldRun(e.plain._core)}),
+            lambda e: e.core.graph_build(**e.ingredients | {"features": e.reads}),
         ),
         cost=5,
     ),
     "_core.Graph": uses(
-        lambda e: _core.Graph(**node_arrays(e.graph)),
+        lambda e: _core.Graph(**e.graph_arrays),
         wrong=(
-            lambda e: _core.Graph(**node_arrays(e.graph, start=e.graph.start[:-1])),
-            lambda e: _core.Graph(**node_arrays(e.graph, start=e.graph.start[::-1].copy())),
-            lambda e: _core.Graph(**node_arrays(e.graph, source=e.graph.source + 10**6)),
-            lambda e: _core.Graph(**node_arrays(e.graph, kind=e.graph._core.array("kind")[::-1].copy())),
-            lambda e: _core.Graph(**node_arrays(e.graph, carried=e.graph.carried[1:])),
-            lambda e: _core.Graph(**node_arrays(e.graph, value=3)),
+            lambda e: _core.Graph(**e.graph_arrays | {"start": e.graph.start[:-1]}),
+            lambda e: _core.Graph(**e.graph_arrays | {"start": e.graph.start[::-1].copy()}),
+            lambda e: _core.Graph(**e.graph_arrays | {"source": e.graph.source + 10**6}),
+            lambda e: _core.Graph(**e.graph_arrays | {"kind": e.graph._core.array("kind")[::-1].copy()}),
+            lambda e: _core.Graph(**e.graph_arrays | {"carried": e.graph.carried[1:]}),
+            lambda e: _core.Graph(**e.graph_arrays | {"value": 3}),
         ),
     ),
     "_core.Graph.array": uses(
@@ -276,25 +247,25 @@ CORE_CALLS: dict[str, Uses] = {
     "_core.Graph.total_influence": uses(lambda e: e.graph._core.total_influence()),
     "_core.Graph.drivers": uses(lambda e: e.graph._core.drivers()),
     "_core.Graph.flows": uses(
-        lambda e: e.graph._core.flows(grouped(e.graph), 2),
+        lambda e: e.graph._core.flows(e.group, 2),
         wrong=(
-            lambda e: e.graph._core.flows(grouped(e.graph), 1),
-            lambda e: e.graph._core.flows(-1 - grouped(e.graph) * 0, 1),
+            lambda e: e.graph._core.flows(e.group, 1),
+            lambda e: e.graph._core.flows(e.no_group, 1),
             lambda e: e.graph._core.flows(ONE, 2),
         ),
     ),
     "_core.Graph.profile": uses(
-        lambda e: e.graph._core.profile(grouped(e.graph), 2, 2, 0.8),
+        lambda e: e.graph._core.profile(e.group, 2, 2, 0.8),
         wrong=(
-            lambda e: e.graph._core.profile(grouped(e.graph), 2, -1, 0.8),
-            lambda e: e.graph._core.profile(grouped(e.graph) - 3, 2, 2, 0.8),
+            lambda e: e.graph._core.profile(e.group, 2, -1, 0.8),
+            lambda e: e.graph._core.profile(e.group - 3, 2, 2, 0.8),
         ),
     ),
     "_core.graph_writes": uses(
-        lambda e: _core.graph_writes(e.features.layer, e.features.position, np.array([2, 1]), 8),
+        lambda e: _core.graph_writes(e.features.layer, e.features.position, e.n_outputs, 8),
         wrong=(
             lambda e: _core.graph_writes(e.features.layer, e.features.position, np.array([2, 2]), 8),
-            lambda e: _core.graph_writes(e.features.layer, e.features.position, np.array([2, 1]), 3),
+            lambda e: _core.graph_writes(e.features.layer, e.features.position, e.n_outputs, 3),
             lambda e: _core.graph_writes(
                 e.features.layer[::-1].copy(), e.features.position, np.array([2, 1]), 8
             ),
@@ -302,7 +273,7 @@ CORE_CALLS: dict[str, Uses] = {
         ),
     ),
     "_core.graph_likely": uses(
-        lambda e: _core.graph_likely(e.one.logits[-1].copy(), 5, 0.9),
+        lambda e: _core.graph_likely(e.last_logits, 5, 0.9),
         wrong=(
             lambda e: _core.graph_likely(np.ones(0, np.float32), 5, 0.9),
             lambda e: _core.graph_likely(3, 5, 1),
