@@ -1,4 +1,4 @@
-"""What goes into the C core together: named fields, which the core reads by name.
+"""Groups of arguments of the C core: named fields, which the core reads by name.
 
 Letters as in `_core.pyi`; "real" is float32, or float64 for a float64 model.  Arrays are C-contiguous.
 """
@@ -82,6 +82,15 @@ class Reads(NamedTuple):
     position: np.ndarray  #: int32 [n]
     reading: np.ndarray  #: int32 [n]: as it is, normalised, or through the LayerNorm
     vectors: np.ndarray  #: real [n, E]
+
+
+class Targets(NamedTuple):
+    """What may become the n features, or the logits, of a graph."""
+
+    reads: Reads
+    constant: np.ndarray  #: float64 [n]: added to what they read
+    value: np.ndarray  #: float64 [n]: the result in the run
+    number: np.ndarray  #: int32 [n]: of a feature in its layer; token id of a logit, -1 for a difference
 
 
 class Substitute(NamedTuple):

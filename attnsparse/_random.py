@@ -20,7 +20,7 @@ WEIGHTS = 4
 # 7: circuits, in csrc/base/base.h
 TRANSCODERS = 8  # first counter: the layer
 
-_AT_ONCE = 2**20  # numbers drawn between two looks for Ctrl-C
+_AT_ONCE = 2**20  # numbers drawn between two checks for Ctrl-C
 
 
 def raw(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-/* base.h: memory, arenas, the thread pool, random numbers: what every folder of the core stands on. */
+/* base.h: memory, arenas, the thread pool, random numbers: on which every folder of the core is built. */
 #ifndef ASP_BASE_H
 #define ASP_BASE_H
 
@@ -28,7 +28,7 @@ struct asp_environment {
 void asp_environment_enter(asp_environment *environment);
 void asp_environment_leave(asp_environment *environment);
 void asp_environment_of_worker(void);
-/* First in every public function that computes (tests/test_source.py asks for it). */
+/* First in every public function that computes (tests/rules/test_source.py checks it). */
 #define ASP_ENVIRONMENT                                                                                                \
     asp_environment environment_ __attribute__((cleanup(asp_environment_leave)));                                      \
     asp_environment_enter(&environment_)
@@ -92,6 +92,14 @@ static inline asp_status asp_context_progress(const asp_context *context, const 
 }
 /* Writes "12.3 MB" into text and returns it. */
 const char *asp_fail_size(char text[32], double bytes);
+
+/* ---- sum.c ---------------------------------------------------------------------- */
+
+/* The i-th number to be added. */
+typedef double (*asp_term)(const void *arg, int64_t i);
+/* The sum of terms 0 .. n-1. */
+double asp_sum(asp_term term, const void *arg, int64_t n);
+double asp_sum_squares(const double *x, int64_t n); /* x (n) read */
 
 /* ---- parallel.c ---------------------------------------------------------------- */
 

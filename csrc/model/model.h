@@ -38,6 +38,11 @@ typedef struct {
     int64_t stride;
 } asp_slot;
 
+/* The data of a layer; NULL: not wanted. */
+static inline asp_real *asp_slot_at(asp_slot slot, int64_t layer) {
+    return slot.data ? slot.data + layer * slot.stride : NULL;
+}
+
 typedef struct {
     int64_t n_tokens, n_rows, n_sequences, max_length;
     const int32_t *tokens;       /* (N) */

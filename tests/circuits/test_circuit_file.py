@@ -172,7 +172,7 @@ def test_missing_files(path):
 @pytest.mark.parametrize("wrong", [3, None, b"c"])
 def test_a_path_of_another_kind(wrong):
     for call in (load_circuit, example().save):
-        with pytest.raises(TypeError, match="path must be a text or a path, got"):
+        with pytest.raises(TypeError, match="path must be a string or a path, got"):
             call(wrong)
 
 

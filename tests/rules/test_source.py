@@ -31,6 +31,9 @@ STATEFUL = {
     "isa.c",  # the instruction set, chosen when the module is imported
 }
 
+# Folders in which no two files have a static function of one name.
+NAMED_FOLDERS = {"base", "kernels", "model", "train", "transcoder", "python"}
+
 C_FILES = sorted(CSRC.rglob("*.[ch]"))
 PYTHON_FILES = sorted((ROOT / "attnsparse").rglob("*.py"))
 each_c_file = pytest.mark.parametrize("path", C_FILES, ids=lambda path: path.name)
@@ -182,6 +185,21 @@ def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= limit
 
 
+def static_functions(path: Path) -> set[str]:
+    """Names of the functions that only this file can call."""
+    return set(re.findall(r"^static\s[^=;(){}]*?\b([a-z]\w*)\(", code_of(path), flags=re.M))
+
+
+def test_static_functions_are_named_after_their_subject():
+    """No name in two files, so that a debugger and a profiler tell them apart."""
+    places: dict[str, list[str]] = {}
+    for path in C_FILES:
+        if path.parent.name in NAMED_FOLDERS:
+            for name in static_functions(path):
+                places.setdefault(name, []).append(path.name)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_map_names_every_folder():
     """docs/developing.md says where to look for what; a new folder gets a line there."""
     text = (ROOT / "docs" / "developing.md").read_text().partition("## Map")[2]
@@ -232,6 +250,8 @@ def test_the_checks_can_fail(tmp_path):
     assert lines_with(OUTPUT_OR_EXIT, bad) == ["bad.c:5"]
     code = "struct s { int a; };\nint x[] = {1, 2};\n\nint f(int a)\n{\n  if (a) { a = 1; }\n  return a;\n}\n"
     assert list(functions(strip_c(code))) == [(4, "int f(int a)", 5)]
+    bad.write_text("static int f(int a) {\n  return g(a);\n}\nstatic const int n = h(1);\nint k(void);\n")
+    assert static_functions(bad) == {"f"}
     symbols = (
         "00 l    df *ABS*  00  bad.c\n08 l     O .bss  08  counter\n10 l     O .data.rel.ro  08  table\n"
         "00 l    df *ABS*  00  \n18 l     O .data  04  .hidden shared\n"
