@@ -6,15 +6,28 @@ passed in must be C-contiguous and of the stated type; arrays returned lend memo
 alive.  `threads=0` means the number set by `set_num_threads`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
-from ._core_types import Curve, HeldRun, Interventions, Metric, Reads, Reference, Substitute, Targets, Writes
+from ._core_types import (
+    CircuitOptions,
+    Curve,
+    EffectOptions,
+    HeldRun,
+    Interventions,
+    Metric,
+    Reads,
+    Substitute,
+    Targets,
+    Task,
+    Writes,
+)
 
 Real = npt.NDArray[np.floating[Any]]
+Progress = Callable[[str, int, int], object]
 
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
@@ -154,36 +167,62 @@ class Model:
         substitute: transcoders in place of MLPs, new Features of N tokens.
         """
 
-    def sweep(
-        self,
-        clean: Run,
-        variants: npt.NDArray[np.int64],
-        unit: int,
-        order: npt.NDArray[np.int32],
-        reference: Reference,
-        metric: Metric,
-        threads: int = 0,
-    ) -> npt.NDArray[np.float64]:
-        """Metric of every variant (n,7: the fields of asp_variant) of a clean run
-        that recorded resid and qkv; see asp_sweep in csrc/asp.h.
+    def candidates(self, task: Task, unit: str, threads: int = 0) -> npt.NDArray[np.int32]:
+        """Every item (n, 2 | 3 | 4) that can have an effect."""
 
-        unit: 0 heads, 1 heads at positions, 2 attention entries; order: flat ranks of all items of the unit.
+    def whole(self, task: Task, threads: int = 0) -> npt.NDArray[np.float64]:
+        """The metric of the whole model (B)."""
+
+    def knock_out(
+        self,
+        task: Task,
+        items: npt.NDArray[np.int32],
+        options: EffectOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """The metric with each item alone ablated (n,B).
+
+        progress is called now and then with a stage, and how much of how much of it is done; what it raises
+        ends the call.
         """
+
+    def keep_only(
+        self,
+        task: Task,
+        items: npt.NDArray[np.int32],
+        sizes: npt.NDArray[np.int64],
+        options: EffectOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """The metric with the first so many items kept, everything else of the unit ablated (n_sizes,B)."""
+
+    def leave_one_out(
+        self,
+        task: Task,
+        items: npt.NDArray[np.int32],
+        options: EffectOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """The same with all items kept but each one in turn (n,B)."""
 
     def attribution(
         self,
-        tokens: npt.NDArray[np.int32],
-        offsets: npt.NDArray[np.int64],
-        unit: int,
+        task: Task,
+        options: EffectOptions,
         steps: int,
         through_gate: bool,
-        reference: Reference,
-        closed: npt.NDArray[np.bool_] | None,
-        metric: Metric,
-        max_bytes: int = ...,
         threads: int = 0,
+        progress: Progress | None = None,
     ) -> npt.NDArray[np.float64]:
-        """First-order effects (L,H), (L,H,T) or (L,H,T,T), summed over sequences; see asp_attribution."""
+        """First-order effects (L,H), (L,H,T) or (L,H,T,T), averaged over prompts."""
+
+    def circuit(
+        self, ranking: Task, evaluation: Task, items: npt.NDArray[np.int32], options: CircuitOptions, /
+    ) -> Circuit:
+        """A search for a circuit among items, which has not begun."""
 
     def graph_edges(
         self, frozen: HeldRun, writes: Writes, reads: Reads, threads: int = 0
@@ -265,6 +304,22 @@ class Run:
         key: npt.NDArray[np.int64],
         /,
     ) -> Real: ...
+
+@final
+class Circuit:
+    """A search for a circuit, then the owner of its arrays."""
+
+    def step(self, threads: int = 0, progress: Progress | None = None) -> bool:
+        """Take one step; whether the search has ended. An exception leaves it as before or after the step."""
+
+    def state(self) -> npt.NDArray[np.int64]:
+        """All that the search has found."""
+
+    def restore(self, state: npt.NDArray[np.int64], /) -> None:
+        """Continue from the state of a search of the same question."""
+
+    def array(self, name: str, /) -> npt.NDArray[Any]:
+        """Read-only view of one array of a search that has ended."""
 
 @final
 class Graph:

@@ -48,12 +48,44 @@ class Curve(NamedTuple):
     sizes: np.ndarray | None = None  #: int64 [S]: the numbers n, ascending
 
 
-class Reference(NamedTuple):
-    """What ablated items are replaced by; all None: zero."""
+class Task(NamedTuple):
+    """B prompts and what is measured on them."""
 
-    run: Any = None  #: `_core.Run` of paired prompts
-    z: np.ndarray | None = None  #: real [L, T, H, D]: means of heads
-    entries: np.ndarray | None = None  #: real [L, H, T, T, D]: means of contributions
+    tokens: np.ndarray  #: int32 [N]
+    offsets: np.ndarray  #: int64 [B + 1]
+    corrupted: np.ndarray | None  #: int32 [N]: prompts of the same lengths
+    metric: Metric
+
+
+class EffectOptions(NamedTuple):
+    """What an item is, and what replaces it; see `asp_effect_options` in csrc/asp_circuit.h."""
+
+    unit: str
+    ablation: str
+    max_bytes: int
+    reference: np.ndarray | None = (
+        None  #: int32: tokens of prompts that "mean" averages over; None: the task's
+    )
+    reference_offsets: np.ndarray | None = None  #: int64
+
+
+class CircuitOptions(NamedTuple):
+    """How a circuit is searched for; see `asp_circuit_options` in csrc/asp_circuit.h."""
+
+    effects: EffectOptions
+    method: str
+    normalize: str
+    rank_by: str
+    smaller_is_better: bool
+    steps: int
+    greedy_step: float
+    sizes: np.ndarray | None  #: int64, ascending; None: the default ones
+    n_bootstrap: int
+    n_random: int
+    confidence: float
+    seed: int
+    task_name: str  #: for errors, as metric_name
+    metric_name: str
 
 
 class HeldRun(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import printable
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 12  # rows of a table in a notebook
+_STAGE_UNITS = {
+    "attribution": "prompt",
+    "backward elimination": "item",
+    "random orders": "order",
+}  # else runs
 _SIGNS = 40  # characters of a bar's text, which may be the name of a model
 
 
@@ -23,15 +28,43 @@ def progress_bar(progress: bool | None, total: int, text: str, unit: str, initia
 
     progress: None shows it if stderr is a terminal or a notebook reads it, and the call takes a second.
     """
-    shown = sys.stderr.isatty() or _in_notebook() if progress is None else progress
-    if not shown:
+    if not _is_shown(progress):
         return contextlib.nullcontext()
+    return _bar(progress, total, text, unit, initial)
+
+
+def _is_shown(progress: bool | None) -> bool:
+    return sys.stderr.isatty() or _in_notebook() if progress is None else progress
+
+
+def _bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:
     from tqdm import tqdm
 
     delay = 1.0 if progress is None else 0.0
     return tqdm(
         total=total, initial=initial, desc=shortened(text, _SIGNS), unit=unit, mininterval=0.5, delay=delay
     )
+
+
+@contextlib.contextmanager
+def stage_bars(progress: bool | None) -> Iterator[Callable[[str, int, int], None] | None]:
+    """What the core tells how far it is, as a context: one bar for each stage. None if none is shown."""
+    if not _is_shown(progress):
+        yield None
+        return
+    with contextlib.ExitStack() as open_bars:
+        bar: Any = None
+        shown = ""
+
+        def tell(stage: str, done: int, total: int) -> None:
+            nonlocal bar, shown
+            if stage != shown or done == 0:
+                open_bars.close()  # that of the stage before
+                bar = open_bars.enter_context(_bar(progress, total, stage, _STAGE_UNITS.get(stage, "run")))
+                shown = stage
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 def _in_notebook() -> bool:

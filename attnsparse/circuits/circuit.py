@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 10  # items in the notebook's table
+ARRAYS = (
+    "items", "scores", "sizes", "values", "full", "empty", "effect", "effect_low", "effect_high",
+    "random_effect", "random_low", "random_high",
+)  # fmt: skip
+"""Fields of a Circuit that are arrays, as `_core.Circuit.array` knows them."""
 _CORE = core_for("float64")
 
 
@@ -33,8 +38,8 @@ _CORE = core_for("float64")
 class Circuit:
     """A ranking of n items with its evaluation on P prompts at S sizes. Made by `find_circuit`.
 
-    All arrays are read-only. Every number depends on the ablation, the normalization and the metric: compare
-    only circuits in which these agree.
+    All arrays are read-only; those of `find_circuit` are views of the core's memory. Every number depends on
+    the ablation, the normalization and the metric: compare only circuits in which these agree.
     """
 
     model_name: str

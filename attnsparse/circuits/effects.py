@@ -15,34 +15,24 @@ ablated one's, nats), or a `tasks.CustomMetric`; None is the task's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _check
-from .._display import progress_bar
+from .._core_types import EffectOptions, Metric
+from .._core_types import Task as PackedTask
+from .._display import stage_bars
+from ..model.batch import as_batch
 from ..model.interventions import ABLATIONS
+from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.metrics import METRICS
+from ..tasks.custom import CustomMetric, chosen_metric
+from ..tasks.metrics import METRICS, packed
+from ..tasks.task import Task
 from .choices import UNITS
-from .effects_sweep import (
-    BLOCK_BYTES,
-    KEPT,
-    NEVER,
-    AblationSetting,
-    AblationSweep,
-    blocks,
-    check_model_and_task,
-    one_length,
-    open_entries,
-)
-
-if TYPE_CHECKING:
-    from ..model.model import Model
-    from ..tasks.custom import CustomMetric
-    from ..tasks.task import Task
 
 __all__ = [
     "ABLATIONS",
@@ -57,7 +47,6 @@ __all__ = [
 ]
 
 _COLUMNS = {2: "head", 3: "head_position", 4: "edge"}
-_BLOCK_TOKENS = 4096  # of one backward pass
 
 
 def metric_values(
@@ -80,12 +69,8 @@ def metric_values(
     numpy.ndarray
         float64 [prompts].
     """
-    sweep = AblationSweep(model, task, "head", "zero", None, metric, threads)
-    config = model.config
-    order = np.full((config.n_layer, config.n_head), KEPT)
-    values = sweep.values(order, lambda length: np.array([[config.n_layer - 1, length - 1, 0, 0, 0, -1]]), 1)
-    whole: np.ndarray = values[0]
-    return whole
+    asked = packed_task(model, task, metric)
+    return model._core.whole(asked, _check.threads(threads))
 
 
 def candidates(model: Model, task: Task, unit: str, threads: int | None = None) -> np.ndarray:
@@ -112,19 +97,8 @@ def candidates(model: Model, task: Task, unit: str, threads: int | None = None) 
     ValueError
         For another unit, and for prompts of different lengths.
     """
-    check_model_and_task(model, task)
-    config = model.config
-    heads = (config.n_layer, config.n_head)
-    if _check.choice(unit, "unit", UNITS) == "head":
-        return np.argwhere(np.ones(heads, bool)).astype(np.int32)
-    length = one_length(task)
-    if unit == "head_position":
-        return np.argwhere(np.ones((*heads, length), bool)).astype(np.int32)
-    if not config.gated:
-        return np.argwhere(np.broadcast_to(np.tri(length, dtype=bool), (*heads, length, length))).astype(
-            np.int32
-        )
-    return np.argwhere(open_entries(model, task, threads)).astype(np.int32)
+    asked = packed_task(model, task, None)
+    return model._core.candidates(asked, _check.choice(unit, "unit", UNITS), _check.threads(threads))
 
 
 def knock_out(
@@ -135,6 +109,7 @@ def knock_out(
     *,
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -154,6 +129,8 @@ def knock_out(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    max_bytes : int, default 4 GiB
+        What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -173,41 +150,11 @@ def knock_out(
     TypeError
         For arguments of another type.
     """
-    chosen, unit = checked_items(model, task, items)
-    sweep = AblationSweep(model, task, unit, ablation, reference, metric, threads)
-    return _each_alone(sweep, chosen, sweep.order(chosen, others=KEPT), progress, "knock-out")
-
-
-def _each_alone(
-    sweep: AblationSweep, items: np.ndarray, order: np.ndarray, progress: bool | None, text: str
-) -> np.ndarray:
-    """The metric with each item ablated on top of what the order always ablates: [items, prompts]."""
-    last_layer, with_positions = sweep.model.config.n_layer - 1, sweep.unit != "head"
-    others = 2 if (order >= NEVER).any() else 1
-
-    def variants(length: int) -> np.ndarray:
-        rows = np.zeros((len(items) + 1, 6), np.int64)
-        rows[:-1, 0] = items[:, 0]
-        if with_positions:
-            rows[:-1, 1], rows[:-1, 2] = items[:, 2], others * (items[:, 0] < last_layer)
-        rows[:, 4], rows[:, 5] = len(items), np.append(np.arange(len(items)), -1)
-        rows[-1, :2] = last_layer, length - 1  # no item ablated
-        return rows
-
-    def reaches(length: int) -> np.ndarray:
-        """Not an item of the last layer before the last token: nothing reads it."""
-        return np.append((items[:, 0] < last_layer) | (items[:, 2] == length - 1), True)
-
-    found = sweep.values(
-        order,
-        variants,
-        len(items) + 1,
-        progress,
-        text,
-        reaches if with_positions else None,
-        start_ablated=others == 2,
-    )
-    return found[:-1]
+    chosen, unit = _checked_items(items)
+    asked = packed_task(model, task, metric)
+    options = effect_options(model, unit, ablation, reference, max_bytes)
+    with stage_bars(progress) as tell:
+        return model._core.knock_out(asked, chosen, options, _check.threads(threads), tell)
 
 
 def keep_only(
@@ -219,6 +166,7 @@ def keep_only(
     *,
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -240,6 +188,8 @@ def keep_only(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    max_bytes : int, default 4 GiB
+        What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -265,17 +215,16 @@ def keep_only(
     gates are closed in all clean prompts of the task are not edges: they contribute nothing, whatever their
     mean or their value in the corrupted prompt.
     """
-    chosen, unit = checked_items(model, task, items)
+    chosen, unit = _checked_items(items)
     counts = np.asarray(sizes)
     if counts.ndim != 1 or counts.dtype.kind not in "iu":
         raise TypeError(f"sizes must be a flat sequence of integers, got {sizes!r:.60}")
-    if counts.size and not (counts.min() >= 0 and counts.max() <= len(chosen)):
-        worst = int(counts.max()) if counts.max() > len(chosen) else int(counts.min())
-        raise ValueError(f"sizes must be in 0..{len(chosen)}, the number of items, got {worst}")
-    sweep = AblationSweep(model, task, unit, ablation, reference, metric, threads)
-    rows = np.zeros((len(counts), 6), np.int64)
-    rows[:, 4], rows[:, 5] = counts, -1
-    return sweep.values(sweep.order(chosen, others=NEVER), lambda _: rows, len(rows), progress, "keep only")
+    asked = packed_task(model, task, metric)
+    options = effect_options(model, unit, ablation, reference, max_bytes)
+    with stage_bars(progress) as tell:
+        return model._core.keep_only(
+            asked, chosen, _whole_numbers(counts, np.int64), options, _check.threads(threads), tell
+        )
 
 
 def leave_one_out(
@@ -286,6 +235,7 @@ def leave_one_out(
     *,
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -307,6 +257,8 @@ def leave_one_out(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    max_bytes : int, default 4 GiB
+        What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -326,10 +278,11 @@ def leave_one_out(
     TypeError
         For arguments of another type.
     """
-    chosen, unit = checked_items(model, task, items)
-    sweep = AblationSweep(model, task, unit, ablation, reference, metric, threads)
-    order = sweep.order(chosen, others=NEVER)
-    return _each_alone(sweep, chosen, order, progress, "leave one out")
+    chosen, unit = _checked_items(items)
+    asked = packed_task(model, task, metric)
+    options = effect_options(model, unit, ablation, reference, max_bytes)
+    with stage_bars(progress) as tell:
+        return model._core.leave_one_out(asked, chosen, options, _check.threads(threads), tell)
 
 
 def attribution(
@@ -342,6 +295,7 @@ def attribution(
     path: str = "value",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -368,6 +322,8 @@ def attribution(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    max_bytes : int, default 4 GiB
+        What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -398,7 +354,8 @@ def attribution(
     _check.choice(unit, "unit", UNITS)
     _check.choice(path, "path", ("value", "gate"))
     steps = _check.integer(steps, "steps", 1, 2**31 - 1)
-    setting = AblationSetting(model, task, unit, ablation, reference, metric, threads)
+    asked = packed_task(model, task, metric)
+    options = effect_options(model, unit, ablation, reference, max_bytes)
     config = model.config
     if path == "gate" and (unit != "edge" or not config.gated or ablation != "zero" or steps != 1):
         kind = "gated" if config.gated else "dense"
@@ -406,31 +363,43 @@ def attribution(
             "path='gate' is for attention edges of a gated model, with ablation='zero' and steps=1; got "
             f"unit={unit!r}, ablation={ablation!r}, steps={steps} and a {kind} model"
         )
-    if unit != "head":
-        one_length(task)
-    closed = setting.leave_out_closed() if unit == "edge" and config.gated else None
-    total = np.zeros(())
-    per_token = config.n_layer * (12 * config.d_model + 4 * config.d_mlp) * model.dtype.itemsize
-    parts = list(blocks(task, per_token, BLOCK_BYTES, _BLOCK_TOKENS))
-    with progress_bar(progress, len(task), "attribution", "prompt") as bar:
-        for first, last in parts:
-            batch = setting.batch(task.clean[first:last])
-            total = total + model._core.attribution(
-                batch.tokens, batch.offsets, UNITS.index(unit), steps, path == "gate",
-                setting.reference(first, last), closed, setting.metric(batch, first, last),
-                DEFAULT_MAX_BYTES, setting.threads,
-            )  # fmt: skip
-            if bar is not None:
-                bar.update(last - first)
-    return total / len(task)
+    with stage_bars(progress) as tell:
+        return model._core.attribution(asked, options, steps, path == "gate", _check.threads(threads), tell)
 
 
-# ------------------------------------------------------------------------------------------ checks
+# -------------------------------------------------------------------------------- as the core takes them
 
 
-def checked_items(model: Model, task: Task, items: npt.ArrayLike) -> tuple[np.ndarray, str]:
-    """Items as int32 [n, 2 | 3 | 4] and their unit; IndexError, TypeError or ValueError say what is wrong."""
-    check_model_and_task(model, task)
+def packed_task(model: Model, task: Task, metric: str | CustomMetric | None) -> PackedTask:
+    """The task with a metric, None for its own."""
+    _check.instance(model, Model, "model")
+    _check.instance(task, Task, "task")
+    chosen = chosen_metric(metric, task)
+    clean, corrupted = as_batch(model, task.clean, False), as_batch(model, task.corrupted, False)
+    kind, custom = (chosen, None) if isinstance(chosen, str) else ("custom", chosen)
+    of_task = Metric(kind, *packed(task.answers), *packed(task.wrong), custom=custom)
+    return PackedTask(clean.tokens, clean.offsets, corrupted.tokens, of_task)
+
+
+def effect_options(
+    model: Model, unit: str, ablation: str, reference: Task | Iterable[Any] | None, max_bytes: int
+) -> EffectOptions:
+    """What an item is and what replaces it."""
+    _check.choice(ablation, "ablation", ABLATIONS)
+    max_bytes = _check.integer(max_bytes, "max_bytes", 1, 2**63 - 1)
+    if reference is None:
+        return EffectOptions(unit, ablation, max_bytes)
+    if ablation != "mean":
+        raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
+    prompts = getattr(reference, "clean", reference)
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+        raise TypeError(f"reference must be a Task or a list of prompts, got {type(reference).__name__}")
+    batch = as_batch(model, list(prompts) if isinstance(prompts, Iterator) else prompts, False)
+    return EffectOptions(unit, ablation, max_bytes, batch.tokens, batch.offsets)
+
+
+def _checked_items(items: npt.ArrayLike) -> tuple[np.ndarray, str]:
+    """Items as int32 [n, 2 | 3 | 4] and their unit; TypeError or ValueError say what is wrong."""
     try:
         array = np.asarray(items)
     except ValueError:
@@ -442,27 +411,10 @@ def checked_items(model: Model, task: Task, items: npt.ArrayLike) -> tuple[np.nd
         )
     if array.dtype.kind not in "iu":
         raise TypeError(f"items must be integers, got {array.dtype}")
-    unit, config = _COLUMNS[array.shape[1]], model.config
-    limits = [config.n_layer, config.n_head]
-    if unit != "head":
-        limits += [one_length(task)] * (array.shape[1] - 2)
-    for column, (limit, name) in enumerate(zip(limits, ("layer", "head", "position", "key"))):
-        bad = np.flatnonzero((array[:, column] < 0) | (array[:, column] >= limit))
-        if len(bad):
-            value = int(array[bad[0], column])
-            raise IndexError(f"item {int(bad[0])} has {name} {value}, which is out of range 0..{limit - 1}")
-    if unit == "edge" and (array[:, 3] > array[:, 2]).any():
-        at = int(np.argmax(array[:, 3] > array[:, 2]))
-        raise IndexError(f"item {at} has key {int(array[at, 3])} after its query {int(array[at, 2])}")
-    chosen = np.ascontiguousarray(array, np.int32)
-    if len(np.unique(chosen, axis=0)) != len(chosen):
-        raise ValueError(_repeated(chosen))
-    return chosen, unit
+    return _whole_numbers(array, np.int32), _COLUMNS[array.shape[1]]
 
 
-def _repeated(items: np.ndarray) -> str:
-    """The first row that repeats one before it."""
-    _, first, which = np.unique(items, axis=0, return_index=True, return_inverse=True)
-    before = first[which.ravel()]
-    row = int(np.argmax(before < np.arange(len(items))))
-    return f"items must be unique; row {row} repeats row {int(before[row])}"
+def _whole_numbers(array: np.ndarray, kind: type[np.signedinteger[Any]]) -> np.ndarray:
+    """Integers of a kind; those beyond it stay out of range of what they count."""
+    limits = np.iinfo(kind)
+    return np.ascontiguousarray(np.clip(array, limits.min, limits.max), kind)

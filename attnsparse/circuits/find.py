@@ -1,27 +1,30 @@
 """Circuits: rank heads or attention edges on one half of a task, evaluate the ranking on the other half.
 
-Every number comes from `effects`, which ablates, runs and measures; here is what is asked of it, in which
-order and on which prompts. The ranking sees the ranking half only, the curve the evaluation half only. (The
-edges to be ranked are those open in any prompt of the task; those that no ranking prompt opens score 0.)
+The core searches (csrc/circuit/find.c, ranking.c), one step after the other; here are the arguments, the bars
+and the file in which a search can be kept. The ranking sees the ranking half only, the curve the evaluation
+half only. (The edges to be ranked are those open in any prompt of the task; those that no ranking prompt
+opens score 0.)
 """
 
 from __future__ import annotations
 
-import functools
+import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _check
-from .._core_types import Curve
-from .._engine import core_for
+from .._core_types import CircuitOptions
+from .._display import stage_bars
+from ..items import shortened
 from ..model.interventions import ABLATIONS
 from ..model.model import Model
+from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric, metric_name
 from ..tasks.task import Task
-from . import effects, search
+from . import effects
 from .choices import (
     MAX_RESAMPLES,
     METHODS,
@@ -30,10 +33,14 @@ from .choices import (
     RANK_BY,
     UNITS,
 )
-from .circuit import Circuit
+from .circuit import ARRAYS, Circuit
+from .search_file import SearchFile, question
 
-SAME = 1e-7  # relative difference of two metrics that is rounding
-_CORE = core_for("float64")
+if TYPE_CHECKING:
+    from .. import _core
+
+SAVE_SECONDS = 30.0  # between two times that a search is kept
+_NAME_CHARACTERS = 40  # of a task or metric in errors of the core
 
 
 def find_circuit(
@@ -54,6 +61,7 @@ def find_circuit(
     confidence: float = 0.95,
     greedy_step: float = 0.1,
     seed: int = 0,
+    resume: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> Circuit:
@@ -108,6 +116,12 @@ def find_circuit(
         Share of the items that a round of "greedy" drops, 0 or more and below 1; at least one item.
     seed : int, default 0
         Of resamples and random orders. The result is a function of the arguments, not of `threads`.
+    resume : path, optional
+        File that keeps how far the search is; its name gets the ending .search.safetensors unless it ends in
+        .safetensors. It is written about every 30 seconds between two steps (a round of "greedy", a random
+        order, or all that one other bar shows), on Ctrl-C, and at the end. If it exists, the search continues
+        from there and finds the same bits; one that has ended gives its circuit at once. It is not removed.
+        The functions of a `CustomMetric` are known by its name alone.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -124,6 +138,11 @@ def find_circuit(
         not finite, that ablating everything does not change ("mib") or that is 0 ("ratio").
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged (codes as for `load_circuit`), or with the code question if it is of
+        another model, task, metric or option, of another version of attnsparse or another kind of processor.
+    OSError
+        If that file cannot be read or written.
     KeyboardInterrupt
         On Ctrl-C.
 
@@ -146,153 +165,84 @@ def find_circuit(
         "confidence": _check.proper_fraction(confidence, "confidence"),
         "seed": _check.seed(seed),
     }
-    ranked, tested = _halves(model, task, unit, ablation, reference, metric, threads, progress)
-    if method == "attribution" and tested.metric == "kl":
+    chosen, mean_of = _measured(model, task, ablation, reference, metric)
+    if method == "attribution" and chosen == "kl":
         text = "method='attribution' finds nothing for metric 'kl': at the whole model its gradient is 0"
         raise ValueError(f"{text}; use 'ig'")
-    items = np.array(effects.candidates(model, task, unit, threads), np.int32)
+    items = effects.candidates(model, task, unit, threads)
     if not len(items):
         raise ValueError(f"task {task.name!r} has no {NAMES[unit]} to rank: every gate is closed")
     asked = None if sizes is None else _checked_sizes(sizes, len(items))
-    full, empty = tested.full(), tested.keep_only(items, [0], quiet=True)[0]
-    _check_divisor(full, empty, normalize, unit)
-    order, scores = search.ranking(ranked, items, method, options)
-    return Circuit(
-        model_name=model.name,
-        model_digest=model.digest,
-        task_name=task.name,
-        task_digest=task.digest,
-        unit=unit,
-        method=method,
-        ablation=ablation,
-        normalize=normalize,
-        metric=metric_name(tested.metric),
-        options={
+    names: dict[str, Any] = {
+        "model_name": model.name,
+        "model_digest": model.digest,
+        "task_name": task.name,
+        "task_digest": task.digest,
+        "unit": unit,
+        "method": method,
+        "ablation": ablation,
+        "normalize": normalize,
+        "metric": metric_name(chosen),
+        "options": {
             **options,
             "sizes": None if asked is None else asked.tolist(),
-            "reference": None if tested.reference is None else tested.reference.digest,
-            "n_ranking": len(ranked.task),
+            "reference": None if mean_of is None else mean_of.digest,
+            "n_ranking": int(task.is_ranking.sum()),
         },
-        items=items[order],
-        scores=scores,
-        **_evaluation(tested, items, order, asked, full, empty, normalize, options),
-        position_labels=_position_labels(task),
-    )
-
-
-def _evaluation(
-    half: TaskHalf,
-    items: np.ndarray,
-    order: np.ndarray,
-    sizes: np.ndarray | None,
-    full: np.ndarray,
-    empty: np.ndarray,
-    normalize: str,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """The arrays of a Circuit from `sizes` to `random_high`."""
-    explain = functools.partial(_explained, full=full, empty=empty, normalize=normalize)
-    around = None if normalize == "none" else explain
-    sizes, values = search.evaluated(half, items[order], sizes, empty, around)
-    effect, seed = explain(values), options["seed"]
-    curve, threads = Curve(values, full, empty, normalize), _check.threads(half.threads)
-    curves = _CORE.curve_bootstrap(curve, options["n_bootstrap"], seed, threads)
-    low, high = _CORE.curve_band(curves, options["confidence"], threads)
-    mean, lowest, highest = search.random_baseline(
-        half, items, sizes, effect, explain, options["n_random"], seed
-    )
-    return {
-        "sizes": sizes,
-        "values": values,
-        "full": full,
-        "empty": empty,
-        "effect": effect,
-        "effect_low": low,
-        "effect_high": high,
-        "random_effect": mean,
-        "random_low": lowest,
-        "random_high": highest,
     }
+    kept = None if resume is None else SearchFile(resume, question(model, names))
+    ranking, evaluation = (effects.packed_task(model, *half) for half in _halves(task, chosen))
+    search = model._core.circuit(
+        ranking,
+        evaluation,
+        items,
+        CircuitOptions(
+            effects=effects.effect_options(model, unit, ablation, mean_of, DEFAULT_MAX_BYTES),
+            method=method,
+            normalize=normalize,
+            smaller_is_better=chosen.smaller_is_better
+            if isinstance(chosen, CustomMetric)
+            else chosen == "kl",
+            sizes=asked,
+            task_name=shortened(task.name, _NAME_CHARACTERS),
+            metric_name=shortened(metric_name(chosen), _NAME_CHARACTERS),
+            **options,
+        ),
+    )
+    _take_all_steps(search, kept, _check.threads(threads), progress)
+    arrays: dict[str, Any] = {name: search.array(name) for name in ARRAYS}
+    return Circuit(**names, **arrays, position_labels=_position_labels(task))
 
 
-def _explained(values: np.ndarray, full: np.ndarray, empty: np.ndarray, normalize: str) -> np.ndarray:
-    effect: np.ndarray = _CORE.curve_effect(Curve(values, full, empty, normalize))
-    return effect
+def _take_all_steps(
+    search: _core.Circuit, kept: SearchFile | None, threads: int, progress: bool | None
+) -> None:
+    """Search to the end, from where `kept` is to where it is kept."""
+    state = None if kept is None else kept.read()
+    if kept is None:
+        with stage_bars(progress) as tell:
+            while not search.step(threads, tell):
+                pass
+        return
+    if state is not None:
+        kept.restore(search, state)
+    saved = time.monotonic()
+    try:
+        with stage_bars(progress) as tell:
+            while not search.step(threads, tell):
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    kept.write(search.state())
+                    saved = time.monotonic()
+    except (KeyboardInterrupt, MemoryError):
+        kept.write(search.state())
+        raise
+    kept.write(search.state())
 
 
-@dataclass(frozen=True)
-class TaskHalf:
-    """What is measured on one half of a task: finite float64 arrays [..., prompts]."""
-
-    model: Model
-    task: Task
-    unit: str
-    ablation: str
-    reference: Task | None
-    metric: str | CustomMetric
-    threads: int | None
-    progress: bool | None
-
-    @property
-    def sign(self) -> float:
-        """-1 if the metric is better when smaller."""
-        smaller = (
-            self.metric.smaller_is_better if isinstance(self.metric, CustomMetric) else self.metric == "kl"
-        )
-        return -1.0 if smaller else 1.0
-
-    def full(self) -> np.ndarray:
-        """[P] of the whole model."""
-        return self._finite(
-            effects.metric_values(self.model, self.task, metric=self.metric, threads=self.threads)
-        )
-
-    def knock_out(self, items: np.ndarray) -> np.ndarray:
-        """[n, P], each item alone ablated."""
-        return self._finite(effects.knock_out(self.model, self.task, items, self.ablation, **self._common))
-
-    def keep_only(self, items: np.ndarray, sizes: Any, *, quiet: bool = False) -> np.ndarray:
-        """[len(sizes), P], the first so many items kept. quiet: a small part of something larger, no bar."""
-        common = {**self._common, "progress": False} if quiet else self._common
-        sizes = np.asarray(sizes, np.int64)
-        return self._finite(effects.keep_only(self.model, self.task, items, sizes, self.ablation, **common))
-
-    def leave_one_out(self, items: np.ndarray) -> np.ndarray:
-        """[n, P], all items kept but each one in turn, without a bar."""
-        common = {**self._common, "progress": False}
-        return self._finite(effects.leave_one_out(self.model, self.task, items, self.ablation, **common))
-
-    def attribution(self, steps: int) -> np.ndarray:
-        """Scores by layer, head, ... of the unit, averaged over prompts."""
-        call = effects.attribution
-        scores = call(self.model, self.task, self.unit, self.ablation, steps=steps, **self._common)
-        return self._finite(scores, "its gradient")
-
-    @property
-    def _common(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("reference", "metric", "threads", "progress")}
-
-    def _finite(self, values: Any, what: str = "it") -> np.ndarray:
-        array = np.array(values, np.float64)
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"metric {metric_name(self.metric)!r} of task {self.task.name!r}: {what} is not finite with "
-                "some items ablated; are all weights of the model finite?"
-            )
-        return array
-
-
-def _halves(
-    model: Model,
-    task: Task,
-    unit: str,
-    ablation: str,
-    reference: Task | None,
-    metric: str | CustomMetric | None,
-    threads: int | None,
-    progress: bool | None,
-) -> tuple[TaskHalf, TaskHalf]:
-    """The halves to rank on and to evaluate on."""
+def _measured(
+    model: Model, task: Task, ablation: str, reference: Task | None, metric: str | CustomMetric | None
+) -> tuple[str | CustomMetric, Task | None]:
+    """The metric, and the prompts that "mean" averages over."""
     _check.instance(model, Model, "model")
     for name, value in (("task", task), ("reference", task if reference is None else reference)):
         _check.instance(value, Task, name)
@@ -305,29 +255,16 @@ def _halves(
             f"task {task.name!r} has no prompts for {missing}: all {len(task)} are for {other}; a circuit "
             "needs prompts in both halves"
         )
-    chosen = chosen_metric(metric, task)
     mean_of = (task.ranking if reference is None else reference) if ablation == "mean" else None
-
-    def half(part: Task, of_part: np.ndarray) -> TaskHalf:
-        own = chosen.for_prompts(np.flatnonzero(of_part)) if isinstance(chosen, CustomMetric) else chosen
-        return TaskHalf(model, part, unit, ablation, mean_of, own, threads, progress)
-
-    return half(task.ranking, task.is_ranking), half(task.evaluation, ~task.is_ranking)
+    return chosen_metric(metric, task), mean_of
 
 
-def _check_divisor(full: np.ndarray, empty: np.ndarray, normalize: str, unit: str) -> None:
-    """Raise ValueError if the normalization would divide by 0, but for rounding."""
-    whole, nothing = float(full.mean()), float(empty.mean())
-    scale = max(float(np.abs(full).mean()), float(np.abs(empty).mean()))
-    if normalize == "mib" and abs(whole - nothing) <= SAME * scale:
-        raise ValueError(
-            f"ablating all {NAMES[unit]} does not change the metric (mean {whole:.6g} with, {nothing:.6g} "
-            "without), so normalize='mib' would divide by 0; try another ablation, or normalize='none'"
-        )
-    if normalize == "ratio" and abs(whole) <= SAME * scale:
-        raise ValueError(
-            f"the whole model's metric is {whole:.6g}, so normalize='ratio' would divide by 0; use 'mib'"
-        )
+def _halves(task: Task, metric: str | CustomMetric) -> list[tuple[Task, str | CustomMetric]]:
+    """The prompts to rank on and those to evaluate on, each with the metric of them."""
+    parts = ((task.ranking, task.is_ranking), (task.evaluation, ~task.is_ranking))
+    if not isinstance(metric, CustomMetric):
+        return [(half, metric) for half, _ in parts]
+    return [(half, metric.for_prompts(np.flatnonzero(of_half))) for half, of_half in parts]
 
 
 def _checked_sizes(sizes: Any, n: int) -> np.ndarray:

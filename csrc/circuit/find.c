@@ -252,7 +252,7 @@ static void add_order(asp_circuit *c, const int64_t *chosen, int64_t n_chosen, c
     for (int64_t i = 0, k = 0; i < c->place->n_sizes; i++) {
         const int is_chosen = k < n_chosen && chosen[k] == i;
         const double value = is_chosen ? found[k++] : is_end(c, i) ? effect[i] : NAN;
-        sum[i] = is_first ? value : sum[i] + value;
+        sum[i] = (is_first ? 0 : sum[i]) + value;
         low[i] = is_first || value < low[i] ? value : low[i];
         high[i] = is_first || value > high[i] ? value : high[i];
     }

@@ -75,7 +75,7 @@ static void describe_batch(asp_tape *tape, const asp_model *model, const asp_bat
 
 int64_t asp_tape_needed(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads) {
     asp_arena_part parts[PARTS];
-    describe(tape, model, batch);
+    describe_batch(tape, model, batch);
     asp_arena arena = {0};
     return asp_arena_lay_out(&arena, parts, list_parts(parts, tape, &model->config, n_threads));
 }

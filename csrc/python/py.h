@@ -13,8 +13,8 @@
 #define ASP_MODULE "attnsparse." ASP_STRING(ASP_MODULE_NAME)
 
 typedef struct {
-    PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type,
-        *reading_type, *graph_type;
+    PyTypeObject *model_type, *run_type, *circuit_type, *gradients_type, *trainer_type, *features_type,
+        *coder_trainer_type, *reading_type, *graph_type;
     atomic_int n_threads;
 } py_state;
 
@@ -70,7 +70,8 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec, asp_py_graph_object_spec;
+extern PyType_Spec asp_py_find_spec, asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec,
+    asp_py_graph_object_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
@@ -86,8 +87,12 @@ typedef struct {
     asp_context context;
     PyThreadState *thread;
     asp_environment *environment;
+    PyObject *progress; /* borrowed: called with (stage, done, total); NULL: nobody is told */
+    int failed;         /* it raised an exception, which stops the call */
 } py_call;
 void asp_py_call_begin(py_call *call, int n_threads);
+/* After that: tells a callable how far the call is, unless it is None. */
+void asp_py_call_report(py_call *call, PyObject *progress);
 void asp_py_call_end(py_call *call);
 /* From a callback of such a call: begin and end using Python, in the caller's floating-point environment. */
 void asp_py_call_attach(py_call *call);
@@ -161,8 +166,6 @@ int asp_py_curve_normalization(PyObject *object, asp_normalization *out);
 
 /* ---- py_circuit.c -------------------------------------------------------------------- */
 
-PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_circuit_mean_entries(PyObject *self, PyObject *unused);
 /* Interventions of a run, with the arrays that they point to; NULL and an exception if they are not well formed. */
 typedef struct py_interventions py_interventions;
@@ -246,6 +249,31 @@ PyObject *asp_py_metric_names(PyObject *module, PyObject *unused);
 PyObject *asp_py_metric_values(PyObject *module, PyObject *args);
 PyObject *asp_py_metric_gradients(PyObject *module, PyObject *args);
 
+/* ---- py_effects.c -------------------------------------------------------------------- */
+
+/* A task of a call, with the arrays that it points to; see py_metric. */
+typedef struct {
+    py_held held;
+    py_metric metric;
+    asp_task task;
+} py_task;
+/* From _core_types.Task; 0 and an exception if it is not well formed.  clear accepts one that is not, or zeros. */
+int asp_py_effects_read_task(py_task *task, PyObject *object, int64_t n_vocab);
+void asp_py_effects_clear_task(py_task *task);
+/* From _core_types.EffectOptions; arrays go to held, reference prompts to reference. */
+int asp_py_effects_read_options(py_held *held, PyObject *object, asp_prompts *reference, asp_effect_options *options);
+
+PyObject *asp_py_effects_candidates(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_effects_whole(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_effects_knock_out(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_effects_keep_only(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
+
+/* ---- py_find.c ---------------------------------------------------------------------- */
+
+PyObject *asp_py_find_circuit(PyObject *self, PyObject *args);
+
 /* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
 PyObject *asp_py_module_tuple(PyObject *object, const char *text);
 
@@ -254,6 +282,8 @@ int asp_py_module_fields(PyObject *object, const char *kind, const char *const *
 void asp_py_module_forget(PyObject **fields, int n);
 /* UTF-8 of a name; NULL and TypeError if it is not a string. */
 const char *asp_py_module_name(PyObject *object, const char *what);
+/* Index of a name among n; -1 and an exception if it is none of them. */
+int asp_py_module_index(PyObject *object, const char *what, const char *const *names, int n);
 /* 1 if threads is 0 (the default) or in 1..64; else 0 and ValueError. */
 int asp_py_call_check_threads(int threads);
 /* Bit mask of record names in a tuple; 0 and ValueError for an unknown one. */

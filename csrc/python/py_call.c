@@ -91,15 +91,34 @@ void asp_py_call_detach(py_call *call) {
 
 static int poll_signals(void *state) {
     py_call *call = state;
+    if (call->failed) return 1;
     asp_py_call_attach(call);
     const int interrupted = PyErr_CheckSignals() != 0;
     asp_py_call_detach(call);
     return interrupted;
 }
 
+static int tell(void *state, const char *stage, int64_t done, int64_t total) {
+    py_call *call = state;
+    if (call->failed) return 1;
+    asp_py_call_attach(call);
+    PyObject *answer = PyObject_CallFunction(call->progress, "sLL", stage, (long long)done, (long long)total);
+    call->failed = !answer;
+    Py_XDECREF(answer);
+    asp_py_call_detach(call);
+    return call->failed;
+}
+
 void asp_py_call_begin(py_call *call, int n_threads) {
-    call->context = (asp_context){.n_threads = n_threads, .poll = poll_signals, .poll_state = call};
+    *call = (py_call){.context = {.n_threads = n_threads, .poll = poll_signals, .poll_state = call}};
     call->thread = PyEval_SaveThread();
+}
+
+void asp_py_call_report(py_call *call, PyObject *progress) {
+    if (progress == Py_None) return;
+    call->progress = progress;
+    call->context.progress = tell;
+    call->context.progress_state = call;
 }
 
 void asp_py_call_end(py_call *call) { PyEval_RestoreThread(call->thread); }

@@ -1,6 +1,8 @@
 /* py_module.c: module start and the module's functions. */
 #include "python/py.h"
 
+#include <string.h>
+
 py_state *asp_py_module_state(PyTypeObject *defining_type) { return PyType_GetModuleState(defining_type); }
 
 /* ---- arguments ------------------------------------------------------------------------- */
@@ -30,6 +32,15 @@ const char *asp_py_module_name(PyObject *object, const char *what) {
     if (PyUnicode_Check(object)) return PyUnicode_AsUTF8(object);
     PyErr_Format(PyExc_TypeError, "%s must be a string, got %.80s", what, Py_TYPE(object)->tp_name);
     return NULL;
+}
+
+int asp_py_module_index(PyObject *object, const char *what, const char *const *names, int n) {
+    const char *name = asp_py_module_name(object, what);
+    if (!name) return -1;
+    for (int i = 0; i < n; i++)
+        if (strcmp(name, names[i]) == 0) return i;
+    PyErr_Format(PyExc_ValueError, "there is no %s '%.40s'", what, name);
+    return -1;
 }
 
 /* ---- functions ---------------------------------------------------------------------------- */
@@ -185,6 +196,7 @@ static int start(PyObject *module) {
     state->n_threads = asp_parallel_default_threads();
     if (add_type(module, &asp_py_model_spec, &state->model_type) < 0) return -1;
     if (add_type(module, &asp_py_run_spec, &state->run_type) < 0) return -1;
+    if (add_type(module, &asp_py_find_spec, &state->circuit_type) < 0) return -1;
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
@@ -197,6 +209,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     py_state *state = PyModule_GetState(module);
     Py_VISIT(state->model_type);
     Py_VISIT(state->run_type);
+    Py_VISIT(state->circuit_type);
     Py_VISIT(state->gradients_type);
     Py_VISIT(state->trainer_type);
     Py_VISIT(state->features_type);
@@ -210,6 +223,7 @@ static int clear(PyObject *module) {
     py_state *state = PyModule_GetState(module);
     Py_CLEAR(state->model_type);
     Py_CLEAR(state->run_type);
+    Py_CLEAR(state->circuit_type);
     Py_CLEAR(state->gradients_type);
     Py_CLEAR(state->trainer_type);
     Py_CLEAR(state->features_type);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -16,7 +18,7 @@ from circuit_toy import Toy, edges, heads, rows, toy_task, with_toy
 import attnsparse as asp
 from attnsparse import _core, tasks
 from attnsparse._core_types import Curve
-from attnsparse.circuits import choices, effects
+from attnsparse.circuits import choices, effects, find
 from attnsparse.circuits.circuit import Circuit
 from attnsparse.circuits.find import find_circuit
 from attnsparse.items import Edge, Head
@@ -67,6 +69,19 @@ def test_attribution_scores_belong_to_their_items(method):
 
 
 # --- greedy
+
+
+def shown_progress(monkeypatch) -> dict[str, list[int]]:
+    """How much is done of each stage, each time that the core tells it."""
+    moves = collections.defaultdict(list)
+
+    @contextlib.contextmanager
+    def recorder(progress):
+        yield lambda stage, done, total: moves[stage].append(done)
+
+    monkeypatch.setattr(find, "stage_bars", recorder)
+    return moves
+
 
 PAIR = (6.0, ((0, 1), (1, 3)))  # one of two is enough
 

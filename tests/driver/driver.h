@@ -38,7 +38,11 @@ asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind);
 asp_status use_metrics(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_curves(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_effects.c */
-asp_status use_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_effects_of_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_effects_of_positions(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_effects_of_edges(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_effects_of_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_effects_of_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_circuit.c */
 asp_status use_exact_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
