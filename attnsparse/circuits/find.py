@@ -165,10 +165,7 @@ def find_circuit(
         "confidence": _check.proper_fraction(confidence, "confidence"),
         "seed": _check.seed(seed),
     }
-    chosen, mean_of = _measured(model, task, ablation, reference, metric)
-    if method == "attribution" and chosen == "kl":
-        text = "method='attribution' finds nothing for metric 'kl': at the whole model its gradient is 0"
-        raise ValueError(f"{text}; use 'ig'")
+    chosen, mean_of = _measured(model, task, method, ablation, reference, metric)
     items = effects.candidates(model, task, unit, threads)
     if not len(items):
         raise ValueError(f"task {task.name!r} has no {NAMES[unit]} to rank: every gate is closed")
@@ -240,7 +237,12 @@ def _take_all_steps(
 
 
 def _measured(
-    model: Model, task: Task, ablation: str, reference: Task | None, metric: str | CustomMetric | None
+    model: Model,
+    task: Task,
+    method: str,
+    ablation: str,
+    reference: Task | None,
+    metric: str | CustomMetric | None,
 ) -> tuple[str | CustomMetric, Task | None]:
     """The metric, and the prompts that "mean" averages over."""
     _check.instance(model, Model, "model")
@@ -255,8 +257,12 @@ def _measured(
             f"task {task.name!r} has no prompts for {missing}: all {len(task)} are for {other}; a circuit "
             "needs prompts in both halves"
         )
+    chosen = chosen_metric(metric, task)
+    if method == "attribution" and chosen == "kl":
+        text = "method='attribution' finds nothing for metric 'kl': at the whole model its gradient is 0"
+        raise ValueError(f"{text}; use 'ig'")
     mean_of = (task.ranking if reference is None else reference) if ablation == "mean" else None
-    return chosen_metric(metric, task), mean_of
+    return chosen, mean_of
 
 
 def _halves(task: Task, metric: str | CustomMetric) -> list[tuple[Task, str | CustomMetric]]:

@@ -105,6 +105,7 @@ asp_status asp_circuit_step(asp_circuit *circuit, int *done, const asp_context *
 asp_status asp_circuit_find(asp_circuit **circuit, const asp_model *model, const asp_task *ranking,
                             const asp_task *evaluation, const asp_items *items, const asp_circuit_options *options,
                             const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
     asp_status status = asp_circuit_new(circuit, model, ranking, evaluation, items, options, err);
     for (int done = 0; !status && !done;) status = asp_circuit_step(*circuit, &done, context, err);
     if (status) {

@@ -163,7 +163,7 @@ asp_status asp_setting_open(asp_setting *s, const asp_context *context, asp_erro
     if (!s->offsets) return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the prompts", s->stage);
     asp_status status = plan(s, bytes, context->n_threads, err);
     if (status) return status;
-    if (!asp_arena_commit(&s->arena, 1))
+    if (bytes && !asp_arena_commit(&s->arena, 1))
         return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for means and open entries, which take %s", s->stage,
                         asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&s->arena, parts, PARTS);

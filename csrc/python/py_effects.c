@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-static int wrong_shape(const char *name) {
+static int wrong_task_shape(const char *name) {
     PyErr_Format(PyExc_ValueError, "%s has the wrong shape", name);
     return 0;
 }
@@ -30,7 +30,8 @@ int asp_py_effects_read_task(py_task *t, PyObject *object, int64_t n_vocab) {
     if (good && o[2] != Py_None) {
         task->corrupted = task->clean;
         task->corrupted.tokens = asp_py_arrays_hold_copy(&t->held, o[2], ASP_PY_INT32, 1, "corrupted", &n);
-        good = task->corrupted.tokens && (n == task->clean.offsets[task->clean.n_prompts] || wrong_shape("corrupted"));
+        good = task->corrupted.tokens &&
+               (n == task->clean.offsets[task->clean.n_prompts] || wrong_task_shape("corrupted"));
     }
     good = good && asp_py_metric_read(&t->metric, o[3], n_vocab);
     task->metric = t->metric.metric;
@@ -47,7 +48,7 @@ void asp_py_effects_clear_task(py_task *t) {
 
 static const char *const units[] = {"head", "head_position", "edge"};
 
-static int read_options_fields(py_held *h, PyObject **o, asp_prompts *reference, asp_effect_options *options) {
+static int read_effects_fields(py_held *h, PyObject **o, asp_prompts *reference, asp_effect_options *options) {
     static const char *const ablations[] = {"zero", "mean", "counterfactual"};
     const int unit = asp_py_module_index(o[0], "unit", units, 3);
     const int ablation = unit < 0 ? -1 : asp_py_module_index(o[1], "ablation", ablations, 3);
@@ -64,7 +65,7 @@ int asp_py_effects_read_options(py_held *h, PyObject *object, asp_prompts *refer
     static const char *const fields[] = {"unit", "ablation", "max_bytes", "reference", "reference_offsets"};
     PyObject *o[5];
     if (!asp_py_module_fields(object, "EffectOptions", fields, 5, o)) return 0;
-    const int good = read_options_fields(h, o, reference, options);
+    const int good = read_effects_fields(h, o, reference, options);
     asp_py_module_forget(o, 5);
     return good;
 }
@@ -80,29 +81,29 @@ typedef struct {
     int64_t n_sizes;
 } effects_call;
 
-static int read_task(effects_call *e, PyObject *self, PyObject *object) {
+static int read_effects_task(effects_call *e, PyObject *self, PyObject *object) {
     return asp_py_effects_read_task(&e->task, object, asp_model_config(((py_model *)self)->model)->n_vocab);
 }
 
-static int read_options(effects_call *e, PyObject *object) {
+static int read_effects_options(effects_call *e, PyObject *object) {
     return asp_py_effects_read_options(&e->held, object, &e->reference, &e->options);
 }
 
-static void let_go(effects_call *e) {
+static void let_go_effects(effects_call *e) {
     asp_py_effects_clear_task(&e->task);
     asp_py_arrays_let_go(&e->held);
 }
 
-static int read_items(effects_call *e, PyObject *object) {
+static int read_effects_items(effects_call *e, PyObject *object) {
     int64_t dims[2];
     e->items.rows = asp_py_arrays_hold_copy(&e->held, object, ASP_PY_INT32, 2, "items", dims);
     if (!e->items.rows) return 0;
     e->items.n = dims[0];
-    return dims[1] == 2 + (int64_t)e->options.unit || wrong_shape("items");
+    return dims[1] == 2 + (int64_t)e->options.unit || wrong_task_shape("items");
 }
 
 /* Begins a call that has read its arguments; 0 and an exception if the model is being changed. */
-static int begin(effects_call *e, py_call *call, PyObject *self, int threads, PyObject *progress) {
+static int begin_effects(effects_call *e, py_call *call, PyObject *self, int threads, PyObject *progress) {
     e->task.metric.call = call;
     if (!asp_py_call_read_begin((py_model *)self)) return 0;
     asp_py_call_begin(call, asp_py_call_n_threads(self, threads));
@@ -111,7 +112,7 @@ static int begin(effects_call *e, py_call *call, PyObject *self, int threads, Py
 }
 
 /* Ends it: the result, or NULL and an exception. */
-static PyObject *end(py_call *call, PyObject *self, PyObject *result, asp_status status, const asp_error *err) {
+static PyObject *end_effects(py_call *call, PyObject *self, PyObject *result, asp_status status, const asp_error *err) {
     asp_py_call_end(call);
     asp_py_call_read_end((py_model *)self);
     if (status) asp_py_call_raise(status, err);
@@ -130,19 +131,19 @@ PyObject *asp_py_effects_candidates(PyObject *self, PyObject *args, PyObject *kw
     if (!asp_py_call_check_threads(threads)) return NULL;
     const int unit = asp_py_module_index(unit_name, "unit", units, 3);
     py_call call;
-    if (unit >= 0 && read_task(&e, self, task) && begin(&e, &call, self, threads, Py_None)) {
+    if (unit >= 0 && read_effects_task(&e, self, task) && begin_effects(&e, &call, self, threads, Py_None)) {
         asp_error err = {0};
         int32_t *rows;
         int64_t dims[2] = {0, 2 + unit};
         void *data;
         const asp_status status = asp_effects_candidates(&rows, &dims[0], ((py_model *)self)->model, &e.task.task,
                                                          (asp_unit)unit, &call.context, &err);
-        end(&call, self, NULL, status, &err);
+        end_effects(&call, self, NULL, status, &err);
         if (!PyErr_Occurred()) result = asp_py_arrays_new(ASP_PY_INT32, 2, dims, &data);
         if (result) memcpy(data, rows, (size_t)(dims[0] * dims[1]) * sizeof *rows);
         asp_effects_free_items(rows);
     }
-    let_go(&e);
+    let_go_effects(&e);
     return result;
 }
 
@@ -154,15 +155,16 @@ PyObject *asp_py_effects_whole(PyObject *self, PyObject *args, PyObject *kwargs)
     effects_call e = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|i:whole", names, &task, &threads)) return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
-    if (read_task(&e, self, task)) result = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &e.task.task.clean.n_prompts, &values);
+    if (read_effects_task(&e, self, task))
+        result = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &e.task.task.clean.n_prompts, &values);
     py_call call;
-    if (result && begin(&e, &call, self, threads, Py_None)) {
+    if (result && begin_effects(&e, &call, self, threads, Py_None)) {
         asp_error err = {0};
         const asp_status status =
             asp_effects_whole(values, ((py_model *)self)->model, &e.task.task, &call.context, &err);
-        result = end(&call, self, result, status, &err);
+        result = end_effects(&call, self, result, status, &err);
     }
-    let_go(&e);
+    let_go_effects(&e);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
 }
@@ -189,7 +191,7 @@ typedef asp_status (*question)(double *values, const asp_model *model, const eff
                                const asp_context *context, asp_error *err);
 
 /* Rows of the metric: one for each size, or for each item. */
-static PyObject *measure(PyObject *self, PyObject *args, PyObject *kwargs, int with_sizes, question ask) {
+static PyObject *measure_effects(PyObject *self, PyObject *args, PyObject *kwargs, int with_sizes, question ask) {
     static char *with[] = {"task", "items", "sizes", "options", "threads", "progress", NULL};
     static char *without[] = {"task", "items", "options", "threads", "progress", NULL};
     PyObject *task, *items, *sizes = NULL, *options, *progress = Py_None, *result = NULL;
@@ -201,7 +203,7 @@ static PyObject *measure(PyObject *self, PyObject *args, PyObject *kwargs, int w
                                                   &progress))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
-    int good = read_task(&e, self, task) && read_options(&e, options) && read_items(&e, items);
+    int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) && read_effects_items(&e, items);
     if (good && sizes) {
         e.sizes = asp_py_arrays_hold_copy(&e.held, sizes, ASP_PY_INT64, 1, "sizes", &e.n_sizes);
         good = e.sizes != NULL;
@@ -210,26 +212,26 @@ static PyObject *measure(PyObject *self, PyObject *args, PyObject *kwargs, int w
     const int64_t dims[2] = {sizes ? e.n_sizes : e.items.n, e.task.task.clean.n_prompts};
     if (good) result = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &values);
     py_call call;
-    if (result && begin(&e, &call, self, threads, progress)) {
+    if (result && begin_effects(&e, &call, self, threads, progress)) {
         asp_error err = {0};
         const asp_status status = ask(values, ((py_model *)self)->model, &e, &call.context, &err);
-        result = end(&call, self, result, status, &err);
+        result = end_effects(&call, self, result, status, &err);
     }
-    let_go(&e);
+    let_go_effects(&e);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
 }
 
 PyObject *asp_py_effects_knock_out(PyObject *self, PyObject *args, PyObject *kwargs) {
-    return measure(self, args, kwargs, 0, knock_out);
+    return measure_effects(self, args, kwargs, 0, knock_out);
 }
 
 PyObject *asp_py_effects_keep_only(PyObject *self, PyObject *args, PyObject *kwargs) {
-    return measure(self, args, kwargs, 1, keep_only);
+    return measure_effects(self, args, kwargs, 1, keep_only);
 }
 
 PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject *kwargs) {
-    return measure(self, args, kwargs, 0, leave_one_out);
+    return measure_effects(self, args, kwargs, 0, leave_one_out);
 }
 
 /* ---- first-order effects -------------------------------------------------------------------------- */
@@ -251,16 +253,16 @@ PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *k
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
     if (!asp_py_call_check_threads(threads)) return NULL;
-    if (read_task(&e, self, task) && read_options(&e, options))
+    if (read_effects_task(&e, self, task) && read_effects_options(&e, options))
         result = new_scores(asp_model_config(model), e.options.unit, e.task.task.clean.offsets[1], &scores);
     py_call call;
-    if (result && begin(&e, &call, self, threads, progress)) {
+    if (result && begin_effects(&e, &call, self, threads, progress)) {
         asp_error err = {0};
         const asp_status status =
             asp_effects_attribution(scores, model, &e.task.task, &e.options, steps, through_gate, &call.context, &err);
-        result = end(&call, self, result, status, &err);
+        result = end_effects(&call, self, result, status, &err);
     }
-    let_go(&e);
+    let_go_effects(&e);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
 }

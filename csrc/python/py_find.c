@@ -22,7 +22,7 @@ static const char *const parts[ASP_CIRCUIT_N_PARTS] = {"items",       "scores", 
                                                        "full",        "empty",         "effect",     "effect_low",
                                                        "effect_high", "random_effect", "random_low", "random_high"};
 
-static void let_go(py_circuit *c) {
+static void let_go_question(py_circuit *c) {
     asp_py_effects_clear_task(&c->ranking);
     asp_py_effects_clear_task(&c->evaluation);
     asp_py_arrays_let_go(&c->held);
@@ -32,7 +32,7 @@ static void let_go(py_circuit *c) {
 static void circuit_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     asp_circuit_free(((py_circuit *)self)->circuit);
-    let_go((py_circuit *)self);
+    let_go_question((py_circuit *)self);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -57,7 +57,7 @@ enum {
     FIELDS
 };
 
-static int read_number(PyObject *object, int64_t *out) {
+static int read_integer(PyObject *object, int64_t *out) {
     *out = PyLong_AsLongLong(object);
     return *out != -1 || !PyErr_Occurred();
 }
@@ -68,13 +68,13 @@ static int read_share(PyObject *object, double *out) {
 }
 
 /* Copies a name, cut at the size. */
-static int read_text(PyObject *object, const char *what, char *out, size_t size) {
+static int read_circuit_text(PyObject *object, const char *what, char *out, size_t size) {
     const char *text = asp_py_module_name(object, what);
     if (text) PyOS_snprintf(out, size, "%s", text);
     return text != NULL;
 }
 
-static int read_fields(py_circuit *c, PyObject **o, asp_circuit_options *options) {
+static int read_circuit_fields(py_circuit *c, PyObject **o, asp_circuit_options *options) {
     static const char *const methods[] = {"exact", "attribution", "ig", "greedy"}, *const orders[] = {"signed",
                                                                                                       "absolute"};
     if (!asp_py_effects_read_options(&c->held, o[EFFECTS], &c->reference, &options->effects)) return 0;
@@ -83,11 +83,11 @@ static int read_fields(py_circuit *c, PyObject **o, asp_circuit_options *options
     options->absolute = method < 0 ? -1 : asp_py_module_index(o[RANK_BY], "rank_by", orders, 2);
     options->smaller_is_better = options->absolute < 0 ? -1 : PyObject_IsTrue(o[SMALLER]);
     if (options->smaller_is_better < 0 || !asp_py_curve_normalization(o[NORMALIZE], &options->normalization) ||
-        !read_number(o[STEPS], &options->steps) || !read_share(o[GREEDY], &options->greedy_step) ||
-        !read_number(o[RESAMPLES], &options->n_bootstrap) || !read_number(o[RANDOM], &options->n_random) ||
+        !read_integer(o[STEPS], &options->steps) || !read_share(o[GREEDY], &options->greedy_step) ||
+        !read_integer(o[RESAMPLES], &options->n_bootstrap) || !read_integer(o[RANDOM], &options->n_random) ||
         !read_share(o[CONFIDENCE], &options->confidence) ||
-        !read_text(o[TASK_NAME], "task_name", c->task_name, sizeof c->task_name) ||
-        !read_text(o[METRIC_NAME], "metric_name", c->metric_name, sizeof c->metric_name))
+        !read_circuit_text(o[TASK_NAME], "task_name", c->task_name, sizeof c->task_name) ||
+        !read_circuit_text(o[METRIC_NAME], "metric_name", c->metric_name, sizeof c->metric_name))
         return 0;
     options->seed = PyLong_AsUnsignedLongLong(o[SEED]);
     if (PyErr_Occurred()) return 0;
@@ -98,24 +98,24 @@ static int read_fields(py_circuit *c, PyObject **o, asp_circuit_options *options
     return options->sizes != NULL;
 }
 
-static int read_options(py_circuit *c, PyObject *object, asp_circuit_options *options) {
+static int read_circuit_options(py_circuit *c, PyObject *object, asp_circuit_options *options) {
     static const char *const names[] = {"effects",    "method",      "normalize", "rank_by",     "smaller_is_better",
                                         "steps",      "greedy_step", "sizes",     "n_bootstrap", "n_random",
                                         "confidence", "seed",        "task_name", "metric_name"};
     PyObject *fields[FIELDS];
     if (!asp_py_module_fields(object, "CircuitOptions", names, FIELDS, fields)) return 0;
-    const int good = read_fields(c, fields, options);
+    const int good = read_circuit_fields(c, fields, options);
     asp_py_module_forget(fields, FIELDS);
     return good;
 }
 
-static int begin(py_circuit *c, PyObject *model, PyObject *ranking, PyObject *evaluation, PyObject *items,
-                 PyObject *object) {
+static int begin_search(py_circuit *c, PyObject *model, PyObject *ranking, PyObject *evaluation, PyObject *items,
+                        PyObject *object) {
     const int64_t n_vocab = asp_model_config(((py_model *)model)->model)->n_vocab;
     asp_circuit_options options = {.steps = 0};
     int64_t dims[2];
     if (!asp_py_effects_read_task(&c->ranking, ranking, n_vocab) ||
-        !asp_py_effects_read_task(&c->evaluation, evaluation, n_vocab) || !read_options(c, object, &options))
+        !asp_py_effects_read_task(&c->evaluation, evaluation, n_vocab) || !read_circuit_options(c, object, &options))
         return 0;
     c->items.rows = asp_py_arrays_hold_copy(&c->held, items, ASP_PY_INT32, 2, "items", dims);
     if (!c->items.rows) return 0;
@@ -138,7 +138,7 @@ PyObject *asp_py_find_circuit(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOO:circuit", &ranking, &evaluation, &items, &options)) return NULL;
     PyTypeObject *type = asp_py_module_state(Py_TYPE(self))->circuit_type;
     py_circuit *c = (py_circuit *)type->tp_alloc(type, 0);
-    if (!c || begin(c, self, ranking, evaluation, items, options)) return (PyObject *)c;
+    if (!c || begin_search(c, self, ranking, evaluation, items, options)) return (PyObject *)c;
     Py_DECREF(c);
     return NULL;
 }
@@ -146,7 +146,7 @@ PyObject *asp_py_find_circuit(PyObject *self, PyObject *args) {
 /* ---- steps ---------------------------------------------------------------------------------------- */
 
 /* 1 and the circuit is this thread's, until `busy` is 0 again; else 0 and an exception. */
-static int take(py_circuit *c) {
+static int take_search(py_circuit *c) {
     int nobody = 0;
     if (atomic_compare_exchange_strong(&c->busy, &nobody, 1)) return 1;
     PyErr_SetString(PyExc_RuntimeError, "this search is in use in another thread; wait for it");
@@ -177,7 +177,7 @@ static int take_step(py_circuit *c, int threads, PyObject *progress) {
         return 0;
     }
     if (done) {
-        let_go(c);
+        let_go_question(c);
         atomic_store(&c->stage, ASP_PY_FIND_ENDED);
     }
     return 1;
@@ -189,7 +189,7 @@ static PyObject *circuit_step(PyObject *self, PyObject *args, PyObject *kwargs) 
     PyObject *progress = Py_None;
     int threads = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iO:step", names, &threads, &progress) ||
-        !asp_py_call_check_threads(threads) || !take(c))
+        !asp_py_call_check_threads(threads) || !take_search(c))
         return NULL;
     const int good = atomic_load(&c->stage) == ASP_PY_FIND_ENDED || take_step(c, threads, progress);
     atomic_store(&c->busy, 0);
@@ -203,7 +203,7 @@ static PyObject *circuit_state(PyObject *self, PyObject *unused) {
     py_circuit *c = (py_circuit *)self;
     const void *state;
     void *data;
-    if (!take(c)) return NULL;
+    if (!take_search(c)) return NULL;
     const int64_t n_bytes = asp_circuit_state(c->circuit, &state), n = n_bytes / (int64_t)sizeof(int64_t);
     PyObject *array = asp_py_arrays_new(ASP_PY_INT64, 1, &n, &data);
     if (array) memcpy(data, state, (size_t)n_bytes);
@@ -217,7 +217,7 @@ static PyObject *circuit_restore(PyObject *self, PyObject *state) {
     void *data;
     PyObject *array = asp_py_arrays_copy(state, ASP_PY_INT64, 1, "state", &data, &n);
     if (!array) return NULL;
-    if (!take(c)) {
+    if (!take_search(c)) {
         Py_DECREF(array);
         return NULL;
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
-RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.Model\.run|_core\.Run|asp\.|cache\.)"
+RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Model\.|asp\.|Graph\.)"
+CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
+STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
 #: sentence -> the public names whose calls may say it
@@ -25,14 +27,23 @@ SENTENCES = {
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
         r"(Model\.|Gradients\.|effects\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for interventions": RUNS,
-    r"no memory for \d+ variants": r"(effects\.|_core\.Model\.sweep|asp\.)",
-    r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.Model\.sweep|asp\.)",
+    r"no memory for \d+ variants": r"(effects\.|_core\.|asp\.)",
+    r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.|asp\.)",
     rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":
-        r"(effects\.|_core\.Model\.attribution|asp\.)",
+        r"(effects\.|_core\.|asp\.)",
     rf"resampling \d+ prompts at \d+ sizes needs {AMOUNT}, which could not be allocated":
-        r"(_core\.curve_|asp\.find_circuit)",
-    r"no memory for the intervals of \d+ resamples": r"(_core\.curve_band|asp\.find_circuit)",
-    r"no memory for a random order of \d+ items": r"asp\.find_circuit",
+        r"(_core\.(curve_|Circuit)|asp\.find_circuit)",
+    r"no memory for the intervals of \d+ resamples": r"(_core\.(curve_band|Circuit)|asp\.find_circuit)",
+    r"no memory for (a circuit|a random order of \d+ items|a list of \d+ items)": CIRCUITS,
+    r"no memory for the curves of \d+ resamples at \d+ sizes": CIRCUITS,
+    r"no memory for the metric (of \d+ prompts|at \d+ more sizes)": CIRCUITS,
+    rf"a circuit of \d+ items at \d+ sizes needs {AMOUNT}, which could not be allocated": CIRCUITS,
+    rf"the scores of \d+ items need {AMOUNT}, which could not be allocated": CIRCUITS,
+    rf"a round of elimination among \d+ items needs {AMOUNT}, which could not be allocated": CIRCUITS,
+    r"no memory to check the order of \d+ items": CIRCUITS,
+    rf"{STAGE}: no memory for (the prompts|the (order|scores) of \d+ items)": CIRCUITS,
+    rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
+    r"no memory for the open entries of a task": CIRCUITS,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

@@ -75,10 +75,12 @@ CALLS: dict[str, Uses] = {
             e.model, e.task, unit="edge", method="ig", ablation="mean", steps=2, n_bootstrap=5, n_random=1
         ),
         lambda e: asp.find_circuit(e.model, e.task, metric=OWN, n_bootstrap=5, n_random=1),
+        lambda e: asp.find_circuit(e.model, e.task, method="greedy", n_random=1, resume=e.folder / "kept"),
         wrong=(
             lambda e: asp.find_circuit(e.model, e.task, unit="neuron"),
             lambda e: asp.find_circuit(e.model, e.task, metric=FAILING.custom),
             lambda e: asp.find_circuit(e.model, e.task.ranking),
+            lambda e: asp.find_circuit(e.model, e.task, resume=e.folder / "saved" / "model.safetensors"),
         ),
         cost=100,
     ),
@@ -288,6 +290,7 @@ GRAPH_TABLES = (
 )  # fmt: skip
 CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
+CORE_EFFECTS = ("candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution")
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens")], "lent"),
@@ -308,7 +311,9 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys([f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "needed")], "own"),
-    **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
+    **dict.fromkeys([f"_core.Model.{name}" for name in CORE_EFFECTS], "own"),
+    **dict.fromkeys(["_core.Circuit.state", "_core.Run.mean_entries"], "own"),
+    "_core.Circuit.array": "lent",
     **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "logits", "build")], "own"),
     **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "factors", "writes", "likely")], "own"),
     **dict.fromkeys(["Run.open_edges", "Run.heads", "Trainer.history"], "own"),
@@ -331,7 +336,7 @@ PLAIN: dict[str, str] = {
         f"Graph.{name}": "writes files or text; Python and NumPy alone"
         for name in ("save", "to_html", "to_neuronpedia")
     },
-    "asp.Circuit": "made by find_circuit; arrays of NumPy's own; see test_circuit.py",
+    "asp.Circuit": "made by find_circuit, of arrays that _core.Circuit lends; see test_circuit.py",
     **{
         f"asp.{name}": "an exception"
         for name in asp.__all__

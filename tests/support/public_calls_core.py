@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import reliability
 from public_calls_curves import CURVE_CALLS
@@ -11,20 +13,33 @@ from reliability import TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse._core_types import HeldRun, Metric, Reference
+from attnsparse._core_types import CircuitOptions, EffectOptions, HeldRun, Metric, Task
+from attnsparse.circuits import circuit, effects
 
 ONE = np.array([0, 1], np.int64)
 CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
 METRIC = Metric("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
 
-NOTHING = Reference()
+HEADS = np.array([[0, 1], [1, 3]], np.int32)
 
 
-def sweep_arguments(layer: int = 1, token: int = 5, reference: Reference = NOTHING) -> tuple:
-    """Variants, unit, order, reference and metric of `_core.Model.sweep`: head 3 of layer 1 ablated."""
-    variants = np.array([[0, layer, 0, 0, 0, 8, 7]], np.int64)
-    metric = METRIC._replace(answers=np.array([token], np.int32))
-    return variants, 0, np.arange(8, dtype=np.int32), reference, metric
+def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tuple[Task, EffectOptions]:
+    """A task and options as the core takes them."""
+    return effects.packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
+
+
+def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) -> _core.Circuit:
+    """A search for a circuit after some steps."""
+    task, of_effects = asked(e)
+    given = {
+        "method": "greedy", "normalize": "none", "rank_by": "signed", "smaller_is_better": False, "steps": 1,
+        "greedy_step": 0.5, "sizes": None, "n_bootstrap": 3, "n_random": 1, "confidence": 0.5, "seed": 0,
+        "task_name": "t", "metric_name": "m",
+    }  # fmt: skip
+    found = e.core.circuit(task, task, items, CircuitOptions(of_effects, **{**given, **options}))
+    for _ in range(n_steps):
+        found.step(1)
+    return found
 
 
 def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
@@ -72,27 +87,78 @@ CORE_CALLS: dict[str, Uses] = {
         lambda e: e.core.run(TOKENS, np.array([0, 8]), ("scores",), threads=1),
         wrong=(lambda e: e.core.run(TOKENS, np.array([0, 9]), ()), lambda e: e.core.run(TOKENS, [0, 8], ())),
     ),
-    "_core.Model.sweep": uses(
-        lambda e: e.core.sweep(e.clean, *sweep_arguments()),
-        lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=Reference(e.clean))),
+    "_core.Model.candidates": uses(
+        lambda e: e.core.candidates(asked(e)[0], "edge"),
+        wrong=(lambda e: e.core.candidates(asked(e)[0], "x"),),
+        cost=5,
+    ),
+    "_core.Model.whole": uses(
+        lambda e: e.core.whole(asked(e)[0]), wrong=(lambda e: e.core.whole(asked(e, metric=3)[0]),), cost=5
+    ),
+    **{
+        f"_core.Model.{name}": uses(
+            lambda e, name=name: getattr(e.core, name)(asked(e)[0], HEADS, asked(e, ablation="mean")[1]),
+            wrong=(
+                lambda e, name=name: getattr(e.core, name)(asked(e)[0], 2 * HEADS, asked(e)[1]),
+                lambda e, name=name: getattr(e.core, name)(asked(e)[0], HEADS, asked(e, "edge")[1]),
+                lambda e, name=name: getattr(e.core, name)(
+                    asked(e, corrupted=HEADS[0])[0], HEADS, asked(e)[1]
+                ),
+            ),
+            cost=5,
+        )
+        for name in ("knock_out", "leave_one_out")
+    },
+    "_core.Model.keep_only": uses(
+        lambda e: e.core.keep_only(asked(e)[0], HEADS, ONE, asked(e)[1]),
         wrong=(
-            lambda e: e.core.sweep(e.plain._core, *sweep_arguments()),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(layer=2)),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=Reference(3))),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(reference=Reference(e.other))),
-            lambda e: e.core.sweep(e.clean, *sweep_arguments(token=96)),
-            lambda e: e.changing._core.sweep(e.clean, *sweep_arguments()),
+            lambda e: e.core.keep_only(asked(e)[0], HEADS, 3 * ONE, asked(e)[1]),
+            lambda e: e.core.keep_only(asked(e)[0], HEADS, [1], asked(e)[1]),
         ),
         cost=5,
     ),
     "_core.Model.attribution": uses(
-        lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 2, False, Reference(), None, METRIC),
+        lambda e: e.core.attribution(*asked(e), 2, False),
         wrong=(
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 3, 2, False, Reference(), None, METRIC),
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 0, False, Reference(), None, METRIC),
-            lambda e: e.core.attribution(TOKENS, np.array([0, 8]), 0, 1, True, Reference(), None, METRIC),
+            lambda e: e.core.attribution(*asked(e, "x"), 2, False),
+            lambda e: e.core.attribution(*asked(e), 0, False),
+            lambda e: e.core.attribution(*asked(e), 1, True),
         ),
         cost=5,
+    ),
+    "_core.Model.circuit": uses(
+        lambda e: search(e),
+        wrong=(
+            lambda e: search(e, method="x"),
+            lambda e: search(e, confidence=1.0),
+            lambda e: search(e, sizes=3 * ONE),
+            lambda e: search(e, items=HEADS[:, :1]),
+            lambda e: e.core.circuit(asked(e)[0], 3, HEADS, 3),
+        ),
+        cost=5,
+    ),
+    "_core.Circuit": uses(lambda e: search(e), wrong=(lambda e: _core.Circuit(),), cost=5),
+    "_core.Circuit.step": uses(
+        lambda e: search(e, 9).step(),
+        lambda e: search(e, 9, method="ig", normalize="mib").step(),
+        wrong=(lambda e: search(e, items=7 * HEADS).step(), lambda e: search(e).step(65)),
+        cost=20,
+    ),
+    "_core.Circuit.state": uses(lambda e: search(e, 3).state(), cost=10),
+    "_core.Circuit.restore": uses(
+        lambda e: search(e).restore(search(e, 3).state()),
+        wrong=(
+            lambda e: search(e).restore(search(e, 3).state()[1:]),
+            lambda e: search(e).restore(search(e, 3).state() + 1),
+            lambda e: search(e).restore(3),
+            lambda e: search(e, 9).restore(search(e, 3).state()),
+        ),
+        cost=10,
+    ),
+    "_core.Circuit.array": uses(
+        lambda e: [search(e, 9).array(name) for name in circuit.ARRAYS],
+        wrong=(lambda e: search(e).array("items"), lambda e: search(e, 9).array("x")),
+        cost=20,
     ),
     "_core.Run.mean_entries": uses(
         lambda e: e.clean.mean_entries(), wrong=(lambda e: e.plain._core.mean_entries(),)
