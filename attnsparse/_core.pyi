@@ -62,6 +62,40 @@ def graph_prune(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(nodes kept (n) bool, edges kept (m) bool, cumulative influence (n) float64)."""
 
+def token_losses(logits: Real, targets: npt.NDArray[np.int32], threads: int = 0) -> npt.NDArray[np.float64]:
+    """(n) cross-entropy in nats of targets (n) under logits (n,V), computed in float64."""
+
+def first_weights_from_text(
+    x: Real,
+    y: Real,
+    scale: float,
+    draws: npt.NDArray[np.float64],
+    random: npt.NDArray[np.float64],
+    threads: int = 0,
+) -> tuple[np.ndarray, ...]:
+    """w_enc (F,E), b_enc (F), w_dec (F,E), b_dec (E) float64, chosen (F) int64 (-1: a random direction), of
+    rows x, y (N,E); draws (F) uniform in 0..1, random (2,F,E) normal; see asp_first_weights_from_text."""
+
+def first_weights_from_set(
+    w_enc: Real,
+    b_enc: Real,
+    w_dec: Real,
+    b_dec: Real,
+    threshold: Real | None,
+    scale: float,
+    threads: int = 0,
+) -> tuple[np.ndarray, ...]:
+    """The same weights, float64, with rows of w_dec of length 1; at the end log_threshold (F) if there are
+    thresholds."""
+
+def first_weights_scale(y: Real) -> float:
+    """Standard deviation of y (N,E) from the means of its columns."""
+
+def first_weights_threshold(
+    w_enc: npt.NDArray[np.float64], b_enc: npt.NDArray[np.float64], x: Real, l0: float, threads: int = 0
+) -> float:
+    """The threshold above which rows of x (N,E) have l0 features on average."""
+
 def _blas_state() -> object: ...
 def _share_blas_state(state: object, /) -> None: ...
 def _select_isa(name: str, /) -> None: ...
@@ -144,6 +178,12 @@ class Model:
         threads: int = 0,
     ) -> npt.NDArray[np.float64]:
         """First-order effects (L,H), (L,H,T) or (L,H,T,T), summed over sequences; see asp_attribution."""
+
+    def promoted_tokens(
+        self, rows: np.ndarray, n: int, threads: int = 0
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """(tokens, effects), each (2,n_features,n): those that features raise and lower most, by what they
+        write, rows (n_features,W,E)."""
 
     def graph_edges(
         self, frozen: HeldRun, writes: Writes, reads: Reads, threads: int = 0
@@ -242,6 +282,29 @@ class Features:
         error (L,N,E), only after `fill`."""
 
 @final
+class Contexts:
+    def __init__(
+        self, n_features: int, wanted: npt.NDArray[np.int64] | None, top: int, before: int, after: int
+    ) -> None:
+        """The strongest contexts of the wanted features of a layer (rising; None: all); nothing yet."""
+
+    def add(
+        self,
+        features: Features,
+        layer: int,
+        tokens: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        first: int,
+        /,
+    ) -> None:
+        """The complete features of a batch of prompts, of which `first` is the number of the first one."""
+
+    def array(self, name: str, /) -> np.ndarray:
+        """prompt, position int32 and activation float32 (n,top), prompt -1 where there are fewer; tokens
+        int32 and activations float32 (n,top,before+1+after), -1 and 0 outside the prompt; count (n) int64.
+        Nothing can be added after it."""
+
+@final
 class Gradients:
     @property
     def names(self) -> list[str]: ...
@@ -324,3 +387,5 @@ class CoderTrainer:
         """
 
     def load(self, name: str, values: np.ndarray, /) -> None: ...
+    def scaled(self, output_scale: float, /) -> tuple[Real, Real, Real, Real, Real]:
+        """w_enc, b_enc, w_dec, b_dec and threshold in the units of the model."""

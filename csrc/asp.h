@@ -265,6 +265,14 @@ const char *asp_metric_name(asp_metric_kind kind);
 /* BAD_ARGUMENT, BAD_INDEX unless every sequence has what the kind needs, in a vocabulary of n_vocab. */
 asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error *err);
 
+/* ---- losses -------------------------------------------------------------------- */
+
+/* Cross-entropy in nats of a target under each row of logits, computed in float64.
+ *   losses (n) written    logits (n,V) read    targets (n) read
+ * BAD_INDEX: a target that is not in 0..V-1.  NaN where logits are. */
+asp_status asp_loss_tokens(double *losses, const asp_real *logits, const int32_t *targets, int64_t n, int64_t n_vocab,
+                           const asp_context *context, asp_error *err);
+
 /* ---- machine ------------------------------------------------------------------- */
 
 int asp_parallel_default_threads(void); /* from affinity and cgroup quota */

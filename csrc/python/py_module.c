@@ -133,6 +133,19 @@ static PyMethodDef functions[] = {
     {"graph_prune", asp_py_graph_prune, METH_VARARGS,
      "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, "
      "cumulative)"},
+    {"token_losses", (PyCFunction)(void (*)(void))asp_py_run_token_losses, METH_VARARGS | METH_KEYWORDS,
+     "token_losses(logits, targets, threads=0): cross-entropy in nats of each row."},
+    {"first_weights_from_text", (PyCFunction)(void (*)(void))asp_py_first_weights_from_text,
+     METH_VARARGS | METH_KEYWORDS,
+     "first_weights_from_text(x, y, scale, draws, random, threads=0) -> (w_enc, b_enc, w_dec, b_dec, chosen)"},
+    {"first_weights_from_set", (PyCFunction)(void (*)(void))asp_py_first_weights_from_set, METH_VARARGS | METH_KEYWORDS,
+     "first_weights_from_set(w_enc, b_enc, w_dec, b_dec, threshold, scale, threads=0) -> (w_enc, b_enc, w_dec, b_dec, "
+     "log_threshold)"},
+    {"first_weights_scale", (PyCFunction)(void (*)(void))asp_py_first_weights_scale, METH_VARARGS | METH_KEYWORDS,
+     "first_weights_scale(y): standard deviation of outputs."},
+    {"first_weights_threshold", (PyCFunction)(void (*)(void))asp_py_first_weights_threshold,
+     METH_VARARGS | METH_KEYWORDS,
+     "first_weights_threshold(w_enc, b_enc, x, l0, threads=0): a threshold for all features."},
     {"_blas_state", blas_state, METH_NOARGS,
      "What is kept of the BLAS library, for _share_blas_state of the other precision."},
     {"_share_blas_state", share_blas_state, METH_O, "Makes this module use the state of the other, before any call."},
@@ -170,6 +183,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
     if (add_type(module, &asp_py_reading_spec, &state->reading_type) < 0) return -1;
+    if (add_type(module, &asp_py_contexts_spec, &state->contexts_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
@@ -182,6 +196,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->features_type);
     Py_VISIT(state->coder_trainer_type);
     Py_VISIT(state->reading_type);
+    Py_VISIT(state->contexts_type);
     return 0;
 }
 
@@ -194,6 +209,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->features_type);
     Py_CLEAR(state->coder_trainer_type);
     Py_CLEAR(state->reading_type);
+    Py_CLEAR(state->contexts_type);
     return 0;
 }
 

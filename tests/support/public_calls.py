@@ -35,7 +35,7 @@ CLASSES = {
     "Features": asp.Features,
     "Graph": asp.Graph,
 }
-CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "CoderTrainer")
+CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "Contexts", "CoderTrainer")
 
 
 def of_runs(name: str) -> Uses:
@@ -291,6 +291,11 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"Graph.{name}" for name in (*GRAPH_ARRAYS, *GRAPH_TABLES)], "own"),
     "Graph.pattern": "lent",
     "_core.CoderTrainer.array": "lent",
+    "_core.Contexts.array": "lent",
+    **dict.fromkeys(
+        ["_core.CoderTrainer.scaled", "_core.Model.promoted_tokens", "_core.token_losses"], "own"
+    ),
+    **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),

@@ -26,6 +26,17 @@ def sweep_arguments(layer: int = 1, token: int = 5, reference: Reference = NOTHI
     return variants, 0, np.arange(8, dtype=np.int32), reference, metric
 
 
+ONE_PROMPT = np.array([0, 8])
+CONTEXT_ARRAYS = ("prompt", "position", "activation", "tokens", "activations", "count")
+LOGITS, TARGETS = np.arange(12, dtype=np.float32).reshape(3, 4) ** 2, np.array([0, 3, 1], np.int32)
+DRAWN = (np.array([0.1, 0.5, 0.9]), np.arange(24, dtype=np.float64).reshape(2, 3, 4) + 1)
+
+
+def contexts(n_features: int = 40) -> _core.Contexts:
+    """An empty table of two contexts a feature."""
+    return _core.Contexts(n_features, None, 2, 1, 1)
+
+
 def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
     """The edges of a graph as the core takes them."""
     return graph.start, graph.source, graph.weights
@@ -260,6 +271,78 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: e.coder.load("b_dec", np.zeros(5)),
             lambda e: e.coder.load("b_dec", np.zeros(4, np.float32)),
         ),
+    ),
+    "_core.CoderTrainer.scaled": uses(
+        lambda e: e.coder.scaled(2.0), wrong=(lambda e: e.coder.scaled("2"), lambda e: e.coder.scaled())
+    ),
+    "_core.token_losses": uses(
+        lambda e: _core.token_losses(LOGITS, TARGETS),
+        lambda e: _core.token_losses(LOGITS[:0], TARGETS[:0], threads=2),
+        wrong=(
+            lambda e: _core.token_losses(LOGITS, TARGETS + 7),
+            lambda e: _core.token_losses(LOGITS, TARGETS[:1]),
+            lambda e: _core.token_losses(LOGITS, TARGETS.astype(np.int64)),
+            lambda e: _core.token_losses(LOGITS, TARGETS, threads=-1),
+        ),
+    ),
+    "_core.first_weights_from_text": uses(
+        lambda e: _core.first_weights_from_text(LOGITS, LOGITS, 1.0, *DRAWN),
+        wrong=(
+            lambda e: _core.first_weights_from_text(LOGITS, LOGITS[:1], 1.0, *DRAWN),
+            lambda e: _core.first_weights_from_text(LOGITS, LOGITS, 0.0, *DRAWN),
+            lambda e: _core.first_weights_from_text(LOGITS, LOGITS, 1.0, *DRAWN[::-1]),
+        ),
+    ),
+    "_core.first_weights_from_set": uses(
+        lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS[0], TARGETS + 1, 2.0),
+        wrong=(
+            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS[0], None, 0.0),
+            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS, None, 1.0),
+            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS[:1], LOGITS[0], None, 1.0),
+        ),
+    ),
+    "_core.first_weights_scale": uses(
+        lambda e: _core.first_weights_scale(LOGITS),
+        wrong=(lambda e: _core.first_weights_scale(LOGITS[:0]), lambda e: _core.first_weights_scale(3)),
+    ),
+    "_core.first_weights_threshold": uses(
+        lambda e: _core.first_weights_threshold(DRAWN[1][0], DRAWN[0], LOGITS, 1.5),
+        wrong=(
+            lambda e: _core.first_weights_threshold(DRAWN[1][0], DRAWN[0][:1], LOGITS, 1.5),
+            lambda e: _core.first_weights_threshold(DRAWN[1][0], DRAWN[0], LOGITS, -1.0),
+        ),
+    ),
+    "_core.Model.promoted_tokens": uses(
+        lambda e: e.core.promoted_tokens(np.ones((3, 2, 64), np.float32), 4, threads=1),
+        wrong=(
+            lambda e: e.core.promoted_tokens(np.ones((3, 2, 63)), 4),
+            lambda e: e.core.promoted_tokens(np.ones((3, 2, 64)), 97),
+            lambda e: e.core.promoted_tokens("rows", 4),
+        ),
+    ),
+    "_core.Contexts": uses(
+        lambda e: _core.Contexts(9, np.array([2, 5]), 3, 1, 0),
+        lambda e: _core.Contexts(0, None, 1, 0, 0),
+        wrong=(
+            lambda e: _core.Contexts(9, np.array([5, 2]), 3, 1, 0),
+            lambda e: _core.Contexts(9, None, 0, 1, 0),
+            lambda e: _core.Contexts(2**31 - 1, None, 2**40, 2**30, 0),
+        ),
+    ),
+    "_core.Contexts.add": uses(
+        lambda e: contexts().add(e.features._core, 1, TOKENS, ONE_PROMPT, 3),
+        wrong=(
+            lambda e: contexts().add(e.features._core, 2, TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts().add(e.features._core, 1, TOKENS, ONE_PROMPT, -1),
+            lambda e: contexts().add(e.features._core, 1, TOKENS[:7], np.array([0, 7]), 0),
+            lambda e: contexts().add(_core.Features(e.core, 8, "relu"), 1, TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts(3).add(e.features._core, 1, TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts().add(e.features, 1, TOKENS, ONE_PROMPT, 0),
+        ),
+    ),
+    "_core.Contexts.array": uses(
+        lambda e: [contexts().array(name) for name in CONTEXT_ARRAYS],
+        wrong=(lambda e: contexts().array("x"), lambda e: contexts().array(3)),
     ),
     "_core.CoderTrainer.step_count": uses(
         lambda e: setattr(e.coder, "step_count", 3),
