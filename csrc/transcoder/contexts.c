@@ -50,7 +50,7 @@ static asp_status allocate(asp_contexts *c, asp_error *err) {
     const int64_t bytes = asp_arena_lay_out(&c->arena, parts, PARTS);
     if (!asp_arena_commit(&c->arena, 1))
         return asp_fail(err, ASP_NO_MEMORY, "the contexts of %lld features need %s, which could not be allocated",
-                        (long long)c->n, asp_fail_size((char[32]){0}, (double)bytes));
+                        (long long)c->n, asp_fail_size((char[32]){0}, (double)asp_max(bytes, 1)));
     asp_arena_wire(&c->arena, parts, PARTS);
     memset(c->prompt, 0xff, (size_t)kept * sizeof *c->prompt); /* all -1 */
     memset(c->position, 0xff, (size_t)kept * sizeof *c->position);
