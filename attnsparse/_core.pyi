@@ -33,6 +33,67 @@ def graph_loadings(
     places (n,2), int64; carried (n_sources,L,H,D), received and received_alone (n_targets,L,H,D), pattern
     (L,H,T,T)."""
 
+def graph_total(weight: Real, factor: np.ndarray, /) -> float:
+    """The sum of n edges, each times its factor (n) float64."""
+
+def graph_between(
+    carried: Real,
+    received: Real,
+    received_alone: Real,
+    pattern: Real,
+    pairs: np.ndarray,
+    places: np.ndarray,
+    factor: np.ndarray,
+    weight: Real,
+    loose_weight: Real,
+    loose_factor: np.ndarray,
+    /,
+) -> tuple[np.ndarray, float, float]:
+    """(by_head (L,H) float64, direct, remainder): the sum of graph_loadings over all pairs; what is left of
+    their edges, weight (n), within one position; of all others, with the edges whose source has no place."""
+
+def graph_shares(
+    parts: np.ndarray, rest: np.ndarray, absolute: bool, /
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """(order (n) int64, share (n+r), sum so far (n+r), whole) of parts (n) and rest (r), float64; by falling
+    share, or by falling |part|."""
+
+def graph_entries(
+    received: Real, pattern: Real, values: Real, entries: np.ndarray, weights: np.ndarray, /
+) -> np.ndarray:
+    """(k) float64: what entries (n,4) int64 (layer, head, query, key) give to the targets, weighted by
+    weights (k,n_targets) float64; values (L,T,H,D)."""
+
+def graph_moved(
+    carried: Real,
+    received: Real,
+    pattern: Real,
+    position: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    query: int,
+    /,
+) -> np.ndarray:
+    """(L,H,T) float64: what each entry of a query moves from the sources, at position (n_sources) int32, to
+    the targets rows (k) int64, by size, weighted by weights (k)."""
+
+def graph_pairs(
+    query_rows: Real,
+    query_bias: np.ndarray,
+    key_rows: Real,
+    key_bias: np.ndarray,
+    node: np.ndarray,
+    n_nodes: int,
+    bias_node: int,
+    scale: float,
+    /,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(pairs (n,n) float64, used (n) bool, their sum) of a score; rows (D,n_sources), bias (D) float64, node
+    (n_sources) int64: which node each source is part of."""
+
+def graph_largest_pairs(pairs: np.ndarray, rest: int, most: int, /) -> tuple[np.ndarray, np.ndarray]:
+    """(kept int64, merged): the nodes with the largest pairs, with all others added to node `rest`."""
+
 def graph_influence(
     start: np.ndarray, source: np.ndarray, weight: Real, weights: np.ndarray, /
 ) -> np.ndarray:

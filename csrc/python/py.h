@@ -144,6 +144,16 @@ PyObject *asp_py_graph_influence(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_factors(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_prune(PyObject *module, PyObject *args);
 
+/* ---- py_graph_pairs.c ------------------------------------------------------------- */
+
+PyObject *asp_py_graph_pairs_total(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_between(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_shares(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_entries(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_moved(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_score(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_largest(PyObject *module, PyObject *args);
+
 /* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
 
 enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE, ASP_PY_FLOAT };
@@ -176,6 +186,9 @@ void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, 
 void *asp_py_arrays_hold_convert(py_held *held, PyObject *object, int kind, int n_dims, const char *name,
                                  int64_t *dims);
 void asp_py_arrays_let_go(py_held *held);
+
+/* The arguments of graph_loadings, held; 0 and an exception if they do not fit each other. */
+int asp_py_graph_read_loadings(py_held *held, PyObject *args, asp_loading_inputs *inputs);
 
 /* Copies of the tokens and offsets of a call, checked against each other. */
 typedef struct {

@@ -133,6 +133,21 @@ static PyMethodDef functions[] = {
     {"graph_prune", asp_py_graph_prune, METH_VARARGS,
      "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, "
      "cumulative)"},
+    {"graph_total", asp_py_graph_pairs_total, METH_VARARGS, "graph_total(weight, factor): the sum of edges."},
+    {"graph_between", asp_py_graph_pairs_between, METH_VARARGS,
+     "graph_between(carried, received, received_alone, pattern, pairs, places, factor, weight, loose_weight, "
+     "loose_factor) -> (by_head, direct, remainder)"},
+    {"graph_shares", asp_py_graph_pairs_shares, METH_VARARGS,
+     "graph_shares(parts, rest, absolute) -> (order, share, cumulative, whole)"},
+    {"graph_entries", asp_py_graph_pairs_entries, METH_VARARGS,
+     "graph_entries(received, pattern, values, entries, weights) -> effects"},
+    {"graph_moved", asp_py_graph_pairs_moved, METH_VARARGS,
+     "graph_moved(carried, received, pattern, position, rows, weights, query) -> moved"},
+    {"graph_pairs", asp_py_graph_pairs_score, METH_VARARGS,
+     "graph_pairs(query_rows, query_bias, key_rows, key_bias, node, n_nodes, bias_node, scale) -> (pairs, used, "
+     "score)"},
+    {"graph_largest_pairs", asp_py_graph_pairs_largest, METH_VARARGS,
+     "graph_largest_pairs(pairs, rest, most) -> (kept, merged)"},
     {"token_losses", (PyCFunction)(void (*)(void))asp_py_run_token_losses, METH_VARARGS | METH_KEYWORDS,
      "token_losses(logits, targets, threads=0): cross-entropy in nats of each row."},
     {"first_weights_from_text", (PyCFunction)(void (*)(void))asp_py_first_weights_from_text,

@@ -53,6 +53,8 @@ SENTENCES = {
     rf"a graph with \d+ writes needs {AMOUNT}": GRAPHS,
     r"no memory for a product of a graph": GRAPHS,
     rf"the heads of a graph need {AMOUNT} of scratch": GRAPHS,
+    r"no memory for the shares of \d+ heads": GRAPHS,
+    rf"the (largest )?pairs of sources (of a score )?need {AMOUNT} of scratch": GRAPHS,
     r"no memory for the influence of \d+ edges": GRAPHS,
     r"no memory to prune a graph of \d+ edges": GRAPHS,
     # of NumPy and of Python themselves

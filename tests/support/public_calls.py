@@ -292,6 +292,8 @@ ARRAYS: dict[str, str] = {
     "Graph.pattern": "lent",
     "_core.CoderTrainer.array": "lent",
     "_core.Contexts.array": "lent",
+    **dict.fromkeys([f"_core.graph_{name}" for name in ("between", "shares", "entries", "moved")], "own"),
+    **dict.fromkeys(["_core.graph_pairs", "_core.graph_largest_pairs"], "own"),
     **dict.fromkeys(
         ["_core.CoderTrainer.scaled", "_core.Model.promoted_tokens", "_core.token_losses"], "own"
     ),

@@ -32,6 +32,24 @@ LOGITS, TARGETS = np.arange(12, dtype=np.float32).reshape(3, 4) ** 2, np.array([
 DRAWN = (np.array([0.1, 0.5, 0.9]), np.arange(24, dtype=np.float64).reshape(2, 3, 4) + 1)
 
 
+EDGES = np.array([1, -2, 4], np.float32), np.array([1.0, 0.5, -3.0])
+PAIRS = (LOGITS, np.ones(3), LOGITS + 1, np.ones(3), np.array([0, 1, 1, 3]))
+
+
+def entry_arguments(graph: asp.Graph, head: int = 2) -> tuple[np.ndarray, ...]:
+    """Arguments of `_core.graph_entries`: one entry, every target by itself and all together."""
+    n_layer, n_head, n = graph.pattern.shape[:3]
+    values = np.ones((n_layer, n, n_head, graph.received.shape[-1]), np.float32)
+    weights = np.ones((2, len(graph.received)))
+    return graph.received, graph.pattern, values, np.array([[1, head, 7, 3]]), weights
+
+
+def moved_arguments(graph: asp.Graph, row: int = 0) -> tuple[np.ndarray, ...]:
+    """Arguments of `_core.graph_moved` before the query."""
+    arrays = (graph.carried, graph.received, graph.pattern, graph.position[: len(graph.carried)])
+    return *arrays, np.array([row]), np.ones(1)
+
+
 def contexts(n_features: int = 40) -> _core.Contexts:
     """An empty table of two contexts a feature."""
     return _core.Contexts(n_features, None, 2, 1, 1)
@@ -274,6 +292,59 @@ CORE_CALLS: dict[str, Uses] = {
     ),
     "_core.CoderTrainer.scaled": uses(
         lambda e: e.coder.scaled(2.0), wrong=(lambda e: e.coder.scaled("2"), lambda e: e.coder.scaled())
+    ),
+    "_core.graph_total": uses(
+        lambda e: _core.graph_total(*EDGES),
+        wrong=(
+            lambda e: _core.graph_total(EDGES[0], EDGES[1][:1]),
+            lambda e: _core.graph_total(*EDGES[::-1]),
+        ),
+    ),
+    "_core.graph_between": uses(
+        lambda e: _core.graph_between(*graph_pairs(e.graph, 0), EDGES[0][:1], *EDGES),
+        wrong=(
+            lambda e: _core.graph_between(*graph_pairs(e.graph, 0), *EDGES, EDGES[1]),
+            lambda e: _core.graph_between(*graph_pairs(e.graph, 0), EDGES[0][:1], EDGES[0], EDGES[1][:2]),
+            lambda e: _core.graph_between(*graph_pairs(e.graph, 10**6), EDGES[0][:1], *EDGES),
+            lambda e: _core.graph_between(1, 2, 3),
+        ),
+    ),
+    "_core.graph_shares": uses(
+        lambda e: _core.graph_shares(EDGES[1], EDGES[1][:2], True),
+        lambda e: _core.graph_shares(EDGES[1][:0], EDGES[1][:0], False),
+        wrong=(lambda e: _core.graph_shares(EDGES[0], EDGES[1], True),),
+    ),
+    "_core.graph_entries": uses(
+        lambda e: _core.graph_entries(*entry_arguments(e.graph)),
+        wrong=(
+            lambda e: _core.graph_entries(*entry_arguments(e.graph, head=4)),
+            lambda e: _core.graph_entries(*entry_arguments(e.graph)[:4], np.ones((2, 1))),
+        ),
+    ),
+    "_core.graph_moved": uses(
+        lambda e: _core.graph_moved(*moved_arguments(e.graph), 7),
+        wrong=(
+            lambda e: _core.graph_moved(*moved_arguments(e.graph), 8),
+            lambda e: _core.graph_moved(*moved_arguments(e.graph, row=10**6), 7),
+            lambda e: _core.graph_moved(*moved_arguments(e.graph)[::-1], 7),
+        ),
+    ),
+    "_core.graph_pairs": uses(
+        lambda e: _core.graph_pairs(*PAIRS, 4, 2, 0.5),
+        wrong=(
+            lambda e: _core.graph_pairs(*PAIRS, 4, 4, 0.5),
+            lambda e: _core.graph_pairs(*PAIRS, 3, 2, 0.5),
+            lambda e: _core.graph_pairs(*PAIRS[:4], PAIRS[4][:2], 4, 2, 0.5),
+        ),
+    ),
+    "_core.graph_largest_pairs": uses(
+        lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 0, 2),
+        lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 0, 10),
+        wrong=(
+            lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 3, 2),
+            lambda e: _core.graph_largest_pairs(np.arange(6.0).reshape(3, 2), 0, 2),
+            lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 0, 0),
+        ),
     ),
     "_core.token_losses": uses(
         lambda e: _core.token_losses(LOGITS, TARGETS),
