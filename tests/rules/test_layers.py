@@ -146,7 +146,7 @@ def test_no_folder_is_crowded():
 
 # ---------------------------------------------------------------------------------------------- arithmetic
 
-# Python computes on arrays in these packages only: it widens and scales what files hold, and lays out figures.
+# Python computes on arrays in these packages only: it widens and scales what files hold, lays out figures.
 COMPUTING = ("io", "transcoders.formats", "figures")
 ARITHMETIC = {
     "bincount", "cumsum", "dot", "einsum", "exp", "expm1", "inner", "lexsort", "log", "log1p", "logaddexp",
