@@ -32,7 +32,7 @@ from . import checkpoint as state
 from .arrays import ArraySource
 from .checkpoint import RESULTS, WEIGHTS
 from .options import START_L0, TranscoderOptions
-from .start import check_start, common_threshold, first_weights, weights_of
+from .start import check_start, first_weights, weights_of
 from .transcoders import Transcoders
 
 if TYPE_CHECKING:
@@ -170,8 +170,9 @@ class TranscoderTrainer:
             start.check(model)
             check_start(start, n_features)
         self.start = start  #: the `Transcoders` that it began with, or None
-        make = core_for(str(model.dtype)).CoderTrainer
-        self._layers = [make(model.config.d_model, model.config.d_model, n) for n in n_features]
+        self._core = core_for(str(model.dtype))
+        width = model.config.d_model
+        self._layers = [self._core.CoderTrainer(width, width, n) for n in n_features]
         self._turn = OneThread("transcoder training")
         self._results: list[list[dict[str, Any]]] = [[] for _ in self._layers]
         self._prices: list[list[float]] = [[1.0] for _ in self._layers]
@@ -187,25 +188,26 @@ class TranscoderTrainer:
         pieces = [self._rows(step) for step in range(START_BATCHES)]
         inputs, outputs = (np.concatenate(arrays, axis=1) for arrays in zip(*pieces))
         for layer, core in enumerate(self._layers):
-            rows = outputs[layer].astype(np.float64)
-            self.output_scale[layer] = math.sqrt(max(float(((rows - rows.mean(axis=0)) ** 2).mean()), 1e-20))
+            self.output_scale[layer] = self._core.first_weights_scale(outputs[layer])
             weights = self._first_weights(layer, inputs[layer], outputs[layer])
-            for key, value in weights.items():
-                core.load(key, np.ascontiguousarray(value, self.model.dtype))
+            for key in WEIGHTS:
+                core.load(key, np.ascontiguousarray(weights[key], self.model.dtype))
 
     def _first_weights(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> dict[str, np.ndarray]:
         options, scale = self.options, float(self.output_scale[layer])
         n_features = options.features_of(len(self._layers))[layer]
         if self.start is None:
-            weights = first_weights(inputs, outputs, scale, n_features, options.seed, layer)
+            weights = first_weights(inputs, outputs, scale, n_features, options.seed, layer, self._threads)
         else:
-            weights = weights_of(self.start, layer, scale)
+            weights = weights_of(self.start, layer, scale, self._core, self._threads)
         if options.activation != "jump_relu":
             weights["log_threshold"] = np.zeros(n_features)
         elif options.threshold_of(layer) is not None or "log_threshold" not in weights:
             threshold = options.threshold_of(layer)
             if threshold is None:
-                threshold = common_threshold(weights, inputs, START_L0)
+                threshold = self._core.first_weights_threshold(
+                    weights["w_enc"], weights["b_enc"], inputs, START_L0, self._threads
+                )
             weights["log_threshold"] = np.full(n_features, math.log(threshold))
         return weights
 
@@ -338,27 +340,10 @@ class TranscoderTrainer:
             return self._transcoders()
 
     def _transcoders(self) -> Transcoders:
-        arrays: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
-        }
-        for core, scale in zip(self._layers, self.output_scale):
-            w_enc, b_enc, w_dec, b_dec, threshold = (core.array(name) for name in WEIGHTS)
-            for name, values in (
-                ("w_enc", w_enc),
-                ("b_enc", b_enc),
-                ("b_dec", b_dec),
-                ("threshold", np.exp(threshold)),
-            ):
-                arrays[name].append((values * scale).astype(values.dtype))
-            arrays["w_dec"].append(w_dec.copy())
+        layers = [core.scaled(float(scale)) for core, scale in zip(self._layers, self.output_scale)]
+        w_enc, b_enc, w_dec, b_dec, threshold = (list(arrays) for arrays in zip(*layers))
         jump = self.options.activation == "jump_relu"
-        source = ArraySource(
-            arrays["w_enc"],
-            arrays["b_enc"],
-            arrays["w_dec"],
-            arrays["b_dec"],
-            arrays["threshold"] if jump else None,
-        )
+        source = ArraySource(w_enc, b_enc, w_dec, b_dec, threshold if jump else None)
         return Transcoders(
             source,
             activation=self.options.activation,

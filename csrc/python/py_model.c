@@ -415,6 +415,8 @@ static PyMethodDef methods[] = {
     {"attribution", (PyCFunction)(void (*)(void))asp_py_circuit_attribution, METH_VARARGS | METH_KEYWORDS,
      "attribution(tokens, offsets, unit, steps, through_gate, reference, closed, metric, max_bytes=..., threads=0) -> "
      "scores"},
+    {"promoted_tokens", (PyCFunction)(void (*)(void))asp_py_contexts_promoted, METH_VARARGS | METH_KEYWORDS,
+     "promoted_tokens(rows, n, threads=0) -> (tokens, effects): what features raise and lower most."},
     {"graph_edges", (PyCFunction)(void (*)(void))asp_py_graph_edges, METH_VARARGS | METH_KEYWORDS,
      "graph_edges(frozen, writes, reads, threads=0) -> (edges, bias)"},
     {"graph_logits", (PyCFunction)(void (*)(void))asp_py_graph_logits, METH_VARARGS | METH_KEYWORDS,

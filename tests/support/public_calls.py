@@ -36,7 +36,9 @@ CLASSES = {
     "Features": asp.Features,
     "Graph": asp.Graph,
 }
-CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "CoderTrainer", "Graph")
+CORE_CLASSES = (
+    "Model", "Run", "Gradients", "Trainer", "Features", "Contexts", "CoderTrainer", "Graph"
+)  # fmt: skip
 
 
 def of_runs(name: str) -> Uses:
@@ -304,6 +306,13 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Graph.array", "Graph.incoming", "Graph.pattern"], "lent"),
     **dict.fromkeys([f"_core.Graph.{name}" for name in CORE_GRAPH_RESULTS], "own"),
     "_core.CoderTrainer.array": "lent",
+    "_core.Contexts.array": "lent",
+    **dict.fromkeys([f"_core.graph_{name}" for name in ("between", "shares", "entries", "moved")], "own"),
+    **dict.fromkeys(["_core.graph_pairs", "_core.graph_largest_pairs"], "own"),
+    **dict.fromkeys(
+        ["_core.CoderTrainer.scaled", "_core.Model.promoted_tokens", "_core.token_losses"], "own"
+    ),
+    **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),

@@ -21,7 +21,6 @@ from attnsparse._engine import core_for
 from attnsparse.errors import CheckpointError, ConfigError, TrainingDiverged
 from attnsparse.io import training_file
 from attnsparse.training import schedules
-from attnsparse.transcoders import start as transcoder_start
 from attnsparse.transcoders import trainer as transcoder_train
 from attnsparse.transcoders.options import TranscoderOptions
 from attnsparse.transcoders.trainer import TranscoderTrainer, train_transcoders
@@ -482,19 +481,6 @@ def test_arguments_must_fit_each_other():
         train_transcoders(tiny.model(), tiny.data(), {"steps": 3})
     with pytest.raises(ValueError, match="checkpoint_every"):
         train_transcoders(tiny.model(), tiny.data(), options(3), checkpoint_every=0)
-
-
-def test_first_features_are_rows_far_apart():
-    rows = np.repeat(np.eye(6, dtype=np.float32) * np.arange(1, 7)[:, None], 50, axis=0)
-    chosen = transcoder_start.spread_rows(rows, 10, seed=0, layer=1)
-    assert sorted(rows[chosen].argmax(axis=1)) == list(range(6))  # every kind once, then no more
-    weights = transcoder_start.first_weights(rows, rows[:, ::-1], 2.0, 10, 0, 1)
-    assert all(np.isfinite(value).all() for value in weights.values())
-    assert np.allclose(np.linalg.norm(weights["w_dec"], axis=1), 1)
-    pre = (rows[chosen] @ weights["w_enc"].T + weights["b_enc"])[range(6), range(6)]
-    length = np.linalg.norm((rows - rows.mean(axis=0))[chosen], axis=1) / 2
-    assert np.ptp(pre / length) < 1e-5  # each stands for its own row, all with one gain
-    assert 0 < (pre / length)[0] <= 1
 
 
 def test_the_first_error_is_below_the_variance():
