@@ -12,13 +12,56 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from ._core_types import HeldRun, Interventions, Metric, Reads, Reference, Substitute, Writes
+from ._core_types import Curve, HeldRun, Interventions, Metric, Reads, Reference, Substitute, Writes
 
 Real = npt.NDArray[np.floating[Any]]
 
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def machine() -> dict[str, Any]: ...
+def metric_names() -> dict[str, bool]:
+    """All metrics of the core: whether each needs nothing but answers and wrong answers."""
+
+def metric_values(logits: Real, metric: Metric, /) -> npt.NDArray[np.float64]:
+    """(B) of logits (B,V), one row for each prompt of the metric."""
+
+def metric_gradients(logits: Real, metric: Metric, /) -> Real:
+    """(B,V): the derivative of each value by its row of logits."""
+
+def curve_effect(curve: Curve, /) -> npt.NDArray[np.float64]:
+    """(S): faithfulness; infinite or NaN where the divisor is 0."""
+
+def curve_bootstrap(curve: Curve, n_resamples: int, seed: int, threads: int = 0) -> npt.NDArray[np.float64]:
+    """(n,S): the effects of resamples, without those that are not finite."""
+
+def curve_band(
+    curves: npt.NDArray[np.float64], confidence: float, threads: int = 0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(low (S), high (S)): percentile interval of finite curves (n,S); NaN for none."""
+
+def curve_needed(
+    curves: npt.NDArray[np.float64], fraction: float, /
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(first (n), stays (n)) of curves (n,S): indices into the sizes, S where a curve never does."""
+
+def curve_needed_interval(
+    curve: Curve, fraction: float, n_resamples: int, seed: int, confidence: float, threads: int = 0
+) -> tuple[int, int, int, int, int, int]:
+    """(first, stays, first_low, first_high, stays_low, stays_high): indices into the sizes, S for never."""
+
+def curve_ratio(
+    curve: Curve,
+    other: Curve,
+    fraction: float,
+    stays: bool,
+    n_resamples: int,
+    seed: int,
+    confidence: float,
+    threads: int = 0,
+) -> tuple[float, float, float]:
+    """(value, low, high) of how many times more items a circuit needs than the other; all NaN if one of them
+    never reaches the fraction."""
+
 def graph_loadings(
     carried: Real,
     received: Real,
@@ -70,6 +113,10 @@ def _debug_fail_at(n: int, /) -> None: ...
 def _noise_row(n: int, seed: int, step: int, sequence: int, layer: int, head: int, query: int, /) -> Real:
     """Uniform numbers u in (0, 1) of keys 0..n-1 of one gate row; the noise is log(u / (1 - u))."""
 
+def _random_raw(start: int, n: int, seed: int, use: int, first: int, second: int, /) -> npt.NDArray[np.int64]:
+    """The bits of n random numbers of a stream, as `_random.raw` has them."""
+
+def _random_permutation(n: int, seed: int, use: int, first: int, second: int, /) -> npt.NDArray[np.int64]: ...
 def _exp(x: Real, /) -> Real: ...
 
 @final

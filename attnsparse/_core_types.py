@@ -31,7 +31,21 @@ class Metric(NamedTuple):
     answers: np.ndarray  #: int32: those of prompt b are [start[b], start[b + 1])
     wrong_start: np.ndarray  #: int64 [B + 1]
     wrong: np.ndarray  #: int32
-    reference: np.ndarray | None  #: real [B, V]: logits that "kl" compares with
+    reference: np.ndarray | None = None  #: real [B, V]: logits that "kl" compares with
+    custom: Any = None
+    """For the kind "custom", as a `tasks.CustomMetric` has it: `gradient`, None if there is none, and the
+    methods row_values(logits [n, V], sequence [n]) -> float64 [n] and row_gradients(...) -> real [n, V]."""
+
+
+class Curve(NamedTuple):
+    """What was measured of a circuit on P prompts with the n best items kept, for S numbers n."""
+
+    values: np.ndarray  #: float64 [S, P]
+    full: np.ndarray  #: float64 [P]: of the whole model
+    empty: np.ndarray  #: float64 [P]: with everything ablated
+    normalize: str  #: "mib", "ratio" or "none"
+    effect: np.ndarray | None = None  #: float64 [S]: of the curve as it was evaluated
+    sizes: np.ndarray | None = None  #: int64 [S]: the numbers n, ascending
 
 
 class Reference(NamedTuple):

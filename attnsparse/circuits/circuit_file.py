@@ -32,7 +32,6 @@ from ..io.paired_file import (
 )
 from ..io.strict_json import shown
 from ..model.interventions import ABLATIONS
-from ..tasks.metrics import METRICS
 from .choices import ITEMS, MAX_RESAMPLES, METHODS, NORMALIZATIONS, RANK_BY, UNITS
 
 VERSION = 1
@@ -60,8 +59,8 @@ _CHOICES = {
     "method": METHODS,
     "ablation": ABLATIONS,
     "normalize": NORMALIZATIONS,
-    "metric": METRICS,
 }
+_NAMES = (*_TEXTS, *_CHOICES, "metric")  # the metric may be one of the user's own
 _WHOLE_OPTIONS = {
     "steps": (1, 2**31),
     "n_bootstrap": (0, MAX_RESAMPLES),
@@ -75,7 +74,7 @@ _OPTIONS = {"rank_by", "sizes", "reference", *_WHOLE_OPTIONS, *_SHARE_OPTIONS}
 
 def write(path: str | os.PathLike[str], circuit: Mapping[str, Any]) -> None:
     """Write the fields of a circuit, by name."""
-    fields = {name: circuit[name] for name in (*_TEXTS, *_CHOICES)}
+    fields = {name: circuit[name] for name in _NAMES}
     fields |= {"options": dict(circuit["options"]), "position_labels": circuit["position_labels"]}
     kind = KIND._replace(version=circuit["version"])
     save_pair(path, kind, fields, {name: circuit[name] for name in _ARRAYS}, _ARRAYS)
@@ -88,17 +87,17 @@ def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
 
 
 def _read(json_path: str, npz_path: str, limits: Limits) -> dict[str, Any]:
-    data = read_fields(json_path, KIND, (*_TEXTS, *_CHOICES, "options", "position_labels"), limits)
+    data = read_fields(json_path, KIND, (*_NAMES, "options", "position_labels"), limits)
     _check_fields(data, json_path)
     arrays = read_arrays(npz_path, KIND, data["arrays_sha256"], _ARRAYS, limits)
     _check_arrays(arrays, data, npz_path)
     labels = data["position_labels"]
-    fields = {name: data[name] for name in (*_TEXTS, *_CHOICES, "options", "version")}
+    fields = {name: data[name] for name in (*_NAMES, "options", "version")}
     return {**fields, **arrays, "position_labels": None if labels is None else tuple(labels)}
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
-    check_texts(data, _TEXTS, path)
+    check_texts(data, (*_TEXTS, "metric"), path)
     for name, choices in _CHOICES.items():
         check_choice(name, data[name], choices, path)
     if data["position_labels"] is not None:

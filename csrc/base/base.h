@@ -1,4 +1,4 @@
-/* base.h: memory, arenas, the thread pool: on which every folder of the core is built. */
+/* base.h: memory, arenas, the thread pool, random numbers: on which every folder of the core is built. */
 #ifndef ASP_BASE_H
 #define ASP_BASE_H
 
@@ -97,6 +97,23 @@ asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task
 /* 1 if the call should stop: for loops that no asp_parallel_for runs. */
 int asp_parallel_stopped(const asp_context *context);
 enum { ASP_MOST_THREADS = 64 };
+
+/* ---- random.c ------------------------------------------------------------------ */
+
+/* Uses of random numbers, which are part of their counter, so that two uses never share a stream; those of Python are
+ * in attnsparse/_random.py.  CIRCUITS has as its first counter what is drawn. */
+enum { ASP_RANDOM_CIRCUITS = 7 };
+enum { ASP_RANDOM_RESAMPLES = 0, ASP_RANDOM_ORDERS = 1 };
+
+/* Numbers start .. start + n - 1 of the stream of a seed, a use and two further counters, as np.random.Philox and
+ * attnsparse/_random.py have them.
+ *   out (n) written */
+void asp_random_raw(uint64_t *out, int64_t start, int64_t n, uint64_t seed, uint64_t use, uint64_t first,
+                    uint64_t second);
+/* Random order of 0..n-1: that of the first n numbers of the stream, equal ones as they come.
+ *   out (n) written     Errors: NO_MEMORY. */
+asp_status asp_random_permutation(int64_t *out, int64_t n, uint64_t seed, uint64_t use, uint64_t first, uint64_t second,
+                                  asp_error *err);
 
 /* ---- blas.c -------------------------------------------------------------------- */
 

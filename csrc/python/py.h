@@ -141,6 +141,19 @@ PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused);
 /* 0 and an exception unless the run is of this model with the weights that it had then. */
 int asp_py_run_is_current(const py_run *run, const py_model *model);
 
+/* ---- py_curve.c ------------------------------------------------------------------------- */
+
+PyObject *asp_py_curve_effect(PyObject *module, PyObject *curve);
+PyObject *asp_py_curve_bootstrap(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_band(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_needed(PyObject *module, PyObject *args);
+PyObject *asp_py_curve_needed_interval(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_ratio(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_random_raw(PyObject *module, PyObject *args);
+PyObject *asp_py_curve_random_permutation(PyObject *module, PyObject *args);
+/* "mib", "ratio" or "none"; 0 and an exception for anything else. */
+int asp_py_curve_normalization(PyObject *object, asp_normalization *out);
+
 /* ---- py_circuit.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
@@ -204,6 +217,24 @@ void asp_py_arrays_batch_clear(py_batch *batch);
 /* Copies of the targets and weights of n tokens; a target of -100, which is to be ignored, gets the weight 0. */
 int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
                           const asp_real **weight);
+
+/* ---- py_metric.c ------------------------------------------------------------------------ */
+
+/* The metric of a call, with the arrays and the object that it points to; so it stays where it is. */
+typedef struct {
+    py_held held;
+    asp_metric metric;
+    asp_custom_metric custom;
+    PyObject *object; /* of a metric of the user's own: asked for row_values and row_gradients; in held */
+    int64_t n_vocab;
+    py_call *call; /* set by the caller before the core is called */
+} py_metric;
+/* From _core_types.Metric; 0 and an exception if it is not well formed.  clear accepts one that is not, or zeros. */
+int asp_py_metric_read(py_metric *metric, PyObject *object, int64_t n_vocab);
+void asp_py_metric_clear(py_metric *metric);
+PyObject *asp_py_metric_names(PyObject *module, PyObject *unused);
+PyObject *asp_py_metric_values(PyObject *module, PyObject *args);
+PyObject *asp_py_metric_gradients(PyObject *module, PyObject *args);
 
 /* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
 PyObject *asp_py_module_tuple(PyObject *object, const char *text);

@@ -414,7 +414,7 @@ def test_every_field_is_needed_and_of_its_kind(path, name):
         ("unit", "layer"),
         ("method", "magic"),
         ("ablation", None),
-        ("metric", "loss"),
+        ("metric", 3),
         ("arrays_sha256", "AB" * 32),
         ("position_labels", [1]),
     ],

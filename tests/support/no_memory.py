@@ -29,6 +29,10 @@ SENTENCES = {
     r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.Model\.sweep|asp\.)",
     rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":
         r"(effects\.|_core\.Model\.attribution|asp\.)",
+    rf"resampling \d+ prompts at \d+ sizes needs {AMOUNT}, which could not be allocated":
+        r"(_core\.curve_|asp\.find_circuit)",
+    r"no memory for the intervals of \d+ resamples": r"(_core\.curve_band|asp\.find_circuit)",
+    r"no memory for a random order of \d+ items": r"asp\.find_circuit",
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

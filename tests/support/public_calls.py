@@ -11,6 +11,7 @@ import inspect
 
 import numpy as np
 from public_calls_core import CORE_CALLS
+from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
 from public_objects import ALL, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
@@ -73,8 +74,10 @@ CALLS: dict[str, Uses] = {
         lambda e: asp.find_circuit(
             e.model, e.task, unit="edge", method="ig", ablation="mean", steps=2, n_bootstrap=5, n_random=1
         ),
+        lambda e: asp.find_circuit(e.model, e.task, metric=OWN, n_bootstrap=5, n_random=1),
         wrong=(
             lambda e: asp.find_circuit(e.model, e.task, unit="neuron"),
+            lambda e: asp.find_circuit(e.model, e.task, metric=FAILING.custom),
             lambda e: asp.find_circuit(e.model, e.task.ranking),
         ),
         cost=100,
@@ -86,8 +89,11 @@ CALLS: dict[str, Uses] = {
     ),
     # --- effects
     "effects.metric_values": uses(
-        *(lambda e, m=m: effects.metric_values(e.model, e.task, metric=m) for m in effects.METRICS),
-        wrong=(lambda e: effects.metric_values(e.model, e.task, metric="x"),),
+        *(lambda e, m=m: effects.metric_values(e.model, e.task, metric=m) for m in (*effects.METRICS, OWN)),
+        wrong=(
+            lambda e: effects.metric_values(e.model, e.task, metric="x"),
+            lambda e: effects.metric_values(e.model, e.task, metric=FAILING.custom),
+        ),
         cost=5,
     ),
     "effects.candidates": uses(
@@ -118,7 +124,11 @@ CALLS: dict[str, Uses] = {
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
-        wrong=(lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),),
+        lambda e: effects.attribution(e.model, e.task, "head", metric=OWN),
+        wrong=(
+            lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),
+            lambda e: effects.attribution(e.model, e.task, "head", metric=FAILING.custom),
+        ),
         cost=40,
     ),
     # --- Model
@@ -293,6 +303,8 @@ ARRAYS: dict[str, str] = {
     "_core.CoderTrainer.array": "lent",
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
+    **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
+    **dict.fromkeys([f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "needed")], "own"),
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
     **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "carried", "received")], "own"),
     **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "influence", "factors", "prune")], "own"),

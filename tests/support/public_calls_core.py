@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import reliability
+from public_calls_curves import CURVE_CALLS
 from public_calls_graph import FEATURE_ARRAYS
 from public_objects import Uses, uses
 from reliability import TOKENS
@@ -265,4 +266,5 @@ CORE_CALLS: dict[str, Uses] = {
         lambda e: setattr(e.coder, "step_count", 3),
         wrong=(lambda e: setattr(e.coder, "step_count", -1), lambda e: delattr(e.coder, "step_count")),
     ),
+    **CURVE_CALLS,
 }
