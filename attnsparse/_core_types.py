@@ -84,6 +84,15 @@ class Reads(NamedTuple):
     vectors: np.ndarray  #: real [n, E]
 
 
+class Targets(NamedTuple):
+    """What may become the n features, or the logits, of a graph."""
+
+    reads: Reads
+    constant: np.ndarray  #: float64 [n]: added to what they read
+    value: np.ndarray  #: float64 [n]: the result in the run
+    number: np.ndarray  #: int32 [n]: of a feature in its layer; token id of a logit, -1 for a difference
+
+
 class Substitute(NamedTuple):
     """What takes the place of the MLPs of one run."""
 

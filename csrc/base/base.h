@@ -87,6 +87,14 @@ static inline asp_context asp_context_of(const asp_context *context, asp_error *
 /* Writes "12.3 MB" into text and returns it. */
 const char *asp_fail_size(char text[32], double bytes);
 
+/* ---- sum.c ---------------------------------------------------------------------- */
+
+/* The i-th number to be added. */
+typedef double (*asp_term)(const void *arg, int64_t i);
+/* The sum of terms 0 .. n-1. */
+double asp_sum(asp_term term, const void *arg, int64_t n);
+double asp_sum_squares(const double *x, int64_t n); /* x (n) read */
+
 /* ---- parallel.c ---------------------------------------------------------------- */
 
 /* One item of work; thread is in [0, n_threads). */

@@ -14,7 +14,7 @@
 
 typedef struct {
     PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type,
-        *reading_type;
+        *reading_type, *graph_type;
     atomic_int n_threads;
 } py_state;
 
@@ -44,6 +44,11 @@ typedef struct {
     atomic_int busy;
 } py_step;
 
+/* Does not change once it is made. */
+typedef struct {
+    PyObject_HEAD asp_graph *graph;
+} py_graph;
+
 typedef struct {
     PyObject_HEAD asp_trainer *trainer;
     py_model *model;
@@ -65,7 +70,7 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec;
+extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec, asp_py_graph_object_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
@@ -168,12 +173,17 @@ const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *inte
 /* ---- py_graph.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_graph_sources(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_graph_targets(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_logits(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_build(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args);
-PyObject *asp_py_graph_influence(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_factors(PyObject *module, PyObject *args);
-PyObject *asp_py_graph_prune(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_likely(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_writes(PyObject *module, PyObject *args);
+
+/* ---- py_graph_object.c ---------------------------------------------------------------- */
+
+/* The owner of a graph, which it takes, also where it fails. */
+PyObject *asp_py_graph_object_new(PyTypeObject *type, asp_graph *graph);
 
 /* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
 
@@ -196,7 +206,7 @@ PyObject *asp_py_arrays_convert(PyObject *object, int kind, int n_dims, const ch
 
 /* Arrays of a call, let go together. */
 typedef struct {
-    PyObject *arrays[16];
+    PyObject *arrays[32];
     int n;
 } py_held;
 /* Data of a private copy, or of the array itself (its numbers may then change while the GIL is released, so it must

@@ -417,10 +417,12 @@ static PyMethodDef methods[] = {
      "scores"},
     {"graph_edges", (PyCFunction)(void (*)(void))asp_py_graph_edges, METH_VARARGS | METH_KEYWORDS,
      "graph_edges(frozen, writes, reads, threads=0) -> (edges, bias)"},
-    {"graph_carried", (PyCFunction)(void (*)(void))asp_py_graph_sources, METH_VARARGS | METH_KEYWORDS,
-     "graph_carried(frozen, writes, threads=0) -> carried"},
-    {"graph_received", (PyCFunction)(void (*)(void))asp_py_graph_targets, METH_VARARGS | METH_KEYWORDS,
-     "graph_received(frozen, reads, alone, threads=0) -> received"},
+    {"graph_logits", (PyCFunction)(void (*)(void))asp_py_graph_logits, METH_VARARGS | METH_KEYWORDS,
+     "graph_logits(logits, tokens, wrong, threads=0) -> (vectors, constant, value)"},
+    {"graph_build", (PyCFunction)(void (*)(void))asp_py_graph_build, METH_VARARGS | METH_KEYWORDS,
+     "graph_build(frozen, writes, features, logits, probability, tokens, most, max_bytes, threads=0) -> (graph, "
+     "chosen, "
+     "closure, closure_absolute)"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "
      "max_bytes=..., threads=0) -> Gradients"},

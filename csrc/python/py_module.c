@@ -142,13 +142,12 @@ static PyMethodDef functions[] = {
      "curve_ratio(curve, other, fraction, stays, n_resamples, seed, confidence, threads=0) -> (value, low, high)"},
     {"graph_loadings", asp_py_graph_loadings, METH_VARARGS,
      "graph_loadings(carried, received, received_alone, pattern, pairs, places, factor) -> loadings"},
-    {"graph_influence", asp_py_graph_influence, METH_VARARGS,
-     "graph_influence(start, source, weight, weights) -> influence"},
     {"graph_factors", asp_py_graph_factors, METH_VARARGS,
      "graph_factors(start, source, weight, value, wanted, blocked) -> factors"},
-    {"graph_prune", asp_py_graph_prune, METH_VARARGS,
-     "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, "
-     "cumulative)"},
+    {"graph_writes", asp_py_graph_writes, METH_VARARGS,
+     "graph_writes(layer, position, n_outputs, n_tokens) -> (layer, position, source, rows)"},
+    {"graph_likely", asp_py_graph_likely, METH_VARARGS,
+     "graph_likely(logits, most, desired) -> (probability, tokens, number of tokens)"},
     {"_blas_state", blas_state, METH_NOARGS,
      "What is kept of the BLAS library, for _share_blas_state of the other precision."},
     {"_share_blas_state", share_blas_state, METH_O, "Makes this module use the state of the other, before any call."},
@@ -190,6 +189,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
     if (add_type(module, &asp_py_reading_spec, &state->reading_type) < 0) return -1;
+    if (add_type(module, &asp_py_graph_object_spec, &state->graph_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
@@ -202,6 +202,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->features_type);
     Py_VISIT(state->coder_trainer_type);
     Py_VISIT(state->reading_type);
+    Py_VISIT(state->graph_type);
     return 0;
 }
 
@@ -214,6 +215,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->features_type);
     Py_CLEAR(state->coder_trainer_type);
     Py_CLEAR(state->reading_type);
+    Py_CLEAR(state->graph_type);
     return 0;
 }
 

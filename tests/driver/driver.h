@@ -44,6 +44,10 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
 asp_status use_graph(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+
+/* driver_build.c */
+asp_status use_build(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_groups(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 
 #endif

@@ -414,7 +414,9 @@ const operation operations[] = {
     {"replacement", use_replacement},
     {"graph edges", use_graph},
     {"graph heads", use_graph_heads},
+    {"graph", use_build},
     {"graph pruning", use_prune},
+    {"graph groups", use_groups},
     {"kernels", use_kernels},
     {"training of transcoders", use_coder_training},
 };

@@ -50,6 +50,13 @@ SENTENCES = {
     rf"the heads of a graph need {AMOUNT} of scratch": GRAPHS,
     r"no memory for the influence of \d+ edges": GRAPHS,
     r"no memory to prune a graph of \d+ edges": GRAPHS,
+    r"no memory for the scores of a graph of \d+ edges": GRAPHS,
+    rf"no memory for a graph of \d+ nodes and \d+ edges, which takes {AMOUNT}": GRAPHS,
+    r"no memory for the effects of \d+ sources on \d+ features and logits": GRAPHS,
+    r"no memory to rank the logits of \d+ tokens": GRAPHS,
+    r"no memory to put \d+ writes in order": GRAPHS,
+    r"no memory for the influence of \d+ nodes": GRAPHS,
+    r"no memory for what flows from \d+ nodes to \d+ groups": GRAPHS,
     # of NumPy and of Python themselves
     r"Unable to allocate .* for an array with shape .*": "",
 }  # fmt: skip
