@@ -32,13 +32,6 @@ double asp_flow_direction(const asp_flow *flow, const asp_reads *reads, int64_t 
 void asp_flow_normalize(asp_real *x, const asp_real *weight, asp_real scale, int64_t width);
 void asp_flow_normalize_back(asp_real *x, const asp_real *weight, asp_real scale, int64_t width);
 
-typedef struct {
-    double key;
-    int64_t number;
-} asp_graph_heads_key;
-/* By falling key, equal ones by number. */
-void asp_graph_heads_sort(asp_graph_heads_key *keys, int64_t n);
-
 /* out (m,n) = a (m,k) op(b), rows of a lda and of out ldc apart. */
 typedef struct {
     asp_real *out;

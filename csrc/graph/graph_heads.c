@@ -345,27 +345,19 @@ asp_status asp_graph_heads_between(double *by_head, double *direct, double *rema
 
 /* ---- shares ------------------------------------------------------------------------------------------------------ */
 
-static int by_rank(const void *a, const void *b) {
-    const asp_graph_heads_key *x = a, *y = b;
-    if (x->key != y->key) return x->key > y->key ? -1 : 1;
-    return x->number < y->number ? -1 : x->number > y->number;
-}
-
-void asp_graph_heads_sort(asp_graph_heads_key *keys, int64_t n) { qsort(keys, (size_t)n, sizeof *keys, by_rank); }
-
 asp_status asp_graph_heads_shares(double *share, double *cumulative, int64_t *order, double *whole,
                                   const asp_shares_inputs *inputs, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const int64_t n = inputs->n_parts;
-    asp_graph_heads_key *keys = asp_allocate(n, sizeof *keys);
+    asp_graph_choose_item *keys = asp_allocate(n, sizeof *keys);
     if (!keys) return asp_fail(err, ASP_NO_MEMORY, "no memory for the shares of %lld heads", (long long)n);
     *whole = asp_sum(number_term, inputs->parts, n);
     for (int64_t i = 0; i < inputs->n_rest; i++) *whole += inputs->rest[i];
     for (int64_t i = 0; i < n; i++) {
         const double part = inputs->parts[i], falling = *whole < 0 ? -part : part;
-        keys[i] = (asp_graph_heads_key){inputs->absolute ? fabs(part) : falling, i};
+        keys[i] = (asp_graph_choose_item){inputs->absolute ? fabs(part) : falling, i};
     }
-    asp_graph_heads_sort(keys, n);
+    asp_graph_choose_sort(keys, n);
     double sum = 0;
     for (int64_t i = 0; i < n + inputs->n_rest; i++) {
         if (i < n) order[i] = keys[i].number;

@@ -61,9 +61,9 @@ asp_status asp_graph_pairs(double *pairs, uint8_t *used, double *score, const as
 /* ---- the largest ---------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    asp_graph_heads_key *keys; /* (p) */
-    double *rows, *columns;    /* (p) largest |pair| of each */
-    int64_t *place;            /* (p) among those that stay */
+    asp_graph_choose_item *keys; /* (p) */
+    double *rows, *columns;      /* (p) largest |pair| of each */
+    int64_t *place;              /* (p) among those that stay */
     asp_arena arena;
 } largest_job;
 
@@ -89,8 +89,8 @@ asp_status asp_graph_pairs_largest(int64_t *kept, double *merged, const double *
         job.columns[i % p] = fmax(job.columns[i % p], size);
     }
     for (int64_t i = 0; i < p; i++)
-        job.keys[i] = (asp_graph_heads_key){i == rest ? INFINITY : job.columns[i] + job.rows[i], i};
-    asp_graph_heads_sort(job.keys, p);
+        job.keys[i] = (asp_graph_choose_item){i == rest ? INFINITY : job.columns[i] + job.rows[i], i};
+    asp_graph_choose_sort(job.keys, p);
     for (int64_t i = 0; i < n_kept; i++) kept[i] = job.keys[i].number;
     qsort(kept, (size_t)n_kept, sizeof *kept, by_number);
     for (int64_t i = 0; i < p; i++) job.place[i] = -1;

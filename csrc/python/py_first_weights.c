@@ -26,7 +26,7 @@ static asp_first_weights_out new_weights(results *out, int64_t f, int64_t e) {
 }
 
 /* The arrays as a tuple, or the exception of the status; lets everything go. */
-static PyObject *finish(py_held *held, results *out, int computed, asp_status status, const asp_error *err) {
+static PyObject *finish_weights(py_held *held, results *out, int computed, asp_status status, const asp_error *err) {
     PyObject *result = NULL;
     if (computed && status) asp_py_call_raise(status, err);
     else if (computed) result = PyTuple_New(out->n);
@@ -82,7 +82,7 @@ PyObject *asp_py_first_weights_from_text(PyObject *module, PyObject *args, PyObj
             asp_py_call_end(&call);
         }
     }
-    return finish(&held, &out, ready, status, &err);
+    return finish_weights(&held, &out, ready, status, &err);
 }
 
 /* ---- from a set ------------------------------------------------------------------------------------- */
@@ -129,7 +129,7 @@ PyObject *asp_py_first_weights_from_set(PyObject *module, PyObject *args, PyObje
             asp_py_call_end(&call);
         }
     }
-    return finish(&held, &out, ready, status, &err);
+    return finish_weights(&held, &out, ready, status, &err);
 }
 
 /* ---- numbers ---------------------------------------------------------------------------------------- */

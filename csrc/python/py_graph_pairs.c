@@ -1,7 +1,7 @@
 /* py_graph_pairs.c: functions of the module about heads behind edges, shares, and pairs of sources behind a score. */
 #include "python/py.h"
 
-static int wrong_shape(const char *name) {
+static int wrong_pairs_shape(const char *name) {
     PyErr_Format(PyExc_ValueError, "%s has the wrong shape", name);
     return 0;
 }
@@ -20,7 +20,7 @@ static int read_edges(py_held *h, PyObject *weight, PyObject *factor, const asp_
     if (!(*weights = asp_py_arrays_hold(h, weight, ASP_PY_REAL, 1, "weight", n)) ||
         !(*factors = asp_py_arrays_hold(h, factor, ASP_PY_DOUBLE, 1, "factor", &n_factors)))
         return 0;
-    return *n == n_factors || wrong_shape("factor");
+    return *n == n_factors || wrong_pairs_shape("factor");
 }
 
 PyObject *asp_py_graph_pairs_total(PyObject *module, PyObject *args) {
@@ -61,7 +61,7 @@ PyObject *asp_py_graph_pairs_between(PyObject *module, PyObject *args) {
                          &ignored[4], &ignored[5], &ignored[6], &weight, &loose_weight, &loose_factor);
     if (parsed && asp_py_graph_read_loadings(&held, first, &in.placed) &&
         (in.weight = asp_py_arrays_hold(&held, weight, ASP_PY_REAL, 1, "weight", &n)) &&
-        (n == in.placed.n_pairs || wrong_shape("weight")) &&
+        (n == in.placed.n_pairs || wrong_pairs_shape("weight")) &&
         read_edges(&held, loose_weight, loose_factor, &in.loose_weight, &in.loose_factor, &in.n_loose)) {
         const int64_t dims[] = {in.placed.n_layer, in.placed.n_head};
         out = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &data);
@@ -120,9 +120,9 @@ static int read_entries(py_held *h, PyObject **o, asp_entry_inputs *in) {
         return 0;
     in->n_targets = r[0], in->n_layer = r[1], in->n_head = r[2], in->d_head = r[3], in->n_tokens = p[2];
     in->n_entries = entries[0], in->n_weights = weights[0];
-    if (p[0] != r[1] || p[1] != r[2] || p[2] != p[3]) return wrong_shape("pattern");
-    if (v[0] != r[1] || v[1] != p[2] || v[2] != r[2] || v[3] != r[3]) return wrong_shape("values");
-    if (entries[1] != 4 || weights[1] != r[0]) return wrong_shape("entries or weights");
+    if (p[0] != r[1] || p[1] != r[2] || p[2] != p[3]) return wrong_pairs_shape("pattern");
+    if (v[0] != r[1] || v[1] != p[2] || v[2] != r[2] || v[3] != r[3]) return wrong_pairs_shape("values");
+    if (entries[1] != 4 || weights[1] != r[0]) return wrong_pairs_shape("entries or weights");
     for (int64_t i = 0; i < in->n_entries; i++)
         if (!in_range(in->entries[4 * i], r[1]) || !in_range(in->entries[4 * i + 1], r[2]) ||
             !in_range(in->entries[4 * i + 2], p[2]) || !in_range(in->entries[4 * i + 3], p[2]))
@@ -162,9 +162,9 @@ static int read_moved(py_held *h, PyObject **o, asp_moved_inputs *in) {
         return 0;
     in->n_sources = c[0], in->n_layer = c[1], in->n_head = c[2], in->d_head = c[3], in->n_tokens = p[2];
     in->n_rows = rows;
-    if (r[1] != c[1] || r[2] != c[2] || r[3] != c[3]) return wrong_shape("received");
-    if (p[0] != c[1] || p[1] != c[2] || p[2] != p[3]) return wrong_shape("pattern");
-    if (position != c[0] || weights != rows) return wrong_shape("position or weights");
+    if (r[1] != c[1] || r[2] != c[2] || r[3] != c[3]) return wrong_pairs_shape("received");
+    if (p[0] != c[1] || p[1] != c[2] || p[2] != p[3]) return wrong_pairs_shape("pattern");
+    if (position != c[0] || weights != rows) return wrong_pairs_shape("position or weights");
     for (int64_t i = 0; i < position; i++)
         if (!in_range(in->position[i], p[2])) return out_of_range("position", in->position[i]);
     for (int64_t i = 0; i < rows; i++)
@@ -208,9 +208,9 @@ static int read_pairs(py_held *h, PyObject **o, asp_pairs_inputs *in) {
             return 0;
     if (!(in->node = asp_py_arrays_hold_copy(h, o[4], ASP_PY_INT64, 1, "node", &node))) return 0;
     in->d_head = rows[0][0], in->n_sources = rows[0][1];
-    if (rows[1][0] != rows[0][0] || rows[1][1] != rows[0][1]) return wrong_shape("rows");
-    if (bias[0] != in->d_head || bias[1] != in->d_head) return wrong_shape("bias");
-    if (node != in->n_sources) return wrong_shape("node");
+    if (rows[1][0] != rows[0][0] || rows[1][1] != rows[0][1]) return wrong_pairs_shape("rows");
+    if (bias[0] != in->d_head || bias[1] != in->d_head) return wrong_pairs_shape("bias");
+    if (node != in->n_sources) return wrong_pairs_shape("node");
     for (int64_t i = 0; i < node; i++)
         if (!in_range(in->node[i], in->n_nodes)) return out_of_range("node", in->node[i]);
     return in_range(in->bias_node, in->n_nodes) || out_of_range("the bias node", in->bias_node);
@@ -227,7 +227,7 @@ PyObject *asp_py_graph_pairs_score(PyObject *module, PyObject *args) {
                           &in.scale))
         return NULL;
     in.n_nodes = n_nodes, in.bias_node = bias_node;
-    if (n_nodes < 0 || n_nodes > INT32_MAX) wrong_shape("pairs");
+    if (n_nodes < 0 || n_nodes > INT32_MAX) wrong_pairs_shape("pairs");
     else if (read_pairs(&held, o, &in)) {
         const int64_t dims[] = {in.n_nodes, in.n_nodes};
         pairs = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &data[0]);
@@ -257,7 +257,7 @@ PyObject *asp_py_graph_pairs_largest(PyObject *module, PyObject *args) {
     void *data[2];
     if (!PyArg_ParseTuple(args, "OLL:graph_largest_pairs", &pairs, &rest, &most)) return NULL;
     const double *values = asp_py_arrays_hold(&held, pairs, ASP_PY_DOUBLE, 2, "pairs", dims);
-    if (values && dims[0] != dims[1]) wrong_shape("pairs");
+    if (values && dims[0] != dims[1]) wrong_pairs_shape("pairs");
     else if (values && !in_range(rest, dims[0])) out_of_range("the node of the rest", rest);
     else if (values && most < 1) PyErr_SetString(PyExc_ValueError, "one node at least must be kept");
     else if (values) {

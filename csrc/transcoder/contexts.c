@@ -38,7 +38,7 @@ static asp_status check_options(const asp_contexts_options *o, asp_error *err) {
     return ASP_OK;
 }
 
-static asp_status allocate(asp_contexts *c, asp_error *err) {
+static asp_status allocate_contexts(asp_contexts *c, asp_error *err) {
     int64_t kept = 0, all = -1;
     if (asp_multiply(c->n, c->top, &kept)) asp_multiply(kept, c->width, &all);
     asp_arena_part parts[] = {ASP_PART(c->place, c->n_features, 1), ASP_PART(c->prompt, c->n, c->top),
@@ -71,7 +71,7 @@ asp_status asp_contexts_new(asp_contexts **contexts, const asp_contexts_options 
     c->before = options->before;
     c->after = options->after;
     c->width = c->before + 1 + c->after;
-    status = allocate(c, err);
+    status = allocate_contexts(c, err);
     if (status) {
         asp_contexts_free(c);
         return status;
@@ -102,7 +102,7 @@ typedef struct {
     int64_t begin, end; /* the layer's entries in active */
 } addition;
 
-static asp_status check_entries(const addition *a, asp_error *err) {
+static asp_status check_active_entries(const addition *a, asp_error *err) {
     const int64_t n_tokens = a->prompts->offsets[a->prompts->n_prompts];
     for (int64_t i = a->begin; i < a->end; i++)
         if (a->active->feature[i] < 0 || a->active->feature[i] >= a->c->n_features || a->active->position[i] < 0 ||
@@ -178,7 +178,7 @@ asp_status asp_contexts_add(asp_contexts *c, const asp_feature_list *active, int
     ASP_ENVIRONMENT;
     if (!c->n) return ASP_OK;
     const addition a = {c, active, prompts, active->start[layer], active->start[layer + 1]};
-    const asp_status status = check_entries(&a, err);
+    const asp_status status = check_active_entries(&a, err);
     if (status) return status;
     int64_t entry = a.begin;
     for (int64_t p = 0; p < prompts->n_prompts; p++) {
@@ -227,7 +227,7 @@ static int is_after(const asp_real *logits, int sign, int32_t a, int32_t b) {
 }
 
 /* Restores a heap, the token that comes last on top, whose top may be wrong. */
-static void sift(int32_t *heap, int64_t n, const asp_real *logits, int sign) {
+static void sift_contexts(int32_t *heap, int64_t n, const asp_real *logits, int sign) {
     const int32_t token = heap[0];
     int64_t at = 0;
     for (int64_t child; (child = 2 * at + 1) < n; at = child) {
@@ -250,13 +250,13 @@ static void first_tokens(int32_t *tokens, int64_t k, const asp_real *logits, int
     for (int64_t v = k; v < n_vocab; v++)
         if (is_after(logits, sign, tokens[0], (int32_t)v)) {
             tokens[0] = (int32_t)v;
-            sift(tokens, k, logits, sign);
+            sift_contexts(tokens, k, logits, sign);
         }
     for (n = k - 1; n > 0; n--) {
         const int32_t last = tokens[0];
         tokens[0] = tokens[n];
         tokens[n] = last;
-        sift(tokens, n, logits, sign);
+        sift_contexts(tokens, n, logits, sign);
     }
 }
 

@@ -178,7 +178,7 @@ static asp_status apply_gain(start_job *job, const asp_context *context) {
 
 static int64_t stride_of(int64_t n_rows) { return asp_max(1, n_rows / SAMPLE); }
 
-static asp_status allocate(start_job *job, int n_threads, asp_error *err) {
+static asp_status allocate_first_weights(start_job *job, int n_threads, asp_error *err) {
     asp_arena_part parts[] = {ASP_PART(job->mean_x, job->e, 1),           ASP_PART(job->x, job->n, job->e),
                               ASP_PART(job->y, job->n, job->e),           ASP_PART(job->pairs, job->n, 2 * job->e),
                               ASP_PART(job->origin, 2, job->e),           ASP_PART(job->nearest, job->n, 1),
@@ -207,7 +207,7 @@ asp_status asp_first_weights_from_text(const asp_first_weights_out *out, int64_t
                      .random = text->random,
                      .stride = stride_of(text->n_rows)};
     job.n_sample = (job.n + job.stride - 1) / job.stride;
-    asp_status status = allocate(&job, context->n_threads, err);
+    asp_status status = allocate_first_weights(&job, context->n_threads, err);
     if (!status) {
         centre(job.x, job.mean_x, text->x, 1, job.n, job.e);
         centre(job.y, out->b_dec, text->y, text->scale, job.n, job.e);
