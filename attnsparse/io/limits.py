@@ -19,7 +19,9 @@ class Limits:
     file. All are integers of at least 1.
     """
 
-    max_header_bytes: int = 16 * 2**20  #: safetensors header; never above 100,000,000
+    max_header_bytes: int = (
+        16 * 2**20
+    )  #: safetensors header, with the fields of a bundle; at most 100,000,000
     max_json_depth: int = 64  #: nesting of lists and objects
     max_string_bytes: int = 2**20  #: one string in a JSON text
     max_json_keys: int = 200_000  #: keys of one JSON object
@@ -29,9 +31,9 @@ class Limits:
     max_name_bytes: int = 1024  #: a tensor's name, or an entry's name in an archive
     max_config_bytes: int = 2**20  #: config.json
     max_yaml_bytes: int = 2**16  #: config.yaml of transcoders
-    max_index_bytes: int = 16 * 2**20  #: index of shards, JSON of circuits and graphs, prompts of tasks
+    max_index_bytes: int = 16 * 2**20  #: index of shards, prompts of tasks
     max_graph_bytes: int = 128 * 2**20  #: graph JSON of circuit-tracer and Neuronpedia
-    max_array_bytes: int = 16 * 2**30  #: .npz of circuits and graphs
+    max_array_bytes: int = 16 * 2**30  #: file of a circuit or a graph
     max_tokenizer_bytes: int = 64 * 2**20  #: tokenizer.json, vocab.json, merges.txt and the files beside them
     max_merges: int = 1_000_000  #: lines of merges.txt
     max_table_cells: int = 1_000_000  #: values of a CSV of prompts, counted by commas and line ends

@@ -92,7 +92,7 @@ class Everything:
         self.reads = Reads(np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
                            np.ones((1, 64), np.float32))  # fmt: skip
         self.model.save(self.folder / "saved")
-        self.trainer.save(self.folder / "saved.ckpt")
+        self.trainer.save(self.folder / "saved.safetensors")
         return self
 
     def __exit__(self, *_: object) -> None:
