@@ -1,8 +1,8 @@
 """Every check of an argument: each returns the value in its plain form, or says what was given and what is
 accepted.
 
-TypeError for the wrong kind of value (bool is no number), ValueError or IndexError for the right kind with a
-value out of range.  Values read from files go through `io` and raise FormatError instead.
+TypeError for the wrong kind of value (bool is not a number), ValueError or IndexError for the right kind
+with a value out of range.  Values read from files go through `io` and raise FormatError instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 
-# What gives an object of ours, for the message that asks for one.
+# How to make an object of each kind, for the message that asks for one.
 _MADE_BY = {
     "Features": "Transcoders.features gives",
     "FeatureLabels": "asp.describe_features gives",
@@ -114,11 +114,13 @@ def path(value: object, name: str = "path") -> str:
     """A path as text: not empty, without NUL; a first part `~` or `~name` is replaced by that home."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else value
     if not isinstance(text, str):
-        raise TypeError(f"{name} must be a text or a path, got {type(text).__name__}")
+        raise TypeError(f"{name} must be a string or a path, got {type(text).__name__}")
     if not text:
-        raise ValueError(f"{name} is empty; give the name of a file or folder ('.' is this one)")
+        raise ValueError(
+            f"{name} must not be empty; give the name of a file or folder ('.' is the current one)"
+        )
     if "\0" in text:
-        raise ValueError(f"{name} cannot hold a NUL character")
+        raise ValueError(f"{name} must not contain a NUL character")
     return os.path.expanduser(text)
 
 

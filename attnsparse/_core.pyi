@@ -12,13 +12,56 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from ._core_types import HeldRun, Interventions, Metric, Reads, Reference, Substitute, Writes
+from ._core_types import Curve, HeldRun, Interventions, Metric, Reads, Reference, Substitute, Targets, Writes
 
 Real = npt.NDArray[np.floating[Any]]
 
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def machine() -> dict[str, Any]: ...
+def metric_names() -> dict[str, bool]:
+    """All metrics of the core: whether each needs nothing but answers and wrong answers."""
+
+def metric_values(logits: Real, metric: Metric, /) -> npt.NDArray[np.float64]:
+    """(B) of logits (B,V), one row for each prompt of the metric."""
+
+def metric_gradients(logits: Real, metric: Metric, /) -> Real:
+    """(B,V): the derivative of each value by its row of logits."""
+
+def curve_effect(curve: Curve, /) -> npt.NDArray[np.float64]:
+    """(S): faithfulness; infinite or NaN where the divisor is 0."""
+
+def curve_bootstrap(curve: Curve, n_resamples: int, seed: int, threads: int = 0) -> npt.NDArray[np.float64]:
+    """(n,S): the effects of resamples, without those that are not finite."""
+
+def curve_band(
+    curves: npt.NDArray[np.float64], confidence: float, threads: int = 0
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(low (S), high (S)): percentile interval of finite curves (n,S); NaN for none."""
+
+def curve_needed(
+    curves: npt.NDArray[np.float64], fraction: float, /
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(first (n), stays (n)) of curves (n,S): indices into the sizes, S where a curve never does."""
+
+def curve_needed_interval(
+    curve: Curve, fraction: float, n_resamples: int, seed: int, confidence: float, threads: int = 0
+) -> tuple[int, int, int, int, int, int]:
+    """(first, stays, first_low, first_high, stays_low, stays_high): indices into the sizes, S for never."""
+
+def curve_ratio(
+    curve: Curve,
+    other: Curve,
+    fraction: float,
+    stays: bool,
+    n_resamples: int,
+    seed: int,
+    confidence: float,
+    threads: int = 0,
+) -> tuple[float, float, float]:
+    """(value, low, high) of how many times more items a circuit needs than the other; all NaN if one of them
+    never reaches the fraction."""
+
 def graph_loadings(
     carried: Real,
     received: Real,
@@ -33,11 +76,6 @@ def graph_loadings(
     places (n,2), int64; carried (n_sources,L,H,D), received and received_alone (n_targets,L,H,D), pattern
     (L,H,T,T)."""
 
-def graph_influence(
-    start: np.ndarray, source: np.ndarray, weight: Real, weights: np.ndarray, /
-) -> np.ndarray:
-    """(n) float64 of a graph in CSR by target (start (n+1) int64, source int32); weights (n) float64."""
-
 def graph_factors(
     start: np.ndarray,
     source: np.ndarray,
@@ -49,18 +87,16 @@ def graph_factors(
 ) -> np.ndarray:
     """(n) float64: derivative of the wanted nodes by each node's input; wanted, blocked (n) bool."""
 
-def graph_prune(
-    start: np.ndarray,
-    source: np.ndarray,
-    weight: Real,
-    weights: np.ndarray,
-    always: np.ndarray,
-    feature: np.ndarray,
-    node_threshold: float,
-    edge_threshold: float,
-    /,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(nodes kept (n) bool, edges kept (m) bool, cumulative influence (n) float64)."""
+def graph_writes(
+    layer: npt.NDArray[np.int32], position: npt.NDArray[np.int32], n_outputs: np.ndarray, n_tokens: int, /
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """layer, position, source int32 and rows int64, (n_writes) each; see `asp_graph_sources_order` in
+    csrc/asp_graph.h.  layer, position: of the active features; n_outputs (L) int64: MLP outputs that a
+    feature of the layer writes to."""
+
+def graph_likely(logits: Real, most: int, desired: float, /) -> tuple[np.ndarray, np.ndarray, int]:
+    """probability (V) float64; tokens int64 by falling probability, and how many of them have the desired
+    probability together."""
 
 def _blas_state() -> object: ...
 def _share_blas_state(state: object, /) -> None: ...
@@ -70,6 +106,10 @@ def _debug_fail_at(n: int, /) -> None: ...
 def _noise_row(n: int, seed: int, step: int, sequence: int, layer: int, head: int, query: int, /) -> Real:
     """Uniform numbers u in (0, 1) of keys 0..n-1 of one gate row; the noise is log(u / (1 - u))."""
 
+def _random_raw(start: int, n: int, seed: int, use: int, first: int, second: int, /) -> npt.NDArray[np.int64]:
+    """The bits of n random numbers of a stream, as `_random.raw` has them."""
+
+def _random_permutation(n: int, seed: int, use: int, first: int, second: int, /) -> npt.NDArray[np.int64]: ...
 def _exp(x: Real, /) -> Real: ...
 
 @final
@@ -150,12 +190,29 @@ class Model:
     ) -> tuple[Real, np.ndarray]:
         """((n_targets,n_sources), constants (n_targets) float64): linear effects of sources on targets."""
 
-    def graph_carried(self, frozen: HeldRun, writes: Writes, threads: int = 0) -> Real:
-        """(n_sources,L,H,D): what each head's values hold of a source at its own position."""
+    def graph_logits(
+        self, logits: Real, tokens: np.ndarray, wrong: np.ndarray, threads: int = 0
+    ) -> tuple[Real, np.ndarray, np.ndarray]:
+        """vectors (n,E), constant and value (n) float64 of logit nodes: one for each of tokens (int64), less
+        the mean of the vocabulary; with wrong (int64) one, the mean of the tokens less that of these."""
 
-    def graph_received(self, frozen: HeldRun, reads: Reads, alone: bool, threads: int = 0) -> Real:
-        """(n_targets,L,H,D): derivative of a target with respect to z at its position, on paths that stay
-        there; alone: through the residual stream only."""
+    def graph_build(
+        self,
+        frozen: HeldRun,
+        writes: Writes,
+        features: Targets,
+        logits: Targets,
+        probability: np.ndarray,
+        tokens: npt.NDArray[np.int32],
+        most: int,
+        max_bytes: int,
+        threads: int = 0,
+    ) -> tuple[Graph, np.ndarray, float, float]:
+        """(graph, chosen int64, closure, closure_absolute); see `asp_graph_build` in csrc/asp_graph.h.
+
+        most: features that become nodes, -1 for all; probability float64: of the logits' tokens, NaN for a
+        difference; tokens (T).
+        """
 
     def gradients(
         self,
@@ -208,6 +265,59 @@ class Run:
         key: npt.NDArray[np.int64],
         /,
     ) -> Real: ...
+
+@final
+class Graph:
+    """Owner of the arrays of a graph: n nodes, m edges, P nodes before the bias, R features and logits."""
+
+    def __init__(
+        self,
+        kind: np.ndarray,
+        layer: np.ndarray,
+        position: np.ndarray,
+        feature: np.ndarray,
+        value: Real,
+        probability: Real,
+        start: np.ndarray,
+        source: np.ndarray,
+        weights: Real,
+        carried: Real,
+        received: Real,
+        received_alone: Real,
+    ) -> None:
+        """Copies of arrays: kind (n) int32, rising, as `attnsparse.graphs.select.KINDS`; the rest as those of
+        `attnsparse.Graph`."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def array(self, name: str, /) -> np.ndarray:
+        """Read-only view of one of these arrays."""
+
+    def influence(self) -> np.ndarray:
+        """(n) float64: of every node on the logits, with absolute weights that sum to 1 for every target."""
+
+    def scores(self) -> dict[str, float]: ...
+    def prune(
+        self, node_threshold: float, edge_threshold: float, /
+    ) -> tuple[Graph, npt.NDArray[np.bool_], np.ndarray]:
+        """The graph of the nodes and edges with most influence, nodes (n): those that it has, and (n) float64
+        the share of the influence of all nodes with at least as much."""
+
+    def total_influence(self) -> np.ndarray:
+        """(n) float64: of every node on the sum of the logits, directly and through features."""
+
+    def drivers(self) -> np.ndarray:
+        """(n_features,T) float64: total influence of each token's embedding on each feature."""
+
+    def flows(self, group: np.ndarray, n_groups: int, /) -> np.ndarray:
+        """(n_groups,n_groups) float64: effect of one group on the logits by way of another; group (n) int64:
+        of each node, -1 for none."""
+
+    def profile(
+        self, group: np.ndarray, n_groups: int, n_layer: int, most: float, /
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(n_groups,n_layer) float64: share of each layer in the influence of a group's features on the
+        logits; (n_groups,2) int64: first and last of the fewest neighbouring layers with `most` of it."""
 
 @final
 class Features:

@@ -1,4 +1,4 @@
-"""What goes into the C core together: named fields, which the core reads by name.
+"""Groups of arguments of the C core: named fields, which the core reads by name.
 
 Letters as in `_core.pyi`; "real" is float32, or float64 for a float64 model.  Arrays are C-contiguous.
 """
@@ -31,7 +31,21 @@ class Metric(NamedTuple):
     answers: np.ndarray  #: int32: those of prompt b are [start[b], start[b + 1])
     wrong_start: np.ndarray  #: int64 [B + 1]
     wrong: np.ndarray  #: int32
-    reference: np.ndarray | None  #: real [B, V]: logits that "kl" compares with
+    reference: np.ndarray | None = None  #: real [B, V]: logits that "kl" compares with
+    custom: Any = None
+    """For the kind "custom", as a `tasks.CustomMetric` has it: `gradient`, None if there is none, and the
+    methods row_values(logits [n, V], sequence [n]) -> float64 [n] and row_gradients(...) -> real [n, V]."""
+
+
+class Curve(NamedTuple):
+    """What was measured of a circuit on P prompts with the n best items kept, for S numbers n."""
+
+    values: np.ndarray  #: float64 [S, P]
+    full: np.ndarray  #: float64 [P]: of the whole model
+    empty: np.ndarray  #: float64 [P]: with everything ablated
+    normalize: str  #: "mib", "ratio" or "none"
+    effect: np.ndarray | None = None  #: float64 [S]: of the curve as it was evaluated
+    sizes: np.ndarray | None = None  #: int64 [S]: the numbers n, ascending
 
 
 class Reference(NamedTuple):
@@ -68,6 +82,15 @@ class Reads(NamedTuple):
     position: np.ndarray  #: int32 [n]
     reading: np.ndarray  #: int32 [n]: as it is, normalised, or through the LayerNorm
     vectors: np.ndarray  #: real [n, E]
+
+
+class Targets(NamedTuple):
+    """What may become the n features, or the logits, of a graph."""
+
+    reads: Reads
+    constant: np.ndarray  #: float64 [n]: added to what they read
+    value: np.ndarray  #: float64 [n]: the result in the run
+    number: np.ndarray  #: int32 [n]: of a feature in its layer; token id of a logit, -1 for a difference
 
 
 class Substitute(NamedTuple):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 12  # rows of a table in a notebook
-_SIGNS = 40  # of what is counted, which may be the name of a model
+_SIGNS = 40  # characters of a bar's text, which may be the name of a model
 
 
 def progress_bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:

@@ -74,5 +74,11 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Number of threads in use; by default what CPU affinity and the cgroup's quota allow."""
+    """Number of threads of runs and training.
+
+    Returns
+    -------
+    int
+        As set by `set_num_threads`; by default the number that CPU affinity and the cgroup's quota allow.
+    """
     return _core.get_num_threads()

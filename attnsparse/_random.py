@@ -2,7 +2,7 @@
 
 Philox gives the same bits for the same key and counter on every machine and in every version of NumPy, so the
 order of calls, the number of threads and a resume cannot change anything. (The training gate's noise has its
-own generator inside the C core.)
+own generator inside the C core, which draws the prompts and orders of circuits by the same Philox.)
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ EPOCHS = 2
 SPLIT = 3
 WEIGHTS = 4
 # 5: recipes.demo_text.USE, 6: tasks.task.USE
-CIRCUITS = 7  # first counter 0: prompts of the bootstrap, 1: random orders of items
+# 7: circuits, in csrc/base/base.h
 TRANSCODERS = 8  # first counter: the layer
 
-_AT_ONCE = 2**20  # numbers drawn between two looks for Ctrl-C
+_AT_ONCE = 2**20  # numbers drawn between two checks for Ctrl-C
 
 
 def raw(n: int, seed: int, use: int, first: int = 0, second: int = 0) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The exceptions of attnsparse and the one way in which their messages are written.
 
 Every exception carries `code` (a short fixed word, the same for the same cause in every format), `path` (the
-file), `offset` (a byte in it) and `field` (a tensor, a config key, an entry), as far as they are known, and
+file), `offset` (a byte in it) and `field` (a tensor, a config key, an entry), where they are known, and
 can be pickled. Text from a file is escaped and cut; a message is one line of at most 300 characters.
 """
 

@@ -70,11 +70,11 @@ class Head(NamedTuple):
             return cls(layer, head)
         if not isinstance(value, tuple | list) or len(value) != 2:
             raise TypeError(
-                f"a head is text such as 'L9H6' or a pair (layer, head), got {type(value).__name__}"
+                f"a head must be text such as 'L9H6' or a pair (layer, head), got {type(value).__name__}"
             )
         layer, head = _check.integer(value[0], "layer"), _check.integer(value[1], "head")
         if layer < 0 or head < 0:
-            raise ValueError(f"layer and head count from 0, got ({layer}, {head})")
+            raise ValueError(f"layer and head must be at least 0, got ({layer}, {head})")
         return cls(layer, head)
 
     def within(self, n_layer: int, n_head: int) -> Head:
@@ -195,9 +195,11 @@ class Edge(NamedTuple):
             layer, head, query, key = (_check.integer(part, name) for part, name in zip(value, names))
         else:
             kind = type(value).__name__
-            raise TypeError(f"an attention edge is text such as 'a9.h6[5->8]' or four integers, got {kind}")
+            raise TypeError(f"an edge must be text such as 'a9.h6[5->8]' or four integers, got {kind}")
         if min(layer, head, query, key) < 0:
-            raise ValueError(f"layer, head, query and key count from 0, got {(layer, head, query, key)}")
+            raise ValueError(
+                f"layer, head, query and key must be at least 0, got {(layer, head, query, key)}"
+            )
         return cls(layer, head, query, key)._looking_back()
 
     def within(self, n_layer: int, n_head: int, n_tokens: int) -> Edge:

@@ -250,8 +250,19 @@ typedef enum {
     ASP_PROB_DIFF,      /* probability of all answers minus that of all wrong ones */
     ASP_LOG_PROB,       /* log-probability of all answers together */
     ASP_KL,             /* KL(reference || logits) */
+    ASP_CUSTOM,         /* what the caller's functions say */
     ASP_N_METRICS
 } asp_metric_kind;
+
+/* A metric of the caller's own.  The functions are called from the calling thread, with up to some hundred rows of
+ * logits at once; anything but 0 ends the call with STOPPED. */
+typedef struct {
+    /* sequence (n) read: of which sequence each row is    logits (n,V) read    values (n) written */
+    int (*values)(void *state, int64_t n, const int64_t *sequence, const asp_real *logits, double *values);
+    /* gradient (n,V) written: of each row's value with respect to its logits.  NULL: there is no attribution */
+    int (*gradient)(void *state, int64_t n, const int64_t *sequence, const asp_real *logits, asp_real *gradient);
+    void *state;
+} asp_custom_metric;
 
 /* One number for the logits after the last token of each sequence. */
 typedef struct {
@@ -260,10 +271,27 @@ typedef struct {
     const int64_t *answer_start, *wrong_start; /* (B+1) read: sequence b has answers [start[b], start[b+1]) */
     const int32_t *answers, *wrong;            /* token ids, read */
     const asp_real *reference;                 /* (B,V) read: logits for KL; else NULL */
+    const asp_custom_metric *custom;           /* read, for CUSTOM; else NULL */
+    int64_t
+        first_sequence; /* of CUSTOM: number of the first sequence, as the functions are told; see asp_metric_part */
 } asp_metric;
 const char *asp_metric_name(asp_metric_kind kind);
+/* Whether it compares the answers with the wrong ones and needs nothing else. */
+int asp_metric_is_of_answers(asp_metric_kind kind);
+/* Sequences first .. first + n - 1 of a metric, as a metric of n sequences that points to the same arrays. */
+asp_metric asp_metric_part(const asp_metric *metric, int64_t first, int64_t n, int64_t n_vocab);
 /* BAD_ARGUMENT, BAD_INDEX unless every sequence has what the kind needs, in a vocabulary of n_vocab. */
 asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error *err);
+/* The metric of each sequence.
+ *   values (B) written    logits (B,V) read
+ * Errors as asp_metric_check, and STOPPED. */
+asp_status asp_metric_values(double *values, const asp_metric *metric, const asp_real *logits, int64_t n_vocab,
+                             const asp_context *context, asp_error *err);
+/* Its gradient with respect to the logits.
+ *   dlogits (B,V) written    logits (B,V) read
+ * Errors as asp_metric_values, and BAD_ARGUMENT for a CUSTOM metric without a gradient. */
+asp_status asp_metric_gradients(asp_real *dlogits, const asp_metric *metric, const asp_real *logits, int64_t n_vocab,
+                                const asp_context *context, asp_error *err);
 
 /* ---- machine ------------------------------------------------------------------- */
 

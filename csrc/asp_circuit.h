@@ -1,4 +1,4 @@
-/* asp_circuit.h: the part of the public C API about interventions and effects; asp.h includes it. */
+/* asp_circuit.h: the part of the public C API about interventions, effects and curves; asp.h includes it. */
 #ifndef ASP_CIRCUIT_H
 #define ASP_CIRCUIT_H
 
@@ -84,5 +84,75 @@ typedef struct {
 asp_status asp_attribution(double *scores, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
                            int64_t n_sequences, const asp_attribution_options *options, const asp_context *context,
                            asp_error *err);
+
+/* ---- curves -------------------------------------------------------------------- */
+
+/* How a metric becomes the faithfulness (explained effect) of a circuit C; m is its mean over prompts, M the whole
+ * model, 0 the model with everything ablated. */
+typedef enum {
+    ASP_NORMALIZE_MIB,   /* (m(C) - m(0)) / (m(M) - m(0)) */
+    ASP_NORMALIZE_RATIO, /* m(C) / m(M) */
+    ASP_NORMALIZE_NONE   /* m(C) */
+} asp_normalization;
+
+/* What was measured, on P prompts, with the n best items kept for S numbers n.  No model: also for a circuit that was
+ * read from a file. */
+typedef struct {
+    const double *values; /* (S,P) read */
+    const double *full;   /* (P) read: of the whole model */
+    const double *empty;  /* (P) read: with everything ablated */
+    int64_t n_sizes, n_prompts;
+    asp_normalization normalization;
+} asp_curve;
+
+/* Resamples of the prompts: each draws as many as there are, with replacement, the same ones for the circuit, the
+ * whole model and the model with everything ablated. */
+typedef struct {
+    int64_t n_resamples;
+    uint64_t seed;
+    double confidence; /* share of the resamples inside an interval, above 0 and below 1 */
+} asp_bootstrap;
+
+/* effect (S) written; infinite or NaN where the divisor is 0. */
+void asp_curve_effect(double *effect, const asp_curve *curve);
+
+/* The effects of resamples, without those that are not finite (whose divisor is 0).
+ *   curves (n_resamples,S) written, the first *n_valid rows of it
+ * Errors, here and below: BAD_ARGUMENT for a curve without prompts or resamples below 0, NO_MEMORY, STOPPED. */
+asp_status asp_curve_bootstrap(double *curves, int64_t *n_valid, const asp_curve *curve, int64_t n_resamples,
+                               uint64_t seed, const asp_context *context, asp_error *err);
+
+/* Percentile interval at every size, interpolated between resamples; NaN without curves.
+ *   low, high (S) written    curves (n_curves,S) read, finite */
+asp_status asp_curve_band(double *low, double *high, const double *curves, int64_t n_curves, int64_t n_sizes,
+                          double confidence, const asp_context *context, asp_error *err);
+
+/* Where curves first reach the fraction, and from where on they stay at or above it: indices into the sizes, S where a
+ * curve never does.
+ *   first, stays (n_curves) written    curves (n_curves,S) read */
+void asp_curve_needed(int64_t *first, int64_t *stays, const double *curves, int64_t n_curves, int64_t n_sizes,
+                      double fraction);
+
+/* The same of one curve, with the percentile intervals over resamples, rounded outwards to indices that were drawn.  S
+ * for the ends of the intervals if there is no resample.
+ *   effect (S) read: of the curve, as it was evaluated */
+typedef struct {
+    int64_t first, stays, first_low, first_high, stays_low, stays_high;
+} asp_needed;
+asp_status asp_curve_needed_interval(asp_needed *needed, const asp_curve *curve, const double *effect, double fraction,
+                                     const asp_bootstrap *bootstrap, const asp_context *context, asp_error *err);
+
+/* How many times more items one circuit needs than another to reach the fraction, with the percentile interval over
+ * resamples, which draw the same prompts for both if they have equally many.  All NaN if one of them never reaches it. */
+typedef struct {
+    asp_curve curve;
+    const double *effect; /* (S) read */
+    const int64_t *sizes; /* (S) read, ascending */
+} asp_measured;
+typedef struct {
+    double value, low, high; /* low and high may be infinite */
+} asp_ratio;
+asp_status asp_curve_ratio(asp_ratio *ratio, const asp_measured *circuit, const asp_measured *other, double fraction,
+                           int stays, const asp_bootstrap *bootstrap, const asp_context *context, asp_error *err);
 
 #endif

@@ -44,9 +44,10 @@ asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model
                            const asp_writes *writes, const asp_reads *reads, const asp_context *context,
                            asp_error *err);
 /* What each head's values hold of each source, carried at its own position by the residual stream and by attention
- * to itself.  carried (n_sources,L,H,D) written */
+ * to itself.  carried (n_rows,L,H,D) written    row (n_sources) read: of each source in carried, -1: none */
 asp_status asp_graph_heads_sources(asp_real *carried, const asp_model *model, const asp_held_run *frozen,
-                                   const asp_writes *writes, const asp_context *context, asp_error *err);
+                                   const asp_writes *writes, const int64_t *row, int64_t n_rows,
+                                   const asp_context *context, asp_error *err);
 /* Derivative of each target with respect to z of each head at the target's position, on paths that stay there;
  * with `alone` through the residual stream only.  received (n_targets,L,H,D) written */
 asp_status asp_graph_heads_targets(asp_real *received, const asp_model *model, const asp_held_run *frozen,
@@ -72,25 +73,164 @@ typedef struct {
     const asp_real *weight;
 } asp_adjacency;
 
-/* influence (n_nodes) written: weights (n_nodes) times the sum of all powers of the adjacency, whose rows are
- * made absolute and normalised.  BAD_ARGUMENT if edges run in a circle. */
-asp_status asp_graph_prune_influence(double *influence, const asp_adjacency *graph, const double *weights,
-                                     const asp_context *context, asp_error *err);
 /* factors (n_nodes) written: derivative of the sum of some nodes (`wanted`) with respect to each node's input, where
  * a feature (value finite) passes on what it gets divided by its value; `blocked` nodes pass nothing on.
  *   value (n_nodes) read    wanted, blocked (n_nodes) read: 0 or 1.  Edges lead to nodes of higher number. */
 asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, const asp_real *value,
                                    const uint8_t *wanted, const uint8_t *blocked, const asp_context *context);
 
-/* Nodes and edges with most influence, as circuit-tracer prunes.
- *   nodes (n_nodes), edges (start[n_nodes]) written: 1 kept    cumulative (n_nodes) written
- *   always, feature (n_nodes) read: kept whatever their influence; needs an edge to it */
+/* ---- a graph --------------------------------------------------------------------- */
+
+/* Kinds of nodes, in the order that the nodes of a graph have. */
+typedef enum {
+    ASP_GRAPH_FEATURE,  /* active at a position, by layer, position and number */
+    ASP_GRAPH_ERROR,    /* of an MLP, by layer and position */
+    ASP_GRAPH_TOKEN,    /* its embedding */
+    ASP_GRAPH_POSITION, /* its embedding */
+    ASP_GRAPH_BIAS,     /* all constants */
+    ASP_GRAPH_OTHER,    /* the features that are no nodes, together */
+    ASP_GRAPH_LOGIT,
+    ASP_N_GRAPH_KINDS
+} asp_graph_kind;
+
+/* n nodes, m edges, P nodes before the bias, R targets: features, then logits; the heads' L, H and D. */
 typedef struct {
-    const double *weights; /* (n_nodes): of the logits */
-    const uint8_t *always, *feature;
-    double node_threshold, edge_threshold;
-} asp_prune_options;
-asp_status asp_graph_prune(uint8_t *nodes, uint8_t *edges, double *cumulative, const asp_adjacency *graph,
-                           const asp_prune_options *options, const asp_context *context, asp_error *err);
+    int64_t n_nodes, n_edges, n_placed, n_targets, n_layer, n_head, d_head;
+} asp_graph_sizes;
+
+typedef struct {
+    int32_t *kind;                 /* (n): asp_graph_kind, rising */
+    int32_t *layer;                /* (n): -1 for tokens, positions, bias and other, L for logits */
+    int32_t *position;             /* (n): -1 for bias and other */
+    int32_t *feature;              /* (n): number of a feature, token id of tokens and logits, else -1 */
+    asp_real *value, *probability; /* (n): of features and logits, of logits; NaN for the rest */
+    int64_t *start;                /* (n+1): the edges into node t are [start[t], start[t + 1]) */
+    int32_t *source;               /* (m), rising for each target */
+    asp_real *weights;             /* (m) */
+    asp_real *carried;             /* (P,L,H,D), see asp_graph_heads_sources */
+    asp_real *received;            /* (R,L,H,D), see asp_graph_heads_targets */
+    asp_real *received_alone;      /* (R,L,H,D) */
+} asp_graph_arrays;
+
+/* An attribution graph: all of its arrays in one arena. */
+typedef struct asp_graph asp_graph;
+
+/* With arrays of zeros, which the caller fills before anything reads them.  Errors: BAD_ARGUMENT, NO_MEMORY. */
+asp_status asp_graph_new(asp_graph **graph, const asp_graph_sizes *sizes, asp_error *err);
+void asp_graph_free(asp_graph *graph);
+const asp_graph_sizes *asp_graph_get_sizes(const asp_graph *graph);
+const asp_graph_arrays *asp_graph_get_arrays(const asp_graph *graph);
+int64_t asp_graph_bytes(const asp_graph *graph);
+/* BAD_ARGUMENT unless kinds rise and fit the numbers of nodes with a place and of targets, and start and source make
+ * edges between the nodes; asked once about arrays from elsewhere. */
+asp_status asp_graph_check(const asp_graph *graph, asp_error *err);
+
+/* ---- making one ------------------------------------------------------------------ */
+
+/* Where the writes of a prompt's sources lie, by layer, position and source.  Sources: the active features, errors by
+ * layer and position, tokens, positions.
+ *   rows (W) read off the list of writes in the order in which they are found: those of tokens, positions, errors;
+ *     then, for each layer, of its features to the output of its MLP, of its features to the next one, ...
+ *   layer, position, source (W) written as asp_writes has them    rows (W) written: where each write found is in these */
+typedef struct {
+    int64_t n_layer, n_tokens, n_features;
+    const int32_t *layer, *position; /* (n_features) read: of the active features, by layer */
+    const int64_t *n_outputs;        /* (L) read: MLP outputs that a feature of the layer writes to */
+} asp_graph_found;
+/* W; -1 if it passes INT64_MAX.  BAD_ARGUMENT and BAD_INDEX for features that cannot be. */
+asp_status asp_graph_sources_count(int64_t *n_writes, const asp_graph_found *found, asp_error *err);
+asp_status asp_graph_sources_order(int32_t *layer, int32_t *position, int32_t *source, int64_t *rows,
+                                   const asp_graph_found *found, asp_error *err);
+
+/* The tokens that most likely follow: as few as have the probability `desired` together, at most `most`.
+ *   probability (V) written: softmax of logits (V) read, in float64
+ *   tokens (min(most,V)) written up to *n_tokens: by falling probability, of equal ones the lower first */
+asp_status asp_graph_logits_likely(double *probability, int64_t *tokens, int64_t *n_tokens, const asp_real *logits,
+                                   int64_t n_vocab, int64_t most, double desired, const asp_context *context,
+                                   asp_error *err);
+
+/* What logit nodes read behind the final LayerNorm: without `wrong` a node for each token, whose value is the logit
+ * minus the mean logit of the vocabulary; else one, the mean logit of the tokens minus that of the wrong ones.
+ *   tokens (n_tokens), wrong (n_wrong), logits (V) read
+ *   vectors (n,E), constant (n), value (n) written: rows of the unembedding, its bias, and the logits, so combined.
+ * Errors: BAD_INDEX, NO_MEMORY, STOPPED. */
+typedef struct {
+    const asp_real *logits;
+    const int64_t *tokens, *wrong;
+    int64_t n_tokens, n_wrong;
+} asp_graph_outputs;
+asp_status asp_graph_logits_reads(asp_real *vectors, double *constant, double *value, const asp_model *model,
+                                  const asp_graph_outputs *outputs, const asp_context *context, asp_error *err);
+
+/* What may become nodes with edges to them. */
+typedef struct {
+    asp_reads reads;
+    const double *constant; /* (n_targets) read: added to what they read */
+    const double *value;    /* (n_targets) read: the result in the run */
+    const int32_t *number;  /* (n_targets) read: of a feature in its layer; token id of a logit */
+} asp_graph_targets;
+
+typedef struct {
+    const asp_held_run *held;
+    const asp_writes *writes;           /* sources as asp_graph_sources_order has them */
+    asp_graph_targets features, logits; /* features: the active ones, as they are among the sources */
+    const double *probability;          /* (n logits) read: of their tokens; NaN of a difference, which weighs 1 */
+    const int32_t *tokens;              /* (T) read */
+    int64_t most;                       /* features that become nodes; negative: all */
+    int64_t max_bytes;                  /* NO_MEMORY before the graph and what makes it take more */
+} asp_graph_inputs;
+
+/* Largest |sum of the incoming edges - value| of a target, over |value| and over the sum of |edges|. */
+typedef struct {
+    double relative, absolute;
+} asp_graph_closure;
+
+/* The graph of a prompt.  If not all features may become nodes they are chosen in rounds, as circuit-tracer does: those
+ * with most influence on the logits through the features chosen so far.
+ *   chosen (min(most, active)) written: the features that became nodes, rising
+ * Errors: as asp_graph_edges, NO_MEMORY. */
+asp_status asp_graph_build(asp_graph **graph, int64_t *chosen, asp_graph_closure *closure, const asp_model *model,
+                           const asp_graph_inputs *inputs, const asp_context *context, asp_error *err);
+
+/* ---- influence and pruning --------------------------------------------------------- */
+
+/* influence (n) written: of every node on the logits, which weigh by their probability: the weight of all paths to
+ * them, with every target's edges made absolute and divided by their sum.  BAD_ARGUMENT if edges run in a circle. */
+asp_status asp_graph_prune_influence(double *influence, const asp_graph *graph, const asp_context *context,
+                                     asp_error *err);
+
+/* How much of the influence on the logits is explained, as circuit-tracer counts, on the nodes that it has, and on
+ * all nodes, with positions and biases as explained and other features as error.  NaN where nothing has influence. */
+typedef struct {
+    double replacement, completeness, replacement_closed, completeness_closed;
+} asp_graph_scores;
+asp_status asp_graph_prune_scores(asp_graph_scores *scores, const asp_graph *graph, const asp_context *context,
+                                  asp_error *err);
+
+/* The nodes and edges with most influence, as circuit-tracer prunes; tokens, positions, bias, other and logits stay.
+ *   nodes (n) written: 1 kept    cumulative (n) written: share of the influence of all nodes with at least this much */
+asp_status asp_graph_prune(asp_graph **pruned, uint8_t *nodes, double *cumulative, const asp_graph *graph,
+                           double node_threshold, double edge_threshold, const asp_context *context, asp_error *err);
+
+/* ---- groups of nodes ---------------------------------------------------------------- */
+
+/* influence (n) written: of every node, taken alone, on the sum of the logits' values, directly and through features.
+ * For all of these: BAD_ARGUMENT if the activation of a feature is not known. */
+asp_status asp_graph_groups_influence(double *influence, const asp_graph *graph, const asp_context *context,
+                                      asp_error *err);
+/* drivers (n_features, n token nodes) written: total influence of each token's embedding on each feature. */
+asp_status asp_graph_groups_drivers(double *drivers, const asp_graph *graph, const asp_context *context,
+                                    asp_error *err);
+/* flows (G,G) written: effect of a group on the logits by way of another, the next one on the path; 0 within a group.
+ *   group (n) read: number of each node's group, -1 for none; that of a logit must not be -1 */
+asp_status asp_graph_groups_flows(double *flows, const asp_graph *graph, const int64_t *group, int64_t n_groups,
+                                  const asp_context *context, asp_error *err);
+/* Where a group's features have their influence on the logits.
+ *   profile (G,L) written: share of each layer in the sum of |influence|
+ *   layers (G,2) written: first and last of the fewest neighbouring layers that have `most` of it; logits are at
+ *     layer L; -1 where there is neither */
+asp_status asp_graph_groups_profile(double *profile, int64_t *layers, const asp_graph *graph, int64_t n_layer,
+                                    const int64_t *group, int64_t n_groups, double most, const asp_context *context,
+                                    asp_error *err);
 
 #endif

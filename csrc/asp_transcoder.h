@@ -89,8 +89,8 @@ typedef struct {
     double sparsity; /* weight of the penalty */
     double sharpness;
     double bandwidth;   /* thresholds learn from the pre within half of it (Rajamanoharan et al. 2024) */
-    int64_t dead_after; /* a feature that has not been active for so many steps is dead */
-    int64_t aux_k;      /* so many dead features with the largest pre explain a row's error; 0: none do */
+    int64_t dead_after; /* a feature that has not been active for this many steps is dead */
+    int64_t aux_k;      /* dead features, those with the largest pre, that explain a row's error */
     double aux_weight;
     double output_scale; /* y is divided by it */
     double lr, beta1, beta2, eps, clip;

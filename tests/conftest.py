@@ -15,21 +15,13 @@ if interval := os.environ.get("ATTNSPARSE_SWITCH_INTERVAL"):  # seconds; see run
     sys.setswitchinterval(float(interval))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Serial tests come last, in one process; other files stay whole, so that fixtures are made once."""
-    items.sort(key=is_serial)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("serial" if is_serial(item) else item.location[0]))
-
-
 def is_serial(item) -> bool:
     return item.get_closest_marker("serial") is not None
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """With several processes (`-n`): a serial test waits until no other process runs one."""
+    """With several processes (`-n`): a serial test waits until no other process runs a test."""
     if not hasattr(item.config, "workerinput"):
         return (yield)
     folder = os.open(item.config.rootpath, os.O_RDONLY)

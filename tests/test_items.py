@@ -30,7 +30,7 @@ def test_notations_of_an_edge(text: object) -> None:
     ("call", "error", "text"),
     [
         (lambda: asp.Head.parse("m3"), ValueError, "'m3' is not a head"),
-        (lambda: asp.Head.parse((0, -1)), ValueError, r"count from 0, got \(0, -1\)"),
+        (lambda: asp.Head.parse((0, -1)), ValueError, r"must be at least 0, got \(0, -1\)"),
         (lambda: asp.Head.parse(3), TypeError, "got int"),
         (lambda: asp.Head.parse((0, 1.5)), TypeError, "head must be an integer, got float"),
         (lambda: asp.Head(2, 0).within(2, 4), IndexError, r"L2H0 is out of range: there are layers 0\.\.1"),

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
+from .._core_types import Curve
 from .._display import escaped, html_rows
+from .._engine import core_for
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..items import Head
-from . import bootstrap, circuit_file
+from . import circuit_file
 from .choices import COUNTED_BY, ITEMS, MAX_RESAMPLES, NAMES
 from .needed import Needed, Ratio
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 10  # items in the notebook's table
+_CORE = core_for("float64")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +47,7 @@ class Circuit:
     ablation: str
     normalize: str
     metric: str
+    """One of `tasks.METRICS`, or the name of a `tasks.CustomMetric`."""
     options: Mapping[str, Any]
     """All other options as JSON values: rank_by, steps, greedy_step, sizes, reference (the digest of the task
     it is the mean of), n_bootstrap, n_random, confidence, seed; and n_ranking, the prompts ranked on."""
@@ -113,20 +117,16 @@ class Circuit:
             raise ValueError(
                 "this circuit has normalize='none': its effect is not a share of the whole model's"
             )
-        first, stays = (int(i) for i in bootstrap.needed_index(self.effect, fraction))
-        ends: list[int] = [len(self.sizes)] * 4
-        curves = bootstrap.resampled_curves(
-            self.values,
-            self.full,
-            self.empty,
-            self.normalize,
-            self.options["n_bootstrap"],
-            self.options["seed"],
+        drawn = (self.options[name] for name in ("n_bootstrap", "seed", "confidence"))
+        return Needed(
+            *(self._size(i) for i in _CORE.curve_needed_interval(self._measured(), fraction, *drawn))
         )
-        if len(curves):
-            drawn = bootstrap.needed_index(curves, fraction)
-            ends = [end for i in drawn for end in bootstrap.index_interval(i, self.options["confidence"])]
-        return Needed(*(self._size(i) for i in (first, stays, *ends)))
+
+    def _measured(self) -> Curve:
+        """What the core takes."""
+        arrays = (self.values, self.full, self.empty, self.effect)
+        values, full, empty, effect = (np.ascontiguousarray(array, np.float64) for array in arrays)
+        return Curve(values, full, empty, self.normalize, effect, np.ascontiguousarray(self.sizes, np.int64))
 
     def _size(self, index: int) -> int | None:
         return int(self.sizes[index]) if index < len(self.sizes) else None
@@ -236,27 +236,13 @@ class Circuit:
         _check.instance(other, Circuit, "other")
         fraction, by = _check.fraction(fraction), _check.choice(by, "by", COUNTED_BY)
         n_bootstrap = _check.integer(n_bootstrap, "n_bootstrap", 1, MAX_RESAMPLES)
-        tails = bootstrap.tails(_check.proper_fraction(confidence, "confidence"))
+        confidence, seed = _check.proper_fraction(confidence, "confidence"), _check.seed(seed)
         for name in ("unit", "ablation", "task_name"):
             own, theirs = getattr(self, name), getattr(other, name)
             if own != theirs:
                 raise ValueError(f"a ratio needs circuits of the same {name}, got {own!r} and {theirs!r}")
-        counts, drawn = [], []
-        for circuit in (self, other):
-            draws = bootstrap.resamples(n_bootstrap, circuit.values.shape[1], _check.seed(seed))
-            curves = bootstrap.bootstrap_effect(
-                circuit.values, circuit.full, circuit.empty, draws, circuit.normalize
-            )
-            counts.append(bootstrap.needed_sizes(circuit.effect[None], circuit.sizes, fraction, by)[0])
-            drawn.append(bootstrap.needed_sizes(curves, circuit.sizes, fraction, by))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value, ratios = np.divide(*counts), np.divide(*drawn)
-        ratios = ratios[~np.isnan(ratios)]
-        if not np.isfinite(counts).all() or not len(ratios):
-            return Ratio(float("nan"), float("nan"), float("nan"))
-        low = np.quantile(ratios, tails[0], method="lower")
-        high = np.quantile(ratios, tails[1], method="higher")
-        return Ratio(float(value), float(low), float(high))
+        pair, stays = (self._measured(), other._measured()), by == "stays"
+        return Ratio(*_CORE.curve_ratio(*pair, fraction, stays, n_bootstrap, seed, confidence))
 
     @property
     def labels(self) -> list[str]:
@@ -356,8 +342,8 @@ class Circuit:
         if self.normalize != "none":
             needed = self.needed(fraction)
             counts = {name: getattr(needed, name) for name in _COUNTS}
-            at, _ = bootstrap.needed_index(self.random_effect, fraction)
-            counts["random_first"] = self._size(int(at))
+            at, _ = _CORE.curve_needed(np.ascontiguousarray(self.random_effect[None], np.float64), fraction)
+            counts["random_first"] = self._size(int(at[0]))
         table: pd.DataFrame = pd.DataFrame([row])
         for name, value in counts.items():
             table[name] = pd.array([value], dtype="Int64")

@@ -31,7 +31,6 @@ from ..io.bundle_fields import (
 from ..io.limits import Limits
 from ..io.strict_json import shown
 from ..model.interventions import ABLATIONS
-from ..tasks.metrics import METRICS
 from .choices import ITEMS, MAX_RESAMPLES, METHODS, NORMALIZATIONS, RANK_BY, UNITS
 
 VERSION = 1
@@ -59,7 +58,6 @@ _CHOICES = {
     "method": METHODS,
     "ablation": ABLATIONS,
     "normalize": NORMALIZATIONS,
-    "metric": METRICS,
 }
 _INTEGER_OPTIONS = {
     "steps": (1, 2**31),
@@ -69,7 +67,7 @@ _INTEGER_OPTIONS = {
     "n_ranking": (1, 2**31),
 }
 _SHARE_OPTIONS = ("greedy_step", "confidence")
-FIELDS = (*_TEXTS, *_CHOICES, "options", "position_labels")
+FIELDS = (*_TEXTS, *_CHOICES, "metric", "options", "position_labels")
 OPTIONS = {"rank_by", "sizes", "reference", *_INTEGER_OPTIONS, *_SHARE_OPTIONS}
 
 
@@ -95,7 +93,7 @@ def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
     check_names(data, set(FIELDS), "the file", path)
-    check_texts(data, _TEXTS, path)
+    check_texts(data, (*_TEXTS, "metric"), path)  # the metric may be one of the user's own
     for name, choices in _CHOICES.items():
         check_choice(data, name, choices, path)
     if data["position_labels"] is not None:
@@ -108,6 +106,9 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
         check_integer(options, name, low, high, path)
     for name in _SHARE_OPTIONS:
         check_share(options, name, path)
+    if not 0 < options["confidence"] < 1:
+        text = f"'confidence' must be above 0 and below 1, got {shown(options['confidence'])}"
+        raise_file_error("header_value", path, text, "confidence")
     reference, sizes = options["reference"], options["sizes"]
     if reference is not None and not isinstance(reference, str):
         text = f"'reference' must be null or a text, got {shown(reference)}"

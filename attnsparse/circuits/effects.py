@@ -10,7 +10,7 @@ Ablations: "zero" (z of a head, or an attention entry, is 0), "mean" (z at its p
 contribution A v, is its mean over reference prompts), "counterfactual" (what it is in the task's corrupted
 prompt). A metric is read after the last token: "logit_diff", "logit_diff_max", "prob_diff" as in
 `tasks.Task`, "log_prob" (nats, all answers together) or "kl" (from the whole model's distribution to the
-ablated one's, nats); None is the task's own.
+ablated one's, nats), or a `tasks.CustomMetric`; None is the task's own.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from .effects_sweep import (
 
 if TYPE_CHECKING:
     from ..model.model import Model
+    from ..tasks.custom import CustomMetric
     from ..tasks.task import Task
 
 __all__ = [
@@ -60,7 +61,7 @@ _BLOCK_TOKENS = 4096  # of one backward pass
 
 
 def metric_values(
-    model: Model, task: Task, *, metric: str | None = None, threads: int | None = None
+    model: Model, task: Task, *, metric: str | CustomMetric | None = None, threads: int | None = None
 ) -> np.ndarray:
     """Measure the metric of the whole model on every prompt.
 
@@ -69,7 +70,7 @@ def metric_values(
     model : Model
     task : Task
         Its clean prompts are run.
-    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
     threads : int, optional
         Default: the number set by `set_num_threads`.
@@ -133,7 +134,7 @@ def knock_out(
     ablation: str = "zero",
     *,
     reference: Task | Iterable[Any] | None = None,
-    metric: str | None = None,
+    metric: str | CustomMetric | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -151,7 +152,7 @@ def knock_out(
         What replaces an ablated item.
     reference : Task or sequence of prompts, optional
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
-    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
     threads : int, optional
         Default: the number set by `set_num_threads`.
@@ -217,7 +218,7 @@ def keep_only(
     ablation: str = "zero",
     *,
     reference: Task | Iterable[Any] | None = None,
-    metric: str | None = None,
+    metric: str | CustomMetric | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -237,7 +238,7 @@ def keep_only(
         What replaces an ablated item.
     reference : Task or sequence of prompts, optional
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
-    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
     threads : int, optional
         Default: the number set by `set_num_threads`.
@@ -284,7 +285,7 @@ def leave_one_out(
     ablation: str = "zero",
     *,
     reference: Task | Iterable[Any] | None = None,
-    metric: str | None = None,
+    metric: str | CustomMetric | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -304,7 +305,7 @@ def leave_one_out(
         What replaces an ablated item.
     reference : Task or sequence of prompts, optional
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
-    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
     threads : int, optional
         Default: the number set by `set_num_threads`.
@@ -340,7 +341,7 @@ def attribution(
     steps: int = 1,
     path: str = "value",
     reference: Task | Iterable[Any] | None = None,
-    metric: str | None = None,
+    metric: str | CustomMetric | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -365,7 +366,7 @@ def attribution(
         g of each entry were moved to the threshold: g P (dm/dA) sigmoid'(g), straight-through as in training.
     reference : Task or sequence of prompts, optional
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
-    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
     threads : int, optional
         Default: the number set by `set_num_threads`.

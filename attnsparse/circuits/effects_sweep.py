@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from ..model.batch import Batch, as_batch
 from ..model.interventions import ABLATIONS
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.metrics import METRICS
+from ..tasks.custom import CustomMetric, chosen_metric
+from ..tasks.metrics import packed
 from ..tasks.task import Task
 from .choices import UNITS
 
@@ -77,17 +78,13 @@ class AblationSetting:
     unit: str
     ablation: str
     reference_prompts: Any
-    metric_name: str | None
+    metric_asked: str | CustomMetric | None
     threads_asked: int | None
 
     def __post_init__(self) -> None:
         check_model_and_task(self.model, self.task)
         _check.choice(self.ablation, "ablation", ABLATIONS)
-        self.kind = (
-            self.task.metric
-            if self.metric_name is None
-            else _check.choice(self.metric_name, "metric", METRICS)
-        )
+        self.measured = chosen_metric(self.metric_asked, self.task)
         self.threads = _check.threads(self.threads_asked)
         self.means: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
         if self.ablation == "mean":
@@ -147,19 +144,12 @@ class AblationSetting:
 
     def metric(self, batch: Batch, first: int, last: int) -> Metric:
         """The metric of prompts first..last-1; "kl" compares with the logits of the whole model."""
-        logits = self.run(batch, (), 1).array("logits") if self.kind == "kl" else None
-        return Metric(
-            self.kind,
-            *_packed(self.task.answers[first:last]),
-            *_packed(self.task.wrong[first:last]),
-            logits,
-        )
-
-
-def _packed(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Starts (int64 [n + 1]) and ids (int32) of rows one after the other."""
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return starts, np.ascontiguousarray(np.concatenate(rows), np.int32)
+        answers, wrong = packed(self.task.answers[first:last]), packed(self.task.wrong[first:last])
+        if isinstance(self.measured, CustomMetric):
+            own = self.measured.for_prompts(range(first, last))
+            return Metric("custom", *answers, *wrong, custom=own)
+        logits = self.run(batch, (), 1).array("logits") if self.measured == "kl" else None
+        return Metric(self.measured, *answers, *wrong, logits)
 
 
 class AblationSweep(AblationSetting):

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from .. import _check
+from .._core_types import Curve
+from .._engine import core_for
 from ..model.interventions import ABLATIONS
 from ..model.model import Model
-from ..tasks.metrics import METRICS
+from ..tasks.custom import CustomMetric, chosen_metric, metric_name
 from ..tasks.task import Task
 from . import effects, search
-from .bootstrap import band, explained_effect, resampled_curves
 from .choices import (
     MAX_RESAMPLES,
     METHODS,
@@ -32,6 +33,7 @@ from .choices import (
 from .circuit import Circuit
 
 SAME = 1e-7  # relative difference of two metrics that is rounding
+_CORE = core_for("float64")
 
 
 def find_circuit(
@@ -42,7 +44,7 @@ def find_circuit(
     method: str = "exact",
     ablation: str = "zero",
     normalize: str = "mib",
-    metric: str | None = None,
+    metric: str | CustomMetric | None = None,
     rank_by: str = "absolute",
     steps: int = 10,
     sizes: Sequence[int] | np.ndarray | None = None,
@@ -82,9 +84,9 @@ def find_circuit(
         What the faithfulness (explained effect) f of a circuit C is, m being the metric's mean over prompts,
         M the whole model and 0 the model with everything ablated: "mib" (m(C) - m(0)) / (m(M) - m(0)),
         "ratio" m(C) / m(M), "none" m(C).
-    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"}, optional
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own. "kl" is the divergence from the whole model's prediction, in nats, better
-        when smaller.
+        when smaller. A `tasks.CustomMetric` is one of your own; "attribution" and "ig" need its gradient.
     rank_by : {"absolute", "signed"}, default "absolute"
         Rank by the absolute value of the score, or by the score. "signed" ranks an item without effect above
         one with a negative score, even if the latter is needed.
@@ -164,7 +166,7 @@ def find_circuit(
         method=method,
         ablation=ablation,
         normalize=normalize,
-        metric=tested.metric,
+        metric=metric_name(tested.metric),
         options={
             **options,
             "sizes": None if asked is None else asked.tolist(),
@@ -189,12 +191,13 @@ def _evaluation(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """The arrays of a Circuit from `sizes` to `random_high`."""
-    explain = functools.partial(explained_effect, full=full, empty=empty, normalize=normalize)
+    explain = functools.partial(_explained, full=full, empty=empty, normalize=normalize)
     around = None if normalize == "none" else explain
     sizes, values = search.evaluated(half, items[order], sizes, empty, around)
     effect, seed = explain(values), options["seed"]
-    curves = resampled_curves(values, full, empty, normalize, options["n_bootstrap"], seed)
-    low, high = band(curves, options["confidence"])
+    curve, threads = Curve(values, full, empty, normalize), _check.threads(half.threads)
+    curves = _CORE.curve_bootstrap(curve, options["n_bootstrap"], seed, threads)
+    low, high = _CORE.curve_band(curves, options["confidence"], threads)
     mean, lowest, highest = search.random_baseline(
         half, items, sizes, effect, explain, options["n_random"], seed
     )
@@ -212,6 +215,11 @@ def _evaluation(
     }
 
 
+def _explained(values: np.ndarray, full: np.ndarray, empty: np.ndarray, normalize: str) -> np.ndarray:
+    effect: np.ndarray = _CORE.curve_effect(Curve(values, full, empty, normalize))
+    return effect
+
+
 @dataclass(frozen=True)
 class TaskHalf:
     """What is measured on one half of a task: finite float64 arrays [..., prompts]."""
@@ -221,14 +229,17 @@ class TaskHalf:
     unit: str
     ablation: str
     reference: Task | None
-    metric: str
+    metric: str | CustomMetric
     threads: int | None
     progress: bool | None
 
     @property
     def sign(self) -> float:
         """-1 if the metric is better when smaller."""
-        return -1.0 if self.metric == "kl" else 1.0
+        smaller = (
+            self.metric.smaller_is_better if isinstance(self.metric, CustomMetric) else self.metric == "kl"
+        )
+        return -1.0 if smaller else 1.0
 
     def full(self) -> np.ndarray:
         """[P] of the whole model."""
@@ -265,8 +276,8 @@ class TaskHalf:
         array = np.array(values, np.float64)
         if not np.isfinite(array).all():
             raise ValueError(
-                f"metric {self.metric!r} of task {self.task.name!r}: {what} is not finite with some items "
-                "ablated; are all weights of the model finite?"
+                f"metric {metric_name(self.metric)!r} of task {self.task.name!r}: {what} is not finite with "
+                "some items ablated; are all weights of the model finite?"
             )
         return array
 
@@ -277,7 +288,7 @@ def _halves(
     unit: str,
     ablation: str,
     reference: Task | None,
-    metric: str | None,
+    metric: str | CustomMetric | None,
     threads: int | None,
     progress: bool | None,
 ) -> tuple[TaskHalf, TaskHalf]:
@@ -294,11 +305,14 @@ def _halves(
             f"task {task.name!r} has no prompts for {missing}: all {len(task)} are for {other}; a circuit "
             "needs prompts in both halves"
         )
-    metric = task.metric if metric is None else metric
-    _check.choice(metric, "metric", METRICS)
+    chosen = chosen_metric(metric, task)
     mean_of = (task.ranking if reference is None else reference) if ablation == "mean" else None
-    shared = (unit, ablation, mean_of, metric, threads, progress)
-    return TaskHalf(model, task.ranking, *shared), TaskHalf(model, task.evaluation, *shared)
+
+    def half(part: Task, of_part: np.ndarray) -> TaskHalf:
+        own = chosen.for_prompts(np.flatnonzero(of_part)) if isinstance(chosen, CustomMetric) else chosen
+        return TaskHalf(model, part, unit, ablation, mean_of, own, threads, progress)
+
+    return half(task.ranking, task.is_ranking), half(task.evaluation, ~task.is_ranking)
 
 
 def _check_divisor(full: np.ndarray, empty: np.ndarray, normalize: str, unit: str) -> None:

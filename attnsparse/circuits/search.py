@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .._display import progress_bar
-from .bootstrap import needed_index, random_order
+from .._engine import core_for
 
 if TYPE_CHECKING:
     from .find import TaskHalf
+
+_CORE = core_for("float64")
+_ORDERS = (7, 1)  # use and first counter of random orders, see csrc/base/base.h
 
 Explain: TypeAlias = Callable[[np.ndarray], np.ndarray]  # metric [S, P] -> explained effect [S]
 
@@ -128,8 +131,8 @@ def default_sizes(n: int, *, every: bool) -> np.ndarray:
 def finer(sizes: np.ndarray, effect: np.ndarray) -> np.ndarray:
     """Sizes that divide the gaps in which FRACTION is first reached, and from which on it stays reached."""
     more: set[int] = set()
-    for found in needed_index(effect, FRACTION):
-        i = int(found)
+    for found in _CORE.curve_needed(effect[None], FRACTION):
+        i = int(found[0])
         if 0 < i < len(sizes):
             below, above = int(sizes[i - 1]), int(sizes[i])
             points = min(REFINE_POINTS, above - below - 1)
@@ -162,7 +165,7 @@ def random_baseline(
     n_orders = n_orders if len(chosen) else 0
     with progress_bar(half.progress, n_orders, "random orders", "order") as bar:
         for which in range(n_orders):
-            shuffled = items[random_order(len(items), seed, which)]
+            shuffled = items[_CORE._random_permutation(len(items), seed, *_ORDERS, which)]
             curves[which, chosen] = explain(half.keep_only(shuffled, sizes[chosen], quiet=True))
             if bar is not None:
                 bar.update()

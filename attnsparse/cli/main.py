@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_output() -> bool:
-    """Whether everything that was printed got out; it is no fault of ours if the reader has gone."""
+    """Whether everything that was printed was written; a reader that has gone is not an error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -55,7 +55,7 @@ _WHITE = 1 / 512  # entries up to here have the colour of an empty map
 _VECTOR_TOKENS = 64  # maps of longer prompts are images,
 _VECTOR_ENTRIES = 2**16  # and so are maps that have more entries together
 _MAP_COLOURS = WHITE_TO_BLUE.with_extremes(bad=(1.0, 1.0, 1.0, 0.0))
-_VALUE_TOKENS = 12  # a large map of at most so many tokens shows its numbers
+_VALUE_TOKENS = 12  # a large map with at most this number of tokens shows its values
 
 
 def head_grid(
@@ -151,11 +151,13 @@ def head_grids(panels: Sequence[tuple[str, Patterns, Iterable[HeadLike] | None]]
     listed = []
     for i, panel in enumerate(panels):
         if not isinstance(panel, tuple | list) or len(panel) != 3:
-            raise TypeError(f"a panel is (title, run, heads), heads None for all; panel {i} is {panel!r:.60}")
+            raise TypeError(
+                f"panels must be (title, run, heads), heads None for all; panel {i} is {panel!r:.60}"
+            )
         title, run, heads = panel
         listed.append((title, run, _chosen_heads(heads, _patterns(run).shape[:2])))
     if not listed:
-        raise ValueError("head grids need at least one panel")
+        raise ValueError("panels is empty: head grids need at least one")
     with styled():
         axes = _panel_axes([panel_size(len(heads), columns) for _, _, heads in listed])
     for i, (title, run, heads) in enumerate(listed):
@@ -248,7 +250,7 @@ def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> lis
         heads = [heads]
     chosen = [Head.parse(head).within(n_layer, n_head) for head in heads]
     if not chosen:
-        raise ValueError("a head grid needs at least one head")
+        raise ValueError("heads is empty: a head grid needs at least one")
     return chosen
 
 

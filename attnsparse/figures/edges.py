@@ -100,7 +100,7 @@ def edge_lines(
     else:
         texts = [given_text(label, LABEL_SIGNS) for label in labels]
     if len(texts) != run.n_tokens:
-        raise ValueError(f"{len(texts)} labels for {run.n_tokens} tokens")
+        raise ValueError(f"labels must have one text for each of the {run.n_tokens} tokens, got {len(texts)}")
     with styled():
         if ax is None:
             ax = new_axes((_own_width(texts), 1.0 + 0.42 * config.n_layer))
@@ -155,7 +155,7 @@ def addition_figure(
                 f"this one has {n_vocab:,} and up to {n_ctx:,}"
             )
     if not sums:
-        raise ValueError("an addition figure needs at least one sum")
+        raise ValueError("sums is empty: an addition figure needs at least one")
     pairs = [addition.parse_sum(text) for text in sums]
     with styled():
         size = (min(2.75 * len(sums), LARGEST), 4.3 if caption is None else 4.8)

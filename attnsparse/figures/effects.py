@@ -1,4 +1,4 @@
-"""Explained effect against how many heads or attention edges are kept, and how far apart two models are."""
+"""Explained effect against the number of heads or attention edges kept, and the ratio of two models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COMPARED = 2
 _BAND_OPACITY = 0.17
 _AXIS_LABELS = {"head": "heads kept", "edge": "attention edges kept"}
 _LOWEST, _HIGHEST = -1.0, 2.0  # without ylim, the vertical axis shows no more than this and a margin
-_PLACES = 28  # a text is tried at so many places across and upwards
+_PLACES = 28  # positions across and upwards that are tried for a text
 _CLEARANCE = 1.5  # points between a text and any line
 _COVERS_CURVE, _COVERS_LINE = 500.0, 60.0  # what covering it costs, in points of distance
 
@@ -68,7 +68,7 @@ def effect_curves(
     by : {"first", "stays"}, default "first"
         What the ratio counts; see `Circuit.ratio_to`.
     log : bool, default True
-        A logarithmic axis, on which 0 has its place too.
+        A logarithmic axis that shows 0 as well.
     ratio : bool, default True
         Write how many times more items the first circuit needs than the second, with its interval.
     random : bool, default True
@@ -96,7 +96,7 @@ def effect_curves(
     units = {circuit.unit for circuit in circuits.values()}
     if len(units) != 1:
         raise ValueError(
-            f"curves need circuits of one unit, got {', '.join(map(repr, sorted(units))) or 'no circuit'}"
+            f"circuits must all have one unit, got {', '.join(map(repr, sorted(units))) or 'no circuit'}"
         )
     fraction = _check.fraction(fraction)
     unit = units.pop()

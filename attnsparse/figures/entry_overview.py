@@ -1,8 +1,8 @@
 """Which heads carry one token of a prompt to its last position, dense beside sparse, above the sentence.
 
-Left the dense model's heads in a grid, right the sparse model's with named axes, below them the tokens with
-their positions. The space between maps and tokens has positions across and layers upwards: the arrow runs
-through it, and features of the prompt have their place there.
+The dense model's heads are in a grid on the left, the sparse model's with named axes on the right, the tokens
+with their positions below them. In the space between maps and tokens, through which the arrow runs, positions
+run across and layers upwards.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def _write_note(
 class _Labels(Artist):
     """Labels of the most influential nodes, each beside its mark where it covers no mark and no other label.
 
-    Draws nothing itself: each time before the texts are drawn it gives them their places, since the size of
+    Draws nothing itself: it places the texts each time before they are drawn, because the size of
     the Axes is only known then, and hides those that have none.
     """
 
@@ -331,7 +331,7 @@ class _Labels(Artist):
             if box is not None:
                 middle = (box[:2] + box[2:]) / 2 * point
                 place = _point(ax.transData.inverted().transform(middle))
-            if (text.get_visible(), text.get_position()) != (box is not None, place):  # else drawn for ever
+            if (text.get_visible(), text.get_position()) != (box is not None, place):  # else drawn forever
                 text.set_visible(box is not None)
                 text.set_position(place)
         self.stale = False

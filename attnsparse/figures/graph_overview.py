@@ -1,8 +1,8 @@
 """The attribution graph of a prompt in groups: heads behind an edge, dense beside sparse, above the sentence.
 
-Left the dense model's heads in a grid. Right, from above: the sparse model's heads, the boxes of groups at
-their positions (across) and layers (upwards), the tokens. The red arrow runs from the word to the answer and
-points to the heads that carry it. Everything drawn is a number of a `WordEffect`.
+The dense model's heads are in a grid on the left. On the right, from above: the sparse model's heads, the
+boxes of groups at their positions (across) and layers (upwards), the tokens. The red arrow runs from the word
+to the answer and points to the heads that carry it. Everything drawn is a number of a `WordEffect`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MAP = (0.58, 1.15)  # smallest and largest map in it
 _RIGHT = (5.2, 8.0)  # narrowest and widest right panel
 _PITCH = 0.62  # room for a token, if there is so much
 _GAP = 0.16  # between the panels
-_SIGN = (0.08, 0.053, 0.056)  # a sign of the title's two lines, and of the statement
+_SIGN = (0.08, 0.053, 0.056)  # width of a character of the title's two lines, and of the statement
 _AXIS = 0.30  # left of the boxes, for the layers
 _BEFORE_OUTPUT = 0.34  # between the two columns of the last position
 _ABOVE = 0.62  # between the maps and the layers: the red arrow and its text

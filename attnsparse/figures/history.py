@@ -1,4 +1,4 @@
-"""How a training went, as curves over its steps."""
+"""The course of a training, as curves over its steps."""
 
 from __future__ import annotations
 
@@ -48,13 +48,11 @@ def training_history(history: pd.DataFrame, ax: Axes | None = None, target: floa
     """
     if "step" not in history.columns:
         raise ValueError(
-            f"a history needs a column 'step', got {shortened(', '.join(map(str, history.columns)), 200)}"
+            f"history must have a column 'step', got {shortened(', '.join(map(str, history.columns)), 200)}"
         )
     panels = [(label, log, lines) for label, log, names in _PANELS if (lines := _present(history, names))]
     if not panels:
-        raise ValueError(
-            "the history has none of the columns loss, ce, expected_edges, open_edges, multiplier"
-        )
+        raise ValueError("history has none of the columns loss, ce, expected_edges, open_edges, multiplier")
     with styled():
         if ax is None:
             ax = new_axes((4.6, 0.5 + 1.25 * len(panels)))

@@ -95,7 +95,7 @@ def _write_title(ax: Axes, first: str, second: str) -> None:
 
 
 def entry_text(pattern: np.ndarray, heads: Sequence[Head], entry: Entry, base: int) -> str:
-    """What heads have in common, as far as it is so: the strongest key of the query is `key`."""
+    """The statement about how many heads have `key` as the strongest key of the query."""
     query, key = entry
     n = len(heads)
     same = sum(int(pattern[head][query].argmax()) == key for head in heads)

@@ -223,7 +223,7 @@ def save(
     stem, names = _stem_and_formats(_check.path(path), formats)
     dpi = _check.positive(dpi, "dpi")
     if not isinstance(figure, Figure | Axes):
-        raise TypeError(f"expected a Figure or Axes of matplotlib, got {type(figure).__name__}")
+        raise TypeError(f"figure must be a Figure or Axes of matplotlib, got {type(figure).__name__}")
     whole = figure_of(figure) if isinstance(figure, Axes) else figure
     paths = []
     with _settings(_SAVE_STYLE):
@@ -242,7 +242,7 @@ def _stem_and_formats(path: str, formats: str | Sequence[str] | None) -> tuple[s
     names = list(_METADATA) if formats is None else _check.names(formats, "formats")
     unknown = [name for name in names if name not in _METADATA]
     if unknown:
-        raise ValueError(f"unknown figure format {unknown[0]!r:.60}; known: {', '.join(_METADATA)}")
+        raise ValueError(f"formats: unknown format {unknown[0]!r:.60}; choose from {', '.join(_METADATA)}")
     suffix = Path(path).suffix
     if suffix[1:] not in _METADATA:
         return path, names

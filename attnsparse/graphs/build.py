@@ -22,15 +22,15 @@ from ..model.tokenizer import token_texts
 from ..transcoders.features import RECORDED
 from ..transcoders.label_files import checked_labels
 from ..transcoders.transcoders import Transcoders
-from .choose import choose_features, sparse_rows
 from .graph import Graph
 from .neuronpedia_write import error_label
 from .score_pairs import strongest_splits
+from .select import KINDS
 from .sources import Sources, read_sources
-from .targets import LogitReads, Reads, feature_reads, logit_reads
+from .targets import LogitTargets, feature_targets, logit_targets
 
 if TYPE_CHECKING:
-    from ..transcoders.features import Features
+    from .. import _core
 
 __all__ = ["attribution_graph"]
 
@@ -137,16 +137,24 @@ def attribution_graph(
     features = transcoders.features(
         model, prompt, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None, progress=False
     )
-    logits = logit_reads(model, features.run, target, wrong, max_n_logits, desired_logit_prob)
-    _check_size(features, len(logits), most, max_bytes)
+    logits = logit_targets(model, features.run, target, wrong, max_n_logits, desired_logit_prob)
     with progress_bar(progress, 4, "graph", "part") as bar:
         step = (lambda: None) if bar is None else bar.update
         sources = read_sources(model, features, max_bytes)
         step()
-        reads = feature_reads(features, model)
-        chosen, *effects = choose_features(sources, logits, reads, most, threads)
+        targets = feature_targets(features)
         step()
-        graph = _assemble(sources, logits, reads, chosen, effects, labels, threads)
+        core, chosen, *closure = model._core.graph_build(
+            frozen=sources.frozen,
+            writes=sources.writes,
+            features=targets,
+            logits=logits.targets,
+            probability=logits.probability,
+            tokens=np.array(features.run.tokens, np.int32),
+            most=-1 if most is None else min(most, len(features)),
+            max_bytes=max_bytes,
+            threads=threads,
+        )
         step()
         options = {
             "target": _shown(target),
@@ -158,8 +166,8 @@ def attribution_graph(
         }
         if len(transcoders.layers) < model.config.n_layer:
             options["transcoder_layers"] = list(transcoders.layers)
-        splits = strongest_splits(graph, n_splits) if n_splits else ()
-        return dataclasses.replace(graph, options=options, splits=splits)
+        graph = _assemble(core, sources, chosen, logits, labels, closure, options)
+        return dataclasses.replace(graph, splits=strongest_splits(graph, n_splits)) if n_splits else graph
 
 
 def _check_run(run: Run) -> None:
@@ -176,21 +184,6 @@ def _check_run(run: Run) -> None:
         raise ValueError(f"a graph needs a run with {', '.join(missing)} too; give the prompt")
 
 
-def _check_size(features: Features, n_logits: int, most: int | None, max_bytes: int) -> None:
-    """MemoryError if effects, edges and head arrays would take more than `max_bytes`."""
-    c, n_active, t = features.run.model.config, len(features), features.n_tokens
-    n_kept = n_active if most is None else min(most, n_active)
-    n_targets, others = n_logits + n_kept, (c.n_layer + 2) * t
-    heads = (3 * n_targets + others) * c.n_layer * c.n_head * c.d_head
-    size = features.error.itemsize
-    needed = n_targets * ((n_active + others) * size + (n_kept + others) * (size + 4)) + heads * size
-    if needed > max_bytes:
-        raise MemoryError(
-            f"a graph of {n_targets:,} features and logits, with {n_active:,} active features, takes "
-            f"{needed / 1e9:.4g} GB, above max_bytes={max_bytes:,}; set max_feature_nodes lower"
-        )
-
-
 def _shown(tokens: Any) -> Any:
     if tokens is None or isinstance(tokens, str):
         return tokens
@@ -200,27 +193,17 @@ def _shown(tokens: Any) -> Any:
 
 
 def _assemble(
+    core: _core.Graph,
     sources: Sources,
-    logits: LogitReads,
-    reads: Reads,
     chosen: np.ndarray,
-    effects: Sequence[np.ndarray],
+    logits: LogitTargets,
     labels: Mapping[tuple[int, int], str],
-    threads: int,
+    closure: Sequence[float],
+    options: Mapping[str, Any],
 ) -> Graph:
-    """The graph of the chosen features and the logits. effects: as `choose_features` gives them."""
+    """The graph that the core made, with its names."""
     features, run = sources.features, sources.features.run
-    reading = reads.take(chosen) + logits
-    rows = _Rows(sources, chosen, *effects)
-    kept, n_logits, real = rows.kept, len(logits), features.error.dtype
-    n = rows.shape[1] + n_logits
-    targets = np.concatenate([np.arange(len(chosen)), np.arange(n - n_logits, n)])
-    start, source, weight = sparse_rows(rows.block, rows.shape, targets, n, real)
-    closure, closure_absolute = _closure(rows.sums[0], rows.sums[1], reading.value)
-    value, probability = np.full(n, np.nan, real), np.full(n, np.nan, real)
-    value[targets], probability[n - n_logits :] = reading.value, logits.probability
-    frozen, writes, core = sources.frozen, sources.writes_of(kept), run.model._core
-    strings = tuple(run.token_strings)
+    arrays = Graph._owned(core)
     return Graph(
         model_name=run.model.name,
         model_digest=run.model.digest,
@@ -228,24 +211,18 @@ def _assemble(
         scan=features.transcoders.scan or features.transcoders.name or run.model.name,
         prompt=_prompt_text(run),
         tokens=np.array(run.tokens, dtype=np.int32),
-        token_strings=strings,
+        token_strings=tuple(run.token_strings),
         prepend_bos=run.prepend_bos,
         n_layer=run.model.config.n_layer,
         n_head=run.model.config.n_head,
-        options={},
-        **_names(sources, logits, chosen, n - n_logits - len(kept), labels),
-        value=value,
-        probability=probability,
-        start=start,
-        source=source,
-        weights=weight,
-        closure=closure,
-        closure_absolute=closure_absolute,
+        options=options,
+        kind=tuple(KINDS[code] for code in core.array("kind").tolist()),
+        labels=_labels(arrays, sources, logits, labels),
+        closure=closure[0],
+        closure_absolute=closure[1],
         pattern=run.pattern,
-        carried=core.graph_carried(frozen, writes, threads=threads),
-        received=core.graph_received(frozen, reading.arrays, False, threads=threads),
-        received_alone=core.graph_received(frozen, reading.arrays, True, threads=threads),
         origin=(sources, chosen),
+        **arrays,
     )
 
 
@@ -258,77 +235,20 @@ def _prompt_text(run: Run) -> str:
     return "".join(token_texts(None, ids)) if tokenizer is None else tokenizer.decode(ids)
 
 
-class _Rows:
-    """Effects of the nodes before the logits on the targets, a block of rows at a time."""
-
-    def __init__(
-        self, sources: Sources, chosen: np.ndarray, effects: np.ndarray, bias: np.ndarray, place: np.ndarray
-    ) -> None:
-        n_active = len(sources.features)
-        self.effects, self.bias, self.place = effects, bias, place
-        self.kept = np.concatenate([chosen, np.arange(n_active, sources.n)])  #: sources that are nodes
-        self.unkept = np.setdiff1d(np.arange(n_active), chosen)
-        self.shape = len(place), len(self.kept) + 1 + (len(self.unkept) > 0)
-        self.sums = np.zeros((2, len(place)))  #: of each row that was given out, and of its sizes
-
-    def block(self, some: slice) -> np.ndarray:
-        """float64: some rows, by kept source, bias and, if there are any, other features."""
-        rows = self.place[some]
-        values = np.empty((len(rows), self.shape[1]))
-        values[:, : len(self.kept)] = self.effects[np.ix_(rows, self.kept)]
-        values[:, len(self.kept)] = self.bias[rows]
-        if len(self.unkept):
-            values[:, -1] = self.effects[np.ix_(rows, self.unkept)].sum(axis=1, dtype=np.float64)
-        self.sums[:, some] = values.sum(axis=1), np.abs(values).sum(axis=1)
-        return values
-
-
-def _closure(total: np.ndarray, whole: np.ndarray, value: np.ndarray) -> tuple[float, float]:
-    """Largest |sum - value| over |value|, and over the sum of |effects|; float64 [targets] each."""
-    off = np.abs(total - value)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = [np.where(off > 0, off / size, 0.0) for size in (np.abs(value), whole)]
-    return float(shares[0].max(initial=0)), float(shares[1].max(initial=0))
-
-
-def _names(
+def _labels(
+    arrays: Mapping[str, np.ndarray],
     sources: Sources,
-    logits: LogitReads,
-    chosen: np.ndarray,
-    n_unplaced: int,
+    logits: LogitTargets,
     labels: Mapping[tuple[int, int], str],
-) -> dict[str, Any]:
-    """kind, layer, position, feature and labels of all nodes; n_unplaced: the bias, and other if there is
-    one."""
+) -> tuple[str, ...]:
+    """The texts of all nodes."""
     f, run = sources.features, sources.features.run
-    n_layer, t = f.error.shape[:2]
-    layers, places, n_logits = np.repeat(np.arange(n_layer), t), np.arange(t), len(logits)
-    unplaced, numbers = (
-        np.full(n_unplaced, -1),
-        list(zip(f.layer[chosen].tolist(), f.feature[chosen].tolist())),
-    )
-    counts = {
-        "feature": len(chosen), "error": n_layer * t, "token": t, "position": t, "bias": 1,
-        "other": n_unplaced - 1, "logit": n_logits,
-    }  # fmt: skip
+    (n_layer, t, _), n_placed = f.error.shape, len(arrays["carried"])
+    n_features = n_placed - (n_layer + 2) * t
+    numbers = zip(arrays["layer"][:n_features].tolist(), arrays["feature"][:n_features].tolist())
     shown = [labels.get(number) or f"feature {number[1]} of layer {number[0]}" for number in numbers]
-    errors, tokens = (
-        [error_label(i, i in f.transcoders.layers) for i in layers.tolist()],
-        [f"token {text!r}" for text in run.token_strings],
-    )
-    positions, other = [f"position {i}" for i in places], ["other features"] * (n_unplaced - 1)
-    return {
-        "kind": tuple(kind for kind, count in counts.items() for _ in range(count)),
-        "layer": _ints(f.layer[chosen], layers, np.full(2 * t, -1), unplaced, np.full(n_logits, n_layer)),
-        "position": _ints(
-            f.position[chosen], np.tile(places, n_layer), places, places, unplaced, logits.position
-        ),
-        "feature": _ints(
-            f.feature[chosen], np.full(n_layer * t, -1), run.tokens, np.full(t, -1), unplaced, logits.token
-        ),
-        "labels": (*shown, *errors, *tokens, *positions, "biases", *other, *logits.labels),
-    }
-
-
-def _ints(*parts: Any) -> np.ndarray:
-    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+    errors = [error_label(i, i in f.transcoders.layers) for i in range(n_layer) for _ in range(t)]
+    tokens = [f"token {text!r}" for text in run.token_strings]
+    positions = [f"position {i}" for i in range(t)]
+    other = ["other features"] * (len(arrays["layer"]) - n_placed - 1 - len(logits))
+    return (*shown, *errors, *tokens, *positions, "biases", *other, *logits.labels)

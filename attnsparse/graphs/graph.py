@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from .. import _check
 from .._display import SHOWN, html_table
+from .._engine import CORES, core_for
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..transcoders.label_files import checked_labels
 from . import check as graph_check
@@ -26,14 +27,31 @@ from . import prune as graph_prune
 from . import score_pairs as graph_scores
 from . import select as graph_select
 from .graph_file import VERSION
-from .select import Nodes
+from .select import KINDS, Nodes
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .. import _core as engine
     from .sources import Sources
 
 __all__ = ["Graph", "load_graph"]
+
+# Arrays that the core's object owns; real: of the type of the weights.
+_INTEGERS = {
+    "layer": np.int32,
+    "position": np.int32,
+    "feature": np.int32,
+    "start": np.int64,
+    "source": np.int32,
+}
+_REALS = ("value", "probability", "weights", "carried", "received", "received_alone")
+_OWNED = (*_INTEGERS, *_REALS)
+_CORE_GRAPHS = tuple(core.Graph for core in CORES.values())
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.base is other.base and one.__array_interface__ == other.__array_interface__
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,11 +139,41 @@ class Graph:
     file, unpickled or copied."""
 
     def __post_init__(self) -> None:
+        if not self._is_owned():
+            for name in set(self.kind):
+                _check.choice(name, "kind", KINDS)
+            real = self.weights.dtype.newbyteorder("=")
+            types = _INTEGERS | dict.fromkeys(_REALS, real)
+            arrays = {name: np.ascontiguousarray(getattr(self, name), types[name]) for name in _OWNED}
+            kind = np.array([KINDS.index(name) for name in self.kind], np.int32)
+            core = core_for(real).Graph(kind, **arrays)
+            for name, array in self._owned(core).items():
+                object.__setattr__(self, name, array)
         for value in vars(self).values():
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
         splits = tuple(graph_heads.named(split, self) for split in self.splits)
         object.__setattr__(self, "splits", splits)
+
+    @property
+    def _core(self) -> engine.Graph:
+        """The core's object, which owns the nodes, edges and arrays of heads."""
+        return cast("engine.Graph", self.start.base)
+
+    @staticmethod
+    def _owned(core: engine.Graph) -> dict[str, Any]:
+        """The arrays that the core's object owns."""
+        return {name: core.array(name) for name in _OWNED}
+
+    def _is_owned(self) -> bool:
+        """Whether one object of the core has these kinds of nodes, and all these arrays are its own."""
+        core = self.start.base
+        if not isinstance(core, _CORE_GRAPHS):
+            return False
+        kind = tuple(KINDS[code] for code in core.array("kind").tolist())
+        return kind == self.kind and all(
+            _is_same(getattr(self, name), array) for name, array in self._owned(core).items()
+        )
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -399,7 +447,7 @@ class Graph:
         return f"Graph({self.prompt!r:.60}, {self.model_name!r}, {size}, {state})"
 
     def _repr_html_(self) -> str:
-        nodes = self.nodes().assign(influence=graph_prune.node_influence(self))
+        nodes = self.nodes().assign(influence=self._core.influence())
         return html_table(self, nodes.nlargest(SHOWN, "influence"))
 
 

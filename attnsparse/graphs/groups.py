@@ -9,7 +9,7 @@ The effect of a group on the logits is counted along paths through features, as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +18,6 @@ import numpy as np
 from .. import _check
 from ..items import token_label
 from .graph import Graph
-from .heads import activations, factors
 
 MOST = 0.8  # of the influence of a group's features lies in the layers that are named
 MEMBERS = ("feature", "token")
@@ -118,29 +117,26 @@ def _nodes(graph: Graph, spec: Spec) -> np.ndarray:
 
 
 def _groups(graph: Graph, chosen: Mapping[str, np.ndarray]) -> dict[str, Group]:
-    strength = np.abs(influences(graph))
+    of = _numbers(graph, chosen.values())
+    profiles, layers = graph._core.profile(of, len(chosen), graph.n_layer, MOST)
     kind = np.array(graph.kind)
     result = {}
-    for name, nodes in chosen.items():
-        features, logits = (nodes[kind[nodes] == wanted] for wanted in ("feature", "logit"))
+    for (name, nodes), profile, (first, last) in zip(chosen.items(), profiles, layers.tolist()):
         positions = tuple(np.unique(graph.position[nodes]).tolist())
         inner = nodes[kind[nodes] != "logit"]
         influence = sum(graph.total(inner, int(t)) for t in graph.logits) if len(inner) else 0.0
-        profile = np.zeros(graph.n_layer)
-        np.add.at(profile, graph.layer[features], strength[features])
-        profile /= profile.sum() or 1.0
-        layers = [*_main_layers(profile), *graph.layer[logits].tolist()]
-        extent = (min(layers), max(layers)) if layers else None
-        result[name] = Group(name, nodes, positions, extent, profile, len(features), influence)
+        extent = None if first < 0 else (first, last)
+        n_features = int((kind[nodes] == "feature").sum())
+        result[name] = Group(name, nodes, positions, extent, profile, n_features, influence)
     return result
 
 
-def _main_layers(profile: np.ndarray) -> tuple[int, ...]:
-    """First and last of the fewest neighbouring layers that have MOST; nothing if no layer has anything."""
-    n = len(profile)
-    spans = [(last - first, first, last) for first in range(n) for last in range(first, n)
-             if profile[first : last + 1].sum() >= MOST]  # fmt: skip
-    return min(spans)[1:] if spans else ()
+def _numbers(graph: Graph, groups: Iterable[np.ndarray]) -> np.ndarray:
+    """int64 [n]: the number of each node's group, -1 for none."""
+    of = np.full(len(graph), -1)
+    for number, nodes in enumerate(groups):
+        of[nodes] = number
+    return of
 
 
 def token_groups(graph: Graph, output: str = "output") -> dict[str, Group]:
@@ -198,27 +194,12 @@ def token_groups(graph: Graph, output: str = "output") -> dict[str, Group]:
 
 def influences(graph: Graph) -> np.ndarray:
     """float64 [n]: total influence of every node on the logits (their sum), each node taken alone."""
-    factor = _factors(graph)
-    target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
-    return np.bincount(graph.source, graph.weights * factor[target], len(graph))
-
-
-def _factors(graph: Graph) -> np.ndarray:
-    """float64 [n]: effect of one unit of a target's pre-activation on the logits."""
-    return factors(graph, np.isin(np.arange(len(graph)), graph.logits))
+    return graph._core.total_influence()
 
 
 def drivers(graph: Graph) -> np.ndarray:
     """float64 [n_features, T]: total influence of each token's embedding on each feature's pre-activation."""
-    tokens = graph.select("token")
-    per_value = np.zeros((len(graph), len(tokens)))
-    per_value[tokens, np.arange(len(tokens))] = 1.0
-    found, value = np.zeros((graph.n_features, len(tokens))), activations(graph)
-    for feature in range(graph.n_features):  # by layer: edges come from nodes before it
-        sources, weights = graph.incoming(feature)
-        found[feature] = weights.astype(np.float64) @ per_value[sources]
-        per_value[feature] = found[feature] / float(value[feature])
-    return found
+    return graph._core.drivers()
 
 
 def flows(graph: Graph, groups: Sequence[Group]) -> np.ndarray:
@@ -229,22 +210,4 @@ def flows(graph: Graph, groups: Sequence[Group]) -> np.ndarray:
     counted (the diagonal is 0), so a row sums to `Graph.total` of the group, up to paths that come back.
     Raises ValueError unless every logit is in a group.
     """
-    group_of = np.full(len(graph), -1)
-    for number, group in enumerate(groups):
-        group_of[group.nodes] = number
-    if (group_of[graph.logits] < 0).any():
-        raise ValueError("flows need a group that holds the logits")
-    factor = _factors(graph)
-    reach = np.zeros((len(graph), len(groups)))
-    for target in graph.targets[::-1].tolist():
-        number = group_of[target]
-        if number >= 0:
-            onward = np.zeros(len(groups))
-            onward[number] = factor[target]
-        else:
-            onward = reach[target] / float(graph.value[target])
-        sources, weights = graph.incoming(target)
-        reach[sources] += weights.astype(np.float64)[:, None] * onward
-    result = np.stack([reach[group.nodes].sum(axis=0) for group in groups])
-    np.fill_diagonal(result, 0.0)
-    return result
+    return graph._core.flows(_numbers(graph, (group.nodes for group in groups)), len(groups))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..items import shortened
-from .prune import node_influence
 
 if TYPE_CHECKING:
     from .graph import Graph
@@ -149,7 +148,7 @@ def edges_between(graph: Graph, nodes: np.ndarray, most: int) -> tuple[Edges, in
 
 def by_importance(graph: Graph, nodes: np.ndarray) -> np.ndarray:
     """The nodes, int64, logits by falling probability first, then by falling influence on the logits."""
-    rank = node_influence(graph) if graph.influence is None else -graph.influence.astype(np.float64)
+    rank = graph._core.influence() if graph.influence is None else -graph.influence.astype(np.float64)
     logit = np.array([graph.kind[node] == "logit" for node in nodes], dtype=bool)
     first = np.nan_to_num(graph.probability[nodes], nan=1.0) * logit
     return nodes[np.lexsort((nodes, -rank[nodes], -first))]

@@ -12,35 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _check
-from .._engine import core_for
 
 if TYPE_CHECKING:
     from .graph import Graph
 
 SCORES = ("replacement", "completeness", "replacement_closed", "completeness_closed")
-_ALWAYS = ("token", "position", "bias", "other", "logit")
-_IN_CIRCUIT_TRACER = ("feature", "error", "token", "logit")
-
-
-def logit_weights(graph: Graph) -> np.ndarray:
-    """float64 [n]: the probability of each logit node's token; a difference, or tokens without one, weigh
-    1."""
-    weights = np.zeros(len(graph))
-    for i in graph.logits:
-        p = float(graph.probability[i])
-        weights[i] = p if np.isfinite(p) else 1.0
-    return weights
-
-
-def node_influence(graph: Graph) -> np.ndarray:
-    """float64 [n]: influence of every node on the logits.
-
-    Every target's edges are normalised by the sum of their absolute values; influence is the weight of all
-    paths to the logits, which weigh by their probability.
-    """
-    core = core_for(str(graph.weights.dtype))
-    found: np.ndarray = core.graph_influence(graph.start, graph.source, graph.weights, logit_weights(graph))
-    return found
 
 
 def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Graph:
@@ -76,45 +52,21 @@ def prune(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.9
         "node_threshold": _check.share(node_threshold, "node_threshold"),
         "edge_threshold": _check.share(edge_threshold, "edge_threshold"),
     }
-    core = core_for(str(graph.weights.dtype))
-    kind = np.array(graph.kind)
-    nodes, edges, cumulative = core.graph_prune(
-        graph.start, graph.source, graph.weights, logit_weights(graph), np.isin(kind, _ALWAYS),
-        kind == "feature", thresholds["node_threshold"], thresholds["edge_threshold"],
-    )  # fmt: skip
+    core, kept, cumulative = graph._core.prune(*thresholds.values())
     options = dict(graph.options)
     if (known := known_scores(graph)) is not None:
         options["scores"] = {name: x if np.isfinite(x) else None for name, x in known.items()}
-    return dataclasses.replace(keep(graph, nodes, edges, cumulative), pruned=thresholds, options=options)
-
-
-def keep(graph: Graph, nodes: np.ndarray, edges: np.ndarray, cumulative: np.ndarray) -> Graph:
-    """The graph of some nodes (bool [n]) and edges (bool [m]); edges of other nodes must be left out."""
-    number = np.cumsum(nodes) - 1
-    target = np.repeat(np.arange(len(graph)), np.diff(graph.start))[edges]
-    counts = np.bincount(number[target], minlength=int(nodes.sum()))
-    real = graph.weights.dtype
-    chosen = np.flatnonzero(nodes)
-    placed = chosen[chosen < len(graph.carried)]
-    received = nodes[graph.targets]
-    splits = tuple(split for split in graph.splits if nodes[split.nodes].all())
+    nodes = np.flatnonzero(kept)
+    splits = (split for split in graph.splits if kept[split.nodes].all())
     return dataclasses.replace(
         graph,
-        kind=tuple(graph.kind[i] for i in chosen),
-        labels=tuple(graph.labels[i] for i in chosen),
-        layer=graph.layer[chosen],
-        position=graph.position[chosen],
-        feature=graph.feature[chosen],
-        value=graph.value[chosen],
-        probability=graph.probability[chosen],
-        start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        source=number[graph.source[edges]].astype(np.int32),
-        weights=graph.weights[edges],
-        carried=graph.carried[placed],
-        received=graph.received[received],
-        received_alone=graph.received_alone[received],
-        influence=cumulative[chosen].astype(real),
-        splits=tuple(dataclasses.replace(split, nodes=number[split.nodes]) for split in splits),
+        kind=tuple(graph.kind[i] for i in nodes),
+        labels=tuple(graph.labels[i] for i in nodes),
+        influence=cumulative[nodes].astype(graph.weights.dtype),
+        splits=tuple(dataclasses.replace(s, nodes=np.searchsorted(nodes, s.nodes)) for s in splits),
+        pruned=thresholds,
+        options=options,
+        **graph._owned(core),
     )
 
 
@@ -151,38 +103,9 @@ def known_scores(graph: Graph) -> dict[str, float] | None:
     A file of another tool that names no thresholds, or says that both were 1, was not pruned.
     """
     if not graph.pruned or graph.pruned == {"node_threshold": 1.0, "edge_threshold": 1.0}:
-        return _scores_of_all(graph)
+        return graph._core.scores()
     noted = graph.options.get("scores")
     if not isinstance(noted, dict) or set(noted) != set(SCORES):
         return None
     values = [np.nan if x is None else x for x in noted.values()]
     return dict(zip(noted, values)) if all(isinstance(x, float) for x in values) else None
-
-
-def _scores_of_all(graph: Graph) -> dict[str, float]:
-    kind = np.array(graph.kind)
-    known = np.isin(kind, _IN_CIRCUIT_TRACER)
-    plain = _scores(graph, known, kind == "token", kind == "error")
-    explained = np.isin(kind, ("token", "position", "bias"))
-    closed = _scores(graph, np.ones(len(graph), bool), explained, np.isin(kind, ("error", "other")))
-    return dict(zip(SCORES, (*plain, *closed)))
-
-
-def _scores(graph: Graph, nodes: np.ndarray, inputs: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    core = core_for(str(graph.weights.dtype))
-    weights = logit_weights(graph)
-    edges = nodes[graph.source]
-    weight = np.where(edges, graph.weights, 0).astype(graph.weights.dtype)
-    influence = core.graph_influence(graph.start, graph.source, weight, weights)
-    from_inputs, from_errors = influence[inputs].sum(), influence[errors].sum()
-    if from_inputs + from_errors == 0:
-        return float("nan"), float("nan")
-    target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
-    absolute = np.abs(weight.astype(np.float64))
-    whole = np.bincount(target, absolute, len(graph))
-    wrong = np.bincount(target, absolute * errors[graph.source], len(graph))
-    share = wrong / np.maximum(whole, 1e-10)
-    output = np.where(nodes, influence + weights, 0)
-    return float(from_inputs / (from_inputs + from_errors)), float(
-        ((1 - share) * output).sum() / output.sum()
-    )

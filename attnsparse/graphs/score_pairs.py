@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._core_types import Reads
 from ..items import Edge
-from .choose import effects
 from .heads import ScoreSplit, named
 from .sources import Sources
-from .targets import LAYERNORM, Reads
+from .targets import LAYERNORM
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -89,18 +89,16 @@ def _side(
     name = f"h.{layer}.attn.c_attn.bias"
     constant = model.parameter(name)[columns].astype(np.float64) if c.bias else np.zeros(c.d_head)
     full = np.full(c.d_head, 2 * layer, np.int32)
-    reads = Reads(
-        full, np.full_like(full, position), np.full_like(full, LAYERNORM), np.ascontiguousarray(weights),
-        constant, np.zeros(c.d_head),
-    )  # fmt: skip
-    rows, bias = effects(sources, reads, 0)
+    layernorm = np.full_like(full, LAYERNORM)
+    reads = Reads(full, np.full_like(full, position), layernorm, np.ascontiguousarray(weights))
+    rows, bias = sources.effects(reads)
     n_active = len(sources.features)
     unkept = np.ones(n_active, bool)
     unkept[chosen] = False
     side = np.zeros((n, c.d_head))
     placed = np.concatenate([chosen, np.arange(n_active, sources.n)])
     side[: len(placed)] = rows.T[placed]
-    side[len(placed)] = bias
+    side[len(placed)] = bias + constant
     if len(placed) + 1 < n:
         side[len(placed) + 1] = rows.T[:n_active][unkept].sum(axis=0, dtype=np.float64)
     return side

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._core_types import HeldRun, Writes
+from .._core_types import HeldRun, Reads, Writes
+from .._engine import core_for
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -37,13 +38,10 @@ class Sources:
         """As the core takes them."""
         return Writes(self.n, self.layer, self.position, self.source, self.vectors)
 
-    def writes_of(self, chosen: np.ndarray) -> Writes:
-        """The writes of some sources, int64 rising, numbered anew."""
-        number = np.full(self.n, -1, dtype=np.int32)
-        number[chosen] = np.arange(len(chosen))
-        keep = number[self.source] >= 0
-        vectors = self.vectors if keep.all() else self.vectors[keep]
-        return Writes(len(chosen), self.layer[keep], self.position[keep], number[self.source[keep]], vectors)
+    def effects(self, reads: Reads, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(real [targets, sources], float64 [targets]): what sources and constants give to targets."""
+        core = self.features.run.model._core
+        return core.graph_edges(self.frozen, self.writes, reads, threads=threads)
 
 
 def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
@@ -54,38 +52,34 @@ def read_sources(model: Model, features: Features, max_bytes: int) -> Sources:
     run, transcoders = features.run, features.transcoders
     n_layer, t, e = features.error.shape
     real = features.error.dtype
+    outputs = [transcoders.writes(i) if i in transcoders.layers else 0 for i in range(n_layer)]
     counts = np.diff(features.start)
-    n_writes = int(sum(counts[i] * transcoders.writes(i) for i in transcoders.layers)) + (n_layer + 2) * t
-    needed = 2 * n_writes * e * real.itemsize  # in the order found, and sorted
+    n_writes = sum(int(n) * k for n, k in zip(counts, outputs)) + (n_layer + 2) * t
+    needed = n_writes * e * real.itemsize
     if needed > max_bytes:
         raise MemoryError(
             f"the decoders of {len(features):,} active features take {needed / 1e9:.4g} GB, above "
             f"max_bytes={max_bytes:,}; use sparser transcoders or a shorter prompt"
         )
-    vectors = np.empty((n_writes, e), dtype=real)
-    layer, position, source = (np.empty(n_writes, dtype=np.int32) for _ in range(3))
-    n, at = len(features), 0
+    layer, position, source, rows = core_for(real).graph_writes(
+        features.layer, features.position, np.array(outputs, np.int64), t
+    )
+    vectors, at = np.empty((n_writes, e), dtype=real), 0
 
-    def put(where: int, places: np.ndarray, who: np.ndarray, what: np.ndarray) -> None:
+    def put(what: np.ndarray) -> None:
         nonlocal at
-        rows = slice(at, at + len(who))
-        layer[rows], position[rows], source[rows], vectors[rows] = where, places, who, what
-        at += len(who)
+        vectors[rows[at : at + len(what)]] = what
+        at += len(what)
 
-    places = np.arange(t)
-    put(0, places, n + n_layer * t + places, run.embed)
-    put(0, places, n + (n_layer + 1) * t + places, run.pos_embed)
-    for index in range(n_layer):
-        put(index + 1, places, n + index * t + places, features.error[index])
+    for found in (run.embed, run.pos_embed, *features.error):
+        put(found)
     for index in transcoders.layers:
-        mine = np.arange(features.start[index], features.start[index + 1])
-        rows = transcoders.source.decoder_rows(index, features.feature[mine].astype(np.int64))
-        for w in range(transcoders.writes(index)):
-            what = rows[:, w].astype(real) * features.activation[mine][:, None]
-            put(index + w + 1, features.position[mine], mine, what)
-    order = np.lexsort((source, position, layer))
+        mine = slice(features.start[index], features.start[index + 1])
+        decoders = transcoders.source.decoder_rows(index, features.feature[mine].astype(np.int64))
+        for w in range(outputs[index]):
+            put(decoders[:, w].astype(real) * features.activation[mine][:, None])
     return Sources(
-        features, n + (n_layer + 2) * t, layer[order], position[order], source[order], vectors[order],
+        features, len(features) + (n_layer + 2) * t, layer, position, source, vectors,
         _frozen(model, features), model._core.version,
     )  # fmt: skip
 

@@ -15,14 +15,14 @@ from typing import Any
 from .. import _check
 from .folder_commit import COMMIT, TEMPORARY, FolderLock, commit_record, finish, sync_folder
 
-PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is heard in between
+PIECE_BYTES = 16 * 2**20  # written at once, so that Ctrl-C is handled in between
 FLUSH_BYTES = 4 * PIECE_BYTES  # flushed at once, for the same reason
 
 File = tuple[str | os.PathLike[str], Iterable[Any]]
 
 
 def write_atomic(path: str | os.PathLike[str], pieces: Iterable[Any]) -> None:
-    """Write bytes-like `pieces` to `path` by way of a temporary file in the same folder; see
+    """Write bytes-like `pieces` to `path` through a temporary file in the same folder; see
     `write_together`."""
     write_together([(path, pieces)])
 
@@ -138,7 +138,7 @@ class _Change:
         finish(self.folder)
 
     def _settle(self) -> str:
-        """Take back what is not in place, or put the rest in place; what is there then, in words."""
+        """Undo the save or complete it; returns the state of the files, in words."""
         if not self.in_place and not os.path.lexists(self.folder / COMMIT):
             for temporary in self.moves.values():
                 _remove(temporary)
@@ -154,7 +154,7 @@ class _Change:
 
 
 def _existing(path: Path) -> os.stat_result | None:
-    """What is at a place now, None if nothing is; OSError for what must not be replaced by a file."""
+    """The status of what is at a path, None if nothing is; OSError if a file must not replace it."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Checksums of much data, a piece at a time, so that Ctrl-C is heard in between."""
+"""Checksums of much data, a piece at a time, so that Ctrl-C is handled in between."""
 
 from __future__ import annotations
 

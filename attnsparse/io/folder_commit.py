@@ -125,7 +125,7 @@ def finish(folder: Path) -> None:
         for name in removed:
             (folder / name).unlink(missing_ok=True)
         for name, temporary in moves.items():
-            with contextlib.suppress(FileNotFoundError):  # it has its place already
+            with contextlib.suppress(FileNotFoundError):  # it is in place already
                 os.replace(folder / temporary, folder / name)
         sync_folder(folder)
         record.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Recognises files that are no checkpoint of a GPT-2, and says how to convert them.
+"""Recognises files that are not checkpoints of a GPT-2, and says how to convert them.
 
-Tables only; the readers ask here when they cannot continue. Only the beginning of a file is looked at, and no
-table here decides that something is read.
+Tables only; the readers ask here when they cannot continue. Only the beginning of a file is examined, and no
+table here decides that a file is read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ENDINGS = {
     ".npy": "a NumPy array; " + _NAMED,
     ".pkl": "a pickle; load it and save the weights: torch.save(weights, 'weights.pt')",
     ".incomplete": "an unfinished download; download it again",
-    ".json": "text, not weights; give the folder in which it lies",
+    ".json": "text, not weights; give its folder",
     ".distcp": "a part of a distributed checkpoint; convert its folder: "
                "python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder model.pt",
 }  # fmt: skip

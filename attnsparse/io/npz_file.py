@@ -27,7 +27,7 @@ _DTYPES = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32",
 
 
 class NpzFile(FileSource):
-    """One .npz file, open for reading; `tensors` tells what is in it, names without ".npy".
+    """One .npz file, open for reading; `tensors` lists its arrays, names without ".npy".
 
     Raises FormatError with the codes of zip_directory and magic, array_header, dtype, size_mismatch, crc;
     LimitError tensor_limit, rank_limit.
@@ -57,7 +57,7 @@ class NpzFile(FileSource):
         for entry, place in entries.items():
             name = entry.removesuffix(".npy")
             if name == entry or "/" in name:
-                text = f"entry {quoted(entry)} is no array of numpy.savez"
+                text = f"entry {quoted(entry)} is not an array written by numpy.savez"
                 raise file_error(FormatError, "array_header", path, text, field=entry)
             tensors[name] = self._read_header(name, place, limits)
         return tensors
@@ -68,7 +68,7 @@ class NpzFile(FileSource):
         n_header = int.from_bytes(begin[8:10], "little")
         match = _HEADER.fullmatch(begin[10 : 10 + n_header])
         if begin[:8] != b"\x93NUMPY\x01\x00" or match is None:
-            text = f"array {quoted(name)} has no header as numpy.savez writes it"
+            text = f"array {quoted(name)} does not have the header that numpy.savez writes"
             raise file_error(FormatError, "array_header", path, text, field=name)
         descr = match["dtype"].decode()
         if descr not in _DTYPES:

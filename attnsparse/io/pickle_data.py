@@ -84,7 +84,11 @@ class _Reader:
             n_opcodes += 1
             if n_opcodes > max_opcodes:
                 limits.check(
-                    "max_pickle_opcodes", n_opcodes, self.path, "a pickle of more steps", code="pickle_limit"
+                    "max_pickle_opcodes",
+                    n_opcodes,
+                    self.path,
+                    "the number of steps of the pickle",
+                    code="pickle_limit",
                 )
             if opcode == 0x2E:  # STOP
                 return self.result()
@@ -93,7 +97,7 @@ class _Reader:
                 self.unknown(opcode)
             step(self)
             if len(stack) + len(memo) > max_objects:
-                what = "a pickle with more values at once"
+                what = "the number of objects that the pickle holds at once"
                 limits.check(
                     "max_pickle_objects", len(stack) + len(memo), self.path, what, code="pickle_limit"
                 )
@@ -184,7 +188,7 @@ class _Reader:
 
     def put(self, index: int) -> None:
         if not self.stack or (self.marks and self.marks[-1] == len(self.stack)):
-            self.raise_file_error("pickle_structure", f"nothing to remember at byte {self.opcode_at:,}")
+            self.raise_file_error("pickle_structure", f"no value to store at byte {self.opcode_at:,}")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
@@ -224,7 +228,8 @@ class _Reader:
         for key, value in zip(items[::2], items[1::2]):
             if type(key) not in (str, int, float, bool, type(None)):
                 self.raise_file_error(
-                    "pickle_structure", f"a dict key that is no string or number at byte {self.opcode_at:,}"
+                    "pickle_structure",
+                    f"a dict key that is neither a string nor a number at byte {self.opcode_at:,}",
                 )
             if key in target:
                 self.raise_file_error(
@@ -253,7 +258,7 @@ class _Reader:
         if not (isinstance(kind, Global) and kind in STORAGES and type(value[2]) is str
                 and type(value[3]) is str and type(value[4]) is int and value[4] >= 0):  # fmt: skip
             self.raise_file_error(
-                "pickle_structure", f"a reference at byte {self.opcode_at:,} that is no torch storage"
+                "pickle_structure", f"a reference at byte {self.opcode_at:,} that is not a torch storage"
             )
         self.stack.append(Storage(value[2], STORAGE_TYPES[kind.name], value[4]))
 

@@ -28,7 +28,7 @@ _DTYPES = tuple(dtype for dtype in ITEM_BYTES if dtype not in ("C32", "C128"))
 
 
 class SafetensorsFile(FileSource):
-    """One .safetensors file, open for reading; `tensors` tells what is in it, `metadata` holds its text
+    """One .safetensors file, open for reading; `tensors` lists its tensors, `metadata` holds its text
     fields.
 
     Raises FormatError with the codes too_short, magic, truncated, json_*, duplicate_name, header_field,

@@ -85,7 +85,7 @@ def _loaded(data: bytes, text: str, path: Any, limits: Limits, start: int) -> An
         deeper = f"JSON nested deeper than max_json_depth={limits.max_json_depth}"
         _raise_file_error("json_depth", path, deeper, start, error)
     except ValueError as error:  # NaN, Infinity, 1e999, or a number of more digits than Python converts
-        what = "invalid JSON: NaN, Infinity, a number beyond all floats or one with thousands of digits"
+        what = "invalid JSON: NaN, Infinity, a number too large for a float, or with thousands of digits"
         _raise_file_error("json_syntax", path, what, start, error)
 
 

@@ -39,7 +39,7 @@ class TensorInfo(NamedTuple):
 
 
 class ByteRange(NamedTuple):
-    """Where a row-major tensor lies in a file; `crc` is the CRC-32 its bytes must have, if the file tells."""
+    """The place of a row-major tensor in a file; `crc` is the CRC-32 of its bytes, if the file stores it."""
 
     offset: int
     n_bytes: int
@@ -99,7 +99,7 @@ class TensorSource(abc.ABC):
 
 
 class FileSource(TensorSource):
-    """A TensorSource over one open file; subclasses say where a tensor lies, reading is done here."""
+    """A TensorSource over one open file; subclasses locate tensors, this class reads them."""
 
     _file: RegularFile
 
@@ -180,7 +180,7 @@ class FileSource(TensorSource):
             begin = end
 
     def _locate_rows(self, name: str) -> int | None:
-        """Where a tensor begins of which parts may be read; None if it does not lie in row-major order."""
+        """The start of a tensor whose parts may be read; None if it is not in row-major order."""
         place = self._locate(name)
         return None if place is None else place.offset
 

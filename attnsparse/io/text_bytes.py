@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 _HALF = re.compile("[\ud800-\udfff]")
-_AT_ONCE = 1000  # items of a list, so that Ctrl-C is heard and other threads run
+_AT_ONCE = 1000  # items of a list, so that Ctrl-C is handled and other threads run
 _NUMBERS_AT_ONCE = 16384  # for the same reason
 
 

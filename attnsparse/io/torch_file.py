@@ -41,7 +41,7 @@ _CONFIGS = ("model_args", "cfg")  # nanoGPT's name; what TransformerLens calls a
 
 
 class TorchFile(FileSource):
-    """The state dict in a torch file, open for reading; `tensors` tells what is in it.
+    """The state dict in a torch file, open for reading; `tensors` lists its tensors.
 
     The state dict may be the file's top level or lie under the keys that training programs use (`model`,
     `state_dict`, ...), one in another too; `config` then is nanoGPT's `model_args` or a `cfg` beside it.
@@ -62,7 +62,7 @@ class TorchFile(FileSource):
             _check_magic(self._file)
             self._entries = read_zip_directory(self._file, limits, crc_may_be_off=True)
             root = self._read_pickle(limits, records)
-            #: what lies beside the weights: plain values and inert records by name
+            #: the objects beside the weights: plain values and inert records by name
             self._views, self.beside = _state_dict(root, self._file.path)
             config = _config(self.beside, self._file.path)
             self._check_views(limits)
@@ -85,7 +85,7 @@ class TorchFile(FileSource):
         self._prefix = found[0][: -len("data.pkl")]
         for name in self._entries:
             if not name.startswith(self._prefix):
-                text = f"entry {quoted(name)} lies outside of {quoted(self._prefix)}, where torch puts all"
+                text = f"entry {quoted(name)} is outside {quoted(self._prefix)}, where torch puts all"
                 raise file_error(FormatError, "zip_content", path, text, field=name)
         self._check_version()
         if self._prefix + "constants.pkl" in self._entries:
@@ -100,7 +100,7 @@ class TorchFile(FileSource):
         return read_pickle_data(self._entry_bytes(found[0], n_bytes), path, limits=limits, records=records)
 
     def _check_version(self) -> None:
-        """torch.save has written version 3 since 1.6; torch itself reads none but these."""
+        """torch.save has written version 3 since 1.6; torch itself reads no other version."""
         names = [name for name in (".data/version", "version") if self._prefix + name in self._entries]
         found = self._entry_bytes(self._prefix + names[0], 16) if names else b""
         if not re.fullmatch(rb"[1-9]|10", found.strip(b"\n")):
@@ -109,7 +109,7 @@ class TorchFile(FileSource):
         for name, form in _NOTES.items():
             entry = self._prefix + name
             if entry in self._entries and not re.fullmatch(form, self._entry_bytes(entry, 64)):
-                text = f"entry {quoted(entry)} is not as torch writes it; the archive is damaged"
+                text = f"entry {quoted(entry)} is not what torch writes; the archive is damaged"
                 raise file_error(FormatError, "version", self._file.path, text, field=entry)
 
     def _entry_bytes(self, name: str, at_most: int) -> bytes:
@@ -213,7 +213,7 @@ def _check_magic(file: RegularFile) -> None:
 
 
 def _state_dict(root: object, path: str) -> tuple[dict[str, StoredTensor], dict[str, object]]:
-    """Find the tensors by name in what the pickle holds, and what lies beside them."""
+    """Find the tensors by name among the objects of the pickle, and the objects beside them."""
     places = list(_places(root))
     if not places:
         keys = _keys_with_tensors(root)
@@ -290,7 +290,7 @@ def _config(beside: dict[str, object], path: str) -> dict[str, object] | None:
 
 
 def _check_view(view: StoredTensor, name: str, path: str) -> None:
-    """A tensor must lie inside its storage and reach no element twice."""
+    """A tensor must be inside its storage and reach no element twice."""
     problem = None
     count = view.storage.n_elements
     n_values = math.prod(view.shape)

@@ -61,7 +61,7 @@ class Storage:
 class StoredTensor:
     """A view of a storage: first element, shape, strides, in elements. Its bounds are not yet checked.
 
-    `negative` is torch's negative bit: the values are those of the storage with the other sign.
+    `negative` is torch's negative bit: the values are those of the storage, negated.
     """
 
     storage: Storage
@@ -117,7 +117,7 @@ def _view(storage: Storage, rest: tuple[Any, ...], metadata: Any) -> Built:
     if type(flags) is not dict or not all(
         key in ("neg", "conj") and value is True for key, value in flags.items()
     ):
-        return None, "has flags that are not known; save x.clone() of it"
+        return None, "has unknown flags; save x.clone() of it"
     if "conj" in flags and storage.dtype not in ("C32", "C64", "C128"):
         return None, "has the conjugate bit but real values; save x.resolve_conj()"
     return StoredTensor(storage, offset, shape, strides, "neg" in flags), ""

@@ -115,7 +115,7 @@ def _end64(file: RegularFile, locator: bytes, locator_at: int) -> tuple[int, tup
     if at + _END64.size != locator_at:
         _raise_file_error(
             file,
-            f"its zip64 record should lie at byte {locator_at - _END64.size:,}, not at {at:,}",
+            f"its zip64 record should be at byte {locator_at - _END64.size:,}, not at {at:,}",
             locator_at,
         )
     magic, n_rest, _, _, *numbers = _END64.unpack(file.read(at, _END64.size))
@@ -151,7 +151,7 @@ def _central_entries(
         extra = data[names_at + n_name : names_at + n_name + n_extra]
         size, packed, header = _zip64_values(file, name, extra, [size, packed, header], begin + at)
         if packed != size or disk:
-            _raise_mismatch(file, name, "stores another number of bytes than it holds", begin + at)
+            _raise_mismatch(file, name, "stores a number of bytes that differs from its size", begin + at)
         entries.append(_Entry(name, flags, crc, size, header))
         at = after
     if at != len(data):
@@ -220,16 +220,16 @@ def _data_offset(file: RegularFile, entry: _Entry, directory: int) -> int:
     size, packed = _zip64_values(file, entry.name, extra, [size, packed], at)
     own = (name, flags, method, crc, packed, size)
     if own != (entry.name.encode(), entry.flags, 0, entry.crc, entry.size, entry.size):
-        _raise_mismatch(file, entry.name, "has another name, size or checksum in its own header", at)
+        _raise_mismatch(file, entry.name, "has a different name, size or checksum in its own header", at)
     return data
 
 
 def _raise_mismatch(file: RegularFile, name: str, what: str, at: int) -> NoReturn:
-    text = f"entry {quoted(name)} {what} (byte {at:,}); the archive is damaged or made to deceive"
+    text = f"entry {quoted(name)} {what} (byte {at:,}); the archive is damaged or malicious"
     raise file_error(FormatError, "zip_mismatch", file.path, text, offset=at, field=name)
 
 
 def _raise_file_error(file: RegularFile, what: str, at: int) -> NoReturn:
     raise file_error(
-        FormatError, "zip_structure", file.path, f"not an archive as torch writes it: {what}", offset=at
+        FormatError, "zip_structure", file.path, f"not an archive that torch writes: {what}", offset=at
     )

@@ -37,7 +37,7 @@ class Batch:
 
     @cached_property
     def squares(self) -> np.ndarray:
-        """int64 [B + 1], read-only: where each prompt's (T, T) square begins, if they lie in a row."""
+        """int64 [B + 1], read-only: where each prompt's (T, T) square begins if they are packed."""
         squares = np.concatenate([[0], np.cumsum(self.lengths**2)])
         squares.setflags(write=False)
         return squares
@@ -47,7 +47,7 @@ def as_batch(model: Model, prompts: Any, prepend_bos: bool) -> Batch:
     """Pack what `Model.run` accepts; TypeError or ValueError say what is wrong."""
     items, single = listed(prompts)
     if not items:
-        raise ValueError("there is no prompt: got an empty list")
+        raise ValueError("prompts must hold at least one prompt, got an empty list")
     rows = [_ids(model, item, prepend_bos, None if single else i) for i, item in enumerate(items)]
     tokens = np.concatenate(rows)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
@@ -85,11 +85,13 @@ def listed(prompts: Any) -> tuple[list[Any], bool]:
     if isinstance(prompts, str):
         return [prompts], True
     if isinstance(prompts, (bytes, bytearray, memoryview)):
-        raise TypeError(f"prompts must be texts or integers, got {type(prompts).__name__}; decode them first")
+        raise TypeError(
+            f"prompts must be strings or integers, got {type(prompts).__name__}; decode them first"
+        )
     if not isinstance(prompts, Sequence):
         if not hasattr(prompts, "__array__"):
             kind = type(prompts).__name__
-            raise TypeError(f"prompts must be a text, token ids, or a list of them, got {kind}")
+            raise TypeError(f"prompts must be a string, token ids, or a list of them, got {kind}")
         array = np.asarray(prompts)
         if array.ndim not in (1, 2) or (array.ndim == 2 and array.dtype.kind not in "iufb"):
             raise ValueError(
@@ -129,7 +131,7 @@ def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.nd
 
 
 def _without_row(model: Model, ids: np.ndarray, where: str) -> str:
-    """What is said of the first id that has no row in the embedding."""
+    """The message about the first id that has no row in the embedding."""
     rows, tokens = model.config.n_vocab, model.tokenizer
     at = int(np.argmax((ids < 0) | (ids >= rows)))
     token = int(ids[at])
@@ -143,7 +145,7 @@ def _given_ids(item: Any, where: str) -> np.ndarray:
     if is_missing(item):
         raise ValueError(f"{where} is missing ({item}); leave it out, such as with dropna()")
     if isinstance(item, (bytes, bytearray, memoryview)):
-        raise TypeError(f"{where} must be a text or integers, got {type(item).__name__}; decode it first")
+        raise TypeError(f"{where} must be a string or integers, got {type(item).__name__}; decode it first")
     if isinstance(item, Sequence) and any(isinstance(i, bool | np.bool_) for i in item):
         raise TypeError(f"tokens must be integers, got bool in {where}")
     try:

@@ -21,30 +21,70 @@ ACTIVATIONS = ("gelu_new", "gelu", "relu")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes and conventions of a GPT-2-family transformer and its gate.
+    """Sizes and conventions of a GPT-2-family transformer and its gate; immutable.
+
+    Parameters
+    ----------
+    n_layer : int
+        Layers L.
+    n_head : int
+        Heads H of each layer.
+    d_model : int
+        Width E of the residual stream.
+    d_head : int
+        Width D of one head; ``n_head * d_head`` need not be `d_model`.
+    d_mlp : int
+        Width M of the MLPs.
+    n_ctx : int
+        Largest number of tokens in a prompt.
+    n_vocab : int
+        Tokens V in the vocabulary.
+    activation : {"gelu_new", "gelu", "relu"}, default "gelu_new"
+        Of the MLPs: GELU in its tanh form, exact GELU, or ReLU.
+    ln_eps : float, default 1e-5
+        Added to the variance in every LayerNorm; above 0.
+    gated : bool, default False
+        Keep a pattern entry only where ``score + gate_bias > 0``.
+    gate_bias : float, default 0.0
+        Added to the scores before the gate.
+    tied : bool, default True
+        The unembedding is the token embedding.
+    bias : bool, default True
+        All linear maps and LayerNorms have biases; False: none has.
+    unembed_bias : bool, default False
+        The unembedding has a bias.
+    scale_attn : bool, default True
+        Divide scores by ``sqrt(d_head)``.
+    scale_by_inverse_layer : bool, default False
+        Divide the scores of layer l (from 0) by l + 1 too.
 
     Raises
     ------
     ConfigError
         ``config_type`` or ``config_value``; the message names the field.
+
+    References
+    ----------
+    Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (GPT-2). The gate: "Sparse
+    Attention Post-Training for Mechanistic Interpretability", arXiv 2512.05865.
     """
 
     n_layer: int
     n_head: int
-    d_model: int  #: width of the residual stream
-    d_head: int  #: width of one head; n_head * d_head need not be d_model
+    d_model: int
+    d_head: int
     d_mlp: int
-    n_ctx: int  #: most tokens in a sequence
+    n_ctx: int
     n_vocab: int
-    activation: str = "gelu_new"  #: gelu_new (tanh form), gelu (exact) or relu
+    activation: str = "gelu_new"
     ln_eps: float = 1e-5
-    gated: bool = False  #: a pattern entry is kept only where score + gate_bias > 0
+    gated: bool = False
     gate_bias: float = 0.0
-    tied: bool = True  #: the unembedding is the token embedding
-    bias: bool = True  #: biases of all linear maps and LayerNorms: all there or all absent
+    tied: bool = True
+    bias: bool = True
     unembed_bias: bool = False
-    scale_attn: bool = True  #: divide scores by sqrt(d_head)
-    scale_by_inverse_layer: bool = False  #: also divide the scores of layer l (from 0) by l + 1
+    scale_attn: bool = True
+    scale_by_inverse_layer: bool = False
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -66,7 +106,22 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """The inverse of `to_dict`. Unknown and missing names are ConfigErrors."""
+        """Make a config from a mapping, the inverse of `to_dict`.
+
+        Parameters
+        ----------
+        values : mapping of str to value
+            Fields by name. The seven sizes are required.
+
+        Returns
+        -------
+        Config
+
+        Raises
+        ------
+        ConfigError
+            ``config_value`` for an unknown or a missing name, ``config_type`` for a value of another type.
+        """
         known = {item.name for item in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
@@ -78,11 +133,23 @@ class Config:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields under their own names, as plain Python values."""
+        """All fields by name.
+
+        Returns
+        -------
+        dict of str to int, float, bool or str
+            `from_dict` reads it back.
+        """
         return dataclasses.asdict(self)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every weight array of such a model, in order."""
+        """Shapes of all weight arrays of such a model.
+
+        Returns
+        -------
+        dict of str to tuple of int
+            Hugging Face's names, in the order in which the arrays are stored.
+        """
         width, mlp, heads = self.d_model, self.d_mlp, self.n_head * self.d_head
         shapes: dict[str, tuple[int, ...]] = {
             "wte.weight": (self.n_vocab, width),
@@ -114,7 +181,13 @@ class Config:
         return shapes
 
     def n_parameters(self) -> int:
-        """Number of weights, exactly."""
+        """Number of weights.
+
+        Returns
+        -------
+        int
+            The sum of the sizes of `parameter_shapes`.
+        """
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
 

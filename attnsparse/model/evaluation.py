@@ -1,4 +1,4 @@
-"""How good a model is on given sequences, as it is used: hard gates, no noise."""
+"""Quality of a model on given sequences, with hard gates and no noise, as in use."""
 
 from __future__ import annotations
 
@@ -56,10 +56,12 @@ def evaluate(
     else:
         weights = [np.asarray(row, np.float64) for row in loss_weights]
     if not rows or [len(row) for row in rows] != [len(row) for row in weights]:
-        raise ValueError("give at least one sequence, and one loss weight for each of its tokens")
+        raise ValueError(
+            "sequences must hold at least one sequence, and loss_weights one number for each of its tokens"
+        )
     total = sum(float(row[1:].sum()) for row in weights)
     if total <= 0:
-        raise ValueError("no token to be predicted has a loss weight above 0")
+        raise ValueError("loss_weights must be above 0 for at least one token that is predicted")
     loss = 0.0
     right: list[bool] = []
     edges: list[int] = []

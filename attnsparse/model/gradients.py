@@ -117,9 +117,9 @@ def loss_weights(batch: Batch, loss_mask: Any, own_targets: bool, dtype: np.dtyp
 class Gradients(Recorded):
     """Gradients of one scalar, as read-only arrays with the shapes of the activations in `Run`.
 
-    Made by `Model.gradients`.  The arrays are those named in `wrt`; others raise AttributeError.  The
-    gradient of `pattern` is that of each entry A that is used (before the multiplication with v); that of
-    `scores` is through softmax (and gate if asked).
+    Made by `Model.gradients`. The arrays are those named in `wrt`; others raise AttributeError. The gradient
+    of `pattern` is that of each entry A that is used (before the multiplication with v); that of `scores`
+    goes through softmax, and through the gate on request.
     """
 
     _core: core_types.Gradients
@@ -152,7 +152,7 @@ class Gradients(Recorded):
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """Gradient of every weight array by name; AttributeError unless `wrt` names "parameters"."""
+        """Gradient of every weight array by name; AttributeError unless `wrt` includes "parameters"."""
         if not self._has_parameters:
             raise AttributeError('these gradients are not of the weights; ask with wrt="parameters"')
         return {name: self._core.parameter(name) for name in self.model._core.names}

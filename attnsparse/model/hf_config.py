@@ -1,9 +1,10 @@
-"""Reads config.json in every layout that GPT-2-like checkpoints come with, and writes ours.
+"""Reads config.json in every layout of GPT-2-like checkpoints, and writes our own.
 
 Layouts: Hugging Face GPT-2 (`n_embd`, `n_positions`, ...), TransformerLens and the sparse checkpoints
-(`d_model`, `n_layers`, `use_sparse_attn`, ...), nanoGPT (`block_size`, ...). Ours is Hugging Face's with what
-it cannot say under names that begin with `attnsparse_`. What is not read is ignored only if it cannot change
-a number that the model computes: keys that can (another model type, rotary positions, ...) are errors.
+(`d_model`, `n_layers`, `use_sparse_attn`, ...), nanoGPT (`block_size`, ...). Ours is Hugging Face's, with
+names that begin with `attnsparse_` for what that layout cannot express. A key that is not read is ignored if
+it cannot change a number that the model computes; others (another model type, rotary positions, ...) are
+errors.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .config import Config, check_kind
 
 CONFIG_VERSION = 1
 
-# our field -> the names it has elsewhere
+# our field -> its names in the layouts
 _SIZES = {
     "n_layer": ("n_layer", "n_layers", "num_hidden_layers"),
     "n_head": ("n_head", "n_heads", "num_attention_heads"),
@@ -47,7 +48,7 @@ _KINDS = {"ln_eps": "float", "gate_bias": "float", "activation": "str"}
 _ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
 _MODEL_TYPES = ("gpt2", "attnsparse")
 
-# keys that change what is computed -> the values under which it is what we compute
+# keys that change the computation -> the values that are supported
 _MUST_BE = {
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
@@ -81,11 +82,11 @@ def read_config_json(folder: Path, limits: Limits) -> tuple[Path, dict[str, Any]
 def read_config(
     values: Mapping[str, Any], path: str | os.PathLike[str], seen: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """The fields of `Config` that a parsed config.json (or nanoGPT's model_args) settles; others are absent.
+    """The fields of `Config` that a parsed config.json (or nanoGPT's model_args) determines.
 
-    Keys that a config of Hugging Face or nanoGPT lacks have the values that these programs give them; others
-    have none. `seen` are sizes that the weights show: they settle which of two keys that disagree is idle, as
-    n_ctx is beside n_positions for transformers.
+    In a config of Hugging Face or nanoGPT, missing keys have the defaults of these programs. `seen` are sizes
+    that the weights show: of two keys that disagree, they determine which one is unused, as transformers does
+    not use n_ctx beside n_positions.
 
     Raises ConfigError: config_value (unsupported or contradictory), config_type (wrong kind), config_version.
     """
@@ -108,7 +109,7 @@ def read_config(
     derive_head_width(fields, path)
     if "d_model" in fields:
         fields.setdefault("d_mlp", 4 * fields["d_model"])
-    scale = values.get("attn_scale", -1.0)  # TransformerLens: what scores are divided by, -1 for sqrt(d_head)
+    scale = values.get("attn_scale", -1.0)  # TransformerLens: the divisor of scores, -1 for sqrt(d_head)
     usual = math.sqrt(fields.get("d_head", 1))
     usable = isinstance(scale, int | float) and type(scale) is not bool and abs(scale) < 1e30
     if not usable or (scale != -1 and not math.isclose(scale, usual, rel_tol=1e-6)):
@@ -122,7 +123,7 @@ def read_config(
 
 
 def hugging_face_config(config: Config, bos_id: int | None) -> dict[str, Any]:
-    """What we write to config.json: all that GPT2Config knows, and the rest under `attnsparse_` names."""
+    """The config.json that we write: the fields of GPT2Config, and the rest under `attnsparse_` names."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -158,7 +159,7 @@ def hugging_face_config(config: Config, bos_id: int | None) -> dict[str, Any]:
 
 
 def is_hugging_face(values: Mapping[str, Any]) -> bool:
-    """True if a config is one of transformers, where a key that is absent has the default of GPT2Config."""
+    """True for a config of transformers, in which a missing key has the default of GPT2Config."""
     return any(key in values for key in ("model_type", "n_embd", "hidden_size"))
 
 
@@ -222,14 +223,14 @@ def _refuse_unsupported(values: Mapping[str, Any], path: Any) -> None:
 def _only_value(
     values: Mapping[str, Any], name: str, aliases: tuple[str, ...], path: Any, seen: Mapping[str, int]
 ) -> Any:
-    """The value of a field under whichever of its names is given and not null.
+    """The value of a field under any of its names that is present and not null.
 
-    Of two that disagree the first, which transformers reads, counts if the weights show it; else they are an
-    error.
+    If two disagree, the first, which transformers reads, is used if the weights show it; otherwise this is
+    an error.
     """
     kind = "int" if name in _SIZES else _KINDS.get(name, "bool")
     present = [key for key in aliases if values.get(key) is not None]
-    # their kinds first: lists and objects of a hostile file could take for ever to compare
+    # types first: comparing lists and objects of a hostile file could take forever
     found = [check_kind(name, values[key], kind, path=path, label=key) for key in present]
     for key, value in zip(present, found):
         padded = name == "n_vocab" and {found[0], value, seen.get(name)} == _GPT2_VOCABULARIES

@@ -79,7 +79,7 @@ def _weight_files(listed: Sequence[str], repository: str) -> list[str]:
         ]
         if names:
             return names
-    raise NotOnHub(f"{repository} holds no weights of a kind that is read here")
+    raise NotOnHub(f"{repository} holds no weights in a format that attnsparse reads")
 
 
 def _library() -> ModuleType:

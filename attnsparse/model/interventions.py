@@ -114,7 +114,7 @@ def _parse(item: Any) -> Item:
     if isinstance(item, tuple | list) and len(item) in (2, 4):
         return Head.parse(item) if len(item) == 2 else Edge.parse(item)
     raise TypeError(
-        f"an item is a Head, HeadPosition, Edge, Mlp or Resid, or text such as 'L9H6', got {item!r:.60}"
+        f"an item must be a Head, HeadPosition, Edge, Mlp or Resid, or text such as 'L9H6', got {item!r:.60}"
     )
 
 
@@ -258,7 +258,7 @@ def _complement(places: _Places, items: list[Item]) -> list[Item]:
         return [HeadPosition(*head, p) for head in every for p in range(length) if (*head, p) not in at]
     if len(every) * length * (length + 1) // 2 * len(places.lengths) > _MOST_ENTRIES:
         raise MemoryError(
-            f"keep_only of edges would list more than {_MOST_ENTRIES:,} entries; use effects.keep_only"
+            f"keep_only of edges would list more than {_MOST_ENTRIES:,} entries; use circuits.keep_only"
         )
     edges = {item.within(n_layer, n_head, length) for item in items if isinstance(item, Edge)}
     return [

@@ -50,10 +50,10 @@ _EXAMPLES = {
     "activation_function": ("'gelu_new'", "; it may be 'gelu' or 'relu' too"),
     "normalization_type": (
         "'LNPre'",
-        "; that is where LayerNorms were folded, no LayerNorm at all is not read",
+        "; 'LNPre' means folded LayerNorms, and a model without any LayerNorm is not read",
     ),
 }
-# what tells of the model that a folder held before, beside the files that `save` writes
+# files of an earlier model in the folder, beyond those that `save` writes
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -358,7 +358,7 @@ def _unsaid_normalization(values: Mapping[str, Any] | None, path: Path) -> list[
     """What to ask where no LayerNorm has weights: they were folded, or there are none in the model."""
     kind = (values or {}).get("normalization_type")
     if kind == "LN":
-        text = 'is "LN" but the weights hold no LayerNorm; where they were folded it is "LNPre"'
+        text = 'is "LN" but the weights hold no LayerNorm; if they were folded, it is "LNPre"'
         raise file_error(
             ConfigError, "config_value", path, f"normalization_type {text}", field="normalization_type"
         )

@@ -124,9 +124,7 @@ def _in_folder(folder: Path, name: str, *, from_hub: bool = False) -> Found:
     if kind is not None:
         text = f"no weights in this folder: it is {kind}"
     elif within:
-        text = (
-            f"no weights in this folder but in {', '.join(map(quoted, within[:4]))} in it; load one of these"
-        )
+        text = f"no weights in this folder, only in {', '.join(map(quoted, within[:4]))}; load one of these"
     else:
         text = f"no weights in this folder; looked for {', '.join(_WEIGHT_PATTERNS)}"
     raise FileNotFoundError(errno.ENOENT, text, os.fspath(folder))
@@ -191,7 +189,7 @@ def _weight_map(index: Mapping[str, Any], path: Path) -> dict[str, str]:
     for tensor, name in where.items():
         plain = isinstance(name, str) and name == os.path.basename(name) and not set(name) & set("/\\:\0")
         if not plain or name.startswith(".") or not name.endswith(endings):
-            text = f"tensor {quoted(tensor)} should lie in {shown(name)}, which is no file name here"
+            text = f"tensor {quoted(tensor)} should be in {shown(name)}, which is not a plain file name"
             raise file_error(FormatError, "shard_name", path, text, field=tensor)
     return where
 

@@ -129,15 +129,35 @@ class Model:
     # --- weights
 
     def parameter(self, name: str) -> np.ndarray:
-        """Read-only zero-copy view of one weight array; KeyError for an unknown name."""
+        """One weight array, lent.
+
+        Parameters
+        ----------
+        name : str
+            One of `config.parameter_shapes()`.
+
+        Returns
+        -------
+        numpy.ndarray
+            A read-only view that shows later changes of the weights.
+
+        Raises
+        ------
+        KeyError
+            For an unknown name.
+        """
         if name not in self._core.names:
             raise KeyError(f"this model has no parameter {name!r:.80}")
         return self._core.parameter(name)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """All weight arrays by name, read-only and zero-copy.
+        """All weight arrays, lent.
 
-        They show later changes by training or `assign`; `copy` takes all weights of one moment.
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            Read-only views that show later changes by training or `assign`; `copy` takes all weights at one
+            moment.
         """
         return {name: self._core.parameter(name) for name in self._core.names}
 
@@ -170,12 +190,16 @@ class Model:
         self._core.assign({name: _check.reals(value, name, self.dtype) for name, value in weights.items()})
 
     def copy(self) -> Model:
-        """A model with its own copy of the weights, all of one moment.
+        """A model with its own copy of the weights, all taken at one moment.
+
+        Returns
+        -------
+        Model
 
         Raises
         ------
         RuntimeError
-            While another thread changes them.
+            While another thread changes the weights.
         """
         with self._core.reading():
             return Model(self.config, self.parameters(), self.tokenizer, self.name, str(self.dtype))
@@ -232,6 +256,11 @@ class Model:
             A text, or token ids.
         prepend_bos : bool, default False
             Put the tokenizer's BOS token before a text.
+
+        Returns
+        -------
+        list of str
+            One string per token, leading space included.
 
         Raises
         ------
@@ -434,7 +463,20 @@ class Model:
     # --- the rest
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a Hugging Face folder: see `attnsparse.save`."""
+        """Write a Hugging Face folder, as `attnsparse.save` does.
+
+        Parameters
+        ----------
+        folder : path
+            Created if it does not exist.
+
+        Raises
+        ------
+        OSError
+            With errno and file name.
+        RuntimeError
+            While another thread trains the model.
+        """
         from .load import save
 
         save(self, folder)

@@ -53,9 +53,9 @@ class Recorded:
         try:
             i = operator.index(i)
         except TypeError:
-            raise TypeError(f"the number of a prompt must be an integer, got {type(i).__name__}") from None
+            raise TypeError(f"a prompt index must be an integer, got {type(i).__name__}") from None
         if not -n <= i < n:
-            raise IndexError(f"there is no prompt {i}: this run has {n}")
+            raise IndexError(f"prompt index {i} is out of range: this run has {n} prompt{'s' * (n != 1)}")
         return self._index if self._index is not None else i % n
 
     @property
@@ -245,7 +245,7 @@ class Recorded:
 
     def _one(self, what: str) -> int:
         if self._index is None:
-            raise ValueError(f"{what} is of one prompt, this run has {len(self)}; use run[i].{what}")
+            raise ValueError(f"{what} needs a run of one prompt, this one has {len(self)}; use run[i].{what}")
         return self._index
 
     def _range(self, prompt: int) -> tuple[int, int]:
@@ -257,7 +257,7 @@ class Recorded:
         lengths = set(self._batch.lengths.tolist())
         if len(lengths) > 1:
             raise ValueError(
-                f"prompts have {min(lengths)} to {max(lengths)} tokens, so there is no one array; use run[i]"
+                f"prompts have {min(lengths)} to {max(lengths)} tokens, so they share no array; use run[i]"
             )
         return int(lengths.pop())
 

@@ -237,7 +237,7 @@ class Run(Recorded):
         if not len(layer) == len(head) == len(query) == len(key):
             raise ValueError("layer, head, query and key must have the same length")
         scores = np.empty(len(layer), self.model.dtype)
-        # in parts, between which signals are heard, and whose copies are small
+        # in parts: signals are handled between them, and their copies are small
         for at in range(0, max(len(layer), 1), _ENTRIES_AT_ONCE):
             part = slice(at, at + _ENTRIES_AT_ONCE)
             _check_entries(query[part], key[part], last - first, at)
@@ -344,7 +344,8 @@ _ENTRIES_AT_ONCE = 1 << 17
 def _check_entries(query: np.ndarray, key: np.ndarray, n_tokens: int, begin: int) -> None:
     for name, values in (("query", query), ("key", key)):
         if values.size and (values.min() < 0 or values.max() >= n_tokens):
-            raise IndexError(f"{name} must be in 0..{n_tokens - 1}")
+            worst = int(values.min() if values.min() < 0 else values.max())
+            raise IndexError(f"{name} must be in 0..{n_tokens - 1}, got {worst}")
     if (key > query).any():
         at = int(np.argmax(key > query))
         raise ValueError(

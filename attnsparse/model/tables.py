@@ -95,7 +95,7 @@ def token_id(run: Run, token: str | int) -> int:
     if isinstance(token, str):
         ids = np.asarray(run.model.to_tokens(token, prepend_bos=False)).ravel()
         if len(ids) != 1:
-            raise ValueError(f"{token[:80]!r} is {len(ids)} tokens, a logit belongs to exactly one")
+            raise ValueError(f"{token[:80]!r} is {len(ids)} tokens, expected one")
         return int(ids[0])
     number = _check.integer(token, "a token")
     if not 0 <= number < run.model.config.n_vocab:
@@ -208,7 +208,7 @@ def _logit_direction(run: Run, logit_diff: tuple[str | int, str | int], query: i
     d = W_U[right] - W_U[wrong].
     """
     if isinstance(logit_diff, str) or len(logit_diff) != 2:
-        raise ValueError("logit_diff must be a pair (right token, wrong token)")
+        raise ValueError(f"logit_diff must be a pair (right token, wrong token), got {logit_diff!r:.60}")
     right, wrong = (token_id(run, token) for token in logit_diff)
     unembedding = run.model.parameter("wte.weight" if run.model.config.tied else "lm_head.weight")
     direction = run.model.parameter("ln_f.weight") * (unembedding[right] - unembedding[wrong])

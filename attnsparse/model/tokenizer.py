@@ -1,19 +1,16 @@
 """Text to token ids and back, thin over the `tokenizers` library, which is imported when first needed.
 
-Nothing is added to a text unless `prepend_bos=True` says so, whatever a tokenizer's files say: positions then
-shift by one, so it is never a default. A prompt that begins with the BOS token gets no second one.
+Nothing is added to a text without `prepend_bos=True`, whatever a tokenizer's files say: positions shift by
+one, so it is never a default. A prompt that begins with the BOS token gets no second one.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import re
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,32 +28,34 @@ from .tokenizer_files import (
     read_pair,
     read_tokenizer,
 )
+from .tokenizer_library import (
+    BLOCK,
+    CHARACTERS,
+    CUT,
+    GPT2_PIECES,
+    LONGEST_PIECE,
+    MOST_AT_ONCE,
+    aside,
+    byte_table,
+    may_cut,
+)
 from .tokenizer_sidecars import GPT2_BOS, SETTINGS
 
 if TYPE_CHECKING:
     import tokenizers
 
-# how GPT-2 cuts text before it looks up pieces
-_GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CHARACTERS = r"[\s\S]"
-# where white space begins, both begin a new piece; \S is narrower in Python than there
-_CUT = re.compile(r"(?<=\S)[ \t\r\n]")
-_LONGEST_PIECE = 100  # characters of a number or word that is no token of a closed vocabulary
-_BLOCK = 16_384  # characters, some milliseconds
-T = TypeVar("T")
 _MOST_ID = 2**31 - 1  # ids are int32
-_MOST_AT_ONCE = 8 * _BLOCK  # characters or tokens for which the library may be deaf to Ctrl-C
 
 
 class Tokenizer:
-    """A tokenizer; made by `load`, `from_files` or `from_words`.
+    """Texts to token ids and back; made by `load`, `from_files` or `from_words`.
 
     Parameters
     ----------
     inner : tokenizers.Tokenizer
-        What is wrapped.
+        The tokenizer to wrap.
     path : str, optional
-        The file or folder it came from.
+        The file or folder that it came from.
     bos : str or int, optional
         The token that `prepend_bos` puts first: its id, or its text, which is ignored if there is no such
         token.
@@ -77,7 +76,7 @@ class Tokenizer:
         self._names = names_by_id(vocabulary, path)
         described = json.loads(inner.to_str())
         self._byte_level = '"ByteLevel"' in json.dumps(described.get("decoder"))
-        self._may_cut = _may_cut(described)
+        self._may_cut = may_cut(described)
         #: token id of the BOS token, or None
         self.bos_id: int | None = vocabulary.get(bos) if isinstance(bos, str) else bos
 
@@ -85,7 +84,17 @@ class Tokenizer:
 
     @staticmethod
     def is_in(folder: str | os.PathLike[str]) -> bool:
-        """True if `load` would find tokenizer files in `folder`."""
+        """Whether a folder has tokenizer files that `load` reads.
+
+        Parameters
+        ----------
+        folder : path
+            The folder.
+
+        Returns
+        -------
+        bool
+        """
         folder = Path(folder)
         return (folder / JSON).exists() or pair_in(folder) is not None
 
@@ -93,10 +102,10 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Tokenizer:
         """Read a tokenizer.json, or a folder with one or with GPT-2's vocab.json and merges.txt.
 
-        OpenAI's names encoder.json and vocab.bpe are read too. A folder gives the ids that transformers gives
-        for it: tokenizer_config.json, special_tokens_map.json and added_tokens.json count. Its BOS token is
-        the bos_token of these, or else bos_token_id of config.json, or else ``<|endoftext|>`` if it has that.
-        A tokenizer.json named alone is read as it is.
+        OpenAI's names encoder.json and vocab.bpe are read too. A folder gives the same ids as in
+        transformers: tokenizer_config.json, special_tokens_map.json and added_tokens.json are taken into
+        account. Its BOS token is the bos_token of these, or else bos_token_id of config.json, or else
+        ``<|endoftext|>`` if it has that. A tokenizer.json named alone is read as it is.
 
         Parameters
         ----------
@@ -104,6 +113,10 @@ class Tokenizer:
             A file or a folder.
         limits : Limits, optional
             Largest sizes that are read.
+
+        Returns
+        -------
+        Tokenizer
 
         Raises
         ------
@@ -121,7 +134,26 @@ class Tokenizer:
     def from_files(
         cls, vocab: str | os.PathLike[str], merges: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS
     ) -> Tokenizer:
-        """GPT-2's byte-level BPE from vocab.json and merges.txt alone; errors as `load`."""
+        """GPT-2's byte-level BPE from vocab.json and merges.txt alone.
+
+        Parameters
+        ----------
+        vocab : path
+            JSON: token to id.
+        merges : path
+            One merge per line.
+        limits : Limits, optional
+            Largest sizes that are read.
+
+        Returns
+        -------
+        Tokenizer
+
+        Raises
+        ------
+        FormatError, ConfigError, OSError
+            As `load`.
+        """
         ids, pairs = read_pair(vocab, merges, limits)
         inner = guarded(merges, lambda: byte_level(ids, pairs))
         if GPT2_BOS in ids:
@@ -130,29 +162,35 @@ class Tokenizer:
 
     @classmethod
     def from_words(cls, words: Sequence[str], *, split: str = "gpt2", bos: str | None = None) -> Tokenizer:
-        """A closed vocabulary: token i is `words[i]`, and text that needs another one is an error.
+        """A closed vocabulary: token i is ``words[i]``, and text that needs another token is an error.
 
         Parameters
         ----------
         words : sequence of str
-            Different from each other, at least one.
-        split : {"gpt2", "characters"}
+            At least one; all different.
+        split : {"gpt2", "characters"}, default "gpt2"
             How text is cut: into words with their leading space, as GPT-2 does before its merges, or into
-            characters. A piece that is no word is made up of the longest words that begin it, from left to
-            right: " 1732" of " 17" and "32".
+            characters. A piece that is not a word is split from left to right into the longest words that
+            begin it: " 1732" into " 17" and "32".
         bos : str, optional
             One of the words.
+
+        Returns
+        -------
+        Tokenizer
 
         Raises
         ------
         ValueError
-            For words that are not different, or a `bos` that is none of them.
+            For duplicate words, or a `bos` that is not one of them.
         """
         import tokenizers
 
         _check.choice(split, "split", ("gpt2", "characters"))
         if len(set(words)) != len(words) or not words:
-            raise ValueError("words must be different from each other, and at least one")
+            raise ValueError(
+                f"words must be unique, at least one, got {len(words):,}, {len(set(words)):,} different"
+            )
         if bos is not None and bos not in words:
             raise ValueError(f"bos={bos!r} is not among the words")
         ids = {word: index for index, word in enumerate(words)}
@@ -160,10 +198,10 @@ class Tokenizer:
             ids,
             unk_token="<unk>",
             continuing_subword_prefix="",
-            max_input_chars_per_word=max(_LONGEST_PIECE, *map(len, words)),
+            max_input_chars_per_word=max(LONGEST_PIECE, *map(len, words)),
         )
         inner = tokenizers.Tokenizer(model)
-        pattern = tokenizers.Regex(_GPT2_PIECES if split == "gpt2" else _CHARACTERS)
+        pattern = tokenizers.Regex(GPT2_PIECES if split == "gpt2" else CHARACTERS)
         inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
         inner.decoder = tokenizers.decoders.Fuse()
         if bos is not None:
@@ -178,11 +216,18 @@ class Tokenizer:
         Parameters
         ----------
         text : str
+            The text.
         prepend_bos : bool, default False
             Put the BOS token first, unless the text begins with it.
 
+        Returns
+        -------
+        list of int
+
         Raises
         ------
+        TypeError
+            If `text` is not a string.
         ValueError
             For text that has no encoding (half a surrogate pair, a word outside a closed vocabulary), and if
             there is no BOS token to put first.
@@ -201,11 +246,11 @@ class Tokenizer:
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
     def _encode(self, text: str) -> list[int]:
-        """Block by block where that changes nothing, so that Ctrl-C is heard: the library itself is deaf."""
+        """Block by block if the tokens stay the same, so that Ctrl-C works: the library ignores signals."""
         ids: list[int] = []
         begin = 0
         while begin < len(text):
-            cut = _CUT.search(text, begin + _BLOCK) if self._may_cut else None
+            cut = CUT.search(text, begin + BLOCK) if self._may_cut else None
             end = len(text) if cut is None else cut.start()
             ids += self._encode_block(text[begin:end])
             begin = end
@@ -213,9 +258,9 @@ class Tokenizer:
 
     def _encode_block(self, text: str) -> list[int]:
         try:
-            if len(text) <= _MOST_AT_ONCE:
+            if len(text) <= MOST_AT_ONCE:
                 return self._inner.encode(text, add_special_tokens=False).ids
-            # the first, from tokenizers 0.20 on, leaves out what is not needed here
+            # encode_batch_fast, since tokenizers 0.20, skips the offsets
             batch = getattr(self._inner, "encode_batch_fast", self._inner.encode_batch)
             ids: list[int] = aside(lambda: batch([text], add_special_tokens=False)[0].ids)
             return ids
@@ -227,17 +272,21 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens included.
 
-        Bytes that are not UTF-8 become U+FFFD; an id without a name, as rows of a padded embedding have,
-        becomes `<id>`.
-
         Parameters
         ----------
         ids : iterable of int
+            Token ids.
+
+        Returns
+        -------
+        str
+            Bytes that are not UTF-8 become U+FFFD. An id without a name, as rows of a padded embedding have,
+            becomes `<id>`.
 
         Raises
         ------
         TypeError
-            For what is not an integer.
+            For ids that are not integers.
         IndexError
             For an id that no model has.
         ValueError
@@ -253,7 +302,7 @@ class Tokenizer:
         if not numbers:
             return ""
         try:
-            if len(numbers) <= _MOST_AT_ONCE:
+            if len(numbers) <= MOST_AT_ONCE:
                 return self._inner.decode(numbers, skip_special_tokens=False)
             decoded: str = aside(lambda: self._inner.decode_batch([numbers], skip_special_tokens=False)[0])
             return decoded
@@ -263,12 +312,43 @@ class Tokenizer:
             raise ValueError(f"these tokens cannot be decoded: {printable(error)[:200]}") from error
 
     def token_string(self, token: int) -> str:
-        """The text of one token, leading space included; stray bytes are shown as `\\xe2`, an id without a
-        name as `<id>`. TypeError and IndexError as `decode`."""
+        r"""The text of one token.
+
+        Parameters
+        ----------
+        token : int
+            Its id.
+
+        Returns
+        -------
+        str
+            Leading space included; stray bytes are shown as ``\xe2``, an id without a name as `<id>`.
+
+        Raises
+        ------
+        TypeError, IndexError
+            As `decode`.
+        """
         return self.token_strings([token])[0]
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:
-        """`token_string` of each id."""
+        """The text of each token.
+
+        Parameters
+        ----------
+        ids : iterable of int
+            Token ids.
+
+        Returns
+        -------
+        list of str
+            `token_string` of each id.
+
+        Raises
+        ------
+        TypeError, IndexError
+            As `decode`.
+        """
         return [self._shown(token) for token in checked_ids(ids)]
 
     def _shown(self, token: int) -> str:
@@ -277,20 +357,29 @@ class Tokenizer:
         name = self._names[token]
         if not self._byte_level:
             return name
-        table = _byte_table()
+        table = byte_table()
         if not all(character in table for character in name):
             return name  # an added token is its own text
         return bytes(table[character] for character in name).decode("utf-8", "backslashreplace")
 
     def to_json(self) -> str:
-        """The text of a tokenizer.json that `load` reads back. Such a file does not say which token is BOS;
-        `Model.save` writes that beside it."""
+        """The text of a tokenizer.json that `load` reads back.
+
+        Returns
+        -------
+        str
+            Such a file does not say which token is BOS; `Model.save` writes that beside it.
+        """
         return self._inner.to_str(pretty=True)
 
     def to_files(self) -> dict[str, str]:
-        """The files of a folder that `load` and transformers read back with the same ids: name -> text.
+        """The files of a folder that `load` and transformers read back with the same ids.
 
-        They name the BOS token if it is a special one or if there is none; else only config.json does.
+        Returns
+        -------
+        dict of str to str
+            File name to text. The files name the BOS token if it is a special token or if there is none;
+            otherwise only config.json does.
         """
         described = json.loads(self._inner.to_str())
         before = described["pre_tokenizer"] or {}
@@ -308,7 +397,18 @@ class Tokenizer:
         return {JSON: self.to_json(), SETTINGS: json.dumps(settings, indent=2) + "\n"}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a tokenizer.json, whole or not at all. OSError with errno and file name."""
+        """Write a tokenizer.json, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Raises
+        ------
+        OSError
+            With errno and file name.
+        """
         write_atomic(path, [self.to_json().encode()])
 
     def __repr__(self) -> str:
@@ -318,9 +418,8 @@ class Tokenizer:
         return _from_json, (self.to_json(), self.path, self.bos_id, self._inner.encode_special_tokens)
 
     def _why_not(self, text: str, error: BaseException) -> str:
-        """A closed vocabulary names the first piece that it lacks; else the library's own words are handed
-        on."""
-        if not self._byte_level and self._inner.pre_tokenizer is not None and len(text) <= _MOST_AT_ONCE:
+        """The first piece that a closed vocabulary lacks; otherwise the library's own message."""
+        if not self._byte_level and self._inner.pre_tokenizer is not None and len(text) <= MOST_AT_ONCE:
             try:
                 pieces = self._inner.pre_tokenizer.pre_tokenize_str(text)
             except PASSED_ON:
@@ -364,54 +463,6 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
         if not 0 <= token < n_ids:
             raise IndexError(f"token id {token:,} is out of range 0..{n_ids - 1:,}")
     return numbers
-
-
-def aside(call: Callable[[], T]) -> T:
-    """The result of a call that lets other threads run but hears no signal. It is made in another thread, so
-    that Ctrl-C ends the wait; the call itself runs to completion, and its result is dropped."""
-    result: list[T] = []
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="attnsparse-tokenizer")
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
-    if failed:
-        raise failed[0]
-    return result[0]
-
-
-def _may_cut(described: dict[str, Any]) -> bool:
-    """Whether texts cut at _CUT have the same tokens, given a tokenizer as JSON: it cuts there itself, as
-    GPT-2 and `from_words` do, and neither changes the text nor looks for names with spaces before."""
-    before = described.get("pre_tokenizer") or {}
-    plain = before.get("type") == "ByteLevel" and before.get("use_regex", True)
-    ours = [
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        for pattern in (_GPT2_PIECES, _CHARACTERS)
-    ]
-    return (
-        (before in ours or (plain and not before.get("add_prefix_space")))
-        and not any(described.get(name) for name in ("normalizer", "truncation", "padding"))
-        and not any(
-            token["lstrip"] or token["rstrip"] or token["single_word"] or re.search(r"\s", token["content"])
-            for token in described.get("added_tokens", ())
-        )
-    )
-
-
-@functools.cache
-def _byte_table() -> dict[str, int]:
-    """GPT-2's character -> byte: printable bytes are themselves, the others characters from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _from_json(text: str, path: str | None, bos: int | None, split_special: bool) -> Tokenizer:

@@ -143,8 +143,8 @@ def _as_gpt2(values: Mapping[str, Any], path: Path, *, prefix: bool) -> tokenize
     before = values.get("pre_tokenizer") or {}
     if values.get("normalizer") or before.get("type") != "ByteLevel" or not before.get("use_regex", True):
         warnings.warn(
-            f"{file_label(path)}: its normalizer and pre_tokenizer are not used, as GPT2Tokenizer of "
-            "transformers does not use them; to have them used, set tokenizer_class to "
+            f"{file_label(path)}: its normalizer and pre_tokenizer are ignored, as GPT2Tokenizer of "
+            "transformers ignores them; to use them, set tokenizer_class to "
             "'PreTrainedTokenizerFast' in tokenizer_config.json",
             stacklevel=2,
         )

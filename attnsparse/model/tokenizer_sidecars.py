@@ -1,4 +1,4 @@
-"""What the small files beside a vocabulary say of added and special tokens.
+"""Added and special tokens, as the small files beside a vocabulary declare them.
 
 tokenizer_config.json, special_tokens_map.json, added_tokens.json and the tokenizer's part of config.json are
 merged in transformers' order, because the order in which tokens are added is the order of their ids.
@@ -28,7 +28,7 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _GPT2_NAMED = ("bos_token", "eos_token", "unk_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_UNSAID_BOS_ID = 50_256  # what GPT2Config has where nobody says anything, whatever the vocabulary
+_UNSAID_BOS_ID = 50_256  # GPT2Config's default, whatever the vocabulary
 
 
 class Declared(NamedTuple):
@@ -46,7 +46,7 @@ class Declared(NamedTuple):
 
 @dataclass(frozen=True)
 class Sidecars:
-    """The parsed files of a folder; empty where there is no such file."""
+    """The parsed files of a folder; a file that does not exist is empty."""
 
     folder: Path
     settings: dict[str, Any]
@@ -56,14 +56,14 @@ class Sidecars:
 
     @classmethod
     def read(cls, folder: Path, limits: Limits) -> Sidecars:
-        """Raises what `parse_object` and `read_small` raise."""
+        """Read the files of a folder; errors as of `parse_object` and `read_small`."""
         settings, special, added = (_read(folder / name, limits) for name in (SETTINGS, SPECIAL, ADDED))
         return cls(folder, settings, special, added, read_config_json(folder, limits)[1] or {})
 
     def is_gpt2(self, *, has_json: bool) -> bool:
         """True if transformers reads the folder with GPT-2's class.
 
-        A folder of ours with a tokenizer.json has all in it, and no class is named where there is no need.
+        A folder that attnsparse wrote has everything in its tokenizer.json and names a class only if needed.
         """
         name = self.settings.get("tokenizer_class") or self.config.get("tokenizer_class")
         if isinstance(name, str):
@@ -71,20 +71,21 @@ class Sidecars:
         return not has_json or (self.config.get("model_type") == "gpt2" and not is_ours(self.config))
 
     def flag(self, name: str) -> bool:
-        """A setting that is true or false; false where it is not given."""
+        """A setting that is true or false; false by default."""
         value = self.settings.get(name)
         if value not in (None, True, False):
             raise self._file_error(SETTINGS, f"'{name}' must be true or false, got {shown(value)}", name)
         return bool(value)
 
     def declared(self, own: Sequence[Mapping[str, Any]], *, gpt2: bool) -> Declared:
-        """own: `added_tokens` of the tokenizer.json. gpt2: with the tokens that GPT-2's class always has.
+        """The tokens that the files declare; `own` are the `added_tokens` of the tokenizer.json.
 
-        Raises FormatError `tokenizer` for what is no token, ConfigError config_type for a bad bos_token_id.
+        `gpt2` adds the tokens that GPT-2's class always has. Raises FormatError `tokenizer` for a value that
+        is not a token, ConfigError `config_type` for an invalid bos_token_id.
         """
         for name, value in self.settings.items():
             self._plain(SETTINGS, name, value)
-        values = dict(self.settings)  # not yet made tokens: in what comes first only texts count
+        values = dict(self.settings)  # not yet AddedTokens: `_added` compares texts
         if "additional_special_tokens" in values and not values.get("extra_special_tokens"):
             values["extra_special_tokens"] = values.pop("additional_special_tokens")
         # these count before those of special_tokens_map.json
@@ -107,7 +108,7 @@ class Sidecars:
         return Declared(added, named, extra, self._bos(values))
 
     def _bos(self, values: Mapping[str, Any]) -> str | int | None:
-        """The tokenizer's own word first, then config.json's, then GPT-2's."""
+        """The BOS token that the tokenizer's files name, else config.json's, else GPT-2's."""
         said = "bos_token" in self.settings or (
             "bos_token" in self.special and "added_tokens_decoder" not in self.settings
         )
@@ -118,14 +119,14 @@ class Sidecars:
         if number is None or number == _UNSAID_BOS_ID:
             return GPT2_BOS
         if type(number) is not int or number < 0:
-            text = f"bos_token_id must be an integer from 0 on, got {shown(number)}"
+            text = f"bos_token_id must be an integer of at least 0, got {shown(number)}"
             raise file_error(
                 ConfigError, "config_type", self.folder / "config.json", text, field="bos_token_id"
             )
         return number
 
     def _add_special(self, values: dict[str, Any]) -> None:
-        """Put special_tokens_map.json over tokenizer_config.json; lists of extra tokens are joined."""
+        """Let special_tokens_map.json override tokenizer_config.json; lists of extra tokens are joined."""
         for name, given in self.special.items():
             value = self._plain(SPECIAL, name, given, special=True)
             if name == "extra_special_tokens" and isinstance(value, list):
@@ -144,7 +145,7 @@ class Sidecars:
         return added
 
     def _plain(self, file: str, name: str, value: Any, *, special: bool = False) -> Any:
-        """A value of a settings file, its tokens as text or AddedToken; other settings as they are."""
+        """A value of a settings file, with tokens as text or AddedToken; other settings unchanged."""
         if not (name in _LISTS or _names_a_token(name)) or value is None or _is_added(value):
             return value
         if name in _LISTS and isinstance(value, list):
@@ -165,7 +166,7 @@ class Sidecars:
         return self._token(file, name, value | ({"special": True} if special else {}))
 
     def _token(self, file: str, name: str, value: Any) -> tokenizers.AddedToken:
-        """An AddedToken of a JSON object; flags that it lacks are the library's defaults."""
+        """An AddedToken from a JSON object; missing flags have the library's defaults."""
         import tokenizers
 
         value = self._object(file, name, value)
@@ -199,9 +200,9 @@ def text_of(token: str | tokenizers.AddedToken) -> str:
 
 
 def add_tokens(inner: tokenizers.Tokenizer, declared: Declared, path: str | os.PathLike[str]) -> None:
-    """Add the tokens, which also gives those that `inner` has their flags.
+    """Add the tokens to `inner`, and set the flags of those that it has already.
 
-    ConfigError `vocab` if a token then has another id than is declared.
+    ConfigError `vocab` if a token then has an id other than the declared one.
     """
     import tokenizers
 
@@ -229,7 +230,7 @@ def add_tokens(inner: tokenizers.Tokenizer, declared: Declared, path: str | os.P
 
 
 def _roles(values: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `values` the roles that a model has beside the usual ones, such as image_token."""
+    """Remove the roles beyond the usual ones, such as image_token, from `values` and return them."""
     found: dict[str, Any] = {}
     for name in list(values):
         value = values[name]

@@ -40,18 +40,36 @@ LAYER_TYPES = {"a": "attn.", "attn": "attn.", "m": "mlp.", "mlp": "mlp.", "ln1":
 
 
 def hook_names(n_layer: int) -> list[str]:
-    """All hook names that `run_with_cache` can return, in the order of the forward pass."""
+    """All hook names that `Model.run_with_cache` can return.
+
+    Parameters
+    ----------
+    n_layer : int
+        Layers of the model.
+
+    Returns
+    -------
+    list of str
+        TransformerLens's names, in the order of the forward pass.
+    """
     blocks = [f"blocks.{layer}.{hook}" for layer in range(n_layer) for hook in BLOCK_HOOKS]
     return ["hook_embed", "hook_pos_embed", *blocks, "ln_final.hook_scale", "ln_final.hook_normalized"]
 
 
 class ActivationCache(Mapping[Any, np.ndarray]):
-    """Hook name -> array [batch, pos, ...] (patterns and scores [batch, head, query, key]), zero-copy.
+    """Activations by hook name, a mapping that copies nothing.
 
-    Made by `Model.run_with_cache`.
+    Made by `Model.run_with_cache`. Arrays are [batch, pos, ...], patterns and scores
+    [batch, head, query, key]; without the batch axis if it was removed.
+    ``cache["blocks.5.attn.hook_pattern"]``, ``cache["pattern", 5]`` and ``cache["resid_post", -1]`` all
+    work; ``cache["scale", 3, "ln1"]`` names a hook that exists more than once in a block.
 
-    `cache["blocks.5.attn.hook_pattern"]`, `cache["pattern", 5]` and `cache["resid_post", -1]` all work;
-    `cache["scale", 3, "ln1"]` names a hook that exists more than once in a block.
+    Attributes
+    ----------
+    run : Run
+        The run whose arrays these are.
+    has_batch_dim : bool
+        Whether arrays have a batch axis.
     """
 
     def __init__(self, run: Run, names: Sequence[str], has_batch_dim: bool = True) -> None:
@@ -79,7 +97,7 @@ class ActivationCache(Mapping[Any, np.ndarray]):
             return SHORT_OTHER.get(key, key)
         if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
             raise KeyError(
-                f"a cache is asked by hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
+                f"a key must be a hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
             )
         name, layer, layer_type = (*key, None)[:3]
         if layer is None:

@@ -12,7 +12,6 @@ used, with hard gates and no noise, on the trained sums; if it misses, the tail 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from ..training.options import TrainingOptions
 from ..training.trainer import Trainer
 from . import cards
 from .addition_evaluation import AdditionEvaluation, evaluate, facts, summary
-from .job import RecipeJob, RecipeSettings, joined_history, write_history
+from .job import RecipeJob, RecipeSettings, gated_twin, joined_history, write_history
 
 N_HELD_OUT = 1000
 DENSE, SPARSE = "addition-dense", "addition-sparse"
@@ -154,12 +153,6 @@ def train(
         found = evaluate(phases[-1].model, 0.0)
     folders.append(job.ship(SPARSE, phases[-1], found, phases))
     return folders
-
-
-def gated_twin(model: Model, name: str) -> Model:
-    """A copy of `model` with the gate switched on (gate_bias as in its config)."""
-    config = dataclasses.replace(model.config, gated=True)
-    return Model(config, model.parameters(), tokenizer=model.tokenizer, name=name)
 
 
 def _good(found: AdditionEvaluation, settings: Settings) -> bool:

@@ -7,7 +7,7 @@ needs it. So the tasks are learned again in the late layers, then the early ones
 circuits lie is made by this, not found. At the end of a phase the learning rate falls while the constraint
 stays, and every model is judged by one rule: a gate is open where its score is above 0.
 
-Two twins, because what is wanted pulls apart. Both go on from the common phase with all edges at one price:
+Two twins, because the two aims conflict. Both continue from the common phase with all edges at one price:
 `demo-sparse` from before its end, while several heads still do the same work; `demo-sparse-max` from its end,
 with few edges left, to bring the cross-entropy back near the dense model's.
 
@@ -17,7 +17,6 @@ text and with the same learning rates: what a twin gains by sparsity is what it 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from ..training.trainer import Trainer
 from . import cards
 from .demo_evaluation import measure
 from .demo_text import LENGTH, DemoText, demo_tokenizer
-from .job import RecipeJob, RecipeSettings, joined_history, write_csv, write_history
+from .job import RecipeJob, RecipeSettings, gated_twin, joined_history, write_csv, write_history
 
 DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
 PHASES = ("dense", "common", "settle", "near")
@@ -178,13 +177,14 @@ def _rate(lr: float, tail: float) -> schedules.Warmup:
 
 def sparse_start(dense: Model, settings: Settings) -> Model:
     """The sparse twin before its first step: the dense weights, with small scores in the early layers."""
-    weights = {name: array.copy() for name, array in dense.parameters().items()}
     n_columns = 2 * dense.config.n_head * dense.config.d_head  # those of queries and keys
+    changed = {}
     for layer in range(settings.early_layers):
         for part in ("weight", "bias"):
-            weights[f"h.{layer}.attn.c_attn.{part}"][..., :n_columns] *= settings.early_scale
-    gated = dataclasses.replace(dense.config, gated=True)
-    return Model(gated, weights, tokenizer=dense.tokenizer, name=SPARSE)
+            name = f"h.{layer}.attn.c_attn.{part}"
+            changed[name] = dense.parameter(name).copy()
+            changed[name][..., :n_columns] *= settings.early_scale
+    return gated_twin(dense, SPARSE, changed)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""What a demo model reaches: its cross-entropy on new text, and every task on held-out prompts."""
+"""The quality of a demo model: its cross-entropy on new text, and every task on held-out prompts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MEASURED = ("copy", "induction", "antonym", "ioi", "greater_than")
 
 
 class Measured(NamedTuple):
-    """cross_entropy: nats per predicted token of new text, weighted as in training; floor: the part of it
-    that nobody can avoid (last years); tasks: one row per task and kind of words."""
+    """cross_entropy: nats per predicted token of new text, weighted as in training; floor: its
+    unavoidable part (last years); tasks: one row per task and kind of words."""
 
     cross_entropy: float
     floor: float

@@ -79,7 +79,7 @@ def demo_tokenizer() -> Tokenizer:
 
 
 def _times(piece: str) -> int:
-    """How often a piece stands in the list that the tokenizer is trained on: its rank among the merges."""
+    """How often a piece occurs in the list that the tokenizer is trained on: its rank among the merges."""
     if not piece.strip().isdecimal():
         return 1
     return 1000 if piece[0] == " " else 10
@@ -113,7 +113,7 @@ class _Template:
 def literal_weights(templates: Sequence[str]) -> list[list[float]]:
     """Loss weight of every piece of every template.
 
-    A literal counts 1 if no other template goes on differently after the same pieces; an answer counts
+    A literal counts 1 if no other template continues differently after the same pieces; an answer counts
     ANSWER_WEIGHT, years 1; free words and the first piece of a sentence count 0.
     """
     rows = [words.pieces(template) for template in templates]
@@ -223,7 +223,7 @@ class Sentences:
         nouns = list(chosen)
         first, known = len(start), bool(middle)
         free = [0.0] * (first + n + len(middle))
-        # Noun i is found behind noun i - 1 of the first list; noun 0 behind the start, if a sign asks for it.
+        # Noun i is found after noun i - 1 of the first list, noun 0 after its start if there is a middle.
         found = [ANSWER_WEIGHT if known else 0.0] + [ANSWER_WEIGHT] * (n - 1) + [float(known)]
         needs = [0, *range(first, first + n)]
         return Sentence(start + nouns + middle + nouns + end, free + found, [0] * len(free) + needs)
@@ -339,7 +339,7 @@ class DemoText:
         return tokens, weights
 
     def text(self, step: int = 0, micro: int = 0) -> list[str]:
-        """The sequences of a micro-batch as text, to look at."""
+        """The sequences of a micro-batch as text, for inspection."""
         tokens = self.batch(step, micro)[0].reshape(self.batch_size, LENGTH)
         return [self.tokenizer.decode(row) for row in tokens]
 

@@ -1,4 +1,4 @@
-"""What the recipes share: settings, a run in one folder whose phases can be resumed, and histories."""
+"""Shared by the recipes: settings, a run in one folder whose phases can be resumed, and histories."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from .. import figures
@@ -29,11 +30,11 @@ Settings = TypeVar("Settings", bound="RecipeSettings")
 
 @dataclass(frozen=True)
 class RecipeSettings:
-    """What every recipe has; those of one recipe add what else can be chosen there."""
+    """Settings of every recipe; subclasses add those of one recipe."""
 
     seed: int = 0
     checkpoint_every: int = 250
-    """Steps from one checkpoint to the next. No influence on the result."""
+    """Steps from one checkpoint to the next, which do not affect the result."""
 
     @classmethod
     def of(cls: type[Settings], seed: int | None, chosen: Mapping[str, Any]) -> Settings:
@@ -45,7 +46,7 @@ class RecipeSettings:
         return cls(**({} if seed is None else {"seed": seed}), **chosen)
 
     def shown(self) -> dict[str, Any]:
-        """Name -> value of everything that has an influence on the result."""
+        """Name -> value of every setting that affects the result."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "checkpoint_every"}
 
 
@@ -56,11 +57,18 @@ def checkpoints_folder(out: Path, resume: bool) -> Path:
     """
     folder = out / CHECKPOINTS
     if folder.exists() and not resume:
-        raise FileExistsError(17, "holds a run already; resume it or choose another folder", str(out))
+        raise FileExistsError(17, "already holds a run; resume it or choose another folder", str(out))
     if resume and not folder.is_dir():
         raise FileNotFoundError(2, "holds no run; check the folder's name, or start without resume", str(out))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def gated_twin(model: Model, name: str, changed: Mapping[str, np.ndarray] | None = None) -> Model:
+    """A copy of `model` with the gate switched on (gate_bias as in its config) and some weights changed."""
+    config = dataclasses.replace(model.config, gated=True)
+    weights = {**model.parameters(), **(changed or {})}
+    return Model(config, weights, tokenizer=model.tokenizer, name=name)
 
 
 class RecipeJob:
@@ -111,7 +119,7 @@ class RecipeJob:
 
 
 def joined_history(phases: Sequence[Trainer]) -> pd.DataFrame:
-    """The histories of phases one after the other, steps counted on, with their numbers; without seconds."""
+    """The histories of phases one after the other, numbered, with continuous steps; without seconds."""
     parts: list[pd.DataFrame] = []
     begin = 0
     for number, trainer in enumerate(phases):

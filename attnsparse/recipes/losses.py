@@ -1,4 +1,4 @@
-"""The loss that the recipes judge by."""
+"""The loss by which the recipes are judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a set of transcoders reaches on new text, measured on its files, and labels of its features."""
+"""The quality of a set of transcoders on new text, measured on its files, and labels of its features."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def evaluate(transcoders: Transcoders, model: Model, batches: int = TEXT_BATCHES
 
 
 def measure(folder: Path, model: Model, trained: Transcoders) -> SetFacts:
-    """The facts of the card: of the set as it lies in `folder`, and the loss before it was rounded."""
+    """The facts of the card: of the set in `folder`, and the loss before it was rounded."""
     stored = load_transcoders(folder, model)
     table, before = evaluate(stored, model), evaluate(trained, model)
     text = DemoText(seed=TEXT_SEED)

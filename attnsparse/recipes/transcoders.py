@@ -1,6 +1,6 @@
 """The recipe "demo-transcoder": a set of transcoders for each of the models demo-dense and demo-sparse.
 
-Both sets are trained alike, on text of another seed than the models were. The first layer has more features
+Both sets have the same settings, and text of another seed than the models. The first layer has more features
 than the others, because it alone sees words as they are.
 """
 

@@ -164,7 +164,7 @@ def _carry_sentence(carry: pd.DataFrame) -> str:
         if len(separating)
         else "No single edge tells whether the ones carry; the nearest is"
     )
-    return f"{begin} open in so many of the sums with and without that carry: {listed}{more}."
+    return f"{begin} open in this share of the sums with and without that carry: {listed}{more}."
 
 
 def _predicts(column: int) -> str:

@@ -61,7 +61,7 @@ def make(pair: ModelPair) -> list[FigureFiles]:
 
 
 def roles(pair: ModelPair, ablation: str) -> list[str]:
-    """The models that are drawn; a control stands beside the first figure only."""
+    """The models that are drawn; a control appears in the first figure only."""
     return [role for role in pair.models if role != "control" or ablation == WITH_CONTROL]
 
 

@@ -12,6 +12,7 @@ from .. import _check
 from ..model.tokenizer import Tokenizer
 from . import prompts
 from .builder import build
+from .custom import CustomMetric
 from .files import from_dataframe, read_eap_csv, read_prompts_json, write_prompts_json
 from .metrics import (
     METRICS,
@@ -29,6 +30,7 @@ from .task import Task
 __all__ = [
     "METRICS",
     "TASKS",
+    "CustomMetric",
     "Task",
     "from_dataframe",
     "kl_divergence",

@@ -108,7 +108,7 @@ def halves(n: int, seed: int) -> np.ndarray:
 
 def _encoded(tokenizer: Tokenizer, text: Any, prepend_bos: bool, where: str) -> np.ndarray:
     if not isinstance(text, str) or not text:
-        raise ValueError(f"{where}: a prompt must be non-empty text, got {text!r:.60}")
+        raise ValueError(f"{where}: a prompt must be a non-empty string, got {text!r:.60}")
     try:
         ids = np.array(tokenizer.encode(text, prepend_bos=prepend_bos), np.int32)
     except ValueError as error:

@@ -89,9 +89,7 @@ def read_prompts_json(
     data = parse_object(read_small(path, "max_index_bytes", limits=limits), path, limits=limits)
     prompts = data.get("prompts")
     if not isinstance(prompts, list) or not prompts:
-        _raise_file_error(
-            path, "prompts", f"'prompts' must be a list that is not empty, got {shown(prompts)}"
-        )
+        _raise_file_error(path, "prompts", f"'prompts' must be a non-empty list, got {shown(prompts)}")
     limits.check("max_prompts", len(prompts), path, f"a file of {len(prompts):,} prompts", code="file_limit")
     texts = []
     for i, prompt in enumerate(prompts):
@@ -281,7 +279,7 @@ def from_dataframe(
     if is_nested(columns):
         columns = flattened(columns, counterfactual, _table_refuse)
     elif counterfactual is not None:
-        raise ValueError("counterfactual is for tables of MIB; this table is another one")
+        raise ValueError("counterfactual is for tables of MIB, and this table is not one")
     return _from_table(
         columns, tokenizer, _table_refuse, "own", verbs, metric=metric, name=name, seed=seed,
         prepend_bos=prepend_bos, prepend_space_to_answer=prepend_space_to_answer,
@@ -392,7 +390,7 @@ _DESCRIPTION: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("metric", lambda value: isinstance(value, str), "a text"),
     ("prepend_bos", lambda value: isinstance(value, bool), "true or false"),
     ("options", lambda value: isinstance(value, dict), "an object"),
-    ("seq_labels", lambda value: _all_of(value, list, str), "a list of texts"),
+    ("seq_labels", lambda value: _all_of(value, list, str), "a list of strings"),
     ("word_idxs", lambda value: isinstance(value, dict) and _all_of(list(value.values()), list, int),
      "an object with a position for each word"),
 )  # fmt: skip
@@ -408,14 +406,14 @@ def _ranking(values: Sequence[Any], refuse: Refuse) -> np.ndarray:
 def _text(prompt: dict[str, Any], key: str, path: Any, field: str) -> str:
     value = prompt.get(key)
     if not isinstance(value, str):
-        _raise_file_error(path, field, f"{field}: {key!r} must be a text, got {shown(value)}")
+        _raise_file_error(path, field, f"{field}: {key!r} must be a string, got {shown(value)}")
     return value
 
 
 def _texts(prompt: dict[str, Any], key: str, path: Any, field: str) -> tuple[str, ...]:
     value = prompt.get(key)
     if not isinstance(value, list) or not _all_of(value, list, str):
-        _raise_file_error(path, field, f"{field}: {key!r} must be a list of texts, got {shown(value)}")
+        _raise_file_error(path, field, f"{field}: {key!r} must be a list of strings, got {shown(value)}")
     return tuple(value)
 
 

@@ -136,7 +136,7 @@ def read_rows(
     for i, texts in enumerate(zip(columns["clean"], columns["corrupted"])):
         for name, text in zip(("clean", "corrupted"), texts):
             if not isinstance(text, str):
-                raise refuse(f"prompt {i}: {name} must be a text, {_got(text)}", name)
+                raise refuse(f"prompt {i}: {name} must be a string, {_got(text)}", name)
         cells = [columns[name][i] for name in (layout.right, layout.wrong) if name]
         draft = PromptText(str(texts[0]), str(texts[1]), *read.answers(i, cells, texts[0]))
         drafts.append(draft if labels is None else draft._replace(label=labels[i]))
@@ -150,7 +150,7 @@ def _labels(columns: Columns, from_task: bool, refuse: Refuse) -> list[str] | No
         return None
     for i, value in enumerate(values):
         if not isinstance(value, str) and (from_task or is_missing(value)):
-            raise refuse(f"prompt {i}: label must be a text, {_got(value)}; {_AS_TEXT}", "label")
+            raise refuse(f"prompt {i}: label must be a string, {_got(value)}; {_AS_TEXT}", "label")
     return [str(value) for value in values]
 
 
@@ -179,12 +179,12 @@ class _Reader:
     def _word(self, i: int, column: str, value: Any) -> str:
         if not isinstance(value, str):
             raise self.refuse(
-                f"prompt {i}: {column} must be a text or a list of texts, {_got(value)}", column
+                f"prompt {i}: {column} must be a string or a list of strings, {_got(value)}", column
             )
         return str(value)
 
     def _years(self, i: int, cells: Sequence[Any], clean: str) -> tuple[Any, ...]:
-        """The year must be one of the prompt: what is no year is not taken for one."""
+        """The year must be in the prompt, so that no other number is taken for one."""
         column = self.layout.right
         number = self._integer(i, column, cells[0], 9998 if column == "year" else 98)
         digits = f"{number:04d}" if column == "year" else YEARS[number]
@@ -212,7 +212,7 @@ class _Reader:
         found: tuple[dict[int, None], dict[int, None]] = ({}, {})
         for pair in verbs:
             if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(word, str) for word in pair):
-                raise TypeError(f"verbs must be pairs of texts, singular and plural, got {pair!r:.60}")
+                raise TypeError(f"verbs must be pairs of strings, singular and plural, got {pair!r:.60}")
             tokens = [self._spaced_token(word) for word in pair]
             if tokens[0] is not None:
                 found[0][tokens[0]] = None

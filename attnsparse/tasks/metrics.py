@@ -1,23 +1,29 @@
-"""How well logits solve a task: one number for each prompt, in NumPy.
+"""How well logits solve a task: one number for each prompt, computed in the core.
 
 Results are not averaged, because effects are ratios of means and not means of ratios.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._core_types import Metric
+from .._engine import core_for
+
 if TYPE_CHECKING:
     from ..model.model import Model
     from .task import Task
 
-TASK_METRICS = ("logit_diff", "logit_diff_max", "prob_diff")
-"""Metrics that a task can have as its own: they need nothing but its answers and wrong answers."""
-METRICS = (*TASK_METRICS, "log_prob", "kl")
+_CORE = core_for("float64")
+
+METRICS: tuple[str, ...] = tuple(_CORE.metric_names())
 """All metrics in which effects of ablations can be measured."""
+TASK_METRICS = tuple(name for name, of_answers in _CORE.metric_names().items() if of_answers)
+"""Metrics that a task can have as its own: they need nothing but its answers and wrong answers."""
 
 
 def last_logits(model: Model, task: Task, corrupted: bool = False) -> NDArray[np.floating]:
@@ -61,9 +67,7 @@ def metric(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
     ValueError
         If the shape of `logits` does not fit the task.
     """
-    if task.metric == "prob_diff":
-        return probability_difference(logits, task)
-    return logit_difference(logits, task)
+    return _values(task.metric, logits, task)
 
 
 def logit_difference(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
@@ -87,9 +91,7 @@ def logit_difference(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
     ValueError
         If the shape of `logits` does not fit the task.
     """
-    rows = _checked(logits, task)
-    reduce = np.max if task.metric == "logit_diff_max" else np.mean
-    return np.array([row[a].mean() - reduce(row[w]) for row, a, w in zip(rows, task.answers, task.wrong)])
+    return _values("logit_diff_max" if task.metric == "logit_diff_max" else "logit_diff", logits, task)
 
 
 def probability_difference(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
@@ -112,8 +114,7 @@ def probability_difference(logits: ArrayLike, task: Task) -> NDArray[np.float64]
     ValueError
         If the shape of `logits` does not fit the task.
     """
-    rows = np.exp(_log_softmax(_checked(logits, task)))
-    return np.array([row[a].sum() - row[w].sum() for row, a, w in zip(rows, task.answers, task.wrong)])
+    return _values("prob_diff", logits, task)
 
 
 def log_probability(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
@@ -136,8 +137,7 @@ def log_probability(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
     ValueError
         If the shape of `logits` does not fit the task.
     """
-    rows = _log_softmax(_checked(logits, task))
-    return np.array([np.logaddexp.reduce(row[a]) for row, a in zip(rows, task.answers)])
+    return _values("log_prob", logits, task)
 
 
 def rank(logits: ArrayLike, task: Task) -> NDArray[np.int64]:
@@ -207,17 +207,34 @@ def kl_divergence(logits: ArrayLike, reference: ArrayLike) -> NDArray[np.float64
     ValueError
         If the shapes are not both (n, n_vocab).
     """
-    rows, wanted = (_log_softmax(np.asarray(array, np.float64)) for array in (logits, reference))
+    rows, wanted = (np.ascontiguousarray(array, np.float64) for array in (logits, reference))
     if rows.shape != wanted.shape or rows.ndim != 2:
         raise ValueError(
             f"logits and reference must have the same shape (n, V), got {rows.shape} and {wanted.shape}"
         )
-    divergence: NDArray[np.float64] = (np.exp(wanted) * (wanted - rows)).sum(axis=1)
+    nothing = packed([[] for _ in rows])
+    divergence: NDArray[np.float64] = _CORE.metric_values(rows, Metric("kl", *nothing, *nothing, wanted))
     return divergence
 
 
+def packed(rows: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+    """Starts (int64 [n + 1]) and ids (int32) of rows one after the other, as the core takes them."""
+    ids = [np.asarray(row, np.int32) for row in rows]
+    starts = np.zeros(len(rows) + 1, np.int64)
+    starts[1:] = np.add.accumulate([len(row) for row in ids])
+    return starts, np.concatenate(ids)
+
+
+def _values(kind: str, logits: ArrayLike, task: Task) -> NDArray[np.float64]:
+    rows = _checked(logits, task)
+    found: NDArray[np.float64] = _CORE.metric_values(
+        rows, Metric(kind, *packed(task.answers), *packed(task.wrong))
+    )
+    return found
+
+
 def _checked(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
-    rows = np.asarray(logits, np.float64)
+    rows = np.ascontiguousarray(logits, np.float64)
     if rows.ndim != 2 or len(rows) != len(task):
         raise ValueError(
             f"logits must have shape ({len(task)}, V), the last token of each prompt, got {rows.shape}"
@@ -226,9 +243,3 @@ def _checked(logits: ArrayLike, task: Task) -> NDArray[np.float64]:
     if rows.shape[1] <= largest:
         raise ValueError(f"logits must cover token {largest:,} of the task, got {rows.shape[1]:,} tokens")
     return rows
-
-
-def _log_softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = rows - rows.max(axis=1, keepdims=True)
-    logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return logs

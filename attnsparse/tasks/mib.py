@@ -51,7 +51,7 @@ def flattened(columns: Columns, counterfactual: str | None, refuse: Refuse) -> d
     table = next((table for table in TABLES if all(mark in columns for mark in table.marks)), None)
     if table is None:
         known = "; ".join(f"{table.of}: {', '.join(table.marks)}" for table in TABLES)
-        raise refuse(f"is no table of MIB that is known; known are {known}", None)
+        raise refuse(f"is not a known table of MIB; known are {known}", None)
     column = (counterfactual or table.counterfactual).removesuffix(_ENDING) + _ENDING
     if column not in columns:
         have = ", ".join(str(name) for name in columns if str(name).endswith(_ENDING))
@@ -82,7 +82,7 @@ def _at(start: Mapping[str, Any], way: Sequence[str], where: str, refuse: Refuse
     except (KeyError, IndexError, TypeError, ValueError):
         raise refuse(f"{where} is not at {'.'.join(way)}", way[0]) from None
     if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)):
-        raise refuse(f"{where} must be a text or an integer, got {type(value).__name__}", way[0])
+        raise refuse(f"{where} must be a string or an integer, got {type(value).__name__}", way[0])
     return str(value)
 
 

@@ -104,7 +104,7 @@ def induction(draws: Draws, *, n_words: int = 7, held_out_words: bool = False) -
 def _list(draws: Draws, start: str, middle: str, n: int, asked: int, held_out_words: bool) -> PromptText:
     pool = words.HELD_OUT_NOUNS if held_out_words else words.NOUNS
     if n + 1 > len(pool):
-        raise ValueError(f"n_words={n} is too many: there are {len(pool)} words, and one more is needed")
+        raise ValueError(f"n_words must be at most {len(pool) - 1}, one less than there are words, got {n}")
     chosen = draws.sample(pool, n + 1)
     other, listed = chosen[-1], chosen[:-1]
     right = listed[asked]

@@ -43,41 +43,57 @@ class PromptText(NamedTuple):
 class Task:
     """n prompts of one kind with their answers; immutable.
 
-    Make one with `make_task`, `from_dataframe` or one of the readers.
+    Made by `make_task`, `from_dataframe` or one of the readers.
+
+    Attributes
+    ----------
+    name : str
+        As tables and figures show it.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff"}
+        Read after the last token of a prompt; see Notes.
+    tokenizer : Tokenizer
+        The prompts were encoded with it.
+    clean : tuple of numpy.ndarray
+        n arrays of token ids, int32 [T], read-only; give ``list(task.clean)`` to `Model.run`.
+    corrupted : tuple of numpy.ndarray
+        The same prompts with a change on which the answer depends; lengths as in `clean`.
+    answers : tuple of numpy.ndarray
+        n arrays of one or more right token ids, int32.
+    wrong : tuple of numpy.ndarray
+        n arrays of one or more wrong token ids, int32; none of them is right.
+    labels : tuple of str
+        The kind of each prompt: "ABBA", a year, or "".
+    is_ranking : numpy.ndarray
+        bool [n]: True for the prompts on which items are ranked; the others are for evaluation.
+    prepend_bos : bool
+        Whether the prompts begin with the tokenizer's BOS token.
+    options : mapping
+        Seed and options with which the task was made, as JSON values.
+    position_labels : tuple of str or None
+        A name for each position, if all prompts have the same form (`seq_labels` of prompt files).
+    word_positions : mapping of str to int, or None
+        Positions of named words (`word_idxs` of prompt files).
 
     Notes
     -----
-    The metric is read after the last token of a prompt. "logit_diff" is the mean logit of the answers minus
-    that of the wrong answers, "logit_diff_max" subtracts the largest logit of the wrong answers instead,
-    "prob_diff" is the total probability of the answers minus that of the wrong answers.
+    "logit_diff" is the mean logit of the answers minus that of the wrong answers, "logit_diff_max" subtracts
+    the largest logit of the wrong answers instead, "prob_diff" is the total probability of the answers minus
+    that of the wrong answers.
     """
 
     name: str
-    """Shown in tables and figures."""
     metric: str
-    """Read after the last token: "logit_diff", "logit_diff_max" or "prob_diff"."""
     tokenizer: Tokenizer = field(repr=False)
-    """With which the prompts were encoded."""
     clean: tuple[np.ndarray, ...]
-    """n arrays of token ids (int32, read-only); give `list(task.clean)` to `Model.run`."""
     corrupted: tuple[np.ndarray, ...]
-    """The same with something changed on which the answer depends; lengths as in `clean`."""
     answers: tuple[np.ndarray, ...]
-    """n arrays of one or more token ids (int32) that are right."""
     wrong: tuple[np.ndarray, ...]
-    """n arrays of token ids that are wrong; none of them is right."""
     labels: tuple[str, ...]
-    """What kind of prompt each is: "ABBA", a year, or ""."""
     is_ranking: np.ndarray
-    """bool [n]: True for the prompts to rank items on; the others are for the evaluation."""
     prepend_bos: bool = False
-    """Whether the prompts begin with the tokenizer's BOS token."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Seed and options with which it was made, as JSON values."""
     position_labels: tuple[str, ...] | None = None
-    """A name for each position, if all prompts have the same form (`seq_labels` of prompt files)."""
     word_positions: Mapping[str, int] | None = None
-    """Positions of named words (`word_idxs` of prompt files)."""
 
     def __post_init__(self) -> None:
         _check.choice(self.metric, "metric", TASK_METRICS)
@@ -85,7 +101,10 @@ class Task:
             raise ValueError(f"task {self.name!r} has no prompts")
         lengths = {len(part) for part in (self.corrupted, self.answers, self.wrong, self.labels)}
         if {*lengths, len(self.is_ranking)} != {len(self.clean)}:
-            raise ValueError(f"task {self.name!r}: its parts have different numbers of prompts")
+            raise ValueError(
+                f"task {self.name!r}: all its parts (clean, corrupted, ...) must have equal lengths, "
+                f"got {sorted({*lengths, len(self.is_ranking), len(self.clean)})}"
+            )
         for array in (*self.clean, *self.corrupted, *self.answers, *self.wrong, self.is_ranking):
             array.setflags(write=False)
             if array.ndim != 1 or array.dtype.kind not in "iub":
@@ -185,7 +204,7 @@ class Task:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of name, metric, prompts, answers, labels and halves, as hexadecimal digits."""
+        """SHA-256 of name, metric, prompts, answers, labels and halves, hexadecimal."""
         head = [self.name, self.metric, list(self.labels), self.is_ranking.tolist(), self.prepend_bos]
         rows = [
             [row.tolist() for row in part] for part in (self.clean, self.corrupted, self.answers, self.wrong)

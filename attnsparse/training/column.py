@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 2**21  # values at once, so that Ctrl-C is heard in between
+BLOCK = 2**21  # values at once, so that Ctrl-C is handled in between
 
 
 class Column:
-    """`n` numbers of one type, read as `dtype`. An array is copied, so that nobody changes it later. A map
+    """`n` numbers of one type, read as `dtype`. An array is copied: later changes have no effect. A map
     (`np.memmap`, or an array over an `mmap`) stays where it is: what is taken of it is converted then."""
 
     def __init__(self, array: np.ndarray, dtype: npt.DTypeLike) -> None:

@@ -25,11 +25,11 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @runtime_checkable
 class Data(Protocol):
-    """What Trainer asks of its data."""
+    """The protocol of training data: any object with `digest` and `batch`."""
 
     @property
     def digest(self) -> str:
-        """Identity of data, order and seed (hex); a resume with another one is refused."""
+        """Identity of data, order and seed (hexadecimal); a run is not resumed on data with another one."""
 
     def batch(self, step: int, micro: int) -> Batch:
         """One micro-batch of one step, a pure function of its arguments.
@@ -57,7 +57,8 @@ class Data(Protocol):
 def settled(batch: Any, dtype: np.dtype[Any]) -> Any:
     """A batch as the engine takes it: weights of the model's type, and 0 where the target is -100.
 
-    What is no tuple of four is left to the engine, which says so. Raises ValueError for negative weights.
+    Anything but a tuple of four is left to the engine, which refuses it. Raises ValueError for negative
+    weights.
     """
     if not isinstance(batch, tuple) or len(batch) != 4:
         return batch
@@ -116,9 +117,7 @@ class TokenData:
         self.batch_size = _check.integer(batch, "batch", 1)
         self.seed = _check.seed(seed)
         if len(self._tokens) <= self.length:
-            raise ValueError(
-                f"{len(self._tokens):,} tokens are too few for windows of {self.length:,} and one more"
-            )
+            raise ValueError(f"tokens must be more than length={self.length:,}, got {len(self._tokens):,}")
         self._digest = (self._states(), self._computed_digest())
 
     @property
@@ -142,7 +141,13 @@ class TokenData:
         return _digest(self.describe(), self._tokens.blocks(), weights)
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as JSON values."""
+        """The settings, as JSON values.
+
+        Returns
+        -------
+        dict
+            kind, tokens, length, batch and seed.
+        """
         return {
             "kind": "tokens",
             "tokens": len(self._tokens),
@@ -152,7 +157,26 @@ class TokenData:
         }
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """See `Data.batch`; N = batch * length."""
+        """One micro-batch of one step, a pure function of its arguments.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        micro : int, default 0
+            Micro-batch of the step, from 0.
+
+        Returns
+        -------
+        tokens : numpy.ndarray
+            int32 [N], N = batch * length.
+        offsets : numpy.ndarray
+            int64 [batch + 1], where each sequence begins.
+        targets : numpy.ndarray
+            int32 [N], the token to be predicted at each position.
+        weights : numpy.ndarray
+            [N], the share of each target in the cross-entropy.
+        """
         draws = _random.raw(self.batch_size, self.seed, _random.BATCHES, step, micro)
         begin = (draws % np.uint64(len(self._tokens) - self.length)).astype(np.int64)
         rows = (begin[:, None] + np.arange(self.length)).reshape(-1)
@@ -195,10 +219,12 @@ class SequenceData:
     def __init__(self, sequences: Any, batch: int, *, seed: int = 0, loss_weights: Any = None) -> None:
         rows = [_checked_tokens(sequence) for sequence in sequences]
         if not rows:
-            raise ValueError("no sequences were given")
+            raise ValueError("sequences must hold at least one sequence, got none")
         weights: Sequence[Any] = [None] * len(rows) if loss_weights is None else list(loss_weights)
         if len(weights) != len(rows):
-            raise ValueError(f"{len(weights):,} rows of loss weights for {len(rows):,} sequences")
+            raise ValueError(
+                f"loss_weights must have a row for each of the {len(rows):,} sequences, got {len(weights):,}"
+            )
         self._lengths = np.array([len(row) for row in rows], np.int64)
         self._begin = np.concatenate([[0], np.cumsum(self._lengths)]).astype(np.int64)
         self._tokens = np.concatenate([np.asarray(row, np.int32) for row in rows])
@@ -219,7 +245,13 @@ class SequenceData:
         return len(self._lengths)
 
     def describe(self) -> dict[str, Any]:
-        """What it is, as JSON values."""
+        """The settings, as JSON values.
+
+        Returns
+        -------
+        dict
+            kind, sequences, tokens, batch and seed.
+        """
         return {
             "kind": "sequences",
             "sequences": len(self._lengths),
@@ -229,7 +261,26 @@ class SequenceData:
         }
 
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """See `Data.batch`."""
+        """One micro-batch of one step, a pure function of its arguments.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        micro : int, default 0
+            Micro-batch of the step, from 0.
+
+        Returns
+        -------
+        tokens : numpy.ndarray
+            int32 [N], `batch` sequences packed one after the other.
+        offsets : numpy.ndarray
+            int64 [batch + 1], where each sequence begins.
+        targets : numpy.ndarray
+            int32 [N], the token to be predicted at each position.
+        weights : numpy.ndarray
+            [N], the share of each target in the cross-entropy; 0 at the last position of a sequence.
+        """
         n = len(self._lengths)
         places = step * self.batch_size + np.arange(self.batch_size)
         epochs = places // n
@@ -294,14 +345,14 @@ def _checked_weights(weights: Any, n: int) -> np.ndarray:
     """Loss weights as an array [n] of some type of numbers."""
     array = weights if isinstance(weights, np.ndarray) else np.asarray(weights)
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"loss weights must be numbers, got {array.dtype}")
+        raise TypeError(f"loss_weights must be numbers, got {array.dtype}")
     if array.shape != (n,):
-        raise ValueError(f"loss weights have shape {array.shape}, the tokens {(n,)}")
+        raise ValueError(f"loss_weights must have the shape {(n,)} of the tokens, got {array.shape}")
     for block in blocks_of(array):
         with np.errstate(over="ignore"):  # a float64 beyond float32 is infinite there
             single = block.astype(np.float32)
         if not np.isfinite(single).all() or (single < 0).any():
-            raise ValueError("loss weights must be finite and >= 0")
+            raise ValueError("loss_weights must be finite and not negative")
     return array
 
 

@@ -26,10 +26,52 @@ _GATED = (
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """Options of a `Trainer`. Where a schedule is asked for, a number means the same at every step.
+    """Options of a `Trainer`. Where a schedule is accepted, a number means the same at every step.
 
-    The optimiser is AdamW: gradients of a step are clipped to the global norm `clip`, the decay is decoupled
-    and touches matrices only. Options from `tau` on are for gated models alone.
+    The optimiser is AdamW: gradients of a step are clipped to the global norm `clip`; the decay is decoupled
+    and applies to matrices only. Options from `tau` on are for gated models alone.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps of the whole run, at least 1. Schedules are laid over this length.
+    seed : int, default 0
+        Seed of the gate's noise, 0..2^64-1. (Data have a seed of their own.)
+    accumulation : int, default 1
+        Micro-batches whose gradients are added up in one optimiser step.
+    lr : float or schedule, default 1e-3
+        Learning rate; `Warmup` has warm-up and decay.
+    betas : (float, float), default (0.9, 0.98)
+        Decay of Adam's first and second moment, each in [0, 1).
+    eps : float, default 1e-8
+        Added to the root of the second moment.
+    weight_decay : float, default 0.0
+        Decoupled weight decay of arrays of two or more dimensions.
+    clip : float, default 1.0
+        Largest global gradient norm; 0 switches clipping off.
+    tau : float or schedule, optional
+        Largest cross-entropy (nats, with the noise on) that the model may have; required for gated models.
+    slack : float or schedule, default 0.0
+        Nats added to tau: `tau` is the dense model's cross-entropy, `slack` what is given up for sparsity.
+    multiplier : float, default 1.0
+        Multiplier of the constraint at the first step (the paper's lambda).
+    multiplier_min : float or schedule, default 0.03
+        Smallest multiplier.
+    multiplier_max : float or schedule, default 1.0
+        Largest multiplier; without a cap, a tau below the noise floor drives it up without end.
+    geco_rate : float, default 0.02
+        The multiplier is scaled by ``exp(geco_rate * clipped constraint)`` after each step.
+    geco_clip : float, default 1.0
+        The constraint's moving average is clipped to +-geco_clip in that exponent.
+    geco_ema : float, default 0.95
+        Decay of the moving average, in [0, 1).
+    geco_relative : bool, default True
+        The constraint is CE / (tau + slack) - 1; False: CE - tau - slack, which needs a rate about 1/tau
+        times as large.
+    gate_bias : float, schedule or PerLayer, optional
+        Added to the scores before the gate while training; None: the model's own gate_bias.
+    edge_weight : float, schedule or PerLayer, default 1.0
+        Price of an edge in the sparsity loss.
 
     Raises
     ------
@@ -47,48 +89,29 @@ class TrainingOptions(Options):
     """
 
     seed: int = field(default=0, metadata=checked(lambda value, name: _check.seed(value)))
-    """Seed of the gate's noise, 0..2^64-1. (Data have a seed of their own.)"""
     accumulation: int = field(default=1, metadata=integer(1, _MOST_MICRO_BATCHES))
-    """Micro-batches whose gradients are added up in one optimiser step."""
     lr: float | Schedule = field(default=Constant(1e-3), metadata=schedule(0.0))
-    """Learning rate; `schedules.Warmup` has warm-up and decay."""
     betas: tuple[float, float] = field(default=(0.9, 0.98), metadata=checked(decays))
-    """Decay of Adam's first and second moment, each in [0, 1)."""
     eps: float = field(default=1e-8, metadata=number(1e-30))
-    """Added to the root of the second moment."""
     weight_decay: float = field(default=0.0, metadata=number(0.0))
-    """Decoupled weight decay of arrays of two or more dimensions."""
     clip: float = field(default=1.0, metadata=number(0.0, math.inf))
-    """Largest global gradient norm; 0 switches clipping off."""
     tau: float | Schedule | None = field(default=None, metadata=schedule(-MOST / 2, MOST / 2, optional=True))
-    """Cross-entropy (nats, with the noise on) that the model may have; needed for gated models."""
     slack: float | Schedule = field(default=Constant(0.0), metadata=schedule(-MOST / 2, MOST / 2))
-    """Added to tau: the dense model's cross-entropy goes into `tau`, what is given up for sparsity here."""
     multiplier: float = field(default=1.0, metadata=number(0.0))
-    """Multiplier of the constraint at the first step (the paper's lambda)."""
     multiplier_min: float | Schedule = field(default=Constant(0.03), metadata=schedule(0.0))
-    """Smallest multiplier."""
     multiplier_max: float | Schedule = field(default=Constant(1.0), metadata=schedule(0.0))
-    """Largest multiplier; without a cap a tau below the noise floor drives it up without end."""
     geco_rate: float = field(default=0.02, metadata=number(0.0))
-    """The multiplier is scaled by exp(geco_rate * clipped constraint) after each step."""
     geco_clip: float = field(default=1.0, metadata=number(0.0))
-    """The constraint's moving average is clipped to +-geco_clip in that exponent."""
     geco_ema: float = field(
         default=0.95, metadata=checked(lambda value, name: _check.proper_fraction(value, name, zero=True))
     )
-    """Decay of the moving average, in [0, 1)."""
     geco_relative: bool = field(default=True, metadata=checked(_check.flag))
-    """Constraint as CE / (tau + slack) - 1; False: CE - tau - slack, which needs a rate about 1/tau
-    larger."""
     gate_bias: float | Schedule | PerLayer | None = field(
         default=None, metadata=schedule(-MOST, MOST, optional=True, per_layer=True)
     )
-    """Added to the scores before the gate while training; None: the model's own gate_bias."""
     edge_weight: float | Schedule | PerLayer = field(
         default=Constant(1.0), metadata=schedule(-MOST, MOST, per_layer=True)
     )
-    """Price of an edge in the sparsity loss."""
 
     _what: ClassVar[str] = "training options"
 
@@ -103,7 +126,14 @@ class TrainingOptions(Options):
                 raise ValueError(f"multiplier_min must not be above multiplier_max, as it is at step {step}")
 
     def check(self, gated: bool, n_layer: int | None = None) -> None:
-        """Check that these options fit a gated (False: a dense) model of `n_layer` layers.
+        """Check that these options fit a model.
+
+        Parameters
+        ----------
+        gated : bool
+            Whether the model is gated.
+        n_layer : int, optional
+            Its layers; None: schedules per layer are not checked.
 
         Raises
         ------
@@ -116,7 +146,7 @@ class TrainingOptions(Options):
                 schedule.at(0, self.steps, n_layer)
         if gated:
             if self.tau is None:
-                raise ValueError("tau is needed to train a gated model: the cross-entropy that it may have")
+                raise ValueError("tau, the largest cross-entropy in nats, is required for a gated model")
             if self.geco_relative and min(map(self._constraint, self._steps_of_constraint())) <= 0:
                 raise ValueError("tau + slack must stay above 0 while geco_relative is True")
             return
@@ -137,7 +167,24 @@ class TrainingOptions(Options):
         return tau + value_at(self.slack, step, self.steps)
 
     def at(self, step: int, n_layer: int, gated: bool, gate_bias: float) -> dict[str, Any]:
-        """Arguments of the engine's step for optimiser step `step` (from 0); gate_bias is the model's own."""
+        """Arguments of the engine's step.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        n_layer : int
+            Layers of the model.
+        gated : bool
+            Whether the model is gated.
+        gate_bias : float
+            The model's own gate_bias.
+
+        Returns
+        -------
+        dict of str to value
+            Keyword arguments; those of the gate only if `gated`.
+        """
         arguments: dict[str, Any] = {
             "lr": value_at(self.lr, step, self.steps),
             "beta1": self.betas[0],
@@ -164,6 +211,12 @@ class TrainingOptions(Options):
         return arguments
 
     def first_multiplier(self) -> float:
-        """Multiplier of step 0: `multiplier` within its limits there."""
+        """The multiplier of step 0.
+
+        Returns
+        -------
+        float
+            `multiplier` within its limits at that step.
+        """
         low, high = (value_at(limit, 0, self.steps) for limit in (self.multiplier_min, self.multiplier_max))
         return min(max(self.multiplier, low), high)

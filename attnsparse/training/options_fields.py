@@ -15,7 +15,7 @@ from .. import _check
 from . import schedules
 from .schedules import PerLayer, Pieces, Schedule, Warmup
 
-MOST = 1e15  # what a step takes; larger values would only make infinity of finite weights
+MOST = 1e15  # largest value of an option; larger ones would turn finite weights into infinity
 Check = Callable[[Any, str], Any]
 Self = TypeVar("Self", bound="Options")
 
@@ -58,10 +58,15 @@ def decays(value: Any, name: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a run as one frozen value: every field is checked when it is made."""
+    """Options of a run as one frozen value: every field is checked when it is made.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps of the whole run, at least 1. Schedules are laid over this length.
+    """
 
     steps: int
-    """Optimiser steps of the whole run, at least 1. Schedules are laid over this length."""
 
     _what: ClassVar[str] = "options"
 
@@ -76,13 +81,34 @@ class Options:
                 check_range(item.name, getattr(self, item.name), self.steps, *item.metadata["range"])
 
     def to_dict(self) -> dict[str, Any]:
-        """All options as JSON values; `from_dict` reads them back."""
+        """All options as JSON values.
+
+        Returns
+        -------
+        dict of str to value
+            `from_dict` reads it back.
+        """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: _plain(value) for name, value in values.items()}
 
     @classmethod
     def from_dict(cls: type[Self], data: Mapping[str, Any]) -> Self:
-        """The options whose `to_dict` gave `data`; ValueError or TypeError names the option that is wrong."""
+        """Read options back.
+
+        Parameters
+        ----------
+        data : mapping of str to value
+            What `to_dict` returned.
+
+        Returns
+        -------
+        options of this class
+
+        Raises
+        ------
+        TypeError, ValueError
+            For unknown, missing or wrong options; the message names them.
+        """
         known = {item.name: item for item in fields(cls)}
         unknown = [name for name in data if name not in known]
         missing = [name for name in known if name not in data and known[name].default is MISSING]
@@ -91,7 +117,18 @@ class Options:
         return cls(**{name: _read(known[name].metadata, value) for name, value in data.items()})
 
     def difference(self, other: Options) -> str | None:
-        """Name of the first option in which `other` differs, or None."""
+        """The first option in which two runs differ.
+
+        Parameters
+        ----------
+        other : Options
+            Options of the same class.
+
+        Returns
+        -------
+        str or None
+            Its name; None if all are equal.
+        """
         names = (item.name for item in fields(self))
         return next((name for name in names if getattr(self, name) != getattr(other, name)), None)
 

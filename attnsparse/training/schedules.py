@@ -23,7 +23,13 @@ MOST_STEPS = 10**12  # of a run: far above any, and every step a number that a f
 
 @dataclass(frozen=True)
 class Constant:
-    """The same `value` at every step."""
+    """The same value at every step.
+
+    Parameters
+    ----------
+    value : float
+        The value.
+    """
 
     value: float
 
@@ -31,11 +37,29 @@ class Constant:
         object.__setattr__(self, "value", _check.number(self.value, "value"))
 
     def at(self, step: int, steps: int) -> float:
-        """Value at `step` (from 0) of a run of `steps`."""
+        """The value at a step.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        steps : int
+            Steps of the whole run.
+
+        Returns
+        -------
+        float
+        """
         return self.value
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads them back."""
+        """The schedule as JSON values.
+
+        Returns
+        -------
+        dict
+            `from_dict` reads it back.
+        """
         return {"kind": "constant", "value": self.value}
 
 
@@ -62,16 +86,29 @@ class Pieces:
     def __post_init__(self) -> None:
         points = tuple((_check.number(p, "position"), _check.number(v, "value")) for p, v in self.points)
         if not points:
-            raise ValueError("a piecewise-linear schedule needs at least one point")
+            raise ValueError("points is empty: a piecewise-linear schedule needs at least one")
         positions = [p for p, _ in points]
         if min(positions) < 0 or max(positions) > 1:
-            raise ValueError(f"positions are fractions of the run in 0..1, got {positions}")
+            raise ValueError(f"positions must be fractions of the run in 0..1, got {positions}")
         if positions != sorted(positions):
-            raise ValueError(f"positions must not fall, got {positions}")
+            raise ValueError(f"positions must be in rising order, got {positions}")
         object.__setattr__(self, "points", points)
 
     def at(self, step: int, steps: int) -> float:
-        """Value at `step` (from 0) of a run of `steps`; the position is step / steps."""
+        """The value at a step.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        steps : int
+            Steps of the whole run.
+
+        Returns
+        -------
+        float
+            At the position ``step / steps``.
+        """
         position = step / steps
         before = self.points[0]
         for point in self.points:
@@ -84,7 +121,13 @@ class Pieces:
         return before[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads them back."""
+        """The schedule as JSON values.
+
+        Returns
+        -------
+        dict
+            `from_dict` reads it back.
+        """
         return {"kind": "pieces", "points": [list(point) for point in self.points]}
 
 
@@ -100,12 +143,17 @@ class Warmup:
         Rate after the warm-up.
     steps_up : int, default 0
         Steps of the warm-up.
-    decay : {"constant", "linear", "cosine"}
+    decay : {"constant", "linear", "cosine"}, default "constant"
         Shape of the fall.
     begin : float, default 0
-        Fraction of the run, 0..1, at which the fall begins, or the end of the warm-up where that is later.
+        Fraction of the run, 0..1, at which the fall begins, or the end of the warm-up if that is later.
     final : float, default 0
         Share of the peak, 0..1, that is reached at step = steps, one after the last.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument.
     """
 
     peak: float
@@ -126,7 +174,19 @@ class Warmup:
             object.__setattr__(self, name, value)
 
     def at(self, step: int, steps: int) -> float:
-        """Value at `step` (from 0) of a run of `steps`."""
+        """The value at a step.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        steps : int
+            Steps of the whole run.
+
+        Returns
+        -------
+        float
+        """
         if step < self.steps_up:
             return self.peak * (step + 1) / self.steps_up
         begin = max(self.begin * steps, self.steps_up)
@@ -137,7 +197,13 @@ class Warmup:
         return self.peak * (self.final + (1 - self.final) * left)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads them back."""
+        """The schedule as JSON values.
+
+        Returns
+        -------
+        dict
+            `from_dict` reads it back.
+        """
         return {
             "kind": "warmup",
             "peak": self.peak,
@@ -158,8 +224,13 @@ class PerLayer:
     Parameters
     ----------
     ranges : sequence of (int, int, schedule)
-        (first layer, last layer, schedule), the last included. They must cover the layers from 0 on without
-        gap or overlap.
+        (first layer, last layer, schedule), the last layer included. They must cover the layers from 0 on
+        without gap or overlap.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For ranges that leave a gap or overlap, and for other objects.
     """
 
     ranges: tuple[tuple[int, int, Schedule], ...]
@@ -175,7 +246,7 @@ class PerLayer:
                 )
             following = last + 1
         if not ranges:
-            raise ValueError("a per-layer schedule needs at least one range of layers")
+            raise ValueError("ranges is empty: a per-layer schedule needs at least one")
         object.__setattr__(self, "ranges", ranges)
 
     @property
@@ -184,7 +255,27 @@ class PerLayer:
         return self.ranges[-1][1] + 1
 
     def at(self, step: int, steps: int, n_layer: int) -> list[float]:
-        """Value of each layer at `step`; ValueError unless it covers `n_layer` layers."""
+        """The value of each layer at a step.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        steps : int
+            Steps of the whole run.
+        n_layer : int
+            Layers of the model.
+
+        Returns
+        -------
+        list of float
+            `n_layer` values.
+
+        Raises
+        ------
+        ValueError
+            If the schedule covers another number of layers.
+        """
         if n_layer != self.n_layer:
             raise ValueError(f"the per-layer schedule covers {self.n_layer} layers, the model has {n_layer}")
         values: list[float] = []
@@ -193,7 +284,13 @@ class PerLayer:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `from_dict` reads them back."""
+        """The schedule as JSON values.
+
+        Returns
+        -------
+        dict
+            `from_dict` reads it back.
+        """
         return {"kind": "per_layer", "ranges": [[a, b, s.to_dict()] for a, b, s in self.ranges]}
 
 
@@ -219,14 +316,32 @@ def per_layer(schedules: Mapping[str, float | Schedule] | Sequence[float | Sched
         for key, schedule in schedules.items():
             first, _, last = str(key).partition("-")
             if not first.isdecimal() or (last and not last.isdecimal()):
-                raise ValueError(f'a range of layers looks like "3" or "0-7", got {key!r}')
+                raise ValueError(f'a range of layers must look like "3" or "0-7", got {key!r}')
             ranges.append((int(first), int(last or first), as_schedule(schedule)))
         return PerLayer(tuple(sorted(ranges, key=lambda item: item[0])))
     return PerLayer(tuple((layer, layer, as_schedule(s)) for layer, s in enumerate(schedules)))
 
 
 def as_schedule(value: Any, name: str = "value") -> Schedule:
-    """`value` if it is a schedule, `Constant(value)` if it is a number; TypeError naming `name` otherwise."""
+    """A number or a schedule as a schedule.
+
+    Parameters
+    ----------
+    value : float, Constant, Pieces or Warmup
+        A number means the same at every step.
+    name : str, default "value"
+        What messages call it.
+
+    Returns
+    -------
+    Constant, Pieces or Warmup
+        `value` itself if it is a schedule.
+
+    Raises
+    ------
+    TypeError
+        For a `PerLayer` and for other objects.
+    """
     if isinstance(value, (Constant, Pieces, Warmup)):
         return value
     if isinstance(value, PerLayer):
@@ -240,24 +355,85 @@ def value_at(schedule: float | Schedule, step: int, steps: int) -> float:
 
 
 def layer_values(schedule: float | Schedule | PerLayer, step: int, steps: int, n_layer: int) -> list[float]:
-    """One value for each layer at `step`; a schedule that is not per layer gives all layers the same."""
+    """One value for each layer at a step.
+
+    Parameters
+    ----------
+    schedule : float, schedule or PerLayer
+        If it is not per layer, all layers have the same value.
+    step : int
+        Optimiser step, from 0.
+    steps : int
+        Steps of the whole run.
+    n_layer : int
+        Layers of the model.
+
+    Returns
+    -------
+    list of float
+        `n_layer` values.
+
+    Raises
+    ------
+    ValueError
+        If a `PerLayer` covers another number of layers.
+    """
     if isinstance(schedule, PerLayer):
         return schedule.at(step, steps, n_layer)
     return [value_at(schedule, step, steps)] * n_layer
 
 
 def linear(start: float, stop: float, begin: float = 0.0, end: float = 1.0) -> Pieces:
-    """From `start` to `stop` between the fractions `begin` and `end` of the run; level outside."""
+    """A straight line from one value to another, level before and after it.
+
+    Parameters
+    ----------
+    start, stop : float
+        The two values.
+    begin, end : float, default 0.0 and 1.0
+        Fractions of the run, 0..1, between which the line lies.
+
+    Returns
+    -------
+    Pieces
+    """
     return Pieces(((begin, start), (end, stop)))
 
 
 def jump(before: float, after: float, position: float) -> Pieces:
-    """`before` up to the fraction `position` of the run, `after` from there on."""
+    """One value up to a position, another from there on.
+
+    Parameters
+    ----------
+    before, after : float
+        The two values.
+    position : float
+        Fraction of the run, 0..1.
+
+    Returns
+    -------
+    Pieces
+    """
     return Pieces(((0.0, before), (position, before), (position, after)))
 
 
 def from_dict(data: Any) -> Schedule | PerLayer:
-    """The schedule whose `to_dict` gave `data`; ValueError for anything else."""
+    """Read a schedule back.
+
+    Parameters
+    ----------
+    data : mapping
+        What the `to_dict` of a schedule returned.
+
+    Returns
+    -------
+    Constant, Pieces, Warmup or PerLayer
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
     kinds = {"constant": Constant, "pieces": Pieces, "warmup": Warmup, "per_layer": PerLayer}
     if not isinstance(data, Mapping) or data.get("kind") not in kinds:
         raise ValueError(f"not a schedule: {str(data)[:80]!r}; kinds are {', '.join(kinds)}")

@@ -41,7 +41,7 @@ HISTORY = "history.csv"
 
 
 class Trainer:
-    """Trains `model` in place on `data`.
+    """Trains a model in place.
 
     One thread uses a trainer at a time: while `step`, `train` or `save` works, all three raise RuntimeError
     in other threads.
@@ -53,7 +53,7 @@ class Trainer:
     data : Data
         An object with `batch` and `digest`, such as `TokenData` and `SequenceData`.
     options : TrainingOptions, optional
-        Or its fields as keywords: ``Trainer(model, data, steps=100, lr=1e-3)``.
+        The options; or give its fields as keywords.
     threads : int, optional
         1..64; None: as `set_num_threads` says. Bits do not depend on it.
     folder : path, optional
@@ -62,12 +62,14 @@ class Trainer:
     checkpoint_every : int, default 0
         Steps between two checkpoints; 0: only one at the end.
     keep : int, default 2
-        Checkpoints that are kept, the last ones.
+        Number of checkpoints that are kept, the last ones.
+    **settings
+        Fields of `TrainingOptions`: ``Trainer(model, data, steps=100, lr=1e-3)``.
 
     Raises
     ------
     TypeError, ValueError
-        For options that make no sense or do not fit the model.
+        For options that are invalid or do not fit the model.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class Trainer:
 
     def _step(self) -> dict[str, Any]:
         if self.finished:
-            raise ValueError(f"all {self.options.steps:,} steps are done; more steps are another run")
+            raise ValueError(f"all {self.options.steps:,} steps are done; train more steps in a new run")
         begin, step = time.perf_counter(), self.step_count
         micro = [self._batch(step, m) for m in range(self.options.accumulation)]
         arguments = self._arguments(step)
@@ -213,11 +215,15 @@ class Trainer:
         return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint to `path` and, before it, `history.csv` beside it.
+        """Write a checkpoint and, before it, `history.csv` beside it.
 
-        ".checkpoint.safetensors" is added to a path that does not end in .safetensors. Each file is replaced
-        in one go or not at all. The checkpoint's bytes depend on the run alone: not on threads, time, or
-        where it was interrupted.
+        Each file is replaced in one go or not at all. The checkpoint's bytes depend on the run alone: not on
+        threads, time, or where it was interrupted.
+
+        Parameters
+        ----------
+        path : path
+            The checkpoint; ".checkpoint.safetensors" is added if it does not end in .safetensors.
 
         Raises
         ------
@@ -267,7 +273,7 @@ class Trainer:
         keep: int = 2,
         **settings: Any,
     ) -> Trainer:
-        """The trainer as it was when `path` was saved; the same steps from there give the same bits.
+        """The trainer as it was when a checkpoint was saved; the same steps from there give the same bits.
 
         Parameters
         ----------
@@ -276,11 +282,17 @@ class Trainer:
         data : Data
             The same data.
         options : TrainingOptions, optional
-            Or keywords; where given, they must be those of the checkpoint.
+            If given, the options of the checkpoint.
         tokenizer : Tokenizer, optional
             Given to the model; checkpoints hold none.
         threads, folder, checkpoint_every, keep
             As for `Trainer`.
+        **settings
+            Fields of `TrainingOptions`, instead of `options`.
+
+        Returns
+        -------
+        Trainer
 
         Raises
         ------
@@ -294,7 +306,7 @@ class Trainer:
         Warns
         -----
         UserWarning
-            If another build or CPU kernel wrote it.
+            If another build or CPU kernel wrote the checkpoint.
         """
         path = Path(_check.path(path))
         path = state.last_checkpoint(path) if path.is_dir() else path

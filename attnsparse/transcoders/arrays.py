@@ -14,9 +14,16 @@ from ..errors import ConfigError, NonFiniteError
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """One layer's encoder: pre = x @ w_enc.T + b_enc, x being the input [.., E] at one position.
+    """The encoder of one layer: ``pre = x @ w_enc.T + b_enc``, x being its input [..., E].
 
-    w_enc [F, E], b_enc [F]; threshold [F] of "jump_relu", else None. float32 or float64.
+    Parameters
+    ----------
+    w_enc : numpy.ndarray
+        Weights, [F, E], float32 or float64.
+    b_enc : numpy.ndarray
+        Biases, [F].
+    threshold : numpy.ndarray, optional
+        Thresholds of "jump_relu", [F].
     """
 
     w_enc: np.ndarray
@@ -25,29 +32,68 @@ class Encoder:
 
 
 class TranscoderWeights(Protocol):
-    """Where the weights of `Transcoders` come from: any object with these four methods."""
+    """The protocol of weights of `Transcoders`: any object with these four methods."""
 
     def encoder(self, layer: int) -> Encoder:
-        """The encoder of a layer."""
+        """The encoder of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+
+        Returns
+        -------
+        Encoder
+        """
         ...
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
-        """What features int64 [n], in any order, add to MLP outputs, times their activation: [n, W, E].
+        """Rows of a layer's decoder: what features, times their activation, add to MLP outputs.
 
-        The outputs are those of layer .. layer + W - 1; W is 1, or n_layer - layer of a cross-layer
-        transcoder.
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+        features : numpy.ndarray
+            int64 [n], features of the layer in any order.
+
+        Returns
+        -------
+        numpy.ndarray
+            [n, W, E]: for the outputs of layers layer .. layer + W - 1. W is 1, or n_layer - layer of a
+            cross-layer transcoder.
         """
         ...
 
     def output_bias(self, layer: int) -> np.ndarray:
-        """[E]: what is added to the MLP output of a layer whatever is active.
+        """A bias that is added to the MLP output of a layer.
 
-        It is the sum over the layers that write there.
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+
+        Returns
+        -------
+        numpy.ndarray
+            [E], the sum over the layers that write there.
         """
         ...
 
     def skip(self, layer: int) -> np.ndarray | None:
-        """[E, E] or None: x @ skip.T is added to the MLP output of the layer, x being the encoder's input."""
+        """The skip matrix of a layer: ``x @ skip.T`` is added to its MLP output, x being the encoder's input.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            [E, E]; None if the layer has none.
+        """
         ...
 
 
@@ -129,20 +175,66 @@ class ArraySource:
         return self._layers[covered_layer(layer, self.n_features)]
 
     def encoder(self, layer: int) -> Encoder:
-        """The encoder of a layer."""
+        """The encoder of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+
+        Returns
+        -------
+        Encoder
+        """
         return self._of(layer).encoder
 
     def decoder_rows(self, layer: int, features: np.ndarray) -> np.ndarray:
-        """Rows of a layer's decoder: [n, W, E] for features int64 [n]."""
+        """Rows of a layer's decoder: what features, times their activation, add to MLP outputs.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+        features : numpy.ndarray
+            int64 [n], features of the layer in any order.
+
+        Returns
+        -------
+        numpy.ndarray
+            [n, W, E]: for the outputs of layers layer .. layer + W - 1. W is 1, or n_layer - layer of a
+            cross-layer transcoder.
+        """
         rows: np.ndarray = self._of(layer).w_dec[features]
         return rows
 
     def output_bias(self, layer: int) -> np.ndarray:
-        """[E]: what is added to the MLP output of a layer."""
+        """A bias that is added to the MLP output of a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+
+        Returns
+        -------
+        numpy.ndarray
+            [E], the sum over the layers that write there.
+        """
         return self._of(layer).output_bias
 
     def skip(self, layer: int) -> np.ndarray | None:
-        """[E, E]: the skip matrix of a layer, None if it has none."""
+        """The skip matrix of a layer: ``x @ skip.T`` is added to its MLP output, x being the encoder's input.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            [E, E]; None if the layer has none.
+        """
         return self._of(layer).skip
 
     @property

@@ -51,7 +51,7 @@ def describe_features(
     features : Graph, Features or pairs (layer, feature), optional
         Default: all that are active in the prompts.
     top : int, default 10
-        Contexts kept of each feature: the strongest of each of so many prompts.
+        Contexts kept of each feature: the strongest one of each of the `top` best prompts.
     window : (int, int), default (12, 4)
         Tokens kept before and after the position of a context.
     n_promoted : int, default 10

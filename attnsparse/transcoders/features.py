@@ -29,9 +29,9 @@ RECORDED = (
 class Features:
     """The active features of one prompt, and what they leave unexplained.
 
-    Made by `Transcoders.features`. With n active features, sorted by (layer, position, feature), L layers, T
-    tokens and E model width. Arrays are read-only views of the core's memory; real is float32 (float64 for a
-    float64 model). Layers and positions count from 0 and are the model's.
+    Made by `Transcoders.features`. There are n active features, sorted by (layer, position, feature), in L
+    layers, T tokens and model width E. Arrays are read-only views of the core's memory; real is float32
+    (float64 for a float64 model). Layers and positions count from 0 and are the model's.
     """
 
     def __init__(self, core: Any, run: Run, transcoders: Transcoders) -> None:

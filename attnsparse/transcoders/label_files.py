@@ -128,7 +128,7 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
         If the file cannot be read; FileNotFoundError for a folder with neither file.
     FormatError
         With a code: json_* and duplicate_name for the JSON; magic, version, header_value for its fields;
-        feature for a feature that makes no sense; csv for a CSV.
+        feature for an invalid feature; csv for a CSV.
     LimitError
         Above one of `limits`.
     """
@@ -153,7 +153,7 @@ def load_feature_labels(path: str | os.PathLike[str], *, limits: Limits = LABEL_
     keys = [(entry["layer"], entry["feature"]) for entry in entries]
     for i, (first, second) in enumerate(itertools.pairwise(keys)):
         if first >= second:
-            text = f"features[{i + 1}] is not after the one before it by layer and number"
+            text = f"features must be in rising order of layer and number, features[{i + 1}] is not"
             raise_file_error("feature", name, text, f"features[{i + 1}]")
     return FeatureLabels(
         data["model_name"], data["transcoders_name"], data["n_prompts"], data["n_tokens"],
@@ -189,7 +189,7 @@ def _check_fields(data: dict[str, Any], path: str) -> None:
     version = data.get("version")
     if type(version) is not int or version < 1:
         raise_file_error(
-            "version", path, f"version must be an integer from 1 on, got {shown(version)}", "version"
+            "version", path, f"version must be an integer of at least 1, got {shown(version)}", "version"
         )
     if version > VERSION:
         text = f"from a newer attnsparse: version {version}, this one reads up to {VERSION}; update"
@@ -344,7 +344,7 @@ def _labels_of_rows(table: Any, names: list[str], path: str | os.PathLike[str]) 
 def _cell(row: Mapping[str, str], column: str, line: int, path: str | os.PathLike[str]) -> int:
     text = row[column].strip()
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        message = f"line {line}: {column} must be an integer from 0 on, got {quoted(text)}"
+        message = f"line {line}: {column} must be an integer of at least 0, got {quoted(text)}"
         raise file_error(FormatError, "csv", path, message, field=column)
     return int(text)
 
@@ -372,7 +372,7 @@ def checked_labels(
     n_layer = n_layer if n_features is None else len(n_features)
     for layer, number in found:
         if layer < 0 or number < 0:
-            raise IndexError(f"labels: layers and features count from 0, got {(layer, number)}")
+            raise IndexError(f"labels: layer and feature must be at least 0, got {(layer, number)}")
         if n_layer is not None and layer >= n_layer:
             raise IndexError(f"labels: there is no layer {layer}, the layers are 0..{n_layer - 1}")
         if n_features is not None and number >= n_features[layer]:
@@ -382,7 +382,7 @@ def checked_labels(
 
 def _checked_label(key: Any, text: Any) -> str:
     if not isinstance(text, str):
-        raise TypeError(f"the label of {key!r:.60} must be a text, got {type(text).__name__}")
+        raise TypeError(f"the label of {key!r:.60} must be a string, got {type(text).__name__}")
     return text
 
 

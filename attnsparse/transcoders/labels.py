@@ -1,4 +1,4 @@
-"""What features of transcoders stand for: where they are active, what they promote, a label made of both.
+"""The meaning of features of transcoders: where they are active, what they promote, a label made of both.
 
 labels = asp.describe_features(model, transcoders, prompts)
 graph = asp.attribution_graph(model, transcoders, prompt, labels=labels)
@@ -29,49 +29,70 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureLabels(Mapping[Key, str]):
-    """Labels of features, and what they were made of; a mapping from (layer, feature) to text.
+    """Labels of features and their sources; a mapping from (layer, feature) to text.
 
     Made by `describe_features` or read by `load_feature_labels`. n features are described, by layer and
-    number, with up to K contexts of W tokens each and P promoted tokens; arrays are read-only. `given`
-    labels, the user's, count before automatic ones and may be of other features.
+    number, with up to K contexts of W tokens each and P promoted tokens; arrays are read-only. Labels that
+    the user has `given` take precedence over automatic ones and may be of other features.
+
+    Attributes
+    ----------
+    model_name, transcoders_name : str
+        The model and its transcoders.
+    n_prompts, n_tokens : int
+        Size of the text on which the features were observed.
+    layer : numpy.ndarray
+        int32 [n]: the layer of each feature.
+    feature : numpy.ndarray
+        int32 [n]: its number in the layer.
+    automatic : tuple of str
+        n automatic labels; see `describe_features`.
+    density : numpy.ndarray
+        float64 [n]: share of the tokens on which it is active.
+    prompt : numpy.ndarray
+        int32 [n, K]: prompt of each context, by falling activation; -1 where there are fewer contexts.
+    position : numpy.ndarray
+        int32 [n, K]: position in the prompt, from 0.
+    activation : numpy.ndarray
+        float32 [n, K]: activation there.
+    before : int
+        Tokens of a context before its position.
+    tokens : numpy.ndarray
+        int32 [n, K, W]: token ids around the position; -1 outside the prompt.
+    activations : numpy.ndarray
+        float32 [n, K, W]: the feature's activation on each of them.
+    promoted_tokens : numpy.ndarray
+        int32 [n, P]: ids of the tokens whose logits the feature raises most.
+    promoted_effects : numpy.ndarray
+        float32 [n, P]: change of the logit for an activation of 1, less the mean over the vocabulary.
+    suppressed_tokens, suppressed_effects : numpy.ndarray
+        The same for the tokens whose logits it lowers most.
+    strings : mapping of int to str
+        Text of every token id above.
+    given : mapping of (int, int) to str
+        Labels of the user.
     """
 
     model_name: str = ""
     transcoders_name: str = ""
     n_prompts: int = 0
-    """Prompts that were looked at."""
     n_tokens: int = 0
     layer: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    """int32 [n]."""
     feature: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    """int32 [n]: number in its layer."""
     automatic: tuple[str, ...] = ()
-    """The automatic labels; see `describe_features`."""
     density: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """float64 [n]: share of the tokens on which it is active."""
     prompt: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """int32 [n, K]: number of the prompt of each context, by falling activation; -1 where there are fewer."""
     position: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """int32 [n, K]: where in the prompt, from 0."""
     activation: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """float32 [n, K]."""
     before: int = 0
-    """Tokens of a window before the position."""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.int32))
-    """int32 [n, K, W]: token ids around the position; -1 outside the prompt."""
     activations: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
-    """float32 [n, K, W]: the feature's activation on each of them."""
     promoted_tokens: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """int32 [n, P]: ids of the tokens whose logits it raises most."""
     promoted_effects: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """float32 [n, P]: by how much for an activation of 1, less the mean over the vocabulary."""
     suppressed_tokens: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """The same of those that it lowers most."""
     suppressed_effects: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     strings: Mapping[int, str] = field(default_factory=dict)
-    """Text of every token id above."""
     given: Mapping[Key, str] = field(default_factory=dict)
-    """Labels of the user."""
     _rows: Mapping[Key, int] = field(init=False)
     _keys: tuple[Key, ...] = field(init=False)
 

@@ -140,7 +140,7 @@ def _find(what: Any) -> Path:
 
 
 def _count_layers(stored: StoredSet, model: Model | None) -> int | None:
-    """Layers of the model, by the files or else by the model; None if neither is there to say."""
+    """Layers of the model, by the files or else by the model; None if neither is given."""
     if stored.n_layer is not None or model is None:
         return stored.n_layer
     return max(model.config.n_layer, max(stored.layers) + 1)
@@ -201,7 +201,7 @@ def _input_changes(
         return {}
     if model is None:
         text = (
-            "reads mlp.hook_in, the LayerNorm's output with weight and bias; pass the model, whose they are"
+            "reads mlp.hook_in, the LayerNorm's output with weight and bias; pass the model, which holds them"
         )
         raise file_error(ConfigError, "hook", stored.path, text, field="model")
     for field, own in (("n_layer", _count_layers(stored, model)), ("d_model", stored.d_model)):

@@ -1,6 +1,6 @@
 """The options of a transcoder training: everything that decides its result, as one frozen value.
 
-As in `training_options.py`, how the run is carried out is not here.
+As in `training/options.py`, how the run is carried out is not here.
 """
 
 from __future__ import annotations
@@ -47,65 +47,100 @@ def _threshold(value: Any, name: str) -> float | tuple[float | None, ...] | None
 
 @dataclass(frozen=True)
 class TranscoderOptions(Options):
-    """Options of `train_transcoders`. Where a schedule is asked for, a number means the same at every step.
+    """Options of `train_transcoders`. Where a schedule is accepted, a number means the same at every step.
 
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps of the whole run, at least 1. Schedules are laid over this length.
+    n_features : int or sequence of int, default 512
+        Features F of a layer, at least 1, or one number for each layer.
+    activation : {"jump_relu", "relu", "topk"}, default "jump_relu"
+        Activation of the features.
+    seed : int, default 0
+        Seed of the first weights, 0..2^64-1. (Data have a seed of their own.)
+    lr : float or schedule, default 3e-3
+        Learning rate of AdamW, without decay; `Warmup` has warm-up and a fall.
+    betas : (float, float), default (0.9, 0.999)
+        Decay of Adam's first and second moment, each in [0, 1).
+    eps : float, default 1e-8
+        Added to the root of the second moment.
+    clip : float, default 1.0
+        Largest gradient norm of a layer; 0 switches clipping off.
+    top_k : int, default 8
+        Active features of "topk", 1..n_features.
+    sparsity : float or schedule, default 1e-3
+        Weight of the penalty. With `l0`, the weight at the start, from which each layer's own is scaled.
+    l0 : float, schedule or PerLayer, optional
+        Active features per row that each layer is to have; None leaves `sparsity` as it is. The layer's
+        weight is multiplied by ``(mean l0 / l0)**l0_rate`` after each step.
+    l0_rate : float, default 0.02
+        See `l0`.
+    sharpness : float, default 1.0
+        Of the tanh in the penalty of "relu".
+    bandwidth : float, default 0.5
+        Thresholds of "jump_relu" learn from values within half of it.
+    threshold : float or sequence of float or None, optional
+        Threshold of "jump_relu" at the start, or one for each layer; None: the one with which rows of the
+        first text have 16 active features on average.
+    dead_after : int, default 50
+        A feature that has not been active for this many steps is dead.
+    aux_k : int, optional
+        Number of dead features that explain what is left of a row; 0 leaves them dead. None: 8, or n_features
+        if that is less.
+    aux_weight : float, default 0.125
+        Weight of the auxiliary loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the option.
+
+    Notes
+    -----
     Outputs are divided by their standard deviation first, so that all layers have one scale: an activation of
-    1 writes a vector as long as one standard deviation of one of its components. The loss of a layer is
-        mean squared error / variance + sparsity * penalty + aux_weight * auxiliary loss.
-    The penalty is the number of active features of "jump_relu" (Rajamanoharan et al. 2024, arXiv 2407.14435,
-    with their straight-through gradient of the threshold), the sum of tanh(sharpness * activation) of "relu",
-    and nothing of "topk" (Gao et al. 2024, arXiv 2406.04093). The auxiliary loss is Gao's: dead features, the
-    aux_k strongest of them in a row, explain what the others leave; here with either sign, because the
-    pre-activations of dead features are often negative everywhere. Decoder rows have length 1.
-    Raises TypeError or ValueError that name the option.
+    1 writes a vector as long as one standard deviation of one of its components. Decoder rows have length 1.
+    The loss of a layer is::
+
+        mean squared error / variance + sparsity * penalty + aux_weight * auxiliary loss
+
+    The penalty is the number of active features of "jump_relu", with the straight-through gradient of the
+    threshold [1]_, the sum of ``tanh(sharpness * activation)`` of "relu", and 0 for "topk" [2]_. In the
+    auxiliary loss, also of [2]_, the `aux_k` strongest dead features of a row explain what the others leave;
+    here with either sign, because the pre-activations of dead features are often negative everywhere.
+
+    References
+    ----------
+    .. [1] Rajamanoharan et al., "Jumping Ahead", 2024, arXiv 2407.14435.
+    .. [2] Gao et al., "Scaling and evaluating sparse autoencoders", 2024, arXiv 2406.04093.
     """
 
     n_features: int | tuple[int, ...] = field(default=512, metadata=checked(_counts))
-    """Features of a layer, >= 1, or one number for each layer."""
     activation: str = field(
         default="jump_relu", metadata=checked(lambda value, name: _check.choice(value, name, ACTIVATIONS))
     )
-    """"jump_relu", "relu" or "topk"."""
     seed: int = field(default=0, metadata=checked(lambda value, name: _check.seed(value)))
-    """Seed of the first weights, 0..2^64-1. (Data have a seed of their own.)"""
     lr: float | Schedule = field(default=Constant(3e-3), metadata=schedule(0.0))
-    """Learning rate of AdamW, without decay; `schedules.Warmup` has warm-up and a fall."""
     betas: tuple[float, float] = field(default=(0.9, 0.999), metadata=checked(decays))
-    """Decay of Adam's first and second moment, each in [0, 1)."""
     eps: float = field(default=1e-8, metadata=number(1e-30))
-    """Added to the root of the second moment."""
     clip: float = field(default=1.0, metadata=number(0.0))
-    """Largest gradient norm of a layer; 0 switches clipping off."""
     top_k: int = field(default=8, metadata=integer(1, _MOST_COUNT))
-    """Active features of "topk", 1..n_features."""
     sparsity: float | Schedule = field(default=Constant(1e-3), metadata=schedule(0.0))
-    """Weight of the penalty; with `l0` where it starts, afterwards scaled from layer to layer."""
     l0: float | Schedule | PerLayer | None = field(
         default=None, metadata=schedule(-math.inf, math.inf, optional=True, per_layer=True)
     )
-    """Active features per row that each layer is to have (`schedules.per_layer` where layers differ); None
-    leaves `sparsity` as it is. The layer's weight is scaled by (mean l0 / l0)^l0_rate after each step."""
     l0_rate: float = field(default=0.02, metadata=number(0.0))
-    """See l0."""
     sharpness: float = field(default=1.0, metadata=number(0.0))
-    """Of the tanh in the penalty of "relu"."""
     bandwidth: float = field(default=0.5, metadata=number(1e-9))
-    """Thresholds of "jump_relu" learn from values within half of it."""
     threshold: float | tuple[float | None, ...] | None = field(default=None, metadata=checked(_threshold))
-    """Threshold of "jump_relu" at the start, or one for each layer; None for the one with which rows of the
-    first text have START_L0 active features on average."""
     dead_after: int = field(default=50, metadata=integer(1, _MOST_COUNT))
-    """A feature that has not been active for so many steps is dead."""
     aux_k: int | None = field(
         default=None,
         metadata=checked(
             lambda value, name: None if value is None else _check.integer(value, name, 0, _MOST_COUNT)
         ),
     )
-    """Dead features that explain what is left of a row; 0 leaves them dead. None becomes AUX_K, or n_features
-    where that is less."""
     aux_weight: float = field(default=0.125, metadata=number(0.0))
-    """Weight of the auxiliary loss."""
 
     _what: ClassVar[str] = "transcoder options"
 
@@ -133,20 +168,60 @@ class TranscoderOptions(Options):
         for step in sorted(turning_steps(self.l0, self.steps) - {self.steps}):
             for value, most in zip(self.l0_of(step, n_layer) or (), counts):
                 if value <= 0:
-                    raise ValueError("l0 must stay above 0")
+                    raise ValueError(f"l0 must stay above 0, is {value:g} at step {step}")
                 if value > most:
                     raise ValueError(f"l0 must be at most n_features, got {value:g} of {most} at step {step}")
 
     def l0_of(self, step: int, n_layer: int) -> list[float] | None:
-        """Active features that each layer is to have at `step`, or None."""
+        """The number of active features that each layer is to have at a step.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+        n_layer : int
+            Layers of the model.
+
+        Returns
+        -------
+        list of float, or None
+            `n_layer` values; None without `l0`.
+        """
         return None if self.l0 is None else schedules.layer_values(self.l0, step, self.steps, n_layer)
 
     def threshold_of(self, layer: int) -> float | None:
-        """Threshold of a layer at the start, None where it is to be found."""
+        """The threshold of a layer at the start.
+
+        Parameters
+        ----------
+        layer : int
+            Counted from 0.
+
+        Returns
+        -------
+        float or None
+            None if it is to be found.
+        """
         return self.threshold[layer] if isinstance(self.threshold, tuple) else self.threshold
 
     def features_of(self, n_layer: int) -> tuple[int, ...]:
-        """Features of each of `n_layer` layers; ValueError if there are as many numbers as other layers."""
+        """The number of features of each layer.
+
+        Parameters
+        ----------
+        n_layer : int
+            Layers of the model.
+
+        Returns
+        -------
+        tuple of int
+            `n_layer` numbers.
+
+        Raises
+        ------
+        ValueError
+            If `n_features` has another number of layers.
+        """
         if not isinstance(self.n_features, tuple):
             return (self.n_features,) * n_layer
         if len(self.n_features) != n_layer:
@@ -154,14 +229,36 @@ class TranscoderOptions(Options):
         return self.n_features
 
     def check(self, n_layer: int) -> None:
-        """ValueError unless what differs from layer to layer is for `n_layer` layers."""
+        """Check that options that differ from layer to layer fit a model.
+
+        Parameters
+        ----------
+        n_layer : int
+            Layers of the model.
+
+        Raises
+        ------
+        ValueError
+            If an option has another number of layers; the message names it.
+        """
         self.features_of(n_layer)
         self.l0_of(0, n_layer)
         if isinstance(self.threshold, tuple) and len(self.threshold) != n_layer:
             raise ValueError(f"threshold has {len(self.threshold)} numbers, the model has {n_layer} layers")
 
     def at(self, step: int) -> dict[str, Any]:
-        """Arguments of the core's step at `step` (from 0), without those that differ from layer to layer."""
+        """Arguments of the core's step, without those that differ from layer to layer.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+
+        Returns
+        -------
+        dict of str to value
+            Keyword arguments.
+        """
         return {
             "activation": ACTIVATIONS.index(self.activation),
             "top_k": self.top_k,

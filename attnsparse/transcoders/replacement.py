@@ -108,7 +108,7 @@ def check_run(transcoders: Transcoders, model: Model, run: Run, prepend_bos: boo
 
 
 def recordable(record: str | Sequence[str]) -> list[str]:
-    """What a run with replaced MLPs records where this is asked for; ValueError for what it does not have."""
+    """The records of a run with replaced MLPs; ValueError for a record that it does not have."""
     names = _check.names(record, "record")
     if wrong := [name for name in NO_MLP if name in names]:
         raise ValueError(f"record: a run with replaced MLPs has no {wrong[0]}")

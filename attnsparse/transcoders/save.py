@@ -112,7 +112,7 @@ def _config(transcoders: Transcoders, size: int) -> dict[str, Any]:
 
 
 def _check_others(folder: Path, transcoders: Transcoders) -> None:
-    """Raise if layers of another set would lie beside those of this one."""
+    """Raise if the folder holds layers of another set."""
     parts = ("W_enc", "W_dec") if transcoders.cross_layer else ("layer",)
     ours = {f"{part}_{i}.safetensors" for part in parts for i in transcoders.layers}
     for pattern in _MODELS:
@@ -207,7 +207,7 @@ def _pieces(path: Path, arrays: Arrays, dtype: str) -> Iterator[Any]:
 
 
 def _narrowed(block: np.ndarray, dtype: str, name: str, path: Path) -> np.ndarray:
-    """Numbers as they are stored, rounded to the nearest, of two equally near to the even one."""
+    """Numbers as they are stored, rounded to the nearest, ties to even."""
     with np.errstate(over="ignore"):
         single = np.ascontiguousarray(block, "<f4")
         if dtype == "BF16":

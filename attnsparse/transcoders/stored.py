@@ -42,7 +42,7 @@ class WeightFile:
             self._identity = source.identity
             #: tensor name -> shape and type
             self.tensors = dict(source.tensors)
-            #: what lies beside the tensors in a torch file
+            #: the objects beside the tensors in a torch file
             self.beside = source.beside if isinstance(source, TorchFile) else {}
 
     def open(self) -> FileSource:
@@ -158,7 +158,7 @@ class Row(NamedTuple):
 
 
 class StoredLayer(NamedTuple):
-    """Where one layer's weights lie and what is done to them after they were read, in this order.
+    """Where one layer's weights are stored, and how they are converted after reading, in this order.
 
     encoder: w_enc *= input_scale. subtract b (a vector taken from the input): b_enc -= w_enc @ b.
     threshold: as stored, exp of it ("exp"), or at least 0 ("positive"). output_bias: the sum of rows, divided

@@ -1,8 +1,9 @@
 """Training of per-layer transcoders: every layer's dictionary learns from the same runs of the model.
 
 A step runs the model once on a batch of text and takes one optimiser step in each layer, on its rows of
-ln2.hook_normalized (in) and hook_mlp_out (out), every token alike. Nothing is kept between steps but weights,
-moments and counters, so a run can stop anywhere and continue to the same bytes.
+ln2.hook_normalized (in) and hook_mlp_out (out), with equal weight for every token. Nothing is
+kept between steps but weights, moments and counters, so a run can stop anywhere and continue to the same
+bytes.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def train_transcoders(
     Raises
     ------
     TypeError, ValueError
-        For options or data that make no sense.
+        For invalid options or data.
     CheckpointError
         For a checkpoint that is damaged or of another run.
     TrainingDiverged
@@ -114,9 +115,31 @@ def train_transcoders(
 
 
 class TranscoderTrainer:
-    """The training that `train_transcoders` runs, step by step; arguments as there.
+    """The training that `train_transcoders` runs, step by step.
 
     One thread uses it at a time: while one of its methods works, they raise RuntimeError in other threads.
+
+    Parameters
+    ----------
+    model : Model
+        It is not changed.
+    data : Data
+        As for `train_transcoders`.
+    options : TranscoderOptions, optional
+        The options; or give its fields as keywords.
+    start : Transcoders, optional
+        First weights, with as many features as `options` says.
+    name : str
+        Name of the set.
+    threads : int, optional
+        1..64; None: as `set_num_threads` says. Bits do not depend on it.
+    **settings
+        Fields of `TranscoderOptions`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For options or data that are invalid or do not fit the model.
     """
 
     def __init__(
@@ -131,7 +154,7 @@ class TranscoderTrainer:
         **settings: Any,
     ) -> None:
         if options is not None and settings:
-            raise TypeError("give either a TranscoderOptions or its fields as keywords, not both")
+            raise TypeError("options: give a TranscoderOptions or its fields as keywords, not both")
         _check.instance(model, Model, "model")
         if options is not None:
             _check.instance(options, TranscoderOptions, "options")
@@ -208,10 +231,21 @@ class TranscoderTrainer:
         return inputs, outputs
 
     def step(self) -> list[dict[str, Any]]:
-        """One step of every layer; returns their results: step, loss, error, penalty, aux, l0, grad_norm and
-        n_dead of each. Layers that an interrupted step has done already are left alone.
+        """One step of every layer; layers that an interrupted step has already done are left alone.
 
-        Raises ValueError after the last step, and as `train_transcoders`.
+        Returns
+        -------
+        list of dict
+            For each layer step, loss, error, penalty, aux, l0, grad_norm and n_dead.
+
+        Raises
+        ------
+        ValueError
+            After the last step.
+        TrainingDiverged
+            When a loss or gradient is not finite, before that layer is changed.
+        KeyboardInterrupt
+            On Ctrl-C.
         """
         with self._turn:
             return self._step()
@@ -253,7 +287,26 @@ class TranscoderTrainer:
     def train(
         self, path: str | os.PathLike[str] | None = None, every: int = 500, progress: bool | None = None
     ) -> None:
-        """Do all steps that are left; write a checkpoint every `every` steps, at the end and on Ctrl-C."""
+        """Do all steps that are left.
+
+        Parameters
+        ----------
+        path : path, optional
+            A checkpoint that is written every `every` steps, at the end and on Ctrl-C.
+        every : int, default 500
+            Steps, at least 1.
+        progress : bool, optional
+            Show a bar on stderr; None shows it in terminals and notebooks only.
+
+        Raises
+        ------
+        TrainingDiverged
+            As `step`.
+        OSError
+            If the checkpoint cannot be written.
+        KeyboardInterrupt
+            On Ctrl-C.
+        """
         every = _check.integer(every, "every", 1)
         text = f"{self.name or self.model.name or 'model'}: transcoders"
         bar_of = progress_bar(progress, self.options.steps, text, "step", self.step_count)
@@ -275,7 +328,13 @@ class TranscoderTrainer:
     # --- results
 
     def transcoders(self) -> Transcoders:
-        """The set as it is now, in the units of the model."""
+        """The set as it is now, in the units of the model.
+
+        Returns
+        -------
+        Transcoders
+            With weights of its own, which later steps do not change.
+        """
         with self._turn:
             return self._transcoders()
 
@@ -310,8 +369,15 @@ class TranscoderTrainer:
         )
 
     def history(self) -> pd.DataFrame:
-        """One row per step and layer: step, layer, loss, error (share of the variance, about), penalty, aux,
-        l0, grad_norm, n_dead (before the step), sparsity (the penalty's weight)."""
+        """The results of all steps.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per step and layer: step, layer, loss, error (about the unexplained share of the
+            variance), penalty, aux, l0, grad_norm, n_dead (before the step), sparsity (the penalty's
+            weight).
+        """
         import pandas as pd
 
         rows = [
@@ -325,7 +391,18 @@ class TranscoderTrainer:
     # --- checkpoints
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint, whole or not at all; a step that was interrupted is finished first."""
+        """Write a checkpoint, whole or not at all; a step that was interrupted is finished first.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
         with self._turn:
             self._save(Path(_check.path(path)))
 
@@ -340,8 +417,18 @@ class TranscoderTrainer:
         write_bundle(path, state.SCHEMA, state.meta(self), tensors)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the run that `path` holds; CheckpointError if it is damaged or not of this model, these
-        data and these options, with nothing changed."""
+        """Take over the run that a checkpoint holds; after an error, nothing is changed.
+
+        Parameters
+        ----------
+        path : path
+            The file, with or without ".checkpoint.safetensors".
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, or of another model, other data or other options.
+        """
         path = Path(state.SCHEMA.file(path))
         with self._turn:
             with opened(path, state.SCHEMA) as bundle:

@@ -77,7 +77,7 @@ class Transcoders:
     Raises
     ------
     ConfigError
-        With code config_value or hook, for values that make no sense.
+        With code config_value or hook, for invalid values.
     TypeError
         For a source without one of its methods.
 
@@ -124,7 +124,7 @@ class Transcoders:
         self.output_hook = _choice("output_hook", output_hook, (OUTPUT_HOOK,), "hook")
         self.activation = _choice("activation", activation, ACTIVATIONS)  #: "relu", "jump_relu" or "topk"
         if (top_k is not None) != (activation == "topk"):
-            text = "top_k goes with activation='topk' alone" if top_k is not None else "'topk' needs top_k"
+            text = "top_k is for activation='topk' alone" if top_k is not None else "'topk' needs top_k"
             text += f"; got activation={activation!r}, top_k={top_k!r:.60}"
             raise ConfigError(text, code="config_value", field="top_k")
         self.top_k = None if top_k is None else _whole("top_k", top_k)  #: k of "topk", else None
@@ -306,7 +306,7 @@ class Transcoders:
             )
         if len(run) != 1:
             raise ValueError(
-                f"features are of one prompt, got {len(run)}; use run[i], or one prompt at a time"
+                f"features need a run of one prompt, got one of {len(run)}; use run[i] or a single prompt"
             )
         first, last = run._range(0 if run._index is None else run._index)
         with progress_bar(progress, len(self.layers), "features", "layer") as bar:

@@ -1,4 +1,4 @@
-/* base.h: memory, arenas, the thread pool: what every folder of the core stands on. */
+/* base.h: memory, arenas, the thread pool, random numbers: on which every folder of the core is built. */
 #ifndef ASP_BASE_H
 #define ASP_BASE_H
 
@@ -28,7 +28,7 @@ struct asp_environment {
 void asp_environment_enter(asp_environment *environment);
 void asp_environment_leave(asp_environment *environment);
 void asp_environment_of_worker(void);
-/* First in every public function that computes (tests/test_source.py asks for it). */
+/* First in every public function that computes (tests/rules/test_source.py checks it). */
 #define ASP_ENVIRONMENT                                                                                                \
     asp_environment environment_ __attribute__((cleanup(asp_environment_leave)));                                      \
     asp_environment_enter(&environment_)
@@ -87,6 +87,14 @@ static inline asp_context asp_context_of(const asp_context *context, asp_error *
 /* Writes "12.3 MB" into text and returns it. */
 const char *asp_fail_size(char text[32], double bytes);
 
+/* ---- sum.c ---------------------------------------------------------------------- */
+
+/* The i-th number to be added. */
+typedef double (*asp_term)(const void *arg, int64_t i);
+/* The sum of terms 0 .. n-1. */
+double asp_sum(asp_term term, const void *arg, int64_t n);
+double asp_sum_squares(const double *x, int64_t n); /* x (n) read */
+
 /* ---- parallel.c ---------------------------------------------------------------- */
 
 /* One item of work; thread is in [0, n_threads). */
@@ -97,6 +105,23 @@ asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task
 /* 1 if the call should stop: for loops that no asp_parallel_for runs. */
 int asp_parallel_stopped(const asp_context *context);
 enum { ASP_MOST_THREADS = 64 };
+
+/* ---- random.c ------------------------------------------------------------------ */
+
+/* Uses of random numbers, which are part of their counter, so that two uses never share a stream; those of Python are
+ * in attnsparse/_random.py.  CIRCUITS has as its first counter what is drawn. */
+enum { ASP_RANDOM_CIRCUITS = 7 };
+enum { ASP_RANDOM_RESAMPLES = 0, ASP_RANDOM_ORDERS = 1 };
+
+/* Numbers start .. start + n - 1 of the stream of a seed, a use and two further counters, as np.random.Philox and
+ * attnsparse/_random.py have them.
+ *   out (n) written */
+void asp_random_raw(uint64_t *out, int64_t start, int64_t n, uint64_t seed, uint64_t use, uint64_t first,
+                    uint64_t second);
+/* Random order of 0..n-1: that of the first n numbers of the stream, equal ones as they come.
+ *   out (n) written     Errors: NO_MEMORY. */
+asp_status asp_random_permutation(int64_t *out, int64_t n, uint64_t seed, uint64_t use, uint64_t first, uint64_t second,
+                                  asp_error *err);
 
 /* ---- blas.c -------------------------------------------------------------------- */
 

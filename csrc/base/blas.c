@@ -130,14 +130,14 @@ const char *asp_blas_core(void) {
 
 /* ---- forks and the end --------------------------------------------------------------- */
 
-static void before_fork(void) {
+static void blas_before_fork(void) {
     if (state != &own) return;
     atomic_fetch_or(&own.closed, FORKING);
     while (atomic_load(&own.under_way)) pause_a_moment();
     pthread_mutex_lock(&own.lock);
 }
 
-static void after_fork(void) {
+static void blas_after_fork(void) {
     if (state != &own) return;
     pthread_mutex_unlock(&own.lock);
     atomic_fetch_and(&own.closed, ~FORKING);
@@ -163,6 +163,6 @@ static void before_end(void) {
 
 /* When the library is loaded, so that no call can come before. */
 __attribute__((constructor)) static void watch_forks_and_end(void) {
-    pthread_atfork(before_fork, after_fork, after_fork_in_child);
+    pthread_atfork(blas_before_fork, blas_after_fork, after_fork_in_child);
     atexit(before_end);
 }

@@ -99,11 +99,13 @@ static int keep(char *start, int64_t mapped) {
 }
 
 /* A fork waits until no thread is changing the blocks that are kept, so that a child finds them whole. */
-static void before_fork(void) {
+static void memory_before_fork(void) {
     while (atomic_flag_test_and_set(&kept.lock)) sched_yield();
 }
-static void after_fork(void) { atomic_flag_clear(&kept.lock); }
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork); }
+static void memory_after_fork(void) { atomic_flag_clear(&kept.lock); }
+__attribute__((constructor)) static void watch_forks(void) {
+    pthread_atfork(memory_before_fork, memory_after_fork, memory_after_fork);
+}
 #endif
 
 void *asp_memory_hold_space(size_t bytes) {

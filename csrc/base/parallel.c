@@ -100,7 +100,7 @@ static void forget_workers(void) {
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
 
 /* Makes sure that n workers exist, as far as the system lets us; called by the owner.  Their stacks are small, so
- * that many threads fit where address space is short; test_source.py bounds what the core puts on a stack. */
+ * that many threads fit where address space is short; setup.py bounds what the core puts on a stack. */
 static void start_workers(int n) {
     while (pool.n_started < n) {
         pthread_t thread;

@@ -173,7 +173,10 @@ static asp_status prepare(asp_reference_view *r, const asp_attribution_options *
     if (o->reference.run && (!r->z.data || (o->unit == ASP_UNIT_EDGE && (!r->pattern.data || !r->qkv.data))))
         return asp_fail(err, ASP_BAD_STATE,
                         "attribution: the reference run must have recorded z, and pattern and v for entries");
-    return asp_metric_check(&o->metric, model->config.n_vocab, err);
+    const asp_metric *metric = &o->metric;
+    if (metric->kind == ASP_CUSTOM && metric->custom && !metric->custom->gradient)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "attribution needs the gradient of the metric, and this one has none");
+    return asp_metric_check(metric, model->config.n_vocab, err);
 }
 
 static asp_status allocate(attribution *a, const asp_model *m, const asp_attribution_options *o, int n_threads,
@@ -181,9 +184,10 @@ static asp_status allocate(attribution *a, const asp_model *m, const asp_attribu
     const asp_config *c = &m->config;
     asp_activations *acts = &a->tape.acts;
     const int64_t squares = o->unit == ASP_UNIT_EDGE ? acts->square_start[acts->n_sequences] : 0;
+    const int64_t copies = o->metric.kind == ASP_CUSTOM ? a->tape.loss_rows : n_threads;
     asp_real *square;
     asp_arena_part parts[] = {ASP_PART(a->mix.mixed, acts->n_rows, c->n_head * c->d_head),
-                              ASP_PART(a->copies, n_threads, c->n_vocab), ASP_PART(square, squares, 1),
+                              ASP_PART(a->copies, copies, c->n_vocab), ASP_PART(square, squares, 1),
                               ASP_PART(a->mix.open_z, c->d_head, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int64_t bytes = asp_arena_lay_out(&a->arena, parts, PARTS);

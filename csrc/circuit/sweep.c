@@ -232,32 +232,36 @@ static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
 typedef struct {
     const sweep *s;
     double *values;
-    const asp_real *hidden, *logits;
-    int64_t first;
 } value_job;
 
-static void value_item(void *arg, int64_t item, int thread) {
+/* The value of variant i of the block from its final LayerNorm alone. */
+static void value_item(void *arg, int64_t i, int thread) {
     (void)thread;
     const value_job *job = arg;
     const sweep *s = job->s;
-    const asp_metric *metric = &s->options->metric;
-    const int64_t i = job->first + item, e = s->model->config.d_model, v = s->model->config.n_vocab;
-    const int64_t sequence = s->variants[i].sequence;
     job->values[s->sorted[s->block_begin + i]] =
-        job->logits ? asp_metric_value(metric, sequence, job->logits + item * v, v)
-                    : asp_metric_from_hidden(metric, sequence, s->model, job->hidden + i * e);
+        asp_metric_from_hidden(&s->options->metric, s->variants[i].sequence, s->model,
+                               s->last_ln + i * s->model->config.d_model);
+}
+
+/* The same of the variants first .. first + n - 1 from all their logits. */
+static asp_status values_from_logits(sweep *s, double *values, int64_t first, int64_t n, const asp_context *context) {
+    const asp_config *c = &s->model->config;
+    int64_t sequence[ASP_LOSS_CHUNK];
+    double found[ASP_LOSS_CHUNK];
+    for (int64_t i = 0; i < n; i++) sequence[i] = s->variants[first + i].sequence;
+    asp_status status = asp_unembed(s->model, s->logits, s->last_ln + first * c->d_model, n, s->logit_rows, context);
+    if (!status) status = asp_metric_rows(found, &s->options->metric, sequence, n, s->logits, c->n_vocab, context);
+    for (int64_t i = 0; !status && i < n; i++) values[s->sorted[s->block_begin + first + i]] = found[i];
+    return status;
 }
 
 static asp_status block_values(sweep *s, double *values, int64_t n, const asp_context *context) {
-    value_job job = {.s = s, .values = values, .hidden = s->last_ln};
+    value_job job = {s, values};
     if (!asp_metric_needs_all(s->options->metric.kind)) return asp_parallel_for(context, n, value_item, &job);
     asp_status status = ASP_OK;
-    job.logits = s->logits;
-    for (; !status && job.first < n; job.first += ASP_LOSS_CHUNK) {
-        const int64_t rows = asp_min(ASP_LOSS_CHUNK, n - job.first), e = s->model->config.d_model;
-        status = asp_unembed(s->model, s->logits, s->last_ln + job.first * e, rows, s->logit_rows, context);
-        if (!status) status = asp_parallel_for(context, rows, value_item, &job);
-    }
+    for (int64_t first = 0; !status && first < n; first += ASP_LOSS_CHUNK)
+        status = values_from_logits(s, values, first, asp_min(ASP_LOSS_CHUNK, n - first), context);
     return status;
 }
 

@@ -109,7 +109,8 @@ static asp_status layer_up(rows *w, asp_real *carried, const asp_context *contex
 }
 
 asp_status asp_graph_heads_sources(asp_real *carried, const asp_model *model, const asp_held_run *frozen,
-                                   const asp_writes *writes, const asp_context *context, asp_error *err) {
+                                   const asp_writes *writes, const int64_t *row, int64_t n_rows,
+                                   const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
@@ -118,14 +119,16 @@ asp_status asp_graph_heads_sources(asp_real *carried, const asp_model *model, co
     asp_status status = asp_flow_open(&flow, model, frozen, err);
     if (!status) status = asp_flow_check_writes(&flow, writes, err);
     if (status) return status;
-    rows w = {.flow = &flow, .n = writes->n_sources};
-    status = allocate(&w, writes->n_sources, err);
-    for (int64_t i = 0; !status && i < writes->n_writes; i++) w.position[writes->source[i]] = writes->position[i];
+    rows w = {.flow = &flow, .n = n_rows};
+    status = allocate(&w, n_rows, err);
+    for (int64_t i = 0; !status && i < writes->n_writes; i++)
+        if (row[writes->source[i]] >= 0) w.position[row[writes->source[i]]] = writes->position[i];
     if (!status) status = asp_blas_enter(context, err);
     const int entered = !status;
     for (int64_t l = 0, next = 0; !status && l < model->config.n_layer; l++) {
         for (; next < writes->n_writes && writes->layer[next] == l; next++)
-            asp_isa_kernels()->add(w.x + writes->source[next] * e, writes->vectors + next * e, e);
+            if (row[writes->source[next]] >= 0)
+                asp_isa_kernels()->add(w.x + row[writes->source[next]] * e, writes->vectors + next * e, e);
         w.layer = l;
         status = layer_up(&w, carried, context);
     }

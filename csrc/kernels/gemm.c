@@ -25,11 +25,11 @@ int64_t asp_gemm_min_rows(int64_t n, int64_t k) {
 }
 
 /* First index of block i of n split in `blocks`, on a multiple of 16: n i / blocks without a product that overflows. */
-static int64_t block_start(int64_t n, int64_t blocks, int64_t i) {
+static int64_t gemm_block_start(int64_t n, int64_t blocks, int64_t i) {
     return i == blocks ? n : (n / blocks * i + n % blocks * i / blocks) / 16 * 16;
 }
 
-static void plan(gemm_job *job) {
+static void plan_blocks(gemm_job *job) {
     const asp_gemm *g = job->gemm;
     job->column_blocks = asp_max(1, g->n / COLUMN_BLOCK);
     const int64_t least = asp_max(LEAST_ROWS, asp_gemm_min_rows(g->n, g->k) + 16);
@@ -54,10 +54,10 @@ static void gemm_block(void *arg, int64_t item, int thread) {
     const gemm_job *job = arg;
     const asp_gemm *g = job->gemm;
     const int64_t i = item / job->column_blocks, j = item % job->column_blocks;
-    const int64_t row = block_start(g->m, job->row_blocks, i);
-    const int64_t rows = block_start(g->m, job->row_blocks, i + 1) - row;
-    const int64_t column = block_start(g->n, job->column_blocks, j);
-    const int64_t columns = block_start(g->n, job->column_blocks, j + 1) - column;
+    const int64_t row = gemm_block_start(g->m, job->row_blocks, i);
+    const int64_t rows = gemm_block_start(g->m, job->row_blocks, i + 1) - row;
+    const int64_t column = gemm_block_start(g->n, job->column_blocks, j);
+    const int64_t columns = gemm_block_start(g->n, job->column_blocks, j + 1) - column;
     const asp_real *a = g->a + (g->trans_a ? row : row * g->lda);
     const asp_real *b = g->b + (g->trans_b ? column * g->ldb : column);
     asp_real *c = g->c + row * g->ldc + column;
@@ -83,7 +83,7 @@ asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context) {
                         "a product of %lld x %lld with %lld x %lld is too large: BLAS takes sizes up to %d",
                         (long long)gemm->m, (long long)gemm->k, (long long)gemm->k, (long long)gemm->n, INT_MAX);
     gemm_job job = {.gemm = gemm};
-    plan(&job);
+    plan_blocks(&job);
     return asp_parallel_for(context, job.row_blocks * job.column_blocks, gemm_block, &job);
 }
 

@@ -1,5 +1,5 @@
 /* kernels.h: the table of inner loops.  One table per instruction set (kernels_base.c, kernels_avx2.c,
- * kernels_avx512.c, all from the same templates); dispatch.c chooses one at run time.
+ * kernels_avx512.c, all from the same templates); isa.c chooses one at run time.
  * Kernels are serial, never allocate and cannot fail. */
 #ifndef ASP_KERNELS_H
 #define ASP_KERNELS_H
@@ -20,7 +20,7 @@ typedef struct {
 } asp_layernorm;
 asp_status asp_layernorm_forward(const asp_layernorm *ln, const asp_context *context);
 
-/* Rows are added up in so many chunks, whatever the number of threads. */
+/* The number of chunks in which rows are added up, for any number of threads. */
 enum { ASP_LN_CHUNKS = 32 };
 typedef struct {
     asp_real *dx;              /* (n,E) added to */
@@ -60,7 +60,7 @@ typedef struct {
     int64_t n_rows;  /* rows that hold tokens; the rest are padding */
     int64_t k_block; /* of skinny products, 0: leave it to BLAS */
 } asp_gemm;
-/* BAD_ARGUMENT without a text: a size that BLAS is given passes INT_MAX. */
+/* BAD_ARGUMENT: a size that BLAS is given exceeds INT_MAX. */
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context);
 /* sums (columns) += column sums of x (n, columns). */
 asp_status asp_gemm_column_sums(asp_real *sums, const asp_real *x, int64_t n, int64_t columns,

@@ -5,7 +5,7 @@
 
 enum { QUERIES = 4 };
 
-/* Offsets into unit->scratch; the sizes add up to asp_attention_scratch. */
+/* Offsets into task->scratch; the sizes add up to asp_attention_scratch. */
 typedef struct {
     int64_t keys, width;  /* T and D rounded up, the row lengths of the buffers */
     asp_real *k_t, *v_t;  /* (D,keys)  transposed, zero beyond T */

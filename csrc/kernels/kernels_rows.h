@@ -14,7 +14,7 @@ static void noise_row(asp_real *u, int64_t n, uint64_t row_key) {
     }
 }
 
-static void add(asp_real *out, const asp_real *x, int64_t n) {
+static void add_row(asp_real *out, const asp_real *x, int64_t n) {
     int64_t i = 0;
     for (; i + ASP_LANES <= n; i += ASP_LANES) store(out + i, load(out + i) + load(x + i));
     for (; i < n; i++) out[i] += x[i];
@@ -26,7 +26,7 @@ static void axpy(asp_real *out, asp_real a, const asp_real *x, int64_t n) {
     for (; i < n; i++) out[i] += a * x[i];
 }
 
-static asp_real dot(const asp_real *x, const asp_real *y, int64_t n) {
+static asp_real dot_row(const asp_real *x, const asp_real *y, int64_t n) {
     vec sums = {0};
     int64_t i = 0;
     for (; i + ASP_LANES <= n; i += ASP_LANES) sums += load(x + i) * load(y + i);

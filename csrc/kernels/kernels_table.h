@@ -8,9 +8,9 @@
      .layernorm_backward_row = layernorm_backward_row,                                                                 \
      .activate = activate,                                                                                             \
      .activate_backward = activate_backward,                                                                           \
-     .add = add,                                                                                                       \
+     .add = add_row,                                                                                                   \
      .axpy = axpy,                                                                                                     \
-     .dot = dot,                                                                                                       \
+     .dot = dot_row,                                                                                                   \
      .cross_entropy_row = cross_entropy_row,                                                                           \
      .attention_forward = attention_forward,                                                                           \
      .attention_backward = attention_backward,                                                                         \

@@ -10,7 +10,7 @@ int64_t asp_skinny_probe(int64_t k);
 /* Few rows, and a block size is known.  Rows of A up to a multiple of 4 are read. */
 int asp_skinny_fits(const asp_gemm *gemm);
 asp_status asp_skinny_run(const asp_gemm *gemm, const asp_context *context);
-/* linear.c: what follows a product, on rows [row, row + rows) and these columns. */
+/* gemm.c: what follows a product, on rows [row, row + rows) and these columns. */
 void asp_gemm_finish(const asp_gemm *g, int64_t row, int64_t rows, int64_t column, int64_t columns);
 
 #endif

@@ -28,7 +28,7 @@ static asp_real score_scale(const asp_config *c, int64_t layer) {
 }
 
 /* What forward and backward share: the inputs, the gate and the square blocks of one head. */
-static asp_attention_task describe(const attention_job *job, int64_t sequence, int64_t head, int thread) {
+static asp_attention_task describe_head(const attention_job *job, int64_t sequence, int64_t head, int thread) {
     const asp_config *c = &job->model->config;
     const asp_activations *acts = job->acts;
     const asp_gate *gate = job->gate;
@@ -70,7 +70,7 @@ static void forward_item(void *arg, int64_t item, int thread) {
     const attention_job *job = arg;
     const asp_activations *acts = job->acts;
     const int64_t n_head = job->model->config.n_head, sequence = item / n_head, head = item % n_head;
-    asp_attention_task u = describe(job, sequence, head, thread);
+    asp_attention_task u = describe_head(job, sequence, head, thread);
     if (acts->pattern || acts->scores || acts->gate) {
         const int64_t at = square_at(job, sequence, head);
         if (acts->pattern) u.pattern = acts->pattern + at;
@@ -116,7 +116,7 @@ static void backward_item(void *arg, int64_t item, int thread) {
     const asp_activation_gradients *grads = job->grads;
     const int64_t sequence = item / c->n_head, head = item % c->n_head, width = c->n_head * c->d_head;
     const int64_t row = job->acts->offsets[sequence];
-    asp_attention_task u = describe(job, sequence, head, thread);
+    asp_attention_task u = describe_head(job, sequence, head, thread);
     u.dz = grads->z.data + job->layer * grads->z.stride + row * width + head * c->d_head;
     u.dz_stride = width;
     u.dq = grads->qkv.data + job->layer * grads->qkv.stride + row * 3 * width + head * c->d_head;

@@ -4,8 +4,7 @@
 
 #include "model/hooks.h"
 
-static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
-/* The same of what every tape has. */
+/* The data of a layer in a slot that every tape has. */
 static asp_real *wanted(asp_slot s, int64_t layer) { return s.data + layer * s.stride; }
 
 /* ---- LayerNorm -------------------------------------------------------------------------- */
@@ -89,20 +88,22 @@ static asp_status mlp_backward(const asp_model *m, asp_tape *tape, int64_t l, co
     const asp_activations *a = &tape->acts;
     const int64_t e = c->d_model, n = a->n_tokens;
     asp_real *dy = wanted(g->resid, l + 1), *dmid = wanted(g->mid, l), *dpre = wanted(g->mlp_pre, l),
-             *pre = slot(a->mlp_pre, l);
-    asp_real *dpost = slot(g->mlp_post, l);
-    asp_status status = linear_backward(m, tape, dpost ? dpost : dpre, slot(a->mlp_post, l), dy, o->out_w, o->out_b, e,
-                                        c->d_mlp, dpost ? NULL : pre, context);
+             *pre = asp_slot_at(a->mlp_pre, l);
+    asp_real *dpost = asp_slot_at(g->mlp_post, l);
+    asp_status status = linear_backward(m, tape, dpost ? dpost : dpre, asp_slot_at(a->mlp_post, l), dy, o->out_w,
+                                        o->out_b, e, c->d_mlp, dpost ? NULL : pre, context);
     if (!status && dpost) {
         memcpy(dpre, dpost, (size_t)(n * c->d_mlp) * sizeof *dpre);
         activation_job job = {dpre, pre, n, c->d_mlp, c->activation};
         status = asp_parallel_for(context, n, activation_item, &job);
     }
     if (!status)
-        status = linear_backward(m, tape, g->ln, slot(a->ln2, l), dpre, o->fc_w, o->fc_b, c->d_mlp, e, NULL, context);
+        status =
+            linear_backward(m, tape, g->ln, asp_slot_at(a->ln2, l), dpre, o->fc_w, o->fc_b, c->d_mlp, e, NULL, context);
     if (dmid != dy) memcpy(dmid, dy, (size_t)(n * e) * sizeof *dy);
     if (!status)
-        status = layernorm_backward(m, tape, dmid, slot(a->mid, l), slot(a->ln2_scale, l), o->ln2_w, o->ln2_b, context);
+        status = layernorm_backward(m, tape, dmid, asp_slot_at(a->mid, l), asp_slot_at(a->ln2_scale, l), o->ln2_w,
+                                    o->ln2_b, context);
     return status;
 }
 
@@ -114,16 +115,18 @@ static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, in
     const asp_activations *a = &tape->acts;
     const int64_t e = c->d_model, width = c->n_head * c->d_head;
     asp_real *dmid = wanted(g->mid, l), *dx = wanted(g->resid, l);
-    asp_status status =
-        linear_backward(m, tape, slot(g->z, l), slot(a->z, l), dmid, o->proj_w, o->proj_b, e, width, NULL, context);
-    if (!status && a->hooks && a->hooks->dz) status = a->hooks->dz(a->hooks->state, a, l, slot(g->z, l), context);
+    asp_status status = linear_backward(m, tape, asp_slot_at(g->z, l), asp_slot_at(a->z, l), dmid, o->proj_w, o->proj_b,
+                                        e, width, NULL, context);
+    if (!status && a->hooks && a->hooks->dz)
+        status = a->hooks->dz(a->hooks->state, a, l, asp_slot_at(g->z, l), context);
     if (!status) status = asp_attention_backward(m, a, g, l, gate, &tape->scratch, context);
     if (!status)
-        status = linear_backward(m, tape, g->ln, slot(a->ln1, l), slot(g->qkv, l), o->qkv_w, o->qkv_b, 3 * width, e,
-                                 NULL, context);
+        status = linear_backward(m, tape, g->ln, asp_slot_at(a->ln1, l), asp_slot_at(g->qkv, l), o->qkv_w, o->qkv_b,
+                                 3 * width, e, NULL, context);
     if (dx != dmid) memcpy(dx, dmid, (size_t)(a->n_tokens * e) * sizeof *dx);
     if (!status)
-        status = layernorm_backward(m, tape, dx, slot(a->resid, l), slot(a->ln1_scale, l), o->ln1_w, o->ln1_b, context);
+        status = layernorm_backward(m, tape, dx, asp_slot_at(a->resid, l), asp_slot_at(a->ln1_scale, l), o->ln1_w,
+                                    o->ln1_b, context);
     return status;
 }
 
@@ -164,7 +167,7 @@ asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gat
     const int64_t last = c->n_layer, e = c->d_model;
     asp_real *dx = wanted(tape->grads.resid, last);
     memset(dx, 0, (size_t)(tape->acts.n_tokens * e) * sizeof *dx);
-    asp_status status = layernorm_backward(m, tape, dx, slot(tape->acts.resid, last), tape->acts.ln_final_scale,
+    asp_status status = layernorm_backward(m, tape, dx, asp_slot_at(tape->acts.resid, last), tape->acts.ln_final_scale,
                                            m->lnf_w, m->lnf_b, context);
     for (int64_t l = last - 1; !status && l >= 0; l--) {
         status = mlp_backward(m, tape, l, context);

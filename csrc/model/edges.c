@@ -3,12 +3,12 @@
 
 #include "model/model.h"
 
-static asp_status no_memory(asp_error *err) {
+static asp_status no_memory_for_edges(asp_error *err) {
     return asp_fail(err, ASP_NO_MEMORY, "no memory for the open edges of a run; raise edge_threshold to keep fewer");
 }
 
 /* left: bytes of max_bytes that the arrays of the run do not take. */
-static asp_status no_room(int64_t left, asp_error *err) {
+static asp_status no_room_for_edges(int64_t left, asp_error *err) {
     char size[32];
     return asp_fail(
         err, ASP_NO_MEMORY,
@@ -20,7 +20,7 @@ asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, c
                          int64_t n_sequences, double threshold, int64_t max_bytes, asp_error *err) {
     *builder = NULL;
     asp_edge_builder *b = asp_allocate(1, sizeof *b);
-    if (!b) return no_memory(err);
+    if (!b) return no_memory_for_edges(err);
     b->threshold = threshold;
     b->n_layer = config->n_layer;
     b->n_head = config->n_head;
@@ -37,7 +37,7 @@ asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, c
         complete = b->layers[l].start != NULL;
     }
     if (!complete) {
-        const asp_status status = b->max_bytes < 0 ? no_room(max_bytes, err) : no_memory(err);
+        const asp_status status = b->max_bytes < 0 ? no_room_for_edges(max_bytes, err) : no_memory_for_edges(err);
         asp_edges_free(b);
         return status;
     }
@@ -45,7 +45,7 @@ asp_status asp_edges_new(asp_edge_builder **builder, const asp_config *config, c
     return ASP_OK;
 }
 
-static void free_layer(asp_layer_edges *layer) {
+static void free_layer_edges(asp_layer_edges *layer) {
     asp_release(layer->start);
     asp_release(layer->key);
     asp_release(layer->weight);
@@ -54,7 +54,7 @@ static void free_layer(asp_layer_edges *layer) {
 
 void asp_edges_free(asp_edge_builder *b) {
     if (!b) return;
-    for (int64_t l = 0; b->layers && l < b->n_layer; l++) free_layer(&b->layers[l]);
+    for (int64_t l = 0; b->layers && l < b->n_layer; l++) free_layer_edges(&b->layers[l]);
     asp_release(b->layers);
     asp_release(b->start);
     asp_release(b->key);
@@ -69,10 +69,10 @@ asp_status asp_edges_count_done(asp_edge_builder *b, int64_t layer, asp_error *e
     const int64_t n = edges->start[rows];
     b->edges.n_edges += n;
     if (b->edges.n_edges > b->max_bytes / (int64_t)(2 * (sizeof(int32_t) + sizeof(asp_real))))
-        return no_room(b->asked, err);
+        return no_room_for_edges(b->asked, err);
     edges->key = asp_allocate(n > 0 ? n : 1, sizeof *edges->key);
     edges->weight = asp_allocate(n > 0 ? n : 1, sizeof *edges->weight);
-    return edges->key && edges->weight ? ASP_OK : no_memory(err);
+    return edges->key && edges->weight ? ASP_OK : no_memory_for_edges(err);
 }
 
 asp_status asp_edges_finish(asp_edge_builder *b, asp_error *err) {
@@ -81,7 +81,7 @@ asp_status asp_edges_finish(asp_edge_builder *b, asp_error *err) {
     b->start = asp_allocate(n_rows + 1, sizeof *b->start);
     b->key = asp_allocate(room, sizeof *b->key);
     b->weight = asp_allocate(room, sizeof *b->weight);
-    if (!b->start || !b->key || !b->weight) return no_memory(err);
+    if (!b->start || !b->key || !b->weight) return no_memory_for_edges(err);
     int64_t row = 0, at = 0;
     for (int64_t s = 0; s < b->n_sequences; s++) {
         const int64_t rows = b->n_head * (b->offsets[s + 1] - b->offsets[s]), first = b->n_head * b->offsets[s];
@@ -95,7 +95,7 @@ asp_status asp_edges_finish(asp_edge_builder *b, asp_error *err) {
         }
     }
     b->start[row] = at;
-    for (int64_t l = 0; l < b->n_layer; l++) free_layer(&b->layers[l]);
+    for (int64_t l = 0; l < b->n_layer; l++) free_layer_edges(&b->layers[l]);
     b->edges = (asp_edges){n_rows, at, b->start, b->key, b->weight};
     return ASP_OK;
 }

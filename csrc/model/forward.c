@@ -10,7 +10,7 @@ typedef struct {
 
 enum { ROWS_PER_ITEM = 16 };
 
-static int64_t row_items(int64_t n) { return (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM; }
+static int64_t embedding_items(int64_t n) { return (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM; }
 
 /* Position of a packed row in its sequence. */
 static int64_t position_of(const asp_activations *acts, int64_t row) {
@@ -41,9 +41,7 @@ static void embed_rows(void *arg, int64_t item, int thread) {
     }
 }
 
-static asp_real *slot(asp_slot s, int64_t layer) { return s.data ? s.data + layer * s.stride : NULL; }
-
-static void residual(const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
+static void residual_hook(const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
     const asp_hooks *hooks = acts->hooks;
     if (hooks && hooks->residual) hooks->residual(hooks->state, acts, point, layer, x);
 }
@@ -105,7 +103,7 @@ static asp_status head_results(const asp_model *m, const asp_activations *acts, 
                             .lda = width,
                             .b = m->data + m->layers[layer].proj_w + h * c->d_head * c->d_model,
                             .ldb = c->d_model,
-                            .c = slot(acts->result, layer) + h * c->d_model,
+                            .c = asp_slot_at(acts->result, layer) + h * c->d_model,
                             .ldc = c->n_head * c->d_model,
                             .n_rows = acts->n_tokens,
                             .k_block = m->k_block.head};
@@ -119,12 +117,12 @@ asp_status asp_forward_attention(const asp_model *m, const asp_activations *acts
     const asp_config *c = &m->config;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t width = c->n_head * c->d_head;
-    asp_real *ln = slot(acts->ln1, l);
-    asp_status status = layernorm(m, acts, slot(acts->resid, l), o->ln1_w, o->ln1_b, ln, slot(acts->ln1_scale, l),
-                                  slot(acts->ln1_normalized, l), context);
+    asp_real *ln = asp_slot_at(acts->ln1, l);
+    asp_status status = layernorm(m, acts, asp_slot_at(acts->resid, l), o->ln1_w, o->ln1_b, ln,
+                                  asp_slot_at(acts->ln1_scale, l), asp_slot_at(acts->ln1_normalized, l), context);
     if (!status)
-        status = linear(m, acts, slot(acts->qkv, l), ln, o->qkv_w, o->qkv_b, 3 * width, c->d_model, ASP_EPILOGUE_BIAS,
-                        NULL, NULL, context);
+        status = linear(m, acts, asp_slot_at(acts->qkv, l), ln, o->qkv_w, o->qkv_b, 3 * width, c->d_model,
+                        ASP_EPILOGUE_BIAS, NULL, NULL, context);
     return status ? status : asp_attention_forward(m, acts, l, gate, scratch, context);
 }
 
@@ -132,15 +130,16 @@ asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, i
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = m->config.d_model, width = m->config.n_head * m->config.d_head;
     const asp_hooks *hooks = acts->hooks;
-    const asp_real *z = hooks && hooks->output_input ? hooks->output_input(hooks->state, acts, l) : slot(acts->z, l);
+    const asp_real *z =
+        hooks && hooks->output_input ? hooks->output_input(hooks->state, acts, l) : asp_slot_at(acts->z, l);
     asp_status status = acts->result.data ? head_results(m, acts, l, z, context) : ASP_OK;
     if (!status && acts->attn_out.data)
-        status = linear(m, acts, slot(acts->attn_out, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_BIAS, NULL,
-                        NULL, context);
+        status = linear(m, acts, asp_slot_at(acts->attn_out, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_BIAS,
+                        NULL, NULL, context);
     if (!status)
-        status = linear(m, acts, slot(acts->mid, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_RESIDUAL,
-                        slot(acts->resid, l), NULL, context);
-    if (!status) residual(acts, ASP_POINT_MID, l, slot(acts->mid, l));
+        status = linear(m, acts, asp_slot_at(acts->mid, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_RESIDUAL,
+                        asp_slot_at(acts->resid, l), NULL, context);
+    if (!status) residual_hook(acts, ASP_POINT_MID, l, asp_slot_at(acts->mid, l));
     return status;
 }
 
@@ -150,12 +149,12 @@ static asp_status substitute_mlp(const asp_model *m, const asp_activations *acts
     const asp_mlp_substitute *substitute = &acts->hooks->mlp;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = m->config.d_model;
-    const asp_real *mid = slot(acts->mid, l);
-    asp_real *normalized = slot(acts->ln2_normalized, l), *out = slot(acts->mlp_out, l),
-             *next = slot(acts->resid, l + 1);
-    if (!normalized) normalized = slot(acts->ln2, l);
+    const asp_real *mid = asp_slot_at(acts->mid, l);
+    asp_real *normalized = asp_slot_at(acts->ln2_normalized, l), *out = asp_slot_at(acts->mlp_out, l),
+             *next = asp_slot_at(acts->resid, l + 1);
+    if (!normalized) normalized = asp_slot_at(acts->ln2, l);
     asp_status status =
-        layernorm(m, acts, mid, o->ln2_w, o->ln2_b, NULL, slot(acts->ln2_scale, l), normalized, context);
+        layernorm(m, acts, mid, o->ln2_w, o->ln2_b, NULL, asp_slot_at(acts->ln2_scale, l), normalized, context);
     if (!status)
         status = substitute->layer(substitute->state, l, substitute->from_mid ? mid : normalized, out, context);
     for (int64_t i = 0; !status && i < acts->n_tokens * e; i++) next[i] = mid[i] + out[i];
@@ -166,19 +165,20 @@ static asp_status own_mlp(const asp_model *m, const asp_activations *acts, int64
     const asp_config *c = &m->config;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t e = c->d_model;
-    const asp_real *x = slot(acts->mid, l);
-    asp_real *ln = slot(acts->ln2, l), *post = slot(acts->mlp_post, l), *pre = slot(acts->mlp_pre, l);
-    asp_status status =
-        layernorm(m, acts, x, o->ln2_w, o->ln2_b, ln, slot(acts->ln2_scale, l), slot(acts->ln2_normalized, l), context);
+    const asp_real *x = asp_slot_at(acts->mid, l);
+    asp_real *ln = asp_slot_at(acts->ln2, l), *post = asp_slot_at(acts->mlp_post, l),
+             *pre = asp_slot_at(acts->mlp_pre, l);
+    asp_status status = layernorm(m, acts, x, o->ln2_w, o->ln2_b, ln, asp_slot_at(acts->ln2_scale, l),
+                                  asp_slot_at(acts->ln2_normalized, l), context);
     if (!status)
         status = linear(m, acts, pre ? pre : post, ln, o->fc_w, o->fc_b, c->d_mlp, e, ASP_EPILOGUE_BIAS_ACT, NULL, post,
                         context);
     if (!status && acts->mlp_out.data)
-        status = linear(m, acts, slot(acts->mlp_out, l), post, o->out_w, o->out_b, e, c->d_mlp, ASP_EPILOGUE_BIAS, NULL,
-                        NULL, context);
+        status = linear(m, acts, asp_slot_at(acts->mlp_out, l), post, o->out_w, o->out_b, e, c->d_mlp,
+                        ASP_EPILOGUE_BIAS, NULL, NULL, context);
     if (!status)
-        status = linear(m, acts, slot(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp, ASP_EPILOGUE_RESIDUAL,
-                        x, NULL, context);
+        status = linear(m, acts, asp_slot_at(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp,
+                        ASP_EPILOGUE_RESIDUAL, x, NULL, context);
     return status;
 }
 
@@ -186,12 +186,12 @@ asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int6
     const asp_mlp_substitute *substitute = acts->hooks && acts->hooks->mlp.layer ? &acts->hooks->mlp : NULL;
     const int own = !substitute || (substitute->kept && substitute->kept[l]);
     const asp_status status = own ? own_mlp(m, acts, l, context) : substitute_mlp(m, acts, l, context);
-    if (!status) residual(acts, ASP_POINT_POST, l, slot(acts->resid, l + 1));
+    if (!status) residual_hook(acts, ASP_POINT_POST, l, asp_slot_at(acts->resid, l + 1));
     return status;
 }
 
 asp_status asp_forward_final(const asp_model *m, const asp_activations *acts, const asp_context *context) {
-    return layernorm(m, acts, slot(acts->resid, m->config.n_layer), m->lnf_w, m->lnf_b, acts->ln_final,
+    return layernorm(m, acts, asp_slot_at(acts->resid, m->config.n_layer), m->lnf_w, m->lnf_b, acts->ln_final,
                      acts->ln_final_scale, acts->ln_final_normalized, context);
 }
 
@@ -199,13 +199,13 @@ asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, c
                               const asp_scratch *scratch, const asp_context *context) {
     embed_job job = {m, acts};
     const int64_t n_layer = m->config.n_layer;
-    asp_status status = asp_parallel_for(context, row_items(acts->n_tokens), embed_rows, &job);
+    asp_status status = asp_parallel_for(context, embedding_items(acts->n_tokens), embed_rows, &job);
     for (int64_t l = 0; !status && l < n_layer; l++) {
-        residual(acts, ASP_POINT_PRE, l, slot(acts->resid, l));
+        residual_hook(acts, ASP_POINT_PRE, l, asp_slot_at(acts->resid, l));
         status = asp_forward_attention(m, acts, l, gate, scratch, context);
         if (!status) status = asp_forward_output(m, acts, l, context);
         if (!status) status = asp_forward_mlp(m, acts, l, context);
     }
-    if (!status) residual(acts, ASP_POINT_PRE, n_layer, slot(acts->resid, n_layer));
+    if (!status) residual_hook(acts, ASP_POINT_PRE, n_layer, asp_slot_at(acts->resid, n_layer));
     return status ? status : asp_forward_final(m, acts, context);
 }

@@ -23,8 +23,8 @@ double asp_gradients_loss(const asp_gradients *g) { return g->loss; }
 asp_array asp_gradients_array(const asp_gradients *g, asp_record record) { return g->arrays[record]; }
 asp_real *asp_gradients_parameters(const asp_gradients *g) { return g->parameters; }
 
-static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch *batch,
-                           const asp_gradient_options *options, asp_error *err) {
+static asp_status allocate_gradients(asp_gradients *g, const asp_model *m, const asp_batch *batch,
+                                     const asp_gradient_options *options, asp_error *err) {
     int64_t positions[ASP_N_RECORDS], parameters = -1;
     const int64_t rows = asp_shape_rows(m, batch->offsets[batch->n_sequences], 0);
     for (int r = 0; r < ASP_N_RECORDS; r++) {
@@ -50,7 +50,7 @@ static asp_status allocate(asp_gradients *g, const asp_model *m, const asp_batch
 }
 
 /* Points the tape's gradients at the arrays that the caller keeps. */
-static void redirect(asp_tape *tape, const asp_gradients *g) {
+static void redirect_tape(asp_tape *tape, const asp_gradients *g) {
     const struct {
         asp_record record;
         asp_slot *slot;
@@ -67,14 +67,14 @@ static void redirect(asp_tape *tape, const asp_gradients *g) {
     tape->grads.parameters = g->parameters;
 }
 
-static asp_status compute(asp_gradients *g, const asp_model *m, const asp_batch *batch, asp_tape *tape, double *work,
-                          const asp_gradient_options *options, const asp_context *context) {
+static asp_status compute_gradients(asp_gradients *g, const asp_model *m, const asp_batch *batch, asp_tape *tape,
+                                    double *work, const asp_gradient_options *options, const asp_context *context) {
     double *bias = work, *expected = work + m->config.n_layer, open = 0, weight = 0;
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
     const asp_gate gate = {.gated = m->config.gated,
                            .bias = bias,
                            .straight_through = options->gate_gradient == ASP_GATE_GRADIENT_STRAIGHT_THROUGH};
-    redirect(tape, g);
+    redirect_tape(tape, g);
     asp_status status = asp_forward_layers(m, &tape->acts, &gate, &tape->scratch, context);
     for (int64_t r = 0; !options->dlogits && r < tape->acts.n_tokens; r++) weight += (double)batch->weights[r];
     if (!status && options->dlogits) status = asp_loss_linear(m, tape, options->dlogits, &g->loss, context);
@@ -100,12 +100,12 @@ asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const 
     double *work = asp_allocate(2 * model->config.n_layer, sizeof *work);
     asp_tape tape = {0};
     if (!g || !work) status = asp_fail(err, ASP_NO_MEMORY, "no memory for gradients");
-    if (!status) status = allocate(g, model, &batch, options, err);
+    if (!status) status = allocate_gradients(g, model, &batch, options, err);
     if (!status)
         status = asp_tape_prepare(&tape, model, &batch, context->n_threads, options->max_bytes - g->arena.bytes, err);
     if (!status) status = asp_blas_enter(context, err);
     if (!status) {
-        status = compute(g, model, &batch, &tape, work, options, context);
+        status = compute_gradients(g, model, &batch, &tape, work, options, context);
         asp_blas_leave();
     }
     asp_tape_free(&tape);

@@ -10,7 +10,7 @@ typedef struct {
     const asp_batch *batch;
     const asp_real *dlogits; /* (N,V) given by the caller, or NULL */
     const asp_metric *metric;
-    asp_real *copies; /* (n_threads,V) */
+    asp_real *copies; /* (n_threads,V), of a custom metric (loss_rows,V) */
     double coefficient;
     int64_t first; /* in row_index */
 } loss_job;
@@ -49,6 +49,17 @@ static void metric_item(void *arg, int64_t item, int thread) {
     asp_metric_gradient(job->metric, b, logits, copy, v);
 }
 
+/* The same for n rows of a custom metric, whose functions take them together. */
+static asp_status custom_rows(const loss_job *job, int64_t n, const asp_context *context) {
+    const int64_t v = job->model->config.n_vocab;
+    const asp_metric part = asp_metric_part(job->metric, job->first, n, v);
+    asp_real *logits = job->tape->logits;
+    asp_status status = asp_metric_values(job->tape->row_loss + job->first, &part, logits, v, context, context->err);
+    if (!status) status = asp_metric_gradients(job->copies, &part, logits, v, context, context->err);
+    if (!status) memcpy(logits, job->copies, (size_t)(n * v) * sizeof *logits);
+    return status;
+}
+
 static asp_status unembed_backward(const asp_model *m, asp_tape *tape, int64_t rows, const asp_context *context) {
     const int64_t e = m->config.d_model, v = m->config.n_vocab;
     const asp_gemm to_hidden = {.m = rows,
@@ -82,7 +93,7 @@ static asp_status unembed_backward(const asp_model *m, asp_tape *tape, int64_t r
     return status;
 }
 
-/* Runs the chunks of the rows listed in tape->row_index. */
+/* Runs the chunks of the rows listed in tape->row_index; item NULL: of a custom metric. */
 static asp_status run_chunks(loss_job *job, int64_t n_rows, asp_task item, double *sum, const asp_context *context) {
     asp_tape *tape = job->tape;
     const int64_t e = job->model->config.d_model;
@@ -95,7 +106,8 @@ static asp_status run_chunks(loss_job *job, int64_t n_rows, asp_task item, doubl
                    (size_t)e * sizeof(asp_real));
         status = asp_unembed(job->model, tape->logits, tape->hidden, rows, tape->loss_rows, context);
         job->first = first;
-        if (!status) status = asp_parallel_for(context, rows, item, job);
+        if (!status && item) status = asp_parallel_for(context, rows, item, job);
+        else if (!status) status = custom_rows(job, rows, context);
         if (!status) status = unembed_backward(job->model, tape, rows, context);
         for (int64_t i = 0; !status && i < rows; i++)
             memcpy(tape->grads.ln + tape->row_index[first + i] * e, tape->dhidden + i * e,
@@ -126,5 +138,5 @@ asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_met
                            double *sum, const asp_context *context) {
     loss_job job = {.model = model, .tape = tape, .metric = metric, .copies = copies};
     for (int64_t b = 0; b < tape->acts.n_sequences; b++) tape->row_index[b] = tape->acts.offsets[b + 1] - 1;
-    return run_chunks(&job, tape->acts.n_sequences, metric_item, sum, context);
+    return run_chunks(&job, tape->acts.n_sequences, metric->kind == ASP_CUSTOM ? NULL : metric_item, sum, context);
 }

@@ -3,9 +3,12 @@
 
 #include "model/model.h"
 
-static const char *const names[ASP_N_METRICS] = {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"};
+static const char *const names[ASP_N_METRICS] = {"logit_diff", "logit_diff_max", "prob_diff", "log_prob",
+                                                 "kl",         "custom"};
 
 const char *asp_metric_name(asp_metric_kind kind) { return names[kind]; }
+
+int asp_metric_is_of_answers(asp_metric_kind kind) { return kind <= ASP_PROB_DIFF; }
 
 int asp_metric_needs_all(asp_metric_kind kind) { return kind != ASP_LOGIT_DIFF && kind != ASP_LOGIT_DIFF_MAX; }
 
@@ -24,12 +27,24 @@ static asp_status check_tokens(const int64_t *start, const int32_t *ids, int64_t
 
 asp_status asp_metric_check(const asp_metric *metric, int64_t n_vocab, asp_error *err) {
     const int64_t n = metric->n_sequences;
+    if (metric->kind == ASP_CUSTOM)
+        return metric->custom ? ASP_OK : asp_fail(err, ASP_BAD_ARGUMENT, "a custom metric needs its functions");
     if (metric->kind == ASP_KL)
         return metric->reference ? ASP_OK : asp_fail(err, ASP_BAD_ARGUMENT, "metric kl needs reference logits");
     asp_status status = check_tokens(metric->answer_start, metric->answers, n, n_vocab, "answer", err);
     if (!status && metric->kind != ASP_LOG_PROB)
         status = check_tokens(metric->wrong_start, metric->wrong, n, n_vocab, "wrong answer", err);
     return status;
+}
+
+asp_metric asp_metric_part(const asp_metric *metric, int64_t first, int64_t n, int64_t n_vocab) {
+    asp_metric part = *metric;
+    part.n_sequences = n;
+    part.first_sequence += first;
+    if (part.answer_start) part.answer_start += first;
+    if (part.wrong_start) part.wrong_start += first;
+    if (part.reference) part.reference += first * n_vocab;
+    return part;
 }
 
 /* ---- values ------------------------------------------------------------------------------- */
@@ -174,4 +189,73 @@ void asp_metric_gradient(const asp_metric *m, int64_t b, asp_real *dlogits, cons
         for (int64_t i = 0; i < n; i++)
             dlogits[i] = (asp_real)(exp((double)logits[i] - lse) - exp((double)reference[i] - wanted));
     }
+}
+
+/* ---- many rows -------------------------------------------------------------------------------- */
+
+typedef struct {
+    const asp_metric *metric;
+    const int64_t *sequence; /* (n), or NULL */
+    const asp_real *logits;  /* (n,V) */
+    int64_t n_vocab;
+    double *values;    /* (n) */
+    asp_real *dlogits; /* (n,V) */
+} rows_job;
+
+static int64_t sequence_of(const rows_job *job, int64_t row) { return job->sequence ? job->sequence[row] : row; }
+
+static void value_item(void *arg, int64_t row, int thread) {
+    (void)thread;
+    const rows_job *job = arg;
+    const int64_t v = job->n_vocab;
+    job->values[row] = asp_metric_value(job->metric, sequence_of(job, row), job->logits + row * v, v);
+}
+
+static void gradient_item(void *arg, int64_t row, int thread) {
+    (void)thread;
+    const rows_job *job = arg;
+    const int64_t at = row * job->n_vocab;
+    asp_metric_gradient(job->metric, sequence_of(job, row), job->dlogits + at, job->logits + at, job->n_vocab);
+}
+
+/* Asks the caller's functions for values, or for the gradient if there are none, a chunk of rows at a time. */
+static asp_status ask(const rows_job *job, int64_t n, const asp_context *context) {
+    const asp_custom_metric *custom = job->metric->custom;
+    int64_t numbers[ASP_LOSS_CHUNK];
+    for (int64_t first = 0; first < n; first += ASP_LOSS_CHUNK) {
+        const int64_t rows = asp_min(ASP_LOSS_CHUNK, n - first), at = first * job->n_vocab;
+        for (int64_t i = 0; i < rows; i++) numbers[i] = job->metric->first_sequence + sequence_of(job, first + i);
+        const int failed = job->values
+                               ? custom->values(custom->state, rows, numbers, job->logits + at, job->values + first)
+                               : custom->gradient(custom->state, rows, numbers, job->logits + at, job->dlogits + at);
+        if (failed) return asp_fail(context->err, ASP_STOPPED, "the function of a custom metric ended the call");
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
+    }
+    return ASP_OK;
+}
+
+asp_status asp_metric_rows(double *values, const asp_metric *metric, const int64_t *sequence, int64_t n,
+                           const asp_real *logits, int64_t n_vocab, const asp_context *context) {
+    rows_job job = {metric, sequence, logits, n_vocab, values, NULL};
+    return metric->kind == ASP_CUSTOM ? ask(&job, n, context) : asp_parallel_for(context, n, value_item, &job);
+}
+
+asp_status asp_metric_values(double *values, const asp_metric *metric, const asp_real *logits, int64_t n_vocab,
+                             const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    const asp_status status = asp_metric_check(metric, n_vocab, err);
+    return status ? status : asp_metric_rows(values, metric, NULL, metric->n_sequences, logits, n_vocab, &own);
+}
+
+asp_status asp_metric_gradients(asp_real *dlogits, const asp_metric *metric, const asp_real *logits, int64_t n_vocab,
+                                const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
+    const asp_context own = asp_context_of(context, err);
+    rows_job job = {metric, NULL, logits, n_vocab, NULL, dlogits};
+    const asp_status status = asp_metric_check(metric, n_vocab, err);
+    if (status) return status;
+    if (metric->kind != ASP_CUSTOM) return asp_parallel_for(&own, metric->n_sequences, gradient_item, &job);
+    return metric->custom->gradient ? ask(&job, metric->n_sequences, &own)
+                                    : asp_fail(err, ASP_BAD_ARGUMENT, "the custom metric has no gradient");
 }

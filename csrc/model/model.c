@@ -34,7 +34,7 @@ static asp_status check_config(const asp_config *c, asp_error *err) {
 }
 
 /* Appends one array to the table; rows 0 means a vector of `columns`.  Returns its offset. */
-static int64_t add(asp_model *m, const char *name, int64_t rows, int64_t columns) {
+static int64_t add_parameter(asp_model *m, const char *name, int64_t rows, int64_t columns) {
     asp_parameter *p = &m->parameters[m->n_parameters++];
     snprintf(p->name, sizeof p->name, "%s", name);
     p->n_dims = rows ? 2 : 1;
@@ -46,37 +46,37 @@ static int64_t add(asp_model *m, const char *name, int64_t rows, int64_t columns
     return p->offset;
 }
 
-static int64_t add_layer(asp_model *m, int64_t layer, const char *name, int64_t rows, int64_t columns) {
+static int64_t add_layer_parameter(asp_model *m, int64_t layer, const char *name, int64_t rows, int64_t columns) {
     char full[48];
     snprintf(full, sizeof full, "h.%lld.%s", (long long)layer, name);
-    return add(m, full, rows, columns);
+    return add_parameter(m, full, rows, columns);
 }
 
-static void lay_out(asp_model *m) {
+static void lay_out_parameters(asp_model *m) {
     const asp_config *c = &m->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, mlp = c->d_mlp;
-    m->wte = add(m, "wte.weight", c->n_vocab, e);
-    m->wpe = add(m, "wpe.weight", c->n_ctx, e);
+    m->wte = add_parameter(m, "wte.weight", c->n_vocab, e);
+    m->wpe = add_parameter(m, "wpe.weight", c->n_ctx, e);
     for (int64_t l = 0; l < c->n_layer; l++) {
         asp_layer_offsets *o = &m->layers[l];
         memset(o, -1, sizeof *o);
-        o->ln1_w = add_layer(m, l, "ln_1.weight", 0, e);
-        if (c->bias) o->ln1_b = add_layer(m, l, "ln_1.bias", 0, e);
-        o->qkv_w = add_layer(m, l, "attn.c_attn.weight", e, 3 * width);
-        if (c->bias) o->qkv_b = add_layer(m, l, "attn.c_attn.bias", 0, 3 * width);
-        o->proj_w = add_layer(m, l, "attn.c_proj.weight", width, e);
-        if (c->bias) o->proj_b = add_layer(m, l, "attn.c_proj.bias", 0, e);
-        o->ln2_w = add_layer(m, l, "ln_2.weight", 0, e);
-        if (c->bias) o->ln2_b = add_layer(m, l, "ln_2.bias", 0, e);
-        o->fc_w = add_layer(m, l, "mlp.c_fc.weight", e, mlp);
-        if (c->bias) o->fc_b = add_layer(m, l, "mlp.c_fc.bias", 0, mlp);
-        o->out_w = add_layer(m, l, "mlp.c_proj.weight", mlp, e);
-        if (c->bias) o->out_b = add_layer(m, l, "mlp.c_proj.bias", 0, e);
+        o->ln1_w = add_layer_parameter(m, l, "ln_1.weight", 0, e);
+        if (c->bias) o->ln1_b = add_layer_parameter(m, l, "ln_1.bias", 0, e);
+        o->qkv_w = add_layer_parameter(m, l, "attn.c_attn.weight", e, 3 * width);
+        if (c->bias) o->qkv_b = add_layer_parameter(m, l, "attn.c_attn.bias", 0, 3 * width);
+        o->proj_w = add_layer_parameter(m, l, "attn.c_proj.weight", width, e);
+        if (c->bias) o->proj_b = add_layer_parameter(m, l, "attn.c_proj.bias", 0, e);
+        o->ln2_w = add_layer_parameter(m, l, "ln_2.weight", 0, e);
+        if (c->bias) o->ln2_b = add_layer_parameter(m, l, "ln_2.bias", 0, e);
+        o->fc_w = add_layer_parameter(m, l, "mlp.c_fc.weight", e, mlp);
+        if (c->bias) o->fc_b = add_layer_parameter(m, l, "mlp.c_fc.bias", 0, mlp);
+        o->out_w = add_layer_parameter(m, l, "mlp.c_proj.weight", mlp, e);
+        if (c->bias) o->out_b = add_layer_parameter(m, l, "mlp.c_proj.bias", 0, e);
     }
-    m->lnf_w = add(m, "ln_f.weight", 0, e);
-    m->lnf_b = c->bias ? add(m, "ln_f.bias", 0, e) : -1;
-    m->unembed_w = c->tied ? m->wte : add(m, "lm_head.weight", c->n_vocab, e);
-    m->unembed_b = c->unembed_bias ? add(m, "lm_head.bias", 0, c->n_vocab) : -1;
+    m->lnf_w = add_parameter(m, "ln_f.weight", 0, e);
+    m->lnf_b = c->bias ? add_parameter(m, "ln_f.bias", 0, e) : -1;
+    m->unembed_w = c->tied ? m->wte : add_parameter(m, "lm_head.weight", c->n_vocab, e);
+    m->unembed_b = c->unembed_bias ? add_parameter(m, "lm_head.bias", 0, c->n_vocab) : -1;
 }
 
 asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error *err) {
@@ -93,7 +93,7 @@ asp_status asp_model_new(asp_model **model, const asp_config *config, asp_error 
         asp_model_free(m);
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a model");
     }
-    lay_out(m);
+    lay_out_parameters(m);
     m->data = asp_allocate(m->size, sizeof *m->data);
     if (!m->data) {
         const double bytes = (double)m->size * (double)sizeof *m->data;

@@ -38,6 +38,11 @@ typedef struct {
     int64_t stride;
 } asp_slot;
 
+/* The data of a layer; NULL: not wanted. */
+static inline asp_real *asp_slot_at(asp_slot slot, int64_t layer) {
+    return slot.data ? slot.data + layer * slot.stride : NULL;
+}
+
 typedef struct {
     int64_t n_tokens, n_rows, n_sequences, max_length;
     const int32_t *tokens;       /* (N) */
@@ -114,12 +119,16 @@ asp_status asp_unembed(const asp_model *model, asp_real *logits, const asp_real 
 
 /* Whether the metric needs the logits of all tokens. */
 int asp_metric_needs_all(asp_metric_kind kind);
-/* The metric of one sequence from its logits (V). */
+/* The metric of one sequence from its logits (V); not for CUSTOM. */
 double asp_metric_value(const asp_metric *metric, int64_t sequence, const asp_real *logits, int64_t n_vocab);
+/* The metric of n rows of logits, of which several may be of one sequence.
+ *   values (n) written    sequence (n) read; NULL: row i is of sequence i    logits (n,V) read */
+asp_status asp_metric_rows(double *values, const asp_metric *metric, const int64_t *sequence, int64_t n,
+                           const asp_real *logits, int64_t n_vocab, const asp_context *context);
 /* The same from the final LayerNorm's output (E), for metrics that do not need all tokens. */
 double asp_metric_from_hidden(const asp_metric *metric, int64_t sequence, const asp_model *model,
                               const asp_real *hidden);
-/* dlogits (V) written: the metric's gradient with respect to logits (V). */
+/* dlogits (V) written: the metric's gradient with respect to logits (V); not for CUSTOM. */
 void asp_metric_gradient(const asp_metric *metric, int64_t sequence, asp_real *dlogits, const asp_real *logits,
                          int64_t n_vocab);
 
@@ -175,7 +184,7 @@ typedef struct {
     double *edge_sums;          /* (B*H,2): sum of sigmoid(g), open gates, of one layer */
 } asp_activation_gradients;
 
-enum { ASP_LOSS_CHUNK = 256 };
+enum { ASP_LOSS_CHUNK = 256 }; /* rows of logits at once */
 
 /* Everything between a forward and its backward pass; reused from step to step, grows when it must. */
 typedef struct {
@@ -203,7 +212,7 @@ asp_status asp_loss_cross_entropy(const asp_model *model, asp_tape *tape, const 
 asp_status asp_loss_linear(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
                            const asp_context *context);
 
-/* The same for the sum of a metric over the sequences.  copies (n_threads,V) scratch. */
+/* The same for the sum of a metric over the sequences.  copies scratch: (n_threads,V), for CUSTOM (loss_rows,V). */
 asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
                            double *sum, const asp_context *context);
 

@@ -88,7 +88,7 @@ static void reserve_records(asp_run *run, const asp_run_options *options, int64_
     }
 }
 
-static asp_status no_room(const asp_run *run, int64_t needed, int64_t limit, asp_error *err) {
+static asp_status no_room_for_run(const asp_run *run, int64_t needed, int64_t limit, asp_error *err) {
     const int64_t entries = run->square_start[run->n_sequences];
     const double square = (double)(entries < 0 ? INT64_MAX : entries) * sizeof(asp_real);
     if (needed <= limit)
@@ -108,7 +108,7 @@ static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwi
     return data ? (asp_slot){data, run->layer_strides[record]} : (asp_slot){otherwise, 0};
 }
 
-static asp_activations wire(const asp_run *run, const run_scratch *s, const asp_hooks *hooks) {
+static asp_activations wire_activations(const asp_run *run, const run_scratch *s, const asp_hooks *hooks) {
     asp_activations a = {.n_tokens = run->n_tokens,
                          .n_rows = run->n_rows,
                          .n_sequences = run->n_sequences,
@@ -216,9 +216,10 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
     const int64_t scratch = asp_arena_lay_out(&s->arena, parts, SCRATCH_PARTS);
     reserve_records(run, options, s->logit_rows, positions);
     if (run->arena.overflow || __builtin_add_overflow(run->arena.bytes, scratch, &needed)) needed = INT64_MAX;
-    if (needed > options->max_bytes || needed == INT64_MAX) return no_room(run, needed, options->max_bytes, err);
+    if (needed > options->max_bytes || needed == INT64_MAX)
+        return no_room_for_run(run, needed, options->max_bytes, err);
     if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0))
-        return no_room(run, needed, INT64_MAX, err);
+        return no_room_for_run(run, needed, INT64_MAX, err);
     asp_arena_wire(&s->arena, parts, SCRATCH_PARTS);
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
@@ -233,7 +234,7 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
     if (!bias) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
     const asp_gate gate = {.gated = m->config.gated, .bias = bias};
-    const asp_activations acts = wire(run, s, hooks);
+    const asp_activations acts = wire_activations(run, s, hooks);
     asp_status status = asp_blas_enter(context, err);
     if (!status) {
         status = asp_forward_layers(m, &acts, &gate, &s->attention, context);

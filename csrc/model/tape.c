@@ -48,7 +48,7 @@ static int list_parts(asp_arena_part parts[PARTS], asp_tape *tape, const asp_con
 }
 
 /* Sizes and strides of this batch; slots of gradients are one buffer for all layers. */
-static void describe(asp_tape *tape, const asp_model *model, const asp_batch *batch) {
+static void describe_batch(asp_tape *tape, const asp_model *model, const asp_batch *batch) {
     const asp_config *c = &model->config;
     const int64_t n = batch->offsets[batch->n_sequences], rows = asp_shape_rows(model, n, 0);
     const int64_t e = c->d_model, width = c->n_head * c->d_head;
@@ -76,7 +76,7 @@ static void describe(asp_tape *tape, const asp_model *model, const asp_batch *ba
 asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads,
                             int64_t max_bytes, asp_error *err) {
     asp_arena_part parts[PARTS];
-    describe(tape, model, batch);
+    describe_batch(tape, model, batch);
     const long long n = (long long)tape->acts.n_tokens;
     const int n_parts = list_parts(parts, tape, &model->config, n_threads);
     char *base = tape->arena.base;

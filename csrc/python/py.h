@@ -14,7 +14,7 @@
 
 typedef struct {
     PyTypeObject *model_type, *run_type, *gradients_type, *trainer_type, *features_type, *coder_trainer_type,
-        *reading_type;
+        *reading_type, *graph_type;
     atomic_int n_threads;
 } py_state;
 
@@ -38,15 +38,26 @@ typedef struct {
     py_model *model;
 } py_gradients;
 
+/* Calls of one thread at a time; `what` names the object in messages. */
+typedef struct {
+    const char *what;
+    atomic_int busy;
+} py_step;
+
+/* Does not change once it is made. */
+typedef struct {
+    PyObject_HEAD asp_graph *graph;
+} py_graph;
+
 typedef struct {
     PyObject_HEAD asp_trainer *trainer;
     py_model *model;
-    atomic_int busy;
+    py_step step;
 } py_trainer;
 
 typedef struct {
     PyObject_HEAD asp_transcoder_trainer *coder;
-    atomic_int busy;
+    py_step step;
 } py_coder_trainer;
 
 /* Filled by one call, of one thread; its arrays are lent when it is complete. */
@@ -59,7 +70,7 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec;
+extern PyType_Spec asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec, asp_py_graph_object_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
@@ -70,7 +81,7 @@ py_state *asp_py_module_state(PyTypeObject *defining_type);
 
 /* Sets the exception for a status other than OK and returns NULL. */
 PyObject *asp_py_call_raise(asp_status status, const asp_error *err);
-/* A call with the GIL released: poll looks for Ctrl-C. */
+/* A call with the GIL released: poll checks for Ctrl-C. */
 typedef struct {
     asp_context context;
     PyThreadState *thread;
@@ -78,7 +89,7 @@ typedef struct {
 } py_call;
 void asp_py_call_begin(py_call *call, int n_threads);
 void asp_py_call_end(py_call *call);
-/* From a callback of such a call, to use Python, in the caller's floating-point environment, and to go on without. */
+/* From a callback of such a call: begin and end using Python, in the caller's floating-point environment. */
 void asp_py_call_attach(py_call *call);
 void asp_py_call_detach(py_call *call);
 /* 0 and RuntimeError if the model is taken. */
@@ -89,6 +100,31 @@ int asp_py_call_write_begin(py_model *model);
 void asp_py_call_write_end(py_model *model);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
 int asp_py_call_n_threads(PyObject *model, int asked);
+
+/* ---- py_step.c --------------------------------------------------------------------- */
+
+/* Larger option values would only make inf of finite weights. */
+#define ASP_PY_STEP_MOST 1e15
+
+/* 0 and RuntimeError while another thread has it. */
+int asp_py_step_take(py_step *step);
+void asp_py_step_release(py_step *step);
+/* 0 and ValueError, which names the option, unless all values are in least..most. */
+typedef struct {
+    const char *name;
+    double value, least, most;
+} py_step_range;
+int asp_py_step_check(const py_step_range *ranges, size_t n);
+int asp_py_step_check_adamw(double lr, double beta1, double beta2, double eps, double clip);
+/* Copies arrays in, with the GIL released; 0 and RuntimeError while another thread has it. */
+typedef struct {
+    void *to;         /* (bytes) written */
+    const void *from; /* (bytes) read */
+    int64_t bytes;
+} py_step_copy;
+int asp_py_step_copy(py_step *step, const py_step_copy *copies, size_t n);
+/* The setter of step_count: 0, or -1 and an exception. */
+int asp_py_step_set_count(py_step *step, int64_t *count, PyObject *value);
 
 /* ---- py_features.c ------------------------------------------------------------------- */
 
@@ -110,6 +146,19 @@ PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused);
 /* 0 and an exception unless the run is of this model with the weights that it had then. */
 int asp_py_run_is_current(const py_run *run, const py_model *model);
 
+/* ---- py_curve.c ------------------------------------------------------------------------- */
+
+PyObject *asp_py_curve_effect(PyObject *module, PyObject *curve);
+PyObject *asp_py_curve_bootstrap(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_band(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_needed(PyObject *module, PyObject *args);
+PyObject *asp_py_curve_needed_interval(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_ratio(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_random_raw(PyObject *module, PyObject *args);
+PyObject *asp_py_curve_random_permutation(PyObject *module, PyObject *args);
+/* "mib", "ratio" or "none"; 0 and an exception for anything else. */
+int asp_py_curve_normalization(PyObject *object, asp_normalization *out);
+
 /* ---- py_circuit.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
@@ -124,12 +173,17 @@ const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *inte
 /* ---- py_graph.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_graph_sources(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_graph_targets(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_logits(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_graph_build(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args);
-PyObject *asp_py_graph_influence(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_factors(PyObject *module, PyObject *args);
-PyObject *asp_py_graph_prune(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_likely(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_writes(PyObject *module, PyObject *args);
+
+/* ---- py_graph_object.c ---------------------------------------------------------------- */
+
+/* The owner of a graph, which it takes, also where it fails. */
+PyObject *asp_py_graph_object_new(PyTypeObject *type, asp_graph *graph);
 
 /* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
 
@@ -152,7 +206,7 @@ PyObject *asp_py_arrays_convert(PyObject *object, int kind, int n_dims, const ch
 
 /* Arrays of a call, let go together. */
 typedef struct {
-    PyObject *arrays[16];
+    PyObject *arrays[32];
     int n;
 } py_held;
 /* Data of a private copy, or of the array itself (its numbers may then change while the GIL is released, so it must
@@ -173,6 +227,24 @@ void asp_py_arrays_batch_clear(py_batch *batch);
 /* Copies of the targets and weights of n tokens; a target of -100, which is to be ignored, gets the weight 0. */
 int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
                           const asp_real **weight);
+
+/* ---- py_metric.c ------------------------------------------------------------------------ */
+
+/* The metric of a call, with the arrays and the object that it points to; so it stays where it is. */
+typedef struct {
+    py_held held;
+    asp_metric metric;
+    asp_custom_metric custom;
+    PyObject *object; /* of a metric of the user's own: asked for row_values and row_gradients; in held */
+    int64_t n_vocab;
+    py_call *call; /* set by the caller before the core is called */
+} py_metric;
+/* From _core_types.Metric; 0 and an exception if it is not well formed.  clear accepts one that is not, or zeros. */
+int asp_py_metric_read(py_metric *metric, PyObject *object, int64_t n_vocab);
+void asp_py_metric_clear(py_metric *metric);
+PyObject *asp_py_metric_names(PyObject *module, PyObject *unused);
+PyObject *asp_py_metric_values(PyObject *module, PyObject *args);
+PyObject *asp_py_metric_gradients(PyObject *module, PyObject *args);
 
 /* The items of a sequence, which nobody can change meanwhile; NULL and TypeError with this text if it is none. */
 PyObject *asp_py_module_tuple(PyObject *object, const char *text);

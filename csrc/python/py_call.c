@@ -23,7 +23,7 @@ PyObject *asp_py_call_raise(asp_status status, const asp_error *err) {
     case ASP_STOPPED:
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError,
-                            "a signal handler forked in the middle of this call, which goes on in the parent only");
+                            "a signal handler forked in the middle of this call, which continues in the parent only");
         break;
     default: PyErr_SetString(PyExc_RuntimeError, text); break;
     }

@@ -8,57 +8,7 @@ static int wrong_shape(const char *name) {
     return 0;
 }
 
-/* ---- metric and reference ---------------------------------------------------------------- */
-
-/* Starts (B+1) that rise from 0 to the number of ids. */
-static int read_tokens(py_held *h, PyObject *starts, PyObject *ids, int64_t n_sequences, const char *name,
-                       const int64_t **start, const int32_t **tokens) {
-    int64_t n_starts, n_ids;
-    *start = asp_py_arrays_hold_copy(h, starts, ASP_PY_INT64, 1, name, &n_starts);
-    if (!*start) return 0;
-    *tokens = asp_py_arrays_hold_copy(h, ids, ASP_PY_INT32, 1, name, &n_ids);
-    if (!*tokens) return 0;
-    int good = n_starts == n_sequences + 1 && (*start)[0] == 0 && (*start)[n_starts - 1] == n_ids;
-    for (int64_t b = 0; good && b < n_sequences; b++) good = (*start)[b] <= (*start)[b + 1];
-    return good ? 1 : wrong_shape(name);
-}
-
-enum { KIND, ANSWER_START, ANSWERS, WRONG_START, WRONG, LOGITS, METRIC_FIELDS };
-
-static int read_metric_fields(py_held *h, PyObject **fields, int64_t n_vocab, asp_metric *metric) {
-    const char *name = asp_py_module_name(fields[KIND], "kind");
-    if (!name) return 0;
-    PyObject *reference = fields[LOGITS];
-    int kind = 0;
-    while (kind < ASP_N_METRICS && strcmp(name, asp_metric_name((asp_metric_kind)kind)) != 0) kind++;
-    if (kind == ASP_N_METRICS) {
-        PyErr_Format(PyExc_ValueError, "there is no metric '%.40s'", name);
-        return 0;
-    }
-    metric->kind = (asp_metric_kind)kind;
-    Py_ssize_t n = PyObject_Length(fields[ANSWER_START]);
-    if (n < 1) return PyErr_Occurred() ? 0 : wrong_shape("answer starts");
-    metric->n_sequences = (int64_t)n - 1;
-    if (!read_tokens(h, fields[ANSWER_START], fields[ANSWERS], metric->n_sequences, "answers", &metric->answer_start,
-                     &metric->answers) ||
-        !read_tokens(h, fields[WRONG_START], fields[WRONG], metric->n_sequences, "wrong answers", &metric->wrong_start,
-                     &metric->wrong))
-        return 0;
-    if (reference == Py_None) return 1;
-    int64_t dims[2];
-    metric->reference = asp_py_arrays_hold_copy(h, reference, ASP_PY_REAL, 2, "reference logits", dims);
-    if (!metric->reference) return 0;
-    return dims[0] == metric->n_sequences && dims[1] == n_vocab ? 1 : wrong_shape("reference logits");
-}
-
-static int read_metric(py_held *h, PyObject *object, int64_t n_vocab, asp_metric *metric) {
-    static const char *const names[] = {"kind", "answer_start", "answers", "wrong_start", "wrong", "reference"};
-    PyObject *fields[METRIC_FIELDS];
-    if (!asp_py_module_fields(object, "Metric", names, METRIC_FIELDS, fields)) return 0;
-    const int good = read_metric_fields(h, fields, n_vocab, metric);
-    asp_py_module_forget(fields, METRIC_FIELDS);
-    return good;
-}
+/* ---- reference ------------------------------------------------------------------------------- */
 
 /* fields: run, z, entries; length: T of all prompts. */
 static int read_reference_fields(py_held *h, PyObject *self, PyObject **fields, int64_t length,
@@ -119,6 +69,7 @@ static int64_t unit_size(const asp_config *c, asp_unit unit, int64_t length) {
 
 typedef struct {
     py_held held;
+    py_metric metric;
     asp_sweep_options options;
     const asp_variant *variants;
     int64_t n_variants;
@@ -137,8 +88,11 @@ static int read_sweep(sweep_call *s, PyObject *self, const asp_run *clean, PyObj
     s->options.order = asp_py_arrays_hold_copy(&s->held, order, ASP_PY_INT32, 1, "order", &n_order);
     if (!s->options.order) return 0;
     if (n_order != unit_size(c, s->options.unit, length)) return wrong_shape("order");
-    return read_reference(&s->held, self, reference, length, &s->options.reference) &&
-           read_metric(&s->held, metric, c->n_vocab, &s->options.metric);
+    if (!read_reference(&s->held, self, reference, length, &s->options.reference) ||
+        !asp_py_metric_read(&s->metric, metric, c->n_vocab))
+        return 0;
+    s->options.metric = s->metric.metric;
+    return 1;
 }
 
 PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
@@ -159,6 +113,7 @@ PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs)
     if (result && asp_py_call_read_begin_of((py_model *)self, (py_run *)clean)) {
         asp_error err = {0};
         py_call call;
+        s.metric.call = &call;
         asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
         const asp_status status = asp_sweep(values, ((py_model *)self)->model, run, s.variants, s.n_variants,
                                             &s.options, &call.context, &err);
@@ -166,6 +121,7 @@ PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs)
         asp_py_call_read_end((py_model *)self);
         if (status) asp_py_call_raise(status, &err);
     }
+    asp_py_metric_clear(&s.metric);
     asp_py_arrays_let_go(&s.held);
     if (PyErr_Occurred()) Py_CLEAR(result);
     return result;
@@ -175,6 +131,7 @@ PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs)
 
 typedef struct {
     py_held held;
+    py_metric metric;
     asp_attribution_options options;
 } attribution_call;
 
@@ -221,11 +178,13 @@ PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *k
     void *scores;
     if (read_reference(&a.held, self, reference, batch.offsets[1], &a.options.reference) &&
         read_closed(&a.held, closed, c, batch.offsets[1], &a.options) &&
-        read_metric(&a.held, metric, c->n_vocab, &a.options.metric))
+        asp_py_metric_read(&a.metric, metric, c->n_vocab))
         result = new_scores(c, a.options.unit, batch.offsets[1], &scores);
     if (result && asp_py_call_read_begin((py_model *)self)) {
         asp_error err = {0};
         py_call call;
+        a.metric.call = &call;
+        a.options.metric = a.metric.metric;
         asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
         const asp_status status = asp_attribution(scores, model, batch.tokens, batch.offsets, batch.n_sequences,
                                                   &a.options, &call.context, &err);
@@ -233,6 +192,7 @@ PyObject *asp_py_circuit_attribution(PyObject *self, PyObject *args, PyObject *k
         asp_py_call_read_end((py_model *)self);
         if (status) asp_py_call_raise(status, &err);
     }
+    asp_py_metric_clear(&a.metric);
     asp_py_arrays_let_go(&a.held);
     asp_py_arrays_batch_clear(&batch);
     if (PyErr_Occurred()) Py_CLEAR(result);

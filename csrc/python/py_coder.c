@@ -10,6 +10,7 @@ static PyObject *coder_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLL", names, &n_in, &n_out, &n_features)) return NULL;
     py_coder_trainer *self = (py_coder_trainer *)type->tp_alloc(type, 0);
     if (!self) return NULL;
+    self->step.what = "transcoder";
     asp_error err = {0};
     const asp_status status = asp_transcoder_trainer_new(&self->coder, n_in, n_out, n_features, &err);
     if (!status) return (PyObject *)self;
@@ -24,48 +25,23 @@ static void coder_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* 0 and RuntimeError while a step runs in another thread. */
-static int take(py_coder_trainer *self) {
-    int idle = 0;
-    if (atomic_compare_exchange_strong(&self->busy, &idle, 1)) return 1;
-    PyErr_SetString(PyExc_RuntimeError, "this transcoder is taking a step in another thread");
-    return 0;
-}
-
 /* ---- one step --------------------------------------------------------------------------------- */
 
-static const double MOST = 1e15;
-
-static int check_options(const asp_transcoder_step_options *o, long long activation) {
-    const struct {
-        const char *name;
-        double value, least, most;
-    } checks[] = {{"activation", (double)activation, ASP_TRANSCODER_RELU, ASP_TRANSCODER_TOPK},
-                  {"sparsity", o->sparsity, 0, MOST},
-                  {"sharpness", o->sharpness, 0, MOST},
-                  {"bandwidth", o->bandwidth, 1e-9, MOST},
-                  {"aux_weight", o->aux_weight, 0, MOST},
-                  {"dead_after", (double)o->dead_after, 1, 1e18},
-                  {"output_scale", o->output_scale, 1e-15, MOST},
-                  {"lr", o->lr, 0, MOST},
-                  {"beta1", o->beta1, 0, 0.9999999},
-                  {"beta2", o->beta2, 0, 0.9999999},
-                  {"eps", o->eps, 1e-30, MOST},
-                  {"clip", o->clip, 0, INFINITY}};
-    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
-        if (!(checks[i].value >= checks[i].least && checks[i].value <= checks[i].most)) {
-            char text[160];
-            PyOS_snprintf(text, sizeof text, "%s must be in %g..%g, got %g", checks[i].name, checks[i].least,
-                          checks[i].most, checks[i].value);
-            PyErr_SetString(PyExc_ValueError, text);
-            return 0;
-        }
-    return 1;
+static int check_coder_options(const asp_transcoder_step_options *o, long long activation) {
+    const py_step_range ranges[] = {{"activation", (double)activation, ASP_TRANSCODER_RELU, ASP_TRANSCODER_TOPK},
+                                    {"sparsity", o->sparsity, 0, ASP_PY_STEP_MOST},
+                                    {"sharpness", o->sharpness, 0, ASP_PY_STEP_MOST},
+                                    {"bandwidth", o->bandwidth, 1e-9, ASP_PY_STEP_MOST},
+                                    {"aux_weight", o->aux_weight, 0, ASP_PY_STEP_MOST},
+                                    {"dead_after", (double)o->dead_after, 1, 1e18},
+                                    {"output_scale", o->output_scale, 1e-15, ASP_PY_STEP_MOST}};
+    return asp_py_step_check(ranges, sizeof ranges / sizeof ranges[0]) &&
+           asp_py_step_check_adamw(o->lr, o->beta1, o->beta2, o->eps, o->clip);
 }
 
-static PyObject *take_step(py_coder_trainer *self, const asp_real *x, const asp_real *y, int64_t n,
-                           const asp_transcoder_step_options *options, int threads) {
-    if (!take(self)) return NULL;
+static PyObject *take_coder_step(py_coder_trainer *self, const asp_real *x, const asp_real *y, int64_t n,
+                                 const asp_transcoder_step_options *options, int threads) {
+    if (!asp_py_step_take(&self->step)) return NULL;
     asp_error err = {0};
     asp_transcoder_step_result r = {0};
     py_call call;
@@ -73,7 +49,7 @@ static PyObject *take_step(py_coder_trainer *self, const asp_real *x, const asp_
     const asp_status status = asp_transcoder_trainer_step(self->coder, x, y, n, options, &call.context, &r, &err);
     asp_py_call_end(&call);
     const long long step = (long long)*asp_transcoder_trainer_step_count(self->coder) - 1;
-    atomic_store(&self->busy, 0);
+    asp_py_step_release(&self->step);
     if (status) return asp_py_call_raise(status, &err);
     return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "error", r.error, "penalty",
                          r.penalty, "aux", r.aux, "l0", r.l0, "grad_norm", r.grad_norm, "n_dead", (long long)r.n_dead);
@@ -101,14 +77,14 @@ static PyObject *coder_step(PyObject *object, PyObject *args, PyObject *kwargs) 
                                      &o.output_scale, &o.lr, &o.beta1, &o.beta2, &o.eps, &o.clip, &threads))
         return NULL;
     o.activation = (asp_transcoder_activation)activation, o.top_k = top_k, o.dead_after = dead_after, o.aux_k = aux_k;
-    if (!check_options(&o, activation) || !asp_py_call_check_threads(threads)) return NULL;
+    if (!check_coder_options(&o, activation) || !asp_py_call_check_threads(threads)) return NULL;
     void *x_data, *y_data;
     int64_t x_dims[2], y_dims[2];
     const asp_transcoder_weight *w = asp_transcoder_trainer_weights(self->coder);
     PyObject *x_array = asp_py_arrays_copy(x, ASP_PY_REAL, 2, "x", &x_data, x_dims);
     PyObject *y_array = x_array ? asp_py_arrays_copy(y, ASP_PY_REAL, 2, "y", &y_data, y_dims) : NULL;
     if (y_array && x_dims[1] == w[0].dims[1] && y_dims[1] == w[2].dims[1] && x_dims[0] == y_dims[0])
-        result = take_step(self, x_data, y_data, x_dims[0], &o, threads);
+        result = take_coder_step(self, x_data, y_data, x_dims[0], &o, threads);
     else if (y_array)
         PyErr_Format(PyExc_ValueError,
                      "x and y must have as many rows, of %lld and %lld numbers, got (%lld, %lld) and (%lld, %lld)",
@@ -128,7 +104,7 @@ typedef struct {
 } named_array;
 
 /* "w_enc" is a weight, "m/w_enc", "v/w_enc" and "g/w_enc" its moments and gradient; "silent". */
-static int find(py_coder_trainer *self, PyObject *name, named_array *found) {
+static int find_array(py_coder_trainer *self, PyObject *name, named_array *found) {
     const char *text = asp_py_module_name(name, "the name of an array");
     if (!text) return 0;
     if (strcmp(text, "silent") == 0) {
@@ -158,7 +134,7 @@ static int find(py_coder_trainer *self, PyObject *name, named_array *found) {
 
 static PyObject *coder_array(PyObject *object, PyObject *name) {
     named_array a;
-    if (!find((py_coder_trainer *)object, name, &a)) return NULL;
+    if (!find_array((py_coder_trainer *)object, name, &a)) return NULL;
     return asp_py_arrays_lend(object, a.data, a.kind, a.n_dims, a.dims, NULL, 0);
 }
 
@@ -168,37 +144,26 @@ static PyObject *coder_load(PyObject *object, PyObject *args) {
     named_array a;
     void *data;
     int64_t dims[2] = {0, 1};
-    if (!PyArg_ParseTuple(args, "OO", &name, &values) || !find(self, name, &a)) return NULL;
+    if (!PyArg_ParseTuple(args, "OO", &name, &values) || !find_array(self, name, &a)) return NULL;
     PyObject *array = asp_py_arrays_borrow(values, a.kind, a.n_dims, "the array", &data, dims);
     if (!array) return NULL;
     if (dims[0] != a.dims[0] || dims[1] != a.dims[1])
         PyErr_Format(PyExc_ValueError, "%U has another shape than the one that is loaded", name);
-    else if (take(self)) {
-        Py_BEGIN_ALLOW_THREADS memcpy(a.data, data, (size_t)a.bytes);
-        Py_END_ALLOW_THREADS atomic_store(&self->busy, 0);
-    }
+    else asp_py_step_copy(&self->step, &(py_step_copy){a.data, data, a.bytes}, 1);
     Py_DECREF(array);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
 }
 
-static PyObject *get_step(PyObject *self, void *unused) {
+static PyObject *coder_get_step(PyObject *self, void *unused) {
     (void)unused;
     return PyLong_FromLongLong(*asp_transcoder_trainer_step_count(((py_coder_trainer *)self)->coder));
 }
 
-static int set_step(PyObject *self, PyObject *value, void *unused) {
+static int coder_set_step(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
-    const long long step = value ? PyLong_AsLongLong(value) : -1;
-    if (PyErr_Occurred()) return -1;
-    if (step < 0) {
-        PyErr_SetString(PyExc_ValueError, "step_count must not be negative");
-        return -1;
-    }
-    if (!take((py_coder_trainer *)self)) return -1;
-    *asp_transcoder_trainer_step_count(((py_coder_trainer *)self)->coder) = step;
-    atomic_store(&((py_coder_trainer *)self)->busy, 0);
-    return 0;
+    py_coder_trainer *trainer = (py_coder_trainer *)self;
+    return asp_py_step_set_count(&trainer->step, asp_transcoder_trainer_step_count(trainer->coder), value);
 }
 
 static PyMethodDef methods[] = {
@@ -209,7 +174,7 @@ static PyMethodDef methods[] = {
     {"load", coder_load, METH_VARARGS, "load(name, array): copies such an array in."},
     {0}};
 
-static PyGetSetDef attributes[] = {{"step_count", get_step, set_step, "Steps taken.", NULL}, {0}};
+static PyGetSetDef attributes[] = {{"step_count", coder_get_step, coder_set_step, "Steps taken.", NULL}, {0}};
 
 static PyType_Slot slots[] = {{Py_tp_new, coder_new},
                               {Py_tp_dealloc, coder_dealloc},

@@ -15,7 +15,7 @@ typedef struct {
     PyObject *held[N_HELD];
 } py_source;
 
-static void let_go(py_source *s) {
+static void drop_source(py_source *s) {
     for (int i = 0; i < N_HELD; i++) Py_CLEAR(s->held[i]);
 }
 
@@ -31,7 +31,7 @@ static int hold(py_source *s, int which, PyObject *object, int n_dims, const cha
     return 1;
 }
 
-static int wrong_shape(const char *name, int64_t layer) {
+static int wrong_layer_shape(const char *name, int64_t layer) {
     PyErr_Format(PyExc_ValueError, "%s of layer %lld has the wrong shape", name, (long long)layer);
     return 0;
 }
@@ -52,8 +52,8 @@ static int read_output(py_source *s, int64_t layer, asp_transcoder_output *out) 
     PyObject *answer = ask(s, "output", layer, 2);
     int good = answer && hold(s, HELD_BIAS, PyTuple_GET_ITEM(answer, 0), 1, "output_bias", &out->bias, bias) &&
                hold(s, HELD_SKIP, PyTuple_GET_ITEM(answer, 1), 2, "skip", &out->skip, skip);
-    if (good && bias[0] != e) good = wrong_shape("output_bias", layer);
-    if (good && (skip[0] != e || skip[1] != e)) good = wrong_shape("skip", layer);
+    if (good && bias[0] != e) good = wrong_layer_shape("output_bias", layer);
+    if (good && (skip[0] != e || skip[1] != e)) good = wrong_layer_shape("skip", layer);
     Py_XDECREF(answer);
     return good;
 }
@@ -65,9 +65,9 @@ static int read_encoder(py_source *s, int64_t layer, asp_encoder *out) {
                hold(s, HELD_B_ENC, PyTuple_GET_ITEM(answer, 1), 1, "b_enc", &out->bias, bias) &&
                hold(s, HELD_THRESHOLD, PyTuple_GET_ITEM(answer, 2), 1, "threshold", &out->threshold, threshold);
     if (good && (weight[0] < 1 || weight[0] > INT32_MAX || weight[1] != s->config->d_model))
-        good = wrong_shape("w_enc", layer);
-    if (good && bias[0] != weight[0]) good = wrong_shape("b_enc", layer);
-    if (good && out->threshold && threshold[0] != weight[0]) good = wrong_shape("threshold", layer);
+        good = wrong_layer_shape("w_enc", layer);
+    if (good && bias[0] != weight[0]) good = wrong_layer_shape("b_enc", layer);
+    if (good && out->threshold && threshold[0] != weight[0]) good = wrong_layer_shape("threshold", layer);
     if (good) out->n_features = weight[0];
     Py_XDECREF(answer);
     return good;
@@ -84,7 +84,7 @@ static int read_rows(py_source *s, int64_t layer, const int64_t *features, int64
     PyObject *answer = PyObject_CallMethod(s->object, "rows", "LO", (long long)layer, numbers);
     int good = answer && hold(s, HELD_ROWS, answer, 3, "decoder rows", rows, dims);
     if (good && (dims[0] != n || dims[1] != n_writes || dims[2] != s->config->d_model))
-        good = wrong_shape("w_dec", layer);
+        good = wrong_layer_shape("w_dec", layer);
     Py_XDECREF(answer);
     Py_DECREF(numbers);
     return good;
@@ -202,7 +202,7 @@ static PyObject *features_fill(PyObject *object, PyObject *args, PyObject *kwarg
     const asp_status status =
         asp_features_of_run(self->features, ((py_run *)run)->run, first, &coder_source, &call.context, &err);
     asp_py_call_end(&call);
-    let_go(&s);
+    drop_source(&s);
     if (status) return asp_py_call_raise(status, &err);
     atomic_store(&self->stage, ASP_PY_FEATURES_COMPLETE);
     Py_RETURN_NONE;
@@ -334,7 +334,7 @@ const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *s, py_
 void asp_py_features_substitute_free(py_substitute *s, asp_status status) {
     if (!s) return;
     if (s->features && !status) atomic_store(&s->features->stage, ASP_PY_FEATURES_COMPLETE);
-    let_go(&s->source);
+    drop_source(&s->source);
     Py_XDECREF(s->source.object);
     Py_XDECREF(s->errors);
     Py_XDECREF((PyObject *)s->features);

@@ -1,4 +1,5 @@
-/* py_graph.c: what the attribution graph computes in the core: effects through a held run, heads, pruning. */
+/* py_graph.c: what makes an attribution graph and what is asked of its arrays: sources, logits, effects through a held
+ * run, heads. */
 #include "python/py.h"
 
 #include <string.h>
@@ -17,7 +18,7 @@ typedef struct {
     asp_held_run frozen;
     asp_writes writes;
     asp_reads reads;
-    int alone, threads;
+    int threads;
     PyObject *out[2];
     void *data[2];
 } graph_call;
@@ -123,7 +124,7 @@ typedef asp_status (*graph_function)(graph_call *g, const asp_model *model, cons
 /* Runs the function with the GIL released, lets everything go but the results, and returns those. */
 static PyObject *finish(graph_call *g, PyObject *self, int ready, graph_function function) {
     py_model *model = (py_model *)self;
-    ready = ready && g->out[0] && asp_py_call_read_begin_of(model, g->run);
+    ready = ready && g->out[0] && (g->run ? asp_py_call_read_begin_of(model, g->run) : asp_py_call_read_begin(model));
     if (ready) {
         asp_error err = {0};
         py_call call;
@@ -152,8 +153,7 @@ PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs) {
     PyObject *frozen, *writes, *reads;
     graph_call g = {0};
     const asp_config *c = asp_model_config(((py_model *)self)->model);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!O!|i:graph_edges", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &writes, &PyTuple_Type, &reads, &g.threads) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|i:graph_edges", names, &frozen, &writes, &reads, &g.threads) ||
         !asp_py_call_check_threads(g.threads))
         return NULL;
     int ready = read_held_run(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes) &&
@@ -167,42 +167,124 @@ PyObject *asp_py_graph_edges(PyObject *self, PyObject *args, PyObject *kwargs) {
     return finish(&g, self, ready, edges_function);
 }
 
-static asp_status carried_function(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err) {
-    return asp_graph_heads_sources(g->data[0], model, &g->frozen, &g->writes, context, err);
+/* ---- building ------------------------------------------------------------------------------------- */
+
+/* fields: reads, constant (n), value (n), number (n) */
+static int read_targets_fields(py_held *h, const asp_config *c, PyObject **fields, asp_graph_targets *targets) {
+    int64_t n[3];
+    if (!read_reads(h, c, fields[0], &targets->reads) ||
+        !(targets->constant = asp_py_arrays_hold_copy(h, fields[1], ASP_PY_DOUBLE, 1, "constants", &n[0])) ||
+        !(targets->value = asp_py_arrays_hold_copy(h, fields[2], ASP_PY_DOUBLE, 1, "values", &n[1])) ||
+        !(targets->number = asp_py_arrays_hold_copy(h, fields[3], ASP_PY_INT32, 1, "numbers", &n[2])))
+        return 0;
+    for (int i = 0; i < 3; i++)
+        if (n[i] != targets->reads.n_targets) return shape_error("targets") != NULL;
+    return 1;
 }
 
-PyObject *asp_py_graph_sources(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"frozen", "writes", "threads", NULL};
-    PyObject *frozen, *writes;
-    graph_call g = {0};
+static int read_targets(py_held *h, const asp_config *c, PyObject *object, asp_graph_targets *targets) {
+    static const char *const names[] = {"reads", "constant", "value", "number"};
+    PyObject *fields[4];
+    if (!asp_py_module_fields(object, "Targets", names, 4, fields)) return 0;
+    const int good = read_targets_fields(h, c, fields, targets);
+    asp_py_module_forget(fields, 4);
+    return good;
+}
+
+typedef struct {
+    graph_call call;
+    asp_graph_inputs inputs;
+    asp_graph *graph;
+    asp_graph_closure closure;
+} build_call;
+
+/* Of the logits and of the tokens. */
+static int read_outer(build_call *b, PyObject *probability, PyObject *tokens) {
+    py_held *h = &b->call.held;
+    int64_t n[2];
+    if (!(b->inputs.probability = asp_py_arrays_hold_copy(h, probability, ASP_PY_DOUBLE, 1, "probability", &n[0])) ||
+        !(b->inputs.tokens = asp_py_arrays_hold_copy(h, tokens, ASP_PY_INT32, 1, "tokens", &n[1])))
+        return 0;
+    if (n[0] != b->inputs.logits.reads.n_targets) return shape_error("probability") != NULL;
+    return n[1] == asp_run_offsets(b->call.frozen.run)[1] || shape_error("tokens") != NULL;
+}
+
+/* graph_call is the first member of build_call. */
+static asp_status build_function(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err) {
+    build_call *b = (build_call *)g;
+    return asp_graph_build(&b->graph, g->data[0], &b->closure, model, &b->inputs, context, err);
+}
+
+PyObject *asp_py_graph_build(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"frozen", "writes", "features",  "logits",  "probability",
+                            "tokens", "most",   "max_bytes", "threads", NULL};
+    PyObject *frozen, *writes, *features, *logits, *probability, *tokens;
+    long long most, max_bytes;
+    build_call b = {0};
+    graph_call *g = &b.call;
     const asp_config *c = asp_model_config(((py_model *)self)->model);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!|i:graph_carried", names, &PyTuple_Type, &frozen, &PyTuple_Type,
-                                     &writes, &g.threads) ||
-        !asp_py_call_check_threads(g.threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOLL|i:graph_build", names, &frozen, &writes, &features,
+                                     &logits, &probability, &tokens, &most, &max_bytes, &g->threads) ||
+        !asp_py_call_check_threads(g->threads))
         return NULL;
-    const int ready = read_held_run(&g, self, frozen) && read_writes(&g.held, c, writes, &g.writes);
-    const int64_t dims[] = {g.writes.n_sources, c->n_layer, c->n_head, c->d_head};
-    if (ready) g.out[0] = asp_py_arrays_new(ASP_PY_REAL, 4, dims, &g.data[0]);
-    return finish(&g, self, ready, carried_function);
+    int ready = read_held_run(g, self, frozen) && read_writes(&g->held, c, writes, &g->writes) &&
+                read_targets(&g->held, c, features, &b.inputs.features) &&
+                read_targets(&g->held, c, logits, &b.inputs.logits) && read_outer(&b, probability, tokens);
+    if (ready) {
+        const int64_t n = b.inputs.features.reads.n_targets, n_kept = most < 0 || most > n ? n : most;
+        g->out[0] = asp_py_arrays_new(ASP_PY_INT64, 1, &n_kept, &g->data[0]);
+        b.inputs.held = &g->frozen;
+        b.inputs.writes = &g->writes;
+        b.inputs.most = most;
+        b.inputs.max_bytes = max_bytes;
+    }
+    PyObject *chosen = finish(g, self, ready, build_function);
+    if (!chosen) return NULL;
+    PyObject *graph = asp_py_graph_object_new(asp_py_module_state(Py_TYPE(self))->graph_type, b.graph);
+    if (graph) return Py_BuildValue("(NNdd)", graph, chosen, b.closure.relative, b.closure.absolute);
+    Py_DECREF(chosen);
+    return NULL;
 }
 
-static asp_status received_function(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err) {
-    return asp_graph_heads_targets(g->data[0], model, &g->frozen, &g->reads, g->alone, context, err);
+typedef struct {
+    graph_call call;
+    asp_graph_outputs outputs;
+    void *value;
+} logits_call;
+
+static asp_status logits_function(graph_call *g, const asp_model *model, const asp_context *context, asp_error *err) {
+    logits_call *l = (logits_call *)g;
+    return asp_graph_logits_reads(g->data[0], g->data[1], l->value, model, &l->outputs, context, err);
 }
 
-PyObject *asp_py_graph_targets(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"frozen", "reads", "alone", "threads", NULL};
-    PyObject *frozen, *reads;
-    graph_call g = {0};
+PyObject *asp_py_graph_logits(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"logits", "tokens", "wrong", "threads", NULL};
+    PyObject *logits, *tokens, *wrong, *value = NULL;
+    int64_t n_vocab;
+    logits_call l = {0};
+    graph_call *g = &l.call;
+    asp_graph_outputs *o = &l.outputs;
     const asp_config *c = asp_model_config(((py_model *)self)->model);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!p|i:graph_received", names, &PyTuple_Type, &frozen,
-                                     &PyTuple_Type, &reads, &g.alone, &g.threads) ||
-        !asp_py_call_check_threads(g.threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|i:graph_logits", names, &logits, &tokens, &wrong,
+                                     &g->threads) ||
+        !asp_py_call_check_threads(g->threads))
         return NULL;
-    const int ready = read_held_run(&g, self, frozen) && read_reads(&g.held, c, reads, &g.reads);
-    const int64_t dims[] = {g.reads.n_targets, c->n_layer, c->n_head, c->d_head};
-    if (ready) g.out[0] = asp_py_arrays_new(ASP_PY_REAL, 4, dims, &g.data[0]);
-    return finish(&g, self, ready, received_function);
+    int ready = (o->logits = asp_py_arrays_hold_copy(&g->held, logits, ASP_PY_REAL, 1, "logits", &n_vocab)) &&
+                (o->tokens = asp_py_arrays_hold_copy(&g->held, tokens, ASP_PY_INT64, 1, "tokens", &o->n_tokens)) &&
+                (o->wrong = asp_py_arrays_hold_copy(&g->held, wrong, ASP_PY_INT64, 1, "wrong", &o->n_wrong));
+    if (ready && n_vocab != c->n_vocab) ready = shape_error("logits") != NULL;
+    if (ready) {
+        const int64_t dims[] = {o->n_wrong ? 1 : o->n_tokens, c->d_model};
+        g->out[0] = asp_py_arrays_new(ASP_PY_REAL, 2, dims, &g->data[0]);
+        g->out[1] = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &g->data[1]);
+        value = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &l.value);
+        ready = g->out[1] && value;
+    }
+    PyObject *pair = finish(g, self, ready, logits_function), *result = NULL;
+    if (pair) result = Py_BuildValue("(OOO)", PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1), value);
+    Py_XDECREF(pair);
+    Py_XDECREF(value);
+    return result;
 }
 
 /* ---- functions of the module ------------------------------------------------------------------------ */
@@ -286,29 +368,6 @@ static const void *hold_nodes(py_held *h, PyObject *object, int kind, const char
     return data && n != n_nodes ? shape_error(name) : data;
 }
 
-PyObject *asp_py_graph_influence(PyObject *module, PyObject *args) {
-    (void)module;
-    PyObject *start, *source, *weight, *weights, *out = NULL;
-    py_held held = {0};
-    asp_adjacency graph = {0};
-    asp_error err = {0};
-    void *data;
-    const double *w;
-    if (!PyArg_ParseTuple(args, "OOOO", &start, &source, &weight, &weights)) return NULL;
-    if (read_adjacency(&held, start, source, weight, &graph) &&
-        (w = hold_nodes(&held, weights, ASP_PY_DOUBLE, "weights", graph.n_nodes)) &&
-        (out = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
-        py_call call;
-        asp_py_call_begin(&call, 1);
-        const asp_status status = asp_graph_prune_influence(data, &graph, w, &call.context, &err);
-        asp_py_call_end(&call);
-        if (status) Py_CLEAR(out);
-        if (status) asp_py_call_raise(status, &err);
-    }
-    asp_py_arrays_let_go(&held);
-    return out;
-}
-
 PyObject *asp_py_graph_factors(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *o[6], *out = NULL;
@@ -334,32 +393,60 @@ PyObject *asp_py_graph_factors(PyObject *module, PyObject *args) {
     return out;
 }
 
-PyObject *asp_py_graph_prune(PyObject *module, PyObject *args) {
+PyObject *asp_py_graph_likely(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *start, *source, *weight, *weights, *always, *feature, *out[3] = {0}, *result = NULL;
+    PyObject *logits, *probability = NULL, *tokens = NULL;
     py_held held = {0};
-    asp_adjacency graph = {0};
-    asp_prune_options options = {0};
-    void *data[3];
-    if (!PyArg_ParseTuple(args, "OOOOOOdd", &start, &source, &weight, &weights, &always, &feature,
-                          &options.node_threshold, &options.edge_threshold))
-        return NULL;
-    if (read_adjacency(&held, start, source, weight, &graph) &&
-        (options.weights = hold_nodes(&held, weights, ASP_PY_DOUBLE, "weights", graph.n_nodes)) &&
-        (options.always = hold_nodes(&held, always, ASP_PY_BYTE, "always", graph.n_nodes)) &&
-        (options.feature = hold_nodes(&held, feature, ASP_PY_BYTE, "feature", graph.n_nodes)) &&
-        (out[0] = asp_py_arrays_new(ASP_PY_BYTE, 1, &graph.n_nodes, &data[0])) &&
-        (out[1] = asp_py_arrays_new(ASP_PY_BYTE, 1, &graph.start[graph.n_nodes], &data[1])) &&
-        (out[2] = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data[2]))) {
+    long long most;
+    double desired;
+    int64_t n_vocab, n_tokens = 0;
+    void *data[2];
+    if (!PyArg_ParseTuple(args, "OLd", &logits, &most, &desired)) return NULL;
+    const asp_real *x = asp_py_arrays_hold_copy(&held, logits, ASP_PY_REAL, 1, "logits", &n_vocab);
+    const int64_t n = x && most > 0 ? (most < n_vocab ? most : n_vocab) : 0;
+    if (x && (probability = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_vocab, &data[0])) &&
+        (tokens = asp_py_arrays_new(ASP_PY_INT64, 1, &n, &data[1]))) {
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, 1);
-        const asp_status status = asp_graph_prune(data[0], data[1], data[2], &graph, &options, &call.context, &err);
+        const asp_status status =
+            asp_graph_logits_likely(data[0], data[1], &n_tokens, x, n_vocab, most, desired, &call.context, &err);
         asp_py_call_end(&call);
+        if (status) Py_CLEAR(tokens);
         if (status) asp_py_call_raise(status, &err);
-        else result = Py_BuildValue("(OOO)", out[0], out[1], out[2]);
     }
-    for (int i = 0; i < 3; i++) Py_XDECREF(out[i]);
+    asp_py_arrays_let_go(&held);
+    if (tokens) return Py_BuildValue("(NNL)", probability, tokens, (long long)n_tokens);
+    Py_XDECREF(probability);
+    return NULL;
+}
+
+PyObject *asp_py_graph_writes(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *layer, *position, *n_outputs, *out[4] = {0}, *result = NULL;
+    py_held held = {0};
+    asp_graph_found found = {0};
+    asp_error err = {0};
+    long long n_tokens;
+    int64_t n, n_writes;
+    void *data[4];
+    if (!PyArg_ParseTuple(args, "OOOL", &layer, &position, &n_outputs, &n_tokens)) return NULL;
+    found.n_tokens = n_tokens;
+    if ((found.layer = asp_py_arrays_hold_copy(&held, layer, ASP_PY_INT32, 1, "layer", &found.n_features)) &&
+        (found.position = asp_py_arrays_hold_copy(&held, position, ASP_PY_INT32, 1, "position", &n)) &&
+        (found.n_outputs = asp_py_arrays_hold_copy(&held, n_outputs, ASP_PY_INT64, 1, "n_outputs", &found.n_layer))) {
+        asp_status status = ASP_OK;
+        if (n != found.n_features) shape_error("position");
+        else if ((status = asp_graph_sources_count(&n_writes, &found, &err))) asp_py_call_raise(status, &err);
+        int complete = !PyErr_Occurred();
+        for (int i = 0; complete && i < 4; i++)
+            complete =
+                (out[i] = asp_py_arrays_new(i < 3 ? ASP_PY_INT32 : ASP_PY_INT64, 1, &n_writes, &data[i])) != NULL;
+        if (complete) status = asp_graph_sources_order(data[0], data[1], data[2], data[3], &found, &err);
+        if (complete && status) asp_py_call_raise(status, &err);
+        else if (complete) result = Py_BuildValue("(OOOO)", out[0], out[1], out[2], out[3]);
+    }
+    for (int i = 0; i < 4; i++) Py_XDECREF(out[i]);
     asp_py_arrays_let_go(&held);
     return result;
 }

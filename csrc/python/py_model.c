@@ -90,7 +90,7 @@ static void model_dealloc(PyObject *self) {
 
 /* ---- weights ------------------------------------------------------------------------------------ */
 
-static const asp_parameter *find(py_model *self, PyObject *name) {
+static const asp_parameter *find_weight(py_model *self, PyObject *name) {
     const char *text = asp_py_module_name(name, "a parameter name");
     if (!text) return NULL;
     for (int64_t i = 0; i < asp_model_n_parameters(self->model); i++) {
@@ -102,7 +102,7 @@ static const asp_parameter *find(py_model *self, PyObject *name) {
 }
 
 static PyObject *lend_parameter(PyObject *self, PyObject *name, int writable) {
-    const asp_parameter *p = find((py_model *)self, name);
+    const asp_parameter *p = find_weight((py_model *)self, name);
     if (!p) return NULL;
     return asp_py_arrays_lend(self, asp_model_data(((py_model *)self)->model) + p->offset, ASP_PY_REAL, p->n_dims,
                               p->dims, NULL, writable);
@@ -117,7 +117,7 @@ static PyObject *dims_tuple(int n_dims, const int64_t *dims) {
 }
 
 static PyObject *model_shape(PyObject *self, PyObject *name) {
-    const asp_parameter *p = find((py_model *)self, name);
+    const asp_parameter *p = find_weight((py_model *)self, name);
     return p ? dims_tuple(p->n_dims, p->dims) : NULL;
 }
 
@@ -130,7 +130,7 @@ typedef struct {
 
 static int read_assignment(py_model *self, PyObject *name, PyObject *object, assignment *out) {
     int64_t dims[2] = {0};
-    const asp_parameter *p = find(self, name);
+    const asp_parameter *p = find_weight(self, name);
     out->array = p ? asp_py_arrays_borrow(object, ASP_PY_REAL, p->n_dims, p->name, &out->data, dims) : NULL;
     if (!out->array) return 0;
     out->parameter = p;
@@ -267,8 +267,7 @@ static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *opt
     return in->substitute != NULL;
 }
 
-static asp_status compute_run(py_run *run, const run_inputs *in, asp_run_options *options, int threads,
-                              asp_error *err) {
+static asp_status call_run(py_run *run, const run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
     py_call call;
     if (in->substitute) options->substitute = asp_py_features_substitute_given(in->substitute, &call, err);
     asp_py_call_begin(&call, threads);
@@ -301,7 +300,7 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     py_run *run = read_run_inputs(&in, model, &options, tokens, offsets, changes, substitute) ? run_begin(model) : NULL;
     if (run) {
         asp_error err = {0};
-        status = compute_run(run, &in, &options, asp_py_call_n_threads(self, threads), &err);
+        status = call_run(run, &in, &options, asp_py_call_n_threads(self, threads), &err);
         asp_py_call_read_end(model);
         if (status) {
             asp_py_call_raise(status, &err);
@@ -345,8 +344,8 @@ static int read_gradient_inputs(py_held *held, asp_gradient_options *options, co
     return 0;
 }
 
-static PyObject *compute_gradients(PyObject *self, const py_batch *batch, const asp_gradient_options *options,
-                                   int threads) {
+static PyObject *call_gradients(PyObject *self, const py_batch *batch, const asp_gradient_options *options,
+                                int threads) {
     py_model *model = (py_model *)self;
     PyTypeObject *type = asp_py_module_state(Py_TYPE(self))->gradients_type;
     if (!asp_py_call_read_begin(model)) return NULL;
@@ -394,7 +393,7 @@ static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwarg
     py_held held = {0};
     const asp_config *config = asp_model_config(((py_model *)self)->model);
     if (read_gradient_inputs(&held, &options, config, &batch, dlogits, targets, weights))
-        result = compute_gradients(self, &batch, &options, threads);
+        result = call_gradients(self, &batch, &options, threads);
     asp_py_arrays_let_go(&held);
     asp_py_arrays_batch_clear(&batch);
     return result;
@@ -418,10 +417,12 @@ static PyMethodDef methods[] = {
      "scores"},
     {"graph_edges", (PyCFunction)(void (*)(void))asp_py_graph_edges, METH_VARARGS | METH_KEYWORDS,
      "graph_edges(frozen, writes, reads, threads=0) -> (edges, bias)"},
-    {"graph_carried", (PyCFunction)(void (*)(void))asp_py_graph_sources, METH_VARARGS | METH_KEYWORDS,
-     "graph_carried(frozen, writes, threads=0) -> carried"},
-    {"graph_received", (PyCFunction)(void (*)(void))asp_py_graph_targets, METH_VARARGS | METH_KEYWORDS,
-     "graph_received(frozen, reads, alone, threads=0) -> received"},
+    {"graph_logits", (PyCFunction)(void (*)(void))asp_py_graph_logits, METH_VARARGS | METH_KEYWORDS,
+     "graph_logits(logits, tokens, wrong, threads=0) -> (vectors, constant, value)"},
+    {"graph_build", (PyCFunction)(void (*)(void))asp_py_graph_build, METH_VARARGS | METH_KEYWORDS,
+     "graph_build(frozen, writes, features, logits, probability, tokens, most, max_bytes, threads=0) -> (graph, "
+     "chosen, "
+     "closure, closure_absolute)"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "
      "max_bytes=..., threads=0) -> Gradients"},

@@ -120,19 +120,34 @@ static PyObject *kernel_exp(PyObject *module, PyObject *arg) {
     return array;
 }
 
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+
 static PyMethodDef functions[] = {
     {"set_num_threads", set_num_threads, METH_O, "Sets how many threads calls use (1..64)."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "How many threads calls use."},
     {"machine", machine, METH_NOARGS, "Instruction set, BLAS and threads as a dict."},
+    {"metric_names", asp_py_metric_names, METH_NOARGS,
+     "{name: whether the metric needs nothing but answers and wrong answers}"},
+    {"metric_values", asp_py_metric_values, METH_VARARGS, "metric_values(logits, metric) -> values"},
+    {"metric_gradients", asp_py_metric_gradients, METH_VARARGS, "metric_gradients(logits, metric) -> gradients"},
+    {"curve_effect", asp_py_curve_effect, METH_O, "curve_effect(curve) -> effect"},
+    {"curve_bootstrap", KEYWORDS(asp_py_curve_bootstrap),
+     "curve_bootstrap(curve, n_resamples, seed, threads=0) -> curves"},
+    {"curve_band", KEYWORDS(asp_py_curve_band), "curve_band(curves, confidence, threads=0) -> (low, high)"},
+    {"curve_needed", asp_py_curve_needed, METH_VARARGS, "curve_needed(curves, fraction) -> (first, stays)"},
+    {"curve_needed_interval", KEYWORDS(asp_py_curve_needed_interval),
+     "curve_needed_interval(curve, fraction, n_resamples, seed, confidence, threads=0) -> (first, stays, first_low, "
+     "first_high, stays_low, stays_high)"},
+    {"curve_ratio", KEYWORDS(asp_py_curve_ratio),
+     "curve_ratio(curve, other, fraction, stays, n_resamples, seed, confidence, threads=0) -> (value, low, high)"},
     {"graph_loadings", asp_py_graph_loadings, METH_VARARGS,
      "graph_loadings(carried, received, received_alone, pattern, pairs, places, factor) -> loadings"},
-    {"graph_influence", asp_py_graph_influence, METH_VARARGS,
-     "graph_influence(start, source, weight, weights) -> influence"},
     {"graph_factors", asp_py_graph_factors, METH_VARARGS,
      "graph_factors(start, source, weight, value, wanted, blocked) -> factors"},
-    {"graph_prune", asp_py_graph_prune, METH_VARARGS,
-     "graph_prune(start, source, weight, weights, always, feature, node_threshold, edge_threshold) -> (nodes, edges, "
-     "cumulative)"},
+    {"graph_writes", asp_py_graph_writes, METH_VARARGS,
+     "graph_writes(layer, position, n_outputs, n_tokens) -> (layer, position, source, rows)"},
+    {"graph_likely", asp_py_graph_likely, METH_VARARGS,
+     "graph_likely(logits, most, desired) -> (probability, tokens, number of tokens)"},
     {"_blas_state", blas_state, METH_NOARGS,
      "What is kept of the BLAS library, for _share_blas_state of the other precision."},
     {"_share_blas_state", share_blas_state, METH_O, "Makes this module use the state of the other, before any call."},
@@ -140,6 +155,10 @@ static PyMethodDef functions[] = {
     {"_debug_stats", debug_stats, METH_NOARGS, "Counters of the allocator."},
     {"_debug_fail_at", debug_fail_at, METH_O, "Makes the n-th allocation from now fail; 0 switches it off."},
     {"_noise_row", kernel_noise_row, METH_VARARGS, "Noise (n, seed, step, sequence, layer, head, query); for tests."},
+    {"_random_raw", asp_py_curve_random_raw, METH_VARARGS,
+     "Numbers (start, n, seed, use, first, second) of a stream, their bits as int64; for tests."},
+    {"_random_permutation", asp_py_curve_random_permutation, METH_VARARGS,
+     "Random order (n, seed, use, first, second); for tests."},
     {"_exp", kernel_exp, METH_O, "exp of the kernels; for tests."},
     {0}};
 
@@ -170,6 +189,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
     if (add_type(module, &asp_py_reading_spec, &state->reading_type) < 0) return -1;
+    if (add_type(module, &asp_py_graph_object_spec, &state->graph_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
@@ -182,6 +202,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->features_type);
     Py_VISIT(state->coder_trainer_type);
     Py_VISIT(state->reading_type);
+    Py_VISIT(state->graph_type);
     return 0;
 }
 
@@ -194,6 +215,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->features_type);
     Py_CLEAR(state->coder_trainer_type);
     Py_CLEAR(state->reading_type);
+    Py_CLEAR(state->graph_type);
     return 0;
 }
 

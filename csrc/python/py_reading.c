@@ -5,7 +5,7 @@ typedef struct {
     PyObject_HEAD py_model *model; /* NULL once it is let go */
 } py_reading;
 
-static void let_go(py_reading *self) {
+static void end_reading(py_reading *self) {
     py_model *model = self->model;
     self->model = NULL;
     if (!model) return;
@@ -33,13 +33,13 @@ static PyObject *enter(PyObject *self, PyObject *unused) {
 
 static PyObject *leave(PyObject *self, PyObject *unused) {
     (void)unused;
-    let_go((py_reading *)self);
+    end_reading((py_reading *)self);
     Py_RETURN_NONE;
 }
 
 static void reading_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
-    let_go((py_reading *)self);
+    end_reading((py_reading *)self);
     type->tp_free(self);
     Py_DECREF(type);
 }

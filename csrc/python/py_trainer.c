@@ -13,6 +13,7 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     if (!self) return NULL;
     asp_error err = {0};
     self->model = (py_model *)Py_NewRef(object);
+    self->step.what = "trainer";
     const asp_status status = asp_trainer_new(&self->trainer, self->model->model, &err);
     if (!status) return (PyObject *)self;
     Py_DECREF(self);
@@ -25,14 +26,6 @@ static void trainer_dealloc(PyObject *self) {
     Py_XDECREF((PyObject *)((py_trainer *)self)->model);
     type->tp_free(self);
     Py_DECREF(type);
-}
-
-/* 0 and RuntimeError while a step runs in another thread. */
-static int take(py_trainer *self) {
-    int idle = 0;
-    if (atomic_compare_exchange_strong(&self->busy, &idle, 1)) return 1;
-    PyErr_SetString(PyExc_RuntimeError, "this trainer is taking a step in another thread");
-    return 0;
 }
 
 /* ---- one step --------------------------------------------------------------------------------- */
@@ -86,43 +79,27 @@ static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer
     return array;
 }
 
-/* Larger option values would only make inf of finite weights. */
-static const double MOST = 1e15;
-
-static int check_options(const asp_step_options *o, int gated) {
-    const struct {
-        const char *name;
-        double value, least, most;
-    } checks[] = {{"lr", o->lr, 0, MOST},
-                  {"beta1", o->beta1, 0, 0.9999999},
-                  {"beta2", o->beta2, 0, 0.9999999},
-                  {"eps", o->eps, 1e-30, MOST},
-                  {"weight_decay", o->weight_decay, 0, MOST},
-                  {"clip", o->clip, 0, INFINITY},
-                  {"tau", o->tau, -MOST, MOST},
-                  {"geco_rate", o->geco_rate, 0, MOST},
-                  {"geco_clip", o->geco_clip, 0, MOST},
-                  {"geco_ema", o->geco_ema, 0, 1},
-                  {"lambda_min", o->lambda_min, 0, MOST},
-                  {"lambda_max", o->lambda_max, o->lambda_min, MOST}};
-    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++)
-        if (!(checks[i].value >= checks[i].least && checks[i].value <= checks[i].most)) {
-            char text[160];
-            PyOS_snprintf(text, sizeof text, "%s must be in %g..%g, got %g", checks[i].name, checks[i].least,
-                          checks[i].most, checks[i].value);
-            PyErr_SetString(PyExc_ValueError, text);
-            return 0;
-        }
+static int check_step_options(const asp_step_options *o, int gated) {
+    const py_step_range ranges[] = {{"weight_decay", o->weight_decay, 0, ASP_PY_STEP_MOST},
+                                    {"tau", o->tau, -ASP_PY_STEP_MOST, ASP_PY_STEP_MOST},
+                                    {"geco_rate", o->geco_rate, 0, ASP_PY_STEP_MOST},
+                                    {"geco_clip", o->geco_clip, 0, ASP_PY_STEP_MOST},
+                                    {"geco_ema", o->geco_ema, 0, 1},
+                                    {"lambda_min", o->lambda_min, 0, ASP_PY_STEP_MOST},
+                                    {"lambda_max", o->lambda_max, o->lambda_min, ASP_PY_STEP_MOST}};
+    if (!asp_py_step_check_adamw(o->lr, o->beta1, o->beta2, o->eps, o->clip) ||
+        !asp_py_step_check(ranges, sizeof ranges / sizeof ranges[0]))
+        return 0;
     if (!gated || !o->geco_relative || o->geco_rate <= 0 || o->tau > 0) return 1;
     PyErr_SetString(PyExc_ValueError, "tau must be above 0 when the multiplier follows the relative constraint");
     return 0;
 }
 
-static PyObject *take_step(py_trainer *self, const asp_batch *micro, Py_ssize_t n, const asp_step_options *options,
-                           int threads) {
-    if (!take(self)) return NULL;
+static PyObject *take_model_step(py_trainer *self, const asp_batch *micro, Py_ssize_t n,
+                                 const asp_step_options *options, int threads) {
+    if (!asp_py_step_take(&self->step)) return NULL;
     if (!asp_py_call_write_begin(self->model)) {
-        atomic_store(&self->busy, 0);
+        asp_py_step_release(&self->step);
         return NULL;
     }
     asp_error err = {0};
@@ -134,7 +111,7 @@ static PyObject *take_step(py_trainer *self, const asp_batch *micro, Py_ssize_t 
     if (status) atomic_store(&self->model->users, 0); /* nothing was written: the version stays */
     else asp_py_call_write_end(self->model);
     const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
-    atomic_store(&self->busy, 0);
+    asp_py_step_release(&self->step);
     if (status) return asp_py_call_raise(status, &err);
     return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce", r.cross_entropy,
                          "expected_edges", r.expected_edges, "open_edges", r.open_edges, "multiplier", r.multiplier,
@@ -167,7 +144,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
         return NULL;
     o.seed = seed;
     const asp_config *config = asp_model_config(self->model->model);
-    if (!check_options(&o, config->gated) || !asp_py_call_check_threads(threads)) return NULL;
+    if (!check_step_options(&o, config->gated) || !asp_py_call_check_threads(threads)) return NULL;
     if (!(items = asp_py_module_tuple(list, "micro must be a list of micro-batches"))) return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(items);
     held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
@@ -178,7 +155,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
     if (!held || !micro) PyErr_NoMemory();
     for (Py_ssize_t i = 0; complete && i < n; i++)
         complete = read_batch(PyTuple_GET_ITEM(items, i), &held[i], &micro[i]);
-    if (complete) result = take_step(self, micro, n, &o, threads);
+    if (complete) result = take_model_step(self, micro, n, &o, threads);
     release_batches(held, micro, n);
     Py_XDECREF(bias_array);
     Py_XDECREF(edge_array);
@@ -188,7 +165,7 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
 
 /* ---- state ------------------------------------------------------------------------------------- */
 
-static const asp_parameter *find(py_trainer *self, PyObject *name) {
+static const asp_parameter *find_trained(py_trainer *self, PyObject *name) {
     const char *text = asp_py_module_name(name, "a parameter name");
     for (int64_t i = 0; text && i < asp_model_n_parameters(self->model->model); i++) {
         const asp_parameter *p = asp_model_parameter(self->model->model, i);
@@ -200,7 +177,7 @@ static const asp_parameter *find(py_trainer *self, PyObject *name) {
 
 static PyObject *trainer_moments(PyObject *object, PyObject *name) {
     py_trainer *self = (py_trainer *)object;
-    const asp_parameter *p = find(self, name);
+    const asp_parameter *p = find_trained(self, name);
     if (!p) return NULL;
     PyObject *m = asp_py_arrays_lend(object, asp_trainer_first_moment(self->trainer) + p->offset, ASP_PY_REAL,
                                      p->n_dims, p->dims, NULL, 0);
@@ -226,14 +203,14 @@ static PyObject *trainer_load_moments(PyObject *object, PyObject *args) {
     PyObject *name, *m, *v;
     void *m_data, *v_data;
     if (!PyArg_ParseTuple(args, "UOO", &name, &m, &v)) return NULL;
-    const asp_parameter *p = find(self, name);
+    const asp_parameter *p = find_trained(self, name);
     PyObject *m_array = p ? borrow_moment(m, p, &m_data) : NULL;
     PyObject *v_array = m_array ? borrow_moment(v, p, &v_data) : NULL;
-    if (v_array && take(self)) {
-        Py_BEGIN_ALLOW_THREADS memcpy(asp_trainer_first_moment(self->trainer) + p->offset, m_data,
-                                      (size_t)p->size * sizeof(asp_real));
-        memcpy(asp_trainer_second_moment(self->trainer) + p->offset, v_data, (size_t)p->size * sizeof(asp_real));
-        Py_END_ALLOW_THREADS atomic_store(&self->busy, 0);
+    if (v_array) {
+        const int64_t bytes = p->size * (int64_t)sizeof(asp_real);
+        const py_step_copy copies[] = {{asp_trainer_first_moment(self->trainer) + p->offset, m_data, bytes},
+                                       {asp_trainer_second_moment(self->trainer) + p->offset, v_data, bytes}};
+        asp_py_step_copy(&self->step, copies, 2);
     }
     Py_XDECREF(m_array);
     Py_XDECREF(v_array);
@@ -254,22 +231,13 @@ static int set_number(PyObject *value, double *out) {
     return 0;
 }
 
-static PyObject *get_step(PyObject *self, void *unused) {
+static PyObject *trainer_get_step(PyObject *self, void *unused) {
     (void)unused;
     return PyLong_FromLongLong(state_of(self)->step);
 }
-static int set_step(PyObject *self, PyObject *value, void *unused) {
+static int trainer_set_step(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
-    const long long step = value ? PyLong_AsLongLong(value) : -1;
-    if (PyErr_Occurred()) return -1;
-    if (step < 0) {
-        PyErr_SetString(PyExc_ValueError, "step_count must not be negative");
-        return -1;
-    }
-    if (!take((py_trainer *)self)) return -1;
-    state_of(self)->step = step;
-    atomic_store(&((py_trainer *)self)->busy, 0);
-    return 0;
+    return asp_py_step_set_count(&((py_trainer *)self)->step, &state_of(self)->step, value);
 }
 static PyObject *get_multiplier(PyObject *self, void *unused) {
     (void)unused;
@@ -283,9 +251,9 @@ static int set_multiplier(PyObject *self, PyObject *value, void *unused) {
         PyErr_SetString(PyExc_ValueError, "multiplier must be finite and not negative");
         return -1;
     }
-    if (!take((py_trainer *)self)) return -1;
+    if (!asp_py_step_take(&((py_trainer *)self)->step)) return -1;
     state_of(self)->multiplier = x;
-    atomic_store(&((py_trainer *)self)->busy, 0);
+    asp_py_step_release(&((py_trainer *)self)->step);
     return 0;
 }
 static PyObject *get_ema(PyObject *self, void *unused) {
@@ -295,9 +263,9 @@ static PyObject *get_ema(PyObject *self, void *unused) {
 static int set_ema(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
     double x;
-    if (set_number(value, &x) < 0 || !take((py_trainer *)self)) return -1;
+    if (set_number(value, &x) < 0 || !asp_py_step_take(&((py_trainer *)self)->step)) return -1;
     state_of(self)->ema = x;
-    atomic_store(&((py_trainer *)self)->busy, 0);
+    asp_py_step_release(&((py_trainer *)self)->step);
     return 0;
 }
 
@@ -310,7 +278,7 @@ static PyMethodDef methods[] = {{"step", (PyCFunction)(void (*)(void))trainer_st
                                  "load_moments(name, m, v): copies moments in."},
                                 {0}};
 
-static PyGetSetDef attributes[] = {{"step_count", get_step, set_step, "Steps taken.", NULL},
+static PyGetSetDef attributes[] = {{"step_count", trainer_get_step, trainer_set_step, "Steps taken.", NULL},
                                    {"multiplier", get_multiplier, set_multiplier, "Multiplier of the constraint.",
                                     NULL},
                                    {"ema", get_ema, set_ema,

@@ -29,7 +29,7 @@ void asp_trainer_free(asp_trainer *t) {
 }
 
 /* Weight decay is for matrices only. */
-static void list_chunks(asp_trainer *t) {
+static void list_parameter_chunks(asp_trainer *t) {
     t->weights.n_chunks = 0;
     for (int64_t i = 0; i < t->model->n_parameters; i++) {
         const asp_parameter *p = &t->model->parameters[i];
@@ -49,7 +49,7 @@ asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *e
     t->model = model;
     t->weights.data = model->data;
     t->state = (asp_trainer_state){0, 1.0, NAN};
-    list_chunks(t);
+    list_parameter_chunks(t);
     t->weights.chunks = asp_allocate(t->weights.n_chunks, sizeof *t->weights.chunks);
     t->weights.squares = asp_allocate(t->weights.n_chunks, sizeof *t->weights.squares);
     t->layers = asp_allocate(3 * model->config.n_layer, sizeof *t->layers);
@@ -62,7 +62,7 @@ asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *e
         return asp_fail(err, ASP_NO_MEMORY, "training needs %s for gradients and moments, which could not be allocated",
                         asp_fail_size((char[32]){0}, 3.0 * (double)model->size * (double)sizeof(asp_real)));
     }
-    list_chunks(t);
+    list_parameter_chunks(t);
     *trainer = t;
     return ASP_OK;
 }
@@ -77,8 +77,8 @@ typedef struct {
     int64_t n_tokens, n_sequences;
 } step_sums;
 
-static asp_status measure(const asp_trainer *t, const asp_batch *micro, int64_t n_micro, step_sums *sums,
-                          asp_error *err) {
+static asp_status measure_step(const asp_trainer *t, const asp_batch *micro, int64_t n_micro, step_sums *sums,
+                               asp_error *err) {
     const asp_config *c = &t->model->config;
     double pairs = 0;
     for (int64_t i = 0; i < n_micro; i++) {
@@ -114,8 +114,8 @@ static void clear_item(void *arg, int64_t item, int thread) {
     memset(t->weights.gradients + c->offset, 0, (size_t)c->size * sizeof(asp_real));
 }
 
-static asp_status accumulate(asp_trainer *t, const asp_batch *batch, const asp_step_options *options, step_sums *sums,
-                             const asp_context *context, asp_error *err) {
+static asp_status accumulate_micro_batch(asp_trainer *t, const asp_batch *batch, const asp_step_options *options,
+                                         step_sums *sums, const asp_context *context, asp_error *err) {
     const asp_config *c = &t->model->config;
     const asp_gate gate = {.gated = c->gated,
                            .noisy = c->gated,
@@ -181,7 +181,7 @@ asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_mi
     const asp_context own = asp_context_of(context, err);
     context = &own;
     step_sums sums = {0};
-    asp_status status = measure(t, micro, n_micro, &sums, err);
+    asp_status status = measure_step(t, micro, n_micro, &sums, err);
     if (status) return status;
     const double lambda = t->state.multiplier;
     sums.lambda = t->model->config.gated ? lambda / (1 + lambda) : 1;
@@ -189,7 +189,8 @@ asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_mi
     status = asp_blas_enter(context, err);
     if (status) return status;
     status = asp_parallel_for(context, t->weights.n_chunks, clear_item, t);
-    for (int64_t i = 0; !status && i < n_micro; i++) status = accumulate(t, &micro[i], options, &sums, context, err);
+    for (int64_t i = 0; !status && i < n_micro; i++)
+        status = accumulate_micro_batch(t, &micro[i], options, &sums, context, err);
     asp_blas_leave();
     if (status) return status;
     const double norm = asp_adamw_norm(&t->weights, context);

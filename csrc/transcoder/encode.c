@@ -10,8 +10,10 @@ enum { FEATURE_BLOCK = 4096, ROWS_PER_ITEM = 16 };
 
 /* ---- products with a weight (n,E) ------------------------------------------------------------- */
 
-static int64_t block_count(int64_t n, int64_t most) { return (n + most - 1) / most; }
-static int64_t block_start(int64_t n, int64_t blocks, int64_t i) { return i == blocks ? n : n * i / blocks / 16 * 16; }
+static int64_t feature_block_count(int64_t n, int64_t most) { return (n + most - 1) / most; }
+static int64_t feature_block_start(int64_t n, int64_t blocks, int64_t i) {
+    return i == blocks ? n : n * i / blocks / 16 * 16;
+}
 
 /* Rows that a product needs for bits that do not depend on the other rows. */
 static int64_t rows_needed(const asp_encoding *w, int64_t rows, int64_t columns) {
@@ -20,10 +22,10 @@ static int64_t rows_needed(const asp_encoding *w, int64_t rows, int64_t columns)
 }
 
 /* Columns of the widest block, and the most rows that any block needs, for n outputs. */
-static void widen(asp_encoding *w, int64_t n, int64_t rows, int64_t *most_rows) {
-    const int64_t blocks = block_count(n, FEATURE_BLOCK);
+static void widen_encoding(asp_encoding *w, int64_t n, int64_t rows, int64_t *most_rows) {
+    const int64_t blocks = feature_block_count(n, FEATURE_BLOCK);
     for (int64_t i = 0; i < blocks; i++) {
-        const int64_t columns = block_start(n, blocks, i + 1) - block_start(n, blocks, i);
+        const int64_t columns = feature_block_start(n, blocks, i + 1) - feature_block_start(n, blocks, i);
         w->width = asp_max(w->width, columns);
         *most_rows = asp_max(*most_rows, rows_needed(w, rows, columns));
     }
@@ -33,8 +35,8 @@ asp_status asp_encode_open(asp_encoding *w, int with_skip) {
     const asp_features *f = w->f;
     const int64_t e = f->config.d_model, rows = asp_min(ASP_ROW_BLOCK, f->n_tokens);
     int64_t most = rows, cells, padded;
-    widen(w, w->encoder->n_features, rows, &most);
-    if (with_skip) widen(w, e, rows, &most);
+    widen_encoding(w, w->encoder->n_features, rows, &most);
+    if (with_skip) widen_encoding(w, e, rows, &most);
     if (f->coder.activation == ASP_TRANSCODER_TOPK) w->k = asp_min(f->coder.top_k, w->encoder->n_features);
     if (!asp_multiply(most, w->width, &cells) || !asp_multiply(most, e, &padded)) cells = -1;
     w->pre = asp_allocate(cells, sizeof *w->pre);
@@ -59,8 +61,8 @@ void asp_encode_close(asp_encoding *w) {
 }
 
 /* pre (rows, columns) written, rows w->width apart: x W^T + bias, W being rows [first, first + columns) of weight. */
-static asp_status product(asp_encoding *w, int64_t row, int64_t rows, const asp_real *weight, const asp_real *bias,
-                          int64_t first, int64_t columns) {
+static asp_status encoder_product(asp_encoding *w, int64_t row, int64_t rows, const asp_real *weight,
+                                  const asp_real *bias, int64_t first, int64_t columns) {
     const int64_t e = w->f->config.d_model, needed = rows_needed(w, rows, columns);
     const asp_real *x = w->x + row * e;
     if (needed > rows) {
@@ -92,7 +94,7 @@ typedef struct {
     int64_t row, rows, first, columns;
 } block;
 
-static int64_t row_items(int64_t n) { return (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM; }
+static int64_t encoding_items(int64_t n) { return (n + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM; }
 
 /* Makes activations of one row's pre-activations, 0 where a feature is not active, and counts them. */
 static void activate_row(const block *b, int64_t r) {
@@ -208,7 +210,7 @@ static asp_status append(const block *b, asp_task task) {
         w->pending = more;
         w->capacity = capacity;
     }
-    const asp_status status = asp_parallel_for(w->context, row_items(b->rows), task, (void *)(uintptr_t)b);
+    const asp_status status = asp_parallel_for(w->context, encoding_items(b->rows), task, (void *)(uintptr_t)b);
     w->n = n;
     return status;
 }
@@ -227,7 +229,7 @@ static asp_status check_finite(const block *b) {
 /* All features of some rows. */
 static asp_status encode_rows(asp_encoding *w, int64_t row, int64_t rows) {
     const asp_encoder *encoder = w->encoder;
-    const int64_t blocks = block_count(encoder->n_features, FEATURE_BLOCK);
+    const int64_t blocks = feature_block_count(encoder->n_features, FEATURE_BLOCK);
     asp_status status = ASP_OK;
     block b = {.w = w, .row = row, .rows = rows};
     for (int64_t r = 0; r < rows; r++) {
@@ -235,10 +237,10 @@ static asp_status encode_rows(asp_encoding *w, int64_t row, int64_t rows) {
         w->n_best[r] = 0;
     }
     for (int64_t i = 0; !status && i < blocks; i++) {
-        b.first = block_start(encoder->n_features, blocks, i);
-        b.columns = block_start(encoder->n_features, blocks, i + 1) - b.first;
-        status = product(w, row, rows, encoder->weight, encoder->bias, b.first, b.columns);
-        if (!status) status = asp_parallel_for(w->context, row_items(rows), activate_rows, &b);
+        b.first = feature_block_start(encoder->n_features, blocks, i);
+        b.columns = feature_block_start(encoder->n_features, blocks, i + 1) - b.first;
+        status = encoder_product(w, row, rows, encoder->weight, encoder->bias, b.first, b.columns);
+        if (!status) status = asp_parallel_for(w->context, encoding_items(rows), activate_rows, &b);
         if (!status && !w->best) status = append(&b, collect_rows);
     }
     if (!status && w->best) {
@@ -257,13 +259,14 @@ asp_status asp_encode_layer(asp_encoding *w) {
 
 asp_status asp_encode_skip(asp_encoding *w, const asp_real *skip, asp_real *out) {
     const asp_features *f = w->f;
-    const int64_t e = f->config.d_model, blocks = block_count(e, FEATURE_BLOCK);
+    const int64_t e = f->config.d_model, blocks = feature_block_count(e, FEATURE_BLOCK);
     asp_status status = ASP_OK;
     for (int64_t row = 0; !status && row < f->n_tokens; row += ASP_ROW_BLOCK) {
         const int64_t rows = asp_min(ASP_ROW_BLOCK, f->n_tokens - row);
         for (int64_t i = 0; !status && i < blocks; i++) {
-            const int64_t first = block_start(e, blocks, i), columns = block_start(e, blocks, i + 1) - first;
-            status = product(w, row, rows, skip, NULL, first, columns);
+            const int64_t first = feature_block_start(e, blocks, i),
+                          columns = feature_block_start(e, blocks, i + 1) - first;
+            status = encoder_product(w, row, rows, skip, NULL, first, columns);
             for (int64_t r = 0; !status && r < rows; r++)
                 for (int64_t j = 0; j < columns; j++) out[(row + r) * e + first + j] += w->pre[r * w->width + j];
         }

@@ -10,7 +10,7 @@ static const int64_t DECODER_BYTES = (int64_t)64 << 20; /* of decoder rows asked
 
 /* ---- life ---------------------------------------------------------------------------------- */
 
-static asp_status no_room(const asp_features *f, int over_limit, const char *what, asp_error *err) {
+static asp_status no_room_for_features(const asp_features *f, int over_limit, const char *what, asp_error *err) {
     if (!over_limit) return asp_fail(err, ASP_NO_MEMORY, "no memory for %s", what);
     return asp_fail(err, ASP_NO_MEMORY, "max_bytes=%lld is too small for %s; use fewer tokens or a larger max_bytes",
                     (long long)f->max_bytes, what);
@@ -21,7 +21,7 @@ void *asp_features_take(asp_features *f, int64_t n, int64_t size, const char *wh
     const int over_limit = !asp_multiply(n > 0 ? n : 1, size, &bytes) || bytes > f->max_bytes - f->bytes;
     void *block = over_limit ? NULL : asp_allocate(bytes, 1);
     if (block) f->bytes += bytes;
-    else no_room(f, over_limit, what, err);
+    else no_room_for_features(f, over_limit, what, err);
     return block;
 }
 
@@ -33,7 +33,7 @@ void asp_features_give_back(asp_features *f, void *block, int64_t n, int64_t siz
 
 static int is_absent(const asp_features *f, int64_t layer) { return f->coder.absent && f->coder.absent[layer]; }
 
-/* Goes on to the next layer that has a dictionary. */
+/* Continues with the next layer that has a dictionary. */
 static void pass_absent(asp_features *f) {
     while (f->n_layers < f->config.n_layer && is_absent(f, f->n_layers)) f->n_layers++;
 }
@@ -77,7 +77,7 @@ asp_status asp_features_new(asp_features **out, const asp_model *model, int64_t 
     return status;
 }
 
-static void free_layer(asp_features *f, int64_t layer) {
+static void free_layer_features(asp_features *f, int64_t layer) {
     asp_layer_features *l = &f->layers[layer];
     asp_features_give_back(f, l->start, f->n_tokens + 1, sizeof *l->start);
     asp_features_give_back(f, l->entries, l->n, sizeof *l->entries);
@@ -86,7 +86,7 @@ static void free_layer(asp_features *f, int64_t layer) {
 
 void asp_features_free(asp_features *f) {
     if (!f) return;
-    for (int64_t l = 0; f->layers && l < f->config.n_layer; l++) free_layer(f, l);
+    for (int64_t l = 0; f->layers && l < f->config.n_layer; l++) free_layer_features(f, l);
     asp_release(f->layers);
     asp_release((void *)(uintptr_t)f->coder.absent);
     asp_release(f->reconstruction);
@@ -99,12 +99,12 @@ asp_feature_list asp_features_list(const asp_features *f) { return f->list; }
 int64_t asp_features_bytes(const asp_features *f) { return f->bytes; }
 const uint8_t *asp_features_absent(const asp_features *f) { return f->coder.absent; }
 
-static asp_array outputs(const asp_features *f, asp_real *data) {
+static asp_array outputs_array(const asp_features *f, asp_real *data) {
     const int64_t e = f->config.d_model, n = f->n_tokens;
     return (asp_array){.data = data, .n_dims = 3, .dims = {f->config.n_layer, n, e}, .strides = {n * e, e, 1}};
 }
-asp_array asp_features_reconstruction(const asp_features *f) { return outputs(f, f->reconstruction); }
-asp_array asp_features_error(const asp_features *f) { return outputs(f, f->error); }
+asp_array asp_features_reconstruction(const asp_features *f) { return outputs_array(f, f->reconstruction); }
+asp_array asp_features_error(const asp_features *f) { return outputs_array(f, f->error); }
 
 /* ---- keeping -------------------------------------------------------------------------------- */
 
@@ -230,7 +230,8 @@ static asp_status complete(asp_features *f, asp_error *err) {
                               ASP_PART(features, n, 1), ASP_PART(activations, n, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     const int over_limit = asp_arena_lay_out(&f->lists, parts, PARTS) > f->max_bytes - f->bytes;
-    if (over_limit || !asp_arena_commit(&f->lists, 1)) return no_room(f, over_limit, ASP_FEATURES_ACTIVE, err);
+    if (over_limit || !asp_arena_commit(&f->lists, 1))
+        return no_room_for_features(f, over_limit, ASP_FEATURES_ACTIVE, err);
     asp_arena_wire(&f->lists, parts, PARTS);
     f->bytes += f->lists.bytes;
     for (int64_t l = 0; l < n_layer; l++) {
@@ -242,7 +243,7 @@ static asp_status complete(asp_features *f, asp_error *err) {
             activations[at] = found->value;
         }
         starts[l + 1] = at;
-        free_layer(f, l);
+        free_layer_features(f, l);
     }
     f->list = (asp_feature_list){n, starts, layers, positions, features, activations};
     return ASP_OK;

@@ -75,7 +75,7 @@ static int list_weights(asp_transcoder_trainer *c) {
     return 1;
 }
 
-static void list_chunks(asp_transcoder_trainer *c) {
+static void list_weight_chunks(asp_transcoder_trainer *c) {
     c->all.data = c->blocks[0], c->all.m = c->blocks[1], c->all.v = c->blocks[2], c->all.gradients = c->blocks[3];
     for (int64_t i = 0; i < c->all.n_chunks; i++)
         c->all.chunks[i] = (asp_adamw_chunk){i * CHUNK, asp_min(CHUNK, c->size - i * CHUNK), 0};
@@ -104,7 +104,7 @@ asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_
                         "a transcoder of %lld features needs %s to be trained, which could not be allocated",
                         (long long)n_features, asp_fail_size((char[32]){0}, bytes));
     }
-    list_chunks(c);
+    list_weight_chunks(c);
     *coder = c;
     return ASP_OK;
 }
@@ -121,7 +121,7 @@ static asp_real *gradient(const asp_transcoder_trainer *c, int which) {
 
 /* ---- scratch --------------------------------------------------------------------------------- */
 
-static asp_status prepare(asp_transcoder_trainer *c, int64_t n, int64_t width, asp_error *err) {
+static asp_status prepare_step(asp_transcoder_trainer *c, int64_t n, int64_t width, asp_error *err) {
     coder_scratch *s = &c->scratch;
     if (s->arena.base && s->n >= n && s->width == width) return ASP_OK;
     asp_arena_free(&s->arena);
@@ -208,7 +208,7 @@ static void entry_backward(const coder_job *job, const asp_real *pre, int64_t sl
     }
 }
 
-static double sum_squares(const asp_real *x, int64_t n) { return asp_isa_kernels()->sum_squares(x, n); }
+static double row_squares(const asp_real *x, int64_t n) { return asp_isa_kernels()->sum_squares(x, n); }
 
 static void main_row(const coder_job *job, int64_t row) {
     const asp_transcoder_trainer *c = job->coder;
@@ -229,7 +229,7 @@ static void main_row(const coder_job *job, int64_t row) {
         entry_backward(job, pre, i, d, &penalty);
     }
     s->count[row] = n;
-    s->sums[row] = sum_squares(residual, c->n_out);
+    s->sums[row] = row_squares(residual, c->n_out);
     s->sums[2 * job->n + row] = penalty;
     s->sums[3 * job->n + row] = active;
 }
@@ -255,7 +255,7 @@ static void dead_row(const coder_job *job, int64_t row) {
         s->dlog[i] = 0;
     }
     s->count[job->n + row] = n;
-    s->sums[job->n + row] = sum_squares(left, c->n_out);
+    s->sums[job->n + row] = row_squares(left, c->n_out);
 }
 
 static void rows_item(void *arg, int64_t item, int thread) {
@@ -374,13 +374,13 @@ static void unit_item(void *arg, int64_t f, int thread) {
     (void)thread;
     const asp_transcoder_trainer *c = arg;
     asp_real *row = weight(c, W_DEC) + f * c->n_out;
-    const double norm = sqrt(sum_squares(row, c->n_out));
+    const double norm = sqrt(row_squares(row, c->n_out));
     if (!(norm > 0)) return;
     for (int64_t i = 0; i < c->n_out; i++) row[i] = (asp_real)((double)row[i] / norm);
 }
 
-static void update(asp_transcoder_trainer *c, const asp_transcoder_step_options *o, double norm,
-                   const asp_context *context) {
+static void update_weights(asp_transcoder_trainer *c, const asp_transcoder_step_options *o, double norm,
+                           const asp_context *context) {
     const asp_adamw_options options = {o->lr, o->beta1, o->beta2, o->eps, 0, o->clip, norm, (double)(c->step + 1)};
     const asp_context quiet = {.n_threads = context->n_threads};
     asp_adamw_update(&c->all, &options, context);
@@ -402,8 +402,8 @@ static asp_transcoder_step_result summarise(const coder_job *job) {
     return r;
 }
 
-static asp_status check(const asp_transcoder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
-                        const asp_transcoder_step_options *o, asp_error *err) {
+static asp_status check_step(const asp_transcoder_trainer *c, const asp_real *x, const asp_real *y, int64_t n,
+                             const asp_transcoder_step_options *o, asp_error *err) {
     int64_t first;
     if (n < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "a step needs at least one row");
     if (o->activation == ASP_TRANSCODER_TOPK && (o->top_k < 1 || o->top_k > c->n_features))
@@ -423,7 +423,7 @@ asp_status asp_transcoder_trainer_step(asp_transcoder_trainer *c, const asp_real
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     context = &own;
-    asp_status status = check(c, x, y, n, options, err);
+    asp_status status = check_step(c, x, y, n, options, err);
     if (status) return status;
     const int64_t main_width = options->activation == ASP_TRANSCODER_TOPK ? options->top_k : c->n_features;
     coder_job job = {.coder = c,
@@ -433,7 +433,7 @@ asp_status asp_transcoder_trainer_step(asp_transcoder_trainer *c, const asp_real
                      .n = n,
                      .main_width = main_width,
                      .scale = 2 / ((double)n * (double)c->n_out)};
-    status = prepare(c, n, main_width + options->aux_k, err);
+    status = prepare_step(c, n, main_width + options->aux_k, err);
     if (status) return status;
     for (int64_t f = 0; f < c->n_features; f++) {
         c->dead[f] = c->silent[f] >= options->dead_after;
@@ -447,7 +447,7 @@ asp_status asp_transcoder_trainer_step(asp_transcoder_trainer *c, const asp_real
     if (!isfinite(norm) || !isfinite(result->loss))
         return asp_fail(err, ASP_DIVERGED, "step %lld: the loss is %g and the gradient norm %g; the step was not taken",
                         (long long)c->step, result->loss, norm);
-    update(c, options, norm, context);
+    update_weights(c, options, norm, context);
     c->step++;
     return ASP_OK;
 }

@@ -23,7 +23,9 @@ from reliability import bits_of_model, bits_of_run, counters, micro_batch, new_f
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse._core_types import Curve
 from attnsparse.circuits import effects
+from attnsparse.tasks import CustomMetric
 from attnsparse.tasks.task import Task
 
 SIZES = {
@@ -178,6 +180,38 @@ def circuit(size: str, count: int) -> dict[str, Any]:
         return effects.metric_values(model, task).tobytes() == expected
 
     return delays(find, count, check)
+
+
+def curves(size: str, count: int) -> dict[str, Any]:
+    """Many resamples of a curve, how many items they need, and their band."""
+    del size
+    random = np.random.default_rng(0)
+    full = random.random(300) + 1
+    values = np.linspace(0, 1, 100)[:, None] * full * random.uniform(0.9, 1.1, (100, 300))
+    curve = Curve(values, full, np.zeros(300), "mib", np.linspace(0, 1, 100), np.arange(100))
+
+    def bits(n: int) -> bytes:
+        found = _core.curve_bootstrap(curve, n, 3)
+        needed = _core.curve_needed_interval(curve, 0.9, n, 3, 0.9)
+        ratio = _core.curve_ratio(curve, curve, 0.9, False, n, 3, 0.9)
+        return repr((needed, ratio)).encode() + np.stack(_core.curve_band(found, 0.9)).tobytes()
+
+    expected = bits(50)
+    return delays(lambda: bits(20_000), count, lambda: bits(50) == expected)
+
+
+def metric(size: str, count: int) -> dict[str, Any]:
+    """A sweep by a metric in Python: Ctrl-C comes in the core or in the metric."""
+    model = large_model(size)
+    task = long_task(model)
+    items = effects.candidates(model, task, "head")
+    own = CustomMetric(lambda logits, prompts: [float(sum(row[:500].tolist())) for row in logits])
+    expected = effects.knock_out(model, task, items[:3], metric=own).tobytes()
+
+    def check() -> bool:
+        return effects.knock_out(model, task, items[:3], metric=own).tobytes() == expected
+
+    return delays(lambda: effects.knock_out(model, task, items, metric=own), count, check)
 
 
 def train(size: str, count: int) -> dict[str, Any]:
@@ -481,7 +515,20 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
     return {"caught": n_caught, "fine": fine, "same": same, "steps": done}
 
 
-COMPUTING = (run, gradients, sweep, edges, attribution, circuit, graph, train, features, coders)
+COMPUTING = (
+    run,
+    gradients,
+    sweep,
+    edges,
+    attribution,
+    circuit,
+    curves,
+    metric,
+    graph,
+    train,
+    features,
+    coders,
+)
 OTHERS = (load, save, checkpoint, tokenise, normalise, decode, worker, twice, handlers, trainer_object)
 WHATS = {f.__name__: f for f in (*COMPUTING, *OTHERS)}
 

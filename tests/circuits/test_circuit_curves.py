@@ -7,9 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 from circuit_toy import heads, with_toy
+from oracle_curves import random_order
 
-from attnsparse.circuits import bootstrap as circuit_bootstrap
-from attnsparse.circuits import choices
 from attnsparse.circuits import search as circuit_search
 from attnsparse.circuits.circuit import Circuit
 from attnsparse.items import Head
@@ -183,58 +182,6 @@ def test_wrong_sizes(sizes, error, text):
 # --- bootstrap
 
 
-def test_bootstrap_against_loops():
-    random = np.random.default_rng(1)
-    values, full, empty = random.normal(size=(7, 5)), random.normal(size=5), random.normal(size=5)
-    draws = random.integers(0, 5, (40, 5))
-    for normalize in choices.NORMALIZATIONS:
-        found = circuit_bootstrap.bootstrap_effect(values, full, empty, draws, normalize)
-        for row, chosen in zip(found, draws):
-            wanted = circuit_bootstrap.explained_effect(
-                values[:, chosen], full[chosen], empty[chosen], normalize
-            )
-            np.testing.assert_allclose(row, wanted, rtol=1e-12)
-
-
-def test_resamples_are_paired():
-    """A curve that is a multiple of the whole model's on every prompt has no uncertainty."""
-    full = np.array([1.0, 50.0, 3.0, 7.0])
-    values = np.array([0.5, 0.95])[:, None] * full
-    curves = circuit_bootstrap.resampled_curves(values, full, np.zeros(4), "mib", 200, 3)
-    np.testing.assert_allclose(curves, np.tile([0.5, 0.95], (200, 1)))
-
-
-def test_resamples_are_drawn_evenly_by_the_seed():
-    draws = circuit_bootstrap.resamples(2000, 10, 4)
-    assert draws.shape == (2000, 10)
-    assert (np.abs(np.bincount(draws.ravel(), minlength=10) / 2000 - 1) < 0.1).all()
-    np.testing.assert_array_equal(draws, circuit_bootstrap.resamples(2000, 10, 4))
-    np.testing.assert_array_equal(draws[:100], circuit_bootstrap.resamples(100, 10, 4))
-    assert (draws != circuit_bootstrap.resamples(2000, 10, 5)).any()
-
-
-def test_resamples_without_an_effect_are_left_out():
-    full = np.array([1.0, 0.0, 0.0])
-    curves = circuit_bootstrap.resampled_curves(full[None], full, np.zeros(3), "mib", 100, 0)
-    assert 0 < len(curves) < 100
-    np.testing.assert_array_equal(curves, 1)
-    low, high = circuit_bootstrap.band(curves[:0], 0.9)
-    assert np.isnan([low, high]).all()
-
-
-def test_bands_cover_what_other_prompts_give():
-    """The 90 % interval around f(1) holds the f(1) of all prompts in about 90 % of samples."""
-    random = np.random.default_rng(0)
-    hits = []
-    for seed in range(200):
-        full = random.exponential(size=40) + 1
-        part = full * random.uniform(0.2, 0.8, 40)
-        curves = circuit_bootstrap.resampled_curves(part[None], full, np.zeros(40), "mib", 200, seed)
-        low, high = circuit_bootstrap.band(curves, 0.9)
-        hits.append(low[0] <= 0.5 <= high[0])
-    assert 0.8 < np.mean(hits) < 0.97
-
-
 def test_intervals_hold_the_estimate():
     # the second head matters on some prompts only
     found, _ = with_toy(heads(5.0, 1.0, 0.5), {"spread": 0.0}, n_bootstrap=500)
@@ -266,7 +213,7 @@ def test_random_baseline_by_hand():
     worth = np.array(list(weights.values()))
     curves = []
     for which in range(3):
-        order = circuit_bootstrap.random_order(8, 11, which)
+        order = random_order(8, 11, which)
         curves.append(np.concatenate([[0], np.cumsum(worth[order])]) / 36)
     np.testing.assert_allclose(found.random_effect, np.mean(curves, axis=0))
     np.testing.assert_allclose(found.random_low, np.min(curves, axis=0))

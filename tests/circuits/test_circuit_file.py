@@ -156,7 +156,7 @@ def test_every_field_is_needed_and_of_its_kind(path, name):
         ("unit", "layer"),
         ("method", "magic"),
         ("ablation", None),
-        ("metric", "loss"),
+        ("metric", 3),
         ("position_labels", [1]),
     ],
 )

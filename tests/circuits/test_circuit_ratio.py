@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 from fake_circuit import fake_circuit
-
-from attnsparse.circuits.bootstrap import explained_effect, resamples
+from oracle_curves import explained_effect, resamples
 
 MORE = fake_circuit([0, 0.2, 0.5, 0.95, 0.8, 0.85, 0.92, 0.97, 1], spread=0.4, seed=1)
 FEWER = fake_circuit([0, 0.7, 0.93, 0.96, 1], spread=0.4, seed=2)

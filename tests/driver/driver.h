@@ -34,12 +34,20 @@ void add_reals(uint64_t *digest, const asp_real *data, int64_t n);
 void add_run(uint64_t *digest, const asp_run *run);
 asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind);
 
+/* driver_curves.c */
+asp_status use_metrics(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_curves(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+
 /* driver_graph.c */
 asp_status use_features(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_replacement(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_graph(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+
+/* driver_build.c */
+asp_status use_build(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_groups(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 
 #endif

@@ -167,7 +167,10 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
     asp_reads reads;
     graph_open(&g, f, &frozen, &writes, &reads);
     asp_real carried[T * L * H * D], received[T * L * H * D], alone[T * L * H * D];
-    asp_status status = asp_graph_heads_sources(carried, f->gated, &frozen, &writes, context, err);
+    int64_t row[T];
+    for (int i = 0; i < T; i++) row[i] = i == 3 ? -1 : i > 3 ? i - 1 : i; /* source 3 has none */
+    memset(carried, 0, sizeof carried);
+    asp_status status = asp_graph_heads_sources(carried, f->gated, &frozen, &writes, row, T - 1, context, err);
     if (!status) status = asp_graph_heads_targets(received, f->gated, &frozen, &reads, 0, context, err);
     if (!status) status = asp_graph_heads_targets(alone, f->gated, &frozen, &reads, 1, context, err);
     if (status) return status;
@@ -190,39 +193,6 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
     add_reals(digest, alone, T * L * H * D);
     add_bytes(digest, loadings, sizeof loadings);
     return ASP_OK;
-}
-
-asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
-    enum { NODES = 12, EDGES = NODES * (NODES - 1) / 2 };
-    (void)f;
-    int64_t start[NODES + 1];
-    int32_t source[EDGES];
-    asp_real weight[EDGES], value[NODES];
-    double weights[NODES] = {0}, influence[NODES], factors[NODES], cumulative[NODES];
-    uint8_t always[NODES] = {0}, feature[NODES], blocked[NODES] = {0}, nodes[NODES], edges[EDGES];
-    for (int t = 0, n = 0; t < NODES; t++) {
-        start[t] = n;
-        for (int s = 0; s < t; s++) source[n++] = s;
-        start[t + 1] = n;
-        feature[t] = t > 2 && t < NODES - 2;
-    }
-    fill(weight, EDGES, 1, 61);
-    fill(value, NODES, 1, 62);
-    weights[NODES - 1] = always[NODES - 1] = blocked[0] = 1;
-    const asp_adjacency graph = {NODES, start, source, weight};
-    asp_status status = asp_graph_prune_influence(influence, &graph, weights, context, err);
-    if (!status) status = asp_graph_prune_factors(factors, &graph, value, always, blocked, context);
-    const asp_prune_options options = {weights, always, feature, 0.8, 0.9};
-    if (!status) status = asp_graph_prune(nodes, edges, cumulative, &graph, &options, context, err);
-    if (status) return status;
-    add_bytes(digest, influence, sizeof influence);
-    add_bytes(digest, factors, sizeof factors);
-    add_bytes(digest, cumulative, sizeof cumulative);
-    add_bytes(digest, nodes, sizeof nodes);
-    add_bytes(digest, edges, sizeof edges);
-    source[0] = 1; /* a circle: refused, as long as memory suffices */
-    const asp_status refused = asp_graph_prune_influence(influence, &graph, weights, context, err);
-    return refused == ASP_BAD_ARGUMENT ? ASP_OK : refused == ASP_NO_MEMORY ? refused : ASP_BAD_STATE;
 }
 
 asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {

@@ -109,11 +109,37 @@ void fixture_close(fixture *f) {
     asp_model_free(f->dense);
 }
 
+/* A logit of each row that depends on its sequence, less another. */
+static int custom_values(void *state, int64_t n, const int64_t *sequence, const asp_real *logits, double *values) {
+    (void)state;
+    for (int64_t i = 0; i < n; i++) values[i] = (double)logits[i * V + sequence[i]] - (double)logits[i * V + 9];
+    return 0;
+}
+
+static int custom_gradient(void *state, int64_t n, const int64_t *sequence, const asp_real *logits,
+                           asp_real *gradient) {
+    (void)state, (void)logits;
+    memset(gradient, 0, (size_t)(n * V) * sizeof *gradient);
+    for (int64_t i = 0; i < n; i++) {
+        gradient[i * V + sequence[i]] = 1;
+        gradient[i * V + 9] = -1;
+    }
+    return 0;
+}
+
 asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind) {
     static const int64_t start[] = {0, 1, 2, 3};
     static const int32_t answers[] = {4, 8, 15}, wrong[] = {16, 23, 42};
     static const asp_real reference[N_SEQUENCES * V];
-    return (asp_metric){kind, n_sequences, start, start, answers, wrong, kind == ASP_KL ? reference : NULL};
+    static const asp_custom_metric custom = {custom_values, custom_gradient, NULL};
+    return (asp_metric){.kind = kind,
+                        .n_sequences = n_sequences,
+                        .answer_start = start,
+                        .wrong_start = start,
+                        .answers = answers,
+                        .wrong = wrong,
+                        .reference = kind == ASP_KL ? reference : NULL,
+                        .custom = kind == ASP_CUSTOM ? &custom : NULL};
 }
 
 /* ---- runs ---------------------------------------------------------------------------------------- */
@@ -346,7 +372,8 @@ static asp_status use_attribution(const fixture *f, const asp_context *context, 
                                                  .through_gate = kind == 9,
                                                  .reference =
                                                      kind == 9 ? (asp_reference){0} : reference_of(f, kind / 3),
-                                                 .metric = small_metric(N_SEQUENCES, (asp_metric_kind)(kind % 4)),
+                                                 .metric =
+                                                     small_metric(N_SEQUENCES, (asp_metric_kind)(kind % ASP_N_METRICS)),
                                                  .max_bytes = INT64_MAX};
         const asp_status status =
             asp_attribution(scores, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
@@ -381,11 +408,15 @@ const operation operations[] = {
     {"training", use_training},
     {"sweep", use_sweep},
     {"attribution", use_attribution},
+    {"metrics", use_metrics},
+    {"curves", use_curves},
     {"features", use_features},
     {"replacement", use_replacement},
     {"graph edges", use_graph},
     {"graph heads", use_graph_heads},
+    {"graph", use_build},
     {"graph pruning", use_prune},
+    {"graph groups", use_groups},
     {"kernels", use_kernels},
     {"training of transcoders", use_coder_training},
 };

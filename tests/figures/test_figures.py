@@ -158,9 +158,9 @@ def test_bad_patterns(model):
         figures.head_grid(np.zeros((3, 3)))
     with pytest.raises(ValueError, match="has 2 prompts"):
         figures.head_grid(model.run([PROMPT, PROMPT]))
-    with pytest.raises(ValueError, match="at least one panel"):
+    with pytest.raises(ValueError, match="panels is empty"):
         figures.head_grids([])
-    with pytest.raises(TypeError, match=r"a panel is \(title, run, heads\).*panel 0 is \('a', "):
+    with pytest.raises(TypeError, match=r"panels must be \(title, run, heads\).*panel 0 is \('a', "):
         figures.head_grids([("a", np.zeros((1, 1, 3, 3)))])
     with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
         figures.head_grids([("a", np.zeros((1, 1, 3, 3)), None)], columns=0)
@@ -212,7 +212,7 @@ def test_attention_map_of_many_tokens_has_a_scale_instead(model):
 def test_attention_map_of_a_missing_head(run):
     with pytest.raises(IndexError, match="L3H0 is out of range"):
         figures.attention_map(run, 3, 0)
-    with pytest.raises(ValueError, match="count from 0"):
+    with pytest.raises(ValueError, match="must be at least 0"):
         figures.attention_map(run, -1, 0)
     with pytest.raises(ValueError, match="base must be 0 or 1"):
         figures.attention_map(run, 0, 0, base=2)
@@ -303,7 +303,7 @@ def test_columns_carry_tokens_labels_and_predictions(run):
     assert ax.get_xlabel() == ""
     assert texts(ax) == ["$small$"]
     assert ax.texts[0].xy == (7, 3)
-    with pytest.raises(ValueError, match="2 labels for 8 tokens"):
+    with pytest.raises(ValueError, match="labels must have one text for each of the 8 tokens, got 2"):
         figures.edge_lines(run, labels=["a", "b"])
 
 
@@ -339,7 +339,7 @@ def test_addition_figure_has_dense_above_sparse(dense_adder, adder):
 
 @pytest.mark.parametrize("sums", [[], ["5+3"], ["53-21"], ["153+21"], ["53+21 "]])
 def test_bad_sums(dense_adder, adder, sums):
-    with pytest.raises(ValueError, match=r"at least one sum|written like '53\+21'"):
+    with pytest.raises(ValueError, match=r"sums is empty|written like '53\+21'"):
         figures.addition_figure(dense_adder, adder, sums)
 
 
@@ -473,7 +473,7 @@ def test_save_takes_axes_and_figures(run, tmp_path):
 
 
 def test_unknown_format_writes_nothing(run, tmp_path):
-    with pytest.raises(ValueError, match="unknown figure format 'gif'; known: png, svg, pdf"):
+    with pytest.raises(ValueError, match="formats: unknown format 'gif'; choose from png, svg, pdf"):
         figures.save(figures.edge_lines(run), tmp_path / "x", ["png", "gif"])
     assert list(tmp_path.iterdir()) == []
 
@@ -495,7 +495,7 @@ def test_the_ending_of_a_path_is_its_format(run, tmp_path):
         ("a", {"formats": 3}, TypeError, "formats must be a name or a sequence of names"),
         ("a", {"dpi": "a"}, TypeError, "dpi must be a number, got str"),
         ("a", {"dpi": 0}, ValueError, "dpi must be above 0"),
-        ("a", {"figure": "a"}, TypeError, "expected a Figure or Axes of matplotlib, got str"),
+        ("a", {"figure": "a"}, TypeError, "figure must be a Figure or Axes of matplotlib, got str"),
     ],
 )
 def test_what_cannot_be_saved(run, tmp_path, path, options, kind, text):

@@ -475,7 +475,7 @@ def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
         (0, TypeError, "labels must be a mapping from .*, or a path, got int"),
         ({"0_2": "a"}, TypeError, r"a feature is a pair \(layer, feature\) such as \(0, 17\), got '0_2'"),
         ({0: "a"}, TypeError, "got 0"),
-        ({(0, 2): 5}, TypeError, r"the label of \(0, 2\) must be a text, got int"),
+        ({(0, 2): 5}, TypeError, r"the label of \(0, 2\) must be a string, got int"),
         ({(9, 0): "a"}, IndexError, r"there is no .*layer 9"),
         ({(-1, 0): "a"}, IndexError, r"count from 0, got \(-1, 0\)"),
         ("none.csv", FileNotFoundError, "none.csv"),
@@ -507,22 +507,32 @@ def test_a_run_whose_weights_changed_is_refused() -> None:
 
 def test_core_refuses_what_would_leave_its_arrays() -> None:
     model, transcoders = toy()
-    sources, _ = asp.attribution_graph(model, transcoders, PROMPT).origin
+    graph = asp.attribution_graph(model, transcoders, PROMPT)
+    sources, core = graph.origin[0], model._core
     n, layer, position, source, vectors = sources.writes
-    core = model._core
+    bad = np.array([1], np.int32)
+    reads = Reads(bad, bad * 0, bad * 0, vectors[:1].copy())
     wrong = [(layer + 9, position, source), (layer, position + 6, source), (layer, position, source + n)]
     for changed in wrong:
         with pytest.raises(IndexError, match="out of range"):
-            core.graph_carried(sources.frozen, Writes(n, *changed, vectors))
+            core.graph_edges(sources.frozen, Writes(n, *changed, vectors), reads)
     with pytest.raises(ValueError, match="in order"):
-        core.graph_carried(sources.frozen, Writes(n, layer[::-1].copy(), position, source, vectors))
-    bad = np.array([99], np.int32)
+        core.graph_edges(sources.frozen, Writes(n, layer[::-1].copy(), position, source, vectors), reads)
     with pytest.raises(IndexError, match="target 0"):
-        core.graph_received(sources.frozen, Reads(bad, bad * 0, bad * 0, vectors[:1].copy()), False)
-    with pytest.raises(ValueError, match="circle"):
-        _core.graph_influence(
-            np.array([0, 1, 2]), np.array([1, 0], np.int32), np.ones(2, np.float32), np.array([1.0, 0.0])
-        )
+        core.graph_edges(sources.frozen, sources.writes, reads._replace(point=bad * 99))
+
+
+def test_a_circle_of_edges_has_no_influence() -> None:
+    """Two features, each of which has an edge from the other, and a logit."""
+    nodes, reals = np.zeros(3, np.int32), np.ones(3, np.float32)
+    heads = np.zeros((3, 1, 0, 0), np.float32)
+    circle = _core.Graph(
+        np.array([0, 0, 6], np.int32), nodes, nodes, nodes, reals, reals, np.array([0, 1, 2, 3]),
+        np.array([1, 0, 1], np.int32), reals, heads[:2], heads, heads,
+    )  # fmt: skip
+    for ask in (circle.influence, circle.scores, lambda: circle.prune(0.8, 0.98)):
+        with pytest.raises(ValueError, match="run in a circle"):
+            ask()
 
 
 def test_arrays_of_numbers_are_nodes() -> None:

@@ -379,7 +379,7 @@ def test_what_is_no_file_is_refused(tmp_path):
         read(tmp_path / "pipe.safetensors")
     assert caught.value.code == "not_a_file"
     for wrong in (3, None, b"c"):
-        with pytest.raises(TypeError, match="path must be a text or a path, got"):
+        with pytest.raises(TypeError, match="path must be a string or a path, got"):
             read(wrong)
 
 

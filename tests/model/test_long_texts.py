@@ -69,13 +69,13 @@ def characters() -> Tokenizer:
 def test_blocks_give_the_tokens_of_the_whole_text(bpe, text, block):
     assert bpe._may_cut
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", block)
+        patch.setattr(module, "BLOCK", block)
         assert bpe.encode(text) == bpe._inner.encode(text, add_special_tokens=False).ids
         assert bpe.decode(bpe.encode(text)) == text
 
 
 def test_blocks_of_closed_vocabularies(characters, monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 2)
+    monkeypatch.setattr(module, "BLOCK", 2)
     text = "it's a b  c\nd  \n e_f 1 2\n\n x"
     words = Tokenizer.from_words(
         ["it", "'s", *(f" {c}" for c in "abcdefx12_ "), " ", *"\nd_f\te", "\n\n", "  \n"]
@@ -92,7 +92,7 @@ def test_what_is_not_cut_is_encoded_aside(monkeypatch):
     inner.normalizer = tokenizers.normalizers.NFKC()
     one, text = Tokenizer(inner), "the ﬁfth  é 日本 " * 40
     ids = one.encode(text)
-    monkeypatch.setattr(module, "_MOST_AT_ONCE", 20)
+    monkeypatch.setattr(module, "MOST_AT_ONCE", 20)
     threads = []
     monkeypatch.setattr(module, "aside", lambda call: threads.append(aside(call)) or threads[-1])
     assert one.encode(text) == ids == threads[0]

@@ -318,7 +318,7 @@ def test_wrong_arguments(words):
     assert words.decode(np.array([0, 1], np.uint16)) == words.decode(np.int64(i) for i in (0, 1))
     with pytest.raises(ValueError, match="split must be"):
         Tokenizer.from_words(["a"], split="bytes")
-    with pytest.raises(ValueError, match="words must be different"):
+    with pytest.raises(ValueError, match="words must be unique"):
         Tokenizer.from_words(["a", "a"])
     with pytest.raises(ValueError, match="not among the words"):
         Tokenizer.from_words(["a"], bos="b")

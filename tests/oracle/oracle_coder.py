@@ -1,8 +1,8 @@
 """The training step of one layer's transcoder in NumPy float64, dense and written out by hand.
 
-It shares nothing with csrc/coder_train.c but the definitions: activations of Gao et al. 2024 (TopK and the
-auxiliary loss of dead features) and Rajamanoharan et al. 2024 (JumpReLU with its straight-through gradient),
-ReLU with a tanh penalty, rows of W_dec of length 1.
+It shares nothing with csrc/transcoder/transcoder_trainer.c but the definitions: activations of Gao et al.
+2024 (TopK and the auxiliary loss of dead features) and Rajamanoharan et al. 2024 (JumpReLU with its
+straight-through gradient), ReLU with a tanh penalty, rows of W_dec of length 1.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import alone
 import numpy as np
@@ -397,13 +398,15 @@ def advance(call) -> tuple[float, float]:
     return max(b - a for a, b in itertools.pairwise(during)), end - begin
 
 
-def complete_graph(n: int) -> tuple:
-    """Arguments of `_core.graph_prune`: every node has an edge to all later ones."""
+def complete_graph(n: int) -> Any:
+    """A `_core.Graph` in which every node has an edge to all later ones: errors, and a logit."""
     start = np.concatenate([[0], np.cumsum(np.arange(n))])
     source = np.concatenate([np.arange(t, dtype=np.int32) for t in range(n)])
     weight = np.random.default_rng(0).random(len(source), np.float32)
-    last = np.arange(n) == n - 1
-    return start, source, weight, last.astype(float), last, np.zeros(n, bool), 0.8, 0.98
+    kind = np.where(np.arange(n) < n - 1, 1, 6).astype(np.int32)
+    reals, heads = np.ones(n, np.float32), np.zeros((n, 1, 0, 0), np.float32)
+    alone = heads[:1]
+    return _core.Graph(kind, kind, kind, kind, reals, reals, start, source, weight, heads[1:], alone, alone)
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +433,7 @@ def test_other_threads_advance_during_a_call(what, long_call):
         "entry_scores": lambda n: partial(
             entries._core.entry_scores, *[np.zeros(5_000_000 * n, np.int64)] * 4
         ),
-        "prune": lambda n: partial(_core.graph_prune, *complete_graph(int(1500 * n**0.5))),
+        "prune": lambda n: partial(complete_graph(int(1500 * n**0.5)).prune, 0.8, 0.98),
     }[what]
     for size in (1, 2, 4, 8, 16, 32):
         call = make(size)

@@ -37,11 +37,11 @@ def batch(which=None, change=None):
 # ----------------------------------------------------------------------- indices and sizes of prompts
 
 PROMPT_ERRORS = {
-    "no prompt": ([], ValueError, "no prompt"),
+    "no prompt": ([], ValueError, "at least one prompt"),
     "no tokens": ([[]], ValueError, "no tokens"),
     "one without tokens": ([[1], [], [2]], ValueError, "prompt 1 has no tokens"),
     "array without tokens": (np.zeros((2, 0), int), ValueError, "no tokens"),
-    "array without prompts": (np.zeros((0, 3), int), ValueError, "no prompt"),
+    "array without prompts": (np.zeros((0, 3), int), ValueError, "at least one prompt"),
     "too many": ([0] * 25, ValueError, r"25 tokens.* at most 24 \(n_ctx\)"),
     "one too long": ([[0], [0] * 25], ValueError, "prompt 1 has 25 tokens"),
     "negative": ([3, -1], IndexError, r"-1 at position 1 .* 0\.\.95"),
@@ -342,7 +342,7 @@ def test_paths_that_are_none(e, path, tmp_path, monkeypatch):
         if path is None and name in ("load tokenizer", "Trainer"):
             continue  # there is none
         kind = ValueError if isinstance(path, str) else TypeError
-        with pytest.raises(kind, match=r"is empty|NUL|must be a text or a path") as caught:
+        with pytest.raises(kind, match=r"must not be empty|NUL|must be a string or a path") as caught:
             call(path)
         check_message(caught.value)
     assert not list(tmp_path.iterdir())
@@ -363,7 +363,7 @@ def test_flags_and_tokenizers_that_are_none(e):
     for flags in ({"gated": "yes"}, {"gated": 1}, {"allow_nonfinite": "no"}):
         with pytest.raises(TypeError, match=f"{next(iter(flags))} must be True or False"):
             asp.load(e.folder / "saved", **flags)
-    with pytest.raises(TypeError, match="tokenizer must be a text or a path, got int"):
+    with pytest.raises(TypeError, match="tokenizer must be a string or a path, got int"):
         asp.load(e.folder / "saved", tokenizer=3)
     with pytest.raises(TypeError, match="verify must be True or False, got 'x'"):
         asp.load_transcoders("demo-sparse-transcoders", verify="x")

@@ -31,6 +31,9 @@ STATEFUL = {
     "isa.c",  # the instruction set, chosen when the module is imported
 }
 
+# Folders in which no two files have a static function of one name.
+NAMED_FOLDERS = {"base", "kernels", "model", "train", "transcoder", "python"}
+
 C_FILES = sorted(CSRC.rglob("*.[ch]"))
 PYTHON_FILES = sorted((ROOT / "attnsparse").rglob("*.py"))
 each_c_file = pytest.mark.parametrize("path", C_FILES, ids=lambda path: path.name)
@@ -145,6 +148,7 @@ def test_every_public_function_that_computes_enters_the_environment():
     declared = re.findall(r"\b(asp_\w+)\(([^()]*)\);", heads)
     computing = {name for name, arguments in declared if "asp_context" in arguments}
     computing |= {"asp_model_new", "asp_model_count_nonfinite", "asp_isa_noise_row", "asp_isa_exp_array"}
+    computing |= {"asp_curve_effect", "asp_curve_needed"}
     assert len(computing) > 15
     entering = set()
     for path in C_FILES:
@@ -179,6 +183,21 @@ def test_python_functions_are_short(path):
 def test_files_are_short(path):
     limit = min(LONG_FILES.get(path.name, MAX_FILE_LINES), 700)
     assert len(path.read_text().splitlines()) <= limit
+
+
+def static_functions(path: Path) -> set[str]:
+    """Names of the functions that only this file can call."""
+    return set(re.findall(r"^static\s[^=;(){}]*?\b([a-z]\w*)\(", code_of(path), flags=re.M))
+
+
+def test_static_functions_are_named_after_their_subject():
+    """No name in two files, so that a debugger and a profiler tell them apart."""
+    places: dict[str, list[str]] = {}
+    for path in C_FILES:
+        if path.parent.name in NAMED_FOLDERS:
+            for name in static_functions(path):
+                places.setdefault(name, []).append(path.name)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 def test_map_names_every_folder():
@@ -231,6 +250,8 @@ def test_the_checks_can_fail(tmp_path):
     assert lines_with(OUTPUT_OR_EXIT, bad) == ["bad.c:5"]
     code = "struct s { int a; };\nint x[] = {1, 2};\n\nint f(int a)\n{\n  if (a) { a = 1; }\n  return a;\n}\n"
     assert list(functions(strip_c(code))) == [(4, "int f(int a)", 5)]
+    bad.write_text("static int f(int a) {\n  return g(a);\n}\nstatic const int n = h(1);\nint k(void);\n")
+    assert static_functions(bad) == {"f"}
     symbols = (
         "00 l    df *ABS*  00  bad.c\n08 l     O .bss  08  counter\n10 l     O .data.rel.ro  08  table\n"
         "00 l    df *ABS*  00  \n18 l     O .data  04  .hidden shared\n"

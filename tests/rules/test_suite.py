@@ -46,7 +46,7 @@ def test_no_test_imports_a_test(tmp_path):
 
 def test_serial_tests_run_alone(tmp_path):
     shutil.copy(TESTS / "conftest.py", tmp_path)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = serial\naddopts = --dist=loadgroup\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = serial\naddopts = --dist=loadfile\n")
     for i in range(4):
         (tmp_path / f"test_{i}.py").write_text(OTHERS + USUAL % i + (SERIAL if i == 1 else ""))
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", str(tmp_path)]

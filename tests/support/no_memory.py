@@ -29,6 +29,10 @@ SENTENCES = {
     r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.Model\.sweep|asp\.)",
     rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":
         r"(effects\.|_core\.Model\.attribution|asp\.)",
+    rf"resampling \d+ prompts at \d+ sizes needs {AMOUNT}, which could not be allocated":
+        r"(_core\.curve_|asp\.find_circuit)",
+    r"no memory for the intervals of \d+ resamples": r"(_core\.curve_band|asp\.find_circuit)",
+    r"no memory for a random order of \d+ items": r"asp\.find_circuit",
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",
@@ -46,6 +50,13 @@ SENTENCES = {
     rf"the heads of a graph need {AMOUNT} of scratch": GRAPHS,
     r"no memory for the influence of \d+ edges": GRAPHS,
     r"no memory to prune a graph of \d+ edges": GRAPHS,
+    r"no memory for the scores of a graph of \d+ edges": GRAPHS,
+    rf"no memory for a graph of \d+ nodes and \d+ edges, which takes {AMOUNT}": GRAPHS,
+    r"no memory for the effects of \d+ sources on \d+ features and logits": GRAPHS,
+    r"no memory to rank the logits of \d+ tokens": GRAPHS,
+    r"no memory to put \d+ writes in order": GRAPHS,
+    r"no memory for the influence of \d+ nodes": GRAPHS,
+    r"no memory for what flows from \d+ nodes to \d+ groups": GRAPHS,
     # of NumPy and of Python themselves
     r"Unable to allocate .* for an array with shape .*": "",
 }  # fmt: skip

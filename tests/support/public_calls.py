@@ -11,8 +11,9 @@ import inspect
 
 import numpy as np
 from public_calls_core import CORE_CALLS
+from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
-from public_objects import ALL, WRT, Everything, Uses, small_task, small_transcoders, uses
+from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
@@ -35,7 +36,7 @@ CLASSES = {
     "Features": asp.Features,
     "Graph": asp.Graph,
 }
-CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "CoderTrainer")
+CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "CoderTrainer", "Graph")
 
 
 def of_runs(name: str) -> Uses:
@@ -73,8 +74,10 @@ CALLS: dict[str, Uses] = {
         lambda e: asp.find_circuit(
             e.model, e.task, unit="edge", method="ig", ablation="mean", steps=2, n_bootstrap=5, n_random=1
         ),
+        lambda e: asp.find_circuit(e.model, e.task, metric=OWN, n_bootstrap=5, n_random=1),
         wrong=(
             lambda e: asp.find_circuit(e.model, e.task, unit="neuron"),
+            lambda e: asp.find_circuit(e.model, e.task, metric=FAILING.custom),
             lambda e: asp.find_circuit(e.model, e.task.ranking),
         ),
         cost=100,
@@ -86,8 +89,11 @@ CALLS: dict[str, Uses] = {
     ),
     # --- effects
     "effects.metric_values": uses(
-        *(lambda e, m=m: effects.metric_values(e.model, e.task, metric=m) for m in effects.METRICS),
-        wrong=(lambda e: effects.metric_values(e.model, e.task, metric="x"),),
+        *(lambda e, m=m: effects.metric_values(e.model, e.task, metric=m) for m in (*effects.METRICS, OWN)),
+        wrong=(
+            lambda e: effects.metric_values(e.model, e.task, metric="x"),
+            lambda e: effects.metric_values(e.model, e.task, metric=FAILING.custom),
+        ),
         cost=5,
     ),
     "effects.candidates": uses(
@@ -118,7 +124,11 @@ CALLS: dict[str, Uses] = {
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
-        wrong=(lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),),
+        lambda e: effects.attribution(e.model, e.task, "head", metric=OWN),
+        wrong=(
+            lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),
+            lambda e: effects.attribution(e.model, e.task, "head", metric=FAILING.custom),
+        ),
         cost=40,
     ),
     # --- Model
@@ -276,6 +286,7 @@ GRAPH_TABLES = (
     "check", "heads", "incoming", "influence", "links", "nodes", "nodes_of", "origin", "outgoing",
     "score_pairs", "select", "splits", "summary", "to_pandas",
 )  # fmt: skip
+CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
@@ -289,13 +300,17 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
     "Transcoders.evaluate": "own",
     **dict.fromkeys([f"Graph.{name}" for name in (*GRAPH_ARRAYS, *GRAPH_TABLES)], "own"),
-    "Graph.pattern": "lent",
+    **dict.fromkeys([f"Graph.{name}" for name in CORE_GRAPH_ARRAYS if name != "kind"], "lent"),
+    **dict.fromkeys(["_core.Graph.array", "Graph.incoming", "Graph.pattern"], "lent"),
+    **dict.fromkeys([f"_core.Graph.{name}" for name in CORE_GRAPH_RESULTS], "own"),
     "_core.CoderTrainer.array": "lent",
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
+    **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
+    **dict.fromkeys([f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "needed")], "own"),
     **dict.fromkeys(["_core.Model.sweep", "_core.Model.attribution", "_core.Run.mean_entries"], "own"),
-    **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "carried", "received")], "own"),
-    **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "influence", "factors", "prune")], "own"),
+    **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "logits", "build")], "own"),
+    **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "factors", "writes", "likely")], "own"),
     **dict.fromkeys(["Run.open_edges", "Run.heads", "Trainer.history"], "own"),
     **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
 }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import reliability
+from public_calls_curves import CURVE_CALLS
 from public_calls_graph import FEATURE_ARRAYS
-from public_objects import Uses, uses
+from public_objects import CORE_GRAPH_ARRAYS, Uses, uses
 from reliability import TOKENS
 
 import attnsparse as asp
@@ -36,12 +37,6 @@ def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:
     pairs = np.array([[len(graph.carried) - 1, target]])
     arrays = (graph.carried, graph.received, graph.received_alone, graph.pattern)
     return *arrays, pairs, np.array([[6, 7]]), np.ones(1)
-
-
-def prune_options(graph: asp.Graph) -> tuple:
-    """What `_core.graph_prune` takes beside the edges."""
-    n = len(graph)
-    return np.ones(n), np.zeros(n, bool), np.zeros(n, bool), 0.8, 0.98
 
 
 def held(core: _core.Model) -> None:
@@ -205,30 +200,93 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: e.core.graph_edges(e.sources.frozen, e.reads, e.reads),
         ),
     ),
-    "_core.Model.graph_carried": uses(
-        lambda e: e.core.graph_carried(e.sources.frozen, e.sources.writes),
-        wrong=(lambda e: e.core.graph_carried(HeldRun(e.ragged._core), e.sources.writes),),
+    "_core.Model.graph_logits": uses(
+        lambda e: e.core.graph_logits(e.last_logits, np.array([5, 7]), ONE[:0]),
+        lambda e: e.core.graph_logits(e.last_logits, np.array([5, 7]), np.array([9])),
+        wrong=(
+            lambda e: e.core.graph_logits(e.last_logits, np.array([96]), ONE[:0]),
+            lambda e: e.core.graph_logits(e.last_logits, ONE[:0], ONE[:0]),
+            lambda e: e.core.graph_logits(np.ones(3, np.float32), ONE, ONE[:0]),
+        ),
     ),
-    "_core.Model.graph_received": uses(
-        lambda e: e.core.graph_received(e.sources.frozen, e.reads, False),
-        lambda e: e.core.graph_received(e.sources.frozen, e.reads, True),
-        wrong=(lambda e: e.core.graph_received(e.sources.frozen, e.sources.writes, False),),
+    "_core.Model.graph_build": uses(
+        lambda e: e.core.graph_build(**e.ingredients),
+        lambda e: e.core.graph_build(**e.ingredients | {"most": -1}),
+        lambda e: e.core.graph_build(**e.ingredients | {"most": 0}),
+        wrong=(
+            lambda e: e.core.graph_build(**e.ingredients | {"max_bytes": 1000}),
+            lambda e: e.core.graph_build(**e.ingredients | {"tokens": TOKENS[:3]}),
+            lambda e: e.core.graph_build(
+                **e.ingredients | {"writes": e.sources.writes._replace(n_sources=10**6)}
+            ),
+            lambda e: e.core.graph_build(**e.ingredients | {"frozen": HeldRun(e.plain._core)}),
+            lambda e: e.core.graph_build(**e.ingredients | {"features": e.reads}),
+        ),
+        cost=5,
+    ),
+    "_core.Graph": uses(
+        lambda e: _core.Graph(**e.graph_arrays),
+        wrong=(
+            lambda e: _core.Graph(**e.graph_arrays | {"start": e.graph.start[:-1]}),
+            lambda e: _core.Graph(**e.graph_arrays | {"start": e.graph.start[::-1].copy()}),
+            lambda e: _core.Graph(**e.graph_arrays | {"source": e.graph.source + 10**6}),
+            lambda e: _core.Graph(**e.graph_arrays | {"kind": e.graph._core.array("kind")[::-1].copy()}),
+            lambda e: _core.Graph(**e.graph_arrays | {"carried": e.graph.carried[1:]}),
+            lambda e: _core.Graph(**e.graph_arrays | {"value": 3}),
+        ),
+    ),
+    "_core.Graph.array": uses(
+        lambda e: [e.graph._core.array(name) for name in CORE_GRAPH_ARRAYS],
+        wrong=(lambda e: e.graph._core.array("x"), lambda e: e.graph._core.array(3)),
+    ),
+    "_core.Graph.nbytes": uses(lambda e: e.graph._core.nbytes),
+    "_core.Graph.influence": uses(lambda e: e.graph._core.influence()),
+    "_core.Graph.scores": uses(lambda e: e.graph._core.scores()),
+    "_core.Graph.prune": uses(
+        lambda e: e.graph._core.prune(0.8, 0.98), wrong=(lambda e: e.graph._core.prune(0.8),)
+    ),
+    "_core.Graph.total_influence": uses(lambda e: e.graph._core.total_influence()),
+    "_core.Graph.drivers": uses(lambda e: e.graph._core.drivers()),
+    "_core.Graph.flows": uses(
+        lambda e: e.graph._core.flows(e.group, 2),
+        wrong=(
+            lambda e: e.graph._core.flows(e.group, 1),
+            lambda e: e.graph._core.flows(e.no_group, 1),
+            lambda e: e.graph._core.flows(ONE, 2),
+        ),
+    ),
+    "_core.Graph.profile": uses(
+        lambda e: e.graph._core.profile(e.group, 2, 2, 0.8),
+        wrong=(
+            lambda e: e.graph._core.profile(e.group, 2, -1, 0.8),
+            lambda e: e.graph._core.profile(e.group - 3, 2, 2, 0.8),
+        ),
+    ),
+    "_core.graph_writes": uses(
+        lambda e: _core.graph_writes(e.features.layer, e.features.position, e.n_outputs, 8),
+        wrong=(
+            lambda e: _core.graph_writes(e.features.layer, e.features.position, np.array([2, 2]), 8),
+            lambda e: _core.graph_writes(e.features.layer, e.features.position, e.n_outputs, 3),
+            lambda e: _core.graph_writes(
+                e.features.layer[::-1].copy(), e.features.position, np.array([2, 1]), 8
+            ),
+            lambda e: _core.graph_writes(e.features.layer, e.features.position[1:], np.array([2, 1]), 8),
+        ),
+    ),
+    "_core.graph_likely": uses(
+        lambda e: _core.graph_likely(e.last_logits, 5, 0.9),
+        wrong=(
+            lambda e: _core.graph_likely(np.ones(0, np.float32), 5, 0.9),
+            lambda e: _core.graph_likely(3, 5, 1),
+        ),
     ),
     "_core.graph_loadings": uses(
         lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),
         wrong=(lambda e: _core.graph_loadings(*graph_pairs(e.graph, 10**6)),),
     ),
-    "_core.graph_influence": uses(
-        lambda e: _core.graph_influence(*csr(e.graph), np.ones(len(e.graph))),
-        wrong=(lambda e: _core.graph_influence(*csr(e.graph), np.ones(3)),),
-    ),
     "_core.graph_factors": uses(
         lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, *(np.ones(len(e.graph), bool),) * 2),
         wrong=(lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, e.graph.value, e.graph.value),),
-    ),
-    "_core.graph_prune": uses(
-        lambda e: _core.graph_prune(*csr(e.graph), *prune_options(e.graph)),
-        wrong=(lambda e: _core.graph_prune(*csr(e.graph)[:2], np.ones(3), *prune_options(e.graph)),),
     ),
     # --- training of transcoders
     "_core.CoderTrainer": uses(
@@ -265,4 +323,5 @@ CORE_CALLS: dict[str, Uses] = {
         lambda e: setattr(e.coder, "step_count", 3),
         wrong=(lambda e: setattr(e.coder, "step_count", -1), lambda e: delattr(e.coder, "step_count")),
     ),
+    **CURVE_CALLS,
 }

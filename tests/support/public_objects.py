@@ -17,12 +17,17 @@ import attnsparse as asp
 from attnsparse import _core
 from attnsparse._core_types import Reads
 from attnsparse.circuits import effects
+from attnsparse.graphs.targets import feature_targets, logit_targets
 from attnsparse.model import gradients
 from attnsparse.tasks.task import Task
 from attnsparse.training.data import SequenceData
 
 ALL = ("all", "edges")
 WRT = ("parameters", *gradients.ACTIVATIONS)
+CORE_GRAPH_ARRAYS = (
+    "kind", "layer", "position", "feature", "value", "probability", "start", "source", "weights", "carried",
+    "received", "received_alone",
+)  # fmt: skip
 
 
 def small_transcoders(dtype: str = "float32", **fields: Any) -> asp.Transcoders:
@@ -91,9 +96,24 @@ class Everything:
         self.coder.load("w_enc", np.arange(24, dtype=np.float32).reshape(6, 4) - 10)
         self.reads = Reads(np.array([4], np.int32), np.array([7], np.int32), np.array([2], np.int32),
                            np.ones((1, 64), np.float32))  # fmt: skip
+        self._prepare_graphs()
         self.model.save(self.folder / "saved")
         self.trainer.save(self.folder / "saved.safetensors")
         return self
+
+    def _prepare_graphs(self) -> None:
+        """Arguments of the core, ready: calls that let Python's allocations fail may not make them."""
+        self.last_logits = self.one.logits[-1].copy()
+        self.n_outputs = np.array([2, 1])
+        self.graph_arrays = {name: self.graph._core.array(name) for name in CORE_GRAPH_ARRAYS}
+        self.group = np.isin(np.arange(len(self.graph)), self.graph.logits).astype(np.int64)
+        self.no_group = np.full(len(self.graph), -1)
+        logits = logit_targets(self.model, self.features.run, 5, [7], 1, 0.5)
+        self.ingredients = {
+            "frozen": self.sources.frozen, "writes": self.sources.writes, "tokens": TOKENS.astype(np.int32),
+            "features": feature_targets(self.features), "logits": logits.targets,
+            "probability": logits.probability, "most": 4, "max_bytes": 2**30,
+        }  # fmt: skip
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder)

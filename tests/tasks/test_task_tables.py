@@ -236,8 +236,8 @@ def test_what_a_csv_loses_is_said(tmp_path) -> None:
     """pandas takes "05" for 5, "NA" for nothing and "8" for a number, unless it is told not to."""
     row = {"clean": 'A dog is "', "corrupted": 'A cat is "', "answer": "x", "wrong": "Mary"}
     for label, text in (
-        ("05", "label must be a text, got int"),
-        ("NA", "label must be a text, but it is missing"),
+        ("05", "label must be a string, got int"),
+        ("NA", "label must be a string, but it is missing"),
     ):
         task = tasks.from_dataframe(pd.DataFrame([{**row, "label": label}]), TOKENIZER)
         task.to_pandas().to_csv(tmp_path / "t.csv", index=False)
@@ -357,7 +357,7 @@ def test_refused_tables_of_mib(tmp_path) -> None:
     pd.DataFrame([row]).to_csv(tmp_path / "mib.csv", index=False)
     with pytest.raises(FormatError, match="objects a CSV does not hold"):
         tasks.read_eap_csv(tmp_path / "mib.csv", TOKENIZER)
-    with pytest.raises(ValueError, match="no table of MIB that is known"):
+    with pytest.raises(ValueError, match="not a known table of MIB"):
         tasks.from_dataframe(pd.DataFrame([row]).drop(columns="choices"), TOKENIZER)
     with pytest.raises(ValueError, match="counterfactual is for tables of MIB"):
         tasks.from_dataframe(pd.DataFrame([PROMPTS]), TOKENIZER, counterfactual="abc")
@@ -374,7 +374,7 @@ def test_answers_as_arrays_and_missing_cells() -> None:
         for nothing in (None, float("nan"), pd.NA):
             bad = table.astype(object)
             bad.loc[3, column] = nothing
-            with pytest.raises(ValueError, match=f"prompt 1: {column} must be a text.* but it is missing"):
+            with pytest.raises(ValueError, match=f"prompt 1: {column} must be a string.* but it is missing"):
                 tasks.from_dataframe(bad, TOKENIZER)
     with pytest.raises(ValueError, match="column 'clean' twice"):
         tasks.from_dataframe(pd.concat([table, table[["clean"]]], axis=1), TOKENIZER)

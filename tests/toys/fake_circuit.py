@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnsparse.circuits.bootstrap import band, explained_effect, resampled_curves
+from attnsparse import _core
+from attnsparse._core_types import Curve
 from attnsparse.circuits.circuit import Circuit
 
 
@@ -33,8 +34,8 @@ def fake_circuit(
     noise -= noise.mean(axis=1, keepdims=True)
     full, empty = np.full(n_prompts, 20.0), np.full(n_prompts, -4.0)
     values = empty + (full - empty) * (curve[:, None] + noise)
-    curves = resampled_curves(values, full, empty, "mib", n_bootstrap, 0)
-    low, high = band(curves, 0.95)
+    measured = Curve(values, full, empty, "mib")
+    low, high = _core.curve_band(_core.curve_bootstrap(measured, n_bootstrap, 0), 0.95)
     n = int(sizes[-1])
     items = np.stack([np.arange(n) // 12, np.arange(n) % 12], axis=1)
     if unit == "edge":
@@ -68,7 +69,7 @@ def fake_circuit(
         values=values,
         full=full,
         empty=empty,
-        effect=explained_effect(values, full, empty, "mib"),
+        effect=_core.curve_effect(measured),
         effect_low=low,
         effect_high=high,
         random_effect=known,

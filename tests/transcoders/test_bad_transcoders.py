@@ -104,7 +104,7 @@ def test_some_messages(tmp_path):
         "to 'layer_9.safetensors' in the folder of config.yaml, then load that"
     )
     assert message("config: a parent folder") == (
-        "config.yaml: transcoders[0] is '../layer_0.safetensors', which is no path inside the folder of "
+        "config.yaml: transcoders[0] is '../layer_0.safetensors', which is not a path inside the folder of "
         "config.yaml"
     )
     assert message("layer: NaN in W_enc") == (
@@ -124,7 +124,7 @@ def test_some_messages(tmp_path):
 
 def test_wrong_arguments(tmp_path):
     for wrong in (None, 3, ["a"], b"a"):
-        with pytest.raises(TypeError, match="the set must be a text or a path"):
+        with pytest.raises(TypeError, match="the set must be a string or a path"):
             load_transcoders(wrong)
     with pytest.raises(ValueError, match="NUL"):
         load_transcoders("a\0b")

@@ -176,7 +176,7 @@ def test_stopped_and_resumed_gives_the_same_bytes(short, tmp_path, monkeypatch):
 
 
 def test_a_second_run_needs_resume(short):
-    with pytest.raises(FileExistsError, match="holds a run already"):
+    with pytest.raises(FileExistsError, match="already holds a run"):
         train(short[0].parent)
 
 

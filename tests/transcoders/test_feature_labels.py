@@ -340,7 +340,7 @@ def test_in_a_folder_of_transcoders(saved, tmp_path, monkeypatch):
     assert load_feature_labels(folder).n_prompts == labels.n_prompts
     monkeypatch.setattr("attnsparse.transcoders.label_files.MODELS_FOLDER", tmp_path / "models")
     assert dict(load_feature_labels("some-transcoders")) == dict(labels)
-    with pytest.raises(TypeError, match="must be a text or a path"):
+    with pytest.raises(TypeError, match="must be a string or a path"):
         load_feature_labels(b"some-transcoders")
 
 
@@ -468,7 +468,7 @@ def test_bad_csv(tmp_path, text):
 def test_a_bad_csv_is_named_by_its_line(tmp_path):
     for row, text in (
         ("0,14,a,b", "line 3 has 4 cells, the first line 3; write a label with a comma in quotation marks"),
-        ("0,x,b", "line 3: feature must be an integer from 0 on, got 'x'"),
+        ("0,x,b", "line 3: feature must be an integer of at least 0, got 'x'"),
         ("0,1", "line 3 has 2 cells, the first line 3"),
         ("1,2,c", "line 3: a second label of feature 2 of layer 1"),
     ):
@@ -500,7 +500,7 @@ def test_what_labels_say_of_themselves(spoken):
     with pytest.raises(KeyError, match=r"no label of \(9, 9\); keys are pairs"):
         labels[9, 9]
     assert (9, 9) not in labels
-    with pytest.raises(IndexError, match="count from 0"):
+    with pytest.raises(IndexError, match="must be at least 0"):
         labels.with_labels({(0, -1): "a"})
 
 

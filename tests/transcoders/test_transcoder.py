@@ -372,7 +372,7 @@ def test_what_cannot_be_is_said_plainly():
     one = asp.Transcoders(source)
     cases = [
         (lambda: asp.Transcoders(source, activation="topk"), asp.ConfigError, "'topk' needs top_k"),
-        (lambda: asp.Transcoders(source, top_k=2), asp.ConfigError, "goes with activation='topk' alone"),
+        (lambda: asp.Transcoders(source, top_k=2), asp.ConfigError, "is for activation='topk' alone"),
         (lambda: asp.ArraySource(1, 2, 3, 4), TypeError, "w_enc must be a list with one array per layer"),
         (lambda: asp.ArraySource(*arrays, skip=3), TypeError, "skip must be a list"),
         *((lambda call=call: call(1), IndexError, r"layer 1 is out of range: there are layers 0\.\.0")

@@ -52,7 +52,7 @@ CONFIG = "config.yaml"
 _KEYS = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan", "scan_name",
          "transcoders", "activation", "k", "repo_id", "revision", "subfolder")  # fmt: skip
 _OURS = "attnsparse_"  # keys that begin so may be there
-N_FEATURES = _OURS + "n_features"  # of each layer: how many features are real, the others fill it up
+N_FEATURES = _OURS + "n_features"  # number of real features of each layer; the rest are padding
 _ACTIVATIONS = {"relu": "relu", "jump_relu": "jump_relu", "jumprelu": "jump_relu", "topk": "topk"}
 _ENTRY_KEYS = {"id", "layer", "filepath"}
 _PLAIN = TensorNames("W_enc", "W_dec", "b_enc", "b_dec", "activation_function.threshold", "W_skip")
@@ -149,10 +149,8 @@ def _without_filling(counts: Any, layers: dict[int, StoredLayer], path: Path) ->
     sizes = [layer.n_features for layer in layers.values()]
     good = isinstance(counts, list) and len(counts) == len(sizes)
     if not good or not all(type(n) is int and 1 <= n <= most for n, most in zip(counts, sizes)):
-        text = (
-            f"{N_FEATURES} must have a number from 1 on for each of the {len(sizes)} layers, at most as many "
-        )
-        raise file_error(ConfigError, "config_type", path, f"{text}as its file has", field=N_FEATURES)
+        text = f"{N_FEATURES} must have a number in 1..n for each of the {len(sizes)} layers, n being the "
+        raise file_error(ConfigError, "config_type", path, f"{text}number in its file", field=N_FEATURES)
     return {number: _first(layer, n) for (number, layer), n in zip(layers.items(), counts)}
 
 
@@ -231,7 +229,7 @@ def _file_of(entry: Any, folder: Path, path: Path, field: str) -> Path:
         name = "/".join(name.partition("?")[0].removeprefix("hf://").split("/")[2:])
     parts = name.split("/")
     if set(name) & set("\\:\0") or any(not part or part.startswith(".") for part in parts):
-        text = f"{field} is {quoted(entry)}, which is no path inside the folder of {path.name}"
+        text = f"{field} is {quoted(entry)}, which is not a path inside the folder of {path.name}"
         raise file_error(FormatError, "layer_file", path, text, field=field)
     file = folder.joinpath(*parts)
     if not os.path.isfile(file):  # no file either if the system cannot have such a name

@@ -206,8 +206,8 @@ def settle_activation(layers: Mapping[int, StoredLayer], declared: str | None, p
     for number, has in having.items():
         if has != having[first]:
             which = "missing_tensor" if having[first] else "unexpected_tensor"
-            kinds = "with and without" if having[first] else "without and with"
-            text = f"layers {first} and {number} come {kinds} thresholds; all have them or none has"
+            with_them, without = (first, number) if having[first] else (number, first)
+            text = f"layer {with_them} has thresholds, layer {without} has none; all must have them or none"
             raise file_error(ConfigError, which, layers[number].encoder[0].file.path, text, field="threshold")
     if declared == "jump_relu" and not having[first]:
         text = "the activation is jump_relu but there are no thresholds"

@@ -1,4 +1,5 @@
-"""Faithfulness (explained effect), how many items reach it, and how both vary with the choice of prompts.
+"""Curves of circuits in NumPy, against which csrc/circuit/curve.c is judged: faithfulness (explained
+effect), how many items reach it, and how both vary with the choice of prompts.
 
 Curves are over sizes: the n best items kept, everything else ablated. A resample draws as many evaluation
 prompts as there are, with replacement, and takes the same ones for the circuit, the whole model and the model
@@ -9,9 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import _random
-
-_RESAMPLES, _ORDERS = 0, 1  # first counter of `_random.CIRCUITS`
+CIRCUITS = 7  # use of random numbers
+RESAMPLES, ORDERS = 0, 1  # first counter
 
 
 def explained_effect(values: np.ndarray, full: np.ndarray, empty: np.ndarray, normalize: str) -> np.ndarray:
@@ -53,14 +53,19 @@ def resampled_curves(
 
 def resamples(n_draws: int, n_prompts: int, seed: int) -> np.ndarray:
     """int64 [n_draws, n_prompts]: prompts drawn with replacement, a function of the seed."""
-    raw = _random.raw(n_draws * n_prompts, seed, _random.CIRCUITS, _RESAMPLES)
-    prompts: np.ndarray = raw % np.uint64(n_prompts)
+    prompts: np.ndarray = raw(n_draws * n_prompts, seed, RESAMPLES) % np.uint64(n_prompts)
     return prompts.astype(np.int64).reshape(n_draws, n_prompts)
 
 
 def random_order(n: int, seed: int, which: int) -> np.ndarray:
     """Random order number `which` of n items: int64 [n]."""
-    return _random.permutation(n, seed, _random.CIRCUITS, _ORDERS, which)
+    return np.argsort(raw(n, seed, ORDERS, which), kind="stable")
+
+
+def raw(n: int, seed: int, first: int, second: int = 0) -> np.ndarray:
+    """uint64 [n] of the stream of circuits with these counters."""
+    counter = np.array([0, second, first, CIRCUITS], np.uint64)
+    return np.random.Philox(key=seed, counter=counter).random_raw(n)
 
 
 def band(curves: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
@@ -115,3 +120,14 @@ def _normalized(mean: np.ndarray, full: np.ndarray, empty: np.ndarray, normalize
     with np.errstate(divide="ignore", invalid="ignore"):
         share: np.ndarray = (mean - base) / (full - base)
     return share
+
+
+def ratio_of_needed(counts: list[float], drawn: list[np.ndarray], confidence: float) -> tuple[float, ...]:
+    """(value, low, high) from what two circuits need, and from what they need in resamples [B]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, ratios = np.divide(*counts), np.divide(*drawn)
+    ratios = ratios[~np.isnan(ratios)]
+    if not np.isfinite(counts).all() or not len(ratios):
+        return (float("nan"),) * 3
+    low, high = tails(confidence)
+    return value, np.quantile(ratios, low, method="lower"), np.quantile(ratios, high, method="higher")
