@@ -120,6 +120,7 @@ SECONDS = {"pickle: tuples": 3, "pickle: lists": 2, "torch: tensors": 2, "yaml":
            "merges": 2, "tensors": 2, "zip entries": 2}  # fmt: skip
 # more than twice the file and 64 MiB: Python objects for a few bytes each, which the same limits bound
 EXTRA = {"pickle: tuples": 200 * MIB, "merges": 200 * MIB, "vocabulary": 120 * MIB, "tensors": 100 * MIB,
+         "bundle: tensors": 100 * MIB,
          "pickle: lists": 60 * MIB, "pickle: memo": 60 * MIB, "pickle: pairs": 40 * MIB,
          "empty objects": 50 * MIB}  # fmt: skip
 
