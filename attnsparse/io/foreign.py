@@ -47,7 +47,7 @@ _ENDINGS = {
     ".npy": "a NumPy array; " + _NAMED,
     ".pkl": "a pickle; load it and save the weights: torch.save(weights, 'weights.pt')",
     ".incomplete": "an unfinished download; download it again",
-    ".json": "text, not weights; give its folder",
+    ".json": "text, not weights; give the folder that holds it",
     ".distcp": "a part of a distributed checkpoint; convert its folder: "
                "python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder model.pt",
 }  # fmt: skip
