@@ -47,7 +47,7 @@ static PyObject *wrong_stage(int stage) {
     return NULL;
 }
 
-static PyObject *contexts_add(py_contexts *self, const py_features *features, int64_t layer,
+static PyObject *add_active(py_contexts *self, const py_features *features, int64_t layer,
                               const asp_contexts_prompts *prompts) {
     int stage = OPEN;
     if (!atomic_compare_exchange_strong(&self->stage, &stage, BUSY)) return wrong_stage(stage);
@@ -82,7 +82,7 @@ static PyObject *contexts_add(PyObject *object, PyObject *args) {
     if (first < 0 || first > INT32_MAX - batch.n_sequences)
         PyErr_Format(PyExc_ValueError, "the first prompt must have a number in 0..%lld, got %lld",
                      (long long)(INT32_MAX - batch.n_sequences), first);
-    else result = contexts_add((py_contexts *)object, f, layer, &prompts);
+    else result = add_active((py_contexts *)object, f, layer, &prompts);
     asp_py_arrays_batch_clear(&batch);
     return result;
 }
