@@ -49,6 +49,28 @@ class SafetensorsFile(FileSource):
     def _locate(self, name: str) -> ByteRange:
         return self._places[name]
 
+    @property
+    def n_bytes(self) -> int:
+        """Length of the file."""
+        return self._file.size
+
+    def header(self) -> bytes:
+        """The bytes before the tensors."""
+        n_header = self._file.size - sum(self.stored_bytes().values())
+        return self._file.read(0, n_header)
+
+    def stored_bytes(self) -> dict[str, int]:
+        """Name -> bytes of the tensor."""
+        return {name: place.n_bytes for name, place in self._places.items()}
+
+    def read_stored(self, name: str, begin: int, target: memoryview) -> None:
+        """Fill `target` with the bytes of a tensor of any type, from its byte `begin` on."""
+        self._file.read_into(self._places[name].offset + begin, target)
+
+    def is_unchanged(self) -> bool:
+        """Whether the file is still as it was when it was opened."""
+        return self._file.is_unchanged()
+
 
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None

@@ -21,10 +21,10 @@ import numpy as np
 from .. import _check
 from .._display import progress_bar
 from .._engine import core_for
-from ..io import training_file
 from ..io.atomic import remove_stale
+from ..io.bundle import write_bundle
 from ..model.model import Model
-from ..training.checkpoint import warn_of_other_build
+from ..training.checkpoint import opened, warn_of_other_build
 from ..training.data import Data
 from ..training.one_thread import OneThread
 from ..training.schedules import value_at
@@ -68,8 +68,9 @@ def train_transcoders(
     options : TranscoderOptions, optional
         Or its fields as keywords: ``train_transcoders(model, data, steps=1000)``.
     checkpoint : path, optional
-        A file that is written every `checkpoint_every` steps, at the end and on Ctrl-C. If it exists, the run
-        continues from it. Its bytes depend on the run alone, not on threads or on where it was stopped.
+        A file that is written every `checkpoint_every` steps, at the end and on Ctrl-C;
+        ".checkpoint.safetensors" is added if it does not end in .safetensors. If it exists, the run continues
+        from it. Its bytes depend on the run alone, not on threads or on where it was stopped.
     checkpoint_every : int, default 500
         Steps, 1 or more.
     start : Transcoders, optional
@@ -105,7 +106,7 @@ def train_transcoders(
     every = _check.integer(checkpoint_every, "checkpoint_every", 1)
     path = None
     if checkpoint is not None:
-        path = Path(_check.path(checkpoint, "checkpoint"))
+        path = Path(state.SCHEMA.file(_check.path(checkpoint, "checkpoint")))
         remove_stale(path.parent)
         if path.exists():
             trainer.load(path)
@@ -413,7 +414,7 @@ class TranscoderTrainer:
             tensors |= {f"{layer}/{name}": core.array(name) for name in state.ARRAYS}
         rows = [[[float(r[key]) for key in RESULTS] for r in results] for results in self._results]
         tensors["history"] = np.array(rows, np.float64).reshape(len(self._layers), -1, len(RESULTS))
-        training_file.save(path, state.meta(self), tensors)
+        write_bundle(path, state.SCHEMA, state.meta(self), tensors)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the run that a checkpoint holds; after an error, nothing is changed.
@@ -421,23 +422,21 @@ class TranscoderTrainer:
         Parameters
         ----------
         path : path
-            The file.
+            The file, with or without ".checkpoint.safetensors".
 
         Raises
         ------
         CheckpointError
             If it is damaged, or of another model, other data or other options.
         """
-        path = Path(_check.path(path))
+        path = Path(state.SCHEMA.file(path))
         with self._turn:
-
-            def check(meta: dict[str, Any], entries: dict[str, training_file.Entry]) -> None:
-                state.check(self, meta, entries, path)
-
-            contents = training_file.load(path, check=check)
-            state.check_values(contents.tensors, self.options.features_of(len(self._layers)), path)
-            warn_of_other_build(contents.meta["build"], path)
-            self._restore(contents.tensors)
+            with opened(path, state.SCHEMA) as bundle:
+                state.check(self, bundle.fields, bundle.tensors, path)
+                tensors = bundle.read_all()
+            state.check_values(tensors, self.options.features_of(len(self._layers)), path)
+            warn_of_other_build(bundle.fields["build"], path)
+            self._restore(tensors)
 
     def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
         history = tensors["history"]

@@ -60,7 +60,7 @@ CALLS: dict[str, Uses] = {
     ),
     "asp.save": uses(
         lambda e: asp.save(e.model, e.folder / "again"),
-        wrong=(lambda e: asp.save(e.model, e.folder / "saved.ckpt"),),
+        wrong=(lambda e: asp.save(e.model, e.folder / "saved.safetensors"),),
         cost=40,
     ),
     "asp.build_info": uses(lambda e: asp.build_info(), cost=500),
@@ -260,12 +260,12 @@ CALLS: dict[str, Uses] = {
     "Trainer.train": uses(lambda e: e.trainer.train(progress=False, until=1), cost=40),
     "Trainer.history": uses(lambda e: e.trainer.history(), cost=40),
     "Trainer.save": uses(
-        lambda e: e.trainer.save(e.folder / "again.ckpt"),
-        wrong=(lambda e: e.trainer.save(e.folder / "none" / "again.ckpt"),),
+        lambda e: e.trainer.save(e.folder / "again.safetensors"),
+        wrong=(lambda e: e.trainer.save(e.folder / "none" / "again.safetensors"),),
         cost=40,
     ),
     "Trainer.resume": uses(
-        lambda e: asp.Trainer.resume(e.folder / "saved.ckpt", e.data),
+        lambda e: asp.Trainer.resume(e.folder / "saved.safetensors", e.data),
         wrong=(lambda e: asp.Trainer.resume(e.folder / "saved" / "config.json", e.data),),
         cost=40,
     ),
