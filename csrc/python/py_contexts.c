@@ -48,7 +48,7 @@ static PyObject *wrong_stage(int stage) {
 }
 
 static PyObject *add_active(py_contexts *self, const py_features *features, int64_t layer,
-                              const asp_contexts_prompts *prompts) {
+                            const asp_contexts_prompts *prompts) {
     int stage = OPEN;
     if (!atomic_compare_exchange_strong(&self->stage, &stage, BUSY)) return wrong_stage(stage);
     const asp_feature_list list = asp_features_list(features->features);
