@@ -89,6 +89,67 @@ def graph_loadings(
     places (n,2), int64; carried (n_sources,L,H,D), received and received_alone (n_targets,L,H,D), pattern
     (L,H,T,T)."""
 
+def graph_total(weight: Real, factor: np.ndarray, /) -> float:
+    """The sum of n edges, each times its factor (n) float64."""
+
+def graph_between(
+    carried: Real,
+    received: Real,
+    received_alone: Real,
+    pattern: Real,
+    pairs: np.ndarray,
+    places: np.ndarray,
+    factor: np.ndarray,
+    weight: Real,
+    loose_weight: Real,
+    loose_factor: np.ndarray,
+    /,
+) -> tuple[np.ndarray, float, float]:
+    """(by_head (L,H) float64, direct, remainder): the sum of graph_loadings over all pairs; what is left of
+    their edges, weight (n), within one position; of all others, with the edges whose source has no place."""
+
+def graph_shares(
+    parts: np.ndarray, rest: np.ndarray, absolute: bool, /
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """(order (n) int64, share (n+r), sum so far (n+r), whole) of parts (n) and rest (r), float64; by falling
+    share, or by falling |part|."""
+
+def graph_entries(
+    received: Real, pattern: Real, values: Real, entries: np.ndarray, weights: np.ndarray, /
+) -> np.ndarray:
+    """(k) float64: what entries (n,4) int64 (layer, head, query, key) give to the targets, weighted by
+    weights (k,n_targets) float64; values (L,T,H,D)."""
+
+def graph_moved(
+    carried: Real,
+    received: Real,
+    pattern: Real,
+    position: np.ndarray,
+    rows: np.ndarray,
+    weights: np.ndarray,
+    query: int,
+    /,
+) -> np.ndarray:
+    """(L,H,T) float64: what each entry of a query moves from the sources, at position (n_sources) int32, to
+    the targets rows (k) int64, by size, weighted by weights (k)."""
+
+def graph_pairs(
+    query_rows: Real,
+    query_bias: np.ndarray,
+    key_rows: Real,
+    key_bias: np.ndarray,
+    node: np.ndarray,
+    n_nodes: int,
+    bias_node: int,
+    scale: float,
+    /,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """(pairs (n,n) float64, used (n) bool, their sum) of a score; rows (D,n_sources), bias (D) float64, node
+    (n_sources) int64: which node each source is part of."""
+
+def graph_largest_pairs(pairs: np.ndarray, rest: int, most: int, /) -> tuple[np.ndarray, np.ndarray]:
+    """(kept int64, merged): the nodes with the largest pairs, with all others added to node `rest`."""
+
 def graph_factors(
     start: np.ndarray,
     source: np.ndarray,
@@ -110,6 +171,40 @@ def graph_writes(
 def graph_likely(logits: Real, most: int, desired: float, /) -> tuple[np.ndarray, np.ndarray, int]:
     """probability (V) float64; tokens int64 by falling probability, and how many of them have the desired
     probability together."""
+
+def token_losses(logits: Real, targets: npt.NDArray[np.int32], threads: int = 0) -> npt.NDArray[np.float64]:
+    """(n) cross-entropy in nats of targets (n) under logits (n,V), computed in float64."""
+
+def first_weights_from_text(
+    x: Real,
+    y: Real,
+    scale: float,
+    draws: npt.NDArray[np.float64],
+    random: npt.NDArray[np.float64],
+    threads: int = 0,
+) -> tuple[np.ndarray, ...]:
+    """w_enc (F,E), b_enc (F), w_dec (F,E), b_dec (E) float64, chosen (F) int64 (-1: a random direction), of
+    rows x, y (N,E); draws (F) uniform in 0..1, random (2,F,E) normal; see asp_first_weights_from_text."""
+
+def first_weights_from_set(
+    w_enc: Real,
+    b_enc: Real,
+    w_dec: Real,
+    b_dec: Real,
+    threshold: Real | None,
+    scale: float,
+    threads: int = 0,
+) -> tuple[np.ndarray, ...]:
+    """The same weights, float64, with rows of w_dec of length 1; at the end log_threshold (F) if there are
+    thresholds."""
+
+def first_weights_scale(y: Real) -> float:
+    """Standard deviation of y (N,E) from the means of its columns."""
+
+def first_weights_threshold(
+    w_enc: npt.NDArray[np.float64], b_enc: npt.NDArray[np.float64], x: Real, l0: float, threads: int = 0
+) -> float:
+    """The threshold above which rows of x (N,E) have l0 features on average."""
 
 def _blas_state() -> object: ...
 def _share_blas_state(state: object, /) -> None: ...
@@ -223,6 +318,12 @@ class Model:
         self, ranking: Task, evaluation: Task, items: npt.NDArray[np.int32], options: CircuitOptions, /
     ) -> Circuit:
         """A search for a circuit among items, which has not begun."""
+
+    def promoted_tokens(
+        self, rows: np.ndarray, n: int, threads: int = 0
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """(tokens, effects), each (2,n_features,n): those that features raise and lower most, by what they
+        write, rows (n_features,W,E)."""
 
     def graph_edges(
         self, frozen: HeldRun, writes: Writes, reads: Reads, threads: int = 0
@@ -407,6 +508,29 @@ class Features:
         error (L,N,E), only after `fill`."""
 
 @final
+class Contexts:
+    def __init__(
+        self, n_features: int, wanted: npt.NDArray[np.int64] | None, top: int, before: int, after: int
+    ) -> None:
+        """The strongest contexts of the wanted features of a layer (rising; None: all); nothing yet."""
+
+    def add(
+        self,
+        features: Features,
+        layer: int,
+        tokens: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        first: int,
+        /,
+    ) -> None:
+        """The complete features of a batch of prompts, of which `first` is the number of the first one."""
+
+    def array(self, name: str, /) -> np.ndarray:
+        """prompt, position int32 and activation float32 (n,top), prompt -1 where there are fewer; tokens
+        int32 and activations float32 (n,top,before+1+after), -1 and 0 outside the prompt; count (n) int64.
+        Nothing can be added after it."""
+
+@final
 class Gradients:
     @property
     def names(self) -> list[str]: ...
@@ -489,3 +613,5 @@ class CoderTrainer:
         """
 
     def load(self, name: str, values: np.ndarray, /) -> None: ...
+    def scaled(self, output_scale: float, /) -> tuple[Real, Real, Real, Real, Real]:
+        """w_enc, b_enc, w_dec, b_dec and threshold in the units of the model."""

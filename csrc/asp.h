@@ -297,6 +297,14 @@ asp_status asp_metric_values(double *values, const asp_metric *metric, const asp
 asp_status asp_metric_gradients(asp_real *dlogits, const asp_metric *metric, const asp_real *logits, int64_t n_vocab,
                                 const asp_context *context, asp_error *err);
 
+/* ---- losses -------------------------------------------------------------------- */
+
+/* Cross-entropy in nats of a target under each row of logits, computed in float64.
+ *   losses (n) written    logits (n,V) read    targets (n) read
+ * BAD_INDEX: a target that is not in 0..V-1.  NaN where logits are. */
+asp_status asp_loss_tokens(double *losses, const asp_real *logits, const int32_t *targets, int64_t n, int64_t n_vocab,
+                           const asp_context *context, asp_error *err);
+
 /* ---- machine ------------------------------------------------------------------- */
 
 int asp_parallel_default_threads(void); /* from affinity and cgroup quota */

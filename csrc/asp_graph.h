@@ -65,6 +65,75 @@ typedef struct {
 } asp_loading_inputs;
 asp_status asp_graph_heads_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context);
 
+/* *total = the sum of n edges, each times a factor.  weight, factor (n) read */
+asp_status asp_graph_heads_total(double *total, const asp_real *weight, const double *factor, int64_t n,
+                                 const asp_context *context);
+/* The edges from some nodes to others, split by head.
+ *   by_head (L,H) written: the sum of the loadings of all pairs
+ *   direct written: what is left of pairs within one position; remainder written: of the others, and of edges whose
+ *     source has no position */
+typedef struct {
+    asp_loading_inputs placed;
+    const asp_real *weight; /* (n_pairs) read: of the pairs' edges */
+    int64_t n_loose;        /* edges whose source has no position */
+    const asp_real *loose_weight;
+    const double *loose_factor; /* (n_loose) read */
+} asp_between_inputs;
+asp_status asp_graph_heads_between(double *by_head, double *direct, double *remainder, const asp_between_inputs *inputs,
+                                   const asp_context *context, asp_error *err);
+/* Parts of a whole, which is the sum of parts and rest.
+ *   order (n_parts) written: by falling |part| if absolute, else by falling share; of equal ones the first
+ *   share, cumulative (n_parts+n_rest) written: of the parts in that order, then of the rest */
+typedef struct {
+    const double *parts, *rest; /* (n_parts), (n_rest) read */
+    int64_t n_parts, n_rest;
+    int absolute;
+} asp_shares_inputs;
+asp_status asp_graph_heads_shares(double *share, double *cumulative, int64_t *order, double *whole,
+                                  const asp_shares_inputs *inputs, const asp_context *context, asp_error *err);
+/* What attention entries give to the targets at their query, for several weights of these.
+ *   effects (n_weights) written: the sum over entries and targets of the effect times the weight */
+typedef struct {
+    int64_t n_layer, n_head, d_head, n_tokens, n_targets, n_entries, n_weights;
+    const asp_real *received; /* (n_targets,L,H,D) read */
+    const asp_real *pattern;  /* (L,H,T,T) read */
+    const asp_real *values;   /* (L,T,H,D) read */
+    const int64_t *entries;   /* (n_entries,4) read: layer, head, query, key */
+    const double *weights;    /* (n_weights,n_targets) read */
+} asp_entry_inputs;
+asp_status asp_graph_heads_entries(double *effects, const asp_entry_inputs *inputs, const asp_context *context);
+/* moved (L,H,T) written: how much each entry of a query moves from all sources at its key to some targets, each
+ * counted by its size times a weight. */
+typedef struct {
+    int64_t n_layer, n_head, d_head, n_tokens, n_sources, n_rows, query;
+    const asp_real *carried;  /* (n_sources,L,H,D) read */
+    const asp_real *received; /* (.,L,H,D) read */
+    const asp_real *pattern;  /* (L,H,T,T) read */
+    const int32_t *position;  /* (n_sources) read */
+    const int64_t *rows;      /* (n_rows) read: of the targets in received */
+    const double *weights;    /* (n_rows) read */
+} asp_moved_inputs;
+asp_status asp_graph_heads_moved(double *moved, const asp_moved_inputs *inputs, const asp_context *context,
+                                 asp_error *err);
+
+/* The score of an entry as a sum over pairs of nodes.
+ *   pairs (n_nodes,n_nodes) written: query's side in rows, key's in columns    used (n_nodes) written: 1 where a pair of
+ *   the node is not 0, and for the bias    *score written: their sum */
+typedef struct {
+    int64_t n_nodes, n_sources, d_head;
+    const asp_real *rows[2]; /* (D,n_sources) read: effect of each source on the query, and on the key */
+    const double *bias[2];   /* (D) read: that of the constants */
+    const int64_t *node;     /* (n_sources) read: the node that stands for each source */
+    int64_t bias_node;
+    double scale;
+} asp_pairs_inputs;
+asp_status asp_graph_pairs(double *pairs, uint8_t *used, double *score, const asp_pairs_inputs *inputs,
+                           const asp_context *context, asp_error *err);
+/* The nodes with the largest pairs, one of which is `rest`, to which the pairs of all others are added.
+ *   kept (n_kept) written: rising    merged (n_kept,n_kept) written    pairs (p,p) read; n_kept in 1..p */
+asp_status asp_graph_pairs_largest(int64_t *kept, double *merged, const double *pairs, int64_t p, int64_t rest,
+                                   int64_t n_kept, const asp_context *context, asp_error *err);
+
 /* Edges by target in CSR: those into node t are [start[t], start[t + 1]). */
 typedef struct {
     int64_t n_nodes;

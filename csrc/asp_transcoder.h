@@ -79,6 +79,99 @@ typedef struct {
 asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x, asp_real *out,
                                    const asp_context *context);
 
+/* ---- contexts of features ------------------------------------------------------ */
+
+typedef struct {
+    int64_t n_features;    /* of a layer */
+    const int64_t *wanted; /* (n_wanted) read, copied: rising; NULL: all features */
+    int64_t n_wanted;
+    int64_t top, before, after; /* contexts kept of each, and tokens around their position */
+} asp_contexts_options;
+
+/* The strongest contexts of the n wanted features, at most one of each prompt, by falling activation, of equal ones
+ * the earlier prompt first; float in both precisions. */
+typedef struct {
+    int64_t n, top, width;            /* width = before + 1 + after */
+    const int32_t *prompt, *position; /* (n,top) -1 where there are fewer */
+    const float *activation;          /* (n,top) */
+    const int32_t *tokens;            /* (n,top,width) -1 outside the prompt */
+    const float *activations;         /* (n,top,width) of the feature at those tokens */
+    const int64_t *count;             /* (n) tokens on which it was active */
+} asp_contexts_table;
+
+/* A batch of prompts, as the run had it in which the features were found. */
+typedef struct {
+    const int32_t *tokens;    /* (N) read */
+    const int64_t *offsets;   /* (n_prompts+1) read */
+    int64_t n_prompts, first; /* number of the first prompt */
+} asp_contexts_prompts;
+
+typedef struct asp_contexts asp_contexts;
+
+/* An empty table.  Errors: BAD_ARGUMENT, BAD_INDEX for wanted, NO_MEMORY. */
+asp_status asp_contexts_new(asp_contexts **contexts, const asp_contexts_options *options, asp_error *err);
+void asp_contexts_free(asp_contexts *contexts);
+/* Its arrays, which every addition changes. */
+asp_contexts_table asp_contexts_read(const asp_contexts *contexts);
+/* The active features of a layer in a batch of prompts.  Errors: BAD_INDEX for a feature or position out of range,
+ * with nothing changed; STOPPED, with some of the prompts added. */
+asp_status asp_contexts_add(asp_contexts *contexts, const asp_feature_list *active, int64_t layer,
+                            const asp_contexts_prompts *prompts, const asp_context *context, asp_error *err);
+/* The k tokens whose logits features raise most, and lower most, per unit of activation on the direct path: their rows
+ * summed over W, less the mean, times the final LayerNorm's weight and the unembedding, less the mean over tokens.
+ *   tokens, effects (2,n,k) written: raised, lowered, strongest first; of equal ones the lower token
+ *   rows (n,W,E) read
+ * Errors: BAD_ARGUMENT for k outside 1..V, NO_MEMORY, STOPPED. */
+asp_status asp_contexts_promoted(int32_t *tokens, float *effects, int64_t k, const asp_model *model, const double *rows,
+                                 int64_t n, int64_t n_writes, const asp_context *context, asp_error *err);
+
+/* ---- first weights of a transcoder --------------------------------------------- */
+
+/* Weights of one layer before they are trained; F features. */
+typedef struct {
+    double *w_enc;         /* (F,E) written */
+    double *b_enc;         /* (F) written */
+    double *w_dec;         /* (F,E) written: rows of length 1, or 0 */
+    double *b_dec;         /* (E) written */
+    double *log_threshold; /* (F) written; NULL: not wanted */
+} asp_first_weights_out;
+
+/* Rows of the text, and numbers drawn for them. */
+typedef struct {
+    int64_t n_rows, width, n_features; /* N, E, F */
+    const asp_real *x, *y;             /* (N,E) read: inputs and outputs of the MLP */
+    double scale;                      /* outputs are divided by it */
+    const double *draws;               /* (F) read: uniform in 0..1, which rows become features */
+    const double *random;              /* (2,F,E) read: normal, directions of features beyond the different rows */
+} asp_first_weights_text;
+/* Features that represent rows far from each other, see first_weights.c; no thresholds.
+ *   chosen (F) written: numbers of the *n_chosen rows, as they were drawn; fewer than F if fewer are different
+ * Errors: BAD_ARGUMENT for no rows, NO_MEMORY, STOPPED. */
+asp_status asp_first_weights_from_text(const asp_first_weights_out *out, int64_t *chosen, int64_t *n_chosen,
+                                       const asp_first_weights_text *text, const asp_context *context, asp_error *err);
+
+/* A set that training starts from. */
+typedef struct {
+    int64_t width, n_features;
+    const double *w_enc, *b_enc, *w_dec, *b_dec; /* (F,E), (F), (F,E), (E) read */
+    const double *threshold;                     /* (F) read; NULL: it has none */
+    double scale;                                /* as above */
+} asp_first_weights_set;
+/* The same weights with rows of w_dec of length 1.  Errors: BAD_ARGUMENT for the scale, STOPPED. */
+asp_status asp_first_weights_from_set(const asp_first_weights_out *out, const asp_first_weights_set *set,
+                                      const asp_context *context, asp_error *err);
+
+/* *scale = the standard deviation of all of y (N,E) read, from the mean of each column; 1e-10 at least.
+ * Errors: BAD_ARGUMENT for no numbers, NO_MEMORY, STOPPED. */
+asp_status asp_first_weights_scale(double *scale, const asp_real *y, int64_t n_rows, int64_t width,
+                                   const asp_context *context, asp_error *err);
+/* *threshold = that above which the rows of x (N,E) read have l0 features on average, 1e-3 at least.
+ *   w_enc (F,E), b_enc (F) read
+ * Errors: BAD_ARGUMENT for no rows or features or l0 below 0, NO_MEMORY, STOPPED. */
+asp_status asp_first_weights_threshold(double *threshold, const double *w_enc, const double *b_enc, int64_t n_features,
+                                       const asp_real *x, int64_t n_rows, int64_t width, double l0,
+                                       const asp_context *context, asp_error *err);
+
 /* ---- training of a transcoder -------------------------------------------------- */
 
 /* One layer's transcoder: pre = x W_enc^T + b_enc (F), a = activation(pre), output scale (a W_dec + b_dec), rows of
@@ -119,6 +212,9 @@ void asp_transcoder_trainer_free(asp_transcoder_trainer *coder);
 const asp_transcoder_weight *asp_transcoder_trainer_weights(const asp_transcoder_trainer *coder);
 /* Blocks of weights, Adam's moments and the last step's gradients: which 0, 1, 2, 3. */
 asp_real *asp_transcoder_trainer_block(asp_transcoder_trainer *coder, int which);
+/* The weights in the units of the model: out[i] written as the i-th weight, with a threshold for log_threshold.
+ * Activations are as large as what they write, so all but W_dec are multiplied by the scale of outputs. */
+void asp_transcoder_trainer_scaled(const asp_transcoder_trainer *coder, double scale, asp_real *const *out);
 int64_t *asp_transcoder_trainer_silent(asp_transcoder_trainer *coder); /* (F) steps since a feature was active */
 int64_t *asp_transcoder_trainer_step_count(asp_transcoder_trainer *coder);
 /* One optimiser step on n rows: forward, backward, clipping, AdamW, rows of W_dec back to length 1.

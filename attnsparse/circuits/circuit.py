@@ -371,17 +371,18 @@ class Circuit:
     # --- file
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `path`.json and `path`.npz, which `load_circuit` reads.
+        """Write one safetensors file, which `load_circuit` reads.
 
         Parameters
         ----------
         path : path
-            A suffix .json or .npz is left out. Each file is replaced whole or not at all.
+            ".circuit.safetensors" is added if it does not end in .safetensors. The file is replaced whole or
+            not at all; the same circuit gives the same bytes.
 
         Raises
         ------
         OSError
-            If the files cannot be written.
+            If the file cannot be written.
         """
         circuit_file.write(path, vars(self))
 
@@ -439,12 +440,12 @@ _COUNTS = ("first", "first_low", "first_high", "stays", "stays_low", "stays_high
 
 
 def load_circuit(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Circuit:
-    """Read the two files that `Circuit.save(path)` wrote.
+    """Read the file that `Circuit.save(path)` wrote.
 
     Parameters
     ----------
     path : path
-        With or without .json or .npz.
+        With or without ".circuit.safetensors".
     limits : Limits
         Of the sizes that files may have.
 
@@ -455,12 +456,11 @@ def load_circuit(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMIT
     Raises
     ------
     OSError
-        If a file cannot be read.
+        If the file cannot be read.
     FormatError
-        With a code: json_* and duplicate_name for the JSON; magic, version, header_value for its fields;
-        checksum if the .npz belongs to another JSON; missing_tensor, unexpected_tensor, dtype,
-        size_mismatch, array_header, zip_* and truncated for the arrays; value for items or sizes that make
-        no sense.
+        With a code: those of a safetensors file; magic for another safetensors file, version, checksum,
+        header_value for its fields; missing_tensor, unexpected_tensor, dtype and size_mismatch for the
+        arrays; value for items or sizes that make no sense.
     LimitError
         Above one of `limits`.
     NonFiniteError

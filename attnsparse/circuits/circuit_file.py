@@ -1,56 +1,55 @@
-"""The files of a circuit: `path`.json with names and options, `path`.npz with the arrays; see paired_file.py.
+"""The file of a circuit: a bundle with names and options in its fields and the arrays as tensors.
 
-Here are what the files must hold and the checks of it; a `Circuit` is made of it in circuit.py.
+Here is what the file must hold and the checks of it; a `Circuit` is made of it in circuit.py.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import raise_file_error
-from ..io.folder_commit import read_whole
-from ..io.limits import Limits
-from ..io.paired_file import (
-    Kind,
+from ..io.bundle import Bundle, Schema, write_bundle
+from ..io.bundle_fields import (
+    Specs,
     check_choice,
     check_finite,
     check_integer,
     check_names,
+    check_object,
     check_share,
     check_sides,
+    check_size,
+    check_tensors,
     check_text_list,
     check_texts,
-    pair_paths,
-    read_arrays,
-    read_fields,
-    save_pair,
+    stored,
 )
+from ..io.limits import Limits
 from ..io.strict_json import shown
 from ..model.interventions import ABLATIONS
 from .choices import ITEMS, MAX_RESAMPLES, METHODS, NORMALIZATIONS, RANK_BY, UNITS
 
 VERSION = 1
-KIND = Kind("circuit", VERSION)
+SCHEMA = Schema("circuit", VERSION, ".circuit.safetensors")
 
-# name: (dtype, dimensions); n items of w numbers, S sizes, P prompts
-_ARRAYS = {
-    "items": ("<i4", "nw"),
-    "scores": ("<f8", "n"),
-    "sizes": ("<i8", "S"),
-    "values": ("<f8", "SP"),
-    "full": ("<f8", "P"),
-    "empty": ("<f8", "P"),
-    "effect": ("<f8", "S"),
-    "effect_low": ("<f8", "S"),
-    "effect_high": ("<f8", "S"),
-    "random_effect": ("<f8", "S"),
-    "random_low": ("<f8", "S"),
-    "random_high": ("<f8", "S"),
+# name: (type, dimensions); n items of w numbers, S sizes, P prompts
+ARRAYS: Specs = {
+    "items": ("I32", "nw"),
+    "scores": ("F64", "n"),
+    "sizes": ("I64", "S"),
+    "values": ("F64", "SP"),
+    "full": ("F64", "P"),
+    "empty": ("F64", "P"),
+    "effect": ("F64", "S"),
+    "effect_low": ("F64", "S"),
+    "effect_high": ("F64", "S"),
+    "random_effect": ("F64", "S"),
+    "random_low": ("F64", "S"),
+    "random_high": ("F64", "S"),
 }
 _FINITE = ("scores", "values", "full", "empty", "effect")
 _TEXTS = ("model_name", "model_digest", "task_name", "task_digest")
@@ -60,8 +59,7 @@ _CHOICES = {
     "ablation": ABLATIONS,
     "normalize": NORMALIZATIONS,
 }
-_NAMES = (*_TEXTS, *_CHOICES, "metric")  # the metric may be one of the user's own
-_WHOLE_OPTIONS = {
+_INTEGER_OPTIONS = {
     "steps": (1, 2**31),
     "n_bootstrap": (0, MAX_RESAMPLES),
     "n_random": (0, 2**31),
@@ -69,50 +67,48 @@ _WHOLE_OPTIONS = {
     "n_ranking": (1, 2**31),
 }
 _SHARE_OPTIONS = ("greedy_step", "confidence")
-_OPTIONS = {"rank_by", "sizes", "reference", *_WHOLE_OPTIONS, *_SHARE_OPTIONS}
+FIELDS = (*_TEXTS, *_CHOICES, "metric", "options", "position_labels")
+OPTIONS = {"rank_by", "sizes", "reference", *_INTEGER_OPTIONS, *_SHARE_OPTIONS}
 
 
 def write(path: str | os.PathLike[str], circuit: Mapping[str, Any]) -> None:
     """Write the fields of a circuit, by name."""
-    fields = {name: circuit[name] for name in _NAMES}
-    fields |= {"options": dict(circuit["options"]), "position_labels": circuit["position_labels"]}
-    kind = KIND._replace(version=circuit["version"])
-    save_pair(path, kind, fields, {name: circuit[name] for name in _ARRAYS}, _ARRAYS)
+    fields = {name: circuit[name] for name in FIELDS} | {"options": dict(circuit["options"])}
+    schema = SCHEMA._replace(version=circuit["version"])
+    write_bundle(path, schema, fields, stored({name: circuit[name] for name in ARRAYS}, ARRAYS))
 
 
 def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
     """The fields of a circuit, by name, checked."""
-    json_path, npz_path = pair_paths(path)
-    return read_whole(Path(json_path).parent, lambda: _read(json_path, npz_path, limits))
-
-
-def _read(json_path: str, npz_path: str, limits: Limits) -> dict[str, Any]:
-    data = read_fields(json_path, KIND, (*_NAMES, "options", "position_labels"), limits)
-    _check_fields(data, json_path)
-    arrays = read_arrays(npz_path, KIND, data["arrays_sha256"], _ARRAYS, limits)
-    _check_arrays(arrays, data, npz_path)
-    labels = data["position_labels"]
-    fields = {name: data[name] for name in (*_NAMES, "options", "version")}
-    return {**fields, **arrays, "position_labels": None if labels is None else tuple(labels)}
+    with Bundle(path, SCHEMA, limits=limits) as bundle:
+        check_size(bundle, limits)
+        _check_fields(bundle.fields, bundle.path)
+        check_tensors(bundle, ARRAYS)
+        arrays = bundle.read_all()
+        _check_arrays(arrays, bundle.fields, bundle.path)
+        labels = bundle.fields["position_labels"]
+        labels = None if labels is None else tuple(labels)
+        return {**bundle.fields, **arrays, "position_labels": labels, "version": bundle.version}
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
-    check_texts(data, (*_TEXTS, "metric"), path)
+    check_names(data, set(FIELDS), "the file", path)
+    check_texts(data, (*_TEXTS, "metric"), path)  # the metric may be one of the user's own
     for name, choices in _CHOICES.items():
-        check_choice(name, data[name], choices, path)
+        check_choice(data, name, choices, path)
     if data["position_labels"] is not None:
         check_text_list(data, "position_labels", path)
+    check_object(data, "options", path)
     options = data["options"]
-    if not isinstance(options, dict):
-        raise_file_error(
-            "header_value", path, f"'options' must be an object, got {shown(options)}", "options"
-        )
-    check_names(options, _OPTIONS, "'options'", KIND, path)
-    check_choice("rank_by", options["rank_by"], RANK_BY, path)
-    for name, (low, high) in _WHOLE_OPTIONS.items():
+    check_names(options, OPTIONS, "'options'", path)
+    check_choice(options, "rank_by", RANK_BY, path)
+    for name, (low, high) in _INTEGER_OPTIONS.items():
         check_integer(options, name, low, high, path)
     for name in _SHARE_OPTIONS:
         check_share(options, name, path)
+    if not 0 < options["confidence"] < 1:
+        text = f"'confidence' must be above 0 and below 1, got {shown(options['confidence'])}"
+        raise_file_error("header_value", path, text, "confidence")
     reference, sizes = options["reference"], options["sizes"]
     if reference is not None and not isinstance(reference, str):
         text = f"'reference' must be null or a text, got {shown(reference)}"
@@ -125,7 +121,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], path: str
     """Check that the arrays fit each other and the unit, and that items and sizes make sense."""
     items, sizes, values = arrays["items"], arrays["sizes"], arrays["values"]
     sides = {"n": len(items), "w": len(ITEMS[data["unit"]]._fields), "S": len(sizes), "P": values.shape[1]}
-    check_sides(arrays, _ARRAYS, sides, path)
+    check_sides(arrays, ARRAYS, sides, path)
     check_finite(arrays, _FINITE, path)
     if not len(items) or not len(sizes) or not sides["P"]:
         raise_file_error("value", path, "a circuit has at least one item, one size and one prompt", "items")

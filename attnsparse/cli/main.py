@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 from .. import attribution_graph, load, load_transcoders, recipes
 from .._version import __version__
 from ..errors import printable
-from ..io.paired_file import pair_paths
+from ..graphs import graph_file
 from . import info
 from .text import say, say_table, show_traceback
 
@@ -295,7 +295,7 @@ def _add_graph(commands: Commands) -> None:
         "--json", metavar="DIR", help="write DIR/graph.json for circuit-tracer's and Neuronpedia's viewers"
     )
     parser.add_argument(
-        "--out", metavar="NAME", help="save the whole graph, NAME.json and NAME.npz, for load_graph"
+        "--out", metavar="NAME", help="save the whole graph, NAME.graph.safetensors, for load_graph"
     )
     _add_base(parser)
 
@@ -325,7 +325,7 @@ def _graph(arguments: argparse.Namespace) -> None:
         files.append(graph.to_neuronpedia(arguments.json, "graph"))
     if arguments.out is not None:
         graph.save(arguments.out)
-        files += map(Path, pair_paths(arguments.out))
+        files.append(Path(graph_file.SCHEMA.file(arguments.out)))
     if files:
         say(f"written: {', '.join(map(str, files))}")
 

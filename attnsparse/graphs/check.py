@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .. import _check
+from .._engine import core_for
 from ..items import Edge, Mlp, Resid
 from .heads import factors
 from .select import Nodes
@@ -191,15 +192,10 @@ def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[Row]:
 def _predicted(graph: Graph, edges: Sequence[Edge], values: np.ndarray, target: int) -> tuple[float, float]:
     """Change of a logit without some entries of its position: on direct paths, and through features as
     well."""
-    here = np.isin(np.arange(len(graph)), target)
-    factor = factors(graph, here)
+    factor = factors(graph, np.isin(np.arange(len(graph)), target))
     at_last = graph.position[graph.targets] == len(graph.tokens) - 1
-    weights = np.where(at_last, factor[graph.targets], 0)
-    alone = (graph.targets == target).astype(np.float64)
-    direct = total = 0.0
-    for layer, head, query, key in edges:
-        z = float(graph.pattern[layer, head, query, key]) * values[layer, key, head].astype(np.float64)
-        effect = graph.received[:, layer, head].astype(np.float64) @ z
-        direct -= float(effect @ alone)
-        total -= float(effect @ weights)
-    return direct, total
+    weights = np.where([graph.targets == target, at_last], [np.ones(len(at_last)), factor[graph.targets]], 0)
+    direct, total = core_for(str(graph.received.dtype)).graph_entries(
+        graph.received, graph.pattern, np.ascontiguousarray(values), np.array(edges, np.int64), weights
+    )
+    return -float(direct), -float(total)

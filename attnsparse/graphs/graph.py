@@ -367,12 +367,32 @@ class Graph:
     check = graph_check.check
     prune = graph_prune.prune
     scores = graph_prune.scores
-    save = graph_file.save_graph
     to_neuronpedia = neuronpedia_write.to_neuronpedia
     to_html = page.to_html
     nodes = tables.nodes
     links = tables.links
     summary = tables.summary
+
+    # --- file
+
+    def save(self, path: str | os.PathLike[str], *, heads: bool = True) -> None:
+        """Write one safetensors file, which `load_graph` reads.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            ".graph.safetensors" is added if it does not end in .safetensors. The file is replaced whole or
+            not at all; the same graph gives the same bytes.
+        heads : bool, default True
+            False leaves out the largest arrays, n L H D numbers, which `heads` computes with.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        graph = self if _check.flag(heads, "heads") else self.without_heads()
+        graph_file.write(path, vars(graph))
 
     # --- other graphs
 
@@ -432,7 +452,7 @@ class Graph:
 
 
 def load_graph(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Graph:
-    """Read what `Graph.save` wrote.
+    """Read the file that `Graph.save` wrote.
 
     The graph answers everything but `score_pairs` and `check`, which need the model; one saved with
     heads=False has no `heads` either.
@@ -440,7 +460,7 @@ def load_graph(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS)
     Parameters
     ----------
     path : str or os.PathLike
-        With or without .json or .npz.
+        With or without ".graph.safetensors".
     limits : Limits, optional
         The largest file that is read.
 
@@ -451,11 +471,11 @@ def load_graph(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS)
     Raises
     ------
     OSError
-        If a file cannot be read.
+        If the file cannot be read.
     FormatError
-        With a code: json_* and duplicate_name for the JSON; magic, version, header_value for its fields;
-        checksum if the .npz belongs to another JSON; missing_tensor, unexpected_tensor, dtype, size_mismatch,
-        array_header, zip_* and truncated for the arrays; value for nodes and edges that make no sense.
+        With a code: those of a safetensors file; magic for another safetensors file, version, checksum,
+        header_value for its fields; missing_tensor, unexpected_tensor, dtype and size_mismatch for the
+        arrays; value for nodes and edges that make no sense.
     LimitError
         Above one of `limits`.
     NonFiniteError

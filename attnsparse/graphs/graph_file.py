@@ -1,45 +1,43 @@
-"""Graphs in files: `path`.json with names and options, `path`.npz with the arrays; see io/paired_file.py."""
+"""The file of a graph: a bundle with names and options in its fields and the arrays as tensors.
+
+Here is what the file must hold and the checks of it; a `Graph` is made of it in graph.py.
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from .. import _check
 from ..errors import raise_file_error
-from ..io.folder_commit import read_whole
-from ..io.limits import Limits
-from ..io.paired_file import (
-    Kind,
+from ..io.bundle import Bundle, Schema, write_bundle
+from ..io.bundle_fields import (
     Specs,
     check_choice,
     check_finite,
+    check_flag,
     check_integer,
     check_names,
+    check_object,
     check_share,
     check_sides,
+    check_size,
+    check_tensors,
     check_text_list,
     check_texts,
-    pair_paths,
-    read_arrays,
-    read_fields,
-    save_pair,
+    stored,
 )
-from ..io.strict_json import shown
+from ..io.limits import Limits
 from .heads import ScoreSplit
 from .select import KINDS
 
-if TYPE_CHECKING:
-    from .graph import Graph
-
 VERSION = 1
-KIND = Kind("graph", VERSION)
+SCHEMA = Schema("graph", VERSION, ".graph.safetensors")
 
 _TEXTS = ("model_name", "model_digest", "transcoders_name", "scan", "prompt")
-_FIELDS = (
+FIELDS = (
     *_TEXTS,
     "dtype",
     "token_strings",
@@ -51,75 +49,57 @@ _FIELDS = (
     "pruned",
 )
 _THRESHOLDS = {"node_threshold", "edge_threshold"}
-_DTYPES = {"float32": "<f4", "float64": "<f8"}
+_DTYPES = {"float32": "F32", "float64": "F64"}
 
-# name: (dtype, dimensions). n nodes, s = n + 1, m edges, T tokens, L layers, H heads, D head width, P placed
+# name: (type, dimensions). n nodes, s = n + 1, m edges, T tokens, L layers, H heads, D head width, P placed
 # sources, R targets, 2; of splits: N, their starts S = N + 1, nodes I and pairs J one after the other, 4.
-_ARRAYS = {
-    "tokens": ("<i4", "T"),
-    "kind": ("<i4", "n"),
-    "layer": ("<i4", "n"),
-    "position": ("<i4", "n"),
-    "feature": ("<i4", "n"),
+ARRAYS = {
+    "tokens": ("I32", "T"),
+    "kind": ("I32", "n"),
+    "layer": ("I32", "n"),
+    "position": ("I32", "n"),
+    "feature": ("I32", "n"),
     "value": ("real", "n"),
     "probability": ("real", "n"),
     "influence": ("real", "n"),
-    "start": ("<i8", "s"),
-    "source": ("<i4", "m"),
+    "start": ("I64", "s"),
+    "source": ("I32", "m"),
     "weight": ("real", "m"),
-    "closure": ("<f8", "2"),
+    "closure": ("F64", "2"),
     "pattern": ("real", "LHTT"),
     "carried": ("real", "PLHD"),
     "received": ("real", "RLHD"),
     "received_alone": ("real", "RLHD"),
-    "split_entries": ("<i4", "N4"),
-    "split_scores": ("<f8", "N2"),
-    "split_start": ("<i8", "S"),
-    "split_nodes": ("<i8", "I"),
-    "split_pairs": ("<f8", "J"),
+    "split_entries": ("I32", "N4"),
+    "split_scores": ("F64", "N2"),
+    "split_start": ("I64", "S"),
+    "split_nodes": ("I64", "I"),
+    "split_pairs": ("F64", "J"),
 }
 _PLAIN = (
     "tokens", "layer", "position", "feature", "value", "probability", "start", "source", "pattern", "carried",
     "received", "received_alone",
 )  # fmt: skip
-_AS_THEY_ARE = (*_TEXTS, "prepend_bos", "n_layer", "n_head", "options", "pruned", "version")
+_AS_THEY_ARE = (*_TEXTS, "prepend_bos", "n_layer", "n_head", "options", "pruned")
 _OF_HEADS = ("carried", "received", "received_alone")
 
 
-def save_graph(graph: Graph, path: str | os.PathLike[str], *, heads: bool = True) -> None:
-    """Write `path`.json (names and options) and `path`.npz (arrays), both or neither.
-
-    `load_graph` reads them.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-        With or without .json or .npz.
-    heads : bool, default True
-        False leaves out the largest arrays, n L H D numbers, which `heads` computes with.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be written.
-    """
-    graph = graph if _check.flag(heads, "heads") else graph.without_heads()
-    dtype = graph.weights.dtype.name
-    fields = {name: getattr(graph, name) for name in _FIELDS if hasattr(graph, name)}
-    fields |= {"dtype": dtype, "options": dict(graph.options)}
-    fields["pruned"] = None if graph.pruned is None else dict(graph.pruned)
-    arrays = {name: getattr(graph, name) for name in _PLAIN} | {"weight": graph.weights}
-    arrays["kind"] = [KINDS.index(kind) for kind in graph.kind]
-    arrays["closure"] = [graph.closure, graph.closure_absolute]
-    if graph.influence is not None:
-        arrays["influence"] = graph.influence
-    save_pair(
-        path, KIND._replace(version=graph.version), fields, arrays | _split_arrays(graph), _specs(dtype)
-    )
+def write(path: str | os.PathLike[str], graph: Mapping[str, Any]) -> None:
+    """Write the fields of a graph, by name."""
+    fields = {name: graph[name] for name in FIELDS if name in graph}
+    fields |= {"dtype": graph["weights"].dtype.name, "options": dict(graph["options"])}
+    fields["pruned"] = None if graph["pruned"] is None else dict(graph["pruned"])
+    arrays = {name: graph[name] for name in _PLAIN} | {"weight": graph["weights"]}
+    arrays["kind"] = [KINDS.index(kind) for kind in graph["kind"]]
+    arrays["closure"] = [graph["closure"], graph["closure_absolute"]]
+    if graph["influence"] is not None:
+        arrays["influence"] = graph["influence"]
+    arrays |= _split_arrays(graph["splits"])
+    schema = SCHEMA._replace(version=graph["version"])
+    write_bundle(path, schema, fields, stored(arrays, _specs(fields["dtype"])))
 
 
-def _split_arrays(graph: Graph) -> dict[str, np.ndarray]:
-    splits = graph.splits
+def _split_arrays(splits: Sequence[ScoreSplit]) -> dict[str, np.ndarray]:
     none = np.zeros(0)
     return {
         "split_entries": np.reshape([(s.layer, s.head, s.query, s.key) for s in splits], (-1, 4)),
@@ -132,24 +112,23 @@ def _split_arrays(graph: Graph) -> dict[str, np.ndarray]:
 
 def _specs(dtype: str) -> Specs:
     return {
-        name: (_DTYPES[dtype] if kind == "real" else kind, sides) for name, (kind, sides) in _ARRAYS.items()
+        name: (_DTYPES[dtype] if kind == "real" else kind, sides) for name, (kind, sides) in ARRAYS.items()
     }
 
 
 def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
-    """The fields of the `Graph` that `save_graph` wrote; raises as `load_graph`."""
-    json_path, npz_path = pair_paths(path)
-    return read_whole(Path(json_path).parent, lambda: _read(json_path, npz_path, limits))
-
-
-def _read(json_path: str, npz_path: str, limits: Limits) -> dict[str, Any]:
-    data = read_fields(json_path, KIND, _FIELDS, limits)
-    _check_fields(data, json_path)
-    specs = _specs(data["dtype"])
-    arrays = read_arrays(npz_path, KIND, data["arrays_sha256"], specs, limits, optional=("influence",))
-    _check_arrays(arrays, data, specs, npz_path)
+    """The fields of a graph, by name, checked; raises as `load_graph`."""
+    with Bundle(path, SCHEMA, limits=limits) as bundle:
+        check_size(bundle, limits)
+        data = bundle.fields
+        _check_fields(data, bundle.path)
+        specs = _specs(data["dtype"])
+        check_tensors(bundle, specs, optional=("influence",))
+        arrays = bundle.read_all()
+        _check_arrays(arrays, data, specs, bundle.path)
     return {
         **{name: data[name] for name in _AS_THEY_ARE},
+        "version": bundle.version,
         **{name: arrays[name] for name in _PLAIN},
         "weights": arrays["weight"],
         "token_strings": tuple(data["token_strings"]),
@@ -178,31 +157,18 @@ def _read_splits(arrays: dict[str, np.ndarray]) -> tuple[ScoreSplit, ...]:
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
+    check_names(data, set(FIELDS), "the file", path)
     check_texts(data, _TEXTS, path)
-    check_choice("dtype", data["dtype"], tuple(_DTYPES), path)
+    check_choice(data, "dtype", tuple(_DTYPES), path)
     for name in ("token_strings", "labels"):
         check_text_list(data, name, path)
-    if type(data["prepend_bos"]) is not bool:
-        raise_file_error(
-            "header_value",
-            path,
-            f"'prepend_bos' must be true or false, got {shown(data['prepend_bos'])}",
-            "prepend_bos",
-        )
+    check_flag(data, "prepend_bos", path)
     check_integer(data, "n_layer", 1, 2**20, path)
     check_integer(data, "n_head", 0, 2**20, path)
-    if not isinstance(data["options"], dict):
-        raise_file_error(
-            "header_value", path, f"'options' must be an object, got {shown(data['options'])}", "options"
-        )
-    pruned = data["pruned"]
-    if pruned is None:
-        return
-    if not isinstance(pruned, dict):
-        raise_file_error(
-            "header_value", path, f"'pruned' must be null or an object, got {shown(pruned)}", "pruned"
-        )
-    check_names(pruned, set(pruned) & _THRESHOLDS, "'pruned'", KIND, path)
+    check_object(data, "options", path)
+    check_object(data, "pruned", path, optional=True)
+    pruned = data["pruned"] or {}
+    check_names(pruned, set(pruned) & _THRESHOLDS, "'pruned'", path)
     for name in pruned:
         check_share(pruned, name, path)
 
@@ -215,12 +181,12 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
         raise_file_error(
             "value",
             path,
-            "array 'split_start' must rise from 0, with one more number than there are splits",
+            "tensor 'split_start' must rise from 0, with one more number than there are splits",
             "split_start",
         )
     kind, carried = arrays["kind"], arrays["carried"]
     if n and (kind.min() < 0 or kind.max() >= len(KINDS) or (np.diff(kind) < 0).any()):
-        raise_file_error("value", path, f"array 'kind' must rise within 0..{len(KINDS) - 1}", "kind")
+        raise_file_error("value", path, f"tensor 'kind' must rise within 0..{len(KINDS) - 1}", "kind")
     names = np.array(KINDS)[kind]
     sides = {
         "n": n, "s": n + 1, "m": len(arrays["source"]), "T": len(arrays["tokens"]), "L": data["n_layer"],
@@ -236,9 +202,9 @@ def _check_arrays(arrays: dict[str, np.ndarray], data: dict[str, Any], specs: Sp
             )
     check_finite(arrays, ("weight", "pattern", *_OF_HEADS, "split_pairs"), path)
     if (arrays["closure"] < 0).any():
-        raise_file_error("value", path, "array 'closure' has a negative number", "closure")
+        raise_file_error("value", path, "tensor 'closure' has a negative number", "closure")
     if np.isinf(arrays.get("influence", arrays["weight"])).any():
-        raise_file_error("value", path, "array 'influence' has an infinite number", "influence")
+        raise_file_error("value", path, "tensor 'influence' has an infinite number", "influence")
     check_nodes(arrays, names, data["n_layer"], path)
     check_edges(arrays, names, path)
     _check_splits(arrays, sides, path)

@@ -125,7 +125,7 @@ def factors(graph: Graph, targets: np.ndarray, blocked: np.ndarray | None = None
 def first_edges(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Edges that leave the sources: source, target, weighted edge, and what the edge was multiplied by."""
+    """Edges that leave the sources: source, target, weight real, and the factor by which each counts."""
     if _check.choice(through, "through", THROUGH) == "edge":
         factor = np.zeros(len(graph))
         factor[targets] = 1.0
@@ -134,35 +134,47 @@ def first_edges(
     edge_target = np.repeat(np.arange(len(graph)), np.diff(graph.start))
     chosen = np.isin(graph.source, sources) & (factor[edge_target] != 0)
     source, target = graph.source[chosen].astype(np.int64), edge_target[chosen]
-    return source, target, graph.weights[chosen] * factor[target], factor[target]
+    return source, target, graph.weights[chosen], factor[target]
+
+
+def total_of(graph: Graph, weight: np.ndarray, factor: np.ndarray) -> float:
+    """The sum of edges as `first_edges` gives them."""
+    return float(core_for(str(graph.weights.dtype)).graph_total(weight, factor))
 
 
 def loadings(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
-) -> tuple[np.ndarray, float, float, set[tuple[int, int]]]:
-    """Loadings [L, H], direct, remainder of the sum of all edges, and the (key, query) pairs of its edges."""
+) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
+    """Loadings [L * H], the rest [2] of the sum of all edges, direct and remainder, and the (key, query)
+    pairs of its edges."""
     if not graph.has_heads:
         raise ValueError(
             "this graph cannot split edges by head: it was saved with heads=False or read from a graph JSON"
         )
     source, target, weight, factor = first_edges(graph, sources, targets, through)
-    n_placed = len(graph.carried)
     row = np.full(len(graph), -1)
     row[graph.targets] = np.arange(len(graph.targets))
-    placed = source < n_placed
-    core = core_for(str(graph.carried.dtype))
+    placed = source < len(graph.carried)
     pairs = np.stack([source[placed], row[target[placed]]], axis=1)
     places = np.stack([graph.position[source[placed]], graph.position[target[placed]]], axis=1)
-    by_head = core.graph_loadings(
-        graph.carried, graph.received, graph.received_alone, graph.pattern, pairs,
-        places.astype(np.int64), factor[placed],
+    by_head, *rest = core_for(str(graph.carried.dtype)).graph_between(
+        graph.carried, graph.received, graph.received_alone, graph.pattern, pairs, places.astype(np.int64),
+        factor[placed], weight[placed], weight[~placed], factor[~placed],
     )  # fmt: skip
-    same = places[:, 0] == places[:, 1]
-    across = by_head[~same].sum(axis=0, dtype=np.float64)
-    within = by_head[same].sum(axis=0, dtype=np.float64)
-    direct = float(weight[placed][same].sum() - within.sum())
-    rest = float(weight[placed][~same].sum() - across.sum() + weight[~placed].sum())
-    return across + within, direct, rest, {(int(k), int(q)) for k, q in places}
+    return by_head.ravel(), np.array(rest), {(int(k), int(q)) for k, q in places}
+
+
+def shares(
+    by_head: np.ndarray, rest: np.ndarray, absolute: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Parts of a whole, strongest first: (order int64 [L * H], share and the sum so far [L * H + 2] of the
+    heads in that order and of the rest, the whole).
+
+    By falling share, or by the size of the part if `absolute`.
+    """
+    found: tuple[np.ndarray, np.ndarray, np.ndarray, float]
+    found = core_for("float64").graph_shares(by_head, rest, absolute)
+    return found
 
 
 # ---------------------------------------------------------------------------------- methods of Graph
@@ -191,7 +203,7 @@ def total(graph: Graph, source: Nodes, target: Nodes) -> float:
     ValueError
         As `weight` does, and for a graph without activations.
     """
-    return float(first_edges(graph, *ends(graph, source, target), "features")[2].sum())
+    return total_of(graph, *first_edges(graph, *ends(graph, source, target), "features")[2:])
 
 
 def heads(
@@ -230,21 +242,17 @@ def heads(
 
     sources, targets = ends(graph, source, target)
     base = _check.base(base)
-    by_head, direct, remainder, places = loadings(graph, sources, targets, through)
-    order = np.argsort(-np.abs(by_head), axis=None, kind="stable")
+    by_head, rest, places = loadings(graph, sources, targets, through)
+    order, share, cumulative, _ = shares(by_head, rest, absolute=True)
     layer, head = np.divmod(order, graph.n_head)
-    loading = np.append(by_head.ravel()[order], (direct, remainder))
-    whole = float(loading.sum())
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = loading / whole
     names = [Head(int(a), int(b)).label for a, b in zip(layer, head)]
     columns = {
         "label": [*names, "direct", "remainder"],
         "layer": np.append(layer, (-1, -1)),
         "head": np.append(head, (-1, -1)),
-        "loading": loading,
+        "loading": np.append(by_head[order], rest),
         "share": share,
-        "cumulative": np.cumsum(share),
+        "cumulative": cumulative,
     }
     if len(places) == 1:
         key, query = next(iter(places))
@@ -278,10 +286,7 @@ def needed_heads(
     """
     sources, targets = ends(graph, source, target)
     fraction = _check.fraction(fraction)
-    by_head, direct, remainder, _ = loadings(graph, sources, targets, through)
-    whole = by_head.sum() + direct + remainder
-    if whole == 0:
-        return None
-    shares = np.cumsum(np.sort(by_head.ravel() / whole)[::-1])
-    reached = np.flatnonzero(shares >= fraction)
-    return int(reached[0]) + 1 if len(reached) else None
+    by_head, rest, _ = loadings(graph, sources, targets, through)
+    order, _, cumulative, whole = shares(by_head, rest)
+    reached = np.flatnonzero(cumulative[: len(order)] >= fraction)
+    return int(reached[0]) + 1 if whole and len(reached) else None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._core_types import Reads
+from .._engine import core_for
 from ..items import Edge
 from .heads import ScoreSplit, named
 from .sources import Sources
@@ -59,15 +60,18 @@ def _score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int
     entry = Edge(layer, head, graph.position_of(query), graph.position_of(key)).within(
         graph.n_layer, graph.n_head, len(graph.tokens)
     )
-    sides = [
-        _side(sources, chosen, entry.layer, entry.head, position, part, len(graph) - len(graph.logits))
+    sides = (
+        _side(sources, entry.layer, entry.head, position, part)
         for part, position in enumerate((entry.query, entry.key))
-    ]
-    pairs = sides[0] @ sides[1].T * _scale(model, entry.layer)
-    used = (pairs != 0).any(axis=1) | (pairs != 0).any(axis=0)
-    used[graph.kind.index("bias")] = True
+    )
+    bias = graph.kind.index("bias")
+    node = np.full(sources.n, bias + 1)  # active features that are no nodes: the one after the bias
+    node[np.concatenate([chosen, np.arange(len(sources.features), sources.n)])] = np.arange(bias)
+    n_nodes = len(graph) - len(graph.logits)
+    pairs, used, score = core_for(str(model.dtype)).graph_pairs(
+        *(array for side in sides for array in side), node, n_nodes, bias, _scale(model, entry.layer)
+    )
     nodes = np.flatnonzero(used)
-    score = float(pairs.sum())
     gate = score + model.config.gate_bias if model.config.gated else float("nan")
     return ScoreSplit(*entry, score, gate, nodes, pairs[np.ix_(nodes, nodes)])
 
@@ -78,10 +82,9 @@ def _scale(model: Model, layer: int) -> float:
     return scale / (layer + 1) if c.scale_by_inverse_layer else scale
 
 
-def _side(
-    sources: Sources, chosen: np.ndarray, layer: int, head: int, position: int, part: int, n: int
-) -> np.ndarray:
-    """float64 [n, D]: what each node gives to the query (part 0) or key (1) of a head at a position."""
+def _side(sources: Sources, layer: int, head: int, position: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """(real [D, sources], float64 [D]): what each source, and all constants, give to the query (part 0) or
+    key (1) of a head at a position."""
     model = sources.features.run.model
     c = model.config
     columns = part * c.n_head * c.d_head + head * c.d_head + np.arange(c.d_head)
@@ -92,16 +95,7 @@ def _side(
     layernorm = np.full_like(full, LAYERNORM)
     reads = Reads(full, np.full_like(full, position), layernorm, np.ascontiguousarray(weights))
     rows, bias = sources.effects(reads)
-    n_active = len(sources.features)
-    unkept = np.ones(n_active, bool)
-    unkept[chosen] = False
-    side = np.zeros((n, c.d_head))
-    placed = np.concatenate([chosen, np.arange(n_active, sources.n)])
-    side[: len(placed)] = rows.T[placed]
-    side[len(placed)] = bias + constant
-    if len(placed) + 1 < n:
-        side[len(placed) + 1] = rows.T[:n_active][unkept].sum(axis=0, dtype=np.float64)
-    return side
+    return rows, bias + constant
 
 
 def strongest_splits(graph: Graph, n: int) -> tuple[ScoreSplit, ...]:
@@ -110,16 +104,13 @@ def strongest_splits(graph: Graph, n: int) -> tuple[ScoreSplit, ...]:
     An entry carries what its head moves from all sources at its key to the logits, on paths that stay at the
     query.
     """
-    last = len(graph.tokens) - 1
-    moved = np.zeros((graph.n_layer, graph.n_head, last + 1))
-    for i, logit in enumerate(graph.logits):
-        row = len(graph.received) - len(graph.logits) + i
-        weight = graph.probability[logit]
-        for key in range(last + 1):
-            here = np.flatnonzero(graph.position[: len(graph.carried)] == key)
-            values = graph.carried[here].sum(axis=0, dtype=np.float64)
-            effect = (values * graph.received[row]).sum(axis=-1) * graph.pattern[:, :, last, key]
-            moved[:, :, key] += np.abs(effect) * (weight if np.isfinite(weight) else 1.0)
+    last, real = len(graph.tokens) - 1, str(graph.carried.dtype)
+    rows = len(graph.received) - len(graph.logits) + np.arange(len(graph.logits))
+    weight = graph.probability[graph.logits].astype(np.float64)
+    moved = core_for(real).graph_moved(
+        graph.carried, graph.received, graph.pattern, graph.position[: len(graph.carried)], rows,
+        np.where(np.isfinite(weight), weight, 1.0), last,
+    )  # fmt: skip
     order = np.argsort(-moved, axis=None, kind="stable")[:n]
     entries = [np.unravel_index(i, moved.shape) for i in order if moved.flat[i] > 0]
     return tuple(_largest(_score_pairs(graph, int(i), int(h), last, int(k)), graph) for i, h, k in entries)
@@ -128,12 +119,6 @@ def strongest_splits(graph: Graph, n: int) -> tuple[ScoreSplit, ...]:
 def _largest(split: ScoreSplit, graph: Graph) -> ScoreSplit:
     """The split with its largest sources by themselves and the rest added to the bias node's row and
     column."""
-    size = np.abs(split.pairs).max(axis=0) + np.abs(split.pairs).max(axis=1)
     rest = int(np.flatnonzero(split.nodes == graph.kind.index("bias"))[0])
-    size[rest] = np.inf
-    keep = np.sort(np.argsort(-size, kind="stable")[:_STORED])
-    where = np.full(len(size), int(np.flatnonzero(keep == rest)[0]))
-    where[keep] = np.arange(len(keep))
-    pairs = np.zeros((len(keep), len(keep)))
-    np.add.at(pairs, (where[:, None], where[None, :]), split.pairs)
+    keep, pairs = core_for("float64").graph_largest_pairs(split.pairs, rest, _STORED)
     return dataclasses.replace(split, nodes=split.nodes[keep], pairs=pairs)

@@ -22,7 +22,7 @@ from ..circuits.entry_effects import ANSWER, KEY, PROMPT, wrong_words
 from ..items import Edge, Head, token_label
 from .build import MAX_FEATURE_NODES, attribution_graph
 from .groups import Group, Spec, flows, group_nodes, token_groups
-from .heads import first_edges, loadings
+from .heads import first_edges, loadings, shares, total_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +47,8 @@ class Loadings:
     """All heads, by falling share."""
     shares: np.ndarray
     """float64 [L * H]: loading / whole, falling."""
+    cumulative: np.ndarray
+    """float64 [L * H]: share of each head and all before it."""
     direct: float
     """Share that no head carries."""
     remainder: float
@@ -70,7 +72,7 @@ class Loadings:
         ValueError
             For another fraction.
         """
-        reached = np.flatnonzero(np.cumsum(self.shares) >= _check.fraction(fraction))
+        reached = np.flatnonzero(self.cumulative >= _check.fraction(fraction))
         return int(reached[0]) + 1 if len(reached) else None
 
     def __repr__(self) -> str:
@@ -149,7 +151,7 @@ class WordEffect:
         for through, split in self.loadings.items():
             heads = [(head, share) for head, share in zip(split.heads, split.shares) if share != 0]
             entry = [float(self.graph.pattern[head][self.query, self.key]) for head, _ in heads]
-            shares = np.array([share for _, share in heads])
+            carries = split.shares != 0
             table = pd.DataFrame(
                 {
                     "through": through,
@@ -160,9 +162,9 @@ class WordEffect:
                     "key": self.key + base,
                     "query": self.query + base,
                     "weight": entry,
-                    "loading": shares * split.whole,
-                    "share": shares,
-                    "cumulative": np.cumsum(shares),
+                    "loading": split.shares[carries] * split.whole,
+                    "share": split.shares[carries],
+                    "cumulative": split.cumulative[carries],
                 }
             )
             table["drawn"] = (table["rank"] <= self.n_drawn) & (through == "features")
@@ -333,21 +335,19 @@ def _group_at(graph: Graph, groups: Mapping[str, Group], key: int) -> str:
 
 
 def _split(graph: Graph, nodes: np.ndarray, through: str) -> Loadings:
-    by_head, direct, remainder, _ = loadings(graph, nodes, graph.logits, through)
-    whole = float(by_head.sum() + direct + remainder)
-    shares = by_head.ravel() / whole if whole else np.zeros(by_head.size)
-    order = np.argsort(-shares, kind="stable")
-    heads = tuple(Head(*divmod(int(i), graph.n_head)) for i in order)
-    return Loadings(
-        whole, heads, shares[order], *((x / whole if whole else 0.0) for x in (direct, remainder))
-    )
+    by_head, rest, _ = loadings(graph, nodes, graph.logits, through)
+    order, share, cumulative, whole = shares(by_head, rest)
+    if not whole:
+        share, cumulative = np.zeros((2, len(share)))
+    n, heads = len(order), tuple(Head(*divmod(int(i), graph.n_head)) for i in order)
+    return Loadings(whole, heads, share[:n], cumulative[:n], *map(float, share[n:]))
 
 
 def _by_last(graph: Graph, nodes: np.ndarray) -> float:
-    _, target, weight, _ = first_edges(graph, nodes, graph.logits, "features")
+    _, target, weight, factor = first_edges(graph, nodes, graph.logits, "features")
     there = (graph.position[target] == len(graph.tokens) - 1) & ~np.isin(target, graph.logits)
-    whole = weight.sum()
-    return float(weight[there].sum() / whole) if whole else 0.0
+    whole = total_of(graph, weight, factor)
+    return total_of(graph, weight[there], factor[there]) / whole if whole else 0.0
 
 
 def _checks(graph: Graph, group: Group, heads: Sequence[Head], key: int) -> pd.DataFrame:

@@ -9,13 +9,13 @@ texts:
                   "tensors" (name -> SHA-256 of the tensor's bytes)
 
 One of these checksums covers every byte. Tensors are in the order of the safetensors package: those with
-larger elements first, then by name, so each lies at a multiple of its element's size. Names of fields are
-sorted. The same contents therefore give the same bytes.
+larger elements first, then by name, so each lies at a multiple of its element's size; fields keep the order
+in which they are given. The same object therefore gives the same bytes, also after it was read.
 
-Reading checks the header and lends fields, shapes and types, so that they can be refused before a tensor is
-read. A tensor is compared with its checksum before it is lent; nothing of the file is executed. Saving writes
-a temporary file in the same folder, flushes it to the disk and renames it, so a reader finds the old file or
-the new one and never a part of one.
+Reading checks the header and gives fields, shapes and types, so that they can be refused before a tensor is
+read; then all checksums, a block at a time, and only then are the tensors read into memory. Nothing of the
+file is executed. Saving writes a temporary file in the same folder, flushes it to the disk and renames it, so
+a reader finds the old file or the new one and never a part of one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from .. import _check
 from ..errors import quoted, raise_file_error
 from .atomic import write_atomic
-from .checksums import PIECE_BYTES, sha256, update
+from .checksums import PIECE_BYTES, sha256
 from .limits import DEFAULT_LIMITS, Limits
 from .regular_file import bytes_of
 from .safetensors_file import SafetensorsFile, safetensors_header
@@ -49,8 +49,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
 }
+CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 
-_CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 _BEGIN = b'{"__metadata__":{"sha256":"'
 _SUM = slice(8 + len(_BEGIN), 8 + len(_BEGIN) + 64)
 _ZEROS = b"0" * 64
@@ -95,8 +95,8 @@ def bundle_pieces(
     arrays = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
     sums = {name: sha256(bytes_of(array)) for name, array in arrays.items()}
     content = {"schema": schema.name, "version": schema.version, "fields": dict(fields), "tensors": sums}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    infos = {name: TensorInfo(array.shape, _CODES[array.dtype.name]) for name, array in arrays.items()}
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    infos = {name: TensorInfo(array.shape, CODES[array.dtype.name]) for name, array in arrays.items()}
     metadata = {"sha256": _ZEROS.decode(), KEY: json_bytes(text).decode()}
     header = safetensors_header(infos, metadata)
     if len(header) > DEFAULT_LIMITS.max_header_bytes:
@@ -112,15 +112,15 @@ def bundle_pieces(
 def _as_stored(name: str, array: np.ndarray) -> np.ndarray:
     """C-contiguous little-endian array; ValueError for a name, type or rank that no bundle has."""
     array = np.asarray(array)
-    if array.dtype.name not in _CODES:
-        raise ValueError(f"tensor {quoted(name)} has dtype {array.dtype}, expected {', '.join(_CODES)}")
+    if array.dtype.name not in CODES:
+        raise ValueError(f"tensor {quoted(name)} has dtype {array.dtype}, expected {', '.join(CODES)}")
     most, n_bytes = DEFAULT_LIMITS.max_name_bytes, len(name.encode("utf-8", "replace"))
     if not 1 <= n_bytes <= most or name == "__metadata__" or array.ndim > DEFAULT_LIMITS.max_rank:
         raise ValueError(
             f"tensor {quoted(name)} of rank {array.ndim}: a name needs 1..{most:,} bytes and cannot be "
             f"__metadata__, and the rank is at most {DEFAULT_LIMITS.max_rank}"
         )
-    return np.asarray(array, DTYPES[_CODES[array.dtype.name]], order="C")
+    return np.asarray(array, DTYPES[CODES[array.dtype.name]], order="C")
 
 
 class Bundle:
@@ -158,22 +158,13 @@ class Bundle:
         """Length of the file."""
         return self._file.n_bytes
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor in new memory, read-only; FormatError `checksum` if it is not as it was written."""
-        shape, dtype = self.tensors[name]
-        array = np.empty(shape, DTYPES[dtype])
-        total = hashlib.sha256()
-        if array.size:
-            self._file.read_stored(name, 0, bytes_of(array))
-            update(total, bytes_of(array))
-        self._check_sum(name, total.hexdigest())
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        array.flags.writeable = False
-        return array
-
     def read_all(self) -> dict[str, np.ndarray]:
-        """All tensors by name; see `read`."""
-        arrays = {name: self.read(name) for name in self.tensors}
+        """All tensors by name, read-only, each in its own memory, once all checksums are known to be right.
+
+        FormatError `checksum` if a tensor is not as it was written.
+        """
+        self.verify()
+        arrays = {name: self._read(name) for name in self.tensors}
         if not self._file.is_unchanged():
             raise_file_error("checksum", self.path, "was written to while it was read")
         return arrays
@@ -187,7 +178,17 @@ class Bundle:
                 piece = buffer[: min(PIECE_BYTES, n_bytes - at)]
                 self._file.read_stored(name, at, piece)
                 total.update(piece)
-            self._check_sum(name, total.hexdigest())
+            if total.hexdigest() != self._sums[name]:
+                raise_file_error("checksum", self.path, f"tensor {quoted(name)} fails its checksum", name)
+
+    def _read(self, name: str) -> np.ndarray:
+        shape, dtype = self.tensors[name]
+        array = np.empty(shape, DTYPES[dtype])
+        if array.size:
+            self._file.read_stored(name, 0, bytes_of(array))
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        array.flags.writeable = False
+        return array
 
     def close(self) -> None:
         """Close the file."""
@@ -247,7 +248,3 @@ class Bundle:
             if info.dtype not in DTYPES:
                 text = f"tensor {quoted(name)} has dtype {info.dtype}, supported: {' '.join(DTYPES)}"
                 raise_file_error("dtype", self.path, text, name)
-
-    def _check_sum(self, name: str, found: str) -> None:
-        if found != self._sums[name]:
-            raise_file_error("checksum", self.path, f"tensor {quoted(name)} fails its checksum", name)

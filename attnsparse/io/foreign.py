@@ -19,7 +19,6 @@ _NAMED = "save it with names: safetensors.numpy.save_file(weights, path)"
 _MARKS = (
     (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
      f"an old-style torch pickle (not a zip), from before torch 1.6; re-save it: {_RESAVE}"),
-    (0, b"ASPTRAIN", "a training checkpoint of attnsparse; continue it with Trainer.resume"),
     (0, b"\x80", "a plain pickle, not a torch file; load it and re-save it: torch.save(weights, path)"),
     (257, b"ustar", f"a tar archive, perhaps an old torch file (before 0.4); re-save it: {_RESAVE}"),
     (0, b"version https://git-lfs", "a Git LFS pointer, not the data; run `git lfs pull`"),
@@ -48,7 +47,7 @@ _ENDINGS = {
     ".npy": "a NumPy array; " + _NAMED,
     ".pkl": "a pickle; load it and save the weights: torch.save(weights, 'weights.pt')",
     ".incomplete": "an unfinished download; download it again",
-    ".json": "text, not weights; give its folder",
+    ".json": "text, not weights; give the folder that holds it",
     ".distcp": "a part of a distributed checkpoint; convert its folder: "
                "python -m torch.distributed.checkpoint.format_utils dcp_to_torch folder model.pt",
 }  # fmt: skip
@@ -66,12 +65,17 @@ _FOLDERS = (
     ("*.ckpt*.index", _ENDINGS[".index"]), ("*.npz", _ENDINGS[".npz"]), ("*.pkl", _ENDINGS[".pkl"]),
     ("*.zip", _ENDINGS[".zip"]),
 )  # fmt: skip
+OWN = (
+    "a circuit, graph or training checkpoint of attnsparse, not a model; use load_circuit, load_graph, "
+    "Trainer.resume or train_transcoders"
+)
 ADAPTER = (
     "a PEFT adapter (LoRA or the like), not a model; merge it: "
     "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained('merged')"
 )
-#: files that trainers write beside the weights
-NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin",
+#: files of ours, and those that trainers write beside the weights
+NO_WEIGHTS = ("*.circuit.safetensors", "*.graph.safetensors", "*.checkpoint.safetensors",
+              "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin",
               "scaler.pt", "rng_state.pth", "rng_state_*.pth", "random_states_*.pt")  # fmt: skip
 # part of a tensor's name -> whose it is; the first that is found decides
 _FAMILIES = (

@@ -21,7 +21,8 @@ class Limits:
     Parameters
     ----------
     max_header_bytes : int, default 16 MiB
-        Bytes of a safetensors header; at most 100,000,000.
+        Bytes of a safetensors header, which in files of circuits, graphs and training checkpoints holds all
+        but the arrays; at most 100,000,000.
     max_json_depth : int, default 64
         Nesting of lists and objects.
     max_string_bytes : int, default 1 MiB
@@ -41,11 +42,11 @@ class Limits:
     max_yaml_bytes : int, default 64 KiB
         Bytes of config.yaml of transcoders.
     max_index_bytes : int, default 16 MiB
-        Bytes of an index of shards, of the JSON of circuits and graphs, and of prompts of tasks.
+        Bytes of an index of shards, and of prompts of tasks.
     max_graph_bytes : int, default 128 MiB
         Bytes of a graph's JSON from circuit-tracer or Neuronpedia.
     max_array_bytes : int, default 16 GiB
-        Bytes of the .npz of circuits and graphs.
+        Bytes of the file of a circuit or a graph.
     max_tokenizer_bytes : int, default 64 MiB
         Bytes of tokenizer.json, vocab.json, merges.txt and the files beside them.
     max_merges : int, default 1,000,000

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import _check
+from .._engine import core_for
 
 if TYPE_CHECKING:
     from .model import Model
@@ -70,15 +72,21 @@ def evaluate(
         for i, row in enumerate(rows[begin : begin + batch]):
             alone = run[i]
             chosen = np.flatnonzero(weights[begin + i][1:] > 0)
-            losses, hits = _compare(alone.logits[chosen], row[chosen + 1])
-            loss += float(losses @ weights[begin + i][chosen + 1])
-            right.append(bool(hits.all()))
+            logits, targets = alone.logits[chosen], row[chosen + 1]
+            loss += float((token_losses(logits, targets) * weights[begin + i][chosen + 1]).sum())
+            right.append(bool((logits.argmax(axis=1) == targets).all()))
             edges.append(int(np.count_nonzero(alone.gate)))
     return Evaluation(loss / total, np.array(right), np.array(edges))
 
 
-def _compare(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(cross-entropy in nats (n,), whether the target is the most likely token (n,)) of logits (n, V)."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    chosen = shifted[np.arange(len(targets)), targets]
-    return np.log(np.exp(shifted).sum(axis=1)) - chosen, logits.argmax(axis=1) == targets
+def token_losses(
+    logits: npt.NDArray[np.floating[Any]], targets: npt.NDArray[np.integer[Any]], threads: int = 0
+) -> npt.NDArray[np.float64]:
+    """Cross-entropy (...) in nats of targets (...) under logits (..., V), computed in float64.
+
+    IndexError for a target that is no token.
+    """
+    rows = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
+    ids = np.ascontiguousarray(targets, np.int32).ravel()
+    found: npt.NDArray[np.float64] = core_for(str(logits.dtype)).token_losses(rows, ids, threads)
+    return found.reshape(targets.shape)

@@ -13,11 +13,13 @@ import numpy as np
 
 from .. import _check
 from ..errors import ConfigError, FormatError, file_error, quoted
+from ..io import bundle
 from ..io.foreign import (
     ADAPTER,
     BEGIN_BYTES,
     INCOMPLETE,
     NO_WEIGHTS,
+    OWN,
     SHORT_NAMES,
     kind_of_bytes,
     kind_of_ending,
@@ -132,8 +134,13 @@ def open_weights(path: Path, limits: Limits) -> TensorSource:
     """Open the weights at `path`: .safetensors, a torch file, or an index.json naming several of either."""
     if path.suffix == ".json":
         return ShardedSource(path, limits)
-    reader = SafetensorsFile if path.suffix == ".safetensors" else TorchFile
-    return reader(path, limits=limits)
+    if path.suffix != ".safetensors":
+        return TorchFile(path, limits=limits)
+    source = SafetensorsFile(path, limits=limits)
+    if bundle.KEY in source.metadata:
+        source.close()
+        raise file_error(FormatError, "magic", path, f"this is {OWN}")
+    return source
 
 
 class ShardedSource(TensorSource):

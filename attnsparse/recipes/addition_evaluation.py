@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ..model.evaluation import token_losses
 from ..tasks import addition
 from ..tasks.addition import DENSE_THRESHOLD
-from .losses import token_loss
 
 if TYPE_CHECKING:
     from ..model.config import Config
@@ -81,7 +81,7 @@ def evaluate(model: Model, threshold: float) -> AdditionEvaluation:
         run = model.run(list(batch), record=("pattern", "logits"))
         logits, targets = run.logits[:, addition.PREDICTING], batch[:, addition.PREDICTED]
         right.append((logits.argmax(axis=2) == targets).all(axis=1))
-        losses.append(token_loss(logits, targets))
+        losses.append(token_losses(logits, targets))
         is_edge = run.pattern > threshold
         n_edges.append(np.count_nonzero(is_edge, axis=(1, 2, 3, 4)))
         edges.append(np.stack([is_edge[~carries].sum(axis=0), is_edge[carries].sum(axis=0)]))

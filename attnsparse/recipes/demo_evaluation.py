@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .. import tasks
+from ..model.evaluation import token_losses
 from ..tasks import words
 from .demo_text import END_YEAR_ENTROPY, LENGTH, DemoText
-from .losses import token_loss
 
 if TYPE_CHECKING:
     from ..model.model import Model
@@ -75,7 +75,7 @@ def cross_entropies(model: Model) -> tuple[float, float]:
         run = model.run(list(inputs.reshape(-1, LENGTH)), record=())
         logits = np.concatenate([run[i].logits for i in range(len(run))])
         counts = weights > 0
-        loss += float(token_loss(logits[counts], targets[counts]) @ weights[counts])
+        loss += float((token_losses(logits[counts], targets[counts]) * weights[counts]).sum())
         floor += END_YEAR_ENTROPY * float(weights[counts & np.isin(inputs, centuries)].sum())
         total += float(weights.sum())
     return loss / total, floor / total

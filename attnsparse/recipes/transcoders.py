@@ -15,6 +15,7 @@ from .._version import __version__
 from ..io.atomic import remove_stale, write_atomic
 from ..model.load import load
 from ..training import schedules
+from ..training.checkpoint import ENDING
 from ..transcoders.options import TranscoderOptions
 from ..transcoders.save import save_transcoders
 from ..transcoders.trainer import TranscoderTrainer
@@ -94,7 +95,7 @@ def _train_set(name: str, out: Path, settings: Settings, threads: int | None, qu
     text = DemoText(settings.batch, seed=SEEDS_APART * (settings.seed + 1))
     chosen = options(settings, model.config.n_layer)
     trainer = TranscoderTrainer(model, text, chosen, name=name, threads=threads)
-    path = out / CHECKPOINTS / f"{name}.ckpt"
+    path = out / CHECKPOINTS / f"{name}{ENDING}"
     if path.exists():
         trainer.load(path)
     trainer.train(path, settings.checkpoint_every, False if quiet else None)

@@ -26,7 +26,27 @@ class CustomMetric:
     """A metric of your own, for `metric=` of `find_circuit` and of the functions in `circuits`.
 
     It is slower than the metrics of the core, because all logits go through Python, and takes part in the
-    same sweeps, rankings and intervals. What it raises ends the call and reaches the caller as it is.
+    same sweeps, rankings and intervals. An exception that it raises ends the call and reaches the caller
+    unchanged.
+
+    Parameters
+    ----------
+    values : function
+        ``values(logits, prompts)`` returns n numbers. logits [n, n_vocab] are those after the last token of n
+        prompts, each with some items ablated, in the model's dtype; prompts int64 [n] is the prompt of the
+        task of each row, which may occur many times. Both are copies that the function may keep or change.
+    gradient : function, optional
+        ``gradient(logits, prompts)`` returns [n, n_vocab]: the derivative of each row's value with respect to
+        its logits. Required for first-order effects (methods "attribution" and "ig") alone.
+    name : str, default "custom"
+        Shown in tables and stored with circuits; none of `METRICS`.
+    smaller_is_better : bool, default False
+        Whether an item supports the task if the metric grows without it, as with "kl".
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument.
 
     Examples
     --------
@@ -44,24 +64,17 @@ class CustomMetric:
     """
 
     values: Rows
-    """values(logits, prompts) -> n numbers. logits [n, n_vocab]: after the last token of n prompts, each with
-    something ablated, in the model's dtype. prompts int64 [n]: the prompt of the task that each row is of;
-    one may occur many times. Both are copies, which the function may keep or change."""
     gradient: Rows | None = None
-    """gradient(logits, prompts) -> [n, n_vocab]: the derivative of each row's value by its logits. Needed for
-    first-order effects (methods "attribution" and "ig") alone."""
     _: KW_ONLY
     name: str = "custom"
-    """Shown in tables and stored with circuits; none of `METRICS`."""
     smaller_is_better: bool = False
-    """Whether an item supports the task if the metric grows without it, as it is for "kl"."""
 
     def __post_init__(self) -> None:
         for name, function in (("values", self.values), ("gradient", self.gradient)):
             if not callable(function) and not (name == "gradient" and function is None):
                 raise TypeError(f"{name} must be a function of logits and prompts, got {function!r:.60}")
         if not isinstance(self.name, str) or not 0 < len(self.name) <= LONGEST_NAME:
-            raise ValueError(f"name must be a text of 1..{LONGEST_NAME} characters, got {self.name!r:.100}")
+            raise ValueError(f"name must be a string of 1..{LONGEST_NAME} characters, got {self.name!r:.100}")
         if self.name in METRICS:
             raise ValueError(f"name must differ from the metrics of the package, got {self.name!r}")
         _check.flag(self.smaller_is_better, "smaller_is_better")
@@ -85,7 +98,25 @@ class CustomMetric:
     # --- what the core asks (csrc/python/py_metric.c)
 
     def row_values(self, logits: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        """float64 [n]: `values`, checked."""
+        """The checked result of `values`, as the core requests it.
+
+        Parameters
+        ----------
+        logits : numpy.ndarray
+            [n, n_vocab], after the last token of each prompt.
+        prompts : numpy.ndarray
+            int64 [n], the prompt of the task of each row.
+
+        Returns
+        -------
+        numpy.ndarray
+            float64 [n].
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `values` does not return n real numbers.
+        """
         found = self._numbers(self.values(logits, prompts), "values")
         if found.shape != (len(prompts),):
             text = f"one value for each of {len(prompts)} rows of logits, got an array of shape {found.shape}"
@@ -93,7 +124,25 @@ class CustomMetric:
         return np.ascontiguousarray(found, np.float64)
 
     def row_gradients(self, logits: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        """[n, n_vocab] in the dtype of the logits: `gradient`, checked."""
+        """The checked result of `gradient`, as the core requests it.
+
+        Parameters
+        ----------
+        logits : numpy.ndarray
+            [n, n_vocab], after the last token of each prompt.
+        prompts : numpy.ndarray
+            int64 [n], the prompt of the task of each row.
+
+        Returns
+        -------
+        numpy.ndarray
+            [n, n_vocab] in the dtype of the logits.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `gradient` does not return real numbers of this shape.
+        """
         assert self.gradient is not None  # the core has asked
         dtype, shape = logits.dtype, logits.shape
         found = self._numbers(self.gradient(logits, prompts), "a gradient")

@@ -1,12 +1,13 @@
-"""What a training checkpoint must hold to make a Trainer again, and which one of a folder is meant."""
+"""Training checkpoints: what one must hold to make a Trainer again, and which one of a folder is meant."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,27 +16,30 @@ import numpy as np
 from .._engine import core_for
 from .._version import __version__
 from ..errors import CheckpointError, FormatError, file_error, quoted
+from ..io.bundle import SUFFIX, Bundle, Schema
 from ..io.limits import DEFAULT_LIMITS
 from ..io.regular_file import RegularFile
-from ..io.training_file import Entry
+from ..io.tensor_source import TensorInfo
 from ..model.config import Config
 from .options import TrainingOptions
 from .schedules import value_at
 
+ENDING = ".checkpoint.safetensors"
+SCHEMA = Schema("training checkpoint", 1, ENDING)
 RESULTS = ("loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm")
 MOST_MULTIPLIER = 1e15
-_NAME = re.compile(r"step-(\d{6,})\.ckpt")
+_NAME = re.compile(r"step-(\d{6,})" + re.escape(ENDING))
 _LINE_BYTES = 400  # of history.csv, at most
 _NUMBER = re.compile(r"nan|-?\d{1,30}(\.\d{1,30})?(e[+-]\d{1,3})?")
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    "kind": str, "build": dict, "config": dict, "name": str, "options": dict, "data": str, "step": int,
+    "build": dict, "config": dict, "name": str, "options": dict, "data": str, "step": int,
     "multiplier": float, "ema": (float, type(None)),
 }  # fmt: skip
 
 
 def checkpoint_name(step: int) -> str:
     """File name of the checkpoint after `step` steps."""
-    return f"step-{step:06d}.ckpt"
+    return f"step-{step:06d}{ENDING}"
 
 
 def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
@@ -48,15 +52,50 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> Path:
     """The checkpoint of `folder` with the highest step; FileNotFoundError if there is none."""
     steps = checkpoint_steps(folder)
     if not steps:
-        raise FileNotFoundError(2, "no checkpoint step-NNNNNN.ckpt in this folder", os.fspath(folder))
+        raise FileNotFoundError(2, f"no checkpoint step-NNNNNN{ENDING} in this folder", os.fspath(folder))
     return Path(folder) / checkpoint_name(steps[-1])
 
 
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], schema: Schema) -> Iterator[Bundle]:
+    """A checkpoint, open for reading.
+
+    What its reader or the body raises as FormatError becomes CheckpointError; if another checkpoint of the
+    folder is intact, the message names it. A CheckpointError of the body, which is about the run, passes.
+    """
+    try:
+        with Bundle(path, schema) as bundle:
+            yield bundle
+    except FormatError as error:
+        if type(error) is not FormatError:  # a limit, or what the body refused
+            raise
+        text, file = str(error), Path(schema.file(path))
+        other = None if error.code in ("version", "not_a_file") else intact_sibling(file, schema)
+        if other is not None:
+            text += f"; {other.name} in the same folder is intact"
+        raise file_error(
+            CheckpointError, error.code, file, text.partition(": ")[2], offset=error.offset, field=error.field
+        ) from error
+
+
+def intact_sibling(path: Path, schema: Schema) -> Path | None:
+    """Another checkpoint of the same folder that is intact, the last by name; or None."""
+    try:
+        others = sorted(p for p in path.parent.iterdir() if p.suffix == SUFFIX and p.name != path.name)
+    except OSError:
+        return None
+    for other in reversed(others):
+        with contextlib.suppress(FormatError, OSError, MemoryError), Bundle(other, schema) as bundle:
+            bundle.verify()
+            return other
+    return None
+
+
 def checked_meta(meta: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A checkpoint's meta with config and options built; CheckpointError `meta` if anything makes no
+    """A checkpoint's fields with config and options built; CheckpointError `meta` if anything makes no
     sense."""
     for name, kind in _KINDS.items():
-        if not isinstance(meta.get(name, meta), kind) or isinstance(meta[name], bool):
+        if name not in meta or not isinstance(meta[name], kind) or isinstance(meta[name], bool):
             _no_run(path, name, "is missing or of the wrong kind")
     for name in meta:
         if name not in _KINDS:
@@ -68,8 +107,6 @@ def checked_meta(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise file_error(CheckpointError, "meta", path, str(error)) from error
     step = meta["step"]
-    if meta["kind"] != "training":
-        _no_run(path, "kind", f"is {quoted(meta['kind'])}, expected 'training'")
     if not 0 <= step <= options.steps:
         _no_run(path, "step", f"is {str(step)[:40]} of a run of {options.steps}")
     if len(meta["name"].encode("utf-8", "replace")) > DEFAULT_LIMITS.max_name_bytes:
@@ -98,7 +135,7 @@ def _no_run(path: Path, field: str, text: str) -> NoReturn:
     raise file_error(CheckpointError, "meta", path, f"{field} {text}", field=field)
 
 
-def check_entries(tensors: Mapping[str, Entry], config: Config, step: int, path: Path) -> None:
+def check_entries(tensors: Mapping[str, TensorInfo], config: Config, step: int, path: Path) -> None:
     """Check names, shapes and types against the config, before a tensor is read.
 
     CheckpointError: missing_tensor, unexpected_tensor, size_mismatch, dtype.
@@ -106,7 +143,7 @@ def check_entries(tensors: Mapping[str, Entry], config: Config, step: int, path:
     expected: dict[str, tuple[int, ...]] = {"history": (step, len(RESULTS))}
     for name, shape in config.parameter_shapes().items():
         expected |= {f"{kind}/{name}": shape for kind in ("weight", "adam.m", "adam.v")}
-    dtype = str(next((a.dtype for name, a in tensors.items() if name.startswith("weight/")), "float32"))
+    dtype = next((info.dtype for name, info in tensors.items() if name.startswith("weight/")), "F32")
     for name, shape in expected.items():
         if name not in tensors:
             text = f"tensor {quoted(name)} is missing"
@@ -115,8 +152,8 @@ def check_entries(tensors: Mapping[str, Entry], config: Config, step: int, path:
         if array.shape != shape:
             text = f"tensor {quoted(name)} has shape {list(array.shape)}, expected {list(shape)}"
             raise file_error(CheckpointError, "size_mismatch", path, text, field=name)
-        wanted = "float64" if name == "history" else dtype
-        if array.dtype != wanted or wanted == "int64":
+        wanted = "F64" if name == "history" else dtype
+        if array.dtype != wanted or not wanted.startswith("F"):
             text = f"tensor {quoted(name)} has dtype {array.dtype}, expected {wanted}"
             raise file_error(CheckpointError, "dtype", path, text, field=name)
     for name in tensors:

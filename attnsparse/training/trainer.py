@@ -22,8 +22,8 @@ import numpy as np
 from .. import _check
 from .._display import progress_bar
 from .._engine import core_for
-from ..io import training_file
 from ..io.atomic import remove_stale, write_atomic
+from ..io.bundle import write_bundle
 from ..items import valid_text
 from ..model.model import Model
 from . import checkpoint as state
@@ -57,8 +57,8 @@ class Trainer:
     threads : int, optional
         1..64; None: as `set_num_threads` says. Bits do not depend on it.
     folder : path, optional
-        Where `train` saves ``step-NNNNNN.ckpt``. A folder belongs to one run; leftovers of a killed save are
-        removed.
+        Where `train` saves ``step-NNNNNN.checkpoint.safetensors``. A folder belongs to one run; leftovers of
+        a killed save are removed.
     checkpoint_every : int, default 0
         Steps between two checkpoints; 0: only one at the end.
     keep : int, default 2
@@ -223,7 +223,7 @@ class Trainer:
         Parameters
         ----------
         path : path
-            The checkpoint.
+            The checkpoint; ".checkpoint.safetensors" is added if it does not end in .safetensors.
 
         Raises
         ------
@@ -237,7 +237,6 @@ class Trainer:
 
     def _save(self, path: Path) -> None:
         meta = {
-            "kind": "training",
             "build": state.build(),
             "config": self.model.config.to_dict(),
             "name": valid_text(self.model.name),
@@ -258,7 +257,7 @@ class Trainer:
         writer.writerow(self._columns())
         writer.writerows(self._rows())
         write_atomic(path.parent / HISTORY, [text.getvalue().encode()])
-        training_file.save(path, meta, tensors)
+        write_bundle(path, state.SCHEMA, meta, tensors)
 
     @classmethod
     def resume(
@@ -279,7 +278,7 @@ class Trainer:
         Parameters
         ----------
         path : path
-            A checkpoint, or a folder, meaning its last ``step-NNNNNN.ckpt``.
+            A checkpoint, or a folder, meaning its last ``step-NNNNNN.checkpoint.safetensors``.
         data : Data
             The same data.
         options : TrainingOptions, optional
@@ -312,17 +311,15 @@ class Trainer:
         path = Path(_check.path(path))
         path = state.last_checkpoint(path) if path.is_dir() else path
 
-        def check(meta: dict[str, Any], entries: dict[str, training_file.Entry]) -> None:
-            meta = state.checked_meta(meta, path)
+        path = Path(state.SCHEMA.file(path))
+        with state.opened(path, state.SCHEMA) as bundle:
+            meta = state.checked_meta(bundle.fields, path)
             stored = meta["options"]
             wanted = dataclasses.replace(stored, **settings) if options is None else options
             state.check_options(stored, wanted, path)
             state.check_data(meta["data"], data.digest, path)
-            state.check_entries(entries, meta["config"], meta["step"], path)
-
-        contents = training_file.load(path, check=check)
-        meta, tensors = state.checked_meta(contents.meta, path), contents.tensors
-        stored = meta["options"]
+            state.check_entries(bundle.tensors, meta["config"], meta["step"], path)
+            tensors = bundle.read_all()
         state.check_values(tensors, meta, path)
         seconds = state.read_seconds(path.parent / HISTORY, meta["step"], cls._columns())
         state.warn_of_other_build(meta["build"], path)

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ..errors import CheckpointError, file_error, quoted
-from ..io.training_file import Entry
-from ..training.checkpoint import build, check_finite
+from ..io.bundle import CODES, Schema
+from ..io.tensor_source import TensorInfo
+from ..training.checkpoint import ENDING, build, check_finite
 from .options import TranscoderOptions
 
 if TYPE_CHECKING:
     from .trainer import TranscoderTrainer
 
-KIND = "transcoder training"
+SCHEMA = Schema("transcoder checkpoint", 1, ENDING)
 WEIGHTS = ("w_enc", "b_enc", "w_dec", "b_dec", "log_threshold")
 ARRAYS = (*WEIGHTS, *(f"m/{name}" for name in WEIGHTS), *(f"v/{name}" for name in WEIGHTS), "silent")
 RESULTS = ("loss", "error", "penalty", "aux", "l0", "grad_norm", "n_dead")
 
 
 def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
-    """The header of a checkpoint: what the run is."""
+    """The fields of a checkpoint: what the run is."""
     return {
-        "kind": KIND,
         "build": build(),
         "model": trainer.model.digest,
         "data": trainer.data.digest,
@@ -36,7 +36,7 @@ def meta(trainer: TranscoderTrainer) -> dict[str, Any]:
 
 
 def check(
-    trainer: TranscoderTrainer, found: dict[str, Any], entries: Mapping[str, Entry], path: Path
+    trainer: TranscoderTrainer, found: dict[str, Any], entries: Mapping[str, TensorInfo], path: Path
 ) -> None:
     """Check that a checkpoint is one of this run, before a tensor is read.
 
@@ -53,9 +53,9 @@ def check(
             text = f"meta has {quoted(name)}, which a checkpoint does not have"
             raise file_error(CheckpointError, "meta", path, text, field="meta")
     steps = trainer.options.steps
-    if found["kind"] != KIND or found["step"] < 0:
-        text = f"kind {quoted(found['kind'])} or step {found['step']} of {steps} makes no sense"
-        raise file_error(CheckpointError, "meta", path, text, field="kind")
+    if found["step"] < 0:
+        text = f"step {found['step']} of {steps} makes no sense"
+        raise file_error(CheckpointError, "meta", path, text, field="step")
     for name in ("model", "data", "start"):
         if found[name] != own[name]:
             digests = f"digest {quoted(found[name][:12])}, given {quoted(own[name][:12])}"
@@ -107,16 +107,18 @@ def _check_options(wanted: TranscoderOptions, data: dict[str, Any], path: Path) 
         raise file_error(CheckpointError, "options", path, text, field=changed)
 
 
-def _check_entries(trainer: TranscoderTrainer, tensors: Mapping[str, Entry], step: int, path: Path) -> None:
+def _check_entries(
+    trainer: TranscoderTrainer, tensors: Mapping[str, TensorInfo], step: int, path: Path
+) -> None:
     layers = trainer._layers
     expected = {
-        "output_scale": ((len(layers),), "float64"),
-        "history": ((len(layers), step, len(RESULTS)), "float64"),
+        "output_scale": ((len(layers),), "F64"),
+        "history": ((len(layers), step, len(RESULTS)), "F64"),
     }
     for layer, core in enumerate(layers):
         for name in ARRAYS:
             array = core.array(name)
-            expected[f"{layer}/{name}"] = (array.shape, str(array.dtype))
+            expected[f"{layer}/{name}"] = (array.shape, CODES[array.dtype.name])
     for name, (shape, dtype) in expected.items():
         if name not in tensors:
             text = f"tensor {quoted(name)} is missing"

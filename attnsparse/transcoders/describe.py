@@ -13,7 +13,7 @@ from ..items import token_label
 from ..model.batch import prompt_groups
 from ..model.run import DEFAULT_MAX_BYTES
 from ..model.tokenizer import token_texts
-from .contexts import GROUP_TOKENS, Collector, ContextTable, promoted_tokens
+from .contexts import GROUP_TOKENS, Collector, promoted_tokens
 from .labels import FeatureLabels, checked_key, no_feature
 from .transcoders import Transcoders
 
@@ -112,7 +112,7 @@ def describe_features(
                 bar.update(len(batch))
     if not collector.n_prompts:
         raise ValueError("prompts must hold at least one prompt, got none")
-    return _labels(collector, n_promoted, before)
+    return _labels(collector, n_promoted, before, threads)
 
 
 def wanted_features(transcoders: Transcoders, features: Any) -> list[np.ndarray]:
@@ -143,23 +143,24 @@ def _check_room(
         )
 
 
-def _labels(collector: Collector, n_promoted: int, before: int) -> FeatureLabels:
+def _labels(collector: Collector, n_promoted: int, before: int, threads: int | None) -> FeatureLabels:
     model, transcoders = collector.model, collector.transcoders
     parts: dict[str, list[np.ndarray]] = {
         name: [] for name in (*_OF_TABLE, *_OF_DECODER, "layer", "feature", "density")
     }
-    for layer, table in enumerate(collector.tables):
-        rows = np.flatnonzero(table.count) if collector.wanted is None else np.arange(len(table.count))
+    for layer in range(transcoders.n_layer):
+        table = collector.tables.pop(0)
+        count = table.array("count")
+        rows = np.flatnonzero(count) if collector.wanted is None else np.arange(len(count))
         numbers = rows if collector.wanted is None else collector.wanted[layer]
         for name in _OF_TABLE:
-            parts[name].append(getattr(table, name)[rows])
-        found = promoted_tokens(model, transcoders, layer, numbers, n_promoted)
+            parts[name].append(table.array(name)[rows])
+        found = promoted_tokens(model, transcoders, layer, numbers, n_promoted, threads)
         for name, array in zip(_OF_DECODER, found):
             parts[name].append(array)
         parts["layer"].append(np.full(len(rows), layer, np.int32))
         parts["feature"].append(numbers.astype(np.int32))
-        parts["density"].append(table.count[rows] / max(collector.n_tokens, 1))
-        collector.tables[layer] = ContextTable(0, 1, 0, 0)
+        parts["density"].append(count[rows] / max(collector.n_tokens, 1))
     arrays: dict[str, Any] = {name: np.concatenate(each) for name, each in parts.items()}
     ids = ("tokens", "promoted_tokens", "suppressed_tokens")
     used = np.unique(np.concatenate([arrays[name].ravel() for name in ids]))

@@ -10,6 +10,7 @@ from .. import _check
 from .._core_types import Substitute
 from .._display import progress_bar
 from ..model.batch import Batch
+from ..model.evaluation import token_losses
 from ..model.gradients import loss_targets, loss_weights
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES, compute_run
@@ -109,7 +110,7 @@ class _Sums:
         )
         replaced = compute_run(model, batch, (), "all", 0.0, DEFAULT_MAX_BYTES, threads, None, substitute)
         for i, each in enumerate((run, replaced)):
-            self.loss[i] += _cross_entropy(each._core.array("logits"), targets) @ weights
+            self.loss[i] += (token_losses(each._core.array("logits"), targets, n) * weights).sum()
 
     def columns(self, n_tokens: int, weight: float) -> dict[str, Any]:
         """The columns of the table."""
@@ -123,14 +124,3 @@ class _Sums:
             "cross_entropy": self.loss[0] / weight,
             "cross_entropy_replaced": self.loss[1] / weight,
         }
-
-
-def _cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """float64 [N] in nats; logits [N, V], some rows at a time."""
-    found = np.empty(len(targets))
-    for first in range(0, len(targets), 256):
-        rows = slice(first, min(first + 256, len(targets)))
-        shifted = logits[rows].astype(np.float64) - logits[rows].max(axis=1, keepdims=True)
-        chosen = np.take_along_axis(shifted, targets[rows, None].astype(np.int64), axis=1)[:, 0]
-        found[rows] = np.log(np.exp(shifted).sum(axis=1)) - chosen
-    return found

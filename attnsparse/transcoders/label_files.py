@@ -17,7 +17,6 @@ from .. import _check
 from ..errors import FormatError, file_error, quoted, raise_file_error
 from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
-from ..io.paired_file import Kind
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
 from ..io.text_bytes import compact_json, shortest, text_bytes
@@ -25,7 +24,8 @@ from ..items import cantor
 from ..model.locate import MODELS_FOLDER
 from .labels import FeatureLabels, Key, checked_key, no_feature
 
-KIND = Kind("feature labels", 1)
+FORMAT = "attnsparse feature labels"
+VERSION = 1
 LABELS = ("labels.json", "labels.csv")  # in a folder of transcoders
 LABEL_LIMITS = Limits(max_json_values=20_000_000)
 
@@ -54,8 +54,8 @@ def _data(labels: FeatureLabels, contexts: int | None) -> dict[str, Any]:
     kept = (tokens, labels.promoted_tokens, labels.suppressed_tokens)
     used = set(np.unique(np.concatenate([array.ravel() for array in kept])).tolist()) - {-1}
     return {
-        "format": KIND.format,
-        "version": KIND.version,
+        "format": FORMAT,
+        "version": VERSION,
         "model_name": labels.model_name,
         "transcoders_name": labels.transcoders_name,
         "n_prompts": labels.n_prompts,
@@ -180,19 +180,19 @@ def _labels_file(path: str | os.PathLike[str]) -> str:
 
 
 def _check_fields(data: dict[str, Any], path: str) -> None:
-    if data.get("format") != KIND.format:
+    if data.get("format") != FORMAT:
         raise_file_error(
             "magic",
             path,
-            f"not feature labels: 'format' is {shown(data.get('format'))}, must be '{KIND.format}'",
+            f"not feature labels: 'format' is {shown(data.get('format'))}, must be '{FORMAT}'",
         )
     version = data.get("version")
     if type(version) is not int or version < 1:
         raise_file_error(
             "version", path, f"version must be an integer of at least 1, got {shown(version)}", "version"
         )
-    if version > KIND.version:
-        text = f"from a newer attnsparse: version {version}, this one reads up to {KIND.version}; update"
+    if version > VERSION:
+        text = f"from a newer attnsparse: version {version}, this one reads up to {VERSION}; update"
         raise_file_error("version", path, text, "version")
     for field, kind in _FIELDS.items():
         value = data.get(field)

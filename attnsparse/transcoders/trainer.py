@@ -21,10 +21,10 @@ import numpy as np
 from .. import _check
 from .._display import progress_bar
 from .._engine import core_for
-from ..io import training_file
 from ..io.atomic import remove_stale
+from ..io.bundle import write_bundle
 from ..model.model import Model
-from ..training.checkpoint import warn_of_other_build
+from ..training.checkpoint import opened, warn_of_other_build
 from ..training.data import Data
 from ..training.one_thread import OneThread
 from ..training.schedules import value_at
@@ -32,7 +32,7 @@ from . import checkpoint as state
 from .arrays import ArraySource
 from .checkpoint import RESULTS, WEIGHTS
 from .options import START_L0, TranscoderOptions
-from .start import check_start, common_threshold, first_weights, weights_of
+from .start import check_start, first_weights, weights_of
 from .transcoders import Transcoders
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ def train_transcoders(
     options : TranscoderOptions, optional
         Or its fields as keywords: ``train_transcoders(model, data, steps=1000)``.
     checkpoint : path, optional
-        A file that is written every `checkpoint_every` steps, at the end and on Ctrl-C. If it exists, the run
-        continues from it. Its bytes depend on the run alone, not on threads or on where it was stopped.
+        A file that is written every `checkpoint_every` steps, at the end and on Ctrl-C;
+        ".checkpoint.safetensors" is added if it does not end in .safetensors. If it exists, the run continues
+        from it. Its bytes depend on the run alone, not on threads or on where it was stopped.
     checkpoint_every : int, default 500
         Steps, 1 or more.
     start : Transcoders, optional
@@ -105,7 +106,7 @@ def train_transcoders(
     every = _check.integer(checkpoint_every, "checkpoint_every", 1)
     path = None
     if checkpoint is not None:
-        path = Path(_check.path(checkpoint, "checkpoint"))
+        path = Path(state.SCHEMA.file(_check.path(checkpoint, "checkpoint")))
         remove_stale(path.parent)
         if path.exists():
             trainer.load(path)
@@ -170,8 +171,9 @@ class TranscoderTrainer:
             start.check(model)
             check_start(start, n_features)
         self.start = start  #: the `Transcoders` that it began with, or None
-        make = core_for(str(model.dtype)).CoderTrainer
-        self._layers = [make(model.config.d_model, model.config.d_model, n) for n in n_features]
+        self._core = core_for(str(model.dtype))
+        width = model.config.d_model
+        self._layers = [self._core.CoderTrainer(width, width, n) for n in n_features]
         self._turn = OneThread("transcoder training")
         self._results: list[list[dict[str, Any]]] = [[] for _ in self._layers]
         self._prices: list[list[float]] = [[1.0] for _ in self._layers]
@@ -187,25 +189,26 @@ class TranscoderTrainer:
         pieces = [self._rows(step) for step in range(START_BATCHES)]
         inputs, outputs = (np.concatenate(arrays, axis=1) for arrays in zip(*pieces))
         for layer, core in enumerate(self._layers):
-            rows = outputs[layer].astype(np.float64)
-            self.output_scale[layer] = math.sqrt(max(float(((rows - rows.mean(axis=0)) ** 2).mean()), 1e-20))
+            self.output_scale[layer] = self._core.first_weights_scale(outputs[layer])
             weights = self._first_weights(layer, inputs[layer], outputs[layer])
-            for key, value in weights.items():
-                core.load(key, np.ascontiguousarray(value, self.model.dtype))
+            for key in WEIGHTS:
+                core.load(key, np.ascontiguousarray(weights[key], self.model.dtype))
 
     def _first_weights(self, layer: int, inputs: np.ndarray, outputs: np.ndarray) -> dict[str, np.ndarray]:
         options, scale = self.options, float(self.output_scale[layer])
         n_features = options.features_of(len(self._layers))[layer]
         if self.start is None:
-            weights = first_weights(inputs, outputs, scale, n_features, options.seed, layer)
+            weights = first_weights(inputs, outputs, scale, n_features, options.seed, layer, self._threads)
         else:
-            weights = weights_of(self.start, layer, scale)
+            weights = weights_of(self.start, layer, scale, self._core, self._threads)
         if options.activation != "jump_relu":
             weights["log_threshold"] = np.zeros(n_features)
         elif options.threshold_of(layer) is not None or "log_threshold" not in weights:
             threshold = options.threshold_of(layer)
             if threshold is None:
-                threshold = common_threshold(weights, inputs, START_L0)
+                threshold = self._core.first_weights_threshold(
+                    weights["w_enc"], weights["b_enc"], inputs, START_L0, self._threads
+                )
             weights["log_threshold"] = np.full(n_features, math.log(threshold))
         return weights
 
@@ -338,27 +341,10 @@ class TranscoderTrainer:
             return self._transcoders()
 
     def _transcoders(self) -> Transcoders:
-        arrays: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("w_enc", "b_enc", "w_dec", "b_dec", "threshold")
-        }
-        for core, scale in zip(self._layers, self.output_scale):
-            w_enc, b_enc, w_dec, b_dec, threshold = (core.array(name) for name in WEIGHTS)
-            for name, values in (
-                ("w_enc", w_enc),
-                ("b_enc", b_enc),
-                ("b_dec", b_dec),
-                ("threshold", np.exp(threshold)),
-            ):
-                arrays[name].append((values * scale).astype(values.dtype))
-            arrays["w_dec"].append(w_dec.copy())
+        layers = [core.scaled(float(scale)) for core, scale in zip(self._layers, self.output_scale)]
+        w_enc, b_enc, w_dec, b_dec, threshold = (list(arrays) for arrays in zip(*layers))
         jump = self.options.activation == "jump_relu"
-        source = ArraySource(
-            arrays["w_enc"],
-            arrays["b_enc"],
-            arrays["w_dec"],
-            arrays["b_dec"],
-            arrays["threshold"] if jump else None,
-        )
+        source = ArraySource(w_enc, b_enc, w_dec, b_dec, threshold if jump else None)
         return Transcoders(
             source,
             activation=self.options.activation,
@@ -413,7 +399,7 @@ class TranscoderTrainer:
             tensors |= {f"{layer}/{name}": core.array(name) for name in state.ARRAYS}
         rows = [[[float(r[key]) for key in RESULTS] for r in results] for results in self._results]
         tensors["history"] = np.array(rows, np.float64).reshape(len(self._layers), -1, len(RESULTS))
-        training_file.save(path, state.meta(self), tensors)
+        write_bundle(path, state.SCHEMA, state.meta(self), tensors)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over the run that a checkpoint holds; after an error, nothing is changed.
@@ -421,23 +407,21 @@ class TranscoderTrainer:
         Parameters
         ----------
         path : path
-            The file.
+            The file, with or without ".checkpoint.safetensors".
 
         Raises
         ------
         CheckpointError
             If it is damaged, or of another model, other data or other options.
         """
-        path = Path(_check.path(path))
+        path = Path(state.SCHEMA.file(path))
         with self._turn:
-
-            def check(meta: dict[str, Any], entries: dict[str, training_file.Entry]) -> None:
-                state.check(self, meta, entries, path)
-
-            contents = training_file.load(path, check=check)
-            state.check_values(contents.tensors, self.options.features_of(len(self._layers)), path)
-            warn_of_other_build(contents.meta["build"], path)
-            self._restore(contents.tensors)
+            with opened(path, state.SCHEMA) as bundle:
+                state.check(self, bundle.fields, bundle.tensors, path)
+                tensors = bundle.read_all()
+            state.check_values(tensors, self.options.features_of(len(self._layers)), path)
+            warn_of_other_build(bundle.fields["build"], path)
+            self._restore(tensors)
 
     def _restore(self, tensors: Mapping[str, np.ndarray]) -> None:
         history = tensors["history"]

@@ -1,5 +1,7 @@
 /* graph_heads.c: which heads carry an edge: sources carried forwards at their own position, targets followed
  * backwards at theirs, and the hop between. */
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "graph/graph.h"
@@ -250,24 +252,183 @@ typedef struct {
     const asp_loading_inputs *in;
 } loading_job;
 
+/* What head `unit` moves along pair i. */
+static double loading(const asp_loading_inputs *in, int64_t i, int64_t unit) {
+    const int64_t units = in->n_layer * in->n_head, d = in->d_head, t = in->n_tokens;
+    const int64_t k = in->places[2 * i], q = in->places[2 * i + 1];
+    const asp_real *from = in->carried + (in->pairs[2 * i] * units + unit) * d;
+    const asp_real *to = (k == q ? in->received_alone : in->received) + (in->pairs[2 * i + 1] * units + unit) * d;
+    const double weight = k > q ? 0 : (double)in->pattern[(unit * t + q) * t + k];
+    double sum = 0;
+    for (int64_t j = 0; weight != 0 && j < d; j++) sum += (double)from[j] * (double)to[j];
+    return in->factor[i] * weight * sum;
+}
+
 static void loading_item(void *arg, int64_t i, int thread) {
     (void)thread;
     const loading_job *job = arg;
-    const asp_loading_inputs *in = job->in;
-    const int64_t units = in->n_layer * in->n_head, d = in->d_head, t = in->n_tokens;
-    const int64_t k = in->places[2 * i], q = in->places[2 * i + 1];
-    const asp_real *from = in->carried + in->pairs[2 * i] * units * d;
-    const asp_real *to = (k == q ? in->received_alone : in->received) + in->pairs[2 * i + 1] * units * d;
-    for (int64_t u = 0; u < units; u++) {
-        const double weight = k > q ? 0 : (double)in->pattern[(u * t + q) * t + k];
-        double sum = 0;
-        for (int64_t j = 0; weight != 0 && j < d; j++) sum += (double)from[u * d + j] * (double)to[u * d + j];
-        job->loadings[i * units + u] = in->factor[i] * weight * sum;
-    }
+    const int64_t units = job->in->n_layer * job->in->n_head;
+    for (int64_t u = 0; u < units; u++) job->loadings[i * units + u] = loading(job->in, i, u);
 }
 
 asp_status asp_graph_heads_loadings(double *loadings, const asp_loading_inputs *inputs, const asp_context *context) {
     ASP_ENVIRONMENT;
     loading_job job = {loadings, inputs};
     return asp_parallel_for(context, inputs->n_pairs, loading_item, &job);
+}
+
+/* ---- from some nodes to others ------------------------------------------------------------------------------ */
+
+typedef struct {
+    const asp_real *weight;
+    const double *factor;
+} weighted;
+
+static double weighted_term(const void *arg, int64_t i) {
+    const weighted *w = arg;
+    return (double)w->weight[i] * w->factor[i];
+}
+
+asp_status asp_graph_heads_total(double *total, const asp_real *weight, const double *factor, int64_t n,
+                                 const asp_context *context) {
+    ASP_ENVIRONMENT;
+    *total = asp_sum(weighted_term, &(weighted){weight, factor}, n);
+    return asp_parallel_stopped(context) ? ASP_STOPPED : ASP_OK;
+}
+
+typedef struct {
+    const asp_between_inputs *in;
+    double *within, *across; /* (L,H) loadings of pairs at one position, and of others */
+    double *same, *other;    /* (n_pairs) weights of those, each list from its start */
+    asp_arena arena;
+} between_job;
+
+static void between_item(void *arg, int64_t unit, int thread) {
+    (void)thread;
+    const between_job *job = arg;
+    const asp_loading_inputs *in = &job->in->placed;
+    for (int64_t i = 0; i < in->n_pairs; i++) {
+        const int at_one = in->places[2 * i] == in->places[2 * i + 1];
+        (at_one ? job->within : job->across)[unit] += loading(in, i, unit);
+    }
+}
+
+static double number_term(const void *arg, int64_t i) { return ((const double *)arg)[i]; }
+
+asp_status asp_graph_heads_between(double *by_head, double *direct, double *remainder, const asp_between_inputs *inputs,
+                                   const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
+    const asp_loading_inputs *in = &inputs->placed;
+    const int64_t units = in->n_layer * in->n_head;
+    between_job job = {.in = inputs};
+    asp_arena_part parts[] = {ASP_PART(job.within, units, 1), ASP_PART(job.across, units, 1),
+                              ASP_PART(job.same, in->n_pairs, 1), ASP_PART(job.other, in->n_pairs, 1)};
+    const int64_t bytes = asp_arena_lay_out(&job.arena, parts, 4);
+    if (!asp_arena_commit(&job.arena, 1))
+        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %s of scratch",
+                        asp_fail_size((char[32]){0}, (double)bytes));
+    asp_arena_wire(&job.arena, parts, 4);
+    int64_t n_same = 0, n_other = 0;
+    for (int64_t i = 0; i < in->n_pairs; i++) {
+        const double weight = (double)inputs->weight[i] * in->factor[i];
+        if (in->places[2 * i] == in->places[2 * i + 1]) job.same[n_same++] = weight;
+        else job.other[n_other++] = weight;
+    }
+    const asp_status status = asp_parallel_for(context, units, between_item, &job);
+    for (int64_t u = 0; u < units; u++) by_head[u] = job.across[u] + job.within[u];
+    *direct = asp_sum(number_term, job.same, n_same) - asp_sum(number_term, job.within, units);
+    *remainder = asp_sum(number_term, job.other, n_other) - asp_sum(number_term, job.across, units) +
+                 asp_sum(weighted_term, &(weighted){inputs->loose_weight, inputs->loose_factor}, inputs->n_loose);
+    asp_arena_free(&job.arena);
+    return status;
+}
+
+/* ---- shares ------------------------------------------------------------------------------------------------------ */
+
+asp_status asp_graph_heads_shares(double *share, double *cumulative, int64_t *order, double *whole,
+                                  const asp_shares_inputs *inputs, const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
+    const int64_t n = inputs->n_parts;
+    asp_graph_choose_item *keys = asp_allocate(n, sizeof *keys);
+    if (!keys) return asp_fail(err, ASP_NO_MEMORY, "no memory for the shares of %lld heads", (long long)n);
+    *whole = asp_sum(number_term, inputs->parts, n);
+    for (int64_t i = 0; i < inputs->n_rest; i++) *whole += inputs->rest[i];
+    for (int64_t i = 0; i < n; i++) {
+        const double part = inputs->parts[i], falling = *whole < 0 ? -part : part;
+        keys[i] = (asp_graph_choose_item){inputs->absolute ? fabs(part) : falling, i};
+    }
+    asp_graph_choose_sort(keys, n);
+    double sum = 0;
+    for (int64_t i = 0; i < n + inputs->n_rest; i++) {
+        if (i < n) order[i] = keys[i].number;
+        share[i] = (i < n ? inputs->parts[order[i]] : inputs->rest[i - n]) / *whole;
+        cumulative[i] = sum += share[i];
+    }
+    asp_release(keys);
+    return asp_parallel_stopped(context) ? ASP_STOPPED : ASP_OK;
+}
+
+/* ---- entries of the pattern ------------------------------------------------------------------------------------- */
+
+asp_status asp_graph_heads_entries(double *effects, const asp_entry_inputs *in, const asp_context *context) {
+    ASP_ENVIRONMENT;
+    const int64_t units = in->n_layer * in->n_head, d = in->d_head, t = in->n_tokens;
+    for (int64_t k = 0; k < in->n_weights; k++) effects[k] = 0;
+    for (int64_t i = 0; i < in->n_entries; i++) {
+        const int64_t layer = in->entries[4 * i], head = in->entries[4 * i + 1], unit = layer * in->n_head + head;
+        const int64_t query = in->entries[4 * i + 2], key = in->entries[4 * i + 3];
+        const double entry = (double)in->pattern[(unit * t + query) * t + key];
+        const asp_real *value = in->values + ((layer * t + key) * in->n_head + head) * d;
+        for (int64_t r = 0; r < in->n_targets; r++) {
+            const asp_real *received = in->received + (r * units + unit) * d;
+            double effect = 0;
+            for (int64_t j = 0; j < d; j++) effect += (double)received[j] * (entry * (double)value[j]);
+            for (int64_t k = 0; k < in->n_weights; k++) effects[k] += effect * in->weights[k * in->n_targets + r];
+        }
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
+    }
+    return ASP_OK;
+}
+
+typedef struct {
+    double *moved;
+    double *values; /* (n_threads,T,D) scratch */
+    const asp_moved_inputs *in;
+} moved_job;
+
+static void moved_item(void *arg, int64_t unit, int thread) {
+    const moved_job *job = arg;
+    const asp_moved_inputs *in = job->in;
+    const int64_t units = in->n_layer * in->n_head, d = in->d_head, t = in->n_tokens;
+    double *values = job->values + thread * t * d, *moved = job->moved + unit * t;
+    memset(values, 0, (size_t)(t * d) * sizeof *values);
+    for (int64_t s = 0; s < in->n_sources; s++)
+        for (int64_t j = 0; j < d; j++)
+            values[in->position[s] * d + j] += (double)in->carried[(s * units + unit) * d + j];
+    const asp_real *entries = in->pattern + (unit * t + in->query) * t;
+    for (int64_t key = 0; key < t; key++)
+        for (int64_t k = 0; k < in->n_rows; k++) {
+            const asp_real *received = in->received + (in->rows[k] * units + unit) * d;
+            double effect = 0;
+            for (int64_t j = 0; j < d; j++) effect += values[key * d + j] * (double)received[j];
+            moved[key] += fabs(effect * (double)entries[key]) * in->weights[k];
+        }
+}
+
+asp_status asp_graph_heads_moved(double *moved, const asp_moved_inputs *inputs, const asp_context *context,
+                                 asp_error *err) {
+    ASP_ENVIRONMENT;
+    const int64_t units = inputs->n_layer * inputs->n_head, size = inputs->n_tokens * inputs->d_head;
+    moved_job job = {.moved = moved, .in = inputs};
+    asp_arena arena = {0};
+    asp_arena_part parts[] = {ASP_PART(job.values, context->n_threads, size)};
+    const int64_t bytes = asp_arena_lay_out(&arena, parts, 1);
+    if (!asp_arena_commit(&arena, 1))
+        return asp_fail(err, ASP_NO_MEMORY, "the heads of a graph need %s of scratch",
+                        asp_fail_size((char[32]){0}, (double)bytes));
+    asp_arena_wire(&arena, parts, 1);
+    memset(moved, 0, (size_t)(units * inputs->n_tokens) * sizeof *moved);
+    const asp_status status = asp_parallel_for(context, units, moved_item, &job);
+    asp_arena_free(&arena);
+    return status;
 }

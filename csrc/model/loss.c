@@ -1,5 +1,6 @@
 /* loss.c: the LM head with its loss, forward and backward together, for the rows that have a weight only,
- * in chunks of rows so that no (N,V) array is needed. */
+ * in chunks of rows so that no (N,V) array is needed; and the loss of logits that are there already. */
+#include <math.h>
 #include <string.h>
 
 #include "model/model.h"
@@ -139,4 +140,44 @@ asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_met
     loss_job job = {.model = model, .tape = tape, .metric = metric, .copies = copies};
     for (int64_t b = 0; b < tape->acts.n_sequences; b++) tape->row_index[b] = tape->acts.offsets[b + 1] - 1;
     return run_chunks(&job, tape->acts.n_sequences, metric->kind == ASP_CUSTOM ? NULL : metric_item, sum, context);
+}
+
+/* ---- of given logits ------------------------------------------------------------------------------- */
+
+typedef struct {
+    double *losses;         /* (n) */
+    const asp_real *logits; /* (n,V) */
+    const int32_t *targets; /* (n) */
+    int64_t n_vocab;
+} token_job;
+
+typedef struct {
+    const asp_real *logits; /* (V) */
+    double top;
+} token_row;
+
+static double token_term(const void *arg, int64_t i) {
+    const token_row *row = arg;
+    return exp((double)row->logits[i] - row->top);
+}
+
+static void token_item(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const token_job *job = arg;
+    const asp_real *logits = job->logits + i * job->n_vocab;
+    asp_real top = logits[0];
+    for (int64_t v = 1; v < job->n_vocab; v++) top = logits[v] > top ? logits[v] : top;
+    const token_row row = {logits, (double)top};
+    job->losses[i] = log(asp_sum(token_term, &row, job->n_vocab)) - ((double)logits[job->targets[i]] - row.top);
+}
+
+asp_status asp_loss_tokens(double *losses, const asp_real *logits, const int32_t *targets, int64_t n, int64_t n_vocab,
+                           const asp_context *context, asp_error *err) {
+    ASP_ENVIRONMENT;
+    for (int64_t i = 0; i < n; i++)
+        if (targets[i] < 0 || targets[i] >= n_vocab)
+            return asp_fail(err, ASP_BAD_INDEX, "target %lld of row %lld is out of range 0..%lld",
+                            (long long)targets[i], (long long)i, (long long)n_vocab - 1);
+    token_job job = {losses, logits, targets, n_vocab};
+    return asp_parallel_for(context, n, token_item, &job);
 }

@@ -219,7 +219,7 @@ static void gradient_item(void *arg, int64_t row, int thread) {
 }
 
 /* Asks the caller's functions for values, or for the gradient if there are none, a chunk of rows at a time. */
-static asp_status ask(const rows_job *job, int64_t n, const asp_context *context) {
+static asp_status ask_custom(const rows_job *job, int64_t n, const asp_context *context) {
     const asp_custom_metric *custom = job->metric->custom;
     int64_t numbers[ASP_LOSS_CHUNK];
     for (int64_t first = 0; first < n; first += ASP_LOSS_CHUNK) {
@@ -237,7 +237,7 @@ static asp_status ask(const rows_job *job, int64_t n, const asp_context *context
 asp_status asp_metric_rows(double *values, const asp_metric *metric, const int64_t *sequence, int64_t n,
                            const asp_real *logits, int64_t n_vocab, const asp_context *context) {
     rows_job job = {metric, sequence, logits, n_vocab, values, NULL};
-    return metric->kind == ASP_CUSTOM ? ask(&job, n, context) : asp_parallel_for(context, n, value_item, &job);
+    return metric->kind == ASP_CUSTOM ? ask_custom(&job, n, context) : asp_parallel_for(context, n, value_item, &job);
 }
 
 asp_status asp_metric_values(double *values, const asp_metric *metric, const asp_real *logits, int64_t n_vocab,
@@ -256,6 +256,6 @@ asp_status asp_metric_gradients(asp_real *dlogits, const asp_metric *metric, con
     const asp_status status = asp_metric_check(metric, n_vocab, err);
     if (status) return status;
     if (metric->kind != ASP_CUSTOM) return asp_parallel_for(&own, metric->n_sequences, gradient_item, &job);
-    return metric->custom->gradient ? ask(&job, metric->n_sequences, &own)
+    return metric->custom->gradient ? ask_custom(&job, metric->n_sequences, &own)
                                     : asp_fail(err, ASP_BAD_ARGUMENT, "the custom metric has no gradient");
 }

@@ -14,7 +14,7 @@
 
 typedef struct {
     PyTypeObject *model_type, *run_type, *circuit_type, *gradients_type, *trainer_type, *features_type,
-        *coder_trainer_type, *reading_type, *graph_type;
+        *coder_trainer_type, *reading_type, *contexts_type, *graph_type;
     atomic_int n_threads;
 } py_state;
 
@@ -70,8 +70,8 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_find_spec, asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec,
-    asp_py_graph_object_spec;
+extern PyType_Spec asp_py_find_spec, asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec;
+extern PyType_Spec asp_py_graph_object_spec, asp_py_contexts_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
 /* ---- py_module.c ---------------------------------------------------------------- */
@@ -105,6 +105,7 @@ int asp_py_call_write_begin(py_model *model);
 void asp_py_call_write_end(py_model *model);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
 int asp_py_call_n_threads(PyObject *model, int asked);
+int asp_py_call_module_threads(PyObject *module, int asked); /* the same for a function of the module */
 
 /* ---- py_step.c --------------------------------------------------------------------- */
 
@@ -142,6 +143,17 @@ const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *substi
 /* After the run; its features may be lent if it ended well.  Accepts NULL. */
 void asp_py_features_substitute_free(py_substitute *substitute, asp_status status);
 
+/* ---- py_contexts.c ------------------------------------------------------------------- */
+
+PyObject *asp_py_contexts_promoted(PyObject *model, PyObject *args, PyObject *kwargs);
+
+/* ---- py_first_weights.c -------------------------------------------------------------- */
+
+PyObject *asp_py_first_weights_from_text(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_first_weights_from_set(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_first_weights_scale(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_first_weights_threshold(PyObject *module, PyObject *args, PyObject *kwargs);
+
 /* ---- py_reading.c ------------------------------------------------------------------- */
 
 PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused);
@@ -150,6 +162,7 @@ PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused);
 
 /* 0 and an exception unless the run is of this model with the weights that it had then. */
 int asp_py_run_is_current(const py_run *run, const py_model *model);
+PyObject *asp_py_run_token_losses(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* ---- py_curve.c ------------------------------------------------------------------------- */
 
@@ -188,9 +201,19 @@ PyObject *asp_py_graph_writes(PyObject *module, PyObject *args);
 /* The owner of a graph, which it takes, also where it fails. */
 PyObject *asp_py_graph_object_new(PyTypeObject *type, asp_graph *graph);
 
+/* ---- py_graph_pairs.c ------------------------------------------------------------- */
+
+PyObject *asp_py_graph_pairs_total(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_between(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_shares(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_entries(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_moved(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_score(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_pairs_largest(PyObject *module, PyObject *args);
+
 /* ---- py_arrays.c: the only file that calls NumPy ------------------------------------ */
 
-enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE };
+enum { ASP_PY_REAL, ASP_PY_INT32, ASP_PY_INT64, ASP_PY_BYTE, ASP_PY_DOUBLE, ASP_PY_FLOAT };
 
 int asp_py_arrays_import(void);
 /* New array over memory of owner (which it keeps alive).  strides in elements, NULL: contiguous. */
@@ -216,7 +239,13 @@ typedef struct {
  * hold no indices); NULL and an exception if it is not of this kind.  dims (n_dims) written. */
 void *asp_py_arrays_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
 void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+/* A copy after conversion. */
+void *asp_py_arrays_hold_convert(py_held *held, PyObject *object, int kind, int n_dims, const char *name,
+                                 int64_t *dims);
 void asp_py_arrays_let_go(py_held *held);
+
+/* The arguments of graph_loadings, held; 0 and an exception if they do not fit each other. */
+int asp_py_graph_read_loadings(py_held *held, PyObject *args, asp_loading_inputs *inputs);
 
 /* Copies of the tokens and offsets of a call, checked against each other. */
 typedef struct {

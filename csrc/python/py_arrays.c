@@ -14,6 +14,7 @@ static int type_number(int kind) {
     case ASP_PY_INT64: return NPY_INT64;
     case ASP_PY_BYTE: return NPY_BOOL;
     case ASP_PY_DOUBLE: return NPY_DOUBLE;
+    case ASP_PY_FLOAT: return NPY_FLOAT;
     default: return sizeof(asp_real) == 8 ? NPY_DOUBLE : NPY_FLOAT;
     }
 }
@@ -24,6 +25,7 @@ static const char *type_name(int kind) {
     case ASP_PY_INT64: return "int64";
     case ASP_PY_BYTE: return "bool";
     case ASP_PY_DOUBLE: return "float64";
+    case ASP_PY_FLOAT: return "float32";
     default: return sizeof(asp_real) == 8 ? "float64" : "float32";
     }
 }
@@ -140,6 +142,15 @@ void *asp_py_arrays_hold_copy(py_held *held, PyObject *object, int kind, int n_d
 void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
     void *data = NULL;
     PyObject *array = asp_py_arrays_borrow(object, kind, n_dims, name, &data, dims);
+    if (!array) return NULL;
+    held->arrays[held->n++] = array;
+    return data;
+}
+
+void *asp_py_arrays_hold_convert(py_held *held, PyObject *object, int kind, int n_dims, const char *name,
+                                 int64_t *dims) {
+    void *data = NULL;
+    PyObject *array = asp_py_arrays_convert(object, kind, n_dims, name, &data, dims);
     if (!array) return NULL;
     held->arrays[held->n++] = array;
     return data;

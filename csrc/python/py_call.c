@@ -42,6 +42,10 @@ int asp_py_call_n_threads(PyObject *self, int asked) {
     return asked > 0 ? asked : asp_py_module_state(Py_TYPE(self))->n_threads;
 }
 
+int asp_py_call_module_threads(PyObject *module, int asked) {
+    return asked > 0 ? asked : ((py_state *)PyModule_GetState(module))->n_threads;
+}
+
 /* ---- readers and the writer ------------------------------------------------------------- */
 
 int asp_py_call_read_begin(py_model *model) {

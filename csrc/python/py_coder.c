@@ -155,6 +155,30 @@ static PyObject *coder_load(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* Copies of the weights in the units of the model, in the order of the block. */
+static PyObject *coder_scaled(PyObject *object, PyObject *arg) {
+    py_coder_trainer *self = (py_coder_trainer *)object;
+    const double scale = PyFloat_AsDouble(arg);
+    asp_real *data[ASP_TRANSCODER_N_WEIGHTS];
+    if (scale == -1 && PyErr_Occurred()) return NULL;
+    PyObject *result = PyTuple_New(ASP_TRANSCODER_N_WEIGHTS);
+    for (int i = 0; result && i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+        const asp_transcoder_weight *w = &asp_transcoder_trainer_weights(self->coder)[i];
+        void *start;
+        PyObject *array = asp_py_arrays_new(ASP_PY_REAL, w->n_dims, w->dims, &start);
+        if (array) PyTuple_SET_ITEM(result, i, array);
+        else Py_CLEAR(result);
+        if (array) data[i] = start;
+    }
+    if (!result || !asp_py_step_take(&self->step)) {
+        Py_XDECREF(result);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS asp_transcoder_trainer_scaled(self->coder, scale, data);
+    Py_END_ALLOW_THREADS asp_py_step_release(&self->step);
+    return result;
+}
+
 static PyObject *coder_get_step(PyObject *self, void *unused) {
     (void)unused;
     return PyLong_FromLongLong(*asp_transcoder_trainer_step_count(((py_coder_trainer *)self)->coder));
@@ -172,6 +196,8 @@ static PyMethodDef methods[] = {
     {"array", coder_array, METH_O,
      "array(name): read-only view of a weight, 'm/', 'v/', 'g/' + its name, or 'silent'."},
     {"load", coder_load, METH_VARARGS, "load(name, array): copies such an array in."},
+    {"scaled", coder_scaled, METH_O,
+     "scaled(output_scale) -> (w_enc, b_enc, w_dec, b_dec, threshold) in the units of the model."},
     {0}};
 
 static PyGetSetDef attributes[] = {{"step_count", coder_get_step, coder_set_step, "Steps taken.", NULL}, {0}};

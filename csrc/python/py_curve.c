@@ -8,7 +8,7 @@
 
 /* ---- arguments ----------------------------------------------------------------------------- */
 
-static int wrong_shape(const char *name) {
+static int wrong_curve_shape(const char *name) {
     PyErr_Format(PyExc_ValueError, "%s of the curve has the wrong shape", name);
     return 0;
 }
@@ -31,11 +31,11 @@ static const double *read_row(py_held *h, PyObject *object, const char *name, in
     int64_t found;
     const double *row = asp_py_arrays_hold_copy(h, object, ASP_PY_DOUBLE, 1, name, &found);
     if (row && found == n) return row;
-    if (row) wrong_shape(name);
+    if (row) wrong_curve_shape(name);
     return NULL;
 }
 
-static int read_fields(py_held *h, PyObject **fields, asp_measured *m) {
+static int read_measured(py_held *h, PyObject **fields, asp_measured *m) {
     asp_curve *c = &m->curve;
     int64_t dims[2], n;
     c->values = asp_py_arrays_hold_copy(h, fields[VALUES], ASP_PY_DOUBLE, 2, "values", dims);
@@ -49,7 +49,7 @@ static int read_fields(py_held *h, PyObject **fields, asp_measured *m) {
     if (fields[SIZES] == Py_None) return 1;
     m->sizes = asp_py_arrays_hold_copy(h, fields[SIZES], ASP_PY_INT64, 1, "sizes", &n);
     if (!m->sizes) return 0;
-    return n == c->n_sizes ? 1 : wrong_shape("sizes");
+    return n == c->n_sizes ? 1 : wrong_curve_shape("sizes");
 }
 
 /* A _core_types.Curve; `parts` is how much of it is needed: 0 no more than the values, 1 the effect, 2 also sizes. */
@@ -58,7 +58,7 @@ static int read_curve(py_held *h, PyObject *object, int parts, asp_measured *m) 
     PyObject *fields[CURVE_FIELDS];
     *m = (asp_measured){0};
     if (!asp_py_module_fields(object, "Curve", names, CURVE_FIELDS, fields)) return 0;
-    const int good = read_fields(h, fields, m);
+    const int good = read_measured(h, fields, m);
     asp_py_module_forget(fields, CURVE_FIELDS);
     if (!good || ((parts < 1 || m->effect) && (parts < 2 || m->sizes))) return good;
     PyErr_SetString(PyExc_ValueError,
@@ -77,7 +77,7 @@ static int good_confidence(double confidence) {
 }
 
 /* Lets go of the arguments; result, or NULL and an exception. */
-static PyObject *finish(py_held *held, PyObject *result, asp_status status, const asp_error *err) {
+static PyObject *end_curve_call(py_held *held, PyObject *result, asp_status status, const asp_error *err) {
     asp_py_arrays_let_go(held);
     if (!status) return result;
     Py_XDECREF(result);
@@ -94,7 +94,7 @@ PyObject *asp_py_curve_effect(PyObject *module, PyObject *object) {
     PyObject *result = NULL;
     if (read_curve(&held, object, 0, &m)) result = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &m.curve.n_sizes, &effect);
     if (result) asp_curve_effect(effect, &m.curve);
-    return finish(&held, result, ASP_OK, NULL);
+    return end_curve_call(&held, result, ASP_OK, NULL);
 }
 
 PyObject *asp_py_curve_bootstrap(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -125,7 +125,7 @@ PyObject *asp_py_curve_bootstrap(PyObject *module, PyObject *args, PyObject *kwa
         status = asp_curve_bootstrap(curves, &n_valid, &m.curve, n_resamples, seed, &call.context, &err);
         asp_py_call_end(&call);
     }
-    result = finish(&held, result, status, &err);
+    result = end_curve_call(&held, result, status, &err);
     if (!result || n_valid == n_resamples) return result;
     PyObject *valid = PySequence_GetSlice(result, 0, (Py_ssize_t)n_valid);
     Py_DECREF(result);
@@ -157,7 +157,7 @@ PyObject *asp_py_curve_band(PyObject *module, PyObject *args, PyObject *kwargs) 
     PyObject *pair = high ? PyTuple_Pack(2, low, high) : NULL;
     Py_XDECREF(low);
     Py_XDECREF(high);
-    return finish(&held, pair, status, &err);
+    return end_curve_call(&held, pair, status, &err);
 }
 
 PyObject *asp_py_curve_needed(PyObject *module, PyObject *args) {
@@ -175,7 +175,7 @@ PyObject *asp_py_curve_needed(PyObject *module, PyObject *args) {
     PyObject *pair = stays ? PyTuple_Pack(2, first, stays) : NULL;
     Py_XDECREF(first);
     Py_XDECREF(stays);
-    return finish(&held, pair, ASP_OK, NULL);
+    return end_curve_call(&held, pair, ASP_OK, NULL);
 }
 
 /* ---- intervals over resamples ---------------------------------------------------------------- */
@@ -202,7 +202,7 @@ PyObject *asp_py_curve_needed_interval(PyObject *module, PyObject *args, PyObjec
     asp_measured m;
     asp_error err = {0};
     asp_needed found;
-    if (!read_curve(&held, object, 1, &m)) return finish(&held, NULL, ASP_OK, NULL);
+    if (!read_curve(&held, object, 1, &m)) return end_curve_call(&held, NULL, ASP_OK, NULL);
     py_call call;
     asp_py_call_begin(&call, n_threads(module, threads));
     const asp_status status =
@@ -212,7 +212,7 @@ PyObject *asp_py_curve_needed_interval(PyObject *module, PyObject *args, PyObjec
         status ? NULL
                : Py_BuildValue("LLLLLL", (long long)found.first, (long long)found.stays, (long long)found.first_low,
                                (long long)found.first_high, (long long)found.stays_low, (long long)found.stays_high);
-    return finish(&held, result, status, &err);
+    return end_curve_call(&held, result, status, &err);
 }
 
 PyObject *asp_py_curve_ratio(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -233,14 +233,14 @@ PyObject *asp_py_curve_ratio(PyObject *module, PyObject *args, PyObject *kwargs)
     asp_error err = {0};
     asp_ratio ratio;
     if (!read_curve(&held, object, 2, &pair[0]) || !read_curve(&held, other, 2, &pair[1]))
-        return finish(&held, NULL, ASP_OK, NULL);
+        return end_curve_call(&held, NULL, ASP_OK, NULL);
     py_call call;
     asp_py_call_begin(&call, n_threads(module, threads));
     const asp_status status =
         asp_curve_ratio(&ratio, &pair[0], &pair[1], fraction, stays, &bootstrap, &call.context, &err);
     asp_py_call_end(&call);
     PyObject *result = status ? NULL : Py_BuildValue("ddd", ratio.value, ratio.low, ratio.high);
-    return finish(&held, result, status, &err);
+    return end_curve_call(&held, result, status, &err);
 }
 
 /* ---- random numbers ---------------------------------------------------------------------------- */
@@ -269,5 +269,6 @@ PyObject *asp_py_curve_random_permutation(PyObject *module, PyObject *args) {
     const int64_t dims[] = {n};
     py_held held = {.n = 0};
     PyObject *array = asp_py_arrays_new(ASP_PY_INT64, 1, dims, &out);
-    return array ? finish(&held, array, asp_random_permutation(out, n, seed, use, first, second, &err), &err) : NULL;
+    return array ? end_curve_call(&held, array, asp_random_permutation(out, n, seed, use, first, second, &err), &err)
+                 : NULL;
 }

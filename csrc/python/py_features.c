@@ -37,7 +37,7 @@ static int wrong_layer_shape(const char *name, int64_t layer) {
 }
 
 /* What method(layer) returned: a tuple of n items, or NULL and an exception. */
-static PyObject *ask(const py_source *s, const char *method, int64_t layer, Py_ssize_t n) {
+static PyObject *ask_source(const py_source *s, const char *method, int64_t layer, Py_ssize_t n) {
     PyObject *answer = PyObject_CallMethod(s->object, method, "L", (long long)layer);
     if (answer && (!PyTuple_Check(answer) || PyTuple_GET_SIZE(answer) != n)) {
         PyErr_Format(PyExc_TypeError, "%s must return a tuple of %zd, got %.80s", method, n, Py_TYPE(answer)->tp_name);
@@ -49,7 +49,7 @@ static PyObject *ask(const py_source *s, const char *method, int64_t layer, Py_s
 static int read_output(py_source *s, int64_t layer, asp_transcoder_output *out) {
     const int64_t e = s->config->d_model;
     int64_t bias[1], skip[2] = {e, e};
-    PyObject *answer = ask(s, "output", layer, 2);
+    PyObject *answer = ask_source(s, "output", layer, 2);
     int good = answer && hold(s, HELD_BIAS, PyTuple_GET_ITEM(answer, 0), 1, "output_bias", &out->bias, bias) &&
                hold(s, HELD_SKIP, PyTuple_GET_ITEM(answer, 1), 2, "skip", &out->skip, skip);
     if (good && bias[0] != e) good = wrong_layer_shape("output_bias", layer);
@@ -60,7 +60,7 @@ static int read_output(py_source *s, int64_t layer, asp_transcoder_output *out) 
 
 static int read_encoder(py_source *s, int64_t layer, asp_encoder *out) {
     int64_t weight[2], bias[1], threshold[1];
-    PyObject *answer = ask(s, "encoder", layer, 3);
+    PyObject *answer = ask_source(s, "encoder", layer, 3);
     int good = answer && hold(s, HELD_W_ENC, PyTuple_GET_ITEM(answer, 0), 2, "w_enc", &out->weight, weight) &&
                hold(s, HELD_B_ENC, PyTuple_GET_ITEM(answer, 1), 1, "b_enc", &out->bias, bias) &&
                hold(s, HELD_THRESHOLD, PyTuple_GET_ITEM(answer, 2), 1, "threshold", &out->threshold, threshold);

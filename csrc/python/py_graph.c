@@ -300,7 +300,7 @@ static int check_pairs(const asp_loading_inputs *in, int64_t n_sources, int64_t 
     return 1;
 }
 
-static int read_loadings(py_held *h, PyObject *args, asp_loading_inputs *in) {
+int asp_py_graph_read_loadings(py_held *h, PyObject *args, asp_loading_inputs *in) {
     PyObject *o[7];
     int64_t c[4], r[4], a[4], p[4], pairs[2], places[2], factor;
     if (!PyArg_ParseTuple(args, "OOOOOOO", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6])) return 0;
@@ -329,7 +329,7 @@ PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args) {
     asp_loading_inputs in = {0};
     PyObject *out = NULL;
     void *data;
-    if (read_loadings(&held, args, &in)) {
+    if (asp_py_graph_read_loadings(&held, args, &in)) {
         const int64_t dims[] = {in.n_pairs, in.n_layer, in.n_head};
         out = asp_py_arrays_new(ASP_PY_DOUBLE, 3, dims, &data);
     }

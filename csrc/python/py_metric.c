@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-static int wrong_shape(const char *name) {
+static int wrong_metric_shape(const char *name) {
     PyErr_Format(PyExc_ValueError, "%s has the wrong shape", name);
     return 0;
 }
@@ -11,8 +11,8 @@ static int wrong_shape(const char *name) {
 /* ---- a metric of the user's own ------------------------------------------------------------- */
 
 /* What object.method(logits (n,V), sequence (n)) returns; both arrays are new, so that they may be kept. */
-static PyObject *ask(const py_metric *m, const char *method, int64_t n, const int64_t *sequence,
-                     const asp_real *logits) {
+static PyObject *ask_metric(const py_metric *m, const char *method, int64_t n, const int64_t *sequence,
+                            const asp_real *logits) {
     const int64_t dims[2] = {n, m->n_vocab};
     void *numbers, *rows;
     PyObject *answer = NULL, *array = asp_py_arrays_new(ASP_PY_REAL, 2, dims, &rows);
@@ -33,9 +33,9 @@ static int custom_values(void *state, int64_t n, const int64_t *sequence, const 
     int64_t found;
     void *data;
     asp_py_call_attach(m->call);
-    PyObject *answer = ask(m, "row_values", n, sequence, logits);
+    PyObject *answer = ask_metric(m, "row_values", n, sequence, logits);
     PyObject *copy = answer ? asp_py_arrays_copy(answer, ASP_PY_DOUBLE, 1, "row_values", &data, &found) : NULL;
-    const int good = copy && (found == n || wrong_shape("row_values"));
+    const int good = copy && (found == n || wrong_metric_shape("row_values"));
     if (good) memcpy(values, data, (size_t)n * sizeof *values);
     Py_XDECREF(copy);
     Py_XDECREF(answer);
@@ -49,9 +49,9 @@ static int custom_gradient(void *state, int64_t n, const int64_t *sequence, cons
     int64_t dims[2];
     void *data;
     asp_py_call_attach(m->call);
-    PyObject *answer = ask(m, "row_gradients", n, sequence, logits);
+    PyObject *answer = ask_metric(m, "row_gradients", n, sequence, logits);
     PyObject *copy = answer ? asp_py_arrays_copy(answer, ASP_PY_REAL, 2, "row_gradients", &data, dims) : NULL;
-    const int good = copy && ((dims[0] == n && dims[1] == m->n_vocab) || wrong_shape("row_gradients"));
+    const int good = copy && ((dims[0] == n && dims[1] == m->n_vocab) || wrong_metric_shape("row_gradients"));
     if (good) memcpy(gradient, data, (size_t)(n * m->n_vocab) * sizeof *gradient);
     Py_XDECREF(copy);
     Py_XDECREF(answer);
@@ -81,7 +81,7 @@ static int read_tokens(py_held *h, PyObject *starts, PyObject *ids, int64_t n_se
     if (!*tokens) return 0;
     int good = n_starts == n_sequences + 1 && (*start)[0] == 0 && (*start)[n_starts - 1] == n_ids;
     for (int64_t b = 0; good && b < n_sequences; b++) good = (*start)[b] <= (*start)[b + 1];
-    return good ? 1 : wrong_shape(name);
+    return good ? 1 : wrong_metric_shape(name);
 }
 
 static int read_kind(PyObject *object, asp_metric_kind *out) {
@@ -98,12 +98,12 @@ static int read_kind(PyObject *object, asp_metric_kind *out) {
 
 enum { KIND, ANSWER_START, ANSWERS, WRONG_START, WRONG, LOGITS, CUSTOM, METRIC_FIELDS };
 
-static int read_fields(py_metric *m, PyObject **fields) {
+static int read_metric_fields(py_metric *m, PyObject **fields) {
     asp_metric *metric = &m->metric;
     py_held *h = &m->held;
     if (!read_kind(fields[KIND], &metric->kind)) return 0;
     const Py_ssize_t n = PyObject_Length(fields[ANSWER_START]);
-    if (n < 1) return PyErr_Occurred() ? 0 : wrong_shape("answer starts");
+    if (n < 1) return PyErr_Occurred() ? 0 : wrong_metric_shape("answer starts");
     metric->n_sequences = (int64_t)n - 1;
     if (!read_tokens(h, fields[ANSWER_START], fields[ANSWERS], metric->n_sequences, "answers", &metric->answer_start,
                      &metric->answers) ||
@@ -115,7 +115,7 @@ static int read_fields(py_metric *m, PyObject **fields) {
     int64_t dims[2];
     metric->reference = asp_py_arrays_hold_copy(h, fields[LOGITS], ASP_PY_REAL, 2, "reference logits", dims);
     if (!metric->reference) return 0;
-    return dims[0] == metric->n_sequences && dims[1] == m->n_vocab ? 1 : wrong_shape("reference logits");
+    return dims[0] == metric->n_sequences && dims[1] == m->n_vocab ? 1 : wrong_metric_shape("reference logits");
 }
 
 int asp_py_metric_read(py_metric *m, PyObject *object, int64_t n_vocab) {
@@ -124,7 +124,7 @@ int asp_py_metric_read(py_metric *m, PyObject *object, int64_t n_vocab) {
     PyObject *fields[METRIC_FIELDS];
     *m = (py_metric){.n_vocab = n_vocab};
     if (!asp_py_module_fields(object, "Metric", names, METRIC_FIELDS, fields)) return 0;
-    const int good = read_fields(m, fields);
+    const int good = read_metric_fields(m, fields);
     asp_py_module_forget(fields, METRIC_FIELDS);
     return good;
 }
@@ -156,7 +156,7 @@ static PyObject *of_logits(PyObject *module, PyObject *args, int gradient) {
     asp_error err = {0};
     asp_status status = ASP_OK;
     if (asp_py_metric_read(&m, object, dims[1]) &&
-        (dims[0] == m.metric.n_sequences || wrong_shape("the metric's number of prompts")))
+        (dims[0] == m.metric.n_sequences || wrong_metric_shape("the metric's number of prompts")))
         result = asp_py_arrays_new(gradient ? ASP_PY_REAL : ASP_PY_DOUBLE, gradient ? 2 : 1, dims, &out);
     if (result) {
         py_call call;

@@ -424,6 +424,8 @@ static PyMethodDef methods[] = {
      "attribution(task, options, steps, through_gate, threads=0, progress=None) -> scores"},
     {"circuit", asp_py_find_circuit, METH_VARARGS,
      "circuit(ranking, evaluation, items, options) -> Circuit, a search that has not begun"},
+    {"promoted_tokens", (PyCFunction)(void (*)(void))asp_py_contexts_promoted, METH_VARARGS | METH_KEYWORDS,
+     "promoted_tokens(rows, n, threads=0) -> (tokens, effects): what features raise and lower most."},
     {"graph_edges", (PyCFunction)(void (*)(void))asp_py_graph_edges, METH_VARARGS | METH_KEYWORDS,
      "graph_edges(frozen, writes, reads, threads=0) -> (edges, bias)"},
     {"graph_logits", (PyCFunction)(void (*)(void))asp_py_graph_logits, METH_VARARGS | METH_KEYWORDS,

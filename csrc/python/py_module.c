@@ -159,6 +159,34 @@ static PyMethodDef functions[] = {
      "graph_writes(layer, position, n_outputs, n_tokens) -> (layer, position, source, rows)"},
     {"graph_likely", asp_py_graph_likely, METH_VARARGS,
      "graph_likely(logits, most, desired) -> (probability, tokens, number of tokens)"},
+    {"graph_total", asp_py_graph_pairs_total, METH_VARARGS, "graph_total(weight, factor): the sum of edges."},
+    {"graph_between", asp_py_graph_pairs_between, METH_VARARGS,
+     "graph_between(carried, received, received_alone, pattern, pairs, places, factor, weight, loose_weight, "
+     "loose_factor) -> (by_head, direct, remainder)"},
+    {"graph_shares", asp_py_graph_pairs_shares, METH_VARARGS,
+     "graph_shares(parts, rest, absolute) -> (order, share, cumulative, whole)"},
+    {"graph_entries", asp_py_graph_pairs_entries, METH_VARARGS,
+     "graph_entries(received, pattern, values, entries, weights) -> effects"},
+    {"graph_moved", asp_py_graph_pairs_moved, METH_VARARGS,
+     "graph_moved(carried, received, pattern, position, rows, weights, query) -> moved"},
+    {"graph_pairs", asp_py_graph_pairs_score, METH_VARARGS,
+     "graph_pairs(query_rows, query_bias, key_rows, key_bias, node, n_nodes, bias_node, scale) -> (pairs, used, "
+     "score)"},
+    {"graph_largest_pairs", asp_py_graph_pairs_largest, METH_VARARGS,
+     "graph_largest_pairs(pairs, rest, most) -> (kept, merged)"},
+    {"token_losses", (PyCFunction)(void (*)(void))asp_py_run_token_losses, METH_VARARGS | METH_KEYWORDS,
+     "token_losses(logits, targets, threads=0): cross-entropy in nats of each row."},
+    {"first_weights_from_text", (PyCFunction)(void (*)(void))asp_py_first_weights_from_text,
+     METH_VARARGS | METH_KEYWORDS,
+     "first_weights_from_text(x, y, scale, draws, random, threads=0) -> (w_enc, b_enc, w_dec, b_dec, chosen)"},
+    {"first_weights_from_set", (PyCFunction)(void (*)(void))asp_py_first_weights_from_set, METH_VARARGS | METH_KEYWORDS,
+     "first_weights_from_set(w_enc, b_enc, w_dec, b_dec, threshold, scale, threads=0) -> (w_enc, b_enc, w_dec, b_dec, "
+     "log_threshold)"},
+    {"first_weights_scale", (PyCFunction)(void (*)(void))asp_py_first_weights_scale, METH_VARARGS | METH_KEYWORDS,
+     "first_weights_scale(y): standard deviation of outputs."},
+    {"first_weights_threshold", (PyCFunction)(void (*)(void))asp_py_first_weights_threshold,
+     METH_VARARGS | METH_KEYWORDS,
+     "first_weights_threshold(w_enc, b_enc, x, l0, threads=0): a threshold for all features."},
     {"_blas_state", blas_state, METH_NOARGS,
      "What is kept of the BLAS library, for _share_blas_state of the other precision."},
     {"_share_blas_state", share_blas_state, METH_O, "Makes this module use the state of the other, before any call."},
@@ -202,6 +230,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
     if (add_type(module, &asp_py_reading_spec, &state->reading_type) < 0) return -1;
     if (add_type(module, &asp_py_graph_object_spec, &state->graph_type) < 0) return -1;
+    if (add_type(module, &asp_py_contexts_spec, &state->contexts_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
 }
 
@@ -216,6 +245,7 @@ static int traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->coder_trainer_type);
     Py_VISIT(state->reading_type);
     Py_VISIT(state->graph_type);
+    Py_VISIT(state->contexts_type);
     return 0;
 }
 
@@ -230,6 +260,7 @@ static int clear(PyObject *module) {
     Py_CLEAR(state->coder_trainer_type);
     Py_CLEAR(state->reading_type);
     Py_CLEAR(state->graph_type);
+    Py_CLEAR(state->contexts_type);
     return 0;
 }
 

@@ -180,6 +180,40 @@ PyType_Spec asp_py_run_spec = {ASP_MODULE ".Run", sizeof(py_run), 0,
                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                run_slots};
 
+/* ---- losses of given logits ------------------------------------------------------------------- */
+
+PyObject *asp_py_run_token_losses(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"logits", "targets", "threads", NULL};
+    PyObject *logits, *targets, *out = NULL;
+    py_held held = {0};
+    int64_t dims[2], n_targets;
+    int threads = 0;
+    void *losses;
+    const asp_real *x;
+    const int32_t *ids;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|i:token_losses", names, &logits, &targets, &threads) ||
+        !asp_py_call_check_threads(threads))
+        return NULL;
+    if ((x = asp_py_arrays_hold(&held, logits, ASP_PY_REAL, 2, "logits", dims)) &&
+        (ids = asp_py_arrays_hold_copy(&held, targets, ASP_PY_INT32, 1, "targets", &n_targets))) {
+        if (dims[0] == n_targets) out = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_targets, &losses);
+        else
+            PyErr_Format(PyExc_ValueError, "targets must have one id for each of the %lld rows of logits, got %lld",
+                         (long long)dims[0], (long long)n_targets);
+    }
+    if (out) {
+        asp_error err = {0};
+        py_call call;
+        asp_py_call_begin(&call, asp_py_call_module_threads(module, threads));
+        const asp_status status = asp_loss_tokens(losses, x, ids, n_targets, dims[1], &call.context, &err);
+        asp_py_call_end(&call);
+        if (status) Py_CLEAR(out);
+        if (status) asp_py_call_raise(status, &err);
+    }
+    asp_py_arrays_let_go(&held);
+    return out;
+}
+
 /* ---- Gradients --------------------------------------------------------------------------- */
 
 static void gradients_dealloc(PyObject *self) {

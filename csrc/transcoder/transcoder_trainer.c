@@ -114,6 +114,19 @@ asp_real *asp_transcoder_trainer_block(asp_transcoder_trainer *c, int which) { r
 int64_t *asp_transcoder_trainer_silent(asp_transcoder_trainer *c) { return c->silent; }
 int64_t *asp_transcoder_trainer_step_count(asp_transcoder_trainer *c) { return &c->step; }
 
+void asp_transcoder_trainer_scaled(const asp_transcoder_trainer *c, double scale, asp_real *const *out) {
+    ASP_ENVIRONMENT;
+    for (int which = 0; which < ASP_TRANSCODER_N_WEIGHTS; which++) {
+        const asp_real *values = c->blocks[0] + c->weights[which].offset;
+        for (int64_t i = 0; i < c->weights[which].size; i++) {
+            const double value = (double)values[i];
+            out[which][i] = (asp_real)(which == W_DEC           ? value
+                                       : which == LOG_THRESHOLD ? exp(value) * scale
+                                                                : value * scale);
+        }
+    }
+}
+
 static asp_real *weight(const asp_transcoder_trainer *c, int which) { return c->blocks[0] + c->weights[which].offset; }
 static asp_real *gradient(const asp_transcoder_trainer *c, int which) {
     return c->blocks[3] + c->weights[which].offset;

@@ -50,7 +50,7 @@ EXPORT int probe_gemm(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb,
     return status;
 }
 
-EXPORT int64_t probe_block_start(int64_t n, int64_t blocks, int64_t i) { return block_start(n, blocks, i); }
+EXPORT int64_t probe_block_start(int64_t n, int64_t blocks, int64_t i) { return gemm_block_start(n, blocks, i); }
 
 EXPORT void probe_shape(const asp_config *config, int record, const int64_t *offsets, int64_t n_sequences,
                         int64_t n_rows, int64_t *out) {

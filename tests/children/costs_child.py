@@ -19,7 +19,6 @@ import yaml  # noqa: F401
 
 from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.io import training_file
 from attnsparse.io.limits import Limits
 from attnsparse.io.npz_file import NpzFile
 from attnsparse.io.safetensors_file import SafetensorsFile
@@ -37,12 +36,11 @@ READERS = {
     ".safetensors": lambda path: SafetensorsFile(path).close(),
     ".pth": lambda path: TorchFile(path).close(),
     ".npz": lambda path: NpzFile(path).close(),
-    ".ckpt": training_file.load,
     ".json": Tokenizer.load,
     ".txt": merges,
     ".yaml": read_yaml,
     ".config": lambda path: parse_object(path.read_bytes(), path, limits=Limits()),
-    ".circuit": circuit_module.load_circuit,
+    ".circuit.safetensors": circuit_module.load_circuit,
 }
 
 
@@ -58,7 +56,7 @@ def main(path: Path) -> None:
     np.zeros(1)
     before, begin = peak(), time.process_time()
     try:
-        READERS[path.suffix](path)
+        READERS["".join(path.suffixes)](path)
         code = "read"
     except (FormatError, ConfigError) as error:
         code = error.code

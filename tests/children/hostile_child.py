@@ -30,10 +30,10 @@ def main(root: Path) -> None:
     import attnsparse as asp
     from attnsparse.circuits import circuit as circuit_module
     from attnsparse.errors import ConfigError, FormatError, UnsafeFileError
-    from attnsparse.io import training_file
     from attnsparse.io.npz_file import NpzFile
     from attnsparse.model import load as checkpoint
     from attnsparse.model.tokenizer import Tokenizer  # noqa: F401
+    from attnsparse.training.trainer import Trainer
     from attnsparse.transcoders.load import load_transcoders
 
     asp.load(root / "warm", dtype="float32").run(np.zeros(2, np.int32), threads=1)
@@ -43,7 +43,7 @@ def main(root: Path) -> None:
         "yaml": lambda path: load_transcoders(path),
         "npz": lambda path: NpzFile(path).close(),
         "circuit": lambda path: circuit_module.load_circuit(path),
-        "checkpoint": lambda path: training_file.load(path),
+        "checkpoint": lambda path: Trainer.resume(path, None),
     }
     events: list[str] = []
     recording = False

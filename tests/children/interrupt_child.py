@@ -276,7 +276,7 @@ def checkpoint(size: str, count: int) -> dict[str, Any]:
     """A training checkpoint, written and read."""
     import tiny_training
 
-    model, path = large_model(size), new_folder() / "a.ckpt"
+    model, path = large_model(size), new_folder() / "a.safetensors"
     options = tiny_training.options(5, gate_bias=1.0, edge_weight=1.0)
     trainer = asp.Trainer(model, tiny_training.data(), options)
     expected = bits_of_model(model, trainer._engine)
@@ -285,7 +285,10 @@ def checkpoint(size: str, count: int) -> dict[str, Any]:
     def check() -> bool:
         found = asp.Trainer.resume(path, tiny_training.data())
         left = sorted(item.name for item in path.parent.iterdir())
-        return bits_of_model(found.model, found._engine) == expected and left == ["a.ckpt", "history.csv"]
+        return bits_of_model(found.model, found._engine) == expected and left == [
+            "a.safetensors",
+            "history.csv",
+        ]
 
     def both() -> None:
         trainer.save(path)
@@ -355,11 +358,11 @@ def coders(size: str, count: int) -> dict[str, Any]:
     )
     for after in np.random.default_rng(0).uniform(0, 0.02, count):
         interrupted(stopped.step, float(after))
-    stopped.save(folder / "stopped")
+    stopped.save(folder / "stopped.safetensors")
     while whole.step_count < stopped.step_count:
         whole.step()
-    whole.save(folder / "whole")
-    same = (folder / "whole").read_bytes() == (folder / "stopped").read_bytes()
+    whole.save(folder / "whole.safetensors")
+    same = (folder / "whole.safetensors").read_bytes() == (folder / "stopped.safetensors").read_bytes()
     return found | {"fine": found["fine"] and same}
 
 

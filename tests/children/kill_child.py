@@ -19,8 +19,9 @@ from pathlib import Path
 
 import reliability
 import tiny_training
+from bundle_by_hand import contents
 
-from attnsparse.io import training_file
+from attnsparse.training import trainer as trainer_module
 from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps
 from attnsparse.training.data import SequenceData
 from attnsparse.training.trainer import Trainer
@@ -52,13 +53,13 @@ def forked(work: Callable[[], None]) -> int:
 
 def run(folder: Path, steps: int, shared: mmap.mmap, saves: int) -> None:
     """Go on with the run in `folder`; writes a byte to `saves` before each save."""
-    real = training_file.save
+    real = trainer_module.write_bundle
 
     def save(*arguments: object) -> None:
         os.write(saves, b".")
         real(*arguments)
 
-    training_file.save = save
+    trainer_module.write_bundle = save
     how = {"threads": 1, "folder": folder, "checkpoint_every": EVERY, "keep": KEEP}
     data, options = Announced(tiny_training.data(), shared), tiny_training.options(steps)
     if checkpoint_steps(folder):
@@ -109,7 +110,7 @@ class Run:
             self.wrong.append(f"{done} steps done, saved {saved}")
         for step in saved:
             try:
-                training_file.load(self.folder / checkpoint_name(step))
+                contents(self.folder / checkpoint_name(step))
             except (ValueError, OSError) as error:
                 self.wrong.append(str(error))
 

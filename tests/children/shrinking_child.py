@@ -14,8 +14,9 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
+from bundle_by_hand import contents
+
 from attnsparse.errors import FormatError
-from attnsparse.io import training_file
 from attnsparse.io.npz_file import NpzFile
 from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.io.torch_file import TorchFile
@@ -35,13 +36,13 @@ READERS = {
     ".safetensors": read_tensors(SafetensorsFile),
     ".pth": read_tensors(TorchFile),
     ".npz": read_tensors(NpzFile),
-    ".ckpt": training_file.load,
+    ".checkpoint.safetensors": contents,
     ".json": Tokenizer.load,
 }
 
 
 def main(path: Path, count: int) -> None:
-    whole, read, rng = path.read_bytes(), READERS[path.suffix], Random(0)
+    whole, read, rng = path.read_bytes(), READERS["".join(path.suffixes)], Random(0)
     read(path)
     begin = time.perf_counter()
     read(path)

@@ -225,8 +225,8 @@ def test_values_that_are_not_finite():
     [
         ({"values": 3}, TypeError, "values must be a function of logits and prompts, got 3"),
         ({"gradient": "x"}, TypeError, "gradient must be a function of logits and prompts, got 'x'"),
-        ({"name": ""}, ValueError, r"name must be a text of 1\.\.80 characters, got ''"),
-        ({"name": 3}, ValueError, "name must be a text"),
+        ({"name": ""}, ValueError, r"name must be a string of 1\.\.80 characters, got ''"),
+        ({"name": 3}, ValueError, "name must be a string"),
         ({"name": "kl"}, ValueError, "name must differ from the metrics of the package, got 'kl'"),
         ({"smaller_is_better": 1}, TypeError, "smaller_is_better must be True or False"),
     ],

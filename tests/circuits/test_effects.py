@@ -326,7 +326,7 @@ WRONG = {
     "no mean": (ValueError, "ablation='mean'", lambda m, t: effects.knock_out(m, t, HEADS, reference=t)),
     "no prompts": (
         ValueError,
-        "no prompt",
+        "at least one prompt",
         lambda m, t: effects.knock_out(m, t, HEADS, "mean", reference=[]),
     ),
 }

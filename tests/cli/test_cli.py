@@ -148,7 +148,7 @@ def test_graph_writes_what_is_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ("--html", "page.html", "--figure", "graph.png", "--json", "viewer", "--out", "whole")
     assert run(*GRAPH, *options, "--base", "1", "--labels", "demo-sparse-transcoders") == 0
-    written = "page.html, graph.png, viewer/graph.json, whole.json, whole.npz"
+    written = "page.html, graph.png, viewer/graph.json, whole.graph.safetensors"
     assert capsys.readouterr().out.splitlines()[-1] == f"written: {written}"
     assert all((tmp_path / name).is_file() for name in written.split(", "))
     whole, named = asp.load_graph("whole"), asp.load_feature_labels("demo-sparse-transcoders")
@@ -377,8 +377,8 @@ def test_files_with_names_that_are_no_utf8(tmp_path, encoding):
         f"{name}.html", "--figure", f"{name}.svg", "--out", name, "--json", name, encoding=encoding,
     )  # fmt: skip
     assert code == 0, text
-    assert text.count(r"\udcff\x1b") == 5
-    assert len(os.listdir(tmp_path)) == 5
+    assert text.count(r"\udcff\x1b") == 4
+    assert len(os.listdir(tmp_path)) == 4
 
 
 def test_figures_of_models_with_names_that_are_no_utf8(tmp_path):

@@ -63,4 +63,9 @@ asp_status use_build(const fixture *f, const asp_context *context, uint64_t *dig
 asp_status use_prune(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_groups(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 
+/* driver_features.c */
+asp_status use_contexts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_first_weights(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_token_losses(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+
 #endif

@@ -160,6 +160,57 @@ asp_status use_graph(const fixture *f, const asp_context *context, uint64_t *dig
     return asp_graph_edges(edges, bias, f->gated, &frozen, &writes, &reads, context, err) ? ASP_OK : ASP_BAD_STATE;
 }
 
+/* Sums over the pairs of loadings, shares of heads, single entries, and the pairs of a score. */
+static asp_status use_between(const asp_loading_inputs *pairs, const asp_context *context, uint64_t *digest,
+                              asp_error *err) {
+    enum { UNITS = L * H, NODES = 5 };
+    asp_real weight[T], values[L * T * H * D], rows[2][D * NODES];
+    double factor[T], by_head[UNITS], rest[2], share[UNITS + 2], cumulative[UNITS + 2], whole, total, effects[2];
+    double weights[2 * T], moved[UNITS * T], square[NODES * NODES], score, merged[9], bias[D];
+    int64_t order[UNITS], entries[] = {1, 2, T - 1, 3, 0, 0, T - 1, 0}, number[T], kept[3];
+    const int64_t node[] = {0, 1, 1, 3, 3};
+    int32_t position[T];
+    uint8_t used[NODES];
+    fill(weight, T, 1, 65);
+    fill(values, L * T * H * D, 1, 66);
+    fill(rows[0], 2 * D * NODES, 1, 67);
+    for (int i = 0; i < T; i++) {
+        factor[i] = 0.25 * i - 1;
+        number[i] = position[i] = i;
+    }
+    for (int i = 0; i < 2 * T; i++) weights[i] = i < T ? 1 : factor[i - T];
+    for (int i = 0; i < D; i++) bias[i] = 0.5 * i;
+    const asp_between_inputs between = {*pairs, weight, T, weight, factor};
+    const asp_shares_inputs shares[] = {{by_head, rest, UNITS, 2, 0}, {by_head, rest, UNITS, 2, 1}};
+    const asp_entry_inputs entry = {L, H, D, T, T, 2, 2, pairs->received, pairs->pattern, values, entries, weights};
+    const asp_moved_inputs from = {
+        L, H, D, T, T, T, T - 1, pairs->carried, pairs->received, pairs->pattern, position, number, factor};
+    const asp_pairs_inputs of = {NODES, NODES, D, {rows[0], rows[1]}, {bias, bias}, node, 2, 0.5};
+    asp_status status = asp_graph_heads_total(&total, weight, factor, T, context);
+    if (!status) status = asp_graph_heads_between(by_head, rest, rest + 1, &between, context, err);
+    for (int i = 0; !status && i < 2; i++) {
+        status = asp_graph_heads_shares(share, cumulative, order, &whole, &shares[i], context, err);
+        if (!status) add_bytes(digest, order, sizeof order);
+        if (!status) add_bytes(digest, share, sizeof share);
+    }
+    if (!status) status = asp_graph_heads_entries(effects, &entry, context);
+    if (!status) status = asp_graph_heads_moved(moved, &from, context, err);
+    if (!status) status = asp_graph_pairs(square, used, &score, &of, context, err);
+    if (!status) status = asp_graph_pairs_largest(kept, merged, square, NODES, 2, 3, context, err);
+    if (status) return status;
+    add_bytes(digest, by_head, sizeof by_head);
+    add_bytes(digest, rest, sizeof rest);
+    add_bytes(digest, effects, sizeof effects);
+    add_bytes(digest, moved, sizeof moved);
+    add_bytes(digest, square, sizeof square);
+    add_bytes(digest, kept, sizeof kept);
+    add_bytes(digest, merged, sizeof merged);
+    double all = 0;
+    for (int i = 0; i < 9; i++) all += merged[i];
+    const double error = all - score, off = cumulative[UNITS + 1] - 1;
+    return error * error < 1e-20 && off * off < 1e-20 && used[2] && !used[4] ? ASP_OK : ASP_BAD_STATE;
+}
+
 asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     graph_arrays g;
     asp_held_run frozen;
@@ -187,6 +238,7 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
                                    received, alone,  asp_run_array(f->last, ASP_PATTERN).data,
                                    pairs,    places, factor};
     status = asp_graph_heads_loadings(loadings, &in, context);
+    if (!status) status = use_between(&in, context, digest, err);
     if (status) return status;
     add_reals(digest, carried, T * L * H * D);
     add_reals(digest, received, T * L * H * D);

@@ -431,5 +431,8 @@ const operation operations[] = {
     {"graph groups", use_groups},
     {"kernels", use_kernels},
     {"training of transcoders", use_coder_training},
+    {"contexts", use_contexts},
+    {"first weights", use_first_weights},
+    {"token losses", use_token_losses},
 };
 const int n_operations = sizeof operations / sizeof *operations;

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tiny_checkpoints as tiny
 import torch_by_hand as h
+from bundle_by_hand import around
 from safetensors_by_hand import entry, file_bytes, from_arrays
 
 from attnsparse.errors import ConfigError, FormatError, UnsafeFileError
@@ -285,8 +286,8 @@ ROWS = [
     ),
     Row(
         "our training checkpoint",
-        "step-1.ckpt",
-        {"step-1.ckpt": b"ASPTRAIN" + bytes(60)},
+        "step-1.checkpoint.safetensors",
+        {"step-1.checkpoint.safetensors": around({})},
         FormatError,
         "magic",
         "Trainer.resume",

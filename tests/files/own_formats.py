@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +75,7 @@ def initial(seed: int) -> dict[str, np.ndarray]:
 
 
 def resumed(folder: Path) -> Trainer:
-    return Trainer.resume(folder / "a.ckpt", tiny_training.data(), threads=1)
+    return Trainer.resume(folder / "a", tiny_training.data(), threads=1)
 
 
 def run(version: int, folder: Path) -> None:
@@ -124,16 +123,15 @@ def graph(version: int) -> asp.Graph:
 
 
 FORMATS = {
-    "training": Format(trainer, lambda thing, folder: thing.save(folder / "a.ckpt"), resumed),
+    "training": Format(trainer, lambda thing, folder: thing.save(folder / "a"), resumed),
     "model": Format(model, lambda thing, folder: thing.save(folder), asp.load),
     "transcoders": Format(transcoders, asp.save_transcoders, asp.load_transcoders),
     "circuit": Format(
         circuit, lambda thing, folder: thing.save(folder / "c"), lambda folder: asp.load_circuit(folder / "c")
     ),
-}
-if find_spec("attnsparse.graphs.graph_file"):
-    FORMATS["graph"] = Format(
+    "graph": Format(
         graph, lambda thing, folder: thing.save(folder / "g"), lambda folder: asp.load_graph(folder / "g")
-    )
+    ),
+}
 #: the last checkpoint of a folder in which a run saves and removes; its history.csv differs every time
 RUN = {"run": Format(int, run, lambda folder: Trainer.resume(folder, tiny_training.data(), threads=1))}

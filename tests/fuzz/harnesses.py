@@ -8,10 +8,11 @@ used as a caller would use it, and where another reader or a way back exists, th
 from __future__ import annotations
 
 import ast
-import hashlib
+import contextlib
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -19,12 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
+import tiny_training
 
 import attnsparse
 from attnsparse.circuits import circuit as circuit_module
-from attnsparse.errors import ConfigError, FormatError
+from attnsparse.errors import ConfigError, FormatError, TrainingDiverged
 from attnsparse.graphs.graph import Graph, load_graph
-from attnsparse.io import training_file
+from attnsparse.io.bundle import Bundle, write_bundle
 from attnsparse.io.npz_file import NpzFile
 from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.io.strict_json import parse_object
@@ -35,6 +37,7 @@ from attnsparse.model import load as checkpoint
 from attnsparse.model.config import Config
 from attnsparse.model.hf_config import hugging_face_config, read_config
 from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.training.trainer import Trainer
 from attnsparse.transcoders.load import load_transcoders
 
 from . import mutators, seeds
@@ -145,14 +148,15 @@ def read_tokenizer(data: bytes) -> None:
     tokenizer.token_strings(range(min(tokenizer.n_vocab, 50)))
 
 
-def read_checkpoint(data: bytes) -> None:
-    found = training_file.parse(data)
-    path = folder() / "again.ckpt"
-    written = {name: array for name, array in found.tensors.items() if not json.dumps(name).count("\\ud")}
-    training_file.save(path, found.meta, written)
-    again = training_file.load(path)
-    assert again.meta == found.meta
-    assert all(again.tensors[name].tobytes() == array.tobytes() for name, array in written.items())
+def read_bundle(data: bytes) -> None:
+    with Bundle(place("x.safetensors", data), seeds.EXAMPLE) as bundle:
+        arrays = bundle.read_all()
+    with safetensors.safe_open(folder() / "x.safetensors", "np") as file:
+        assert all(file.get_tensor(name).tobytes() == array.tobytes() for name, array in arrays.items())
+    write_bundle(folder() / "again.safetensors", seeds.EXAMPLE, bundle.fields, arrays)
+    with Bundle(folder() / "again.safetensors", seeds.EXAMPLE) as again:
+        assert again.fields == bundle.fields
+        assert all(again.read_all()[name].tobytes() == array.tobytes() for name, array in arrays.items())
 
 
 def read_npz(data: bytes) -> None:
@@ -166,13 +170,10 @@ def read_yaml_file(data: bytes) -> None:
 def saved_again(
     data: bytes, load: Callable[[Path], Any], save: Callable[[Any, Path], None]
 ) -> tuple[Any, Any]:
-    """What the packed .json and .npz hold, and the same after it was saved and loaded."""
-    files = unpack(data)
-    place("c.npz", files.get("c.npz", b""))
-    place("c.json", files.get("c.json", b""))
-    found = load(folder() / "c")
-    save(found, folder() / "again")
-    return found, load(folder() / "again")
+    """What a bundle holds, and the same after it was saved and loaded."""
+    found, again = load(place("x.safetensors", data)), folder() / "again.safetensors"
+    save(found, again)
+    return found, load(again)
 
 
 def read_circuit(data: bytes) -> None:
@@ -185,6 +186,16 @@ def read_graph(data: bytes) -> None:
     graph, again = saved_again(data, load_graph, Graph.save)
     assert np.array_equal(again.weights, graph.weights)
     assert again.token_strings == graph.token_strings
+
+
+def read_training(data: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # another build
+        trainer = Trainer.resume(place("x.safetensors", data), tiny_training.data(), threads=1)
+    if not trainer.finished and trainer.options.accumulation < 5:  # a step may be as long as the file says
+        with contextlib.suppress(TrainingDiverged):
+            trainer.step()
+    trainer.save(folder() / "again.safetensors")
 
 
 def in_folder(data: bytes) -> Path:
@@ -221,23 +232,6 @@ def change_tokenizer(data: bytes, rng: Random) -> bytes:
     if rng.random() < 0.5:
         return b"v" + mutators.change_json(vocabulary, rng, ("a", "ab", "b")) + b"\0" + merges
     return b"v" + vocabulary + b"\0" + mutators.change_bytes(merges, rng)
-
-
-def change_pair(data: bytes, rng: Random) -> bytes:
-    files = unpack(data)
-    if set(files) != {"c.json", "c.npz"}:
-        return mutators.change_bytes(data, rng)
-    if rng.random() < 0.6:
-        files["c.npz"] = mutators.change_npz(files["c.npz"], rng)
-    if rng.random() < 0.6:
-        files["c.json"] = mutators.change_json(files["c.json"], rng, PAIR_WORDS)
-    try:
-        content = json.loads(files["c.json"])
-        content["arrays_sha256"] = hashlib.sha256(files["c.npz"]).hexdigest()
-        files["c.json"] = json.dumps(content).encode()
-    except (ValueError, TypeError, RecursionError):
-        pass
-    return pack(files)
 
 
 def change_folder(data: bytes, rng: Random) -> bytes:
@@ -282,8 +276,19 @@ def _words(*patterns: str) -> tuple[str, ...]:
 TENSOR_WORDS = ("dtype", "shape", "data_offsets", "__metadata__", "F64", "F32", "F16", "BF16", "I64", "BOOL",
                 "U8", "a", "b.c")  # fmt: skip
 CONFIG_WORDS = _words("model/*config.py")
-PAIR_WORDS = _words("circuits/*.py", "graphs/graph*.py")
-CHECKPOINT_WORDS = ("meta", "tensors", "dtype", "name", "sha256", "shape", "float32", "float64", "int64", "a")
+BUNDLE_WORDS = (
+    *TENSOR_WORDS,
+    "I32",
+    "schema",
+    "version",
+    "fields",
+    "tensors",
+    "attnsparse",
+    "sha256",
+    "example",
+)
+OBJECT_WORDS = (*BUNDLE_WORDS, *_words("circuits/*.py", "graphs/graph*.py"))
+TRAINING_WORDS = (*BUNDLE_WORDS, *_words("training/*.py"))
 TOKENIZER_WORDS = (
     "type", "model", "vocab", "merges", "BPE", "WordLevel", "WordPiece", "Unigram", "ByteLevel", "Split",
     "pattern", "Regex", "String", "behavior", "Isolated", "Removed", "MergedWithNext", "Contiguous", "invert",
@@ -305,12 +310,16 @@ HARNESSES = {
         Harness("config", seeds.config_seeds,
                 lambda data, rng: mutators.change_json(data, rng, CONFIG_WORDS), read_config_json),
         Harness("tokenizer", seeds.tokenizer_seeds, change_tokenizer, read_tokenizer),
-        Harness("checkpoint", seeds.checkpoint_seeds,
-                lambda data, rng: mutators.change_checkpoint(data, rng, CHECKPOINT_WORDS), read_checkpoint),
+        Harness("bundle", seeds.bundle_seeds,
+                lambda data, rng: mutators.change_bundle(data, rng, BUNDLE_WORDS), read_bundle),
+        Harness("training", seeds.training_seeds,
+                lambda data, rng: mutators.change_bundle(data, rng, TRAINING_WORDS), read_training),
         Harness("npz", seeds.npz_seeds, mutators.change_npz, read_npz),
         Harness("yaml", seeds.yaml_seeds, mutators.change_bytes, read_yaml_file),
-        Harness("circuit", seeds.circuit_seeds, change_pair, read_circuit),
-        Harness("graph", seeds.graph_seeds, change_pair, read_graph),
+        Harness("circuit", seeds.circuit_seeds,
+                lambda data, rng: mutators.change_bundle(data, rng, OBJECT_WORDS), read_circuit),
+        Harness("graph", seeds.graph_seeds,
+                lambda data, rng: mutators.change_bundle(data, rng, OBJECT_WORDS), read_graph),
         Harness("model", seeds.model_seeds, change_folder, read_model),
         Harness("transcoders", seeds.transcoder_seeds, change_folder, read_transcoders),
     )

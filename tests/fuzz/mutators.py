@@ -309,39 +309,46 @@ def change_npz(data: bytes, rng: Random) -> bytes:
     return change_zip(data, rng, entry)
 
 
-# ------------------------------------------------------------------------------------- own checkpoints
+# ------------------------------------------------------------------------------------------ own bundles
 
 
-def change_checkpoint(data: bytes, rng: Random, words: Iterable[str] = ()) -> bytes:
-    """Changes the header or the tensors of a training checkpoint and makes lengths and checksums right."""
-    if len(data) < 64 or rng.random() < 0.05:
+def change_bundle(data: bytes, rng: Random, words: Iterable[str] = ()) -> bytes:
+    """Changes the JSON text, the header or the tensors of a bundle and makes the checksums right."""
+    n_header = int.from_bytes(data[:8], "little")
+    if n_header > len(data) - 8 or rng.random() < 0.05:
         return change_bytes(data, rng)
-    n_header = int.from_bytes(data[24:32], "little")
-    header, body = data[64 : 64 + n_header], data[64 + n_header + -n_header % 64 :]
-    if rng.random() < 0.85:
-        header = change_json(header, rng, words)
-    if rng.random() < 0.3:
-        body = change_bytes(body, rng)
-    if rng.random() < 0.7:
-        header = _right_sums(header, body)
-    total = 64 + len(header) + -len(header) % 64 + len(body)
-    fields = bytearray(data[:16] + struct.pack("<QQ", total, len(header)))
-    if rng.random() < 0.1:
-        fields = bytearray(change_bytes(bytes(fields), rng)[:32].ljust(32, b"\0"))
-    checksum = hashlib.sha256(bytes(fields) + header).digest()
-    return bytes(fields) + checksum + header + bytes(-len(header) % 64) + body
-
-
-def _right_sums(header: bytes, body: bytes) -> bytes:
-    """The header with each tensor's checksum as `body` has it, as far as the header can be read."""
     try:
-        content, at = json.loads(header), 0
-        for tensor in content["tensors"]:
-            size = {"float32": 4, "float64": 8, "int64": 8}[tensor["dtype"]]
-            for side in tensor["shape"]:
-                size = min(size * int(side), len(body))
-            tensor["sha256"] = hashlib.sha256(body[at : at + size]).hexdigest()
-            at += size + -size % 64
-        return json.dumps(content).encode()
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError, AttributeError):
-        return header
+        header = json.loads(data[8 : 8 + n_header])
+        metadata = header["__metadata__"]
+        text, body = metadata["attnsparse"].encode(), data[8 + n_header :]
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
+        return change_bytes(data, rng)
+    if rng.random() < 0.7:
+        text = change_json(text, rng, words)
+    if rng.random() < 0.4:
+        body = change_bytes(body, rng)[: len(body)].ljust(len(body), b"\0")
+    if rng.random() < 0.9:
+        text = _right_sums(text, header, body)
+    header["__metadata__"] = {"sha256": "0" * 64, "attnsparse": text.decode("utf-8", "replace")}
+    whole = json.dumps({"__metadata__": header.pop("__metadata__"), **header}, separators=(",", ":")).encode()
+    if rng.random() < 0.3:
+        whole = change_json(whole, rng, words)
+    begin = len(whole).to_bytes(8, "little") + whole
+    if whole[_SUM - 8 :].startswith(b"0" * 64) and rng.random() < 0.95:
+        begin = begin[:_SUM] + hashlib.sha256(begin).hexdigest().encode() + begin[_SUM + 64 :]
+    return begin + body
+
+
+_SUM = 8 + len('{"__metadata__":{"sha256":"')
+
+
+def _right_sums(text: bytes, header: dict[str, Any], body: bytes) -> bytes:
+    """The JSON text with the tensors' checksums as `body` has them, as far as it can be read."""
+    try:
+        content = json.loads(text)
+        for name in content["tensors"]:
+            begin, end = header[name]["data_offsets"]
+            content["tensors"][name] = hashlib.sha256(body[begin:end]).hexdigest()
+        return json.dumps(content, separators=(",", ":")).encode()
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
+        return text

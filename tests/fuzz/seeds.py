@@ -16,7 +16,7 @@ import tiny_transcoders
 import torch_by_hand
 from safetensors_by_hand import from_arrays
 
-from attnsparse.io import training_file
+from attnsparse.io.bundle import Schema, bundle_pieces
 from attnsparse.model.hf_config import hugging_face_config
 from attnsparse.model.tokenizer import Tokenizer
 
@@ -63,6 +63,7 @@ def unpack(data: bytes) -> dict[str, bytes]:
     return files
 
 
+EXAMPLE = Schema("example", 1, "")
 ARRAYS = {"a": np.ones((2, 3), np.float32), "b.c": np.zeros(4, np.float16), "m": np.ones((2, 2), bool)}
 
 
@@ -117,13 +118,10 @@ def tokenizer_seeds() -> list[bytes]:
     return [*(json.dumps(values).encode() for values in made), vocabulary]
 
 
-def checkpoint_seeds() -> list[bytes]:
-    path = folder() / "seed.ckpt"
+def bundle_seeds() -> list[bytes]:
     arrays = {"a": np.arange(9, dtype=np.float32), "e": np.zeros((0, 2)), "n": np.array(-4, np.int64)}
-    training_file.save(path, {"step": 3, "name": "ä", "rates": [0.1, None]}, arrays)
-    first = path.read_bytes()
-    training_file.save(path, {}, {})
-    return [first, path.read_bytes()]
+    fields = {"step": 3, "name": "ä", "rates": [0.1, None]}
+    return [b"".join(bundle_pieces(EXAMPLE, *each)) for each in ((fields, arrays), ({}, {}))]
 
 
 def npz_seeds() -> list[bytes]:
@@ -138,18 +136,16 @@ def yaml_seeds() -> list[bytes]:
     return [tiny_transcoders.config().encode(), plain.encode(), dates.encode()]
 
 
-def pair(name: str) -> bytes:
-    """A golden pair of JSON and .npz."""
-    files = {f"c{ending}": (FIXTURES / f"{name}{ending}").read_bytes() for ending in (".json", ".npz")}
-    return pack(files)
-
-
 def circuit_seeds() -> list[bytes]:
-    return [pair("circuit-v1")]
+    return [(FIXTURES / "circuit-v1.circuit.safetensors").read_bytes()]
 
 
 def graph_seeds() -> list[bytes]:
-    return [pair("v1/graph/g")]
+    return [(FIXTURES / "v1/graph/g.graph.safetensors").read_bytes()]
+
+
+def training_seeds() -> list[bytes]:
+    return [(FIXTURES / "v1/training/a.checkpoint.safetensors").read_bytes()]
 
 
 def _bytes(content: object) -> bytes:

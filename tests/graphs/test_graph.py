@@ -471,13 +471,13 @@ def test_other_objects_in_the_place_of_ours(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("labels", "error", "text"),
     [
-        ("", ValueError, "is empty"),
+        ("", ValueError, "must not be empty"),
         (0, TypeError, "labels must be a mapping from .*, or a path, got int"),
         ({"0_2": "a"}, TypeError, r"a feature is a pair \(layer, feature\) such as \(0, 17\), got '0_2'"),
         ({0: "a"}, TypeError, "got 0"),
         ({(0, 2): 5}, TypeError, r"the label of \(0, 2\) must be a string, got int"),
         ({(9, 0): "a"}, IndexError, r"there is no .*layer 9"),
-        ({(-1, 0): "a"}, IndexError, r"count from 0, got \(-1, 0\)"),
+        ({(-1, 0): "a"}, IndexError, r"must be at least 0, got \(-1, 0\)"),
         ("none.csv", FileNotFoundError, "none.csv"),
     ],
 )

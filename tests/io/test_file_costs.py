@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reliability
 import torch_by_hand as h
+from bundle_by_hand import around, forged
 from reliability import report
 from safetensors_by_hand import entry, file_bytes
 
@@ -29,6 +30,12 @@ def header_of(n: int) -> bytes:
 
 def tensors(n: int) -> bytes:
     return file_bytes(header_of(n), bytes(4 * n))
+
+
+def bundle_of_tensors(n: int) -> bytes:
+    """A bundle with `n` tensors of no numbers."""
+    empty = np.zeros(0, np.float32)
+    return forged("circuit", {}, {f"layer.{i}.weight": empty for i in range(n)})
 
 
 def numbers(n: int) -> bytes:
@@ -86,6 +93,9 @@ def merges(n: int) -> bytes:
 # name: (ending, made from a number, that number for the largest file that the limits let through)
 WORST = {
     "tensors": ("safetensors", tensors, 100_000),
+    "bundle: tensors": ("circuit.safetensors", bundle_of_tensors, 80_000),
+    "bundle: values": ("circuit.safetensors", lambda n: around('{"a":[' + "0," * n + "0]}"), 1_900_000),
+    "bundle: escapes": ("circuit.safetensors", lambda n: around('{"a":"' + "\\u0041" * n + '"}'), 1_900_000),
     "numbers in a list": ("safetensors", numbers, 1_999_000),
     "empty objects": ("safetensors", objects, 990_000),
     "nested": ("safetensors", nested, 1_000_000),
@@ -110,6 +120,7 @@ SECONDS = {"pickle: tuples": 3, "pickle: lists": 2, "torch: tensors": 2, "yaml":
            "merges": 2, "tensors": 2, "zip entries": 2}  # fmt: skip
 # more than twice the file and 64 MiB: Python objects for a few bytes each, which the same limits bound
 EXTRA = {"pickle: tuples": 200 * MIB, "merges": 200 * MIB, "vocabulary": 120 * MIB, "tensors": 100 * MIB,
+         "bundle: tensors": 100 * MIB,
          "pickle: lists": 60 * MIB, "pickle: memo": 60 * MIB, "pickle: pairs": 40 * MIB,
          "empty objects": 50 * MIB}  # fmt: skip
 

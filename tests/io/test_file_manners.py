@@ -14,18 +14,20 @@ import reliability
 import tiny_checkpoints as tiny
 import tiny_transcoders
 import torch_by_hand
+from bundle_by_hand import contents
 from reliability import report
 from safetensors_by_hand import from_arrays
 
 from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
-from attnsparse.io import training_file
+from attnsparse.io.bundle import write_bundle
 from attnsparse.io.npz_file import NpzFile
 from attnsparse.io.safetensors_file import SafetensorsFile
 from attnsparse.io.strict_yaml import read_yaml
 from attnsparse.io.torch_file import TorchFile
 from attnsparse.model import load as checkpoint
 from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.training.checkpoint import SCHEMA
 from attnsparse.transcoders.load import load_transcoders
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -33,10 +35,10 @@ READERS = {
     "x.safetensors": SafetensorsFile,
     "x.pth": TorchFile,
     "x.npz": NpzFile,
-    "x.ckpt": training_file.load,
+    "x.checkpoint.safetensors": contents,
     "tokenizer.json": Tokenizer.load,
     "x.yaml": read_yaml,
-    "c.json": circuit_module.load_circuit,
+    "c.circuit.safetensors": circuit_module.load_circuit,
 }
 NAMES = ("/etc/passwd.safetensors", "../a.safetensors", "a/../b.safetensors", "a/b.safetensors", "..", ".",
          "a\\b.safetensors", "C:\\a.safetensors", "C:a.safetensors", "a\0.safetensors", ".a.safetensors", "",
@@ -118,7 +120,7 @@ def shrinking_files(folder: Path) -> list[Path]:
     (folder / "x.safetensors").write_bytes(from_arrays(arrays))
     (folder / "x.pth").write_bytes(torch_by_hand.torch_file(arrays))
     (folder / "x.npz").write_bytes(tiny_transcoders.npz(**arrays))
-    training_file.save(folder / "x.ckpt", {}, arrays)
+    write_bundle(folder / "x.checkpoint.safetensors", SCHEMA, {}, arrays)
     words = Tokenizer.from_words([f"w{i}" for i in range(20_000)])
     (folder / "tokenizer.json").write_text(json.dumps(json.loads(words.to_json())))
     return sorted(folder.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -15,10 +14,9 @@ import reliability
 import tiny_checkpoints as tiny
 import tiny_transcoders
 import torch_by_hand as h
-from places import FIXTURES
+from bundle_by_hand import around
 from reliability import report
 
-FIXTURES = FIXTURES
 NAMES = [
     ("os", "system"), ("posix", "system"), ("nt", "system"), ("subprocess", "Popen"), ("builtins", "eval"),
     ("builtins", "exec"), ("builtins", "__import__"), ("builtins", "getattr"), ("builtins", "open"),
@@ -86,7 +84,9 @@ def write_all(root: Path) -> dict[str, int]:
         (root / "torch" / f"{index:03}.pth").write_bytes(whole)
         (root / "transcoder" / f"{index:03}.pt").write_bytes(whole)
     (root / "torch" / "old.bin").write_bytes(pickle.dumps({"a": Evil(shell)}, 2))
-    (root / "checkpoint" / "a.ckpt").write_bytes(pickle.dumps(Evil(shell)))
+    (root / "checkpoint" / "a.safetensors").write_bytes(pickle.dumps(Evil(shell)))
+    (root / "circuit" / "c.safetensors").write_bytes(pickle.dumps(Evil(shell)))
+    (root / "circuit" / "d.safetensors").write_bytes(around(pickle.dumps(Evil(shell), 0)))
     tags = ("!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/name:os.system",
             "!!python/module:os", "!!python/object:subprocess.Popen", "!python/object/apply:os.system",
             "!<tag:yaml.org,2002:python/object/apply:os.system>")  # fmt: skip
@@ -96,10 +96,6 @@ def write_all(root: Path) -> dict[str, int]:
     objects = io.BytesIO()
     np.savez(objects, a=np.array([Evil(shell)], object))
     (root / "npz" / "a.npz").write_bytes(objects.getvalue())
-    values = json.loads((FIXTURES / "circuit-v1.json").read_text())
-    values["arrays_sha256"] = hashlib.sha256(objects.getvalue()).hexdigest()
-    (root / "circuit" / "c.json").write_text(json.dumps(values))
-    (root / "circuit" / "c.npz").write_bytes(objects.getvalue())
     bait = {"auto_map": {"AutoModel": "modeling_evil.Evil", "AutoConfig": "evil.Config"},
             "trust_remote_code": True, "custom_pipelines": {"x": {"impl": "evil.Pipeline"}},
             "architectures": ["Evil"], "tokenizer_class": "Evil"}  # fmt: skip

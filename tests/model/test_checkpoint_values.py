@@ -4,10 +4,8 @@ the other, is refused at once or makes a run that goes on."""
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
-import struct
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,14 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_training as tiny
+from bundle_by_hand import BEGIN, Contents, contents, sealed
 from tiny_coders import made
 
 import attnsparse as asp
-from attnsparse.io import training_file
+from attnsparse.io import bundle
+from attnsparse.io.bundle import Schema, write_bundle
 from attnsparse.training import schedules
+from attnsparse.training.checkpoint import SCHEMA as TRAINING
 from attnsparse.training.options import TrainingOptions
 from attnsparse.training.options_fields import turning_steps
 from attnsparse.training.trainer import HISTORY, Trainer
+from attnsparse.transcoders.checkpoint import SCHEMA as TRANSCODERS
 from attnsparse.transcoders.options import TranscoderOptions
 
 NASTY = [
@@ -56,29 +58,29 @@ def changed(meta: dict, place: tuple, value: Any) -> dict:
     return result
 
 
-def write(path: Path, meta: dict, tensors: dict) -> bool:
+def write(path: Path, fields: dict, tensors: dict, schema: Schema = TRAINING) -> bool:
     """False for what the format itself does not take, such as a number of 400 digits in a float's place."""
     try:
-        training_file.save(path, meta, tensors)
+        write_bundle(path, schema, fields, tensors)
     except (ValueError, TypeError):
         return False
     return True
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[Path, training_file.Contents]:
-    path = tmp_path_factory.mktemp("run") / "a.ckpt"
+def saved(tmp_path_factory) -> tuple[Path, Contents]:
+    path = tmp_path_factory.mktemp("run") / "a.safetensors"
     Trainer(tiny.model(), tiny.data(), tiny.options(10)).train(until=2).save(path)
     (path.parent / HISTORY).unlink()
-    return path, training_file.load(path)
+    return path, contents(path)
 
 
 def test_every_field_of_a_checkpoint(saved, tmp_path):
-    _, contents = saved
-    path, refused, gone_on, wrong = tmp_path / "a.ckpt", 0, 0, []
-    for place in places(contents.meta):
+    _, (fields, tensors) = saved
+    path, refused, gone_on, wrong = tmp_path / "a.safetensors", 0, 0, []
+    for place in places(fields):
         for value in NASTY:
-            if not write(path, changed(contents.meta, place, value), contents.tensors):
+            if not write(path, changed(fields, place, value), tensors):
                 continue
             begin = time.monotonic()
             try:
@@ -99,15 +101,15 @@ def test_every_field_of_a_checkpoint(saved, tmp_path):
 
 
 def code(path: Path, meta: dict, tensors: dict) -> tuple[str, str | None]:
-    training_file.save(path, meta, tensors)
+    write_bundle(path, TRAINING, meta, tensors)
     with pytest.raises(asp.CheckpointError) as caught:
         Trainer.resume(path, tiny.data())
     return caught.value.code, caught.value.field
 
 
 def test_values_that_no_run_has(saved, tmp_path):
-    _, contents = saved
-    meta, tensors, path = contents.meta, contents.tensors, tmp_path / "a.ckpt"
+    _, (meta, tensors) = saved
+    path = tmp_path / "a.safetensors"
 
     def with_value(name: str, value: float) -> dict:
         array = tensors[name].copy()
@@ -124,43 +126,39 @@ def test_values_that_no_run_has(saved, tmp_path):
             assert code(path, {**meta, name: value}, tensors) == ("meta", name)
     start = {**meta, "step": 0, "ema": None, "multiplier": 0.5}
     empty = {**tensors, "history": np.zeros((0, 6))}
-    assert code(path, start, empty) == ("value", "adam.m/wte.weight")
+    assert code(path, start, empty) == ("value", "adam.m/h.0.attn.c_attn.bias")
     assert code(path, {**meta, "more": 1}, tensors) == ("meta", "meta")
     assert code(path, {**meta, "name": "x" * 2000}, tensors) == ("meta", "name")
 
 
 def test_a_checkpoint_of_holes_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
-    """Of 3 GiB: one whose header is not there, one whose tensor has another checksum, one of another run."""
-    path, size = tmp_path / "a.ckpt", 3 * 2**30
+    """Of 3 GiB: one whose header is damaged, one of another run."""
+    path, size = tmp_path / "a.safetensors", 3 * 2**30
     data, asked, real = tiny.data(), [], np.empty
-    monkeypatch.setattr(training_file.np, "empty", lambda *a, **k: asked.append(a) or real(*a, **k))
-    begin = struct.pack("<8sIIQQ", b"ASPTRAIN", 1, 0, size, 1000) + bytes(32)
-    path.write_bytes(begin)
-    os.truncate(path, size)
-    with pytest.raises(asp.CheckpointError, match="header fails"):
-        training_file.load(path)
-    tensor = {"name": "x", "dtype": "float32", "shape": [size // 4], "sha256": "0" * 64}
-    _sparse(path, {"meta": {}, "tensors": [tensor]}, size)
-    with pytest.raises(asp.CheckpointError) as caught:
-        Trainer.resume(path, data)
-    assert caught.value.code == "meta"
+    monkeypatch.setattr(bundle.np, "empty", lambda *a, **k: asked.append(a) or real(*a, **k))
+    text = {"schema": "training checkpoint", "version": 1, "fields": {}, "tensors": {"x": "0" * 64}}
+    header = {
+        "__metadata__": {"sha256": "0" * 64, "attnsparse": json.dumps(text)},
+        "x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]},
+    }
+    begin = json.dumps(header, separators=(",", ":")).encode()
+    damaged = BEGIN + b"1" * 64 + begin[len(BEGIN) + 64 :]
+    for whole, code in ((damaged, "checksum"), (begin, "meta")):
+        path.write_bytes(sealed(whole))
+        os.truncate(path, 8 + len(begin) + size)
+        with pytest.raises(asp.CheckpointError) as caught:
+            Trainer.resume(path, data)
+        assert caught.value.code == code
     assert asked == []
 
 
-def _sparse(path: Path, header: dict, n_bytes: int) -> None:
-    text = json.dumps(header).encode()
-    length = -(-(64 + len(text)) // 64) * 64 + n_bytes
-    fields = struct.pack("<8sIIQQ", b"ASPTRAIN", 1, 0, length, len(text))
-    path.write_bytes(fields + hashlib.sha256(fields + text).digest() + text)
-    os.truncate(path, length)
-
-
-def test_a_tensor_is_only_read_once_its_checksum_is_right(tmp_path, monkeypatch):
-    path, asked, real = tmp_path / "a.ckpt", [], np.empty
-    _sparse(path, {"meta": {}, "tensors": [{"name": "x", "dtype": "int64", "shape": [8], "sha256": "0"}]}, 64)
-    monkeypatch.setattr(training_file.np, "empty", lambda *a, **k: asked.append(a) or real(*a, **k))
-    with pytest.raises(asp.CheckpointError, match="'x' fails its checksum"):
-        training_file.load(path)
+def test_a_tensor_is_only_read_once_its_checksum_is_right(saved, tmp_path, monkeypatch):
+    whole, asked, real = bytearray(saved[0].read_bytes()), [], np.empty
+    whole[-1] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(whole)
+    monkeypatch.setattr(bundle.np, "empty", lambda *a, **k: asked.append(a) or real(*a, **k))
+    with pytest.raises(asp.FormatError, match="fails its checksum"):
+        contents(tmp_path / "a.safetensors")
     assert asked == []
 
 
@@ -176,8 +174,8 @@ def test_a_tensor_is_only_read_once_its_checksum_is_right(tmp_path, monkeypatch)
     ],
 )  # fmt: skip
 def test_a_history_that_no_trainer_wrote_is_refused(saved, text, line):
-    path, contents = saved
-    training_file.save(path, contents.meta, contents.tensors)
+    path, (fields, tensors) = saved
+    write_bundle(path, TRAINING, fields, tensors)
     header = ",".join(Trainer._columns())
     text = text.format(header=header, row=",1.5e-05" * 10, bad=",1_0" * 10)
     (path.parent / HISTORY).write_text(text, encoding="latin-1")
@@ -190,8 +188,8 @@ def test_a_history_that_no_trainer_wrote_is_refused(saved, text, line):
 
 
 def test_no_more_of_a_history_is_read_than_belongs_to_the_checkpoint(saved):
-    path, contents = saved
-    training_file.save(path, contents.meta, contents.tensors)
+    path, (fields, tensors) = saved
+    write_bundle(path, TRAINING, fields, tensors)
     row = ",1.0" * 10 + "\n"
     begin = ",".join(Trainer._columns()) + "\n0" + row + "1" + row
     with open(path.parent / HISTORY, "wb") as file:
@@ -254,13 +252,13 @@ def test_schedules_turn_where_they_are_smallest_and_largest():
 
 
 def test_every_field_of_a_transcoder_checkpoint(tmp_path):
-    path, wrong, refused = tmp_path / "a.ckpt", [], 0
+    path, wrong, refused = tmp_path / "a.safetensors", [], 0
     made(3).train(path)
-    contents = training_file.load(path)
+    fields, tensors = contents(path, TRANSCODERS)
     trainer = made(3)
-    for place in places({k: v for k, v in contents.meta.items() if k != "build"}):
+    for place in places({k: v for k, v in fields.items() if k != "build"}):
         for value in NASTY:
-            if not write(path, changed(contents.meta, place, value), contents.tensors):
+            if not write(path, changed(fields, place, value), tensors, TRANSCODERS):
                 continue
             begin = time.monotonic()
             try:
@@ -285,12 +283,12 @@ def test_every_field_of_a_transcoder_checkpoint(tmp_path):
     ],
 )  # fmt: skip
 def test_values_that_no_transcoder_training_has(tmp_path, name, value, code):
-    path = tmp_path / "a.ckpt"
+    path = tmp_path / "a.safetensors"
     made(3).train(path)
-    contents = training_file.load(path)
-    array = contents.tensors[name].copy()
+    fields, tensors = contents(path, TRANSCODERS)
+    array = tensors[name].copy()
     array.flat[-1] = value
-    training_file.save(path, contents.meta, {**contents.tensors, name: array})
+    write_bundle(path, TRANSCODERS, fields, {**tensors, name: array})
     trainer = made(3)
     with pytest.raises(asp.CheckpointError) as caught:
         trainer.load(path)

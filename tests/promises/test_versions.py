@@ -14,13 +14,13 @@ import numpy as np
 import own_formats
 import pytest
 import tiny_training as tiny
+from bundle_by_hand import around, contents
 from places import FIXTURES
 from reliability import report
-from training_file_by_hand import assemble
 
 from attnsparse.errors import CheckpointError, ConfigError, FormatError
-from attnsparse.io import training_file
-from attnsparse.training.checkpoint import build
+from attnsparse.io.bundle import write_bundle
+from attnsparse.training.checkpoint import SCHEMA, build
 from attnsparse.training.trainer import Trainer
 from attnsparse.transcoders.trainer import train_transcoders
 
@@ -87,27 +87,27 @@ def test_every_format_has_a_file_of_version_1():
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "field", "code"),
-    [
-        ("model", "config.json", "attnsparse_version", "config_version"),
-        ("circuit", "c.json", "version", "version"),
-        ("graph", "g.json", "version", "version"),
-    ],
+    ("name", "schema"), [("training", "training checkpoint"), ("circuit", "circuit"), ("graph", "graph")]
 )
-def test_newer_files_say_so(tmp_path, name, file, field, code):
-    shutil.copytree(GOLDEN / name, tmp_path / name)
-    path = tmp_path / name / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 99}))
-    with pytest.raises((FormatError, ConfigError), match="update") as caught:
+def test_newer_files_say_so(tmp_path, name, schema):
+    """Whatever else is different in them."""
+    (tmp_path / name).mkdir()
+    (path,) = (GOLDEN / name).glob("*.safetensors")
+    text = {"schema": schema, "version": 99, "data": []}
+    (tmp_path / name / path.name).write_bytes(around(text, {"more": np.zeros(3, bool)}))
+    with pytest.raises(FormatError, match=f"newer attnsparse: {schema} version 99.*update") as caught:
         load(name, tmp_path)
-    assert caught.value.code == code
-    assert "99" in str(caught.value)
+    assert caught.value.code == "version"
+    assert isinstance(caught.value, CheckpointError) is (name == "training")
 
 
-def test_newer_checkpoints_say_so(tmp_path):
-    (tmp_path / "a.ckpt").write_bytes(assemble({}, version=99))
-    with pytest.raises(CheckpointError, match=r"newer attnsparse: checkpoint version 99.*update"):
-        Trainer.resume(tmp_path / "a.ckpt", tiny.data())
+def test_newer_models_say_so(tmp_path):
+    shutil.copytree(GOLDEN / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attnsparse_version": 99}))
+    with pytest.raises(ConfigError, match=r"99.*update") as caught:
+        load("model", tmp_path)
+    assert caught.value.code == "config_version"
 
 
 def test_newer_transcoders_say_what_is_not_known(tmp_path):
@@ -124,17 +124,17 @@ def test_newer_transcoders_say_what_is_not_known(tmp_path):
 
 @pytest.mark.parametrize("field", build())
 def test_another_build_is_named(tmp_path, field):
-    path = tmp_path / "a.ckpt"
+    path = tmp_path / "a.safetensors"
     Trainer(tiny.model(), tiny.data(), tiny.options(10)).save(path)
-    contents = training_file.load(path)
-    other = {**contents.meta["build"], field: "abacus"}
-    training_file.save(path, {**contents.meta, "build": other}, contents.tensors)
+    fields, tensors = contents(path)
+    other = {**fields["build"], field: "abacus"}
+    write_bundle(path, SCHEMA, {**fields, "build": other}, tensors)
     with pytest.warns(UserWarning, match=f"{field} 'abacus'"):
         assert Trainer.resume(path, tiny.data()).step_count == 0
 
 
 def test_transcoders_of_another_model_data_or_options_are_refused(tmp_path):
-    path, how = tmp_path / "a.ckpt", {"steps": 3, "n_features": 7, "aux_k": 4, "progress": False}
+    path, how = tmp_path / "a.safetensors", {"steps": 3, "n_features": 7, "aux_k": 4, "progress": False}
     train_transcoders(tiny.model(), tiny.data(), checkpoint=path, **how)
     for field, model, data, changed in (
         ("model", tiny.model(seed=4), tiny.data(), {}),

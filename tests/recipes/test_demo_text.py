@@ -15,6 +15,7 @@ from attnsparse.recipes import demo as recipe_demo
 from attnsparse.recipes import demo_text
 from attnsparse.recipes.demo_text import ANSWER_WEIGHT, LENGTH, DemoText, demo_tokenizer
 from attnsparse.tasks import words
+from attnsparse.training.checkpoint import checkpoint_name
 from attnsparse.training.data import Data
 
 SEED_PROMPT = ["The", " opposite", " of", ' "', "large", '"', " is", ' "']
@@ -273,7 +274,7 @@ def test_recipe_runs_and_resumes(tmp_path) -> None:
         with pytest.raises(FileExistsError):
             recipe_demo.train(tmp_path, seed=1, **small)
         for phase, step in (("common", 3), ("near", 2), ("control-settle", 2)):
-            (tmp_path / "checkpoints" / phase / f"step-{step:06d}.ckpt").unlink()
+            (tmp_path / "checkpoints" / phase / checkpoint_name(step)).unlink()
         again = recipe_demo.train(tmp_path, seed=1, resume=True, **small)
     assert [folder.name for folder in again] == list(recipes.RECIPES["demo"].models)
     assert [(folder / "model.safetensors").read_bytes() for folder in again] == weights

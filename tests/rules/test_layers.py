@@ -144,6 +144,59 @@ def test_no_folder_is_crowded():
     assert crowded == {}
 
 
+# ---------------------------------------------------------------------------------------------- arithmetic
+
+# Python computes on arrays in these packages only: it widens and scales what files hold, lays out figures.
+COMPUTING = ("io", "transcoders.formats", "figures")
+ARITHMETIC = {
+    "bincount", "cumsum", "dot", "einsum", "exp", "expm1", "inner", "lexsort", "log", "log1p", "logaddexp",
+    "matmul", "percentile", "quantile", "searchsorted", "tensordot", "vdot",
+}  # fmt: skip
+# (module, what it uses) and why.
+ALLOWED = {
+    ("model.batch", "cumsum"): "where packed prompts begin",
+    ("model.build_info", "cumsum"): "where packed prompts begin",
+    ("training.data", "cumsum"): "where packed prompts begin",
+    ("recipes.demo_text", "cumsum"): "limits of the kinds of sentences, a dozen numbers, once",
+    ("transcoders.stored", "einsum"): "the bias of a foreign set that subtracts a vector from its input",
+    ("transcoders.stored", "exp"): "thresholds that a foreign set stores as logarithms",
+    ("graphs.graph", "searchsorted"): "which row an edge of a sparse matrix is in",
+    ("graphs.graph_file", "cumsum"): "where the nodes of each split begin in the file",
+    ("graphs.layout", "cumsum"): "places on the page",
+    ("graphs.layout", "lexsort"): "places on the page",
+    ("graphs.neuronpedia_read", "bincount"): "sparse rows of the links of a file",
+    ("graphs.neuronpedia_read", "cumsum"): "sparse rows of the links of a file",
+    ("graphs.neuronpedia_read", "lexsort"): "sparse rows of the links of a file",
+    ("graphs.prune", "searchsorted"): "numbers of the nodes of a split after pruning",
+    ("graphs.neuronpedia_write", "@"): "which node of the file a split is shown at, one product a split",
+}
+# Modules whose arithmetic is on its way to the core.
+UNDER_WAY = {"circuits.entry_effects", "circuits.search"}  # fmt: skip
+
+
+def computes(root: Path) -> set[tuple[str, str]]:
+    """(module, name of a function of NumPy, or @) of all array arithmetic outside the packages that may."""
+    found = set()
+    for name, path in modules(root).items():
+        if any(name == package or name.startswith(package + ".") for package in COMPUTING):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.BinOp, ast.AugAssign)) and isinstance(node.op, ast.MatMult):
+                found.add((name, "@"))
+            elif isinstance(node, ast.Attribute) and node.attr in ARITHMETIC:
+                if not (isinstance(node.value, ast.Name) and node.value.id == "math"):
+                    found.add((name, node.attr))
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "numpy":
+                found |= {(name, alias.name) for alias in node.names if alias.name in ARITHMETIC}
+    return found
+
+
+def test_python_does_not_compute():
+    found = computes(PACKAGE)
+    assert {(module, what) for module, what in found if module not in UNDER_WAY} == set(ALLOWED)
+    assert {module for module, _ in found} >= UNDER_WAY, "take those out of the list that compute no longer"
+
+
 # ------------------------------------------------------------------------------------------------- C
 
 
@@ -255,6 +308,21 @@ def test_a_circle_and_a_late_import_are_found(planted):
     )
     assert circles(root) == [["model.a", "model.b"]]
     assert late(root) == {("model.c", "f")}
+
+
+def test_arithmetic_is_found(planted):
+    root = planted(
+        model__a_py="import math, numpy as np\nx = np.exp(1) @ y\nz = math.exp(1)",
+        model__b_py="from numpy import einsum\nfrom numpy.linalg import norm",
+        model__c_py="def f(x, y):\n    x @= y.cumsum()",
+        figures__d_py="import numpy as np\nnp.exp(1)",
+        transcoders__formats__e_py="import numpy as np\nnp.log(1)",
+        transcoders__formatted_py="import numpy as np\nnp.log(1)",
+    )
+    assert computes(root) == {
+        ("model.a", "exp"), ("model.a", "@"), ("model.b", "einsum"), ("model.c", "@"), ("model.c", "cumsum"),
+        ("transcoders.formatted", "log"),
+    }  # fmt: skip
 
 
 def test_wrong_includes_calls_and_places_are_found(planted):

@@ -6,7 +6,7 @@ import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
 RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
-FEATURES = r"(Transcoders\.|_core\.Features|_core\.Model\.|asp\.|Graph\.)"
+FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
@@ -55,10 +55,21 @@ SENTENCES = {
     r"no memory (for features|for the features of layer \d+|to decode features)": FEATURES,
     r"no memory for (the active features|the layers of transcoders)": FEATURES,
     r"no memory for what transcoders (write|leave unexplained)": FEATURES,
+    r"no memory for contexts": r"(_core\.Contexts|asp\.describe_features)",
+    rf"the contexts of \d+ features need {AMOUNT}, which could not be allocated":
+        r"(_core\.Contexts|asp\.describe_features)",
+    rf"the tokens that features promote need {AMOUNT} of scratch":
+        r"(_core\.Model\.promoted_tokens|asp\.describe_features)",
+    rf"the (first weights|threshold) of a transcoder needs? {AMOUNT} of scratch":
+        r"(_core\.first_weights|asp\.train_transcoders)",
+    rf"the scale of a transcoder's outputs needs {AMOUNT} of scratch":
+        r"(_core\.first_weights|asp\.train_transcoders)",
     r"no memory for a graph of \d+ targets": GRAPHS,
     rf"a graph with \d+ writes needs {AMOUNT}": GRAPHS,
     r"no memory for a product of a graph": GRAPHS,
     rf"the heads of a graph need {AMOUNT} of scratch": GRAPHS,
+    r"no memory for the shares of \d+ heads": GRAPHS,
+    rf"the (largest )?pairs of sources (of a score )?need {AMOUNT} of scratch": GRAPHS,
     r"no memory for the influence of \d+ edges": GRAPHS,
     r"no memory to prune a graph of \d+ edges": GRAPHS,
     r"no memory for the scores of a graph of \d+ edges": GRAPHS,

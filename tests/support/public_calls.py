@@ -36,7 +36,9 @@ CLASSES = {
     "Features": asp.Features,
     "Graph": asp.Graph,
 }
-CORE_CLASSES = ("Model", "Run", "Gradients", "Trainer", "Features", "CoderTrainer", "Graph")
+CORE_CLASSES = (
+    "Model", "Run", "Gradients", "Trainer", "Features", "Contexts", "CoderTrainer", "Graph"
+)  # fmt: skip
 
 
 def of_runs(name: str) -> Uses:
@@ -60,7 +62,7 @@ CALLS: dict[str, Uses] = {
     ),
     "asp.save": uses(
         lambda e: asp.save(e.model, e.folder / "again"),
-        wrong=(lambda e: asp.save(e.model, e.folder / "saved.ckpt"),),
+        wrong=(lambda e: asp.save(e.model, e.folder / "saved.safetensors"),),
         cost=40,
     ),
     "asp.build_info": uses(lambda e: asp.build_info(), cost=500),
@@ -262,12 +264,12 @@ CALLS: dict[str, Uses] = {
     "Trainer.train": uses(lambda e: e.trainer.train(progress=False, until=1), cost=40),
     "Trainer.history": uses(lambda e: e.trainer.history(), cost=40),
     "Trainer.save": uses(
-        lambda e: e.trainer.save(e.folder / "again.ckpt"),
-        wrong=(lambda e: e.trainer.save(e.folder / "none" / "again.ckpt"),),
+        lambda e: e.trainer.save(e.folder / "again.safetensors"),
+        wrong=(lambda e: e.trainer.save(e.folder / "none" / "again.safetensors"),),
         cost=40,
     ),
     "Trainer.resume": uses(
-        lambda e: asp.Trainer.resume(e.folder / "saved.ckpt", e.data),
+        lambda e: asp.Trainer.resume(e.folder / "saved.safetensors", e.data),
         wrong=(lambda e: asp.Trainer.resume(e.folder / "saved" / "config.json", e.data),),
         cost=40,
     ),
@@ -307,6 +309,13 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Graph.array", "Graph.incoming", "Graph.pattern"], "lent"),
     **dict.fromkeys([f"_core.Graph.{name}" for name in CORE_GRAPH_RESULTS], "own"),
     "_core.CoderTrainer.array": "lent",
+    "_core.Contexts.array": "lent",
+    **dict.fromkeys([f"_core.graph_{name}" for name in ("between", "shares", "entries", "moved")], "own"),
+    **dict.fromkeys(["_core.graph_pairs", "_core.graph_largest_pairs"], "own"),
+    **dict.fromkeys(
+        ["_core.CoderTrainer.scaled", "_core.Model.promoted_tokens", "_core.token_losses"], "own"
+    ),
+    **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),

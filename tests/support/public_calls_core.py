@@ -42,6 +42,35 @@ def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) 
     return found
 
 
+ONE_PROMPT = np.array([0, 8])
+CONTEXT_ARRAYS = ("prompt", "position", "activation", "tokens", "activations", "count")
+LOGITS, TARGETS = np.arange(12, dtype=np.float32).reshape(3, 4) ** 2, np.array([0, 3, 1], np.int32)
+DRAWN = (np.array([0.1, 0.5, 0.9]), np.arange(24, dtype=np.float64).reshape(2, 3, 4) + 1)
+
+
+EDGES = np.array([1, -2, 4], np.float32), np.array([1.0, 0.5, -3.0])
+PAIRS = (LOGITS, np.ones(3), LOGITS + 1, np.ones(3), np.array([0, 1, 1, 3]))
+
+
+def entry_arguments(graph: asp.Graph, head: int = 2) -> tuple[np.ndarray, ...]:
+    """Arguments of `_core.graph_entries`: one entry, every target by itself and all together."""
+    n_layer, n_head, n = graph.pattern.shape[:3]
+    values = np.ones((n_layer, n, n_head, graph.received.shape[-1]), np.float32)
+    weights = np.ones((2, len(graph.received)))
+    return graph.received, graph.pattern, values, np.array([[1, head, 7, 3]]), weights
+
+
+def moved_arguments(graph: asp.Graph, row: int = 0) -> tuple[np.ndarray, ...]:
+    """Arguments of `_core.graph_moved` before the query."""
+    arrays = (graph.carried, graph.received, graph.pattern, graph.position[: len(graph.carried)])
+    return *arrays, np.array([row]), np.ones(1)
+
+
+def contexts(n_features: int = 40) -> _core.Contexts:
+    """An empty table of two contexts a feature."""
+    return _core.Contexts(n_features, None, 2, 1, 1)
+
+
 def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
     """The edges of a graph as the core takes them."""
     return graph.start, graph.source, graph.weights
@@ -384,6 +413,131 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: e.coder.load("b_dec", np.zeros(5)),
             lambda e: e.coder.load("b_dec", np.zeros(4, np.float32)),
         ),
+    ),
+    "_core.CoderTrainer.scaled": uses(
+        lambda e: e.coder.scaled(2.0), wrong=(lambda e: e.coder.scaled("2"), lambda e: e.coder.scaled())
+    ),
+    "_core.graph_total": uses(
+        lambda e: _core.graph_total(*EDGES),
+        wrong=(
+            lambda e: _core.graph_total(EDGES[0], EDGES[1][:1]),
+            lambda e: _core.graph_total(*EDGES[::-1]),
+        ),
+    ),
+    "_core.graph_between": uses(
+        lambda e: _core.graph_between(*graph_pairs(e.graph, 0), EDGES[0][:1], *EDGES),
+        wrong=(
+            lambda e: _core.graph_between(*graph_pairs(e.graph, 0), *EDGES, EDGES[1]),
+            lambda e: _core.graph_between(*graph_pairs(e.graph, 0), EDGES[0][:1], EDGES[0], EDGES[1][:2]),
+            lambda e: _core.graph_between(*graph_pairs(e.graph, 10**6), EDGES[0][:1], *EDGES),
+            lambda e: _core.graph_between(1, 2, 3),
+        ),
+    ),
+    "_core.graph_shares": uses(
+        lambda e: _core.graph_shares(EDGES[1], EDGES[1][:2], True),
+        lambda e: _core.graph_shares(EDGES[1][:0], EDGES[1][:0], False),
+        wrong=(lambda e: _core.graph_shares(EDGES[0], EDGES[1], True),),
+    ),
+    "_core.graph_entries": uses(
+        lambda e: _core.graph_entries(*entry_arguments(e.graph)),
+        wrong=(
+            lambda e: _core.graph_entries(*entry_arguments(e.graph, head=4)),
+            lambda e: _core.graph_entries(*entry_arguments(e.graph)[:4], np.ones((2, 1))),
+        ),
+    ),
+    "_core.graph_moved": uses(
+        lambda e: _core.graph_moved(*moved_arguments(e.graph), 7),
+        wrong=(
+            lambda e: _core.graph_moved(*moved_arguments(e.graph), 8),
+            lambda e: _core.graph_moved(*moved_arguments(e.graph, row=10**6), 7),
+            lambda e: _core.graph_moved(*moved_arguments(e.graph)[::-1], 7),
+        ),
+    ),
+    "_core.graph_pairs": uses(
+        lambda e: _core.graph_pairs(*PAIRS, 4, 2, 0.5),
+        wrong=(
+            lambda e: _core.graph_pairs(*PAIRS, 4, 4, 0.5),
+            lambda e: _core.graph_pairs(*PAIRS, 3, 2, 0.5),
+            lambda e: _core.graph_pairs(*PAIRS[:4], PAIRS[4][:2], 4, 2, 0.5),
+        ),
+    ),
+    "_core.graph_largest_pairs": uses(
+        lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 0, 2),
+        lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 0, 10),
+        wrong=(
+            lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 3, 2),
+            lambda e: _core.graph_largest_pairs(np.arange(6.0).reshape(3, 2), 0, 2),
+            lambda e: _core.graph_largest_pairs(np.arange(9.0).reshape(3, 3), 0, 0),
+        ),
+    ),
+    "_core.token_losses": uses(
+        lambda e: _core.token_losses(LOGITS, TARGETS),
+        lambda e: _core.token_losses(LOGITS[:0], TARGETS[:0], threads=2),
+        wrong=(
+            lambda e: _core.token_losses(LOGITS, TARGETS + 7),
+            lambda e: _core.token_losses(LOGITS, TARGETS[:1]),
+            lambda e: _core.token_losses(LOGITS, TARGETS.astype(np.int64)),
+            lambda e: _core.token_losses(LOGITS, TARGETS, threads=-1),
+        ),
+    ),
+    "_core.first_weights_from_text": uses(
+        lambda e: _core.first_weights_from_text(LOGITS, LOGITS, 1.0, *DRAWN),
+        wrong=(
+            lambda e: _core.first_weights_from_text(LOGITS, LOGITS[:1], 1.0, *DRAWN),
+            lambda e: _core.first_weights_from_text(LOGITS, LOGITS, 0.0, *DRAWN),
+            lambda e: _core.first_weights_from_text(LOGITS, LOGITS, 1.0, *DRAWN[::-1]),
+        ),
+    ),
+    "_core.first_weights_from_set": uses(
+        lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS[0], TARGETS + 1, 2.0),
+        wrong=(
+            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS[0], None, 0.0),
+            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS, LOGITS, None, 1.0),
+            lambda e: _core.first_weights_from_set(LOGITS, TARGETS, LOGITS[:1], LOGITS[0], None, 1.0),
+        ),
+    ),
+    "_core.first_weights_scale": uses(
+        lambda e: _core.first_weights_scale(LOGITS),
+        wrong=(lambda e: _core.first_weights_scale(LOGITS[:0]), lambda e: _core.first_weights_scale(3)),
+    ),
+    "_core.first_weights_threshold": uses(
+        lambda e: _core.first_weights_threshold(DRAWN[1][0], DRAWN[0], LOGITS, 1.5),
+        wrong=(
+            lambda e: _core.first_weights_threshold(DRAWN[1][0], DRAWN[0][:1], LOGITS, 1.5),
+            lambda e: _core.first_weights_threshold(DRAWN[1][0], DRAWN[0], LOGITS, -1.0),
+        ),
+    ),
+    "_core.Model.promoted_tokens": uses(
+        lambda e: e.core.promoted_tokens(np.ones((3, 2, 64), np.float32), 4, threads=1),
+        wrong=(
+            lambda e: e.core.promoted_tokens(np.ones((3, 2, 63)), 4),
+            lambda e: e.core.promoted_tokens(np.ones((3, 2, 64)), 97),
+            lambda e: e.core.promoted_tokens("rows", 4),
+        ),
+    ),
+    "_core.Contexts": uses(
+        lambda e: _core.Contexts(9, np.array([2, 5]), 3, 1, 0),
+        lambda e: _core.Contexts(0, None, 1, 0, 0),
+        wrong=(
+            lambda e: _core.Contexts(9, np.array([5, 2]), 3, 1, 0),
+            lambda e: _core.Contexts(9, None, 0, 1, 0),
+            lambda e: _core.Contexts(2**31 - 1, None, 2**40, 2**30, 0),
+        ),
+    ),
+    "_core.Contexts.add": uses(
+        lambda e: contexts().add(e.features._core, 1, TOKENS, ONE_PROMPT, 3),
+        wrong=(
+            lambda e: contexts().add(e.features._core, 2, TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts().add(e.features._core, 1, TOKENS, ONE_PROMPT, -1),
+            lambda e: contexts().add(e.features._core, 1, TOKENS[:7], np.array([0, 7]), 0),
+            lambda e: contexts().add(_core.Features(e.core, 8, "relu"), 1, TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts(3).add(e.features._core, 1, TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts().add(e.features, 1, TOKENS, ONE_PROMPT, 0),
+        ),
+    ),
+    "_core.Contexts.array": uses(
+        lambda e: [contexts().array(name) for name in CONTEXT_ARRAYS],
+        wrong=(lambda e: contexts().array("x"), lambda e: contexts().array(3)),
     ),
     "_core.CoderTrainer.step_count": uses(
         lambda e: setattr(e.coder, "step_count", 3),

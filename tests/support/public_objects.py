@@ -98,7 +98,7 @@ class Everything:
                            np.ones((1, 64), np.float32))  # fmt: skip
         self._prepare_graphs()
         self.model.save(self.folder / "saved")
-        self.trainer.save(self.folder / "saved.ckpt")
+        self.trainer.save(self.folder / "saved.safetensors")
         return self
 
     def _prepare_graphs(self) -> None:

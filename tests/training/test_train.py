@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import reliability
 import tiny_training as tiny
+from bundle_by_hand import contents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attnsparse as asp
 from attnsparse.errors import CheckpointError, TrainingDiverged
-from attnsparse.io import training_file
+from attnsparse.io.bundle import write_bundle
 from attnsparse.training import schedules
-from attnsparse.training.checkpoint import checkpoint_name, checkpoint_steps, last_checkpoint
+from attnsparse.training.checkpoint import SCHEMA, checkpoint_name, checkpoint_steps, last_checkpoint
 from attnsparse.training.data import SequenceData, TokenData
 from attnsparse.training.options import TrainingOptions
 from attnsparse.training.trainer import HISTORY, Trainer
@@ -38,7 +39,7 @@ def child(folder: Path, *numbers: int) -> None:
 
 def uninterrupted(folder: Path, steps: int = N_STEPS) -> bytes:
     """The final checkpoint of a run that nothing stopped."""
-    path = folder / "uninterrupted.ckpt"
+    path = folder / "uninterrupted.safetensors"
     Trainer(tiny.model(), tiny.data(), tiny.options(steps), threads=1).train().save(path)
     return path.read_bytes()
 
@@ -270,8 +271,8 @@ def test_threads_do_not_change_a_bit(tmp_path):
     expected = uninterrupted(tmp_path)
     for threads in (2, 3):
         trainer = Trainer(tiny.model(), tiny.data(), tiny.options(N_STEPS), threads=threads)
-        trainer.train().save(tmp_path / "a.ckpt")
-        assert (tmp_path / "a.ckpt").read_bytes() == expected
+        trainer.train().save(tmp_path / "a.safetensors")
+        assert (tmp_path / "a.safetensors").read_bytes() == expected
 
 
 def test_interrupts_leave_a_run_that_goes_on(tmp_path):
@@ -296,8 +297,8 @@ def test_interrupts_leave_a_run_that_goes_on(tmp_path):
         signal.signal(signal.SIGVTALRM, before)
         gc.callbacks[:] = callbacks
     assert interrupts >= 5
-    trainer.save(tmp_path / "a.ckpt")
-    assert (tmp_path / "a.ckpt").read_bytes() == expected
+    trainer.save(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == expected
     assert list(folder.glob(".*")) == []
 
 
@@ -310,7 +311,9 @@ def check_resume(tmp_path: Path, steps: int, k: int, first_threads: int, second_
     trainer = tiny.continued(folder, steps, first_threads)
     trainer.train(until=k).save(folder / checkpoint_name(k))
     child(folder, steps, steps, second_threads, 0)
-    return (folder / checkpoint_name(steps)).read_bytes() == (tmp_path / "uninterrupted.ckpt").read_bytes()
+    return (folder / checkpoint_name(steps)).read_bytes() == (
+        tmp_path / "uninterrupted.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(("k", "threads"), [(0, (1, 1)), (5, (1, 2)), (17, (2, 2)), (28, (2, 1))])
@@ -332,7 +335,7 @@ def test_resume_from_every_step_gives_the_same_bytes(tmp_path, threads):
 
 def test_resume_in_this_process(tmp_path):
     expected = uninterrupted(tmp_path)
-    path = tmp_path / "a.ckpt"
+    path = tmp_path / "a.safetensors"
     for k in range(0, N_STEPS, 3):
         Trainer(tiny.model(), tiny.data(), tiny.options(N_STEPS)).train(until=k).save(path)
         Trainer.resume(path, tiny.data()).train().save(path)
@@ -367,7 +370,7 @@ def test_run_saves_and_keeps_the_last_ones(tmp_path):
     trainer = Trainer(tiny.model(), tiny.data(), tiny.options(10), folder=tmp_path, checkpoint_every=4)
     trainer.train()
     assert checkpoint_steps(tmp_path) == [8, 10]
-    assert last_checkpoint(tmp_path).name == "step-000010.ckpt"
+    assert last_checkpoint(tmp_path).name == "step-000010.checkpoint.safetensors"
     assert (tmp_path / HISTORY).exists()
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         last_checkpoint(tmp_path / "none")
@@ -375,22 +378,22 @@ def test_run_saves_and_keeps_the_last_ones(tmp_path):
 
 def test_resume_knows_model_history_and_seconds(tmp_path):
     trainer = Trainer(tiny.model(), tiny.data(), tiny.options(10)).train(until=6)
-    trainer.save(tmp_path / "a.ckpt")
-    resumed = Trainer.resume(tmp_path / "a.ckpt", tiny.data())
+    trainer.save(tmp_path / "a.safetensors")
+    resumed = Trainer.resume(tmp_path / "a.safetensors", tiny.data())
     assert resumed.history().equals(trainer.history())
     assert resumed.model.name == "tiny"
     assert resumed.model.config == trainer.model.config
     assert state_of(resumed) == state_of(trainer)
     (tmp_path / HISTORY).unlink()
-    assert Trainer.resume(tmp_path / "a.ckpt", tiny.data()).history()["seconds"].isna().all()
+    assert Trainer.resume(tmp_path / "a.safetensors", tiny.data()).history()["seconds"].isna().all()
 
 
 def test_a_dense_run_is_resumed(tmp_path):
     whole = Trainer(tiny.model(gated=False), tiny.data(), steps=8).train()
-    whole.save(tmp_path / "whole.ckpt")
-    Trainer(tiny.model(gated=False), tiny.data(), steps=8).train(until=3).save(tmp_path / "a.ckpt")
-    Trainer.resume(tmp_path / "a.ckpt", tiny.data()).train().save(tmp_path / "a.ckpt")
-    assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "whole.ckpt").read_bytes()
+    whole.save(tmp_path / "whole.safetensors")
+    Trainer(tiny.model(gated=False), tiny.data(), steps=8).train(until=3).save(tmp_path / "a.safetensors")
+    Trainer.resume(tmp_path / "a.safetensors", tiny.data()).train().save(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def resume_code(path: Path, *arguments, **options) -> tuple[str, str | None]:
@@ -401,7 +404,7 @@ def resume_code(path: Path, *arguments, **options) -> tuple[str, str | None]:
 
 
 def test_resume_refuses_another_run_by_name(tmp_path):
-    path = tmp_path / "a.ckpt"
+    path = tmp_path / "a.safetensors"
     Trainer(tiny.model(), tiny.data(), tiny.options(10)).train(until=2).save(path)
     assert resume_code(path, tiny.data(), lr=0.5) == ("options", "lr")
     assert resume_code(path, tiny.data(), steps=11) == ("options", "steps")
@@ -413,13 +416,13 @@ def test_resume_refuses_another_run_by_name(tmp_path):
 
 
 def test_resume_checks_what_a_checksum_cannot(tmp_path):
-    path = tmp_path / "a.ckpt"
+    path = tmp_path / "a.safetensors"
     Trainer(tiny.model(), tiny.data(), tiny.options(10)).train(until=2).save(path)
-    meta, tensors = training_file.load(path).meta, training_file.load(path).tensors
+    meta, tensors = contents(path)
     name = "adam.m/h.0.ln_1.bias"
 
     def code(meta: dict, tensors: dict) -> tuple[str, str | None]:
-        training_file.save(path, meta, tensors)
+        write_bundle(path, SCHEMA, meta, tensors)
         return resume_code(path, tiny.data())
 
     missing = {key: value for key, value in tensors.items() if key != name}
@@ -438,11 +441,11 @@ def test_resume_checks_what_a_checksum_cannot(tmp_path):
 
 
 def test_resume_warns_of_another_build(tmp_path):
-    path = tmp_path / "a.ckpt"
+    path = tmp_path / "a.safetensors"
     Trainer(tiny.model(), tiny.data(), tiny.options(10)).save(path)
-    contents = training_file.load(path)
-    build = {**contents.meta["build"], "isa": "abacus"}
-    training_file.save(path, {**contents.meta, "build": build}, contents.tensors)
+    fields, tensors = contents(path)
+    build = {**fields["build"], "isa": "abacus"}
+    write_bundle(path, SCHEMA, {**fields, "build": build}, tensors)
     with pytest.warns(UserWarning, match="isa 'abacus'"):
         Trainer.resume(path, tiny.data())
 
@@ -451,9 +454,9 @@ def test_a_failed_save_leaves_a_trainer_that_goes_on(tmp_path):
     expected = uninterrupted(tmp_path)
     trainer = Trainer(tiny.model(), tiny.data(), tiny.options(N_STEPS)).train(until=9)
     with pytest.raises(OSError, match="nowhere"):
-        trainer.save(tmp_path / "nowhere" / "a.ckpt")
-    trainer.train().save(tmp_path / "a.ckpt")
-    assert (tmp_path / "a.ckpt").read_bytes() == expected
+        trainer.save(tmp_path / "nowhere" / "a.safetensors")
+    trainer.train().save(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == expected
 
 
 WRONG = {

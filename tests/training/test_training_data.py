@@ -115,11 +115,11 @@ def test_a_resume_refuses_a_map_that_has_changed(tmp_path):
     config = asp.Config(n_layer=1, n_head=1, d_model=4, d_head=4, d_mlp=4, n_ctx=8, n_vocab=50)
     trainer = Trainer(asp.Model(config, tiny_weights(config)), data, steps=3)
     trainer.step()
-    trainer.save(tmp_path / "a.ckpt")
-    assert Trainer.resume(tmp_path / "a.ckpt", data).step_count == 1
+    trainer.save(tmp_path / "a.safetensors")
+    assert Trainer.resume(tmp_path / "a.safetensors", data).step_count == 1
     np.memmap(path, dtype="<u2", mode="r+")[0] += 1
     with pytest.raises(asp.CheckpointError, match="other data"):
-        Trainer.resume(tmp_path / "a.ckpt", data)
+        Trainer.resume(tmp_path / "a.safetensors", data)
 
 
 def tiny_weights(config: asp.Config) -> dict[str, np.ndarray]:
@@ -196,7 +196,7 @@ def test_a_trainer_is_used_by_one_thread_at_a_time(tmp_path, work):
     thread = threading.Thread(target=getattr(trainer, work))
     thread.start()
     assert data.asked.wait(30)
-    for call in (trainer.step, trainer.train, lambda: trainer.save(tmp_path / "a.ckpt")):
+    for call in (trainer.step, trainer.train, lambda: trainer.save(tmp_path / "a.safetensors")):
         with pytest.raises(RuntimeError, match="this trainer is in use in another thread"):
             call()
     assert list(tmp_path.iterdir()) == []
@@ -222,7 +222,11 @@ def test_what_reads_all_weights_holds_them(tmp_path, monkeypatch):
     for module, name, reading in (
         ("attnsparse.model.model.update", "update", lambda: model.digest),
         ("attnsparse.model.load.write_together", "write", lambda: model.save(tmp_path)),
-        ("attnsparse.training.trainer.training_file.save", "save", lambda: trainer.save(tmp_path / "a.ckpt")),
+        (
+            "attnsparse.training.trainer.write_bundle",
+            "save",
+            lambda: trainer.save(tmp_path / "a.safetensors"),
+        ),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, meanwhile)

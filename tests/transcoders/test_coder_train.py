@@ -19,9 +19,9 @@ from tiny_coders import made, options
 
 from attnsparse._engine import core_for
 from attnsparse.errors import CheckpointError, ConfigError, TrainingDiverged
-from attnsparse.io import training_file
+from attnsparse.io.bundle import write_bundle
 from attnsparse.training import schedules
-from attnsparse.transcoders import start as transcoder_start
+from attnsparse.training.checkpoint import SCHEMA
 from attnsparse.transcoders import trainer as transcoder_train
 from attnsparse.transcoders.options import TranscoderOptions
 from attnsparse.transcoders.trainer import TranscoderTrainer, train_transcoders
@@ -253,9 +253,9 @@ def test_training_may_begin_with_given_transcoders():
 def test_a_checkpoint_knows_what_it_began_with(tmp_path):
     start = made(3).transcoders()
     first = TranscoderTrainer(tiny.model(), tiny.data(batch=8), options(4), start=start, threads=1)
-    first.train(tmp_path / "a.ckpt")
+    first.train(tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        made(4).load(tmp_path / "a.ckpt")
+        made(4).load(tmp_path / "a.safetensors")
     assert caught.value.code == "start"
 
 
@@ -313,12 +313,12 @@ def test_transcoders_are_what_was_trained():
 
 
 def test_a_run_does_not_depend_on_threads(tmp_path):
-    assert finished(tmp_path / "a.ckpt", threads=1) == finished(tmp_path / "b.ckpt", threads=3)
+    assert finished(tmp_path / "a.safetensors", threads=1) == finished(tmp_path / "b.safetensors", threads=3)
 
 
 def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
-    expected = finished(tmp_path / "whole.ckpt", 900)
-    path, stops = tmp_path / "run.ckpt", 0
+    expected = finished(tmp_path / "whole.safetensors", 900)
+    path, stops = tmp_path / "run.safetensors", 0
     before, moments = signal.signal(signal.SIGVTALRM, signal.default_int_handler), random.Random(0)
     gc.disable()  # an interrupt inside another library's callback would be lost, and warned of
     try:
@@ -343,15 +343,17 @@ def test_stopped_and_resumed_gives_the_same_bytes(tmp_path):
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    expected = finished(tmp_path / "a.ckpt", 6)
-    found = train_transcoders(tiny.model(), tiny.data(batch=8), options(6), checkpoint=tmp_path / "a.ckpt")
-    assert (tmp_path / "a.ckpt").read_bytes() == expected
+    expected = finished(tmp_path / "a.safetensors", 6)
+    found = train_transcoders(
+        tiny.model(), tiny.data(batch=8), options(6), checkpoint=tmp_path / "a.safetensors"
+    )
+    assert (tmp_path / "a.safetensors").read_bytes() == expected
     assert found.digest == train_transcoders(tiny.model(), tiny.data(batch=8), options(6)).digest
 
 
 def test_an_interrupted_step_is_finished(tmp_path):
     """Ctrl-C between two layers: the trainer goes on, and a checkpoint holds whole steps only."""
-    expected = finished(tmp_path / "whole.ckpt", 6)
+    expected = finished(tmp_path / "whole.safetensors", 6)
     trainer = made(6)
     trainer.step()
     step, trainer._layers[1] = trainer._layers[1], Stopping(trainer._layers[1])
@@ -359,14 +361,14 @@ def test_an_interrupted_step_is_finished(tmp_path):
         trainer.step()
     assert [core.step_count for core in trainer._layers] == [2, 1]
     trainer._layers[1] = step
-    trainer.save(tmp_path / "stopped.ckpt")
+    trainer.save(tmp_path / "stopped.safetensors")
     assert trainer.step_count == 2
-    trainer.train(tmp_path / "a.ckpt")
-    assert (tmp_path / "a.ckpt").read_bytes() == expected
+    trainer.train(tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == expected
     again = made(6)
-    again.load(tmp_path / "stopped.ckpt")
-    again.train(tmp_path / "b.ckpt")
-    assert (tmp_path / "b.ckpt").read_bytes() == expected
+    again.load(tmp_path / "stopped.safetensors")
+    again.train(tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == expected
 
 
 class Stopping:
@@ -392,29 +394,29 @@ class Stopping:
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, code, field):
-    finished(tmp_path / "a.ckpt", 6)
+    finished(tmp_path / "a.safetensors", 6)
     model, data = change.pop("model", tiny.model()), change.pop("data", tiny.data(batch=8))
     steps = change.pop("steps", 6)
     with pytest.raises(CheckpointError) as caught:
-        train_transcoders(model, data, options(steps, **change), checkpoint=tmp_path / "a.ckpt")
+        train_transcoders(model, data, options(steps, **change), checkpoint=tmp_path / "a.safetensors")
     assert (caught.value.code, caught.value.field) == (code, field)
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
-    training_file.save(tmp_path / "a.ckpt", {"kind": "training"}, {})
+    write_bundle(tmp_path / "a.safetensors", SCHEMA, {}, {})
     with pytest.raises(CheckpointError) as caught:
-        made(3).load(tmp_path / "a.ckpt")
-    assert caught.value.code == "meta"
+        made(3).load(tmp_path / "a.safetensors")
+    assert caught.value.code == "magic"
 
 
 def test_divergence_is_told_and_the_run_stays(tmp_path):
     trainer = made(60, lr=1e14, clip=0.0)
     with pytest.raises(TrainingDiverged):
-        trainer.train(tmp_path / "a.ckpt", 1)
+        trainer.train(tmp_path / "a.safetensors", 1)
     assert 0 < trainer.step_count < 60
     again = made(60, lr=1e14, clip=0.0)
     with pytest.raises(CheckpointError) as caught:  # the last step that was done made weights infinite
-        again.load(tmp_path / "a.ckpt")
+        again.load(tmp_path / "a.safetensors")
     assert caught.value.code == "nonfinite"
     assert again.step_count == 0
 
@@ -482,19 +484,6 @@ def test_arguments_must_fit_each_other():
         train_transcoders(tiny.model(), tiny.data(), {"steps": 3})
     with pytest.raises(ValueError, match="checkpoint_every"):
         train_transcoders(tiny.model(), tiny.data(), options(3), checkpoint_every=0)
-
-
-def test_first_features_are_rows_far_apart():
-    rows = np.repeat(np.eye(6, dtype=np.float32) * np.arange(1, 7)[:, None], 50, axis=0)
-    chosen = transcoder_start.spread_rows(rows, 10, seed=0, layer=1)
-    assert sorted(rows[chosen].argmax(axis=1)) == list(range(6))  # every kind once, then no more
-    weights = transcoder_start.first_weights(rows, rows[:, ::-1], 2.0, 10, 0, 1)
-    assert all(np.isfinite(value).all() for value in weights.values())
-    assert np.allclose(np.linalg.norm(weights["w_dec"], axis=1), 1)
-    pre = (rows[chosen] @ weights["w_enc"].T + weights["b_enc"])[range(6), range(6)]
-    length = np.linalg.norm((rows - rows.mean(axis=0))[chosen], axis=1) / 2
-    assert np.ptp(pre / length) < 1e-5  # each stands for its own row, all with one gain
-    assert 0 < (pre / length)[0] <= 1
 
 
 def test_the_first_error_is_below_the_variance():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_graph import PROMPT, WORDS, model, traced, transcoders
 
+from attnsparse._engine import core_for
 from attnsparse.errors import ConfigError, FormatError, LimitError
 from attnsparse.graphs.build import attribution_graph
 from attnsparse.io.limits import Limits
@@ -97,6 +98,50 @@ def test_against_numpy(spoken, case, group, monkeypatch):
                     assert labels.activations[row, k, w] == pytest.approx(expected, rel=2e-5, abs=1e-6)
             found += 1
     assert found == len(labels) == len(labels.layer) > 0.8 * sum(of.n_features)
+
+
+def test_of_equal_contexts_the_earlier_ones_stay(spoken, monkeypatch):
+    """Equal prompts, each run alone so that their activations are equal in all bits."""
+    monkeypatch.setattr("attnsparse.transcoders.describe.GROUP_TOKENS", 1)
+    labels = described(spoken, transcoders(spoken), [PROMPTS[3], PROMPTS[0], *[PROMPTS[3]] * 5])
+    several = [row for row in labels.prompt.tolist() if sum(p not in (1, -1) for p in row) > 2]
+    assert several
+    for row in several:
+        equal = [p for p in row if p != 1]
+        assert equal == [0, 2, 3, 4][: len(equal)]
+
+
+@pytest.mark.parametrize("n", [1, 7, len(WORDS)])
+def test_all_promoted_tokens_are_in_order(spoken, n):
+    """Any number of tokens up to the vocabulary, of equal logits the lower token first."""
+    rows = np.random.default_rng(0).standard_normal((5, 2, spoken.config.d_model))
+    rows[3] = 0  # every logit is the same
+    for threads in (1, 3):
+        tokens, effects = spoken._core.promoted_tokens(rows, n, threads)
+        assert tokens.shape == effects.shape == (2, 5, n)
+        for side, sign in ((0, -1), (1, 1)):
+            everything = spoken._core.promoted_tokens(rows, len(WORDS))
+            logits = np.empty((5, len(WORDS)), np.float32)
+            np.put_along_axis(logits, everything[0][side].astype(np.int64), everything[1][side], axis=1)
+            order = np.argsort(sign * logits, axis=1, kind="stable")[:, :n]
+            assert np.array_equal(tokens[side], order)
+            assert np.array_equal(effects[side], np.take_along_axis(logits, order, axis=1))
+        assert tokens[0, 3].tolist() == tokens[1, 3].tolist() == list(range(n))
+
+
+def test_a_table_is_closed_once_it_is_read(spoken):
+    of = transcoders(spoken)
+    features = of.features(spoken, PROMPTS[3])._core
+    table = core_for("float32").Contexts(of.n_features[0], None, 2, 1, 1)
+    arguments = (features, 0, np.array(PROMPTS[3], np.int32), np.array([0, 16]), 0)
+    table.add(*arguments)
+    count = table.array("count")
+    assert not count.flags.writeable
+    assert (table.array("prompt")[count > 0, 0] == 0).all()
+    with pytest.raises(RuntimeError, match="once an array has been read"):
+        table.add(*arguments)
+    with pytest.raises(KeyError, match="no array"):
+        table.array("nothing")
 
 
 @pytest.mark.parametrize("cross", [False, True])
