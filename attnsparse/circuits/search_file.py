@@ -62,7 +62,7 @@ class SearchFile:
             tensors = {name: (info.dtype, len(info.shape)) for name, info in bundle.tensors.items()}
             if tensors != {_STATE: ("I64", 1)}:
                 raise_file_error("value", self.path, "must hold one flat tensor 'state' of I64", _STATE)
-            return bundle.read(_STATE)
+            return bundle.read_all()[_STATE]
 
     def restore(self, search: _core.Circuit, state: np.ndarray) -> None:
         """Let a search continue from there; FormatError `value` for a state that it cannot have."""

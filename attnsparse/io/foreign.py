@@ -74,7 +74,8 @@ ADAPTER = (
     "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained('merged')"
 )
 #: files of ours, and those that trainers write beside the weights
-NO_WEIGHTS = ("*.circuit.safetensors", "*.graph.safetensors", "*.checkpoint.safetensors",
+NO_WEIGHTS = ("*.circuit.safetensors", "*.search.safetensors", "*.graph.safetensors",
+              "*.checkpoint.safetensors",
               "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scheduler.bin",
               "scaler.pt", "rng_state.pth", "rng_state_*.pth", "random_states_*.pt")  # fmt: skip
 # part of a tensor's name -> whose it is; the first that is found decides

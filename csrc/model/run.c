@@ -237,7 +237,8 @@ static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch
     int64_t positions[ASP_N_RECORDS];
     asp_arena_part parts[SCRATCH_PARTS];
     const int64_t needed = lay_out(run, s, parts, positions, model, options, context->n_threads);
-    if (needed > options->max_bytes || needed == INT64_MAX) return no_room_for_run(run, needed, options->max_bytes, err);
+    if (needed > options->max_bytes || needed == INT64_MAX)
+        return no_room_for_run(run, needed, options->max_bytes, err);
     if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0))
         return no_room_for_run(run, needed, INT64_MAX, err);
     asp_arena_wire(&s->arena, parts, SCRATCH_PARTS);

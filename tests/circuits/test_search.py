@@ -1,4 +1,4 @@
-"""The search in the core: against its NumPy twin, interrupted, continued, kept in a file, seen from Python."""
+"""The search in the core: its NumPy twin, interrupted, continued, kept in a file, called from Python."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_states_of_no_search_are_refused(tmp_path):
     path = str(tmp_path / "a.safetensors")
     search(Counted(0), "greedy", resume=path)
     with Bundle(path, SCHEMA) as bundle:
-        fields, state = bundle.fields, bundle.read("state")
+        fields, state = bundle.fields, bundle.read_all()["state"]
     wrong = {f"stage {n}": np.where(np.arange(len(state)) == 0, n, state) for n in (-1, 7, 2**40)}
     wrong |= {"short": state[:-1], "long": np.append(state, 0), "empty": state[:0]}
     wrong |= {"order": np.where(np.arange(len(state)) == 9, 12, state), "ones": state | 1}
