@@ -102,7 +102,8 @@ static int64_t default_sizes(int64_t *sizes, int64_t n, int every) {
 
 int64_t asp_find_most_sizes(const asp_circuit_options *options, int64_t n_items) {
     if (options->sizes) return options->n_sizes;
-    return default_sizes(NULL, n_items, options->effects.unit == ASP_UNIT_HEAD) + REFINE_ROUNDS * 2 * REFINE_POINTS;
+    return default_sizes(NULL, n_items, options->effects.unit == ASP_UNIT_HEAD) +
+           (int64_t)REFINE_ROUNDS * 2 * REFINE_POINTS;
 }
 
 /* The metric with only the best so many items kept; with none it is known.  values (n,P) written */
