@@ -270,7 +270,7 @@ static void needed_item(void *arg, int64_t b, int thread) {
     const int64_t n = r->n_sizes;
     double *effect = r->effects + thread * n;
     if (!resample(effect, r->weights + thread * r->n_prompts, r->curve, r->seed, b)) return;
-    int64_t *counts = r->counts + thread * 2 * (n + 1);
+    int64_t *counts = r->counts + 2 * (n + 1) * thread;
     counts[first_index(effect, n, r->fraction)]++;
     counts[n + 1 + stays_index(effect, n, r->fraction)]++;
 }
@@ -300,7 +300,7 @@ asp_status asp_curve_needed_interval(asp_needed *needed, const asp_curve *curve,
     if (status) return status;
     status = asp_parallel_for(context, bootstrap->n_resamples, needed_item, &r);
     for (int t = 1; t < context->n_threads; t++)
-        for (int64_t i = 0; i < 2 * (n + 1); i++) r.counts[i] += r.counts[t * 2 * (n + 1) + i];
+        for (int64_t i = 0; i < 2 * (n + 1); i++) r.counts[i] += r.counts[2 * (n + 1) * t + i];
     needed->first = first_index(effect, n, fraction);
     needed->stays = stays_index(effect, n, fraction);
     index_interval(&needed->first_low, &needed->first_high, r.counts, n, bootstrap->confidence);

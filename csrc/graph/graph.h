@@ -54,7 +54,7 @@ struct asp_graph {
 int64_t asp_graph_bytes_of(const asp_graph_sizes *sizes);
 asp_adjacency asp_graph_adjacency(const asp_graph *graph);
 static inline int asp_graph_is(const asp_graph *graph, int64_t node, unsigned kinds) {
-    return kinds >> graph->arrays.kind[node] & 1;
+    return (kinds >> graph->arrays.kind[node] & 1) != 0;
 }
 /* Of a set of kinds. */
 #define ASP_KIND(kind) (1U << ASP_GRAPH_##kind)

@@ -240,7 +240,7 @@ static asp_status check(const building *b, asp_error *err) {
     if (b->n_sources != n_active + fixed)
         return asp_fail(err, ASP_BAD_ARGUMENT,
                         "a graph of %lld active features and %lld tokens has %lld sources, the writes have %lld",
-                        (long long)n_active, (long long)b->n_tokens, (long long)(n_active + fixed),
+                        (long long)n_active, (long long)b->n_tokens, (long long)n_active + fixed,
                         (long long)b->n_sources);
     for (int64_t i = 0; i < n_active; i++)
         if (b->in->features.reads.point[i] % 2 != 1)

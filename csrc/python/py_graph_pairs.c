@@ -202,7 +202,7 @@ PyObject *asp_py_graph_pairs_moved(PyObject *module, PyObject *args) {
 
 static int read_pairs(py_held *h, PyObject **o, asp_pairs_inputs *in) {
     int64_t rows[2][2], bias[2], node;
-    for (int side = 0; side < 2; side++)
+    for (Py_ssize_t side = 0; side < 2; side++)
         if (!(in->rows[side] = asp_py_arrays_hold(h, o[2 * side], ASP_PY_REAL, 2, "rows", rows[side])) ||
             !(in->bias[side] = asp_py_arrays_hold(h, o[2 * side + 1], ASP_PY_DOUBLE, 1, "bias", &bias[side])))
             return 0;
