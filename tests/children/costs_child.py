@@ -8,7 +8,6 @@ Time is the processor time of the reading, memory what the peak of the process g
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers  # noqa: F401 - so that their import is not counted
 import yaml  # noqa: F401
+from peak_memory import peak_bytes
 
 from attnsparse.circuits import circuit as circuit_module
 from attnsparse.errors import ConfigError, FormatError
@@ -44,24 +44,16 @@ READERS = {
 }
 
 
-def peak() -> int:
-    """The largest memory so far. On Linux of this program alone: ru_maxrss is inherited from the parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def main(path: Path) -> None:
     np.zeros(1)
-    before, begin = peak(), time.process_time()
+    before, begin = peak_bytes(), time.process_time()
     try:
         READERS["".join(path.suffixes)](path)
         code = "read"
     except (FormatError, ConfigError) as error:
         code = error.code
     seconds = time.process_time() - begin
-    print(json.dumps({"seconds": seconds, "bytes": peak() - before, "code": code}))
+    print(json.dumps({"seconds": seconds, "bytes": peak_bytes() - before, "code": code}))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ against float64, how many entries, and the peak of this process's memory in byte
 from __future__ import annotations
 
 import json
-import resource
 import sys
 
 import numpy as np
 from alone import same_bits_or_close
+from peak_memory import peak_bytes
 
 import attnsparse as asp
 from attnsparse import _core
@@ -216,8 +216,7 @@ SMALL = {
 def main() -> None:
     names = list(SMALL) if sys.argv[1] == "all" else [sys.argv[1]]
     found = {name: globals()[name](*(SMALL[name] if sys.argv[2:] else ())) for name in names}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"found": found, "peak": peak}))
+    print(json.dumps({"found": found, "peak": peak_bytes()}))
 
 
 if __name__ == "__main__":

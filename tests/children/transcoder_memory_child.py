@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import tiny_transcoders as tiny
 import torch_by_hand
+from peak_memory import peak_bytes
 from safetensors_by_hand import entry, file_bytes
 
 from attnsparse.transcoders.load import load_transcoders
@@ -106,14 +107,6 @@ def pt(folder: Path) -> int:
     return n
 
 
-def peak() -> int:
-    """The most resident memory that this process has had, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError("VmHWM")
-
-
 def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2])
     if what != "read":
@@ -122,18 +115,18 @@ def main() -> None:
     n = int(sys.argv[3])
     tiny.write(folder / "small", tiny.circuit_tracer()[0])
     load_transcoders(folder / "small", verify=True)  # what the modules themselves take
-    before = peak()
+    before = peak_bytes()
     source = load_transcoders(folder).source
-    found = {"loading": peak() - before}
+    found = {"loading": peak_bytes() - before}
     rng = np.random.default_rng(0)
     begin = time.perf_counter()
     for layer in range(LAYERS):
         source.decoder_rows(layer, np.sort(rng.choice(n, 1000, replace=False)))
-    found |= {"rows": peak() - before, "rows_seconds": time.perf_counter() - begin}
+    found |= {"rows": peak_bytes() - before, "rows_seconds": time.perf_counter() - begin}
     for layer in range(LAYERS):
         source.encoder(layer)
         source.output_bias(layer)
-    print(json.dumps(found | {"encoders": peak() - before}))
+    print(json.dumps(found | {"encoders": peak_bytes() - before}))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import reliability
 from graph_toys import PROMPT, random_transcoders, toy, toy_graph
+from peak_memory import peak_bytes
 
 import attnsparse as asp
 from attnsparse import figures
@@ -188,9 +188,9 @@ def child() -> None:
         asp.attribution_graph(model, transcoders, prompt, max_bytes=needed, **options)
     except MemoryError:
         refused = True
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_bytes()
     graph = asp.attribution_graph(model, transcoders, prompt, max_bytes=4 * needed, **options)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    grown = peak_bytes() - before
     assert len(graph) > n
     print(json.dumps([grown, 4 * needed, refused]))
 

@@ -428,14 +428,15 @@ def test_config_round_trip():
 
 
 LOAD_AND_MEASURE = """
-import resource, sys
+import sys
 import numpy as np
+from peak_memory import peak_bytes
 from attnsparse.model import load as checkpoint
 import attnsparse.model.model
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_bytes()
 model = checkpoint.load(sys.argv[1], config={"activation_function": "gelu_new"})
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(peak * (1 if sys.platform == "darwin" else 1024), 4 * model.config.n_parameters())
+peak = peak_bytes() - before
+print(peak, 4 * model.config.n_parameters())
 """
 
 
