@@ -24,7 +24,16 @@ const asp_real *asp_reference_z(const asp_reference_view *replacement, int64_t l
 
 /* ---- variants.c ---------------------------------------------------------------- */
 
-/* Packed variants of clean sequences; sequence i of the pass is variants[i], from its first position on. */
+/* Of each thread. */
+typedef struct {
+    const asp_real **rows;        /* (longest) */
+    asp_real **z_rows;            /* (longest) */
+    int64_t *queries, *attending; /* (longest) */
+    uint8_t *mask;                /* (longest^2) */
+} asp_variant_scratch;
+
+/* Variants of clean sequences; sequence i of the pass is variants[i].  Every row of the residual stream is computed
+ * once: the rows of the pass are those that some variant has as its own, in any order. */
 typedef struct asp_variants {
     const asp_config *config;
     const asp_variant *variants;
@@ -32,15 +41,26 @@ typedef struct asp_variants {
     const int32_t *order;
     asp_reference_view replacement; /* its offsets are the clean run's */
     asp_array clean_qkv;
-    uint8_t *masks; /* (n_threads, longest^2) */
     int64_t longest;
-    int last_only; /* z of the last position only */
+    int32_t *own;            /* (n_variants,longest) the layer before which a row is first the variant's own */
+    int32_t *before, *after; /* (n_variants,longest) row of the pass before and behind the layer; -1: the clean one */
+    asp_variant_scratch scratch; /* (n_threads) of each */
+    int last_only;               /* z of the last position only */
 } asp_variants;
-/* Rows of a clean sequence from the variant's first position on. */
-static inline int64_t asp_variant_rows(const asp_variant *v, const int64_t *offsets) {
-    return offsets[v->sequence + 1] - offsets[v->sequence] - v->first_position;
+/* Tokens of a variant's sequence. */
+static inline int64_t asp_variant_length(const asp_variants *vs, const asp_variant *v) {
+    return vs->replacement.offsets[v->sequence + 1] - vs->replacement.offsets[v->sequence];
 }
 /* Hooks of a pass over the variants; the struct is read while they are used. */
 asp_hooks asp_variants_hooks(asp_variants *variants);
+
+/* ---- sharing.c ----------------------------------------------------------------- */
+
+/* Whether a variant may share rows with the one before it, instead of with the clean run. */
+int asp_sharing_follows(const asp_variant *variant, const asp_variant *before);
+/* own (T) written: the lowest layer before which the row at a position is not that of the parent (NULL: of the clean
+ * run), L + 1 if there is none.  Returns how many rows a pass must have for them. */
+int64_t asp_sharing_own_rows(int32_t *own, const asp_variants *vs, const asp_variant *variant,
+                             const asp_variant *parent);
 
 #endif
