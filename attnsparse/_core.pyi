@@ -7,7 +7,7 @@ alive.  `threads=0` means the number set by `set_num_threads`.
 """
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -114,6 +114,7 @@ class Model:
         substitute: transcoders in place of MLPs, new Features of N tokens.
         """
 
+    @overload
     def sweep(
         self,
         clean: Run,
@@ -123,13 +124,27 @@ class Model:
         reference: Reference,
         metric: Metric,
         threads: int = 0,
+        count: Literal[False] = False,
     ) -> npt.NDArray[np.float64]:
         """Metric of every variant (n,7: the fields of asp_variant) of a clean run
         that recorded resid and qkv; see asp_sweep in csrc/asp.h.
 
         unit: 0 heads, 1 heads at positions, 2 attention entries; order: flat ranks of all items of the unit.
+        count: also return how many rows of layers were computed, and how many the variants have each for itself.
         """
 
+    @overload
+    def sweep(
+        self,
+        clean: Run,
+        variants: npt.NDArray[np.int64],
+        unit: int,
+        order: npt.NDArray[np.int32],
+        reference: Reference,
+        metric: Metric,
+        threads: int,
+        count: Literal[True],
+    ) -> tuple[npt.NDArray[np.float64], int, int]: ...
     def attribution(
         self,
         tokens: npt.NDArray[np.int32],

@@ -54,6 +54,8 @@ typedef struct {
                                 * ASP_RANK_CLOSED: always ablated, and replaced by nothing */
     asp_reference reference;
     asp_metric metric;
+    int64_t *rows; /* (2) added to: rows of layers that were computed, and those of the variants each for itself; NULL:
+                    * not wanted.  A row is one position in one layer; in the last layer there is one of a variant */
 } asp_sweep_options;
 
 /* The metric of every variant of a clean run that recorded RESID and QKV.

@@ -26,13 +26,13 @@ const asp_real *asp_reference_z(const asp_reference_view *replacement, int64_t l
 
 /* Of each thread. */
 typedef struct {
-    const asp_real **rows;        /* (longest) */
-    asp_real **z_rows;            /* (longest) */
-    int64_t *queries, *attending; /* (longest) */
-    uint8_t *mask;                /* (longest^2) */
+    const asp_real **rows, **held; /* (longest) */
+    asp_real **z_rows;             /* (longest) */
+    int64_t *queries, *attending;  /* (longest) */
+    uint8_t *mask;                 /* (longest^2) */
 } asp_variant_scratch;
 
-/* Variants of clean sequences; sequence i of the pass is variants[i].  Every row of the residual stream is computed
+/* Variants of clean sequences.  Every row of the residual stream is computed
  * once: the rows of the pass are those that some variant has as its own, in any order. */
 typedef struct asp_variants {
     const asp_config *config;
@@ -51,8 +51,10 @@ typedef struct asp_variants {
 static inline int64_t asp_variant_length(const asp_variants *vs, const asp_variant *v) {
     return vs->replacement.offsets[v->sequence + 1] - vs->replacement.offsets[v->sequence];
 }
-/* Hooks of a pass over the variants; the struct is read while they are used. */
-asp_hooks asp_variants_hooks(asp_variants *variants);
+/* Attention of one layer of the first n variants.  acts: q, k and v of the rows are read, z is written. */
+asp_status asp_variants_attention(const asp_variants *variants, const asp_model *model, const asp_activations *acts,
+                                  int64_t layer, int64_t n, const asp_gate *gate, const asp_scratch *scratch,
+                                  const asp_context *context);
 
 /* ---- sharing.c ----------------------------------------------------------------- */
 

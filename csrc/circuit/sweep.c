@@ -22,13 +22,11 @@ typedef struct {
     int64_t n_rows; /* of the pass so far */
     asp_arena arena;
     asp_real *x, *ln, *qkv, *z, *mlp, *logits;
-    asp_variant *variants;    /* (max_variants) of the block */
-    int64_t *offsets_of_pass; /* (max_variants+1) zeros: a variant's rows do not lie together */
-    int64_t *last;            /* (max_variants) variants whose last row is their own */
+    asp_variant *variants; /* (max_variants) of the block */
+    int64_t *last;         /* (max_variants) variants whose last row is their own */
     int64_t n_last;
     double *gate_bias; /* (L) */
     asp_variants view;
-    asp_hooks hooks;
     asp_scratch scratch;
 } sweep;
 
@@ -102,13 +100,13 @@ static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
                               ASP_PART(s->logits, logits, c->n_vocab),
                               ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread),
                               ASP_PART(s->variants, s->max_variants, 1),
-                              ASP_PART(s->offsets_of_pass, s->max_variants + 1, 1),
                               ASP_PART(s->last, s->max_variants, 1),
                               ASP_PART(s->gate_bias, c->n_layer, 1),
                               ASP_PART(s->view.own, s->max_variants, longest),
                               ASP_PART(s->view.before, s->max_variants, longest),
                               ASP_PART(s->view.after, s->max_variants, longest),
                               ASP_PART(scratch->rows, n_threads, longest),
+                              ASP_PART(scratch->held, n_threads, longest),
                               ASP_PART(scratch->z_rows, n_threads, longest),
                               ASP_PART(scratch->queries, n_threads, longest),
                               ASP_PART(scratch->attending, n_threads, longest),
@@ -118,7 +116,6 @@ static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
     if (!asp_arena_commit(&s->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a sweep over %lld rows", (long long)s->max_rows);
     asp_arena_wire(&s->arena, parts, PARTS);
-    memset(s->offsets_of_pass, 0, (size_t)(s->max_variants + 1) * sizeof *s->offsets_of_pass);
     for (int64_t l = 0; l < c->n_layer; l++) s->gate_bias[l] = c->gate_bias;
     s->view.variants = s->variants;
     return ASP_OK;
@@ -176,20 +173,19 @@ static void place_rows(sweep *s, int64_t n, int64_t layer) {
     }
 }
 
-/* The rows of the pass; rows of z that hold tokens beyond them do not matter. */
-static asp_activations pass_over(const sweep *s, int64_t rows, int64_t n_variants) {
+/* The first rows of the pass, without a sequence; rows of z that hold tokens beyond them do not matter. */
+static asp_activations pass_over(const sweep *s, int64_t rows) {
+    static const int64_t offsets[2] = {0, 0};
     return (asp_activations){.n_tokens = rows,
                              .n_rows = asp_shape_rows(s->model, rows, 0),
-                             .n_sequences = n_variants,
-                             .offsets = s->offsets_of_pass,
+                             .offsets = offsets,
                              .resid = {s->x, 0},
                              .mid = {s->x, 0},
                              .ln1 = {s->ln, 0},
                              .ln2 = {s->ln, 0},
                              .qkv = {s->qkv, 0},
                              .z = {s->z, 0},
-                             .mlp_post = {s->mlp, 0},
-                             .hooks = &s->hooks};
+                             .mlp_post = {s->mlp, 0}};
 }
 
 /* From z of the last positions to the final LayerNorm, in s->x.  Nothing else is read any more, so that the residual
@@ -218,6 +214,18 @@ static asp_status finish_last(sweep *s, int64_t n, const asp_context *context) {
     return status ? status : asp_forward_final(s->model, &acts, context);
 }
 
+/* Adds to what the caller counts, behind a layer in which so many rows were computed. */
+static void count_rows(const sweep *s, int64_t layer, int64_t n_begun, int64_t computed) {
+    int64_t *rows = s->options->rows;
+    if (!rows) return;
+    rows[0] += computed;
+    for (int64_t i = 0; i < n_begun; i++) {
+        const asp_variant *v = &s->variants[i];
+        const int one = s->view.last_only || (v->scope && v->start_layer == layer);
+        rows[1] += one ? 1 : asp_variant_length(&s->view, v) - v->first_position;
+    }
+}
+
 static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
     const asp_config *c = &s->model->config;
     const asp_gate gate = {.gated = c->gated, .bias = s->gate_bias};
@@ -225,20 +233,23 @@ static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
     int64_t begun = 0;
     for (int64_t l = s->variants[0].start_layer; !status && l < c->n_layer; l++) {
         while (begun < n && s->variants[begun].start_layer == l) begun++;
-        asp_activations acts = pass_over(s, s->n_rows, begun);
+        asp_activations acts = pass_over(s, s->n_rows);
         s->view.last_only = l == c->n_layer - 1;
         place_rows(s, n, l);
-        status = acts.n_tokens ? asp_forward_attention(s->model, &acts, l, &gate, &s->scratch, context)
-                               : asp_attention_forward(s->model, &acts, l, &gate, &s->scratch, context);
+        if (acts.n_tokens) status = asp_forward_qkv(s->model, &acts, l, context);
+        if (!status) status = asp_variants_attention(&s->view, s->model, &acts, l, begun, &gate, &s->scratch, context);
         if (status || s->view.last_only) break;
-        acts = pass_over(s, s->n_rows, begun);
+        acts = pass_over(s, s->n_rows);
         status = asp_forward_output(s->model, &acts, l, context);
         if (!status) status = asp_forward_mlp(s->model, &acts, l, context);
+        count_rows(s, l, begun, s->n_rows);
         int32_t *after = s->view.after;
         s->view.after = s->view.before;
         s->view.before = after;
     }
-    return status ? status : finish_last(s, n, context);
+    if (!status) status = finish_last(s, n, context);
+    if (!status) count_rows(s, c->n_layer - 1, n, s->n_last);
+    return status;
 }
 
 typedef struct {
@@ -298,7 +309,6 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
                             .unit = options->unit,
                             .order = options->order,
                             .clean_qkv = asp_run_array(clean, ASP_QKV)};
-    s.hooks = asp_variants_hooks(&s.view);
     s.view.longest = asp_shape_longest(s.offsets, asp_run_n_sequences(clean));
     asp_status status = prepare(&s, variants, n_variants, err);
     if (status) return status;

@@ -1,4 +1,4 @@
-/* variants.c: attention of one head of a variant: which of its items are ablated, and what replaces them. */
+/* variants.c: attention of a layer of variants: which of its items are ablated, and what replaces them. */
 #include <string.h>
 
 #include "circuit/circuit.h"
@@ -34,6 +34,7 @@ static void attend(const asp_variants *vs, asp_attention_task *u, int64_t layer,
     for (int64_t t = 0; t <= queries[n - 1]; t++)
         scratch->rows[t] = before[t] < 0 ? clean + t * vs->clean_qkv.strides[1] : u->q + before[t] * u->stride;
     u->rows = scratch->rows;
+    u->held = scratch->held;
     u->z_rows = scratch->z_rows;
     u->queries = queries;
     u->n_queries = n;
@@ -67,13 +68,18 @@ enum { KEPT = 0, REPLACED = 1, CLOSED = 2 };
 
 /* Marks the ablated entries of one query's row (query + 1); returns how many are kept. */
 static int64_t mark_row(const asp_variant *v, const int32_t *order, int64_t query, uint8_t *mask) {
-    int64_t kept = 0;
+    const int64_t most = (int64_t)INT32_MAX + 1, begin = asp_min(asp_max(v->keep_begin, 0), most);
+    const uint32_t first = (uint32_t)begin, size = (uint32_t)(asp_min(asp_max(v->keep_end, begin), most) - begin);
+    const int32_t dropped = v->dropped >= 0 && v->dropped <= INT32_MAX ? (int32_t)v->dropped : -1;
+    uint32_t n = 0;
     for (int64_t k = 0; k <= query; k++) {
         const int32_t rank = order[k];
-        mask[k] = rank == ASP_RANK_CLOSED ? CLOSED : is_ablated(v, rank) ? REPLACED : KEPT;
-        kept += mask[k] == KEPT;
+        const uint32_t kept = (rank < 0) | (((uint32_t)rank - first < size) & (rank != dropped)),
+                       closed = rank == ASP_RANK_CLOSED;
+        mask[k] = (uint8_t)(closed ? CLOSED : kept ? KEPT : REPLACED);
+        n += kept & !closed;
     }
-    return kept;
+    return n;
 }
 
 /* z += what the ablated entries contribute in the paired run, or on average. */
@@ -121,11 +127,23 @@ static void attend_to_entries(const asp_variants *vs, asp_attention_task *u, int
     if (any) add_references(vs, v, u, layer, head, scratch, n);
 }
 
-/* ---- the hook ---------------------------------------------------------------------------------- */
+/* ---- a layer ----------------------------------------------------------------------------------- */
+
+enum { ROWS_PER_ITEM = 256 };
+
+typedef struct {
+    const asp_variants *variants;
+    const asp_model *model;
+    const asp_activations *acts;
+    const asp_gate *gate;
+    const asp_scratch *scratch;
+    int64_t layer, n, per_item; /* variants */
+} layer_job;
 
 static asp_variant_scratch scratch_of(const asp_variants *vs, int thread) {
     const int64_t at = thread * vs->longest;
     return (asp_variant_scratch){.rows = vs->scratch.rows + at,
+                                 .held = vs->scratch.held + at,
                                  .z_rows = vs->scratch.z_rows + at,
                                  .queries = vs->scratch.queries + at,
                                  .attending = vs->scratch.attending + at,
@@ -133,18 +151,45 @@ static asp_variant_scratch scratch_of(const asp_variants *vs, int thread) {
 }
 
 /* Attention of one head of one variant; q, k, v and z of the task are those of row 0 of the pass. */
-static void attention(void *state, asp_attention_task *u, int64_t layer, int64_t variant, int64_t head, int thread) {
-    const asp_variants *vs = state;
+static void one_variant(const asp_variants *vs, asp_attention_task u, int64_t layer, int64_t variant, int64_t head,
+                        const asp_variant_scratch *scratch) {
     const asp_variant *v = &vs->variants[variant];
-    const asp_variant_scratch scratch = scratch_of(vs, thread);
-    u->n_tokens = asp_variant_length(vs, v);
-    int64_t n = own_queries(vs, u, layer, variant, &scratch);
+    u.n_tokens = asp_variant_length(vs, v);
+    int64_t n = own_queries(vs, &u, layer, variant, scratch);
     if (vs->unit == ASP_UNIT_EDGE && !(v->scope == 1 && layer > v->start_layer)) {
-        attend_to_entries(vs, u, layer, variant, head, &scratch, n);
+        attend_to_entries(vs, &u, layer, variant, head, scratch, n);
         return;
     }
-    if (v->scope != 1 || layer == v->start_layer) n = replace_heads(vs, v, u, layer, head, &scratch, n);
-    attend(vs, u, layer, variant, head, &scratch, scratch.queries, n);
+    if (v->scope != 1 || layer == v->start_layer) n = replace_heads(vs, v, &u, layer, head, scratch, n);
+    attend(vs, &u, layer, variant, head, scratch, scratch->queries, n);
 }
 
-asp_hooks asp_variants_hooks(asp_variants *variants) { return (asp_hooks){.state = variants, .attention = attention}; }
+/* One head of some variants: neighbours share most keys and values, which stay in the kernel's scratch. */
+static void layer_item(void *arg, int64_t item, int thread) {
+    const layer_job *job = arg;
+    const asp_variants *vs = job->variants;
+    const int64_t head = item % vs->config->n_head, begin = item / vs->config->n_head * job->per_item;
+    const asp_variant_scratch scratch = scratch_of(vs, thread);
+    const asp_attention_task task =
+        asp_attention_describe(job->model, job->acts, job->layer, job->gate, job->scratch, 0, head, thread);
+    for (int64_t i = begin; i < asp_min(begin + job->per_item, job->n); i++) {
+        if (i == begin || vs->variants[i].sequence != vs->variants[i - 1].sequence)
+            memset(scratch.held, 0, (size_t)vs->longest * sizeof *scratch.held);
+        one_variant(vs, task, job->layer, i, head, &scratch);
+    }
+}
+
+asp_status asp_variants_attention(const asp_variants *vs, const asp_model *model, const asp_activations *acts,
+                                  int64_t layer, int64_t n, const asp_gate *gate, const asp_scratch *scratch,
+                                  const asp_context *context) {
+    layer_job job = {.variants = vs,
+                     .model = model,
+                     .acts = acts,
+                     .gate = gate,
+                     .scratch = scratch,
+                     .layer = layer,
+                     .n = n,
+                     .per_item = asp_max(1, ROWS_PER_ITEM / vs->longest)};
+    const int64_t items = (n + job.per_item - 1) / job.per_item;
+    return asp_parallel_for(context, items * vs->config->n_head, layer_item, &job);
+}

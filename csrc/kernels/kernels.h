@@ -93,6 +93,7 @@ typedef struct {
     /* attention_rows only: q of every position and z of every query, wherever they are; k and v lie as far behind q
      * as above. */
     const asp_real *const *rows; /* (T) read up to the last query */
+    const asp_real **held;       /* (T) read and written: rows whose k and v the scratch holds; NULL at first */
     asp_real *const *z_rows;     /* (T) read at the queries */
     const int64_t *queries;      /* (n_queries) read: positions, rising */
     int64_t n_queries;           /* one at least */

@@ -213,16 +213,17 @@ static void attention_forward(const asp_attention_task *u) {
     }
 }
 
-/* Keys, transposed, and values of the positions up to the last query. */
+/* Keys, transposed, and values of the first n positions, except those that the scratch holds already. */
 static void gather_keys(const asp_attention_task *u, const attention_buffers *b, int64_t n) {
     const int64_t d = u->d_head, to_k = u->k - u->q, to_v = u->v - u->q;
+    if (!u->held[0]) memset(b->k_t, 0, (size_t)(d * b->keys) * sizeof *b->k_t);
     for (int64_t t = 0; t < n; t++) {
+        if (u->held[t] == u->rows[t]) continue;
         const asp_real *k = u->rows[t] + to_k;
         for (int64_t j = 0; j < d; j++) b->k_t[j * b->keys + t] = k[j];
         copy_row(b->v + t * b->width, u->rows[t] + to_v, d, b->width);
+        u->held[t] = u->rows[t];
     }
-    for (int64_t j = 0; j < d; j++)
-        for (int64_t t = n; t % ASP_LANES; t++) b->k_t[j * b->keys + t] = 0;
 }
 
 static void attention_rows(const asp_attention_task *u) {

@@ -142,12 +142,14 @@ static int read_sweep(sweep_call *s, PyObject *self, const asp_run *clean, PyObj
 }
 
 PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"clean", "variants", "unit", "order", "reference", "metric", "threads", NULL};
+    static char *names[] = {"clean", "variants", "unit", "order", "reference", "metric", "threads", "count", NULL};
     PyObject *clean, *variants, *order, *reference, *metric, *result = NULL;
-    int unit, threads = 0;
+    int unit, threads = 0, count = 0;
+    int64_t rows[2] = {0};
     py_state *state = asp_py_module_state(Py_TYPE(self));
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OiOO!O!|i:sweep", names, state->run_type, &clean, &variants,
-                                     &unit, &order, &PyTuple_Type, &reference, &PyTuple_Type, &metric, &threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OiOO!O!|ip:sweep", names, state->run_type, &clean, &variants,
+                                     &unit, &order, &PyTuple_Type, &reference, &PyTuple_Type, &metric, &threads,
+                                     &count))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     sweep_call s = {0};
@@ -159,6 +161,7 @@ PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs)
     if (result && asp_py_call_read_begin_of((py_model *)self, (py_run *)clean)) {
         asp_error err = {0};
         py_call call;
+        if (count) s.options.rows = rows;
         asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
         const asp_status status = asp_sweep(values, ((py_model *)self)->model, run, s.variants, s.n_variants,
                                             &s.options, &call.context, &err);
@@ -168,7 +171,7 @@ PyObject *asp_py_circuit_sweep(PyObject *self, PyObject *args, PyObject *kwargs)
     }
     asp_py_arrays_let_go(&s.held);
     if (PyErr_Occurred()) Py_CLEAR(result);
-    return result;
+    return result && count ? Py_BuildValue("NLL", result, (long long)rows[0], (long long)rows[1]) : result;
 }
 
 /* ---- attribution ----------------------------------------------------------------------------- */
