@@ -130,7 +130,7 @@ class Model:
         that recorded resid and qkv; see asp_sweep in csrc/asp.h.
 
         unit: 0 heads, 1 heads at positions, 2 attention entries; order: flat ranks of all items of the unit.
-        count: also return how many rows of layers were computed, and how many the variants have each for itself.
+        count: also return how many rows of layers were computed, and how many the variants have each alone.
         """
 
     @overload

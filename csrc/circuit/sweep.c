@@ -84,7 +84,10 @@ static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
     s->max_variants = asp_min(n, BLOCK_ROWS);
 }
 
-static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
+enum { PARTS = 19 };
+
+/* The arrays of a sweep: the one list of them.  Returns the bytes of the arena. */
+static int64_t lay_out(sweep *s, asp_arena_part parts[PARTS], int n_threads) {
     const asp_config *c = &s->model->config;
     const int64_t width = c->n_head * c->d_head, e = c->d_model, longest = s->view.longest;
     const int64_t rows = asp_shape_rows(s->model, s->max_rows, 0);
@@ -92,31 +95,36 @@ static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
     s->logit_rows = asp_shape_logit_rows(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
     s->scratch.per_thread = asp_attention_scratch(c, longest, 0);
     const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows : 0;
-    asp_arena_part parts[] = {ASP_PART(s->x, rows + s->logit_rows, e),
-                              ASP_PART(s->ln, rows, e),
-                              ASP_PART(s->qkv, rows, 3 * width),
-                              ASP_PART(s->z, rows, width),
-                              ASP_PART(s->mlp, rows, c->d_mlp),
-                              ASP_PART(s->logits, logits, c->n_vocab),
-                              ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread),
-                              ASP_PART(s->variants, s->max_variants, 1),
-                              ASP_PART(s->last, s->max_variants, 1),
-                              ASP_PART(s->gate_bias, c->n_layer, 1),
-                              ASP_PART(s->view.own, s->max_variants, longest),
-                              ASP_PART(s->view.before, s->max_variants, longest),
-                              ASP_PART(s->view.after, s->max_variants, longest),
-                              ASP_PART(scratch->rows, n_threads, longest),
-                              ASP_PART(scratch->held, n_threads, longest),
-                              ASP_PART(scratch->z_rows, n_threads, longest),
-                              ASP_PART(scratch->queries, n_threads, longest),
-                              ASP_PART(scratch->attending, n_threads, longest),
-                              ASP_PART(scratch->mask, n_threads * longest, longest)};
-    enum { PARTS = sizeof parts / sizeof parts[0] };
-    asp_arena_lay_out(&s->arena, parts, PARTS);
+    const asp_arena_part list[PARTS] = {ASP_PART(s->x, rows + s->logit_rows, e),
+                                        ASP_PART(s->ln, rows, e),
+                                        ASP_PART(s->qkv, rows, 3 * width),
+                                        ASP_PART(s->z, rows, width),
+                                        ASP_PART(s->mlp, rows, c->d_mlp),
+                                        ASP_PART(s->logits, logits, c->n_vocab),
+                                        ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread),
+                                        ASP_PART(s->variants, s->max_variants, 1),
+                                        ASP_PART(s->last, s->max_variants, 1),
+                                        ASP_PART(s->gate_bias, c->n_layer, 1),
+                                        ASP_PART(s->view.own, s->max_variants, longest),
+                                        ASP_PART(s->view.before, s->max_variants, longest),
+                                        ASP_PART(s->view.after, s->max_variants, longest),
+                                        ASP_PART(scratch->rows, n_threads, longest),
+                                        ASP_PART(scratch->held, n_threads, longest),
+                                        ASP_PART(scratch->z_rows, n_threads, longest),
+                                        ASP_PART(scratch->queries, n_threads, longest),
+                                        ASP_PART(scratch->attending, n_threads, longest),
+                                        ASP_PART(scratch->mask, n_threads * longest, longest)};
+    memcpy(parts, list, sizeof list);
+    return asp_arena_lay_out(&s->arena, parts, PARTS);
+}
+
+static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
+    asp_arena_part parts[PARTS];
+    lay_out(s, parts, n_threads);
     if (!asp_arena_commit(&s->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a sweep over %lld rows", (long long)s->max_rows);
     asp_arena_wire(&s->arena, parts, PARTS);
-    for (int64_t l = 0; l < c->n_layer; l++) s->gate_bias[l] = c->gate_bias;
+    for (int64_t l = 0; l < s->model->config.n_layer; l++) s->gate_bias[l] = s->model->config.gate_bias;
     s->view.variants = s->variants;
     return ASP_OK;
 }
