@@ -105,7 +105,7 @@ double asp_sum_squares(const double *x, int64_t n); /* x (n) read */
 
 /* One item of work; thread is in [0, n_threads). */
 typedef void (*asp_work)(void *arg, int64_t item, int thread);
-/* Runs task for items [0, n), in any order, on at most context->n_threads threads.
+/* Runs work for items [0, n), in any order, on at most context->n_threads threads.
  * Which thread runs an item must not change what it writes.  Returns ASP_OK or ASP_STOPPED. */
 asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_work work, void *arg);
 /* 1 if the call should stop: for loops that no asp_parallel_for runs. */

@@ -21,11 +21,11 @@ void asp_cblas_gemm(int order, int trans_a, int trans_b, int m, int n, int k, as
     if (n_calls < MOST) calls[n_calls++] = (probe_call){at / now->ldc, at % now->ldc, m, n, k, lda, ldb, ldc};
 }
 
-asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_task task, void *arg) {
+asp_status asp_parallel_for(const asp_context *context, int64_t n, asp_work work, void *arg) {
     (void)context;
     n_items = n;
-    for (int64_t i = 0; i < asp_min(n, 100); i++) task(arg, i, 0);
-    for (int64_t i = asp_max(100, n - 100); i < n; i++) task(arg, i, 0);
+    for (int64_t i = 0; i < asp_min(n, 100); i++) work(arg, i, 0);
+    for (int64_t i = asp_max(100, n - 100); i < n; i++) work(arg, i, 0);
     return ASP_OK;
 }
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import _testcapi
 import json
+import traceback
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,12 @@ ENOUGH = 30
 OFFSETS = np.array([0, len(TOKENS)])
 
 
+def lost_by_numpy(error: BaseException) -> bool:
+    """NumPy's methods in Python (`max`) return without the exception, while arguments of a call are made."""
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, SystemError) and Path(where).is_relative_to(Path(np.__file__).parent)
+
+
 def failures(call: Callable[[], Any], most: int = 400) -> Counter[str]:
     """How often a call ended with which exception when the n-th allocation fails, n = 0, 1, ..."""
     found: Counter[str] = Counter()
@@ -40,7 +48,7 @@ def failures(call: Callable[[], Any], most: int = 400) -> Counter[str]:
             call()
         except BaseException as error:
             _testcapi.remove_mem_hooks()
-            found[type(error).__name__] += 1
+            found[type(error).__name__] += not lost_by_numpy(error)
             fine = 0
         finally:
             _testcapi.remove_mem_hooks()
@@ -106,7 +114,7 @@ def main() -> None:
             call()
         before = counters()
         found = sum((failures(call) for call in calls), Counter())
-        print(json.dumps({"failures": found, "kept": counters()[0] - before[0], "calls": len(calls)}))
+        print(json.dumps({"failures": +found, "kept": counters()[0] - before[0], "calls": len(calls)}))
 
 
 if __name__ == "__main__":

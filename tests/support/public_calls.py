@@ -37,7 +37,7 @@ CLASSES = {
     "Graph": asp.Graph,
 }
 CORE_CLASSES = (
-    "Model", "Run", "Gradients", "Trainer", "Features", "Contexts", "CoderTrainer", "Graph"
+    "Model", "Run", "Gradients", "Trainer", "Features", "Contexts", "CoderTrainer", "Graph", "Circuit",
 )  # fmt: skip
 
 
