@@ -41,6 +41,8 @@ typedef struct {
     const int32_t *order; /* (L,H), (L,H,T) or (L,H,T,T) read: rank of each item, see ASP_RANK_* */
     asp_reference reference;
     asp_metric metric;
+    int64_t *rows; /* (2) added to: rows of layers that were computed, and those of the variants each for itself; NULL:
+                    * not wanted.  A row is one position in one layer; in the last layer there is one of a variant */
 } asp_sweep_options;
 
 /* The metric of every variant of a clean run that recorded RESID and QKV.
@@ -98,7 +100,16 @@ asp_status asp_reference_close(asp_real *z, asp_real *entries, const uint8_t *op
 
 /* ---- variants.c ---------------------------------------------------------------- */
 
-/* Packed variants of clean sequences; sequence i of the pass is variants[i], from its first position on. */
+/* Of each thread. */
+typedef struct {
+    const asp_real **rows, **held; /* (longest) */
+    asp_real **z_rows;             /* (longest) */
+    int64_t *queries, *attending;  /* (longest) */
+    uint8_t *mask;                 /* (longest^2) */
+} asp_variant_scratch;
+
+/* Variants of clean sequences.  Every row of the residual stream is computed
+ * once: the rows of the pass are those that some variant has as its own, in any order. */
 typedef struct asp_variants {
     const asp_config *config;
     const asp_variant *variants;
@@ -106,16 +117,31 @@ typedef struct asp_variants {
     const int32_t *order;
     asp_reference_view replacement; /* its offsets are the clean run's */
     asp_array clean_qkv;
-    uint8_t *masks; /* (n_threads, longest^2) */
     int64_t longest;
-    int last_only; /* z of the last position only */
+    int32_t *own;            /* (n_variants,longest) the layer before which a row is first the variant's own */
+    int32_t *before, *after; /* (n_variants,longest) row of the pass before and behind the layer; -1: the clean one */
+    asp_variant_scratch scratch; /* (n_threads) of each */
+    int last_only;               /* z of the last position only */
 } asp_variants;
-/* Rows of a clean sequence from the variant's first position on. */
-static inline int64_t asp_variant_rows(const asp_variant *v, const int64_t *offsets) {
-    return offsets[v->sequence + 1] - offsets[v->sequence] - v->first_position;
+/* Tokens of a variant's sequence. */
+static inline int64_t asp_variant_length(const asp_variants *vs, const asp_variant *v) {
+    return vs->replacement.offsets[v->sequence + 1] - vs->replacement.offsets[v->sequence];
 }
-/* Hooks of a pass over the variants; the struct is read while they are used. */
+/* Hooks of a run of whole sequences, each of which is a variant; the struct is read while they are used. */
 asp_hooks asp_variants_hooks(asp_variants *variants);
+/* Attention of one layer of the first n variants.  acts: q, k and v of the rows are read, z is written. */
+asp_status asp_variants_attention(const asp_variants *variants, const asp_model *model, const asp_activations *acts,
+                                  int64_t layer, int64_t n, const asp_gate *gate, const asp_scratch *scratch,
+                                  const asp_context *context);
+
+/* ---- sharing.c ----------------------------------------------------------------- */
+
+/* Whether a variant may share rows with the one before it, instead of with the clean run. */
+int asp_sharing_follows(const asp_variant *variant, const asp_variant *before);
+/* own (T) written: the lowest layer before which the row at a position is not that of the parent (NULL: of the clean
+ * run), L + 1 if there is none.  Returns how many rows a pass must have for them. */
+int64_t asp_sharing_own_rows(int32_t *own, const asp_variants *vs, const asp_variant *variant,
+                             const asp_variant *parent);
 
 /* ---- task.c -------------------------------------------------------------------- */
 

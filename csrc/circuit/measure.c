@@ -19,9 +19,10 @@ typedef struct {
     double *values;        /* (SWEEP_VARIANTS) */
     int64_t *rows;         /* (SWEEP_VARIANTS) number of each variant among those of its prompt */
     int64_t n_filled;
-    double *all;             /* (P) */
-    asp_variant *everything; /* (P) of the clean run that starts ablated */
-    uint8_t *masks;          /* (n_threads, T^2) of that run */
+    double *all;                 /* (P) */
+    asp_variant *everything;     /* (P) of the clean run that starts ablated */
+    asp_variant_scratch scratch; /* (n_threads) of each, for that run */
+    int32_t *own, *places;       /* (P,T) of that run: 0, every row is computed; its position */
 } measure;
 
 /* ---- ranks -------------------------------------------------------------------------------------------- */
@@ -120,20 +121,28 @@ static asp_status run_ablated(measure *m, asp_run **clean, uint64_t records, con
                          .unit = s->options.unit,
                          .order = m->order,
                          .clean_qkv.data = s->model->data, /* of rows before the first position: there are none */
-                         .masks = m->masks,
-                         .longest = s->length};
+                         .longest = s->length,
+                         .own = m->own,
+                         .before = m->places,
+                         .after = m->places,
+                         .scratch = m->scratch};
     asp_status status = asp_reference_open(&view.replacement, &s->replacement, &s->model->config, s->offsets, s->n,
                                            s->options.unit != ASP_UNIT_HEAD, s->stage, err);
     if (status) return status;
-    for (int64_t b = 0; b < s->n; b++)
+    for (int64_t b = 0; b < s->n; b++) {
         m->everything[b] = (asp_variant){.sequence = b, .keep_end = m->asked->items.n, .dropped = -1};
+        for (int64_t t = 0; t < s->length; t++) m->places[b * s->length + t] = (int32_t)t;
+    }
     const asp_hooks hooks = asp_variants_hooks(&view);
     return asp_setting_run(clean, s, s->tokens, records, ASP_LOGITS_NONE, &hooks, context, err);
 }
 
 static asp_status sweep_filled(measure *m, const asp_run *clean, const asp_context *context, asp_error *err) {
     const asp_setting *s = &m->setting;
-    const asp_sweep_options options = {s->options.unit, m->order, s->replacement, s->metric};
+    const asp_sweep_options options = {.unit = s->options.unit,
+                                       .order = m->order,
+                                       .reference = s->replacement,
+                                       .metric = s->metric};
     if (!m->n_filled) return ASP_OK;
     const asp_status status = asp_sweep(m->values, s->model, clean, m->variants, m->n_filled, &options, context, err);
     if (status) return status;
@@ -203,14 +212,22 @@ static asp_status open_measure(measure *m, const asp_context *context, asp_error
     if (!asp_multiply(m->n_variants, n_prompts, &m->total)) m->total = INT64_MAX;
     s->n_variants = asp_max(1, asp_min(SWEEP_VARIANTS, m->total));
     m->starts_ablated = in_turn(m) && asked->others == ASP_RANK_NEVER && asked->items.n < places;
-    const int with_masks = m->starts_ablated && s->options.unit == ASP_UNIT_EDGE;
+    const int64_t n_ablated = m->starts_ablated ? n_prompts : 0, t = s->length;
+    const int64_t n_threads = m->starts_ablated ? context->n_threads : 0;
     asp_arena_part parts[] = {ASP_PART(m->order, places, 1),
                               ASP_PART(m->variants, s->n_variants, 1),
                               ASP_PART(m->values, s->n_variants, 1),
                               ASP_PART(m->rows, s->n_variants, 1),
                               ASP_PART(m->all, n_prompts, 1),
-                              ASP_PART(m->everything, m->starts_ablated ? n_prompts : 0, 1),
-                              ASP_PART(m->masks, with_masks ? context->n_threads * s->length : 0, s->length)};
+                              ASP_PART(m->everything, n_ablated, 1),
+                              ASP_PART(m->own, n_ablated, t),
+                              ASP_PART(m->places, n_ablated, t),
+                              ASP_PART(m->scratch.rows, n_threads, t),
+                              ASP_PART(m->scratch.held, n_threads, t),
+                              ASP_PART(m->scratch.z_rows, n_threads, t),
+                              ASP_PART(m->scratch.queries, n_threads, t),
+                              ASP_PART(m->scratch.attending, n_threads, t),
+                              ASP_PART(m->scratch.mask, n_threads * t, t)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
     s->own_bytes = asp_arena_lay_out(&m->arena, parts, PARTS);
     asp_status status = asp_setting_open(s, context, err);

@@ -1,9 +1,9 @@
 /* sweep.c: many variants of clean sequences, each with other items ablated, computed together.
  *
- * Variants are sorted by the first layer that differs from the clean run and packed into blocks.  A block goes
- * through the layers once; a variant joins at its first layer with the clean residual stream, from its first
- * position on (the keys and values before it are the clean ones), so that every layer is one large product over
- * all variants that have begun.  In the last layer only the last position is computed. */
+ * Variants are sorted by the first layer that differs from the clean run and taken in blocks.  A block goes through
+ * the layers once.  A variant has a row of its own for a position from the layer on before which it differs there from
+ * the variant before it, or from the clean run if there is none; until then it reads that one's (sharing.c).  So every
+ * layer is one large product over the rows that differ.  In the last layer only the last position is computed. */
 #include <string.h>
 
 #include "circuit/circuit.h"
@@ -19,13 +19,14 @@ typedef struct {
     int64_t *sorted;                /* (n_variants) indices by start layer */
     int64_t block_begin, block_end; /* in sorted */
     int64_t max_rows, max_variants, logit_rows;
+    int64_t n_rows; /* of the pass so far */
     asp_arena arena;
-    asp_real *x, *ln, *qkv, *z, *mlp, *last_x, *last_z, *last_ln, *last_mlp, *logits;
-    int64_t *packed;       /* (max_variants+1) offsets of the variants' rows */
+    asp_real *x, *ln, *qkv, *z, *mlp, *logits;
     asp_variant *variants; /* (max_variants) of the block */
-    double *gate_bias;     /* (L) */
+    int64_t *last;         /* (max_variants) variants whose last row is their own */
+    int64_t n_last;
+    double *gate_bias; /* (L) */
     asp_variants view;
-    asp_hooks hooks;
     asp_scratch scratch;
 } sweep;
 
@@ -72,55 +73,47 @@ static void sort_by_start(sweep *s, const asp_variant *variants, int64_t n) {
             if (variants[i].start_layer == l) s->sorted[at++] = i;
 }
 
-/* End of the block that begins at `begin`: about BLOCK_ROWS rows, one variant at least. */
-static int64_t block_end(const sweep *s, const asp_variant *variants, int64_t n, int64_t begin, int64_t *rows) {
-    int64_t end = begin;
-    *rows = 0;
-    while (end < n) {
-        const int64_t more = asp_variant_rows(&variants[s->sorted[end]], s->offsets);
-        if (end > begin && *rows + more > BLOCK_ROWS) break;
-        *rows += more;
-        end++;
-    }
-    return end;
-}
-
 /* ---- memory ------------------------------------------------------------------------------- */
 
+/* No block has more rows or variants than this, whatever is shared. */
 static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
-    for (int64_t begin = 0, end; begin < n; begin = end) {
-        int64_t rows;
-        end = block_end(s, variants, n, begin, &rows);
-        s->max_rows = asp_max(s->max_rows, rows);
-        s->max_variants = asp_max(s->max_variants, end - begin);
-    }
+    int64_t rows = 0;
+    for (int64_t i = 0; i < n && rows < BLOCK_ROWS; i++)
+        rows += asp_variant_length(&s->view, &variants[i]) - variants[i].first_position;
+    s->max_rows = asp_min(rows, asp_max(BLOCK_ROWS, s->view.longest));
+    s->max_variants = asp_min(n, BLOCK_ROWS);
 }
 
-enum { PARTS = 15 };
+enum { PARTS = 19 };
 
 /* The arrays of a sweep: the one list of them.  Returns the bytes of the arena. */
 static int64_t lay_out(sweep *s, asp_arena_part parts[PARTS], int n_threads) {
     const asp_config *c = &s->model->config;
-    const int64_t width = c->n_head * c->d_head, e = c->d_model;
-    const int64_t rows = asp_shape_rows(s->model, s->max_rows, 0), last = asp_shape_rows(s->model, s->max_variants, 0);
+    const int64_t width = c->n_head * c->d_head, e = c->d_model, longest = s->view.longest;
+    const int64_t rows = asp_shape_rows(s->model, s->max_rows, 0);
+    asp_variant_scratch *scratch = &s->view.scratch;
     s->logit_rows = asp_shape_logit_rows(s->model, asp_min(s->max_variants, ASP_LOSS_CHUNK));
-    s->scratch.per_thread = asp_attention_scratch(c, s->view.longest, 0);
+    s->scratch.per_thread = asp_attention_scratch(c, longest, 0);
     const int64_t logits = asp_metric_needs_all(s->options->metric.kind) ? s->logit_rows : 0;
-    const asp_arena_part list[PARTS] = {ASP_PART(s->x, rows, e),
+    const asp_arena_part list[PARTS] = {ASP_PART(s->x, rows + s->logit_rows, e),
                                         ASP_PART(s->ln, rows, e),
                                         ASP_PART(s->qkv, rows, 3 * width),
                                         ASP_PART(s->z, rows, width),
                                         ASP_PART(s->mlp, rows, c->d_mlp),
-                                        ASP_PART(s->last_x, last, e),
-                                        ASP_PART(s->last_z, last, width),
-                                        ASP_PART(s->last_ln, last + s->logit_rows, e),
-                                        ASP_PART(s->last_mlp, last, c->d_mlp),
                                         ASP_PART(s->logits, logits, c->n_vocab),
                                         ASP_PART(s->scratch.data, n_threads, s->scratch.per_thread),
-                                        ASP_PART(s->packed, s->max_variants + 1, 1),
                                         ASP_PART(s->variants, s->max_variants, 1),
+                                        ASP_PART(s->last, s->max_variants, 1),
                                         ASP_PART(s->gate_bias, c->n_layer, 1),
-                                        ASP_PART(s->view.masks, n_threads * s->view.longest, s->view.longest)};
+                                        ASP_PART(s->view.own, s->max_variants, longest),
+                                        ASP_PART(s->view.before, s->max_variants, longest),
+                                        ASP_PART(s->view.after, s->max_variants, longest),
+                                        ASP_PART(scratch->rows, n_threads, longest),
+                                        ASP_PART(scratch->held, n_threads, longest),
+                                        ASP_PART(scratch->z_rows, n_threads, longest),
+                                        ASP_PART(scratch->queries, n_threads, longest),
+                                        ASP_PART(scratch->attending, n_threads, longest),
+                                        ASP_PART(scratch->mask, n_threads * longest, longest)};
     memcpy(parts, list, sizeof list);
     return asp_arena_lay_out(&s->arena, parts, PARTS);
 }
@@ -131,7 +124,7 @@ int64_t asp_sweep_needed(const asp_model *model, int64_t longest, int64_t n_vari
     sweep s = {.model = model, .options = &options, .view.longest = longest};
     asp_arena_part parts[PARTS];
     s.max_rows = asp_max(BLOCK_ROWS, longest);
-    s.max_variants = asp_min(n_variants, s.max_rows);
+    s.max_variants = asp_min(n_variants, BLOCK_ROWS);
     const int64_t bytes = lay_out(&s, parts, n_threads);
     return bytes == INT64_MAX ? bytes : bytes + n_variants * (int64_t)sizeof *s.sorted;
 }
@@ -142,8 +135,6 @@ static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
     if (!asp_arena_commit(&s->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a sweep over %lld rows", (long long)s->max_rows);
     asp_arena_wire(&s->arena, parts, PARTS);
-    s->packed[0] = 0;
-    memset(s->view.masks, 0, (size_t)(n_threads * s->view.longest * s->view.longest));
     for (int64_t l = 0; l < s->model->config.n_layer; l++) s->gate_bias[l] = s->model->config.gate_bias;
     s->view.variants = s->variants;
     return ASP_OK;
@@ -156,96 +147,128 @@ static void release(sweep *s) {
 
 /* ---- one block ------------------------------------------------------------------------------- */
 
-static void copy_clean(sweep *s, int64_t row, const asp_variant *v, int64_t layer, int64_t position, int64_t n) {
-    const int64_t e = s->model->config.d_model;
-    const asp_real *x = (const asp_real *)s->resid.data + layer * s->resid.strides[0] +
-                        (s->offsets[v->sequence] + position) * s->resid.strides[1];
-    memcpy(s->x + row * e, x, (size_t)(n * e) * sizeof *x);
+/* Takes variants from block_begin on until the rows or the places are full, one at least; sets block_end. */
+static asp_status open_block(sweep *s, const asp_variant *variants, int64_t n, const asp_context *context) {
+    int64_t rows = 0;
+    for (s->block_end = s->block_begin; s->block_end < n; s->block_end++) {
+        const int64_t i = s->block_end - s->block_begin;
+        if (i == s->max_variants) break;
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
+        s->variants[i] = variants[s->sorted[s->block_end]];
+        const asp_variant *parent =
+            i && asp_sharing_follows(&s->variants[i], &s->variants[i - 1]) ? &s->variants[i - 1] : NULL;
+        const int64_t more = asp_sharing_own_rows(s->view.own + i * s->view.longest, &s->view, &s->variants[i], parent);
+        if (i && rows + more > BLOCK_ROWS) break;
+        rows += more;
+        for (int64_t t = 0; t < s->view.longest; t++) s->view.before[i * s->view.longest + t] = -1;
+    }
+    s->n_rows = 0;
+    return ASP_OK;
 }
 
-/* Puts the variants [begin, end) of the block, which start at this layer, behind those that have begun. */
-static void join(sweep *s, int64_t begin, int64_t end, int64_t layer) {
-    for (int64_t i = begin; i < end; i++) {
+/* Appends a row to the pass: that of a position before this layer, wherever it is now. */
+static int32_t append_row(sweep *s, const asp_variant *v, int64_t layer, int64_t position, int32_t now) {
+    const int64_t e = s->model->config.d_model;
+    const asp_real *clean = (const asp_real *)s->resid.data + layer * s->resid.strides[0] +
+                            (s->offsets[v->sequence] + position) * s->resid.strides[1];
+    memcpy(s->x + s->n_rows * e, now < 0 ? clean : s->x + now * e, (size_t)e * sizeof *s->x);
+    return (int32_t)s->n_rows++;
+}
+
+/* Where the variants' rows are behind this layer: own ones, new ones among them, or those of the variant before. */
+static void place_rows(sweep *s, int64_t n, int64_t layer) {
+    const int64_t longest = s->view.longest;
+    for (int64_t i = 0; i < n; i++) {
         const asp_variant *v = &s->variants[i];
-        const int64_t rows = v->scope ? 1 : asp_variant_rows(v, s->offsets);
-        s->packed[i + 1] = s->packed[i] + rows;
-        copy_clean(s, s->packed[i], v, layer, v->first_position, rows);
+        const int64_t t = asp_variant_length(&s->view, v);
+        const int32_t *own = s->view.own + i * longest, *before = s->view.before + i * longest;
+        const int follows = i && asp_sharing_follows(v, v - 1);
+        int32_t *after = s->view.after + i * longest;
+        for (int64_t q = s->view.last_only ? t - 1 : 0; q < t; q++)
+            after[q] = own[q] <= layer       ? before[q]
+                       : own[q] == layer + 1 ? append_row(s, v, layer, q, before[q])
+                       : follows             ? (after - longest)[q]
+                                             : -1;
     }
 }
 
-/* After their first layer narrow variants get their other rows, which are still those of the clean run. */
-static void widen(sweep *s, int64_t begin, int64_t end, int64_t layer) {
-    const int64_t e = s->model->config.d_model;
-    int64_t old = s->packed[end];
-    for (int64_t i = begin; i < end; i++)
-        s->packed[i + 1] = s->packed[i] + asp_variant_rows(&s->variants[i], s->offsets);
-    for (int64_t i = end - 1; i >= begin; i--) {
-        const asp_variant *v = &s->variants[i];
-        const int64_t all = asp_variant_rows(v, s->offsets), rows = v->scope ? 1 : all;
-        old -= rows;
-        memmove(s->x + s->packed[i] * e, s->x + old * e, (size_t)(rows * e) * sizeof *s->x);
-        copy_clean(s, s->packed[i] + rows, v, layer, v->first_position + rows, all - rows);
-    }
-}
-
-/* The pass over the first n variants of the block; rows of z that hold tokens beyond them do not matter. */
-static asp_activations pass_over(const sweep *s, int64_t n) {
-    const int64_t rows = s->packed[n];
+/* The first rows of the pass, without a sequence; rows of z that hold tokens beyond them do not matter. */
+static asp_activations pass_over(const sweep *s, int64_t rows) {
+    static const int64_t offsets[2] = {0, 0};
     return (asp_activations){.n_tokens = rows,
                              .n_rows = asp_shape_rows(s->model, rows, 0),
-                             .n_sequences = n,
-                             .offsets = s->packed,
+                             .offsets = offsets,
                              .resid = {s->x, 0},
                              .mid = {s->x, 0},
                              .ln1 = {s->ln, 0},
                              .ln2 = {s->ln, 0},
                              .qkv = {s->qkv, 0},
                              .z = {s->z, 0},
-                             .mlp_post = {s->mlp, 0},
-                             .hooks = &s->hooks};
+                             .mlp_post = {s->mlp, 0}};
 }
 
-/* From z of the last positions to the final LayerNorm, in s->last_ln. */
+/* From z of the last positions to the final LayerNorm, in s->x.  Nothing else is read any more, so that the residual
+ * stream moves to s->ln and z to s->qkv. */
 static asp_status finish_last(sweep *s, int64_t n, const asp_context *context) {
     const asp_config *c = &s->model->config;
-    const int64_t e = c->d_model, width = c->n_head * c->d_head, layer = c->n_layer - 1;
+    const int64_t e = c->d_model, width = c->n_head * c->d_head, layer = c->n_layer - 1, longest = s->view.longest;
+    s->n_last = 0;
     for (int64_t i = 0; i < n; i++) {
-        const int64_t row = s->packed[i + 1] - 1;
-        memcpy(s->last_x + i * e, s->x + row * e, (size_t)e * sizeof *s->x);
-        memcpy(s->last_z + i * width, s->z + row * width, (size_t)width * sizeof *s->z);
+        const int64_t at = i * longest + asp_variant_length(&s->view, &s->variants[i]) - 1, row = s->view.after[at];
+        if (s->view.own[at] > c->n_layer) continue;
+        memcpy(s->ln + s->n_last * e, s->x + row * e, (size_t)e * sizeof *s->x);
+        memcpy(s->qkv + s->n_last * width, s->z + row * width, (size_t)width * sizeof *s->z);
+        s->last[s->n_last++] = i;
     }
-    const asp_activations acts = {.n_tokens = n,
-                                  .n_rows = asp_shape_rows(s->model, n, 0),
-                                  .resid = {s->last_x, 0},
-                                  .mid = {s->last_x, 0},
-                                  .ln2 = {s->last_ln, 0},
-                                  .z = {s->last_z, 0},
-                                  .mlp_post = {s->last_mlp, 0},
-                                  .ln_final = s->last_ln};
+    const asp_activations acts = {.n_tokens = s->n_last,
+                                  .n_rows = asp_shape_rows(s->model, s->n_last, 0),
+                                  .resid = {s->ln, 0},
+                                  .mid = {s->ln, 0},
+                                  .ln2 = {s->x, 0},
+                                  .z = {s->qkv, 0},
+                                  .mlp_post = {s->mlp, 0},
+                                  .ln_final = s->x};
     asp_status status = asp_forward_output(s->model, &acts, layer, context);
     if (!status) status = asp_forward_mlp(s->model, &acts, layer, context);
     return status ? status : asp_forward_final(s->model, &acts, context);
+}
+
+/* Adds to what the caller counts, behind a layer in which so many rows were computed. */
+static void count_rows(const sweep *s, int64_t layer, int64_t n_begun, int64_t computed) {
+    int64_t *rows = s->options->rows;
+    if (!rows) return;
+    rows[0] += computed;
+    for (int64_t i = 0; i < n_begun; i++) {
+        const asp_variant *v = &s->variants[i];
+        const int one = s->view.last_only || (v->scope && v->start_layer == layer);
+        rows[1] += one ? 1 : asp_variant_length(&s->view, v) - v->first_position;
+    }
 }
 
 static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
     const asp_config *c = &s->model->config;
     const asp_gate gate = {.gated = c->gated, .bias = s->gate_bias};
     asp_status status = ASP_OK;
-    int64_t active = 0;
+    int64_t begun = 0;
     for (int64_t l = s->variants[0].start_layer; !status && l < c->n_layer; l++) {
-        int64_t end = active;
-        while (end < n && s->variants[end].start_layer == l) end++;
-        join(s, active, end, l);
-        const asp_activations acts = pass_over(s, end);
+        while (begun < n && s->variants[begun].start_layer == l) begun++;
+        asp_activations acts = pass_over(s, s->n_rows);
         s->view.last_only = l == c->n_layer - 1;
-        status = asp_forward_attention(s->model, &acts, l, &gate, &s->scratch, context);
+        place_rows(s, n, l);
+        if (acts.n_tokens) status = asp_forward_qkv(s->model, &acts, l, context);
+        if (!status) status = asp_variants_attention(&s->view, s->model, &acts, l, begun, &gate, &s->scratch, context);
         if (status || s->view.last_only) break;
+        acts = pass_over(s, s->n_rows);
         status = asp_forward_output(s->model, &acts, l, context);
         if (!status) status = asp_forward_mlp(s->model, &acts, l, context);
-        widen(s, active, end, l + 1);
-        active = end;
+        count_rows(s, l, begun, s->n_rows);
+        int32_t *after = s->view.after;
+        s->view.after = s->view.before;
+        s->view.before = after;
     }
-    return status ? status : finish_last(s, n, context);
+    if (!status) status = finish_last(s, n, context);
+    if (!status) count_rows(s, c->n_layer - 1, n, s->n_last);
+    return status;
 }
 
 typedef struct {
@@ -253,34 +276,45 @@ typedef struct {
     double *values;
 } value_job;
 
-/* The value of variant i of the block from its final LayerNorm alone. */
-static void value_item(void *arg, int64_t i, int thread) {
+/* The value of the variant of one last row from its final LayerNorm alone. */
+static void value_item(void *arg, int64_t row, int thread) {
     (void)thread;
     const value_job *job = arg;
     const sweep *s = job->s;
+    const int64_t i = s->last[row];
     job->values[s->sorted[s->block_begin + i]] =
         asp_metric_from_hidden(&s->options->metric, s->variants[i].sequence, s->model,
-                               s->last_ln + i * s->model->config.d_model);
+                               s->x + row * s->model->config.d_model);
 }
 
-/* The same of the variants first .. first + n - 1 from all their logits. */
+/* The same of last rows first .. first + n - 1 from all their logits. */
 static asp_status values_from_logits(sweep *s, double *values, int64_t first, int64_t n, const asp_context *context) {
     const asp_config *c = &s->model->config;
     int64_t sequence[ASP_LOSS_CHUNK];
     double found[ASP_LOSS_CHUNK];
-    for (int64_t i = 0; i < n; i++) sequence[i] = s->variants[first + i].sequence;
-    asp_status status = asp_unembed(s->model, s->logits, s->last_ln + first * c->d_model, n, s->logit_rows, context);
+    for (int64_t i = 0; i < n; i++) sequence[i] = s->variants[s->last[first + i]].sequence;
+    asp_status status = asp_unembed(s->model, s->logits, s->x + first * c->d_model, n, s->logit_rows, context);
     if (!status) status = asp_metric_rows(found, &s->options->metric, sequence, n, s->logits, c->n_vocab, context);
-    for (int64_t i = 0; !status && i < n; i++) values[s->sorted[s->block_begin + first + i]] = found[i];
+    for (int64_t i = 0; !status && i < n; i++) values[s->sorted[s->block_begin + s->last[first + i]]] = found[i];
     return status;
 }
 
-static asp_status block_values(sweep *s, double *values, int64_t n, const asp_context *context) {
+static asp_status last_values(sweep *s, double *values, const asp_context *context) {
     value_job job = {s, values};
-    if (!asp_metric_needs_all(s->options->metric.kind)) return asp_parallel_for(context, n, value_item, &job);
+    if (!asp_metric_needs_all(s->options->metric.kind)) return asp_parallel_for(context, s->n_last, value_item, &job);
     asp_status status = ASP_OK;
-    for (int64_t first = 0; !status && first < n; first += ASP_LOSS_CHUNK)
-        status = values_from_logits(s, values, first, asp_min(ASP_LOSS_CHUNK, n - first), context);
+    for (int64_t first = 0; !status && first < s->n_last; first += ASP_LOSS_CHUNK)
+        status = values_from_logits(s, values, first, asp_min(ASP_LOSS_CHUNK, s->n_last - first), context);
+    return status;
+}
+
+/* A variant whose last row is another one's has its value. */
+static asp_status block_values(sweep *s, double *values, int64_t n, const asp_context *context) {
+    const asp_status status = last_values(s, values, context);
+    const int64_t *sorted = s->sorted + s->block_begin;
+    for (int64_t i = 0, next = 0; !status && i < n; i++)
+        if (next < s->n_last && s->last[next] == i) next++;
+        else values[sorted[i]] = values[sorted[i - 1]];
     return status;
 }
 
@@ -297,7 +331,6 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
                             .unit = options->unit,
                             .order = options->order,
                             .clean_qkv = asp_run_array(clean, ASP_QKV)};
-    s.hooks = asp_variants_hooks(&s.view);
     s.view.longest = asp_shape_longest(s.offsets, asp_run_n_sequences(clean));
     asp_status status = prepare(&s, variants, n_variants, err);
     if (status) return status;
@@ -308,12 +341,10 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
     status = allocate(&s, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
     const int entered = !status;
-    for (int64_t end; !status && s.block_begin < n_variants; s.block_begin = end) {
-        int64_t rows;
-        end = block_end(&s, variants, n_variants, s.block_begin, &rows);
-        const int64_t n = end - s.block_begin;
-        for (int64_t i = 0; i < n; i++) s.variants[i] = variants[s.sorted[s.block_begin + i]];
-        status = run_layers(&s, n, context);
+    for (; !status && s.block_begin < n_variants; s.block_begin = s.block_end) {
+        status = open_block(&s, variants, n_variants, context);
+        const int64_t n = s.block_end - s.block_begin;
+        if (!status) status = run_layers(&s, n, context);
         if (!status) status = block_values(&s, values, n, context);
     }
     if (entered) asp_blas_leave();

@@ -89,11 +89,14 @@ typedef struct {
     int32_t *edge_key;
     asp_real *edge_weight;
     asp_real edge_threshold;
-    /* forward only: a part of the rows.  q, k, v and z begin at position n_prefix; keys and values before it
-     * are read from the prefix, rows `stride` apart; queries before first_query are left out. */
-    const asp_real *prefix_k, *prefix_v;
-    int64_t n_prefix, first_query;
-    const uint8_t *dropped; /* (T,T) read: entries taken out of the pattern; NULL: none */
+    const uint8_t *dropped; /* forward only: (T,T) read: entries taken out of the pattern; NULL: none */
+    /* attention_rows only: q of every position and z of every query, wherever they are; k and v lie as far behind q
+     * as above. */
+    const asp_real *const *rows; /* (T) read up to the last query */
+    const asp_real **held;       /* (T) read and written: rows whose k and v the scratch holds; NULL at first */
+    asp_real *const *z_rows;     /* (T) read at the queries */
+    const int64_t *queries;      /* (n_queries) read: positions, rising */
+    int64_t n_queries;           /* one at least */
     /* backward only */
     const asp_real *dz; /* (T,D), rows dz_stride apart, read */
     int64_t dz_stride;
@@ -128,6 +131,8 @@ typedef struct {
     /* Returns -log softmax(logits)[target]; if dlogits is given, dlogits (V) = weight * (softmax - onehot). */
     double (*cross_entropy_row)(asp_real *dlogits, const asp_real *logits, int64_t n, int64_t target, double weight);
     void (*attention_forward)(const asp_attention_task *task);
+    /* The same for some queries of rows that lie anywhere. */
+    void (*attention_rows)(const asp_attention_task *task);
     void (*attention_backward)(const asp_attention_task *task);
     /* scores (n_keys) of one query against keys 0..n_keys */
     void (*score_row)(const asp_attention_task *task, int64_t query, asp_real *scores);

@@ -50,17 +50,6 @@ INLINE void copy_row(asp_real *out, const asp_real *x, int64_t d, int64_t width)
     for (; j < width; j += ASP_LANES / 2) *(memhalf *)(out + j) = (half){0};
 }
 
-/* Keys or values of all positions, of which the first n_prefix come from elsewhere. */
-static void keys_transposed(const asp_attention_task *u, asp_real *out, const asp_real *prefix, const asp_real *x,
-                            int64_t keys) {
-    for (int64_t j = 0; j < u->d_head; j++) {
-        asp_real *row = out + j * keys;
-        for (int64_t t = 0; t < u->n_prefix; t++) row[t] = prefix[t * u->stride + j];
-        for (int64_t t = u->n_prefix; t < u->n_tokens; t++) row[t] = x[(t - u->n_prefix) * u->stride + j];
-        for (int64_t t = u->n_tokens; t < keys; t++) row[t] = 0;
-    }
-}
-
 static void copy_padded(asp_real *out, const asp_real *x, int64_t stride, int64_t n, int64_t d, int64_t width) {
     for (int64_t t = 0; t < n; t++) copy_row(out + t * width, x + t * stride, d, width);
 }
@@ -191,32 +180,62 @@ static void edge_row(const asp_attention_task *u, const asp_real *row, int64_t q
     if (u->edge_count) u->edge_count[query] = n;
 }
 
+/* z of four queries (fewer at the end) whose rows are in b->x, which receives it.  at (n) read: their positions, rising. */
+INLINE void attend(const asp_attention_task *u, const attention_buffers *b, const int64_t *at, int64_t n) {
+    const int64_t first = at[0], columns = (at[n - 1] + ASP_LANES) / ASP_LANES * ASP_LANES, width = b->width;
+    four_rows(b->row, b->keys, b->x, width, u->d_head, b->k_t, b->keys, columns, u->scale);
+    for (int64_t i = 0; i < n; i++) {
+        pattern_row(u, b->row + i * b->keys, at[i]);
+        if (u->edge_count || u->edge_key) edge_row(u, b->row + i * b->keys, at[i]);
+    }
+    if (!u->z) return;
+    four_rows(b->x, width, b->row, b->keys, first + 1, b->v, width, width, 1);
+    for (int64_t i = 0; i < n; i++) {
+        asp_real *z = b->x + i * width;
+        for (int64_t k = first + 1; k <= at[i]; k++) {
+            const asp_real a = b->row[i * b->keys + k];
+            for (int64_t j = 0; j < width; j += ASP_LANES) store(z + j, load(z + j) + a * load(b->v + k * width + j));
+        }
+    }
+}
+
 static void attention_forward(const asp_attention_task *u) {
     const attention_buffers b = attention_layout(u, 0);
-    const int64_t n = u->n_tokens, d = u->d_head, width = b.width, prefix = u->n_prefix;
-    keys_transposed(u, b.k_t, u->prefix_k, u->k, b.keys);
-    copy_padded(b.v, u->prefix_v, u->stride, prefix, d, width);
-    copy_padded(b.v + prefix * width, u->v, u->stride, n - prefix, d, width);
-    for (int64_t first = u->first_query; first < n; first += QUERIES) {
-        const int64_t last = first + QUERIES < n ? first + QUERIES : n;
-        gather_queries(b.x, u->q, u->stride, first - prefix, n - prefix, d, width);
-        const int64_t columns = (last + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
-        four_rows(b.row, b.keys, b.x, width, d, b.k_t, b.keys, columns, u->scale);
-        for (int64_t q = first; q < last; q++) {
-            pattern_row(u, b.row + (q - first) * b.keys, q);
-            if (u->edge_count || u->edge_key) edge_row(u, b.row + (q - first) * b.keys, q);
-        }
-        if (!u->z) continue;
-        four_rows(b.x, width, b.row, b.keys, first + 1, b.v, width, width, 1);
-        for (int64_t q = first; q < last; q++) {
-            asp_real *z = b.x + (q - first) * width;
-            for (int64_t k = first + 1; k <= q; k++) {
-                const asp_real a = b.row[(q - first) * b.keys + k];
-                for (int64_t j = 0; j < width; j += ASP_LANES)
-                    store(z + j, load(z + j) + a * load(b.v + k * width + j));
-            }
-            copy_row(u->z + (q - prefix) * u->z_stride, z, d, d);
-        }
+    const int64_t n = u->n_tokens, d = u->d_head;
+    copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys);
+    copy_padded(b.v, u->v, u->stride, n, d, b.width);
+    for (int64_t first = 0; first < n; first += QUERIES) {
+        const int64_t at[QUERIES] = {first, first + 1, first + 2, first + 3};
+        const int64_t some = QUERIES < n - first ? QUERIES : n - first;
+        gather_queries(b.x, u->q, u->stride, first, n, d, b.width);
+        attend(u, &b, at, some);
+        for (int64_t i = 0; u->z && i < some; i++) copy_row(u->z + at[i] * u->z_stride, b.x + i * b.width, d, d);
+    }
+}
+
+/* Keys, transposed, and values of the first n positions, except those that the scratch holds already. */
+static void gather_keys(const asp_attention_task *u, const attention_buffers *b, int64_t n) {
+    const int64_t d = u->d_head, to_k = u->k - u->q, to_v = u->v - u->q;
+    if (!u->held[0]) memset(b->k_t, 0, (size_t)(d * b->keys) * sizeof *b->k_t);
+    for (int64_t t = 0; t < n; t++) {
+        if (u->held[t] == u->rows[t]) continue;
+        const asp_real *k = u->rows[t] + to_k;
+        for (int64_t j = 0; j < d; j++) b->k_t[j * b->keys + t] = k[j];
+        copy_row(b->v + t * b->width, u->rows[t] + to_v, d, b->width);
+        u->held[t] = u->rows[t];
+    }
+}
+
+static void attention_rows(const asp_attention_task *u) {
+    const attention_buffers b = attention_layout(u, 0);
+    const int64_t d = u->d_head;
+    gather_keys(u, &b, u->queries[u->n_queries - 1] + 1);
+    for (int64_t first = 0; first < u->n_queries; first += QUERIES) {
+        const int64_t *at = u->queries + first, left = u->n_queries - first, some = QUERIES < left ? QUERIES : left;
+        for (int64_t i = 0; i < QUERIES; i++)
+            copy_row(b.x + i * b.width, u->rows[at[i < some ? i : some - 1]], d, b.width);
+        attend(u, &b, at, some);
+        for (int64_t i = 0; i < some; i++) copy_row(u->z_rows[at[i]], b.x + i * b.width, d, d);
     }
 }
 

@@ -13,6 +13,7 @@
      .dot = dot_row,                                                                                                   \
      .cross_entropy_row = cross_entropy_row,                                                                           \
      .attention_forward = attention_forward,                                                                           \
+     .attention_rows = attention_rows,                                                                                 \
      .attention_backward = attention_backward,                                                                         \
      .score_row = score_row,                                                                                           \
      .adamw = adamw,                                                                                                   \

@@ -60,6 +60,13 @@ static asp_attention_task describe_head(const attention_job *job, int64_t sequen
     return u;
 }
 
+asp_attention_task asp_attention_describe(const asp_model *model, const asp_activations *acts, int64_t layer,
+                                          const asp_gate *gate, const asp_scratch *scratch, int64_t sequence,
+                                          int64_t head, int thread) {
+    const attention_job job = {.model = model, .acts = acts, .gate = gate, .scratch = scratch, .layer = layer};
+    return describe_head(&job, sequence, head, thread);
+}
+
 static int64_t square_at(const attention_job *job, int64_t sequence, int64_t head) {
     const asp_config *c = &job->model->config;
     const int64_t t = job->acts->offsets[sequence + 1] - job->acts->offsets[sequence];

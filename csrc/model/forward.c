@@ -112,8 +112,7 @@ static asp_status head_results(const asp_model *m, const asp_activations *acts, 
     return status;
 }
 
-asp_status asp_forward_attention(const asp_model *m, const asp_activations *acts, int64_t l, const asp_gate *gate,
-                                 const asp_scratch *scratch, const asp_context *context) {
+asp_status asp_forward_qkv(const asp_model *m, const asp_activations *acts, int64_t l, const asp_context *context) {
     const asp_config *c = &m->config;
     const asp_layer_offsets *o = &m->layers[l];
     const int64_t width = c->n_head * c->d_head;
@@ -123,6 +122,12 @@ asp_status asp_forward_attention(const asp_model *m, const asp_activations *acts
     if (!status)
         status = linear(m, acts, asp_slot_at(acts->qkv, l), ln, o->qkv_w, o->qkv_b, 3 * width, c->d_model,
                         ASP_EPILOGUE_BIAS, NULL, NULL, context);
+    return status;
+}
+
+asp_status asp_forward_attention(const asp_model *m, const asp_activations *acts, int64_t l, const asp_gate *gate,
+                                 const asp_scratch *scratch, const asp_context *context) {
+    const asp_status status = asp_forward_qkv(m, acts, l, context);
     return status ? status : asp_attention_forward(m, acts, l, gate, scratch, context);
 }
 

@@ -98,7 +98,10 @@ int64_t asp_shape_logit_rows(const asp_model *model, int64_t n_rows);
 /* Embedding and all layers; ends with the final LayerNorm in acts->ln_final. */
 asp_status asp_forward_layers(const asp_model *model, const asp_activations *acts, const asp_gate *gate,
                               const asp_scratch *scratch, const asp_context *context);
-/* One layer in its three parts: LayerNorm, q, k, v, z; from z to the residual stream; the MLP. */
+/* One layer in its three parts: LayerNorm, q, k, v, z; from z to the residual stream; the MLP.  asp_forward_qkv is the
+ * first one without z. */
+asp_status asp_forward_qkv(const asp_model *model, const asp_activations *acts, int64_t layer,
+                           const asp_context *context);
 asp_status asp_forward_attention(const asp_model *model, const asp_activations *acts, int64_t layer,
                                  const asp_gate *gate, const asp_scratch *scratch, const asp_context *context);
 asp_status asp_forward_output(const asp_model *model, const asp_activations *acts, int64_t layer,
@@ -108,6 +111,10 @@ asp_status asp_forward_mlp(const asp_model *model, const asp_activations *acts, 
 asp_status asp_forward_final(const asp_model *model, const asp_activations *acts, const asp_context *context);
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
                                  const asp_gate *gate, const asp_scratch *scratch, const asp_context *context);
+/* Attention of one head of one sequence, for those who call the kernel themselves. */
+asp_attention_task asp_attention_describe(const asp_model *model, const asp_activations *acts, int64_t layer,
+                                          const asp_gate *gate, const asp_scratch *scratch, int64_t sequence,
+                                          int64_t head, int thread);
 
 /* ---- unembed.c ----------------------------------------------------------------- */
 

@@ -351,11 +351,18 @@ static asp_status use_sweep(const fixture *f, const asp_context *context, uint64
         const asp_variant variants[] = {{0, 1, 0, 0, 0, items, items / 2 + 1},
                                         {1, 0, 0, 0, items / 3, items, -1},
                                         {2, 0, 0, 0, 0, 0, -1},
+                                        {2, 0, 0, 0, 0, items / 2, -1},
+                                        {2, 0, 0, 0, 0, items / 2 + 1, -1},
+                                        {2, 0, 0, 0, 0, items / 2 + 1, -1},
                                         {2, 0, 3, 0, 0, items, items - 1}};
+        enum { N_VARIANTS = sizeof variants / sizeof variants[0] };
+        int64_t rows[2] = {0};
         const asp_sweep_options options = {(asp_unit)(kind % 3), order, reference_of(f, kind / 3),
-                                           small_metric(N_SEQUENCES, (asp_metric_kind)(kind % ASP_N_METRICS))};
-        double values[4];
-        const asp_status status = asp_sweep(values, f->gated, f->clean, variants, 4, &options, context, err);
+                                           small_metric(N_SEQUENCES, (asp_metric_kind)(kind % ASP_N_METRICS)), rows};
+        double values[N_VARIANTS];
+        const asp_status status = asp_sweep(values, f->gated, f->clean, variants, N_VARIANTS, &options, context, err);
+        if (!status && (rows[0] >= rows[1] || memcmp(&values[4], &values[5], sizeof *values) != 0))
+            return asp_fail(err, ASP_BAD_STATE, "the sweep shared no row, or a variant given twice has two values");
         if (status) return status;
         add_bytes(digest, values, sizeof values);
     }
