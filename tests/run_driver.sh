@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The C core without Python, in both precisions, under one checker (Linux):
 #
-#   tests/run_driver.sh             as it is                          a second
+#   tests/run_driver.sh             as it is                          minutes
 #   tests/run_driver.sh address     AddressSanitizer with its leak check, and UndefinedBehaviorSanitizer
 #   tests/run_driver.sh thread      ThreadSanitizer: eight threads on shared models
 #   tests/run_driver.sh valgrind    memcheck: also memory that is read before it was written; minutes

@@ -185,7 +185,7 @@ CORE_CALLS: dict[str, Uses] = {
         cost=10,
     ),
     "_core.Circuit.array": uses(
-        lambda e: [search(e, 9).array(name) for name in circuit.ARRAYS],
+        lambda e: list(map(search(e, 9).array, circuit.ARRAYS)),
         wrong=(lambda e: search(e).array("items"), lambda e: search(e, 9).array("x")),
         cost=20,
     ),
