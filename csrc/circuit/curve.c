@@ -265,6 +265,18 @@ void asp_curve_needed(int64_t *first, int64_t *stays, const double *curves, int6
     }
 }
 
+void asp_curve_shares(double *shares, const double *effect, int64_t n) {
+    ASP_ENVIRONMENT;
+    double *positive = shares + 1, sum = 0;
+    shares[0] = 0;
+    for (int64_t i = 0; i < n; i++) positive[i] = effect[i] < 0 ? 0 : effect[i];
+    const double total = asp_curve_sum(positive, n);
+    for (int64_t i = 0; i < n; i++) {
+        sum += positive[i];
+        positive[i] = sum / (total == 0 ? 1 : total);
+    }
+}
+
 static void needed_item(void *arg, int64_t b, int thread) {
     const resampling *r = arg;
     const int64_t n = r->n_sizes;

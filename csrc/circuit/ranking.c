@@ -19,8 +19,7 @@ static void merge(int64_t *out, const int64_t *index, const double *key, int64_t
         out[i] = a < middle && (b == end || !(key[index[b]] < key[index[a]])) ? index[a++] : index[b++];
 }
 
-/* Sorts index (n) by rising key[index]; equal keys keep their order.  other (n) scratch. */
-static void sort(int64_t *index, int64_t *other, const double *key, int64_t n) {
+void asp_ranking_sort(int64_t *index, int64_t *other, const double *key, int64_t n) {
     int64_t *from = index, *to = other;
     for (int64_t width = 1; width < n; width *= 2) {
         for (int64_t begin = 0; begin < n; begin += 2 * width)
@@ -117,7 +116,7 @@ static void order_by_scores(score_work *w, asp_circuit *c) {
         w->index[i] = i;
         w->keys[i] = -(c->options.absolute ? fabs(w->scores[i]) : w->scores[i]);
     }
-    sort(w->index, w->other, w->keys, n);
+    asp_ranking_sort(w->index, w->other, w->keys, n);
     for (int64_t i = 0; i < n; i++) {
         c->order[i] = w->index[i];
         c->scores[i] = w->scores[w->index[i]] + 0.0; /* no -0 */
@@ -180,7 +179,7 @@ static asp_status sort_by_cost(round_work *w, const asp_circuit *c, const asp_co
         w->costs[i] = c->options.absolute ? fabs(cost) : cost;
         w->index[i] = w->n - 1 - i;
     }
-    sort(w->index, w->other, w->costs, w->n);
+    asp_ranking_sort(w->index, w->other, w->costs, w->n);
     for (int64_t i = 0; i < w->n; i++) w->cheapest[i] = fabs(w->costs[w->index[i]]);
     return ASP_OK;
 }
