@@ -28,6 +28,15 @@ def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tu
     return effects.packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
 
 
+def entry(e: Any, query: int = 7, key: int = 3, unit: str = "edge", **task: Any) -> tuple[Any, ...]:
+    """Effects of one entry of the first prompt in all heads."""
+    whole, options = asked(e, unit, "mean")
+    first = {"tokens": whole.tokens[:8], "offsets": whole.offsets[:2], "corrupted": None, "metric": METRIC}
+    options = options._replace(reference=whole.tokens, reference_offsets=whole.offsets)
+    weight = np.ones((e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
+    return e.core.entry_effects(whole._replace(**{**first, **task}), options, weight, query, key)
+
+
 def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) -> _core.Circuit:
     """A search for a circuit after some steps."""
     task, of_effects = asked(e)
@@ -145,6 +154,17 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: e.core.keep_only(asked(e)[0], HEADS, [1], asked(e)[1]),
         ),
         cost=5,
+    ),
+    "_core.Model.entry_effects": uses(
+        lambda e: entry(e),
+        wrong=(
+            lambda e: entry(e, unit="head"),
+            lambda e: entry(e, key=8),
+            lambda e: entry(e, query=2),
+            lambda e: entry(e, metric=3),
+            lambda e: e.core.entry_effects(*asked(e, "edge"), np.ones((9, 9), np.float32), 7, 3),
+        ),
+        cost=20,
     ),
     "_core.Model.attribution": uses(
         lambda e: e.core.attribution(*asked(e), 2, False),
