@@ -364,6 +364,7 @@ class Model:
         most: int,
         max_bytes: int,
         threads: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[Graph, np.ndarray, float, float]:
         """(graph, chosen int64, closure, closure_absolute); see `asp_graph_build` in csrc/asp_graph.h.
 

@@ -212,11 +212,16 @@ static asp_status fill_heads(building *b, const asp_context *context, asp_error 
     for (int64_t t = 0; t < b->n_rows; t++)
         b->rows.target[t] = t < b->rows.n_kept ? b->chosen[t] : b->rows.n_active + t - b->rows.n_kept;
     const asp_reads reads = asp_graph_choose_reads(&b->rows, 0, b->n_rows, b->model->config.d_model);
-    asp_status status = asp_graph_heads_sources(a->carried, b->model, held, b->in->writes, b->node,
-                                                b->graph->sizes.n_placed, context, err);
+    static const char stage[] = "graph heads";
+    asp_status status = asp_context_progress(context, stage, 0, 3);
+    if (!status)
+        status = asp_graph_heads_sources(a->carried, b->model, held, b->in->writes, b->node, b->graph->sizes.n_placed,
+                                         context, err);
+    if (!status) status = asp_context_progress(context, stage, 1, 3);
     if (!status) status = asp_graph_heads_targets(a->received, b->model, held, &reads, 0, context, err);
+    if (!status) status = asp_context_progress(context, stage, 2, 3);
     if (!status) status = asp_graph_heads_targets(a->received_alone, b->model, held, &reads, 1, context, err);
-    return status;
+    return status ? status : asp_context_progress(context, stage, 3, 3);
 }
 
 static asp_status fill_graph(building *b, const asp_context *context, asp_error *err) {

@@ -48,13 +48,29 @@ static void sum_item(void *arg, int64_t i, int thread) {
     r->sums[row] = fmax(sum, ASP_GRAPH_LEAST_SUM);
 }
 
+/* What is known of all rows while a call follows those from `begin` on. */
+typedef struct {
+    const asp_context *outer;
+    int64_t begin, n_rows;
+} part_of_rows;
+
+static int tell_part(void *state, const char *stage, int64_t done, int64_t total) {
+    (void)total;
+    const part_of_rows *p = state;
+    return asp_context_progress(p->outer, stage, p->begin + done, p->n_rows) != ASP_OK;
+}
+
 /* The effects on the targets of the rows from r->n_known to `end`, which are known then. */
 static asp_status follow(asp_graph_choose_rows *r, int64_t end, const asp_model *model, const asp_context *context,
                          asp_error *err) {
     const int64_t begin = r->n_known, n = r->inputs->writes->n_sources;
     const asp_reads reads = asp_graph_choose_reads(r, begin, end, model->config.d_model);
+    part_of_rows part = {context, begin, r->n_kept + r->n_logits};
+    asp_context own = *context;
+    own.progress = tell_part;
+    own.progress_state = &part;
     asp_status status = asp_graph_edges(r->effects + begin * n, r->bias + begin, model, r->inputs->held,
-                                        r->inputs->writes, &reads, context, err);
+                                        r->inputs->writes, &reads, &own, err);
     for (int64_t row = begin; !status && row < end; row++) {
         const int64_t target = r->target[row];
         r->bias[row] += target < r->n_active ? r->inputs->features.constant[target]

@@ -228,7 +228,8 @@ static asp_status allocate(group *w, asp_error *err) {
 
 /* Groups the targets by position, each in order of falling point, and follows one group after the other. */
 static asp_status follow_all(group *w, int64_t *grouped, const asp_context *context) {
-    asp_status status = ASP_OK;
+    int64_t done = 0;
+    asp_status status = asp_context_progress(context, "graph edges", 0, w->reads->n_targets);
     for (int64_t q = 0; !status && q < w->flow->n_tokens; q++) {
         int64_t n = 0;
         const int64_t most = asp_max(1, ROWS_AT_ONCE / (q + 1));
@@ -240,6 +241,8 @@ static asp_status follow_all(group *w, int64_t *grouped, const asp_context *cont
             w->query = q;
             w->rows = q + 1;
             status = follow(w, context);
+            done += w->n;
+            if (!status) status = asp_context_progress(context, "graph edges", done, w->reads->n_targets);
         }
     }
     return status;

@@ -321,7 +321,9 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
-    **dict.fromkeys([f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"),
+    **dict.fromkeys(
+        [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
+    ),
     **dict.fromkeys([f"_core.Model.{name}" for name in CORE_EFFECTS], "own"),
     **dict.fromkeys(["_core.Circuit.state", "_core.Run.mean_entries"], "own"),
     "_core.Circuit.array": "lent",

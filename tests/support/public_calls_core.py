@@ -51,6 +51,10 @@ def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) 
     return found
 
 
+def print_nothing(*_: Any) -> None:
+    """Progress that nobody sees."""
+
+
 ONE_PROMPT = np.array([0, 8])
 CONTEXT_ARRAYS = ("prompt", "position", "activation", "tokens", "activations", "count")
 LOGITS, TARGETS = np.arange(12, dtype=np.float32).reshape(3, 4) ** 2, np.array([0, 3, 1], np.int32)
@@ -326,10 +330,11 @@ CORE_CALLS: dict[str, Uses] = {
     ),
     "_core.Model.graph_build": uses(
         lambda e: e.core.graph_build(**e.ingredients),
-        lambda e: e.core.graph_build(**e.ingredients | {"most": -1}),
+        lambda e: e.core.graph_build(**e.ingredients | {"most": -1, "progress": print_nothing}),
         lambda e: e.core.graph_build(**e.ingredients | {"most": 0}),
         wrong=(
             lambda e: e.core.graph_build(**e.ingredients | {"max_bytes": 1000}),
+            lambda e: e.core.graph_build(**e.ingredients | {"progress": 3}),
             lambda e: e.core.graph_build(**e.ingredients | {"tokens": TOKENS[:3]}),
             lambda e: e.core.graph_build(
                 **e.ingredients | {"writes": e.sources.writes._replace(n_sources=10**6)}
