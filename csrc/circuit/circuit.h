@@ -217,8 +217,7 @@ asp_status asp_measure(const asp_model *model, const asp_task *task, const asp_m
                        const asp_effect_options *options, const asp_context *context, asp_error *err);
 /* ---- curve.c --------------------------------------------------------------------- */
 
-/* Sum and mean of x (n), added in NumPy's order. */
-double asp_curve_sum(const double *x, int64_t n);
+/* Mean of x (n), added in NumPy's order. */
 double asp_curve_mean(const double *x, int64_t n);
 
 /* ---- circuit.c ------------------------------------------------------------------- */

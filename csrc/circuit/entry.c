@@ -14,8 +14,8 @@ typedef struct {
     int64_t *sizes;         /* (n+1): 0..n */
 } entry_work;
 
-static asp_status check_entry(const asp_model *model, const asp_task *task, const asp_entry *entry,
-                              const asp_effect_options *options, asp_error *err) {
+static asp_status check_question(const asp_model *model, const asp_task *task, const asp_entry *entry,
+                                 const asp_effect_options *options, asp_error *err) {
     asp_status status = asp_task_check(model, task, err);
     if (status) return status;
     if (options->unit != ASP_UNIT_EDGE || task->clean.n_prompts != 1)
@@ -105,7 +105,7 @@ asp_status asp_entry_measure(asp_entry_effects *found, const asp_model *model, c
     const asp_context own = asp_context_of(context, err);
     entry_work w = {.found = found, .entry = entry};
     found->n = 0;
-    asp_status status = check_entry(model, task, entry, options, err);
+    asp_status status = check_question(model, task, entry, options, err);
     if (status) return status;
     for (int64_t i = 0; i < model->config.n_layer * model->config.n_head; i++) w.n += entry->weight[i] != 0;
     status = allocate_entry(&w, err);

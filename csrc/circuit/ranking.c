@@ -50,13 +50,15 @@ typedef struct {
 } score_work;
 
 /* Tokens of a prompt, where all have as many. */
-static int64_t length_of(const asp_circuit *c) { return c->ranking->clean.offsets[1] - c->ranking->clean.offsets[0]; }
+static int64_t prompt_length(const asp_circuit *c) {
+    return c->ranking->clean.offsets[1] - c->ranking->clean.offsets[0];
+}
 
 /* Items of the unit that a model has: the size of what attribution gives. */
 static int64_t unit_size(const asp_circuit *c) {
     const asp_config *config = asp_model_config(c->model);
     int64_t size = config->n_layer * config->n_head;
-    for (int64_t i = 2; i < c->width; i++) size *= length_of(c);
+    for (int64_t i = 2; i < c->width; i++) size *= prompt_length(c);
     return size;
 }
 
@@ -103,7 +105,7 @@ static asp_status estimate_scores(score_work *w, const asp_circuit *c, const asp
     for (int64_t i = 0; !status && i < c->n_items; i++) {
         const int32_t *item = c->candidates + i * c->width;
         int64_t at = item[0] * n_head + item[1];
-        for (int64_t k = 2; k < c->width; k++) at = at * length_of(c) + item[k];
+        for (int64_t k = 2; k < c->width; k++) at = at * prompt_length(c) + item[k];
         w->scores[i] = sign_of(c) * w->values[at];
     }
     return status;
@@ -202,7 +204,7 @@ static asp_status choose_batch(round_work *w, const asp_circuit *c, int64_t *n_d
     for (int i = 0; !status && i < n_batches; i++) {
         *n_dropped = w->counts[i];
         *now = asp_curve_mean(w->without + i * w->n_prompts, w->n_prompts);
-        if (fabs(*now - c->place->now) <= JOINT_COST * asp_curve_sum(w->cheapest, w->counts[i]) + c->place->small)
+        if (fabs(*now - c->place->now) <= JOINT_COST * asp_sum_numbers(w->cheapest, w->counts[i]) + c->place->small)
             break;
     }
     return status;

@@ -433,7 +433,8 @@ static PyMethodDef methods[] = {
     {"graph_logits", (PyCFunction)(void (*)(void))asp_py_graph_logits, METH_VARARGS | METH_KEYWORDS,
      "graph_logits(logits, tokens, wrong, threads=0) -> (vectors, constant, value)"},
     {"graph_build", (PyCFunction)(void (*)(void))asp_py_graph_build, METH_VARARGS | METH_KEYWORDS,
-     "graph_build(frozen, writes, features, logits, probability, tokens, most, max_bytes, threads=0, progress=None) -> (graph, "
+     "graph_build(frozen, writes, features, logits, probability, tokens, most, max_bytes, threads=0, progress=None) -> "
+     "(graph, "
      "chosen, "
      "closure, closure_absolute)"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
