@@ -39,33 +39,49 @@ class EntryEffects:
     """The heads of one model with an open entry from `key` to `query` of one prompt, largest effect first.
 
     Made by `entry_effects`.
+
+    Attributes
+    ----------
+    run : Run
+        The prompt, with its pattern.
+    key : int
+        Position that is looked at, from 0.
+    query : int
+        Position that looks, from 0.
+    answer : str
+        The token whose logit is measured.
+    ablation : str
+        "zero" or "mean": what replaces an ablated entry.
+    heads : tuple of Head
+        n heads; those whose gate is closed at this entry are not among them.
+    weight : numpy.ndarray
+        float64 [n]: the entry of the pattern, in 0..1.
+    effect : numpy.ndarray
+        float64 [n], in logits: logit difference of the model minus that with this head's entry ablated.
+    kept : numpy.ndarray
+        float64 [n + 1]: faithfulness (m(first n) - m(none)) / (m(all) - m(none)) of the best 0..n
+        entries, where the entries of the other heads from `key` to `query` are ablated and nothing else
+        is changed.
+    full : float
+        Logit difference of the model, in logits: the answer's logit minus the mean of the wrong ones.
+    without : float
+        The same with this entry ablated in all heads.
+    answer_is_top : bool
+        Whether the answer is the most likely next token at `query`.
     """
 
     run: Run
-    """The prompt, with its pattern."""
     key: int
-    """Position that is looked at, from 0."""
     query: int
-    """Position that looks, from 0."""
     answer: str
-    """The token whose logit is measured."""
     ablation: str
-    """"zero" or "mean"."""
     heads: tuple[Head, ...]
-    """n heads; those whose gate is closed at this entry are not among them."""
     weight: np.ndarray
-    """float64 [n]: the entry of the pattern."""
     effect: np.ndarray
-    """float64 [n]: logit difference of the model minus that with this head's entry ablated."""
     kept: np.ndarray
-    """float64 [n + 1]: faithfulness (m(first n) - m(none)) / (m(all) - m(none)) of the best 0..n entries,
-    where the entries of the other heads from `key` to `query` are ablated and nothing else is changed."""
     full: float
-    """Logit difference of the model: the answer's logit minus the mean of the wrong ones."""
     without: float
-    """The same with this entry ablated in all heads."""
     answer_is_top: bool
-    """Whether the answer is the most likely next token at `query`."""
 
     @property
     def name(self) -> str:

@@ -27,21 +27,34 @@ Spec: TypeAlias = "str | int | Sequence[int | str] | Mapping[str, Any] | Callabl
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Group:
-    """Nodes of a graph under one name."""
+    """Nodes of a graph under one name.
+
+    Attributes
+    ----------
+    name : str
+        Name of the group.
+    nodes : numpy.ndarray
+        int64, rising.
+    positions : tuple of int
+        Positions of the nodes, from 0.
+    layers : (int, int) or None
+        First and last of the fewest neighbouring layers that have 80 % of the influence of its features
+        on the logits, by absolute values; logits are at the layer after the last. None: embeddings alone.
+    profile : numpy.ndarray
+        float64 [L]: share of that influence in each layer; 0 without features.
+    n_features : int
+        Number of nodes that are features.
+    influence : float
+        `Graph.total` of the group on the logits, in units of the logit, without the logits themselves.
+    """
 
     name: str
     nodes: np.ndarray
-    """int64, rising."""
     positions: tuple[int, ...]
-    """Of the nodes, from 0."""
     layers: tuple[int, int] | None
-    """First and last of the fewest neighbouring layers that have 80 % of the influence of its features on the
-    logits, by absolute values; logits are at the layer after the last. None: embeddings alone."""
     profile: np.ndarray
-    """float64 [L]: share of that influence in each layer; 0 without features."""
     n_features: int
     influence: float
-    """`Graph.total` of the group on the logits, without the logits themselves."""
 
     def __len__(self) -> int:
         return len(self.nodes)

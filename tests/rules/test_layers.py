@@ -160,7 +160,7 @@ ALLOWED = {
     ("recipes.demo_text", "cumsum"): "limits of the kinds of sentences, a dozen numbers, once",
     ("transcoders.stored", "einsum"): "the bias of a foreign set that subtracts a vector from its input",
     ("transcoders.stored", "exp"): "thresholds that a foreign set stores as logarithms",
-    ("graphs.graph", "searchsorted"): "which row an edge of a sparse matrix is in",
+    ("graphs.edges", "searchsorted"): "which row an edge of a sparse matrix is in",
     ("graphs.graph_file", "cumsum"): "where the nodes of each split begin in the file",
     ("graphs.layout", "cumsum"): "places on the page",
     ("graphs.layout", "lexsort"): "places on the page",
