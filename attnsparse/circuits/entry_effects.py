@@ -91,7 +91,8 @@ class EntryEffects:
     @property
     def shares(self) -> np.ndarray:
         """float64 [n + 1]: sum of the best 0..n effects, as a share of the sum of all positive ones."""
-        return _CORE.curve_shares(self.effect)
+        shares: np.ndarray = _CORE.curve_shares(self.effect)
+        return shares
 
     def needed(self, fraction: float) -> int:
         """The fewest heads, best first, whose effects add up to a share of all positive effects.

@@ -416,7 +416,7 @@ class Graph:
         Parameters
         ----------
         labels : mapping, str or os.PathLike
-            (layer, feature) to a text, for example `FeatureLabels`, or what `load_feature_labels` takes.
+            (layer, feature) to a string, for example `FeatureLabels`, or what `load_feature_labels` takes.
             Features that it lacks keep their labels.
 
         Returns

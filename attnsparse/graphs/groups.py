@@ -79,7 +79,7 @@ def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
     ----------
     graph : Graph
     groups : mapping
-        Name to members: a text that a label contains; a node number, or several node numbers and ids;
+        Name to members: a string that a label contains; a node number, or several node numbers and ids;
         arguments of `Graph.select` (kind, layer, position, label); or a function that takes each row of
         `Graph.nodes` as a named tuple and returns True or False. Unless a kind or nodes are named, only
         features and tokens are chosen.
@@ -106,7 +106,7 @@ def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
     for name, spec in groups.items():
         nodes = _nodes(graph, spec)
         if not len(nodes):
-            raise ValueError(f"group {name!r:.60} has no nodes: nothing in the graph fits {spec!r:.80}")
+            raise ValueError(f"group {name!r:.60} is empty: nothing in the graph matches {spec!r:.80}")
         for node in nodes.tolist():
             if node in owner:
                 raise ValueError(

@@ -268,7 +268,7 @@ static void copy_node(asp_graph_arrays *to, int64_t at, const asp_graph_arrays *
     to->probability[at] = from->probability[node];
 }
 
-/* The nodes that are kept and the edges to them, numbered anew. */
+/* The nodes that are kept and the edges to them, with new numbers. */
 static void copy_edges(asp_graph_arrays *to, const pruning *p) {
     const asp_graph_arrays *from = &p->of->arrays;
     int64_t n_edges = 0;

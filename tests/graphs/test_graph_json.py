@@ -154,7 +154,7 @@ def test_the_list_of_graphs(tmp_path):
 def test_bad_slugs(tmp_path, slug):
     with pytest.raises(ValueError, match="slug must be a file name"):
         example().to_neuronpedia(tmp_path, slug)
-    with pytest.raises(TypeError, match="slug must be a text"):
+    with pytest.raises(TypeError, match="slug must be a string"):
         example().to_neuronpedia(tmp_path, 3)
 
 
@@ -168,12 +168,12 @@ def test_bad_slugs(tmp_path, slug):
             "info: unknown name 'descripton'; choose from desc",
         ),
         ({"info": 5}, TypeError, "info must be a mapping, got int"),
-        ({"info": {"creator_name": 5}}, TypeError, "info: creator_name must be a text, got 5"),
-        ({"info": {"source_urls": [1]}}, TypeError, "source_urls must be a list of texts"),
+        ({"info": {"creator_name": 5}}, TypeError, "info: creator_name must be a string, got 5"),
+        ({"info": {"source_urls": [1]}}, TypeError, "source_urls must be a list of strings"),
         ({"info": {"create_time_ms": "now"}}, TypeError, "create_time_ms must be a number"),
         ({"feature_details": {"x": "y"}}, ValueError, "feature_details: unknown name 'x'"),
-        ({"feature_details": {"neuronpedia_source_set": 3}}, TypeError, "must be a text"),
-        ({"scan": 5}, TypeError, "scan must be a text, got int"),
+        ({"feature_details": {"neuronpedia_source_set": 3}}, TypeError, "must be a string"),
+        ({"scan": 5}, TypeError, "scan must be a string, got int"),
         ({"supernodes": [["x", 0]]}, TypeError, "supernodes must map names to nodes, got list"),
         ({"clicked": "gone"}, ValueError, "clicked: pruning removed node"),
     ],
