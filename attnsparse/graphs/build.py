@@ -86,8 +86,9 @@ def attribution_graph(
         are chosen in rounds, as circuit-tracer does: those with most influence on the logits through the
         features chosen so far.
     labels : mapping, str or os.PathLike, optional
-        (layer, feature) to a string, for example `describe_features(...)`, or what `load_feature_labels` takes:
-        the path of a CSV or JSON, or the name of embedded transcoders for the labels that come with them.
+        (layer, feature) to a string, for example `describe_features(...)`, or what `load_feature_labels`
+        takes: the path of a CSV or JSON, or the name of embedded transcoders for the labels that come with
+        them.
         Features without a label are named by their numbers.
     n_splits : int, default 0
         The number of attention entries (strongest first) whose scores are split into pairs of sources; see

@@ -36,7 +36,9 @@ def check_texts(data: Mapping[str, Any], names: Iterable[str], path: str) -> Non
     """Texts."""
     for name in names:
         if not isinstance(data[name], str):
-            raise_file_error("header_value", path, f"'{name}' must be a string, got {shown(data[name])}", name)
+            raise_file_error(
+                "header_value", path, f"'{name}' must be a string, got {shown(data[name])}", name
+            )
 
 
 def check_text_list(data: Mapping[str, Any], name: str, path: str) -> None:

@@ -436,7 +436,9 @@ def test_scores_of_a_file_that_was_not_pruned(tmp_path, thresholds, known):
 def test_an_old_file_with_two_nodes_of_one_name_is_refused(tmp_path):
     data = foreign("0_1_2")
     data["nodes"].append(node("0_1_2", cantor(0, 1), "0", 2, CLT))
-    with pytest.raises(FormatError, match=r"duplicate node id '0_1_2'.*calls errors like features of layer 0") as caught:
+    with pytest.raises(
+        FormatError, match=r"duplicate node id '0_1_2'.*calls errors like features of layer 0"
+    ) as caught:
         read(tmp_path, data)
     assert caught.value.code == "duplicate_name"
 
