@@ -165,11 +165,16 @@ static void one_variant(const asp_variants *vs, asp_attention_task u, int64_t la
     attend(vs, &u, layer, variant, head, scratch, scratch->queries, n);
 }
 
+/* The kernel's scratch has no keys and values of this pass yet. */
+static void hold_nothing(const asp_variants *vs, const asp_variant_scratch *scratch) {
+    for (int64_t i = 0; i < vs->longest; i++) scratch->held[i] = NULL;
+}
+
 static void attention_of_sequence(void *state, asp_attention_task *u, int64_t layer, int64_t sequence, int64_t head,
                                   int thread) {
     const asp_variants *vs = state;
     const asp_variant_scratch scratch = scratch_of(vs, thread);
-    memset(scratch.held, 0, (size_t)vs->longest * sizeof *scratch.held);
+    hold_nothing(vs, &scratch);
     one_variant(vs, *u, layer, sequence, head, &scratch);
 }
 
@@ -186,8 +191,7 @@ static void layer_item(void *arg, int64_t item, int thread) {
     const asp_attention_task task =
         asp_attention_describe(job->model, job->acts, job->layer, job->gate, job->scratch, 0, head, thread);
     for (int64_t i = begin; i < asp_min(begin + job->per_item, job->n); i++) {
-        if (i == begin || vs->variants[i].sequence != vs->variants[i - 1].sequence)
-            memset(scratch.held, 0, (size_t)vs->longest * sizeof *scratch.held);
+        if (i == begin || vs->variants[i].sequence != vs->variants[i - 1].sequence) hold_nothing(vs, &scratch);
         one_variant(vs, task, job->layer, i, head, &scratch);
     }
 }
