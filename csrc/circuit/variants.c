@@ -49,8 +49,8 @@ static void replace_row(asp_real *z, const asp_real *reference, int64_t d) {
 }
 
 /* Writes z of the queries at which the head is ablated; the others are moved to the front, their number returned. */
-static int64_t replace_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u, int64_t layer,
-                             int64_t head, const asp_variant_scratch *scratch, int64_t n) {
+static int64_t replace_variant_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u,
+                                     int64_t layer, int64_t head, const asp_variant_scratch *scratch, int64_t n) {
     const int64_t head_index = layer * vs->config->n_head + head;
     int64_t kept = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -160,7 +160,8 @@ static void one_variant(const asp_variants *vs, asp_attention_task u, int64_t la
         attend_to_entries(vs, &u, layer, variant, head, scratch, n);
         return;
     }
-    if (v->scope != ASP_SCOPE_POINT || layer == v->start_layer) n = replace_heads(vs, v, &u, layer, head, scratch, n);
+    if (v->scope != ASP_SCOPE_POINT || layer == v->start_layer)
+        n = replace_variant_heads(vs, v, &u, layer, head, scratch, n);
     attend(vs, &u, layer, variant, head, scratch, scratch->queries, n);
 }
 

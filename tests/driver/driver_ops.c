@@ -423,6 +423,7 @@ const operation operations[] = {
     {"effects of edges", use_effects_of_edges},
     {"effects of edges, means", use_effects_of_means},
     {"effects of edges, pairs", use_effects_of_pairs},
+    {"effects of an entry", use_effects_of_an_entry},
     {"wrong arguments", use_wrong_effects},
     {"exact circuit", use_exact_circuit},
     {"circuit by attribution", use_attribution_circuit},

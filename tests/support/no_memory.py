@@ -44,6 +44,7 @@ SENTENCES = {
     rf"{STAGE}: no memory for (the prompts|the (order|scores) of \d+ items)": CIRCUITS,
     rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
     r"no memory for the open entries of a task": CIRCUITS,
+    r"no memory for the effects of an entry in \d+ heads": CIRCUITS,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

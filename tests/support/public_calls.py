@@ -292,7 +292,9 @@ GRAPH_TABLES = (
 )  # fmt: skip
 CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
-CORE_EFFECTS = ("candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution")
+CORE_EFFECTS = (
+    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects", "attribution",
+)  # fmt: skip
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens")], "lent"),
@@ -319,7 +321,9 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
-    **dict.fromkeys([f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "needed")], "own"),
+    **dict.fromkeys(
+        [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
+    ),
     **dict.fromkeys([f"_core.Model.{name}" for name in CORE_EFFECTS], "own"),
     **dict.fromkeys(["_core.Circuit.state", "_core.Run.mean_entries"], "own"),
     "_core.Circuit.array": "lent",
