@@ -112,10 +112,10 @@ class Graph:
     weights : numpy.ndarray
         real [m]: the weight of each edge.
     closure : float
-        Largest |sum of the incoming edges - value| / |value| over all features and logits; of a pruned
+        Largest ``|sum of the incoming edges - value| / |value|`` over all features and logits; of a pruned
         graph that before pruning.
     closure_absolute : float
-        Largest |sum - value| / (sum of |edges|): the rounding error, however much cancels.
+        Largest ``|sum - value| / (sum of |edges|)``: the rounding error, however much cancels.
     pattern : numpy.ndarray
         real [L, H, query, key]: the attention pattern of the prompt.
     carried : numpy.ndarray

@@ -244,7 +244,7 @@ typedef struct {
 
 static int new_entry_arrays(entry_arrays *a, int64_t n_heads) {
     const int64_t dims[] = {n_heads, 2}, one_more = n_heads + 1;
-    void *heads, *weight, *effect, *kept;
+    void *heads = NULL, *weight = NULL, *effect = NULL, *kept = NULL;
     a->heads = asp_py_arrays_new(ASP_PY_INT32, 2, dims, &heads);
     if (a->heads) a->weight = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &weight);
     if (a->weight) a->effect = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &effect);
