@@ -1,0 +1,73 @@
+/* nodes.c: numbers of senders and receivers, and the outputs of senders, which are linear in what a run records. */
+#include <string.h>
+
+#include "component/component.h"
+
+int64_t asp_nodes_n_senders(const asp_config *c) { return 1 + c->n_layer * (c->n_head + 1); }
+int64_t asp_nodes_n_receivers(const asp_config *c) { return c->n_layer * (3 * c->n_head + 1) + 1; }
+
+int64_t asp_nodes_n_before(const asp_config *c, int64_t receiver) {
+    const int64_t layer = receiver / (3 * c->n_head + 1);
+    return receiver == asp_nodes_mlp_input(c, layer) ? asp_nodes_mlp(c, layer) : asp_nodes_head(c, layer);
+}
+
+int64_t asp_nodes_n_edges(const asp_config *c) {
+    int64_t n = 0;
+    for (int64_t r = 0; r < asp_nodes_n_receivers(c); r++) n += asp_nodes_n_before(c, r);
+    return n;
+}
+
+asp_node_activations asp_nodes_of_run(const asp_run *run) {
+    const asp_array z = asp_run_array(run, ASP_Z), post = asp_run_array(run, ASP_MLP_POST);
+    return (asp_node_activations){.embed = asp_run_array(run, ASP_EMBED).data,
+                                  .z = {z.data, z.strides[0]},
+                                  .post = {post.data, post.strides[0]}};
+}
+
+asp_status asp_nodes_layer_outputs(asp_real *out, const asp_model *m, int64_t layer, const asp_real *z,
+                                   const asp_real *post, int64_t n_rows, int bias, const asp_context *context) {
+    const asp_config *c = &m->config;
+    const asp_layer_offsets *o = &m->layers[layer];
+    const int64_t e = c->d_model, block = n_rows * e;
+    asp_status status = ASP_OK;
+    for (int64_t h = 0; !status && h < c->n_head; h++) {
+        const asp_gemm g = {.m = n_rows,
+                            .n = e,
+                            .k = c->d_head,
+                            .a = z + h * c->d_head,
+                            .lda = c->n_head * c->d_head,
+                            .b = m->data + o->proj_w + h * c->d_head * e,
+                            .ldb = e,
+                            .c = out + h * block,
+                            .ldc = e,
+                            .n_rows = n_rows,
+                            .k_block = m->k_block.head};
+        status = asp_gemm_run(&g, context);
+    }
+    const asp_gemm g = {.m = n_rows,
+                        .n = e,
+                        .k = c->d_mlp,
+                        .a = post,
+                        .lda = c->d_mlp,
+                        .b = m->data + o->out_w,
+                        .ldb = e,
+                        .c = out + c->n_head * block,
+                        .ldc = e,
+                        .epilogue = bias ? ASP_EPILOGUE_BIAS : ASP_EPILOGUE_NONE,
+                        .bias = bias ? asp_at_const(m->data, o->out_b) : NULL,
+                        .n_rows = n_rows,
+                        .k_block = m->k_block.mlp};
+    return status ? status : asp_gemm_run(&g, context);
+}
+
+asp_status asp_nodes_outputs(asp_real *out, const asp_model *model, const asp_node_activations *a, int64_t n_rows,
+                             const asp_context *context) {
+    const asp_config *c = &model->config;
+    const int64_t block = n_rows * c->d_model;
+    asp_status status = ASP_OK;
+    memcpy(out, a->embed, (size_t)block * sizeof *out);
+    for (int64_t l = 0; !status && l < c->n_layer; l++)
+        status = asp_nodes_layer_outputs(out + asp_nodes_head(c, l) * block, model, l, asp_slot_at(a->z, l),
+                                         asp_slot_at(a->post, l), n_rows, 1, context);
+    return status;
+}
