@@ -71,6 +71,8 @@ typedef struct {
     const double *bias;   /* (L) */
     uint64_t seed, step, first_sequence;
     const double *edge_coefficient; /* (L): gradient of the loss per unit of sigmoid(g); NULL: 0 */
+    const uint8_t *const *held;     /* (B) of each sequence: (L,H,T,T) read: gates of another pass, in place of its own;
+                                     * NULL: its own */
 } asp_gate;
 
 /* Elements of a square record, whose sequences' (L,H,T,T) blocks lie one after the other; -1 if they pass INT64_MAX. */
