@@ -118,7 +118,7 @@ static void gather_queries(asp_real *out, const asp_real *x, int64_t stride, int
 }
 
 /* Those of keys k .. k+15 of n that are open in a row of a held gate. */
-INLINE ivec held_open(const uint8_t *gate, int64_t k, int64_t n) {
+static __attribute__((noinline)) ivec held_open(const uint8_t *gate, int64_t k, int64_t n) {
     ivec open = {0};
     for (int64_t i = 0; i < ASP_LANES && k + i < n; i++) open[i] = gate[k + i] ? -1 : 0;
     return open;
@@ -275,9 +275,8 @@ static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp
             const vec g = s + u->gate_bias;
             const vec r = u->noisy ? noise_vec((uint32_t)k, row_key) : splat((asp_real)0.5);
             const vec e = soft ? exp_vec(-g) : (vec){0};
-            const ivec open = u->held_gate ? held_open(u->held_gate + query * u->n_tokens, k, n)
-                              : u->noisy   ? r > e * (1 - r)
-                                           : g > 0;
+            ivec open = u->noisy ? r > e * (1 - r) : g > 0;
+            if (u->held_gate) open = held_open(u->held_gate + query * u->n_tokens, k, n);
             a = (vec)((ivec)p & open);
             ds = a * da - p * rowsum;
             if (through) {
