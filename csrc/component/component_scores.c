@@ -258,7 +258,7 @@ static asp_status open_block(scoring *s, const asp_context *context, asp_error *
 
 /* What senders are replaced by in this block. */
 static void set_reference(scoring *s) {
-    const int positional = is_mean(s->o->ablation) && s->means.n_positions > 1;
+    const int positional = s->o->ablation == ASP_COMPONENT_MEAN_POSITIONAL;
     if (s->paired) s->reference.activations = asp_nodes_of_run(s->paired);
     else if (is_mean(s->o->ablation)) s->reference.activations = s->means.activations;
     else s->reference.activations = (asp_node_activations){0};

@@ -23,11 +23,13 @@ static double weight_of(const means_job *job, int64_t prompt, int64_t position) 
 }
 
 static void add_activations(const means_job *job, double *sums, const asp_real *rows, int64_t width) {
+    const int positional = job->ablation == ASP_COMPONENT_MEAN_POSITIONAL;
     for (int64_t b = 0; b < job->n; b++)
         for (int64_t r = job->offsets[b]; r < job->offsets[b + 1]; r++) {
             const int64_t position = r - job->offsets[b];
+            if (positional && position >= job->n_positions) break; /* prompts of the task are shorter */
             const double weight = weight_of(job, job->first + b, position);
-            double *sum = sums + (job->n_positions == 1 ? 0 : position * width);
+            double *sum = sums + (positional ? position * width : 0);
             for (int64_t j = 0; j < width; j++) sum[j] += weight * (double)rows[r * width + j];
         }
 }
