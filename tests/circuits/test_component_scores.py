@@ -1,15 +1,12 @@
 """Scores of component edges, nodes and neurons against the oracle, in every method, ablation and direction."""
 
-import dataclasses
 
-import engine
 import numpy as np
 import oracle_component_graph as graph
 import oracle_components as components
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, case, error
 
-from attnsparse import circuits
 from attnsparse.circuits import component_names, component_scores
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
@@ -100,7 +97,7 @@ def test_a_custom_metric(smaller):
     scores = found(one, "clean-corrupted", metric=metric).scores
     parts = []
     for i, factor in enumerate(factors):
-        task = one.task.subset([i]) if hasattr(one.task, "subset") else dataclasses.replace(one.task)
+        task = one.task.subset([i])
         slope = np.zeros(one.config["n_vocab"])
         slope[3] = factor
         asked = lambda logits, slope=slope: (float(slope @ logits), slope)  # noqa: E731
