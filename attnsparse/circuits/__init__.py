@@ -14,9 +14,9 @@ from .needed import Needed, Ratio
 
 __all__ = [
     "ABLATIONS",
-    "METRICS",
     "COMPONENT_ABLATIONS",
     "COMPONENT_METHODS",
+    "METRICS",
     "UNITS",
     "Circuit",
     "ComponentScores",

@@ -1,7 +1,7 @@
 """Scores of component edges: of the output of the embedding, a head or an MLP into a later component.
 
-A component edge is not an attention edge: it has no positions, and goes from what one component writes to what
-another reads. The scores are those of edge attribution patching (EAP), its integrated forms, and information
+A component edge is not an attention edge: it has no positions, and goes from what one component writes to
+what another reads. The scores are those of edge attribution patching (EAP), its integrated forms, and information
 flow routes, in the order, with the signs and with the points of the public implementation EAP-IG.
 """
 
@@ -136,16 +136,17 @@ def component_scores(
         the clean run. "eap-ig-inputs": the mean gradient over `steps` runs whose token embeddings are mixed,
         from the corrupted to just before the clean ones. "eap-ig-activations": the mean gradient over
         runs in which the embedding, all heads of one layer, or one MLP are mixed, each in `steps` steps.
-        "clean-corrupted": the mean gradient of the clean and the corrupted run. "information-flow-routes": the
-        share that a sender has in a receiver's input, without any gradient or corrupted prompt.
+        "clean-corrupted": the mean gradient of the clean and the corrupted run. "information-flow-routes":
+        the share that a sender has in a receiver's input, without any gradient or corrupted prompt.
     level : {"edge", "node", "neuron"}, default "edge"
-        "node": the difference of a component's outputs times the gradient of its output. "neuron": the same for
-        every coordinate. Here "eap-ig-inputs" goes from after the corrupted to the clean embeddings, as EAP-IG
-        does.
+        "node": the difference of a component's outputs times the gradient of its output. "neuron": the same
+        for every coordinate. Here "eap-ig-inputs" goes from after the corrupted to the clean embeddings, as
+        EAP-IG does.
     ablation : str, default "counterfactual"
-        What an output is replaced by. "counterfactual": its value in the corrupted prompt. "zero". "mean": the
-        mean over the positions of each reference prompt, then over these prompts. "mean-positional": the mean
-        at each position. "mean-all": the mean over all positions of all reference prompts at once.
+        What an output is replaced by. "counterfactual": its value in the corrupted prompt. "zero". "mean":
+        the mean over the positions of each reference prompt, then over these prompts (`ablation="mean"` of
+        attention edges is "mean-positional" here). "mean-positional": the mean at each position. "mean-all":
+        the mean over all positions of all reference prompts at once.
     direction : {"noising", "denoising"}, default "noising"
         "denoising": clean values go into the corrupted run, in which the gradient is taken then.
     steps : int, default 5
@@ -181,8 +182,8 @@ def component_scores(
 
     References
     ----------
-    Syed et al., "Attribution Patching Outperforms Automated Circuit Discovery", 2023. Hanna et al., "Have Faith
-    in Faithfulness", 2024. Ferrando and Voita, "Information Flow Routes", 2024.
+    Syed et al., "Attribution Patching Outperforms Automated Circuit Discovery", 2023. Hanna et al., "Have
+    Faith in Faithfulness", 2024. Ferrando and Voita, "Information Flow Routes", 2024.
     """
     _check.choice(method, "method", names.METHODS)
     _check.choice(level, "level", names.LEVELS)
@@ -238,7 +239,8 @@ def _check_combination(method: str, level: str, ablation: str, direction: str, r
             )
     elif ablation != "counterfactual" and method in ("eap-ig-inputs", "clean-corrupted"):
         raise ValueError(
-            f"method={method!r} runs the corrupted prompts, so it needs ablation='counterfactual', got {ablation!r}"
+            f"method={method!r} runs the corrupted prompts, so it needs ablation='counterfactual', "
+            f"got {ablation!r}"
         )
     if ablation != "counterfactual" and direction == "denoising":
         raise ValueError(f"direction='denoising' needs ablation='counterfactual', got {ablation!r}")

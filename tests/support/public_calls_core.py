@@ -162,7 +162,9 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(level="x")),
             lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(steps=0)),
             lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(steps="2")),
-            lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(denoising=True, ablation="zero")),
+            lambda e: e.core.component_scores(
+                asked(e)[0], COMPONENTS._replace(denoising=True, ablation="zero")
+            ),
             lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(reference=ONE)),
             lambda e: e.core.component_scores(asked(e)[0], 3),
         ),
