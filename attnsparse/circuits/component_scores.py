@@ -1,8 +1,8 @@
 """Scores of component edges: of the output of the embedding, a head or an MLP into a later component.
 
 A component edge is not an attention edge: it has no positions, and goes from what one component writes to
-what another reads. The scores are those of edge attribution patching (EAP), its integrated forms, and information
-flow routes, in the order, with the signs and with the points of the public implementation EAP-IG.
+what another reads. The scores are those of edge attribution patching (EAP), its integrated forms, and
+information flow routes, in the order, with the signs and with the points of the public implementation EAP-IG.
 """
 
 from __future__ import annotations

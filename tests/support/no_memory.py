@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
-RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+RUNS = (
+    r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
+    r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+)
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
 COMPONENTS = r"(circuits\.component_scores|_core\.Model\.component_scores)"
