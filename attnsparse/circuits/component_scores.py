@@ -34,35 +34,51 @@ class ComponentScores:
     """Scores of all component edges of a model on a task, or of its components.
 
     Made by `component_scores`.
+
+    Attributes
+    ----------
+    scores : numpy.ndarray
+        float64 [senders, receivers], 0 where there is no component edge; [senders] for nodes; [senders,
+        d_model] for neurons. Positive: useful to the metric.
+    senders : tuple of str
+        "input", then "a0.h0", ..., "m0" and so on.
+    receivers : tuple of str
+        "a0.h0<q>", ..., "a0.h0<k>", ..., "a0.h0<v>", ..., "m0" and so on; "logits".
+    n_before : numpy.ndarray
+        int64 [receivers]: there is a component edge into a receiver from the first so many senders.
+    level : str
+        "edge", "node" or "neuron".
+    method : str
+        One of `COMPONENT_METHODS`.
+    ablation : str
+        One of `COMPONENT_ABLATIONS`; "none" for information flow routes.
+    direction : str
+        "noising" or "denoising".
+    steps : int
+        Of the integrated methods; 1 for others.
+    gate : str
+        Which gates changed runs have: "held" or "recomputed"; "none" in a dense model.
+    metric : str
+        Name of the metric; "none" for information flow routes.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
     """
 
     scores: np.ndarray
-    """float64 [senders, receivers], 0 where there is no component edge; [senders] for nodes; [senders,
-    d_model] for neurons. Positive: useful to the metric."""
     senders: tuple[str, ...]
-    """"input", then "a0.h0", ..., "m0" and so on."""
     receivers: tuple[str, ...]
-    """"a0.h0<q>", ..., "a0.h0<k>", ..., "a0.h0<v>", ..., "m0" and so on; "logits"."""
     n_before: np.ndarray
-    """int64 [receivers]: there is a component edge into a receiver from the first so many senders."""
     level: str
-    """"edge", "node" or "neuron"."""
     method: str
-    """One of `COMPONENT_METHODS`."""
     ablation: str
-    """One of `COMPONENT_ABLATIONS`; "none" for information flow routes."""
     direction: str
-    """"noising" or "denoising"."""
     steps: int
-    """Of the integrated methods; 1 for others."""
     gate: str
-    """Which gates changed runs have: "held" or "recomputed"; "none" in a dense model."""
     metric: str
-    """Name of the metric; "none" for information flow routes."""
     model: str
-    """Name of the model."""
     task: str
-    """Name of the task."""
 
     @property
     def exists(self) -> np.ndarray:
@@ -85,17 +101,21 @@ class ComponentScores:
         """
         import pandas as pd
 
+        table: dict[str, Any]
         if self.level == "node":
-            return pd.DataFrame({"name": self.senders, "score": self.scores})
-        if self.level == "neuron":
+            table = {"name": self.senders, "score": self.scores}
+        elif self.level == "neuron":
             width = self.scores.shape[1]
             node, neuron = np.repeat(self.senders, width), np.tile(np.arange(width), len(self.senders))
-            return pd.DataFrame({"node": node, "neuron": neuron, "score": self.scores.ravel()})
-        row, column = np.nonzero(self.exists)
-        sender, receiver = np.array(self.senders)[row], np.array(self.receivers)[column]
-        edges = [f"{one}->{other}" for one, other in zip(sender, receiver)]
-        table = {"name": edges, "sender": sender, "receiver": receiver, "score": self.scores[row, column]}
-        return pd.DataFrame(table)
+            table = {"node": node, "neuron": neuron, "score": self.scores.ravel()}
+        else:
+            row, column = np.nonzero(self.exists)
+            sender, receiver = np.array(self.senders)[row], np.array(self.receivers)[column]
+            edges = [f"{one}->{other}" for one, other in zip(sender, receiver)]
+            scores = self.scores[row, column]
+            table = {"name": edges, "sender": sender, "receiver": receiver, "score": scores}
+        frame: pd.DataFrame = pd.DataFrame(table)
+        return frame
 
     def __repr__(self) -> str:
         steps = f", steps={self.steps}" if self.steps > 1 else ""
