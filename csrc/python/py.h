@@ -301,6 +301,11 @@ PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject 
 PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
 
+/* ---- py_component.c ------------------------------------------------------------------ */
+
+PyObject *asp_py_component_scores(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_senders_before(PyObject *self, PyObject *unused);
+
 /* ---- py_find.c ---------------------------------------------------------------------- */
 
 PyObject *asp_py_find_circuit(PyObject *self, PyObject *args);

@@ -1,0 +1,75 @@
+/* asp_component.h: the part of the public C API about component edges: from the output of the embedding, a head or an
+ * MLP into the q, k or v of a later head, a later MLP or the logits; asp.h includes it.
+ *
+ * Numbers, with L layers of H heads
+ *   senders, S = 1 + L(H+1): 0 the token embedding; 1 + l(H+1) + h the head h of layer l, z W_O without bias;
+ *     1 + l(H+1) + H the MLP of layer l with its bias.  Position embeddings and the biases of W_O belong to no sender.
+ *   receivers, R = L(3H+1) + 1: l(3H+1) + c H + h the q, k or v (c = 0, 1, 2) of head h of layer l;
+ *     l(3H+1) + 3H the MLP of layer l; L(3H+1) the logits.  A receiver's input is the residual stream before its
+ *     LayerNorm, one copy for each receiver.
+ * There is a component edge from each sender into each receiver that comes after it: q, k, v and the MLP of layer l
+ * come after what is in lower layers, the MLP also after the heads of its own layer, the logits after everything.
+ * Scores and masks are matrices (S,R), 0 where there is no component edge. */
+#ifndef ASP_COMPONENT_H
+#define ASP_COMPONENT_H
+
+#include "asp_circuit.h"
+
+/* ---- numbers ------------------------------------------------------------------- */
+
+int64_t asp_nodes_n_senders(const asp_config *config);
+int64_t asp_nodes_n_receivers(const asp_config *config);
+/* How many senders come before a receiver: those with the numbers 0 .. n-1. */
+int64_t asp_nodes_n_before(const asp_config *config, int64_t receiver);
+int64_t asp_nodes_n_edges(const asp_config *config);
+
+/* ---- scores -------------------------------------------------------------------- */
+
+/* With o the output of a sender, r what it is replaced by and x the input of a receiver, the score of a component edge
+ * is the sum over positions of (r - o) . d loss / d x, averaged over prompts; loss is minus the metric. */
+typedef enum {
+    ASP_COMPONENT_EAP,       /* the gradient in the clean run */
+    ASP_COMPONENT_IG_INPUTS, /* its mean over runs whose input is r + k/m (o - r), k = 0..m-1; for nodes and neurons
+                                    * k = 1..m */
+    ASP_COMPONENT_IG_ACTIVATIONS,  /* its mean over runs in which one of 1 + 2L groups (the input, the heads of a layer,
+                                    * an MLP) is r + k/m (o - r), k = 1..m, through which no gradient goes */
+    ASP_COMPONENT_CLEAN_CORRUPTED, /* its mean over the clean and the corrupted run */
+    ASP_COMPONENT_ROUTES           /* no gradient: max(0, |x| - |x - o|) in the L1 norm as a share of the sum over the
+                                    * senders before x, averaged over positions (information flow routes) */
+} asp_component_method;
+
+/* What r is: 0; what o is in the corrupted prompt; its mean over the positions of each reference prompt and over these
+ * prompts; its mean over those that have the position; its mean over all positions of all of them. */
+typedef enum {
+    ASP_COMPONENT_ZERO,
+    ASP_COMPONENT_COUNTERFACTUAL,
+    ASP_COMPONENT_MEAN,
+    ASP_COMPONENT_MEAN_POSITIONAL,
+    ASP_COMPONENT_MEAN_ALL
+} asp_component_ablation;
+
+/* Of what scores are: component edges (S,R); senders (S), with the gradient of their output; each coordinate of the
+ * output (S,E). */
+typedef enum { ASP_COMPONENT_EDGE, ASP_COMPONENT_NODE, ASP_COMPONENT_NEURON } asp_component_level;
+
+typedef struct {
+    asp_component_method method;
+    asp_component_level level;
+    asp_component_ablation ablation;
+    int64_t steps;                /* m of the IG methods */
+    int denoising;                /* clean and corrupted exchanged, and the sign; with COUNTERFACTUAL */
+    int held_gate;                /* runs that differ from the clean (denoising: corrupted) one have its gates */
+    int smaller_is_better;        /* the metric: loss is the metric itself */
+    const asp_prompts *reference; /* of means: what is averaged over; NULL: the clean prompts */
+    int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
+} asp_component_options;
+
+/* Scores of everything at once.  scores (S,R), (S) or (S,E) written
+ * Errors: BAD_INDEX for tokens, BAD_ARGUMENT for options and what an ablation lacks, NO_MEMORY, STOPPED.
+ * Stage of progress: "component scores" (prompts). */
+asp_status asp_component_scores(double *scores, const asp_model *model, const asp_task *task,
+                                const asp_component_options *options, const asp_context *context, asp_error *err);
+/* Numbers of scores (rows, columns). */
+void asp_component_scores_shape(int64_t dims[2], const asp_config *config, asp_component_level level);
+
+#endif
