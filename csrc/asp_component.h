@@ -23,4 +23,38 @@ int64_t asp_nodes_n_receivers(const asp_config *config);
 int64_t asp_nodes_n_before(const asp_config *config, int64_t receiver);
 int64_t asp_nodes_n_edges(const asp_config *config);
 
+/* ---- what is measured ------------------------------------------------------------ */
+
+/* What a sender that is ablated holds: its output in the paired prompt; zero; its mean over the positions of each
+ * reference prompt and then over the prompts; its mean at that position over the prompts that have it; its mean over all
+ * positions of all prompts. */
+typedef enum {
+    ASP_COMPONENT_COUNTERFACTUAL,
+    ASP_COMPONENT_ZERO,
+    ASP_COMPONENT_MEAN,
+    ASP_COMPONENT_MEAN_POSITIONAL,
+    ASP_COMPONENT_MEAN_ALL
+} asp_component_ablation;
+
+typedef struct {
+    asp_component_ablation ablation;
+    int denoising; /* 0: clean prompts, into which ablated values are put.  1: corrupted prompts, into which clean ones
+                    * are put; for COUNTERFACTUAL */
+    int gate_held; /* gates of a gated model are those of the prompts as they are; else they follow from the scores */
+    const asp_prompts *reference; /* means: what is averaged over; NULL: the clean prompts */
+    int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
+} asp_component_options;
+
+/* ---- circuits ---------------------------------------------------------------------- */
+
+/* The metric of circuits: every receiver reads its constants (position embeddings, biases of W_O), the current output of
+ * each sender whose component edge into it is in the circuit, and the ablated output of each other one before it.
+ * Denoising: the clean output over component edges in the circuit, the current one over the others.
+ *   values (n,P) written    masks (n,S,R) read: not 0 for a component edge in the circuit; read nowhere else
+ * Errors: BAD_INDEX for tokens, BAD_ARGUMENT for lengths, metrics and what an ablation lacks, NO_MEMORY, STOPPED.
+ * Stage of progress: "circuits" (circuits times prompts). */
+asp_status asp_component_values(double *values, const asp_model *model, const asp_task *task, const uint8_t *masks,
+                                int64_t n, const asp_component_options *options, const asp_context *context,
+                                asp_error *err);
+
 #endif

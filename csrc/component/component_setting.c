@@ -1,0 +1,394 @@
+/* component_setting.c: the runs behind a measurement of component edges, one block of prompts after the other: what
+ * senders are replaced by, with the residual stream in which every one is replaced; the gates that are held; what KL
+ * compares with.
+ *
+ * Replacements are rows of a run of the other prompts of each pair, or means or zeros laid out like such a run.  A block
+ * holds about ASP_TASK_BLOCK_BYTES, or less where max_bytes asks for it; what the whole measurement takes is known, and
+ * refused if it is too much, before anything large is allocated. */
+#include <string.h>
+
+#include "component/component.h"
+
+/* ---- checks ------------------------------------------------------------------------------------------ */
+
+static int by_position(const asp_component_setting *s) {
+    return s->options.ablation == ASP_COMPONENT_MEAN_POSITIONAL;
+}
+static int by_mean(const asp_component_setting *s) { return s->options.ablation >= ASP_COMPONENT_MEAN; }
+static int by_pair(const asp_component_setting *s) { return s->options.ablation == ASP_COMPONENT_COUNTERFACTUAL; }
+static const asp_prompts *averaged(const asp_component_setting *s) {
+    return s->options.reference ? s->options.reference : &s->task->clean;
+}
+
+static asp_status check_reference(const asp_component_setting *s, asp_error *err) {
+    const asp_prompts *reference = s->options.reference;
+    const asp_status status =
+        asp_shape_check_batch(&s->model->config, reference->tokens, reference->offsets, reference->n_prompts, err);
+    if (status || !by_position(s)) return status;
+    const int64_t longest = asp_shape_longest(reference->offsets, reference->n_prompts);
+    if (longest < s->longest)
+        return asp_fail(err, ASP_BAD_ARGUMENT,
+                        "means are taken per position: the task has prompts of %lld tokens, and no reference prompt "
+                        "has more than %lld",
+                        (long long)s->longest, (long long)longest);
+    return ASP_OK;
+}
+
+asp_status asp_component_setting_check(asp_component_setting *s, asp_error *err) {
+    const asp_component_options *o = &s->options;
+    const asp_status status = asp_task_check(s->model, s->task, err);
+    if (status) return status;
+    s->longest = asp_shape_longest(s->task->clean.offsets, s->task->clean.n_prompts);
+    if (by_pair(s) && !s->task->corrupted.n_prompts)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "%s: the task has no corrupted prompts to take values from", s->stage);
+    if (o->denoising && !by_pair(s))
+        return asp_fail(err, ASP_BAD_ARGUMENT,
+                        "%s: denoising puts clean values into corrupted prompts, so the ablation must be "
+                        "counterfactual",
+                        s->stage);
+    if (!o->reference) return ASP_OK;
+    if (!by_mean(s)) return asp_fail(err, ASP_BAD_ARGUMENT, "%s: reference prompts are for means alone", s->stage);
+    return check_reference(s, err);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------ */
+
+static int64_t sum(int64_t a, int64_t b) {
+    int64_t both;
+    return __builtin_add_overflow(a, b, &both) ? INT64_MAX : both;
+}
+
+static uint64_t bit(asp_record record) { return (uint64_t)1 << record; }
+static uint64_t sent(void) { return bit(ASP_RESID) | bit(ASP_RESID_MID) | bit(ASP_Z); }
+
+static int64_t run_needed(const asp_component_setting *s, int64_t n, uint64_t records, int logits, int n_threads) {
+    const asp_run_options options = {.records = records, .logits = logits};
+    return asp_run_needed(s->model, s->offsets, n, &options, n_threads);
+}
+
+static int holds(const asp_component_setting *s) { return s->options.gate_held && s->model->config.gated; }
+static uint64_t base_records(const asp_component_setting *s) {
+    return (s->with_base ? sent() | bit(ASP_QKV) : 0) | (holds(s) ? bit(ASP_GATE) : 0);
+}
+
+/* The arrays that means and zeros are laid out in, for a block of so many tokens, and closed gates of the block at
+ * s->offsets. */
+enum { BLOCK_PARTS = 5 };
+static int64_t lay_out_block(asp_component_setting *s, asp_arena_part parts[BLOCK_PARTS], int64_t n) {
+    const asp_config *c = &s->model->config;
+    const int64_t n_tokens = s->offsets[n], l = c->n_layer, filled = !by_pair(s);
+    s->n_rows = asp_shape_rows(s->model, n_tokens, 1);
+    const int64_t rows = filled ? s->n_rows : 0;
+    const asp_arena_part list[BLOCK_PARTS] = {
+        ASP_PART(s->filled.resid.data, (l + 1) * rows, c->d_model), ASP_PART(s->filled.mid.data, l * rows, c->d_model),
+        ASP_PART(s->filled.z.data, l * rows, c->n_head * c->d_head),
+        ASP_PART(s->closed, holds(s) ? asp_shape_squares_size(c, s->offsets, n) : 0, 1),
+        ASP_PART(s->square_start, n + 1, 1)};
+    memcpy(parts, list, sizeof list);
+    s->block_arena = (asp_arena){0};
+    return asp_arena_lay_out(&s->block_arena, parts, BLOCK_PARTS);
+}
+
+/* Bytes of the block at the offsets, of n prompts. */
+static int64_t block_needed(asp_component_setting *s, int64_t n, int n_threads) {
+    asp_arena_part parts[BLOCK_PARTS];
+    int64_t bytes = sum(lay_out_block(s, parts, n), s->own_bytes(s->own, s, n, n_threads));
+    if (by_pair(s)) bytes = sum(bytes, run_needed(s, n, sent(), ASP_LOGITS_NONE, n_threads));
+    if (base_records(s)) bytes = sum(bytes, run_needed(s, n, base_records(s), ASP_LOGITS_NONE, n_threads));
+    if (s->task->metric.kind == ASP_KL) bytes = sum(bytes, run_needed(s, n, 0, ASP_LOGITS_LAST, n_threads));
+    return bytes;
+}
+
+static int64_t largest_block(asp_component_setting *s, int n_threads) {
+    const asp_prompts *clean = &s->task->clean;
+    int64_t bytes = 0;
+    for (int64_t first = 0, end; first < clean->n_prompts; first = end) {
+        end = asp_task_block_end(clean, first, s->most_tokens);
+        asp_task_block(s->offsets, clean, first, end);
+        bytes = asp_max(bytes, block_needed(s, end - first, n_threads));
+    }
+    return bytes;
+}
+
+/* Bytes of the largest run that means are taken of. */
+static int64_t largest_averaged(asp_component_setting *s, int n_threads) {
+    const asp_prompts *reference = averaged(s);
+    int64_t bytes = 0;
+    for (int64_t first = 0, end; by_mean(s) && first < reference->n_prompts; first = end) {
+        end = asp_task_block_end(reference, first, s->most_tokens);
+        asp_task_block(s->offsets, reference, first, end);
+        bytes = asp_max(bytes, run_needed(s, end - first, sent(), ASP_LOGITS_NONE, n_threads));
+    }
+    return bytes;
+}
+
+/* Sizes of the blocks, so that all fits in max_bytes. */
+static asp_status plan_blocks(asp_component_setting *s, int64_t stays, int n_threads, asp_error *err) {
+    const asp_config *c = &s->model->config;
+    const int64_t row = (int64_t)sizeof(asp_real) * ((5 * c->n_layer + s->n_sent) * c->d_model +
+                                                     c->n_layer * c->n_head * c->d_head);
+    s->most_tokens = asp_max(1, ASP_TASK_BLOCK_BYTES / row);
+    for (;; s->most_tokens /= 2) {
+        const int64_t bytes = sum(stays, asp_max(largest_averaged(s, n_threads), largest_block(s, n_threads)));
+        if (bytes <= s->options.max_bytes) return ASP_OK;
+        if (!s->most_tokens)
+            return asp_fail(err, ASP_NO_MEMORY,
+                            "%s over %lld prompts needs %s even one prompt at a time, above max_bytes=%lld; use "
+                            "shorter prompts, fewer threads, or a larger max_bytes",
+                            s->stage, (long long)s->task->clean.n_prompts, asp_fail_size((char[32]){0}, (double)bytes),
+                            (long long)s->options.max_bytes);
+    }
+}
+
+/* ---- means ------------------------------------------------------------------------------------------- */
+
+/* Numbers of one row of means: the input, then z and the MLP's output of every layer. */
+static int64_t mean_width(const asp_config *c) {
+    return c->d_model + c->n_layer * (c->n_head * c->d_head + c->d_model);
+}
+
+typedef struct {
+    asp_component_setting *s;
+    const int32_t *tokens;
+    asp_component_rows run;
+    const int64_t *n_prompts_at; /* (T) prompts that have the position */
+    int64_t n_tokens, n_prompts; /* of all */
+} mean_job;
+
+/* What one row counts, of a prompt of t tokens. */
+static double weight_of(const mean_job *job, int64_t position, int64_t t) {
+    switch (job->s->options.ablation) {
+    case ASP_COMPONENT_MEAN_POSITIONAL: return 1 / (double)job->n_prompts_at[position];
+    case ASP_COMPONENT_MEAN_ALL: return 1 / (double)job->n_tokens;
+    default: return 1 / ((double)t * (double)job->n_prompts);
+    }
+}
+
+static void add_weighted(double *to, double weight, const asp_real *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] += weight * (double)x[i];
+}
+
+/* Adds one row's part: item 0 the input, item l + 1 layer l. */
+static void mean_row(const mean_job *job, int64_t item, int64_t row, double *to, double weight) {
+    const asp_model *m = job->s->model;
+    const int64_t e = m->config.d_model, c = m->config.n_head * m->config.d_head, layer = item - 1;
+    if (!item) {
+        add_weighted(to, weight, m->data + m->wte + job->tokens[row] * e, e);
+        return;
+    }
+    to += e + layer * (c + e);
+    add_weighted(to, weight, asp_slot_at(job->run.z, layer) + row * c, c);
+    add_weighted(to + c, weight, asp_slot_at(job->run.resid, layer + 1) + row * e, e);
+    add_weighted(to + c, -weight, asp_slot_at(job->run.mid, layer) + row * e, e);
+}
+
+static void mean_item(void *arg, int64_t item, int thread) {
+    (void)thread;
+    const mean_job *job = arg;
+    const asp_component_setting *s = job->s;
+    for (int64_t b = 0; b < s->n; b++) {
+        const int64_t t = s->offsets[b + 1] - s->offsets[b];
+        for (int64_t p = 0; p < t && (!by_position(s) || p < s->longest); p++)
+            mean_row(job, item, s->offsets[b] + p, s->means + (by_position(s) ? p * mean_width(&s->model->config) : 0),
+                     weight_of(job, p, t));
+    }
+}
+
+static asp_component_rows rows_of(const asp_run *run) {
+    const asp_array resid = asp_run_array(run, ASP_RESID), mid = asp_run_array(run, ASP_RESID_MID),
+                    z = asp_run_array(run, ASP_Z), qkv = asp_run_array(run, ASP_QKV);
+    return (asp_component_rows){.resid = {resid.data, resid.strides[0]},
+                                .mid = {mid.data, mid.strides[0]},
+                                .z = {z.data, z.strides[0]},
+                                .qkv = {qkv.data, qkv.strides[0]}};
+}
+
+static asp_status run_block(asp_run **run, const asp_component_setting *s, const int32_t *tokens, uint64_t records,
+                            int logits, const asp_context *context, asp_error *err) {
+    const asp_run_options options = {.records = records, .logits = logits, .max_bytes = INT64_MAX};
+    return asp_run_new(run, s->model, tokens, s->offsets, s->n, &options, context, err);
+}
+
+static asp_status make_means(asp_component_setting *s, const asp_context *context, asp_error *err) {
+    const asp_prompts *reference = averaged(s);
+    mean_job job = {.s = s,
+                    .n_prompts_at = s->n_prompts_at,
+                    .n_tokens = reference->offsets[reference->n_prompts],
+                    .n_prompts = reference->n_prompts};
+    asp_status status = ASP_OK;
+    for (int64_t b = 0; b < reference->n_prompts; b++) {
+        const int64_t t = reference->offsets[b + 1] - reference->offsets[b];
+        for (int64_t p = 0; p < t && p < s->longest; p++) s->n_prompts_at[p]++;
+    }
+    for (int64_t first = 0, end; !status && first < reference->n_prompts; first = end) {
+        asp_run *run = NULL;
+        end = asp_task_block_end(reference, first, s->most_tokens);
+        job.tokens = asp_task_block(s->offsets, reference, first, end);
+        s->n = end - first;
+        status = run_block(&run, s, job.tokens, sent(), ASP_LOGITS_NONE, context, err);
+        if (!status) {
+            job.run = rows_of(run);
+            status = asp_parallel_for(context, s->model->config.n_layer + 1, mean_item, &job);
+        }
+        asp_run_free(run);
+    }
+    s->n = 0;
+    return status;
+}
+
+/* ---- rows of zeros and means ----------------------------------------------------------------------------- */
+
+typedef struct {
+    const asp_component_setting *s;
+    int64_t layer; /* of the MLP output that is added; -1: the input and z of all layers are written */
+} fill_job;
+
+static const double *mean_at(const asp_component_setting *s, int64_t position) {
+    return by_mean(s) ? s->means + (by_position(s) ? position * mean_width(&s->model->config) : 0) : NULL;
+}
+
+static void fill_row(const fill_job *job, int64_t row, int64_t position) {
+    const asp_component_setting *s = job->s;
+    const asp_model *m = s->model;
+    const int64_t e = m->config.d_model, c = m->config.n_head * m->config.d_head;
+    const double *mean = mean_at(s, position);
+    if (job->layer < 0) {
+        const asp_real *place = m->data + m->wpe + position * e;
+        for (int64_t i = 0; i < e; i++)
+            s->filled.resid.data[row * e + i] = place[i] + (mean ? (asp_real)mean[i] : 0);
+        for (int64_t l = 0; l < m->config.n_layer; l++)
+            for (int64_t i = 0; i < c; i++)
+                asp_slot_at(s->filled.z, l)[row * c + i] = mean ? (asp_real)mean[e + l * (c + e) + i] : 0;
+        return;
+    }
+    const double *output = mean ? mean + e + job->layer * (c + e) + c : NULL;
+    const asp_real *mid = asp_slot_at(s->filled.mid, job->layer) + row * e;
+    asp_real *next = asp_slot_at(s->filled.resid, job->layer + 1) + row * e;
+    for (int64_t i = 0; i < e; i++) next[i] = mid[i] + (output ? (asp_real)output[i] : 0);
+}
+
+static void fill_item(void *arg, int64_t b, int thread) {
+    (void)thread;
+    const fill_job *job = arg;
+    for (int64_t r = job->s->offsets[b]; r < job->s->offsets[b + 1]; r++) fill_row(job, r, r - job->s->offsets[b]);
+}
+
+/* What a run would record whose senders all gave zeros or means. */
+static asp_status fill_rows(asp_component_setting *s, const asp_context *context) {
+    const int64_t e = s->model->config.d_model, c = s->model->config.n_head * s->model->config.d_head;
+    s->filled.resid.stride = s->filled.mid.stride = s->n_rows * e;
+    s->filled.z.stride = s->n_rows * c;
+    const asp_activations acts = {.n_tokens = s->offsets[s->n],
+                                  .n_rows = s->n_rows,
+                                  .resid = s->filled.resid,
+                                  .mid = s->filled.mid,
+                                  .z = s->filled.z};
+    fill_job job = {s, -1};
+    asp_status status = asp_parallel_for(context, s->n, fill_item, &job);
+    for (job.layer = 0; !status && job.layer < s->model->config.n_layer; job.layer++) {
+        status = asp_forward_output(s->model, &acts, job.layer, context);
+        if (!status) status = asp_parallel_for(context, s->n, fill_item, &job);
+    }
+    s->replaced = s->filled;
+    return status;
+}
+
+/* ---- life --------------------------------------------------------------------------------------------- */
+
+asp_status asp_component_setting_open(asp_component_setting *s, const asp_context *context, asp_error *err) {
+    const int64_t n_means = !by_mean(s) ? 0 : by_position(s) ? s->longest : 1;
+    const int64_t n_offsets = asp_max(s->task->clean.n_prompts, averaged(s)->n_prompts) + 1;
+    asp_arena_part parts[] = {ASP_PART(s->means, n_means, mean_width(&s->model->config)),
+                              ASP_PART(s->n_prompts_at, s->longest, 1), ASP_PART(s->offsets, n_offsets, 1)};
+    enum { PARTS = sizeof parts / sizeof parts[0] };
+    const int64_t bytes = asp_arena_lay_out(&s->arena, parts, PARTS);
+    if (bytes > s->options.max_bytes || !asp_arena_commit(&s->arena, 1))
+        return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the means of %lld prompts, which take %s", s->stage,
+                        (long long)averaged(s)->n_prompts, asp_fail_size((char[32]){0}, (double)bytes));
+    asp_arena_wire(&s->arena, parts, PARTS);
+    const asp_status status = plan_blocks(s, sum(bytes, s->stays), context->n_threads, err);
+    s->block_arena = (asp_arena){0};
+    return status || !by_mean(s) ? status : make_means(s, context, err);
+}
+
+static void close_block(asp_component_setting *s) {
+    asp_run_free(s->paired);
+    asp_run_free(s->base);
+    asp_run_free(s->whole);
+    s->paired = s->base = s->whole = NULL;
+    asp_arena_free(&s->block_arena);
+}
+
+void asp_component_setting_close(asp_component_setting *s) {
+    close_block(s);
+    asp_arena_free(&s->arena);
+}
+
+/* ---- blocks ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    uint8_t *closed;
+    const uint8_t *gate;
+} closed_job;
+
+enum { GATES_PER_ITEM = 1 << 16 };
+
+/* The gates of the base run, turned round. */
+static asp_status close_gates(asp_component_setting *s, const asp_context *context) {
+    const uint8_t *gate = asp_run_array(s->base, ASP_GATE).data;
+    const int64_t n = s->square_start[s->n];
+    for (int64_t i = 0; i < n; i++) {
+        if (i % GATES_PER_ITEM == 0 && asp_parallel_stopped(context)) return ASP_STOPPED;
+        s->closed[i] = !gate[i];
+    }
+    return ASP_OK;
+}
+
+static asp_status open_block(asp_component_setting *s, asp_error *err) {
+    asp_arena_part parts[BLOCK_PARTS];
+    const int64_t bytes = lay_out_block(s, parts, s->n);
+    if (!asp_arena_commit(&s->block_arena, 1))
+        return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for what replaces senders in %lld prompts, which takes %s",
+                        s->stage, (long long)s->n, asp_fail_size((char[32]){0}, (double)bytes));
+    asp_arena_wire(&s->block_arena, parts, BLOCK_PARTS);
+    asp_shape_squares_start(s->square_start, &s->model->config, s->offsets, s->n);
+    if (!holds(s)) s->closed = NULL;
+    return ASP_OK;
+}
+
+static asp_status run_replaced(asp_component_setting *s, const int32_t *other, const asp_context *context,
+                               asp_error *err) {
+    if (!by_pair(s)) {
+        asp_status status = asp_blas_enter(context, err);
+        if (status) return status;
+        status = fill_rows(s, context);
+        asp_blas_leave();
+        return status;
+    }
+    const asp_status status = run_block(&s->paired, s, other, sent(), ASP_LOGITS_NONE, context, err);
+    if (!status) s->replaced = rows_of(s->paired);
+    return status;
+}
+
+asp_status asp_component_setting_next(asp_component_setting *s, const asp_context *context, asp_error *err) {
+    const asp_task *task = s->task;
+    close_block(s);
+    s->first += s->n;
+    s->n = s->first < task->clean.n_prompts ? asp_task_block_end(&task->clean, s->first, s->most_tokens) - s->first : 0;
+    if (!s->n) return ASP_OK;
+    const int32_t *clean = asp_task_block(s->offsets, &task->clean, s->first, s->first + s->n);
+    const int32_t *corrupted = by_pair(s) ? task->corrupted.tokens + task->corrupted.offsets[s->first] : NULL;
+    s->tokens = s->options.denoising ? corrupted : clean;
+    asp_status status = open_block(s, err);
+    if (!status) status = run_replaced(s, s->options.denoising ? clean : corrupted, context, err);
+    if (!status && base_records(s)) {
+        status = run_block(&s->base, s, s->tokens, base_records(s), ASP_LOGITS_NONE, context, err);
+        if (!status) s->plain = rows_of(s->base);
+        if (!status && s->closed) status = close_gates(s, context);
+    }
+    s->metric = asp_metric_part(&task->metric, s->first, s->n, s->model->config.n_vocab);
+    if (status || task->metric.kind != ASP_KL) return status;
+    status = run_block(&s->whole, s, clean, 0, ASP_LOGITS_LAST, context, err);
+    if (!status) s->metric.reference = asp_run_array(s->whole, ASP_LOGITS).data;
+    return status;
+}
