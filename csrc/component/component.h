@@ -70,8 +70,7 @@ typedef struct asp_component_setting {
     asp_component_rows replaced; /* what ablated senders hold: resid and mid with all of them ablated; the output of an
                                   * MLP is the difference of the residual stream behind and before it */
     asp_component_rows plain;    /* with_base: of the prompts as they are */
-    uint8_t *closed;             /* packed (L,H,T,T) read: 1 where the gate is held closed; NULL: it is computed */
-    int64_t *square_start;       /* (n+1) of closed */
+    const uint8_t **held;        /* (n) of each prompt: (L,H,T,T) read, gates that are held; NULL: none */
     asp_metric metric;
     asp_run *paired, *base, *whole;
     asp_arena block_arena;
@@ -83,6 +82,18 @@ asp_status asp_component_setting_open(asp_component_setting *setting, const asp_
 asp_status asp_component_setting_next(asp_component_setting *setting, const asp_context *context, asp_error *err);
 void asp_component_setting_close(asp_component_setting *setting);
 
+/* Final LayerNorms whose metric is asked for. */
+typedef struct {
+    asp_real *hidden; /* (n,E), and rows behind it that skinny products may read */
+    asp_real *logits; /* (logit_rows,V) scratch, where the metric needs them */
+    int64_t logit_rows;
+    const asp_metric *metric;
+    const int64_t *sequence; /* (n) read: of which sequence each row is; NULL: row i is of sequence i */
+} asp_hidden_rows;
+/* values (n) written */
+asp_status asp_component_setting_metric(double *values, const asp_model *model, const asp_hidden_rows *rows, int64_t n,
+                                        const asp_context *context);
+
 /* ---- patch.c --------------------------------------------------------------------- */
 
 /* What of a pass must be computed for one circuit. */
@@ -93,10 +104,9 @@ typedef struct {
 } asp_patch_plan;
 
 /* Plans a circuit.  plan->slot (S) written
- *   mask (S,R) read    except: 0, or 1: component edges in the mask carry ablated outputs, the others current ones
- *   constant_heads: heads into which nothing current flows give their ablated output */
+ *   mask (S,R) read    except: 0, or 1: component edges in the mask carry ablated outputs, the others current ones */
 void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int except,
-                         int constant_heads);
+                         const asp_component_setting *setting);
 
 /* A pass over a block in which every receiver has an input of its own. */
 typedef struct {
@@ -110,7 +120,7 @@ typedef struct {
     asp_real *qkv, *z, *mlp, *logits;
     int32_t *senders;   /* (most_inputs,S) slots whose changes a receiver reads */
     int64_t *n_senders; /* (most_inputs) */
-    int64_t *heads;     /* (H) heads of the layer that are computed */
+    int64_t *heads;     /* (H) heads of a layer that are computed */
     double *gate_bias;  /* (L) */
     int64_t logit_rows;
     asp_scratch scratch;

@@ -11,9 +11,7 @@
 
 /* ---- checks ------------------------------------------------------------------------------------------ */
 
-static int by_position(const asp_component_setting *s) {
-    return s->options.ablation == ASP_COMPONENT_MEAN_POSITIONAL;
-}
+static int by_position(const asp_component_setting *s) { return s->options.ablation == ASP_COMPONENT_MEAN_POSITIONAL; }
 static int by_mean(const asp_component_setting *s) { return s->options.ablation >= ASP_COMPONENT_MEAN; }
 static int by_pair(const asp_component_setting *s) { return s->options.ablation == ASP_COMPONENT_COUNTERFACTUAL; }
 static const asp_prompts *averaged(const asp_component_setting *s) {
@@ -71,19 +69,17 @@ static uint64_t base_records(const asp_component_setting *s) {
     return (s->with_base ? sent() | bit(ASP_QKV) : 0) | (holds(s) ? bit(ASP_GATE) : 0);
 }
 
-/* The arrays that means and zeros are laid out in, for a block of so many tokens, and closed gates of the block at
- * s->offsets. */
-enum { BLOCK_PARTS = 5 };
+/* The arrays that means and zeros are laid out in, for the block of n prompts at s->offsets. */
+enum { BLOCK_PARTS = 4 };
 static int64_t lay_out_block(asp_component_setting *s, asp_arena_part parts[BLOCK_PARTS], int64_t n) {
     const asp_config *c = &s->model->config;
     const int64_t n_tokens = s->offsets[n], l = c->n_layer, filled = !by_pair(s);
     s->n_rows = asp_shape_rows(s->model, n_tokens, 1);
     const int64_t rows = filled ? s->n_rows : 0;
-    const asp_arena_part list[BLOCK_PARTS] = {
-        ASP_PART(s->filled.resid.data, (l + 1) * rows, c->d_model), ASP_PART(s->filled.mid.data, l * rows, c->d_model),
-        ASP_PART(s->filled.z.data, l * rows, c->n_head * c->d_head),
-        ASP_PART(s->closed, holds(s) ? asp_shape_squares_size(c, s->offsets, n) : 0, 1),
-        ASP_PART(s->square_start, n + 1, 1)};
+    const asp_arena_part list[BLOCK_PARTS] = {ASP_PART(s->filled.resid.data, (l + 1) * rows, c->d_model),
+                                              ASP_PART(s->filled.mid.data, l * rows, c->d_model),
+                                              ASP_PART(s->filled.z.data, l * rows, c->n_head * c->d_head),
+                                              ASP_PART(s->held, holds(s) ? n : 0, 1)};
     memcpy(parts, list, sizeof list);
     s->block_arena = (asp_arena){0};
     return asp_arena_lay_out(&s->block_arena, parts, BLOCK_PARTS);
@@ -125,8 +121,8 @@ static int64_t largest_averaged(asp_component_setting *s, int n_threads) {
 /* Sizes of the blocks, so that all fits in max_bytes. */
 static asp_status plan_blocks(asp_component_setting *s, int64_t stays, int n_threads, asp_error *err) {
     const asp_config *c = &s->model->config;
-    const int64_t row = (int64_t)sizeof(asp_real) * ((5 * c->n_layer + s->n_sent) * c->d_model +
-                                                     c->n_layer * c->n_head * c->d_head);
+    const int64_t row =
+        (int64_t)sizeof(asp_real) * ((5 * c->n_layer + s->n_sent) * c->d_model + c->n_layer * c->n_head * c->d_head);
     s->most_tokens = asp_max(1, ASP_TASK_BLOCK_BYTES / row);
     for (;; s->most_tokens /= 2) {
         const int64_t bytes = sum(stays, asp_max(largest_averaged(s, n_threads), largest_block(s, n_threads)));
@@ -254,8 +250,7 @@ static void fill_row(const fill_job *job, int64_t row, int64_t position) {
     const double *mean = mean_at(s, position);
     if (job->layer < 0) {
         const asp_real *place = m->data + m->wpe + position * e;
-        for (int64_t i = 0; i < e; i++)
-            s->filled.resid.data[row * e + i] = place[i] + (mean ? (asp_real)mean[i] : 0);
+        for (int64_t i = 0; i < e; i++) s->filled.resid.data[row * e + i] = place[i] + (mean ? (asp_real)mean[i] : 0);
         for (int64_t l = 0; l < m->config.n_layer; l++)
             for (int64_t i = 0; i < c; i++)
                 asp_slot_at(s->filled.z, l)[row * c + i] = mean ? (asp_real)mean[e + l * (c + e) + i] : 0;
@@ -326,22 +321,11 @@ void asp_component_setting_close(asp_component_setting *s) {
 
 /* ---- blocks ------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    uint8_t *closed;
-    const uint8_t *gate;
-} closed_job;
-
-enum { GATES_PER_ITEM = 1 << 16 };
-
-/* The gates of the base run, turned round. */
-static asp_status close_gates(asp_component_setting *s, const asp_context *context) {
+/* The gates of the base run. */
+static void hold_gates(asp_component_setting *s) {
     const uint8_t *gate = asp_run_array(s->base, ASP_GATE).data;
-    const int64_t n = s->square_start[s->n];
-    for (int64_t i = 0; i < n; i++) {
-        if (i % GATES_PER_ITEM == 0 && asp_parallel_stopped(context)) return ASP_STOPPED;
-        s->closed[i] = !gate[i];
-    }
-    return ASP_OK;
+    const int64_t *start = asp_run_square_start(s->base);
+    for (int64_t b = 0; b < s->n; b++) s->held[b] = gate + start[b];
 }
 
 static asp_status open_block(asp_component_setting *s, asp_error *err) {
@@ -351,8 +335,7 @@ static asp_status open_block(asp_component_setting *s, asp_error *err) {
         return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for what replaces senders in %lld prompts, which takes %s",
                         s->stage, (long long)s->n, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&s->block_arena, parts, BLOCK_PARTS);
-    asp_shape_squares_start(s->square_start, &s->model->config, s->offsets, s->n);
-    if (!holds(s)) s->closed = NULL;
+    if (!holds(s)) s->held = NULL;
     return ASP_OK;
 }
 
@@ -384,11 +367,43 @@ asp_status asp_component_setting_next(asp_component_setting *s, const asp_contex
     if (!status && base_records(s)) {
         status = run_block(&s->base, s, s->tokens, base_records(s), ASP_LOGITS_NONE, context, err);
         if (!status) s->plain = rows_of(s->base);
-        if (!status && s->closed) status = close_gates(s, context);
+        if (!status && s->held) hold_gates(s);
     }
     s->metric = asp_metric_part(&task->metric, s->first, s->n, s->model->config.n_vocab);
     if (status || task->metric.kind != ASP_KL) return status;
     status = run_block(&s->whole, s, clean, 0, ASP_LOGITS_LAST, context, err);
     if (!status) s->metric.reference = asp_run_array(s->whole, ASP_LOGITS).data;
+    return status;
+}
+
+/* ---- the metric ----------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const asp_model *model;
+    const asp_hidden_rows *rows;
+    double *values;
+} value_job;
+
+static void value_item(void *arg, int64_t row, int thread) {
+    (void)thread;
+    const value_job *job = arg;
+    const int64_t *sequence = job->rows->sequence;
+    job->values[row] = asp_metric_from_hidden(job->rows->metric, sequence ? sequence[row] : row, job->model,
+                                              job->rows->hidden + row * job->model->config.d_model);
+}
+
+asp_status asp_component_setting_metric(double *values, const asp_model *m, const asp_hidden_rows *rows, int64_t n,
+                                        const asp_context *context) {
+    const int64_t e = m->config.d_model, v = m->config.n_vocab;
+    value_job job = {m, rows, values};
+    if (!asp_metric_needs_all(rows->metric->kind)) return asp_parallel_for(context, n, value_item, &job);
+    asp_status status = ASP_OK;
+    int64_t sequence[ASP_LOSS_CHUNK];
+    for (int64_t first = 0; !status && first < n; first += ASP_LOSS_CHUNK) {
+        const int64_t some = asp_min(ASP_LOSS_CHUNK, n - first);
+        for (int64_t i = 0; i < some; i++) sequence[i] = rows->sequence ? rows->sequence[first + i] : first + i;
+        status = asp_unembed(m, rows->logits, rows->hidden + first * e, some, rows->logit_rows, context);
+        if (!status) status = asp_metric_rows(values + first, rows->metric, sequence, some, rows->logits, v, context);
+    }
     return status;
 }
