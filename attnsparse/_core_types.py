@@ -69,6 +69,18 @@ class EffectOptions(NamedTuple):
     reference_offsets: np.ndarray | None = None  #: int64
 
 
+class PatchOptions(NamedTuple):
+    """What is put over component edges; see `asp_patch_options` in csrc/asp_component.h."""
+
+    ablation: str
+    denoising: bool
+    held_gate: bool
+    smaller_is_better: bool
+    max_bytes: int
+    reference: np.ndarray | None = None  #: int32: tokens of prompts that means are of; None: the task's
+    reference_offsets: np.ndarray | None = None  #: int64
+
+
 class CircuitOptions(NamedTuple):
     """How a circuit is searched for; see `asp_circuit_options` in csrc/asp_circuit.h."""
 

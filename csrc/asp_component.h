@@ -25,25 +25,26 @@ int64_t asp_nodes_n_edges(const asp_config *config);
 
 /* ---- what is measured ------------------------------------------------------------ */
 
-/* What a sender that is ablated holds: its output in the paired prompt; zero; its mean over the positions of each
- * reference prompt and then over the prompts; its mean at that position over the prompts that have it; its mean over all
- * positions of all prompts. */
+/* What r is: 0; what o is in the corrupted prompt; its mean over the positions of each reference prompt and over these
+ * prompts; its mean over those that have the position; its mean over all positions of all of them. */
 typedef enum {
-    ASP_COMPONENT_COUNTERFACTUAL,
     ASP_COMPONENT_ZERO,
+    ASP_COMPONENT_COUNTERFACTUAL,
     ASP_COMPONENT_MEAN,
     ASP_COMPONENT_MEAN_POSITIONAL,
     ASP_COMPONENT_MEAN_ALL
 } asp_component_ablation;
 
+/* How outputs of senders are replaced over chosen component edges. */
 typedef struct {
     asp_component_ablation ablation;
-    int denoising; /* 0: clean prompts, into which ablated values are put.  1: corrupted prompts, into which clean ones
-                    * are put; for COUNTERFACTUAL */
-    int gate_held; /* gates of a gated model are those of the prompts as they are; else they follow from the scores */
-    const asp_prompts *reference; /* means: what is averaged over; NULL: the clean prompts */
+    int denoising;                /* the corrupted prompts get clean values; else the clean ones ablated values.  With
+                                   * COUNTERFACTUAL */
+    int held_gate;                /* gates are those of the prompts as they are; else they follow from the scores */
+    int smaller_is_better;        /* of the metric: scores change their sign */
+    const asp_prompts *reference; /* of means: what is averaged over; NULL: the clean prompts */
     int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
-} asp_component_options;
+} asp_patch_options;
 
 /* ---- circuits ---------------------------------------------------------------------- */
 
@@ -54,7 +55,7 @@ typedef struct {
  * Errors: BAD_INDEX for tokens, BAD_ARGUMENT for lengths, metrics and what an ablation lacks, NO_MEMORY, STOPPED.
  * Stage of progress: "circuits" (circuits times prompts). */
 asp_status asp_component_values(double *values, const asp_model *model, const asp_task *task, const uint8_t *masks,
-                                int64_t n, const asp_component_options *options, const asp_context *context,
+                                int64_t n, const asp_patch_options *options, const asp_context *context,
                                 asp_error *err);
 
 #endif

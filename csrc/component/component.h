@@ -49,7 +49,7 @@ typedef struct asp_component_setting {
     const asp_model *model;
     const asp_task *task;
     const char *stage; /* of progress and errors */
-    asp_component_options options;
+    asp_patch_options options;
     int with_base;  /* the run of the prompts as they are is wanted */
     int64_t n_sent; /* arrays (R,E) of a block that the caller needs, about: for the size of blocks */
     int64_t stays;  /* bytes that the caller allocates for all blocks */

@@ -33,7 +33,7 @@ static asp_status check_reference(const asp_component_setting *s, asp_error *err
 }
 
 asp_status asp_component_setting_check(asp_component_setting *s, asp_error *err) {
-    const asp_component_options *o = &s->options;
+    const asp_patch_options *o = &s->options;
     const asp_status status = asp_task_check(s->model, s->task, err);
     if (status) return status;
     s->longest = asp_shape_longest(s->task->clean.offsets, s->task->clean.n_prompts);
@@ -64,7 +64,7 @@ static int64_t run_needed(const asp_component_setting *s, int64_t n, uint64_t re
     return asp_run_needed(s->model, s->offsets, n, &options, n_threads);
 }
 
-static int holds(const asp_component_setting *s) { return s->options.gate_held && s->model->config.gated; }
+static int holds(const asp_component_setting *s) { return s->options.held_gate && s->model->config.gated; }
 static uint64_t base_records(const asp_component_setting *s) {
     return (s->with_base ? sent() | bit(ASP_QKV) : 0) | (holds(s) ? bit(ASP_GATE) : 0);
 }

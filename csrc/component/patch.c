@@ -63,7 +63,7 @@ void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *c, const uint8_
                          const asp_component_setting *s) {
     const planning p = {plan, c, mask, except, asp_nodes_n_receivers(c)};
     const int64_t n_senders = asp_nodes_n_senders(c);
-    const int paired = s->options.ablation == ASP_COMPONENT_COUNTERFACTUAL, held = s->options.gate_held && c->gated;
+    const int paired = s->options.ablation == ASP_COMPONENT_COUNTERFACTUAL, held = s->options.held_gate && c->gated;
     for (int64_t i = n_senders - 1; i >= 0; i--) plan->slot[i] = is_read(&p, i) ? 0 : -1;
     plan->n_slots = plan->most_inputs = 0;
     for (int64_t i = 0, in_layer = 0; i < n_senders; i++) {

@@ -299,6 +299,10 @@ PyObject *asp_py_effects_keep_only(PyObject *self, PyObject *args, PyObject *kwa
 PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
 
+/* ---- py_component_values.c --------------------------------------------------------------- */
+
+PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs);
+
 /* ---- py_find.c ---------------------------------------------------------------------- */
 
 PyObject *asp_py_find_circuit(PyObject *self, PyObject *args);

@@ -414,6 +414,8 @@ static PyMethodDef methods[] = {
      "candidates(task, unit, threads=0) -> items that can have an effect"},
     {"whole", (PyCFunction)(void (*)(void))asp_py_effects_whole, METH_VARARGS | METH_KEYWORDS,
      "whole(task, threads=0) -> metric (P) of the whole model"},
+    {"component_values", (PyCFunction)(void (*)(void))asp_py_component_values, METH_VARARGS | METH_KEYWORDS,
+     "component_values(task, masks, options, threads=0, progress=None) -> metric (n,P) of circuits"},
     {"knock_out", (PyCFunction)(void (*)(void))asp_py_effects_knock_out, METH_VARARGS | METH_KEYWORDS,
      "knock_out(task, items, options, threads=0, progress=None) -> metric (n,P) without each item"},
     {"keep_only", (PyCFunction)(void (*)(void))asp_py_effects_keep_only, METH_VARARGS | METH_KEYWORDS,
