@@ -275,9 +275,8 @@ static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp
             const vec g = s + u->gate_bias;
             const vec r = u->noisy ? noise_vec((uint32_t)k, row_key) : splat((asp_real)0.5);
             const vec e = soft ? exp_vec(-g) : (vec){0};
-            const ivec open = u->held_gate ? held_open(u->held_gate + query * u->n_tokens, k, n)
-                              : u->noisy   ? r > e * (1 - r)
-                                           : g > 0;
+            ivec open = u->noisy ? r > e * (1 - r) : g > 0;
+            if (u->held_gate) open = held_open(u->held_gate + query * u->n_tokens, k, n);
             a = (vec)((ivec)p & open);
             ds = a * da - p * rowsum;
             if (through) {
