@@ -15,6 +15,16 @@ static inline int64_t asp_nodes_mlp_input(const asp_config *c, int64_t layer) {
     return (layer + 1) * (3 * c->n_head + 1) - 1;
 }
 
+/* Receivers of a sender's own node: first, first + step, ... */
+typedef struct {
+    int64_t first, step, count;
+} asp_node_inputs;
+static inline asp_node_inputs asp_nodes_inputs(const asp_config *c, int64_t sender) { /* not 0 */
+    const int64_t layer = (sender - 1) / (c->n_head + 1), head = (sender - 1) % (c->n_head + 1);
+    if (head == c->n_head) return (asp_node_inputs){asp_nodes_mlp_input(c, layer), 1, 1};
+    return (asp_node_inputs){asp_nodes_qkv(c, layer) + head, c->n_head, 3};
+}
+
 /* Activations from which the outputs of senders follow, of R rows, of which the first may be tokens and the rest
  * padding. */
 typedef struct {

@@ -24,37 +24,26 @@ typedef struct {
     int64_t n_receivers;
 } planning;
 
-/* Receivers of the sender's node: begin, begin + step, ... (count of them). */
-typedef struct {
-    int64_t begin, step, count;
-} node_inputs;
-
-static node_inputs inputs_of(const asp_config *c, int64_t sender) {
-    const int64_t layer = (sender - 1) / (c->n_head + 1), head = (sender - 1) % (c->n_head + 1);
-    if (head == c->n_head) return (node_inputs){asp_nodes_mlp_input(c, layer), 1, 1};
-    return (node_inputs){asp_nodes_qkv(c, layer) + head, c->n_head, 3};
-}
-
 /* Whether the current output of a sender flows into the logits or a node that is needed (slot >= 0). */
 static int is_read(const planning *p, int64_t sender) {
     const asp_config *c = p->config;
     const int64_t n_senders = asp_nodes_n_senders(c);
     if (carries(p->mask, p->except, p->n_receivers, sender, p->n_receivers - 1)) return 1;
     for (int64_t node = sender + 1; node < n_senders; node++) {
-        const node_inputs in = inputs_of(c, node);
-        if (p->plan->slot[node] < 0 || sender >= asp_nodes_n_before(c, in.begin)) continue;
+        const asp_node_inputs in = asp_nodes_inputs(c, node);
+        if (p->plan->slot[node] < 0 || sender >= asp_nodes_n_before(c, in.first)) continue;
         for (int64_t i = 0; i < in.count; i++)
-            if (carries(p->mask, p->except, p->n_receivers, sender, in.begin + i * in.step)) return 1;
+            if (carries(p->mask, p->except, p->n_receivers, sender, in.first + i * in.step)) return 1;
     }
     return 0;
 }
 
 /* Whether anything current flows into a node. */
 static int is_reached(const planning *p, int64_t node) {
-    const node_inputs in = inputs_of(p->config, node);
+    const asp_node_inputs in = asp_nodes_inputs(p->config, node);
     for (int64_t i = 0; i < in.count; i++)
-        for (int64_t s = 0; s < asp_nodes_n_before(p->config, in.begin); s++)
-            if (p->plan->slot[s] >= 0 && carries(p->mask, p->except, p->n_receivers, s, in.begin + i * in.step))
+        for (int64_t s = 0; s < asp_nodes_n_before(p->config, in.first); s++)
+            if (p->plan->slot[s] >= 0 && carries(p->mask, p->except, p->n_receivers, s, in.first + i * in.step))
                 return 1;
     return 0;
 }
