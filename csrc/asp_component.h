@@ -58,6 +58,14 @@ asp_status asp_component_values(double *values, const asp_model *model, const as
                                 int64_t n, const asp_patch_options *options, const asp_context *context,
                                 asp_error *err);
 
+/* What each component edge does alone: how much worse the metric becomes where the receiver reads the ablated output of
+ * the sender, and all behind it is computed again; denoising: how much better with the clean output in the corrupted
+ * prompts.  Mean over the prompts.
+ *   scores (S,R) written
+ * Errors as asp_component_values.  Stage of progress: "exact" (component edges times prompts). */
+asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
+                               const asp_patch_options *options, const asp_context *context, asp_error *err);
+
 /* ---- choosing circuits ----------------------------------------------------------------- */
 
 /* All component edges, best first, as places sender R + receiver in the matrix; of equal ones the first in the matrix.

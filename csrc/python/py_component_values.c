@@ -105,3 +105,26 @@ PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwar
     }
     return end_patch_call(&p, result);
 }
+
+PyObject *asp_py_component_exact(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "options", "threads", "progress", NULL};
+    PyObject *task, *options, *progress = Py_None, *result = NULL;
+    int threads = 0;
+    patch_call p = {.held = {.n = 0}};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|iO:component_exact", names, &task, &options, &threads,
+                                     &progress) ||
+        !asp_py_call_check_threads(threads))
+        return NULL;
+    const asp_model *model = ((py_model *)self)->model;
+    const asp_config *c = asp_model_config(model);
+    const int64_t dims[2] = {asp_nodes_n_senders(c), asp_nodes_n_receivers(c)};
+    void *scores;
+    if (read_patch_call(&p, self, task, options)) result = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &scores);
+    py_call call;
+    if (result && begin_patch(&p, &call, self, threads, progress)) {
+        asp_error err = {0};
+        const asp_status status = asp_component_exact(scores, model, &p.task.task, &p.options, &call.context, &err);
+        end_patch(&call, self, status, &err);
+    }
+    return end_patch_call(&p, result);
+}
