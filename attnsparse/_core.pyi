@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ._core_types import (
     CircuitOptions,
+    ComponentOptions,
     Curve,
     EffectOptions,
     HeldRun,
@@ -313,6 +314,14 @@ class Model:
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float64]:
         """First-order effects (L,H), (L,H,T) or (L,H,T,T), averaged over prompts."""
+
+    def component_scores(
+        self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Scores of component edges (S,R), of nodes (S) or of neurons (S,E), averaged over prompts."""
+
+    def component_senders_before(self) -> npt.NDArray[np.int64]:
+        """How many senders come before each receiver (R)."""
 
     def circuit(
         self, ranking: Task, evaluation: Task, items: npt.NDArray[np.int32], options: CircuitOptions, /

@@ -549,7 +549,7 @@ static asp_status run_block(exact *x, const asp_context *context, asp_error *err
 }
 
 asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
-                               const asp_patch_options *options, const asp_context *context, asp_error *err) {
+                               const asp_component_options *options, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     const asp_config *c = &model->config;
