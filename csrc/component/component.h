@@ -61,6 +61,7 @@ typedef struct asp_component_setting {
     const char *stage; /* of progress and errors */
     asp_patch_options options;
     int with_base;  /* the run of the prompts as they are is wanted */
+    uint64_t also;  /* what the run of the other prompts of each pair records besides */
     int64_t n_sent; /* arrays (R,E) of a block that the caller needs, about: for the size of blocks */
     int64_t stays;  /* bytes that the caller allocates for all blocks */
     /* Bytes that the caller allocates for a block of n prompts, whose offsets are in the setting. */
@@ -142,5 +143,23 @@ int64_t asp_patch_needed(const asp_component_setting *setting, int64_t n, int64_
 asp_status asp_patch_open(asp_patch *patch, int64_t n_slots, int64_t most_inputs, int n_threads, asp_error *err);
 /* The metric of the block's prompts.  values (setting->n) written; mask, except and plan are set. */
 asp_status asp_patch_run(asp_patch *patch, double *values, const asp_context *context);
+
+/* ---- patching.c ------------------------------------------------------------------- */
+
+/* Rows of the residual stream behind the last layer, whose metric is asked for. */
+typedef struct {
+    int64_t capacity;
+    asp_real *rows;   /* (capacity,E) read */
+    asp_real *hidden; /* (capacity,E) and logit_rows more: written */
+    asp_real *logits; /* (logit_rows,V) scratch, where the metric needs them */
+    int64_t logit_rows;
+    int64_t *sequence; /* (capacity) read: of which prompt of the block each row is */
+} asp_last_rows;
+/* values (n) written: of the first n rows */
+asp_status asp_patching_last_values(double *values, const asp_component_setting *setting, const asp_last_rows *last,
+                                    int64_t n, const asp_context *context);
+/* values (setting->n) written: of the block's prompts in a run.  last: all is written    resid (L+1,R,E) read */
+asp_status asp_patching_run_values(double *values, const asp_component_setting *setting, const asp_last_rows *last,
+                                   asp_slot resid, const asp_context *context);
 
 #endif

@@ -303,6 +303,11 @@ PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *k
 
 PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs);
 
+/* ---- py_patching.c ---------------------------------------------------------------------- */
+
+PyObject *asp_py_patching_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_patching_paths(PyObject *self, PyObject *args, PyObject *kwargs);
+
 /* ---- py_find.c ---------------------------------------------------------------------- */
 
 PyObject *asp_py_find_circuit(PyObject *self, PyObject *args);
