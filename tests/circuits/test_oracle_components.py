@@ -603,7 +603,7 @@ def test_acdc_by_hand():
     """Of an additive cost the edges go whose own cost is below the threshold; of a pair that covers for one
     another the one that is asked first."""
     config = oracle.full_config(n_layer=1, n_head=1)
-    cost = {"m0->logits": 3.0, "a0.h0->logits": 0.2, "input->m0": 1.0}
+    cost = {"m0->logits": 3.0, "a0.h0->logits": 0.2, "input->logits": 0.4, "input->m0": 1.0}
 
     def kl(mask):
         names = graph.names_of(config, mask)
