@@ -8,6 +8,8 @@ from .effects import attribution, candidates, keep_only, knock_out, leave_one_ou
 from .entry_effects import EntryEffects, entry_effects
 from .find import find_circuit
 from .needed import Needed, Ratio
+from .patching import PatchingSweep, patching_sweep
+from .paths import PathPatch, path_patch
 
 __all__ = [
     "ABLATIONS",
@@ -16,6 +18,8 @@ __all__ = [
     "Circuit",
     "EntryEffects",
     "Needed",
+    "PatchingSweep",
+    "PathPatch",
     "Ratio",
     "attribution",
     "candidates",
@@ -26,4 +30,6 @@ __all__ = [
     "leave_one_out",
     "load_circuit",
     "metric_values",
+    "patching_sweep",
+    "path_patch",
 ]
