@@ -193,14 +193,23 @@ def path_patch(
     at = None if positions is None else _positions(task, positions)
     asked = packed_task(model, task, metric)
     max_bytes = _check.byte_limit(max_bytes)
-    n_rows, n_columns = (len(_groups(names, each, what)) for names, what in ((rows, EACH[0]), (columns, EACH[1])))
+    n_rows, n_columns = (
+        len(_groups(names, each, what)) for names, what in ((rows, EACH[0]), (columns, EACH[1]))
+    )
     chosen = (
         np.repeat(_masks(rows, each, "senders", component_names.senders(model.config)), n_columns, 0),
         np.tile(_masks(columns, each, "receivers", component_names.receivers(model.config)), (n_rows, 1)),
     )
     with stage_bars(progress) as tell:
         values, base, other = model._core.path_values(
-            asked, *chosen, at, direction == "denoising", gate == "held", max_bytes, _check.threads(threads), tell
+            asked,
+            *chosen,
+            at,
+            direction == "denoising",
+            gate == "held",
+            max_bytes,
+            _check.threads(threads),
+            tell,
         )
     shape = {None: (), "senders": (n_rows,), "receivers": (n_columns,), "both": (n_rows, n_columns)}[each]
     clean, corrupted = (base, other) if direction == "noising" else (other, base)

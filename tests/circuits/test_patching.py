@@ -6,7 +6,7 @@ import oracle_patching
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, Case, case, error
 
-from attnsparse.circuits import effects, patching, path_patch, patching_sweep
+from attnsparse.circuits import effects, patching, patching_sweep, path_patch
 from attnsparse.items import Head
 
 DIRECTIONS = ("denoising", "noising")
@@ -125,7 +125,8 @@ def test_many_prompts_go_in_blocks():
 def test_sweeps_have_the_same_bits_for_any_number_of_threads(kind):
     one, by = case("gated", (8,) * 20), axes_of(kind, "position")
     found = [
-        patching_sweep(one.model("float32"), one.task, kind, by=by, threads=n).values.tobytes() for n in (1, 2, 3)
+        patching_sweep(one.model("float32"), one.task, kind, by=by, threads=n).values.tobytes()
+        for n in (1, 2, 3)
     ]
     assert len(set(found)) == 1
 
@@ -189,7 +190,9 @@ GROUPS = [
 @pytest.mark.parametrize("positions", [None, [1, -1], [0]])
 def test_groups_of_paths(dtype, direction, senders, receivers, positions):
     one = case("dense", (5, 5, 2, 7), seed=6)
-    found = path_patch(one.model(dtype), one.task, senders, receivers, positions=positions, direction=direction)
+    found = path_patch(
+        one.model(dtype), one.task, senders, receivers, positions=positions, direction=direction
+    )
     expected = one.ask(oracle_patching.paths, found.senders, found.receivers, direction, positions=positions)
     assert error(found.values, expected) < TOLERANCE[dtype]
 
@@ -239,7 +242,9 @@ def test_paths_have_the_same_bits_for_any_number_of_threads():
     one = case("gated", (8,) * 20)
     model = one.model("float32")
     found = [
-        path_patch(model, one.task, None, ["a1.h0", "m1", "logits"], each="senders", threads=n).values.tobytes()
+        path_patch(
+            model, one.task, None, ["a1.h0", "m1", "logits"], each="senders", threads=n
+        ).values.tobytes()
         for n in (1, 2, 3)
     ]
     assert len(set(found)) == 1

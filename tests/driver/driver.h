@@ -44,6 +44,11 @@ asp_status use_effects_of_edges(const fixture *f, const asp_context *context, ui
 asp_status use_effects_of_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_effects_of_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_patching.c */
+asp_status use_patching_of_layers(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_patching_of_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_paths(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_patching(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_circuit.c */
 asp_status use_exact_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_attribution_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

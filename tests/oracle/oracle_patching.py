@@ -41,7 +41,11 @@ def sweep(
 ) -> Array:
     """[.., P], the axes as in `by`: the metric with one activation of the base run made that of the other."""
     return np.stack(
-        [_sweep_prompt(config, weights, task, i, kind, by, direction, metric) for i in range(len(task.clean))], -1
+        [
+            _sweep_prompt(config, weights, task, i, kind, by, direction, metric)
+            for i in range(len(task.clean))
+        ],
+        -1,
     )
 
 
@@ -83,7 +87,9 @@ def paths(
     """[P]: each of the receivers reads each of the senders before it as it is in the other prompt."""
     found = []
     for i in range(len(task.clean)):
-        base, other = (oracle_components.forward(config, weights, tokens) for tokens in pair(task, i, direction))
+        base, other = (
+            oracle_components.forward(config, weights, tokens) for tokens in pair(task, i, direction)
+        )
         keep = np.ones((*graph.real_edges(config).shape, len(task.clean[i]), 1))
         for u, v in product(senders, receivers):
             row, column = graph.senders(config).index(u), graph.receivers(config).index(v)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
-RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
+PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -44,6 +45,9 @@ SENTENCES = {
     rf"{STAGE}: no memory for (the prompts|the (order|scores) of \d+ items)": CIRCUITS,
     rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
     r"no memory for the open entries of a task": CIRCUITS,
+    rf"(path )?patching: no memory for \d+ rows, which take {AMOUNT}": PATCHING,
+    rf"(path )?patching: no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}": PATCHING,
+    rf"(path )?patching: no memory for the means of \d+ prompts, which take {AMOUNT}": PATCHING,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",
