@@ -1,7 +1,7 @@
 """Activation patching: each activation of a layer or a head takes its value in the other prompt of the pair.
 
-One number for every layer, head and position, and for every prompt: the task's metric with that activation alone
-replaced and everything behind it computed anew.
+One number for every layer, head and position, and for every prompt: the task's metric with that activation
+alone replaced and everything behind it computed anew.
 """
 
 from __future__ import annotations
@@ -34,26 +34,39 @@ class PatchingSweep:
     """The metric with each activation of a kind alone replaced.
 
     Made by `patching_sweep`.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        float64 [.., prompts]: the metric of each prompt, with one axis before it for each name in
+        `by`.
+    clean : numpy.ndarray
+        float64 [prompts]: the metric of the clean prompts as they are.
+    corrupted : numpy.ndarray
+        float64 [prompts]: the metric of the corrupted prompts as they are, with the same answers.
+    kind : str
+        What is replaced.
+    by : tuple of str
+        Names of the axes: "layer", "head", "position".
+    direction : str
+        "denoising" (clean values in the corrupted prompts) or "noising".
+    metric : str
+        Name of the metric.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
     """
 
     values: np.ndarray
-    """float64 [.., prompts]: the metric of each prompt, with one axis before it for each name in `by`."""
     clean: np.ndarray
-    """float64 [prompts]: the metric of the clean prompts as they are."""
     corrupted: np.ndarray
-    """float64 [prompts]: the metric of the corrupted prompts as they are, with the same answers."""
     kind: str
-    """What is replaced."""
     by: tuple[str, ...]
-    """Names of the axes: "layer", "head", "position"."""
     direction: str
-    """"denoising" (clean values in the corrupted prompts) or "noising"."""
     metric: str
-    """Name of the metric."""
     model: str
-    """Name of the model."""
     task: str
-    """Name of the task."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -79,7 +92,10 @@ class PatchingSweep:
         import pandas as pd
 
         table = {name: places.ravel() for name, places in zip(self.by, np.indices(self.mean.shape))}
-        return pd.DataFrame(table | {"mean": self.mean.ravel(), "recovered": self.recovered.ravel()})
+        frame: pd.DataFrame = pd.DataFrame(
+            table | {"mean": self.mean.ravel(), "recovered": self.recovered.ravel()}
+        )
+        return frame
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{n} {name}s" for n, name in zip(self.mean.shape, self.by))
@@ -155,8 +171,8 @@ def patching_sweep(
     This is the `get_act_patch_*` family of TransformerLens with `metric` for every prompt by itself: "resid",
     "attn_out" and "mlp_out" are `get_act_patch_resid_pre`, `_attn_out` and `_mlp_out` (all three:
     `get_act_patch_block_every`); "z", "q", "k", "v" and "pattern" by ("layer", "head") are
-    `get_act_patch_attn_head_out_all_pos`, `_q_all_pos`, `_k_all_pos`, `_v_all_pos` and `_pattern_all_pos`, and
-    by ("layer", "position", "head") the `_by_pos` ones. Gates are computed anew from what is patched.
+    `get_act_patch_attn_head_out_all_pos`, `_q_all_pos`, `_k_all_pos`, `_v_all_pos` and `_pattern_all_pos`,
+    and by ("layer", "position", "head") the `_by_pos` ones. Gates are computed anew from what is patched.
 
     Nothing before the first token that differs within a pair can change, and is not computed.
     """

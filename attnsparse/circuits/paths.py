@@ -38,31 +38,45 @@ class PathPatch:
     """The metric with paths from senders straight into receivers patched.
 
     Made by `path_patch`.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        float64 [prompts]; with `each` [senders, prompts], [receivers, prompts] or [senders,
+        receivers, prompts].
+    clean : numpy.ndarray
+        float64 [prompts]: the metric of the clean prompts as they are.
+    corrupted : numpy.ndarray
+        float64 [prompts]: the metric of the corrupted prompts as they are, with the same answers.
+    senders : tuple of str
+        As in `values`.
+    receivers : tuple of str
+        As in `values`.
+    each : str or None
+        Which of them are patched one at a time.
+    direction : str
+        "noising" (corrupted outputs in the clean prompts) or "denoising".
+    gate : str
+        Which gates changed runs have: "held" or "recomputed"; "none" in a dense model.
+    metric : str
+        Name of the metric.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
     """
 
     values: np.ndarray
-    """float64 [prompts]; with `each` [senders, prompts], [receivers, prompts] or [senders, receivers,
-    prompts]."""
     clean: np.ndarray
-    """float64 [prompts]: the metric of the clean prompts as they are."""
     corrupted: np.ndarray
-    """float64 [prompts]: the metric of the corrupted prompts as they are, with the same answers."""
     senders: tuple[str, ...]
-    """As in `values`."""
     receivers: tuple[str, ...]
-    """As in `values`."""
     each: str | None
-    """Which of them are patched one at a time."""
     direction: str
-    """"noising" (corrupted outputs in the clean prompts) or "denoising"."""
     gate: str
-    """Which gates changed runs have: "held" or "recomputed"; "none" in a dense model."""
     metric: str
-    """Name of the metric."""
     model: str
-    """Name of the model."""
     task: str
-    """Name of the task."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -99,7 +113,8 @@ class PathPatch:
             "receivers": np.tile(np.array(columns, object), len(rows)),
         }
         numbers = {name: np.ravel(getattr(self, name)) for name in ("mean", "effect", "recovered")}
-        return pd.DataFrame(table | numbers)
+        frame: pd.DataFrame = pd.DataFrame(table | numbers)
+        return frame
 
     def __repr__(self) -> str:
         each = f", each={self.each!r}" if self.each else ""

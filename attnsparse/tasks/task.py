@@ -203,10 +203,10 @@ class Task:
         )
 
     def swapped(self) -> Task:
-        """Return the task with clean and corrupted prompts exchanged, and answers and wrong answers with them.
+        """Return the task with clean and corrupted prompts exchanged, and answers with wrong answers.
 
-        The corrupted prompt of most tasks is one whose right answer is a wrong answer of the clean prompt. There
-        the swapped task asks the same question the other way round.
+        In tasks whose corrupted prompts have the wrong answers as their right ones, this asks the same
+        question the other way round.
 
         Returns
         -------
@@ -220,7 +220,7 @@ class Task:
         """
         if all(np.array_equal(a, b) for a, b in zip(self.clean, self.corrupted)):
             raise ValueError(
-                f"task {self.name!r} has no corrupted prompts to exchange with: all are equal to the clean ones"
+                f"task {self.name!r} has no corrupted prompts to exchange with: all equal the clean ones"
             )
         return replace(
             self, clean=self.corrupted, corrupted=self.clean, answers=self.wrong, wrong=self.answers

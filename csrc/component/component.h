@@ -144,7 +144,7 @@ asp_status asp_patch_open(asp_patch *patch, int64_t n_slots, int64_t most_inputs
 /* The metric of the block's prompts.  values (setting->n) written; mask, except and plan are set. */
 asp_status asp_patch_run(asp_patch *patch, double *values, const asp_context *context);
 
-/* ---- patching.c ------------------------------------------------------------------- */
+/* ---- last.c ----------------------------------------------------------------------- */
 
 /* Rows of the residual stream behind the last layer, whose metric is asked for. */
 typedef struct {
@@ -156,10 +156,10 @@ typedef struct {
     int64_t *sequence; /* (capacity) read: of which prompt of the block each row is */
 } asp_last_rows;
 /* values (n) written: of the first n rows */
-asp_status asp_patching_last_values(double *values, const asp_component_setting *setting, const asp_last_rows *last,
-                                    int64_t n, const asp_context *context);
+asp_status asp_last_values(double *values, const asp_component_setting *setting, const asp_last_rows *last, int64_t n,
+                           const asp_context *context);
 /* values (setting->n) written: of the block's prompts in a run.  last: all is written    resid (L+1,R,E) read */
-asp_status asp_patching_run_values(double *values, const asp_component_setting *setting, const asp_last_rows *last,
-                                   asp_slot resid, const asp_context *context);
+asp_status asp_last_of_run(double *values, const asp_component_setting *setting, const asp_last_rows *last,
+                           asp_slot resid, const asp_context *context);
 
 #endif

@@ -42,32 +42,6 @@ typedef struct {
 
 static int of_heads(asp_patching_kind kind) { return kind >= ASP_PATCHING_Z; }
 
-/* ---- last rows ------------------------------------------------------------------------------------------ */
-
-asp_status asp_patching_last_values(double *values, const asp_component_setting *s, const asp_last_rows *last,
-                                    int64_t n, const asp_context *context) {
-    const asp_activations acts = {.n_tokens = n, .resid = {last->rows, 0}, .ln_final = last->hidden};
-    const asp_hidden_rows rows = {last->hidden, last->logits, last->logit_rows, &s->metric, last->sequence};
-    const asp_status status = asp_forward_final(s->model, &acts, context);
-    return status ? status : asp_component_setting_metric(values, s->model, &rows, n, context);
-}
-
-asp_status asp_patching_run_values(double *values, const asp_component_setting *s, const asp_last_rows *last,
-                                   asp_slot resid, const asp_context *context) {
-    const int64_t e = s->model->config.d_model;
-    const asp_real *from = asp_slot_at(resid, s->model->config.n_layer);
-    asp_status status = ASP_OK;
-    for (int64_t first = 0, n; !status && first < s->n; first += n) {
-        n = asp_min(last->capacity, s->n - first);
-        for (int64_t i = 0; i < n; i++) {
-            last->sequence[i] = first + i;
-            memcpy(last->rows + i * e, from + (s->offsets[first + i + 1] - 1) * e, (size_t)e * sizeof *from);
-        }
-        status = asp_patching_last_values(values + first, s, last, n, context);
-    }
-    return status;
-}
-
 /* ---- memory ------------------------------------------------------------------------------------------- */
 
 asp_patching_shape asp_patching_places(const asp_config *c, const asp_prompts *clean, const asp_patching_options *o) {
@@ -374,7 +348,7 @@ static asp_status run_variants(patching *p, const asp_context *context) {
     for (int64_t l = p->places[0].layer; !status && l < p->setting.model->config.n_layer; l++)
         status = run_layer(p, l, context);
     for (int64_t i = 0; i < p->n_variants; i++) p->last.sequence[i] = p->ends[i].sequence;
-    if (!status) status = asp_patching_last_values(p->found, &p->setting, &p->last, p->n_rows, context);
+    if (!status) status = asp_last_values(p->found, &p->setting, &p->last, p->n_rows, context);
     for (int64_t i = 0; !status && i < p->n_variants; i++) p->values[p->places[i].at] = p->found[i];
     return status;
 }
@@ -446,8 +420,8 @@ static asp_status run_prompts(patching *p, double *base, double *other, const as
     open_runs(p);
     asp_status status = asp_blas_enter(context, err);
     if (status) return status;
-    status = asp_patching_run_values(base + s->first, s, &p->last, s->plain.resid, context);
-    if (!status) status = asp_patching_run_values(other + s->first, s, &p->last, s->replaced.resid, context);
+    status = asp_last_of_run(base + s->first, s, &p->last, s->plain.resid, context);
+    if (!status) status = asp_last_of_run(other + s->first, s, &p->last, s->replaced.resid, context);
     for (int64_t item = 0; !status && item < inner * s->n;) {
         status = open_block(p, &item, inner * s->n, base, context);
         if (!status) status = run_variants(p, context);

@@ -390,7 +390,7 @@ static asp_status run_items(paths *p, const asp_context *context) {
     if (!status) status = each_item(p, p->n_items, begin_item, (rows_job){.layer = n_layer}, context);
     if (status) return status;
     take_last(p);
-    status = asp_patching_last_values(p->found, s, &p->last, p->n_items, context);
+    status = asp_last_values(p->found, s, &p->last, p->n_items, context);
     for (int64_t i = 0; !status && i < p->n_items; i++)
         p->values[p->items[i].patch * s->task->clean.n_prompts + s->first + p->items[i].prompt] = p->found[i];
     return status;
@@ -423,8 +423,8 @@ static asp_status run_prompts(paths *p, double *base, double *other, const asp_c
     const int64_t n = p->patches->n;
     asp_status status = asp_blas_enter(context, err);
     if (status) return status;
-    status = asp_patching_run_values(base + s->first, s, &p->last, s->plain.resid, context);
-    if (!status) status = asp_patching_run_values(other + s->first, s, &p->last, s->replaced.resid, context);
+    status = asp_last_of_run(base + s->first, s, &p->last, s->plain.resid, context);
+    if (!status) status = asp_last_of_run(other + s->first, s, &p->last, s->replaced.resid, context);
     for (int64_t i = 0; !status && i < n * s->n;) {
         open_items(p, &i, n * s->n, base);
         status = run_items(p, context);

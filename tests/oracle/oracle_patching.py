@@ -1,7 +1,8 @@
 """Patching of activations and of paths in plain NumPy float64: an executable specification.
 
-A pair has a base prompt and another one: "denoising" puts what the clean prompt has into the corrupted one, "noising"
-the other way. The answers are those of the clean prompt. Letters and tasks are as in oracle_circuits.py.
+A pair has a base prompt and another one: "denoising" puts what the clean prompt has into the corrupted one,
+"noising" the other way. The answers are those of the clean prompt. Letters and tasks are as in
+oracle_circuits.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
-RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+RUNS = (
+    r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
+    r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+)
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
