@@ -13,7 +13,7 @@
 #ifndef ASP_COMPONENT_H
 #define ASP_COMPONENT_H
 
-#include "asp.h"
+#include "asp_circuit.h"
 
 /* ---- numbers ------------------------------------------------------------------- */
 
@@ -23,7 +23,20 @@ int64_t asp_nodes_n_receivers(const asp_config *config);
 int64_t asp_nodes_n_before(const asp_config *config, int64_t receiver);
 int64_t asp_nodes_n_edges(const asp_config *config);
 
-/* ---- what is measured ------------------------------------------------------------ */
+/* ---- scores -------------------------------------------------------------------- */
+
+/* With o the output of a sender, r what it is replaced by and x the input of a receiver, the score of a component edge
+ * is the sum over positions of (r - o) . d loss / d x, averaged over prompts; loss is minus the metric. */
+typedef enum {
+    ASP_COMPONENT_EAP,       /* the gradient in the clean run */
+    ASP_COMPONENT_IG_INPUTS, /* its mean over runs whose input is r + k/m (o - r), k = 0..m-1; for nodes and neurons
+                                    * k = 1..m */
+    ASP_COMPONENT_IG_ACTIVATIONS,  /* its mean over runs in which one of 1 + 2L groups (the input, the heads of a layer,
+                                    * an MLP) is r + k/m (o - r), k = 1..m, through which no gradient goes */
+    ASP_COMPONENT_CLEAN_CORRUPTED, /* its mean over the clean and the corrupted run */
+    ASP_COMPONENT_ROUTES           /* no gradient: max(0, |x| - |x - o|) in the L1 norm as a share of the sum over the
+                                    * senders before x, averaged over positions (information flow routes) */
+} asp_component_method;
 
 /* What r is: 0; what o is in the corrupted prompt; its mean over the positions of each reference prompt and over these
  * prompts; its mean over those that have the position; its mean over all positions of all of them. */
@@ -35,16 +48,29 @@ typedef enum {
     ASP_COMPONENT_MEAN_ALL
 } asp_component_ablation;
 
-/* How outputs of senders are replaced over chosen component edges. */
+/* Of what scores are: component edges (S,R); senders (S), with the gradient of their output; each coordinate of the
+ * output (S,E). */
+typedef enum { ASP_COMPONENT_EDGE, ASP_COMPONENT_NODE, ASP_COMPONENT_NEURON } asp_component_level;
+
 typedef struct {
+    asp_component_method method;
+    asp_component_level level;
     asp_component_ablation ablation;
-    int denoising;                /* the corrupted prompts get clean values; else the clean ones ablated values.  With
-                                   * COUNTERFACTUAL */
-    int held_gate;                /* gates are those of the prompts as they are; else they follow from the scores */
-    int smaller_is_better;        /* of the metric: scores change their sign */
+    int64_t steps;                /* m of the IG methods */
+    int denoising;                /* clean and corrupted exchanged, and the sign; with COUNTERFACTUAL */
+    int held_gate;                /* runs that differ from the clean (denoising: corrupted) one have its gates */
+    int smaller_is_better;        /* the metric: loss is the metric itself */
     const asp_prompts *reference; /* of means: what is averaged over; NULL: the clean prompts */
     int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
-} asp_patch_options;
+} asp_component_options;
+
+/* Scores of everything at once.  scores (S,R), (S) or (S,E) written
+ * Errors: BAD_INDEX for tokens, BAD_ARGUMENT for options and what an ablation lacks, NO_MEMORY, STOPPED.
+ * Stage of progress: "component scores" (prompts). */
+asp_status asp_component_scores(double *scores, const asp_model *model, const asp_task *task,
+                                const asp_component_options *options, const asp_context *context, asp_error *err);
+/* Numbers of scores (rows, columns). */
+void asp_component_scores_shape(int64_t dims[2], const asp_config *config, asp_component_level level);
 
 /* ---- circuits ---------------------------------------------------------------------- */
 
@@ -55,8 +81,16 @@ typedef struct {
  * Errors: BAD_INDEX for tokens, BAD_ARGUMENT for lengths, metrics and what an ablation lacks, NO_MEMORY, STOPPED.
  * Stage of progress: "circuits" (circuits times prompts). */
 asp_status asp_component_values(double *values, const asp_model *model, const asp_task *task, const uint8_t *masks,
-                                int64_t n, const asp_patch_options *options, const asp_context *context,
+                                int64_t n, const asp_component_options *options, const asp_context *context,
                                 asp_error *err);
+
+/* What each component edge does alone: how much worse the metric becomes where the receiver reads the ablated output of
+ * the sender, and all behind it is computed again; denoising: how much better with the clean output in the corrupted
+ * prompts.  Mean over the prompts.
+ *   scores (S,R) written
+ * Errors as asp_component_values.  Stage of progress: "exact" (component edges times prompts). */
+asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
+                               const asp_component_options *options, const asp_context *context, asp_error *err);
 
 /* ---- patching of activations ------------------------------------------------------- */
 
@@ -104,14 +138,19 @@ typedef struct {
     int64_t n;
 } asp_path_patches;
 
+typedef struct {
+    int denoising;     /* the corrupted prompts get clean outputs; else the clean ones corrupted outputs */
+    int held_gate;     /* gates are those of the prompts as they are; else they follow from the scores */
+    int64_t max_bytes; /* fail with NO_MEMORY before allocating more than this */
+} asp_path_options;
+
 /* The metric when each component edge from one of the senders into one of the receivers carries the sender's output in
  * the other prompt of the pair; everything behind it is computed anew.
  *   values (n,P) written    base, other (P) written: as of patching sweeps
- * options: the ablation must be COUNTERFACTUAL.
  * Errors: as of circuits.  Stage of progress: "path patching" (patches times prompts). */
 asp_status asp_path_values(double *values, double *base, double *other, const asp_model *model, const asp_task *task,
-                           const asp_path_patches *patches, const asp_patch_options *options,
-                           const asp_context *context, asp_error *err);
+                           const asp_path_patches *patches, const asp_path_options *options, const asp_context *context,
+                           asp_error *err);
 
 /* ---- choosing circuits ----------------------------------------------------------------- */
 

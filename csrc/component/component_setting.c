@@ -11,29 +11,14 @@
 
 /* ---- checks ------------------------------------------------------------------------------------------ */
 
-static int by_position(const asp_component_setting *s) { return s->options.ablation == ASP_COMPONENT_MEAN_POSITIONAL; }
 static int by_mean(const asp_component_setting *s) { return s->options.ablation >= ASP_COMPONENT_MEAN; }
 static int by_pair(const asp_component_setting *s) { return s->options.ablation == ASP_COMPONENT_COUNTERFACTUAL; }
 static const asp_prompts *averaged(const asp_component_setting *s) {
     return s->options.reference ? s->options.reference : &s->task->clean;
 }
 
-static asp_status check_reference(const asp_component_setting *s, asp_error *err) {
-    const asp_prompts *reference = s->options.reference;
-    const asp_status status =
-        asp_shape_check_batch(&s->model->config, reference->tokens, reference->offsets, reference->n_prompts, err);
-    if (status || !by_position(s)) return status;
-    const int64_t longest = asp_shape_longest(reference->offsets, reference->n_prompts);
-    if (longest < s->longest)
-        return asp_fail(err, ASP_BAD_ARGUMENT,
-                        "means are taken per position: the task has prompts of %lld tokens, and no reference prompt "
-                        "has more than %lld",
-                        (long long)s->longest, (long long)longest);
-    return ASP_OK;
-}
-
 asp_status asp_component_setting_check(asp_component_setting *s, asp_error *err) {
-    const asp_patch_options *o = &s->options;
+    const asp_component_options *o = &s->options;
     const asp_status status = asp_task_check(s->model, s->task, err);
     if (status) return status;
     s->longest = asp_shape_longest(s->task->clean.offsets, s->task->clean.n_prompts);
@@ -46,7 +31,8 @@ asp_status asp_component_setting_check(asp_component_setting *s, asp_error *err)
                         s->stage);
     if (!o->reference) return ASP_OK;
     if (!by_mean(s)) return asp_fail(err, ASP_BAD_ARGUMENT, "%s: reference prompts are for means alone", s->stage);
-    return check_reference(s, err);
+    return asp_shape_check_batch(&s->model->config, o->reference->tokens, o->reference->offsets,
+                                 o->reference->n_prompts, err);
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------ */
@@ -70,7 +56,7 @@ static uint64_t base_records(const asp_component_setting *s) {
 }
 
 /* The arrays that means and zeros are laid out in, for the block of n prompts at s->offsets. */
-enum { BLOCK_PARTS = 4 };
+enum { BLOCK_PARTS = 5 };
 static int64_t lay_out_block(asp_component_setting *s, asp_arena_part parts[BLOCK_PARTS], int64_t n) {
     const asp_config *c = &s->model->config;
     const int64_t n_tokens = s->offsets[n], l = c->n_layer, filled = !by_pair(s);
@@ -79,6 +65,7 @@ static int64_t lay_out_block(asp_component_setting *s, asp_arena_part parts[BLOC
     const asp_arena_part list[BLOCK_PARTS] = {ASP_PART(s->filled.resid.data, (l + 1) * rows, c->d_model),
                                               ASP_PART(s->filled.mid.data, l * rows, c->d_model),
                                               ASP_PART(s->filled.z.data, l * rows, c->n_head * c->d_head),
+                                              ASP_PART(s->post, by_mean(s) ? rows : 0, c->d_mlp),
                                               ASP_PART(s->held, holds(s) ? n : 0, 1)};
     memcpy(parts, list, sizeof list);
     s->block_arena = (asp_arena){0};
@@ -106,26 +93,14 @@ static int64_t largest_block(asp_component_setting *s, int n_threads) {
     return bytes;
 }
 
-/* Bytes of the largest run that means are taken of. */
-static int64_t largest_averaged(asp_component_setting *s, int n_threads) {
-    const asp_prompts *reference = averaged(s);
-    int64_t bytes = 0;
-    for (int64_t first = 0, end; by_mean(s) && first < reference->n_prompts; first = end) {
-        end = asp_task_block_end(reference, first, s->most_tokens);
-        asp_task_block(s->offsets, reference, first, end);
-        bytes = asp_max(bytes, run_needed(s, end - first, sent(), ASP_LOGITS_NONE, n_threads));
-    }
-    return bytes;
-}
-
 /* Sizes of the blocks, so that all fits in max_bytes. */
-static asp_status plan_blocks(asp_component_setting *s, int64_t stays, int n_threads, asp_error *err) {
+static asp_status plan_blocks(asp_component_setting *s, int64_t stays, int64_t before, int n_threads, asp_error *err) {
     const asp_config *c = &s->model->config;
     const int64_t row =
         (int64_t)sizeof(asp_real) * ((5 * c->n_layer + s->n_sent) * c->d_model + c->n_layer * c->n_head * c->d_head);
     s->most_tokens = asp_max(1, ASP_TASK_BLOCK_BYTES / row);
     for (;; s->most_tokens /= 2) {
-        const int64_t bytes = sum(stays, asp_max(largest_averaged(s, n_threads), largest_block(s, n_threads)));
+        const int64_t bytes = sum(stays, asp_max(before, largest_block(s, n_threads)));
         if (bytes <= s->options.max_bytes) return ASP_OK;
         if (!s->most_tokens)
             return asp_fail(err, ASP_NO_MEMORY,
@@ -136,59 +111,7 @@ static asp_status plan_blocks(asp_component_setting *s, int64_t stays, int n_thr
     }
 }
 
-/* ---- means ------------------------------------------------------------------------------------------- */
-
-/* Numbers of one row of means: the input, then z and the MLP's output of every layer. */
-static int64_t mean_width(const asp_config *c) {
-    return c->d_model + c->n_layer * (c->n_head * c->d_head + c->d_model);
-}
-
-typedef struct {
-    asp_component_setting *s;
-    const int32_t *tokens;
-    asp_component_rows run;
-    const int64_t *n_prompts_at; /* (T) prompts that have the position */
-    int64_t n_tokens, n_prompts; /* of all */
-} mean_job;
-
-/* What one row counts, of a prompt of t tokens. */
-static double weight_of(const mean_job *job, int64_t position, int64_t t) {
-    switch (job->s->options.ablation) {
-    case ASP_COMPONENT_MEAN_POSITIONAL: return 1 / (double)job->n_prompts_at[position];
-    case ASP_COMPONENT_MEAN_ALL: return 1 / (double)job->n_tokens;
-    default: return 1 / ((double)t * (double)job->n_prompts);
-    }
-}
-
-static void add_weighted(double *to, double weight, const asp_real *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] += weight * (double)x[i];
-}
-
-/* Adds one row's part: item 0 the input, item l + 1 layer l. */
-static void mean_row(const mean_job *job, int64_t item, int64_t row, double *to, double weight) {
-    const asp_model *m = job->s->model;
-    const int64_t e = m->config.d_model, c = m->config.n_head * m->config.d_head, layer = item - 1;
-    if (!item) {
-        add_weighted(to, weight, m->data + m->wte + job->tokens[row] * e, e);
-        return;
-    }
-    to += e + layer * (c + e);
-    add_weighted(to, weight, asp_slot_at(job->run.z, layer) + row * c, c);
-    add_weighted(to + c, weight, asp_slot_at(job->run.resid, layer + 1) + row * e, e);
-    add_weighted(to + c, -weight, asp_slot_at(job->run.mid, layer) + row * e, e);
-}
-
-static void mean_item(void *arg, int64_t item, int thread) {
-    (void)thread;
-    const mean_job *job = arg;
-    const asp_component_setting *s = job->s;
-    for (int64_t b = 0; b < s->n; b++) {
-        const int64_t t = s->offsets[b + 1] - s->offsets[b];
-        for (int64_t p = 0; p < t && (!by_position(s) || p < s->longest); p++)
-            mean_row(job, item, s->offsets[b] + p, s->means + (by_position(s) ? p * mean_width(&s->model->config) : 0),
-                     weight_of(job, p, t));
-    }
-}
+/* ---- runs ----------------------------------------------------------------------------------------------- */
 
 static asp_component_rows rows_of(const asp_run *run) {
     const asp_array resid = asp_run_array(run, ASP_RESID), mid = asp_run_array(run, ASP_RESID_MID),
@@ -205,74 +128,70 @@ static asp_status run_block(asp_run **run, const asp_component_setting *s, const
     return asp_run_new(run, s->model, tokens, s->offsets, s->n, &options, context, err);
 }
 
-static asp_status make_means(asp_component_setting *s, const asp_context *context, asp_error *err) {
-    const asp_prompts *reference = averaged(s);
-    mean_job job = {.s = s,
-                    .n_prompts_at = s->n_prompts_at,
-                    .n_tokens = reference->offsets[reference->n_prompts],
-                    .n_prompts = reference->n_prompts};
-    asp_status status = ASP_OK;
-    for (int64_t b = 0; b < reference->n_prompts; b++) {
-        const int64_t t = reference->offsets[b + 1] - reference->offsets[b];
-        for (int64_t p = 0; p < t && p < s->longest; p++) s->n_prompts_at[p]++;
-    }
-    for (int64_t first = 0, end; !status && first < reference->n_prompts; first = end) {
-        asp_run *run = NULL;
-        end = asp_task_block_end(reference, first, s->most_tokens);
-        job.tokens = asp_task_block(s->offsets, reference, first, end);
-        s->n = end - first;
-        status = run_block(&run, s, job.tokens, sent(), ASP_LOGITS_NONE, context, err);
-        if (!status) {
-            job.run = rows_of(run);
-            status = asp_parallel_for(context, s->model->config.n_layer + 1, mean_item, &job);
-        }
-        asp_run_free(run);
-    }
-    s->n = 0;
-    return status;
-}
-
 /* ---- rows of zeros and means ----------------------------------------------------------------------------- */
 
 typedef struct {
     const asp_component_setting *s;
-    int64_t layer; /* of the MLP output that is added; -1: the input and z of all layers are written */
+    int64_t layer; /* of z and the MLP; -1: the input */
 } fill_job;
 
-static const double *mean_at(const asp_component_setting *s, int64_t position) {
-    return by_mean(s) ? s->means + (by_position(s) ? position * mean_width(&s->model->config) : 0) : NULL;
-}
-
-static void fill_row(const fill_job *job, int64_t row, int64_t position) {
-    const asp_component_setting *s = job->s;
-    const asp_model *m = s->model;
-    const int64_t e = m->config.d_model, c = m->config.n_head * m->config.d_head;
-    const double *mean = mean_at(s, position);
-    if (job->layer < 0) {
-        const asp_real *place = m->data + m->wpe + position * e;
-        for (int64_t i = 0; i < e; i++) s->filled.resid.data[row * e + i] = place[i] + (mean ? (asp_real)mean[i] : 0);
-        for (int64_t l = 0; l < m->config.n_layer; l++)
-            for (int64_t i = 0; i < c; i++)
-                asp_slot_at(s->filled.z, l)[row * c + i] = mean ? (asp_real)mean[e + l * (c + e) + i] : 0;
-        return;
-    }
-    const double *output = mean ? mean + e + job->layer * (c + e) + c : NULL;
-    const asp_real *mid = asp_slot_at(s->filled.mid, job->layer) + row * e;
-    asp_real *next = asp_slot_at(s->filled.resid, job->layer + 1) + row * e;
-    for (int64_t i = 0; i < e; i++) next[i] = mid[i] + (output ? (asp_real)output[i] : 0);
+/* Writes n numbers: the mean's, or 0. */
+static void fill(asp_real *to, const asp_real *mean, int64_t n) {
+    if (mean) memcpy(to, mean, (size_t)n * sizeof *to);
+    else memset(to, 0, (size_t)n * sizeof *to);
 }
 
 static void fill_item(void *arg, int64_t b, int thread) {
     (void)thread;
     const fill_job *job = arg;
-    for (int64_t r = job->s->offsets[b]; r < job->s->offsets[b + 1]; r++) fill_row(job, r, r - job->s->offsets[b]);
+    const asp_component_setting *s = job->s;
+    const asp_model *m = s->model;
+    const asp_node_activations *a = &s->means.activations;
+    const int64_t e = m->config.d_model, c = m->config.n_head * m->config.d_head, hidden = m->config.d_mlp;
+    const int means = by_mean(s);
+    for (int64_t r = s->offsets[b]; r < s->offsets[b + 1]; r++) {
+        const int64_t position = r - s->offsets[b], at = s->means.n_positions > 1 ? position : 0;
+        if (job->layer < 0) {
+            fill(s->filled.resid.data + r * e, means ? a->embed + at * e : NULL, e);
+            asp_isa_kernels()->add(s->filled.resid.data + r * e, m->data + m->wpe + position * e, e);
+            continue;
+        }
+        fill(asp_slot_at(s->filled.z, job->layer) + r * c, means ? asp_slot_at(a->z, job->layer) + at * c : NULL, c);
+        if (means) fill(s->post + r * hidden, asp_slot_at(a->post, job->layer) + at * hidden, hidden);
+    }
+}
+
+/* The residual stream behind an MLP that gave its mean, or nothing. */
+static asp_status add_output(const asp_component_setting *s, int64_t layer, const asp_context *context) {
+    const asp_model *m = s->model;
+    const int64_t e = m->config.d_model;
+    const asp_real *mid = asp_slot_at(s->filled.mid, layer);
+    asp_real *next = asp_slot_at(s->filled.resid, layer + 1);
+    if (!by_mean(s)) {
+        memcpy(next, mid, (size_t)(s->offsets[s->n] * e) * sizeof *next);
+        return ASP_OK;
+    }
+    const asp_gemm g = {.m = s->n_rows,
+                        .n = e,
+                        .k = m->config.d_mlp,
+                        .a = s->post,
+                        .lda = m->config.d_mlp,
+                        .b = m->data + m->layers[layer].out_w,
+                        .ldb = e,
+                        .c = next,
+                        .ldc = e,
+                        .epilogue = ASP_EPILOGUE_RESIDUAL,
+                        .bias = asp_at_const(m->data, m->layers[layer].out_b),
+                        .residual = mid,
+                        .n_rows = s->offsets[s->n],
+                        .k_block = m->k_block.mlp};
+    return asp_gemm_run(&g, context);
 }
 
 /* What a run would record whose senders all gave zeros or means. */
 static asp_status fill_rows(asp_component_setting *s, const asp_context *context) {
-    const int64_t e = s->model->config.d_model, c = s->model->config.n_head * s->model->config.d_head;
-    s->filled.resid.stride = s->filled.mid.stride = s->n_rows * e;
-    s->filled.z.stride = s->n_rows * c;
+    s->filled.resid.stride = s->filled.mid.stride = s->n_rows * s->model->config.d_model;
+    s->filled.z.stride = s->n_rows * s->model->config.n_head * s->model->config.d_head;
     const asp_activations acts = {.n_tokens = s->offsets[s->n],
                                   .n_rows = s->n_rows,
                                   .resid = s->filled.resid,
@@ -281,8 +200,9 @@ static asp_status fill_rows(asp_component_setting *s, const asp_context *context
     fill_job job = {s, -1};
     asp_status status = asp_parallel_for(context, s->n, fill_item, &job);
     for (job.layer = 0; !status && job.layer < s->model->config.n_layer; job.layer++) {
-        status = asp_forward_output(s->model, &acts, job.layer, context);
-        if (!status) status = asp_parallel_for(context, s->n, fill_item, &job);
+        status = asp_parallel_for(context, s->n, fill_item, &job);
+        if (!status) status = asp_forward_output(s->model, &acts, job.layer, context);
+        if (!status) status = add_output(s, job.layer, context);
     }
     s->replaced = s->filled;
     return status;
@@ -291,19 +211,15 @@ static asp_status fill_rows(asp_component_setting *s, const asp_context *context
 /* ---- life --------------------------------------------------------------------------------------------- */
 
 asp_status asp_component_setting_open(asp_component_setting *s, const asp_context *context, asp_error *err) {
-    const int64_t n_means = !by_mean(s) ? 0 : by_position(s) ? s->longest : 1;
-    const int64_t n_offsets = asp_max(s->task->clean.n_prompts, averaged(s)->n_prompts) + 1;
-    asp_arena_part parts[] = {ASP_PART(s->means, n_means, mean_width(&s->model->config)),
-                              ASP_PART(s->n_prompts_at, s->longest, 1), ASP_PART(s->offsets, n_offsets, 1)};
-    enum { PARTS = sizeof parts / sizeof parts[0] };
-    const int64_t bytes = asp_arena_lay_out(&s->arena, parts, PARTS);
-    if (bytes > s->options.max_bytes || !asp_arena_commit(&s->arena, 1))
-        return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the means of %lld prompts, which take %s", s->stage,
-                        (long long)averaged(s)->n_prompts, asp_fail_size((char[32]){0}, (double)bytes));
-    asp_arena_wire(&s->arena, parts, PARTS);
-    const asp_status status = plan_blocks(s, sum(bytes, s->stays), context->n_threads, err);
+    int64_t means[2] = {0, 0};
+    const int64_t n = s->task->clean.n_prompts + 1;
+    if (by_mean(s)) asp_means_needed(means, s->model, averaged(s), s->longest, s->options.ablation, context->n_threads);
+    s->offsets = asp_allocate(n, sizeof *s->offsets);
+    if (!s->offsets) return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the prompts", s->stage);
+    const asp_status status = plan_blocks(s, sum(means[0], s->stays), means[1], context->n_threads, err);
     s->block_arena = (asp_arena){0};
-    return status || !by_mean(s) ? status : make_means(s, context, err);
+    if (status || !by_mean(s)) return status;
+    return asp_means_new(&s->means, s->model, averaged(s), s->longest, s->options.ablation, context, err);
 }
 
 static void close_block(asp_component_setting *s) {
@@ -316,7 +232,8 @@ static void close_block(asp_component_setting *s) {
 
 void asp_component_setting_close(asp_component_setting *s) {
     close_block(s);
-    asp_arena_free(&s->arena);
+    asp_means_free(&s->means);
+    asp_release(s->offsets);
 }
 
 /* ---- blocks ------------------------------------------------------------------------------------------- */

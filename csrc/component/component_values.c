@@ -50,7 +50,7 @@ static asp_status run_block(double *values, const circuits *all, asp_patch *patc
 }
 
 asp_status asp_component_values(double *values, const asp_model *model, const asp_task *task, const uint8_t *masks,
-                                int64_t n, const asp_patch_options *options, const asp_context *context,
+                                int64_t n, const asp_component_options *options, const asp_context *context,
                                 asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);

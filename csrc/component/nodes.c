@@ -71,3 +71,63 @@ asp_status asp_nodes_outputs(asp_real *out, const asp_model *model, const asp_no
                                          asp_slot_at(a->post, l), n_rows, 1, context);
     return status;
 }
+
+/* ---- differences ------------------------------------------------------------------------------------- */
+
+typedef struct {
+    asp_real *out;         /* (R,width) */
+    const asp_real *a, *b; /* out = a at row[i] - b; a NULL: - b */
+    const int64_t *row;    /* (N) */
+    int64_t n_tokens, width;
+} difference_job;
+
+static void difference_item(void *arg, int64_t i, int thread) {
+    (void)thread;
+    const difference_job *job = arg;
+    asp_real *out = job->out + i * job->width;
+    const asp_real *b = job->b + i * job->width, *a = job->a ? job->a + job->row[i] * job->width : NULL;
+    for (int64_t j = 0; j < job->width; j++) out[j] = (a ? a[j] : 0) - b[j];
+}
+
+/* out (S,R,E): takes the MLPs' bias from their outputs, which are minus those without. */
+static void subtract_biases(asp_real *out, const asp_model *m, int64_t n_tokens, int64_t n_rows) {
+    const asp_config *c = &m->config;
+    const int64_t e = c->d_model;
+    for (int64_t l = 0; l < c->n_layer; l++) {
+        const asp_real *bias = asp_at_const(m->data, m->layers[l].out_b);
+        asp_real *rows = out + asp_nodes_mlp(c, l) * n_rows * e;
+        for (int64_t r = 0; bias && r < n_tokens; r++) asp_isa_kernels()->axpy(rows + r * e, -1, bias, e);
+    }
+}
+
+asp_status asp_nodes_differences(asp_real *out, const asp_model *m, const asp_node_reference *reference,
+                                 const asp_node_activations *given, int64_t n_tokens, int64_t n_rows,
+                                 const asp_context *context) {
+    const asp_config *c = &m->config;
+    const asp_node_activations *other = &reference->activations;
+    const int64_t e = c->d_model, block = n_rows * e;
+    const asp_real *none = NULL;
+    difference_job job = {out, other->embed, given->embed, reference->row, n_tokens, e};
+    asp_status status = asp_parallel_for(context, n_tokens, difference_item, &job);
+    for (int64_t l = 0; !status && l < c->n_layer; l++) {
+        difference_job z = {reference->z,
+                            other->embed ? asp_slot_at(other->z, l) : none,
+                            asp_slot_at(given->z, l),
+                            reference->row,
+                            n_tokens,
+                            c->n_head * c->d_head};
+        difference_job post = {reference->post,
+                               other->embed ? asp_slot_at(other->post, l) : none,
+                               asp_slot_at(given->post, l),
+                               reference->row,
+                               n_tokens,
+                               c->d_mlp};
+        status = asp_parallel_for(context, n_tokens, difference_item, &z);
+        if (!status) status = asp_parallel_for(context, n_tokens, difference_item, &post);
+        if (!status)
+            status = asp_nodes_layer_outputs(out + asp_nodes_head(c, l) * block, m, l, reference->z, reference->post,
+                                             n_rows, 0, context);
+    }
+    if (!status && !other->embed) subtract_biases(out, m, n_tokens, n_rows);
+    return status;
+}

@@ -450,23 +450,22 @@ static asp_status open_paths(paths *p, const asp_context *context, asp_error *er
 }
 
 asp_status asp_path_values(double *values, double *base, double *other, const asp_model *model, const asp_task *task,
-                           const asp_path_patches *patches, const asp_patch_options *options,
-                           const asp_context *context, asp_error *err) {
+                           const asp_path_patches *patches, const asp_path_options *options, const asp_context *context,
+                           asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     paths p = {.setting = {.model = model,
                            .task = task,
                            .stage = "path patching",
-                           .options = *options,
+                           .options = {.ablation = ASP_COMPONENT_COUNTERFACTUAL,
+                                       .denoising = options->denoising,
+                                       .held_gate = options->held_gate,
+                                       .max_bytes = options->max_bytes},
                            .with_base = 1,
                            .own_bytes = own_bytes},
                .patches = patches,
                .values = values};
     asp_component_setting *s = &p.setting;
-    if (options->ablation != ASP_COMPONENT_COUNTERFACTUAL)
-        return asp_fail(err, ASP_BAD_ARGUMENT,
-                        "path patching takes values from the other prompt of each pair, so the "
-                        "ablation must be counterfactual");
     asp_status status = asp_component_setting_check(s, err);
     if (!status) status = open_paths(&p, &own, err);
     if (!status) status = asp_context_progress(&own, s->stage, 0, patches->n * task->clean.n_prompts);

@@ -118,7 +118,7 @@ static void gather_queries(asp_real *out, const asp_real *x, int64_t stride, int
 }
 
 /* Those of keys k .. k+15 of n that are open in a row of a held gate. */
-INLINE ivec held_open(const uint8_t *gate, int64_t k, int64_t n) {
+static __attribute__((noinline)) ivec held_open(const uint8_t *gate, int64_t k, int64_t n) {
     ivec open = {0};
     for (int64_t i = 0; i < ASP_LANES && k + i < n; i++) open[i] = gate[k + i] ? -1 : 0;
     return open;

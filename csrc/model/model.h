@@ -226,7 +226,8 @@ asp_status asp_loss_cross_entropy(const asp_model *model, asp_tape *tape, const 
 asp_status asp_loss_linear(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
                            const asp_context *context);
 
-/* The same for the sum of a metric over the sequences.  copies scratch: (n_threads,V), for CUSTOM (loss_rows,V). */
+/* The same for the sum of a metric over the sequences, of which there may be a multiple of the metric's: sequence b is
+ * measured as its sequence b modulo their number.  copies scratch: (n_threads,V), for CUSTOM (loss_rows,V). */
 asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
                            double *sum, const asp_context *context);
 

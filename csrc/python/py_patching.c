@@ -127,7 +127,7 @@ PyObject *asp_py_patching_paths(PyObject *self, PyObject *args, PyObject *kwargs
     PyObject *task, *choices[3], *progress = Py_None;
     long long max_bytes;
     int threads = 0;
-    asp_patch_options options = {.ablation = ASP_COMPONENT_COUNTERFACTUAL};
+    asp_path_options options = {.denoising = 0};
     asp_path_patches patches = {.n = 0};
     patching_call p = {.held = {.n = 0}};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOppL|iO:path_values", names, &task, &choices[0], &choices[1],

@@ -64,10 +64,7 @@ asp_status use_paths(const fixture *f, const asp_context *context, uint64_t *dig
     for (int i = 0; i < N; i++) positions[i] = i % 3 != 1;
     for (int kind = 0; kind < 3; kind++) {
         const asp_task task = pairs_of(f, kind ? f->ragged : f->offsets, kind == 2 ? ASP_KL : ASP_LOGIT_DIFF);
-        const asp_patch_options options = {.ablation = ASP_COMPONENT_COUNTERFACTUAL,
-                                           .denoising = kind == 1,
-                                           .held_gate = kind == 0,
-                                           .max_bytes = INT64_MAX};
+        const asp_path_options options = {.denoising = kind == 1, .held_gate = kind == 0, .max_bytes = INT64_MAX};
         patches.positions = kind == 1 ? positions : NULL;
         const asp_status status = asp_path_values(values, base, other, kind == 2 ? f->dense : f->gated, &task, &patches,
                                                   &options, context, err);
@@ -92,14 +89,11 @@ asp_status use_wrong_patching(const fixture *f, const asp_context *context, uint
     const asp_path_patches patches = some_patches(senders, receivers);
     asp_task task = pairs_of(f, f->offsets, ASP_LOGIT_DIFF), ragged = pairs_of(f, f->ragged, ASP_LOGIT_DIFF);
     asp_patching_options options = {.by_position = 1, .max_bytes = INT64_MAX}, small = {.max_bytes = 1000};
-    asp_patch_options zero = {.ablation = ASP_COMPONENT_ZERO, .max_bytes = INT64_MAX};
-    asp_patch_options pairs = {.ablation = ASP_COMPONENT_COUNTERFACTUAL, .max_bytes = INT64_MAX}, little = pairs;
-    little.max_bytes = 1000;
+    asp_path_options pairs = {.max_bytes = INT64_MAX}, little = {.max_bytes = 1000};
     asp_context told = *context;
     told.progress = stop;
     if (asp_patching_sweep(values, base, other, f->gated, &ragged, &options, context, err) != ASP_BAD_ARGUMENT ||
         asp_patching_sweep(values, base, other, f->gated, &task, &small, context, err) != ASP_NO_MEMORY ||
-        asp_path_values(values, base, other, f->gated, &task, &patches, &zero, context, err) != ASP_BAD_ARGUMENT ||
         asp_path_values(values, base, other, f->gated, &task, &patches, &little, context, err) != ASP_NO_MEMORY)
         return ASP_BAD_STATE;
     asp_status status = asp_patching_sweep(values, base, other, f->gated, &task, &options, &told, err);

@@ -28,6 +28,7 @@ from reliability import (
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse.circuits import PatchingSweep, PathPatch
 from attnsparse.graphs.heads import ScoreSplit
 from attnsparse.model import transformer_lens as cache
 
