@@ -48,6 +48,7 @@ SENTENCES = {
     rf"{STAGE}: no memory for (the prompts|the (order|scores) of \d+ items)": CIRCUITS,
     rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
     r"no memory for the open entries of a task": CIRCUITS,
+    r"(path )?patching: no memory for the prompts": PATCHING,
     rf"(path )?patching: no memory for \d+ rows, which take {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for the means of \d+ prompts, which take {AMOUNT}": PATCHING,
