@@ -295,6 +295,38 @@ class Model:
     def whole(self, task: Task, threads: int = 0) -> npt.NDArray[np.float64]:
         """The metric of the whole model (B)."""
 
+    def patching_sweep(
+        self,
+        task: Task,
+        kind: str,
+        by_position: bool,
+        denoising: bool,
+        max_bytes: int,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The metric with each activation of a kind alone replaced (L, H or 1, T or 1, B).
+
+        The others are the metric of the runs that are patched (B) and of those that the values come from (B).
+        """
+
+    def path_values(
+        self,
+        task: Task,
+        senders: npt.NDArray[np.bool_],
+        receivers: npt.NDArray[np.bool_],
+        positions: npt.NDArray[np.bool_] | None,
+        denoising: bool,
+        held_gate: bool,
+        max_bytes: int,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The metric with paths from senders (n,S) into receivers (n,R) patched at positions (N) (n,B).
+
+        The others are as those of `patching_sweep`.
+        """
+
     def knock_out(
         self,
         task: Task,

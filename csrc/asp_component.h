@@ -92,6 +92,66 @@ asp_status asp_component_values(double *values, const asp_model *model, const as
 asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
                                const asp_component_options *options, const asp_context *context, asp_error *err);
 
+/* ---- patching of activations ------------------------------------------------------- */
+
+/* What takes its value in the other prompt of the pair.  Of a layer: the residual stream before it or between its
+ * attention and its MLP; the output of its attention or of its MLP.  Of a head: z, q, k, v or a query's row of the
+ * pattern. */
+typedef enum {
+    ASP_PATCHING_RESID,
+    ASP_PATCHING_RESID_MID,
+    ASP_PATCHING_ATTN_OUT,
+    ASP_PATCHING_MLP_OUT,
+    ASP_PATCHING_Z,
+    ASP_PATCHING_Q,
+    ASP_PATCHING_K,
+    ASP_PATCHING_V,
+    ASP_PATCHING_PATTERN
+} asp_patching_kind;
+
+typedef struct {
+    asp_patching_kind kind;
+    int by_position;   /* each position by itself; else all at once.  Needs prompts of one length */
+    int denoising;     /* the corrupted prompts get clean values; else the clean ones corrupted values */
+    int64_t max_bytes; /* fail with NO_MEMORY before allocating more than this */
+} asp_patching_options;
+
+/* H of kinds of heads, else 1; T by position, else 1. */
+typedef struct {
+    int64_t layers, heads, positions;
+} asp_patching_shape;
+asp_patching_shape asp_patching_places(const asp_config *config, const asp_prompts *clean,
+                                       const asp_patching_options *options);
+
+/* The metric with each of these activations alone replaced, everything behind it computed anew, gates too.
+ *   values (layers,heads,positions,P) written
+ *   base, other (P) written: with nothing replaced, and of the prompts that the values come from
+ * Errors: as of circuits.  Stage of progress: "patching" (replaced activations of prompts). */
+asp_status asp_patching_sweep(double *values, double *base, double *other, const asp_model *model, const asp_task *task,
+                              const asp_patching_options *options, const asp_context *context, asp_error *err);
+
+/* Paths from senders straight into receivers: which of the (S) senders and of the (R) receivers. */
+typedef struct {
+    const uint8_t *senders;   /* (n,S) read */
+    const uint8_t *receivers; /* (n,R) read */
+    const uint8_t *positions; /* (N) read: at which positions of the prompts; NULL: at all */
+    int64_t n;
+} asp_path_patches;
+
+typedef struct {
+    int denoising;     /* the corrupted prompts get clean outputs; else the clean ones corrupted outputs */
+    int held_gate;     /* gates are those of the prompts as they are; else they follow from the scores */
+    int64_t max_bytes; /* fail with NO_MEMORY before allocating more than this */
+} asp_path_options;
+
+/* The metric when each component edge from one of the senders into one of the receivers carries the sender's output in
+ * the other prompt of the pair; everything behind it is computed anew.
+ *   values (n,P) written    base, other (P) written: as of patching sweeps
+ * Errors: as of circuits.  Stage of progress: "path patching" (patches times prompts). */
+asp_status asp_path_values(double *values, double *base, double *other, const asp_model *model, const asp_task *task,
+                           const asp_path_patches *patches, const asp_path_options *options, const asp_context *context,
+                           asp_error *err);
+
 /* ---- choosing circuits ----------------------------------------------------------------- */
 
 /* All component edges, best first, as places sender R + receiver in the matrix; of equal ones the first in the matrix.

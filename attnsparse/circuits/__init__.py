@@ -18,6 +18,8 @@ from .effects import attribution, candidates, keep_only, knock_out, leave_one_ou
 from .entry_effects import EntryEffects, entry_effects
 from .find import find_circuit
 from .needed import Needed, Ratio
+from .patching import PatchingSweep, patching_sweep
+from .paths import PathPatch, path_patch
 
 __all__ = [
     "ABLATIONS",
@@ -32,6 +34,8 @@ __all__ = [
     "ComponentScores",
     "EntryEffects",
     "Needed",
+    "PatchingSweep",
+    "PathPatch",
     "Ratio",
     "Roc",
     "attribution",
@@ -47,4 +51,6 @@ __all__ = [
     "load_circuit",
     "load_component_circuit",
     "metric_values",
+    "patching_sweep",
+    "path_patch",
 ]

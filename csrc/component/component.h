@@ -126,6 +126,7 @@ typedef struct asp_component_setting {
     const char *stage; /* of progress and errors */
     asp_component_options options;
     int with_base;  /* the run of the prompts as they are is wanted */
+    uint64_t also;  /* what the run of the other prompts of each pair records besides */
     int64_t n_sent; /* arrays (R,E) of a block that the caller needs, about: for the size of blocks */
     int64_t stays;  /* bytes that the caller allocates for all blocks */
     /* Bytes that the caller allocates for a block of n prompts, whose offsets are in the setting. */
@@ -242,5 +243,23 @@ asp_activations asp_replay_over(const asp_replay *replay, int64_t rows, asp_real
 /* out (rows,E) = z (rows,H,D) of one head W_O, added to out or not. */
 asp_status asp_replay_head_output(const asp_model *model, int64_t layer, int64_t head, asp_real *out, const asp_real *z,
                                   int64_t rows, int accumulate, const asp_context *context);
+
+/* ---- last.c ----------------------------------------------------------------------- */
+
+/* Rows of the residual stream behind the last layer, whose metric is asked for. */
+typedef struct {
+    int64_t capacity;
+    asp_real *rows;   /* (capacity,E) read */
+    asp_real *hidden; /* (capacity,E) and logit_rows more: written */
+    asp_real *logits; /* (logit_rows,V) scratch, where the metric needs them */
+    int64_t logit_rows;
+    int64_t *sequence; /* (capacity) read: of which prompt of the block each row is */
+} asp_last_rows;
+/* values (n) written: of the first n rows */
+asp_status asp_last_values(double *values, const asp_component_setting *setting, const asp_last_rows *last, int64_t n,
+                           const asp_context *context);
+/* values (setting->n) written: of the block's prompts in a run.  last: all is written    resid (L+1,R,E) read */
+asp_status asp_last_of_run(double *values, const asp_component_setting *setting, const asp_last_rows *last,
+                           asp_slot resid, const asp_context *context);
 
 #endif

@@ -76,7 +76,7 @@ static int64_t lay_out_block(asp_component_setting *s, asp_arena_part parts[BLOC
 static int64_t block_needed(asp_component_setting *s, int64_t n, int n_threads) {
     asp_arena_part parts[BLOCK_PARTS];
     int64_t bytes = sum(lay_out_block(s, parts, n), s->own_bytes(s->own, s, n, n_threads));
-    if (by_pair(s)) bytes = sum(bytes, run_needed(s, n, sent(), ASP_LOGITS_NONE, n_threads));
+    if (by_pair(s)) bytes = sum(bytes, run_needed(s, n, sent() | s->also, ASP_LOGITS_NONE, n_threads));
     if (base_records(s)) bytes = sum(bytes, run_needed(s, n, base_records(s), ASP_LOGITS_NONE, n_threads));
     if (s->task->metric.kind == ASP_KL) bytes = sum(bytes, run_needed(s, n, 0, ASP_LOGITS_LAST, n_threads));
     return bytes;
@@ -248,7 +248,7 @@ static void hold_gates(asp_component_setting *s) {
 static asp_status open_block(asp_component_setting *s, asp_error *err) {
     asp_arena_part parts[BLOCK_PARTS];
     const int64_t bytes = lay_out_block(s, parts, s->n);
-    if (!asp_arena_commit(&s->block_arena, 1))
+    if (bytes && !asp_arena_commit(&s->block_arena, 1))
         return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for what replaces senders in %lld prompts, which takes %s",
                         s->stage, (long long)s->n, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&s->block_arena, parts, BLOCK_PARTS);
@@ -265,7 +265,7 @@ static asp_status run_replaced(asp_component_setting *s, const int32_t *other, c
         asp_blas_leave();
         return status;
     }
-    const asp_status status = run_block(&s->paired, s, other, sent(), ASP_LOGITS_NONE, context, err);
+    const asp_status status = run_block(&s->paired, s, other, sent() | s->also, ASP_LOGITS_NONE, context, err);
     if (!status) s->replaced = rows_of(s->paired);
     return status;
 }

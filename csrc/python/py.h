@@ -335,6 +335,11 @@ PyObject *asp_py_component_select_prune(PyObject *module, PyObject *args, PyObje
 PyObject *asp_py_component_select_roc(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_select_areas(PyObject *module, PyObject *args, PyObject *kwargs);
 
+/* ---- py_patching.c ---------------------------------------------------------------------- */
+
+PyObject *asp_py_patching_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_patching_paths(PyObject *self, PyObject *args, PyObject *kwargs);
+
 /* ---- py_find.c ---------------------------------------------------------------------- */
 
 PyObject *asp_py_find_circuit(PyObject *self, PyObject *args);

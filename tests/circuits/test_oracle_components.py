@@ -114,6 +114,14 @@ def test_top_n_and_greedy_by_hand():
     }  # not into a0.h1, which is not there; the first of those with 0
 
 
+def test_what_is_no_edge_is_never_chosen():
+    config = oracle.full_config()
+    scores = np.where(matrix(config), -1.0, 0.0)
+    for n in (3, 46):
+        chosen = graph.top_n(config, scores, n, absolute=False)
+        assert (chosen.sum(), (chosen & ~matrix(config)).sum()) == (n, 0)
+
+
 def test_pruning_by_hand():
     config = oracle.full_config(n_layer=2, n_head=1)
     dangling = {
@@ -261,6 +269,19 @@ def test_all_neurons_are_the_set_and_no_neurons_are_nothing():
         ).min()
         > 1e-4
     )
+
+
+def test_some_neurons_of_the_last_mlp_are_one_sum_before_the_logits():
+    config, weights, task = made("dense", lengths=(4,))
+    neurons = np.ones((len(matrix(config)), 8))
+    neurons[-1, 2:5] = 0
+    plain, other = (oracle.forward(config, weights, t[0]) for t in (task.clean, task.corrupted))
+    x = plain["resid_post"][-1].copy()
+    x[:, 2:5] += (other["mlp_out"][-1] - plain["mlp_out"][-1])[:, 2:5]
+    final = oracle.affine(weights, "ln_f", oracle.layer_norm(x, config["ln_eps"])[0])
+    logits = (final @ weights["wte.weight"].T)[-1]
+    expected = logits[task.answers[0]].mean() - logits[task.wrong[0]].mean()
+    close(comp.evaluate(config, weights, task, [matrix(config)], neurons=neurons).item(), expected)
 
 
 def test_a_held_gate_differs_from_a_recomputed_one_only_if_gated():
@@ -449,6 +470,44 @@ def test_ig_activations_is_its_definition_written_another_way(name, gate):
         close(scores[u, v], np.mean(slopes))
 
 
+def test_groups_by_hand():
+    assert comp.groups(oracle.full_config()) == [[0], [1, 2], [3], [4, 5], [6]]
+
+
+def test_nodes_take_the_right_sum_and_edges_the_left():
+    config, weights, task = made("dense", lengths=(4,))
+    one = comp.case(config, weights, task, 0)
+    nodes = comp.node_scores(config, weights, task, "eap-ig-inputs", steps=3)
+    edges = comp.edge_scores(config, weights, task, "eap-ig-inputs", steps=3).sum(1)
+    slopes = [one.gradients(run).outputs for run in (one.base, one.run(one.other_tokens))]
+    close(nodes - edges, ((one.fill - one.base.outputs) * (slopes[0] - slopes[1]) / 3).sum((1, 2)))
+
+
+def test_the_gradient_of_an_mlp_at_its_input_by_forward_mode():
+    config, weights, task = made("gated", lengths=(4,))
+    one = comp.case(config, weights, task, 0)
+    found = comp.node_scores(config, weights, task, "eap", mlp_gradient="input")
+    plain = comp.node_scores(config, weights, task, "eap")
+    slope = comp.measured("logit_diff", one.base.logits[-1], task.answers[0], task.wrong[0], None)[1]
+    rows, columns = graph.senders(config), graph.receivers(config)
+    for u, name in enumerate(rows):
+        if not name.startswith("m"):
+            assert found[u] == plain[u]
+            continue
+        seed = one.fill[u] - one.base.outputs[u]
+        close(found[u], -comp.tangent(config, weights, one.base, {columns.index(name): seed})[-1] @ slope)
+        assert abs(found[u] - plain[u]) > 1e-3
+
+
+@each_config
+def test_nothing_lowers_a_divergence_from_the_whole_model(name):
+    config, weights, task = made(name, lengths=(3, 4))
+    exact = comp.edge_scores(config, weights, task, "exact", metric="kl")
+    assert exact[matrix(config)].min() > -1e-12
+    assert exact.max() > 1e-4
+    close(comp.edge_scores(config, weights, task, "eap", metric="kl"), np.zeros_like(exact))
+
+
 def test_eap_is_the_same_for_both_gates_and_integrated_scores_are_not():
     config, weights, task = made("gated")
     for method, same in (("eap", True), ("eap-ig-inputs", False), ("eap-ig-activations", False)):
@@ -544,7 +603,7 @@ def test_acdc_by_hand():
     """Of an additive cost the edges go whose own cost is below the threshold; of a pair that covers for one
     another the one that is asked first."""
     config = oracle.full_config(n_layer=1, n_head=1)
-    cost = {"m0->logits": 3.0, "a0.h0->logits": 0.2, "input->m0": 1.0}
+    cost = {"m0->logits": 3.0, "a0.h0->logits": 0.2, "input->logits": 0.4, "input->m0": 1.0}
 
     def kl(mask):
         names = graph.names_of(config, mask)

@@ -51,6 +51,11 @@ asp_status use_component_inputs(const fixture *f, const asp_context *context, ui
 asp_status use_component_activations(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_component_routes(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_components(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_patching.c */
+asp_status use_patching_of_layers(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_patching_of_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_paths(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_patching(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_circuit.c */
 asp_status use_exact_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_attribution_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

@@ -156,8 +156,7 @@ def pruned(config: Mapping, mask: Mask) -> Mask:
     while True:
         fed = {columns[v] for v in np.flatnonzero(kept.any(0))} | {"input"}
         read = {rows[u] for u in np.flatnonzero(kept.any(1))} | {"logits"}
-        whole = fed & read
-        after = kept & np.outer([u in whole for u in rows], [v in fed and v in read for v in columns])
+        after = kept & np.outer([u in fed for u in rows], [v in read for v in columns])
         if (after == kept).all():
             return kept
         kept = after

@@ -13,6 +13,7 @@ import numpy as np
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
+from public_calls_patching import PATCHING_CALLS
 from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
 
@@ -139,6 +140,7 @@ CALLS: dict[str, Uses] = {
         ),
         cost=40,
     ),
+    **PATCHING_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -308,7 +310,7 @@ CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 CORE_EFFECTS = (
     "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects", "attribution",
-    "component_scores", "component_senders_before",
+    "component_scores", "component_senders_before", "patching_sweep", "path_values",
 )  # fmt: skip
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
@@ -336,6 +338,7 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     "circuits.component_scores": "own",
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
+    **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch"], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
         [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
@@ -407,7 +410,8 @@ def public_names() -> set[str]:
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
-    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
+    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS}
+    found |= {f"circuits.{name}" for name in ("component_scores", "patching_sweep", "path_patch")}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}
