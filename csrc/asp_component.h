@@ -72,4 +72,61 @@ asp_status asp_component_scores(double *scores, const asp_model *model, const as
 /* Numbers of scores (rows, columns). */
 void asp_component_scores_shape(int64_t dims[2], const asp_config *config, asp_component_level level);
 
+/* ---- circuits ---------------------------------------------------------------------- */
+
+/* The metric of circuits: every receiver reads its constants (position embeddings, biases of W_O), the current output of
+ * each sender whose component edge into it is in the circuit, and the ablated output of each other one before it.
+ * Denoising: the clean output over component edges in the circuit, the current one over the others.
+ *   values (n,P) written    masks (n,S,R) read: not 0 for a component edge in the circuit; read nowhere else
+ * Errors: BAD_INDEX for tokens, BAD_ARGUMENT for lengths, metrics and what an ablation lacks, NO_MEMORY, STOPPED.
+ * Stage of progress: "circuits" (circuits times prompts). */
+asp_status asp_component_values(double *values, const asp_model *model, const asp_task *task, const uint8_t *masks,
+                                int64_t n, const asp_component_options *options, const asp_context *context,
+                                asp_error *err);
+
+/* What each component edge does alone: how much worse the metric becomes where the receiver reads the ablated output of
+ * the sender, and all behind it is computed again; denoising: how much better with the clean output in the corrupted
+ * prompts.  Mean over the prompts.
+ *   scores (S,R) written
+ * Errors as asp_component_values.  Stage of progress: "exact" (component edges times prompts). */
+asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
+                               const asp_component_options *options, const asp_context *context, asp_error *err);
+
+/* ---- choosing circuits ----------------------------------------------------------------- */
+
+/* All component edges, best first, as places sender R + receiver in the matrix; of equal ones the first in the matrix.
+ * Greedy: each time the best one into the logits or into a node that something chosen comes from.
+ *   order (asp_nodes_n_edges) written    scores (S,R) read
+ * Errors: BAD_ARGUMENT for scores that are not finite, NO_MEMORY. */
+asp_status asp_component_order(int64_t *order, const asp_config *config, const double *scores, int absolute, int greedy,
+                               asp_error *err);
+
+/* Takes away the component edges of nodes that no component edge feeds (but the input) or from which none goes out,
+ * until there is no such node, and what is no component edge.  Returns how many are left.
+ *   mask (S,R) read and written */
+int64_t asp_component_prune(const asp_config *config, uint8_t *mask);
+
+/* Circuits of the first sizes[i] of an order, pruned or not, and how many component edges they have.
+ *   masks (n_sizes,S,R), kept (n_sizes) written    order (asp_nodes_n_edges), sizes (n_sizes) read
+ * Errors: BAD_INDEX, BAD_ARGUMENT. */
+asp_status asp_component_select(uint8_t *masks, int64_t *kept, const asp_config *config, const int64_t *order,
+                                const int64_t *sizes, int64_t n_sizes, int pruned, asp_error *err);
+
+/* How a ranking agrees with a given circuit: shares of its component edges and of the others that score at least as much
+ * as a threshold, for every threshold; equal scores are one step. */
+typedef struct {
+    double *false_rate, *true_rate; /* (asp_nodes_n_edges + 1) written, the first n of them: from (0,0) to (1,1) */
+    int64_t n;
+    double area;
+} asp_component_roc_curve;
+/*   truth (S,R) read: not 0 in the circuit
+ * Errors: BAD_ARGUMENT for scores that are not finite and circuits of nothing or of everything, NO_MEMORY. */
+asp_status asp_component_roc(asp_component_roc_curve *roc, const asp_config *config, const double *scores,
+                             const uint8_t *truth, int absolute, const asp_context *context, asp_error *err);
+
+/* Areas of curves of faithfulness over shares of the component edges, by trapezoids: of f (CPR) and of |1 - f| (CMD).
+ *   areas (n_curves,2) written    curves (n_curves,n_sizes), shares (n_sizes) read */
+asp_status asp_component_areas(double *areas, const double *curves, int64_t n_curves, const double *shares,
+                               int64_t n_sizes, const asp_context *context, asp_error *err);
+
 #endif

@@ -15,6 +15,16 @@ static inline int64_t asp_nodes_mlp_input(const asp_config *c, int64_t layer) {
     return (layer + 1) * (3 * c->n_head + 1) - 1;
 }
 
+/* Receivers of a sender's own node: first, first + step, ... */
+typedef struct {
+    int64_t first, step, count;
+} asp_node_inputs;
+static inline asp_node_inputs asp_nodes_inputs(const asp_config *c, int64_t sender) { /* not 0 */
+    const int64_t layer = (sender - 1) / (c->n_head + 1), head = (sender - 1) % (c->n_head + 1);
+    if (head == c->n_head) return (asp_node_inputs){asp_nodes_mlp_input(c, layer), 1, 1};
+    return (asp_node_inputs){asp_nodes_qkv(c, layer) + head, c->n_head, 3};
+}
+
 /* Activations from which the outputs of senders follow, of R rows, of which the first may be tokens and the rest
  * padding. */
 typedef struct {
@@ -99,5 +109,102 @@ asp_status asp_receivers_finish(asp_receivers *receivers, const asp_context *con
  *   outputs (S,R,E) read    shares (N,S) scratch */
 asp_status asp_routes_add(double *scores, const asp_model *model, const asp_run *run, const asp_real *outputs,
                           int64_t n_rows, double weight, double *shares, const asp_context *context);
+
+/* ---- component_setting.c --------------------------------------------------------- */
+
+/* Activations of the rows of a block, as a run records them. */
+typedef struct {
+    asp_slot resid, mid; /* L+1 and L times (R,E), read */
+    asp_slot z, qkv;     /* L times (R,H,D) and (R,3,H,D), read; of a replacement there is no qkv */
+} asp_component_rows;
+
+/* What a measurement puts in place of outputs of senders, one block of prompts after the other. */
+typedef struct asp_component_setting {
+    /* Given. */
+    const asp_model *model;
+    const asp_task *task;
+    const char *stage; /* of progress and errors */
+    asp_component_options options;
+    int with_base;  /* the run of the prompts as they are is wanted */
+    int64_t n_sent; /* arrays (R,E) of a block that the caller needs, about: for the size of blocks */
+    int64_t stays;  /* bytes that the caller allocates for all blocks */
+    /* Bytes that the caller allocates for a block of n prompts, whose offsets are in the setting. */
+    int64_t (*own_bytes)(const void *own, const struct asp_component_setting *setting, int64_t n, int n_threads);
+    const void *own;
+    /* From asp_component_setting_check on. */
+    int64_t longest; /* tokens of the longest prompt */
+    /* From asp_component_setting_open on. */
+    int64_t most_tokens; /* of a block */
+    asp_means means;
+    int64_t *offsets; /* (P+1) of the block */
+    /* The block: prompts [first, first + n). */
+    int64_t first, n, n_rows;
+    const int32_t *tokens;       /* of the prompts as they are */
+    asp_component_rows replaced; /* what ablated senders hold: resid and mid with all of them ablated; the output of an
+                                  * MLP is the difference of the residual stream behind and before it */
+    asp_component_rows plain;    /* with_base: of the prompts as they are */
+    const uint8_t **held;        /* (n) of each prompt: (L,H,T,T) read, gates that are held; NULL: none */
+    asp_metric metric;
+    asp_run *paired, *base, *whole;
+    asp_arena block_arena;
+    asp_component_rows filled; /* zeros or means */
+    asp_real *post;            /* (R,M) means of a layer */
+} asp_component_setting;
+asp_status asp_component_setting_check(asp_component_setting *setting, asp_error *err);
+asp_status asp_component_setting_open(asp_component_setting *setting, const asp_context *context, asp_error *err);
+/* Goes to the next block; n is 0 after the last one. */
+asp_status asp_component_setting_next(asp_component_setting *setting, const asp_context *context, asp_error *err);
+void asp_component_setting_close(asp_component_setting *setting);
+
+/* Final LayerNorms whose metric is asked for. */
+typedef struct {
+    asp_real *hidden; /* (n,E), and rows behind it that skinny products may read */
+    asp_real *logits; /* (logit_rows,V) scratch, where the metric needs them */
+    int64_t logit_rows;
+    const asp_metric *metric;
+    const int64_t *sequence; /* (n) read: of which sequence each row is; NULL: row i is of sequence i */
+} asp_hidden_rows;
+/* values (n) written */
+asp_status asp_component_setting_metric(double *values, const asp_model *model, const asp_hidden_rows *rows, int64_t n,
+                                        const asp_context *context);
+
+/* ---- patch.c --------------------------------------------------------------------- */
+
+/* What of a pass must be computed for one circuit. */
+typedef struct {
+    int32_t *slot; /* (S) number of a sender among those whose current output is computed; -1: it is not */
+    int64_t n_slots;
+    int64_t most_inputs; /* receivers of one layer that are computed, at most */
+} asp_patch_plan;
+
+/* Plans a circuit.  plan->slot (S) written
+ *   mask (S,R) read    except: 0, or 1: component edges in the mask carry ablated outputs, the others current ones */
+void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int except,
+                         const asp_component_setting *setting);
+
+/* A pass over a block in which every receiver has an input of its own. */
+typedef struct {
+    const asp_component_setting *setting;
+    const uint8_t *mask; /* (S,R) read */
+    int except;
+    asp_patch_plan plan;
+    asp_arena arena;
+    asp_real *changes; /* (n_slots,R,E) current minus ablated output of the senders computed */
+    asp_real *inputs;  /* (most_inputs,R,E) of the receivers of a layer, normalised */
+    asp_real *qkv, *z, *mlp, *logits;
+    int32_t *senders;   /* (most_inputs,S) slots whose changes a receiver reads */
+    int64_t *n_senders; /* (most_inputs) */
+    int64_t *heads;     /* (H) heads of a layer that are computed */
+    double *gate_bias;  /* (L) */
+    int64_t logit_rows;
+    asp_scratch scratch;
+} asp_patch;
+/* Bytes of a pass over n prompts at setting->offsets, for plans with so many slots and inputs at most. */
+int64_t asp_patch_needed(const asp_component_setting *setting, int64_t n, int64_t n_slots, int64_t most_inputs,
+                         int n_threads);
+/* Allocates for the block of the setting and plans up to these; freed by asp_arena_free(&patch->arena). */
+asp_status asp_patch_open(asp_patch *patch, int64_t n_slots, int64_t most_inputs, int n_threads, asp_error *err);
+/* The metric of the block's prompts.  values (setting->n) written; mask, except and plan are set. */
+asp_status asp_patch_run(asp_patch *patch, double *values, const asp_context *context);
 
 #endif

@@ -3,14 +3,6 @@
 
 enum { METHOD, LEVEL, ABLATION, STEPS, DENOISING, HELD_GATE, SMALLER, MAX_BYTES, REFERENCE, OFFSETS, FIELDS };
 
-/* What a call reads from its arguments, with the arrays that it points to. */
-typedef struct {
-    py_task task;
-    py_batch reference_batch;
-    asp_prompts reference;
-    asp_component_options options;
-} component_call;
-
 static int read_component_integer(PyObject *object, int64_t *out) {
     *out = PyLong_AsLongLong(object);
     return *out != -1 || !PyErr_Occurred();
@@ -18,7 +10,7 @@ static int read_component_integer(PyObject *object, int64_t *out) {
 
 static int read_component_flag(PyObject *object, int *out) { return (*out = PyObject_IsTrue(object)) >= 0; }
 
-static int read_component_fields(component_call *c, PyObject **o) {
+static int read_component_fields(py_component_call *c, PyObject **o) {
     static const char *const methods[] = {"eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted",
                                           "information-flow-routes"};
     static const char *const levels[] = {"edge", "node", "neuron"};
@@ -43,7 +35,7 @@ static int read_component_fields(component_call *c, PyObject **o) {
     return 1;
 }
 
-static int read_component_options(component_call *c, PyObject *object) {
+static int read_component_options(py_component_call *c, PyObject *object) {
     static const char *const names[] = {
         "method",    "level",     "ablation",         "steps", "denoising", "held_gate", "smaller_is_better",
         "max_bytes", "reference", "reference_offsets"};
@@ -54,39 +46,56 @@ static int read_component_options(component_call *c, PyObject *object) {
     return good;
 }
 
+int asp_py_component_read(py_component_call *c, PyObject *self, PyObject *task, PyObject *options, int threads) {
+    *c = (py_component_call){.threads = threads};
+    return asp_py_call_check_threads(threads) &&
+           asp_py_effects_read_task(&c->task, task, asp_model_config(((py_model *)self)->model)->n_vocab) &&
+           read_component_options(c, options);
+}
+
+int asp_py_component_begin(py_component_call *c, py_call *call, PyObject *self, PyObject *progress) {
+    c->task.metric.call = call;
+    if (!asp_py_call_read_begin((py_model *)self)) return 0;
+    asp_py_call_begin(call, asp_py_call_n_threads(self, c->threads));
+    asp_py_call_report(call, progress);
+    return 1;
+}
+
+void asp_py_component_end(py_call *call, PyObject *self, asp_status status, const asp_error *err) {
+    asp_py_call_end(call);
+    asp_py_call_read_end((py_model *)self);
+    if (status) asp_py_call_raise(status, err);
+}
+
+PyObject *asp_py_component_clear(py_component_call *c, PyObject *result) {
+    asp_py_effects_clear_task(&c->task);
+    asp_py_arrays_batch_clear(&c->reference_batch);
+    if (PyErr_Occurred()) Py_CLEAR(result);
+    return result;
+}
+
 PyObject *asp_py_component_scores(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"task", "options", "threads", "progress", NULL};
     PyObject *task, *options, *progress = Py_None, *result = NULL;
     int threads = 0;
     int64_t dims[2];
     void *scores;
-    component_call c = {0};
+    py_component_call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|iO:component_scores", names, &task, &options, &threads,
                                      &progress))
         return NULL;
-    py_model *model = (py_model *)self;
-    const asp_config *config = asp_model_config(model->model);
-    if (!asp_py_call_check_threads(threads)) return NULL;
-    if (asp_py_effects_read_task(&c.task, task, config->n_vocab) && read_component_options(&c, options)) {
-        asp_component_scores_shape(dims, config, c.options.level);
+    const asp_model *model = ((py_model *)self)->model;
+    if (asp_py_component_read(&c, self, task, options, threads)) {
+        asp_component_scores_shape(dims, asp_model_config(model), c.options.level);
         result = asp_py_arrays_new(ASP_PY_DOUBLE, c.options.level == ASP_COMPONENT_NODE ? 1 : 2, dims, &scores);
     }
-    if (result && asp_py_call_read_begin(model)) {
-        py_call call;
+    py_call call;
+    if (result && asp_py_component_begin(&c, &call, self, progress)) {
         asp_error err = {0};
-        c.task.metric.call = &call;
-        asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
-        asp_py_call_report(&call, progress);
-        const asp_status status =
-            asp_component_scores(scores, model->model, &c.task.task, &c.options, &call.context, &err);
-        asp_py_call_end(&call);
-        asp_py_call_read_end(model);
-        if (status) asp_py_call_raise(status, &err);
+        const asp_status status = asp_component_scores(scores, model, &c.task.task, &c.options, &call.context, &err);
+        asp_py_component_end(&call, self, status, &err);
     }
-    asp_py_effects_clear_task(&c.task);
-    asp_py_arrays_batch_clear(&c.reference_batch);
-    if (PyErr_Occurred()) Py_CLEAR(result);
-    return result;
+    return asp_py_component_clear(&c, result);
 }
 
 PyObject *asp_py_component_senders_before(PyObject *self, PyObject *unused) {
