@@ -1,8 +1,8 @@
 """EAP-IG, the public implementation of edge attribution patching, asked about an oracle's model and task.
 
-EAP-IG (the package `eap`) runs on TransformerLens before 4.0, from which HookedTransformer is gone. Import this
-module only where both can be imported. Nothing is tokenized: prompts are padded on the right as the package's
-own function does.
+EAP-IG (the package `eap`) runs on TransformerLens before 4.0: later ones have no HookedTransformer. Import
+this module only where both can be imported. Nothing is tokenized: prompts are padded on the right as EAP-IG's own
+function does.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ def model_of(config: Mapping, weights: Mapping[str, Array], dtype: str = "float6
     kind = getattr(torch, dtype)
     cfg = HookedTransformerConfig(
         n_layers=config["n_layer"], d_model=config["d_model"], n_ctx=config["n_ctx"], d_head=config["d_head"],
-        n_heads=config["n_head"], d_mlp=config["d_mlp"], d_vocab=config["n_vocab"], act_fn=config["activation"],
-        normalization_type="LN", eps=config["ln_eps"], use_attn_scale=config["scale_attn"],
+        n_heads=config["n_head"], d_mlp=config["d_mlp"], d_vocab=config["n_vocab"],
+        act_fn=config["activation"], normalization_type="LN", eps=config["ln_eps"],
+        use_attn_scale=config["scale_attn"],
         scale_attn_by_inverse_layer_idx=config["scale_by_inverse_layer"], use_attn_result=True,
         use_split_qkv_input=True, use_hook_mlp_in=True, dtype=kind, device="cpu",
     )  # fmt: skip
     model = HookedTransformer(cfg)
     state = {name: torch.as_tensor(value).to(kind) for name, value in _state(config, weights).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.endswith(("mask", "IGNORE")) for name in missing)
+    assert not unexpected
+    assert all(name.endswith(("mask", "IGNORE")) for name in missing)
     return model.eval()
 
 
@@ -97,11 +99,8 @@ class Peer:
     def __init__(self, config, weights, task, *, dtype: str = "float64", batch: int = 1, metric=None):
         self.model, self.task, self.kind = model_of(config, weights, dtype), task, getattr(torch, dtype)
         self.metric = metric or task.metric
-        places = range(0, len(task.clean), batch)
-        self.loader = [
-            (list(task.clean[i : i + batch]), list(task.corrupted[i : i + batch]), range(len(task.clean))[i : i + batch])
-            for i in places
-        ]  # fmt: skip
+        blocks = [range(len(task.clean))[i : i + batch] for i in range(0, len(task.clean), batch)]
+        self.loader = [([task.clean[i] for i in b], [task.corrupted[i] for i in b], b) for b in blocks]
 
     def graph(self, **options: bool) -> graph.Graph:
         """Without any scores."""
@@ -149,11 +148,6 @@ class Peer:
     def node_scores(self, method: str, *, steps: int = 5, ablation: str = "patching", neuron: bool = False):
         """float64 [senders], or [senders, d_model]."""
         made = self.graph(neuron_level=neuron, node_scores=not neuron)
-        if method == "clean-corrupted":  # attribute_node does not offer it
-            scores = attribute_node.get_scores_clean_corrupted(
-                self.model, made, self.loader, self.loss, quiet=True, neuron=neuron
-            )
-            return scores.double().numpy()
         attribute_node.attribute_node(
             self.model, made, self.loader, self.loss, METHODS[method], intervention=ablation, ig_steps=steps,
             intervention_dataloader=self.loader, quiet=True, neuron=neuron,

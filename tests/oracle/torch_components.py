@@ -1,5 +1,7 @@
-"""Component edges by PyTorch's autograd: a GPT-2 in plain torch in which every receiver reads its own copy of the
-residual stream, so that the gradient of a copy is that of one receiver alone.
+"""Component edges by PyTorch's autograd.
+
+A GPT-2 in plain torch in which every receiver reads its own copy of the residual stream, so that the gradient
+of a copy is that of one receiver alone.
 
 Import this module only where torch can be imported. Models and tasks are those of oracle.py and
 oracle_circuits.py; nothing is taken from oracle_components.py but its definitions: what senders, receivers,
@@ -45,8 +47,8 @@ def measured(metric: str, logits: Tensor, answers: Array, wrong: Array, whole: T
 
 @dataclass
 class Run:
-    """Outputs of senders (each [T,E]), what receivers read (each [T,E]), logits [V] after the last token, gates
-    [L,H] of [T,T]."""
+    """Outputs of senders (each [T,E]), what receivers read (each [T,E]), logits [V] after the last token, the
+    gate [T,T] of each layer and head."""
 
     outputs: list[Tensor]
     copies: list[Tensor]
@@ -102,7 +104,9 @@ class TorchModel:
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         bias = self.weights.get(f"{name}.bias")
-        return functional.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], bias, self.config["ln_eps"])
+        return functional.layer_norm(
+            x, x.shape[-1:], self.weights[f"{name}.weight"], bias, self.config["ln_eps"]
+        )
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return x @ self.weights[f"{name}.weight"] + self.weights.get(f"{name}.bias", 0.0)
@@ -111,7 +115,10 @@ class TorchModel:
         """[T,E] without bias."""
         config, size = self.config, self.config["d_head"]
         normed = [self._norm(f"h.{layer}.ln_1", x) for x in inputs]
-        columns = [slice((i * config["n_head"] + head) * size, (i * config["n_head"] + head + 1) * size) for i in range(3)]
+        columns = [
+            slice((i * config["n_head"] + head) * size, (i * config["n_head"] + head + 1) * size)
+            for i in range(3)
+        ]
         q, k, v = (self._linear(f"h.{layer}.attn.c_attn", x)[:, own] for x, own in zip(normed, columns))
         scores = q @ k.T * (size**-0.5 if config["scale_attn"] else 1.0)
         if config["scale_by_inverse_layer"]:
@@ -155,7 +162,9 @@ class Pair:
         return [torch.zeros_like(x) if slope is None else slope for x, slope in zip(run.copies, found)]
 
 
-def pairs(config, weights, task, *, ablation="counterfactual", direction="noising", gate="recomputed", metric=None):
+def pairs(
+    config, weights, task, *, ablation="counterfactual", direction="noising", gate="recomputed", metric=None
+):
     """What is done to each prompt of a task."""
     model = TorchModel(config, weights)
     for i, (clean, corrupted) in enumerate(zip(task.clean, task.corrupted)):
@@ -164,21 +173,24 @@ def pairs(config, weights, task, *, ablation="counterfactual", direction="noisin
         tokens, other = clean, corrupted
         if direction == "denoising":
             runs, tokens, other, sign = runs[::-1], corrupted, clean, -1.0
-        fill = {
-            "counterfactual": lambda: [one.detach() for one in runs[1].outputs],
-            "zero": lambda: [torch.zeros_like(one) for one in runs[0].outputs],
-            "mean-positional": lambda: _positional(model, task, len(clean)),
-        }[ablation]()
+        if ablation == "mean-positional":
+            fill = _means(model, task, len(clean))
+        else:
+            factor = {"counterfactual": 1.0, "zero": 0.0}[ablation]
+            fill = [factor * one.detach() for one in runs[1].outputs]
         yield Pair(
             model, runs[0], fill, tokens, other, runs[0].gates if gate == "held" else None, sign,
             metric or task.metric, task.answers[i], task.wrong[i], whole,
         )  # fmt: skip
 
 
-def _positional(model: TorchModel, task, n_tokens: int) -> list[Tensor]:
+def _means(model: TorchModel, task, n_tokens: int) -> list[Tensor]:
+    """At every position, of the clean prompts that have it."""
     runs = [[one.detach() for one in model.run(tokens).outputs] for tokens in task.clean]
     return [
-        torch.stack([torch.stack([one[u][t] for one in runs if len(one[u]) > t]).mean(0) for t in range(n_tokens)])
+        torch.stack(
+            [torch.stack([one[u][t] for one in runs if len(one[u]) > t]).mean(0) for t in range(n_tokens)]
+        )
         for u in range(len(runs[0]))
     ]
 
@@ -215,7 +227,7 @@ def edge_scores(config, weights, task, method: str, *, steps: int = 5, **options
             for u, v in np.argwhere(real):
                 patched = np.zeros(shape, bool)
                 patched[u, v] = True
-                scores[u, v] = pair.loss(circuit(pair, ~patched)).item() - before
+                scores[u, v] = pair.loss(changed(pair, patched)).item() - before
         else:
             differences = torch.stack([new - old for new, old in zip(pair.fill, own)])
             for run in (runs := points(pair, method, steps)):
@@ -225,21 +237,25 @@ def edge_scores(config, weights, task, method: str, *, steps: int = 5, **options
     return np.mean(found, axis=0)
 
 
-def circuit(pair: Pair, mask: Array) -> Run:
-    """The run in which every component edge outside `mask` is patched."""
-    return pair.model.run(pair.tokens, patched=~mask, fill=pair.fill, gates=pair.gates)
+def changed(pair: Pair, patched: Array) -> Run:
+    """The run in which these component edges are patched."""
+    return pair.model.run(pair.tokens, patched=patched, fill=pair.fill, gates=pair.gates)
 
 
 def evaluate(config, weights, task, masks, **options: Any) -> Array:
-    """The metric [circuits, prompts] of circuits."""
+    """The metric [circuits, prompts] where component edges outside of each mask are patched; denoising: those
+    inside."""
+    inside = options.get("direction") == "denoising"
     found = list(pairs(config, weights, task, **options))
-    with torch.no_grad():
-        return np.array([[pair.value(circuit(pair, mask)).item() for pair in found] for mask in masks])
+    return np.array([[pair.value(changed(pair, mask == inside)).item() for pair in found] for mask in masks])
 
 
 def real_edges(config: Mapping) -> Array:
     """Boolean [senders, receivers]."""
-    n, shape = config["n_head"], (1 + config["n_layer"] * (config["n_head"] + 1), config["n_layer"] * (3 * config["n_head"] + 1) + 1)
+    n, shape = (
+        config["n_head"],
+        (1 + config["n_layer"] * (config["n_head"] + 1), config["n_layer"] * (3 * config["n_head"] + 1) + 1),
+    )
     found = np.zeros(shape, bool)
     for layer in range(config["n_layer"]):
         first, column = 1 + layer * (n + 1), layer * (3 * n + 1)
