@@ -1,8 +1,8 @@
 """EAP-IG, the public implementation of edge attribution patching, asked about an oracle's model and task.
 
 EAP-IG (the package `eap`) runs on TransformerLens before 4.0: later ones have no HookedTransformer. Import
-this module only where both can be imported. Nothing is tokenized: prompts are padded on the right as EAP-IG's own
-function does.
+this module only where both can be imported. Nothing is tokenized: prompts are padded on the right as EAP-IG's
+own function does.
 """
 
 from __future__ import annotations
