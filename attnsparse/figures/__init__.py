@@ -7,6 +7,7 @@ returns the Figure. All are vector graphics that colour-blind people can read, l
 
 from .attention import attention_map, head_grid, head_grids
 from .component_curve import component_and_attention, component_curve
+from .component_graph import component_graph
 from .component_matrix import component_matrix
 from .edges import addition_figure, edge_lines
 from .effects import effect_curves
@@ -21,6 +22,7 @@ __all__ = [
     "attention_map",
     "component_and_attention",
     "component_curve",
+    "component_graph",
     "component_matrix",
     "edge_lines",
     "effect_curves",

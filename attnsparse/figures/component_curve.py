@@ -53,9 +53,9 @@ def component_curve(
 ) -> Axes:
     """Faithfulness of circuits of component edges, against their number.
 
-    The first curve is dark, the second blue, further ones are thin grey lines; dots are the circuits that were
-    evaluated. Bands are the first two curves' bootstrap intervals over prompts, a dotted line is the mean of
-    random rankings.
+    The first curve is dark, the second blue, further ones are thin grey lines; dots are the circuits that
+    were evaluated. Bands are the first two curves' bootstrap intervals over prompts, a dotted line is the
+    mean of random rankings.
 
     Parameters
     ----------
@@ -137,8 +137,8 @@ def component_and_attention(
 ) -> Figure:
     """The curves of component edges, and beside them those of attention edges of the same task.
 
-    Both panels have the same vertical axis. The horizontal ones differ: a number of component edges says nothing
-    about a number of attention edges.
+    Both panels have the same vertical axis. The horizontal ones differ: a number of component edges says
+    nothing about a number of attention edges.
 
     Parameters
     ----------
@@ -197,9 +197,8 @@ def _named(value: object, kind: type[Kind], name: str) -> dict[str, Kind]:
         label = value.model if isinstance(value, ComponentCurve) else value.model_name
         return {label or "circuit": value}
     if not isinstance(value, Mapping):
-        raise TypeError(
-            f"{name} must be a {kind.__name__} or a mapping, label: {kind.__name__}, got {type(value).__name__}"
-        )
+        what = f"{kind.__name__} or a mapping, label: {kind.__name__}"
+        raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
     if not value:
         raise ValueError(f"{name} must not be empty: give one {kind.__name__} or several by label")
     for label, one in value.items():

@@ -49,9 +49,9 @@ def component_matrix(
 ) -> Axes:
     """Scores of component edges, senders downwards and receivers across, with lines between layers.
 
-    Blue is above 0 and orange below, equally dark for equal absolute values. Where there is no component edge,
-    because the receiver comes before the sender, the matrix is hatched in grey. Within a layer the receivers are q
-    of all heads, k, v, and the MLP.
+    Blue is above 0 and orange below, equally dark for equal absolute values. The matrix is hatched in grey
+    where there is no component edge, because the receiver comes before the sender. Within a layer the
+    receivers are q of all heads, k, v, and the MLP.
 
     Parameters
     ----------
@@ -144,8 +144,8 @@ def _draw_layers(ax: Axes, scores: ComponentScores) -> None:
     points = box.height * 72 / ax.figure.dpi / len(scores.senders)
     room = box.width * 72 / ax.figure.dpi / len(scores.receivers)
     for layer in range(n_layer + 1):
-        ax.axhline(0.5 + layer * rows, color=GREY, linewidth=0.5, zorder=2)
-        ax.axvline(layer * columns - 0.5, color=GREY, linewidth=0.5, zorder=2)
+        ax.axhline(0.5 + layer * rows, color=GREY, linewidth=0.35, zorder=2)
+        ax.axvline(layer * columns - 0.5, color=GREY, linewidth=0.35, zorder=2)
     if room * n_head > 3:
         inner = [layer * columns + part * n_head - 0.5 for layer in range(n_layer) for part in (1, 2, 3)]
         for x in inner:
