@@ -197,7 +197,7 @@ def _named(value: object, kind: type[Kind], name: str) -> dict[str, Kind]:
         label = value.model if isinstance(value, ComponentCurve) else value.model_name
         return {label or "circuit": value}
     if not isinstance(value, Mapping):
-        what = f"{kind.__name__} or a mapping, label: {kind.__name__}"
+        what = f"a {kind.__name__} or a mapping, label: {kind.__name__}"
         raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
     if not value:
         raise ValueError(f"{name} must not be empty: give one {kind.__name__} or several by label")
@@ -209,7 +209,7 @@ def _named(value: object, kind: type[Kind], name: str) -> dict[str, Kind]:
 def _orders(random: object) -> list[ComponentCurve]:
     """Curves of random rankings, at the same shares."""
     if not isinstance(random, ComponentCurve | Sequence):
-        raise TypeError(f"random must be ComponentCurve or a sequence of them, got {type(random).__name__}")
+        raise TypeError(f"random must be a ComponentCurve or a sequence of them, got {type(random).__name__}")
     orders = [random] if isinstance(random, ComponentCurve) else list(random)
     for i, one in enumerate(orders):
         _check.instance(one, ComponentCurve, f"random[{i}]")

@@ -135,7 +135,7 @@ def component_graph(
             raise ValueError("n must be given: this circuit has scores, and no set of component edges")
         mask = circuit.given
     else:
-        mask = circuit.mask(n, prune=prune)
+        mask = circuit.mask(_check.integer(n, "n", 0, circuit.n_edges), prune=prune)
     if not mask.any():
         asked = "the set given" if n is None else f"n={n}"
         raise ValueError(
