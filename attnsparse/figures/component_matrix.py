@@ -21,6 +21,7 @@ from .style import (
     PLAIN_TEXT,
     STYLE,
     VECTOR_LINES,
+    apart,
     figure_of,
     given_text,
     size_labels,
@@ -35,7 +36,7 @@ ORANGE_TO_BLUE = LinearSegmentedColormap.from_list(
 )
 _NO_EDGE = "#efefef"
 _DECADES = 3  # that the logarithmic scale shows on either side
-_NAME_PITCH = 1.15  # type sizes between the names of neighbouring rows
+_NAME_PITCH = 1.3  # type sizes between the names of neighbouring rows
 _LETTERS = "qkv"
 
 
@@ -114,7 +115,7 @@ def component_matrix(
 def _own_axes(shape: tuple[int, ...]) -> Axes:
     """As large as names of all rows need, within the size of a page."""
     pitch = _NAME_PITCH * STYLE["ytick.labelsize"] / 72
-    height, width = (float(np.clip(pitch * n + 0.9, 2.6, most)) for n, most in zip(shape, (4.4, 8.6)))
+    height, width = (float(np.clip(pitch * n + 1.3, 2.6, most)) for n, most in zip(shape, (4.4, 8.6)))
     size = np.minimum((width + 0.6, height), LARGEST)
     _, ax = plt.subplots(figsize=tuple(size), layout="constrained")
     return ax
@@ -152,16 +153,20 @@ def _draw_layers(ax: Axes, scores: ComponentScores) -> None:
             ax.axvline(x, color=PALE, linewidth=0.4, zorder=1.5)
     size = STYLE["xtick.labelsize"]
     ax.tick_params(length=0)
-    if points > size:
+    if points > _NAME_PITCH * size:
         ax.set_yticks(range(len(scores.senders)), scores.senders)
     else:
-        places = [1 + layer * rows + (rows - 1) / 2 for layer in range(n_layer)]
-        ax.set_yticks([0, *places], ["input", *(f"layer {layer}" for layer in range(n_layer))])
-    if room > size:
+        places = np.array([0.0, *(1 + layer * rows + (rows - 1) / 2 for layer in range(n_layer))])
+        texts = ["input", *(f"layer {layer}" for layer in range(n_layer))]
+        named = apart(points * places, size)
+        ax.set_yticks(places[named], [texts[i] for i in named])
+    if room > _NAME_PITCH * size:
         ax.set_xticks(range(len(scores.receivers)), scores.receivers, rotation=90)
         return
-    places = [layer * columns + (columns - 1) / 2 for layer in range(n_layer)]
-    ax.set_xticks([*places, len(scores.receivers) - 1], [*map(str, range(n_layer)), "logits"])
+    places = np.array([layer * columns + (columns - 1) / 2 for layer in range(n_layer)])
+    named = apart(room * places, 2 * size)
+    ax.set_xticks([*places[named], len(scores.receivers) - 1], [*map(str, named), "logits"])
+    ax.get_xticklabels()[-1].set_horizontalalignment("left")
     ax.set_xlabel("receiver: layer, in it q, k, v of all heads and MLP")
     if room * n_head > size:
         parts = [
