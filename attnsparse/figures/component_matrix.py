@@ -156,10 +156,11 @@ def _draw_layers(ax: Axes, scores: ComponentScores) -> None:
     if points > _NAME_PITCH * size:
         ax.set_yticks(range(len(scores.senders)), scores.senders)
     else:
-        places = np.array([0.0, *(1 + layer * rows + (rows - 1) / 2 for layer in range(n_layer))])
-        texts = ["input", *(f"layer {layer}" for layer in range(n_layer))]
+        places = np.array([1 + layer * rows + (rows - 1) / 2 for layer in range(n_layer)])
         named = apart(points * places, size)
-        ax.set_yticks(places[named], [texts[i] for i in named])
+        first = len(apart([0.0, points * places[0]], size)) == 2
+        texts = [*["input"] * first, *(f"layer {i}" for i in named)]
+        ax.set_yticks([*[0.0] * first, *places[named]], texts)
     if room > _NAME_PITCH * size:
         ax.set_xticks(range(len(scores.receivers)), scores.receivers, rotation=90)
         return
