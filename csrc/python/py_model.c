@@ -418,6 +418,8 @@ static PyMethodDef methods[] = {
      "component_values(task, masks, options, threads=0, progress=None) -> metric (n,P) of circuits"},
     {"component_exact", (PyCFunction)(void (*)(void))asp_py_component_exact, METH_VARARGS | METH_KEYWORDS,
      "component_exact(task, options, threads=0, progress=None) -> scores (S,R) of component edges"},
+    {"component_acdc", (PyCFunction)(void (*)(void))asp_py_component_acdc, METH_VARARGS | METH_KEYWORDS,
+     "component_acdc(task, threshold, options, threads=0, progress=None) -> (mask (S,R), scores (S,R))"},
     {"knock_out", (PyCFunction)(void (*)(void))asp_py_effects_knock_out, METH_VARARGS | METH_KEYWORDS,
      "knock_out(task, items, options, threads=0, progress=None) -> metric (n,P) without each item"},
     {"keep_only", (PyCFunction)(void (*)(void))asp_py_effects_keep_only, METH_VARARGS | METH_KEYWORDS,
