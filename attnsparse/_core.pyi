@@ -407,6 +407,16 @@ class Model:
     ) -> npt.NDArray[np.float64]:
         """Scores of component edges (S,R), each replaced alone, averaged over prompts."""
 
+    def component_acdc(
+        self,
+        task: Task,
+        threshold: float,
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+        """(mask (S,R), scores (S,R)): the component edges left, and by how much the loss rose without each."""
+
     def component_senders_before(self) -> npt.NDArray[np.int64]:
         """How many senders come before each receiver (R)."""
 

@@ -92,6 +92,17 @@ asp_status asp_component_values(double *values, const asp_model *model, const as
 asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
                                const asp_component_options *options, const asp_context *context, asp_error *err);
 
+/* ACDC: from the logits to the first layer, and of each receiver from the last sender to the first, a component edge is
+ * taken away for good if the loss, averaged over the prompts, then rises by less than the threshold.  Receivers are
+ * asked in falling order of their numbers.
+ *   mask (S,R) written: 1 for a component edge that is left
+ *   scores (S,R) written: by how much the loss rose when this one was asked
+ * Errors as asp_component_values, and BAD_ARGUMENT for denoising and a metric that is not finite.
+ * Stage of progress: "acdc" (component edges). */
+asp_status asp_component_acdc(uint8_t *mask, double *scores, const asp_model *model, const asp_task *task,
+                              double threshold, const asp_component_options *options, const asp_context *context,
+                              asp_error *err);
+
 /* ---- patching of activations ------------------------------------------------------- */
 
 /* What takes its value in the other prompt of the pair.  Of a layer: the residual stream before it or between its

@@ -4,6 +4,7 @@ from ..model.interventions import ABLATIONS
 from ..tasks.metrics import METRICS
 from .choices import UNITS
 from .circuit import Circuit, load_circuit
+from .component_acdc import component_acdc
 from .component_circuit import (
     ComponentCircuit,
     component_circuit,
@@ -40,6 +41,7 @@ __all__ = [
     "Roc",
     "attribution",
     "candidates",
+    "component_acdc",
     "component_circuit",
     "component_scores",
     "component_values",

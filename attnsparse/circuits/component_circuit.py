@@ -42,7 +42,7 @@ _CORE = core_for("float64")
 class ComponentCircuit:
     """A ranking of all component edges of a model, and the circuits that it gives.
 
-    Made by `component_circuit`, `load_component_circuit` and `ComponentCircuit.from_json`.
+    Made by `component_circuit`, `component_acdc`, `load_component_circuit` and `ComponentCircuit.from_json`.
     """
 
     scores: np.ndarray
@@ -56,7 +56,8 @@ class ComponentCircuit:
     rank_by: str = "absolute"
     """Whether the best are those of largest absolute score, "absolute", or of largest score, "signed"."""
     given: np.ndarray | None = None
-    """Boolean [senders, receivers]: a set of component edges that came with the scores in a file."""
+    """Boolean [senders, receivers]: a set of component edges that came with the scores: in a file, or from
+    `component_acdc`."""
     method: str = ""
     model: str = ""
     task: str = ""
@@ -86,9 +87,13 @@ class ComponentCircuit:
         return np.stack(np.unravel_index(self._order(), self.scores.shape), axis=1)
 
     def _order(self) -> np.ndarray:
-        return _CORE.component_order(*self._shape, self.scores, self.rank_by == "absolute", self.select == "greedy")
+        return _CORE.component_order(
+            *self._shape, self.scores, self.rank_by == "absolute", self.select == "greedy"
+        )
 
-    def masks(self, sizes: Sequence[int] | np.ndarray, *, prune: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def masks(
+        self, sizes: Sequence[int] | np.ndarray, *, prune: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The circuits of some sizes.
 
         Parameters
@@ -431,30 +436,43 @@ def component_values(
     TypeError
         For arguments of another type.
     """
-    _check.choice(ablation, "ablation", names.ABLATIONS)
-    _check.choice(direction, "direction", names.DIRECTIONS)
-    _check.choice(gate, "gate", names.GATES)
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), len(names.receivers(model.config)))
     array = np.asarray(masks)
     if array.ndim != 3:
         raise ValueError(f"masks must have the shape (n, {shape[0]}, {shape[1]}), got {array.shape}")
+    options = changed_options(model, ablation, direction, gate, reference, max_bytes)
+    array = _mask(array, "masks", (len(array), *shape))
+    with stage_bars(progress) as tell:
+        return model._core.component_values(asked, array, options, _check.threads(threads), tell)
+
+
+def changed_options(
+    model: Model,
+    ablation: str,
+    direction: str,
+    gate: str,
+    reference: Task | Iterable[Any] | None,
+    max_bytes: int,
+    smaller_is_better: bool = False,
+) -> ComponentOptions:
+    """Options of the core for circuits, checked."""
+    _check.choice(ablation, "ablation", names.ABLATIONS)
+    _check.choice(direction, "direction", names.DIRECTIONS)
+    _check.choice(gate, "gate", names.GATES)
     mean_of = None if reference is None else as_batch(model, reference_prompts(reference), False)
-    options = ComponentOptions(
+    return ComponentOptions(
         method="eap",
         level="edge",
         ablation=ablation,
         steps=1,
         denoising=direction == "denoising",
         held_gate=gate == "held",
-        smaller_is_better=False,
+        smaller_is_better=smaller_is_better,
         max_bytes=_check.byte_limit(max_bytes),
         reference=None if mean_of is None else mean_of.tokens,
         reference_offsets=None if mean_of is None else mean_of.offsets,
     )
-    array = _mask(array, "masks", (len(array), *shape))
-    with stage_bars(progress) as tell:
-        return model._core.component_values(asked, array, options, _check.threads(threads), tell)
 
 
 def load_component_circuit(

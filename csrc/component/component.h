@@ -127,6 +127,7 @@ typedef struct asp_component_setting {
     asp_component_options options;
     int with_base;  /* the run of the prompts as they are is wanted */
     uint64_t also;  /* what the run of the other prompts of each pair records besides */
+    int at_once;    /* all prompts are one block */
     int64_t n_sent; /* arrays (R,E) of a block that the caller needs, about: for the size of blocks */
     int64_t stays;  /* bytes that the caller allocates for all blocks */
     /* Bytes that the caller allocates for a block of n prompts, whose offsets are in the setting. */
@@ -173,15 +174,25 @@ asp_status asp_component_setting_metric(double *values, const asp_model *model, 
 
 /* What of a pass must be computed for one circuit. */
 typedef struct {
-    int32_t *slot; /* (S) number of a sender among those whose current output is computed; -1: it is not */
+    int32_t *slot; /* (S) number of a sender among those whose current output is computed, or one of the below */
     int64_t n_slots;
     int64_t most_inputs; /* receivers of one layer that are computed, at most */
 } asp_patch_plan;
+enum { ASP_PATCH_UNREAD = -1, ASP_PATCH_GIVEN = -2 };
 
 /* Plans a circuit.  plan->slot (S) written
  *   mask (S,R) read    except: 0, or 1: component edges in the mask carry ablated outputs, the others current ones */
 void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int except,
                          const asp_component_setting *setting);
+/* Plans what follows from a change of the inputs of a node: itself, whose slot is UNREAD if nothing does, and all that it
+ * flows into and that is read; others are GIVEN.  node S: the logits.  plan->slot (S) written    mask (S,R) read */
+void asp_patch_plan_behind(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int64_t node);
+
+/* How large arrays are: for so many slots of one copy of the prompts, and so many copies of anything else.  A pass over
+ * more copies has fewer slots. */
+typedef struct {
+    int64_t n_slots, most_inputs, n_copies;
+} asp_patch_size;
 
 /* A pass over a block in which every receiver has an input of its own. */
 typedef struct {
@@ -189,23 +200,32 @@ typedef struct {
     const uint8_t *mask; /* (S,R) read */
     int except;
     asp_patch_plan plan;
+    /* Copies of the prompts, one after the other, that differ in what one receiver reads: in copy i not the senders
+     * sender - i .. sender, into which GIVEN ones up to there are all to be.  n_copies 1 and receiver -1: none lacks. */
+    int64_t n_copies, receiver, sender;
+    const asp_real *given; /* (S,setting->n_rows,E) read: current minus ablated output of GIVEN senders */
     asp_arena arena;
-    asp_real *changes; /* (n_slots,R,E) current minus ablated output of the senders computed */
-    asp_real *inputs;  /* (most_inputs,R,E) of the receivers of a layer, normalised */
+    /* Below, n and R are of all copies. */
+    int64_t n, n_rows;
+    int64_t *offsets, *prompts; /* (n+1) rows, (n) which prompt of the block */
+    const uint8_t **held;       /* (n) as in the setting; NULL: none */
+    asp_real *changes;          /* (n_slots,R,E) current minus ablated output of the senders computed */
+    asp_real *inputs;           /* (most_inputs,R,E) of the receivers of a layer, normalised */
     asp_real *qkv, *z, *mlp, *logits;
-    int32_t *senders;   /* (most_inputs,S) slots whose changes a receiver reads */
+    int32_t *senders;   /* (most_inputs,S) slots whose changes a receiver reads; -1 - sender: given */
     int64_t *n_senders; /* (most_inputs) */
     int64_t *heads;     /* (H) heads of a layer that are computed */
     double *gate_bias;  /* (L) */
     int64_t logit_rows;
     asp_scratch scratch;
 } asp_patch;
-/* Bytes of a pass over n prompts at setting->offsets, for plans with so many slots and inputs at most. */
-int64_t asp_patch_needed(const asp_component_setting *setting, int64_t n, int64_t n_slots, int64_t most_inputs,
-                         int n_threads);
-/* Allocates for the block of the setting and plans up to these; freed by asp_arena_free(&patch->arena). */
-asp_status asp_patch_open(asp_patch *patch, int64_t n_slots, int64_t most_inputs, int n_threads, asp_error *err);
-/* The metric of the block's prompts.  values (setting->n) written; mask, except and plan are set. */
+/* Bytes of a pass over n prompts at setting->offsets. */
+int64_t asp_patch_needed(const asp_component_setting *setting, int64_t n, const asp_patch_size *size, int n_threads);
+/* Allocates for the block of the setting; freed by asp_arena_free(&patch->arena). */
+asp_status asp_patch_open(asp_patch *patch, const asp_patch_size *size, int n_threads, asp_error *err);
+/* How many copies a pass with so many slots may have. */
+int64_t asp_patch_most_copies(const asp_component_setting *setting, const asp_patch_size *size, int64_t n_slots);
+/* The metric of the block's prompts.  values (n_copies,setting->n) written; all that is given is set. */
 asp_status asp_patch_run(asp_patch *patch, double *values, const asp_context *context);
 
 /* ---- replay.c -------------------------------------------------------------------- */

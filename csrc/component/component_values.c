@@ -4,12 +4,12 @@
 typedef struct {
     const uint8_t *masks; /* (n,S,R) */
     int64_t n;
-    int64_t n_slots, most_inputs; /* of all circuits, at most */
+    asp_patch_size size; /* for all circuits */
 } circuits;
 
 static int64_t own_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
     const circuits *all = own;
-    return asp_patch_needed(s, n, all->n_slots, all->most_inputs, n_threads);
+    return asp_patch_needed(s, n, &all->size, n_threads);
 }
 
 static const uint8_t *mask_of(const circuits *all, const asp_config *c, int64_t i) {
@@ -22,8 +22,8 @@ static asp_status plan_all(circuits *all, asp_patch *patch, const asp_context *c
     for (int64_t i = 0; i < all->n; i++) {
         if (asp_parallel_stopped(context)) return ASP_STOPPED;
         asp_patch_make_plan(&patch->plan, c, mask_of(all, c, i), s->options.denoising, s);
-        all->n_slots = asp_max(all->n_slots, patch->plan.n_slots);
-        all->most_inputs = asp_max(all->most_inputs, patch->plan.most_inputs);
+        all->size.n_slots = asp_max(all->size.n_slots, patch->plan.n_slots);
+        all->size.most_inputs = asp_max(all->size.most_inputs, patch->plan.most_inputs);
     }
     return ASP_OK;
 }
@@ -34,7 +34,7 @@ static asp_status run_block(double *values, const circuits *all, asp_patch *patc
     const asp_component_setting *s = patch->setting;
     const asp_config *c = &s->model->config;
     const int64_t n_prompts = s->task->clean.n_prompts;
-    asp_status status = asp_patch_open(patch, all->n_slots, all->most_inputs, context->n_threads, err);
+    asp_status status = asp_patch_open(patch, &all->size, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
     const int entered = !status;
     for (int64_t i = 0; !status && i < all->n; i++) {
@@ -54,17 +54,17 @@ asp_status asp_component_values(double *values, const asp_model *model, const as
                                 asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
-    circuits all = {masks, n, 1, 1};
+    circuits all = {masks, n, {1, 1, 1}};
     asp_component_setting s = {
         .model = model, .task = task, .stage = "circuits", .options = *options, .own_bytes = own_bytes, .own = &all};
-    asp_patch patch = {.setting = &s, .except = options->denoising};
+    asp_patch patch = {.setting = &s, .except = options->denoising, .n_copies = 1, .receiver = -1};
     asp_status status = asp_component_setting_check(&s, err);
     if (status) return status;
     s.stays = asp_nodes_n_senders(&model->config) * (int64_t)sizeof *patch.plan.slot;
     patch.plan.slot = asp_allocate(s.stays, 1);
     if (!patch.plan.slot) return asp_fail(err, ASP_NO_MEMORY, "circuits: no memory for the senders of a model");
     status = plan_all(&all, &patch, &own);
-    s.n_sent = all.n_slots + all.most_inputs;
+    s.n_sent = all.size.n_slots + all.size.most_inputs;
     if (!status) status = asp_component_setting_open(&s, &own, err);
     if (!status) status = asp_context_progress(&own, s.stage, 0, n * task->clean.n_prompts);
     if (!status) status = asp_component_setting_next(&s, &own, err);

@@ -1,4 +1,4 @@
-/* py_component_values.c: circuits of component edges, evaluated; each component edge patched alone. */
+/* py_component_values.c: circuits of component edges, evaluated; each component edge patched alone; ACDC. */
 #include "python/py.h"
 
 static const uint8_t *read_masks(py_held *held, PyObject *self, PyObject *object, int64_t *n) {
@@ -62,4 +62,33 @@ PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject
         asp_py_component_end(&call, self, status, &err);
     }
     return asp_py_component_clear(&c, result);
+}
+
+PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "threshold", "options", "threads", "progress", NULL};
+    PyObject *task, *options, *progress = Py_None, *mask = NULL, *scores = NULL;
+    int threads = 0;
+    double threshold;
+    py_component_call c;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OdO|iO:component_acdc", names, &task, &threshold, &options,
+                                     &threads, &progress))
+        return NULL;
+    const asp_model *model = ((py_model *)self)->model;
+    const asp_config *config = asp_model_config(model);
+    const int64_t dims[2] = {asp_nodes_n_senders(config), asp_nodes_n_receivers(config)};
+    void *mask_data, *score_data;
+    if (asp_py_component_read(&c, self, task, options, threads))
+        mask = asp_py_arrays_new(ASP_PY_BYTE, 2, dims, &mask_data);
+    if (mask) scores = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &score_data);
+    py_call call;
+    if (scores && asp_py_component_begin(&c, &call, self, progress)) {
+        asp_error err = {0};
+        const asp_status status =
+            asp_component_acdc(mask_data, score_data, model, &c.task.task, threshold, &c.options, &call.context, &err);
+        asp_py_component_end(&call, self, status, &err);
+    }
+    PyObject *pair = scores ? PyTuple_Pack(2, mask, scores) : NULL;
+    Py_XDECREF(mask);
+    Py_XDECREF(scores);
+    return asp_py_component_clear(&c, pair);
 }

@@ -424,6 +424,8 @@ static PyMethodDef methods[] = {
     {"path_values", (PyCFunction)(void (*)(void))asp_py_patching_paths, METH_VARARGS | METH_KEYWORDS,
      "path_values(task, senders, receivers, positions, denoising, held_gate, max_bytes, threads=0, progress=None) -> "
      "metric (n,P) with each set of paths patched, (P) of the base run, (P) of the other one"},
+    {"component_acdc", (PyCFunction)(void (*)(void))asp_py_component_values_acdc, METH_VARARGS | METH_KEYWORDS,
+     "component_acdc(task, threshold, options, threads=0, progress=None) -> (mask (S,R), scores (S,R))"},
     {"knock_out", (PyCFunction)(void (*)(void))asp_py_effects_knock_out, METH_VARARGS | METH_KEYWORDS,
      "knock_out(task, items, options, threads=0, progress=None) -> metric (n,P) without each item"},
     {"keep_only", (PyCFunction)(void (*)(void))asp_py_effects_keep_only, METH_VARARGS | METH_KEYWORDS,
