@@ -53,6 +53,9 @@ def curve_band(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """(low (S), high (S)): percentile interval of finite curves (n,S); NaN for none."""
 
+def curve_shares(effect: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
+    """(n+1): the sum of the first 0..n effects above 0, as a share of the sum of all of them."""
+
 def curve_needed(
     curves: npt.NDArray[np.float64], fraction: float, /
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -304,6 +307,20 @@ class Model:
     ) -> npt.NDArray[np.float64]:
         """The same with all items kept but each one in turn (n,B)."""
 
+    def entry_effects(
+        self, task: Task, options: EffectOptions, weight: Real, query: int, key: int, threads: int = 0
+    ) -> tuple[
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        float,
+        float,
+    ]:
+        """(heads (n,2), weight (n), effect (n), kept (n+1), full, without): the entry from key to query of a
+        prompt in each head whose weight (L,H) is not 0, largest effect first; see `asp_entry_effects` in
+        csrc/asp_circuit.h."""
+
     def attribution(
         self,
         task: Task,
@@ -356,6 +373,7 @@ class Model:
         most: int,
         max_bytes: int,
         threads: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[Graph, np.ndarray, float, float]:
         """(graph, chosen int64, closure, closure_absolute); see `asp_graph_build` in csrc/asp_graph.h.
 

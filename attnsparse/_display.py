@@ -19,6 +19,8 @@ _STAGE_UNITS = {
     "attribution": "prompt",
     "backward elimination": "item",
     "random orders": "order",
+    "graph edges": "node",
+    "graph heads": "array",
 }  # else runs
 _SIGNS = 40  # characters of a bar's text, which may be the name of a model
 

@@ -99,6 +99,26 @@ asp_status asp_effects_attribution(double *scores, const asp_model *model, const
                                    const asp_effect_options *options, int64_t steps, int through_gate,
                                    const asp_context *context, asp_error *err);
 
+/* The entry from position `key` to position `query` in every head. */
+typedef struct {
+    int64_t query, key;     /* key <= query */
+    const asp_real *weight; /* (L,H) read: of the pattern; heads where it is 0 are left out */
+} asp_entry;
+typedef struct {
+    int64_t n;            /* heads that are not left out */
+    int32_t *heads;       /* (L H,2) the first n written: layer, head; by falling effect, of equal ones the first */
+    double *weight;       /* (L H) the first n written */
+    double *effect;       /* (L H) the first n written: the metric of the model minus that without the head's entry */
+    double *kept;         /* (L H+1) the first n+1 written: (m - without) / (full - without) of the metric m with the
+                           * entries of the first 0..n heads kept, and all that is no such entry */
+    double full, without; /* the metric of the model, and of that without the entry in all heads */
+} asp_entry_effects;
+/* The unit is ASP_UNIT_EDGE, and the task has 1 prompt (else BAD_ARGUMENT).  kept is not finite where full is without.
+ * The stages of progress are those of knock-out and keep only. */
+asp_status asp_entry_measure(asp_entry_effects *found, const asp_model *model, const asp_task *task,
+                             const asp_entry *entry, const asp_effect_options *options, const asp_context *context,
+                             asp_error *err);
+
 /* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
 asp_status asp_reference_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context,
                                       asp_error *err);
@@ -159,6 +179,10 @@ typedef struct {
 } asp_needed;
 asp_status asp_curve_needed_interval(asp_needed *needed, const asp_curve *curve, const double *effect, double fraction,
                                      const asp_bootstrap *bootstrap, const asp_context *context, asp_error *err);
+
+/* shares (n+1) written: the sum of the first 0..n effects above 0, as a share of the sum of all of them.
+ *   effect (n) read */
+void asp_curve_shares(double *shares, const double *effect, int64_t n);
 
 /* How many times more items one circuit needs than another to reach the fraction, with the percentile interval over
  * resamples, which draw the same prompts for both if they have equally many.  All NaN if one of them never reaches it. */

@@ -39,6 +39,7 @@ typedef struct {
 
 /* Linear effect of every source on every target, along all paths through residual stream, attention and skip.
  *   edges (n_targets,n_sources) written    bias (n_targets) written: that of all constants
+ * Stage of progress: "graph edges" (targets).
  * Errors: BAD_STATE for what the run lacks, BAD_INDEX, BAD_ARGUMENT for order, NO_MEMORY, STOPPED. */
 asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model, const asp_held_run *frozen,
                            const asp_writes *writes, const asp_reads *reads, const asp_context *context,
@@ -257,6 +258,7 @@ typedef struct {
 /* The graph of a prompt.  If not all features may become nodes they are chosen in rounds, as circuit-tracer does: those
  * with most influence on the logits through the features chosen so far.
  *   chosen (min(most, active)) written: the features that became nodes, rising
+ * Stages of progress: "graph edges" (targets), "graph heads" (arrays).
  * Errors: as asp_graph_edges, NO_MEMORY. */
 asp_status asp_graph_build(asp_graph **graph, int64_t *chosen, asp_graph_closure *closure, const asp_model *model,
                            const asp_graph_inputs *inputs, const asp_context *context, asp_error *err);

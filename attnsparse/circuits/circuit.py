@@ -40,6 +40,53 @@ class Circuit:
 
     All arrays are read-only; those of `find_circuit` are views of the core's memory. Every number depends on
     the ablation, the normalization and the metric: compare only circuits in which these agree.
+
+    Attributes
+    ----------
+    model_name, model_digest : str
+        Name of the model, and its `Model.digest`.
+    task_name, task_digest : str
+        Name of the task, and its `Task.digest`.
+    unit : str
+        What an item is: "head", "head_position" (a head at one position) or "edge" (an attention edge).
+    method : str
+        How the items were ranked: "exact", "attribution", "ig" or "greedy".
+    ablation : str
+        What replaces ablated items: "zero", "mean" or "counterfactual".
+    normalize : str
+        How the metric becomes a faithfulness: "mib", "ratio" or "none".
+    metric : str
+        One of `tasks.METRICS`, or the name of a `tasks.CustomMetric`.
+    options : mapping
+        All other options as JSON values: rank_by, steps, greedy_step, sizes, reference (the digest of the
+        task it is the mean of), n_bootstrap, n_random, confidence, seed; and n_ranking, the prompts
+        ranked on.
+    items : numpy.ndarray
+        int32 [n, 2 | 3 | 4], best first: layer, head; with position; or layer, head, query, key.
+    scores : numpy.ndarray
+        float64 [n]. exact: mean drop of the metric without the item. attribution, ig: its estimate.
+        Positive: the item supports the task (for "kl", which is better when smaller, the sign is turned).
+        greedy: n for the item dropped last, down to 1.
+    sizes : numpy.ndarray
+        int64 [S], ascending: how many of the best items were kept.
+    values : numpy.ndarray
+        float64 [S, P]: the metric on each evaluation prompt with only the best items kept.
+    full : numpy.ndarray
+        float64 [P]: the metric of the whole model.
+    empty : numpy.ndarray
+        float64 [P]: the metric with all items ablated.
+    effect : numpy.ndarray
+        float64 [S]: faithfulness (explained effect) f of the best items.
+    effect_low, effect_high : numpy.ndarray
+        float64 [S]: ends of its bootstrap interval over prompts; NaN without one.
+    random_effect : numpy.ndarray
+        float64 [S]: f of items in random order, mean over the orders; NaN where it was not evaluated.
+    random_low, random_high : numpy.ndarray
+        float64 [S]: the smallest and the largest of the random orders.
+    position_labels : tuple of str or None
+        Names of the positions, where all prompts share them.
+    version : int
+        Version of the file format.
     """
 
     model_name: str
@@ -47,44 +94,25 @@ class Circuit:
     task_name: str
     task_digest: str
     unit: str
-    """What an item is: "head", "head_position" (a head at one position) or "edge" (an attention edge)."""
     method: str
     ablation: str
     normalize: str
     metric: str
-    """One of `tasks.METRICS`, or the name of a `tasks.CustomMetric`."""
     options: Mapping[str, Any]
-    """All other options as JSON values: rank_by, steps, greedy_step, sizes, reference (the digest of the task
-    it is the mean of), n_bootstrap, n_random, confidence, seed; and n_ranking, the prompts ranked on."""
     items: np.ndarray
-    """int32 [n, 2 | 3 | 4], best first: layer, head; with position; or layer, head, query, key."""
     scores: np.ndarray
-    """float64 [n]. exact: mean drop of the metric without the item. attribution, ig: its estimate. Positive:
-    the item supports the task (for "kl", which is better when smaller, the sign is turned). greedy: n for
-    the item dropped last, down to 1."""
     sizes: np.ndarray
-    """int64 [S], ascending: how many of the best items were kept."""
     values: np.ndarray
-    """float64 [S, P]: the metric on each evaluation prompt with only the best items kept."""
     full: np.ndarray
-    """float64 [P]: the metric of the whole model."""
     empty: np.ndarray
-    """float64 [P]: the metric with all items ablated."""
     effect: np.ndarray
-    """float64 [S]: faithfulness (explained effect) f of the best items."""
     effect_low: np.ndarray
-    """float64 [S]: lower end of its bootstrap interval over prompts; NaN without one."""
     effect_high: np.ndarray
-    """float64 [S]: upper end of that interval; NaN without one."""
     random_effect: np.ndarray
-    """float64 [S]: f of items in random order, mean over the orders; NaN where it was not evaluated."""
     random_low: np.ndarray
-    """float64 [S]: the smallest of the random orders."""
     random_high: np.ndarray
     position_labels: tuple[str, ...] | None = None
-    """Names of the positions, where all prompts share them."""
     version: int = field(default=circuit_file.VERSION)
-    """Version of the file format."""
 
     def __post_init__(self) -> None:
         for value in vars(self).values():

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .. import _check
+from .._engine import core_for
 from ..items import Head
 from ..model import tables
+from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks import words as demo_words
 from ..tasks.builder import build
 from ..tasks.task import PromptText
-from . import effects
+from .effects import effect_options, packed_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 PROMPT = 'The opposite of "large" is "'
 KEY, QUERY, ANSWER = "large", -1, "small"
+_CORE = core_for("float64")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,33 +39,49 @@ class EntryEffects:
     """The heads of one model with an open entry from `key` to `query` of one prompt, largest effect first.
 
     Made by `entry_effects`.
+
+    Attributes
+    ----------
+    run : Run
+        The prompt, with its pattern.
+    key : int
+        Position that is looked at, from 0.
+    query : int
+        Position that looks, from 0.
+    answer : str
+        The token whose logit is measured.
+    ablation : str
+        "zero" or "mean": what replaces an ablated entry.
+    heads : tuple of Head
+        n heads; those whose gate is closed at this entry are not among them.
+    weight : numpy.ndarray
+        float64 [n]: the entry of the pattern, in 0..1.
+    effect : numpy.ndarray
+        float64 [n], in logits: logit difference of the model minus that with this head's entry ablated.
+    kept : numpy.ndarray
+        float64 [n + 1]: faithfulness (m(first n) - m(none)) / (m(all) - m(none)) of the best 0..n
+        entries, where the entries of the other heads from `key` to `query` are ablated and nothing else
+        is changed.
+    full : float
+        Logit difference of the model, in logits: the answer's logit minus the mean of the wrong ones.
+    without : float
+        The same with this entry ablated in all heads.
+    answer_is_top : bool
+        Whether the answer is the most likely next token at `query`.
     """
 
     run: Run
-    """The prompt, with its pattern."""
     key: int
-    """Position that is looked at, from 0."""
     query: int
-    """Position that looks, from 0."""
     answer: str
-    """The token whose logit is measured."""
     ablation: str
-    """"zero" or "mean"."""
     heads: tuple[Head, ...]
-    """n heads; those whose gate is closed at this entry are not among them."""
     weight: np.ndarray
-    """float64 [n]: the entry of the pattern."""
     effect: np.ndarray
-    """float64 [n]: logit difference of the model minus that with this head's entry ablated."""
     kept: np.ndarray
-    """float64 [n + 1]: faithfulness (m(first n) - m(none)) / (m(all) - m(none)) of the best 0..n entries,
-    where the entries of the other heads from `key` to `query` are ablated and nothing else is changed."""
     full: float
-    """Logit difference of the model: the answer's logit minus the mean of the wrong ones."""
     without: float
-    """The same with this entry ablated in all heads."""
     answer_is_top: bool
-    """Whether the answer is the most likely next token at `query`."""
 
     @property
     def name(self) -> str:
@@ -72,8 +91,8 @@ class EntryEffects:
     @property
     def shares(self) -> np.ndarray:
         """float64 [n + 1]: sum of the best 0..n effects, as a share of the sum of all positive ones."""
-        positive = np.maximum(self.effect, 0.0)
-        return np.append(0.0, np.cumsum(positive) / (positive.sum() or 1.0))
+        shares: np.ndarray = _CORE.curve_shares(self.effect)
+        return shares
 
     def needed(self, fraction: float) -> int:
         """The fewest heads, best first, whose effects add up to a share of all positive effects.
@@ -200,22 +219,23 @@ def entry_effects(
     run = model.run(prompt, record="attention")
     key_at, query_at = _positions(run, key, query, base)
     task = _one_prompt(model, prompt, answer, wrong, prepend_space_to_answer)
-    layer, head = np.nonzero(run.pattern[:, :, query_at, key_at])
-    if not len(layer):
+    weight = np.ascontiguousarray(run.pattern[:, :, query_at, key_at])
+    if not weight.any():
         raise ValueError(
             f"no head of {model.name!r} looks from position {query_at + base} to {key_at + base} "
             f"(base={base}): the gate is closed in all of them"
         )
-    items = np.stack([layer, head, np.full_like(layer, query_at), np.full_like(layer, key_at)], axis=1)
-    full = float(effects.metric_values(model, task)[0])
-    effect = full - effects.knock_out(model, task, items, ablation, reference=reference, progress=False)[:, 0]
-    order = np.argsort(-effect, kind="stable")
-    items, effect = items[order], effect[order]
-    values = _kept_values(model, task, items, ablation, reference)
-    if not values[0] < full:
+    heads, weight, effect, kept, full, without = model._core.entry_effects(
+        packed_task(model, task, None),
+        effect_options(model, "edge", ablation, reference, DEFAULT_MAX_BYTES),
+        weight,
+        query_at,
+        key_at,
+    )
+    if not without < full:
         raise ValueError(
             f"{model.name!r} does not need what it sees from position {query_at + base} to {key_at + base}: "
-            f"the logit difference is {full:.3g}, and {values[0]:.3g} with this entry ablated in all heads"
+            f"the logit difference is {full:.3g}, and {without:.3g} with this entry ablated in all heads"
         )
     return EntryEffects(
         run=run,
@@ -223,12 +243,12 @@ def entry_effects(
         query=query_at,
         answer=answer,
         ablation=ablation,
-        heads=tuple(Head(int(row[0]), int(row[1])) for row in items),
-        weight=run.pattern[items[:, 0], items[:, 1], query_at, key_at].astype(np.float64),
+        heads=tuple(Head(*row) for row in heads.tolist()),
+        weight=weight,
         effect=effect,
-        kept=(values - values[0]) / (full - values[0]),
+        kept=kept,
         full=full,
-        without=float(values[0]),
+        without=without,
         answer_is_top=int(np.argmax(run.logits[query_at])) == int(task.answers[0][0]),
     )
 
@@ -273,23 +293,5 @@ def wrong_words(answer: str) -> tuple[str, ...]:
 
 def _first_at(rising: np.ndarray, fraction: float) -> int:
     """The first index at which `rising` reaches the fraction, the last one if rounding keeps it below 1."""
-    reached = rising >= fraction
-    return int(np.argmax(reached)) if reached.any() else len(rising) - 1
-
-
-def _kept_values(
-    model: Model, task: Task, items: np.ndarray, ablation: str, reference: Task | None
-) -> np.ndarray:
-    """The metric with the first 0..n of these n entries kept, the rest of them ablated: float64 [n + 1].
-
-    All other entries of the model are kept throughout, so they come first in the order of what is kept.
-    """
-    config, n_tokens = model.config, len(task.clean[0])
-    others = np.broadcast_to(
-        np.tri(n_tokens, dtype=bool), (config.n_layer, config.n_head, n_tokens, n_tokens)
-    ).copy()
-    others[tuple(items.T)] = False
-    order = np.concatenate([np.argwhere(others), items])
-    sizes = np.arange(len(order) - len(items), len(order) + 1)
-    found = effects.keep_only(model, task, order, sizes, ablation, reference=reference, progress=False)
-    return found[:, 0]
+    first, _ = _CORE.curve_needed(rising[None], fraction)
+    return min(int(first[0]), len(rising) - 1)

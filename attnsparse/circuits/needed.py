@@ -10,28 +10,44 @@ class Needed(NamedTuple):
 
     None: not reached; for an end of an interval, not reached by that share of the resamples, or there are no
     resamples.
+
+    Attributes
+    ----------
+    first : int or None
+        The smallest n with f >= fraction.
+    stays : int or None
+        The smallest n from which f stays >= fraction, up to the largest size.
+    first_low : int or None
+        Lower end of the bootstrap interval of `first`.
+    first_high : int or None
+        Upper end of the bootstrap interval of `first`.
+    stays_low : int or None
+        Lower end of the bootstrap interval of `stays`.
+    stays_high : int or None
+        Upper end of the bootstrap interval of `stays`.
     """
 
     first: int | None
-    """The smallest n with f >= fraction."""
     stays: int | None
-    """The smallest n from which f stays >= fraction, up to the largest size."""
     first_low: int | None
-    """Lower end of the bootstrap interval of `first`."""
     first_high: int | None
-    """Upper end of the bootstrap interval of `first`."""
     stays_low: int | None
-    """Lower end of the bootstrap interval of `stays`."""
     stays_high: int | None
-    """Upper end of the bootstrap interval of `stays`."""
 
 
 class Ratio(NamedTuple):
-    """How many times more items one circuit needs than another, with an interval over prompts."""
+    """How many times more items one circuit needs than another, with an interval over prompts.
+
+    Attributes
+    ----------
+    value : float
+        The number of times; NaN if one of the circuits never reaches the fraction.
+    low : float
+        Lower end of the bootstrap interval; may be infinite.
+    high : float
+        Upper end of the bootstrap interval; may be infinite.
+    """
 
     value: float
-    """NaN if one of the circuits never reaches the fraction."""
     low: float
-    """Lower end of the bootstrap interval; may be infinite."""
     high: float
-    """Upper end of the bootstrap interval; may be infinite."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._display import progress_bar
+from .._display import stage_bars
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES, Run
 from ..model.tokenizer import token_texts
@@ -86,8 +86,9 @@ def attribution_graph(
         are chosen in rounds, as circuit-tracer does: those with most influence on the logits through the
         features chosen so far.
     labels : mapping, str or os.PathLike, optional
-        (layer, feature) to a text, for example `describe_features(...)`, or what `load_feature_labels` takes:
-        the path of a CSV or JSON, or the name of embedded transcoders for the labels that come with them.
+        (layer, feature) to a string, for example `describe_features(...)`, or what `load_feature_labels`
+        takes: the path of a CSV or JSON, or the name of embedded transcoders for the labels that come with
+        them.
         Features without a label are named by their numbers.
     n_splits : int, default 0
         The number of attention entries (strongest first) whose scores are split into pairs of sources; see
@@ -138,12 +139,9 @@ def attribution_graph(
         model, prompt, prepend_bos=prepend_bos, max_bytes=max_bytes, threads=threads or None, progress=False
     )
     logits = logit_targets(model, features.run, target, wrong, max_n_logits, desired_logit_prob)
-    with progress_bar(progress, 4, "graph", "part") as bar:
-        step = (lambda: None) if bar is None else bar.update
-        sources = read_sources(model, features, max_bytes)
-        step()
-        targets = feature_targets(features)
-        step()
+    sources = read_sources(model, features, max_bytes)
+    targets = feature_targets(features)
+    with stage_bars(progress) as tell:
         core, chosen, *closure = model._core.graph_build(
             frozen=sources.frozen,
             writes=sources.writes,
@@ -154,20 +152,20 @@ def attribution_graph(
             most=-1 if most is None else min(most, len(features)),
             max_bytes=max_bytes,
             threads=threads,
+            progress=tell,
         )
-        step()
-        options = {
-            "target": _shown(target),
-            "wrong": _shown(wrong),
-            "max_n_logits": int(max_n_logits),
-            "desired_logit_prob": float(desired_logit_prob),
-            "max_feature_nodes": most,
-            "n_active": len(features),
-        }
-        if len(transcoders.layers) < model.config.n_layer:
-            options["transcoder_layers"] = list(transcoders.layers)
-        graph = _assemble(core, sources, chosen, logits, labels, closure, options)
-        return dataclasses.replace(graph, splits=strongest_splits(graph, n_splits)) if n_splits else graph
+    options = {
+        "target": _shown(target),
+        "wrong": _shown(wrong),
+        "max_n_logits": int(max_n_logits),
+        "desired_logit_prob": float(desired_logit_prob),
+        "max_feature_nodes": most,
+        "n_active": len(features),
+    }
+    if len(transcoders.layers) < model.config.n_layer:
+        options["transcoder_layers"] = list(transcoders.layers)
+    graph = _assemble(core, sources, chosen, logits, labels, closure, options)
+    return dataclasses.replace(graph, splits=strongest_splits(graph, n_splits)) if n_splits else graph
 
 
 def _check_run(run: Run) -> None:

@@ -63,11 +63,11 @@ def check(
 
     chosen = None if nodes is None else graph.nodes_of(nodes)
     if chosen is not None and not len(chosen):
-        raise ValueError("nodes has no nodes: nothing was selected")
+        raise ValueError("nodes is empty: nothing was selected")
     sources, _ = _origin(graph)
     run, together = sources.features.run, _check.flag(together, "together")
     if sources.version != run.model._core.version:
-        raise RuntimeError("the weights changed after the graph was made; make the graph anew")
+        raise RuntimeError("the weights changed after the graph was made; compute the graph again")
     if run._altered:
         raise ValueError(
             f"a check needs a graph of the model itself; this one is of a run with {run._altered}"
@@ -122,7 +122,7 @@ def _node_rows(graph: Graph, chosen: np.ndarray, together: bool) -> list[Row]:
         if graph.kind[node] not in REMOVABLE:
             kinds = ", ".join(REMOVABLE)
             raise ValueError(
-                f"node {graph._id(node)!r} is no part of the model's run; {kinds} can be removed"
+                f"node {graph._id(node)!r} is not part of the model's run; {kinds} can be removed"
             )
     rows: list[Row] = []
     for group in [chosen] if together else [np.array([node]) for node in chosen]:

@@ -21,7 +21,7 @@ from .._engine import CORES, core_for
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..transcoders.label_files import checked_labels
 from . import check as graph_check
-from . import graph_file, neuronpedia_write, page, tables
+from . import edges, graph_file, neuronpedia_write, page, tables
 from . import heads as graph_heads
 from . import prune as graph_prune
 from . import score_pairs as graph_scores
@@ -65,6 +65,81 @@ class Graph:
     embeddings and biases as nodes, the edges into every feature and logit add up to its value. All arrays are
     read-only.
 
+    Attributes
+    ----------
+    model_name, model_digest : str
+        Name of the model, and its `Model.digest`.
+    transcoders_name : str
+        Name of the transcoders.
+    scan : str
+        The name of model and transcoders where graphs are shared.
+    prompt : str
+        The text without a BOS token that was put before it: `model.run(graph.prompt,
+        prepend_bos=graph.prepend_bos)` has the graph's tokens, unless the graph is of ids that no text
+        gives.
+    tokens : numpy.ndarray
+        int32 [T]: ids of the tokens.
+    token_strings : tuple of str
+        [T]: the tokens as strings.
+    prepend_bos : bool
+        True if a BOS token was put before the prompt; positions count it.
+    n_layer, n_head : int
+        Number of layers, and of heads in each.
+    options : mapping
+        Options of `attribution_graph` as JSON values; n_active, the active features before the choice; of
+        a pruned graph scores, the result of `scores` before; and transcoder_layers, the layers with
+        transcoders if only some have one.
+    kind : tuple of str
+        [n]: "feature", "error", "token", "position", "bias", "other" (all active features that were not
+        kept, together) or "logit".
+    layer : numpy.ndarray
+        int32 [n]; -1 for tokens, positions, bias and other, the number of layers for logits.
+    position : numpy.ndarray
+        int32 [n]; -1 for bias and other.
+    feature : numpy.ndarray
+        int32 [n]: the number of a feature, the token id of tokens and logits, -1 for the rest.
+    value : numpy.ndarray
+        real [n]: activation of a feature, which is its pre-activation; value of a logit node; NaN for the
+        rest.
+    probability : numpy.ndarray
+        real [n]: the probability of a logit node's token; NaN for the rest.
+    labels : tuple of str
+        [n]: a readable name of each node.
+    start : numpy.ndarray
+        int64 [n + 1]: the edges into node t are [start[t], start[t + 1]).
+    source : numpy.ndarray
+        int32 [m]: the node that each edge comes from, ascending for each target.
+    weights : numpy.ndarray
+        real [m]: the weight of each edge.
+    closure : float
+        Largest ``|sum of the incoming edges - value| / |value|`` over all features and logits; of a pruned
+        graph that before pruning.
+    closure_absolute : float
+        Largest ``|sum - value| / (sum of |edges|)``: the rounding error, however much cancels.
+    pattern : numpy.ndarray
+        real [L, H, query, key]: the attention pattern of the prompt.
+    carried : numpy.ndarray
+        real [n_placed, L, H, D]: the part of each head's values that comes from a source, at the source's
+        own position, through the residual stream and attention to itself. n_placed: all nodes before the
+        bias.
+    received : numpy.ndarray
+        real [n_targets, L, H, D]: derivative of a target with respect to each head's z at the target's
+        own position, on paths that stay there. Targets: features, then logits.
+    received_alone : numpy.ndarray
+        The same through the residual stream alone, without attention to itself.
+    influence : numpy.ndarray or None
+        real [n]: cumulative share of the influence on the logits, nodes taken by falling influence; set
+        by `prune` (circuit-tracer's definition).
+    splits : tuple of ScoreSplit
+        Scores of the strongest attention entries, split into pairs of sources; see `score_pairs`.
+    pruned : mapping of str to float or None
+        The thresholds, for a graph made by `prune`; its edges no longer add up.
+    version : int
+        Version of the file format.
+    origin : (Sources, numpy.ndarray) or None
+        Sources and chosen features, with which `score_pairs` and `check` compute. None for a graph read
+        from a file, unpickled or copied.
+
     References
     ----------
     Ameisen et al. 2025, "Circuit Tracing".
@@ -74,69 +149,34 @@ class Graph:
     model_digest: str
     transcoders_name: str
     scan: str
-    """The name of model and transcoders where graphs are shared."""
     prompt: str
-    """The text without a BOS token that was put before it: `model.run(graph.prompt,
-    prepend_bos=graph.prepend_bos)` has the graph's tokens, unless the graph is of ids that no text gives."""
     tokens: np.ndarray
-    """int32 [T]."""
     token_strings: tuple[str, ...]
     prepend_bos: bool
-    """True if a BOS token was put before the prompt; positions count it."""
     n_layer: int
     n_head: int
     options: Mapping[str, Any]
-    """Options of `attribution_graph` as JSON values; n_active, the active features before the choice; of a
-    pruned graph scores, the result of `scores` before; and transcoder_layers, the layers with transcoders if
-    only some have one."""
     kind: tuple[str, ...]
-    """One of "feature", "error", "token", "position", "bias", "other", "logit" per node. other: all active
-    features that were not kept, together."""
     layer: np.ndarray
-    """int32 [n]; -1 for tokens, positions, bias and other, the number of layers for logits."""
     position: np.ndarray
-    """int32 [n]; -1 for bias and other."""
     feature: np.ndarray
-    """int32 [n]: the number of a feature, the token id of tokens and logits, -1 for the rest."""
     value: np.ndarray
-    """real [n]: activation of a feature, which is its pre-activation; value of a logit node; NaN for the
-    rest."""
     probability: np.ndarray
-    """real [n]: the probability of a logit node's token; NaN for the rest."""
     labels: tuple[str, ...]
-    """A readable name of each node."""
     start: np.ndarray
-    """int64 [n + 1]: the edges into node t are [start[t], start[t + 1])."""
     source: np.ndarray
-    """int32 [m], ascending for each target."""
     weights: np.ndarray
-    """real [m]: the weight of each edge."""
     closure: float
-    """Largest |sum of the incoming edges - value| / |value| over all features and logits; of a pruned graph
-    that before pruning."""
     closure_absolute: float
-    """Largest |sum - value| / (sum of |edges|): the rounding error, however much cancels."""
     pattern: np.ndarray
-    """real [L, H, query, key]: the attention pattern of the prompt."""
     carried: np.ndarray
-    """real [n_placed, L, H, D]: the part of each head's values that comes from a source, at the source's own
-    position, through the residual stream and attention to itself. n_placed: all nodes before the bias."""
     received: np.ndarray
-    """real [n_targets, L, H, D]: derivative of a target with respect to each head's z at the target's own
-    position, on paths that stay there. Targets: features, then logits."""
     received_alone: np.ndarray
-    """The same through the residual stream alone, without attention to itself."""
     influence: np.ndarray | None = None
-    """real [n]: cumulative share of the influence on the logits, nodes taken by falling influence; set by
-    `prune` (circuit-tracer's definition)."""
     splits: tuple[graph_heads.ScoreSplit, ...] = ()
-    """Scores of the strongest attention entries, split into pairs of sources; see `score_pairs`."""
     pruned: Mapping[str, float] | None = None
-    """The thresholds, for a graph made by `prune`; its edges no longer add up."""
     version: int = field(default=VERSION)
     origin: tuple[Sources, np.ndarray] | None = None
-    """Sources and chosen features, with which `score_pairs` and `check` compute. None for a graph read from a
-    file, unpickled or copied."""
 
     def __post_init__(self) -> None:
         if not self._is_owned():
@@ -316,50 +356,12 @@ class Graph:
         """Whether `heads` can split edges: not if saved with heads=False or read from a graph JSON."""
         return bool(self.carried.shape[-1] > 0)
 
-    # --- edges
-
-    def incoming(self, target: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """The edges into a node: (sources int32 [k], weights real [k]). Raises as `node` does."""
-        t = self.node(target)
-        edges = slice(self.start[t], self.start[t + 1])
-        return self.source[edges], self.weights[edges]
-
-    def outgoing(self, source: int | str) -> tuple[np.ndarray, np.ndarray]:
-        """The edges from a node: (targets int64 [k], weights real [k]). Raises as `node` does."""
-        at = np.flatnonzero(self.source == self.node(source))
-        return np.searchsorted(self.start, at, side="right") - 1, self.weights[at]
-
-    def weight(self, source: Nodes, target: Nodes) -> float:
-        """The weight of an edge; between groups, the sum over all edges from one to the other.
-
-        Parameters
-        ----------
-        source, target : int, str, or sequence of these
-            One node or several, by number or id.
-
-        Returns
-        -------
-        float
-            0.0 where there is no edge.
-
-        Raises
-        ------
-        ValueError
-            For no nodes, for targets that no edge leads to (all but features and logits) and for logits as
-            sources.
-        IndexError, KeyError, TypeError
-            As `node` does.
-        """
-        sources, targets = graph_select.ends(self, source, target)
-        total = 0.0
-        for t in targets:
-            found, weights = self.incoming(int(t))
-            total += float(weights[np.isin(found, sources)].sum(dtype=np.float64))
-        return total
-
     # --- methods that are functions of a graph, each in the module of its subject
 
     select = graph_select.select
+    incoming = edges.incoming
+    outgoing = edges.outgoing
+    weight = edges.weight
     total = graph_heads.total
     heads = graph_heads.heads
     needed_heads = graph_heads.needed_heads
@@ -397,7 +399,12 @@ class Graph:
     # --- other graphs
 
     def without_heads(self) -> Graph:
-        """The graph without the arrays of `heads`, which are most of its memory."""
+        """The graph without the arrays of `heads`, which are most of its memory.
+
+        Returns
+        -------
+        Graph
+        """
         carried, received, alone = (
             array[..., :0].copy() for array in (self.carried, self.received, self.received_alone)
         )
@@ -409,7 +416,7 @@ class Graph:
         Parameters
         ----------
         labels : mapping, str or os.PathLike
-            (layer, feature) to a text, for example `FeatureLabels`, or what `load_feature_labels` takes.
+            (layer, feature) to a string, for example `FeatureLabels`, or what `load_feature_labels` takes.
             Features that it lacks keep their labels.
 
         Returns
@@ -431,7 +438,13 @@ class Graph:
         return dataclasses.replace(self, labels=tuple(names))
 
     def to_pandas(self) -> pd.DataFrame:
-        """The table of edges; see `links`."""
+        """The table of edges.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As `links`.
+        """
         return self.links()
 
     # --- display

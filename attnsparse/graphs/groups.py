@@ -27,21 +27,34 @@ Spec: TypeAlias = "str | int | Sequence[int | str] | Mapping[str, Any] | Callabl
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Group:
-    """Nodes of a graph under one name."""
+    """Nodes of a graph under one name.
+
+    Attributes
+    ----------
+    name : str
+        Name of the group.
+    nodes : numpy.ndarray
+        int64, rising.
+    positions : tuple of int
+        Positions of the nodes, from 0.
+    layers : (int, int) or None
+        First and last of the fewest neighbouring layers that have 80 % of the influence of its features
+        on the logits, by absolute values; logits are at the layer after the last. None: embeddings alone.
+    profile : numpy.ndarray
+        float64 [L]: share of that influence in each layer; 0 without features.
+    n_features : int
+        Number of nodes that are features.
+    influence : float
+        `Graph.total` of the group on the logits, in units of the logit, without the logits themselves.
+    """
 
     name: str
     nodes: np.ndarray
-    """int64, rising."""
     positions: tuple[int, ...]
-    """Of the nodes, from 0."""
     layers: tuple[int, int] | None
-    """First and last of the fewest neighbouring layers that have 80 % of the influence of its features on the
-    logits, by absolute values; logits are at the layer after the last. None: embeddings alone."""
     profile: np.ndarray
-    """float64 [L]: share of that influence in each layer; 0 without features."""
     n_features: int
     influence: float
-    """`Graph.total` of the group on the logits, without the logits themselves."""
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -66,7 +79,7 @@ def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
     ----------
     graph : Graph
     groups : mapping
-        Name to members: a text that a label contains; a node number, or several node numbers and ids;
+        Name to members: a string that a label contains; a node number, or several node numbers and ids;
         arguments of `Graph.select` (kind, layer, position, label); or a function that takes each row of
         `Graph.nodes` as a named tuple and returns True or False. Unless a kind or nodes are named, only
         features and tokens are chosen.
@@ -93,7 +106,7 @@ def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:
     for name, spec in groups.items():
         nodes = _nodes(graph, spec)
         if not len(nodes):
-            raise ValueError(f"group {name!r:.60} has no nodes: nothing in the graph fits {spec!r:.80}")
+            raise ValueError(f"group {name!r:.60} is empty: nothing in the graph matches {spec!r:.80}")
         for node in nodes.tolist():
             if node in owner:
                 raise ValueError(

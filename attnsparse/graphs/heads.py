@@ -24,26 +24,44 @@ THROUGH = ("edge", "features")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScoreSplit:
-    """The score of one attention entry as a sum over pairs of sources. Made by `Graph.score_pairs`."""
+    """The score of one attention entry as a sum over pairs of sources. Made by `Graph.score_pairs`.
+
+    Attributes
+    ----------
+    layer : int
+        Layer of the head, from 0.
+    head : int
+        Number of the head in its layer, from 0.
+    query : int
+        Position that looks, from 0.
+    key : int
+        Position that is looked at, from 0.
+    score : float
+        The entry's score q . k / sqrt(D), before gate and softmax.
+    gate_logit : float
+        score + gate_bias: how far the gate is from closing; NaN for a dense model.
+    nodes : numpy.ndarray
+        int64 [p]: numbers of the sources, the same for the query's side and the key's; the bias node is
+        the constants of a side.
+    pairs : numpy.ndarray
+        float64 [p, p]: sources of the query's side in rows, of the key's in columns. They sum to the
+        score.
+    ids : tuple of str
+        [p]: ids of the nodes, as `Graph.ids`.
+    labels : tuple of str
+        [p]: labels of the nodes.
+    """
 
     layer: int
     head: int
     query: int
-    """Position that looks, from 0."""
     key: int
-    """Position that is looked at."""
     score: float
     gate_logit: float
-    """score + gate_bias: how far the gate is from closing; NaN for a dense model."""
     nodes: np.ndarray
-    """int64 [p]: numbers of the sources, the same for the query's side and the key's; the bias node is the
-    constants of a side."""
     pairs: np.ndarray
-    """float64 [p, p]: sources of the query's side in rows, of the key's in columns. They sum to the score."""
     ids: tuple[str, ...] = ()
-    """Of the nodes, as `Graph.ids`."""
     labels: tuple[str, ...] = ()
-    """Of the nodes."""
 
     @property
     def label(self) -> str:
@@ -269,10 +287,12 @@ def needed_heads(
 
     Parameters
     ----------
-    source, target, through
+    source, target : int, str, or sequence of these
         As for `heads`.
     fraction : float, default 0.8
         Above 0 and at most 1.
+    through : {"edge", "features"}, default "edge"
+        As for `heads`.
 
     Returns
     -------

@@ -201,7 +201,7 @@ def _free_place(
 
 
 def _places(away: float, width: float, height: float) -> Iterator[tuple[float, float]]:
-    """Lower left corners of a text around a mark at the origin, best first."""
+    """Lower left corners of a label around a mark at the origin, best first."""
     for x in (away, -away - width):
         yield x, -height / 2
     for y in (away, -away - height):

@@ -136,19 +136,19 @@ def read_graph_json(path: str | os.PathLike[str], *, limits: Limits = GRAPH_LIMI
 def _check_metadata(metadata: dict[str, Any], path: str) -> None:
     for field in ("slug", "scan", "prompt"):
         if not isinstance(metadata.get(field), str):
-            text = f"metadata '{field}' must be a text, got {shown(metadata.get(field))}"
+            text = f"metadata '{field}' must be a string, got {shown(metadata.get(field))}"
             raise_file_error("header_value", path, text, field)
     tokens = metadata.get("prompt_tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise_file_error(
-            "header_value", path, "metadata 'prompt_tokens' must be a list of texts", "prompt_tokens"
+            "header_value", path, "metadata 'prompt_tokens' must be a list of strings", "prompt_tokens"
         )
     if len(tokens) > MAX_TOKENS:
         text = f"metadata 'prompt_tokens' has {len(tokens):,} tokens, a graph has at most {MAX_TOKENS:,}"
         raise_file_error("header_value", path, text, "prompt_tokens")
     names = metadata.get("transcoder_list")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        text = f"metadata 'transcoder_list' must be a list of texts, got {shown(names)}"
+        text = f"metadata 'transcoder_list' must be a list of strings, got {shown(names)}"
         raise_file_error("header_value", path, text, "transcoder_list")
     for field in ("generation_settings", "pruning_settings"):
         if not isinstance(metadata.get(field, {}), dict):
@@ -233,7 +233,7 @@ def _node(entry: Any, i: int, strings: Sequence[str], n_layer: int, path: str) -
 
 def _wanted(kinds: tuple[type, ...]) -> str:
     words = {
-        str: "a text", int: "an integer", type(None): "null", bool: "true or false", list: "a list",
+        str: "a string", int: "an integer", type(None): "null", bool: "true or false", list: "a list",
         dict: "an object",
     }  # fmt: skip
     return " or ".join(words[kind] for kind in kinds)
@@ -254,7 +254,7 @@ def _place(entry: dict[str, Any], field: str, path: str) -> tuple[str, int, int,
             return node_id, -1, -1, -1
     kind = _KINDS.get(entry["feature_type"])
     if kind is None:
-        text = f"{field} {quoted(node_id)} has feature_type {quoted(entry['feature_type'])}, read are"
+        text = f"{field} {quoted(node_id)} has feature_type {quoted(entry['feature_type'])}, expected one of"
         raise_file_error("node", path, f"{text} {', '.join(_KINDS)}", field)
     found = _layer_and_number(kind, node_id, layer, str(position), entry["feature"])
     if found is None:
@@ -328,7 +328,7 @@ def _places(entries: Sequence[dict[str, Any]], order: Sequence[int], path: str) 
         node_id = entries[i]["node_id"]
         if node_id in place:
             first = entries[order[place[node_id]]]
-            text = f"two nodes are called {quoted(node_id)}"
+            text = f"duplicate node id {quoted(node_id)}"
             if first["feature_type"] != entries[i]["feature_type"]:
                 text += (
                     f", {quoted(first['feature_type'])} and {quoted(entries[i]['feature_type'])}, because "

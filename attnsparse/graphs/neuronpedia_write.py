@@ -48,11 +48,11 @@ TYPES = {
 }
 NO_PROBABILITY = " (p=1.000)"  # viewers read "(p=" of every logit
 _INFO = {
-    "description": "a text", "creator_name": "a text", "creator_url": "a text",
-    "source_urls": "a list of texts", "create_time_ms": "a number",
+    "description": "a string", "creator_name": "a string", "creator_url": "a string",
+    "source_urls": "a list of strings", "create_time_ms": "a number",
 }  # fmt: skip
 _DETAILS = dict.fromkeys(
-    ("feature_json_base_url", "neuronpedia_source_set", "neuronpedia_lorsa_source_set"), "a text"
+    ("feature_json_base_url", "neuronpedia_source_set", "neuronpedia_lorsa_source_set"), "a string"
 )
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -174,7 +174,7 @@ def _pruned(graph: Graph, node_threshold: float | None, edge_threshold: float | 
 
 def _check_slug(slug: str) -> None:
     if not isinstance(slug, str):
-        raise TypeError(f"slug must be a text, got {type(slug).__name__}")
+        raise TypeError(f"slug must be a string, got {type(slug).__name__}")
     if not _SLUG.fullmatch(slug) or slug == METADATA_FILE.removesuffix(".json"):
         text = "up to 100 letters, digits, '.', '_' and '-', the first a letter or digit"
         raise ValueError(f"slug must be a file name of {text}, got {slug!r:.60}")
@@ -182,7 +182,7 @@ def _check_slug(slug: str) -> None:
 
 def _check_metadata(scan: Any, info: Any, details: Any) -> None:
     if not isinstance(scan, str | None):
-        raise TypeError(f"scan must be a text, got {type(scan).__name__}")
+        raise TypeError(f"scan must be a string, got {type(scan).__name__}")
     for name, given, known in (("info", info, _INFO), ("feature_details", details, _DETAILS)):
         if not isinstance(given, Mapping | None):
             raise TypeError(f"{name} must be a mapping, got {type(given).__name__}")
@@ -194,7 +194,7 @@ def _check_metadata(scan: Any, info: Any, details: Any) -> None:
 
 
 def _is(value: object, kind: str) -> bool:
-    if kind == "a list of texts":
+    if kind == "a list of strings":
         return isinstance(value, list) and all(isinstance(text, str) for text in value)
     if kind == "a number":
         return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -274,7 +274,7 @@ def _parameters(
     groups = []
     for name, nodes in supernodes.items():
         if not isinstance(name, str):
-            raise TypeError(f"names of supernodes must be texts, got {type(name).__name__}")
+            raise TypeError(f"names of supernodes must be strings, got {type(name).__name__}")
         members = [ids[i] for i in graph.nodes_of(nodes) if ids[i] in left]
         if not members:
             raise ValueError(f"supernode {name!r:.60}: pruning left none of its nodes; raise node_threshold")

@@ -139,7 +139,7 @@ def page(
     """The page as bytes, all of them ASCII; see `Graph.to_html`."""
     base, max_edges = _check.base(base), _check.integer(max_edges, "max_edges", 0)
     if title is not None and not isinstance(title, str):
-        raise TypeError(f"title must be text, got {type(title).__name__}")
+        raise TypeError(f"title must be a string, got {type(title).__name__}")
     whole, given = graph, [t for t in (node_threshold, edge_threshold) if t is not None]
     if graph.pruned and given:
         raise ValueError("this graph is pruned; use the whole graph for other thresholds")
@@ -341,6 +341,6 @@ def _labels(
 
 
 def _text_width(text: str, size: float) -> float:
-    """Pixels that a text takes at most in the usual sans-serif fonts."""
+    """Pixels that a string takes at most in the usual sans-serif fonts."""
     wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
     return size * (0.6 * (len(text) - wide) + 1.05 * wide) + 2

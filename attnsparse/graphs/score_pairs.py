@@ -52,7 +52,7 @@ def score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int 
 
 def _score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int | str) -> ScoreSplit:
     if graph.origin is None:
-        raise ValueError("a graph read from a file has no model to compute with; make it again")
+        raise ValueError("a graph read from a file has no model to compute with; compute the graph again")
     if graph.pruned is not None:
         raise ValueError("scores are split over all sources: use the graph before pruning")
     sources, chosen = graph.origin

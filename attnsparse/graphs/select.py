@@ -62,7 +62,7 @@ def select(
         fits &= graph.position == graph.position_of(position)
     if label is not None:
         if not isinstance(label, str):
-            raise TypeError(f"label must be a text that labels contain, got {type(label).__name__}")
+            raise TypeError(f"label must be a string that labels contain, got {type(label).__name__}")
         fits &= np.array([label in text for text in graph.labels])
     return np.flatnonzero(fits)
 
@@ -86,7 +86,7 @@ def ends(graph: Graph, source: Nodes, target: Nodes) -> tuple[np.ndarray, np.nda
     sources, targets = graph.nodes_of(source), graph.nodes_of(target)
     for name, nodes in (("source", sources), ("target", targets)):
         if not len(nodes):
-            raise ValueError(f"{name} has no nodes: nothing was selected")
+            raise ValueError(f"{name} is empty: nothing was selected")
     if not np.isin(targets, graph.targets).any():
         what = f"{graph._id(targets[0])!r} ({graph.kind[targets[0]]})"
         raise ValueError(f"no edge leads to {what}: targets are features and logits; the source comes first")

@@ -39,20 +39,30 @@ MOST = 36  # heads drawn of a model
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Loadings:
-    """The edge from a group to the logit, split by heads: directly ("edge"), or through features as well."""
+    """The edge from a group to the logit, split by heads: directly ("edge"), or through features as well.
+
+    Attributes
+    ----------
+    whole : float
+        The edge, in units of the logit.
+    heads : tuple of Head
+        [L * H]: all heads, by falling share.
+    shares : numpy.ndarray
+        float64 [L * H]: loading / whole, falling.
+    cumulative : numpy.ndarray
+        float64 [L * H]: share of each head and all before it.
+    direct : float
+        Share that no head carries.
+    remainder : float
+        Share of paths that visit other positions on the way.
+    """
 
     whole: float
-    """The edge, in units of the logit."""
     heads: tuple[Head, ...]
-    """All heads, by falling share."""
     shares: np.ndarray
-    """float64 [L * H]: loading / whole, falling."""
     cumulative: np.ndarray
-    """float64 [L * H]: share of each head and all before it."""
     direct: float
-    """Share that no head carries."""
     remainder: float
-    """Share of paths that visit other positions on the way."""
 
     def needed(self, fraction: float) -> int | None:
         """The fewest heads that have a share together.
@@ -85,29 +95,48 @@ class Loadings:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class WordEffect:
-    """The effect of one word of a prompt on the answer in one model. Made by `word_effect`."""
+    """The effect of one word of a prompt on the answer in one model. Made by `word_effect`.
+
+    Attributes
+    ----------
+    graph : Graph
+        The attribution graph of the prompt.
+    named_groups : dict of str to Group
+        The groups of the graph by name.
+    flows : numpy.ndarray
+        float64 [g, g]: entry [a, b] is the effect of group a on the logits by way of group b, the next
+        one on the path, in units of the logit; groups in the order of `named_groups`.
+    source : str
+        Name of the word's group.
+    output : str
+        Name of the group with the logits.
+    key : int
+        The word's position, from 0.
+    loadings : dict of str to Loadings
+        "features" and "edge", as `Graph.heads` takes them.
+    by_last : float
+        Share of the word's effect through features that first reaches one at the last position.
+    fraction : float
+        Share of the word's effect that the drawn heads were to have, above 0 and at most 1.
+    n_drawn : int
+        The fewest heads with `fraction` of the word's effect through features, at most 36.
+    checks : pandas.DataFrame
+        `Graph.check` of the word's group, and of the drawn heads' entries from it to the last position.
+    model_digest : str
+        `Model.digest`: SHA-256 of configuration and weights, hexadecimal.
+    """
 
     graph: Graph
     named_groups: dict[str, Group]
-    """The groups of the graph by name."""
     flows: np.ndarray
-    """float64 [g, g]: entry [a, b] is the effect of group a on the logits by way of group b, the next one on
-    the path, in units of the logit; groups in the order of `named_groups`."""
     source: str
-    """Name of the word's group."""
     output: str
-    """Name of the group with the logits."""
     key: int
-    """The word's position, from 0."""
     loadings: dict[str, Loadings]
-    """"features" and "edge", as `Graph.heads` takes them."""
     by_last: float
-    """Share of the word's effect through features that first reaches one at the last position."""
     fraction: float
     n_drawn: int
-    """The fewest heads with `fraction` of the word's effect through features, at most 36."""
     checks: pd.DataFrame
-    """`Graph.check` of the word's group, and of the drawn heads' entries from it to the last position."""
     model_digest: str
 
     @property
@@ -126,7 +155,13 @@ class WordEffect:
         return float(self.loadings["features"].shares[: self.n_drawn].sum())
 
     def same_entry(self) -> int:
-        """The number of drawn heads whose strongest key at the last position is the word."""
+        """The number of drawn heads whose strongest key at the last position is the word.
+
+        Returns
+        -------
+        int
+            0 to `n_drawn`.
+        """
         rows = [self.graph.pattern[head][self.query] for head in self.drawn]
         return sum(int(row.argmax()) == self.key for row in rows)
 
@@ -255,8 +290,10 @@ def word_effect(
 
     Parameters
     ----------
-    model, transcoders, prompt, max_feature_nodes, labels, prepend_bos
-        As for `attribution_graph`. A BOS token is position 0; features that are not kept are in no group.
+    model : Model
+    transcoders : Transcoders
+    prompt : str
+        One prompt.
     key : int or str
         The word, as a position from 0 or a token.
     answer : str
@@ -268,6 +305,12 @@ def word_effect(
         group unless they are in one. None: `token_groups`.
     fraction : float, default 0.8
         Of the edge, which the drawn heads carry; above 0 and at most 1.
+    max_feature_nodes : int, optional
+        As for `attribution_graph`; features that are not kept are in no group.
+    labels : mapping, str or os.PathLike, optional
+        As for `attribution_graph`.
+    prepend_bos : bool, default False
+        Put a BOS token before the prompt, at position 0.
 
     Returns
     -------

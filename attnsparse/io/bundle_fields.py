@@ -36,13 +36,15 @@ def check_texts(data: Mapping[str, Any], names: Iterable[str], path: str) -> Non
     """Texts."""
     for name in names:
         if not isinstance(data[name], str):
-            raise_file_error("header_value", path, f"'{name}' must be a text, got {shown(data[name])}", name)
+            raise_file_error(
+                "header_value", path, f"'{name}' must be a string, got {shown(data[name])}", name
+            )
 
 
 def check_text_list(data: Mapping[str, Any], name: str, path: str) -> None:
-    """A list of texts."""
+    """A list of strings."""
     if not isinstance(data[name], list) or not all(isinstance(text, str) for text in data[name]):
-        raise_file_error("header_value", path, f"'{name}' must be a list of texts", name)
+        raise_file_error("header_value", path, f"'{name}' must be a list of strings", name)
 
 
 def check_object(data: Mapping[str, Any], name: str, path: str, *, optional: bool = False) -> None:

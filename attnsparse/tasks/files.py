@@ -386,8 +386,8 @@ def _all_of(value: Any, kind: type[list[Any]], item: type) -> bool:
 
 
 _DESCRIPTION: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("name", lambda value: isinstance(value, str), "a text"),
-    ("metric", lambda value: isinstance(value, str), "a text"),
+    ("name", lambda value: isinstance(value, str), "a string"),
+    ("metric", lambda value: isinstance(value, str), "a string"),
     ("prepend_bos", lambda value: isinstance(value, bool), "true or false"),
     ("options", lambda value: isinstance(value, dict), "an object"),
     ("seq_labels", lambda value: _all_of(value, list, str), "a list of strings"),

@@ -167,7 +167,7 @@ def check_values(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], path: 
     for name, array in tensors.items():
         check_finite(array, name, path)
         if name.startswith("adam.v/") and (array < 0).any():
-            _value(path, name, "holds squares below 0")
+            _value(path, name, "has a negative second moment")
         if name.startswith("adam.") and meta["step"] == 0 and array.any():
             _value(path, name, "is not 0 before the first step")
     if (tensors["history"][:, 1:] < 0).any():

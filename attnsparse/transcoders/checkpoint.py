@@ -54,7 +54,7 @@ def check(
             raise file_error(CheckpointError, "meta", path, text, field="meta")
     steps = trainer.options.steps
     if found["step"] < 0:
-        text = f"step {found['step']} of {steps} makes no sense"
+        text = f"step {found['step']} is out of range 0..{steps}"
         raise file_error(CheckpointError, "meta", path, text, field="step")
     for name in ("model", "data", "start"):
         if found[name] != own[name]:
@@ -63,7 +63,7 @@ def check(
             raise file_error(CheckpointError, name, path, text, field=name)
     _check_options(trainer.options, found["options"], path)
     if found["step"] > steps:
-        text = f"step {found['step']} of {steps} makes no sense"
+        text = f"step {found['step']} is out of range 0..{steps}"
         raise file_error(CheckpointError, "meta", path, text, field="step")
     _check_entries(trainer, entries, found["step"], path)
 
@@ -76,13 +76,13 @@ def check_values(tensors: Mapping[str, np.ndarray], n_features: Sequence[int], p
         check_finite(array, name, path)
         kind = name.partition("/")[2]
         if kind.startswith("v/") and (array < 0).any():
-            _value(path, name, "holds squares below 0")
+            _value(path, name, "has a negative second moment")
         if kind.startswith(("m/", "v/")) and step == 0 and array.any():
             _value(path, name, "is not 0 before the first step")
         if kind == "silent" and not ((array >= 0) & (array <= step)).all():
-            _value(path, name, f"counts other steps than 0..{step}")
+            _value(path, name, f"has counts outside 0..{step}")
     if not ((tensors["output_scale"] >= 1e-15) & (tensors["output_scale"] <= 1e15)).all():
-        _value(path, "output_scale", "has numbers outside of 1e-15..1e15")
+        _value(path, "output_scale", "has numbers outside 1e-15..1e15")
     for name, most in (("l0", n_features), ("n_dead", n_features), ("grad_norm", [np.inf] * len(history))):
         column = history[:, :, RESULTS.index(name)]
         if not ((column >= 0) & (column <= np.reshape(most, (-1, 1)))).all():

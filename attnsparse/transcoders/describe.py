@@ -1,4 +1,4 @@
-"""Labels for features: where they are most active in many prompts, which tokens they promote, and a text."""
+"""Labels for features: where they are most active in many prompts, which tokens they promote, and a name."""
 
 from __future__ import annotations
 

@@ -99,6 +99,7 @@ const char *asp_fail_size(char text[32], double bytes);
 typedef double (*asp_term)(const void *arg, int64_t i);
 /* The sum of terms 0 .. n-1. */
 double asp_sum(asp_term term, const void *arg, int64_t n);
+double asp_sum_numbers(const double *x, int64_t n); /* x (n) read */
 double asp_sum_squares(const double *x, int64_t n); /* x (n) read */
 
 /* ---- parallel.c ---------------------------------------------------------------- */

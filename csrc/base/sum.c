@@ -27,6 +27,10 @@ static double add(asp_term term, const void *arg, int64_t begin, int64_t n) {
 
 double asp_sum(asp_term term, const void *arg, int64_t n) { return add(term, arg, 0, n); }
 
+static double number(const void *arg, int64_t i) { return ((const double *)arg)[i]; }
+
+double asp_sum_numbers(const double *x, int64_t n) { return asp_sum(number, x, n); }
+
 static double square(const void *arg, int64_t i) {
     const double *x = arg;
     return x[i] * x[i];

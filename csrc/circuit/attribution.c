@@ -62,7 +62,7 @@ typedef struct {
     asp_real *dz;
 } layer_job;
 
-static double dot(const asp_real *a, const asp_real *b, int64_t n) {
+static double dot_values(const asp_real *a, const asp_real *b, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
     return sum;
@@ -78,8 +78,8 @@ static void head_scores(const layer_job *job, int64_t sequence, int64_t head) {
     for (int64_t q = 0; q < t; q++) {
         const int64_t at = ((first + q) * c->n_head + head) * d;
         const asp_real *reference = asp_reference_z(&mix->replacement, job->layer, sequence, head, q);
-        double score = dot(job->dz + at, acts->z.data + job->layer * acts->z.stride + at, d);
-        if (reference) score -= dot(job->dz + at, reference, d);
+        double score = dot_values(job->dz + at, acts->z.data + job->layer * acts->z.stride + at, d);
+        if (reference) score -= dot_values(job->dz + at, reference, d);
         mix->scores[mix->options->unit == ASP_UNIT_HEAD ? head_index : head_index * t + q] += mix->share * score;
     }
 }
@@ -88,13 +88,14 @@ static void head_scores(const layer_job *job, int64_t sequence, int64_t head) {
 static double reference_score(const scaling *mix, const asp_real *dz, int64_t square, int64_t row, int64_t q, int64_t k,
                               int64_t t, int64_t layer, int64_t head) {
     const int64_t d = mix->model->config.d_head;
-    if (mix->options->reference.entries) return dot(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
+    if (mix->options->reference.entries)
+        return dot_values(dz, mix->options->reference.entries + (square + q * t + k) * d, d);
     const int64_t head_index = layer * mix->model->config.n_head + head;
     if (!mix->replacement.pattern.data || (mix->options->closed && mix->options->closed[(head_index * t + q) * t + k]))
         return 0;
     const asp_real *v = (const asp_real *)mix->replacement.qkv.data + layer * mix->replacement.qkv.strides[0] +
                         (row + k) * mix->replacement.qkv.strides[1] + 2 * mix->replacement.qkv.strides[2] + head * d;
-    return (double)((const asp_real *)mix->replacement.pattern.data)[square + q * t + k] * dot(dz, v, d);
+    return (double)((const asp_real *)mix->replacement.pattern.data)[square + q * t + k] * dot_values(dz, v, d);
 }
 
 /* Entries: dz . (A v - reference), or what moving the gate logit to 0 would do: g P (dz . v) sigma'(g). */
@@ -110,7 +111,7 @@ static void entry_scores(const layer_job *job, int64_t sequence, int64_t head) {
     for (int64_t q = 0; q < t; q++) {
         const asp_real *dz = job->dz + ((first + q) * c->n_head + head) * d;
         for (int64_t k = 0; k <= q; k++) {
-            double score = dot(dz, v + k * 3 * width, d);
+            double score = dot_values(dz, v + k * 3 * width, d);
             if (mix->options->through_gate) {
                 const double s = (double)acts->scores[packed + q * t + k], g = s + c->gate_bias, w = 1 / (1 + exp(-g));
                 const asp_real *lse = acts->lse.data + job->layer * acts->lse.stride + head * acts->n_tokens + first;
@@ -157,8 +158,8 @@ typedef struct {
 } attribution;
 
 /* Checks the call and opens what items are replaced by. */
-static asp_status prepare(asp_reference_view *r, const asp_attribution_options *o, const asp_model *model,
-                          const int64_t *offsets, int64_t n_sequences, asp_error *err) {
+static asp_status prepare_pass(asp_reference_view *r, const asp_attribution_options *o, const asp_model *model,
+                               const int64_t *offsets, int64_t n_sequences, asp_error *err) {
     if (o->metric.n_sequences != n_sequences)
         return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: the metric has %lld prompts, the batch %lld",
                         (long long)o->metric.n_sequences, (long long)n_sequences);
@@ -182,8 +183,8 @@ static asp_status prepare(asp_reference_view *r, const asp_attribution_options *
 enum { PARTS = 4 };
 
 /* Lays out what is needed besides the tape, whose acts are of this batch; squares: (L,H,T,T) of its sequences. */
-static int64_t lay_out(attribution *a, asp_arena_part parts[PARTS], const asp_model *m, int64_t squares,
-                       int64_t copies) {
+static int64_t lay_out_passes(attribution *a, asp_arena_part parts[PARTS], const asp_model *m, int64_t squares,
+                              int64_t copies) {
     const asp_config *c = &m->config;
     const asp_arena_part list[PARTS] = {ASP_PART(a->mix.mixed, a->tape.acts.n_rows, c->n_head * c->d_head),
                                         ASP_PART(a->copies, copies, c->n_vocab), ASP_PART(a->square, squares, 1),
@@ -205,17 +206,18 @@ int64_t asp_attribution_needed(const asp_model *model, const int64_t *offsets, i
     int64_t bytes;
     const int64_t tape = asp_tape_needed(&a.tape, model, &batch, n_threads);
     const int64_t squares = unit == ASP_UNIT_EDGE ? asp_shape_squares_size(&model->config, offsets, n_sequences) : 0;
-    return __builtin_add_overflow(tape, lay_out(&a, parts, model, squares, copies_of(&a, kind, n_threads)), &bytes)
+    return __builtin_add_overflow(tape, lay_out_passes(&a, parts, model, squares, copies_of(&a, kind, n_threads)),
+                                  &bytes)
                ? INT64_MAX
                : bytes;
 }
 
-static asp_status allocate(attribution *a, const asp_model *m, const asp_attribution_options *o, int n_threads,
-                           asp_error *err) {
+static asp_status allocate_passes(attribution *a, const asp_model *m, const asp_attribution_options *o, int n_threads,
+                                  asp_error *err) {
     asp_activations *acts = &a->tape.acts;
     asp_arena_part parts[PARTS];
     const int64_t squares = o->unit == ASP_UNIT_EDGE ? acts->square_start[acts->n_sequences] : 0;
-    const int64_t bytes = lay_out(a, parts, m, squares, copies_of(a, o->metric.kind, n_threads));
+    const int64_t bytes = lay_out_passes(a, parts, m, squares, copies_of(a, o->metric.kind, n_threads));
     a->work = asp_allocate(2 * m->config.n_layer, sizeof *a->work);
     if (bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
         return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %s; use fewer prompts at once",
@@ -252,10 +254,10 @@ asp_status asp_attribution(double *scores, const asp_model *model, const int32_t
     const asp_batch batch = {tokens, offsets, n_sequences, NULL, NULL};
     attribution a = {.mix = {.model = model, .options = options, .scores = scores}};
     asp_status status = asp_shape_check_batch(&model->config, tokens, offsets, n_sequences, err);
-    if (!status) status = prepare(&a.mix.replacement, options, model, offsets, n_sequences, err);
+    if (!status) status = prepare_pass(&a.mix.replacement, options, model, offsets, n_sequences, err);
     if (status) return status;
     status = asp_tape_prepare(&a.tape, model, &batch, context->n_threads, options->max_bytes, err);
-    if (!status) status = allocate(&a, model, options, context->n_threads, err);
+    if (!status) status = allocate_passes(&a, model, options, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
     if (!status) {
         status = compute(&a, model, options, context);

@@ -20,8 +20,8 @@ static asp_status check_sizes(const asp_circuit_options *o, int64_t n_items, asp
                     (long long)n_items);
 }
 
-static asp_status check(const asp_task *ranking, const asp_task *evaluation, const asp_items *items,
-                        const asp_circuit_options *o, asp_error *err) {
+static asp_status check_search(const asp_task *ranking, const asp_task *evaluation, const asp_items *items,
+                               const asp_circuit_options *o, asp_error *err) {
     if (items->n < 1 || ranking->clean.n_prompts < 1 || evaluation->clean.n_prompts < 1)
         return asp_fail(err, ASP_BAD_ARGUMENT,
                         "circuit: needs items and prompts of both tasks, got %lld items, %lld and %lld prompts",
@@ -39,7 +39,7 @@ static asp_status check(const asp_task *ranking, const asp_task *evaluation, con
     return check_sizes(o, items->n, err);
 }
 
-static asp_status allocate(asp_circuit *c, asp_error *err) {
+static asp_status allocate_circuit(asp_circuit *c, asp_error *err) {
     asp_arena_part parts[] = {ASP_PART(c->place, 1, 1),
                               ASP_PART(c->order, c->n_items, 1),
                               ASP_PART(c->scores, c->n_items, 1),
@@ -63,7 +63,7 @@ asp_status asp_circuit_new(asp_circuit **circuit, const asp_model *model, const 
                            const asp_task *evaluation, const asp_items *items, const asp_circuit_options *options,
                            asp_error *err) {
     *circuit = NULL;
-    asp_status status = check(ranking, evaluation, items, options, err);
+    asp_status status = check_search(ranking, evaluation, items, options, err);
     if (status) return status;
     asp_circuit *c = asp_allocate(1, sizeof *c);
     if (!c) return asp_fail(err, ASP_NO_MEMORY, "no memory for a circuit");
@@ -78,7 +78,7 @@ asp_status asp_circuit_new(asp_circuit **circuit, const asp_model *model, const 
     c->width = 2 + (int)options->effects.unit;
     c->n_prompts = evaluation->clean.n_prompts;
     c->max_sizes = asp_find_most_sizes(options, items->n);
-    status = allocate(c, err);
+    status = allocate_circuit(c, err);
     if (status) asp_circuit_free(c);
     else *circuit = c;
     return status;

@@ -217,8 +217,7 @@ asp_status asp_measure(const asp_model *model, const asp_task *task, const asp_m
                        const asp_effect_options *options, const asp_context *context, asp_error *err);
 /* ---- curve.c --------------------------------------------------------------------- */
 
-/* Sum and mean of x (n), added in NumPy's order. */
-double asp_curve_sum(const double *x, int64_t n);
+/* Mean of x (n), added in NumPy's order. */
 double asp_curve_mean(const double *x, int64_t n);
 
 /* ---- circuit.c ------------------------------------------------------------------- */
@@ -264,6 +263,8 @@ struct asp_circuit {
 
 /* Ranks, or does one round of elimination. */
 asp_status asp_ranking_step(asp_circuit *c, const asp_context *context, asp_error *err);
+/* Sorts index (n) by rising key[index]; equal keys keep their order.  other (n) scratch. */
+void asp_ranking_sort(int64_t *index, int64_t *other, const double *key, int64_t n);
 /* rows (n,w) written: the candidates with these indices (n). */
 void asp_ranking_gather(int32_t *rows, const asp_circuit *c, const int64_t *index, int64_t n);
 

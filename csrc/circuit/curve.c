@@ -9,22 +9,7 @@
 
 /* ---- sums ---------------------------------------------------------------------------- */
 
-/* Sum of x (n) as NumPy adds: eight partial sums in blocks of up to 128, and the blocks in pairs. */
-double asp_curve_sum(const double *x, int64_t n) {
-    if (n > 128) {
-        const int64_t half = n / 2 - n / 2 % 8;
-        return asp_curve_sum(x, half) + asp_curve_sum(x + half, n - half);
-    }
-    double part[8] = {0};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int j = 0; j < 8; j++) part[j] += x[i + j];
-    double sum = ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
-    for (; i < n; i++) sum += x[i];
-    return sum;
-}
-
-double asp_curve_mean(const double *x, int64_t n) { return asp_curve_sum(x, n) / (double)n; }
+double asp_curve_mean(const double *x, int64_t n) { return asp_sum_numbers(x, n) / (double)n; }
 
 /* Sum of a b (n) as einsum adds: in two lanes, and within eight numbers the last first. */
 static double product_sum(const double *a, const double *b, int64_t n) {
@@ -72,7 +57,7 @@ static void draw(double *weights, int64_t n, uint64_t seed, int64_t b) {
 
 /* Effects of resample b; 0 if one is not finite.
  *   effect (S) written    weights (P) scratch */
-static int resample(double *effect, double *weights, const asp_curve *c, uint64_t seed, int64_t b) {
+static int resample_curve(double *effect, double *weights, const asp_curve *c, uint64_t seed, int64_t b) {
     const int64_t p = c->n_prompts;
     draw(weights, p, seed, b);
     const double full = product_sum(weights, c->full, p), empty = product_sum(weights, c->empty, p);
@@ -84,7 +69,7 @@ static int resample(double *effect, double *weights, const asp_curve *c, uint64_
     return finite;
 }
 
-static asp_status check(const asp_curve *c, int64_t n_resamples, asp_error *err) {
+static asp_status check_curve(const asp_curve *c, int64_t n_resamples, asp_error *err) {
     int64_t n;
     if (c->n_prompts < 1 || c->n_sizes < 0)
         return asp_fail(err, ASP_BAD_ARGUMENT, "a curve needs prompts, got %lld prompts and %lld sizes",
@@ -112,8 +97,8 @@ typedef struct {
 } resampling;
 
 /* What each thread needs besides weights: n_effects, n_counts; and n_ratios for all. */
-static asp_status allocate(resampling *r, int n_threads, int64_t n_effects, int64_t n_counts, int64_t n_ratios,
-                           asp_error *err) {
+static asp_status allocate_resamples(resampling *r, int n_threads, int64_t n_effects, int64_t n_counts,
+                                     int64_t n_ratios, asp_error *err) {
     asp_arena_part parts[] = {ASP_PART(r->weights, n_threads, r->n_prompts), ASP_PART(r->effects, n_threads, n_effects),
                               ASP_PART(r->counts, n_threads, n_counts), ASP_PART(r->ratios, n_ratios, 1)};
     enum { PARTS = sizeof parts / sizeof parts[0] };
@@ -128,7 +113,7 @@ static asp_status allocate(resampling *r, int n_threads, int64_t n_effects, int6
 
 static void curve_item(void *arg, int64_t b, int thread) {
     const resampling *r = arg;
-    resample(r->curves + b * r->n_sizes, r->weights + thread * r->n_prompts, r->curve, r->seed, b);
+    resample_curve(r->curves + b * r->n_sizes, r->weights + thread * r->n_prompts, r->curve, r->seed, b);
 }
 
 static int is_finite_row(const double *row, int64_t n) {
@@ -143,8 +128,8 @@ asp_status asp_curve_bootstrap(double *curves, int64_t *n_valid, const asp_curve
     const int64_t n = curve->n_sizes;
     resampling r = {.curve = curve, .seed = seed, .n_prompts = curve->n_prompts, .n_sizes = n, .curves = curves};
     *n_valid = 0;
-    asp_status status = check(curve, n_resamples, err);
-    if (!status) status = allocate(&r, context->n_threads, 0, 0, 0, err);
+    asp_status status = check_curve(curve, n_resamples, err);
+    if (!status) status = allocate_resamples(&r, context->n_threads, 0, 0, 0, err);
     if (status) return status;
     status = asp_parallel_for(context, n_resamples, curve_item, &r);
     for (int64_t b = 0; !status && b < n_resamples; b++) {
@@ -265,11 +250,23 @@ void asp_curve_needed(int64_t *first, int64_t *stays, const double *curves, int6
     }
 }
 
+void asp_curve_shares(double *shares, const double *effect, int64_t n) {
+    ASP_ENVIRONMENT;
+    double *positive = shares + 1, sum = 0;
+    shares[0] = 0;
+    for (int64_t i = 0; i < n; i++) positive[i] = effect[i] < 0 ? 0 : effect[i];
+    const double total = asp_sum_numbers(positive, n);
+    for (int64_t i = 0; i < n; i++) {
+        sum += positive[i];
+        positive[i] = sum / (total == 0 ? 1 : total);
+    }
+}
+
 static void needed_item(void *arg, int64_t b, int thread) {
     const resampling *r = arg;
     const int64_t n = r->n_sizes;
     double *effect = r->effects + thread * n;
-    if (!resample(effect, r->weights + thread * r->n_prompts, r->curve, r->seed, b)) return;
+    if (!resample_curve(effect, r->weights + thread * r->n_prompts, r->curve, r->seed, b)) return;
     int64_t *counts = r->counts + 2 * (n + 1) * thread;
     counts[first_index(effect, n, r->fraction)]++;
     counts[n + 1 + stays_index(effect, n, r->fraction)]++;
@@ -295,8 +292,8 @@ asp_status asp_curve_needed_interval(asp_needed *needed, const asp_curve *curve,
     const int64_t n = curve->n_sizes;
     resampling r = {
         .curve = curve, .seed = bootstrap->seed, .fraction = fraction, .n_prompts = curve->n_prompts, .n_sizes = n};
-    asp_status status = check(curve, bootstrap->n_resamples, err);
-    if (!status) status = allocate(&r, context->n_threads, n, 2 * (n + 1), 0, err);
+    asp_status status = check_curve(curve, bootstrap->n_resamples, err);
+    if (!status) status = allocate_resamples(&r, context->n_threads, n, 2 * (n + 1), 0, err);
     if (status) return status;
     status = asp_parallel_for(context, bootstrap->n_resamples, needed_item, &r);
     for (int t = 1; t < context->n_threads; t++)
@@ -323,7 +320,7 @@ static void ratio_item(void *arg, int64_t b, int thread) {
     double sizes[2];
     for (int i = 0; i < 2; i++) {
         double *effect = r->effects + thread * r->n_sizes;
-        const int finite = resample(effect, r->weights + thread * r->n_prompts, &r->pair[i]->curve, r->seed, b);
+        const int finite = resample_curve(effect, r->weights + thread * r->n_prompts, &r->pair[i]->curve, r->seed, b);
         sizes[i] = finite ? needed_size(r->pair[i], effect, r->fraction, r->stays) : NAN;
     }
     r->ratios[b] = sizes[0] / sizes[1];
@@ -337,9 +334,9 @@ asp_status asp_curve_ratio(asp_ratio *ratio, const asp_measured *circuit, const 
     r.n_prompts = asp_max(circuit->curve.n_prompts, other->curve.n_prompts);
     r.n_sizes = asp_max(circuit->curve.n_sizes, other->curve.n_sizes);
     *ratio = (asp_ratio){NAN, NAN, NAN};
-    asp_status status = check(&circuit->curve, n_resamples, err);
-    if (!status) status = check(&other->curve, n_resamples, err);
-    if (!status) status = allocate(&r, context->n_threads, r.n_sizes, 0, n_resamples, err);
+    asp_status status = check_curve(&circuit->curve, n_resamples, err);
+    if (!status) status = check_curve(&other->curve, n_resamples, err);
+    if (!status) status = allocate_resamples(&r, context->n_threads, r.n_sizes, 0, n_resamples, err);
     if (status) return status;
     status = asp_parallel_for(context, n_resamples, ratio_item, &r);
     int64_t n = 0;

@@ -43,8 +43,8 @@ static asp_curve curve_of(const asp_circuit *c, const double *values, int64_t n_
 }
 
 /* The metric on the evaluation prompts with the first so many of `items` kept.  values (n,P) written */
-static asp_status keep_only(double *values, const asp_circuit *c, const int32_t *items, const int64_t *sizes, int64_t n,
-                            const asp_context *context, asp_error *err) {
+static asp_status keep_first_sizes(double *values, const asp_circuit *c, const int32_t *items, const int64_t *sizes,
+                                   int64_t n, const asp_context *context, asp_error *err) {
     const asp_status status = asp_effects_keep_only(values, c->model, c->evaluation, (asp_items){items, c->n_items},
                                                     sizes, n, &c->options.effects, context, err);
     return status ? status : asp_find_check_finite(c, values, n * c->n_prompts, "it", err);
@@ -80,7 +80,7 @@ static asp_status measure_whole(asp_circuit *c, const asp_context *context, asp_
     const int64_t none = 0;
     asp_status status = asp_effects_whole(c->full, c->model, c->evaluation, context, err);
     if (!status) status = asp_find_check_finite(c, c->full, c->n_prompts, "it", err);
-    if (!status) status = keep_only(c->empty, c, c->candidates, &none, 1, &quiet, err);
+    if (!status) status = keep_first_sizes(c->empty, c, c->candidates, &none, 1, &quiet, err);
     if (!status) status = check_divisor(c, err);
     if (!status) c->place->stage = ASP_FIND_RANKING;
     else memset(c->full, 0, (size_t)c->n_prompts * sizeof *c->full);
@@ -107,12 +107,13 @@ int64_t asp_find_most_sizes(const asp_circuit_options *options, int64_t n_items)
 }
 
 /* The metric with only the best so many items kept; with none it is known.  values (n,P) written */
-static asp_status keep_best(double *values, const asp_circuit *c, const int64_t *sizes, int64_t n,
-                            const asp_context *context, asp_error *err) {
+static asp_status keep_best_items(double *values, const asp_circuit *c, const int64_t *sizes, int64_t n,
+                                  const asp_context *context, asp_error *err) {
     const int64_t known = sizes[0] == 0;
     if (known) memcpy(values, c->empty, (size_t)c->n_prompts * sizeof *values);
-    return n == known ? ASP_OK
-                      : keep_only(values + known * c->n_prompts, c, c->items, sizes + known, n - known, context, err);
+    return n == known
+               ? ASP_OK
+               : keep_first_sizes(values + known * c->n_prompts, c, c->items, sizes + known, n - known, context, err);
 }
 
 static asp_status evaluate(asp_circuit *c, const asp_context *context, asp_error *err) {
@@ -120,7 +121,7 @@ static asp_status evaluate(asp_circuit *c, const asp_context *context, asp_error
     int64_t n = o->n_sizes;
     if (o->sizes) memcpy(c->sizes, o->sizes, (size_t)n * sizeof *c->sizes);
     else n = default_sizes(c->sizes, c->n_items, o->effects.unit == ASP_UNIT_HEAD);
-    const asp_status status = keep_best(c->values, c, c->sizes, n, context, err);
+    const asp_status status = keep_best_items(c->values, c, c->sizes, n, context, err);
     if (status) return status;
     c->place->n_sizes = n;
     c->place->stage = ASP_FIND_FINER;
@@ -148,7 +149,7 @@ static int64_t finer_sizes(int64_t *more, const asp_circuit *c) {
 }
 
 /* Puts sizes (n) and their values (n,P) among the others; all ascend. */
-static void insert(asp_circuit *c, const int64_t *sizes, const double *values, int64_t n) {
+static void insert_size(asp_circuit *c, const int64_t *sizes, const double *values, int64_t n) {
     const int64_t p = c->n_prompts;
     int64_t old = c->place->n_sizes - 1;
     for (int64_t at = old + n, more = n - 1; more >= 0; at--) {
@@ -176,9 +177,9 @@ static asp_status refine(asp_circuit *c, const asp_context *context, asp_error *
     double *values = asp_allocate(n, (size_t)c->n_prompts * sizeof *values); /* (n,P) */
     if (!values) return asp_fail(err, ASP_NO_MEMORY, "no memory for the metric at %lld more sizes", (long long)n);
     const asp_context quiet = asp_find_quiet(context);
-    const asp_status status = keep_best(values, c, more, n, &quiet, err);
+    const asp_status status = keep_best_items(values, c, more, n, &quiet, err);
     if (!status) {
-        insert(c, more, values, n);
+        insert_size(c, more, values, n);
         c->place->n_rounds++;
     }
     asp_release(values);
@@ -236,7 +237,7 @@ static asp_status measure_order(double *effect, const asp_circuit *c, const int6
     if (!status) {
         asp_ranking_gather(w.items, c, w.order, c->n_items);
         for (int64_t k = 0; k < n_chosen; k++) sizes[k] = c->sizes[chosen[k]];
-        status = keep_only(w.values, c, w.items, sizes, n_chosen, context, err);
+        status = keep_first_sizes(w.values, c, w.items, sizes, n_chosen, context, err);
     }
     const asp_curve curve = curve_of(c, w.values, n_chosen);
     if (!status) asp_curve_effect(effect, &curve);
@@ -292,7 +293,7 @@ static asp_status try_order(asp_circuit *c, const asp_context *context, asp_erro
 
 /* ---- the interval over prompts -------------------------------------------------------------------------- */
 
-static asp_status resample(asp_circuit *c, const asp_context *context, asp_error *err) {
+static asp_status resample_interval(asp_circuit *c, const asp_context *context, asp_error *err) {
     const asp_circuit_options *o = &c->options;
     const asp_curve curve = curve_of(c, c->values, c->place->n_sizes);
     int64_t n_valid;
@@ -315,6 +316,6 @@ asp_status asp_find_step(asp_circuit *c, const asp_context *context, asp_error *
     case ASP_FIND_SIZES: return evaluate(c, context, err);
     case ASP_FIND_FINER: return refine(c, context, err);
     case ASP_FIND_ORDERS: return try_order(c, context, err);
-    default: return resample(c, context, err);
+    default: return resample_interval(c, context, err);
     }
 }

@@ -20,41 +20,44 @@ static int64_t unit_of(const pass *c, int64_t layer, int64_t sequence, int64_t h
     return (layer * c->n_sequences + sequence) * c->n_head + head;
 }
 
-static int64_t row_of(const pass *c, int64_t sequence, int64_t position) { return c->offsets[sequence] + position; }
+static int64_t row_of_change(const pass *c, int64_t sequence, int64_t position) {
+    return c->offsets[sequence] + position;
+}
 
 /* ---- checks ---------------------------------------------------------------------------- */
 
-static asp_status out_of_range(asp_error *err, const char *what, int64_t found, int64_t n) {
+static asp_status change_out_of_range(asp_error *err, const char *what, int64_t found, int64_t n) {
     return asp_fail(err, ASP_BAD_INDEX, "intervention: %s %lld is out of range 0..%lld", what, (long long)found,
                     (long long)n - 1);
 }
 
 static asp_status check_place(const pass *c, int64_t layer, int64_t n_layer, int64_t sequence, int64_t position,
                               asp_error *err) {
-    if (layer < 0 || layer >= n_layer) return out_of_range(err, "layer", layer, n_layer);
-    if (sequence < 0 || sequence >= c->n_sequences) return out_of_range(err, "prompt", sequence, c->n_sequences);
+    if (layer < 0 || layer >= n_layer) return change_out_of_range(err, "layer", layer, n_layer);
+    if (sequence < 0 || sequence >= c->n_sequences) return change_out_of_range(err, "prompt", sequence, c->n_sequences);
     const int64_t t = c->offsets[sequence + 1] - c->offsets[sequence];
-    return position < 0 || position >= t ? out_of_range(err, "position", position, t) : ASP_OK;
+    return position < 0 || position >= t ? change_out_of_range(err, "position", position, t) : ASP_OK;
 }
 
-static asp_status check_entry(const pass *c, const int64_t *at, int64_t n_layer, asp_error *err) {
+static asp_status check_entry_change(const pass *c, const int64_t *at, int64_t n_layer, asp_error *err) {
     asp_status status = check_place(c, at[0], n_layer, at[1], at[3], err);
-    if (!status && (at[2] < 0 || at[2] >= c->n_head)) return out_of_range(err, "head", at[2], c->n_head);
+    if (!status && (at[2] < 0 || at[2] >= c->n_head)) return change_out_of_range(err, "head", at[2], c->n_head);
     if (!status && (at[4] < 0 || at[4] > at[3]))
         return asp_fail(err, ASP_BAD_INDEX, "intervention: key %lld is not among the keys 0..%lld of query %lld",
                         (long long)at[4], (long long)at[3], (long long)at[3]);
     return status;
 }
 
-static asp_status check(const pass *c, int64_t n_layer, asp_error *err) {
+static asp_status check_interventions(const pass *c, int64_t n_layer, asp_error *err) {
     const asp_interventions *g = c->given;
     asp_status status = ASP_OK;
     for (int64_t i = 0; !status && i < g->n_heads; i++) {
         const int64_t *at = g->heads + 4 * i;
         status = check_place(c, at[0], n_layer, at[1], at[3], err);
-        if (!status && (at[2] < 0 || at[2] >= c->n_head)) status = out_of_range(err, "head", at[2], c->n_head);
+        if (!status && (at[2] < 0 || at[2] >= c->n_head)) status = change_out_of_range(err, "head", at[2], c->n_head);
     }
-    for (int64_t i = 0; !status && i < g->n_entries; i++) status = check_entry(c, g->entries + 5 * i, n_layer, err);
+    for (int64_t i = 0; !status && i < g->n_entries; i++)
+        status = check_entry_change(c, g->entries + 5 * i, n_layer, err);
     for (int64_t i = 0; !status && i < g->n_mlps; i++)
         status = check_place(c, g->mlps[3 * i], n_layer, g->mlps[3 * i + 1], g->mlps[3 * i + 2], err);
     for (int64_t i = 0; !status && i < g->n_resids; i++) {
@@ -94,7 +97,7 @@ static asp_status begin(void *state, const asp_model *model, const int64_t *offs
     c->d_head = config->d_head;
     c->width = config->d_model;
     c->longest = asp_shape_longest(offsets, n_sequences);
-    const asp_status status = check(c, config->n_layer, err);
+    const asp_status status = check_interventions(c, config->n_layer, err);
     if (status) return status;
     int complete = 1;
     if (given->n_entries) {
@@ -157,14 +160,14 @@ static void attention(void *state, asp_attention_task *task, int64_t layer, int6
     if (task->dropped && task->z) add_entries(c, unit_of(c, layer, sequence, head), task->z, task->z_stride);
 }
 
-static const asp_real *replace_heads(void *state, const asp_activations *acts, int64_t layer) {
+static const asp_real *replace_given_heads(void *state, const asp_activations *acts, int64_t layer) {
     const pass *c = state;
     const asp_interventions *g = c->given;
     asp_real *z = acts->z.data + layer * acts->z.stride;
     for (int64_t i = 0; i < g->n_heads; i++) {
         const int64_t *at = g->heads + 4 * i;
         if (at[0] == layer)
-            memcpy(z + (row_of(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head, g->head_values + i * c->d_head,
+            memcpy(z + (row_of_change(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head, g->head_values + i * c->d_head,
                    (size_t)c->d_head * sizeof *z);
     }
     return z;
@@ -175,7 +178,7 @@ static void replace_residual(const pass *c, int half, int64_t layer, asp_real *x
     for (int64_t i = 0; i < g->n_resids; i++) {
         const int64_t *at = g->resids + 4 * i;
         if ((at[0] != 0) == half && at[1] == layer)
-            memcpy(x + row_of(c, at[2], at[3]) * c->width, g->resid_values + i * c->width,
+            memcpy(x + row_of_change(c, at[2], at[3]) * c->width, g->resid_values + i * c->width,
                    (size_t)c->width * sizeof *x);
     }
 }
@@ -186,7 +189,8 @@ static void keep_rows(const pass *c, int64_t layer, const asp_real *mid) {
     for (int64_t i = 0; i < g->n_mlps; i++) {
         const int64_t *at = g->mlps + 3 * i;
         if (at[0] == layer)
-            memcpy(c->rows + i * c->width, mid + row_of(c, at[1], at[2]) * c->width, (size_t)c->width * sizeof *mid);
+            memcpy(c->rows + i * c->width, mid + row_of_change(c, at[1], at[2]) * c->width,
+                   (size_t)c->width * sizeof *mid);
     }
 }
 
@@ -197,9 +201,9 @@ static void replace_mlps(const pass *c, int64_t layer, asp_real *x, asp_real *ou
         const int64_t *at = g->mlps + 3 * i;
         if (at[0] != layer) continue;
         const asp_real *value = g->mlp_values + i * c->width, *kept = c->rows + i * c->width;
-        asp_real *row = x + row_of(c, at[1], at[2]) * c->width;
+        asp_real *row = x + row_of_change(c, at[1], at[2]) * c->width;
         for (int64_t j = 0; j < c->width; j++) row[j] = kept[j] + value[j];
-        if (out) memcpy(out + row_of(c, at[1], at[2]) * c->width, value, (size_t)c->width * sizeof *out);
+        if (out) memcpy(out + row_of_change(c, at[1], at[2]) * c->width, value, (size_t)c->width * sizeof *out);
     }
 }
 
@@ -220,7 +224,7 @@ asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *g
                            .begin = begin,
                            .end = end,
                            .attention = attention,
-                           .output_input = replace_heads,
+                           .output_input = replace_given_heads,
                            .residual = residual};
     return ASP_OK;
 }

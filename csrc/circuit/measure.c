@@ -50,7 +50,7 @@ typedef struct {
     int32_t others;
 } fill_job;
 
-static void fill_item(void *arg, int64_t head_index, int thread) {
+static void fill_ranks_item(void *arg, int64_t head_index, int thread) {
     (void)thread;
     const fill_job *job = arg;
     for (int64_t i = head_index * job->per_head; i < (head_index + 1) * job->per_head; i++)
@@ -64,7 +64,7 @@ static asp_status rank_items(const measure *m, const asp_context *context, asp_e
     const asp_unit unit = m->setting.options.unit;
     const int64_t t = m->setting.length, heads = c->n_layer * c->n_head;
     fill_job job = {m->order, m->setting.open, asp_setting_places(c, unit, t) / heads, m->asked->others};
-    const asp_status status = asp_parallel_for(context, heads, fill_item, &job);
+    const asp_status status = asp_parallel_for(context, heads, fill_ranks_item, &job);
     for (int64_t i = 0; !status && i < items->n; i++) {
         const int32_t *row = items->rows + i * n_columns(unit);
         int64_t place = row[0] * c->n_head + row[1];
@@ -105,7 +105,7 @@ static int reaches(const measure *m, int64_t i, int64_t t) {
     return row[0] < m->setting.model->config.n_layer - 1 || row[2] == t - 1;
 }
 
-static void put(const measure *m, int64_t i, int64_t prompt, double value) {
+static void put_value(const measure *m, int64_t i, int64_t prompt, double value) {
     if (in_turn(m) && i == m->asked->items.n) m->all[prompt] = value;
     else m->asked->values[i * m->setting.task->clean.n_prompts + prompt] = value;
 }
@@ -146,7 +146,8 @@ static asp_status sweep_filled(measure *m, const asp_run *clean, const asp_conte
     if (!m->n_filled) return ASP_OK;
     const asp_status status = asp_sweep(m->values, s->model, clean, m->variants, m->n_filled, &options, context, err);
     if (status) return status;
-    for (int64_t i = 0; i < m->n_filled; i++) put(m, m->rows[i], s->first + m->variants[i].sequence, m->values[i]);
+    for (int64_t i = 0; i < m->n_filled; i++)
+        put_value(m, m->rows[i], s->first + m->variants[i].sequence, m->values[i]);
     m->n_filled = 0;
     return ASP_OK;
 }
@@ -171,7 +172,7 @@ static asp_status sweep_block(measure *m, const asp_run *clean, const asp_contex
     asp_status status = sweep_filled(m, clean, context, err);
     for (int64_t b = 0; !status && b < s->n; b++)
         for (int64_t i = 0; i < m->n_variants; i++)
-            if (!reaches(m, i, s->offsets[b + 1] - s->offsets[b])) put(m, i, s->first + b, m->all[s->first + b]);
+            if (!reaches(m, i, s->offsets[b + 1] - s->offsets[b])) put_value(m, i, s->first + b, m->all[s->first + b]);
     return status ? status : asp_context_progress(context, s->stage, done, m->total);
 }
 

@@ -19,8 +19,7 @@ static void merge(int64_t *out, const int64_t *index, const double *key, int64_t
         out[i] = a < middle && (b == end || !(key[index[b]] < key[index[a]])) ? index[a++] : index[b++];
 }
 
-/* Sorts index (n) by rising key[index]; equal keys keep their order.  other (n) scratch. */
-static void sort(int64_t *index, int64_t *other, const double *key, int64_t n) {
+void asp_ranking_sort(int64_t *index, int64_t *other, const double *key, int64_t n) {
     int64_t *from = index, *to = other;
     for (int64_t width = 1; width < n; width *= 2) {
         for (int64_t begin = 0; begin < n; begin += 2 * width)
@@ -51,13 +50,15 @@ typedef struct {
 } score_work;
 
 /* Tokens of a prompt, where all have as many. */
-static int64_t length_of(const asp_circuit *c) { return c->ranking->clean.offsets[1] - c->ranking->clean.offsets[0]; }
+static int64_t prompt_length(const asp_circuit *c) {
+    return c->ranking->clean.offsets[1] - c->ranking->clean.offsets[0];
+}
 
 /* Items of the unit that a model has: the size of what attribution gives. */
 static int64_t unit_size(const asp_circuit *c) {
     const asp_config *config = asp_model_config(c->model);
     int64_t size = config->n_layer * config->n_head;
-    for (int64_t i = 2; i < c->width; i++) size *= length_of(c);
+    for (int64_t i = 2; i < c->width; i++) size *= prompt_length(c);
     return size;
 }
 
@@ -104,7 +105,7 @@ static asp_status estimate_scores(score_work *w, const asp_circuit *c, const asp
     for (int64_t i = 0; !status && i < c->n_items; i++) {
         const int32_t *item = c->candidates + i * c->width;
         int64_t at = item[0] * n_head + item[1];
-        for (int64_t k = 2; k < c->width; k++) at = at * length_of(c) + item[k];
+        for (int64_t k = 2; k < c->width; k++) at = at * prompt_length(c) + item[k];
         w->scores[i] = sign_of(c) * w->values[at];
     }
     return status;
@@ -117,7 +118,7 @@ static void order_by_scores(score_work *w, asp_circuit *c) {
         w->index[i] = i;
         w->keys[i] = -(c->options.absolute ? fabs(w->scores[i]) : w->scores[i]);
     }
-    sort(w->index, w->other, w->keys, n);
+    asp_ranking_sort(w->index, w->other, w->keys, n);
     for (int64_t i = 0; i < n; i++) {
         c->order[i] = w->index[i];
         c->scores[i] = w->scores[w->index[i]] + 0.0; /* no -0 */
@@ -180,7 +181,7 @@ static asp_status sort_by_cost(round_work *w, const asp_circuit *c, const asp_co
         w->costs[i] = c->options.absolute ? fabs(cost) : cost;
         w->index[i] = w->n - 1 - i;
     }
-    sort(w->index, w->other, w->costs, w->n);
+    asp_ranking_sort(w->index, w->other, w->costs, w->n);
     for (int64_t i = 0; i < w->n; i++) w->cheapest[i] = fabs(w->costs[w->index[i]]);
     return ASP_OK;
 }
@@ -203,7 +204,7 @@ static asp_status choose_batch(round_work *w, const asp_circuit *c, int64_t *n_d
     for (int i = 0; !status && i < n_batches; i++) {
         *n_dropped = w->counts[i];
         *now = asp_curve_mean(w->without + i * w->n_prompts, w->n_prompts);
-        if (fabs(*now - c->place->now) <= JOINT_COST * asp_curve_sum(w->cheapest, w->counts[i]) + c->place->small)
+        if (fabs(*now - c->place->now) <= JOINT_COST * asp_sum_numbers(w->cheapest, w->counts[i]) + c->place->small)
             break;
     }
     return status;

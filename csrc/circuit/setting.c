@@ -85,7 +85,7 @@ static int64_t block_needed(const asp_setting *s, int64_t n, int n_threads) {
 }
 
 /* Bytes of the largest block; what stops the call is seen later. */
-static int64_t largest_block(const asp_setting *s, int n_threads) {
+static int64_t largest_prompt_block(const asp_setting *s, int n_threads) {
     const asp_prompts *clean = &s->task->clean;
     int64_t bytes = 0;
     for (int64_t first = 0, end; first < clean->n_prompts; first = end) {
@@ -129,7 +129,7 @@ static asp_status plan(asp_setting *s, int64_t stays, int n_threads, asp_error *
     if (s->by_gradient) s->most_tokens = asp_min(s->most_tokens, GRADIENT_TOKENS);
     const int64_t before = preparation(s, n_threads);
     for (;; s->most_tokens /= 2) {
-        const int64_t bytes = sum(sum(stays, s->own_bytes), asp_max(before, largest_block(s, n_threads)));
+        const int64_t bytes = sum(sum(stays, s->own_bytes), asp_max(before, largest_prompt_block(s, n_threads)));
         if (bytes <= s->options.max_bytes) return ASP_OK;
         if (!s->most_tokens) return too_large(s, bytes, err);
     }

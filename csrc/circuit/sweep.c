@@ -45,7 +45,7 @@ static asp_status check_variant(const sweep *s, const asp_variant *v, int64_t i,
 }
 
 /* Checks the call and opens what items are replaced by. */
-static asp_status prepare(sweep *s, const asp_variant *variants, int64_t n, asp_error *err) {
+static asp_status prepare_sweep(sweep *s, const asp_variant *variants, int64_t n, asp_error *err) {
     const asp_reference *given = &s->options->reference;
     const int64_t n_sequences = asp_run_n_sequences(s->clean);
     if (!s->resid.data || !s->view.clean_qkv.data)
@@ -76,7 +76,7 @@ static void sort_by_start(sweep *s, const asp_variant *variants, int64_t n) {
 /* ---- memory ------------------------------------------------------------------------------- */
 
 /* No block has more rows or variants than this, whatever is shared. */
-static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
+static void largest_sweep_block(sweep *s, const asp_variant *variants, int64_t n) {
     int64_t rows = 0;
     for (int64_t i = 0; i < n && rows < BLOCK_ROWS; i++)
         rows += asp_variant_length(&s->view, &variants[i]) - variants[i].first_position;
@@ -87,7 +87,7 @@ static void largest_block(sweep *s, const asp_variant *variants, int64_t n) {
 enum { PARTS = 19 };
 
 /* The arrays of a sweep: the one list of them.  Returns the bytes of the arena. */
-static int64_t lay_out(sweep *s, asp_arena_part parts[PARTS], int n_threads) {
+static int64_t lay_out_sweep(sweep *s, asp_arena_part parts[PARTS], int n_threads) {
     const asp_config *c = &s->model->config;
     const int64_t width = c->n_head * c->d_head, e = c->d_model, longest = s->view.longest;
     const int64_t rows = asp_shape_rows(s->model, s->max_rows, 0);
@@ -125,13 +125,13 @@ int64_t asp_sweep_needed(const asp_model *model, int64_t longest, int64_t n_vari
     asp_arena_part parts[PARTS];
     s.max_rows = asp_max(BLOCK_ROWS, longest);
     s.max_variants = asp_min(n_variants, BLOCK_ROWS);
-    const int64_t bytes = lay_out(&s, parts, n_threads);
+    const int64_t bytes = lay_out_sweep(&s, parts, n_threads);
     return bytes == INT64_MAX ? bytes : bytes + n_variants * (int64_t)sizeof *s.sorted;
 }
 
-static asp_status allocate(sweep *s, int n_threads, asp_error *err) {
+static asp_status allocate_sweep(sweep *s, int n_threads, asp_error *err) {
     asp_arena_part parts[PARTS];
-    lay_out(s, parts, n_threads);
+    lay_out_sweep(s, parts, n_threads);
     if (!asp_arena_commit(&s->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a sweep over %lld rows", (long long)s->max_rows);
     asp_arena_wire(&s->arena, parts, PARTS);
@@ -277,7 +277,7 @@ typedef struct {
 } value_job;
 
 /* The value of the variant of one last row from its final LayerNorm alone. */
-static void value_item(void *arg, int64_t row, int thread) {
+static void sweep_value_item(void *arg, int64_t row, int thread) {
     (void)thread;
     const value_job *job = arg;
     const sweep *s = job->s;
@@ -301,7 +301,8 @@ static asp_status values_from_logits(sweep *s, double *values, int64_t first, in
 
 static asp_status last_values(sweep *s, double *values, const asp_context *context) {
     value_job job = {s, values};
-    if (!asp_metric_needs_all(s->options->metric.kind)) return asp_parallel_for(context, s->n_last, value_item, &job);
+    if (!asp_metric_needs_all(s->options->metric.kind))
+        return asp_parallel_for(context, s->n_last, sweep_value_item, &job);
     asp_status status = ASP_OK;
     for (int64_t first = 0; !status && first < s->n_last; first += ASP_LOSS_CHUNK)
         status = values_from_logits(s, values, first, asp_min(ASP_LOSS_CHUNK, s->n_last - first), context);
@@ -332,13 +333,13 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
                             .order = options->order,
                             .clean_qkv = asp_run_array(clean, ASP_QKV)};
     s.view.longest = asp_shape_longest(s.offsets, asp_run_n_sequences(clean));
-    asp_status status = prepare(&s, variants, n_variants, err);
+    asp_status status = prepare_sweep(&s, variants, n_variants, err);
     if (status) return status;
     s.sorted = asp_allocate(n_variants + 1, sizeof *s.sorted);
     if (!s.sorted) return asp_fail(err, ASP_NO_MEMORY, "no memory for %lld variants", (long long)n_variants);
     sort_by_start(&s, variants, n_variants);
-    largest_block(&s, variants, n_variants);
-    status = allocate(&s, context->n_threads, err);
+    largest_sweep_block(&s, variants, n_variants);
+    status = allocate_sweep(&s, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
     const int entered = !status;
     for (; !status && s.block_begin < n_variants; s.block_begin = s.block_end) {

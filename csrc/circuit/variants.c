@@ -49,8 +49,8 @@ static void replace_row(asp_real *z, const asp_real *reference, int64_t d) {
 }
 
 /* Writes z of the queries at which the head is ablated; the others are moved to the front, their number returned. */
-static int64_t replace_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u, int64_t layer,
-                             int64_t head, const asp_variant_scratch *scratch, int64_t n) {
+static int64_t replace_variant_heads(const asp_variants *vs, const asp_variant *v, const asp_attention_task *u,
+                                     int64_t layer, int64_t head, const asp_variant_scratch *scratch, int64_t n) {
     const int64_t head_index = layer * vs->config->n_head + head;
     int64_t kept = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -160,15 +160,21 @@ static void one_variant(const asp_variants *vs, asp_attention_task u, int64_t la
         attend_to_entries(vs, &u, layer, variant, head, scratch, n);
         return;
     }
-    if (v->scope != ASP_SCOPE_POINT || layer == v->start_layer) n = replace_heads(vs, v, &u, layer, head, scratch, n);
+    if (v->scope != ASP_SCOPE_POINT || layer == v->start_layer)
+        n = replace_variant_heads(vs, v, &u, layer, head, scratch, n);
     attend(vs, &u, layer, variant, head, scratch, scratch->queries, n);
+}
+
+/* The kernel's scratch has no keys and values of this pass yet. */
+static void hold_nothing(const asp_variants *vs, const asp_variant_scratch *scratch) {
+    for (int64_t i = 0; i < vs->longest; i++) scratch->held[i] = NULL;
 }
 
 static void attention_of_sequence(void *state, asp_attention_task *u, int64_t layer, int64_t sequence, int64_t head,
                                   int thread) {
     const asp_variants *vs = state;
     const asp_variant_scratch scratch = scratch_of(vs, thread);
-    memset(scratch.held, 0, (size_t)vs->longest * sizeof *scratch.held);
+    hold_nothing(vs, &scratch);
     one_variant(vs, *u, layer, sequence, head, &scratch);
 }
 
@@ -185,8 +191,7 @@ static void layer_item(void *arg, int64_t item, int thread) {
     const asp_attention_task task =
         asp_attention_describe(job->model, job->acts, job->layer, job->gate, job->scratch, 0, head, thread);
     for (int64_t i = begin; i < asp_min(begin + job->per_item, job->n); i++) {
-        if (i == begin || vs->variants[i].sequence != vs->variants[i - 1].sequence)
-            memset(scratch.held, 0, (size_t)vs->longest * sizeof *scratch.held);
+        if (i == begin || vs->variants[i].sequence != vs->variants[i - 1].sequence) hold_nothing(vs, &scratch);
         one_variant(vs, task, job->layer, i, head, &scratch);
     }
 }

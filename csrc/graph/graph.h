@@ -1,4 +1,5 @@
-/* graph.h: what the files of this folder share: a run with its patterns and scales held, and the graph itself. */
+/* graph.h: internal declarations of attribution graphs: a held run (fixed attention patterns and LayerNorm scales), and
+ * the steps that build, prune and group a graph. */
 #ifndef ASP_GRAPH_INTERNAL_H
 #define ASP_GRAPH_INTERNAL_H
 

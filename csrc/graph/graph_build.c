@@ -24,7 +24,7 @@ typedef struct {
 /* ---- incoming edges of one target --------------------------------------------------------------------- */
 
 /* Target t of the graph: the chosen features, then the logits. */
-static int64_t row_of(const building *b, int64_t t) {
+static int64_t row_of_target(const building *b, int64_t t) {
     const int64_t n_kept = b->rows.n_kept;
     return b->rows.row[t < n_kept ? b->chosen[t] : b->rows.n_active + t - n_kept];
 }
@@ -34,31 +34,30 @@ typedef struct {
     const int64_t *unkept;
 } others;
 
-static double other_item(const void *arg, int64_t i) {
+static double other_term(const void *arg, int64_t i) {
     const others *o = arg;
     return (double)o->effects[o->unkept[i]];
 }
 
-static double item(const void *x, int64_t i) { return ((const double *)x)[i]; }
-static double size_item(const void *x, int64_t i) { return fabs(((const double *)x)[i]); }
+static double size_term(const void *x, int64_t i) { return fabs(((const double *)x)[i]); }
 
 /* values (n_columns) written: what comes from each node before the logits. */
 static void read_values(double *values, const building *b, int64_t t) {
-    const int64_t row = row_of(b, t), n_kept = b->rows.n_kept, n_active = b->rows.n_active;
+    const int64_t row = row_of_target(b, t), n_kept = b->rows.n_kept, n_active = b->rows.n_active;
     const asp_real *effects = b->rows.effects + row * b->n_sources;
     for (int64_t i = 0; i < n_kept; i++) values[i] = (double)effects[b->chosen[i]];
     for (int64_t s = n_active; s < b->n_sources; s++) values[n_kept + s - n_active] = (double)effects[s];
     const int64_t bias = n_kept + b->n_sources - n_active;
     values[bias] = b->rows.bias[row];
-    if (b->n_unkept) values[bias + 1] = asp_sum(other_item, &(others){effects, b->unkept}, b->n_unkept);
+    if (b->n_unkept) values[bias + 1] = asp_sum(other_term, &(others){effects, b->unkept}, b->n_unkept);
 }
 
 static void count_item(void *arg, int64_t t, int thread) {
     const building *b = arg;
     double *values = b->values + thread * b->n_columns;
     read_values(values, b, t);
-    b->sum[t] = asp_sum(item, values, b->n_columns);
-    b->whole[t] = asp_sum(size_item, values, b->n_columns);
+    b->sum[t] = asp_sum_numbers(values, b->n_columns);
+    b->whole[t] = asp_sum(size_term, values, b->n_columns);
     b->count[t] = 0;
     for (int64_t i = 0; i < b->n_columns; i++) b->count[t] += values[i] != 0;
 }
@@ -67,7 +66,7 @@ static int64_t node_of_target(const building *b, int64_t t) {
     return t < b->rows.n_kept ? t : b->n_columns + t - b->rows.n_kept;
 }
 
-static void fill_item(void *arg, int64_t t, int thread) {
+static void fill_edges_item(void *arg, int64_t t, int thread) {
     const building *b = arg;
     const asp_graph_arrays *a = asp_graph_get_arrays(b->graph);
     double *values = b->values + thread * b->n_columns;
@@ -150,7 +149,7 @@ static asp_graph_sizes sizes_of(const building *b, int64_t n_edges) {
 }
 
 /* NO_MEMORY if the graph and all that makes it would take more than they may, or cannot be allocated. */
-static asp_status allocate(building *b, int n_threads, asp_error *err) {
+static asp_status allocate_building(building *b, int n_threads, asp_error *err) {
     asp_graph_choose_rows *r = &b->rows;
     const int64_t n = b->n_rows, targets = r->n_active + r->n_logits, s = b->n_sources;
     asp_arena_part parts[] = {ASP_PART(r->effects, n, s),
@@ -212,11 +211,16 @@ static asp_status fill_heads(building *b, const asp_context *context, asp_error 
     for (int64_t t = 0; t < b->n_rows; t++)
         b->rows.target[t] = t < b->rows.n_kept ? b->chosen[t] : b->rows.n_active + t - b->rows.n_kept;
     const asp_reads reads = asp_graph_choose_reads(&b->rows, 0, b->n_rows, b->model->config.d_model);
-    asp_status status = asp_graph_heads_sources(a->carried, b->model, held, b->in->writes, b->node,
-                                                b->graph->sizes.n_placed, context, err);
+    static const char stage[] = "graph heads";
+    asp_status status = asp_context_progress(context, stage, 0, 3);
+    if (!status)
+        status = asp_graph_heads_sources(a->carried, b->model, held, b->in->writes, b->node, b->graph->sizes.n_placed,
+                                         context, err);
+    if (!status) status = asp_context_progress(context, stage, 1, 3);
     if (!status) status = asp_graph_heads_targets(a->received, b->model, held, &reads, 0, context, err);
+    if (!status) status = asp_context_progress(context, stage, 2, 3);
     if (!status) status = asp_graph_heads_targets(a->received_alone, b->model, held, &reads, 1, context, err);
-    return status;
+    return status ? status : asp_context_progress(context, stage, 3, 3);
 }
 
 static asp_status fill_graph(building *b, const asp_context *context, asp_error *err) {
@@ -229,13 +233,13 @@ static asp_status fill_graph(building *b, const asp_context *context, asp_error 
     if (status) return status;
     name_nodes(b);
     start_edges(b);
-    status = asp_parallel_for(context, b->n_rows, fill_item, b);
+    status = asp_parallel_for(context, b->n_rows, fill_edges_item, b);
     return status ? status : fill_heads(b, context, err);
 }
 
 /* ---- all of it ------------------------------------------------------------------------------------------------- */
 
-static asp_status check(const building *b, asp_error *err) {
+static asp_status check_inputs(const building *b, asp_error *err) {
     const int64_t fixed = (b->n_layer + 2) * b->n_tokens, n_active = b->rows.n_active;
     if (b->n_sources != n_active + fixed)
         return asp_fail(err, ASP_BAD_ARGUMENT,
@@ -268,8 +272,8 @@ asp_status asp_graph_build(asp_graph **graph, int64_t *chosen, asp_graph_closure
     b.n_rows = b.rows.n_kept + b.rows.n_logits;
     b.n_unkept = n_active - b.rows.n_kept;
     b.n_columns = b.rows.n_kept + b.n_sources - n_active + 1 + (b.n_unkept > 0);
-    status = check(&b, err);
-    if (!status) status = allocate(&b, own.n_threads, err);
+    status = check_inputs(&b, err);
+    if (!status) status = allocate_building(&b, own.n_threads, err);
     if (!status) status = asp_graph_choose(&b.rows, model, &own, err);
     if (!status) {
         sort_sources(&b);

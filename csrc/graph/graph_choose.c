@@ -48,13 +48,29 @@ static void sum_item(void *arg, int64_t i, int thread) {
     r->sums[row] = fmax(sum, ASP_GRAPH_LEAST_SUM);
 }
 
+/* What is known of all rows while a call follows those from `begin` on. */
+typedef struct {
+    const asp_context *outer;
+    int64_t begin, n_rows;
+} part_of_rows;
+
+static int tell_part(void *state, const char *stage, int64_t done, int64_t total) {
+    (void)total;
+    const part_of_rows *p = state;
+    return asp_context_progress(p->outer, stage, p->begin + done, p->n_rows) != ASP_OK;
+}
+
 /* The effects on the targets of the rows from r->n_known to `end`, which are known then. */
-static asp_status follow(asp_graph_choose_rows *r, int64_t end, const asp_model *model, const asp_context *context,
-                         asp_error *err) {
+static asp_status follow_rows(asp_graph_choose_rows *r, int64_t end, const asp_model *model, const asp_context *context,
+                              asp_error *err) {
     const int64_t begin = r->n_known, n = r->inputs->writes->n_sources;
     const asp_reads reads = asp_graph_choose_reads(r, begin, end, model->config.d_model);
+    part_of_rows part = {context, begin, r->n_kept + r->n_logits};
+    asp_context own = *context;
+    own.progress = tell_part;
+    own.progress_state = &part;
     asp_status status = asp_graph_edges(r->effects + begin * n, r->bias + begin, model, r->inputs->held,
-                                        r->inputs->writes, &reads, context, err);
+                                        r->inputs->writes, &reads, &own, err);
     for (int64_t row = begin; !status && row < end; row++) {
         const int64_t target = r->target[row];
         r->bias[row] += target < r->n_active ? r->inputs->features.constant[target]
@@ -137,16 +153,16 @@ asp_status asp_graph_choose(asp_graph_choose_rows *r, const asp_model *model, co
     r->n_known = 0;
     if (r->n_kept == r->n_active) {
         for (int64_t i = 0; i < n_rows; i++) r->target[i] = i;
-        return follow(r, n_rows, model, context, err);
+        return follow_rows(r, n_rows, model, context, err);
     }
     for (int64_t i = 0; i < r->n_logits; i++) r->target[i] = r->n_active + i;
-    asp_status status = follow(r, r->n_logits, model, context, err);
+    asp_status status = follow_rows(r, r->n_logits, model, context, err);
     while (!status && r->n_known < n_rows) {
         const int64_t wanted = asp_min(n_rows - r->n_known, in_round);
         status = influence(r, context, err);
         if (status) break;
         take_largest(r, wanted);
-        status = follow(r, r->n_known + wanted, model, context, err);
+        status = follow_rows(r, r->n_known + wanted, model, context, err);
     }
     return status;
 }

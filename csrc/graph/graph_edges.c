@@ -24,7 +24,7 @@ typedef struct {
     asp_arena arena;
 } group;
 
-static void join(group *w, int64_t point) {
+static void join_targets(group *w, int64_t point) {
     const int64_t e = w->flow->model->config.d_model;
     while (w->active < w->n && w->reads->point[w->targets[w->active]] == point) {
         asp_real *rows = w->g + w->active * w->rows * e;
@@ -35,7 +35,7 @@ static void join(group *w, int64_t point) {
     }
 }
 
-static double dot(const asp_real *a, const asp_real *b, int64_t n) {
+static double dot_rows(const asp_real *a, const asp_real *b, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
     return sum;
@@ -72,7 +72,7 @@ static asp_status collect(group *w, int64_t layer, int64_t *first, const asp_con
     const asp_real *constant = w->flow->given->output_bias;
     for (int64_t t = 0; constant && layer > 0 && t < w->active; t++)
         for (int64_t q = 0; q < w->rows; q++)
-            w->bias[w->targets[t]] += dot(w->g + (t * w->rows + q) * e, constant + (layer - 1) * e, e);
+            w->bias[w->targets[t]] += dot_rows(w->g + (t * w->rows + q) * e, constant + (layer - 1) * e, e);
     return ASP_OK;
 }
 
@@ -97,7 +97,7 @@ static void attend_item(void *arg, int64_t t, int thread) {
     const int64_t d = m->config.d_head, width = m->config.n_head * d, e = m->config.d_model;
     const int64_t b_o = m->layers[w->layer].proj_b;
     double *bias = &w->bias[w->targets[t]];
-    for (int64_t q = 0; b_o >= 0 && q < w->rows; q++) *bias += dot(w->g + (t * w->rows + q) * e, m->data + b_o, e);
+    for (int64_t q = 0; b_o >= 0 && q < w->rows; q++) *bias += dot_rows(w->g + (t * w->rows + q) * e, m->data + b_o, e);
     for (int64_t k = 0; k < w->rows; k++) {
         asp_real *v = w->v + (t * w->rows + k) * width;
         memset(v, 0, (size_t)width * sizeof *v);
@@ -107,7 +107,7 @@ static void attend_item(void *arg, int64_t t, int thread) {
                 const asp_real *z = w->z + (t * w->rows + q) * width + h * d;
                 for (int64_t j = 0; weight != 0 && j < d; j++) v[h * d + j] += weight * z[j];
             }
-        *bias += dot(v, w->constant, width);
+        *bias += dot_rows(v, w->constant, width);
     }
 }
 
@@ -155,7 +155,7 @@ static asp_status layer_back(group *w, const asp_context *context) {
         status = asp_flow_multiply(&p, context);
         if (!status) status = asp_parallel_for(context, w->active, skip_item, w);
     }
-    join(w, 2 * w->layer + 1);
+    join_targets(w, 2 * w->layer + 1);
     const int64_t rows = w->active * w->rows;
     const asp_flow_product to_heads = {.out = w->z,
                                        .ldc = width,
@@ -184,12 +184,12 @@ static asp_status layer_back(group *w, const asp_context *context) {
     return status ? status : asp_parallel_for(context, w->active, add_item, w);
 }
 
-static asp_status follow(group *w, const asp_context *context) {
+static asp_status follow_group(group *w, const asp_context *context) {
     int64_t first = w->writes->n_writes;
     asp_status status = ASP_OK;
     w->active = 0;
     for (int64_t l = w->flow->model->config.n_layer; !status && l >= 0; l--) {
-        join(w, 2 * l);
+        join_targets(w, 2 * l);
         status = collect(w, l, &first, context);
         w->layer = l - 1;
         if (!status && l > 0) status = layer_back(w, context);
@@ -207,7 +207,7 @@ static int64_t most_writes(const asp_writes *writes) {
 }
 
 /* Buffers for groups of at most ROWS_AT_ONCE rows, or of one target. */
-static asp_status allocate(group *w, asp_error *err) {
+static asp_status allocate_group(group *w, asp_error *err) {
     const asp_config *c = &w->flow->model->config;
     const int64_t rows = asp_max(ROWS_AT_ONCE, w->flow->n_tokens), width = c->n_head * c->d_head;
     const int64_t targets = asp_min(ROWS_AT_ONCE, asp_max(1, w->reads->n_targets));
@@ -228,7 +228,8 @@ static asp_status allocate(group *w, asp_error *err) {
 
 /* Groups the targets by position, each in order of falling point, and follows one group after the other. */
 static asp_status follow_all(group *w, int64_t *grouped, const asp_context *context) {
-    asp_status status = ASP_OK;
+    int64_t done = 0;
+    asp_status status = asp_context_progress(context, "graph edges", 0, w->reads->n_targets);
     for (int64_t q = 0; !status && q < w->flow->n_tokens; q++) {
         int64_t n = 0;
         const int64_t most = asp_max(1, ROWS_AT_ONCE / (q + 1));
@@ -239,7 +240,9 @@ static asp_status follow_all(group *w, int64_t *grouped, const asp_context *cont
             w->n = asp_min(most, n - begin);
             w->query = q;
             w->rows = q + 1;
-            status = follow(w, context);
+            status = follow_group(w, context);
+            done += w->n;
+            if (!status) status = asp_context_progress(context, "graph edges", done, w->reads->n_targets);
         }
     }
     return status;
@@ -265,7 +268,7 @@ asp_status asp_graph_edges(asp_real *edges, double *bias, const asp_model *model
     if (!w.order)
         return asp_fail(err, ASP_NO_MEMORY, "no memory for a graph of %lld targets", (long long)reads->n_targets);
     status = asp_flow_check_reads(&flow, reads, w.order, err);
-    if (!status) status = allocate(&w, err);
+    if (!status) status = allocate_group(&w, err);
     if (!status) {
         memset(edges, 0, (size_t)(reads->n_targets * writes->n_sources) * sizeof *edges);
         memset(bias, 0, (size_t)reads->n_targets * sizeof *bias);

@@ -134,22 +134,20 @@ asp_status asp_graph_groups_flows(double *flows, const asp_graph *graph, const i
 
 /* ---- layers ---------------------------------------------------------------------------------------------- */
 
-static double item(const void *x, int64_t i) { return ((const double *)x)[i]; }
-
 /* layers (2) written: first and last of the fewest neighbouring layers that have `most`; -1 if none have. */
 static void main_layers(int64_t *layers, const double *profile, int64_t n_layer, double most) {
     layers[0] = layers[1] = -1;
     for (int64_t n = 1; n <= n_layer; n++)
         for (int64_t first = 0; first + n <= n_layer; first++)
-            if (asp_sum(item, profile + first, n) >= most) {
+            if (asp_sum_numbers(profile + first, n) >= most) {
                 layers[0] = first;
                 layers[1] = first + n - 1;
                 return;
             }
 }
 
-static void normalize(double *profile, int64_t n_layer) {
-    const double sum = asp_sum(item, profile, n_layer);
+static void normalize_flow(double *profile, int64_t n_layer) {
+    const double sum = asp_sum_numbers(profile, n_layer);
     for (int64_t l = 0; l < n_layer; l++) profile[l] /= sum == 0 ? 1 : sum;
 }
 
@@ -170,7 +168,7 @@ asp_status asp_graph_groups_profile(double *profile, int64_t *layers, const asp_
             profile[group[i] * n_layer + a->layer[i]] += fabs(influence[i]);
     asp_release(influence);
     for (int64_t k = 0; !status && k < n_groups; k++) {
-        normalize(profile + k * n_layer, n_layer);
+        normalize_flow(profile + k * n_layer, n_layer);
         main_layers(layers + 2 * k, profile + k * n_layer, n_layer, most);
     }
     for (int64_t i = 0; !status && i < n; i++)

@@ -17,7 +17,7 @@ typedef struct {
     asp_arena arena;
 } rows;
 
-static asp_status allocate(rows *w, int64_t n, asp_error *err) {
+static asp_status allocate_heads(rows *w, int64_t n, asp_error *err) {
     const asp_config *c = &w->flow->model->config;
     asp_arena_part parts[] = {ASP_PART(w->x, n, c->d_model), ASP_PART(w->dx, n, c->d_model),
                               ASP_PART(w->z, n, c->n_head * c->d_head), ASP_PART(w->order, n, 1),
@@ -122,7 +122,7 @@ asp_status asp_graph_heads_sources(asp_real *carried, const asp_model *model, co
     if (!status) status = asp_flow_check_writes(&flow, writes, err);
     if (status) return status;
     rows w = {.flow = &flow, .n = n_rows};
-    status = allocate(&w, n_rows, err);
+    status = allocate_heads(&w, n_rows, err);
     for (int64_t i = 0; !status && i < writes->n_writes; i++)
         if (row[writes->source[i]] >= 0) w.position[row[writes->source[i]]] = writes->position[i];
     if (!status) status = asp_blas_enter(context, err);
@@ -161,7 +161,7 @@ static void return_skip_item(void *arg, int64_t i, int thread) {
 }
 
 /* Targets that read at `point` become rows. */
-static void join(rows *w, const asp_reads *reads, int64_t point) {
+static void join_reads(rows *w, const asp_reads *reads, int64_t point) {
     const int64_t e = w->flow->model->config.d_model;
     for (; w->n < reads->n_targets && reads->point[w->order[w->n]] == point; w->n++) {
         asp_flow_direction(w->flow, reads, w->order[w->n], w->x + w->n * e);
@@ -188,7 +188,7 @@ static asp_status layer_down(rows *w, const asp_reads *reads, asp_real *received
         status = asp_flow_multiply(&skip, context);
         if (!status) status = asp_parallel_for(context, w->n, return_skip_item, w);
     }
-    join(w, reads, 2 * w->layer + 1);
+    join_reads(w, reads, 2 * w->layer + 1);
     const asp_flow_product heads = {.out = w->z,
                                     .ldc = width,
                                     .a = w->x,
@@ -230,13 +230,13 @@ asp_status asp_graph_heads_targets(asp_real *received, const asp_model *model, c
     asp_status status = asp_flow_open(&flow, model, frozen, err);
     if (status) return status;
     rows w = {.flow = &flow};
-    status = allocate(&w, reads->n_targets, err);
+    status = allocate_heads(&w, reads->n_targets, err);
     if (!status) status = asp_flow_check_reads(&flow, reads, (int64_t *)(uintptr_t)w.order, err);
     if (!status) memset(received, 0, (size_t)size * sizeof *received);
     if (!status) status = asp_blas_enter(context, err);
     const int entered = !status;
     for (int64_t l = model->config.n_layer; !status && l >= 0; l--) {
-        join(&w, reads, 2 * l);
+        join_reads(&w, reads, 2 * l);
         w.layer = l - 1;
         if (l > 0) status = layer_down(&w, reads, received, alone, context);
     }
@@ -313,8 +313,6 @@ static void between_item(void *arg, int64_t unit, int thread) {
     }
 }
 
-static double number_term(const void *arg, int64_t i) { return ((const double *)arg)[i]; }
-
 asp_status asp_graph_heads_between(double *by_head, double *direct, double *remainder, const asp_between_inputs *inputs,
                                    const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
@@ -336,8 +334,8 @@ asp_status asp_graph_heads_between(double *by_head, double *direct, double *rema
     }
     const asp_status status = asp_parallel_for(context, units, between_item, &job);
     for (int64_t u = 0; u < units; u++) by_head[u] = job.across[u] + job.within[u];
-    *direct = asp_sum(number_term, job.same, n_same) - asp_sum(number_term, job.within, units);
-    *remainder = asp_sum(number_term, job.other, n_other) - asp_sum(number_term, job.across, units) +
+    *direct = asp_sum_numbers(job.same, n_same) - asp_sum_numbers(job.within, units);
+    *remainder = asp_sum_numbers(job.other, n_other) - asp_sum_numbers(job.across, units) +
                  asp_sum(weighted_term, &(weighted){inputs->loose_weight, inputs->loose_factor}, inputs->n_loose);
     asp_arena_free(&job.arena);
     return status;
@@ -351,7 +349,7 @@ asp_status asp_graph_heads_shares(double *share, double *cumulative, int64_t *or
     const int64_t n = inputs->n_parts;
     asp_graph_choose_item *keys = asp_allocate(n, sizeof *keys);
     if (!keys) return asp_fail(err, ASP_NO_MEMORY, "no memory for the shares of %lld heads", (long long)n);
-    *whole = asp_sum(number_term, inputs->parts, n);
+    *whole = asp_sum_numbers(inputs->parts, n);
     for (int64_t i = 0; i < inputs->n_rest; i++) *whole += inputs->rest[i];
     for (int64_t i = 0; i < n; i++) {
         const double part = inputs->parts[i], falling = *whole < 0 ? -part : part;

@@ -3,14 +3,13 @@
 
 #include "graph/graph.h"
 
-static double item(const void *x, int64_t i) { return ((const double *)x)[i]; }
 static double real_item(const void *x, int64_t i) { return (double)((const asp_real *)x)[i]; }
 
 static void softmax(double *probability, const asp_real *logits, int64_t n) {
     double largest = (double)logits[0];
     for (int64_t i = 1; i < n; i++) largest = fmax(largest, (double)logits[i]);
     for (int64_t i = 0; i < n; i++) probability[i] = exp((double)logits[i] - largest);
-    const double sum = asp_sum(item, probability, n);
+    const double sum = asp_sum_numbers(probability, n);
     for (int64_t i = 0; i < n; i++) probability[i] /= sum;
 }
 

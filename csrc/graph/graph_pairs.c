@@ -33,8 +33,6 @@ static void pairs_item(void *arg, int64_t query, int thread) {
     }
 }
 
-static double number_term(const void *arg, int64_t i) { return ((const double *)arg)[i]; }
-
 asp_status asp_graph_pairs(double *pairs, uint8_t *used, double *score, const asp_pairs_inputs *inputs,
                            const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
@@ -54,7 +52,7 @@ asp_status asp_graph_pairs(double *pairs, uint8_t *used, double *score, const as
     for (int64_t i = 0; i < n * n; i++)
         if (pairs[i] != 0) used[i / n] = used[i % n] = 1;
     used[inputs->bias_node] = 1;
-    *score = asp_sum(number_term, pairs, n * n);
+    *score = asp_sum_numbers(pairs, n * n);
     return ASP_OK;
 }
 

@@ -19,8 +19,8 @@ static void weigh(double *weights, const asp_graph *g) {
 }
 
 /* normalized (m) = |weight| over its row's sum; edges not in `kept` (NULL: all are) count as 0. */
-static asp_status normalize(double *normalized, const asp_adjacency *graph, const uint8_t *kept,
-                            const asp_context *context) {
+static asp_status normalize_influence(double *normalized, const asp_adjacency *graph, const uint8_t *kept,
+                                      const asp_context *context) {
     for (int64_t t = 0; t < graph->n_nodes; t++) {
         double sum = 0;
         if (asp_parallel_stopped(context)) return ASP_STOPPED;
@@ -72,7 +72,7 @@ asp_status asp_graph_prune_influence(double *influence, const asp_graph *graph, 
         return asp_fail(err, ASP_NO_MEMORY, "no memory for the influence of %lld edges", (long long)m);
     asp_arena_wire(&arena, parts, 4);
     weigh(weights, graph);
-    asp_status status = normalize(normalized, &edges, NULL, context);
+    asp_status status = normalize_influence(normalized, &edges, NULL, context);
     if (!status) status = propagate(influence, &edges, normalized, weights, now, next, context, err);
     asp_arena_free(&arena);
     return status;
@@ -157,7 +157,7 @@ typedef struct {
     const asp_context *context;
 } pruning;
 
-static asp_status allocate(pruning *p, asp_error *err) {
+static asp_status allocate_pruning(pruning *p, asp_error *err) {
     const int64_t n = p->graph.n_nodes, m = p->graph.start[n], most = asp_max(n, m);
     asp_arena_part parts[] = {ASP_PART(p->edges, m, 1),   ASP_PART(p->has_in, n, 1),    ASP_PART(p->has_out, n, 1),
                               ASP_PART(p->weights, n, 1), ASP_PART(p->influence, n, 1), ASP_PART(p->among, n, 1),
@@ -217,7 +217,7 @@ static void accumulate(double *cumulative, const pruning *p) {
 static asp_status keep_nodes(pruning *p, asp_error *err) {
     const asp_adjacency *g = &p->graph;
     double least;
-    asp_status status = normalize(p->normalized, g, NULL, p->context);
+    asp_status status = normalize_influence(p->normalized, g, NULL, p->context);
     if (!status) status = propagate(p->influence, g, p->normalized, p->weights, p->now, p->next, p->context, err);
     if (!status)
         status = threshold(&least, p->influence, g->n_nodes, p->node_threshold, p->sorted, p->other, p->context);
@@ -233,7 +233,7 @@ static asp_status keep_edges(pruning *p, asp_error *err) {
     const asp_adjacency *g = &p->graph;
     const int64_t m = g->start[g->n_nodes];
     double least;
-    asp_status status = normalize(p->normalized, g, p->edges, p->context);
+    asp_status status = normalize_influence(p->normalized, g, p->edges, p->context);
     if (!status) status = propagate(p->among, g, p->normalized, p->weights, p->now, p->next, p->context, err);
     if (status) return status;
     for (int64_t t = 0; t < g->n_nodes; t++)
@@ -268,7 +268,7 @@ static void copy_node(asp_graph_arrays *to, int64_t at, const asp_graph_arrays *
     to->probability[at] = from->probability[node];
 }
 
-/* The nodes that are kept and the edges to them, numbered anew. */
+/* The nodes that are kept and the edges to them, with new numbers. */
 static void copy_edges(asp_graph_arrays *to, const pruning *p) {
     const asp_graph_arrays *from = &p->of->arrays;
     int64_t n_edges = 0;
@@ -315,7 +315,7 @@ asp_status asp_graph_prune(asp_graph **pruned, uint8_t *nodes, double *cumulativ
                  .edge_threshold = edge_threshold,
                  .nodes = nodes,
                  .context = context};
-    asp_status status = allocate(&p, err);
+    asp_status status = allocate_pruning(&p, err);
     if (status) return status;
     weigh(p.weights, graph);
     status = keep_nodes(&p, err);
@@ -348,14 +348,12 @@ typedef struct {
     asp_arena arena;
 } scoring;
 
-static double item(const void *x, int64_t i) { return ((const double *)x)[i]; }
-
 /* Sum of the influence of some kinds of nodes. */
 static double influence_of(const scoring *s, unsigned kinds) {
     int64_t n = 0;
     for (int64_t i = 0; i < s->graph->sizes.n_nodes; i++)
         if (asp_graph_is(s->graph, i, kinds)) s->terms[n++] = s->influence[i];
-    return asp_sum(item, s->terms, n);
+    return asp_sum_numbers(s->terms, n);
 }
 
 static void share_errors(const scoring *s) {
@@ -378,7 +376,7 @@ static asp_status score(scoring *s, double *replacement, double *completeness, c
     const int64_t n = edges.n_nodes;
     for (int64_t i = 0; i < edges.start[n]; i++)
         s->edges[i] = (uint8_t)asp_graph_is(s->graph, edges.source[i], s->nodes);
-    asp_status status = normalize(s->normalized, &edges, s->edges, context);
+    asp_status status = normalize_influence(s->normalized, &edges, s->edges, context);
     if (!status) status = propagate(s->influence, &edges, s->normalized, s->weights, s->now, s->next, context, err);
     if (status) return status;
     const double explained = influence_of(s, s->inputs), unexplained = influence_of(s, s->errors);
@@ -387,10 +385,10 @@ static asp_status score(scoring *s, double *replacement, double *completeness, c
     share_errors(s);
     for (int64_t i = 0; i < n; i++)
         s->terms[i] = asp_graph_is(s->graph, i, s->nodes) ? s->influence[i] + s->weights[i] : 0;
-    const double output = asp_sum(item, s->terms, n);
+    const double output = asp_sum_numbers(s->terms, n);
     for (int64_t i = 0; i < n; i++) s->terms[i] *= 1 - s->share[i];
     *replacement = explained / (explained + unexplained);
-    *completeness = asp_sum(item, s->terms, n) / output;
+    *completeness = asp_sum_numbers(s->terms, n) / output;
     return ASP_OK;
 }
 

@@ -48,7 +48,7 @@ static void count(ordering *o) {
 }
 
 /* The write `found` of a source goes to the next row of its layer and position; sources come rising. */
-static void put(ordering *o, int64_t found, int64_t layer, int64_t position, int64_t source) {
+static void put_write(ordering *o, int64_t found, int64_t layer, int64_t position, int64_t source) {
     const int64_t row = o->next[layer * o->found->n_tokens + position]++;
     o->rows[found] = row;
     o->layer[row] = (int32_t)layer;
@@ -64,12 +64,12 @@ static void put_all(ordering *o) {
         for (end = begin + 1; end < n && f->layer[end] == layer;) end++;
         for (int64_t i = begin; i < end; i++)
             for (int64_t w = 0; w < f->n_outputs[layer]; w++)
-                put(o, o->first[layer] + w * (end - begin) + i - begin, layer + w + 1, f->position[i], i);
+                put_write(o, o->first[layer] + w * (end - begin) + i - begin, layer + w + 1, f->position[i], i);
     }
     for (int64_t l = 0; l < f->n_layer; l++)
-        for (int64_t p = 0; p < t; p++) put(o, (2 + l) * t + p, l + 1, p, n + l * t + p);
+        for (int64_t p = 0; p < t; p++) put_write(o, (2 + l) * t + p, l + 1, p, n + l * t + p);
     for (int64_t which = 0; which < 2; which++)
-        for (int64_t p = 0; p < t; p++) put(o, which * t + p, 0, p, n + (f->n_layer + which) * t + p);
+        for (int64_t p = 0; p < t; p++) put_write(o, which * t + p, 0, p, n + (f->n_layer + which) * t + p);
 }
 
 asp_status asp_graph_sources_order(int32_t *layer, int32_t *position, int32_t *source, int64_t *rows,

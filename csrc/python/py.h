@@ -169,6 +169,7 @@ PyObject *asp_py_run_token_losses(PyObject *module, PyObject *args, PyObject *kw
 PyObject *asp_py_curve_effect(PyObject *module, PyObject *curve);
 PyObject *asp_py_curve_bootstrap(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_curve_band(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_curve_shares(PyObject *module, PyObject *effect);
 PyObject *asp_py_curve_needed(PyObject *module, PyObject *args);
 PyObject *asp_py_curve_needed_interval(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_curve_ratio(PyObject *module, PyObject *args, PyObject *kwargs);
@@ -297,6 +298,7 @@ PyObject *asp_py_effects_whole(PyObject *self, PyObject *args, PyObject *kwargs)
 PyObject *asp_py_effects_knock_out(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_keep_only(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- py_component.c ------------------------------------------------------------------ */

@@ -178,6 +178,19 @@ PyObject *asp_py_curve_needed(PyObject *module, PyObject *args) {
     return end_curve_call(&held, pair, ASP_OK, NULL);
 }
 
+PyObject *asp_py_curve_shares(PyObject *module, PyObject *object) {
+    (void)module;
+    py_held held = {.n = 0};
+    int64_t n;
+    void *shares;
+    PyObject *result = NULL;
+    const double *effect = asp_py_arrays_hold_copy(&held, object, ASP_PY_DOUBLE, 1, "effect", &n);
+    const int64_t dims[] = {n + 1};
+    if (effect) result = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &shares);
+    if (result) asp_curve_shares(shares, effect, n);
+    return end_curve_call(&held, result, ASP_OK, NULL);
+}
+
 /* ---- intervals over resamples ---------------------------------------------------------------- */
 
 /* Resamples as keyword arguments name them; seed and confidence are read by the caller. */

@@ -234,6 +234,69 @@ PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject 
     return measure_effects(self, args, kwargs, 0, leave_one_out);
 }
 
+/* ---- one entry of each head ------------------------------------------------------------------------ */
+
+/* Arrays for all heads, of which the first are kept. */
+typedef struct {
+    asp_entry_effects found;
+    PyObject *heads, *weight, *effect, *kept;
+} entry_arrays;
+
+static int new_entry_arrays(entry_arrays *a, int64_t n_heads) {
+    const int64_t dims[] = {n_heads, 2}, one_more = n_heads + 1;
+    void *heads = NULL, *weight = NULL, *effect = NULL, *kept = NULL;
+    a->heads = asp_py_arrays_new(ASP_PY_INT32, 2, dims, &heads);
+    if (a->heads) a->weight = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &weight);
+    if (a->weight) a->effect = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &effect);
+    if (a->effect) a->kept = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &one_more, &kept);
+    if (!a->kept) return 0;
+    a->found = (asp_entry_effects){.heads = heads, .weight = weight, .effect = effect, .kept = kept};
+    return 1;
+}
+
+static PyObject *first_rows(PyObject *array, int64_t n) { return PySequence_GetSlice(array, 0, (Py_ssize_t)n); }
+
+static PyObject *entry_result(const entry_arrays *a) {
+    const int64_t n = a->found.n;
+    return Py_BuildValue("NNNNdd", first_rows(a->heads, n), first_rows(a->weight, n), first_rows(a->effect, n),
+                         first_rows(a->kept, n + 1), a->found.full, a->found.without);
+}
+
+PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "options", "weight", "query", "key", "threads", NULL};
+    PyObject *task, *options, *weight, *result = NULL;
+    long long query, key;
+    int threads = 0;
+    effects_call e = {0};
+    entry_arrays arrays = {0};
+    int64_t dims[2];
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOLL|i:entry_effects", names, &task, &options, &weight, &query,
+                                     &key, &threads))
+        return NULL;
+    if (!asp_py_call_check_threads(threads)) return NULL;
+    const asp_model *model = ((py_model *)self)->model;
+    const int64_t n_layer = asp_model_config(model)->n_layer, n_head = asp_model_config(model)->n_head;
+    asp_entry entry = {query, key, NULL};
+    int good = read_effects_task(&e, self, task) && read_effects_options(&e, options);
+    if (good) entry.weight = asp_py_arrays_hold_copy(&e.held, weight, ASP_PY_REAL, 2, "weight", dims);
+    good = entry.weight && ((dims[0] == n_layer && dims[1] == n_head) || wrong_task_shape("weight")) &&
+           new_entry_arrays(&arrays, n_layer * n_head);
+    py_call call;
+    if (good && begin_effects(&e, &call, self, threads, Py_None)) {
+        asp_error err = {0};
+        const asp_status status =
+            asp_entry_measure(&arrays.found, model, &e.task.task, &entry, &e.options, &call.context, &err);
+        end_effects(&call, self, NULL, status, &err);
+        if (!PyErr_Occurred()) result = entry_result(&arrays);
+    }
+    Py_XDECREF(arrays.heads);
+    Py_XDECREF(arrays.weight);
+    Py_XDECREF(arrays.effect);
+    Py_XDECREF(arrays.kept);
+    let_go_effects(&e);
+    return result;
+}
+
 /* ---- first-order effects -------------------------------------------------------------------------- */
 
 static PyObject *new_scores(const asp_config *c, asp_unit unit, int64_t length, void **data) {

@@ -19,6 +19,7 @@ typedef struct {
     asp_writes writes;
     asp_reads reads;
     int threads;
+    PyObject *progress; /* NULL: told nothing */
     PyObject *out[2];
     void *data[2];
 } graph_call;
@@ -129,6 +130,7 @@ static PyObject *finish(graph_call *g, PyObject *self, int ready, graph_function
         asp_error err = {0};
         py_call call;
         asp_py_call_begin(&call, asp_py_call_n_threads(self, g->threads));
+        asp_py_call_report(&call, g->progress ? g->progress : Py_None);
         const asp_status status = function(g, model->model, &call.context, &err);
         asp_py_call_end(&call);
         asp_py_call_read_end(model);
@@ -216,15 +218,15 @@ static asp_status build_function(graph_call *g, const asp_model *model, const as
 }
 
 PyObject *asp_py_graph_build(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"frozen", "writes", "features",  "logits",  "probability",
-                            "tokens", "most",   "max_bytes", "threads", NULL};
+    static char *names[] = {"frozen", "writes",    "features", "logits",   "probability", "tokens",
+                            "most",   "max_bytes", "threads",  "progress", NULL};
     PyObject *frozen, *writes, *features, *logits, *probability, *tokens;
     long long most, max_bytes;
     build_call b = {0};
     graph_call *g = &b.call;
     const asp_config *c = asp_model_config(((py_model *)self)->model);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOLL|i:graph_build", names, &frozen, &writes, &features,
-                                     &logits, &probability, &tokens, &most, &max_bytes, &g->threads) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOLL|iO:graph_build", names, &frozen, &writes, &features,
+                                     &logits, &probability, &tokens, &most, &max_bytes, &g->threads, &g->progress) ||
         !asp_py_call_check_threads(g->threads))
         return NULL;
     int ready = read_held_run(g, self, frozen) && read_writes(&g->held, c, writes, &g->writes) &&

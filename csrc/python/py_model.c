@@ -420,6 +420,8 @@ static PyMethodDef methods[] = {
      "keep_only(task, items, sizes, options, threads=0, progress=None) -> metric (n_sizes,P)"},
     {"leave_one_out", (PyCFunction)(void (*)(void))asp_py_effects_leave_one_out, METH_VARARGS | METH_KEYWORDS,
      "leave_one_out(task, items, options, threads=0, progress=None) -> metric (n,P)"},
+    {"entry_effects", (PyCFunction)(void (*)(void))asp_py_effects_of_entry, METH_VARARGS | METH_KEYWORDS,
+     "entry_effects(task, options, weight, query, key, threads=0) -> (heads, weight, effect, kept, full, without)"},
     {"attribution", (PyCFunction)(void (*)(void))asp_py_effects_attribution, METH_VARARGS | METH_KEYWORDS,
      "attribution(task, options, steps, through_gate, threads=0, progress=None) -> scores"},
     {"component_scores", (PyCFunction)(void (*)(void))asp_py_component_scores, METH_VARARGS | METH_KEYWORDS,
@@ -435,7 +437,8 @@ static PyMethodDef methods[] = {
     {"graph_logits", (PyCFunction)(void (*)(void))asp_py_graph_logits, METH_VARARGS | METH_KEYWORDS,
      "graph_logits(logits, tokens, wrong, threads=0) -> (vectors, constant, value)"},
     {"graph_build", (PyCFunction)(void (*)(void))asp_py_graph_build, METH_VARARGS | METH_KEYWORDS,
-     "graph_build(frozen, writes, features, logits, probability, tokens, most, max_bytes, threads=0) -> (graph, "
+     "graph_build(frozen, writes, features, logits, probability, tokens, most, max_bytes, threads=0, progress=None) -> "
+     "(graph, "
      "chosen, "
      "closure, closure_absolute)"},
     {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,

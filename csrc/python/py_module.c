@@ -145,6 +145,7 @@ static PyMethodDef functions[] = {
     {"curve_bootstrap", KEYWORDS(asp_py_curve_bootstrap),
      "curve_bootstrap(curve, n_resamples, seed, threads=0) -> curves"},
     {"curve_band", KEYWORDS(asp_py_curve_band), "curve_band(curves, confidence, threads=0) -> (low, high)"},
+    {"curve_shares", asp_py_curve_shares, METH_O, "curve_shares(effect) -> shares (n+1) of the effects above 0"},
     {"curve_needed", asp_py_curve_needed, METH_VARARGS, "curve_needed(curves, fraction) -> (first, stays)"},
     {"curve_needed_interval", KEYWORDS(asp_py_curve_needed_interval),
      "curve_needed_interval(curve, fraction, n_resamples, seed, confidence, threads=0) -> (first, stays, first_low, "

@@ -1,4 +1,4 @@
-/* transcoder.h: what encode.c and features.c share; see features.c. */
+/* transcoder.h: internal declarations of transcoders; features.c says how they are encoded. */
 #ifndef ASP_TRANSCODER_INTERNAL_H
 #define ASP_TRANSCODER_INTERNAL_H
 

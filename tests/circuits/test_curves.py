@@ -89,6 +89,16 @@ def test_bands():
         same(_core.curve_band(curves, confidence, 1 + i % 3), oc.band(curves, confidence))
 
 
+def test_shares():
+    random = np.random.default_rng(6)
+    for n in (0, 1, 7, 8, 130, 300):
+        effect = random.normal(size=n)
+        positive = np.maximum(effect, 0)
+        wanted = np.append(0.0, np.cumsum(positive) / (positive.sum() or 1.0))
+        np.testing.assert_array_equal(_core.curve_shares(effect), wanted)
+    np.testing.assert_array_equal(_core.curve_shares(-np.ones(3)), np.zeros(4))
+
+
 def test_needed_and_its_interval():
     random = np.random.default_rng(3)
     for i, (curve, curves, n_resamples, seed) in enumerate(drawn_curves(random, 150)):

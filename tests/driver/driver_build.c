@@ -108,6 +108,12 @@ static asp_status make(asp_graph **graph, asp_graph_closure *closure, int64_t *c
     return status ? status : asp_graph_build(graph, chosen, closure, f->gated, &g.inputs, context, err);
 }
 
+/* Stops at the heads. */
+static int stop_at_heads(void *state, const char *stage, int64_t done, int64_t total) {
+    *(int *)state += 1;
+    return done > total || strcmp(stage, "graph heads") == 0;
+}
+
 asp_status use_build(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     const int64_t most[] = {-1, 0, 4, 9};
     int64_t chosen[FEATURES];
@@ -121,6 +127,13 @@ asp_status use_build(const fixture *f, const asp_context *context, uint64_t *dig
         for (int64_t k = 0; k < most[i]; k++) add_bytes(digest, chosen + k, sizeof *chosen);
         asp_graph_free(graph);
     }
+    int told = 0;
+    asp_context stopping = *context;
+    stopping.progress = stop_at_heads;
+    stopping.progress_state = &told;
+    const asp_status stopped = make(&graph, &closure, chosen, f, 4, &stopping, err);
+    if (stopped != ASP_STOPPED) return stopped ? stopped : ASP_BAD_STATE;
+    if (told < 4) return ASP_BAD_STATE;
     const asp_status refused = make(&graph, &closure, chosen, f, FEATURES + 1, context, err);
     return refused == ASP_NO_MEMORY && strstr(err->text, "max_bytes=1000") ? ASP_OK : refused ? refused : ASP_BAD_STATE;
 }

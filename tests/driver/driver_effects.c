@@ -64,6 +64,49 @@ asp_status use_effects_of_pairs(const fixture *f, const asp_context *context, ui
     return use_effects_of(f, 8, context, digest, err);
 }
 
+/* The entry from token 1 of a prompt to its last one, in some of the heads. */
+static asp_status use_entry_of(const asp_model *model, const asp_task *task, const asp_effect_options *options,
+                               const asp_context *context, uint64_t *digest, asp_error *err) {
+    const asp_real weight[L * H] = {1, 0, 0.5f, 0, 0.25f, 1};
+    int32_t heads[L * H * 2];
+    double weights[L * H], effect[L * H], kept[L * H + 1], shares[L * H + 1];
+    asp_entry_effects found = {.heads = heads, .weight = weights, .effect = effect, .kept = kept};
+    const asp_entry entry = {T - 1, 1, weight}, late = {1, 2, weight}, far = {T, 1, weight};
+    const asp_status status = asp_entry_measure(&found, model, task, &entry, options, context, err);
+    if (status) return status;
+    if (found.n != 4 || kept[0] != 0) return ASP_BAD_STATE;
+    for (int i = 1; i < 4; i++)
+        if (effect[i] > effect[i - 1]) return ASP_BAD_STATE;
+    asp_curve_shares(shares, effect, found.n);
+    add_bytes(digest, heads, found.n * 2 * (int64_t)sizeof *heads);
+    add_bytes(digest, weights, found.n * (int64_t)sizeof *weights);
+    add_bytes(digest, effect, found.n * (int64_t)sizeof *effect);
+    add_bytes(digest, kept, (found.n + 1) * (int64_t)sizeof *kept);
+    add_bytes(digest, shares, (found.n + 1) * (int64_t)sizeof *shares);
+    asp_task two = *task;
+    two.clean.n_prompts = 2;
+    two.metric.n_sequences = 2;
+    const asp_effect_options of_heads = {.max_bytes = INT64_MAX};
+    if (asp_entry_measure(&found, model, task, &late, options, context, err) != ASP_BAD_INDEX ||
+        asp_entry_measure(&found, model, task, &far, options, context, err) != ASP_BAD_INDEX ||
+        asp_entry_measure(&found, model, task, &entry, &of_heads, context, err) != ASP_BAD_ARGUMENT ||
+        asp_entry_measure(&found, model, &two, &entry, options, context, err) != ASP_BAD_ARGUMENT || found.n != 0)
+        return ASP_BAD_STATE;
+    return ASP_OK;
+}
+
+asp_status use_effects_of_an_entry(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    const asp_prompts others = {f->targets, f->offsets, N_SEQUENCES};
+    asp_task task = task_of(f, 1);
+    task.clean.n_prompts = 1;
+    task.corrupted.n_prompts = 0;
+    task.metric.n_sequences = 1;
+    const asp_effect_options zero = {.unit = ASP_UNIT_EDGE, .max_bytes = INT64_MAX};
+    const asp_effect_options mean = {ASP_UNIT_EDGE, ASP_ABLATE_MEAN, &others, INT64_MAX};
+    const asp_status status = use_entry_of(f->dense, &task, &zero, context, digest, err);
+    return status ? status : use_entry_of(f->gated, &task, &mean, context, digest, err);
+}
+
 /* Counts what it is told, and stops at the end of its patience. */
 typedef struct {
     int told, patience;

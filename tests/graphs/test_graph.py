@@ -417,9 +417,9 @@ def test_wrong_questions() -> None:
         (lambda: graph.check(nodes=["bias"]), ValueError, "can be removed"),
         (lambda: graph.check(entries=[(0, 0, 2, 1)]), ValueError, "last position"),
         (lambda: graph.weight("large", -1), KeyError, r"ids .* '0_.*select\('token', position='large'\)"),
-        (lambda: graph.weight([], -1), ValueError, "source has no nodes"),
-        (lambda: graph.total(0, []), ValueError, "target has no nodes"),
-        (lambda: graph.heads(graph.select("feature", label="?"), -1), ValueError, "source has no nodes"),
+        (lambda: graph.weight([], -1), ValueError, "source is empty"),
+        (lambda: graph.total(0, []), ValueError, "target is empty"),
+        (lambda: graph.heads(graph.select("feature", label="?"), -1), ValueError, "source is empty"),
         (lambda: graph.check([]), ValueError, "nothing was selected"),
         (lambda: graph.check([0], together=1), TypeError, "together must be True or False, got 1"),
         (lambda: graph.weight(0, "P_1"), ValueError, r"no edge leads to 'P_1' \(position\)"),
@@ -429,7 +429,7 @@ def test_wrong_questions() -> None:
         (lambda: graph.select(layer=[0, -2]), IndexError, "layer -2"),
         (lambda: graph.select(layer="a"), TypeError, "layer must be an integer, got str"),
         (lambda: graph.select(layer=slice(0, 1)), TypeError, "layer must be an integer, got slice"),
-        (lambda: graph.select(label=5), TypeError, "label must be a text"),
+        (lambda: graph.select(label=5), TypeError, "label must be a string"),
         (lambda: graph.select(5), TypeError, "kind must be a name or a sequence of names"),
     ]  # fmt: skip
     for call, error, text in cases:

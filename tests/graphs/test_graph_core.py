@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -11,6 +12,7 @@ from graph_toys import PROMPT, random_transcoders, toy_graph
 
 import attnsparse as asp
 from attnsparse import _core, _core64
+from attnsparse.graphs import build
 
 ROUNDS = 8
 
@@ -111,6 +113,35 @@ def test_features_are_chosen_in_rounds(most: int, wrong: list[int] | None) -> No
     assert graph.ids[: graph.n_features] == names
     assert graph.origin[1].tolist() == [whole.node(name) for name in names]
     np.testing.assert_array_equal(graph.value[:most], [whole.value[whole.node(name)] for name in names])
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_progress_counts_nodes_and_arrays(monkeypatch: pytest.MonkeyPatch, most: int | None) -> None:
+    told = []
+
+    @contextlib.contextmanager
+    def recorder(progress: bool | None):
+        yield lambda *step: told.append(step)
+
+    monkeypatch.setattr(build, "stage_bars", recorder)
+    graph = toy_graph(max_feature_nodes=most)
+    n = graph.n_features + len(graph.logits)
+    edges = [done for stage, done, total in told if stage == "graph edges" and total == n]
+    assert edges[0] == 0
+    assert edges[-1] == n
+    assert edges == sorted(edges)
+    assert len(set(edges)) > 2
+    assert told[len(edges) :] == [("graph heads", i, 3) for i in range(4)]
+
+
+def test_progress_can_stop_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("graph heads", 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "stage_bars", lambda progress: contextlib.nullcontext(fail))
+    with pytest.raises(KeyboardInterrupt):
+        toy_graph()
 
 
 def test_all_features_are_kept_where_there_is_room() -> None:

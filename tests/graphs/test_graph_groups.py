@@ -174,7 +174,7 @@ def test_groups_by_everything_that_names_nodes(planted):
 @pytest.mark.parametrize(
     ("spec", "error", "text"),
     [
-        ({"a": "nothing is called so"}, ValueError, "group 'a' has no nodes"),
+        ({"a": "nothing is called so"}, ValueError, "group 'a' is empty"),
         ({"a": {"position": 4}, "b": ["E_4_4"]}, ValueError, "'E_4_4' is in groups 'a' and 'b'"),
         ({"a": ["E_9_9"]}, KeyError, "no node 'E_9_9'"),
         ({"a": [100_000]}, IndexError, "out of range"),

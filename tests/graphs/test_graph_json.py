@@ -154,7 +154,7 @@ def test_the_list_of_graphs(tmp_path):
 def test_bad_slugs(tmp_path, slug):
     with pytest.raises(ValueError, match="slug must be a file name"):
         example().to_neuronpedia(tmp_path, slug)
-    with pytest.raises(TypeError, match="slug must be a text"):
+    with pytest.raises(TypeError, match="slug must be a string"):
         example().to_neuronpedia(tmp_path, 3)
 
 
@@ -168,12 +168,12 @@ def test_bad_slugs(tmp_path, slug):
             "info: unknown name 'descripton'; choose from desc",
         ),
         ({"info": 5}, TypeError, "info must be a mapping, got int"),
-        ({"info": {"creator_name": 5}}, TypeError, "info: creator_name must be a text, got 5"),
-        ({"info": {"source_urls": [1]}}, TypeError, "source_urls must be a list of texts"),
+        ({"info": {"creator_name": 5}}, TypeError, "info: creator_name must be a string, got 5"),
+        ({"info": {"source_urls": [1]}}, TypeError, "source_urls must be a list of strings"),
         ({"info": {"create_time_ms": "now"}}, TypeError, "create_time_ms must be a number"),
         ({"feature_details": {"x": "y"}}, ValueError, "feature_details: unknown name 'x'"),
-        ({"feature_details": {"neuronpedia_source_set": 3}}, TypeError, "must be a text"),
-        ({"scan": 5}, TypeError, "scan must be a text, got int"),
+        ({"feature_details": {"neuronpedia_source_set": 3}}, TypeError, "must be a string"),
+        ({"scan": 5}, TypeError, "scan must be a string, got int"),
         ({"supernodes": [["x", 0]]}, TypeError, "supernodes must map names to nodes, got list"),
         ({"clicked": "gone"}, ValueError, "clicked: pruning removed node"),
     ],
@@ -436,7 +436,9 @@ def test_scores_of_a_file_that_was_not_pruned(tmp_path, thresholds, known):
 def test_an_old_file_with_two_nodes_of_one_name_is_refused(tmp_path):
     data = foreign("0_1_2")
     data["nodes"].append(node("0_1_2", cantor(0, 1), "0", 2, CLT))
-    with pytest.raises(FormatError, match=r"called '0_1_2'.*calls errors like features of layer 0") as caught:
+    with pytest.raises(
+        FormatError, match=r"duplicate node id '0_1_2'.*calls errors like features of layer 0"
+    ) as caught:
         read(tmp_path, data)
     assert caught.value.code == "duplicate_name"
 

@@ -357,7 +357,7 @@ def test_prompts_of_other_lengths(length):
         ({"max_edges": -1}, ValueError, "max_edges must be at least 0, got -1"),
         ({"max_edges": 2.0}, TypeError, "max_edges must be an integer, got float"),
         ({"base": 2}, ValueError, "base must be 0 or 1, got 2"),
-        ({"title": 5}, TypeError, "title must be text, got int"),
+        ({"title": 5}, TypeError, "title must be a string, got int"),
     ],
 )
 def test_wrong_arguments(whole, tmp_path, wrong, error, text):

@@ -161,7 +161,7 @@ ALLOWED = {
     ("recipes.demo_text", "cumsum"): "limits of the kinds of sentences, a dozen numbers, once",
     ("transcoders.stored", "einsum"): "the bias of a foreign set that subtracts a vector from its input",
     ("transcoders.stored", "exp"): "thresholds that a foreign set stores as logarithms",
-    ("graphs.graph", "searchsorted"): "which row an edge of a sparse matrix is in",
+    ("graphs.edges", "searchsorted"): "which row an edge of a sparse matrix is in",
     ("graphs.graph_file", "cumsum"): "where the nodes of each split begin in the file",
     ("graphs.layout", "cumsum"): "places on the page",
     ("graphs.layout", "lexsort"): "places on the page",
@@ -171,8 +171,6 @@ ALLOWED = {
     ("graphs.prune", "searchsorted"): "numbers of the nodes of a split after pruning",
     ("graphs.neuronpedia_write", "@"): "which node of the file a split is shown at, one product a split",
 }
-# Modules whose arithmetic is on its way to the core.
-UNDER_WAY = {"circuits.entry_effects"}  # fmt: skip
 
 
 def computes(root: Path) -> set[tuple[str, str]]:
@@ -193,9 +191,7 @@ def computes(root: Path) -> set[tuple[str, str]]:
 
 
 def test_python_does_not_compute():
-    found = computes(PACKAGE)
-    assert {(module, what) for module, what in found if module not in UNDER_WAY} == set(ALLOWED)
-    assert {module for module, _ in found} >= UNDER_WAY, "take those out of the list that compute no longer"
+    assert computes(PACKAGE) == set(ALLOWED)
 
 
 # ------------------------------------------------------------------------------------------------- C

@@ -51,6 +51,7 @@ SENTENCES = {
     r"component scores: no memory for the prompts": COMPONENTS,
     rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
     r"no memory for mean activations of \d+ positions": COMPONENTS,
+    r"no memory for the effects of an entry in \d+ heads": CIRCUITS,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

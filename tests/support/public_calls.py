@@ -307,8 +307,8 @@ GRAPH_TABLES = (
 CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 CORE_EFFECTS = (
-    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution", "component_scores",
-    "component_senders_before",
+    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects", "attribution",
+    "component_scores", "component_senders_before",
 )  # fmt: skip
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
@@ -337,7 +337,9 @@ ARRAYS: dict[str, str] = {
     "circuits.component_scores": "own",
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
-    **dict.fromkeys([f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "needed")], "own"),
+    **dict.fromkeys(
+        [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
+    ),
     **dict.fromkeys([f"_core.Model.{name}" for name in CORE_EFFECTS], "own"),
     **dict.fromkeys(["_core.Circuit.state", "_core.Run.mean_entries"], "own"),
     "_core.Circuit.array": "lent",

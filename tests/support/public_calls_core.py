@@ -29,6 +29,15 @@ def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tu
     return effects.packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
 
 
+def entry(e: Any, query: int = 7, key: int = 3, unit: str = "edge", **task: Any) -> tuple[Any, ...]:
+    """Effects of one entry of the first prompt in all heads."""
+    whole, options = asked(e, unit, "mean")
+    first = {"tokens": whole.tokens[:8], "offsets": whole.offsets[:2], "corrupted": None, "metric": METRIC}
+    options = options._replace(reference=whole.tokens, reference_offsets=whole.offsets)
+    weight = np.ones((e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
+    return e.core.entry_effects(whole._replace(**{**first, **task}), options, weight, query, key)
+
+
 def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) -> _core.Circuit:
     """A search for a circuit after some steps."""
     task, of_effects = asked(e)
@@ -41,6 +50,10 @@ def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) 
     for _ in range(n_steps):
         found.step(1)
     return found
+
+
+def print_nothing(*_: Any) -> None:
+    """Progress that nobody sees."""
 
 
 ONE_PROMPT = np.array([0, 8])
@@ -146,6 +159,17 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: e.core.keep_only(asked(e)[0], HEADS, [1], asked(e)[1]),
         ),
         cost=5,
+    ),
+    "_core.Model.entry_effects": uses(
+        lambda e: entry(e),
+        wrong=(
+            lambda e: entry(e, unit="head"),
+            lambda e: entry(e, key=8),
+            lambda e: entry(e, query=2),
+            lambda e: entry(e, metric=3),
+            lambda e: e.core.entry_effects(*asked(e, "edge"), np.ones((9, 9), np.float32), 7, 3),
+        ),
+        cost=20,
     ),
     "_core.Model.attribution": uses(
         lambda e: e.core.attribution(*asked(e), 2, False),
@@ -322,10 +346,11 @@ CORE_CALLS: dict[str, Uses] = {
     ),
     "_core.Model.graph_build": uses(
         lambda e: e.core.graph_build(**e.ingredients),
-        lambda e: e.core.graph_build(**e.ingredients | {"most": -1}),
+        lambda e: e.core.graph_build(**e.ingredients | {"most": -1, "progress": print_nothing}),
         lambda e: e.core.graph_build(**e.ingredients | {"most": 0}),
         wrong=(
             lambda e: e.core.graph_build(**e.ingredients | {"max_bytes": 1000}),
+            lambda e: e.core.graph_build(**e.ingredients | {"progress": 3}),
             lambda e: e.core.graph_build(**e.ingredients | {"tokens": TOKENS[:3]}),
             lambda e: e.core.graph_build(
                 **e.ingredients | {"writes": e.sources.writes._replace(n_sources=10**6)}

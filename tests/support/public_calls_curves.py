@@ -69,6 +69,9 @@ CURVE_CALLS: dict[str, Uses] = {
         lambda e: _core.curve_band(CURVE.values[:0], 0.9),
         wrong=(lambda e: _core.curve_band(CURVE.values, 1.5), lambda e: _core.curve_band(CURVE.full, 0.9)),
     ),
+    "_core.curve_shares": uses(
+        lambda e: _core.curve_shares(CURVE.full), wrong=(lambda e: _core.curve_shares(CURVE.values),)
+    ),
     "_core.curve_needed": uses(
         lambda e: _core.curve_needed(CURVE.values, 0.9), wrong=(lambda e: _core.curve_needed(3, 0.9),)
     ),
