@@ -76,33 +76,36 @@ static int runs_plainly(const scoring *s) {
            holds_gate(s);
 }
 
-static asp_status refuse(asp_error *err, const char *text) {
+static asp_status refuse_scores(asp_error *err, const char *text) {
     return asp_fail(err, ASP_BAD_ARGUMENT, "%s: %s", STAGE, text);
 }
 
-static asp_status check_options(const asp_task *task, const asp_component_options *o, asp_error *err) {
+static asp_status check_score_options(const asp_task *task, const asp_component_options *o, asp_error *err) {
     const int paired = o->ablation == ASP_COMPONENT_COUNTERFACTUAL, routes = o->method == ASP_COMPONENT_ROUTES;
-    if (o->steps < 1 || o->steps > MOST_STEPS) return refuse(err, "steps must be at least 1 and at most a million");
+    if (o->steps < 1 || o->steps > MOST_STEPS)
+        return refuse_scores(err, "steps must be at least 1 and at most a million");
     if (routes && (o->level != ASP_COMPONENT_EDGE || o->denoising))
-        return refuse(err, "information flow routes are of the edges of clean prompts");
+        return refuse_scores(err, "information flow routes are of the edges of clean prompts");
     if (routes) return ASP_OK;
     if (!paired && (o->method == ASP_COMPONENT_IG_INPUTS || o->method == ASP_COMPONENT_CLEAN_CORRUPTED))
-        return refuse(err, "this method runs the corrupted prompts, so the ablation must be counterfactual");
-    if (!paired && o->denoising) return refuse(err, "denoising needs the counterfactual ablation");
+        return refuse_scores(err, "this method runs the corrupted prompts, so the ablation must be counterfactual");
+    if (!paired && o->denoising) return refuse_scores(err, "denoising needs the counterfactual ablation");
     if (paired && !task->corrupted.n_prompts)
-        return refuse(err, "the task has no corrupted prompts to take values from");
-    if (o->reference && !is_mean(o->ablation)) return refuse(err, "reference prompts are for means alone");
+        return refuse_scores(err, "the task has no corrupted prompts to take values from");
+    if (o->reference && !is_mean(o->ablation)) return refuse_scores(err, "reference prompts are for means alone");
     if (task->metric.kind == ASP_CUSTOM && task->metric.custom && !task->metric.custom->gradient)
-        return refuse(err, "the gradient of the metric is needed, and this one has none");
+        return refuse_scores(err, "the gradient of the metric is needed, and this one has none");
     return ASP_OK;
 }
 
-static const asp_prompts *averaged(const scoring *s) { return s->o->reference ? s->o->reference : &s->task->clean; }
+static const asp_prompts *scored_reference(const scoring *s) {
+    return s->o->reference ? s->o->reference : &s->task->clean;
+}
 
-static asp_status check(scoring *s, asp_error *err) {
+static asp_status check_scoring(scoring *s, asp_error *err) {
     const asp_prompts *reference = s->o->reference;
     asp_status status = asp_task_check(s->model, s->task, err);
-    if (!status) status = check_options(s->task, s->o, err);
+    if (!status) status = check_score_options(s->task, s->o, err);
     if (!status && reference)
         status =
             asp_shape_check_batch(&s->model->config, reference->tokens, reference->offsets, reference->n_prompts, err);
@@ -123,7 +126,7 @@ static int needs_whole(const scoring *s) { return !is_routes(s) && s->task->metr
 enum { PARTS = 15 };
 
 /* Arrays of the block besides the tape's, whose sizes are known. */
-static int64_t lay_out(scoring *s, asp_arena_part parts[PARTS], int n_threads) {
+static int64_t lay_out_scoring(scoring *s, asp_arena_part parts[PARTS], int n_threads) {
     const asp_config *c = &s->model->config;
     const int64_t e = c->d_model, senders = asp_nodes_n_senders(c), rows = s->n_rows, l = c->n_layer;
     const int64_t edges = s->o->level == ASP_COMPONENT_EDGE, routes = is_routes(s), points = routes ? 0 : s->chunk;
@@ -151,18 +154,18 @@ static int64_t lay_out(scoring *s, asp_arena_part parts[PARTS], int n_threads) {
 }
 
 /* Sum of sizes, INT64_MAX if it does not fit. */
-static int64_t sum(int64_t a, int64_t b) {
+static int64_t bytes_sum(int64_t a, int64_t b) {
     int64_t both;
     return __builtin_add_overflow(a, b, &both) ? INT64_MAX : both;
 }
 
-static int64_t run_needed(const scoring *s, uint64_t records, int logits, int n_threads) {
+static int64_t score_run_needed(const scoring *s, uint64_t records, int logits, int n_threads) {
     const asp_run_options options = {.records = records, .logits = logits};
     return asp_run_needed(s->model, s->offsets, s->n, &options, n_threads);
 }
 
 /* Goes to the block of prompts [first, end). */
-static void set_block(scoring *s, int64_t first, int64_t end) {
+static void set_score_block(scoring *s, int64_t first, int64_t end) {
     asp_task_block(s->offsets, s->base, first, end);
     s->first = first;
     s->n = end - first;
@@ -171,7 +174,7 @@ static void set_block(scoring *s, int64_t first, int64_t end) {
 }
 
 /* Bytes of the block.  offsets (chunk n + 1) scratch */
-static int64_t block_needed(scoring *s, int64_t *offsets, int n_threads) {
+static int64_t score_block_needed(scoring *s, int64_t *offsets, int n_threads) {
     asp_arena_part parts[PARTS];
     int64_t bytes = 0;
     if (!is_routes(s)) {
@@ -179,33 +182,33 @@ static int64_t block_needed(scoring *s, int64_t *offsets, int n_threads) {
         const asp_batch batch = {.offsets = offsets, .n_sequences = s->chunk * s->n};
         bytes = asp_tape_needed(&s->tape, s->model, &batch, n_threads);
     }
-    bytes = sum(bytes, lay_out(s, parts, n_threads));
-    if (runs_plainly(s)) bytes = sum(bytes, run_needed(s, plain_records(s), ASP_LOGITS_NONE, n_threads));
-    if (needs_paired(s)) bytes = sum(bytes, run_needed(s, ASP_NODES_RECORDS, ASP_LOGITS_NONE, n_threads));
-    if (needs_whole(s)) bytes = sum(bytes, run_needed(s, 0, ASP_LOGITS_LAST, n_threads));
+    bytes = bytes_sum(bytes, lay_out_scoring(s, parts, n_threads));
+    if (runs_plainly(s)) bytes = bytes_sum(bytes, score_run_needed(s, plain_records(s), ASP_LOGITS_NONE, n_threads));
+    if (needs_paired(s)) bytes = bytes_sum(bytes, score_run_needed(s, ASP_NODES_RECORDS, ASP_LOGITS_NONE, n_threads));
+    if (needs_whole(s)) bytes = bytes_sum(bytes, score_run_needed(s, 0, ASP_LOGITS_LAST, n_threads));
     return bytes;
 }
 
 /* Bytes of the largest block; what stops the call is seen later. */
-static int64_t largest_block(scoring *s, int64_t *offsets, int n_threads) {
+static int64_t largest_score_block(scoring *s, int64_t *offsets, int n_threads) {
     int64_t bytes = 0;
     for (int64_t first = 0, end; first < s->base->n_prompts; first = end) {
         end = asp_task_block_end(s->base, first, s->most_tokens);
-        set_block(s, first, end);
-        bytes = asp_max(bytes, block_needed(s, offsets, n_threads));
+        set_score_block(s, first, end);
+        bytes = asp_max(bytes, score_block_needed(s, offsets, n_threads));
     }
     return bytes;
 }
 
 /* Sizes of the blocks, so that all fits in max_bytes; with one prompt at a time, fewer points of the method at once. */
-static asp_status plan(scoring *s, int64_t *offsets, const int64_t means[2], int n_threads, asp_error *err) {
+static asp_status plan_scoring(scoring *s, int64_t *offsets, const int64_t means[2], int n_threads, asp_error *err) {
     const asp_config *c = &s->model->config;
     const int64_t item = (int64_t)sizeof(asp_real), width = c->n_head * c->d_head;
     const int64_t of_point = c->n_layer * (4 * c->d_model + 4 * width + 2 * c->d_mlp);
     const int64_t per_token = (s->chunk * of_point + (asp_nodes_n_senders(c) + 3 * c->n_head) * c->d_model) * item;
     s->most_tokens = asp_max(1, asp_min(MOST_TOKENS / s->chunk, ASP_TASK_BLOCK_BYTES / per_token));
     for (;;) {
-        const int64_t bytes = sum(means[0], asp_max(means[1], largest_block(s, offsets, n_threads)));
+        const int64_t bytes = bytes_sum(means[0], asp_max(means[1], largest_score_block(s, offsets, n_threads)));
         if (bytes <= s->o->max_bytes) return ASP_OK;
         if (s->most_tokens) s->most_tokens /= 2;
         else if (s->chunk > 1) s->chunk /= 2;
@@ -220,7 +223,7 @@ static asp_status plan(scoring *s, int64_t *offsets, const int64_t means[2], int
 
 /* ---- a block ------------------------------------------------------------------------------------------- */
 
-static void close_block(scoring *s) {
+static void close_score_block(scoring *s) {
     asp_run_free(s->plain);
     asp_run_free(s->paired);
     asp_run_free(s->whole);
@@ -228,26 +231,27 @@ static void close_block(scoring *s) {
     asp_arena_free(&s->arena);
 }
 
-static asp_status run_block(asp_run **run, const scoring *s, const asp_prompts *prompts, uint64_t records, int logits,
-                            const asp_context *context, asp_error *err) {
+static asp_status run_score_block(asp_run **run, const scoring *s, const asp_prompts *prompts, uint64_t records,
+                                  int logits, const asp_context *context, asp_error *err) {
     const asp_run_options options = {.records = records, .logits = logits, .max_bytes = INT64_MAX};
     return asp_run_new(run, s->model, prompts->tokens + prompts->offsets[s->first], s->offsets, s->n, &options, context,
                        err);
 }
 
-static asp_status open_block(scoring *s, const asp_context *context, asp_error *err) {
+static asp_status open_score_block(scoring *s, const asp_context *context, asp_error *err) {
     asp_arena_part parts[PARTS];
     asp_status status = ASP_OK;
     s->metric = asp_metric_part(&s->task->metric, s->first, s->n, s->model->config.n_vocab);
-    if (runs_plainly(s)) status = run_block(&s->plain, s, s->base, plain_records(s), ASP_LOGITS_NONE, context, err);
+    if (runs_plainly(s))
+        status = run_score_block(&s->plain, s, s->base, plain_records(s), ASP_LOGITS_NONE, context, err);
     if (!status && needs_paired(s))
-        status = run_block(&s->paired, s, s->other, ASP_NODES_RECORDS, ASP_LOGITS_NONE, context, err);
+        status = run_score_block(&s->paired, s, s->other, ASP_NODES_RECORDS, ASP_LOGITS_NONE, context, err);
     if (!status && needs_whole(s)) {
-        status = run_block(&s->whole, s, &s->task->clean, 0, ASP_LOGITS_LAST, context, err);
+        status = run_score_block(&s->whole, s, &s->task->clean, 0, ASP_LOGITS_LAST, context, err);
         if (!status) s->metric.reference = asp_run_array(s->whole, ASP_LOGITS).data;
     }
     if (status) return status;
-    const int64_t bytes = lay_out(s, parts, context->n_threads);
+    const int64_t bytes = lay_out_scoring(s, parts, context->n_threads);
     if (!asp_arena_commit(&s->arena, 1))
         return asp_fail(err, ASP_NO_MEMORY, "%s of %lld prompts need %s, which could not be allocated", STAGE,
                         (long long)s->n, asp_fail_size((char[32]){0}, (double)bytes));
@@ -292,7 +296,7 @@ static asp_batch fill_points(scoring *s, int64_t first_point, int64_t n_points) 
 }
 
 /* Points [first, first + n) of the method: forward, backward, scores. */
-static asp_status add_points(scoring *s, int64_t first, int64_t n, const asp_context *context) {
+static asp_status score_points(scoring *s, int64_t first, int64_t n, const asp_context *context) {
     const asp_model *m = s->model;
     const asp_batch batch = fill_points(s, first, n);
     const double sign = !s->o->smaller_is_better == !s->o->denoising ? -1 : 1;
@@ -327,7 +331,7 @@ static asp_status add_points(scoring *s, int64_t first, int64_t n, const asp_con
     return status ? status : asp_receivers_finish(&receivers, context);
 }
 
-static asp_status add_routes(scoring *s, const asp_context *context) {
+static asp_status score_routes(scoring *s, const asp_context *context) {
     const asp_node_activations given = asp_nodes_of_run(s->plain);
     const double weight = 1 / (double)s->base->n_prompts;
     const asp_status status = asp_nodes_outputs(s->differences, s->model, &given, s->reference.z, s->reference.post,
@@ -337,15 +341,15 @@ static asp_status add_routes(scoring *s, const asp_context *context) {
                : asp_routes_add(s->scores, s->model, s->plain, s->differences, s->n_rows, weight, s->shares, context);
 }
 
-static asp_status add_block(scoring *s, const asp_context *context) {
+static asp_status score_block(scoring *s, const asp_context *context) {
     asp_status status = ASP_OK;
-    if (is_routes(s)) return add_routes(s, context);
+    if (is_routes(s)) return score_routes(s, context);
     if (runs_plainly(s)) {
         const asp_node_activations given = asp_nodes_of_run(s->plain);
         status = take_differences(s, &given, context);
     }
     for (int64_t first = 0; !status && first < s->n_points; first += s->chunk)
-        status = add_points(s, first, asp_min(s->chunk, s->n_points - first), context);
+        status = score_points(s, first, asp_min(s->chunk, s->n_points - first), context);
     return status;
 }
 
@@ -356,7 +360,7 @@ void asp_component_scores_shape(int64_t dims[2], const asp_config *c, asp_compon
     dims[1] = level == ASP_COMPONENT_EDGE ? asp_nodes_n_receivers(c) : level == ASP_COMPONENT_NODE ? 1 : c->d_model;
 }
 
-static asp_status prepare(scoring *s, const asp_context *context, asp_error *err) {
+static asp_status prepare_scoring(scoring *s, const asp_context *context, asp_error *err) {
     const int64_t longest = asp_shape_longest(s->base->offsets, s->base->n_prompts);
     const int means = !is_routes(s) && is_mean(s->o->ablation);
     int64_t bytes[2] = {0, 0};
@@ -364,27 +368,28 @@ static asp_status prepare(scoring *s, const asp_context *context, asp_error *err
     int64_t *offsets = asp_allocate(MOST_POINTS * s->base->n_prompts + 1, sizeof *offsets);
     asp_status status = ASP_OK;
     if (!s->offsets || !offsets) status = asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the prompts", STAGE);
-    if (!status && means) asp_means_needed(bytes, s->model, averaged(s), longest, s->o->ablation, context->n_threads);
-    if (!status) status = plan(s, offsets, bytes, context->n_threads, err);
+    if (!status && means)
+        asp_means_needed(bytes, s->model, scored_reference(s), longest, s->o->ablation, context->n_threads);
+    if (!status) status = plan_scoring(s, offsets, bytes, context->n_threads, err);
     asp_release(offsets);
     if (!status && means)
-        status = asp_means_new(&s->means, s->model, averaged(s), longest, s->o->ablation, context, err);
+        status = asp_means_new(&s->means, s->model, scored_reference(s), longest, s->o->ablation, context, err);
     return status;
 }
 
-static asp_status add_blocks(scoring *s, const asp_context *context, asp_error *err) {
+static asp_status score_blocks(scoring *s, const asp_context *context, asp_error *err) {
     const int64_t n = s->base->n_prompts;
     asp_status status = asp_context_progress(context, STAGE, 0, n);
     for (int64_t first = 0, end; !status && first < n; first = end) {
         end = asp_task_block_end(s->base, first, s->most_tokens);
-        set_block(s, first, end);
-        status = open_block(s, context, err);
+        set_score_block(s, first, end);
+        status = open_score_block(s, context, err);
         if (!status) status = asp_blas_enter(context, err);
         if (!status) {
-            status = add_block(s, context);
+            status = score_block(s, context);
             asp_blas_leave();
         }
-        close_block(s);
+        close_score_block(s);
         if (!status) status = asp_context_progress(context, STAGE, end, n);
     }
     return status;
@@ -401,14 +406,14 @@ asp_status asp_component_scores(double *scores, const asp_model *model, const as
                  .base = options->denoising ? &task->corrupted : &task->clean,
                  .other = options->denoising ? &task->clean : &task->corrupted};
     int64_t dims[2];
-    asp_status status = check(&s, err);
+    asp_status status = check_scoring(&s, err);
     if (status) return status;
     s.n_points = count_points(options, model->config.n_layer);
     s.chunk = asp_min(MOST_POINTS, s.n_points);
     asp_component_scores_shape(dims, &model->config, options->level);
     memset(scores, 0, (size_t)(dims[0] * dims[1]) * sizeof *scores);
-    status = prepare(&s, &own, err);
-    if (!status) status = add_blocks(&s, &own, err);
+    status = prepare_scoring(&s, &own, err);
+    if (!status) status = score_blocks(&s, &own, err);
     asp_tape_free(&s.tape);
     asp_means_free(&s.means);
     asp_release(s.offsets);

@@ -15,20 +15,20 @@ typedef struct {
     int64_t *offsets;         /* (P+1) */
 } means_job;
 
-static double weight_of(const means_job *job, int64_t prompt, int64_t position) {
+static double mean_weight(const means_job *job, int64_t prompt, int64_t position) {
     const int64_t *offsets = job->reference->offsets, p = job->reference->n_prompts;
     if (job->ablation == ASP_COMPONENT_MEAN_POSITIONAL) return 1 / (double)job->count[position];
     if (job->ablation == ASP_COMPONENT_MEAN_ALL) return 1 / (double)offsets[p];
     return 1 / ((double)(offsets[prompt + 1] - offsets[prompt]) * (double)p);
 }
 
-static void add_activations(const means_job *job, double *sums, const asp_real *rows, int64_t width) {
+static void add_mean_rows(const means_job *job, double *sums, const asp_real *rows, int64_t width) {
     const int positional = job->ablation == ASP_COMPONENT_MEAN_POSITIONAL;
     for (int64_t b = 0; b < job->n; b++)
         for (int64_t r = job->offsets[b]; r < job->offsets[b + 1]; r++) {
             const int64_t position = r - job->offsets[b];
             if (positional && position >= job->n_positions) break; /* prompts of the task are shorter */
-            const double weight = weight_of(job, job->first + b, position);
+            const double weight = mean_weight(job, job->first + b, position);
             double *sum = sums + (positional ? position * width : 0);
             for (int64_t j = 0; j < width; j++) sum[j] += weight * (double)rows[r * width + j];
         }
@@ -40,19 +40,19 @@ static void means_item(void *arg, int64_t item, int thread) {
     const means_job *job = arg;
     const asp_config *c = job->config;
     const int64_t layer = (item - 1) / 2, width = c->n_head * c->d_head;
-    if (!item) add_activations(job, job->embed, job->run.embed, c->d_model);
+    if (!item) add_mean_rows(job, job->embed, job->run.embed, c->d_model);
     else if (item % 2)
-        add_activations(job, job->z + layer * job->n_positions * width, asp_slot_at(job->run.z, layer), width);
+        add_mean_rows(job, job->z + layer * job->n_positions * width, asp_slot_at(job->run.z, layer), width);
     else
-        add_activations(job, job->post + layer * job->n_positions * c->d_mlp, asp_slot_at(job->run.post, layer),
-                        c->d_mlp);
+        add_mean_rows(job, job->post + layer * job->n_positions * c->d_mlp, asp_slot_at(job->run.post, layer),
+                      c->d_mlp);
 }
 
 /* ---- memory -------------------------------------------------------------------------------------------- */
 
 static const asp_run_options recorded = {.records = ASP_NODES_RECORDS, .max_bytes = INT64_MAX};
 
-static int64_t positions_of(asp_component_ablation ablation, int64_t longest) {
+static int64_t mean_positions(asp_component_ablation ablation, int64_t longest) {
     return ablation == ASP_COMPONENT_MEAN_POSITIONAL ? longest : 1;
 }
 
@@ -61,13 +61,13 @@ static int64_t position_size(const asp_config *c) {
     return c->d_model + c->n_layer * (c->n_head * c->d_head + c->d_mlp);
 }
 
-static int64_t most_tokens(const asp_config *c) {
+static int64_t means_tokens(const asp_config *c) {
     return asp_max(1, ASP_TASK_BLOCK_BYTES / (position_size(c) * (int64_t)sizeof(asp_real)));
 }
 
 enum { PARTS = 5 };
 
-static int64_t lay_out_sums(means_job *job, asp_arena *arena, asp_arena_part parts[PARTS]) {
+static int64_t lay_out_means(means_job *job, asp_arena *arena, asp_arena_part parts[PARTS]) {
     const asp_config *c = job->config;
     const int64_t n = job->n_positions;
     const asp_arena_part list[PARTS] = {ASP_PART(job->embed, n, c->d_model),
@@ -80,18 +80,20 @@ static int64_t lay_out_sums(means_job *job, asp_arena *arena, asp_arena_part par
 
 void asp_means_needed(int64_t bytes[2], const asp_model *model, const asp_prompts *reference, int64_t longest,
                       asp_component_ablation ablation, int n_threads) {
-    means_job job = {.config = &model->config, .reference = reference, .n_positions = positions_of(ablation, longest)};
+    means_job job = {.config = &model->config,
+                     .reference = reference,
+                     .n_positions = mean_positions(ablation, longest)};
     asp_arena arena = {0};
     asp_arena_part parts[PARTS];
     int64_t most = 0, all = INT64_MAX;
     bytes[0] = INT64_MAX;
     asp_multiply(job.n_positions, position_size(job.config) * (int64_t)sizeof(asp_real), &bytes[0]);
     for (int64_t first = 0, end; first < reference->n_prompts; first = end) {
-        end = asp_task_block_end(reference, first, most_tokens(job.config));
+        end = asp_task_block_end(reference, first, means_tokens(job.config));
         int64_t ends[2] = {0, reference->offsets[end] - reference->offsets[first]};
         most = asp_max(most, asp_run_needed(model, ends, 1, &recorded, n_threads));
     }
-    if (__builtin_add_overflow(lay_out_sums(&job, &arena, parts), most, &all)) all = INT64_MAX;
+    if (__builtin_add_overflow(lay_out_means(&job, &arena, parts), most, &all)) all = INT64_MAX;
     bytes[1] = all;
 }
 
@@ -110,11 +112,11 @@ static asp_status count_prompts(const means_job *job, asp_error *err) {
     return ASP_OK;
 }
 
-static asp_status add_blocks(means_job *job, const asp_model *model, const asp_context *context, asp_error *err) {
+static asp_status add_mean_blocks(means_job *job, const asp_model *model, const asp_context *context, asp_error *err) {
     asp_status status = ASP_OK;
     for (int64_t end; !status && job->first < job->reference->n_prompts; job->first = end) {
         asp_run *run = NULL;
-        end = asp_task_block_end(job->reference, job->first, most_tokens(job->config));
+        end = asp_task_block_end(job->reference, job->first, means_tokens(job->config));
         job->n = end - job->first;
         const int32_t *tokens = asp_task_block(job->offsets, job->reference, job->first, end);
         status = asp_run_new(&run, model, tokens, job->offsets, job->n, &recorded, context, err);
@@ -127,14 +129,14 @@ static asp_status add_blocks(means_job *job, const asp_model *model, const asp_c
     return status;
 }
 
-static void narrow(asp_real *out, const double *sums, int64_t n) {
+static void narrow_means(asp_real *out, const double *sums, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = (asp_real)sums[i];
 }
 
 asp_status asp_means_new(asp_means *means, const asp_model *model, const asp_prompts *reference, int64_t longest,
                          asp_component_ablation ablation, const asp_context *context, asp_error *err) {
     const asp_config *c = &model->config;
-    const int64_t n = positions_of(ablation, longest), width = c->n_head * c->d_head;
+    const int64_t n = mean_positions(ablation, longest), width = c->n_head * c->d_head;
     means_job job = {.config = c, .reference = reference, .ablation = ablation, .n_positions = n};
     asp_node_activations *a = &means->activations;
     asp_arena sums = {0};
@@ -143,7 +145,7 @@ asp_status asp_means_new(asp_means *means, const asp_model *model, const asp_pro
                               ASP_PART(a->post.data, n * c->n_layer, c->d_mlp)};
     *means = (asp_means){.n_positions = n};
     asp_arena_lay_out(&means->arena, parts, 3);
-    lay_out_sums(&job, &sums, own);
+    lay_out_means(&job, &sums, own);
     if (!asp_arena_commit(&means->arena, 1) || !asp_arena_commit(&sums, 1)) {
         asp_arena_free(&sums);
         return asp_fail(err, ASP_NO_MEMORY, "no memory for mean activations of %lld positions", (long long)n);
@@ -153,11 +155,11 @@ asp_status asp_means_new(asp_means *means, const asp_model *model, const asp_pro
     a->z.stride = n * width;
     a->post.stride = n * c->d_mlp;
     asp_status status = count_prompts(&job, err);
-    if (!status) status = add_blocks(&job, model, context, err);
+    if (!status) status = add_mean_blocks(&job, model, context, err);
     if (!status) {
-        narrow((asp_real *)(uintptr_t)a->embed, job.embed, n * c->d_model);
-        narrow(a->z.data, job.z, c->n_layer * n * width);
-        narrow(a->post.data, job.post, c->n_layer * n * c->d_mlp);
+        narrow_means((asp_real *)(uintptr_t)a->embed, job.embed, n * c->d_model);
+        narrow_means(a->z.data, job.z, c->n_layer * n * width);
+        narrow_means(a->post.data, job.post, c->n_layer * n * c->d_mlp);
     }
     asp_arena_free(&sums);
     return status;

@@ -8,18 +8,18 @@
 /* ---- what a run changes -------------------------------------------------------------------------------- */
 
 /* Rows of one run. */
-static int64_t tokens_of(const asp_receivers *r) { return r->offsets[r->n_prompts]; }
+static int64_t receiver_tokens(const asp_receivers *r) { return r->offsets[r->n_prompts]; }
 
 /* Adds share * (reference - output) of n senders to the rows of the runs that change this group. */
 static void change_residual(const asp_receivers *r, int64_t group, int64_t sender, int64_t n, asp_real *x) {
-    const int64_t e = r->model->config.d_model, size = tokens_of(r) * e;
+    const int64_t e = r->model->config.d_model, size = receiver_tokens(r) * e;
     for (int64_t p = 0; p < r->n_points; p++)
         for (int64_t s = sender; r->points[p].group == group && s < sender + n; s++)
             asp_isa_kernels()->axpy(x + p * size, (asp_real)r->points[p].share, r->differences + s * r->n_rows * e,
                                     size);
 }
 
-static void residual(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
+static void change_points(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
     (void)acts;
     const asp_receivers *r = state;
     const asp_config *c = &r->model->config;
@@ -29,8 +29,8 @@ static void residual(void *state, const asp_activations *acts, asp_point point, 
 }
 
 /* No gradient goes through what a run has changed.  d (n_points N,width) read and written */
-static void cut(const asp_receivers *r, int64_t group, asp_real *d, int64_t width) {
-    const int64_t size = tokens_of(r) * width;
+static void cut_points(const asp_receivers *r, int64_t group, asp_real *d, int64_t width) {
+    const int64_t size = receiver_tokens(r) * width;
     for (int64_t p = 0; p < r->n_points; p++)
         if (r->points[p].group == group) memset(d + p * size, 0, (size_t)size * sizeof *d);
 }
@@ -40,7 +40,7 @@ static asp_status cut_heads(void *state, const asp_activations *acts, int64_t la
     (void)acts;
     (void)context;
     const asp_receivers *r = state;
-    cut(r, 1 + 2 * layer, dz, r->model->config.n_head * r->model->config.d_head);
+    cut_points(r, 1 + 2 * layer, dz, r->model->config.n_head * r->model->config.d_head);
     return ASP_OK;
 }
 
@@ -55,7 +55,7 @@ typedef struct {
 /* gradients (R,E) of the i-th receiver: the sum over the runs of what its dout (n_points N,E) becomes. */
 static asp_status add_runs(const asp_receivers *r, const receiver_norm *norm, int64_t i, const asp_real *dout,
                            const asp_context *context) {
-    const int64_t e = r->model->config.d_model, n = tokens_of(r);
+    const int64_t e = r->model->config.d_model, n = receiver_tokens(r);
     asp_layernorm_backward_job job = {.dx = r->gradients + i * r->n_rows * e,
                                       .weight = norm->weight,
                                       .partial = r->tape->ln_partial,
@@ -99,7 +99,7 @@ static asp_status add_products(const asp_receivers *r, const receiver_norm *norm
 }
 
 /* dout of q, k or v of one head: its gradient times its columns of the weights. */
-static asp_status head_gradient(const asp_receivers *r, int64_t layer, int64_t i, const asp_context *context) {
+static asp_status receiver_gradient(const asp_receivers *r, int64_t layer, int64_t i, const asp_context *context) {
     const asp_config *c = &r->model->config;
     const int64_t width = 3 * c->n_head * c->d_head, n = r->tape->acts.n_tokens;
     const asp_gemm g = {.trans_b = 1,
@@ -140,7 +140,7 @@ static asp_status edge_scores(const asp_receivers *r, asp_point point, int64_t l
     }
     asp_status status = ASP_OK;
     for (int64_t i = 0; !status && i < norm.n; i++) {
-        if (heads) status = head_gradient(r, layer, i, context);
+        if (heads) status = receiver_gradient(r, layer, i, context);
         if (!status) status = add_runs(r, &norm, i, heads ? r->dout : dout, context);
     }
     return status ? status : add_products(r, &norm, context);
@@ -157,7 +157,7 @@ static void sender_item(void *arg, int64_t i, int thread) {
     (void)thread;
     const sender_job *job = arg;
     const asp_receivers *r = job->receivers;
-    const int64_t sender = job->sender + i, e = r->model->config.d_model, n = tokens_of(r);
+    const int64_t sender = job->sender + i, e = r->model->config.d_model, n = receiver_tokens(r);
     const asp_real *difference = r->differences + sender * r->n_rows * e;
     double all = 0;
     for (int64_t j = 0; j < e; j++) {
@@ -172,7 +172,7 @@ static void sender_item(void *arg, int64_t i, int thread) {
 /* Scores of n senders whose outputs have this gradient.  dout (n_points N,E) read */
 static asp_status sender_scores(const asp_receivers *r, int64_t sender, int64_t n, const asp_real *dout,
                                 const asp_context *context) {
-    const int64_t size = tokens_of(r) * r->model->config.d_model;
+    const int64_t size = receiver_tokens(r) * r->model->config.d_model;
     sender_job job = {r, sender};
     memset(r->gradients, 0, (size_t)size * sizeof *r->gradients);
     for (int64_t p = 0; p < r->n_points; p++) asp_isa_kernels()->add(r->gradients, dout + p * size, size);
@@ -181,19 +181,19 @@ static asp_status sender_scores(const asp_receivers *r, int64_t sender, int64_t 
 
 /* ---- hooks --------------------------------------------------------------------------------------------- */
 
-static asp_status collect(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *dout,
-                          const asp_real *dsum, const asp_context *context) {
+static asp_status collect_scores(void *state, const asp_activations *acts, asp_point point, int64_t layer,
+                                 asp_real *dout, const asp_real *dsum, const asp_context *context) {
     (void)acts;
     const asp_receivers *r = state;
     const asp_config *c = &r->model->config;
-    if (point == ASP_POINT_MID) cut(r, 2 + 2 * layer, dout, c->d_model);
+    if (point == ASP_POINT_MID) cut_points(r, 2 + 2 * layer, dout, c->d_model);
     if (r->level == ASP_COMPONENT_EDGE) return edge_scores(r, point, layer, dout, context);
     if (point == ASP_POINT_MID) return sender_scores(r, asp_nodes_mlp(c, layer), 1, dsum, context);
     return layer < c->n_layer ? sender_scores(r, asp_nodes_head(c, layer), c->n_head, dsum, context) : ASP_OK;
 }
 
 asp_hooks asp_receivers_hooks(asp_receivers *receivers) {
-    return (asp_hooks){.state = receivers, .residual = residual, .dz = cut_heads, .dnorm = collect};
+    return (asp_hooks){.state = receivers, .residual = change_points, .dz = cut_heads, .dnorm = collect_scores};
 }
 
 asp_status asp_receivers_finish(asp_receivers *r, const asp_context *context) {
