@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
-RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+RUNS = (
+    r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
+    r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+)
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
+COMPONENTS = r"(circuits\.component_scores|_core\.Model\.component_scores)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -25,7 +29,7 @@ SENTENCES = {
     rf"these gradients need {AMOUNT}, which could not be allocated":
         r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
-        r"(Model\.|Gradients\.|effects\.|_core\.|asp\.|Transcoders\.)",
+        r"(Model\.|Gradients\.|effects\.|circuits\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for interventions": RUNS,
     r"no memory for \d+ variants": r"(effects\.|_core\.|asp\.)",
     r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.|asp\.)",
@@ -44,6 +48,9 @@ SENTENCES = {
     rf"{STAGE}: no memory for (the prompts|the (order|scores) of \d+ items)": CIRCUITS,
     rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
     r"no memory for the open entries of a task": CIRCUITS,
+    r"component scores: no memory for the prompts": COMPONENTS,
+    rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
+    r"no memory for mean activations of \d+ positions": COMPONENTS,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",
