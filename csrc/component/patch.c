@@ -76,7 +76,7 @@ static int64_t lay_out(asp_patch *p, asp_arena_part parts[PARTS], int64_t n, int
     const asp_component_setting *s = p->setting;
     const asp_config *c = &s->model->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, n_senders = asp_nodes_n_senders(c);
-    const int64_t rows = asp_shape_rows(s->model, s->offsets[n], 1);
+    const int64_t rows = asp_shape_rows(s->model, s->offsets[n], 0);
     p->logit_rows = asp_shape_logit_rows(s->model, asp_min(n, ASP_LOSS_CHUNK));
     p->scratch.per_thread = asp_attention_scratch(c, s->longest, 0);
     const int64_t logits = asp_metric_needs_all(s->task->metric.kind) ? p->logit_rows : 0;
