@@ -237,8 +237,10 @@ static void attend(const head_job *job, int64_t sequence, const place *v, int64_
     u.v = mixed + 2 * d;
     u.stride = 3 * d;
     u.n_tokens = p->setting.offsets[sequence + 1] - p->setting.offsets[sequence];
-    for (int64_t t = 0; t < u.n_tokens; t++) scratch->rows[at + t] = mixed + t * 3 * d;
-    memset(scratch->held + at, 0, (size_t)longest * sizeof *scratch->held);
+    for (int64_t t = 0; t < u.n_tokens; t++) {
+        scratch->rows[at + t] = mixed + t * 3 * d;
+        scratch->held[at + t] = NULL;
+    }
     u.rows = scratch->rows + at;
     u.held = scratch->held + at;
     u.z_rows = scratch->z_rows + at;

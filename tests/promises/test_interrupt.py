@@ -12,6 +12,8 @@ from reliability import report
 
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "curves", "metric", "train", "features"]
 CALLS += [
+    "patching",
+    "paths",
     "edges",
     "graph",
     "coders",
