@@ -6,6 +6,7 @@ its definition, a test says what it does.
 """
 
 import importlib
+import json
 import warnings
 
 import numpy as np
@@ -108,6 +109,16 @@ def test_directions_gates_and_metrics_by_autograd(name, method, direction, gate,
 
 
 @pytest.mark.parametrize("name", ["dense", "gated"])
+@each_method
+def test_nodes_by_autograd(name, method):
+    """The gradient of an output is the sum over all receivers after it. Mixed inputs end with clean ones."""
+    one = made(name)
+    expected = one.ask(by_torch.edge_scores, method, right=True).sum(1)
+    assert error(scores_of(one, method, level="node"), expected) < 1e-9
+    assert error(scores_of(one, method, level="neuron").sum(1), expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["dense", "gated"])
 @pytest.mark.parametrize("method", ["eap", "eap-ig-activations"])
 @pytest.mark.parametrize("ablation", ["zero", "mean-positional"])
 @each_dtype
@@ -201,7 +212,7 @@ def test_edges(eap, name, method, metric):
 @pytest.mark.parametrize("name", DENSE)
 @warns
 def test_information_flow_routes(eap, name):
-    """EAP-IG has NaN for a receiver if, at one position, no sender has any share; here that position counts 0."""
+    """EAP-IG has NaN for a receiver if no sender has a share at some position; here that position counts 0."""
     one, method = made(name), "information-flow-routes"
     expected = one.ask(eap.Peer, batch=2).edge_scores(method)[0]
     found, real = scores_of(one, method), by_torch.real_edges(one.config)
@@ -356,3 +367,21 @@ def test_whole_models(eap):
     found = values_of(one, [real, np.zeros_like(real)])
     assert error(found[0], peer.whole()) < 1e-9
     assert error(found[1], peer.whole(corrupted=True)) < 1e-9
+
+
+@warns
+def test_files(eap, tmp_path):
+    """The oracle's account of the JSON of EAP-IG is what EAP-IG writes, and EAP-IG reads it."""
+    one, path = made("wide"), tmp_path / "graph.json"
+    scores, graph = one.ask(eap.Peer, batch=3).edge_scores("eap-ig-inputs")
+    graph.apply_topn(60, prune=True)
+    graph.prune()
+    graph.to_json(path)
+    mask = selected(one, scores, [60])[0]
+    expected, found = component_graph.to_json(one.config, scores, mask), json.loads(path.read_text())
+    assert found == expected
+    assert all(list(found[part]) == list(expected[part]) for part in ("nodes", "edges"))
+    path.write_text(json.dumps(expected))
+    again = type(graph).from_json(path)
+    assert np.array_equal(again.in_graph.numpy(), mask)
+    assert np.abs(again.scores.double().numpy() - scores).max() < 1e-6  # float32
