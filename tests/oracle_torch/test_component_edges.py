@@ -212,7 +212,7 @@ def test_edges(eap, name, method, metric):
 @pytest.mark.parametrize("name", DENSE)
 @warns
 def test_information_flow_routes(eap, name):
-    """EAP-IG has NaN for a receiver if no sender has a share at some position; here that position counts 0."""
+    """EAP-IG has NaN for a receiver if no sender has a share at some position; here that one counts 0."""
     one, method = made(name), "information-flow-routes"
     expected = one.ask(eap.Peer, batch=2).edge_scores(method)[0]
     found, real = scores_of(one, method), by_torch.real_edges(one.config)
