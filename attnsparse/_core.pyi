@@ -53,6 +53,29 @@ def curve_band(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """(low (S), high (S)): percentile interval of finite curves (n,S); NaN for none."""
 
+def component_order(
+    n_layer: int, n_head: int, scores: npt.NDArray[np.float64], absolute: bool, greedy: bool
+) -> npt.NDArray[np.int64]:
+    """Places in the matrix (S,R) of all component edges, best first."""
+
+def component_select(
+    n_layer: int, n_head: int, order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], prune: bool
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """(masks (n,S,R), kept (n)): circuits of the first component edges of an order."""
+
+def component_prune(n_layer: int, n_head: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The circuit (S,R) without dangling nodes."""
+
+def component_roc(
+    n_layer: int, n_head: int, scores: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_], absolute: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
+    """(false rate, true rate, area) of scores (S,R) against a circuit (S,R)."""
+
+def component_areas(
+    curves: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(n,2): areas under curves (n,S) over shares (S), and of their distance from 1."""
+
 def curve_needed(
     curves: npt.NDArray[np.float64], fraction: float, /
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -319,6 +342,21 @@ class Model:
         self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
     ) -> npt.NDArray[np.float64]:
         """Scores of component edges (S,R), of nodes (S) or of neurons (S,E), averaged over prompts."""
+
+    def component_values(
+        self,
+        task: Task,
+        masks: npt.NDArray[np.bool_],
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Metric (n,P) of circuits, which are masks (n,S,R) of component edges."""
+
+    def component_exact(
+        self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Scores of component edges (S,R), each replaced alone, averaged over prompts."""
 
     def component_senders_before(self) -> npt.NDArray[np.int64]:
         """How many senders come before each receiver (R)."""

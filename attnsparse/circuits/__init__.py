@@ -4,6 +4,13 @@ from ..model.interventions import ABLATIONS
 from ..tasks.metrics import METRICS
 from .choices import UNITS
 from .circuit import Circuit, load_circuit
+from .component_circuit import (
+    ComponentCircuit,
+    component_circuit,
+    component_values,
+    load_component_circuit,
+)
+from .component_curve import Area, ComponentCurve, Roc
 from .component_names import ABLATIONS as COMPONENT_ABLATIONS
 from .component_names import METHODS as COMPONENT_METHODS
 from .component_scores import ComponentScores, component_scores
@@ -14,23 +21,30 @@ from .needed import Needed, Ratio
 
 __all__ = [
     "ABLATIONS",
-    "METRICS",
     "COMPONENT_ABLATIONS",
     "COMPONENT_METHODS",
+    "METRICS",
     "UNITS",
+    "Area",
     "Circuit",
+    "ComponentCircuit",
+    "ComponentCurve",
     "ComponentScores",
     "EntryEffects",
     "Needed",
     "Ratio",
+    "Roc",
     "attribution",
     "candidates",
+    "component_circuit",
     "component_scores",
+    "component_values",
     "entry_effects",
     "find_circuit",
     "keep_only",
     "knock_out",
     "leave_one_out",
     "load_circuit",
+    "load_component_circuit",
     "metric_values",
 ]

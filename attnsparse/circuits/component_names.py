@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ..model.config import Config
 
-METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted", "information-flow-routes")
+METHODS = (
+    "eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted", "exact", "information-flow-routes",
+)  # fmt: skip
 """How component edges are scored."""
 ABLATIONS = ("counterfactual", "zero", "mean", "mean-positional", "mean-all")
 """What replaces the output of a component: not those of attention edges, whose mean is one per position."""
@@ -17,9 +20,20 @@ DIRECTIONS = ("noising", "denoising")
 """Whether corrupted values go into the clean run, or clean ones into the corrupted run."""
 GATES = ("recomputed", "held")
 """Which gates of a gated model changed runs have."""
+SELECTIONS = ("top", "greedy")
+"""How component edges are taken: the best of all, or the best into the logits or a node that is there already."""
+GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of all component edges at which MIB evaluates circuits."""
 
 
-def senders(config: Config) -> list[str]:
+class Shape(NamedTuple):
+    """What of a model's config numbers its components."""
+
+    n_layer: int
+    n_head: int
+
+
+def senders(config: Config | Shape) -> list[str]:
     """Names in the core's order: "input", then the heads and the MLP of each layer."""
     found = ["input"]
     for layer in range(config.n_layer):
@@ -27,7 +41,7 @@ def senders(config: Config) -> list[str]:
     return found
 
 
-def receivers(config: Config) -> list[str]:
+def receivers(config: Config | Shape) -> list[str]:
     """Names in the core's order: q of all heads of a layer, k, v, its MLP; "logits" at the end."""
     found = []
     for layer in range(config.n_layer):

@@ -136,7 +136,8 @@ def component_scores(
         the clean run. "eap-ig-inputs": the mean gradient over `steps` runs whose token embeddings are mixed,
         from the corrupted to just before the clean ones. "eap-ig-activations": the mean gradient over
         runs in which the embedding, all heads of one layer, or one MLP are mixed, each in `steps` steps.
-        "clean-corrupted": the mean gradient of the clean and the corrupted run. "information-flow-routes": the
+        "clean-corrupted": the mean gradient of the clean and the corrupted run. "exact": each component edge is
+        patched alone and everything behind it recomputed; for level="edge". "information-flow-routes": the
         share that a sender has in a receiver's input, without any gradient or corrupted prompt.
     level : {"edge", "node", "neuron"}, default "edge"
         "node": the difference of a component's outputs times the gradient of its output. "neuron": the same for
@@ -198,7 +199,7 @@ def component_scores(
     smaller = chosen.smaller_is_better if isinstance(chosen, CustomMetric) else chosen == "kl"
     mean_of = None if reference is None else as_batch(model, reference_prompts(reference), False)
     options = ComponentOptions(
-        method=method,
+        method="eap" if method == "exact" else method,
         level=level,
         ablation=ablation,
         steps=steps,
@@ -210,7 +211,8 @@ def component_scores(
         reference_offsets=None if mean_of is None else mean_of.offsets,
     )
     with stage_bars(progress) as tell:
-        scores = model._core.component_scores(asked, options, _check.threads(threads), tell)
+        measure = model._core.component_exact if method == "exact" else model._core.component_scores
+        scores = measure(asked, options, _check.threads(threads), tell)
     return ComponentScores(
         scores=scores,
         senders=tuple(names.senders(model.config)),
@@ -240,6 +242,8 @@ def _check_combination(method: str, level: str, ablation: str, direction: str, r
         raise ValueError(
             f"method={method!r} runs the corrupted prompts, so it needs ablation='counterfactual', got {ablation!r}"
         )
+    if method == "exact" and level != "edge":
+        raise ValueError(f"method='exact' is for level='edge', got {level!r}")
     if ablation != "counterfactual" and direction == "denoising":
         raise ValueError(f"direction='denoising' needs ablation='counterfactual', got {ablation!r}")
     if reference is not None and not ablation.startswith("mean"):
