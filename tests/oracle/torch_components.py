@@ -195,8 +195,8 @@ def _means(model: TorchModel, task, n_tokens: int) -> list[Tensor]:
     ]
 
 
-def points(pair: Pair, method: str, steps: int) -> list[Run]:
-    """The runs whose gradients are averaged."""
+def points(pair: Pair, method: str, steps: int, right: bool = False) -> list[Run]:
+    """The runs whose gradients are averaged. right: mixed inputs at 1/steps .. 1, not 0 .. 1 - 1/steps."""
     own, fill, config = [one.detach() for one in pair.base.outputs], pair.fill, pair.model.config
 
     def mixed(senders, share) -> Run:
@@ -208,14 +208,16 @@ def points(pair: Pair, method: str, steps: int) -> list[Run]:
     if method == "clean-corrupted":
         return [pair.base, pair.model.run(pair.other, gates=pair.gates)]
     if method == "eap-ig-inputs":
-        return [mixed([0], k / steps) for k in range(steps)]
+        return [mixed([0], (k + right) / steps) for k in range(steps)]
     groups, n = [[0]], config["n_head"] + 1
     for layer in range(config["n_layer"]):
         groups += [list(range(1 + layer * n, layer * n + n)), [layer * n + n]]
     return [mixed(group, k / steps) for group in groups for k in range(1, steps + 1)]
 
 
-def edge_scores(config, weights, task, method: str, *, steps: int = 5, **options: Any) -> Array:
+def edge_scores(
+    config, weights, task, method: str, *, steps: int = 5, right: bool = False, **options: Any
+) -> Array:
     """[senders, receivers], mean over prompts. "exact" patches each component edge alone."""
     found = []
     for pair in pairs(config, weights, task, **options):
@@ -230,7 +232,7 @@ def edge_scores(config, weights, task, method: str, *, steps: int = 5, **options
                 scores[u, v] = pair.loss(changed(pair, patched)).item() - before
         else:
             differences = torch.stack([new - old for new, old in zip(pair.fill, own)])
-            for run in (runs := points(pair, method, steps)):
+            for run in (runs := points(pair, method, steps, right)):
                 slopes = torch.stack(pair.slopes(run))
                 scores += torch.einsum("ute,vte->uv", differences, slopes).numpy() / len(runs)
         found.append(np.where(real, scores, 0.0))

@@ -6,6 +6,7 @@ its definition, a test says what it does.
 """
 
 import importlib
+import json
 import warnings
 
 import numpy as np
@@ -16,10 +17,7 @@ import pandas as pd
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, Case, case, engine, error, random_task
 
-from attnsparse import _core64
-from attnsparse._core_types import ComponentOptions
-from attnsparse.circuits import component_scores
-from attnsparse.circuits.effects import packed_task
+from attnsparse.circuits import ComponentCircuit, component_scores, component_values
 
 torch = pytest.importorskip("torch")
 
@@ -60,22 +58,9 @@ def scores_of(one, method, dtype="float64", **options):
     return component_scores(one.model(dtype), one.task, method=method, **options).scores
 
 
-def options_of(metric, ablation="counterfactual", direction="noising", gate="recomputed"):
-    return ComponentOptions(
-        "eap", "edge", ablation, 1, direction == "denoising", gate == "held", metric == "kl", 2**33
-    )
-
-
-def exact_of(one, dtype="float64", metric="logit_diff", **options):
-    model = one.model(dtype)
-    return model._core.component_exact(packed_task(model, one.task, metric), options_of(metric, **options))
-
-
-def values_of(one, masks, dtype="float64", metric="logit_diff", **options):
+def values_of(one, masks, dtype="float64", **options):
     """[circuits, prompts]."""
-    model = one.model(dtype)
-    packed = packed_task(model, one.task, metric)
-    return model._core.component_values(packed, np.array(masks, bool), options_of(metric, **options))
+    return component_values(one.model(dtype), one.task, masks, **options)
 
 
 def circuits_of(one, seed=0):
@@ -108,6 +93,16 @@ def test_directions_gates_and_metrics_by_autograd(name, method, direction, gate,
 
 
 @pytest.mark.parametrize("name", ["dense", "gated"])
+@each_method
+def test_nodes_by_autograd(name, method):
+    """The gradient of an output is the sum over all receivers after it. Mixed inputs end with clean ones."""
+    one = made(name)
+    expected = one.ask(by_torch.edge_scores, method, right=True).sum(1)
+    assert error(scores_of(one, method, level="node"), expected) < 1e-9
+    assert error(scores_of(one, method, level="neuron").sum(1), expected) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["dense", "gated"])
 @pytest.mark.parametrize("method", ["eap", "eap-ig-activations"])
 @pytest.mark.parametrize("ablation", ["zero", "mean-positional"])
 @each_dtype
@@ -135,7 +130,7 @@ def test_circuits_and_single_edges_of_a_gated_model_in_torch(direction, gate, me
     options = {"direction": direction, "gate": gate, "metric": metric}
     found, expected = values_of(one, masks, **options), one.ask(by_torch.evaluate, masks, **options)
     assert error(found, expected) < 1e-9
-    assert error(exact_of(one, **options), one.ask(by_torch.edge_scores, "exact", **options)) < 1e-9
+    assert error(scores_of(one, "exact", **options), one.ask(by_torch.edge_scores, "exact", **options)) < 1e-9
 
 
 @pytest.mark.parametrize("ablation", ["counterfactual", "zero", "mean-positional"])
@@ -143,7 +138,7 @@ def test_circuits_and_single_edges_of_a_gated_model_in_torch(direction, gate, me
 def test_single_edges_in_torch(ablation, dtype):
     one = made("dense")
     expected = one.ask(by_torch.edge_scores, "exact", ablation=ablation)
-    assert error(exact_of(one, dtype, ablation=ablation), expected) < TOLERANCE[dtype]
+    assert error(scores_of(one, "exact", dtype, ablation=ablation), expected) < TOLERANCE[dtype]
 
 
 def test_the_methods_differ():
@@ -201,7 +196,7 @@ def test_edges(eap, name, method, metric):
 @pytest.mark.parametrize("name", DENSE)
 @warns
 def test_information_flow_routes(eap, name):
-    """EAP-IG has NaN for a receiver if, at one position, no sender has any share; here that position counts 0."""
+    """EAP-IG has NaN for a receiver if no sender has a share at some position; here that one counts 0."""
     one, method = made(name), "information-flow-routes"
     expected = one.ask(eap.Peer, batch=2).edge_scores(method)[0]
     found, real = scores_of(one, method), by_torch.real_edges(one.config)
@@ -296,7 +291,7 @@ def test_single_edges(eap, ablation, metric):
     one, theirs = made("dense"), "patching" if ablation == "counterfactual" else ablation
     real = by_torch.real_edges(one.config)
     expected = one.ask(eap.Peer, batch=3, metric=metric).edge_scores("exact", ablation=theirs)[0]
-    found = exact_of(one, metric=metric, ablation=ablation)
+    found = scores_of(one, "exact", metric=metric, ablation=ablation)
     assert error(found, expected) < 1e-9
     assert same_order(found[real], expected[real])
 
@@ -304,10 +299,9 @@ def test_single_edges(eap, ablation, metric):
 # ------------------------------------------------------------------------------------- EAP-IG: circuits
 
 
-def selected(one, scores, sizes, *, greedy=False, absolute=True, prune=True):
-    shape = one.config["n_layer"], one.config["n_head"]
-    order = _core64.component_order(*shape, scores, absolute, greedy)
-    return _core64.component_select(*shape, order, np.array(sizes), prune)[0].astype(bool)
+def circuit_of(one, scores, select="top", rank_by="absolute"):
+    sizes = one.config["n_layer"], one.config["n_head"], one.config["d_model"]
+    return ComponentCircuit(scores.copy(), *sizes, select, rank_by)
 
 
 @pytest.mark.parametrize("greedy", [False, True])
@@ -319,8 +313,8 @@ def test_selection_and_pruning(eap, greedy, absolute):
     one, dangling = made("wide"), 0
     scores, graph = one.ask(eap.Peer, metric="prob_diff").edge_scores("eap-ig-inputs")
     sizes = range(int(graph.real_edge_mask.sum()) + 1)
-    raw = selected(one, scores, sizes, greedy=greedy, absolute=absolute, prune=False)
-    pruned = selected(one, scores, sizes, greedy=greedy, absolute=absolute)
+    circuit = circuit_of(one, scores, "greedy" if greedy else "top", "absolute" if absolute else "signed")
+    raw, pruned = (circuit.masks(sizes, prune=prune)[0] for prune in (False, True))
     for n in sizes:
         (graph.apply_greedy if greedy else graph.apply_topn)(n, absolute=absolute, prune=False)
         assert np.array_equal(graph.in_graph.numpy(), raw[n])
@@ -340,7 +334,7 @@ def test_circuits(eap, name, ablation, metric):
     peer = one.ask(eap.Peer, batch=3, metric=metric)
     sizes = [0, 1, 5, 20, 40, int(by_torch.real_edges(one.config).sum())]
     scores = scores_of(one, "eap-ig-inputs", metric=metric)
-    raw, pruned = selected(one, scores, sizes, prune=False), selected(one, scores, sizes)
+    raw, pruned = (circuit_of(one, scores).masks(sizes, prune=prune)[0] for prune in (False, True))
     theirs = "patching" if ablation == "counterfactual" else ablation
     expected = np.array([peer.evaluate(mask, theirs) for mask in raw])
     assert error(values_of(one, pruned, metric=metric, ablation=ablation), expected) < 1e-9
@@ -356,3 +350,23 @@ def test_whole_models(eap):
     found = values_of(one, [real, np.zeros_like(real)])
     assert error(found[0], peer.whole()) < 1e-9
     assert error(found[1], peer.whole(corrupted=True)) < 1e-9
+
+
+@warns
+def test_files(eap, tmp_path):
+    """The JSON that EAP-IG writes is that of the package and of the oracle, and each reads the other's."""
+    one, theirs, ours = made("wide"), tmp_path / "theirs.json", tmp_path / "ours.json"
+    scores, graph = one.ask(eap.Peer, batch=3).edge_scores("eap-ig-inputs")
+    graph.apply_topn(60, prune=True)
+    graph.prune()
+    graph.to_json(theirs)
+    circuit_of(one, scores).to_json(ours, 60)
+    found, own = (json.loads(path.read_text()) for path in (theirs, ours))
+    mask = circuit_of(one, scores).mask(60)
+    assert found == own == component_graph.to_json(one.config, scores, mask)
+    assert all(list(found[part]) == list(own[part]) for part in ("nodes", "edges"))
+    again, read = type(graph).from_json(ours), ComponentCircuit.from_json(theirs)
+    assert np.array_equal(again.in_graph.numpy(), mask)
+    assert np.abs(again.scores.double().numpy() - scores).max() < 1e-6  # float32
+    assert np.array_equal(read.given, mask)
+    assert np.array_equal(read.scores, scores)
