@@ -416,7 +416,7 @@ static PyMethodDef methods[] = {
      "whole(task, threads=0) -> metric (P) of the whole model"},
     {"component_values", (PyCFunction)(void (*)(void))asp_py_component_values, METH_VARARGS | METH_KEYWORDS,
      "component_values(task, masks, options, threads=0, progress=None) -> metric (n,P) of circuits"},
-    {"component_exact", (PyCFunction)(void (*)(void))asp_py_component_exact, METH_VARARGS | METH_KEYWORDS,
+    {"component_exact", (PyCFunction)(void (*)(void))asp_py_component_values_exact, METH_VARARGS | METH_KEYWORDS,
      "component_exact(task, options, threads=0, progress=None) -> scores (S,R) of component edges"},
     {"knock_out", (PyCFunction)(void (*)(void))asp_py_effects_knock_out, METH_VARARGS | METH_KEYWORDS,
      "knock_out(task, items, options, threads=0, progress=None) -> metric (n,P) without each item"},
