@@ -184,7 +184,7 @@ def _draw_layers(ax: Axes, scores: ComponentScores) -> None:
 
 def _name_scale(bar: Axes, end: float, scale: str) -> None:
     """Powers of ten of the largest score on either side, or its halves."""
-    steps = [10.0**-i for i in range(_DECADES + 1)] if scale == "log" else [1.0, 0.5]
+    steps = [10.0**-i for i in range(_DECADES)] if scale == "log" else [1.0, 0.5]
     ticks = [-end * step for step in steps] + [0.0] + [end * step for step in reversed(steps)]
     bar.yaxis.set_major_locator(FixedLocator(ticks))
     bar.yaxis.set_minor_locator(FixedLocator([]))
@@ -198,4 +198,4 @@ def _name_scale(bar: Axes, end: float, scale: str) -> None:
 def _write_title(ax: Axes, scores: ComponentScores, title: str | None) -> None:
     parts = [shortened(name, LABEL_SIGNS) for name in (scores.model, scores.task) if name]
     text = ", ".join([*parts, scores.method]) if title is None else given_text(title)
-    ax.set_title(text, loc="left", pad=10, **PLAIN_TEXT)
+    ax.set_title(text, loc="left", pad=10 if ax.texts else 4, **PLAIN_TEXT)

@@ -212,7 +212,8 @@ def test_blue_and_orange_are_equally_dark():
 def test_names_of_a_matrix_do_not_touch(n_layer, n_head):
     ax = figures.component_matrix(fake_component_scores(n_layer, n_head))
     ax.figure.draw_without_rendering()
-    for texts in (ax.get_xticklabels(), ax.get_yticklabels(), [*ax.texts, ax._left_title]):
+    scale = ax.figure.axes[-1].get_yticklabels()
+    for texts in (ax.get_xticklabels(), ax.get_yticklabels(), [*ax.texts, ax._left_title], scale):
         assert touching(boxes_of(texts)) == []
     labels = [label.get_text() for label in ax.get_yticklabels()]
     layers = [f"layer {layer}" for layer in range(n_layer)]

@@ -40,13 +40,16 @@ def fake_component_circuit(
 ) -> ComponentCircuit:
     """Of such scores."""
     scores = fake_component_scores(n_layer, n_head, seed=seed).scores
-    return ComponentCircuit(
-        scores, n_layer, n_head, 8, given=given, method="eap", model=name, task=name
-    )
+    return ComponentCircuit(scores, n_layer, n_head, 8, given=given, method="eap", model=name, task=name)
 
 
 def fake_component_curve(
-    curve=(0.0, 0.6, 1.05, 1.0), *, kept=(0, 8, 50, 100), spread: float = 0.2, seed: int = 0, name: str = "fake"
+    curve=(0.0, 0.6, 1.05, 1.0),
+    *,
+    kept=(0, 8, 50, 100),
+    spread: float = 0.2,
+    seed: int = 0,
+    name: str = "fake",
 ) -> ComponentCurve:
     """A curve whose faithfulness on the mean of its prompts is `curve`.
 
