@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
-RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+RUNS = (
+    r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
+    r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+)
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
+ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -44,6 +48,10 @@ SENTENCES = {
     rf"{STAGE}: no memory for (the prompts|the (order|scores) of \d+ items)": CIRCUITS,
     rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
     r"no memory for the open entries of a task": CIRCUITS,
+    r"acdc: no memory for the (prompts|senders of a model)": ACDC,
+    rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
+    rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
+    r"no memory for mean activations of \d+ positions": ACDC,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

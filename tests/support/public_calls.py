@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
+from public_calls_acdc import ACDC_CALLS
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
@@ -125,6 +126,7 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [0, 1]]),),
         cost=5,
     ),
+    **ACDC_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -318,6 +320,7 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
+    **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys([f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "needed")], "own"),
     **dict.fromkeys([f"_core.Model.{name}" for name in CORE_EFFECTS], "own"),
@@ -387,7 +390,7 @@ def public_names() -> set[str]:
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
-    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS}
+    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_acdc"}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}
