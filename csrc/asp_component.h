@@ -109,13 +109,13 @@ asp_status asp_component_acdc(uint8_t *mask, double *scores, const asp_model *mo
  * Greedy: each time the best one into the logits or into a node that something chosen comes from.
  *   order (asp_nodes_n_edges) written    scores (S,R) read
  * Errors: BAD_ARGUMENT for scores that are not finite, NO_MEMORY. */
-asp_status asp_component_order(int64_t *order, const asp_config *config, const double *scores, int absolute, int greedy,
-                               asp_error *err);
+asp_status asp_component_select_order(int64_t *order, const asp_config *config, const double *scores, int absolute,
+                                      int greedy, asp_error *err);
 
 /* Takes away the component edges of nodes that no component edge feeds (but the input) or from which none goes out,
  * until there is no such node, and what is no component edge.  Returns how many are left.
  *   mask (S,R) read and written */
-int64_t asp_component_prune(const asp_config *config, uint8_t *mask);
+int64_t asp_component_select_prune(const asp_config *config, uint8_t *mask);
 
 /* Circuits of the first sizes[i] of an order, pruned or not, and how many component edges they have.
  *   masks (n_sizes,S,R), kept (n_sizes) written    order (asp_nodes_n_edges), sizes (n_sizes) read
@@ -129,15 +129,15 @@ typedef struct {
     double *false_rate, *true_rate; /* (asp_nodes_n_edges + 1) written, the first n of them: from (0,0) to (1,1) */
     int64_t n;
     double area;
-} asp_component_roc_curve;
+} asp_component_roc;
 /*   truth (S,R) read: not 0 in the circuit
  * Errors: BAD_ARGUMENT for scores that are not finite and circuits of nothing or of everything, NO_MEMORY. */
-asp_status asp_component_roc(asp_component_roc_curve *roc, const asp_config *config, const double *scores,
-                             const uint8_t *truth, int absolute, const asp_context *context, asp_error *err);
+asp_status asp_component_curve_roc(asp_component_roc *roc, const asp_config *config, const double *scores,
+                                   const uint8_t *truth, int absolute, const asp_context *context, asp_error *err);
 
 /* Areas of curves of faithfulness over shares of the component edges, by trapezoids: of f (CPR) and of |1 - f| (CMD).
  *   areas (n_curves,2) written    curves (n_curves,n_sizes), shares (n_sizes) read */
-asp_status asp_component_areas(double *areas, const double *curves, int64_t n_curves, const double *shares,
-                               int64_t n_sizes, const asp_context *context, asp_error *err);
+asp_status asp_component_curve_areas(double *areas, const double *curves, int64_t n_curves, const double *shares,
+                                     int64_t n_sizes, const asp_context *context, asp_error *err);
 
 #endif

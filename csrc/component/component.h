@@ -227,4 +227,40 @@ int64_t asp_patch_most_copies(const asp_component_setting *setting, const asp_pa
 /* The metric of the block's prompts.  values (n_copies,setting->n) written; all that is given is set. */
 asp_status asp_patch_run(asp_patch *patch, double *values, const asp_context *context);
 
+/* ---- replay.c -------------------------------------------------------------------- */
+
+typedef enum { ASP_REPLAY_HEADS, ASP_REPLAY_MLP, ASP_REPLAY_LOGITS } asp_replay_kind;
+
+/* A receiver that reads one sender's output changed, in one prompt of a block. */
+typedef struct {
+    int64_t receiver, sender, prompt;
+} asp_replay_variant;
+
+/* A pass of variants of receivers of one layer and kind; those of one receiver are neighbours. */
+typedef struct {
+    const asp_component_setting *setting; /* with_base */
+    asp_real *changes;                    /* (S,R,E) read: what is added to a sender's output */
+    int64_t *first;                       /* (B) read: first position of a prompt at which anything is changed */
+    int64_t max_rows, logit_rows;
+    int64_t layer, n, n_rows;
+    asp_replay_variant *variants; /* (n) read */
+    int64_t *offsets;             /* (n+1) read: the variants' rows, from the first position on; for logits, and for the
+                                   * MLP of the last layer, one row each */
+    int64_t *prompts;             /* (n) of a caller */
+    double *values;               /* (n) of a caller */
+    asp_real *x;                  /* (max_rows,E) written: final LayerNorms (n,E) */
+    asp_real *ln, *qkv, *z, *mlp, *logits;
+    double *gate_bias; /* (L) */
+    asp_scratch scratch;
+    const asp_real **rows, **keys_held; /* (n_threads,longest) */
+    asp_real **z_rows;
+    int64_t *queries;
+} asp_replay;
+asp_status asp_replay_run(asp_replay *replay, asp_replay_kind kind, const asp_context *context);
+/* Activations of a pass over so many rows whose residual stream is resid and whose LayerNorms go to ln. */
+asp_activations asp_replay_over(const asp_replay *replay, int64_t rows, asp_real *resid, asp_real *ln);
+/* out (rows,E) = z (rows,H,D) of one head W_O, added to out or not. */
+asp_status asp_replay_head_output(const asp_model *model, int64_t layer, int64_t head, asp_real *out, const asp_real *z,
+                                  int64_t rows, int accumulate, const asp_context *context);
+
 #endif

@@ -60,7 +60,7 @@ enum { BLOCK_PARTS = 5 };
 static int64_t lay_out_block(asp_component_setting *s, asp_arena_part parts[BLOCK_PARTS], int64_t n) {
     const asp_config *c = &s->model->config;
     const int64_t n_tokens = s->offsets[n], l = c->n_layer, filled = !by_pair(s);
-    s->n_rows = asp_shape_rows(s->model, n_tokens, 1);
+    s->n_rows = asp_shape_rows(s->model, n_tokens, 0);
     const int64_t rows = filled ? s->n_rows : 0;
     const asp_arena_part list[BLOCK_PARTS] = {ASP_PART(s->filled.resid.data, (l + 1) * rows, c->d_model),
                                               ASP_PART(s->filled.mid.data, l * rows, c->d_model),

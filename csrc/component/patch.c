@@ -85,7 +85,7 @@ enum { PARTS = 14 };
 
 /* Rows of copies of n prompts. */
 static int64_t rows_of(const asp_component_setting *s, int64_t n, int64_t n_copies) {
-    return asp_shape_rows(s->model, n_copies * s->offsets[n], 1);
+    return asp_shape_rows(s->model, n_copies * s->offsets[n], 0);
 }
 
 static int64_t lay_out(asp_patch *p, asp_arena_part parts[PARTS], int64_t n, const asp_patch_size *size,

@@ -323,16 +323,16 @@ PyObject *asp_py_component_senders_before(PyObject *self, PyObject *unused);
 /* ---- py_component_values.c --------------------------------------------------------------- */
 
 PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_component_exact(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_component_acdc(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- py_component_select.c ----------------------------------------------------------------- */
 
-PyObject *asp_py_component_order(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_order(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_select(PyObject *module, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_component_prune(PyObject *module, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_component_roc(PyObject *module, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_component_areas(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_prune(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_roc(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_areas(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* ---- py_find.c ---------------------------------------------------------------------- */
 

@@ -34,7 +34,7 @@ static PyObject *end_selection(py_held *held, PyObject *result, asp_status statu
     return status ? asp_py_call_raise(status, err) : NULL;
 }
 
-PyObject *asp_py_component_order(PyObject *module, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_component_select_order(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"n_layer", "n_head", "scores", "absolute", "greedy", NULL};
     PyObject *object, *result = NULL;
     long long n_layer, n_head;
@@ -52,7 +52,7 @@ PyObject *asp_py_component_order(PyObject *module, PyObject *args, PyObject *kwa
     const int64_t n = asp_nodes_n_edges(&c);
     const double *scores = read_matrix(&held, object, ASP_PY_DOUBLE, "scores", &c);
     if (scores) result = asp_py_arrays_new(ASP_PY_INT64, 1, &n, &order);
-    if (result) status = asp_component_order(order, &c, scores, absolute, greedy, &err);
+    if (result) status = asp_component_select_order(order, &c, scores, absolute, greedy, &err);
     return end_selection(&held, result, status, &err);
 }
 
@@ -86,7 +86,7 @@ PyObject *asp_py_component_select(PyObject *module, PyObject *args, PyObject *kw
     return end_selection(&held, pair, status, &err);
 }
 
-PyObject *asp_py_component_prune(PyObject *module, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_component_select_prune(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"n_layer", "n_head", "mask", NULL};
     PyObject *object, *result = NULL;
     long long n_layer, n_head;
@@ -102,7 +102,7 @@ PyObject *asp_py_component_prune(PyObject *module, PyObject *args, PyObject *kwa
     if (mask) result = asp_py_arrays_new(ASP_PY_BYTE, 2, dims, &pruned);
     if (result) {
         memcpy(pruned, mask, (size_t)(dims[0] * dims[1]));
-        asp_component_prune(&c, pruned);
+        asp_component_select_prune(&c, pruned);
     }
     return end_selection(&held, result, ASP_OK, NULL);
 }
@@ -114,7 +114,7 @@ static PyObject *first_of(PyObject *x, int64_t n) {
     return part;
 }
 
-PyObject *asp_py_component_roc(PyObject *module, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_component_select_roc(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"n_layer", "n_head", "scores", "truth", "absolute", NULL};
     PyObject *object, *true_object, *false_rate = NULL, *true_rate = NULL, *result = NULL;
     long long n_layer, n_head;
@@ -127,7 +127,7 @@ PyObject *asp_py_component_roc(PyObject *module, PyObject *args, PyObject *kwarg
     py_held held = {.n = 0};
     asp_error err = {0};
     asp_status status = ASP_OK;
-    asp_component_roc_curve roc = {.n = 0};
+    asp_component_roc roc = {.n = 0};
     void *false_data, *true_data;
     const int64_t n = asp_nodes_n_edges(&c) + 1;
     const double *scores = read_matrix(&held, object, ASP_PY_DOUBLE, "scores", &c);
@@ -139,7 +139,7 @@ PyObject *asp_py_component_roc(PyObject *module, PyObject *args, PyObject *kwarg
         roc.false_rate = false_data;
         roc.true_rate = true_data;
         asp_py_call_begin(&call, asp_py_call_module_threads(module, 1));
-        status = asp_component_roc(&roc, &c, scores, truth, absolute, &call.context, &err);
+        status = asp_component_curve_roc(&roc, &c, scores, truth, absolute, &call.context, &err);
         asp_py_call_end(&call);
         false_rate = first_of(false_rate, roc.n);
         true_rate = first_of(true_rate, roc.n);
@@ -150,7 +150,7 @@ PyObject *asp_py_component_roc(PyObject *module, PyObject *args, PyObject *kwarg
     return end_selection(&held, result, status, &err);
 }
 
-PyObject *asp_py_component_areas(PyObject *module, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_component_select_areas(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"curves", "shares", NULL};
     PyObject *object, *share_object, *result = NULL;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:component_areas", names, &object, &share_object)) return NULL;
@@ -171,7 +171,7 @@ PyObject *asp_py_component_areas(PyObject *module, PyObject *args, PyObject *kwa
     if (result) {
         py_call call;
         asp_py_call_begin(&call, asp_py_call_module_threads(module, 1));
-        status = asp_component_areas(areas, curves, dims[0], shares, n, &call.context, &err);
+        status = asp_component_curve_areas(areas, curves, dims[0], shares, n, &call.context, &err);
         asp_py_call_end(&call);
     }
     return end_selection(&held, result, status, &err);

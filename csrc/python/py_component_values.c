@@ -41,7 +41,7 @@ PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwar
     return asp_py_component_clear(&c, result);
 }
 
-PyObject *asp_py_component_exact(PyObject *self, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"task", "options", "threads", "progress", NULL};
     PyObject *task, *options, *progress = Py_None, *result = NULL;
     int threads = 0;
@@ -64,7 +64,7 @@ PyObject *asp_py_component_exact(PyObject *self, PyObject *args, PyObject *kwarg
     return asp_py_component_clear(&c, result);
 }
 
-PyObject *asp_py_component_acdc(PyObject *self, PyObject *args, PyObject *kwargs) {
+PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"task", "threshold", "options", "threads", "progress", NULL};
     PyObject *task, *options, *progress = Py_None, *mask = NULL, *scores = NULL;
     int threads = 0;

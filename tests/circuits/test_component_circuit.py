@@ -106,14 +106,32 @@ def test_reference_prompts(ablation):
     assert error(found, one.ask(oc.evaluate, sets, ablation=ablation, reference=other.task)) < 1e-9
 
 
-def test_blocks_and_threads_change_no_bit():
+@each_dtype
+def test_threads_change_no_bit(dtype):
     one = case("gated", LENGTHS)
-    model, sets = one.model("float32"), sets_of(one)
-    expected = component_values(model, one.task, sets, threads=1)
-    np.testing.assert_array_equal(component_values(model, one.task, sets, threads=4), expected)
+    model, sets = one.model(dtype), sets_of(one)
+    alone, four = (component_values(model, one.task, sets, threads=n) for n in (1, 4))
+    np.testing.assert_array_equal(alone, four)
+
+
+@pytest.mark.parametrize("ablation", ["counterfactual", "mean"])
+def test_blocks_change_no_bit(ablation):
+    one = case("gated", LENGTHS)
+    model, sets = one.model(), sets_of(one)
+    expected = component_values(model, one.task, sets, ablation=ablation)
     with pytest.raises(MemoryError, match="one prompt at a time"):
-        component_values(model, one.task, sets, max_bytes=20_000)
-    np.testing.assert_array_equal(component_values(model, one.task, sets, max_bytes=450_000), expected)
+        component_values(model, one.task, sets, ablation=ablation, max_bytes=20_000)
+    found = component_values(model, one.task, sets, ablation=ablation, max_bytes=60_000)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_blocks_change_no_bit_of_exact_scores():
+    one = case("gated", LENGTHS)
+    expected = component_scores(one.model(), one.task, method="exact").scores
+    with pytest.raises(MemoryError, match="one prompt at a time"):
+        component_scores(one.model(), one.task, method="exact", max_bytes=20_000)
+    found = component_scores(one.model(), one.task, method="exact", max_bytes=2_300_000).scores
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
 
 
 def test_dangling_component_edges_change_no_counterfactual_value():
