@@ -415,7 +415,7 @@ class Model:
         threads: int = 0,
         progress: Progress | None = None,
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-        """(mask (S,R), scores (S,R)): the component edges left, and by how much the loss rose without each."""
+        """(mask (S,R), scores (S,R)): component edges left, and by how much the loss rose without each."""
 
     def component_senders_before(self) -> npt.NDArray[np.int64]:
         """How many senders come before each receiver (R)."""

@@ -52,7 +52,8 @@ def component_acdc(
     ablation : str, default "counterfactual"
         What is read in place of a component edge that was taken away, as in `component_scores`.
     gate : {"recomputed", "held"}, default "recomputed"
-        In a gated model: whether gates follow from the changed scores, or are those of the prompts as they are.
+        In a gated model: whether gates follow from the changed scores, or are those of the prompts as they
+        are.
     reference : Task or sequence of prompts, optional
         Prompts that means are taken over. Default: the clean prompts of `task`.
     metric : str or CustomMetric, default "kl"

@@ -325,8 +325,8 @@ PyObject *asp_py_component_senders_before(PyObject *self, PyObject *unused);
 /* ---- py_component_values.c --------------------------------------------------------------- */
 
 PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- py_component_select.c ----------------------------------------------------------------- */
 

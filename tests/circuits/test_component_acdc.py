@@ -83,9 +83,7 @@ def test_metrics(metric):
 @pytest.mark.parametrize("smaller", [False, True])
 def test_a_custom_metric(smaller):
     one = case("gated", LENGTHS)
-    metric = CustomMetric(
-        "second logit", lambda logits, prompts: logits[:, 1].copy(), smaller_is_better=smaller
-    )
+    metric = CustomMetric(values=lambda logits, prompts: logits[:, 1].copy(), smaller_is_better=smaller)
     found = component_acdc(one.model(), one.task, 0.02, prune=False, metric=metric)
     asked = lambda logits: (float(logits[1]), None)  # noqa: E731
     sign = 1 if smaller else -1
@@ -141,7 +139,7 @@ def test_save_and_load(tmp_path):
 def test_wrong_arguments():
     one = case("dense", LENGTHS)
     model = one.model()
-    nothing = CustomMetric(name="none", values=lambda logits, prompts: np.full(len(logits), np.nan))
+    nothing = CustomMetric(values=lambda logits, prompts: np.full(len(logits), np.nan))
     wrong = [
         lambda: component_acdc(model, one.task, -1),
         lambda: component_acdc(model, one.task, np.nan),

@@ -13,6 +13,7 @@ FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
 COMPONENTS = r"(circuits\.component_scores|_core\.Model\.component_scores)"
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
+ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -52,11 +53,14 @@ SENTENCES = {
     r"no memory for the effects of an entry in \d+ heads": CIRCUITS,
     r"component scores: no memory for the prompts": COMPONENTS,
     rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
-    r"no memory for mean activations of \d+ positions": COMPONENTS,
+    r"no memory for mean activations of \d+ positions": rf"({COMPONENTS}|{ACDC})",
     r"(path )?patching: no memory for the prompts": PATCHING,
     rf"(path )?patching: no memory for \d+ rows, which take {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for the means of \d+ prompts, which take {AMOUNT}": PATCHING,
+    r"acdc: no memory for the (prompts|senders of a model)": ACDC,
+    rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
+    rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

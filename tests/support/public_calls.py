@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
+from public_calls_acdc import ACDC_CALLS
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
@@ -141,6 +142,7 @@ CALLS: dict[str, Uses] = {
         cost=40,
     ),
     **PATCHING_CALLS,
+    **ACDC_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -339,6 +341,7 @@ ARRAYS: dict[str, str] = {
     "circuits.component_scores": "own",
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch"], "own"),
+    **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
         [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
@@ -411,7 +414,9 @@ def public_names() -> set[str]:
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
     found |= {f"Graph.{name}" for name in GRAPH_ARRAYS}
-    found |= {f"circuits.{name}" for name in ("component_scores", "patching_sweep", "path_patch")}
+    found |= {
+        f"circuits.{name}" for name in ("component_scores", "component_acdc", "patching_sweep", "path_patch")
+    }
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}
