@@ -43,20 +43,39 @@ class ComponentCircuit:
     """A ranking of all component edges of a model, and the circuits that it gives.
 
     Made by `component_circuit`, `load_component_circuit` and `ComponentCircuit.from_json`.
+
+    Attributes
+    ----------
+    scores : numpy.ndarray
+        float64 [senders, receivers], 0 where there is no component edge.
+    n_layer : int
+        Layers of the model.
+    n_head : int
+        Heads of a layer.
+    d_model : int
+        Width of the residual stream.
+    select : str
+        How component edges are taken: "top", the best of all; "greedy", the best into the logits or into a node
+        that a chosen one comes from.
+    rank_by : str
+        Whether the best are those of largest absolute score, "absolute", or of largest score, "signed".
+    given : numpy.ndarray, optional
+        Boolean [senders, receivers]: a set of component edges that came with the scores in a file.
+    method : str
+        How it was scored; "" if that is not known.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
     """
 
     scores: np.ndarray
-    """float64 [senders, receivers], 0 where there is no component edge."""
     n_layer: int
     n_head: int
     d_model: int
     select: str = "top"
-    """How component edges are taken: "top", the best of all; "greedy", the best into the logits or into a node
-    that a chosen one comes from."""
     rank_by: str = "absolute"
-    """Whether the best are those of largest absolute score, "absolute", or of largest score, "signed"."""
     given: np.ndarray | None = None
-    """Boolean [senders, receivers]: a set of component edges that came with the scores in a file."""
     method: str = ""
     model: str = ""
     task: str = ""
@@ -86,9 +105,13 @@ class ComponentCircuit:
         return np.stack(np.unravel_index(self._order(), self.scores.shape), axis=1)
 
     def _order(self) -> np.ndarray:
-        return _CORE.component_order(*self._shape, self.scores, self.rank_by == "absolute", self.select == "greedy")
+        return _CORE.component_order(
+            *self._shape, self.scores, self.rank_by == "absolute", self.select == "greedy"
+        )
 
-    def masks(self, sizes: Sequence[int] | np.ndarray, *, prune: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def masks(
+        self, sizes: Sequence[int] | np.ndarray, *, prune: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The circuits of some sizes.
 
         Parameters

@@ -73,10 +73,16 @@ def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
         check_sides({"scores": arrays["scores"]}, ARRAYS, dict(zip("SR", real.shape)), bundle.path)
         check_finite(arrays, ("scores",), bundle.path)
         given = arrays.pop("given")
-        if given.size and (given.shape != real.shape or not np.isin(given, (0, 1)).all() or given[~real].any()):
-            raise_file_error("value", bundle.path, "'given' is no set of component edges of this model", "given")
+        if given.size and (
+            given.shape != real.shape or not np.isin(given, (0, 1)).all() or given[~real].any()
+        ):
+            raise_file_error(
+                "value", bundle.path, "'given' is no set of component edges of this model", "given"
+            )
         if arrays["scores"][~real].any():
-            raise_file_error("value", bundle.path, "there is a score where there is no component edge", "scores")
+            raise_file_error(
+                "value", bundle.path, "there is a score where there is no component edge", "scores"
+            )
         return {**data, **arrays, "given": given.astype(bool) if given.size else None}
 
 
@@ -108,9 +114,15 @@ def write_json(
     senders = names.senders(shape)
     nodes = {name: {"in_graph": bool(sends)} for name, sends in zip(senders, mask.any(1))}
     edges = {
-        name: {"score": float(scores[u, v]), "in_graph": bool(mask[u, v])} for name, u, v in edge_places(shape)
+        name: {"score": float(scores[u, v]), "in_graph": bool(mask[u, v])}
+        for name, u, v in edge_places(shape)
     }
-    config = {"n_layers": shape.n_layer, "n_heads": shape.n_head, "parallel_attn_mlp": False, "d_model": d_model}
+    config = {
+        "n_layers": shape.n_layer,
+        "n_heads": shape.n_head,
+        "parallel_attn_mlp": False,
+        "d_model": d_model,
+    }
     data = {"cfg": config, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}
     write_atomic(_check.path(path), [json.dumps(data, allow_nan=False).encode()])
 
@@ -141,7 +153,9 @@ def read_json(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
     shape = names.Shape(sides["n_layer"], sides["n_head"])
     n_senders = 1 + shape.n_layer * (shape.n_head + 1)
     if n_senders * n_senders > limits.max_json_values:
-        raise_file_error("value", label, f"{len(edges)} component edges are too few for {n_senders} senders", "edges")
+        raise_file_error(
+            "value", label, f"{len(edges)} component edges are too few for {n_senders} senders", "edges"
+        )
     scores, given = np.zeros(exists(shape).shape), np.zeros(exists(shape).shape, bool)
     known = {name: (u, v) for name, u, v in edge_places(shape)}
     for name, entry in edges.items():

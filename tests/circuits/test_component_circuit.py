@@ -221,7 +221,9 @@ def test_roc(rank_by):
     false_rate, true_rate = og.roc(config, circuit.scores, truth, rank_by == "absolute")
     np.testing.assert_allclose(found.false_rate, false_rate, atol=1e-15)
     np.testing.assert_allclose(found.true_rate, true_rate, atol=1e-15)
-    assert found.area == pytest.approx(og.auc(config, circuit.scores, truth, rank_by == "absolute"), abs=1e-12)
+    assert found.area == pytest.approx(
+        og.auc(config, circuit.scores, truth, rank_by == "absolute"), abs=1e-12
+    )
 
 
 # ---------------------------------------------------------------------------------------------- curves
@@ -287,7 +289,10 @@ def test_json_is_that_of_the_oracle(tmp_path):
         ({"edges": {"input->m0": 1}}, "input->m0"),
         ({"edges": {"input->m0": {"score": "1", "in_graph": True}}}, "input->m0"),
         ({"cfg": {"n_layers": 0, "n_heads": 2, "d_model": 4}}, "n_layers"),
-        ({"cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4, "parallel_attn_mlp": True}}, "parallel_attn_mlp"),
+        (
+            {"cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4, "parallel_attn_mlp": True}},
+            "parallel_attn_mlp",
+        ),
     ],
 )
 def test_wrong_json(tmp_path, change, field):
