@@ -43,21 +43,40 @@ class ComponentCircuit:
     """A ranking of all component edges of a model, and the circuits that it gives.
 
     Made by `component_circuit`, `component_acdc`, `load_component_circuit` and `ComponentCircuit.from_json`.
+
+    Attributes
+    ----------
+    scores : numpy.ndarray
+        float64 [senders, receivers], 0 where there is no component edge.
+    n_layer : int
+        Layers of the model.
+    n_head : int
+        Heads of a layer.
+    d_model : int
+        Width of the residual stream.
+    select : str
+        How component edges are taken: "top", the best of all; "greedy", the best into the logits or into a node
+        that a chosen one comes from.
+    rank_by : str
+        Whether the best are those of largest absolute score, "absolute", or of largest score, "signed".
+    given : numpy.ndarray, optional
+        Boolean [senders, receivers]: a set of component edges that came with the scores: in a file, or
+        from `component_acdc`.
+    method : str
+        How it was scored; "" if that is not known.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
     """
 
     scores: np.ndarray
-    """float64 [senders, receivers], 0 where there is no component edge."""
     n_layer: int
     n_head: int
     d_model: int
     select: str = "top"
-    """How component edges are taken: "top", the best of all; "greedy", the best into the logits or into a node
-    that a chosen one comes from."""
     rank_by: str = "absolute"
-    """Whether the best are those of largest absolute score, "absolute", or of largest score, "signed"."""
     given: np.ndarray | None = None
-    """Boolean [senders, receivers]: a set of component edges that came with the scores: in a file, or from
-    `component_acdc`."""
     method: str = ""
     model: str = ""
     task: str = ""

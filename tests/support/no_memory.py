@@ -11,7 +11,7 @@ RUNS = (
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
-COMPONENTS = r"(circuits\.component_scores|_core\.Model\.component_scores)"
+COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
@@ -52,6 +52,11 @@ SENTENCES = {
     r"no memory for the open entries of a task": CIRCUITS,
     r"no memory for the effects of an entry in \d+ heads": CIRCUITS,
     r"component scores: no memory for the prompts": COMPONENTS,
+    r"(circuits|exact): no memory for the (prompts|senders of a model)": COMPONENTS,
+    rf"circuits: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
+    rf"(circuits|exact): no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
+    rf"exact scores of \d+ prompts at once need {AMOUNT}, which could not be allocated": COMPONENTS,
+    r"no memory for the order of \d+ component edges": COMPONENTS,
     rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
     r"no memory for mean activations of \d+ positions": rf"({COMPONENTS}|{ACDC})",
     r"(path )?patching: no memory for the prompts": PATCHING,
