@@ -80,7 +80,9 @@ class ComponentOptions(NamedTuple):
     held_gate: bool
     smaller_is_better: bool
     max_bytes: int
-    reference: np.ndarray | None = None  #: int32: tokens of prompts that means are taken over; None: the task's
+    reference: np.ndarray | None = (
+        None  #: int32: tokens of prompts that means are taken over; None: the task's
+    )
     reference_offsets: np.ndarray | None = None  #: int64
 
 

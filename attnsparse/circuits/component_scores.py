@@ -1,8 +1,8 @@
 """Scores of component edges: of the output of the embedding, a head or an MLP into a later component.
 
-A component edge is not an attention edge: it has no positions, and goes from what one component writes to what
-another reads. The scores are those of edge attribution patching (EAP), its integrated forms, and information
-flow routes, in the order, with the signs and with the points of the public implementation EAP-IG.
+A component edge is not an attention edge: it has no positions, and goes from what one component writes to
+what another reads. The scores are those of edge attribution patching (EAP), its integrated forms, and
+information flow routes, in the order, with the signs and with the points of the public implementation EAP-IG.
 """
 
 from __future__ import annotations
@@ -34,35 +34,51 @@ class ComponentScores:
     """Scores of all component edges of a model on a task, or of its components.
 
     Made by `component_scores`.
+
+    Attributes
+    ----------
+    scores : numpy.ndarray
+        float64 [senders, receivers], 0 where there is no component edge; [senders] for nodes; [senders,
+        d_model] for neurons. Positive: useful to the metric.
+    senders : tuple of str
+        "input", then "a0.h0", ..., "m0" and so on.
+    receivers : tuple of str
+        "a0.h0<q>", ..., "a0.h0<k>", ..., "a0.h0<v>", ..., "m0" and so on; "logits".
+    n_before : numpy.ndarray
+        int64 [receivers]: there is a component edge into a receiver from the first so many senders.
+    level : str
+        "edge", "node" or "neuron".
+    method : str
+        One of `COMPONENT_METHODS`.
+    ablation : str
+        One of `COMPONENT_ABLATIONS`; "none" for information flow routes.
+    direction : str
+        "noising" or "denoising".
+    steps : int
+        Of the integrated methods; 1 for others.
+    gate : str
+        Which gates changed runs have: "held" or "recomputed"; "none" in a dense model.
+    metric : str
+        Name of the metric; "none" for information flow routes.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
     """
 
     scores: np.ndarray
-    """float64 [senders, receivers], 0 where there is no component edge; [senders] for nodes; [senders,
-    d_model] for neurons. Positive: useful to the metric."""
     senders: tuple[str, ...]
-    """"input", then "a0.h0", ..., "m0" and so on."""
     receivers: tuple[str, ...]
-    """"a0.h0<q>", ..., "a0.h0<k>", ..., "a0.h0<v>", ..., "m0" and so on; "logits"."""
     n_before: np.ndarray
-    """int64 [receivers]: there is a component edge into a receiver from the first so many senders."""
     level: str
-    """"edge", "node" or "neuron"."""
     method: str
-    """One of `COMPONENT_METHODS`."""
     ablation: str
-    """One of `COMPONENT_ABLATIONS`; "none" for information flow routes."""
     direction: str
-    """"noising" or "denoising"."""
     steps: int
-    """Of the integrated methods; 1 for others."""
     gate: str
-    """Which gates changed runs have: "held" or "recomputed"; "none" in a dense model."""
     metric: str
-    """Name of the metric; "none" for information flow routes."""
     model: str
-    """Name of the model."""
     task: str
-    """Name of the task."""
 
     @property
     def exists(self) -> np.ndarray:
@@ -85,17 +101,21 @@ class ComponentScores:
         """
         import pandas as pd
 
+        table: dict[str, Any]
         if self.level == "node":
-            return pd.DataFrame({"name": self.senders, "score": self.scores})
-        if self.level == "neuron":
+            table = {"name": self.senders, "score": self.scores}
+        elif self.level == "neuron":
             width = self.scores.shape[1]
             node, neuron = np.repeat(self.senders, width), np.tile(np.arange(width), len(self.senders))
-            return pd.DataFrame({"node": node, "neuron": neuron, "score": self.scores.ravel()})
-        row, column = np.nonzero(self.exists)
-        sender, receiver = np.array(self.senders)[row], np.array(self.receivers)[column]
-        edges = [f"{one}->{other}" for one, other in zip(sender, receiver)]
-        table = {"name": edges, "sender": sender, "receiver": receiver, "score": self.scores[row, column]}
-        return pd.DataFrame(table)
+            table = {"node": node, "neuron": neuron, "score": self.scores.ravel()}
+        else:
+            row, column = np.nonzero(self.exists)
+            sender, receiver = np.array(self.senders)[row], np.array(self.receivers)[column]
+            edges = [f"{one}->{other}" for one, other in zip(sender, receiver)]
+            scores = self.scores[row, column]
+            table = {"name": edges, "sender": sender, "receiver": receiver, "score": scores}
+        frame: pd.DataFrame = pd.DataFrame(table)
+        return frame
 
     def __repr__(self) -> str:
         steps = f", steps={self.steps}" if self.steps > 1 else ""
@@ -140,13 +160,14 @@ def component_scores(
         patched alone and everything behind it recomputed; for level="edge". "information-flow-routes": the
         share that a sender has in a receiver's input, without any gradient or corrupted prompt.
     level : {"edge", "node", "neuron"}, default "edge"
-        "node": the difference of a component's outputs times the gradient of its output. "neuron": the same for
-        every coordinate. Here "eap-ig-inputs" goes from after the corrupted to the clean embeddings, as EAP-IG
-        does.
+        "node": the difference of a component's outputs times the gradient of its output. "neuron": the same
+        for every coordinate. Here "eap-ig-inputs" goes from after the corrupted to the clean embeddings, as
+        EAP-IG does.
     ablation : str, default "counterfactual"
-        What an output is replaced by. "counterfactual": its value in the corrupted prompt. "zero". "mean": the
-        mean over the positions of each reference prompt, then over these prompts. "mean-positional": the mean
-        at each position. "mean-all": the mean over all positions of all reference prompts at once.
+        What an output is replaced by. "counterfactual": its value in the corrupted prompt. "zero". "mean":
+        the mean over the positions of each reference prompt, then over these prompts (`ablation="mean"` of
+        attention edges is "mean-positional" here). "mean-positional": the mean at each position. "mean-all":
+        the mean over all positions of all reference prompts at once.
     direction : {"noising", "denoising"}, default "noising"
         "denoising": clean values go into the corrupted run, in which the gradient is taken then.
     steps : int, default 5
@@ -182,8 +203,8 @@ def component_scores(
 
     References
     ----------
-    Syed et al., "Attribution Patching Outperforms Automated Circuit Discovery", 2023. Hanna et al., "Have Faith
-    in Faithfulness", 2024. Ferrando and Voita, "Information Flow Routes", 2024.
+    Syed et al., "Attribution Patching Outperforms Automated Circuit Discovery", 2023. Hanna et al., "Have
+    Faith in Faithfulness", 2024. Ferrando and Voita, "Information Flow Routes", 2024.
     """
     _check.choice(method, "method", names.METHODS)
     _check.choice(level, "level", names.LEVELS)
@@ -240,7 +261,8 @@ def _check_combination(method: str, level: str, ablation: str, direction: str, r
             )
     elif ablation != "counterfactual" and method in ("eap-ig-inputs", "clean-corrupted"):
         raise ValueError(
-            f"method={method!r} runs the corrupted prompts, so it needs ablation='counterfactual', got {ablation!r}"
+            f"method={method!r} runs the corrupted prompts, so it needs ablation='counterfactual', "
+            f"got {ablation!r}"
         )
     if method == "exact" and level != "edge":
         raise ValueError(f"method='exact' is for level='edge', got {level!r}")

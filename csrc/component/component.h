@@ -25,19 +25,19 @@ static inline asp_node_inputs asp_nodes_inputs(const asp_config *c, int64_t send
     return (asp_node_inputs){asp_nodes_qkv(c, layer) + head, c->n_head, 3};
 }
 
-/* Activations from which the outputs of senders follow, of R rows, of which the first may be tokens and the rest
- * padding. */
+/* Activations from which the outputs of senders follow, of N tokens.  Products read R rows, which a run may not have
+ * reserved: they take copies. */
 typedef struct {
-    const asp_real *embed; /* (R,E) read: token embedding */
-    asp_slot z;            /* L times (R,H,D), read */
-    asp_slot post;         /* L times (R,M), read */
+    const asp_real *embed; /* (N,E) read: token embedding */
+    asp_slot z;            /* L times (N,H,D), read */
+    asp_slot post;         /* L times (N,M), read */
 } asp_node_activations;
 /* What a run must record for them. */
 static const uint64_t ASP_NODES_RECORDS = (uint64_t)1 << ASP_EMBED | (uint64_t)1 << ASP_Z | (uint64_t)1 << ASP_MLP_POST;
 asp_node_activations asp_nodes_of_run(const asp_run *run);
 
 /* Outputs of the senders of one layer: heads, and the MLP.
- *   out (H+1,R,E) written    z (R,H,D), post (R,M) read    n_rows: R, at least asp_shape_rows
+ *   out (H+1,R,E) written    z (R,H,D), post (R,M) read    n_rows: R, a multiple of 4
  *   bias: add that of the MLP's output (not to a difference of activations) */
 asp_status asp_nodes_layer_outputs(asp_real *out, const asp_model *model, int64_t layer, const asp_real *z,
                                    const asp_real *post, int64_t n_rows, int bias, const asp_context *context);
@@ -51,9 +51,9 @@ typedef struct {
 asp_status asp_nodes_differences(asp_real *out, const asp_model *model, const asp_node_reference *reference,
                                  const asp_node_activations *given, int64_t n_tokens, int64_t n_rows,
                                  const asp_context *context);
-/* Outputs of all senders.  out (S,R,E) written */
+/* Outputs of all senders.  out (S,R,E) written, N rows of tokens first    z (R,H,D), post (R,M) scratch */
 asp_status asp_nodes_outputs(asp_real *out, const asp_model *model, const asp_node_activations *activations,
-                             int64_t n_rows, const asp_context *context);
+                             asp_real *z, asp_real *post, int64_t n_tokens, int64_t n_rows, const asp_context *context);
 
 /* ---- means.c ------------------------------------------------------------------- */
 

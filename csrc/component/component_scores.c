@@ -130,8 +130,8 @@ static int64_t lay_out(scoring *s, asp_arena_part parts[PARTS], int n_threads) {
     const int64_t copies = s->task->metric.kind == ASP_CUSTOM ? s->tape.loss_rows : n_threads;
     const asp_arena_part list[PARTS] = {
         ASP_PART(s->differences, senders * e, rows),
-        ASP_PART(s->reference.z, routes ? 0 : c->n_head * c->d_head, rows),
-        ASP_PART(s->reference.post, routes ? 0 : c->d_mlp, rows),
+        ASP_PART(s->reference.z, c->n_head * c->d_head, rows),
+        ASP_PART(s->reference.post, c->d_mlp, rows),
         ASP_PART(s->gradients, routes ? 0 : (edges ? 3 * c->n_head : 1) * e, rows),
         ASP_PART(s->dout, edges ? points * e : 0, s->n_tokens),
         ASP_PART(s->parts, edges ? senders : 0, 3 * c->n_head),
@@ -167,7 +167,7 @@ static void set_block(scoring *s, int64_t first, int64_t end) {
     s->first = first;
     s->n = end - first;
     s->n_tokens = s->offsets[s->n];
-    s->n_rows = asp_shape_rows(s->model, s->n_tokens, 1);
+    s->n_rows = asp_round_up(s->n_tokens, 4); /* skinny products read rows in fours */
 }
 
 /* Bytes of the block.  offsets (chunk n + 1) scratch */
@@ -330,7 +330,8 @@ static asp_status add_points(scoring *s, int64_t first, int64_t n, const asp_con
 static asp_status add_routes(scoring *s, const asp_context *context) {
     const asp_node_activations given = asp_nodes_of_run(s->plain);
     const double weight = 1 / (double)s->base->n_prompts;
-    const asp_status status = asp_nodes_outputs(s->differences, s->model, &given, s->n_rows, context);
+    const asp_status status = asp_nodes_outputs(s->differences, s->model, &given, s->reference.z, s->reference.post,
+                                                s->n_tokens, s->n_rows, context);
     return status
                ? status
                : asp_routes_add(s->scores, s->model, s->plain, s->differences, s->n_rows, weight, s->shares, context);

@@ -60,15 +60,17 @@ asp_status asp_nodes_layer_outputs(asp_real *out, const asp_model *m, int64_t la
     return status ? status : asp_gemm_run(&g, context);
 }
 
-asp_status asp_nodes_outputs(asp_real *out, const asp_model *model, const asp_node_activations *a, int64_t n_rows,
-                             const asp_context *context) {
+asp_status asp_nodes_outputs(asp_real *out, const asp_model *model, const asp_node_activations *a, asp_real *z,
+                             asp_real *post, int64_t n_tokens, int64_t n_rows, const asp_context *context) {
     const asp_config *c = &model->config;
-    const int64_t block = n_rows * c->d_model;
+    const int64_t block = n_rows * c->d_model, of_z = n_tokens * c->n_head * c->d_head, of_post = n_tokens * c->d_mlp;
     asp_status status = ASP_OK;
-    memcpy(out, a->embed, (size_t)block * sizeof *out);
-    for (int64_t l = 0; !status && l < c->n_layer; l++)
-        status = asp_nodes_layer_outputs(out + asp_nodes_head(c, l) * block, model, l, asp_slot_at(a->z, l),
-                                         asp_slot_at(a->post, l), n_rows, 1, context);
+    memcpy(out, a->embed, (size_t)(n_tokens * c->d_model) * sizeof *out);
+    for (int64_t l = 0; !status && l < c->n_layer; l++) {
+        memcpy(z, asp_slot_at(a->z, l), (size_t)of_z * sizeof *z);
+        memcpy(post, asp_slot_at(a->post, l), (size_t)of_post * sizeof *post);
+        status = asp_nodes_layer_outputs(out + asp_nodes_head(c, l) * block, model, l, z, post, n_rows, 1, context);
+    }
     return status;
 }
 

@@ -1,5 +1,4 @@
-"""Scores of component edges, nodes and neurons against the oracle, in every method, ablation and direction."""
-
+"""Scores of component edges, nodes and neurons against the oracle: every method, ablation and direction."""
 
 import numpy as np
 import oracle_component_graph as graph
@@ -44,7 +43,9 @@ def test_edges(name, method, dtype):
 @each_dtype
 def test_nodes_and_neurons(name, method, level, dtype):
     one = case(name, LENGTHS)
-    assert error(found(one, method, dtype, level=level).scores, expected(one, method, level)) < TOLERANCE[dtype]
+    assert (
+        error(found(one, method, dtype, level=level).scores, expected(one, method, level)) < TOLERANCE[dtype]
+    )
 
 
 @pytest.mark.parametrize("name", ["dense", "gated", "no bias, gelu"])
@@ -120,3 +121,77 @@ def circuits_metric(factors, smaller):
         gradient=gradient,
         smaller_is_better=smaller,
     )
+
+
+# ------------------------------------------------------------------------------------------ the result
+
+
+def test_the_order_and_the_names_are_those_of_the_oracle():
+    one = case("dense", LENGTHS)
+    result = found(one, "eap")
+    assert list(result.senders) == graph.senders(one.config)
+    assert list(result.receivers) == graph.receivers(one.config)
+    np.testing.assert_array_equal(result.exists, graph.real_edges(one.config))
+    assert result.n_edges == len(graph.edge_names(one.config))
+    table = result.to_pandas()
+    assert set(table["name"]) == set(graph.edge_names(one.config))
+    last = table.iloc[-1]
+    row, column = result.senders.index(last["sender"]), result.receivers.index(last["receiver"])
+    assert last["score"] == result.scores[row, column]
+    assert repr(result) == (
+        "ComponentScores('' on 'random': 172 component edges, method='eap', ablation='counterfactual', "
+        "direction='noising', gate='none', metric='logit_diff')"
+    )
+
+
+@pytest.mark.parametrize(("level", "n_columns"), [("node", 2), ("neuron", 3)])
+def test_tables_of_nodes_and_neurons(level, n_columns):
+    result = found(case("gated", LENGTHS), "eap-ig-inputs", level=level)
+    assert result.to_pandas().shape == (result.scores.size, n_columns)
+    assert "steps=3" in repr(result)
+    assert result.gate == "recomputed"
+
+
+@pytest.mark.parametrize("method", component_names.METHODS)
+def test_any_limit_of_memory_gives_the_same_scores(method):
+    """Less memory means fewer prompts at a time, then fewer runs of one prompt at a time."""
+    one = case("gated", (6,) * 12)
+    model, n_limits = one.model(), 0
+    whole = component_scores(model, one.task, method=method).scores
+    for limit in np.geomspace(2e6, 2e4, 30).astype(int):
+        try:
+            scores = component_scores(model, one.task, method=method, max_bytes=int(limit)).scores
+        except MemoryError:
+            continue
+        assert error(scores, whole) < 1e-12
+        n_limits += 1
+    assert 2 < n_limits < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "ig"}, "method must be one of 'eap', 'eap-ig-inputs'"),
+        ({"level": "edges"}, "level must be one of"),
+        ({"ablation": "patching"}, "ablation must be one of"),
+        ({"direction": "up"}, "direction must be one of"),
+        ({"gate": "open"}, "gate must be one of"),
+        ({"steps": 0}, "steps"),
+        ({"max_bytes": 0}, "max_bytes"),
+        (
+            {"method": "eap-ig-inputs", "ablation": "zero"},
+            "so it needs ablation='counterfactual', got 'zero'",
+        ),
+        ({"direction": "denoising", "ablation": "mean"}, "direction='denoising' needs"),
+        ({"reference": [[1]]}, "reference is for means alone"),
+        (
+            {"method": "information-flow-routes", "level": "node"},
+            "is for level='edge' and direction='noising'",
+        ),
+        ({"ablation": "mean-positional", "reference": [[1, 2]]}, "no reference prompt has a position 2"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    one = case("dense", LENGTHS)
+    with pytest.raises(ValueError, match=message):
+        component_scores(one.model(), one.task, **options)

@@ -44,6 +44,12 @@ asp_status use_effects_of_edges(const fixture *f, const asp_context *context, ui
 asp_status use_effects_of_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_effects_of_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_components.c */
+asp_status use_component_scores(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_component_inputs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_component_activations(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_component_routes(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_components(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_circuit.c */
 asp_status use_exact_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_attribution_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

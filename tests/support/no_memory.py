@@ -12,6 +12,7 @@ RUNS = (
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
 ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
+COMPONENTS = r"(circuits\.component_scores|_core\.Model\.component_scores)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -29,7 +30,7 @@ SENTENCES = {
     rf"these gradients need {AMOUNT}, which could not be allocated":
         r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
-        r"(Model\.|Gradients\.|effects\.|_core\.|asp\.|Transcoders\.)",
+        r"(Model\.|Gradients\.|effects\.|circuits\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for interventions": RUNS,
     r"no memory for \d+ variants": r"(effects\.|_core\.|asp\.)",
     r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.|asp\.)",
@@ -51,7 +52,9 @@ SENTENCES = {
     r"acdc: no memory for the (prompts|senders of a model)": ACDC,
     rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
-    r"no memory for mean activations of \d+ positions": ACDC,
+    r"component scores: no memory for the prompts": COMPONENTS,
+    rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
+    r"no memory for mean activations of \d+ positions": rf"({COMPONENTS}|{ACDC})",
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

@@ -19,7 +19,7 @@ from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse.circuits import effects
+from attnsparse.circuits import COMPONENT_METHODS, component_scores, effects
 from attnsparse.model import gradients, interventions, run
 from attnsparse.model import transformer_lens as cache
 
@@ -127,6 +127,20 @@ CALLS: dict[str, Uses] = {
         cost=5,
     ),
     **ACDC_CALLS,
+    "circuits.component_scores": uses(
+        *(lambda e, m=m: component_scores(e.model, e.task, method=m, steps=2) for m in COMPONENT_METHODS),
+        lambda e: component_scores(e.dense, e.task, ablation="mean-positional", level="neuron", metric="kl"),
+        lambda e: component_scores(e.model, e.task, level="node", gate="held", direction="denoising"),
+        lambda e: component_scores(e.model, e.task, ablation="mean", reference=PROMPTS, metric=OWN),
+        wrong=(
+            lambda e: component_scores(e.model, e.task, method="x"),
+            lambda e: component_scores(e.model, e.task, method="clean-corrupted", ablation="zero"),
+            lambda e: component_scores(e.model, e.task, metric=FAILING.custom),
+            lambda e: component_scores(e.model, e.task, max_bytes=1000),
+            lambda e: component_scores(e.model, e.task, ablation="mean-positional", reference=[[1]]),
+        ),
+        cost=40,
+    ),
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -294,7 +308,10 @@ GRAPH_TABLES = (
 )  # fmt: skip
 CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
-CORE_EFFECTS = ("candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution")
+CORE_EFFECTS = (
+    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution", "component_scores",
+    "component_senders_before",
+)  # fmt: skip
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens")], "lent"),
@@ -319,6 +336,7 @@ ARRAYS: dict[str, str] = {
     ),
     **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
+    "circuits.component_scores": "own",
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
@@ -390,7 +408,8 @@ def public_names() -> set[str]:
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
-    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_acdc"}
+    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS}
+    found |= {"circuits.component_scores", "circuits.component_acdc"}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}
