@@ -12,7 +12,8 @@ from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric
 from ..tasks.task import Task
-from .component_circuit import ComponentCircuit, changed_options
+from .component_circuit import ComponentCircuit
+from .component_options import changed_options
 from .effects import packed_task
 
 _CORE = core_for("float64")

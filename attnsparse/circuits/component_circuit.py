@@ -16,11 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
-from .._core_types import ComponentOptions
 from .._display import stage_bars
 from .._engine import core_for
 from ..io.limits import DEFAULT_LIMITS, Limits
-from ..model.batch import as_batch
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric, metric_name
@@ -29,8 +27,9 @@ from . import component_file
 from . import component_names as names
 from .choices import RANK_BY
 from .component_curve import ComponentCurve, Roc
+from .component_options import changed_options
 from .component_scores import ComponentScores
-from .effects import packed_task, reference_prompts
+from .effects import packed_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -464,34 +463,6 @@ def component_values(
     array = _mask(array, "masks", (len(array), *shape))
     with stage_bars(progress) as tell:
         return model._core.component_values(asked, array, options, _check.threads(threads), tell)
-
-
-def changed_options(
-    model: Model,
-    ablation: str,
-    direction: str,
-    gate: str,
-    reference: Task | Iterable[Any] | None,
-    max_bytes: int,
-    smaller_is_better: bool = False,
-) -> ComponentOptions:
-    """Options of the core for circuits, checked."""
-    _check.choice(ablation, "ablation", names.ABLATIONS)
-    _check.choice(direction, "direction", names.DIRECTIONS)
-    _check.choice(gate, "gate", names.GATES)
-    mean_of = None if reference is None else as_batch(model, reference_prompts(reference), False)
-    return ComponentOptions(
-        method="eap",
-        level="edge",
-        ablation=ablation,
-        steps=1,
-        denoising=direction == "denoising",
-        held_gate=gate == "held",
-        smaller_is_better=smaller_is_better,
-        max_bytes=_check.byte_limit(max_bytes),
-        reference=None if mean_of is None else mean_of.tokens,
-        reference_offsets=None if mean_of is None else mean_of.offsets,
-    )
 
 
 def load_component_circuit(
