@@ -1,7 +1,7 @@
 """Circuits of component edges: chosen from scores, evaluated exactly, compared, saved, and exchanged as JSON.
 
-A circuit is a set of component edges. It is evaluated in one pass for a prompt, in which every receiver (the q,
-k or v of a head, an MLP, the logits) has an input of its own: the current outputs of the senders whose
+A circuit is a set of component edges. It is evaluated in one pass for a prompt, in which every receiver (the
+q, k or v of a head, an MLP, the logits) has an input of its own: the current outputs of the senders whose
 component edges are in the circuit, and the ablated outputs of all others before it.
 """
 
@@ -54,8 +54,8 @@ class ComponentCircuit:
     d_model : int
         Width of the residual stream.
     select : str
-        How component edges are taken: "top", the best of all; "greedy", the best into the logits or into a node
-        that a chosen one comes from.
+        How component edges are taken: "top", the best of all; "greedy", the best into the logits or into a
+        node that a chosen one comes from.
     rank_by : str
         Whether the best are those of largest absolute score, "absolute", or of largest score, "signed".
     given : numpy.ndarray, optional
@@ -105,9 +105,9 @@ class ComponentCircuit:
         return np.stack(np.unravel_index(self._order(), self.scores.shape), axis=1)
 
     def _order(self) -> np.ndarray:
-        return _CORE.component_order(
-            *self._shape, self.scores, self.rank_by == "absolute", self.select == "greedy"
-        )
+        absolute, greedy = self.rank_by == "absolute", self.select == "greedy"
+        order: np.ndarray = _CORE.component_order(*self._shape, self.scores, absolute, greedy)
+        return order
 
     def masks(
         self, sizes: Sequence[int] | np.ndarray, *, prune: bool = True
@@ -119,8 +119,9 @@ class ComponentCircuit:
         sizes : sequence of int
             Numbers of component edges to take, each in 0..n_edges.
         prune : bool, default True
-            Afterwards take away the component edges of nodes that none feeds (but the input) or from which none
-            goes out, until there is no such node, as EAP-IG does.
+            Afterwards take away the component edges of nodes that none feeds (but the input) or from which
+            none goes out, until there is no such node. EAP-IG does so when it evaluates a circuit; the
+            counts that it gives before can be larger.
 
         Returns
         -------
@@ -129,7 +130,10 @@ class ComponentCircuit:
         """
         n, prune = self.n_edges, _check.flag(prune, "prune")
         asked = np.array([_check.integer(size, "each of sizes", 0, n) for size in sizes], np.int64)
-        return _CORE.component_select(*self._shape, self._order(), asked, prune)
+        found: tuple[np.ndarray, np.ndarray] = _CORE.component_select(
+            *self._shape, self._order(), asked, prune
+        )
+        return found
 
     def mask(self, n: int, *, prune: bool = True) -> np.ndarray:
         """The circuit of the n best component edges.
@@ -146,7 +150,8 @@ class ComponentCircuit:
         numpy.ndarray
             Boolean [senders, receivers].
         """
-        return self.masks([n], prune=prune)[0][0]
+        mask: np.ndarray = self.masks([n], prune=prune)[0][0]
+        return mask
 
     def edges(self, n: int, *, prune: bool = True) -> list[str]:
         """Names of the component edges of a circuit, in the order of the matrix.
@@ -274,7 +279,8 @@ class ComponentCircuit:
             "receiver": receiver,
             "score": self.scores[places[:, 0], places[:, 1]],
         }
-        return pd.DataFrame(table)
+        found: pd.DataFrame = pd.DataFrame(table)
+        return found
 
     def to_json(self, path: str | os.PathLike[str], n: int | None = None, *, prune: bool = True) -> None:
         """Write the JSON that EAP-IG and MIB read.
@@ -340,8 +346,8 @@ class ComponentCircuit:
     def __repr__(self) -> str:
         return (
             f"ComponentCircuit({self.n_edges:,} component edges of {self.n_layer} x {self.n_head} heads, "
-            f"select={self.select!r}, rank_by={self.rank_by!r}, method={self.method!r}, model={self.model!r}, "
-            f"task={self.task!r})"
+            f"select={self.select!r}, rank_by={self.rank_by!r}, method={self.method!r}, "
+            f"model={self.model!r}, task={self.task!r})"
         )
 
 
@@ -428,7 +434,8 @@ def component_values(
         "denoising": the corrupted prompts, with clean outputs over those inside. In both the whole model's
         metric is that of the circuit of all component edges.
     gate : {"recomputed", "held"}, default "recomputed"
-        In a gated model: whether gates follow from the changed scores, or are those of the prompts as they are.
+        In a gated model: whether gates follow from the changed scores, or are those of the prompts as they
+        are.
     reference : Task or sequence of prompts, optional
         Prompts that means are taken over. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional

@@ -34,7 +34,7 @@ enum { PARTS = 2 };
 static int64_t lay_out(acdc *a, asp_arena_part parts[PARTS], const asp_component_setting *s, int64_t n) {
     const asp_config *c = &s->model->config;
     const int64_t n_senders = asp_nodes_n_senders(c), rows = asp_shape_rows(s->model, s->offsets[n], 0);
-    a->size = (asp_patch_size){.n_slots = asp_max(n_senders, SLOTS_OF_PASS * PASS_ROWS / rows),
+    a->size = (asp_patch_size){.n_slots = asp_max(n_senders, (int64_t)SLOTS_OF_PASS * PASS_ROWS / rows),
                                .most_inputs = 3 * c->n_head,
                                .n_copies = asp_min(n_senders, asp_max(1, PASS_ROWS / asp_max(1, s->offsets[n])))};
     const asp_arena_part list[PARTS] = {ASP_PART(a->current, n_senders * rows, c->d_model),

@@ -166,8 +166,8 @@ static void fill_item(void *arg, int64_t b, int thread) {
 static asp_status add_output(const asp_component_setting *s, int64_t layer, const asp_context *context) {
     const asp_model *m = s->model;
     const int64_t e = m->config.d_model;
-    const asp_real *mid = asp_slot_at(s->filled.mid, layer);
-    asp_real *next = asp_slot_at(s->filled.resid, layer + 1);
+    const asp_real *mid = s->filled.mid.data + layer * s->filled.mid.stride;
+    asp_real *next = s->filled.resid.data + (layer + 1) * s->filled.resid.stride;
     if (!by_mean(s)) {
         memcpy(next, mid, (size_t)(s->offsets[s->n] * e) * sizeof *next);
         return ASP_OK;

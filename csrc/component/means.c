@@ -70,11 +70,11 @@ enum { PARTS = 5 };
 static int64_t lay_out_means(means_job *job, asp_arena *arena, asp_arena_part parts[PARTS]) {
     const asp_config *c = job->config;
     const int64_t n = job->n_positions;
-    const asp_arena_part list[PARTS] = {ASP_PART(job->embed, n, c->d_model),
-                                        ASP_PART(job->z, n, c->n_layer * c->n_head * c->d_head),
-                                        ASP_PART(job->post, n, c->n_layer * c->d_mlp), ASP_PART(job->count, n, 1),
-                                        ASP_PART(job->offsets, job->reference->n_prompts + 1, 1)};
-    memcpy(parts, list, sizeof list);
+    parts[0] = (asp_arena_part)ASP_PART(job->embed, n, c->d_model);
+    parts[1] = (asp_arena_part)ASP_PART(job->z, n, c->n_layer * c->n_head * c->d_head);
+    parts[2] = (asp_arena_part)ASP_PART(job->post, n, c->n_layer * c->d_mlp);
+    parts[3] = (asp_arena_part)ASP_PART(job->count, n, 1);
+    parts[4] = (asp_arena_part)ASP_PART(job->offsets, job->reference->n_prompts + 1, 1);
     return asp_arena_lay_out(arena, parts, PARTS);
 }
 

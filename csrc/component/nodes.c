@@ -67,8 +67,8 @@ asp_status asp_nodes_outputs(asp_real *out, const asp_model *model, const asp_no
     asp_status status = ASP_OK;
     memcpy(out, a->embed, (size_t)(n_tokens * c->d_model) * sizeof *out);
     for (int64_t l = 0; !status && l < c->n_layer; l++) {
-        memcpy(z, asp_slot_at(a->z, l), (size_t)of_z * sizeof *z);
-        memcpy(post, asp_slot_at(a->post, l), (size_t)of_post * sizeof *post);
+        memcpy(z, a->z.data + l * a->z.stride, (size_t)of_z * sizeof *z);
+        memcpy(post, a->post.data + l * a->post.stride, (size_t)of_post * sizeof *post);
         status = asp_nodes_layer_outputs(out + asp_nodes_head(c, l) * block, model, l, z, post, n_rows, 1, context);
     }
     return status;

@@ -126,7 +126,7 @@ static void attention_item(void *arg, int64_t item, int thread) {
         asp_attention_describe(x->setting->model, job->acts, job->layer, job->gate, &x->scratch, 0, head, thread);
     for (int64_t i = begin; i < asp_min(begin + job->per_item, job->end); i++) {
         if (i == begin || x->variants[i].prompt != x->variants[i - 1].prompt)
-            memset(x->keys_held + thread * x->setting->longest, 0, (size_t)x->setting->longest * sizeof *x->keys_held);
+            for (int64_t t = 0; t < x->setting->longest; t++) x->keys_held[thread * x->setting->longest + t] = NULL;
         attend(job, &u, i, head, thread);
     }
 }

@@ -1,4 +1,4 @@
-"""Circuits of component edges against the oracle: evaluation, exact scores, selection, curves, and their files."""
+"""Circuits of component edges against the oracle: evaluation, exact scores, selection, curves, files."""
 
 import dataclasses
 import json

@@ -10,19 +10,9 @@ import reliability
 from places import TESTS
 from reliability import report
 
-CALLS = [
-    "run",
-    "gradients",
-    "sweep",
-    "attribution",
-    "circuit",
-    "acdc",
-    "curves",
-    "metric",
-    "train",
-    "features",
-]
+CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "curves", "metric", "train", "features"]
 CALLS += [
+    "acdc",
     "patching",
     "paths",
     "edges",
