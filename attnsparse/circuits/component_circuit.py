@@ -120,8 +120,7 @@ class ComponentCircuit:
             Numbers of component edges to take, each in 0..n_edges.
         prune : bool, default True
             Afterwards take away the component edges of nodes that none feeds (but the input) or from which
-            none goes out, until there is no such node. EAP-IG does so when it evaluates a circuit; the
-            counts that it gives before can be larger.
+            none goes out, until there is no such node, as EAP-IG does when it evaluates a circuit.
 
         Returns
         -------
@@ -150,8 +149,7 @@ class ComponentCircuit:
         numpy.ndarray
             Boolean [senders, receivers].
         """
-        mask: np.ndarray = self.masks([n], prune=prune)[0][0]
-        return mask
+        return self.masks([n], prune=prune)[0].reshape(self.scores.shape)
 
     def edges(self, n: int, *, prune: bool = True) -> list[str]:
         """Names of the component edges of a circuit, in the order of the matrix.

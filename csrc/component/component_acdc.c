@@ -31,7 +31,7 @@ typedef struct {
 enum { PARTS = 2 };
 
 /* For all n prompts. */
-static int64_t lay_out(acdc *a, asp_arena_part parts[PARTS], const asp_component_setting *s, int64_t n) {
+static int64_t lay_out_acdc(acdc *a, asp_arena_part parts[PARTS], const asp_component_setting *s, int64_t n) {
     const asp_config *c = &s->model->config;
     const int64_t n_senders = asp_nodes_n_senders(c), rows = asp_shape_rows(s->model, s->offsets[n], 0);
     a->size = (asp_patch_size){.n_slots = asp_max(n_senders, (int64_t)SLOTS_OF_PASS * PASS_ROWS / rows),
@@ -43,18 +43,18 @@ static int64_t lay_out(acdc *a, asp_arena_part parts[PARTS], const asp_component
     return asp_arena_lay_out(&a->arena, parts, PARTS);
 }
 
-static int64_t own_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
+static int64_t acdc_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
     (void)own;
     acdc a = {.setting = NULL};
     asp_arena_part parts[PARTS];
-    int64_t bytes = lay_out(&a, parts, s, n);
+    int64_t bytes = lay_out_acdc(&a, parts, s, n);
     if (__builtin_add_overflow(bytes, asp_patch_needed(s, n, &a.size, n_threads), &bytes)) return INT64_MAX;
     return bytes;
 }
 
 static asp_status open_acdc(acdc *a, int n_threads, asp_error *err) {
     asp_arena_part parts[PARTS];
-    const int64_t bytes = lay_out(a, parts, a->setting, a->setting->n);
+    const int64_t bytes = lay_out_acdc(a, parts, a->setting, a->setting->n);
     if (!asp_arena_commit(&a->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the outputs of senders in %lld prompts, which takes %s",
                         a->setting->stage, (long long)a->setting->n, asp_fail_size((char[32]){0}, (double)bytes));
@@ -99,7 +99,7 @@ static asp_status loss_of(double *loss, const acdc *a, int64_t copy, const asp_c
 /* ---- asking --------------------------------------------------------------------------------------------- */
 
 /* Asks the sender and some before it; *sender becomes the next one to ask. */
-static asp_status ask(acdc *a, int64_t receiver, int64_t *sender, int64_t most, const asp_context *context) {
+static asp_status ask_senders(acdc *a, int64_t receiver, int64_t *sender, int64_t most, const asp_context *context) {
     const int64_t n_receivers = asp_nodes_n_receivers(&a->setting->model->config), first = *sender;
     int64_t removed = 0;
     double loss = 0;
@@ -135,7 +135,7 @@ static asp_status ask_receiver(acdc *a, int64_t receiver, int64_t node, const as
     } else {
         const int64_t most = asp_patch_most_copies(s, &a->size, a->patch.plan.n_slots);
         for (int64_t sender = before - 1; !status && sender >= 0;) {
-            status = ask(a, receiver, &sender, most, context);
+            status = ask_senders(a, receiver, &sender, most, context);
             if (!status)
                 status = asp_context_progress(context, s->stage, a->n_done + before - 1 - sender, asp_nodes_n_edges(c));
         }
@@ -145,7 +145,7 @@ static asp_status ask_receiver(acdc *a, int64_t receiver, int64_t node, const as
 }
 
 /* The whole model: all outputs, and the loss. */
-static asp_status begin(acdc *a, const asp_context *context) {
+static asp_status begin_acdc(acdc *a, const asp_context *context) {
     const asp_config *c = &a->setting->model->config;
     asp_patch_plan_behind(&a->patch.plan, c, a->mask, 0);
     a->patch.n_copies = 1;
@@ -158,7 +158,7 @@ static asp_status begin(acdc *a, const asp_context *context) {
 static asp_status ask_all(acdc *a, const asp_context *context) {
     const asp_config *c = &a->setting->model->config;
     const int64_t n_receivers = asp_nodes_n_receivers(c), n_senders = asp_nodes_n_senders(c), h = c->n_head;
-    asp_status status = begin(a, context);
+    asp_status status = begin_acdc(a, context);
     if (!status) status = ask_receiver(a, n_receivers - 1, n_senders, context);
     for (int64_t l = c->n_layer - 1; !status && l >= 0; l--) {
         status = ask_receiver(a, asp_nodes_mlp_input(c, l), asp_nodes_mlp(c, l), context);
@@ -168,7 +168,7 @@ static asp_status ask_all(acdc *a, const asp_context *context) {
     return status;
 }
 
-static void put_all(uint8_t *mask, const asp_config *c) {
+static void put_all_senders(uint8_t *mask, const asp_config *c) {
     const int64_t n_receivers = asp_nodes_n_receivers(c), n_senders = asp_nodes_n_senders(c);
     memset(mask, 0, (size_t)(n_senders * n_receivers));
     for (int64_t r = 0; r < n_receivers; r++)
@@ -187,7 +187,7 @@ asp_status asp_component_acdc(uint8_t *mask, double *scores, const asp_model *mo
                                .stage = "acdc",
                                .options = *options,
                                .at_once = 1,
-                               .own_bytes = own_bytes,
+                               .own_bytes = acdc_bytes,
                                .stays = n_senders * (int64_t)sizeof(int32_t)};
     acdc a = {.setting = &s, .threshold = threshold, .mask = mask, .scores = scores, .window = 1};
     asp_status status = asp_component_setting_check(&s, err);
@@ -195,7 +195,7 @@ asp_status asp_component_acdc(uint8_t *mask, double *scores, const asp_model *mo
     if (options->denoising)
         return asp_fail(err, ASP_BAD_ARGUMENT, "acdc ablates what it takes away, so there is no denoising");
     memset(scores, 0, (size_t)places * sizeof *scores);
-    put_all(mask, c);
+    put_all_senders(mask, c);
     a.patch.setting = &s;
     a.patch.mask = mask;
     a.patch.plan.slot = asp_allocate(s.stays, 1);

@@ -3,7 +3,7 @@
 
 #include "component/component.h"
 
-static double key_of(int absolute, const double *scores, int64_t place) {
+static double roc_key(int absolute, const double *scores, int64_t place) {
     return absolute ? fabs(scores[place]) : scores[place];
 }
 
@@ -27,7 +27,7 @@ asp_status asp_component_curve_roc(asp_component_roc *roc, const asp_config *con
     }
     for (int64_t i = 0; !status && i < n; i++) {
         hits += truth[order[i]] != 0;
-        if (i + 1 < n && key_of(absolute, scores, order[i + 1]) == key_of(absolute, scores, order[i])) continue;
+        if (i + 1 < n && roc_key(absolute, scores, order[i + 1]) == roc_key(absolute, scores, order[i])) continue;
         const int64_t at = roc->n++;
         roc->false_rate[at] = (double)(i + 1 - hits) / negatives;
         roc->true_rate[at] = (double)hits / positives;

@@ -21,8 +21,8 @@ typedef struct {
 
 enum { PARTS = 19 };
 
-static int64_t lay_out(exact *x, asp_arena_part parts[PARTS], const asp_component_setting *s, int64_t n,
-                       int n_threads) {
+static int64_t lay_out_exact(exact *x, asp_arena_part parts[PARTS], const asp_component_setting *s, int64_t n,
+                             int n_threads) {
     const asp_config *c = &s->model->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, t = s->longest;
     const int64_t block = asp_shape_rows(s->model, s->offsets[n], 0);
@@ -55,17 +55,17 @@ static int64_t lay_out(exact *x, asp_arena_part parts[PARTS], const asp_componen
     return asp_arena_lay_out(&x->arena, parts, PARTS);
 }
 
-static int64_t own_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
+static int64_t exact_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
     (void)own;
     exact x = {0};
     asp_arena_part parts[PARTS];
-    return lay_out(&x, parts, s, n, n_threads);
+    return lay_out_exact(&x, parts, s, n, n_threads);
 }
 
 static asp_status open_exact(exact *x, int n_threads, asp_error *err) {
     const asp_component_setting *s = x->setting;
     asp_arena_part parts[PARTS];
-    const int64_t bytes = lay_out(x, parts, s, s->n, n_threads);
+    const int64_t bytes = lay_out_exact(x, parts, s, s->n, n_threads);
     if (!asp_arena_commit(&x->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY,
                         "exact scores of %lld prompts at once need %s, which could not be allocated", (long long)s->n,
@@ -87,7 +87,7 @@ static void subtract(asp_real *out, const asp_real *a, const asp_real *b, int64_
 }
 
 /* The change of the input, or of z (in x->pass.z) and of the MLP's output of a layer, in one prompt. */
-static void change_item(void *arg, int64_t b, int thread) {
+static void exact_change_item(void *arg, int64_t b, int thread) {
     (void)thread;
     const change_job *job = arg;
     const asp_component_setting *s = job->x->setting;
@@ -111,9 +111,9 @@ static asp_status make_changes(exact *x, const asp_context *context) {
     const asp_component_setting *s = x->setting;
     const asp_config *c = &s->model->config;
     change_job job = {x, -1};
-    asp_status status = asp_parallel_for(context, s->n, change_item, &job);
+    asp_status status = asp_parallel_for(context, s->n, exact_change_item, &job);
     for (job.layer = 0; !status && job.layer < c->n_layer; job.layer++) {
-        status = asp_parallel_for(context, s->n, change_item, &job);
+        status = asp_parallel_for(context, s->n, exact_change_item, &job);
         for (int64_t h = 0; !status && h < c->n_head; h++)
             status =
                 asp_replay_head_output(s->model, job.layer, h,
@@ -200,7 +200,7 @@ static asp_status measure_before(exact *x, const asp_context *context) {
     return status;
 }
 
-static asp_status run_block(exact *x, const asp_context *context, asp_error *err) {
+static asp_status run_exact_block(exact *x, const asp_context *context, asp_error *err) {
     const asp_config *c = &x->setting->model->config;
     asp_status status = open_exact(x, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
@@ -231,7 +231,7 @@ asp_status asp_component_exact(double *scores, const asp_model *model, const asp
                                .options = *options,
                                .with_base = 1,
                                .n_sent = asp_nodes_n_senders(c),
-                               .own_bytes = own_bytes};
+                               .own_bytes = exact_bytes};
     exact x = {.pass = {.setting = &s}, .setting = &s, .scores = scores};
     asp_status status = asp_component_setting_check(&s, err);
     if (status) return status;
@@ -240,7 +240,7 @@ asp_status asp_component_exact(double *scores, const asp_model *model, const asp
     if (!status) status = asp_context_progress(&own, s.stage, 0, asp_nodes_n_edges(c) * task->clean.n_prompts);
     if (!status) status = asp_component_setting_next(&s, &own, err);
     while (!status && s.n) {
-        status = run_block(&x, &own, err);
+        status = run_exact_block(&x, &own, err);
         if (!status) status = asp_component_setting_next(&s, &own, err);
     }
     asp_component_setting_close(&s);

@@ -17,12 +17,12 @@ typedef struct {
     uint8_t *open; /* (S) senders whose inputs wait already, or have waited */
 } waiting;
 
-static double key_of(const waiting *w, int64_t place) {
+static double score_key(const waiting *w, int64_t place) {
     return w->absolute ? fabs(w->scores[place]) : w->scores[place];
 }
 
 static int is_better(const waiting *w, int64_t a, int64_t b) {
-    const double x = key_of(w, a), y = key_of(w, b);
+    const double x = score_key(w, a), y = score_key(w, b);
     return x > y || (x == y && a < b);
 }
 

@@ -13,7 +13,7 @@
 
 static int by_mean(const asp_component_setting *s) { return s->options.ablation >= ASP_COMPONENT_MEAN; }
 static int by_pair(const asp_component_setting *s) { return s->options.ablation == ASP_COMPONENT_COUNTERFACTUAL; }
-static const asp_prompts *averaged(const asp_component_setting *s) {
+static const asp_prompts *averaged_prompts(const asp_component_setting *s) {
     return s->options.reference ? s->options.reference : &s->task->clean;
 }
 
@@ -37,7 +37,7 @@ asp_status asp_component_setting_check(asp_component_setting *s, asp_error *err)
 
 /* ---- memory ------------------------------------------------------------------------------------------ */
 
-static int64_t sum(int64_t a, int64_t b) {
+static int64_t sum_bytes(int64_t a, int64_t b) {
     int64_t both;
     return __builtin_add_overflow(a, b, &both) ? INT64_MAX : both;
 }
@@ -45,7 +45,8 @@ static int64_t sum(int64_t a, int64_t b) {
 static uint64_t bit(asp_record record) { return (uint64_t)1 << record; }
 static uint64_t sent(void) { return bit(ASP_RESID) | bit(ASP_RESID_MID) | bit(ASP_Z); }
 
-static int64_t run_needed(const asp_component_setting *s, int64_t n, uint64_t records, int logits, int n_threads) {
+static int64_t component_run_needed(const asp_component_setting *s, int64_t n, uint64_t records, int logits,
+                                    int n_threads) {
     const asp_run_options options = {.records = records, .logits = logits};
     return asp_run_needed(s->model, s->offsets, n, &options, n_threads);
 }
@@ -73,12 +74,14 @@ static int64_t lay_out_block(asp_component_setting *s, asp_arena_part parts[BLOC
 }
 
 /* Bytes of the block at the offsets, of n prompts. */
-static int64_t block_needed(asp_component_setting *s, int64_t n, int n_threads) {
+static int64_t component_block_needed(asp_component_setting *s, int64_t n, int n_threads) {
     asp_arena_part parts[BLOCK_PARTS];
-    int64_t bytes = sum(lay_out_block(s, parts, n), s->own_bytes(s->own, s, n, n_threads));
-    if (by_pair(s)) bytes = sum(bytes, run_needed(s, n, sent() | s->also, ASP_LOGITS_NONE, n_threads));
-    if (base_records(s)) bytes = sum(bytes, run_needed(s, n, base_records(s), ASP_LOGITS_NONE, n_threads));
-    if (s->task->metric.kind == ASP_KL) bytes = sum(bytes, run_needed(s, n, 0, ASP_LOGITS_LAST, n_threads));
+    int64_t bytes = sum_bytes(lay_out_block(s, parts, n), s->own_bytes(s->own, s, n, n_threads));
+    if (by_pair(s)) bytes = sum_bytes(bytes, component_run_needed(s, n, sent() | s->also, ASP_LOGITS_NONE, n_threads));
+    if (base_records(s))
+        bytes = sum_bytes(bytes, component_run_needed(s, n, base_records(s), ASP_LOGITS_NONE, n_threads));
+    if (s->task->metric.kind == ASP_KL)
+        bytes = sum_bytes(bytes, component_run_needed(s, n, 0, ASP_LOGITS_LAST, n_threads));
     return bytes;
 }
 
@@ -88,19 +91,20 @@ static int64_t largest_block(asp_component_setting *s, int n_threads) {
     for (int64_t first = 0, end; first < clean->n_prompts; first = end) {
         end = asp_task_block_end(clean, first, s->most_tokens);
         asp_task_block(s->offsets, clean, first, end);
-        bytes = asp_max(bytes, block_needed(s, end - first, n_threads));
+        bytes = asp_max(bytes, component_block_needed(s, end - first, n_threads));
     }
     return bytes;
 }
 
 /* Sizes of the blocks, so that all fits in max_bytes. */
-static asp_status plan_blocks(asp_component_setting *s, int64_t stays, int64_t before, int n_threads, asp_error *err) {
+static asp_status plan_prompt_blocks(asp_component_setting *s, int64_t stays, int64_t before, int n_threads,
+                                     asp_error *err) {
     const asp_config *c = &s->model->config;
     const int64_t row =
         (int64_t)sizeof(asp_real) * ((5 * c->n_layer + s->n_sent) * c->d_model + c->n_layer * c->n_head * c->d_head);
     s->most_tokens = s->at_once ? INT64_MAX : asp_max(1, ASP_TASK_BLOCK_BYTES / row);
     for (;; s->most_tokens /= 2) {
-        const int64_t bytes = sum(stays, asp_max(before, largest_block(s, n_threads)));
+        const int64_t bytes = sum_bytes(stays, asp_max(before, largest_block(s, n_threads)));
         if (bytes <= s->options.max_bytes) return ASP_OK;
         if (!s->most_tokens || s->at_once)
             return asp_fail(err, ASP_NO_MEMORY,
@@ -114,7 +118,7 @@ static asp_status plan_blocks(asp_component_setting *s, int64_t stays, int64_t b
 
 /* ---- runs ----------------------------------------------------------------------------------------------- */
 
-static asp_component_rows rows_of(const asp_run *run) {
+static asp_component_rows rows_of_block(const asp_run *run) {
     const asp_array resid = asp_run_array(run, ASP_RESID), mid = asp_run_array(run, ASP_RESID_MID),
                     z = asp_run_array(run, ASP_Z), qkv = asp_run_array(run, ASP_QKV);
     return (asp_component_rows){.resid = {resid.data, resid.strides[0]},
@@ -123,8 +127,8 @@ static asp_component_rows rows_of(const asp_run *run) {
                                 .qkv = {qkv.data, qkv.strides[0]}};
 }
 
-static asp_status run_block(asp_run **run, const asp_component_setting *s, const int32_t *tokens, uint64_t records,
-                            int logits, const asp_context *context, asp_error *err) {
+static asp_status run_component_block(asp_run **run, const asp_component_setting *s, const int32_t *tokens,
+                                      uint64_t records, int logits, const asp_context *context, asp_error *err) {
     const asp_run_options options = {.records = records, .logits = logits, .max_bytes = INT64_MAX};
     return asp_run_new(run, s->model, tokens, s->offsets, s->n, &options, context, err);
 }
@@ -137,7 +141,7 @@ typedef struct {
 } fill_job;
 
 /* Writes n numbers: the mean's, or 0. */
-static void fill(asp_real *to, const asp_real *mean, int64_t n) {
+static void fill_row(asp_real *to, const asp_real *mean, int64_t n) {
     if (mean) memcpy(to, mean, (size_t)n * sizeof *to);
     else memset(to, 0, (size_t)n * sizeof *to);
 }
@@ -153,12 +157,13 @@ static void fill_item(void *arg, int64_t b, int thread) {
     for (int64_t r = s->offsets[b]; r < s->offsets[b + 1]; r++) {
         const int64_t position = r - s->offsets[b], at = s->means.n_positions > 1 ? position : 0;
         if (job->layer < 0) {
-            fill(s->filled.resid.data + r * e, means ? a->embed + at * e : NULL, e);
+            fill_row(s->filled.resid.data + r * e, means ? a->embed + at * e : NULL, e);
             asp_isa_kernels()->add(s->filled.resid.data + r * e, m->data + m->wpe + position * e, e);
             continue;
         }
-        fill(asp_slot_at(s->filled.z, job->layer) + r * c, means ? asp_slot_at(a->z, job->layer) + at * c : NULL, c);
-        if (means) fill(s->post + r * hidden, asp_slot_at(a->post, job->layer) + at * hidden, hidden);
+        fill_row(asp_slot_at(s->filled.z, job->layer) + r * c, means ? asp_slot_at(a->z, job->layer) + at * c : NULL,
+                 c);
+        if (means) fill_row(s->post + r * hidden, asp_slot_at(a->post, job->layer) + at * hidden, hidden);
     }
 }
 
@@ -214,16 +219,17 @@ static asp_status fill_rows(asp_component_setting *s, const asp_context *context
 asp_status asp_component_setting_open(asp_component_setting *s, const asp_context *context, asp_error *err) {
     int64_t means[2] = {0, 0};
     const int64_t n = s->task->clean.n_prompts + 1;
-    if (by_mean(s)) asp_means_needed(means, s->model, averaged(s), s->longest, s->options.ablation, context->n_threads);
+    if (by_mean(s))
+        asp_means_needed(means, s->model, averaged_prompts(s), s->longest, s->options.ablation, context->n_threads);
     s->offsets = asp_allocate(n, sizeof *s->offsets);
     if (!s->offsets) return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the prompts", s->stage);
-    const asp_status status = plan_blocks(s, sum(means[0], s->stays), means[1], context->n_threads, err);
+    const asp_status status = plan_prompt_blocks(s, sum_bytes(means[0], s->stays), means[1], context->n_threads, err);
     s->block_arena = (asp_arena){0};
     if (status || !by_mean(s)) return status;
-    return asp_means_new(&s->means, s->model, averaged(s), s->longest, s->options.ablation, context, err);
+    return asp_means_new(&s->means, s->model, averaged_prompts(s), s->longest, s->options.ablation, context, err);
 }
 
-static void close_block(asp_component_setting *s) {
+static void close_component_block(asp_component_setting *s) {
     asp_run_free(s->paired);
     asp_run_free(s->base);
     asp_run_free(s->whole);
@@ -232,7 +238,7 @@ static void close_block(asp_component_setting *s) {
 }
 
 void asp_component_setting_close(asp_component_setting *s) {
-    close_block(s);
+    close_component_block(s);
     asp_means_free(&s->means);
     asp_release(s->offsets);
 }
@@ -246,7 +252,7 @@ static void hold_gates(asp_component_setting *s) {
     for (int64_t b = 0; b < s->n; b++) s->held[b] = gate + start[b];
 }
 
-static asp_status open_block(asp_component_setting *s, asp_error *err) {
+static asp_status open_component_block(asp_component_setting *s, asp_error *err) {
     asp_arena_part parts[BLOCK_PARTS];
     const int64_t bytes = lay_out_block(s, parts, s->n);
     if (bytes && !asp_arena_commit(&s->block_arena, 1))
@@ -266,30 +272,31 @@ static asp_status run_replaced(asp_component_setting *s, const int32_t *other, c
         asp_blas_leave();
         return status;
     }
-    const asp_status status = run_block(&s->paired, s, other, sent() | s->also, ASP_LOGITS_NONE, context, err);
-    if (!status) s->replaced = rows_of(s->paired);
+    const asp_status status =
+        run_component_block(&s->paired, s, other, sent() | s->also, ASP_LOGITS_NONE, context, err);
+    if (!status) s->replaced = rows_of_block(s->paired);
     return status;
 }
 
 asp_status asp_component_setting_next(asp_component_setting *s, const asp_context *context, asp_error *err) {
     const asp_task *task = s->task;
-    close_block(s);
+    close_component_block(s);
     s->first += s->n;
     s->n = s->first < task->clean.n_prompts ? asp_task_block_end(&task->clean, s->first, s->most_tokens) - s->first : 0;
     if (!s->n) return ASP_OK;
     const int32_t *clean = asp_task_block(s->offsets, &task->clean, s->first, s->first + s->n);
     const int32_t *corrupted = by_pair(s) ? task->corrupted.tokens + task->corrupted.offsets[s->first] : NULL;
     s->tokens = s->options.denoising ? corrupted : clean;
-    asp_status status = open_block(s, err);
+    asp_status status = open_component_block(s, err);
     if (!status) status = run_replaced(s, s->options.denoising ? clean : corrupted, context, err);
     if (!status && base_records(s)) {
-        status = run_block(&s->base, s, s->tokens, base_records(s), ASP_LOGITS_NONE, context, err);
-        if (!status) s->plain = rows_of(s->base);
+        status = run_component_block(&s->base, s, s->tokens, base_records(s), ASP_LOGITS_NONE, context, err);
+        if (!status) s->plain = rows_of_block(s->base);
         if (!status && s->held) hold_gates(s);
     }
     s->metric = asp_metric_part(&task->metric, s->first, s->n, s->model->config.n_vocab);
     if (status || task->metric.kind != ASP_KL) return status;
-    status = run_block(&s->whole, s, clean, 0, ASP_LOGITS_LAST, context, err);
+    status = run_component_block(&s->whole, s, clean, 0, ASP_LOGITS_LAST, context, err);
     if (!status) s->metric.reference = asp_run_array(s->whole, ASP_LOGITS).data;
     return status;
 }
@@ -302,7 +309,7 @@ typedef struct {
     double *values;
 } value_job;
 
-static void value_item(void *arg, int64_t row, int thread) {
+static void component_value_item(void *arg, int64_t row, int thread) {
     (void)thread;
     const value_job *job = arg;
     const int64_t *sequence = job->rows->sequence;
@@ -314,7 +321,7 @@ asp_status asp_component_setting_metric(double *values, const asp_model *m, cons
                                         const asp_context *context) {
     const int64_t e = m->config.d_model, v = m->config.n_vocab;
     value_job job = {m, rows, values};
-    if (!asp_metric_needs_all(rows->metric->kind)) return asp_parallel_for(context, n, value_item, &job);
+    if (!asp_metric_needs_all(rows->metric->kind)) return asp_parallel_for(context, n, component_value_item, &job);
     asp_status status = ASP_OK;
     int64_t sequence[ASP_LOSS_CHUNK];
     for (int64_t first = 0; !status && first < n; first += ASP_LOSS_CHUNK) {

@@ -84,21 +84,21 @@ void asp_patch_plan_behind(asp_patch_plan *plan, const asp_config *c, const uint
 enum { PARTS = 14 };
 
 /* Rows of copies of n prompts. */
-static int64_t rows_of(const asp_component_setting *s, int64_t n, int64_t n_copies) {
+static int64_t rows_of_copies(const asp_component_setting *s, int64_t n, int64_t n_copies) {
     return asp_shape_rows(s->model, n_copies * s->offsets[n], 0);
 }
 
-static int64_t lay_out(asp_patch *p, asp_arena_part parts[PARTS], int64_t n, const asp_patch_size *size,
-                       int n_threads) {
+static int64_t lay_out_patch(asp_patch *p, asp_arena_part parts[PARTS], int64_t n, const asp_patch_size *size,
+                             int n_threads) {
     const asp_component_setting *s = p->setting;
     const asp_config *c = &s->model->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, n_senders = asp_nodes_n_senders(c);
-    const int64_t rows = rows_of(s, n, size->n_copies), most_inputs = size->most_inputs;
+    const int64_t rows = rows_of_copies(s, n, size->n_copies), most_inputs = size->most_inputs;
     const int64_t sequences = size->n_copies * n;
     p->logit_rows = asp_shape_logit_rows(s->model, asp_min(sequences, ASP_LOSS_CHUNK));
     p->scratch.per_thread = asp_attention_scratch(c, s->longest, 0);
     const int64_t logits = asp_metric_needs_all(s->task->metric.kind) ? p->logit_rows : 0;
-    const asp_arena_part list[PARTS] = {ASP_PART(p->changes, size->n_slots * rows_of(s, n, 1), e),
+    const asp_arena_part list[PARTS] = {ASP_PART(p->changes, size->n_slots * rows_of_copies(s, n, 1), e),
                                         ASP_PART(p->inputs, most_inputs * rows + p->logit_rows, e),
                                         ASP_PART(p->qkv, rows, 3 * width),
                                         ASP_PART(p->z, rows, width),
@@ -119,19 +119,19 @@ static int64_t lay_out(asp_patch *p, asp_arena_part parts[PARTS], int64_t n, con
 int64_t asp_patch_needed(const asp_component_setting *setting, int64_t n, const asp_patch_size *size, int n_threads) {
     asp_patch p = {.setting = setting};
     asp_arena_part parts[PARTS];
-    return lay_out(&p, parts, n, size, n_threads);
+    return lay_out_patch(&p, parts, n, size, n_threads);
 }
 
 int64_t asp_patch_most_copies(const asp_component_setting *s, const asp_patch_size *size, int64_t n_slots) {
-    const int64_t rows = size->n_slots * rows_of(s, s->n, 1) / asp_max(1, n_slots);
+    const int64_t rows = size->n_slots * rows_of_copies(s, s->n, 1) / asp_max(1, n_slots);
     int64_t most = asp_min(size->n_copies, asp_max(1, rows / asp_max(1, s->offsets[s->n])));
-    while (most > 1 && rows_of(s, s->n, most) > rows) most--;
+    while (most > 1 && rows_of_copies(s, s->n, most) > rows) most--;
     return most;
 }
 
 asp_status asp_patch_open(asp_patch *p, const asp_patch_size *size, int n_threads, asp_error *err) {
     asp_arena_part parts[PARTS];
-    const int64_t bytes = lay_out(p, parts, p->setting->n, size, n_threads);
+    const int64_t bytes = lay_out_patch(p, parts, p->setting->n, size, n_threads);
     if (!asp_arena_commit(&p->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for %lld senders in %lld prompts, which takes %s",
                         p->setting->stage, (long long)size->n_slots, (long long)p->setting->n,
@@ -147,7 +147,7 @@ static void set_copies(asp_patch *p) {
     const asp_component_setting *s = p->setting;
     const int64_t n_tokens = s->offsets[s->n];
     p->n = p->n_copies * s->n;
-    p->n_rows = rows_of(s, s->n, p->n_copies);
+    p->n_rows = rows_of_copies(s, s->n, p->n_copies);
     if (!s->held) p->held = NULL;
     for (int64_t i = 0; i < p->n; i++) {
         p->prompts[i] = i % s->n;

@@ -51,7 +51,7 @@ asp_patching_shape asp_patching_places(const asp_config *c, const asp_prompts *c
 
 enum { PARTS = 22 };
 
-static int64_t lay_out(patching *p, asp_arena_part parts[PARTS], int n_threads) {
+static int64_t lay_out_patching(patching *p, asp_arena_part parts[PARTS], int n_threads) {
     const asp_model *m = p->setting.model;
     const asp_config *c = &m->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, longest = p->setting.longest;
@@ -87,14 +87,14 @@ static int64_t lay_out(patching *p, asp_arena_part parts[PARTS], int n_threads) 
 }
 
 /* Nothing that is allocated here grows with a block of prompts. */
-static int64_t own_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
+static int64_t patching_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
     (void)own, (void)s, (void)n, (void)n_threads;
     return 0;
 }
 
-static asp_status allocate(patching *p, int n_threads, asp_error *err) {
+static asp_status allocate_patching(patching *p, int n_threads, asp_error *err) {
     asp_arena_part parts[PARTS];
-    const int64_t bytes = lay_out(p, parts, n_threads);
+    const int64_t bytes = lay_out_patching(p, parts, n_threads);
     if (!asp_arena_commit(&p->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "patching: no memory for %lld rows, which take %s", (long long)p->max_rows,
                         asp_fail_size((char[32]){0}, (double)bytes));
@@ -109,7 +109,7 @@ static asp_status allocate(patching *p, int n_threads, asp_error *err) {
 
 /* ---- rows of variants ------------------------------------------------------------------------------------ */
 
-static int64_t length_of(const patching *p, int64_t i) { return asp_variant_length(&p->view, &p->ends[i]); }
+static int64_t patched_length(const patching *p, int64_t i) { return asp_variant_length(&p->view, &p->ends[i]); }
 
 /* The first position at which the tokens of a pair differ; their number if they do not. */
 static int64_t first_difference(const patching *p, int64_t sequence) {
@@ -143,22 +143,23 @@ static const asp_real *row_of(const patching *p, asp_slot slot, int64_t layer, i
     return asp_slot_at(slot, layer) + row * p->setting.model->config.d_model;
 }
 
-static int32_t append_row(patching *p, const asp_real *row) {
+static int32_t append_patched_row(patching *p, const asp_real *row) {
     const int64_t e = p->setting.model->config.d_model;
     memcpy(p->rows + p->n_rows * e, row, (size_t)e * sizeof *row);
     return (int32_t)p->n_rows++;
 }
 
 /* Where the rows of the variants in the pass are behind the layer's attention. */
-static void place_rows(patching *p, int64_t layer) {
+static void place_patched_rows(patching *p, int64_t layer) {
     for (int64_t i = 0; i < p->n_variants; i++) {
-        const int64_t t = length_of(p, i), from = i * p->setting.longest;
+        const int64_t t = patched_length(p, i), from = i * p->setting.longest;
         for (int64_t q = 0; q < t; q++) {
             const int32_t own = p->view.own[from + q];
             const int wanted = i < p->n_begun && (!p->view.last_only || q == t - 1);
             p->view.after[from + q] = !wanted || own > layer + 1 ? -1
-                                      : own <= layer ? p->view.before[from + q]
-                                                     : append_row(p, row_of(p, p->setting.plain.resid, layer, i, q));
+                                      : own <= layer
+                                          ? p->view.before[from + q]
+                                          : append_patched_row(p, row_of(p, p->setting.plain.resid, layer, i, q));
         }
     }
 }
@@ -168,20 +169,20 @@ static void place_rows(patching *p, int64_t layer) {
 static int32_t enter_row(patching *p, int64_t layer, int64_t i, int64_t position) {
     const asp_component_setting *s = &p->setting;
     if (p->kind <= ASP_PATCHING_RESID_MID)
-        return append_row(p, row_of(p, p->kind == ASP_PATCHING_RESID ? s->replaced.resid : s->replaced.mid, layer, i,
-                                    position));
-    const int32_t row =
-        append_row(p, row_of(p, p->kind == ASP_PATCHING_MLP_OUT ? s->plain.mid : s->plain.resid, layer, i, position));
+        return append_patched_row(p, row_of(p, p->kind == ASP_PATCHING_RESID ? s->replaced.resid : s->replaced.mid,
+                                            layer, i, position));
+    const int32_t row = append_patched_row(p, row_of(p, p->kind == ASP_PATCHING_MLP_OUT ? s->plain.mid : s->plain.resid,
+                                                     layer, i, position));
     const int64_t e = s->model->config.d_model;
     if (!of_heads(p->kind)) asp_isa_kernels()->add(p->rows + row * e, row_of(p, p->output, layer, i, position), e);
     return row;
 }
 
 /* Lets the variants of a layer in, whose rows go to table (before or after). */
-static void enter(patching *p, int64_t layer, int32_t *table) {
+static void enter_variants(patching *p, int64_t layer, int32_t *table) {
     const int64_t own = layer + (p->kind != ASP_PATCHING_RESID);
     for (; p->n_begun < p->n_variants && p->places[p->n_begun].layer == layer; p->n_begun++) {
-        const int64_t i = p->n_begun, t = length_of(p, i), from = i * p->setting.longest;
+        const int64_t i = p->n_begun, t = patched_length(p, i), from = i * p->setting.longest;
         for (int64_t q = p->view.last_only ? t - 1 : 0; q < t; q++)
             if (p->view.own[from + q] == own) table[from + q] = enter_row(p, layer, i, q);
     }
@@ -224,7 +225,7 @@ static void mix(const patching *p, const place *v, int64_t sequence, asp_real *m
 }
 
 /* Attention of one head of one variant, whose q, k and v are mixed, at n queries. */
-static void attend(const head_job *job, int64_t sequence, const place *v, int64_t n, int thread) {
+static void attend_patched(const head_job *job, int64_t sequence, const place *v, int64_t n, int thread) {
     const patching *p = job->p;
     const int64_t longest = p->setting.longest, d = p->setting.model->config.d_head, at = thread * longest;
     const asp_variant_scratch *scratch = &p->view.scratch;
@@ -250,7 +251,7 @@ static void attend(const head_job *job, int64_t sequence, const place *v, int64_
 }
 
 /* z of the rows with which a variant enters. */
-static void head_item(void *arg, int64_t item, int thread) {
+static void patched_head_item(void *arg, int64_t item, int thread) {
     const head_job *job = arg;
     const patching *p = job->p;
     const int64_t i = job->first + item, sequence = p->ends[i].sequence, longest = p->setting.longest;
@@ -258,7 +259,7 @@ static void head_item(void *arg, int64_t item, int thread) {
     const int32_t *after = p->view.after + i * longest;
     const place *v = &p->places[i];
     int64_t n = 0;
-    for (int64_t q = 0; q < length_of(p, i); q++) {
+    for (int64_t q = 0; q < patched_length(p, i); q++) {
         if (after[q] < 0) continue;
         const int64_t row = (p->setting.offsets[sequence] + q) * width;
         asp_real *z = p->z + after[q] * width;
@@ -270,13 +271,13 @@ static void head_item(void *arg, int64_t item, int thread) {
         p->view.scratch.z_rows[thread * longest + q] = z;
         p->view.scratch.queries[thread * longest + n++] = q;
     }
-    if (n && p->kind >= ASP_PATCHING_Q && p->kind <= ASP_PATCHING_V) attend(job, sequence, v, n, thread);
+    if (n && p->kind >= ASP_PATCHING_Q && p->kind <= ASP_PATCHING_V) attend_patched(job, sequence, v, n, thread);
 }
 
 /* ---- one block ------------------------------------------------------------------------------------------------ */
 
 /* The rows of the pass, without a sequence. */
-static asp_activations pass_over(const patching *p, int64_t rows) {
+static asp_activations patching_pass_over(const patching *p, int64_t rows) {
     static const int64_t offsets[2] = {0, 0};
     const int moved = p->rows == p->ln;
     return (asp_activations){.n_tokens = rows,
@@ -298,7 +299,7 @@ static void keep_last(patching *p) {
                   width = p->setting.model->config.n_head * p->setting.model->config.d_head;
     int64_t n = 0;
     for (int64_t i = 0; i < p->n_begun; i++, n++) {
-        const int64_t row = p->view.after[i * p->setting.longest + length_of(p, i) - 1];
+        const int64_t row = p->view.after[i * p->setting.longest + patched_length(p, i) - 1];
         memcpy(p->ln + n * e, p->x + row * e, (size_t)e * sizeof *p->x);
         memcpy(p->wide + n * width, p->z + row * width, (size_t)width * sizeof *p->z);
     }
@@ -307,35 +308,35 @@ static void keep_last(patching *p) {
 }
 
 /* From the residual stream before the layer to z, with the rows that are behind it. */
-static asp_status run_attention(patching *p, int64_t layer, const asp_context *context) {
+static asp_status run_patched_attention(patching *p, int64_t layer, const asp_context *context) {
     const asp_config *c = &p->setting.model->config;
     const asp_gate gate = {.gated = c->gated, .bias = p->gate_bias};
     asp_status status = ASP_OK;
     p->view.last_only = 0;
-    if (p->kind == ASP_PATCHING_RESID) enter(p, layer, p->view.before);
-    const asp_activations acts = pass_over(p, p->n_rows);
+    if (p->kind == ASP_PATCHING_RESID) enter_variants(p, layer, p->view.before);
+    const asp_activations acts = patching_pass_over(p, p->n_rows);
     p->view.last_only = layer == c->n_layer - 1;
-    place_rows(p, layer);
+    place_patched_rows(p, layer);
     if (acts.n_tokens) status = asp_forward_qkv(p->setting.model, &acts, layer, context);
     if (!status && p->n_begun)
         status =
             asp_variants_attention(&p->view, p->setting.model, &acts, layer, p->n_begun, &gate, &p->scratch, context);
     head_job job = {p, &acts, &gate, layer, p->n_begun};
-    if (of_heads(p->kind)) enter(p, layer, p->view.after);
-    return status ? status : asp_parallel_for(context, p->n_begun - job.first, head_item, &job);
+    if (of_heads(p->kind)) enter_variants(p, layer, p->view.after);
+    return status ? status : asp_parallel_for(context, p->n_begun - job.first, patched_head_item, &job);
 }
 
-static asp_status run_layer(patching *p, int64_t layer, const asp_context *context) {
+static asp_status run_patched_layer(patching *p, int64_t layer, const asp_context *context) {
     const asp_model *m = p->setting.model;
-    asp_status status = run_attention(p, layer, context);
+    asp_status status = run_patched_attention(p, layer, context);
     if (status) return status;
     if (p->view.last_only) keep_last(p);
-    asp_activations acts = pass_over(p, p->n_rows);
+    asp_activations acts = patching_pass_over(p, p->n_rows);
     if (p->n_rows) status = asp_forward_output(m, &acts, layer, context);
-    if (p->kind == ASP_PATCHING_RESID_MID || p->kind == ASP_PATCHING_ATTN_OUT) enter(p, layer, p->view.after);
-    acts = pass_over(p, p->n_rows);
+    if (p->kind == ASP_PATCHING_RESID_MID || p->kind == ASP_PATCHING_ATTN_OUT) enter_variants(p, layer, p->view.after);
+    acts = patching_pass_over(p, p->n_rows);
     if (!status && p->n_rows) status = asp_forward_mlp(m, &acts, layer, context);
-    if (p->kind == ASP_PATCHING_MLP_OUT) enter(p, layer, p->view.after);
+    if (p->kind == ASP_PATCHING_MLP_OUT) enter_variants(p, layer, p->view.after);
     int32_t *after = p->view.after;
     p->view.after = p->view.before;
     p->view.before = after;
@@ -348,7 +349,7 @@ static asp_status run_variants(patching *p, const asp_context *context) {
     p->rows = p->x;
     p->n_rows = p->n_begun = 0;
     for (int64_t l = p->places[0].layer; !status && l < p->setting.model->config.n_layer; l++)
-        status = run_layer(p, l, context);
+        status = run_patched_layer(p, l, context);
     for (int64_t i = 0; i < p->n_variants; i++) p->last.sequence[i] = p->ends[i].sequence;
     if (!status) status = asp_last_values(p->found, &p->setting, &p->last, p->n_rows, context);
     for (int64_t i = 0; !status && i < p->n_variants; i++) p->values[p->places[i].at] = p->found[i];
@@ -368,8 +369,8 @@ static place place_of(const patching *p, int64_t item, int64_t *sequence) {
 }
 
 /* Takes items from *item on until the rows or the places are full; those that change nothing have the base value. */
-static asp_status open_block(patching *p, int64_t *item, int64_t n_items, const double *base,
-                             const asp_context *context) {
+static asp_status open_patched_block(patching *p, int64_t *item, int64_t n_items, const double *base,
+                                     const asp_context *context) {
     int64_t rows = 0;
     p->n_variants = 0;
     for (; *item < n_items && p->n_variants < p->max_variants; ++*item) {
@@ -384,7 +385,7 @@ static asp_status open_block(patching *p, int64_t *item, int64_t n_items, const 
         p->ends[i] = (asp_variant){.sequence = sequence, .start_layer = -1, .scope = ASP_SCOPE_POINT};
         for (int64_t q = 0; q < p->setting.longest; q++)
             p->view.before[i * p->setting.longest + q] = p->view.after[i * p->setting.longest + q] = -1;
-        if (own[length_of(p, i) - 1] <= p->setting.model->config.n_layer) p->n_variants++;
+        if (own[patched_length(p, i) - 1] <= p->setting.model->config.n_layer) p->n_variants++;
         else p->values[p->places[i].at] = base[p->setting.first + sequence];
     }
     return ASP_OK;
@@ -416,7 +417,8 @@ static void open_runs(patching *p) {
 }
 
 /* All activations of a block of prompts. */
-static asp_status run_prompts(patching *p, double *base, double *other, const asp_context *context, asp_error *err) {
+static asp_status run_patched_prompts(patching *p, double *base, double *other, const asp_context *context,
+                                      asp_error *err) {
     asp_component_setting *s = &p->setting;
     const int64_t inner = p->shape.layers * p->shape.heads * p->shape.positions, n_prompts = s->task->clean.n_prompts;
     open_runs(p);
@@ -425,7 +427,7 @@ static asp_status run_prompts(patching *p, double *base, double *other, const as
     status = asp_last_of_run(base + s->first, s, &p->last, s->plain.resid, context);
     if (!status) status = asp_last_of_run(other + s->first, s, &p->last, s->replaced.resid, context);
     for (int64_t item = 0; !status && item < inner * s->n;) {
-        status = open_block(p, &item, inner * s->n, base, context);
+        status = open_patched_block(p, &item, inner * s->n, base, context);
         if (!status) status = run_variants(p, context);
         if (!status) status = asp_context_progress(context, s->stage, inner * s->first + item, inner * n_prompts);
     }
@@ -441,10 +443,10 @@ static asp_status open_patching(patching *p, const asp_context *context, asp_err
     p->max_rows = asp_min(asp_max(BLOCK_ROWS, s->longest), p->max_variants * s->longest);
     p->view = (asp_variants){.config = &s->model->config, .unit = ASP_UNIT_HEAD, .longest = s->longest};
     asp_arena_part parts[PARTS];
-    s->stays = lay_out(p, parts, context->n_threads);
+    s->stays = lay_out_patching(p, parts, context->n_threads);
     const asp_status status = asp_component_setting_open(s, context, err);
     p->arena = (asp_arena){0};
-    return status ? status : allocate(p, context->n_threads, err);
+    return status ? status : allocate_patching(p, context->n_threads, err);
 }
 
 asp_status asp_patching_sweep(double *values, double *base, double *other, const asp_model *model, const asp_task *task,
@@ -459,7 +461,7 @@ asp_status asp_patching_sweep(double *values, double *base, double *other, const
                                           .max_bytes = options->max_bytes},
                               .with_base = 1,
                               .also = also_of(options->kind),
-                              .own_bytes = own_bytes},
+                              .own_bytes = patching_bytes},
                   .kind = options->kind,
                   .by_position = options->by_position,
                   .shape = asp_patching_places(&model->config, &task->clean, options),
@@ -473,7 +475,7 @@ asp_status asp_patching_sweep(double *values, double *base, double *other, const
                                       p.shape.layers * p.shape.heads * p.shape.positions * task->clean.n_prompts);
     if (!status) status = asp_component_setting_next(s, &own, err);
     while (!status && s->n) {
-        status = run_prompts(&p, base, other, &own, err);
+        status = run_patched_prompts(&p, base, other, &own, err);
         if (!status) status = asp_component_setting_next(s, &own, err);
     }
     asp_component_setting_close(s);

@@ -75,7 +75,7 @@ static void sort_patches(paths *p) {
 
 enum { PARTS = 19 };
 
-static int64_t lay_out(paths *p, asp_arena_part parts[PARTS], int n_threads) {
+static int64_t lay_out_path(paths *p, asp_arena_part parts[PARTS], int n_threads) {
     const asp_model *m = p->setting.model;
     const asp_config *c = &m->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, rows = asp_shape_rows(m, p->max_rows, 0),
@@ -107,14 +107,14 @@ static int64_t lay_out(paths *p, asp_arena_part parts[PARTS], int n_threads) {
 }
 
 /* Nothing that is allocated here grows with a block of prompts. */
-static int64_t own_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
+static int64_t path_bytes(const void *own, const asp_component_setting *s, int64_t n, int n_threads) {
     (void)own, (void)s, (void)n, (void)n_threads;
     return 0;
 }
 
-static asp_status allocate(paths *p, int n_threads, asp_error *err) {
+static asp_status allocate_path(paths *p, int n_threads, asp_error *err) {
     asp_arena_part parts[PARTS];
-    const int64_t bytes = lay_out(p, parts, n_threads);
+    const int64_t bytes = lay_out_path(p, parts, n_threads);
     if (!asp_arena_commit(&p->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "path patching: no memory for %lld rows, which take %s",
                         (long long)p->max_rows, asp_fail_size((char[32]){0}, (double)bytes));
@@ -136,7 +136,7 @@ typedef struct {
 } rows_job;
 
 /* First row of an item in the block of prompts, and how many. */
-static int64_t rows_of(const paths *p, int64_t i, int64_t *n) {
+static int64_t path_rows(const paths *p, int64_t i, int64_t *n) {
     const int64_t *at = p->setting.offsets + p->items[i].prompt;
     *n = at[1] - at[0];
     return at[0];
@@ -149,27 +149,27 @@ static asp_status each_item(paths *p, int64_t n, void (*body)(void *, int64_t, i
 }
 
 /* x of an item that begins: the base run's. */
-static void begin_item(void *arg, int64_t i, int thread) {
+static void path_begin_item(void *arg, int64_t i, int thread) {
     (void)thread;
     const rows_job *job = arg;
     const paths *p = job->p;
     const int64_t e = p->setting.model->config.d_model;
     int64_t n;
     if (p->items[i].start != job->layer) return;
-    const int64_t row = rows_of(p, i, &n);
+    const int64_t row = path_rows(p, i, &n);
     memcpy(p->x + p->offsets[i] * e, asp_slot_at(p->setting.plain.resid, job->layer) + row * e,
            (size_t)(n * e) * sizeof *p->x);
 }
 
 /* The sum begins with the embedding's difference. */
-static void embedding_item(void *arg, int64_t i, int thread) {
+static void path_embedding_item(void *arg, int64_t i, int thread) {
     (void)thread;
     const rows_job *job = arg;
     const paths *p = job->p;
     const asp_component_setting *s = &p->setting;
     const int64_t e = s->model->config.d_model;
     int64_t n;
-    const int64_t row = rows_of(p, i, &n);
+    const int64_t row = path_rows(p, i, &n);
     for (int64_t r = 0; r < n; r++) {
         asp_real *out = p->sum + (p->offsets[i] + r) * e;
         const asp_real *now = s->plain.resid.data + (row + r) * e, *other = s->replaced.resid.data + (row + r) * e;
@@ -187,7 +187,7 @@ static void heads_item(void *arg, int64_t i, int thread) {
     const asp_config *c = &s->model->config;
     const int64_t d = c->d_head, width = c->n_head * d, first = asp_nodes_head(c, job->layer);
     int64_t n;
-    const int64_t row = rows_of(p, i, &n);
+    const int64_t row = path_rows(p, i, &n);
     const asp_real *now =
         i < p->n_live ? p->z + p->offsets[i] * width : asp_slot_at(s->plain.z, job->layer) + row * width;
     const asp_real *other = asp_slot_at(s->replaced.z, job->layer) + row * width;
@@ -208,7 +208,7 @@ static void mlp_item(void *arg, int64_t i, int thread) {
     const asp_component_setting *s = &p->setting;
     const int64_t e = s->model->config.d_model, l = job->layer;
     int64_t n;
-    const int64_t row = rows_of(p, i, &n);
+    const int64_t row = path_rows(p, i, &n);
     if (!sends(p, &p->items[i], asp_nodes_mlp(&s->model->config, l))) return;
     const int live = i < p->n_live;
     const asp_real *before = live ? p->mid + p->offsets[i] * e : asp_slot_at(s->plain.mid, l) + row * e,
@@ -232,7 +232,7 @@ static int any_receives(const paths *p, const item *it, int64_t layer, int64_t w
 }
 
 /* input = from, plus the sum for items in which the receivers are patched. */
-static void input_item(void *arg, int64_t i, int thread) {
+static void path_input_item(void *arg, int64_t i, int thread) {
     (void)thread;
     const rows_job *job = arg;
     const paths *p = job->p;
@@ -288,7 +288,7 @@ static asp_status run_letter(paths *p, int64_t layer, int64_t letter, const asp_
     int wanted = 0;
     for (int64_t i = 0; i < p->n_live; i++) wanted |= any_receives(p, &p->items[i], layer, letter);
     if (!wanted) return ASP_OK;
-    asp_status status = each_item(p, p->n_live, input_item, job, context);
+    asp_status status = each_item(p, p->n_live, path_input_item, job, context);
     if (!status) status = asp_layernorm_forward(&ln, context);
     if (!status) status = asp_gemm_run(&g, context);
     return status ? status : each_item(p, p->n_live, letter_item, job, context);
@@ -307,7 +307,7 @@ static void output_item(void *arg, int64_t i, int thread) {
 /* ---- layers ----------------------------------------------------------------------------------------------------- */
 
 /* The first n items. */
-static asp_activations pass_over(const paths *p, int64_t n) {
+static asp_activations path_pass_over(const paths *p, int64_t n) {
     return (asp_activations){.n_tokens = p->offsets[n],
                              .n_rows = asp_shape_rows(p->setting.model, p->offsets[n], 0),
                              .n_sequences = n,
@@ -330,7 +330,7 @@ static asp_status add_heads(paths *p, int64_t layer, const asp_context *context)
         for (int64_t h = 0; h < m->config.n_head; h++)
             wanted |= sends(p, &p->items[i], asp_nodes_head(&m->config, layer) + h);
     if (!wanted) return ASP_OK;
-    const asp_activations all = pass_over(p, p->n_items);
+    const asp_activations all = path_pass_over(p, p->n_items);
     const asp_gemm g = {.m = all.n_rows,
                         .n = e,
                         .k = width,
@@ -348,19 +348,19 @@ static asp_status add_heads(paths *p, int64_t layer, const asp_context *context)
     return status ? status : asp_gemm_run(&g, context);
 }
 
-static asp_status run_layer(paths *p, int64_t layer, const asp_context *context) {
+static asp_status run_path_layer(paths *p, int64_t layer, const asp_context *context) {
     const asp_model *m = p->setting.model;
     const asp_gate gate = {.gated = m->config.gated, .bias = p->gate_bias, .held = p->setting.held ? p->held : NULL};
     const rows_job job = {.layer = layer, .which = 3, .from = p->mid};
     while (p->n_live < p->n_items && p->items[p->n_live].start == layer) p->n_live++;
-    asp_activations acts = pass_over(p, p->n_live);
-    asp_status status = each_item(p, p->n_live, begin_item, job, context);
+    asp_activations acts = path_pass_over(p, p->n_live);
+    asp_status status = each_item(p, p->n_live, path_begin_item, job, context);
     if (!status && p->n_live) status = asp_forward_qkv(m, &acts, layer, context);
     for (int64_t letter = 0; !status && letter < 3; letter++) status = run_letter(p, layer, letter, &acts, context);
     if (!status && p->n_live) status = asp_attention_forward(m, &acts, layer, &gate, &p->scratch, context);
     if (!status) status = add_heads(p, layer, context);
     if (!status && p->n_live) status = asp_forward_output(m, &acts, layer, context);
-    if (!status) status = each_item(p, p->n_live, input_item, job, context);
+    if (!status) status = each_item(p, p->n_live, path_input_item, job, context);
     acts.mid.data = p->input;
     if (!status && p->n_live) status = asp_forward_mlp(m, &acts, layer, context);
     if (!status) status = each_item(p, p->n_live, output_item, job, context);
@@ -380,14 +380,14 @@ static void take_last(paths *p) {
     }
 }
 
-static asp_status run_items(paths *p, const asp_context *context) {
+static asp_status run_path_items(paths *p, const asp_context *context) {
     const asp_component_setting *s = &p->setting;
     const int64_t n_layer = s->model->config.n_layer;
     if (!p->n_items) return ASP_OK;
-    asp_status status = each_item(p, p->n_items, embedding_item, (rows_job){0}, context);
+    asp_status status = each_item(p, p->n_items, path_embedding_item, (rows_job){0}, context);
     p->n_live = 0;
-    for (int64_t l = 0; !status && l < n_layer; l++) status = run_layer(p, l, context);
-    if (!status) status = each_item(p, p->n_items, begin_item, (rows_job){.layer = n_layer}, context);
+    for (int64_t l = 0; !status && l < n_layer; l++) status = run_path_layer(p, l, context);
+    if (!status) status = each_item(p, p->n_items, path_begin_item, (rows_job){.layer = n_layer}, context);
     if (status) return status;
     take_last(p);
     status = asp_last_values(p->found, s, &p->last, p->n_items, context);
@@ -418,7 +418,7 @@ static void open_items(paths *p, int64_t *item_index, int64_t n, const double *b
     }
 }
 
-static asp_status run_prompts(paths *p, double *base, double *other, const asp_context *context, asp_error *err) {
+static asp_status run_path_prompts(paths *p, double *base, double *other, const asp_context *context, asp_error *err) {
     const asp_component_setting *s = &p->setting;
     const int64_t n = p->patches->n;
     asp_status status = asp_blas_enter(context, err);
@@ -427,7 +427,7 @@ static asp_status run_prompts(paths *p, double *base, double *other, const asp_c
     if (!status) status = asp_last_of_run(other + s->first, s, &p->last, s->replaced.resid, context);
     for (int64_t i = 0; !status && i < n * s->n;) {
         open_items(p, &i, n * s->n, base);
-        status = run_items(p, context);
+        status = run_path_items(p, context);
         if (!status) status = asp_context_progress(context, s->stage, n * s->first + i, n * s->task->clean.n_prompts);
     }
     asp_blas_leave();
@@ -441,10 +441,10 @@ static asp_status open_paths(paths *p, const asp_context *context, asp_error *er
     p->max_items = asp_max(1, asp_min(n, BLOCK_ROWS));
     p->max_rows = asp_min(asp_max(BLOCK_ROWS, s->longest), p->max_items * s->longest);
     asp_arena_part parts[PARTS];
-    s->stays = lay_out(p, parts, context->n_threads);
+    s->stays = lay_out_path(p, parts, context->n_threads);
     p->arena = (asp_arena){0};
     asp_status status = asp_component_setting_open(s, context, err);
-    if (!status) status = allocate(p, context->n_threads, err);
+    if (!status) status = allocate_path(p, context->n_threads, err);
     if (!status) sort_patches(p);
     return status;
 }
@@ -462,7 +462,7 @@ asp_status asp_path_values(double *values, double *base, double *other, const as
                                        .held_gate = options->held_gate,
                                        .max_bytes = options->max_bytes},
                            .with_base = 1,
-                           .own_bytes = own_bytes},
+                           .own_bytes = path_bytes},
                .patches = patches,
                .values = values};
     asp_component_setting *s = &p.setting;
@@ -471,7 +471,7 @@ asp_status asp_path_values(double *values, double *base, double *other, const as
     if (!status) status = asp_context_progress(&own, s->stage, 0, patches->n * task->clean.n_prompts);
     if (!status) status = asp_component_setting_next(s, &own, err);
     while (!status && s->n) {
-        status = run_prompts(&p, base, other, &own, err);
+        status = run_path_prompts(&p, base, other, &own, err);
         if (!status) status = asp_component_setting_next(s, &own, err);
     }
     asp_component_setting_close(s);

@@ -88,7 +88,7 @@ typedef struct {
 } attention_job;
 
 /* One head of one variant. */
-static void attend(const attention_job *job, asp_attention_task *u, int64_t i, int64_t head, int thread) {
+static void attend_replayed(const attention_job *job, asp_attention_task *u, int64_t i, int64_t head, int thread) {
     const asp_replay *x = job->x;
     const asp_component_setting *s = x->setting;
     const asp_config *c = &s->model->config;
@@ -117,7 +117,7 @@ static void attend(const attention_job *job, asp_attention_task *u, int64_t i, i
 }
 
 /* One head of some variants: neighbours share the keys and values of the rows before those that differ. */
-static void attention_item(void *arg, int64_t item, int thread) {
+static void replay_attention_item(void *arg, int64_t item, int thread) {
     const attention_job *job = arg;
     const asp_replay *x = job->x;
     const int64_t head = job->first_head + item % job->n_heads;
@@ -127,11 +127,11 @@ static void attention_item(void *arg, int64_t item, int thread) {
     for (int64_t i = begin; i < asp_min(begin + job->per_item, job->end); i++) {
         if (i == begin || x->variants[i].prompt != x->variants[i - 1].prompt)
             for (int64_t t = 0; t < x->setting->longest; t++) x->keys_held[thread * x->setting->longest + t] = NULL;
-        attend(job, &u, i, head, thread);
+        attend_replayed(job, &u, i, head, thread);
     }
 }
 
-static asp_status run_attention(const asp_replay *x, attention_job *job, const asp_context *context) {
+static asp_status replay_attention(const asp_replay *x, attention_job *job, const asp_context *context) {
     static const int64_t offsets[2] = {0, 0};
     const asp_config *c = &x->setting->model->config;
     const asp_activations acts = {.n_tokens = x->n_rows, .offsets = offsets, .qkv = {x->qkv, 0}, .z = {x->z, 0}};
@@ -141,7 +141,7 @@ static asp_status run_attention(const asp_replay *x, attention_job *job, const a
     job->gate = &gate;
     job->per_item = asp_max(1, 256 / x->setting->longest);
     const int64_t items = (job->end - job->begin + job->per_item - 1) / job->per_item;
-    return asp_parallel_for(context, items * job->n_heads, attention_item, job);
+    return asp_parallel_for(context, items * job->n_heads, replay_attention_item, job);
 }
 
 /* ---- the receiver's own layer --------------------------------------------------------------------------------- */
@@ -183,7 +183,7 @@ static asp_status patched_qkv(const asp_replay *x, int64_t begin, int64_t end, i
 }
 
 /* The residual stream between attention and MLP, in x->x; in the last layer that of last positions, a row each. */
-static asp_status run_heads(asp_replay *x, const asp_context *context) {
+static asp_status replay_heads(asp_replay *x, const asp_context *context) {
     const asp_component_setting *s = x->setting;
     const asp_model *m = s->model;
     const asp_config *c = &m->config;
@@ -205,7 +205,7 @@ static asp_status run_heads(asp_replay *x, const asp_context *context) {
         const int64_t first = last_only ? begin : x->offsets[begin];
         const int64_t rows = last_only ? end - begin : x->offsets[end] - first;
         status = patched_qkv(x, begin, end, receiver, context);
-        if (!status) status = run_attention(x, &job, context);
+        if (!status) status = replay_attention(x, &job, context);
         if (!status)
             status = asp_replay_head_output(m, l, head, x->x + first * e, x->z + first * c->n_head * c->d_head, rows, 1,
                                             context);
@@ -214,7 +214,7 @@ static asp_status run_heads(asp_replay *x, const asp_context *context) {
 }
 
 /* The residual stream behind an MLP whose input was patched, in x->x. */
-static asp_status run_mlp(asp_replay *x, int last_only, const asp_context *context) {
+static asp_status replay_mlp(asp_replay *x, int last_only, const asp_context *context) {
     const asp_component_setting *s = x->setting;
     const asp_model *m = s->model;
     const asp_config *c = &m->config;
@@ -281,7 +281,7 @@ static asp_status run_above(asp_replay *x, const asp_context *context) {
     for (int64_t l = x->layer + 1; !status && l <= last; l++) {
         attention_job job = {.layer = l, .end = x->n, .n_heads = c->n_head, .last_only = l == last};
         status = asp_forward_qkv(m, &acts, l, context);
-        if (!status) status = run_attention(x, &job, context);
+        if (!status) status = replay_attention(x, &job, context);
         if (status || l == last) break;
         status = asp_forward_output(m, &acts, l, context);
         if (!status) status = asp_forward_mlp(m, &acts, l, context);
@@ -303,7 +303,7 @@ asp_status asp_replay_run(asp_replay *x, asp_replay_kind kind, const asp_context
         memcpy(x->x, x->ln, (size_t)(x->n * e) * sizeof *x->x);
         return status;
     }
-    asp_status status = kind == ASP_REPLAY_HEADS ? run_heads(x, context) : run_mlp(x, last, context);
+    asp_status status = kind == ASP_REPLAY_HEADS ? replay_heads(x, context) : replay_mlp(x, last, context);
     asp_activations acts = asp_replay_over(x, last ? x->n : x->n_rows, x->x, x->ln);
     if (!status && kind == ASP_REPLAY_HEADS) status = asp_forward_mlp(m, &acts, x->layer, context);
     if (status) return status;
