@@ -105,7 +105,8 @@ class ComponentCurve:
     @property
     def faithfulness(self) -> np.ndarray:
         """float64 [S]: (m(C) - m(empty)) / (m(full) - m(empty)), of means over prompts."""
-        return _CORE.curve_effect(self._curve())
+        effect: np.ndarray = _CORE.curve_effect(self._curve())
+        return effect
 
     def cpr(self, *, n_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> Area:
         """The circuit performance ratio of MIB: the area under the faithfulness.
@@ -166,7 +167,10 @@ class ComponentCurve:
         """
         n_bootstrap = _check.integer(n_bootstrap, "n_bootstrap", 0, MAX_RESAMPLES)
         confidence, seed = _check.proper_fraction(confidence, "confidence"), _check.seed(seed)
-        return _CORE.curve_band(_CORE.curve_bootstrap(self._curve(), n_bootstrap, seed), confidence)
+        found: tuple[np.ndarray, np.ndarray] = _CORE.curve_band(
+            _CORE.curve_bootstrap(self._curve(), n_bootstrap, seed), confidence
+        )
+        return found
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per size.
@@ -174,15 +178,16 @@ class ComponentCurve:
         Returns
         -------
         pandas.DataFrame
-            Columns share, requested, kept, metric (mean over prompts), faithfulness, low and high, the ends of
-            its interval by `band()`.
+            Columns share, requested, kept, metric (mean over prompts), faithfulness, low and high, the ends
+            of its interval by `band()`.
         """
         import pandas as pd
 
         low, high = self.band()
         table = {"share": self.shares, "requested": self.requested, "kept": self.kept}
         table |= {"metric": self.values.mean(1), "faithfulness": self.faithfulness, "low": low, "high": high}
-        return pd.DataFrame(table)
+        frame: pd.DataFrame = pd.DataFrame(table)
+        return frame
 
     def __repr__(self) -> str:
         n_sizes, n_prompts = self.values.shape

@@ -1,4 +1,4 @@
-"""Circuits of component edges against the oracle: evaluation, exact scores, selection, curves, and their files."""
+"""Circuits of component edges against the oracle: evaluation, exact scores, selection, curves, files."""
 
 import dataclasses
 import json
@@ -191,7 +191,7 @@ def test_exact_threads_change_no_bit():
 
 @pytest.mark.parametrize("select", ["top", "greedy"])
 @pytest.mark.parametrize("rank_by", ["absolute", "signed"])
-@pytest.mark.parametrize("n_layer, n_head", [(1, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize(("n_layer", "n_head"), [(1, 1), (2, 2), (3, 3)])
 def test_selection(select, rank_by, n_layer, n_head):
     config = {"n_layer": n_layer, "n_head": n_head, "d_model": 4}
     circuit = random_circuit(config, select=select, rank_by=rank_by)
@@ -281,7 +281,7 @@ def test_json_is_that_of_the_oracle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, field",
+    ("change", "field"),
     [
         ({"cfg": 1}, "cfg"),
         ({"edges": []}, "edges"),
