@@ -116,7 +116,7 @@ def write_json(
 ) -> None:
     """Write a circuit as EAP-IG does; a node is in it if a component edge goes out of it."""
     senders = names.senders(shape)
-    nodes = {name: {"in_graph": bool(sends)} for name, sends in zip(senders, mask.any(1))}
+    nodes = {name: {"in_graph": bool(sends)} for name, sends in zip(senders, np.any(mask, axis=1).tolist())}
     edges = {
         name: {"score": float(scores[u, v]), "in_graph": bool(mask[u, v])}
         for name, u, v in edge_places(shape)
