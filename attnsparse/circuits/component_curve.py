@@ -105,8 +105,8 @@ class ComponentCurve:
     @property
     def faithfulness(self) -> np.ndarray:
         """float64 [S]: (m(C) - m(empty)) / (m(full) - m(empty)), of means over prompts."""
-        found: np.ndarray = _CORE.curve_effect(self._curve())
-        return found
+        effect: np.ndarray = _CORE.curve_effect(self._curve())
+        return effect
 
     def cpr(self, *, n_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> Area:
         """The circuit performance ratio of MIB: the area under the faithfulness.
@@ -167,9 +167,10 @@ class ComponentCurve:
         """
         n_bootstrap = _check.integer(n_bootstrap, "n_bootstrap", 0, MAX_RESAMPLES)
         confidence, seed = _check.proper_fraction(confidence, "confidence"), _check.seed(seed)
-        curves = _CORE.curve_bootstrap(self._curve(), n_bootstrap, seed)
-        band: tuple[np.ndarray, np.ndarray] = _CORE.curve_band(curves, confidence)
-        return band
+        found: tuple[np.ndarray, np.ndarray] = _CORE.curve_band(
+            _CORE.curve_bootstrap(self._curve(), n_bootstrap, seed), confidence
+        )
+        return found
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per size.
@@ -185,8 +186,8 @@ class ComponentCurve:
         low, high = self.band()
         table: dict[str, np.ndarray] = {"share": self.shares, "requested": self.requested, "kept": self.kept}
         table |= {"metric": self.values.mean(1), "faithfulness": self.faithfulness, "low": low, "high": high}
-        found: pd.DataFrame = pd.DataFrame(table)
-        return found
+        frame: pd.DataFrame = pd.DataFrame(table)
+        return frame
 
     def __repr__(self) -> str:
         n_sizes, n_prompts = self.values.shape

@@ -46,7 +46,9 @@ def exists(shape: names.Shape) -> np.ndarray:
     before = []
     for layer in range(shape.n_layer):
         before += [1 + layer * width] * (3 * shape.n_head) + [(layer + 1) * width]
-    return np.arange(1 + shape.n_layer * width)[:, None] < [*before, 1 + shape.n_layer * width]
+    n_senders = 1 + shape.n_layer * width
+    real: np.ndarray = np.less.outer(np.arange(n_senders), [*before, n_senders])
+    return real
 
 
 def write(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
@@ -70,7 +72,9 @@ def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
         check_tensors(bundle, ARRAYS)
         arrays = bundle.read_all()
         real = exists(names.Shape(data["n_layer"], data["n_head"]))
-        check_sides({"scores": arrays["scores"]}, ARRAYS, dict(zip("SR", real.shape)), bundle.path)
+        check_sides(
+            {"scores": arrays["scores"]}, ARRAYS, {"S": real.shape[0], "R": real.shape[1]}, bundle.path
+        )
         check_finite(arrays, ("scores",), bundle.path)
         given = arrays.pop("given")
         if given.size and (
@@ -112,7 +116,7 @@ def write_json(
 ) -> None:
     """Write a circuit as EAP-IG does; a node is in it if a component edge goes out of it."""
     senders = names.senders(shape)
-    nodes = {name: {"in_graph": bool(sends.any())} for name, sends in zip(senders, mask)}
+    nodes = {name: {"in_graph": bool(sends)} for name, sends in zip(senders, np.any(mask, axis=1).tolist())}
     edges = {
         name: {"score": float(scores[u, v]), "in_graph": bool(mask[u, v])}
         for name, u, v in edge_places(shape)

@@ -14,6 +14,8 @@ from attnsparse.circuits import (
     component_values,
     load_component_circuit,
 )
+from attnsparse.circuits.component_file import exists
+from attnsparse.circuits.component_names import Shape
 
 OPTIONS = ComponentOptions("eap", "edge", "counterfactual", 1, False, False, False, 2**40)
 SCORES = np.arange(35.0) % 9 - 4
@@ -28,7 +30,7 @@ def some(e) -> np.ndarray:
 
 
 def small() -> ComponentCircuit:
-    return ComponentCircuit(SMALL.copy(), 1, 3, 8)
+    return ComponentCircuit(SMALL * exists(Shape(1, 3)), 1, 3, 8)
 
 
 def made(e) -> ComponentCircuit:
@@ -129,4 +131,4 @@ COMPONENT_CALLS: dict[str, Uses] = {
 def asked(e) -> tuple:
     from attnsparse.circuits.effects import packed_task
 
-    return packed_task(e.model, e.task), some(e)
+    return packed_task(e.model, e.task, None), some(e)
