@@ -8,13 +8,13 @@ from .component_acdc import component_acdc
 from .component_circuit import (
     ComponentCircuit,
     component_circuit,
-    component_values,
     load_component_circuit,
 )
 from .component_curve import Area, ComponentCurve, Roc
 from .component_names import ABLATIONS as COMPONENT_ABLATIONS
 from .component_names import METHODS as COMPONENT_METHODS
 from .component_scores import ComponentScores, component_scores
+from .component_values import component_values
 from .effects import attribution, candidates, keep_only, knock_out, leave_one_out, metric_values
 from .entry_effects import EntryEffects, entry_effects
 from .find import find_circuit

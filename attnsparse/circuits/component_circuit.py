@@ -1,7 +1,7 @@
-"""Circuits of component edges: chosen from scores, evaluated exactly, compared, saved, and exchanged as JSON.
+"""Circuits of component edges: chosen from scores, evaluated exactly, compared, saved, exchanged as JSON.
 
-A circuit is a set of component edges. It is evaluated in one pass for a prompt, in which every receiver (the q,
-k or v of a head, an MLP, the logits) has an input of its own: the current outputs of the senders whose
+A circuit is a set of component edges. It is evaluated in one pass for a prompt, in which every receiver (the
+q, k or v of a head, an MLP, the logits) has an input of its own: the current outputs of the senders whose
 component edges are in the circuit, and the ablated outputs of all others before it.
 """
 
@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
-from .._display import stage_bars
 from .._engine import core_for
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..model.model import Model
@@ -27,9 +26,8 @@ from . import component_file
 from . import component_names as names
 from .choices import RANK_BY
 from .component_curve import ComponentCurve, Roc
-from .component_options import changed_options
 from .component_scores import ComponentScores
-from .effects import packed_task
+from .component_values import checked_mask, component_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,21 +40,40 @@ class ComponentCircuit:
     """A ranking of all component edges of a model, and the circuits that it gives.
 
     Made by `component_circuit`, `component_acdc`, `load_component_circuit` and `ComponentCircuit.from_json`.
+
+    Attributes
+    ----------
+    scores : numpy.ndarray
+        float64 [senders, receivers], 0 where there is no component edge.
+    n_layer : int
+        Layers of the model.
+    n_head : int
+        Heads of a layer.
+    d_model : int
+        Width of the residual stream.
+    select : str
+        How component edges are taken: "top", the best of all; "greedy", the best into the logits or a node
+        that a chosen one comes from.
+    rank_by : str
+        Whether the best are those of largest absolute score, "absolute", or of largest score, "signed".
+    given : numpy.ndarray, optional
+        Boolean [senders, receivers]: a set of component edges that came with the scores, in a file or from
+        `component_acdc`.
+    method : str
+        How it was scored; "" if that is not known.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
     """
 
     scores: np.ndarray
-    """float64 [senders, receivers], 0 where there is no component edge."""
     n_layer: int
     n_head: int
     d_model: int
     select: str = "top"
-    """How component edges are taken: "top", the best of all; "greedy", the best into the logits or into a node
-    that a chosen one comes from."""
     rank_by: str = "absolute"
-    """Whether the best are those of largest absolute score, "absolute", or of largest score, "signed"."""
     given: np.ndarray | None = None
-    """Boolean [senders, receivers]: a set of component edges that came with the scores: in a file, or from
-    `component_acdc`."""
     method: str = ""
     model: str = ""
     task: str = ""
@@ -86,9 +103,10 @@ class ComponentCircuit:
         return np.stack(np.unravel_index(self._order(), self.scores.shape), axis=1)
 
     def _order(self) -> np.ndarray:
-        return _CORE.component_order(
+        order: np.ndarray = _CORE.component_order(
             *self._shape, self.scores, self.rank_by == "absolute", self.select == "greedy"
         )
+        return order
 
     def masks(
         self, sizes: Sequence[int] | np.ndarray, *, prune: bool = True
@@ -100,8 +118,8 @@ class ComponentCircuit:
         sizes : sequence of int
             Numbers of component edges to take, each in 0..n_edges.
         prune : bool, default True
-            Afterwards take away the component edges of nodes that none feeds (but the input) or from which none
-            goes out, until there is no such node, as EAP-IG does.
+            Afterwards take away the component edges of nodes that none feeds (but the input) or from which
+            none goes out, until there is no such node, as EAP-IG does.
 
         Returns
         -------
@@ -110,7 +128,10 @@ class ComponentCircuit:
         """
         n, prune = self.n_edges, _check.flag(prune, "prune")
         asked = np.array([_check.integer(size, "each of sizes", 0, n) for size in sizes], np.int64)
-        return _CORE.component_select(*self._shape, self._order(), asked, prune)
+        found: tuple[np.ndarray, np.ndarray] = _CORE.component_select(
+            *self._shape, self._order(), asked, prune
+        )
+        return found
 
     def mask(self, n: int, *, prune: bool = True) -> np.ndarray:
         """The circuit of the n best component edges.
@@ -127,7 +148,8 @@ class ComponentCircuit:
         numpy.ndarray
             Boolean [senders, receivers].
         """
-        return self.masks([n], prune=prune)[0][0]
+        mask: np.ndarray = self.masks([n], prune=prune)[0][0]
+        return mask
 
     def edges(self, n: int, *, prune: bool = True) -> list[str]:
         """Names of the component edges of a circuit, in the order of the matrix.
@@ -230,7 +252,7 @@ class ComponentCircuit:
         ValueError
             For another shape; for a circuit of no component edge, or of all.
         """
-        mask = _mask(truth, "truth", self.scores.shape)
+        mask = checked_mask(truth, "truth", self.scores.shape)
         return Roc(*_CORE.component_roc(*self._shape, self.scores, mask, self.rank_by == "absolute"))
 
     # --- tables and files
@@ -255,7 +277,8 @@ class ComponentCircuit:
             "receiver": receiver,
             "score": self.scores[places[:, 0], places[:, 1]],
         }
-        return pd.DataFrame(table)
+        frame: pd.DataFrame = pd.DataFrame(table)
+        return frame
 
     def to_json(self, path: str | os.PathLike[str], n: int | None = None, *, prune: bool = True) -> None:
         """Write the JSON that EAP-IG and MIB read.
@@ -321,19 +344,9 @@ class ComponentCircuit:
     def __repr__(self) -> str:
         return (
             f"ComponentCircuit({self.n_edges:,} component edges of {self.n_layer} x {self.n_head} heads, "
-            f"select={self.select!r}, rank_by={self.rank_by!r}, method={self.method!r}, model={self.model!r}, "
-            f"task={self.task!r})"
+            f"select={self.select!r}, rank_by={self.rank_by!r}, method={self.method!r}, "
+            f"model={self.model!r}, task={self.task!r})"
         )
-
-
-def _mask(value: npt.ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Booleans of a shape."""
-    mask = np.asarray(value)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"{name} must be booleans, got {mask.dtype}")
-    if mask.shape != shape:
-        raise ValueError(f"{name} must have the shape {shape}, got {mask.shape}")
-    return np.ascontiguousarray(mask)
 
 
 def component_circuit(
@@ -377,73 +390,6 @@ def component_circuit(
         scores.scores.copy(), config.n_layer, config.n_head, config.d_model, select, rank_by,
         method=scores.method, model=scores.model, task=scores.task,
     )  # fmt: skip
-
-
-def component_values(
-    model: Model,
-    task: Task,
-    masks: npt.ArrayLike,
-    *,
-    ablation: str = "counterfactual",
-    direction: str = "noising",
-    gate: str = "recomputed",
-    reference: Task | Iterable[Any] | None = None,
-    metric: str | CustomMetric | None = None,
-    max_bytes: int = DEFAULT_MAX_BYTES,
-    threads: int | None = None,
-    progress: bool | None = None,
-) -> np.ndarray:
-    """Measure the metric of circuits of component edges on every prompt.
-
-    Parameters
-    ----------
-    model : Model
-    task : Task
-        A clean prompt and its corrupted prompt have one length; prompts of the task may differ in length.
-    masks : array_like of bool
-        [n, senders, receivers]: the component edges of each circuit; what is no component edge is not read.
-    ablation : str, default "counterfactual"
-        What is read over component edges outside the circuit, as in `component_scores`.
-    direction : {"noising", "denoising"}, default "noising"
-        "noising": the clean prompts, with ablated outputs over component edges outside the circuit.
-        "denoising": the corrupted prompts, with clean outputs over those inside. In both the whole model's
-        metric is that of the circuit of all component edges.
-    gate : {"recomputed", "held"}, default "recomputed"
-        In a gated model: whether gates follow from the changed scores, or are those of the prompts as they are.
-    reference : Task or sequence of prompts, optional
-        Prompts that means are taken over. Default: the clean prompts of `task`.
-    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
-        Default: the task's own.
-    max_bytes : int, default 4 GiB
-        What the call may allocate; with less, it takes fewer prompts at a time.
-    threads : int, optional
-        Default: the number set by `set_num_threads`.
-    progress : bool, optional
-        Show a bar on stderr. Default: in terminals and notebooks only.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 [n, prompts].
-
-    Raises
-    ------
-    ValueError
-        For unknown names, masks of another shape, and what an ablation lacks.
-    MemoryError
-        If even one prompt at a time needs more than `max_bytes`.
-    TypeError
-        For arguments of another type.
-    """
-    asked = packed_task(model, task, metric)
-    shape = (len(names.senders(model.config)), len(names.receivers(model.config)))
-    array = np.asarray(masks)
-    if array.ndim != 3:
-        raise ValueError(f"masks must have the shape (n, {shape[0]}, {shape[1]}), got {array.shape}")
-    options = changed_options(model, ablation, direction, gate, reference, max_bytes)
-    array = _mask(array, "masks", (len(array), *shape))
-    with stage_bars(progress) as tell:
-        return model._core.component_values(asked, array, options, _check.threads(threads), tell)
 
 
 def load_component_circuit(

@@ -19,7 +19,17 @@ _CORE = core_for("float64")
 
 
 class Area(NamedTuple):
-    """An area under a curve, with its percentile interval over resamples of the prompts; NaN without one."""
+    """An area under a curve, with its percentile interval over resamples of the prompts; NaN without one.
+
+    Attributes
+    ----------
+    value : float
+        Of all prompts.
+    low : float
+        Lower end of the interval.
+    high : float
+        Upper end of the interval.
+    """
 
     value: float
     low: float
@@ -27,32 +37,61 @@ class Area(NamedTuple):
 
 
 class Roc(NamedTuple):
-    """How a ranking agrees with a given circuit: one point for every threshold of the score."""
+    """How a ranking agrees with a given circuit: one point for every threshold of the score.
+
+    Attributes
+    ----------
+    false_rate : numpy.ndarray
+        float64, ascending from 0 to 1: the share of the component edges outside that are taken.
+    true_rate : numpy.ndarray
+        float64, ascending from 0 to 1: the share of those inside that are taken.
+    area : float
+        Probability that one inside scores higher than one outside; ties count half.
+    """
 
     false_rate: np.ndarray
-    """float64, ascending from 0 to 1: the share of the component edges outside that are taken."""
     true_rate: np.ndarray
-    """float64, ascending from 0 to 1: the share of those inside that are taken."""
     area: float
-    """Probability that one inside scores higher than one outside; ties count half."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ComponentCurve:
-    """Circuits of S sizes, evaluated on P prompts. Made by `ComponentCircuit.evaluate`."""
+    """Circuits of S sizes, evaluated on P prompts. Made by `ComponentCircuit.evaluate`.
+
+    Attributes
+    ----------
+    shares : numpy.ndarray
+        float64 [S]: requested shares of all component edges, ascending.
+    requested : numpy.ndarray
+        int64 [S]: numbers of component edges that were taken.
+    kept : numpy.ndarray
+        int64 [S]: how many of them are left without dangling nodes.
+    values : numpy.ndarray
+        float64 [S, P]: the metric of each circuit on each prompt.
+    full : numpy.ndarray
+        float64 [P]: the metric with every component edge in the circuit.
+    empty : numpy.ndarray
+        float64 [P]: the metric with none.
+    ablation : str
+        One of `COMPONENT_ABLATIONS`.
+    direction : str
+        "noising" or "denoising".
+    gate : str
+        "held" or "recomputed"; "none" in a dense model.
+    metric : str
+        Name of the metric.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
+    """
 
     shares: np.ndarray
-    """float64 [S]: requested shares of all component edges, ascending."""
     requested: np.ndarray
-    """int64 [S]: numbers of component edges that were taken."""
     kept: np.ndarray
-    """int64 [S]: how many of them are left without dangling nodes."""
     values: np.ndarray
-    """float64 [S, P]: the metric of each circuit on each prompt."""
     full: np.ndarray
-    """float64 [P]: the metric with every component edge in the circuit."""
     empty: np.ndarray
-    """float64 [P]: the metric with none."""
     ablation: str
     direction: str
     gate: str
@@ -66,7 +105,8 @@ class ComponentCurve:
     @property
     def faithfulness(self) -> np.ndarray:
         """float64 [S]: (m(C) - m(empty)) / (m(full) - m(empty)), of means over prompts."""
-        return _CORE.curve_effect(self._curve())
+        effect: np.ndarray = _CORE.curve_effect(self._curve())
+        return effect
 
     def cpr(self, *, n_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> Area:
         """The circuit performance ratio of MIB: the area under the faithfulness.
@@ -127,7 +167,10 @@ class ComponentCurve:
         """
         n_bootstrap = _check.integer(n_bootstrap, "n_bootstrap", 0, MAX_RESAMPLES)
         confidence, seed = _check.proper_fraction(confidence, "confidence"), _check.seed(seed)
-        return _CORE.curve_band(_CORE.curve_bootstrap(self._curve(), n_bootstrap, seed), confidence)
+        found: tuple[np.ndarray, np.ndarray] = _CORE.curve_band(
+            _CORE.curve_bootstrap(self._curve(), n_bootstrap, seed), confidence
+        )
+        return found
 
     def to_pandas(self) -> pd.DataFrame:
         """One row per size.
@@ -135,15 +178,16 @@ class ComponentCurve:
         Returns
         -------
         pandas.DataFrame
-            Columns share, requested, kept, metric (mean over prompts), faithfulness, low and high, the ends of
-            its interval by `band()`.
+            Columns share, requested, kept, metric (mean over prompts), faithfulness, low and high, the ends
+            of its interval by `band()`.
         """
         import pandas as pd
 
         low, high = self.band()
         table = {"share": self.shares, "requested": self.requested, "kept": self.kept}
         table |= {"metric": self.values.mean(1), "faithfulness": self.faithfulness, "low": low, "high": high}
-        return pd.DataFrame(table)
+        frame: pd.DataFrame = pd.DataFrame(table)
+        return frame
 
     def __repr__(self) -> str:
         n_sizes, n_prompts = self.values.shape

@@ -46,7 +46,9 @@ def exists(shape: names.Shape) -> np.ndarray:
     before = []
     for layer in range(shape.n_layer):
         before += [1 + layer * width] * (3 * shape.n_head) + [(layer + 1) * width]
-    return np.arange(1 + shape.n_layer * width)[:, None] < [*before, 1 + shape.n_layer * width]
+    n_senders = 1 + shape.n_layer * width
+    real: np.ndarray = np.less.outer(np.arange(n_senders), [*before, n_senders])
+    return real
 
 
 def write(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
@@ -70,13 +72,21 @@ def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
         check_tensors(bundle, ARRAYS)
         arrays = bundle.read_all()
         real = exists(names.Shape(data["n_layer"], data["n_head"]))
-        check_sides({"scores": arrays["scores"]}, ARRAYS, dict(zip("SR", real.shape)), bundle.path)
+        check_sides(
+            {"scores": arrays["scores"]}, ARRAYS, {"S": real.shape[0], "R": real.shape[1]}, bundle.path
+        )
         check_finite(arrays, ("scores",), bundle.path)
         given = arrays.pop("given")
-        if given.size and (given.shape != real.shape or not np.isin(given, (0, 1)).all() or given[~real].any()):
-            raise_file_error("value", bundle.path, "'given' is no set of component edges of this model", "given")
+        if given.size and (
+            given.shape != real.shape or not np.isin(given, (0, 1)).all() or given[~real].any()
+        ):
+            raise_file_error(
+                "value", bundle.path, "'given' is no set of component edges of this model", "given"
+            )
         if arrays["scores"][~real].any():
-            raise_file_error("value", bundle.path, "there is a score where there is no component edge", "scores")
+            raise_file_error(
+                "value", bundle.path, "there is a score where there is no component edge", "scores"
+            )
         return {**data, **arrays, "given": given.astype(bool) if given.size else None}
 
 
@@ -106,11 +116,17 @@ def write_json(
 ) -> None:
     """Write a circuit as EAP-IG does; a node is in it if a component edge goes out of it."""
     senders = names.senders(shape)
-    nodes = {name: {"in_graph": bool(sends)} for name, sends in zip(senders, mask.any(1))}
+    nodes = {name: {"in_graph": bool(sends)} for name, sends in zip(senders, np.any(mask, axis=1).tolist())}
     edges = {
-        name: {"score": float(scores[u, v]), "in_graph": bool(mask[u, v])} for name, u, v in edge_places(shape)
+        name: {"score": float(scores[u, v]), "in_graph": bool(mask[u, v])}
+        for name, u, v in edge_places(shape)
     }
-    config = {"n_layers": shape.n_layer, "n_heads": shape.n_head, "parallel_attn_mlp": False, "d_model": d_model}
+    config = {
+        "n_layers": shape.n_layer,
+        "n_heads": shape.n_head,
+        "parallel_attn_mlp": False,
+        "d_model": d_model,
+    }
     data = {"cfg": config, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}
     write_atomic(_check.path(path), [json.dumps(data, allow_nan=False).encode()])
 
@@ -141,7 +157,9 @@ def read_json(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
     shape = names.Shape(sides["n_layer"], sides["n_head"])
     n_senders = 1 + shape.n_layer * (shape.n_head + 1)
     if n_senders * n_senders > limits.max_json_values:
-        raise_file_error("value", label, f"{len(edges)} component edges are too few for {n_senders} senders", "edges")
+        raise_file_error(
+            "value", label, f"{len(edges)} component edges are too few for {n_senders} senders", "edges"
+        )
     scores, given = np.zeros(exists(shape).shape), np.zeros(exists(shape).shape, bool)
     known = {name: (u, v) for name, u, v in edge_places(shape)}
     for name, entry in edges.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ DIRECTIONS = ("noising", "denoising")
 GATES = ("recomputed", "held")
 """Which gates of a gated model changed runs have."""
 SELECTIONS = ("top", "greedy")
-"""How component edges are taken: the best of all, or the best into the logits or a node that is there already."""
+"""How component edges are taken: the best of all, or the best into the logits or a node that is there."""
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of all component edges at which MIB evaluates circuits."""
 

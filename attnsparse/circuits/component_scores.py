@@ -156,8 +156,8 @@ def component_scores(
         the clean run. "eap-ig-inputs": the mean gradient over `steps` runs whose token embeddings are mixed,
         from the corrupted to just before the clean ones. "eap-ig-activations": the mean gradient over
         runs in which the embedding, all heads of one layer, or one MLP are mixed, each in `steps` steps.
-        "clean-corrupted": the mean gradient of the clean and the corrupted run. "exact": each component edge is
-        patched alone and everything behind it recomputed; for level="edge". "information-flow-routes": the
+        "clean-corrupted": the mean gradient of the clean and the corrupted run. "exact": each component edge
+        is patched alone and everything behind it recomputed; for level="edge". "information-flow-routes": the
         share that a sender has in a receiver's input, without any gradient or corrupted prompt.
     level : {"edge", "node", "neuron"}, default "edge"
         "node": the difference of a component's outputs times the gradient of its output. "neuron": the same

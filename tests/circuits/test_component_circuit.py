@@ -1,4 +1,4 @@
-"""Circuits of component edges against the oracle: evaluation, exact scores, selection, curves, and their files."""
+"""Circuits of component edges against the oracle: evaluation, exact scores, selection, curves, files."""
 
 import dataclasses
 import json
@@ -191,7 +191,7 @@ def test_exact_threads_change_no_bit():
 
 @pytest.mark.parametrize("select", ["top", "greedy"])
 @pytest.mark.parametrize("rank_by", ["absolute", "signed"])
-@pytest.mark.parametrize("n_layer, n_head", [(1, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize(("n_layer", "n_head"), [(1, 1), (2, 2), (3, 3)])
 def test_selection(select, rank_by, n_layer, n_head):
     config = {"n_layer": n_layer, "n_head": n_head, "d_model": 4}
     circuit = random_circuit(config, select=select, rank_by=rank_by)
@@ -221,7 +221,9 @@ def test_roc(rank_by):
     false_rate, true_rate = og.roc(config, circuit.scores, truth, rank_by == "absolute")
     np.testing.assert_allclose(found.false_rate, false_rate, atol=1e-15)
     np.testing.assert_allclose(found.true_rate, true_rate, atol=1e-15)
-    assert found.area == pytest.approx(og.auc(config, circuit.scores, truth, rank_by == "absolute"), abs=1e-12)
+    assert found.area == pytest.approx(
+        og.auc(config, circuit.scores, truth, rank_by == "absolute"), abs=1e-12
+    )
 
 
 # ---------------------------------------------------------------------------------------------- curves
@@ -279,7 +281,7 @@ def test_json_is_that_of_the_oracle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, field",
+    ("change", "field"),
     [
         ({"cfg": 1}, "cfg"),
         ({"edges": []}, "edges"),
@@ -287,7 +289,10 @@ def test_json_is_that_of_the_oracle(tmp_path):
         ({"edges": {"input->m0": 1}}, "input->m0"),
         ({"edges": {"input->m0": {"score": "1", "in_graph": True}}}, "input->m0"),
         ({"cfg": {"n_layers": 0, "n_heads": 2, "d_model": 4}}, "n_layers"),
-        ({"cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4, "parallel_attn_mlp": True}}, "parallel_attn_mlp"),
+        (
+            {"cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4, "parallel_attn_mlp": True}},
+            "parallel_attn_mlp",
+        ),
     ],
 )
 def test_wrong_json(tmp_path, change, field):

@@ -11,8 +11,7 @@ RUNS = (
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
-ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
-COMPONENTS = r"(circuits\.component_scores|_core\.Model\.component_scores)"
+COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -49,12 +48,18 @@ SENTENCES = {
     rf"{STAGE}: no memory for (the prompts|the (order|scores) of \d+ items)": CIRCUITS,
     rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
     r"no memory for the open entries of a task": CIRCUITS,
-    r"acdc: no memory for the (prompts|senders of a model)": ACDC,
-    rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
-    rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
+    r"acdc: no memory for the (prompts|senders of a model)": COMPONENTS,
+    rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}":
+        COMPONENTS,
+    rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
     r"component scores: no memory for the prompts": COMPONENTS,
+    r"(circuits|exact): no memory for the (prompts|senders of a model)": COMPONENTS,
+    rf"circuits: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
+    r"(circuits|exact): no memory for what replaces senders in \d+ prompts, which takes": COMPONENTS,
+    rf"exact scores of \d+ prompts at once need {AMOUNT}, which could not be allocated": COMPONENTS,
+    r"no memory for the order of \d+ component edges": COMPONENTS,
     rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
-    r"no memory for mean activations of \d+ positions": rf"({COMPONENTS}|{ACDC})",
+    r"no memory for mean activations of \d+ positions": COMPONENTS,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

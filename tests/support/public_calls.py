@@ -11,6 +11,7 @@ import inspect
 
 import numpy as np
 from public_calls_acdc import ACDC_CALLS
+from public_calls_components import COMPONENT_CALLS
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
@@ -299,6 +300,7 @@ CALLS: dict[str, Uses] = {
     "ActivationCache.keys": uses(lambda e: list(e.cache.keys())),
     "ActivationCache.values": uses(lambda e: list(e.short_cache.values())),
     **CORE_CALLS,
+    **COMPONENT_CALLS,
 }
 
 EFFECTS = [name for name in effects.__all__ if name[0].islower()]
@@ -310,7 +312,7 @@ CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 CORE_EFFECTS = (
     "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution", "component_scores",
-    "component_senders_before",
+    "component_senders_before", "component_values", "component_exact",
 )  # fmt: skip
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
@@ -336,7 +338,14 @@ ARRAYS: dict[str, str] = {
     ),
     **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
-    "circuits.component_scores": "own",
+    **dict.fromkeys([f"circuits.component_{name}" for name in ("scores", "values", "circuit")], "own"),
+    **dict.fromkeys(
+        [f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")], "own"
+    ),
+    "circuits.load_component_circuit": "own",
+    **dict.fromkeys(
+        [f"_core.component_{name}" for name in ("order", "select", "prune", "roc", "areas")], "own"
+    ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
@@ -408,8 +417,8 @@ def public_names() -> set[str]:
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
-    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS}
-    found |= {"circuits.component_scores", "circuits.component_acdc"}
+    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
+    found |= {name for name in (*ACDC_CALLS, *COMPONENT_CALLS) if not name.startswith("_core")}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}
