@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
-from .._core_types import ComponentOptions
 from .._display import stage_bars
-from ..model.batch import as_batch
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric
 from ..tasks.task import Task
 from . import component_names as names
-from .effects import packed_task, reference_prompts
+from .component_options import changed_options
+from .effects import packed_task
 
 
 def checked_mask(value: npt.ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -86,27 +85,12 @@ def component_values(
     TypeError
         For arguments of another type.
     """
-    _check.choice(ablation, "ablation", names.ABLATIONS)
-    _check.choice(direction, "direction", names.DIRECTIONS)
-    _check.choice(gate, "gate", names.GATES)
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), len(names.receivers(model.config)))
     array = np.asarray(masks)
     if array.ndim != 3:
         raise ValueError(f"masks must have the shape (n, {shape[0]}, {shape[1]}), got {array.shape}")
-    mean_of = None if reference is None else as_batch(model, reference_prompts(reference), False)
-    options = ComponentOptions(
-        method="eap",
-        level="edge",
-        ablation=ablation,
-        steps=1,
-        denoising=direction == "denoising",
-        held_gate=gate == "held",
-        smaller_is_better=False,
-        max_bytes=_check.byte_limit(max_bytes),
-        reference=None if mean_of is None else mean_of.tokens,
-        reference_offsets=None if mean_of is None else mean_of.offsets,
-    )
+    options = changed_options(model, ablation, direction, gate, reference, max_bytes)
     array = checked_mask(array, "masks", (len(array), *shape))
     with stage_bars(progress) as tell:
         found: np.ndarray = model._core.component_values(asked, array, options, _check.threads(threads), tell)
