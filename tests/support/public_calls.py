@@ -341,8 +341,11 @@ ARRAYS: dict[str, str] = {
     ),
     **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
-    "circuits.component_values": "own",
-    **dict.fromkeys([f"ComponentCircuit.{name}" for name in ("evaluate", "masks", "roc")], "own"),
+    **dict.fromkeys([f"circuits.component_{name}" for name in ("scores", "values", "circuit")], "own"),
+    **dict.fromkeys(
+        [f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")], "own"
+    ),
+    "circuits.load_component_circuit": "own",
     **dict.fromkeys(
         [f"_core.component_{name}" for name in ("order", "select", "prune", "roc", "areas")], "own"
     ),
