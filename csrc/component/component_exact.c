@@ -26,7 +26,7 @@ static int64_t lay_out_exact(exact *x, asp_arena_part parts[PARTS], const asp_co
     const asp_config *c = &s->model->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, t = s->longest;
     const int64_t block = asp_shape_rows(s->model, s->offsets[n], 0);
-    x->pass.max_rows = asp_max(BLOCK_ROWS, t);
+    x->pass.max_rows = asp_max(asp_min(BLOCK_ROWS, 3 * c->n_head * asp_nodes_n_senders(c) * s->offsets[n]), t);
     const int64_t rows = asp_shape_rows(s->model, x->pass.max_rows, 0);
     x->pass.logit_rows = asp_shape_logit_rows(s->model, ASP_LOSS_CHUNK);
     x->pass.scratch.per_thread = asp_attention_scratch(c, t, 0);

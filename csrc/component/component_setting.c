@@ -255,7 +255,8 @@ static void hold_gates(asp_component_setting *s) {
 static asp_status open_component_block(asp_component_setting *s, asp_error *err) {
     asp_arena_part parts[BLOCK_PARTS];
     const int64_t bytes = lay_out_block(s, parts, s->n);
-    if (bytes && !asp_arena_commit(&s->block_arena, 1))
+    if (!bytes) return ASP_OK;
+    if (!asp_arena_commit(&s->block_arena, 1))
         return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for what replaces senders in %lld prompts, which takes %s",
                         s->stage, (long long)s->n, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&s->block_arena, parts, BLOCK_PARTS);

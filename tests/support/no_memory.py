@@ -54,7 +54,7 @@ SENTENCES = {
     r"component scores: no memory for the prompts": COMPONENTS,
     r"(circuits|exact): no memory for the (prompts|senders of a model)": COMPONENTS,
     rf"circuits: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
-    r"(circuits|exact): no memory for what replaces senders in \d+ prompts, which takes": COMPONENTS,
+    r"(circuits|exact): no memory for what replaces senders in \d+ prompts, which takes .+": COMPONENTS,
     rf"exact scores of \d+ prompts at once need {AMOUNT}, which could not be allocated": COMPONENTS,
     r"no memory for the order of \d+ component edges": COMPONENTS,
     rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
