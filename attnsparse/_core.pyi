@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ._core_types import (
     CircuitOptions,
+    ComponentOptions,
     Curve,
     EffectOptions,
     HeldRun,
@@ -54,6 +55,29 @@ def curve_band(
 
 def curve_shares(effect: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
     """(n+1): the sum of the first 0..n effects above 0, as a share of the sum of all of them."""
+
+def component_order(
+    n_layer: int, n_head: int, scores: npt.NDArray[np.float64], absolute: bool, greedy: bool
+) -> npt.NDArray[np.int64]:
+    """Places in the matrix (S,R) of all component edges, best first."""
+
+def component_select(
+    n_layer: int, n_head: int, order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], prune: bool
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """(masks (n,S,R), kept (n)): circuits of the first component edges of an order."""
+
+def component_prune(n_layer: int, n_head: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The circuit (S,R) without dangling nodes."""
+
+def component_roc(
+    n_layer: int, n_head: int, scores: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_], absolute: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
+    """(false rate, true rate, area) of scores (S,R) against a circuit (S,R)."""
+
+def component_areas(
+    curves: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """(n,2): areas under curves (n,S) over shares (S), and of their distance from 1."""
 
 def curve_needed(
     curves: npt.NDArray[np.float64], fraction: float, /
@@ -271,6 +295,38 @@ class Model:
     def whole(self, task: Task, threads: int = 0) -> npt.NDArray[np.float64]:
         """The metric of the whole model (B)."""
 
+    def patching_sweep(
+        self,
+        task: Task,
+        kind: str,
+        by_position: bool,
+        denoising: bool,
+        max_bytes: int,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The metric with each activation of a kind alone replaced (L, H or 1, T or 1, B).
+
+        The others are the metric of the runs that are patched (B) and of those that the values come from (B).
+        """
+
+    def path_values(
+        self,
+        task: Task,
+        senders: npt.NDArray[np.bool_],
+        receivers: npt.NDArray[np.bool_],
+        positions: npt.NDArray[np.bool_] | None,
+        denoising: bool,
+        held_gate: bool,
+        max_bytes: int,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The metric with paths from senders (n,S) into receivers (n,R) patched at positions (N) (n,B).
+
+        The others are as those of `patching_sweep`.
+        """
+
     def knock_out(
         self,
         task: Task,
@@ -330,6 +386,39 @@ class Model:
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float64]:
         """First-order effects (L,H), (L,H,T) or (L,H,T,T), averaged over prompts."""
+
+    def component_scores(
+        self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Scores of component edges (S,R), of nodes (S) or of neurons (S,E), averaged over prompts."""
+
+    def component_values(
+        self,
+        task: Task,
+        masks: npt.NDArray[np.bool_],
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Metric (n,P) of circuits, which are masks (n,S,R) of component edges."""
+
+    def component_exact(
+        self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Scores of component edges (S,R), each replaced alone, averaged over prompts."""
+
+    def component_acdc(
+        self,
+        task: Task,
+        threshold: float,
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+        """(mask (S,R), scores (S,R)): component edges left, and by how much the loss rose without each."""
+
+    def component_senders_before(self) -> npt.NDArray[np.int64]:
+        """How many senders come before each receiver (R)."""
 
     def circuit(
         self, ranking: Task, evaluation: Task, items: npt.NDArray[np.int32], options: CircuitOptions, /

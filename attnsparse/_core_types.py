@@ -69,6 +69,23 @@ class EffectOptions(NamedTuple):
     reference_offsets: np.ndarray | None = None  #: int64
 
 
+class ComponentOptions(NamedTuple):
+    """How component edges are scored; see `asp_component_options` in csrc/asp_component.h."""
+
+    method: str
+    level: str
+    ablation: str
+    steps: int
+    denoising: bool
+    held_gate: bool
+    smaller_is_better: bool
+    max_bytes: int
+    reference: np.ndarray | None = (
+        None  #: int32: tokens of prompts that means are taken over; None: the task's
+    )
+    reference_offsets: np.ndarray | None = None  #: int64
+
+
 class CircuitOptions(NamedTuple):
     """How a circuit is searched for; see `asp_circuit_options` in csrc/asp_circuit.h."""
 

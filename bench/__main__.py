@@ -11,7 +11,7 @@ from typing import Any
 
 import attnsparse
 
-from . import circuits, demo, forward, graph, imports, load, train
+from . import circuits, components, demo, forward, graph, imports, load, train
 from .judge import Options
 from .limits import Blas, Limits, measure_limits
 from .timing import print_table, progress
@@ -22,6 +22,7 @@ COMMANDS = {
     "load": load,
     "import": imports,
     "circuits": circuits,
+    "components": components,
     "graph": graph,
     "demo": demo,
 }
@@ -31,6 +32,7 @@ ROW_NAMES = {
     "load": load.ROWS,
     "import": imports.ROWS,
     "circuits": circuits.ROWS,
+    "components": components.ROWS,
     "graph": graph.ROWS,
     "demo": demo.ROWS,
 }

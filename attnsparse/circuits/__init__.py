@@ -4,26 +4,55 @@ from ..model.interventions import ABLATIONS
 from ..tasks.metrics import METRICS
 from .choices import UNITS
 from .circuit import Circuit, load_circuit
+from .component_acdc import component_acdc
+from .component_circuit import (
+    ComponentCircuit,
+    component_circuit,
+    load_component_circuit,
+)
+from .component_curve import Area, ComponentCurve, Roc
+from .component_names import ABLATIONS as COMPONENT_ABLATIONS
+from .component_names import METHODS as COMPONENT_METHODS
+from .component_scores import ComponentScores, component_scores
+from .component_values import component_values
 from .effects import attribution, candidates, keep_only, knock_out, leave_one_out, metric_values
 from .entry_effects import EntryEffects, entry_effects
 from .find import find_circuit
 from .needed import Needed, Ratio
+from .patching import PatchingSweep, patching_sweep
+from .paths import PathPatch, path_patch
 
 __all__ = [
     "ABLATIONS",
+    "COMPONENT_ABLATIONS",
+    "COMPONENT_METHODS",
     "METRICS",
     "UNITS",
+    "Area",
     "Circuit",
+    "ComponentCircuit",
+    "ComponentCurve",
+    "ComponentScores",
     "EntryEffects",
     "Needed",
+    "PatchingSweep",
+    "PathPatch",
     "Ratio",
+    "Roc",
     "attribution",
     "candidates",
+    "component_acdc",
+    "component_circuit",
+    "component_scores",
+    "component_values",
     "entry_effects",
     "find_circuit",
     "keep_only",
     "knock_out",
     "leave_one_out",
     "load_circuit",
+    "load_component_circuit",
     "metric_values",
+    "patching_sweep",
+    "path_patch",
 ]

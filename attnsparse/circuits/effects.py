@@ -391,11 +391,16 @@ def effect_options(
         return EffectOptions(unit, ablation, max_bytes)
     if ablation != "mean":
         raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
+    batch = as_batch(model, reference_prompts(reference), False)
+    return EffectOptions(unit, ablation, max_bytes, batch.tokens, batch.offsets)
+
+
+def reference_prompts(reference: Task | Iterable[Any]) -> Any:
+    """Prompts that means are taken over: the clean ones of a task, or those that are given."""
     prompts = getattr(reference, "clean", reference)
     if isinstance(prompts, str) or not isinstance(prompts, Iterable):
         raise TypeError(f"reference must be a Task or a list of prompts, got {type(reference).__name__}")
-    batch = as_batch(model, list(prompts) if isinstance(prompts, Iterator) else prompts, False)
-    return EffectOptions(unit, ablation, max_bytes, batch.tokens, batch.offsets)
+    return list(prompts) if isinstance(prompts, Iterator) else prompts
 
 
 def _checked_items(items: npt.ArrayLike) -> tuple[np.ndarray, str]:

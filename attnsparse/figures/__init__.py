@@ -6,6 +6,9 @@ returns the Figure. All are vector graphics that colour-blind people can read, l
 """
 
 from .attention import attention_map, head_grid, head_grids
+from .component_curve import component_and_attention, component_curve
+from .component_graph import component_graph
+from .component_matrix import component_matrix
 from .edges import addition_figure, edge_lines
 from .effects import effect_curves
 from .entry_overview import entry_overview
@@ -17,6 +20,10 @@ from .style import save
 __all__ = [
     "addition_figure",
     "attention_map",
+    "component_and_attention",
+    "component_curve",
+    "component_graph",
+    "component_matrix",
     "edge_lines",
     "effect_curves",
     "entry_overview",

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -200,6 +200,30 @@ class Task:
             options=self.options,
             position_labels=self.position_labels,
             word_positions=self.word_positions,
+        )
+
+    def swapped(self) -> Task:
+        """Return the task with clean and corrupted prompts exchanged, and answers with wrong answers.
+
+        In tasks whose corrupted prompts have the wrong answers as their right ones, this asks the same
+        question the other way round.
+
+        Returns
+        -------
+        Task
+            The same prompts in the same order, with all else that this task has.
+
+        Raises
+        ------
+        ValueError
+            If no corrupted prompt differs from its clean one.
+        """
+        if all(np.array_equal(a, b) for a, b in zip(self.clean, self.corrupted)):
+            raise ValueError(
+                f"task {self.name!r} has no corrupted prompts to exchange with: all equal the clean ones"
+            )
+        return replace(
+            self, clean=self.corrupted, corrupted=self.clean, answers=self.wrong, wrong=self.answers
         )
 
     @functools.cached_property

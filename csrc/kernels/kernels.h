@@ -89,7 +89,8 @@ typedef struct {
     int32_t *edge_key;
     asp_real *edge_weight;
     asp_real edge_threshold;
-    const uint8_t *dropped; /* forward only: (T,T) read: entries taken out of the pattern; NULL: none */
+    const uint8_t *held_gate; /* gated only: (T,T) read: open entries, whatever their scores; NULL: where g > 0 */
+    const uint8_t *dropped;   /* forward only: (T,T) read: entries taken out of the pattern; NULL: none */
     /* attention_rows only: q of every position and z of every query, wherever they are; k and v lie as far behind q
      * as above. */
     const asp_real *const *rows; /* (T) read up to the last query */

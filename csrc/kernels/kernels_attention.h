@@ -117,9 +117,17 @@ static void gather_queries(asp_real *out, const asp_real *x, int64_t stride, int
     }
 }
 
-/* Open gates of keys k .. k+15: g > 0, or g + n > 0 with logistic n = log(r / (1-r)),
+/* Those of keys k .. k+15 of n that are open in a row of a held gate. */
+static __attribute__((noinline)) ivec held_open(const uint8_t *gate, int64_t k, int64_t n) {
+    ivec open = {0};
+    for (int64_t i = 0; i < ASP_LANES && k + i < n; i++) open[i] = gate[k + i] ? -1 : 0;
+    return open;
+}
+
+/* Open gates of keys k .. k+15 of a query: g > 0, or g + n > 0 with logistic n = log(r / (1-r)),
  * which is r > exp(-g) (1-r). */
-INLINE ivec gate_open(const asp_attention_task *u, vec s, int64_t k, uint64_t row_key) {
+INLINE ivec gate_open(const asp_attention_task *u, vec s, int64_t query, int64_t k, uint64_t row_key) {
+    if (u->held_gate) return held_open(u->held_gate + query * u->n_tokens, k, query + 1);
     const vec g = s + u->gate_bias;
     if (!u->noisy) return g > 0;
     const vec r = noise_vec((uint32_t)k, row_key);
@@ -148,7 +156,7 @@ static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t quer
         vec e = exp_vec(s - top);
         sums += e;
         if (u->gated) {
-            const ivec open = gate_open(u, s, k, row_key);
+            const ivec open = gate_open(u, s, query, k, row_key);
             e = (vec)((ivec)e & open);
             if (u->gate) {
                 uint8_t *gate = u->gate + query * u->n_tokens;
@@ -267,7 +275,8 @@ static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp
             const vec g = s + u->gate_bias;
             const vec r = u->noisy ? noise_vec((uint32_t)k, row_key) : splat((asp_real)0.5);
             const vec e = soft ? exp_vec(-g) : (vec){0};
-            const ivec open = u->noisy ? r > e * (1 - r) : g > 0;
+            ivec open = u->noisy ? r > e * (1 - r) : g > 0;
+            if (u->held_gate) open = held_open(u->held_gate + query * u->n_tokens, k, n);
             a = (vec)((ivec)p & open);
             ds = a * da - p * rowsum;
             if (through) {

@@ -56,6 +56,7 @@ static asp_attention_task describe_head(const attention_job *job, int64_t sequen
         for (int i = 0; i < 4; i++) key = asp_splitmix64(key ^ words[i]);
         u.noise_key = key;
     }
+    if (gate->held) u.held_gate = gate->held[sequence] + (layer * c->n_head + head) * t * t;
     u.scratch = job->scratch->data + thread * job->scratch->per_thread;
     return u;
 }

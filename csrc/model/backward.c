@@ -9,10 +9,16 @@ static asp_real *wanted(asp_slot s, int64_t layer) { return s.data + layer * s.s
 
 /* ---- LayerNorm -------------------------------------------------------------------------- */
 
-/* dx (N,E) += gradient through the LayerNorm with input x; parameters' gradients added if wanted. */
+/* dx (N,E) += gradient through the LayerNorm at this point, with input x; parameters' gradients added if wanted. */
 static asp_status layernorm_backward(const asp_model *m, asp_tape *tape, asp_real *dx, const asp_real *x,
-                                     const asp_real *scale, int64_t weight, int64_t bias, const asp_context *context) {
+                                     const asp_real *scale, asp_point point, int64_t layer, int64_t weight,
+                                     int64_t bias, const asp_context *context) {
     const int64_t e = m->config.d_model;
+    const asp_hooks *hooks = tape->acts.hooks;
+    if (hooks && hooks->dnorm) {
+        const asp_status status = hooks->dnorm(hooks->state, &tape->acts, point, layer, tape->grads.ln, dx, context);
+        if (status) return status;
+    }
     asp_real *gradient = tape->grads.parameters;
     const asp_layernorm_backward_job job = {.dx = dx,
                                             .dout = tape->grads.ln,
@@ -102,8 +108,8 @@ static asp_status mlp_backward(const asp_model *m, asp_tape *tape, int64_t l, co
             linear_backward(m, tape, g->ln, asp_slot_at(a->ln2, l), dpre, o->fc_w, o->fc_b, c->d_mlp, e, NULL, context);
     if (dmid != dy) memcpy(dmid, dy, (size_t)(n * e) * sizeof *dy);
     if (!status)
-        status = layernorm_backward(m, tape, dmid, asp_slot_at(a->mid, l), asp_slot_at(a->ln2_scale, l), o->ln2_w,
-                                    o->ln2_b, context);
+        status = layernorm_backward(m, tape, dmid, asp_slot_at(a->mid, l), asp_slot_at(a->ln2_scale, l), ASP_POINT_MID,
+                                    l, o->ln2_w, o->ln2_b, context);
     return status;
 }
 
@@ -125,8 +131,8 @@ static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, in
                                  3 * width, e, NULL, context);
     if (dx != dmid) memcpy(dx, dmid, (size_t)(a->n_tokens * e) * sizeof *dx);
     if (!status)
-        status = layernorm_backward(m, tape, dx, asp_slot_at(a->resid, l), asp_slot_at(a->ln1_scale, l), o->ln1_w,
-                                    o->ln1_b, context);
+        status = layernorm_backward(m, tape, dx, asp_slot_at(a->resid, l), asp_slot_at(a->ln1_scale, l), ASP_POINT_PRE,
+                                    l, o->ln1_w, o->ln1_b, context);
     return status;
 }
 
@@ -168,7 +174,7 @@ asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gat
     asp_real *dx = wanted(tape->grads.resid, last);
     memset(dx, 0, (size_t)(tape->acts.n_tokens * e) * sizeof *dx);
     asp_status status = layernorm_backward(m, tape, dx, asp_slot_at(tape->acts.resid, last), tape->acts.ln_final_scale,
-                                           m->lnf_w, m->lnf_b, context);
+                                           ASP_POINT_PRE, last, m->lnf_w, m->lnf_b, context);
     for (int64_t l = last - 1; !status && l >= 0; l--) {
         status = mlp_backward(m, tape, l, context);
         if (!status) status = attention_half_backward(m, tape, l, gate, context);

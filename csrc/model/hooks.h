@@ -24,6 +24,12 @@ struct asp_hooks {
     asp_mlp_substitute mlp; /* its `layer` NULL: the model's own MLPs; else acts->mlp_out is wanted */
     /* dz (R,H,D) read and written: the gradient of what output_input gave becomes that of z. */
     asp_status (*dz)(void *state, const asp_activations *acts, int64_t layer, asp_real *dz, const asp_context *context);
+    /* dout (R,E) read and written: the gradient of a LayerNorm's output, before it goes back through it: of that before
+     * the attention of a layer (PRE; the gradient of q, k and v is there too), before its MLP (MID), or the final one
+     * (PRE of layer L).  dsum (R,E) read: the gradient of the residual stream behind what this LayerNorm feeds; 0 for
+     * the final one. */
+    asp_status (*dnorm)(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *dout,
+                        const asp_real *dsum, const asp_context *context);
 };
 
 #endif

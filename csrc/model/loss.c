@@ -43,20 +43,27 @@ static void linear_item(void *arg, int64_t item, int thread) {
 /* The last row of sequence `first + item`: its logits become the metric's gradient. */
 static void metric_item(void *arg, int64_t item, int thread) {
     const loss_job *job = arg;
-    const int64_t b = job->first + item, v = job->model->config.n_vocab;
+    const int64_t row = job->first + item, b = row % job->metric->n_sequences, v = job->model->config.n_vocab;
     asp_real *logits = job->tape->logits + item * v, *copy = job->copies + thread * v;
     memcpy(copy, logits, (size_t)v * sizeof *copy);
-    job->tape->row_loss[b] = asp_metric_value(job->metric, b, copy, v);
+    job->tape->row_loss[row] = asp_metric_value(job->metric, b, copy, v);
     asp_metric_gradient(job->metric, b, logits, copy, v);
 }
 
 /* The same for n rows of a custom metric, whose functions take them together. */
 static asp_status custom_rows(const loss_job *job, int64_t n, const asp_context *context) {
     const int64_t v = job->model->config.n_vocab;
-    const asp_metric part = asp_metric_part(job->metric, job->first, n, v);
     asp_real *logits = job->tape->logits;
-    asp_status status = asp_metric_values(job->tape->row_loss + job->first, &part, logits, v, context, context->err);
-    if (!status) status = asp_metric_gradients(job->copies, &part, logits, v, context, context->err);
+    asp_status status = ASP_OK;
+    for (int64_t i = 0, rows; !status && i < n; i += rows) {
+        const int64_t b = (job->first + i) % job->metric->n_sequences;
+        rows = asp_min(n - i, job->metric->n_sequences - b);
+        const asp_metric part = asp_metric_part(job->metric, b, rows, v);
+        double *values = job->tape->row_loss + job->first + i;
+        status = asp_metric_values(values, &part, logits + i * v, v, context, context->err);
+        if (!status)
+            status = asp_metric_gradients(job->copies + i * v, &part, logits + i * v, v, context, context->err);
+    }
     if (!status) memcpy(logits, job->copies, (size_t)(n * v) * sizeof *logits);
     return status;
 }

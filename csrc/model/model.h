@@ -71,6 +71,8 @@ typedef struct {
     const double *bias;   /* (L) */
     uint64_t seed, step, first_sequence;
     const double *edge_coefficient; /* (L): gradient of the loss per unit of sigmoid(g); NULL: 0 */
+    const uint8_t *const *held;     /* (B) of each sequence: (L,H,T,T) read: gates of another pass, in place of its own;
+                                     * NULL: its own */
 } asp_gate;
 
 /* Elements of a square record, whose sequences' (L,H,T,T) blocks lie one after the other; -1 if they pass INT64_MAX. */
@@ -224,7 +226,8 @@ asp_status asp_loss_cross_entropy(const asp_model *model, asp_tape *tape, const 
 asp_status asp_loss_linear(const asp_model *model, asp_tape *tape, const asp_real *dlogits, double *sum,
                            const asp_context *context);
 
-/* The same for the sum of a metric over the sequences.  copies scratch: (n_threads,V), for CUSTOM (loss_rows,V). */
+/* The same for the sum of a metric over the sequences, of which there may be a multiple of the metric's: sequence b is
+ * measured as its sequence b modulo their number.  copies scratch: (n_threads,V), for CUSTOM (loss_rows,V). */
 asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
                            double *sum, const asp_context *context);
 

@@ -301,6 +301,46 @@ PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject 
 PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
 
+/* ---- py_component.c ------------------------------------------------------------------ */
+
+/* What calls about component edges read from their arguments; see py_task. */
+typedef struct {
+    py_task task;
+    py_batch reference_batch;
+    asp_prompts reference;
+    asp_component_options options;
+    int threads;
+} py_component_call;
+/* From _core_types.Task and ComponentOptions; 0 and an exception if they are not well formed. */
+int asp_py_component_read(py_component_call *c, PyObject *model, PyObject *task, PyObject *options, int threads);
+/* Around the computation: 0 and an exception if the model is being changed; an exception for a bad status. */
+int asp_py_component_begin(py_component_call *c, py_call *call, PyObject *model, PyObject *progress);
+void asp_py_component_end(py_call *call, PyObject *model, asp_status status, const asp_error *err);
+/* Lets go of the arguments, also of those that were not well formed: result, or NULL and an exception. */
+PyObject *asp_py_component_clear(py_component_call *c, PyObject *result);
+
+PyObject *asp_py_component_scores(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_senders_before(PyObject *self, PyObject *unused);
+
+/* ---- py_component_values.c --------------------------------------------------------------- */
+
+PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
+
+/* ---- py_component_select.c ----------------------------------------------------------------- */
+
+PyObject *asp_py_component_select_order(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_prune(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_roc(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_areas(PyObject *module, PyObject *args, PyObject *kwargs);
+
+/* ---- py_patching.c ---------------------------------------------------------------------- */
+
+PyObject *asp_py_patching_sweep(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_patching_paths(PyObject *self, PyObject *args, PyObject *kwargs);
+
 /* ---- py_find.c ---------------------------------------------------------------------- */
 
 PyObject *asp_py_find_circuit(PyObject *self, PyObject *args);

@@ -27,6 +27,7 @@ PYTHON = [  # from the top: (name, what it holds)
 ]
 C = [  # from the top, rows of (name, what it holds)
     [("python", "the binding; alone it knows Python")],
+    [("component", "component edges")],
     [
         ("circuit", "sweeps, effects"),
         ("graph", "flow, pruning"),

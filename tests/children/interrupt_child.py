@@ -24,7 +24,7 @@ from reliability import bits_of_model, bits_of_run, counters, micro_batch, new_f
 import attnsparse as asp
 from attnsparse import _core
 from attnsparse._core_types import Curve
-from attnsparse.circuits import effects
+from attnsparse.circuits import component_acdc, effects, patching_sweep, path_patch
 from attnsparse.tasks import CustomMetric
 from attnsparse.tasks.task import Task
 
@@ -152,6 +152,32 @@ def sweep(size: str, count: int) -> dict[str, Any]:
     return delays(lambda: effects.knock_out(model, task, items), count, check)
 
 
+def patching(size: str, count: int) -> dict[str, Any]:
+    """The k of every head at every position."""
+    model = large_model(size)
+    task = long_task(model)
+    expected = patching_sweep(model, task, "resid", by=["layer"]).values.tobytes()
+
+    def check() -> bool:
+        return patching_sweep(model, task, "resid", by=["layer"]).values.tobytes() == expected
+
+    return delays(lambda: patching_sweep(model, task, "k", by=("layer", "head", "position")), count, check)
+
+
+def paths(size: str, count: int) -> dict[str, Any]:
+    """Every sender into every head of the last layer."""
+    model = large_model(size)
+    task = long_task(model)
+    layer = model.config.n_layer - 1
+    receivers = [f"a{layer}.h{head}<{letter}>" for head in range(model.config.n_head) for letter in "qkv"]
+    expected = path_patch(model, task, "m0", receivers).values.tobytes()
+
+    def check() -> bool:
+        return path_patch(model, task, "m0", receivers).values.tobytes() == expected
+
+    return delays(lambda: path_patch(model, task, None, receivers, each="both"), count, check)
+
+
 def attribution(size: str, count: int) -> dict[str, Any]:
     """Integrated gradients of all edges."""
     model = large_model(size)
@@ -180,6 +206,18 @@ def circuit(size: str, count: int) -> dict[str, Any]:
         return effects.metric_values(model, task).tobytes() == expected
 
     return delays(find, count, check)
+
+
+def acdc(size: str, count: int) -> dict[str, Any]:
+    """Component edges that are taken away one after the other."""
+    model = large_model(size)
+    task = long_task(model)
+    expected = effects.metric_values(model, task).tobytes()
+
+    def check() -> bool:
+        return effects.metric_values(model, task).tobytes() == expected
+
+    return delays(lambda: component_acdc(model, task, 1e-9, metric="kl"), count, check)
 
 
 def curves(size: str, count: int) -> dict[str, Any]:
@@ -519,9 +557,12 @@ COMPUTING = (
     run,
     gradients,
     sweep,
+    patching,
+    paths,
     edges,
     attribution,
     circuit,
+    acdc,
     curves,
     metric,
     graph,

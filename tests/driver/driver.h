@@ -45,6 +45,17 @@ asp_status use_effects_of_means(const fixture *f, const asp_context *context, ui
 asp_status use_effects_of_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_effects_of_an_entry(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_components.c */
+asp_status use_component_scores(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_component_inputs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_component_activations(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_component_routes(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_components(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_patching.c */
+asp_status use_patching_of_layers(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_patching_of_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_paths(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_patching(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_circuit.c */
 asp_status use_exact_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_attribution_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
@@ -52,6 +63,16 @@ asp_status use_ig_circuit(const fixture *f, const asp_context *context, uint64_t
 asp_status use_greedy_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_circuit(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 
+/* driver_acdc.c */
+asp_status use_acdc(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_acdc_of_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_acdc(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_patch.c */
+asp_status use_patched_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_patched_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_patched_zeros(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_selection(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_patches(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_graph.c */
 asp_status use_features(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_replacement(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

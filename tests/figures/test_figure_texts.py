@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from fake_circuit import fake_circuit
+from fake_components import fake_component_circuit, fake_component_curve, fake_component_scores
 from fake_entry_effects import fake_entry_effects
 from fake_run import FakeModel
 from matplotlib.figure import Figure
@@ -63,6 +64,9 @@ def every_figure(text: str, edge) -> dict[str, object]:
     )
     graph = replace(graph, labels=labels, model_name=text, transcoders_name=text)
     curve = fake_circuit([0, 0.3, 0.95, 1], [0, 2, 5, 8], spread=0.4, name=text)
+    parts = fake_component_circuit(name=text)
+    part_curve = fake_component_curve(name=text)
+    edges = fake_circuit([0, 0.3, 0.95, 1], [0, 2, 5, 8], unit="edge", task=text, name=text)
     found = fake_entry_effects(3, name=text)
     found.run.model.words = tuple(text + word for word in found.run.model.words)
     found = replace(found, answer=text)
@@ -76,6 +80,14 @@ def every_figure(text: str, edge) -> dict[str, object]:
         "edge_lines with labels": lambda: figures.edge_lines(run, labels=[text] * 6),
         "addition_figure": lambda: figures.addition_figure(adder, adder, ["12+34"], caption=text),
         "effect_curves": lambda: figures.effect_curves({text: curve, f"{text}2": curve}, title=text),
+        "component_graph": lambda: figures.component_graph(parts, 20),
+        "component_graph with a title": lambda: figures.component_graph(parts, 20, title=text),
+        "component_matrix": lambda: figures.component_matrix(fake_component_scores(name=text)),
+        "component_matrix with a title": lambda: figures.component_matrix(
+            fake_component_scores(), title=text
+        ),
+        "component_curve": lambda: figures.component_curve({text: part_curve}, title=text),
+        "component_and_attention": lambda: figures.component_and_attention(part_curve, edges, title=text),
         "graph": lambda: figures.graph(graph),
         "graph with a title": lambda: figures.graph(graph, title=text),
         "entry_overview": lambda: draw_sketch(found, found),

@@ -12,6 +12,9 @@ from reliability import report
 
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "curves", "metric", "train", "features"]
 CALLS += [
+    "acdc",
+    "patching",
+    "paths",
     "edges",
     "graph",
     "coders",

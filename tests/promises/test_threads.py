@@ -19,7 +19,7 @@ from reliability import bits_of_model, bits_of_run, micro_batch, step_options
 
 import attnsparse as asp
 from attnsparse import _core, _core64
-from attnsparse.circuits import effects
+from attnsparse.circuits import COMPONENT_METHODS, component_scores, effects
 
 LINUX = sys.platform.startswith("linux")
 THREADS = (1, 2, 3, 4)
@@ -78,6 +78,18 @@ def test_effects_have_the_same_bits(width, ablation):
             effects.keep_only(model, task, edges, [0, 1, len(edges)], ablation, **common).tobytes(),
             effects.attribution(model, task, "edge", ablation, steps=3, **common).tobytes(),
         ]
+
+    expected = found(1)
+    assert all(found(threads) == expected for threads in THREADS)
+
+
+@pytest.mark.parametrize("method", COMPONENT_METHODS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_component_scores_have_the_same_bits(width, method):
+    model, task = reliability.model(**WIDTHS[width]), task_of(width)
+
+    def found(threads: int) -> bytes:
+        return component_scores(model, task, method=method, steps=3, threads=threads).scores.tobytes()
 
     expected = found(1)
     assert all(found(threads) == expected for threads in THREADS)

@@ -1,4 +1,4 @@
-"""The examples of docs/concepts.md and docs/howto.md run as a reader would type them, and no link is dead.
+"""The examples of the pages in PAGES run as a reader would type them, and no link is dead.
 
 The how-to is about files of the reader's own; `own_files` makes them from the demo models, in the layouts in
 which they come: a Hugging Face folder with a BOS token, a TransformerLens state dict, the paper's folder.
@@ -21,7 +21,7 @@ from places import ROOT
 import attnsparse as asp
 
 DOCS = ROOT / "docs"
-PAGES = ("concepts", "howto")
+PAGES = ("concepts", "howto", "components")
 BOS = "<|endoftext|>"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the source tree, not only the package")
 

@@ -33,6 +33,7 @@ FOLDERS = {  # of the C core: what each may include besides itself and the publi
     "kernels": {"base"},
     "model": {"base", "kernels"},
     "circuit": {"base", "kernels", "model"},
+    "component": {"base", "kernels", "model", "circuit"},
     "graph": {"base", "kernels", "model"},
     "transcoder": {"base", "kernels", "model"},
     "train": {"base", "kernels", "model"},

@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
-RUNS = r"(Model\.run|Run\.|Gradients\.|effects\.|Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+RUNS = (
+    r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
+    r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+)
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
+COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
+PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
+ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -25,7 +31,7 @@ SENTENCES = {
     rf"these gradients need {AMOUNT}, which could not be allocated":
         r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
-        r"(Model\.|Gradients\.|effects\.|_core\.|asp\.|Transcoders\.)",
+        r"(Model\.|Gradients\.|effects\.|circuits\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for interventions": RUNS,
     r"no memory for \d+ variants": r"(effects\.|_core\.|asp\.)",
     r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.|asp\.)",
@@ -45,6 +51,21 @@ SENTENCES = {
     rf"{STAGE}: no memory for means and open entries, which take {AMOUNT}": CIRCUITS,
     r"no memory for the open entries of a task": CIRCUITS,
     r"no memory for the effects of an entry in \d+ heads": CIRCUITS,
+    r"component scores: no memory for the prompts": COMPONENTS,
+    r"(circuits|exact): no memory for the (prompts|senders of a model)": COMPONENTS,
+    rf"circuits: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
+    r"(circuits|exact): no memory for what replaces senders in \d+ prompts, which takes .+": COMPONENTS,
+    rf"exact scores of \d+ prompts at once need {AMOUNT}, which could not be allocated": COMPONENTS,
+    r"no memory for the order of \d+ component edges": COMPONENTS,
+    rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
+    r"no memory for mean activations of \d+ positions": rf"({COMPONENTS}|{ACDC})",
+    r"(path )?patching: no memory for the prompts": PATCHING,
+    rf"(path )?patching: no memory for \d+ rows, which take {AMOUNT}": PATCHING,
+    rf"(path )?patching: no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}": PATCHING,
+    rf"(path )?patching: no memory for the means of \d+ prompts, which take {AMOUNT}": PATCHING,
+    r"acdc: no memory for the (prompts|senders of a model)": ACDC,
+    rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
+    rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

@@ -10,15 +10,18 @@ from __future__ import annotations
 import inspect
 
 import numpy as np
+from public_calls_acdc import ACDC_CALLS
+from public_calls_components import COMPONENT_CALLS
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
+from public_calls_patching import PATCHING_CALLS
 from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse.circuits import effects
+from attnsparse.circuits import COMPONENT_METHODS, component_scores, effects
 from attnsparse.model import gradients, interventions, run
 from attnsparse.model import transformer_lens as cache
 
@@ -125,6 +128,22 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [0, 1]]),),
         cost=5,
     ),
+    "circuits.component_scores": uses(
+        *(lambda e, m=m: component_scores(e.model, e.task, method=m, steps=2) for m in COMPONENT_METHODS),
+        lambda e: component_scores(e.dense, e.task, ablation="mean-positional", level="neuron", metric="kl"),
+        lambda e: component_scores(e.model, e.task, level="node", gate="held", direction="denoising"),
+        lambda e: component_scores(e.model, e.task, ablation="mean", reference=PROMPTS, metric=OWN),
+        wrong=(
+            lambda e: component_scores(e.model, e.task, method="x"),
+            lambda e: component_scores(e.model, e.task, method="clean-corrupted", ablation="zero"),
+            lambda e: component_scores(e.model, e.task, metric=FAILING.custom),
+            lambda e: component_scores(e.model, e.task, max_bytes=1000),
+            lambda e: component_scores(e.model, e.task, ablation="mean-positional", reference=[[1]]),
+        ),
+        cost=40,
+    ),
+    **PATCHING_CALLS,
+    **ACDC_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -283,6 +302,7 @@ CALLS: dict[str, Uses] = {
     "ActivationCache.keys": uses(lambda e: list(e.cache.keys())),
     "ActivationCache.values": uses(lambda e: list(e.short_cache.values())),
     **CORE_CALLS,
+    **COMPONENT_CALLS,
 }
 
 EFFECTS = [name for name in effects.__all__ if name[0].islower()]
@@ -294,6 +314,8 @@ CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 CORE_EFFECTS = (
     "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects", "attribution",
+    "component_scores", "component_senders_before", "component_values", "component_exact", "patching_sweep",
+    "path_values",
 )  # fmt: skip
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
@@ -319,7 +341,17 @@ ARRAYS: dict[str, str] = {
     ),
     **dict.fromkeys([f"_core.first_weights_from_{name}" for name in ("text", "set")], "own"),
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
+    **dict.fromkeys([f"circuits.component_{name}" for name in ("scores", "values", "circuit")], "own"),
+    **dict.fromkeys(
+        [f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")], "own"
+    ),
+    "circuits.load_component_circuit": "own",
+    **dict.fromkeys(
+        [f"_core.component_{name}" for name in ("order", "select", "prune", "roc", "areas")], "own"
+    ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
+    **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch"], "own"),
+    **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
         [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
@@ -391,7 +423,9 @@ def public_names() -> set[str]:
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
-    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS}
+    found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
+    found |= {name for name in COMPONENT_CALLS if not name.startswith("_core")}
+    found |= {f"circuits.{name}" for name in ("component_acdc", "patching_sweep", "path_patch")}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}

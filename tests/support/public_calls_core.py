@@ -13,7 +13,7 @@ from reliability import TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse._core_types import CircuitOptions, EffectOptions, HeldRun, Metric, Task
+from attnsparse._core_types import CircuitOptions, ComponentOptions, EffectOptions, HeldRun, Metric, Task
 from attnsparse.circuits import circuit, effects
 
 ONE = np.array([0, 1], np.int64)
@@ -21,6 +21,7 @@ CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
 METRIC = Metric("logit_diff", ONE, np.array([5], np.int32), ONE, np.array([7], np.int32), None)
 
 HEADS = np.array([[0, 1], [1, 3]], np.int32)
+COMPONENTS = ComponentOptions("eap", "edge", "counterfactual", 1, False, False, False, 2**40)
 
 
 def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tuple[Task, EffectOptions]:
@@ -179,6 +180,21 @@ CORE_CALLS: dict[str, Uses] = {
         ),
         cost=5,
     ),
+    "_core.Model.component_scores": uses(
+        lambda e: e.core.component_scores(asked(e)[0], COMPONENTS),
+        wrong=(
+            lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(level="x")),
+            lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(steps=0)),
+            lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(steps="2")),
+            lambda e: e.core.component_scores(
+                asked(e)[0], COMPONENTS._replace(denoising=True, ablation="zero")
+            ),
+            lambda e: e.core.component_scores(asked(e)[0], COMPONENTS._replace(reference=ONE)),
+            lambda e: e.core.component_scores(asked(e)[0], 3),
+        ),
+        cost=5,
+    ),
+    "_core.Model.component_senders_before": uses(lambda e: e.core.component_senders_before()),
     "_core.Model.circuit": uses(
         lambda e: search(e),
         wrong=(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 
@@ -81,6 +82,22 @@ def test_a_task_cannot_be_changed(demo: Tokenizer) -> None:
         task.clean[0][0] = 1
     with pytest.raises(AttributeError):
         task.metric = "prob_diff"
+
+
+def test_swapped(demo: Tokenizer) -> None:
+    task = tasks.make_task("ioi", demo, n=6)
+    swapped = task.swapped()
+    for i in range(6):
+        np.testing.assert_array_equal(swapped.clean[i], task.corrupted[i])
+        np.testing.assert_array_equal(swapped.corrupted[i], task.clean[i])
+        np.testing.assert_array_equal(swapped.answers[i], task.wrong[i])
+        np.testing.assert_array_equal(swapped.wrong[i], task.answers[i])
+    assert (swapped.labels, swapped.options, swapped.name) == (task.labels, task.options, task.name)
+    np.testing.assert_array_equal(swapped.is_ranking, task.is_ranking)
+    assert swapped.digest != task.digest
+    assert swapped.swapped().digest == task.digest
+    with pytest.raises(ValueError, match="has no corrupted prompts to exchange with"):
+        dataclasses.replace(task, corrupted=task.clean).swapped()
 
 
 def test_the_prompt_of_the_figure(demo: Tokenizer) -> None:

@@ -1,0 +1,210 @@
+"""Activation patching: each activation of a layer or a head takes its value in the other prompt of the pair.
+
+One number for every layer, head and position, and for every prompt: the task's metric with that activation
+alone replaced and everything behind it computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import _check
+from .._display import stage_bars
+from ..model.model import Model
+from ..model.run import DEFAULT_MAX_BYTES
+from ..tasks.custom import CustomMetric, chosen_metric, metric_name
+from ..tasks.task import Task
+from .component_names import DIRECTIONS
+from .effects import packed_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAYER_KINDS = ("resid", "resid_mid", "attn_out", "mlp_out")
+HEAD_KINDS = ("z", "q", "k", "v", "pattern")
+AXES = ("layer", "head", "position")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchingSweep:
+    """The metric with each activation of a kind alone replaced.
+
+    Made by `patching_sweep`.
+
+    Attributes
+    ----------
+    values : numpy.ndarray
+        float64 [.., prompts]: the metric of each prompt, with one axis before it for each name in
+        `by`.
+    clean : numpy.ndarray
+        float64 [prompts]: the metric of the clean prompts as they are.
+    corrupted : numpy.ndarray
+        float64 [prompts]: the metric of the corrupted prompts as they are, with the same answers.
+    kind : str
+        What is replaced.
+    by : tuple of str
+        Names of the axes: "layer", "head", "position".
+    direction : str
+        "denoising" (clean values in the corrupted prompts) or "noising".
+    metric : str
+        Name of the metric.
+    model : str
+        Name of the model.
+    task : str
+        Name of the task.
+    """
+
+    values: np.ndarray
+    clean: np.ndarray
+    corrupted: np.ndarray
+    kind: str
+    by: tuple[str, ...]
+    direction: str
+    metric: str
+    model: str
+    task: str
+
+    @property
+    def mean(self) -> np.ndarray:
+        """float64, one axis for each name in `by`: the mean over prompts."""
+        return np.asarray(self.values.mean(-1))
+
+    @property
+    def recovered(self) -> np.ndarray:
+        """Like `mean`, as a share of the way from the corrupted prompts (0) to the clean ones (1).
+
+        NaN if both have the same metric on average.
+        """
+        return recovered(self.mean, self.clean, self.corrupted)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each replaced activation.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A column of int for each name in `by`, then mean and recovered, float.
+        """
+        import pandas as pd
+
+        table = {name: places.ravel() for name, places in zip(self.by, np.indices(self.mean.shape))}
+        frame: pd.DataFrame = pd.DataFrame(
+            table | {"mean": self.mean.ravel(), "recovered": self.recovered.ravel()}
+        )
+        return frame
+
+    def __repr__(self) -> str:
+        shape = " x ".join(f"{n} {name}s" for n, name in zip(self.mean.shape, self.by))
+        return (
+            f"PatchingSweep({self.kind!r} of {self.model!r} on {self.task!r}: {shape}, "
+            f"{len(self.clean)} prompts, direction={self.direction!r}, metric={self.metric!r})"
+        )
+
+
+def recovered(mean: np.ndarray, clean: np.ndarray, corrupted: np.ndarray) -> np.ndarray:
+    """A mean metric as a share of the way from the corrupted prompts to the clean ones."""
+    low, high = corrupted.mean(), clean.mean()
+    if high == low:
+        return np.full(np.shape(mean), np.nan)
+    return np.asarray((mean - low) / (high - low))
+
+
+def patching_sweep(
+    model: Model,
+    task: Task,
+    kind: str,
+    *,
+    by: Sequence[str] | None = None,
+    direction: str = "denoising",
+    metric: str | CustomMetric | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> PatchingSweep:
+    """Measure the metric with each activation replaced by its value in the other prompt of the pair.
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+        The answers are those of the clean prompts in either direction; `Task.swapped` exchanges them. By
+        position all prompts must have one length.
+    kind : str
+        Of a layer: "resid" (the residual stream before it), "resid_mid" (between its attention and its MLP),
+        "attn_out", "mlp_out". Of a head: "z", "q", "k", "v", "pattern" (with "position": a query's row).
+    by : sequence of str, optional
+        Which activations are replaced one at a time, and the order of the axes: "layer", for kinds of heads
+        "head", and "position" or not; without "position" all positions are replaced at once. Default:
+        ("layer", "position"), or ("layer", "head") for heads.
+    direction : {"denoising", "noising"}, default "denoising"
+        "denoising" puts clean values into the corrupted prompts, "noising" corrupted values into the clean
+        ones.
+    metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
+        Default: the task's own. "kl" compares with the clean prompt.
+    max_bytes : int, default 4 GiB
+        What the call may allocate; with less, it takes fewer prompts at a time.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show a bar on stderr. Default: in terminals and notebooks only.
+
+    Returns
+    -------
+    PatchingSweep
+        The metric of every prompt for every activation.
+
+    Raises
+    ------
+    ValueError
+        For unknown names, axes that a kind does not have, and, by position, prompts of different lengths.
+    TypeError
+        For arguments of another type.
+    MemoryError
+        If `max_bytes` is too little for one prompt at a time.
+
+    Notes
+    -----
+    This is the `get_act_patch_*` family of TransformerLens with `metric` for every prompt by itself: "resid",
+    "attn_out" and "mlp_out" are `get_act_patch_resid_pre`, `_attn_out` and `_mlp_out` (all three:
+    `get_act_patch_block_every`); "z", "q", "k", "v" and "pattern" by ("layer", "head") are
+    `get_act_patch_attn_head_out_all_pos`, `_q_all_pos`, `_k_all_pos`, `_v_all_pos` and `_pattern_all_pos`,
+    and by ("layer", "position", "head") the `_by_pos` ones. Gates are computed anew from what is patched.
+
+    Nothing before the first token that differs within a pair can change, and is not computed.
+    """
+    _check.choice(kind, "kind", (*LAYER_KINDS, *HEAD_KINDS))
+    _check.choice(direction, "direction", DIRECTIONS)
+    axes = _axes(kind, by)
+    asked = packed_task(model, task, metric)
+    max_bytes = _check.byte_limit(max_bytes)
+    denoising = direction == "denoising"
+    with stage_bars(progress) as tell:
+        values, base, other = model._core.patching_sweep(
+            asked, kind, "position" in axes, denoising, max_bytes, _check.threads(threads), tell
+        )
+    values = values.transpose(*(AXES.index(name) for name in axes), *_left_out(axes), 3)
+    values = np.ascontiguousarray(values.reshape(*values.shape[: len(axes)], len(task)))
+    clean, corrupted = (other, base) if denoising else (base, other)
+    names = (metric_name(chosen_metric(metric, task)), model.name, task.name)
+    return PatchingSweep(values, clean, corrupted, kind, axes, direction, *names)
+
+
+def _axes(kind: str, by: Sequence[str] | None) -> tuple[str, ...]:
+    """`by`, checked."""
+    of_heads = kind in HEAD_KINDS
+    if by is None:
+        return ("layer", "head") if of_heads else ("layer", "position")
+    axes = tuple(_check.names(by, "by"))
+    wanted = {"layer", "head"} if of_heads else {"layer"}
+    if set(axes) - {"position"} != wanted or len(set(axes)) != len(axes):
+        names = ", ".join(map(repr, sorted(wanted, reverse=True)))
+        raise ValueError(f"by must have {names} and may have 'position' for kind={kind!r}, got {axes!r}")
+    return axes
+
+
+def _left_out(axes: tuple[str, ...]) -> list[int]:
+    return [i for i, name in enumerate(AXES) if name not in axes]

@@ -1,0 +1,134 @@
+"""Uses of circuits of component edges; a part of public_calls.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from public_objects import Uses, uses
+
+from attnsparse import _core
+from attnsparse._core_types import ComponentOptions
+from attnsparse.circuits import (
+    ComponentCircuit,
+    component_circuit,
+    component_scores,
+    component_values,
+    load_component_circuit,
+)
+from attnsparse.circuits.component_file import exists
+from attnsparse.circuits.component_names import Shape
+
+OPTIONS = ComponentOptions("eap", "edge", "counterfactual", 1, False, False, False, 2**40)
+SCORES = np.arange(35.0) % 9 - 4
+SMALL = np.resize(SCORES, (5, 11))  # one layer of three heads has 5 senders and 11 receivers
+EDGES = 9 + 4 + 5  # into its heads, its MLP and the logits
+
+
+def some(e) -> np.ndarray:
+    """Two circuits for the model of `e`."""
+    shape = component_scores(e.model, e.task).scores.shape
+    return np.arange(2 * shape[0] * shape[1]).reshape(2, *shape) % 3 > 0
+
+
+def small() -> ComponentCircuit:
+    return ComponentCircuit(SMALL * exists(Shape(1, 3)), 1, 3, 8)
+
+
+def made(e) -> ComponentCircuit:
+    return component_circuit(component_scores(e.model, e.task), e.model)
+
+
+def saved(e) -> ComponentCircuit:
+    small().save(e.folder / "components")
+    return load_component_circuit(e.folder / "components")
+
+
+def exchanged(e) -> ComponentCircuit:
+    small().to_json(e.folder / "importances.json", 9)
+    return ComponentCircuit.from_json(e.folder / "importances.json")
+
+
+ORDER = _core.component_order(1, 3, SMALL, True, False)
+
+COMPONENT_CALLS: dict[str, Uses] = {
+    "circuits.component_values": uses(
+        lambda e: component_values(e.model, e.task, some(e)),
+        lambda e: component_values(e.dense, e.task, some(e), ablation="mean", metric="kl"),
+        lambda e: component_values(e.model, e.task, some(e), direction="denoising", gate="held"),
+        wrong=(
+            lambda e: component_values(e.model, e.task, some(e)[:, :2]),
+            lambda e: component_values(e.model, e.task, some(e), ablation="x"),
+            lambda e: component_values(e.model, e.task, some(e), ablation="zero", direction="denoising"),
+            lambda e: component_values(e.model, e.task, some(e), max_bytes=1000),
+        ),
+        cost=40,
+    ),
+    "circuits.component_circuit": uses(made, wrong=(lambda e: component_circuit(3, e.model),), cost=10),
+    "circuits.load_component_circuit": uses(
+        saved, wrong=(lambda e: load_component_circuit(e.folder / "none"),), cost=10
+    ),
+    "ComponentCircuit.from_json": uses(
+        exchanged, wrong=(lambda e: ComponentCircuit.from_json(e.folder / "none"),), cost=10
+    ),
+    "ComponentCircuit.evaluate": uses(
+        lambda e: made(e).evaluate(e.model, e.task, shares=[0.1, 0.5, 1]).to_pandas(),
+        wrong=(lambda e: made(e).evaluate(e.model, e.task, shares=[2]),),
+        cost=40,
+    ),
+    "ComponentCircuit.masks": uses(
+        lambda e: small().masks([0, 5, EDGES]), wrong=(lambda e: small().masks([99]),)
+    ),
+    "ComponentCircuit.roc": uses(
+        lambda e: small().roc(small().mask(5, prune=False)), wrong=(lambda e: small().roc(SMALL),)
+    ),
+    "_core.Model.component_values": uses(
+        lambda e: e.core.component_values(*asked(e), OPTIONS),
+        wrong=(
+            lambda e: e.core.component_values(asked(e)[0], some(e)[:, :1].copy(), OPTIONS),
+            lambda e: e.core.component_values(*asked(e), OPTIONS._replace(ablation="x")),
+            lambda e: e.core.component_values(*asked(e), 3),
+        ),
+        cost=10,
+    ),
+    "_core.Model.component_exact": uses(
+        lambda e: e.core.component_exact(asked(e)[0], OPTIONS),
+        wrong=(lambda e: e.core.component_exact(asked(e)[0], OPTIONS._replace(max_bytes=1000)),),
+        cost=40,
+    ),
+    "_core.component_order": uses(
+        *(lambda e, g=g: _core.component_order(1, 3, SMALL, True, g) for g in (False, True)),
+        wrong=(
+            lambda e: _core.component_order(1, 4, SMALL, True, False),
+            lambda e: _core.component_order(0, 3, SMALL, True, False),
+            lambda e: _core.component_order(1, 3, SMALL * np.nan, True, False),
+        ),
+    ),
+    "_core.component_select": uses(
+        lambda e: _core.component_select(1, 3, ORDER, np.array([0, 5]), True),
+        wrong=(
+            lambda e: _core.component_select(1, 3, ORDER[:3].copy(), np.array([0, 5]), True),
+            lambda e: _core.component_select(1, 3, ORDER, np.array([99]), True),
+            lambda e: _core.component_select(1, 3, ORDER + 99, np.array([1]), True),
+        ),
+    ),
+    "_core.component_prune": uses(
+        lambda e: _core.component_prune(1, 3, SMALL > 0),
+        wrong=(lambda e: _core.component_prune(2, 3, SMALL > 0),),
+    ),
+    "_core.component_roc": uses(
+        lambda e: _core.component_roc(1, 3, SMALL, SMALL > 2, True),
+        wrong=(
+            lambda e: _core.component_roc(1, 3, SMALL, SMALL > 99, True),
+            lambda e: _core.component_roc(1, 3, SMALL, SMALL, True),
+        ),
+    ),
+    "_core.component_areas": uses(
+        lambda e: _core.component_areas(SMALL, np.arange(11.0)),
+        wrong=(lambda e: _core.component_areas(SMALL, np.arange(3.0)),),
+    ),
+}
+
+
+def asked(e) -> tuple:
+    from attnsparse.circuits.effects import packed_task
+
+    return packed_task(e.model, e.task, None), some(e)
