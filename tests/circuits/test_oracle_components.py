@@ -432,6 +432,7 @@ def test_inputs_complete_the_difference(name):
     close(left - right, (ends[0] - ends[1]) / 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CONFIGS if "relu" not in name])  # kinks on the path
 def test_groups_complete_their_ablation_with_held_gates(name):
     """The path of one group, the right sum of many steps: its end is the run with the group filled."""

@@ -1,6 +1,7 @@
 """Circuits of component edges put in by hand: the models do what they were written to do, and methods find
-what they must and miss what they must, by the oracle."""
+what they must and miss what they must, by the core and by the oracle."""
 
+import engine
 import numpy as np
 import oracle
 import oracle_component_graph as graph
@@ -8,6 +9,8 @@ import oracle_components as comp
 import planted
 import planted_components as pc
 import pytest
+
+from attnsparse.circuits import component_scores
 
 CASES = {case.name: case for case in pc.all_planted()}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -62,6 +65,16 @@ def test_no_other_edge_matters_alone_or_together(case):
 @pytest.mark.parametrize("gate", comp.GATES)
 @pytest.mark.parametrize("question", pc.QUESTIONS)
 def test_methods_find_what_they_must_and_miss_what_they_must(case, question, gate):
+    model = engine.build(case.config, case.weights, "float64")
+    scores = component_scores(model, case.task, gate=gate, **pc.QUESTIONS[question]).scores
+    assert (case.precision_recall(scores) == (1.0, 1.0)) == (question not in case.misses)
+
+
+@pytest.mark.slow
+@each_case
+@pytest.mark.parametrize("gate", comp.GATES)
+@pytest.mark.parametrize("question", pc.QUESTIONS)
+def test_the_oracle_finds_and_misses_the_same(case, question, gate):
     found = case.precision_recall(case.scores(question, gate)) == (1.0, 1.0)
     assert found == (question not in case.misses)
 
@@ -73,6 +86,7 @@ def test_the_area_under_the_roc_is_whole_where_the_circuit_is_found(case, questi
     assert (area == 1) == (question not in case.misses)
 
 
+@pytest.mark.slow
 @each_case
 def test_acdc_and_the_greedy_find_a_set_that_is_enough(case):
     """Divergence of logits; of two redundant heads the first is left, whose edges are asked last."""
