@@ -133,7 +133,7 @@ def compare(ours: Tokenizer, theirs, rng: Random, about: str) -> int:
     return len(drawn)
 
 
-@pytest.mark.filterwarnings("ignore:.*are not used, as GPT2Tokenizer")
+@pytest.mark.filterwarnings("ignore:.*are ignored, as GPT2Tokenizer")
 def test_drawn_folders(tmp_path):
     """Each is read, written by us, and read again: nothing changes, for transformers neither."""
     n_read = n_texts = 0
