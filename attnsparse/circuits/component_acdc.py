@@ -10,7 +10,7 @@ from .._display import stage_bars
 from .._engine import core_for
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric
+from ..tasks.custom import CustomMetric, chosen_metric, smaller_is_better
 from ..tasks.task import Task
 from .component_circuit import ComponentCircuit
 from .component_options import changed_options
@@ -88,8 +88,9 @@ def component_acdc(
     """
     threshold, prune = _check.number(threshold, "threshold", 0.0), _check.flag(prune, "prune")
     asked, chosen = packed_task(model, task, metric), chosen_metric(metric, task)
-    smaller = chosen.smaller_is_better if isinstance(chosen, CustomMetric) else chosen == "kl"
-    options = changed_options(model, ablation, "noising", gate, reference, max_bytes, smaller)
+    options = changed_options(
+        model, ablation, "noising", gate, reference, max_bytes, smaller_is_better(chosen)
+    )
     with stage_bars(progress) as tell:
         mask, scores = model._core.component_acdc(asked, threshold, options, _check.threads(threads), tell)
     config = model.config

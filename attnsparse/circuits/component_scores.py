@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._core_types import ComponentOptions
 from .._display import stage_bars
-from ..model.batch import as_batch
 from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
+from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ..tasks.task import Task
 from . import component_names as names
-from .effects import packed_task, reference_prompts
+from .component_options import changed_options
+from .effects import packed_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,29 +207,15 @@ def component_scores(
     """
     _check.choice(method, "method", names.METHODS)
     _check.choice(level, "level", names.LEVELS)
-    _check.choice(ablation, "ablation", names.ABLATIONS)
-    _check.choice(direction, "direction", names.DIRECTIONS)
-    _check.choice(gate, "gate", names.GATES)
     steps = _check.integer(steps, "steps", 1, 1_000_000)
     max_bytes = _check.integer(max_bytes, "max_bytes", 1, 2**63 - 1)
-    asked = packed_task(model, task, metric)
-    _check_combination(method, level, ablation, direction, reference)
-    chosen = chosen_metric(metric, task)
-    routes, gated = method == "information-flow-routes", model.config.gated
-    smaller = chosen.smaller_is_better if isinstance(chosen, CustomMetric) else chosen == "kl"
-    mean_of = None if reference is None else as_batch(model, reference_prompts(reference), False)
-    options = ComponentOptions(
-        method="eap" if method == "exact" else method,
-        level=level,
-        ablation=ablation,
-        steps=steps,
-        denoising=direction == "denoising",
-        held_gate=gate == "held",
-        smaller_is_better=smaller,
-        max_bytes=max_bytes,
-        reference=None if mean_of is None else mean_of.tokens,
-        reference_offsets=None if mean_of is None else mean_of.offsets,
+    asked, chosen = packed_task(model, task, metric), chosen_metric(metric, task)
+    changed = changed_options(
+        model, ablation, direction, gate, reference, max_bytes, smaller_is_better(chosen)
     )
+    _check_combination(method, level, ablation, direction, reference)
+    routes, gated = method == "information-flow-routes", model.config.gated
+    options = changed._replace(method="eap" if method == "exact" else method, level=level, steps=steps)
     with stage_bars(progress) as tell:
         measure = model._core.component_exact if method == "exact" else model._core.component_scores
         scores = measure(asked, options, _check.threads(threads), tell)

@@ -22,7 +22,7 @@ from ..items import shortened
 from ..model.interventions import ABLATIONS
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
+from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ..tasks.task import Task
 from . import effects
 from .choices import (
@@ -197,9 +197,7 @@ def find_circuit(
             effects=effects.effect_options(model, unit, ablation, mean_of, DEFAULT_MAX_BYTES),
             method=method,
             normalize=normalize,
-            smaller_is_better=chosen.smaller_is_better
-            if isinstance(chosen, CustomMetric)
-            else chosen == "kl",
+            smaller_is_better=smaller_is_better(chosen),
             sizes=asked,
             task_name=shortened(task.name, _NAME_CHARACTERS),
             metric_name=shortened(metric_name(chosen), _NAME_CHARACTERS),

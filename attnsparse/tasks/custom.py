@@ -174,6 +174,11 @@ def chosen_metric(metric: object, task: Task) -> str | CustomMetric:
     return metric
 
 
+def smaller_is_better(metric: str | CustomMetric) -> bool:
+    """Whether the whole model has the smallest value; a divergence from it does."""
+    return metric.smaller_is_better if isinstance(metric, CustomMetric) else metric == "kl"
+
+
 def metric_name(metric: str | CustomMetric) -> str:
     """As tables and files have it."""
     return metric if isinstance(metric, str) else metric.name
