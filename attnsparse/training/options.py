@@ -33,8 +33,8 @@ class TrainingOptions(Options):
     """Options of a `Trainer`. Where a schedule is accepted, a number means the same at every step.
 
     The optimiser is AdamW: gradients of a step are clipped to the global norm `clip`; the decay is decoupled
-    and applies to matrices only. Random numbers of dropout and of the gate's noise are functions of seed, step
-    and place. Options from `tau` on are for gated models alone.
+    and applies to matrices only. Random numbers of dropout and of the gate's noise are functions of seed,
+    step and place. Options from `tau` on are for gated models alone.
 
     Parameters
     ----------

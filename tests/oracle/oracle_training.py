@@ -230,8 +230,8 @@ def dropout_masks(
 
     Keys are noise_key(seed, step, sequence, layer, 2^32 + i, at), i being the place in `DROPPED`; an entry
     (head, query, key) is dropped where the number at `key` of the row of (..., head, query) is below the
-    rate, a head where (key >> 11 + 1/2) / 2^53 of (..., head) is, a value of an output at (position, neuron) where
-    the number at `neuron` of the row of (..., position) is. Masks of entries and heads multiply."""
+    rate, a head where (key >> 11 + 1/2) / 2^53 of (..., head) is, a value of an output at (position, neuron)
+    where the number at `neuron` of the row of (..., position) is. Masks of entries and heads multiply."""
     L, H, E = config["n_layer"], config["n_head"], config["d_model"]
     rates = dict(zip(DROPPED, options.dropout, strict=True))
     pattern = np.ones((L, H, n_tokens, n_tokens))
