@@ -1,5 +1,5 @@
-"""Dropout of a training step, as far as options decide it; its arithmetic is judged in tests/model/test_gradients.py
-and, with resumes and threads, in test_train.py, whose runs have it."""
+"""Dropout of a training step, as far as options decide it. Its arithmetic is judged in
+tests/model/test_gradients.py; the runs of test_train.py have it too, with their resumes and threads."""
 
 from __future__ import annotations
 
