@@ -123,7 +123,7 @@ static uint64_t plain_records(const scoring *s) {
 static int needs_paired(const scoring *s) { return !is_routes(s) && s->o->ablation == ASP_COMPONENT_COUNTERFACTUAL; }
 static int needs_whole(const scoring *s) { return !is_routes(s) && s->task->metric.kind == ASP_KL; }
 
-enum { PARTS = 15 };
+enum { PARTS = 14 };
 
 /* Arrays of the block besides the tape's, whose sizes are known. */
 static int64_t lay_out_scoring(scoring *s, asp_arena_part parts[PARTS], int n_threads) {
