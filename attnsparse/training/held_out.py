@@ -16,16 +16,24 @@ from ..model.model import Model
 
 
 class HeldOutResult(NamedTuple):
-    """What was measured after some optimiser steps."""
+    """What a `Trainer` found on held-out sequences.
+
+    Attributes
+    ----------
+    step : int
+        Optimiser steps done.
+    ce : float
+        Cross-entropy in nats.
+    edges_per_token : float
+        Open edges of all heads for each token; in a dense model all entries.
+    self_edges_per_token : float
+        Of these, edges from a token to itself.
+    """
 
     step: int
-    """Optimiser steps done."""
     ce: float
-    """Cross-entropy in nats."""
     edges_per_token: float
-    """Open edges of all heads for each token; in a dense model all entries."""
     self_edges_per_token: float
-    """Of these, edges from a token to itself."""
 
 
 FIELDS = len(HeldOutResult._fields)
