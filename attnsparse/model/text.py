@@ -98,8 +98,8 @@ class ModelText:
             If the model has no tokenizer.
         """
         tokenizer = self._need_tokenizer()
-        if np.ndim(tokens) == 0:
-            return tokenizer.decode([tokens])  # type: ignore[list-item]
+        if isinstance(tokens, (int, np.integer)):
+            return tokenizer.decode([int(tokens)])
         prompts, single = listed(tokens)
         texts = [tokenizer.decode(prompt) for prompt in prompts]
         return texts[0] if single else texts

@@ -103,14 +103,14 @@ def attribute(
     tokens = _tokens(run, right, "right", rows)
     against = None if wrong is None else _tokens(run, wrong, "wrong", rows)
     found = run._core.attribute(rows.row, tokens, against, _parts(by))
-    return _table(run, rows, _pieces(run, found, by), found["value"], by, base)
+    return _table(run, rows, _pieces(run, rows, found, by), found["value"], by, base)
 
 
 def _tokens(run: Run, given: str | int | Sequence[str | int], name: str, rows: Rows) -> np.ndarray:
     """The token of each row: the same everywhere, or one for each prompt."""
-    if isinstance(given, str) or np.ndim(given) == 0:
-        return np.full(len(rows.row), tables.token_id(run, given), np.int32)  # type: ignore[arg-type]
-    items = list(given)  # type: ignore[arg-type]
+    if isinstance(given, (str, int, np.integer)):
+        return np.full(len(rows.row), tables.token_id(run, given), np.int32)
+    items = list(given)
     if len(items) != len(run):
         raise ValueError(f"{name} must be one token or one for each of {len(run)} prompts, got {len(items)}")
     ids = np.array([tables.token_id(run, item) for item in items], np.int32)
@@ -125,7 +125,7 @@ def _parts(by: str) -> tuple[str, ...]:
     return ("value", "embed", "pos_embed", heads, "value_bias", "attn_bias", *mlps, "ln_bias", "unembed_bias")
 
 
-def _pieces(run: Run, found: dict[str, np.ndarray], by: str) -> list[_Piece]:
+def _pieces(run: Run, rows: Rows, found: dict[str, np.ndarray], by: str) -> list[_Piece]:
     c = run.model.config
     layers, before, after = np.arange(c.n_layer), np.array([_BEFORE]), np.array([_AFTER])
     ends = {name: found[name][:, None] for name in ("embed", "pos_embed", "ln_bias", "unembed_bias")}
@@ -142,8 +142,8 @@ def _pieces(run: Run, found: dict[str, np.ndarray], by: str) -> list[_Piece]:
         numbers = np.tile(np.arange(c.n_head), c.n_layer)
         pieces.append(_Piece("head", per_head, np.repeat(layers, c.n_head), numbers))
     elif by == "position":
-        keys = np.arange(found["key"].shape[1])
-        pieces.append(_Piece("position", found["key"], np.full(len(keys), _BEFORE), keys))
+        keys = np.arange(rows.position.max() + 1)  # the core has columns for the longest prompt of the batch
+        pieces.append(_Piece("position", found["key"][:, keys], np.full(len(keys), _BEFORE), keys))
     else:
         pieces.append(_Piece("attn", found["head"].sum(axis=-1), layers))
     if c.bias:

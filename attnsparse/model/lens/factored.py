@@ -129,14 +129,18 @@ class FactoredMatrix:
         if isinstance(other, FactoredMatrix):
             return FactoredMatrix(self.A, (self.B @ other.A) @ other.B)
         right = _operand(other, self.shape[-1], 0)
-        return self.A @ (self.B @ right) if right.ndim == 1 else FactoredMatrix(self.A, self.B @ right)
+        if right.ndim > 1:
+            return FactoredMatrix(self.A, self.B @ right)
+        return (self.A @ (self.B @ right)[..., None])[..., 0]
 
     # NumPy leaves `array @ matrix` to this class instead of taking it apart.
     __array_ufunc__ = None
 
     def __rmatmul__(self, other: np.ndarray) -> Any:
         left = _operand(other, self.shape[-2], -1)
-        return (left @ self.A) @ self.B if left.ndim == 1 else FactoredMatrix(left @ self.A, self.B)
+        if left.ndim > 1:
+            return FactoredMatrix(left @ self.A, self.B)
+        return ((left @ self.A)[..., None, :] @ self.B)[..., 0, :]
 
     def __getitem__(self, index: Any) -> FactoredMatrix:
         """Matrices of a stack, chosen by the leading axes."""

@@ -132,10 +132,10 @@ def _asked(run: Run, tokens: str | int | Sequence[str | int] | None, n_rows: int
     """The same tokens for each row, int32 [rows, tokens]."""
     if tokens is None:
         return np.empty((n_rows, 0), np.int32)
-    items = [tokens] if isinstance(tokens, str) or np.ndim(tokens) == 0 else list(tokens)  # type: ignore[arg-type]
+    items = [tokens] if isinstance(tokens, (str, int, np.integer)) else list(tokens)
     if not items:
         raise ValueError("tokens must name at least one token")
-    ids = [tables.token_id(run, item) for item in items]  # type: ignore[arg-type]
+    ids = [tables.token_id(run, item) for item in items]
     return np.tile(np.array(ids, np.int32), (n_rows, 1))
 
 
