@@ -59,7 +59,7 @@ static int64_t keep_largest(int32_t *token, double *logit, int64_t n, int64_t n_
     return n < n_top ? n + 1 : n;
 }
 
-static void read_row(void *arg, int64_t item, int thread) {
+static void read_logit_row(void *arg, int64_t item, int thread) {
     (void)thread;
     const read_job *job = arg;
     const asp_lens_readout *o = job->out;
@@ -94,7 +94,7 @@ asp_status asp_lens_read(const asp_lens_readout *out, const asp_real *logits, in
     ASP_ENVIRONMENT;
     const asp_status status = check_readout(out, n, n_vocab, err);
     read_job job = {out, logits, 0, n_vocab};
-    return status ? status : asp_parallel_for(context, n, read_row, &job);
+    return status ? status : asp_parallel_for(context, n, read_logit_row, &job);
 }
 
 /* ---- logit lens --------------------------------------------------------------------- */
@@ -155,7 +155,7 @@ static asp_status lens_chunks(lens_job *job, const asp_lens_readout *out, int64_
         memset(job->x + rows * e, 0, (size_t)((job->n_padded - rows) * e) * sizeof *job->x);
         status = asp_parallel_for(context, rows, lens_row, job);
         if (!status) status = asp_unembed(job->model, job->logits, job->x, rows, job->n_padded, context);
-        if (!status) status = asp_parallel_for(context, rows, read_row, &read);
+        if (!status) status = asp_parallel_for(context, rows, read_logit_row, &read);
     }
     return status;
 }
@@ -252,7 +252,8 @@ static void attribute_row(void *arg, int64_t item, int thread) {
 }
 
 /* The row of the pattern of one head at a token row, and its number of keys. */
-static const asp_real *pattern_row(const attribute_job *job, int64_t layer, int64_t head, int64_t row, int64_t *n) {
+static const asp_real *lens_pattern_row(const attribute_job *job, int64_t layer, int64_t head, int64_t row,
+                                        int64_t *n) {
     const asp_config *c = &job->model->config;
     const int64_t *offsets = asp_run_offsets(job->run), *start = asp_run_square_start(job->run);
     int64_t b = 0;
@@ -271,7 +272,7 @@ static void attribute_heads(const attribute_job *job, int64_t item, int64_t laye
     double from_bias = 0;
     for (int64_t h = 0; h < c->n_head; h++) {
         int64_t n_keys;
-        const asp_real *a = pattern_row(job, layer, h, row, &n_keys);
+        const asp_real *a = lens_pattern_row(job, layer, h, row, &n_keys);
         const double b = bias ? lens_dot(bias + 2 * width + h * d, seen + h * d, d) : 0;
         double sum = 0;
         for (int64_t k = 0; k < n_keys; k++) sum += (double)a[k];

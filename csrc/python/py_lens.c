@@ -124,7 +124,7 @@ static int64_t longest_of(const asp_run *run) {
     return longest;
 }
 
-static void list_parts(py_part list[PART_KINDS], asp_lens_parts *p, const py_run *run, int64_t n) {
+static void list_attributed(py_part list[PART_KINDS], asp_lens_parts *p, const py_run *run, int64_t n) {
     const asp_config *c = asp_model_config(run->model->model);
     const int64_t l = c->n_layer, longest = longest_of(run->run);
     const py_part parts[PART_KINDS] = {{"value", &p->value, 1, {n}},
@@ -146,7 +146,7 @@ static void list_parts(py_part list[PART_KINDS], asp_lens_parts *p, const py_run
 static PyObject *new_parts(PyObject *wanted, asp_lens_parts *parts, const py_run *run, int64_t n) {
     py_part list[PART_KINDS];
     const char *names[PART_KINDS];
-    list_parts(list, parts, run, n);
+    list_attributed(list, parts, run, n);
     for (int i = 0; i < PART_KINDS; i++) names[i] = list[i].name;
     PyObject *items = asp_py_module_tuple(wanted, "parts must be a sequence of names");
     PyObject *result = items ? PyDict_New() : NULL;

@@ -45,7 +45,8 @@ def test_stacks_are_the_weights_of_each_layer(toy):
     assert np.array_equal(model.b_K, thirds[:, 1])
     names = {
         "b_O": "attn.c_proj.bias", "W_in": "mlp.c_fc.weight", "b_in": "mlp.c_fc.bias",
-        "W_out": "mlp.c_proj.weight", "b_out": "mlp.c_proj.bias", "ln1_w": "ln_1.weight", "ln1_b": "ln_1.bias", "ln2_w": "ln_2.weight",
+        "W_out": "mlp.c_proj.weight", "b_out": "mlp.c_proj.bias", "ln1_w": "ln_1.weight",
+        "ln1_b": "ln_1.bias", "ln2_w": "ln_2.weight",
         "ln2_b": "ln_2.bias",
     }  # fmt: skip
     for name, own in names.items():

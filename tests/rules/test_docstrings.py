@@ -25,11 +25,12 @@ METHODS = {
 }
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 DOCUMENTED = FUNCTIONS | CLASSES_OF_OURS | METHODS
-# Methods that are functions of other modules, which call their own object `graph`.
-OF_GRAPHS = [
+# Methods that are functions of other modules, which call their own object by its kind.
+OF_OBJECTS = [
     value
     for value in METHODS.values()
-    if inspect.isfunction(value) and [*inspect.signature(value).parameters][:1] == ["graph"]
+    if inspect.isfunction(value)
+    and {*[*inspect.signature(value).parameters][:1]} & {"cache", "graph", "model", "run"}
 ]
 
 
@@ -42,7 +43,7 @@ class Validator(validate.Validator):
     @property
     def signature_parameters(self) -> tuple[str, ...]:
         names = super().signature_parameters
-        return names[1:] if self.obj in OF_GRAPHS else names
+        return names[1:] if self.obj in OF_OBJECTS else names
 
 
 def fields(kind: type) -> list[str]:
