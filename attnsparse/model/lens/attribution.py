@@ -93,9 +93,10 @@ def attribute(
 
     Notes
     -----
-    TransformerLens folds b_V into b_O when it processes weights, so that heads there have no value bias. A
-    gated pattern does not sum to 1, b_V counts as much as it does, and cannot be folded: here heads are
-    without it and it has rows of its own. `ActivationCache.stack_head_results` leaves it in the heads.
+    TransformerLens folds b_V into b_O when it processes weights, so that heads there have no value bias (nor
+    what the LayerNorm's bias adds to it through W_V, which here remains with the heads). A gated pattern does
+    not sum to 1, b_V counts as much as it does, and cannot be folded: here heads are without it and it has
+    rows of its own. `ActivationCache.stack_head_results` leaves it in the heads.
     """
     _check.choice(by, "by", NEEDED)
     tables.require(run, (*NEEDED[by], *ALWAYS), "attribute")
