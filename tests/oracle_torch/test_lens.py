@@ -1,7 +1,7 @@
 """Logit lens, stacks, attribution, detectors and factored heads against TransformerLens itself.
 
 Its models are made here of random weights. LayerNorms are folded where a logit is asked for, because
-TransformerLens leaves the weight of the final one out otherwise; value biases where single heads are compared.
+TransformerLens leaves out the weight of the final one otherwise; value biases where heads are compared.
 """
 
 from __future__ import annotations
