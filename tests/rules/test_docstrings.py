@@ -26,11 +26,11 @@ METHODS = {
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 DOCUMENTED = FUNCTIONS | CLASSES_OF_OURS | METHODS
 # Methods that are functions of other modules, which call their own object by its kind.
-OF_OBJECTS = [
+OF_OTHERS = [
     value
     for value in METHODS.values()
     if inspect.isfunction(value)
-    and {*[*inspect.signature(value).parameters][:1]} & {"cache", "graph", "model", "run"}
+    and {*[*inspect.signature(value).parameters][:1]} & {"cache", "circuit", "graph", "model", "run"}
 ]
 
 
@@ -43,7 +43,7 @@ class Validator(validate.Validator):
     @property
     def signature_parameters(self) -> tuple[str, ...]:
         names = super().signature_parameters
-        return names[1:] if self.obj in OF_OBJECTS else names
+        return names[1:] if self.obj in OF_OTHERS else names
 
 
 def fields(kind: type) -> list[str]:
