@@ -68,7 +68,7 @@ def detect_heads(
     error_measure : {"mul", "abs"}, default "mul"
         "mul": the share of a head's attention that is where the pattern has 1, the sum of entry times
         pattern divided by the sum of entries; 0 for a head that attends to nothing, as a gated head may.
-        "abs": 1 - the sum of |entry - pattern| divided by the number of tokens.
+        "abs": 1 - the sum of ``|entry - pattern|`` divided by the number of tokens.
 
     Returns
     -------
