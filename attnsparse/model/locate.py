@@ -33,6 +33,7 @@ from ..io.tensor_source import TensorInfo, TensorSource
 from ..io.torch_file import TorchFile
 from ..items import name_of
 from . import hub
+from .tokenizer_files import FILES as TOKENIZER_FILES
 
 MODELS_FOLDER = Path(__file__).parent.parent / "pretrained"
 TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")
@@ -106,7 +107,7 @@ def find_tokenizer(what: str | os.PathLike[str]) -> Path:
     short = f" (as {repository!r})" if repository != what else ""
     try:
         folder = hub.fetch_tokenizer(repository)
-        if any((folder / name).exists() for name in hub.TOKENIZER_FILES):
+        if any((folder / name).exists() for name in TOKENIZER_FILES):
             return folder
         reason = "its folder there holds no tokenizer"
     except (ImportError, hub.NotOnHub) as error:

@@ -133,7 +133,8 @@ class Run(Recorded):
     @property
     def logits(self) -> np.ndarray:
         """Logits, [T, V], or [V] for logits="last"; with a batch axis in front for a batch."""
-        self._need_logits()
+        if self._logits == "none":
+            raise AttributeError("this run did not compute logits; run with logits='all' or 'last'")
         packed = self._core.array("logits")
         if self._logits == "all":
             return self._flat(packed)
@@ -331,10 +332,6 @@ class Run(Recorded):
     logit_lens = logit_lens.logit_lens
     attribute = attribution.attribute
     detect_heads = detectors.detect_heads
-
-    def _need_logits(self) -> None:
-        if self._logits == "none":
-            raise AttributeError("this run did not compute logits; run with logits='all' or 'last'")
 
     def _repr_html_(self) -> str:
         return tables.summary_html(self)

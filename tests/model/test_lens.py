@@ -290,7 +290,7 @@ def test_equal_logits_come_in_the_order_of_ids():
 
 def test_what_top_refuses(run):
     model = run.model
-    with pytest.raises(AttributeError, match="did not compute logits"):
+    with pytest.raises(ValueError, match="top needs logits, which this run did not compute"):
         model.run([1], logits="none").top()
     with pytest.raises(ValueError, match="last positions only"):
         model.run(PROMPTS, logits="last").top(position=0)

@@ -1,4 +1,4 @@
-"""Right and wrong uses of lenses, attribution, detectors, stacks and views of weights; see public_calls.py."""
+"""Right and wrong uses of lens, attribution, detectors, stacks and views of weights: see public_calls.py."""
 
 from __future__ import annotations
 

@@ -105,15 +105,15 @@ def top(run: Run, n: int = 5, *, position: int | str | None = None, base: int = 
 
     Raises
     ------
-    AttributeError
-        If the run computed no logits.
     ValueError
-        If `n` exceeds the vocabulary, or for another position than the last in a run with logits="last".
+        If the run computed no logits, if `n` exceeds the vocabulary, or for another position than the last in
+        a run with logits="last".
     IndexError
         For a position out of range.
     """
     n = _check.integer(n, "n", 1)
-    run._need_logits()
+    if "logits" not in run.recorded:
+        raise ValueError("top needs logits, which this run did not compute; run with logits='all' or 'last'")
     only_last = run._logits == "last"
     rows = chosen_rows(run, -1 if only_last and position is None else position, base)
     if only_last and (rows.position + 1 != run._batch.lengths[rows.prompt]).any():
