@@ -29,6 +29,15 @@ from ._core_types import (
 
 Real = npt.NDArray[np.floating[Any]]
 Progress = Callable[[str, int, int], object]
+# token, logit, probability (rows,n) of the most likely; logit, probability, place (rows,m) of those asked for
+LensReadout = tuple[
+    npt.NDArray[np.int32],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+]
 
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
@@ -41,6 +50,12 @@ def metric_values(logits: Real, metric: Metric, /) -> npt.NDArray[np.float64]:
 
 def metric_gradients(logits: Real, metric: Metric, /) -> Real:
     """(B,V): the derivative of each value by its row of logits."""
+
+def lens_read(logits: Real, n: int, asked: npt.NDArray[np.int32], /) -> LensReadout:
+    """Of rows of logits (rows,V)."""
+
+def lens_normalize(stack: Real, scale: Real | None, eps: float, /) -> Real:
+    """(x - mean) / scale (rows) of a stack (n,rows,E); None: each row by its own sqrt(variance + eps)."""
 
 def curve_effect(curve: Curve, /) -> npt.NDArray[np.float64]:
     """(S): faithfulness; infinite or NaN where the divisor is 0."""
@@ -261,6 +276,22 @@ class Model:
     def shape(self, name: str, /) -> tuple[int, ...]: ...
     def parameter(self, name: str, /) -> Real:
         """Read-only view."""
+
+    def stacked(self, name: str, /) -> Real:
+        """Read-only view of one array of all layers, such as "mlp.c_fc.weight"; KeyError if there is none."""
+
+    def composition(self) -> npt.NDArray[np.float64]:
+        """(3,L,H,L,H): how much each head's queries, keys and values read of what earlier heads write."""
+
+    def lens_project(
+        self,
+        stack: Real,
+        scale: Real,
+        right: npt.NDArray[np.int32],
+        wrong: npt.NDArray[np.int32] | None,
+        /,
+    ) -> npt.NDArray[np.float64]:
+        """(n,rows): what vectors (n,rows,E) add to logits of rows with this scale of the final LayerNorm."""
 
     def _writable(self, name: str, /) -> Real:
         """View for loaders that fill a new model before its first run."""
@@ -503,6 +534,38 @@ class Run:
     ) -> tuple[Real, Real, Real | None]: ...
     def mean_entries(self) -> Real:
         """(L,H,T,T,D): mean over sequences of one length of A[q,k] v[k]; needs pattern and qkv."""
+
+    def lens(
+        self,
+        points: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        held: bool,
+        n: int,
+        asked: npt.NDArray[np.int32],
+        /,
+    ) -> LensReadout:
+        """Of the residual stream at points (n) of packed rows (n)."""
+
+    def attribute(
+        self,
+        rows: npt.NDArray[np.int64],
+        right: npt.NDArray[np.int32],
+        wrong: npt.NDArray[np.int32] | None,
+        parts: Sequence[str],
+        /,
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """What each part adds: value, ln_bias, unembed_bias, embed, pos_embed (n), value_bias, attn_bias,
+        mlp, mlp_bias (n,L), head (n,L,H), neuron (n,L,M), key (n,T of the longest sequence)."""
+
+    def detect(
+        self,
+        patterns: npt.NDArray[np.float64],
+        measure: str,
+        exclude_first: bool,
+        exclude_current: bool,
+        /,
+    ) -> npt.NDArray[np.float64]:
+        """(n,B,L,H) of patterns (n,squares)."""
 
     def entry_scores(
         self,

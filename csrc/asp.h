@@ -335,6 +335,7 @@ void asp_isa_exp_array(asp_real *out, const asp_real *x, int64_t n);
 #include "asp_circuit.h"
 #include "asp_component.h"
 #include "asp_graph.h"
+#include "asp_lens.h"
 #include "asp_train.h"
 #include "asp_transcoder.h"
 

@@ -125,7 +125,7 @@ def to_html(
     if len(data) > LARGE:
         size = f"{printable(os.fspath(path))} has {len(data) / 1e6:.0f} MB and will open slowly"
         warnings.warn(f"{size}; lower max_edges or the thresholds", stacklevel=2)
-    return Path(path)
+    return Path(_check.path(path))
 
 
 def page(

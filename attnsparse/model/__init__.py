@@ -1,9 +1,10 @@
 """The model, its runs, gradients and interventions; loading, saving and naming."""
 
-from .config import Config
+from .config import Config, LensConfig
 from .evaluation import Evaluation
 from .gradients import Gradients
 from .interventions import Ablation
+from .lens.factored import FactoredMatrix
 from .model import Model
 from .run import Run
 from .tokenizer import Tokenizer
@@ -14,7 +15,9 @@ __all__ = [
     "ActivationCache",
     "Config",
     "Evaluation",
+    "FactoredMatrix",
     "Gradients",
+    "LensConfig",
     "Model",
     "Run",
     "Tokenizer",

@@ -191,6 +191,54 @@ class Config:
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
 
+@dataclasses.dataclass(frozen=True)
+class LensConfig:
+    """Sizes of a model under TransformerLens's names. Made by `Model.cfg`.
+
+    Attributes
+    ----------
+    n_layers, n_heads : int
+        Layers, and heads of each.
+    d_model, d_head, d_mlp : int
+        Widths of the residual stream, of a head and of an MLP.
+    d_vocab : int
+        Tokens in the vocabulary.
+    n_ctx : int
+        Largest number of tokens in a prompt.
+    act_fn : str
+        "gelu_new", "gelu" or "relu".
+    eps : float
+        Added to the variance in every LayerNorm.
+    """
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    act_fn: str
+    eps: float
+
+    @classmethod
+    def of(cls, config: Config) -> LensConfig:
+        """The same sizes under the other names.
+
+        Parameters
+        ----------
+        config : Config
+
+        Returns
+        -------
+        LensConfig
+        """
+        c = config
+        return cls(
+            c.n_layer, c.n_head, c.d_model, c.d_head, c.d_mlp, c.n_vocab, c.n_ctx, c.activation, c.ln_eps
+        )
+
+
 def check_kind(
     name: str, value: object, kind: str, *, path: str | os.PathLike[str] = "Config", label: str | None = None
 ) -> Any:

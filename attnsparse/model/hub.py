@@ -47,6 +47,15 @@ def fetch(repository: str, revision: str | None = None) -> Path:
     return Path(library.snapshot_download(repository, revision=revision, allow_patterns=files))
 
 
+def fetch_tokenizer(repository: str) -> Path:
+    """A folder with the tokenizer of `owner/name`, from the hub or its cache; errors as of `fetch`."""
+    library = _library()
+    try:
+        return Path(library.snapshot_download(repository, allow_patterns=[*_SMALL_FILES]))
+    except Exception as error:  # see fetch
+        raise NotOnHub(_first_line(error)) from error
+
+
 def fetch_gpt2_tokenizer() -> Path | None:
     """A folder with GPT-2's tokenizer, from the hub or its cache; None if neither has it."""
     try:

@@ -88,8 +88,9 @@ def load(
         Of weights and activations.
     allow_nonfinite : bool, default False
         Load weights with NaN or infinity too.
-    tokenizer : Tokenizer or path, optional
-        In place of the one beside the weights; without either the model has none.
+    tokenizer : Tokenizer, str or path, optional
+        In place of the one beside the weights: what `Tokenizer.load` takes, such as "gpt2"; without either
+        the model has none.
     revision : str, optional
         Branch, tag or commit of a repository on the hub.
     gated : bool, optional
@@ -241,7 +242,7 @@ def _tokenizer(
     if isinstance(given, Tokenizer):
         return given
     if given is not None:
-        return Tokenizer.load(_check.path(given, "tokenizer"), limits=limits)
+        return Tokenizer.load(given, limits=limits)
     if Tokenizer.is_in(found.folder):
         return Tokenizer.load(found.folder, limits=limits)
     if found.from_hub and found.sparse_release:

@@ -33,6 +33,7 @@ from ..io.tensor_source import TensorInfo, TensorSource
 from ..io.torch_file import TorchFile
 from ..items import name_of
 from . import hub
+from .tokenizer_files import FILES as TOKENIZER_FILES
 
 MODELS_FOLDER = Path(__file__).parent.parent / "pretrained"
 TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")
@@ -93,6 +94,26 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
     names = ", ".join(embedded_names()) or "none in this build"
     text = f"{tried}; models that come with attnsparse: {names}"
     raise FileNotFoundError(errno.ENOENT, text)
+
+
+def find_tokenizer(what: str | os.PathLike[str]) -> Path:
+    """The file or folder of a tokenizer; FileNotFoundError lists what was tried if there is none."""
+    path = Path(_check.path(what, "the tokenizer"))
+    if isinstance(what, str) and what in embedded_names():
+        return MODELS_FOLDER / what
+    repository = SHORT_NAMES.get(what, what) if isinstance(what, str) else ""
+    if path.exists() or not _HUB_ID.fullmatch(repository):
+        return path
+    short = f" (as {repository!r})" if repository != what else ""
+    try:
+        folder = hub.fetch_tokenizer(repository)
+        if any((folder / name).exists() for name in TOKENIZER_FILES):
+            return folder
+        reason = "its folder there holds no tokenizer"
+    except (ImportError, hub.NotOnHub) as error:
+        reason = str(error)
+    text = f"no file or folder {str(what)[:200]!r}; the Hugging Face hub{short}: {reason}; give a folder with"
+    raise FileNotFoundError(errno.ENOENT, f"{text} vocab.json and merges.txt, or a tokenizer.json")
 
 
 def _kind_of_file(path: Path) -> str | None:

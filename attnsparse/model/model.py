@@ -15,6 +15,7 @@ from .evaluation import Evaluation, evaluate
 from .gradients import Gradients, compute_gradients
 from .initial_weights import initial_weights
 from .interventions import Ablation, Items, Patch, compile_interventions
+from .lens import composition
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
 from .text import ModelText
 from .tokenizer import Tokenizer
@@ -135,7 +136,8 @@ class Model(ModelWeights, ModelText):
             Texts or token ids. Prompts may differ in length: nothing is padded.
         record : str or sequence of str, default "attention"
             What to keep, see `Run`: names of arrays, "attention" (pattern, q, k, v and ln_final_scale),
-            "all", "none", or "edges" (the open edges with their weights, without ever holding a T x T array).
+            "all", "none", "attribution" (what `Run.attribute` and `Run.logit_lens` need), or "edges" (the
+            open edges with their weights, without ever holding a T x T array).
         logits : {"all", "last", "none"}
             At which positions of each prompt logits are computed.
         prepend_bos : bool, default False
@@ -288,6 +290,8 @@ class Model(ModelWeights, ModelText):
             For no sequences, weights of other lengths, or no weight above 0.
         """
         return evaluate(self, sequences, loss_weights, batch)
+
+    composition_scores = composition.composition_scores
 
     # --- the rest
 

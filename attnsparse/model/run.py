@@ -11,6 +11,7 @@ from .. import _check
 from .._core_types import Interventions, Substitute
 from . import tables
 from .batch import Batch
+from .lens import attribution, detectors, logit_lens
 from .recorded import CORE_NAMES, FLAT, LAYERED, SQUARE, Recorded
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ PRESETS = {
     "attention": ("pattern", "q", "k", "v", "ln_final_scale"),
     "all": (*SQUARE, *LAYERED, *FLAT, "lse"),
     "none": (),
-}
+    "attribution": (
+        "pattern", "v", "z", "mlp_out", "mlp_post", "embed", "pos_embed", "resid_pre", "ln_final_scale",
+        "ln_final_normalized",
+    ),
+}  # fmt: skip
 
 
 def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
@@ -320,6 +325,13 @@ class Run(Recorded):
             prompts.
         """
         return tables.edges(self, threshold, base)
+
+    # --- logits
+
+    top = logit_lens.top
+    logit_lens = logit_lens.logit_lens
+    attribute = attribution.attribute
+    detect_heads = detectors.detect_heads
 
     def _repr_html_(self) -> str:
         return tables.summary_html(self)

@@ -59,7 +59,7 @@ def heads(
     """See `Run.heads`."""
     run, base = _single(run), _check.base(base)
     needed = ("pattern", "q", "k", "v") + (("ln_final_scale",) if logit_diff is not None else ())
-    _require(run, needed, "heads")
+    require(run, needed, "heads")
     key_index, query_index = position(run, key, base), position(run, query, base)
     if key_index > query_index:
         raise ValueError(
@@ -93,10 +93,7 @@ def token_id(run: Run, token: str | int) -> int:
     Raises ValueError if the text is not exactly one token, IndexError for an id outside the vocabulary.
     """
     if isinstance(token, str):
-        ids = np.asarray(run.model.to_tokens(token, prepend_bos=False)).ravel()
-        if len(ids) != 1:
-            raise ValueError(f"{token[:80]!r} is {len(ids)} tokens, expected one")
-        return int(ids[0])
+        return run.model.to_single_token(token)
     number = _check.integer(token, "a token")
     if not 0 <= number < run.model.config.n_vocab:
         raise IndexError(f"token id {number} is out of range 0..{run.model.config.n_vocab - 1}")
@@ -218,7 +215,8 @@ def _recorded(run: Run, *names: str) -> bool:
     return set(names) <= set(run.recorded)
 
 
-def _require(run: Run, names: tuple[str, ...], what: str) -> None:
+def require(run: Run, names: tuple[str, ...], what: str) -> None:
+    """ValueError unless the run recorded these arrays."""
     missing = [name for name in names if name not in run.recorded]
     if missing:
         raise ValueError(

@@ -18,6 +18,7 @@ from .. import _check
 from ..errors import printable
 from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
+from .locate import find_tokenizer
 from .tokenizer_files import (
     JSON,
     PASSED_ON,
@@ -95,7 +96,7 @@ class Tokenizer:
         -------
         bool
         """
-        folder = Path(folder)
+        folder = Path(_check.path(folder, "folder"))
         return (folder / JSON).exists() or pair_in(folder) is not None
 
     @classmethod
@@ -109,8 +110,9 @@ class Tokenizer:
 
         Parameters
         ----------
-        path : path
-            A file or a folder.
+        path : str or path
+            A file or a folder; or the name of a model that comes with the package, or of one on the Hugging
+            Face hub, as for `attnsparse.load`.
         limits : Limits, optional
             Largest sizes that are read.
 
@@ -127,7 +129,7 @@ class Tokenizer:
         OSError
             With errno and file name.
         """
-        inner, bos, name = read_tokenizer(Path(_check.path(path)), limits)
+        inner, bos, name = read_tokenizer(find_tokenizer(path), limits)
         return cls(inner, path=name, bos=bos)
 
     @classmethod

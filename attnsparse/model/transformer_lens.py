@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _check
 from .batch import as_batch, listed
+from .lens import stacks
 from .run import Run, compute_run
 
 if TYPE_CHECKING:
@@ -111,6 +112,12 @@ class ActivationCache(Mapping[Any, np.ndarray]):
                 raise KeyError(f"layer type must be one of {', '.join(LAYER_TYPES)}, got {layer_type!r:.60}")
             return f"blocks.{layer}.{LAYER_TYPES[layer_type]}hook_{name}"
         return f"blocks.{layer}.{SHORT.get(name, name)}"
+
+    accumulated_resid = stacks.accumulated_resid
+    apply_ln_to_stack = stacks.apply_ln_to_stack
+    decompose_resid = stacks.decompose_resid
+    logit_attrs = stacks.logit_attrs
+    stack_head_results = stacks.stack_head_results
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -70,7 +70,7 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_find_spec, asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec;
+extern PyType_Spec asp_py_find_spec, asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_call_reading_spec;
 extern PyType_Spec asp_py_graph_object_spec, asp_py_contexts_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
@@ -101,6 +101,7 @@ void asp_py_call_detach(py_call *call);
 int asp_py_call_read_begin(py_model *model);
 int asp_py_call_read_begin_of(py_model *model, const py_run *run); /* also 0 if the weights are not those of its run */
 void asp_py_call_read_end(py_model *model);
+PyObject *asp_py_call_reading(PyObject *model, PyObject *unused); /* a Reading, which reads until it is let go */
 int asp_py_call_write_begin(py_model *model);
 void asp_py_call_write_end(py_model *model);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
@@ -154,9 +155,16 @@ PyObject *asp_py_first_weights_from_set(PyObject *module, PyObject *args, PyObje
 PyObject *asp_py_first_weights_scale(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_first_weights_threshold(PyObject *module, PyObject *args, PyObject *kwargs);
 
-/* ---- py_reading.c ------------------------------------------------------------------- */
+/* ---- py_lens.c ----------------------------------------------------------------------- */
 
-PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused);
+PyObject *asp_py_lens_read(PyObject *module, PyObject *args);
+PyObject *asp_py_lens_logits(PyObject *self, PyObject *args);
+PyObject *asp_py_lens_attribute(PyObject *self, PyObject *args);
+PyObject *asp_py_lens_project(PyObject *self, PyObject *args);
+PyObject *asp_py_lens_normalize(PyObject *module, PyObject *args);
+PyObject *asp_py_lens_detect(PyObject *self, PyObject *args);
+PyObject *asp_py_lens_composition(PyObject *self, PyObject *unused);
+PyObject *asp_py_lens_stacked(PyObject *self, PyObject *name);
 
 /* ---- py_run.c -------------------------------------------------------------------- */
 

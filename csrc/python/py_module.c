@@ -137,6 +137,10 @@ static PyMethodDef functions[] = {
     {"set_num_threads", set_num_threads, METH_O, "Sets how many threads calls use (1..64)."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "How many threads calls use."},
     {"machine", machine, METH_NOARGS, "Instruction set, BLAS and threads as a dict."},
+    {"lens_read", asp_py_lens_read, METH_VARARGS,
+     "lens_read(logits (n,V), n, asked (n,m)) -> as Run.lens, of given logits"},
+    {"lens_normalize", asp_py_lens_normalize, METH_VARARGS,
+     "lens_normalize(stack (n,rows,E), scale (rows) or None, eps) -> (x - mean) / scale"},
     {"metric_names", asp_py_metric_names, METH_NOARGS,
      "{name: whether the metric needs nothing but answers and wrong answers}"},
     {"metric_values", asp_py_metric_values, METH_VARARGS, "metric_values(logits, metric) -> values"},
@@ -239,7 +243,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
-    if (add_type(module, &asp_py_reading_spec, &state->reading_type) < 0) return -1;
+    if (add_type(module, &asp_py_call_reading_spec, &state->reading_type) < 0) return -1;
     if (add_type(module, &asp_py_graph_object_spec, &state->graph_type) < 0) return -1;
     if (add_type(module, &asp_py_contexts_spec, &state->contexts_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);

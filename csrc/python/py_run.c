@@ -163,6 +163,13 @@ static PyMethodDef run_methods[] = {
      "value_norms(direction or None, first, last) -> (|v|, |v W_O|, (v W_O).direction) of these tokens, each (L,H,n)."},
     {"mean_entries", asp_py_circuit_mean_entries, METH_NOARGS,
      "mean_entries() -> (L,H,T,T,D): mean over prompts of A[q,k] v[k]."},
+    {"lens", asp_py_lens_logits, METH_VARARGS,
+     "lens(points, rows, held, n, asked (rows,m)) -> (tokens, logits, probabilities of the n most likely, logits, "
+     "probabilities, places of those asked for)"},
+    {"attribute", asp_py_lens_attribute, METH_VARARGS,
+     "attribute(rows, right, wrong or None, parts) -> {part: what it adds to the logit (difference) at each row}"},
+    {"detect", asp_py_lens_detect, METH_VARARGS,
+     "detect(patterns (n,squares), measure, exclude_first, exclude_current) -> scores (n,B,L,H)"},
     {"entry_scores", run_entry_scores, METH_VARARGS,
      "entry_scores(layer, head, query, key): scores of these entries, packed rows."},
     {0}};

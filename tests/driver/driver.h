@@ -90,4 +90,12 @@ asp_status use_contexts(const fixture *f, const asp_context *context, uint64_t *
 asp_status use_first_weights(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_token_losses(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 
+/* driver_lens.c */
+asp_status use_lens(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_attribution_to_parts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_stacks(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_detectors(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_composition(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_lens(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+
 #endif

@@ -461,5 +461,11 @@ const operation operations[] = {
     {"contexts", use_contexts},
     {"first weights", use_first_weights},
     {"token losses", use_token_losses},
+    {"logit lens", use_lens},
+    {"direct attribution", use_attribution_to_parts},
+    {"stacks of the residual stream", use_stacks},
+    {"head detectors", use_detectors},
+    {"composition of heads", use_composition},
+    {"wrong arguments", use_wrong_lens},
 };
 const int n_operations = sizeof operations / sizeof *operations;

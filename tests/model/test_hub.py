@@ -119,7 +119,9 @@ print(json.dumps(about | {"weight": float(model.parameter("h.1.mlp.c_fc.weight")
 """
 
 
-def load(server, cache: Path, name: str, *, revision: str = "", offline: bool = False) -> dict | str:
+def load(
+    server, cache: Path, name: str, *, revision: str = "", offline: bool = False, program: str = PROGRAM
+) -> dict | list | str:
     """Load in a fresh process (settings are read on import); what it printed, or its last error line."""
     settings = {
         "HF_HOME": str(cache), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
@@ -127,12 +129,31 @@ def load(server, cache: Path, name: str, *, revision: str = "", offline: bool = 
         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1" if offline else "0", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     package = str(Path(attnsparse.__path__[0]).parent)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, package, name, revision], capture_output=True,
+    done = subprocess.run([sys.executable, "-c", program, package, name, revision], capture_output=True,
         text=True,
                           env=os.environ | settings, timeout=120)  # fmt: skip
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+OF_TOKENIZER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from attnsparse.model.tokenizer import Tokenizer
+print(json.dumps(Tokenizer.load(sys.argv[2]).token_string(3)))
+"""
+
+
+def test_a_tokenizer_alone_then_offline(server, tmp_path):
+    """Only files of the tokenizer are fetched; afterwards the cache is enough."""
+    server.requests.clear()
+    assert load(server, tmp_path, "some/gpt2", program=OF_TOKENIZER) == "w3"
+    assert not [request for request in server.requests if "safetensors" in request]
+    assert load(server, tmp_path, "some/gpt2", offline=True, program=OF_TOKENIZER) == "w3"
+    said = load(server, tmp_path / "empty", "some/gpt2", offline=True, program=OF_TOKENIZER)
+    assert said.startswith("FileNotFoundError")
+    assert "give a folder with vocab.json" in said
 
 
 def test_load_then_offline(server, tmp_path):

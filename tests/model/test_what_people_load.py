@@ -377,6 +377,47 @@ def test_a_short_name_that_is_not_had_tells_the_long_one(monkeypatch):
         checkpoint.load("gpt2-medium")
 
 
+def test_tokenizers_by_name(tmp_path, monkeypatch):
+    from attnsparse.model import hub
+
+    monkeypatch.chdir(tmp_path)
+    words = attnsparse.Tokenizer.from_words(["a", " b"])
+    (tmp_path / "fetched").mkdir()
+    words.save(tmp_path / "fetched" / "tokenizer.json")
+    asked = []
+    monkeypatch.setattr(hub, "fetch_tokenizer", lambda name: asked.append(name) or tmp_path / "fetched")
+    for name, repository in (("gpt2", "openai-community/gpt2"), ("some/model", "some/model")):
+        assert attnsparse.Tokenizer.load(name).encode("a b") == [0, 1]
+        assert asked.pop() == repository
+    model = checkpoint.load(folder(tmp_path / "mine"), tokenizer="gpt2")
+    assert model.to_single_token(" b") == 1
+    assert asked.pop() == "openai-community/gpt2"
+    words.save("gpt2")  # a file of that name goes before
+    assert attnsparse.Tokenizer.load("gpt2").encode("a b") == [0, 1]
+    assert attnsparse.Tokenizer.load("demo-dense").n_vocab == attnsparse.load("demo-dense").tokenizer.n_vocab
+    assert asked == []
+
+
+def test_a_tokenizer_that_is_not_had_says_what_to_give(tmp_path, monkeypatch):
+    from attnsparse.model import hub
+
+    def missing(_):
+        raise hub.NotOnHub("out of reach")
+
+    monkeypatch.chdir(tmp_path)
+    what_to_give = r"give a folder with vocab\.json and merges\.txt, or a tokenizer\.json$"
+    monkeypatch.setattr(hub, "fetch_tokenizer", missing)
+    with pytest.raises(
+        FileNotFoundError, match=rf"\(as 'openai-community/gpt2'\): out of reach; {what_to_give}"
+    ):
+        attnsparse.Tokenizer.load("gpt2")
+    monkeypatch.setattr(hub, "fetch_tokenizer", lambda _: tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"hub: its folder there holds no tokenizer; {what_to_give}"):
+        attnsparse.Tokenizer.load("some/model")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        attnsparse.Tokenizer.load("nowhere")
+
+
 def test_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -386,6 +427,9 @@ def test_the_home_folder(tmp_path, monkeypatch):
         assert_same(model)
     model.save("~/saved")
     assert_same(checkpoint.load(tmp_path / "saved"))
+    attnsparse.Tokenizer.from_words(["a"]).save("~/saved/tokenizer.json")
+    assert attnsparse.Tokenizer.is_in("~/saved")
+    assert attnsparse.Tokenizer.load("~/saved").encode("a") == [0]
 
 
 def test_files_of_trainers_beside_the_weights_are_passed_over(tmp_path):

@@ -21,16 +21,22 @@ from places import ROOT
 import attnsparse as asp
 
 DOCS = ROOT / "docs"
-PAGES = ("concepts", "howto", "components")
+PAGES = ("concepts", "howto", "components", "coming-from")
+BESIDE = ("coming-from",)  # pages whose tables have a call of another tool beside one of ours
 BOS = "<|endoftext|>"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the source tree, not only the package")
 
 
 def examples(page: str) -> list[tuple[int, str]]:
-    """(line, code) of the Python blocks of a page."""
+    """(line, code) of the Python blocks of a page, and of the last column of its tables of calls."""
     text = (DOCS / f"{page}.md").read_text()
-    found = re.finditer(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
-    return [(text.count("\n", 0, match.start(1)), match[1]) for match in found]
+    found = [
+        (match.start(1), match[1]) for match in re.finditer(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
+    ]
+    if page in BESIDE:
+        for match in re.finditer(r"^\|.*\| (`.*`) \|$", text, flags=re.M):
+            found.append((match.start(1), "\n".join(re.findall(r"`([^`]+)`", match[1]))))
+    return [(text.count("\n", 0, start), code) for start, code in sorted(found)]
 
 
 def with_bos(name: str) -> asp.Model:

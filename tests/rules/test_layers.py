@@ -156,6 +156,7 @@ ARITHMETIC = {
 # (module, what it uses) and why.
 ALLOWED = {
     ("model.batch", "cumsum"): "where packed prompts begin",
+    ("model.lens.factored", "@"): "factors of a head's maps, d_head wide, that a user multiplies",
     ("model.build_info", "cumsum"): "where packed prompts begin",
     ("training.data", "cumsum"): "where packed prompts begin",
     ("recipes.demo_text", "cumsum"): "limits of the kinds of sentences, a dozen numbers, once",

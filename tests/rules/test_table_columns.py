@@ -79,7 +79,8 @@ def tables():
 
 
 def test_every_method_that_gives_a_table_is_tested(tables):
-    every = {f"{kind.__name__}.{name}" for kind in classes() for name in methods(kind)}
+    used = [kind for kind in classes() if not kind.__subclasses__()]  # heirs have the methods of bases
+    every = {f"{kind.__name__}.{name}" for kind in used for name in methods(kind)}
     assert every - set(tables) - set(ELSEWHERE) == set()
     assert set(ELSEWHERE) - every == set()
 

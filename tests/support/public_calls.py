@@ -15,6 +15,7 @@ from public_calls_components import COMPONENT_CALLS
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
+from public_calls_lens import LENS_ARRAYS, LENS_CALLS
 from public_calls_patching import PATCHING_CALLS
 from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
@@ -301,6 +302,7 @@ CALLS: dict[str, Uses] = {
     "ActivationCache.items": uses(lambda e: dict(e.short_cache.items())),
     "ActivationCache.keys": uses(lambda e: list(e.cache.keys())),
     "ActivationCache.values": uses(lambda e: list(e.short_cache.values())),
+    **LENS_CALLS,
     **CORE_CALLS,
     **COMPONENT_CALLS,
 }
@@ -319,6 +321,7 @@ CORE_EFFECTS = (
 )  # fmt: skip
 #: names whose results hold arrays: "lent" by the core (or by the run: tokens), or their "own"
 ARRAYS: dict[str, str] = {
+    **LENS_ARRAYS,
     **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens")], "lent"),
     **dict.fromkeys([f"Gradients.{name}" for name in (*gradients.ACTIVATIONS, "parameters")], "lent"),
     **dict.fromkeys(["Model.parameter", "Model.parameters", "Model.run_with_cache"], "lent"),
@@ -423,6 +426,7 @@ def public_names() -> set[str]:
     found |= {
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
+    found |= {"model.FactoredMatrix"}
     found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
     found |= {name for name in COMPONENT_CALLS if not name.startswith("_core")}
     found |= {f"circuits.{name}" for name in ("component_acdc", "patching_sweep", "path_patch")}

@@ -71,6 +71,7 @@ class Everything:
         self.gradients = self.model.gradients(TOKENS, wrt=WRT, threads=1)
         self.many_gradients = self.model.gradients(PROMPTS, wrt=WRT, threads=1)
         self.cache = self.model.run_with_cache(TOKENS)[1]
+        self.stack = self.cache.decompose_resid()
         self.short_cache = self.model.run_with_cache(TOKENS, "hook_embed")[1]
         self.core = self.model._core
         self.changing = self.model.copy()
