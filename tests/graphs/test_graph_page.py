@@ -22,7 +22,7 @@ from places import IMPORTED
 from small_graph import HOSTILE, TOKENS, hostile_graph, small_graph
 
 import attnsparse
-from attnsparse.graphs import page as graph_page
+from attnsparse import _page
 from attnsparse.graphs.layout import edges_between
 from attnsparse.graphs.page import page
 from attnsparse.graphs.page_data import TOP
@@ -328,7 +328,7 @@ def test_same_bytes_in_every_process(whole, tmp_path):
 
 
 def test_a_large_page_warns(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(graph_page, "LARGE", 1000)
+    monkeypatch.setattr(_page, "LARGE", 1000)
     with pytest.warns(UserWarning, match=r"graph\.html has 0 MB and will open slowly; lower max_edges"):
         whole.to_html(tmp_path / "graph.html")
 
