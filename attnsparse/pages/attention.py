@@ -17,16 +17,16 @@ from .._version import __version__
 from ..circuits.circuit import Circuit
 from ..items import shortened
 from ..model.run import Run
-from .attention_data import circuit_alone, circuit_data, model_data, prompt_data
-from .effects import Effects, checked_metric, exact_effects, metric_text, strongest_entries
+from .attention_data import Effects, circuit_alone, circuit_data, model_data, prompt_data
+from .effects import checked_metric, exact_effects, metric_text, strongest_entries
 
 MAX_BYTES = 50_000_000
 """The largest page that is made."""
 _MAX_ITEMS = 5000  # of a circuit, the best ones
 _ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
-    "texts.js", "entries.js", "colours.js", "model.js", "state.js", "tip.js", "grid.js", "map.js", "sentence.js",
-    "list.js", "card.js", "bar.js", "keys.js", "app.js",
+    "texts.js", "entries.js", "colours.js", "model.js", "state.js", "tip.js", "grid.js", "map.js",
+    "sentence.js", "list.js", "card.js", "bar.js", "keys.js", "app.js",
 )  # fmt: skip
 """What the page and the widget share, in this order; the last script differs."""
 _ADVICE = "raise threshold, choose fewer prompts, or run with record='edges'"
@@ -46,15 +46,16 @@ def attention_page(
 ) -> str | Path:
     """Make one page to look at the attention of runs in a browser; it needs no other file and no network.
 
-    The page has a grid of all heads, the map of one head, the tokens as sentences with lines between them, and
-    a list of entries. Several runs are shown beside each other. Parts of the address after ``#`` lead to a
-    view, a head and an entry.
+    The page has a grid of all heads, the map of one head, the tokens as sentences with lines between them,
+    and a list of entries. Several runs are shown beside each other. The part of the address after ``#``
+    leads to a view, a head and an entry.
 
     Parameters
     ----------
     runs : Run or sequence of Run
-        Runs of the same prompts by one model or several, with `pattern` or ``record="edges"``. With q, k and v
-        (as in ``record="attention"``), entries have their contributions, and gates their expected values.
+        Runs of the same prompts by one model or several, with `pattern` or ``record="edges"``. With q, k
+        and v (as in ``record="attention"``), entries have their contributions, and gates their expected
+        values.
     path : str or os.PathLike, optional
         The file. Default: return the page as text.
     circuit : Circuit or sequence of Circuit, optional
@@ -134,8 +135,21 @@ def show_attention(
     show_page(page_of(data), "attention", height, open_browser, _ADVICE)
 
 
-def circuit_page_data(circuit: Circuit, title: str | None, base: int) -> dict[str, Any]:
-    """The data of a page of a circuit without a run."""
+def circuit_page(
+    circuit: Circuit, path: str | os.PathLike[str] | None, title: str | None, base: int
+) -> str | Path:
+    """See `Circuit.to_html`."""
+    page = page_of(_circuit_alone(circuit, title, base))
+    return page.decode("ascii") if path is None else write_page(path, page, _ADVICE)
+
+
+def show_circuit(circuit: Circuit, title: str | None, base: int, height: int, open_browser: bool) -> None:
+    """See `Circuit.show`."""
+    height, open_browser = _check.integer(height, "height", 100), _check.flag(open_browser, "open_browser")
+    show_page(page_of(_circuit_alone(circuit, title, base)), "circuit", height, open_browser, _ADVICE)
+
+
+def _circuit_alone(circuit: Circuit, title: str | None, base: int) -> dict[str, Any]:
     prompt, model = circuit_alone(circuit, _MAX_ITEMS)
     shown = title if title is not None else f"Circuit of {circuit.task_name} in {circuit.model_name}"
     return _data([prompt], [model], "", shown, base)
@@ -160,7 +174,11 @@ def attention_data(
     for index, one in _placed(circuit, every):
         models[index]["circuit"] = circuit_data(one, _MAX_ITEMS)
     prompts = [prompt_data(every[0][i]) for i in range(len(every[0]))]
-    shown = title if title is not None else prompts[0]["text"] or " ".join(prompts[0]["tokens"])
+    shown = (
+        title
+        if title is not None
+        else prompts[0]["text"] or shortened(" ".join(prompts[0]["tokens"][:20]), 70)
+    )
     return _data(prompts, models, "" if metric is None else metric_text(metric), shown, base)
 
 
@@ -171,7 +189,7 @@ def _data(
         raise TypeError(f"title must be a string, got {type(title).__name__}")
     return {
         "version": 1,
-        "title": shortened(title, 200),
+        "title": shortened(title, 160),
         "base": _check.base(base),
         "effect": effect,
         "prompts": prompts,
@@ -184,7 +202,8 @@ def page_of(data: dict[str, Any]) -> bytes:
     text = escaped_json(data)
     if len(text) > MAX_BYTES:
         raise ValueError(
-            f"this page would have {len(text) / 1e6:.0f} MB, and at most {MAX_BYTES // 10**6} MB are made; {_ADVICE}"
+            f"this page would have {len(text) / 1e6:.0f} MB, and at most {MAX_BYTES // 10**6} MB are made; "
+            f"{_ADVICE}"
         )
     script = joined(asset(_ASSETS, name) for name in (*SCRIPTS, "page.js"))
     parts = {"title": escaped(data["title"]), "data": text, "made": f"attnsparse {__version__}"}
@@ -198,7 +217,7 @@ def style_text() -> str:
 
 def checked_runs(runs: Run | Sequence[Run]) -> list[Run]:
     """Runs of the same prompts, with what a page needs."""
-    every = [runs] if isinstance(runs, Run) else list(runs) if isinstance(runs, list | tuple) else [runs]
+    every: list[Any] = list(runs) if isinstance(runs, list | tuple) else [runs]
     if not every:
         raise ValueError("runs must hold at least one run, got an empty list")
     for run in every:
@@ -218,9 +237,7 @@ def checked_runs(runs: Run | Sequence[Run]) -> list[Run]:
     return every
 
 
-def _effects(
-    run: Run, metric: Any, n_effects: int, progress: bool | None
-) -> list[Effects | None]:
+def _effects(run: Run, metric: Any, n_effects: int, progress: bool | None) -> list[Effects | None]:
     if metric is None or n_effects == 0:
         return [None] * len(run)
     return [
@@ -231,8 +248,8 @@ def _effects(
 def _placed(circuit: Circuit | Sequence[Circuit] | None, runs: list[Run]) -> list[tuple[int, Circuit]]:
     """(number of the run, circuit of its model) for each circuit."""
     found = []
-    given = [] if circuit is None else list(circuit) if isinstance(circuit, list | tuple) else [circuit]
-    for one in given:
+    given: list[Any] = list(circuit) if isinstance(circuit, list | tuple) else [circuit]
+    for one in given if circuit is not None else ():
         _check.instance(one, Circuit, "circuit")
         own = [i for i, run in enumerate(runs) if run.model.digest == one.model_digest]
         if not own:
@@ -241,8 +258,8 @@ def _placed(circuit: Circuit | Sequence[Circuit] | None, runs: list[Run]) -> lis
         last = int(one.items[:, 2:].max(initial=0))
         if one.items.shape[1] > 2 and last >= min(run[i].n_tokens for run in runs for i in range(len(run))):
             raise ValueError(
-                f"circuit has items at position {last}, and a prompt of these runs is shorter; use prompts as "
-                "long as those of its task"
+                f"circuit has items at position {last}, and a prompt of these runs is shorter; use prompts "
+                "as long as those of its task"
             )
         found += [(i, one) for i in own]
     return found

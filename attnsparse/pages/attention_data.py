@@ -63,8 +63,8 @@ def _entries(run: Run, threshold: float, effects: Effects | None) -> dict[str, A
     *places, weight = (array[above] for array in entries)
     scored = config.gated and {"q", "k"} <= set(run.recorded)
     n_all = n_heads * t * (t + 1) // 2
-    every = threshold == 0 and (n_all <= min(_ALWAYS_ALL, 3 * len(weight)) or (scored and n_all <= _ALWAYS_ALL))
-    if every and "pattern" in run.recorded:
+    every = n_all <= (_ALWAYS_ALL if scored else min(_ALWAYS_ALL, 3 * len(weight)))
+    if every and threshold == 0 and "pattern" in run.recorded:
         sent = _all_form(run, t, scored)
     else:
         sent = _open_form(places, weight, n_heads, config.n_head, t)
@@ -149,7 +149,8 @@ def circuit_data(circuit: Circuit, n_items: int) -> dict[str, Any]:
         "sizes": circuit.sizes.tolist(),
         "effect": [float(f"{value:.4g}") if np.isfinite(value) else None for value in circuit.effect],
         "about": shortened(
-            f"{circuit.task_name}, {circuit.method}, {circuit.ablation} ablation, {circuit.metric}", _NAME_SIGNS
+            f"{circuit.task_name}, {circuit.method}, {circuit.ablation} ablation, {circuit.metric}",
+            _NAME_SIGNS,
         ),
         "normalize": circuit.normalize,
     }
@@ -169,7 +170,10 @@ def circuit_alone(circuit: Circuit, n_items: int) -> tuple[dict[str, Any], dict[
     sent = _open_form(list(items[order].T), shares[order], n_layer * n_head, n_head, t)
     sent |= {"score": None, "score_scale": 0.0, "norm": None, "effects": None, "n_left_out": 0}
     named = [labels[i] if labels is not None and i < len(labels) else "" for i in range(t)]
-    prompt = {"tokens": [shortened(token_label(name), _TOKEN_SIGNS) if name else "" for name in named], "text": None}
+    prompt = {
+        "tokens": [shortened(token_label(name), _TOKEN_SIGNS) if name else "" for name in named],
+        "text": None,
+    }
     model = {
         "name": shortened(circuit.model_name, _NAME_SIGNS),
         "n_layer": n_layer,

@@ -63,7 +63,7 @@ def exact_effects(
     core = run.model._core
     asked = packed_task(run.model, metric, None) if isinstance(metric, Task) else _of_run(run, metric)
     options = effect_options(run.model, "edge", "zero", None, DEFAULT_MAX_BYTES)
-    entries = np.ascontiguousarray(entries, np.int32)
+    entries = np.ascontiguousarray(entries, np.int32).reshape(-1, 4)
     whole = core.whole(asked, 0)
     with stage_bars(progress) as tell:
         left = core.knock_out(asked, entries, options, 0, tell)
@@ -71,7 +71,7 @@ def exact_effects(
 
 
 def strongest_entries(run: Run, n: int) -> np.ndarray:
-    """The n open entries with the largest contributions, or weights where v was not recorded; int32 [m, 4]."""
+    """The n open entries with the largest contributions, or weights without v; int32 [m, 4]."""
     table = tables.edges(run)
     by = "contribution" if "contribution" in table else "weight"
     size = -table[by].to_numpy()

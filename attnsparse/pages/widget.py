@@ -1,4 +1,4 @@
-"""The page of attention as a widget in a cell: it computes exact effects when asked, and says what is chosen."""
+"""The page of attention as a widget in a cell: it computes exact effects, and says what is chosen."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import _check
 from .._page import HEIGHT, asset
@@ -33,10 +35,12 @@ def attention_widget(
 
     Parameters
     ----------
-    runs, circuit, threshold, title, base
+    runs, circuit
         As in `attention_page`.
     effects : Task or pair of str or int, optional
         The metric, as in `attention_page`. The exact effect of an entry is computed when it is asked for.
+    threshold, title, base
+        As in `attention_page`.
     height : int, default 640
         Pixels, at least 100.
 
@@ -76,7 +80,7 @@ def _new_widget(data: str, height: int) -> Any:
         traitlets = importlib.import_module("traitlets")
     except ImportError as error:
         raise ImportError(
-            "a widget needs anywidget: pip install 'attnsparse[notebook]'; show() shows the same page without it"
+            "a widget needs anywidget: pip install 'attnsparse[notebook]'; show() shows the page without it"
         ) from error
     kind = type(
         "AttentionWidget",
@@ -100,7 +104,7 @@ def _answers(runs: list[Run], metric: Any) -> Callable[[Any, Any, Any], None]:
             run = runs[asked["model"]][asked["prompt"]]
             config = run.model.config
             edge = Edge.parse(list(asked["entry"])).within(config.n_layer, config.n_head, run.n_tokens)
-            value = float(exact_effects(run, metric, [edge], False).values[0])
+            value = float(exact_effects(run, metric, np.array([edge]), False).values[0])
             widget.send({"asked": asked, "value": value})
         except Exception as error:
             widget.send({"asked": asked, "error": str(error)})

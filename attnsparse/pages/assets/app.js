@@ -22,15 +22,17 @@ class App {
   header() {
     const about = this.models.map((model, i) => make("li", {}, make("strong", {}, model.name), " ",
       make("span", { "data-about": i })));
-    return make("header", { class: "asp-header" }, make("h1", {}, this.data.title), make("ul", { class: "asp-about" }, ...about));
+    const help = button("?", () => this.update({ help: !this.state.help }), { class: "asp-ask-help", "aria-label": "help" });
+    return make("header", { class: "asp-header" },
+      make("div", {}, make("h1", {}, this.data.title), make("ul", { class: "asp-about" }, ...about)), help);
   }
 
   // Pixels of the widest figure, and how tall views should be.
   get wide() { return this.width >= 980; }
-  viewWidth() { return this.width - (this.wide ? 340 + 24 : 0) - 2; }
-  figureWidth() {
+  viewWidth() { return this.width - (this.wide ? 360 + 24 : 0) - 2; }
+  figureWidth(least) {
     const n = this.models.length, beside = Math.floor((this.viewWidth() - 24 * (n - 1)) / n);
-    return beside >= 300 ? beside : this.viewWidth();
+    return beside >= least ? beside : this.viewWidth();
   }
   room() { return Math.max(260, window.innerHeight - 210); }
 
@@ -66,8 +68,7 @@ class App {
     if (scroll) scroll.scrollTop = scrolled || 0;
     this.rendered = state.view;
     parts.card.replaceChildren(...cardContent(this).filter((part) => part !== null));
-    parts.bar.replaceChildren(...[viewTabs(this), promptChoice(this), shadeChoice(this), circuitChoice(this),
-      button("?", () => this.update({ help: !state.help }), { class: "asp-small asp-ask-help", "aria-label": "help" })].filter((part) => part !== null));
+    parts.bar.replaceChildren(...[viewTabs(this), promptChoice(this), shadeChoice(this), circuitChoice(this)].filter((part) => part !== null));
     parts.crumbs.replaceChildren(...crumbs(this));
     parts.help.replaceChildren(...(state.help ? [helpBox(this)] : []));
     for (const about of this.root.querySelectorAll("[data-about]")) {
@@ -95,7 +96,7 @@ class App {
   caption(index, more = "") {
     const model = this.models[index], state = this.state;
     if (this.models.length === 1) return null;
-    return make("figcaption", { class: "asp-caption" + (index === state.model ? " asp-on" : "") }, model.name + (more ? " " + more : ""));
+    return make("p", { class: "asp-caption" + (index === state.model ? " asp-on" : "") }, model.name + (more ? " " + more : ""));
   }
 
   modelChoice() {

@@ -9,7 +9,7 @@ const promptChoice = (app) => {
   if (prompts.length === 1) return null;
   const options = prompts.map((prompt, i) => make("option", { value: i, selected: i === app.state.prompt },
     i + ": " + shortText(prompt.text || prompt.tokens.join(" "), 50)));
-  return make("label", {}, "prompt ", make("select", { class: "asp-prompt",
+  return make("label", {}, "prompt", make("select", { class: "asp-prompt",
     onchange: (event) => app.update({ prompt: Number(event.target.value), query: null, key: null }, true) }, ...options));
 };
 
@@ -26,17 +26,24 @@ const circuitText = (app) => app.models.filter((model) => model.circuit).map((mo
   return name + (found ? "faithfulness " + number(found[1]) + (found[0] === app.state.n ? "" : " (best " + found[0] + ")") : "");
 }).filter(Boolean).join(", ");
 
+// Places of the slider: near its left end every number of items has one.
+const SLIDER_STEPS = 1000;
+const stepOf = (n, longest) => Math.round((SLIDER_STEPS * Math.log1p(n)) / Math.log1p(longest));
+const itemsOf = (step, longest) => Math.round(Math.expm1((step / SLIDER_STEPS) * Math.log1p(longest)));
+
 const circuitChoice = (app) => {
   const circuits = app.models.map((model) => model.circuit).filter((found) => found !== null);
   if (!circuits.length) return null;
   const { state } = app, longest = Math.max(...circuits.map((circuit) => circuit.length));
   const what = circuits[0].unit === "edge" ? "attention edges" : "heads";
-  const slider = make("input", { type: "range", class: "asp-n", min: "0", max: longest, value: state.n, disabled: !state.marked,
-    "aria-label": "items of the circuit", oninput: (event) => app.update({ n: Number(event.target.value) }) });
+  const all = [...new Set(circuits.map((circuit) => circuit.nAll.toLocaleString("en")))].join(" and ");
+  const slider = make("input", { type: "range", class: "asp-n", min: "0", max: SLIDER_STEPS, value: stepOf(state.n, longest),
+    disabled: !state.marked, "aria-label": "items of the circuit", "aria-valuetext": "best " + state.n,
+    oninput: (event) => app.update({ n: itemsOf(Number(event.target.value), longest) }) });
   const check = make("input", { type: "checkbox", class: "asp-marked", checked: state.marked,
     onchange: (event) => app.update({ marked: event.target.checked }) });
-  return make("div", { class: "asp-circuit" }, make("label", { title: circuits[0].about }, check, " circuit"), slider,
-    make("output", {}, state.marked ? "best " + state.n + " of " + circuits[0].nAll.toLocaleString("en") + " " + what : "off"),
+  return make("div", { class: "asp-circuit" }, make("label", { title: circuits[0].about }, check, "circuit"), slider,
+    make("output", {}, state.marked ? "best " + state.n + " of " + all + " " + what : "off"),
     make("span", { class: "asp-note" }, state.marked ? circuitText(app) : ""));
 };
 

@@ -57,7 +57,7 @@ const sameEntry = (app, query, key) => {
       add(row.contribution === null ? weight : row.contribution, row);
     }
   });
-  const columns = columnsOf(app, model).filter(([name]) => name !== "rank");
+  const columns = columnsOf(app, model, true).filter(([name]) => name !== "rank");
   const table = entryTable(app, index, rows, columns, null, null);
   for (const line of table.rows) for (const at of [2, 1]) line.deleteCell(at);
   return [make("h4", {}, "This entry in all heads" + (app.models.length > 1 ? " of " + model.name : "")),
@@ -81,7 +81,7 @@ const strongestTable = (app, index, heads, n) => {
       });
     }
   });
-  const columns = columnsOf(app, model).filter(([name]) => name !== "rank" && name !== "weight");
+  const columns = columnsOf(app, model, true).filter(([name]) => name !== "rank" && name !== "weight");
   return entryTable(app, index, rows, columns.length ? columns : [["weight", model.value, ""]], null, null);
 };
 

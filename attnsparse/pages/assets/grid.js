@@ -36,7 +36,7 @@ const drawGrid = (app, model, at) => {
     }
     paintHead(context, entries, head, Math.round(x * ratio), Math.round(y * ratio), Math.round(at.side * ratio), look);
     const inside = look.circuit && look.circuit.countOf(head, look.n) > 0;
-    context.strokeStyle = inside ? "#d55e00" : "#d0d4d9";
+    context.strokeStyle = inside ? "#d55e00" : entries.countOpen(head) ? "#b4bac2" : "#e3e6ea";
     context.lineWidth = inside ? 2 : 1;
     context.strokeRect(x - 0.5, y - 0.5, at.side + 1, at.side + 1);
   }
@@ -81,7 +81,7 @@ const gridFigure = (app, index, width) => {
 };
 
 const headsView = (app) => {
-  const width = app.figureWidth();
+  const width = app.figureWidth(300);
   return [make("div", { class: "asp-figures" }, ...app.models.map((_, index) => gridFigure(app, index, width))), scaleBar(app)];
 };
 

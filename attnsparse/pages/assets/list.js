@@ -2,11 +2,11 @@
 
 const MAX_ROWS = 200;
 
-const columnsOf = (app, model) => {
+const columnsOf = (app, model, brief = false) => {
   const entries = model.entries(app.state.prompt), found = [];
   if (model.circuit) found.push(["rank", "rank", "rank in the circuit"]);
   found.push(["weight", model.value, model.value === "weight" ? "entry of the pattern" : "share of the largest |score|"]);
-  if (entries.norm) found.push(["contribution", "contribution", "|weight \u00b7 v W_O|"]);
+  if (entries.norm) found.push(["contribution", brief ? "contrib." : "contribution", "|weight \u00b7 v W_O|"]);
   if (entries.effects || app.asked.size) found.push(["effect", "effect", "exact effect on " + app.data.effect]);
   return found;
 };
@@ -60,13 +60,13 @@ const chooseRow = (app, index, row, view) => {
 const cellText = (name, row) => (name === "rank" ? (row.rank === undefined ? "" : String(row.rank + 1)) : number(row[name]));
 
 const entryTable = (app, index, rows, columns, by, onSort) => {
-  const model = app.models[index];
+  const model = app.models[index], most = onSort ? 24 : 10;
   const head = make("tr", {}, ...["head", "key", "query"].map((name) => make("th", { scope: "col" }, name)),
     ...columns.map(([name, title, about]) => make("th", { scope: "col", class: "asp-number", title: about, "aria-sort": name === by ? "descending" : "none" },
       onSort ? button(title + (name === by ? " \u25be" : ""), () => onSort(name), { class: "asp-sort" }) : title)));
   const body = rows.map((row) => make("tr", { class: isChosen(app, index, row) ? "asp-on" : "" },
     make("td", {}, button(model.nameOf(row.head), () => chooseRow(app, index, row, app.state.view === "list" ? "list" : "head"), { class: "asp-link" })),
-    make("td", {}, tokenNode(app, row.key)), make("td", {}, tokenNode(app, row.query)),
+    make("td", {}, tokenNode(app, row.key, most)), make("td", {}, tokenNode(app, row.query, most)),
     ...columns.map(([name]) => make("td", { class: "asp-number" }, cellText(name, row)))));
   return make("table", { class: "asp-table" }, make("thead", {}, head), make("tbody", {}, ...body));
 };

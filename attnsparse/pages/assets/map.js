@@ -1,6 +1,6 @@
 // The map of one head: queries downwards, keys to the right.
 
-const MAP_GAP = 6, LABEL_STEP = 13; // pixels between labels that can be read
+const MAP_GAP = 6, ROW_STEP = 13, COLUMN_STEP = 19; // pixels between labels that can be read
 
 const textWidths = (texts) => {
   const context = make("canvas").getContext("2d");
@@ -14,25 +14,25 @@ const mapLayout = (app, width) => {
   const longest = Math.ceil(Math.max(...textWidths(labels.slice(0, 400))));
   const left = longest + MAP_GAP + 4, top = Math.ceil(longest * 0.75) + MAP_GAP + 8, right = Math.ceil(longest * 0.7);
   const side = Math.max(120, Math.min(560, width - left - Math.min(right, 60), Math.max(app.room() - top, 220), 58 * size));
-  const cell = side / size, every = Math.max(1, Math.ceil(LABEL_STEP / cell));
-  return { size, labels, left, top, cell, every, side, width: Math.min(width, left + side + right), height: top + side + 2 };
+  const cell = side / size, every = (step) => Math.max(1, Math.ceil(step / cell));
+  return { size, labels, left, top, cell, side, rows: every(ROW_STEP), columns: every(COLUMN_STEP), width: Math.min(width, left + side + right), height: top + side + 2 };
 };
 
 const drawLabels = (context, at) => {
   context.font = "11px " + FONT;
   context.fillStyle = "#333";
-  for (let i = 0; i < at.size; i += at.every) {
-    const middle = (i + 0.5) * at.cell;
-    context.textAlign = "right";
-    context.fillText(at.labels[i], at.left - MAP_GAP, at.top + middle + 4);
+  context.textAlign = "right";
+  for (let i = 0; i < at.size; i += at.rows) {
+    context.fillText(at.labels[i], at.left - MAP_GAP, at.top + (i + 0.5) * at.cell + 4);
+  }
+  context.textAlign = "left";
+  for (let i = 0; i < at.size; i += at.columns) {
     context.save();
-    context.translate(at.left + middle + 3, at.top - MAP_GAP);
+    context.translate(at.left + (i + 0.5) * at.cell + 3, at.top - MAP_GAP);
     context.rotate(-Math.PI / 4);
-    context.textAlign = "left";
     context.fillText(at.labels[i], 0, 0);
     context.restore();
   }
-  context.fillStyle = "#666";
 };
 
 // Open entries have a border where there is room, so that an open one is never taken for a closed one.
@@ -103,6 +103,6 @@ const mapFigure = (app, index, width) => {
 };
 
 const headView = (app) => {
-  const width = app.figureWidth();
+  const width = app.figureWidth(400);
   return [make("div", { class: "asp-figures" }, ...app.models.map((_, index) => mapFigure(app, index, width))), scaleBar(app)];
 };

@@ -1,8 +1,8 @@
 // What was sent, ready to be asked: models with their prompts, read when first looked at.
 
 class Model {
-  constructor(sent, prompts) {
-    Object.assign(this, { name: sent.name, nLayer: sent.n_layer, nHead: sent.n_head, gated: sent.gated });
+  constructor(sent, prompts, index) {
+    Object.assign(this, { name: sent.name || "model " + (index + 1), nLayer: sent.n_layer, nHead: sent.n_head, gated: sent.gated });
     this.value = sent.value;
     this.sent = sent;
     this.prompts = prompts;
@@ -32,4 +32,4 @@ class Model {
   }
 }
 
-const modelsOf = (data) => data.models.map((sent) => new Model(sent, data.prompts));
+const modelsOf = (data) => data.models.map((sent, index) => new Model(sent, data.prompts, index));

@@ -168,11 +168,11 @@ const sentenceTools = (app) => {
     { class: "asp-small", "aria-label": by < 0 ? "layer before" : "next layer", disabled: state.layer + by < 0 || state.layer + by > last });
   const layer = state.every ? [] : [step(-1), make("strong", { class: "asp-layer" }, "L" + state.layer), step(1)];
   const every = make("label", {}, make("input", { type: "checkbox", checked: state.every,
-    onchange: (event) => app.update({ every: event.target.checked }, true) }), " all layers");
+    onchange: (event) => app.update({ every: event.target.checked }, true) }), "all layers");
   const least = make("input", { type: "range", min: "0", max: "100", value: String(Math.round(100 * state.least)),
     "aria-label": "smallest weight of a line", oninput: (event) => app.update({ least: Number(event.target.value) / 100 }) });
   return make("div", { class: "asp-tools" }, ...layer, every, state.every ? layerKeys(app) : headChips(app),
-    make("label", { class: "asp-least" }, "weights from ", least, " ", make("output", {}, state.least.toFixed(2))));
+    make("label", { class: "asp-least" }, "weights from", least, make("output", {}, state.least.toFixed(2))));
 };
 
 const sentenceView = (app) => [sentenceTools(app),

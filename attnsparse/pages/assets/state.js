@@ -21,12 +21,12 @@ const strongestHead = (model) => {
 };
 
 const firstState = (models) => {
-  const circuit = models.map((model) => model.circuit).find((found) => found !== null);
-  const n = circuit ? (circuit.first === null ? Math.min(20, circuit.length) : circuit.first) : 0;
+  const circuits = models.map((model) => model.circuit).filter((found) => found !== null);
+  const n = Math.min(...circuits.map((circuit) => (circuit.first === null ? Math.min(20, circuit.length) : circuit.first)));
   const head = strongestHead(models[0]), { nHead } = models[0];
   return { view: "heads", prompt: 0, model: 0, layer: Math.floor(head / nHead), head: head % nHead, query: null, key: null, shade: "weight",
     shown: null, every: false, least: models.some((model) => !model.gated) ? 0.05 : 0, sort: null, filter: "",
-    marked: Boolean(circuit), n: Math.min(n, circuit ? circuit.length : 0), help: false };
+    marked: circuits.length > 0, n: circuits.length ? n : 0, help: false };
 };
 
 const within = (value, low, high) => (Number.isInteger(value) ? Math.max(low, Math.min(high, value)) : low);

@@ -24,9 +24,9 @@ const tokenText = (app, position) => {
   const token = tokenAt(app, position), place = String(position + app.data.base);
   return token ? shortText(token, 24) + " (" + place + ")" : place;
 };
-const tokenNode = (app, position) => {
+const tokenNode = (app, position, most = 24) => {
   const token = tokenAt(app, position), place = make("span", { class: "asp-place" }, String(position + app.data.base));
-  return make("span", {}, token ? make("span", { class: "asp-word" }, shortText(token, 24)) : null, " ", place);
+  return make("span", { class: "asp-spot" }, token ? make("span", { class: "asp-word" }, shortText(token, most)) : null, " ", place);
 };
 
 // One line on an entry.
