@@ -8,7 +8,8 @@ class App {
     Object.assign(this, { root, data, host, models: modelsOf(data), asked: new Map() });
     this.parts = { root, view: make("section", { class: "asp-view", "aria-label": "view" }),
       card: make("aside", { class: "asp-card", "aria-live": "polite" }), bar: make("nav", { class: "asp-bar" }),
-      crumbs: make("p", { class: "asp-crumbs" }), help: make("div", {}), tip: make("div", { class: "asp-tip", hidden: true }) };
+      crumbs: make("p", { class: "asp-crumbs" }), help: make("div", {}),
+        tip: make("div", { class: "asp-tip", hidden: true }) };
     root.classList.add("asp");
     root.replaceChildren(this.header(), this.parts.bar, this.parts.crumbs,
       make("main", { class: "asp-main" }, this.parts.view, this.parts.card), this.parts.help, this.parts.tip);
@@ -22,7 +23,8 @@ class App {
   header() {
     const about = this.models.map((model, i) => make("li", {}, make("strong", {}, model.name), " ",
       make("span", { "data-about": i })));
-    const help = button("?", () => this.update({ help: !this.state.help }), { class: "asp-ask-help", "aria-label": "help" });
+    const help = button("?", () => this.update({ help: !this.state.help }),
+      { class: "asp-ask-help", "aria-label": "help" });
     return make("header", { class: "asp-header" },
       make("div", {}, make("h1", {}, this.data.title), make("ul", { class: "asp-about" }, ...about)), help);
   }
@@ -68,7 +70,8 @@ class App {
     if (scroll) scroll.scrollTop = scrolled || 0;
     this.rendered = state.view;
     parts.card.replaceChildren(...cardContent(this).filter((part) => part !== null));
-    parts.bar.replaceChildren(...[viewTabs(this), promptChoice(this), shadeChoice(this), circuitChoice(this)].filter((part) => part !== null));
+    parts.bar.replaceChildren(...[viewTabs(this), promptChoice(this), shadeChoice(this),
+      circuitChoice(this)].filter((part) => part !== null));
     parts.crumbs.replaceChildren(...crumbs(this));
     parts.help.replaceChildren(...(state.help ? [helpBox(this)] : []));
     for (const about of this.root.querySelectorAll("[data-about]")) {
@@ -96,12 +99,15 @@ class App {
   caption(index, more = "") {
     const model = this.models[index], state = this.state;
     if (this.models.length === 1) return null;
-    return make("p", { class: "asp-caption" + (index === state.model ? " asp-on" : "") }, model.name + (more ? " " + more : ""));
+    return make("p", { class: "asp-caption" + (index === state.model ? " asp-on" : "") }, model.name +
+      (more ? " " + more : ""));
   }
 
   modelChoice() {
-    return make("span", { class: "asp-tabs", role: "group", "aria-label": "model" }, ...this.models.map((model, index) =>
-      button(model.name, () => this.update({ model: index }), { "aria-pressed": String(index === this.state.model), "data-model": index })));
+    return make("span", { class: "asp-tabs", role: "group", "aria-label": "model" },
+      ...this.models.map((model, index) =>
+      button(model.name, () => this.update({ model: index }),
+        { "aria-pressed": String(index === this.state.model), "data-model": index })));
   }
 
   gatedModel() {

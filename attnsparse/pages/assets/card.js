@@ -10,7 +10,8 @@ const effectCell = (app, model, head, query, key, weight) => {
   if (!weight) return model.gated ? "0 (closed)" : "";
   const wait = app.waiting(model, head, query, key);
   if (wait) return wait;
-  return app.host.ask ? button("compute", () => app.ask(model, head, query, key), { class: "asp-small asp-ask" }) : "not computed";
+  return app.host.ask ? button("compute", () => app.ask(model, head, query, key), { class: "asp-small asp-ask" })
+    : "not computed";
 };
 
 const entryFacts = (app, query, key) => {
@@ -23,10 +24,12 @@ const entryFacts = (app, query, key) => {
   });
   const rows = [factRow(known[0].value, "entry of the pattern, which multiplies v", each.map((e) => number(e.weight)))];
   if (each.some((e) => e.model.gated)) {
-    rows.push(factRow("gate", "whether the gate is open in this run", each.map((e) => (e.model.gated ? (e.weight ? "open" : "closed") : "none"))));
+    rows.push(factRow("gate", "whether the gate is open in this run",
+      each.map((e) => (e.model.gated ? (e.weight ? "open" : "closed") : "none"))));
   }
   if (each.some((e) => e.entries.gate(e.i) !== null)) {
-    rows.push(factRow("expected gate", "sigmoid(score + bias)", each.map((e) => (e.entries.gate(e.i) === null ? "" : percent(e.entries.gate(e.i))))));
+    rows.push(factRow("expected gate", "sigmoid(score + bias)",
+      each.map((e) => (e.entries.gate(e.i) === null ? "" : percent(e.entries.gate(e.i))))));
     rows.push(factRow("score", "before the softmax", each.map((e) => number(e.entries.score(e.i)))));
   }
   if (each.some((e) => e.entries.norm)) {
@@ -38,9 +41,11 @@ const entryFacts = (app, query, key) => {
       each.map((e) => effectCell(app, e.model, e.head, query, key, e.weight))));
   }
   if (each.some((e) => e.model.circuit)) {
-    rows.push(factRow("rank in circuit", "1 is the best item", each.map((e) => (e.rank === undefined ? "\u2013" : String(e.rank + 1)))));
+    rows.push(factRow("rank in circuit", "1 is the best item",
+      each.map((e) => (e.rank === undefined ? "\u2013" : String(e.rank + 1)))));
   }
-  const top = known.length > 1 ? make("thead", {}, make("tr", {}, make("td"), ...known.map((m) => make("th", { scope: "col" }, m.name)))) : null;
+  const top = known.length > 1 ? make("thead", {},
+    make("tr", {}, make("td"), ...known.map((m) => make("th", { scope: "col" }, m.name)))) : null;
   return make("table", { class: "asp-facts" }, top, make("tbody", {}, ...rows));
 };
 
@@ -61,13 +66,16 @@ const sameEntry = (app, query, key) => {
   const table = entryTable(app, index, rows, columns, null, null);
   for (const line of table.rows) for (const at of [2, 1]) line.deleteCell(at);
   return [make("h4", {}, "This entry in all heads" + (app.models.length > 1 ? " of " + model.name : "")),
-    make("p", { class: "asp-note" }, "open in " + n + " of " + model.nHeads + (rows.length < n ? ", the first " + rows.length : "")), table];
+    make("p", { class: "asp-note" }, "open in " + n + " of " + model.nHeads +
+      (rows.length < n ? ", the first " + rows.length : "")), table];
 };
 
 const entryCard = (app) => {
   const { layer, head, query, key } = app.state;
-  return [make("h3", {}, headName(layer, head)), make("p", { class: "asp-where" }, "key ", tokenNode(app, key), " \u2192 query ", tokenNode(app, query)),
-    entryFacts(app, query, key), app.data.effect ? make("p", { class: "asp-note" }, "effect: " + app.data.effect) : null,
+  return [make("h3", {}, headName(layer, head)),
+    make("p", { class: "asp-where" }, "key ", tokenNode(app, key), " \u2192 query ", tokenNode(app, query)),
+    entryFacts(app, query, key), app.data.effect ? make("p", { class: "asp-note" }, "effect: " + app.data.effect)
+      : null,
     ...sameEntry(app, query, key)];
 };
 
@@ -77,7 +85,8 @@ const strongestTable = (app, index, heads, n) => {
     for (const head of heads) {
       entries.eachOpen(head, (query, key, weight) => {
         const row = rowOf(app, model, head, query, key, weight);
-        add(row.effect !== undefined ? 1e6 + Math.abs(row.effect) : row.contribution === null ? weight : row.contribution, row);
+        add(row.effect !== undefined ? 1e6 + Math.abs(row.effect) : row.contribution === null ? weight
+          : row.contribution, row);
       });
     }
   });
@@ -89,9 +98,11 @@ const headCard = (app) => {
   const { state } = app, model = app.models[state.model], head = state.layer * model.nHead + state.head;
   const open = model.entries(state.prompt).countOpen(head);
   return [make("h3", {}, headName(state.layer, state.head) + (app.models.length > 1 ? " of " + model.name : "")),
-    make("p", { class: "asp-note" }, model.gated ? counted(open, "open entr").replace(/entr(s?)$/, (_, s) => (s ? "entries" : "entry")) : "all entries are open (dense)"),
-    make("p", { class: "asp-buttons" }, button("map", () => app.update({ view: "head" }, true), { class: "asp-small" }), " ",
-      button("sentence", () => app.update({ view: "sentence", every: false, shown: [state.head] }, true), { class: "asp-small" })),
+    make("p", { class: "asp-note" }, model.gated ? countedEntries(open) : "all entries are open (dense)"),
+    make("p", { class: "asp-buttons" },
+      button("map", () => app.update({ view: "head" }, true), { class: "asp-small" }), " ",
+      button("sentence", () => app.update({ view: "sentence", every: false, shown: [state.head] }, true),
+        { class: "asp-small" })),
     make("h4", {}, "Strongest entries"), strongestTable(app, state.model, [head], 12)];
 };
 

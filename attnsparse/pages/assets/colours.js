@@ -26,7 +26,8 @@ const cssColour = (name, share) => "rgb(" + mixed(SCALES[name], share).join(",")
 // A canvas of a size in pixels of the page, sharp on any screen, and its context.
 const sharpCanvas = (width, height, attributes) => {
   const ratio = Math.min(window.devicePixelRatio || 1, 3);
-  const canvas = make("canvas", { width: Math.round(width * ratio), height: Math.round(height * ratio), ...attributes });
+  const canvas = make("canvas", { width: Math.round(width * ratio), height: Math.round(height * ratio),
+    ...attributes });
   canvas.style.width = width + "px";
   canvas.style.height = height + "px";
   const context = canvas.getContext("2d");

@@ -46,9 +46,11 @@ const drawGrid = (app, model, at) => {
 const gridHeadText = (app, model, head) => {
   const entries = model.entries(app.state.prompt), best = entries.strongest(head), n = entries.countOpen(head);
   const parts = [model.nameOf(head)];
-  if (model.circuit && app.state.marked) parts.push(counted(model.circuit.countOf(head, app.state.n), "item") + " of the circuit");
+  if (model.circuit && app.state.marked) parts.push(counted(model.circuit.countOf(head, app.state.n), "item") +
+    " of the circuit");
   if (model.gated) parts.push(n + " open");
-  if (best) parts.push("strongest " + number(best.weight) + ": " + tokenText(app, best.key) + " \u2192 " + tokenText(app, best.query));
+  if (best) parts.push("strongest " + number(best.weight) + ": " + tokenText(app, best.key) + " \u2192 " +
+    tokenText(app, best.query));
   return parts.join(", ");
 };
 
@@ -60,7 +62,8 @@ const gridFigure = (app, index, width) => {
     GRID_TOP + Math.floor(head / model.nHead) * at.step - 3, at.side + 6, at.side + 6);
   if (index === state.model) frame(chosen, state.layer * model.nHead + state.head);
   const headAt = (event) => {
-    const column = Math.floor((event.offsetX - GRID_LEFT) / at.step), row = Math.floor((event.offsetY - GRID_TOP) / at.step);
+    const column = Math.floor((event.offsetX - GRID_LEFT) / at.step),
+      row = Math.floor((event.offsetY - GRID_TOP) / at.step);
     const inside = column >= 0 && column < model.nHead && row >= 0 && row < model.nLayer;
     return inside ? row * model.nHead + column : -1;
   };
@@ -74,7 +77,8 @@ const gridFigure = (app, index, width) => {
   canvas.addEventListener("pointerleave", () => { near.hidden = true; hideTip(app); });
   canvas.addEventListener("click", (event) => {
     const head = headAt(event);
-    if (head >= 0) app.update({ view: "head", model: index, layer: Math.floor(head / model.nHead), head: head % model.nHead }, true);
+    if (head >= 0) app.update({ view: "head", model: index, layer: Math.floor(head / model.nHead),
+      head: head % model.nHead }, true);
   });
   return make("figure", { class: "asp-figure", "data-model": index }, app.caption(index),
     make("div", { class: "asp-canvas" }, canvas, near, chosen));
@@ -82,7 +86,8 @@ const gridFigure = (app, index, width) => {
 
 const headsView = (app) => {
   const width = app.figureWidth(300);
-  return [make("div", { class: "asp-figures" }, ...app.models.map((_, index) => gridFigure(app, index, width))), scaleBar(app)];
+  return [make("div", { class: "asp-figures" }, ...app.models.map((_, index) => gridFigure(app, index, width))),
+    scaleBar(app)];
 };
 
 // What the colours mean.

@@ -4,7 +4,8 @@ const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arrow
 
 const movedHead = (app, down, right) => {
   const { state } = app, model = app.models[state.model];
-  return { layer: within(state.layer + down, 0, model.nLayer - 1), head: within(state.head + right, 0, model.nHead - 1) };
+  return { layer: within(state.layer + down, 0, model.nLayer - 1),
+    head: within(state.head + right, 0, model.nHead - 1) };
 };
 
 const movedEntry = (app, down, right) => {
@@ -29,7 +30,8 @@ const movedToken = (app, down, right) => {
 const movedRow = (app, down) => {
   const index = app.state.model, model = app.models[index], { rows } = listedRows(app, model, defaultSort(app, model));
   const now = rows.findIndex((row) => isChosen(app, index, row)), row = rows[within(now + down, 0, rows.length - 1)];
-  return row ? { layer: Math.floor(row.head / model.nHead), head: row.head % model.nHead, query: row.query, key: row.key } : {};
+  return row ? { layer: Math.floor(row.head / model.nHead), head: row.head % model.nHead, query: row.query,
+    key: row.key } : {};
 };
 
 const moved = (app, [down, right], shift) => {
@@ -61,7 +63,8 @@ const onKey = (app, event) => {
   const { key } = event, view = Object.keys(VIEWS)[Number(key) - 1];
   if (ARROWS[key]) app.update(moved(app, ARROWS[key], event.shiftKey), false);
   else if (key === "Escape") app.update(oneUp(app.state), true);
-  else if (key === "Enter" && app.state.view === "heads" && !event.target.closest("button")) app.update({ view: "head" }, true);
+  else if (key === "Enter" && app.state.view === "heads" &&
+    !event.target.closest("button")) app.update({ view: "head" }, true);
   else if (view) app.update({ view }, true);
   else if (LETTERS[key]) app.update(LETTERS[key](app), false);
   else return;

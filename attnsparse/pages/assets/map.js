@@ -13,9 +13,11 @@ const mapLayout = (app, width) => {
   const labels = tokens.map((token, i) => shortText(token, 14) + (token ? "  " : "") + (i + app.data.base));
   const longest = Math.ceil(Math.max(...textWidths(labels.slice(0, 400))));
   const left = longest + MAP_GAP + 4, top = Math.ceil(longest * 0.75) + MAP_GAP + 8, right = Math.ceil(longest * 0.7);
-  const side = Math.max(120, Math.min(560, width - left - Math.min(right, 60), Math.max(app.room() - top, 220), 58 * size));
+  const side = Math.max(120, Math.min(560, width - left - Math.min(right, 60), Math.max(app.room() - top, 220),
+    58 * size));
   const cell = side / size, every = (step) => Math.max(1, Math.ceil(step / cell));
-  return { size, labels, left, top, cell, side, rows: every(ROW_STEP), columns: every(COLUMN_STEP), width: Math.min(width, left + side + right), height: top + side + 2 };
+  return { size, labels, left, top, cell, side, rows: every(ROW_STEP), columns: every(COLUMN_STEP),
+    width: Math.min(width, left + side + right), height: top + side + 2 };
 };
 
 const drawLabels = (context, at) => {
@@ -51,7 +53,8 @@ const drawMap = (app, model, head, at) => {
   const { canvas, context, ratio } = sharpCanvas(at.width, at.height, { tabindex: "0", role: "application",
     "aria-label": "Attention of " + model.nameOf(head) + " of " + model.name + ". Arrows move from entry to entry." });
   drawLabels(context, at);
-  paintHead(context, entries, head, Math.round(at.left * ratio), Math.round(at.top * ratio), Math.round(at.side * ratio), look);
+  paintHead(context, entries, head, Math.round(at.left * ratio), Math.round(at.top * ratio),
+    Math.round(at.side * ratio), look);
   context.strokeStyle = "#8a8a8a";
   context.lineWidth = 1;
   context.strokeRect(at.left - 0.5, at.top - 0.5, at.side + 1, at.side + 1);
@@ -82,7 +85,8 @@ const mapFigure = (app, index, width) => {
   const head = state.layer * model.nHead + state.head, at = mapLayout(app, width);
   const entries = model.entries(state.prompt), canvas = drawMap(app, model, head, at);
   const chosen = newFrame("asp-chosen"), row = newFrame("asp-cross"), column = newFrame("asp-cross");
-  const mark = (box, query, key) => placeFrame(box, at.left + key * at.cell - 2, at.top + query * at.cell - 2, at.cell + 4, at.cell + 4);
+  const mark = (box, query, key) =>
+    placeFrame(box, at.left + key * at.cell - 2, at.top + query * at.cell - 2, at.cell + 4, at.cell + 4);
   if (hasEntry(state)) mark(chosen, state.query, state.key);
   const leave = () => { row.hidden = column.hidden = true; hideTip(app); };
   canvas.addEventListener("pointermove", (event) => {
@@ -104,5 +108,6 @@ const mapFigure = (app, index, width) => {
 
 const headView = (app) => {
   const width = app.figureWidth(400);
-  return [make("div", { class: "asp-figures" }, ...app.models.map((_, index) => mapFigure(app, index, width))), scaleBar(app)];
+  return [make("div", { class: "asp-figures" }, ...app.models.map((_, index) => mapFigure(app, index, width))),
+    scaleBar(app)];
 };

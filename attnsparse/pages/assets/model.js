@@ -2,7 +2,8 @@
 
 class Model {
   constructor(sent, prompts, index) {
-    Object.assign(this, { name: sent.name || "model " + (index + 1), nLayer: sent.n_layer, nHead: sent.n_head, gated: sent.gated });
+    Object.assign(this, { name: sent.name || "model " + (index + 1), nLayer: sent.n_layer, nHead: sent.n_head,
+      gated: sent.gated });
     this.value = sent.value;
     this.sent = sent;
     this.prompts = prompts;

@@ -11,5 +11,6 @@ const host = {
   },
   chosen() {},
 };
-const app = new App(document.getElementById("attention"), JSON.parse(document.getElementById("data").textContent), host);
+const app = new App(document.getElementById("attention"), JSON.parse(document.getElementById("data").textContent),
+  host);
 window.addEventListener("popstate", () => app.follow());

@@ -7,7 +7,8 @@ const rowHeight = (app) => (app.data.prompts[app.state.prompt].tokens.length > 6
 // Heads whose lines are shown.
 const headsShown = (state, model) => {
   const all = Array.from({ length: model.nHead }, (_, i) => i);
-  const layers = state.every ? Array.from({ length: model.nLayer }, (_, i) => i) : [Math.min(state.layer, model.nLayer - 1)];
+  const layers = state.every ? Array.from({ length: model.nLayer }, (_, i) => i)
+    : [Math.min(state.layer, model.nLayer - 1)];
   const numbers = state.every || state.shown === null ? all : all.filter((i) => state.shown.includes(i));
   return layers.flatMap((layer) => numbers.map((number) => layer * model.nHead + number));
 };
@@ -60,11 +61,13 @@ class Sentence {
     this.every = makeDrawn("g");
     this.chosen = makeDrawn("g", { class: "asp-bright" });
     const tall = size * this.high;
-    this.lines = makeDrawn("svg", { width: LINES_WIDE, height: tall, viewBox: "0 0 " + LINES_WIDE + " " + tall, class: "asp-lines" },
+    this.lines = makeDrawn("svg", { width: LINES_WIDE, height: tall, viewBox: "0 0 " + LINES_WIDE + " " + tall,
+      class: "asp-lines" },
       this.every, this.chosen);
     const { kept, n } = linesOf(app, this.model);
     this.every.append(...kept.slice().reverse().map((line) => drawLine(app, this.model, line, this.high, false)));
-    this.note = n > kept.length ? kept.length.toLocaleString("en") + " strongest of " + n.toLocaleString("en") + " lines"
+    this.note = n > kept.length ? kept.length.toLocaleString("en") + " strongest of " + n.toLocaleString("en") +
+      " lines"
       : counted(n, "line");
     for (const side of [this.queries, this.keys]) {
       side.addEventListener("pointerover", (event) => this.hover(side, event));
@@ -148,7 +151,8 @@ const headChips = (app) => {
     mark.style.background = on(i) ? lineColour(i) : "transparent";
     mark.style.borderColor = lineColour(i);
     return make("button", { type: "button", class: "asp-chip", "aria-pressed": String(on(i)), "data-head": i,
-      onclick: () => app.update({ shown: toggled(i) }), ondblclick: () => app.update({ shown: [i], head: i }) }, mark, "H" + i);
+      onclick: () => app.update({ shown: toggled(i) }), ondblclick: () => app.update({ shown: [i], head: i }) }, mark,
+        "H" + i);
   });
   const all = button("all", () => app.update({ shown: null }), { class: "asp-small" });
   const one = button("only H" + state.head, () => app.update({ shown: [state.head] }), { class: "asp-small" });
@@ -159,18 +163,21 @@ const layerKeys = (app) => make("span", { class: "asp-chips" },
   ...Array.from({ length: app.models[app.state.model].nLayer }, (_, i) => {
     const mark = make("span", { class: "asp-mark" });
     mark.style.background = lineColour(i);
-    return make("button", { type: "button", class: "asp-chip", onclick: () => app.update({ every: false, layer: i }, true) }, mark, "L" + i);
+    return make("button", { type: "button", class: "asp-chip",
+      onclick: () => app.update({ every: false, layer: i }, true) }, mark, "L" + i);
   }));
 
 const sentenceTools = (app) => {
   const { state } = app, last = app.models[state.model].nLayer - 1;
   const step = (by) => button(by < 0 ? "\u2039" : "\u203a", () => app.update({ layer: state.layer + by }),
-    { class: "asp-small", "aria-label": by < 0 ? "layer before" : "next layer", disabled: state.layer + by < 0 || state.layer + by > last });
+    { class: "asp-small", "aria-label": by < 0 ? "layer before" : "next layer", disabled: state.layer + by < 0 ||
+      state.layer + by > last });
   const layer = state.every ? [] : [step(-1), make("strong", { class: "asp-layer" }, "L" + state.layer), step(1)];
   const every = make("label", {}, make("input", { type: "checkbox", checked: state.every,
     onchange: (event) => app.update({ every: event.target.checked }, true) }), "all layers");
   const least = make("input", { type: "range", min: "0", max: "100", value: String(Math.round(100 * state.least)),
-    "aria-label": "smallest weight of a line", oninput: (event) => app.update({ least: Number(event.target.value) / 100 }) });
+    "aria-label": "smallest weight of a line",
+      oninput: (event) => app.update({ least: Number(event.target.value) / 100 }) });
   return make("div", { class: "asp-tools" }, ...layer, every, state.every ? layerKeys(app) : headChips(app),
     make("label", { class: "asp-least" }, "weights from", least, make("output", {}, state.least.toFixed(2))));
 };

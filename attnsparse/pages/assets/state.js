@@ -22,9 +22,11 @@ const strongestHead = (model) => {
 
 const firstState = (models) => {
   const circuits = models.map((model) => model.circuit).filter((found) => found !== null);
-  const n = Math.min(...circuits.map((circuit) => (circuit.first === null ? Math.min(20, circuit.length) : circuit.first)));
+  const n = Math.min(...circuits.map((circuit) =>
+    (circuit.first === null ? Math.min(20, circuit.length) : circuit.first)));
   const head = strongestHead(models[0]), { nHead } = models[0];
-  return { view: "heads", prompt: 0, model: 0, layer: Math.floor(head / nHead), head: head % nHead, query: null, key: null, shade: "weight",
+  return { view: "heads", prompt: 0, model: 0, layer: Math.floor(head / nHead), head: head % nHead, query: null,
+    key: null, shade: "weight",
     shown: null, every: false, least: models.some((model) => !model.gated) ? 0.05 : 0, sort: null, filter: "",
     marked: circuits.length > 0, n: circuits.length ? n : 0, help: false };
 };

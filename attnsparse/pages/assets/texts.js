@@ -32,5 +32,6 @@ const number = (value) => {
 };
 const percent = (share) => (100 * share).toFixed(share > 0.9995 || share < 0.1 ? 1 : 0) + " %";
 const counted = (n, word) => n.toLocaleString("en") + " " + word + (n === 1 ? "" : "s");
+const countedEntries = (n) => n.toLocaleString("en") + (n === 1 ? " open entry" : " open entries");
 const headName = (layer, head) => "L" + layer + "H" + head;
 const shortText = (text, most) => (text.length > most ? text.slice(0, most - 1) + "\u2026" : text);

@@ -26,7 +26,8 @@ const tokenText = (app, position) => {
 };
 const tokenNode = (app, position, most = 24) => {
   const token = tokenAt(app, position), place = make("span", { class: "asp-place" }, String(position + app.data.base));
-  return make("span", { class: "asp-spot" }, token ? make("span", { class: "asp-word" }, shortText(token, most)) : null, " ", place);
+  const word = token ? make("span", { class: "asp-word" }, shortText(token, most)) : null;
+  return make("span", { class: "asp-spot" }, word, " ", place);
 };
 
 // One line on an entry.
