@@ -15,6 +15,7 @@ class App {
       make("main", { class: "asp-main" }, this.parts.view, this.parts.card), this.parts.help, this.parts.tip);
     this.start = firstState(this.models);
     this.state = settled(stateOf(host.read(), this.start, data.base), this.models);
+    host.chosen(this.state);
     host.keys.addEventListener("keydown", (event) => onKey(this, event));
     this.watcher = new ResizeObserver(() => this.resized());
     this.watcher.observe(root);
