@@ -57,7 +57,7 @@ def model_data(run: Run, threshold: float, effects: list[Effects | None]) -> dic
 def _entries(run: Run, threshold: float, effects: Effects | None) -> dict[str, Any]:
     config, t = run.model.config, run.n_tokens
     n_heads = config.n_layer * config.n_head
-    entries = _open_entries(run)
+    entries = open_entries(run)
     n_open = len(entries[-1])
     above = entries[-1] > threshold
     *places, weight = (array[above] for array in entries)
@@ -78,7 +78,7 @@ def _entries(run: Run, threshold: float, effects: Effects | None) -> dict[str, A
     }
 
 
-def _open_entries(run: Run) -> tuple[np.ndarray, ...]:
+def open_entries(run: Run) -> tuple[np.ndarray, ...]:
     """Layer, head, query, key and weight of the entries above 0, in this order."""
     if "pattern" in run.recorded:
         found = np.nonzero(run.pattern)

@@ -15,7 +15,7 @@ from ..model import tables
 from ..model.run import DEFAULT_MAX_BYTES, Run
 from ..tasks.metrics import packed
 from ..tasks.task import Task
-from .attention_data import Effects
+from .attention_data import Effects, open_entries
 
 _SIGNS = 40
 
@@ -72,11 +72,11 @@ def exact_effects(
 
 def strongest_entries(run: Run, n: int) -> np.ndarray:
     """The n open entries with the largest contributions, or weights without v; int32 [m, 4]."""
-    table = tables.edges(run)
-    by = "contribution" if "contribution" in table else "weight"
-    size = -table[by].to_numpy()
-    chosen = np.sort(np.argsort(size, kind="stable")[:n])
-    places = run.edge_arrays()[:4] if "pattern" not in run.recorded else np.nonzero(run.pattern)
+    *places, size = open_entries(run)
+    if "v" in run.recorded:
+        layer, head, _, key = places
+        size = size * run.value_norms()[1][layer, head, key]
+    chosen = np.sort(np.argsort(-size, kind="stable")[:n])
     return np.stack(places, axis=1)[chosen].astype(np.int32)
 
 

@@ -96,9 +96,8 @@ def test_weights_scores_and_contributions_are_those_of_the_run(gated):
     assert prompt["n_left_out"] == 0
     norms = array(prompt["norm"], "<f4").reshape(n_heads, t)
     table = run.open_edges()
-    head = table.iloc[:, 0] * model["n_head"] + table.iloc[:, 1]
-    places = [table.columns.get_loc(name) for name in table.columns if name.startswith(("query", "key"))][:2]
-    query, key = (table.iloc[:, i].to_numpy() for i in places)
+    head = table["layer"] * model["n_head"] + table["head_index"]
+    query, key = table["query_position"], table["key_position"]
     contribution = pattern[head, query, key] * norms[head, key]
     np.testing.assert_allclose(contribution, table["contribution"], rtol=1e-5)
     if not gated:
