@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from .. import _check
 from .._display import escaped
-from .._page import asset, escaped_json, filled, show_page, write_page
+from .._page import asset, escaped_json, filled, joined, show_page, write_page
 from .._version import __version__
 from ..items import shortened, token_label
 from .layout import (
@@ -33,15 +34,21 @@ from .layout import (
     pruning_text,
     short_label,
 )
+from .page_cards import card_data, group_data
 from .page_data import page_data, shown_label, shown_token
 from .prune import known_scores
 
 if TYPE_CHECKING:
+    from ..transcoders.labels import FeatureLabels
     from .graph import Graph
+    from .groups import Group
+    from .select import Nodes
 
 MAX_EDGES = 3000
 _ADVICE = "lower max_edges or the thresholds"
 _FOLDER = Path(__file__).parent / "assets"
+SCRIPTS = ("extras.js", "graph.js")
+"""Of the page, in this order."""
 _DRAWN = 200  # edges shown before anything is clicked
 _MAX_LABELS = 80
 
@@ -75,6 +82,8 @@ def to_html(
     edge_threshold: float | None = None,
     max_edges: int = MAX_EDGES,
     base: int = 0,
+    supernodes: Mapping[str, Nodes | Group] | None = None,
+    features: FeatureLabels | None = None,
 ) -> Path:
     """Write one page to look at the graph in a browser; it needs no other file.
 
@@ -95,6 +104,11 @@ def to_html(
         The largest number of edges in the page, by ``|weight|``.
     base : int, default 0
         Number of the first position, 0 or 1.
+    supernodes : mapping, optional
+        Name to nodes of the graph or to a Group, for example `token_groups(graph)`: groups, with the sums of
+        the edges between them. Members that pruning removed are left out.
+    features : FeatureLabels, optional
+        Of `describe_features`: cards with contexts of the features and the tokens that they promote.
 
     Returns
     -------
@@ -105,6 +119,8 @@ def to_html(
     ------
     ValueError
         For thresholds outside 0..1 or for a pruned graph, a negative max_edges and another base.
+    KeyError
+        For a node in supernodes that the graph does not have.
     TypeError
         For other objects.
     OSError
@@ -115,7 +131,7 @@ def to_html(
     UserWarning
         Above 20 MB.
     """
-    data = page(graph, title, node_threshold, edge_threshold, max_edges, base)
+    data = page(graph, title, node_threshold, edge_threshold, max_edges, base, supernodes, features)
     return write_page(path, data, _ADVICE)
 
 
@@ -126,6 +142,8 @@ def page(
     edge_threshold: float | None = None,
     max_edges: int = MAX_EDGES,
     base: int = 0,
+    supernodes: Mapping[str, Nodes | Group] | None = None,
+    features: FeatureLabels | None = None,
 ) -> bytes:
     """The page as bytes, all of them ASCII; see `Graph.to_html`."""
     base, max_edges = _check.base(base), _check.integer(max_edges, "max_edges", 0)
@@ -154,10 +172,13 @@ def page(
         "legend": _legend(graph),
         "drawing": _drawing(graph, lay_out(graph, nodes), edges, base),
         "footer": _footer(graph, len(edges), n_edges),
-        "data": escaped_json(page_data(graph, edges, base)),
+        "data": escaped_json(
+            page_data(graph, edges, base)
+            | {"groups": group_data(whole, graph, supernodes), "cards": card_data(graph, features)}
+        ),
     }
-    template, script, style = (asset(_FOLDER, f"graph.{kind}") for kind in ("html", "js", "css"))
-    return filled(template, parts, script, style)
+    script = joined(asset(_FOLDER, name) for name in SCRIPTS)
+    return filled(asset(_FOLDER, "graph.html"), parts, script, asset(_FOLDER, "graph.css"))
 
 
 def show(
@@ -168,6 +189,8 @@ def show(
     edge_threshold: float | None = None,
     max_edges: int = MAX_EDGES,
     base: int = 0,
+    supernodes: Mapping[str, Nodes | Group] | None = None,
+    features: FeatureLabels | None = None,
     height: int = 800,
     open_browser: bool = False,
 ) -> None:
@@ -175,7 +198,7 @@ def show(
 
     Parameters
     ----------
-    title, node_threshold, edge_threshold, max_edges, base
+    title, node_threshold, edge_threshold, max_edges, base, supernodes, features
         As in `to_html`.
     height : int, default 800
         Pixels in a notebook, at least 100.
@@ -188,7 +211,7 @@ def show(
         As `to_html`; in a notebook also for a page above 20 MB.
     """
     height, open_browser = _check.integer(height, "height", 100), _check.flag(open_browser, "open_browser")
-    data = page(graph, title, node_threshold, edge_threshold, max_edges, base)
+    data = page(graph, title, node_threshold, edge_threshold, max_edges, base, supernodes, features)
     show_page(data, "graph", height, open_browser, _ADVICE)
 
 
