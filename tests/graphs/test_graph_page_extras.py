@@ -199,9 +199,8 @@ def test_pins(browser, path, graph):
 @needs_browser
 def test_biases_and_positions_can_be_hidden(browser, path, graph):
     browser.open(path)
-    shown = (
-        "[...document.querySelectorAll('.node')].filter(e => getComputedStyle(e).display !== 'none').length"
-    )
+    visible = "filter(e => getComputedStyle(e).display !== 'none').length"
+    shown = f"[...document.querySelectorAll('.node')].{visible}"
     assert browser.read(shown) == len(graph)
     browser.click_on("#plain")
     hidden = sum(kind in ("bias", "position", "other") for kind in graph.kind)
