@@ -33,9 +33,13 @@ const linesOf = (app, model, query = null, key = null) => {
 const colourOf = (state, model, head) =>
   lineColour(state.every ? Math.floor(head / model.nHead) : head % model.nHead);
 
+// Lines of several heads between the same two tokens bend in different places, so that each is seen.
 const drawLine = (app, model, line, high, bright) => {
-  const a = (line.query + 0.5) * high, b = (line.key + 0.5) * high, half = LINES_WIDE / 2;
-  return makeDrawn("path", { d: "M0," + a + "C" + half + "," + a + " " + half + "," + b + " " + LINES_WIDE + "," + b,
+  const layer = Math.floor(line.head / model.nHead), number = line.head % model.nHead;
+  const [i, n] = app.state.every ? [layer, model.nLayer] : [number, model.nHead];
+  const a = (line.query + 0.5) * high, b = (line.key + 0.5) * high;
+  const bend = Math.round(LINES_WIDE * (0.25 + (0.5 * (i + 0.5)) / n));
+  return makeDrawn("path", { d: "M0," + a + "C" + bend + "," + a + " " + bend + "," + b + " " + LINES_WIDE + "," + b,
     stroke: colourOf(app.state, model, line.head), "stroke-width": (bright ? 1.6 : 0.8) + 3.6 * line.weight,
     "stroke-opacity": bright ? 0.45 + 0.55 * line.weight : 0.12 + 0.7 * line.weight });
 };
