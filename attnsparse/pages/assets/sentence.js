@@ -106,13 +106,13 @@ class Sentence {
     this.light(query, query === null || key !== null ? key : null);
   }
 
-  positionOf(event) {
+  positionAt(event) {
     const item = event.target.closest("li");
     return item ? Number(item.dataset.position) : null;
   }
 
   hover(side, event) {
-    const position = this.positionOf(event);
+    const position = this.positionAt(event);
     if (position === null) return;
     if (side === this.queries) this.light(position, null);
     else this.light(null, position);
@@ -120,7 +120,7 @@ class Sentence {
 
   // A query is chosen first, then a key: the head with the strongest line between them.
   click(side, event) {
-    const position = this.positionOf(event), { state } = this.app;
+    const position = this.positionAt(event), { state } = this.app;
     if (position === null) return;
     if (side === this.queries) this.app.update({ model: this.index, query: position, key: null }, true);
     else if (state.query !== null && position <= state.query) this.chooseKey(position);
