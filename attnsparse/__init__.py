@@ -2,7 +2,7 @@
 
 import typing as _typing
 
-from . import circuits, graphs, model, tasks, training, transcoders
+from . import circuits, graphs, model, pages, tasks, training, transcoders
 from ._engine import get_num_threads, set_num_threads
 from ._version import __version__
 from .circuits.circuit import Circuit, load_circuit
@@ -92,6 +92,7 @@ __all__ = [
     "load_graph",
     "load_transcoders",
     "model",
+    "pages",
     "read_graph_json",
     "save",
     "save_transcoders",

@@ -36,7 +36,7 @@ def progress_bar(progress: bool | None, total: int, text: str, unit: str, initia
 
 
 def _is_shown(progress: bool | None) -> bool:
-    return sys.stderr.isatty() or _in_notebook() if progress is None else progress
+    return sys.stderr.isatty() or in_notebook() if progress is None else progress
 
 
 def _bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:
@@ -69,9 +69,10 @@ def stage_bars(progress: bool | None) -> Iterator[Callable[[str, int, int], None
         yield tell
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether output goes to a notebook: of Jupyter, VS Code or Colab."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__module__.startswith("ipykernel")
+    return type(shell).__module__.startswith(("ipykernel", "google.colab"))
 
 
 class Html(str):

@@ -18,7 +18,7 @@ from .._display import escaped, html_rows
 from .._engine import core_for
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..items import Head
-from . import circuit_file, circuit_tables
+from . import circuit_file, circuit_page, circuit_tables
 from .choices import COUNTED_BY, ITEMS, MAX_RESAMPLES, NAMES
 from .needed import Needed, Ratio
 
@@ -304,6 +304,9 @@ class Circuit:
         circuit_file.write(path, vars(self))
 
     # --- shown
+
+    to_html = circuit_page.to_html
+    show = circuit_page.show
 
     def __repr__(self) -> str:
         return (

@@ -5,6 +5,7 @@ from .graph import Graph, load_graph
 from .groups import Group, group_nodes, token_groups
 from .heads import ScoreSplit
 from .neuronpedia_read import read_graph_json
+from .neuronpedia_upload import upload_to_neuronpedia
 from .word_effect import Loadings, WordEffect, word_effect
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "load_graph",
     "read_graph_json",
     "token_groups",
+    "upload_to_neuronpedia",
     "word_effect",
 ]

@@ -371,6 +371,7 @@ class Graph:
     scores = graph_prune.scores
     to_neuronpedia = neuronpedia_write.to_neuronpedia
     to_html = page.to_html
+    show = page.show
     nodes = tables.nodes
     links = tables.links
     summary = tables.summary

@@ -7,13 +7,10 @@ loaded.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
-import re
 import unicodedata
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +18,8 @@ import numpy as np
 
 from .. import _check
 from .._display import escaped
+from .._page import asset, escaped_json, filled, joined, show_page, write_page
 from .._version import __version__
-from ..errors import printable
-from ..io.atomic import write_atomic
 from ..items import shortened, token_label
 from .layout import (
     KIND_NAMES,
@@ -38,15 +34,21 @@ from .layout import (
     pruning_text,
     short_label,
 )
-from .page_data import escaped_json, page_data, shown_label, shown_token
+from .page_cards import card_data, group_data
+from .page_data import page_data, shown_label, shown_token
 from .prune import known_scores
 
 if TYPE_CHECKING:
+    from ..transcoders.labels import FeatureLabels
     from .graph import Graph
+    from .groups import Group
+    from .select import Nodes
 
 MAX_EDGES = 3000
-LARGE = 20_000_000  # bytes from which a page is slow to open
+_ADVICE = "lower max_edges or the thresholds"
 _FOLDER = Path(__file__).parent / "assets"
+SCRIPTS = ("extras.js", "graph.js")
+"""Of the page, in this order."""
 _DRAWN = 200  # edges shown before anything is clicked
 _MAX_LABELS = 80
 
@@ -80,6 +82,8 @@ def to_html(
     edge_threshold: float | None = None,
     max_edges: int = MAX_EDGES,
     base: int = 0,
+    supernodes: Mapping[str, Nodes | Group] | None = None,
+    features: FeatureLabels | None = None,
 ) -> Path:
     """Write one page to look at the graph in a browser; it needs no other file.
 
@@ -100,6 +104,11 @@ def to_html(
         The largest number of edges in the page, by ``|weight|``.
     base : int, default 0
         Number of the first position, 0 or 1.
+    supernodes : mapping, optional
+        Name to nodes of the graph or to a Group, for example `token_groups(graph)`: groups, with the sums of
+        the edges between them. Members that pruning removed are left out.
+    features : FeatureLabels, optional
+        Of `describe_features`: cards with contexts of the features and the tokens that they promote.
 
     Returns
     -------
@@ -110,6 +119,8 @@ def to_html(
     ------
     ValueError
         For thresholds outside 0..1 or for a pruned graph, a negative max_edges and another base.
+    KeyError
+        For a node in supernodes that the graph does not have.
     TypeError
         For other objects.
     OSError
@@ -120,12 +131,8 @@ def to_html(
     UserWarning
         Above 20 MB.
     """
-    data = page(graph, title, node_threshold, edge_threshold, max_edges, base)
-    write_atomic(path, [data])
-    if len(data) > LARGE:
-        size = f"{printable(os.fspath(path))} has {len(data) / 1e6:.0f} MB and will open slowly"
-        warnings.warn(f"{size}; lower max_edges or the thresholds", stacklevel=2)
-    return Path(_check.path(path))
+    data = page(graph, title, node_threshold, edge_threshold, max_edges, base, supernodes, features)
+    return write_page(path, data, _ADVICE)
 
 
 def page(
@@ -135,6 +142,8 @@ def page(
     edge_threshold: float | None = None,
     max_edges: int = MAX_EDGES,
     base: int = 0,
+    supernodes: Mapping[str, Nodes | Group] | None = None,
+    features: FeatureLabels | None = None,
 ) -> bytes:
     """The page as bytes, all of them ASCII; see `Graph.to_html`."""
     base, max_edges = _check.base(base), _check.integer(max_edges, "max_edges", 0)
@@ -155,10 +164,7 @@ def page(
     about = (
         f"{graph.model_name}; {graph.transcoders_name}; {counts}; {n_edges:,} edges; {pruning_text(graph)}"
     )
-    script, style = _part("graph.js"), _part("graph.css")
     parts = {
-        "policy": _policy(script, style),
-        "style": style,
         "title": escaped(shown),
         "about": escaped(shortened(about, 1000)),
         "n_edges": str(len(edges)),
@@ -166,26 +172,47 @@ def page(
         "legend": _legend(graph),
         "drawing": _drawing(graph, lay_out(graph, nodes), edges, base),
         "footer": _footer(graph, len(edges), n_edges),
-        "data": escaped_json(page_data(graph, edges, base)),
-        "script": script,
+        "data": escaped_json(
+            page_data(graph, edges, base)
+            | {"groups": group_data(whole, graph, supernodes), "cards": card_data(graph, features)}
+        ),
     }
-    text = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _part("graph.html"))
-    return text.encode("ascii", "xmlcharrefreplace")
+    script = joined(asset(_FOLDER, name) for name in SCRIPTS)
+    return filled(asset(_FOLDER, "graph.html"), parts, script, asset(_FOLDER, "graph.css"))
 
 
-def _part(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="ascii")
+def show(
+    graph: Graph,
+    *,
+    title: str | None = None,
+    node_threshold: float | None = None,
+    edge_threshold: float | None = None,
+    max_edges: int = MAX_EDGES,
+    base: int = 0,
+    supernodes: Mapping[str, Nodes | Group] | None = None,
+    features: FeatureLabels | None = None,
+    height: int = 800,
+    open_browser: bool = False,
+) -> None:
+    """Show the page of `to_html`: in a notebook below the cell, elsewhere as a temporary file.
 
+    Parameters
+    ----------
+    title, node_threshold, edge_threshold, max_edges, base, supernodes, features
+        As in `to_html`.
+    height : int, default 800
+        Pixels in a notebook, at least 100.
+    open_browser : bool, default False
+        Open the temporary file in a browser. Without this, only its path is printed.
 
-def _policy(script: str, style: str) -> str:
-    """Nothing from anywhere, no script but this and no style but this."""
-    hashes = [
-        base64.b64encode(hashlib.sha256(text.encode("ascii")).digest()).decode() for text in (script, style)
-    ]
-    return (
-        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    Raises
+    ------
+    ValueError
+        As `to_html`; in a notebook also for a page above 20 MB.
+    """
+    height, open_browser = _check.integer(height, "height", 100), _check.flag(open_browser, "open_browser")
+    data = page(graph, title, node_threshold, edge_threshold, max_edges, base, supernodes, features)
+    show_page(data, "graph", height, open_browser, _ADVICE)
 
 
 def _legend(graph: Graph) -> str:

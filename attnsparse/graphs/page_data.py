@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 TOP = 8  # heads named for each edge; the others are one sum
 _LABEL_SIGNS = 300
 _BLOCK_BYTES = 64 << 20  # of loadings at a time
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
 def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
@@ -72,14 +70,6 @@ def shown_label(graph: Graph, node: int, base: int) -> str:
 def shown_token(graph: Graph, position: int) -> str:
     """The token at a position."""
     return shortened(token_label(graph.token_strings[position]), _LABEL_SIGNS)
-
-
-def escaped_json(value: Any) -> str:
-    """JSON in ASCII without `<`, `>` and `&`: no text in it can end the element that it stands in."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for sign, escape in _ESCAPES.items():
-        text = text.replace(sign, escape)
-    return text
 
 
 def numbers(values: np.ndarray) -> list[float | None]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import _check
 from .._core_types import Interventions, Substitute
-from . import tables
+from . import run_page, tables
 from .batch import Batch
 from .lens import attribution, detectors, logit_lens
 from .recorded import CORE_NAMES, FLAT, LAYERED, SQUARE, Recorded
@@ -332,6 +332,11 @@ class Run(Recorded):
     logit_lens = logit_lens.logit_lens
     attribute = attribution.attribute
     detect_heads = detectors.detect_heads
+    # --- pages
+
+    to_html = run_page.to_html
+    show = run_page.show
+    widget = run_page.widget
 
     def _repr_html_(self) -> str:
         return tables.summary_html(self)

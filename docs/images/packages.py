@@ -16,6 +16,7 @@ PYTHON = [  # from the top: (name, what it holds)
     ("reproduce", "the paper's figures, drawn again"),
     ("recipes", "how the models inside the package were made"),
     ("figures", "one file per figure"),
+    ("pages", "interactive attention in a browser or a cell"),
     ("graphs", "attribution graphs: build, prune, check, files"),
     ("transcoders", "sets, features, foreign formats, labels"),
     ("circuits", "effects, rankings, circuits"),

@@ -97,7 +97,7 @@ def test_the_page(tmp_path):
 
 
 def test_a_path_in_a_warning_is_escaped(tmp_path, monkeypatch):
-    monkeypatch.setattr("attnsparse.graphs.page.LARGE", 10)
+    monkeypatch.setattr("attnsparse._page.LARGE", 10)
     with pytest.warns(UserWarning, match=r"\\x1b\.html has \d+ MB") as caught:
         small_graph(9).to_html(tmp_path / "\x1b.html")
     assert "\x1b" not in str(caught[0].message)

@@ -22,9 +22,9 @@ from places import IMPORTED
 from small_graph import HOSTILE, TOKENS, hostile_graph, small_graph
 
 import attnsparse
-from attnsparse.graphs import page as graph_page
+from attnsparse import _page
 from attnsparse.graphs.layout import edges_between
-from attnsparse.graphs.page import page
+from attnsparse.graphs.page import SCRIPTS, page
 from attnsparse.graphs.page_data import TOP
 
 FOLDER = Path(attnsparse.__file__).parent / "graphs" / "assets"
@@ -251,11 +251,13 @@ def test_policy_allows_this_script_and_style_alone(whole):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert rules.pop(name) == f"'sha256-{digest}'"
     assert rules == {"base-uri": "'none'", "form-action": "'none'"}
-    assert reader.texts["script"][1] == (FOLDER / "graph.js").read_text()
+    assert all((FOLDER / name).read_text() in reader.texts["script"][1] for name in SCRIPTS)
+    assert {path.name for path in FOLDER.glob("*.js")} == set(SCRIPTS)
 
 
-def test_the_script_makes_no_code_of_text():
-    text = (FOLDER / "graph.js").read_text(encoding="ascii")
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_scripts_make_no_code_of_text(name):
+    text = (FOLDER / name).read_text(encoding="ascii")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(", text)
     assert not re.search(r"fetch|XMLHttp|import\(|Worker|setTimeout", text)
     assert not re.search(r"</|<!--|<script", text)
@@ -328,7 +330,7 @@ def test_same_bytes_in_every_process(whole, tmp_path):
 
 
 def test_a_large_page_warns(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(graph_page, "LARGE", 1000)
+    monkeypatch.setattr(_page, "LARGE", 1000)
     with pytest.warns(UserWarning, match=r"graph\.html has 0 MB and will open slowly; lower max_edges"):
         whole.to_html(tmp_path / "graph.html")
 

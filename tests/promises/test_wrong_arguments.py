@@ -324,6 +324,8 @@ def takers_of_paths(e):
         "Circuit.save": e.circuit.save,
         "Graph.save": e.graph.save,
         "Graph.to_html": e.graph.to_html,
+        "Run.to_html": e.one.to_html,
+        "Circuit.to_html": e.circuit.to_html,
         "Graph.to_neuronpedia": lambda path: e.graph.to_neuronpedia(path, "slug"),
         "FeatureLabels.save": table.save,
         "write_feature_details": lambda path: asp.write_feature_details(path, table),
@@ -339,7 +341,7 @@ def takers_of_paths(e):
 def test_paths_that_are_none(e, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, call in takers_of_paths(e).items():
-        if path is None and name in ("load tokenizer", "Trainer"):
+        if path is None and name in ("load tokenizer", "Trainer", "Run.to_html", "Circuit.to_html"):
             continue  # there is none
         kind = ValueError if isinstance(path, str) else TypeError
         with pytest.raises(kind, match=r"must not be empty|NUL|must be a string or a path") as caught:

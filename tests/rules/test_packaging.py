@@ -21,6 +21,8 @@ import check_isa
 import pytest
 
 import attnsparse as asp
+from attnsparse.graphs import page as graph_page
+from attnsparse.pages import attention
 from attnsparse.recipes import RECIPES
 
 PACKAGE = Path(asp.__file__).parent
@@ -82,6 +84,14 @@ def test_version_is_that_of_the_metadata():
 @pytest.mark.parametrize("name", ["py.typed", "_core.pyi"])
 def test_type_information_is_installed(name):
     assert files("attnsparse").joinpath(name).is_file()
+
+
+def test_scripts_and_styles_of_pages_are_installed():
+    of_pages = (*attention.SCRIPTS, "page.js", "widget.js")
+    for package, scripts in (("graphs", graph_page.SCRIPTS), ("pages", of_pages)):
+        kind = "graph" if package == "graphs" else "attention"
+        for name in (*scripts, f"{kind}.html", f"{kind}.css"):
+            assert files("attnsparse").joinpath(package, "assets", name).is_file()
 
 
 @pytest.mark.parametrize("name", [name for recipe in RECIPES.values() for name in recipe.models])

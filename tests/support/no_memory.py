@@ -10,7 +10,7 @@ RUNS = (
     r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
-CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
+CIRCUITS = r"(asp\.find_circuit|effects\.|Run\.to_html|_core\.(Model|Circuit))"
 COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
@@ -26,16 +26,16 @@ SENTENCES = {
     r"no memory for (a run|the tokens of a run)": RUNS,
     rf"this run needs {AMOUNT}, which could not be allocated": RUNS,
     r"no memory for the open edges of a run; raise edge_threshold to keep fewer": RUNS,
-    r"no memory for the norms of a run": r"(_core\.)?Run\.value_norms",
-    r"no memory for \d+ scores": r"(_core\.)?Run\.entry_scores",
+    r"no memory for the norms of a run": r"(_core\.)?Run\.(value_norms|to_html)",
+    r"no memory for \d+ scores": r"(_core\.)?Run\.(entry_scores|to_html)",
     r"no memory for gradients": r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"these gradients need {AMOUNT}, which could not be allocated":
         r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
         r"(Model\.|Gradients\.|effects\.|circuits\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for interventions": RUNS,
-    r"no memory for \d+ variants": r"(effects\.|_core\.|asp\.)",
-    r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.|asp\.)",
+    r"no memory for \d+ variants": r"(effects\.|Run\.to_html|_core\.|asp\.)",
+    r"no memory for a sweep over \d+ rows": r"(effects\.|Run\.to_html|_core\.|asp\.)",
     rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":
         r"(effects\.|_core\.|asp\.)",
     rf"resampling \d+ prompts at \d+ sizes needs {AMOUNT}, which could not be allocated":

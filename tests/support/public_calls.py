@@ -245,6 +245,13 @@ CALLS: dict[str, Uses] = {
     ),
     "Run.open_edges": uses(lambda e: e.one.open_edges(), wrong=(lambda e: e.ragged.open_edges(),), cost=40),
     "Run.heads": uses(lambda e: e.one.heads(1, -1), wrong=(lambda e: e.one.heads(5, 99),), cost=40),
+    "Run.to_html": uses(
+        lambda e: e.one.to_html(),
+        lambda e: e.one.to_html(circuit=e.circuit, effects=(5, 7), n_effects=3, progress=False),
+        lambda e: e.one.to_html(beside=e.dense.run(TOKENS), effects=e.task, n_effects=2, progress=False),
+        wrong=(lambda e: e.plain.to_html(), lambda e: e.one.to_html(beside=e.ragged)),
+        cost=100,
+    ),
     "Run.value_norms": uses(
         lambda e: e.one.value_norms(),
         lambda e: e.ragged[2].value_norms(np.ones(64, np.float32)),
@@ -382,7 +389,7 @@ PLAIN: dict[str, str] = {
     "asp.Graph": "made by attribution_graph",
     **{
         f"Graph.{name}": "writes files or text; Python and NumPy alone"
-        for name in ("save", "to_html", "to_neuronpedia")
+        for name in ("save", "show", "to_html", "to_neuronpedia")
     },
     "asp.Circuit": "made by find_circuit, of arrays that _core.Circuit lends; see test_circuit.py",
     **{
@@ -408,6 +415,8 @@ PLAIN: dict[str, str] = {
     },
     **{f"asp.{name}": "a package" for name in asp.__all__ if inspect.ismodule(getattr(asp, name))},
     "asp.Run": "made by Model.run",
+    "Run.show": "to_html and a temporary file or a cell; see test_attention_page.py",
+    "Run.widget": "needs anywidget; see test_widget.py",
     "asp.Encoder": "a dataclass of NumPy's own arrays",
     "asp.Features": "made by Transcoders.features",
     "asp.Gradients": "made by Model.gradients",

@@ -1,0 +1,213 @@
+"""Beside the drawing of a graph's page: groups, cards of features, logits side by side, pins, their code."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from chromium import BINARY, Browser
+from small_graph import HOSTILE, small_graph
+
+import attnsparse as asp
+from attnsparse.graphs.page import page
+
+needs_browser = pytest.mark.skipif(BINARY is None, reason="needs chromium or google-chrome")
+TEXT = "document.querySelector('#details').innerText"
+STRINGS = {0: " a", 1: HOSTILE[1], 2: "\n", 3: "b\u202e", 4: " c"}
+
+
+def data_of(graph, **options) -> dict:
+    block = re.search(
+        rb'<script id="graph-data" type="application/json">(.*?)</script>', page(graph, **options), re.S
+    )
+    return json.loads(block[1])
+
+
+def labels_for(graph) -> asp.FeatureLabels:
+    """Contexts of the first two features of a graph."""
+    layer, feature = (getattr(graph, name)[:2].astype(np.int32) for name in ("layer", "feature"))
+    order = np.lexsort((feature, layer))
+    tokens = np.array([[[0, 1, 2], [4, 0, -1]], [[3, 4, 0], [-1, -1, -1]]], np.int32)
+    activations = np.array([[[0, 2.5, 0.5], [0, 1, 0]], [[0, 4, 0], [0, 0, 0]]], np.float32)
+    promoted = np.array([[4, 1], [0, 3]], np.int32)
+    return asp.FeatureLabels(
+        layer=layer[order], feature=feature[order], automatic=("one", "two"), density=np.array([0.25, 0.5]),
+        prompt=np.array([[0, 1], [2, -1]], np.int32), position=np.ones((2, 2), np.int32),
+        activation=np.array([[2.5, 1], [4, 0]], np.float32), before=1, tokens=tokens, activations=activations,
+        promoted_tokens=promoted, promoted_effects=np.array([[3, 1.5], [2, 1]], np.float32),
+        suppressed_tokens=promoted[:, ::-1], suppressed_effects=-np.ones((2, 2), np.float32), strings=STRINGS,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return small_graph(60).prune()
+
+
+def test_groups_keep_what_pruning_left(graph):
+    whole = small_graph(60)
+    features = whole.select("feature")
+    given = {
+        "all": features,
+        "node": whole.ids[features[0]],
+        "token": whole.select("token", position="large"),
+    }
+    groups = {group["name"]: group["nodes"] for group in data_of(whole, supernodes=given)["groups"]}
+    kept = [i for i, name in enumerate(graph.ids) if name in {whole.ids[j] for j in features}]
+    assert groups["all"] == kept
+    assert 0 < len(kept) < len(features)
+    assert all(graph.kind[i] == "token" for i in groups.get("token", []))
+    made = data_of(whole, supernodes=asp.token_groups(whole))["groups"]
+    assert {group["name"] for group in made} <= set(asp.token_groups(whole))
+    assert data_of(whole)["groups"] == []
+
+
+def test_cards_are_those_of_the_labels(graph):
+    labels = labels_for(graph)
+    cards = data_of(graph, features=labels)["cards"]
+    assert set(cards) == {"0", "1"}
+    key = (int(graph.layer[0]), int(graph.feature[0]))
+    card, (strings, values, at) = cards["0"], labels.examples(*key)[0]
+    assert card["density"] == labels.density[0 if labels[key] == "one" else 1]
+    assert card["contexts"][0]["activations"] == pytest.approx(values.tolist())
+    assert card["contexts"][0]["at"] == at
+    assert len(card["contexts"]) == len(labels.examples(*key))
+    assert [len(t) > 0 for t in card["contexts"][0]["tokens"]] == [len(t) > 0 for t in strings]
+    assert all(
+        sign.isprintable() for c in cards.values() for x in c["contexts"] for sign in "".join(x["tokens"])
+    )
+    table = labels.promoted(*key)
+    assert [effect for _, effect in card["promoted"]] == pytest.approx(table.iloc[:, -1].tolist())
+    assert data_of(graph)["cards"] == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        ({"supernodes": [1]}, TypeError, "supernodes must map names to nodes, got list"),
+        ({"supernodes": {3: [1]}}, TypeError, "a name in supernodes must be a string, got int"),
+        ({"supernodes": {"a": ["no"]}}, KeyError, "this graph has no node 'no'"),
+        ({"features": {}}, TypeError, "features must be FeatureLabels, such as"),
+    ],
+)
+def test_wrong_arguments(graph, wrong, error, text):
+    with pytest.raises(error, match=text):
+        page(graph, **wrong)
+
+
+def test_show(graph, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    graph.show(base=1, features=labels_for(graph))
+    [path] = tmp_path.rglob("graph.html")
+    assert path.read_bytes() == page(graph, base=1, features=labels_for(graph))
+    assert str(path) in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------ in a browser
+
+
+@pytest.fixture(scope="module")
+def one_browser():
+    with Browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(one_browser):
+    one_browser.events.clear()
+    yield one_browser
+    assert one_browser.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def path(graph, tmp_path_factory):
+    groups = {HOSTILE[0]: graph.ids[:3], "logits": graph.logits}
+    return graph.to_html(
+        tmp_path_factory.mktemp("page") / "graph.html", supernodes=groups, features=labels_for(graph)
+    )
+
+
+@needs_browser
+def test_cards(browser, path, graph):
+    browser.open(path, f"#node={graph.ids[0]}")
+    contexts = browser.read("[...document.querySelectorAll('.contexts li')].map(e => e.textContent)")
+    key = (int(graph.layer[0]), int(graph.feature[0]))
+    assert len(contexts) == len(labels_for(graph).examples(*key))
+    peaks = "document.querySelectorAll('.contexts .peak').length"
+    assert browser.read(peaks) == len(contexts)
+    assert browser.read("document.querySelectorAll('#details .word').length") == 4
+    assert browser.read("typeof window.hacked") == "undefined"
+    assert browser.read("document.querySelectorAll('img').length") == 0
+
+
+@needs_browser
+def test_groups(browser, path, graph):
+    browser.open(path)
+    names = browser.read("[...document.querySelectorAll('#groups button')].map(e => e.textContent)")
+    assert names == [HOSTILE[0], "logits"]
+    browser.click_on("#groups button")
+    picked = "[...document.querySelectorAll('.picked')].map(e => Number(e.id.slice(1)))"
+    browser.wait(f"{picked}.length === 3")
+    assert browser.read(picked) == [0, 1, 2]
+    inside = graph.links()
+    inside = inside[inside["source"].isin([0, 1, 2]) & inside["target"].isin(graph.logits)]
+    said = re.search(r"to the logits sum to (\S+)", browser.read(TEXT))[1]
+    assert float(said) == pytest.approx(inside["weight"].sum(), rel=0.006)
+    browser.read("history.back()")
+    browser.wait("document.querySelector('#groups') !== null")
+
+
+@needs_browser
+def test_logits_side_by_side(browser, path, graph):
+    browser.open(path)
+    shown = browser.read("[...document.querySelectorAll('#logits thead th')].map(e => e.textContent)")
+    assert shown[1:] == [graph.labels[i] for i in graph.logits]
+    links = graph.links()
+    links = links[links["target"].isin(graph.logits)]
+    largest = links.loc[links["weight"].abs().idxmax()]
+    first = browser.read("[...document.querySelector('#logits tbody tr').cells].map(c => c.textContent)")
+    assert first[0] == graph.labels[int(largest["source"])]
+    column = 1 + graph.logits.tolist().index(int(largest["target"]))
+    assert float(first[column]) == pytest.approx(largest["weight"], rel=0.006)
+
+
+@needs_browser
+def test_pins(browser, path, graph):
+    browser.open(path, f"#node={graph.ids[0]}")
+    browser.click_on(".pin")
+    browser.wait("!document.querySelector('#pins').hidden")
+    assert browser.read("location.hash") == f"#node={graph.ids[0]}&pins={graph.ids[0]}"
+    logit = int(graph.logits[0])
+    browser.click_on(f"#n{logit}")
+    browser.wait(f"location.hash.startsWith('#node={graph.ids[logit]}')")
+    browser.click_on(".pin")
+    code = "document.querySelector('#pin-code').textContent"
+    browser.wait("document.querySelectorAll('#pin-list li').length === 2")
+    assert browser.read(code).startswith(f'nodes = ["{graph.ids[0]}"]\n')  # a logit cannot be removed
+    compile(browser.read(code), "page", "exec")
+    browser.click_on("#only")
+    visible = "[...document.querySelectorAll('.node')].filter(e => getComputedStyle(e).display !== 'none')"
+    assert browser.read(f"{visible}.map(e => Number(e.id.slice(1)))") == [0, logit]
+    browser.open(path, f"#edge=&pins={graph.ids[1]},nothing")
+    assert browser.read("document.querySelectorAll('#pin-list li').length") == 1
+    browser.click_on("#unpin-all")
+    browser.wait("document.querySelector('#pins').hidden")
+
+
+@needs_browser
+def test_biases_and_positions_can_be_hidden(browser, path, graph):
+    browser.open(path)
+    visible = "filter(e => getComputedStyle(e).display !== 'none').length"
+    shown = f"[...document.querySelectorAll('.node')].{visible}"
+    assert browser.read(shown) == len(graph)
+    browser.click_on("#plain")
+    hidden = sum(kind in ("bias", "position", "other") for kind in graph.kind)
+    assert hidden > 0
+    assert browser.read(shown) == len(graph) - hidden
+    edges = f"[...document.querySelectorAll('.edge[id]')].{visible}"
+    links = graph.links()
+    plain = {i for i, kind in enumerate(graph.kind) if kind in ("bias", "position", "other")}
+    left = [s not in plain and t not in plain for s, t in zip(links["source"], links["target"])]
+    assert browser.read(edges) == sum(left)
