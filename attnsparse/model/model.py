@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -22,7 +22,7 @@ from .initial_weights import initial_weights
 from .interventions import Ablation, Items, Patch, compile_interventions
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
 from .tokenizer import Tokenizer, checked_ids
-from .transformer_lens import ActivationCache, run_with_cache
+from .transformer_lens import run_with_cache
 
 if TYPE_CHECKING:
     from .. import _core
@@ -348,40 +348,7 @@ class Model:
         changes = compile_interventions(self, batch, ablate, patch)
         return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads, changes)
 
-    def run_with_cache(
-        self,
-        prompts: Any,
-        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
-        *,
-        return_type: str | None = "logits",
-        remove_batch_dim: bool = False,
-        prepend_bos: bool = False,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-    ) -> tuple[Any, ActivationCache]:
-        """A forward pass under TransformerLens's hook names and shapes.
-
-        Parameters
-        ----------
-        prompts : str, sequence of int, or a list of these
-            As for `run`, all of one length: TransformerLens would pad them, and padding changes results.
-        names_filter : str, sequence of str or callable, optional
-            Hooks to keep; None keeps all.
-        return_type : {"logits", "loss", None}
-            First value that is returned.
-        remove_batch_dim : bool, default False
-            Leave out the batch axis of a single prompt.
-        prepend_bos, max_bytes
-            As for `run`.
-
-        Returns
-        -------
-        result : numpy.ndarray, float or None
-            Logits [batch, pos, vocabulary], or the mean next-token loss in nats, or None.
-        cache : ActivationCache
-        """
-        return run_with_cache(
-            self, prompts, names_filter, return_type, remove_batch_dim, prepend_bos, max_bytes
-        )
+    run_with_cache = run_with_cache
 
     def gradients(
         self,

@@ -219,6 +219,25 @@ def test_the_same_bits_for_any_number_of_threads():
                 np.testing.assert_array_equal(getattr(run[i], name), first)
 
 
+@each_config
+def test_run_with_cache_takes_what_run_takes(name):
+    """Every hook of a changed run is the array of `run` with the same changes."""
+    one = case(name)
+    model, prompts = one.model(), list(one.task.clean)
+    items = items_of(one.config)["mixed"]
+    ablation = Ablation(items, "mean", reference=list(one.task.corrupted))
+    patch = {Resid(0, 2, "mid"): np.ones(one.config["d_model"])}
+    logits, cache = model.run_with_cache(prompts, ablate=ablation, patch=patch)
+    run = model.run(prompts, record="all", ablate=ablation, patch=patch)
+    np.testing.assert_array_equal(logits, run.logits)
+    assert error(logits, model.run(prompts).logits) > 1e-3
+    for layer in range(one.config["n_layer"]):
+        for hook, array in (("attn.hook_z", run.z), ("attn.hook_pattern", run.pattern)):
+            np.testing.assert_array_equal(cache[f"blocks.{layer}.{hook}"], array[:, layer])
+        np.testing.assert_array_equal(cache["mlp_out", layer], run.mlp_out[:, layer])
+        np.testing.assert_array_equal(cache["resid_mid", layer], run.resid_mid[:, layer])
+
+
 def test_nothing_is_remembered():
     one = case("gated")
     model = one.model()

@@ -202,7 +202,14 @@ CALLS: dict[str, Uses] = {
     ),
     "Model.run_with_cache": uses(
         lambda e: e.model.run_with_cache(TOKENS, "hook_embed"),
-        wrong=(lambda e: e.model.run_with_cache(PROMPTS), lambda e: e.model.run_with_cache(TOKENS, "x")),
+        lambda e: e.model.run_with_cache(
+            TOKENS, "hook_embed", ablate="L0H1", patch={asp.Mlp(1): np.ones((8, 64))}
+        ),
+        wrong=(
+            lambda e: e.model.run_with_cache(PROMPTS),
+            lambda e: e.model.run_with_cache(TOKENS, "x"),
+            lambda e: e.model.run_with_cache(TOKENS, ablate="L0H9"),
+        ),
         cost=5,
     ),
     "Model.gradients": uses(
