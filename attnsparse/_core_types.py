@@ -23,6 +23,17 @@ class Interventions(NamedTuple):
     resid_values: np.ndarray  #: real [n, E]
 
 
+class Functions(NamedTuple):
+    """What sees and changes activations of one pass; see `asp_visitor` in csrc/asp.h."""
+
+    places: (
+        np.ndarray
+    )  #: int32 [L + 1]: bit p of a layer: `asp_place` p; embeddings: layer 0, final LayerNorm: L
+    call: Any
+    """call(place, layer, first prompt, array) -> array of the same shape and type. Prompts of one length come
+    in one call, others one by one."""
+
+
 class Metric(NamedTuple):
     """One number for the logits after the last token of each of B prompts."""
 

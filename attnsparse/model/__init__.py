@@ -3,6 +3,7 @@
 from .config import Config
 from .evaluation import Evaluation
 from .gradients import Gradients
+from .hooks import HookPoint
 from .interventions import Ablation
 from .model import Model
 from .run import Run
@@ -15,6 +16,7 @@ __all__ = [
     "Config",
     "Evaluation",
     "Gradients",
+    "HookPoint",
     "Model",
     "Run",
     "Tokenizer",

@@ -18,6 +18,7 @@ from .batch import as_batch
 from .config import Config
 from .evaluation import Evaluation, evaluate
 from .gradients import Gradients, compute_gradients
+from .hooks import run_with_hooks
 from .initial_weights import initial_weights
 from .interventions import Ablation, Items, Patch, compile_interventions
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
@@ -349,6 +350,7 @@ class Model:
         return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads, changes)
 
     run_with_cache = run_with_cache
+    run_with_hooks = run_with_hooks
 
     def gradients(
         self,

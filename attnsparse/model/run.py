@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from .._core_types import Interventions, Substitute
+from .._core_types import Functions, Interventions, Substitute
 from . import tables
 from .batch import Batch
 from .recorded import CORE_NAMES, FLAT, LAYERED, SQUARE, Recorded
@@ -53,6 +53,7 @@ def compute_run(
     threads: int | None,
     changes: Interventions | None = None,
     substitute: Substitute | None = None,
+    functions: Functions | None = None,
 ) -> Run:
     """See `Model.run`."""
     _check.choice(logits, "logits", LOGITS)
@@ -68,8 +69,10 @@ def compute_run(
         threads=_check.threads(threads),
         interventions=changes,
         substitute=substitute,
+        functions=functions,
     )
-    altered = "interventions" if changes is not None else "replaced MLPs" if substitute is not None else ""
+    changed = changes is not None or functions is not None
+    altered = "interventions" if changed else "replaced MLPs" if substitute is not None else ""
     return Run(model, core, batch, logits, None, altered)
 
 

@@ -79,7 +79,7 @@ class ActivationCache(Mapping[Any, np.ndarray]):
         self._names = dict.fromkeys(names)
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> np.ndarray:
-        name = self._full_name(key)
+        name = full_name(key, self.run.model.config.n_layer)
         if name not in self._names:
             raise KeyError(
                 f"{name!r} is not in this cache; it holds {len(self._names)} hooks, see list(cache)"
@@ -93,26 +93,6 @@ class ActivationCache(Mapping[Any, np.ndarray]):
             array = array[..., None]
         return array if self.has_batch_dim else array[0]
 
-    def _full_name(self, key: str | tuple[Any, ...]) -> str:
-        if isinstance(key, str):
-            return SHORT_OTHER.get(key, key)
-        if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
-            raise KeyError(
-                f"a key must be a hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
-            )
-        name, layer, layer_type = (*key, None)[:3]
-        if layer is None:
-            return SHORT_OTHER.get(key[0], key[0])
-        n_layer = self.run.model.config.n_layer
-        if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
-            raise KeyError(f"layer must be an integer in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
-        layer %= n_layer
-        if layer_type is not None:
-            if layer_type not in LAYER_TYPES:
-                raise KeyError(f"layer type must be one of {', '.join(LAYER_TYPES)}, got {layer_type!r:.60}")
-            return f"blocks.{layer}.{LAYER_TYPES[layer_type]}hook_{name}"
-        return f"blocks.{layer}.{SHORT.get(name, name)}"
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -124,6 +104,27 @@ class ActivationCache(Mapping[Any, np.ndarray]):
 
 
 SHORT_OTHER = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
+
+
+def full_name(key: Any, n_layer: int) -> str:
+    """The hook name of a key in any of its forms, which need not exist; KeyError for what is no key."""
+    if isinstance(key, str):
+        return SHORT_OTHER.get(key, key)
+    if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
+        raise KeyError(
+            f"a key must be a hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
+        )
+    name, layer, layer_type = (*key, None)[:3]
+    if layer is None:
+        return SHORT_OTHER.get(name, name)
+    if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
+        raise KeyError(f"layer must be an integer in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
+    layer %= n_layer
+    if layer_type is not None:
+        if layer_type not in LAYER_TYPES:
+            raise KeyError(f"layer type must be one of {', '.join(LAYER_TYPES)}, got {layer_type!r:.60}")
+        return f"blocks.{layer}.{LAYER_TYPES[layer_type]}hook_{name}"
+    return f"blocks.{layer}.{SHORT.get(name, name)}"
 
 
 def run_with_cache(

@@ -184,7 +184,8 @@ static void replace_residual(const pass *c, int half, int64_t layer, asp_real *x
 }
 
 /* Keeps the rows that replaced outputs of the layer's MLP will be added to. */
-static void keep_rows(const pass *c, int64_t layer, const asp_real *mid) {
+static void keep_rows(void *state, int64_t layer, const asp_real *mid) {
+    const pass *c = state;
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_mlps; i++) {
         const int64_t *at = g->mlps + 3 * i;
@@ -210,7 +211,6 @@ static void replace_mlps(const pass *c, int64_t layer, asp_real *x, asp_real *ou
 static void residual(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
     const pass *c = state;
     if (point != ASP_POINT_POST) replace_residual(c, point == ASP_POINT_MID, layer, x);
-    if (point == ASP_POINT_MID) keep_rows(c, layer, x);
     if (point == ASP_POINT_POST)
         replace_mlps(c, layer, x, acts->mlp_out.data ? acts->mlp_out.data + layer * acts->mlp_out.stride : NULL);
 }
@@ -225,7 +225,8 @@ asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *g
                            .end = end,
                            .attention = attention,
                            .output_input = replace_given_heads,
-                           .residual = residual};
+                           .residual = residual,
+                           .mlp_input = keep_rows};
     return ASP_OK;
 }
 

@@ -191,9 +191,11 @@ static void edge_row(const asp_attention_task *u, const asp_real *row, int64_t q
 /* z of four queries (fewer at the end) whose rows are in b->x, which receives it.  at (n) read: their positions, rising. */
 INLINE void attend(const asp_attention_task *u, const attention_buffers *b, const int64_t *at, int64_t n) {
     const int64_t first = at[0], columns = (at[n - 1] + ASP_LANES) / ASP_LANES * ASP_LANES, width = b->width;
-    four_rows(b->row, b->keys, b->x, width, u->d_head, b->k_t, b->keys, columns, u->scale);
+    const asp_real *given = u->given_pattern ? u->given_pattern : u->given_scores;
+    if (!given) four_rows(b->row, b->keys, b->x, width, u->d_head, b->k_t, b->keys, columns, u->scale);
     for (int64_t i = 0; i < n; i++) {
-        pattern_row(u, b->row + i * b->keys, at[i]);
+        if (given) memcpy(b->row + i * b->keys, given + at[i] * u->n_tokens, (size_t)(at[i] + 1) * sizeof *given);
+        if (!u->given_pattern) pattern_row(u, b->row + i * b->keys, at[i]);
         if (u->edge_count || u->edge_key) edge_row(u, b->row + i * b->keys, at[i]);
     }
     if (!u->z) return;

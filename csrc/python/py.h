@@ -186,6 +186,13 @@ typedef struct py_interventions py_interventions;
 py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_config *config);
 void asp_py_circuit_interventions_free(py_interventions *interventions);
 const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *interventions);
+/* Functions that see and change activations, from _core_types.Functions; NULL and an exception if they are not well
+ * formed. */
+typedef struct py_functions py_functions;
+py_functions *asp_py_circuit_functions_new(PyObject *object, const asp_config *config);
+/* What the run takes, which reads `functions` and the call of the run. */
+asp_visitor asp_py_circuit_functions_given(py_functions *functions, py_call *call);
+void asp_py_circuit_functions_free(py_functions *functions);
 
 /* ---- py_graph.c -------------------------------------------------------------------- */
 

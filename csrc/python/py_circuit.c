@@ -1,5 +1,8 @@
-/* py_circuit.c: interventions of a run, and means of what its entries contribute. */
+/* py_circuit.c: interventions of a run, functions of the user's own that see and change its activations, and means of
+ * what its entries contribute. */
 #include "python/py.h"
+
+#include <string.h>
 
 static int wrong_shape(const char *name) {
     PyErr_Format(PyExc_ValueError, "%s has the wrong shape", name);
@@ -88,3 +91,133 @@ py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_c
 }
 
 const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *i) { return i->hooks; }
+
+/* ---- functions at hooks ------------------------------------------------------------------------------ */
+
+struct py_functions {
+    py_held held;
+    const asp_config *config;
+    PyObject *call;   /* (place, layer, first sequence, array) -> array; in held */
+    py_call *running; /* set when the run begins */
+    asp_visitor visitor;
+};
+
+/* Sequences that are shown together: all if they have one length, else each by itself. */
+typedef struct {
+    int64_t first, n, length; /* length: tokens of each */
+} function_group;
+
+static int is_square(asp_place place) {
+    return place == ASP_AT_SCORES || place == ASP_AT_GATE || place == ASP_AT_PATTERN;
+}
+
+/* dims (4) written: those of what the function sees.  Returns how many there are. */
+static int shown_dims(const asp_visit *visit, const asp_config *c, const function_group *group, int64_t dims[4]) {
+    const int square = is_square(visit->place), by_head = visit->place == ASP_AT_RESULT;
+    dims[0] = group->n;
+    dims[1] = square ? c->n_head : group->length;
+    dims[2] = square ? group->length : visit->width;
+    if (square) {
+        dims[3] = group->length;
+    } else if (by_head || visit->place == ASP_AT_Q || visit->place == ASP_AT_K || visit->place == ASP_AT_V ||
+               visit->place == ASP_AT_Z) {
+        dims[2] = c->n_head;
+        dims[3] = by_head ? c->d_model : c->d_head;
+    } else {
+        return 3;
+    }
+    return 4;
+}
+
+/* Copies the group's part of an activation to shown, or back. */
+static void copy_shown(const asp_visit *visit, const asp_config *c, const function_group *group, void *shown,
+                       int back) {
+    const int64_t square = c->n_head * group->length * group->length;
+    const int64_t n = is_square(visit->place) ? group->n : group->n * group->length;
+    const size_t item = visit->gates ? 1 : sizeof(asp_real);
+    const size_t bytes = (size_t)(is_square(visit->place) ? square : visit->width) * item;
+    for (int64_t i = 0; i < n; i++) {
+        char *there = (char *)shown + (size_t)i * bytes, *here;
+        if (visit->rows) here = (char *)(visit->rows + (visit->offsets[group->first] + i) * visit->stride);
+        else if (visit->gates) here = (char *)(visit->gates + asp_visit_square(visit, group->first + i));
+        else here = (char *)(visit->squares + asp_visit_square(visit, group->first + i));
+        memcpy(back ? here : there, back ? there : here, bytes);
+    }
+}
+
+/* With the GIL.  0 and an exception unless the function gave an array of what it was shown. */
+static int call_functions(const struct py_functions *f, const asp_visit *visit, const function_group *group) {
+    const int kind = visit->gates ? ASP_PY_BYTE : ASP_PY_REAL;
+    int64_t dims[4], found[4];
+    void *shown, *data;
+    const int n_dims = shown_dims(visit, f->config, group, dims);
+    PyObject *array = asp_py_arrays_new(kind, n_dims, dims, &shown);
+    if (!array) return 0;
+    copy_shown(visit, f->config, group, shown, 0);
+    PyObject *answer = PyObject_CallFunction(f->call, "iLLO", (int)visit->place, (long long)visit->layer,
+                                             (long long)group->first, array);
+    PyObject *given = answer ? asp_py_arrays_copy(answer, kind, n_dims, "what a function gives", &data, found) : NULL;
+    const int good =
+        given && (memcmp(dims, found, (size_t)n_dims * sizeof *dims) == 0 || wrong_shape("what a function gives"));
+    if (good) copy_shown(visit, f->config, group, data, 1);
+    Py_XDECREF(given);
+    Py_XDECREF(answer);
+    Py_DECREF(array);
+    return good;
+}
+
+/* Called without the GIL.  The exception of what failed stays set; ASP_STOPPED brings it out. */
+static asp_status visit_functions(void *state, const asp_visit *visit, const asp_context *context) {
+    (void)context;
+    const struct py_functions *f = state;
+    const int64_t *offsets = visit->offsets, length = offsets[1];
+    int alike = 1, good = 1;
+    for (int64_t b = 1; b < visit->n_sequences; b++) alike = alike && offsets[b + 1] - offsets[b] == length;
+    const int64_t n_groups = alike ? 1 : visit->n_sequences;
+    asp_py_call_attach(f->running);
+    for (int64_t b = 0; good && b < n_groups; b++) {
+        const function_group group = {b, alike ? visit->n_sequences : 1, offsets[b + 1] - offsets[b]};
+        good = call_functions(f, visit, &group);
+    }
+    asp_py_call_detach(f->running);
+    return good ? ASP_OK : ASP_STOPPED;
+}
+
+void asp_py_circuit_functions_free(py_functions *f) {
+    if (!f) return;
+    asp_py_arrays_let_go(&f->held);
+    PyMem_Free(f);
+}
+
+static int read_functions(py_functions *f, PyObject **fields) {
+    int64_t n;
+    const int32_t *places = asp_py_arrays_hold_copy(&f->held, fields[0], ASP_PY_INT32, 1, "places", &n);
+    if (!places || (n != f->config->n_layer + 1 && !wrong_shape("places"))) return 0;
+    f->call = f->held.arrays[f->held.n++] = Py_NewRef(fields[1]);
+    f->visitor = (asp_visitor){(const uint32_t *)places, visit_functions, f};
+    return 1;
+}
+
+py_functions *asp_py_circuit_functions_new(PyObject *object, const asp_config *config) {
+    static const char *const names[] = {"places", "call"};
+    PyObject *fields[2];
+    py_functions *f = PyMem_Calloc(1, sizeof *f);
+    if (!f) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    f->config = config;
+    int good = asp_py_module_fields(object, "Functions", names, 2, fields);
+    if (good) {
+        good = read_functions(f, fields);
+        asp_py_module_forget(fields, 2);
+    }
+    if (good) return f;
+    asp_py_circuit_functions_free(f);
+    return NULL;
+}
+
+asp_visitor asp_py_circuit_functions_given(py_functions *f, py_call *call) {
+    f->running = call;
+    return f->visitor;
+}

@@ -409,6 +409,8 @@ static asp_status use_kernels(const fixture *f, const asp_context *context, uint
 const operation operations[] = {
     {"run", use_run},
     {"interventions", use_interventions},
+    {"visitors", use_visitors},
+    {"visitors that stop", use_stopping_visitors},
     {"norms", use_norms},
     {"extremes", use_extremes},
     {"wrong arguments", use_wrong},

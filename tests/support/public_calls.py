@@ -22,6 +22,7 @@ from reliability import PROMPTS, TOKENS
 import attnsparse as asp
 from attnsparse import _core
 from attnsparse.circuits import COMPONENT_METHODS, component_scores, effects
+from attnsparse._core_types import Functions
 from attnsparse.model import gradients, interventions, run
 from attnsparse.model import transformer_lens as cache
 
@@ -42,6 +43,10 @@ CLASSES = {
 CORE_CLASSES = (
     "Model", "Run", "Gradients", "Trainer", "Features", "Contexts", "CoderTrainer", "Graph", "Circuit",
 )  # fmt: skip
+
+
+# a function of a model of two layers that gives nothing
+UNFINISHED = Functions(np.array([1, 0, 0], np.int32), lambda place, layer, first, value: None)
 
 
 def of_runs(name: str) -> Uses:
@@ -212,6 +217,17 @@ CALLS: dict[str, Uses] = {
         ),
         cost=5,
     ),
+    "Model.run_with_hooks": uses(
+        lambda e: e.model.run_with_hooks(TOKENS, [(("z", 1), lambda value, hook: value * 2)], threads=1),
+        lambda e: e.model.run_with_hooks(PROMPTS, [(bool, lambda value, hook: None)], "none", threads=1),
+        wrong=(
+            lambda e: e.model.run_with_hooks(TOKENS, [("hook_x", print)]),
+            lambda e: e.model.run_with_hooks(TOKENS, [("hook_embed", lambda value, hook: value[0])]),
+            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), functions=Functions(np.zeros(9, np.int32), print)),
+            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), functions=UNFINISHED),
+        ),
+        cost=5,
+    ),
     "Model.gradients": uses(
         lambda e: e.model.gradients(PROMPTS, wrt=WRT, threads=1),
         lambda e: e.model.gradients(TOKENS, dlogits=np.ones((8, 96)), gate_gradient="straight-through"),
@@ -329,6 +345,7 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"Run.{name}" for name in (*_RUN_ARRAYS, "logits", "tokens")], "lent"),
     **dict.fromkeys([f"Gradients.{name}" for name in (*gradients.ACTIVATIONS, "parameters")], "lent"),
     **dict.fromkeys(["Model.parameter", "Model.parameters", "Model.run_with_cache"], "lent"),
+    "Model.run_with_hooks": "lent",
     **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
     **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
     **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
