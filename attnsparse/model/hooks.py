@@ -14,8 +14,8 @@ import numpy as np
 
 from .. import _check
 from .._core_types import Functions
-from .batch import Batch, as_batch
-from .interventions import Ablation, Items, Patch, compile_interventions
+from .batch import as_batch
+from .interventions import Ablate, Patch, compile_interventions
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
 from .transformer_lens import full_name, hook_names
 
@@ -94,7 +94,7 @@ def run_with_hooks(
     logits: str = "all",
     prepend_bos: bool = False,
     edge_threshold: float = 0.0,
-    ablate: Items | Ablation | None = None,
+    ablate: Ablate | None = None,
     patch: Patch | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
@@ -149,17 +149,18 @@ def run_with_hooks(
     for each of the three; what is not recorded is held for one layer at a time. Hooks that are not asked for
     cost nothing.
     """
-    if (hooks is None) == (fwd_hooks is None):
+    given = fwd_hooks if hooks is None else hooks
+    if given is None or None not in (hooks, fwd_hooks):
         raise ValueError("give hooks=[(name, function), ...], or the same as fwd_hooks=")
     batch = as_batch(self, prompts, prepend_bos)
-    functions = compile_functions(self, batch, fwd_hooks if hooks is None else hooks)
+    functions = compile_functions(self, given)
     changes = compile_interventions(self, batch, ablate, patch)
     return compute_run(
         self, batch, record, logits, edge_threshold, max_bytes, threads, changes, functions=functions
     )
 
 
-def compile_functions(model: Model, batch: Batch, hooks: Hooks) -> Functions:
+def compile_functions(model: Model, hooks: Hooks) -> Functions:
     """What the core takes for `Model.run_with_hooks(hooks=)`."""
     n_layer = model.config.n_layer
     names = hook_names(n_layer)

@@ -15,7 +15,7 @@ from .evaluation import Evaluation, evaluate
 from .gradients import Gradients, compute_gradients
 from .hooks import run_with_hooks
 from .initial_weights import initial_weights
-from .interventions import Ablation, Items, Patch, compile_interventions
+from .interventions import Ablate, Patch, compile_interventions
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
 from .text import ModelText
 from .tokenizer import Tokenizer
@@ -123,7 +123,7 @@ class Model(ModelWeights, ModelText):
         logits: str = "all",
         prepend_bos: bool = False,
         edge_threshold: float = 0.0,
-        ablate: Items | Ablation | None = None,
+        ablate: Ablate | None = None,
         patch: Patch | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
@@ -143,12 +143,13 @@ class Model(ModelWeights, ModelText):
             Put the tokenizer's BOS token first, also before given ids; the Run records it.
         edge_threshold : float, default 0
             record="edges" keeps weights above it; a closed gate is never an edge.
-        ablate : item, sequence of items, or Ablation, optional
+        ablate : item, Ablation, or sequence of these, optional
             Items to zero: heads such as "L9H6", edges such as "a9.h6[5->8]", `HeadPosition`, `Mlp`; an
-            `Ablation` for means, counterfactuals and keep-only.
+            `Ablation` for means, counterfactuals and keep-only. Of several for one place the last counts.
         patch : mapping of item to array, optional
-            Values that take an item's place, the same in every prompt; where `ablate` names the same place,
-            the patch counts. Recorded arrays are those of the changed run: z with its replaced rows, pattern
+            Values that take an item's place; where `ablate` names the same place, the patch counts. An array
+            is the same for every prompt; with one more axis in front, or as a list of arrays, it has one
+            value for each. Recorded arrays are those of the changed run: z with its replaced rows, pattern
             with 0 where an edge is ablated.
         max_bytes : int, default 4 GiB
             Most memory that the run may take.

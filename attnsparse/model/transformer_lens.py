@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _check
 from .batch import as_batch, listed
-from .interventions import Ablation, Items, Patch, compile_interventions
+from .interventions import Ablate, Patch, compile_interventions
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def full_name(key: Any, n_layer: int) -> str:
         )
     name, layer, layer_type = (*key, None)[:3]
     if layer is None:
-        return SHORT_OTHER.get(name, name)
+        return SHORT_OTHER.get(str(name), str(name))
     if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
         raise KeyError(f"layer must be an integer in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
     layer %= n_layer
@@ -135,7 +135,7 @@ def run_with_cache(
     return_type: str | None = "logits",
     remove_batch_dim: bool = False,
     prepend_bos: bool = False,
-    ablate: Items | Ablation | None = None,
+    ablate: Ablate | None = None,
     patch: Patch | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,

@@ -45,7 +45,7 @@ def place_of(item):
     if isinstance(item, Head | HeadPosition):
         return "z", tuple(item)
     if isinstance(item, Mlp):
-        return "mlp_out", (item.layer,)
+        return "mlp_out", (item.layer,) if item.position is None else (item.layer, item.position)
     return f"resid_{item.point}", (item.layer, item.position)
 
 
@@ -238,6 +238,97 @@ def test_run_with_cache_takes_what_run_takes(name):
         np.testing.assert_array_equal(cache["resid_mid", layer], run.resid_mid[:, layer])
 
 
+@each_config
+def test_several_ablations_of_different_kinds(name):
+    one = case(name)
+    last = one.config["n_layer"] - 1
+    kinds = {Head(0, 0): "zero", Mlp(0, 2): "mean", Edge(last, 0, 3, 1): "counterfactual", Mlp(last): "mean"}
+    reference = list(one.task.corrupted)
+    listed = [Ablation(item, kind, None if kind == "zero" else reference) for item, kind in kinds.items()]
+    run = one.model().run(list(one.task.clean), "all", ablate=listed)
+    plain = one.model().run(list(one.task.clean), "all", ablate=[Head(0, 0), *listed[1:]])
+    for i, tokens in enumerate(one.task.clean):
+        masks, fill = masks_without(one.config, kinds), fills(one, "zero", i)
+        fill = {place: np.array(array, float) for place, array in fill.items()}
+        for item, kind in kinds.items():
+            place, index = place_of(item)
+            fill[place][index] = fills(one, kind, i)[place][index]
+        compare(run[i], oc.forward(one.config, one.weights, tokens, masks, fill), 1e-9)
+        np.testing.assert_array_equal(plain[i].logits, run[i].logits)
+
+
+def test_of_several_ablations_of_one_place_the_last_counts():
+    one = case("gated")
+    model, prompts = one.model(), list(one.task.clean)
+    mean = Ablation(["L0H0", "a1.h0[1->3]"], "mean", list(one.task.corrupted))
+    for ablate, expected in (
+        ([mean, "L0H0", "a1.h0[1->3]"], ["L0H0", "a1.h0[1->3]"]),
+        ([Ablation(["L0H0", "a1.h0[1->3]"]), mean], mean),
+    ):
+        found = model.run(prompts, ablate=ablate).logits
+        np.testing.assert_array_equal(found, model.run(prompts, ablate=expected).logits)
+
+
+@each_config
+def test_patches_with_one_value_per_prompt(name):
+    one = case(name)
+    model, prompts, c = one.model(), list(one.task.clean), one.config
+    rng, last = np.random.default_rng(0), one.config["n_layer"] - 1
+    patch = {
+        Head(0, 0): rng.standard_normal((3, T, c["d_head"])),
+        HeadPosition(last, 0, 2): rng.standard_normal((3, c["d_head"])),
+        Edge(last, 0, 3, 1): rng.standard_normal((3, c["d_head"])),
+        Mlp(0, -1): rng.standard_normal((3, c["d_model"])),
+        Resid(last, None, "mid"): rng.standard_normal((3, T, c["d_model"])),
+        Mlp(last): rng.standard_normal((T, c["d_model"])),  # the same for all
+    }
+    run = model.run(prompts, "all", patch=patch)
+    listed = model.run(prompts, "all", patch={item: list(v) for item, v in patch.items()})
+    for i, tokens in enumerate(prompts):
+        own = {item: v if item == Mlp(last) else v[i] for item, v in patch.items()}
+        alone = model.run(tokens, "all", patch=own)
+        assert error(run[i].logits, alone.logits) < 1e-12
+        np.testing.assert_array_equal(listed[i].logits, run[i].logits)
+        np.testing.assert_array_equal(run[i].mlp_out[last], patch[Mlp(last)])
+        np.testing.assert_array_equal(run[i].resid_mid[last], patch[Resid(last, None, "mid")][i])
+        if last:
+            np.testing.assert_array_equal(run[i].mlp_out[0, -1], patch[Mlp(0, -1)][i])
+            np.testing.assert_array_equal(run[i].z[0, :, 0], patch[Head(0, 0)][i])
+
+
+def test_patches_of_prompts_of_different_lengths():
+    one = case("gated", (5, 1, 3))
+    model, prompts, c = one.model(), list(one.task.clean), one.config
+    values = [np.full((t, c["d_model"]), i + 1.0) for i, t in enumerate((5, 1, 3))]
+    run = model.run(prompts, "all", patch={Mlp(1): values, Resid(0, -1): np.ones(c["d_model"])})
+    for i in range(3):
+        np.testing.assert_array_equal(run[i].mlp_out[1], values[i])
+        np.testing.assert_array_equal(run[i].resid_pre[0, -1], np.ones(c["d_model"]))
+    with pytest.raises(
+        ValueError, match=r"a list of 3 arrays, one for each prompt, of shapes \(5, 8\), \(1, 8\)"
+    ):
+        model.run(prompts, patch={Mlp(1): values[:2]})
+
+
+@pytest.mark.parametrize("item", [Mlp(0, 2), Resid(1, 2, "mid"), Resid(1, None)])
+def test_mlps_and_streams_at_positions(item):
+    """One position is what the whole has there; the others stay."""
+    one = case("gated")
+    model, prompts = one.model(), list(one.task.clean)
+    ablation = Ablation(item, "mean", reference=list(one.task.corrupted))
+    run = model.run(prompts, "all", ablate=ablation)
+    places = [2] if item.position is not None else range(T)
+    for i, tokens in enumerate(prompts):
+        masks = {}
+        for at in places:
+            place, index = (
+                ("mlp_out", (0, at)) if isinstance(item, Mlp) else place_of(item._replace(position=at))
+            )
+            masks.setdefault(place, np.ones((one.config["n_layer"], T)))[index] = 0
+        expected = oc.forward(one.config, one.weights, tokens, masks, fills(one, "mean", i))
+        compare(run[i], expected, 1e-9)
+
+
 def test_nothing_is_remembered():
     one = case("gated")
     model = one.model()
@@ -294,6 +385,8 @@ WRONG_ABLATIONS = {
     "no head": (ValueError, "is not a head", lambda: ["x"]),
     "a number": (TypeError, "an item must be a Head", lambda: [3]),
     "a number alone": (TypeError, "ablate must be", lambda: 3),
+    "an ablation in an ablation": (TypeError, "an item must be a Head", lambda: Ablation([Ablation("L0H0")])),
+    "one bad of several": (IndexError, "L7H0", lambda: [Ablation("L0H0"), Ablation("L7H0")]),
     "a triple": (TypeError, "an item must be a Head", lambda: [(0, 0, 0)]),
     "negative": (ValueError, "must be at least 0", lambda: [(0, -1)]),
     "key after query": (ValueError, "key 3 comes after query 1", lambda: ["a0.h0[3->1]"]),
@@ -303,7 +396,7 @@ WRONG_ABLATIONS = {
     "mlp beyond": (IndexError, "layer 2", lambda: [Mlp(2)]),
     "mlp by text": (TypeError, "layer must be an integer", lambda: [Mlp("0")]),
     "stream at zero": (ValueError, "residual stream", lambda: [Resid(0, 1)]),
-    "kind": (ValueError, "kind must be one of", lambda: Ablation(["L0H0"], "none")),
+    "kind": (ValueError, "ablation must be one of", lambda: Ablation(["L0H0"], "none")),
     "mean of nothing": (ValueError, "needs reference prompts", lambda: Ablation(["L0H0"], "mean")),
     "zero of something": (ValueError, "takes no reference", lambda: Ablation(["L0H0"], "zero", PROMPTS)),
     "short reference": (ValueError, "one length", lambda: Ablation(["L0H0"], "mean", [[1, 2, 3]])),
@@ -326,6 +419,9 @@ WRONG_PATCHES = {
     "text": (TypeError, "real numbers", {"L0H0": "x"}),
     "nothing": (TypeError, "real numbers", {"L0H0": None}),
     "a list": (TypeError, "mapping", [("L0H0", 0)]),
+    "too many prompts": (ValueError, "got \\(2, 7\\)", {Mlp(0, 1): np.zeros((2, 7))}),
+    "mlp at a position beyond": (IndexError, "position 5", {Mlp(0, 5): np.zeros(8)}),
+    "mlp at half a position": (TypeError, "position must be an integer", {Mlp(0, 0.5): np.zeros(8)}),
     "beyond": (IndexError, "L2H0", {"L2H0": np.zeros((5, 5))}),
     "below 0": (IndexError, "L0H-1", {Head(0, -1): np.zeros((5, 5))}),
     "forward": (ValueError, "key 3 comes after query 1", {Edge(0, 0, 1, 3): np.zeros(5)}),

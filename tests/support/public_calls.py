@@ -194,6 +194,9 @@ CALLS: dict[str, Uses] = {
             ablate=interventions.Ablation(["a0.h1[2->5]", (1, 2)], "mean", [TOKENS, TOKENS]),
             patch={asp.Resid(1, -1, "mid"): np.zeros(64), asp.HeadPosition(0, 0, 3): np.ones(16)},
         ),
+        lambda e: e.model.run(
+            PROMPTS, ablate=["L0H1", interventions.Ablation("L1H1", "counterfactual", PROMPTS)], threads=1
+        ),
         wrong=(
             lambda e: e.model.run(TOKENS, ablate=["L0H9"]),
             lambda e: e.model.run(TOKENS, patch={asp.Mlp(0): np.zeros(3)}),
@@ -223,7 +226,9 @@ CALLS: dict[str, Uses] = {
         wrong=(
             lambda e: e.model.run_with_hooks(TOKENS, [("hook_x", print)]),
             lambda e: e.model.run_with_hooks(TOKENS, [("hook_embed", lambda value, hook: value[0])]),
-            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), functions=Functions(np.zeros(9, np.int32), print)),
+            lambda e: e.core.run(
+                TOKENS, np.array([0, 8]), (), functions=Functions(np.zeros(9, np.int32), print)
+            ),
             lambda e: e.core.run(TOKENS, np.array([0, 8]), (), functions=UNFINISHED),
         ),
         cost=5,
