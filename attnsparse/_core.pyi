@@ -17,6 +17,7 @@ from ._core_types import (
     ComponentOptions,
     Curve,
     EffectOptions,
+    Frozen,
     Functions,
     HeldRun,
     Interventions,
@@ -285,11 +286,12 @@ class Model:
         interventions: Interventions | None = None,
         substitute: Substitute | None = None,
         functions: Functions | None = None,
+        frozen: Frozen | None = None,
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
         substitute: transcoders in place of MLPs, new Features of N tokens.
-        functions: Python that sees and changes activations; not with a substitute.
+        functions: Python that sees and changes activations; not with a substitute, and neither is frozen.
         """
 
     def candidates(self, task: Task, unit: str, threads: int = 0) -> npt.NDArray[np.int32]:

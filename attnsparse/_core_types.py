@@ -23,6 +23,17 @@ class Interventions(NamedTuple):
     resid_values: np.ndarray  #: real [n, E]
 
 
+class Frozen(NamedTuple):
+    """What one pass takes from other runs; see `asp_frozen` in csrc/asp_circuit.h."""
+
+    pattern: Any = None  #: `_core.Run`, or None
+    pattern_first: int = 0  #: its prompt that is the first one of the pass
+    gate: Any = None
+    gate_first: int = 0
+    scales: Any = None
+    scales_first: int = 0
+
+
 class Functions(NamedTuple):
     """What sees and changes activations of one pass; see `asp_visitor` in csrc/asp.h."""
 

@@ -26,6 +26,25 @@ typedef struct {
 asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *given, asp_error *err);
 void asp_interventions_free(asp_hooks *hooks);
 
+/* ---- what a pass takes from another run ------------------------------------------ */
+
+/* A run, read, whose sequences from `first` on are as long as those of the pass. */
+typedef struct {
+    const asp_run *run; /* NULL: the pass computes its own */
+    int64_t first;
+} asp_frozen_part;
+typedef struct {
+    asp_frozen_part pattern, gate; /* of a run that recorded PATTERN, GATE */
+    asp_frozen_part scales;        /* LN1_SCALE, LN2_SCALE, LN_FINAL_SCALE */
+} asp_frozen;
+/* A visitor that puts them in place of those of a pass over these sequences, for asp_run_options.  The runs are read
+ * until it is freed.
+ *   offsets (n_sequences+1) read
+ * Errors: BAD_ARGUMENT for runs of other sizes, BAD_STATE for what they did not record, NO_MEMORY. */
+asp_status asp_frozen_visitor(asp_visitor **visitor, const asp_frozen *given, const asp_config *config,
+                              const int64_t *offsets, int64_t n_sequences, asp_error *err);
+void asp_frozen_free(asp_visitor *visitor);
+
 /* ---- effects over a task --------------------------------------------------------- */
 
 /* What is kept or ablated as a whole: a head, a head at one position, an attention entry. */

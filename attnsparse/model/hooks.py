@@ -16,7 +16,7 @@ from .. import _check
 from .._core_types import Functions
 from .batch import as_batch
 from .interventions import Ablate, Patch, compile_interventions
-from .run import DEFAULT_MAX_BYTES, Run, compute_run
+from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 from .transformer_lens import full_name, hook_names
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def run_with_hooks(
     edge_threshold: float = 0.0,
     ablate: Ablate | None = None,
     patch: Patch | None = None,
+    freeze: Freeze | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
 ) -> Run:
@@ -114,8 +115,9 @@ def run_with_hooks(
         As for `run`. Recorded arrays are those of the changed run.
     fwd_hooks : sequence of (name, function), optional
         TransformerLens's name of `hooks`; give one of the two.
-    logits, prepend_bos, edge_threshold, ablate, patch, max_bytes, threads
-        As for `run`. At one place, functions come after `ablate` and `patch`.
+    logits, prepend_bos, edge_threshold, ablate, patch, freeze, max_bytes, threads
+        As for `run`. At one place, functions come after `ablate`, `patch` and `freeze`; only ablated and
+        patched edges stay so, whatever a function makes of the pattern.
 
     Returns
     -------
@@ -156,7 +158,16 @@ def run_with_hooks(
     functions = compile_functions(self, given)
     changes = compile_interventions(self, batch, ablate, patch)
     return compute_run(
-        self, batch, record, logits, edge_threshold, max_bytes, threads, changes, functions=functions
+        self,
+        batch,
+        record,
+        logits,
+        edge_threshold,
+        max_bytes,
+        threads,
+        changes,
+        functions=functions,
+        freeze=freeze,
     )
 
 

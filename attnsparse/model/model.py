@@ -16,7 +16,7 @@ from .gradients import Gradients, compute_gradients
 from .hooks import run_with_hooks
 from .initial_weights import initial_weights
 from .interventions import Ablate, Patch, compile_interventions
-from .run import DEFAULT_MAX_BYTES, Run, compute_run
+from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 from .text import ModelText
 from .tokenizer import Tokenizer
 from .transformer_lens import run_with_cache
@@ -125,6 +125,7 @@ class Model(ModelWeights, ModelText):
         edge_threshold: float = 0.0,
         ablate: Ablate | None = None,
         patch: Patch | None = None,
+        freeze: Freeze | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
     ) -> Run:
@@ -151,6 +152,11 @@ class Model(ModelWeights, ModelText):
             is the same for every prompt; with one more axis in front, or as a list of arrays, it has one
             value for each. Recorded arrays are those of the changed run: z with its replaced rows, pattern
             with 0 where an edge is ablated.
+        freeze : {"pattern", "gate", "ln_scale"}, several of these, or mapping to Run, optional
+            What stays as it is in a clean run of the same prompts, or in the runs given, whatever changes
+            before it: patterns (used as they are, without gate and softmax), gates, scales of all
+            LayerNorms. Ablated and patched edges stay so. A given Run has prompts of the same lengths and
+            recorded what is frozen; it may be of another model of as many layers and heads.
         max_bytes : int, default 4 GiB
             Most memory that the run may take.
         threads : int, optional
@@ -177,7 +183,9 @@ class Model(ModelWeights, ModelText):
         """
         batch = as_batch(self, prompts, prepend_bos)
         changes = compile_interventions(self, batch, ablate, patch)
-        return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads, changes)
+        return compute_run(
+            self, batch, record, logits, edge_threshold, max_bytes, threads, changes, freeze=freeze
+        )
 
     run_with_cache = run_with_cache
     run_with_hooks = run_with_hooks

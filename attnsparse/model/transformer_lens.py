@@ -15,7 +15,7 @@ import numpy as np
 from .. import _check
 from .batch import as_batch, listed
 from .interventions import Ablate, Patch, compile_interventions
-from .run import DEFAULT_MAX_BYTES, Run, compute_run
+from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 
 if TYPE_CHECKING:
     from .model import Model
@@ -137,6 +137,7 @@ def run_with_cache(
     prepend_bos: bool = False,
     ablate: Ablate | None = None,
     patch: Patch | None = None,
+    freeze: Freeze | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
 ) -> tuple[Any, ActivationCache]:
@@ -152,7 +153,7 @@ def run_with_cache(
         First value that is returned.
     remove_batch_dim : bool, default False
         Leave out the batch axis of a single prompt.
-    prepend_bos, ablate, patch, max_bytes, threads
+    prepend_bos, ablate, patch, freeze, max_bytes, threads
         As for `run`. The cache holds the activations of the changed run.
 
     Returns
@@ -178,7 +179,9 @@ def run_with_cache(
         records.add("token_loss")
     logits = "all" if return_type == "logits" else "none"
     changes = compile_interventions(self, batch, ablate, patch)
-    run = compute_run(self, batch, tuple(sorted(records)), logits, 0.0, max_bytes, threads, changes)
+    run = compute_run(
+        self, batch, tuple(sorted(records)), logits, 0.0, max_bytes, threads, changes, freeze=freeze
+    )
     cache = ActivationCache(run, names, not remove_batch_dim)
     if return_type is None:
         return None, cache

@@ -14,7 +14,7 @@ typedef struct {
     int64_t layer;
     int fill_edges;
     int early;      /* for visitors: z is not wanted yet */
-    uint32_t given; /* bits of the places that they have seen, which are read and not written any more */
+    uint32_t given; /* bits of the places that they have seen, which are read and not computed any more */
 } attention_job;
 
 int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int backward) {
@@ -104,7 +104,7 @@ static void point_records(const attention_job *job, asp_attention_task *u, int64
     if (acts->pattern) {
         asp_real *pattern = acts->pattern + recorded_at(job, ASP_AT_PATTERN, sequence, head);
         if (job->given >> ASP_AT_PATTERN & 1) u->given_pattern = pattern;
-        else u->pattern = pattern;
+        u->pattern = pattern; /* dropped entries leave also what visitors made of it */
     }
 }
 

@@ -1,5 +1,5 @@
-/* py_circuit.c: interventions of a run, functions of the user's own that see and change its activations, and means of
- * what its entries contribute. */
+/* py_circuit.c: interventions of a run, what it takes from another run, functions of the user's own that see and change
+ * its activations, and means of what its entries contribute. */
 #include "python/py.h"
 
 #include <string.h>
@@ -91,6 +91,62 @@ py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_c
 }
 
 const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *i) { return i->hooks; }
+
+/* ---- what a run takes from another one ---------------------------------------------------------------- */
+
+struct py_frozen {
+    py_held held;
+    asp_visitor *visitor;
+};
+
+void asp_py_circuit_frozen_free(py_frozen *f) {
+    if (!f) return;
+    asp_frozen_free(f->visitor);
+    asp_py_arrays_let_go(&f->held);
+    PyMem_Free(f);
+}
+
+/* A Run, which is held, and the number of its first prompt. */
+static int read_frozen_part(py_frozen *f, py_model *model, PyObject *run, PyObject *first, asp_frozen_part *part) {
+    if (run == Py_None) return 1;
+    if (!Py_IS_TYPE(run, asp_py_module_state(Py_TYPE((PyObject *)model))->run_type)) {
+        PyErr_Format(PyExc_TypeError, "what is frozen is taken from a Run, got %.80s", Py_TYPE(run)->tp_name);
+        return 0;
+    }
+    part->first = PyLong_AsLongLong(first);
+    if (part->first == -1 && PyErr_Occurred()) return 0;
+    f->held.arrays[f->held.n++] = Py_NewRef(run);
+    part->run = ((py_run *)run)->run;
+    return 1;
+}
+
+py_frozen *asp_py_circuit_frozen_new(PyObject *object, py_model *model, const int64_t *offsets, int64_t n_sequences) {
+    static const char *const names[] = {"pattern", "pattern_first", "gate", "gate_first", "scales", "scales_first"};
+    PyObject *o[6];
+    asp_frozen given = {0};
+    asp_error err = {0};
+    py_frozen *f = PyMem_Calloc(1, sizeof *f);
+    if (!f) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    int good = asp_py_module_fields(object, "Frozen", names, 6, o);
+    if (good) {
+        good = read_frozen_part(f, model, o[0], o[1], &given.pattern) &&
+               read_frozen_part(f, model, o[2], o[3], &given.gate) &&
+               read_frozen_part(f, model, o[4], o[5], &given.scales);
+        asp_py_module_forget(o, 6);
+    }
+    const asp_status status =
+        good ? asp_frozen_visitor(&f->visitor, &given, asp_model_config(model->model), offsets, n_sequences, &err)
+             : ASP_OK;
+    if (good && !status) return f;
+    if (status) asp_py_call_raise(status, &err);
+    asp_py_circuit_frozen_free(f);
+    return NULL;
+}
+
+asp_visitor asp_py_circuit_frozen_given(const py_frozen *f) { return *f->visitor; }
 
 /* ---- functions at hooks ------------------------------------------------------------------------------ */
 

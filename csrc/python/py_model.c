@@ -252,13 +252,14 @@ typedef struct {
     py_batch batch;
     py_interventions *interventions;
     py_substitute *substitute;
+    py_frozen *frozen;
     py_functions *functions;
-    asp_visitor visitors[1];
+    asp_visitor visitors[2];
 } run_inputs;
 
 /* Arguments of a run that may be None. */
 typedef struct {
-    PyObject *changes, *substitute, *functions;
+    PyObject *changes, *substitute, *functions, *frozen;
 } run_objects;
 
 static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *options, PyObject *tokens,
@@ -269,6 +270,10 @@ static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *opt
         in->interventions = asp_py_circuit_interventions_new(given->changes, config);
         if (!in->interventions) return 0;
         options->hooks = asp_py_circuit_interventions_hooks(in->interventions);
+    }
+    if (given->frozen != Py_None) {
+        in->frozen = asp_py_circuit_frozen_new(given->frozen, model, in->batch.offsets, in->batch.n_sequences);
+        if (!in->frozen) return 0;
     }
     if (given->functions != Py_None) {
         in->functions = asp_py_circuit_functions_new(given->functions, config);
@@ -281,6 +286,7 @@ static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *opt
 
 static asp_status call_run(py_run *run, run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
     py_call call;
+    if (in->frozen) in->visitors[options->n_visitors++] = asp_py_circuit_frozen_given(in->frozen);
     if (in->functions) in->visitors[options->n_visitors++] = asp_py_circuit_functions_given(in->functions, &call);
     options->visitors = in->visitors;
     if (in->substitute) options->substitute = asp_py_features_substitute_given(in->substitute, &call, err);
@@ -293,15 +299,15 @@ static asp_status call_run(py_run *run, run_inputs *in, asp_run_options *options
 
 static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"tokens",  "offsets",       "record",     "logits",    "max_bytes", "edge_threshold",
-                            "threads", "interventions", "substitute", "functions", NULL};
+                            "threads", "interventions", "substitute", "functions", "frozen",    NULL};
     PyObject *tokens, *offsets, *record, *threshold = Py_None;
-    run_objects given = {Py_None, Py_None, Py_None};
+    run_objects given = {Py_None, Py_None, Py_None, Py_None};
     asp_run_options options = {.logits = ASP_LOGITS_ALL};
     long long max_bytes = INT64_MAX;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOOO:run", names, &tokens, &offsets, &record,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOOOO:run", names, &tokens, &offsets, &record,
                                      &options.logits, &max_bytes, &threshold, &threads, &given.changes,
-                                     &given.substitute, &given.functions))
+                                     &given.substitute, &given.functions, &given.frozen))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     if (options.logits < ASP_LOGITS_NONE || options.logits > ASP_LOGITS_ALL)
@@ -325,6 +331,7 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     }
     asp_py_features_substitute_free(in.substitute, status);
     asp_py_circuit_functions_free(in.functions);
+    asp_py_circuit_frozen_free(in.frozen);
     asp_py_circuit_interventions_free(in.interventions);
     asp_py_arrays_batch_clear(&in.batch);
     return (PyObject *)run;
@@ -426,7 +433,7 @@ static PyMethodDef methods[] = {
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
      "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, "
-     "substitute=None, functions=None) -> Run"},
+     "substitute=None, functions=None, frozen=None) -> Run"},
     {"candidates", (PyCFunction)(void (*)(void))asp_py_effects_candidates, METH_VARARGS | METH_KEYWORDS,
      "candidates(task, unit, threads=0) -> items that can have an effect"},
     {"whole", (PyCFunction)(void (*)(void))asp_py_effects_whole, METH_VARARGS | METH_KEYWORDS,

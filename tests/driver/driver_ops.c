@@ -412,6 +412,7 @@ const operation operations[] = {
     {"interventions", use_interventions},
     {"visitors", use_visitors},
     {"visitors that stop", use_stopping_visitors},
+    {"frozen", use_frozen},
     {"norms", use_norms},
     {"extremes", use_extremes},
     {"wrong arguments", use_wrong},

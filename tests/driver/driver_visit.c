@@ -56,6 +56,33 @@ asp_status use_visitors(const fixture *f, const asp_context *context, uint64_t *
     return status;
 }
 
+asp_status use_frozen(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    const asp_run_options all = {.records = ((uint64_t)1 << ASP_N_RECORDS) - 1, .max_bytes = INT64_MAX};
+    asp_run *clean = NULL, *run = NULL;
+    asp_status status = asp_run_new(&clean, f->dense, f->tokens, f->ragged, N_SEQUENCES, &all, context, err);
+    if (status) return status;
+    const asp_frozen whole = {{clean, 0}, {clean, 0}, {clean, 0}}, later = {{clean, 1}, {NULL, 0}, {NULL, 0}};
+    const asp_frozen short_one = {{NULL, 0}, {f->clean, 0}, {NULL, 0}};
+    asp_visitor *visitor = NULL;
+    status = asp_frozen_visitor(&visitor, &whole, asp_model_config(f->gated), f->ragged, N_SEQUENCES, err);
+    const asp_run_options options = {.logits = ASP_LOGITS_ALL,
+                                     .max_bytes = INT64_MAX,
+                                     .visitors = visitor,
+                                     .n_visitors = 1};
+    if (!status) status = asp_run_new(&run, f->gated, f->tokens, f->ragged, N_SEQUENCES, &options, context, err);
+    if (!status) add_run(digest, run);
+    asp_run_free(run);
+    asp_frozen_free(visitor);
+    if (!status && asp_frozen_visitor(&visitor, &later, asp_model_config(f->gated), f->ragged, N_SEQUENCES, err) !=
+                       ASP_BAD_ARGUMENT)
+        status = ASP_BAD_STATE;
+    if (!status && asp_frozen_visitor(&visitor, &short_one, asp_model_config(f->gated), f->offsets, N_SEQUENCES, err) !=
+                       ASP_BAD_STATE)
+        status = ASP_DIVERGED;
+    asp_run_free(clean);
+    return status;
+}
+
 asp_status use_stopping_visitors(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     for (int stop_at = 1; stop_at < 12; stop_at++) {
         const asp_status status = visited_run(f, 0, 0, 1, stop_at, context, digest, err);

@@ -21,8 +21,8 @@ from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse._core_types import Frozen, Functions
 from attnsparse.circuits import COMPONENT_METHODS, component_scores, effects
-from attnsparse._core_types import Functions
 from attnsparse.model import gradients, interventions, run
 from attnsparse.model import transformer_lens as cache
 
@@ -197,8 +197,14 @@ CALLS: dict[str, Uses] = {
         lambda e: e.model.run(
             PROMPTS, ablate=["L0H1", interventions.Ablation("L1H1", "counterfactual", PROMPTS)], threads=1
         ),
+        lambda e: e.model.run(PROMPTS, freeze=["pattern", "ln_scale"], ablate="L0H1", threads=1),
+        lambda e: e.model.run(TOKENS, freeze={"gate": e.one, "pattern": e.one}, threads=1),
         wrong=(
             lambda e: e.model.run(TOKENS, ablate=["L0H9"]),
+            lambda e: e.model.run(TOKENS, freeze="z"),
+            lambda e: e.model.run(TOKENS, freeze={"gate": e.plain}),
+            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), frozen=Frozen(e.plain)),
+            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), frozen=Frozen(e.plain._core, 3)),
             lambda e: e.model.run(TOKENS, patch={asp.Mlp(0): np.zeros(3)}),
             lambda e: e.model.run([96]),
             lambda e: e.model.run(TOKENS, max_bytes=1000),
