@@ -21,6 +21,9 @@ class Interventions(NamedTuple):
     mlp_values: np.ndarray  #: real [n, E]
     resids: np.ndarray  #: int64 [n, 4]: half, layer, prompt, position
     resid_values: np.ndarray  #: real [n, E]
+    heads_added: np.ndarray | None = None  #: bool [n]: values that are added to what is there; None: none
+    mlps_added: np.ndarray | None = None
+    resids_added: np.ndarray | None = None
 
 
 class Frozen(NamedTuple):

@@ -19,6 +19,8 @@ typedef struct {
     const int64_t *resids;        /* (n,4) half, layer, sequence, position: the residual stream before layer
                                     * 0..L (half 0), or between attention and MLP of layer 0..L-1 (half 1) */
     const asp_real *resid_values; /* (n,E) */
+    /* (n) of each list: not 0 where the value is added to what is there; NULL: nowhere */
+    const uint8_t *heads_added, *mlps_added, *resids_added;
 } asp_interventions;
 
 /* Hooks that make these interventions in one pass at a time, for asp_run_options.  given is read until they are freed.

@@ -4,7 +4,7 @@ from .config import Config
 from .evaluation import Evaluation
 from .gradients import Gradients
 from .hooks import HookPoint
-from .interventions import Ablation
+from .interventions import Ablation, Add
 from .model import Model
 from .run import Run
 from .tokenizer import Tokenizer
@@ -13,6 +13,7 @@ from .transformer_lens import ActivationCache, hook_names
 __all__ = [
     "Ablation",
     "ActivationCache",
+    "Add",
     "Config",
     "Evaluation",
     "Gradients",

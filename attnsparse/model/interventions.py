@@ -5,6 +5,7 @@
     model.run(prompt, ablate=Ablation(heads, keep_only=True))                # knock out all other heads
     model.run(prompt, ablate=[Ablation("L9H6"), Ablation(others, "mean", prompts)])   # several kinds
     model.run(prompt, patch={HeadPosition(9, 6, 7): values})                 # values from anywhere
+    model.run(prompt, patch={Resid(5, -1): Add(direction)})                  # a steering vector
 
 Ablating a head replaces its z; ablating an attention edge replaces its contribution A[query, key] v[key] to z
 of the query, while the rest of the row stays as it is (rows are never renormalised); ablating an MLP replaces
@@ -79,6 +80,20 @@ class Ablation:
             raise ValueError(f"ablation by {self.ablation} {need}")
 
 
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Values of `patch=` that are added to an activation instead of taking its place: steering vectors.
+
+    Parameters
+    ----------
+    values : array
+        In the shape that `patch=` takes for the item; for an item at all positions also one vector, which is
+        added at each. Not for attention edges.
+    """
+
+    values: Any
+
+
 def compile_interventions(
     model: Model, batch: Batch, ablate: Ablate | None, patch: Patch | None
 ) -> Interventions | None:
@@ -149,6 +164,7 @@ class _Places:
         self.lengths = batch.lengths.tolist()
         self.rows: dict[str, list[Any]] = {name: [] for name in ("head", "edge", "mlp", "resid")}
         self.values: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
+        self.added: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
         self.widths = {
             "head": config.d_head,
             "edge": config.d_head,
@@ -157,11 +173,12 @@ class _Places:
         }
         self.columns = {"head": 4, "edge": 5, "mlp": 3, "resid": 4}
 
-    def add(self, kind: str, rows: Any, values: np.ndarray) -> None:
-        """rows [n, columns]; values [n, width] or [width] for all."""
+    def add(self, kind: str, rows: Any, values: np.ndarray, added: bool = False) -> None:
+        """rows [n, columns]; values [n, width] or [width] for all; added: to what is there."""
         rows = np.asarray(rows, np.int64).reshape(-1, self.columns[kind])
         self.rows[kind].append(rows)
         self.values[kind].append(np.broadcast_to(values, (len(rows), self.widths[kind])))
+        self.added[kind].append(np.full(len(rows), added))
 
     def arrays(self) -> Interventions:
         found: list[np.ndarray] = []
@@ -175,7 +192,8 @@ class _Places:
                 keep = np.sort(len(rows) - 1 - first)
                 rows, values = rows[keep], values[keep]
             found += [np.ascontiguousarray(rows), np.ascontiguousarray(values)]
-        return Interventions(*found)
+        added = [np.concatenate([np.zeros(0, bool), *self.added[kind]]) for kind in ("head", "mlp", "resid")]
+        return Interventions(*found, *added)
 
     def head(self, item: Head | HeadPosition | Edge) -> tuple[int, int]:
         config = self.model.config
@@ -378,9 +396,17 @@ def _shown(lengths: Sequence[object]) -> str:
 def _add_patch(places: _Places, item: Item, values: Any) -> None:
     """Values for an item, the same for every prompt or one for each."""
     found = [_patched(places, item, prompt) for prompt in range(len(places.lengths))]
-    arrays = _per_prompt(item, values, [shape for _, _, shape in found], places.model.dtype)
+    added = isinstance(values, Add)
+    if added and isinstance(item, Edge):
+        raise TypeError(
+            f"nothing can be added to {item.label}; patch what the edge contributes, or add to its head"
+        )
+    values, shapes = values.values if isinstance(values, Add) else values, [shape for _, _, shape in found]
+    if added and np.shape(values) == shapes[0][-1:]:  # one vector for all positions
+        values = [np.broadcast_to(values, shape) for shape in shapes]
+    arrays = _per_prompt(item, values, shapes, places.model.dtype)
     for (kind, rows, _), array in zip(found, arrays, strict=True):
-        places.add(kind, rows, array)
+        places.add(kind, rows, array, added)
 
 
 def _patched(places: _Places, item: Item, prompt: int) -> tuple[str, list[tuple[int, ...]], tuple[int, ...]]:

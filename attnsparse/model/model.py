@@ -150,8 +150,8 @@ class Model(ModelWeights, ModelText):
         patch : mapping of item to array, optional
             Values that take an item's place; where `ablate` names the same place, the patch counts. An array
             is the same for every prompt; with one more axis in front, or as a list of arrays, it has one
-            value for each. Recorded arrays are those of the changed run: z with its replaced rows, pattern
-            with 0 where an edge is ablated.
+            value for each. `Add` adds values to what is there. Recorded arrays are those of the changed run:
+            z with its replaced rows, pattern with 0 where an edge is ablated.
         freeze : {"pattern", "gate", "ln_scale"}, several of these, or mapping to Run, optional
             What stays as it is in a clean run of the same prompts, or in the runs given, whatever changes
             before it: patterns (used as they are, without gate and softmax), gates, scales of all

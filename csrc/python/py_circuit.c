@@ -45,6 +45,14 @@ static int read_list(py_held *h, PyObject *places, PyObject *values, int64_t col
     return dims[0] == *n && dims[1] == width ? 1 : wrong_shape(name);
 }
 
+/* Which of a list are added (n), bool, or None: none of them. */
+static int read_added(py_held *h, PyObject *added, PyObject *places, const char *name, const uint8_t **out) {
+    if (added == Py_None) return 1;
+    int64_t n;
+    *out = asp_py_arrays_hold_copy(h, added, ASP_PY_BYTE, 1, name, &n);
+    return *out && (n == PyObject_Length(places) || wrong_shape(name));
+}
+
 struct py_interventions {
     py_held held;
     asp_interventions given;
@@ -60,25 +68,29 @@ void asp_py_circuit_interventions_free(py_interventions *i) {
 
 static int read_interventions(py_interventions *i, PyObject **o, const asp_config *c) {
     asp_interventions *g = &i->given;
-    return read_list(&i->held, o[0], o[1], 4, c->d_head, 0, "heads", &g->n_heads, &g->heads, &g->head_values) &&
+    return read_added(&i->held, o[8], o[0], "heads_added", &g->heads_added) &&
+           read_added(&i->held, o[9], o[4], "mlps_added", &g->mlps_added) &&
+           read_added(&i->held, o[10], o[6], "resids_added", &g->resids_added) &&
+           read_list(&i->held, o[0], o[1], 4, c->d_head, 0, "heads", &g->n_heads, &g->heads, &g->head_values) &&
            read_list(&i->held, o[2], o[3], 5, c->d_head, 1, "entries", &g->n_entries, &g->entries, &g->entry_values) &&
            read_list(&i->held, o[4], o[5], 3, c->d_model, 0, "mlps", &g->n_mlps, &g->mlps, &g->mlp_values) &&
            read_list(&i->held, o[6], o[7], 4, c->d_model, 0, "resids", &g->n_resids, &g->resids, &g->resid_values);
 }
 
 py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_config *c) {
-    static const char *const names[] = {"heads", "head_values", "entries", "entry_values",
-                                        "mlps",  "mlp_values",  "resids",  "resid_values"};
-    PyObject *o[8];
+    static const char *const names[] = {"heads",       "head_values", "entries",     "entry_values",
+                                        "mlps",        "mlp_values",  "resids",      "resid_values",
+                                        "heads_added", "mlps_added",  "resids_added"};
+    PyObject *o[11];
     py_interventions *i = PyMem_Calloc(1, sizeof *i);
     if (!i) {
         PyErr_NoMemory();
         return NULL;
     }
-    int good = asp_py_module_fields(object, "Interventions", names, 8, o);
+    int good = asp_py_module_fields(object, "Interventions", names, 11, o);
     if (good) {
         good = read_interventions(i, o, c);
-        asp_py_module_forget(o, 8);
+        asp_py_module_forget(o, 11);
     }
     if (good) {
         asp_error err = {0};

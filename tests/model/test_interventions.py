@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracle_circuits as oc
+import oracle_hooks
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, case, error
 
@@ -308,6 +309,55 @@ def test_patches_of_prompts_of_different_lengths():
         ValueError, match=r"a list of 3 arrays, one for each prompt, of shapes \(5, 8\), \(1, 8\)"
     ):
         model.run(prompts, patch={Mlp(1): values[:2]})
+
+
+@each_config
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (5, 1, 3)])
+def test_added_values(name, lengths):
+    """Steering vectors, against the oracle."""
+    one = case(name, lengths)
+    c, last, rng = one.config, one.config["n_layer"] - 1, np.random.default_rng(0)
+    vectors = {place: rng.standard_normal(c["d_model"]) for place in ("mlp", "mid", "post")}
+    z = rng.standard_normal(c["d_head"])
+    patch = {
+        HeadPosition(last, 0, -1): asp.Add(z),
+        Mlp(0): asp.Add(vectors["mlp"]),
+        Resid(last, 0, "mid"): asp.Add(vectors["mid"]),
+        Resid(last, -1, "post"): asp.Add([vectors["post"]] * 3),
+    }
+    run = one.model().run(list(one.task.clean), "all", patch=patch)
+
+    def change(name, value):
+        value = value.copy()
+        if name == f"blocks.{last}.attn.hook_z":
+            value[-1, 0] += z
+        if name == "blocks.0.hook_mlp_out":
+            value += vectors["mlp"]
+        if name == f"blocks.{last}.hook_resid_mid":
+            value[0] += vectors["mid"]
+        if name == f"blocks.{last}.hook_resid_post":
+            value[-1] += vectors["post"]
+        return value
+
+    for i, tokens in enumerate(one.task.clean):
+        expected = oracle_hooks.forward(c, one.weights, tokens, change)
+        assert error(run[i].logits, expected["logits"]) < 1e-9
+        assert error(run[i].mlp_out[0], expected["blocks.0.hook_mlp_out"]) < 1e-9
+
+
+def test_values_are_added_in_the_order_of_the_patch():
+    one = case("gated")
+    model, tokens, ones = one.model(), one.task.clean[0], np.ones(one.config["d_model"])
+    patch = {Mlp(0): np.zeros((T, len(ones))), Mlp(0, 2): asp.Add(ones), Mlp(0, -3): asp.Add(2 * ones)}
+    run = model.run(tokens, "all", patch=patch)
+    np.testing.assert_array_equal(run.mlp_out[0, 2], 3 * ones)
+    np.testing.assert_array_equal(run.resid_pre[1, 2], run.resid_mid[0, 2] + ones + 2 * ones)
+    again = model.run(tokens, "all", ablate=[Mlp(0)], patch={Mlp(0, 2): asp.Add(3 * ones)})
+    assert error(again.logits, run.logits) < 1e-12
+    with pytest.raises(TypeError, match=r"nothing can be added to a0.h0\[1->3\]"):
+        model.run(tokens, patch={"a0.h0[1->3]": asp.Add(ones)})
+    with pytest.raises(ValueError, match=r"must have shape \(5, 8\), got \(4,\)"):
+        model.run(tokens, patch={Mlp(0): asp.Add(np.ones(4))})
 
 
 @pytest.mark.parametrize("item", [Mlp(0, 2), Resid(1, 2, "mid"), Resid(1, None)])

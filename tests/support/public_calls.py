@@ -197,6 +197,7 @@ CALLS: dict[str, Uses] = {
         lambda e: e.model.run(
             PROMPTS, ablate=["L0H1", interventions.Ablation("L1H1", "counterfactual", PROMPTS)], threads=1
         ),
+        lambda e: e.model.run(PROMPTS, patch={asp.Mlp(1, 0): asp.Add(np.ones(64))}, threads=1),
         lambda e: e.model.run(PROMPTS, freeze=["pattern", "ln_scale"], ablate="L0H1", threads=1),
         lambda e: e.model.run(TOKENS, freeze={"gate": e.one, "pattern": e.one}, threads=1),
         wrong=(
@@ -362,6 +363,7 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Features.array", *(f"Features.{name}" for name in FEATURE_ARRAYS)], "lent"),
     **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
     "Transcoders.evaluate": "own",
+    "Transcoders.steer": "own",
     **dict.fromkeys([f"Graph.{name}" for name in (*GRAPH_ARRAYS, *GRAPH_TABLES)], "own"),
     **dict.fromkeys([f"Graph.{name}" for name in CORE_GRAPH_ARRAYS if name != "kind"], "lent"),
     **dict.fromkeys(["_core.Graph.array", "Graph.incoming", "Graph.pattern"], "lent"),
@@ -407,7 +409,7 @@ PLAIN: dict[str, str] = {
     },
     **{
         f"asp.{kind.__name__}": "plain values; see test_interventions.py"
-        for kind in (asp.Ablation, asp.HeadPosition, asp.Mlp, asp.Resid)
+        for kind in (asp.Ablation, asp.Add, asp.HeadPosition, asp.Mlp, asp.Resid)
     },
     "asp.Group": "made by group_nodes; arrays of NumPy's own; see test_graph_groups.py",
     "asp.Graph": "made by attribution_graph",
