@@ -53,8 +53,10 @@ static asp_status check_part(const asp_frozen_part *part, asp_record record, con
     const asp_array array = asp_run_array(part->run, record);
     if (!array.data) return asp_fail(err, ASP_BAD_STATE, "frozen %s: the given run did not record it", name);
     if (part->first < 0 || part->first > asp_run_n_sequences(part->run) - n_sequences)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "frozen %s: the given run has %lld prompts, this one %lld", name,
-                        (long long)asp_run_n_sequences(part->run), (long long)n_sequences);
+        return asp_fail(err, ASP_BAD_ARGUMENT,
+                        "frozen %s: the given run has %lld prompts from number %lld on, this one %lld", name,
+                        (long long)(asp_run_n_sequences(part->run) - part->first), (long long)part->first,
+                        (long long)n_sequences);
     const int64_t *theirs = asp_run_offsets(part->run) + part->first;
     const int64_t *squares = asp_run_square_start(part->run) + part->first;
     for (int64_t b = 0; b < n_sequences; b++) {

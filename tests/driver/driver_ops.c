@@ -415,6 +415,7 @@ const operation operations[] = {
     {"visitors", use_visitors},
     {"visitors that stop", use_stopping_visitors},
     {"frozen", use_frozen},
+    {"wrong arguments", use_wrong_frozen},
     {"norms", use_norms},
     {"extremes", use_extremes},
     {"wrong arguments", use_wrong},

@@ -58,13 +58,13 @@ asp_status use_visitors(const fixture *f, const asp_context *context, uint64_t *
 
 asp_status use_frozen(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     const asp_run_options all = {.records = ((uint64_t)1 << ASP_N_RECORDS) - 1, .max_bytes = INT64_MAX};
+    const asp_config *config = asp_model_config(f->gated);
     asp_run *clean = NULL, *run = NULL;
     asp_status status = asp_run_new(&clean, f->dense, f->tokens, f->ragged, N_SEQUENCES, &all, context, err);
     if (status) return status;
-    const asp_frozen whole = {{clean, 0}, {clean, 0}, {clean, 0}}, later = {{clean, 1}, {NULL, 0}, {NULL, 0}};
-    const asp_frozen short_one = {{NULL, 0}, {f->clean, 0}, {NULL, 0}};
+    const asp_frozen whole = {{clean, 0}, {clean, 0}, {clean, 0}};
     asp_visitor *visitor = NULL;
-    status = asp_frozen_visitor(&visitor, &whole, asp_model_config(f->gated), f->ragged, N_SEQUENCES, err);
+    status = asp_frozen_visitor(&visitor, &whole, config, f->ragged, N_SEQUENCES, err);
     const asp_run_options options = {.logits = ASP_LOGITS_ALL,
                                      .max_bytes = INT64_MAX,
                                      .visitors = visitor,
@@ -73,14 +73,28 @@ asp_status use_frozen(const fixture *f, const asp_context *context, uint64_t *di
     if (!status) add_run(digest, run);
     asp_run_free(run);
     asp_frozen_free(visitor);
-    if (!status && asp_frozen_visitor(&visitor, &later, asp_model_config(f->gated), f->ragged, N_SEQUENCES, err) !=
-                       ASP_BAD_ARGUMENT)
-        status = ASP_BAD_STATE;
-    if (!status && asp_frozen_visitor(&visitor, &short_one, asp_model_config(f->gated), f->offsets, N_SEQUENCES, err) !=
-                       ASP_BAD_STATE)
-        status = ASP_DIVERGED;
     asp_run_free(clean);
     return status;
+}
+
+asp_status use_wrong_frozen(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    (void)digest;
+    const asp_run_options little = {.records = (uint64_t)1 << ASP_PATTERN, .max_bytes = INT64_MAX};
+    const asp_config *config = asp_model_config(f->gated);
+    asp_run *run = NULL;
+    const asp_status status = asp_run_new(&run, f->gated, f->tokens, f->ragged, N_SEQUENCES, &little, context, err);
+    if (status) return status;
+    const asp_frozen later = {.pattern = {run, 1}}, own = {.pattern = {run, 0}}, absent = {.scales = {run, 0}};
+    asp_config larger = *config;
+    larger.n_head++;
+    asp_visitor *visitor = NULL;
+    const int good = asp_frozen_visitor(&visitor, &later, config, f->ragged, N_SEQUENCES, err) == ASP_BAD_ARGUMENT &&
+                     asp_frozen_visitor(&visitor, &own, config, f->offsets, N_SEQUENCES, err) == ASP_BAD_ARGUMENT &&
+                     asp_frozen_visitor(&visitor, &own, &larger, f->ragged, N_SEQUENCES, err) == ASP_BAD_ARGUMENT &&
+                     asp_frozen_visitor(&visitor, &absent, config, f->ragged, N_SEQUENCES, err) == ASP_BAD_STATE &&
+                     !visitor;
+    asp_run_free(run);
+    return good ? ASP_OK : ASP_BAD_STATE;
 }
 
 asp_status use_stopping_visitors(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
