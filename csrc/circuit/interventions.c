@@ -161,7 +161,7 @@ static void attention(void *state, asp_attention_task *task, int64_t layer, int6
 }
 
 /* x (n) becomes value (n), or is increased by it where the i-th of a list is added. */
-static void put_value(asp_real *x, const asp_real *value, int64_t n, const uint8_t *added, int64_t i) {
+static void put_given(asp_real *x, const asp_real *value, int64_t n, const uint8_t *added, int64_t i) {
     if (added && added[i]) asp_isa_kernels()->add(x, value, n);
     else memcpy(x, value, (size_t)n * sizeof *x);
 }
@@ -173,7 +173,7 @@ static const asp_real *replace_given_heads(void *state, const asp_activations *a
     for (int64_t i = 0; i < g->n_heads; i++) {
         const int64_t *at = g->heads + 4 * i;
         if (at[0] == layer)
-            put_value(z + (row_of_change(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head,
+            put_given(z + (row_of_change(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head,
                       g->head_values + i * c->d_head, c->d_head, g->heads_added, i);
     }
     return z;
@@ -184,7 +184,7 @@ static void replace_residual(const pass *c, int half, int64_t layer, asp_real *x
     for (int64_t i = 0; i < g->n_resids; i++) {
         const int64_t *at = g->resids + 4 * i;
         if ((at[0] != 0) == half && at[1] == layer)
-            put_value(x + row_of_change(c, at[2], at[3]) * c->width, g->resid_values + i * c->width, c->width,
+            put_given(x + row_of_change(c, at[2], at[3]) * c->width, g->resid_values + i * c->width, c->width,
                       g->resids_added, i);
     }
 }
@@ -211,7 +211,7 @@ static void replace_mlps(const pass *c, int64_t layer, asp_real *x, asp_real *ou
         const int64_t at_row = row_of_change(c, at[1], at[2]) * c->width;
         if (!g->mlps_added || !g->mlps_added[i]) memcpy(x + at_row, kept, (size_t)c->width * sizeof *x);
         asp_isa_kernels()->add(x + at_row, value, c->width);
-        if (out) put_value(out + at_row, value, c->width, g->mlps_added, i);
+        if (out) put_given(out + at_row, value, c->width, g->mlps_added, i);
     }
 }
 

@@ -93,9 +93,9 @@ static asp_status linear(const asp_model *m, const asp_activations *acts, asp_re
 }
 
 /* out (R,E) = residual + what is left of A W + b after dropout. */
-static asp_status add_output(const asp_model *m, const asp_activations *acts, asp_real *out, const asp_real *a,
-                             int64_t weight, int64_t bias, int64_t k, asp_drop what, int64_t layer,
-                             const asp_real *residual, const asp_context *context) {
+static asp_status add_kept_output(const asp_model *m, const asp_activations *acts, asp_real *out, const asp_real *a,
+                                  int64_t weight, int64_t bias, int64_t k, asp_drop what, int64_t layer,
+                                  const asp_real *residual, const asp_context *context) {
     const int64_t e = m->config.d_model;
     if (asp_dropout_rate(acts->dropout, what, layer) == 0)
         return linear(m, acts, out, a, weight, bias, e, k, ASP_EPILOGUE_RESIDUAL, residual, NULL, context);
@@ -241,8 +241,8 @@ asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, i
         status = linear(m, acts, out, z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_BIAS, NULL, NULL, context);
     if (!status && shown) status = show_attention(m, acts, l, context);
     if (!status)
-        status = add_output(m, acts, mid, z, o->proj_w, o->proj_b, width, ASP_DROP_ATTN_OUT, l,
-                            asp_slot_at(acts->resid, l), context);
+        status = add_kept_output(m, acts, mid, z, o->proj_w, o->proj_b, width, ASP_DROP_ATTN_OUT, l,
+                                 asp_slot_at(acts->resid, l), context);
     if (!status && shown) add_changed(acts, mid, out, e);
     if (!status) residual_hook(acts, ASP_POINT_MID, l, mid);
     return status ? status : asp_visit_rows(acts, ASP_AT_RESID_MID, l, mid, e, e, context);
@@ -297,8 +297,8 @@ static asp_status own_mlp(const asp_model *m, const asp_activations *acts, int64
         status = linear(m, acts, asp_slot_at(acts->mlp_out, l), post, o->out_w, o->out_b, e, c->d_mlp,
                         ASP_EPILOGUE_BIAS, NULL, NULL, context);
     if (!status)
-        status = add_output(m, acts, asp_slot_at(acts->resid, l + 1), post, o->out_w, o->out_b, c->d_mlp,
-                            ASP_DROP_MLP_OUT, l, x, context);
+        status = add_kept_output(m, acts, asp_slot_at(acts->resid, l + 1), post, o->out_w, o->out_b, c->d_mlp,
+                                 ASP_DROP_MLP_OUT, l, x, context);
     return status;
 }
 
