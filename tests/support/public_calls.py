@@ -363,7 +363,6 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Features.array", *(f"Features.{name}" for name in FEATURE_ARRAYS)], "lent"),
     **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
     "Transcoders.evaluate": "own",
-    "Transcoders.steer": "own",
     **dict.fromkeys([f"Graph.{name}" for name in (*GRAPH_ARRAYS, *GRAPH_TABLES)], "own"),
     **dict.fromkeys([f"Graph.{name}" for name in CORE_GRAPH_ARRAYS if name != "kind"], "lent"),
     **dict.fromkeys(["_core.Graph.array", "Graph.incoming", "Graph.pattern"], "lent"),
