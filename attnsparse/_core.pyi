@@ -17,6 +17,8 @@ from ._core_types import (
     ComponentOptions,
     Curve,
     EffectOptions,
+    Frozen,
+    Functions,
     HeldRun,
     Interventions,
     Metric,
@@ -314,10 +316,13 @@ class Model:
         threads: int = 0,
         interventions: Interventions | None = None,
         substitute: Substitute | None = None,
+        functions: Functions | None = None,
+        frozen: Frozen | None = None,
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
         substitute: transcoders in place of MLPs, new Features of N tokens.
+        functions: Python that sees and changes activations; not with a substitute, and neither is frozen.
         """
 
     def candidates(self, task: Task, unit: str, threads: int = 0) -> npt.NDArray[np.int32]:

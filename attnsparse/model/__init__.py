@@ -3,7 +3,8 @@
 from .config import Config, LensConfig
 from .evaluation import Evaluation
 from .gradients import Gradients
-from .interventions import Ablation
+from .hooks import HookPoint
+from .interventions import Ablation, Add
 from .lens.factored import FactoredMatrix
 from .model import Model
 from .run import Run
@@ -13,10 +14,12 @@ from .transformer_lens import ActivationCache, hook_names
 __all__ = [
     "Ablation",
     "ActivationCache",
+    "Add",
     "Config",
     "Evaluation",
     "FactoredMatrix",
     "Gradients",
+    "HookPoint",
     "LensConfig",
     "Model",
     "Run",

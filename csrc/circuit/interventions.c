@@ -160,6 +160,12 @@ static void attention(void *state, asp_attention_task *task, int64_t layer, int6
     if (task->dropped && task->z) add_entries(c, unit_of(c, layer, sequence, head), task->z, task->z_stride);
 }
 
+/* x (n) becomes value (n), or is increased by it where the i-th of a list is added. */
+static void put_given(asp_real *x, const asp_real *value, int64_t n, const uint8_t *added, int64_t i) {
+    if (added && added[i]) asp_isa_kernels()->add(x, value, n);
+    else memcpy(x, value, (size_t)n * sizeof *x);
+}
+
 static const asp_real *replace_given_heads(void *state, const asp_activations *acts, int64_t layer) {
     const pass *c = state;
     const asp_interventions *g = c->given;
@@ -167,8 +173,8 @@ static const asp_real *replace_given_heads(void *state, const asp_activations *a
     for (int64_t i = 0; i < g->n_heads; i++) {
         const int64_t *at = g->heads + 4 * i;
         if (at[0] == layer)
-            memcpy(z + (row_of_change(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head, g->head_values + i * c->d_head,
-                   (size_t)c->d_head * sizeof *z);
+            put_given(z + (row_of_change(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head,
+                      g->head_values + i * c->d_head, c->d_head, g->heads_added, i);
     }
     return z;
 }
@@ -178,13 +184,14 @@ static void replace_residual(const pass *c, int half, int64_t layer, asp_real *x
     for (int64_t i = 0; i < g->n_resids; i++) {
         const int64_t *at = g->resids + 4 * i;
         if ((at[0] != 0) == half && at[1] == layer)
-            memcpy(x + row_of_change(c, at[2], at[3]) * c->width, g->resid_values + i * c->width,
-                   (size_t)c->width * sizeof *x);
+            put_given(x + row_of_change(c, at[2], at[3]) * c->width, g->resid_values + i * c->width, c->width,
+                      g->resids_added, i);
     }
 }
 
 /* Keeps the rows that replaced outputs of the layer's MLP will be added to. */
-static void keep_rows(const pass *c, int64_t layer, const asp_real *mid) {
+static void keep_rows(void *state, int64_t layer, const asp_real *mid) {
+    const pass *c = state;
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_mlps; i++) {
         const int64_t *at = g->mlps + 3 * i;
@@ -201,16 +208,16 @@ static void replace_mlps(const pass *c, int64_t layer, asp_real *x, asp_real *ou
         const int64_t *at = g->mlps + 3 * i;
         if (at[0] != layer) continue;
         const asp_real *value = g->mlp_values + i * c->width, *kept = c->rows + i * c->width;
-        asp_real *row = x + row_of_change(c, at[1], at[2]) * c->width;
-        for (int64_t j = 0; j < c->width; j++) row[j] = kept[j] + value[j];
-        if (out) memcpy(out + row_of_change(c, at[1], at[2]) * c->width, value, (size_t)c->width * sizeof *out);
+        const int64_t at_row = row_of_change(c, at[1], at[2]) * c->width;
+        if (!g->mlps_added || !g->mlps_added[i]) memcpy(x + at_row, kept, (size_t)c->width * sizeof *x);
+        asp_isa_kernels()->add(x + at_row, value, c->width);
+        if (out) put_given(out + at_row, value, c->width, g->mlps_added, i);
     }
 }
 
 static void residual(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
     const pass *c = state;
     if (point != ASP_POINT_POST) replace_residual(c, point == ASP_POINT_MID, layer, x);
-    if (point == ASP_POINT_MID) keep_rows(c, layer, x);
     if (point == ASP_POINT_POST)
         replace_mlps(c, layer, x, acts->mlp_out.data ? acts->mlp_out.data + layer * acts->mlp_out.stride : NULL);
 }
@@ -225,7 +232,8 @@ asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *g
                            .end = end,
                            .attention = attention,
                            .output_input = replace_given_heads,
-                           .residual = residual};
+                           .residual = residual,
+                           .mlp_input = keep_rows};
     return ASP_OK;
 }
 
