@@ -363,18 +363,24 @@ class Model:
         """The same with all items kept but each one in turn (n,B)."""
 
     def entry_effects(
-        self, task: Task, options: EffectOptions, weight: Real, query: int, key: int, threads: int = 0
+        self,
+        task: Task,
+        options: EffectOptions,
+        weight: Real,
+        query: npt.NDArray[np.int64],
+        key: npt.NDArray[np.int64],
+        threads: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[
         npt.NDArray[np.int32],
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
-        float,
-        float,
+        npt.NDArray[np.float64],
     ]:
-        """(heads (n,2), weight (n), effect (n), kept (n+1), full, without): the entry from key to query of a
-        prompt in each head whose weight (L,H) is not 0, largest effect first; see `asp_entry_effects` in
-        csrc/asp_circuit.h."""
+        """(heads (n,2), mean (n), effect (B,L,H), values (n+1,B), full (B)): the entry from key (B) to query
+        (B) of each prompt, in each head whose weight (B,L,H) is not 0 in all of them, largest mean effect
+        first; see `asp_entry_effects` in csrc/asp_circuit.h."""
 
     def attribution(
         self,

@@ -29,13 +29,13 @@ def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tu
     return effects.packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
 
 
-def entry(e: Any, query: int = 7, key: int = 3, unit: str = "edge", **task: Any) -> tuple[Any, ...]:
-    """Effects of one entry of the first prompt in all heads."""
-    whole, options = asked(e, unit, "mean")
-    first = {"tokens": whole.tokens[:8], "offsets": whole.offsets[:2], "corrupted": None, "metric": METRIC}
-    options = options._replace(reference=whole.tokens, reference_offsets=whole.offsets)
-    weight = np.ones((e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
-    return e.core.entry_effects(whole._replace(**{**first, **task}), options, weight, query, key)
+def entry(
+    e: Any, query: Any = (7,) * 4, key: Any = (3, 1, 1, 1), unit: str = "edge", **task: Any
+) -> tuple[Any, ...]:
+    """Effects of an entry of each prompt in all heads."""
+    whole, options = asked(e, unit, "mean", **task)
+    weight = np.ones((4, e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
+    return e.core.entry_effects(whole, options, weight, *(np.array(each) for each in (query, key)))
 
 
 def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) -> _core.Circuit:
@@ -164,10 +164,14 @@ CORE_CALLS: dict[str, Uses] = {
         lambda e: entry(e),
         wrong=(
             lambda e: entry(e, unit="head"),
-            lambda e: entry(e, key=8),
-            lambda e: entry(e, query=2),
+            lambda e: entry(e, key=(8,) * 4),
+            lambda e: entry(e, query=(2,) * 4),
+            lambda e: entry(e, query=(7,)),
+            lambda e: entry(e, key=(7,)),
             lambda e: entry(e, metric=3),
-            lambda e: e.core.entry_effects(*asked(e, "edge"), np.ones((9, 9), np.float32), 7, 3),
+            lambda e: e.core.entry_effects(
+                *asked(e, "edge"), np.ones((4, 9, 9), np.float32), *[ONE[[0] * 4]] * 2
+            ),
         ),
         cost=20,
     ),
