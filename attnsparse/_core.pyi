@@ -188,6 +188,18 @@ def graph_factors(
 ) -> np.ndarray:
     """(n) float64: derivative of the wanted nodes by each node's input; wanted, blocked (n) bool."""
 
+def graph_within(
+    start: np.ndarray,
+    source: np.ndarray,
+    weight: Real,
+    value: Real,
+    position: npt.NDArray[np.int64],
+    origin: np.ndarray,
+    /,
+) -> np.ndarray:
+    """(n) float64: the share of each node's value that comes from the nodes `origin` (n) bool along paths
+    that stay at one position."""
+
 def graph_writes(
     layer: npt.NDArray[np.int32], position: npt.NDArray[np.int32], n_outputs: np.ndarray, n_tokens: int, /
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -72,8 +72,10 @@ def heads(
     weight = np.stack([one.pattern[:, :, q, k] for one, (k, q) in zip(runs, places.tolist())]).ravel()
     directions = None if logit_diff is None else _directions(run, logit_diff, places[:, 1])
     found = _entry_table(run, entries, weight, base, directions)
-    order = np.lexsort((-found["contribution"], prompt))
-    table: pd.DataFrame = found.iloc[order].reset_index(drop=True)
+    by = [name for name in ("prompt", "contribution") if name in found]
+    table: pd.DataFrame = found.sort_values(
+        by, ascending=[name == "prompt" for name in by], kind="stable", ignore_index=True
+    )
     table.attrs.update(_origin(run, base))
     return table
 

@@ -274,8 +274,8 @@ static PyObject *entry_result(const entry_arrays *a) {
 }
 
 /* Positions of each prompt, and weights of the patterns there. */
-static int read_entries(effects_call *e, const asp_config *c, PyObject *weight, PyObject *query, PyObject *key,
-                        asp_entries *entries) {
+static int read_places(effects_call *e, const asp_config *c, PyObject *weight, PyObject *query, PyObject *key,
+                       asp_entries *entries) {
     const int64_t n_prompts = e->task.task.clean.n_prompts;
     int64_t n_queries, n_keys, dims[3];
     entries->query = asp_py_arrays_hold_copy(&e->held, query, ASP_PY_INT64, 1, "query", &n_queries);
@@ -301,7 +301,7 @@ PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwar
     const asp_model *model = ((py_model *)self)->model;
     const asp_config *c = asp_model_config(model);
     const int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) &&
-                     read_entries(&e, c, weight, query, key, &entries) &&
+                     read_places(&e, c, weight, query, key, &entries) &&
                      new_entry_arrays(&arrays, c, e.task.task.clean.n_prompts);
     py_call call;
     if (good && begin_effects(&e, &call, self, threads, progress)) {

@@ -372,7 +372,9 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Circuit.state", "_core.Run.mean_entries"], "own"),
     "_core.Circuit.array": "lent",
     **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "logits", "build")], "own"),
-    **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "factors", "writes", "likely")], "own"),
+    **dict.fromkeys(
+        [f"_core.graph_{name}" for name in ("loadings", "factors", "within", "writes", "likely")], "own"
+    ),
     **dict.fromkeys(["Run.open_edges", "Run.heads", "Trainer.history"], "own"),
     **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
 }

@@ -85,6 +85,11 @@ def contexts(n_features: int = 40) -> _core.Contexts:
     return _core.Contexts(n_features, None, 2, 1, 1)
 
 
+def within(e: Any) -> np.ndarray:
+    """Positions of a graph's nodes as the core takes them."""
+    return np.asarray(e.graph.position, np.int64)
+
+
 def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
     """The edges of a graph as the core takes them."""
     return graph.start, graph.source, graph.weights
@@ -423,6 +428,13 @@ CORE_CALLS: dict[str, Uses] = {
     "_core.graph_loadings": uses(
         lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),
         wrong=(lambda e: _core.graph_loadings(*graph_pairs(e.graph, 10**6)),),
+    ),
+    "_core.graph_within": uses(
+        lambda e: _core.graph_within(*csr(e.graph), e.graph.value, within(e), np.ones(len(e.graph), bool)),
+        wrong=(
+            lambda e: _core.graph_within(*csr(e.graph), e.graph.value, within(e)[1:], within(e)),
+            lambda e: _core.graph_within(*csr(e.graph), e.graph.value, within(e), within(e)),
+        ),
     ),
     "_core.graph_factors": uses(
         lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, *(np.ones(len(e.graph), bool),) * 2),

@@ -1,4 +1,4 @@
-"""Uses of effects of an entry over prompts and models, and of tables of circuits; a part of public_calls.py."""
+"""Uses of effects of an entry over prompts, and of tables of circuits; a part of public_calls.py."""
 
 from __future__ import annotations
 
