@@ -205,6 +205,18 @@ def graph_factors(
 ) -> np.ndarray:
     """(n) float64: derivative of the wanted nodes by each node's input; wanted, blocked (n) bool."""
 
+def graph_within(
+    start: np.ndarray,
+    source: np.ndarray,
+    weight: Real,
+    value: Real,
+    position: npt.NDArray[np.int64],
+    origin: np.ndarray,
+    /,
+) -> np.ndarray:
+    """(n) float64: the share of each node's value that comes from the nodes `origin` (n) bool along paths
+    that stay at one position."""
+
 def graph_writes(
     layer: npt.NDArray[np.int32], position: npt.NDArray[np.int32], n_outputs: np.ndarray, n_tokens: int, /
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -399,18 +411,24 @@ class Model:
         """The same with all items kept but each one in turn (n,B)."""
 
     def entry_effects(
-        self, task: Task, options: EffectOptions, weight: Real, query: int, key: int, threads: int = 0
+        self,
+        task: Task,
+        options: EffectOptions,
+        weight: Real,
+        query: npt.NDArray[np.int64],
+        key: npt.NDArray[np.int64],
+        threads: int = 0,
+        progress: Progress | None = None,
     ) -> tuple[
         npt.NDArray[np.int32],
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
         npt.NDArray[np.float64],
-        float,
-        float,
+        npt.NDArray[np.float64],
     ]:
-        """(heads (n,2), weight (n), effect (n), kept (n+1), full, without): the entry from key to query of a
-        prompt in each head whose weight (L,H) is not 0, largest effect first; see `asp_entry_effects` in
-        csrc/asp_circuit.h."""
+        """(heads (n,2), mean (n), effect (B,L,H), values (n+1,B), full (B)): the entry from key (B) to query
+        (B) of each prompt, in each head whose weight (B,L,H) is not 0 in all of them, largest mean effect
+        first; see `asp_entry_effects` in csrc/asp_circuit.h."""
 
     def attribution(
         self,

@@ -120,24 +120,27 @@ asp_status asp_effects_attribution(double *scores, const asp_model *model, const
                                    const asp_effect_options *options, int64_t steps, int through_gate,
                                    const asp_context *context, asp_error *err);
 
-/* The entry from position `key` to position `query` in every head. */
+/* The entry from one position to another in every head, in each of P prompts. */
 typedef struct {
-    int64_t query, key;     /* key <= query */
-    const asp_real *weight; /* (L,H) read: of the pattern; heads where it is 0 are left out */
-} asp_entry;
+    const int64_t *query, *key; /* (P) read, key <= query */
+    const asp_real *weight;     /* (P,L,H) read: of the patterns; heads where it is 0 in all prompts are left out */
+} asp_entries;
 typedef struct {
-    int64_t n;            /* heads that are not left out */
-    int32_t *heads;       /* (L H,2) the first n written: layer, head; by falling effect, of equal ones the first */
-    double *weight;       /* (L H) the first n written */
-    double *effect;       /* (L H) the first n written: the metric of the model minus that without the head's entry */
-    double *kept;         /* (L H+1) the first n+1 written: (m - without) / (full - without) of the metric m with the
-                           * entries of the first 0..n heads kept, and all that is no such entry */
-    double full, without; /* the metric of the model, and of that without the entry in all heads */
+    int64_t n;      /* heads that are not left out */
+    int32_t *heads; /* (L H,2) the first n written: layer, head; by falling mean effect, of equal ones the first */
+    double *mean;   /* (L H) the first n written: their effects, averaged over the prompts */
+    double *effect; /* (P,L,H) written: the metric of the model minus that without the head's entry; 0 where the head is
+                     * left out, and where an entry of weight 0 is ablated to 0 */
+    double
+        *values;  /* (L H+1,P) the first n+1 rows written: the metric with the entries of the first 0..n heads kept, and
+                     * all that is no such entry */
+    double *full; /* (P) written: the metric of the model */
 } asp_entry_effects;
-/* The unit is ASP_UNIT_EDGE, and the task has 1 prompt (else BAD_ARGUMENT).  kept is not finite where full is without.
- * The stages of progress are those of knock-out and keep only. */
+/* The unit is ASP_UNIT_EDGE (else BAD_ARGUMENT).  MEAN without a reference: over the clean prompts, all of one length.
+ * The stages of progress are those of knock-out and keep only, once for each run of neighbouring prompts that are
+ * equally long and have the entry at the same place. */
 asp_status asp_entry_measure(asp_entry_effects *found, const asp_model *model, const asp_task *task,
-                             const asp_entry *entry, const asp_effect_options *options, const asp_context *context,
+                             const asp_entries *entries, const asp_effect_options *options, const asp_context *context,
                              asp_error *err);
 
 /* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */

@@ -148,6 +148,13 @@ typedef struct {
  *   value (n_nodes) read    wanted, blocked (n_nodes) read: 0 or 1.  Edges lead to nodes of higher number. */
 asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, const asp_real *value,
                                    const uint8_t *wanted, const uint8_t *blocked, const asp_context *context);
+/* parts (n_nodes) written: of each node's value, the share that comes from some nodes (`origin`, whose own is 1) along
+ * paths that stay at one position; 0 for nodes without a position (below 0).  A feature passes on what it gets divided
+ * by its value.
+ *   value, position (n_nodes) read    origin (n_nodes) read: 0 or 1.  As for factors, edges between features lead to
+ *   those of higher number. */
+asp_status asp_graph_prune_within(double *parts, const asp_adjacency *graph, const asp_real *value,
+                                  const int64_t *position, const uint8_t *origin, const asp_context *context);
 
 /* ---- a graph --------------------------------------------------------------------- */
 

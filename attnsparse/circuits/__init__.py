@@ -17,7 +17,9 @@ from .component_scores import ComponentScores, component_scores
 from .component_values import component_values
 from .effects import attribution, candidates, keep_only, knock_out, leave_one_out, metric_values
 from .entry_effects import EntryEffects, entry_effects
+from .entry_sweep import EntrySweep
 from .find import find_circuit
+from .long_table import table
 from .needed import Needed, Ratio
 from .patching import PatchingSweep, patching_sweep
 from .paths import PathPatch, path_patch
@@ -34,6 +36,7 @@ __all__ = [
     "ComponentCurve",
     "ComponentScores",
     "EntryEffects",
+    "EntrySweep",
     "Needed",
     "PatchingSweep",
     "PathPatch",
@@ -55,4 +58,5 @@ __all__ = [
     "metric_values",
     "patching_sweep",
     "path_patch",
+    "table",
 ]

@@ -6,31 +6,29 @@ entry is ablated in one head at a time, in all heads, and in all but the best fe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from .. import _check
+from .._core_types import Curve
 from .._engine import core_for
 from ..items import Head
 from ..model import tables
+from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks import words as demo_words
-from ..tasks.builder import build
-from ..tasks.task import PromptText
+from ..tasks.task import Task
 from .effects import effect_options, packed_task
+from .entry_sweep import EntrySweep, Models, Where, named_models, sweep_entries
+from .entry_task import KEY, PROMPT, QUERY, task_of_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..model.model import Model
     from ..model.run import Run
-    from ..tasks.task import Task
 
-PROMPT = 'The opposite of "large" is "'
-KEY, QUERY, ANSWER = "large", -1, "small"
 _CORE = core_for("float64")
 
 
@@ -163,132 +161,187 @@ class EntryEffects:
         return f"EntryEffects({where}: {len(self.heads)} heads, {self.needed(0.8)} have 80 % of the effect)"
 
 
-def entry_effects(
+@overload
+def entry_effects(  # type: ignore[overload-overlap]  # a text is an iterable of texts as well
     model: Model,
-    prompt: str = PROMPT,
-    key: int | str = KEY,
-    query: int | str = QUERY,
-    answer: str = ANSWER,
-    wrong: Sequence[str] | None = None,
+    prompt: str = ...,
+    key: int | str = ...,
+    query: int | str = ...,
+    answer: str | None = ...,
+    wrong: Sequence[str] | None = ...,
+    *,
+    ablation: str = ...,
+    reference: Task | Iterable[Any] | None = ...,
+    base: int = ...,
+    prepend_space_to_answer: bool | None = ...,
+    threads: int | None = ...,
+    progress: bool | None = ...,
+) -> EntryEffects: ...
+
+
+@overload
+def entry_effects(
+    model: Models,
+    prompt: Task | Iterable[str] = ...,
+    key: Where = ...,
+    query: Where = ...,
+    answer: str | Sequence[str] | None = ...,
+    wrong: Sequence[str] | Sequence[Sequence[str]] | None = ...,
+    *,
+    ablation: str = ...,
+    reference: Task | Iterable[Any] | None = ...,
+    base: int = ...,
+    prepend_space_to_answer: bool | None = ...,
+    threads: int | None = ...,
+    progress: bool | None = ...,
+) -> EntrySweep: ...
+
+
+def entry_effects(
+    model: Models,
+    prompt: Task | Iterable[str] = PROMPT,
+    key: Where = KEY,
+    query: Where = QUERY,
+    answer: str | Sequence[str] | None = None,
+    wrong: Sequence[str] | Sequence[Sequence[str]] | None = None,
     *,
     ablation: str = "zero",
-    reference: Task | None = None,
+    reference: Task | Iterable[Any] | None = None,
     base: int = 0,
     prepend_space_to_answer: bool | None = None,
-) -> EntryEffects:
-    """Ablate the entry from `key` to `query` in each head of `model`, and measure the effect on the answer.
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> EntryEffects | EntrySweep:
+    """Ablate the entry from `key` to `query` in each head, and measure the effect on the answer.
 
     Parameters
     ----------
-    model : Model
-    prompt : str
-        One prompt.
-    key, query : int or str
-        Positions counted from `base`, or tokens, as in `attnsparse.model.tables.position`. `query` is the
-        last token.
-    answer : str
-        One token. The metric is its logit after `query` minus the mean logit of the wrong answers.
-    wrong : sequence of str, optional
-        Wrong answers, each one token. Default: all other words of the antonym task.
-    ablation : {"zero", "mean"}, default "zero"
-        What replaces the entry: zero, or its mean over the clean prompts of `reference`.
-    reference : Task, optional
-        For "mean" alone: prompts as long as this one.
+    model : Model, iterable of Model, or mapping of str to Model
+        One model, or several, by name.
+    prompt : str, iterable of str, or Task
+        One prompt, several, or a task, which has its own answers and metric; a list, tuple, array, Series or
+        generator of texts is several.
+    key, query : int, str, or iterable of these
+        Positions counted from `base`, or tokens, as in `attnsparse.model.tables.position`; for several
+        prompts one for all, or one for each. For one prompt, `query` is the last token.
+    answer : str or sequence of str, optional
+        One token; for several prompts one for all, or one for each. The metric is its logit after the prompt
+        minus the mean logit of the wrong answers. Default: that of the default prompt.
+    wrong : sequence of str, or of such sequences, optional
+        Wrong answers, each one token, for all prompts or one sequence for each. Default: all other words of
+        the antonym task.
+    ablation : {"zero", "mean", "counterfactual"}, default "zero"
+        What replaces the entry: zero, its mean over prompts, or what it is in the corrupted prompt of a task.
+    reference : Task or iterable of prompts, optional
+        For "mean" alone: the prompts, as long as these. Default: those of the task itself.
     base : {0, 1}, default 0
         Number of the first position.
     prepend_space_to_answer : bool, optional
         True: put a space before answers without one. False: take them as they are. Default: raise where both
         are tokens and a space is likely.
+    threads : int, optional
+        Default: the number set by `set_num_threads`.
+    progress : bool, optional
+        Show a bar on stderr. Default: in terminals and notebooks only.
 
     Returns
     -------
-    EntryEffects
+    EntryEffects or EntrySweep
+        An EntryEffects of one model and one prompt that is a text; an EntrySweep of everything else.
 
     Raises
     ------
+    TypeError
+        If `model` or `prompt` is something else.
     ValueError
-        For another ablation, a mean without a reference, a key after the query, a query that is not the last
-        token, answers that are not one token, an entry that is closed in every head, and an answer that does
-        not depend on the entry (with it ablated in all heads, the logit difference is not below the model's).
+        For another ablation, a key after the query, answers that are not one token, and positions or answers
+        of another number than the prompts. For one prompt alone: a mean without a reference, a query that is
+        not the last token, an entry that is closed in every head, and an answer that does not depend on the
+        entry (with it ablated in all heads, the logit difference is not below the model's).
+    IndexError
+        If a position is outside a prompt.
     """
+    if isinstance(prompt, Task):
+        if answer is not None or wrong is not None:
+            raise ValueError("a task has its own answers; leave answer and wrong out")
+        task = prompt
+    elif isinstance(model, Model) and isinstance(prompt, str):
+        return _of_one(model, prompt, key, query, answer, wrong, ablation, reference, base,
+                       prepend_space_to_answer, threads)  # fmt: skip
+    else:
+        model = named_models(model)
+        first = next(iter(model.values()))
+        task = task_of_prompts(first, prompt, answer, wrong, prepend_space_to_answer)
+    return sweep_entries(
+        model, task, key, query, ablation=ablation, reference=reference, base=base, threads=threads,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _of_one(
+    model: Model, prompt: str, key: Where, query: Where, answer: Any, wrong: Any, ablation: str,
+    reference: Task | Iterable[Any] | None, base: int, prepend_space: bool | None, threads: int | None,
+) -> EntryEffects:  # fmt: skip
+    """The effects in one model and one prompt."""
     if ablation not in ("zero", "mean") or (ablation == "mean") != (reference is not None):
         raise ValueError(
-            f"ablation must be 'zero', or 'mean' with a reference task, got {ablation!r:.60} "
+            f"ablation of one prompt must be 'zero', or 'mean' with a reference, got {ablation!r:.60} "
             f"{'without' if reference is None else 'with'} a reference"
         )
-    run = model.run(prompt, record="attention")
-    key_at, query_at = _positions(run, key, query, base)
-    task = _one_prompt(model, prompt, answer, wrong, prepend_space_to_answer)
+    run, base = model.run(prompt, record="attention"), _check.base(base)
+    key_at, query_at = _last_entry(run, key, query, base)
+    task = task_of_prompts(model, prompt, answer, wrong, prepend_space)
     weight = np.ascontiguousarray(run.pattern[:, :, query_at, key_at])
     if not weight.any():
         raise ValueError(
             f"no head of {model.name!r} looks from position {query_at + base} to {key_at + base} "
             f"(base={base}): the gate is closed in all of them"
         )
-    heads, weight, effect, kept, full, without = model._core.entry_effects(
+    rows, effect, _, values, full = model._core.entry_effects(
         packed_task(model, task, None),
         effect_options(model, "edge", ablation, reference, DEFAULT_MAX_BYTES),
-        weight,
-        query_at,
-        key_at,
+        weight[None],
+        np.array([query_at]),
+        np.array([key_at]),
+        _check.threads(threads),
     )
-    if not without < full:
+    if not values[0, 0] < full[0]:
         raise ValueError(
             f"{model.name!r} does not need what it sees from position {query_at + base} to {key_at + base}: "
-            f"the logit difference is {full:.3g}, and {without:.3g} with this entry ablated in all heads"
+            f"the logit difference is {full[0]:.3g}, "
+            f"and {values[0, 0]:.3g} with this entry ablated in all heads"
         )
+    heads = tuple(Head(*row) for row in rows.tolist())
     return EntryEffects(
         run=run,
         key=key_at,
         query=query_at,
-        answer=answer,
+        answer=task.tokenizer.token_string(int(task.answers[0][0])) if answer is None else answer,
         ablation=ablation,
-        heads=tuple(Head(*row) for row in heads.tolist()),
-        weight=weight,
+        heads=heads,
+        weight=np.array([weight[head] for head in heads], np.float64),
         effect=effect,
-        kept=kept,
-        full=full,
-        without=without,
+        kept=_CORE.curve_effect(Curve(values, full, np.ascontiguousarray(values[0]), "mib")),
+        full=float(full[0]),
+        without=float(values[0, 0]),
         answer_is_top=int(np.argmax(run.logits[query_at])) == int(task.answers[0][0]),
     )
 
 
-def _positions(run: Run, key: int | str, query: int | str, base: int) -> tuple[int, int]:
-    """Both positions from 0, checked."""
-    key_at, query_at = tables.position(run, key, base), tables.position(run, query, base)
-    if key_at > query_at:
-        raise ValueError(
-            f"key position {key_at + base} comes after query position {query_at + base} (base={base}); "
-            "attention only looks back"
-        )
+def _last_entry(run: Run, key: Any, query: Any, base: int) -> tuple[int, int]:
+    """Both positions from 0, of an entry into the last token."""
+    for which in (key, query):
+        if not isinstance(which, (int, str, np.integer)):
+            raise TypeError(
+                f"a position of one prompt must be an integer or a token, got {type(which).__name__}"
+            )
+    key_at, query_at = tables.entry(run, key, query, base)
     if query_at != run.n_tokens - 1:
         raise ValueError(
             f"query must be the last token, after which the answer is read: position "
             f"{run.n_tokens - 1 + base}, got {query_at + base} (base={base})"
         )
     return key_at, query_at
-
-
-def _one_prompt(
-    model: Model, prompt: str, answer: str, wrong: Sequence[str] | None, prepend_space: bool | None
-) -> Task:
-    """A task of this prompt alone."""
-    wrong = wrong_words(answer) if wrong is None else wrong
-    wrong = (wrong,) if isinstance(wrong, str) else tuple(wrong)
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise ValueError(f"model {model.name!r} has no tokenizer, which an answer in text needs")
-    draft = PromptText(prompt, prompt, (answer,), wrong)
-    return build(
-        "one prompt", "logit_diff", [draft], tokenizer,
-        is_ranking=np.array([True]), prepend_space_to_answer=prepend_space,
-    )  # fmt: skip
-
-
-def wrong_words(answer: str) -> tuple[str, ...]:
-    """All words of the antonym task but the answer: what it is measured against where nothing is given."""
-    words = dict.fromkeys(word for pair in demo_words.PAIRS for word in pair)
-    return tuple(word for word in words if word != answer)
 
 
 def _first_at(rising: np.ndarray, fraction: float) -> int:

@@ -15,6 +15,7 @@ from .effects import effect_curves
 from .entry_overview import entry_overview
 from .graph import graph
 from .graph_overview import graph_overview
+from .heat_map import heat_map
 from .history import training_history
 from .style import save
 
@@ -33,6 +34,7 @@ __all__ = [
     "graph_overview",
     "head_grid",
     "head_grids",
+    "heat_map",
     "save",
     "training_history",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, Normalize, SymLogNorm
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.patches import Polygon
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
@@ -17,6 +17,7 @@ from .style import (
     GREY,
     LABEL_SIGNS,
     LARGEST,
+    ORANGE_TO_BLUE,
     PALE,
     PLAIN_TEXT,
     STYLE,
@@ -28,12 +29,6 @@ from .style import (
     styled,
 )
 
-# Equal absolute values are about equally dark; orange and blue are kept apart by all common forms of colour
-# blindness, and the scale says which is which.
-ORANGE_TO_BLUE = LinearSegmentedColormap.from_list(
-    "orange_to_blue",
-    ["#6b2b00", "#d55e00", "#f4a768", "#fce4d0", "#ffffff", "#d5e3f3", "#6baed6", "#2171b5", "#08306b"],
-)
 _NO_EDGE = "#efefef"
 _DECADES = 3  # that the logarithmic scale shows on either side
 _NAME_PITCH = 1.3  # type sizes between the names of neighbouring rows

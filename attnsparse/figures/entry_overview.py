@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import _check
-from ..circuits.entry_effects import ANSWER, KEY, PROMPT, QUERY, EntryEffects, entry_effects
+from ..circuits.entry_effects import EntryEffects, entry_effects
+from ..circuits.entry_task import ANSWER, KEY, PROMPT, QUERY
 from .attention import panel_size
 from .panels import (
     PAD,

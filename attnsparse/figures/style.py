@@ -33,6 +33,12 @@ from ..items import shortened, token_label
 WHITE_TO_BLUE = LinearSegmentedColormap.from_list(
     "white_to_blue", ["#ffffff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
 )
+# Equal absolute values are about equally dark; orange and blue are kept apart by all common forms of colour
+# blindness, and the scale says which is which.
+ORANGE_TO_BLUE = LinearSegmentedColormap.from_list(
+    "orange_to_blue",
+    ["#6b2b00", "#d55e00", "#f4a768", "#fce4d0", "#ffffff", "#d5e3f3", "#6baed6", "#2171b5", "#08306b"],
+)
 BLUE = "#0b4f9e"
 RED = "#d62718"
 DARK = "#3d3d3d"

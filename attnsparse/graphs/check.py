@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 REMOVABLE = ("feature", "error", "token", "position")
 
-Row: TypeAlias = tuple[str, str, str, float, float, float, float]
+COLUMNS = (
+    "removed", "target", "label", "predicted_edge", "predicted", "actual", "ratio", "actual_held",
+    "ratio_held",
+)  # fmt: skip
+Row: TypeAlias = tuple[str, str, str, float, float, float, float, float, float]
 
 
 def check(
@@ -49,7 +53,9 @@ def check(
     -------
     pandas.DataFrame
         One row per item and logit node: removed, target, label, predicted_edge (change of the logit's value
-        on direct paths), predicted (through features as well), actual, ratio (actual / predicted).
+        on direct paths), predicted (through features as well), actual, ratio (actual / predicted), and
+        actual_held and ratio_held: the same where the scale of the final LayerNorm, which grows smaller when
+        something large is removed and enlarges all that is left, stays as the graph holds it.
 
     Raises
     ------
@@ -75,8 +81,7 @@ def check(
     if (chosen is None) == (entries is None):
         raise ValueError("give nodes=... or entries=..., one of them")
     rows = _entry_rows(graph, entries, together) if chosen is None else _node_rows(graph, chosen, together)
-    columns = ("removed", "target", "label", "predicted_edge", "predicted", "actual", "ratio")
-    table: pd.DataFrame = pd.DataFrame([dict(zip(columns, row)) for row in rows], columns=columns)
+    table: pd.DataFrame = pd.DataFrame([dict(zip(COLUMNS, row)) for row in rows], columns=COLUMNS)
     return table
 
 
@@ -87,10 +92,11 @@ def _origin(graph: Graph) -> tuple[Sources, np.ndarray]:
 
 
 def _rows(
-    graph: Graph, name: str, logits: np.ndarray, direct: Sequence[float], total: Sequence[float]
+    graph: Graph, name: str, changed: Run, direct: Sequence[float], total: Sequence[float]
 ) -> list[Row]:
-    """One row for each logit node; logits real [V]: those of the changed model."""
-    changes = logit_values(graph, logits) - graph.value[graph.logits].astype(np.float64)
+    """One row for each logit node; changed: a run of the changed model with the last logits and the scale."""
+    before, after = graph.value[graph.logits].astype(np.float64), logit_values(graph, changed.logits)
+    changes, held = after - before, _held(graph, changed, after) - before
     return [
         (
             name,
@@ -100,8 +106,10 @@ def _rows(
             whole,
             float(change),
             float(change) / whole if whole else np.nan,
+            float(kept),
+            float(kept) / whole if whole else np.nan,
         )
-        for t, edge, whole, change in zip(graph.logits, direct, total, changes)
+        for t, edge, whole, change, kept in zip(graph.logits, direct, total, changes, held)
     ]
 
 
@@ -112,6 +120,21 @@ def logit_values(graph: Graph, logits: np.ndarray) -> np.ndarray:
         return np.asarray(logits[graph.feature[graph.logits]] - logits.mean())
     right, wrong = (token_ids(model, graph.options[name], name) for name in ("target", "wrong"))
     return np.array([logits[right].mean() - logits[wrong].mean()])
+
+
+def _held(graph: Graph, changed: Run, values: np.ndarray) -> np.ndarray:
+    """float64: values of the logit nodes of a changed run if its final scale were that of the graph's run."""
+    run = _origin(graph)[0].features.run
+    right, wrong = graph.feature[graph.logits].astype(np.int64), np.empty(0, np.int64)
+    if graph.options["wrong"] is not None:
+        right, wrong = (token_ids(run.model, graph.options[name], name) for name in ("target", "wrong"))
+    vectors, bias, _ = run.model._core.graph_logits(changed.logits, right, wrong)
+    fixed = bias
+    if run.model.config.bias:
+        fixed = fixed + (vectors.astype(np.float64) * run.model.parameter("ln_f.bias")).sum(axis=1)
+    scale = run.model.run(run.tokens, "ln_final_scale", logits="none").ln_final_scale[-1]
+    factor = float(changed.ln_final_scale[-1]) / float(scale)
+    return np.asarray(fixed + factor * (values - fixed))
 
 
 # ----------------------------------------------------------------------------------------------- nodes
@@ -127,15 +150,15 @@ def _node_rows(graph: Graph, chosen: np.ndarray, together: bool) -> list[Row]:
     rows: list[Row] = []
     for group in [chosen] if together else [np.array([node]) for node in chosen]:
         name = graph._id(group[0]) if len(group) == 1 else f"{len(group)} nodes"
-        logits = run_without(graph, group)
+        changed = run_without(graph, group)
         direct = [-graph.weight(group, int(t)) for t in graph.logits]
         total = [-graph.total(group, int(t)) for t in graph.logits]
-        rows += _rows(graph, name, logits, direct, total)
+        rows += _rows(graph, name, changed, direct, total)
     return rows
 
 
-def run_without(graph: Graph, nodes: np.ndarray) -> np.ndarray:
-    """real [V]: logits of the last token when what the nodes write is subtracted from the residual stream.
+def run_without(graph: Graph, nodes: np.ndarray) -> Run:
+    """The last logits and the final scale when what the nodes write is subtracted from the residual stream.
 
     Layer by layer: the output of an MLP in the changed run, less what is removed there.
     """
@@ -144,7 +167,7 @@ def run_without(graph: Graph, nodes: np.ndarray) -> np.ndarray:
     numbers = np.concatenate([chosen, np.arange(len(sources.features), sources.n)])
     writes = np.flatnonzero(np.isin(sources.source, numbers[nodes]))
     patch = _patches(sources, run, writes)
-    return run.model.run(run.tokens, (), logits="last", patch=patch or None).logits
+    return run.model.run(run.tokens, "ln_final_scale", logits="last", patch=patch or None)
 
 
 def _patches(sources: Sources, run: Run, writes: np.ndarray) -> dict[Mlp | Resid, np.ndarray]:
@@ -183,9 +206,9 @@ def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[Row]:
     rows: list[Row] = []
     for group in [edges] if together else [[edge] for edge in edges]:
         name = group[0].label if len(group) == 1 else f"{len(group)} entries"
-        logits = run.model.run(run.tokens, (), logits="last", ablate=group).logits
+        changed = run.model.run(run.tokens, "ln_final_scale", logits="last", ablate=group)
         predicted = [_predicted(graph, group, values, int(t)) for t in graph.logits]
-        rows += _rows(graph, name, logits, [p[0] for p in predicted], [p[1] for p in predicted])
+        rows += _rows(graph, name, changed, [p[0] for p in predicted], [p[1] for p in predicted])
     return rows
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .graph import Graph
 
-THROUGH = ("edge", "features")
+THROUGH = ("edge", "features", "any")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,7 +144,7 @@ def first_edges(
     graph: Graph, sources: np.ndarray, targets: np.ndarray, through: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Edges that leave the sources: source, target, weight real, and the factor by which each counts."""
-    if _check.choice(through, "through", THROUGH) == "edge":
+    if through == "edge":
         factor = np.zeros(len(graph))
         factor[targets] = 1.0
     else:
@@ -153,6 +153,28 @@ def first_edges(
     chosen = np.isin(graph.source, sources) & (factor[edge_target] != 0)
     source, target = graph.source[chosen].astype(np.int64), edge_target[chosen]
     return source, target, graph.weights[chosen], factor[target]
+
+
+def leaving_edges(
+    graph: Graph, sources: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The edges by which paths from the sources leave their position, or with which they end there, and those
+    of sources without a position; as `first_edges` gives them."""
+    numbers = np.arange(len(graph))
+    origin, wanted = np.isin(numbers, sources), np.isin(numbers, targets)
+    core, position = core_for(str(graph.weights.dtype)), graph.position.astype(np.int64)
+    part = core.graph_within(graph.start, graph.source, graph.weights, activations(graph), position, origin)
+    part[origin] = 1.0
+    onward = factors(graph, wanted, origin)
+    edge_target = np.repeat(numbers, np.diff(graph.start))
+    ends = (
+        (position[graph.source] != position[edge_target]) | wanted[edge_target] | (position[graph.source] < 0)
+    )
+    chosen = ends & (part[graph.source] != 0)
+    source, target, weight = graph.source[chosen].astype(np.int64), edge_target[chosen], graph.weights[chosen]
+    stays = position[source] == position[target]
+    factor = part[source] * np.where(stays, wanted[target], onward[target])
+    return source, target, weight, factor
 
 
 def total_of(graph: Graph, weight: np.ndarray, factor: np.ndarray) -> float:
@@ -169,7 +191,25 @@ def loadings(
         raise ValueError(
             "this graph cannot split edges by head: it was saved with heads=False or read from a graph JSON"
         )
-    source, target, weight, factor = first_edges(graph, sources, targets, through)
+    if _check.choice(through, "through", THROUGH) == "any":
+        return _leaving_loadings(graph, sources, targets)
+    return _split_edges(graph, *first_edges(graph, sources, targets, through))
+
+
+def _leaving_loadings(
+    graph: Graph, sources: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
+    """`loadings` of the edges by which paths leave their position; direct is what never leaves it."""
+    source, target, weight, factor = leaving_edges(graph, sources, targets)
+    stays = (graph.position[source] == graph.position[target]) & (graph.position[source] >= 0)
+    by_head, rest, places = _split_edges(graph, *(x[~stays] for x in (source, target, weight, factor)))
+    return by_head, np.array([rest[0] + total_of(graph, weight[stays], factor[stays]), rest[1]]), places
+
+
+def _split_edges(
+    graph: Graph, source: np.ndarray, target: np.ndarray, weight: np.ndarray, factor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
+    """`loadings` of edges as `first_edges` gives them."""
     row = np.full(len(graph), -1)
     row[graph.targets] = np.arange(len(graph.targets))
     placed = source < len(graph.carried)
@@ -239,8 +279,10 @@ def heads(
     ----------
     source, target : int, str, or sequence of these
         One node or several, by number or id.
-    through : {"edge", "features"}, default "edge"
-        "features": split `total` instead, each first edge with all that follows it.
+    through : {"edge", "features", "any"}, default "edge"
+        "features": split `total` instead, each first edge with all that follows it. "any": split `total` by
+        the edge with which each path leaves the position of its source, which answers which heads carry a
+        word away from its place, whatever features it passes through there; direct is what never leaves it.
     base : int, default 0
         Number of the first position in the columns of positions, 0 or 1.
 
@@ -254,7 +296,8 @@ def heads(
     Raises
     ------
     ValueError
-        For another `through`, for a graph without head arrays (see `has_heads`), and as `weight` does.
+        For another `through`, for a graph without head arrays (see `has_heads`) or, except for "edge",
+        without activations, and as `weight` does.
     """
     import pandas as pd
 
@@ -291,7 +334,7 @@ def needed_heads(
         As for `heads`.
     fraction : float, default 0.8
         Above 0 and at most 1.
-    through : {"edge", "features"}, default "edge"
+    through : {"edge", "features", "any"}, default "edge"
         As for `heads`.
 
     Returns

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import _check
 from .._display import html_table
-from ..circuits.entry_effects import ANSWER, KEY, PROMPT, wrong_words
+from ..circuits.entry_task import ANSWER, KEY, PROMPT, wrong_words
 from ..items import Edge, Head, token_label
 from .build import MAX_FEATURE_NODES, attribution_graph
 from .groups import Group, Spec, flows, group_nodes, token_groups

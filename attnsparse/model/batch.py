@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, ValuesView
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -80,7 +80,8 @@ def listed(prompts: Any) -> tuple[list[Any], bool]:
 
     A text and a flat row of token ids are one prompt; lists, tuples, arrays and columns of texts or of rows
     are several: what has an `__array__` (pandas' Series and Index, Arrow and Polars columns, tensors) is
-    taken as that array. TypeError or ValueError for anything else.
+    taken as that array, and an iterator as the list of what it gives. TypeError or ValueError for anything
+    else.
     """
     if isinstance(prompts, str):
         return [prompts], True
@@ -88,6 +89,8 @@ def listed(prompts: Any) -> tuple[list[Any], bool]:
         raise TypeError(
             f"prompts must be strings or integers, got {type(prompts).__name__}; decode them first"
         )
+    if isinstance(prompts, Iterator | ValuesView):
+        prompts = list(prompts)
     if not isinstance(prompts, Sequence):
         if not hasattr(prompts, "__array__"):
             kind = type(prompts).__name__

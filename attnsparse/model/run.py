@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -310,9 +310,9 @@ class Run(Recorded):
         key: int | str,
         query: int | str,
         base: int = 0,
-        logit_diff: tuple[str | int, str | int] | None = None,
+        logit_diff: tables.LogitDiff | Iterable[tables.LogitDiff] | None = None,
     ) -> pd.DataFrame:
-        """What each head moves from position `key` to position `query`.
+        """What each head moves from position `key` to position `query`, in one prompt or in each.
 
         Needs ``record=`` with pattern, q, k and v, and ln_final_scale for `logit_diff`.
 
@@ -323,31 +323,33 @@ class Run(Recorded):
             base). A text is a token as displayed, with or without its leading space.
         base : int, default 0
             Number of the first position, 0 or 1.
-        logit_diff : pair of str or int, optional
-            (right, wrong), two single tokens as text or ids: adds the column logit_diff.
+        logit_diff : pair of str or int, or sequence of pairs, optional
+            (right, wrong), two single tokens as text or ids, for all prompts or for each: adds the column
+            logit_diff.
 
         Returns
         -------
         pandas.DataFrame
             One row per head, sorted by contribution, largest first; equal ones stay in the order of layers
-            and heads. Columns: layer, head_index, label ("L9H6"), query_position, key_position (counted from
-            `base`), query_token, key_token, weight (the entry of `pattern` that was used, 0 if the gate is
-            closed), score, gate (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``. logit_diff is
+            and heads; of a batch, prompt by prompt. Columns: prompt (from 0; of a batch alone), layer,
+            head_index, label ("L9H6"), query_position, key_position (counted from `base`), query_token,
+            key_token, weight (the entry of `pattern` that was used, 0 if the gate is closed), score, gate
+            (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``. logit_diff is
             what the head writes at `query` from `key` adds to logit(right) - logit(wrong) there, straight
             through the final LayerNorm with its scale kept as in this run; later layers do not see it.
 
         Raises
         ------
         ValueError
-            If `key` comes after `query`, if an array is missing, if the run holds several prompts, or if no
-            token or several tokens match a text (the message lists their positions).
+            If `key` comes after `query`, if an array is missing, if no token or several tokens match a text
+            (the message lists their positions), or for pairs of another number than the prompts.
         IndexError
             If a position is outside the prompt.
         """
         return tables.heads(self, key, query, base, logit_diff)
 
     def open_edges(self, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
-        """The open attention edges of one prompt: entries with an open gate and a weight above `threshold`.
+        """The open attention edges of the prompts: entries with an open gate and a weight above `threshold`.
 
         A dense model has no gate: there every entry above `threshold` is an edge. Needs `pattern`, or
         ``record="edges"`` (the open edges without the T x T arrays), which keeps nothing below the
@@ -363,14 +365,13 @@ class Run(Recorded):
         Returns
         -------
         pandas.DataFrame
-            One row per edge in the order of layer, head, query, key; columns as in `heads`, without
+            One row per edge in the order of prompt, layer, head, query, key; columns as in `heads`, without
             logit_diff. Without q and k there is no score and gate, without v no value_norm and contribution.
 
         Raises
         ------
         ValueError
-            For a negative threshold, if neither form of the edges was recorded, or if the run holds several
-            prompts.
+            For a negative threshold, or if neither form of the edges was recorded.
         """
         return tables.edges(self, threshold, base)
 

@@ -7,8 +7,9 @@ prepend_bos, model, digest and prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from .run import Run
 
-__all__ = ["edges", "heads", "position", "summary_html", "token_id"]
+__all__ = ["edges", "entry", "heads", "position", "summary_html", "token_id"]
+
+LogitDiff: TypeAlias = "tuple[str | int, str | int]"
 
 _MAX_LISTED = 8
 _MAX_TOKEN_ROWS = 64
@@ -54,37 +57,45 @@ def heads(
     key: int | str,
     query: int | str,
     base: int = 0,
-    logit_diff: tuple[str | int, str | int] | None = None,
+    logit_diff: LogitDiff | Iterable[LogitDiff] | None = None,
 ) -> pd.DataFrame:
     """See `Run.heads`."""
-    run, base = _single(run), _check.base(base)
+    base = _check.base(base)
     needed = ("pattern", "q", "k", "v") + (("ln_final_scale",) if logit_diff is not None else ())
     require(run, needed, "heads")
-    key_index, query_index = position(run, key, base), position(run, query, base)
-    if key_index > query_index:
-        raise ValueError(
-            f"key position {key_index + base} comes after query position {query_index + base} (base={base}); "
-            "attention only looks back"
-        )
-    pattern = run.pattern
-    layer, head = (index.ravel() for index in np.indices(pattern.shape[:2]))
-    entries = (layer, head, np.full_like(layer, query_index), np.full_like(layer, key_index))
-    direction = None if logit_diff is None else _logit_direction(run, logit_diff, query_index)
-    found = _entry_table(run, entries, pattern[entries], base, direction)
-    table: pd.DataFrame = found.sort_values("contribution", ascending=False, kind="stable", ignore_index=True)
+    runs = _each(run)
+    where = ["" if len(run) == 1 else f"prompt {i}: " for i in range(len(run))]
+    places = np.array([entry(one, key, query, base, text) for one, text in zip(runs, where)])
+    n_layer, n_head = run.model.config.n_layer, run.model.config.n_head
+    prompt, layer, head = (index.ravel() for index in np.indices((len(run), n_layer, n_head)))
+    entries = (prompt, layer, head, places[prompt, 1], places[prompt, 0])
+    weight = np.stack([one.pattern[:, :, q, k] for one, (k, q) in zip(runs, places.tolist())]).ravel()
+    directions = None if logit_diff is None else _directions(run, logit_diff, places[:, 1])
+    found = _entry_table(run, entries, weight, base, directions)
+    by = [name for name in ("prompt", "contribution") if name in found]
+    table: pd.DataFrame = found.sort_values(
+        by, ascending=[name == "prompt" for name in by], kind="stable", ignore_index=True
+    )
     table.attrs.update(_origin(run, base))
     return table
 
 
 def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
     """See `Run.open_edges`."""
-    run, base = _single(run), _check.base(base)
-    threshold = _check.number(threshold, "threshold", 0.0)
-    *entries, weight = _open_entries(run)
-    above = weight > threshold
-    table = _entry_table(run, tuple(index[above] for index in entries), weight[above], base, None)
+    base, threshold = _check.base(base), _check.number(threshold, "threshold", 0.0)
+    parts = []
+    for i, one in enumerate(_each(run)):
+        *entries, weight = _open_entries(one)
+        above = weight > threshold
+        parts.append((np.full(above.sum(), i), *(index[above] for index in entries), weight[above]))
+    *entries, weight = (np.concatenate(columns) for columns in zip(*parts))
+    table = _entry_table(run, tuple(entries), weight, base, None)
     table.attrs.update(_origin(run, base))
     return table
+
+
+def _each(run: Run) -> list[Run]:
+    return [run[i] for i in range(len(run))]
 
 
 def token_id(run: Run, token: str | int) -> int:
@@ -139,6 +150,20 @@ def _position_of_token(tokens: Sequence[str], which: str, base: int) -> int:
     )
 
 
+def entry(run: Run, key: int | str, query: int | str, base: int, where: str = "") -> tuple[int, int]:
+    """Key and query of one prompt from 0, checked; where: begins the text of an error."""
+    try:
+        key_at, query_at = position(run, key, base), position(run, query, base)
+    except (ValueError, IndexError) as error:
+        raise type(error)(f"{where}{error}") from error
+    if key_at > query_at:
+        raise ValueError(
+            f"{where}key position {key_at + base} comes after query position {query_at + base} "
+            f"(base={base}); attention only looks back"
+        )
+    return key_at, query_at
+
+
 def _single(run: Run) -> Run:
     if len(run) != 1:
         raise ValueError(f"this run holds {len(run)} prompts; choose one of them, for example run[0]")
@@ -149,33 +174,58 @@ def _single(run: Run) -> Run:
 
 
 def _entry_table(
-    run: Run, entries: tuple[np.ndarray, ...], weight: np.ndarray, base: int, direction: np.ndarray | None
+    run: Run,
+    entries: tuple[np.ndarray, ...],
+    weight: np.ndarray,
+    base: int,
+    directions: Sequence[np.ndarray] | None,
 ) -> pd.DataFrame:
-    """The common columns for attention entries given as four index arrays (layer, head, query, key)."""
+    """The common columns for attention entries given as five index arrays (prompt, layer, head, query, key);
+    directions: in the residual stream, one for each prompt."""
     import pandas as pd
 
-    layer, head, query, key = (np.asarray(index, np.int64) for index in entries)
-    tokens = np.array(run.token_strings, dtype=object)
-    columns: dict[str, Any] = {
+    prompt, layer, head, query, key = (np.asarray(index, np.int64) for index in entries)
+    n_head = run.model.config.n_head
+    names = np.array(
+        [Head(*divmod(i, n_head)).label for i in range(run.model.config.n_layer * n_head)], object
+    )
+    runs = _each(run)
+    tokens = np.array([token for one in runs for token in one.token_strings], object)
+    start = np.cumsum([0, *(one.n_tokens for one in runs)])[prompt]
+    columns: dict[str, Any] = {} if run._index is not None else {"prompt": prompt}
+    columns |= {
         "layer": layer,
         "head_index": head,
-        "label": _text([Head(*pair).label for pair in zip(layer.tolist(), head.tolist(), strict=True)]),
+        "label": _text(names[layer * n_head + head]),
         "query_position": query + base,
         "key_position": key + base,
-        "query_token": _text(tokens[query]),
-        "key_token": _text(tokens[key]),
+        "query_token": _text(tokens[start + query]),
+        "key_token": _text(tokens[start + key]),
         "weight": weight,
     }
     if _recorded(run, "q", "k"):
-        columns["score"], columns["gate"] = run.entry_scores(layer, head, query, key)
+        columns["score"], columns["gate"] = _scores(runs, prompt, layer, head, query, key)
     if _recorded(run, "v"):
-        value_norm, output_norm, projection = run.value_norms(direction)
-        columns["value_norm"] = value_norm[layer, head, key]
-        columns["contribution"] = weight * output_norm[layer, head, key]
-        if projection is not None:
-            columns["logit_diff"] = weight * projection[layer, head, key] + 0.0  # so that no -0.0 is shown
+        norms = [one.value_norms(None if directions is None else directions[i]) for i, one in enumerate(runs)]
+        value_norm, output_norm = (np.concatenate([each[j] for each in norms], axis=-1) for j in (0, 1))
+        columns["value_norm"] = value_norm[layer, head, start + key]
+        columns["contribution"] = weight * output_norm[layer, head, start + key]
+        if directions is not None:
+            projection = np.concatenate([each[2] for each in norms if each[2] is not None], axis=-1)
+            columns["logit_diff"] = (
+                weight * projection[layer, head, start + key] + 0.0
+            )  # so that no -0.0 is shown
     table: pd.DataFrame = pd.DataFrame(columns)
     return table
+
+
+def _scores(runs: Sequence[Run], prompt: np.ndarray, *entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and gates of entries in rising order of prompts."""
+    ends = np.searchsorted(prompt, np.arange(len(runs) + 1))
+    spans = [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+    found = [one.entry_scores(*(index[span] for index in entries)) for one, span in zip(runs, spans)]
+    scores, gates = (np.concatenate(parts) for parts in zip(*found))
+    return scores, gates
 
 
 def _text(values: Sequence[str] | np.ndarray) -> pd.Series:
@@ -196,19 +246,35 @@ def _open_entries(run: Run) -> tuple[np.ndarray, ...]:
     raise ValueError(f"edges need record= with 'pattern' or 'edges', this run has {', '.join(run.recorded)}")
 
 
-def _logit_direction(run: Run, logit_diff: tuple[str | int, str | int], query: int) -> np.ndarray:
-    """u (E,): adding x to the residual stream at `query` changes logit(right) - logit(wrong) by u.x.
+def _directions(
+    run: Run, logit_diff: LogitDiff | Iterable[LogitDiff], queries: np.ndarray
+) -> list[np.ndarray]:
+    """u (E,) of each prompt: adding x to the residual stream at `query` changes logit(right) - logit(wrong)
+    by u.x.
 
     The scale of the final LayerNorm is frozen: u = (gamma d - mean(gamma d)) / scale with
     d = W_U[right] - W_U[wrong].
     """
-    if isinstance(logit_diff, str) or len(logit_diff) != 2:
+    given: Any = logit_diff if isinstance(logit_diff, str) else list(logit_diff)
+    if len(given) == 2 and all(isinstance(token, (str, int, np.integer)) for token in given):
+        given = [tuple(given)] * len(run)
+    wrong = [
+        pair for pair in given if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2
+    ]
+    if isinstance(given, str) or wrong:
         raise ValueError(f"logit_diff must be a pair (right token, wrong token), got {logit_diff!r:.60}")
-    right, wrong = (token_id(run, token) for token in logit_diff)
+    if len(given) != len(run):
+        raise ValueError(
+            f"logit_diff must be one pair, or one for each of {len(run)} prompts, got {len(given)}"
+        )
     unembedding = run.model.parameter("wte.weight" if run.model.config.tied else "lm_head.weight")
-    direction = run.model.parameter("ln_f.weight") * (unembedding[right] - unembedding[wrong])
-    result: np.ndarray = (direction - direction.mean()) / run.ln_final_scale[query]
-    return result
+    gain = run.model.parameter("ln_f.weight")
+    found = []
+    for one, query, pair in zip(_each(run), queries.tolist(), given):
+        right, other = (token_id(run, token) for token in pair)
+        direction = gain * (unembedding[right] - unembedding[other])
+        found.append((direction - direction.mean()) / one.ln_final_scale[query])
+    return found
 
 
 def _recorded(run: Run, *names: str) -> bool:
@@ -230,7 +296,7 @@ def _origin(run: Run, base: int) -> dict[str, Any]:
     return {
         "model": model.name,
         "digest": model.digest,
-        "prompt": run.prompt,
+        "prompt": [one.prompt for one in _each(run)] if len(run) > 1 else run[0].prompt,
         "prepend_bos": bool(run.prepend_bos),
         "base": base,
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..circuits.entry_effects import KEY, PROMPT, wrong_words
+from ..circuits.entry_task import KEY, PROMPT, wrong_words
 from ..figures.graph_overview import LEAST_ARROW, LEAST_BOX, graph_overview
 from ..graphs.graph import Graph
 from ..graphs.groups import MOST as IN_LAYERS

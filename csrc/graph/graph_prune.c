@@ -94,6 +94,23 @@ asp_status asp_graph_prune_factors(double *factors, const asp_adjacency *graph, 
     return ASP_OK;
 }
 
+asp_status asp_graph_prune_within(double *parts, const asp_adjacency *graph, const asp_real *value,
+                                  const int64_t *position, const uint8_t *origin, const asp_context *context) {
+    ASP_ENVIRONMENT;
+    for (int64_t i = 0; i < graph->n_nodes; i++) parts[i] = origin[i] && position[i] >= 0;
+    for (int64_t t = 0; t < graph->n_nodes; t++) {
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
+        if (origin[t] || position[t] < 0 || !isfinite(value[t]) || value[t] == 0) continue;
+        double sum = 0;
+        for (int64_t i = graph->start[t]; i < graph->start[t + 1]; i++) {
+            const int64_t s = graph->source[i];
+            if (position[s] == position[t]) sum += (double)graph->weight[i] * parts[s];
+        }
+        parts[t] = sum / (double)value[t];
+    }
+    return ASP_OK;
+}
+
 /* ---- pruning ------------------------------------------------------------------------------------------ */
 
 static int falling(const void *a, const void *b) {

@@ -214,6 +214,7 @@ PyObject *asp_py_graph_logits(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_graph_build(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_graph_loadings(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_factors(PyObject *module, PyObject *args);
+PyObject *asp_py_graph_within(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_likely(PyObject *module, PyObject *args);
 PyObject *asp_py_graph_writes(PyObject *module, PyObject *args);
 

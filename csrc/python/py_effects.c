@@ -239,60 +239,79 @@ PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject 
 /* Arrays for all heads, of which the first are kept. */
 typedef struct {
     asp_entry_effects found;
-    PyObject *heads, *weight, *effect, *kept;
+    PyObject *heads, *mean, *effect, *values, *full;
 } entry_arrays;
 
-static int new_entry_arrays(entry_arrays *a, int64_t n_heads) {
-    const int64_t dims[] = {n_heads, 2}, one_more = n_heads + 1;
-    void *heads = NULL, *weight = NULL, *effect = NULL, *kept = NULL;
-    a->heads = asp_py_arrays_new(ASP_PY_INT32, 2, dims, &heads);
-    if (a->heads) a->weight = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &weight);
-    if (a->weight) a->effect = asp_py_arrays_new(ASP_PY_DOUBLE, 1, dims, &effect);
-    if (a->effect) a->kept = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &one_more, &kept);
-    if (!a->kept) return 0;
-    a->found = (asp_entry_effects){.heads = heads, .weight = weight, .effect = effect, .kept = kept};
+static int new_entry_arrays(entry_arrays *a, const asp_config *c, int64_t n_prompts) {
+    const int64_t n_heads = c->n_layer * c->n_head;
+    const int64_t pairs[] = {n_heads, 2}, each[] = {n_prompts, c->n_layer, c->n_head},
+                  kept[] = {n_heads + 1, n_prompts};
+    void *heads = NULL, *mean = NULL, *effect = NULL, *values = NULL, *full = NULL;
+    a->heads = asp_py_arrays_new(ASP_PY_INT32, 2, pairs, &heads);
+    if (a->heads) a->mean = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_heads, &mean);
+    if (a->mean) a->effect = asp_py_arrays_new(ASP_PY_DOUBLE, 3, each, &effect);
+    if (a->effect) a->values = asp_py_arrays_new(ASP_PY_DOUBLE, 2, kept, &values);
+    if (a->values) a->full = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_prompts, &full);
+    if (!a->full) return 0;
+    a->found = (asp_entry_effects){.heads = heads, .mean = mean, .effect = effect, .values = values, .full = full};
     return 1;
+}
+
+static void forget_entry_arrays(entry_arrays *a) {
+    Py_XDECREF(a->heads);
+    Py_XDECREF(a->mean);
+    Py_XDECREF(a->effect);
+    Py_XDECREF(a->values);
+    Py_XDECREF(a->full);
 }
 
 static PyObject *first_rows(PyObject *array, int64_t n) { return PySequence_GetSlice(array, 0, (Py_ssize_t)n); }
 
 static PyObject *entry_result(const entry_arrays *a) {
     const int64_t n = a->found.n;
-    return Py_BuildValue("NNNNdd", first_rows(a->heads, n), first_rows(a->weight, n), first_rows(a->effect, n),
-                         first_rows(a->kept, n + 1), a->found.full, a->found.without);
+    return Py_BuildValue("NNONO", first_rows(a->heads, n), first_rows(a->mean, n), a->effect,
+                         first_rows(a->values, n + 1), a->full);
+}
+
+/* Positions of each prompt, and weights of the patterns there. */
+static int read_places(effects_call *e, const asp_config *c, PyObject *weight, PyObject *query, PyObject *key,
+                       asp_entries *entries) {
+    const int64_t n_prompts = e->task.task.clean.n_prompts;
+    int64_t n_queries, n_keys, dims[3];
+    entries->query = asp_py_arrays_hold_copy(&e->held, query, ASP_PY_INT64, 1, "query", &n_queries);
+    if (entries->query) entries->key = asp_py_arrays_hold_copy(&e->held, key, ASP_PY_INT64, 1, "key", &n_keys);
+    if (entries->key) entries->weight = asp_py_arrays_hold_copy(&e->held, weight, ASP_PY_REAL, 3, "weight", dims);
+    if (!entries->weight) return 0;
+    if (n_queries != n_prompts) return wrong_task_shape("query");
+    if (n_keys != n_prompts) return wrong_task_shape("key");
+    return (dims[0] == n_prompts && dims[1] == c->n_layer && dims[2] == c->n_head) || wrong_task_shape("weight");
 }
 
 PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "options", "weight", "query", "key", "threads", NULL};
-    PyObject *task, *options, *weight, *result = NULL;
-    long long query, key;
+    static char *names[] = {"task", "options", "weight", "query", "key", "threads", "progress", NULL};
+    PyObject *task, *options, *weight, *query, *key, *progress = Py_None, *result = NULL;
     int threads = 0;
     effects_call e = {0};
     entry_arrays arrays = {0};
-    int64_t dims[2];
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOLL|i:entry_effects", names, &task, &options, &weight, &query,
-                                     &key, &threads))
+    asp_entries entries = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|iO:entry_effects", names, &task, &options, &weight, &query,
+                                     &key, &threads, &progress))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     const asp_model *model = ((py_model *)self)->model;
-    const int64_t n_layer = asp_model_config(model)->n_layer, n_head = asp_model_config(model)->n_head;
-    asp_entry entry = {query, key, NULL};
-    int good = read_effects_task(&e, self, task) && read_effects_options(&e, options);
-    if (good) entry.weight = asp_py_arrays_hold_copy(&e.held, weight, ASP_PY_REAL, 2, "weight", dims);
-    good = entry.weight && ((dims[0] == n_layer && dims[1] == n_head) || wrong_task_shape("weight")) &&
-           new_entry_arrays(&arrays, n_layer * n_head);
+    const asp_config *c = asp_model_config(model);
+    const int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) &&
+                     read_places(&e, c, weight, query, key, &entries) &&
+                     new_entry_arrays(&arrays, c, e.task.task.clean.n_prompts);
     py_call call;
-    if (good && begin_effects(&e, &call, self, threads, Py_None)) {
+    if (good && begin_effects(&e, &call, self, threads, progress)) {
         asp_error err = {0};
         const asp_status status =
-            asp_entry_measure(&arrays.found, model, &e.task.task, &entry, &e.options, &call.context, &err);
+            asp_entry_measure(&arrays.found, model, &e.task.task, &entries, &e.options, &call.context, &err);
         end_effects(&call, self, NULL, status, &err);
         if (!PyErr_Occurred()) result = entry_result(&arrays);
     }
-    Py_XDECREF(arrays.heads);
-    Py_XDECREF(arrays.weight);
-    Py_XDECREF(arrays.effect);
-    Py_XDECREF(arrays.kept);
+    forget_entry_arrays(&arrays);
     let_go_effects(&e);
     return result;
 }

@@ -395,6 +395,31 @@ PyObject *asp_py_graph_factors(PyObject *module, PyObject *args) {
     return out;
 }
 
+PyObject *asp_py_graph_within(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *o[6], *out = NULL;
+    py_held held = {0};
+    asp_adjacency graph = {0};
+    void *data;
+    const void *value, *position, *origin;
+    if (!PyArg_ParseTuple(args, "OOOOOO", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5])) return NULL;
+    if (read_adjacency(&held, o[0], o[1], o[2], &graph) &&
+        (value = hold_nodes(&held, o[3], ASP_PY_REAL, "value", graph.n_nodes)) &&
+        (position = hold_nodes(&held, o[4], ASP_PY_INT64, "position", graph.n_nodes)) &&
+        (origin = hold_nodes(&held, o[5], ASP_PY_BYTE, "origin", graph.n_nodes)) &&
+        (out = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &graph.n_nodes, &data))) {
+        const asp_error err = {0};
+        py_call call;
+        asp_py_call_begin(&call, 1);
+        const asp_status status = asp_graph_prune_within(data, &graph, value, position, origin, &call.context);
+        asp_py_call_end(&call);
+        if (status) Py_CLEAR(out);
+        if (status) asp_py_call_raise(status, &err);
+    }
+    asp_py_arrays_let_go(&held);
+    return out;
+}
+
 PyObject *asp_py_graph_likely(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *logits, *probability = NULL, *tokens = NULL;

@@ -170,6 +170,8 @@ static PyMethodDef functions[] = {
      "graph_loadings(carried, received, received_alone, pattern, pairs, places, factor) -> loadings"},
     {"graph_factors", asp_py_graph_factors, METH_VARARGS,
      "graph_factors(start, source, weight, value, wanted, blocked) -> factors"},
+    {"graph_within", asp_py_graph_within, METH_VARARGS,
+     "graph_within(start, source, weight, value, position, origin) -> parts"},
     {"graph_writes", asp_py_graph_writes, METH_VARARGS,
      "graph_writes(layer, position, n_outputs, n_tokens) -> (layer, position, source, rows)"},
     {"graph_likely", asp_py_graph_likely, METH_VARARGS,

@@ -168,7 +168,8 @@ static asp_status small_graph(asp_graph **graph, asp_error *err) {
 }
 
 static asp_status prune(asp_graph *graph, const asp_context *context, uint64_t *digest, asp_error *err) {
-    double influence[NODES], cumulative[NODES], factors[NODES];
+    double influence[NODES], cumulative[NODES], factors[NODES], parts[NODES];
+    int64_t positions[NODES] = {0};
     uint8_t nodes[NODES], wanted[NODES] = {0}, blocked[NODES] = {1};
     asp_graph_scores scores;
     asp_graph *pruned = NULL;
@@ -177,12 +178,14 @@ static asp_status prune(asp_graph *graph, const asp_context *context, uint64_t *
     wanted[NODES - 1] = 1;
     asp_status status = asp_graph_prune_influence(influence, graph, context, err);
     if (!status) status = asp_graph_prune_factors(factors, &edges, a->value, wanted, blocked, context);
+    if (!status) status = asp_graph_prune_within(parts, &edges, a->value, positions, blocked, context);
     if (!status) status = asp_graph_prune_scores(&scores, graph, context, err);
     if (!status) status = asp_graph_prune(&pruned, nodes, cumulative, graph, 0.8, 0.9, context, err);
     if (status) return status;
     add_graph(digest, pruned);
     add_bytes(digest, influence, sizeof influence);
     add_bytes(digest, factors, sizeof factors);
+    add_bytes(digest, parts, sizeof parts);
     add_bytes(digest, &scores, sizeof scores);
     add_bytes(digest, cumulative, sizeof cumulative);
     add_bytes(digest, nodes, sizeof nodes);

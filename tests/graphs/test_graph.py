@@ -208,6 +208,9 @@ def test_removing_a_node_is_what_the_graph_says_when_nothing_reacts() -> None:
         unembed = model.parameter("lm_head.weight" if not model.config.tied else "wte.weight")
         logits = unembed @ (centred / scale * weight + bias)
         assert row.actual == pytest.approx(logits[7] - logits[9] - graph.value[-1], abs=1e-9)
+    np.testing.assert_allclose(table.actual_held, table.predicted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(table.ratio_held, 1, rtol=1e-6)
+    assert (abs(table.actual_held - table.actual) > 1e-6).any()
 
 
 def test_removing_entries() -> None:
@@ -219,8 +222,24 @@ def test_removing_entries() -> None:
         logits = model.run(PROMPT, ablate=[entry]).logits[-1]
         assert row.actual == pytest.approx(logits[7] - logits[9] - graph.value[-1], abs=1e-12)
         assert row.removed == f"a1.h{entry[1]}[{entry[3]}->5]"
+        runs = [model.run(PROMPT, "all", ablate=ablate) for ablate in (None, [entry])]
+        normalized = runs[1].ln_final_normalized[-1] * runs[1].ln_final_scale[-1] / runs[0].ln_final_scale[-1]
+        weight, bias = model.parameter("ln_f.weight"), model.parameter("ln_f.bias")
+        unembed = model.parameter("lm_head.weight" if not model.config.tied else "wte.weight")
+        logits = unembed @ (normalized * weight + bias)
+        assert row.actual_held == pytest.approx(logits[7] - logits[9] - graph.value[-1], abs=1e-9)
+        assert row.ratio_held == pytest.approx(row.actual_held / row.predicted)
     together = graph.check(entries=entries, together=True)
     assert together.predicted[0] == pytest.approx(table.predicted.sum())
+
+
+def test_the_change_with_the_scale_held_of_likely_tokens() -> None:
+    """Each logit less the mean of the vocabulary, as the graph has it."""
+    model, transcoders = toy("float64")
+    graph = asp.attribution_graph(model, transcoders, PROMPT)
+    table = graph.check(nodes=graph.select("feature", layer=1, position=-1), together=True)
+    assert len(table) == len(graph.logits) > 1
+    np.testing.assert_allclose(table.actual_held, table.predicted, rtol=1e-9, atol=1e-12)
 
 
 def test_values_of_the_first_layer_are_what_its_sources_and_the_constants_carry() -> None:

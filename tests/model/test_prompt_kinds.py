@@ -56,6 +56,14 @@ def test_columns_of_texts(name: str, model: asp.Model) -> None:
     assert listed(COLUMNS[name]) == (TEXTS, False)
 
 
+def test_iterators_are_the_list_of_what_they_give(model: asp.Model) -> None:
+    ids = [model.to_tokens(text) for text in TEXTS]
+    for prompts in (iter(TEXTS), (text for text in TEXTS), {"a": TEXTS[0], 3: TEXTS[1]}.values(), iter(ids)):
+        run = model.run(prompts, record="none", logits="last")
+        np.testing.assert_array_equal(run.logits, model.run(TEXTS, logits="last").logits[: len(run)])
+    assert listed(iter([1, 2])) == ([[1, 2]], True)
+
+
 def test_columns_of_rows_of_ids(model: asp.Model) -> None:
     """Rows as parquet gives them, in an array of arrays; a column of ids is one prompt, as an array is."""
     ids = [model.to_tokens(text) for text in TEXTS]

@@ -211,14 +211,53 @@ def test_base_and_bos_are_recorded(model, base):
 
 def test_batch_is_refused_by_name(model):
     batch = model.run([PROMPT_TOKENS, PROMPT_TOKENS[:3]])
-    for call in (
-        lambda: tables.edges(batch),
-        lambda: tables.heads(batch, 0, 1),
-        lambda: tables.position(batch, 0),
-    ):
-        with pytest.raises(ValueError, match="holds 2 prompts; choose one"):
-            call()
+    with pytest.raises(ValueError, match="holds 2 prompts; choose one"):
+        tables.position(batch, 0)
     assert len(tables.edges(batch[1])) > 0
+
+
+# --------------------------------------------------------------------------- tables of several prompts
+
+MANY = ["The opposite of", PROMPT, 'The opposite of large is "', "The"]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_batch_is_the_tables_of_its_prompts(gated):
+    run = FakeModel(3, gated=gated).real().run(MANY, ["attention", "edges"])
+    apart = [one.open_edges(0.05, base=1).assign(prompt=i) for i, one in enumerate(run)]
+    table = run.open_edges(0.05, base=1)
+    assert table.columns[0] == "prompt"
+    pd.testing.assert_frame_equal(table, pd.concat(apart, ignore_index=True)[list(table)])
+    pairs = [(" small", "large"), ("large", "The"), (" is", 4), (0, 1)][:3]
+    same = {"key": "The", "query": -1, "base": 1}
+    for asked in ({}, {"logit_diff": (" small", "large")}):
+        apart = [one.heads(**same, **asked).assign(prompt=i) for i, one in enumerate(run)]
+        table = run.heads(**same, **asked)
+        pd.testing.assert_frame_equal(table, pd.concat(apart, ignore_index=True)[list(table)])
+    few = run.model.run(MANY[:3], "attention")
+    apart = [one.heads(**same, logit_diff=pair) for one, pair in zip(few, pairs)]
+    table = few.heads(**same, logit_diff=pairs)
+    pd.testing.assert_frame_equal(table.drop(columns="prompt"), pd.concat(apart, ignore_index=True))
+    assert table.attrs["prompt"] == MANY[:3]
+    assert "prompt" not in few[0].heads(0, 1)
+    assert run.model.run(MANY[:1], "attention").heads(0, 1).prompt.tolist() == [0] * 12
+
+
+def test_edges_without_the_pattern_of_a_batch():
+    model = FakeModel(3).real()
+    tables_ = [model.run(MANY, record).open_edges() for record in ("edges", "pattern")]
+    pd.testing.assert_frame_equal(*tables_)
+    assert len(model.run(MANY, "edges").open_edges(2.0)) == 0
+
+
+def test_what_does_not_fit_one_prompt_of_a_batch_names_it():
+    run = FakeModel(3).real().run(MANY, "attention")
+    with pytest.raises(IndexError, match="prompt 0: position 7 is out of range"):
+        run.heads(0, 7)
+    with pytest.raises(ValueError, match="prompt 0: no token 'large'"):
+        run.heads("large", -1)
+    with pytest.raises(ValueError, match="one for each of 4 prompts, got 1"):
+        run.heads(0, -1, logit_diff=[(0, 1)])
 
 
 # --------------------------------------------------------------------------- tables of real runs

@@ -373,6 +373,32 @@ class Graph:
                 remainder += factor * part.remainder
         return Loadings(head, direct, remainder)
 
+    def leaving_heads(self, source: int, target: int) -> Loadings:
+        """Split of a total by the head with which each path leaves the source's position: all paths are
+        walked one by one, from feature to feature at the position."""
+        totals, found = self.totals(target), [np.zeros_like(self.frozen.pattern[:, :, 0, 0]), 0.0, 0.0]
+
+        def walk(node: int, part: float) -> None:
+            """part: of the node's value, what comes from the source along this path."""
+            for end in (*self.select("feature"), target):
+                weight = part * self.matrix[end, node]
+                if not weight:
+                    continue
+                here = self.target_position(end) == self.position[source] >= 0
+                if here and end == target:
+                    found[1] += weight
+                elif here:
+                    walk(end, weight / self.value[end])
+                else:
+                    onward = 1.0 if end == target else totals[end] / self.value[end]
+                    split = self.heads(node, end)
+                    found[0] += part * onward * split.head
+                    found[1] += part * onward * split.direct
+                    found[2] += part * onward * split.remainder
+
+        walk(source, 1.0)
+        return Loadings(*found)
+
     # --- why a head looks there
 
     def score_pairs(self, layer: int, head: int, query: int, key: int) -> Array:

@@ -138,6 +138,20 @@ def test_head_loadings_of_totals(name, number, dtype):
 
 
 @each
+def test_heads_by_which_paths_leave_their_position(name, number, dtype):
+    expected, graph = oracles(name, number), found(name, number, dtype)
+    target = int(expected.select("logit")[0])
+    totals = expected.totals(target)
+    sources = [s for s in np.argsort(-abs(totals)) if expected.position[s] >= 0 and totals[s]]
+    for source in map(int, [*sources[:3], *sources[-2:]]):
+        wanted = expected.leaving_heads(source, target)
+        size = max(abs(totals).max(), abs(wanted.head).max())
+        same_loadings(ge.heads(graph, source, target, through="any"), wanted, dtype, size)
+        whole = graph.heads(source, target, through="any").loading.sum()
+        same(whole, graph.total(source, target), dtype, size)
+
+
+@each
 def test_groups(name, number, dtype):
     """Edges and loadings of groups are sums; a total leaves out what comes back to the group."""
     expected, graph = oracles(name, number), found(name, number, dtype)

@@ -28,7 +28,7 @@ from reliability import (
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse.circuits import ComponentCircuit, ComponentScores, PatchingSweep, PathPatch
+from attnsparse.circuits import ComponentCircuit, ComponentScores, EntrySweep, PatchingSweep, PathPatch
 from attnsparse.graphs.heads import ScoreSplit
 from attnsparse.model import transformer_lens as cache
 
@@ -82,6 +82,8 @@ def arrays_in(result) -> list[np.ndarray]:
         return [result[name] for name in result]
     if isinstance(result, (ScoreSplit, ComponentCircuit, ComponentScores, PatchingSweep, PathPatch)):
         return arrays_in(vars(result))
+    if isinstance(result, EntrySweep):
+        return [result.key, result.query, *arrays_in([vars(part) for part in result._found])]
     if isinstance(result, dict):
         return [array for value in result.values() for array in arrays_in(value)]
     if isinstance(result, (tuple, list)):

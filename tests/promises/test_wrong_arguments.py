@@ -61,7 +61,8 @@ PROMPT_ERRORS = {
     "a number": (5, TypeError, "int"),
     "nothing": (None, TypeError, "NoneType"),
     "a mapping": ({1: 2}, TypeError, "dict"),
-    "an iterator": (iter([1]), TypeError, "iterator"),
+    "a set": ({1}, TypeError, "set"),
+    "an iterator of nothing": (iter([]), ValueError, "at least one prompt"),
     "text without a tokenizer": ("text", ValueError, "tokenizer"),
     "empty text": ("", ValueError, "token"),
 }

@@ -175,6 +175,8 @@ ALLOWED = {
     ("recipes.demo_text", "cumsum"): "limits of the kinds of sentences, a dozen numbers, once",
     ("transcoders.stored", "einsum"): "the bias of a foreign set that subtracts a vector from its input",
     ("transcoders.stored", "exp"): "thresholds that a foreign set stores as logarithms",
+    ("model.tables", "cumsum"): "where the tokens of each prompt of a batch begin",
+    ("model.tables", "searchsorted"): "which rows of a table are of each prompt",
     ("graphs.edges", "searchsorted"): "which row an edge of a sparse matrix is in",
     ("graphs.graph_file", "cumsum"): "where the nodes of each split begin in the file",
     ("graphs.layout", "cumsum"): "places on the page",

@@ -10,7 +10,9 @@ RUNS = (
     r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
-CIRCUITS = r"(asp\.find_circuit|effects\.|Run\.to_html|_core\.(Model|Circuit))"
+CIRCUITS = (
+    r"(asp\.find_circuit|effects\.|Run\.to_html|circuits\.(entry_effects|table)|_core\.(Model|Circuit))"
+)
 COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
@@ -34,12 +36,12 @@ SENTENCES = {
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
         r"(Model\.|Gradients\.|effects\.|circuits\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for (interventions|what is frozen)": RUNS,
-    r"no memory for \d+ variants": r"(effects\.|Run\.to_html|_core\.|asp\.)",
-    r"no memory for a sweep over \d+ rows": r"(effects\.|Run\.to_html|_core\.|asp\.)",
+    r"no memory for \d+ variants": r"(effects\.|Run\.to_html|circuits\.entry_effects|_core\.|asp\.)",
+    r"no memory for a sweep over \d+ rows": r"(effects\.|Run\.to_html|circuits\.entry_effects|_core\.|asp\.)",
     rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":
-        r"(effects\.|_core\.|asp\.)",
+        r"(effects\.|circuits\.entry_effects|_core\.|asp\.)",
     rf"resampling \d+ prompts at \d+ sizes needs {AMOUNT}, which could not be allocated":
-        r"(_core\.(curve_|Circuit)|asp\.find_circuit)",
+        r"(_core\.(curve_|Circuit)|asp\.find_circuit|circuits\.table)",
     r"no memory for the intervals of \d+ resamples": r"(_core\.(curve_band|Circuit)|asp\.find_circuit)",
     r"no memory for (a circuit|a random order of \d+ items|a list of \d+ items)": CIRCUITS,
     r"no memory for the curves of \d+ resamples at \d+ sizes": CIRCUITS,

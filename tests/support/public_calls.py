@@ -14,6 +14,7 @@ from public_calls_acdc import ACDC_CALLS
 from public_calls_components import COMPONENT_CALLS
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
+from public_calls_entries import ENTRY_CALLS
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
 from public_calls_lens import LENS_ARRAYS, LENS_CALLS
 from public_calls_patching import PATCHING_CALLS
@@ -149,6 +150,7 @@ CALLS: dict[str, Uses] = {
         cost=40,
     ),
     **PATCHING_CALLS,
+    **ENTRY_CALLS,
     **ACDC_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
@@ -278,8 +280,18 @@ CALLS: dict[str, Uses] = {
         lambda e: e.ragged[1].edge_arrays(),
         wrong=(lambda e: e.plain.edge_arrays(),),
     ),
-    "Run.open_edges": uses(lambda e: e.one.open_edges(), wrong=(lambda e: e.ragged.open_edges(),), cost=40),
-    "Run.heads": uses(lambda e: e.one.heads(1, -1), wrong=(lambda e: e.one.heads(5, 99),), cost=40),
+    "Run.open_edges": uses(
+        lambda e: e.one.open_edges(),
+        lambda e: e.ragged.open_edges(0.1, base=1),
+        wrong=(lambda e: e.plain.open_edges(), lambda e: e.ragged.open_edges(-1)),
+        cost=40,
+    ),
+    "Run.heads": uses(
+        lambda e: e.one.heads(1, -1),
+        lambda e: e.ragged.heads(0, -1, logit_diff=(1, 2)),
+        wrong=(lambda e: e.one.heads(5, 99), lambda e: e.ragged.heads(0, 99)),
+        cost=40,
+    ),
     "Run.to_html": uses(
         lambda e: e.one.to_html(),
         lambda e: e.one.to_html(circuit=e.circuit, effects=(5, 7), n_effects=3, progress=False),
@@ -395,7 +407,7 @@ ARRAYS: dict[str, str] = {
         [f"_core.component_{name}" for name in ("order", "select", "prune", "roc", "areas")], "own"
     ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
-    **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch"], "own"),
+    **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch", *ENTRY_CALLS], "own"),
     **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
@@ -405,7 +417,9 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["_core.Circuit.state", "_core.Run.mean_entries"], "own"),
     "_core.Circuit.array": "lent",
     **dict.fromkeys([f"_core.Model.graph_{name}" for name in ("edges", "logits", "build")], "own"),
-    **dict.fromkeys([f"_core.graph_{name}" for name in ("loadings", "factors", "writes", "likely")], "own"),
+    **dict.fromkeys(
+        [f"_core.graph_{name}" for name in ("loadings", "factors", "within", "writes", "likely")], "own"
+    ),
     **dict.fromkeys(["Run.open_edges", "Run.heads", "Trainer.history"], "own"),
     **dict.fromkeys(["_core.Run.value_norms", "_core.Run.entry_scores", "cache.ActivationCache"], "own"),
 }
@@ -474,6 +488,7 @@ def public_names() -> set[str]:
     found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
     found |= {name for name in COMPONENT_CALLS if not name.startswith("_core")}
     found |= {f"circuits.{name}" for name in ("component_acdc", "patching_sweep", "path_patch")}
+    found |= set(ENTRY_CALLS)
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}

@@ -29,13 +29,13 @@ def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tu
     return effects.packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
 
 
-def entry(e: Any, query: int = 7, key: int = 3, unit: str = "edge", **task: Any) -> tuple[Any, ...]:
-    """Effects of one entry of the first prompt in all heads."""
-    whole, options = asked(e, unit, "mean")
-    first = {"tokens": whole.tokens[:8], "offsets": whole.offsets[:2], "corrupted": None, "metric": METRIC}
-    options = options._replace(reference=whole.tokens, reference_offsets=whole.offsets)
-    weight = np.ones((e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
-    return e.core.entry_effects(whole._replace(**{**first, **task}), options, weight, query, key)
+def entry(
+    e: Any, query: Any = (7,) * 4, key: Any = (3, 1, 1, 1), unit: str = "edge", **task: Any
+) -> tuple[Any, ...]:
+    """Effects of an entry of each prompt in all heads."""
+    whole, options = asked(e, unit, "mean", **task)
+    weight = np.ones((4, e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
+    return e.core.entry_effects(whole, options, weight, *(np.array(each) for each in (query, key)))
 
 
 def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) -> _core.Circuit:
@@ -83,6 +83,11 @@ def moved_arguments(graph: asp.Graph, row: int = 0) -> tuple[np.ndarray, ...]:
 def contexts(n_features: int = 40) -> _core.Contexts:
     """An empty table of two contexts a feature."""
     return _core.Contexts(n_features, None, 2, 1, 1)
+
+
+def within(e: Any) -> np.ndarray:
+    """Positions of a graph's nodes as the core takes them."""
+    return np.asarray(e.graph.position, np.int64)
 
 
 def csr(graph: asp.Graph) -> tuple[np.ndarray, ...]:
@@ -164,10 +169,14 @@ CORE_CALLS: dict[str, Uses] = {
         lambda e: entry(e),
         wrong=(
             lambda e: entry(e, unit="head"),
-            lambda e: entry(e, key=8),
-            lambda e: entry(e, query=2),
+            lambda e: entry(e, key=(8,) * 4),
+            lambda e: entry(e, query=(2,) * 4),
+            lambda e: entry(e, query=(7,)),
+            lambda e: entry(e, key=(7,)),
             lambda e: entry(e, metric=3),
-            lambda e: e.core.entry_effects(*asked(e, "edge"), np.ones((9, 9), np.float32), 7, 3),
+            lambda e: e.core.entry_effects(
+                *asked(e, "edge"), np.ones((4, 9, 9), np.float32), *[ONE[[0] * 4]] * 2
+            ),
         ),
         cost=20,
     ),
@@ -419,6 +428,13 @@ CORE_CALLS: dict[str, Uses] = {
     "_core.graph_loadings": uses(
         lambda e: _core.graph_loadings(*graph_pairs(e.graph, 0)),
         wrong=(lambda e: _core.graph_loadings(*graph_pairs(e.graph, 10**6)),),
+    ),
+    "_core.graph_within": uses(
+        lambda e: _core.graph_within(*csr(e.graph), e.graph.value, within(e), np.ones(len(e.graph), bool)),
+        wrong=(
+            lambda e: _core.graph_within(*csr(e.graph), e.graph.value, within(e)[1:], within(e)),
+            lambda e: _core.graph_within(*csr(e.graph), e.graph.value, within(e), within(e)),
+        ),
     ),
     "_core.graph_factors": uses(
         lambda e: _core.graph_factors(*csr(e.graph), e.graph.value, *(np.ones(len(e.graph), bool),) * 2),

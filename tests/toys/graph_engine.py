@@ -69,8 +69,8 @@ def heads(graph, source: int, target: int, **options) -> og.Loadings:
         np.testing.assert_allclose(table["cumulative"], table["share"].cumsum(), rtol=1e-4, atol=1e-4)
     found = np.zeros((graph.n_layer, graph.n_head))
     for row in table.iloc[:-2].itertuples():
-        assert row.label == f"L{row.layer}H{row.head}"
-        found[row.layer, row.head] = row.loading
+        assert row.label == f"L{row.layer}H{row.head_index}"
+        found[row.layer, row.head_index] = row.loading
     return og.Loadings(found, *(float(value) for value in table["loading"].to_numpy()[-2:]))
 
 
