@@ -61,6 +61,12 @@ class FakeModel:
     def to_tokens(self, text: str, prepend_bos: bool = False) -> np.ndarray:
         return np.array(WordTokenizer(self.words).encode(text, prepend_bos), np.int32)
 
+    def to_single_token(self, text: str) -> int:
+        ids = self.to_tokens(text)
+        if len(ids) != 1:
+            raise ValueError(f"{text!r} is {len(ids)} tokens, expected one")
+        return int(ids[0])
+
     def real(self) -> attnsparse.Model:
         """The same model on the C core."""
         config = attnsparse.Config.from_dict(self._config)
