@@ -34,6 +34,7 @@ from .choices import (
     UNITS,
 )
 from .circuit import ARRAYS, Circuit
+from .halves import check_halves, halves
 from .search_file import SearchFile, question
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def find_circuit(
         },
     }
     kept = None if resume is None else SearchFile(resume, question(model, names))
-    ranking, evaluation = (effects.packed_task(model, *half) for half in _halves(task, chosen))
+    ranking, evaluation = (effects.packed_task(model, *half) for half in halves(task, chosen))
     search = model._core.circuit(
         ranking,
         evaluation,
@@ -248,27 +249,13 @@ def _measured(
         _check.instance(value, Task, name)
     if reference is not None and ablation != "mean":
         raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
-    n_ranking = int(task.is_ranking.sum())
-    if n_ranking in (0, len(task)):
-        missing, other = ("ranking", "evaluation") if n_ranking == 0 else ("evaluation", "ranking")
-        raise ValueError(
-            f"task {task.name!r} has no prompts for {missing}: all {len(task)} are for {other}; a circuit "
-            "needs prompts in both halves"
-        )
+    check_halves(task)
     chosen = chosen_metric(metric, task)
     if method == "attribution" and chosen == "kl":
         text = "method='attribution' finds nothing for metric 'kl': at the whole model its gradient is 0"
         raise ValueError(f"{text}; use 'ig'")
     mean_of = (task.ranking if reference is None else reference) if ablation == "mean" else None
     return chosen, mean_of
-
-
-def _halves(task: Task, metric: str | CustomMetric) -> list[tuple[Task, str | CustomMetric]]:
-    """The prompts to rank on and those to evaluate on, each with the metric of them."""
-    parts = ((task.ranking, task.is_ranking), (task.evaluation, ~task.is_ranking))
-    if not isinstance(metric, CustomMetric):
-        return [(half, metric) for half, _ in parts]
-    return [(half, metric.for_prompts(np.flatnonzero(of_half))) for half, of_half in parts]
 
 
 def _checked_sizes(sizes: Any, n: int) -> np.ndarray:
