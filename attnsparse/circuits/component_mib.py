@@ -148,13 +148,26 @@ def scores_to_mib(
     values, nothing = scores.scores, np.zeros(component_file.exists(shape).shape)
     outside = nothing.astype(bool)
     if format == "pt":
-        told = {"nodes_scores" if scores.level == "node" else "neurons_scores": values.astype(np.float32)}
+        told = {f"{scores.level}s_scores": values.astype(np.float32)}
+        if scores.level == "neuron":
+            told["neurons_in_graph"] = np.ones(values.shape, bool)
         written = _pt_bytes(shape, config.d_model, nothing, outside, told)
     else:
-        field = "score" if scores.level == "node" else "neurons_scores"
-        nodes = {name: {field: value} for name, value in zip(scores.senders, values.tolist())}
+        nodes = _told_of_nodes(scores.senders, values, shape.n_head)
         written = component_file.json_bytes(shape, config.d_model, nothing, outside, nodes)
     _write(target, {_IMPORTANCES: written}, format)
+
+
+def _told_of_nodes(senders: Iterable[str], values: np.ndarray, n_head: int) -> dict[str, dict[str, Any]]:
+    """What EAP-IG's JSON tells of each node; at a head it has the neurons of all heads of the layer."""
+    if values.ndim == 1:
+        return {name: {"score": value} for name, value in zip(senders, values.tolist())}
+    nodes = {}
+    for place, name in enumerate(senders):
+        first = place - int(name.split(".h")[1]) if ".h" in name else place
+        rows = values[first : first + n_head] if ".h" in name else values[place]
+        nodes[name] = {"neurons": np.ones(rows.shape, bool).tolist(), "neurons_scores": rows.tolist()}
+    return nodes
 
 
 def _submission(folder: str | os.PathLike[str], shape: names.Shape, d_model: int) -> Path:
@@ -444,7 +457,7 @@ def _json_nodes(label: str, limits: Limits) -> tuple[dict[str, int], str, np.nda
     for name in names.senders(_shape(sides)):
         entry = nodes.get(name)
         value = entry.get(field) if isinstance(entry, dict) else None
-        row = [value] if level == "node" else value
+        row = [value] if level == "node" else _own_neurons(name, value, sides["n_head"])
         if not isinstance(row, list) or len(row) != width or not _are_numbers(row):
             what = "a number" if level == "node" else f"{width} numbers"
             text = f"node '{name}' must have '{field}', {what}, got {shown(value)}"
@@ -452,6 +465,13 @@ def _json_nodes(label: str, limits: Limits) -> tuple[dict[str, int], str, np.nda
         rows.append(row)
     scores = np.array(rows, np.float64)
     return sides, level, scores[:, 0] if level == "node" else scores
+
+
+def _own_neurons(name: str, value: Any, n_head: int) -> Any:
+    """The neurons of a node: those of a head among those of all heads of its layer."""
+    if ".h" not in name:
+        return value
+    return value[int(name.split(".h")[1])] if isinstance(value, list) and len(value) == n_head else None
 
 
 def _are_numbers(values: Iterable[object]) -> bool:

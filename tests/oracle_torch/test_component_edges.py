@@ -451,3 +451,28 @@ def test_files(eap, tmp_path):
     assert np.abs(again.scores.double().numpy() - scores).max() < 1e-6  # float32
     assert np.array_equal(read.given, mask)
     assert np.array_equal(read.scores, scores)
+
+
+@warns
+def test_submissions_to_mib(eap, tmp_path, monkeypatch):
+    """EAP-IG's graph reads all that `to_mib` writes."""
+    one = made("wide")
+    model = one.model()
+    monkeypatch.setitem(component_mib.FOLDERS, "toy_toy", (3, 4, 48))
+    _, graph = one.ask(eap.Peer, batch=3).edge_scores("eap")
+    circuit, folder = component_circuit(component_scores(model, one.task), model), tmp_path / "toy_toy"
+    reads = {"json": type(graph).from_json, "pt": getattr(type(graph), "from_pt", None)}
+    for form, read in reads.items():
+        if read is None:
+            continue
+        circuit.to_mib(folder, format=form)
+        again = read(str(folder / f"importances.{form}"))
+        np.testing.assert_array_equal(again.scores.numpy(), np.float32(circuit.scores))
+        for level in ("node", "neuron"):
+            scores = component_scores(model, one.task, level=level)
+            scores.to_mib(folder, model, format=form)
+            again = read(str(folder / f"importances.{form}"))
+            found = {"node": again.nodes_scores, "neuron": again.neurons_scores}[level]
+            np.testing.assert_array_equal(found.numpy(), np.float32(scores.scores))
+            again.apply_topn(5, True, level=level, prune=True)
+            assert again.count_included_nodes() <= 5
