@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def evaluate(
     gate: str = "recomputed",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -61,7 +63,7 @@ def evaluate(
         rules. Each costs about as much as the curve itself.
     seed : int, default 0
         Of the random rankings. Ranking i is the same for every number of rankings.
-    ablation, direction, gate, reference, metric, max_bytes, threads, progress
+    ablation, direction, gate, reference, metric, resume, max_bytes, threads, progress
         As in `component_values`.
 
     Returns
@@ -76,6 +78,8 @@ def evaluate(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
+    FormatError, OSError
+        As `component_values`.
     """
     _check.instance(model, Model, "model")
     if (model.config.n_layer, model.config.n_head) != (circuit.n_layer, circuit.n_head):
@@ -93,8 +97,8 @@ def evaluate(
     others = [random_ranking(circuit, seed, i).masks(requested, prune=prune) for i in range(n_random)]
     values = component_values(
         model, task, np.concatenate([masks, *(taken for taken, _ in others)]), ablation=ablation,
-        direction=direction, gate=gate, reference=reference, metric=metric, max_bytes=max_bytes,
-        threads=threads, progress=progress,
+        direction=direction, gate=gate, reference=reference, metric=metric, resume=resume,
+        max_bytes=max_bytes, threads=threads, progress=progress,
     )  # fmt: skip
     own, at_random = values[: n_sizes + 2], values[n_sizes + 2 :]
     ranked_on = set(circuit.prompts)

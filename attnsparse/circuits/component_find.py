@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from .. import _check
+from .._display import stage_bars
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric
@@ -49,6 +51,7 @@ def find_component_circuit(
     direction: str = "noising",
     gate: str = "recomputed",
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -75,9 +78,13 @@ def find_component_circuit(
         Random rankings to evaluate beside it, 0..10,000.
     seed : int, default 0
         Of the random rankings.
-    ablation, direction, gate, metric, max_bytes, threads, progress
+    ablation, direction, gate, metric : optional
         As in `component_scores`, for ranking and evaluation alike. With "information-flow-routes" they are
         for the evaluation alone.
+    resume : path, optional
+        As in `component_values`: it keeps the evaluation, which takes longer than the ranking.
+    max_bytes, threads, progress
+        As in `component_scores`, for both.
 
     Returns
     -------
@@ -93,6 +100,8 @@ def find_component_circuit(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
+    FormatError, OSError
+        As `component_values`, of the file `resume`.
     """
     _check.instance(model, Model, "model")
     _check.instance(task, Task, "task")
@@ -112,18 +121,20 @@ def find_component_circuit(
         "progress": progress,
     }
     of_scores = {} if method == "information-flow-routes" else changed | {"metric": ranked_by}
-    scores = component_scores(model, ranking, method=method, steps=steps, **of_scores)
-    circuit = component_circuit(scores, model, select=select, rank_by=rank_by)
-    curve = circuit.evaluate(
-        model,
-        evaluation,
-        shares=shares,
-        prune=prune,
-        n_random=n_random,
-        seed=seed,
-        metric=measured_by,
-        **changed,
-    )
+    with stage_bars(progress):  # one bar for both
+        scores = component_scores(model, ranking, method=method, steps=steps, **of_scores)
+        circuit = component_circuit(scores, model, select=select, rank_by=rank_by)
+        curve = circuit.evaluate(
+            model,
+            evaluation,
+            shares=shares,
+            prune=prune,
+            n_random=n_random,
+            seed=seed,
+            metric=measured_by,
+            resume=resume,
+            **changed,
+        )
     return FoundComponents(circuit, curve)
 
 

@@ -179,6 +179,7 @@ asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gat
         status = mlp_backward(m, tape, l, context);
         if (!status) status = attention_half_backward(m, tape, l, gate, context);
         if (!status && c->gated) add_edge_sums(tape, tape->acts.n_sequences * c->n_head, expected + l, open);
+        if (!status) status = asp_context_share(context, (double)(last - l) / (double)last);
     }
     if (status || !tape->grads.parameters) return status;
     embedding_job job = {m, tape};

@@ -210,6 +210,7 @@ asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, c
         status = asp_forward_attention(m, acts, l, gate, scratch, context);
         if (!status) status = asp_forward_output(m, acts, l, context);
         if (!status) status = asp_forward_mlp(m, acts, l, context);
+        if (!status) status = asp_context_share(context, (double)(l + 1) / (double)n_layer);
     }
     if (!status) residual_hook(acts, ASP_POINT_PRE, n_layer, asp_slot_at(acts->resid, n_layer));
     return status ? status : asp_forward_final(m, acts, context);
