@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 SHOWN = 12  # rows of a table in a notebook
 _STAGE_UNITS = {
     "backward elimination": "item",
-    "random orders": "order",
     "graph edges": "node",
     "graph heads": "array",
 }  # else runs
@@ -69,7 +68,7 @@ def stage_bars(progress: bool | None) -> Iterator[Callable[[str, int, int], None
             unit = _STAGE_UNITS.get(stage, "run")
             if bar is None:
                 bar = opened.enter_context(_moving(_bar(progress, total, stage, unit)))
-            elif stage != shown or done < bar.n:
+            elif stage != shown or done == 0:  # less than before is a correction, not another stage
                 bar.unit = unit
                 bar.set_description_str(shortened(stage, _SIGNS), refresh=False)
                 _restart(bar, total)
