@@ -159,6 +159,13 @@ def test_one_bar_for_all_stages_of_a_job(bars):
     assert bars[1].n == bars[1].total
 
 
+def test_an_evaluation_of_a_model_tells_what_is_done(bars):
+    model = reliability.model()
+    model.evaluate([[1, 2, 3]] * 5, batch=2, progress=True)
+    [bar] = bars
+    assert (bar.n, bar.total, bar.closed) == (5, 5, True)
+
+
 def test_a_bar_is_closed_by_an_error(bars):
     model = reliability.model()
 

@@ -179,9 +179,9 @@ def addition_figure(
 
 def _lines(table: pd.DataFrame) -> LineCollection:
     """One line per edge; its weight in (0, 1] sets how wide and how solid it is."""
-    layer, key, query = (table[name].to_numpy() for name in ("layer", "key", "query"))
-    together = table.groupby(["layer", "key", "query"])
-    rank, size = together.cumcount().to_numpy(), together["head"].transform("size").to_numpy()
+    layer, key, query = (table[name].to_numpy() for name in ("layer", "key_position", "query_position"))
+    together = table.groupby(["layer", "key_position", "query_position"])
+    rank, size = together.cumcount().to_numpy(), together["head_index"].transform("size").to_numpy()
     shift = (rank - (size - 1) / 2) * _SPREAD
     start, end = np.stack([key + shift, layer], axis=1), np.stack([query + shift, layer + 1], axis=1)
     weight = table["weight"].to_numpy()

@@ -255,11 +255,11 @@ def test_one_line_per_edge_from_key_to_query(run):
     (start_x, start_y), (end_x, end_y) = lines[:, 0].T, lines[:, 1].T
     np.testing.assert_array_equal(start_y, table["layer"])
     np.testing.assert_array_equal(end_y, table["layer"] + 1)
-    shift = start_x - table["key"]
+    shift = start_x - table["key_position"]
     assert (abs(shift) < 0.25).all()
-    np.testing.assert_allclose(end_x - table["query"], shift)
+    np.testing.assert_allclose(end_x - table["query_position"], shift)
     assert len(np.unique(lines.reshape(len(lines), 4), axis=0)) == len(lines)
-    alone = ~table.duplicated(["layer", "query", "key"], keep=False)
+    alone = ~table.duplicated(["layer", "query_position", "key_position"], keep=False)
     assert alone.any()
     assert (shift[alone] == 0).all()
 
