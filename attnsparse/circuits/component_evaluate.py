@@ -48,7 +48,6 @@ def evaluate(
 
     Parameters
     ----------
-    circuit : ComponentCircuit
     model : Model
         Of as many layers and heads as the scores are of.
     task : Task

@@ -54,8 +54,6 @@ def to_mib(
 
     Parameters
     ----------
-    circuit : ComponentCircuit
-        Of the sizes of the model that the folder names.
     folder : path
         Named as MIB asks: "ioi_gpt2" (12 layers of 12 heads, 768 wide) or "ioi_interpbench" (6 layers of 4
         heads); it is made if it is not there. What this call wrote there before is replaced.
@@ -110,10 +108,10 @@ def scores_to_mib(
 ) -> None:
     """Write importances of nodes or neurons as the folder that MIB's circuit track takes.
 
+    The scores are of level="node" or "neuron"; for component edges, see `ComponentCircuit.to_mib`.
+
     Parameters
     ----------
-    scores : ComponentScores
-        With level="node" or "neuron"; for component edges, see `ComponentCircuit.to_mib`.
     folder : path
         As in `ComponentCircuit.to_mib`.
     model : Model

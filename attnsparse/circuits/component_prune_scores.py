@@ -68,7 +68,6 @@ def to_prune_scores(circuit: ComponentCircuit, path: str | os.PathLike[str]) -> 
 
     Parameters
     ----------
-    circuit : ComponentCircuit
     path : path
         What ends in .pkl, .pt or .pth is written with torch, in float32, for `torch.load` and auto-circuit's
         `load_cache`. Else a .npz in float64, whose ending is added if it is not there; for auto-circuit:

@@ -88,6 +88,7 @@ COMPONENT_CALLS: dict[str, Uses] = {
         lambda e: component_values(e.model, e.task, some(e)),
         lambda e: component_values(e.dense, e.task, some(e), ablation="mean", metric="kl"),
         lambda e: component_values(e.model, e.task, some(e), direction="denoising", gate="held"),
+        lambda e: component_values(e.model, e.task, some(e), resume=e.folder / "circuits"),
         wrong=(
             lambda e: component_values(e.model, e.task, some(e)[:, :2]),
             lambda e: component_values(e.model, e.task, some(e), ablation="x"),
