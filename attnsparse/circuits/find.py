@@ -126,7 +126,7 @@ def find_circuit(
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
-        Show bars on stderr. Default: in terminals and notebooks only.
+        Show a bar on stderr. Default: in terminals and notebooks only.
 
     Returns
     -------
