@@ -23,12 +23,14 @@ from attnsparse.circuits import (
     keep_only,
     knock_out,
     leave_one_out,
+    patching_sweep,
     resumed,
 )
 from attnsparse.tasks import CustomMetric
 from attnsparse.tasks.task import Task
 
 scores_module = import_module("attnsparse.circuits.component_scores")
+patching_module = import_module("attnsparse.circuits.patching")
 
 
 def test_cells_are_escaped_unless_they_are_html() -> None:
@@ -200,6 +202,7 @@ CALLS = {
     "leave one out": (effects, lambda m, t: leave_one_out(m, t, candidates(m, t, "head"))),
     "attribution": (effects, lambda m, t: attribution(m, t, "edge", steps=10)),
     "component scores": (scores_module, lambda m, t: component_scores(m, t, method="eap-ig-inputs")),
+    "patching": (patching_module, lambda m, t: patching_sweep(m, t, "resid")),
     "circuits": (resumed, lambda m, t: component_values(m, t, np.ones((9, *SHAPE), bool))),
 }
 SHAPE = (1 + N_LAYER * 5, N_LAYER * 13 + 1)

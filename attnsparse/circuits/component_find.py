@@ -16,7 +16,7 @@ from . import component_names as names
 from .component_circuit import ComponentCircuit, component_circuit
 from .component_curve import ComponentCurve
 from .component_scores import component_scores
-from .halves import check_halves, halves
+from .find import check_halves, halves
 
 
 class FoundComponents(NamedTuple):

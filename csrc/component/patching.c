@@ -348,8 +348,11 @@ static asp_status run_variants(patching *p, const asp_context *context) {
     if (!p->n_variants) return ASP_OK;
     p->rows = p->x;
     p->n_rows = p->n_begun = 0;
-    for (int64_t l = p->places[0].layer; !status && l < p->setting.model->config.n_layer; l++)
+    const int64_t first = p->places[0].layer, n_layer = p->setting.model->config.n_layer;
+    for (int64_t l = first; !status && l < n_layer; l++) {
         status = run_patched_layer(p, l, context);
+        if (!status) status = asp_context_share(context, (double)(l + 1 - first) / (double)(n_layer - first));
+    }
     for (int64_t i = 0; i < p->n_variants; i++) p->last.sequence[i] = p->ends[i].sequence;
     if (!status) status = asp_last_values(p->found, &p->setting, &p->last, p->n_rows, context);
     for (int64_t i = 0; !status && i < p->n_variants; i++) p->values[p->places[i].at] = p->found[i];
@@ -427,8 +430,11 @@ static asp_status run_patched_prompts(patching *p, double *base, double *other, 
     status = asp_last_of_run(base + s->first, s, &p->last, s->plain.resid, context);
     if (!status) status = asp_last_of_run(other + s->first, s, &p->last, s->replaced.resid, context);
     for (int64_t item = 0; !status && item < inner * s->n;) {
+        const int64_t done = inner * s->first + item;
         status = open_patched_block(p, &item, inner * s->n, base, context);
-        if (!status) status = run_variants(p, context);
+        const asp_context whole =
+            asp_context_stage(context, s->stage, done, inner * s->first + item, inner * n_prompts);
+        if (!status) status = run_variants(p, &whole);
         if (!status) status = asp_context_progress(context, s->stage, inner * s->first + item, inner * n_prompts);
     }
     asp_blas_leave();

@@ -29,7 +29,8 @@ DOCUMENTED = FUNCTIONS | CLASSES_OF_OURS | METHODS
 OF_OTHERS = [
     value
     for value in METHODS.values()
-    if inspect.isfunction(value) and [*inspect.signature(value).parameters][:1] in (["graph"], ["circuit"])
+    if inspect.isfunction(value)
+    and [*inspect.signature(value).parameters][:1] in (["graph"], ["circuit"], ["scores"])
 ]
 
 
