@@ -340,7 +340,7 @@ static asp_status run_patched_layer(patching *p, int64_t layer, const asp_contex
     int32_t *after = p->view.after;
     p->view.after = p->view.before;
     p->view.before = after;
-    return status;
+    return status ? status : asp_context_share(context, (double)(layer + 1) / (double)m->config.n_layer);
 }
 
 static asp_status run_variants(patching *p, const asp_context *context) {
@@ -348,11 +348,8 @@ static asp_status run_variants(patching *p, const asp_context *context) {
     if (!p->n_variants) return ASP_OK;
     p->rows = p->x;
     p->n_rows = p->n_begun = 0;
-    const int64_t first = p->places[0].layer, n_layer = p->setting.model->config.n_layer;
-    for (int64_t l = first; !status && l < n_layer; l++) {
+    for (int64_t l = p->places[0].layer; !status && l < p->setting.model->config.n_layer; l++)
         status = run_patched_layer(p, l, context);
-        if (!status) status = asp_context_share(context, (double)(l + 1 - first) / (double)(n_layer - first));
-    }
     for (int64_t i = 0; i < p->n_variants; i++) p->last.sequence[i] = p->ends[i].sequence;
     if (!status) status = asp_last_values(p->found, &p->setting, &p->last, p->n_rows, context);
     for (int64_t i = 0; !status && i < p->n_variants; i++) p->values[p->places[i].at] = p->found[i];
