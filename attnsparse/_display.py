@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import html
 import sys
+import threading
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +20,64 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # rows of a table in a notebook
 _STAGE_UNITS = {
-    "attribution": "prompt",
     "backward elimination": "item",
-    "random orders": "order",
     "graph edges": "node",
     "graph heads": "array",
 }  # else runs
+PULSE_SECONDS = 0.25  # between two times that a bar is drawn
+_FORMAT = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} "
+    "[{elapsed_s:.1f} s, {remaining} left, {rate_fmt}{postfix}]"
+)
+_TELL: contextvars.ContextVar[Callable[[str, int, int], None] | None] = contextvars.ContextVar(
+    "attnsparse_bar", default=None
+)
 _SIGNS = 40  # characters of a bar's text, which may be the name of a model
 
 
-def progress_bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:
-    """A tqdm bar as a context, or a context that gives None.
+@contextlib.contextmanager
+def progress_bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Iterator[Any]:
+    """A tqdm bar as a context that moves by itself between its updates, or a context that gives None.
 
     progress: None shows it if stderr is a terminal or a notebook reads it, and the call takes a second.
     """
     if not _is_shown(progress):
-        return contextlib.nullcontext()
-    return _bar(progress, total, text, unit, initial)
+        yield None
+        return
+    bar = _bar(progress, total, text, unit, initial)
+    with _moving(bar):
+        yield bar
+
+
+@contextlib.contextmanager
+def stage_bars(progress: bool | None) -> Iterator[Callable[[str, int, int], None] | None]:
+    """What the core tells how far it is, as a context: one bar, which begins again with each stage; inside
+    another such context it is that one's. None if none is shown."""
+    if not _is_shown(progress):
+        yield None
+        return
+    if (outer := _TELL.get()) is not None:
+        yield outer
+        return
+    with contextlib.ExitStack() as opened:
+        bar: Any = None
+        shown = ""
+
+        def tell(stage: str, done: int, total: int) -> None:
+            nonlocal bar, shown
+            unit = _STAGE_UNITS.get(stage, "run")
+            if bar is None:
+                bar = opened.enter_context(_moving(_bar(progress, total, stage, unit)))
+            elif stage != shown or done == 0:  # less than before is a correction, not another stage
+                bar.unit = unit
+                bar.set_description_str(shortened(stage, _SIGNS), refresh=False)
+                _restart(bar, total)
+            shown = stage
+            bar.update(done - bar.n)
+
+        token = _TELL.set(tell)
+        opened.callback(_TELL.reset, token)
+        yield tell
 
 
 def _is_shown(progress: bool | None) -> bool:
@@ -40,33 +85,50 @@ def _is_shown(progress: bool | None) -> bool:
 
 
 def _bar(progress: bool | None, total: int, text: str, unit: str, initial: int = 0) -> Any:
-    from tqdm import tqdm
-
-    delay = 1.0 if progress is None else 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm's, where a notebook has no widgets: then it is a line of text
+        from tqdm.auto import tqdm
     return tqdm(
-        total=total, initial=initial, desc=shortened(text, _SIGNS), unit=unit, mininterval=0.5, delay=delay
-    )
+        total=total, initial=initial, desc=shortened(text, _SIGNS), unit=unit, bar_format=_FORMAT,
+        mininterval=PULSE_SECONDS, miniters=0, delay=1.0 if progress is None else 0.0,
+    )  # fmt: skip
+
+
+def _restart(bar: Any, total: int) -> None:
+    """Begin again at 0, without showing a bar whose delay is not over."""
+    if bar.delay:
+        bar.total, bar.n, bar.last_print_n = total, 0, 0
+    else:
+        bar.reset(total)
 
 
 @contextlib.contextmanager
-def stage_bars(progress: bool | None) -> Iterator[Callable[[str, int, int], None] | None]:
-    """What the core tells how far it is, as a context: one bar for each stage. None if none is shown."""
-    if not _is_shown(progress):
-        yield None
-        return
-    with contextlib.ExitStack() as open_bars:
-        bar: Any = None
-        shown = ""
+def _moving(bar: Any) -> Iterator[Any]:
+    """A bar that is drawn anew all the time, with the time that it takes, and closed at the end.
 
-        def tell(stage: str, done: int, total: int) -> None:
-            nonlocal bar, shown
-            if stage != shown or done == 0:
-                open_bars.close()  # that of the stage before
-                bar = open_bars.enter_context(_bar(progress, total, stage, _STAGE_UNITS.get(stage, "run")))
-                shown = stage
-            bar.update(done - bar.n)
+    Another thread does it, because a call of the core or a step of training may say nothing for long.
+    """
+    begun, ended = time.monotonic(), threading.Event()
 
-        yield tell
+    def draw() -> None:
+        while not ended.wait(PULSE_SECONDS):
+            if time.monotonic() - begun >= bar.delay:
+                bar.refresh()
+                bar.delay = 0.0  # it is shown, so closing it ends its line
+
+    # with the context of this thread, by which a notebook knows the cell that it belongs to
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(draw,), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads; the bar then moves with its updates alone
+        thread = threading.current_thread()
+    try:
+        yield bar
+    finally:
+        ended.set()
+        if thread is not threading.current_thread():
+            thread.join()
+        bar.close()
 
 
 def in_notebook() -> bool:

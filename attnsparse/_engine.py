@@ -8,7 +8,9 @@ loaded, and is put back at once: NumPy's copy has read it before.
 from __future__ import annotations
 
 import os
+import re
 import sys
+import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,9 @@ finally:
 _core64._share_blas_state(_core._blas_state())  # one OpenBLAS serves both
 
 CORES = {"float32": _core, "float64": _core64}
+MOST_THREADS = 64
+THREAD_VARIABLES = ("ATTNSPARSE_NUM_THREADS", "OMP_NUM_THREADS")
+"""Environment variables with a number of threads, the stronger one first."""
 
 
 def core_for(dtype: object) -> Any:
@@ -68,7 +73,7 @@ def set_num_threads(n: int) -> None:
     n : int
         1..64.
     """
-    n = _check.integer(n, "the number of threads n", 1, 64)
+    n = _check.integer(n, "the number of threads n", 1, MOST_THREADS)
     for core in CORES.values():
         core.set_num_threads(n)
 
@@ -79,6 +84,34 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        As set by `set_num_threads`; by default the number that CPU affinity and the cgroup's quota allow.
+        As set by `set_num_threads`; by default what the environment variable ATTNSPARSE_NUM_THREADS says, or
+        else OMP_NUM_THREADS, or else the number that CPU affinity and the cgroup's quota allow.
     """
     return _core.get_num_threads()
+
+
+def _threads_asked() -> int | None:
+    """What the environment says, of OMP_NUM_THREADS the first number of a list; None if it says nothing.
+
+    A value that is no number of threads is ignored with a warning.
+    """
+    for name in THREAD_VARIABLES:
+        text = os.environ.get(name, "").strip()
+        if not text:
+            continue
+        first = text.split(",")[0].strip() if name.startswith("OMP") else text
+        n = int(first) if re.fullmatch("[0-9]{1,9}", first) else 0
+        if name.startswith("OMP"):
+            n = min(n, MOST_THREADS)
+        if 1 <= n <= MOST_THREADS:
+            return n
+        warnings.warn(
+            f"{name}={text!r:.40} is no number of threads in 1..{MOST_THREADS}, and is ignored",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return None
+
+
+if (_asked := _threads_asked()) is not None:
+    set_num_threads(_asked)

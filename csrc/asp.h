@@ -59,6 +59,11 @@ typedef struct {
     int (*progress)(void *state, const char *stage, int64_t done, int64_t total);
     void *progress_state;
     asp_error *err; /* for the core: where what fails inside a call says what it is.  Callers leave it NULL */
+    /* For the core: a call inside takes this stage from stage_done to stage_next of stage_total, and may tell how far
+     * it is.  Callers leave it NULL */
+    const char *stage;
+    double stage_done, stage_next;
+    int64_t stage_total;
 } asp_context;
 
 /* Everything is computed with rounding to nearest, subnormal numbers and no traps, whatever the calling thread has

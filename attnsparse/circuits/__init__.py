@@ -11,6 +11,7 @@ from .component_circuit import (
     load_component_circuit,
 )
 from .component_curve import Area, ComponentCurve, Roc
+from .component_find import FoundComponents, find_component_circuit
 from .component_names import ABLATIONS as COMPONENT_ABLATIONS
 from .component_names import METHODS as COMPONENT_METHODS
 from .component_scores import ComponentScores, component_scores
@@ -37,6 +38,7 @@ __all__ = [
     "ComponentScores",
     "EntryEffects",
     "EntrySweep",
+    "FoundComponents",
     "Needed",
     "PatchingSweep",
     "PathPatch",
@@ -50,6 +52,7 @@ __all__ = [
     "component_values",
     "entry_effects",
     "find_circuit",
+    "find_component_circuit",
     "keep_only",
     "knock_out",
     "leave_one_out",

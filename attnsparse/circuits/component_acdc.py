@@ -98,5 +98,5 @@ def component_acdc(
         mask = _CORE.component_prune(config.n_layer, config.n_head, mask)
     return ComponentCircuit(
         scores, config.n_layer, config.n_head, config.d_model,
-        given=mask, method="acdc", model=model.name, task=task.name,
+        given=mask, method="acdc", model=model.name, task=task.name, prompts=task.prompt_digests,
     )  # fmt: skip

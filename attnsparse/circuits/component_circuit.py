@@ -8,26 +8,24 @@ component edges are in the circuit, and the ablated outputs of all others before
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _check
 from .._engine import core_for
+from ..io.atomic import write_atomic
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
-from ..tasks.task import Task
-from . import component_file
+from . import component_evaluate, component_file, component_mib, component_prune_scores
 from . import component_names as names
 from .choices import RANK_BY
-from .component_curve import ComponentCurve, Roc
+from .component_curve import Roc
 from .component_scores import ComponentScores
-from .component_values import checked_mask, component_values
+from .component_values import checked_mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +63,8 @@ class ComponentCircuit:
         Name of the model.
     task : str
         Name of the task.
+    prompts : tuple of str
+        `Task.prompt_digests` of the prompts that it was ranked on; empty if they are not known.
     """
 
     scores: np.ndarray
@@ -77,6 +77,7 @@ class ComponentCircuit:
     method: str = ""
     model: str = ""
     task: str = ""
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for value in (self.scores, self.given):
@@ -169,70 +170,7 @@ class ComponentCircuit:
 
     # --- evaluation
 
-    def evaluate(
-        self,
-        model: Model,
-        task: Task,
-        *,
-        shares: Sequence[float] = names.GRID,
-        prune: bool = True,
-        ablation: str = "counterfactual",
-        direction: str = "noising",
-        gate: str = "recomputed",
-        reference: Task | Iterable[Any] | None = None,
-        metric: str | CustomMetric | None = None,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-        threads: int | None = None,
-        progress: bool | None = None,
-    ) -> ComponentCurve:
-        """Measure the metric of circuits of several sizes, the whole model and the empty circuit.
-
-        Parameters
-        ----------
-        model : Model
-            Of as many layers and heads as the scores are of.
-        task : Task
-        shares : sequence of float, default MIB's grid
-            Shares of all component edges, ascending, each in 0..1; their numbers are rounded down.
-        prune : bool, default True
-            As in `masks`.
-        ablation, direction, gate, reference, metric, max_bytes, threads, progress
-            As in `component_values`.
-
-        Returns
-        -------
-        ComponentCurve
-        """
-        _check.instance(model, Model, "model")
-        if (model.config.n_layer, model.config.n_head) != self._shape:
-            raise ValueError(
-                f"this circuit is of {self.n_layer} layers of {self.n_head} heads, the model has "
-                f"{model.config.n_layer} of {model.config.n_head}"
-            )
-        asked = np.array([_check.share(share, "each of shares") for share in shares])
-        if not len(asked) or (np.diff(asked) <= 0).any():
-            raise ValueError(f"shares must ascend, got {asked.tolist()}")
-        n = self.n_edges
-        requested = np.array([int(share * n) for share in asked], np.int64)
-        masks, kept = self.masks([*requested.tolist(), n, 0], prune=prune)
-        values = component_values(
-            model, task, masks, ablation=ablation, direction=direction, gate=gate, reference=reference,
-            metric=metric, max_bytes=max_bytes, threads=threads, progress=progress,
-        )  # fmt: skip
-        return ComponentCurve(
-            shares=asked,
-            requested=requested,
-            kept=kept[:-2],
-            values=values[:-2],
-            full=values[-2],
-            empty=values[-1],
-            ablation=ablation,
-            direction=direction,
-            gate=gate if model.config.gated else "none",
-            metric=metric_name(chosen_metric(metric, task)),
-            model=model.name,
-            task=task.name,
-        )
+    evaluate = component_evaluate.evaluate
 
     def roc(self, truth: npt.ArrayLike) -> Roc:
         """Compare the ranking with a given circuit.
@@ -286,7 +224,7 @@ class ComponentCircuit:
         Parameters
         ----------
         path : path
-            MIB asks for importances.json in a folder such as ioi_gpt2.
+            For a folder that MIB takes as a submission, see `to_mib`.
         n : int, optional
             Number of component edges in the circuit. Default: the set `given`, or all.
         prune : bool, default True
@@ -295,7 +233,8 @@ class ComponentCircuit:
         mask = component_file.exists(self._shape) if self.given is None else self.given
         if n is not None:
             mask = self.mask(n, prune=prune)
-        component_file.write_json(path, self._shape, self.d_model, self.scores, mask)
+        written = component_file.json_bytes(self._shape, self.d_model, self.scores, mask)
+        write_atomic(_check.path(path), [written])
 
     @classmethod
     def from_json(
@@ -340,6 +279,11 @@ class ComponentCircuit:
             If the file cannot be written.
         """
         component_file.write(path, vars(self))
+
+    to_prune_scores = component_prune_scores.to_prune_scores
+    from_prune_scores = classmethod(component_prune_scores.from_prune_scores)
+    to_mib = component_mib.to_mib
+    from_mib = classmethod(component_mib.from_mib)
 
     def __repr__(self) -> str:
         return (
@@ -388,7 +332,7 @@ def component_circuit(
         raise ValueError(f"these scores are of another model than {model.name!r}: its components differ")
     return ComponentCircuit(
         scores.scores.copy(), config.n_layer, config.n_head, config.d_model, select, rank_by,
-        method=scores.method, model=scores.model, task=scores.task,
+        method=scores.method, model=scores.model, task=scores.task, prompts=scores.prompts,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -84,6 +84,14 @@ class ComponentCurve:
         Name of the model.
     task : str
         Name of the task.
+    random_values : numpy.ndarray
+        float64 [R, S, P]: the metric of the circuits of R random rankings; R is 0 without them.
+    random_kept : numpy.ndarray
+        int64 [R, S]: as `kept`, of random rankings.
+    prompts : tuple of str
+        `Task.prompt_digests` of the prompts.
+    n_shared : int, optional
+        How many of the prompts the circuit was ranked on as well; None if that is not known.
     """
 
     shares: np.ndarray
@@ -98,6 +106,10 @@ class ComponentCurve:
     metric: str
     model: str
     task: str
+    random_values: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0)))
+    random_kept: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    prompts: tuple[str, ...] = ()
+    n_shared: int | None = None
 
     def _curve(self) -> Curve:
         return Curve(self.values, self.full, self.empty, "mib")
@@ -107,6 +119,33 @@ class ComponentCurve:
         """float64 [S]: (m(C) - m(empty)) / (m(full) - m(empty)), of means over prompts."""
         effect: np.ndarray = _CORE.curve_effect(self._curve())
         return effect
+
+    @property
+    def random_faithfulness(self) -> np.ndarray:
+        """float64 [R, S]: the faithfulness of each random ranking."""
+        n_random, n_sizes = len(self.random_values), len(self.shares)
+        rows = np.ascontiguousarray(self.random_values.reshape(n_random * n_sizes, len(self.full)))
+        effect: np.ndarray = _CORE.curve_effect(Curve(rows, self.full, self.empty, "mib"))
+        return effect.reshape(n_random, n_sizes)
+
+    @property
+    def random_effect(self) -> np.ndarray:
+        """float64 [S]: the faithfulness of random rankings, their mean; NaN without them."""
+        return self.random_faithfulness.mean(0) if len(self.random_values) else self._nothing
+
+    @property
+    def random_low(self) -> np.ndarray:
+        """float64 [S]: the smallest faithfulness of the random rankings; NaN without them."""
+        return self.random_faithfulness.min(0) if len(self.random_values) else self._nothing
+
+    @property
+    def random_high(self) -> np.ndarray:
+        """float64 [S]: the largest faithfulness of the random rankings; NaN without them."""
+        return self.random_faithfulness.max(0) if len(self.random_values) else self._nothing
+
+    @property
+    def _nothing(self) -> np.ndarray:
+        return np.full(len(self.shares), np.nan)
 
     def cpr(self, *, n_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> Area:
         """The circuit performance ratio of MIB: the area under the faithfulness.
@@ -179,20 +218,24 @@ class ComponentCurve:
         -------
         pandas.DataFrame
             Columns share, requested, kept, metric (mean over prompts), faithfulness, low and high, the ends
-            of its interval by `band()`.
+            of its interval by `band()`, and random, random_low and random_high: mean, smallest and largest
+            faithfulness of random rankings.
         """
         import pandas as pd
 
         low, high = self.band()
         table: dict[str, np.ndarray] = {"share": self.shares, "requested": self.requested, "kept": self.kept}
         table |= {"metric": self.values.mean(1), "faithfulness": self.faithfulness, "low": low, "high": high}
+        table |= {"random": self.random_effect, "random_low": self.random_low}
+        table["random_high"] = self.random_high
         frame: pd.DataFrame = pd.DataFrame(table)
         return frame
 
     def __repr__(self) -> str:
         n_sizes, n_prompts = self.values.shape
+        shared = f" ({self.n_shared} of them ranked on)" if self.n_shared else ""
         return (
-            f"ComponentCurve({self.model!r} on {self.task!r}: {n_sizes} sizes, {n_prompts} prompts, "
+            f"ComponentCurve({self.model!r} on {self.task!r}: {n_sizes} sizes, {n_prompts} prompts{shared}, "
             f"ablation={self.ablation!r}, direction={self.direction!r}, gate={self.gate!r}, "
             f"metric={self.metric!r})"
         )

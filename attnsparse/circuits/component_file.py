@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import _check
 from ..errors import quoted, raise_file_error
-from ..io.atomic import write_atomic
 from ..io.bundle import Bundle, Schema, write_bundle
 from ..io.bundle_fields import (
     Specs,
@@ -22,6 +21,7 @@ from ..io.bundle_fields import (
     check_sides,
     check_size,
     check_tensors,
+    check_text_list,
     check_texts,
     stored,
 )
@@ -36,7 +36,7 @@ ARRAYS: Specs = {"scores": ("F64", "SR"), "given": ("I32", "SR")}  # given: 0 x 
 JSON_LIMITS = Limits(max_json_values=8_000_000)
 _TEXTS = ("method", "model", "task")
 _SIDES = {"n_layer": (1, 512), "n_head": (1, 1024), "d_model": (1, 65536)}
-_FIELDS = {*_TEXTS, *_SIDES, "select", "rank_by"}
+_FIELDS = {*_TEXTS, *_SIDES, "select", "rank_by", "prompts"}
 _LETTERS = "qkv"
 
 
@@ -54,8 +54,8 @@ def exists(shape: names.Shape) -> np.ndarray:
 def write(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
     """Write the fields of a circuit, by name."""
     given = np.zeros((0, 0), np.int32) if fields["given"] is None else fields["given"].astype(np.int32)
-    texts = {name: fields[name] for name in sorted(_FIELDS)}
-    write_bundle(path, SCHEMA, texts, stored({"scores": fields["scores"], "given": given}, ARRAYS))
+    told = {name: fields[name] for name in sorted(_FIELDS)} | {"prompts": list(fields["prompts"])}
+    write_bundle(path, SCHEMA, told, stored({"scores": fields["scores"], "given": given}, ARRAYS))
 
 
 def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
         data = bundle.fields
         check_names(data, _FIELDS, "the file", bundle.path)
         check_texts(data, _TEXTS, bundle.path)
+        check_text_list(data, "prompts", bundle.path)
         for name, (low, high) in _SIDES.items():
             check_integer(data, name, low, high, bundle.path)
         check_choice(data, "select", names.SELECTIONS, bundle.path)
@@ -87,6 +88,7 @@ def read(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
             raise_file_error(
                 "value", bundle.path, "there is a score where there is no component edge", "scores"
             )
+        data["prompts"] = tuple(data["prompts"])
         return {**data, **arrays, "given": given.astype(bool) if given.size else None}
 
 
@@ -111,24 +113,39 @@ def edge_places(shape: names.Shape) -> Iterator[tuple[str, int, int]]:
         yield f"{sender}->logits", place, n_receivers - 1
 
 
-def write_json(
-    path: str | os.PathLike[str], shape: names.Shape, d_model: int, scores: np.ndarray, mask: np.ndarray
-) -> None:
-    """Write a circuit as EAP-IG does; a node is in it if a component edge goes out of it."""
+def json_bytes(
+    shape: names.Shape,
+    d_model: int,
+    scores: np.ndarray,
+    mask: np.ndarray,
+    nodes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> bytes:
+    """A circuit as EAP-IG writes it; a node is in it if a component edge goes out of it.
+
+    nodes: what is told of a node besides, by its name.
+    """
     senders = names.senders(shape)
-    nodes = {name: {"in_graph": bool(sends)} for name, sends in zip(senders, np.any(mask, axis=1).tolist())}
+    told = nodes or {}
+    sends = zip(senders, np.any(mask, axis=1).tolist())
+    inside = {name: {"in_graph": bool(send), **told.get(name, {})} for name, send in sends}
     edges = {
         name: {"score": float(scores[u, v]), "in_graph": bool(mask[u, v])}
         for name, u, v in edge_places(shape)
     }
-    config = {
+    data = {
+        "cfg": config(shape, d_model), "nodes": inside | {"logits": {"in_graph": True}}, "edges": edges
+    }  # fmt: skip
+    return json.dumps(data, allow_nan=False).encode()
+
+
+def config(shape: names.Shape, d_model: int) -> dict[str, Any]:
+    """The sizes of a model under EAP-IG's names."""
+    return {
         "n_layers": shape.n_layer,
         "n_heads": shape.n_head,
         "parallel_attn_mlp": False,
         "d_model": d_model,
     }
-    data = {"cfg": config, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}
-    write_atomic(_check.path(path), [json.dumps(data, allow_nan=False).encode()])
 
 
 def read_json(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
@@ -142,18 +159,7 @@ def read_json(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
     for name in ("cfg", "edges"):
         if not isinstance(data.get(name), dict):
             raise_file_error("value", label, f"'{name}' must be an object, got {shown(data.get(name))}", name)
-    config, edges = data["cfg"], data["edges"]
-    sides = {}
-    for name, own in (("n_layers", "n_layer"), ("n_heads", "n_head"), ("d_model", "d_model")):
-        low, high = _SIDES[own]
-        value = config.get(name)
-        if type(value) is not int or not low <= value <= high:
-            text = f"'{name}' must be an integer in {low}..{high}, got {shown(value)}"
-            raise_file_error("value", label, text, name)
-        sides[own] = value
-    if config.get("parallel_attn_mlp"):
-        text = "attention and MLPs side by side ('parallel_attn_mlp') are not GPT-2's"
-        raise_file_error("value", label, text, "parallel_attn_mlp")
+    edges, sides = data["edges"], checked_sides(data["cfg"], label)
     shape = names.Shape(sides["n_layer"], sides["n_head"])
     n_senders = 1 + shape.n_layer * (shape.n_head + 1)
     if n_senders * n_senders > limits.max_json_values:
@@ -168,6 +174,22 @@ def read_json(path: str | os.PathLike[str], limits: Limits) -> dict[str, Any]:
             raise_file_error("value", label, f"{quoted(name)} is no component edge of this model", name)
         scores[place], given[place] = _entry(name, entry, label)
     return {**sides, "scores": scores, "given": given}
+
+
+def checked_sides(config: Mapping[str, Any], label: str) -> dict[str, int]:
+    """The sizes in a config of EAP-IG, under our names."""
+    sides = {}
+    for name, own in (("n_layers", "n_layer"), ("n_heads", "n_head"), ("d_model", "d_model")):
+        low, high = _SIDES[own]
+        value = config.get(name)
+        if type(value) is not int or not low <= value <= high:
+            text = f"'{name}' must be an integer in {low}..{high}, got {shown(value)}"
+            raise_file_error("value", label, text, name)
+        sides[own] = value
+    if config.get("parallel_attn_mlp"):
+        text = "attention and MLPs side by side ('parallel_attn_mlp') are not GPT-2's"
+        raise_file_error("value", label, text, "parallel_attn_mlp")
+    return sides
 
 
 def _entry(name: str, entry: Any, label: str) -> tuple[float, bool]:

@@ -18,6 +18,7 @@ from .._display import stage_bars
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ..tasks.task import Task
+from . import component_mib
 from . import component_names as names
 from .component_options import changed_options
 from .effects import packed_task
@@ -63,6 +64,8 @@ class ComponentScores:
         Name of the model.
     task : str
         Name of the task.
+    prompts : tuple of str
+        `Task.prompt_digests` of the prompts that it was scored on; empty if they are not known.
     """
 
     scores: np.ndarray
@@ -78,6 +81,7 @@ class ComponentScores:
     metric: str
     model: str
     task: str
+    prompts: tuple[str, ...] = ()
 
     @property
     def exists(self) -> np.ndarray:
@@ -115,6 +119,9 @@ class ComponentScores:
             table = {"name": edges, "sender": sender, "receiver": receiver, "score": scores}
         frame: pd.DataFrame = pd.DataFrame(table)
         return frame
+
+    to_mib = component_mib.scores_to_mib
+    from_mib = classmethod(component_mib.scores_from_mib)
 
     def __repr__(self) -> str:
         steps = f", steps={self.steps}" if self.steps > 1 else ""
@@ -233,6 +240,7 @@ def component_scores(
         metric="none" if routes else metric_name(chosen),
         model=model.name,
         task=task.name,
+        prompts=task.prompt_digests,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
-from .._display import stage_bars
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric
@@ -17,6 +17,7 @@ from ..tasks.task import Task
 from . import component_names as names
 from .component_options import changed_options
 from .effects import packed_task
+from .resumed import Tell, in_rows, sweep_question
 
 
 def checked_mask(value: npt.ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -39,6 +40,7 @@ def component_values(
     gate: str = "recomputed",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -64,6 +66,12 @@ def component_values(
         Prompts that means are taken over. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    resume : path, optional
+        File that keeps the circuits that are measured; its name gets the ending .search.safetensors unless it
+        ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
+        the call continues from there and finds the same bits as without the stop. It is not removed. With a
+        file some circuits are computed at a time, so in float32 the last bits can differ from a call without.
+        The functions of a `CustomMetric` are known by its name alone.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -84,6 +92,10 @@ def component_values(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another call.
+    OSError
+        If that file cannot be read or written.
     """
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), len(names.receivers(model.config)))
@@ -92,6 +104,15 @@ def component_values(
         raise ValueError(f"masks must have the shape (n, {shape[0]}, {shape[1]}), got {array.shape}")
     options = changed_options(model, ablation, direction, gate, reference, max_bytes)
     array = checked_mask(array, "masks", (len(array), *shape))
-    with stage_bars(progress) as tell:
-        found: np.ndarray = model._core.component_values(asked, array, options, _check.threads(threads), tell)
-    return found
+    n_threads = _check.threads(threads)
+
+    def measure(begin: int, end: int, tell: Tell) -> np.ndarray:
+        found: np.ndarray = model._core.component_values(asked, array[begin:end], options, n_threads, tell)
+        return found
+
+    def question() -> dict[str, Any]:
+        given = {name: value for name, value in options._asdict().items() if name != "max_bytes"}
+        given["method"] = "circuits"
+        return sweep_question(model, task, metric, masks=np.packbits(array, axis=-1), **given)
+
+    return in_rows(resume, question, (len(array), len(task)), measure, progress)

@@ -15,6 +15,7 @@ ablated one's, nats), or a `tasks.CustomMetric`; None is the task's own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from ..tasks.custom import CustomMetric, chosen_metric
 from ..tasks.metrics import METRICS, packed
 from ..tasks.task import Task
 from .choices import UNITS
+from .resumed import Tell, in_rows, sweep_question
 
 __all__ = [
     "ABLATIONS",
@@ -109,6 +111,7 @@ def knock_out(
     *,
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -129,6 +132,12 @@ def knock_out(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    resume : path, optional
+        File that keeps the rows that are measured; its name gets the ending .search.safetensors unless it
+        ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
+        the call continues from there and finds the same bits as without the stop. It is not removed. With a
+        file some rows are computed at a time, so in float32 the last bits can differ from a call without.
+        The functions of a `CustomMetric` are known by its name alone.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -149,12 +158,24 @@ def knock_out(
         For an item that the model or the prompts do not have.
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another call.
+    OSError
+        If that file cannot be read or written.
     """
     chosen, unit = _checked_items(items)
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
-    with stage_bars(progress) as tell:
-        return model._core.knock_out(asked, chosen, options, _check.threads(threads), tell)
+    n_threads = _check.threads(threads)
+
+    def measure(begin: int, end: int, tell: Tell) -> np.ndarray:
+        return model._core.knock_out(asked, chosen[begin:end], options, n_threads, tell)
+
+    def question() -> dict[str, Any]:
+        given = {"items": chosen, **_told(options)}
+        return sweep_question(model, task, metric, "knock-out", **given)
+
+    return in_rows(resume, question, (len(chosen), len(task)), measure, progress)
 
 
 def keep_only(
@@ -166,6 +187,7 @@ def keep_only(
     *,
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -188,6 +210,12 @@ def keep_only(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    resume : path, optional
+        File that keeps the rows that are measured; its name gets the ending .search.safetensors unless it
+        ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
+        the call continues from there and finds the same bits as without the stop. It is not removed. With a
+        file some rows are computed at a time, so in float32 the last bits can differ from a call without.
+        The functions of a `CustomMetric` are known by its name alone.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -208,6 +236,10 @@ def keep_only(
         For an item that the model or the prompts do not have.
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another call.
+    OSError
+        If that file cannot be read or written.
 
     Notes
     -----
@@ -221,10 +253,16 @@ def keep_only(
         raise TypeError(f"sizes must be a flat sequence of integers, got {sizes!r:.60}")
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
-    with stage_bars(progress) as tell:
-        return model._core.keep_only(
-            asked, chosen, _whole_numbers(counts, np.int64), options, _check.threads(threads), tell
-        )
+    counts, n_threads = _whole_numbers(counts, np.int64), _check.threads(threads)
+
+    def measure(begin: int, end: int, tell: Tell) -> np.ndarray:
+        return model._core.keep_only(asked, chosen, counts[begin:end], options, n_threads, tell)
+
+    def question() -> dict[str, Any]:
+        given = {"items": chosen, "sizes": counts, **_told(options)}
+        return sweep_question(model, task, metric, "keep only", **given)
+
+    return in_rows(resume, question, (len(counts), len(task)), measure, progress)
 
 
 def leave_one_out(
@@ -393,6 +431,11 @@ def effect_options(
         raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
     batch = as_batch(model, reference_prompts(reference), False)
     return EffectOptions(unit, ablation, max_bytes, batch.tokens, batch.offsets)
+
+
+def _told(options: EffectOptions) -> dict[str, Any]:
+    """What a file says of them: the limit of memory changes no bit."""
+    return {name: value for name, value in options._asdict().items() if name != "max_bytes"}
 
 
 def reference_prompts(reference: Task | Iterable[Any]) -> Any:

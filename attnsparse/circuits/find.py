@@ -125,7 +125,7 @@ def find_circuit(
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
-        Show bars on stderr. Default: in terminals and notebooks only.
+        Show a bar on stderr. Default: in terminals and notebooks only.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def find_circuit(
         },
     }
     kept = None if resume is None else SearchFile(resume, question(model, names))
-    ranking, evaluation = (effects.packed_task(model, *half) for half in _halves(task, chosen))
+    ranking, evaluation = (effects.packed_task(model, *half) for half in halves(task, chosen))
     search = model._core.circuit(
         ranking,
         evaluation,
@@ -248,13 +248,7 @@ def _measured(
         _check.instance(value, Task, name)
     if reference is not None and ablation != "mean":
         raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
-    n_ranking = int(task.is_ranking.sum())
-    if n_ranking in (0, len(task)):
-        missing, other = ("ranking", "evaluation") if n_ranking == 0 else ("evaluation", "ranking")
-        raise ValueError(
-            f"task {task.name!r} has no prompts for {missing}: all {len(task)} are for {other}; a circuit "
-            "needs prompts in both halves"
-        )
+    check_halves(task)
     chosen = chosen_metric(metric, task)
     if method == "attribution" and chosen == "kl":
         text = "method='attribution' finds nothing for metric 'kl': at the whole model its gradient is 0"
@@ -263,7 +257,18 @@ def _measured(
     return chosen, mean_of
 
 
-def _halves(task: Task, metric: str | CustomMetric) -> list[tuple[Task, str | CustomMetric]]:
+def check_halves(task: Task) -> None:
+    """ValueError for a task without prompts in one of its halves."""
+    n_ranking = int(task.is_ranking.sum())
+    if n_ranking in (0, len(task)):
+        missing, other = ("ranking", "evaluation") if n_ranking == 0 else ("evaluation", "ranking")
+        raise ValueError(
+            f"task {task.name!r} has no prompts for {missing}: all {len(task)} are for {other}; a circuit "
+            "needs prompts in both halves"
+        )
+
+
+def halves(task: Task, metric: str | CustomMetric) -> list[tuple[Task, str | CustomMetric]]:
     """The prompts to rank on and those to evaluate on, each with the metric of them."""
     parts = ((task.ranking, task.is_ranking), (task.evaluation, ~task.is_ranking))
     if not isinstance(metric, CustomMetric):

@@ -5,7 +5,7 @@ The two kinds of edge are not comparable, so each has an axis of its own, with i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 import matplotlib.pyplot as plt
@@ -42,7 +42,7 @@ def component_curve(
     curves: ComponentCurve | Mapping[str, ComponentCurve],
     ax: Axes | None = None,
     *,
-    random: ComponentCurve | Sequence[ComponentCurve] = (),
+    random: bool = True,
     by: str = "kept",
     log: bool = True,
     n_bootstrap: int = 1000,
@@ -54,8 +54,8 @@ def component_curve(
     """Faithfulness of circuits of component edges, against their number.
 
     The first curve is dark, the second blue, further ones are thin grey lines; dots are the circuits that
-    were evaluated. Bands are the first two curves' bootstrap intervals over prompts, a dotted line is the
-    mean of random rankings.
+    were evaluated. Bands are the first two curves' bootstrap intervals over prompts. A dotted line is the
+    mean of random rankings, the grey band around it goes from the smallest to the largest of them.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def component_curve(
         One, or label to `ComponentCurve`. Long labels are cut in the middle to 30 characters.
     ax : matplotlib.axes.Axes, optional
         Where to draw; None: a new figure.
-    random : ComponentCurve or sequence of ComponentCurve, optional
-        Of random rankings, all at the same shares: their mean is drawn.
+    random : bool, default True
+        Draw the random rankings of the first curve that has some (`evaluate(n_random=...)`).
     by : {"kept", "requested"}, default "kept"
         The number of component edges without dangling nodes, or the number that was taken, as in MIB.
     log : bool, default True
@@ -87,11 +87,10 @@ def component_curve(
     TypeError
         For other objects.
     ValueError
-        Without a curve, for another `by`, for random rankings of different shares, and as
-        `ComponentCurve.band`.
+        Without a curve, for another `by`, and as `ComponentCurve.band`.
     """
     named = _named(curves, ComponentCurve, "curves")
-    orders = _orders(random)
+    of_random = _with_random(named.values(), random)
     by, log = _check.choice(by, "by", _AXIS_LABELS), _check.flag(log, "log")
     bands = [
         curve.band(n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
@@ -102,7 +101,7 @@ def component_curve(
             ax = new_axes((3.4, 2.5))
         count_axis(ax, max(int(getattr(curve, by)[-1]) for curve in named.values()), log)
         ax.set(xlabel=_AXIS_LABELS[by], ylabel=_HEIGHT)
-        ax.set_ylim(_limits([*named.values(), *orders]) if ylim is None else ylim)
+        ax.set_ylim(_limits(named.values(), random) if ylim is None else ylim)
         draw_levels(ax)
         colours = {label: LOOKS[min(i, COMPARED)][0] for i, label in enumerate(named)}
         for (label, curve), (low, high) in zip(named.items(), bands):
@@ -115,11 +114,11 @@ def component_curve(
             lines[label].set(marker="o", markersize=2.4, markeredgewidth=0)
         taken: list[np.ndarray] = []
         texts = [(given_text(label, LABEL_SIGNS), line, colours[label]) for label, line in lines.items()]
-        if orders:
-            sizes, heights = (
-                np.mean([getattr(curve, name) for curve in orders], axis=0) for name in (by, "faithfulness")
-            )
-            texts.append((_RANDOM, draw_random(ax, _RANDOM, sizes, heights, GREY), GREY))
+        if of_random is not None:
+            sizes = of_random.random_kept.mean(0) if by == "kept" else of_random.requested
+            draw_band(ax, sizes, of_random.random_low, of_random.random_high, GREY)
+            line = draw_random(ax, _RANDOM, sizes, of_random.random_effect, GREY)
+            texts.append((_RANDOM, line, GREY))
         for text, line, colour in texts:
             write_near(ax, text, pixels(line), 7.0, colour, taken)
         if title is not None:
@@ -132,7 +131,7 @@ def component_and_attention(
     circuits: Circuit | Mapping[str, Circuit],
     figure: Figure | None = None,
     *,
-    random: ComponentCurve | Sequence[ComponentCurve] = (),
+    random: bool = True,
     title: str | None = None,
 ) -> Figure:
     """The curves of component edges, and beside them those of attention edges of the same task.
@@ -148,7 +147,7 @@ def component_and_attention(
         With unit="edge", as in `effect_curves`.
     figure : matplotlib.figure.Figure, optional
         An empty figure to draw on; None: a new one.
-    random : ComponentCurve or sequence of ComponentCurve, optional
+    random : bool, default True
         As in `component_curve`.
     title : str, optional
         At most 160 characters a line are shown.
@@ -176,7 +175,7 @@ def component_and_attention(
         figure = plt.figure(figsize=(6.8, 2.6), layout="constrained")
     elif not isinstance(figure, Figure):
         raise TypeError(f"figure must be a Figure of matplotlib, got {type(figure).__name__}")
-    ends = [_limits([*left.values(), *_orders(random)]), effect_limits(right.values())]
+    ends = [_limits(left.values(), random), effect_limits(right.values())]
     ylim = min(low for low, _ in ends), max(high for _, high in ends)
     with styled():
         axes = figure.subplots(1, 2)
@@ -206,17 +205,16 @@ def _named(value: object, kind: type[Kind], name: str) -> dict[str, Kind]:
     return dict(value)
 
 
-def _orders(random: object) -> list[ComponentCurve]:
-    """Curves of random rankings, at the same shares."""
-    if not isinstance(random, ComponentCurve | Sequence):
-        raise TypeError(f"random must be a ComponentCurve or a sequence of them, got {type(random).__name__}")
-    orders = [random] if isinstance(random, ComponentCurve) else list(random)
-    for i, one in enumerate(orders):
-        _check.instance(one, ComponentCurve, f"random[{i}]")
-    if any(not np.array_equal(one.requested, orders[0].requested) for one in orders):
-        raise ValueError("random must be curves of one model at the same shares, to take their mean")
-    return orders
+def _with_random(curves: Iterable[ComponentCurve], random: bool) -> ComponentCurve | None:
+    """The first curve with random rankings, if they are to be drawn."""
+    _check.flag(random, "random")
+    return next((curve for curve in curves if random and len(curve.random_values)), None)
 
 
-def _limits(curves: Sequence[ComponentCurve]) -> tuple[float, float]:
-    return curve_limits(curve.faithfulness for curve in curves)
+def _limits(curves: Collection[ComponentCurve], random: bool) -> tuple[float, float]:
+    """Limits of the vertical axis for all that is drawn."""
+    heights = [curve.faithfulness for curve in curves]
+    of_random = _with_random(curves, random)
+    if of_random is not None:
+        heights += [of_random.random_low, of_random.random_high]
+    return curve_limits(heights)

@@ -183,6 +183,20 @@ class TorchFile(FileSource):
         )
         return negative
 
+    def read_flags(self, name: str) -> np.ndarray:
+        """A tensor of type BOOL as booleans; FormatError `dtype` or `value` for anything else."""
+        info, place = self.tensors[name], self._locate_rows(name)
+        if info.dtype != "BOOL" or place is None:
+            text = f"tensor {quoted(name)} must be contiguous booleans, got {info.dtype}"
+            raise file_error(FormatError, "dtype", self.path, text, field=name)
+        raw: np.ndarray = np.empty(info.shape, np.uint8)
+        if raw.size:
+            self._file.read_into(place, bytes_of(raw))
+        if (raw > 1).any():
+            text = f"tensor {quoted(name)} has bytes that are no booleans"
+            raise file_error(FormatError, "value", self.path, text, field=name)
+        return raw.view(np.bool_)
+
     def _verify(self, key: str, place: ByteRange) -> None:
         """Check a whole storage once by its CRC if it has one, keeping nothing."""
         if place.crc is None or key in self.verified:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
+from .._display import progress_bar
 from .._engine import core_for
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model, sequences: Sequence[Any], loss_weights: Sequence[Any] | None, batch: int
+    model: Model,
+    sequences: Sequence[Any],
+    loss_weights: Sequence[Any] | None,
+    batch: int,
+    progress: bool | None,
 ) -> Evaluation:
     """See `Model.evaluate`."""
     batch = _check.integer(batch, "batch", 1)
@@ -74,16 +79,19 @@ def evaluate(
     right: list[bool] = []
     edges: list[int] = []
     own: list[int] = []
-    for begin in range(0, len(rows), batch):
-        run = model.run(rows[begin : begin + batch], record=("gate", "logits"))
-        for i, row in enumerate(rows[begin : begin + batch]):
-            alone = run[i]
-            chosen = np.flatnonzero(weights[begin + i][1:] > 0)
-            logits, targets = alone.logits[chosen], row[chosen + 1]
-            loss += float((token_losses(logits, targets) * weights[begin + i][chosen + 1]).sum())
-            right.append(bool((logits.argmax(axis=1) == targets).all()))
-            edges.append(int(np.count_nonzero(alone.gate)))
-            own.append(int(np.count_nonzero(np.diagonal(alone.gate, axis1=2, axis2=3))))
+    with progress_bar(progress, len(rows), "evaluation", "sequence") as bar:
+        for begin in range(0, len(rows), batch):
+            run = model.run(rows[begin : begin + batch], record=("gate", "logits"))
+            for i, row in enumerate(rows[begin : begin + batch]):
+                alone = run[i]
+                chosen = np.flatnonzero(weights[begin + i][1:] > 0)
+                logits, targets = alone.logits[chosen], row[chosen + 1]
+                loss += float((token_losses(logits, targets) * weights[begin + i][chosen + 1]).sum())
+                right.append(bool((logits.argmax(axis=1) == targets).all()))
+                edges.append(int(np.count_nonzero(alone.gate)))
+                own.append(int(np.count_nonzero(np.diagonal(alone.gate, axis1=2, axis2=3))))
+            if bar is not None:
+                bar.update(min(batch, len(rows) - begin))
     n_tokens = sum(map(len, rows))
     return Evaluation(loss / total, np.array(right), np.array(edges), np.array(own), n_tokens)
 

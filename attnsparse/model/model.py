@@ -244,7 +244,12 @@ class Model(ModelWeights, ModelText):
         )
 
     def evaluate(
-        self, sequences: Sequence[Any], loss_weights: Sequence[Any] | None = None, *, batch: int = 256
+        self,
+        sequences: Sequence[Any],
+        loss_weights: Sequence[Any] | None = None,
+        *,
+        batch: int = 256,
+        progress: bool | None = None,
     ) -> Evaluation:
         """How well the model predicts the next tokens of given sequences, with hard gates and no noise.
 
@@ -257,6 +262,8 @@ class Model(ModelWeights, ModelText):
             comes before it.
         batch : int, default 256
             Sequences run at once.
+        progress : bool, optional
+            Show a bar on stderr. Default: in terminals and notebooks only.
 
         Returns
         -------
@@ -267,7 +274,7 @@ class Model(ModelWeights, ModelText):
         ValueError
             For no sequences, weights of other lengths, or no weight above 0.
         """
-        return evaluate(self, sequences, loss_weights, batch)
+        return evaluate(self, sequences, loss_weights, batch, progress)
 
     composition_scores = composition.composition_scores
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 USE = 6  # of random numbers, see _random.py
 HALVES = ("ranking", "evaluation")
 SHOWN = 5  # prompts in the notebook's table
+DIGITS = 16  # of a prompt's digest
 
 
 class PromptText(NamedTuple):
@@ -234,6 +235,17 @@ class Task:
             [row.tolist() for row in part] for part in (self.clean, self.corrupted, self.answers, self.wrong)
         ]
         return hashlib.sha256(json.dumps([head, rows]).encode()).hexdigest()
+
+    @functools.cached_property
+    def prompt_digests(self) -> tuple[str, ...]:
+        """A name for each prompt: 16 hexadecimal digits of the SHA-256 of its clean and corrupted tokens.
+
+        Prompts of the same tokens have the same name, in whatever task; so two tasks share the prompts whose
+        names they share.
+        """
+        pairs = zip(self.clean, self.corrupted)
+        texts = (json.dumps([clean.tolist(), corrupted.tolist()]) for clean, corrupted in pairs)
+        return tuple(hashlib.sha256(text.encode()).hexdigest()[:DIGITS] for text in texts)
 
     def description(self) -> dict[str, Any]:
         """Return what all prompts share, as files and tables record it.

@@ -95,7 +95,7 @@ class HeldOut:
 
     def measure(self, model: Model, step: int) -> None:
         """Measure the model as it is after so many steps."""
-        found = model.evaluate(self._sequences, self._weights)
+        found = model.evaluate(self._sequences, self._weights, progress=False)
         edges, own = int(found.open_edges.sum()), int(found.self_edges.sum())
         n = found.n_tokens
         self.results.append(HeldOutResult(step, found.cross_entropy, edges / n, own / n))

@@ -90,6 +90,30 @@ static inline asp_status asp_context_progress(const asp_context *context, const 
     const int stop = context->progress && context->progress(context->progress_state, stage, done, total);
     return stop ? ASP_STOPPED : ASP_OK;
 }
+/* The context of a call that takes a stage from `done` to `next` of `total`. */
+static inline asp_context asp_context_stage(const asp_context *context, const char *stage, int64_t done, int64_t next,
+                                            int64_t total) {
+    asp_context own = *context;
+    own.stage = stage;
+    own.stage_done = (double)done;
+    own.stage_next = (double)next;
+    own.stage_total = total;
+    return own;
+}
+/* The context of the part of such a call from one share of it (0..1) to another. */
+static inline asp_context asp_context_part(const asp_context *context, double begin, double end) {
+    asp_context own = *context;
+    const double whole = context->stage_next - context->stage_done;
+    own.stage_done = context->stage_done + begin * whole;
+    own.stage_next = context->stage_done + end * whole;
+    return own;
+}
+/* Tells that a share of such a call (0..1) is done; nothing where it is no part of a stage. */
+static inline asp_status asp_context_share(const asp_context *context, double share) {
+    if (!context->stage) return ASP_OK;
+    const double done = context->stage_done + share * (context->stage_next - context->stage_done);
+    return asp_context_progress(context, context->stage, (int64_t)done, context->stage_total);
+}
 /* Writes "12.3 MB" into text and returns it. */
 const char *asp_fail_size(char text[32], double bytes);
 

@@ -278,6 +278,9 @@ int64_t asp_find_most_sizes(const asp_circuit_options *options, int64_t n_items)
 double *asp_find_line(const asp_circuit *c, asp_circuit_part part);
 /* The context of a small part of something larger, which is not shown. */
 asp_context asp_find_quiet(const asp_context *context);
+/* The context of a call with a stage of its own, which is shown as the part of a stage that `whole` is the context of
+ * (asp_context_stage); whole stays where it is. */
+asp_context asp_find_within(const asp_context *whole);
 /* Fails unless x (n) is finite; what: "it", the metric, or "its gradient". */
 asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, const char *what, asp_error *err);
 

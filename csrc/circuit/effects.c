@@ -151,9 +151,11 @@ static asp_status add_blocks(double *scores, double *part, int64_t n, asp_settin
         options->reference = s->replacement;
         options->metric = s->metric;
         memset(part, 0, (size_t)n * sizeof *part);
-        status = asp_attribution(part, s->model, s->tokens, s->offsets, s->n, options, context, err);
+        const int64_t runs = options->steps, total = runs * s->task->clean.n_prompts, end = s->first + s->n;
+        const asp_context inner = asp_context_stage(context, s->stage, runs * s->first, runs * end, total);
+        status = asp_attribution(part, s->model, s->tokens, s->offsets, s->n, options, &inner, err);
         for (int64_t i = 0; !status && i < n; i++) scores[i] += part[i];
-        if (!status) status = asp_context_progress(context, s->stage, s->first + s->n, s->task->clean.n_prompts);
+        if (!status) status = asp_context_progress(context, s->stage, runs * end, total);
         if (!status) status = asp_setting_next(s, context, err);
     }
     return status;
@@ -192,7 +194,7 @@ asp_status asp_effects_attribution(double *scores, const asp_model *model, const
     double *part = status ? NULL : asp_allocate(n, sizeof *part);
     if (!status && !part)
         status = asp_fail(err, ASP_NO_MEMORY, "attribution: no memory for the scores of %lld items", (long long)n);
-    if (!status) status = asp_context_progress(&own, s.stage, 0, task->clean.n_prompts);
+    if (!status) status = asp_context_progress(&own, s.stage, 0, steps * task->clean.n_prompts);
     if (!status) {
         for (int64_t i = 0; s.open && i < n; i++) s.open[i] = !s.open[i]; /* as closed entries are given */
         if (paired) each.closed = s.open;

@@ -12,6 +12,7 @@ enum {
     REFINE_POINTS = 4, /* in each of two gaps */
     RANDOM_SIZES = 24  /* at most, for each random order */
 };
+static const char *const RANDOM_STAGE = "random orders";
 static const double FRACTION = 0.9; /* where sizes are made finer */
 static const double SAME = 1e-7;    /* relative difference of two metrics that is rounding */
 
@@ -21,6 +22,20 @@ asp_context asp_find_quiet(const asp_context *context) {
     asp_context quiet = *context;
     quiet.progress = NULL;
     return quiet;
+}
+
+static int tell_share(void *state, const char *stage, int64_t done, int64_t total) {
+    (void)stage;
+    return asp_context_share(state, (double)done / (double)asp_max(1, total)) != ASP_OK;
+}
+
+asp_context asp_find_within(const asp_context *whole) {
+    asp_context inner = asp_find_quiet(whole);
+    inner.stage = NULL;
+    if (!whole->progress) return inner;
+    inner.progress = tell_share;
+    inner.progress_state = (void *)(uintptr_t)whole; /* read alone */
+    return inner;
 }
 
 asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, const char *what, asp_error *err) {
@@ -282,13 +297,15 @@ static asp_status try_order(asp_circuit *c, const asp_context *context, asp_erro
     int64_t chosen[RANDOM_SIZES];
     double found[RANDOM_SIZES];
     const int64_t n_chosen = choose_sizes(chosen, c);
-    const asp_context quiet = asp_find_quiet(context);
-    asp_status status = c->place->n_orders ? ASP_OK : asp_context_progress(context, "random orders", 0, n_orders);
-    if (!status && n_chosen) status = measure_order(found, c, chosen, n_chosen, &quiet, err);
+    const int64_t runs = asp_max(1, n_chosen), done = c->place->n_orders * runs;
+    const asp_context whole = asp_context_stage(context, RANDOM_STAGE, done, done + runs, n_orders * runs);
+    const asp_context inner = asp_find_within(&whole);
+    asp_status status = done ? ASP_OK : asp_context_progress(context, RANDOM_STAGE, 0, n_orders * runs);
+    if (!status && n_chosen) status = measure_order(found, c, chosen, n_chosen, &inner, err);
     if (status) return status;
     add_order(c, chosen, n_chosen, found);
     c->place->n_orders++;
-    return asp_context_progress(context, "random orders", c->place->n_orders, n_orders);
+    return asp_context_progress(context, RANDOM_STAGE, done + runs, n_orders * runs);
 }
 
 /* ---- the interval over prompts -------------------------------------------------------------------------- */

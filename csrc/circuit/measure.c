@@ -10,9 +10,9 @@ enum { SWEEP_VARIANTS = 8192 }; /* of one sweep, at most; progress is told after
 typedef struct {
     const asp_measurement *asked;
     asp_setting setting;
-    int64_t n_variants; /* of one prompt; dropped in turn, the last one drops nothing */
-    int64_t total;
-    int starts_ablated; /* the clean run has ablated what no variant keeps */
+    int64_t n_variants;  /* of one prompt; dropped in turn, the last one drops nothing */
+    int64_t total, told; /* variants of all prompts; those that a sweep has been begun for */
+    int starts_ablated;  /* the clean run has ablated what no variant keeps */
     asp_arena arena;
     int32_t *order;        /* (L,H), (L,H,T) or (L,H,T,T) */
     asp_variant *variants; /* (SWEEP_VARIANTS) */
@@ -137,14 +137,18 @@ static asp_status run_ablated(measure *m, asp_run **clean, uint64_t records, con
     return asp_setting_run(clean, s, s->tokens, records, ASP_LOGITS_NONE, &hooks, context, err);
 }
 
-static asp_status sweep_filled(measure *m, const asp_run *clean, const asp_context *context, asp_error *err) {
+/* done: how many variants are, when these are. */
+static asp_status sweep_filled(measure *m, const asp_run *clean, int64_t done, const asp_context *context,
+                               asp_error *err) {
     const asp_setting *s = &m->setting;
     const asp_sweep_options options = {.unit = s->options.unit,
                                        .order = m->order,
                                        .reference = s->replacement,
                                        .metric = s->metric};
     if (!m->n_filled) return ASP_OK;
-    const asp_status status = asp_sweep(m->values, s->model, clean, m->variants, m->n_filled, &options, context, err);
+    const asp_context inner = asp_context_stage(context, s->stage, m->told, done, m->total);
+    const asp_status status = asp_sweep(m->values, s->model, clean, m->variants, m->n_filled, &options, &inner, err);
+    m->told = done;
     if (status) return status;
     for (int64_t i = 0; i < m->n_filled; i++)
         put_value(m, m->rows[i], s->first + m->variants[i].sequence, m->values[i]);
@@ -161,7 +165,7 @@ static asp_status sweep_block(measure *m, const asp_run *clean, const asp_contex
         for (int64_t i = 0; i < m->n_variants; i++, done++) {
             if (!reaches(m, i, t)) continue;
             if (m->n_filled == s->n_variants) {
-                asp_status status = sweep_filled(m, clean, context, err);
+                asp_status status = sweep_filled(m, clean, done, context, err);
                 if (!status) status = asp_context_progress(context, s->stage, done, m->total);
                 if (status) return status;
             }
@@ -169,7 +173,7 @@ static asp_status sweep_block(measure *m, const asp_run *clean, const asp_contex
             m->variants[m->n_filled++] = variant_of(m, i, b, t);
         }
     }
-    asp_status status = sweep_filled(m, clean, context, err);
+    asp_status status = sweep_filled(m, clean, done, context, err);
     for (int64_t b = 0; !status && b < s->n; b++)
         for (int64_t i = 0; i < m->n_variants; i++)
             if (!reaches(m, i, s->offsets[b + 1] - s->offsets[b])) put_value(m, i, s->first + b, m->all[s->first + b]);

@@ -138,6 +138,13 @@ static asp_status rank_by_scores(asp_circuit *c, const asp_context *context, asp
 
 /* ---- backward elimination ----------------------------------------------------------------------------- */
 
+static const char *const GREEDY_STAGE = "backward elimination";
+
+/* How many of n items a round drops, unless they replace each other. */
+static int64_t batch_of(const asp_circuit *c, int64_t n) {
+    return asp_max(1, (int64_t)(c->options.greedy_step * (double)n));
+}
+
 /* Of one round, in which n items are still kept. */
 typedef struct {
     asp_arena arena;
@@ -191,7 +198,7 @@ static asp_status sort_by_cost(round_work *w, const asp_circuit *c, const asp_co
 static asp_status choose_batch(round_work *w, const asp_circuit *c, int64_t *n_dropped, double *now,
                                const asp_context *context, asp_error *err) {
     int n_batches = 0;
-    int64_t count = asp_max(1, (int64_t)(c->options.greedy_step * (double)w->n));
+    int64_t count = batch_of(c, w->n);
     for (; count > 0; count /= 2, n_batches++) {
         w->counts[n_batches] = count;
         w->sizes[n_batches] = w->n - count;
@@ -226,10 +233,13 @@ static void drop(round_work *w, asp_circuit *c, int64_t n_dropped, double now) {
 static asp_status eliminate_some(asp_circuit *c, const asp_context *context, asp_error *err) {
     round_work w = {.n = c->place->n_left, .n_prompts = c->ranking->clean.n_prompts};
     const asp_context quiet = asp_find_quiet(context);
+    const int64_t done = c->n_items - w.n;
+    const asp_context whole = asp_context_stage(context, GREEDY_STAGE, done, done + batch_of(c, w.n), c->n_items);
+    const asp_context inner = asp_find_within(&whole);
     int64_t n_dropped = 0;
     double now = 0;
     asp_status status = allocate_round(&w, c, err);
-    if (!status) status = sort_by_cost(&w, c, &quiet, err);
+    if (!status) status = sort_by_cost(&w, c, &inner, err);
     if (!status) status = choose_batch(&w, c, &n_dropped, &now, &quiet, err);
     if (!status) drop(&w, c, n_dropped, now);
     asp_arena_free(&w.arena);
@@ -272,5 +282,5 @@ asp_status asp_ranking_step(asp_circuit *c, const asp_context *context, asp_erro
         c->place->stage = ASP_FIND_SIZES;
     }
     if (c->options.ranking != ASP_RANKING_GREEDY) return ASP_OK;
-    return asp_context_progress(context, "backward elimination", c->n_items - n_left, c->n_items);
+    return asp_context_progress(context, GREEDY_STAGE, c->n_items - n_left, c->n_items);
 }

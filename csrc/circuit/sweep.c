@@ -19,7 +19,8 @@ typedef struct {
     int64_t *sorted;                /* (n_variants) indices by start layer */
     int64_t block_begin, block_end; /* in sorted */
     int64_t max_rows, max_variants, logit_rows;
-    int64_t n_rows; /* of the pass so far */
+    int64_t n_rows;          /* of the pass so far */
+    int64_t work, work_done; /* layers that variants pass, of all blocks */
     asp_arena arena;
     asp_real *x, *ln, *qkv, *z, *mlp, *logits;
     asp_variant *variants; /* (max_variants) of the block */
@@ -262,10 +263,13 @@ static asp_status run_layers(sweep *s, int64_t n, const asp_context *context) {
         status = asp_forward_output(s->model, &acts, l, context);
         if (!status) status = asp_forward_mlp(s->model, &acts, l, context);
         count_rows(s, l, begun, s->n_rows);
+        s->work_done += begun;
+        if (!status) status = asp_context_share(context, (double)s->work_done / (double)s->work);
         int32_t *after = s->view.after;
         s->view.after = s->view.before;
         s->view.before = after;
     }
+    s->work_done += begun; /* in the last layer */
     if (!status) status = finish_last(s, n, context);
     if (!status) count_rows(s, c->n_layer - 1, n, s->n_last);
     return status;
@@ -337,6 +341,7 @@ asp_status asp_sweep(double *values, const asp_model *model, const asp_run *clea
     if (status) return status;
     s.sorted = asp_allocate(n_variants + 1, sizeof *s.sorted);
     if (!s.sorted) return asp_fail(err, ASP_NO_MEMORY, "no memory for %lld variants", (long long)n_variants);
+    for (int64_t i = 0; i < n_variants; i++) s.work += model->config.n_layer - variants[i].start_layer;
     sort_by_start(&s, variants, n_variants);
     largest_sweep_block(&s, variants, n_variants);
     status = allocate_sweep(&s, context->n_threads, err);

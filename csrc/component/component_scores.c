@@ -320,13 +320,14 @@ static asp_status score_points(scoring *s, int64_t first, int64_t n, const asp_c
     if (status) return status;
     s->tape.acts.hooks = &hooks;
     if (!runs_plainly(s)) s->tape.acts.embed = s->embed;
-    status = asp_forward_layers(m, &s->tape.acts, &gate, &s->tape.scratch, context);
+    const asp_context up = asp_context_part(context, 0, 1.0 / 3), down = asp_context_part(context, 1.0 / 3, 1);
+    status = asp_forward_layers(m, &s->tape.acts, &gate, &s->tape.scratch, &up);
     if (!status && !first && !runs_plainly(s)) {
         const asp_node_activations given = {s->embed, s->tape.acts.z, s->tape.acts.mlp_post};
         status = take_differences(s, &given, context);
     }
     if (!status) status = asp_loss_metric(m, &s->tape, &s->metric, s->copies, &value, context);
-    if (!status) status = asp_backward_layers(m, &s->tape, &gate, NULL, context);
+    if (!status) status = asp_backward_layers(m, &s->tape, &gate, NULL, &down);
     return status ? status : asp_receivers_finish(&receivers, context);
 }
 
@@ -347,8 +348,12 @@ static asp_status score_block(scoring *s, const asp_context *context) {
         const asp_node_activations given = asp_nodes_of_run(s->plain);
         status = take_differences(s, &given, context);
     }
-    for (int64_t first = 0; !status && first < s->n_points; first += s->chunk)
-        status = score_points(s, first, asp_min(s->chunk, s->n_points - first), context);
+    for (int64_t first = 0, end; !status && first < s->n_points; first = end) {
+        end = asp_min(first + s->chunk, s->n_points);
+        const asp_context inner =
+            asp_context_part(context, (double)first / (double)s->n_points, (double)end / (double)s->n_points);
+        status = score_points(s, first, end - first, &inner);
+    }
     return status;
 }
 
@@ -377,19 +382,20 @@ static asp_status prepare_scoring(scoring *s, const asp_context *context, asp_er
 }
 
 static asp_status score_blocks(scoring *s, const asp_context *context, asp_error *err) {
-    const int64_t n = s->base->n_prompts;
-    asp_status status = asp_context_progress(context, STAGE, 0, n);
+    const int64_t n = s->base->n_prompts, runs = is_routes(s) ? 1 : s->n_points;
+    asp_status status = asp_context_progress(context, STAGE, 0, runs * n);
     for (int64_t first = 0, end; !status && first < n; first = end) {
         end = asp_task_block_end(s->base, first, s->most_tokens);
         set_score_block(s, first, end);
         status = open_score_block(s, context, err);
         if (!status) status = asp_blas_enter(context, err);
         if (!status) {
-            status = score_block(s, context);
+            const asp_context inner = asp_context_stage(context, STAGE, runs * first, runs * end, runs * n);
+            status = score_block(s, &inner);
             asp_blas_leave();
         }
         close_score_block(s);
-        if (!status) status = asp_context_progress(context, STAGE, end, n);
+        if (!status) status = asp_context_progress(context, STAGE, runs * end, runs * n);
     }
     return status;
 }

@@ -340,7 +340,7 @@ static asp_status run_patched_layer(patching *p, int64_t layer, const asp_contex
     int32_t *after = p->view.after;
     p->view.after = p->view.before;
     p->view.before = after;
-    return status;
+    return status ? status : asp_context_share(context, (double)(layer + 1) / (double)m->config.n_layer);
 }
 
 static asp_status run_variants(patching *p, const asp_context *context) {
@@ -427,8 +427,11 @@ static asp_status run_patched_prompts(patching *p, double *base, double *other, 
     status = asp_last_of_run(base + s->first, s, &p->last, s->plain.resid, context);
     if (!status) status = asp_last_of_run(other + s->first, s, &p->last, s->replaced.resid, context);
     for (int64_t item = 0; !status && item < inner * s->n;) {
+        const int64_t done = inner * s->first + item;
         status = open_patched_block(p, &item, inner * s->n, base, context);
-        if (!status) status = run_variants(p, context);
+        const asp_context whole =
+            asp_context_stage(context, s->stage, done, inner * s->first + item, inner * n_prompts);
+        if (!status) status = run_variants(p, &whole);
         if (!status) status = asp_context_progress(context, s->stage, inner * s->first + item, inner * n_prompts);
     }
     asp_blas_leave();

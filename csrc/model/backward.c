@@ -196,6 +196,7 @@ asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gat
         if (!status) status = attention_half_backward(m, tape, l, gate, context);
         if (!status && tape->grads.edge_sums)
             add_layer_sums(tape, tape->acts.n_sequences * c->n_head, sums + l * ASP_N_ENTRY_KINDS);
+        if (!status) status = asp_context_share(context, (double)(last - l) / (double)last);
     }
     if (status || !tape->grads.parameters) return status;
     embedding_job job = {m, tape};

@@ -347,6 +347,7 @@ asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, c
         if (!status) status = asp_forward_attention(m, acts, l, gate, scratch, context);
         if (!status) status = asp_forward_output(m, acts, l, context);
         if (!status) status = asp_forward_mlp(m, acts, l, context);
+        if (!status) status = asp_context_share(context, (double)(l + 1) / (double)n_layer);
     }
     if (!status) status = pass_stream(m, acts, n_layer, context);
     return status ? status : asp_forward_final(m, acts, context);

@@ -247,7 +247,8 @@ def test_curve():
     assert curve.cpr().low <= curve.cpr().value <= curve.cpr().high
     table = curve.to_pandas()
     assert hidden(table) == []
-    assert list(table.columns) == ["share", "requested", "kept", "metric", "faithfulness", "low", "high"]
+    columns = ["share", "requested", "kept", "metric", "faithfulness", "low", "high"]
+    assert list(table.columns) == [*columns, "random", "random_low", "random_high"]
     assert table["faithfulness"].iloc[-1] == pytest.approx(1)
     assert "5 sizes, 4 prompts" in repr(curve)
 
@@ -307,7 +308,9 @@ def test_wrong_json(tmp_path, change, field):
 
 
 def test_save_and_load(tmp_path):
-    circuit = random_circuit({"n_layer": 2, "n_head": 3, "d_model": 4}, select="greedy", task="ä")
+    circuit = random_circuit(
+        {"n_layer": 2, "n_head": 3, "d_model": 4}, select="greedy", task="ä", prompts=("a1", "b2")
+    )
     for one in (circuit, dataclasses.replace(circuit, given=circuit.mask(9))):
         one.save(tmp_path / "one")
         found = load_component_circuit(tmp_path / "one")

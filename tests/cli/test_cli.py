@@ -23,7 +23,7 @@ from attnsparse.cli import main as cli
 
 PROMPT = 'The opposite of "large" is "'
 WORDS = ["The", " opposite", " of", ' "', "large", '"', " is", "<|endoftext|>"]
-MODULE = [sys.executable, "-m", "attnsparse.cli"]
+MODULE = [sys.executable, "-m", "attnsparse"]
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +410,7 @@ def test_a_full_disk_is_one_line():
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(closed):
     for arguments, code in (("info", 0), ("info no-such-model", 1)):
-        command = ["sh", "-c", f'"$0" -m attnsparse.cli {arguments} {closed}', sys.executable]
+        command = ["sh", "-c", f'"$0" -m attnsparse {arguments} {closed}', sys.executable]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == code
         assert "Traceback" not in done.stderr

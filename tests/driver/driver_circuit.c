@@ -53,9 +53,18 @@ static asp_status hand_over(asp_circuit **circuit, const question *q, asp_error 
     return status;
 }
 
-/* Every second time each step is another search's. */
-static asp_status ask(const question *q, int by_steps, const asp_context *context, uint64_t *digest, asp_error *err) {
+/* Goes on as long as what it is told makes sense. */
+static int follow(void *state, const char *stage, int64_t done, int64_t total) {
+    (void)state;
+    return !stage || done < 0 || done > total;
+}
+
+/* Every second time each step is another search's, and it tells how far it is. */
+static asp_status ask(const question *q, int by_steps, const asp_context *outer, uint64_t *digest, asp_error *err) {
     asp_circuit *circuit = NULL;
+    asp_context told = *outer;
+    if (by_steps) told.progress = follow;
+    const asp_context *context = &told;
     asp_status status;
     if (by_steps) {
         status = asp_circuit_new(&circuit, q->model, &q->h.ranking, &q->h.evaluation, &q->items, &q->options, err);

@@ -135,7 +135,7 @@ asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint6
     const int32_t far[] = {0, 0, 1, 9}, late[] = {0, 0, 8, 0}, twice[] = {0, 1, 1, 2, 0, 1}, right[] = {0, 0, 1, 0};
     const asp_items outside = {far, 2}, beyond = {late, 1}, repeated = {twice, 3}, good = {right, 2};
     const int64_t sizes[] = {3};
-    double values[3 * N_SEQUENCES];
+    double values[3 * N_SEQUENCES], scores[L * H];
     asp_task task = task_of(f, 1), ragged = task_of(f, 0);
     asp_effect_options options = {.max_bytes = INT64_MAX}, small = {.max_bytes = 1000};
     asp_effect_options edges = {.unit = ASP_UNIT_EDGE, .max_bytes = INT64_MAX};
@@ -155,6 +155,11 @@ asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint6
     status = asp_effects_knock_out(values, f->gated, &task, good, &options, &told, err);
     if (status != ASP_STOPPED && status != ASP_NO_MEMORY) return ASP_BAD_STATE;
     if (status == ASP_STOPPED && l.told != 2) return ASP_BAD_STATE;
+    for (int patience = 1; patience < 8; patience++) {
+        l = (listener){.patience = patience};
+        status = asp_effects_attribution(scores, f->gated, &task, &options, 2, 0, &told, err);
+        if (status != ASP_STOPPED && status != ASP_NO_MEMORY) return ASP_BAD_STATE;
+    }
     task.corrupted.n_prompts = 0;
     options.ablation = ASP_ABLATE_COUNTERFACTUAL;
     if (asp_effects_knock_out(values, f->gated, &task, good, &options, context, err) != ASP_BAD_ARGUMENT)

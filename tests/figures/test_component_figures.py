@@ -24,12 +24,12 @@ CIRCUIT = fake_component_circuit()
 SHAPE = names.Shape(3, 2)
 SCORES = fake_component_scores()
 CURVE, OTHER = fake_component_curve(name="one"), fake_component_curve((0.4, 0.9, 1.0, 1.0), name="two")
-RANDOM = [fake_component_curve((0.0, 0.0, 0.2, 1.0), kept=(0, 0, k, 100), seed=k) for k in (30, 40)]
+BESIDE_RANDOM = fake_component_curve(name="one", random=True)
 EDGES = fake_circuit([0, 0.3, 0.6, 0.97, 1], [0, 2, 5, 8, 40], unit="edge", spread=0.4, task="fake")
 DRAWN = {
     "component_graph": lambda: figures.component_graph(CIRCUIT, 20),
     "component_matrix": lambda: figures.component_matrix(SCORES),
-    "component_curve": lambda: figures.component_curve({"one": CURVE, "two": OTHER}, random=RANDOM),
+    "component_curve": lambda: figures.component_curve({"one": BESIDE_RANDOM, "two": OTHER}),
     "component_and_attention": lambda: figures.component_and_attention(fake_component_curve(), EDGES),
 }
 
@@ -281,15 +281,25 @@ def test_bands_are_the_intervals():
 
 
 def test_the_dotted_line_is_the_mean_of_random_rankings():
-    ax = figures.component_curve(CURVE, random=RANDOM)
+    ax = figures.component_curve({"two": OTHER, "one": BESIDE_RANDOM})
     line = next(line for line in ax.lines if line.get_label() == "_random, random order")
-    np.testing.assert_allclose(line.get_ydata(), np.mean([one.faithfulness for one in RANDOM], axis=0))
+    np.testing.assert_allclose(line.get_ydata(), [0, 0.05, 0.3, 1], atol=1e-12)
     np.testing.assert_array_equal(line.get_xdata(), [0, 0, 35, 100])
     assert "random" in [text.get_text() for text in ax.texts]
+    corners = ax.collections[2].get_paths()[0].vertices
+    heights = corners[corners[:, 0] == 35, 1]
+    np.testing.assert_allclose((heights.min(), heights.max()), (0.2, 0.4), atol=1e-12)
+
+
+def test_random_rankings_are_left_out():
+    for curve, random in ((CURVE, True), (BESIDE_RANDOM, False)):
+        ax = figures.component_curve(curve, random=random)
+        assert "random" not in [text.get_text() for text in ax.texts]
+        assert len(ax.collections) == 1
 
 
 def test_names_of_curves_do_not_touch():
-    ax = figures.component_curve({"one": CURVE, "two": OTHER}, random=RANDOM)
+    ax = figures.component_curve({"one": BESIDE_RANDOM, "two": OTHER})
     ax.figure.draw_without_rendering()
     boxes = boxes_of(ax.texts)
     assert len(boxes) == 3
@@ -297,7 +307,7 @@ def test_names_of_curves_do_not_touch():
 
 
 def test_each_kind_of_edge_has_its_own_axis():
-    figure = figures.component_and_attention(fake_component_curve(), {"sparse": EDGES}, random=RANDOM)
+    figure = figures.component_and_attention(fake_component_curve(random=True), {"sparse": EDGES})
     left, right = figure.axes
     assert (left.get_xlabel(), right.get_xlabel()) == ("component edges kept", "attention edges kept")
     assert left.get_ylim() == right.get_ylim()
@@ -317,13 +327,8 @@ def test_bad_curves():
         figures.component_curve({"a": EDGES})
     with pytest.raises(ValueError, match="by must be one of 'kept', 'requested'"):
         figures.component_curve(CURVE, by="share")
-    with pytest.raises(TypeError, match="random must be a ComponentCurve or a sequence of them, got bool"):
-        figures.component_curve(CURVE, random=True)
-    with pytest.raises(TypeError, match=r"random\[0\] must be a ComponentCurve"):
-        figures.component_curve(CURVE, random=[EDGES])
-    short = type(CURVE)(**{**vars(CURVE), "requested": CURVE.requested + 1})
-    with pytest.raises(ValueError, match="random must be curves of one model at the same shares"):
-        figures.component_curve(CURVE, random=[CURVE, short])
+    with pytest.raises(TypeError, match="random must be True or False"):
+        figures.component_curve(CURVE, random=CURVE)
 
 
 def test_bad_pairs_of_panels():

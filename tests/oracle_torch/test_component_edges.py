@@ -17,7 +17,15 @@ import pandas as pd
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, Case, case, engine, error, random_task
 
-from attnsparse.circuits import ComponentCircuit, component_scores, component_values
+from attnsparse import FormatError
+from attnsparse.circuits import (
+    ComponentCircuit,
+    ComponentScores,
+    component_circuit,
+    component_mib,
+    component_scores,
+    component_values,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -67,6 +75,79 @@ def circuits_of(one, seed=0):
     """Nothing, everything and random sets of component edges."""
     rng, real = np.random.default_rng(seed), by_torch.real_edges(one.config)
     return np.array([real & (rng.random(real.shape) < share) for share in (0, 0.1, 0.5, 0.9, 2)])
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def test_prune_scores_are_what_auto_circuit_loads(tmp_path):
+    """`load_cache` is torch.load; the model of every module is TransformerLens's."""
+    one = made("wide")
+    model = one.model()
+    circuit = component_circuit(component_scores(model, one.task), model)
+    for ending in ("pkl", "pt", "pth"):
+        path = tmp_path / f"scores.{ending}"
+        circuit.to_prune_scores(path)
+        loaded = torch.load(path, weights_only=True)
+        assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+        assert tuple(loaded["blocks.1.hook_k_input"].shape) == (4, 6)
+        again = ComponentCircuit.from_prune_scores(path, model)
+        np.testing.assert_array_equal(again.scores, np.float32(circuit.scores))
+    moved = {name: torch.stack([tensor, tensor]).double() for name, tensor in loaded.items()}
+    torch.save(moved, tmp_path / "positions.pkl")
+    again = ComponentCircuit.from_prune_scores(tmp_path / "positions.pkl", model, sum_positions=True)
+    np.testing.assert_allclose(again.scores, 2 * np.float32(circuit.scores), rtol=1e-15)
+
+
+def test_torch_files_of_mib(tmp_path):
+    """What EAP-IG's Graph.from_pt asks for, and back."""
+    there = by_torch.real_edges({"n_layer": 6, "n_head": 4})
+    scores = np.random.default_rng(0).normal(size=there.shape) * there
+    circuit, folder = ComponentCircuit(scores, 6, 4, 64), tmp_path / "ioi_interpbench"
+    circuit.to_mib(folder, format="pt")
+    data = torch.load(folder / "importances.pt", weights_only=True)
+    assert {"cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph"} <= set(data)
+    assert data["edges_scores"].shape == data["edges_in_graph"].shape == (31, 79)
+    assert (data["src_nodes"][5], data["dst_nodes"][-1]) == ("m0", "logits")
+    np.testing.assert_array_equal(ComponentCircuit.from_mib(folder).scores, np.float32(scores))
+    circuit.to_mib(folder, kind="circuits", format="pt")
+    for share in (0.01, 0.5):
+        again = ComponentCircuit.from_mib(folder, share)
+        np.testing.assert_array_equal(again.given, circuit.mask(int(share * 1_108)))
+
+
+@pytest.mark.parametrize("change", [
+    lambda d: d.pop("cfg"),
+    lambda d: d.update(src_nodes=d["src_nodes"][::-1]),
+    lambda d: d.update(edges_scores=d["edges_scores"][:3]),
+    lambda d: d.update(edges_in_graph=d["edges_scores"]),
+    lambda d: d.update(edges_in_graph=d["edges_in_graph"].T.contiguous().T),
+    lambda d: d.pop("edges_in_graph"),
+    lambda d: d["edges_scores"].fill_(float("nan")),
+])  # fmt: skip
+def test_damaged_torch_files_of_mib(tmp_path, change):
+    there = by_torch.real_edges({"n_layer": 6, "n_head": 4})
+    folder = tmp_path / "ioi_interpbench"
+    ComponentCircuit(there.astype(float), 6, 4, 64).to_mib(folder, format="pt")
+    data = torch.load(folder / "importances.pt", weights_only=True)
+    change(data)
+    torch.save(data, folder / "importances.pt")
+    with pytest.raises(FormatError):
+        ComponentCircuit.from_mib(folder)
+
+
+@pytest.mark.parametrize("level", ["node", "neuron"])
+def test_torch_files_of_nodes(tmp_path, monkeypatch, level):
+    one = made("wide")
+    model = one.model()
+    monkeypatch.setitem(component_mib.FOLDERS, "toy_toy", (3, 4, 48))
+    scores = component_scores(model, one.task, level=level)
+    scores.to_mib(tmp_path / "toy_toy", model, format="pt")
+    data = torch.load(tmp_path / "toy_toy" / "importances.pt", weights_only=True)
+    np.testing.assert_array_equal(data[f"{level}s_scores"].numpy(), np.float32(scores.scores))
+    again = ComponentScores.from_mib(tmp_path / "toy_toy", model)
+    assert again.level == level
+    np.testing.assert_array_equal(again.scores, np.float32(scores.scores))
 
 
 # ------------------------------------------------------------------------------------------------ autograd
@@ -370,3 +451,28 @@ def test_files(eap, tmp_path):
     assert np.abs(again.scores.double().numpy() - scores).max() < 1e-6  # float32
     assert np.array_equal(read.given, mask)
     assert np.array_equal(read.scores, scores)
+
+
+@warns
+def test_submissions_to_mib(eap, tmp_path, monkeypatch):
+    """EAP-IG's graph reads all that `to_mib` writes."""
+    one = made("wide")
+    model = one.model()
+    monkeypatch.setitem(component_mib.FOLDERS, "toy_toy", (3, 4, 48))
+    _, graph = one.ask(eap.Peer, batch=3).edge_scores("eap")
+    circuit, folder = component_circuit(component_scores(model, one.task), model), tmp_path / "toy_toy"
+    reads = {"json": type(graph).from_json, "pt": getattr(type(graph), "from_pt", None)}
+    for form, read in reads.items():
+        if read is None:
+            continue
+        circuit.to_mib(folder, format=form)
+        again = read(str(folder / f"importances.{form}"))
+        np.testing.assert_array_equal(again.scores.numpy(), np.float32(circuit.scores))
+        for level in ("node", "neuron"):
+            scores = component_scores(model, one.task, level=level)
+            scores.to_mib(folder, model, format=form)
+            again = read(str(folder / f"importances.{form}"))
+            found = {"node": again.nodes_scores, "neuron": again.neurons_scores}[level]
+            np.testing.assert_array_equal(found.numpy(), np.float32(scores.scores))
+            again.apply_topn(5, True, level=level, prune=True)
+            assert again.count_included_nodes() <= 5

@@ -30,7 +30,8 @@ OF_OTHERS = [
     value
     for value in METHODS.values()
     if inspect.isfunction(value)
-    and {*[*inspect.signature(value).parameters][:1]} & {"cache", "circuit", "graph", "model", "run"}
+    and {*[*inspect.signature(value).parameters][:1]}
+    & {"cache", "circuit", "graph", "model", "run", "scores"}
 ]
 
 

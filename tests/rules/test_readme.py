@@ -27,7 +27,7 @@ def test_two_commands_of_one_line():
 
 def test_first_command_draws_the_figure(tmp_path):
     arguments = blocks("sh")[0].split(".venv/bin/attnsparse ")[1].split()
-    command = [sys.executable, "-m", "attnsparse.cli", *arguments]
+    command = [sys.executable, "-m", "attnsparse", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.returncode == 0

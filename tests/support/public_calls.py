@@ -118,6 +118,7 @@ CALLS: dict[str, Uses] = {
     "effects.knock_out": uses(
         *(lambda e, a=a: effects.knock_out(e.model, e.task, e.edges[:9], a) for a in effects.ABLATIONS),
         lambda e: effects.knock_out(e.dense, e.task, [[0, 0], [1, 3]], "counterfactual", metric="kl"),
+        lambda e: effects.knock_out(e.model, e.task, [[0, 0], [1, 3]], resume=e.folder / "knock-out"),
         wrong=(
             lambda e: effects.knock_out(e.model, e.task, [[0, 9]]),
             lambda e: effects.knock_out(e.model, e.task, [[0, 0, 3, 4]]),
@@ -127,6 +128,7 @@ CALLS: dict[str, Uses] = {
     ),
     "effects.keep_only": uses(
         lambda e: effects.keep_only(e.model, e.task, e.edges, [0, 3, 9], "mean"),
+        lambda e: effects.keep_only(e.model, e.task, e.edges, [0, 3], resume=e.folder / "keep-only"),
         wrong=(lambda e: effects.keep_only(e.model, e.task, e.edges[:2], [3]),),
         cost=40,
     ),

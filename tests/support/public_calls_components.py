@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from public_objects import Uses, uses
 
@@ -9,9 +11,11 @@ from attnsparse import _core
 from attnsparse._core_types import ComponentOptions
 from attnsparse.circuits import (
     ComponentCircuit,
+    ComponentScores,
     component_circuit,
     component_scores,
     component_values,
+    find_component_circuit,
     load_component_circuit,
 )
 from attnsparse.circuits.component_file import exists
@@ -47,6 +51,36 @@ def exchanged(e) -> ComponentCircuit:
     return ComponentCircuit.from_json(e.folder / "importances.json")
 
 
+def pruned(e) -> ComponentCircuit:
+    made(e).to_prune_scores(e.folder / "scores")
+    return ComponentCircuit.from_prune_scores(e.folder / "scores.npz", e.model)
+
+
+def of_interpbench() -> ComponentCircuit:
+    """Of the smallest model that MIB asks for."""
+    there = exists(Shape(6, 4))
+    return ComponentCircuit(np.resize(SCORES, there.shape) * there, 6, 4, 64)
+
+
+def submitted(e, kind: str = "importances", share: float | None = None) -> ComponentCircuit:
+    of_interpbench().to_mib(e.folder / "ioi_interpbench", kind=kind)
+    return ComponentCircuit.from_mib(e.folder / "ioi_interpbench", share)
+
+
+def submitted_nodes(e) -> ComponentScores:
+    """Importances of nodes, in a folder whose name MIB would take for those of other sizes."""
+    folder = e.folder / "nodes"
+    folder.mkdir(exist_ok=True)
+    names = component_scores(e.model, e.task, level="node").senders
+    config = e.model.config
+    data = {
+        "cfg": {"n_layers": config.n_layer, "n_heads": config.n_head, "d_model": config.d_model},
+        "nodes": {name: {"score": 1.0} for name in names},
+    }
+    (folder / "importances.json").write_text(json.dumps(data))
+    return ComponentScores.from_mib(folder, e.model)
+
+
 ORDER = _core.component_order(1, 3, SMALL, True, False)
 
 COMPONENT_CALLS: dict[str, Uses] = {
@@ -54,6 +88,7 @@ COMPONENT_CALLS: dict[str, Uses] = {
         lambda e: component_values(e.model, e.task, some(e)),
         lambda e: component_values(e.dense, e.task, some(e), ablation="mean", metric="kl"),
         lambda e: component_values(e.model, e.task, some(e), direction="denoising", gate="held"),
+        lambda e: component_values(e.model, e.task, some(e), resume=e.folder / "circuits"),
         wrong=(
             lambda e: component_values(e.model, e.task, some(e)[:, :2]),
             lambda e: component_values(e.model, e.task, some(e), ablation="x"),
@@ -69,8 +104,38 @@ COMPONENT_CALLS: dict[str, Uses] = {
     "ComponentCircuit.from_json": uses(
         exchanged, wrong=(lambda e: ComponentCircuit.from_json(e.folder / "none"),), cost=10
     ),
+    "circuits.find_component_circuit": uses(
+        lambda e: find_component_circuit(e.model, e.task, method="eap", shares=[0.1, 1], n_random=1),
+        wrong=(
+            lambda e: find_component_circuit(e.model, e.task.ranking),
+            lambda e: find_component_circuit(e.model, e.task, n_random=-1),
+        ),
+        cost=40,
+    ),
+    "ComponentCircuit.from_prune_scores": uses(
+        pruned, wrong=(lambda e: ComponentCircuit.from_prune_scores(e.folder / "none", e.model),), cost=10
+    ),
+    "ComponentCircuit.to_mib": uses(
+        submitted,
+        lambda e: submitted(e, "circuits", 0.1),
+        wrong=(lambda e: small().to_mib(e.folder / "ioi_gpt2"), lambda e: small().to_mib(e.folder / "x")),
+        cost=40,
+    ),
+    "ComponentCircuit.from_mib": uses(
+        submitted, wrong=(lambda e: ComponentCircuit.from_mib(e.folder / "none"),), cost=40
+    ),
+    "ComponentScores.to_mib": uses(
+        wrong=(
+            lambda e: component_scores(e.model, e.task).to_mib(e.folder / "ioi_gpt2", e.model),
+            lambda e: component_scores(e.model, e.task, level="node").to_mib(e.folder / "ioi_gpt2", e.model),
+        )
+    ),
+    "ComponentScores.from_mib": uses(
+        submitted_nodes, wrong=(lambda e: ComponentScores.from_mib(e.folder / "none", e.model),), cost=10
+    ),
     "ComponentCircuit.evaluate": uses(
         lambda e: made(e).evaluate(e.model, e.task, shares=[0.1, 0.5, 1]).to_pandas(),
+        lambda e: made(e).evaluate(e.model, e.task, shares=[0.1, 1], n_random=2).random_effect,
         wrong=(lambda e: made(e).evaluate(e.model, e.task, shares=[2]),),
         cost=40,
     ),

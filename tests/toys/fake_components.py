@@ -9,6 +9,7 @@ from attnsparse.circuits import component_names as names
 from attnsparse.circuits.component_file import exists
 
 GRID = (0.01, 0.1, 0.5, 1.0)
+RANDOM = ((0.0, 0.1, 0.2, 1.0), (0.0, 0.0, 0.4, 1.0))
 
 
 def fake_component_scores(
@@ -50,10 +51,12 @@ def fake_component_curve(
     spread: float = 0.2,
     seed: int = 0,
     name: str = "fake",
+    random: bool = False,
 ) -> ComponentCurve:
     """A curve whose faithfulness on the mean of its prompts is `curve`.
 
-    spread: how much single prompts differ from it, where the curve is neither 0 nor 1.
+    spread: how much single prompts differ from it, where the curve is neither 0 nor 1. random: with two
+    random rankings, of faithfulness RANDOM.
     """
     shape, n_prompts = np.asarray(curve, np.float64), 12
     noise = np.random.default_rng(seed).normal(0, spread, (1, n_prompts)) * (4 * shape * (1 - shape))[:, None]
@@ -72,4 +75,10 @@ def fake_component_curve(
         metric="logit_diff",
         model=name,
         task=name,
+        **(_random_rankings(n_prompts) if random else {}),
     )
+
+
+def _random_rankings(n_prompts: int) -> dict[str, np.ndarray]:
+    values = -4.0 + 24.0 * np.repeat(np.array(RANDOM)[:, :, None], n_prompts, axis=2)
+    return {"random_values": values, "random_kept": np.array([(0, 0, 30, 100), (0, 0, 40, 100)])}

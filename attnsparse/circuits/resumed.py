@@ -1,0 +1,141 @@
+"""Sweeps that are kept in a file while they are computed, some rows at a time, and continue from there.
+
+How many rows are asked at once depends on their number and that of the prompts alone, because the last bits
+of a product can depend on how many rows it has: so a stop changes no bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .._display import stage_bars
+from ..errors import raise_file_error
+from ..model.model import Model
+from ..tasks.custom import CustomMetric, chosen_metric, metric_name
+from ..tasks.task import Task
+from .search_file import SearchFile, question
+
+SAVE_SECONDS = 30.0  # between two times that a sweep is kept
+VALUES_AT_ONCE = 8192  # of the rows that are asked at once, which a stop loses: what the core takes at once
+LEAST_ROWS = 8  # at once, because every part runs the unchanged prompts again
+_HEAD = 3  # numbers before the values: rows, prompts, rows that are there
+
+Tell: TypeAlias = Callable[[str, int, int], None] | None
+Rows: TypeAlias = Callable[[int, int, Tell], np.ndarray]
+
+
+def in_rows(
+    resume: str | os.PathLike[str] | None,
+    asked: Callable[[], Mapping[str, Any]],
+    shape: tuple[int, int],
+    measure: Rows,
+    progress: bool | None,
+) -> np.ndarray:
+    """Measure all rows of a sweep: at once, or with a file in parts, from where the file is.
+
+    Parameters
+    ----------
+    resume : path or None
+        The file.
+    asked : function
+        Gives all that the bits depend on, as JSON values; not called without a file.
+    shape : tuple of int
+        Rows and prompts.
+    measure : function
+        ``measure(begin, end, tell)`` returns float64 [end - begin, prompts].
+    progress : bool or None
+        Whether to show a bar.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 [rows, prompts].
+    """
+    if resume is None:
+        with stage_bars(progress) as tell:
+            return measure(0, shape[0], tell)
+    kept = SearchFile(resume, asked())
+    values, done = _restored(kept, shape)
+    saved, ended = time.monotonic(), False
+    try:
+        with stage_bars(progress) as tell:
+            while done < shape[0]:
+                end = min(done + at_once(shape), shape[0])
+                values[done:end] = measure(done, end, _share(tell, done, end, shape[0]))
+                done = end
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    kept.write(_state(values, done))
+                    saved = time.monotonic()
+        ended = True
+    finally:
+        if ended or done:
+            kept.write(_state(values, done))
+    return values
+
+
+def at_once(shape: tuple[int, int]) -> int:
+    """How many rows of a sweep of so many rows and prompts are measured at once."""
+    return max(LEAST_ROWS, VALUES_AT_ONCE // shape[1])
+
+
+def _share(tell: Tell, begin: int, end: int, n_rows: int) -> Tell:
+    """What a part tells, as a share of the whole."""
+    if tell is None:
+        return None
+
+    def told(stage: str, done: int, total: int) -> None:
+        tell(stage, begin + (end - begin) * done // max(total, 1), n_rows)
+
+    return told
+
+
+def _state(values: np.ndarray, done: int) -> np.ndarray:
+    """int64: the sizes and the bits of the rows that are there."""
+    bits = np.ascontiguousarray(values[:done]).view(np.int64).ravel()
+    return np.concatenate([np.array([*values.shape, done], np.int64), bits])
+
+
+def _restored(kept: SearchFile, shape: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """The values, of which the first rows are known, and how many."""
+    values, state = np.empty(shape), kept.read()
+    if state is None:
+        return values, 0
+    done = int(state[2]) if len(state) >= _HEAD else -1
+    whole = 0 <= done <= shape[0] and (done == shape[0] or done % at_once(shape) == 0)
+    if tuple(state[:2].tolist()) != shape or not whole:
+        done = -1
+    if done < 0 or len(state) != _HEAD + done * shape[1]:
+        text = f"'state' is not that of a sweep of {shape[0]:,} rows for {shape[1]:,} prompts"
+        raise_file_error("value", kept.path, text, "state")
+    values[:done] = state[_HEAD:].view(np.float64).reshape(done, shape[1])
+    return values, done
+
+
+def sweep_question(
+    model: Model, task: Task, metric: str | CustomMetric | None, method: str, **options: Any
+) -> dict[str, Any]:
+    """All that the bits of a sweep depend on, as JSON values; arrays among the options by their digest."""
+    plain = {
+        name: array_digest(value) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+    names = {
+        "model_digest": model.digest,
+        "task_digest": task.digest,
+        "method": method,
+        "metric": metric_name(chosen_metric(metric, task)),
+        "options": plain,
+    }
+    return question(model, names)
+
+
+def array_digest(array: np.ndarray) -> str:
+    """SHA-256 of the type, shape and bytes of an array, hexadecimal."""
+    head = f"{array.dtype} {array.shape} ".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()

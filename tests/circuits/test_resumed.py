@@ -1,0 +1,197 @@
+"""Sweeps that continue from a file: the same bits with and without a stop."""
+
+import numpy as np
+import oracle_component_graph as og
+import pytest
+from circuit_cases import TOLERANCE, case, error
+
+from attnsparse import FormatError
+from attnsparse.circuits import (
+    component_circuit,
+    component_scores,
+    component_values,
+    find_component_circuit,
+    keep_only,
+    knock_out,
+    resumed,
+)
+from attnsparse.circuits.effects import candidates
+from attnsparse.io.bundle import Bundle
+from attnsparse.tasks import CustomMetric
+
+LENGTHS = (6, 6, 6)
+SHARES = (0.05, 0.2, 0.6, 1.0)
+
+
+def masks_of(one, n=5):
+    rng, real = np.random.default_rng(0), og.real_edges(one.config)
+    return real & (rng.random((n, *real.shape)) < 0.4)
+
+
+def heads(ablation):
+    return lambda one, model, **o: knock_out(
+        model, one.task, candidates(model, one.task, "head"), ablation, **o
+    )
+
+
+def edges(ablation):
+    return lambda one, model, **o: knock_out(
+        model, one.task, candidates(model, one.task, "edge"), ablation, **o
+    )
+
+
+def kept(ablation, unit):
+    def call(one, model, **options):
+        items = candidates(model, one.task, unit)[::-1]
+        return keep_only(
+            model, one.task, items, range(0, len(items) + 1, 1 if unit == "head" else 3), ablation, **options
+        )
+
+    return call
+
+
+def circuits(**fixed):
+    return lambda one, model, **o: component_values(model, one.task, masks_of(one), **fixed, **o)
+
+
+def curve(one, model, **options):
+    circuit = component_circuit(component_scores(model, one.task), model)
+    found = circuit.evaluate(model, one.task, shares=SHARES, n_random=2, **options)
+    return np.concatenate([found.values, found.random_values.reshape(-1, len(one.task))])
+
+
+CALLS = {
+    "knock_out": heads("zero"),
+    "knock_out, mean": heads("mean"),
+    "knock_out of edges": edges("counterfactual"),
+    "keep_only": kept("zero", "head"),
+    "keep_only of edges": kept("counterfactual", "edge"),
+    "component_values": circuits(),
+    "component_values, mean": circuits(ablation="mean"),
+    "evaluate": curve,
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Two rows at a time."""
+    monkeypatch.setattr(resumed, "LEAST_ROWS", 2)
+    monkeypatch.setattr(resumed, "VALUES_AT_ONCE", 1)
+
+
+def n_kept(path):
+    with Bundle(path.with_suffix(".search.safetensors"), resumed_schema()) as bundle:
+        return int(bundle.read_all()["state"][2])
+
+
+def resumed_schema():
+    from attnsparse.circuits.search_file import SCHEMA
+
+    return SCHEMA
+
+
+@each_call
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_file_changes_no_value(call, dtype, tmp_path):
+    one = case("gated", LENGTHS)
+    model = one.model(dtype)
+    expected = call(one, model)
+    found = call(one, model, resume=tmp_path / "kept")
+    assert error(found, expected) < TOLERANCE[dtype]
+    assert n_kept(tmp_path / "kept") == len(expected) + 2 * (call is curve)
+    np.testing.assert_array_equal(call(one, model, resume=tmp_path / "kept"), found)
+
+
+@each_call
+def test_a_file_of_one_part_changes_no_bit(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(resumed, "LEAST_ROWS", 1000)
+    one = case("gated", LENGTHS)
+    model = one.model("float32")
+    np.testing.assert_array_equal(call(one, model, resume=tmp_path / "kept"), call(one, model))
+
+
+@each_call
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_stopped_sweep_continues(call, error, tmp_path):
+    one = case("gated", LENGTHS)
+    model, n_left = one.model("float32"), [12]
+
+    def values(logits, prompts):
+        n_left[0] -= len(prompts)
+        if n_left[0] < 0:
+            raise error
+        return logits[:, 3] - logits[:, 1]
+
+    def gradient(logits, prompts):
+        found = np.zeros_like(logits)
+        found[:, 3], found[:, 1] = 1, -1
+        return found
+
+    metric = CustomMetric(values, gradient)
+    with pytest.raises(error):
+        call(one, model, metric=metric, resume=tmp_path / "kept")
+    begun = n_kept(tmp_path / "kept")
+    assert begun > 0
+    n_left[0] = 10**9
+    expected = call(one, model, metric=metric, resume=tmp_path / "other")
+    assert begun < len(expected) + 2
+    used, n_left[0] = 10**9 - n_left[0], 10**9
+    np.testing.assert_array_equal(call(one, model, metric=metric, resume=tmp_path / "kept"), expected)
+    assert 10**9 - n_left[0] < used  # what was there is not asked again
+
+
+def test_nothing_is_kept_of_a_sweep_that_has_not_begun(tmp_path):
+    one = case("gated", LENGTHS)
+    with pytest.raises(ValueError, match="ablation"):
+        knock_out(one.model(), one.task, [[0, 0]], "other", resume=tmp_path / "kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda one, model, **o: knock_out(model, one.task, [[0, 1]], **o), "items"),
+        (lambda one, model, **o: knock_out(model, one.task, [[0, 0]], "mean", **o), "ablation"),
+        (lambda one, model, **o: knock_out(model, one.task, [[0, 0]], metric="kl", **o), "metric"),
+        (lambda one, model, **o: knock_out(model, one.task.ranking, [[0, 0]], **o), "task_digest"),
+        (lambda one, model, **o: knock_out(one.model("float32"), one.task, [[0, 0]], **o), "dtype"),
+        (lambda one, model, **o: keep_only(model, one.task, [[0, 0]], [1], **o), "method"),
+        (circuits(), "method"),
+    ],
+)
+def test_another_question_is_refused(change, field, tmp_path):
+    one = case("gated", LENGTHS)
+    model = one.model()
+    knock_out(model, one.task, [[0, 0]], resume=tmp_path / "kept")
+    with pytest.raises(FormatError) as caught:
+        change(one, model, resume=tmp_path / "kept")
+    assert caught.value.code == "question"
+    assert field in str(caught.value) or caught.value.field in ("items", "sizes", "masks", "model_digest")
+
+
+@pytest.mark.parametrize("state", [[], [1, 3], [1, 3, 2], [1, 3, 1, 5], [2, 3, 0], [1, 3, -1]])
+def test_a_state_that_makes_no_sense(state, tmp_path):
+    from attnsparse.circuits.search_file import SearchFile
+
+    one = case("gated", LENGTHS)
+    model = one.model()
+    knock_out(model, one.task, [[0, 0]], resume=tmp_path / "kept")
+    with Bundle(tmp_path / "kept.search.safetensors", resumed_schema()) as bundle:
+        asked = bundle.fields
+    SearchFile(tmp_path / "kept", asked).write(np.array(state, np.int64))
+    with pytest.raises(FormatError, match="not that of a sweep of 1 rows for 3 prompts") as caught:
+        knock_out(model, one.task, [[0, 0]], resume=tmp_path / "kept")
+    assert caught.value.code == "value"
+
+
+def test_one_call_of_both_halves_keeps_its_evaluation(tmp_path):
+    one = case("gated", (5, 6, 7, 4))
+    expected = find_component_circuit(one.model(), one.task, method="eap", shares=SHARES).curve
+    for _ in range(2):
+        found = find_component_circuit(
+            one.model(), one.task, method="eap", shares=SHARES, resume=tmp_path / "kept"
+        ).curve
+        np.testing.assert_array_equal(found.values, expected.values)
+        np.testing.assert_array_equal(found.random_values, expected.random_values)
+    assert n_kept(tmp_path / "kept") == 5 * len(SHARES) + len(SHARES) + 2
