@@ -19,6 +19,7 @@ from ._core_types import (
     EffectOptions,
     HeldRun,
     Interventions,
+    Keep,
     Metric,
     Reads,
     Substitute,
@@ -403,7 +404,13 @@ class Model:
         """Metric (n,P) of circuits, which are masks (n,S,R) of component edges."""
 
     def component_exact(
-        self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
+        self,
+        task: Task,
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+        state: npt.NDArray[np.int64] | None = None,
+        keep: Keep | None = None,
     ) -> npt.NDArray[np.float64]:
         """Scores of component edges (S,R), each replaced alone, averaged over prompts."""
 
@@ -414,6 +421,8 @@ class Model:
         options: ComponentOptions,
         threads: int = 0,
         progress: Progress | None = None,
+        state: npt.NDArray[np.int64] | None = None,
+        keep: Keep | None = None,
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
         """(mask (S,R), scores (S,R)): component edges left, and by how much the loss rose without each."""
 

@@ -84,24 +84,33 @@ asp_status asp_component_values(double *values, const asp_model *model, const as
                                 int64_t n, const asp_component_options *options, const asp_context *context,
                                 asp_error *err);
 
+/* How far a long measurement is: all 0 before it begins.  Together with the scores (and the mask) it is what the same call
+ * continues from, to the same bits, whenever progress is told and after STOPPED and NO_MEMORY. */
+typedef struct {
+    int64_t n_done; /* exact: component edges times prompts; ACDC: component edges that were asked */
+    int64_t size;   /* exact: tokens of a block at most; ACDC: how many to ask at once */
+    double loss;    /* ACDC: of the circuit so far */
+} asp_component_kept;
+
 /* What each component edge does alone: how much worse the metric becomes where the receiver reads the ablated output of
  * the sender, and all behind it is computed again; denoising: how much better with the clean output in the corrupted
  * prompts.  Mean over the prompts.
- *   scores (S,R) written
- * Errors as asp_component_values.  Stage of progress: "exact" (component edges times prompts). */
-asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
+ *   scores (S,R) written; read if something is kept
+ * Errors as asp_component_values, and BAD_ARGUMENT for what is kept of blocks of another size, which depends on max_bytes
+ * and threads.  Stage of progress: "exact" (component edges times prompts). */
+asp_status asp_component_exact(double *scores, asp_component_kept *kept, const asp_model *model, const asp_task *task,
                                const asp_component_options *options, const asp_context *context, asp_error *err);
 
 /* ACDC: from the logits to the first layer, and of each receiver from the last sender to the first, a component edge is
  * taken away for good if the loss, averaged over the prompts, then rises by less than the threshold.  Receivers are
  * asked in falling order of their numbers.
- *   mask (S,R) written: 1 for a component edge that is left
- *   scores (S,R) written: by how much the loss rose when this one was asked
+ *   mask (S,R) written: 1 for a component edge that is left; read if something is kept
+ *   scores (S,R) written: by how much the loss rose when this one was asked; read if something is kept
  * Errors as asp_component_values, and BAD_ARGUMENT for denoising and a metric that is not finite.
  * Stage of progress: "acdc" (component edges). */
-asp_status asp_component_acdc(uint8_t *mask, double *scores, const asp_model *model, const asp_task *task,
-                              double threshold, const asp_component_options *options, const asp_context *context,
-                              asp_error *err);
+asp_status asp_component_acdc(uint8_t *mask, double *scores, asp_component_kept *kept, const asp_model *model,
+                              const asp_task *task, double threshold, const asp_component_options *options,
+                              const asp_context *context, asp_error *err);
 
 /* ---- patching of activations ------------------------------------------------------- */
 

@@ -4,7 +4,7 @@ from ..model.interventions import ABLATIONS
 from ..tasks.metrics import METRICS
 from .choices import UNITS
 from .circuit import Circuit, load_circuit
-from .component_acdc import component_acdc
+from .component_acdc import AcdcSweep, component_acdc, component_acdc_sweep
 from .component_circuit import (
     ComponentCircuit,
     component_circuit,
@@ -28,6 +28,7 @@ __all__ = [
     "COMPONENT_METHODS",
     "METRICS",
     "UNITS",
+    "AcdcSweep",
     "Area",
     "Circuit",
     "ComponentCircuit",
@@ -42,6 +43,7 @@ __all__ = [
     "attribution",
     "candidates",
     "component_acdc",
+    "component_acdc_sweep",
     "component_circuit",
     "component_scores",
     "component_values",

@@ -7,6 +7,7 @@ information flow routes, in the order, with the signs and with the points of the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_
 from ..tasks.task import Task
 from . import component_names as names
 from .component_options import changed_options
+from .component_search import kept_search
 from .effects import packed_task
 
 if TYPE_CHECKING:
@@ -139,6 +141,7 @@ def component_scores(
     gate: str = "recomputed",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -178,6 +181,11 @@ def component_scores(
         Prompts that means are taken over. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own. A custom metric needs a gradient.
+    resume : path, optional
+        For method="exact": file that keeps what is found; its name gets the ending .search.safetensors unless
+        it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it
+        exists, the call continues from there and finds the same bits, given the same `max_bytes`. It is not
+        removed. The functions of a `CustomMetric` are known by its name alone.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -199,6 +207,11 @@ def component_scores(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another model, task, metric or
+        option, of another version of attnsparse or another kind of processor.
+    OSError
+        If that file cannot be read or written.
 
     References
     ----------
@@ -214,11 +227,17 @@ def component_scores(
         model, ablation, direction, gate, reference, max_bytes, smaller_is_better(chosen)
     )
     _check_combination(method, level, ablation, direction, reference)
+    if resume is not None and method != "exact":
+        raise ValueError(f"resume is for method='exact', got method={method!r}")
     routes, gated = method == "information-flow-routes", model.config.gated
     options = changed._replace(method="eap" if method == "exact" else method, level=level, steps=steps)
+    state, keep = kept_search(resume, model, task, metric, options, method=method)
+    threads = _check.threads(threads)
     with stage_bars(progress) as tell:
-        measure = model._core.component_exact if method == "exact" else model._core.component_scores
-        scores = measure(asked, options, _check.threads(threads), tell)
+        if method == "exact":
+            scores = model._core.component_exact(asked, options, threads, tell, state, keep)
+        else:
+            scores = model._core.component_scores(asked, options, threads, tell)
     return ComponentScores(
         scores=scores,
         senders=tuple(names.senders(model.config)),

@@ -127,7 +127,7 @@ typedef struct asp_component_setting {
     asp_component_options options;
     int with_base;  /* the run of the prompts as they are is wanted */
     uint64_t also;  /* what the run of the other prompts of each pair records besides */
-    int at_once;    /* all prompts are one block */
+    int largest;    /* blocks are as large as max_bytes allows */
     int64_t n_sent; /* arrays (R,E) of a block that the caller needs, about: for the size of blocks */
     int64_t stays;  /* bytes that the caller allocates for all blocks */
     /* Bytes that the caller allocates for a block of n prompts, whose offsets are in the setting. */
@@ -185,7 +185,8 @@ enum { ASP_PATCH_UNREAD = -1, ASP_PATCH_GIVEN = -2 };
 void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int except,
                          const asp_component_setting *setting);
 /* Plans what follows from a change of the inputs of a node: itself, whose slot is UNREAD if nothing does, and all that it
- * flows into and that is read; others are GIVEN.  node S: the logits.  plan->slot (S) written    mask (S,R) read */
+ * flows into and that is read; others are GIVEN.  node S: the logits; node -1: all that is read.
+ * plan->slot (S) written    mask (S,R) read */
 void asp_patch_plan_behind(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int64_t node);
 
 /* How large arrays are: for so many slots of one copy of the prompts, and so many copies of anything else.  A pass over

@@ -70,11 +70,12 @@ void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *c, const uint8_
 void asp_patch_plan_behind(asp_patch_plan *plan, const asp_config *c, const uint8_t *mask, int64_t node) {
     const planning p = {plan, c, mask, 0, asp_nodes_n_receivers(c)};
     const int64_t n_senders = asp_nodes_n_senders(c);
-    for (int64_t i = n_senders - 1; i >= node; i--) plan->slot[i] = is_read(&p, i) ? 0 : ASP_PATCH_UNREAD;
-    for (int64_t i = 0; i < node; i++) plan->slot[i] = ASP_PATCH_GIVEN;
+    const int64_t first = asp_max(0, node);
+    for (int64_t i = n_senders - 1; i >= first; i--) plan->slot[i] = is_read(&p, i) ? 0 : ASP_PATCH_UNREAD;
+    for (int64_t i = 0; i < first; i++) plan->slot[i] = ASP_PATCH_GIVEN;
     plan->n_slots = 0;
-    for (int64_t i = node; i < n_senders; i++) {
-        if (plan->slot[i] >= 0 && i > node && !is_reached(&p, i)) plan->slot[i] = ASP_PATCH_GIVEN;
+    for (int64_t i = first; i < n_senders; i++) {
+        if (node >= 0 && plan->slot[i] >= 0 && i > node && !is_reached(&p, i)) plan->slot[i] = ASP_PATCH_GIVEN;
         if (plan->slot[i] >= 0) plan->slot[i] = (int32_t)plan->n_slots++;
     }
 }

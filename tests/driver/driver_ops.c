@@ -441,6 +441,7 @@ const operation operations[] = {
     {"wrong arguments", use_wrong_circuit},
     {"acdc", use_acdc},
     {"acdc, means", use_acdc_of_means},
+    {"acdc, kept", use_kept_acdc},
     {"wrong arguments", use_wrong_acdc},
     {"circuits of component edges, pairs", use_patched_pairs},
     {"circuits of component edges, means", use_patched_means},

@@ -13,7 +13,7 @@ FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
 COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
-ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
+ACDC = r"(circuits\.component_acdc(_sweep)?|_core\.Model\.component_acdc)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -63,7 +63,7 @@ SENTENCES = {
     rf"(path )?patching: no memory for \d+ rows, which take {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for the means of \d+ prompts, which take {AMOUNT}": PATCHING,
-    r"acdc: no memory for the (prompts|senders of a model)": ACDC,
+    r"acdc: no memory for (the prompts|a model's senders)": ACDC,
     rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",

@@ -351,7 +351,9 @@ ARRAYS: dict[str, str] = {
     ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch"], "own"),
-    **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
+    **dict.fromkeys(
+        ["circuits.component_acdc", "circuits.component_acdc_sweep", "_core.Model.component_acdc"], "own"
+    ),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
         [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
@@ -425,7 +427,10 @@ def public_names() -> set[str]:
     }
     found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
     found |= {name for name in COMPONENT_CALLS if not name.startswith("_core")}
-    found |= {f"circuits.{name}" for name in ("component_acdc", "patching_sweep", "path_patch")}
+    found |= {
+        f"circuits.{name}"
+        for name in ("component_acdc", "component_acdc_sweep", "patching_sweep", "path_patch")
+    }
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}

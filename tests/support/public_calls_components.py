@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from public_calls_acdc import Keeping
 from public_objects import Uses, uses
 
 from attnsparse import _core
@@ -91,7 +92,12 @@ COMPONENT_CALLS: dict[str, Uses] = {
     ),
     "_core.Model.component_exact": uses(
         lambda e: e.core.component_exact(asked(e)[0], OPTIONS),
-        wrong=(lambda e: e.core.component_exact(asked(e)[0], OPTIONS._replace(max_bytes=1000)),),
+        lambda e: e.core.component_exact(asked(e)[0], OPTIONS, keep=Keeping()),
+        wrong=(
+            lambda e: e.core.component_exact(asked(e)[0], OPTIONS._replace(max_bytes=1000)),
+            lambda e: e.core.component_exact(asked(e)[0], OPTIONS, state=np.zeros(3, np.int64)),
+            lambda e: e.core.component_exact(asked(e)[0], OPTIONS, keep=3),
+        ),
         cost=40,
     ),
     "_core.component_order": uses(
