@@ -67,6 +67,19 @@ def component_select(
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """(masks (n,S,R), kept (n)): circuits of the first component edges of an order."""
 
+def component_best(scores: npt.NDArray[np.float64], absolute: bool) -> npt.NDArray[np.int64]:
+    """Places of scores (n), best first."""
+
+def component_select_neurons(
+    n_layer: int,
+    n_head: int,
+    width: int,
+    order: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    prune: bool,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """(masks (n,S,width), kept (n)): circuits of the first nodes (width 1) or neurons of an order."""
+
 def component_prune(n_layer: int, n_head: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The circuit (S,R) without dangling nodes."""
 
@@ -402,6 +415,16 @@ class Model:
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float64]:
         """Metric (n,P) of circuits, which are masks (n,S,R) of component edges."""
+
+    def component_neuron_values(
+        self,
+        task: Task,
+        neurons: npt.NDArray[np.bool_],
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Metric (n,P) of circuits of neurons (n,S,E)."""
 
     def component_exact(
         self,

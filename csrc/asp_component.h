@@ -84,6 +84,15 @@ asp_status asp_component_values(double *values, const asp_model *model, const as
                                 int64_t n, const asp_component_options *options, const asp_context *context,
                                 asp_error *err);
 
+/* The metric of circuits of neurons, the coordinates of what senders give: every receiver reads, of each sender before
+ * it, the current output in the coordinates that are in the circuit and the ablated one in the others; denoising: the
+ * clean output in those in the circuit, the current one in the others.  A circuit of nodes has all or none of a sender.
+ *   values (n,P) written    neurons (n,S,E) read: not 0 for one in the circuit
+ * Errors and progress as asp_component_values. */
+asp_status asp_component_values_of_neurons(double *values, const asp_model *model, const asp_task *task,
+                                           const uint8_t *neurons, int64_t n, const asp_component_options *options,
+                                           const asp_context *context, asp_error *err);
+
 /* How far a long measurement is: all 0 before it begins.  Together with the scores (and the mask) it is what the same call
  * continues from, to the same bits, whenever progress is told and after STOPPED and NO_MEMORY. */
 typedef struct {
@@ -191,6 +200,19 @@ int64_t asp_component_select_prune(const asp_config *config, uint8_t *mask);
  * Errors: BAD_INDEX, BAD_ARGUMENT. */
 asp_status asp_component_select(uint8_t *masks, int64_t *kept, const asp_config *config, const int64_t *order,
                                 const int64_t *sizes, int64_t n_sizes, int pruned, asp_error *err);
+
+/* Nodes or neurons by falling score, or falling absolute score, as places in the array of scores; of equal ones the
+ * first.  order (n) written    scores (n) read    Errors: BAD_ARGUMENT for scores that are not finite, NO_MEMORY. */
+asp_status asp_component_select_best(int64_t *order, const double *scores, int64_t n, int absolute, asp_error *err);
+
+/* Circuits of the first sizes[i] of an order of nodes (width 1) or neurons (width E), pruned or not, and how many they
+ * have.  The input feeds every node: pruned, a circuit with any of it loses nothing, and without it nothing feeds the
+ * first node, so that it goes, then the next, until none is left.
+ *   masks (n_sizes,S,width), kept (n_sizes) written    order (S width), sizes (n_sizes) read
+ * Errors: BAD_INDEX, BAD_ARGUMENT. */
+asp_status asp_component_select_neurons(uint8_t *masks, int64_t *kept, const asp_config *config, int64_t width,
+                                        const int64_t *order, const int64_t *sizes, int64_t n_sizes, int pruned,
+                                        asp_error *err);
 
 /* How a ranking agrees with a given circuit: shares of its component edges and of the others that score at least as much
  * as a threshold, for every threshold; equal scores are one step. */

@@ -13,6 +13,7 @@ from .component_circuit import (
 from .component_curve import Area, ComponentCurve, Roc
 from .component_names import ABLATIONS as COMPONENT_ABLATIONS
 from .component_names import METHODS as COMPONENT_METHODS
+from .component_nodes import NodeCircuit, NodeCurve, node_circuit, node_values
 from .component_scores import ComponentScores, component_scores
 from .component_values import component_values
 from .effects import attribution, candidates, keep_only, knock_out, leave_one_out, metric_values
@@ -36,6 +37,8 @@ __all__ = [
     "ComponentScores",
     "EntryEffects",
     "Needed",
+    "NodeCircuit",
+    "NodeCurve",
     "PatchingSweep",
     "PathPatch",
     "Ratio",
@@ -55,6 +58,8 @@ __all__ = [
     "load_circuit",
     "load_component_circuit",
     "metric_values",
+    "node_circuit",
+    "node_values",
     "patching_sweep",
     "path_patch",
 ]

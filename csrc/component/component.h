@@ -204,7 +204,9 @@ typedef struct {
     /* Copies of the prompts, one after the other, that differ in what one receiver reads: in copy i not the senders
      * sender - i .. sender, into which GIVEN ones up to there are all to be.  n_copies 1 and receiver -1: none lacks. */
     int64_t n_copies, receiver, sender;
-    const asp_real *given; /* (S,setting->n_rows,E) read: current minus ablated output of GIVEN senders */
+    const asp_real *given;  /* (S,setting->n_rows,E) read: current minus ablated output of GIVEN senders */
+    const uint8_t *neurons; /* (S,E) read: coordinates in which the changes of senders flow, or with except in which
+                             * they do not; NULL: all flow */
     asp_arena arena;
     /* Below, n and R are of all copies. */
     int64_t n, n_rows;

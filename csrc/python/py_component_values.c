@@ -1,46 +1,62 @@
-/* py_component_values.c: circuits of component edges, evaluated; each component edge patched alone; ACDC. */
+/* py_component_values.c: circuits of component edges and of neurons, evaluated; each component edge patched
+ * alone; ACDC. */
 #include "python/py.h"
 
 #include <string.h>
 
-static const uint8_t *read_masks(py_held *held, PyObject *self, PyObject *object, int64_t *n) {
-    const asp_config *c = asp_model_config(((py_model *)self)->model);
-    int64_t dims[3];
-    const uint8_t *masks = asp_py_arrays_hold_copy(held, object, ASP_PY_BYTE, 3, "masks", dims);
-    if (!masks) return NULL;
-    *n = dims[0];
-    if (dims[1] == asp_nodes_n_senders(c) && dims[2] == asp_nodes_n_receivers(c)) return masks;
-    PyErr_Format(PyExc_ValueError, "masks must be of the shape (n, %lld, %lld), got (%lld, %lld, %lld)",
-                 (long long)asp_nodes_n_senders(c), (long long)asp_nodes_n_receivers(c), (long long)dims[0],
-                 (long long)dims[1], (long long)dims[2]);
+/* Circuits (n,S,columns), a private copy. */
+static const uint8_t *read_circuits(py_held *held, PyObject *object, const char *name, int64_t dims[3], int64_t columns,
+                                    const asp_config *c) {
+    const uint8_t *masks = asp_py_arrays_hold_copy(held, object, ASP_PY_BYTE, 3, name, dims);
+    if (!masks || (dims[1] == asp_nodes_n_senders(c) && dims[2] == columns)) return masks;
+    PyErr_Format(PyExc_ValueError, "%s must be of the shape (n, %lld, %lld), got (%lld, %lld, %lld)", name,
+                 (long long)asp_nodes_n_senders(c), (long long)columns, (long long)dims[0], (long long)dims[1],
+                 (long long)dims[2]);
     return NULL;
 }
 
-PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "masks", "options", "threads", "progress", NULL};
+typedef asp_status (*measure_circuits)(double *values, const asp_model *model, const asp_task *task,
+                                       const uint8_t *masks, int64_t n, const asp_component_options *options,
+                                       const asp_context *context, asp_error *err);
+
+static PyObject *values_of(PyObject *self, PyObject *args, PyObject *kwargs, const char *format, char **names,
+                           int64_t columns, measure_circuits measure) {
     PyObject *task, *object, *options, *progress = Py_None, *result = NULL;
     int threads = 0;
     py_component_call c;
     py_held held = {.n = 0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iO:component_values", names, &task, &object, &options, &threads,
-                                     &progress))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &task, &object, &options, &threads, &progress))
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
-    int64_t dims[2] = {0, 0};
+    int64_t dims[3] = {0, 0, 0};
     void *values;
     const uint8_t *masks = NULL;
-    if (asp_py_component_read(&c, self, task, options, threads)) masks = read_masks(&held, self, object, &dims[0]);
+    if (asp_py_component_read(&c, self, task, options, threads))
+        masks = read_circuits(&held, object, names[1], dims, columns, asp_model_config(model));
     dims[1] = c.task.task.clean.n_prompts;
     if (masks) result = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &values);
     py_call call;
     if (result && asp_py_component_begin(&c, &call, self, progress)) {
         asp_error err = {0};
-        const asp_status status =
-            asp_component_values(values, model, &c.task.task, masks, dims[0], &c.options, &call.context, &err);
+        const asp_status status = measure(values, model, &c.task.task, masks, dims[0], &c.options, &call.context, &err);
         asp_py_component_end(&call, self, status, &err);
     }
     asp_py_arrays_let_go(&held);
     return asp_py_component_clear(&c, result);
+}
+
+PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "masks", "options", "threads", "progress", NULL};
+    const asp_config *c = asp_model_config(((py_model *)self)->model);
+    return values_of(self, args, kwargs, "OOO|iO:component_values", names, asp_nodes_n_receivers(c),
+                     asp_component_values);
+}
+
+PyObject *asp_py_component_values_of_neurons(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "neurons", "options", "threads", "progress", NULL};
+    const asp_config *c = asp_model_config(((py_model *)self)->model);
+    return values_of(self, args, kwargs, "OOO|iO:component_neuron_values", names, c->d_model,
+                     asp_component_values_of_neurons);
 }
 
 /* ---- long measurements: each component edge patched alone; ACDC ------------------------------------------ */

@@ -416,6 +416,9 @@ static PyMethodDef methods[] = {
      "whole(task, threads=0) -> metric (P) of the whole model"},
     {"component_values", (PyCFunction)(void (*)(void))asp_py_component_values, METH_VARARGS | METH_KEYWORDS,
      "component_values(task, masks, options, threads=0, progress=None) -> metric (n,P) of circuits"},
+    {"component_neuron_values", (PyCFunction)(void (*)(void))asp_py_component_values_of_neurons,
+     METH_VARARGS | METH_KEYWORDS,
+     "component_neuron_values(task, neurons, options, threads=0, progress=None) -> metric (n,P) of circuits"},
     {"component_exact", (PyCFunction)(void (*)(void))asp_py_component_values_exact, METH_VARARGS | METH_KEYWORDS,
      "component_exact(task, options, threads=0, progress=None, state=None, keep=None) -> scores (S,R) of component "
      "edges"},

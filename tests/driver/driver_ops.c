@@ -444,6 +444,7 @@ const operation operations[] = {
     {"acdc, kept", use_kept_acdc},
     {"wrong arguments", use_wrong_acdc},
     {"circuits of component edges, pairs", use_patched_pairs},
+    {"circuits of neurons", use_neuron_circuits},
     {"circuits of component edges, means", use_patched_means},
     {"circuits of component edges, zeros", use_patched_zeros},
     {"selection of component edges", use_selection},

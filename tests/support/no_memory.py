@@ -11,7 +11,9 @@ RUNS = (
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
-COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
+COMPONENTS = (
+    r"(circuits\.(component|node)_|_core\.Model\.component_|_core\.component_|(Component|Node)Circuit\.)"
+)
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 ACDC = r"(circuits\.component_acdc(_sweep)?|_core\.Model\.component_acdc)"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
@@ -56,7 +58,7 @@ SENTENCES = {
     rf"circuits: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
     r"(circuits|exact): no memory for what replaces senders in \d+ prompts, which takes .+": COMPONENTS,
     rf"exact scores of \d+ prompts at once need {AMOUNT}, which could not be allocated": COMPONENTS,
-    r"no memory for the order of \d+ component edges": COMPONENTS,
+    r"no memory for the order of \d+ (component edges|scores)": COMPONENTS,
     rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
     r"no memory for mean activations of \d+ positions": rf"({COMPONENTS}|{ACDC})",
     r"(path )?patching: no memory for the prompts": PATCHING,

@@ -343,11 +343,19 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"circuits.component_{name}" for name in ("scores", "values", "circuit")], "own"),
     **dict.fromkeys(
-        [f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")], "own"
+        [
+            *(f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")),
+            *(f"NodeCircuit.{name}" for name in ("evaluate", "from_json", "masks")),
+        ],
+        "own",
     ),
     "circuits.load_component_circuit": "own",
     **dict.fromkeys(
-        [f"_core.component_{name}" for name in ("order", "select", "prune", "roc", "areas")], "own"
+        [
+            f"_core.component_{name}"
+            for name in ("order", "select", "select_neurons", "best", "prune", "roc", "areas")
+        ],
+        "own",
     ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch"], "own"),
