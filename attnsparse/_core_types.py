@@ -84,6 +84,7 @@ class ComponentOptions(NamedTuple):
         None  #: int32: tokens of prompts that means are taken over; None: the task's
     )
     reference_offsets: np.ndarray | None = None  #: int64
+    mlp_input: bool = False
 
 
 class Keep(Protocol):

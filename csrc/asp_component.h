@@ -60,6 +60,7 @@ typedef struct {
     int denoising;                /* clean and corrupted exchanged, and the sign; with COUNTERFACTUAL */
     int held_gate;                /* runs that differ from the clean (denoising: corrupted) one have its gates */
     int smaller_is_better;        /* the metric: loss is the metric itself */
+    int mlp_input;                /* of nodes and neurons MLPs are scored with the gradient of their input */
     const asp_prompts *reference; /* of means: what is averaged over; NULL: the clean prompts */
     int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
 } asp_component_options;

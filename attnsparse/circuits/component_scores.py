@@ -65,6 +65,8 @@ class ComponentScores:
         Name of the model.
     task : str
         Name of the task.
+    mlp_gradient : str
+        Of nodes and neurons: whether MLPs are scored with the gradient of their "output" or their "input".
     """
 
     scores: np.ndarray
@@ -80,6 +82,7 @@ class ComponentScores:
     metric: str
     model: str
     task: str
+    mlp_gradient: str = "output"
 
     @property
     def exists(self) -> np.ndarray:
@@ -139,6 +142,7 @@ def component_scores(
     direction: str = "noising",
     steps: int = 5,
     gate: str = "recomputed",
+    mlp_gradient: str = "output",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -177,6 +181,9 @@ def component_scores(
     gate : {"recomputed", "held"}, default "recomputed"
         In a gated model: whether mixed runs recompute the gates or have those of the run that is changed.
         Corrupted values have their own gates in either case, and no gradient goes through a gate.
+    mlp_gradient : {"output", "input"}, default "output"
+        Of nodes and neurons: "input" multiplies the difference of an MLP's outputs with the gradient of its
+        input, as EAP-IG does, so that its numbers come out; they are not a first-order effect.
     reference : Task or sequence of prompts, optional
         Prompts that means are taken over. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
@@ -227,10 +234,17 @@ def component_scores(
         model, ablation, direction, gate, reference, max_bytes, smaller_is_better(chosen)
     )
     _check_combination(method, level, ablation, direction, reference)
+    if _check.choice(mlp_gradient, "mlp_gradient", names.MLP_GRADIENTS) == "input" and level == "edge":
+        raise ValueError("mlp_gradient='input' is for level='node' and 'neuron', got level='edge'")
     if resume is not None and method != "exact":
         raise ValueError(f"resume is for method='exact', got method={method!r}")
     routes, gated = method == "information-flow-routes", model.config.gated
-    options = changed._replace(method="eap" if method == "exact" else method, level=level, steps=steps)
+    options = changed._replace(
+        method="eap" if method == "exact" else method,
+        level=level,
+        steps=steps,
+        mlp_input=mlp_gradient == "input",
+    )
     state, keep = kept_search(resume, model, task, metric, options, method=method)
     threads = _check.threads(threads)
     with stage_bars(progress) as tell:
@@ -252,6 +266,7 @@ def component_scores(
         metric="none" if routes else metric_name(chosen),
         model=model.name,
         task=task.name,
+        mlp_gradient=mlp_gradient,
     )
 
 

@@ -91,6 +91,7 @@ typedef struct {
     const int64_t *offsets;      /* (B+1) of the block */
     int64_t n_prompts, n_points;
     asp_component_level level;
+    int mlp_input;       /* as in the options */
     double weight;       /* of every product */
     double *scores;      /* added to */
     asp_real *gradients; /* (3H,R,E) scratch; for nodes and neurons (R,E) */
