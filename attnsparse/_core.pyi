@@ -315,11 +315,14 @@ class Model:
         kind: str,
         by_position: bool,
         denoising: bool,
+        held_gate: bool,
+        layers: npt.NDArray[np.int64] | None,
+        positions: npt.NDArray[np.int64] | None,
         max_bytes: int,
         threads: int = 0,
         progress: Progress | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The metric with each activation of a kind alone replaced (L, H or 1, T or 1, B).
+        """The metric with each activation of a kind alone replaced (L, H or 1, T or 1, B); L, T: those asked for.
 
         The others are the metric of the runs that are patched (B) and of those that the values come from (B).
         """

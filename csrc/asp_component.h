@@ -141,19 +141,23 @@ typedef enum {
 
 typedef struct {
     asp_patching_kind kind;
-    int by_position;   /* each position by itself; else all at once.  Needs prompts of one length */
-    int denoising;     /* the corrupted prompts get clean values; else the clean ones corrupted values */
+    int by_position; /* each position by itself; else all at once.  Needs prompts of one length */
+    int denoising;   /* the corrupted prompts get clean values; else the clean ones corrupted values */
+    int held_gate;   /* gates are those of the prompts as they are; else they follow from the scores */
+    const int64_t *layers,
+        *positions; /* (n_layers), (n_positions) read: ascending; NULL: all.  Positions by position */
+    int64_t n_layers, n_positions;
     int64_t max_bytes; /* fail with NO_MEMORY before allocating more than this */
 } asp_patching_options;
 
-/* H of kinds of heads, else 1; T by position, else 1. */
+/* L, or as many as are given; H of kinds of heads, else 1; T, or as many as are given, by position, else 1. */
 typedef struct {
     int64_t layers, heads, positions;
 } asp_patching_shape;
 asp_patching_shape asp_patching_places(const asp_config *config, const asp_prompts *clean,
                                        const asp_patching_options *options);
 
-/* The metric with each of these activations alone replaced, everything behind it computed anew, gates too.
+/* The metric with each of these activations alone replaced, everything behind it computed anew.
  *   values (layers,heads,positions,P) written
  *   base, other (P) written: with nothing replaced, and of the prompts that the values come from
  * Errors: as of circuits.  Stage of progress: "patching" (replaced activations of prompts). */

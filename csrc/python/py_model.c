@@ -423,7 +423,8 @@ static PyMethodDef methods[] = {
      "component_exact(task, options, threads=0, progress=None, state=None, keep=None) -> scores (S,R) of component "
      "edges"},
     {"patching_sweep", (PyCFunction)(void (*)(void))asp_py_patching_sweep, METH_VARARGS | METH_KEYWORDS,
-     "patching_sweep(task, kind, by_position, denoising, max_bytes, threads=0, progress=None) -> metric "
+     "patching_sweep(task, kind, by_position, denoising, held_gate, layers, positions, max_bytes, threads=0, "
+     "progress=None) -> metric "
      "(layers,heads,positions,P) with each activation alone replaced, (P) of the base run, (P) of the other one"},
     {"path_values", (PyCFunction)(void (*)(void))asp_py_patching_paths, METH_VARARGS | METH_KEYWORDS,
      "path_values(task, senders, receivers, positions, denoising, held_gate, max_bytes, threads=0, progress=None) -> "
