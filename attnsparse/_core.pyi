@@ -322,7 +322,7 @@ class Model:
         threads: int = 0,
         progress: Progress | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The metric with each activation of a kind alone replaced (L, H or 1, T or 1, B); L, T: those asked for.
+        """The metric with each activation of a kind alone replaced: (layers, H or 1, positions or 1, B).
 
         The others are the metric of the runs that are patched (B) and of those that the values come from (B).
         """
