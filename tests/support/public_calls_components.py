@@ -136,7 +136,7 @@ COMPONENT_CALLS: dict[str, Uses] = {
         cost=20,
     ),
     "NodeCircuit.evaluate": uses(
-        lambda e: ranked(e).evaluate(e.model, e.task, shares=[0.1, 0.5, 1]).to_pandas(),
+        lambda e: ranked(e).evaluate(e.model, e.task, shares=[0.1, 0.5, 1]),
         wrong=(lambda e: ranked(e).evaluate(e.model, e.task, shares=[2]),),
         cost=40,
     ),
