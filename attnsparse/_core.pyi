@@ -21,6 +21,7 @@ from ._core_types import (
     Functions,
     HeldRun,
     Interventions,
+    Keep,
     Metric,
     Reads,
     Substitute,
@@ -82,6 +83,19 @@ def component_select(
     n_layer: int, n_head: int, order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], prune: bool
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """(masks (n,S,R), kept (n)): circuits of the first component edges of an order."""
+
+def component_best(scores: npt.NDArray[np.float64], absolute: bool) -> npt.NDArray[np.int64]:
+    """Places of scores (n), best first."""
+
+def component_select_neurons(
+    n_layer: int,
+    n_head: int,
+    width: int,
+    order: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
+    prune: bool,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """(masks (n,S,width), kept (n)): circuits of the first nodes (width 1) or neurons of an order."""
 
 def component_prune(n_layer: int, n_head: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """The circuit (S,R) without dangling nodes."""
@@ -349,11 +363,14 @@ class Model:
         kind: str,
         by_position: bool,
         denoising: bool,
+        held_gate: bool,
+        layers: npt.NDArray[np.int64] | None,
+        positions: npt.NDArray[np.int64] | None,
         max_bytes: int,
         threads: int = 0,
         progress: Progress | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The metric with each activation of a kind alone replaced (L, H or 1, T or 1, B).
+        """The metric with each activation of a kind alone replaced: (layers, H or 1, positions or 1, B).
 
         The others are the metric of the runs that are patched (B) and of those that the values come from (B).
         """
@@ -456,8 +473,24 @@ class Model:
     ) -> npt.NDArray[np.float64]:
         """Metric (n,P) of circuits, which are masks (n,S,R) of component edges."""
 
+    def component_neuron_values(
+        self,
+        task: Task,
+        neurons: npt.NDArray[np.bool_],
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Metric (n,P) of circuits of neurons (n,S,E)."""
+
     def component_exact(
-        self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
+        self,
+        task: Task,
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+        state: npt.NDArray[np.int64] | None = None,
+        keep: Keep | None = None,
     ) -> npt.NDArray[np.float64]:
         """Scores of component edges (S,R), each replaced alone, averaged over prompts."""
 
@@ -468,6 +501,8 @@ class Model:
         options: ComponentOptions,
         threads: int = 0,
         progress: Progress | None = None,
+        state: npt.NDArray[np.int64] | None = None,
+        keep: Keep | None = None,
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
         """(mask (S,R), scores (S,R)): component edges left, and by how much the loss rose without each."""
 

@@ -5,7 +5,7 @@ Letters as in `_core.pyi`; "real" is float32, or float64 for a float64 model.  A
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -109,6 +109,17 @@ class ComponentOptions(NamedTuple):
         None  #: int32: tokens of prompts that means are taken over; None: the task's
     )
     reference_offsets: np.ndarray | None = None  #: int64
+    mlp_input: bool = False
+
+
+class Keep(Protocol):
+    """Keeps what a long measurement has found; see csrc/python/py_component_values.c."""
+
+    def due(self) -> bool:
+        """Whether it is time to."""
+
+    def write(self, state: np.ndarray) -> object:
+        """Keep a state (n), int64."""
 
 
 class CircuitOptions(NamedTuple):

@@ -60,6 +60,7 @@ typedef struct {
     int denoising;                /* clean and corrupted exchanged, and the sign; with COUNTERFACTUAL */
     int held_gate;                /* runs that differ from the clean (denoising: corrupted) one have its gates */
     int smaller_is_better;        /* the metric: loss is the metric itself */
+    int mlp_input;                /* of nodes and neurons MLPs are scored with the gradient of their input */
     const asp_prompts *reference; /* of means: what is averaged over; NULL: the clean prompts */
     int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
 } asp_component_options;
@@ -84,24 +85,42 @@ asp_status asp_component_values(double *values, const asp_model *model, const as
                                 int64_t n, const asp_component_options *options, const asp_context *context,
                                 asp_error *err);
 
+/* The metric of circuits of neurons, the coordinates of what senders give: every receiver reads, of each sender before
+ * it, the current output in the coordinates that are in the circuit and the ablated one in the others; denoising: the
+ * clean output in those in the circuit, the current one in the others.  A circuit of nodes has all or none of a sender.
+ *   values (n,P) written    neurons (n,S,E) read: not 0 for one in the circuit
+ * Errors and progress as asp_component_values. */
+asp_status asp_component_values_of_neurons(double *values, const asp_model *model, const asp_task *task,
+                                           const uint8_t *neurons, int64_t n, const asp_component_options *options,
+                                           const asp_context *context, asp_error *err);
+
+/* How far a long measurement is: all 0 before it begins.  Together with the scores (and the mask) it is what the same call
+ * continues from, to the same bits, whenever progress is told and after STOPPED and NO_MEMORY. */
+typedef struct {
+    int64_t n_done; /* exact: component edges times prompts; ACDC: component edges that were asked */
+    int64_t size;   /* exact: tokens of a block at most; ACDC: how many to ask at once */
+    double loss;    /* ACDC: of the circuit so far */
+} asp_component_kept;
+
 /* What each component edge does alone: how much worse the metric becomes where the receiver reads the ablated output of
  * the sender, and all behind it is computed again; denoising: how much better with the clean output in the corrupted
  * prompts.  Mean over the prompts.
- *   scores (S,R) written
- * Errors as asp_component_values.  Stage of progress: "exact" (component edges times prompts). */
-asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
+ *   scores (S,R) written; read if something is kept
+ * Errors as asp_component_values, and BAD_ARGUMENT for what is kept of blocks of another size, which depends on max_bytes
+ * and threads.  Stage of progress: "exact" (component edges times prompts). */
+asp_status asp_component_exact(double *scores, asp_component_kept *kept, const asp_model *model, const asp_task *task,
                                const asp_component_options *options, const asp_context *context, asp_error *err);
 
 /* ACDC: from the logits to the first layer, and of each receiver from the last sender to the first, a component edge is
  * taken away for good if the loss, averaged over the prompts, then rises by less than the threshold.  Receivers are
  * asked in falling order of their numbers.
- *   mask (S,R) written: 1 for a component edge that is left
- *   scores (S,R) written: by how much the loss rose when this one was asked
+ *   mask (S,R) written: 1 for a component edge that is left; read if something is kept
+ *   scores (S,R) written: by how much the loss rose when this one was asked; read if something is kept
  * Errors as asp_component_values, and BAD_ARGUMENT for denoising and a metric that is not finite.
  * Stage of progress: "acdc" (component edges). */
-asp_status asp_component_acdc(uint8_t *mask, double *scores, const asp_model *model, const asp_task *task,
-                              double threshold, const asp_component_options *options, const asp_context *context,
-                              asp_error *err);
+asp_status asp_component_acdc(uint8_t *mask, double *scores, asp_component_kept *kept, const asp_model *model,
+                              const asp_task *task, double threshold, const asp_component_options *options,
+                              const asp_context *context, asp_error *err);
 
 /* ---- patching of activations ------------------------------------------------------- */
 
@@ -122,19 +141,23 @@ typedef enum {
 
 typedef struct {
     asp_patching_kind kind;
-    int by_position;   /* each position by itself; else all at once.  Needs prompts of one length */
-    int denoising;     /* the corrupted prompts get clean values; else the clean ones corrupted values */
+    int by_position; /* each position by itself; else all at once.  Needs prompts of one length */
+    int denoising;   /* the corrupted prompts get clean values; else the clean ones corrupted values */
+    int held_gate;   /* gates are those of the prompts as they are; else they follow from the scores */
+    const int64_t *layers,
+        *positions; /* (n_layers), (n_positions) read: ascending; NULL: all.  Positions by position */
+    int64_t n_layers, n_positions;
     int64_t max_bytes; /* fail with NO_MEMORY before allocating more than this */
 } asp_patching_options;
 
-/* H of kinds of heads, else 1; T by position, else 1. */
+/* L, or as many as are given; H of kinds of heads, else 1; T, or as many as are given, by position, else 1. */
 typedef struct {
     int64_t layers, heads, positions;
 } asp_patching_shape;
 asp_patching_shape asp_patching_places(const asp_config *config, const asp_prompts *clean,
                                        const asp_patching_options *options);
 
-/* The metric with each of these activations alone replaced, everything behind it computed anew, gates too.
+/* The metric with each of these activations alone replaced, everything behind it computed anew.
  *   values (layers,heads,positions,P) written
  *   base, other (P) written: with nothing replaced, and of the prompts that the values come from
  * Errors: as of circuits.  Stage of progress: "patching" (replaced activations of prompts). */
@@ -182,6 +205,19 @@ int64_t asp_component_select_prune(const asp_config *config, uint8_t *mask);
  * Errors: BAD_INDEX, BAD_ARGUMENT. */
 asp_status asp_component_select(uint8_t *masks, int64_t *kept, const asp_config *config, const int64_t *order,
                                 const int64_t *sizes, int64_t n_sizes, int pruned, asp_error *err);
+
+/* Nodes or neurons by falling score, or falling absolute score, as places in the array of scores; of equal ones the
+ * first.  order (n) written    scores (n) read    Errors: BAD_ARGUMENT for scores that are not finite, NO_MEMORY. */
+asp_status asp_component_select_best(int64_t *order, const double *scores, int64_t n, int absolute, asp_error *err);
+
+/* Circuits of the first sizes[i] of an order of nodes (width 1) or neurons (width E), pruned or not, and how many they
+ * have.  The input feeds every node: pruned, a circuit with any of it loses nothing, and without it nothing feeds the
+ * first node, so that it goes, then the next, until none is left.
+ *   masks (n_sizes,S,width), kept (n_sizes) written    order (S width), sizes (n_sizes) read
+ * Errors: BAD_INDEX, BAD_ARGUMENT. */
+asp_status asp_component_select_neurons(uint8_t *masks, int64_t *kept, const asp_config *config, int64_t width,
+                                        const int64_t *order, const int64_t *sizes, int64_t n_sizes, int pruned,
+                                        asp_error *err);
 
 /* How a ranking agrees with a given circuit: shares of its component edges and of the others that score at least as much
  * as a threshold, for every threshold; equal scores are one step. */

@@ -4,7 +4,7 @@ from ..model.interventions import ABLATIONS
 from ..tasks.metrics import METRICS
 from .choices import UNITS
 from .circuit import Circuit, load_circuit
-from .component_acdc import component_acdc
+from .component_acdc import AcdcSweep, component_acdc, component_acdc_sweep
 from .component_circuit import (
     ComponentCircuit,
     component_circuit,
@@ -14,6 +14,7 @@ from .component_curve import Area, ComponentCurve, Roc
 from .component_find import FoundComponents, find_component_circuit
 from .component_names import ABLATIONS as COMPONENT_ABLATIONS
 from .component_names import METHODS as COMPONENT_METHODS
+from .component_nodes import NodeCircuit, NodeCurve, node_circuit, node_values
 from .component_scores import ComponentScores, component_scores
 from .component_values import component_values
 from .effects import attribution, candidates, keep_only, knock_out, leave_one_out, metric_values
@@ -31,6 +32,7 @@ __all__ = [
     "COMPONENT_METHODS",
     "METRICS",
     "UNITS",
+    "AcdcSweep",
     "Area",
     "Circuit",
     "ComponentCircuit",
@@ -40,6 +42,8 @@ __all__ = [
     "EntrySweep",
     "FoundComponents",
     "Needed",
+    "NodeCircuit",
+    "NodeCurve",
     "PatchingSweep",
     "PathPatch",
     "Ratio",
@@ -47,6 +51,7 @@ __all__ = [
     "attribution",
     "candidates",
     "component_acdc",
+    "component_acdc_sweep",
     "component_circuit",
     "component_scores",
     "component_values",
@@ -59,6 +64,8 @@ __all__ = [
     "load_circuit",
     "load_component_circuit",
     "metric_values",
+    "node_circuit",
+    "node_values",
     "patching_sweep",
     "path_patch",
     "table",

@@ -327,7 +327,8 @@ def component_circuit(
     _check.choice(rank_by, "rank_by", RANK_BY)
     config = model.config
     if scores.level != "edge":
-        raise ValueError(f"a circuit of component edges needs scores of level='edge', got {scores.level!r}")
+        text = f"a circuit of component edges needs scores of level='edge', got {scores.level!r}"
+        raise ValueError(f"{text}; node_circuit takes these")
     if (scores.senders, scores.receivers) != (tuple(names.senders(config)), tuple(names.receivers(config))):
         raise ValueError(f"these scores are of another model than {model.name!r}: its components differ")
     return ComponentCircuit(

@@ -19,6 +19,8 @@ DIRECTIONS = ("noising", "denoising")
 """Whether corrupted values go into the clean run, or clean ones into the corrupted run."""
 GATES = ("recomputed", "held")
 """Which gates of a gated model changed runs have."""
+MLP_GRADIENTS = ("output", "input")
+"""With which gradient an MLP is scored as a node: of what it writes, or of what it reads."""
 SELECTIONS = ("top", "greedy")
 """How component edges are taken: the best of all, or the best into the logits or a node that is there."""
 GRID = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

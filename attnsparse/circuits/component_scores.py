@@ -7,6 +7,7 @@ information flow routes, in the order, with the signs and with the points of the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ..tasks.task import Task
 from . import component_mib
 from . import component_names as names
 from .component_options import changed_options
+from .component_search import kept_search
 from .effects import packed_task
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class ComponentScores:
         Name of the task.
     prompts : tuple of str
         `Task.prompt_digests` of the prompts that it was scored on; empty if they are not known.
+    mlp_gradient : str
+        Of nodes and neurons: whether MLPs are scored with the gradient of their "output" or their "input".
     """
 
     scores: np.ndarray
@@ -82,6 +86,7 @@ class ComponentScores:
     model: str
     task: str
     prompts: tuple[str, ...] = ()
+    mlp_gradient: str = "output"
 
     @property
     def exists(self) -> np.ndarray:
@@ -144,8 +149,10 @@ def component_scores(
     direction: str = "noising",
     steps: int = 5,
     gate: str = "recomputed",
+    mlp_gradient: str = "output",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -181,10 +188,18 @@ def component_scores(
     gate : {"recomputed", "held"}, default "recomputed"
         In a gated model: whether mixed runs recompute the gates or have those of the run that is changed.
         Corrupted values have their own gates in either case, and no gradient goes through a gate.
+    mlp_gradient : {"output", "input"}, default "output"
+        Of nodes and neurons: "input" multiplies the difference of an MLP's outputs with the gradient of its
+        input, as EAP-IG does, so that its numbers come out; they are not a first-order effect.
     reference : Task or sequence of prompts, optional
         Prompts that means are taken over. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own. A custom metric needs a gradient.
+    resume : path, optional
+        For method="exact": file that keeps what is found; its name gets the ending .search.safetensors unless
+        it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it
+        exists, the call continues from there and finds the same bits, given the same `max_bytes`. It is not
+        removed. The functions of a `CustomMetric` are known by its name alone.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -206,6 +221,11 @@ def component_scores(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another model, task, metric or
+        option, of another version of attnsparse or another kind of processor.
+    OSError
+        If that file cannot be read or written.
 
     References
     ----------
@@ -221,11 +241,24 @@ def component_scores(
         model, ablation, direction, gate, reference, max_bytes, smaller_is_better(chosen)
     )
     _check_combination(method, level, ablation, direction, reference)
+    if _check.choice(mlp_gradient, "mlp_gradient", names.MLP_GRADIENTS) == "input" and level == "edge":
+        raise ValueError("mlp_gradient='input' is for level='node' and 'neuron', got level='edge'")
+    if resume is not None and method != "exact":
+        raise ValueError(f"resume is for method='exact', got method={method!r}")
     routes, gated = method == "information-flow-routes", model.config.gated
-    options = changed._replace(method="eap" if method == "exact" else method, level=level, steps=steps)
+    options = changed._replace(
+        method="eap" if method == "exact" else method,
+        level=level,
+        steps=steps,
+        mlp_input=mlp_gradient == "input",
+    )
+    state, keep = kept_search(resume, model, task, metric, options, method=method)
+    threads = _check.threads(threads)
     with stage_bars(progress) as tell:
-        measure = model._core.component_exact if method == "exact" else model._core.component_scores
-        scores = measure(asked, options, _check.threads(threads), tell)
+        if method == "exact":
+            scores = model._core.component_exact(asked, options, threads, tell, state, keep)
+        else:
+            scores = model._core.component_scores(asked, options, threads, tell)
     return ComponentScores(
         scores=scores,
         senders=tuple(names.senders(model.config)),
@@ -241,6 +274,7 @@ def component_scores(
         model=model.name,
         task=task.name,
         prompts=task.prompt_digests,
+        mlp_gradient=mlp_gradient,
     )
 
 

@@ -19,7 +19,7 @@ from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric, metric_name
 from ..tasks.task import Task
-from .component_names import DIRECTIONS
+from .component_names import DIRECTIONS, GATES
 from .effects import packed_task
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ class PatchingSweep:
         Name of the model.
     task : str
         Name of the task.
+    gate : str
+        Which gates changed runs have: "held" or "recomputed"; "none" in a dense model.
+    layers : tuple of int, optional
+        Layers on the axis "layer"; None: all.
+    positions : tuple of int, optional
+        Positions on the axis "position"; None: all.
     """
 
     values: np.ndarray
@@ -68,6 +74,9 @@ class PatchingSweep:
     metric: str
     model: str
     task: str
+    gate: str = "none"
+    layers: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -93,10 +102,11 @@ class PatchingSweep:
         """
         import pandas as pd
 
-        table = {
-            COLUMNS.get(name, name): places.ravel()
-            for name, places in zip(self.by, np.indices(self.mean.shape))
-        }
+        places = dict(zip(self.by, np.indices(self.mean.shape).reshape(len(self.by), -1)))
+        for name, chosen in (("layer", self.layers), ("position", self.positions)):
+            if chosen is not None:
+                places[name] = np.array(chosen, np.int64)[places[name]]
+        table = {COLUMNS.get(name, name): values for name, values in places.items()}
         frame: pd.DataFrame = pd.DataFrame(
             table | {"mean_metric": self.mean.ravel(), "recovered": self.recovered.ravel()}
         )
@@ -125,6 +135,9 @@ def patching_sweep(
     *,
     by: Sequence[str] | None = None,
     direction: str = "denoising",
+    gate: str = "recomputed",
+    layers: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
     metric: str | CustomMetric | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
@@ -148,6 +161,13 @@ def patching_sweep(
     direction : {"denoising", "noising"}, default "denoising"
         "denoising" puts clean values into the corrupted prompts, "noising" corrupted values into the clean
         ones.
+    gate : {"recomputed", "held"}, default "recomputed"
+        In a gated model: whether gates follow from the changed scores, or are those of the prompts as they
+        are. Patterns that are put in have their own gates in either case.
+    layers : sequence of int, optional
+        Layers to replace activations of, ascending. Default: all.
+    positions : sequence of int, optional
+        With "position" in `by`: positions to replace, ascending. Default: all.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own. "kl" compares with the clean prompt.
     max_bytes : int, default 4 GiB
@@ -165,7 +185,8 @@ def patching_sweep(
     Raises
     ------
     ValueError
-        For unknown names, axes that a kind does not have, and, by position, prompts of different lengths.
+        For unknown names, axes that a kind does not have, layers or positions that do not ascend or do not
+        exist, and, by position, prompts of different lengths.
     TypeError
         For arguments of another type.
     MemoryError
@@ -177,25 +198,54 @@ def patching_sweep(
     "attn_out" and "mlp_out" are `get_act_patch_resid_pre`, `_attn_out` and `_mlp_out` (all three:
     `get_act_patch_block_every`); "z", "q", "k", "v" and "pattern" by ("layer", "head") are
     `get_act_patch_attn_head_out_all_pos`, `_q_all_pos`, `_k_all_pos`, `_v_all_pos` and `_pattern_all_pos`,
-    and by ("layer", "position", "head") the `_by_pos` ones. Gates are computed anew from what is patched.
+    and by ("layer", "position", "head") the `_by_pos` ones.
 
     Nothing before the first token that differs within a pair can change, and is not computed.
     """
     _check.choice(kind, "kind", (*LAYER_KINDS, *HEAD_KINDS))
     _check.choice(direction, "direction", DIRECTIONS)
+    _check.choice(gate, "gate", GATES)
     axes = _axes(kind, by)
     asked = packed_task(model, task, metric)
     max_bytes = _check.byte_limit(max_bytes)
+    chosen_layers = _places(layers, "layers", model.config.n_layer)
+    if positions is not None and "position" not in axes:
+        raise ValueError(f"positions needs 'position' in by, got by={axes!r}")
+    chosen_positions = _places(positions, "positions", max(map(len, task.clean)))
     denoising = direction == "denoising"
     with stage_bars(progress) as tell:
         values, base, other = model._core.patching_sweep(
-            asked, kind, "position" in axes, denoising, max_bytes, _check.threads(threads), tell
+            asked,
+            kind,
+            "position" in axes,
+            denoising,
+            gate == "held",
+            chosen_layers,
+            chosen_positions,
+            max_bytes,
+            _check.threads(threads),
+            tell,
         )
     values = values.transpose(*(AXES.index(name) for name in axes), *_left_out(axes), 3)
     values = np.ascontiguousarray(values.reshape(*values.shape[: len(axes)], len(task)))
     clean, corrupted = (other, base) if denoising else (base, other)
     names = (metric_name(chosen_metric(metric, task)), model.name, task.name)
-    return PatchingSweep(values, clean, corrupted, kind, axes, direction, *names)
+    return PatchingSweep(
+        values, clean, corrupted, kind, axes, direction, *names,
+        gate=gate if model.config.gated else "none",
+        layers=None if chosen_layers is None else tuple(chosen_layers.tolist()),
+        positions=None if chosen_positions is None else tuple(chosen_positions.tolist()),
+    )  # fmt: skip
+
+
+def _places(places: Sequence[int] | None, name: str, n: int) -> np.ndarray | None:
+    """Ascending numbers in 0..n-1."""
+    if places is None:
+        return None
+    found = np.array([_check.integer(place, f"each of {name}", 0, n - 1) for place in places], np.int64)
+    if not len(found) or (np.diff(found) <= 0).any():
+        raise ValueError(f"{name} must ascend, got {found.tolist()}")
+    return found
 
 
 def _axes(kind: str, by: Sequence[str] | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from .. import _check
 from ..circuits.circuit import Circuit
 from ..circuits.component_curve import ComponentCurve
+from ..circuits.component_nodes import NodeCurve
 from .curve_parts import (
     COMPARED,
     LOOKS,
@@ -33,7 +34,7 @@ from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, given_text, new_axes, styled
 
 Kind = TypeVar("Kind", ComponentCurve, Circuit)
 
-_AXIS_LABELS = {"kept": "component edges kept", "requested": "component edges requested"}
+_AXES = ("kept", "requested")
 _HEIGHT = "faithfulness (explained effect)"
 _RANDOM = "random"
 
@@ -91,7 +92,7 @@ def component_curve(
     """
     named = _named(curves, ComponentCurve, "curves")
     of_random = _with_random(named.values(), random)
-    by, log = _check.choice(by, "by", _AXIS_LABELS), _check.flag(log, "log")
+    by, log = _check.choice(by, "by", _AXES), _check.flag(log, "log")
     bands = [
         curve.band(n_bootstrap=n_bootstrap, confidence=confidence, seed=seed)
         for curve in list(named.values())[:COMPARED]
@@ -100,7 +101,7 @@ def component_curve(
         if ax is None:
             ax = new_axes((3.4, 2.5))
         count_axis(ax, max(int(getattr(curve, by)[-1]) for curve in named.values()), log)
-        ax.set(xlabel=_AXIS_LABELS[by], ylabel=_HEIGHT)
+        ax.set(xlabel=f"{_counted(named.values())} {by}", ylabel=_HEIGHT)
         ax.set_ylim(_limits(named.values(), random) if ylim is None else ylim)
         draw_levels(ax)
         colours = {label: LOOKS[min(i, COMPARED)][0] for i, label in enumerate(named)}
@@ -124,6 +125,14 @@ def component_curve(
         if title is not None:
             ax.set_title(given_text(title), **PLAIN_TEXT)
     return ax
+
+
+def _counted(curves: Iterable[ComponentCurve]) -> str:
+    """What the curves count, on one axis."""
+    levels = {curve.level if isinstance(curve, NodeCurve) else "component edge" for curve in curves}
+    if len(levels) > 1:
+        raise ValueError(f"curves of {'s and '.join(sorted(levels))}s have no axis in common")
+    return f"{levels.pop()}s"
 
 
 def component_and_attention(

@@ -117,6 +117,8 @@ typedef struct asp_variants {
     const int32_t *order;
     asp_reference_view replacement; /* its offsets are the clean run's */
     asp_array clean_qkv;
+    const uint8_t *const
+        *held_gates; /* of each sequence: (L,H,T,T) read, in place of those of the scores; NULL: none */
     int64_t longest;
     int32_t *own;            /* (n_variants,longest) the layer before which a row is first the variant's own */
     int32_t *before, *after; /* (n_variants,longest) row of the pass before and behind the layer; -1: the clean one */
@@ -126,6 +128,11 @@ typedef struct asp_variants {
 /* Tokens of a variant's sequence. */
 static inline int64_t asp_variant_length(const asp_variants *vs, const asp_variant *v) {
     return vs->replacement.offsets[v->sequence + 1] - vs->replacement.offsets[v->sequence];
+}
+/* The gate (T,T) that is held in a head of a sequence; NULL: none. */
+static inline const uint8_t *asp_variants_gate(const asp_variants *vs, int64_t sequence, int64_t layer, int64_t head) {
+    const int64_t t = vs->replacement.offsets[sequence + 1] - vs->replacement.offsets[sequence];
+    return vs->held_gates ? vs->held_gates[sequence] + (layer * vs->config->n_head + head) * t * t : NULL;
 }
 /* Hooks of a run of whole sequences, each of which is a variant; the struct is read while they are used. */
 asp_hooks asp_variants_hooks(asp_variants *variants);

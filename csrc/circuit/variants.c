@@ -155,6 +155,7 @@ static void one_variant(const asp_variants *vs, asp_attention_task u, int64_t la
                         const asp_variant_scratch *scratch) {
     const asp_variant *v = &vs->variants[variant];
     u.n_tokens = asp_variant_length(vs, v);
+    u.held_gate = asp_variants_gate(vs, v->sequence, layer, head);
     int64_t n = own_queries(vs, &u, layer, variant, scratch);
     if (vs->unit == ASP_UNIT_EDGE && !(v->scope == ASP_SCOPE_POINT && layer > v->start_layer)) {
         attend_to_entries(vs, &u, layer, variant, head, scratch, n);

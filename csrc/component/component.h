@@ -91,6 +91,7 @@ typedef struct {
     const int64_t *offsets;      /* (B+1) of the block */
     int64_t n_prompts, n_points;
     asp_component_level level;
+    int mlp_input;       /* as in the options */
     double weight;       /* of every product */
     double *scores;      /* added to */
     asp_real *gradients; /* (3H,R,E) scratch; for nodes and neurons (R,E) */
@@ -127,7 +128,7 @@ typedef struct asp_component_setting {
     asp_component_options options;
     int with_base;  /* the run of the prompts as they are is wanted */
     uint64_t also;  /* what the run of the other prompts of each pair records besides */
-    int at_once;    /* all prompts are one block */
+    int largest;    /* blocks are as large as max_bytes allows */
     int64_t n_sent; /* arrays (R,E) of a block that the caller needs, about: for the size of blocks */
     int64_t stays;  /* bytes that the caller allocates for all blocks */
     /* Bytes that the caller allocates for a block of n prompts, whose offsets are in the setting. */
@@ -185,7 +186,8 @@ enum { ASP_PATCH_UNREAD = -1, ASP_PATCH_GIVEN = -2 };
 void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int except,
                          const asp_component_setting *setting);
 /* Plans what follows from a change of the inputs of a node: itself, whose slot is UNREAD if nothing does, and all that it
- * flows into and that is read; others are GIVEN.  node S: the logits.  plan->slot (S) written    mask (S,R) read */
+ * flows into and that is read; others are GIVEN.  node S: the logits; node -1: all that is read.
+ * plan->slot (S) written    mask (S,R) read */
 void asp_patch_plan_behind(asp_patch_plan *plan, const asp_config *config, const uint8_t *mask, int64_t node);
 
 /* How large arrays are: for so many slots of one copy of the prompts, and so many copies of anything else.  A pass over
@@ -203,7 +205,9 @@ typedef struct {
     /* Copies of the prompts, one after the other, that differ in what one receiver reads: in copy i not the senders
      * sender - i .. sender, into which GIVEN ones up to there are all to be.  n_copies 1 and receiver -1: none lacks. */
     int64_t n_copies, receiver, sender;
-    const asp_real *given; /* (S,setting->n_rows,E) read: current minus ablated output of GIVEN senders */
+    const asp_real *given;  /* (S,setting->n_rows,E) read: current minus ablated output of GIVEN senders */
+    const uint8_t *neurons; /* (S,E) read: coordinates in which the changes of senders flow, or with except in which
+                             * they do not; NULL: all flow */
     asp_arena arena;
     /* Below, n and R are of all copies. */
     int64_t n, n_rows;

@@ -4,7 +4,10 @@
  * the outputs of these senders are those of the prompts as they are, and only the receiver's own node and what it flows
  * into over component edges that are left is computed again.  Several senders of a receiver are asked in one pass: in
  * copy i of the prompts the first i + 1 of them are gone, as they are if all of the ones before went; what lies behind
- * the first that stays is asked again. */
+ * the first that stays is asked again.
+ *
+ * If all prompts fit in max_bytes, the outputs of senders stay from one pass to the next.  Else every pass goes through
+ * blocks of prompts, and computes the circuit's outputs in each block first. */
 #include <string.h>
 
 #include "component/component.h"
@@ -14,32 +17,38 @@ enum { PASS_ROWS = 2048, SLOTS_OF_PASS = 8 };
 typedef struct {
     asp_component_setting *setting;
     asp_patch patch;
-    asp_patch_size size;
     double threshold;
-    uint8_t *mask;     /* (S,R) */
-    double *scores;    /* (S,R) */
-    double now;        /* the loss of the circuit */
-    int64_t n_done;    /* component edges */
-    int64_t window;    /* how many senders to ask at once */
-    asp_arena arena;   /* of the below */
-    asp_real *current; /* (S,R,E) of the circuit: current minus ablated output of each sender */
-    double *values;    /* (n_copies,n) */
+    uint8_t *mask;            /* (S,R) */
+    double *scores;           /* (S,R) */
+    asp_component_kept *kept; /* how many are asked, how many to ask at once, the loss of the circuit */
+    int is_whole;             /* all prompts are one block, which stays open */
+    asp_arena stays;          /* patch.plan.slot and sums */
+    double *sums;             /* (S) of the metric over all prompts, of each copy */
+    asp_arena arena;          /* of a block: the below */
+    asp_real *current;        /* (S,R,E) of the circuit: current minus ablated output of each sender */
+    double *values;           /* (n_copies,n) */
 } acdc;
 
 /* ---- memory --------------------------------------------------------------------------------------------- */
 
-enum { PARTS = 2 };
-
-/* For all n prompts. */
-static int64_t lay_out_acdc(acdc *a, asp_arena_part parts[PARTS], const asp_component_setting *s, int64_t n) {
+/* A pass over a block of n prompts. */
+static asp_patch_size pass_size(const asp_component_setting *s, int64_t n) {
     const asp_config *c = &s->model->config;
     const int64_t n_senders = asp_nodes_n_senders(c), rows = asp_shape_rows(s->model, s->offsets[n], 0);
-    a->size = (asp_patch_size){.n_slots = asp_max(n_senders, (int64_t)SLOTS_OF_PASS * PASS_ROWS / rows),
-                               .most_inputs = 3 * c->n_head,
-                               .n_copies = asp_min(n_senders, asp_max(1, PASS_ROWS / asp_max(1, s->offsets[n])))};
-    const asp_arena_part list[PARTS] = {ASP_PART(a->current, n_senders * rows, c->d_model),
-                                        ASP_PART(a->values, a->size.n_copies, n)};
+    return (asp_patch_size){.n_slots = asp_max(n_senders, (int64_t)SLOTS_OF_PASS * PASS_ROWS / rows),
+                            .most_inputs = 3 * c->n_head,
+                            .n_copies = asp_min(n_senders, asp_max(1, PASS_ROWS / asp_max(1, s->offsets[n])))};
+}
+
+enum { PARTS = 2 };
+
+static int64_t lay_out_acdc(acdc *a, asp_arena_part parts[PARTS], const asp_component_setting *s, int64_t n) {
+    const int64_t rows = asp_shape_rows(s->model, s->offsets[n], 0);
+    const asp_arena_part list[PARTS] = {ASP_PART(a->current, asp_nodes_n_senders(&s->model->config) * rows,
+                                                 s->model->config.d_model),
+                                        ASP_PART(a->values, pass_size(s, n).n_copies, n)};
     memcpy(parts, list, sizeof list);
+    a->arena = (asp_arena){0};
     return asp_arena_lay_out(&a->arena, parts, PARTS);
 }
 
@@ -47,22 +56,41 @@ static int64_t acdc_bytes(const void *own, const asp_component_setting *s, int64
     (void)own;
     acdc a = {.setting = NULL};
     asp_arena_part parts[PARTS];
+    const asp_patch_size size = pass_size(s, n);
     int64_t bytes = lay_out_acdc(&a, parts, s, n);
-    if (__builtin_add_overflow(bytes, asp_patch_needed(s, n, &a.size, n_threads), &bytes)) return INT64_MAX;
+    if (__builtin_add_overflow(bytes, asp_patch_needed(s, n, &size, n_threads), &bytes)) return INT64_MAX;
     return bytes;
 }
 
-static asp_status open_acdc(acdc *a, int n_threads, asp_error *err) {
+static void close_acdc_block(acdc *a) {
+    asp_arena_free(&a->patch.arena);
+    asp_arena_free(&a->arena);
+}
+
+static asp_status open_acdc_block(acdc *a, int n_threads, asp_error *err) {
     asp_arena_part parts[PARTS];
+    const asp_patch_size size = pass_size(a->setting, a->setting->n);
     const int64_t bytes = lay_out_acdc(a, parts, a->setting, a->setting->n);
     if (!asp_arena_commit(&a->arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "%s: no memory for the outputs of senders in %lld prompts, which takes %s",
                         a->setting->stage, (long long)a->setting->n, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&a->arena, parts, PARTS);
-    return asp_patch_open(&a->patch, &a->size, n_threads, err);
+    a->patch.given = a->current;
+    a->patch.arena = (asp_arena){0};
+    return asp_patch_open(&a->patch, &size, n_threads, err);
 }
 
-/* ---- what the circuit holds ------------------------------------------------------------------------------- */
+/* What is allocated for all blocks. */
+static asp_status allocate_acdc(acdc *a, asp_error *err) {
+    const int64_t n_senders = asp_nodes_n_senders(&a->setting->model->config);
+    asp_arena_part parts[] = {ASP_PART(a->patch.plan.slot, n_senders, 1), ASP_PART(a->sums, n_senders, 1)};
+    a->setting->stays = asp_arena_lay_out(&a->stays, parts, 2);
+    if (!asp_arena_commit(&a->stays, 0)) return asp_fail(err, ASP_NO_MEMORY, "acdc: no memory for a model's senders");
+    asp_arena_wire(&a->stays, parts, 2);
+    return ASP_OK;
+}
+
+/* ---- the circuit of a block ------------------------------------------------------------------------------- */
 
 typedef struct {
     const acdc *a;
@@ -86,133 +114,220 @@ static asp_status keep_copy(const acdc *a, int64_t copy, const asp_context *cont
     return asp_parallel_for(context, asp_nodes_n_senders(&a->setting->model->config), keep_item, &job);
 }
 
+/* Goes to the next block of prompts, and computes what the circuit's senders give there. */
+static asp_status next_acdc_block(acdc *a, const asp_context *context) {
+    asp_component_setting *s = a->setting;
+    close_acdc_block(a);
+    asp_status status = asp_component_setting_next(s, context, context->err);
+    if (status || !s->n) return status;
+    status = open_acdc_block(a, context->n_threads, context->err);
+    if (!status) status = asp_blas_enter(context, context->err);
+    if (status) return status;
+    asp_patch_plan_behind(&a->patch.plan, &s->model->config, a->mask, -1);
+    a->patch.n_copies = 1;
+    a->patch.receiver = -1;
+    status = asp_patch_run(&a->patch, a->values, context);
+    if (!status) status = keep_copy(a, 0, context);
+    asp_blas_leave();
+    return status;
+}
+
+/* Goes before the first block; one that is whole stays. */
+static void rewind_acdc(acdc *a) { a->setting->first = a->setting->n = 0; }
+
+/* ---- losses ------------------------------------------------------------------------------------------------ */
+
+static void add_values(const acdc *a, int64_t n_copies) {
+    const int64_t n = a->setting->n;
+    for (int64_t i = 0; i < n_copies; i++)
+        for (int64_t b = 0; b < n; b++) a->sums[i] += a->values[i * n + b];
+}
+
 static asp_status loss_of(double *loss, const acdc *a, int64_t copy, const asp_context *context) {
     const asp_component_setting *s = a->setting;
-    double sum = 0;
-    for (int64_t b = 0; b < s->n; b++) sum += a->values[copy * s->n + b];
-    *loss = (s->options.smaller_is_better ? 1 : -1) * sum / (double)s->n;
+    *loss = (s->options.smaller_is_better ? 1 : -1) * a->sums[copy] / (double)s->task->clean.n_prompts;
     if (*loss - *loss == 0) return ASP_OK;
     return asp_fail(context->err, ASP_BAD_ARGUMENT,
                     "%s: the metric of a circuit is not finite, so no threshold can be compared with it", s->stage);
 }
 
-/* ---- asking --------------------------------------------------------------------------------------------- */
-
-/* Asks the sender and some before it; *sender becomes the next one to ask. */
-static asp_status ask_senders(acdc *a, int64_t receiver, int64_t *sender, int64_t most, const asp_context *context) {
-    const int64_t n_receivers = asp_nodes_n_receivers(&a->setting->model->config), first = *sender;
-    int64_t removed = 0;
-    double loss = 0;
-    a->patch.n_copies = asp_min(asp_min(a->window, most), first + 1);
+/* Copies of the block that is open in which senders lack.  sums (n_copies) added to */
+static asp_status run_copies(acdc *a, int64_t node, int64_t receiver, int64_t sender, int64_t n_copies,
+                             const asp_context *context) {
+    asp_patch_plan_behind(&a->patch.plan, &a->setting->model->config, a->mask, node);
+    a->patch.n_copies = n_copies;
     a->patch.receiver = receiver;
-    a->patch.sender = first;
-    asp_status status = asp_patch_run(&a->patch, a->values, context);
-    for (int64_t i = 0; !status && i < a->patch.n_copies && i == removed; i++) {
-        const int64_t at = (first - i) * n_receivers + receiver;
-        status = loss_of(&loss, a, i, context);
-        if (status) break;
-        a->scores[at] = loss - a->now;
-        --*sender;
-        if (!(loss - a->now < a->threshold)) continue;
-        a->now = loss;
-        a->mask[at] = 0;
-        removed++;
-    }
+    a->patch.sender = sender;
+    asp_status status = asp_blas_enter(context, context->err);
     if (status) return status;
-    a->window = removed == a->patch.n_copies ? 2 * a->patch.n_copies : removed + 1;
-    return removed ? keep_copy(a, removed - 1, context) : ASP_OK;
+    status = asp_patch_run(&a->patch, a->values, context);
+    asp_blas_leave();
+    if (!status) add_values(a, n_copies);
+    return status;
 }
 
-/* All senders before a receiver. */
-static asp_status ask_receiver(acdc *a, int64_t receiver, int64_t node, const asp_context *context) {
-    const asp_component_setting *s = a->setting;
-    const asp_config *c = &s->model->config;
-    const int64_t before = asp_nodes_n_before(c, receiver), n_senders = asp_nodes_n_senders(c);
-    asp_patch_plan_behind(&a->patch.plan, c, a->mask, node);
-    asp_status status = ASP_OK;
-    if (node < n_senders && a->patch.plan.slot[node] < 0) { /* read by nothing: nothing can change */
-        for (int64_t i = 0; i < before && a->threshold > 0; i++) a->mask[i * asp_nodes_n_receivers(c) + receiver] = 0;
-    } else {
-        const int64_t most = asp_patch_most_copies(s, &a->size, a->patch.plan.n_slots);
-        for (int64_t sender = before - 1; !status && sender >= 0;) {
-            status = ask_senders(a, receiver, &sender, most, context);
-            if (!status)
-                status = asp_context_progress(context, s->stage, a->n_done + before - 1 - sender, asp_nodes_n_edges(c));
-        }
-    }
-    a->n_done += before;
-    return status ? status : asp_context_progress(context, s->stage, a->n_done, asp_nodes_n_edges(c));
-}
-
-/* The whole model: all outputs, and the loss. */
-static asp_status begin_acdc(acdc *a, const asp_context *context) {
-    const asp_config *c = &a->setting->model->config;
-    asp_patch_plan_behind(&a->patch.plan, c, a->mask, 0);
-    a->patch.n_copies = 1;
-    a->patch.receiver = -1;
-    asp_status status = asp_patch_run(&a->patch, a->values, context);
-    if (!status) status = loss_of(&a->now, a, 0, context);
-    return status ? status : keep_copy(a, 0, context);
-}
-
-static asp_status ask_all(acdc *a, const asp_context *context) {
-    const asp_config *c = &a->setting->model->config;
-    const int64_t n_receivers = asp_nodes_n_receivers(c), n_senders = asp_nodes_n_senders(c), h = c->n_head;
-    asp_status status = begin_acdc(a, context);
-    if (!status) status = ask_receiver(a, n_receivers - 1, n_senders, context);
-    for (int64_t l = c->n_layer - 1; !status && l >= 0; l--) {
-        status = ask_receiver(a, asp_nodes_mlp_input(c, l), asp_nodes_mlp(c, l), context);
-        for (int64_t i = 3 * h - 1; !status && i >= 0; i--)
-            status = ask_receiver(a, asp_nodes_qkv(c, l) + i, asp_nodes_head(c, l) + i % h, context);
+/* The same over all prompts.  sums (n_copies) written */
+static asp_status run_all_copies(acdc *a, int64_t node, int64_t receiver, int64_t sender, int64_t n_copies,
+                                 const asp_context *context) {
+    memset(a->sums, 0, (size_t)n_copies * sizeof *a->sums);
+    if (a->is_whole) return run_copies(a, node, receiver, sender, n_copies, context);
+    rewind_acdc(a);
+    asp_status status = next_acdc_block(a, context);
+    while (!status && a->setting->n) {
+        status = run_copies(a, node, receiver, sender, n_copies, context);
+        if (!status) status = next_acdc_block(a, context);
     }
     return status;
 }
 
-static void put_all_senders(uint8_t *mask, const asp_config *c) {
-    const int64_t n_receivers = asp_nodes_n_receivers(c), n_senders = asp_nodes_n_senders(c);
-    memset(mask, 0, (size_t)(n_senders * n_receivers));
-    for (int64_t r = 0; r < n_receivers; r++)
-        for (int64_t i = 0; i < asp_nodes_n_before(c, r); i++) mask[i * n_receivers + r] = 1;
+/* ---- asking --------------------------------------------------------------------------------------------- */
+
+/* How many copies a pass for a node may have, in every block.  The plan is the node's. */
+static int64_t most_copies(acdc *a) {
+    asp_component_setting *s = a->setting;
+    const asp_prompts *clean = &s->task->clean;
+    int64_t most = INT64_MAX;
+    for (int64_t first = 0, end; first < clean->n_prompts; first = end) {
+        end = asp_task_block_end(clean, first, s->most_tokens);
+        asp_task_block(s->offsets, clean, first, end);
+        s->n = end - first;
+        const asp_patch_size size = pass_size(s, s->n);
+        most = asp_min(most, asp_patch_most_copies(s, &size, a->patch.plan.n_slots));
+    }
+    return most;
 }
 
-asp_status asp_component_acdc(uint8_t *mask, double *scores, const asp_model *model, const asp_task *task,
-                              double threshold, const asp_component_options *options, const asp_context *context,
-                              asp_error *err) {
+/* Asks the sender and some before it. */
+static asp_status ask_senders(acdc *a, int64_t receiver, int64_t node, int64_t sender, int64_t most,
+                              const asp_context *context) {
+    const int64_t n_receivers = asp_nodes_n_receivers(&a->setting->model->config);
+    const int64_t n_copies = asp_min(asp_min(a->kept->size, most), sender + 1);
+    int64_t removed = 0;
+    double loss[2] = {0, a->kept->loss};
+    asp_status status = run_all_copies(a, node, receiver, sender, n_copies, context);
+    for (int64_t i = 0; !status && i < n_copies && i == removed; i++) {
+        const int64_t at = (sender - i) * n_receivers + receiver;
+        status = loss_of(&loss[0], a, i, context);
+        if (status) break;
+        a->scores[at] = loss[0] - loss[1];
+        a->kept->n_done++;
+        if (!(loss[0] - loss[1] < a->threshold)) continue;
+        a->kept->loss = loss[1] = loss[0];
+        a->mask[at] = 0;
+        removed++;
+    }
+    if (status) return status;
+    a->kept->size = removed == n_copies ? 2 * n_copies : removed + 1;
+    return removed && a->is_whole ? keep_copy(a, removed - 1, context) : ASP_OK;
+}
+
+/* All senders before a receiver, but the last n_asked. */
+static asp_status ask_receiver(acdc *a, int64_t receiver, int64_t node, int64_t n_asked, const asp_context *context) {
+    const asp_component_setting *s = a->setting;
+    const asp_config *c = &s->model->config;
+    const int64_t before = asp_nodes_n_before(c, receiver), n_senders = asp_nodes_n_senders(c);
+    const int64_t n_done = a->kept->n_done - n_asked;
+    asp_patch_plan_behind(&a->patch.plan, c, a->mask, node);
+    asp_status status = ASP_OK;
+    if (node < n_senders && a->patch.plan.slot[node] < 0) { /* read by nothing: nothing can change */
+        for (int64_t i = 0; i < before && a->threshold > 0; i++) a->mask[i * asp_nodes_n_receivers(c) + receiver] = 0;
+        a->kept->n_done = n_done + before;
+        return asp_context_progress(context, s->stage, a->kept->n_done, asp_nodes_n_edges(c));
+    }
+    const int64_t most = most_copies(a);
+    while (!status && a->kept->n_done < n_done + before) {
+        status = ask_senders(a, receiver, node, n_done + before - 1 - a->kept->n_done, most, context);
+        if (!status) status = asp_context_progress(context, s->stage, a->kept->n_done, asp_nodes_n_edges(c));
+    }
+    return status;
+}
+
+/* The next receiver from one on, downwards, and its node; -1 after the last one. */
+static int64_t receiver_before(int64_t *node, int64_t receiver, const asp_config *c) {
+    if (--receiver < 0) return -1;
+    const int64_t layer = receiver / (3 * c->n_head + 1), within = receiver % (3 * c->n_head + 1);
+    *node = within == 3 * c->n_head ? asp_nodes_mlp(c, layer) : asp_nodes_head(c, layer) + within % c->n_head;
+    return receiver;
+}
+
+/* The loss of the whole model. */
+static asp_status begin_acdc(acdc *a, const asp_context *context) {
+    const asp_status status = run_all_copies(a, -1, -1, 0, 1, context);
+    a->kept->size = 1;
+    return status ? status : loss_of(&a->kept->loss, a, 0, context);
+}
+
+static asp_status ask_all(acdc *a, const asp_context *context) {
+    const asp_config *c = &a->setting->model->config;
+    int64_t node = asp_nodes_n_senders(c), asked = a->kept->n_done;
+    asp_status status = asked ? ASP_OK : begin_acdc(a, context);
+    for (int64_t r = asp_nodes_n_receivers(c) - 1; !status && r >= 0; r = receiver_before(&node, r, c)) {
+        const int64_t n_asked = asp_min(asked, asp_nodes_n_before(c, r));
+        asked -= n_asked;
+        if (n_asked < asp_nodes_n_before(c, r)) status = ask_receiver(a, r, node, n_asked, context);
+    }
+    return status;
+}
+
+/* ---- the call ------------------------------------------------------------------------------------------- */
+
+/* Whether a mask holds component edges alone. */
+static int is_mask(const uint8_t *mask, const asp_config *c) {
+    const int64_t n_receivers = asp_nodes_n_receivers(c);
+    for (int64_t r = 0; r < n_receivers; r++)
+        for (int64_t i = 0; i < asp_nodes_n_senders(c); i++)
+            if (mask[i * n_receivers + r] > (i < asp_nodes_n_before(c, r))) return 0;
+    return 1;
+}
+
+/* Everything is in the circuit, unless something is kept. */
+static asp_status begin_kept(acdc *a, asp_error *err) {
+    const asp_config *c = &a->setting->model->config;
+    const int64_t n_receivers = asp_nodes_n_receivers(c), places = asp_nodes_n_senders(c) * n_receivers;
+    const asp_component_kept *kept = a->kept;
+    if (kept->n_done) {
+        const int good = kept->n_done > 0 && kept->n_done <= asp_nodes_n_edges(c) && kept->size > 0;
+        if (good && kept->loss - kept->loss == 0 && is_mask(a->mask, c)) return ASP_OK;
+        return asp_fail(err, ASP_BAD_ARGUMENT, "acdc: what is kept is no state that a search can have");
+    }
+    memset(a->scores, 0, (size_t)places * sizeof *a->scores);
+    memset(a->mask, 0, (size_t)places);
+    for (int64_t r = 0; r < n_receivers; r++)
+        for (int64_t i = 0; i < asp_nodes_n_before(c, r); i++) a->mask[i * n_receivers + r] = 1;
+    return ASP_OK;
+}
+
+static asp_status run_acdc(acdc *a, const asp_context *context, asp_error *err) {
+    asp_component_setting *s = a->setting;
+    const asp_prompts *clean = &s->task->clean;
+    asp_status status = asp_component_setting_open(s, context, err);
+    if (status) return status;
+    a->is_whole = asp_task_block_end(clean, 0, s->most_tokens) == clean->n_prompts;
+    status = asp_context_progress(context, s->stage, a->kept->n_done, asp_nodes_n_edges(&s->model->config));
+    if (!status && a->is_whole) status = next_acdc_block(a, context);
+    return status ? status : ask_all(a, context);
+}
+
+asp_status asp_component_acdc(uint8_t *mask, double *scores, asp_component_kept *kept, const asp_model *model,
+                              const asp_task *task, double threshold, const asp_component_options *options,
+                              const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
-    const asp_config *c = &model->config;
-    const int64_t n_senders = asp_nodes_n_senders(c), places = n_senders * asp_nodes_n_receivers(c);
-    asp_component_setting s = {.model = model,
-                               .task = task,
-                               .stage = "acdc",
-                               .options = *options,
-                               .at_once = 1,
-                               .own_bytes = acdc_bytes,
-                               .stays = n_senders * (int64_t)sizeof(int32_t)};
-    acdc a = {.setting = &s, .threshold = threshold, .mask = mask, .scores = scores, .window = 1};
+    asp_component_setting s = {
+        .model = model, .task = task, .stage = "acdc", .options = *options, .largest = 1, .own_bytes = acdc_bytes};
+    acdc a = {.setting = &s, .threshold = threshold, .mask = mask, .scores = scores, .kept = kept};
     asp_status status = asp_component_setting_check(&s, err);
     if (status) return status;
     if (options->denoising)
         return asp_fail(err, ASP_BAD_ARGUMENT, "acdc ablates what it takes away, so there is no denoising");
-    memset(scores, 0, (size_t)places * sizeof *scores);
-    put_all_senders(mask, c);
+    status = begin_kept(&a, err);
+    if (status) return status;
     a.patch.setting = &s;
     a.patch.mask = mask;
-    a.patch.plan.slot = asp_allocate(s.stays, 1);
-    if (!a.patch.plan.slot) return asp_fail(err, ASP_NO_MEMORY, "acdc: no memory for the senders of a model");
-    status = asp_component_setting_open(&s, &own, err);
-    if (!status) status = asp_context_progress(&own, s.stage, 0, asp_nodes_n_edges(c));
-    if (!status) status = asp_component_setting_next(&s, &own, err);
-    if (!status) status = open_acdc(&a, own.n_threads, err);
-    if (!status) status = asp_blas_enter(&own, err);
-    if (!status) {
-        a.patch.given = a.current;
-        status = ask_all(&a, &own);
-        asp_blas_leave();
-    }
-    asp_arena_free(&a.patch.arena);
-    asp_arena_free(&a.arena);
+    status = allocate_acdc(&a, err);
+    if (!status) status = run_acdc(&a, &own, err);
+    close_acdc_block(&a);
     asp_component_setting_close(&s);
-    asp_release(a.patch.plan.slot);
+    asp_arena_free(&a.stays);
     return status;
 }

@@ -11,9 +11,10 @@ enum { BLOCK_ROWS = 2048 };
 typedef struct {
     asp_replay pass;
     asp_component_setting *setting;
-    double *scores;  /* (S,R) added to */
-    double *before;  /* (n) the metric of the prompts as they are */
-    int64_t n_done;  /* of all component edges times prompts */
+    double *scores; /* (S,R) added to */
+    double *before; /* (n) the metric of the prompts as they are */
+    asp_component_kept *kept;
+    int64_t skipped; /* component edges times prompts that were done before */
     asp_arena arena; /* of a block */
 } exact;
 
@@ -153,11 +154,10 @@ static asp_status run_chunk(exact *x, asp_replay_kind kind, const asp_context *c
         x->scores[v->sender * n_receivers + v->receiver] +=
             sign * (x->pass.values[i] - x->before[v->prompt]) / (double)n_prompts;
     }
-    x->n_done += x->pass.n;
+    if (status) return status;
+    x->kept->n_done += x->pass.n;
     x->pass.n = x->pass.n_rows = 0;
-    return status
-               ? status
-               : asp_context_progress(context, s->stage, x->n_done, asp_nodes_n_edges(&s->model->config) * n_prompts);
+    return asp_context_progress(context, s->stage, x->kept->n_done, asp_nodes_n_edges(&s->model->config) * n_prompts);
 }
 
 /* All component edges into the receivers first .. first + n - 1, which are alike and of one layer. */
@@ -169,6 +169,7 @@ static asp_status run_receivers(exact *x, asp_replay_kind kind, int64_t first, i
     for (int64_t r = first; r < first + n; r++)
         for (int64_t sender = 0; sender < asp_nodes_n_before(c, r); sender++)
             for (int64_t b = 0; !status && b < s->n; b++) {
+                if (x->skipped && x->skipped--) continue;
                 const int64_t rows = one ? 1 : s->offsets[b + 1] - s->offsets[b] - x->pass.first[b];
                 if (x->pass.n_rows + rows > x->pass.max_rows) status = run_chunk(x, kind, context);
                 x->pass.variants[x->pass.n] = (asp_replay_variant){r, sender, b};
@@ -219,30 +220,57 @@ static asp_status run_exact_block(exact *x, const asp_context *context, asp_erro
     return status;
 }
 
-asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task,
+/* All blocks of prompts. */
+static asp_status run_exact(exact *x, const asp_context *context, asp_error *err) {
+    asp_component_setting *s = x->setting;
+    const int64_t n_edges = asp_nodes_n_edges(&s->model->config);
+    asp_status status = asp_context_progress(context, s->stage, x->kept->n_done, n_edges * s->task->clean.n_prompts);
+    if (!status) status = asp_component_setting_next(s, context, err);
+    while (!status && s->n) {
+        if (x->skipped >= n_edges * s->n) x->skipped -= n_edges * s->n;
+        else status = run_exact_block(x, context, err);
+        if (!status) status = asp_component_setting_next(s, context, err);
+    }
+    return status;
+}
+
+/* Continues where something is kept; its blocks must be of one size with this call's. */
+static asp_status begin_exact(exact *x, asp_error *err) {
+    const asp_component_setting *s = x->setting;
+    const asp_config *c = &s->model->config;
+    asp_component_kept *kept = x->kept;
+    if (!kept->n_done) {
+        memset(x->scores, 0, (size_t)(asp_nodes_n_senders(c) * asp_nodes_n_receivers(c)) * sizeof *x->scores);
+        kept->size = s->most_tokens;
+    }
+    x->skipped = kept->n_done;
+    if (kept->n_done < 0 || kept->n_done > asp_nodes_n_edges(c) * s->task->clean.n_prompts)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "exact: %lld component edges of prompts are kept, of %lld",
+                        (long long)kept->n_done, (long long)(asp_nodes_n_edges(c) * s->task->clean.n_prompts));
+    if (kept->size == s->most_tokens) return ASP_OK;
+    return asp_fail(err, ASP_BAD_ARGUMENT,
+                    "exact: what is kept is of blocks of %lld tokens, and this call's are of %lld; use the same "
+                    "max_bytes and threads",
+                    (long long)kept->size, (long long)s->most_tokens);
+}
+
+asp_status asp_component_exact(double *scores, asp_component_kept *kept, const asp_model *model, const asp_task *task,
                                const asp_component_options *options, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
-    const asp_config *c = &model->config;
-    const int64_t places = asp_nodes_n_senders(c) * asp_nodes_n_receivers(c);
     asp_component_setting s = {.model = model,
                                .task = task,
                                .stage = "exact",
                                .options = *options,
                                .with_base = 1,
-                               .n_sent = asp_nodes_n_senders(c),
+                               .n_sent = asp_nodes_n_senders(&model->config),
                                .own_bytes = exact_bytes};
-    exact x = {.pass = {.setting = &s}, .setting = &s, .scores = scores};
+    exact x = {.pass = {.setting = &s}, .setting = &s, .scores = scores, .kept = kept};
     asp_status status = asp_component_setting_check(&s, err);
     if (status) return status;
-    memset(scores, 0, (size_t)places * sizeof *scores);
     status = asp_component_setting_open(&s, &own, err);
-    if (!status) status = asp_context_progress(&own, s.stage, 0, asp_nodes_n_edges(c) * task->clean.n_prompts);
-    if (!status) status = asp_component_setting_next(&s, &own, err);
-    while (!status && s.n) {
-        status = run_exact_block(&x, &own, err);
-        if (!status) status = asp_component_setting_next(&s, &own, err);
-    }
+    if (!status) status = begin_exact(&x, err);
+    if (!status) status = run_exact(&x, &own, err);
     asp_component_setting_close(&s);
     return status;
 }

@@ -310,6 +310,7 @@ static asp_status score_points(scoring *s, int64_t first, int64_t n, const asp_c
                                .n_prompts = s->n,
                                .n_points = n,
                                .level = s->o->level,
+                               .mlp_input = s->o->mlp_input,
                                .weight = sign / ((double)s->base->n_prompts * (double)s->n_points),
                                .scores = s->scores,
                                .gradients = s->gradients,

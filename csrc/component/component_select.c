@@ -92,6 +92,19 @@ asp_status asp_component_select_order(int64_t *order, const asp_config *config, 
     return ASP_OK;
 }
 
+asp_status asp_component_select_best(int64_t *order, const double *scores, int64_t n, int absolute, asp_error *err) {
+    waiting w = {.scores = scores, .absolute = absolute};
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(scores[i]))
+            return asp_fail(err, ASP_BAD_ARGUMENT, "score %lld of %lld is not finite", (long long)i, (long long)n);
+    w.heap = asp_allocate(n, sizeof *w.heap);
+    if (!w.heap) return asp_fail(err, ASP_NO_MEMORY, "no memory for the order of %lld scores", (long long)n);
+    for (int64_t i = 0; i < n; i++) push(&w, i);
+    for (int64_t i = 0; i < n; i++) order[i] = pop(&w);
+    asp_release(w.heap);
+    return ASP_OK;
+}
+
 /* ---- dangling nodes -------------------------------------------------------------------------------------- */
 
 static int is_fed(const asp_config *c, const uint8_t *mask, int64_t sender) {
@@ -169,6 +182,37 @@ asp_status asp_component_select(uint8_t *masks, int64_t *kept, const asp_config 
         memset(mask, 0, (size_t)places);
         for (int64_t j = 0; j < sizes[i]; j++) mask[order[j]] = 1;
         kept[i] = pruned ? asp_component_select_prune(config, mask) : sizes[i];
+    }
+    return ASP_OK;
+}
+
+/* Sets what is inside of one circuit; returns how many. */
+static int64_t take_neurons(uint8_t *mask, int64_t places, int64_t width, const int64_t *order, int64_t size,
+                            int pruned) {
+    int with_input = 0;
+    memset(mask, 0, (size_t)places);
+    for (int64_t i = 0; i < size; i++) {
+        mask[order[i]] = 1;
+        with_input |= order[i] < width;
+    }
+    if (with_input || !pruned) return size;
+    memset(mask, 0, (size_t)places);
+    return 0;
+}
+
+asp_status asp_component_select_neurons(uint8_t *masks, int64_t *kept, const asp_config *config, int64_t width,
+                                        const int64_t *order, const int64_t *sizes, int64_t n_sizes, int pruned,
+                                        asp_error *err) {
+    const int64_t places = asp_nodes_n_senders(config) * width;
+    for (int64_t i = 0; i < places; i++)
+        if (order[i] < 0 || order[i] >= places)
+            return asp_fail(err, ASP_BAD_INDEX, "place %lld of the order is %lld, out of range 0..%lld", (long long)i,
+                            (long long)order[i], (long long)places - 1);
+    for (int64_t i = 0; i < n_sizes; i++) {
+        if (sizes[i] < 0 || sizes[i] > places)
+            return asp_fail(err, ASP_BAD_ARGUMENT, "sizes must be in 0..%lld, got %lld", (long long)places,
+                            (long long)sizes[i]);
+        kept[i] = take_neurons(masks + i * places, places, width, order, sizes[i], pruned);
     }
     return ASP_OK;
 }

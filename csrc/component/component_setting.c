@@ -102,17 +102,18 @@ static asp_status plan_prompt_blocks(asp_component_setting *s, int64_t stays, in
     const asp_config *c = &s->model->config;
     const int64_t row =
         (int64_t)sizeof(asp_real) * ((5 * c->n_layer + s->n_sent) * c->d_model + c->n_layer * c->n_head * c->d_head);
-    s->most_tokens = s->at_once ? INT64_MAX : asp_max(1, ASP_TASK_BLOCK_BYTES / row);
+    s->most_tokens =
+        s->largest ? s->task->clean.offsets[s->task->clean.n_prompts] : asp_max(1, ASP_TASK_BLOCK_BYTES / row);
     for (;; s->most_tokens /= 2) {
         const int64_t bytes = sum_bytes(stays, asp_max(before, largest_block(s, n_threads)));
         if (bytes <= s->options.max_bytes) return ASP_OK;
-        if (!s->most_tokens || s->at_once)
-            return asp_fail(err, ASP_NO_MEMORY,
-                            "%s over %lld prompts needs %s %s, above max_bytes=%lld; use %s prompts, fewer threads, or "
-                            "a larger max_bytes",
-                            s->stage, (long long)s->task->clean.n_prompts, asp_fail_size((char[32]){0}, (double)bytes),
-                            s->at_once ? "for all of them at once" : "even one prompt at a time",
-                            (long long)s->options.max_bytes, s->at_once ? "fewer or shorter" : "shorter");
+        if (!s->most_tokens)
+            return asp_fail(
+                err, ASP_NO_MEMORY,
+                "%s over %lld prompts needs %s even one prompt at a time, above max_bytes=%lld; use shorter "
+                "prompts, fewer threads, or a larger max_bytes",
+                s->stage, (long long)s->task->clean.n_prompts, asp_fail_size((char[32]){0}, (double)bytes),
+                (long long)s->options.max_bytes);
     }
 }
 
@@ -168,7 +169,7 @@ static void fill_item(void *arg, int64_t b, int thread) {
 }
 
 /* The residual stream behind an MLP that gave its mean, or nothing. */
-static asp_status add_output(const asp_component_setting *s, int64_t layer, const asp_context *context) {
+static asp_status add_mean_output(const asp_component_setting *s, int64_t layer, const asp_context *context) {
     const asp_model *m = s->model;
     const int64_t e = m->config.d_model;
     const asp_real *mid = s->filled.mid.data + layer * s->filled.mid.stride;
@@ -208,7 +209,7 @@ static asp_status fill_rows(asp_component_setting *s, const asp_context *context
     for (job.layer = 0; !status && job.layer < s->model->config.n_layer; job.layer++) {
         status = asp_parallel_for(context, s->n, fill_item, &job);
         if (!status) status = asp_forward_output(s->model, &acts, job.layer, context);
-        if (!status) status = add_output(s, job.layer, context);
+        if (!status) status = add_mean_output(s, job.layer, context);
     }
     s->replaced = s->filled;
     return status;

@@ -70,11 +70,12 @@ void asp_patch_make_plan(asp_patch_plan *plan, const asp_config *c, const uint8_
 void asp_patch_plan_behind(asp_patch_plan *plan, const asp_config *c, const uint8_t *mask, int64_t node) {
     const planning p = {plan, c, mask, 0, asp_nodes_n_receivers(c)};
     const int64_t n_senders = asp_nodes_n_senders(c);
-    for (int64_t i = n_senders - 1; i >= node; i--) plan->slot[i] = is_read(&p, i) ? 0 : ASP_PATCH_UNREAD;
-    for (int64_t i = 0; i < node; i++) plan->slot[i] = ASP_PATCH_GIVEN;
+    const int64_t first = asp_max(0, node);
+    for (int64_t i = n_senders - 1; i >= first; i--) plan->slot[i] = is_read(&p, i) ? 0 : ASP_PATCH_UNREAD;
+    for (int64_t i = 0; i < first; i++) plan->slot[i] = ASP_PATCH_GIVEN;
     plan->n_slots = 0;
-    for (int64_t i = node; i < n_senders; i++) {
-        if (plan->slot[i] >= 0 && i > node && !is_reached(&p, i)) plan->slot[i] = ASP_PATCH_GIVEN;
+    for (int64_t i = first; i < n_senders; i++) {
+        if (node >= 0 && plan->slot[i] >= 0 && i > node && !is_reached(&p, i)) plan->slot[i] = ASP_PATCH_GIVEN;
         if (plan->slot[i] >= 0) plan->slot[i] = (int32_t)plan->n_slots++;
     }
 }
@@ -285,6 +286,34 @@ static asp_status run_attention(asp_patch *p, int64_t layer, const int64_t *head
     return asp_parallel_for(context, p->n * n, attention_item, &job);
 }
 
+/* ---- neurons -------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const asp_patch *patch;
+    const uint8_t *inside; /* (E) */
+    asp_real *change;
+} cut_job;
+
+static void cut_item(void *arg, int64_t b, int thread) {
+    (void)thread;
+    const cut_job *job = arg;
+    const asp_patch *p = job->patch;
+    const int64_t e = p->setting->model->config.d_model;
+    for (int64_t r = p->offsets[b]; r < p->offsets[b + 1]; r++)
+        for (int64_t i = 0; i < e; i++)
+            if ((job->inside[i] != 0) == p->except) job->change[r * e + i] = 0;
+}
+
+/* Takes away the coordinates of a sender's change that do not flow. */
+static asp_status cut_neurons(const asp_patch *p, int64_t sender, int32_t slot, const asp_context *context) {
+    const int64_t e = p->setting->model->config.d_model;
+    if (!p->neurons) return ASP_OK;
+    cut_job job = {p, p->neurons + sender * e, p->changes + slot * p->n_rows * e};
+    return asp_parallel_for(context, p->n, cut_item, &job);
+}
+
+/* ---- heads ---------------------------------------------------------------------------------------------------- */
+
 /* Changes of the heads that are computed. */
 static asp_status run_heads(asp_patch *p, int64_t layer, const asp_context *context) {
     const asp_component_setting *s = p->setting;
@@ -320,6 +349,7 @@ static asp_status run_heads(asp_patch *p, int64_t layer, const asp_context *cont
                             .n_rows = p->offsets[p->n],
                             .k_block = m->k_block.head};
         status = asp_gemm_run(&g, context);
+        if (!status) status = cut_neurons(p, first + h, p->plan.slot[first + h], context);
     }
     return status;
 }
@@ -356,8 +386,10 @@ static void change_item(void *arg, int64_t item, int thread) {
 }
 
 static asp_status run_change(asp_patch *p, int64_t layer, int32_t slot, const asp_context *context) {
-    change_job job = {p, layer, p->changes + slot * p->n_rows * p->setting->model->config.d_model};
-    return asp_parallel_for(context, p->n, change_item, &job);
+    const asp_config *c = &p->setting->model->config;
+    change_job job = {p, layer, p->changes + slot * p->n_rows * c->d_model};
+    const asp_status status = asp_parallel_for(context, p->n, change_item, &job);
+    return status ? status : cut_neurons(p, layer < 0 ? 0 : asp_nodes_mlp(c, layer), slot, context);
 }
 
 static asp_status run_mlp(asp_patch *p, int64_t layer, const asp_context *context) {

@@ -19,10 +19,10 @@ typedef struct {
 
 typedef struct {
     asp_component_setting setting;
+    const asp_patching_options *options;
     asp_patching_kind kind;
     asp_patching_shape shape;
     double *values;
-    int by_position;
     asp_slot output;         /* what attention or MLPs give in the other run */
     const asp_real *pattern; /* of the other run */
     int64_t max_rows, max_variants;
@@ -46,7 +46,19 @@ static int of_heads(asp_patching_kind kind) { return kind >= ASP_PATCHING_Z; }
 
 asp_patching_shape asp_patching_places(const asp_config *c, const asp_prompts *clean, const asp_patching_options *o) {
     const int64_t longest = asp_shape_longest(clean->offsets, clean->n_prompts);
-    return (asp_patching_shape){c->n_layer, of_heads(o->kind) ? c->n_head : 1, o->by_position ? longest : 1};
+    return (asp_patching_shape){o->layers ? o->n_layers : c->n_layer, of_heads(o->kind) ? c->n_head : 1,
+                                !o->by_position ? 1
+                                : o->positions  ? o->n_positions
+                                                : longest};
+}
+
+/* Whether numbers ascend in 0..end-1. */
+static asp_status check_places(const int64_t *x, int64_t n, int64_t end, const char *what, asp_error *err) {
+    for (int64_t i = 0; x && i < asp_max(1, n); i++)
+        if (n < 1 || x[i] < (i ? x[i - 1] + 1 : 0) || x[i] >= end)
+            return asp_fail(err, ASP_BAD_ARGUMENT, "patching: %s must ascend in 0..%lld, number %lld does not", what,
+                            (long long)end - 1, (long long)i);
+    return ASP_OK;
 }
 
 enum { PARTS = 22 };
@@ -242,6 +254,7 @@ static void attend_patched(const head_job *job, int64_t sequence, const place *v
         scratch->rows[at + t] = mixed + t * 3 * d;
         scratch->held[at + t] = NULL;
     }
+    u.held_gate = asp_variants_gate(&p->view, sequence, v->layer, v->head);
     u.rows = scratch->rows + at;
     u.held = scratch->held + at;
     u.z_rows = scratch->z_rows + at;
@@ -360,11 +373,14 @@ static asp_status run_variants(patching *p, const asp_context *context) {
 static place place_of(const patching *p, int64_t item, int64_t *sequence) {
     const asp_patching_shape *s = &p->shape;
     const int64_t inner = s->heads * s->positions, n = p->setting.n, n_prompts = p->setting.task->clean.n_prompts;
-    const int64_t layer = item / (n * inner), within = item % inner;
+    const int64_t layer = item / (n * inner), within = item % inner, position = within % s->positions;
+    const asp_patching_options *o = p->options;
     *sequence = item / inner % n;
-    return (place){.layer = layer,
+    return (place){.layer = o->layers ? o->layers[layer] : layer,
                    .head = within / s->positions,
-                   .position = p->by_position ? within % s->positions : -1,
+                   .position = !o->by_position ? -1
+                               : o->positions  ? o->positions[position]
+                                               : position,
                    .at = (layer * inner + within) * n_prompts + p->setting.first + *sequence};
 }
 
@@ -395,15 +411,11 @@ static asp_status open_patched_block(patching *p, int64_t *item, int64_t n_items
 
 /* What the other run records besides what every setting needs. */
 static uint64_t also_of(asp_patching_kind kind) {
-    switch (kind) {
-    case ASP_PATCHING_ATTN_OUT: return (uint64_t)1 << ASP_ATTN_OUT;
-    case ASP_PATCHING_MLP_OUT: return (uint64_t)1 << ASP_MLP_OUT;
-    case ASP_PATCHING_Q:
-    case ASP_PATCHING_K:
-    case ASP_PATCHING_V: return (uint64_t)1 << ASP_QKV;
-    case ASP_PATCHING_PATTERN: return (uint64_t)1 << ASP_PATTERN;
-    default: return 0;
-    }
+    if (kind >= ASP_PATCHING_Q && kind <= ASP_PATCHING_V) return (uint64_t)1 << ASP_QKV;
+    return kind == ASP_PATCHING_ATTN_OUT  ? (uint64_t)1 << ASP_ATTN_OUT
+           : kind == ASP_PATCHING_MLP_OUT ? (uint64_t)1 << ASP_MLP_OUT
+           : kind == ASP_PATCHING_PATTERN ? (uint64_t)1 << ASP_PATTERN
+                                          : 0;
 }
 
 /* Reads what the runs of a block of prompts recorded. */
@@ -413,6 +425,7 @@ static void open_runs(patching *p) {
     p->output = (asp_slot){output.data, output.strides[0]};
     p->pattern = asp_run_array(other, ASP_PATTERN).data;
     p->view.replacement.offsets = p->setting.offsets;
+    p->view.held_gates = p->setting.held;
     p->view.clean_qkv = asp_run_array(p->setting.base, ASP_QKV);
 }
 
@@ -461,17 +474,20 @@ asp_status asp_patching_sweep(double *values, double *base, double *other, const
                               .stage = "patching",
                               .options = {.ablation = ASP_COMPONENT_COUNTERFACTUAL,
                                           .denoising = options->denoising,
+                                          .held_gate = options->held_gate,
                                           .max_bytes = options->max_bytes},
                               .with_base = 1,
                               .also = also_of(options->kind),
                               .own_bytes = patching_bytes},
+                  .options = options,
                   .kind = options->kind,
-                  .by_position = options->by_position,
                   .shape = asp_patching_places(&model->config, &task->clean, options),
                   .values = values};
     asp_component_setting *s = &p.setting;
     asp_status status = asp_component_setting_check(s, err);
     if (!status && options->by_position) status = asp_task_check_lengths(&task->clean, "positions", err);
+    if (!status) status = check_places(options->layers, options->n_layers, model->config.n_layer, "layers", err);
+    if (!status) status = check_places(options->positions, options->n_positions, s->longest, "positions", err);
     if (!status) status = open_patching(&p, &own, err);
     if (!status)
         status = asp_context_progress(&own, s->stage, 0,

@@ -179,6 +179,19 @@ static asp_status sender_scores(const asp_receivers *r, int64_t sender, int64_t 
     return asp_parallel_for(context, n, sender_item, &job);
 }
 
+/* Scores of an MLP whose input has the gradient that its LayerNorm makes of dout (n_points N,E), read. */
+static asp_status mlp_input_scores(const asp_receivers *r, int64_t layer, const asp_real *dout,
+                                   const asp_context *context) {
+    const asp_activations *a = &r->tape->acts;
+    const receiver_norm norm = {.x = asp_slot_at(a->mid, layer),
+                                .scale = asp_slot_at(a->ln2_scale, layer),
+                                .weight = r->model->data + r->model->layers[layer].ln2_w,
+                                .n = 1};
+    sender_job job = {r, asp_nodes_mlp(&r->model->config, layer)};
+    const asp_status status = add_runs(r, &norm, 0, dout, context);
+    return status ? status : asp_parallel_for(context, 1, sender_item, &job);
+}
+
 /* ---- hooks --------------------------------------------------------------------------------------------- */
 
 static asp_status collect_scores(void *state, const asp_activations *acts, asp_point point, int64_t layer,
@@ -188,6 +201,7 @@ static asp_status collect_scores(void *state, const asp_activations *acts, asp_p
     const asp_config *c = &r->model->config;
     if (point == ASP_POINT_MID) cut_points(r, 2 + 2 * layer, dout, c->d_model);
     if (r->level == ASP_COMPONENT_EDGE) return edge_scores(r, point, layer, dout, context);
+    if (point == ASP_POINT_MID && r->mlp_input) return mlp_input_scores(r, layer, dout, context);
     if (point == ASP_POINT_MID) return sender_scores(r, asp_nodes_mlp(c, layer), 1, dsum, context);
     return layer < c->n_layer ? sender_scores(r, asp_nodes_head(c, layer), c->n_head, dsum, context) : ASP_OK;
 }

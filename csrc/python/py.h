@@ -346,6 +346,7 @@ PyObject *asp_py_component_senders_before(PyObject *self, PyObject *unused);
 /* ---- py_component_values.c --------------------------------------------------------------- */
 
 PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_of_neurons(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
 
@@ -354,6 +355,8 @@ PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject
 PyObject *asp_py_component_select_order(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_select(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_select_prune(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_best(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_select_neurons(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_select_roc(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_select_areas(PyObject *module, PyObject *args, PyObject *kwargs);
 

@@ -1,7 +1,20 @@
 /* py_component.c: component edges: their numbers and their scores. */
 #include "python/py.h"
 
-enum { METHOD, LEVEL, ABLATION, STEPS, DENOISING, HELD_GATE, SMALLER, MAX_BYTES, REFERENCE, OFFSETS, FIELDS };
+enum {
+    METHOD,
+    LEVEL,
+    ABLATION,
+    STEPS,
+    DENOISING,
+    HELD_GATE,
+    SMALLER,
+    MAX_BYTES,
+    REFERENCE,
+    OFFSETS,
+    MLP_INPUT,
+    FIELDS
+};
 
 static int read_component_integer(PyObject *object, int64_t *out) {
     *out = PyLong_AsLongLong(object);
@@ -23,7 +36,8 @@ static int read_component_fields(py_component_call *c, PyObject **o) {
         !read_component_integer(o[MAX_BYTES], &options->max_bytes) ||
         !read_component_flag(o[DENOISING], &options->denoising) ||
         !read_component_flag(o[HELD_GATE], &options->held_gate) ||
-        !read_component_flag(o[SMALLER], &options->smaller_is_better))
+        !read_component_flag(o[SMALLER], &options->smaller_is_better) ||
+        !read_component_flag(o[MLP_INPUT], &options->mlp_input))
         return 0;
     options->method = (asp_component_method)method;
     options->level = (asp_component_level)level;
@@ -37,8 +51,8 @@ static int read_component_fields(py_component_call *c, PyObject **o) {
 
 static int read_component_options(py_component_call *c, PyObject *object) {
     static const char *const names[] = {
-        "method",    "level",     "ablation",         "steps", "denoising", "held_gate", "smaller_is_better",
-        "max_bytes", "reference", "reference_offsets"};
+        "method",    "level",     "ablation",          "steps",    "denoising", "held_gate", "smaller_is_better",
+        "max_bytes", "reference", "reference_offsets", "mlp_input"};
     PyObject *o[FIELDS];
     if (!asp_py_module_fields(object, "ComponentOptions", names, FIELDS, o)) return 0;
     const int good = read_component_fields(c, o);

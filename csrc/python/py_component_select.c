@@ -86,6 +86,53 @@ PyObject *asp_py_component_select(PyObject *module, PyObject *args, PyObject *kw
     return end_selection(&held, pair, status, &err);
 }
 
+PyObject *asp_py_component_select_best(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"scores", "absolute", NULL};
+    PyObject *object, *result = NULL;
+    int absolute;
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Op:component_best", names, &object, &absolute)) return NULL;
+    py_held held = {.n = 0};
+    asp_error err = {0};
+    asp_status status = ASP_OK;
+    int64_t n;
+    void *order;
+    const double *scores = asp_py_arrays_hold_copy(&held, object, ASP_PY_DOUBLE, 1, "scores", &n);
+    if (scores) result = asp_py_arrays_new(ASP_PY_INT64, 1, &n, &order);
+    if (result) status = asp_component_select_best(order, scores, n, absolute, &err);
+    return end_selection(&held, result, status, &err);
+}
+
+PyObject *asp_py_component_select_neurons(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"n_layer", "n_head", "width", "order", "sizes", "prune", NULL};
+    PyObject *object, *asked, *masks = NULL, *kept = NULL;
+    long long n_layer, n_head, width;
+    int pruned;
+    asp_config c;
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLLOOp:component_select_neurons", names, &n_layer, &n_head, &width,
+                                     &object, &asked, &pruned) ||
+        !read_shape(n_layer, n_head, &c))
+        return NULL;
+    py_held held = {.n = 0};
+    asp_error err = {0};
+    asp_status status = ASP_OK;
+    int64_t n = 0, dims[3] = {0, asp_nodes_n_senders(&c), width};
+    void *mask, *count;
+    const int64_t *order = asp_py_arrays_hold_copy(&held, object, ASP_PY_INT64, 1, "order", &n), *sizes = NULL;
+    if (order && (width < 1 || n / dims[1] != width || n % dims[1]))
+        PyErr_Format(PyExc_ValueError, "order must hold the numbers of %lld senders by %lld, got %lld",
+                     (long long)dims[1], width, (long long)n);
+    else if (order) sizes = asp_py_arrays_hold_copy(&held, asked, ASP_PY_INT64, 1, "sizes", &dims[0]);
+    if (sizes) masks = asp_py_arrays_new(ASP_PY_BYTE, 3, dims, &mask);
+    if (masks) kept = asp_py_arrays_new(ASP_PY_INT64, 1, dims, &count);
+    if (kept) status = asp_component_select_neurons(mask, count, &c, width, order, sizes, dims[0], pruned, &err);
+    PyObject *pair = kept ? PyTuple_Pack(2, masks, kept) : NULL;
+    Py_XDECREF(masks);
+    Py_XDECREF(kept);
+    return end_selection(&held, pair, status, &err);
+}
+
 PyObject *asp_py_component_select_prune(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"n_layer", "n_head", "mask", NULL};
     PyObject *object, *result = NULL;

@@ -1,94 +1,225 @@
-/* py_component_values.c: circuits of component edges, evaluated; each component edge patched alone; ACDC. */
+/* py_component_values.c: circuits of component edges and of neurons, evaluated; each component edge patched
+ * alone; ACDC. */
 #include "python/py.h"
 
-static const uint8_t *read_masks(py_held *held, PyObject *self, PyObject *object, int64_t *n) {
-    const asp_config *c = asp_model_config(((py_model *)self)->model);
-    int64_t dims[3];
-    const uint8_t *masks = asp_py_arrays_hold_copy(held, object, ASP_PY_BYTE, 3, "masks", dims);
-    if (!masks) return NULL;
-    *n = dims[0];
-    if (dims[1] == asp_nodes_n_senders(c) && dims[2] == asp_nodes_n_receivers(c)) return masks;
-    PyErr_Format(PyExc_ValueError, "masks must be of the shape (n, %lld, %lld), got (%lld, %lld, %lld)",
-                 (long long)asp_nodes_n_senders(c), (long long)asp_nodes_n_receivers(c), (long long)dims[0],
-                 (long long)dims[1], (long long)dims[2]);
+#include <string.h>
+
+/* Circuits (n,S,columns), a private copy. */
+static const uint8_t *read_circuits(py_held *held, PyObject *object, const char *name, int64_t dims[3], int64_t columns,
+                                    const asp_config *c) {
+    const uint8_t *masks = asp_py_arrays_hold_copy(held, object, ASP_PY_BYTE, 3, name, dims);
+    if (!masks || (dims[1] == asp_nodes_n_senders(c) && dims[2] == columns)) return masks;
+    PyErr_Format(PyExc_ValueError, "%s must be of the shape (n, %lld, %lld), got (%lld, %lld, %lld)", name,
+                 (long long)asp_nodes_n_senders(c), (long long)columns, (long long)dims[0], (long long)dims[1],
+                 (long long)dims[2]);
     return NULL;
 }
 
-PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "masks", "options", "threads", "progress", NULL};
+typedef asp_status (*measure_circuits)(double *values, const asp_model *model, const asp_task *task,
+                                       const uint8_t *masks, int64_t n, const asp_component_options *options,
+                                       const asp_context *context, asp_error *err);
+
+static PyObject *values_of(PyObject *self, PyObject *args, PyObject *kwargs, const char *format, char **names,
+                           int64_t columns, measure_circuits measure) {
     PyObject *task, *object, *options, *progress = Py_None, *result = NULL;
     int threads = 0;
     py_component_call c;
     py_held held = {.n = 0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iO:component_values", names, &task, &object, &options, &threads,
-                                     &progress))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &task, &object, &options, &threads, &progress))
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
-    int64_t dims[2] = {0, 0};
+    int64_t dims[3] = {0, 0, 0};
     void *values;
     const uint8_t *masks = NULL;
-    if (asp_py_component_read(&c, self, task, options, threads)) masks = read_masks(&held, self, object, &dims[0]);
+    if (asp_py_component_read(&c, self, task, options, threads))
+        masks = read_circuits(&held, object, names[1], dims, columns, asp_model_config(model));
     dims[1] = c.task.task.clean.n_prompts;
     if (masks) result = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &values);
     py_call call;
     if (result && asp_py_component_begin(&c, &call, self, progress)) {
         asp_error err = {0};
-        const asp_status status =
-            asp_component_values(values, model, &c.task.task, masks, dims[0], &c.options, &call.context, &err);
+        const asp_status status = measure(values, model, &c.task.task, masks, dims[0], &c.options, &call.context, &err);
         asp_py_component_end(&call, self, status, &err);
     }
     asp_py_arrays_let_go(&held);
     return asp_py_component_clear(&c, result);
 }
 
+PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "masks", "options", "threads", "progress", NULL};
+    const asp_config *c = asp_model_config(((py_model *)self)->model);
+    return values_of(self, args, kwargs, "OOO|iO:component_values", names, asp_nodes_n_receivers(c),
+                     asp_component_values);
+}
+
+PyObject *asp_py_component_values_of_neurons(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "neurons", "options", "threads", "progress", NULL};
+    const asp_config *c = asp_model_config(((py_model *)self)->model);
+    return values_of(self, args, kwargs, "OOO|iO:component_neuron_values", names, c->d_model,
+                     asp_component_values_of_neurons);
+}
+
+/* ---- long measurements: each component edge patched alone; ACDC ------------------------------------------ */
+
+/* What they have found can be kept. */
+typedef struct {
+    py_call call;
+    asp_component_kept kept;
+    PyObject *keep; /* borrowed: its due() says whether write(state) is to be called; None: nothing is kept */
+    int (*progress)(void *state, const char *stage, int64_t done, int64_t total); /* what else is told */
+    int64_t places;                                                               /* S R */
+    PyObject *scores_array, *mask_array;                                          /* NULL without a mask */
+    void *scores, *mask;
+} kept_call;
+
+enum { HEAD = 3 }; /* numbers of the state before the scores: asp_component_kept */
+
+/* ---- the state ----------------------------------------------------------------------------------------- */
+
+static int64_t n_state(const kept_call *c) {
+    const int64_t item = (int64_t)sizeof(int64_t);
+    return HEAD + c->places + (c->mask_array ? (c->places + item - 1) / item : 0);
+}
+
+static PyObject *kept_state(const kept_call *c) {
+    const int64_t n = n_state(c);
+    void *data;
+    PyObject *state = asp_py_arrays_new(ASP_PY_INT64, 1, &n, &data);
+    if (!state) return NULL;
+    int64_t *to = data;
+    to[n - 1] = 0;
+    to[0] = c->kept.n_done;
+    to[1] = c->kept.size;
+    memcpy(to + 2, &c->kept.loss, sizeof c->kept.loss);
+    memcpy(to + HEAD, c->scores, (size_t)c->places * sizeof(double));
+    if (c->mask) memcpy(to + HEAD + c->places, c->mask, (size_t)c->places);
+    return state;
+}
+
+/* Scores, mask and place from a state, or None: from the beginning. */
+static int read_state(kept_call *c, PyObject *object) {
+    int64_t n;
+    void *data;
+    if (object == Py_None) return 1;
+    PyObject *state = asp_py_arrays_copy(object, ASP_PY_INT64, 1, "state", &data, &n);
+    if (!state) return 0;
+    const int64_t *from = data;
+    const int good = n == n_state(c);
+    if (good) {
+        c->kept = (asp_component_kept){.n_done = from[0], .size = from[1]};
+        memcpy(&c->kept.loss, from + 2, sizeof c->kept.loss);
+        memcpy(c->scores, from + HEAD, (size_t)c->places * sizeof(double));
+        if (c->mask) memcpy(c->mask, from + HEAD + c->places, (size_t)c->places);
+    } else
+        PyErr_Format(PyExc_ValueError, "state must have %lld numbers, got %lld", (long long)n_state(c), (long long)n);
+    Py_DECREF(state);
+    return good;
+}
+
+/* ---- keeping --------------------------------------------------------------------------------------------- */
+
+static int write_state(const kept_call *c) {
+    PyObject *state = kept_state(c);
+    PyObject *answer = state ? PyObject_CallMethod(c->keep, "write", "O", state) : NULL;
+    Py_XDECREF(state);
+    Py_XDECREF(answer);
+    return answer != NULL;
+}
+
+static int write_if_due(const kept_call *c) {
+    PyObject *due = PyObject_CallMethod(c->keep, "due", NULL);
+    const int wanted = due ? PyObject_IsTrue(due) : -1;
+    Py_XDECREF(due);
+    return wanted < 0 ? 0 : !wanted || write_state(c);
+}
+
+static int tell_and_keep(void *state, const char *stage, int64_t done, int64_t total) {
+    kept_call *c = state;
+    if (c->call.failed || (c->progress && c->progress(&c->call, stage, done, total))) return 1;
+    asp_py_call_attach(&c->call);
+    c->call.failed = !write_if_due(c);
+    asp_py_call_detach(&c->call);
+    return c->call.failed;
+}
+
+/* After the computation: keeps what is found, also where it was stopped. */
+static void keep_when_ended(const kept_call *c, asp_status status) {
+    if (c->keep == Py_None || (status && status != ASP_STOPPED && status != ASP_NO_MEMORY)) return;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (write_state(c)) PyErr_Restore(type, value, traceback);
+    else {
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+    }
+}
+
+/* ---- the calls --------------------------------------------------------------------------------------------- */
+
+/* Arrays of the result, from the state on. */
+static int open_kept_call(kept_call *c, const asp_config *config, PyObject *state, int with_mask) {
+    const int64_t dims[2] = {asp_nodes_n_senders(config), asp_nodes_n_receivers(config)};
+    c->places = dims[0] * dims[1];
+    c->scores_array = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &c->scores);
+    if (c->scores_array && with_mask) c->mask_array = asp_py_arrays_new(ASP_PY_BYTE, 2, dims, &c->mask);
+    return c->scores_array && (c->mask_array || !with_mask) && read_state(c, state);
+}
+
+static int begin_kept_call(kept_call *c, py_component_call *call, PyObject *self, PyObject *progress) {
+    if (!asp_py_component_begin(call, &c->call, self, progress)) return 0;
+    if (c->keep == Py_None) return 1;
+    c->progress = c->call.context.progress;
+    c->call.context.progress = tell_and_keep;
+    c->call.context.progress_state = c;
+    return 1;
+}
+
+static void end_kept_call(kept_call *c, PyObject *self, asp_status status, const asp_error *err) {
+    asp_py_component_end(&c->call, self, status, err);
+    keep_when_ended(c, status);
+}
+
 PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "options", "threads", "progress", NULL};
-    PyObject *task, *options, *progress = Py_None, *result = NULL;
+    static char *names[] = {"task", "options", "threads", "progress", "state", "keep", NULL};
+    PyObject *task, *options, *progress = Py_None, *state = Py_None;
     int threads = 0;
-    py_component_call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|iO:component_exact", names, &task, &options, &threads,
-                                     &progress))
+    kept_call c = {.keep = Py_None};
+    py_component_call call;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|iOOO:component_exact", names, &task, &options, &threads,
+                                     &progress, &state, &c.keep))
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
-    const asp_config *config = asp_model_config(model);
-    const int64_t dims[2] = {asp_nodes_n_senders(config), asp_nodes_n_receivers(config)};
-    void *scores;
-    if (asp_py_component_read(&c, self, task, options, threads))
-        result = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &scores);
-    py_call call;
-    if (result && asp_py_component_begin(&c, &call, self, progress)) {
+    if (asp_py_component_read(&call, self, task, options, threads) &&
+        open_kept_call(&c, asp_model_config(model), state, 0) && begin_kept_call(&c, &call, self, progress)) {
         asp_error err = {0};
-        const asp_status status = asp_component_exact(scores, model, &c.task.task, &c.options, &call.context, &err);
-        asp_py_component_end(&call, self, status, &err);
+        const asp_status status =
+            asp_component_exact(c.scores, &c.kept, model, &call.task.task, &call.options, &c.call.context, &err);
+        end_kept_call(&c, self, status, &err);
     }
-    return asp_py_component_clear(&c, result);
+    return asp_py_component_clear(&call, c.scores_array);
 }
 
 PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "threshold", "options", "threads", "progress", NULL};
-    PyObject *task, *options, *progress = Py_None, *mask = NULL, *scores = NULL;
+    static char *names[] = {"task", "threshold", "options", "threads", "progress", "state", "keep", NULL};
+    PyObject *task, *options, *progress = Py_None, *state = Py_None;
     int threads = 0;
     double threshold;
-    py_component_call c;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OdO|iO:component_acdc", names, &task, &threshold, &options,
-                                     &threads, &progress))
+    kept_call c = {.keep = Py_None};
+    py_component_call call;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OdO|iOOO:component_acdc", names, &task, &threshold, &options,
+                                     &threads, &progress, &state, &c.keep))
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
-    const asp_config *config = asp_model_config(model);
-    const int64_t dims[2] = {asp_nodes_n_senders(config), asp_nodes_n_receivers(config)};
-    void *mask_data, *score_data;
-    if (asp_py_component_read(&c, self, task, options, threads))
-        mask = asp_py_arrays_new(ASP_PY_BYTE, 2, dims, &mask_data);
-    if (mask) scores = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &score_data);
-    py_call call;
-    if (scores && asp_py_component_begin(&c, &call, self, progress)) {
+    if (asp_py_component_read(&call, self, task, options, threads) &&
+        open_kept_call(&c, asp_model_config(model), state, 1) && begin_kept_call(&c, &call, self, progress)) {
         asp_error err = {0};
-        const asp_status status =
-            asp_component_acdc(mask_data, score_data, model, &c.task.task, threshold, &c.options, &call.context, &err);
-        asp_py_component_end(&call, self, status, &err);
+        const asp_status status = asp_component_acdc(c.mask, c.scores, &c.kept, model, &call.task.task, threshold,
+                                                     &call.options, &c.call.context, &err);
+        end_kept_call(&c, self, status, &err);
     }
-    PyObject *pair = scores ? PyTuple_Pack(2, mask, scores) : NULL;
-    Py_XDECREF(mask);
-    Py_XDECREF(scores);
-    return asp_py_component_clear(&c, pair);
+    PyObject *pair = c.mask_array && !PyErr_Occurred() ? PyTuple_Pack(2, c.mask_array, c.scores_array) : NULL;
+    Py_XDECREF(c.mask_array);
+    Py_XDECREF(c.scores_array);
+    return asp_py_component_clear(&call, pair);
 }

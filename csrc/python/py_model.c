@@ -445,16 +445,22 @@ static PyMethodDef methods[] = {
      "whole(task, threads=0) -> metric (P) of the whole model"},
     {"component_values", (PyCFunction)(void (*)(void))asp_py_component_values, METH_VARARGS | METH_KEYWORDS,
      "component_values(task, masks, options, threads=0, progress=None) -> metric (n,P) of circuits"},
+    {"component_neuron_values", (PyCFunction)(void (*)(void))asp_py_component_values_of_neurons,
+     METH_VARARGS | METH_KEYWORDS,
+     "component_neuron_values(task, neurons, options, threads=0, progress=None) -> metric (n,P) of circuits"},
     {"component_exact", (PyCFunction)(void (*)(void))asp_py_component_values_exact, METH_VARARGS | METH_KEYWORDS,
-     "component_exact(task, options, threads=0, progress=None) -> scores (S,R) of component edges"},
+     "component_exact(task, options, threads=0, progress=None, state=None, keep=None) -> scores (S,R) of component "
+     "edges"},
     {"patching_sweep", (PyCFunction)(void (*)(void))asp_py_patching_sweep, METH_VARARGS | METH_KEYWORDS,
-     "patching_sweep(task, kind, by_position, denoising, max_bytes, threads=0, progress=None) -> metric "
+     "patching_sweep(task, kind, by_position, denoising, held_gate, layers, positions, max_bytes, threads=0, "
+     "progress=None) -> metric "
      "(layers,heads,positions,P) with each activation alone replaced, (P) of the base run, (P) of the other one"},
     {"path_values", (PyCFunction)(void (*)(void))asp_py_patching_paths, METH_VARARGS | METH_KEYWORDS,
      "path_values(task, senders, receivers, positions, denoising, held_gate, max_bytes, threads=0, progress=None) -> "
      "metric (n,P) with each set of paths patched, (P) of the base run, (P) of the other one"},
     {"component_acdc", (PyCFunction)(void (*)(void))asp_py_component_values_acdc, METH_VARARGS | METH_KEYWORDS,
-     "component_acdc(task, threshold, options, threads=0, progress=None) -> (mask (S,R), scores (S,R))"},
+     "component_acdc(task, threshold, options, threads=0, progress=None, state=None, keep=None) -> (mask (S,R), "
+     "scores (S,R))"},
     {"knock_out", (PyCFunction)(void (*)(void))asp_py_effects_knock_out, METH_VARARGS | METH_KEYWORDS,
      "knock_out(task, items, options, threads=0, progress=None) -> metric (n,P) without each item"},
     {"keep_only", (PyCFunction)(void (*)(void))asp_py_effects_keep_only, METH_VARARGS | METH_KEYWORDS,

@@ -54,18 +54,25 @@ static int read_task(patching_call *p, PyObject *self, PyObject *task) {
     return asp_py_effects_read_task(&p->task, task, asp_model_config(((py_model *)self)->model)->n_vocab);
 }
 
+/* Ascending numbers, or None: all. */
+static int read_places(patching_call *p, PyObject *object, const char *name, const int64_t **places, int64_t *n) {
+    return object == Py_None || (*places = asp_py_arrays_hold_copy(&p->held, object, ASP_PY_INT64, 1, name, n)) != NULL;
+}
+
 /* ---- sweeps --------------------------------------------------------------------------------- */
 
 PyObject *asp_py_patching_sweep(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "kind", "by_position", "denoising", "max_bytes", "threads", "progress", NULL};
+    static char *names[] = {"task",      "kind",      "by_position", "denoising", "held_gate", "layers",
+                            "positions", "max_bytes", "threads",     "progress",  NULL};
     static const char *const kinds[] = {"resid", "resid_mid", "attn_out", "mlp_out", "z", "q", "k", "v", "pattern"};
-    PyObject *task, *kind_name, *progress = Py_None;
+    PyObject *task, *kind_name, *layers, *positions, *progress = Py_None;
     long long max_bytes;
     int threads = 0;
     asp_patching_options options = {.by_position = 0};
     patching_call p = {.held = {.n = 0}};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOppL|iO:patching_sweep", names, &task, &kind_name,
-                                     &options.by_position, &options.denoising, &max_bytes, &threads, &progress) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOpppOOL|iO:patching_sweep", names, &task, &kind_name,
+                                     &options.by_position, &options.denoising, &options.held_gate, &layers, &positions,
+                                     &max_bytes, &threads, &progress) ||
         !asp_py_call_check_threads(threads))
         return NULL;
     const int kind = asp_py_module_index(kind_name, "kind", kinds, sizeof kinds / sizeof *kinds);
@@ -74,7 +81,9 @@ PyObject *asp_py_patching_sweep(PyObject *self, PyObject *args, PyObject *kwargs
     options.max_bytes = max_bytes;
     void *values;
     py_call call;
-    if (kind >= 0 && read_task(&p, self, task)) {
+    if (kind >= 0 && read_places(&p, layers, "layers", &options.layers, &options.n_layers) &&
+        read_places(&p, positions, "positions", &options.positions, &options.n_positions) &&
+        read_task(&p, self, task)) {
         const asp_prompts *clean = &p.task.task.clean;
         const asp_patching_shape shape = asp_patching_places(asp_model_config(model), clean, &options);
         const int64_t dims[4] = {shape.layers, shape.heads, shape.positions, clean->n_prompts};

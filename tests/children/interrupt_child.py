@@ -24,7 +24,15 @@ from reliability import bits_of_model, bits_of_run, counters, micro_batch, new_f
 import attnsparse as asp
 from attnsparse import _core
 from attnsparse._core_types import Curve
-from attnsparse.circuits import component_acdc, effects, patching_sweep, path_patch
+from attnsparse.circuits import (
+    component_acdc,
+    component_scores,
+    component_values,
+    effects,
+    node_values,
+    patching_sweep,
+    path_patch,
+)
 from attnsparse.tasks import CustomMetric
 from attnsparse.tasks.task import Task
 
@@ -218,6 +226,50 @@ def acdc(size: str, count: int) -> dict[str, Any]:
         return effects.metric_values(model, task).tobytes() == expected
 
     return delays(lambda: component_acdc(model, task, 1e-9, metric="kl"), count, check)
+
+
+def component_edges(size: str, count: int) -> dict[str, Any]:
+    """Scores of all component edges."""
+    model = large_model(size)
+    task = long_task(model)
+    expected = component_scores(model, task, level="node").scores.tobytes()
+
+    def check() -> bool:
+        return component_scores(model, task, level="node").scores.tobytes() == expected
+
+    return delays(lambda: component_scores(model, task, method="eap-ig-activations", steps=2), count, check)
+
+
+def component_exact(size: str, count: int) -> dict[str, Any]:
+    """Every component edge alone, kept in a file, from which the next call continues."""
+    model = large_model(size)
+    task, path = long_task(model), new_folder() / "kept"
+    expected = component_scores(model, task, level="node").scores.tobytes()
+
+    def check() -> bool:
+        path.with_name("kept.search.safetensors").unlink(missing_ok=True)
+        return component_scores(model, task, level="node").scores.tobytes() == expected
+
+    return delays(lambda: component_scores(model, task, method="exact", resume=path), count, check)
+
+
+def component_circuits(size: str, count: int) -> dict[str, Any]:
+    """Circuits of component edges and of neurons."""
+    model = large_model(size)
+    task = long_task(model)
+    scores = component_scores(model, task)
+    masks = np.random.default_rng(0).random((20, *scores.scores.shape)) < 0.3
+    neurons = np.random.default_rng(0).random((4, len(scores.senders), model.config.d_model)) < 0.3
+    expected = component_values(model, task, masks[:1]).tobytes()
+
+    def both() -> None:
+        component_values(model, task, masks)
+        node_values(model, task, neurons)
+
+    def check() -> bool:
+        return component_values(model, task, masks[:1]).tobytes() == expected
+
+    return delays(both, count, check)
 
 
 def curves(size: str, count: int) -> dict[str, Any]:
@@ -563,6 +615,9 @@ COMPUTING = (
     attribution,
     circuit,
     acdc,
+    component_edges,
+    component_exact,
+    component_circuits,
     curves,
     metric,
     graph,

@@ -8,7 +8,7 @@ import planted_components as pc
 import pytest
 from circuit_cases import CONFIGS, case, error
 
-from attnsparse.circuits import component_acdc, component_values, load_component_circuit
+from attnsparse.circuits import component_acdc, component_acdc_sweep, component_values, load_component_circuit
 from attnsparse.tasks import CustomMetric
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
@@ -102,6 +102,50 @@ def test_planted_circuits(planted, dtype):
     assert values.mean() < 1e-2
 
 
+# ------------------------------------------------------------------------------------- several thresholds
+
+
+@pytest.mark.parametrize("ablation", ["counterfactual", "mean"])
+def test_a_sweep(ablation):
+    one, other = case("gated", LENGTHS), case("gated", (5, 3, 4), seed=4)
+    model, options = one.model(), {"ablation": ablation, "gate": "held"}
+    found = component_acdc_sweep(model, one.task, THRESHOLDS, evaluation=other.task, **options)
+    left = np.array([expected(one, threshold, **options) for threshold in THRESHOLDS])
+    pruned = np.array([og.pruned(one.config, mask) for mask in left])
+    np.testing.assert_array_equal([circuit.given for circuit in found.circuits], pruned)
+    np.testing.assert_array_equal(found.requested, left.sum((1, 2)))
+    np.testing.assert_array_equal(found.kept, pruned.sum((1, 2)))
+    assert found.requested[0] > found.requested[-1]
+    reference = {"reference": one.task} if ablation == "mean" else {}
+    for values, masks in ((found.values, pruned), (found.full[None], [og.real_edges(one.config)])):
+        asked = oc.evaluate(one.config, one.weights, other.task, masks, metric="kl", **options, **reference)
+        assert error(values, asked) < 1e-9
+    alone = component_acdc(model, one.task, THRESHOLDS[1], **options)
+    np.testing.assert_array_equal(found.circuits[1].scores, alone.scores)
+
+
+def test_a_sweep_is_kept_by_threshold(tmp_path):
+    one = case("dense", LENGTHS)
+    first, again = (
+        component_acdc_sweep(one.model(), one.task, [0.01, 0.1], resume=tmp_path / "a") for _ in range(2)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a-0.01.search.safetensors",
+        "a-0.1.search.safetensors",
+    ]
+    np.testing.assert_array_equal(first.values, again.values)
+    table = first.to_pandas()
+    assert list(table) == ["threshold", "requested", "kept", "metric"]
+    np.testing.assert_array_equal(table["metric"], first.values.mean(1))
+
+
+@pytest.mark.parametrize("thresholds", [[], [0.1, 0.01], [0.1, 0.1], [-1]])
+def test_wrong_thresholds(thresholds):
+    one = case("dense", LENGTHS)
+    with pytest.raises(ValueError, match="thresholds"):
+        component_acdc_sweep(one.model(), one.task, thresholds)
+
+
 # ---------------------------------------------------------------------------------------- its properties
 
 
@@ -120,11 +164,26 @@ def test_threads_change_no_bit():
     np.testing.assert_array_equal(alone.scores, four.scores)
 
 
-def test_memory():
-    """All prompts are there at once; there is no smaller way."""
-    one = case("gated", LENGTHS)
-    with pytest.raises(MemoryError, match="all of them at once"):
-        component_acdc(one.model(), one.task, 0.01, max_bytes=100_000)
+@pytest.mark.parametrize("ablation", ["counterfactual", "mean"])
+@pytest.mark.parametrize("gate", ["recomputed", "held"])
+def test_blocks_of_prompts_change_no_bit(ablation, gate):
+    """A block is a call of the metric for as many prompts."""
+    one, sizes = case("gated", (4, 3, 6, 1)), []
+    metric = CustomMetric(values=lambda logits, prompts: sizes.append(len(prompts)) or logits[:, 1].copy())
+    options = {"prune": False, "ablation": ablation, "gate": gate, "metric": metric}
+    model, task = one.model(), one.task
+    expected = component_acdc(model, task, 0.01, **options)
+    assert min(sizes) == 4
+    with pytest.raises(MemoryError, match="one prompt at a time") as caught:
+        component_acdc(model, task, 0.01, max_bytes=100_000, **options)
+    needed = float(str(caught.value).split("needs ")[1].split(" MB")[0])
+    for more, most in ((0.002, 1), (0.01, 2)):
+        sizes.clear()
+        max_bytes = int(1e6 * (needed + more))
+        found = component_acdc(model, task, 0.01, max_bytes=max_bytes, **options)
+        np.testing.assert_array_equal(found.given, expected.given)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        assert sizes[0] <= most
 
 
 def test_save_and_load(tmp_path):

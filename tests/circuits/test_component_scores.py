@@ -48,6 +48,29 @@ def test_nodes_and_neurons(name, method, level, dtype):
     )
 
 
+@pytest.mark.parametrize("name", ["dense", "gated", "relu, layer scale"])
+@pytest.mark.parametrize("level", ["node", "neuron"])
+@pytest.mark.parametrize("method", PAIRED)
+def test_mlps_by_the_gradient_of_their_input(name, method, level):
+    """As EAP-IG has them; all other nodes keep their scores."""
+    one = case(name, LENGTHS)
+    scores = found(one, method, level=level, mlp_gradient="input")
+    assert error(scores.scores, expected(one, method, level, mlp_gradient="input")) < 1e-9
+    usual = found(one, method, level=level)
+    mlp = np.array([name.startswith("m") for name in scores.senders])
+    np.testing.assert_array_equal(scores.scores[~mlp], usual.scores[~mlp])
+    assert error(scores.scores[mlp], usual.scores[mlp]) > 0.1
+    assert (scores.mlp_gradient, usual.mlp_gradient) == ("input", "output")
+
+
+def test_component_edges_have_no_gradient_of_outputs():
+    one = case("dense", LENGTHS)
+    with pytest.raises(ValueError, match="mlp_gradient='input' is for"):
+        found(one, "eap", mlp_gradient="input")
+    with pytest.raises(ValueError, match="mlp_gradient"):
+        found(one, "eap", level="node", mlp_gradient="x")
+
+
 @pytest.mark.parametrize("name", ["dense", "gated", "no bias, gelu"])
 @pytest.mark.parametrize("ablation", components.ABLATIONS)
 @pytest.mark.parametrize("method", ["eap", "eap-ig-activations"])

@@ -45,6 +45,57 @@ def test_a_sweep_of_prompts_of_different_lengths(name, kind, dtype):
 
 
 @each_kind
+@each_direction
+@pytest.mark.parametrize("name", ["dense", "gated", "one layer, untied"])
+def test_held_gates(name, kind, direction):
+    one, by = case(name), axes_of(kind, "position")
+    found = patching_sweep(one.model(), one.task, kind, by=by, direction=direction, gate="held")
+    expected = one.ask(oracle_patching.sweep, kind, by, direction, gate="held")
+    assert error(found.values, expected) < 1e-9
+    assert found.gate == ("held" if one.config["gated"] else "none")
+
+
+def test_held_gates_differ_from_recomputed_ones():
+    one = case("gated")
+    held, own = (patching_sweep(one.model(), one.task, "resid", gate=gate) for gate in ("held", "recomputed"))
+    assert np.abs(held.values - own.values).max() > 1e-3
+
+
+@each_kind
+@pytest.mark.parametrize("layers", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("positions", [[0, 3], [4]])
+def test_some_layers_and_positions(kind, layers, positions):
+    one, by = case("gated"), axes_of(kind, "position")
+    whole = patching_sweep(one.model(), one.task, kind, by=by)
+    found = patching_sweep(one.model(), one.task, kind, by=by, layers=layers, positions=positions)
+    np.testing.assert_array_equal(found.values, whole.values[layers][:, positions])
+    table = found.to_pandas()
+    assert sorted(set(table["layer"])) == layers
+    assert sorted(set(table["position"])) == positions
+    np.testing.assert_array_equal(table["mean_metric"], found.mean.ravel())
+    assert (found.layers, found.positions) == (tuple(layers), tuple(positions))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": []},
+        {"layers": [1, 0]},
+        {"layers": [2]},
+        {"layers": [0, 0]},
+        {"positions": [-1]},
+        {"positions": [99]},
+        {"by": ("layer",), "positions": [0]},
+        {"gate": "open"},
+    ],
+)
+def test_places_that_are_not_there(options):
+    one = case("gated")
+    with pytest.raises(ValueError, match=r"layers|positions|gate"):
+        patching_sweep(one.model(), one.task, "resid", **options)
+
+
+@each_kind
 def test_a_sweep_in_float32(kind):
     one, by = case("dense", seed=3), axes_of(kind, "position")
     found = patching_sweep(one.model("float32"), one.task, kind, by=by)

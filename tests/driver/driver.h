@@ -71,8 +71,10 @@ asp_status use_wrong_circuit(const fixture *f, const asp_context *context, uint6
 /* driver_acdc.c */
 asp_status use_acdc(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_acdc_of_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_kept_acdc(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_acdc(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_patch.c */
+asp_status use_neuron_circuits(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_patched_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_patched_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_patched_zeros(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

@@ -19,6 +19,7 @@ static asp_status use_scores(const asp_model *model, const asp_task *task, const
         asp_component_options own = *options;
         int64_t dims[2];
         own.level = levels[i];
+        own.mlp_input = i == 2;
         if (own.method == ASP_COMPONENT_ROUTES && i) continue;
         asp_component_scores_shape(dims, asp_model_config(model), own.level);
         if (dims[0] * dims[1] > SENDERS * MOST_WIDTH) return ASP_BAD_STATE;

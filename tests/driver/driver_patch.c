@@ -1,7 +1,7 @@
 /* driver_patch.c: circuits of component edges: evaluated, chosen, compared; each component edge patched alone. */
 #include "driver.h"
 
-enum { L = 2, H = 3, S = 1 + L * (H + 1), R = L * (3 * H + 1) + 1, EDGES = 75 };
+enum { L = 2, H = 3, S = 1 + L * (H + 1), R = L * (3 * H + 1) + 1, EDGES = 75, MOST_WIDTH = 64 };
 
 static asp_task pairs_of(const fixture *f, int ragged, asp_metric_kind kind) {
     const asp_prompts clean = {f->tokens, ragged ? f->ragged : f->offsets, N_SEQUENCES};
@@ -20,6 +20,32 @@ static void fill_masks(uint8_t masks[3][S][R]) {
     }
 }
 
+static int stop_later(void *state, const char *stage, int64_t done, int64_t total) {
+    int *left = state;
+    return stage && done <= total && !(*left)--;
+}
+
+/* Each component edge alone, stopped after a while and continued. */
+static asp_status use_exact(double *scores, const asp_model *model, const asp_task *task,
+                            const asp_component_options *options, const asp_context *context, asp_error *err) {
+    asp_component_kept kept = {0, 0, 0};
+    asp_context told = *context;
+    int left = 3;
+    told.progress = stop_later;
+    told.progress_state = &left;
+    asp_status status = asp_component_exact(scores, &kept, model, task, options, &told, err);
+    if (status != ASP_STOPPED) return status ? status : ASP_BAD_STATE;
+    if (!kept.n_done) return ASP_BAD_STATE;
+    status = asp_component_exact(scores, &kept, model, task, options, context, err);
+    if (status) return status;
+    kept.size++;
+    status = asp_component_exact(scores, &kept, model, task, options, context, err);
+    if (status != ASP_BAD_ARGUMENT) return status == ASP_NO_MEMORY ? status : ASP_BAD_STATE;
+    kept.n_done = -1;
+    status = asp_component_exact(scores, &kept, model, task, options, context, err);
+    return status == ASP_BAD_ARGUMENT ? ASP_OK : status == ASP_NO_MEMORY ? status : ASP_BAD_STATE;
+}
+
 static asp_status use_patches(const fixture *f, const asp_model *model, const asp_task *task,
                               const asp_component_options *options, const asp_context *context, uint64_t *digest,
                               asp_error *err) {
@@ -30,8 +56,30 @@ static asp_status use_patches(const fixture *f, const asp_model *model, const as
     asp_status status = asp_component_values(values, model, task, &masks[1][0][0], 2, options, context, err);
     if (!status) add_bytes(digest, values, sizeof values);
     if (options->ablation == ASP_COMPONENT_ZERO) return status;
-    if (!status) status = asp_component_exact(scores, model, task, options, context, err);
+    if (!status) status = use_exact(scores, model, task, options, context, err);
     if (!status) add_bytes(digest, scores, sizeof scores);
+    return status;
+}
+
+/* The same of circuits of neurons: all, none, some. */
+asp_status use_neuron_circuits(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    enum { N = 3, MOST = S * MOST_WIDTH };
+    const asp_task task = pairs_of(f, 1, ASP_LOGIT_DIFF);
+    const asp_config *c = asp_model_config(f->gated);
+    const int64_t places = S * c->d_model, sizes[N] = {places, 0, places / 3};
+    uint8_t masks[N * MOST];
+    int64_t order[MOST], kept[N];
+    double scores[MOST], values[N * N_SEQUENCES];
+    asp_component_options options = {.ablation = ASP_COMPONENT_COUNTERFACTUAL, .max_bytes = INT64_MAX};
+    if (places > MOST) return ASP_BAD_STATE;
+    for (int64_t i = 0; i < places; i++) scores[i] = (double)(i * 7 % 11) - 5;
+    asp_status status = asp_component_select_best(order, scores, places, 1, err);
+    if (!status) status = asp_component_select_neurons(masks, kept, c, c->d_model, order, sizes, N, 1, err);
+    for (int i = 0; !status && i < 2; i++) {
+        options.denoising = i;
+        status = asp_component_values_of_neurons(values, f->gated, &task, masks, N, &options, context, err);
+        if (!status) add_bytes(digest, values, sizeof values);
+    }
     return status;
 }
 
@@ -95,13 +143,14 @@ asp_status use_wrong_patches(const fixture *f, const asp_context *context, uint6
     const int64_t sizes[] = {EDGES + 1};
     asp_component_roc roc = {.false_rate = rates[0], .true_rate = rates[1]};
     asp_task task = pairs_of(f, 1, ASP_LOGIT_DIFF);
+    asp_component_kept none = {0, 0, 0};
     const asp_component_options zero = {.denoising = 1, .max_bytes = INT64_MAX},
                                 referred = {.reference = &task.clean, .max_bytes = INT64_MAX},
                                 small = {.max_bytes = 1000},
                                 pairs = {.ablation = ASP_COMPONENT_COUNTERFACTUAL, .max_bytes = INT64_MAX};
     fill_masks(masks);
-    if (asp_component_exact(scores, f->gated, &task, &zero, context, err) != ASP_BAD_ARGUMENT ||
-        asp_component_exact(scores, f->gated, &task, &referred, context, err) != ASP_BAD_ARGUMENT ||
+    if (asp_component_exact(scores, &none, f->gated, &task, &zero, context, err) != ASP_BAD_ARGUMENT ||
+        asp_component_exact(scores, &none, f->gated, &task, &referred, context, err) != ASP_BAD_ARGUMENT ||
         asp_component_values(values, f->gated, &task, &masks[0][0][0], 1, &small, context, err) != ASP_NO_MEMORY ||
         asp_component_select(&masks[0][0][0], kept, c, order, sizes, 1, 1, err) != ASP_BAD_INDEX)
         return ASP_BAD_STATE;
@@ -113,7 +162,16 @@ asp_status use_wrong_patches(const fixture *f, const asp_context *context, uint6
     scores[0] = 1 / (scores[1] * scores[1]);
     status = asp_component_select_order(order, c, scores, 1, 1, err);
     if (status != ASP_BAD_ARGUMENT) return ASP_BAD_STATE;
+    const double infinite[] = {1, scores[0]};
+    int64_t far[S] = {S}, too_many[] = {S + 1};
+    if (asp_component_select_best(order, infinite, 2, 1, err) != ASP_BAD_ARGUMENT ||
+        asp_component_select_neurons(&masks[0][0][0], kept, c, 1, far, sizes, 1, 1, err) != ASP_BAD_INDEX)
+        return ASP_BAD_STATE;
+    far[0] = 0;
+    if (asp_component_select_neurons(&masks[0][0][0], kept, c, 1, far, too_many, 1, 1, err) != ASP_BAD_ARGUMENT)
+        return ASP_BAD_STATE;
     task.corrupted.n_prompts = 0;
-    return asp_component_exact(scores, f->gated, &task, &pairs, context, err) == ASP_BAD_ARGUMENT ? ASP_OK
-                                                                                                  : ASP_BAD_STATE;
+    return asp_component_exact(scores, &none, f->gated, &task, &pairs, context, err) == ASP_BAD_ARGUMENT
+               ? ASP_OK
+               : ASP_BAD_STATE;
 }

@@ -16,9 +16,15 @@ static asp_status use_patching(const fixture *f, asp_patching_kind kind, int by_
                                uint64_t *digest, asp_error *err) {
     const asp_metric_kind metric = kind == ASP_PATCHING_Q ? ASP_KL : ASP_LOGIT_DIFF;
     const asp_task task = pairs_of(f, by_position ? f->offsets : f->ragged, metric);
+    static const int64_t places[] = {1, 4};
     const asp_patching_options options = {.kind = kind,
                                           .by_position = by_position,
                                           .denoising = kind % 2,
+                                          .held_gate = kind % 3 == 0,
+                                          .layers = kind % 2 ? places : NULL,
+                                          .n_layers = 1,
+                                          .positions = by_position && kind % 3 ? places : NULL,
+                                          .n_positions = 2,
                                           .max_bytes = INT64_MAX};
     const asp_model *model = kind == ASP_PATCHING_V ? f->dense : f->gated;
     double values[L * H * T * N_SEQUENCES], base[N_SEQUENCES], other[N_SEQUENCES];
@@ -100,6 +106,13 @@ asp_status use_wrong_patching(const fixture *f, const asp_context *context, uint
     if (status != ASP_STOPPED && status != ASP_NO_MEMORY) return ASP_BAD_STATE;
     status = asp_path_values(values, base, other, f->gated, &task, &patches, &pairs, &told, err);
     if (status != ASP_STOPPED && status != ASP_NO_MEMORY) return ASP_BAD_STATE;
+    const int64_t beyond[] = {L};
+    asp_patching_options wrong = {.layers = beyond, .n_layers = 1, .max_bytes = INT64_MAX};
+    if (asp_patching_sweep(values, base, other, f->gated, &task, &wrong, context, err) != ASP_BAD_ARGUMENT)
+        return ASP_BAD_STATE;
+    wrong.n_layers = 0;
+    if (asp_patching_sweep(values, base, other, f->gated, &task, &wrong, context, err) != ASP_BAD_ARGUMENT)
+        return ASP_BAD_STATE;
     task.corrupted.n_prompts = 0;
     if (asp_patching_sweep(values, base, other, f->gated, &task, &options, context, err) != ASP_BAD_ARGUMENT)
         return ASP_BAD_STATE;

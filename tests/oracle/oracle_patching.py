@@ -38,19 +38,26 @@ def value(config, weights, task, i: int, logits: Array, metric: str | None) -> f
 
 
 def sweep(
-    config: Mapping, weights: Mapping, task, kind: str, by: tuple[str, ...], direction: str, metric=None
+    config: Mapping,
+    weights: Mapping,
+    task,
+    kind: str,
+    by: tuple[str, ...],
+    direction: str,
+    metric=None,
+    gate: str = "recomputed",
 ) -> Array:
     """[.., P], the axes as in `by`: the metric with one activation of the base run made that of the other."""
     return np.stack(
         [
-            _sweep_prompt(config, weights, task, i, kind, by, direction, metric)
+            _sweep_prompt(config, weights, task, i, kind, by, direction, metric, gate)
             for i in range(len(task.clean))
         ],
         -1,
     )
 
 
-def _sweep_prompt(config, weights, task, i, kind, by, direction, metric) -> Array:
+def _sweep_prompt(config, weights, task, i, kind, by, direction, metric, gate) -> Array:
     base, other = (oracle.forward(config, weights, tokens) for tokens in pair(task, i, direction))
     name = RECORDS[kind]
     sizes = {"layer": config["n_layer"], "head": config["n_head"], "position": len(task.clean[i])}
@@ -60,7 +67,8 @@ def _sweep_prompt(config, weights, task, i, kind, by, direction, metric) -> Arra
         index = _index(config, kind, at)
         change = np.zeros_like(base[name])
         change[index] = (other[name] - base[name])[index]
-        run = oracle.forward(config, weights, pair(task, i, direction)[0], inject={name: change})
+        held = {"gate": lambda layer, g: base["gate"][layer]} if gate == "held" else {}
+        run = oracle.forward(config, weights, pair(task, i, direction)[0], inject={name: change}, **held)
         found[place] = value(config, weights, task, i, run["logits"], metric)
     return found
 

@@ -322,6 +322,7 @@ def test_nodes_and_neurons(eap, method, neuron):
     assert error(found[mlp], expected[mlp]) > 0.1
     with_input = one.ask(oracle_components.node_scores, method, neuron=neuron, mlp_gradient="input")
     assert error(with_input, expected) < 1e-9
+    assert error(scores_of(one, method, level=level, mlp_gradient="input"), expected) < 1e-9
 
 
 @pytest.mark.parametrize("method", ["eap", "eap-ig-activations"])

@@ -13,6 +13,9 @@ from reliability import report
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "curves", "metric", "train", "features"]
 CALLS += [
     "acdc",
+    "component_edges",
+    "component_exact",
+    "component_circuits",
     "patching",
     "paths",
     "edges",

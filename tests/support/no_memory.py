@@ -13,9 +13,11 @@ FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|
 CIRCUITS = (
     r"(asp\.find_circuit|effects\.|Run\.to_html|circuits\.(entry_effects|table)|_core\.(Model|Circuit))"
 )
-COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
+COMPONENTS = (
+    r"(circuits\.(component|node)_|_core\.Model\.component_|_core\.component_|(Component|Node)Circuit\.)"
+)
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
-ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
+ACDC = r"(circuits\.component_acdc(_sweep)?|_core\.Model\.component_acdc)"
 LENS = r"(Run\.|Model\.composition|ActivationCache\.|_core\.Run\.|_core\.Model\.(composition|lens_project))"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
@@ -59,14 +61,14 @@ SENTENCES = {
     rf"circuits: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": COMPONENTS,
     r"(circuits|exact): no memory for what replaces senders in \d+ prompts, which takes .+": COMPONENTS,
     rf"exact scores of \d+ prompts at once need {AMOUNT}, which could not be allocated": COMPONENTS,
-    r"no memory for the order of \d+ component edges": COMPONENTS,
+    r"no memory for the order of \d+ (component edges|scores)": COMPONENTS,
     rf"component scores of \d+ prompts need {AMOUNT}, which could not be allocated": COMPONENTS,
     r"no memory for mean activations of \d+ positions": rf"({COMPONENTS}|{ACDC})",
     r"(path )?patching: no memory for the prompts": PATCHING,
     rf"(path )?patching: no memory for \d+ rows, which take {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}": PATCHING,
     rf"(path )?patching: no memory for the means of \d+ prompts, which take {AMOUNT}": PATCHING,
-    r"acdc: no memory for the (prompts|senders of a model)": ACDC,
+    r"acdc: no memory for (the prompts|a model's senders)": ACDC,
     rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     rf"the logits of a lens need {AMOUNT}, which could not be allocated": LENS,

@@ -141,12 +141,15 @@ CALLS: dict[str, Uses] = {
         *(lambda e, m=m: component_scores(e.model, e.task, method=m, steps=2) for m in COMPONENT_METHODS),
         lambda e: component_scores(e.dense, e.task, ablation="mean-positional", level="neuron", metric="kl"),
         lambda e: component_scores(e.model, e.task, level="node", gate="held", direction="denoising"),
+        lambda e: component_scores(e.model, e.task, level="node", mlp_gradient="input"),
         lambda e: component_scores(e.model, e.task, ablation="mean", reference=PROMPTS, metric=OWN),
         wrong=(
             lambda e: component_scores(e.model, e.task, method="x"),
             lambda e: component_scores(e.model, e.task, method="clean-corrupted", ablation="zero"),
             lambda e: component_scores(e.model, e.task, metric=FAILING.custom),
             lambda e: component_scores(e.model, e.task, max_bytes=1000),
+            lambda e: component_scores(e.model, e.task, mlp_gradient="input"),
+            lambda e: component_scores(e.model, e.task, resume=e.folder / "none"),
             lambda e: component_scores(e.model, e.task, ablation="mean-positional", reference=[[1]]),
         ),
         cost=40,
@@ -402,15 +405,25 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["Run.value_norms", "Run.entry_scores", "Run.edge_arrays"], "own"),
     **dict.fromkeys([f"circuits.component_{name}" for name in ("scores", "values", "circuit")], "own"),
     **dict.fromkeys(
-        [f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")], "own"
+        [
+            *(f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")),
+            *(f"NodeCircuit.{name}" for name in ("evaluate", "from_json", "masks")),
+        ],
+        "own",
     ),
     "circuits.load_component_circuit": "own",
     **dict.fromkeys(
-        [f"_core.component_{name}" for name in ("order", "select", "prune", "roc", "areas")], "own"
+        [
+            f"_core.component_{name}"
+            for name in ("order", "select", "select_neurons", "best", "prune", "roc", "areas")
+        ],
+        "own",
     ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch", *ENTRY_CALLS], "own"),
-    **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
+    **dict.fromkeys(
+        ["circuits.component_acdc", "circuits.component_acdc_sweep", "_core.Model.component_acdc"], "own"
+    ),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
         [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
@@ -489,7 +502,10 @@ def public_names() -> set[str]:
     found |= {"model.FactoredMatrix"}
     found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
     found |= {name for name in COMPONENT_CALLS if not name.startswith("_core")}
-    found |= {f"circuits.{name}" for name in ("component_acdc", "patching_sweep", "path_patch")}
+    found |= {
+        f"circuits.{name}"
+        for name in ("component_acdc", "component_acdc_sweep", "patching_sweep", "path_patch")
+    }
     found |= set(ENTRY_CALLS)
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:

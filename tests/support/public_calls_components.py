@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+from public_calls_acdc import Keeping
 from public_objects import Uses, uses
 
 from attnsparse import _core
@@ -12,11 +13,14 @@ from attnsparse._core_types import ComponentOptions
 from attnsparse.circuits import (
     ComponentCircuit,
     ComponentScores,
+    NodeCircuit,
     component_circuit,
     component_scores,
     component_values,
     find_component_circuit,
     load_component_circuit,
+    node_circuit,
+    node_values,
 )
 from attnsparse.circuits.component_file import exists
 from attnsparse.circuits.component_names import Shape
@@ -81,6 +85,22 @@ def submitted_nodes(e) -> ComponentScores:
     return ComponentScores.from_mib(folder, e.model)
 
 
+def ranked(e, level: str = "node") -> NodeCircuit:
+    return node_circuit(component_scores(e.model, e.task, level=level), e.model)
+
+
+def neurons(e) -> np.ndarray:
+    """Two circuits for the model of `e`."""
+    shape = component_scores(e.model, e.task, level="neuron").scores.shape
+    return np.arange(2 * shape[0] * shape[1]).reshape(2, *shape) % 3 > 0
+
+
+def node_json(e) -> NodeCircuit:
+    NODES.to_json(e.folder / "nodes.json", 3)
+    return NodeCircuit.from_json(e.folder / "nodes.json")
+
+
+NODES = NodeCircuit(SCORES[:5], 1, 3, 8)
 ORDER = _core.component_order(1, 3, SMALL, True, False)
 
 COMPONENT_CALLS: dict[str, Uses] = {
@@ -156,8 +176,61 @@ COMPONENT_CALLS: dict[str, Uses] = {
     ),
     "_core.Model.component_exact": uses(
         lambda e: e.core.component_exact(asked(e)[0], OPTIONS),
-        wrong=(lambda e: e.core.component_exact(asked(e)[0], OPTIONS._replace(max_bytes=1000)),),
+        lambda e: e.core.component_exact(asked(e)[0], OPTIONS, keep=Keeping()),
+        wrong=(
+            lambda e: e.core.component_exact(asked(e)[0], OPTIONS._replace(max_bytes=1000)),
+            lambda e: e.core.component_exact(asked(e)[0], OPTIONS, state=np.zeros(3, np.int64)),
+            lambda e: e.core.component_exact(asked(e)[0], OPTIONS, keep=3),
+        ),
         cost=40,
+    ),
+    "circuits.node_circuit": uses(
+        lambda e: ranked(e).to_pandas(),
+        lambda e: ranked(e, "neuron").mask(9),
+        wrong=(lambda e: node_circuit(component_scores(e.model, e.task), e.model), lambda e: ranked(e, "x")),
+        cost=10,
+    ),
+    "circuits.node_values": uses(
+        lambda e: node_values(e.model, e.task, ranked(e).masks([2, 5])[0]),
+        lambda e: node_values(e.dense, e.task, ranked(e, "neuron").masks([9])[0], ablation="mean"),
+        wrong=(
+            lambda e: node_values(e.model, e.task, np.ones((1, 2), bool)),
+            lambda e: node_values(e.model, e.task, ranked(e).masks([2])[0], max_bytes=1000),
+            lambda e: node_values(e.model, e.task, ranked(e).masks([2])[0] * 1.0),
+        ),
+        cost=20,
+    ),
+    "NodeCircuit.evaluate": uses(
+        lambda e: ranked(e).evaluate(e.model, e.task, shares=[0.1, 0.5, 1]),
+        wrong=(lambda e: ranked(e).evaluate(e.model, e.task, shares=[2]),),
+        cost=40,
+    ),
+    "NodeCircuit.masks": uses(
+        lambda e: NODES.masks([0, 3], prune=False), wrong=(lambda e: NODES.masks([99]),)
+    ),
+    "NodeCircuit.from_json": uses(
+        node_json, wrong=(lambda e: NodeCircuit.from_json(e.folder / "none"),), cost=10
+    ),
+    "_core.Model.component_neuron_values": uses(
+        lambda e: e.core.component_neuron_values(asked(e)[0], neurons(e), OPTIONS),
+        wrong=(
+            lambda e: e.core.component_neuron_values(asked(e)[0], neurons(e)[:, :1].copy(), OPTIONS),
+            lambda e: e.core.component_neuron_values(asked(e)[0], neurons(e), 3),
+        ),
+        cost=10,
+    ),
+    "_core.component_best": uses(
+        *(lambda e, a=a: _core.component_best(SMALL.ravel(), a) for a in (False, True)),
+        wrong=(lambda e: _core.component_best(SMALL.ravel() * np.nan, True),),
+    ),
+    "_core.component_select_neurons": uses(
+        lambda e: _core.component_select_neurons(1, 3, 2, np.arange(10), np.array([0, 5]), True),
+        wrong=(
+            lambda e: _core.component_select_neurons(1, 3, 3, np.arange(10), np.array([0, 5]), True),
+            lambda e: _core.component_select_neurons(1, 3, 0, np.arange(0), np.array([0]), True),
+            lambda e: _core.component_select_neurons(1, 3, 2, np.arange(10) + 1, np.array([0]), True),
+            lambda e: _core.component_select_neurons(1, 3, 2, np.arange(10), np.array([99]), True),
+        ),
     ),
     "_core.component_order": uses(
         *(lambda e, g=g: _core.component_order(1, 3, SMALL, True, g) for g in (False, True)),

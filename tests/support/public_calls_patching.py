@@ -17,8 +17,13 @@ SENDERS, RECEIVERS = np.ones((2, N_SENDERS), bool), np.ones((2, N_RECEIVERS), bo
 POSITIONS = np.arange(N_TOKENS) % 2 == 0
 
 
-def sweep(e: Any, kind: str = "resid", by_position: bool = True, max_bytes: Any = 2**40, **task: Any) -> Any:
-    return e.core.patching_sweep(asked(e, **task)[0], kind, by_position, True, max_bytes)
+def sweep(
+    e: Any, kind: str = "resid", by_position: bool = True, max_bytes: Any = 2**40, **others: Any
+) -> Any:
+    layers = others.pop("layers", None)
+    return e.core.patching_sweep(
+        asked(e, **others)[0], kind, by_position, True, False, layers, None, max_bytes
+    )
 
 
 def values(
@@ -32,12 +37,14 @@ PATCHING_CALLS: dict[str, Uses] = {
         *(lambda e, k=k: patching_sweep(e.model, e.task, k) for k in KINDS),
         lambda e: patching_sweep(e.dense, e.task, "q", by=("layer", "position", "head"), metric="kl"),
         lambda e: patching_sweep(e.model, e.task, "mlp_out", direction="noising", metric=OWN),
+        lambda e: patching_sweep(e.model, e.task, "k", gate="held", layers=[0]),
         wrong=(
             lambda e: patching_sweep(e.model, e.task, "x"),
             lambda e: patching_sweep(e.model, e.task, "z", by=("layer", "position")),
             lambda e: patching_sweep(e.model, e.task, "resid", max_bytes=1000),
             lambda e: patching_sweep(e.model, e.task, "resid", metric=FAILING.custom),
             lambda e: patching_sweep(e.model, 3, "resid"),
+            lambda e: patching_sweep(e.model, e.task, "resid", layers=[99]),
         ),
         cost=40,
     ),
@@ -59,11 +66,13 @@ PATCHING_CALLS: dict[str, Uses] = {
     "_core.Model.patching_sweep": uses(
         lambda e: sweep(e),
         lambda e: sweep(e, "pattern", False),
+        lambda e: sweep(e, "q", layers=np.array([1])),
         wrong=(
             lambda e: sweep(e, "x"),
             lambda e: sweep(e, max_bytes="x"),
+            *(lambda e, n=n: sweep(e, layers=np.array(n, np.int64)) for n in ([], [1, 0], [9])),
             lambda e: sweep(e, corrupted=None),
-            lambda e: e.core.patching_sweep(3, "z", True, True, 2**40),
+            lambda e: e.core.patching_sweep(3, "z", True, True, False, None, None, 2**40),
         ),
         cost=5,
     ),
