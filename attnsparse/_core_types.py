@@ -86,6 +86,28 @@ class ComponentOptions(NamedTuple):
     reference_offsets: np.ndarray | None = None  #: int64
 
 
+class MasksOptions(NamedTuple):
+    """How masks of component edges are trained; see `asp_component_masks_options` in csrc/asp_component.h."""
+
+    measure: ComponentOptions
+    steps: int
+    batch: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    lr_steps: int
+    lr_falls: bool
+    penalty: float
+    pruning: bool
+    nodes: bool
+    sparsity: float
+    node_sparsity: float
+    sparsity_steps: int
+    multiplier_lr: float
+    seed: int
+
+
 class CircuitOptions(NamedTuple):
     """How a circuit is searched for; see `asp_circuit_options` in csrc/asp_circuit.h."""
 
