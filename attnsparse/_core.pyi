@@ -15,11 +15,11 @@ import numpy.typing as npt
 from ._core_types import (
     CircuitOptions,
     ComponentOptions,
-    MasksOptions,
     Curve,
     EffectOptions,
     HeldRun,
     Interventions,
+    MasksOptions,
     Metric,
     Reads,
     Substitute,
@@ -439,7 +439,7 @@ class Model:
         threads: int = 0,
         progress: Progress | None = None,
     ) -> tuple[Real, Real, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """(parameters (3,n), multipliers (3,4), history (end-step,8), expected (n)) after steps of training."""
+        """(parameters (3,n), multipliers (3,4), history (end-step,8), expected (n)) after the steps."""
 
     def component_senders_before(self) -> npt.NDArray[np.int64]:
         """How many senders come before each receiver (R)."""

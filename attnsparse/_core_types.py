@@ -96,6 +96,7 @@ class MasksOptions(NamedTuple):
     beta1: float
     beta2: float
     eps: float
+    weight_decay: float
     lr_steps: int
     lr_falls: bool
     penalty: float

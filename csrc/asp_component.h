@@ -115,20 +115,21 @@ asp_status asp_component_gradients(double *values, double *gradients, const asp_
 
 /* Training of masks.  The mask of a component edge is hard concrete (Louizos et al. 2018): z = min(1, max(0, 1.2 s - 0.1))
  * with s = sigmoid((log u - log(1 - u) + a) / beta), beta = 2/3, and u uniform in (0,1), drawn anew in each step, the same
- * for its prompts; a, the log alpha, is trained.  The probability that z is not 0 is sigmoid(a - beta log(0.1/1.1)); its
- * mean over the component edges is the density, 1 minus that the sparsity.
- *   probing (Cao et al. 2021): the loss of the metric plus penalty times the density
- *   pruning (Bhaskar et al. 2024): plus l1 (sparsity - target) + l2 (sparsity - target)^2, where l1 and l2 ascend, and the
- *     target goes from 0 in the first step to `sparsity` in step `sparsity_steps` in a line.  With nodes, the mask of each
- *     sender multiplies those of the component edges out of it, and the same term is added for them. */
+ * for its prompts; a, the log alpha, is trained with AdamW.
+ *   probing (Cao et al. 2021): the loss of the metric plus penalty times the density, which is the mean over the component
+ *     edges of the probability that z is not 0, sigmoid(a - beta log(0.1/1.1))
+ *   pruning (Bhaskar et al. 2024): plus l1 (sparsity - target) + l2 (sparsity - target)^2, where l1 and l2 ascend, sparsity
+ *     is 1 minus the density, which is the mean of z, and the target goes from 0 in the first step to `sparsity` in step
+ *     `sparsity_steps` in a line.  With nodes, the mask of each sender multiplies those of the component edges out of it,
+ *     and the same term is added for them. */
 typedef struct {
     asp_component_options measure; /* method, level and steps are not read */
     int64_t steps;                 /* of the whole training */
     int64_t batch;                 /* prompts of a step, in their order; the last step of a round may have fewer */
-    double lr, beta1, beta2, eps;  /* Adam */
-    int64_t lr_steps;              /* the rate rises in a line up to here */
-    int lr_falls;                  /* and then falls in a line to 0 at the end */
-    double penalty;                /* of probing */
+    double lr, beta1, beta2, eps, weight_decay;
+    int64_t lr_steps; /* the rate rises in a line up to here */
+    int lr_falls;     /* and then falls in a line to 0 at the end */
+    double penalty;   /* of probing */
     int pruning, nodes;
     double sparsity, node_sparsity;
     int64_t sparsity_steps;

@@ -11,6 +11,12 @@ from .component_circuit import (
     load_component_circuit,
 )
 from .component_curve import Area, ComponentCurve, Roc
+from .component_gradients import component_mask_gradients
+from .component_masks import (
+    MASK_METHODS,
+    ComponentMasks,
+    component_masks,
+)
 from .component_names import ABLATIONS as COMPONENT_ABLATIONS
 from .component_names import METHODS as COMPONENT_METHODS
 from .component_scores import ComponentScores, component_scores
@@ -26,12 +32,14 @@ __all__ = [
     "ABLATIONS",
     "COMPONENT_ABLATIONS",
     "COMPONENT_METHODS",
+    "MASK_METHODS",
     "METRICS",
     "UNITS",
     "Area",
     "Circuit",
     "ComponentCircuit",
     "ComponentCurve",
+    "ComponentMasks",
     "ComponentScores",
     "EntryEffects",
     "Needed",
@@ -43,6 +51,8 @@ __all__ = [
     "candidates",
     "component_acdc",
     "component_circuit",
+    "component_mask_gradients",
+    "component_masks",
     "component_scores",
     "component_values",
     "entry_effects",

@@ -24,7 +24,7 @@ typedef struct {
     double *z, *slope;     /* (n) masks and their derivatives */
     double *mask;          /* (S,R) with those of senders */
     double *gradient;      /* (S,R) of the loss of the metric */
-    double *expected;      /* (S,2) expected numbers of masks that are not 0: edges, sender */
+    double *counted;       /* (S,2) sums of what the density counts: edges, sender */
     double *values;        /* (P) */
     asp_real *dparameters; /* (n) */
     double *squares;
@@ -33,8 +33,8 @@ typedef struct {
 
 /* Numbers of a step. */
 typedef struct {
-    double rate, target[2];  /* of density: edges, senders */
-    double density[2];       /* expected */
+    double rate, target[2]; /* of density: edges, senders */
+    double density[2];
     double objective, extra; /* the loss of the metric; what is added to it */
 } masks_step;
 
@@ -55,6 +55,7 @@ static asp_status check_masks(const asp_component_masks_options *o, const asp_co
         return refuse_masks(err, "learning rates and penalty must be finite and at least 0");
     if (!within(o->beta1, 0, 0.9999999) || !within(o->beta2, 0, 0.9999999) || !within(o->eps, 1e-30, 1e15))
         return refuse_masks(err, "beta1 and beta2 must be in 0..0.9999999, eps in 1e-30..1e15");
+    if (!within(o->weight_decay, 0, 1)) return refuse_masks(err, "weight_decay must be in 0..1");
     if (!within(o->sparsity, 0, 2) || !within(o->node_sparsity, 0, 2))
         return refuse_masks(err, "sparsities must be in 0..2");
     if (o->nodes && !o->pruning) return refuse_masks(err, "masks of senders are of pruning alone");
@@ -67,15 +68,10 @@ enum { PARTS = 9 };
 
 static int64_t lay_out_masks(masks_training *t, asp_arena_part parts[PARTS], int64_t n_prompts) {
     const int64_t places = t->n_senders * t->n_receivers, n_chunks = (t->n + CHUNK - 1) / CHUNK;
-    const asp_arena_part list[PARTS] = {ASP_PART(t->z, t->n, 1),
-                                        ASP_PART(t->slope, t->n, 1),
-                                        ASP_PART(t->mask, places, 1),
-                                        ASP_PART(t->gradient, places, 1),
-                                        ASP_PART(t->expected, t->n_senders, 2),
-                                        ASP_PART(t->values, n_prompts, 1),
-                                        ASP_PART(t->dparameters, t->n, 1),
-                                        ASP_PART(t->squares, n_chunks, 1),
-                                        ASP_PART(t->chunks, n_chunks, 1)};
+    const asp_arena_part list[PARTS] = {
+        ASP_PART(t->z, t->n, 1),           ASP_PART(t->slope, t->n, 1),           ASP_PART(t->mask, places, 1),
+        ASP_PART(t->gradient, places, 1),  ASP_PART(t->counted, t->n_senders, 2), ASP_PART(t->values, n_prompts, 1),
+        ASP_PART(t->dparameters, t->n, 1), ASP_PART(t->squares, n_chunks, 1),     ASP_PART(t->chunks, n_chunks, 1)};
     memcpy(parts, list, sizeof list);
     return asp_arena_lay_out(&t->arena, parts, PARTS);
 }
@@ -94,7 +90,7 @@ static asp_status open_masks(masks_training *t, asp_error *err) {
                                      .chunks = t->chunks,
                                      .squares = t->squares};
     for (int64_t at = 0; at < t->n; at += CHUNK)
-        t->chunks[t->weights.n_chunks++] = (asp_adamw_chunk){at, asp_min(CHUNK, t->n - at), 0};
+        t->chunks[t->weights.n_chunks++] = (asp_adamw_chunk){at, asp_min(CHUNK, t->n - at), 1};
     return ASP_OK;
 }
 
@@ -109,33 +105,37 @@ static int64_t receivers_behind(const masks_training *t, int64_t sender, int64_t
     return sender < asp_nodes_n_before(&t->setting->model->config, receiver);
 }
 
-/* z and slope of places first .. first + count - 1; returns the expected number of masks that are not 0. */
+/* What the density counts of a mask, and its derivative: in probing the probability that it is not 0, in pruning z. */
+static asp_concrete counted_mask(const masks_training *t, int64_t place) {
+    if (t->o->pruning) return (asp_concrete){t->z[place], t->slope[place]};
+    return asp_concrete_expected((double)t->state->parameters[place]);
+}
+
+/* z and slope of places first .. first + count - 1; returns the sum of what the density counts. */
 static double draw_places(const masks_training *t, int64_t sender, int64_t first, int64_t count) {
     uint64_t random[NUMBERS];
-    double expected = 0;
+    double sum = 0;
     for (int64_t i = 0; i < count; i++) {
         const int64_t place = first + i;
         if (i % NUMBERS == 0)
             asp_random_raw(random, place, asp_min(NUMBERS, count - i), t->o->seed, ASP_RANDOM_MASKS,
                            (uint64_t)t->state->step, 0);
+        const int exists = count == 1 || receivers_behind(t, sender, i);
         asp_concrete drawn = {0, 0};
-        if (count == 1 || receivers_behind(t, sender, i)) {
-            const double log_alpha = (double)t->state->parameters[place];
-            drawn = asp_concrete_sample(log_alpha, random[i % NUMBERS]);
-            expected += asp_concrete_expected(log_alpha).z;
-        }
+        if (exists) drawn = asp_concrete_sample((double)t->state->parameters[place], random[i % NUMBERS]);
         t->z[place] = drawn.z;
         t->slope[place] = drawn.slope;
+        if (exists) sum += counted_mask(t, place).z;
     }
-    return expected;
+    return sum;
 }
 
 static void draw_item(void *arg, int64_t sender, int thread) {
     (void)thread;
     const masks_training *t = arg;
     const int64_t r = t->n_receivers, node = t->n_senders * r + sender;
-    t->expected[2 * sender] = draw_places(t, sender, sender * r, r);
-    if (t->o->nodes) t->expected[2 * sender + 1] = draw_places(t, sender, node, 1);
+    t->counted[2 * sender] = draw_places(t, sender, sender * r, r);
+    if (t->o->nodes) t->counted[2 * sender + 1] = draw_places(t, sender, node, 1);
     for (int64_t i = sender * r; i < (sender + 1) * r; i++) t->mask[i] = t->o->nodes ? t->z[i] * t->z[node] : t->z[i];
 }
 
@@ -151,7 +151,7 @@ static void plan_step(const masks_training *t, masks_step *step) {
     step->target[1] = 1 - share * o->node_sparsity;
     step->density[0] = step->density[1] = 0;
     for (int64_t i = 0; i < t->n_senders; i++)
-        for (int k = 0; k < 2; k++) step->density[k] += t->expected[2 * i + k];
+        for (int k = 0; k < 2; k++) step->density[k] += t->counted[2 * i + k];
     step->density[0] /= (double)t->n_edges;
     step->density[1] /= (double)t->n_senders;
 }
@@ -197,7 +197,7 @@ static asp_status run_masks_batch(masks_training *t, int64_t first, int64_t end,
 
 typedef struct {
     const masks_training *training;
-    double price[2]; /* of the loss per unit of the probability that a mask is not 0: edges, senders */
+    double price[2]; /* of the loss per unit of what the density counts: edges, senders */
 } update_job;
 
 static void mask_gradient_item(void *arg, int64_t sender, int thread) {
@@ -210,12 +210,12 @@ static void mask_gradient_item(void *arg, int64_t sender, int thread) {
         const int64_t place = sender * r + i;
         if (!receivers_behind(t, sender, i)) continue;
         const double through = t->o->nodes ? t->gradient[place] * t->z[node] : t->gradient[place];
-        const double price = job->price[0] * asp_concrete_expected((double)t->state->parameters[place]).slope;
+        const double price = job->price[0] * counted_mask(t, place).slope;
         t->dparameters[place] = (asp_real)(through * t->slope[place] + price);
         whole += t->gradient[place] * t->z[place];
     }
     if (!t->o->nodes) return;
-    const double price = job->price[1] * asp_concrete_expected((double)t->state->parameters[node]).slope;
+    const double price = job->price[1] * counted_mask(t, node).slope;
     t->dparameters[node] = (asp_real)(whole * t->slope[node] + price);
 }
 
@@ -238,14 +238,14 @@ static void add_price(const masks_training *t, masks_step *step, double price[2]
     }
 }
 
-static void ascend(const masks_training *t, const asp_adamw_options *adam, asp_real ascent[4],
+static void ascend(const masks_training *t, const masks_step *step, const asp_adamw_options *adam, asp_real ascent[4],
                    const asp_context *context) {
-    asp_adamw_chunk chunk = {0, 4, 0};
+    asp_adamw_chunk chunk = {0, 4, 1};
     asp_real *data = t->state->multipliers;
     const asp_adamw_weights weights = {
         .data = data, .m = data + 4, .v = data + 8, .gradients = ascent, .n_chunks = 1, .chunks = &chunk};
     asp_adamw_options own = *adam;
-    own.lr = t->o->multiplier_lr * adam->lr / (t->o->lr > 0 ? t->o->lr : 1);
+    own.lr = t->o->multiplier_lr * step->rate;
     asp_adamw_update(&weights, &own, context);
 }
 
@@ -260,10 +260,10 @@ static asp_status update_masks(masks_training *t, masks_step *step, const asp_co
     if (!isfinite(norm) || !isfinite(loss))
         return asp_fail(err, ASP_DIVERGED, "step %lld: the loss is %g and the gradient norm %g; the step was not taken",
                         (long long)t->state->step, loss, norm);
-    const asp_adamw_options adam = {o->lr * step->rate,          o->beta1, o->beta2, o->eps, 0, 0, norm,
-                                    (double)(t->state->step + 1)};
+    const asp_adamw_options adam = {o->lr * step->rate, o->beta1, o->beta2, o->eps,
+                                    o->weight_decay,    0,        norm,     (double)(t->state->step + 1)};
     asp_adamw_update(&t->weights, &adam, context);
-    if (o->pruning) ascend(t, &adam, ascent, context);
+    if (o->pruning) ascend(t, step, &adam, ascent, context);
     return ASP_OK;
 }
 

@@ -52,14 +52,14 @@ PyObject *asp_py_component_masks_gradients(PyObject *self, PyObject *args, PyObj
 /* ---- training -------------------------------------------------------------------------------------------- */
 
 enum { STEPS, BATCH, LR_STEPS, SPARSITY_STEPS, INTEGERS };
-enum { LR, BETA1, BETA2, EPS, PENALTY, SPARSITY, NODE_SPARSITY, MULTIPLIER_LR, NUMBERS };
+enum { LR, BETA1, BETA2, EPS, DECAY, PENALTY, SPARSITY, NODE_SPARSITY, MULTIPLIER_LR, NUMBERS };
 enum { LR_FALLS = INTEGERS + NUMBERS, PRUNING, NODES, SEED, MEASURE, FIELDS };
 
 static int read_masks_fields(PyObject **o, asp_component_masks_options *options) {
     int64_t *integers[INTEGERS] = {&options->steps, &options->batch, &options->lr_steps, &options->sparsity_steps};
-    double *numbers[NUMBERS] = {
-        &options->lr,      &options->beta1,    &options->beta2,         &options->eps,
-        &options->penalty, &options->sparsity, &options->node_sparsity, &options->multiplier_lr};
+    double *numbers[NUMBERS] = {&options->lr,       &options->beta1,         &options->beta2,
+                                &options->eps,      &options->weight_decay,  &options->penalty,
+                                &options->sparsity, &options->node_sparsity, &options->multiplier_lr};
     int *flags[] = {&options->lr_falls, &options->pruning, &options->nodes};
     for (int i = 0; i < INTEGERS; i++) *integers[i] = PyLong_AsLongLong(o[i]);
     for (int i = 0; i < NUMBERS; i++) *numbers[i] = PyFloat_AsDouble(o[INTEGERS + i]);
@@ -70,11 +70,10 @@ static int read_masks_fields(PyObject **o, asp_component_masks_options *options)
 
 /* Also what is measured: *measure, a new reference. */
 static int read_masks_options(PyObject *object, asp_component_masks_options *options, PyObject **measure) {
-    static const char *const names[FIELDS] = {"steps",    "batch",    "lr_steps",      "sparsity_steps",
-                                              "lr",       "beta1",    "beta2",         "eps",
-                                              "penalty",  "sparsity", "node_sparsity", "multiplier_lr",
-                                              "lr_falls", "pruning",  "nodes",         "seed",
-                                              "measure"};
+    static const char *const names[FIELDS] = {"steps",    "batch",         "lr_steps",      "sparsity_steps", "lr",
+                                              "beta1",    "beta2",         "eps",           "weight_decay",   "penalty",
+                                              "sparsity", "node_sparsity", "multiplier_lr", "lr_falls",       "pruning",
+                                              "nodes",    "seed",          "measure"};
     PyObject *o[FIELDS];
     if (!asp_py_module_fields(object, "MasksOptions", names, FIELDS, o)) return 0;
     const int good = read_masks_fields(o, options);
