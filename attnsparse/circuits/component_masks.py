@@ -62,7 +62,7 @@ class ComponentMasks:
     node_expected : numpy.ndarray, optional
         float64 [senders]: the same of the masks of senders, if there are any.
     requested : int
-        Number of component edges chosen.
+        Number of component edges whose mask is open.
     kept : int
         Number of component edges in the circuit, after pruning.
     history : numpy.ndarray
@@ -212,9 +212,8 @@ def component_masks(
     Returns
     -------
     ComponentMasks
-        The circuit: for "subnetwork-probing" the component edges with a log alpha above 0, whose mask without
-        noise is above 1/2; for "edge-pruning" as many with the largest log alphas as masks are expected not
-        to be 0, without those out of senders that are not among the senders chosen in the same way.
+        The circuit are the component edges with a log alpha above 0, and with masks of senders one above 0 of
+        the sender too: the masks that are above 1/2 without noise. `circuit.mask(n)` has the n best instead.
 
     Raises
     ------
@@ -298,15 +297,9 @@ def _result(
 ) -> ComponentMasks:
     """What the log alphas say."""
     config, scores, of_senders = model.config, training.log_alpha, training.of_senders
-    ranked = ComponentCircuit(scores, config.n_layer, config.n_head, config.d_model, rank_by="signed")
-    if method == "edge-pruning":
-        mask = ranked.mask(round(training.expected.sum()), prune=False)
-    else:
-        mask = training.exists & (scores > 0)
     if of_senders is not None:
-        order = np.argsort(-of_senders[0], kind="stable")
-        mask[order[round(of_senders[1].sum()) :]] = False
         scores = np.where(training.exists, np.minimum(scores, of_senders[0][:, None]), 0)
+    mask = training.exists & (scores > 0)
     given = _CORE.component_prune(config.n_layer, config.n_head, mask) if prune else mask
     circuit = ComponentCircuit(
         scores, config.n_layer, config.n_head, config.d_model, rank_by="signed",

@@ -24,7 +24,7 @@ from reliability import bits_of_model, bits_of_run, counters, micro_batch, new_f
 import attnsparse as asp
 from attnsparse import _core
 from attnsparse._core_types import Curve
-from attnsparse.circuits import component_acdc, effects, patching_sweep, path_patch
+from attnsparse.circuits import component_acdc, component_masks, effects, patching_sweep, path_patch
 from attnsparse.tasks import CustomMetric
 from attnsparse.tasks.task import Task
 
@@ -218,6 +218,18 @@ def acdc(size: str, count: int) -> dict[str, Any]:
         return effects.metric_values(model, task).tobytes() == expected
 
     return delays(lambda: component_acdc(model, task, 1e-9, metric="kl"), count, check)
+
+
+def masks(size: str, count: int) -> dict[str, Any]:
+    """Training of masks of component edges."""
+    model = large_model(size)
+    task = long_task(model)
+    expected = effects.metric_values(model, task).tobytes()
+
+    def check() -> bool:
+        return effects.metric_values(model, task).tobytes() == expected
+
+    return delays(lambda: component_masks(model, task, steps=100_000), count, check)
 
 
 def curves(size: str, count: int) -> dict[str, Any]:
@@ -563,6 +575,7 @@ COMPUTING = (
     attribution,
     circuit,
     acdc,
+    masks,
     curves,
     metric,
     graph,

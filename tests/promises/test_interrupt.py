@@ -13,6 +13,7 @@ from reliability import report
 CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "curves", "metric", "train", "features"]
 CALLS += [
     "acdc",
+    "masks",
     "patching",
     "paths",
     "edges",
