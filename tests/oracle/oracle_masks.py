@@ -2,8 +2,8 @@
 
 Masks are hard concrete (Louizos et al. 2018); "probing" is Cao et al. 2021, "pruning" Bhaskar et al. 2024.
 The uniform numbers are those of NumPy's Philox: key the seed, counter (0, 0, step, 10), one for each place of
-the matrix [senders, receivers], row by row, and after these one for each sender. Losses and gradients of masks
-are those of oracle_components.py.
+the matrix [senders, receivers], row by row, and after these one for each sender. Losses and gradients of
+masks are those of oracle_components.py.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from reliability import (
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse.circuits import ComponentCircuit, ComponentScores, PatchingSweep, PathPatch
+from attnsparse.circuits import ComponentCircuit, ComponentMasks, ComponentScores, PatchingSweep, PathPatch
 from attnsparse.graphs.heads import ScoreSplit
 from attnsparse.model import transformer_lens as cache
 
@@ -80,7 +80,7 @@ def arrays_in(result) -> list[np.ndarray]:
         return []  # their own arrays are in the list by name
     if isinstance(result, cache.ActivationCache):
         return [result[name] for name in result]
-    if isinstance(result, (ScoreSplit, ComponentCircuit, ComponentScores, PatchingSweep, PathPatch)):
+    if isinstance(result, (ScoreSplit, ComponentCircuit, ComponentMasks, ComponentScores, PatchingSweep, PathPatch)):
         return arrays_in(vars(result))
     if isinstance(result, dict):
         return [array for value in result.values() for array in arrays_in(value)]

@@ -14,6 +14,7 @@ CIRCUITS = r"(asp\.find_circuit|effects\.|_core\.(Model|Circuit))"
 COMPONENTS = r"(circuits\.component_|_core\.Model\.component_|_core\.component_|ComponentCircuit\.)"
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 ACDC = r"(circuits\.component_acdc|_core\.Model\.component_acdc)"
+MASKS = r"(circuits\.component_mask(s|_gradients)|_core\.Model\.component_(masks|gradients))"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
 
@@ -66,6 +67,12 @@ SENTENCES = {
     r"acdc: no memory for the (prompts|senders of a model)": ACDC,
     rf"acdc: no memory for (what replaces|the outputs of) senders in \d+ prompts, which takes {AMOUNT}": ACDC,
     rf"acdc: no memory for \d+ senders in \d+ prompts, which takes {AMOUNT}": ACDC,
+    r"(masks|mask gradients): no memory for the prompts": MASKS,
+    rf"masks: no memory for \d+ masks, which take {AMOUNT}": MASKS,
+    rf"(masks|mask gradients): no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}":
+        MASKS,
+    rf"(masks|mask gradients): no memory for the senders and receivers of \d+ prompts, which take {AMOUNT}":
+        MASKS,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

@@ -15,6 +15,7 @@ from public_calls_components import COMPONENT_CALLS
 from public_calls_core import CORE_CALLS
 from public_calls_curves import FAILING, OWN
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
+from public_calls_masks import MASK_CALLS
 from public_calls_patching import PATCHING_CALLS
 from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
@@ -144,6 +145,7 @@ CALLS: dict[str, Uses] = {
     ),
     **PATCHING_CALLS,
     **ACDC_CALLS,
+    **MASK_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -351,7 +353,7 @@ ARRAYS: dict[str, str] = {
     ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch"], "own"),
-    **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc"], "own"),
+    **dict.fromkeys(["circuits.component_acdc", "_core.Model.component_acdc", *MASK_CALLS], "own"),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
         [f"_core.curve_{name}" for name in ("effect", "bootstrap", "band", "shares", "needed")], "own"
@@ -424,7 +426,7 @@ def public_names() -> set[str]:
         f"Gradients.{name}" for name in (*vars(asp.Gradients), *gradients.ACTIVATIONS) if name[0] != "_"
     }
     found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
-    found |= {name for name in COMPONENT_CALLS if not name.startswith("_core")}
+    found |= {name for name in (*COMPONENT_CALLS, *MASK_CALLS) if not name.startswith("_core")}
     found |= {f"circuits.{name}" for name in ("component_acdc", "patching_sweep", "path_patch")}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
