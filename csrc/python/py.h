@@ -327,11 +327,8 @@ PyObject *asp_py_component_senders_before(PyObject *self, PyObject *unused);
 PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
-
-/* ---- py_component_masks.c ---------------------------------------------------------------- */
-
-PyObject *asp_py_component_masks(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_component_masks_gradients(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_gradients(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_masks(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- py_component_select.c ----------------------------------------------------------------- */
 

@@ -426,10 +426,11 @@ static PyMethodDef methods[] = {
      "metric (n,P) with each set of paths patched, (P) of the base run, (P) of the other one"},
     {"component_acdc", (PyCFunction)(void (*)(void))asp_py_component_values_acdc, METH_VARARGS | METH_KEYWORDS,
      "component_acdc(task, threshold, options, threads=0, progress=None) -> (mask (S,R), scores (S,R))"},
-    {"component_gradients", (PyCFunction)(void (*)(void))asp_py_component_masks_gradients, METH_VARARGS | METH_KEYWORDS,
+    {"component_gradients", (PyCFunction)(void (*)(void))asp_py_component_values_gradients,
+     METH_VARARGS | METH_KEYWORDS,
      "component_gradients(task, masks, options, threads=0, progress=None) -> (metric (n,P) with masks, its gradients "
      "(n,S,R))"},
-    {"component_masks", (PyCFunction)(void (*)(void))asp_py_component_masks, METH_VARARGS | METH_KEYWORDS,
+    {"component_masks", (PyCFunction)(void (*)(void))asp_py_component_values_masks, METH_VARARGS | METH_KEYWORDS,
      "component_masks(task, step, end, parameters, multipliers, options, threads=0, progress=None) -> (parameters "
      "(3,n), multipliers (3,4), history (end-step,8), expected (n)) after the steps"},
     {"knock_out", (PyCFunction)(void (*)(void))asp_py_effects_knock_out, METH_VARARGS | METH_KEYWORDS,

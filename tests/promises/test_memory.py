@@ -80,7 +80,8 @@ def arrays_in(result) -> list[np.ndarray]:
         return []  # their own arrays are in the list by name
     if isinstance(result, cache.ActivationCache):
         return [result[name] for name in result]
-    if isinstance(result, (ScoreSplit, ComponentCircuit, ComponentMasks, ComponentScores, PatchingSweep, PathPatch)):
+    components = (ComponentCircuit, ComponentMasks, ComponentScores)
+    if isinstance(result, (ScoreSplit, *components, PatchingSweep, PathPatch)):
         return arrays_in(vars(result))
     if isinstance(result, dict):
         return [array for value in result.values() for array in arrays_in(value)]
