@@ -168,7 +168,7 @@ static void fill_item(void *arg, int64_t b, int thread) {
 }
 
 /* The residual stream behind an MLP that gave its mean, or nothing. */
-static asp_status add_output(const asp_component_setting *s, int64_t layer, const asp_context *context) {
+static asp_status add_filled_output(const asp_component_setting *s, int64_t layer, const asp_context *context) {
     const asp_model *m = s->model;
     const int64_t e = m->config.d_model;
     const asp_real *mid = s->filled.mid.data + layer * s->filled.mid.stride;
@@ -208,7 +208,7 @@ static asp_status fill_rows(asp_component_setting *s, const asp_context *context
     for (job.layer = 0; !status && job.layer < s->model->config.n_layer; job.layer++) {
         status = asp_parallel_for(context, s->n, fill_item, &job);
         if (!status) status = asp_forward_output(s->model, &acts, job.layer, context);
-        if (!status) status = add_output(s, job.layer, context);
+        if (!status) status = add_filled_output(s, job.layer, context);
     }
     s->replaced = s->filled;
     return status;

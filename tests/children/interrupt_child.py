@@ -229,7 +229,7 @@ def masks(size: str, count: int) -> dict[str, Any]:
     def check() -> bool:
         return effects.metric_values(model, task).tobytes() == expected
 
-    return delays(lambda: component_masks(model, task, steps=100_000), count, check)
+    return delays(lambda: component_masks(model, task, steps=3), count, check)
 
 
 def curves(size: str, count: int) -> dict[str, Any]:
