@@ -22,6 +22,7 @@ from ._core_types import (
     HeldRun,
     Interventions,
     Keep,
+    MasksOptions,
     Metric,
     Reads,
     Substitute,
@@ -505,6 +506,29 @@ class Model:
         keep: Keep | None = None,
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
         """(mask (S,R), scores (S,R)): component edges left, and by how much the loss rose without each."""
+
+    def component_gradients(
+        self,
+        task: Task,
+        masks: npt.NDArray[np.float64],
+        options: ComponentOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(values (n,P), gradients (n,S,R)) of masks (n,S,R) of component edges."""
+
+    def component_masks(
+        self,
+        task: Task,
+        step: int,
+        end: int,
+        parameters: Real,
+        multipliers: Real,
+        options: MasksOptions,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> tuple[Real, Real, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(parameters (3,n), multipliers (3,4), history (end-step,8), expected (n)) after the steps."""
 
     def component_senders_before(self) -> npt.NDArray[np.int64]:
         """How many senders come before each receiver (R)."""

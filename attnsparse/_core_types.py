@@ -122,6 +122,29 @@ class Keep(Protocol):
         """Keep a state (n), int64."""
 
 
+class MasksOptions(NamedTuple):
+    """How masks of component edges are trained; see `asp_component_masks_options` in csrc/asp_component.h."""
+
+    measure: ComponentOptions
+    steps: int
+    batch: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    lr_steps: int
+    lr_falls: bool
+    penalty: float
+    pruning: bool
+    nodes: bool
+    sparsity: float
+    node_sparsity: float
+    sparsity_steps: int
+    multiplier_lr: float
+    seed: int
+
+
 class CircuitOptions(NamedTuple):
     """How a circuit is searched for; see `asp_circuit_options` in csrc/asp_circuit.h."""
 

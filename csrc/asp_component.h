@@ -122,6 +122,60 @@ asp_status asp_component_acdc(uint8_t *mask, double *scores, asp_component_kept 
                               const asp_task *task, double threshold, const asp_component_options *options,
                               const asp_context *context, asp_error *err);
 
+/* The metric with masks between 0 and 1: every receiver reads the ablated output of each sender before it plus mask times
+ * what the current one differs by; denoising: the clean output plus 1 - mask times what the current one differs by.  And
+ * the gradient of its mean over the prompts.  No gradient goes through a gate.
+ *   values (n,P), gradients (n,S,R) written    masks (n,S,R) read: read nowhere but at component edges
+ * Errors: as asp_component_values, and BAD_ARGUMENT for a metric without a gradient.
+ * Stage of progress: "mask gradients" (masks times prompts). */
+asp_status asp_component_gradients(double *values, double *gradients, const asp_model *model, const asp_task *task,
+                                   const double *masks, int64_t n, const asp_component_options *options,
+                                   const asp_context *context, asp_error *err);
+
+/* Training of masks.  The mask of a component edge is hard concrete (Louizos et al. 2018): z = min(1, max(0, 1.2 s - 0.1))
+ * with s = sigmoid((log u - log(1 - u) + a) / beta), beta = 2/3, and u uniform in (0,1), drawn anew in each step, the same
+ * for its prompts; a, the log alpha, is trained with AdamW.
+ *   probing (Cao et al. 2021): the loss of the metric plus penalty times the density, which is the mean over the component
+ *     edges of the probability that z is not 0, sigmoid(a - beta log(0.1/1.1))
+ *   pruning (Bhaskar et al. 2024): plus l1 (sparsity - target) + l2 (sparsity - target)^2, where l1 and l2 ascend, sparsity
+ *     is 1 minus the density, which is the mean of z, and the target goes from 0 in the first step to `sparsity` in step
+ *     `sparsity_steps` in a line.  With nodes, the mask of each sender multiplies those of the component edges out of it,
+ *     and the same term is added for them. */
+typedef struct {
+    asp_component_options measure; /* method, level and steps are not read */
+    int64_t steps;                 /* of the whole training */
+    int64_t batch;                 /* prompts of a step, in their order; the last step of a round may have fewer */
+    double lr, beta1, beta2, eps, weight_decay;
+    int64_t lr_steps; /* the rate rises in a line up to here */
+    int lr_falls;     /* and then falls in a line to 0 at the end */
+    double penalty;   /* of probing */
+    int pruning, nodes;
+    double sparsity, node_sparsity;
+    int64_t sparsity_steps;
+    double multiplier_lr;
+    uint64_t seed;
+} asp_component_masks_options;
+
+/* How far a training is.  n = S R + S: the masks of component edges (S,R), then those of senders. */
+typedef struct {
+    int64_t step;          /* steps taken */
+    asp_real *parameters;  /* (3,n) read and written: log alphas, 0 where there is no component edge; first and second
+                            * moments of Adam */
+    asp_real *multipliers; /* (3,4) read and written: l1, l2 and l1, l2 of senders, with their moments */
+} asp_component_masks_state;
+
+/* What a step writes: the mean loss of the metric over its prompts, the whole loss, density and target density (NaN in
+ * probing), those of senders (NaN without nodes), l1 and l2. */
+enum { ASP_COMPONENT_MASKS_HISTORY = 8 };
+
+/* Takes steps up to number `end`; the state is that of the last one taken, also if the call fails.
+ *   history (end - state->step,8) written    expected (n) written: probabilities that masks are not 0, at the end
+ * Errors: as asp_component_gradients; BAD_ARGUMENT for options; DIVERGED for a loss or gradient that is not finite, before
+ * the step is taken.  Stage of progress: "masks" (steps). */
+asp_status asp_component_masks(asp_component_masks_state *state, double *history, double *expected, int64_t end,
+                               const asp_model *model, const asp_task *task, const asp_component_masks_options *options,
+                               const asp_context *context, asp_error *err);
+
 /* ---- patching of activations ------------------------------------------------------- */
 
 /* What takes its value in the other prompt of the pair.  Of a layer: the residual stream before it or between its

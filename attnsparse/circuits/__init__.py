@@ -12,6 +12,12 @@ from .component_circuit import (
 )
 from .component_curve import Area, ComponentCurve, Roc
 from .component_find import FoundComponents, find_component_circuit
+from .component_gradients import component_mask_gradients
+from .component_masks import (
+    MASK_METHODS,
+    ComponentMasks,
+    component_masks,
+)
 from .component_names import ABLATIONS as COMPONENT_ABLATIONS
 from .component_names import METHODS as COMPONENT_METHODS
 from .component_nodes import NodeCircuit, NodeCurve, node_circuit, node_values
@@ -30,6 +36,7 @@ __all__ = [
     "ABLATIONS",
     "COMPONENT_ABLATIONS",
     "COMPONENT_METHODS",
+    "MASK_METHODS",
     "METRICS",
     "UNITS",
     "AcdcSweep",
@@ -37,6 +44,7 @@ __all__ = [
     "Circuit",
     "ComponentCircuit",
     "ComponentCurve",
+    "ComponentMasks",
     "ComponentScores",
     "EntryEffects",
     "EntrySweep",
@@ -53,6 +61,8 @@ __all__ = [
     "component_acdc",
     "component_acdc_sweep",
     "component_circuit",
+    "component_mask_gradients",
+    "component_masks",
     "component_scores",
     "component_values",
     "entry_effects",

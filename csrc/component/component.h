@@ -232,6 +232,76 @@ int64_t asp_patch_most_copies(const asp_component_setting *setting, const asp_pa
 /* The metric of the block's prompts.  values (n_copies,setting->n) written; all that is given is set. */
 asp_status asp_patch_run(asp_patch *patch, double *values, const asp_context *context);
 
+/* ---- soft.c, soft_nodes.c --------------------------------------------------------- */
+
+/* A pass over a block, forward and backward, in which a receiver reads the ablated output of each sender before it plus
+ * a share of what changes it: mask, or 1 - mask if denoising. */
+typedef struct {
+    const asp_component_setting *setting;
+    asp_arena arena;
+    int64_t n_tokens, n_rows, logit_rows; /* N, R */
+    asp_real *shares;                     /* (S,receivers) */
+    asp_real *changes, *dchanges;         /* (S,R,E) current minus ablated output, and the gradient of it */
+    asp_real *inputs, *dinputs;           /* (3H,R,E) of the receivers of a group, and their gradients */
+    asp_real *scale;                      /* (3H,R) of their LayerNorms */
+    asp_real *dout;                       /* (R,E) gradient of the output of one of these */
+    asp_real *qkv, *z, *lse, *pre;        /* (L,R,3,H,D), (L,R,H,D), (L,H,N), (L,R,M): of each layer */
+    asp_real *mlp, *dqkv, *heads;         /* (R,M), (R,3,H,D), (R,H,D) scratch */
+    asp_real *last;                       /* (4,logit_rows,E) scratch */
+    asp_real *logits, *dlogits;           /* (logit_rows,V) */
+    asp_real *partial, *parts;            /* of asp_layernorm_backward; (S,3H) */
+    double *gate_bias;                    /* (L) */
+    asp_scratch scratch;
+} asp_soft;
+/* asp_component_setting_check, and that the metric has a gradient. */
+asp_status asp_soft_check(asp_component_setting *setting, asp_error *err);
+/* Bytes of a pass over n prompts at setting->offsets. */
+int64_t asp_soft_needed(const asp_component_setting *setting, int64_t n, int n_threads);
+/* Allocates for the block of the setting; freed by asp_arena_free(&soft->arena). */
+asp_status asp_soft_open(asp_soft *soft, int n_threads, asp_error *err);
+/* The metric of the block's prompts, and weight times the gradient of its sum.
+ *   mask (S,R) read at component edges    values (setting->n) written    gradient (S,R) added to */
+asp_status asp_soft_run(asp_soft *soft, const double *mask, double *values, double *gradient, double weight,
+                        const asp_context *context);
+
+/* Receivers that read the same senders, behind one LayerNorm. */
+typedef struct {
+    int64_t first, n, n_senders;
+    const asp_real *ablated; /* (N,E) the residual stream with every sender ablated */
+    int64_t weight, bias;    /* of the LayerNorm */
+} asp_soft_group;
+/* inputs written: what the receivers read. */
+asp_status asp_soft_mix(const asp_soft *soft, const asp_soft_group *group, const asp_context *context);
+/* Their LayerNorm: in place, or only its scale. */
+asp_status asp_soft_norm(const asp_soft *soft, const asp_soft_group *group, int in_place, const asp_context *context);
+/* dinputs of the i-th receiver, from dout. */
+asp_status asp_soft_norm_backward(const asp_soft *soft, const asp_soft_group *group, int64_t i,
+                                  const asp_context *context);
+/* From dinputs to the gradients of the mask and of the changes, both added to. */
+asp_status asp_soft_add(const asp_soft *soft, const asp_soft_group *group, double *gradient, double weight,
+                        const asp_context *context);
+/* The change of the input (layer -1), or of an MLP whose output is in its place. */
+asp_status asp_soft_take_change(const asp_soft *soft, int64_t layer, const asp_context *context);
+
+/* Changes of a layer's heads, of its MLP; and backwards, from their gradients. */
+asp_status asp_soft_nodes_heads(const asp_soft *soft, int64_t layer, const asp_context *context);
+asp_status asp_soft_nodes_mlp(const asp_soft *soft, int64_t layer, const asp_context *context);
+asp_status asp_soft_nodes_heads_backward(const asp_soft *soft, int64_t layer, double *gradient, double weight,
+                                         const asp_context *context);
+asp_status asp_soft_nodes_mlp_backward(const asp_soft *soft, int64_t layer, double *gradient, double weight,
+                                       const asp_context *context);
+
+/* ---- concrete.c -------------------------------------------------------------------- */
+
+/* A hard concrete mask, see asp_component_masks_options, and its derivative with respect to the log alpha.
+ *   random: 64 random bits, from which u follows */
+typedef struct {
+    double z, slope;
+} asp_concrete;
+asp_concrete asp_concrete_sample(double log_alpha, uint64_t random);
+/* The probability that a mask is not 0, and its derivative. */
+asp_concrete asp_concrete_expected(double log_alpha);
+
 /* ---- replay.c -------------------------------------------------------------------- */
 
 typedef enum { ASP_REPLAY_HEADS, ASP_REPLAY_MLP, ASP_REPLAY_LOGITS } asp_replay_kind;

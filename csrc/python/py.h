@@ -349,6 +349,8 @@ PyObject *asp_py_component_values(PyObject *self, PyObject *args, PyObject *kwar
 PyObject *asp_py_component_values_of_neurons(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_gradients(PyObject *self, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_component_values_masks(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- py_component_select.c ----------------------------------------------------------------- */
 

@@ -461,6 +461,13 @@ static PyMethodDef methods[] = {
     {"component_acdc", (PyCFunction)(void (*)(void))asp_py_component_values_acdc, METH_VARARGS | METH_KEYWORDS,
      "component_acdc(task, threshold, options, threads=0, progress=None, state=None, keep=None) -> (mask (S,R), "
      "scores (S,R))"},
+    {"component_gradients", (PyCFunction)(void (*)(void))asp_py_component_values_gradients,
+     METH_VARARGS | METH_KEYWORDS,
+     "component_gradients(task, masks, options, threads=0, progress=None) -> (metric (n,P) with masks, its gradients "
+     "(n,S,R))"},
+    {"component_masks", (PyCFunction)(void (*)(void))asp_py_component_values_masks, METH_VARARGS | METH_KEYWORDS,
+     "component_masks(task, step, end, parameters, multipliers, options, threads=0, progress=None) -> (parameters "
+     "(3,n), multipliers (3,4), history (end-step,8), expected (n)) after the steps"},
     {"knock_out", (PyCFunction)(void (*)(void))asp_py_effects_knock_out, METH_VARARGS | METH_KEYWORDS,
      "knock_out(task, items, options, threads=0, progress=None) -> metric (n,P) without each item"},
     {"keep_only", (PyCFunction)(void (*)(void))asp_py_effects_keep_only, METH_VARARGS | METH_KEYWORDS,

@@ -26,6 +26,7 @@ from attnsparse import _core
 from attnsparse._core_types import Curve
 from attnsparse.circuits import (
     component_acdc,
+    component_masks,
     component_scores,
     component_values,
     effects,
@@ -270,6 +271,18 @@ def component_circuits(size: str, count: int) -> dict[str, Any]:
         return component_values(model, task, masks[:1]).tobytes() == expected
 
     return delays(both, count, check)
+
+
+def masks(size: str, count: int) -> dict[str, Any]:
+    """Training of masks of component edges."""
+    model = large_model(size)
+    task = long_task(model)
+    expected = effects.metric_values(model, task).tobytes()
+
+    def check() -> bool:
+        return effects.metric_values(model, task).tobytes() == expected
+
+    return delays(lambda: component_masks(model, task, steps=3), count, check)
 
 
 def curves(size: str, count: int) -> dict[str, Any]:
@@ -618,6 +631,7 @@ COMPUTING = (
     component_edges,
     component_exact,
     component_circuits,
+    masks,
     curves,
     metric,
     graph,

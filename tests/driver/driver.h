@@ -73,6 +73,12 @@ asp_status use_acdc(const fixture *f, const asp_context *context, uint64_t *dige
 asp_status use_acdc_of_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_kept_acdc(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_acdc(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+
+/* driver_masks.c */
+asp_status use_mask_gradients(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_masks_of_probing(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_masks_of_pruning(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_masks(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_patch.c */
 asp_status use_neuron_circuits(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_patched_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

@@ -16,6 +16,7 @@ CALLS += [
     "component_edges",
     "component_exact",
     "component_circuits",
+    "masks",
     "patching",
     "paths",
     "edges",

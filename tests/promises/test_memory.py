@@ -28,7 +28,14 @@ from reliability import (
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse.circuits import ComponentCircuit, ComponentScores, EntrySweep, PatchingSweep, PathPatch
+from attnsparse.circuits import (
+    ComponentCircuit,
+    ComponentMasks,
+    ComponentScores,
+    EntrySweep,
+    PatchingSweep,
+    PathPatch,
+)
 from attnsparse.graphs.heads import ScoreSplit
 from attnsparse.model import transformer_lens as cache
 
@@ -80,7 +87,8 @@ def arrays_in(result) -> list[np.ndarray]:
         return []  # their own arrays are in the list by name
     if isinstance(result, cache.ActivationCache):
         return [result[name] for name in result]
-    if isinstance(result, (ScoreSplit, ComponentCircuit, ComponentScores, PatchingSweep, PathPatch)):
+    components = (ComponentCircuit, ComponentMasks, ComponentScores)
+    if isinstance(result, (ScoreSplit, *components, PatchingSweep, PathPatch)):
         return arrays_in(vars(result))
     if isinstance(result, EntrySweep):
         return [result.key, result.query, *arrays_in([vars(part) for part in result._found])]

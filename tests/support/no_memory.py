@@ -18,6 +18,7 @@ COMPONENTS = (
 )
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 ACDC = r"(circuits\.component_acdc(_sweep)?|_core\.Model\.component_acdc)"
+MASKS = r"(circuits\.component_mask(s|_gradients)|_core\.Model\.component_(masks|gradients))"
 LENS = r"(Run\.|Model\.composition|ActivationCache\.|_core\.Run\.|_core\.Model\.(composition|lens_project))"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
 GRAPHS = r"(Graph\.|_core\.|asp\.)"
@@ -75,6 +76,12 @@ SENTENCES = {
     rf"the attribution of \d+ logits needs {AMOUNT}, which could not be allocated": LENS,
     r"no memory for the direction of a logit": LENS,
     rf"composition scores of \d+ heads need {AMOUNT}, which could not be allocated": LENS,
+    r"(masks|mask gradients): no memory for the prompts": MASKS,
+    rf"masks: no memory for \d+ masks, which take {AMOUNT}": MASKS,
+    rf"(masks|mask gradients): no memory for what replaces senders in \d+ prompts, which takes {AMOUNT}":
+        MASKS,
+    rf"(masks|mask gradients): no memory for the senders and receivers of \d+ prompts, which take {AMOUNT}":
+        MASKS,
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",

@@ -17,6 +17,7 @@ from public_calls_curves import FAILING, OWN
 from public_calls_entries import ENTRY_CALLS
 from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
 from public_calls_lens import LENS_ARRAYS, LENS_CALLS
+from public_calls_masks import MASK_CALLS
 from public_calls_patching import PATCHING_CALLS
 from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
@@ -157,6 +158,7 @@ CALLS: dict[str, Uses] = {
     **PATCHING_CALLS,
     **ENTRY_CALLS,
     **ACDC_CALLS,
+    **MASK_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -422,7 +424,13 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
     **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch", *ENTRY_CALLS], "own"),
     **dict.fromkeys(
-        ["circuits.component_acdc", "circuits.component_acdc_sweep", "_core.Model.component_acdc"], "own"
+        [
+            "circuits.component_acdc",
+            "circuits.component_acdc_sweep",
+            "_core.Model.component_acdc",
+            *MASK_CALLS,
+        ],
+        "own",
     ),
     **dict.fromkeys([f"_core.metric_{name}" for name in ("values", "gradients")], "own"),
     **dict.fromkeys(
@@ -501,7 +509,7 @@ def public_names() -> set[str]:
     }
     found |= {"model.FactoredMatrix"}
     found |= {f"Graph.{name}" for name in GRAPH_ARRAYS} | {"circuits.component_scores"}
-    found |= {name for name in COMPONENT_CALLS if not name.startswith("_core")}
+    found |= {name for name in (*COMPONENT_CALLS, *MASK_CALLS) if not name.startswith("_core")}
     found |= {
         f"circuits.{name}"
         for name in ("component_acdc", "component_acdc_sweep", "patching_sweep", "path_patch")
