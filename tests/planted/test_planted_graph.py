@@ -178,8 +178,8 @@ def test_the_sentence_of_the_figure(gated):
     for (layer, head), share in pg.CARRIERS.items():
         assert abs(table.loc[f"L{layer}H{head}", "share"] - share) < FLOAT32
     assert table["pattern"].tolist()[:2] == [1, 0.5]
-    assert set(table["key"].iloc[:-2]) == {4}
-    assert set(table["query"].iloc[:-2]) == {7}
+    assert set(table["key_position"].iloc[:-2]) == {4}
+    assert set(table["query_position"].iloc[:-2]) == {7}
     assert graph.needed_heads(group, logit, 0.69) == 1
     assert graph.needed_heads(group, logit, 0.8) == 2
     decoy = f"L{pg.DECOY[0]}H{pg.DECOY[1]}"
