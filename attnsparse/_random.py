@@ -19,6 +19,7 @@ WEIGHTS = 4
 # 5: recipes.demo_text.USE, 6: tasks.task.USE
 # 7: circuits, in csrc/base/base.h
 TRANSCODERS = 8  # first counter: the layer
+# 9: generation, in csrc/base/base.h
 
 _AT_ONCE = 2**20  # numbers drawn between two checks for Ctrl-C
 

@@ -70,7 +70,7 @@ typedef struct {
 } py_features;
 enum { ASP_PY_FEATURES_NEW, ASP_PY_FEATURES_BUSY, ASP_PY_FEATURES_COMPLETE };
 
-extern PyType_Spec asp_py_find_spec, asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_reading_spec;
+extern PyType_Spec asp_py_find_spec, asp_py_features_spec, asp_py_coder_trainer_spec, asp_py_call_reading_spec;
 extern PyType_Spec asp_py_graph_object_spec, asp_py_contexts_spec;
 extern PyType_Spec asp_py_model_spec, asp_py_run_spec, asp_py_gradients_spec, asp_py_trainer_spec;
 
@@ -103,6 +103,7 @@ int asp_py_call_read_begin_of(py_model *model, const py_run *run); /* also 0 if 
 void asp_py_call_read_end(py_model *model);
 int asp_py_call_write_begin(py_model *model);
 void asp_py_call_write_end(py_model *model);
+PyObject *asp_py_call_reading(PyObject *model, PyObject *unused);
 /* Threads of a call on a model: those asked for, or the module's number for 0. */
 int asp_py_call_n_threads(PyObject *model, int asked);
 int asp_py_call_module_threads(PyObject *module, int asked); /* the same for a function of the module */
@@ -154,15 +155,15 @@ PyObject *asp_py_first_weights_from_set(PyObject *module, PyObject *args, PyObje
 PyObject *asp_py_first_weights_scale(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_first_weights_threshold(PyObject *module, PyObject *args, PyObject *kwargs);
 
-/* ---- py_reading.c ------------------------------------------------------------------- */
-
-PyObject *asp_py_reading_of_model(PyObject *model, PyObject *unused);
-
 /* ---- py_run.c -------------------------------------------------------------------- */
 
 /* 0 and an exception unless the run is of this model with the weights that it had then. */
 int asp_py_run_is_current(const py_run *run, const py_model *model);
 PyObject *asp_py_run_token_losses(PyObject *module, PyObject *args, PyObject *kwargs);
+
+/* ---- py_generation.c ------------------------------------------------------------------ */
+
+PyObject *asp_py_generation_of_model(PyObject *model, PyObject *args, PyObject *kwargs);
 
 /* ---- py_curve.c ------------------------------------------------------------------------- */
 
@@ -240,6 +241,8 @@ typedef struct {
  * hold no indices); NULL and an exception if it is not of this kind.  dims (n_dims) written. */
 void *asp_py_arrays_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
 void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+/* An array that the call writes. */
+void *asp_py_arrays_hold_out(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
 /* A copy after conversion. */
 void *asp_py_arrays_hold_convert(py_held *held, PyObject *object, int kind, int n_dims, const char *name,
                                  int64_t *dims);

@@ -404,12 +404,15 @@ static PyMethodDef methods[] = {
     {"_writable", model_writable, METH_O, "_writable(name): view for loaders that fill a new model."},
     {"shape", model_shape, METH_O, "shape(name): shape of one weight array."},
     {"assign", model_assign, METH_O, "assign({name: array}): copies arrays into the weights, all or none."},
-    {"reading", asp_py_reading_of_model, METH_NOARGS,
+    {"reading", asp_py_call_reading, METH_NOARGS,
      "reading() -> context manager: nobody changes the weights meanwhile."},
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
      "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, "
      "substitute=None) -> Run"},
+    {"generate", (PyCFunction)(void (*)(void))asp_py_generation_of_model, METH_VARARGS | METH_KEYWORDS,
+     "generate(tokens, offsets, options, generated, interventions=None, threads=0, progress=None): writes new tokens "
+     "into the arrays of `generated`"},
     {"candidates", (PyCFunction)(void (*)(void))asp_py_effects_candidates, METH_VARARGS | METH_KEYWORDS,
      "candidates(task, unit, threads=0) -> items that can have an effect"},
     {"whole", (PyCFunction)(void (*)(void))asp_py_effects_whole, METH_VARARGS | METH_KEYWORDS,

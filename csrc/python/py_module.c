@@ -239,7 +239,7 @@ static int start(PyObject *module) {
     if (add_type(module, &asp_py_gradients_spec, &state->gradients_type) < 0) return -1;
     if (add_type(module, &asp_py_features_spec, &state->features_type) < 0) return -1;
     if (add_type(module, &asp_py_coder_trainer_spec, &state->coder_trainer_type) < 0) return -1;
-    if (add_type(module, &asp_py_reading_spec, &state->reading_type) < 0) return -1;
+    if (add_type(module, &asp_py_call_reading_spec, &state->reading_type) < 0) return -1;
     if (add_type(module, &asp_py_graph_object_spec, &state->graph_type) < 0) return -1;
     if (add_type(module, &asp_py_contexts_spec, &state->contexts_type) < 0) return -1;
     return add_type(module, &asp_py_trainer_spec, &state->trainer_type);
