@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from .. import _check
-from .._engine import core_for
-from ..errors import ConfigError
-from ..io.checksums import update
 from .batch import as_batch
 from .config import Config
 from .evaluation import Evaluation, evaluate
@@ -21,14 +16,13 @@ from .gradients import Gradients, compute_gradients
 from .initial_weights import initial_weights
 from .interventions import Ablation, Items, Patch, compile_interventions
 from .run import DEFAULT_MAX_BYTES, Run, compute_run
-from .tokenizer import Tokenizer, checked_ids
+from .text import ModelText
+from .tokenizer import Tokenizer
 from .transformer_lens import ActivationCache, run_with_cache
-
-if TYPE_CHECKING:
-    from .. import _core
+from .weights import ModelWeights
 
 
-class Model:
+class Model(ModelWeights, ModelText):
     """A GPT-2-family transformer, dense or with gated attention.
 
     Made by `attnsparse.load`, by `Model.initialised`, or from a `Config` and weights.  Weights are kept in
@@ -65,33 +59,10 @@ class Model:
         name: str = "",
         dtype: str = "float32",
     ) -> None:
-        _check.instance(config, Config, "config")
-        self._core: _core.Model = core_for(dtype).Model(config.to_dict())
-        self.config = config  #: the `Config`: sizes and kind of the model
+        super().__init__(config, weights, dtype)
         #: the `Tokenizer`, or None; `Any` spares those who know that it is there a check for None
         self.tokenizer: Tokenizer | Any = tokenizer
         self.name = name  #: as tables and figures show it
-        self.dtype = np.dtype(dtype)  #: of weights and activations: float32 or float64
-        self._digest: tuple[int, str] | None = None
-        if weights is not None:
-            self._fill(weights)
-
-    def _fill(self, weights: Mapping[str, np.ndarray]) -> None:
-        shapes = self.config.parameter_shapes()
-        for name in weights:
-            if name not in shapes:
-                text = f"weights: {name!r} is not a parameter of this model"
-                raise ConfigError(text, code="unexpected_tensor", field=name)
-        for name, shape in shapes.items():
-            if name not in weights:
-                raise ConfigError(f"weights: {name!r} is missing", code="missing_tensor", field=name)
-            if np.shape(weights[name]) != shape:
-                raise ConfigError(
-                    f"weights: {name!r} has shape {np.shape(weights[name])}, expected {shape}",
-                    code="config_value",
-                    field=name,
-                )
-            self._core._writable(name)[...] = _check.reals(weights[name], name, self.dtype)
 
     @classmethod
     def initialised(
@@ -126,69 +97,6 @@ class Model:
         _check.instance(config, Config, "config")
         return cls(config, initial_weights(config, _check.seed(seed), std), tokenizer, name, dtype)
 
-    # --- weights
-
-    def parameter(self, name: str) -> np.ndarray:
-        """One weight array, lent.
-
-        Parameters
-        ----------
-        name : str
-            One of `config.parameter_shapes()`.
-
-        Returns
-        -------
-        numpy.ndarray
-            A read-only view that shows later changes of the weights.
-
-        Raises
-        ------
-        KeyError
-            For an unknown name.
-        """
-        if name not in self._core.names:
-            raise KeyError(f"this model has no parameter {name!r:.80}")
-        return self._core.parameter(name)
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        """All weight arrays, lent.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
-            Read-only views that show later changes by training or `assign`; `copy` takes all weights at one
-            moment.
-        """
-        return {name: self._core.parameter(name) for name in self._core.names}
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of weights."""
-        return self.config.n_parameters()
-
-    def assign(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Change weights: all of them are written, or after an error none.
-
-        Arrays lent before show the new values; runs made before are out of date.
-
-        Parameters
-        ----------
-        weights : mapping of str to array
-            Parameter names and values of the shape in `config.parameter_shapes()`.
-
-        Raises
-        ------
-        KeyError
-            For an unknown name.
-        ValueError
-            For another shape.
-        RuntimeError
-            While another thread runs or trains the model.
-        """
-        if not isinstance(weights, Mapping):
-            raise TypeError(f"weights must be a mapping from names to arrays, got {type(weights).__name__}")
-        self._core.assign({name: _check.reals(value, name, self.dtype) for name, value in weights.items()})
-
     def copy(self) -> Model:
         """A model with its own copy of the weights, all taken at one moment.
 
@@ -203,85 +111,6 @@ class Model:
         """
         with self._core.reading():
             return Model(self.config, self.parameters(), self.tokenizer, self.name, str(self.dtype))
-
-    @property
-    def version(self) -> int:
-        """Changes with every change of the weights."""
-        return self._core.version
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of configuration and weights, hexadecimal; RuntimeError while a thread changes them."""
-        known = self._digest
-        if known is not None and known[0] == self._core.version:
-            return known[1]
-        with self._core.reading():
-            version = self._core.version
-            sha = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-            for name in self._core.names:
-                sha.update(name.encode() + b"\0")
-                update(sha, self._core.parameter(name))
-        self._digest = (version, sha.hexdigest())
-        return self._digest[1]
-
-    # --- tokens
-
-    def to_tokens(self, text: str, prepend_bos: bool = False) -> np.ndarray:
-        """Token ids of a text.
-
-        Parameters
-        ----------
-        text : str
-        prepend_bos : bool, default False
-            Put the tokenizer's BOS token first.
-
-        Returns
-        -------
-        numpy.ndarray
-            int32 [T].
-
-        Raises
-        ------
-        ValueError
-            If the model has no tokenizer, or the text has no encoding.
-        """
-        return np.array(self._need_tokenizer().encode(text, prepend_bos=prepend_bos), dtype=np.int32)
-
-    def to_str_tokens(self, text: str | Sequence[int] | np.ndarray, prepend_bos: bool = False) -> list[str]:
-        """Token strings as tables and figures show them; `<id>` for an id without a name.
-
-        Parameters
-        ----------
-        text : str or sequence of int
-            A text, or token ids.
-        prepend_bos : bool, default False
-            Put the tokenizer's BOS token before a text.
-
-        Returns
-        -------
-        list of str
-            One string per token, leading space included.
-
-        Raises
-        ------
-        TypeError
-            For ids that are not integers.
-        IndexError
-            For ids that neither the model nor its tokenizer has.
-        ValueError
-            If the model has no tokenizer.
-        """
-        tokenizer = self._need_tokenizer()
-        if isinstance(text, str):
-            return tokenizer.token_strings(tokenizer.encode(text, prepend_bos=prepend_bos))
-        return tokenizer.token_strings(checked_ids(text, max(self.config.n_vocab, tokenizer.n_vocab)))
-
-    def _need_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise ValueError(
-                f"model {self.name!r} has no tokenizer; give token ids, or load(..., tokenizer=...)"
-            )
-        return self.tokenizer
 
     # --- runs
 

@@ -220,7 +220,7 @@ def test_what_reads_all_weights_holds_them(tmp_path, monkeypatch):
             refused.append(str(error))
 
     for module, name, reading in (
-        ("attnsparse.model.model.update", "update", lambda: model.digest),
+        ("attnsparse.model.weights.update", "update", lambda: model.digest),
         ("attnsparse.model.load.write_together", "write", lambda: model.save(tmp_path)),
         (
             "attnsparse.training.trainer.write_bundle",
