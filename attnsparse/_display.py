@@ -19,6 +19,7 @@ _STAGE_UNITS = {
     "attribution": "prompt",
     "backward elimination": "item",
     "random orders": "order",
+    "generation": "token",
     "graph edges": "node",
     "graph heads": "array",
 }  # else runs

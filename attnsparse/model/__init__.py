@@ -2,6 +2,7 @@
 
 from .config import Config
 from .evaluation import Evaluation
+from .generation import Generation, GenerationInterrupted
 from .gradients import Gradients
 from .interventions import Ablation
 from .model import Model
@@ -14,6 +15,8 @@ __all__ = [
     "ActivationCache",
     "Config",
     "Evaluation",
+    "Generation",
+    "GenerationInterrupted",
     "Gradients",
     "Model",
     "Run",

@@ -119,14 +119,16 @@ static int64_t lay_out_generation(generation *g, asp_arena_part parts[PARTS], in
 
 static asp_status no_room_to_generate(const generation *g, int64_t needed, int64_t limit, asp_error *err) {
     char size[32];
+    const char *plural = g->n_texts == 1 ? "" : "s";
     asp_fail_size(size, (double)needed);
     if (needed <= limit)
-        return asp_fail(err, ASP_NO_MEMORY, "generating %lld texts needs %s, which could not be allocated",
-                        (long long)g->n_texts, size);
-    return asp_fail(err, ASP_NO_MEMORY,
-                    "generating %lld texts needs %s, above max_bytes=%lld; give fewer prompts at a time, fewer samples "
-                    "or new tokens, or a larger max_bytes",
-                    (long long)g->n_texts, size, (long long)limit);
+        return asp_fail(err, ASP_NO_MEMORY, "generating %lld text%s needs %s, which could not be allocated",
+                        (long long)g->n_texts, plural, size);
+    return asp_fail(
+        err, ASP_NO_MEMORY,
+        "generating %lld text%s needs %s, above max_bytes=%lld; give fewer prompts at a time, fewer samples "
+        "or new tokens, or a larger max_bytes",
+        (long long)g->n_texts, plural, size, (long long)limit);
 }
 
 static uint64_t digest_of(const int32_t *tokens, int64_t n) {
