@@ -305,7 +305,7 @@ def _empty(model: Model, n: int, options: GenerationOptions, logits: bool) -> Ge
         kept = "tokens and logits" if logits else "tokens"
         raise MemoryError(
             f"the {kept} of {n:,} text{'s' * (n != 1)} need {n_bytes:,} bytes, above "
-            f"max_bytes={options.max_bytes:,}; generate fewer tokens, fewer texts at a time, or without logits"
+            f"max_bytes={options.max_bytes:,}; generate fewer tokens, or fewer texts at a time, or no logits"
         )
     return Generated(
         np.zeros(n, np.int64),

@@ -288,7 +288,7 @@ class Model(ModelWeights, ModelText):
         Notes
         -----
         Logits are those of a `run` of the text so far under the same `ablate` and `patch`: bit for bit where
-        ``build_info()["batch_invariant"]``, else within 1e-6 (float32) or 1e-14 (float64) of the largest.
+        ``build_info()["batch_invariant"]``, else within 5e-6 (float32) or 1e-14 (float64) of the largest one.
         """
         return generate(
             self, prompts, max_new_tokens, temperature, top_k, top_p, seed, n_samples, stop, stop_at_eos,

@@ -142,7 +142,7 @@ static void describe_texts(generation *g) {
     for (int64_t l = 0; l < c->n_layer; l++) g->gate_bias[l] = c->gate_bias;
     for (int64_t p = 0; p < g->n_prompts; p++)
         g->digest[p] = digest_of(g->prompt_tokens + g->prompt_offsets[p], prompt_length(g, p));
-    g->text_offsets[0] = 0;
+    g->text_offsets[0] = g->offsets[0] = 0;
     for (int64_t b = 0; b < g->n_texts; b++) {
         g->cache.room[b] = prompt_length(g, b / g->options->n_samples) + g->options->max_new_tokens;
         g->text_offsets[b + 1] = g->text_offsets[b] + g->cache.room[b];
