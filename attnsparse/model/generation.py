@@ -35,9 +35,8 @@ class GenerationInterrupted(KeyboardInterrupt):
         What was generated until then.
     """
 
-    def __init__(self, generation: Generation) -> None:
-        new = sum(map(len, generation._new))
-        super().__init__(f"after {new:,} new tokens, which are in this exception's attribute `generation`")
+    def __init__(self, message: str, generation: Any = None) -> None:
+        super().__init__(message)
         self.generation = generation
 
 
@@ -237,7 +236,11 @@ def generate(
             model._core.generate(batch.tokens, batch.offsets, options, generated, changes, threads, tell)
     except KeyboardInterrupt:
         texts = _texts(batch, options, generated, "interrupt")
-        raise GenerationInterrupted(Generation(model, texts, single, choice)) from None
+        message = (
+            f"interrupted after {int(generated.n_new.sum()):,} new tokens, which are in this exception's "
+            "attribute `generation`"
+        )
+        raise GenerationInterrupted(message, Generation(model, texts, single, choice)) from None
     return Generation(model, _texts(batch, options, generated, "stop"), single, choice)
 
 

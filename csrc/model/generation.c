@@ -59,7 +59,7 @@ static asp_status check_generation(const generation *g, asp_error *err) {
 
 /* ---- memory ------------------------------------------------------------------------------------ */
 
-static int64_t prompt_length(const generation *g, int64_t prompt) {
+static int64_t length_of_prompt(const generation *g, int64_t prompt) {
     return g->prompt_offsets[prompt + 1] - g->prompt_offsets[prompt];
 }
 
@@ -89,7 +89,7 @@ static int64_t lay_out_generation(generation *g, asp_arena_part parts[PARTS], in
     const int64_t rows = asp_shape_rows(g->model, g->rows, 0), drawn = g->options->temperature > 0 ? n_threads : 0;
     int64_t longest = 0;
     for (int64_t p = 0; p < g->n_prompts; p++)
-        longest = asp_max(longest, prompt_length(g, p) + g->options->max_new_tokens);
+        longest = asp_max(longest, length_of_prompt(g, p) + g->options->max_new_tokens);
     g->attention.per_thread = asp_attention_scratch(c, longest, 0);
     const int substituted = g->options->hooks && g->options->hooks->mlp.layer;
     const asp_arena_part list[PARTS] = {ASP_PART(g->resid, rows, e),
@@ -141,10 +141,10 @@ static void describe_texts(generation *g) {
     const asp_config *c = &g->model->config;
     for (int64_t l = 0; l < c->n_layer; l++) g->gate_bias[l] = c->gate_bias;
     for (int64_t p = 0; p < g->n_prompts; p++)
-        g->digest[p] = digest_of(g->prompt_tokens + g->prompt_offsets[p], prompt_length(g, p));
+        g->digest[p] = digest_of(g->prompt_tokens + g->prompt_offsets[p], length_of_prompt(g, p));
     g->text_offsets[0] = g->offsets[0] = 0;
     for (int64_t b = 0; b < g->n_texts; b++) {
-        g->cache.room[b] = prompt_length(g, b / g->options->n_samples) + g->options->max_new_tokens;
+        g->cache.room[b] = length_of_prompt(g, b / g->options->n_samples) + g->options->max_new_tokens;
         g->text_offsets[b + 1] = g->text_offsets[b] + g->cache.room[b];
         g->ended[b] = 0;
     }
@@ -183,7 +183,7 @@ static void prompts_to_pass(generation *g, int64_t begin, int64_t end) {
     for (int64_t b = 0; b < g->n_texts; b++) {
         const int64_t p = b / samples;
         const int wanted = b % samples == 0 && p >= begin && p < end;
-        add_to_pass(g, b, 0, g->prompt_tokens + g->prompt_offsets[p], wanted ? prompt_length(g, p) : 0);
+        add_to_pass(g, b, 0, g->prompt_tokens + g->prompt_offsets[p], wanted ? length_of_prompt(g, p) : 0);
     }
 }
 
@@ -192,7 +192,7 @@ static void texts_to_pass(generation *g) {
     const int64_t most = g->options->max_new_tokens;
     for (int64_t b = 0; b < g->n_texts; b++) {
         const int64_t n = g->out->n_new[b];
-        add_to_pass(g, b, prompt_length(g, b / g->options->n_samples) + n - 1, g->out->tokens + b * most + n - 1,
+        add_to_pass(g, b, length_of_prompt(g, b / g->options->n_samples) + n - 1, g->out->tokens + b * most + n - 1,
                     g->ended[b] ? 0 : 1);
     }
 }
@@ -309,7 +309,7 @@ static void copy_cache(void *arg, int64_t item, int thread) {
     if (sample) asp_kv_cache_copy(&job->g->cache, text, text - sample);
 }
 
-static asp_status read_prompts(generation *g, const asp_context *context) {
+static asp_status compute_prompts(generation *g, const asp_context *context) {
     const int64_t samples = g->options->n_samples;
     asp_status status = tell_progress(g, context);
     for (int64_t begin = 0, end; !status && begin < g->n_prompts; begin = end) {
@@ -343,7 +343,7 @@ static asp_status generate_texts(generation *g, const asp_context *context, asp_
     if (began) status = hooks->begin(hooks->state, g->model, g->text_offsets, g->n_texts, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
     if (!status) {
-        status = read_prompts(g, context);
+        status = compute_prompts(g, context);
         if (!status) status = continue_texts(g, context);
         asp_blas_leave();
     }
