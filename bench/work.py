@@ -56,7 +56,7 @@ def generation_flops(config: Config, n_sequences: int, length: int, n_new: int) 
 
 
 def generation_bytes(config: Config, n_sequences: int, length: int, n_new: int) -> float:
-    """Bytes that must be moved at least once: in every pass the weights without those of positions, and the keys
+    """Bytes that must be moved at least once: in every pass the weights without those of positions, keys
     and values so far."""
     matrices = config.n_parameters() - config.n_ctx * config.d_model
     width, n_tokens = config.n_head * config.d_head, length + n_new
