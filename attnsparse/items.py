@@ -13,6 +13,9 @@ from typing import NamedTuple
 from . import _check
 from .errors import printable
 
+COLUMNS = {"head": "head_index", "query": "query_position", "key": "key_position"}
+"""Names in tables, where `table.head` and `table.query` are methods of every DataFrame."""
+
 _HEAD_FORMS = re.compile(
     r"L(?P<layer1>[0-9]{1,5})-?H(?P<head1>[0-9]{1,5})"  # L9H6, L9-H6: papers
     r"|A?(?P<layer2>[0-9]{1,5})\.(?P<head2>[0-9]{1,5})"  # 9.6, A9.6: IOI paper, auto-circuit

@@ -4,17 +4,25 @@
 
 #include "asp.h"
 
+/* What training drops at random, each by itself: entries of the pattern, whole heads (of a sequence at once), values
+ * that attention and MLPs add to the residual stream.  What is kept is divided by 1 - rate. */
+typedef enum { ASP_DROP_ENTRIES, ASP_DROP_HEADS, ASP_DROP_ATTN_OUT, ASP_DROP_MLP_OUT, ASP_N_DROPS } asp_drop;
+/* Kinds of attention entries that have prices of their own.  An entry is of the first kind that fits it. */
+typedef enum { ASP_ENTRY_SELF, ASP_ENTRY_PREVIOUS, ASP_ENTRY_FIRST, ASP_ENTRY_OTHER, ASP_N_ENTRY_KINDS } asp_entry_kind;
+
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, clip;
     uint64_t seed;
-    const double *gate_bias;   /* (L) read; NULL: the model's gate_bias */
-    const double *edge_weight; /* (L) read; NULL: 1 */
+    const double *dropout[ASP_N_DROPS];           /* (L) each, read: rates in [0,1); NULL: 0 */
+    const double *gate_bias;                      /* (L) read; NULL: the model's gate_bias */
+    const double *edge_weight[ASP_N_ENTRY_KINDS]; /* (L) each, read: price of an edge; NULL: 1 */
     double tau, geco_rate, geco_clip, geco_ema, lambda_min, lambda_max;
     int geco_relative;
 } asp_step_options;
 
 typedef struct {
     double loss, cross_entropy, expected_edges, open_edges, multiplier, ema, grad_norm;
+    double open_self; /* open self edges, as a share of all entries like open_edges */
     int64_t n_tokens;
 } asp_step_result;
 

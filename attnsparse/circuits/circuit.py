@@ -6,9 +6,9 @@ An object without a model: it holds numbers and names, can be saved, and works w
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +18,9 @@ from .._display import escaped, html_rows
 from .._engine import core_for
 from ..io.limits import DEFAULT_LIMITS, Limits
 from ..items import Head
-from . import circuit_file
+from . import circuit_file, circuit_tables
 from .choices import COUNTED_BY, ITEMS, MAX_RESAMPLES, NAMES
 from .needed import Needed, Ratio
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SHOWN = 10  # items in the notebook's table
 ARRAYS = (
@@ -284,117 +281,9 @@ class Circuit:
 
     # --- tables
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per item, best first.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Columns rank (from 1), label, layer, head, score. Edges also have query and key, heads at a
-            position have position, after head; where all prompts share names of positions, query_token and
-            key_token, or token, follow. `attrs` say which model, task and options it is of.
-        """
-        import pandas as pd
-
-        columns: dict[str, Any] = {
-            "rank": np.arange(1, len(self) + 1),
-            "label": pd.Series(self.labels, dtype=str),
-        }
-        names = ITEMS[self.unit]._fields
-        columns |= {name: self.items[:, i].astype(np.int64) for i, name in enumerate(names)}
-        if self.position_labels is not None:
-            labels = np.array(self.position_labels, dtype=object)
-            for name, column in (("position", "token"), ("query", "query_token"), ("key", "key_token")):
-                if name in columns:
-                    columns[column] = pd.Series(list(labels[columns[name]]), dtype=str)
-        columns["score"] = self.scores
-        table: pd.DataFrame = pd.DataFrame(columns)
-        table.attrs = self._origin()
-        return table
-
-    def curve(self) -> pd.DataFrame:
-        """The faithfulness of the n best items, one row per size.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Columns n, effect, low, high (of the bootstrap interval), random, random_low, random_high (of
-            random orders).
-        """
-        import pandas as pd
-
-        table: pd.DataFrame = pd.DataFrame(
-            {
-                "n": self.sizes,
-                "effect": self.effect,
-                "low": self.effect_low,
-                "high": self.effect_high,
-                "random": self.random_effect,
-                "random_low": self.random_low,
-                "random_high": self.random_high,
-            }
-        )
-        table.attrs = self._origin()
-        return table
-
-    def summary(self, fraction: float = 0.9) -> pd.DataFrame:
-        """One row that says what was found, to be put below those of other circuits.
-
-        Parameters
-        ----------
-        fraction : float, default 0.9
-            As in `needed`.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Columns model, task, unit, method, rank_by, ablation, normalize, metric, n_items, n_prompts (of
-            the evaluation), full and empty (mean metric with all and with no items), fraction, first,
-            first_low, first_high, stays, stays_low, stays_high (see `needed`; missing with
-            normalize="none"), and random_first, the smallest size at which the mean of the random orders
-            reaches the fraction.
-        """
-        import pandas as pd
-
-        row: dict[str, Any] = {
-            "model": self.model_name,
-            "task": self.task_name,
-            "unit": self.unit,
-            "method": self.method,
-            "rank_by": self.options["rank_by"],
-            "ablation": self.ablation,
-            "normalize": self.normalize,
-            "metric": self.metric,
-            "n_items": len(self),
-            "n_prompts": len(self.full),
-            "full": self.full.mean(),
-            "empty": self.empty.mean(),
-            "fraction": _check.fraction(fraction),
-        }
-        counts: dict[str, int | None] = dict.fromkeys((*_COUNTS, "random_first"))
-        if self.normalize != "none":
-            needed = self.needed(fraction)
-            counts = {name: getattr(needed, name) for name in _COUNTS}
-            at, _ = _CORE.curve_needed(np.ascontiguousarray(self.random_effect[None], np.float64), fraction)
-            counts["random_first"] = self._size(int(at[0]))
-        table: pd.DataFrame = pd.DataFrame([row])
-        for name, value in counts.items():
-            table[name] = pd.array([value], dtype="Int64")
-        table.attrs = self._origin()
-        return table
-
-    def _origin(self) -> dict[Hashable | None, Any]:
-        return {
-            "model": self.model_name,
-            "digest": self.model_digest,
-            "task": self.task_name,
-            "task_digest": self.task_digest,
-            "unit": self.unit,
-            "method": self.method,
-            "ablation": self.ablation,
-            "normalize": self.normalize,
-            "metric": self.metric,
-        }
+    to_pandas = circuit_tables.to_pandas
+    curve = circuit_tables.curve
+    summary = circuit_tables.summary
 
     # --- file
 
@@ -462,9 +351,6 @@ class Circuit:
             of_first=f"[{shown[2]} to {shown[3]}]",
             of_stays=f"[{shown[4]} to {shown[5]}]",
         )
-
-
-_COUNTS = ("first", "first_low", "first_high", "stays", "stays_low", "stays_high")
 
 
 def load_circuit(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Circuit:

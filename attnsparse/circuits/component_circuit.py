@@ -263,7 +263,7 @@ class ComponentCircuit:
         Returns
         -------
         pandas.DataFrame
-            Columns rank (from 1), name ("a0.h3->a5.h1<q>"), sender, receiver, score.
+            Columns item_rank (from 1), name ("a0.h3->a5.h1<q>"), sender, receiver, score.
         """
         import pandas as pd
 
@@ -271,7 +271,7 @@ class ComponentCircuit:
         sender = np.array(names.senders(self._shape))[places[:, 0]]
         receiver = np.array(names.receivers(self._shape))[places[:, 1]]
         table = {
-            "rank": np.arange(1, len(places) + 1),
+            "item_rank": np.arange(1, len(places) + 1),
             "name": [f"{one}->{other}" for one, other in zip(sender, receiver)],
             "sender": sender,
             "receiver": receiver,

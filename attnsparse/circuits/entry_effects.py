@@ -133,20 +133,20 @@ class EntryEffects:
         Returns
         -------
         pandas.DataFrame
-            Columns rank, layer, head, label, query, key, query_token, key_token, weight, effect, and share
-            and kept of this and all better heads together.
+            Columns item_rank, layer, head_index, label, query_position, key_position, query_token, key_token,
+            weight, effect, and share and kept of this and all better heads together.
         """
         import pandas as pd
 
         base, n, tokens = _check.base(base), len(self.heads), self.run.token_strings
         table: pd.DataFrame = pd.DataFrame(
             {
-                "rank": np.arange(1, n + 1),
+                "item_rank": np.arange(1, n + 1),
                 "layer": [head.layer for head in self.heads],
-                "head": [head.head for head in self.heads],
+                "head_index": [head.head for head in self.heads],
                 "label": [head.label for head in self.heads],
-                "query": np.full(n, self.query + base),
-                "key": np.full(n, self.key + base),
+                "query_position": np.full(n, self.query + base),
+                "key_position": np.full(n, self.key + base),
                 "query_token": [tokens[self.query]] * n,
                 "key_token": [tokens[self.key]] * n,
                 "weight": self.weight,

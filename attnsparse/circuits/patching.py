@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _check
 from .._display import stage_bars
+from ..items import COLUMNS
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric, metric_name
@@ -87,13 +88,17 @@ class PatchingSweep:
         Returns
         -------
         pandas.DataFrame
-            A column of int for each name in `by`, then mean and recovered, float.
+            A column of int for each name in `by` ("head" is head_index), then mean_metric and recovered,
+            float.
         """
         import pandas as pd
 
-        table = {name: places.ravel() for name, places in zip(self.by, np.indices(self.mean.shape))}
+        table = {
+            COLUMNS.get(name, name): places.ravel()
+            for name, places in zip(self.by, np.indices(self.mean.shape))
+        }
         frame: pd.DataFrame = pd.DataFrame(
-            table | {"mean": self.mean.ravel(), "recovered": self.recovered.ravel()}
+            table | {"mean_metric": self.mean.ravel(), "recovered": self.recovered.ravel()}
         )
         return frame
 

@@ -102,7 +102,7 @@ class PathPatch:
         Returns
         -------
         pandas.DataFrame
-            senders and receivers, joined by blanks; mean, effect and recovered, float.
+            senders and receivers, joined by blanks; mean_metric, effect and recovered, float.
         """
         import pandas as pd
 
@@ -112,7 +112,8 @@ class PathPatch:
             "senders": np.repeat(np.array(rows, object), len(columns)),
             "receivers": np.tile(np.array(columns, object), len(rows)),
         }
-        numbers = {name: np.ravel(getattr(self, name)) for name in ("mean", "effect", "recovered")}
+        numbers = {"mean_metric": self.mean.ravel(), "effect": self.effect.ravel()}
+        numbers["recovered"] = self.recovered.ravel()
         frame: pd.DataFrame = pd.DataFrame(table | numbers)
         return frame
 

@@ -6,6 +6,7 @@ returns the Figure. All are vector graphics that colour-blind people can read, l
 """
 
 from .attention import attention_map, head_grid, head_grids
+from .bars import bars
 from .component_curve import component_and_attention, component_curve
 from .component_graph import component_graph
 from .component_matrix import component_matrix
@@ -20,6 +21,7 @@ from .style import save
 __all__ = [
     "addition_figure",
     "attention_map",
+    "bars",
     "component_and_attention",
     "component_curve",
     "component_graph",

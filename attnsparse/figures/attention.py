@@ -26,8 +26,8 @@ from .style import (
     PLAIN_TEXT,
     RED,
     STYLE,
+    TOKEN_SIGNS,
     WHITE_TO_BLUE,
-    WHITE_TO_RED,
     apart,
     column_text,
     figure_of,
@@ -48,9 +48,11 @@ Patterns: TypeAlias = "Run | np.ndarray"
 _MAP_INCH = 0.74  # width of one small map in a figure of our own
 _LEAST_MAP_INCH = 0.001
 _TITLE_INCH = 0.26  # height of the strip above a panel, for its title and the scale
+_IN_A_ROW = 9  # maps, unless asked for otherwise
 _PITCH = 1.16  # distance of two maps, in map widths
 _MARGIN = 0.14  # between the outer maps and the panel's border, in map widths
 _RIM = 0.02  # around the border, so that half of its line is not cut off
+_ROOM_FOR_DIRECTIONS = 4.0  # map widths: narrower panels have a title and the scale alone
 _WHITE = 1 / 512  # entries up to here have the colour of an empty map
 _VECTOR_TOKENS = 64  # maps of longer prompts are images,
 _VECTOR_ENTRIES = 2**16  # and so are maps that have more entries together
@@ -61,7 +63,7 @@ _VALUE_TOKENS = 12  # a large map with at most this number of tokens shows its v
 def head_grid(
     run: Patterns,
     heads: Iterable[HeadLike] | None = None,
-    columns: int = 9,
+    columns: int | None = None,
     ax: Axes | None = None,
     title: str | None = None,
     scale: bool = True,
@@ -69,7 +71,7 @@ def head_grid(
 ) -> Axes:
     """Small attention maps of many heads in a rounded panel.
 
-    The label of a head is at the top right of its map.
+    The label of a head is at the top right of its map. Queries run downwards, keys to the right.
 
     Parameters
     ----------
@@ -78,16 +80,16 @@ def head_grid(
     heads : iterable, optional
         Heads in the order of the maps, written in any way that `Head.parse` reads; None: all of them, layer
         by layer.
-    columns : int, default 9
-        Maps in a row.
+    columns : int, optional
+        Maps in a row; None: 9 of given heads, and a row for each layer of all heads.
     ax : matplotlib.axes.Axes, optional
         Where to draw; None: a new figure.
     title : str, optional
         At most 160 characters a line are shown.
     scale : bool, default True
-        Draw a small colour scale above the panel.
+        Draw a small colour scale above the panel, and which way queries and keys run.
     mark : tuple of int, optional
-        An entry (query, key), from 0, that every map shows in red with a frame.
+        An entry (query, key), from 0, that has a red frame in every map.
 
     Returns
     -------
@@ -109,23 +111,25 @@ def head_grid(
         raise IndexError(
             f"mark must be (query, key) with key <= query in 0..{pattern.shape[-1] - 1}, got {mark}"
         )
+    columns = _columns(heads, pattern, columns)
     width, height = panel_size(len(chosen), columns)
     with styled():
         if ax is None:
             ax = _panel_axes([(width, height)])[0]
         draw_panel(ax, width, height, title)
         if scale:
-            draw_scale(ax, (max(width - 0.9, 0.3), -0.16, 0.6, 0.07), ax.transData)
+            _draw_key(ax, width)
         label_size, pixels = _label_size(ax, width, height), as_pixels(len(chosen), pattern.shape[-1])
         for i, head in enumerate(chosen):
-            row, column = divmod(i, columns)
-            x, y = _MARGIN + column * _PITCH, _MARGIN + row * _PITCH
+            x, y = map_corner(i, columns)
             draw_map(ax, pattern[head.layer, head.head], (x, y), 1 / pattern.shape[-1], mark, pixels=pixels)
             ax.text(x + 1, y + 0.02, head.label, ha="right", va="top", fontsize=label_size)
     return ax
 
 
-def head_grids(panels: Sequence[tuple[str, Patterns, Iterable[HeadLike] | None]], columns: int = 9) -> Figure:
+def head_grids(
+    panels: Sequence[tuple[str, Patterns, Iterable[HeadLike] | None]], columns: int | None = None
+) -> Figure:
     """Several head grids below each other with maps of one size.
 
     The paper's copy-task figure: `head_grids([("GPT2", dense, its_61), ("Sparse GPT2", sparse, its_9)])`.
@@ -134,8 +138,8 @@ def head_grids(panels: Sequence[tuple[str, Patterns, Iterable[HeadLike] | None]]
     ----------
     panels : sequence of tuple
         (title, run, heads) of each panel, as for `head_grid`.
-    columns : int, default 9
-        Maps in a row.
+    columns : int, optional
+        Maps in a row; None: 9, and where a panel has all heads of a model as many as a layer has.
 
     Returns
     -------
@@ -148,27 +152,35 @@ def head_grids(panels: Sequence[tuple[str, Patterns, Iterable[HeadLike] | None]]
     ValueError, IndexError
         As `head_grid` does, and for no panel.
     """
-    listed = []
+    listed, widest = [], 1
     for i, panel in enumerate(panels):
         if not isinstance(panel, tuple | list) or len(panel) != 3:
             raise TypeError(
                 f"panels must be (title, run, heads), heads None for all; panel {i} is {panel!r:.60}"
             )
         title, run, heads = panel
-        listed.append((title, run, _chosen_heads(heads, _patterns(run).shape[:2])))
+        pattern = _patterns(run)
+        listed.append((title, run, _chosen_heads(heads, pattern.shape[:2])))
+        widest = max(widest, _columns(heads, pattern, columns))
     if not listed:
         raise ValueError("panels is empty: head grids need at least one")
     with styled():
-        axes = _panel_axes([panel_size(len(heads), columns) for _, _, heads in listed])
+        axes = _panel_axes([panel_size(len(heads), widest) for _, _, heads in listed])
     for i, (title, run, heads) in enumerate(listed):
-        head_grid(run, heads, columns, axes[i], title, scale=i == 0)
+        head_grid(run, heads, widest, axes[i], title, scale=i == 0)
     return figure_of(axes[0])
 
 
 def attention_map(
-    run: Run, layer: int, head: int, ax: Axes | None = None, base: int = 0, title: str | None = None
+    run: Run,
+    layer: int,
+    head: int,
+    ax: Axes | None = None,
+    base: int = 0,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Axes:
-    """The pattern of one head with tokens on both axes.
+    """The pattern of one head with tokens on both axes; of several prompts their mean pattern.
 
     Tokens have their positions beside them; long ones are cut in the middle to 14 characters, and of many
     only as many are named as can be read. Prompts of at most 12 tokens show each entry's value, longer ones a
@@ -177,7 +189,7 @@ def attention_map(
     Parameters
     ----------
     run : Run
-        Of one prompt.
+        Of one prompt, or of several of one length. Where these have different tokens, the axes say how many.
     layer, head : int
         The head, from 0.
     ax : matplotlib.axes.Axes, optional
@@ -186,6 +198,8 @@ def attention_map(
         Number of the first position, 0 or 1.
     title : str, optional
         In place of the head's label.
+    labels : sequence of str, optional
+        One text per position in place of the tokens, such as "subject"; at most 14 characters are shown.
 
     Returns
     -------
@@ -196,11 +210,21 @@ def attention_map(
     ------
     IndexError
         For a head that the model does not have.
+    ValueError
+        For prompts of different lengths, and if there are not as many labels as tokens.
     """
-    pattern, base = _patterns(run), _check.base(base)
-    chosen = Head.parse((layer, head)).within(*pattern.shape[:2])
-    values = pattern[chosen]
+    base = _check.base(base)
+    lengths = {run[i].n_tokens for i in range(len(run))}
+    if len(lengths) != 1:
+        raise ValueError(
+            f"a mean pattern needs prompts of one length, got {min(lengths)} to {max(lengths)} tokens"
+        )
+    chosen = Head.parse((layer, head)).within(*run[0].pattern.shape[:2])
+    values = np.mean([run[i].pattern[chosen] for i in range(len(run))], axis=0)
     n_tokens = len(values)
+    texts = _shared_tokens(run) if labels is None else [given_text(label, TOKEN_SIGNS) for label in labels]
+    if len(texts) != n_tokens:
+        raise ValueError(f"labels must have one text for each of the {n_tokens} tokens, got {len(texts)}")
     with styled():
         if ax is None:
             side = 1.3 + 0.27 * min(n_tokens, 40)
@@ -213,17 +237,26 @@ def attention_map(
         box = ax.get_window_extent()
         pitch = min(box.width, box.height) * 72 / ax.figure.dpi / n_tokens
         named = apart(pitch * np.arange(n_tokens), STYLE["xtick.labelsize"])
-        tokens = run[0].token_strings
-        labels = [f"{column_text(tokens[i])}  {i + base}" for i in named]
-        ax.set_xticks(named, labels, rotation=90, **PLAIN_TEXT)
-        ax.set_yticks(named, labels, **PLAIN_TEXT)
+        shown = [f"{texts[i]}  {i + base}" for i in named]
+        ax.set_xticks(named, shown, rotation=90, **PLAIN_TEXT)
+        ax.set_yticks(named, shown, **PLAIN_TEXT)
         ax.set(xlim=(-0.52, n_tokens - 0.48), ylim=(n_tokens - 0.48, -0.52), aspect="equal")
         ax.set(xlabel=f"key (positions from {base})", ylabel=f"query (positions from {base})")
-        ax.set_title(chosen.label if title is None else given_text(title), **PLAIN_TEXT)
+        own = chosen.label if len(run) == 1 else f"{chosen.label}, mean of {len(run):,} prompts"
+        ax.set_title(own if title is None else given_text(title), **PLAIN_TEXT)
         ax.tick_params(length=0)
         size_labels(ax)
         ax.spines[:].set_visible(False)
     return ax
+
+
+def _shared_tokens(run: Run) -> list[str]:
+    """The token at each position, or how many different ones the prompts have there."""
+    columns = zip(*(run[i].token_strings for i in range(len(run))))
+    different = [sorted(set(tokens)) for tokens in columns]
+    return [
+        column_text(tokens[0]) if len(tokens) == 1 else f"({len(tokens):,} tokens)" for tokens in different
+    ]
 
 
 # -------------------------------------------------------------------------------------------- what to draw
@@ -254,7 +287,20 @@ def _chosen_heads(heads: Iterable[HeadLike] | None, shape: Sequence[int]) -> lis
     return chosen
 
 
+def _columns(heads: Iterable[HeadLike] | None, pattern: np.ndarray, columns: int | None) -> int:
+    """Maps in a row, as asked for; or else so many that all heads have a row for each layer."""
+    if columns is not None:
+        return _check.integer(columns, "columns", 1)
+    return _IN_A_ROW if heads is not None else int(pattern.shape[1])
+
+
 # --------------------------------------------------------------------------------------- panels of maps
+
+
+def map_corner(i: int, columns: int) -> tuple[float, float]:
+    """Upper left corner of map i of a panel, in map widths."""
+    row, column = divmod(i, columns)
+    return _MARGIN + column * _PITCH, _MARGIN + row * _PITCH
 
 
 def panel_size(n_maps: int, columns: int) -> tuple[float, float]:
@@ -300,7 +346,18 @@ def _label_size(ax: Axes, width: float, height: float) -> float:
     return float(np.clip(0.125 * 72 * map_inch, 2.5, 9.0))
 
 
-def draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: Transform) -> None:
+def _draw_key(ax: Axes, width: float) -> None:
+    """Above the panel at the right: the scale and, where there is room, the directions of the axes."""
+    left = max(width - 0.9, 0.3)
+    bar = draw_scale(ax, (left, -0.16, 0.6, 0.07), ax.transData)
+    if width > _ROOM_FOR_DIRECTIONS:
+        bar.annotate(
+            "query ↓  key →", (0, 0.5), (-16, 0), textcoords="offset points", ha="right",
+            va="center_baseline", fontsize=6.5, color=GREY,
+        )  # fmt: skip
+
+
+def draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: Transform) -> Axes:
     """A small horizontal colour bar from 0 to 1 at `bounds` (x, y, width, height) of `transform`."""
     bar = ax.inset_axes(bounds, transform=transform)
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=WHITE_TO_BLUE, extent=(0, 1, 0, 1), aspect="auto")
@@ -315,6 +372,7 @@ def draw_scale(ax: Axes, bounds: tuple[float, float, float, float], transform: T
             va="center_baseline",
             fontsize=6.5,
         )
+    return bar
 
 
 # -------------------------------------------------------------------------------------------- one map
@@ -336,7 +394,7 @@ def draw_map(
 ) -> None:
     """The lower triangle of `values` (T, T) and its outline, from `corner` on, in squares of width `cell`.
 
-    mark: an entry (query, key) that is drawn in red, as dark as the others would be, with a frame. pixels:
+    mark: an entry (query, key) with a red frame. pixels:
     one image instead of a square for each entry, see `as_pixels`.
     """
     x, y = corner
@@ -352,8 +410,7 @@ def draw_map(
     if mark is not None:
         query, key = mark
         place = (x + key * cell, y + query * cell)
-        red = WHITE_TO_RED(float(values[query, key]))
-        ax.add_patch(Rectangle(place, cell, cell, facecolor=red, edgecolor=RED, linewidth=0.9, zorder=4))
+        ax.add_patch(Rectangle(place, cell, cell, fill=False, edgecolor=RED, linewidth=1.1, zorder=4))
 
 
 def _draw_image(ax: Axes, values: np.ndarray, extent: tuple[float, float, float, float]) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .style import BLUE, DARK, GREY, LABEL_SIGNS, PALE, PLAIN_TEXT, given_text, size_labels, text_size
+from .style import BLUE, DARK, GREY, LABEL_SIGNS, PALE, PLAIN_TEXT, STYLE, given_text, size_labels, text_size
 
 # Colour and width of the first, the second and further curves; only the first two have bands and dots.
 LOOKS = ((DARK, 1.3), (BLUE, 1.3), (GREY, 0.8))
 COMPARED = 2
 _BAND_OPACITY = 0.17
 _LOWEST, _HIGHEST = -1.0, 2.0  # without limits given, the vertical axis shows no more than this and a margin
+_FEW = 30  # items: up to here an axis has more ticks than powers of ten
+_BETWEEN = 3.0  # points between the numbers of two ticks
 _PLACES = 28  # positions across and upwards that are tried for a text
 _CLEARANCE = 1.5  # points between a text and any line
 _COVERS_CURVE, _COVERS_LINE = 500.0, 60.0  # what covering it costs, in points of distance
@@ -26,9 +28,9 @@ def count_axis(ax: Axes, largest: int, log: bool) -> None:
     if log:
         ax.set_xscale("symlog", linthresh=1, linscale=0.35)
         ax.set_xlim(-0.12, largest * 1.35)
-        ticks = [0, *(10**power for power in range(len(str(largest))))]
-        ax.xaxis.set_major_locator(FixedLocator(ticks))
-        minor = [digit * tick for tick in ticks[1:] for digit in range(2, 10) if digit * tick <= largest]
+        powers = [10**power for power in range(len(str(largest)))]
+        ax.xaxis.set_major_locator(FixedLocator(_log_ticks(ax, largest)))
+        minor = [digit * tick for tick in powers for digit in range(2, 10) if digit * tick <= largest]
         ax.xaxis.set_minor_locator(FixedLocator(minor))
         ax.tick_params(axis="x", which="minor", length=1.5, width=0.4)
     else:
@@ -39,11 +41,32 @@ def count_axis(ax: Axes, largest: int, log: bool) -> None:
     size_labels(ax)
 
 
+def _log_ticks(ax: Axes, largest: int) -> list[int]:
+    """The largest number, and 0, powers of ten and, of few items, 2 and 5, where there is room before it."""
+    steps = (1, 2, 5) if largest < _FEW else (1,)
+    rising = [0, *(step * 10**power for power in range(len(str(largest))) for step in steps)]
+    chosen = [largest]
+    for tick in reversed([tick for tick in rising if tick < largest]):
+        places = ax.transData.transform([(tick, 0), (chosen[-1], 0)])[:, 0] * 72 / ax.figure.dpi
+        widths = [text_size(f"{value:,}", STYLE["xtick.labelsize"])[0] for value in (tick, chosen[-1])]
+        if places[1] - places[0] > sum(widths) / 2 + _BETWEEN:
+            chosen.append(tick)
+    return chosen[::-1]
+
+
 def curve_limits(curves: Iterable[np.ndarray]) -> tuple[float, float]:
     """Limits of a vertical axis that shows all curves, between -1 and 2, and their names."""
     shown = np.concatenate([[0.0, 1.0], *curves])
     low, high = np.clip([shown.min(), shown.max()], _LOWEST, _HIGHEST)
     return float(low) - 0.08, float(high) + 0.22
+
+
+def draw_key(ax: Axes, marks: Sequence[Line2D]) -> None:
+    """What marks mean that have no name of their own, in small type above the axes."""
+    ax.legend(
+        handles=list(marks), loc="lower left", bbox_to_anchor=(0, 1), ncols=len(marks), frameon=False,
+        fontsize=6, borderaxespad=0.2, handlelength=1.6, handletextpad=0.5, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def draw_levels(ax: Axes) -> None:

@@ -48,6 +48,7 @@ _SPREAD = 0.11  # distance of lines of different heads between the same two colu
 _FAINTEST = 0.18  # opacity of an edge of weight 0
 _DRAWING = 0.775  # share of a new figure's width that its Axes has until it is laid out
 _WIDEST = 10.0  # inches
+_EMPTY = 0.45  # height of a layer without edges; the others have 1
 
 
 def edge_lines(
@@ -59,7 +60,7 @@ def edge_lines(
     title: str | None = None,
     base: int = 0,
 ) -> Axes:
-    """The open attention edges of a run of one prompt, layers upwards.
+    """The open attention edges of a run of one prompt, layers upwards; those without edges are drawn lower.
 
     Stronger edges are wider and darker; their number is at the top right. Of labels at most 30 characters are
     shown, of tokens and predictions 14; of more columns than can be read some have no name.
@@ -103,9 +104,10 @@ def edge_lines(
         raise ValueError(f"labels must have one text for each of the {run.n_tokens} tokens, got {len(texts)}")
     with styled():
         if ax is None:
-            ax = new_axes((_own_width(texts), 1.0 + 0.42 * config.n_layer))
-        ax.add_collection(_lines(table), autolim=False)
-        _draw_columns(ax, config.n_layer, texts, base if labels is None else None, predictions or {})
+            ax = new_axes((_own_width(texts), 1.0 + 0.42 * _floors(table, config.n_layer)[-1]))
+        floors = _floors(table, config.n_layer)
+        ax.add_collection(_lines(table, floors), autolim=False)
+        _draw_columns(ax, floors, texts, base if labels is None else None, predictions or {})
         possible = config.n_layer * config.n_head * run.n_tokens * (run.n_tokens + 1) // 2
         kind = f"entries > {threshold:g}" if threshold > 0 or not config.gated else "edges open"
         pad = 14 if predictions else 4
@@ -177,13 +179,22 @@ def addition_figure(
     return figure
 
 
-def _lines(table: pd.DataFrame) -> LineCollection:
+def _floors(table: pd.DataFrame, n_layer: int) -> np.ndarray:
+    """Lower edge of each layer, and the upper edge of the last; layers without edges are low."""
+    used = np.isin(np.arange(n_layer), table["layer"].to_numpy())
+    return np.concatenate([[0.0], np.cumsum(np.where(used, 1.0, _EMPTY))])
+
+
+def _lines(table: pd.DataFrame, floors: np.ndarray) -> LineCollection:
     """One line per edge; its weight in (0, 1] sets how wide and how solid it is."""
-    layer, key, query = (table[name].to_numpy() for name in ("layer", "key", "query"))
-    together = table.groupby(["layer", "key", "query"])
-    rank, size = together.cumcount().to_numpy(), together["head"].transform("size").to_numpy()
+    layer, key, query = (table[name].to_numpy() for name in ("layer", "key_position", "query_position"))
+    together = table.groupby(["layer", "key_position", "query_position"])
+    rank, size = together.cumcount().to_numpy(), together["head_index"].transform("size").to_numpy()
     shift = (rank - (size - 1) / 2) * _SPREAD
-    start, end = np.stack([key + shift, layer], axis=1), np.stack([query + shift, layer + 1], axis=1)
+    start, end = (
+        np.stack([key + shift, floors[layer]], axis=1),
+        np.stack([query + shift, floors[layer + 1]], axis=1),
+    )
     weight = table["weight"].to_numpy()
     colours = np.empty((len(table), 4))
     colours[:, :3] = to_rgb(BLUE)
@@ -206,20 +217,20 @@ def _own_width(texts: Sequence[str]) -> float:
 
 
 def _draw_columns(
-    ax: Axes, n_layer: int, texts: Sequence[str], base: int | None, predictions: Mapping[int, str]
+    ax: Axes, floors: np.ndarray, texts: Sequence[str], base: int | None, predictions: Mapping[int, str]
 ) -> None:
     """One thin vertical line per column with a dot between layers, its name below and a prediction above."""
-    columns = np.arange(len(texts))
-    ax.vlines(columns, 0, n_layer, color=PALE, linewidth=0.5, zorder=0)
-    x, y = np.meshgrid(columns, np.arange(n_layer + 1))
+    columns, top = np.arange(len(texts)), floors[-1]
+    ax.vlines(columns, 0, top, color=PALE, linewidth=0.5, zorder=0)
+    x, y = np.meshgrid(columns, floors)
     ax.scatter(x.ravel(), y.ravel(), s=3.5, color=GREY, linewidths=0, zorder=1)
     for column, text in predictions.items():
         ax.annotate(
-            given_text(text, TOKEN_SIGNS), (column, n_layer), (0, 4), textcoords="offset points", ha="center",
+            given_text(text, TOKEN_SIGNS), (column, top), (0, 4), textcoords="offset points", ha="center",
             va="bottom", fontsize=7, fontweight="bold", color=BLUE, **PLAIN_TEXT,
         )  # fmt: skip
-    ax.set_yticks(np.arange(n_layer) + 0.5, [str(layer) for layer in range(n_layer)])
-    ax.set(xlim=(-0.6, len(texts) - 0.4), ylim=(-0.12, n_layer + 0.12), ylabel="layer")
+    ax.set_yticks((floors[1:] + floors[:-1]) / 2, [str(layer) for layer in range(len(floors) - 1)])
+    ax.set(xlim=(-0.6, len(texts) - 0.4), ylim=(-0.12, top + 0.12), ylabel="layer")
     name_columns(ax, columns, texts, base)
     ax.tick_params(length=0)
     size_labels(ax)

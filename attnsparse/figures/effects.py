@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from .. import _check
 from .curve_parts import (
@@ -16,6 +17,7 @@ from .curve_parts import (
     curve_limits,
     draw_band,
     draw_curve,
+    draw_key,
     draw_levels,
     draw_random,
     pixels,
@@ -38,14 +40,15 @@ def effect_curves(
     log: bool = True,
     ratio: bool = True,
     random: bool = True,
+    key: bool = True,
     ylim: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> Axes:
     """Faithfulness (explained effect) of the n best items of each circuit, against n.
 
-    The first curve is dark, the second blue, further ones are thin grey lines. Bands are the two circuits'
-    bootstrap intervals, dotted lines random orders (where they were evaluated). A full dot marks the first n
-    that reaches `fraction`, an open one the n from which the effect stays there.
+    A single curve is blue; of several the first is dark, the second blue, further ones are thin grey lines.
+    Bands are the two circuits' bootstrap intervals, dotted lines random orders (where they were evaluated). A
+    full dot marks the first n that reaches `fraction`, an open one the n from which the effect stays there.
 
     Parameters
     ----------
@@ -63,6 +66,8 @@ def effect_curves(
         Write how many times more items the first circuit needs than the second, with its interval.
     random : bool, default True
         Draw random orders.
+    key : bool, default True
+        Say above the axes what dots and dotted lines mean.
     ylim : tuple of float, optional
         Limits of the vertical axis; None: everything from -1 to 2.
     title : str, optional
@@ -98,7 +103,9 @@ def effect_curves(
         ax.set_ylim(effect_limits(circuits.values()) if ylim is None else ylim)
         draw_levels(ax)
         ax.axhline(fraction, color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
-        colours = {label: LOOKS[min(i, COMPARED)][0] for i, label in enumerate(circuits)}
+        first = len(circuits) == 1  # a single circuit looks like the second of a pair, the one of interest
+        looks = {label: LOOKS[min(i + first, COMPARED)] for i, label in enumerate(circuits)}
+        colours = {label: colour for label, (colour, _) in looks.items()}
         compared = list(circuits.items())[:COMPARED]
         for label, circuit in compared:
             draw_band(ax, circuit.sizes, circuit.effect_low, circuit.effect_high, colours[label])
@@ -106,8 +113,8 @@ def effect_curves(
             if random and known.any():
                 draw_random(ax, label, circuit.sizes[known], circuit.random_effect[known], colours[label])
         curves = {
-            label: draw_curve(ax, label, circuit.sizes, circuit.effect, *LOOKS[min(i, COMPARED)])
-            for i, (label, circuit) in enumerate(circuits.items())
+            label: draw_curve(ax, label, circuit.sizes, circuit.effect, *looks[label])
+            for label, circuit in circuits.items()
         }
         for label, circuit in compared:
             _draw_needed(ax, circuit, fraction, colours[label])
@@ -116,14 +123,19 @@ def effect_curves(
             _write_ratio(ax, compared[0][1], compared[1][1], fraction, by, taken)
         for label, curve in curves.items():
             write_near(ax, given_text(label, LABEL_SIGNS), pixels(curve), 7.0, colours[label], taken)
+        marks = _marks(ax, fraction) if key else []
+        if marks:
+            draw_key(ax, marks)
         if title is not None:
-            ax.set_title(given_text(title), **PLAIN_TEXT)
+            ax.set_title(given_text(title), pad=14 if marks else None, **PLAIN_TEXT)
     return ax
 
 
 def effect_limits(circuits: Iterable[Circuit]) -> tuple[float, float]:
     """Limits of a vertical axis that shows the curves of all circuits, between -1 and 2, and their names."""
-    return curve_limits(circuit.effect for circuit in circuits)
+    return curve_limits(
+        curve[np.isfinite(curve)] for circuit in circuits for curve in (circuit.effect, circuit.effect_low)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -146,6 +158,21 @@ def _draw_needed(ax: Axes, circuit: Circuit, fraction: float, colour: str) -> No
         )
     if needed.first is not None:
         ax.plot([needed.first], [fraction], "o", color=colour, mew=0, ms=4.2, label="_first", zorder=6)
+
+
+def _marks(ax: Axes, fraction: float) -> list[Line2D]:
+    """Marks for the key, of those that were drawn."""
+    drawn = {str(line.get_label()) for line in ax.lines}
+    share = f"{100 * fraction:g} %"
+    looks: dict[str, dict[str, Any]] = {
+        "_first": {"marker": "o", "linestyle": "", "mew": 0, "ms": 4.2, "label": f"first {share}"},
+        "_stays": {"marker": "o", "linestyle": "", "mfc": "white", "mew": 0.8, "ms": 3.6,
+                   "label": f"from here at least {share}"},
+    }  # fmt: skip
+    marks = [Line2D([], [], color=GREY, **look) for name, look in looks.items() if name in drawn]
+    if any(name.endswith(", random order") for name in drawn):
+        marks.append(Line2D([], [], color=GREY, linewidth=0.8, linestyle=(0, (1, 1.6)), label="random order"))
+    return marks
 
 
 def _write_ratio(

@@ -27,6 +27,7 @@ from .panels import (
     draw_arrow,
     draw_tokens,
     left_panel,
+    map_side,
     maps_end,
     model_title,
     percent,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 # Inches.
 _MOST = 144  # heads of a model
-_LEFT = (2.2, 3.75)  # narrowest and widest left panel
-_MAP = (0.58, 0.95)  # smallest and largest map in it
 _RIGHT = 4.3  # width of the right panel
 _GAP = 0.16  # between the panels
 _GRAPH = 1.25  # between the maps and the tokens
@@ -128,14 +127,14 @@ def draw_sketch(
     n_left, n_right = (n_drawn(found, fraction, most) for found in (dense, sparse))
     columns = min(6, math.ceil(math.sqrt(n_left))) if columns is None else columns
     units = panel_size(n_left, columns)
-    side = min(float(np.clip(_LEFT[1] / units[0], *_MAP)), LARGEST / max(units))
+    side = min(map_side(n_right, _RIGHT), LARGEST / max(units))
     left = (units[0] * side, units[1] * side)
     right = (_RIGHT, PAD + maps_end(n_right, _RIGHT) + STATEMENT + _GRAPH + TOKENS)
     height = max(left[1], right[1])
     with styled():
         figure = plt.figure(figsize=(left[0] + _GAP + right[0] + 0.04, height + TITLE + 0.04))
         heads, entry = dense.heads[:n_left], (dense.query, dense.key)
-        left_panel(figure, _title(dense, n_left, base), dense.run.pattern, heads, columns, left, entry)
+        left_panel(figure, _title(dense, n_left, base), dense.run.pattern, heads, columns, left, entry, base)
         heads, entry = sparse.heads[:n_right], (sparse.query, sparse.key)
         title = _title(sparse, n_right, base)
         ax = right_panel(figure, title, sparse.run.pattern, heads, right, entry, base)

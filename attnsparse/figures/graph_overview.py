@@ -31,21 +31,20 @@ from .panels import (
     draw_tokens,
     entry_text,
     left_panel,
+    map_side,
     maps_end,
     model_title,
     percent,
     right_panel,
     upright_height,
 )
-from .style import BLUE, DARK, GREY, LARGEST, PALE, PLAIN_TEXT, RED, TOKEN_SIGNS, styled
+from .style import BLUE, DARK, GREY, LARGEST, PALE, PANEL, PLAIN_TEXT, RED, TOKEN_SIGNS, styled
 
 if TYPE_CHECKING:
     from ..graphs.graph import Graph
     from ..graphs.groups import Group
 
 # Inches.
-_LEFT = 3.75  # width of the left panel at most
-_MAP = (0.58, 1.15)  # smallest and largest map in it
 _RIGHT = (5.2, 8.0)  # narrowest and widest right panel
 _PITCH = 0.62  # room for a token, if there is so much
 _GAP = 0.16  # between the panels
@@ -100,8 +99,7 @@ def graph_overview(
     columns = _columns(dense.n_drawn) if columns is None else columns
     units = panel_size(dense.n_drawn, columns)
     sketch = _layout(sparse)
-    side = float(np.clip(min(_LEFT / units[0], (sketch.height - STATEMENT) / units[1]), *_MAP))
-    side = min(side, LARGEST / max(units))
+    side = min(map_side(sparse.n_drawn, sketch.width), LARGEST / max(units))
     left = (units[0] * side, units[1] * side)
     height = max(left[1] + STATEMENT, sketch.height)
     entry = (dense.query, dense.key)
@@ -109,7 +107,7 @@ def graph_overview(
     room = max(left[0], *(size * len(text) for size, text in zip(_SIGN, (*_title(dense), statement))))
     with styled():
         figure = plt.figure(figsize=(room + _GAP + sketch.width + 0.04, height + TITLE + 0.04))
-        ax = left_panel(figure, _title(dense), dense.graph.pattern, dense.drawn, columns, left, entry)
+        ax = left_panel(figure, _title(dense), dense.graph.pattern, dense.drawn, columns, left, entry, base)
         ax.annotate(statement, (0, 0), (2, -4), xycoords="axes fraction", textcoords="offset points",
                     ha="left", va="top", fontsize=7.5)  # fmt: skip
         size, entry = (sketch.width, sketch.height), (sparse.query, sparse.key)
@@ -189,8 +187,7 @@ def _layout(found: WordEffect) -> _Sketch:
     pitch = (width - margins - box) / n
     slots = PAD + _AXIS + pitch * (np.arange(n + 1) + 0.5)
     slots[n] = width - PAD - box / 2
-    x = slots[:n].copy()
-    x[-1] = (slots[n - 1] + slots[n]) / 2
+    x = slots[:n]
     maps = maps_end(found.n_drawn, width)
     top = maps + STATEMENT + _ABOVE
     layers = (top, top + _LAYERS)
@@ -271,6 +268,24 @@ def _beside(source: _Box, target: _Box) -> bool:
     return 0 < target.sides[0] - source.sides[1] <= _BEFORE_OUTPUT + 0.1 and overlap > 0.2
 
 
+def _passes_above(source: _Box, target: _Box, sketch: _Sketch) -> bool:
+    """Whether an arrow to the right and then up to the target crosses no box."""
+    if not (target.x > source.sides[1] + _BEFORE_OUTPUT / 2 and target.bottom < source.middle):
+        return False
+    return all(
+        box in (source, target)
+        or (
+            not (
+                box.sides[1] > source.sides[1]
+                and box.sides[0] < target.x
+                and box.top < source.middle < box.bottom
+            )
+            and not (box.sides[0] < target.x < box.sides[1] and target.bottom < box.top < source.middle)
+        )
+        for box in sketch.boxes.values()
+    )
+
+
 # ---------------------------------------------------------------------------------------------- drawing
 
 
@@ -296,7 +311,15 @@ def _draw_layers(ax: Axes, sketch: _Sketch, n_layer: int) -> None:
     step = max(1, math.ceil(n_layer / 6))
     for layer in sorted({*range(0, n_layer - step + 1, step), n_layer}):
         y = bottom - (layer + 0.5) * one
-        ax.text(left - 0.03, y, str(layer), ha="right", va="center", fontsize=5.5, color=GREY)
+        ax.text(
+            left - 0.03,
+            y,
+            str(layer) if layer < n_layer else "logits",
+            ha="right",
+            va="center",
+            fontsize=5.5,
+            color=GREY,
+        )
     ax.text(
         PAD - 0.02, (top + bottom) / 2, "layer", rotation=90, ha="center", va="center", fontsize=6, color=GREY
     )
@@ -340,11 +363,12 @@ def _draw_main_arrow(ax: Axes, found: WordEffect, sketch: _Sketch) -> None:
     _draw_path(ax, points, RED, 1.6)
     middle = min((start.x + end.x) / 2, sketch.width - PAD - _TEXT / 2)
     text = f"Modulated at {percent(found.share)} by"
-    ax.text(middle, level - 0.14, text, ha="center", va="center", fontsize=8.5)
+    ax.text(middle, level, text, ha="center", va="center", fontsize=8.5, zorder=5,
+            bbox={"fc": PANEL, "ec": "none", "pad": 2})  # fmt: skip
     whole = _number(found.loadings["features"].whole)
     ax.text(start.x - 0.06, level, whole, ha="right", va="center", fontsize=7, color=RED)
     tip = sketch.maps + STATEMENT - 0.03
-    draw_arrow(ax, (middle, level - 0.23), (middle, tip), DARK, 0.9)
+    draw_arrow(ax, (middle, level - 0.1), (middle, tip), DARK, 0.9)
 
 
 def _draw_other_arrows(ax: Axes, sketch: _Sketch) -> None:
@@ -358,6 +382,9 @@ def _draw_other_arrows(ax: Axes, sketch: _Sketch) -> None:
             y = (max(source.top, target.top) + min(source.bottom, target.bottom)) / 2
             points, label = [(source.sides[1], y), (target.sides[0], y)], (_BEFORE_OUTPUT / 2, -0.06)
             at = (source.sides[1] + label[0], y + label[1])
+        elif _passes_above(source, target, sketch):
+            points = [(source.sides[1], source.middle), (target.x, source.middle), (target.x, target.bottom)]
+            at = ((source.sides[1] + target.x) / 2, source.middle)
         else:
             aside = 0.12 if target.x > source.x else -0.12
             points = [

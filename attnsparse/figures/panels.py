@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from ..items import Head, shortened
-from .attention import as_pixels, draw_map, draw_panel, draw_scale, head_grid
+from .attention import as_pixels, draw_map, draw_panel, draw_scale, head_grid, map_corner
 from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, RED, apart, column_text
 
 # Inches.
@@ -44,10 +45,13 @@ def left_panel(
     columns: int,
     size: tuple[float, float],
     entry: Entry,
+    base: int,
 ) -> Axes:
     """The grid of the heads of one model, `size` inches."""
     ax = _place_axes(figure, 0.02, size)
     head_grid(pattern, heads, columns, ax, scale=False, mark=entry)
+    for i in range(len(heads)):
+        _name_axes(ax, map_corner(i, columns), 1.0, pattern.shape[-1], entry, base)
     _write_title(ax, *title)
     return ax
 
@@ -117,6 +121,11 @@ def _map_size(n: int, width: float) -> tuple[float, int]:
     return side, int(room / (side + _AXES[0]) + 1e-6)
 
 
+def map_side(n: int, width: float) -> float:
+    """Width of each of n maps in a panel of this width."""
+    return _map_size(n, width)[0]
+
+
 def maps_end(n: int, width: float) -> float:
     """Lower edge of the rows of n maps in a panel of this width."""
     side, per_row = _map_size(n, width)
@@ -128,22 +137,30 @@ def _draw_maps(
 ) -> None:
     """The maps with the axes K and Q, every row in the middle of the panel; coordinates are inches."""
     side, per_row = _map_size(len(heads), width)
-    cell, pixels = side / pattern.shape[-1], as_pixels(len(heads), pattern.shape[-1])
+    n_tokens = pattern.shape[-1]
+    pixels = as_pixels(len(heads), n_tokens)
     for i, head in enumerate(heads):
         row, column = divmod(i, per_row)
         in_row = min(per_row, len(heads) - row * per_row)
         x = (width - in_row * (side + _AXES[0])) / 2 + column * (side + _AXES[0]) + _AXES[0]
         y = PAD + row * (side + _AXES[1])
-        draw_map(ax, pattern[head], (x, y), cell, entry, pixels=pixels)
+        draw_map(ax, pattern[head], (x, y), side / n_tokens, entry, pixels=pixels)
         ax.text(x + side, y + 0.01, head.label, ha="right", va="top", fontsize=6.5)
-        query, key = ((position + 0.5) * cell for position in entry)
-        names = (
-            ("Q", "K", 0.4 * side, 0.25 * side, GREY),
-            (*(str(p + base) for p in entry), query, key, RED),
-        )
-        for beside, below, down, right, colour in names:
-            ax.text(x - 0.03, y + down, beside, fontsize=5.5, color=colour, ha="right", va="center")
-            ax.text(x + right, y + side + 0.025, below, fontsize=5.5, color=colour, ha="center", va="top")
+        _name_axes(ax, (x, y), side, n_tokens, entry, base)
+
+
+def _name_axes(
+    ax: Axes, corner: tuple[float, float], side: float, n_tokens: int, entry: Entry, base: int
+) -> None:
+    """Q and the query's position beside a map, K and the key's position below it."""
+    x, y = corner
+    query, key = ((position + 0.5) * side / n_tokens for position in entry)
+    options: dict[str, Any] = {"textcoords": "offset points", "fontsize": 5.5}
+    places = ((0.4 * side, 0.25 * side), (query, key))
+    texts = (("Q", "K"), tuple(str(position + base) for position in entry))
+    for (down, right), (beside, below), colour in zip(places, texts, (GREY, RED)):
+        ax.annotate(beside, (x, y + down), (-2, 0), color=colour, ha="right", va="center", **options)
+        ax.annotate(below, (x + right, y + side), (0, -2), color=colour, ha="center", va="top", **options)
 
 
 # -------------------------------------------------------------------------------------------- tokens

@@ -33,10 +33,6 @@ from ..items import shortened, token_label
 WHITE_TO_BLUE = LinearSegmentedColormap.from_list(
     "white_to_blue", ["#ffffff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
 )
-# Equal values are about as dark as in WHITE_TO_BLUE; a red square also has a frame wherever it is used.
-WHITE_TO_RED = LinearSegmentedColormap.from_list(
-    "white_to_red", ["#ffffff", "#fdd2c6", "#f78b76", "#e0402f", "#b5120f"]
-)
 BLUE = "#0b4f9e"
 RED = "#d62718"
 DARK = "#3d3d3d"

@@ -65,11 +65,16 @@ class Group:
 
     @property
     def layer_text(self) -> str:
-        """`layer 0-3`, `layer 12`, or `embedding`."""
+        """`layer 0-3`, `layer 11, logits`, or `embedding`."""
         if self.layers is None:
             return "embedding"
         first, last = self.layers
-        return f"layer {first}" if first == last else f"layer {first}-{last}"
+        logits = len(self.profile)
+        if first == logits:
+            return "logits"
+        most = min(last, logits - 1)
+        text = f"layer {first}" if first == most else f"layer {first}-{most}"
+        return text if last < logits else f"{text}, logits"
 
 
 def group_nodes(graph: Graph, groups: Mapping[str, Spec]) -> dict[str, Group]:

@@ -242,14 +242,14 @@ def heads(
     through : {"edge", "features"}, default "edge"
         "features": split `total` instead, each first edge with all that follows it.
     base : int, default 0
-        Number of the first position in the columns key and query, 0 or 1.
+        Number of the first position in the columns of positions, 0 or 1.
 
     Returns
     -------
     pandas.DataFrame
         One row per head by falling ``|loading|``, then the rows "direct" and "remainder". Columns: label,
-        layer, head, loading, share (of the whole), cumulative (share of this row and all above it); if all
-        edges run between the same two positions also key, query and pattern.
+        layer, head_index, loading, share (of the whole), cumulative (share of this row and all above it);
+        if all edges run between the same two positions also key_position, query_position and pattern.
 
     Raises
     ------
@@ -267,14 +267,14 @@ def heads(
     columns = {
         "label": [*names, "direct", "remainder"],
         "layer": np.append(layer, (-1, -1)),
-        "head": np.append(head, (-1, -1)),
+        "head_index": np.append(head, (-1, -1)),
         "loading": np.append(by_head[order], rest),
         "share": share,
         "cumulative": cumulative,
     }
     if len(places) == 1:
         key, query = next(iter(places))
-        columns |= {"key": key + base, "query": query + base}
+        columns |= {"key_position": key + base, "query_position": query + base}
         columns["pattern"] = np.append(graph.pattern[layer, head, query, key], (np.nan, np.nan))
     table: pd.DataFrame = pd.DataFrame(columns)
     return table

@@ -176,9 +176,9 @@ class WordEffect:
         Returns
         -------
         pandas.DataFrame
-            One row per head and way: through ("features", "edge"), rank, label, layer, head, key, query,
-            weight (entry of the pattern), loading, share, cumulative (share of this row and all above it),
-            drawn.
+            One row per head and way: through ("features", "edge"), item_rank, label, layer, head_index,
+            key_position, query_position, weight (entry of the pattern), loading, share, cumulative (share of
+            this row and all above it), drawn.
         """
         import pandas as pd
 
@@ -190,19 +190,19 @@ class WordEffect:
             table = pd.DataFrame(
                 {
                     "through": through,
-                    "rank": np.arange(1, len(heads) + 1),
+                    "item_rank": np.arange(1, len(heads) + 1),
                     "label": [head.label for head, _ in heads],
                     "layer": [head.layer for head, _ in heads],
-                    "head": [head.head for head, _ in heads],
-                    "key": self.key + base,
-                    "query": self.query + base,
+                    "head_index": [head.head for head, _ in heads],
+                    "key_position": self.key + base,
+                    "query_position": self.query + base,
                     "weight": entry,
                     "loading": split.shares[carries] * split.whole,
                     "share": split.shares[carries],
                     "cumulative": split.cumulative[carries],
                 }
             )
-            table["drawn"] = (table["rank"] <= self.n_drawn) & (through == "features")
+            table["drawn"] = (table["item_rank"] <= self.n_drawn) & (through == "features")
             parts.append(table)
         result: pd.DataFrame = pd.concat(parts, ignore_index=True)
         return result
@@ -417,8 +417,8 @@ def edge_row(found: WordEffect, through: str, base: int) -> dict[str, Any]:
         "prepend_bos": graph.prepend_bos,
         "source": found.source,
         "target": found.output,
-        "key": found.key + base,
-        "query": found.query + base,
+        "key_position": found.key + base,
+        "query_position": found.query + base,
         "through": through,
         "logit_diff": float(graph.value[graph.logits[0]]),
         "weight": split.whole,

@@ -277,9 +277,9 @@ class Run(Recorded):
         -------
         pandas.DataFrame
             One row per head, sorted by contribution, largest first; equal ones stay in the order of layers
-            and heads. Columns: layer, head, label ("L9H6"), query, key (counted from `base`), query_token,
-            key_token, weight (the entry of `pattern` that was used, 0 if the gate is closed), score, gate
-            (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``, prepend_bos, base. logit_diff is
+            and heads. Columns: layer, head_index, label ("L9H6"), query_position, key_position (counted from
+            `base`), query_token, key_token, weight (the entry of `pattern` that was used, 0 if the gate is
+            closed), score, gate (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``. logit_diff is
             what the head writes at `query` from `key` adds to logit(right) - logit(wrong) there, straight
             through the final LayerNorm with its scale kept as in this run; later layers do not see it.
 

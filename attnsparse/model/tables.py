@@ -1,8 +1,8 @@
 """A Run as pandas DataFrames with fixed columns, and as HTML for notebooks.
 
 The arithmetic is the C core's (`Run.value_norms`, `Run.entry_scores`); this file selects, names and sorts.
-Every table says in its columns `prepend_bos` and `base`, and again in `.attrs` with model, digest and prompt,
-which positions its numbers mean: `base=0` counts tokens from 0, `base=1` from 1 as figures in papers do.
+Positions are counted from `base`: 0 as in Python, or 1 as in figures of papers. `.attrs` repeat it, with
+prepend_bos, model, digest and prompt.
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def _entry_table(
     tokens = np.array(run.token_strings, dtype=object)
     columns: dict[str, Any] = {
         "layer": layer,
-        "head": head,
+        "head_index": head,
         "label": _text([Head(*pair).label for pair in zip(layer.tolist(), head.tolist(), strict=True)]),
-        "query": query + base,
-        "key": key + base,
+        "query_position": query + base,
+        "key_position": key + base,
         "query_token": _text(tokens[query]),
         "key_token": _text(tokens[key]),
         "weight": weight,
@@ -177,8 +177,6 @@ def _entry_table(
         columns["contribution"] = weight * output_norm[layer, head, key]
         if projection is not None:
             columns["logit_diff"] = weight * projection[layer, head, key] + 0.0  # so that no -0.0 is shown
-    columns["prepend_bos"] = np.full(len(layer), bool(run.prepend_bos))
-    columns["base"] = np.full(len(layer), base, np.int64)
     table: pd.DataFrame = pd.DataFrame(columns)
     return table
 

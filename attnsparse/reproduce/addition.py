@@ -77,7 +77,7 @@ def sums_table(models: dict[str, Model], evaluations: dict[str, AdditionEvaluati
     rows: list[dict[str, object]] = []
     for text in SUMS:
         a, b = addition.parse_sum(text)
-        row: dict[str, object] = {"sum": text, "carries": int(addition.carries(np.array(a), np.array(b)))}
+        row: dict[str, object] = {"addends": text, "carries": int(addition.carries(np.array(a), np.array(b)))}
         for name, found in evaluations.items():
             row |= {
                 f"{name}_edges": int(found.n_edges[100 * a + b]),
@@ -89,7 +89,7 @@ def sums_table(models: dict[str, Model], evaluations: dict[str, AdditionEvaluati
 
 
 def edges_table(models: dict[str, Model]) -> pd.DataFrame:
-    """The lines of the figure: `tables.edges` of every model and sum, in front the columns model and sum."""
+    """The lines of the figure: `tables.edges` of every model and sum, after the columns model and addends."""
     parts: list[pd.DataFrame] = []
     for name, model in models.items():
         for text in SUMS:
@@ -97,7 +97,7 @@ def edges_table(models: dict[str, Model]) -> pd.DataFrame:
             run = model.run(addition.sequence(a, b), record=("pattern", "q", "k", "v"))
             table = edges(run, edge_threshold(model))
             table.insert(0, "model", name)
-            table.insert(1, "sum", text)
+            table.insert(1, "addends", text)
             parts.append(table)
     return pd.concat(parts, ignore_index=True)
 
@@ -111,10 +111,10 @@ def carry_table(sparse: AdditionEvaluation) -> pd.DataFrame:
     table: pd.DataFrame = pd.DataFrame(
         {
             "layer": layer,
-            "head": head,
+            "head_index": head,
             "label": [Head(*pair).label for pair in zip(layer.tolist(), head.tolist(), strict=True)],
-            "query": query,
-            "key": key,
+            "query_position": query,
+            "key_position": key,
             "query_column": [addition.COLUMNS[position] for position in query],
             "key_column": [addition.COLUMNS[position] for position in key],
             "open_with_carry": sparse.with_carry[sparse.used],
@@ -154,7 +154,7 @@ def _carry_sentence(carry: pd.DataFrame) -> str:
     separating = carry[carry["difference"].abs() >= _SEPARATES]
     named = separating.head(_MAX_NAMED) if len(separating) else carry.head(1)
     listed = "; ".join(
-        f"{row['label']} {row['key_column']} to {row['query_column']}{_predicts(row['query'])} "
+        f"{row['label']} {row['key_column']} to {row['query_column']}{_predicts(row['query_position'])} "
         f"{_percent(row['open_with_carry'], 1)}, {_percent(row['open_without_carry'], 1)}"
         for row in named.to_dict("records")
     )

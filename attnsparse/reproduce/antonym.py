@@ -68,7 +68,7 @@ def models_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
                     "answer_is_top": carriers.answer_is_top,
                     "heads": len(carriers.run.pattern) * pattern.shape[1],
                     "heads_open": len(carriers.heads),
-                    f"heads_above_{ATTENDS:g}": int((carriers.weight > ATTENDS).sum()),
+                    "heads_attending": int((carriers.weight > ATTENDS).sum()),
                     "fraction": FRACTION,
                     "heads_needed": carriers.needed(FRACTION),
                     "heads_needed_to_keep": carriers.needed_to_keep(FRACTION),
@@ -93,7 +93,7 @@ def heads_table(found: dict[str, dict[str, EntryEffects]]) -> pd.DataFrame:
                 {"role": role, "model": carriers.name, "ablation": ablation}.items()
             ):
                 table.insert(i, name, value)
-            table["drawn"] = (ablation == DRAWN) & (table["rank"] <= n_drawn(carriers, FRACTION, MOST))
+            table["drawn"] = (ablation == DRAWN) & (table["item_rank"] <= n_drawn(carriers, FRACTION, MOST))
             parts.append(table)
     return pd.concat(parts, ignore_index=True)
 

@@ -35,7 +35,7 @@ def make(pair: ModelPair) -> list[FigureFiles]:
     circuits = {ablation: pair.circuits("copy", "head", ablation) for ablation in ABLATIONS}
     task = pair.task("copy").evaluation
     panels = [
-        (panel_title(circuit), mean_pattern(pair.models[role], task), circuit.kept(FRACTION))
+        (panel_title(role, circuit), mean_pattern(pair.models[role], task), circuit.kept(FRACTION))
         for role, circuit in circuits[DRAWN].items()
     ]
     found = [(role, circuit) for by_role in circuits.values() for role, circuit in by_role.items()]
@@ -52,9 +52,10 @@ def make(pair: ModelPair) -> list[FigureFiles]:
     return [FigureFiles("copy", figures.head_grids(panels, COLUMNS), caption(circuits, task), tables)]
 
 
-def panel_title(circuit: Circuit) -> str:
-    """`demo-dense: 69 of 144 heads`."""
-    return f"{circuit.model_name}: {circuit.needed(FRACTION).first} of {len(circuit)} heads"
+def panel_title(role: str, circuit: Circuit) -> str:
+    """`Dense (demo-dense): 69 of 144 heads`."""
+    counted = f"{circuit.needed(FRACTION).first} of {len(circuit)} heads"
+    return f"{role.capitalize()} ({circuit.model_name}): {counted}"
 
 
 def mean_pattern(model: Model, task: Task) -> NDArray[np.floating]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -73,10 +74,13 @@ def draw(circuits: Circuits) -> Figure:
             len(UNITS), len(TASKS), figsize=(2.15 * len(TASKS), 2.05 * len(UNITS)), squeeze=False
         )
         figure.subplots_adjust(left=0.055, right=0.995, top=0.94, bottom=0.09, wspace=0.09, hspace=0.34)
+    letters = iter(string.ascii_lowercase)
     for row, unit in zip(axes, UNITS):
         for ax, (task, title) in zip(row, TASKS.items()):
+            first = ax is axes[0, 0]
             above = title if unit == UNITS[0] else None
-            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=above)
+            effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=above, key=first)
+            ax.text(-0.02, 1.03, next(letters), transform=ax.transAxes, ha="right", fontweight="bold")
             if ax is not row[0]:
                 ax.set_ylabel("")
                 ax.tick_params(labelleft=False)

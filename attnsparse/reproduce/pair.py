@@ -225,13 +225,13 @@ def curves_table(circuits: Iterable[tuple[str, Circuit]]) -> pd.DataFrame:
 
 def items_table(circuits: Iterable[tuple[str, Circuit]], n: int | None = None) -> pd.DataFrame:
     """The n best items (None: all) of circuits given with their roles, and whether they are among the
-    `first` and the `stays` that are needed."""
+    first and those that stay (see `Circuit.needed`): in_first, in_stays."""
     parts = []
     for role, circuit in circuits:
         table, needed = circuit.to_pandas(), circuit.needed(FRACTION)
         for name in ("first", "stays"):
             most = getattr(needed, name)
-            table[name] = table["rank"] <= (0 if most is None else most)
+            table[f"in_{name}"] = table["item_rank"] <= (0 if most is None else most)
         parts.append(_named(role, circuit, table if n is None else table.head(n)))
     return _joined(parts)
 

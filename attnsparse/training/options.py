@@ -17,11 +17,15 @@ from .schedules import Constant, PerLayer, Schedule, value_at
 
 _MOST_MICRO_BATCHES = 10**6  # of a step; all of them are in memory
 _LOOKED_AT = 10_000  # steps, for a sum of schedules
-_LAYER_SCHEDULES = ("gate_bias", "edge_weight")
+_DROPOUT = ("entry_dropout", "head_dropout", "attn_out_dropout", "mlp_out_dropout")
+_KIND_WEIGHTS = ("self_edge_weight", "previous_edge_weight", "first_edge_weight")
+_LAYER_SCHEDULES = (*_DROPOUT, "gate_bias", "edge_weight", *_KIND_WEIGHTS)
 _GATED = (
     "tau", "slack", "multiplier", "multiplier_min", "multiplier_max", "geco_rate", "geco_clip", "geco_ema",
-    "geco_relative", "gate_bias", "edge_weight",
+    "geco_relative", "gate_bias", "edge_weight", *_KIND_WEIGHTS,
 )  # fmt: skip
+_RATE = schedule(0.0, 0.999, per_layer=True)
+_KIND_WEIGHT = schedule(-MOST, MOST, optional=True, per_layer=True)
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,15 @@ class TrainingOptions(Options):
     """Options of a `Trainer`. Where a schedule is accepted, a number means the same at every step.
 
     The optimiser is AdamW: gradients of a step are clipped to the global norm `clip`; the decay is decoupled
-    and applies to matrices only. Options from `tau` on are for gated models alone.
+    and applies to matrices only. Random numbers of dropout and of the gate's noise are functions of seed,
+    step and place. Options from `tau` on are for gated models alone.
 
     Parameters
     ----------
     steps : int
         Optimiser steps of the whole run, at least 1. Schedules are laid over this length.
     seed : int, default 0
-        Seed of the gate's noise, 0..2^64-1. (Data have a seed of their own.)
+        Seed of dropout and the gate's noise, 0..2^64-1. (Data have a seed of their own.)
     accumulation : int, default 1
         Micro-batches whose gradients are added up in one optimiser step.
     lr : float or schedule, default 1e-3
@@ -49,6 +54,13 @@ class TrainingOptions(Options):
         Decoupled weight decay of arrays of two or more dimensions.
     clip : float, default 1.0
         Largest global gradient norm; 0 switches clipping off.
+    entry_dropout : float, schedule or PerLayer, default 0
+        Share of attention entries that are dropped at random, after the softmax and the gate. Here and below,
+        rates are below 1, what is kept is divided by 1 - rate, and evaluation drops nothing.
+    head_dropout : float, schedule or PerLayer, default 0
+        Share of heads whose output is dropped, drawn for each sequence.
+    attn_out_dropout, mlp_out_dropout : float, schedule or PerLayer, default 0
+        Share of values that are dropped of what attention, or an MLP, adds to the residual stream.
     tau : float or schedule, optional
         Largest cross-entropy (nats, with the noise on) that the model may have; required for gated models.
     slack : float or schedule, default 0.0
@@ -72,6 +84,10 @@ class TrainingOptions(Options):
         Added to the scores before the gate while training; None: the model's own gate_bias.
     edge_weight : float, schedule or PerLayer, default 1.0
         Price of an edge in the sparsity loss.
+    self_edge_weight, previous_edge_weight, first_edge_weight : float, schedule or PerLayer, optional
+        Price of edges from a token to itself, to the token before it, and to the first token; None: as
+        `edge_weight`. An edge of several kinds has the price of the first of them. At 0, edges of that kind
+        cost nothing.
 
     Raises
     ------
@@ -95,6 +111,10 @@ class TrainingOptions(Options):
     eps: float = field(default=1e-8, metadata=number(1e-30))
     weight_decay: float = field(default=0.0, metadata=number(0.0))
     clip: float = field(default=1.0, metadata=number(0.0, math.inf))
+    entry_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
+    head_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
+    attn_out_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
+    mlp_out_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
     tau: float | Schedule | None = field(default=None, metadata=schedule(-MOST / 2, MOST / 2, optional=True))
     slack: float | Schedule = field(default=Constant(0.0), metadata=schedule(-MOST / 2, MOST / 2))
     multiplier: float = field(default=1.0, metadata=number(0.0))
@@ -112,6 +132,9 @@ class TrainingOptions(Options):
     edge_weight: float | Schedule | PerLayer = field(
         default=Constant(1.0), metadata=schedule(-MOST, MOST, per_layer=True)
     )
+    self_edge_weight: float | Schedule | PerLayer | None = field(default=None, metadata=_KIND_WEIGHT)
+    previous_edge_weight: float | Schedule | PerLayer | None = field(default=None, metadata=_KIND_WEIGHT)
+    first_edge_weight: float | Schedule | PerLayer | None = field(default=None, metadata=_KIND_WEIGHT)
 
     _what: ClassVar[str] = "training options"
 
@@ -194,11 +217,12 @@ class TrainingOptions(Options):
             "clip": self.clip,
             "seed": self.seed,
         }
+        arguments |= {name: self._layers(name, step, n_layer) for name in _DROPOUT}
         if gated:
             bias = gate_bias if self.gate_bias is None else self.gate_bias
             arguments |= {
                 "gate_bias": schedules.layer_values(bias, step, self.steps, n_layer),
-                "edge_weight": schedules.layer_values(self.edge_weight, step, self.steps, n_layer),
+                **{name: self._layers(name, step, n_layer) for name in ("edge_weight", *_KIND_WEIGHTS)},
                 "tau": self._constraint(step),
                 "geco_rate": self.geco_rate,
                 "geco_clip": self.geco_clip,
@@ -209,6 +233,12 @@ class TrainingOptions(Options):
                 "lambda_max": value_at(self.multiplier_max, step + 1, self.steps),
             }
         return arguments
+
+    def _layers(self, name: str, step: int, n_layer: int) -> list[float]:
+        """Values of an option that may differ from layer to layer; None: those of `edge_weight`."""
+        value = getattr(self, name)
+        value = self.edge_weight if value is None else value
+        return schedules.layer_values(value, step, self.steps, n_layer)
 
     def first_multiplier(self) -> float:
         """The multiplier of step 0.

@@ -153,7 +153,7 @@ typedef struct {
     asp_arena arena;
     scaling mix;
     asp_hooks hooks;
-    double *work; /* (2,L): gate bias, expected edges */
+    double *bias; /* (L) of gates */
     asp_real *copies, *square;
 } attribution;
 
@@ -218,8 +218,8 @@ static asp_status allocate_passes(attribution *a, const asp_model *m, const asp_
     asp_arena_part parts[PARTS];
     const int64_t squares = o->unit == ASP_UNIT_EDGE ? acts->square_start[acts->n_sequences] : 0;
     const int64_t bytes = lay_out_passes(a, parts, m, squares, copies_of(a, o->metric.kind, n_threads));
-    a->work = asp_allocate(2 * m->config.n_layer, sizeof *a->work);
-    if (bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->work)
+    a->bias = asp_allocate(m->config.n_layer, sizeof *a->bias);
+    if (bytes > o->max_bytes || !asp_arena_commit(&a->arena, 1) || !a->bias)
         return asp_fail(err, ASP_NO_MEMORY, "attribution over %lld tokens needs %s; use fewer prompts at once",
                         (long long)acts->n_tokens, asp_fail_size((char[32]){0}, (double)bytes));
     asp_arena_wire(&a->arena, parts, PARTS);
@@ -230,10 +230,10 @@ static asp_status allocate_passes(attribution *a, const asp_model *m, const asp_
 
 static asp_status compute(attribution *a, const asp_model *m, const asp_attribution_options *o,
                           const asp_context *context) {
-    double *bias = a->work, *expected = a->work + m->config.n_layer, open = 0, sum;
-    const asp_gate gate = {.gated = m->config.gated, .bias = bias};
+    double sum;
+    const asp_gate gate = {.gated = m->config.gated, .bias = a->bias};
     asp_status status = ASP_OK;
-    for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
+    for (int64_t l = 0; l < m->config.n_layer; l++) a->bias[l] = m->config.gate_bias;
     a->hooks = (asp_hooks){.state = &a->mix, .output_input = mix_forward, .dz = mix_backward};
     a->tape.acts.hooks = &a->hooks;
     a->mix.share = 1 / (double)o->steps;
@@ -241,7 +241,7 @@ static asp_status compute(attribution *a, const asp_model *m, const asp_attribut
         a->mix.m = o->steps == 1 ? 1 : ((double)j - 0.5) / (double)o->steps;
         status = asp_forward_layers(m, &a->tape.acts, &gate, &a->tape.scratch, context);
         if (!status) status = asp_loss_metric(m, &a->tape, &o->metric, a->copies, &sum, context);
-        if (!status) status = asp_backward_layers(m, &a->tape, &gate, expected, &open, context);
+        if (!status) status = asp_backward_layers(m, &a->tape, &gate, NULL, context);
     }
     return status;
 }
@@ -265,6 +265,6 @@ asp_status asp_attribution(double *scores, const asp_model *model, const int32_t
     }
     asp_tape_free(&a.tape);
     asp_arena_free(&a.arena);
-    asp_release(a.work);
+    asp_release(a.bias);
     return status;
 }

@@ -34,7 +34,7 @@ typedef struct {
     int32_t *tokens;                                  /* (chunk N) */
     int64_t *point_offsets;                           /* (chunk n + 1) */
     const uint8_t **held;                             /* (chunk n) */
-    double *bias, *expected;                          /* (L) */
+    double *bias;                                     /* (L) */
     double *shares;                                   /* (N,S) */
 } scoring;
 
@@ -123,7 +123,7 @@ static uint64_t plain_records(const scoring *s) {
 static int needs_paired(const scoring *s) { return !is_routes(s) && s->o->ablation == ASP_COMPONENT_COUNTERFACTUAL; }
 static int needs_whole(const scoring *s) { return !is_routes(s) && s->task->metric.kind == ASP_KL; }
 
-enum { PARTS = 15 };
+enum { PARTS = 14 };
 
 /* Arrays of the block besides the tape's, whose sizes are known. */
 static int64_t lay_out_scoring(scoring *s, asp_arena_part parts[PARTS], int n_threads) {
@@ -145,7 +145,6 @@ static int64_t lay_out_scoring(scoring *s, asp_arena_part parts[PARTS], int n_th
         ASP_PART(s->held, points, s->n),
         ASP_PART(s->reference_row, s->n_tokens, 1),
         ASP_PART(s->bias, l, 1),
-        ASP_PART(s->expected, l, 1),
         ASP_PART(s->shares, routes ? senders : 0, s->n_tokens),
     };
     memcpy(parts, list, sizeof list);
@@ -301,7 +300,7 @@ static asp_status score_points(scoring *s, int64_t first, int64_t n, const asp_c
     const asp_batch batch = fill_points(s, first, n);
     const double sign = !s->o->smaller_is_better == !s->o->denoising ? -1 : 1;
     const asp_gate gate = {.gated = m->config.gated, .bias = s->bias, .held = holds_gate(s) ? s->held : NULL};
-    double open = 0, value;
+    double value;
     asp_receivers receivers = {.model = m,
                                .tape = &s->tape,
                                .points = s->points,
@@ -327,7 +326,7 @@ static asp_status score_points(scoring *s, int64_t first, int64_t n, const asp_c
         status = take_differences(s, &given, context);
     }
     if (!status) status = asp_loss_metric(m, &s->tape, &s->metric, s->copies, &value, context);
-    if (!status) status = asp_backward_layers(m, &s->tape, &gate, s->expected, &open, context);
+    if (!status) status = asp_backward_layers(m, &s->tape, &gate, NULL, context);
     return status ? status : asp_receivers_finish(&receivers, context);
 }
 

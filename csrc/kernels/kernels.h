@@ -73,6 +73,10 @@ int64_t asp_gemm_min_rows(int64_t n, int64_t k);
 
 /* ---- isa.c --------------------------------------------------------------------- */
 
+typedef struct {
+    double expected, open; /* sum of sigmoid(g), number of open gates */
+} asp_edge_sum;
+
 /* Causal attention of one head of one sequence.  Rows of q, k, v, dq ... are `stride` apart.  Forward, the first
  * positions may be in a cache: then q, k, v, z and what is written for queries begin with position `first`. */
 typedef struct {
@@ -98,7 +102,11 @@ typedef struct {
     asp_real *edge_weight;
     asp_real edge_threshold;
     const uint8_t *held_gate; /* gated only: (T,T) read: open entries, whatever their scores; NULL: where g > 0 */
-    const uint8_t *dropped;   /* forward only: (T,T) read: entries taken out of the pattern; NULL: none */
+    /* Dropout: the entries kept are multiplied by kept_scale, 0 if the whole head is dropped. */
+    int thinned;
+    asp_real dropout_rate, kept_scale;
+    uint64_t dropout_key;   /* of (seed, step, sequence, layer, head) */
+    const uint8_t *dropped; /* forward only: (T,T) read: entries taken out of the pattern; NULL: none */
     /* attention_rows only: q of every position and z of every query, wherever they are; k and v lie as far behind q
      * as above. */
     const asp_real *const *rows; /* (T) read up to the last query */
@@ -109,11 +117,12 @@ typedef struct {
     /* backward only */
     const asp_real *dz; /* (T,D), rows dz_stride apart, read */
     int64_t dz_stride;
-    asp_real *dq, *dk, *dv;       /* (T,D), rows `stride` apart, written */
-    asp_real edge_coefficient;    /* gradient of the loss per unit of sigmoid(g) */
-    asp_real *dpattern, *dscores; /* (T,T) written if not NULL */
-    double *edge_sums;            /* (2) written if not NULL: sum of sigmoid(g), number of open gates */
-    asp_real *scratch;            /* asp_attention_scratch elements */
+    asp_real *dq, *dk, *dv;                       /* (T,D), rows `stride` apart, written */
+    int priced;                                   /* some coefficient is not 0 */
+    asp_real edge_coefficient[ASP_N_ENTRY_KINDS]; /* gradient of the loss per unit of sigmoid(g) */
+    asp_real *dpattern, *dscores;                 /* (T,T) written if not NULL */
+    asp_edge_sum *edge_sums;                      /* (ASP_N_ENTRY_KINDS) added to if not NULL */
+    asp_real *scratch;                            /* asp_attention_scratch elements */
 } asp_attention_task;
 
 typedef struct {
@@ -126,6 +135,8 @@ typedef struct {
     void (*exp_array)(asp_real *out, const asp_real *x, int64_t n);
     /* u (n) written: uniform in (0,1), one per key */
     void (*noise_row)(asp_real *u, int64_t n, uint64_t row_key);
+    /* out (n) = x / (1 - rate), or 0 where the uniform number of the key is below the rate; out may be x */
+    void (*drop_row)(asp_real *out, const asp_real *x, int64_t n, asp_real rate, uint64_t row_key);
     void (*layernorm_row)(const asp_layernorm *ln, int64_t row);
     /* dx, dweight, dbias (E) += gradients of one row */
     void (*layernorm_backward_row)(asp_real *dx, asp_real *dweight, asp_real *dbias, const asp_real *dout,
@@ -199,6 +210,12 @@ static inline uint64_t asp_splitmix64(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
     return x ^ (x >> 31);
+}
+/* The key of random numbers of one place: words are step, sequence, layer and so on. */
+static inline uint64_t asp_noise_key(uint64_t seed, const uint64_t *words, int n_words) {
+    uint64_t key = asp_splitmix64(seed);
+    for (int i = 0; i < n_words; i++) key = asp_splitmix64(key ^ words[i]);
+    return key;
 }
 
 #endif

@@ -142,6 +142,16 @@ INLINE ivec gate_open(const asp_attention_task *u, vec s, int64_t query, int64_t
     return r > exp_vec(-g) * (1 - r);
 }
 
+/* What dropout multiplies keys k .. k+15 of a row by. */
+INLINE vec kept_entries(const asp_attention_task *u, int64_t k, uint64_t row_key) {
+    return (vec)((ivec)splat(u->kept_scale) & (noise_vec((uint32_t)k, row_key) > u->dropout_rate));
+}
+
+static void thin_row(const asp_attention_task *u, asp_real *row, int64_t query, int64_t padded) {
+    const uint64_t key = asp_splitmix64(u->dropout_key ^ (uint64_t)query);
+    for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * kept_entries(u, k, key));
+}
+
 /* The first n values, then `fill` for the keys beyond the query. */
 static void write_row(asp_real *out, const asp_real *row, int64_t n, int64_t length, asp_real fill) {
     memcpy(out, row, (size_t)n * sizeof *out);
@@ -176,6 +186,7 @@ static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t quer
     const asp_real sum = sum_lanes(sums), inverse = 1 / sum;
     if (u->lse) u->lse[query - u->first] = top + asp_log(sum);
     for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * inverse);
+    if (u->thinned) thin_row(u, row, query, padded);
     for (int64_t k = 0; u->dropped && k < n; k++)
         if (u->dropped[at + k]) row[k] = 0;
     if (u->pattern) write_row(u->pattern + at, row, n, u->n_tokens, 0);
@@ -264,20 +275,55 @@ static void score_row(const asp_attention_task *u, int64_t query, asp_real *scor
     memcpy(scores, b.row, (size_t)(query + 1) * sizeof *scores);
 }
 
-/* row: scores on entry, pattern A on return.  drow: dA on entry, ds on return.
- *   ds = P (m dA - rowsum) + P dA sigma'(g + n) + coefficient sigma'(g),  rowsum = dz . z
- * sigma(g + n) = r / (r + exp(-g) (1-r)); without noise r = 1/2. */
+/* The price of keys k .. k+15 of a query, each by the first kind that fits it. */
+INLINE vec entry_prices(const asp_attention_task *u, int64_t query, int64_t k) {
+    const ivec key = (ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (asp_int)k;
+    const asp_real *price = u->edge_coefficient;
+    const vec others = select(key == 0, splat(price[ASP_ENTRY_FIRST]), splat(price[ASP_ENTRY_OTHER]));
+    const vec rest = select(key == (asp_int)(query - 1), splat(price[ASP_ENTRY_PREVIOUS]), others);
+    return select(key == (asp_int)query, splat(price[ASP_ENTRY_SELF]), rest);
+}
+
+/* Adds a row's sums over all keys, of which those of the kinds with one key are taken out of the others. */
+static void add_edge_sums(asp_edge_sum *sums, const asp_edge_sum *all, const asp_edge_sum *own) {
+    asp_edge_sum others = *all;
+    for (int kind = 0; kind < ASP_ENTRY_OTHER; kind++) {
+        sums[kind].expected += own[kind].expected;
+        sums[kind].open += own[kind].open;
+        others.expected -= own[kind].expected;
+        others.open -= own[kind].open;
+    }
+    sums[ASP_ENTRY_OTHER].expected += others.expected;
+    sums[ASP_ENTRY_OTHER].open += others.open;
+}
+
+/* Writes down what keys k .. k+15 have of the kinds with one key. */
+INLINE void note_own_kinds(asp_edge_sum *own, int64_t query, int64_t k, vec expected, ivec open) {
+    const int64_t keys[ASP_ENTRY_OTHER] = {query, query - 1, query > 1 ? 0 : -1};
+    for (int kind = 0; kind < ASP_ENTRY_OTHER; kind++) {
+        const int64_t lane = keys[kind] - k;
+        if (keys[kind] < 0 || lane < 0 || lane >= ASP_LANES) continue;
+        own[kind] = (asp_edge_sum){(double)expected[lane], open[lane] ? 1 : 0};
+    }
+}
+
+/* row: scores on entry, kept pattern M A on return.  drow: d(M A) on entry, ds on return.
+ *   dA = M d(M A),  ds = P (m dA - rowsum) + P dA sigma'(g + n) + price sigma'(g),  rowsum = dz . z
+ * sigma(g + n) = r / (r + exp(-g) (1-r)); without noise r = 1/2.  M is dropout's, 1 without. */
 static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp_real *drow, int64_t query,
                                  asp_real rowsum) {
     const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
     const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
-    const asp_real lse = u->lse[query], coefficient = u->edge_coefficient;
-    const int through = u->noisy || u->straight_through, soft = through || coefficient != 0 || u->edge_sums;
+    const uint64_t drop_key = u->thinned ? asp_splitmix64(u->dropout_key ^ (uint64_t)query) : 0;
+    const asp_real lse = u->lse[query];
+    const int through = u->noisy || u->straight_through, soft = through || u->priced || u->edge_sums;
     vec gates = {0}, opens = {0};
+    asp_edge_sum own[ASP_ENTRY_OTHER] = {{0}};
     if (u->dpattern) write_row(u->dpattern + query * u->n_tokens, drow, n, u->n_tokens, 0);
     for (int64_t k = 0; k < padded; k += ASP_LANES) {
         const ivec valid = first_lanes(n - k);
-        const vec s = load(row + k), da = load(drow + k), p = exp_vec(s - lse);
+        const vec kept = u->thinned ? kept_entries(u, k, drop_key) : splat(1);
+        const vec s = load(row + k), da = load(drow + k) * kept, p = exp_vec(s - lse);
         vec a = p, ds = p * (da - rowsum);
         if (u->gated) {
             const vec g = s + u->gate_bias;
@@ -293,19 +339,18 @@ static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp
             }
             if (soft) {
                 const vec w = 1 / (e + 1);
-                ds += coefficient * (w * (1 - w));
+                ds += entry_prices(u, query, k) * (w * (1 - w));
                 gates += (vec)((ivec)w & valid);
                 opens += (vec)((ivec)splat(1) & open & valid);
+                if (u->edge_sums) note_own_kinds(own, query, k, w, open);
             }
         }
-        store(row + k, (vec)((ivec)a & valid));
+        store(row + k, (vec)((ivec)(a * kept) & valid));
         store(drow + k, (vec)((ivec)ds & valid));
     }
     if (u->dscores) write_row(u->dscores + query * u->n_tokens, drow, n, u->n_tokens, 0);
-    if (u->edge_sums) {
-        u->edge_sums[0] += (double)sum_lanes(gates);
-        u->edge_sums[1] += (double)sum_lanes(opens);
-    }
+    const asp_edge_sum all = {(double)sum_lanes(gates), (double)sum_lanes(opens)};
+    if (u->edge_sums) add_edge_sums(u->edge_sums, &all, own);
 }
 
 static void attention_backward(const asp_attention_task *u) {

@@ -14,6 +14,17 @@ static void noise_row(asp_real *u, int64_t n, uint64_t row_key) {
     }
 }
 
+static void drop_row(asp_real *out, const asp_real *x, int64_t n, asp_real rate, uint64_t row_key) {
+    const asp_real scale = 1 / (1 - rate);
+    for (int64_t k = 0; k < n; k += ASP_LANES) {
+        const ivec kept = noise_vec((uint32_t)k, row_key) > rate;
+        const int full = k + ASP_LANES <= n;
+        const vec value = (vec)((ivec)((full ? load(x + k) : load_part(x + k, n - k, 0)) * scale) & kept);
+        if (full) store(out + k, value);
+        else store_part(out + k, value, n - k);
+    }
+}
+
 static void add_row(asp_real *out, const asp_real *x, int64_t n) {
     int64_t i = 0;
     for (; i + ASP_LANES <= n; i += ASP_LANES) store(out + i, load(out + i) + load(x + i));

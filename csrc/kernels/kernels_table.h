@@ -4,6 +4,7 @@
      .level = ASP_ISA_LEVEL,                                                                                           \
      .exp_array = exp_array,                                                                                           \
      .noise_row = noise_row,                                                                                           \
+     .drop_row = drop_row,                                                                                             \
      .layernorm_row = layernorm_row,                                                                                   \
      .layernorm_backward_row = layernorm_backward_row,                                                                 \
      .activate = activate,                                                                                             \

@@ -1,6 +1,7 @@
 /* attention.c: gated causal attention of one layer: one unit of work per head and sequence.
  * The arithmetic is in kernels_attention.h. */
 #include <math.h>
+#include <string.h>
 
 #include "model/hooks.h"
 
@@ -61,12 +62,11 @@ static asp_attention_task describe_head(const attention_job *job, int64_t sequen
     }
     if (acts->lse.data) u.lse = acts->lse.data + layer * acts->lse.stride + head * acts->n_tokens + row;
     if (gate->noisy) {
-        uint64_t key = asp_splitmix64(gate->seed);
         const uint64_t words[] = {gate->step, gate->first_sequence + (uint64_t)sequence, (uint64_t)layer,
                                   (uint64_t)head};
-        for (int i = 0; i < 4; i++) key = asp_splitmix64(key ^ words[i]);
-        u.noise_key = key;
+        u.noise_key = asp_noise_key(gate->seed, words, 4);
     }
+    if (acts->dropout) asp_dropout_attention(acts->dropout, sequence, layer, head, &u);
     if (gate->held) u.held_gate = gate->held[sequence] + (layer * c->n_head + head) * t * t;
     u.scratch = job->scratch->data + thread * job->scratch->per_thread;
     return u;
@@ -142,15 +142,18 @@ static void backward_item(void *arg, int64_t item, int thread) {
     u.dq = grads->qkv.data + job->layer * grads->qkv.stride + row * 3 * width + head * c->d_head;
     u.dk = u.dq + width;
     u.dv = u.dq + 2 * width;
-    if (job->gate->edge_coefficient) u.edge_coefficient = (asp_real)job->gate->edge_coefficient[job->layer];
+    for (int kind = 0; job->gate->edge_coefficient && kind < ASP_N_ENTRY_KINDS; kind++) {
+        u.edge_coefficient[kind] = (asp_real)job->gate->edge_coefficient[job->layer * ASP_N_ENTRY_KINDS + kind];
+        u.priced |= u.edge_coefficient[kind] != 0;
+    }
     if (grads->pattern || grads->scores) {
         const int64_t at = square_at(job, sequence, head);
         if (grads->pattern) u.dpattern = grads->pattern + at;
         if (grads->scores) u.dscores = grads->scores + at;
     }
     if (grads->edge_sums) {
-        u.edge_sums = grads->edge_sums + 2 * item;
-        u.edge_sums[0] = u.edge_sums[1] = 0;
+        u.edge_sums = grads->edge_sums + ASP_N_ENTRY_KINDS * item;
+        memset(u.edge_sums, 0, ASP_N_ENTRY_KINDS * sizeof *u.edge_sums);
     }
     asp_isa_kernels()->attention_backward(&u);
 }

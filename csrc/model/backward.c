@@ -74,6 +74,14 @@ static asp_status linear_backward(const asp_model *m, asp_tape *tape, asp_real *
     return status;
 }
 
+/* *out: the gradient of an output that dropout thinned, from dy (R,E), the gradient of what was left of it. */
+static asp_status output_gradient(const asp_model *m, asp_tape *tape, asp_drop what, int64_t l, const asp_real *dy,
+                                  const asp_real **out, const asp_context *context) {
+    const int drops = asp_dropout_rate(tape->acts.dropout, what, l) != 0;
+    *out = drops ? tape->grads.out : dy;
+    return drops ? asp_dropout_rows(m, &tape->acts, what, l, tape->grads.out, dy, NULL, context) : ASP_OK;
+}
+
 typedef struct {
     asp_real *d;
     const asp_real *x;
@@ -96,8 +104,11 @@ static asp_status mlp_backward(const asp_model *m, asp_tape *tape, int64_t l, co
     asp_real *dy = wanted(g->resid, l + 1), *dmid = wanted(g->mid, l), *dpre = wanted(g->mlp_pre, l),
              *pre = asp_slot_at(a->mlp_pre, l);
     asp_real *dpost = asp_slot_at(g->mlp_post, l);
-    asp_status status = linear_backward(m, tape, dpost ? dpost : dpre, asp_slot_at(a->mlp_post, l), dy, o->out_w,
-                                        o->out_b, e, c->d_mlp, dpost ? NULL : pre, context);
+    const asp_real *dout;
+    asp_status status = output_gradient(m, tape, ASP_DROP_MLP_OUT, l, dy, &dout, context);
+    if (!status)
+        status = linear_backward(m, tape, dpost ? dpost : dpre, asp_slot_at(a->mlp_post, l), dout, o->out_w, o->out_b,
+                                 e, c->d_mlp, dpost ? NULL : pre, context);
     if (!status && dpost) {
         memcpy(dpre, dpost, (size_t)(n * c->d_mlp) * sizeof *dpre);
         activation_job job = {dpre, pre, n, c->d_mlp, c->activation};
@@ -121,8 +132,11 @@ static asp_status attention_half_backward(const asp_model *m, asp_tape *tape, in
     const asp_activations *a = &tape->acts;
     const int64_t e = c->d_model, width = c->n_head * c->d_head;
     asp_real *dmid = wanted(g->mid, l), *dx = wanted(g->resid, l);
-    asp_status status = linear_backward(m, tape, asp_slot_at(g->z, l), asp_slot_at(a->z, l), dmid, o->proj_w, o->proj_b,
-                                        e, width, NULL, context);
+    const asp_real *dout;
+    asp_status status = output_gradient(m, tape, ASP_DROP_ATTN_OUT, l, dmid, &dout, context);
+    if (!status)
+        status = linear_backward(m, tape, asp_slot_at(g->z, l), asp_slot_at(a->z, l), dout, o->proj_w, o->proj_b, e,
+                                 width, NULL, context);
     if (!status && a->hooks && a->hooks->dz)
         status = a->hooks->dz(a->hooks->state, a, l, asp_slot_at(g->z, l), context);
     if (!status) status = asp_attention_backward(m, a, g, l, gate, &tape->scratch, context);
@@ -160,25 +174,28 @@ static void embedding_item(void *arg, int64_t item, int thread) {
         }
 }
 
-static void add_edge_sums(const asp_tape *tape, int64_t n, double *expected, double *open) {
-    for (int64_t i = 0; i < n; i++) {
-        *expected += tape->grads.edge_sums[2 * i];
-        *open += tape->grads.edge_sums[2 * i + 1];
+/* Adds the sums of n heads of sequences to those of their layer. */
+static void add_layer_sums(const asp_tape *tape, int64_t n, asp_edge_sum *sums) {
+    for (int64_t i = 0; i < n * ASP_N_ENTRY_KINDS; i++) {
+        sums[i % ASP_N_ENTRY_KINDS].expected += tape->grads.edge_sums[i].expected;
+        sums[i % ASP_N_ENTRY_KINDS].open += tape->grads.edge_sums[i].open;
     }
 }
 
-asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gate *gate, double *expected, double *open,
+asp_status asp_backward_layers(const asp_model *m, asp_tape *tape, const asp_gate *gate, asp_edge_sum *sums,
                                const asp_context *context) {
     const asp_config *c = &m->config;
     const int64_t last = c->n_layer, e = c->d_model;
     asp_real *dx = wanted(tape->grads.resid, last);
+    if (!sums || !c->gated) tape->grads.edge_sums = NULL;
     memset(dx, 0, (size_t)(tape->acts.n_tokens * e) * sizeof *dx);
     asp_status status = layernorm_backward(m, tape, dx, asp_slot_at(tape->acts.resid, last), tape->acts.ln_final_scale,
                                            ASP_POINT_PRE, last, m->lnf_w, m->lnf_b, context);
     for (int64_t l = last - 1; !status && l >= 0; l--) {
         status = mlp_backward(m, tape, l, context);
         if (!status) status = attention_half_backward(m, tape, l, gate, context);
-        if (!status && c->gated) add_edge_sums(tape, tape->acts.n_sequences * c->n_head, expected + l, open);
+        if (!status && tape->grads.edge_sums)
+            add_layer_sums(tape, tape->acts.n_sequences * c->n_head, sums + l * ASP_N_ENTRY_KINDS);
     }
     if (status || !tape->grads.parameters) return status;
     embedding_job job = {m, tape};

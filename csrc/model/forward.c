@@ -76,6 +76,17 @@ static asp_status linear(const asp_model *m, const asp_activations *acts, asp_re
     return asp_gemm_run(&g, context);
 }
 
+/* out (R,E) = residual + what is left of A W + b after dropout. */
+static asp_status add_output(const asp_model *m, const asp_activations *acts, asp_real *out, const asp_real *a,
+                             int64_t weight, int64_t bias, int64_t k, asp_drop what, int64_t layer,
+                             const asp_real *residual, const asp_context *context) {
+    const int64_t e = m->config.d_model;
+    if (asp_dropout_rate(acts->dropout, what, layer) == 0)
+        return linear(m, acts, out, a, weight, bias, e, k, ASP_EPILOGUE_RESIDUAL, residual, NULL, context);
+    const asp_status status = linear(m, acts, out, a, weight, bias, e, k, ASP_EPILOGUE_BIAS, NULL, NULL, context);
+    return status ? status : asp_dropout_rows(m, acts, what, layer, out, out, residual, context);
+}
+
 static asp_status layernorm(const asp_model *m, const asp_activations *acts, const asp_real *x, int64_t weight,
                             int64_t bias, asp_real *out, asp_real *scale, asp_real *normalized,
                             const asp_context *context) {
@@ -144,8 +155,8 @@ asp_status asp_forward_output(const asp_model *m, const asp_activations *acts, i
         status = linear(m, acts, asp_slot_at(acts->attn_out, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_BIAS,
                         NULL, NULL, context);
     if (!status)
-        status = linear(m, acts, asp_slot_at(acts->mid, l), z, o->proj_w, o->proj_b, e, width, ASP_EPILOGUE_RESIDUAL,
-                        asp_slot_at(acts->resid, l), NULL, context);
+        status = add_output(m, acts, asp_slot_at(acts->mid, l), z, o->proj_w, o->proj_b, width, ASP_DROP_ATTN_OUT, l,
+                            asp_slot_at(acts->resid, l), context);
     if (!status) residual_hook(acts, ASP_POINT_MID, l, asp_slot_at(acts->mid, l));
     return status;
 }
@@ -184,8 +195,8 @@ static asp_status own_mlp(const asp_model *m, const asp_activations *acts, int64
         status = linear(m, acts, asp_slot_at(acts->mlp_out, l), post, o->out_w, o->out_b, e, c->d_mlp,
                         ASP_EPILOGUE_BIAS, NULL, NULL, context);
     if (!status)
-        status = linear(m, acts, asp_slot_at(acts->resid, l + 1), post, o->out_w, o->out_b, e, c->d_mlp,
-                        ASP_EPILOGUE_RESIDUAL, x, NULL, context);
+        status = add_output(m, acts, asp_slot_at(acts->resid, l + 1), post, o->out_w, o->out_b, c->d_mlp,
+                            ASP_DROP_MLP_OUT, l, x, context);
     return status;
 }
 

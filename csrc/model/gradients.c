@@ -68,8 +68,8 @@ static void redirect_tape(asp_tape *tape, const asp_gradients *g) {
 }
 
 static asp_status compute_gradients(asp_gradients *g, const asp_model *m, const asp_batch *batch, asp_tape *tape,
-                                    double *work, const asp_gradient_options *options, const asp_context *context) {
-    double *bias = work, *expected = work + m->config.n_layer, open = 0, weight = 0;
+                                    double *bias, const asp_gradient_options *options, const asp_context *context) {
+    double weight = 0;
     for (int64_t l = 0; l < m->config.n_layer; l++) bias[l] = m->config.gate_bias;
     const asp_gate gate = {.gated = m->config.gated,
                            .bias = bias,
@@ -82,7 +82,7 @@ static asp_status compute_gradients(asp_gradients *g, const asp_model *m, const 
         status = asp_loss_cross_entropy(m, tape, batch, 1 / weight, &g->loss, context);
         g->loss /= weight;
     }
-    if (!status) status = asp_backward_layers(m, tape, &gate, expected, &open, context);
+    if (!status) status = asp_backward_layers(m, tape, &gate, NULL, context);
     return status;
 }
 
@@ -97,19 +97,19 @@ asp_status asp_gradients_new(asp_gradients **out, const asp_model *model, const 
     if (status) return status;
     const asp_batch batch = {tokens, offsets, n_sequences, options->targets, options->weights};
     asp_gradients *g = asp_allocate(1, sizeof *g);
-    double *work = asp_allocate(2 * model->config.n_layer, sizeof *work);
+    double *bias = asp_allocate(model->config.n_layer, sizeof *bias);
     asp_tape tape = {0};
-    if (!g || !work) status = asp_fail(err, ASP_NO_MEMORY, "no memory for gradients");
+    if (!g || !bias) status = asp_fail(err, ASP_NO_MEMORY, "no memory for gradients");
     if (!status) status = allocate_gradients(g, model, &batch, options, err);
     if (!status)
         status = asp_tape_prepare(&tape, model, &batch, context->n_threads, options->max_bytes - g->arena.bytes, err);
     if (!status) status = asp_blas_enter(context, err);
     if (!status) {
-        status = compute_gradients(g, model, &batch, &tape, work, options, context);
+        status = compute_gradients(g, model, &batch, &tape, bias, options, context);
         asp_blas_leave();
     }
     asp_tape_free(&tape);
-    asp_release(work);
+    asp_release(bias);
     if (status) {
         asp_gradients_free(g);
         return status;

@@ -45,6 +45,20 @@ asp_real *asp_kv_cache_at(const asp_kv_cache *cache, int64_t layer, int64_t sequ
 /* Copies all blocks of a sequence to another one with as much room. */
 void asp_kv_cache_copy(asp_kv_cache *cache, int64_t to, int64_t from);
 
+/* ---- dropout.c ----------------------------------------------------------------- */
+
+/* Dropout of one training step. */
+typedef struct {
+    const double *rates[ASP_N_DROPS]; /* (L) each, read: in [0,1); NULL: 0 */
+    uint64_t seed, step, first_sequence;
+} asp_dropout;
+
+/* 0 where dropout is NULL. */
+double asp_dropout_rate(const asp_dropout *dropout, asp_drop what, int64_t layer);
+/* Sets what the task of a head drops. */
+void asp_dropout_attention(const asp_dropout *dropout, int64_t sequence, int64_t layer, int64_t head,
+                           asp_attention_task *task);
+
 /* ---- forward.c, attention.c ---------------------------------------------------- */
 
 /* Where a forward pass writes.  Every array is a start and a stride from layer to layer; stride 0
@@ -81,7 +95,12 @@ typedef struct {
     uint8_t *gate;
     struct asp_edge_builder *edges; /* NULL: not wanted */
     const asp_hooks *hooks;         /* NULL: none */
+    const asp_dropout *dropout;     /* NULL: none; else what is recorded of attention and MLPs is after it */
 } asp_activations;
+
+/* out (N,E) = x (N,E) with values of an output dropped, + residual (N,E) unless it is NULL; out may be x. */
+asp_status asp_dropout_rows(const asp_model *model, const asp_activations *acts, asp_drop what, int64_t layer,
+                            asp_real *out, const asp_real *x, const asp_real *residual, const asp_context *context);
 
 /* Gate of a forward or backward pass. */
 typedef struct {
@@ -90,7 +109,7 @@ typedef struct {
     int straight_through; /* backward: gradient through the gate */
     const double *bias;   /* (L) */
     uint64_t seed, step, first_sequence;
-    const double *edge_coefficient; /* (L): gradient of the loss per unit of sigmoid(g); NULL: 0 */
+    const double *edge_coefficient; /* (L,ASP_N_ENTRY_KINDS): gradient of the loss per unit of sigmoid(g); NULL: 0 */
     const uint8_t *const *held;     /* (B) of each sequence: (L,H,T,T) read: gates of another pass, in place of its own;
                                      * NULL: its own */
 } asp_gate;
@@ -230,7 +249,8 @@ typedef struct {
     asp_slot mlp_post;          /* NULL: not wanted by itself */
     asp_real *ln;               /* (R,E) gradient of a LayerNorm output; on entry that of the final one */
     asp_real *pattern, *scores; /* packed per sequence, or NULL */
-    double *edge_sums;          /* (B*H,2): sum of sigmoid(g), open gates, of one layer */
+    asp_real *out;              /* (R,E): gradient of an output before its dropout; only if that is wanted */
+    asp_edge_sum *edge_sums;    /* (B*H,ASP_N_ENTRY_KINDS) of one layer */
 } asp_activation_gradients;
 
 enum { ASP_LOSS_CHUNK = 256 }; /* rows of logits at once */
@@ -247,6 +267,7 @@ typedef struct {
     double *row_loss;     /* (N) */
     int64_t *row_index;   /* (N) rows with a weight */
     asp_real *ln_partial; /* (ASP_LN_CHUNKS, 2, E) */
+    int drops_outputs;    /* set before it is prepared: grads.out is wanted */
 } asp_tape;
 /* Lays the tape out for this batch and wires acts and grads to it. */
 asp_status asp_tape_prepare(asp_tape *tape, const asp_model *model, const asp_batch *batch, int n_threads,
@@ -268,9 +289,10 @@ asp_status asp_loss_linear(const asp_model *model, asp_tape *tape, const asp_rea
 asp_status asp_loss_metric(const asp_model *model, asp_tape *tape, const asp_metric *metric, asp_real *copies,
                            double *sum, const asp_context *context);
 
-/* From tape->grads.ln back to the embeddings.  expected (L) added to: sum of sigmoid(g); open added to. */
-asp_status asp_backward_layers(const asp_model *model, asp_tape *tape, const asp_gate *gate, double *expected,
-                               double *open, const asp_context *context);
+/* From tape->grads.ln back to the embeddings.  sums (L,ASP_N_ENTRY_KINDS) added to if the model is gated; NULL: not
+ * wanted. */
+asp_status asp_backward_layers(const asp_model *model, asp_tape *tape, const asp_gate *gate, asp_edge_sum *sums,
+                               const asp_context *context);
 asp_status asp_attention_backward(const asp_model *model, const asp_activations *acts,
                                   const asp_activation_gradients *grads, int64_t layer, const asp_gate *gate,
                                   const asp_scratch *scratch, const asp_context *context);

@@ -9,7 +9,7 @@ void asp_tape_free(asp_tape *tape) {
     tape->capacity = 0;
 }
 
-enum { PARTS = 27 };
+enum { PARTS = 28 };
 
 /* The arrays of a tape: the one list of them. */
 static int list_parts(asp_arena_part parts[PARTS], asp_tape *tape, const asp_config *c, int n_threads) {
@@ -34,12 +34,13 @@ static int list_parts(asp_arena_part parts[PARTS], asp_tape *tape, const asp_con
                                         ASP_PART(g->z.data, width, rows),
                                         ASP_PART(g->mlp_pre.data, c->d_mlp, rows),
                                         ASP_PART(g->ln, e, rows),
+                                        ASP_PART(g->out, tape->drops_outputs ? e : 0, rows),
                                         ASP_PART(tape->scratch.data, tape->scratch.per_thread, n_threads),
                                         ASP_PART(tape->hidden, e, tape->loss_rows),
                                         ASP_PART(tape->dhidden, e, tape->loss_rows),
                                         ASP_PART(tape->logits, c->n_vocab, tape->loss_rows),
                                         ASP_PART(tape->ln_partial, (int64_t)2 * ASP_LN_CHUNKS, e),
-                                        ASP_PART(g->edge_sums, 2 * a->n_sequences, c->n_head),
+                                        ASP_PART(g->edge_sums, ASP_N_ENTRY_KINDS * a->n_sequences, c->n_head),
                                         ASP_PART(tape->row_loss, n, 1),
                                         ASP_PART(tape->row_index, n, 1),
                                         ASP_PART(a->square_start, a->n_sequences + 1, 1)};

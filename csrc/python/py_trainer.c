@@ -58,25 +58,33 @@ static int read_batch(PyObject *item, held_batch *held, asp_batch *micro) {
     return asp_py_arrays_targets(&held->held, targets, weights, held->batch.n_tokens, &micro->targets, &micro->weights);
 }
 
-static PyObject *read_layers(PyObject *object, const char *name, int64_t n_layer, const double **out) {
+/* One option with a number for each layer; None leaves *out NULL. */
+typedef struct {
+    const char *name;
+    double least, most;
+    const double **out;
+    PyObject *given, *array; /* array holds what *out points into */
+} layer_option;
+
+static int read_layers(layer_option *option, int64_t n_layer) {
     void *data;
     int64_t n;
-    *out = NULL;
-    if (object == Py_None) return Py_NewRef(Py_None);
-    PyObject *array = asp_py_arrays_convert(object, ASP_PY_DOUBLE, 1, name, &data, &n);
-    if (!array) return NULL;
+    if (option->given == Py_None) return 1;
+    option->array = asp_py_arrays_convert(option->given, ASP_PY_DOUBLE, 1, option->name, &data, &n);
+    if (!option->array) return 0;
     if (n != n_layer) {
-        Py_DECREF(array);
-        return PyErr_Format(PyExc_ValueError, "%s must have one number for each of the %lld layers, got %lld", name,
-                            (long long)n_layer, (long long)n);
+        PyErr_Format(PyExc_ValueError, "%s must have one number for each of the %lld layers, got %lld", option->name,
+                     (long long)n_layer, (long long)n);
+        return 0;
     }
-    *out = data;
-    for (int64_t l = 0; l < n; l++)
-        if (!isfinite(((double *)data)[l])) {
-            Py_DECREF(array);
-            return PyErr_Format(PyExc_ValueError, "%s of layer %lld is not finite", name, (long long)l);
-        }
-    return array;
+    *option->out = data;
+    for (int64_t l = 0; l < n; l++) {
+        char name[80];
+        PyOS_snprintf(name, sizeof name, "%s of layer %lld", option->name, (long long)l);
+        const py_step_range range = {name, (*option->out)[l], option->least, option->most};
+        if (!asp_py_step_check(&range, 1)) return 0;
+    }
+    return 1;
 }
 
 static int check_step_options(const asp_step_options *o, int gated) {
@@ -113,18 +121,69 @@ static PyObject *take_model_step(py_trainer *self, const asp_batch *micro, Py_ss
     const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
     asp_py_step_release(&self->step);
     if (status) return asp_py_call_raise(status, &err);
-    return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce", r.cross_entropy,
-                         "expected_edges", r.expected_edges, "open_edges", r.open_edges, "multiplier", r.multiplier,
-                         "ema", r.ema, "grad_norm", r.grad_norm, "tokens", (long long)r.n_tokens);
+    return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce",
+                         r.cross_entropy, "expected_edges", r.expected_edges, "open_edges", r.open_edges, "open_self",
+                         r.open_self, "multiplier", r.multiplier, "ema", r.ema, "grad_norm", r.grad_norm, "tokens",
+                         (long long)r.n_tokens);
+}
+
+enum { LAYER_OPTIONS = 1 + ASP_N_ENTRY_KINDS + ASP_N_DROPS };
+static const double MOST_DROPPED = 0.999;
+
+static void list_layer_options(layer_option list[LAYER_OPTIONS], asp_step_options *o) {
+    static const char *const edges[] = {"self_edge_weight", "previous_edge_weight", "first_edge_weight", "edge_weight"},
+                             *const drops[] = {"entry_dropout", "head_dropout", "attn_out_dropout", "mlp_out_dropout"};
+    const double most = ASP_PY_STEP_MOST;
+    list[0] = (layer_option){"gate_bias", -most, most, &o->gate_bias, Py_None, NULL};
+    for (int i = 0; i < ASP_N_ENTRY_KINDS; i++)
+        list[1 + i] = (layer_option){edges[i], -most, most, &o->edge_weight[i], Py_None, NULL};
+    for (int i = 0; i < ASP_N_DROPS; i++)
+        list[1 + ASP_N_ENTRY_KINDS + i] = (layer_option){drops[i], 0, MOST_DROPPED, &o->dropout[i], Py_None, NULL};
+}
+
+static int parse_step(PyObject *args, PyObject *kwargs, asp_step_options *o, PyObject **micro,
+                      layer_option layers[LAYER_OPTIONS], int *threads) {
+    static char *names[] = {"micro",
+                            "lr",
+                            "beta1",
+                            "beta2",
+                            "eps",
+                            "weight_decay",
+                            "clip",
+                            "seed",
+                            "gate_bias",
+                            "self_edge_weight",
+                            "previous_edge_weight",
+                            "first_edge_weight",
+                            "edge_weight",
+                            "entry_dropout",
+                            "head_dropout",
+                            "attn_out_dropout",
+                            "mlp_out_dropout",
+                            "tau",
+                            "geco_rate",
+                            "geco_clip",
+                            "geco_ema",
+                            "geco_relative",
+                            "lambda_min",
+                            "lambda_max",
+                            "threads",
+                            NULL};
+    unsigned long long seed = 0;
+    layer_option *l = layers;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOOOOOOOOddddpddi:step", names, micro, &o->lr, &o->beta1,
+                                     &o->beta2, &o->eps, &o->weight_decay, &o->clip, &seed, &l[0].given, &l[1].given,
+                                     &l[2].given, &l[3].given, &l[4].given, &l[5].given, &l[6].given, &l[7].given,
+                                     &l[8].given, &o->tau, &o->geco_rate, &o->geco_clip, &o->geco_ema,
+                                     &o->geco_relative, &o->lambda_min, &o->lambda_max, threads))
+        return 0;
+    o->seed = seed;
+    return 1;
 }
 
 static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"micro",        "lr",         "beta1",     "beta2",     "eps",
-                            "weight_decay", "clip",       "seed",      "gate_bias", "edge_weight",
-                            "tau",          "geco_rate",  "geco_clip", "geco_ema",  "geco_relative",
-                            "lambda_min",   "lambda_max", "threads",   NULL};
     py_trainer *self = (py_trainer *)object;
-    PyObject *list, *bias = Py_None, *edge = Py_None, *result = NULL, *items;
+    PyObject *list, *result = NULL, *items;
     asp_step_options o = {.lr = NAN,
                           .beta1 = NAN,
                           .beta2 = NAN,
@@ -135,30 +194,24 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
                           .geco_ema = 0.95,
                           .geco_relative = 1,
                           .lambda_max = 1e9};
-    unsigned long long seed = 0;
+    layer_option layers[LAYER_OPTIONS];
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOddddpddi:step", names, &list, &o.lr, &o.beta1, &o.beta2,
-                                     &o.eps, &o.weight_decay, &o.clip, &seed, &bias, &edge, &o.tau, &o.geco_rate,
-                                     &o.geco_clip, &o.geco_ema, &o.geco_relative, &o.lambda_min, &o.lambda_max,
-                                     &threads))
-        return NULL;
-    o.seed = seed;
+    list_layer_options(layers, &o);
+    if (!parse_step(args, kwargs, &o, &list, layers, &threads)) return NULL;
     const asp_config *config = asp_model_config(self->model->model);
     if (!check_step_options(&o, config->gated) || !asp_py_call_check_threads(threads)) return NULL;
     if (!(items = asp_py_module_tuple(list, "micro must be a list of micro-batches"))) return NULL;
     const Py_ssize_t n = PyTuple_GET_SIZE(items);
     held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
     asp_batch *micro = PyMem_Calloc((size_t)n + 1, sizeof *micro);
-    PyObject *bias_array = read_layers(bias, "gate_bias", config->n_layer, &o.gate_bias);
-    PyObject *edge_array = bias_array ? read_layers(edge, "edge_weight", config->n_layer, &o.edge_weight) : NULL;
-    int complete = held && micro && edge_array;
-    if (!held || !micro) PyErr_NoMemory();
+    int complete = held && micro;
+    if (!complete) PyErr_NoMemory();
+    for (int i = 0; complete && i < LAYER_OPTIONS; i++) complete = read_layers(&layers[i], config->n_layer);
     for (Py_ssize_t i = 0; complete && i < n; i++)
         complete = read_batch(PyTuple_GET_ITEM(items, i), &held[i], &micro[i]);
     if (complete) result = take_model_step(self, micro, n, &o, threads);
     release_batches(held, micro, n);
-    Py_XDECREF(bias_array);
-    Py_XDECREF(edge_array);
+    for (int i = 0; i < LAYER_OPTIONS; i++) Py_XDECREF(layers[i].array);
     Py_DECREF(items);
     return result;
 }

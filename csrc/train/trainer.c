@@ -12,7 +12,9 @@ struct asp_trainer {
     asp_model *model;
     asp_trainer_state state;
     asp_adamw_weights weights; /* gradients and moments (size of the model's arena) */
-    double *layers;            /* (3,L): gate bias, edge coefficient, expected edges */
+    double *gate_bias;         /* (L) */
+    double *prices;            /* (L,ASP_N_ENTRY_KINDS): gradient of the loss per unit of sigmoid(g) */
+    asp_edge_sum *edges;       /* (L,ASP_N_ENTRY_KINDS): sums of the step */
     asp_tape tape;
 };
 
@@ -24,7 +26,9 @@ void asp_trainer_free(asp_trainer *t) {
     asp_release(t->weights.v);
     asp_release(t->weights.chunks);
     asp_release(t->weights.squares);
-    asp_release(t->layers);
+    asp_release(t->gate_bias);
+    asp_release(t->prices);
+    asp_release(t->edges);
     asp_release(t);
 }
 
@@ -52,12 +56,14 @@ asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *e
     list_parameter_chunks(t);
     t->weights.chunks = asp_allocate(t->weights.n_chunks, sizeof *t->weights.chunks);
     t->weights.squares = asp_allocate(t->weights.n_chunks, sizeof *t->weights.squares);
-    t->layers = asp_allocate(3 * model->config.n_layer, sizeof *t->layers);
+    t->gate_bias = asp_allocate(model->config.n_layer, sizeof *t->gate_bias);
+    t->prices = asp_allocate(model->config.n_layer * ASP_N_ENTRY_KINDS, sizeof *t->prices);
+    t->edges = asp_allocate(model->config.n_layer * ASP_N_ENTRY_KINDS, sizeof *t->edges);
     t->weights.gradients = asp_allocate(model->size, sizeof(asp_real));
     t->weights.m = asp_allocate(model->size, sizeof(asp_real));
     t->weights.v = asp_allocate(model->size, sizeof(asp_real));
-    if (!t->weights.chunks || !t->weights.squares || !t->layers || !t->weights.gradients || !t->weights.m ||
-        !t->weights.v) {
+    if (!t->weights.chunks || !t->weights.squares || !t->gate_bias || !t->prices || !t->edges ||
+        !t->weights.gradients || !t->weights.m || !t->weights.v) {
         asp_trainer_free(t);
         return asp_fail(err, ASP_NO_MEMORY, "training needs %s for gradients and moments, which could not be allocated",
                         asp_fail_size((char[32]){0}, 3.0 * (double)model->size * (double)sizeof(asp_real)));
@@ -73,7 +79,7 @@ asp_real *asp_trainer_second_moment(asp_trainer *t) { return t->weights.v; }
 
 /* Sums over all micro-batches of a step. */
 typedef struct {
-    double weight, pairs, lambda, cross_entropy, open;
+    double weight, pairs, lambda, cross_entropy;
     int64_t n_tokens, n_sequences;
 } step_sums;
 
@@ -114,25 +120,33 @@ static void clear_item(void *arg, int64_t item, int thread) {
     memset(t->weights.gradients + c->offset, 0, (size_t)c->size * sizeof(asp_real));
 }
 
+static asp_dropout dropout_of(const asp_trainer *t, const asp_step_options *options, uint64_t first_sequence) {
+    asp_dropout dropout = {.seed = options->seed, .step = (uint64_t)t->state.step, .first_sequence = first_sequence};
+    for (int i = 0; i < ASP_N_DROPS; i++) dropout.rates[i] = options->dropout[i];
+    return dropout;
+}
+
 static asp_status accumulate_micro_batch(asp_trainer *t, const asp_batch *batch, const asp_step_options *options,
                                          step_sums *sums, const asp_context *context, asp_error *err) {
     const asp_config *c = &t->model->config;
     const asp_gate gate = {.gated = c->gated,
                            .noisy = c->gated,
-                           .bias = t->layers,
+                           .bias = t->gate_bias,
                            .seed = options->seed,
                            .step = (uint64_t)t->state.step,
                            .first_sequence = (uint64_t)sums->n_sequences,
-                           .edge_coefficient = t->layers + c->n_layer};
+                           .edge_coefficient = t->prices};
+    const asp_dropout dropout = dropout_of(t, options, gate.first_sequence);
+    t->tape.drops_outputs = dropout.rates[ASP_DROP_ATTN_OUT] || dropout.rates[ASP_DROP_MLP_OUT];
     asp_status status = asp_tape_prepare(&t->tape, t->model, batch, context->n_threads, INT64_MAX, err);
     if (status) return status;
     t->tape.grads.parameters = t->weights.gradients;
-    if (!c->gated) t->tape.grads.edge_sums = NULL;
+    t->tape.acts.dropout = &dropout;
     double ce = 0;
     status = asp_forward_layers(t->model, &t->tape.acts, &gate, &t->tape.scratch, context);
     if (!status) status = asp_loss_cross_entropy(t->model, &t->tape, batch, sums->lambda / sums->weight, &ce, context);
-    if (!status)
-        status = asp_backward_layers(t->model, &t->tape, &gate, t->layers + 2 * c->n_layer, &sums->open, context);
+    if (!status) status = asp_backward_layers(t->model, &t->tape, &gate, t->edges, context);
+    t->tape.acts.dropout = NULL;
     sums->cross_entropy += ce;
     sums->n_sequences += batch->n_sequences;
     return status;
@@ -147,28 +161,39 @@ static void adapt_multiplier(asp_trainer_state *state, const asp_step_options *o
     state->multiplier = fmax(o->lambda_min, fmin(o->lambda_max, state->multiplier));
 }
 
+static double edge_price(const asp_step_options *o, int64_t layer, int kind) {
+    return o->edge_weight[kind] ? o->edge_weight[kind][layer] : 1;
+}
+
 static void prepare_layers(asp_trainer *t, const asp_step_options *o, const step_sums *sums) {
     const asp_config *c = &t->model->config;
     for (int64_t l = 0; l < c->n_layer; l++) {
-        t->layers[l] = o->gate_bias ? o->gate_bias[l] : c->gate_bias;
-        t->layers[c->n_layer + l] =
-            (o->edge_weight ? o->edge_weight[l] : 1) / (sums->pairs * (1 + t->state.multiplier));
-        t->layers[2 * c->n_layer + l] = 0;
+        t->gate_bias[l] = o->gate_bias ? o->gate_bias[l] : c->gate_bias;
+        for (int kind = 0; kind < ASP_N_ENTRY_KINDS; kind++) {
+            const int64_t at = l * ASP_N_ENTRY_KINDS + kind;
+            t->prices[at] = edge_price(o, l, kind) / (sums->pairs * (1 + t->state.multiplier));
+            t->edges[at] = (asp_edge_sum){0};
+        }
     }
 }
 
 static void report(const asp_trainer *t, const asp_step_options *o, const step_sums *sums, double norm,
                    asp_step_result *result) {
     const asp_config *c = &t->model->config;
-    double expected = 0, weighted = 0;
-    for (int64_t l = 0; l < c->n_layer; l++) {
-        expected += t->layers[2 * c->n_layer + l];
-        weighted += t->layers[2 * c->n_layer + l] * (o->edge_weight ? o->edge_weight[l] : 1);
-    }
+    double expected = 0, weighted = 0, open = 0, open_self = 0;
+    for (int64_t l = 0; l < c->n_layer; l++)
+        for (int kind = 0; kind < ASP_N_ENTRY_KINDS; kind++) {
+            const asp_edge_sum *edges = &t->edges[l * ASP_N_ENTRY_KINDS + kind];
+            expected += edges->expected;
+            weighted += edges->expected * edge_price(o, l, kind);
+            open += edges->open;
+            if (kind == ASP_ENTRY_SELF) open_self += edges->open;
+        }
     const double lambda = t->state.multiplier, ce = sums->cross_entropy / sums->weight;
     *result = (asp_step_result){.cross_entropy = ce,
                                 .expected_edges = expected / sums->pairs,
-                                .open_edges = sums->open / sums->pairs,
+                                .open_edges = open / sums->pairs,
+                                .open_self = open_self / sums->pairs,
                                 .multiplier = lambda,
                                 .grad_norm = norm,
                                 .n_tokens = sums->n_tokens};

@@ -330,7 +330,7 @@ def test_nothing_can_be_changed():
 def test_tables():
     found, _ = with_toy(heads(*ONE_TO_FOUR), n_random=2)
     table = found.to_pandas()
-    assert list(table) == ["rank", "label", "layer", "head", "score"]
+    assert list(table) == ["item_rank", "label", "layer", "head_index", "score"]
     assert table.iloc[0].tolist() == [1, "L0H2", 0, 2, 4.0]
     curve = found.curve()
     assert list(curve) == ["n", "effect", "low", "high", "random", "random_low", "random_high"]
@@ -339,7 +339,7 @@ def test_tables():
     assert row.shape == (1, 20)
     named = row.loc[0, ["unit", "ablation", "normalize", "metric", "rank_by", "n_items", "n_prompts"]]
     assert named.tolist() == ["head", "zero", "mib", "logit_diff", "absolute", 4, 6]
-    assert (row["first"][0], row["stays"][0], row["fraction"][0]) == (1, 1, 0.5)
+    assert (row["n_first"][0], row["n_stays"][0], row["fraction"][0]) == (1, 1, 0.5)
     assert table.attrs == curve.attrs == row.attrs
     assert table.attrs["ablation"] == "zero"
     assert pd.concat([row, found.summary()]).shape == (2, 20)
@@ -353,7 +353,15 @@ def test_edges():
     assert found.kept() == [Edge(0, 1, 5, 5), Edge(1, 0, 5, 0), Edge(0, 1, 5, 2)]
     assert found.labels[:2] == ["a0.h1[5->5]", "a1.h0[0->5]"]
     assert found.heads() == [Head(0, 1), Head(1, 0)]
-    assert list(found.to_pandas()) == ["rank", "label", "layer", "head", "query", "key", "score"]
+    assert list(found.to_pandas()) == [
+        "item_rank",
+        "label",
+        "layer",
+        "head_index",
+        "query_position",
+        "key_position",
+        "score",
+    ]
     assert "attention edges" in repr(found)
 
 
@@ -362,12 +370,12 @@ def test_names_of_positions():
     named = dataclasses.replace(task, position_labels=tuple(f"p{i}" for i in range(6)))
     found = with_toy(EDGES, task=named)[0]
     table = found.to_pandas()
-    assert list(table)[4:] == ["query", "key", "query_token", "key_token", "score"]
+    assert list(table)[4:] == ["query_position", "key_position", "query_token", "key_token", "score"]
     assert table.loc[1, ["query_token", "key_token"]].tolist() == ["p5", "p0"]
     too_few = dataclasses.replace(task, position_labels=("p0",))
     assert with_toy(EDGES, task=too_few)[0].position_labels is None
     table = dataclasses.replace(found, unit="head_position", items=found.items[:, :3]).to_pandas()
-    assert list(table) == ["rank", "label", "layer", "head", "position", "token", "score"]
+    assert list(table) == ["item_rank", "label", "layer", "head_index", "position", "token", "score"]
     assert table.token.tolist() == ["p5"] * 4
 
 
@@ -415,7 +423,7 @@ def test_addition(unit, ablation, method):
     needed = found.needed()
     # few are needed, and the order is far better than a random one
     assert needed.stays <= {"head": 6, "head_position": 8, "edge": 12}[unit]
-    assert found.summary().random_first[0] > needed.first
+    assert found.summary().n_random_first[0] > needed.first
     assert (found.effect_low <= found.effect_high).all()
     assert len(found) == {"head": 16, "head_position": 112, "edge": 15}[unit] or method == "greedy"
 

@@ -109,7 +109,7 @@ def test_no_share_without_normalization():
         found.needed()
     assert "effect" not in repr(found)
     assert "of the effect" not in found._repr_html_()
-    assert found.summary()["first"].isna().all()
+    assert found.summary()["n_first"].isna().all()
 
 
 # --- sizes
@@ -240,5 +240,5 @@ def test_random_baseline_on_fewer_sizes():
     assert 10 < known.sum() <= 25
     assert known[[0, 1, -1]].all()
     assert found.random_effect[-1] == 1
-    assert found.summary().random_first[0] > found.needed().first
+    assert found.summary().n_random_first[0] > found.needed().first
     assert np.isnan(with_toy(heads(*ONE_TO_FOUR))[0].random_effect).all()

@@ -8,6 +8,7 @@ import oracle_component_graph as og
 import oracle_components as oc
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, Case, case, error
+from table_columns import hidden
 
 import attnsparse as asp
 from attnsparse import FormatError
@@ -245,6 +246,7 @@ def test_curve():
     assert curve.cmd().value == pytest.approx(og.cmd(effect, grid=grid), rel=1e-9, abs=1e-9)
     assert curve.cpr().low <= curve.cpr().value <= curve.cpr().high
     table = curve.to_pandas()
+    assert hidden(table) == []
     assert list(table.columns) == ["share", "requested", "kept", "metric", "faithfulness", "low", "high"]
     assert table["faithfulness"].iloc[-1] == pytest.approx(1)
     assert "5 sizes, 4 prompts" in repr(curve)
@@ -312,7 +314,7 @@ def test_save_and_load(tmp_path):
         for name, value in vars(one).items():
             np.testing.assert_array_equal(getattr(found, name), value)
     table = circuit.to_pandas()
-    assert list(table.columns) == ["rank", "name", "sender", "receiver", "score"]
+    assert list(table.columns) == ["item_rank", "name", "sender", "receiver", "score"]
     assert len(table) == circuit.n_edges
     assert "greedy" in repr(circuit)
 

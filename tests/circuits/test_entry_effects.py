@@ -6,6 +6,7 @@ import numpy as np
 import oracle_circuits
 import pytest
 from fake_run import PROMPT, FakeModel
+from table_columns import hidden
 
 import attnsparse as asp
 from attnsparse.circuits.entry_effects import entry_effects
@@ -93,12 +94,13 @@ def test_table(model, base):
     found = entry_effects(model.real(), PROMPT, 4 + base, 7 + base, ANSWER, WRONG, base=base)
     table = found.to_pandas(base) if base else found.to_pandas()
     assert list(table) == [
-        "rank", "layer", "head", "label", "query", "key", "query_token", "key_token", "weight", "effect",
-        "share", "kept",
+        "item_rank", "layer", "head_index", "label", "query_position", "key_position", "query_token",
+        "key_token", "weight", "effect", "share", "kept",
     ]  # fmt: skip
-    assert list(table["rank"]) == list(range(1, len(found.heads) + 1))
-    assert set(table["query"]) == {7 + base}
-    assert set(table["key"]) == {4 + base}
+    assert hidden(table) == []
+    assert list(table["item_rank"]) == list(range(1, len(found.heads) + 1))
+    assert set(table["query_position"]) == {7 + base}
+    assert set(table["key_position"]) == {4 + base}
     assert set(table["key_token"]) == {"large"}
     assert table["label"][0] == found.heads[0].label
     np.testing.assert_array_equal(table["kept"], found.kept[1:])

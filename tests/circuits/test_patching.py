@@ -69,7 +69,7 @@ def test_what_is_told_besides():
     np.testing.assert_allclose(noising.clean, other, rtol=1e-12)
     assert found.mean.shape == (2, 5)
     table = found.to_pandas()
-    assert list(table.columns) == ["layer", "position", "mean", "recovered"]
+    assert list(table.columns) == ["layer", "position", "mean_metric", "recovered"]
     assert len(table) == 10
     low, high = found.corrupted.mean(), found.clean.mean()
     np.testing.assert_allclose(table["recovered"], ((found.mean - low) / (high - low)).ravel())

@@ -78,7 +78,7 @@ def test_heads_as_csv_and_json_are_the_table(folder, capsys):
 def test_prepend_bos_moves_positions(folder, capsys):
     arguments = ("heads", folder, "--prompt", PROMPT, "--prepend-bos", "--json")
     assert run(*arguments, "--key", "large", "--query", "8") == 0
-    assert {record["key"] for record in json.loads(capsys.readouterr().out)} == {5}
+    assert {record["key_position"] for record in json.loads(capsys.readouterr().out)} == {5}
 
 
 def test_edges(folder, capsys):
@@ -87,7 +87,7 @@ def test_edges(folder, capsys):
     assert len(pd.read_csv(StringIO(capsys.readouterr().out))) == len(expected) > 0
     assert run("edges", folder, "--prompt", PROMPT, "--csv", "--base", "1") == 0
     table = pd.read_csv(StringIO(capsys.readouterr().out))
-    assert table["query"].tolist() == (expected["query"] + 1).tolist()
+    assert table["query_position"].tolist() == (expected["query_position"] + 1).tolist()
     assert run("edges", folder, "--prompt", PROMPT, "--threshold", "2") == 0
     assert capsys.readouterr().out.endswith("(none)\n")
 

@@ -292,7 +292,7 @@ static asp_status use_gradients(const fixture *f, const asp_context *context, ui
 }
 
 static asp_status train(const fixture *f, int gated, const asp_context *context, uint64_t *digest, asp_error *err) {
-    const double bias[] = {0.5, 0.2}, edge_weight[] = {1, 2};
+    const double bias[] = {0.5, 0.2}, edge_weight[] = {1, 2}, rates[] = {0.2, 0.3};
     const asp_batch micro[] = {{f->tokens, f->offsets, N_SEQUENCES, f->targets, f->weights},
                                {f->tokens, f->ragged, N_SEQUENCES, f->targets, f->weights}};
     const asp_step_options options = {.lr = 1e-3,
@@ -303,7 +303,8 @@ static asp_status train(const fixture *f, int gated, const asp_context *context,
                                       .clip = 1,
                                       .seed = 5,
                                       .gate_bias = bias,
-                                      .edge_weight = edge_weight,
+                                      .edge_weight = {[ASP_ENTRY_SELF] = bias, [ASP_ENTRY_OTHER] = edge_weight},
+                                      .dropout = {rates, rates, rates, rates},
                                       .tau = 1,
                                       .geco_rate = 0.1,
                                       .geco_clip = 1,

@@ -19,12 +19,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from fake_run import PROMPT, FakeModel
+from fake_run import PROMPT, PROMPT_TOKENS, FakeModel
 from matplotlib.axes import Axes
 from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 
 from attnsparse import figures
+from attnsparse.figures.edges import _floors
 from attnsparse.figures.style import WHITE_TO_BLUE, styled
 from attnsparse.model import tables
 from attnsparse.tasks import addition
@@ -91,6 +92,64 @@ def test_head_grid_shows_the_patterns_in_the_order_asked_for(run):
 def test_head_grid_shows_all_heads_of_an_array(run):
     ax = figures.head_grid(run.pattern)
     assert texts(ax) == [f"L{layer}H{head}" for layer in range(3) for head in range(4)]
+
+
+def test_all_heads_have_a_row_for_each_layer():
+    ax = figures.head_grid(np.zeros((2, 12, 3, 3)))
+    assert ax.get_xlim()[1] == pytest.approx(11 * 1.16 + 1.28 + 0.02)
+    assert len(ax.collections) == 24
+    wide = figures.head_grids(
+        [("a", np.zeros((2, 12, 3, 3)), None), ("b", np.zeros((2, 12, 3, 3)), ["L0H1"])]
+    )
+    assert wide.axes[0].get_xlim() == ax.get_xlim()
+
+
+def test_a_mean_pattern_names_what_the_prompts_share():
+    model = FakeModel(3)
+    runs = model.run([PROMPT_TOKENS, np.where(np.arange(8) == 4, 7, PROMPT_TOKENS)])
+    ax = figures.attention_map(runs, 1, 2)
+    assert ax.get_title() == "L1H2, mean of 2 prompts"
+    expected = (runs[0].pattern[1, 2] + runs[1].pattern[1, 2]) / 2
+    drawn = ax.collections[0].get_array()
+    np.testing.assert_allclose(np.sort(drawn), np.sort(expected[np.tril(expected) > WHITE]))
+    labels = [label.get_text() for label in ax.get_xticklabels()]
+    assert sum(label.startswith("(2 tokens)") for label in labels) == 1
+    named = figures.attention_map(runs, 1, 2, labels=[f"place {i}" for i in range(runs[0].n_tokens)])
+    assert named.get_xticklabels()[1].get_text() == "place 1  1"
+    with pytest.raises(ValueError, match="one text for each"):
+        figures.attention_map(runs, 1, 2, labels=["a"])
+
+
+def test_layers_without_edges_are_low():
+    run = FakeModel(0, n_layer=4).run(PROMPT)
+    heights = np.diff(_floors(pd.DataFrame({"layer": [1, 1, 3]}), 4))
+    np.testing.assert_allclose(heights, [0.45, 1, 0.45, 1])
+    ax = figures.edge_lines(run)
+    lines = np.array(ax.collections[0].get_segments())
+    ticks = ax.get_yticks()
+    layers = tables.edges(run, 0.0)["layer"].to_numpy()
+    np.testing.assert_allclose(lines[:, :, 1].mean(axis=1), ticks[layers])
+
+
+def test_bars_are_the_strongest_rows():
+    table = pd.DataFrame(
+        {"label": ["a", "b", "c", "d", "$x"], "effect": [1.0, -3.0, 2.0, np.nan, 0.5],
+         "low": [0.5, -4, 1, 0, 0], "high": [1.5, -2, 3, 0, 1]}
+    )  # fmt: skip
+    ax = figures.bars(table, "effect", 4)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "c", "a", "$x"]
+    assert [bar.get_width() for bar in ax.patches] == [-3.0, 2.0, 1.0, 0.5]
+    assert ax.patches[0].get_facecolor()[:3] != ax.patches[1].get_facecolor()[:3]
+    segments = np.array(ax.collections[0].get_segments())
+    np.testing.assert_array_equal(segments[:, :, 0], [[-4, -2], [1, 3], [0.5, 1.5], [0, 1]])
+    assert ax.get_xlabel() == "effect"
+    assert not figures.bars(table.drop(columns=["low", "high"]), "effect").collections
+    with pytest.raises(KeyError, match="no column 'score'; it has label, effect"):
+        figures.bars(table, "score")
+    with pytest.raises(ValueError, match="no row with a value"):
+        figures.bars(table[3:4], "effect")
+    with pytest.raises(TypeError, match="must hold numbers"):
+        figures.bars(table, "label")
 
 
 def test_labels_stand_in_the_empty_corner_of_their_map(run):
@@ -255,11 +314,11 @@ def test_one_line_per_edge_from_key_to_query(run):
     (start_x, start_y), (end_x, end_y) = lines[:, 0].T, lines[:, 1].T
     np.testing.assert_array_equal(start_y, table["layer"])
     np.testing.assert_array_equal(end_y, table["layer"] + 1)
-    shift = start_x - table["key"]
+    shift = start_x - table["key_position"]
     assert (abs(shift) < 0.25).all()
-    np.testing.assert_allclose(end_x - table["query"], shift)
+    np.testing.assert_allclose(end_x - table["query_position"], shift)
     assert len(np.unique(lines.reshape(len(lines), 4), axis=0)) == len(lines)
-    alone = ~table.duplicated(["layer", "query", "key"], keep=False)
+    alone = ~table.duplicated(["layer", "query_position", "key_position"], keep=False)
     assert alone.any()
     assert (shift[alone] == 0).all()
 
@@ -368,8 +427,8 @@ def history():
 def test_history_shows_every_curve(history):
     ax = figures.training_history(history, target=0.5)
     shown = [[line.get_label() for line in panel.lines] for panel in ax.child_axes]
-    assert shown == [["cross-entropy", "loss", "target"], ["open", "expected"], ["multiplier"]]
-    columns = [["ce", "loss"], ["open_edges", "expected_edges"], ["multiplier"]]
+    assert shown == [["loss", "cross-entropy", "target"], ["expected", "open"], ["multiplier"]]
+    columns = [["loss", "ce"], ["expected_edges", "open_edges"], ["multiplier"]]
     for panel, names in zip(ax.child_axes, columns, strict=True):
         for line, name in zip(panel.lines, names, strict=False):
             np.testing.assert_array_equal(line.get_xdata(), history["step"])
@@ -382,7 +441,7 @@ def test_history_of_a_dense_model_shows_its_loss_alone(history):
     history[["expected_edges", "open_edges", "multiplier"]] = np.nan
     ax = figures.training_history(history)
     assert [[line.get_label() for line in panel.lines] for panel in ax.child_axes] == [
-        ["cross-entropy", "loss"]
+        ["loss", "cross-entropy"]
     ]
     assert len(figures.training_history(history[["step", "loss"]]).child_axes) == 1
 

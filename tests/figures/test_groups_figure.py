@@ -86,7 +86,11 @@ def test_the_planted_graph(planted):
     assert "97 % of what 'large' does to 'small'" in written
     assert "Modulated at 97 % by" in written
     assert "1 of 2 heads map key pos 4 to query pos 7 most" in written
-    assert [text for text in written if text.startswith("layer ")] == ["layer 0-2", "layer 5-6", "layer 0"]
+    assert [text for text in written if text.startswith("layer ")] == [
+        "layer 0-2",
+        "layer 5, logits",
+        "layer 0",
+    ]
     assert "+744.0" in written  # 651 * 8 / 7, the red arrow
     assert "+120.0" in written  # 105 * 8 / 7, from opposite
     assert len(boxes(right)) == 3  # the quotation marks do nothing

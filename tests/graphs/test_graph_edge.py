@@ -7,6 +7,7 @@ import numpy as np
 import planted_graph as pg
 import pytest
 from planted_calls import LARGE_TO_LOGIT, WIDE_TO_LOGIT, WRONG, find
+from table_columns import hidden
 
 import attnsparse as asp
 from attnsparse.graphs.word_effect import edge_row, word_effect
@@ -118,7 +119,12 @@ def test_what_an_edge_says_of_itself(found):
 
 def test_tables(found):
     row = edge_row(found, "features", 1)
-    assert (row["key"], row["query"], row["heads_needed"], row["heads_drawn"]) == (5, 8, 2, 2)
+    assert (row["key_position"], row["query_position"], row["heads_needed"], row["heads_drawn"]) == (
+        5,
+        8,
+        2,
+        2,
+    )
     assert row["drawn_look_at_key"] == 1
     assert row["logit_diff"] == pytest.approx(720)
     assert row["share_of_5"] == pytest.approx(1)
@@ -130,7 +136,8 @@ def test_tables(found):
     groups = found.groups(1).set_index("group")
     assert groups.loc['"', "positions"] == "4 6 8"
     assert tuple(groups.loc["large", ["first_layer", "last_layer", "n_features"]]) == (0, 2, 4)
-    assert found.heads().equals(heads.assign(key=heads["key"] - 1, query=heads["query"] - 1))
+    places = ["key_position", "query_position"]
+    assert found.heads().equals(heads.assign(**{name: heads[name] - 1 for name in places}))
     for table in (found.heads, found.groups):
         with pytest.raises(ValueError, match="base must be 0 or 1, got 2"):
             table(2)
@@ -138,6 +145,7 @@ def test_tables(found):
     assert list(zip(arrows["source"], arrows["target"])) == [("opposite", "small"), ("large", "small")]
     np.testing.assert_allclose(arrows["weight"], np.array([105, LARGE_TO_LOGIT]) * SCALE)
     np.testing.assert_allclose(arrows["share"], arrows["weight"] / 720)
+    assert [hidden(table) for table in (found.heads(), found.groups(), arrows)] == [[]] * 3
 
 
 @pytest.mark.parametrize(

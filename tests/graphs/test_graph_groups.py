@@ -50,7 +50,7 @@ def test_layers_are_those_of_the_influence(planted):
     alone = np.array([1995, 367.5, 525, 105, 0, 0])
     np.testing.assert_allclose(groups["large"].profile, alone / alone.sum(), rtol=1e-9)
     assert groups["large"].layer_text == "layer 0-2"
-    assert groups["small"].layer_text == "layer 5-6"
+    assert groups["small"].layer_text == "layer 5, logits"
     assert groups["opposite"].layer_text == "layer 0"
     assert groups["The"].layer_text == "embedding"
     assert [group.n_features for group in groups.values()] == [0, 1, 0, 2, 4, 0, 1]

@@ -256,6 +256,15 @@ TRAINING = {
         {"gated": True, "gate_bias": 0.3, "d_head": 1, "n_head": 3},
         {"tau": 2.0, "geco_rate": 0.5, "geco_relative": False, "geco_clip": 0.3, "lambda_max": 1.2},
     ),
+    "dropout": ({}, {"dropout": ((0.2, 0.0), (0.0, 0.5), (0.3, 0.1), (0.1, 0.4))}),
+    "gated dropout": (
+        {"gated": True},
+        {"tau": 2.0, "geco_rate": 0.2, "dropout": ((0.2, 0.3), (0.5, 0.0), (0.0, 0.1), (0.1, 0.0))},
+    ),
+    "kinds": (
+        {"gated": True},
+        {"tau": 2.0, "edge_weight": (1.0, 2.0), "kind_weight": ((0.0, 0.1), (0.5, 0.4), (3.0, 0.7))},
+    ),
 }
 
 

@@ -15,8 +15,8 @@ from attnsparse.items import Head, edge_label, token_label
 from attnsparse.model import tables
 
 HEAD_COLUMNS = [
-    "layer", "head", "label", "query", "key", "query_token", "key_token", "weight", "score", "gate",
-    "value_norm", "contribution", "prepend_bos", "base",
+    "layer", "head_index", "label", "query_position", "key_position", "query_token", "key_token", "weight",
+    "score", "gate", "value_norm", "contribution",
 ]  # fmt: skip
 
 
@@ -38,12 +38,12 @@ def test_heads_agree_with_oracle(run, model):
     assert list(table.columns) == HEAD_COLUMNS
     assert len(table) == 3 * 4
     for row in table.itertuples():
-        at = row.layer, row.head, 7, 4
-        v = run.oracle["v"][row.layer, 4, row.head]
-        rows = slice(row.head * 2, row.head * 2 + 2)
+        at = row.layer, row.head_index, 7, 4
+        v = run.oracle["v"][row.layer, 4, row.head_index]
+        rows = slice(row.head_index * 2, row.head_index * 2 + 2)
         written = run.oracle["pattern"][at] * v @ model.weights[f"h.{row.layer}.attn.c_proj.weight"][rows]
-        assert row.label == f"L{row.layer}H{row.head}"
-        assert (row.query, row.key, row.query_token, row.key_token) == (7, 4, ' "', "large")
+        assert row.label == f"L{row.layer}H{row.head_index}"
+        assert (row.query_position, row.key_position, row.query_token, row.key_token) == (7, 4, ' "', "large")
         assert row.weight == pytest.approx(run.oracle["pattern"][at], rel=1e-5)
         assert row.score == pytest.approx(run.oracle["scores"][at], rel=1e-5)
         assert row.gate == run.oracle["gate"][at]
@@ -58,7 +58,7 @@ def test_heads_are_sorted_by_contribution_and_ties_keep_their_order(run):
     closed = table[~table["gate"]]
     assert len(closed) > 2
     assert (closed["contribution"] == 0).all()
-    assert closed[["layer", "head"]].apply(tuple, axis=1).is_monotonic_increasing
+    assert closed[["layer", "head_index"]].apply(tuple, axis=1).is_monotonic_increasing
 
 
 def test_heads_of_a_dense_model_are_all_open():
@@ -82,10 +82,12 @@ def test_logit_diff_is_what_removing_the_entry_changes_with_the_scale_frozen(tie
 
     residual, scale = run.oracle["resid_post"][-1, 7], run.oracle["ln_final_scale"][7]
     for row in table.itertuples():
-        rows = slice(row.head * 2, row.head * 2 + 2)
+        rows = slice(row.head_index * 2, row.head_index * 2 + 2)
         w_o = model.weights[f"h.{row.layer}.attn.c_proj.weight"][rows]
         written = (
-            run.oracle["pattern"][row.layer, row.head, 7, 4] * run.oracle["v"][row.layer, 4, row.head] @ w_o
+            run.oracle["pattern"][row.layer, row.head_index, 7, 4]
+            * run.oracle["v"][row.layer, 4, row.head_index]
+            @ w_o
         )
         change = logit_diff(residual, scale) - logit_diff(residual - written, scale)
         assert row.logit_diff == pytest.approx(change, rel=1e-4, abs=1e-6)
@@ -130,13 +132,13 @@ def test_missing_arrays_are_named(model):
 def test_edges_are_the_open_gates(run):
     table = tables.edges(run)
     assert list(table.columns) == HEAD_COLUMNS
-    found = table[["layer", "head", "query", "key"]].to_numpy()
+    found = table[["layer", "head_index", "query_position", "key_position"]].to_numpy()
     np.testing.assert_array_equal(found, np.argwhere(run.oracle["gate"]))
     np.testing.assert_allclose(table["weight"], run.oracle["pattern"][run.oracle["gate"]], rtol=1e-5)
     assert table["gate"].all()
     tokens = np.array(run.token_strings)
-    np.testing.assert_array_equal(table["query_token"], tokens[table["query"]])
-    np.testing.assert_array_equal(table["key_token"], tokens[table["key"]])
+    np.testing.assert_array_equal(table["query_token"], tokens[table["query_position"]])
+    np.testing.assert_array_equal(table["key_token"], tokens[table["key_position"]])
 
 
 def test_threshold_is_exclusive(run):
@@ -165,15 +167,13 @@ def test_edges_from_pattern_and_from_csr_agree(model):
     wide = tables.edges(model.run(PROMPT))
     names = [
         "layer",
-        "head",
+        "head_index",
         "label",
-        "query",
-        "key",
+        "query_position",
+        "key_position",
         "query_token",
         "key_token",
         "weight",
-        "prepend_bos",
-        "base",
     ]
     for record in ("pattern", "edges"):
         narrow = tables.edges(model.run(PROMPT, record=record))
@@ -202,11 +202,11 @@ def test_base_and_bos_are_recorded(model, base):
     run = model.run(PROMPT)
     run.prepend_bos = True
     for table in (tables.heads(run, 3 + base, 5 + base, base=base), tables.edges(run, base=base)):
-        assert (table["base"] == base).all()
-        assert table["prepend_bos"].all()
         origin = {"prepend_bos": True, "base": base, "model": "fake", "digest": "0" * 64, "prompt": PROMPT}
         assert table.attrs == origin
-    np.testing.assert_array_equal(tables.edges(run, base=base)["key"], tables.edges(run)["key"] + base)
+    np.testing.assert_array_equal(
+        tables.edges(run, base=base)["key_position"], tables.edges(run)["key_position"] + base
+    )
 
 
 def test_batch_is_refused_by_name(model):
@@ -230,7 +230,9 @@ def test_tables_of_a_real_run_agree_with_the_oracle(gated):
     real = fake.real()
     expected, run = fake.run(PROMPT), real.run(PROMPT)
     arguments = {"key": "large", "query": -1, "base": 1, "logit_diff": (" small", " large")}
-    by_head = [tables.heads(each, **arguments).sort_values(["layer", "head"]) for each in (expected, run)]
+    by_head = [
+        tables.heads(each, **arguments).sort_values(["layer", "head_index"]) for each in (expected, run)
+    ]
     pd.testing.assert_frame_equal(*by_head, rtol=1e-4, atol=1e-5, check_index_type=False)
     pd.testing.assert_frame_equal(tables.edges(expected), tables.edges(run), rtol=1e-4, atol=1e-5)
     assert run.heads(**arguments).equals(tables.heads(run, **arguments))

@@ -190,12 +190,14 @@ def forward(
     gate: Gate = hard_gate,
     gate_bias: ArrayLike | None = None,
     inject: Mapping[str, Array] | None = None,
+    thin: Mapping[str, Array] | None = None,
 ) -> Record:
     """One sequence through the model; returns every quantity that a Run can record.
 
     tokens (T,) integers. gate(layer, g) -> m in a gated model, g (H,T,T) being the gate logits.
     gate_bias: one number per layer instead of config["gate_bias"]. inject: name -> array added to
     the quantity of that name where it is computed (for derivatives with respect to activations).
+    thin: name -> what dropout multiplies that quantity by: pattern, attn_out and mlp_out.
 
     Per layer l, x = resid_pre[l]:
         q, k, v = LN1(x) W_QKV + b           scores = factor * q.k for k <= q, else -inf
@@ -206,13 +208,14 @@ def forward(
     and logits = LN_f(resid_post[L-1]) W_U^T + b_U. A pattern row is never renormalised.
     """
     tokens = np.asarray(tokens, np.int64)
-    inject = inject or {}
+    inject, thin = inject or {}, thin or {}
     biases = np.full(config["n_layer"], config["gate_bias"]) if gate_bias is None else np.asarray(gate_bias)
     run: Record = {"embed": weights["wte.weight"][tokens], "pos_embed": weights["wpe.weight"][: len(tokens)]}
     layers: dict[str, list[Array]] = {name: [] for name in PER_LAYER}
 
     def keep(name: str, layer: int, value: Array) -> Array:
         value = value + inject[name][layer] if name in inject else value
+        value = value * thin[name][layer] if name in thin else value
         layers[name].append(value)
         return value
 

@@ -58,15 +58,17 @@ def backward(
     *,
     gate_logits: Array | None = None,
     edge_gradient: Array | None = None,
+    thin: Mapping[str, Array] | None = None,
 ) -> Gradients:
     """Gradients of a loss with dloss/dlogits = dlogits (T,V) through the recorded run of one sequence.
 
     gate_logits (L,H,T,T): None lets no gradient through the gate (it is piecewise constant). With
     g + noise of the training gate, or g at evaluation, the straight-through term is added to the
     scores' gradient. edge_gradient (L,H,T,T): dloss/dg of a term of the loss that depends on the gate
-    logits directly (the expected number of edges); also added to the scores' gradient.
+    logits directly (the expected number of edges); also added to the scores' gradient. thin: that of the
+    run (see `oracle.forward`).
     """
-    tokens = np.asarray(tokens, np.int64)
+    tokens, thin = np.asarray(tokens, np.int64), thin or {}
     parameters = {name: np.zeros_like(value) for name, value in weights.items()}
     layers: dict[str, list[Array]] = {name: [] for name in PATH_ACTIVATIONS}
     final = oracle.affine(weights, "ln_f", run["ln_final_normalized"])
@@ -81,11 +83,16 @@ def backward(
     for layer in reversed(range(config["n_layer"])):
         here = {name: run[name][layer] for name in oracle.PER_LAYER}
         layers["resid_post"].append(dx)
-        dx = dx + _mlp_backward(config, weights, layer, here, dx, parameters, layers)
+        kept = {name: mask[layer] for name, mask in thin.items()}
+        dout = dx * kept.get("mlp_out", 1.0)
+        dx = dx + _mlp_backward(config, weights, layer, here, dout, parameters, layers)
         layers["resid_mid"].append(dx)
         to_scores = np.zeros_like(here["pattern"]) if edge_gradient is None else edge_gradient[layer]
         g = None if gate_logits is None else gate_logits[layer]
-        dx = dx + _attention_backward(config, weights, layer, here, dx, g, to_scores, parameters, layers)
+        dout = dx * kept.get("attn_out", 1.0)
+        dx = dx + _attention_backward(
+            config, weights, layer, here, dout, g, to_scores, kept.get("pattern", 1.0), parameters, layers
+        )
         layers["resid_pre"].append(dx)
     parameters["wpe.weight"][: len(tokens)] += dx
     np.add.at(parameters["wte.weight"], tokens, dx)
@@ -135,15 +142,18 @@ def score_gradient(P: Array, m: Array, dA: Array, g: Array | None, edge_gradient
     return through_softmax + through_gate + edge_gradient
 
 
-def _attention_backward(config, weights, layer, here, dout, g, edge_gradient, parameters, layers) -> Array:
+def _attention_backward(
+    config, weights, layer, here, dout, g, edge_gradient, kept, parameters, layers
+) -> Array:
     """Gradient of resid_pre through the attention from dout, the gradient of resid_mid (T,E).
 
-    dA = dz v^T, dv = A^T dz, dq = factor ds k, dk = factor ds^T q; see `score_gradient` for ds."""
+    The recorded pattern is what dropout left of A, kept A.  dA = kept dz v^T, dv = (kept A)^T dz,
+    dq = factor ds k, dk = factor ds^T q; see `score_gradient` for ds."""
     name, n_tokens = f"h.{layer}", len(dout)
     mask = oracle.causal_mask(n_tokens)
     dz = _linear_backward(weights, f"{name}.attn.c_proj", here["z"].reshape(n_tokens, -1), dout, parameters)
     dz = dz.reshape(here["z"].shape)
-    dA = np.where(mask, np.einsum("qhd,khd->hqk", dz, here["v"]), 0.0)
+    dA = np.where(mask, np.einsum("qhd,khd->hqk", dz, here["v"]), 0.0) * kept
     dv = np.einsum("hqk,qhd->khd", here["pattern"], dz)
     if g is not None:
         g = np.where(mask, g, -np.inf)
@@ -178,26 +188,77 @@ def splitmix64(x: ArrayLike) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def gate_noise(seed: int, step: int, sequence: int, layer: int, n_head: int, n_tokens: int) -> Array:
-    """Logistic noise (H,T,T) [head, query, key]: a function of its coordinates only.
+def noise_key(seed: int, *words: int) -> np.uint64:
+    """key = splitmix64(seed), then key = splitmix64(key ^ w) for every word."""
+    key = splitmix64(seed % 2**64)
+    for word in words:
+        key = splitmix64(key ^ np.uint64(word))
+    return key
 
-    key = splitmix64(seed), then key = splitmix64(key ^ w) for w = step, sequence, layer, head, query.
+
+def uniform_row(key: NDArray[np.uint64], n: int) -> Array:
+    """n uniform numbers in (0, 1) for every key; keys (...), numbers (..., n).
+
     With k0, k1 the low and high half of key, modulo 2^32 and for each key position j:
         x = j * 0x9E3779B9 + k0;  x ^= x >> 16;  x *= 0x7FEB352D;  x ^= x >> 15;  x += k1;
-        x *= 0x846CA68B;  x ^= x >> 16;  u = ((x >> 9) + 1/2) / 2^23;  noise = log(u / (1 - u))
+        x *= 0x846CA68B;  x ^= x >> 16;  u = ((x >> 9) + 1/2) / 2^23
     """
-    key = splitmix64(seed % 2**64)
-    for word in (step, sequence, layer):
-        key = splitmix64(key ^ np.uint64(word))
-    key = splitmix64(key ^ np.arange(n_head, dtype=np.uint64))
-    key = splitmix64(key[:, None] ^ np.arange(n_tokens, dtype=np.uint64))[:, :, None]
+    key = np.asarray(key, np.uint64)[..., None]
     low, high = key.astype(np.uint32), (key >> np.uint64(32)).astype(np.uint32)
-    x = np.arange(n_tokens, dtype=np.uint32) * np.uint32(0x9E3779B9) + low
+    x = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B9) + low
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = ((x ^ (x >> np.uint32(15))) + high) * np.uint32(0x846CA68B)
     x = x ^ (x >> np.uint32(16))
-    u = ((x >> np.uint32(9)).astype(np.float64) + 0.5) / 2**23
+    return ((x >> np.uint32(9)).astype(np.float64) + 0.5) / 2**23
+
+
+def gate_noise(seed: int, step: int, sequence: int, layer: int, n_head: int, n_tokens: int) -> Array:
+    """Logistic noise (H,T,T) [head, query, key]: log(u / (1 - u)), u the row of numbers of
+    (seed, step, sequence, layer, head, query)."""
+    key = splitmix64(noise_key(seed, step, sequence, layer) ^ np.arange(n_head, dtype=np.uint64))
+    u = uniform_row(splitmix64(key[:, None] ^ np.arange(n_tokens, dtype=np.uint64)), n_tokens)
     return np.log(u / (1 - u))
+
+
+DROPPED = ("entries", "heads", "attn_out", "mlp_out")
+
+
+def dropout_masks(
+    config: Mapping, options: Options, step: int, sequence: int, n_tokens: int
+) -> dict[str, Array]:
+    """What dropout multiplies a sequence's quantities by: 0, or 1 / (1 - rate) for what is kept.
+
+    Keys are noise_key(seed, step, sequence, layer, 2^32 + i, at), i being the place in `DROPPED`; an entry
+    (head, query, key) is dropped where the number at `key` of the row of (..., head, query) is below the
+    rate, a head where (key >> 11 + 1/2) / 2^53 of (..., head) is, a value of an output at (position, neuron)
+    where the number at `neuron` of the row of (..., position) is. Masks of entries and heads multiply."""
+    L, H, E = config["n_layer"], config["n_head"], config["d_model"]
+    rates = dict(zip(DROPPED, options.dropout, strict=True))
+    pattern = np.ones((L, H, n_tokens, n_tokens))
+    outputs = {name: np.ones((L, n_tokens, E)) for name in ("attn_out", "mlp_out")}
+    for layer in range(L):
+
+        def key(what: str, at: int, layer: int = layer) -> np.uint64:
+            return noise_key(options.seed, step, sequence, layer, 2**32 + DROPPED.index(what), at)
+
+        for head in range(H):
+            rows = splitmix64(key("entries", head) ^ np.arange(n_tokens, dtype=np.uint64))
+            rate = rates["entries"][layer]
+            pattern[layer, head] *= (uniform_row(rows, n_tokens) > rate) / (1 - rate)
+            rate = rates["heads"][layer]
+            u = (float(key("heads", head) >> np.uint64(11)) + 0.5) / 2**53
+            pattern[layer, head] *= (u > rate) / (1 - rate)
+        for name, mask in outputs.items():
+            rate = rates[name][layer]
+            for position in range(n_tokens):
+                mask[layer, position] *= (uniform_row(key(name, position), E) > rate) / (1 - rate)
+    return {"pattern": pattern, **outputs}
+
+
+def entry_kinds(n_tokens: int) -> Array:
+    """(T,T) [query, key]: 0 self, 1 the previous token, 2 the first token, 3 others; the first that fits."""
+    query, key = np.indices((n_tokens, n_tokens))
+    return np.select([query == key, query == key + 1, key == 0], [0, 1, 2], 3)
 
 
 def noisy_gate(noise: Array) -> oracle.Gate:
@@ -228,7 +289,8 @@ class TrainingState:
 @dataclass(frozen=True)
 class Options:
     """Arguments of one step. gate_bias and edge_weight have one number per layer; None means the
-    config's gate bias and ones."""
+    config's gate bias and ones. kind_weight: the same for self edges, those to the previous and to the first
+    token; None: 1. dropout: rates per layer of `DROPPED`; empty: none."""
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -239,6 +301,8 @@ class Options:
     seed: int = 0
     gate_bias: Sequence[float] | None = None
     edge_weight: Sequence[float] | None = None
+    kind_weight: Sequence[Sequence[float] | None] = (None, None, None)
+    dropout: Sequence[Sequence[float]] = ()
     tau: float = 0.0
     geco_rate: float = 0.0
     geco_clip: float = 1.0
@@ -276,23 +340,26 @@ def loss_and_gradients(
     CE = sum w ce / sum w over all tokens of the step.
     dense:  loss = CE
     gated:  loss = (E / N + lambda (CE - tau)) / (1 + lambda),  lambda = multiplier,
-            E = sum over layers l, heads, causal pairs of edge_weight_l sigmoid(g),  g = s + gate_bias_l,
+            E = sum over layers l, heads, causal pairs of price sigmoid(g),  g = s + gate_bias_l, price the
+            kind_weight_l of the pair's kind, or else edge_weight_l;
             N = L H sum over sequences of T (T + 1) / 2;  gate m = 1[g + noise > 0].
     """
     L, H = config["n_layer"], config["n_head"]
     bias = np.full(L, config["gate_bias"]) if options.gate_bias is None else np.asarray(options.gate_bias)
-    edge_weight = np.ones(L) if options.edge_weight is None else np.asarray(options.edge_weight)
+    given = (*options.kind_weight, options.edge_weight)
+    prices = np.stack([np.ones(L) if w is None else np.asarray(w) for w in given])
     sequences = sequences_of(micro)
     total_weight = sum(w.sum(dtype=np.float64) for _, _, w in sequences)
     n_pairs = L * H * sum(len(t) * (len(t) + 1) // 2 for t, _, _ in sequences)
     ce_part = multiplier / (1 + multiplier) if config["gated"] else 1.0
     edge_part = 1 / (1 + multiplier) / n_pairs
-    ce = expected = weighted = n_open = 0.0
+    ce = expected = weighted = n_open = n_self = 0.0
     gradients = {name: np.zeros_like(value) for name, value in weights.items()}
     for index, (tokens, targets, w) in enumerate(sequences):
         T = len(tokens)
         noise = np.stack([gate_noise(options.seed, step, index, layer, H, T) for layer in range(L)])
-        run = oracle.forward(config, weights, tokens, gate=noisy_gate(noise), gate_bias=bias)
+        thin = dropout_masks(config, options, step, index, T) if options.dropout else None
+        run = oracle.forward(config, weights, tokens, gate=noisy_gate(noise), gate_bias=bias, thin=thin)
         share = np.asarray(w, np.float64) / total_weight
         ce += share @ oracle.token_loss(run["logits"], targets)
         dlogits = oracle.softmax(run["logits"])
@@ -301,19 +368,22 @@ def loss_and_gradients(
         g = dedge = None
         if config["gated"]:
             g = run["scores"] + bias[:, None, None, None]
-            edges = oracle.sigmoid(g).sum((1, 2, 3))
+            price = prices.T[:, None, entry_kinds(T)]
+            edges = oracle.sigmoid(g)
             expected += edges.sum()
-            weighted += edges @ edge_weight
+            weighted += (edges * price).sum()
             n_open += run["gate"].sum()
-            dedge = edge_part * edge_weight[:, None, None, None] * oracle.sigmoid_slope(g)
+            n_self += np.diagonal(run["gate"], axis1=2, axis2=3).sum()
+            dedge = edge_part * price * oracle.sigmoid_slope(g)
             g = g + noise
-        found = backward(config, weights, tokens, run, dlogits, gate_logits=g, edge_gradient=dedge)
+        found = backward(config, weights, tokens, run, dlogits, gate_logits=g, edge_gradient=dedge, thin=thin)
         for name, value in found.parameters.items():
             gradients[name] += value
     loss = ce
     if config["gated"]:
         loss = (weighted / n_pairs + multiplier * (ce - options.tau)) / (1 + multiplier)
-    parts = {"loss": loss, "ce": ce, "expected_edges": expected / n_pairs, "open_edges": n_open / n_pairs}
+    parts = {"loss": loss, "ce": ce, "expected_edges": expected / n_pairs, "open_edges": n_open / n_pairs,
+             "open_self": n_self / n_pairs}  # fmt: skip
     return parts, gradients
 
 

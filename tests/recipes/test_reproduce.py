@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from table_columns import hidden
 
 import attnsparse
 from attnsparse.recipes import addition_evaluation
@@ -203,9 +204,10 @@ def test_the_sparse_model_adds_with_few_edges(reproduced):
 
 def test_tables_agree_with_each_other(reproduced):
     tables = {path.stem: table for path, table in reproduced.items() if table is not None}
-    sums, edges = tables["addition-sums"].set_index("sum"), tables["addition-edges"]
+    assert {name: names for name, table in tables.items() if (names := hidden(table))} == {}
+    sums, edges = tables["addition-sums"].set_index("addends"), tables["addition-edges"]
     assert list(sums["carries"]) == [0, 1, 2]
-    for (model, text), drawn in edges.groupby(["model", "sum"]):
+    for (model, text), drawn in edges.groupby(["model", "addends"]):
         assert len(drawn) == sums.loc[text, f"{model}_edges"]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fake_circuit import fake_circuit
+from table_columns import hidden
 
 import attnsparse
 from attnsparse.circuits.entry_effects import entry_effects
@@ -80,10 +81,11 @@ def test_copy_draws_the_heads_that_are_needed(planted):
 
 def test_copy_says_its_numbers(planted):
     [made] = reproduce_copy.make(planted)
+    assert [hidden(table) for table in made.tables.values()] == [[]] * len(made.tables)
     needed = made.tables["needed"]
     assert list(needed["role"]) == ["dense", "dense", "sparse", "sparse"] * 2
     assert list(needed["taken"]) == [True, False] * 4
-    taken = needed[needed["taken"]].set_index(["role", "ablation"])["first"]
+    taken = needed[needed["taken"]].set_index(["role", "ablation"])["n_first"]
     assert {key: int(taken[key]) for key in NEEDED} == NEEDED
     text = words(made.caption)
     assert "Zero ablation: dense 5 [" in text
@@ -92,7 +94,7 @@ def test_copy_says_its_numbers(planted):
     assert "ratio 4.0 [" in text
     assert f"means over {reproduce_pair.PROMPTS // 2} prompts such as 'Copy: " in text
     assert max(map(len, made.caption.splitlines())) <= 140
-    heads = made.tables["heads"].groupby(["role", "ablation"])["first"].sum()
+    heads = made.tables["heads"].groupby(["role", "ablation"])["in_first"].sum()
     assert heads.to_dict() == NEEDED
     assert len(made.tables["curves"]) == 4 * 9
 
@@ -114,6 +116,7 @@ def test_curves_have_a_panel_for_every_task_and_unit(planted):
                 np.testing.assert_array_equal(lines[role].get_ydata(), expected.effect)
             assert any("×" in text.get_text() for text in ax.texts)
         ratios = made.tables["ratios"]
+        assert [hidden(table) for table in made.tables.values()] == [[]] * len(made.tables)
         assert list(ratios["task"]) == ["copy", "antonym", "ioi", "greater_than"] * 2
         assert list(ratios["unit"]) == ["head"] * 4 + ["edge"] * 4
         assert set(ratios["ratio_first"]) == {NEEDED["dense", ablation] / NEEDED["sparse", ablation]}
@@ -142,6 +145,7 @@ def test_the_control_is_a_third_line(models):
 def test_antonym_tables_and_caption_agree(models):
     [made] = reproduce_antonym.make(ModelPair(models))
     table, heads = made.tables["models"], made.tables["heads"]
+    assert hidden(table) == hidden(heads) == []
     assert list(zip(table["ablation"], table["role"])) == [
         ("zero", "dense"), ("zero", "sparse"), ("mean", "dense"), ("mean", "sparse"),
     ]  # fmt: skip
@@ -156,8 +160,8 @@ def test_antonym_tables_and_caption_agree(models):
             assert (own["share"].iloc[n - 1], own["kept"].iloc[n - 1]) == (row.share, row.kept)
         assert own["kept"].iloc[row.heads_needed_to_keep - 1] >= 0.8
         assert (np.diff(own["effect"]) <= 0).all()
-    assert set(heads["query"]) == {8}
-    assert set(heads["key"]) == {5}
+    assert set(heads["query_position"]) == {8}
+    assert set(heads["key_position"]) == {5}
     assert table["answer_is_top"].all()
     dense, sparse = made.figure.axes[:2]
     drawn = heads[heads["drawn"]]

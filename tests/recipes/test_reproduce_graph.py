@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from graph_toys import random_transcoders
+from table_columns import hidden
 
 import attnsparse as asp
 from attnsparse.cli import main as cli
@@ -60,6 +61,12 @@ def caption(files) -> str:
     return " ".join(text.split())
 
 
+def test_columns_can_be_typed(own):
+    assert {
+        path.name: names for path, value in own.items() if value is not None and (names := hidden(value))
+    } == {}
+
+
 def test_files(own):
     names = [f"antonym.{form}" for form in FORMATS]
     names += [f"antonym-{name}.csv" for name in (*TABLES, "heads")]
@@ -76,8 +83,8 @@ def test_what_is_shown_of_the_packages_models(own):
         ("dense", "features"), ("dense", "edge"), ("sparse", "features"), ("sparse", "edge"),
     ]  # fmt: skip
     assert list(graph["transcoders"].unique()) == list(TRANSCODERS)
-    assert set(graph["key"]) == {5}
-    assert set(graph["query"]) == {8}
+    assert set(graph["key_position"]) == {5}
+    assert set(graph["query_position"]) == {8}
     assert (graph["closure"] < 1e-4).all()
     shown = graph[graph["through"] == "features"]
     assert (shown["heads_needed"] <= 12).all()

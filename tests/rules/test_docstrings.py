@@ -25,11 +25,11 @@ METHODS = {
 }
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 DOCUMENTED = FUNCTIONS | CLASSES_OF_OURS | METHODS
-# Methods that are functions of other modules, which call their own object `graph`.
-OF_GRAPHS = [
+# Methods that are functions of other modules, which call their own object by its kind.
+OF_OTHERS = [
     value
     for value in METHODS.values()
-    if inspect.isfunction(value) and [*inspect.signature(value).parameters][:1] == ["graph"]
+    if inspect.isfunction(value) and [*inspect.signature(value).parameters][:1] in (["graph"], ["circuit"])
 ]
 
 
@@ -42,7 +42,7 @@ class Validator(validate.Validator):
     @property
     def signature_parameters(self) -> tuple[str, ...]:
         names = super().signature_parameters
-        return names[1:] if self.obj in OF_GRAPHS else names
+        return names[1:] if self.obj in OF_OTHERS else names
 
 
 def fields(kind: type) -> list[str]:

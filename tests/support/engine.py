@@ -116,7 +116,11 @@ def micro_batches(
 def step_arguments(options: ot.Options) -> dict:
     """The oracle's options as keyword arguments of the core's Trainer.step."""
     arguments = dataclasses.asdict(options)
-    for name in ("gate_bias", "edge_weight"):
+    kinds = ("self_edge_weight", "previous_edge_weight", "first_edge_weight")
+    arguments |= dict(zip(kinds, arguments.pop("kind_weight"), strict=True))
+    names = ("entry_dropout", "head_dropout", "attn_out_dropout", "mlp_out_dropout")
+    arguments |= dict(zip(names, arguments.pop("dropout")))
+    for name in ("gate_bias", "edge_weight", *kinds):
         if arguments[name] is not None:
             arguments[name] = [float(value) for value in arguments[name]]
     return arguments

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from table_columns import hidden
 
 from attnsparse import tasks
 from attnsparse.errors import FormatError, LimitError
@@ -185,6 +186,7 @@ def test_byte_order_mark_and_numbers_of_rows(tmp_path) -> None:
 
 def tables_of(task: tasks.Task, path) -> dict[str, object]:
     """A task read again from whatever it can be written to, by way."""
+    assert hidden(task.to_pandas()) == []
     tasks.write_prompts_json(task, path / "t.json")
     task.to_pandas().to_csv(path / "t.csv", index=False)
     text = pd.read_csv(path / "t.csv", dtype=str, keep_default_na=False)

@@ -43,13 +43,16 @@ def data(batch: int = 3, seed: int = 5) -> SequenceData:
 
 
 def options(steps: int, **changes: Any) -> TrainingOptions:
-    """Everything changes on the way: rate, bias per layer, price of edges, slack, the multiplier's limits."""
+    """All of them change on the way: rate, dropout, bias per layer, price of edges, slack, limits."""
     chosen: dict[str, Any] = {
         "steps": steps,
         "seed": 7,
         "accumulation": 2,
         "lr": schedules.Warmup(3e-3, 5, "linear", begin=0.6, final=0.1),
         "weight_decay": 0.1,
+        "entry_dropout": 0.05,
+        "head_dropout": schedules.per_layer([0.1, schedules.jump(0.2, 0.0, 0.6)]),
+        "mlp_out_dropout": 0.05,
         "tau": 2.0,
         "slack": schedules.linear(0.3, 0.0, 0.0, 0.5),
         "multiplier": 0.5,

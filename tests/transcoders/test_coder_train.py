@@ -15,6 +15,7 @@ import tiny_training as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_coder import JUMP_RELU, NAMES, RELU, TOPK, Options
+from table_columns import hidden
 from tiny_coders import made, options
 
 from attnsparse._engine import core_for
@@ -281,6 +282,7 @@ def test_the_error_falls(activation):
     trainer = made(150, **changes)
     trainer.train()
     history = trainer.history()
+    assert hidden(history) == []
     assert history["error"].iloc[-2:].mean() < 0.5 * history["error"].iloc[:2].mean()
     found = trainer.transcoders().evaluate(
         tiny.model(), tiny.data(batch=8).batch(0, 0)[0].reshape(1, -1)[:, :9]

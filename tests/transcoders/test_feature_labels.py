@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from table_columns import hidden
 from tiny_graph import PROMPT, WORDS, model, traced, transcoders
 
 from attnsparse._engine import core_for
@@ -229,6 +230,8 @@ def test_contexts(spoken):
     table = labels.contexts(*key)
     assert list(table.columns) == ["prompt", "position", "token", "activation", "text"]
     assert (len(table), table.prompt[0]) == (1, 0)
+    others = labels.promoted(*key), labels.suppressed(*key), labels.to_pandas()
+    assert [hidden(each) for each in (table, *others)] == [[]] * 4
     tokens = spoken.to_str_tokens(PROMPT)
     at = int(table.position[0])
     space = " " * tokens[at].startswith(" ")
