@@ -25,7 +25,7 @@ from .items import Edge, Head, HeadPosition, Mlp, Resid
 from .model.build_info import build_info
 from .model.config import Config
 from .model.gradients import Gradients
-from .model.interventions import Ablation
+from .model.interventions import Ablation, Add
 from .model.load import load, save
 from .model.model import Model
 from .model.run import Run
@@ -46,6 +46,7 @@ from .transcoders.transcoders import Transcoders
 
 __all__ = [
     "Ablation",
+    "Add",
     "ArraySource",
     "CheckpointError",
     "Circuit",

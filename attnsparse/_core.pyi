@@ -17,6 +17,8 @@ from ._core_types import (
     ComponentOptions,
     Curve,
     EffectOptions,
+    Frozen,
+    Functions,
     Generated,
     GenerationOptions,
     HeldRun,
@@ -285,10 +287,13 @@ class Model:
         threads: int = 0,
         interventions: Interventions | None = None,
         substitute: Substitute | None = None,
+        functions: Functions | None = None,
+        frozen: Frozen | None = None,
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
         substitute: transcoders in place of MLPs, new Features of N tokens.
+        functions: Python that sees and changes activations; not with a substitute, and neither is frozen.
         """
 
     def generate(

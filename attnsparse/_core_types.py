@@ -21,6 +21,31 @@ class Interventions(NamedTuple):
     mlp_values: np.ndarray  #: real [n, E]
     resids: np.ndarray  #: int64 [n, 4]: half, layer, prompt, position
     resid_values: np.ndarray  #: real [n, E]
+    heads_added: np.ndarray | None = None  #: bool [n]: values that are added to what is there; None: none
+    mlps_added: np.ndarray | None = None
+    resids_added: np.ndarray | None = None
+
+
+class Frozen(NamedTuple):
+    """What one pass takes from other runs; see `asp_frozen` in csrc/asp_circuit.h."""
+
+    pattern: Any = None  #: `_core.Run`, or None
+    pattern_first: int = 0  #: its prompt that is the first one of the pass
+    gate: Any = None
+    gate_first: int = 0
+    scales: Any = None
+    scales_first: int = 0
+
+
+class Functions(NamedTuple):
+    """What sees and changes activations of one pass; see `asp_visitor` in csrc/asp.h."""
+
+    places: (
+        np.ndarray
+    )  #: int32 [L + 1]: bit p of a layer: `asp_place` p; embeddings: layer 0, final LayerNorm: L
+    call: Any
+    """call(place, layer, first prompt, array) -> array of the same shape and type. Prompts of one length come
+    in one call, others one by one."""
 
 
 class GenerationOptions(NamedTuple):

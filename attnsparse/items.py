@@ -267,26 +267,29 @@ class HeadPosition(NamedTuple):
 
 
 class Mlp(NamedTuple):
-    """The MLP of a layer, at all positions.
+    """The MLP of a layer, at all positions or at one.
 
     Parameters
     ----------
     layer : int
         Counted from 0.
+    position : int, optional
+        Counted from 0; negative positions count from the end. None: all positions.
     """
 
     layer: int
+    position: int | None = None
 
 
 class Resid(NamedTuple):
-    """The residual stream at one position before, within or after a layer.
+    """The residual stream before, within or after a layer, at one position or at all.
 
     Parameters
     ----------
     layer : int
         Counted from 0.
-    position : int
-        Counted from 0; negative positions count from the end.
+    position : int or None
+        Counted from 0; negative positions count from the end. None: all positions.
     point : {"pre", "mid", "post"}, default "pre"
         Before the layer, between its attention and its MLP, or after it.
 
@@ -296,7 +299,7 @@ class Resid(NamedTuple):
     """
 
     layer: int
-    position: int
+    position: int | None
     point: str = "pre"
 
 

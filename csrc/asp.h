@@ -163,6 +163,58 @@ typedef struct {
     void *state;
 } asp_mlp_substitute;
 
+/* Activations of a pass that a visitor sees and may change, in the order in which a layer computes them.  The embeddings
+ * belong to layer 0, the final LayerNorm to layer L. */
+typedef enum {
+    ASP_AT_EMBED,          /* (N,E) */
+    ASP_AT_POS_EMBED,      /* (N,E) */
+    ASP_AT_RESID_PRE,      /* (N,E) */
+    ASP_AT_LN1_SCALE,      /* (N) */
+    ASP_AT_LN1_NORMALIZED, /* (N,E) */
+    ASP_AT_Q,              /* (N,H D), so are K, V and Z */
+    ASP_AT_K,
+    ASP_AT_V,
+    ASP_AT_SCORES,  /* of each sequence (H,T,T); only keys up to the query are read again.  So are GATE and PATTERN */
+    ASP_AT_GATE,    /* bytes */
+    ASP_AT_PATTERN, /* used as it is: rows need not sum to 1, a closed gate closes no entry of it any more */
+    ASP_AT_Z,
+    ASP_AT_RESULT,   /* (N,H E) */
+    ASP_AT_ATTN_OUT, /* (N,E) */
+    ASP_AT_RESID_MID,
+    ASP_AT_LN2_SCALE,
+    ASP_AT_LN2_NORMALIZED,
+    ASP_AT_MLP_PRE, /* (N,M) */
+    ASP_AT_MLP_POST,
+    ASP_AT_MLP_OUT,    /* (N,E) */
+    ASP_AT_RESID_POST, /* before it is RESID_PRE of the next layer, in the same memory */
+    ASP_AT_LN_FINAL_SCALE,
+    ASP_AT_LN_FINAL_NORMALIZED,
+    ASP_N_PLACES
+} asp_place;
+
+/* One activation, for all sequences. */
+typedef struct {
+    asp_place place;
+    int64_t layer, n_sequences;
+    const int64_t *offsets; /* (B+1) read */
+    int64_t width, stride;  /* of a row, and from row to row */
+    asp_real *rows;         /* (N,width) read and written; NULL for SCORES, GATE and PATTERN */
+    asp_real *squares;      /* SCORES and PATTERN, read and written: sequence b from asp_visit_square on */
+    uint8_t *gates;         /* GATE, the same */
+    const int64_t *square_start;
+    int64_t n_layer;
+    int one_layer; /* squares and gates hold no other layer */
+} asp_visit;
+int64_t asp_visit_square(const asp_visit *visit, int64_t sequence);
+
+/* What sees activations while a pass computes them.  What it leaves as it is does not change a bit of the pass. */
+typedef struct {
+    const uint32_t *places; /* (L+1) read: bit p of a layer set: called at place p */
+    /* Called from the calling thread. */
+    asp_status (*visit)(void *state, const asp_visit *visit, const asp_context *context);
+    void *state;
+} asp_visitor;
+
 typedef struct {
     uint64_t records;       /* bit r set: keep record r */
     int logits;             /* ASP_LOGITS_* */
@@ -171,6 +223,8 @@ typedef struct {
     int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
     const asp_hooks *hooks; /* of an experiment, see asp_interventions_hooks; NULL: none */
     const asp_mlp_substitute *substitute; /* NULL: the model's own MLPs; else there is no MLP_PRE and MLP_POST */
+    const asp_visitor *visitors;          /* (n_visitors) read, called in this order; not with a substitute */
+    int n_visitors;
 } asp_run_options;
 
 typedef struct asp_run asp_run;

@@ -19,12 +19,33 @@ typedef struct {
     const int64_t *resids;        /* (n,4) half, layer, sequence, position: the residual stream before layer
                                     * 0..L (half 0), or between attention and MLP of layer 0..L-1 (half 1) */
     const asp_real *resid_values; /* (n,E) */
+    /* (n) of each list: not 0 where the value is added to what is there; NULL: nowhere */
+    const uint8_t *heads_added, *mlps_added, *resids_added;
 } asp_interventions;
 
 /* Hooks that make these interventions in one pass at a time, for asp_run_options.  given is read until they are freed.
  * What is out of range makes the run fail with BAD_INDEX. */
 asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *given, asp_error *err);
 void asp_interventions_free(asp_hooks *hooks);
+
+/* ---- what a pass takes from another run ------------------------------------------ */
+
+/* A run, read, whose sequences from `first` on are as long as those of the pass. */
+typedef struct {
+    const asp_run *run; /* NULL: the pass computes its own */
+    int64_t first;
+} asp_frozen_part;
+typedef struct {
+    asp_frozen_part pattern, gate; /* of a run that recorded PATTERN, GATE */
+    asp_frozen_part scales;        /* LN1_SCALE, LN2_SCALE, LN_FINAL_SCALE */
+} asp_frozen;
+/* A visitor that puts them in place of those of a pass over these sequences, for asp_run_options.  The runs are read
+ * until it is freed.
+ *   offsets (n_sequences+1) read
+ * Errors: BAD_ARGUMENT for runs of other sizes, BAD_STATE for what they did not record, NO_MEMORY. */
+asp_status asp_frozen_visitor(asp_visitor **visitor, const asp_frozen *given, const asp_config *config,
+                              const int64_t *offsets, int64_t n_sequences, asp_error *err);
+void asp_frozen_free(asp_visitor *visitor);
 
 /* ---- effects over a task --------------------------------------------------------- */
 

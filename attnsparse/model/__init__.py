@@ -4,7 +4,8 @@ from .config import Config
 from .evaluation import Evaluation
 from .generation import Generation, GenerationInterrupted
 from .gradients import Gradients
-from .interventions import Ablation
+from .hooks import HookPoint
+from .interventions import Ablation, Add
 from .model import Model
 from .run import Run
 from .tokenizer import Tokenizer
@@ -13,11 +14,13 @@ from .transformer_lens import ActivationCache, hook_names
 __all__ = [
     "Ablation",
     "ActivationCache",
+    "Add",
     "Config",
     "Evaluation",
     "Generation",
     "GenerationInterrupted",
     "Gradients",
+    "HookPoint",
     "Model",
     "Run",
     "Tokenizer",

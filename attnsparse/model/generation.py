@@ -15,7 +15,7 @@ from .._display import SHOWN, Html, escaped, html_rows, stage_bars
 from ..errors import printable
 from ..items import shortened
 from .batch import Batch, as_batch
-from .interventions import Ablation, Items, Patch, compile_interventions
+from .interventions import Ablate, Patch, compile_interventions
 from .tokenizer import checked_ids, token_texts
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def generate(
     stop_at_eos: bool,
     logits: bool,
     prepend_bos: bool,
-    ablate: Items | Ablation | None,
+    ablate: Ablate | None,
     patch: Patch | None,
     max_bytes: int,
     threads: int | None,

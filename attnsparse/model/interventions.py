@@ -3,7 +3,9 @@
     model.run(prompt, ablate=["L9H6"])                                       # zero ablation
     model.run(prompt, ablate=Ablation(["a9.h6[4->7]"], "mean", prompts))     # mean over reference prompts
     model.run(prompt, ablate=Ablation(heads, keep_only=True))                # knock out all other heads
+    model.run(prompt, ablate=[Ablation("L9H6"), Ablation(others, "mean", prompts)])   # several kinds
     model.run(prompt, patch={HeadPosition(9, 6, 7): values})                 # values from anywhere
+    model.run(prompt, patch={Resid(5, -1): Add(direction)})                  # a steering vector
 
 Ablating a head replaces its z; ablating an attention edge replaces its contribution A[query, key] v[key] to z
 of the query, while the rest of the row stays as it is (rows are never renormalised); ablating an MLP replaces
@@ -17,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import _check
 from .._core_types import Interventions
@@ -37,7 +38,8 @@ _MOST_ENTRIES = 50_000_000
 Item: TypeAlias = "Head | HeadPosition | Edge | Mlp | Resid"
 ItemLike: TypeAlias = "Item | str | tuple[int, int] | tuple[int, int, int, int]"
 Items: TypeAlias = "Item | str | Iterable[ItemLike]"
-Patch: TypeAlias = "Mapping[Any, npt.ArrayLike]"
+Ablate: TypeAlias = "Items | Ablation | Iterable[ItemLike | Ablation]"
+Patch: TypeAlias = "Mapping[Any, Any]"
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ class Ablation:
     items : item or sequence of items
         Head ("L9H6", (9, 6)), HeadPosition, Edge ("a9.h6[5->8]", (9, 6, 8, 5)), Mlp, or Resid (not with
         "zero").
-    kind : {"zero", "mean", "counterfactual"}
+    ablation : {"zero", "mean", "counterfactual"}
         "mean": per position over the `reference` prompts, which all have the length of the prompts that are
         run; "counterfactual": the value in the `reference` prompt of the same number.
     reference : Task or list of prompts, optional
-        Needed unless `kind` is "zero".
+        Needed unless `ablation` is "zero".
     keep_only : bool, default False
         The items stay, and everything else of their kind (all heads, heads at all positions, or all edges)
         is ablated instead. Entries of a gated model that are closed in all prompts of the run are no edges:
@@ -62,26 +64,40 @@ class Ablation:
     Raises
     ------
     ValueError
-        For another `kind`, or a reference that is missing or not used.
+        For another `ablation`, or a reference that is missing or not used.
     """
 
     items: Items
-    kind: str = "zero"
+    ablation: str = "zero"
     reference: Any = None
     keep_only: bool = False
 
     def __post_init__(self) -> None:
-        _check.choice(self.kind, "kind", ABLATIONS)
+        _check.choice(self.ablation, "ablation", ABLATIONS)
         _check.flag(self.keep_only, "keep_only")
-        if (self.kind == "zero") != (self.reference is None):
-            need = "takes no reference prompts" if self.kind == "zero" else "needs reference prompts"
-            raise ValueError(f"ablation by {self.kind} {need}")
+        if (self.ablation == "zero") != (self.reference is None):
+            need = "takes no reference prompts" if self.ablation == "zero" else "needs reference prompts"
+            raise ValueError(f"ablation by {self.ablation} {need}")
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Values of `patch=` that are added to an activation instead of taking its place: steering vectors.
+
+    Parameters
+    ----------
+    values : array
+        In the shape that `patch=` takes for the item; for an item at all positions also one vector, which is
+        added at each. Not for attention edges.
+    """
+
+    values: Any
 
 
 def compile_interventions(
     model: Model,
     batch: Batch,
-    ablate: Items | Ablation | None,
+    ablate: Ablate | None,
     patch: Patch | None,
     n_new: int = 0,
     n_samples: int = 1,
@@ -94,7 +110,8 @@ def compile_interventions(
         return None
     places = _Places(model, batch, n_new, n_samples)
     if ablate is not None:
-        _add_ablation(places, ablate if isinstance(ablate, Ablation) else Ablation(ablate))
+        for ablation in _ablations(ablate):
+            _add_ablation(places, ablation)
     if patch is not None:
         if not isinstance(patch, Mapping):
             raise TypeError(f"patch must be a mapping from items to arrays, got {type(patch).__name__}")
@@ -103,7 +120,17 @@ def compile_interventions(
     return places.arrays()
 
 
-def _as_list(items: Items) -> list[ItemLike]:
+def _ablations(ablate: Ablate) -> list[Ablation]:
+    """In their order; items beside Ablations are zeroed."""
+    if isinstance(ablate, Ablation):
+        return [ablate]
+    found: list[Ablation] = []
+    for item in _as_list(ablate):
+        found.append(item if isinstance(item, Ablation) else Ablation([item]))
+    return found
+
+
+def _as_list(items: Ablate) -> list[Any]:
     if isinstance(items, str | Head | HeadPosition | Edge | Mlp | Resid):
         return [items]
     if isinstance(items, Mapping):
@@ -145,6 +172,7 @@ class _Places:
         self.lengths = (batch.lengths + n_new).tolist()
         self.rows: dict[str, list[Any]] = {name: [] for name in ("head", "edge", "mlp", "resid")}
         self.values: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
+        self.added: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
         self.widths = {
             "head": config.d_head,
             "edge": config.d_head,
@@ -154,11 +182,12 @@ class _Places:
         self.columns = {"head": 4, "edge": 5, "mlp": 3, "resid": 4}
         self.prompt_column = {"head": 1, "edge": 1, "mlp": 1, "resid": 2}
 
-    def add(self, kind: str, rows: Any, values: np.ndarray) -> None:
-        """rows [n, columns]; values [n, width] or [width] for all."""
+    def add(self, kind: str, rows: Any, values: np.ndarray, added: bool = False) -> None:
+        """rows [n, columns]; values [n, width] or [width] for all; added: to what is there."""
         rows = np.asarray(rows, np.int64).reshape(-1, self.columns[kind])
         self.rows[kind].append(rows)
         self.values[kind].append(np.broadcast_to(values, (len(rows), self.widths[kind])))
+        self.added[kind].append(np.full(len(rows), added))
 
     def arrays(self) -> Interventions:
         found: list[np.ndarray] = []
@@ -176,7 +205,8 @@ class _Places:
                 at, sample = self.prompt_column[kind], np.arange(len(rows)) % self.n_samples
                 rows[:, at] = rows[:, at] * self.n_samples + sample
             found += [np.ascontiguousarray(rows), np.ascontiguousarray(values)]
-        return Interventions(*found)
+        added = [np.concatenate([np.zeros(0, bool), *self.added[kind]]) for kind in ("head", "mlp", "resid")]
+        return Interventions(*found, *(np.repeat(flags, self.n_samples) for flags in added))
 
     def head(self, item: Head | HeadPosition | Edge) -> tuple[int, int]:
         config = self.model.config
@@ -185,6 +215,10 @@ class _Places:
 
     def layer(self, layer: object) -> int:
         return _check.layer(layer, self.model.config.n_layer)
+
+    def positions(self, prompt: int, position: object) -> list[int]:
+        """The one position, or all for None."""
+        return list(range(self.lengths[prompt])) if position is None else [self.position(prompt, position)]
 
     def position(self, prompt: int, position: object) -> int:
         """Negative ones count from the end of the prompt, whatever is generated behind it."""
@@ -214,7 +248,7 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
         if edges:
             chosen = np.array([item.within(*_heads(places), length) for item in edges], np.int64)
             values = source.edges(prompt, chosen)
-            if ablation.keep_only and ablation.kind != "zero":
+            if ablation.keep_only and ablation.ablation != "zero":
                 values = values * ~_closed(places)[tuple(chosen.T)][:, None]
             places.add("edge", np.insert(chosen, 1, prompt, axis=1), values)
         for item in items:
@@ -228,13 +262,15 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
                     "head", [(layer, prompt, head, position)], source.z(prompt, layer, head, position + 1)[-1]
                 )
             elif isinstance(item, Mlp):
-                layer = places.layer(item.layer)
-                rows = [(layer, prompt, at) for at in range(length)]
-                places.add("mlp", rows, source.mlp(prompt, layer, length))
+                layer, positions = places.layer(item.layer), places.positions(prompt, item.position)
+                rows = [(layer, prompt, at) for at in positions]
+                places.add("mlp", rows, source.mlp(prompt, layer, positions[-1] + 1)[positions])
             elif isinstance(item, Resid):
-                layer, position = places.layer(item.layer), places.position(prompt, item.position)
-                values = source.resid(prompt, item.point, layer, position)
-                places.add("resid", [(*_point(item), prompt, position)], values)
+                layer, positions = places.layer(item.layer), places.positions(prompt, item.position)
+                rows = [(*_point(item), prompt, at) for at in positions]
+                places.add(
+                    "resid", rows, source.resid(prompt, item.point, layer, positions[-1] + 1)[positions]
+                )
 
 
 def _heads(places: _Places) -> tuple[int, int]:
@@ -296,7 +332,7 @@ class _Source:
     """What replaces ablated items."""
 
     def __init__(self, places: _Places, ablation: Ablation, items: Sequence[Item]) -> None:
-        self.places, self.kind = places, ablation.kind
+        self.places, self.kind = places, ablation.ablation
         if self.kind == "zero":
             if any(isinstance(item, Resid) for item in items):
                 raise ValueError(
@@ -362,10 +398,9 @@ class _Source:
             return np.zeros((n, self.places.widths["mlp"]))
         return self._rows(self.run.array("mlp_out")[layer], prompt, n)
 
-    def resid(self, prompt: int, point: str, layer: int, position: int) -> np.ndarray:
-        array = self.run.array(_resid_name(point))
-        values: np.ndarray = self._rows(array[layer + (point == "post")], prompt, position + 1)[-1]
-        return values
+    def resid(self, prompt: int, point: str, layer: int, n: int) -> np.ndarray:
+        """[n, E]"""
+        return self._rows(self.run.array(_resid_name(point))[layer + (point == "post")], prompt, n)
 
     def edges(self, prompt: int, chosen: np.ndarray) -> np.ndarray:
         """Contributions [n, D] of edges [n, 4]."""
@@ -398,7 +433,7 @@ def _resid_name(point: str) -> str:
     return "resid_mid" if point == "mid" else "resid"
 
 
-def _shown(lengths: Sequence[int]) -> str:
+def _shown(lengths: Sequence[object]) -> str:
     return ", ".join(map(str, lengths[:6])) + (", ..." if len(lengths) > 6 else "")
 
 
@@ -406,32 +441,56 @@ def _shown(lengths: Sequence[int]) -> str:
 
 
 def _add_patch(places: _Places, item: Item, values: Any) -> None:
-    """Values for an item, the same for every prompt."""
-    array = _check.reals(values, f"patch[{item!r:.60}]", places.model.dtype)
-    for prompt, length in enumerate(places.lengths):
-        if isinstance(item, Head):
-            layer, head = places.head(item)
-            rows: list[tuple[int, ...]] = [(layer, prompt, head, position) for position in range(length)]
-            places.add("head", rows, _shaped(item, array, (length, places.widths["head"])))
-        elif isinstance(item, HeadPosition):
-            (layer, head), position = places.head(item), places.position(prompt, item.position)
-            places.add(
-                "head", [(layer, prompt, head, position)], _shaped(item, array, (places.widths["head"],))
-            )
-        elif isinstance(item, Edge):
-            edge = item.within(*_heads(places), length)
-            rows = [(edge.layer, prompt, edge.head, edge.query, edge.key)]
-            places.add("edge", rows, _shaped(item, array, (places.widths["edge"],)))
-        elif isinstance(item, Mlp):
-            rows = [(places.layer(item.layer), prompt, position) for position in range(length)]
-            places.add("mlp", rows, _shaped(item, array, (length, places.widths["mlp"])))
-        else:
-            places.layer(item.layer)
-            rows = [(*_point(item), prompt, places.position(prompt, item.position))]
-            places.add("resid", rows, _shaped(item, array, (places.widths["resid"],)))
+    """Values for an item, the same for every prompt or one for each."""
+    found = [_patched(places, item, prompt) for prompt in range(len(places.lengths))]
+    added = isinstance(values, Add)
+    if added and isinstance(item, Edge):
+        raise TypeError(
+            f"nothing can be added to {item.label}; patch what the edge contributes, or add to its head"
+        )
+    values, shapes = values.values if isinstance(values, Add) else values, [shape for _, _, shape in found]
+    if added and np.shape(values) == shapes[0][-1:]:  # one vector for all positions
+        values = [np.broadcast_to(values, shape) for shape in shapes]
+    arrays = _per_prompt(item, values, shapes, places.model.dtype)
+    for (kind, rows, _), array in zip(found, arrays, strict=True):
+        places.add(kind, rows, array, added)
 
 
-def _shaped(item: Item, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if array.shape != shape:
-        raise ValueError(f"patch of {item} must have shape {shape}, got {array.shape}")
-    return array
+def _patched(places: _Places, item: Item, prompt: int) -> tuple[str, list[tuple[int, ...]], tuple[int, ...]]:
+    """(kind, rows, shape of the values) of an item in one prompt."""
+    length = places.lengths[prompt]
+    if isinstance(item, Edge):
+        edge = item.within(*_heads(places), length)
+        return "edge", [(edge.layer, prompt, edge.head, edge.query, edge.key)], (places.widths["edge"],)
+    position = None if isinstance(item, Head) else item.position
+    positions = places.positions(prompt, position)
+    rows: list[tuple[int, ...]]
+    if isinstance(item, Head | HeadPosition):
+        layer, head = places.head(item)
+        kind, rows = "head", [(layer, prompt, head, at) for at in positions]
+    elif isinstance(item, Mlp):
+        kind, rows = "mlp", [(places.layer(item.layer), prompt, at) for at in positions]
+    else:
+        places.layer(item.layer)
+        kind, rows = "resid", [(*_point(item), prompt, at) for at in positions]
+    width = places.widths[kind]
+    return kind, rows, (length, width) if position is None else (width,)
+
+
+def _per_prompt(item: Item, values: Any, shapes: list[tuple[int, ...]], dtype: Any) -> Sequence[np.ndarray]:
+    """The values of each prompt: one array for all, or one for each."""
+    name, n = f"patch[{item!r:.60}]", len(shapes)
+    if isinstance(values, list | tuple) and len(values) == n and [*map(np.shape, values)] == shapes:
+        return [_check.reals(value, name, dtype) for value in values]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"patch of {item}: prompts of several lengths need a list of {n} arrays, one for each prompt, of "
+            f"shapes {_shown(shapes)}"
+        )
+    array = _check.reals(values, name, dtype)
+    if array.shape == shapes[0]:
+        return [array] * n
+    if array.shape == (n, *shapes[0]):
+        return list(array)
+    each = f", or {(n, *shapes[0])} for one value per prompt" if n > 1 else ""
+    raise ValueError(f"patch of {item} must have shape {shapes[0]}{each}, got {array.shape}")

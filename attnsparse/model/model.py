@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,12 +14,13 @@ from .config import Config
 from .evaluation import Evaluation, evaluate
 from .generation import Generation, generate
 from .gradients import Gradients, compute_gradients
+from .hooks import run_with_hooks
 from .initial_weights import initial_weights
-from .interventions import Ablation, Items, Patch, compile_interventions
-from .run import DEFAULT_MAX_BYTES, Run, compute_run
+from .interventions import Ablate, Patch, compile_interventions
+from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 from .text import ModelText
 from .tokenizer import Tokenizer
-from .transformer_lens import ActivationCache, run_with_cache
+from .transformer_lens import run_with_cache
 from .weights import ModelWeights
 
 
@@ -123,8 +124,9 @@ class Model(ModelWeights, ModelText):
         logits: str = "all",
         prepend_bos: bool = False,
         edge_threshold: float = 0.0,
-        ablate: Items | Ablation | None = None,
+        ablate: Ablate | None = None,
         patch: Patch | None = None,
+        freeze: Freeze | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
     ) -> Run:
@@ -143,13 +145,19 @@ class Model(ModelWeights, ModelText):
             Put the tokenizer's BOS token first, also before given ids; the Run records it.
         edge_threshold : float, default 0
             record="edges" keeps weights above it; a closed gate is never an edge.
-        ablate : item, sequence of items, or Ablation, optional
+        ablate : item, Ablation, or sequence of these, optional
             Items to zero: heads such as "L9H6", edges such as "a9.h6[5->8]", `HeadPosition`, `Mlp`; an
-            `Ablation` for means, counterfactuals and keep-only.
+            `Ablation` for means, counterfactuals and keep-only. Of several for one place the last counts.
         patch : mapping of item to array, optional
-            Values that take an item's place, the same in every prompt; where `ablate` names the same place,
-            the patch counts. Recorded arrays are those of the changed run: z with its replaced rows, pattern
-            with 0 where an edge is ablated.
+            Values that take an item's place; where `ablate` names the same place, the patch counts. An array
+            is the same for every prompt; with one more axis in front, or as a list of arrays, it has one
+            value for each. `Add` adds values to what is there. Recorded arrays are those of the changed run:
+            z with its replaced rows, pattern with 0 where an edge is ablated.
+        freeze : {"pattern", "gate", "ln_scale"}, several of these, or mapping to Run, optional
+            What stays as it is in a clean run of the same prompts, or in the runs given, whatever changes
+            before it: patterns (used as they are, without gate and softmax), gates, scales of all
+            LayerNorms. Ablated and patched edges stay so. A given Run has prompts of the same lengths and
+            recorded what is frozen; it may be of another model of as many layers and heads.
         max_bytes : int, default 4 GiB
             Most memory that the run may take.
         threads : int, optional
@@ -176,42 +184,12 @@ class Model(ModelWeights, ModelText):
         """
         batch = as_batch(self, prompts, prepend_bos)
         changes = compile_interventions(self, batch, ablate, patch)
-        return compute_run(self, batch, record, logits, edge_threshold, max_bytes, threads, changes)
-
-    def run_with_cache(
-        self,
-        prompts: Any,
-        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
-        *,
-        return_type: str | None = "logits",
-        remove_batch_dim: bool = False,
-        prepend_bos: bool = False,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-    ) -> tuple[Any, ActivationCache]:
-        """A forward pass under TransformerLens's hook names and shapes.
-
-        Parameters
-        ----------
-        prompts : str, sequence of int, or a list of these
-            As for `run`, all of one length: TransformerLens would pad them, and padding changes results.
-        names_filter : str, sequence of str or callable, optional
-            Hooks to keep; None keeps all.
-        return_type : {"logits", "loss", None}
-            First value that is returned.
-        remove_batch_dim : bool, default False
-            Leave out the batch axis of a single prompt.
-        prepend_bos, max_bytes
-            As for `run`.
-
-        Returns
-        -------
-        result : numpy.ndarray, float or None
-            Logits [batch, pos, vocabulary], or the mean next-token loss in nats, or None.
-        cache : ActivationCache
-        """
-        return run_with_cache(
-            self, prompts, names_filter, return_type, remove_batch_dim, prepend_bos, max_bytes
+        return compute_run(
+            self, batch, record, logits, edge_threshold, max_bytes, threads, changes, freeze=freeze
         )
+
+    run_with_cache = run_with_cache
+    run_with_hooks = run_with_hooks
 
     def generate(
         self,
@@ -227,7 +205,7 @@ class Model(ModelWeights, ModelText):
         stop_at_eos: bool = True,
         logits: bool = False,
         prepend_bos: bool = False,
-        ablate: Items | Ablation | None = None,
+        ablate: Ablate | None = None,
         patch: Patch | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,

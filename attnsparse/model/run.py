@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .. import _check
-from .._core_types import Interventions, Substitute
+from .._core_types import Frozen, Functions, Interventions, Substitute
 from . import tables
 from .batch import Batch
 from .recorded import CORE_NAMES, FLAT, LAYERED, SQUARE, Recorded
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from .model import Model
 
 DEFAULT_MAX_BYTES = 4 * 2**30
+FROZEN = {
+    "pattern": ("pattern",),
+    "gate": ("gate",),
+    "ln_scale": ("ln1_scale", "ln2_scale", "ln_final_scale"),
+}  #: what `freeze=` takes from another run, and the arrays that it needs
+Freeze: TypeAlias = "str | Sequence[str] | Mapping[str, Run]"
 LOGITS = {"none": 0, "last": 1, "all": 2}
 
 PRESETS = {
@@ -53,11 +59,14 @@ def compute_run(
     threads: int | None,
     changes: Interventions | None = None,
     substitute: Substitute | None = None,
+    functions: Functions | None = None,
+    freeze: Freeze | None = None,
 ) -> Run:
     """See `Model.run`."""
     _check.choice(logits, "logits", LOGITS)
     names, edges = core_records(record)
     edge_threshold = _check.number(edge_threshold, "edge_threshold", 0.0)
+    frozen = None if freeze is None else compile_frozen(model, batch, freeze)
     core = model._core.run(
         batch.tokens,
         batch.offsets,
@@ -68,9 +77,48 @@ def compute_run(
         threads=_check.threads(threads),
         interventions=changes,
         substitute=substitute,
+        functions=functions,
+        frozen=frozen,
     )
-    altered = "interventions" if changes is not None else "replaced MLPs" if substitute is not None else ""
+    changed = (changes, functions, frozen) != (None, None, None)
+    altered = "interventions" if changed else "replaced MLPs" if substitute is not None else ""
     return Run(model, core, batch, logits, None, altered)
+
+
+def compile_frozen(model: Model, batch: Batch, freeze: Freeze) -> Frozen:
+    """What the core takes for `Model.run(freeze=)`."""
+    names = list(freeze) if isinstance(freeze, Mapping) else _check.names(freeze, "freeze")
+    for name in names:
+        _check.choice(name, "freeze", FROZEN)
+    fields: dict[str, Any] = {}
+    if not isinstance(freeze, Mapping):
+        records = tuple(array for name in dict.fromkeys(names) for array in FROZEN[name])
+        own = model._core.run(batch.tokens, batch.offsets, records, 0, DEFAULT_MAX_BYTES)
+        fields = {_FIELDS[name]: own for name in names}
+    else:
+        for name in names:
+            run = _check.instance(freeze[name], Run, f"freeze[{name!r}]")
+            _check_fits(run, model, batch, name)
+            fields |= {_FIELDS[name]: run._core, f"{_FIELDS[name]}_first": run._index or 0}
+    return Frozen(**fields)
+
+
+_FIELDS = {"pattern": "pattern", "gate": "gate", "ln_scale": "scales"}
+
+
+def _check_fits(run: Run, model: Model, batch: Batch, name: str) -> None:
+    """Whether a run of another pass can give these prompts its patterns, gates or scales."""
+    for array in FROZEN[name]:
+        if array not in run.recorded:
+            raise ValueError(f"freeze[{name!r}]: the run did not record {array}; {run._how_to_record(array)}")
+    one, other = (m.config for m in (run.model, model))
+    if (one.n_layer, one.n_head, run.model.dtype) != (other.n_layer, other.n_head, model.dtype):
+        raise ValueError(
+            f"freeze[{name!r}]: the run is of a model of {one.n_layer} layers, {one.n_head} heads and "
+            f"{run.model.dtype}, this one has {other.n_layer}, {other.n_head} and {model.dtype}"
+        )
+    if len(run) != len(batch):
+        raise ValueError(f"freeze[{name!r}]: the run has {len(run)} prompts, expected {len(batch)}")
 
 
 class Run(Recorded):

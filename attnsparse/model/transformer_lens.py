@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import _check
 from .batch import as_batch, listed
-from .run import Run, compute_run
+from .interventions import Ablate, Patch, compile_interventions
+from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 
 if TYPE_CHECKING:
     from .model import Model
@@ -78,7 +79,7 @@ class ActivationCache(Mapping[Any, np.ndarray]):
         self._names = dict.fromkeys(names)
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> np.ndarray:
-        name = self._full_name(key)
+        name = full_name(key, self.run.model.config.n_layer)
         if name not in self._names:
             raise KeyError(
                 f"{name!r} is not in this cache; it holds {len(self._names)} hooks, see list(cache)"
@@ -91,26 +92,6 @@ class ActivationCache(Mapping[Any, np.ndarray]):
         if hook.endswith("hook_scale"):
             array = array[..., None]
         return array if self.has_batch_dim else array[0]
-
-    def _full_name(self, key: str | tuple[Any, ...]) -> str:
-        if isinstance(key, str):
-            return SHORT_OTHER.get(key, key)
-        if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
-            raise KeyError(
-                f"a key must be a hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
-            )
-        name, layer, layer_type = (*key, None)[:3]
-        if layer is None:
-            return SHORT_OTHER.get(key[0], key[0])
-        n_layer = self.run.model.config.n_layer
-        if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
-            raise KeyError(f"layer must be an integer in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
-        layer %= n_layer
-        if layer_type is not None:
-            if layer_type not in LAYER_TYPES:
-                raise KeyError(f"layer type must be one of {', '.join(LAYER_TYPES)}, got {layer_type!r:.60}")
-            return f"blocks.{layer}.{LAYER_TYPES[layer_type]}hook_{name}"
-        return f"blocks.{layer}.{SHORT.get(name, name)}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -125,19 +106,65 @@ class ActivationCache(Mapping[Any, np.ndarray]):
 SHORT_OTHER = {"embed": "hook_embed", "pos_embed": "hook_pos_embed"}
 
 
+def full_name(key: Any, n_layer: int) -> str:
+    """The hook name of a key in any of its forms, which need not exist; KeyError for what is no key."""
+    if isinstance(key, str):
+        return SHORT_OTHER.get(key, key)
+    if not isinstance(key, tuple) or not 2 <= len(key) <= 3 or not isinstance(key[0], str):
+        raise KeyError(
+            f"a key must be a hook name, (name, layer) or (name, layer, layer type), got {key!r:.60}"
+        )
+    name, layer, layer_type = (*key, None)[:3]
+    if layer is None:
+        return SHORT_OTHER.get(str(name), str(name))
+    if not isinstance(layer, (int, np.integer)) or not -n_layer <= layer < n_layer:
+        raise KeyError(f"layer must be an integer in {-n_layer}..{n_layer - 1}, got {layer!r:.60}")
+    layer %= n_layer
+    if layer_type is not None:
+        if layer_type not in LAYER_TYPES:
+            raise KeyError(f"layer type must be one of {', '.join(LAYER_TYPES)}, got {layer_type!r:.60}")
+        return f"blocks.{layer}.{LAYER_TYPES[layer_type]}hook_{name}"
+    return f"blocks.{layer}.{SHORT.get(name, name)}"
+
+
 def run_with_cache(
-    model: Model,
+    self: Model,
     prompts: Any,
-    names_filter: str | Sequence[str] | Callable[[str], bool] | None,
-    return_type: str | None,
-    remove_batch_dim: bool,
-    prepend_bos: bool,
-    max_bytes: int,
+    names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+    *,
+    return_type: str | None = "logits",
+    remove_batch_dim: bool = False,
+    prepend_bos: bool = False,
+    ablate: Ablate | None = None,
+    patch: Patch | None = None,
+    freeze: Freeze | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    threads: int | None = None,
 ) -> tuple[Any, ActivationCache]:
-    """See `Model.run_with_cache`."""
+    """A forward pass under TransformerLens's hook names and shapes.
+
+    Parameters
+    ----------
+    prompts : str, sequence of int, or a list of these
+        As for `run`, all of one length: TransformerLens would pad them, and padding changes results.
+    names_filter : str, sequence of str or callable, optional
+        Hooks to keep; None keeps all.
+    return_type : {"logits", "loss", None}
+        First value that is returned.
+    remove_batch_dim : bool, default False
+        Leave out the batch axis of a single prompt.
+    prepend_bos, ablate, patch, freeze, max_bytes, threads
+        As for `run`. The cache holds the activations of the changed run.
+
+    Returns
+    -------
+    result : numpy.ndarray, float or None
+        Logits [batch, pos, vocabulary], or the mean next-token loss in nats, or None.
+    cache : ActivationCache
+    """
     if return_type is not None and return_type not in ("logits", "loss"):
         raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r:.60}")
-    batch = as_batch(model, listed(prompts)[0], prepend_bos)
+    batch = as_batch(self, listed(prompts)[0], prepend_bos)
     lengths = set(batch.lengths.tolist())
     if len(lengths) > 1:
         raise ValueError(
@@ -146,12 +173,15 @@ def run_with_cache(
         )
     if remove_batch_dim and len(batch) != 1:
         raise ValueError(f"remove_batch_dim=True needs one prompt, got {len(batch)}")
-    names = _chosen(hook_names(model.config.n_layer), names_filter)
+    names = _chosen(hook_names(self.config.n_layer), names_filter)
     records = {BLOCK_HOOKS[n.split(".", 2)[-1]] if n.startswith("blocks.") else OTHER_HOOKS[n] for n in names}
     if return_type == "loss":
         records.add("token_loss")
     logits = "all" if return_type == "logits" else "none"
-    run = compute_run(model, batch, tuple(sorted(records)), logits, 0.0, max_bytes, None)
+    changes = compile_interventions(self, batch, ablate, patch)
+    run = compute_run(
+        self, batch, tuple(sorted(records)), logits, 0.0, max_bytes, threads, changes, freeze=freeze
+    )
     cache = ActivationCache(run, names, not remove_batch_dim)
     if return_type is None:
         return None, cache

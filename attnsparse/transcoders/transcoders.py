@@ -32,6 +32,7 @@ from .arrays import TranscoderWeights, check_array, check_encoder, layers_text, 
 from .evaluation import evaluated, targets_and_weights
 from .features import RECORDED, Features
 from .replacement import CheckedWeights, check_run, given_errors, new_core, recordable
+from .steer import steer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -374,6 +375,8 @@ class Transcoders:
         return compute_run(
             model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute
         )
+
+    steer = steer
 
     def evaluate(
         self,

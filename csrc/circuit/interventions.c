@@ -161,6 +161,12 @@ static void attention(void *state, asp_attention_task *task, int64_t layer, int6
     if (task->dropped && task->z) add_entries(c, unit, task);
 }
 
+/* x (n) becomes value (n), or is increased by it where the i-th of a list is added. */
+static void put_given(asp_real *x, const asp_real *value, int64_t n, const uint8_t *added, int64_t i) {
+    if (added && added[i]) asp_isa_kernels()->add(x, value, n);
+    else memcpy(x, value, (size_t)n * sizeof *x);
+}
+
 static const asp_real *replace_given_heads(void *state, const asp_activations *acts, int64_t layer) {
     const pass *c = state;
     const asp_interventions *g = c->given;
@@ -168,8 +174,8 @@ static const asp_real *replace_given_heads(void *state, const asp_activations *a
     for (int64_t i = 0; i < g->n_heads; i++) {
         const int64_t *at = g->heads + 4 * i, row = at[0] == layer ? asp_hooks_row(acts, at[1], at[3]) : -1;
         if (row >= 0)
-            memcpy(z + (row * c->n_head + at[2]) * c->d_head, g->head_values + i * c->d_head,
-                   (size_t)c->d_head * sizeof *z);
+            put_given(z + (row * c->n_head + at[2]) * c->d_head, g->head_values + i * c->d_head, c->d_head,
+                      g->heads_added, i);
     }
     return z;
 }
@@ -179,7 +185,7 @@ static void replace_residual(const pass *c, const asp_activations *acts, int hal
     for (int64_t i = 0; i < g->n_resids; i++) {
         const int64_t *at = g->resids + 4 * i;
         const int64_t row = (at[0] != 0) == half && at[1] == layer ? asp_hooks_row(acts, at[2], at[3]) : -1;
-        if (row >= 0) memcpy(x + row * c->width, g->resid_values + i * c->width, (size_t)c->width * sizeof *x);
+        if (row >= 0) put_given(x + row * c->width, g->resid_values + i * c->width, c->width, g->resids_added, i);
     }
 }
 
@@ -190,7 +196,8 @@ static int64_t row_of_mlp(const pass *c, const asp_activations *acts, int64_t la
 }
 
 /* Keeps the rows that replaced outputs of the layer's MLP will be added to. */
-static void keep_rows(const pass *c, const asp_activations *acts, int64_t layer, const asp_real *mid) {
+static void keep_rows(void *state, const asp_activations *acts, int64_t layer, const asp_real *mid) {
+    const pass *c = state;
     for (int64_t i = 0; i < c->given->n_mlps; i++) {
         const int64_t row = row_of_mlp(c, acts, layer, i);
         if (row >= 0) memcpy(c->rows + i * c->width, mid + row * c->width, (size_t)c->width * sizeof *mid);
@@ -199,19 +206,20 @@ static void keep_rows(const pass *c, const asp_activations *acts, int64_t layer,
 
 /* out: the MLP's output if it is recorded, or NULL. */
 static void replace_mlps(const pass *c, const asp_activations *acts, int64_t layer, asp_real *x, asp_real *out) {
-    for (int64_t i = 0; i < c->given->n_mlps; i++) {
+    const asp_interventions *g = c->given;
+    for (int64_t i = 0; i < g->n_mlps; i++) {
         const int64_t row = row_of_mlp(c, acts, layer, i);
         if (row < 0) continue;
-        const asp_real *value = c->given->mlp_values + i * c->width, *kept = c->rows + i * c->width;
-        for (int64_t j = 0; j < c->width; j++) x[row * c->width + j] = kept[j] + value[j];
-        if (out) memcpy(out + row * c->width, value, (size_t)c->width * sizeof *out);
+        const asp_real *value = g->mlp_values + i * c->width, *kept = c->rows + i * c->width;
+        if (!g->mlps_added || !g->mlps_added[i]) memcpy(x + row * c->width, kept, (size_t)c->width * sizeof *x);
+        asp_isa_kernels()->add(x + row * c->width, value, c->width);
+        if (out) put_given(out + row * c->width, value, c->width, g->mlps_added, i);
     }
 }
 
 static void residual(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
     const pass *c = state;
     if (point != ASP_POINT_POST) replace_residual(c, acts, point == ASP_POINT_MID, layer, x);
-    if (point == ASP_POINT_MID) keep_rows(c, acts, layer, x);
     if (point == ASP_POINT_POST) replace_mlps(c, acts, layer, x, asp_slot_at(acts->mlp_out, layer));
 }
 
@@ -225,7 +233,8 @@ asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *g
                            .end = end,
                            .attention = attention,
                            .output_input = replace_given_heads,
-                           .residual = residual};
+                           .residual = residual,
+                           .mlp_input = keep_rows};
     return ASP_OK;
 }
 

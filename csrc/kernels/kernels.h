@@ -15,6 +15,8 @@ typedef struct {
     asp_real *out;                 /* (n,E) */
     asp_real *scale;               /* (n) */
     asp_real *normalized;          /* (n,E) */
+    const asp_real *given_scale;   /* (n) read: divided by in place of its own; NULL: its own */
+    const asp_real *given;         /* (n,E) read: weight and bias are applied to it; NULL: to the normalized rows */
     int64_t n, width;
     double eps;
 } asp_layernorm;
@@ -107,6 +109,8 @@ typedef struct {
     asp_real dropout_rate, kept_scale;
     uint64_t dropout_key;   /* of (seed, step, sequence, layer, head) */
     const uint8_t *dropped; /* forward only: (T,T) read: entries taken out of the pattern; NULL: none */
+    /* forward only: (T,T) read up to the key of each query, in place of what is computed; NULL: nothing */
+    const asp_real *given_scores, *given_pattern;
     /* attention_rows only: q of every position and z of every query, wherever they are; k and v lie as far behind q
      * as above. */
     const asp_real *const *rows; /* (T) read up to the last query */

@@ -158,6 +158,13 @@ static void write_row(asp_real *out, const asp_real *row, int64_t n, int64_t len
     for (int64_t k = n; k < length; k++) out[k] = fill;
 }
 
+/* Takes dropped entries out of a row of the pattern, which is recorded. */
+static void finish_row(const asp_attention_task *u, asp_real *row, int64_t query) {
+    for (int64_t k = 0; u->dropped && k <= query; k++)
+        if (u->dropped[row_at(u, query) + k]) row[k] = 0;
+    if (u->pattern) write_row(u->pattern + row_at(u, query), row, query + 1, u->n_tokens, 0);
+}
+
 /* row: scores of one query on entry, pattern on return; entries up to a multiple of 16 are written. */
 static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t query) {
     const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES, at = row_at(u, query);
@@ -187,9 +194,7 @@ static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t quer
     if (u->lse) u->lse[query - u->first] = top + asp_log(sum);
     for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * inverse);
     if (u->thinned) thin_row(u, row, query, padded);
-    for (int64_t k = 0; u->dropped && k < n; k++)
-        if (u->dropped[at + k]) row[k] = 0;
-    if (u->pattern) write_row(u->pattern + at, row, n, u->n_tokens, 0);
+    finish_row(u, row, query);
     if (u->gate && !u->gated) memset(u->gate + at, 1, (size_t)n);
     if (u->gate) memset(u->gate + at + n, 0, (size_t)(u->n_tokens - n));
 }
@@ -210,9 +215,12 @@ static void edge_row(const asp_attention_task *u, const asp_real *row, int64_t q
 /* z of four queries (fewer at the end) whose rows are in b->x, which receives it.  at (n) read: their positions, rising. */
 INLINE void attend(const asp_attention_task *u, const attention_buffers *b, const int64_t *at, int64_t n) {
     const int64_t first = at[0], columns = (at[n - 1] + ASP_LANES) / ASP_LANES * ASP_LANES, width = b->width;
-    four_rows(b->row, b->keys, b->x, width, u->d_head, b->k_t, b->keys, columns, u->scale);
+    const asp_real *given = u->given_pattern ? u->given_pattern : u->given_scores;
+    if (!given) four_rows(b->row, b->keys, b->x, width, u->d_head, b->k_t, b->keys, columns, u->scale);
     for (int64_t i = 0; i < n; i++) {
-        pattern_row(u, b->row + i * b->keys, at[i]);
+        if (given) memcpy(b->row + i * b->keys, given + at[i] * u->n_tokens, (size_t)(at[i] + 1) * sizeof *given);
+        if (u->given_pattern) finish_row(u, b->row + i * b->keys, at[i]);
+        else pattern_row(u, b->row + i * b->keys, at[i]);
         if (u->edge_count || u->edge_key) edge_row(u, b->row + i * b->keys, at[i]);
     }
     if (!u->z) return;

@@ -63,14 +63,17 @@ static void layernorm_row(const asp_layernorm *ln, int64_t row) {
     double square = sum_lanes_double(squares);
     for (int64_t i = whole; i < width; i++) square += (x[i] - mean) * (x[i] - mean);
     const double scale = sqrt(square / (double)width + ln->eps);
-    const asp_real m = (asp_real)mean, inverse = (asp_real)(1.0 / scale);
+    const asp_real m = (asp_real)mean, given = ln->given_scale ? ln->given_scale[row] : (asp_real)scale;
+    const asp_real inverse = (asp_real)(1.0 / (given == (asp_real)scale ? scale : (double)given));
+    const asp_real *rows = ln->given ? ln->given + row * width : NULL;
     if (ln->scale) ln->scale[row] = (asp_real)scale;
     asp_real *out = ln->out ? ln->out + row * width : NULL;
     asp_real *normalized = ln->normalized ? ln->normalized + row * width : NULL;
     for (int64_t i = 0; i < width; i += ASP_LANES) {
         const int64_t n = width - i < ASP_LANES ? width - i : ASP_LANES;
         const int full = n == ASP_LANES;
-        const vec y = ((full ? load(x + i) : load_part(x + i, n, 0)) - m) * inverse;
+        vec y = ((full ? load(x + i) : load_part(x + i, n, 0)) - m) * inverse;
+        if (rows) y = full ? load(rows + i) : load_part(rows + i, n, 0);
         if (normalized) {
             if (full) store(normalized + i, y);
             else store_part(normalized + i, y, n);

@@ -13,6 +13,8 @@ typedef struct {
     const asp_scratch *scratch;
     int64_t layer;
     int fill_edges;
+    int early;      /* for visitors: z is not wanted yet */
+    uint32_t given; /* bits of the places that they have seen, which are read and not computed any more */
 } attention_job;
 
 int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int backward) {
@@ -85,19 +87,48 @@ static int64_t square_at(const attention_job *job, int64_t sequence, int64_t hea
     return job->acts->square_start[sequence] + (job->layer * c->n_head + head) * t * t;
 }
 
+/* Where the scores, gates or pattern of one head are in acts. */
+static int64_t recorded_at(const attention_job *job, asp_place place, int64_t sequence, int64_t head) {
+    const asp_config *c = &job->model->config;
+    const int64_t t = job->acts->offsets[sequence + 1] - job->acts->offsets[sequence];
+    if (!(job->acts->layer_squares >> place & 1)) return square_at(job, sequence, head);
+    return job->acts->square_start[sequence] / c->n_layer + head * t * t;
+}
+
+/* What is recorded of one head, and what visitors have made of it. */
+static void point_records(const attention_job *job, asp_attention_task *u, int64_t sequence, int64_t head) {
+    const asp_activations *acts = job->acts;
+    if (acts->scores) {
+        asp_real *scores = acts->scores + recorded_at(job, ASP_AT_SCORES, sequence, head);
+        if (job->given >> ASP_AT_SCORES & 1) u->given_scores = scores;
+        else u->scores = scores;
+    }
+    if (acts->gate) {
+        uint8_t *gate = acts->gate + recorded_at(job, ASP_AT_GATE, sequence, head);
+        if (job->given >> ASP_AT_GATE & 1) {
+            u->gated = 1;
+            u->held_gate = gate;
+        } else {
+            u->gate = gate;
+        }
+    }
+    if (acts->pattern) {
+        asp_real *pattern = acts->pattern + recorded_at(job, ASP_AT_PATTERN, sequence, head);
+        if (job->given >> ASP_AT_PATTERN & 1) u->given_pattern = pattern;
+        u->pattern = pattern; /* dropped entries leave also what visitors made of it */
+    }
+}
+
 static void forward_item(void *arg, int64_t item, int thread) {
     const attention_job *job = arg;
     const asp_activations *acts = job->acts;
     const int64_t n_head = job->model->config.n_head, sequence = item / n_head, head = item % n_head;
     if (acts->offsets[sequence] == acts->offsets[sequence + 1]) return; /* nothing of it is in this pass */
     asp_attention_task u = describe_head(job, sequence, head, thread);
-    if (acts->pattern || acts->scores || acts->gate) {
-        const int64_t at = square_at(job, sequence, head);
-        if (acts->pattern) u.pattern = acts->pattern + at;
-        if (acts->scores) u.scores = acts->scores + at;
-        if (acts->gate) u.gate = acts->gate + at;
-    }
-    if (acts->edges) {
+    point_records(job, &u, sequence, head);
+    if (job->early) {
+        u.z = NULL;
+    } else if (acts->edges) {
         asp_layer_edges *edges = &acts->edges->layers[job->layer];
         const int64_t row = n_head * acts->offsets[sequence] + head * u.n_tokens;
         u.edge_threshold = (asp_real)acts->edges->threshold;
@@ -118,11 +149,28 @@ static void forward_item(void *arg, int64_t item, int thread) {
     else asp_isa_kernels()->attention_forward(&u);
 }
 
+/* Computes what visitors want to see, one after the other, since each depends on what became of the one before. */
+static asp_status show_squares(attention_job *job, const asp_context *context) {
+    static const asp_place places[] = {ASP_AT_SCORES, ASP_AT_GATE, ASP_AT_PATTERN};
+    const asp_config *c = &job->model->config;
+    asp_status status = ASP_OK;
+    for (int i = 0; !status && i < 3; i++) {
+        if (!asp_visit_wanted(job->acts, places[i], job->layer)) continue;
+        job->early = 1;
+        status = asp_parallel_for(context, job->acts->n_sequences * c->n_head, forward_item, job);
+        if (!status) status = asp_visit_squares(job->acts, places[i], job->layer, c->n_layer, context);
+        job->given |= 1u << places[i];
+    }
+    job->early = 0;
+    return status;
+}
+
 asp_status asp_attention_forward(const asp_model *model, const asp_activations *acts, int64_t layer,
                                  const asp_gate *gate, const asp_scratch *scratch, const asp_context *context) {
     attention_job job = {.model = model, .acts = acts, .gate = gate, .scratch = scratch, .layer = layer};
     const int64_t n = acts->n_sequences * model->config.n_head;
-    asp_status status = asp_parallel_for(context, n, forward_item, &job);
+    asp_status status = show_squares(&job, context);
+    if (!status) status = asp_parallel_for(context, n, forward_item, &job);
     if (status || !acts->edges) return status;
     status = asp_edges_count_done(acts->edges, layer, context->err);
     if (status) return status;

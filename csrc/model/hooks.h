@@ -29,6 +29,8 @@ struct asp_hooks {
     const asp_real *(*output_input)(void *state, const asp_activations *acts, int64_t layer);
     /* x (R,E) read and written: the residual stream at a point. */
     void (*residual)(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x);
+    /* mid (R,E) read: what the MLP reads and its output is added to, as nothing changes it any more. */
+    void (*mlp_input)(void *state, const asp_activations *acts, int64_t layer, const asp_real *mid);
     asp_mlp_substitute mlp; /* its `layer` NULL: the model's own MLPs; else acts->mlp_out is wanted */
     /* dz (R,H,D) read and written: the gradient of what output_input gave becomes that of z. */
     asp_status (*dz)(void *state, const asp_activations *acts, int64_t layer, asp_real *dz, const asp_context *context);
@@ -38,6 +40,20 @@ struct asp_hooks {
      * the final one. */
     asp_status (*dnorm)(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *dout,
                         const asp_real *dsum, const asp_context *context);
+    const asp_visitor *visitors; /* (n_visitors) read: after the hooks above, at the same place */
+    int n_visitors;
 };
+
+/* ---- visit.c ------------------------------------------------------------------- */
+
+/* Bits of the places that visitors want in any layer. */
+uint32_t asp_visit_places(const asp_visitor *visitors, int n_visitors, int64_t n_layer);
+int asp_visit_wanted(const asp_activations *acts, asp_place place, int64_t layer);
+/* Shows an activation to those who want it.  rows (N,width), `stride` apart, read and written. */
+asp_status asp_visit_rows(const asp_activations *acts, asp_place place, int64_t layer, asp_real *rows, int64_t width,
+                          int64_t stride, const asp_context *context);
+/* The same for SCORES, GATE and PATTERN of acts. */
+asp_status asp_visit_squares(const asp_activations *acts, asp_place place, int64_t layer, int64_t n_layer,
+                             const asp_context *context);
 
 #endif

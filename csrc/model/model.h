@@ -93,9 +93,12 @@ typedef struct {
     asp_real *embed, *pos_embed, *ln_final, *ln_final_scale, *ln_final_normalized;
     asp_real *pattern, *scores; /* packed per sequence */
     uint8_t *gate;
-    struct asp_edge_builder *edges; /* NULL: not wanted */
-    const asp_hooks *hooks;         /* NULL: none */
-    const asp_dropout *dropout;     /* NULL: none; else what is recorded of attention and MLPs is after it */
+    uint32_t layer_squares;           /* bits ASP_AT_SCORES, GATE and PATTERN: this one holds one layer at a time */
+    asp_real *seen_result, *seen_out; /* (N,H,E), (N,E) scratch where visitors see RESULT, ATTN_OUT or MLP_OUT */
+    asp_real *added_to;               /* (N,E) scratch, the same */
+    struct asp_edge_builder *edges;   /* NULL: not wanted */
+    const asp_hooks *hooks;           /* NULL: none */
+    const asp_dropout *dropout;       /* NULL: none; else what is recorded of attention and MLPs is after it */
 } asp_activations;
 
 /* out (N,E) = x (N,E) with values of an output dropped, + residual (N,E) unless it is NULL; out may be x. */

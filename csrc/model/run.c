@@ -47,16 +47,58 @@ typedef struct {
     asp_real *resid, *ln, *qkv, *z, *mlp, *mlp_out, *hidden, *logits;
     asp_scratch attention;
     int64_t logit_rows, loss_rows; /* padded rows of the LM head and of its chunks */
+    uint32_t seen;                 /* bits of the places that visitors want */
+    asp_real *embed, *pos_embed, *scale, *normalized, *scores, *pattern, *result, *attn_out, *mlp_pre;
+    uint8_t *gate;
+    asp_real *seen_result, *seen_out, *added_to;
 } run_scratch;
 
-enum { SCRATCH_PARTS = 9 };
+enum { SCRATCH_PARTS = 9, SEEN_PARTS = 13, ALL_PARTS = SCRATCH_PARTS + SEEN_PARTS };
 
-static void list_scratch(asp_arena_part parts[SCRATCH_PARTS], run_scratch *s, const asp_model *model,
-                         const asp_run *run, const asp_run_options *options, int n_threads) {
+static uint32_t place_bit(asp_place place) { return (uint32_t)1 << place; }
+/* Embeddings are added up again where one of them is seen; the heads' results are where attention's output is. */
+static uint32_t seen_embeddings(void) { return place_bit(ASP_AT_EMBED) | place_bit(ASP_AT_POS_EMBED); }
+static uint32_t seen_attention(void) { return place_bit(ASP_AT_RESULT) | place_bit(ASP_AT_ATTN_OUT); }
+static uint32_t seen_scales(void) {
+    return place_bit(ASP_AT_LN1_SCALE) | place_bit(ASP_AT_LN2_SCALE) | place_bit(ASP_AT_LN_FINAL_SCALE);
+}
+static uint32_t seen_normalized(void) {
+    return place_bit(ASP_AT_LN1_NORMALIZED) | place_bit(ASP_AT_LN2_NORMALIZED) | place_bit(ASP_AT_LN_FINAL_NORMALIZED);
+}
+
+/* What visitors see and the run does not record: one layer of it at a time. */
+static void list_seen(asp_arena_part parts[SEEN_PARTS], run_scratch *s, const asp_run *run) {
+    const asp_config *c = &run->config;
+    const int64_t rows = run->n_rows, e = c->d_model, heads = c->n_head * e;
+    const int64_t squares = asp_shape_squares_size(c, run->offsets, run->n_sequences);
+    const int64_t layer = squares < 0 ? -1 : squares / c->n_layer;
+#define SEEN(pointer, places, n, m) ASP_PART(pointer, s->seen &(places) ? (n) : 0, m)
+    const asp_arena_part list[SEEN_PARTS] = {
+        SEEN(s->embed, seen_embeddings(), rows, e),
+        SEEN(s->pos_embed, seen_embeddings(), rows, e),
+        SEEN(s->scale, seen_scales(), rows, 1),
+        SEEN(s->normalized, seen_normalized(), rows, e),
+        SEEN(s->scores, place_bit(ASP_AT_SCORES), layer, 1),
+        SEEN(s->gate, place_bit(ASP_AT_GATE), layer, 1),
+        SEEN(s->pattern, place_bit(ASP_AT_PATTERN), layer, 1),
+        SEEN(s->result, place_bit(ASP_AT_RESULT), rows, heads),
+        SEEN(s->attn_out, seen_attention(), rows, e),
+        SEEN(s->mlp_pre, place_bit(ASP_AT_MLP_PRE), rows, c->d_mlp),
+        SEEN(s->seen_result, place_bit(ASP_AT_RESULT), rows, heads),
+        SEEN(s->seen_out, seen_attention() | place_bit(ASP_AT_MLP_OUT), rows, e),
+        SEEN(s->added_to, seen_attention() | place_bit(ASP_AT_MLP_OUT), rows, e),
+    };
+#undef SEEN
+    memcpy(parts, list, sizeof list);
+}
+
+static void list_scratch(asp_arena_part parts[ALL_PARTS], run_scratch *s, const asp_model *model, const asp_run *run,
+                         const asp_run_options *options, int n_threads) {
     const asp_config *c = &run->config;
     const int64_t rows = run->n_rows, e = c->d_model, width = c->n_head * c->d_head;
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
     const int losses = (int)(options->records >> ASP_TOKEN_LOSS & 1), replaced = options->substitute != NULL;
+    s->seen = asp_visit_places(options->visitors, options->n_visitors, c->n_layer);
     s->logit_rows = asp_shape_logit_rows(model, n_logits);
     s->loss_rows = asp_shape_logit_rows(model, asp_min(run->n_tokens, ASP_LOSS_CHUNK));
     s->attention.per_thread = asp_attention_scratch(c, asp_shape_longest(run->offsets, run->n_sequences), 0);
@@ -66,11 +108,13 @@ static void list_scratch(asp_arena_part parts[SCRATCH_PARTS], run_scratch *s, co
                                                 ASP_PART(s->z, rows, width),
                                                 ASP_PART(s->mlp, rows,
                                                          replaced && !options->substitute->kept ? 1 : c->d_mlp),
-                                                ASP_PART(s->mlp_out, rows, replaced ? e : 0),
+                                                ASP_PART(s->mlp_out, rows,
+                                                         replaced || s->seen & place_bit(ASP_AT_MLP_OUT) ? e : 0),
                                                 ASP_PART(s->hidden, asp_max(s->logit_rows, s->loss_rows), e),
                                                 ASP_PART(s->logits, losses ? s->loss_rows : 0, c->n_vocab),
                                                 ASP_PART(s->attention.data, n_threads, s->attention.per_thread)};
     memcpy(parts, list, sizeof list);
+    list_seen(parts + SCRATCH_PARTS, s, run);
 }
 
 static void reserve_records(asp_run *run, const asp_run_options *options, int64_t logit_rows, int64_t *positions) {
@@ -108,6 +152,38 @@ static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwi
     return data ? (asp_slot){data, run->layer_strides[record]} : (asp_slot){otherwise, 0};
 }
 
+/* Where visitors see what the run does not record. */
+static asp_real *seen_at(const run_scratch *s, uint32_t places, asp_real *scratch) {
+    return s->seen & places ? scratch : NULL;
+}
+
+static void wire_seen(asp_activations *a, const asp_run *run, const run_scratch *s) {
+    asp_real *scale = seen_at(s, seen_scales(), s->scale);
+    asp_real *normalized = seen_at(s, seen_normalized(), s->normalized);
+    a->ln1_scale = slot_of(run, ASP_LN1_SCALE, scale);
+    a->ln2_scale = slot_of(run, ASP_LN2_SCALE, scale);
+    a->ln1_normalized = slot_of(run, ASP_LN1_NORMALIZED, normalized);
+    a->ln2_normalized = slot_of(run, ASP_LN2_NORMALIZED, normalized);
+    a->ln_final_scale = slot_of(run, ASP_LN_FINAL_SCALE, scale).data;
+    a->ln_final_normalized = slot_of(run, ASP_LN_FINAL_NORMALIZED, normalized).data;
+    a->embed = slot_of(run, ASP_EMBED, seen_at(s, seen_embeddings(), s->embed)).data;
+    a->pos_embed = slot_of(run, ASP_POS_EMBED, seen_at(s, seen_embeddings(), s->pos_embed)).data;
+    a->result = slot_of(run, ASP_RESULT, seen_at(s, place_bit(ASP_AT_RESULT), s->result));
+    a->attn_out = slot_of(run, ASP_ATTN_OUT, seen_at(s, seen_attention(), s->attn_out));
+    a->mlp_pre = slot_of(run, ASP_MLP_PRE, seen_at(s, place_bit(ASP_AT_MLP_PRE), s->mlp_pre));
+    a->seen_result = s->seen_result;
+    a->seen_out = s->seen_out;
+    a->added_to = s->added_to;
+    a->scores = recorded(run, ASP_SCORES);
+    a->pattern = recorded(run, ASP_PATTERN);
+    a->gate = (uint8_t *)run->arrays[ASP_GATE].data;
+    if (!a->scores && s->seen & place_bit(ASP_AT_SCORES))
+        a->scores = s->scores, a->layer_squares |= place_bit(ASP_AT_SCORES);
+    if (!a->pattern && s->seen & place_bit(ASP_AT_PATTERN))
+        a->pattern = s->pattern, a->layer_squares |= place_bit(ASP_AT_PATTERN);
+    if (!a->gate && s->seen & place_bit(ASP_AT_GATE)) a->gate = s->gate, a->layer_squares |= place_bit(ASP_AT_GATE);
+}
+
 static asp_activations wire_activations(const asp_run *run, const run_scratch *s, const asp_hooks *hooks) {
     asp_activations a = {.n_tokens = run->n_tokens,
                          .n_rows = run->n_rows,
@@ -121,27 +197,14 @@ static asp_activations wire_activations(const asp_run *run, const run_scratch *s
     if (!recorded(run, ASP_RESID_MID)) a.mid.stride = a.resid.stride;
     a.ln1 = a.ln2 = (asp_slot){s->ln, 0};
     a.ln_final = s->ln;
-    a.ln1_scale = slot_of(run, ASP_LN1_SCALE, NULL);
-    a.ln2_scale = slot_of(run, ASP_LN2_SCALE, NULL);
-    a.ln1_normalized = slot_of(run, ASP_LN1_NORMALIZED, NULL);
-    a.ln2_normalized = slot_of(run, ASP_LN2_NORMALIZED, NULL);
     a.qkv = slot_of(run, ASP_QKV, s->qkv);
     a.z = slot_of(run, ASP_Z, s->z);
     a.lse = slot_of(run, ASP_LSE, NULL);
-    a.mlp_pre = slot_of(run, ASP_MLP_PRE, NULL);
     a.mlp_post = slot_of(run, ASP_MLP_POST, s->mlp);
-    a.result = slot_of(run, ASP_RESULT, NULL);
-    a.attn_out = slot_of(run, ASP_ATTN_OUT, NULL);
-    a.mlp_out = slot_of(run, ASP_MLP_OUT, hooks->mlp.layer ? s->mlp_out : NULL);
+    a.mlp_out = slot_of(run, ASP_MLP_OUT, hooks->mlp.layer || s->seen & place_bit(ASP_AT_MLP_OUT) ? s->mlp_out : NULL);
     a.hooks = hooks;
-    a.embed = recorded(run, ASP_EMBED);
-    a.pos_embed = recorded(run, ASP_POS_EMBED);
-    a.ln_final_scale = recorded(run, ASP_LN_FINAL_SCALE);
-    a.ln_final_normalized = recorded(run, ASP_LN_FINAL_NORMALIZED);
-    a.pattern = recorded(run, ASP_PATTERN);
-    a.scores = recorded(run, ASP_SCORES);
-    a.gate = (uint8_t *)run->arrays[ASP_GATE].data;
     a.edges = run->edges;
+    wire_seen(&a, run, s);
     return a;
 }
 
@@ -208,13 +271,14 @@ static asp_status copy_batch(asp_run *run, const int32_t *tokens, const int64_t 
 }
 
 /* Lays out the records, whose places are written to positions, and the scratch.  Bytes of both. */
-static int64_t lay_out(asp_run *run, run_scratch *s, asp_arena_part parts[SCRATCH_PARTS],
-                       int64_t positions[ASP_N_RECORDS], const asp_model *model, const asp_run_options *options,
-                       int n_threads) {
+static int64_t lay_out(asp_run *run, run_scratch *s, asp_arena_part parts[ALL_PARTS], int64_t positions[ASP_N_RECORDS],
+                       const asp_model *model, const asp_run_options *options, int n_threads) {
     int64_t needed;
-    run->n_rows = asp_shape_rows(model, run->n_tokens, (int)(options->records >> ASP_RESULT & 1));
+    const uint32_t seen = asp_visit_places(options->visitors, options->n_visitors, run->config.n_layer);
+    run->n_rows =
+        asp_shape_rows(model, run->n_tokens, options->records >> ASP_RESULT & 1 || seen & place_bit(ASP_AT_RESULT));
     list_scratch(parts, s, model, run, options, n_threads);
-    const int64_t scratch = asp_arena_lay_out(&s->arena, parts, SCRATCH_PARTS);
+    const int64_t scratch = asp_arena_lay_out(&s->arena, parts, ALL_PARTS);
     reserve_records(run, options, s->logit_rows, positions);
     if (run->arena.overflow || __builtin_add_overflow(run->arena.bytes, scratch, &needed)) return INT64_MAX;
     return needed;
@@ -227,7 +291,7 @@ int64_t asp_run_needed(const asp_model *model, const int64_t *offsets, int64_t n
                    .n_tokens = offsets[n_sequences],
                    .offsets = (int64_t *)(uintptr_t)offsets};
     run_scratch s = {0};
-    asp_arena_part parts[SCRATCH_PARTS];
+    asp_arena_part parts[ALL_PARTS];
     int64_t positions[ASP_N_RECORDS];
     return lay_out(&run, &s, parts, positions, model, options, n_threads);
 }
@@ -235,13 +299,13 @@ int64_t asp_run_needed(const asp_model *model, const int64_t *offsets, int64_t n
 static asp_status allocate_run(const asp_model *model, asp_run *run, run_scratch *s, const asp_run_options *options,
                                const asp_context *context, asp_error *err) {
     int64_t positions[ASP_N_RECORDS];
-    asp_arena_part parts[SCRATCH_PARTS];
+    asp_arena_part parts[ALL_PARTS];
     const int64_t needed = lay_out(run, s, parts, positions, model, options, context->n_threads);
     if (needed > options->max_bytes || needed == INT64_MAX)
         return no_room_for_run(run, needed, options->max_bytes, err);
     if (!asp_arena_commit(&run->arena, 0) || !asp_arena_commit(&s->arena, 0))
         return no_room_for_run(run, needed, INT64_MAX, err);
-    asp_arena_wire(&s->arena, parts, SCRATCH_PARTS);
+    asp_arena_wire(&s->arena, parts, ALL_PARTS);
     for (int r = 0; r < ASP_N_RECORDS; r++)
         if (positions[r] >= 0) run->arrays[r].data = run->arena.base + positions[r];
     if (!options->edges) return ASP_OK;
@@ -279,11 +343,15 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
     if (status) return status;
     if (options->substitute && options->records & ((uint64_t)1 << ASP_MLP_PRE | (uint64_t)1 << ASP_MLP_POST))
         return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs has no mlp_pre and mlp_post");
+    if (options->substitute && options->n_visitors)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs shows nothing to visitors");
     asp_run *run = asp_allocate(1, sizeof *run);
     if (!run) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     run_scratch scratch = {0};
     asp_hooks hooks = options->hooks ? *options->hooks : (asp_hooks){0};
     if (options->substitute) hooks.mlp = *options->substitute;
+    hooks.visitors = options->visitors;
+    hooks.n_visitors = options->n_visitors;
     run->config = model->config;
     status = copy_batch(run, tokens, offsets, n_sequences, err);
     const int began = !status && hooks.begin;

@@ -187,6 +187,18 @@ typedef struct py_interventions py_interventions;
 py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_config *config);
 void asp_py_circuit_interventions_free(py_interventions *interventions);
 const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *interventions);
+/* What a run of sequences with these offsets takes from another run, from _core_types.Frozen; NULL and an exception if it does not fit. */
+typedef struct py_frozen py_frozen;
+py_frozen *asp_py_circuit_frozen_new(PyObject *object, py_model *model, const int64_t *offsets, int64_t n_sequences);
+asp_visitor asp_py_circuit_frozen_given(const py_frozen *frozen);
+void asp_py_circuit_frozen_free(py_frozen *frozen);
+/* Functions that see and change activations, from _core_types.Functions; NULL and an exception if they are not well
+ * formed. */
+typedef struct py_functions py_functions;
+py_functions *asp_py_circuit_functions_new(PyObject *object, const asp_config *config);
+/* What the run takes, which reads `functions` and the call of the run. */
+asp_visitor asp_py_circuit_functions_given(py_functions *functions, py_call *call);
+void asp_py_circuit_functions_free(py_functions *functions);
 
 /* ---- py_graph.c -------------------------------------------------------------------- */
 

@@ -252,23 +252,43 @@ typedef struct {
     py_batch batch;
     py_interventions *interventions;
     py_substitute *substitute;
+    py_frozen *frozen;
+    py_functions *functions;
+    asp_visitor visitors[2];
 } run_inputs;
 
+/* Arguments of a run that may be None. */
+typedef struct {
+    PyObject *changes, *substitute, *functions, *frozen;
+} run_objects;
+
 static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *options, PyObject *tokens,
-                           PyObject *offsets, PyObject *changes, PyObject *substitute) {
+                           PyObject *offsets, const run_objects *given) {
+    const asp_config *config = asp_model_config(model->model);
     if (!asp_py_arrays_batch(&in->batch, tokens, offsets)) return 0;
-    if (changes != Py_None) {
-        in->interventions = asp_py_circuit_interventions_new(changes, asp_model_config(model->model));
+    if (given->changes != Py_None) {
+        in->interventions = asp_py_circuit_interventions_new(given->changes, config);
         if (!in->interventions) return 0;
         options->hooks = asp_py_circuit_interventions_hooks(in->interventions);
     }
-    if (substitute == Py_None) return 1;
-    in->substitute = asp_py_features_substitute_new(substitute, model, in->batch.n_tokens);
+    if (given->frozen != Py_None) {
+        in->frozen = asp_py_circuit_frozen_new(given->frozen, model, in->batch.offsets, in->batch.n_sequences);
+        if (!in->frozen) return 0;
+    }
+    if (given->functions != Py_None) {
+        in->functions = asp_py_circuit_functions_new(given->functions, config);
+        if (!in->functions) return 0;
+    }
+    if (given->substitute == Py_None) return 1;
+    in->substitute = asp_py_features_substitute_new(given->substitute, model, in->batch.n_tokens);
     return in->substitute != NULL;
 }
 
-static asp_status call_run(py_run *run, const run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
+static asp_status call_run(py_run *run, run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
     py_call call;
+    if (in->frozen) in->visitors[options->n_visitors++] = asp_py_circuit_frozen_given(in->frozen);
+    if (in->functions) in->visitors[options->n_visitors++] = asp_py_circuit_functions_given(in->functions, &call);
+    options->visitors = in->visitors;
     if (in->substitute) options->substitute = asp_py_features_substitute_given(in->substitute, &call, err);
     asp_py_call_begin(&call, threads);
     const asp_status status = asp_run_new(&run->run, run->model->model, in->batch.tokens, in->batch.offsets,
@@ -278,14 +298,16 @@ static asp_status call_run(py_run *run, const run_inputs *in, asp_run_options *o
 }
 
 static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens",         "offsets", "record",        "logits",     "max_bytes",
-                            "edge_threshold", "threads", "interventions", "substitute", NULL};
-    PyObject *tokens, *offsets, *record, *threshold = Py_None, *changes = Py_None, *substitute = Py_None;
+    static char *names[] = {"tokens",  "offsets",       "record",     "logits",    "max_bytes", "edge_threshold",
+                            "threads", "interventions", "substitute", "functions", "frozen",    NULL};
+    PyObject *tokens, *offsets, *record, *threshold = Py_None;
+    run_objects given = {Py_None, Py_None, Py_None, Py_None};
     asp_run_options options = {.logits = ASP_LOGITS_ALL};
     long long max_bytes = INT64_MAX;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOO:run", names, &tokens, &offsets, &record, &options.logits,
-                                     &max_bytes, &threshold, &threads, &changes, &substitute))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOOOO:run", names, &tokens, &offsets, &record,
+                                     &options.logits, &max_bytes, &threshold, &threads, &given.changes,
+                                     &given.substitute, &given.functions, &given.frozen))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     if (options.logits < ASP_LOGITS_NONE || options.logits > ASP_LOGITS_ALL)
@@ -297,7 +319,7 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     py_model *model = (py_model *)self;
     run_inputs in = {0};
     asp_status status = ASP_BAD_ARGUMENT;
-    py_run *run = read_run_inputs(&in, model, &options, tokens, offsets, changes, substitute) ? run_begin(model) : NULL;
+    py_run *run = read_run_inputs(&in, model, &options, tokens, offsets, &given) ? run_begin(model) : NULL;
     if (run) {
         asp_error err = {0};
         status = call_run(run, &in, &options, asp_py_call_n_threads(self, threads), &err);
@@ -308,6 +330,8 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
         }
     }
     asp_py_features_substitute_free(in.substitute, status);
+    asp_py_circuit_functions_free(in.functions);
+    asp_py_circuit_frozen_free(in.frozen);
     asp_py_circuit_interventions_free(in.interventions);
     asp_py_arrays_batch_clear(&in.batch);
     return (PyObject *)run;
@@ -409,7 +433,7 @@ static PyMethodDef methods[] = {
     {"nonfinite", model_nonfinite, METH_NOARGS, "None, or (name, count, first flat index) of the first bad array."},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
      "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, "
-     "substitute=None) -> Run"},
+     "substitute=None, functions=None, frozen=None) -> Run"},
     {"generate", (PyCFunction)(void (*)(void))asp_py_generation_of_model, METH_VARARGS | METH_KEYWORDS,
      "generate(tokens, offsets, options, generated, interventions=None, threads=0, progress=None): writes new tokens "
      "into the arrays of `generated`"},

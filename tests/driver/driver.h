@@ -42,6 +42,11 @@ asp_status use_greedy_texts(const fixture *f, const asp_context *context, uint64
 asp_status use_drawn_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_changed_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_visit.c */
+asp_status use_visitors(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_frozen(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_frozen(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_stopping_visitors(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_effects.c */
 asp_status use_effects_of_heads(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_effects_of_positions(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

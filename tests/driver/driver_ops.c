@@ -167,9 +167,11 @@ static asp_status use_interventions(const fixture *f, const asp_context *context
     const int64_t heads[] = {0, 0, 1, 2, 1, 2, 0, 0}, entries[] = {1, 1, 0, 5, 3, 0, 0, 2, 0, 0};
     const int64_t mlps[] = {0, 1, 4}, resids[] = {0, 2, 0, 7, 1, 1, 2, 0};
     asp_real values[8 * E];
+    const uint8_t added[] = {1, 0, 1};
     fill(values, 8 * E, 0.5, 9);
     const asp_interventions given = {
-        2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E};
+        2,    2,     1,        2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E,
+        NULL, added, added + 1};
     asp_hooks *hooks;
     asp_status status = asp_interventions_hooks(&hooks, &given, err);
     if (status) return status;
@@ -414,6 +416,10 @@ const operation operations[] = {
     {"drawn texts", use_drawn_texts},
     {"changed texts", use_changed_texts},
     {"wrong arguments", use_wrong_texts},
+    {"visitors", use_visitors},
+    {"visitors that stop", use_stopping_visitors},
+    {"frozen", use_frozen},
+    {"wrong arguments", use_wrong_frozen},
     {"norms", use_norms},
     {"extremes", use_extremes},
     {"wrong arguments", use_wrong},

@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracle_circuits as oc
+import oracle_hooks
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, case, error
 
@@ -45,7 +46,7 @@ def place_of(item):
     if isinstance(item, Head | HeadPosition):
         return "z", tuple(item)
     if isinstance(item, Mlp):
-        return "mlp_out", (item.layer,)
+        return "mlp_out", (item.layer,) if item.position is None else (item.layer, item.position)
     return f"resid_{item.point}", (item.layer, item.position)
 
 
@@ -219,6 +220,165 @@ def test_the_same_bits_for_any_number_of_threads():
                 np.testing.assert_array_equal(getattr(run[i], name), first)
 
 
+@each_config
+def test_run_with_cache_takes_what_run_takes(name):
+    """Every hook of a changed run is the array of `run` with the same changes."""
+    one = case(name)
+    model, prompts = one.model(), list(one.task.clean)
+    items = items_of(one.config)["mixed"]
+    ablation = Ablation(items, "mean", reference=list(one.task.corrupted))
+    patch = {Resid(0, 2, "mid"): np.ones(one.config["d_model"])}
+    logits, cache = model.run_with_cache(prompts, ablate=ablation, patch=patch)
+    run = model.run(prompts, record="all", ablate=ablation, patch=patch)
+    np.testing.assert_array_equal(logits, run.logits)
+    assert error(logits, model.run(prompts).logits) > 1e-3
+    for layer in range(one.config["n_layer"]):
+        for hook, array in (("attn.hook_z", run.z), ("attn.hook_pattern", run.pattern)):
+            np.testing.assert_array_equal(cache[f"blocks.{layer}.{hook}"], array[:, layer])
+        np.testing.assert_array_equal(cache["mlp_out", layer], run.mlp_out[:, layer])
+        np.testing.assert_array_equal(cache["resid_mid", layer], run.resid_mid[:, layer])
+
+
+@each_config
+def test_several_ablations_of_different_kinds(name):
+    one = case(name)
+    last = one.config["n_layer"] - 1
+    kinds = {Head(0, 0): "zero", Mlp(0, 2): "mean", Edge(last, 0, 3, 1): "counterfactual", Mlp(last): "mean"}
+    reference = list(one.task.corrupted)
+    listed = [Ablation(item, kind, None if kind == "zero" else reference) for item, kind in kinds.items()]
+    run = one.model().run(list(one.task.clean), "all", ablate=listed)
+    plain = one.model().run(list(one.task.clean), "all", ablate=[Head(0, 0), *listed[1:]])
+    for i, tokens in enumerate(one.task.clean):
+        masks, fill = masks_without(one.config, kinds), fills(one, "zero", i)
+        fill = {place: np.array(array, float) for place, array in fill.items()}
+        for item, kind in kinds.items():
+            place, index = place_of(item)
+            fill[place][index] = fills(one, kind, i)[place][index]
+        compare(run[i], oc.forward(one.config, one.weights, tokens, masks, fill), 1e-9)
+        np.testing.assert_array_equal(plain[i].logits, run[i].logits)
+
+
+def test_of_several_ablations_of_one_place_the_last_counts():
+    one = case("gated")
+    model, prompts = one.model(), list(one.task.clean)
+    mean = Ablation(["L0H0", "a1.h0[1->3]"], "mean", list(one.task.corrupted))
+    for ablate, expected in (
+        ([mean, "L0H0", "a1.h0[1->3]"], ["L0H0", "a1.h0[1->3]"]),
+        ([Ablation(["L0H0", "a1.h0[1->3]"]), mean], mean),
+    ):
+        found = model.run(prompts, ablate=ablate).logits
+        np.testing.assert_array_equal(found, model.run(prompts, ablate=expected).logits)
+
+
+@each_config
+def test_patches_with_one_value_per_prompt(name):
+    one = case(name)
+    model, prompts, c = one.model(), list(one.task.clean), one.config
+    rng, last = np.random.default_rng(0), one.config["n_layer"] - 1
+    patch = {
+        Head(0, 0): rng.standard_normal((3, T, c["d_head"])),
+        HeadPosition(last, 0, 2): rng.standard_normal((3, c["d_head"])),
+        Edge(last, 0, 3, 1): rng.standard_normal((3, c["d_head"])),
+        Mlp(0, -1): rng.standard_normal((3, c["d_model"])),
+        Resid(last, None, "mid"): rng.standard_normal((3, T, c["d_model"])),
+        Mlp(last): rng.standard_normal((T, c["d_model"])),  # the same for all
+    }
+    run = model.run(prompts, "all", patch=patch)
+    listed = model.run(prompts, "all", patch={item: list(v) for item, v in patch.items()})
+    for i, tokens in enumerate(prompts):
+        own = {item: v if item == Mlp(last) else v[i] for item, v in patch.items()}
+        alone = model.run(tokens, "all", patch=own)
+        assert error(run[i].logits, alone.logits) < 1e-12
+        np.testing.assert_array_equal(listed[i].logits, run[i].logits)
+        np.testing.assert_array_equal(run[i].mlp_out[last], patch[Mlp(last)])
+        np.testing.assert_array_equal(run[i].resid_mid[last], patch[Resid(last, None, "mid")][i])
+        if last:
+            np.testing.assert_array_equal(run[i].mlp_out[0, -1], patch[Mlp(0, -1)][i])
+            np.testing.assert_array_equal(run[i].z[0, :, 0], patch[Head(0, 0)][i])
+
+
+def test_patches_of_prompts_of_different_lengths():
+    one = case("gated", (5, 1, 3))
+    model, prompts, c = one.model(), list(one.task.clean), one.config
+    values = [np.full((t, c["d_model"]), i + 1.0) for i, t in enumerate((5, 1, 3))]
+    run = model.run(prompts, "all", patch={Mlp(1): values, Resid(0, -1): np.ones(c["d_model"])})
+    for i in range(3):
+        np.testing.assert_array_equal(run[i].mlp_out[1], values[i])
+        np.testing.assert_array_equal(run[i].resid_pre[0, -1], np.ones(c["d_model"]))
+    with pytest.raises(
+        ValueError, match=r"a list of 3 arrays, one for each prompt, of shapes \(5, 8\), \(1, 8\)"
+    ):
+        model.run(prompts, patch={Mlp(1): values[:2]})
+
+
+@each_config
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (5, 1, 3)])
+def test_added_values(name, lengths):
+    """Steering vectors, against the oracle."""
+    one = case(name, lengths)
+    c, last, rng = one.config, one.config["n_layer"] - 1, np.random.default_rng(0)
+    vectors = {place: rng.standard_normal(c["d_model"]) for place in ("mlp", "mid", "post")}
+    z = rng.standard_normal(c["d_head"])
+    patch = {
+        HeadPosition(last, 0, -1): asp.Add(z),
+        Mlp(0): asp.Add(vectors["mlp"]),
+        Resid(last, 0, "mid"): asp.Add(vectors["mid"]),
+        Resid(last, -1, "post"): asp.Add([vectors["post"]] * 3),
+    }
+    run = one.model().run(list(one.task.clean), "all", patch=patch)
+
+    def change(name, value):
+        value = value.copy()
+        if name == f"blocks.{last}.attn.hook_z":
+            value[-1, 0] += z
+        if name == "blocks.0.hook_mlp_out":
+            value += vectors["mlp"]
+        if name == f"blocks.{last}.hook_resid_mid":
+            value[0] += vectors["mid"]
+        if name == f"blocks.{last}.hook_resid_post":
+            value[-1] += vectors["post"]
+        return value
+
+    for i, tokens in enumerate(one.task.clean):
+        expected = oracle_hooks.forward(c, one.weights, tokens, change)
+        assert error(run[i].logits, expected["logits"]) < 1e-9
+        assert error(run[i].mlp_out[0], expected["blocks.0.hook_mlp_out"]) < 1e-9
+
+
+def test_values_are_added_in_the_order_of_the_patch():
+    one = case("gated")
+    model, tokens, ones = one.model(), one.task.clean[0], np.ones(one.config["d_model"])
+    patch = {Mlp(0): np.zeros((T, len(ones))), Mlp(0, 2): asp.Add(ones), Mlp(0, -3): asp.Add(2 * ones)}
+    run = model.run(tokens, "all", patch=patch)
+    np.testing.assert_array_equal(run.mlp_out[0, 2], 3 * ones)
+    np.testing.assert_array_equal(run.resid_pre[1, 2], run.resid_mid[0, 2] + ones + 2 * ones)
+    again = model.run(tokens, "all", ablate=[Mlp(0)], patch={Mlp(0, 2): asp.Add(3 * ones)})
+    assert error(again.logits, run.logits) < 1e-12
+    with pytest.raises(TypeError, match=r"nothing can be added to a0.h0\[1->3\]"):
+        model.run(tokens, patch={"a0.h0[1->3]": asp.Add(ones)})
+    with pytest.raises(ValueError, match=r"must have shape \(5, 8\), got \(4,\)"):
+        model.run(tokens, patch={Mlp(0): asp.Add(np.ones(4))})
+
+
+@pytest.mark.parametrize("item", [Mlp(0, 2), Resid(1, 2, "mid"), Resid(1, None)])
+def test_mlps_and_streams_at_positions(item):
+    """One position is what the whole has there; the others stay."""
+    one = case("gated")
+    model, prompts = one.model(), list(one.task.clean)
+    ablation = Ablation(item, "mean", reference=list(one.task.corrupted))
+    run = model.run(prompts, "all", ablate=ablation)
+    places = [2] if item.position is not None else range(T)
+    for i, tokens in enumerate(prompts):
+        masks = {}
+        for at in places:
+            place, index = (
+                ("mlp_out", (0, at)) if isinstance(item, Mlp) else place_of(item._replace(position=at))
+            )
+            masks.setdefault(place, np.ones((one.config["n_layer"], T)))[index] = 0
+        expected = oc.forward(one.config, one.weights, tokens, masks, fills(one, "mean", i))
+        compare(run[i], expected, 1e-9)
+
+
 def test_nothing_is_remembered():
     one = case("gated")
     model = one.model()
@@ -275,6 +435,8 @@ WRONG_ABLATIONS = {
     "no head": (ValueError, "is not a head", lambda: ["x"]),
     "a number": (TypeError, "an item must be a Head", lambda: [3]),
     "a number alone": (TypeError, "ablate must be", lambda: 3),
+    "an ablation in an ablation": (TypeError, "an item must be a Head", lambda: Ablation([Ablation("L0H0")])),
+    "one bad of several": (IndexError, "L7H0", lambda: [Ablation("L0H0"), Ablation("L7H0")]),
     "a triple": (TypeError, "an item must be a Head", lambda: [(0, 0, 0)]),
     "negative": (ValueError, "must be at least 0", lambda: [(0, -1)]),
     "key after query": (ValueError, "key 3 comes after query 1", lambda: ["a0.h0[3->1]"]),
@@ -284,7 +446,7 @@ WRONG_ABLATIONS = {
     "mlp beyond": (IndexError, "layer 2", lambda: [Mlp(2)]),
     "mlp by text": (TypeError, "layer must be an integer", lambda: [Mlp("0")]),
     "stream at zero": (ValueError, "residual stream", lambda: [Resid(0, 1)]),
-    "kind": (ValueError, "kind must be one of", lambda: Ablation(["L0H0"], "none")),
+    "kind": (ValueError, "ablation must be one of", lambda: Ablation(["L0H0"], "none")),
     "mean of nothing": (ValueError, "needs reference prompts", lambda: Ablation(["L0H0"], "mean")),
     "zero of something": (ValueError, "takes no reference", lambda: Ablation(["L0H0"], "zero", PROMPTS)),
     "short reference": (ValueError, "one length", lambda: Ablation(["L0H0"], "mean", [[1, 2, 3]])),
@@ -307,6 +469,9 @@ WRONG_PATCHES = {
     "text": (TypeError, "real numbers", {"L0H0": "x"}),
     "nothing": (TypeError, "real numbers", {"L0H0": None}),
     "a list": (TypeError, "mapping", [("L0H0", 0)]),
+    "too many prompts": (ValueError, "got \\(2, 7\\)", {Mlp(0, 1): np.zeros((2, 7))}),
+    "mlp at a position beyond": (IndexError, "position 5", {Mlp(0, 5): np.zeros(8)}),
+    "mlp at half a position": (TypeError, "position must be an integer", {Mlp(0, 0.5): np.zeros(8)}),
     "beyond": (IndexError, "L2H0", {"L2H0": np.zeros((5, 5))}),
     "below 0": (IndexError, "L0H-1", {Head(0, -1): np.zeros((5, 5))}),
     "forward": (ValueError, "key 3 comes after query 1", {Edge(0, 0, 1, 3): np.zeros(5)}),

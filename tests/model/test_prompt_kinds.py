@@ -71,8 +71,8 @@ def test_everything_that_takes_prompts_takes_columns(model: asp.Model) -> None:
     column = FRAME["prompt"].iloc[:1]
     logits, _ = model.run_with_cache(column)
     np.testing.assert_array_equal(logits, model.run_with_cache(list(column))[0])
-    ablation = asp.Ablation("L0H0", kind="mean", reference=column)
-    listed_ = asp.Ablation("L0H0", kind="mean", reference=list(column))
+    ablation = asp.Ablation("L0H0", ablation="mean", reference=column)
+    listed_ = asp.Ablation("L0H0", ablation="mean", reference=list(column))
     np.testing.assert_array_equal(
         model.run(TEXTS[:1], ablate=ablation).logits, model.run(TEXTS[:1], ablate=listed_).logits
     )

@@ -34,7 +34,7 @@ SENTENCES = {
         r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
         r"(Model\.|Gradients\.|effects\.|circuits\.|_core\.|asp\.|Transcoders\.)",
-    r"no memory for interventions": RUNS,
+    r"no memory for (interventions|what is frozen)": RUNS,
     r"no memory for \d+ variants": r"(effects\.|_core\.|asp\.)",
     r"no memory for a sweep over \d+ rows": r"(effects\.|_core\.|asp\.)",
     rf"attribution over \d+ tokens needs {AMOUNT}; use fewer prompts at once":

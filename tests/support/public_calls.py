@@ -21,6 +21,7 @@ from reliability import PROMPTS, TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
+from attnsparse._core_types import Frozen, Functions
 from attnsparse.circuits import COMPONENT_METHODS, component_scores, effects
 from attnsparse.model import gradients, interventions, run
 from attnsparse.model import transformer_lens as cache
@@ -42,6 +43,10 @@ CLASSES = {
 CORE_CLASSES = (
     "Model", "Run", "Gradients", "Trainer", "Features", "Contexts", "CoderTrainer", "Graph", "Circuit",
 )  # fmt: skip
+
+
+# a function of a model of two layers that gives nothing
+UNFINISHED = Functions(np.array([1, 0, 0], np.int32), lambda place, layer, first, value: None)
 
 
 def of_runs(name: str) -> Uses:
@@ -189,8 +194,18 @@ CALLS: dict[str, Uses] = {
             ablate=interventions.Ablation(["a0.h1[2->5]", (1, 2)], "mean", [TOKENS, TOKENS]),
             patch={asp.Resid(1, -1, "mid"): np.zeros(64), asp.HeadPosition(0, 0, 3): np.ones(16)},
         ),
+        lambda e: e.model.run(
+            PROMPTS, ablate=["L0H1", interventions.Ablation("L1H1", "counterfactual", PROMPTS)], threads=1
+        ),
+        lambda e: e.model.run(PROMPTS, patch={asp.Mlp(1, 0): asp.Add(np.ones(64))}, threads=1),
+        lambda e: e.model.run(PROMPTS, freeze=["pattern", "ln_scale"], ablate="L0H1", threads=1),
+        lambda e: e.model.run(TOKENS, freeze={"gate": e.one, "pattern": e.one}, threads=1),
         wrong=(
             lambda e: e.model.run(TOKENS, ablate=["L0H9"]),
+            lambda e: e.model.run(TOKENS, freeze="z"),
+            lambda e: e.model.run(TOKENS, freeze={"gate": e.plain}),
+            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), frozen=Frozen(e.plain)),
+            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), frozen=Frozen(e.plain._core, 3)),
             lambda e: e.model.run(TOKENS, patch={asp.Mlp(0): np.zeros(3)}),
             lambda e: e.model.run([96]),
             lambda e: e.model.run(TOKENS, max_bytes=1000),
@@ -215,7 +230,27 @@ CALLS: dict[str, Uses] = {
     ),
     "Model.run_with_cache": uses(
         lambda e: e.model.run_with_cache(TOKENS, "hook_embed"),
-        wrong=(lambda e: e.model.run_with_cache(PROMPTS), lambda e: e.model.run_with_cache(TOKENS, "x")),
+        lambda e: e.model.run_with_cache(
+            TOKENS, "hook_embed", ablate="L0H1", patch={asp.Mlp(1): np.ones((8, 64))}
+        ),
+        wrong=(
+            lambda e: e.model.run_with_cache(PROMPTS),
+            lambda e: e.model.run_with_cache(TOKENS, "x"),
+            lambda e: e.model.run_with_cache(TOKENS, ablate="L0H9"),
+        ),
+        cost=5,
+    ),
+    "Model.run_with_hooks": uses(
+        lambda e: e.model.run_with_hooks(TOKENS, [(("z", 1), lambda value, hook: value * 2)], threads=1),
+        lambda e: e.model.run_with_hooks(PROMPTS, [(bool, lambda value, hook: None)], "none", threads=1),
+        wrong=(
+            lambda e: e.model.run_with_hooks(TOKENS, [("hook_x", print)]),
+            lambda e: e.model.run_with_hooks(TOKENS, [("hook_embed", lambda value, hook: value[0])]),
+            lambda e: e.core.run(
+                TOKENS, np.array([0, 8]), (), functions=Functions(np.zeros(9, np.int32), print)
+            ),
+            lambda e: e.core.run(TOKENS, np.array([0, 8]), (), functions=UNFINISHED),
+        ),
         cost=5,
     ),
     "Model.gradients": uses(
@@ -386,7 +421,7 @@ PLAIN: dict[str, str] = {
     },
     **{
         f"asp.{kind.__name__}": "plain values; see test_interventions.py"
-        for kind in (asp.Ablation, asp.HeadPosition, asp.Mlp, asp.Resid)
+        for kind in (asp.Ablation, asp.Add, asp.HeadPosition, asp.Mlp, asp.Resid)
     },
     "asp.Group": "made by group_nodes; arrays of NumPy's own; see test_graph_groups.py",
     "asp.Graph": "made by attribution_graph",

@@ -65,6 +65,10 @@ GRAPH_CALLS: dict[str, Uses] = {
         wrong=(lambda e: e.transcoders.check(asp.Model(asp.Config(1, 1, 1, 1, 1, 1, 1))),),
         cost=5,
     ),
+    "Transcoders.steer": uses(
+        lambda e: e.transcoders.steer({(0, 1): 1.0, (1, 2, -1): 2.0}),
+        wrong=(lambda e: e.transcoders.steer({(0, 1): 1.0}, "set"),),
+    ),
     "Transcoders.digest": uses(lambda e: e.transcoders.digest),
     "Transcoders.cross_layer": uses(lambda e: e.transcoders.cross_layer),
     "Transcoders.writes": uses(lambda e: e.transcoders.writes(0)),
