@@ -211,6 +211,25 @@ def test_texts_of_several_lengths_and_samples_have_their_own_places():
         assert same_logits(alone[0].logits, run.logits[len(prompt) - 1 : -1])
 
 
+def test_added_vectors_and_several_ablations():
+    """Vectors added at every position, which new tokens get too; ablations of several kinds at once."""
+    one, rng = case("gated"), np.random.default_rng(1)
+    model, n_all = one.model(), T + NEW
+    width = one.config["d_model"]
+    patch = {
+        Resid(0, None, "post"): asp.Add(rng.standard_normal(width)),
+        Mlp(1): asp.Add(rng.standard_normal((n_all, width))),
+        HeadPosition(1, 1, T + 1): asp.Add(rng.standard_normal(one.config["d_head"])),
+    }
+    ablate = [Ablation(["L0H1"]), Ablation([Mlp(0, T + 2)], "mean", long_references(one))]
+    found = model.generate(
+        one.task.clean[0], NEW, patch=patch, ablate=ablate, logits=True, n_samples=2, temperature=1.0
+    )
+    for text in found:
+        run = model.run(text.tokens, patch=patch, ablate=ablate)
+        assert same_logits(text.logits, run.logits[T - 1 : -1])
+
+
 def test_keep_only():
     one = case("gated")
     model, kept = one.model(), [Head(0, 0), Head(1, 1)]
@@ -284,7 +303,11 @@ def test_tokens_are_those_of_the_twin(choice, temperature):
 
 
 def test_ties_at_the_limit_go_to_lower_ids():
-    for choice, wanted in (({"top_k": 2}, {1, 3}), ({"top_k": 5}, {0, 1, 3, 5, 8}), ({"top_p": 0.45}, {1, 3})):
+    for choice, wanted in (
+        ({"top_k": 2}, {1, 3}),
+        ({"top_k": 5}, {0, 1, 3, 5, 8}),
+        ({"top_p": 0.45}, {1, 3}),
+    ):
         texts = logits_model(LOGITS).generate([0], 1, temperature=1.0, n_samples=500, **choice)
         assert set(np.concatenate(texts.new_tokens).tolist()) == wanted
 
