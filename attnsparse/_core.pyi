@@ -700,6 +700,9 @@ class Trainer:
         geco_relative: bool = True,
         lambda_min: float = 0.0,
         lambda_max: float = 1e9,
+        constraint: str = "training",
+        measured: float = ...,
+        edges_per_token: float = 0.0,
         threads: int = 0,
     ) -> dict[str, float]:
         """One optimiser step over micro-batches (tokens, offsets, targets, weights)."""

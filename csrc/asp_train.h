@@ -10,6 +10,15 @@ typedef enum { ASP_DROP_ENTRIES, ASP_DROP_HEADS, ASP_DROP_ATTN_OUT, ASP_DROP_MLP
 /* Kinds of attention entries that have prices of their own.  An entry is of the first kind that fits it. */
 typedef enum { ASP_ENTRY_SELF, ASP_ENTRY_PREVIOUS, ASP_ENTRY_FIRST, ASP_ENTRY_OTHER, ASP_N_ENTRY_KINDS } asp_entry_kind;
 
+/* What is compared with the target that moves the multiplier: the step's cross-entropy; that of the same sequences
+ * with hard gates and nothing dropped; one that was measured elsewhere; or the step's open edges for each token. */
+typedef enum {
+    ASP_CONSTRAINT_TRAINING,
+    ASP_CONSTRAINT_HARD,
+    ASP_CONSTRAINT_MEASURED,
+    ASP_CONSTRAINT_EDGES
+} asp_constraint;
+
 typedef struct {
     double lr, beta1, beta2, eps, weight_decay, clip;
     uint64_t seed;
@@ -18,11 +27,16 @@ typedef struct {
     const double *edge_weight[ASP_N_ENTRY_KINDS]; /* (L) each, read: price of an edge; NULL: 1 */
     double tau, geco_rate, geco_clip, geco_ema, lambda_min, lambda_max;
     int geco_relative;
+    asp_constraint constraint;
+    double measured;        /* for MEASURED; NaN: not yet, and the multiplier only stays within its limits */
+    double edges_per_token; /* for EDGES: the target, above 0 */
 } asp_step_options;
 
 typedef struct {
     double loss, cross_entropy, expected_edges, open_edges, multiplier, ema, grad_norm;
-    double open_self; /* open self edges, as a share of all entries like open_edges */
+    double open_self;                       /* open self edges, as a share of all entries like open_edges */
+    double edges_per_token, self_per_token; /* open edges, and of them self edges, for each token */
+    double constrained;                     /* what was compared with the target; NaN: nothing */
     int64_t n_tokens;
 } asp_step_result;
 

@@ -28,11 +28,17 @@ class Evaluation:
         bool [n]: every token of weight above 0 is the most likely one, given the true tokens before it.
     open_edges : numpy.ndarray
         int64 [n]: entries whose gate is open, of all layers and heads (dense: all causal ones).
+    self_edges : numpy.ndarray
+        int64 [n]: those among them from a token to itself.
+    n_tokens : int
+        Tokens of all sequences.
     """
 
     cross_entropy: float
     right: np.ndarray
     open_edges: np.ndarray
+    self_edges: np.ndarray
+    n_tokens: int
 
     @property
     def accuracy(self) -> float:
@@ -67,6 +73,7 @@ def evaluate(
     loss = 0.0
     right: list[bool] = []
     edges: list[int] = []
+    own: list[int] = []
     for begin in range(0, len(rows), batch):
         run = model.run(rows[begin : begin + batch], record=("gate", "logits"))
         for i, row in enumerate(rows[begin : begin + batch]):
@@ -76,7 +83,9 @@ def evaluate(
             loss += float((token_losses(logits, targets) * weights[begin + i][chosen + 1]).sum())
             right.append(bool((logits.argmax(axis=1) == targets).all()))
             edges.append(int(np.count_nonzero(alone.gate)))
-    return Evaluation(loss / total, np.array(right), np.array(edges))
+            own.append(int(np.count_nonzero(np.diagonal(alone.gate, axis1=2, axis2=3))))
+    n_tokens = sum(map(len, rows))
+    return Evaluation(loss / total, np.array(right), np.array(edges), np.array(own), n_tokens)
 
 
 def token_losses(

@@ -1,6 +1,7 @@
 """The trainer, its data, options, schedules and checkpoints."""
 
 from .data import Data, SequenceData, TokenData
+from .held_out import HeldOutResult
 from .options import TrainingOptions
 from .schedules import (
     Constant,
@@ -19,6 +20,7 @@ from .trainer import Trainer
 __all__ = [
     "Constant",
     "Data",
+    "HeldOutResult",
     "PerLayer",
     "Pieces",
     "SequenceData",

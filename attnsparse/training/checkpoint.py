@@ -21,20 +21,25 @@ from ..io.limits import DEFAULT_LIMITS
 from ..io.regular_file import RegularFile
 from ..io.tensor_source import TensorInfo
 from ..model.config import Config
+from .held_out import FIELDS
 from .options import TrainingOptions
 from .schedules import value_at
 
 ENDING = ".checkpoint.safetensors"
 SCHEMA = Schema("training checkpoint", 1, ENDING)
-RESULTS = ("loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm")
+FIRST_RESULTS = ("loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm")
+# what is kept of each step; files of before have the first ones alone
+FIRST_COLUMNS = ["step", *FIRST_RESULTS, "seconds", "lr", "gate_bias", "tau"]  # of their history.csv
+RESULTS = (*FIRST_RESULTS, "edges_per_token", "self_edges_per_token")
 MOST_MULTIPLIER = 1e15
 _NAME = re.compile(r"step-(\d{6,})" + re.escape(ENDING))
 _LINE_BYTES = 400  # of history.csv, at most
 _NUMBER = re.compile(r"nan|-?\d{1,30}(\.\d{1,30})?(e[+-]\d{1,3})?")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "build": dict, "config": dict, "name": str, "options": dict, "data": str, "step": int,
-    "multiplier": float, "ema": (float, type(None)),
+    "multiplier": float, "ema": (float, type(None)), "held_out": str,
 }  # fmt: skip
+_OPTIONAL = {"held_out"}
 
 
 def checkpoint_name(step: int) -> str:
@@ -95,6 +100,8 @@ def checked_meta(meta: dict[str, Any], path: Path) -> dict[str, Any]:
     """A checkpoint's fields with config and options built; CheckpointError `meta` if anything makes no
     sense."""
     for name, kind in _KINDS.items():
+        if name not in meta and name in _OPTIONAL:
+            continue
         if name not in meta or not isinstance(meta[name], kind) or isinstance(meta[name], bool):
             _no_run(path, name, "is missing or of the wrong kind")
     for name in meta:
@@ -125,7 +132,9 @@ def _check_multiplier(meta: dict[str, Any], config: Config, options: TrainingOpt
         low = high = options.first_multiplier()
     if not low <= multiplier <= high:
         _no_run(path, "multiplier", f"is {multiplier:g}, a run has {low:g}..{high:g} after {step} steps")
-    if (ema is None) != (step == 0 or not config.gated):
+    # with held-out sequences there is nothing to average before the first evaluation
+    first = options.evaluate_every if options.constraint == "held-out" else 0
+    if (ema is None) != (step <= first or not config.gated):
         _no_run(path, "ema", f"is {'missing' if ema is None else f'{ema:g}'} after {step} steps")
     if ema is not None and (not math.isfinite(ema) or (options.geco_relative and ema < 0)):
         _no_run(path, "ema", f"is {ema:g}, a cross-entropy is not below 0")
@@ -135,12 +144,18 @@ def _no_run(path: Path, field: str, text: str) -> NoReturn:
     raise file_error(CheckpointError, "meta", path, f"{field} {text}", field=field)
 
 
-def check_entries(tensors: Mapping[str, TensorInfo], config: Config, step: int, path: Path) -> None:
+def check_entries(tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any], path: Path) -> None:
     """Check names, shapes and types against the config, before a tensor is read.
 
     CheckpointError: missing_tensor, unexpected_tensor, size_mismatch, dtype.
     """
-    expected: dict[str, tuple[int, ...]] = {"history": (step, len(RESULTS))}
+    config, step = meta["config"], meta["step"]
+    before = "history" in tensors and tensors["history"].shape == (step, len(FIRST_RESULTS))
+    expected: dict[str, tuple[int, ...]] = {"history": (step, len(FIRST_RESULTS if before else RESULTS))}
+    if "held_out" in meta:
+        every, steps = meta["options"].evaluate_every, meta["options"].steps
+        n = step // max(every, 1) + (step == steps and bool(step % max(every, 1)))
+        expected["held_out"] = (n, FIELDS)
     for name, shape in config.parameter_shapes().items():
         expected |= {f"{kind}/{name}": shape for kind in ("weight", "adam.m", "adam.v")}
     dtype = next((info.dtype for name, info in tensors.items() if name.startswith("weight/")), "F32")
@@ -152,7 +167,7 @@ def check_entries(tensors: Mapping[str, TensorInfo], config: Config, step: int, 
         if array.shape != shape:
             text = f"tensor {quoted(name)} has shape {list(array.shape)}, expected {list(shape)}"
             raise file_error(CheckpointError, "size_mismatch", path, text, field=name)
-        wanted = "F64" if name == "history" else dtype
+        wanted = "F64" if name in ("history", "held_out") else dtype
         if array.dtype != wanted or not wanted.startswith("F"):
             text = f"tensor {quoted(name)} has dtype {array.dtype}, expected {wanted}"
             raise file_error(CheckpointError, "dtype", path, text, field=name)
@@ -165,12 +180,13 @@ def check_entries(tensors: Mapping[str, TensorInfo], config: Config, step: int, 
 def check_values(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], path: Path) -> None:
     """Numbers that a run can have: CheckpointError `nonfinite` or `value`, naming the tensor."""
     for name, array in tensors.items():
-        check_finite(array, name, path)
+        # a run that was continued from a file of before has no edges per token for the steps until there
+        check_finite(array[:, : len(FIRST_RESULTS)] if name == "history" else array, name, path)
         if name.startswith("adam.v/") and (array < 0).any():
             _value(path, name, "has a negative second moment")
         if name.startswith("adam.") and meta["step"] == 0 and array.any():
             _value(path, name, "is not 0 before the first step")
-    if (tensors["history"][:, 1:] < 0).any():
+    if (tensors["history"][:, 1:] < 0).any() or (tensors.get("held_out", np.zeros(0)) < 0).any():
         _value(path, "history", "holds a cross-entropy, number of edges, multiplier or norm below 0")
 
 
@@ -201,6 +217,16 @@ def check_data(stored: str, given: str, path: Path) -> None:
     if given != stored:
         text = f"was trained on other data (digest {quoted(stored[:12])}, given {quoted(given[:12])})"
         raise file_error(CheckpointError, "data", path, text, field="data")
+
+
+def check_held_out(stored: str | None, given: str | None, path: Path) -> None:
+    """CheckpointError `held_out` unless the run has the held-out sequences it began with."""
+    if stored == given:
+        return
+    was = "without held-out sequences" if stored is None else f"with held_out of digest {quoted(stored[:12])}"
+    asked = "none" if given is None else quoted(given[:12])
+    text = f"was trained {was}, the resume has {asked}; resume with the same ones"
+    raise file_error(CheckpointError, "held_out", path, text, field="held_out")
 
 
 def build() -> dict[str, str]:
@@ -234,6 +260,7 @@ def read_seconds(path: Path, steps: int, columns: list[str]) -> dict[int, float]
     except FileNotFoundError:
         return {}
     *lines, rest = data.decode("utf-8", "replace").split("\n")
+    columns = lines[0].split(",") if lines and lines[0].split(",") in (columns, FIRST_COLUMNS) else columns
     if lines[:1] != [",".join(columns)]:
         _no_history(path, 1)
     if rest and (whole or len(lines) <= steps):  # else a part of a line that is not wanted

@@ -22,8 +22,9 @@ _KIND_WEIGHTS = ("self_edge_weight", "previous_edge_weight", "first_edge_weight"
 _LAYER_SCHEDULES = (*_DROPOUT, "gate_bias", "edge_weight", *_KIND_WEIGHTS)
 _GATED = (
     "tau", "slack", "multiplier", "multiplier_min", "multiplier_max", "geco_rate", "geco_clip", "geco_ema",
-    "geco_relative", "gate_bias", "edge_weight", *_KIND_WEIGHTS,
+    "geco_relative", "gate_bias", "edge_weight", *_KIND_WEIGHTS, "constraint", "edges_per_token",
 )  # fmt: skip
+_CONSTRAINTS = ("training", "hard", "held-out", "edges")
 _RATE = schedule(0.0, 0.999, per_layer=True)
 _KIND_WEIGHT = schedule(-MOST, MOST, optional=True, per_layer=True)
 
@@ -88,6 +89,15 @@ class TrainingOptions(Options):
         Price of edges from a token to itself, to the token before it, and to the first token; None: as
         `edge_weight`. An edge of several kinds has the price of the first of them. At 0, edges of that kind
         cost nothing.
+    constraint : {"training", "hard", "held-out", "edges"}, default "training"
+        What moves the multiplier. "training": the cross-entropy of the step, with noise and dropout, against
+        tau. "hard": that of the same sequences with hard gates and without dropout, which takes a forward
+        pass more. "held-out": that of the last evaluation, see `evaluate_every`. "edges": the open edges of
+        the step for each token, against `edges_per_token`, in place of a largest cross-entropy.
+    edges_per_token : float or schedule, optional
+        The number of open edges of all heads for each token that constraint="edges" aims at; above 0.
+    evaluate_every : int, default 0
+        Steps between two evaluations on the held-out sequences of the `Trainer`; 0: none.
 
     Raises
     ------
@@ -135,6 +145,11 @@ class TrainingOptions(Options):
     self_edge_weight: float | Schedule | PerLayer | None = field(default=None, metadata=_KIND_WEIGHT)
     previous_edge_weight: float | Schedule | PerLayer | None = field(default=None, metadata=_KIND_WEIGHT)
     first_edge_weight: float | Schedule | PerLayer | None = field(default=None, metadata=_KIND_WEIGHT)
+    constraint: str = field(
+        default="training", metadata=checked(lambda value, name: _check.choice(value, name, _CONSTRAINTS))
+    )
+    edges_per_token: float | Schedule | None = field(default=None, metadata=schedule(1e-6, optional=True))
+    evaluate_every: int = field(default=0, metadata=integer(0, schedules.MOST_STEPS))
 
     _what: ClassVar[str] = "training options"
 
@@ -168,15 +183,47 @@ class TrainingOptions(Options):
             if n_layer is not None and isinstance(schedule, PerLayer):
                 schedule.at(0, self.steps, n_layer)
         if gated:
-            if self.tau is None:
-                raise ValueError("tau, the largest cross-entropy in nats, is required for a gated model")
-            if self.geco_relative and min(map(self._constraint, self._steps_of_constraint())) <= 0:
+            self._check_target()
+            if (
+                self.constraint != "edges"
+                and self.geco_relative
+                and min(map(self._constraint, self._steps_of_constraint())) <= 0
+            ):
                 raise ValueError("tau + slack must stay above 0 while geco_relative is True")
             return
         defaults = {field.name: field.default for field in fields(self)}
         changed = [name for name in _GATED if getattr(self, name) != defaults[name]]
         if changed:
             raise ValueError(f"{changed[0]} is for gated models, this one is dense (config.gated is False)")
+
+    def _check_target(self) -> None:
+        """The target of the constraint is given, and no other."""
+        if self.constraint == "edges":
+            if self.edges_per_token is None:
+                raise ValueError("edges_per_token is required for constraint='edges'")
+            if self.tau is not None:
+                raise ValueError("tau is a largest cross-entropy, which constraint='edges' does not have")
+        elif self.edges_per_token is not None:
+            raise ValueError(f"edges_per_token is for constraint='edges', got {self.constraint!r}")
+        elif self.tau is None:
+            raise ValueError("tau, the largest cross-entropy in nats, is required for a gated model")
+        if self.constraint == "held-out" and not self.evaluate_every:
+            raise ValueError("constraint='held-out' needs evaluate_every, the steps between two evaluations")
+
+    def limit(self, step: int) -> float:
+        """The largest cross-entropy at a step, tau with slack.
+
+        Parameters
+        ----------
+        step : int
+            Optimiser step, from 0.
+
+        Returns
+        -------
+        float
+            In nats; infinity without tau.
+        """
+        return math.inf if self.tau is None else self._constraint(min(step, self.steps - 1))
 
     def _steps_of_constraint(self) -> set[int]:
         """Steps at which the smallest constraint is looked for: all of a short run, of a long one those where
@@ -228,10 +275,13 @@ class TrainingOptions(Options):
                 "geco_clip": self.geco_clip,
                 "geco_ema": self.geco_ema,
                 "geco_relative": self.geco_relative,
+                "constraint": self.constraint,
                 # The limits are applied after the update, to the multiplier of the step that follows.
                 "lambda_min": value_at(self.multiplier_min, step + 1, self.steps),
                 "lambda_max": value_at(self.multiplier_max, step + 1, self.steps),
             }
+            if self.edges_per_token is not None:
+                arguments["edges_per_token"] = value_at(self.edges_per_token, step, self.steps)
         return arguments
 
     def _layers(self, name: str, step: int, n_layer: int) -> list[float]:

@@ -29,8 +29,10 @@ from ..model.model import Model
 from . import checkpoint as state
 from .checkpoint import RESULTS
 from .data import Batch, Data, settled
+from .held_out import FIELDS, HeldOut, HeldOutResult, Limit
 from .one_thread import OneThread
 from .options import TrainingOptions
+from .schedules import value_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from .. import _core
 
 HISTORY = "history.csv"
+BEST = "best.checkpoint.safetensors"
+_HELD_OUT = ("held_out_ce", "held_out_edges_per_token", "held_out_self_edges_per_token")
 
 
 class Trainer:
@@ -63,6 +67,14 @@ class Trainer:
         Steps between two checkpoints; 0: only one at the end.
     keep : int, default 2
         Number of checkpoints that are kept, the last ones.
+    held_out : list of int arrays, or int array [n, T], optional
+        Sequences of token ids that are not trained on, for `evaluate_every`.
+    held_out_weights : like `held_out`, optional
+        Weights of predicting each token, as in `Model.evaluate`.
+    keep_best : bool, default False
+        Keep the best evaluated model in the folder, as best.checkpoint.safetensors; see `best`.
+    patience : int, default 0
+        `train` ends after so many evaluations without a new best one; 0: never.
     **settings
         Fields of `TrainingOptions`: ``Trainer(model, data, steps=100, lr=1e-3)``.
 
@@ -82,6 +94,10 @@ class Trainer:
         folder: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 0,
         keep: int = 2,
+        held_out: Any = None,
+        held_out_weights: Any = None,
+        keep_best: bool = False,
+        patience: int = 0,
         **settings: Any,
     ) -> None:
         if options is not None and settings:
@@ -101,6 +117,13 @@ class Trainer:
         self._folder = None if folder is None else Path(_check.path(folder, "folder"))
         self._checkpoint_every = _check.integer(checkpoint_every, "checkpoint_every", 0)
         self._keep = _check.integer(keep, "keep", 1)
+        self._held_out = self._checked_held_out(held_out, held_out_weights)
+        self._keep_best = _check.flag(keep_best, "keep_best")
+        self._patience = _check.integer(patience, "patience", 0)
+        if (self._keep_best or self._patience) and self._held_out is None:
+            raise ValueError("keep_best and patience need held_out sequences and evaluate_every")
+        if self._keep_best and self._folder is None:
+            raise ValueError("keep_best needs a folder, in which the best checkpoint is kept")
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             remove_stale(self._folder)
@@ -110,6 +133,16 @@ class Trainer:
         self._seconds: dict[int, float] = {}
         self._scheduled: dict[int, list[float]] = {}
         self._turn = OneThread("trainer")
+
+    def _checked_held_out(self, sequences: Any, weights: Any) -> HeldOut | None:
+        every, steps = self.options.evaluate_every, self.options.steps
+        if sequences is None:
+            if every:
+                raise ValueError(f"evaluate_every={every} needs held_out sequences")
+            return None
+        if not every:
+            raise ValueError("held_out sequences need evaluate_every, the steps between two evaluations")
+        return HeldOut(sequences, weights, every, steps)
 
     @property
     def step_count(self) -> int:
@@ -126,14 +159,34 @@ class Trainer:
         """Whether all `options.steps` steps are done."""
         return self.step_count >= self.options.steps
 
+    @property
+    def best(self) -> HeldOutResult | None:
+        """The best evaluation so far: step, ce, edges_per_token and self_edges_per_token.
+
+        Of a gated model the one with fewest edges among those whose cross-entropy is at most tau (with slack,
+        at that step), or with constraint="edges" the least cross-entropy among those with at most so many
+        edges. Of a dense model the least cross-entropy. None if there is none.
+        """
+        return None if self._held_out is None else self._held_out.best(*self._judged())
+
+    def _judged(self) -> tuple[bool, Limit]:
+        """Whether the model is gated, and what its evaluations must keep."""
+        options = self.options
+        if options.constraint != "edges":
+            return self.model.config.gated, Limit(lambda step: options.limit(step - 1), None)
+        target = options.edges_per_token
+        assert target is not None
+        return self.model.config.gated, Limit(None, lambda step: value_at(target, step - 1, options.steps))
+
     def step(self) -> dict[str, Any]:
         """One optimiser step.
 
         Returns
         -------
         dict
-            step (from 0), loss and ce in nats, expected_edges, open_edges, multiplier, ema, grad_norm and
-            tokens.
+            step (from 0), loss and ce in nats, expected_edges, open_edges and open_self (self edges) as
+            shares of all entries, edges_per_token, self_edges_per_token, multiplier, ema, constrained (what
+            was compared with the target), grad_norm and tokens.
 
         Raises
         ------
@@ -150,6 +203,7 @@ class Trainer:
     def _step(self) -> dict[str, Any]:
         if self.finished:
             raise ValueError(f"all {self.options.steps:,} steps are done; train more steps in a new run")
+        self._evaluate_if_due()
         begin, step = time.perf_counter(), self.step_count
         micro = [self._batch(step, m) for m in range(self.options.accumulation)]
         arguments = self._arguments(step)
@@ -159,6 +213,17 @@ class Trainer:
         self._results.extend(map(call, (micro,)))
         self._seconds[step] = time.perf_counter() - begin
         return dict(self._results[step])
+
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate if that is due and was not done yet, before a step and a save; whether it was done."""
+        if self._held_out is None or not self._held_out.due(self.step_count):
+            return False
+        self._held_out.measure(self.model, self.step_count)
+        if self._keep_best and self.best is self._held_out.results[-1]:
+            assert self._folder is not None
+            with self.model._core.reading():
+                self._save(self._folder / BEST)
+        return True
 
     def _batch(self, step: int, micro: int) -> Batch:
         batch: Batch = settled(self.data.batch(step, micro), self.model.dtype)
@@ -174,7 +239,7 @@ class Trainer:
         progress : bool, optional
             Show a bar on stderr; None shows it in terminals and notebooks only.
         until : int, optional
-            Steps done at the end, default all.
+            Steps done at the end, default all. With `patience` it may end before.
 
         Returns
         -------
@@ -185,8 +250,9 @@ class Trainer:
         until = steps if until is None else min(_check.integer(until, "until", 0), steps)
         bar_of = progress_bar(progress, until, self.model.name or "training", "step", self.step_count)
         with self._turn, bar_of as bar:
-            while self.step_count < until:
+            while self.step_count < until and not self._out_of_patience():
                 result = self.step()
+                self._evaluate_if_due()
                 done = self.step_count
                 due = self._checkpoint_every and done % self._checkpoint_every == 0
                 if self._folder is not None and (due or done == self.options.steps):
@@ -197,6 +263,11 @@ class Trainer:
                     bar.set_postfix_str(_progress_text(result, self.model.config.gated), refresh=False)
         return self
 
+    def _out_of_patience(self) -> bool:
+        if not self._patience or self._held_out is None:
+            return False
+        return self._held_out.without_a_new_best(*self._judged()) >= self._patience
+
     def history(self) -> pd.DataFrame:
         """What was found at each step.
 
@@ -204,10 +275,13 @@ class Trainer:
         -------
         pandas.DataFrame
             One row per step: step (from 0), loss, ce, expected_edges, open_edges, multiplier, grad_norm,
-            seconds, lr, gate_bias (mean over layers), tau (with slack). ce and loss are in nats, both edge
-            columns shares of all causal pairs, with the noise of training on. What only gated models have is
-            NaN for dense ones; seconds are NaN where they are not known (a resume without the `history.csv`
-            beside the checkpoint).
+            edges_per_token, self_edges_per_token, seconds, lr, gate_bias (mean over layers), tau (with
+            slack), held_out_ce, held_out_edges_per_token, held_out_self_edges_per_token. ce and loss are in
+            nats, expected_edges and open_edges shares of all causal pairs, which fall with the length of the
+            sequences; edges_per_token are all heads' open edges for each token. These have the noise of
+            training on. The last three are those of the evaluation after the step, with hard gates, and NaN
+            where there was none. What only gated models have is NaN for dense ones; seconds are NaN where
+            they are not known (a resume without the `history.csv` beside the checkpoint).
         """
         import pandas as pd
 
@@ -232,6 +306,8 @@ class Trainer:
         RuntimeError
             While another thread uses the trainer or changes the model.
         """
+        with self._turn:
+            self._evaluate_if_due()
         with self._turn, self.model._core.reading():
             self._save(Path(_check.path(path)))
 
@@ -246,12 +322,16 @@ class Trainer:
             "multiplier": self._engine.multiplier,
             "ema": None if math.isnan(self._engine.ema) else self._engine.ema,
         }
+        if self._held_out is not None:
+            meta["held_out"] = self._held_out.digest
         tensors: dict[str, np.ndarray] = {}
         for name, weights in self.model.parameters().items():
             first, second = self._engine.moments(name)
             tensors |= {f"weight/{name}": weights, f"adam.m/{name}": first, f"adam.v/{name}": second}
         rows = [[float(result[key]) for key in RESULTS] for result in self._results]
         tensors["history"] = np.array(rows, np.float64).reshape(len(rows), len(RESULTS))
+        if self._held_out is not None:
+            tensors["held_out"] = np.array(self._held_out.results, np.float64).reshape(-1, FIELDS)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self._columns())
@@ -271,6 +351,10 @@ class Trainer:
         folder: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 0,
         keep: int = 2,
+        held_out: Any = None,
+        held_out_weights: Any = None,
+        keep_best: bool = False,
+        patience: int = 0,
         **settings: Any,
     ) -> Trainer:
         """The trainer as it was when a checkpoint was saved; the same steps from there give the same bits.
@@ -285,8 +369,8 @@ class Trainer:
             If given, the options of the checkpoint.
         tokenizer : Tokenizer, optional
             Given to the model; checkpoints hold none.
-        threads, folder, checkpoint_every, keep
-            As for `Trainer`.
+        threads, folder, checkpoint_every, keep, held_out, held_out_weights, keep_best, patience
+            As for `Trainer`; the same held-out sequences.
         **settings
             Fields of `TrainingOptions`, instead of `options`.
 
@@ -318,7 +402,7 @@ class Trainer:
             wanted = dataclasses.replace(stored, **settings) if options is None else options
             state.check_options(stored, wanted, path)
             state.check_data(meta["data"], data.digest, path)
-            state.check_entries(bundle.tensors, meta["config"], meta["step"], path)
+            state.check_entries(bundle.tensors, meta, path)
             tensors = bundle.read_all()
         state.check_values(tensors, meta, path)
         seconds = state.read_seconds(path.parent / HISTORY, meta["step"], cls._columns())
@@ -327,8 +411,11 @@ class Trainer:
         dtype = str(next(iter(weights.values())).dtype)
         model = Model(meta["config"], weights, tokenizer=tokenizer, name=meta["name"], dtype=dtype)
         trainer = cls(
-            model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep
-        )
+            model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep,
+            held_out=held_out, held_out_weights=held_out_weights, keep_best=keep_best, patience=patience,
+        )  # fmt: skip
+        known = None if trainer._held_out is None else trainer._held_out.digest
+        state.check_held_out(meta.get("held_out"), known, path)
         trainer._restore(tensors, meta)
         trainer._seconds = seconds
         if trainer._folder is not None:
@@ -343,26 +430,40 @@ class Trainer:
         self._engine.multiplier = meta["multiplier"]
         self._engine.ema = math.nan if meta["ema"] is None else meta["ema"]
         self._results = [
-            {"step": step, **dict(zip(RESULTS, row))} for step, row in enumerate(tensors["history"].tolist())
+            {"step": step, **dict.fromkeys(RESULTS, math.nan), **dict(zip(RESULTS, row))}
+            for step, row in enumerate(tensors["history"].tolist())
         ]
+        if self._held_out is not None:
+            rows = tensors["held_out"].tolist()
+            self._held_out.results = [HeldOutResult(int(step), *row) for step, *row in rows]
 
     def _arguments(self, step: int) -> dict[str, Any]:
         config = self.model.config
-        return self.options.at(step, config.n_layer, config.gated, config.gate_bias)
+        arguments = self.options.at(step, config.n_layer, config.gated, config.gate_bias)
+        if self._held_out is not None and config.gated:
+            arguments["measured"] = self._held_out.latest()
+        return arguments
 
     @staticmethod
     def _columns() -> list[str]:
-        return ["step", *RESULTS, "seconds", "lr", "gate_bias", "tau"]
+        return ["step", *RESULTS, "seconds", "lr", "gate_bias", "tau", *_HELD_OUT]
 
     def _rows(self) -> list[list[float]]:
         """The history, in the order of `_columns`."""
-        return [self._row(step, result) for step, result in enumerate(self._results)]
+        found = [] if self._held_out is None else self._held_out.results
+        evaluated = {result.step - 1: result[1:] for result in found}
+        missing = (math.nan,) * len(_HELD_OUT)
+        return [
+            [*self._row(step, result), *evaluated.get(step, missing)]
+            for step, result in enumerate(self._results)
+        ]
 
     def _row(self, step: int, result: dict[str, Any]) -> list[float]:
         """One step of it. What follows from the options is kept, because every save asks for all steps."""
         results = [float(result[key]) for key in RESULTS]
         if not self.model.config.gated:
             results[2:5] = [math.nan] * 3  # edges and multiplier
+            results[6:] = [math.nan] * 2
         if step not in self._scheduled:
             arguments = self._arguments(step)
             biases = arguments.get("gate_bias", [math.nan])

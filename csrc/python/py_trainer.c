@@ -98,6 +98,10 @@ static int check_step_options(const asp_step_options *o, int gated) {
     if (!asp_py_step_check_adamw(o->lr, o->beta1, o->beta2, o->eps, o->clip) ||
         !asp_py_step_check(ranges, sizeof ranges / sizeof ranges[0]))
         return 0;
+    if (o->constraint == ASP_CONSTRAINT_EDGES) {
+        const py_step_range target = {"edges_per_token", o->edges_per_token, 1e-12, ASP_PY_STEP_MOST};
+        return asp_py_step_check(&target, 1);
+    }
     if (!gated || !o->geco_relative || o->geco_rate <= 0 || o->tau > 0) return 1;
     PyErr_SetString(PyExc_ValueError, "tau must be above 0 when the multiplier follows the relative constraint");
     return 0;
@@ -121,10 +125,11 @@ static PyObject *take_model_step(py_trainer *self, const asp_batch *micro, Py_ss
     const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
     asp_py_step_release(&self->step);
     if (status) return asp_py_call_raise(status, &err);
-    return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce",
+    return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce",
                          r.cross_entropy, "expected_edges", r.expected_edges, "open_edges", r.open_edges, "open_self",
-                         r.open_self, "multiplier", r.multiplier, "ema", r.ema, "grad_norm", r.grad_norm, "tokens",
-                         (long long)r.n_tokens);
+                         r.open_self, "edges_per_token", r.edges_per_token, "self_edges_per_token", r.self_per_token,
+                         "constrained", r.constrained, "multiplier", r.multiplier, "ema", r.ema, "grad_norm",
+                         r.grad_norm, "tokens", (long long)r.n_tokens);
 }
 
 enum { LAYER_OPTIONS = 1 + ASP_N_ENTRY_KINDS + ASP_N_DROPS };
@@ -139,6 +144,17 @@ static void list_layer_options(layer_option list[LAYER_OPTIONS], asp_step_option
         list[1 + i] = (layer_option){edges[i], -most, most, &o->edge_weight[i], Py_None, NULL};
     for (int i = 0; i < ASP_N_DROPS; i++)
         list[1 + ASP_N_ENTRY_KINDS + i] = (layer_option){drops[i], 0, MOST_DROPPED, &o->dropout[i], Py_None, NULL};
+}
+
+static int read_constraint(const char *name, asp_constraint *constraint) {
+    static const char *const names[] = {"training", "hard", "held-out", "edges"};
+    for (int i = 0; i < 4; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *constraint = (asp_constraint)i;
+            return 1;
+        }
+    PyErr_Format(PyExc_ValueError, "constraint must be 'training', 'hard', 'held-out' or 'edges', got '%.60s'", name);
+    return 0;
 }
 
 static int parse_step(PyObject *args, PyObject *kwargs, asp_step_options *o, PyObject **micro,
@@ -167,18 +183,23 @@ static int parse_step(PyObject *args, PyObject *kwargs, asp_step_options *o, PyO
                             "geco_relative",
                             "lambda_min",
                             "lambda_max",
+                            "constraint",
+                            "measured",
+                            "edges_per_token",
                             "threads",
                             NULL};
     unsigned long long seed = 0;
+    const char *constraint = "training";
     layer_option *l = layers;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOOOOOOOOddddpddi:step", names, micro, &o->lr, &o->beta1,
-                                     &o->beta2, &o->eps, &o->weight_decay, &o->clip, &seed, &l[0].given, &l[1].given,
-                                     &l[2].given, &l[3].given, &l[4].given, &l[5].given, &l[6].given, &l[7].given,
-                                     &l[8].given, &o->tau, &o->geco_rate, &o->geco_clip, &o->geco_ema,
-                                     &o->geco_relative, &o->lambda_min, &o->lambda_max, threads))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOOOOOOOOddddpddsddi:step", names, micro, &o->lr,
+                                     &o->beta1, &o->beta2, &o->eps, &o->weight_decay, &o->clip, &seed, &l[0].given,
+                                     &l[1].given, &l[2].given, &l[3].given, &l[4].given, &l[5].given, &l[6].given,
+                                     &l[7].given, &l[8].given, &o->tau, &o->geco_rate, &o->geco_clip, &o->geco_ema,
+                                     &o->geco_relative, &o->lambda_min, &o->lambda_max, &constraint, &o->measured,
+                                     &o->edges_per_token, threads))
         return 0;
     o->seed = seed;
-    return 1;
+    return read_constraint(constraint, &o->constraint);
 }
 
 static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs) {
@@ -193,7 +214,8 @@ static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs
                           .geco_clip = 1,
                           .geco_ema = 0.95,
                           .geco_relative = 1,
-                          .lambda_max = 1e9};
+                          .lambda_max = 1e9,
+                          .measured = NAN};
     layer_option layers[LAYER_OPTIONS];
     int threads = 0;
     list_layer_options(layers, &o);

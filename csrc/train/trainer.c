@@ -79,7 +79,7 @@ asp_real *asp_trainer_second_moment(asp_trainer *t) { return t->weights.v; }
 
 /* Sums over all micro-batches of a step. */
 typedef struct {
-    double weight, pairs, lambda, cross_entropy;
+    double weight, pairs, lambda, cross_entropy, hard;
     int64_t n_tokens, n_sequences;
 } step_sums;
 
@@ -152,12 +152,46 @@ static asp_status accumulate_micro_batch(asp_trainer *t, const asp_batch *batch,
     return status;
 }
 
-/* lambda *= exp(rate * clip(constraint)), the constraint averaged over steps (GECO, Rezende & Viola 2018). */
-static void adapt_multiplier(asp_trainer_state *state, const asp_step_options *o, double cross_entropy) {
-    const double value = o->geco_relative ? cross_entropy : cross_entropy - o->tau;
-    state->ema = isnan(state->ema) ? value : o->geco_ema * state->ema + (1 - o->geco_ema) * value;
-    const double excess = o->geco_relative ? state->ema / o->tau - 1 : state->ema;
-    if (o->geco_rate > 0) state->multiplier *= exp(o->geco_rate * fmax(-o->geco_clip, fmin(o->geco_clip, excess)));
+/* Adds the weighted cross-entropy of a micro-batch with hard gates and nothing dropped.  A coefficient of 0 adds
+ * nothing to the gradients. */
+static asp_status add_hard_cross_entropy(asp_trainer *t, const asp_batch *batch, step_sums *sums,
+                                         const asp_context *context, asp_error *err) {
+    const asp_gate gate = {.gated = t->model->config.gated, .bias = t->gate_bias};
+    double ce = 0;
+    asp_status status = asp_tape_prepare(&t->tape, t->model, batch, context->n_threads, INT64_MAX, err);
+    if (status) return status;
+    t->tape.grads.parameters = t->weights.gradients;
+    status = asp_forward_layers(t->model, &t->tape.acts, &gate, &t->tape.scratch, context);
+    if (!status) status = asp_loss_cross_entropy(t->model, &t->tape, batch, 0, &ce, context);
+    sums->hard += ce;
+    return status;
+}
+
+static double constrained_value(const asp_step_options *o, const step_sums *sums, const asp_step_result *result) {
+    switch (o->constraint) {
+    case ASP_CONSTRAINT_HARD: return sums->hard / sums->weight;
+    case ASP_CONSTRAINT_MEASURED: return o->measured;
+    case ASP_CONSTRAINT_EDGES: return result->edges_per_token;
+    default: return result->cross_entropy;
+    }
+}
+
+/* How far the moving average is above its target: too many edges ask for a smaller multiplier, a cross-entropy that is
+ * too large for a larger one. */
+static double constraint_excess(const asp_step_options *o, double ema) {
+    if (o->constraint == ASP_CONSTRAINT_EDGES) return 1 - ema / o->edges_per_token;
+    return o->geco_relative ? ema / o->tau - 1 : ema;
+}
+
+/* lambda *= exp(rate * clip(excess)), the constraint averaged over steps (GECO, Rezende & Viola 2018). */
+static void adapt_multiplier(asp_trainer_state *state, const asp_step_options *o, double constrained) {
+    const int absolute = o->constraint != ASP_CONSTRAINT_EDGES && !o->geco_relative;
+    const double value = absolute ? constrained - o->tau : constrained;
+    if (!isnan(value)) {
+        state->ema = isnan(state->ema) ? value : o->geco_ema * state->ema + (1 - o->geco_ema) * value;
+        const double excess = fmax(-o->geco_clip, fmin(o->geco_clip, constraint_excess(o, state->ema)));
+        if (o->geco_rate > 0) state->multiplier *= exp(o->geco_rate * excess);
+    }
     state->multiplier = fmax(o->lambda_min, fmin(o->lambda_max, state->multiplier));
 }
 
@@ -194,9 +228,12 @@ static void report(const asp_trainer *t, const asp_step_options *o, const step_s
                                 .expected_edges = expected / sums->pairs,
                                 .open_edges = open / sums->pairs,
                                 .open_self = open_self / sums->pairs,
+                                .edges_per_token = open / (double)sums->n_tokens,
+                                .self_per_token = open_self / (double)sums->n_tokens,
                                 .multiplier = lambda,
                                 .grad_norm = norm,
                                 .n_tokens = sums->n_tokens};
+    result->constrained = c->gated ? constrained_value(o, sums, result) : NAN;
     result->loss = c->gated ? (weighted / sums->pairs + lambda * (ce - o->tau)) / (1 + lambda) : ce;
 }
 
@@ -214,6 +251,8 @@ asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_mi
     status = asp_blas_enter(context, err);
     if (status) return status;
     status = asp_parallel_for(context, t->weights.n_chunks, clear_item, t);
+    for (int64_t i = 0; !status && options->constraint == ASP_CONSTRAINT_HARD && i < n_micro; i++)
+        status = add_hard_cross_entropy(t, &micro[i], &sums, context, err);
     for (int64_t i = 0; !status && i < n_micro; i++)
         status = accumulate_micro_batch(t, &micro[i], options, &sums, context, err);
     asp_blas_leave();
@@ -227,7 +266,7 @@ asp_status asp_trainer_step(asp_trainer *t, const asp_batch *micro, int64_t n_mi
         options->lr,           options->beta1, options->beta2, options->eps,
         options->weight_decay, options->clip,  norm,           (double)(t->state.step + 1)};
     asp_adamw_update(&t->weights, &update, context);
-    if (t->model->config.gated) adapt_multiplier(&t->state, options, result->cross_entropy);
+    if (t->model->config.gated) adapt_multiplier(&t->state, options, result->constrained);
     result->ema = t->state.ema;
     t->state.step++;
     return ASP_OK;

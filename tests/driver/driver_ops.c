@@ -297,27 +297,28 @@ static asp_status train(const fixture *f, int gated, const asp_context *context,
     const double bias[] = {0.5, 0.2}, edge_weight[] = {1, 2}, rates[] = {0.2, 0.3};
     const asp_batch micro[] = {{f->tokens, f->offsets, N_SEQUENCES, f->targets, f->weights},
                                {f->tokens, f->ragged, N_SEQUENCES, f->targets, f->weights}};
-    const asp_step_options options = {.lr = 1e-3,
-                                      .beta1 = 0.9,
-                                      .beta2 = 0.99,
-                                      .eps = 1e-8,
-                                      .weight_decay = 0.1,
-                                      .clip = 1,
-                                      .seed = 5,
-                                      .gate_bias = bias,
-                                      .edge_weight = {[ASP_ENTRY_SELF] = bias, [ASP_ENTRY_OTHER] = edge_weight},
-                                      .dropout = {rates, rates, rates, rates},
-                                      .tau = 1,
-                                      .geco_rate = 0.1,
-                                      .geco_clip = 1,
-                                      .geco_ema = 0.9,
-                                      .lambda_max = 1e9};
+    asp_step_options options = {.lr = 1e-3,
+                                .beta1 = 0.9,
+                                .beta2 = 0.99,
+                                .eps = 1e-8,
+                                .weight_decay = 0.1,
+                                .clip = 1,
+                                .seed = 5,
+                                .gate_bias = bias,
+                                .edge_weight = {[ASP_ENTRY_SELF] = bias, [ASP_ENTRY_OTHER] = edge_weight},
+                                .dropout = {rates, rates, rates, rates},
+                                .tau = 1,
+                                .geco_rate = 0.1,
+                                .geco_clip = 1,
+                                .geco_ema = 0.9,
+                                .lambda_max = 1e9};
     asp_model *model = NULL;
     asp_trainer *trainer = NULL;
     asp_step_result result = {0};
     asp_status status = small_model(&model, gated, err);
     if (!status) status = asp_trainer_new(&trainer, model, err);
     for (int step = 0; !status && step < 2; step++) {
+        options.constraint = gated && step ? ASP_CONSTRAINT_HARD : ASP_CONSTRAINT_TRAINING;
         status = asp_trainer_step(trainer, micro + step, 2 - step, &options, context, &result, err);
         add_bytes(digest, &result.loss, sizeof result.loss);
     }

@@ -303,11 +303,8 @@ def test_tokens_are_those_of_the_twin(choice, temperature):
 
 
 def test_ties_at_the_limit_go_to_lower_ids():
-    for choice, wanted in (
-        ({"top_k": 2}, {1, 3}),
-        ({"top_k": 5}, {0, 1, 3, 5, 8}),
-        ({"top_p": 0.45}, {1, 3}),
-    ):
+    cases = (({"top_k": 2}, {1, 3}), ({"top_k": 5}, {0, 1, 3, 5, 8}), ({"top_p": 0.45}, {1, 3}))
+    for choice, wanted in cases:
         texts = logits_model(LOGITS).generate([0], 1, temperature=1.0, n_samples=500, **choice)
         assert set(np.concatenate(texts.new_tokens).tolist()) == wanted
 

@@ -227,13 +227,15 @@ def test_history_and_results():
     result = trainer.step()
     history = trainer.train().history()
     assert history.columns.tolist() == [
-        "step", "loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm", "seconds", "lr",
-        "gate_bias", "tau",
+        "step", "loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm", "edges_per_token",
+        "self_edges_per_token", "seconds", "lr", "gate_bias", "tau", "held_out_ce",
+        "held_out_edges_per_token", "held_out_self_edges_per_token",
     ]  # fmt: skip
     assert history["step"].tolist() == list(range(6))
     assert result["ce"] == history["ce"][0]
     assert history["gate_bias"][0] == 2.0
-    assert history.notna().all().all()
+    assert history.iloc[:, :13].notna().all().all()
+    assert history.iloc[:, 13:].isna().all().all()
     assert trainer.finished
     assert "step 6 of 6" in repr(trainer)
     with pytest.raises(ValueError, match="all 6 steps are done"):

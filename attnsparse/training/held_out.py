@@ -1,0 +1,122 @@
+"""Held-out rows that a training run is measured on: with hard gates and nothing dropped, as in use."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _check
+from ..io.checksums import update
+from ..model.model import Model
+
+
+class HeldOutResult(NamedTuple):
+    """What a `Trainer` found on held-out sequences.
+
+    Attributes
+    ----------
+    step : int
+        Optimiser steps done.
+    ce : float
+        Cross-entropy in nats.
+    edges_per_token : float
+        Open edges of all heads for each token; in a dense model all entries.
+    self_edges_per_token : float
+        Of these, edges from a token to itself.
+    """
+
+    step: int
+    ce: float
+    edges_per_token: float
+    self_edges_per_token: float
+
+
+FIELDS = len(HeldOutResult._fields)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a result must keep to be a candidate for the best one of a gated model.
+
+    Attributes
+    ----------
+    ce : callable or None
+        Largest cross-entropy after so many steps.
+    edges_per_token : callable or None
+        Largest number of open edges for each token after so many steps.
+    """
+
+    ce: Callable[[int], float] | None
+    edges_per_token: Callable[[int], float] | None
+
+    def admits(self, result: HeldOutResult) -> bool:
+        """Whether the limits are kept."""
+        within_ce = self.ce is None or result.ce <= self.ce(result.step)
+        return within_ce and (
+            self.edges_per_token is None or result.edges_per_token <= self.edges_per_token(result.step)
+        )
+
+
+class HeldOut:
+    """Rows, and what was measured on them so far.
+
+    Parameters
+    ----------
+    sequences : list of int arrays, or int array [n, T]
+        Token ids.
+    loss_weights : like `sequences`, optional
+        As in `Model.evaluate`.
+    every : int
+        Optimiser steps between two measurements.
+    steps : int
+        Of the whole run, after the last of which there is one more.
+    """
+
+    def __init__(self, sequences: Sequence[Any], loss_weights: Sequence[Any] | None, every: int, steps: int):
+        self._sequences = [np.array(row) for row in sequences]
+        self._weights = None if loss_weights is None else [np.array(row, np.float64) for row in loss_weights]
+        self._every, self._steps = _check.integer(every, "evaluate_every", 1), steps
+        self.results: list[HeldOutResult] = []
+        sha = hashlib.sha256()
+        for row in [*self._sequences, *(self._weights or [])]:
+            sha.update(f"{len(row)} ".encode())
+            update(sha, np.ascontiguousarray(row))
+        self.digest = sha.hexdigest()
+
+    def due(self, step: int) -> bool:
+        """Whether there is a measurement after so many steps that has not been made."""
+        at = step > 0 and (step % self._every == 0 or step == self._steps)
+        return at and not (self.results and self.results[-1].step == step)
+
+    def measure(self, model: Model, step: int) -> None:
+        """Measure the model as it is after so many steps."""
+        found = model.evaluate(self._sequences, self._weights)
+        edges, own = int(found.open_edges.sum()), int(found.self_edges.sum())
+        n = found.n_tokens
+        self.results.append(HeldOutResult(step, found.cross_entropy, edges / n, own / n))
+
+    def latest(self) -> float:
+        """The last cross-entropy; NaN before the first."""
+        return self.results[-1].ce if self.results else math.nan
+
+    def best(self, gated: bool, limit: Limit) -> HeldOutResult | None:
+        """The best result, the first of equals.
+
+        Of a gated model the fewest edges within a limit of the cross-entropy, or the least cross-entropy
+        within one of the edges; of a dense model the least cross-entropy.
+        """
+        if not gated:
+            return min(self.results, key=lambda result: result.ce, default=None)
+        admitted = [result for result in self.results if limit.admits(result)]
+        fewest = limit.edges_per_token is None
+        return min(admitted, key=lambda r: r.edges_per_token if fewest else r.ce, default=None)
+
+    def without_a_new_best(self, gated: bool, limit: Limit) -> int:
+        """Measurements since the best one; 0 while there is none."""
+        best = self.best(gated, limit)
+        return 0 if best is None else len(self.results) - 1 - self.results.index(best)
