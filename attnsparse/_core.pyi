@@ -19,6 +19,8 @@ from ._core_types import (
     EffectOptions,
     Frozen,
     Functions,
+    Generated,
+    GenerationOptions,
     HeldRun,
     Interventions,
     Keep,
@@ -351,6 +353,20 @@ class Model:
         substitute: transcoders in place of MLPs, new Features of N tokens.
         functions: Python that sees and changes activations; not with a substitute, and neither is frozen.
         """
+
+    def generate(
+        self,
+        tokens: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        options: GenerationOptions,
+        generated: Generated,
+        interventions: Interventions | None = None,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Continues prompts, and writes the new tokens of B = prompts x n_samples texts into `generated`: the
+        first n_new tokens of each text, which hold after an exception too.  interventions: as of one run of
+        all texts at full length, prompt and max_new_tokens."""
 
     def candidates(self, task: Task, unit: str, threads: int = 0) -> npt.NDArray[np.int32]:
         """Every item (n, 2 | 3 | 4) that can have an effect."""

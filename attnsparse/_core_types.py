@@ -48,6 +48,28 @@ class Functions(NamedTuple):
     in one call, others one by one."""
 
 
+class GenerationOptions(NamedTuple):
+    """How texts are continued; see `asp_generation_options` in csrc/asp.h."""
+
+    max_new_tokens: int
+    n_samples: int
+    temperature: float  #: 0: always the most probable token
+    top_k: int  #: 0: all
+    top_p: float  #: 1: all
+    seed: int
+    stop: np.ndarray  #: bool [V]: tokens that end a text
+    max_bytes: int
+
+
+class Generated(NamedTuple):
+    """New tokens of B texts, at most n of each; the core writes into these arrays."""
+
+    n_new: np.ndarray  #: int64 [B]: how many there are
+    tokens: np.ndarray  #: int32 [B, n]
+    logprobs: np.ndarray  #: float64 [B, n]
+    logits: np.ndarray | None  #: real [B, n, V]; None: not wanted
+
+
 class Metric(NamedTuple):
     """One number for the logits after the last token of each of B prompts."""
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SHOWN = 12  # rows of a table in a notebook
 _STAGE_UNITS = {
     "backward elimination": "item",
+    "generation": "token",
     "graph edges": "node",
     "graph heads": "array",
 }  # else runs

@@ -19,8 +19,8 @@ WEIGHTS = 4
 # 5: recipes.demo_text.USE, 6: tasks.task.USE
 # 7: circuits, in csrc/base/base.h
 TRANSCODERS = 8  # first counter: the layer
-COMPONENTS = 9  # random rankings of component edges; first counter: the ranking
-# 10: masks of component edges, in csrc/base/base.h
+# 9: generation, 10: masks of component edges, in csrc/base/base.h
+COMPONENTS = 11  # random rankings of component edges; first counter: the ranking
 
 _AT_ONCE = 2**20  # numbers drawn between two checks for Ctrl-C
 

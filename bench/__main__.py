@@ -11,13 +11,14 @@ from typing import Any
 
 import attnsparse
 
-from . import circuits, components, demo, forward, graph, imports, load, train
+from . import circuits, components, demo, forward, generate, graph, imports, load, train
 from .judge import Options
 from .limits import Blas, Limits, measure_limits
 from .timing import print_table, progress
 
 COMMANDS = {
     "forward": forward,
+    "generate": generate,
     "train": train,
     "load": load,
     "import": imports,
@@ -28,6 +29,7 @@ COMMANDS = {
 }
 ROW_NAMES = {
     "forward": tuple(forward.ROWS),
+    "generate": tuple(generate.ROWS),
     "train": (*train.ROWS, train.MEMORY_ROW),
     "load": load.ROWS,
     "import": imports.ROWS,

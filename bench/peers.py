@@ -82,6 +82,41 @@ def _transformer_lens(torch: Any, transformer_lens: Any, config: Config) -> Forw
     return forward
 
 
+#: takes token ids, int32 [batch, T], and how many to add
+Generate = Callable[[np.ndarray, int], Any]
+
+
+def generation_peers(config: Config, threads: int) -> tuple[dict[str, Callable[[], Generate]], list[str]]:
+    """Peer name -> maker of its greedy generation, made once; and a sentence for one that is left out."""
+    try:
+        torch = torch_with_threads(threads)
+        loaded = importlib.import_module("transformers")
+    except ImportError as error:
+        return {}, [f"transformers is left out: {error}"]
+    note = f"transformers {version('transformers')}, torch {torch.__version__}"
+    make = functools.cache(functools.partial(_transformers_generate, torch, loaded, config))
+    return {"transformers": make}, [note]
+
+
+def _transformers_generate(torch: Any, transformers: Any, config: Config) -> Generate:
+    """Its own `generate` with its cache and its default attention."""
+    settings = transformers.GPT2Config(
+        n_layer=config.n_layer, n_head=config.n_head, n_embd=config.d_model, n_inner=config.d_mlp,
+        n_positions=config.n_ctx, vocab_size=config.n_vocab,
+    )  # fmt: skip
+    model = transformers.GPT2LMHeadModel(settings).eval()
+
+    def generate(tokens: np.ndarray, n_new: int) -> Any:
+        ids = torch.from_numpy(tokens).long()
+        with torch.no_grad():
+            return model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=n_new,
+                max_new_tokens=n_new, pad_token_id=0,
+            )  # fmt: skip
+
+    return generate
+
+
 #: takes a clean and a corrupted prompt, int32 [T], and returns a call that patches every head once
 Patching = Callable[[np.ndarray, np.ndarray], Callable[[], Any]]
 

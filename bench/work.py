@@ -48,6 +48,22 @@ def forward_bytes(config: Config, n_sequences: int, length: int) -> float:
     return 4.0 * (config.n_parameters() + patterns + tokens * config.n_vocab)
 
 
+def generation_flops(config: Config, n_sequences: int, length: int, n_new: int) -> float:
+    """Operations of a forward pass of every token but the last new one, logits of the new ones only."""
+    n_tokens = length + n_new - 1
+    unread = n_sequences * (length - 1)
+    return forward_flops(config, n_sequences, n_tokens) - 2.0 * config.n_vocab * config.d_model * unread
+
+
+def generation_bytes(config: Config, n_sequences: int, length: int, n_new: int) -> float:
+    """Bytes that must be moved at least once: in every pass the weights without those of positions, keys
+    and values so far."""
+    matrices = config.n_parameters() - config.n_ctx * config.d_model
+    width, n_tokens = config.n_head * config.d_head, length + n_new
+    cached = 2 * config.n_layer * width * n_sequences * sum(range(length, n_tokens))
+    return 4.0 * (matrices * n_new + cached)
+
+
 def sweep_flops(config: Config, length: int) -> float:
     """Operations of a sweep over all heads of one prompt that recomputes only what lies after each change.
 

@@ -280,6 +280,39 @@ asp_status asp_attention_entry_scores(const asp_model *model, const asp_run *run
                                       const int64_t *head, const int64_t *query, const int64_t *key, asp_real *scores,
                                       const asp_context *context, asp_error *err);
 
+/* ---- generation ---------------------------------------------------------------- */
+
+typedef struct {
+    int64_t max_new_tokens; /* of each text, one at least */
+    int64_t n_samples;      /* texts of each prompt, one at least */
+    double temperature;     /* 0: always the most probable token; else logits are divided by it */
+    int64_t top_k;          /* only so many tokens of the highest logits can come; 0: all */
+    double top_p;           /* of these, only the fewest whose probabilities add up to it, in (0,1]; 1: all */
+    uint64_t seed;
+    const uint8_t *stop;    /* (V) read: not 0 for the tokens that end a text; NULL: none */
+    const asp_hooks *hooks; /* as of one run of all texts at full length: prompt and max_new_tokens; NULL: none */
+    int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
+} asp_generation_options;
+
+/* What the caller gets, of B = n_prompts n_samples texts, those of prompt 0 first.  After STOPPED too, the first
+ * n_new[b] tokens of each text are those that it begins with. */
+typedef struct {
+    int64_t *n_new;   /* (B) written: new tokens, a stop token among them */
+    int32_t *tokens;  /* (B,max_new_tokens) the first n_new of each row written */
+    double *logprobs; /* (B,max_new_tokens) the same: log of the token's probability, whatever the temperature */
+    asp_real *logits; /* (B,max_new_tokens,V) the same, if given: those that the token was chosen by */
+} asp_generated;
+
+/* Continues prompts token by token; keys and values of earlier tokens are kept.  Of tokens with equal logits the one
+ * with the lower id comes first.  A random number is a function of the seed, the prompt's tokens, the number of the
+ * sample and that of the new token, so that a text depends on no other one.
+ *   tokens (N), offsets (n_prompts+1) read
+ * Errors as asp_run_new; BAD_ARGUMENT for options and for texts longer than n_ctx; BAD_STATE for logits that are not a
+ * number.  Stage of progress: "generation" (new tokens). */
+asp_status asp_generation_run(asp_generated *generated, const asp_model *model, const int32_t *tokens,
+                              const int64_t *offsets, int64_t n_prompts, const asp_generation_options *options,
+                              const asp_context *context, asp_error *err);
+
 /* ---- gradients ----------------------------------------------------------------- */
 
 enum { ASP_GATE_GRADIENT_NONE = 0, ASP_GATE_GRADIENT_STRAIGHT_THROUGH = 1 };

@@ -2,6 +2,7 @@
 
 from .config import Config, LensConfig
 from .evaluation import Evaluation
+from .generation import Generation, GenerationInterrupted
 from .gradients import Gradients
 from .hooks import HookPoint
 from .interventions import Ablation, Add
@@ -18,6 +19,8 @@ __all__ = [
     "Config",
     "Evaluation",
     "FactoredMatrix",
+    "Generation",
+    "GenerationInterrupted",
     "Gradients",
     "HookPoint",
     "LensConfig",

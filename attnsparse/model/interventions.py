@@ -95,12 +95,20 @@ class Add:
 
 
 def compile_interventions(
-    model: Model, batch: Batch, ablate: Ablate | None, patch: Patch | None
+    model: Model,
+    batch: Batch,
+    ablate: Ablate | None,
+    patch: Patch | None,
+    n_new: int = 0,
+    n_samples: int = 1,
 ) -> Interventions | None:
-    """What the core takes for `Model.run(ablate=, patch=)`, or None if there is nothing to do."""
+    """What the core takes for `Model.run(ablate=, patch=)`, or None if there is nothing to do.
+
+    n_new, n_samples: of `Model.generate`, the tokens that each prompt will get and the texts of each prompt.
+    """
     if ablate is None and patch is None:
         return None
-    places = _Places(model, batch)
+    places = _Places(model, batch, n_new, n_samples)
     if ablate is not None:
         for ablation in _ablations(ablate):
             _add_ablation(places, ablation)
@@ -158,10 +166,10 @@ def _parse_head(text: str) -> Head:
 class _Places:
     """Places and values of one batch, as they are collected."""
 
-    def __init__(self, model: Model, batch: Batch) -> None:
+    def __init__(self, model: Model, batch: Batch, n_new: int, n_samples: int) -> None:
         config = model.config
-        self.model, self.batch = model, batch
-        self.lengths = batch.lengths.tolist()
+        self.model, self.batch, self.n_new, self.n_samples = model, batch, n_new, n_samples
+        self.lengths = (batch.lengths + n_new).tolist()
         self.rows: dict[str, list[Any]] = {name: [] for name in ("head", "edge", "mlp", "resid")}
         self.values: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
         self.added: dict[str, list[np.ndarray]] = {name: [] for name in self.rows}
@@ -172,6 +180,7 @@ class _Places:
             "resid": config.d_model,
         }
         self.columns = {"head": 4, "edge": 5, "mlp": 3, "resid": 4}
+        self.prompt_column = {"head": 1, "edge": 1, "mlp": 1, "resid": 2}
 
     def add(self, kind: str, rows: Any, values: np.ndarray, added: bool = False) -> None:
         """rows [n, columns]; values [n, width] or [width] for all; added: to what is there."""
@@ -191,9 +200,13 @@ class _Places:
                 _, first = np.unique(rows[::-1], axis=0, return_index=True)
                 keep = np.sort(len(rows) - 1 - first)
                 rows, values = rows[keep], values[keep]
+            if self.n_samples > 1:
+                rows, values = (np.repeat(array, self.n_samples, axis=0) for array in (rows, values))
+                at, sample = self.prompt_column[kind], np.arange(len(rows)) % self.n_samples
+                rows[:, at] = rows[:, at] * self.n_samples + sample
             found += [np.ascontiguousarray(rows), np.ascontiguousarray(values)]
         added = [np.concatenate([np.zeros(0, bool), *self.added[kind]]) for kind in ("head", "mlp", "resid")]
-        return Interventions(*found, *added)
+        return Interventions(*found, *(np.repeat(flags, self.n_samples) for flags in added))
 
     def head(self, item: Head | HeadPosition | Edge) -> tuple[int, int]:
         config = self.model.config
@@ -208,10 +221,12 @@ class _Places:
         return list(range(self.lengths[prompt])) if position is None else [self.position(prompt, position)]
 
     def position(self, prompt: int, position: object) -> int:
-        n, index = int(self.lengths[prompt]), _check.integer(position, "position")
-        if not -n <= index < n:
-            raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens")
-        return index % n
+        """Negative ones count from the end of the prompt, whatever is generated behind it."""
+        n, index = int(self.batch.lengths[prompt]), _check.integer(position, "position")
+        if not -n <= index < n + self.n_new:
+            more = f" and gets {self.n_new}" if self.n_new else ""
+            raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens{more}")
+        return index + n if index < 0 else index
 
 
 def _point(item: Resid) -> tuple[int, int]:
@@ -240,18 +255,22 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
             if isinstance(item, Head):
                 layer, head = places.head(item)
                 rows: list[tuple[int, ...]] = [(layer, prompt, head, at) for at in range(length)]
-                places.add("head", rows, source.z(prompt, layer, head))
+                places.add("head", rows, source.z(prompt, layer, head, length))
             elif isinstance(item, HeadPosition):
                 (layer, head), position = places.head(item), places.position(prompt, item.position)
-                places.add("head", [(layer, prompt, head, position)], source.z(prompt, layer, head)[position])
+                places.add(
+                    "head", [(layer, prompt, head, position)], source.z(prompt, layer, head, position + 1)[-1]
+                )
             elif isinstance(item, Mlp):
                 layer, positions = places.layer(item.layer), places.positions(prompt, item.position)
                 rows = [(layer, prompt, at) for at in positions]
-                places.add("mlp", rows, source.mlp(prompt, layer)[positions])
+                places.add("mlp", rows, source.mlp(prompt, layer, positions[-1] + 1)[positions])
             elif isinstance(item, Resid):
                 layer, positions = places.layer(item.layer), places.positions(prompt, item.position)
                 rows = [(*_point(item), prompt, at) for at in positions]
-                places.add("resid", rows, source.resid(prompt, item.point, layer)[positions])
+                places.add(
+                    "resid", rows, source.resid(prompt, item.point, layer, positions[-1] + 1)[positions]
+                )
 
 
 def _heads(places: _Places) -> tuple[int, int]:
@@ -263,6 +282,11 @@ def _closed(places: _Places) -> np.ndarray:
     config, length = places.model.config, places.lengths[0]
     if not config.gated:
         return np.zeros((config.n_layer, config.n_head, length, length), bool)
+    if places.n_new:
+        raise ValueError(
+            "keep_only of edges by means or counterfactuals leaves out edges whose gates are closed, and "
+            "which these are is not known before a text is generated; ablate to zero"
+        )
     batch = places.batch
     run = places.model._core.run(batch.tokens, batch.offsets, ("gate",), 0, DEFAULT_MAX_BYTES)
     gates = run.array("gate").reshape(len(batch), config.n_layer, config.n_head, length, length)
@@ -317,54 +341,77 @@ class _Source:
             return
         model = places.model
         self.batch = as_batch(model, _prompts(ablation.reference), places.batch.prepend_bos)
-        lengths = self.batch.lengths.tolist()
-        if self.kind == "counterfactual" and lengths != places.lengths:
-            raise ValueError(
-                f"counterfactual ablation needs one reference prompt of the same length for each prompt: "
-                f"prompts have {_shown(places.lengths)} tokens, the reference {_shown(lengths)}"
-            )
-        if self.kind == "mean" and {*lengths, *places.lengths} != {lengths[0]}:
-            raise ValueError(
-                f"means are taken per position, so all prompts must have one length: prompts have "
-                f"{_shown(places.lengths)} tokens, the reference {_shown(lengths)}"
-            )
+        self._check_lengths()
         names = {"z"} | {"mlp_out" for item in items if isinstance(item, Mlp)}
         names |= {"qkv", "pattern"} if any(isinstance(item, Edge) for item in items) else set()
         names |= {_resid_name(item.point) for item in items if isinstance(item, Resid)}
         self.run = model._core.run(self.batch.tokens, self.batch.offsets, tuple(names), 0, DEFAULT_MAX_BYTES)
         self.entries = self.run.mean_entries() if "pattern" in names and self.kind == "mean" else None
 
-    def _rows(self, array: np.ndarray, prompt: int) -> np.ndarray:
-        """[N, ...] -> [T, ...] of the paired prompt, or the mean over prompts."""
+    def _check_lengths(self) -> None:
+        """Texts that are still to be generated have no length: see `_reach`."""
+        places, lengths = self.places, self.batch.lengths.tolist()
+        shown = _shown(places.batch.lengths.tolist())
+        of_prompts = places.lengths if places.n_new == 0 else lengths
+        if self.kind == "counterfactual" and (
+            len(lengths) != len(places.lengths) or (not places.n_new and lengths != places.lengths)
+        ):
+            raise ValueError(
+                f"counterfactual ablation needs one reference prompt of the same length for each prompt: "
+                f"prompts have {shown} tokens, the reference {_shown(lengths)}"
+            )
+        if self.kind == "mean" and {*lengths, *of_prompts} != {lengths[0]}:
+            raise ValueError(
+                f"means are taken per position, so all prompts must have one length: prompts have "
+                f"{shown} tokens, the reference {_shown(lengths)}"
+            )
+
+    def _reach(self, prompt: int, n: int) -> int:
+        """n, if the reference has so many positions; ValueError else."""
+        found = int(self.batch.lengths[prompt if self.kind == "counterfactual" else 0])
+        if found < n:
+            raise ValueError(
+                f"{self.kind} ablation at position {n - 1} of prompt {prompt} with its new tokens needs "
+                f"reference prompts of at least {n} tokens, got {found}"
+            )
+        return n
+
+    def _rows(self, array: np.ndarray, prompt: int, n: int) -> np.ndarray:
+        """[N, ...] -> [n, ...]: the first positions of the paired prompt, or the mean over prompts."""
+        self._reach(prompt, n)
         if self.kind == "counterfactual":
-            return array[self.batch.offsets[prompt] : self.batch.offsets[prompt + 1]]
-        means: np.ndarray = array.reshape(len(self.batch), -1, *array.shape[1:]).mean(
+            return array[self.batch.offsets[prompt] : self.batch.offsets[prompt] + n]
+        means: np.ndarray = array.reshape(len(self.batch), -1, *array.shape[1:])[:, :n].mean(
             axis=0, dtype=np.float64
         )
         return means
 
-    def z(self, prompt: int, layer: int, head: int) -> np.ndarray:
+    def z(self, prompt: int, layer: int, head: int, n: int) -> np.ndarray:
+        """[n, D]"""
         if self.kind == "zero":
-            return np.zeros((self.places.lengths[prompt], self.places.widths["head"]))
-        return self._rows(self.run.array("z")[layer, :, head], prompt)
+            return np.zeros((n, self.places.widths["head"]))
+        return self._rows(self.run.array("z")[layer, :, head], prompt, n)
 
-    def mlp(self, prompt: int, layer: int) -> np.ndarray:
+    def mlp(self, prompt: int, layer: int, n: int) -> np.ndarray:
+        """[n, E]"""
         if self.kind == "zero":
-            return np.zeros((self.places.lengths[prompt], self.places.widths["mlp"]))
-        return self._rows(self.run.array("mlp_out")[layer], prompt)
+            return np.zeros((n, self.places.widths["mlp"]))
+        return self._rows(self.run.array("mlp_out")[layer], prompt, n)
 
-    def resid(self, prompt: int, point: str, layer: int) -> np.ndarray:
-        return self._rows(self.run.array(_resid_name(point))[layer + (point == "post")], prompt)
+    def resid(self, prompt: int, point: str, layer: int, n: int) -> np.ndarray:
+        """[n, E]"""
+        return self._rows(self.run.array(_resid_name(point))[layer + (point == "post")], prompt, n)
 
     def edges(self, prompt: int, chosen: np.ndarray) -> np.ndarray:
         """Contributions [n, D] of edges [n, 4]."""
         if self.kind == "zero":
             return np.zeros(self.places.widths["edge"])
         layer, head, query, key = chosen.T
+        self._reach(prompt, int(query.max()) + 1)
         if self.entries is not None:
             means: np.ndarray = self.entries[layer, head, query, key]
             return means
-        config, length = self.places.model.config, self.places.lengths[prompt]
+        config, length = self.places.model.config, int(self.batch.lengths[prompt])
         squares = config.n_layer * config.n_head * self.batch.squares[prompt]
         size = config.n_layer * config.n_head * length * length
         pattern = self.run.array("pattern")[squares : squares + size]

@@ -12,6 +12,7 @@ from .. import _check
 from .batch import as_batch
 from .config import Config
 from .evaluation import Evaluation, evaluate
+from .generation import Generation, generate
 from .gradients import Gradients, compute_gradients
 from .hooks import run_with_hooks
 from .initial_weights import initial_weights
@@ -191,6 +192,88 @@ class Model(ModelWeights, ModelText):
 
     run_with_cache = run_with_cache
     run_with_hooks = run_with_hooks
+
+    def generate(
+        self,
+        prompts: Any,
+        max_new_tokens: int = 20,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        n_samples: int = 1,
+        stop: str | int | Sequence[str | int] = (),
+        stop_at_eos: bool = True,
+        logits: bool = False,
+        prepend_bos: bool = False,
+        ablate: Ablate | None = None,
+        patch: Patch | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Generation:
+        """Continue texts token by token; keys and values of earlier tokens are kept.
+
+        Parameters
+        ----------
+        prompts : str, sequence of int, or a list of these
+            As for `run`.
+        max_new_tokens : int, default 20
+            Tokens to add to each text, at most; prompt and new tokens fit into n_ctx.
+        temperature : float, optional
+            Logits are divided by it before a token is drawn. None: always the most probable token, of equal
+            ones the one with the lower id.
+        top_k : int, optional
+            Draw among so many tokens of the highest logits; of equal ones the lower ids come first.
+        top_p : float, optional
+            Draw among the fewest of these tokens whose probabilities add up to `top_p`, in (0, 1].
+        seed : int, default 0
+            0..2^64-1. A text is a function of the model, its prompt, the options, the seed and the number
+            of the sample; other prompts, other samples and the number of threads change no bit of it.
+        n_samples : int, default 1
+            Texts for each prompt.
+        stop : str, int, or a list of these, default none
+            Tokens that end a text, as single tokens or ids.
+        stop_at_eos : bool, default True
+            Also end a text at "<|endoftext|>", if the tokenizer has it.
+        logits : bool, default False
+            Keep the logits of every step.
+        prepend_bos : bool, default False
+            As for `run`.
+        ablate, patch : optional
+            As for a `run` of the whole text, prompt and max_new_tokens: an item without a position counts at
+            every position. Negative positions count from the end of the prompt. Reference prompts of means
+            and counterfactuals reach to the last position that is replaced, and may be longer.
+        max_bytes : int, default 4 GiB
+            Most memory that the call may take.
+        threads : int, optional
+            As for `run`.
+        progress : bool, optional
+            Show a progress bar; None: in a terminal or notebook, after a second.
+
+        Returns
+        -------
+        Generation
+
+        Raises
+        ------
+        ValueError
+            For a prompt that is empty or too long, and for options out of range.
+        RuntimeError
+            While another thread trains this model, or if its logits are not numbers.
+        GenerationInterrupted
+            On Ctrl-C: a KeyboardInterrupt that holds the texts so far.
+
+        Notes
+        -----
+        Logits are those of a `run` of the text so far under the same `ablate` and `patch`: bit for bit where
+        ``build_info()["batch_invariant"]``, else within 5e-6 (float32) or 1e-14 (float64) of the largest one.
+        """
+        return generate(
+            self, prompts, max_new_tokens, temperature, top_k, top_p, seed, n_samples, stop, stop_at_eos,
+            logits, prepend_bos, ablate, patch, max_bytes, threads, progress,
+        )  # fmt: skip
 
     def gradients(
         self,

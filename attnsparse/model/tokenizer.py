@@ -80,6 +80,8 @@ class Tokenizer:
         self._may_cut = may_cut(described)
         #: token id of the BOS token, or None
         self.bos_id: int | None = vocabulary.get(bos) if isinstance(bos, str) else bos
+        #: token id of "<|endoftext|>", at which texts end, or None
+        self.eos_id: int | None = vocabulary.get(GPT2_BOS)
 
     # --- making one
 

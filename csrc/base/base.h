@@ -140,8 +140,9 @@ enum { ASP_MOST_THREADS = 64 };
 /* ---- random.c ------------------------------------------------------------------ */
 
 /* Uses of random numbers, which are part of their counter, so that two uses never share a stream; those of Python are
- * in attnsparse/_random.py.  CIRCUITS has as its first counter what is drawn, MASKS the step of the training. */
-enum { ASP_RANDOM_CIRCUITS = 7, ASP_RANDOM_MASKS = 10 };
+ * in attnsparse/_random.py.  CIRCUITS has as its first counter what is drawn, GENERATION a digest of the prompt, MASKS
+ * the step of the training. */
+enum { ASP_RANDOM_CIRCUITS = 7, ASP_RANDOM_GENERATION = 9, ASP_RANDOM_MASKS = 10 };
 enum { ASP_RANDOM_RESAMPLES = 0, ASP_RANDOM_ORDERS = 1 };
 
 /* Numbers start .. start + n - 1 of the stream of a seed, a use and two further counters, as np.random.Philox and

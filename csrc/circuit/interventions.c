@@ -20,10 +20,6 @@ static int64_t unit_of(const pass *c, int64_t layer, int64_t sequence, int64_t h
     return (layer * c->n_sequences + sequence) * c->n_head + head;
 }
 
-static int64_t row_of_change(const pass *c, int64_t sequence, int64_t position) {
-    return c->offsets[sequence] + position;
-}
-
 /* ---- checks ---------------------------------------------------------------------------- */
 
 static asp_status change_out_of_range(asp_error *err, const char *what, int64_t found, int64_t n) {
@@ -127,27 +123,31 @@ static void end(void *state) {
 
 /* ---- during the pass -------------------------------------------------------------------------- */
 
-/* The (T,T) mask of one head of one sequence, NULL if none of its entries is replaced. */
-static const uint8_t *mask_of(const pass *c, int64_t layer, int64_t sequence, int64_t head, int thread) {
-    if (!c->entry_start) return NULL;
-    const int64_t unit = unit_of(c, layer, sequence, head), t = c->offsets[sequence + 1] - c->offsets[sequence];
-    if (c->entry_start[unit] == c->entry_start[unit + 1]) return NULL;
+static int has_query(const asp_attention_task *task, int64_t query) {
+    return query >= task->first && query < task->n_tokens;
+}
+
+/* The mask of the task's queries and keys, NULL if no entry of this head and sequence is replaced. */
+static const uint8_t *mask_of(const pass *c, const asp_attention_task *task, int64_t unit, int thread) {
+    if (!c->entry_start || c->entry_start[unit] == c->entry_start[unit + 1]) return NULL;
+    const int64_t t = task->n_tokens;
     uint8_t *mask = c->masks + thread * c->longest * c->longest;
-    memset(mask, 0, (size_t)(t * t));
+    memset(mask, 0, (size_t)((t - task->first) * t));
     for (int64_t i = c->entry_start[unit]; i < c->entry_start[unit + 1]; i++) {
         const int64_t *at = c->given->entries + 5 * c->entry_index[i];
-        mask[at[3] * t + at[4]] = 1;
+        if (has_query(task, at[3])) mask[(at[3] - task->first) * t + at[4]] = 1;
     }
     return mask;
 }
 
-/* Adds the new contributions of replaced entries to z, rows z_stride apart. */
-static void add_entries(const pass *c, int64_t unit, asp_real *z, int64_t z_stride) {
+/* Adds the new contributions of replaced entries to z. */
+static void add_entries(const pass *c, int64_t unit, const asp_attention_task *task) {
     if (!c->given->entry_values) return;
     for (int64_t i = c->entry_start[unit]; i < c->entry_start[unit + 1]; i++) {
-        const int64_t index = c->entry_index[i];
+        const int64_t index = c->entry_index[i], query = c->given->entries[5 * index + 3];
+        if (!has_query(task, query)) continue;
         const asp_real *value = c->given->entry_values + index * c->d_head;
-        asp_real *row = z + c->given->entries[5 * index + 3] * z_stride;
+        asp_real *row = task->z + (query - task->first) * task->z_stride;
         for (int64_t j = 0; j < c->d_head; j++) row[j] += value[j];
     }
 }
@@ -155,9 +155,10 @@ static void add_entries(const pass *c, int64_t unit, asp_real *z, int64_t z_stri
 static void attention(void *state, asp_attention_task *task, int64_t layer, int64_t sequence, int64_t head,
                       int thread) {
     const pass *c = state;
-    task->dropped = mask_of(c, layer, sequence, head, thread);
+    const int64_t unit = unit_of(c, layer, sequence, head);
+    task->dropped = mask_of(c, task, unit, thread);
     asp_isa_kernels()->attention_forward(task);
-    if (task->dropped && task->z) add_entries(c, unit_of(c, layer, sequence, head), task->z, task->z_stride);
+    if (task->dropped && task->z) add_entries(c, unit, task);
 }
 
 /* x (n) becomes value (n), or is increased by it where the i-th of a list is added. */
@@ -171,55 +172,55 @@ static const asp_real *replace_given_heads(void *state, const asp_activations *a
     const asp_interventions *g = c->given;
     asp_real *z = acts->z.data + layer * acts->z.stride;
     for (int64_t i = 0; i < g->n_heads; i++) {
-        const int64_t *at = g->heads + 4 * i;
-        if (at[0] == layer)
-            put_given(z + (row_of_change(c, at[1], at[3]) * c->n_head + at[2]) * c->d_head,
-                      g->head_values + i * c->d_head, c->d_head, g->heads_added, i);
+        const int64_t *at = g->heads + 4 * i, row = at[0] == layer ? asp_hooks_row(acts, at[1], at[3]) : -1;
+        if (row >= 0)
+            put_given(z + (row * c->n_head + at[2]) * c->d_head, g->head_values + i * c->d_head, c->d_head,
+                      g->heads_added, i);
     }
     return z;
 }
 
-static void replace_residual(const pass *c, int half, int64_t layer, asp_real *x) {
+static void replace_residual(const pass *c, const asp_activations *acts, int half, int64_t layer, asp_real *x) {
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_resids; i++) {
         const int64_t *at = g->resids + 4 * i;
-        if ((at[0] != 0) == half && at[1] == layer)
-            put_given(x + row_of_change(c, at[2], at[3]) * c->width, g->resid_values + i * c->width, c->width,
-                      g->resids_added, i);
+        const int64_t row = (at[0] != 0) == half && at[1] == layer ? asp_hooks_row(acts, at[2], at[3]) : -1;
+        if (row >= 0) put_given(x + row * c->width, g->resid_values + i * c->width, c->width, g->resids_added, i);
     }
 }
 
+/* The row of the i-th replaced MLP output in this layer; -1: it is not in this pass, or in another layer. */
+static int64_t row_of_mlp(const pass *c, const asp_activations *acts, int64_t layer, int64_t i) {
+    const int64_t *at = c->given->mlps + 3 * i;
+    return at[0] == layer ? asp_hooks_row(acts, at[1], at[2]) : -1;
+}
+
 /* Keeps the rows that replaced outputs of the layer's MLP will be added to. */
-static void keep_rows(void *state, int64_t layer, const asp_real *mid) {
+static void keep_rows(void *state, const asp_activations *acts, int64_t layer, const asp_real *mid) {
     const pass *c = state;
-    const asp_interventions *g = c->given;
-    for (int64_t i = 0; i < g->n_mlps; i++) {
-        const int64_t *at = g->mlps + 3 * i;
-        if (at[0] == layer)
-            memcpy(c->rows + i * c->width, mid + row_of_change(c, at[1], at[2]) * c->width,
-                   (size_t)c->width * sizeof *mid);
+    for (int64_t i = 0; i < c->given->n_mlps; i++) {
+        const int64_t row = row_of_mlp(c, acts, layer, i);
+        if (row >= 0) memcpy(c->rows + i * c->width, mid + row * c->width, (size_t)c->width * sizeof *mid);
     }
 }
 
 /* out: the MLP's output if it is recorded, or NULL. */
-static void replace_mlps(const pass *c, int64_t layer, asp_real *x, asp_real *out) {
+static void replace_mlps(const pass *c, const asp_activations *acts, int64_t layer, asp_real *x, asp_real *out) {
     const asp_interventions *g = c->given;
     for (int64_t i = 0; i < g->n_mlps; i++) {
-        const int64_t *at = g->mlps + 3 * i;
-        if (at[0] != layer) continue;
+        const int64_t row = row_of_mlp(c, acts, layer, i);
+        if (row < 0) continue;
         const asp_real *value = g->mlp_values + i * c->width, *kept = c->rows + i * c->width;
-        const int64_t at_row = row_of_change(c, at[1], at[2]) * c->width;
-        if (!g->mlps_added || !g->mlps_added[i]) memcpy(x + at_row, kept, (size_t)c->width * sizeof *x);
-        asp_isa_kernels()->add(x + at_row, value, c->width);
-        if (out) put_given(out + at_row, value, c->width, g->mlps_added, i);
+        if (!g->mlps_added || !g->mlps_added[i]) memcpy(x + row * c->width, kept, (size_t)c->width * sizeof *x);
+        asp_isa_kernels()->add(x + row * c->width, value, c->width);
+        if (out) put_given(out + row * c->width, value, c->width, g->mlps_added, i);
     }
 }
 
 static void residual(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x) {
     const pass *c = state;
-    if (point != ASP_POINT_POST) replace_residual(c, point == ASP_POINT_MID, layer, x);
-    if (point == ASP_POINT_POST)
-        replace_mlps(c, layer, x, acts->mlp_out.data ? acts->mlp_out.data + layer * acts->mlp_out.stride : NULL);
+    if (point != ASP_POINT_POST) replace_residual(c, acts, point == ASP_POINT_MID, layer, x);
+    if (point == ASP_POINT_POST) replace_mlps(c, acts, layer, x, asp_slot_at(acts->mlp_out, layer));
 }
 
 asp_status asp_interventions_hooks(asp_hooks **hooks, const asp_interventions *given, asp_error *err) {

@@ -61,7 +61,10 @@ typedef struct {
     asp_activation activation;
     int64_t n_rows;  /* rows that hold tokens; the rest are padding */
     int64_t k_block; /* of skinny products, 0: leave it to BLAS */
+    int by_row;      /* a skinny product, however many rows: their bits depend on no other row on any machine */
 } asp_gemm;
+/* The block of k of such a product where none is known that gives BLAS's bits. */
+enum { ASP_K_BLOCK = 384 };
 /* BAD_ARGUMENT: a size that BLAS is given exceeds INT_MAX. */
 asp_status asp_gemm_run(const asp_gemm *gemm, const asp_context *context);
 /* sums (columns) += column sums of x (n, columns). */
@@ -76,11 +79,16 @@ typedef struct {
     double expected, open; /* sum of sigmoid(g), number of open gates */
 } asp_edge_sum;
 
-/* Causal attention of one head of one sequence.  Rows of q, k, v, dq ... are `stride` apart. */
+/* Causal attention of one head of one sequence.  Rows of q, k, v, dq ... are `stride` apart.  Forward, the first
+ * positions may be in a cache: then q, k, v, z and what is written for queries begin with position `first`. */
 typedef struct {
     const asp_real *q, *k, *v; /* (T,D) read */
     int64_t stride, n_tokens, d_head;
-    asp_real scale; /* of the scores */
+    int64_t first;   /* position of the first query, below n_tokens; 0 without a cache */
+    asp_real *cache; /* asp_attention_cache elements, read and written: keys and values of the positions before
+                      * `first`, behind which those of the task are put; NULL: none */
+    int64_t room;    /* positions for which the cache was made */
+    asp_real scale;  /* of the scores */
     int gated, noisy, straight_through;
     asp_real gate_bias;
     uint64_t noise_key; /* of (seed, step, sequence, layer, head) */

@@ -5,9 +5,10 @@
 
 enum { QUERIES = 4 };
 
-/* Offsets into task->scratch; the sizes add up to asp_attention_scratch. */
+/* Offsets into task->scratch; the sizes add up to asp_attention_scratch.  With a cache k_t and v lie there, and their
+ * sizes add up to asp_attention_cache. */
 typedef struct {
-    int64_t keys, width;  /* T and D rounded up, the row lengths of the buffers */
+    int64_t keys, width;  /* T, or the cache's room, and D rounded up: the row lengths of the buffers */
     asp_real *k_t, *v_t;  /* (D,keys)  transposed, zero beyond T */
     asp_real *k, *v;      /* (T,width) zero beyond D */
     asp_real *dk, *dv;    /* (T,width) */
@@ -17,11 +18,13 @@ typedef struct {
 
 static attention_buffers attention_layout(const asp_attention_task *u, int backward) {
     attention_buffers b = {0};
-    b.keys = (u->n_tokens + QUERIES + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+    const int64_t n = u->cache ? u->room : u->n_tokens;
+    b.keys = (n + QUERIES + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
     b.width = (u->d_head + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
-    asp_real *at = u->scratch;
+    asp_real *at = u->cache ? u->cache : u->scratch;
     b.k_t = at, at += u->d_head * b.keys;
-    b.v = at, at += u->n_tokens * b.width;
+    b.v = at, at += n * b.width;
+    if (u->cache) at = u->scratch;
     b.row = at, at += QUERIES * b.keys;
     b.x = at, at += QUERIES * b.width;
     if (!backward) return b;
@@ -34,10 +37,12 @@ static attention_buffers attention_layout(const asp_attention_task *u, int backw
     return b;
 }
 
-static void copy_transposed(asp_real *out, const asp_real *x, int64_t stride, int64_t n, int64_t d, int64_t keys) {
+/* Rows of `keys`, of which the first n are written, and zeros up to `end`. */
+static void copy_transposed(asp_real *out, const asp_real *x, int64_t stride, int64_t n, int64_t d, int64_t keys,
+                            int64_t end) {
     for (int64_t j = 0; j < d; j++) {
         for (int64_t t = 0; t < n; t++) out[j * keys + t] = x[t * stride + j];
-        for (int64_t t = n; t < keys; t++) out[j * keys + t] = 0;
+        for (int64_t t = n; t < end; t++) out[j * keys + t] = 0;
     }
 }
 
@@ -124,10 +129,13 @@ static __attribute__((noinline)) ivec held_open(const uint8_t *gate, int64_t k, 
     return open;
 }
 
+/* Where the row of a query begins in pattern, scores, gates and what is dropped. */
+INLINE int64_t row_at(const asp_attention_task *u, int64_t query) { return (query - u->first) * u->n_tokens; }
+
 /* Open gates of keys k .. k+15 of a query: g > 0, or g + n > 0 with logistic n = log(r / (1-r)),
  * which is r > exp(-g) (1-r). */
 INLINE ivec gate_open(const asp_attention_task *u, vec s, int64_t query, int64_t k, uint64_t row_key) {
-    if (u->held_gate) return held_open(u->held_gate + query * u->n_tokens, k, query + 1);
+    if (u->held_gate) return held_open(u->held_gate + row_at(u, query), k, query + 1);
     const vec g = s + u->gate_bias;
     if (!u->noisy) return g > 0;
     const vec r = noise_vec((uint32_t)k, row_key);
@@ -153,17 +161,17 @@ static void write_row(asp_real *out, const asp_real *row, int64_t n, int64_t len
 /* Takes dropped entries out of a row of the pattern, which is recorded. */
 static void finish_row(const asp_attention_task *u, asp_real *row, int64_t query) {
     for (int64_t k = 0; u->dropped && k <= query; k++)
-        if (u->dropped[query * u->n_tokens + k]) row[k] = 0;
-    if (u->pattern) write_row(u->pattern + query * u->n_tokens, row, query + 1, u->n_tokens, 0);
+        if (u->dropped[row_at(u, query) + k]) row[k] = 0;
+    if (u->pattern) write_row(u->pattern + row_at(u, query), row, query + 1, u->n_tokens, 0);
 }
 
 /* row: scores of one query on entry, pattern on return; entries up to a multiple of 16 are written. */
 static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t query) {
-    const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+    const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES, at = row_at(u, query);
     const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
     const ivec last = first_lanes(n - (padded - ASP_LANES));
     store(row + padded - ASP_LANES, select(last, load(row + padded - ASP_LANES), splat(-(asp_real)INFINITY)));
-    if (u->scores) write_row(u->scores + query * u->n_tokens, row, n, u->n_tokens, -(asp_real)INFINITY);
+    if (u->scores) write_row(u->scores + at, row, n, u->n_tokens, -(asp_real)INFINITY);
     vec best = load(row);
     for (int64_t k = ASP_LANES; k < padded; k += ASP_LANES) best = maximum(load(row + k), best);
     const asp_real top = max_lanes(best);
@@ -176,19 +184,19 @@ static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t quer
             const ivec open = gate_open(u, s, query, k, row_key);
             e = (vec)((ivec)e & open);
             if (u->gate) {
-                uint8_t *gate = u->gate + query * u->n_tokens;
+                uint8_t *gate = u->gate + at;
                 for (int64_t i = k; i < n && i < k + ASP_LANES; i++) gate[i] = open[i - k] != 0;
             }
         }
         store(row + k, e);
     }
     const asp_real sum = sum_lanes(sums), inverse = 1 / sum;
-    if (u->lse) u->lse[query] = top + asp_log(sum);
+    if (u->lse) u->lse[query - u->first] = top + asp_log(sum);
     for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * inverse);
     if (u->thinned) thin_row(u, row, query, padded);
     finish_row(u, row, query);
-    if (u->gate && !u->gated) memset(u->gate + query * u->n_tokens, 1, (size_t)n);
-    if (u->gate) memset(u->gate + query * u->n_tokens + n, 0, (size_t)(u->n_tokens - n));
+    if (u->gate && !u->gated) memset(u->gate + at, 1, (size_t)n);
+    if (u->gate) memset(u->gate + at + n, 0, (size_t)(u->n_tokens - n));
 }
 
 static void edge_row(const asp_attention_task *u, const asp_real *row, int64_t query) {
@@ -228,15 +236,15 @@ INLINE void attend(const asp_attention_task *u, const attention_buffers *b, cons
 
 static void attention_forward(const asp_attention_task *u) {
     const attention_buffers b = attention_layout(u, 0);
-    const int64_t n = u->n_tokens, d = u->d_head;
-    copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys);
-    copy_padded(b.v, u->v, u->stride, n, d, b.width);
-    for (int64_t first = 0; first < n; first += QUERIES) {
-        const int64_t at[QUERIES] = {first, first + 1, first + 2, first + 3};
-        const int64_t some = QUERIES < n - first ? QUERIES : n - first;
-        gather_queries(b.x, u->q, u->stride, first, n, d, b.width);
+    const int64_t n = u->n_tokens - u->first, d = u->d_head;
+    copy_transposed(b.k_t + u->first, u->k, u->stride, n, d, b.keys, u->cache ? n : b.keys);
+    copy_padded(b.v + u->first * b.width, u->v, u->stride, n, d, b.width);
+    for (int64_t row = 0; row < n; row += QUERIES) {
+        const int64_t first = u->first + row, at[QUERIES] = {first, first + 1, first + 2, first + 3};
+        const int64_t some = QUERIES < n - row ? QUERIES : n - row;
+        gather_queries(b.x, u->q, u->stride, row, n, d, b.width);
         attend(u, &b, at, some);
-        for (int64_t i = 0; u->z && i < some; i++) copy_row(u->z + at[i] * u->z_stride, b.x + i * b.width, d, d);
+        for (int64_t i = 0; u->z && i < some; i++) copy_row(u->z + (row + i) * u->z_stride, b.x + i * b.width, d, d);
     }
 }
 
@@ -268,7 +276,7 @@ static void attention_rows(const asp_attention_task *u) {
 
 static void score_row(const asp_attention_task *u, int64_t query, asp_real *scores) {
     const attention_buffers b = attention_layout(u, 0);
-    copy_transposed(b.k_t, u->k, u->stride, u->n_tokens, u->d_head, b.keys);
+    copy_transposed(b.k_t, u->k, u->stride, u->n_tokens, u->d_head, b.keys, b.keys);
     gather_queries(b.x, u->q, u->stride, query, u->n_tokens, u->d_head, b.width);
     const int64_t columns = (query + ASP_LANES) / ASP_LANES * ASP_LANES;
     four_rows(b.row, b.keys, b.x, b.width, u->d_head, b.k_t, b.keys, columns, u->scale);
@@ -356,8 +364,8 @@ static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp
 static void attention_backward(const asp_attention_task *u) {
     const attention_buffers b = attention_layout(u, 1);
     const int64_t n = u->n_tokens, d = u->d_head, width = b.width;
-    copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys);
-    copy_transposed(b.v_t, u->v, u->stride, n, d, b.keys);
+    copy_transposed(b.k_t, u->k, u->stride, n, d, b.keys, b.keys);
+    copy_transposed(b.v_t, u->v, u->stride, n, d, b.keys, b.keys);
     copy_padded(b.k, u->k, u->stride, n, d, width);
     memset(b.dk, 0, (size_t)(n * width) * sizeof *b.dk);
     memset(b.dv, 0, (size_t)(n * width) * sizeof *b.dv);

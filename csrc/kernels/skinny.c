@@ -104,7 +104,8 @@ static int64_t item_width(const asp_gemm *g) {
 
 int asp_skinny_fits(const asp_gemm *g) {
     if (g->k_block <= 0 || g->trans_a) return 0;
-    return g->n_rows <= (g->trans_b ? MOST_ROWS : 2 * MOST_ROWS) || g->n_rows < asp_gemm_min_rows(g->n, g->k);
+    return g->by_row || g->n_rows <= (g->trans_b ? MOST_ROWS : 2 * MOST_ROWS) ||
+           g->n_rows < asp_gemm_min_rows(g->n, g->k);
 }
 
 /* A in groups of 16 rows, for products with a transposed B. */

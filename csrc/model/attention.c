@@ -24,6 +24,11 @@ int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int 
     return asp_round_up(forward + (backward ? more : 0), 16) + 64;
 }
 
+int64_t asp_attention_cache(const asp_config *config, int64_t room) {
+    const int64_t keys = asp_round_up(room + 4, ASP_LANES), width = asp_round_up(config->d_head, ASP_LANES);
+    return asp_round_up(config->d_head * keys + room * width, 16);
+}
+
 static asp_real score_scale(const asp_config *c, int64_t layer) {
     double scale = c->scale_attn ? 1.0 / sqrt((double)c->d_head) : 1.0;
     if (c->scale_by_inverse_layer) scale /= (double)(layer + 1);
@@ -36,7 +41,8 @@ static asp_attention_task describe_head(const attention_job *job, int64_t sequen
     const asp_activations *acts = job->acts;
     const asp_gate *gate = job->gate;
     const int64_t width = c->n_head * c->d_head, row = acts->offsets[sequence], layer = job->layer;
-    const int64_t t = acts->offsets[sequence + 1] - row;
+    const int64_t first = acts->first ? acts->first[sequence] : 0;
+    const int64_t t = first + acts->offsets[sequence + 1] - row;
     const asp_real *qkv = acts->qkv.data + layer * acts->qkv.stride + row * 3 * width + head * c->d_head;
     asp_attention_task u = {.q = qkv,
                             .k = qkv + width,
@@ -44,6 +50,7 @@ static asp_attention_task describe_head(const attention_job *job, int64_t sequen
                             .stride = 3 * width,
                             .n_tokens = t,
                             .d_head = c->d_head,
+                            .first = first,
                             .scale = score_scale(c, layer),
                             .gated = gate->gated,
                             .noisy = gate->noisy,
@@ -51,6 +58,10 @@ static asp_attention_task describe_head(const attention_job *job, int64_t sequen
                             .gate_bias = (asp_real)gate->bias[layer],
                             .z_stride = width};
     u.z = acts->z.data + layer * acts->z.stride + row * width + head * c->d_head;
+    if (acts->cache) {
+        u.cache = asp_kv_cache_at(acts->cache, layer, sequence, head);
+        u.room = acts->cache->room[sequence];
+    }
     if (acts->lse.data) u.lse = acts->lse.data + layer * acts->lse.stride + head * acts->n_tokens + row;
     if (gate->noisy) {
         const uint64_t words[] = {gate->step, gate->first_sequence + (uint64_t)sequence, (uint64_t)layer,
@@ -112,6 +123,7 @@ static void forward_item(void *arg, int64_t item, int thread) {
     const attention_job *job = arg;
     const asp_activations *acts = job->acts;
     const int64_t n_head = job->model->config.n_head, sequence = item / n_head, head = item % n_head;
+    if (acts->offsets[sequence] == acts->offsets[sequence + 1]) return; /* nothing of it is in this pass */
     asp_attention_task u = describe_head(job, sequence, head, thread);
     point_records(job, &u, sequence, head);
     if (job->early) {

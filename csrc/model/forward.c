@@ -20,7 +20,7 @@ static int64_t position_of(const asp_activations *acts, int64_t row) {
         if (acts->offsets[middle] <= row) low = middle;
         else high = middle;
     }
-    return row - acts->offsets[low];
+    return row - acts->offsets[low] + (acts->first ? acts->first[low] : 0);
 }
 
 static void embed_rows(void *arg, int64_t item, int thread) {
@@ -73,6 +73,7 @@ static int64_t k_block_of(const asp_model *m, int64_t k) {
 static asp_status linear(const asp_model *m, const asp_activations *acts, asp_real *c, const asp_real *a,
                          int64_t weight, int64_t bias, int64_t n, int64_t k, asp_epilogue epilogue,
                          const asp_real *residual, asp_real *out2, const asp_context *context) {
+    const int64_t k_block = k_block_of(m, k);
     const asp_gemm g = {.m = acts->n_rows,
                         .n = n,
                         .k = k,
@@ -88,7 +89,8 @@ static asp_status linear(const asp_model *m, const asp_activations *acts, asp_re
                         .out2 = out2,
                         .activation = m->config.activation,
                         .n_rows = acts->n_tokens,
-                        .k_block = k_block_of(m, k)};
+                        .k_block = acts->by_row && !k_block ? ASP_K_BLOCK : k_block,
+                        .by_row = acts->by_row && !k_block};
     return asp_gemm_run(&g, context);
 }
 
@@ -310,7 +312,7 @@ asp_status asp_forward_mlp(const asp_model *m, const asp_activations *acts, int6
     const int64_t e = m->config.d_model;
     asp_real *mid = asp_slot_at(acts->mid, l), *out = asp_slot_at(acts->mlp_out, l);
     asp_real *next = asp_slot_at(acts->resid, l + 1);
-    if (hooks && hooks->mlp_input) hooks->mlp_input(hooks->state, l, mid);
+    if (hooks && hooks->mlp_input) hooks->mlp_input(hooks->state, acts, l, mid);
     if (shown) copy_rows(acts, acts->added_to, mid, e);
     asp_status status = own ? own_mlp(m, acts, l, context) : substitute_mlp(m, acts, l, context);
     if (!status) residual_hook(acts, ASP_POINT_POST, l, next);

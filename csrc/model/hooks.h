@@ -9,9 +9,17 @@
  * after its MLP. */
 typedef enum { ASP_POINT_PRE, ASP_POINT_MID, ASP_POINT_POST } asp_point;
 
+/* The row of a position of a sequence; -1: it is not in this pass, which may have some positions only. */
+static inline int64_t asp_hooks_row(const asp_activations *acts, int64_t sequence, int64_t position) {
+    const int64_t at = position - (acts->first ? acts->first[sequence] : 0);
+    const int64_t row = acts->offsets[sequence] + at;
+    return at < 0 || row >= acts->offsets[sequence + 1] ? -1 : row;
+}
+
 struct asp_hooks {
     void *state;
-    /* Once, before anything is computed, and at the end of a pass that began, whatever became of it. */
+    /* Once, before anything is computed, and at the end of a pass that began, whatever became of it.  What is generated
+     * token by token is one pass over all positions that it may get (offsets), computed a few rows at a time. */
     asp_status (*begin)(void *state, const asp_model *model, const int64_t *offsets, int64_t n_sequences, int n_threads,
                         asp_error *err);
     void (*end)(void *state);
@@ -22,7 +30,7 @@ struct asp_hooks {
     /* x (R,E) read and written: the residual stream at a point. */
     void (*residual)(void *state, const asp_activations *acts, asp_point point, int64_t layer, asp_real *x);
     /* mid (R,E) read: what the MLP reads and its output is added to, as nothing changes it any more. */
-    void (*mlp_input)(void *state, int64_t layer, const asp_real *mid);
+    void (*mlp_input)(void *state, const asp_activations *acts, int64_t layer, const asp_real *mid);
     asp_mlp_substitute mlp; /* its `layer` NULL: the model's own MLPs; else acts->mlp_out is wanted */
     /* dz (R,H,D) read and written: the gradient of what output_input gave becomes that of z. */
     asp_status (*dz)(void *state, const asp_activations *acts, int64_t layer, asp_real *dz, const asp_context *context);

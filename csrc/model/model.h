@@ -29,6 +29,22 @@ static inline const asp_real *asp_at_const(const asp_real *data, int64_t offset)
     return offset < 0 ? NULL : data + offset;
 }
 
+/* ---- kv_cache.c ---------------------------------------------------------------- */
+
+/* Keys and values of sequences that grow: of each layer, sequence and head what the attention kernel keeps. */
+typedef struct {
+    int64_t n_layer, n_head, n_sequences;
+    int64_t *room;  /* (B) positions of each sequence, at most */
+    int64_t *start; /* (B+1) where the (L,H) blocks of each sequence begin */
+    asp_real *data;
+} asp_kv_cache;
+/* Sets start from room, and the sizes.  Elements of the data, INT64_MAX if they do not fit in 64 bits. */
+int64_t asp_kv_cache_lay_out(asp_kv_cache *cache, const asp_config *config, int64_t n_sequences);
+/* The block of one head. */
+asp_real *asp_kv_cache_at(const asp_kv_cache *cache, int64_t layer, int64_t sequence, int64_t head);
+/* Copies all blocks of a sequence to another one with as much room. */
+void asp_kv_cache_copy(asp_kv_cache *cache, int64_t to, int64_t from);
+
 /* ---- dropout.c ----------------------------------------------------------------- */
 
 /* Dropout of one training step. */
@@ -59,8 +75,12 @@ static inline asp_real *asp_slot_at(asp_slot slot, int64_t layer) {
 
 typedef struct {
     int64_t n_tokens, n_rows, n_sequences, max_length;
+    int by_row;                  /* on every machine, the bits of a row depend on no other row */
     const int32_t *tokens;       /* (N) */
     const int64_t *offsets;      /* (B+1) */
+    const int64_t *first;        /* (B) position of each sequence's first token; NULL: 0 */
+    const asp_kv_cache *cache;   /* keys and values of the positions before, to which those of the pass are added; NULL:
+                                  * there are none before */
     const int64_t *square_start; /* (B+1) of pattern, scores and gate; may be NULL where none is recorded */
     asp_slot resid;              /* L+1 slots of (R,E) */
     asp_slot mid, ln1, ln2;      /* (R,E); ln1 and ln2 are LayerNorm outputs */
@@ -108,6 +128,8 @@ typedef struct {
     int64_t per_thread;
 } asp_scratch;
 int64_t asp_attention_scratch(const asp_config *config, int64_t max_length, int backward);
+/* Elements of the keys and values of one head, for so many positions. */
+int64_t asp_attention_cache(const asp_config *config, int64_t room);
 
 /* Tokens of the longest sequence. */
 int64_t asp_shape_longest(const int64_t *offsets, int64_t n_sequences);
@@ -145,6 +167,21 @@ asp_attention_task asp_attention_describe(const asp_model *model, const asp_acti
 /* logits (n_padded,V) written = hidden (n_padded,E) W_U^T, bias added on the first n_rows rows. */
 asp_status asp_unembed(const asp_model *model, asp_real *logits, const asp_real *hidden, int64_t n_rows,
                        int64_t n_padded, const asp_context *context);
+/* The same, and on every machine the bits of a row depend on no other row. */
+asp_status asp_unembed_by_row(const asp_model *model, asp_real *logits, const asp_real *hidden, int64_t n_rows,
+                              int64_t n_padded, const asp_context *context);
+
+/* ---- sampling.c ---------------------------------------------------------------- */
+
+typedef struct {
+    double *weights; /* (n) */
+    int32_t *ids;    /* (n) */
+} asp_sampling_scratch;
+/* The token with the highest of n logits; of equal ones the first. */
+int32_t asp_sampling_best(const asp_real *logits, int64_t n);
+/* One of n tokens, by a number in [0,1): see asp_generation_options. */
+int32_t asp_sampling_draw(const asp_real *logits, int64_t n, double temperature, int64_t top_k, double top_p,
+                          double uniform, const asp_sampling_scratch *scratch);
 
 /* ---- metric.c ------------------------------------------------------------------ */
 

@@ -172,6 +172,10 @@ PyObject *asp_py_lens_stacked(PyObject *self, PyObject *name);
 int asp_py_run_is_current(const py_run *run, const py_model *model);
 PyObject *asp_py_run_token_losses(PyObject *module, PyObject *args, PyObject *kwargs);
 
+/* ---- py_generation.c ------------------------------------------------------------------ */
+
+PyObject *asp_py_generation_of_model(PyObject *model, PyObject *args, PyObject *kwargs);
+
 /* ---- py_curve.c ------------------------------------------------------------------------- */
 
 PyObject *asp_py_curve_effect(PyObject *module, PyObject *curve);
@@ -261,6 +265,8 @@ typedef struct {
  * hold no indices); NULL and an exception if it is not of this kind.  dims (n_dims) written. */
 void *asp_py_arrays_hold_copy(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
 void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
+/* An array that the call writes. */
+void *asp_py_arrays_hold_out(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims);
 /* A copy after conversion. */
 void *asp_py_arrays_hold_convert(py_held *held, PyObject *object, int kind, int n_dims, const char *name,
                                  int64_t *dims);

@@ -147,6 +147,13 @@ void *asp_py_arrays_hold(py_held *held, PyObject *object, int kind, int n_dims, 
     return data;
 }
 
+void *asp_py_arrays_hold_out(py_held *held, PyObject *object, int kind, int n_dims, const char *name, int64_t *dims) {
+    void *data = asp_py_arrays_hold(held, object, kind, n_dims, name, dims);
+    if (!data || PyArray_ISWRITEABLE((PyArrayObject *)object)) return data;
+    PyErr_Format(PyExc_ValueError, "%s is read-only", name);
+    return NULL;
+}
+
 void *asp_py_arrays_hold_convert(py_held *held, PyObject *object, int kind, int n_dims, const char *name,
                                  int64_t *dims) {
     void *data = NULL;

@@ -439,6 +439,9 @@ static PyMethodDef methods[] = {
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
      "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, "
      "substitute=None, functions=None, frozen=None) -> Run"},
+    {"generate", (PyCFunction)(void (*)(void))asp_py_generation_of_model, METH_VARARGS | METH_KEYWORDS,
+     "generate(tokens, offsets, options, generated, interventions=None, threads=0, progress=None): writes new tokens "
+     "into the arrays of `generated`"},
     {"candidates", (PyCFunction)(void (*)(void))asp_py_effects_candidates, METH_VARARGS | METH_KEYWORDS,
      "candidates(task, unit, threads=0) -> items that can have an effect"},
     {"whole", (PyCFunction)(void (*)(void))asp_py_effects_whole, METH_VARARGS | METH_KEYWORDS,

@@ -126,6 +126,29 @@ def run(size: str, count: int) -> dict[str, Any]:
     return delays(lambda: model.run([tokens, tokens], record="pattern"), count, check)
 
 
+def generation(size: str, count: int) -> dict[str, Any]:
+    """Long prompts, tokens drawn among a sorted vocabulary; what an interrupt leaves is a text's begin."""
+    model = large_model(size)
+    prompt = np.arange(40, dtype=np.int32)
+    options: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "stop_at_eos": False}
+    expected = model.copy().generate(prompt, 20, **options).new_tokens
+    part = expected[:0]
+
+    def generate() -> None:
+        nonlocal part
+        try:
+            model.generate([prompt, np.arange(200, dtype=np.int32)], 100, n_samples=2, **options)
+        except asp.model.GenerationInterrupted as stop:
+            part = stop.generation[0].new_tokens
+            raise
+
+    def check() -> bool:
+        again = model.generate(prompt, 20, **options).new_tokens
+        return bool((again == expected).all() and (part[:20] == expected[: len(part)]).all())
+
+    return delays(generate, count, check)
+
+
 def gradients(size: str, count: int) -> dict[str, Any]:
     """Forward and backward."""
     model = large_model(size)
@@ -620,6 +643,7 @@ def trainer_object(size: str, count: int) -> dict[str, Any]:
 
 COMPUTING = (
     run,
+    generation,
     gradients,
     sweep,
     patching,

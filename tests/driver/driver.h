@@ -37,6 +37,11 @@ asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind);
 /* driver_curves.c */
 asp_status use_metrics(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_curves(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_generation.c */
+asp_status use_greedy_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_drawn_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_changed_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_visit.c */
 asp_status use_visitors(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_frozen(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

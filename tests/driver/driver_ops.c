@@ -413,6 +413,10 @@ static asp_status use_kernels(const fixture *f, const asp_context *context, uint
 const operation operations[] = {
     {"run", use_run},
     {"interventions", use_interventions},
+    {"greedy texts", use_greedy_texts},
+    {"drawn texts", use_drawn_texts},
+    {"changed texts", use_changed_texts},
+    {"wrong arguments", use_wrong_texts},
     {"visitors", use_visitors},
     {"visitors that stop", use_stopping_visitors},
     {"frozen", use_frozen},

@@ -10,7 +10,18 @@ import reliability
 from places import TESTS
 from reliability import report
 
-CALLS = ["run", "gradients", "sweep", "attribution", "circuit", "curves", "metric", "train", "features"]
+CALLS = [
+    "run",
+    "generation",
+    "gradients",
+    "sweep",
+    "attribution",
+    "circuit",
+    "curves",
+    "metric",
+    "train",
+    "features",
+]
 CALLS += [
     "acdc",
     "component_edges",

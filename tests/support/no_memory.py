@@ -6,7 +6,7 @@ import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
 RUNS = (
-    r"(Model\.run|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
+    r"(Model\.(run|generate)|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
     r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
@@ -28,9 +28,11 @@ SENTENCES = {
     r"no memory for a model": "",
     r"no memory to choose how this model is computed": "",
     rf"the weights of this model need {AMOUNT}, which could not be allocated": "",
+    r"no memory for the scratch of a product of \d+ rows with a matrix of \d+ x \d+": "",
     r"no memory for (a run|the tokens of a run)": RUNS,
     rf"this run needs {AMOUNT}, which could not be allocated": RUNS,
     r"no memory for the open edges of a run; raise edge_threshold to keep fewer": RUNS,
+    rf"generating \d+ texts? needs {AMOUNT}, which could not be allocated": r"(_core\.)?Model\.generate",
     r"no memory for the norms of a run": r"(_core\.)?Run\.(value_norms|to_html)",
     r"no memory for \d+ scores": r"(_core\.)?Run\.(entry_scores|to_html)",
     r"no memory for gradients": r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",

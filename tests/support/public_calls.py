@@ -225,6 +225,19 @@ CALLS: dict[str, Uses] = {
         ),
         cost=5,
     ),
+    "Model.generate": uses(
+        lambda e: e.model.generate(PROMPTS, 3, logits=True, threads=1),
+        lambda e: e.model.generate(
+            TOKENS, 3, temperature=1.0, top_k=9, top_p=0.8, n_samples=2, ablate=["L0H1", asp.Mlp(1)]
+        ),
+        wrong=(
+            lambda e: e.model.generate(TOKENS, 3, temperature=0),
+            lambda e: e.model.generate(TOKENS, 10**6),
+            lambda e: e.model.generate(TOKENS, 3, max_bytes=1000),
+            lambda e: e.model.generate(TOKENS, 3, ablate=["L0H9"]),
+        ),
+        cost=5,
+    ),
     "Model.run_with_cache": uses(
         lambda e: e.model.run_with_cache(TOKENS, "hook_embed"),
         lambda e: e.model.run_with_cache(

@@ -13,7 +13,16 @@ from reliability import TOKENS
 
 import attnsparse as asp
 from attnsparse import _core
-from attnsparse._core_types import CircuitOptions, ComponentOptions, EffectOptions, HeldRun, Metric, Task
+from attnsparse._core_types import (
+    CircuitOptions,
+    ComponentOptions,
+    EffectOptions,
+    Generated,
+    GenerationOptions,
+    HeldRun,
+    Metric,
+    Task,
+)
 from attnsparse.circuits import circuit, effects
 
 ONE = np.array([0, 1], np.int64)
@@ -102,6 +111,15 @@ def graph_pairs(graph: asp.Graph, target: int) -> tuple[np.ndarray, ...]:
     return *arrays, pairs, np.array([[6, 7]]), np.ones(1)
 
 
+def generate(e: Any, stop: int = 96, logits: int = 96, writable: bool = True, **options: Any) -> None:
+    """Two texts of one prompt."""
+    arrays = (np.zeros(2, np.int64), np.zeros((2, 3), np.int32), np.zeros((2, 3)))
+    arrays[1].setflags(write=writable)
+    given = GenerationOptions(3, 2, 1.0, 0, 0.9, 1, np.zeros(stop, bool), 2**40)._replace(**options)
+    out = Generated(*arrays, np.zeros((2, 3, logits), np.float32))
+    e.core.generate(TOKENS, np.array([0, 8]), given, out, threads=1, progress=print_nothing)
+
+
 def held(core: _core.Model) -> None:
     """Hold the weights, twice, and let them go; one more that nobody lets go is gone at the end."""
     core.reading()
@@ -134,6 +152,19 @@ CORE_CALLS: dict[str, Uses] = {
     "_core.Model.run": uses(
         lambda e: e.core.run(TOKENS, np.array([0, 8]), ("scores",), threads=1),
         wrong=(lambda e: e.core.run(TOKENS, np.array([0, 9]), ()), lambda e: e.core.run(TOKENS, [0, 8], ())),
+    ),
+    "_core.Model.generate": uses(
+        generate,
+        wrong=(
+            lambda e: generate(e, stop=95),
+            lambda e: generate(e, logits=95),
+            lambda e: generate(e, writable=False),
+            lambda e: generate(e, n_samples=1),
+            lambda e: generate(e, top_p=2.0),
+            lambda e: generate(e, seed=-1),
+            lambda e: e.core.generate(TOKENS, np.array([0, 8]), None, None),
+        ),
+        cost=5,
     ),
     "_core.Model.candidates": uses(
         lambda e: e.core.candidates(asked(e)[0], "edge"),
