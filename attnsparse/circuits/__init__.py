@@ -4,33 +4,33 @@ from ..model.interventions import ABLATIONS
 from ..tasks.metrics import METRICS
 from .choices import UNITS
 from .circuit import Circuit, load_circuit
-from .component_acdc import AcdcSweep, component_acdc, component_acdc_sweep
-from .component_circuit import (
+from .components.acdc import AcdcSweep, component_acdc, component_acdc_sweep
+from .components.circuit import (
     ComponentCircuit,
     component_circuit,
     load_component_circuit,
 )
-from .component_curve import Area, ComponentCurve, Roc
-from .component_find import FoundComponents, find_component_circuit
-from .component_gradients import component_mask_gradients
-from .component_masks import (
+from .components.curve import Area, ComponentCurve, Roc
+from .components.find import FoundComponents, find_component_circuit
+from .components.gradients import component_mask_gradients
+from .components.masks import (
     MASK_METHODS,
     ComponentMasks,
     component_masks,
 )
-from .component_names import ABLATIONS as COMPONENT_ABLATIONS
-from .component_names import METHODS as COMPONENT_METHODS
-from .component_nodes import NodeCircuit, NodeCurve, node_circuit, node_values
-from .component_scores import ComponentScores, component_scores
-from .component_values import component_values
+from .components.names import ABLATIONS as COMPONENT_ABLATIONS
+from .components.names import METHODS as COMPONENT_METHODS
+from .components.nodes import NodeCircuit, NodeCurve, node_circuit, node_values
+from .components.patching import PatchingSweep, patching_sweep
+from .components.paths import PathPatch, path_patch
+from .components.scores import ComponentScores, component_scores
+from .components.values import component_values
 from .effects import attribution, candidates, keep_only, knock_out, leave_one_out, metric_values
 from .entry_effects import EntryEffects, entry_effects
 from .entry_sweep import EntrySweep
 from .find import find_circuit
 from .long_table import table
 from .needed import Needed, Ratio
-from .patching import PatchingSweep, patching_sweep
-from .paths import PathPatch, path_patch
 
 __all__ = [
     "ABLATIONS",

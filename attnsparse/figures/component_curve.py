@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from .. import _check
 from ..circuits.circuit import Circuit
-from ..circuits.component_curve import ComponentCurve
-from ..circuits.component_nodes import NodeCurve
+from ..circuits.components.curve import ComponentCurve
+from ..circuits.components.nodes import NodeCurve
 from .curve_parts import (
     COMPARED,
     LOOKS,

@@ -15,8 +15,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.path import Path
 
 from .. import _check
-from ..circuits import component_names as names
-from ..circuits.component_circuit import ComponentCircuit
+from ..circuits.components import names as names
+from ..circuits.components.circuit import ComponentCircuit
 from ..items import shortened
 from .style import (
     BLUE,

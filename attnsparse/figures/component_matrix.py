@@ -10,7 +10,7 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from .. import _check
-from ..circuits.component_scores import ComponentScores
+from ..circuits.components.scores import ComponentScores
 from ..items import shortened
 from .style import (
     DARK,

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
-from .tokenizer_files import FILES as TOKENIZER_FILES
+from .tokenizer.files import FILES as TOKENIZER_FILES
 
 _TIMEOUT_SECONDS = 20
 GPT2_REPOSITORY = "openai-community/gpt2"

@@ -38,8 +38,8 @@ from .locate import Found, find, open_weights, tensor_shapes
 from .model import Model
 from .tensor_names import BRIDGE, TRANSFORMER_LENS, Names, Placement
 from .tokenizer import Tokenizer, token_texts
-from .tokenizer_files import FILES
-from .tokenizer_sidecars import GPT2_BOS
+from .tokenizer.files import FILES
+from .tokenizer.sidecars import GPT2_BOS
 
 GPT2_VOCAB, GPT2_PADDED_VOCAB = 50_257, 50_304
 # fields that must be known -> the key of config.json that says them

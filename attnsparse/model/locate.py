@@ -33,7 +33,7 @@ from ..io.tensor_source import TensorInfo, TensorSource
 from ..io.torch_file import TorchFile
 from ..items import name_of
 from . import hub
-from .tokenizer_files import FILES as TOKENIZER_FILES
+from .tokenizer.files import FILES as TOKENIZER_FILES
 
 MODELS_FOLDER = Path(__file__).parent.parent / "pretrained"
 TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")

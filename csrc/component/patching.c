@@ -2,10 +2,9 @@
  * of the pair, for all layers, heads and positions.
  *
  * A variant is one activation of one prompt replaced.  It has a row of its own for a position from the layer on before
- * which that position first differs from the base run, and reads the base run's rows elsewhere.  Variants are taken in
- * the order of their layers, in blocks.  A block goes through the layers once, every layer as one large product over the
- * rows of all variants, and a variant enters where its activation is.  In the last layer only the last position is
- * computed.  Positions before the first token that differs within the pair cannot change anything. */
+ * which that position first differs from the base run, and reads the base run's rows elsewhere.  A block of variants, in
+ * the order of their layers, goes through the layers once, and a variant enters where its activation is.  In the last
+ * layer only the last position is computed. */
 #include <string.h>
 
 #include "component/component.h"
@@ -13,8 +12,7 @@
 enum { BLOCK_ROWS = 2048 };
 
 typedef struct {
-    int64_t layer, head, position; /* position -1: all */
-    int64_t at;                    /* of its value */
+    int64_t layer, head, position, at; /* position -1: all; at: of its value */
 } place;
 
 typedef struct {
@@ -442,10 +440,10 @@ static asp_status run_patched_prompts(patching *p, double *base, double *other, 
     for (int64_t item = 0; !status && item < inner * s->n;) {
         const int64_t done = inner * s->first + item;
         status = open_patched_block(p, &item, inner * s->n, base, context);
-        const asp_context whole =
-            asp_context_stage(context, s->stage, done, inner * s->first + item, inner * n_prompts);
+        const int64_t next = inner * s->first + item, all = inner * n_prompts;
+        const asp_context whole = asp_context_stage(context, s->stage, done, next, all);
         if (!status) status = run_variants(p, &whole);
-        if (!status) status = asp_context_progress(context, s->stage, inner * s->first + item, inner * n_prompts);
+        if (!status) status = asp_context_progress(context, s->stage, next, all);
     }
     asp_blas_leave();
     return status;
@@ -489,9 +487,8 @@ asp_status asp_patching_sweep(double *values, double *base, double *other, const
     if (!status) status = check_places(options->layers, options->n_layers, model->config.n_layer, "layers", err);
     if (!status) status = check_places(options->positions, options->n_positions, s->longest, "positions", err);
     if (!status) status = open_patching(&p, &own, err);
-    if (!status)
-        status = asp_context_progress(&own, s->stage, 0,
-                                      p.shape.layers * p.shape.heads * p.shape.positions * task->clean.n_prompts);
+    const int64_t n = p.shape.layers * p.shape.heads * p.shape.positions * task->clean.n_prompts;
+    if (!status) status = asp_context_progress(&own, s->stage, 0, n);
     if (!status) status = asp_component_setting_next(s, &own, err);
     while (!status && s->n) {
         status = run_patched_prompts(&p, base, other, &own, err);

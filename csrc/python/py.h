@@ -108,30 +108,30 @@ void asp_py_call_write_end(py_model *model);
 int asp_py_call_n_threads(PyObject *model, int asked);
 int asp_py_call_module_threads(PyObject *module, int asked); /* the same for a function of the module */
 
-/* ---- py_step.c --------------------------------------------------------------------- */
+/* Steps of training, one call at a time (py_call.c). */
 
 /* Larger option values would only make inf of finite weights. */
 #define ASP_PY_STEP_MOST 1e15
 
 /* 0 and RuntimeError while another thread has it. */
-int asp_py_step_take(py_step *step);
-void asp_py_step_release(py_step *step);
+int asp_py_call_step_take(py_step *step);
+void asp_py_call_step_release(py_step *step);
 /* 0 and ValueError, which names the option, unless all values are in least..most. */
 typedef struct {
     const char *name;
     double value, least, most;
 } py_step_range;
-int asp_py_step_check(const py_step_range *ranges, size_t n);
-int asp_py_step_check_adamw(double lr, double beta1, double beta2, double eps, double clip);
+int asp_py_call_step_check(const py_step_range *ranges, size_t n);
+int asp_py_call_step_check_adamw(double lr, double beta1, double beta2, double eps, double clip);
 /* Copies arrays in, with the GIL released; 0 and RuntimeError while another thread has it. */
 typedef struct {
     void *to;         /* (bytes) written */
     const void *from; /* (bytes) read */
     int64_t bytes;
 } py_step_copy;
-int asp_py_step_copy(py_step *step, const py_step_copy *copies, size_t n);
+int asp_py_call_step_copy(py_step *step, const py_step_copy *copies, size_t n);
 /* The setter of step_count: 0, or -1 and an exception. */
-int asp_py_step_set_count(py_step *step, int64_t *count, PyObject *value);
+int asp_py_call_step_set_count(py_step *step, int64_t *count, PyObject *value);
 
 /* ---- py_features.c ------------------------------------------------------------------- */
 
@@ -168,6 +168,7 @@ PyObject *asp_py_lens_stacked(PyObject *self, PyObject *name);
 
 /* ---- py_run.c -------------------------------------------------------------------- */
 
+PyObject *asp_py_run_gradients(PyObject *model, PyObject *args, PyObject *kwargs);
 /* 0 and an exception unless the run is of this model with the weights that it had then. */
 int asp_py_run_is_current(const py_run *run, const py_model *model);
 PyObject *asp_py_run_token_losses(PyObject *module, PyObject *args, PyObject *kwargs);

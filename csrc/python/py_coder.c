@@ -35,13 +35,13 @@ static int check_coder_options(const asp_transcoder_step_options *o, long long a
                                     {"aux_weight", o->aux_weight, 0, ASP_PY_STEP_MOST},
                                     {"dead_after", (double)o->dead_after, 1, 1e18},
                                     {"output_scale", o->output_scale, 1e-15, ASP_PY_STEP_MOST}};
-    return asp_py_step_check(ranges, sizeof ranges / sizeof ranges[0]) &&
-           asp_py_step_check_adamw(o->lr, o->beta1, o->beta2, o->eps, o->clip);
+    return asp_py_call_step_check(ranges, sizeof ranges / sizeof ranges[0]) &&
+           asp_py_call_step_check_adamw(o->lr, o->beta1, o->beta2, o->eps, o->clip);
 }
 
 static PyObject *take_coder_step(py_coder_trainer *self, const asp_real *x, const asp_real *y, int64_t n,
                                  const asp_transcoder_step_options *options, int threads) {
-    if (!asp_py_step_take(&self->step)) return NULL;
+    if (!asp_py_call_step_take(&self->step)) return NULL;
     asp_error err = {0};
     asp_transcoder_step_result r = {0};
     py_call call;
@@ -49,7 +49,7 @@ static PyObject *take_coder_step(py_coder_trainer *self, const asp_real *x, cons
     const asp_status status = asp_transcoder_trainer_step(self->coder, x, y, n, options, &call.context, &r, &err);
     asp_py_call_end(&call);
     const long long step = (long long)*asp_transcoder_trainer_step_count(self->coder) - 1;
-    asp_py_step_release(&self->step);
+    asp_py_call_step_release(&self->step);
     if (status) return asp_py_call_raise(status, &err);
     return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "error", r.error, "penalty",
                          r.penalty, "aux", r.aux, "l0", r.l0, "grad_norm", r.grad_norm, "n_dead", (long long)r.n_dead);
@@ -149,7 +149,7 @@ static PyObject *coder_load(PyObject *object, PyObject *args) {
     if (!array) return NULL;
     if (dims[0] != a.dims[0] || dims[1] != a.dims[1])
         PyErr_Format(PyExc_ValueError, "%U has another shape than the one that is loaded", name);
-    else asp_py_step_copy(&self->step, &(py_step_copy){a.data, data, a.bytes}, 1);
+    else asp_py_call_step_copy(&self->step, &(py_step_copy){a.data, data, a.bytes}, 1);
     Py_DECREF(array);
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
@@ -170,12 +170,12 @@ static PyObject *coder_scaled(PyObject *object, PyObject *arg) {
         else Py_CLEAR(result);
         if (array) data[i] = start;
     }
-    if (!result || !asp_py_step_take(&self->step)) {
+    if (!result || !asp_py_call_step_take(&self->step)) {
         Py_XDECREF(result);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS asp_transcoder_trainer_scaled(self->coder, scale, data);
-    Py_END_ALLOW_THREADS asp_py_step_release(&self->step);
+    Py_END_ALLOW_THREADS asp_py_call_step_release(&self->step);
     return result;
 }
 
@@ -187,7 +187,7 @@ static PyObject *coder_get_step(PyObject *self, void *unused) {
 static int coder_set_step(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
     py_coder_trainer *trainer = (py_coder_trainer *)self;
-    return asp_py_step_set_count(&trainer->step, asp_transcoder_trainer_step_count(trainer->coder), value);
+    return asp_py_call_step_set_count(&trainer->step, asp_transcoder_trainer_step_count(trainer->coder), value);
 }
 
 static PyMethodDef methods[] = {

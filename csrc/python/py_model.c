@@ -337,92 +337,6 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
     return (PyObject *)run;
 }
 
-static int read_gradient_inputs(py_held *held, asp_gradient_options *options, const asp_config *config,
-                                const py_batch *batch, PyObject *dlogits, PyObject *targets, PyObject *weights) {
-    int64_t dims[2] = {0};
-    if (dlogits != Py_None) {
-        options->dlogits = asp_py_arrays_hold(held, dlogits, ASP_PY_REAL, 2, "dlogits", dims);
-        if (!options->dlogits) return 0;
-        if (dims[0] == batch->n_tokens && dims[1] == config->n_vocab) return 1;
-        PyErr_Format(PyExc_ValueError, "dlogits must have shape (%lld, %lld), got (%lld, %lld)",
-                     (long long)batch->n_tokens, (long long)config->n_vocab, (long long)dims[0], (long long)dims[1]);
-        return 0;
-    }
-    if (!asp_py_arrays_targets(held, targets, weights, batch->n_tokens, &options->targets, &options->weights)) return 0;
-    double sum = 0;
-    for (int64_t r = 0; r < batch->n_tokens; r++) {
-        if (options->weights[r] != 0 && (options->targets[r] < 0 || options->targets[r] >= config->n_vocab)) {
-            PyErr_Format(PyExc_IndexError, "target %d at row %lld is out of range 0..%lld", (int)options->targets[r],
-                         (long long)r, (long long)config->n_vocab - 1);
-            return 0;
-        }
-        if (!(options->weights[r] >= 0)) {
-            PyErr_Format(PyExc_ValueError, "the loss weight at row %lld must be finite and not negative", (long long)r);
-            return 0;
-        }
-        sum += (double)options->weights[r];
-    }
-    if (sum > 0 && sum < INFINITY) return 1;
-    PyErr_SetString(PyExc_ValueError, "the loss weights must sum to a finite number above 0; a target of -100 counts "
-                                      "as 0, and a sequence of one token has no next token");
-    return 0;
-}
-
-static PyObject *call_gradients(PyObject *self, const py_batch *batch, const asp_gradient_options *options,
-                                int threads) {
-    py_model *model = (py_model *)self;
-    PyTypeObject *type = asp_py_module_state(Py_TYPE(self))->gradients_type;
-    if (!asp_py_call_read_begin(model)) return NULL;
-    py_gradients *result = (py_gradients *)type->tp_alloc(type, 0);
-    if (result) {
-        asp_error err = {0};
-        py_call call;
-        result->model = (py_model *)Py_NewRef(self);
-        asp_py_call_begin(&call, asp_py_call_n_threads(self, threads));
-        const asp_status status = asp_gradients_new(&result->gradients, model->model, batch->tokens, batch->offsets,
-                                                    batch->n_sequences, options, &call.context, &err);
-        asp_py_call_end(&call);
-        if (status) {
-            asp_py_call_raise(status, &err);
-            Py_CLEAR(result);
-        }
-    }
-    asp_py_call_read_end(model);
-    return (PyObject *)result;
-}
-
-static PyObject *model_gradients(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens",  "offsets",          "record",    "parameters", "dlogits", "targets",
-                            "weights", "straight_through", "max_bytes", "threads",    NULL};
-    PyObject *tokens, *offsets, *record, *dlogits = Py_None, *targets = Py_None, *weights = Py_None, *result = NULL;
-    asp_gradient_options options = {0};
-    long long max_bytes = INT64_MAX;
-    int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOpOOO|pLi:gradients", names, &tokens, &offsets, &record,
-                                     &options.parameters, &dlogits, &targets, &weights, &options.gate_gradient,
-                                     &max_bytes, &threads))
-        return NULL;
-    options.max_bytes = max_bytes;
-    if (!asp_py_call_check_threads(threads)) return NULL;
-    const uint64_t possible = 1u << ASP_RESID | 1u << ASP_RESID_MID | 1u << ASP_QKV | 1u << ASP_SCORES |
-                              1u << ASP_PATTERN | 1u << ASP_Z | 1u << ASP_MLP_PRE | 1u << ASP_MLP_POST;
-    py_batch batch;
-    if (!asp_py_model_records(record, &options.records)) return NULL;
-    if (options.records & ~possible) {
-        PyErr_SetString(PyExc_ValueError,
-                        "gradients exist for resid, resid_mid, qkv, scores, pattern, z, mlp_pre and mlp_post");
-        return NULL;
-    }
-    if (!asp_py_arrays_batch(&batch, tokens, offsets)) return NULL;
-    py_held held = {0};
-    const asp_config *config = asp_model_config(((py_model *)self)->model);
-    if (read_gradient_inputs(&held, &options, config, &batch, dlogits, targets, weights))
-        result = call_gradients(self, &batch, &options, threads);
-    asp_py_arrays_let_go(&held);
-    asp_py_arrays_batch_clear(&batch);
-    return result;
-}
-
 static PyMethodDef methods[] = {
     {"parameter", model_parameter, METH_O, "parameter(name): read-only view of one weight array."},
     {"_writable", model_writable, METH_O, "_writable(name): view for loaders that fill a new model."},
@@ -498,7 +412,7 @@ static PyMethodDef methods[] = {
      "(graph, "
      "chosen, "
      "closure, closure_absolute)"},
-    {"gradients", (PyCFunction)(void (*)(void))model_gradients, METH_VARARGS | METH_KEYWORDS,
+    {"gradients", (PyCFunction)(void (*)(void))asp_py_run_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(tokens, offsets, record, parameters, dlogits, targets, weights, straight_through=False, "
      "max_bytes=..., threads=0) -> Gradients"},
     {0}};

@@ -55,7 +55,8 @@ static int read_task(patching_call *p, PyObject *self, PyObject *task) {
 }
 
 /* Ascending numbers, or None: all. */
-static int read_places(patching_call *p, PyObject *object, const char *name, const int64_t **places, int64_t *n) {
+static int read_patched_places(patching_call *p, PyObject *object, const char *name, const int64_t **places,
+                               int64_t *n) {
     return object == Py_None || (*places = asp_py_arrays_hold_copy(&p->held, object, ASP_PY_INT64, 1, name, n)) != NULL;
 }
 
@@ -81,8 +82,8 @@ PyObject *asp_py_patching_sweep(PyObject *self, PyObject *args, PyObject *kwargs
     options.max_bytes = max_bytes;
     void *values;
     py_call call;
-    if (kind >= 0 && read_places(&p, layers, "layers", &options.layers, &options.n_layers) &&
-        read_places(&p, positions, "positions", &options.positions, &options.n_positions) &&
+    if (kind >= 0 && read_patched_places(&p, layers, "layers", &options.layers, &options.n_layers) &&
+        read_patched_places(&p, positions, "positions", &options.positions, &options.n_positions) &&
         read_task(&p, self, task)) {
         const asp_prompts *clean = &p.task.task.clean;
         const asp_patching_shape shape = asp_patching_places(asp_model_config(model), clean, &options);

@@ -82,7 +82,7 @@ static int read_layers(layer_option *option, int64_t n_layer) {
         char name[80];
         PyOS_snprintf(name, sizeof name, "%s of layer %lld", option->name, (long long)l);
         const py_step_range range = {name, (*option->out)[l], option->least, option->most};
-        if (!asp_py_step_check(&range, 1)) return 0;
+        if (!asp_py_call_step_check(&range, 1)) return 0;
     }
     return 1;
 }
@@ -95,12 +95,12 @@ static int check_step_options(const asp_step_options *o, int gated) {
                                     {"geco_ema", o->geco_ema, 0, 1},
                                     {"lambda_min", o->lambda_min, 0, ASP_PY_STEP_MOST},
                                     {"lambda_max", o->lambda_max, o->lambda_min, ASP_PY_STEP_MOST}};
-    if (!asp_py_step_check_adamw(o->lr, o->beta1, o->beta2, o->eps, o->clip) ||
-        !asp_py_step_check(ranges, sizeof ranges / sizeof ranges[0]))
+    if (!asp_py_call_step_check_adamw(o->lr, o->beta1, o->beta2, o->eps, o->clip) ||
+        !asp_py_call_step_check(ranges, sizeof ranges / sizeof ranges[0]))
         return 0;
     if (o->constraint == ASP_CONSTRAINT_EDGES) {
         const py_step_range target = {"edges_per_token", o->edges_per_token, 1e-12, ASP_PY_STEP_MOST};
-        return asp_py_step_check(&target, 1);
+        return asp_py_call_step_check(&target, 1);
     }
     if (!gated || !o->geco_relative || o->geco_rate <= 0 || o->tau > 0) return 1;
     PyErr_SetString(PyExc_ValueError, "tau must be above 0 when the multiplier follows the relative constraint");
@@ -109,9 +109,9 @@ static int check_step_options(const asp_step_options *o, int gated) {
 
 static PyObject *take_model_step(py_trainer *self, const asp_batch *micro, Py_ssize_t n,
                                  const asp_step_options *options, int threads) {
-    if (!asp_py_step_take(&self->step)) return NULL;
+    if (!asp_py_call_step_take(&self->step)) return NULL;
     if (!asp_py_call_write_begin(self->model)) {
-        asp_py_step_release(&self->step);
+        asp_py_call_step_release(&self->step);
         return NULL;
     }
     asp_error err = {0};
@@ -123,7 +123,7 @@ static PyObject *take_model_step(py_trainer *self, const asp_batch *micro, Py_ss
     if (status) atomic_store(&self->model->users, 0); /* nothing was written: the version stays */
     else asp_py_call_write_end(self->model);
     const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
-    asp_py_step_release(&self->step);
+    asp_py_call_step_release(&self->step);
     if (status) return asp_py_call_raise(status, &err);
     return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce",
                          r.cross_entropy, "expected_edges", r.expected_edges, "open_edges", r.open_edges, "open_self",
@@ -285,7 +285,7 @@ static PyObject *trainer_load_moments(PyObject *object, PyObject *args) {
         const int64_t bytes = p->size * (int64_t)sizeof(asp_real);
         const py_step_copy copies[] = {{asp_trainer_first_moment(self->trainer) + p->offset, m_data, bytes},
                                        {asp_trainer_second_moment(self->trainer) + p->offset, v_data, bytes}};
-        asp_py_step_copy(&self->step, copies, 2);
+        asp_py_call_step_copy(&self->step, copies, 2);
     }
     Py_XDECREF(m_array);
     Py_XDECREF(v_array);
@@ -312,7 +312,7 @@ static PyObject *trainer_get_step(PyObject *self, void *unused) {
 }
 static int trainer_set_step(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
-    return asp_py_step_set_count(&((py_trainer *)self)->step, &state_of(self)->step, value);
+    return asp_py_call_step_set_count(&((py_trainer *)self)->step, &state_of(self)->step, value);
 }
 static PyObject *get_multiplier(PyObject *self, void *unused) {
     (void)unused;
@@ -326,9 +326,9 @@ static int set_multiplier(PyObject *self, PyObject *value, void *unused) {
         PyErr_SetString(PyExc_ValueError, "multiplier must be finite and not negative");
         return -1;
     }
-    if (!asp_py_step_take(&((py_trainer *)self)->step)) return -1;
+    if (!asp_py_call_step_take(&((py_trainer *)self)->step)) return -1;
     state_of(self)->multiplier = x;
-    asp_py_step_release(&((py_trainer *)self)->step);
+    asp_py_call_step_release(&((py_trainer *)self)->step);
     return 0;
 }
 static PyObject *get_ema(PyObject *self, void *unused) {
@@ -338,9 +338,9 @@ static PyObject *get_ema(PyObject *self, void *unused) {
 static int set_ema(PyObject *self, PyObject *value, void *unused) {
     (void)unused;
     double x;
-    if (set_number(value, &x) < 0 || !asp_py_step_take(&((py_trainer *)self)->step)) return -1;
+    if (set_number(value, &x) < 0 || !asp_py_call_step_take(&((py_trainer *)self)->step)) return -1;
     state_of(self)->ema = x;
-    asp_py_step_release(&((py_trainer *)self)->step);
+    asp_py_call_step_release(&((py_trainer *)self)->step);
     return 0;
 }
 

@@ -10,8 +10,8 @@ from circuit_cases import case
 
 from attnsparse import FormatError, LimitError, Limits, NonFiniteError
 from attnsparse.circuits import ComponentCircuit, ComponentScores, component_scores
-from attnsparse.circuits import component_names as names
-from attnsparse.circuits.component_file import exists
+from attnsparse.circuits.components import names as names
+from attnsparse.circuits.components.file import exists
 
 GPT2, INTERPBENCH = names.Shape(12, 12), names.Shape(6, 4)
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)

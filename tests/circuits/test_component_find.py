@@ -13,7 +13,7 @@ from attnsparse.circuits import (
     find_component_circuit,
     load_component_circuit,
 )
-from attnsparse.circuits.component_evaluate import random_ranking
+from attnsparse.circuits.components.evaluate import random_ranking
 from attnsparse.tasks import CustomMetric
 
 SHARES = (0.05, 0.2, 0.6, 1.0)

@@ -7,7 +7,8 @@ import pytest
 from circuit_cases import case
 
 from attnsparse import FormatError
-from attnsparse.circuits import component_acdc, component_scores, component_search
+from attnsparse.circuits import component_acdc, component_scores
+from attnsparse.circuits.components import search as component_search
 from attnsparse.circuits.search_file import SCHEMA
 from attnsparse.io.bundle import Bundle, write_bundle
 from attnsparse.tasks import CustomMetric

@@ -6,7 +6,8 @@ import oracle_components as components
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, case, error
 
-from attnsparse.circuits import component_names, component_scores
+from attnsparse.circuits import component_scores
+from attnsparse.circuits.components import names as component_names
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)

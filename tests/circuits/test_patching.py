@@ -6,7 +6,8 @@ import oracle_patching
 import pytest
 from circuit_cases import CONFIGS, TOLERANCE, Case, case, error
 
-from attnsparse.circuits import effects, patching, patching_sweep, path_patch
+from attnsparse.circuits import effects, patching_sweep, path_patch
+from attnsparse.circuits.components import patching as patching
 from attnsparse.items import Head
 
 DIRECTIONS = ("denoising", "noising")

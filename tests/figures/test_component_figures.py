@@ -17,7 +17,7 @@ from fake_components import fake_component_circuit, fake_component_curve, fake_c
 from matplotlib.colors import to_rgb
 
 from attnsparse import figures
-from attnsparse.circuits import component_names as names
+from attnsparse.circuits.components import names as names
 from attnsparse.figures.style import BLUE, DARK, LARGEST, ORANGE
 
 CIRCUIT = fake_component_circuit()

@@ -39,7 +39,7 @@ READERS = (
     *(f"io/{name}" for name in ("strict_json", "regular_file", "tensor_source", "safetensors_file",
       "zip_directory", "pickle_data", "torch_nodes", "torch_file", "foreign")),
     *(f"model/{name}" for name in ("config", "hf_config", "tensor_names", "load", "locate",
-      "tokenizer_files", "tokenizer_sidecars")),
+      "tokenizer/files", "tokenizer/sidecars")),
 )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnsparse.model import tokenizer as module
-from attnsparse.model.tokenizer import Tokenizer, aside
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.model.tokenizer.library import aside
 
 SIGNS = [
     *"abz_'.,\"-<|>09",

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reliability import report
 
-from attnsparse.model.tokenizer import GPT2_BOS, Tokenizer
+from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.model.tokenizer.sidecars import GPT2_BOS
 
 NASTY = {
     "one letter": "a",

@@ -17,7 +17,7 @@ import attnsparse
 
 # Methods whose tables other tests give to `hidden`, because they need a model that reads text.
 ELSEWHERE = {
-    "ComponentCurve.to_pandas": "test_component_circuit.py",
+    "NodeCurve.to_pandas": "test_component_circuit.py",
     "EntryEffects.to_pandas": "test_entry_effects.py",
     "FeatureLabels.contexts": "test_feature_labels.py",
     "FeatureLabels.promoted": "test_feature_labels.py",

@@ -22,8 +22,8 @@ from attnsparse.circuits import (
     node_circuit,
     node_values,
 )
-from attnsparse.circuits.component_file import exists
-from attnsparse.circuits.component_names import Shape
+from attnsparse.circuits.components.file import exists
+from attnsparse.circuits.components.names import Shape
 
 OPTIONS = ComponentOptions("eap", "edge", "counterfactual", 1, False, False, False, 2**40)
 SCORES = np.arange(35.0) % 9 - 4

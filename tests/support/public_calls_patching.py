@@ -9,7 +9,8 @@ from public_calls_core import asked
 from public_calls_curves import FAILING, OWN
 from public_objects import Uses, uses
 
-from attnsparse.circuits import patching, patching_sweep, path_patch
+from attnsparse.circuits import patching_sweep, path_patch
+from attnsparse.circuits.components import patching as patching
 
 KINDS = (*patching.LAYER_KINDS, *patching.HEAD_KINDS)
 N_SENDERS, N_RECEIVERS, N_TOKENS = 1 + 2 * 5, 2 * 13 + 1, 32  # of the model and the task

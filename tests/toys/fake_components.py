@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from attnsparse.circuits import ComponentCircuit, ComponentCurve, ComponentScores
-from attnsparse.circuits import component_names as names
-from attnsparse.circuits.component_file import exists
+from attnsparse.circuits.components import names as names
+from attnsparse.circuits.components.file import exists
 
 GRID = (0.01, 0.1, 0.5, 1.0)
 RANDOM = ((0.0, 0.1, 0.2, 1.0), (0.0, 0.0, 0.4, 1.0))

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
-from .._display import stage_bars
-from ..items import Head
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
-from ..tasks.task import Task
-from . import component_names
-from .component_names import DIRECTIONS, GATES
-from .effects import packed_task
+from ... import _check
+from ..._display import stage_bars
+from ...items import Head
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name
+from ...tasks.task import Task
+from ..effects import packed_task
+from . import names as component_names
+from .names import DIRECTIONS, GATES
 from .patching import recovered
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..model.config import Config
+    from ...model.config import Config
 
 EACH = ("senders", "receivers", "both")
 

@@ -1,7 +1,7 @@
 """Reads tokenizers from files: a tokenizer.json, or a folder with one or with GPT-2's vocabulary and merges.
 
 The ids are those of transformers for the same folder: added and special tokens of the files beside the
-vocabulary count (see tokenizer_sidecars.py).
+vocabulary count (see sidecars.py).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ConfigError, FormatError, file_error, file_label, quoted
-from ..io.limits import Limits
-from ..io.regular_file import read_small
-from ..io.strict_json import parse_object, shown
-from .tokenizer_sidecars import ADDED, GPT2_BOS, SETTINGS, SPECIAL, Sidecars, add_tokens
+from ...errors import ConfigError, FormatError, file_error, file_label, quoted
+from ...io.limits import Limits
+from ...io.regular_file import read_small
+from ...io.strict_json import parse_object, shown
+from .sidecars import ADDED, GPT2_BOS, SETTINGS, SPECIAL, Sidecars, add_tokens
 
 if TYPE_CHECKING:
     import tokenizers

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import _check
-from .._core_types import MasksOptions
-from .._engine import core_for
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
-from ..tasks.task import Task
-from .component_circuit import ComponentCircuit
-from .component_options import changed_options
-from .component_training import HISTORY, MaskTraining, mask_question
-from .effects import packed_task
-from .search_file import SearchFile
+from ... import _check
+from ..._core_types import MasksOptions
+from ..._engine import core_for
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
+from ...tasks.task import Task
+from ..effects import packed_task
+from ..search_file import SearchFile
+from .circuit import ComponentCircuit
+from .options import changed_options
+from .training import HISTORY, MaskTraining, mask_question
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .. import _check
-from .._display import stage_bars
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric
-from ..tasks.task import Task
-from . import component_names as names
-from .component_circuit import ComponentCircuit, component_circuit
-from .component_curve import ComponentCurve
-from .component_scores import component_scores
-from .find import check_halves, halves
+from ... import _check
+from ..._display import stage_bars
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric
+from ...tasks.task import Task
+from ..find import check_halves, halves
+from . import names
+from .circuit import ComponentCircuit, component_circuit
+from .curve import ComponentCurve
+from .scores import component_scores
 
 
 class FoundComponents(NamedTuple):

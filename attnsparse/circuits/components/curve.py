@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .. import _check
-from .._core_types import Curve
-from .._engine import core_for
-from .choices import MAX_RESAMPLES
+from ... import _check
+from ..._core_types import Curve
+from ..._engine import core_for
+from ..choices import MAX_RESAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check, _random
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
-from ..tasks.task import Task
-from . import component_file
-from . import component_names as names
-from .component_curve import ComponentCurve
-from .component_values import component_values
+from ... import _check, _random
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name
+from ...tasks.task import Task
+from . import file as component_file
+from . import names
+from .curve import ComponentCurve
+from .values import component_values
 
 if TYPE_CHECKING:
-    from .component_circuit import ComponentCircuit
+    from .circuit import ComponentCircuit
 
 MAX_RANDOM = 10_000
 

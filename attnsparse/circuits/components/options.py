@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .. import _check
-from .._core_types import ComponentOptions
-from ..model.batch import as_batch
-from ..model.model import Model
-from ..tasks.task import Task
-from . import component_names as names
-from .effects import reference_prompts
+from ... import _check
+from ..._core_types import ComponentOptions
+from ...model.batch import as_batch
+from ...model.model import Model
+from ...tasks.task import Task
+from ..effects import reference_prompts
+from . import names
 
 
 def changed_options(

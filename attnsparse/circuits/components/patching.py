@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import _check
-from .._display import stage_bars
-from ..items import COLUMNS
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
-from ..tasks.task import Task
-from .component_names import DIRECTIONS, GATES
-from .effects import packed_task
+from ... import _check
+from ..._display import stage_bars
+from ...items import COLUMNS
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name
+from ...tasks.task import Task
+from ..effects import packed_task
+from .names import DIRECTIONS, GATES
 
 if TYPE_CHECKING:
     import pandas as pd

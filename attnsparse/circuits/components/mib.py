@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
-from ..errors import raise_file_error
-from ..io.atomic import write_together
-from ..io.bundle_fields import check_finite
-from ..io.limits import Limits
-from ..io.regular_file import read_small
-from ..io.strict_json import parse_object, shown
-from ..io.torch_file import TorchFile
-from ..io.torch_write import torch_bytes
-from ..model.model import Model
-from . import component_file
-from . import component_names as names
-from .component_values import checked_mask
+from ... import _check
+from ...errors import raise_file_error
+from ...io.atomic import write_together
+from ...io.bundle_fields import check_finite
+from ...io.limits import Limits
+from ...io.regular_file import read_small
+from ...io.strict_json import parse_object, shown
+from ...io.torch_file import TorchFile
+from ...io.torch_write import torch_bytes
+from ...model.model import Model
+from . import file as component_file
+from . import names
+from .values import checked_mask
 
 if TYPE_CHECKING:
-    from .component_circuit import ComponentCircuit
-    from .component_scores import ComponentScores
+    from .circuit import ComponentCircuit
+    from .scores import ComponentScores
 
 FOLDERS = {"ioi_gpt2": (12, 12, 768), "ioi_interpbench": (6, 4, None)}
 """Folders of MIB for models of GPT-2's class: layers, heads, and width if MIB's code says it."""

@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
-from .._engine import core_for
-from ..io.atomic import write_atomic
-from ..io.limits import DEFAULT_LIMITS, Limits
-from ..model.model import Model
-from . import component_evaluate, component_file, component_mib, component_prune_scores
-from . import component_names as names
-from .choices import RANK_BY
-from .component_curve import Roc
-from .component_scores import ComponentScores
-from .component_values import checked_mask
+from ... import _check
+from ..._engine import core_for
+from ...io.atomic import write_atomic
+from ...io.limits import DEFAULT_LIMITS, Limits
+from ...model.model import Model
+from ..choices import RANK_BY
+from . import evaluate as component_evaluate
+from . import file as component_file
+from . import mib as component_mib
+from . import names
+from . import prune_scores as component_prune_scores
+from .curve import Roc
+from .scores import ComponentScores
+from .values import checked_mask
 
 if TYPE_CHECKING:
     import pandas as pd

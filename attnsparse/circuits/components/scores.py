@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check
-from .._display import stage_bars
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
-from ..tasks.task import Task
-from . import component_mib
-from . import component_names as names
-from .component_options import changed_options
-from .component_search import kept_search
-from .effects import packed_task
+from ... import _check
+from ..._display import stage_bars
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
+from ...tasks.task import Task
+from ..effects import packed_task
+from . import mib as component_mib
+from . import names
+from .options import changed_options
+from .search import kept_search
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..model.model import Model
+    from ...model.model import Model
 
 
 @dataclass(frozen=True, eq=False, repr=False)

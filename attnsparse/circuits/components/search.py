@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from .._core_types import ComponentOptions
-from ..errors import raise_file_error
-from ..model.model import Model
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
-from ..tasks.task import Task
-from .component_file import exists
-from .component_names import Shape
-from .search_file import SearchFile, question
+from ..._core_types import ComponentOptions
+from ...errors import raise_file_error
+from ...model.model import Model
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name
+from ...tasks.task import Task
+from ..search_file import SearchFile, question
+from .file import exists
+from .names import Shape
 
 SAVE_SECONDS = 30.0  # between two times that a measurement is kept
 _STATE = "state"

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check
-from .._display import stage_bars
-from .._engine import core_for
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
-from ..tasks.task import Task
-from . import component_file
-from . import component_names as names
-from .component_circuit import ComponentCircuit
-from .component_options import changed_options
-from .component_search import kept_search
-from .component_values import component_values
-from .effects import packed_task
+from ... import _check
+from ..._display import stage_bars
+from ..._engine import core_for
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
+from ...tasks.task import Task
+from ..effects import packed_task
+from . import file as component_file
+from . import names
+from .circuit import ComponentCircuit
+from .options import changed_options
+from .search import kept_search
+from .values import component_values
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
-from ..errors import quoted, raise_file_error
-from ..io.bundle import Bundle, Schema, write_bundle
-from ..io.bundle_fields import (
+from ... import _check
+from ...errors import quoted, raise_file_error
+from ...io.bundle import Bundle, Schema, write_bundle
+from ...io.bundle_fields import (
     Specs,
     check_choice,
     check_finite,
@@ -25,10 +25,10 @@ from ..io.bundle_fields import (
     check_texts,
     stored,
 )
-from ..io.limits import Limits
-from ..io.regular_file import read_small
-from ..io.strict_json import parse_object, shown
-from . import component_names as names
+from ...io.limits import Limits
+from ...io.regular_file import read_small
+from ...io.strict_json import parse_object, shown
+from . import names
 
 VERSION = 1
 SCHEMA = Schema("component circuit", VERSION, ".component-circuit.safetensors")

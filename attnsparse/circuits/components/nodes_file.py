@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
-from ..errors import quoted, raise_file_error
-from ..io.atomic import write_atomic
-from ..io.limits import Limits
-from ..io.regular_file import read_small
-from ..io.strict_json import parse_object, shown
-from . import component_names as names
-from .component_file import edge_places, exists
+from ... import _check
+from ...errors import quoted, raise_file_error
+from ...io.atomic import write_atomic
+from ...io.limits import Limits
+from ...io.regular_file import read_small
+from ...io.strict_json import parse_object, shown
+from . import names
+from .file import edge_places, exists
 
 _SIDES = {"n_layers": (1, 512), "n_heads": (1, 1024), "d_model": (1, 65536)}
 

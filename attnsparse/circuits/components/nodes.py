@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
-from .._display import stage_bars
-from .._engine import core_for
-from ..io.limits import Limits
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric, metric_name
-from ..tasks.task import Task
-from . import component_names as names
-from . import component_nodes_file
-from .choices import RANK_BY
-from .component_curve import ComponentCurve
-from .component_file import JSON_LIMITS
-from .component_options import changed_options
-from .component_scores import ComponentScores
-from .component_values import checked_mask
-from .effects import packed_task
+from ... import _check
+from ..._display import stage_bars
+from ..._engine import core_for
+from ...io.limits import Limits
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric, chosen_metric, metric_name
+from ...tasks.task import Task
+from ..choices import RANK_BY
+from ..effects import packed_task
+from . import names
+from . import nodes_file as component_nodes_file
+from .curve import ComponentCurve
+from .file import JSON_LIMITS
+from .options import changed_options
+from .scores import ComponentScores
+from .values import checked_mask
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,14 @@ class NodeCurve(ComponentCurve):
         Name of the model.
     task : str
         Name of the task.
+    random_values : numpy.ndarray
+        Empty: there are no random rankings of nodes.
+    random_kept : numpy.ndarray
+        Empty likewise.
+    prompts : tuple of str
+        `Task.prompt_digests` of the prompts.
+    n_shared : int, optional
+        None: a ranking of nodes does not know its prompts.
     level : str
         "node" or "neuron".
     """
@@ -257,6 +265,7 @@ class NodeCircuit:
             metric=metric_name(chosen_metric(metric, task)),
             model=model.name,
             task=task.name,
+            prompts=task.prompt_digests,
             level=self.level,
         )
 

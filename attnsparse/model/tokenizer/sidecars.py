@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from ..errors import ConfigError, FormatError, file_error, quoted
-from ..io.limits import Limits
-from ..io.regular_file import read_small
-from ..io.strict_json import parse_object, shown
-from .hf_config import is_ours, read_config_json
+from ...errors import ConfigError, FormatError, file_error, quoted
+from ...io.limits import Limits
+from ...io.regular_file import read_small
+from ...io.strict_json import parse_object, shown
+from ..hf_config import is_ours, read_config_json
 
 if TYPE_CHECKING:
     import tokenizers

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check
-from ..errors import printable
-from ..io.atomic import write_atomic
-from ..io.limits import DEFAULT_LIMITS, Limits
-from .locate import find_tokenizer
-from .tokenizer_files import (
+from ... import _check
+from ...errors import printable
+from ...io.atomic import write_atomic
+from ...io.limits import DEFAULT_LIMITS, Limits
+from ..locate import find_tokenizer
+from .files import (
     JSON,
     PASSED_ON,
     byte_level,
@@ -29,7 +29,7 @@ from .tokenizer_files import (
     read_pair,
     read_tokenizer,
 )
-from .tokenizer_library import (
+from .library import (
     BLOCK,
     CHARACTERS,
     CUT,
@@ -40,7 +40,7 @@ from .tokenizer_library import (
     byte_table,
     may_cut,
 )
-from .tokenizer_sidecars import GPT2_BOS, SETTINGS
+from .sidecars import GPT2_BOS, SETTINGS
 
 if TYPE_CHECKING:
     import tokenizers

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
-from .._display import stage_bars
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric
-from ..tasks.task import Task
-from . import component_names as names
-from .component_options import changed_options
-from .effects import packed_task
+from ... import _check
+from ..._display import stage_bars
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric
+from ...tasks.task import Task
+from ..effects import packed_task
+from . import names
+from .options import changed_options
 
 
 def component_mask_gradients(

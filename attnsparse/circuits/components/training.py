@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._core_types import MasksOptions
-from .._core_types import Task as CoreTask
-from .._display import stage_bars
-from ..errors import raise_file_error
-from ..model.model import Model
-from ..tasks.task import Task
-from . import component_names as names
-from .find import SAVE_SECONDS
-from .search_file import SearchFile, question
+from ..._core_types import MasksOptions
+from ..._core_types import Task as CoreTask
+from ..._display import stage_bars
+from ...errors import raise_file_error
+from ...model.model import Model
+from ...tasks.task import Task
+from ..find import SAVE_SECONDS
+from ..search_file import SearchFile, question
+from . import names
 
 HISTORY = (
     "objective", "loss", "density", "target", "node_density", "node_target", "multiplier",

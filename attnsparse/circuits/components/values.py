@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
-from ..model.model import Model
-from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric
-from ..tasks.task import Task
-from . import component_names as names
-from .component_options import changed_options
-from .effects import packed_task
-from .resumed import Tell, in_rows, sweep_question
+from ... import _check
+from ...model.model import Model
+from ...model.run import DEFAULT_MAX_BYTES
+from ...tasks.custom import CustomMetric
+from ...tasks.task import Task
+from ..effects import packed_task
+from ..resumed import Tell, in_rows, sweep_question
+from . import names
+from .options import changed_options
 
 
 def checked_mask(value: npt.ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray:

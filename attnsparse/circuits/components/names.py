@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from ..model.config import Config
+    from ...model.config import Config
 
 METHODS = (
     "eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted", "exact", "information-flow-routes",

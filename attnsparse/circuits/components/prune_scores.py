@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import _check
-from ..errors import quoted, raise_file_error
-from ..io.atomic import write_atomic
-from ..io.bundle_fields import check_finite
-from ..io.limits import DEFAULT_LIMITS, Limits
-from ..io.npz_file import NpzFile
-from ..io.tensor_source import FileSource
-from ..io.torch_file import TorchFile
-from ..io.torch_write import torch_bytes
-from ..model.model import Model
-from . import component_names as names
+from ... import _check
+from ...errors import quoted, raise_file_error
+from ...io.atomic import write_atomic
+from ...io.bundle_fields import check_finite
+from ...io.limits import DEFAULT_LIMITS, Limits
+from ...io.npz_file import NpzFile
+from ...io.tensor_source import FileSource
+from ...io.torch_file import TorchFile
+from ...io.torch_write import torch_bytes
+from ...model.model import Model
+from . import names
 
 if TYPE_CHECKING:
-    from .component_circuit import ComponentCircuit
+    from .circuit import ComponentCircuit
 
 _TORCH = (".pkl", ".pt", ".pth")
 _JOINT = "hook_attn_in"

@@ -1,0 +1,1 @@
+"""Circuits of component edges, nodes and neurons; patching of activations and paths."""
