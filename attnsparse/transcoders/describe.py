@@ -92,10 +92,10 @@ def describe_features(
     -----
     The automatic label: of the contexts at least half as strong as the strongest, the tokens at the position,
     in quotation marks. If up to three of them have 80 % of the activation there, the label is the fewest that
-    do, strongest first: "'large' | 'big'". Otherwise it is the strongest one, an ellipsis for the others, and
-    the two tokens promoted most: "'of', … -> 'small', 'tiny'". Promoted tokens also follow where none of the
-    first has a letter or digit, "'.' -> 'The', 'After'", and are all there is of a feature that is never
-    active, "-> 'small', 'tiny'". Promoted tokens without a letter or digit are passed over.
+    do, strongest first: ``“large” | “big”``. Otherwise it is the strongest one, an ellipsis for the others,
+    and the two tokens promoted most: ``“of”, … -> “small”, “tiny”``. Promoted tokens also follow where none
+    of the first has a letter or digit, ``“.” -> “The”, “After”``, and are all there is of a feature that is
+    never active, ``-> “small”, “tiny”``. Promoted tokens without a letter or digit are passed over.
     """
     _check.instance(transcoders, Transcoders, "transcoders").check(model, weights=False)
     max_bytes = _check.byte_limit(max_bytes)
@@ -218,5 +218,4 @@ def _has_word(token: str) -> bool:
 
 
 def _quoted(name: str) -> str:
-    mark = '"' if "'" in name and '"' not in name else "'"
-    return f"{mark}{name}{mark}"
+    return f"“{name}”"  # curled, because straight ones are tokens themselves
