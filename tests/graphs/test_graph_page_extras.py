@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
 from chromium import BINARY, Browser
-from small_graph import HOSTILE, small_graph
+from small_graph import HOSTILE, hostile_graph, small_graph
 
 import attnsparse as asp
+from attnsparse.errors import printable
 from attnsparse.graphs.layout import PLAIN_KINDS, edges_between
 from attnsparse.graphs.page import page
 from attnsparse.graphs.page_data import N_DIRECT
@@ -299,6 +302,23 @@ def test_the_code_of_the_page_runs(browser, tmp_path):
         assert "steer" not in code
         assert browser.read("document.querySelector('#steering').hidden")
         exec(code, {"graph": graph})
+
+
+@needs_browser
+def test_no_name_becomes_code(browser, tmp_path):
+    """Names of models and transcoders are strings in the code to copy, whatever they are."""
+    hostile = hostile_graph()
+    names = {"model_name": 'a"); print("\n#', "transcoders_name": "\\\u2028\"'"}
+    for graph in (hostile, dataclasses.replace(hostile, **names)):
+        pins = ",".join(graph.prune().ids[:2])
+        browser.open(graph.to_html(tmp_path / "graph.html", supernodes={HOSTILE[1]: [0]}), f"#&pins={pins}")
+        tree = ast.parse(browser.read("document.querySelector('#pin-code').textContent"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        name = {getattr(call.func, "attr", ""): call for call in calls}
+        for load, given in (("load", graph.model_name), ("load_transcoders", graph.transcoders_name)):
+            assert ast.literal_eval(name[load].args[0]) == printable(given)
+        assert sum(getattr(call.func, "id", "") == "print" for call in calls) == 1
+        assert browser.read("typeof window.hacked") == "undefined"
 
 
 @needs_browser
