@@ -79,9 +79,10 @@ def direct_edges(whole: Graph, shown: Graph) -> dict[str, Any]:
         weights[kept[sources[here]], column] = values[here]
     size = np.abs(weights).max(axis=1, initial=0)
     order = np.argsort(-size, kind="stable")[: np.count_nonzero(size)]
-    plain = np.array([shown.kind[node] in PLAIN_KINDS for node in order], bool)
-    chosen = np.flatnonzero((np.arange(len(order)) < N_DIRECT) | (~plain & (np.cumsum(~plain) <= N_DIRECT)))
-    return {"source": order[chosen].tolist(), "weight": [numbers(weights[node]) for node in order[chosen]]}
+    words = [node for node in order.tolist() if shown.kind[node] not in PLAIN_KINDS]
+    chosen = {*order[:N_DIRECT].tolist(), *words[:N_DIRECT]}
+    listed = [node for node in order.tolist() if node in chosen]
+    return {"source": listed, "weight": [numbers(weights[node]) for node in listed]}
 
 
 def shown_label(graph: Graph, node: int, base: int) -> str:

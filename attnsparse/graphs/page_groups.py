@@ -66,7 +66,7 @@ def _placed(middles: np.ndarray, wide: np.ndarray, frame: Frame) -> np.ndarray:
     reach = max(x1 - x0, y1 - y0) + len(middles) * (_HEIGHT + _GAP)
     across = np.arange(-reach, reach + _STEP, _STEP)
     shifts = np.stack(np.meshgrid(across, across), axis=-1).reshape(-1, 2)
-    shifts = shifts[np.lexsort((shifts[:, 0], shifts[:, 1], np.hypot(*(shifts * (0.7, 1.0)).T)))]
+    shifts = shifts[np.argsort(np.hypot(*(shifts * (0.7, 1.0)).T), kind="stable")]
     for middle, width in zip(middles, wide):
         half = np.array([width, _HEIGHT]) / 2
         least = np.add(half, (x0, y0))

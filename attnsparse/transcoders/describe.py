@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -201,12 +202,12 @@ def automatic_label(tokens: Sequence[str], activations: np.ndarray, promoted: Se
             name = token_label(token)
             weights[name] = weights.get(name, 0.0) + activation
     names = sorted(weights, key=lambda name: -weights[name])
-    reached = np.cumsum([weights[name] for name in names[:N_IN_LABEL]])
-    enough = np.flatnonzero(reached >= DOMINANT * sum(weights.values()))
-    shown = names[: enough[0] + 1] if len(enough) else names[:1]
-    active = " | ".join(map(_quoted, shown)) + (", …" if shown and not len(enough) else "")
+    reached = accumulate(weights[name] for name in names[:N_IN_LABEL])
+    enough = [i for i, sum_ in enumerate(reached) if sum_ >= DOMINANT * sum(weights.values())]
+    shown = names[: enough[0] + 1] if enough else names[:1]
+    active = " | ".join(map(_quoted, shown)) + (", …" if shown and not enough else "")
     spoken = {token_label(token) for token in tokens if _has_word(token)}
-    if len(enough) and spoken.intersection(shown):
+    if enough and spoken.intersection(shown):
         return active
     words = dict.fromkeys(token_label(token) for token in promoted if _has_word(token))
     raised = ", ".join(map(_quoted, list(words)[:N_PROMOTED_IN_LABEL]))
