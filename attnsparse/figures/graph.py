@@ -28,6 +28,7 @@ from ..graphs.layout import (
     place_labels,
     pruning_text,
     short_label,
+    without_plain,
 )
 from ..items import shortened
 from .style import (
@@ -67,7 +68,7 @@ _MARKS = {
 # Inches of a figure of our own: per unit of the layout, and around the drawing.
 _UNIT = 0.15
 _SMALLEST, _LARGEST = (3.6, 2.2), (15.0, 12.0)
-_MARGINS = (0.85, 1.35, 0.75, 0.7)  # left, right, bottom, top
+_MARGINS = (1.0, 1.35, 0.75, 0.7)  # left, right, bottom, top
 
 _LINES = (0.4, 2.6)  # points: width of the weakest and of the strongest edge
 _OPACITY = (0.3, 0.85)
@@ -82,6 +83,7 @@ def graph(
     nodes: Nodes | None = None,
     max_edges: int = 200,
     max_labels: int = 40,
+    biases: bool = False,
     base: int = 0,
     title: str | None = None,
 ) -> Axes:
@@ -97,11 +99,15 @@ def graph(
     ax : matplotlib.axes.Axes, optional
         Where to draw; None: a new figure.
     nodes : int, str, or sequence of these, optional
-        Numbers or ids. None: all of a pruned graph, and of another one those that `graph.prune()` keeps.
+        Numbers or ids; all of them are drawn. None: all of a pruned graph, and of another one those that
+        `graph.prune()` keeps, but for biases.
     max_edges : int, default 200
         The largest number of edges, by ``|weight|``.
     max_labels : int, default 40
         The largest number of labels, which the most influential nodes get where there is room.
+    biases : bool, default False
+        Draw biases, position embeddings and the sum of other features as well. They have large weights in
+        every graph, and say nothing of the words.
     base : int, default 0
         Number of the first position, 0 or 1.
     title : str, optional
@@ -126,12 +132,17 @@ def graph(
     base = _check.base(base)
     max_edges = _check.integer(max_edges, "max_edges", 0)
     max_labels = _check.integer(max_labels, "max_labels", 0)
+    biases = _check.flag(biases, "biases")
     whole, here = graph, False
     if nodes is None and not graph.pruned:
         graph, here = graph.prune(), True
-    chosen = np.arange(len(graph)) if nodes is None else graph.nodes_of(nodes)
+    every = np.arange(len(graph))
+    chosen = graph.nodes_of(nodes) if nodes is not None else every if biases else without_plain(graph, every)
     if not len(chosen):
         raise ValueError("nodes is empty: a figure of a graph needs at least one node")
+    how = pruning_text(graph) + (", for this figure" if here else "")
+    if nodes is None and len(chosen) < len(graph):
+        how += "; biases and positions not drawn"
     layout = lay_out(graph, chosen)
     edges, n_edges = edges_between(graph, chosen, max_edges)
     with styled():
@@ -142,7 +153,7 @@ def graph(
         _draw_edges(ax, layout, edges)
         _draw_nodes(ax, graph, layout, edges, unit)
         _draw_legend(ax, layout, edges)
-        _write_note(ax, whole, graph, here, len(chosen), edges, n_edges, title)
+        _write_note(ax, whole, f"{how}; {closure_text(graph)}", len(chosen), edges, n_edges, title)
         ax.add_artist(_Labels(ax, graph, layout, edges, _diameter(unit) / 2, max_labels))
     return ax
 
@@ -260,14 +271,13 @@ def _number(value: float) -> str:
 def _write_note(
     ax: Axes,
     whole: Graph,
-    drawn: Graph,
-    here: bool,
+    how: str,
     n_nodes: int,
     edges: Edges,
     n_edges: int,
     title: str | None,
 ) -> None:
-    """Bold the prompt; below it in grey what was drawn of which graph."""
+    """Bold the prompt; below it in grey what was drawn of which graph; how: the end of that."""
     width = ax.get_window_extent().width * 72 / ax.figure.dpi
     names = (whole.model_name, whole.transcoders_name)
     parts = [
@@ -276,8 +286,7 @@ def _write_note(
         f"the {len(edges):,} strongest of {n_edges:,} edges"
         if len(edges) < n_edges
         else f"{n_edges:,} edges",
-        pruning_text(drawn) + (", for this figure" if here else ""),
-        closure_text(drawn),
+        how,
     ]
     lines = textwrap.wrap("; ".join(parts), max(int(width / (0.5 * _NOTE_SIZE)), 30))
     ax.annotate(

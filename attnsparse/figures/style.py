@@ -126,9 +126,10 @@ def given_text(text: object, most: int = _LINE_SIGNS) -> str:
 
 
 def text_size(text: str, size: float) -> tuple[float, float]:
-    """Width and height in points of a line of text; no renderer is needed for it."""
-    width, *_ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
-    return width + 1, 1.25 * size
+    """Width and height in points of lines of text; no renderer is needed for it."""
+    font, lines = FontProperties(size=size), text.split("\n")
+    widths = [text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines]
+    return max(widths) + 1, 1.25 * size * len(lines)
 
 
 def apart(places: Sequence[float] | np.ndarray, size: float) -> list[int]:

@@ -25,7 +25,7 @@ _LONG_PROMPT = 12  # tokens; columns of longer prompts may be as narrow as one n
 _WIDTHS = (3.4, 1.5)  # narrowest column of a short and of a long prompt
 _BOW = 0.9  # how far an edge within one column bends to the side
 _LABEL_SIGNS, _LOGIT_SIGNS = 30, 44
-_LABELLED = ("logit", "feature")  # the others are what their mark says
+_SECOND_PARTS = ("->", "minus")  # of a label, on a line of its own in a drawing
 _CLEARANCE = 1.0  # points between a label and anything else
 
 KIND_NAMES = {
@@ -33,6 +33,8 @@ KIND_NAMES = {
     "position": "position embedding", "bias": "biases", "other": "other features",
 }  # fmt: skip
 """Kinds of nodes in the order of a legend."""
+PLAIN_KINDS = ("position", "bias", "other")
+"""Kinds that say nothing of the words: a drawing may leave them out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +157,11 @@ def by_importance(graph: Graph, nodes: np.ndarray) -> np.ndarray:
 
 
 def labelled(graph: Graph, nodes: np.ndarray, used: np.ndarray) -> list[int]:
-    """Which of the nodes get a label, the most important first; used: those that have a drawn edge."""
+    """Which of the nodes get a label, the most important first: logits, and features among `used`, those that
+    have a drawn edge."""
     those = set(used.tolist())
-    return [n for n in by_importance(graph, nodes).tolist() if graph.kind[n] in _LABELLED and n in those]
+    names = [(node, graph.kind[node]) for node in by_importance(graph, nodes).tolist()]
+    return [n for n, kind in names if kind == "logit" or (kind == "feature" and n in those)]
 
 
 def place_labels(
@@ -210,15 +214,27 @@ def _places(away: float, width: float, height: float) -> Iterator[tuple[float, f
 
 
 def short_label(graph: Graph, node: int) -> str:
-    """The label beside a node in a drawing, which shows layer and position itself: shortened."""
+    """The label beside a node in a drawing, which shows layer and position itself: shortened, and on two
+    lines where one would be too long and a second part follows an arrow or "minus"."""
     label, kind = graph.labels[node], graph.kind[node]
     if kind == "feature" and label == f"feature {graph.feature[node]} of layer {graph.layer[node]}":
         return f"#{graph.feature[node]}"
     if kind == "error":
         return "error"
     if kind == "logit":
-        return shortened(label.removeprefix("Output "), _LOGIT_SIGNS)
-    return shortened(label, _LABEL_SIGNS)
+        label, most = label.removeprefix("Output "), _LOGIT_SIGNS
+    else:
+        most = _LABEL_SIGNS
+    for sign in _SECOND_PARTS if len(label) > most else ():
+        first, found, second = label.partition(f" {sign} ")
+        if found and first:
+            return f"{shortened(first, most)}\n{shortened(f'{sign} {second}', most)}"
+    return shortened(label, most)
+
+
+def without_plain(graph: Graph, nodes: np.ndarray) -> np.ndarray:
+    """The nodes, int64, that are no biases, positions or other features."""
+    return nodes[[graph.kind[node] not in PLAIN_KINDS for node in nodes]]
 
 
 def closure_text(graph: Graph) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +34,8 @@ from .layout import (
     short_label,
 )
 from .page_cards import card_data, group_data
-from .page_data import page_data, shown_label, shown_token
+from .page_data import direct_edges, page_data, shown_label, shown_token
+from .page_groups import draw_groups, text_width
 from .prune import known_scores
 
 if TYPE_CHECKING:
@@ -105,8 +105,9 @@ def to_html(
     base : int, default 0
         Number of the first position, 0 or 1.
     supernodes : mapping, optional
-        Name to nodes of the graph or to a Group, for example `token_groups(graph)`: groups, with the sums of
-        the edges between them. Members that pruning removed are left out.
+        Name to nodes of the graph or to a Group, for example `token_groups(graph)`: groups, as a list and,
+        by a switch, as boxes in place of their nodes, with the sums of the edges between them. Members that
+        pruning removed are left out.
     features : FeatureLabels, optional
         Of `describe_features`: cards with contexts of the features and the tokens that they promote.
 
@@ -164,17 +165,19 @@ def page(
     about = (
         f"{graph.model_name}; {graph.transcoders_name}; {counts}; {n_edges:,} edges; {pruning_text(graph)}"
     )
+    groups = group_data(whole, graph, supernodes)
     parts = {
         "title": escaped(shown),
         "about": escaped(shortened(about, 1000)),
         "n_edges": str(len(edges)),
         "n_drawn": str(min(len(edges), _DRAWN)),
         "legend": _legend(graph),
-        "drawing": _drawing(graph, lay_out(graph, nodes), edges, base),
+        "drawing": _drawing(graph, lay_out(graph, nodes), edges, base, groups),
+        "no_groups": "" if groups else "hidden",
         "footer": _footer(graph, len(edges), n_edges),
         "data": escaped_json(
             page_data(graph, edges, base)
-            | {"groups": group_data(whole, graph, supernodes), "cards": card_data(graph, features)}
+            | {"groups": groups, "cards": card_data(graph, features), "direct": direct_edges(whole, graph)}
         ),
     }
     script = joined(asset(_FOLDER, name) for name in SCRIPTS)
@@ -247,13 +250,13 @@ def _footer(graph: Graph, n_page: int, n_edges: int) -> str:
 # ------------------------------------------------------------------------------------------- drawing
 
 
-def _drawing(graph: Graph, layout: Layout, edges: Edges, base: int) -> str:
+def _drawing(graph: Graph, layout: Layout, edges: Edges, base: int, groups: list[dict[str, Any]]) -> str:
     """The SVG element. Coordinates are pixels, downwards."""
     left, right, top, bottom = _MARGINS
     right = left if layout.width * _UNIT > _WIDE else right
     width, height = layout.width * _UNIT + left + right, layout.height * _UNIT + top + bottom
     points = np.stack([left + layout.x * _UNIT, top + (layout.height - layout.y) * _UNIT], axis=1)
-    box = f"0 0 {_n(width)} {_n(height)}"
+    box, frame = f"0 0 {_n(width)} {_n(height)}", (left, top, width - right, height - bottom)
     return (
         f'<svg id="drawing" viewBox="{box}" width="{_n(width)}" height="{_n(height)}" role="group" '
         'aria-label="attribution graph">'
@@ -264,7 +267,9 @@ def _drawing(graph: Graph, layout: Layout, edges: Edges, base: int) -> str:
         + '</g><g id="nodes">'
         + _nodes(graph, points, edges, base)
         + '</g><g id="labels">'
-        + _labels(graph, layout, points, edges, (left, top, width - right, height - bottom))
+        + _labels(graph, layout, points, edges, frame)
+        + '</g><g id="supernodes">'
+        + draw_groups(graph, groups, points, edges, frame)
         + "</g></svg>"
     )
 
@@ -295,7 +300,7 @@ def _columns(graph: Graph, layout: Layout, base: int, width: float, height: floa
     """The tokens with their positions, slanted below these where they do not fit."""
     left, *_, bottom = _MARGINS
     texts = [shortened(token_label(token), _TICK_SIGNS) for token in graph.token_strings]
-    widths = np.array([_text_width(text, 12) for text in texts])
+    widths = np.array([text_width(text, 12) for text in texts])
     fits = (np.diff(layout.columns) * _UNIT > (widths[1:] + widths[:-1]) / 2 + 6).all()
     parts, y = [], height - bottom + 16
     for i, (text, column) in enumerate(zip(texts, layout.columns)):
@@ -351,7 +356,8 @@ def _labels(
 ) -> str:
     wanted = labelled(graph, layout.nodes, edges.ends)
     texts = [short_label(graph, node) for node in wanted]
-    sizes = [(_text_width(text, _LABEL_SIZE), 1.25 * _LABEL_SIZE) for text in texts]
+    line = 1.25 * _LABEL_SIZE
+    sizes = [(text_width(text, _LABEL_SIZE), line * (1 + text.count("\n"))) for text in texts]
     boxes = place_labels(points, _RADIUS + 1, wanted, sizes, np.array(frame), _MAX_LABELS)
     parts = []
     for node, text, box in zip(wanted, texts, boxes):
@@ -362,12 +368,9 @@ def _labels(
             box[2] <= points[node, 0]: ("end", box[2] - 1),
         }
         anchor, x = beside.get(True, ("middle", (box[0] + box[2]) / 2))
-        where = f'x="{_n(x)}" y="{_n(box[3] - 0.28 * _LABEL_SIZE)}" text-anchor="{anchor}"'
-        parts.append(f'<text class="label" data-node="{node}" {where}>{escaped(text)}</text>')
+        lines = text.split("\n")
+        bottom = box[3] - 0.28 * _LABEL_SIZE - line * (len(lines) - 1)
+        shown = "".join(f'<tspan x="{_n(x)}" dy="{_n(line)}">{escaped(part)}</tspan>' for part in lines[1:])
+        where = f'x="{_n(x)}" y="{_n(bottom)}" text-anchor="{anchor}"'
+        parts.append(f'<text class="label" data-node="{node}" {where}>{escaped(lines[0])}{shown}</text>')
     return "".join(parts)
-
-
-def _text_width(text: str, size: float) -> float:
-    """Pixels that a string takes at most in the usual sans-serif fonts."""
-    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in text)
-    return size * (0.6 * (len(text) - wide) + 1.05 * wide) + 2

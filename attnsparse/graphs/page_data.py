@@ -11,12 +11,13 @@ import numpy as np
 from .._engine import core_for
 from ..errors import printable
 from ..items import shortened, token_label
-from .layout import Edges
+from .layout import PLAIN_KINDS, Edges
 
 if TYPE_CHECKING:
     from .graph import Graph
 
 TOP = 8  # heads named for each edge; the others are one sum
+N_DIRECT = 12  # sources in the table of logits
 _LABEL_SIGNS = 300
 _BLOCK_BYTES = 64 << 20  # of loadings at a time
 
@@ -24,11 +25,12 @@ _BLOCK_BYTES = 64 << 20  # of loadings at a time
 def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
     """What the page's script reads. Numbers are the graph's own, NaN is None; nodes keep their numbers.
 
-    nodes: lists of id, kind, layer, position, feature, label, value, probability, influence. edges: source,
-    target, weight by falling |weight|, and of each at most TOP heads with the largest |loading| (layer *
-    n_head + head), their loadings and entries of the pattern, the sum of the other heads, direct and
-    remainder; none of these for a graph that cannot split edges (`Graph.has_heads`). maps: head -> its
-    pattern, in bytes from 0 to 255, the lower triangle row by row.
+    model, transcoders: names. token_ids: the prompt. nodes: lists of id, kind, layer, position, feature,
+    label, value, probability, influence. edges: source, target, weight by falling |weight|, and of each at
+    most TOP heads with the largest |loading| (layer * n_head + head), their loadings and entries of the
+    pattern, the sum of the other heads, direct and remainder; none of these for a graph that cannot split
+    edges (`Graph.has_heads`). maps: head -> its pattern, in bytes from 0 to 255, the lower triangle row by
+    row.
     """
     influence = np.full(len(graph), np.nan) if graph.influence is None else graph.influence
     heads = _heads(graph, edges) if graph.has_heads else {}
@@ -37,6 +39,9 @@ def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
         "n_layer": graph.n_layer,
         "n_head": graph.n_head,
         "base": base,
+        "model": printable(graph.model_name),
+        "transcoders": printable(graph.transcoders_name),
+        "token_ids": graph.tokens.tolist(),
         "tokens": [shown_token(graph, i) for i in range(len(graph.tokens))],
         "nodes": {
             "id": [printable(name) for name in graph.ids],
@@ -57,6 +62,27 @@ def page_data(graph: Graph, edges: Edges, base: int) -> dict[str, Any]:
         | heads,
         "maps": _maps(graph, {head for listed in heads.get("heads", ()) for head in listed}),
     }
+
+
+def direct_edges(whole: Graph, shown: Graph) -> dict[str, Any]:
+    """Edges into the logits before pruning, which keeps few of those of an unlikely token.
+
+    source: the nodes of `shown` with the largest |weight| on any logit, by falling |weight|, N_DIRECT of all
+    and N_DIRECT that are no biases or positions; weight: for each one a list with a number for each logit.
+    """
+    number = {name: i for i, name in enumerate(shown.ids)}
+    kept = np.array([number.get(name, -1) for name in whole.ids])
+    weights = np.zeros((len(shown), len(whole.logits)), whole.weights.dtype)
+    for column, target in enumerate(whole.logits.tolist()):
+        sources, values = whole.incoming(target)
+        here = kept[sources] >= 0
+        weights[kept[sources[here]], column] = values[here]
+    size = np.abs(weights).max(axis=1, initial=0)
+    order = np.argsort(-size, kind="stable")[: np.count_nonzero(size)]
+    words = [node for node in order.tolist() if shown.kind[node] not in PLAIN_KINDS]
+    chosen = {*order[:N_DIRECT].tolist(), *words[:N_DIRECT]}
+    listed = [node for node in order.tolist() if node in chosen]
+    return {"source": listed, "weight": [numbers(weights[node]) for node in listed]}
 
 
 def shown_label(graph: Graph, node: int, base: int) -> str:

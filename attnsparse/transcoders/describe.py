@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 SHARE = 0.5  # of the strongest activation that a context must have to count for the label
 DOMINANT = 0.8  # of the activation that the tokens of a label must have together
-N_IN_LABEL = 3
+N_IN_LABEL = 3  # tokens at the position
+N_PROMOTED_IN_LABEL = 2
 
 
 def describe_features(
@@ -89,10 +91,12 @@ def describe_features(
 
     Notes
     -----
-    The automatic label: of the contexts at least half as strong as the strongest, the tokens at the position.
-    If up to three of them have 80 % of the activation there, the label is the fewest that do, strongest
-    first, "large | big". Otherwise, and for a feature that is never active, it is the three tokens promoted
-    most, "-> small, tiny, short".
+    The automatic label: of the contexts at least half as strong as the strongest, the tokens at the position,
+    in quotation marks. If up to three of them have 80 % of the activation there, the label is the fewest that
+    do, strongest first: ``“large” | “big”``. Otherwise it is the strongest one, an ellipsis for the others,
+    and the two tokens promoted most: ``“of”, … -> “small”, “tiny”``. Promoted tokens also follow where none
+    of the first has a letter or digit, ``“.” -> “The”, “After”``, and are all there is of a feature that is
+    never active, ``-> “small”, “tiny”``. Promoted tokens without a letter or digit are passed over.
     """
     _check.instance(transcoders, Transcoders, "transcoders").check(model, weights=False)
     max_bytes = _check.byte_limit(max_bytes)
@@ -197,10 +201,22 @@ def automatic_label(tokens: Sequence[str], activations: np.ndarray, promoted: Se
         if activation >= SHARE * float(activations[0]):
             name = token_label(token)
             weights[name] = weights.get(name, 0.0) + activation
-    whole, reached = sum(weights.values()), 0.0
-    names = sorted(weights, key=lambda name: -weights[name])[:N_IN_LABEL]
-    for i, name in enumerate(names):
-        reached += weights[name]
-        if reached >= DOMINANT * whole:
-            return " | ".join(names[: i + 1])
-    return "-> " + ", ".join(token_label(token) for token in promoted[:N_IN_LABEL])
+    names = sorted(weights, key=lambda name: -weights[name])
+    reached = accumulate(weights[name] for name in names[:N_IN_LABEL])
+    enough = [i for i, sum_ in enumerate(reached) if sum_ >= DOMINANT * sum(weights.values())]
+    shown = names[: enough[0] + 1] if enough else names[:1]
+    active = " | ".join(map(_quoted, shown)) + (", …" if shown and not enough else "")
+    spoken = {token_label(token) for token in tokens if _has_word(token)}
+    if enough and spoken.intersection(shown):
+        return active
+    words = dict.fromkeys(token_label(token) for token in promoted if _has_word(token))
+    raised = ", ".join(map(_quoted, list(words)[:N_PROMOTED_IN_LABEL]))
+    return f"{active} -> {raised}".strip() if raised else active or "never active"
+
+
+def _has_word(token: str) -> bool:
+    return any(map(str.isalnum, token))
+
+
+def _quoted(name: str) -> str:
+    return f"“{name}”"  # curled, because straight ones are tokens themselves

@@ -104,6 +104,13 @@ def test_texts_of_a_drawing():
     assert short_label(graph, 0) == r"line\nfeed xxxx…xxxxxxxxxxxxxx"
     assert short_label(graph, graph.node("err_1_0")) == "error"
     assert short_label(graph, int(graph.logits[0])) == "'small' (p=0.600)"
+    for label, shown in {
+        "“independent”, … -> “free”, “alone”": "“independent”, …\n-> “free”, “alone”",
+        "“a”, … -> “b”, “c”": "“a”, … -> “b”, “c”",
+        f"-> {'x' * 40}": f"-> {'x' * 12}…{'x' * 14}",
+        f"{'x' * 40} -> {'y' * 40}": f"{'x' * 15}…{'x' * 14}\n-> {'y' * 12}…{'y' * 14}",
+    }.items():
+        assert short_label(small_graph(9, labels=(label, *graph.labels[1:])), 0) == shown
     plain = next(i for i, text in enumerate(graph.labels) if text.startswith("feature"))
     assert short_label(graph, plain) == f"#{graph.feature[plain]}"
     figure = figures.graph(graph)
@@ -116,8 +123,26 @@ def test_texts_of_a_drawing():
 # ------------------------------------------------------------------------------------------- figure
 
 
+def test_biases_and_positions_are_drawn_when_asked_for(whole, pruned):
+    """Without them the figure is that of the other nodes, and the note says that something is missing."""
+    plain = [i for i, kind in enumerate(pruned.kind) if kind in ("bias", "position", "other")]
+    rest = np.setdiff1d(np.arange(len(pruned)), plain)
+    ax, same = figures.graph(pruned), figures.graph(pruned, nodes=rest)
+    assert set(marks(ax)) == {"logit", "feature", "error", "token"}
+    for kind, xy in marks(ax).items():
+        np.testing.assert_array_equal(xy, marks(same)[kind])
+    inside = ~np.isin(pruned.links()[["source", "target"]], plain).any(axis=1)
+    assert 0 < inside.sum() < len(inside)
+    assert len(ax.collections[0].get_paths()) == inside.sum()
+    said = "biases and positions not drawn"
+    assert said in note(ax)
+    assert f"{len(rest)} of {len(whole)} nodes; {inside.sum()} edges" in note(figures.graph(whole))
+    assert not any(said in note(figures.graph(pruned, **how)) for how in ({"biases": True}, {"nodes": plain}))
+    assert set(marks(figures.graph(pruned, nodes=plain))) == {"bias", "position", "other"}
+
+
 def test_every_node_of_a_pruned_graph_is_drawn(pruned):
-    ax = figures.graph(pruned)
+    ax = figures.graph(pruned, biases=True)
     assert {kind: len(xy) for kind, xy in marks(ax).items()} == {
         kind: pruned.kind.count(kind) for kind in set(pruned.kind)
     }
@@ -128,7 +153,7 @@ def test_every_node_of_a_pruned_graph_is_drawn(pruned):
 
 
 def test_edges_are_coloured_by_sign_and_wide_by_size(pruned):
-    ax = figures.graph(pruned, max_edges=40)
+    ax = figures.graph(pruned, max_edges=40, biases=True)
     lines = ax.collections[0]
     edges, _ = edges_between(pruned, np.arange(len(pruned)), 40)
     assert len(lines.get_paths()) == 40
@@ -144,7 +169,7 @@ def test_edges_are_coloured_by_sign_and_wide_by_size(pruned):
 
 
 def test_a_graph_that_is_not_pruned_is_pruned_and_the_note_says_so(whole, pruned):
-    ax = figures.graph(whole)
+    ax = figures.graph(whole, biases=True)
     assert len(ax.collections[0].get_paths()) == len(pruned.source)
     text = note(ax)
     assert f"{len(pruned)} of {len(whole)} nodes; {len(pruned.source)} edges" in text
@@ -166,10 +191,12 @@ def test_chosen_nodes_of_the_whole_graph(whole):
 
 
 def test_strongest_edges_are_said_to_be_so(pruned):
-    assert f"the 10 strongest of {len(pruned.source)} edges" in note(figures.graph(pruned, max_edges=10))
+    assert f"the 10 strongest of {len(pruned.source)} edges" in note(
+        figures.graph(pruned, max_edges=10, biases=True)
+    )
     ax = figures.graph(pruned, max_edges=0)
     assert not ax.collections[0].get_paths()
-    assert not drawn(ax)
+    assert {text.get_text() for text in drawn(ax)} == {short_label(pruned, int(i)) for i in pruned.logits}
     for collection in ax.collections[1:]:
         np.testing.assert_allclose(
             collection.get_edgecolors()[:, :3], [to_rgb(PALE)] * len(collection.get_offsets())
@@ -178,7 +205,7 @@ def test_strongest_edges_are_said_to_be_so(pruned):
 
 @pytest.mark.parametrize("base", [0, 1])
 def test_tokens_with_positions(pruned, base):
-    ax = figures.graph(pruned, base=base)
+    ax = figures.graph(pruned, base=base, biases=True)
     words = [token.strip() for token in TOKENS]
     assert [t.get_text() for t in ax.get_xticklabels()] == [f"{w}\n{i + base}" for i, w in enumerate(words)]
     np.testing.assert_allclose(ax.get_xticks(), lay_out(pruned, np.arange(len(pruned))).columns)
@@ -198,7 +225,11 @@ def test_legend_names_what_is_drawn(pruned):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("how", ["own", "given", "constrained"])
 def test_labels_cover_no_mark_and_no_other_label(seed, how):
-    graph = small_graph(150, n_layer=12, n_logits=5, seed=seed).prune()
+    graph = small_graph(150, n_layer=12, n_logits=5, seed=seed)
+    names = [f"{label}, … -> {label}, {label}"[: 12 + 9 * (i % 5)] for i, label in enumerate(graph.labels)]
+    is_feature = [kind == "feature" for kind in graph.kind]
+    labels = tuple(np.where(is_feature, names, graph.labels).tolist())
+    graph = small_graph(150, n_layer=12, n_logits=5, seed=seed, labels=labels).prune()
     if how == "own":
         ax = figures.graph(graph)
     else:
@@ -245,7 +276,8 @@ def test_number_of_labels(pruned):
 def test_nothing_is_cut_off_or_covered(pruned):
     ax = figures.graph(pruned)
     ax.figure.canvas.draw()
-    outside = [*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.get_legend().get_texts(), ax.xaxis.label]
+    outside = [*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.get_legend().get_texts()]
+    outside += [ax.xaxis.label, ax.yaxis.label]
     boxes = [text.get_window_extent() for text in outside]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
     whole = ax.figure.bbox
@@ -277,7 +309,7 @@ def test_a_logit_difference(tmp_path):
     none = np.full(len(graph), np.nan, np.float32)
     graph = small_graph(30, n_logits=1, labels=labels, feature=number, probability=none)
     assert graph.ids[-1] == "logit_diff"
-    assert "Logit of 'small', 'tin…s 'large', 'big', ..." in {
+    assert "Logit of 'small', 'tiny'\nminus 'large', 'big', ..." in {
         t.get_text() for t in drawn(figures.graph(graph))
     }
 
@@ -292,6 +324,7 @@ def test_a_logit_difference(tmp_path):
         ({"max_edges": -1}, ValueError, "max_edges must be at least 0, got -1"),
         ({"max_edges": 1.5}, TypeError, "max_edges must be an integer, got float"),
         ({"max_labels": True}, TypeError, "max_labels must be an integer, got True"),
+        ({"biases": 1}, TypeError, "biases must be True or False"),
         ({"base": 2}, ValueError, "base must be 0 or 1, got 2"),
     ],
 )

@@ -203,7 +203,8 @@ def test_a_feature_that_is_never_active(spoken):
     labels = described(spoken, of, features=[(1, 4)])
     assert (1, 4) not in described(spoken, of)
     assert labels.density.tolist() == [0]
-    assert labels[1, 4] == "-> " + ", ".join(t.strip() for t in labels.promoted(1, 4).token)
+    words = [t.strip() for t in labels.promoted(1, 4).token if any(map(str.isalnum, t))]
+    assert labels[1, 4] == f"-> “{words[0]}”, “{words[1]}”"
     assert len(labels.contexts(1, 4)) == 0
     assert labels.to_pandas().tokens.tolist() == [""]
 
@@ -251,20 +252,32 @@ def test_contexts(spoken):
 @pytest.mark.parametrize(
     ("tokens", "values", "label"),
     [
-        ([" large", " large", "large"], [3.0, 2.9, 2.0], "large"),
-        (["a", "b", "a", "b"], [4, 4, 3, 2.5], "a | b"),
-        (["b", "a", "a"], [4, 3, 3], "a | b"),
-        (["a", "b", "c", "c"], [2, 2, 2, 2], "c | a | b"),
-        (["a", "b", "c", "d"], [2, 2, 2, 2], "-> x, y, z"),
-        (["a", "b", "c", "d"], [2, 0.9, 0.9, 0.9], "a"),
-        (["a"] * 8 + ["b", "c"], [1] * 10, "a"),
-        (["a"] * 7 + ["b", "c", "d"], [1] * 10, "a | b"),
-        (["\n", " "], [2, 1], "\\n | ␣"),
-        ([], [], "-> x, y, z"),
+        ([" large", " large", "large"], [3.0, 2.9, 2.0], "“large”"),
+        (["a", "b", "a", "b"], [4, 4, 3, 2.5], "“a” | “b”"),
+        (["b", "a", "a"], [4, 3, 3], "“a” | “b”"),
+        (["a", "b", "c", "c"], [2, 2, 2, 2], "“c” | “a” | “b”"),
+        (["a", "b", "c", "d"], [2, 2, 2, 2], "“a”, … -> “x”, “y”"),
+        (["d", "c", "b", "a", "a"], [2, 2, 2, 1, 1.5], "“a”, … -> “x”, “y”"),
+        (["a", "b", "c", "d"], [2, 0.9, 0.9, 0.9], "“a”"),
+        (["a"] * 8 + ["b", "c"], [1] * 10, "“a”"),
+        (["a"] * 7 + ["b", "c", "d"], [1] * 10, "“a” | “b”"),
+        (["\n", " "], [2, 1], "“\\n” | “␣” -> “x”, “y”"),
+        (["\n\n"], [2], "“\\n\\n” -> “x”, “y”"),
+        ([",", ","], [2, 1], "“,” -> “x”, “y”"),
+        ([":", "Say"], [2, 1], "“:” | “Say”"),
+        (['"', "'"], [2, 1.5], "“\"” | “'” -> “x”, “y”"),
+        ([], [], "-> “x”, “y”"),
     ],
 )
 def test_the_rule_for_labels(tokens, values, label):
-    assert automatic_label(tokens, np.array(values, np.float32), [" x", "y", " z", "w"]) == label
+    promoted = [",", " x", "x", '".', "y", " z", "w"]
+    assert automatic_label(tokens, np.array(values, np.float32), promoted) == label
+
+
+def test_labels_of_a_vocabulary_without_words():
+    """Nothing is made up where no promoted token can be read."""
+    assert automatic_label([",", "."], np.array([2, 1], np.float32), [",", " "]) == "“,” | “.”"
+    assert automatic_label([], np.array([], np.float32), [",", " "]) == "never active"
 
 
 def test_labels_of_the_user_count_before_automatic_ones(spoken, tmp_path):
@@ -359,7 +372,7 @@ def test_few_contexts_are_a_smaller_file(saved):
     assert found.prompt.shape[1] == 1
     assert dict(found) == dict(labels)
     assert np.array_equal(found.tokens, labels.tokens[:, :1])
-    assert (path.parent / "small.json").stat().st_size < path.stat().st_size / 2
+    assert (path.parent / "small.json").stat().st_size < 0.55 * path.stat().st_size
 
 
 def test_as_csv(saved):

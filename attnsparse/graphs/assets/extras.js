@@ -46,11 +46,14 @@ const showGroup = (group) => {
   const inside = new Set(group.nodes), others = graph.groups.filter((other) => other !== group);
   const both = edges.source.map((_, e) => e).filter((e) => inside.has(edges.source[e]) || inside.has(edges.target[e]));
   mark(group.nodes, both, group.nodes);
+  byId("g" + graph.groups.indexOf(group)).classList.add("open");
   const rows = (pick) => others.map((other) => [other, pick(other)]).filter(([, value]) => value !== 0);
   const into = rows((other) => flow(other.nodes, group.nodes)), out = rows((other) => flow(group.nodes, other.nodes));
   const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" ? [i] : []));
-  show(make("h2", {}, group.name), make("p", {}, group.nodes.length + " nodes; direct edges to the logits sum to " +
-    number(flow(group.nodes, logits))),
+  const pinAll = make("button", { type: "button", class: "pin-all",
+    onclick: () => setPins([...new Set([...pins, ...group.nodes])]) }, "pin all");
+  show(make("h2", {}, group.name), make("p", {}, pinAll), make("p", {}, group.nodes.length +
+    " nodes; direct edges to the logits sum to " + number(flow(group.nodes, logits))),
       ...(into.length ? [make("h3", {}, "From other groups"), groupTable(into, "sum of edges")] : []),
   ...(out.length ? [make("h3", {}, "To other groups"), groupTable(out, "sum of edges")] : []),
     make("h3", {}, "Members"),
@@ -59,27 +62,31 @@ const showGroup = (group) => {
     nodes.label[i]), " "])));
 };
 
+const goBox = (id) => {
+  if (id.startsWith("gn")) goNode(Number(id.slice(2)));
+  else goGroup(graph.groups[Number(id.slice(1))].name);
+};
+
 // ----------------------------------------------------------------------------------- logits side by side
 
 const MAX_SOURCES = 12;
 const logitTable = () => {
   const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" ? [i] : []));
   if (logits.length < 2) return [];
-  const size = (i) => Math.max(...logits.map((t) => Math.abs(edges.weight[edgeOf.get(i + "," + t)] || 0)));
-  const sources = nodes.id.map((_, i) => i).filter((i) => size(i) > 0 && !byId("n" + i).classList.contains("hushed"));
-  sources.sort((a, b) => size(b) - size(a));
-  const cell = (i, t) => {
+  const listed = graph.direct.source.map((i, row) => [i, graph.direct.weight[row]])
+    .filter(([i]) => !byId("n" + i).classList.contains("hushed")).slice(0, MAX_SOURCES);
+  const cell = (i, t, weight) => {
     const e = edgeOf.get(i + "," + t);
-    if (e === undefined) return make("td", {}, "");
-    return make("td", { class: edges.weight[e] >= 0 ? "up" : "down" },
-      make("button", { type: "button", onclick: () => goEdge(e),
-      "data-edge": e }, number(edges.weight[e])));
+    return make("td", { class: weight >= 0 ? "up" : "down" }, e === undefined ? number(weight)
+      : make("button", { type: "button", onclick: () => goEdge(e), "data-edge": e }, number(weight)));
   };
   const head = make("tr", {}, make("th", {}, "source"), ...logits.map((t) => make("th", {}, make("button",
     { type: "button", onclick: () => goNode(t), "data-node": t }, nodes.label[t]))));
-  const rows = sources.slice(0, MAX_SOURCES).map((i) => make("tr", {}, make("td", {}, make("button",
-    { type: "button", onclick: () => goNode(i), "data-node": i }, nodes.label[i])), ...logits.map((t) => cell(i, t))));
-  return [make("h3", {}, "Logits side by side"), make("p", {}, "direct edges, the " + rows.length + " largest sources"),
+  const rows = listed.map(([i, weights]) => make("tr", {}, make("td", {}, make("button",
+    { type: "button", onclick: () => goNode(i), "data-node": i }, nodes.label[i])),
+    ...logits.map((t, column) => cell(i, t, weights[column]))));
+  return [make("h3", {}, "Logits side by side"), make("p", {}, "direct edges, before this page pruned any, the " +
+    rows.length + " largest sources"),
     make("table", { id: "logits" }, make("thead", {}, head), make("tbody", {}, ...rows))];
 };
 
@@ -87,13 +94,30 @@ const logitTable = () => {
 
 let pins = [];
 const pinsText = () => (pins.length ? "&pins=" + pins.map((i) => encodeURIComponent(nodes.id[i])).join(",") : "");
-const CHECKED = new Set(["feature", "error", "token", "position"]);
-// What to type for the nodes that were pinned: JSON's strings are Python's as well.
+const CHECKED = new Set(["error", "token", "position"]);
+// What to type for the nodes that were pinned: JSON's strings, numbers and lists are Python's as well.
 const codeOf = (chosen) => {
+  const features = chosen.filter((i) => nodes.kind[i] === "feature");
   const ids = chosen.filter((i) => CHECKED.has(nodes.kind[i])).map((i) => JSON.stringify(nodes.id[i]));
-  if (!ids.length) return "";
-  return "nodes = [" + ids.join(", ") + "]\n# graph: the whole one, with its model\n" +
-    "graph.check(nodes)  # each removed from the model alone\ngraph.check(nodes, together=True)  # all at once\n";
+  return [...(features.length ? steering(features) : []), ...(ids.length ? [
+    "# graph: the whole one, with its model; what these nodes write is removed",
+    "graph.check([" + ids.join(", ") + "], together=True)"] : [])].map((line) => line + "\n").join("");
+};
+const steering = (features) => {
+  const how = byId("how").value, amount = Number.parseFloat(byId("amount").value) || 0;
+  const logits = nodes.kind.flatMap((kind, i) => (kind === "logit" && nodes.feature[i] >= 0 ? [nodes.feature[i]] : []));
+  return ["import attnsparse as asp", "", "model = asp.load(" + JSON.stringify(graph.model) + ")  # or the path",
+    "transcoders = asp.load_transcoders(" + JSON.stringify(graph.transcoders) + ", model)  # or the path",
+    "prompt = " + JSON.stringify(graph.token_ids), "changes = {  # (layer, feature, position)",
+    ...features.map((i) => "    (" + nodes.layer[i] + ", " + nodes.feature[i] + ", " + nodes.position[i] + "): " +
+      amount + ","), "}",
+    ...(how === "add" ? ["patch = transcoders.steer(changes)"]
+      : ["features = transcoders.features(model, prompt)",
+        "patch = transcoders.steer(changes, " + JSON.stringify(how) + ", features)"]),
+    "before, after = model.run(prompt), model.run(prompt, patch=patch)",
+    "change = after.logits[-1] - before.logits[-1]",
+    ...(logits.length ? ["logits = " + JSON.stringify(logits),
+      "print(dict(zip(model.to_str_tokens(logits), change[logits].tolist())))"] : ["print(change)"])];
 };
 const pinButton = (i) => make("button", { type: "button", class: "pin", "aria-pressed": String(pins.includes(i)),
   onclick: () => setPins(pins.includes(i) ? pins.filter((j) => j !== i) : [...pins, i]) }, pins.includes(i) ? "unpin"
@@ -117,6 +141,7 @@ const showPins = () => {
     class: "unpin", "aria-label": "unpin " + nodes.label[i], onclick: () => setPins(pins.filter((j) => j !== i)) },
       "\u00d7"))));
   byId("pin-code").textContent = code;
+  byId("steering").hidden = !pins.some((i) => nodes.kind[i] === "feature");
   byId("pin-copy").hidden = !code;
   const inside = new Set(pins);
   nodes.id.forEach((_, i) => {

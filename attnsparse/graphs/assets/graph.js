@@ -47,7 +47,8 @@ const headName = (head) => "L" + Math.floor(head / graph.n_head) + "H" + (head %
 // -------------------------------------------------------------------------------------- selection
 
 const mark = (chosenNodes, chosenEdges, picked) => {
-  for (const element of drawing.querySelectorAll(".on, .picked")) element.classList.remove("on", "picked");
+  const marked = drawing.querySelectorAll(".on, .picked, .open");
+  for (const element of marked) element.classList.remove("on", "picked", "open");
   drawing.classList.toggle("chosen", picked.length > 0);
   for (const i of chosenNodes) {
     byId("n" + i).classList.add("on");
@@ -215,6 +216,7 @@ const distance = (x, y, [ax, ay], [bx, by]) => {
 };
 const isShown = (e) => {
   const { classList } = byId("e" + e);
+  if (drawing.classList.contains("grouped")) return false;
   if (classList.contains("hushed") || classList.contains("aside")) return false;
   return classList.contains("on") || (!classList.contains("off") && !drawing.classList.contains("chosen"));
 };
@@ -231,8 +233,10 @@ const nearestEdge = (event) => {
   return best;
 };
 drawing.addEventListener("click", (event) => {
-  const node = event.target.closest(".node"), e = node ? -1 : nearestEdge(event);
-  if (node) goNode(Number(node.id.slice(1)));
+  const node = event.target.closest(".node"), box = event.target.closest(".supernode");
+  const e = node ? -1 : nearestEdge(event);
+  if (box) goBox(box.id);
+  else if (node) goNode(Number(node.id.slice(1)));
   else if (e >= 0) goEdge(e);
   else link("#");
 });
@@ -261,6 +265,8 @@ const neighbour = (i, dx, dy) => {
 };
 const STEP = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 drawing.addEventListener("keydown", (event) => {
+  const box = event.target.closest(".supernode");
+  if (box && (event.key === "Enter" || event.key === " ")) { goBox(box.id); event.preventDefault(); return; }
   const node = event.target.closest(".node"), i = node ? Number(node.id.slice(1)) : -1;
   if (i < 0) return;
   if (event.key === "Enter" || event.key === " ") goNode(i);
@@ -301,7 +307,8 @@ const showDrawn = () => {
 };
 drawn.addEventListener("input", showDrawn);
 byId("plain").addEventListener("input", () => { showPlain(); follow(); });
-byId("only").addEventListener("input", showPins);
+byId("grouped").addEventListener("input", () => drawing.classList.toggle("grouped", byId("grouped").checked));
+for (const id of ["only", "how", "amount"]) byId(id).addEventListener("input", showPins);
 byId("pin-copy").addEventListener("click", () => copyCode(codeOf(pins), byId("pin-said")));
 byId("unpin-all").addEventListener("click", () => setPins([]));
 
