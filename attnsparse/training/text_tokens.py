@@ -127,15 +127,7 @@ class Texts:
         return self._mapped(folder, known)
 
     def _mapped(self, folder: Path, record: Mapping[str, Any]) -> Tokens:
-        parts = {}
-        for name in (TRAIN, HELD_OUT):
-            stored = record[name]
-            path = folder / name
-            empty = np.zeros(0, stored["dtype"])
-            parts[name] = np.memmap(path, np.dtype(stored["dtype"]), "r") if stored["n"] else empty
-            if len(parts[name]) != stored["n"] or sha256(parts[name]) != stored["sha256"]:
-                text = "is not as it was written; delete the folder to have the texts read again"
-                raise file_error(FormatError, "checksum", path, text)
+        parts = {name: _part(folder / name, record[name]) for name in (TRAIN, HELD_OUT)}
         tokenizer = Tokenizer.load(folder / TOKENIZER)
         begin = np.array(record["begin"], np.int64)
         return Tokens(parts[TRAIN], begin, parts[HELD_OUT], tokenizer, self.files)
@@ -274,6 +266,17 @@ def _write(
             (folder / RECORD, [text.encode()]),
         ]
     )
+
+
+def _part(path: Path, stored: Mapping[str, Any]) -> np.ndarray:
+    """One part, as a map of its file."""
+    dtype = np.dtype(stored["dtype"])
+    if path.stat().st_size == stored["n"] * dtype.itemsize:
+        found = np.memmap(path, dtype, "r") if stored["n"] else np.zeros(0, dtype)
+        if sha256(found) == stored["sha256"]:
+            return found
+    text = "is not as it was written; delete the folder to have the texts read again"
+    raise file_error(FormatError, "checksum", path, text)
 
 
 def _read(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
