@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -315,7 +316,7 @@ def checked_sources(files: Any) -> dict[str, list[str]]:
     for name, value in named.items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"the name of a source must be a string, got {name!r:.60}")
-        one = isinstance(value, (str, Path))
+        one = isinstance(value, (str, bytes, os.PathLike))
         if not one and not isinstance(value, Sequence):
             raise TypeError(
                 f"files must be a path, paths, or a mapping of names to them, got {type(value).__name__}"
