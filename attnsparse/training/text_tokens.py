@@ -12,6 +12,7 @@ again as long as that stays the same. The texts themselves are never copied.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,7 +198,7 @@ class Texts:
                 if piece.held_out or i + 1 == len(pieces) or pieces[i + 1].held_out:
                     parts[piece.held_out].append(stop)
             lengths[file.source] += sum(map(len, parts[False][before:]))
-        begin = np.concatenate([[0], np.cumsum(list(lengths.values()))]).astype(np.int64)
+        begin = np.array([0, *itertools.accumulate(lengths.values())], np.int64)
         return {"tokenizer": made, "begin": begin}, parts
 
 
