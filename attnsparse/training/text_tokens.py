@@ -317,12 +317,8 @@ def checked_sources(files: Any) -> dict[str, list[str]]:
     for name, value in named.items():
         if not isinstance(name, str) or not name:
             raise TypeError(f"the name of a source must be a string, got {name!r:.60}")
-        one = isinstance(value, (str, bytes, os.PathLike))
-        if not one and not isinstance(value, Sequence):
-            raise TypeError(
-                f"files must be a path, paths, or a mapping of names to them, got {type(value).__name__}"
-            )
-        sources[name] = [_check.path(path, "files") for path in ([value] if one else value)]
+        several = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        sources[name] = [_check.path(path, "files") for path in (value if several else [value])]
         if not sources[name]:
             raise ValueError(f"files must name at least one file, got none for source {name!r:.60}")
     if not sources:

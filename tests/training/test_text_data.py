@@ -411,7 +411,7 @@ def test_a_tokenizer_of_another_vocabulary(corpus):
         ({"files": {}}, ValueError, "files must name at least one file, got none"),
         ({"files": {"a": []}}, ValueError, "got none for source 'a'"),
         ({"files": {3: "x"}}, TypeError, "the name of a source must be a string, got 3"),
-        ({"files": 3}, TypeError, "files must be a path, paths, or a mapping of names to them, got int"),
+        ({"files": 3}, TypeError, "files must be a string or a path, got int"),
     ],
 )
 def test_wrong_arguments(corpus, changes, kind, text):
