@@ -32,6 +32,7 @@ from .model.run import Run
 from .model.tokenizer import Tokenizer
 from .training.data import SequenceData, TokenData
 from .training.options import TrainingOptions
+from .training.text import TextData
 from .training.trainer import Trainer
 from .transcoders.arrays import ArraySource, Encoder
 from .transcoders.describe import describe_features
@@ -70,6 +71,7 @@ __all__ = [
     "Resid",
     "Run",
     "SequenceData",
+    "TextData",
     "TokenData",
     "Tokenizer",
     "Trainer",

@@ -21,6 +21,8 @@ WEIGHTS = 4
 TRANSCODERS = 8  # first counter: the layer
 # 9: generation, 10: masks of component edges, in csrc/base/base.h
 COMPONENTS = 11  # random rankings of component edges; first counter: the ranking
+MIXTURES = 12  # order of sources in a block of sequences; counters: block, micro-batch
+SHIFTS = 13  # where windows begin; counters: epoch, source
 
 _AT_ONCE = 2**20  # numbers drawn between two checks for Ctrl-C
 

@@ -344,21 +344,32 @@ def _add_train(commands: Commands) -> None:
     )
     parser.add_argument("recipe", choices=tuple(recipes.RECIPES), metavar="RECIPE", help=known)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the models")
+    parser.add_argument(
+        "--corpus", nargs="+", metavar="FILE", help="texts in UTF-8 to learn from, for the recipe text"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a trial of seconds, for the recipe text")
     parser.add_argument("--resume", action="store_true", help="continue the run that DIR holds")
     parser.add_argument("--seed", type=int, default=None, help="default: the recipe's")
     parser.add_argument("--threads", type=int, default=None, help="default: as many as there are")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(wrong_usage=parser.error)
     parser.set_defaults(stopped="; the same command with --resume continues from the last checkpoint")
 
 
 def _train(arguments: argparse.Namespace) -> None:
     recipe = recipes.RECIPES[arguments.recipe]
+    if recipe.needs_corpus and arguments.corpus is None:
+        arguments.wrong_usage(f"the recipe {recipe.name} needs --corpus FILE ...")
+    if not recipe.needs_corpus and (arguments.corpus is not None or arguments.tiny):
+        arguments.wrong_usage(f"--corpus and --tiny are not for the recipe {recipe.name}")
+    given = {"corpus": arguments.corpus, "tiny": arguments.tiny} if recipe.needs_corpus else {}
     folders = recipe.train(
         arguments.out,
         seed=arguments.seed,
         resume=arguments.resume,
         threads=arguments.threads,
         quiet=arguments.quiet,
+        **given,
     )
     if not arguments.quiet:
         for folder in folders:

@@ -1,4 +1,4 @@
-"""The recipes: how each model inside the package was trained, as something that runs.
+"""The recipes: how each model inside the package was trained, and models of text of yours.
 
 `RECIPES["addition"].train("models")` does the same as `attnsparse train addition --out models`. The code of a
 recipe is imported when it is run.
@@ -34,7 +34,7 @@ class _Training(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How some of the models inside the package were made, as something that runs.
+    """How models are made, those inside the package among them, as something that runs.
 
     Attributes
     ----------
@@ -46,12 +46,15 @@ class Recipe:
         Names of the models, or sets of transcoders, that it makes.
     module : str
         Module of this package that has its `train`, imported when it is run.
+    needs_corpus : bool
+        Whether it learns from text files of yours, ``train(..., corpus=files)``.
     """
 
     name: str
     summary: str
     models: tuple[str, ...]
     module: str
+    needs_corpus: bool = False
 
     def train(
         self,
@@ -81,7 +84,8 @@ class Recipe:
             Print nothing and show no progress bars.
         **settings
             Fields of the recipe's `Settings` that are to differ from their defaults, such as
-            ``dense_steps=500``.
+            ``dense_steps=500``. A recipe that `needs_corpus` takes `corpus` besides, a path or a list of them
+            to UTF-8 texts, which are read in place, and ``tiny=True`` for a trial that takes seconds.
 
         Returns
         -------
@@ -131,6 +135,13 @@ RECIPES = {
             "transcoders of demo-dense and demo-sparse, about ten minutes",
             ("demo-dense-transcoders", "demo-sparse-transcoders"),
             ".transcoders",
+        ),
+        Recipe(
+            "text",
+            "6 x 8 heads on text files of yours (--corpus): dense, control, sparse twin; about an hour",
+            ("text-dense", "text-control", "text-sparse"),
+            ".text",
+            needs_corpus=True,
         ),
     )
 }

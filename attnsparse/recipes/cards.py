@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ..model.model import Model
+    from ..training.text import TextData
     from .addition_evaluation import Facts
     from .demo_evaluation import Measured
     from .transcoder_evaluation import SetFacts
@@ -35,7 +36,7 @@ def write(folder: Path, card: str) -> None:
     write_atomic(folder / "README.md", [f"{card}\n".encode()])
 
 
-# ------------------------------------------------------------------------------------- the three kinds
+# ------------------------------------------------------------------------------------- the kinds
 
 
 def addition_card(facts: Facts, settings: Mapping[str, object]) -> str:
@@ -93,6 +94,34 @@ def transcoders_card(name: str, facts: SetFacts, settings: Mapping[str, object],
         settings=listed(settings),
         sequences=facts["text"]["batches"] * facts["text"]["batch"],
         history_every=history_every,
+    )
+
+
+def text_card(
+    model: Model,
+    measured: Mapping[str, tuple[float, float]],
+    text: TextData,
+    settings: Mapping[str, object],
+    history_every: int,
+) -> str:
+    """The card of a model of text. measured: name -> mean and standard error over held-out windows."""
+    about = text.describe()
+    rows = [f"| {name} | {value:.4f} | {error:.4f} |" for name, (value, error) in measured.items()]
+    texts = [f"| {t.name} | {t.n_bytes:,} | {t.n_characters:,} | `{t.sha256}` |" for t in text.texts]
+    return fill(
+        "text",
+        model=model,
+        config=model.config,
+        kind=_kind(model.config.gated),
+        names=" ".join(t.name for t in text.texts),
+        seed=settings["seed"],
+        texts="\n".join(["| file | bytes | characters | SHA-256 |", "| --- | --- | --- | --- |", *texts]),
+        tokens=about["tokens"],
+        held_out=about["held_out"],
+        training=fill(model.name),
+        settings=listed(settings),
+        history_every=history_every,
+        measured="\n".join(["| | mean | standard error |", "| --- | --- | --- |", *rows]),
     )
 
 

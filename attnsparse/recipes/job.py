@@ -82,13 +82,20 @@ class RecipeJob:
         self._checkpoints = checkpoints_folder(out, resume)
 
     def phase(
-        self, name: str, options: TrainingOptions, model: Model, source: Data, kept_step: int = 0
+        self,
+        name: str,
+        options: TrainingOptions,
+        model: Model,
+        source: Data,
+        kept_step: int = 0,
+        **held_out: Any,
     ) -> Trainer:
         """A phase run to its end, from its last checkpoint if there is one.
 
-        kept_step: a step on the way whose checkpoint is kept for `at_kept_step`.
+        kept_step: a step on the way whose checkpoint is kept for `at_kept_step`. held_out: arguments of the
+        trainer about held-out sequences.
         """
-        trainer = self._trainer(self._checkpoints / name, options, model, source)
+        trainer = self._trainer(self._checkpoints / name, options, model, source, held_out)
         progress = False if self.quiet else None
         if kept_step and not checkpoint_steps(self._kept(name)):
             trainer.train(progress=progress, until=kept_step)
@@ -96,19 +103,14 @@ class RecipeJob:
             trainer.save(self._kept(name) / checkpoint_name(kept_step))
         return trainer.train(progress=progress)
 
-    def _trainer(self, folder: Path, options: TrainingOptions, model: Model, source: Data) -> Trainer:
-        threads, every = self._threads, self._checkpoint_every
+    def _trainer(
+        self, folder: Path, options: TrainingOptions, model: Model, source: Data, held_out: Mapping[str, Any]
+    ) -> Trainer:
+        how: dict[str, Any] = {"threads": self._threads, "checkpoint_every": self._checkpoint_every}
+        how |= {"folder": folder, **held_out}
         if not checkpoint_steps(folder):
-            return Trainer(model, source, options, folder=folder, threads=threads, checkpoint_every=every)
-        return Trainer.resume(
-            folder,
-            source,
-            options,
-            tokenizer=model.tokenizer,
-            folder=folder,
-            threads=threads,
-            checkpoint_every=every,
-        )
+            return Trainer(model, source, options, **how)
+        return Trainer.resume(folder, source, options, tokenizer=model.tokenizer, **how)
 
     def at_kept_step(self, name: str, source: Data, tokenizer: Tokenizer | None) -> Trainer:
         """The trainer of phase `name` as it was at its `kept_step`."""

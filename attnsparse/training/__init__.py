@@ -15,6 +15,8 @@ from .schedules import (
     linear,
     per_layer,
 )
+from .text import TextData
+from .text_tokens import TextFile
 from .trainer import Trainer
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "PerLayer",
     "Pieces",
     "SequenceData",
+    "TextData",
+    "TextFile",
     "TokenData",
     "Trainer",
     "TrainingOptions",

@@ -138,7 +138,7 @@ class TokenData:
     def _computed_digest(self) -> str:
         n = len(self._tokens)
         weights = _ones(n) if self._weights is None else self._weights.blocks()
-        return _digest(self.describe(), self._tokens.blocks(), weights)
+        return digest_of(self.describe(), self._tokens.blocks(), weights)
 
     def describe(self) -> dict[str, Any]:
         """The settings, as JSON values.
@@ -234,7 +234,7 @@ class SequenceData:
         self.seed = _check.seed(seed)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         arrays = (self._tokens, self._weights, self._lengths)
-        self._digest = _digest(self.describe(), *(blocks_of(array) for array in arrays))
+        self._digest = digest_of(self.describe(), *(blocks_of(array) for array in arrays))
 
     @property
     def digest(self) -> str:
@@ -363,7 +363,7 @@ def _ones(n: int) -> Iterator[np.ndarray]:
         yield block[: n - begin]
 
 
-def _digest(description: dict[str, Any], *columns: Iterable[np.ndarray]) -> str:
+def digest_of(description: dict[str, Any], *columns: Iterable[np.ndarray]) -> str:
     """SHA-256 of a description and of columns that come in blocks."""
     total = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for column in columns:

@@ -330,6 +330,7 @@ def takers_of_paths(e):
         "Graph.to_neuronpedia": lambda path: e.graph.to_neuronpedia(path, "slug"),
         "FeatureLabels.save": table.save,
         "write_feature_details": lambda path: asp.write_feature_details(path, table),
+        "TextData": lambda path: asp.TextData(path, 8, 2),
         "Trainer": lambda path: asp.Trainer(e.dense, e.data, steps=2, folder=path),
         "Trainer.save": e.trainer.save,
         "figures.save": lambda path: asp.figures.save(None, path),

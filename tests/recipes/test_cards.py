@@ -56,7 +56,7 @@ def test_transcoder_cards(name):
 
 def test_every_template_is_used():
     models = {name for recipe in RECIPES.values() for name in recipe.models if "transcoders" not in name}
-    assert set(TEMPLATES) == {"addition", "demo", "demo-gate", "demo-reading", "transcoders", *models}
+    assert set(TEMPLATES) == {"addition", "demo", "demo-gate", "demo-reading", "text", "transcoders", *models}
 
 
 def test_a_field_that_is_not_given_is_named():

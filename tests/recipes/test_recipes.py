@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,15 @@ FILES += ["tokenizer_config.json"]
 
 def train(out: Path, **settings) -> list[Path]:
     return recipes.RECIPES["addition"].train(out, quiet=True, **{**SHORT, **settings})
+
+
+def given(name: str, folder: Path) -> dict[str, Any]:
+    """What a recipe must be given: a text of its own for one that learns from texts."""
+    if not recipes.RECIPES[name].needs_corpus:
+        return {}
+    path = folder.with_name(f"{folder.name}.txt")
+    path.write_text("".join(f"{i:x} {i * i:o}\n" for i in range(4000)))
+    return {"corpus": path, "tiny": True}
 
 
 def contents(folders: list[Path]) -> dict[str, bytes]:
@@ -99,7 +109,7 @@ def test_a_second_run_needs_resume(short):
 def test_resume_needs_a_run(name, tmp_path):
     for out in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match=r"holds no run; .* start without resume"):
-            recipes.RECIPES[name].train(out, resume=True)
+            recipes.RECIPES[name].train(out, resume=True, **given(name, tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -114,7 +124,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_can_be_resumed(name,
     monkeypatch.setattr(TranscoderTrainer, "__init__", stop)
     for resume in (False, True):
         with pytest.raises(KeyboardInterrupt):
-            recipe.train(tmp_path, resume=resume)
+            recipe.train(tmp_path, resume=resume, **given(name, tmp_path))
 
 
 def test_resume_with_other_settings_is_refused(short):

@@ -52,7 +52,10 @@ def with_bos(name: str) -> asp.Model:
 
 
 def own_files() -> None:
-    """my-gpt2/, my-gpt2-lens.pth and SparseGPT2/ in the working directory."""
+    """my-gpt2/, my-gpt2-lens.pth, SparseGPT2/ and two texts in the working directory."""
+    for name, letters in (("my-novels.txt", "abcdefgh"), ("my-play.txt", "ABCDEFGH")):
+        words = np.random.default_rng(0).choice(list(letters), (4000, 5))
+        Path(name).write_text(" ".join("".join(word) for word in words))
     own = with_bos("demo-dense")
     own.save("my-gpt2")
     Path("my-gpt2", "config.json").write_text(json.dumps(tiny.plain_config(own.config)))

@@ -13,13 +13,13 @@ from places import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Where a notebook trains, the fast tier shortens it: (as written, instead of it).
-SHORTER = {"02-sparse-post-training": ("STEPS = 1500", "STEPS = 60")}
+SHORTER = dict.fromkeys(("02-sparse-post-training", "08-train-your-own"), ("STEPS = 1500", "STEPS = 60"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def test_there_are_notebooks():
     names = ["01-first-run", "02-sparse-post-training", "03-which-heads", "04-circuits"]
-    names += ["05-attribution-graph", "06-the-papers-figures", "07-fifty-prompts"]
+    names += ["05-attribution-graph", "06-the-papers-figures", "07-fifty-prompts", "08-train-your-own"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 

@@ -501,6 +501,7 @@ PLAIN: dict[str, str] = {
         f"asp.{name}": "Python and NumPy alone; see test_train.py"
         for name in ("SequenceData", "TokenData", "TrainingOptions", "TranscoderOptions")
     },
+    "asp.TextData": "Python, NumPy and tokenizers alone; see test_text_data.py",
     **{
         f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"
         for name in ("load", "save")

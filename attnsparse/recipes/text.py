@@ -1,0 +1,280 @@
+"""The recipe "text": a dense model of real text, a control trained on, and a sparse twin of as many steps.
+
+The dense model is trained at a level learning rate until its cross-entropy on held-out text no longer falls,
+then with a falling one. From there the control is trained further without a gate, and the twin with one, for
+as many steps on the same text in the same order at the same learning rates. What the twin may lose is counted
+from the control: the multiplier of its constraint follows the cross-entropy of held-out windows, with hard
+gates, against that of the control on the same windows.
+
+An eighth of the held-out windows steers: it decides when the dense model is done and moves the multiplier.
+What is reported is measured on the others alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _check
+from ..model.config import Config
+from ..model.model import Model
+from ..training import schedules
+from ..training.options import TrainingOptions
+from ..training.text import TextData
+from ..training.trainer import Trainer
+from . import cards
+from .job import CHECKPOINTS, RecipeJob, RecipeSettings, gated_twin, joined_history, write_history
+from .text_evaluation import Mean, Measured, mean, measure
+
+DENSE, CONTROL, SPARSE = MODELS = "text-dense", "text-control", "text-sparse"
+PHASES = ("level", "falling", "first", "second")
+HISTORY_EVERY = 10  # steps
+SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
+STEERING = 8  # every eighth held-out window steers
+FEWEST_WINDOWS = 2 * STEERING
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the twin's training; the control has its steps and its learning rate."""
+
+    steps: int
+    slack: float
+    """Cross-entropy above the control's that the twin may have on held-out text, nats."""
+    first_slack: float
+    """Added to it at the start, gone after 40 % of the steps."""
+    multiplier: float
+    multiplier_max: float
+    lr: float
+    gate_bias: float = 0.0
+    """At the start, gone after 25 % of the steps."""
+    tail: float = 0.5
+    """Share of the steps in which the learning rate falls."""
+
+
+@dataclass(frozen=True)
+class Settings(RecipeSettings):
+    """Everything of the recipe that can be chosen."""
+
+    n_layer: int = 6
+    n_head: int = 8
+    d_model: int = 128
+    d_mlp: int = 224
+    length: int = 128
+    """Tokens of a sequence."""
+    batch: int = 16
+    """Sequences of a step."""
+    vocabulary: int = 2048
+    """Tokens of the byte-level BPE, which is trained on the text."""
+    held_out: float = 0.05
+    """Share of the text that is held out."""
+    weight_decay: float = 0.05
+    """Of the dense model and the control."""
+    dropout: float = 0.05
+    """Share dropped of what attention and MLPs add to the residual stream."""
+    dense_lr: float = 3e-3
+    level_steps: int = 8000
+    """Most steps of the dense model before its learning rate falls."""
+    level_every: int = 250
+    """Steps between two looks at its held-out cross-entropy."""
+    patience: int = 6
+    """Looks without a new best one after which it falls."""
+    falling_steps: int = 1500
+    twin_every: int = 20
+    """Steps between two looks at the twin's held-out cross-entropy."""
+    multiplier_min: float = 1e-3
+    first: Stage = Stage(2000, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0)
+    second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.1, 1.5e-3)
+
+
+TINY: dict[str, Any] = {
+    "n_layer": 2, "n_head": 2, "d_model": 16, "d_mlp": 32, "length": 16, "batch": 4, "vocabulary": 300,
+    "level_steps": 40, "level_every": 10, "patience": 2, "falling_steps": 10, "twin_every": 5,
+    "first": Stage(20, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0),
+    "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
+}  # fmt: skip
+"""Settings of a trial of the whole recipe, which takes seconds and gives useless models."""
+
+
+def config(settings: Settings, n_vocab: int) -> Config:
+    """The models' shape, dense: about a million weights."""
+    return Config(
+        n_layer=settings.n_layer, n_head=settings.n_head, d_model=settings.d_model,
+        d_head=settings.d_model // settings.n_head, d_mlp=settings.d_mlp, n_ctx=settings.length,
+        n_vocab=n_vocab, activation="gelu_new",
+    )  # fmt: skip
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    return {
+        "seed": settings.seed,
+        "attn_out_dropout": settings.dropout,
+        "mlp_out_dropout": settings.dropout,
+        "evaluate_every": settings.level_every,
+    }
+
+
+def dense_options(settings: Settings) -> dict[str, TrainingOptions]:
+    """Options of the dense model's phases: a level learning rate, then one that falls to 2 %."""
+    common = {**_common(settings), "weight_decay": settings.weight_decay}
+    level = schedules.Warmup(settings.dense_lr, 100)
+    falling = schedules.Warmup(settings.dense_lr, 50, "linear", final=0.02)
+    return {
+        "level": TrainingOptions(steps=settings.level_steps, lr=level, **common),
+        "falling": TrainingOptions(steps=settings.falling_steps, lr=falling, **common),
+    }
+
+
+def control_options(settings: Settings, stage: Stage) -> TrainingOptions:
+    """The steps and the learning rate of a stage, without a gate."""
+    common = {**_common(settings), "weight_decay": settings.weight_decay}
+    return TrainingOptions(steps=stage.steps, lr=_rate(stage), **common)
+
+
+def twin_options(settings: Settings, stage: Stage, control_ce: float) -> TrainingOptions:
+    """A stage of the twin; `control_ce`: the finished control's on the windows that steer."""
+    return TrainingOptions(
+        steps=stage.steps,
+        lr=_rate(stage),
+        tau=control_ce,
+        slack=schedules.linear(stage.slack + stage.first_slack, stage.slack, 0, 0.4),
+        constraint="held-out",
+        multiplier=stage.multiplier,
+        multiplier_min=settings.multiplier_min,
+        multiplier_max=stage.multiplier_max,
+        geco_rate=0.2,
+        geco_clip=0.3,
+        geco_relative=False,
+        gate_bias=schedules.linear(stage.gate_bias, 0, 0, 0.25),
+        **{**_common(settings), "evaluate_every": settings.twin_every},
+    )
+
+
+def _rate(stage: Stage) -> schedules.Warmup:
+    return schedules.Warmup(stage.lr, 50, "linear", begin=1 - stage.tail, final=0.02)
+
+
+def train(
+    out: Path,
+    *,
+    seed: int | None = None,
+    resume: bool = False,
+    threads: int | None = None,
+    quiet: bool = False,
+    corpus: Any = None,
+    tiny: bool = False,
+    **settings: Any,
+) -> list[Path]:
+    """Train the models into `out`; see `recipes.Recipe.train`.
+
+    corpus: the text files, read in place.  tiny: a trial with the settings of `TINY`.  settings: fields of
+    `Settings`.  Checkpoints and tokens go to `out/checkpoints`, which may be deleted afterwards.
+    """
+    first = TINY if _check.flag(tiny, "tiny") else {}
+    chosen = Settings.of(seed, {**first, **settings})
+    if corpus is None:
+        raise TypeError("corpus must name the text files that the recipe is to learn from")
+    job = _Job(out, chosen, resume, threads, quiet, corpus)
+    dense = [job.dense("level"), job.dense("falling")]
+    start = dense[-1].model
+    job.ship(DENSE, dense)
+    control: list[Trainer] = []
+    for name in PHASES[2:]:
+        options = control_options(chosen, getattr(chosen, name))
+        control.append(job.run(f"control-{name}", options, (control or dense)[-1].model.copy()))
+    job.ship(CONTROL, control)
+    tau = job.steering_ce(control[-1].model)
+    twin: list[Trainer] = []
+    for name in PHASES[2:]:
+        options = twin_options(chosen, getattr(chosen, name), tau)
+        model = twin[-1].model.copy() if twin else gated_twin(start, SPARSE)
+        twin.append(job.run(f"twin-{name}", options, model))
+    job.ship(SPARSE, twin)
+    return job.folders
+
+
+class _Job(RecipeJob):
+    def __init__(
+        self, out: Path, settings: Settings, resume: bool, threads: int | None, quiet: bool, corpus: Any
+    ) -> None:
+        super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
+        self.settings, self._corpus = settings, corpus
+        self.folders: list[Path] = []
+        self._found: dict[str, Measured] = {}
+        self.text = {name: self._text(number) for number, name in enumerate(PHASES)}
+        windows = self.text["level"].held_out
+        if len(windows) < FEWEST_WINDOWS:
+            raise ValueError(
+                f"the texts are too short: {len(windows)} held-out windows of {settings.length} tokens, the "
+                f"recipe needs {FEWEST_WINDOWS}"
+            )
+        chosen = np.arange(len(windows)) % STEERING == 0
+        self._steering, self._judged = windows[chosen], windows[~chosen]
+        self._dense: Trainer | None = None
+
+    def _text(self, number: int) -> TextData:
+        """The text in the order of phase `number`."""
+        return TextData(
+            self._corpus,
+            self.settings.length,
+            self.settings.batch,
+            tokenizer=self.settings.vocabulary,
+            folder=self.out / CHECKPOINTS / "tokens",
+            held_out=self.settings.held_out,
+            seed=SEEDS_APART * self.settings.seed + number,
+        )
+
+    def dense(self, name: str) -> Trainer:
+        """A phase of the dense model; the first one ends when its held-out cross-entropy is flat."""
+        tokenizer = self.text[name].tokenizer
+        if self._dense is None:
+            shape, seed = config(self.settings, tokenizer.n_vocab), self.settings.seed
+            model = Model.initialised(shape, seed, std="fan_in", tokenizer=tokenizer, name=DENSE)
+            patience = self.settings.patience
+        else:
+            model, patience = self._dense.model.copy(), 0
+        self._dense = self.run(name, dense_options(self.settings)[name], model, patience)
+        return self._dense
+
+    def run(self, name: str, options: TrainingOptions, model: Model, patience: int = 0) -> Trainer:
+        """Phase `name` of PHASES, or `control-` or `twin-` and such a name."""
+        text = self.text[name.rpartition("-")[2]]
+        return self.phase(name, options, model, text, held_out=self._steering, patience=patience)
+
+    def steering_ce(self, model: Model) -> float:
+        """Cross-entropy on the windows that steer, rounded, so that a resume on another machine sets the same
+        constraint."""
+        return round(model.evaluate(self._steering, progress=False).cross_entropy, 4)
+
+    def ship(self, name: str, phases: Sequence[Trainer]) -> None:
+        """Write a finished model's folder and say what was measured."""
+        model = phases[-1].model.copy()
+        model.name = name
+        folder = self.out / name
+        model.save(folder)
+        self._found[name] = measure(model, self._judged)
+        rows = measured_rows(self._found, name)
+        card = cards.text_card(model, rows, self.text["level"], self.settings.shown(), HISTORY_EVERY)
+        cards.write(folder, card)
+        history = joined_history(phases)
+        write_history(folder, history[(history["step"] + 1) % HISTORY_EVERY == 0])
+        self.folders.append(folder)
+        if not self.quiet:
+            print(f"{name}, {len(self._judged):,} held-out windows (mean, standard error):")
+            print("\n".join(f"  {what}: {value:.4f}, {error:.4f}" for what, (value, error) in rows.items()))
+
+
+def measured_rows(found: Mapping[str, Measured], name: str) -> dict[str, Mean]:
+    """What is reported of model `name`: means over windows; differences are of the same windows."""
+    one = found[name]
+    rows = {"cross-entropy, nats per token": one.cross_entropy}
+    for other in MODELS[: MODELS.index(name)]:
+        rows[f"cross-entropy minus that of {other}"] = mean(one.losses - found[other].losses)
+    rows["open edges per token"] = one.edges_per_token
+    rows["of these from a token to itself"] = one.self_edges_per_token
+    rows["open entries, per cent"] = Mean(100 * one.open_share.value, 100 * one.open_share.error)
+    return rows

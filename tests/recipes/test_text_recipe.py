@@ -1,0 +1,157 @@
+"""The recipe "text" with few steps: what it writes, that it goes on where it was stopped, what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import attnsparse as asp
+from attnsparse import recipes
+from attnsparse.cli import main as cli
+from attnsparse.recipes import text
+from attnsparse.recipes.text_evaluation import measure
+from attnsparse.training.trainer import Trainer
+
+FILES = ["README.md", "config.json", "history.csv", "history.png", "model.safetensors", "tokenizer.json"]
+FILES += ["tokenizer_config.json"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    random = np.random.default_rng(0)
+    vocabulary = ["".join(random.choice(list("etaoinshrdlu"), random.integers(1, 7))) for _ in range(200)]
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text("".join(f"{word}{chr(10) if i % 9 == 0 else ' '}" for i, word in enumerate(
+        random.choice(vocabulary, 12_000))))  # fmt: skip
+    return path
+
+
+def train(out: Path, corpus: Path, **settings) -> list[Path]:
+    return recipes.RECIPES["text"].train(out, quiet=True, corpus=corpus, tiny=True, **settings)
+
+
+def contents(folders: list[Path]) -> dict[str, bytes]:
+    return {f"{f.name}/{path.name}": path.read_bytes() for f in folders for path in sorted(f.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, corpus) -> list[Path]:
+    return train(tmp_path_factory.mktemp("short"), corpus, threads=1, checkpoint_every=5)
+
+
+def test_it_writes_three_models_of_one_shape(short, corpus):
+    assert [folder.name for folder in short] == list(recipes.RECIPES["text"].models)
+    assert all(sorted(path.name for path in folder.iterdir()) == FILES for folder in short)
+    dense, control, sparse = map(asp.load, short)
+    assert [model.config.gated for model in (dense, control, sparse)] == [False, False, True]
+    assert dense.config == control.config
+    assert dense.n_parameters == control.n_parameters == sparse.n_parameters
+    assert len({model.digest for model in (dense, control, sparse)}) == 3
+    assert not list(short[0].parent.rglob(corpus.name))  # the text is read in place
+
+
+def test_control_and_twin_have_as_many_steps(short):
+    dense, control, sparse = (pd.read_csv(folder / "history.csv") for folder in short)
+    assert control["step"].tolist() == sparse["step"].tolist() == [9, 19, 29]
+    assert control["lr"].tolist() == sparse["lr"].tolist()
+    assert control["multiplier"].isna().all()
+    assert sparse["held_out_ce"].notna().all()
+    assert dense["phase"].iloc[-1] == 1
+
+
+def test_the_card_has_what_the_models_measure(short, corpus):
+    control, sparse = map(asp.load, short[1:])
+    card = (short[2] / "README.md").read_text()
+    raw = corpus.read_bytes()
+    assert f"| words.txt | {len(raw):,} | {len(raw):,} | `{hashlib.sha256(raw).hexdigest()}` |" in card
+    assert "None" not in card
+    assert sparse.digest in card
+    source = asp.TextData(corpus, 16, 4, tokenizer=300)
+    assert source.tokenizer.to_json() == sparse.tokenizer.to_json()
+    judged = source.held_out[np.arange(len(source.held_out)) % text.STEERING != 0]
+    losses = [
+        np.array([model.evaluate([row]).cross_entropy for row in judged]) for model in (control, sparse)
+    ]
+    above = losses[1] - losses[0]
+    rows = dict(re.findall(r"\| ([^|]+) \| (-?[\d.]+ \| [\d.]+) \|", card))
+    error = above.std(ddof=1) / len(above) ** 0.5
+    assert rows["cross-entropy minus that of text-control"] == f"{above.mean():.4f} | {error:.4f}"
+    found = sparse.evaluate(judged)
+    assert rows["cross-entropy, nats per token"].startswith(f"{found.cross_entropy:.4f} |")
+    assert rows["open edges per token"].startswith(f"{found.open_edges.sum() / judged.size:.4f} |")
+    share = 100 * found.open_edges.sum() / (len(judged) * 2 * 2 * 16 * 17 / 2)
+    assert rows["open entries, per cent"].startswith(f"{share:.4f} |")
+
+
+def test_a_dense_model_has_all_entries(short):
+    found = measure(asp.load(short[0]), np.arange(64).reshape(4, 16))
+    assert found.open_share == (1.0, 0.0)
+    assert found.edges_per_token.value == 2 * 2 * 17 / 2
+    assert found.self_edges_per_token.value == 4
+
+
+def test_the_level_phase_ends_when_the_text_teaches_no_more(tmp_path, corpus, monkeypatch):
+    ended: dict[str, int] = {}
+    ship = text._Job.run
+
+    def run(self, name, *rest):
+        trainer = ship(self, name, *rest)
+        ended[name] = trainer.step_count
+        return trainer
+
+    monkeypatch.setattr(text._Job, "run", run)
+    train(tmp_path, corpus, dense_lr=0.0, level_every=5)  # the first look stays the best one
+    assert ended["level"] == 15
+    assert ended["falling"] == text.TINY["falling_steps"]
+
+
+@pytest.mark.parametrize("phase", ["level", "falling", "control-second", "twin-first", "twin-second"])
+def test_stopped_and_resumed_gives_the_same_bytes(short, corpus, tmp_path, monkeypatch, phase):
+    step, done = Trainer.step, []
+
+    def stopping(self):
+        if len(done) == 7 and (self._folder.name if self._folder else "") == phase:
+            done.append(True)
+            raise KeyboardInterrupt
+        if self._folder.name == phase:
+            done.append(True)
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, corpus, threads=2, checkpoint_every=5)
+    folders = train(tmp_path, corpus, threads=1, resume=True, checkpoint_every=4)
+    assert contents(folders) == contents(short)
+
+
+def test_what_it_refuses(tmp_path, corpus):
+    with pytest.raises(TypeError, match="corpus must name the text files"):
+        recipes.RECIPES["text"].train(tmp_path / "a", quiet=True)
+    with pytest.raises(TypeError, match="unknown setting 'corpus'"):
+        recipes.RECIPES["addition"].train(tmp_path / "a", corpus=corpus)
+    with pytest.raises(TypeError, match="tiny must be True or False, got 1"):
+        recipes.RECIPES["text"].train(tmp_path / "a", corpus=corpus, tiny=1)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "short.txt").write_text(corpus.read_text()[:3000])
+    with pytest.raises(
+        ValueError, match=r"too short: \d+ held-out windows of 16 tokens, the recipe needs 16"
+    ):
+        train(tmp_path / "b", tmp_path / "short.txt", vocabulary=257)
+
+
+def test_the_command(tmp_path, corpus, capsys):
+    assert cli.main(["train", "text", "--corpus", str(corpus), "--out", str(tmp_path / "out"), "--tiny"]) == 0
+    said = capsys.readouterr().out
+    assert "text-sparse, " in said
+    assert "cross-entropy minus that of text-control: " in said
+    for wrong in (["text"], ["addition", "--corpus", "x"], ["demo", "--tiny"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["train", *wrong, "--out", str(tmp_path / "other")])
+        assert caught.value.code == 2
+    assert cli.main(["train", "text", "--corpus", "none.txt", "--out", str(tmp_path / "third")]) == 1
+    assert "none.txt" in capsys.readouterr().err
