@@ -97,7 +97,8 @@ def tokens(s: SimpleNamespace) -> Any:
     tokens = s.model.to_tokens(s.text)
     probability = s.model.run(s.text).top(tokens=" cat", position=-1).probability[0]
     text = s.model.to_string(tokens)
-    first, *_, last = np.flatnonzero(s.model.to_tokens(s.cats) == s.model.to_single_token(" cat"))
+    first = s.model.get_token_position(" cat", s.cats)
+    last = s.model.get_token_position(" cat", s.cats, mode="last")
     return tokens, probability, first, last, len(str_tokens), len(text)
 
 
