@@ -288,7 +288,7 @@ class Resid(NamedTuple):
     ----------
     layer : int
         Counted from 0.
-    position : int or None
+    position : int, optional
         Counted from 0; negative positions count from the end. None: all positions.
     point : {"pre", "mid", "post"}, default "pre"
         Before the layer, between its attention and its MLP, or after it.
@@ -299,7 +299,7 @@ class Resid(NamedTuple):
     """
 
     layer: int
-    position: int | None
+    position: int | None = None
     point: str = "pre"
 
 

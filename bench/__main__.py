@@ -11,7 +11,7 @@ from typing import Any
 
 import attnsparse
 
-from . import circuits, components, demo, forward, generate, graph, imports, load, train
+from . import circuits, components, demo, forward, generate, graph, imports, lens_demos, load, train
 from .judge import Options
 from .limits import Blas, Limits, measure_limits
 from .timing import print_table, progress
@@ -26,6 +26,7 @@ COMMANDS = {
     "components": components,
     "graph": graph,
     "demo": demo,
+    "lens_demos": lens_demos,
 }
 ROW_NAMES = {
     "forward": tuple(forward.ROWS),
@@ -37,6 +38,7 @@ ROW_NAMES = {
     "components": components.ROWS,
     "graph": graph.ROWS,
     "demo": demo.ROWS,
+    "lens_demos": lens_demos.ROWS,
 }
 
 
@@ -50,6 +52,7 @@ def main() -> None:
         arguments.threads,
         arguments.peers,
         tuple(arguments.folders),
+        arguments.small,
     )
     known = [name for command in commands for name in ROW_NAMES[command]]
     for row in options.rows:
@@ -79,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="also time transformers, TransformerLens and torch where installed")  # fmt: skip
     folders = "demo: folders that `attnsparse train demo` wrote (default: the shipped models)"
     parser.add_argument("--folders", nargs="+", default=(), metavar="FOLDER", help=folders)
+    parser.add_argument(
+        "--small", action="store_true", help="lens_demos: a model of 2 layers, to try the steps"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser
 

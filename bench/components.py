@@ -10,7 +10,8 @@ import numpy as np
 
 from attnsparse import Model
 from attnsparse.circuits import component_scores
-from attnsparse.circuits.components.circuit import component_circuit, component_values
+from attnsparse.circuits.components.circuit import component_circuit
+from attnsparse.circuits.components.values import component_values
 from attnsparse.tasks.task import Task
 
 from .judge import COLUMNS, Goal, Options, measure_row

@@ -23,6 +23,7 @@ class Options:
     threads: int
     peers: bool
     folders: tuple[str, ...] = ()  #: of trained demo models; empty: the shipped ones
+    small: bool = False  #: lens_demos: a model of two layers, to see that it works
 
     def wants(self, row: str) -> bool:
         """Whether this row is to be measured."""

@@ -131,6 +131,45 @@ class ModelText:
         more = ", ..." if len(ids) > 8 else ""
         raise ValueError(f"{text[:80]!r} is {len(ids)} tokens ({parts}{more}), expected one")
 
+    def get_token_position(
+        self,
+        token: str | int,
+        text: str | Sequence[int] | np.ndarray,
+        mode: str = "first",
+        prepend_bos: bool = False,
+    ) -> int:
+        """Where a token stands in a text.
+
+        Parameters
+        ----------
+        token : str or int
+            A single token, with its leading space if it has one, or its id.
+        text : str or sequence of int
+            A text, or token ids.
+        mode : {"first", "last"}, default "first"
+            Which occurrence.
+        prepend_bos : bool, default False
+            Put the tokenizer's BOS token before a text.
+
+        Returns
+        -------
+        int
+            Counted from 0.
+
+        Raises
+        ------
+        ValueError
+            If the text does not have the token, `token` is several tokens, or the model has no tokenizer.
+        """
+        _check.choice(mode, "mode", ("first", "last"))
+        wanted = self.to_single_token(token) if isinstance(token, str) else _check.integer(token, "token", 0)
+        given = self.to_tokens(text, prepend_bos) if isinstance(text, str) else text
+        ids = np.asarray(checked_ids(given, self.config.n_vocab))
+        found = np.flatnonzero(ids == wanted)
+        if not len(found):
+            raise ValueError(f"{token!r:.80} is not among the {len(ids)} tokens of the text")
+        return int(found[0 if mode == "first" else -1])
+
     def tokens_of(self, prompts: Any, prepend_bos: bool = False, base: int = 0) -> pd.DataFrame:
         """The tokens of prompts with their positions, to be looked at before positions are named.
 

@@ -280,6 +280,19 @@ def test_top_tokens(toy, run):
     assert one.prompt.tolist() == [2]
 
 
+def test_places_of_chosen_tokens(run):
+    table = run.top(tokens=[6, 3])
+    everything = run.top(31).set_index(["prompt", "position", "token_id"])
+    assert len(table) == 2 * sum(len(prompt) for prompt in PROMPTS)
+    assert set(table.token_id[::2]) == {6}
+    for row in table.itertuples():
+        same = everything.loc[(row.prompt, row.position, row.token_id)]
+        assert (row.place, row.logit) == (same.place, same.logit)
+        assert row.probability == pytest.approx(same.probability, abs=1e-15)
+    last = run.model.run(PROMPTS, "none", logits="last").top(tokens=6)
+    assert last.place.tolist() == table[table.token_id == 6].groupby("prompt").tail(1).place.tolist()
+
+
 def test_equal_logits_come_in_the_order_of_ids():
     model = reliability.model()
     model.assign({"wte.weight": np.zeros((96, 64), np.float32)})
@@ -296,6 +309,10 @@ def test_what_top_refuses(run):
         model.run(PROMPTS, logits="last").top(position=0)
     with pytest.raises(ValueError, match="n must be at most 31"):
         run.top(32)
+    with pytest.raises(ValueError, match="at least one token"):
+        run.top(tokens=[])
+    with pytest.raises(IndexError, match="31"):
+        run.top(tokens=31)
 
 
 # ------------------------------------------------------------------------------------------ detectors

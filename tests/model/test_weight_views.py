@@ -203,6 +203,22 @@ def spoken():
     return asp.Model(plain.config, plain.parameters(), asp.Tokenizer.from_words(WORDS, bos="<bos>"), "spoken")
 
 
+def test_positions_of_tokens(spoken):
+    text = "The small opposite small"
+    assert spoken.get_token_position(" small", text) == spoken.get_token_position(3, text) == 1
+    assert spoken.get_token_position(" small", text, mode="last") == 3
+    assert spoken.get_token_position(" small", text, prepend_bos=True) == 2
+    assert spoken.get_token_position(" small", [4, 0, 3]) == 2
+    with pytest.raises(ValueError, match="' large' is not among the 4 tokens"):
+        spoken.get_token_position(" large", text)
+    with pytest.raises(ValueError, match="'The large' is 2 tokens"):
+        spoken.get_token_position("The large", text)
+    with pytest.raises(ValueError, match="mode must be one of 'first', 'last'"):
+        spoken.get_token_position(" small", text, mode="middle")
+    with pytest.raises(TypeError):
+        spoken.get_token_position(3, [0.5, 3.0])
+
+
 def test_texts_and_single_tokens(spoken):
     assert spoken.to_single_token(" large") == 2
     assert spoken.to_string(2) == " large"

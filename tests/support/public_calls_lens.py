@@ -42,6 +42,13 @@ LENS_CALLS: dict[str, Uses] = {
     "Model.composition_scores": uses(lambda e: e.model.composition_scores(), cost=40),
     "Model.to_string": uses(wrong=(lambda e: e.model.to_string([1, 2]),)),
     "Model.to_single_token": uses(wrong=(lambda e: e.model.to_single_token("x"),)),
+    "Model.get_token_position": uses(
+        lambda e: e.model.get_token_position(2, [1, 2, 2], mode="last"),
+        wrong=(
+            lambda e: e.model.get_token_position(3, [1, 2]),
+            lambda e: e.model.get_token_position("x", [1]),
+        ),
+    ),
     "Model.tokens_of": uses(
         lambda e: e.model.tokens_of([1, 2]), wrong=(lambda e: e.model.tokens_of([]),), cost=40
     ),
@@ -63,7 +70,10 @@ LENS_CALLS: dict[str, Uses] = {
         cost=40,
     ),
     "Run.top": uses(
-        lambda e: e.one.top(3), wrong=(lambda e: e.plain.top(), lambda e: e.one.top(97)), cost=40
+        lambda e: e.one.top(3),
+        lambda e: e.one.top(tokens=[1, 2], position=-1),
+        wrong=(lambda e: e.plain.top(), lambda e: e.one.top(97), lambda e: e.one.top(tokens=[])),
+        cost=40,
     ),
     "Run.detect_heads": uses(
         lambda e: e.ragged.detect_heads(),

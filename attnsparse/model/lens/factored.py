@@ -111,7 +111,10 @@ class FactoredMatrix:
         """
         if self.shape[-1] != self.shape[-2]:
             raise ValueError(f"only a square matrix has eigenvalues, this one has shape {self.shape}")
-        values: np.ndarray = np.linalg.eigvals(self.B.astype(np.float64) @ self.A.astype(np.float64))
+        inner = np.empty((*self.A.shape[:-2], self.A.shape[-1], self.A.shape[-1]))
+        for at in np.ndindex(self.A.shape[:-2]):  # one at a time: copies of all factors may not fit
+            inner[at] = self.B[at].astype(np.float64) @ self.A[at].astype(np.float64)
+        values: np.ndarray = np.linalg.eigvals(inner)
         return values
 
     def norm(self) -> Any:

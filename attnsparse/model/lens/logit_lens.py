@@ -85,13 +85,22 @@ def logit_lens(
     return _table(run, at, asked, read, base, {"layer": (point + 1) // 2, "label": labels})
 
 
-def top(run: Run, n: int = 5, *, position: int | str | None = None, base: int = 0) -> pd.DataFrame:
-    """The most likely next tokens at each position with their probabilities.
+def top(
+    run: Run,
+    n: int = 5,
+    tokens: str | int | Sequence[str | int] | None = None,
+    *,
+    position: int | str | None = None,
+    base: int = 0,
+) -> pd.DataFrame:
+    """The most likely next tokens at each position, or chosen ones, with their probabilities.
 
     Parameters
     ----------
     n : int, default 5
-        Number of tokens at each position.
+        Number of tokens at each position; not used with `tokens`.
+    tokens : str or int, or a sequence of these, optional
+        Single tokens whose places and probabilities are wanted, in place of the most likely ones.
     position : int or str, optional
         Counted from `base`, or a token as text. None: all positions that the run has logits of.
     base : int, default 0
@@ -106,12 +115,12 @@ def top(run: Run, n: int = 5, *, position: int | str | None = None, base: int = 
     Raises
     ------
     ValueError
-        If the run computed no logits, if `n` exceeds the vocabulary, or for another position than the last in
-        a run with logits="last".
+        If the run computed no logits, if `n` exceeds the vocabulary, if a text is not one token, or for
+        another position than the last in a run with logits="last".
     IndexError
-        For a position out of range.
+        For a token or position out of range.
     """
-    n = _check.integer(n, "n", 1)
+    n = _check.integer(n, "n", 1) if tokens is None else 0
     if "logits" not in run.recorded:
         raise ValueError("top needs logits, which this run did not compute; run with logits='all' or 'last'")
     only_last = run._logits == "last"
@@ -119,7 +128,7 @@ def top(run: Run, n: int = 5, *, position: int | str | None = None, base: int = 
     if only_last and (rows.position + 1 != run._batch.lengths[rows.prompt]).any():
         raise ValueError("this run has logits of last positions only; run with logits='all'")
     packed = run._core.array("logits")[rows.prompt if only_last else rows.row]
-    asked = _asked(run, None, len(packed))
+    asked = _asked(run, tokens, len(packed))
     read = core_for(packed.dtype).lens_read(packed, n, asked)
     return _table(run, rows, asked, read, base, {})
 
