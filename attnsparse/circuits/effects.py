@@ -167,7 +167,7 @@ def knock_out(
     OSError
         If that file cannot be read or written.
     RuntimeError
-        For a piece that failed three times in the workers of an executor.
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
     """
     chosen, unit = _checked_items(items)
     asked = packed_task(model, task, metric)
@@ -247,7 +247,7 @@ def keep_only(
     OSError
         If that file cannot be read or written.
     RuntimeError
-        For a piece that failed three times in the workers of an executor.
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
 
     Notes
     -----

@@ -26,6 +26,7 @@ Tell: TypeAlias = "Callable[[str, int, int], None] | None"
 Bounds: TypeAlias = "tuple[int, int]"
 
 TRIES = 3  # of a piece
+_KINDS = (ValueError, TypeError, IndexError, MemoryError)  # of errors that a call without executor raises
 _worker_rows: tuple[str, CoreRows] | None = None  # what this worker computed last, by its digest
 
 
@@ -71,7 +72,8 @@ def in_pieces(pool: Any, rows: CoreRows, bounds: Sequence[Bounds]) -> Generator[
     """The rows from each bound to the next one, in order, as they are there.
 
     Whatever ends it early, an error, Ctrl-C or `close`, cancels what is queued and stops what runs.
-    RuntimeError for a piece that failed three times.
+    For a piece that failed three times RuntimeError, or the kind of error that a call without an executor
+    raises.
     """
     data = _pickled(rows)
     threads = rows.threads if rows.threads is not None else _threads_of_one(pool)
@@ -98,7 +100,8 @@ def _result(
             return futures[i].result()
         except Exception as error:
             if not left:
-                raise RuntimeError(f"{_named(piece, rows)} failed {TRIES} times: {_said(error)}") from error
+                text = f"{_named(piece, rows)} failed {TRIES} times: {_said(error)}"
+                raise (type(error) if type(error) in _KINDS else RuntimeError)(text) from error
             futures[i] = _submitted(pool, piece, rows, error)
     raise AssertionError  # the last try returns or raises
 

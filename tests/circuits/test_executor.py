@@ -154,6 +154,13 @@ def test_a_piece_that_fails_three_times(model):
             heads(model, metric=metrics.METRICS["failing"], executor=pool)
 
 
+def test_wrong_arguments_are_the_same_kind_of_error(model):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(IndexError, match="failed 3 times: IndexError: "):
+        knock_out(model, TASK, [[0, 9]], executor=pool)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="threads"):
+        knock_out(model, TASK, [[0, 0]], executor=pool, threads=-1)
+
+
 def test_a_piece_that_fails_twice(model):
     left = [2]
 

@@ -120,11 +120,9 @@ CALLS: dict[str, Uses] = {
         *(lambda e, a=a: effects.knock_out(e.model, e.task, e.edges[:9], a) for a in effects.ABLATIONS),
         lambda e: effects.knock_out(e.dense, e.task, [[0, 0], [1, 3]], "counterfactual", metric="kl"),
         lambda e: effects.knock_out(e.model, e.task, [[0, 0], [1, 3]], resume=e.folder / "knock-out"),
-        lambda e: effects.knock_out(e.loaded, e.task, [[0, 0], [1, 3]], executor=AtOnce()),
         wrong=(
             lambda e: effects.knock_out(e.model, e.task, [[0, 9]]),
             lambda e: effects.knock_out(e.model, e.task, [[0, 0]], executor="processes"),
-            lambda e: effects.knock_out(e.loaded, e.task, [[0, 9]], executor=AtOnce()),
             lambda e: effects.knock_out(e.model, e.task, [[0, 0, 3, 4]]),
             lambda e: effects.knock_out(e.model, e.task, [[0, 0]], "mean", reference=PROMPTS),
         ),

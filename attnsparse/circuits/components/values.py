@@ -100,7 +100,7 @@ def component_values(
     OSError
         If that file cannot be read or written.
     RuntimeError
-        For a piece that failed three times in the workers of an executor.
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
     """
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), len(names.receivers(model.config)))
