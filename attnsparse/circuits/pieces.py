@@ -6,7 +6,6 @@ has the same bits for any number of workers, and without an executor.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import tempfile
 from collections.abc import Callable, Generator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from .. import _check
 from .._engine import get_num_threads
 from ..errors import printable
+from ..io.checksums import sha256
 from ..model.model import Model
 from .wanted import Wanted, Watch
 
@@ -71,15 +71,16 @@ class _Piece(NamedTuple):
 def in_pieces(pool: Any, rows: CoreRows, bounds: Sequence[Bounds]) -> Generator[np.ndarray, None, None]:
     """The rows from each bound to the next one, in order, as they are there.
 
-    Whatever ends it early, an error, Ctrl-C or `close`, cancels what is queued and stops what runs.
-    For a piece that failed three times RuntimeError, or the kind of error that a call without an executor
+    Whatever ends it early, an error, Ctrl-C or `close`, cancels what is queued and stops what runs. Raises
+    RuntimeError for a piece that failed three times, or the kind of error that a call without an executor
     raises.
     """
     data = _pickled(rows)
+    digest = sha256(data)
     threads = rows.threads if rows.threads is not None else _threads_of_one(pool)
     with tempfile.NamedTemporaryFile(prefix="attnsparse-wanted-") as file:
         wanted = Wanted.here(file.name)
-        pieces = [_Piece(data, hashlib.sha256(data).hexdigest(), *bound, threads, wanted) for bound in bounds]
+        pieces = [_Piece(data, digest, *bound, threads, wanted) for bound in bounds]
         futures: list[Future[np.ndarray]] = []
         try:
             for piece in pieces:
@@ -131,11 +132,11 @@ def _said(error: Exception) -> str:
 def _computed(piece: _Piece) -> np.ndarray:
     """In a worker: one piece."""
     global _worker_rows
-    if _worker_rows is None or _worker_rows[0] != piece.digest:
-        _worker_rows = (piece.digest, pickle.loads(piece.data))
-    kept = _worker_rows[1]
+    kept = _worker_rows
+    if kept is None or kept[0] != piece.digest:
+        kept = _worker_rows = (piece.digest, pickle.loads(piece.data))
     with Watch(piece.wanted) as watch:
-        return replace(kept, threads=piece.threads)(piece.begin, piece.end, watch.tell)
+        return replace(kept[1], threads=piece.threads)(piece.begin, piece.end, watch.tell)
 
 
 def as_executor(executor: Any) -> Any:

@@ -292,6 +292,6 @@ class Recorded:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"a {type(self).__name__} cannot be pickled or sent to another process: send the model and the "
+            f"{type(self).__name__} cannot be pickled or sent to another process: send the model and the "
             "prompts and run there, or keep its arrays or tables made of it"
         )

@@ -121,6 +121,13 @@ def test_few_models_are_kept(tmp_path):
     assert len(arrival._sent) == arrival.MOST_KEPT, "sending keeps no model alive"
 
 
+def test_loaded_transcoders_travel_by_their_files():
+    coders = asp.load_transcoders("demo-sparse-transcoders")
+    data = pickle.dumps(coders)
+    assert len(data) < 20_000 < 4 * coders.source.encoder(0).w_enc.size
+    assert pickle.loads(data).digest == coders.digest
+
+
 @pytest.mark.parametrize("by", [copy.copy, copy.deepcopy])
 def test_copies_have_weights_of_their_own(by):
     model = asp.load(EMBEDDED)

@@ -156,8 +156,15 @@ def test_what_cannot_be_pickled_says_what_to_do():
         with pytest.raises(TypeError, match=r"save it and load.*model\.to_bytes\(\)"):
             pickle.dumps(e.model)
         for by in (pickle.dumps, copy.deepcopy):
-            with pytest.raises(TypeError, match="run there, or keep its arrays or tables made of it"):
-                by(e.one)
+            for thing, text in (
+                (e.one, "Run cannot be .* run there, or keep its arrays or tables made of it"),
+                (e.gradients, "Gradients cannot be "),
+                (e.cache, "Run cannot be "),
+                (e.trainer, "a Trainer cannot be pickled: save a checkpoint"),
+                (e.features, "send the transcoders, the model and the prompt"),
+            ):
+                with pytest.raises(TypeError, match=text):
+                    by(thing)
 
 
 def test_divergence_raised_by_the_engine_survives_pickling():
