@@ -34,7 +34,8 @@ from ..tasks.custom import CustomMetric, chosen_metric
 from ..tasks.metrics import METRICS, packed
 from ..tasks.task import Task
 from .choices import UNITS
-from .resumed import Tell, in_rows, sweep_question
+from .pieces import CoreRows
+from .resumed import in_rows, sweep_question
 
 __all__ = [
     "ABLATIONS",
@@ -112,6 +113,7 @@ def knock_out(
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -135,9 +137,11 @@ def knock_out(
     resume : path, optional
         File that keeps the rows that are measured; its name gets the ending .search.safetensors unless it
         ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
-        the call continues from there and finds the same bits as without the stop. It is not removed. With a
-        file some rows are computed at a time, so in float32 the last bits can differ from a call without.
-        The functions of a `CustomMetric` are known by its name alone.
+        the call continues from there and finds the same bits as without the stop. It is not removed. The
+        functions of a `CustomMetric` are known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure the rows, in pieces that do not depend on their number: the bits are those of a
+        call without. See docs/cluster.md.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -162,20 +166,19 @@ def knock_out(
         If the file `resume` is damaged, or with the code question if it is of another call.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
     """
     chosen, unit = _checked_items(items)
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
-    n_threads = _check.threads(threads)
-
-    def measure(begin: int, end: int, tell: Tell) -> np.ndarray:
-        return model._core.knock_out(asked, chosen[begin:end], options, n_threads, tell)
+    measure = CoreRows(model, task.name, "knock_out", (asked,), chosen, (options,), threads)
 
     def question() -> dict[str, Any]:
         given = {"items": chosen, **_told(options)}
         return sweep_question(model, task, metric, "knock-out", **given)
 
-    return in_rows(resume, question, (len(chosen), len(task)), measure, progress)
+    return in_rows(resume, question, (len(chosen), len(task)), measure, progress, executor)
 
 
 def keep_only(
@@ -188,6 +191,7 @@ def keep_only(
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -213,9 +217,11 @@ def keep_only(
     resume : path, optional
         File that keeps the rows that are measured; its name gets the ending .search.safetensors unless it
         ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
-        the call continues from there and finds the same bits as without the stop. It is not removed. With a
-        file some rows are computed at a time, so in float32 the last bits can differ from a call without.
-        The functions of a `CustomMetric` are known by its name alone.
+        the call continues from there and finds the same bits as without the stop. It is not removed. The
+        functions of a `CustomMetric` are known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure the rows, in pieces that do not depend on their number: the bits are those of a
+        call without. See docs/cluster.md.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -240,6 +246,8 @@ def keep_only(
         If the file `resume` is damaged, or with the code question if it is of another call.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
 
     Notes
     -----
@@ -253,16 +261,14 @@ def keep_only(
         raise TypeError(f"sizes must be a flat sequence of integers, got {sizes!r:.60}")
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
-    counts, n_threads = _whole_numbers(counts, np.int64), _check.threads(threads)
-
-    def measure(begin: int, end: int, tell: Tell) -> np.ndarray:
-        return model._core.keep_only(asked, chosen, counts[begin:end], options, n_threads, tell)
+    counts = _whole_numbers(counts, np.int64)
+    measure = CoreRows(model, task.name, "keep_only", (asked, chosen), counts, (options,), threads)
 
     def question() -> dict[str, Any]:
         given = {"items": chosen, "sizes": counts, **_told(options)}
         return sweep_question(model, task, metric, "keep only", **given)
 
-    return in_rows(resume, question, (len(counts), len(task)), measure, progress)
+    return in_rows(resume, question, (len(counts), len(task)), measure, progress, executor)
 
 
 def leave_one_out(

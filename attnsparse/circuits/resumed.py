@@ -1,16 +1,17 @@
-"""Sweeps that are kept in a file while they are computed, some rows at a time, and continue from there.
+"""Sweeps that are computed some rows at a time, here or by an executor, and can be kept in a file meanwhile.
 
 How many rows are asked at once depends on their number and that of the prompts alone, because the last bits
-of a product can depend on how many rows it has: so a stop changes no bit.
+of a product can depend on how many rows it has: so neither a stop nor the number of workers changes a bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,25 +20,24 @@ from ..errors import raise_file_error
 from ..model.model import Model
 from ..tasks.custom import CustomMetric, chosen_metric, metric_name
 from ..tasks.task import Task
+from .pieces import CoreRows, Tell, as_executor, in_pieces
 from .search_file import SearchFile, question
 
 SAVE_SECONDS = 30.0  # between two times that a sweep is kept
 VALUES_AT_ONCE = 8192  # of the rows that are asked at once, which a stop loses: what the core takes at once
-LEAST_ROWS = 8  # at once, because every part runs the unchanged prompts again
+LEAST_ROWS = 16  # at once, because every part runs the unchanged prompts again
 _HEAD = 3  # numbers before the values: rows, prompts, rows that are there
-
-Tell: TypeAlias = Callable[[str, int, int], None] | None
-Rows: TypeAlias = Callable[[int, int, Tell], np.ndarray]
 
 
 def in_rows(
     resume: str | os.PathLike[str] | None,
     asked: Callable[[], Mapping[str, Any]],
     shape: tuple[int, int],
-    measure: Rows,
+    measure: CoreRows,
     progress: bool | None,
+    executor: Any = None,
 ) -> np.ndarray:
-    """Measure all rows of a sweep: at once, or with a file in parts, from where the file is.
+    """Measure all rows of a sweep in parts, with a file from where the file is.
 
     Parameters
     ----------
@@ -47,36 +47,54 @@ def in_rows(
         Gives all that the bits depend on, as JSON values; not called without a file.
     shape : tuple of int
         Rows and prompts.
-    measure : function
+    measure : CoreRows
         ``measure(begin, end, tell)`` returns float64 [end - begin, prompts].
     progress : bool or None
         Whether to show a bar.
+    executor : Executor or Client, optional
+        Whose workers measure the parts.
 
     Returns
     -------
     numpy.ndarray
         float64 [rows, prompts].
     """
-    if resume is None:
-        with stage_bars(progress) as tell:
-            return measure(0, shape[0], tell)
-    kept = SearchFile(resume, asked())
-    values, done = _restored(kept, shape)
-    saved, ended = time.monotonic(), False
+    pool = None if executor is None else as_executor(executor)
+    kept = None if resume is None else SearchFile(resume, asked())
+    values, done = (np.empty(shape), 0) if kept is None else _restored(kept, shape)
+    step, saved, ended = at_once(shape), time.monotonic(), False
+    bounds = [(begin, min(begin + step, shape[0])) for begin in range(done, shape[0], step)]
     try:
-        with stage_bars(progress) as tell:
-            while done < shape[0]:
-                end = min(done + at_once(shape), shape[0])
-                values[done:end] = measure(done, end, _share(tell, done, end, shape[0]))
+        with (
+            stage_bars(progress) as tell,
+            contextlib.closing(_parts(measure, bounds, shape[0], tell, pool)) as parts,
+        ):
+            for begin, end, part in parts:
+                values[begin:end] = part
                 done = end
-                if time.monotonic() - saved >= SAVE_SECONDS:
+                if kept is not None and time.monotonic() - saved >= SAVE_SECONDS:
                     kept.write(_state(values, done))
                     saved = time.monotonic()
         ended = True
     finally:
-        if ended or done:
+        if kept is not None and (ended or done):
             kept.write(_state(values, done))
     return values
+
+
+def _parts(
+    measure: CoreRows, bounds: list[tuple[int, int]], n_rows: int, tell: Tell, pool: Any
+) -> Generator[tuple[int, int, np.ndarray], None, None]:
+    """Begin, end and values of each part, in order."""
+    if pool is None:
+        for begin, end in bounds:
+            yield begin, end, measure(begin, end, _share(tell, begin, end, n_rows))
+        return
+    with contextlib.closing(in_pieces(pool, measure, bounds)) as pieces:
+        for (begin, end), part in zip(bounds, pieces):
+            yield begin, end, part
+            if tell is not None:
+                tell(measure.function.replace("_", " "), end, n_rows)
 
 
 def at_once(shape: tuple[int, int]) -> int:

@@ -35,7 +35,7 @@ from ..errors import quoted, raise_file_error
 from .atomic import write_atomic
 from .checksums import PIECE_BYTES, sha256
 from .limits import DEFAULT_LIMITS, Limits
-from .regular_file import bytes_of
+from .regular_file import RegularFile, bytes_of
 from .safetensors_file import SafetensorsFile, safetensors_header
 from .strict_json import parse_object, shown
 from .tensor_source import TensorInfo
@@ -133,15 +133,20 @@ class Bundle:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], schema: Schema, *, limits: Limits = DEFAULT_LIMITS
+        self,
+        path: str | os.PathLike[str] | RegularFile,
+        schema: Schema,
+        *,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         _check.instance(limits, Limits, "limits")
+        file = path if isinstance(path, RegularFile) else schema.file(path)
         #: the file that is read
-        self.path = schema.file(path)
+        self.path = file.path if isinstance(file, RegularFile) else file
         # The JSON text is one string of the header; the strings in it are what the limit is about.
         long = max(limits.max_string_bytes, limits.max_header_bytes)
         header_limits = dataclasses.replace(limits, max_string_bytes=long)
-        self._file = SafetensorsFile(self.path, limits=header_limits)
+        self._file = SafetensorsFile(file, limits=header_limits)
         self.tensors: Mapping[str, TensorInfo] = self._file.tensors
         try:
             content = self._content(schema, limits)

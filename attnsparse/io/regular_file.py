@@ -120,6 +120,28 @@ class RegularFile:
         self.close()
 
 
+class BytesFile(RegularFile):
+    """Bytes in memory, read as a file is; `path` is what errors call them."""
+
+    def __init__(self, data: bytes, path: str) -> None:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"{path} must be bytes, got {type(data).__name__}")
+        self.path, self._data = path, memoryview(data).cast("B")
+        self.size = len(self._data)
+
+    def read_into(self, offset: int, target: memoryview, crc: int = 0, *, with_crc: bool = False) -> int:
+        """As of a file."""
+        target[:] = self._data[offset : offset + len(target)]
+        return zlib.crc32(target, crc) if with_crc else crc
+
+    def is_unchanged(self) -> bool:
+        """As of a file: checksums are checked before the data are read, and nobody else writes these."""
+        return True
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def read_small(
     path: str | os.PathLike[str],
     limit_name: str,

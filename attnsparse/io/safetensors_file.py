@@ -36,14 +36,16 @@ class SafetensorsFile(FileSource):
     rank_limit, name_limit.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._file = RegularFile(path)
+    def __init__(
+        self, path: str | os.PathLike[str] | RegularFile, *, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        self._file = path if isinstance(path, RegularFile) else RegularFile(path)
         try:
             tensors, self._places, self.metadata = _read_header(self._file, limits)
         except BaseException:
             self._file.close()
             raise
-        super().__init__(path, tensors)
+        super().__init__(self._file.path, tensors)
         self.shared = self.metadata
 
     def _locate(self, name: str) -> ByteRange:

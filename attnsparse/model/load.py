@@ -34,12 +34,13 @@ from .hf_config import (
     read_config,
     read_config_json,
 )
-from .locate import Found, find, open_weights, tensor_shapes
+from .locate import MODELS_FOLDER, Found, find, open_weights, tensor_shapes
 from .model import Model
 from .tensor_names import BRIDGE, TRANSFORMER_LENS, Names, Placement
 from .tokenizer import Tokenizer, token_texts
 from .tokenizer.files import FILES
 from .tokenizer.sidecars import GPT2_BOS
+from .travel import Origin
 
 GPT2_VOCAB, GPT2_PADDED_VOCAB = 50_257, 50_304
 # fields that must be known -> the key of config.json that says them
@@ -55,6 +56,7 @@ _EXAMPLES = {
 }
 # files of an earlier model in the folder, beyond those that `save` writes
 _INDEX = "model.safetensors.index.json"
+_COMMIT = re.compile("[0-9a-f]{40}")  # name of a folder in the cache of the hub
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -134,11 +136,24 @@ def load(
     path = Path(_check.path(what, "the model"))
 
     def read() -> Model:
-        return _read_model(
-            find(what, revision), dtype, allow_nonfinite, tokenizer, gated, given, strict, limits
-        )
+        found = find(what, revision)
+        model = _read_model(found, dtype, allow_nonfinite, tokenizer, gated, given, strict, limits)
+        own = None if tokenizer is None else model.tokenizer
+        where = _where(found, path, revision)
+        model._set_origin(Origin(*where, allow_nonfinite, own, gated, given, strict, limits), model.tokenizer)
+        return model
 
     return read_whole(path if path.is_dir() else path.parent, read)
+
+
+def _where(found: Found, path: Path, revision: str | None) -> tuple[str, str | None]:
+    """What to load, and which revision, to find the same in another process: the commit where it is known."""
+    if found.from_hub:
+        commit = found.folder.name
+        return found.name, commit if _COMMIT.fullmatch(commit) else revision
+    if found.folder.parent == MODELS_FOLDER:
+        return found.folder.name, revision
+    return os.path.abspath(path), revision
 
 
 def _read_model(

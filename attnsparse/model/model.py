@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 from .text import ModelText
 from .tokenizer import Tokenizer
 from .transformer_lens import run_with_cache
+from .travel import ModelTravel
 from .weights import ModelWeights
 
 
-class Model(ModelWeights, ModelText):
+class Model(ModelWeights, ModelText, ModelTravel):
     """A GPT-2-family transformer, dense or with gated attention.
 
     Made by `attnsparse.load`, by `Model.initialised`, or from a `Config` and weights.  Weights are kept in
@@ -66,6 +67,7 @@ class Model(ModelWeights, ModelText):
         #: the `Tokenizer`, or None; `Any` spares those who know that it is there a check for None
         self.tokenizer: Tokenizer | Any = tokenizer
         self.name = name  #: as tables and figures show it
+        self._origin = None
 
     @classmethod
     def initialised(
@@ -113,7 +115,10 @@ class Model(ModelWeights, ModelText):
             While another thread changes the weights.
         """
         with self._core.reading():
-            return Model(self.config, self.parameters(), self.tokenizer, self.name, str(self.dtype))
+            twin = Model(self.config, self.parameters(), self.tokenizer, self.name, str(self.dtype))
+            if self._origin is not None and self._is_as_loaded():
+                twin._set_origin(self._origin[0], self._origin[2])
+        return twin
 
     # --- runs
 
@@ -381,9 +386,6 @@ class Model(ModelWeights, ModelText):
         from .load import save
 
         save(self, folder)
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Model cannot be pickled: save it and load the folder; model.copy() is a copy")
 
     def __repr__(self) -> str:
         c = self.config

@@ -291,4 +291,7 @@ class Recorded:
         return twin
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} cannot be pickled: keep its arrays, or tables made of it")
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or sent to another process: send the model and the "
+            "prompts and run there, or keep its arrays or tables made of it"
+        )

@@ -15,7 +15,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -478,6 +478,11 @@ class Trainer:
         steps = [step for step in state.checkpoint_steps(self._folder) if step <= newest]
         for step in steps[: -self._keep]:
             (self._folder / state.checkpoint_name(step)).unlink(missing_ok=True)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Trainer cannot be pickled: save a checkpoint with save(), and continue from it there"
+        )
 
     def __repr__(self) -> str:
         kind = "gated" if self.model.config.gated else "dense"

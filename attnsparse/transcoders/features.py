@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +136,12 @@ class Features:
         }
         table: pd.DataFrame = pd.DataFrame(columns)
         return table
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "Features cannot be pickled or sent to another process: send the transcoders, the model and the "
+            "prompt, or keep to_pandas()"
+        )
 
     def __repr__(self) -> str:
         known = self.explained_variance[np.isfinite(self.explained_variance)]

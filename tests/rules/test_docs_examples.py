@@ -21,7 +21,7 @@ from places import ROOT
 import attnsparse as asp
 
 DOCS = ROOT / "docs"
-PAGES = ("concepts", "howto", "components", "coming-from")
+PAGES = ("concepts", "howto", "components", "coming-from", "cluster")
 BESIDE = ("coming-from",)  # pages whose tables have a call of another tool beside one of ours
 BOS = "<|endoftext|>"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="needs the source tree, not only the package")

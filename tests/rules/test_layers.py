@@ -23,6 +23,7 @@ ORDER = [
 # Methods of objects that hand over to a module above them in their package, or to one that is slow to import.
 FACADES: set[tuple[str, str]] = {
     ("model.model", "save"),
+    ("model.travel", "__reduce__"),
     ("transcoders.labels", "save"),
     ("transcoders.labels", "with_labels"),
     ("cli.main", "_graph"),

@@ -122,6 +122,7 @@ CALLS: dict[str, Uses] = {
         lambda e: effects.knock_out(e.model, e.task, [[0, 0], [1, 3]], resume=e.folder / "knock-out"),
         wrong=(
             lambda e: effects.knock_out(e.model, e.task, [[0, 9]]),
+            lambda e: effects.knock_out(e.model, e.task, [[0, 0]], executor="processes"),
             lambda e: effects.knock_out(e.model, e.task, [[0, 0, 3, 4]]),
             lambda e: effects.knock_out(e.model, e.task, [[0, 0]], "mean", reference=PROMPTS),
         ),
@@ -182,6 +183,16 @@ CALLS: dict[str, Uses] = {
     "Model.copy": uses(lambda e: e.model.copy(), cost=40),
     "Model.evaluate": uses(
         lambda e: e.model.evaluate(PROMPTS, batch=2), wrong=(lambda e: e.model.evaluate([[1]]),), cost=40
+    ),
+    "Model.to_bytes": uses(lambda e: e.model.to_bytes(), cost=40),
+    "Model.from_bytes": uses(
+        lambda e: asp.Model.from_bytes(e.model.to_bytes()),
+        wrong=(
+            lambda e: asp.Model.from_bytes(b"no model"),
+            lambda e: asp.Model.from_bytes("text"),
+            lambda e: asp.Model.from_bytes(e.model.to_bytes()[:-1]),
+        ),
+        cost=40,
     ),
     "Model.initialised": uses(
         lambda e: asp.Model.initialised(e.model.config, 1),

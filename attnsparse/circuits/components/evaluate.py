@@ -40,6 +40,7 @@ def evaluate(
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -62,7 +63,7 @@ def evaluate(
         rules. Each costs about as much as the curve itself.
     seed : int, default 0
         Of the random rankings. Ranking i is the same for every number of rankings.
-    ablation, direction, gate, reference, metric, resume, max_bytes, threads, progress
+    ablation, direction, gate, reference, metric, resume, executor, max_bytes, threads, progress
         As in `component_values`.
 
     Returns
@@ -77,7 +78,7 @@ def evaluate(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
-    FormatError, OSError
+    FormatError, OSError, RuntimeError
         As `component_values`.
     """
     _check.instance(model, Model, "model")
@@ -97,7 +98,7 @@ def evaluate(
     values = component_values(
         model, task, np.concatenate([masks, *(taken for taken, _ in others)]), ablation=ablation,
         direction=direction, gate=gate, reference=reference, metric=metric, resume=resume,
-        max_bytes=max_bytes, threads=threads, progress=progress,
+        executor=executor, max_bytes=max_bytes, threads=threads, progress=progress,
     )  # fmt: skip
     own, at_random = values[: n_sizes + 2], values[n_sizes + 2 :]
     ranked_on = set(circuit.prompts)

@@ -52,6 +52,7 @@ def find_component_circuit(
     gate: str = "recomputed",
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -81,8 +82,8 @@ def find_component_circuit(
     ablation, direction, gate, metric : optional
         As in `component_scores`, for ranking and evaluation alike. With "information-flow-routes" they are
         for the evaluation alone.
-    resume : path, optional
-        As in `component_values`: it keeps the evaluation, which takes longer than the ranking.
+    resume, executor : optional
+        As in `component_values`, for the evaluation alone, which takes longer than the ranking.
     max_bytes, threads, progress
         As in `component_scores`, for both.
 
@@ -100,7 +101,7 @@ def find_component_circuit(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
-    FormatError, OSError
+    FormatError, OSError, RuntimeError
         As `component_values`, of the file `resume`.
     """
     _check.instance(model, Model, "model")
@@ -133,6 +134,7 @@ def find_component_circuit(
             seed=seed,
             metric=measured_by,
             resume=resume,
+            executor=executor,
             **changed,
         )
     return FoundComponents(circuit, curve)

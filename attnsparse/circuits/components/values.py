@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ... import _check
 from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric
 from ...tasks.task import Task
 from ..effects import packed_task
-from ..resumed import Tell, in_rows, sweep_question
+from ..pieces import CoreRows
+from ..resumed import in_rows, sweep_question
 from . import names
 from .options import changed_options
 
@@ -41,6 +41,7 @@ def component_values(
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -69,9 +70,11 @@ def component_values(
     resume : path, optional
         File that keeps the circuits that are measured; its name gets the ending .search.safetensors unless it
         ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
-        the call continues from there and finds the same bits as without the stop. It is not removed. With a
-        file some circuits are computed at a time, so in float32 the last bits can differ from a call without.
-        The functions of a `CustomMetric` are known by its name alone.
+        the call continues from there and finds the same bits as without the stop. It is not removed. The
+        functions of a `CustomMetric` are known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure the circuits, in pieces that do not depend on their number: the bits are those
+        of a call without. See docs/cluster.md.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -96,6 +99,8 @@ def component_values(
         If the file `resume` is damaged, or with the code question if it is of another call.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
     """
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), len(names.receivers(model.config)))
@@ -104,15 +109,11 @@ def component_values(
         raise ValueError(f"masks must have the shape (n, {shape[0]}, {shape[1]}), got {array.shape}")
     options = changed_options(model, ablation, direction, gate, reference, max_bytes)
     array = checked_mask(array, "masks", (len(array), *shape))
-    n_threads = _check.threads(threads)
-
-    def measure(begin: int, end: int, tell: Tell) -> np.ndarray:
-        found: np.ndarray = model._core.component_values(asked, array[begin:end], options, n_threads, tell)
-        return found
+    measure = CoreRows(model, task.name, "component_values", (asked,), array, (options,), threads)
 
     def question() -> dict[str, Any]:
         given = {name: value for name, value in options._asdict().items() if name != "max_bytes"}
         given["method"] = "circuits"
         return sweep_question(model, task, metric, masks=np.packbits(array, axis=-1), **given)
 
-    return in_rows(resume, question, (len(array), len(task)), measure, progress)
+    return in_rows(resume, question, (len(array), len(task)), measure, progress, executor)

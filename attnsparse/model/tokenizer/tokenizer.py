@@ -419,7 +419,12 @@ class Tokenizer:
         return f"Tokenizer({self.n_vocab:,} tokens{f' from {self.path}' if self.path else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_json, (self.to_json(), self.path, self.bos_id, self._inner.encode_special_tokens)
+        return tokenizer_from_json, (
+            self.to_json(),
+            self.path,
+            self.bos_id,
+            self._inner.encode_special_tokens,
+        )
 
     def _why_not(self, text: str, error: BaseException) -> str:
         """The first piece that a closed vocabulary lacks; otherwise the library's own message."""
@@ -469,9 +474,10 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
     return numbers
 
 
-def _from_json(text: str, path: str | None, bos: int | None, split_special: bool) -> Tokenizer:
+def tokenizer_from_json(text: str, path: str | None, bos: int | None, split_special: bool) -> Tokenizer:
+    """A tokenizer as pickled, or sent with a model; FormatError `tokenizer` for what is none."""
     import tokenizers
 
-    inner = tokenizers.Tokenizer.from_str(text)
+    inner = guarded(path or "the tokenizer", lambda: tokenizers.Tokenizer.from_str(text))
     inner.encode_special_tokens = split_special
     return Tokenizer(inner, path=path, bos=bos)
