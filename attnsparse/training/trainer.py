@@ -139,10 +139,12 @@ class Trainer:
         if sequences is None:
             if every:
                 raise ValueError(f"evaluate_every={every} needs held_out sequences")
+            if weights is not None:
+                raise ValueError("held_out_weights are of held_out sequences, which were not given")
             return None
         if not every:
             raise ValueError("held_out sequences need evaluate_every, the steps between two evaluations")
-        return HeldOut(sequences, weights, every, steps)
+        return HeldOut(self.model, sequences, weights, every, steps)
 
     @property
     def step_count(self) -> int:
@@ -218,7 +220,7 @@ class Trainer:
         """Evaluate if that is due and was not done yet, before a step and a save; whether it was done."""
         if self._held_out is None or not self._held_out.due(self.step_count):
             return False
-        self._held_out.measure(self.model, self.step_count)
+        self._held_out.measure(self.step_count)
         if self._keep_best and self.best is self._held_out.results[-1]:
             assert self._folder is not None
             with self.model._core.reading():
