@@ -29,8 +29,8 @@ from attnsparse.circuits import (
 from attnsparse.tasks import CustomMetric
 from attnsparse.tasks.task import Task
 
-scores_module = import_module("attnsparse.circuits.component_scores")
-patching_module = import_module("attnsparse.circuits.patching")
+scores_module = import_module("attnsparse.circuits.components.scores")
+patching_module = import_module("attnsparse.circuits.components.patching")
 
 
 def test_cells_are_escaped_unless_they_are_html() -> None:

@@ -15,6 +15,7 @@ from .._engine import core_for
 from .batch import sequence_ids
 
 if TYPE_CHECKING:
+    from .config import Config
     from .model import Model
 
 
@@ -64,7 +65,7 @@ def evaluate(
 ) -> Evaluation:
     """See `Model.evaluate`."""
     batch = _check.integer(batch, "batch", 1)
-    rows, weights = checked_rows(model, sequences, loss_weights, ("sequences", "loss_weights"))
+    rows, weights = checked_rows(model.config, sequences, loss_weights, ("sequences", "loss_weights"))
     total = sum(float(row[1:].sum()) for row in weights)
     loss = 0.0
     right: list[bool] = []
@@ -88,13 +89,13 @@ def evaluate(
 
 
 def checked_rows(
-    model: Model, sequences: Any, loss_weights: Any, names: tuple[str, str]
+    config: Config, sequences: Any, loss_weights: Any, names: tuple[str, str]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Token ids, int32 [T], and the weights of predicting them, float64 [T], of each sequence.
 
     names: of the two arguments, for TypeError, ValueError and IndexError.
     """
-    rows = sequence_ids(model, sequences, names[0])
+    rows = sequence_ids(config, sequences, names[0])
     if not rows:
         raise ValueError(f"{names[0]} must hold at least one sequence")
     if loss_weights is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _check
 from ..io.checksums import update
+from ..model.config import Config
 from ..model.evaluation import checked_rows
 from ..model.model import Model
 
@@ -68,8 +69,8 @@ class HeldOut:
 
     Parameters
     ----------
-    model : Model
-        That is measured.
+    config : Config
+        Of the model that is measured.
     sequences : list of int arrays, or int array [n, T]
         Token ids.
     loss_weights : like `sequences`, optional
@@ -80,10 +81,9 @@ class HeldOut:
         Of the whole run, after the last of which there is one more.
     """
 
-    def __init__(self, model: Model, sequences: Any, loss_weights: Any, every: int, steps: int) -> None:
+    def __init__(self, config: Config, sequences: Any, loss_weights: Any, every: int, steps: int) -> None:
         names = ("held_out", "held_out_weights")
-        rows, weights = checked_rows(model, sequences, loss_weights, names)
-        self._model = model
+        rows, weights = checked_rows(config, sequences, loss_weights, names)
         self._sequences, self._weights = [row.copy() for row in rows], [row.copy() for row in weights]
         self._every, self._steps = _check.integer(every, "evaluate_every", 1), steps
         self.results: list[HeldOutResult] = []
@@ -98,9 +98,9 @@ class HeldOut:
         at = step > 0 and (step % self._every == 0 or step == self._steps)
         return at and not (self.results and self.results[-1].step == step)
 
-    def measure(self, step: int) -> None:
+    def measure(self, model: Model, step: int) -> None:
         """Measure the model as it is after so many steps."""
-        found = self._model.evaluate(self._sequences, self._weights, progress=False)
+        found = model.evaluate(self._sequences, self._weights, progress=False)
         edges, own = int(found.open_edges.sum()), int(found.self_edges.sum())
         n = found.n_tokens
         self.results.append(HeldOutResult(step, found.cross_entropy, edges / n, own / n))

@@ -144,7 +144,7 @@ class Trainer:
             return None
         if not every:
             raise ValueError("held_out sequences need evaluate_every, the steps between two evaluations")
-        return HeldOut(self.model, sequences, weights, every, steps)
+        return HeldOut(self.model.config, sequences, weights, every, steps)
 
     @property
     def step_count(self) -> int:
@@ -220,7 +220,7 @@ class Trainer:
         """Evaluate if that is due and was not done yet, before a step and a save; whether it was done."""
         if self._held_out is None or not self._held_out.due(self.step_count):
             return False
-        self._held_out.measure(self.step_count)
+        self._held_out.measure(self.model, self.step_count)
         if self._keep_best and self.best is self._held_out.results[-1]:
             assert self._folder is not None
             with self.model._core.reading():
@@ -404,6 +404,12 @@ class Trainer:
             wanted = dataclasses.replace(stored, **settings) if options is None else options
             state.check_options(stored, wanted, path)
             state.check_data(meta["data"], data.digest, path)
+            given = (
+                None
+                if held_out is None
+                else HeldOut(meta["config"], held_out, held_out_weights, 1, stored.steps).digest
+            )
+            state.check_held_out(meta.get("held_out"), given, path)
             state.check_entries(bundle.tensors, meta, path)
             tensors = bundle.read_all()
         state.check_values(tensors, meta, path)
@@ -416,8 +422,6 @@ class Trainer:
             model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep,
             held_out=held_out, held_out_weights=held_out_weights, keep_best=keep_best, patience=patience,
         )  # fmt: skip
-        known = None if trainer._held_out is None else trainer._held_out.digest
-        state.check_held_out(meta.get("held_out"), known, path)
         trainer._restore(tensors, meta)
         trainer._seconds = seconds
         if trainer._folder is not None:
