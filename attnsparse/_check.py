@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -99,14 +99,14 @@ def choice(value: object, name: str, known: Iterable[str]) -> str:
     """One of some names."""
     known = tuple(known)
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r:.60}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {shown(value)}")
     return value
 
 
 def flag(value: object, name: str) -> bool:
     """True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r:.60}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
@@ -129,17 +129,49 @@ def names(value: object, name: str) -> list[str]:
     items = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
     found = [item for item in items if isinstance(item, str)]
     if len(found) < len(items):
-        raise TypeError(f"{name} must be a name or a sequence of names, got {value!r:.60}")
+        raise TypeError(f"{name} must be a name or a sequence of names, got {shown(value)}")
     return found
+
+
+def items(value: object, name: str, what: str) -> list[Any]:
+    """What a sequence, array or iterator holds, as a list; a text or a mapping is none of these."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        try:
+            return list(value)
+        except TypeError:  # an array without dimensions
+            pass
+    raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
+
+
+def ascending(values: object, name: str, each: Callable[[object, str], float]) -> np.ndarray:
+    """Numbers, each of which `each` accepts and is above the one before it."""
+    found = [each(value, f"each of {name}") for value in items(values, name, "a sequence of numbers")]
+    if not found or (np.diff(found) <= 0).any():
+        raise ValueError(f"{name} must ascend, got {found!r:.60}")
+    return np.array(found)
+
+
+def array(values: object, name: str) -> np.ndarray:
+    """An array of any kind."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} must be an array, got rows of different lengths") from None
 
 
 def reals(values: object, name: str, dtype: npt.DTypeLike) -> np.ndarray:
     """Real numbers as a C-contiguous array of this dtype."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must be real numbers, got {array.dtype}")
+    found = array(values, name)
+    if found.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be real numbers, got {found.dtype}")
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, dtype=dtype)
+        return np.ascontiguousarray(found, dtype=dtype)
+
+
+def shown(value: object) -> str:
+    """A wrong value in a message: on one line, by its type where it does not fit there."""
+    text = repr(value)
+    return type(value).__name__ if "\n" in text or " at 0x" in text else text[:60]
 
 
 def is_missing(value: object) -> bool:

@@ -256,9 +256,9 @@ def keep_only(
     mean or their value in the corrupted prompt.
     """
     chosen, unit = _checked_items(items)
-    counts = np.asarray(sizes)
+    counts = _check.array(sizes, "sizes")
     if counts.ndim != 1 or counts.dtype.kind not in "iu":
-        raise TypeError(f"sizes must be a flat sequence of integers, got {sizes!r:.60}")
+        raise TypeError(f"sizes must be a flat sequence of integers, got {_check.shown(sizes)}")
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
     counts = _whole_numbers(counts, np.int64)

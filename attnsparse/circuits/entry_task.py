@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _check
 from ..model.batch import listed
 from ..model.model import Model
 from ..tasks import words as demo_words
@@ -34,10 +35,11 @@ def task_of_prompts(
     if model.tokenizer is None:
         raise ValueError(f"model {model.name!r} has no tokenizer, which an answer in text needs")
     texts, single = listed(prompts)
+    if not texts:
+        raise ValueError("prompt must hold at least one prompt, got none")
     odd = [type(text).__name__ for text in texts if not isinstance(text, str)]
-    if odd or not texts:
-        found = odd[0] if odd else "none"
-        raise TypeError(f"prompts with answers must be texts, got {found}; give a Task of token ids instead")
+    if odd:
+        raise TypeError(f"prompts with answers must be texts, got {odd[0]}; give a Task of token ids instead")
     answers = _answers(texts, answer)
     each = _wrong_of_each(answers, wrong)
     drafts = [PromptText(text, text, (right,), others) for text, right, others in zip(texts, answers, each)]
@@ -52,7 +54,12 @@ def _answers(texts: Sequence[str], answer: str | Sequence[str] | None) -> list[s
         if any(text != PROMPT for text in texts):
             raise ValueError("prompts of your own need answer=..., the token whose logit is measured")
         return [ANSWER] * len(texts)
-    found = [answer] * len(texts) if isinstance(answer, str) else list(answer)
+    if isinstance(answer, str):
+        return [answer] * len(texts)
+    found = [
+        _text(word, "an answer")
+        for word in _check.items(answer, "answer", "one text, or one for each prompt")
+    ]
     if len(found) != len(texts):
         raise ValueError(f"there are {len(found)} answers and {len(texts)} prompts")
     return found
@@ -65,9 +72,17 @@ def _wrong_of_each(
         return [wrong_words(answer) for answer in answers]
     if isinstance(wrong, str):
         return [(wrong,)] * len(answers)
-    given = list(wrong)
+    given = _check.items(wrong, "wrong", "texts, or texts for each prompt")
     if all(isinstance(word, str) for word in given):
-        return [tuple(map(str, given))] * len(answers)
+        return [tuple(given)] * len(answers)
     if len(given) != len(answers):
         raise ValueError(f"there are wrong answers for {len(given)} prompts, and {len(answers)} prompts")
-    return [(words,) if isinstance(words, str) else tuple(words) for words in given]
+    each = [
+        [words] if isinstance(words, str) else _check.items(words, "each of wrong", "texts")
+        for words in given
+    ]
+    return [tuple(_text(word, "a wrong answer") for word in words) for words in each]
+
+
+def _text(value: Any, what: str) -> str:
+    return _check.instance(value, str, what)

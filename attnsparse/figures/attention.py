@@ -222,7 +222,11 @@ def attention_map(
     chosen = Head.parse((layer, head)).within(*run[0].pattern.shape[:2])
     values = np.mean([run[i].pattern[chosen] for i in range(len(run))], axis=0)
     n_tokens = len(values)
-    texts = _shared_tokens(run) if labels is None else [given_text(label, TOKEN_SIGNS) for label in labels]
+    if labels is None:
+        texts = _shared_tokens(run)
+    else:
+        given = _check.items(labels, "labels", "a sequence of texts")
+        texts = [given_text(label, TOKEN_SIGNS) for label in given]
     if len(texts) != n_tokens:
         raise ValueError(f"labels must have one text for each of the {n_tokens} tokens, got {len(texts)}")
     with styled():

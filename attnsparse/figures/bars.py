@@ -82,10 +82,12 @@ def bars(
 
     _check.instance(table, pd.DataFrame, "table")
     n = _check.integer(n, "n", 1)
+    for name in (value, label, low, high):
+        _check.instance(name, str, "the name of a column")
     values = _numbers(table, value)
     chosen = np.argsort(-np.abs(values), kind="stable")[: min(n, int(np.isfinite(values).sum()))]
     if not len(chosen):
-        raise ValueError(f"table has no row with a value in column {value!r:.60}")
+        raise ValueError(f"the table has no row with a value in column {value!r:.60}")
     names = [given_text(text, LABEL_SIGNS) for text in _column(table, label).iloc[chosen]]
     ends = [_numbers(table, name)[chosen] for name in (low, high)] if {low, high} & set(table) else []
     lengths, rows = values[chosen], np.arange(len(chosen))
@@ -112,7 +114,7 @@ def bars(
 def _column(table: pd.DataFrame, name: str) -> pd.Series:
     if name not in table:
         listed = shortened(", ".join(map(str, table.columns)), 160)
-        raise KeyError(f"table has no column {name!r:.60}; it has {listed}")
+        raise KeyError(f"the table has no column {name!r:.60}; it has {listed}")
     return table[name]
 
 

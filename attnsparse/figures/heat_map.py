@@ -129,6 +129,7 @@ def _cells(
     if columns is None:
         columns = next((name for name in _COLUMNS if name in table), _COLUMNS[0])
     for name in (rows, columns, value):
+        _check.instance(name, str, "the name of a column")
         if name not in table:
             known = ", ".join(map(str, table.columns))
             raise KeyError(f"the table has no column {name!r:.60}; it has {known:.400}")

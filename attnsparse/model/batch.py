@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._check import is_missing
+from .. import _check
 
 if TYPE_CHECKING:
+    from .config import Config
     from .model import Model
+    from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def as_batch(model: Model, prompts: Any, prepend_bos: bool) -> Batch:
     items, single = listed(prompts)
     if not items:
         raise ValueError("prompts must hold at least one prompt, got an empty list")
-    rows = [_ids(model, item, prepend_bos, None if single else i) for i, item in enumerate(items)]
+    rows = [_ids(model, item, prepend_bos, _where(single, i)) for i, item in enumerate(items)]
     tokens = np.concatenate(rows)
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     tokens.setflags(write=False)
@@ -66,7 +68,7 @@ def prompt_groups(model: Model, prompts: Any, prepend_bos: bool, n_tokens: int) 
     rows: list[np.ndarray] = []
     n = 0
     for i, item in enumerate(items):
-        rows.append(_ids(model, item, prepend_bos, None if single else i))
+        rows.append(_ids(model, item, prepend_bos, _where(single, i)))
         n += len(rows[-1])
         if n >= n_tokens:
             yield _packed(rows, prepend_bos)
@@ -114,28 +116,45 @@ def _packed(rows: Sequence[np.ndarray], prepend_bos: bool) -> Batch:
     return Batch(np.concatenate(rows), offsets, (None,) * len(rows), False, bool(prepend_bos))
 
 
-def _ids(model: Model, item: Any, prepend_bos: bool, index: int | None) -> np.ndarray:
-    where = "the prompt" if index is None else f"prompt {index}"
+def sequence_ids(config: Config, sequences: Any, name: str) -> list[np.ndarray]:
+    """Token ids, int32 [T] with T in 1..n_ctx, of each sequence; TypeError, ValueError, IndexError if not."""
+    items = _check.items(sequences, name, "sequences of token ids")
+    for i, item in enumerate(items):
+        if isinstance(item, str) or not hasattr(item, "__len__"):
+            raise TypeError(f"{name}[{i}] must be a sequence of token ids, got {type(item).__name__}")
+    rows = [(_given_ids(item, f"{name}[{i}]"), f"{name}[{i}]") for i, item in enumerate(items)]
+    return [_checked(ids, config, None, where) for ids, where in rows]
+
+
+def _where(single: bool, index: int) -> str:
+    return "the prompt" if single else f"prompt {index}"
+
+
+def _ids(model: Model, item: Any, prepend_bos: bool, where: str) -> np.ndarray:
     if isinstance(item, str):
         ids = model.to_tokens(str(item), prepend_bos)
     else:
         ids = _given_ids(item, where)
         if prepend_bos and ids[:1].tolist() != [bos := _bos(model)]:
             ids = np.concatenate([[bos], ids])
+    return _checked(ids, model.config, model.tokenizer, where)
+
+
+def _checked(ids: np.ndarray, config: Config, tokens: Tokenizer | None, where: str) -> np.ndarray:
     if len(ids) == 0:
         raise ValueError(f"{where} has no tokens")
-    most = model.config.n_ctx
+    most = config.n_ctx
     if len(ids) > most:
         raise ValueError(f"{where} has {len(ids):,} tokens, this model takes at most {most:,} (n_ctx)")
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= model.config.n_vocab:
-        raise IndexError(_without_row(model, ids, where))
+    if low < 0 or high >= config.n_vocab:
+        raise IndexError(_without_row(config, tokens, ids, where))
     return np.ascontiguousarray(ids, dtype=np.int32)
 
 
-def _without_row(model: Model, ids: np.ndarray, where: str) -> str:
+def _without_row(config: Config, tokens: Tokenizer | None, ids: np.ndarray, where: str) -> str:
     """The message about the first id that has no row in the embedding."""
-    rows, tokens = model.config.n_vocab, model.tokenizer
+    rows = config.n_vocab
     at = int(np.argmax((ids < 0) | (ids >= rows)))
     token = int(ids[at])
     said = f"token id {token:,} at position {at} of {where} is out of range 0..{rows - 1:,}"
@@ -145,7 +164,7 @@ def _without_row(model: Model, ids: np.ndarray, where: str) -> str:
 
 
 def _given_ids(item: Any, where: str) -> np.ndarray:
-    if is_missing(item):
+    if _check.is_missing(item):
         raise ValueError(f"{where} is missing ({item}); leave it out, such as with dropna()")
     if isinstance(item, (bytes, bytearray, memoryview)):
         raise TypeError(f"{where} must be a string or integers, got {type(item).__name__}; decode it first")

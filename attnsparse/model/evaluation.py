@@ -12,8 +12,10 @@ import numpy.typing as npt
 from .. import _check
 from .._display import progress_bar
 from .._engine import core_for
+from .batch import sequence_ids
 
 if TYPE_CHECKING:
+    from .config import Config
     from .model import Model
 
 
@@ -63,18 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """See `Model.evaluate`."""
     batch = _check.integer(batch, "batch", 1)
-    rows = [np.asarray(row) for row in sequences]
-    if loss_weights is None:
-        weights = [np.ones(len(row)) for row in rows]
-    else:
-        weights = [np.asarray(row, np.float64) for row in loss_weights]
-    if not rows or [len(row) for row in rows] != [len(row) for row in weights]:
-        raise ValueError(
-            "sequences must hold at least one sequence, and loss_weights one number for each of its tokens"
-        )
+    rows, weights = checked_rows(model.config, sequences, loss_weights, ("sequences", "loss_weights"))
     total = sum(float(row[1:].sum()) for row in weights)
-    if total <= 0:
-        raise ValueError("loss_weights must be above 0 for at least one token that is predicted")
     loss = 0.0
     right: list[bool] = []
     edges: list[int] = []
@@ -94,6 +86,32 @@ def evaluate(
                 bar.update(min(batch, len(rows) - begin))
     n_tokens = sum(map(len, rows))
     return Evaluation(loss / total, np.array(right), np.array(edges), np.array(own), n_tokens)
+
+
+def checked_rows(
+    config: Config, sequences: Any, loss_weights: Any, names: tuple[str, str]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Token ids, int32 [T], and the weights of predicting them, float64 [T], of each sequence.
+
+    names: of the two arguments, for TypeError, ValueError and IndexError.
+    """
+    rows = sequence_ids(config, sequences, names[0])
+    if not rows:
+        raise ValueError(f"{names[0]} must hold at least one sequence")
+    if loss_weights is None:
+        weights = [np.ones(len(row)) for row in rows]
+    else:
+        given = _check.items(loss_weights, names[1], "rows of numbers")
+        weights = [_check.reals(row, f"{names[1]}[{i}]", np.float64) for i, row in enumerate(given)]
+    if [row.shape for row in rows] != [row.shape for row in weights]:
+        raise ValueError(f"{names[1]} must have one number for each token of {names[0]}")
+    if not all((np.isfinite(row) & (row >= 0)).all() for row in weights):
+        raise ValueError(f"{names[1]} must be finite and not negative")
+    if not any((row[1:] > 0).any() for row in weights):
+        raise ValueError(
+            f"{names[0]} must have a token after the first of a sequence, with a weight above 0 in {names[1]}"
+        )
+    return rows, weights
 
 
 def token_losses(

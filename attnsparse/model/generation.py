@@ -286,7 +286,8 @@ def _options(
 
 
 def _stop_tokens(model: Model, stop: Any, stop_at_eos: bool) -> list[int]:
-    items = [stop] if isinstance(stop, str | int | np.integer) else list(stop)
+    several = not isinstance(stop, str | int | np.integer)
+    items = _check.items(stop, "stop", "a token or a sequence of tokens") if several else [stop]
     found = [_stop_token(model, item) for item in items]
     eos = model.tokenizer.eos_id if _check.flag(stop_at_eos, "stop_at_eos") and model.tokenizer else None
     return found if eos is None or eos >= model.config.n_vocab else [*found, eos]

@@ -360,7 +360,11 @@ class Model(ModelWeights, ModelText, ModelTravel):
         Raises
         ------
         ValueError
-            For no sequences, weights of other lengths, or no weight above 0.
+            For no sequences, weights of other lengths or below 0, or no weight above 0.
+        TypeError
+            For what are not rows of token ids, or of numbers.
+        IndexError
+            For a token id outside the vocabulary.
         """
         return evaluate(self, sequences, loss_weights, batch, progress)
 

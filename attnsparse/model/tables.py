@@ -107,7 +107,7 @@ def token_id(run: Run, token: str | int) -> int:
         return run.model.to_single_token(token)
     number = _check.integer(token, "a token")
     if not 0 <= number < run.model.config.n_vocab:
-        raise IndexError(f"token id {number} is out of range 0..{run.model.config.n_vocab - 1}")
+        raise IndexError(f"token id {number:,} is out of range 0..{run.model.config.n_vocab - 1:,}")
     return number
 
 
@@ -255,14 +255,16 @@ def _directions(
     The scale of the final LayerNorm is frozen: u = (gamma d - mean(gamma d)) / scale with
     d = W_U[right] - W_U[wrong].
     """
-    given: Any = logit_diff if isinstance(logit_diff, str) else list(logit_diff)
+    wanted = "a pair (right token, wrong token)"
+    text = isinstance(logit_diff, str)
+    given: Any = [logit_diff] if text else _check.items(logit_diff, "logit_diff", wanted)
     if len(given) == 2 and all(isinstance(token, (str, int, np.integer)) for token in given):
         given = [tuple(given)] * len(run)
     wrong = [
         pair for pair in given if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2
     ]
-    if isinstance(given, str) or wrong:
-        raise ValueError(f"logit_diff must be a pair (right token, wrong token), got {logit_diff!r:.60}")
+    if wrong:
+        raise ValueError(f"logit_diff must be {wanted}, got {_check.shown(logit_diff)}")
     if len(given) != len(run):
         raise ValueError(
             f"logit_diff must be one pair, or one for each of {len(run)} prompts, got {len(given)}"

@@ -170,7 +170,7 @@ def run_with_cache(
     cache : ActivationCache
     """
     if return_type is not None and return_type not in ("logits", "loss"):
-        raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r:.60}")
+        raise ValueError(f"return_type must be 'logits', 'loss' or None, got {_check.shown(return_type)}")
     batch = as_batch(self, listed(prompts)[0], prepend_bos)
     lengths = set(batch.lengths.tolist())
     if len(lengths) > 1:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _check
 from .._core_types import Metric
 from .._core_types import Task as PackedTask
 from .._display import stage_bars
@@ -27,7 +28,7 @@ def checked_metric(effects: object) -> Task | tuple[Any, Any]:
     if not isinstance(effects, tuple | list) or len(effects) != 2:
         raise TypeError(
             "effects must be a Task or a pair (right token, wrong token), such as ('small', 'big'), got "
-            f"{effects!r:.60}"
+            f"{_check.shown(effects)}"
         )
     return effects[0], effects[1]
 
@@ -56,9 +57,10 @@ def exact_effects(
     if isinstance(metric, Task):
         lengths = {len(prompt) for prompt in metric.clean}
         if lengths != {run.n_tokens}:
+            found = f"{min(lengths)}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
             raise ValueError(
-                f"the prompts of task {metric.name!r:.60} have {min(lengths)} to {max(lengths)} tokens, and "
-                f"this run has {run.n_tokens}: entries at its positions are not in them"
+                f"the prompts of task {metric.name!r:.60} have {found} tokens, and this run has "
+                f"{run.n_tokens}: entries at its positions are not in them"
             )
     core = run.model._core
     asked = packed_task(run.model, metric, None) if isinstance(metric, Task) else _of_run(run, metric)

@@ -170,7 +170,7 @@ def chosen_metric(metric: object, task: Task) -> str | CustomMetric:
         return metric
     if not isinstance(metric, str) or metric not in METRICS:
         names = ", ".join(map(repr, METRICS))
-        raise ValueError(f"metric must be one of {names}, or a CustomMetric, got {metric!r:.60}")
+        raise ValueError(f"metric must be one of {names}, or a CustomMetric, got {_check.shown(metric)}")
     return metric
 
 

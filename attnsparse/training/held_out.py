@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from .. import _check
 from ..io.checksums import update
+from ..model.config import Config
+from ..model.evaluation import checked_rows
 from ..model.model import Model
 
 
@@ -67,6 +69,8 @@ class HeldOut:
 
     Parameters
     ----------
+    config : Config
+        Of the model that is measured.
     sequences : list of int arrays, or int array [n, T]
         Token ids.
     loss_weights : like `sequences`, optional
@@ -77,13 +81,14 @@ class HeldOut:
         Of the whole run, after the last of which there is one more.
     """
 
-    def __init__(self, sequences: Sequence[Any], loss_weights: Sequence[Any] | None, every: int, steps: int):
-        self._sequences = [np.array(row) for row in sequences]
-        self._weights = None if loss_weights is None else [np.array(row, np.float64) for row in loss_weights]
+    def __init__(self, config: Config, sequences: Any, loss_weights: Any, every: int, steps: int) -> None:
+        names = ("held_out", "held_out_weights")
+        rows, weights = checked_rows(config, sequences, loss_weights, names)
+        self._sequences, self._weights = [row.copy() for row in rows], [row.copy() for row in weights]
         self._every, self._steps = _check.integer(every, "evaluate_every", 1), steps
         self.results: list[HeldOutResult] = []
         sha = hashlib.sha256()
-        for row in [*self._sequences, *(self._weights or [])]:
+        for row in [*self._sequences, *self._weights]:
             sha.update(f"{len(row)} ".encode())
             update(sha, np.ascontiguousarray(row))
         self.digest = sha.hexdigest()

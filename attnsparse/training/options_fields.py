@@ -51,7 +51,7 @@ def schedule(
 def decays(value: Any, name: str) -> tuple[float, float]:
     """The check of Adam's two decays."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise ValueError(f"{name} must be two numbers, got {value!r:.60}")
+        raise ValueError(f"{name} must be two numbers, got {_check.shown(value)}")
     first, second = (_check.number(beta, name, 0.0, 0.9999999) for beta in value)
     return first, second
 

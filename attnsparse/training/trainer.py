@@ -139,10 +139,12 @@ class Trainer:
         if sequences is None:
             if every:
                 raise ValueError(f"evaluate_every={every} needs held_out sequences")
+            if weights is not None:
+                raise ValueError("held_out_weights are of held_out sequences, which were not given")
             return None
         if not every:
             raise ValueError("held_out sequences need evaluate_every, the steps between two evaluations")
-        return HeldOut(sequences, weights, every, steps)
+        return HeldOut(self.model.config, sequences, weights, every, steps)
 
     @property
     def step_count(self) -> int:
@@ -402,7 +404,11 @@ class Trainer:
             wanted = dataclasses.replace(stored, **settings) if options is None else options
             state.check_options(stored, wanted, path)
             state.check_data(meta["data"], data.digest, path)
-            given = None if held_out is None else HeldOut(held_out, held_out_weights, 1, stored.steps).digest
+            given = (
+                None
+                if held_out is None
+                else HeldOut(meta["config"], held_out, held_out_weights, 1, stored.steps).digest
+            )
             state.check_held_out(meta.get("held_out"), given, path)
             state.check_entries(bundle.tensors, meta, path)
             tensors = bundle.read_all()

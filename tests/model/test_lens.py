@@ -241,7 +241,7 @@ def test_what_logit_lens_refuses(run):
         plain.logit_lens()
     with pytest.raises(ValueError, match="scale must be one of 'own', 'held'"):
         run.logit_lens(scale="final")
-    with pytest.raises(ValueError, match="n must be at most 31"):
+    with pytest.raises(ValueError, match=r"n must be in 1\.\.31, got 32"):
         run.logit_lens(32)
     with pytest.raises(ValueError, match="at least one token"):
         run.logit_lens(tokens=[])
@@ -307,7 +307,7 @@ def test_what_top_refuses(run):
         model.run([1], logits="none").top()
     with pytest.raises(ValueError, match="last positions only"):
         model.run(PROMPTS, logits="last").top(position=0)
-    with pytest.raises(ValueError, match="n must be at most 31"):
+    with pytest.raises(ValueError, match=r"n must be in 1\.\.31, got 32"):
         run.top(32)
     with pytest.raises(ValueError, match="at least one token"):
         run.top(tokens=[])

@@ -391,7 +391,7 @@ WRONG = {
     "two tokens": (
         lambda e: e.to_html(effects=("The opposite", 3)),
         ValueError,
-        "is 2 tokens .*, expected one",
+        r"is 2 tokens \(.*\), expected one",
     ),
     "effects of a changed run": (
         lambda e: toy_model().run(PROMPT, ablate="L0H0").to_html(effects=(7, 8)),
@@ -401,7 +401,7 @@ WRONG = {
     "a longer task": (
         lambda e: toy_model().run("The opposite").to_html(effects=toy_task()),
         ValueError,
-        "have 8 to 8 tokens, and this run has 2",
+        "have 8 tokens, and this run has 2",
     ),
     "base": (lambda e: e.to_html(base=2), ValueError, "base must be 0 or 1, got 2"),
     "title": (lambda e: e.to_html(title=5), TypeError, "title must be a string, got int"),

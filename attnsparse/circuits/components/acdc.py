@@ -275,9 +275,7 @@ def component_acdc_sweep(
     MemoryError, TypeError, FormatError, OSError
         As in `component_acdc`.
     """
-    asked = np.array([_check.number(value, "each of thresholds", 0.0) for value in thresholds])
-    if not len(asked) or (np.diff(asked) <= 0).any():
-        raise ValueError(f"thresholds must ascend, got {asked.tolist()}")
+    asked = _check.ascending(thresholds, "thresholds", lambda value, name: _check.number(value, name, 0.0))
     _check.instance(model, Model, "model")
     _check.instance(task, Task, "task")
     measured = task if evaluation is None else _check.instance(evaluation, Task, "evaluation")

@@ -87,9 +87,7 @@ def evaluate(
             f"this circuit is of {circuit.n_layer} layers of {circuit.n_head} heads, the model has "
             f"{model.config.n_layer} of {model.config.n_head}"
         )
-    asked = np.array([_check.share(share, "each of shares") for share in shares])
-    if not len(asked) or (np.diff(asked) <= 0).any():
-        raise ValueError(f"shares must ascend, got {asked.tolist()}")
+    asked = _check.ascending(shares, "shares", _check.share)
     n_random, seed = _check.integer(n_random, "n_random", 0, MAX_RANDOM), _check.seed(seed)
     n, n_sizes = circuit.n_edges, len(asked)
     requested = np.array([int(share * n) for share in asked], np.int64)

@@ -110,7 +110,7 @@ def find_component_circuit(
     _check_apart(task)
     chosen = chosen_metric(metric, task)
     (ranking, ranked_by), (evaluation, measured_by) = halves(task, chosen)
-    if ablation.startswith("mean") and reference is None:
+    if _check.choice(ablation, "ablation", names.ABLATIONS).startswith("mean") and reference is None:
         reference = ranking
     changed: dict[str, Any] = {
         "ablation": ablation,

@@ -242,9 +242,7 @@ class NodeCircuit:
                 f"this circuit is of {sizes[0]} layers of {sizes[1]} heads, {sizes[2]} wide, the model has "
                 f"{own[0]} of {own[1]}, {own[2]} wide"
             )
-        asked = np.array([_check.share(share, "each of shares") for share in shares])
-        if not len(asked) or (np.diff(asked) <= 0).any():
-            raise ValueError(f"shares must ascend, got {asked.tolist()}")
+        asked = _check.ascending(shares, "shares", _check.share)
         n = self.scores.size
         requested = np.array([int(share * n) for share in asked], np.int64)
         masks, kept = self.masks([*requested.tolist(), n, 0], prune=prune)
@@ -423,7 +421,7 @@ def node_values(
     """
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), model.config.d_model)
-    array = np.asarray(masks)
+    array = _check.array(masks, "masks")
     if array.ndim not in (2, 3):
         raise ValueError(
             f"masks must have the shape (n, {shape[0]}) or (n, {shape[0]}, {shape[1]}), got {array.shape}"

@@ -104,7 +104,7 @@ def component_values(
     """
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), len(names.receivers(model.config)))
-    array = np.asarray(masks)
+    array = _check.array(masks, "masks")
     if array.ndim != 3:
         raise ValueError(f"masks must have the shape (n, {shape[0]}, {shape[1]}), got {array.shape}")
     options = changed_options(model, ablation, direction, gate, reference, max_bytes)

@@ -111,7 +111,7 @@ def _tokens(run: Run, given: str | int | Sequence[str | int], name: str, rows: R
     """The token of each row: the same everywhere, or one for each prompt."""
     if isinstance(given, (str, int, np.integer)):
         return np.full(len(rows.row), tables.token_id(run, given), np.int32)
-    items = list(given)
+    items = _check.items(given, name, "a token, or one for each prompt")
     if len(items) != len(run):
         raise ValueError(f"{name} must be one token or one for each of {len(run)} prompts, got {len(items)}")
     ids = np.array([tables.token_id(run, item) for item in items], np.int32)

@@ -63,7 +63,7 @@ def logit_lens(
     Raises
     ------
     ValueError
-        If an array was not recorded, or a text is not one token.
+        If an array was not recorded, a text is not one token, or `n` exceeds the vocabulary.
     IndexError
         For a token or position out of range.
     RuntimeError
@@ -78,7 +78,7 @@ def logit_lens(
     at = Rows(*(np.tile(column, len(points)) for column in rows))
     point = np.repeat(points, len(rows.row))
     asked = _asked(run, tokens, len(point))
-    n = _check.integer(n, "n", 1) if tokens is None else 0
+    n = _check.integer(n, "n", 1, run.model.config.n_vocab) if tokens is None else 0
     read = run._core.lens(point, at.row, scale == "held", n, asked)
     names = np.array([_label(int(p), last) for p in points], object)
     labels = np.repeat(names, len(rows.row))
@@ -120,7 +120,7 @@ def top(
     IndexError
         For a token or position out of range.
     """
-    n = _check.integer(n, "n", 1) if tokens is None else 0
+    n = _check.integer(n, "n", 1, run.model.config.n_vocab) if tokens is None else 0
     if "logits" not in run.recorded:
         raise ValueError("top needs logits, which this run did not compute; run with logits='all' or 'last'")
     only_last = run._logits == "last"
@@ -141,7 +141,10 @@ def _asked(run: Run, tokens: str | int | Sequence[str | int] | None, n_rows: int
     """The same tokens for each row, int32 [rows, tokens]."""
     if tokens is None:
         return np.empty((n_rows, 0), np.int32)
-    items = [tokens] if isinstance(tokens, (str, int, np.integer)) else list(tokens)
+    if isinstance(tokens, (str, int, np.integer)):
+        items = [tokens]
+    else:
+        items = _check.items(tokens, "tokens", "a token or a sequence of tokens")
     if not items:
         raise ValueError("tokens must name at least one token")
     ids = [tables.token_id(run, item) for item in items]

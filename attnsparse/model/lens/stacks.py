@@ -292,7 +292,7 @@ def _sliced(array: np.ndarray, which: Slice, axis: int) -> np.ndarray:
     if isinstance(which, tuple):
         which = slice(*which)
     if not isinstance(which, (slice, int, np.integer)):
-        which = np.asarray(which)
+        which = _check.array(which, "a slice")
     index: list[Any] = [slice(None)] * array.ndim
     index[axis] = which
     found: np.ndarray = array[tuple(index)]
@@ -331,7 +331,7 @@ def _tokens(cache: ActivationCache, given: Any, shape: tuple[int, ...], name: st
     """The token of each row of a stack."""
     if isinstance(given, str):
         given = tables.token_id(cache.run, given)
-    ids = np.asarray(given)
+    ids = _check.array(given, name)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name} must be a single token, or integers, got {ids.dtype}")
     if ids.ndim == 1 and len(shape) == 2:

@@ -467,7 +467,8 @@ def checked_ids(ids: Iterable[int], n_ids: int = _MOST_ID + 1) -> list[int]:
             )
         numbers: list[int] = values.tolist()
     else:
-        numbers = [token if type(token) is int else _check.integer(token, "a token id") for token in ids]
+        items = _check.items(ids, "token ids", "a sequence of integers")
+        numbers = [token if type(token) is int else _check.integer(token, "a token id") for token in items]
     for token in (min(numbers, default=0), max(numbers, default=0)):
         if not 0 <= token < n_ids:
             raise IndexError(f"token id {token:,} is out of range 0..{n_ids - 1:,}")
