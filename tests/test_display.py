@@ -29,7 +29,7 @@ from attnsparse.circuits import (
 from attnsparse.tasks import CustomMetric
 from attnsparse.tasks.task import Task
 
-scores_module = import_module("attnsparse.circuits.component_scores")
+scores_module = import_module("attnsparse.circuits.components.scores")
 patching_module = import_module("attnsparse.circuits.patching")
 
 
