@@ -320,7 +320,7 @@ def _of_one(
         )
     options = effect_options(model, "edge", ablation, reference, DEFAULT_MAX_BYTES)
     asked = EntryQuestion(model, options, weight[None], np.array([query_at]), np.array([key_at]))
-    rows, _, effect, values, full = measured_entries(task, [asked], resume, threads, progress)[0]
+    rows, effect, _, values, full = measured_entries(task, [asked], resume, threads, progress)[0]
     if not values[0, 0] < full[0]:
         raise ValueError(
             f"{model.name!r} does not need what it sees from position {query_at + base} to {key_at + base}: "

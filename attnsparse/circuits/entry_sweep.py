@@ -319,9 +319,12 @@ def measured_entries(
 
     def measure(tell: Tell) -> None:
         for i, one in enumerate(asked):
-            entries = (one.weight, one.query, one.key)
-            call = (packed[i], one.options, *entries, place[i : i + 1], *arrays[i], n_threads, tell)
-            ranked.append(one.model._core.entry_effects(*call))
+            full, effect, values = arrays[i]
+            heads_and_means = one.model._core.entry_effects(
+                packed[i], one.options, one.weight, one.query, one.key, place[i : i + 1], full, effect,
+                values, n_threads, tell,
+            )  # fmt: skip
+            ranked.append(heads_and_means)
 
     def question() -> dict[str, Any]:
         others = [

@@ -36,7 +36,7 @@ _OF_COMPONENTS = (
     PatchingSweep,
     PathPatch,
 )
-_DIFFERING = ("task", "unit", "method", "ablation", "normalize", "metric")
+_DIFFERING: tuple[str, ...] = ("task", "unit", "method", "ablation", "normalize", "metric")
 _OF_COMPONENTS_DIFFERING = (
     "task",
     "level",

@@ -39,6 +39,12 @@ static asp_status use_effects_of(const fixture *f, int kind, const asp_context *
     if (!status) add_bytes(digest, values, sizeof values);
     if (!status) status = asp_effects_attribution(scores, NULL, model, &task, &options, 1 + kind % 2, 0, context, err);
     if (!status) add_bytes(digest, scores, sizeof scores);
+    asp_effects_kept kept = {0};
+    for (int i = 0; i < 2; i++) /* the second time all prompts are done */
+        if (!status)
+            status = asp_effects_attribution(scores, &kept, model, &task, &options, 1 + kind % 2, 0, context, err);
+    if (!status && kept.n_done != N_SEQUENCES) status = ASP_BAD_STATE;
+    if (!status) add_bytes(digest, scores, sizeof scores);
     asp_effects_free_items(rows);
     return status;
 }

@@ -135,6 +135,7 @@ CALLS: dict[str, Uses] = {
     ),
     "effects.leave_one_out": uses(
         lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [1, 2]]),
+        lambda e: effects.leave_one_out(e.model, e.task, [[0, 1]], resume=e.folder / "leave-one-out"),
         wrong=(lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [0, 1]]),),
         cost=5,
     ),

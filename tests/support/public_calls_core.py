@@ -23,7 +23,8 @@ from attnsparse._core_types import (
     Metric,
     Task,
 )
-from attnsparse.circuits import circuit, effects
+from attnsparse.circuits import circuit
+from attnsparse.circuits.asked import packed_task
 
 ONE = np.array([0, 1], np.int64)
 CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
@@ -35,7 +36,7 @@ COMPONENTS = ComponentOptions("eap", "edge", "counterfactual", 1, False, False, 
 
 def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tuple[Task, EffectOptions]:
     """A task and options as the core takes them."""
-    return effects.packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
+    return packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
 
 
 def entry(
