@@ -52,7 +52,7 @@ asp_status use_changed_texts(const fixture *f, const asp_context *context, uint6
     asp_real values[8 * E];
     fill(values, 8 * E, 0.5, 9);
     const asp_interventions given = {
-        2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E};
+        2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E, NULL, NULL, NULL};
     asp_hooks *hooks;
     asp_status status = asp_interventions_hooks(&hooks, &given, err);
     if (status) return status;

@@ -164,6 +164,7 @@ CALLS: dict[str, Uses] = {
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
         lambda e: effects.attribution(e.model, e.task, "head", metric=OWN),
+        lambda e: effects.attribution(e.model, e.task, "head", resume=e.folder / "attribution"),
         wrong=(
             lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),
             lambda e: effects.attribution(e.model, e.task, "head", metric=FAILING.custom),
