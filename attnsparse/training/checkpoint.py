@@ -118,6 +118,8 @@ def checked_meta(meta: dict[str, Any], path: Path) -> dict[str, Any]:
         _no_run(path, "step", f"is {str(step)[:40]} of a run of {options.steps}")
     if len(meta["name"].encode("utf-8", "replace")) > DEFAULT_LIMITS.max_name_bytes:
         _no_run(path, "name", f"has more than {DEFAULT_LIMITS.max_name_bytes:,} bytes")
+    if bool(options.evaluate_every) != ("held_out" in meta):
+        _no_run(path, "held_out", f"does not fit evaluate_every={options.evaluate_every}")
     _check_multiplier(meta, config, options, path)
     return {**meta, "config": config, "options": options}
 
@@ -180,14 +182,21 @@ def check_entries(tensors: Mapping[str, TensorInfo], meta: Mapping[str, Any], pa
 def check_values(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], path: Path) -> None:
     """Numbers that a run can have: CheckpointError `nonfinite` or `value`, naming the tensor."""
     for name, array in tensors.items():
-        # a run that was continued from a file of before has no edges per token for the steps until there
-        check_finite(array[:, : len(FIRST_RESULTS)] if name == "history" else array, name, path)
+        check_finite(_known_history(array) if name == "history" else array, name, path)
         if name.startswith("adam.v/") and (array < 0).any():
             _value(path, name, "has a negative second moment")
         if name.startswith("adam.") and meta["step"] == 0 and array.any():
             _value(path, name, "is not 0 before the first step")
     if (tensors["history"][:, 1:] < 0).any() or (tensors.get("held_out", np.zeros(0)) < 0).any():
         _value(path, "history", "holds a cross-entropy, number of edges, multiplier or norm below 0")
+
+
+def _known_history(history: np.ndarray) -> np.ndarray:
+    """All numbers of a history that must be known: a run that was continued from a file of before has no edges
+    per token for the steps until there."""
+    later = history[:, len(FIRST_RESULTS) :]
+    unknown = int(np.isnan(later).all(axis=1).argmin()) if later.size else len(history)
+    return np.concatenate([history[:, : len(FIRST_RESULTS)].ravel(), later[unknown:].ravel()])
 
 
 def check_finite(array: np.ndarray, name: str, path: Path) -> None:

@@ -402,6 +402,8 @@ class Trainer:
             wanted = dataclasses.replace(stored, **settings) if options is None else options
             state.check_options(stored, wanted, path)
             state.check_data(meta["data"], data.digest, path)
+            given = None if held_out is None else HeldOut(held_out, held_out_weights, 1, stored.steps).digest
+            state.check_held_out(meta.get("held_out"), given, path)
             state.check_entries(bundle.tensors, meta, path)
             tensors = bundle.read_all()
         state.check_values(tensors, meta, path)
@@ -414,8 +416,6 @@ class Trainer:
             model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep,
             held_out=held_out, held_out_weights=held_out_weights, keep_best=keep_best, patience=patience,
         )  # fmt: skip
-        known = None if trainer._held_out is None else trainer._held_out.digest
-        state.check_held_out(meta.get("held_out"), known, path)
         trainer._restore(tensors, meta)
         trainer._seconds = seconds
         if trainer._folder is not None:

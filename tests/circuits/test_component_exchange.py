@@ -244,7 +244,7 @@ def test_folders_that_are_no_submission(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """The toy model, which MIB would have to ask for."""
-    from attnsparse.circuits import component_mib
+    from attnsparse.circuits.components import mib as component_mib
 
     one = case("gated", (5, 3))
     model = one.model()

@@ -16,10 +16,10 @@ from attnsparse.circuits import (
     component_mask_gradients,
     component_masks,
     component_scores,
-    component_training,
     component_values,
     load_component_circuit,
 )
+from attnsparse.circuits.components import training as component_training
 from attnsparse.tasks import CustomMetric
 
 each_config = pytest.mark.parametrize("name", CONFIGS)

@@ -51,8 +51,18 @@ asp_status use_changed_texts(const fixture *f, const asp_context *context, uint6
     const int64_t mlps[] = {0, 1, 14}, resids[] = {0, 2, 0, 3, 1, 1, 2, 0};
     asp_real values[8 * E];
     fill(values, 8 * E, 0.5, 9);
-    const asp_interventions given = {
-        2, 2, 1, 2, heads, values, entries, values + E, mlps, values + 3 * E, resids, values + 5 * E, NULL, NULL, NULL};
+    const asp_interventions given = {.n_heads = 2,
+                                     .n_entries = 2,
+                                     .n_mlps = 1,
+                                     .n_resids = 2,
+                                     .heads = heads,
+                                     .head_values = values,
+                                     .entries = entries,
+                                     .entry_values = values + E,
+                                     .mlps = mlps,
+                                     .mlp_values = values + 3 * E,
+                                     .resids = resids,
+                                     .resid_values = values + 5 * E};
     asp_hooks *hooks;
     asp_status status = asp_interventions_hooks(&hooks, &given, err);
     if (status) return status;

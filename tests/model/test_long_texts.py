@@ -12,8 +12,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnsparse.model import tokenizer as module
 from attnsparse.model.tokenizer import Tokenizer
+from attnsparse.model.tokenizer import tokenizer as module
 from attnsparse.model.tokenizer.library import aside
 
 SIGNS = [

@@ -29,10 +29,13 @@ from reliability import (
 import attnsparse as asp
 from attnsparse import _core
 from attnsparse.circuits import (
+    AcdcSweep,
     ComponentCircuit,
+    ComponentCurve,
     ComponentMasks,
     ComponentScores,
     EntrySweep,
+    NodeCircuit,
     PatchingSweep,
     PathPatch,
 )
@@ -87,7 +90,7 @@ def arrays_in(result) -> list[np.ndarray]:
         return []  # their own arrays are in the list by name
     if isinstance(result, cache.ActivationCache):
         return [result[name] for name in result]
-    components = (ComponentCircuit, ComponentMasks, ComponentScores)
+    components = (AcdcSweep, ComponentCircuit, ComponentCurve, ComponentMasks, ComponentScores, NodeCircuit)
     if isinstance(result, (ScoreSplit, *components, PatchingSweep, PathPatch)):
         return arrays_in(vars(result))
     if isinstance(result, EntrySweep):

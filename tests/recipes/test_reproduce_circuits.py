@@ -69,8 +69,8 @@ def test_copy_draws_the_heads_that_are_needed(planted):
     [made] = reproduce_copy.make(planted)
     assert made.name == "copy"
     upper, lower = made.figure.axes[:2]
-    assert upper.get_title(loc="left") == "demo-dense: 5 of 8 heads"
-    assert lower.get_title(loc="left") == "demo-sparse: 2 of 8 heads"
+    assert upper.get_title(loc="left") == "Dense (demo-dense): 5 of 8 heads"
+    assert lower.get_title(loc="left") == "Sparse (demo-sparse): 2 of 8 heads"
     assert [text.get_text() for text in upper.texts] == [f"L0H{i}" for i in range(5)]
     assert len(lower.collections) == 2
     patterns = planted.models["sparse"].run(list(planted.task("copy").evaluation.clean)).pattern

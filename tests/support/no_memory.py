@@ -6,15 +6,16 @@ import re
 
 AMOUNT = r"(?!0\.?0* )[0-9][0-9.,]* (?:bytes?|[kMGT]i?B)"
 RUNS = (
-    r"(Model\.(run|generate)|Run\.|Gradients\.|effects\.|circuits\.|Transcoders\.|"
-    r"_core\.(Model|Run|Circuit)|asp\.|cache\.)"
+    r"(Model\.(run|generate)|Run\.|Gradients\.|effects\.|circuits\.|Component(Circuit|Scores)\.|"
+    r"Transcoders\.|_core\.(Model|Run|Circuit)|asp\.|cache\.)"
 )
 FEATURES = r"(Transcoders\.|_core\.Features|_core\.Contexts\.add|_core\.Model\.|asp\.|Graph\.)"
 CIRCUITS = (
     r"(asp\.find_circuit|effects\.|Run\.to_html|circuits\.(entry_effects|table)|_core\.(Model|Circuit))"
 )
 COMPONENTS = (
-    r"(circuits\.(component|node)_|_core\.Model\.component_|_core\.component_|(Component|Node)Circuit\.)"
+    r"(circuits\.(component|node)_|_core\.Model\.component_|_core\.component_|"
+    r"(Component|Node)(Circuit|Scores)\.)"
 )
 PATCHING = r"(circuits\.(patching_sweep|path_patch)|_core\.Model\.(patching_sweep|path_values))"
 ACDC = r"(circuits\.component_acdc(_sweep)?|_core\.Model\.component_acdc)"

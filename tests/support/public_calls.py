@@ -369,6 +369,7 @@ CALLS: dict[str, Uses] = {
         wrong=(lambda e: asp.Trainer.resume(e.folder / "saved" / "config.json", e.data),),
         cost=40,
     ),
+    "Trainer.best": uses(lambda e: e.trainer.best),
     "Trainer.finished": uses(lambda e: e.trainer.finished),
     "Trainer.multiplier": uses(lambda e: e.trainer.multiplier),
     "Trainer.step_count": uses(lambda e: e.trainer.step_count),
@@ -423,7 +424,21 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys([f"circuits.component_{name}" for name in ("scores", "values", "circuit")], "own"),
     **dict.fromkeys(
         [
-            *(f"ComponentCircuit.{name}" for name in ("evaluate", "from_json", "masks", "roc")),
+            *(
+                f"ComponentCircuit.{name}"
+                for name in (
+                    "evaluate",
+                    "from_json",
+                    "from_mib",
+                    "from_prune_scores",
+                    "masks",
+                    "roc",
+                    "to_mib",
+                )
+            ),
+            *(f"circuits.{name}" for name in ("find_component_circuit", "node_circuit", "node_values")),
+            "ComponentScores.from_mib",
+            "_core.Model.component_neuron_values",
             *(f"NodeCircuit.{name}" for name in ("evaluate", "from_json", "masks")),
         ],
         "own",

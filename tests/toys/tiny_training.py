@@ -51,7 +51,7 @@ def options(steps: int, **changes: Any) -> TrainingOptions:
         "lr": schedules.Warmup(3e-3, 5, "linear", begin=0.6, final=0.1),
         "weight_decay": 0.1,
         "entry_dropout": 0.05,
-        "head_dropout": schedules.per_layer([0.1, schedules.jump(0.2, 0.0, 0.6)]),
+        "head_dropout": schedules.jump(0.2, 0.0, 0.6),
         "mlp_out_dropout": 0.05,
         "tau": 2.0,
         "slack": schedules.linear(0.3, 0.0, 0.0, 0.5),
