@@ -438,11 +438,12 @@ class Model:
         self,
         task: Task,
         items: npt.NDArray[np.int32],
+        dropped: npt.NDArray[np.int64],
         options: EffectOptions,
         threads: int = 0,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.float64]:
-        """The same with all items kept but each one in turn (n,B)."""
+        """The same with all items kept but one in turn, numbered in `dropped` (n_dropped,B)."""
 
     def entry_effects(
         self,
@@ -451,18 +452,17 @@ class Model:
         weight: Real,
         query: npt.NDArray[np.int64],
         key: npt.NDArray[np.int64],
+        place: npt.NDArray[np.int64],
+        full: npt.NDArray[np.float64],
+        effect: npt.NDArray[np.float64],
+        values: npt.NDArray[np.float64],
         threads: int = 0,
         progress: Progress | None = None,
-    ) -> tuple[
-        npt.NDArray[np.int32],
-        npt.NDArray[np.float64],
-        npt.NDArray[np.float64],
-        npt.NDArray[np.float64],
-        npt.NDArray[np.float64],
-    ]:
-        """(heads (n,2), mean (n), effect (B,L,H), values (n+1,B), full (B)): the entry from key (B) to query
-        (B) of each prompt, in each head whose weight (B,L,H) is not 0 in all of them, largest mean effect
-        first; see `asp_entry_effects` in csrc/asp_circuit.h."""
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+        """(heads (n,2), mean (n)): the entry from key (B) to query (B) of each prompt, in each head whose
+        weight (B,L,H) is not 0 in all of them, largest mean effect first. What the call has found is in full
+        (B), effect (B,L,H) and values (L*H+1,B), and place (1), 0 at first, says how far it is: another call
+        continues from there. See `asp_entry_effects` in csrc/asp_circuit.h."""
 
     def attribution(
         self,
@@ -470,10 +470,13 @@ class Model:
         options: EffectOptions,
         steps: int,
         through_gate: bool,
+        place: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float64],
         threads: int = 0,
         progress: Progress | None = None,
-    ) -> npt.NDArray[np.float64]:
-        """First-order effects (L,H), (L,H,T) or (L,H,T,T), averaged over prompts."""
+    ) -> None:
+        """First-order effects averaged over prompts, written into scores (L,H), (L,H,T) or (L,H,T,T); place
+        (2), 0 at first, says how far that is: another call continues from there."""
 
     def component_scores(
         self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None

@@ -107,16 +107,27 @@ asp_status asp_effects_keep_only(double *values, const asp_model *model, const a
                                  const int64_t *sizes, int64_t n_sizes, const asp_effect_options *options,
                                  const asp_context *context, asp_error *err);
 
-/* The same with all items kept but each one in turn.  values (n,P) written */
+/* The same with all items kept but one in turn.
+ *   values (n_dropped,P) written    dropped (n_dropped) read: the numbers of these, each 0..n-1; NULL: each of n */
 asp_status asp_effects_leave_one_out(double *values, const asp_model *model, const asp_task *task, asp_items items,
-                                     const asp_effect_options *options, const asp_context *context, asp_error *err);
+                                     const int64_t *dropped, int64_t n_dropped, const asp_effect_options *options,
+                                     const asp_context *context, asp_error *err);
+
+/* How far a call is: how many prompts are done, and in blocks of at most how many tokens, so that another call adds
+ * the same blocks. */
+typedef struct {
+    int64_t n_done, size;
+} asp_effects_kept;
 
 /* First-order effects of all items at once, averaged over the prompts: with z = m z + (1 - m) reference for one m per
  * item, the derivative of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps
  * (steps 1: m = 1).  With through_gate (entries of a gated model, ablated to zero), the share that goes through the
  * gate instead: gate logit times its straight-through derivative.
- *   scores (L,H), (L,H,T) or (L,H,T,T) written */
-asp_status asp_effects_attribution(double *scores, const asp_model *model, const asp_task *task,
+ * A call that is stopped leaves in scores the sums over the prompts that are done, and continues from there; with all
+ * of them done it has nothing to do.  Another size of blocks: BAD_ARGUMENT.
+ *   scores (L,H), (L,H,T) or (L,H,T,T) read from n_done > 0 on, written
+ *   kept read and written; n_done 0: from the beginning.  NULL: that, and nothing is told */
+asp_status asp_effects_attribution(double *scores, asp_effects_kept *kept, const asp_model *model, const asp_task *task,
                                    const asp_effect_options *options, int64_t steps, int through_gate,
                                    const asp_context *context, asp_error *err);
 
@@ -135,10 +146,11 @@ typedef struct {
         *values;  /* (L H+1,P) the first n+1 rows written: the metric with the entries of the first 0..n heads kept, and
                      * all that is no such entry */
     double *full; /* (P) written: the metric of the model */
+    int64_t n_done; /* read and written, 0 at first: prompts that are done, of both stages.  A call that is stopped
+                     * leaves what it has found in effect, values and full, and continues from there. */
 } asp_entry_effects;
 /* The unit is ASP_UNIT_EDGE (else BAD_ARGUMENT).  MEAN without a reference: over the clean prompts, all of one length.
- * The stages of progress are those of knock-out and keep only, once for each run of neighbouring prompts that are
- * equally long and have the entry at the same place. */
+ * The stages of progress are "knock-out" and "keep only" (variants of all prompts). */
 asp_status asp_entry_measure(asp_entry_effects *found, const asp_model *model, const asp_task *task,
                              const asp_entries *entries, const asp_effect_options *options, const asp_context *context,
                              asp_error *err);

@@ -18,7 +18,6 @@ from attnsparse.circuits import (
     candidates,
     component_scores,
     component_values,
-    effects,
     find_component_circuit,
     keep_only,
     knock_out,
@@ -199,8 +198,8 @@ N_LAYER = 8
 CALLS = {
     "knock-out": (resumed, lambda m, t: knock_out(m, t, candidates(m, t, "head"))),
     "keep only": (resumed, lambda m, t: keep_only(m, t, candidates(m, t, "head"), range(9))),
-    "leave one out": (effects, lambda m, t: leave_one_out(m, t, candidates(m, t, "head"))),
-    "attribution": (effects, lambda m, t: attribution(m, t, "edge", steps=10)),
+    "leave one out": (resumed, lambda m, t: leave_one_out(m, t, candidates(m, t, "head"))),
+    "attribution": (resumed, lambda m, t: attribution(m, t, "edge", steps=10)),
     "component scores": (scores_module, lambda m, t: component_scores(m, t, method="eap-ig-inputs")),
     "patching": (patching_module, lambda m, t: patching_sweep(m, t, "resid")),
     "circuits": (resumed, lambda m, t: component_values(m, t, np.ones((9, *SHAPE), bool))),

@@ -16,26 +16,23 @@ ablated one's, nats), or a `tasks.CustomMetric`; None is the task's own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import _check
-from .._core_types import EffectOptions, Metric
-from .._core_types import Task as PackedTask
-from .._display import stage_bars
-from ..model.batch import as_batch
 from ..model.interventions import ABLATIONS
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
-from ..tasks.custom import CustomMetric, chosen_metric
-from ..tasks.metrics import METRICS, packed
+from ..tasks.custom import CustomMetric
+from ..tasks.metrics import METRICS
 from ..tasks.task import Task
+from .asked import effect_options, packed_task, told_options
 from .choices import UNITS
-from .pieces import CoreRows
-from .resumed import in_rows, sweep_question
+from .pieces import CoreRows, Tell
+from .resumed import in_place, in_rows, sweep_question
 
 __all__ = [
     "ABLATIONS",
@@ -175,7 +172,7 @@ def knock_out(
     measure = CoreRows(model, task.name, "knock_out", (asked,), chosen, (options,), threads)
 
     def question() -> dict[str, Any]:
-        given = {"items": chosen, **_told(options)}
+        given = {"items": chosen, **told_options(options)}
         return sweep_question(model, task, metric, "knock-out", **given)
 
     return in_rows(resume, question, (len(chosen), len(task)), measure, progress, executor)
@@ -265,7 +262,7 @@ def keep_only(
     measure = CoreRows(model, task.name, "keep_only", (asked, chosen), counts, (options,), threads)
 
     def question() -> dict[str, Any]:
-        given = {"items": chosen, "sizes": counts, **_told(options)}
+        given = {"items": chosen, "sizes": counts, **told_options(options)}
         return sweep_question(model, task, metric, "keep only", **given)
 
     return in_rows(resume, question, (len(counts), len(task)), measure, progress, executor)
@@ -279,6 +276,7 @@ def leave_one_out(
     *,
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -301,6 +299,11 @@ def leave_one_out(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    resume : path, optional
+        File that keeps the rows that are measured; its name gets the ending .search.safetensors unless it
+        ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
+        the call continues from there, and finds the same bits as without the stop or the file. It is not
+        removed. The functions of a `CustomMetric` are known by its name alone.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -321,12 +324,22 @@ def leave_one_out(
         For an item that the model or the prompts do not have.
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another call.
+    OSError
+        If that file cannot be read or written.
     """
     chosen, unit = _checked_items(items)
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
-    with stage_bars(progress) as tell:
-        return model._core.leave_one_out(asked, chosen, options, _check.threads(threads), tell)
+    numbers = np.arange(len(chosen))
+    measure = CoreRows(model, task.name, "leave_one_out", (asked, chosen), numbers, (options,), threads)
+
+    def question() -> dict[str, Any]:
+        given = {"items": chosen, **told_options(options)}
+        return sweep_question(model, task, metric, "leave one out", **given)
+
+    return in_rows(resume, question, (len(chosen), len(task)), measure, progress)
 
 
 def attribution(
@@ -339,6 +352,7 @@ def attribution(
     path: str = "value",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -366,6 +380,13 @@ def attribution(
         Prompts that "mean" averages over, as long as those of `task`. Default: the clean prompts of `task`.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own.
+    resume : path, optional
+        File that keeps the sums over the prompts that are done; its name gets the ending
+        .search.safetensors unless it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C,
+        and at the end. If it exists, the call continues from there and finds the same bits as without the
+        stop. It is not removed. With other `max_bytes` or `threads` the blocks of prompts can be others, and
+        then it is refused.
+        The functions of a `CustomMetric` are known by its name alone.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -385,6 +406,10 @@ def attribution(
         ablation="zero" and steps=1.
     TypeError
         For arguments of another type.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another call.
+    OSError
+        If that file cannot be read or written.
 
     Notes
     -----
@@ -407,49 +432,20 @@ def attribution(
             "path='gate' is for attention edges of a gated model, with ablation='zero' and steps=1; got "
             f"unit={unit!r}, ablation={ablation!r}, steps={steps} and a {kind} model"
         )
-    with stage_bars(progress) as tell:
-        return model._core.attribution(asked, options, steps, path == "gate", _check.threads(threads), tell)
+    length, n_threads = int(asked.offsets[1]), _check.threads(threads)
+    place = np.zeros(2, np.int64)
+    scores = np.zeros((config.n_layer, config.n_head, *[length] * UNITS.index(unit)))
 
+    def measure(tell: Tell) -> None:
+        model._core.attribution(asked, options, steps, path == "gate", place, scores, n_threads, tell)
 
-# -------------------------------------------------------------------------------- as the core takes them
+    def question() -> dict[str, Any]:
+        return sweep_question(
+            model, task, metric, "attribution", path=path, steps=steps, **told_options(options)
+        )
 
-
-def packed_task(model: Model, task: Task, metric: str | CustomMetric | None) -> PackedTask:
-    """The task with a metric, None for its own."""
-    _check.instance(model, Model, "model")
-    _check.instance(task, Task, "task")
-    chosen = chosen_metric(metric, task)
-    clean, corrupted = as_batch(model, task.clean, False), as_batch(model, task.corrupted, False)
-    kind, custom = (chosen, None) if isinstance(chosen, str) else ("custom", chosen)
-    of_task = Metric(kind, *packed(task.answers), *packed(task.wrong), custom=custom)
-    return PackedTask(clean.tokens, clean.offsets, corrupted.tokens, of_task)
-
-
-def effect_options(
-    model: Model, unit: str, ablation: str, reference: Task | Iterable[Any] | None, max_bytes: int
-) -> EffectOptions:
-    """What an item is and what replaces it."""
-    _check.choice(ablation, "ablation", ABLATIONS)
-    max_bytes = _check.integer(max_bytes, "max_bytes", 1, 2**63 - 1)
-    if reference is None:
-        return EffectOptions(unit, ablation, max_bytes)
-    if ablation != "mean":
-        raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
-    batch = as_batch(model, reference_prompts(reference), False)
-    return EffectOptions(unit, ablation, max_bytes, batch.tokens, batch.offsets)
-
-
-def _told(options: EffectOptions) -> dict[str, Any]:
-    """What a file says of them: the limit of memory changes no bit."""
-    return {name: value for name, value in options._asdict().items() if name != "max_bytes"}
-
-
-def reference_prompts(reference: Task | Iterable[Any]) -> Any:
-    """Prompts that means are taken over: the clean ones of a task, or those that are given."""
-    prompts = getattr(reference, "clean", reference)
-    if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-        raise TypeError(f"reference must be a Task or a list of prompts, got {type(reference).__name__}")
-    return list(prompts) if isinstance(prompts, Iterator) else prompts
+    in_place(resume, question, place, [scores], (len(task), None), measure, progress)
+    return scores
 
 
 def _checked_items(items: npt.ArrayLike) -> tuple[np.ndarray, str]:

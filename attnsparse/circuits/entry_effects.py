@@ -6,6 +6,7 @@ entry is ablated in one head at a time, in all heads, and in all but the best fe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -20,8 +21,16 @@ from ..model import tables
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.task import Task
-from .effects import effect_options, packed_task
-from .entry_sweep import EntrySweep, Models, Where, named_models, sweep_entries
+from .asked import effect_options
+from .entry_sweep import (
+    EntryQuestion,
+    EntrySweep,
+    Models,
+    Where,
+    measured_entries,
+    named_models,
+    sweep_entries,
+)
 from .entry_task import KEY, PROMPT, QUERY, task_of_prompts
 
 if TYPE_CHECKING:
@@ -174,6 +183,7 @@ def entry_effects(  # type: ignore[overload-overlap]  # a text is an iterable of
     reference: Task | Iterable[Any] | None = ...,
     base: int = ...,
     prepend_space_to_answer: bool | None = ...,
+    resume: str | os.PathLike[str] | None = ...,
     threads: int | None = ...,
     progress: bool | None = ...,
 ) -> EntryEffects: ...
@@ -192,6 +202,7 @@ def entry_effects(
     reference: Task | Iterable[Any] | None = ...,
     base: int = ...,
     prepend_space_to_answer: bool | None = ...,
+    resume: str | os.PathLike[str] | None = ...,
     threads: int | None = ...,
     progress: bool | None = ...,
 ) -> EntrySweep: ...
@@ -209,6 +220,7 @@ def entry_effects(
     reference: Task | Iterable[Any] | None = None,
     base: int = 0,
     prepend_space_to_answer: bool | None = None,
+    resume: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> EntryEffects | EntrySweep:
@@ -239,6 +251,10 @@ def entry_effects(
     prepend_space_to_answer : bool, optional
         True: put a space before answers without one. False: take them as they are. Default: raise where both
         are tokens and a space is likely.
+    resume : path, optional
+        File that keeps what is measured, of all models; its name gets the ending .search.safetensors unless
+        it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it
+        exists, the call continues from there and finds the same bits as without the stop. It is not removed.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -260,6 +276,10 @@ def entry_effects(
         entry (with it ablated in all heads, the logit difference is not below the model's).
     IndexError
         If a position is outside a prompt.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another call.
+    OSError
+        If that file cannot be read or written.
     """
     if isinstance(prompt, Task):
         if answer is not None or wrong is not None:
@@ -267,20 +287,21 @@ def entry_effects(
         task = prompt
     elif isinstance(model, Model) and isinstance(prompt, str):
         return _of_one(model, prompt, key, query, answer, wrong, ablation, reference, base,
-                       prepend_space_to_answer, threads)  # fmt: skip
+                       prepend_space_to_answer, resume, threads, progress)  # fmt: skip
     else:
         model = named_models(model)
         first = next(iter(model.values()))
         task = task_of_prompts(first, prompt, answer, wrong, prepend_space_to_answer)
     return sweep_entries(
-        model, task, key, query, ablation=ablation, reference=reference, base=base, threads=threads,
-        progress=progress,
+        model, task, key, query, ablation=ablation, reference=reference, base=base, resume=resume,
+        threads=threads, progress=progress,
     )  # fmt: skip
 
 
 def _of_one(
     model: Model, prompt: str, key: Where, query: Where, answer: Any, wrong: Any, ablation: str,
-    reference: Task | Iterable[Any] | None, base: int, prepend_space: bool | None, threads: int | None,
+    reference: Task | Iterable[Any] | None, base: int, prepend_space: bool | None,
+    resume: str | os.PathLike[str] | None, threads: int | None, progress: bool | None,
 ) -> EntryEffects:  # fmt: skip
     """The effects in one model and one prompt."""
     if ablation not in ("zero", "mean") or (ablation == "mean") != (reference is not None):
@@ -297,14 +318,9 @@ def _of_one(
             f"no head of {model.name!r} looks from position {query_at + base} to {key_at + base} "
             f"(base={base}): the gate is closed in all of them"
         )
-    rows, effect, _, values, full = model._core.entry_effects(
-        packed_task(model, task, None),
-        effect_options(model, "edge", ablation, reference, DEFAULT_MAX_BYTES),
-        weight[None],
-        np.array([query_at]),
-        np.array([key_at]),
-        _check.threads(threads),
-    )
+    options = effect_options(model, "edge", ablation, reference, DEFAULT_MAX_BYTES)
+    asked = EntryQuestion(model, options, weight[None], np.array([query_at]), np.array([key_at]))
+    rows, effect, _, values, full = measured_entries(task, [asked], resume, threads, progress)[0]
     if not values[0, 0] < full[0]:
         raise ValueError(
             f"{model.name!r} does not need what it sees from position {query_at + base} to {key_at + base}: "

@@ -25,6 +25,7 @@ from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ..tasks.task import Task
 from . import effects
+from .asked import effect_options, packed_task
 from .choices import (
     MAX_RESAMPLES,
     METHODS,
@@ -188,13 +189,13 @@ def find_circuit(
         },
     }
     kept = None if resume is None else SearchFile(resume, question(model, names))
-    ranking, evaluation = (effects.packed_task(model, *half) for half in halves(task, chosen))
+    ranking, evaluation = (packed_task(model, *half) for half in halves(task, chosen))
     search = model._core.circuit(
         ranking,
         evaluation,
         items,
         CircuitOptions(
-            effects=effects.effect_options(model, unit, ablation, mean_of, DEFAULT_MAX_BYTES),
+            effects=effect_options(model, unit, ablation, mean_of, DEFAULT_MAX_BYTES),
             method=method,
             normalize=normalize,
             smaller_is_better=smaller_is_better(chosen),

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,79 @@ def _parts(
             yield begin, end, part
             if tell is not None:
                 tell(measure.function.replace("_", " "), end, n_rows)
+
+
+def in_place(
+    resume: str | os.PathLike[str] | None,
+    asked: Callable[[], Mapping[str, Any]],
+    place: np.ndarray,
+    arrays: Sequence[np.ndarray],
+    most: Sequence[int | None],
+    measure: Callable[[Tell], None],
+    progress: bool | None,
+) -> None:
+    """Let the core measure into arrays: from the beginning, or with a file from where that is.
+
+    Parameters
+    ----------
+    resume : path or None
+        The file.
+    asked : function
+        Gives all that the bits depend on, as JSON values; not called without a file.
+    place : numpy.ndarray
+        int64 [n], zeros, which the core writes: how far it is.
+    arrays : sequence of numpy.ndarray
+        float64, which the core writes before `place`.
+    most : sequence of int or None
+        [n]: the largest numbers that `place` can have.
+    measure : function
+        ``measure(tell)`` goes on from `place`, and tells when that has changed.
+    progress : bool or None
+        Whether to show a bar.
+    """
+    if resume is None:
+        with stage_bars(progress) as tell:
+            return measure(tell)
+    kept = SearchFile(resume, asked())
+    _restore_arrays(kept, place, arrays, most)
+    saved = time.monotonic()
+
+    def write() -> None:
+        nonlocal saved
+        kept.write(np.concatenate([place, *(array.view(np.int64).ravel() for array in arrays)]))
+        saved = time.monotonic()
+
+    def told(stage: str, done: int, total: int) -> None:
+        if tell is not None:
+            tell(stage, done, total)
+        if place.any() and time.monotonic() - saved >= SAVE_SECONDS:
+            write()
+
+    try:
+        with stage_bars(progress) as tell:
+            measure(told)
+    finally:
+        if place.any():
+            write()
+
+
+def _restore_arrays(
+    kept: SearchFile, place: np.ndarray, arrays: Sequence[np.ndarray], most: Sequence[int | None]
+) -> None:
+    state, n_numbers = kept.read(), len(place) + sum(array.size for array in arrays)
+    if state is None:
+        return
+    known = len(state) == n_numbers and all(
+        number >= 0 and (limit is None or number <= limit) for number, limit in zip(state.tolist(), most)
+    )
+    if not known:
+        text = f"'state' must have {n_numbers:,} numbers, the first of them in 0..{most[0]:,}"
+        raise_file_error("value", kept.path, text, "state")
+    place[:] = state[: len(place)]
+    begin = len(place)
+    for array in arrays:
+        array[...] = state[begin : begin + array.size].view(np.float64).reshape(array.shape)
+        begin += array.size
 
 
 def at_once(shape: tuple[int, int]) -> int:

@@ -78,6 +78,8 @@ class Ablation:
         if (self.ablation == "zero") != (self.reference is None):
             need = "takes no reference prompts" if self.ablation == "zero" else "needs reference prompts"
             raise ValueError(f"ablation by {self.ablation} {need}")
+        if isinstance(self.reference, Iterator):  # it is read for every run
+            object.__setattr__(self, "reference", tuple(self.reference))
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,7 +428,7 @@ def _prompts(reference: Any) -> Any:
     prompts = getattr(reference, "clean", reference)
     if not isinstance(prompts, Iterable):
         raise TypeError(f"reference must be a Task or a list of prompts, got {type(reference).__name__}")
-    return list(prompts) if isinstance(prompts, Iterator) else prompts
+    return prompts
 
 
 def _resid_name(point: str) -> str:

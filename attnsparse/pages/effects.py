@@ -10,7 +10,7 @@ from .. import _check
 from .._core_types import Metric
 from .._core_types import Task as PackedTask
 from .._display import stage_bars
-from ..circuits.effects import effect_options, packed_task
+from ..circuits.asked import effect_options, packed_task
 from ..items import shortened
 from ..model import tables
 from ..model.run import DEFAULT_MAX_BYTES, Run

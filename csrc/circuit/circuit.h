@@ -214,11 +214,13 @@ asp_status asp_setting_run(asp_run **run, const asp_setting *setting, const int3
 typedef struct {
     const char *stage;
     asp_items items;
-    int32_t others;       /* rank of items that are not listed: ASP_RANK_KEPT or ASP_RANK_NEVER */
-    const int64_t *sizes; /* (n_sizes) read: the first so many kept */
-    int64_t n_sizes;      /* -1: all but each one in turn */
-    double *values;       /* (n_sizes,P) or (n,P) written */
-    double *all;          /* (P) written if given, with each one in turn: no item dropped */
+    int32_t others;         /* rank of items that are not listed: ASP_RANK_KEPT or ASP_RANK_NEVER */
+    const int64_t *sizes;   /* (n_sizes) read: the first so many kept */
+    int64_t n_sizes;        /* -1: all but one in turn */
+    const int64_t *dropped; /* (n_dropped) read, each 0..n-1: which ones in turn; NULL: each of them */
+    int64_t n_dropped;
+    double *values; /* (n_sizes,P), or (n_dropped,P) or (n,P) written */
+    double *all;    /* (P) written if given, with each one in turn: no item dropped */
 } asp_measurement;
 asp_status asp_measure(const asp_model *model, const asp_task *task, const asp_measurement *asked,
                        const asp_effect_options *options, const asp_context *context, asp_error *err);

@@ -1,8 +1,11 @@
 /* entry.c: the entry from one position of a prompt to another in every head: what the metric loses without it in each
  * of them, and how much of it is left with the entries of the best few heads alone, over the prompts of a task.
  *
- * Neighbouring prompts that are as long and have the entry at the same place are measured together. */
+ * Neighbouring prompts that are as long and have the entry at the same place are measured together, some at a time, so
+ * that a call can be stopped between them and continue. */
 #include "circuit/circuit.h"
+
+enum { BLOCK_PROMPTS = 64 }; /* measured together, at most */
 
 typedef struct {
     asp_entry_effects *found;
@@ -68,8 +71,9 @@ static int64_t entry_block_end(const entry_work *w, int64_t first) {
     const asp_entries *e = w->entries;
     const int64_t length = clean->offsets[first + 1] - clean->offsets[first];
     int64_t end = first + 1;
-    while (end < clean->n_prompts && clean->offsets[end + 1] - clean->offsets[end] == length &&
-           e->query[end] == e->query[first] && e->key[end] == e->key[first])
+    while (end < clean->n_prompts && end - first < BLOCK_PROMPTS &&
+           clean->offsets[end + 1] - clean->offsets[end] == length && e->query[end] == e->query[first] &&
+           e->key[end] == e->key[first])
         end++;
     return end;
 }
@@ -119,16 +123,25 @@ static void put_kept(const entry_work *w, int64_t first, int64_t end) {
             w->found->values[i * w->task->clean.n_prompts + p] = w->values[i * (end - first) + p - first];
 }
 
-/* Block by block: each entry ablated alone, or the first so many kept with everything that is no such entry. */
-static asp_status measure_blocks(const entry_work *w, asp_measurement asked, const asp_context *context,
+/* Block by block: each entry ablated alone, or the first so many kept with everything that is no such entry.
+ * before: prompts of the stages before. */
+static asp_status measure_blocks(const entry_work *w, asp_measurement asked, int64_t before, const asp_context *context,
                                  asp_error *err) {
-    asp_status status = ASP_OK;
-    for (int64_t first = 0, end; !status && first < w->task->clean.n_prompts; first = end) {
+    const int64_t n_prompts = w->task->clean.n_prompts, rows = asked.sizes ? asked.n_sizes : w->n;
+    const int64_t done = asp_max(0, w->found->n_done - before);
+    asp_status status = asp_context_progress(context, asked.stage, rows * done, rows * n_prompts);
+    for (int64_t first = 0, end; !status && first < n_prompts; first = end) {
         end = entry_block_end(w, first);
+        if (end <= done) continue;
+        const asp_context whole = asp_context_stage(context, asked.stage, rows * first, rows * end, rows * n_prompts);
+        const asp_context inner = asp_find_within(&whole);
         const asp_task block = entry_block(w, first, end);
         asked.items = list_entries_of_heads(w, first);
-        status = asp_measure(w->model, &block, &asked, &w->options, context, err);
-        if (!status) (asked.sizes ? put_kept : put_effects)(w, first, end);
+        status = asp_measure(w->model, &block, &asked, &w->options, &inner, err);
+        if (status) break;
+        (asked.sizes ? put_kept : put_effects)(w, first, end);
+        w->found->n_done = before + end;
+        status = asp_context_progress(context, asked.stage, rows * end, rows * n_prompts);
     }
     return status;
 }
@@ -158,15 +171,16 @@ static void sort_heads(entry_work *w) {
 
 static asp_status measure_entry(entry_work *w, const asp_context *context, asp_error *err) {
     asp_measurement asked = {.stage = "knock-out", .others = ASP_RANK_KEPT, .n_sizes = -1, .values = w->values};
-    asp_status status = asp_effects_whole(w->found->full, w->model, w->task, context, err);
-    if (!status) status = measure_blocks(w, asked, context, err);
+    asp_status status = ASP_OK;
+    if (!w->found->n_done) status = asp_effects_whole(w->found->full, w->model, w->task, context, err);
+    if (!status) status = measure_blocks(w, asked, 0, context, err);
     if (status) return status;
     sort_heads(w);
     for (int64_t i = 0; i <= w->n; i++) w->sizes[i] = i;
     asked.stage = "keep only";
     asked.sizes = w->sizes;
     asked.n_sizes = w->n + 1;
-    return measure_blocks(w, asked, context, err);
+    return measure_blocks(w, asked, w->task->clean.n_prompts, context, err);
 }
 
 asp_status asp_entry_measure(asp_entry_effects *found, const asp_model *model, const asp_task *task,
@@ -177,13 +191,16 @@ asp_status asp_entry_measure(asp_entry_effects *found, const asp_model *model, c
     entry_work w = {.found = found, .model = model, .task = task, .entries = entries, .options = *options};
     found->n = 0;
     asp_status status = check_question(model, task, entries, options, err);
+    if (!status && (found->n_done < 0 || found->n_done > 2 * task->clean.n_prompts))
+        status = asp_fail(err, ASP_BAD_ARGUMENT, "effects of an entry: %lld prompts are kept, of twice %lld",
+                          (long long)found->n_done, (long long)task->clean.n_prompts);
     if (status) return status;
     if (options->ablation == ASP_ABLATE_MEAN && !options->reference) w.options.reference = &task->clean;
     w.n_heads = model->config.n_layer * model->config.n_head;
     for (int64_t i = 0; i < w.n_heads; i++) w.n += has_entry(&w, i);
     status = allocate_entry(&w, err);
     if (!status) {
-        for (int64_t i = 0; i < w.n_heads * task->clean.n_prompts; i++) found->effect[i] = 0;
+        for (int64_t i = 0; !found->n_done && i < w.n_heads * task->clean.n_prompts; i++) found->effect[i] = 0;
         for (int64_t i = 0, n = 0; i < w.n_heads; i++)
             if (has_entry(&w, i)) w.heads[n++] = i;
         status = measure_entry(&w, &own, err);

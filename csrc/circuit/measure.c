@@ -79,6 +79,12 @@ static asp_status rank_items(const measure *m, const asp_context *context, asp_e
 
 static int in_turn(const measure *m) { return m->asked->n_sizes < 0; }
 
+/* How many items are dropped in turn. */
+static int64_t n_turns(const measure *m) { return m->asked->dropped ? m->asked->n_dropped : m->asked->items.n; }
+
+/* The item that turn i drops. */
+static int64_t item_of_turn(const measure *m, int64_t i) { return m->asked->dropped ? m->asked->dropped[i] : i; }
+
 /* ---- variants ----------------------------------------------------------------------------------------- */
 
 /* Number i of the variants of one prompt of t tokens. */
@@ -87,9 +93,10 @@ static asp_variant variant_of(const measure *m, int64_t i, int64_t sequence, int
     const int64_t last_layer = m->setting.model->config.n_layer - 1;
     const asp_unit unit = m->setting.options.unit;
     if (!in_turn(m)) return (asp_variant){.sequence = sequence, .keep_end = m->asked->sizes[i], .dropped = -1};
-    if (i == items->n) return (asp_variant){sequence, last_layer, t - 1, ASP_SCOPE_ALL, 0, items->n, -1};
-    const int32_t *row = items->rows + i * n_columns(unit);
-    asp_variant v = {.sequence = sequence, .start_layer = row[0], .keep_end = items->n, .dropped = i};
+    if (i == n_turns(m)) return (asp_variant){sequence, last_layer, t - 1, ASP_SCOPE_ALL, 0, items->n, -1};
+    const int64_t item = item_of_turn(m, i);
+    const int32_t *row = items->rows + item * n_columns(unit);
+    asp_variant v = {.sequence = sequence, .start_layer = row[0], .keep_end = items->n, .dropped = item};
     if (unit == ASP_UNIT_HEAD) return v;
     v.first_position = row[2];
     if (row[0] < last_layer) v.scope = m->starts_ablated ? ASP_SCOPE_LATER : ASP_SCOPE_POINT;
@@ -100,13 +107,13 @@ static asp_variant variant_of(const measure *m, int64_t i, int64_t sequence, int
 static int reaches(const measure *m, int64_t i, int64_t t) {
     const asp_items *items = &m->asked->items;
     const asp_unit unit = m->setting.options.unit;
-    if (!in_turn(m) || unit == ASP_UNIT_HEAD || i == items->n) return 1;
-    const int32_t *row = items->rows + i * n_columns(unit);
+    if (!in_turn(m) || unit == ASP_UNIT_HEAD || i == n_turns(m)) return 1;
+    const int32_t *row = items->rows + item_of_turn(m, i) * n_columns(unit);
     return row[0] < m->setting.model->config.n_layer - 1 || row[2] == t - 1;
 }
 
 static void put_value(const measure *m, int64_t i, int64_t prompt, double value) {
-    if (in_turn(m) && i == m->asked->items.n) m->all[prompt] = value;
+    if (in_turn(m) && i == n_turns(m)) m->all[prompt] = value;
     else m->asked->values[i * m->setting.task->clean.n_prompts + prompt] = value;
 }
 
@@ -205,6 +212,10 @@ static asp_status check_asked(const measure *m, asp_error *err) {
         if (asked->sizes[i] < 0 || asked->sizes[i] > asked->items.n)
             return asp_fail(err, ASP_BAD_ARGUMENT, "sizes must be in 0..%lld, the number of items, got %lld",
                             (long long)asked->items.n, (long long)asked->sizes[i]);
+    for (int64_t i = 0; !status && asked->dropped && i < asked->n_dropped; i++)
+        if (asked->dropped[i] < 0 || asked->dropped[i] >= asked->items.n)
+            return asp_fail(err, ASP_BAD_INDEX, "dropped item %lld is out of range 0..%lld",
+                            (long long)asked->dropped[i], (long long)asked->items.n - 1);
     return status;
 }
 
@@ -213,7 +224,7 @@ static asp_status open_measure(measure *m, const asp_context *context, asp_error
     const asp_measurement *asked = m->asked;
     const int64_t places = asp_setting_places(&s->model->config, s->options.unit, s->length);
     const int64_t n_prompts = s->task->clean.n_prompts;
-    m->n_variants = in_turn(m) ? asked->items.n + 1 : asked->n_sizes;
+    m->n_variants = in_turn(m) ? n_turns(m) + 1 : asked->n_sizes;
     if (!asp_multiply(m->n_variants, n_prompts, &m->total)) m->total = INT64_MAX;
     s->n_variants = asp_max(1, asp_min(SWEEP_VARIANTS, m->total));
     m->starts_ablated = in_turn(m) && asked->others == ASP_RANK_NEVER && asked->items.n < places;

@@ -100,7 +100,7 @@ static asp_status estimate_scores(score_work *w, const asp_circuit *c, const asp
     const int64_t steps = c->options.ranking == ASP_RANKING_IG ? c->options.steps : 1;
     const int64_t n_head = asp_model_config(c->model)->n_head;
     asp_status status =
-        asp_effects_attribution(w->values, c->model, c->ranking, &c->options.effects, steps, 0, context, err);
+        asp_effects_attribution(w->values, NULL, c->model, c->ranking, &c->options.effects, steps, 0, context, err);
     if (!status) status = asp_find_check_finite(c, w->values, unit_size(c), "its gradient", err);
     for (int64_t i = 0; !status && i < c->n_items; i++) {
         const int32_t *item = c->candidates + i * c->width;
@@ -179,8 +179,8 @@ static asp_status allocate_round(round_work *w, const asp_circuit *c, asp_error 
 /* Measures what each kept item costs, and sorts them; of equal ones the last goes first. */
 static asp_status sort_by_cost(round_work *w, const asp_circuit *c, const asp_context *context, asp_error *err) {
     asp_ranking_gather(w->rows, c, w->kept, w->n);
-    asp_status status = asp_effects_leave_one_out(w->values, c->model, c->ranking, (asp_items){w->rows, w->n},
-                                                  &c->options.effects, context, err);
+    asp_status status = asp_effects_leave_one_out(w->values, c->model, c->ranking, (asp_items){w->rows, w->n}, NULL,
+                                                  w->n, &c->options.effects, context, err);
     if (!status) status = asp_find_check_finite(c, w->values, w->n * w->n_prompts, "it", err);
     if (status) return status;
     for (int64_t i = 0; i < w->n; i++) {

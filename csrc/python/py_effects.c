@@ -77,8 +77,8 @@ typedef struct {
     asp_effect_options options;
     asp_prompts reference;
     asp_items items;
-    const int64_t *sizes;
-    int64_t n_sizes;
+    const int64_t *numbers; /* sizes, or items that are dropped */
+    int64_t n_numbers;
 } effects_call;
 
 static int read_effects_task(effects_call *e, PyObject *self, PyObject *object) {
@@ -178,38 +178,39 @@ static asp_status knock_out(double *values, const asp_model *model, const effect
 
 static asp_status keep_only(double *values, const asp_model *model, const effects_call *e, const asp_context *context,
                             asp_error *err) {
-    return asp_effects_keep_only(values, model, &e->task.task, e->items, e->sizes, e->n_sizes, &e->options, context,
+    return asp_effects_keep_only(values, model, &e->task.task, e->items, e->numbers, e->n_numbers, &e->options, context,
                                  err);
 }
 
 static asp_status leave_one_out(double *values, const asp_model *model, const effects_call *e,
                                 const asp_context *context, asp_error *err) {
-    return asp_effects_leave_one_out(values, model, &e->task.task, e->items, &e->options, context, err);
+    return asp_effects_leave_one_out(values, model, &e->task.task, e->items, e->numbers, e->n_numbers, &e->options,
+                                     context, err);
 }
 
 typedef asp_status (*question)(double *values, const asp_model *model, const effects_call *e,
                                const asp_context *context, asp_error *err);
 
-/* Rows of the metric: one for each size, or for each item. */
-static PyObject *measure_effects(PyObject *self, PyObject *args, PyObject *kwargs, int with_sizes, question ask) {
-    static char *with[] = {"task", "items", "sizes", "options", "threads", "progress", NULL};
+/* Rows of the metric: one for each of the numbers, whose name is given, or for each item. */
+static PyObject *measure_effects(PyObject *self, PyObject *args, PyObject *kwargs, char *name, question ask) {
+    char *with[] = {"task", "items", name, "options", "threads", "progress", NULL};
     static char *without[] = {"task", "items", "options", "threads", "progress", NULL};
-    PyObject *task, *items, *sizes = NULL, *options, *progress = Py_None, *result = NULL;
+    PyObject *task, *items, *numbers = NULL, *options, *progress = Py_None, *result = NULL;
     int threads = 0;
     effects_call e = {0};
-    if (with_sizes ? !PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|iO", with, &task, &items, &sizes, &options,
-                                                  &threads, &progress)
-                   : !PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iO", without, &task, &items, &options, &threads,
-                                                  &progress))
+    if (name ? !PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|iO", with, &task, &items, &numbers, &options, &threads,
+                                            &progress)
+             : !PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iO", without, &task, &items, &options, &threads,
+                                            &progress))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) && read_effects_items(&e, items);
-    if (good && sizes) {
-        e.sizes = asp_py_arrays_hold_copy(&e.held, sizes, ASP_PY_INT64, 1, "sizes", &e.n_sizes);
-        good = e.sizes != NULL;
+    if (good && numbers) {
+        e.numbers = asp_py_arrays_hold_copy(&e.held, numbers, ASP_PY_INT64, 1, name, &e.n_numbers);
+        good = e.numbers != NULL;
     }
     void *values;
-    const int64_t dims[2] = {sizes ? e.n_sizes : e.items.n, e.task.task.clean.n_prompts};
+    const int64_t dims[2] = {numbers ? e.n_numbers : e.items.n, e.task.task.clean.n_prompts};
     if (good) result = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &values);
     py_call call;
     if (result && begin_effects(&e, &call, self, threads, progress)) {
@@ -223,15 +224,36 @@ static PyObject *measure_effects(PyObject *self, PyObject *args, PyObject *kwarg
 }
 
 PyObject *asp_py_effects_knock_out(PyObject *self, PyObject *args, PyObject *kwargs) {
-    return measure_effects(self, args, kwargs, 0, knock_out);
+    return measure_effects(self, args, kwargs, NULL, knock_out);
 }
 
 PyObject *asp_py_effects_keep_only(PyObject *self, PyObject *args, PyObject *kwargs) {
-    return measure_effects(self, args, kwargs, 1, keep_only);
+    return measure_effects(self, args, kwargs, "sizes", keep_only);
 }
 
 PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject *kwargs) {
-    return measure_effects(self, args, kwargs, 0, leave_one_out);
+    return measure_effects(self, args, kwargs, "dropped", leave_one_out);
+}
+
+/* ---- calls that continue ---------------------------------------------------------------------------- */
+
+/* Puts how far a call is into an array of the caller, who may look at it and at what is found when he is told. */
+typedef struct {
+    const int64_t *const *from; /* (n) */
+    int64_t *to, n;
+    py_call *call;
+    int (*progress)(void *state, const char *stage, int64_t done, int64_t total);
+} place_listener;
+
+static int tell_place(void *state, const char *stage, int64_t done, int64_t total) {
+    const place_listener *l = state;
+    for (int64_t i = 0; i < l->n; i++) l->to[i] = *l->from[i];
+    return l->progress ? l->progress(l->call, stage, done, total) : 0;
+}
+
+static place_listener listen_for_place(py_call *call, const int64_t *const *from, int64_t *to, int64_t n) {
+    const place_listener listener = {from, to, n, call, call->context.progress};
+    return listener;
 }
 
 /* ---- one entry of each head ------------------------------------------------------------------------ */
@@ -239,38 +261,41 @@ PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject 
 /* Arrays for all heads, of which the first are kept. */
 typedef struct {
     asp_entry_effects found;
-    PyObject *heads, *mean, *effect, *values, *full;
+    PyObject *heads, *mean;
+    int64_t *place; /* (1) of the caller: n_done */
 } entry_arrays;
 
-static int new_entry_arrays(entry_arrays *a, const asp_config *c, int64_t n_prompts) {
-    const int64_t n_heads = c->n_layer * c->n_head;
-    const int64_t pairs[] = {n_heads, 2}, each[] = {n_prompts, c->n_layer, c->n_head},
-                  kept[] = {n_heads + 1, n_prompts};
-    void *heads = NULL, *mean = NULL, *effect = NULL, *values = NULL, *full = NULL;
-    a->heads = asp_py_arrays_new(ASP_PY_INT32, 2, pairs, &heads);
-    if (a->heads) a->mean = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_heads, &mean);
-    if (a->mean) a->effect = asp_py_arrays_new(ASP_PY_DOUBLE, 3, each, &effect);
-    if (a->effect) a->values = asp_py_arrays_new(ASP_PY_DOUBLE, 2, kept, &values);
-    if (a->values) a->full = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_prompts, &full);
-    if (!a->full) return 0;
-    a->found = (asp_entry_effects){.heads = heads, .mean = mean, .effect = effect, .values = values, .full = full};
+/* What a call of this many prompts has found so far, in arrays of the caller: place, full, effect, values. */
+static int read_found(entry_arrays *a, py_held *h, const asp_config *c, int64_t n_prompts, PyObject *const o[4]) {
+    asp_entry_effects *f = &a->found;
+    int64_t n_places, n_full, each[3], kept[2];
+    a->place = asp_py_arrays_hold_out(h, o[0], ASP_PY_INT64, 1, "place", &n_places);
+    if (a->place) f->full = asp_py_arrays_hold_out(h, o[1], ASP_PY_DOUBLE, 1, "full", &n_full);
+    if (f->full) f->effect = asp_py_arrays_hold_out(h, o[2], ASP_PY_DOUBLE, 3, "effect", each);
+    if (f->effect) f->values = asp_py_arrays_hold_out(h, o[3], ASP_PY_DOUBLE, 2, "values", kept);
+    if (!f->values) return 0;
+    if (n_places != 1) return wrong_task_shape("place");
+    if (n_full != n_prompts) return wrong_task_shape("full");
+    if (each[0] != n_prompts || each[1] != c->n_layer || each[2] != c->n_head) return wrong_task_shape("effect");
+    if (kept[0] != c->n_layer * c->n_head + 1 || kept[1] != n_prompts) return wrong_task_shape("values");
+    f->n_done = *a->place;
     return 1;
 }
 
-static void forget_entry_arrays(entry_arrays *a) {
-    Py_XDECREF(a->heads);
-    Py_XDECREF(a->mean);
-    Py_XDECREF(a->effect);
-    Py_XDECREF(a->values);
-    Py_XDECREF(a->full);
+static int new_entry_arrays(entry_arrays *a, const asp_config *c) {
+    const int64_t n_heads = c->n_layer * c->n_head, pairs[] = {n_heads, 2};
+    void *heads = NULL, *mean = NULL;
+    a->heads = asp_py_arrays_new(ASP_PY_INT32, 2, pairs, &heads);
+    if (a->heads) a->mean = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_heads, &mean);
+    a->found.heads = heads;
+    a->found.mean = mean;
+    return a->mean != NULL;
 }
 
 static PyObject *first_rows(PyObject *array, int64_t n) { return PySequence_GetSlice(array, 0, (Py_ssize_t)n); }
 
 static PyObject *entry_result(const entry_arrays *a) {
-    const int64_t n = a->found.n;
-    return Py_BuildValue("NNONO", first_rows(a->heads, n), first_rows(a->mean, n), a->effect,
-                         first_rows(a->values, n + 1), a->full);
+    return Py_BuildValue("NN", first_rows(a->heads, a->found.n), first_rows(a->mean, a->found.n));
 }
 
 /* Positions of each prompt, and weights of the patterns there. */
@@ -288,63 +313,88 @@ static int read_places(effects_call *e, const asp_config *c, PyObject *weight, P
 }
 
 PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "options", "weight", "query", "key", "threads", "progress", NULL};
-    PyObject *task, *options, *weight, *query, *key, *progress = Py_None, *result = NULL;
+    static char *names[] = {"task", "options", "weight", "query",   "key",      "place",
+                            "full", "effect",  "values", "threads", "progress", NULL};
+    PyObject *task, *options, *weight, *query, *key, *found[4], *progress = Py_None, *result = NULL;
     int threads = 0;
     effects_call e = {0};
     entry_arrays arrays = {0};
     asp_entries entries = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO|iO:entry_effects", names, &task, &options, &weight, &query,
-                                     &key, &threads, &progress))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOOOO|iO:entry_effects", names, &task, &options, &weight,
+                                     &query, &key, &found[0], &found[1], &found[2], &found[3], &threads, &progress))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     const asp_model *model = ((py_model *)self)->model;
     const asp_config *c = asp_model_config(model);
     const int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) &&
                      read_places(&e, c, weight, query, key, &entries) &&
-                     new_entry_arrays(&arrays, c, e.task.task.clean.n_prompts);
+                     read_found(&arrays, &e.held, c, e.task.task.clean.n_prompts, found) &&
+                     new_entry_arrays(&arrays, c);
     py_call call;
     if (good && begin_effects(&e, &call, self, threads, progress)) {
         asp_error err = {0};
+        const int64_t *const from = &arrays.found.n_done;
+        place_listener listener = listen_for_place(&call, &from, arrays.place, 1);
+        call.context.progress = tell_place;
+        call.context.progress_state = &listener;
         const asp_status status =
             asp_entry_measure(&arrays.found, model, &e.task.task, &entries, &e.options, &call.context, &err);
+        *arrays.place = arrays.found.n_done;
         end_effects(&call, self, NULL, status, &err);
         if (!PyErr_Occurred()) result = entry_result(&arrays);
     }
-    forget_entry_arrays(&arrays);
+    Py_XDECREF(arrays.heads);
+    Py_XDECREF(arrays.mean);
     let_go_effects(&e);
     return result;
 }
 
 /* ---- first-order effects -------------------------------------------------------------------------- */
 
-static PyObject *new_scores(const asp_config *c, asp_unit unit, int64_t length, void **data) {
-    const int64_t dims[4] = {c->n_layer, c->n_head, length, length};
-    return asp_py_arrays_new(ASP_PY_DOUBLE, 2 + (int)unit, dims, data);
+/* Scores so far and how far that is, in arrays of the caller. */
+static int read_scores(effects_call *e, const asp_config *c, PyObject *const o[2], double **scores, int64_t **place) {
+    const int64_t length = e->task.task.clean.offsets[1], wanted[4] = {c->n_layer, c->n_head, length, length};
+    const int n_dims = 2 + (int)e->options.unit;
+    int64_t n_places, dims[4];
+    *place = asp_py_arrays_hold_out(&e->held, o[0], ASP_PY_INT64, 1, "place", &n_places);
+    if (*place) *scores = asp_py_arrays_hold_out(&e->held, o[1], ASP_PY_DOUBLE, n_dims, "scores", dims);
+    if (!*place || !*scores) return 0;
+    if (n_places != 2) return wrong_task_shape("place");
+    for (int i = 0; i < n_dims; i++)
+        if (dims[i] != wanted[i]) return wrong_task_shape("scores");
+    return 1;
 }
 
 PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "options", "steps", "through_gate", "threads", "progress", NULL};
-    PyObject *task, *options, *progress = Py_None, *result = NULL;
+    static char *names[] = {"task", "options", "steps", "through_gate", "place", "scores", "threads", "progress", NULL};
+    PyObject *task, *options, *found[2], *progress = Py_None;
     long long steps;
     int through_gate, threads = 0;
     effects_call e = {0};
-    void *scores;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLp|iO:attribution", names, &task, &options, &steps, &through_gate,
-                                     &threads, &progress))
+    double *scores = NULL;
+    int64_t *place = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLpOO|iO:attribution", names, &task, &options, &steps,
+                                     &through_gate, &found[0], &found[1], &threads, &progress))
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
     if (!asp_py_call_check_threads(threads)) return NULL;
-    if (read_effects_task(&e, self, task) && read_effects_options(&e, options))
-        result = new_scores(asp_model_config(model), e.options.unit, e.task.task.clean.offsets[1], &scores);
+    const int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) &&
+                     read_scores(&e, asp_model_config(model), found, &scores, &place);
     py_call call;
-    if (result && begin_effects(&e, &call, self, threads, progress)) {
+    if (good && begin_effects(&e, &call, self, threads, progress)) {
         asp_error err = {0};
-        const asp_status status =
-            asp_effects_attribution(scores, model, &e.task.task, &e.options, steps, through_gate, &call.context, &err);
-        result = end_effects(&call, self, result, status, &err);
+        asp_effects_kept kept = {place[0], place[1]};
+        const int64_t *const from[] = {&kept.n_done, &kept.size};
+        place_listener listener = listen_for_place(&call, from, place, 2);
+        call.context.progress = tell_place;
+        call.context.progress_state = &listener;
+        const asp_status status = asp_effects_attribution(scores, &kept, model, &e.task.task, &e.options, steps,
+                                                          through_gate, &call.context, &err);
+        place[0] = kept.n_done;
+        place[1] = kept.size;
+        end_effects(&call, self, NULL, status, &err);
     }
     let_go_effects(&e);
-    if (PyErr_Occurred()) Py_CLEAR(result);
-    return result;
+    if (PyErr_Occurred()) return NULL;
+    Py_RETURN_NONE;
 }

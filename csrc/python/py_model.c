@@ -390,7 +390,7 @@ static PyMethodDef methods[] = {
     {"keep_only", (PyCFunction)(void (*)(void))asp_py_effects_keep_only, METH_VARARGS | METH_KEYWORDS,
      "keep_only(task, items, sizes, options, threads=0, progress=None) -> metric (n_sizes,P)"},
     {"leave_one_out", (PyCFunction)(void (*)(void))asp_py_effects_leave_one_out, METH_VARARGS | METH_KEYWORDS,
-     "leave_one_out(task, items, options, threads=0, progress=None) -> metric (n,P)"},
+     "leave_one_out(task, items, dropped, options, threads=0, progress=None) -> metric (n_dropped,P)"},
     {"entry_effects", (PyCFunction)(void (*)(void))asp_py_effects_of_entry, METH_VARARGS | METH_KEYWORDS,
      "entry_effects(task, options, weight, query, key, threads=0) -> (heads, weight, effect, kept, full, without)"},
     {"attribution", (PyCFunction)(void (*)(void))asp_py_effects_attribution, METH_VARARGS | METH_KEYWORDS,

@@ -1,5 +1,7 @@
 """Sweeps that continue from a file: the same bits with and without a stop."""
 
+import contextlib
+
 import numpy as np
 import oracle_component_graph as og
 import pytest
@@ -7,12 +9,15 @@ from circuit_cases import TOLERANCE, case, error
 
 from attnsparse import FormatError
 from attnsparse.circuits import (
+    attribution,
     component_circuit,
     component_scores,
     component_values,
+    entry_effects,
     find_component_circuit,
     keep_only,
     knock_out,
+    leave_one_out,
     resumed,
 )
 from attnsparse.circuits.effects import candidates
@@ -50,6 +55,14 @@ def kept(ablation, unit):
     return call
 
 
+def dropped(ablation, unit):
+    def call(one, model, **options):
+        items = candidates(model, one.task, unit)[: None if unit == "head" else 12]
+        return leave_one_out(model, one.task, items, ablation, **options)
+
+    return call
+
+
 def circuits(**fixed):
     return lambda one, model, **o: component_values(model, one.task, masks_of(one), **fixed, **o)
 
@@ -66,6 +79,8 @@ CALLS = {
     "knock_out of edges": edges("counterfactual"),
     "keep_only": kept("zero", "head"),
     "keep_only of edges": kept("counterfactual", "edge"),
+    "leave_one_out": dropped("mean", "head"),
+    "leave_one_out of edges": dropped("zero", "edge"),
     "component_values": circuits(),
     "component_values, mean": circuits(ablation="mean"),
     "evaluate": curve,
@@ -197,3 +212,136 @@ def test_one_call_of_both_halves_keeps_its_evaluation(tmp_path):
         np.testing.assert_array_equal(found.values, expected.values)
         np.testing.assert_array_equal(found.random_values, expected.random_values)
     assert n_kept(tmp_path / "kept") == 5 * len(SHARES) + len(SHARES) + 2
+
+
+# --------------------------------------------------------------------- calls that write into arrays
+
+
+class Stopping:
+    """A metric that raises what it is told to at one of its calls."""
+
+    def __init__(self, stop_at=0, error=KeyboardInterrupt):
+        self.n_calls, self.stop_at, self.error = 0, stop_at, error
+
+    def values(self, logits, prompts):
+        self.n_calls += 1
+        if self.n_calls == self.stop_at:
+            raise self.error
+        return logits[:, 3] - logits[:, 1]
+
+    def gradient(self, logits, prompts):
+        found = np.zeros_like(logits)
+        found[:, 3], found[:, 1] = 1, -1
+        return found
+
+    def metric(self):
+        return CustomMetric(self.values, self.gradient, name="stopping")
+
+    @contextlib.contextmanager
+    def bars(self, progress):
+        """In place of `stage_bars`: raises when it is told something for so many times."""
+
+        def tell(stage, done, total):
+            self.values(np.zeros((1, 4)), None)
+
+        yield tell
+
+
+def attributed(unit, **fixed):
+    def call(one, model, stopping, **options):
+        metric = stopping.metric()
+        return attribution(model, one.task, unit, metric=metric, **fixed, **options).tobytes()
+
+    return call
+
+
+def swept(ablation):
+    def call(one, model, stopping, **options):
+        places = {"key": [1, 2, 1], "query": [4, 5, 4]}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resumed, "stage_bars", stopping.bars)
+            found = entry_effects({"a": model, "b": model}, one.task, **places, ablation=ablation, **options)
+        tables = found.to_pandas(), found.summary(n_bootstrap=0)
+        return b"".join(table.select_dtypes("number").to_numpy(float).tobytes() for table in tables)
+
+    return call
+
+
+IN_PLACE = {
+    "attribution": attributed("head"),
+    "attribution of edges": attributed("edge", ablation="counterfactual", steps=3),
+    "attribution, mean": attributed("head_position", ablation="mean"),
+    "attribution of gates": attributed("edge", path="gate"),
+    "entry_effects": swept("zero"),
+    "entry_effects, mean": swept("mean"),
+}
+each_in_place = pytest.mark.parametrize("call", IN_PLACE.values(), ids=IN_PLACE)
+
+
+def small_blocks(call, one, model):
+    """Options with which a call takes some steps."""
+    if call not in list(IN_PLACE.values())[:4]:
+        return {}
+    too_little, enough = 1000, 10**9
+    while enough - too_little > 1:
+        middle = (too_little + enough) // 2
+        try:
+            call(one, model, Stopping(), max_bytes=middle)
+            enough = middle
+        except MemoryError:
+            too_little = middle
+    return {"max_bytes": enough}
+
+
+@each_in_place
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_the_same_bits_after_every_stop(call, error, tmp_path):
+    one = case("gated", LENGTHS)
+    model, found, n_stops, whole = one.model("float32"), None, 0, Stopping()
+    options = small_blocks(call, one, model)
+    expected = call(one, model, whole, **options)
+    assert whole.n_calls > 2
+    while found is None and n_stops < 20:
+        try:
+            stopping = Stopping(2 * whole.n_calls // 3, error)
+            found = call(one, model, stopping, resume=tmp_path / "kept", **options)
+        except error:
+            n_stops += 1
+    assert found == expected
+    assert n_stops > 0
+    ended = Stopping()
+    assert call(one, model, ended, resume=tmp_path / "kept", **options) == expected
+    assert ended.n_calls < whole.n_calls / 2
+
+
+@each_in_place
+def test_calls_into_arrays_refuse_what_is_of_another_question(call, tmp_path):
+    one = case("gated", LENGTHS)
+    call(one, one.model(), Stopping(), resume=tmp_path / "kept")
+    with pytest.raises(FormatError) as caught:
+        call(one, one.model("float32"), Stopping(), resume=tmp_path / "kept")
+    assert caught.value.code == "question"
+
+
+@each_in_place
+@pytest.mark.parametrize("change", [lambda s: s[:-1], lambda s: np.r_[-1, s[1:]], lambda s: np.r_[99, s[1:]]])
+def test_calls_into_arrays_refuse_a_state_that_makes_no_sense(call, change, tmp_path):
+    from attnsparse.circuits.search_file import SearchFile
+
+    one = case("gated", LENGTHS)
+    model = one.model()
+    call(one, model, Stopping(), resume=tmp_path / "kept")
+    with Bundle(tmp_path / "kept.search.safetensors", resumed_schema()) as bundle:
+        asked, state = bundle.fields, bundle.read_all()["state"]
+    SearchFile(tmp_path / "kept", asked).write(change(state))
+    with pytest.raises(FormatError, match="'state' must have") as caught:
+        call(one, model, Stopping(), resume=tmp_path / "kept")
+    assert caught.value.code == "value"
+
+
+def test_attribution_in_other_blocks_is_refused(tmp_path):
+    one = case("gated", LENGTHS)
+    model, call = one.model(), IN_PLACE["attribution"]
+    call(one, model, Stopping(), resume=tmp_path / "kept")
+    with pytest.raises(ValueError, match="use the same max_bytes and threads"):
+        call(one, model, Stopping(), resume=tmp_path / "kept", **small_blocks(call, one, model))

@@ -35,9 +35,15 @@ static asp_status use_effects_of(const fixture *f, int kind, const asp_context *
     if (!status) add_bytes(digest, values, sizeof values);
     if (!status) status = asp_effects_keep_only(values, model, &task, items, sizes, 3, &options, context, err);
     if (!status) add_bytes(digest, values, sizeof values);
-    if (!status) status = asp_effects_leave_one_out(values, model, &task, items, &options, context, err);
+    if (!status) status = asp_effects_leave_one_out(values, model, &task, items, NULL, items.n, &options, context, err);
     if (!status) add_bytes(digest, values, sizeof values);
-    if (!status) status = asp_effects_attribution(scores, model, &task, &options, 1 + kind % 2, 0, context, err);
+    if (!status) status = asp_effects_attribution(scores, NULL, model, &task, &options, 1 + kind % 2, 0, context, err);
+    if (!status) add_bytes(digest, scores, sizeof scores);
+    asp_effects_kept kept = {0};
+    for (int i = 0; i < 2; i++) /* the second time all prompts are done */
+        if (!status)
+            status = asp_effects_attribution(scores, &kept, model, &task, &options, 1 + kind % 2, 0, context, err);
+    if (!status && kept.n_done != N_SEQUENCES) status = ASP_BAD_STATE;
     if (!status) add_bytes(digest, scores, sizeof scores);
     asp_effects_free_items(rows);
     return status;
@@ -148,7 +154,7 @@ asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint6
         asp_effects_knock_out(values, f->gated, &ragged, good, &edges, context, err) != ASP_BAD_ARGUMENT ||
         asp_effects_knock_out(values, f->gated, &task, good, &small, context, err) != ASP_NO_MEMORY)
         return ASP_BAD_STATE;
-    asp_status status = asp_effects_leave_one_out(values, f->gated, &task, repeated, &options, context, err);
+    asp_status status = asp_effects_leave_one_out(values, f->gated, &task, repeated, NULL, 2, &options, context, err);
     if (status != ASP_BAD_ARGUMENT && status != ASP_NO_MEMORY) return ASP_BAD_STATE;
     if (asp_effects_keep_only(values, f->gated, &task, good, sizes, 1, &options, context, err) != ASP_BAD_ARGUMENT)
         return ASP_BAD_STATE;
@@ -157,7 +163,7 @@ asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint6
     if (status == ASP_STOPPED && l.told != 2) return ASP_BAD_STATE;
     for (int patience = 1; patience < 8; patience++) {
         l = (listener){.patience = patience};
-        status = asp_effects_attribution(scores, f->gated, &task, &options, 2, 0, &told, err);
+        status = asp_effects_attribution(scores, NULL, f->gated, &task, &options, 2, 0, &told, err);
         if (status != ASP_STOPPED && status != ASP_NO_MEMORY) return ASP_BAD_STATE;
     }
     task.corrupted.n_prompts = 0;

@@ -9,6 +9,7 @@ import reliability
 import tiny_graph
 import tokenizers
 from graph_toys import PROMPT, random_transcoders, toy, toy_graph
+from table_columns import hidden
 
 import attnsparse as asp
 from attnsparse import _core
@@ -565,3 +566,38 @@ def test_arrays_of_numbers_are_nodes() -> None:
         assert graph.heads(nodes, graph.logits).equals(graph.heads(features, graph.logits))
     with pytest.raises(TypeError, match="a node must be an integer, got float"):
         graph.weight(features.astype(float), graph.logits)
+
+
+def test_several_graphs_are_one_table() -> None:
+    model, transcoders = toy("float64")
+    prompts = [PROMPT, PROMPT[:-1]]
+    graphs = [asp.attribution_graph(model, transcoders, prompt) for prompt in prompts]
+    own = {"summary": asp.Graph.summary, "nodes": asp.Graph.nodes, "links": asp.Graph.links}
+    for of, method in own.items():
+        table = asp.graphs.table((graph for graph in graphs), of)
+        assert list(table)[:2] == ["model", "prompt"]
+        for i, graph in enumerate(graphs):
+            part = method(graph).drop(columns=["model", "prompt"], errors="ignore")
+            mine = table[table.prompt == i].reset_index(drop=True)
+            pd.testing.assert_frame_equal(mine[list(part)], part)
+            assert set(mine.model) == {model.name}
+        assert hidden(table) == []
+    named = asp.graphs.table({"a": graphs[0], "b": graphs[1]}, texts=True)
+    assert list(named)[:4] == ["graph", "model", "prompt", "prompt_text"]
+    assert named.graph.tolist() == ["a", "b"]
+    assert named.prompt_text.tolist() == [graph.prompt for graph in graphs]
+    pd.testing.assert_frame_equal(asp.graphs.table(graphs[0]), asp.graphs.table(graphs[:1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (([],), ValueError, "got none"),
+        ((3,), TypeError, "got int"),
+        (([3],), TypeError, "graphs must be a Graph, .*got int"),
+        (([], "heads"), ValueError, "of must be one of 'summary', 'nodes', 'links', got 'heads'"),
+    ],
+)
+def test_wrong_arguments_of_a_table(arguments, error, text) -> None:
+    with pytest.raises(error, match=text):
+        asp.graphs.table(*arguments)

@@ -75,24 +75,61 @@ def test_columns_of_rows_of_ids(model: asp.Model) -> None:
         np.testing.assert_array_equal(model.run(row).logits, single)
 
 
-def test_everything_that_takes_prompts_takes_columns(model: asp.Model) -> None:
-    column = FRAME["prompt"].iloc[:1]
-    logits, _ = model.run_with_cache(column)
-    np.testing.assert_array_equal(logits, model.run_with_cache(list(column))[0])
-    ablation = asp.Ablation("L0H0", ablation="mean", reference=column)
-    listed_ = asp.Ablation("L0H0", ablation="mean", reference=list(column))
-    np.testing.assert_array_equal(
-        model.run(TEXTS[:1], ablate=ablation).logits, model.run(TEXTS[:1], ablate=listed_).logits
-    )
-    transcoders = asp.load_transcoders("demo-dense-transcoders", model)
-    assert len(transcoders.features(model, column, progress=False)) == len(
-        transcoders.features(model, list(column), progress=False)
-    )
-    labels = [
-        asp.describe_features(model, transcoders, prompts, features=[(0, 0)], progress=False)
-        for prompts in (column, list(column))
-    ]
-    pd.testing.assert_frame_equal(*(label.to_pandas() for label in labels))
+def print_nothing(value: np.ndarray, hook: object) -> None:
+    """A hook that changes nothing."""
+
+
+ANSWERS = {"key": "opposite", "query": -1, "answer": ["small", "cold", "slow"], "progress": False}
+TAKES_PROMPTS = {  # what a call gives, as arrays or tables
+    "run": lambda m, t, p: m.run(p, logits="last").logits,
+    "run with a mean": lambda m, t, p: (
+        m.run(TEXTS, logits="last", ablate=asp.Ablation("L0H0", "mean", p)).logits
+    ),
+    "run_with_cache": lambda m, t, p: m.run_with_cache(p)[0],
+    "run_with_hooks": lambda m, t, p: (
+        m.run_with_hooks(p, [("blocks.0.attn.hook_z", print_nothing)], logits="last").logits
+    ),
+    "gradients": lambda m, t, p: m.gradients(p).loss,
+    "generate": lambda m, t, p: m.generate(p, 2).to_pandas(),
+    "tokens_of": lambda m, t, p: m.tokens_of(p),
+    "features": lambda m, t, p: t.features(m, p, progress=False).to_pandas(),
+    "evaluate": lambda m, t, p: t.evaluate(m, p, progress=False),
+    "describe_features": lambda m, t, p: asp.describe_features(
+        m, t, p, features=[(0, 0)], progress=False
+    ).to_pandas(),
+    "entry_effects": lambda m, t, p: asp.circuits.entry_effects(m, p, **ANSWERS).to_pandas(),
+}
+KINDS = {
+    "tuple": tuple,
+    "Series": lambda texts: pd.Series(texts, index=[7, 3, 9][: len(texts)]),
+    "Index": pd.Index,
+    "array of text": np.array,
+    "generator": lambda texts: (text for text in texts),
+}
+
+
+@pytest.fixture(scope="module")
+def transcoders(model: asp.Model) -> asp.Transcoders:
+    return asp.load_transcoders("demo-dense-transcoders", model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("call", TAKES_PROMPTS)
+def test_everything_that_takes_prompts_takes_them_in_every_way(
+    call: str, kind: str, model: asp.Model, transcoders: asp.Transcoders
+) -> None:
+    texts = TEXTS[: 1 if call == "features" else None]
+    found, wanted = (TAKES_PROMPTS[call](model, transcoders, way(texts)) for way in (KINDS[kind], list))
+    if isinstance(wanted, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, wanted)
+    else:
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_generator_of_reference_prompts_is_read_once(model: asp.Model) -> None:
+    ablation = asp.Ablation("L0H0", "mean", (text for text in TEXTS))
+    runs = [model.run(TEXTS, ablate=ablation, logits="last").logits for _ in range(2)]
+    np.testing.assert_array_equal(*runs)
 
 
 @pytest.mark.parametrize(

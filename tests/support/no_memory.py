@@ -22,7 +22,7 @@ ACDC = r"(circuits\.component_acdc(_sweep)?|_core\.Model\.component_acdc)"
 MASKS = r"(circuits\.component_mask(s|_gradients)|_core\.Model\.component_(masks|gradients))"
 LENS = r"(Run\.|Model\.composition|ActivationCache\.|_core\.Run\.|_core\.Model\.(composition|lens_project))"
 STAGE = "(whole model|knock-out|keep only|leave one out|attribution)"
-GRAPHS = r"(Graph\.|_core\.|asp\.)"
+GRAPHS = r"(Graph\.|graphs\.table|_core\.|asp\.)"
 
 #: sentence -> the public names whose calls may say it
 SENTENCES = {

@@ -136,6 +136,7 @@ CALLS: dict[str, Uses] = {
     ),
     "effects.leave_one_out": uses(
         lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [1, 2]]),
+        lambda e: effects.leave_one_out(e.model, e.task, [[0, 1]], resume=e.folder / "leave-one-out"),
         wrong=(lambda e: effects.leave_one_out(e.model, e.task, [[0, 1], [0, 1]]),),
         cost=5,
     ),
@@ -164,6 +165,7 @@ CALLS: dict[str, Uses] = {
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
         lambda e: effects.attribution(e.model, e.task, "head", metric=OWN),
+        lambda e: effects.attribution(e.model, e.task, "head", resume=e.folder / "attribution"),
         wrong=(
             lambda e: effects.attribution(e.dense, e.task, "edge", path="gate"),
             lambda e: effects.attribution(e.model, e.task, "head", metric=FAILING.custom),

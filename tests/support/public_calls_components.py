@@ -267,6 +267,6 @@ COMPONENT_CALLS: dict[str, Uses] = {
 
 
 def asked(e) -> tuple:
-    from attnsparse.circuits.effects import packed_task
+    from attnsparse.circuits.asked import packed_task
 
     return packed_task(e.model, e.task, None), some(e)

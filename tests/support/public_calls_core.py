@@ -23,7 +23,8 @@ from attnsparse._core_types import (
     Metric,
     Task,
 )
-from attnsparse.circuits import circuit, effects
+from attnsparse.circuits import circuit
+from attnsparse.circuits.asked import packed_task
 
 ONE = np.array([0, 1], np.int64)
 CODER_ROWS = (np.ones((3, 4), np.float32), np.ones((3, 5), np.float32))
@@ -35,7 +36,7 @@ COMPONENTS = ComponentOptions("eap", "edge", "counterfactual", 1, False, False, 
 
 def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tuple[Task, EffectOptions]:
     """A task and options as the core takes them."""
-    return effects.packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
+    return packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
 
 
 def entry(
@@ -44,7 +45,25 @@ def entry(
     """Effects of an entry of each prompt in all heads."""
     whole, options = asked(e, unit, "mean", **task)
     weight = np.ones((4, e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
-    return e.core.entry_effects(whole, options, weight, *(np.array(each) for each in (query, key)))
+    return e.core.entry_effects(
+        whole, options, weight, *(np.array(each) for each in (query, key)), *found_entries(weight)
+    )
+
+
+def found_entries(weight: np.ndarray, place: tuple[int, ...] = (0,)) -> list[np.ndarray]:
+    """Where effects of entries are put: place, full, effect, values."""
+    n = len(weight)
+    shapes = (n,), weight.shape, (weight[0].size + 1, n)
+    return [np.array(place), *(np.zeros(shape) for shape in shapes)]
+
+
+def attribute(
+    e: Any, unit: str = "head", steps: int = 1, gate: bool = False, place: Any = (0, 0), n: int = 0
+) -> Any:
+    """First-order effects of heads; n: heads too many in the array."""
+    c = e.core.config
+    scores = np.zeros((c["n_layer"], c["n_head"] + n))
+    return e.core.attribution(*asked(e, unit), steps, gate, np.array(place), scores)
 
 
 def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) -> _core.Circuit:
@@ -176,17 +195,19 @@ CORE_CALLS: dict[str, Uses] = {
     ),
     **{
         f"_core.Model.{name}": uses(
-            lambda e, name=name: getattr(e.core, name)(asked(e)[0], HEADS, asked(e, ablation="mean")[1]),
+            lambda e, name=name, n=n: getattr(e.core, name)(
+                asked(e)[0], HEADS, *n, asked(e, ablation="mean")[1]
+            ),
             wrong=(
-                lambda e, name=name: getattr(e.core, name)(asked(e)[0], 2 * HEADS, asked(e)[1]),
-                lambda e, name=name: getattr(e.core, name)(asked(e)[0], HEADS, asked(e, "edge")[1]),
-                lambda e, name=name: getattr(e.core, name)(
-                    asked(e, corrupted=HEADS[0])[0], HEADS, asked(e)[1]
+                lambda e, name=name, n=n: getattr(e.core, name)(asked(e)[0], 2 * HEADS, *n, asked(e)[1]),
+                lambda e, name=name, n=n: getattr(e.core, name)(asked(e)[0], HEADS, *n, asked(e, "edge")[1]),
+                lambda e, name=name, n=n: getattr(e.core, name)(
+                    asked(e, corrupted=HEADS[0])[0], HEADS, *n, asked(e)[1]
                 ),
             ),
             cost=5,
         )
-        for name in ("knock_out", "leave_one_out")
+        for name, n in (("knock_out", ()), ("leave_one_out", (ONE,)))
     },
     "_core.Model.keep_only": uses(
         lambda e: e.core.keep_only(asked(e)[0], HEADS, ONE, asked(e)[1]),
@@ -206,17 +227,24 @@ CORE_CALLS: dict[str, Uses] = {
             lambda e: entry(e, key=(7,)),
             lambda e: entry(e, metric=3),
             lambda e: e.core.entry_effects(
-                *asked(e, "edge"), np.ones((4, 9, 9), np.float32), *[ONE[[0] * 4]] * 2
+                *asked(e, "edge"),
+                np.ones((4, 9, 9), np.float32),
+                *[ONE[[0] * 4]] * 2,
+                *found_entries(np.ones((4, e.core.config["n_layer"], e.core.config["n_head"]))),
             ),
         ),
         cost=20,
     ),
     "_core.Model.attribution": uses(
-        lambda e: e.core.attribution(*asked(e), 2, False),
+        lambda e: attribute(e, steps=2),
         wrong=(
-            lambda e: e.core.attribution(*asked(e, "x"), 2, False),
-            lambda e: e.core.attribution(*asked(e), 0, False),
-            lambda e: e.core.attribution(*asked(e), 1, True),
+            lambda e: attribute(e, "x"),
+            lambda e: attribute(e, steps=0),
+            lambda e: attribute(e, gate=True),
+            lambda e: attribute(e, place=(0,)),
+            lambda e: attribute(e, place=(99, 0)),
+            lambda e: attribute(e, place=(1, 3)),
+            lambda e: attribute(e, n=1),
         ),
         cost=5,
     ),

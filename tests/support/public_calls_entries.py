@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from public_objects import Uses, uses
 
-from attnsparse.circuits import entry_effects, table
+from attnsparse.circuits import component_scores, entry_effects, table
 
 ENTRY_CALLS: dict[str, Uses] = {
     "circuits.entry_effects": uses(
@@ -24,7 +24,12 @@ ENTRY_CALLS: dict[str, Uses] = {
     ),
     "circuits.table": uses(
         *(lambda e, of=of: table([e.circuit] * 2, of) for of in ("summary", "items", "curve")),
-        wrong=(lambda e: table([]), lambda e: table([3]), lambda e: table(e.circuit, "x")),
+        wrong=(
+            lambda e: table([]),
+            lambda e: table([3]),
+            lambda e: table(e.circuit, "x"),
+            lambda e: table(component_scores(e.model, e.task), "items"),
+        ),
         cost=40,
     ),
 }

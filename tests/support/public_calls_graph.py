@@ -96,6 +96,16 @@ GRAPH_CALLS: dict[str, Uses] = {
         ),
         cost=40,
     ),
+    "graphs.table": uses(
+        lambda e: asp.graphs.table([e.graph, e.graph], texts=True),
+        lambda e: asp.graphs.table({"a": e.graph}, "nodes"),
+        lambda e: asp.graphs.table(e.graph, "links"),
+        wrong=(
+            lambda e: asp.graphs.table([]),
+            lambda e: asp.graphs.table([3]),
+            lambda e: asp.graphs.table(e.graph, "heads"),
+        ),
+    ),
     "asp.describe_features": uses(
         lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, threads=1, progress=False),
         lambda e: asp.describe_features(e.model, e.transcoders, PROMPTS, e.graph, 2, threads=1),

@@ -16,7 +16,7 @@ from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ...tasks.task import Task
-from ..effects import packed_task
+from ..asked import packed_task
 from . import file as component_file
 from . import names
 from .circuit import ComponentCircuit

@@ -14,7 +14,7 @@ from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric
 from ...tasks.task import Task
-from ..effects import packed_task
+from ..asked import packed_task
 from . import names
 from .options import changed_options
 

@@ -17,7 +17,7 @@ from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ...tasks.task import Task
-from ..effects import packed_task
+from ..asked import packed_task
 from ..search_file import SearchFile
 from .circuit import ComponentCircuit
 from .options import changed_options

@@ -23,8 +23,8 @@ from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name
 from ...tasks.task import Task
+from ..asked import packed_task
 from ..choices import RANK_BY
-from ..effects import packed_task
 from . import names
 from . import nodes_file as component_nodes_file
 from .curve import ComponentCurve

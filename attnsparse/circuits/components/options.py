@@ -10,7 +10,7 @@ from ..._core_types import ComponentOptions
 from ...model.batch import as_batch
 from ...model.model import Model
 from ...tasks.task import Task
-from ..effects import reference_prompts
+from ..asked import reference_prompts
 from . import names
 
 

@@ -19,7 +19,7 @@ from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name
 from ...tasks.task import Task
-from ..effects import packed_task
+from ..asked import packed_task
 from .names import DIRECTIONS, GATES
 
 if TYPE_CHECKING:

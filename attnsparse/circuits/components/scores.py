@@ -19,7 +19,7 @@ from ..._display import stage_bars
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ...tasks.task import Task
-from ..effects import packed_task
+from ..asked import packed_task
 from . import mib as component_mib
 from . import names
 from .options import changed_options

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ... import _check
 from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric
 from ...tasks.task import Task
-from ..effects import packed_task
+from ..asked import packed_task
 from ..pieces import CoreRows
 from ..resumed import in_rows, sweep_question
 from . import names
