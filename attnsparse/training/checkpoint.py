@@ -192,8 +192,8 @@ def check_values(tensors: Mapping[str, np.ndarray], meta: dict[str, Any], path: 
 
 
 def _known_history(history: np.ndarray) -> np.ndarray:
-    """The numbers of a history that must be known: a run continued from an older file has no edges per token for
-    the steps until there.
+    """The numbers of a history that must be known: a run continued from an older file has no edges per token
+    for the steps until there.
     """
     later = history[:, len(FIRST_RESULTS) :]
     unknown = int(np.isnan(later).all(axis=1).argmin()) if later.size else len(history)
