@@ -125,3 +125,8 @@ class HeldOut:
         """Measurements since the best one; 0 while there is none."""
         best = self.best(gated, limit)
         return 0 if best is None else len(self.results) - 1 - self.results.index(best)
+
+
+def held_out_digest(config: Config, sequences: Any, loss_weights: Any) -> str | None:
+    """Digest of held-out sequences, as `HeldOut` has it; None for none."""
+    return None if sequences is None else HeldOut(config, sequences, loss_weights, 1, 1).digest

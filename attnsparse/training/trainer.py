@@ -29,7 +29,7 @@ from ..model.model import Model
 from . import checkpoint as state
 from .checkpoint import RESULTS
 from .data import Batch, Data, settled
-from .held_out import FIELDS, HeldOut, HeldOutResult, Limit
+from .held_out import FIELDS, HeldOut, HeldOutResult, Limit, held_out_digest
 from .one_thread import OneThread
 from .options import TrainingOptions
 from .schedules import value_at
@@ -404,11 +404,7 @@ class Trainer:
             wanted = dataclasses.replace(stored, **settings) if options is None else options
             state.check_options(stored, wanted, path)
             state.check_data(meta["data"], data.digest, path)
-            given = (
-                None
-                if held_out is None
-                else HeldOut(meta["config"], held_out, held_out_weights, 1, stored.steps).digest
-            )
+            given = held_out_digest(meta["config"], held_out, held_out_weights)
             state.check_held_out(meta.get("held_out"), given, path)
             state.check_entries(bundle.tensors, meta, path)
             tensors = bundle.read_all()
