@@ -58,7 +58,7 @@ class Evaluation:
 
 def evaluate(
     model: Model,
-    sequences: Sequence[Any],
+    sequences: Sequence[Any] | np.ndarray,
     loss_weights: Sequence[Any] | None,
     batch: int,
     progress: bool | None,

@@ -241,7 +241,7 @@ class Model(ModelWeights, ModelText, ModelTravel):
         stop : str, int, or a list of these, default none
             Tokens that end a text, as single tokens or ids.
         stop_at_eos : bool, default True
-            Also end a text at "<|endoftext|>", if the tokenizer has it.
+            Also end a text at ``"<|endoftext|>"``, if the tokenizer has it.
         logits : bool, default False
             Keep the logits of every step.
         prepend_bos : bool, default False
@@ -333,7 +333,7 @@ class Model(ModelWeights, ModelText, ModelTravel):
 
     def evaluate(
         self,
-        sequences: Sequence[Any],
+        sequences: Sequence[Any] | np.ndarray,
         loss_weights: Sequence[Any] | None = None,
         *,
         batch: int = 256,

@@ -169,7 +169,10 @@ static asp_status run_receivers(exact *x, asp_replay_kind kind, int64_t first, i
     for (int64_t r = first; r < first + n; r++)
         for (int64_t sender = 0; sender < asp_nodes_n_before(c, r); sender++)
             for (int64_t b = 0; !status && b < s->n; b++) {
-                if (x->skipped && x->skipped--) continue;
+                if (x->skipped) {
+                    x->skipped--;
+                    continue;
+                }
                 const int64_t rows = one ? 1 : s->offsets[b + 1] - s->offsets[b] - x->pass.first[b];
                 if (x->pass.n_rows + rows > x->pass.max_rows) status = run_chunk(x, kind, context);
                 x->pass.variants[x->pass.n] = (asp_replay_variant){r, sender, b};
@@ -244,9 +247,10 @@ static asp_status begin_exact(exact *x, asp_error *err) {
         kept->size = s->most_tokens;
     }
     x->skipped = kept->n_done;
-    if (kept->n_done < 0 || kept->n_done > asp_nodes_n_edges(c) * s->task->clean.n_prompts)
+    const int64_t all = asp_nodes_n_edges(c) * s->task->clean.n_prompts;
+    if (kept->n_done < 0 || kept->n_done > all)
         return asp_fail(err, ASP_BAD_ARGUMENT, "exact: %lld component edges of prompts are kept, of %lld",
-                        (long long)kept->n_done, (long long)(asp_nodes_n_edges(c) * s->task->clean.n_prompts));
+                        (long long)kept->n_done, (long long)all);
     if (kept->size == s->most_tokens) return ASP_OK;
     return asp_fail(err, ASP_BAD_ARGUMENT,
                     "exact: what is kept is of blocks of %lld tokens, and this call's are of %lld; use the same "

@@ -229,12 +229,14 @@ static void add_price(const masks_training *t, masks_step *step, double price[2]
         return;
     }
     for (int k = 0; k < 1 + (o->nodes != 0); k++) {
-        const double l1 = (double)t->state->multipliers[2 * k], l2 = (double)t->state->multipliers[2 * k + 1];
+        const asp_real *multipliers = t->state->multipliers + (ptrdiff_t)2 * k;
+        asp_real *up = ascent + (ptrdiff_t)2 * k;
+        const double l1 = (double)multipliers[0], l2 = (double)multipliers[1];
         const double excess = step->target[k] - step->density[k]; /* of the sparsity */
         step->extra += l1 * excess + l2 * excess * excess;
         price[k] = -(l1 + 2 * l2 * excess) / counts[k];
-        ascent[2 * k] = (asp_real)-excess;
-        ascent[2 * k + 1] = (asp_real)(-excess * excess);
+        up[0] = (asp_real)-excess;
+        up[1] = (asp_real)(-excess * excess);
     }
 }
 

@@ -68,8 +68,9 @@ static asp_status soft_qkv(const asp_soft *p, int64_t layer, int64_t i, const as
 static void take_z(const asp_soft *p, int64_t layer) {
     const asp_config *c = &p->setting->model->config;
     const int64_t size = p->n_tokens * c->n_head * c->d_head;
+    const asp_slot replaced = p->setting->replaced.z;
     const asp_real *z = p->z + layer * p->n_rows * c->n_head * c->d_head,
-                   *ablated = asp_slot_at(p->setting->replaced.z, layer);
+                   *ablated = replaced.data + layer * replaced.stride;
     for (int64_t i = 0; i < size; i++) p->heads[i] = z[i] - ablated[i];
 }
 

@@ -7,7 +7,8 @@
 #include "model/model.h"
 #include "base/blas.h"
 
-enum { GRAM_Q, GRAM_K, GRAM_V, GRAM_O, GRAMS, WAYS = 3, PRODUCTS = 3 };
+enum { GRAM_Q, GRAM_K, GRAM_V, GRAM_O, GRAMS };
+enum { WAYS = 3, PRODUCTS = 3 };
 
 typedef struct {
     double *scores;
@@ -81,7 +82,7 @@ static void layer_pair(void *arg, int64_t item, int thread) {
     const int64_t n = c->n_layer, heads = c->n_head, e = c->d_model, d = c->d_head, width = heads * d;
     const int64_t way = item / (n * n), from = item / n % n, to = item % n, units = n * heads;
     if (from >= to) return;
-    asp_real *m = job->products + PRODUCTS * thread * width * width, *left = m + width * width;
+    asp_real *m = job->products + width * width * PRODUCTS * thread, *left = m + width * width;
     asp_real *right = left + width * width; /* V^T V M of each row of blocks, and M B B^T of each column of blocks */
     const small_gemm all = {.m = width,
                             .n = width,
@@ -142,7 +143,7 @@ asp_status asp_composition_scores(double *scores, const asp_model *model, const 
         return asp_fail(err, ASP_BAD_ARGUMENT, "composition scores: BLAS takes sizes up to %d", INT_MAX);
     for (int64_t i = 0; i < WAYS * units * units; i++) scores[i] = 0;
     asp_arena_part parts[] = {ASP_PART(job.grams, GRAMS * units, d * d), ASP_PART(job.norms, WAYS, units),
-                              ASP_PART(job.products, PRODUCTS * context->n_threads * width, width)};
+                              ASP_PART(job.products, width * PRODUCTS * context->n_threads, width)};
     const double bytes = (double)asp_arena_lay_out(&job.arena, parts, 3);
     if (!asp_arena_commit(&job.arena, 0))
         return asp_fail(err, ASP_NO_MEMORY, "composition scores of %lld heads need %s, which could not be allocated",

@@ -14,7 +14,7 @@ uint32_t asp_visit_places(const asp_visitor *visitors, int n_visitors, int64_t n
 }
 
 static int is_wanted(const asp_visitor *visitor, asp_place place, int64_t layer) {
-    return visitor->places[layer] >> place & 1;
+    return (visitor->places[layer] >> place & 1) != 0;
 }
 
 int asp_visit_wanted(const asp_activations *acts, asp_place place, int64_t layer) {
@@ -47,7 +47,7 @@ asp_status asp_visit_squares(const asp_activations *acts, asp_place place, int64
                        .layer = layer,
                        .square_start = acts->square_start,
                        .n_layer = n_layer,
-                       .one_layer = acts->layer_squares >> place & 1};
+                       .one_layer = (acts->layer_squares >> place & 1) != 0};
     if (place == ASP_AT_GATE) visit.gates = acts->gate;
     else visit.squares = place == ASP_AT_SCORES ? acts->scores : acts->pattern;
     return show_visit(acts, &visit, context);

@@ -268,7 +268,7 @@ typedef struct {
 /* What a call of this many prompts has found so far, in arrays of the caller: place, full, effect, values. */
 static int read_found(entry_arrays *a, py_held *h, const asp_config *c, int64_t n_prompts, PyObject *const o[4]) {
     asp_entry_effects *f = &a->found;
-    int64_t n_places, n_full, each[3], kept[2];
+    int64_t n_places = 0, n_full = 0, each[3] = {0}, kept[2] = {0};
     a->place = asp_py_arrays_hold_out(h, o[0], ASP_PY_INT64, 1, "place", &n_places);
     if (a->place) f->full = asp_py_arrays_hold_out(h, o[1], ASP_PY_DOUBLE, 1, "full", &n_full);
     if (f->full) f->effect = asp_py_arrays_hold_out(h, o[2], ASP_PY_DOUBLE, 3, "effect", each);
@@ -302,7 +302,7 @@ static PyObject *entry_result(const entry_arrays *a) {
 static int read_places(effects_call *e, const asp_config *c, PyObject *weight, PyObject *query, PyObject *key,
                        asp_entries *entries) {
     const int64_t n_prompts = e->task.task.clean.n_prompts;
-    int64_t n_queries, n_keys, dims[3];
+    int64_t n_queries = 0, n_keys = 0, dims[3] = {0};
     entries->query = asp_py_arrays_hold_copy(&e->held, query, ASP_PY_INT64, 1, "query", &n_queries);
     if (entries->query) entries->key = asp_py_arrays_hold_copy(&e->held, key, ASP_PY_INT64, 1, "key", &n_keys);
     if (entries->key) entries->weight = asp_py_arrays_hold_copy(&e->held, weight, ASP_PY_REAL, 3, "weight", dims);

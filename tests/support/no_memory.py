@@ -40,7 +40,7 @@ SENTENCES = {
     rf"these gradients need {AMOUNT}, which could not be allocated":
         r"(Model\.gradients|Gradients\.|_core\.(Model\.gradients|Gradients))",
     rf"forward and backward of \d+ tokens need {AMOUNT}, which could not be allocated; use smaller batches":
-        r"(Model\.|Gradients\.|effects\.|circuits\.|_core\.|asp\.|Transcoders\.)",
+        r"(Model\.|Gradients\.|effects\.|circuits\.|Component(Circuit|Scores)\.|_core\.|asp\.|Transcoders\.)",
     r"no memory for (interventions|what is frozen)": RUNS,
     r"no memory for \d+ variants": r"(effects\.|Run\.to_html|circuits\.entry_effects|_core\.|asp\.)",
     r"no memory for a sweep over \d+ rows": r"(effects\.|Run\.to_html|circuits\.entry_effects|_core\.|asp\.)",

@@ -403,7 +403,7 @@ GRAPH_TABLES = (
 CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 CORE_EFFECTS = (
-    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects", "attribution",
+    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects",
     "component_scores", "component_senders_before", "component_values", "component_exact", "patching_sweep",
     "path_values",
 )  # fmt: skip
@@ -463,7 +463,7 @@ ARRAYS: dict[str, str] = {
         "own",
     ),
     **dict.fromkeys([f"effects.{name}" for name in EFFECTS], "own"),
-    **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch", *ENTRY_CALLS], "own"),
+    **dict.fromkeys(["circuits.patching_sweep", "circuits.path_patch", "graphs.table", *ENTRY_CALLS], "own"),
     **dict.fromkeys(
         [
             "circuits.component_acdc",
@@ -556,7 +556,7 @@ def public_names() -> set[str]:
         f"circuits.{name}"
         for name in ("component_acdc", "component_acdc_sweep", "patching_sweep", "path_patch")
     }
-    found |= set(ENTRY_CALLS)
+    found |= {"graphs.table", *ENTRY_CALLS}
     found |= {f"_core.{name}" for name in dir(_core) if not name.startswith("_")}
     for label in CORE_CLASSES:
         found |= {f"_core.{label}.{name}" for name in dir(getattr(_core, label)) if not name.startswith("_")}

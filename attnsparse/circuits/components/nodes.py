@@ -173,7 +173,8 @@ class NodeCircuit:
         Returns
         -------
         tuple of numpy.ndarray
-            Boolean [sizes, *scores.shape], and int64 [sizes]: how many nodes or neurons each has then.
+            Boolean [sizes, senders] or [sizes, senders, d_model], and int64 [sizes]: how many nodes or
+            neurons each has then.
         """
         prune, width = _check.flag(prune, "prune"), self.scores.size // len(self.scores)
         asked = [_check.integer(size, "each of sizes", 0, self.scores.size) for size in sizes]
