@@ -196,7 +196,8 @@ static void adapt_multiplier(asp_trainer_state *state, const asp_step_options *o
 }
 
 static double edge_price(const asp_step_options *o, int64_t layer, int kind) {
-    return o->edge_weight[kind] ? o->edge_weight[kind][layer] : 1;
+    const double *price = o->edge_weight[kind] ? o->edge_weight[kind] : o->edge_weight[ASP_ENTRY_OTHER];
+    return price ? price[layer] : 1;
 }
 
 static void prepare_layers(asp_trainer *t, const asp_step_options *o, const step_sums *sums) {

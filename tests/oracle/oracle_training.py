@@ -290,7 +290,7 @@ class TrainingState:
 class Options:
     """Arguments of one step. gate_bias and edge_weight have one number per layer; None means the
     config's gate bias and ones. kind_weight: the same for self edges, those to the previous and to the first
-    token; None: 1. dropout: rates per layer of `DROPPED`; empty: none."""
+    token; None: edge_weight. dropout: rates per layer of `DROPPED`; empty: none."""
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -346,8 +346,8 @@ def loss_and_gradients(
     """
     L, H = config["n_layer"], config["n_head"]
     bias = np.full(L, config["gate_bias"]) if options.gate_bias is None else np.asarray(options.gate_bias)
-    given = (*options.kind_weight, options.edge_weight)
-    prices = np.stack([np.ones(L) if w is None else np.asarray(w) for w in given])
+    others = np.ones(L) if options.edge_weight is None else np.asarray(options.edge_weight)
+    prices = np.stack([others if w is None else np.asarray(w) for w in (*options.kind_weight, others)])
     sequences = sequences_of(micro)
     total_weight = sum(w.sum(dtype=np.float64) for _, _, w in sequences)
     n_pairs = L * H * sum(len(t) * (len(t) + 1) // 2 for t, _, _ in sequences)

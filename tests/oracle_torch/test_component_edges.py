@@ -22,10 +22,10 @@ from attnsparse.circuits import (
     ComponentCircuit,
     ComponentScores,
     component_circuit,
-    component_mib,
     component_scores,
     component_values,
 )
+from attnsparse.circuits.components import mib as component_mib
 
 torch = pytest.importorskip("torch")
 
