@@ -225,10 +225,6 @@ def test_workers_share_the_cores(n_workers, expected, monkeypatch):
     assert pieces._threads_of_one(object()) is None
 
 
-def _threads_of_process():
-    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[17])
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc/self/stat")
 def test_n_workers_do_not_start_n_times_n_threads(model):
     before = asp.get_num_threads()
@@ -236,7 +232,7 @@ def test_n_workers_do_not_start_n_times_n_threads(model):
     try:
         with ProcessPoolExecutor(4, spawn) as pool:
             edges(model, executor=pool)
-            counts = [pool.submit(_threads_of_process).result() for _ in range(4)]
+            counts = [pool.submit(metrics.threads_of_process).result() for _ in range(4)]
     finally:
         asp.set_num_threads(before)
     assert max(counts) <= 2, counts
