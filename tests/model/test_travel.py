@@ -8,12 +8,12 @@ import pickle
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_training
 from reliability import report
+from travel_child import private_bytes
 
 import attnsparse as asp
 from attnsparse.errors import ConfigError, FormatError, LimitError
@@ -208,14 +208,6 @@ def test_bytes_of_what_is_no_model(changes, text):
         asp.Model.from_bytes(_write(tiny_training.model(), **changes))
 
 
-def _private_bytes(model):
-    """Memory of this process alone before and after it computed with a model that was sent to it."""
-    assert model.digest
-    model.run([1, 2, 3], "none", logits="last")
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/smaps_rollup")
 def test_a_forked_worker_shares_the_weights(tmp_path):
     """Weights that the parent sent are read from the parent's memory, copy-on-write."""
@@ -227,7 +219,7 @@ def test_a_forked_worker_shares_the_weights(tmp_path):
     found = {}
     for method in ("fork", "spawn"):
         with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
-            found[method] = pool.submit(_private_bytes, model).result(timeout=120)
+            found[method] = pool.submit(private_bytes, model).result(timeout=120)
     report("R16", f"private memory of a worker beside {n_bytes:,} bytes of weights: {found}")
     assert found["fork"] < n_bytes
     assert found["spawn"] > n_bytes
