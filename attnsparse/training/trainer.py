@@ -216,16 +216,15 @@ class Trainer:
         self._seconds[step] = time.perf_counter() - begin
         return dict(self._results[step])
 
-    def _evaluate_if_due(self) -> bool:
-        """Evaluate if that is due and was not done yet, before a step and a save; whether it was done."""
+    def _evaluate_if_due(self) -> None:
+        """Evaluate if that is due and was not done yet, before a step and a save."""
         if self._held_out is None or not self._held_out.due(self.step_count):
-            return False
+            return
         self._held_out.measure(self.model, self.step_count)
         if self._keep_best and self.best is self._held_out.results[-1]:
             assert self._folder is not None
             with self.model._core.reading():
                 self._save(self._folder / BEST)
-        return True
 
     def _batch(self, step: int, micro: int) -> Batch:
         batch: Batch = settled(self.data.batch(step, micro), self.model.dtype)
