@@ -99,7 +99,6 @@ class Processes(OneProcess):
     def __init__(self, comm: Any) -> None:
         self._comm = comm
         self.rank, self.size = int(comm.rank), int(comm.size)
-        self._interrupts = _Interrupts()
         self._threads = None if threads_are_chosen() else self._share_of_node()
         self._buffer = np.empty(0, np.float32)
         self._moments: tuple[np.ndarray, np.ndarray] | None = None
@@ -122,7 +121,7 @@ class Processes(OneProcess):
 
     def held(self) -> AbstractContextManager[None]:
         """A context in which Ctrl-C waits until the next `together`, or its end."""
-        return self._interrupts.held()
+        return INTERRUPTS.held()
 
     # ---- what can fail
 
@@ -146,14 +145,14 @@ class Processes(OneProcess):
             if error is not None:
                 raise error.raised
             if (codes == _INTERRUPTED).any():
-                self._interrupts.await_one()
+                INTERRUPTS.await_one()
                 raise KeyboardInterrupt
         rank = int(np.flatnonzero(codes)[0])
         raise RuntimeError(f"process {rank} of 0..{self.size - 1} stopped the training: {texts[rank]}")
 
     def _attempt(self, work: Callable[[], Result]) -> Result | _Failure:
         try:
-            with self._interrupts.let_in():
+            with INTERRUPTS.let_in():
                 return work()
         except BaseException as error:
             return _Failure(error)
@@ -295,7 +294,7 @@ class _Failure(NamedTuple):
     raised: BaseException
 
 
-class _Interrupts:
+class Interrupts:
     """Ctrl-C in the main thread, which waits where the other processes would wait for this one."""
 
     def __init__(self) -> None:
@@ -361,6 +360,9 @@ class _Interrupts:
             yield
         finally:
             self._let_in = False
+
+
+INTERRUPTS = Interrupts()
 
 
 def share(n: int, rank: int, size: int) -> tuple[int, int]:
