@@ -23,9 +23,9 @@ from attnsparse.io import bundle
 from attnsparse.io.bundle import Schema, write_bundle
 from attnsparse.training import schedules
 from attnsparse.training.checkpoint import SCHEMA as TRAINING
+from attnsparse.training.history import HISTORY, History
 from attnsparse.training.options import TrainingOptions
 from attnsparse.training.options_fields import turning_steps
-from attnsparse.training.history import HISTORY, History
 from attnsparse.training.trainer import Trainer
 from attnsparse.transcoders.checkpoint import SCHEMA as TRANSCODERS
 from attnsparse.transcoders.options import TranscoderOptions

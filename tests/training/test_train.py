@@ -25,8 +25,8 @@ from attnsparse.io.bundle import write_bundle
 from attnsparse.training import schedules
 from attnsparse.training.checkpoint import SCHEMA, checkpoint_name, checkpoint_steps, last_checkpoint
 from attnsparse.training.data import SequenceData, TokenData
-from attnsparse.training.options import TrainingOptions
 from attnsparse.training.history import HISTORY
+from attnsparse.training.options import TrainingOptions
 from attnsparse.training.trainer import Trainer
 
 SCRIPT = Path(tiny.__file__)
