@@ -390,8 +390,10 @@ def processes_of(comm: Any) -> OneProcess:
     try:
         from mpi4py import MPI
     except ImportError:
-        MPI = None  # type: ignore[assignment]
-    if MPI is None or not isinstance(comm, MPI.Intracomm):
+        fits = False
+    else:
+        fits = isinstance(comm, MPI.Intracomm)
+    if not fits:
         raise TypeError(f"comm must be an intracommunicator of mpi4py, got {type(comm).__name__}")
     return Processes(comm)
 

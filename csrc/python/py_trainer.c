@@ -232,7 +232,7 @@ static const asp_parameter *find_trained(py_trainer *self, PyObject *name) {
 
 static PyObject *trainer_place(PyObject *object, PyObject *name) {
     const asp_parameter *p = find_trained((py_trainer *)object, name);
-    return p ? PyLong_FromLongLong((long long)p->offset) : NULL;
+    return p ? Py_BuildValue("(LL)", (long long)p->offset, (long long)(p->offset + p->size)) : NULL;
 }
 
 static PyObject *trainer_moments(PyObject *object, PyObject *name) {
@@ -345,7 +345,7 @@ static PyMethodDef methods[] = {
     {"moments", trainer_moments, METH_O, "moments(name) -> (m, v): read-only views of Adam's moments."},
     {"load_moments", trainer_load_moments, METH_VARARGS,
      "load_moments(name, m, v): copies in what the process keeps of them."},
-    {"place", trainer_place, METH_O, "place(name): where the parameter begins."},
+    {"place", trainer_place, METH_O, "place(name) -> (begin, end) of a parameter"},
     {"gradients", (PyCFunction)(void (*)(void))asp_py_pieces_gradients, METH_VARARGS | METH_KEYWORDS,
      "gradients(micro, *, parts, first, count, ...) -> (numbers, [(first, n, sum)])"},
     {"combine", asp_py_pieces_combine, METH_VARARGS,

@@ -25,13 +25,13 @@ def missing() -> str | None:
     return "there is no mpirun" if _command() is None else None
 
 
-def start(n: int, *arguments: object, **changes: str) -> subprocess.Popen[str]:
+def start(n: int, *arguments: object, cwd: Path | None = None, **changes: str) -> subprocess.Popen[str]:
     """`python ARGUMENTS` as n processes. changes: of the environment."""
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     more = {**allowed, "OMPI_MCA_rmaps_base_oversubscribe": "1", "HYDRA_LAUNCHER": "fork"}
     return subprocess.Popen(
         [str(_command()), "-n", str(n), sys.executable, *map(str, arguments)],
-        env=child_environment(**more, **changes), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        env=child_environment(**more, **changes), cwd=cwd, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
@@ -46,6 +46,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def run(n: int, *arguments: object, **changes: str) -> tuple[int, str, str]:
+def run(n: int, *arguments: object, cwd: Path | None = None, **changes: str) -> tuple[int, str, str]:
     """Start processes and wait for them."""
-    return ended(start(n, *arguments, **changes))
+    return ended(start(n, *arguments, cwd=cwd, **changes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import mpi_child
 import mpirun
+import numpy as np
 import pytest
-from places import child_environment
+from places import ROOT, child_environment
 
 from attnsparse.training.checkpoint import checkpoint_steps
 
@@ -125,6 +127,16 @@ def test_processes_of_a_machine_divide_its_cores(tmp_path):
     assert [said["threads"] for said in json.loads(out)] == [1, 1], err
     _, out, err = mpirun.run(2, CHILD, tmp_path / "omp", plan, **{**clean, "OMP_NUM_THREADS": "3"})
     assert [said["threads"] for said in json.loads(out)] == [None, None], err
+
+
+def test_the_script_of_the_documentation_runs(tmp_path):
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (script,) = [block for block in re.findall(r"```py\n(.*?)```", page, re.S) if "comm=" in block]
+    (tmp_path / "train.py").write_text(script)
+    np.random.default_rng(0).integers(0, 400, 3000).astype(np.uint16).tofile(tmp_path / "train.bin")
+    code, _, err = mpirun.run(2, "-m", "mpi4py", "train.py", cwd=tmp_path)
+    assert code == 0, err
+    assert checkpoint_steps(tmp_path / "run") == [10, 20]
 
 
 # ---- the command
