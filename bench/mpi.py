@@ -58,7 +58,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     columns = {
         "row": "row", "processes": "processes", "step": "step ms", "gradients": "gradients ms",
         "passing": "passing ms", "update": "sum, update ms", "speedup": "1/n", "gbyte": "GB passed",
-        "gbyte_per_second": "GB/s", "gflop_per_second": "GFLOP/s",
+        "gbyte_per_second": "GB/s", "processor": "cpu ms, gradients",
+        "processor_update": "cpu ms, sum, update", "gflop_per_second": "GFLOP/s of a cpu",
     }  # fmt: skip
     print_table("Training step of several processes, one thread each, in four parts", columns, rows)
     if options.wants(CLUSTER_ROW):
@@ -74,14 +75,15 @@ def _measure(name: str, processes: tuple[int, ...]) -> list[dict[str, Any]]:
         done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         passed = 2 * (n - 1) / n * 4 * shape.config.n_parameters()
-        whole = sum(found.values())
+        whole = found["gradients"] + found["update"] + found["passing"]
         first = rows[0]["step"] if rows else 1000 * whole
         rows.append({
             "name": name, "row": shape.label, "processes": n, "step": 1000 * whole,
             **{key: 1000 * value for key, value in found.items()},
             "speedup": first / (1000 * whole),
             "gbyte": passed / 1e9, "gbyte_per_second": passed / 1e9 / found["passing"],
-            "gflop_per_second": step_flops(shape.config, shape.n_sequences, shape.length) / 1e9 / whole,
+            "gflop_per_second": step_flops(shape.config, shape.n_sequences, shape.length)
+            / 1e9 / found["processor"],
         })  # fmt: skip
     return rows
 
@@ -92,8 +94,8 @@ def _cluster(alone: dict[str, Any]) -> list[dict[str, Any]]:
     config, steps = GPT2_SMALL, TOKENS / (BATCH * LENGTH)
     measured = ROWS["gpt2"]
     flops = step_flops(config, measured.n_sequences, measured.length)
-    node = CORES * flops / (alone["gradients"] / 1000)
-    n_bytes, whole = 4 * config.n_parameters(), alone["update"] / 1000
+    node = CORES * flops / (alone["processor"] / 1000)
+    n_bytes, whole = 4 * config.n_parameters(), alone["processor_update"] / 1000
     rows = []
     for gbit in GBITS:
         for n in NODES:

@@ -38,10 +38,11 @@ class Text:
 
 
 class Timed:
-    """An object whose methods are timed: method -> seconds of all calls."""
+    """An object whose methods are timed: method -> seconds of all calls, and of the processor."""
 
     def __init__(self, of: Any) -> None:
         self._of, self.seconds = of, dict.fromkeys(("gradients", "combine", "update", "adopt"), 0.0)
+        self.processor = dict(self.seconds)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._of, name)
@@ -49,9 +50,10 @@ class Timed:
             return found
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), time.process_time()
             result = found(*args, **kwargs)
             self.seconds[name] += time.perf_counter() - begin
+            self.processor[name] += time.process_time() - before
             return result
 
         return call
@@ -67,18 +69,24 @@ def main() -> None:
     trainer._engine = engine = Timed(trainer._engine)  # type: ignore[assignment]
     found: list[dict[str, float]] = []
     for step in range(shape.steps + 1):
-        before = dict(engine.seconds)
+        before, used = dict(engine.seconds), dict(engine.processor)
         comm.Barrier()
         begin = time.perf_counter()
         trainer.step()
         whole = time.perf_counter() - begin
         took = {name: engine.seconds[name] - before[name] for name in before}
+        used = {name: engine.processor[name] - used[name] for name in used}
         update = took["combine"] + took["update"] + took["adopt"]
         gradients = max(comm.allgather(took["gradients"]))  # for the slowest of them all wait
+        one = {
+            "gradients": gradients,
+            "update": update,
+            "passing": max(whole - gradients - update, 1e-6),
+            "processor": sum(comm.allgather(used["gradients"])),
+            "processor_update": sum(comm.allgather(sum(used.values()) - used["gradients"])),
+        }
         if step:
-            found.append({
-                "gradients": gradients, "update": update, "passing": max(whole - gradients - update, 1e-6)
-            })  # fmt: skip
+            found.append(one)
     if comm.rank == 0:
         print(json.dumps({name: statistics.median(one[name] for one in found) for name in found[0]}))
 

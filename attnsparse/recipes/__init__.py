@@ -115,9 +115,9 @@ class Recipe:
             return train(folder, **given)
         if not self.shared:
             raise ValueError(f"the recipe {self.name} trains in one process, without comm and mpirun")
-        from .together import led
-
-        return led(comm, lambda leader: train(folder, leader=leader, **given))
+        led = importlib.import_module(".together", __name__).led
+        folders: list[Path] = led(comm, lambda leader: train(folder, leader=leader, **given))
+        return folders
 
 
 RECIPES = {

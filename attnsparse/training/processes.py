@@ -11,6 +11,7 @@ Whatever can fail in one process alone is done `together`: afterwards all know, 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import threading
@@ -215,7 +216,7 @@ class Processes(OneProcess):
         """What `combine` takes: the parts in each sum of all processes, and their slice of this one."""
         each = [nodes(*share(parts, rank, self.size)) for rank in range(self.size)]
         table = np.array([node for own in each for node in own], np.int64)
-        places = np.cumsum([0, *map(len, each)]).tolist()
+        places = list(itertools.accumulate(map(len, each), initial=0))
         slices = [engine.slice(rank)[:2] for rank in range(self.size)]
         length = slices[self.rank][1] - slices[self.rank][0]
         received = self._space(len(table) * length, sums[0][2].dtype)
@@ -243,7 +244,7 @@ class Processes(OneProcess):
         """The rows of all processes, in their order; `counts` of each."""
         width = everyone.shape[1] if everyone.ndim == 2 else 1
         sizes = [width * count for count in counts]
-        places = sizes, np.cumsum([0, *sizes[:-1]]).tolist()
+        places = sizes, list(itertools.accumulate(sizes[:-1], initial=0))
         self._wait(self._comm.Iallgatherv(own, [everyone, places]))
 
     def _space(self, n: int, dtype: np.dtype[Any]) -> np.ndarray:

@@ -133,7 +133,7 @@ static int parse_step(PyObject *args, PyObject *kwargs, py_step_arguments *a) {
     return read_constraint(constraint, &o->constraint);
 }
 
-static int check_parts(const py_step_arguments *a) {
+static int check_step_parts(const py_step_arguments *a) {
     if (a->n_parts >= 1 && a->n_parts <= MOST_PARTS && a->first >= 0 && a->count >= 1 && a->count <= a->n_parts &&
         a->first <= a->n_parts - a->count)
         return 1;
@@ -159,7 +159,7 @@ int asp_py_trainer_read_step(py_trainer *self, PyObject *args, PyObject *kwargs,
                              .count = 1};
     list_layer_options(a->layers, &a->options);
     const asp_config *config = asp_model_config(self->model->model);
-    if (!parse_step(args, kwargs, a) || !check_step_options(&a->options, config->gated) || !check_parts(a) ||
+    if (!parse_step(args, kwargs, a) || !check_step_options(&a->options, config->gated) || !check_step_parts(a) ||
         !asp_py_call_check_threads(a->threads))
         return 0;
     if (a->threads == 0) a->threads = asp_py_module_state(Py_TYPE(self))->n_threads;

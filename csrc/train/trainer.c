@@ -222,9 +222,9 @@ static asp_status add_hard_cross_entropy(asp_trainer *t, const asp_batch *batch,
 }
 
 /* One pass over sequences begin..end of the step.  offsets (longest batch + 1) scratch. */
-static asp_status pass_over(asp_trainer *t, const asp_batch *micro, int64_t n_micro, int64_t begin, int64_t end,
-                            int hard, const asp_step_options *options, part_result *part, int64_t *offsets,
-                            const asp_context *context) {
+static asp_status pass_over_part(asp_trainer *t, const asp_batch *micro, int64_t n_micro, int64_t begin, int64_t end,
+                                 int hard, const asp_step_options *options, part_result *part, int64_t *offsets,
+                                 const asp_context *context) {
     asp_status status = ASP_OK;
     int64_t first = 0;
     for (int64_t i = 0; !status && i < n_micro; first += micro[i].n_sequences, i++) {
@@ -261,7 +261,7 @@ static asp_status compute_part(asp_trainer *t, const asp_batch *micro, int64_t n
     clear_job clear = {&t->weights, part.gradients};
     asp_status status = asp_parallel_for(context, t->weights.n_chunks, clear_item, &clear);
     for (int hard = options->constraint == ASP_CONSTRAINT_HARD; !status && hard >= 0; hard--)
-        status = pass_over(t, micro, n_micro, begin, end, hard, options, &part, offsets, context);
+        status = pass_over_part(t, micro, n_micro, begin, end, hard, options, &part, offsets, context);
     if (status) return status;
     numbers[CROSS_ENTROPY] = part.cross_entropy;
     numbers[HARD] = part.hard;

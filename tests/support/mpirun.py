@@ -31,8 +31,8 @@ def start(n: int, *arguments: object, cwd: Path | None = None, **changes: str) -
     more = {**allowed, "OMPI_MCA_rmaps_base_oversubscribe": "1", "HYDRA_LAUNCHER": "fork"}
     return subprocess.Popen(
         [str(_command()), "-n", str(n), sys.executable, *map(str, arguments)],
-        env=child_environment(**more, **changes), cwd=cwd, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True,
+        env=child_environment(**more, **changes), cwd=cwd, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
 
