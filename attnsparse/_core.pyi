@@ -815,7 +815,7 @@ class Trainer:
     step_count: int
     multiplier: float
     ema: float
-    def __init__(self, model: Model) -> None: ...
+    def __init__(self, model: Model, rank: int = 0, ranks: int = 1) -> None: ...
     def step(
         self,
         micro: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int32], Real]],
@@ -846,9 +846,47 @@ class Trainer:
         constraint: str = "training",
         measured: float = ...,
         edges_per_token: float = 0.0,
+        parts: int = 1,
         threads: int = 0,
     ) -> dict[str, float]:
         """One optimiser step over micro-batches (tokens, offsets, targets, weights)."""
+
+    def gradients(
+        self, micro: Sequence[Any], *, parts: int, first: int, count: int, threads: int = 0, **options: Any
+    ) -> tuple[npt.NDArray[np.float64], list[tuple[int, int, Real]]]:
+        """A step in pieces: sums over parts first..first+count of it; options as of `step`.
+
+        What was found in each part [count, n], and sums of gradients as (first part, number of parts, array),
+        which are views.
+        """
+
+    def combine(self, sums: npt.NDArray[np.int64], received: Real, /) -> npt.NDArray[np.float64]:
+        """The sum over all parts for the slice: its squares, one for each chunk.
+
+        sums: (first part, number of parts) of each; received: as many times the slice, changed.
+        """
+
+    def update(
+        self,
+        gathered: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], Real],
+        /,
+        **options: Any,
+    ) -> dict[str, float]:
+        """Update the slice, from (numbers of all parts, squares of all chunks, weights); of the last, which
+        are all weights, the slice is written."""
+
+    def adopt(self, weights: Real, /) -> None:
+        """Take over the weights of the other slices; the end of the step."""
+
+    def abandon(self) -> None:
+        """End a step in pieces that was begun, if one was."""
+
+    def slice(self, rank: int, /) -> tuple[int, int, int, int]:
+        """Begin and end of what a process updates, then of its chunks."""
+
+    def slice_moments(self) -> tuple[Real, Real]: ...
+    def place(self, name: str, /) -> tuple[int, int]:
+        """Begin and end of a parameter among all weights."""
 
     def moments(self, name: str, /) -> tuple[Real, Real]: ...
     def load_moments(self, name: str, m: Real, v: Real, /) -> None: ...

@@ -55,6 +55,7 @@ CORES = {"float32": _core, "float64": _core64}
 MOST_THREADS = 64
 THREAD_VARIABLES = ("ATTNSPARSE_NUM_THREADS", "OMP_NUM_THREADS")
 """Environment variables with a number of threads, the stronger one first."""
+_chosen = False
 
 
 def core_for(dtype: object) -> Any:
@@ -73,9 +74,11 @@ def set_num_threads(n: int) -> None:
     n : int
         1..64.
     """
+    global _chosen
     n = _check.integer(n, "the number of threads n", 1, MOST_THREADS)
     for core in CORES.values():
         core.set_num_threads(n)
+    _chosen = True
 
 
 def get_num_threads() -> int:
@@ -88,6 +91,11 @@ def get_num_threads() -> int:
         else OMP_NUM_THREADS, or else the number that CPU affinity and the cgroup's quota allow.
     """
     return _core.get_num_threads()
+
+
+def threads_are_chosen() -> bool:
+    """Whether the environment or `set_num_threads` gave the number of threads."""
+    return _chosen
 
 
 def _threads_asked() -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import attnsparse
 
-from . import circuits, components, demo, forward, generate, graph, imports, lens_demos, load, train
+from . import circuits, components, demo, forward, generate, graph, imports, lens_demos, load, mpi, train
 from .judge import Options
 from .limits import Blas, Limits, measure_limits
 from .timing import print_table, progress
@@ -27,6 +27,7 @@ COMMANDS = {
     "graph": graph,
     "demo": demo,
     "lens_demos": lens_demos,
+    "mpi": mpi,
 }
 ROW_NAMES = {
     "forward": tuple(forward.ROWS),
@@ -39,6 +40,7 @@ ROW_NAMES = {
     "graph": graph.ROWS,
     "demo": demo.ROWS,
     "lens_demos": lens_demos.ROWS,
+    "mpi": (*mpi.ROWS, mpi.CLUSTER_ROW),
 }
 
 

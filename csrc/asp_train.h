@@ -47,15 +47,55 @@ typedef struct {
 
 typedef struct asp_trainer asp_trainer;
 
-asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, asp_error *err);
+/* Of n_ranks processes that train one model together, process `rank` keeps the moments of a slice of the weights and
+ * updates that; a process alone is rank 0 of 1. */
+asp_status asp_trainer_new(asp_trainer **trainer, asp_model *model, int64_t rank, int64_t n_ranks, asp_error *err);
 void asp_trainer_free(asp_trainer *trainer);
-/* One optimiser step over n_micro micro-batches: forward, backward, clipping, AdamW, multiplier.
+/* One optimiser step over n_micro micro-batches: forward, backward, clipping, AdamW, multiplier.  The sequences of all
+ * micro-batches are cut into n_parts neighbouring parts, whose gradients are summed up each by itself; the order in
+ * which parts are added depends on n_parts alone.
  * Errors: DIVERGED before anything is changed; STOPPED, NO_MEMORY likewise; BAD_INDEX, BAD_ARGUMENT. */
-asp_status asp_trainer_step(asp_trainer *trainer, const asp_batch *micro, int64_t n_micro,
+asp_status asp_trainer_step(asp_trainer *trainer, const asp_batch *micro, int64_t n_micro, int64_t n_parts,
                             const asp_step_options *options, const asp_context *context, asp_step_result *result,
                             asp_error *err);
+
+/* The same step of several processes, which pass each other what lies between the functions:
+ *   asp_trainer_gradients: sums over the process's own parts; errors as of asp_trainer_step, nothing is changed.
+ *   asp_trainer_combine:   the sum over all parts for the process's slice, from the sums of all processes.
+ *   asp_trainer_update:    weights and moments of the slice, and the multiplier, from the numbers of all parts and the
+ *                          squares of all chunks.  DIVERGED: nothing is changed.
+ *   asp_trainer_adopt:     the weights of the others. */
+
+/* The sum of the gradients of parts first..first+n, laid out as the model's arena or as a slice of it. */
+typedef struct {
+    int64_t first, n;
+    asp_real *data;
+} asp_part_sum;
+/* A slice of the arena and its chunks, begin..end of each. */
+typedef struct {
+    int64_t begin, end, first_chunk, end_chunk;
+} asp_trainer_slice;
+asp_trainer_slice asp_trainer_slice_of(const asp_trainer *trainer, int64_t rank);
+int64_t asp_trainer_n_numbers(const asp_trainer *trainer); /* what is found in one part */
+/* Parts first..first+n of n_parts.  numbers (n,n_numbers) written. */
+asp_status asp_trainer_gradients(asp_trainer *trainer, const asp_batch *micro, int64_t n_micro, int64_t n_parts,
+                                 int64_t first, int64_t n, const asp_step_options *options, double *numbers,
+                                 const asp_context *context, asp_error *err);
+/* *sums (n) as they were left, in order, owned by the trainer. */
+int64_t asp_trainer_sums(const asp_trainer *trainer, const asp_part_sum **sums);
+/* sums (n): of the slice, all parts in order; their data are read and changed.  squares (chunks of the slice) written:
+ * squares of the gradients. */
+asp_status asp_trainer_combine(asp_trainer *trainer, const asp_part_sum *sums, int64_t n, double *squares,
+                               const asp_context *context, asp_error *err);
+/* numbers (n_parts,n_numbers) and squares (all chunks) read; weights (arena) written where the slice is, or NULL. */
+asp_status asp_trainer_update(asp_trainer *trainer, const double *numbers, const double *squares,
+                              const asp_step_options *options, asp_real *weights, const asp_context *context,
+                              asp_step_result *result, asp_error *err);
+/* weights (arena) read where the slice is not. */
+void asp_trainer_adopt(asp_trainer *trainer, const asp_real *weights);
+
 asp_trainer_state *asp_trainer_get_state(asp_trainer *trainer);
-asp_real *asp_trainer_first_moment(asp_trainer *trainer); /* laid out as the model's arena */
+asp_real *asp_trainer_first_moment(asp_trainer *trainer); /* laid out as the process's slice of the arena */
 asp_real *asp_trainer_second_moment(asp_trainer *trainer);
 
 #endif

@@ -18,7 +18,7 @@ from .. import attribution_graph, load, load_transcoders, recipes
 from .._version import __version__
 from ..errors import printable
 from ..graphs import graph_file
-from . import info
+from . import info, launch
 from .text import say, say_table, show_traceback
 
 if TYPE_CHECKING:
@@ -35,10 +35,19 @@ FIGURES = ("all", "copy", "antonym", "curves", "addition")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments); returns the exit code."""
     try:
-        code = _run_command(_parser().parse_args(argv))
+        code = _run_command(_parsed(argv))
     finally:
         whole = _flush_output()
     return code if whole else 1
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; what is wrong with them is said by the first of several processes."""
+    started = launch.launched()
+    if started is None or started.rank == 0:
+        return _parser().parse_args(argv)
+    with launch.silent():
+        return _parser().parse_args(argv)
 
 
 def _flush_output() -> bool:
@@ -60,6 +69,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         try:
             arguments.run(arguments)
         except KeyboardInterrupt:
+            launch.ignore_more_interrupts()
             say(f"attnsparse: stopped{getattr(arguments, 'stopped', '')}", error=True)
             return STOPPED
         except BrokenPipeError:
@@ -351,29 +361,47 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run that DIR holds")
     parser.add_argument("--seed", type=int, default=None, help="default: the recipe's")
     parser.add_argument("--threads", type=int, default=None, help="default: as many as there are")
+    parser.add_argument(
+        "--parts",
+        type=int,
+        metavar="N",
+        help="parts of a step, which processes started by mpirun share; the result depends on it, not on the "
+        f"number of processes (default: 1, under mpirun {launch.PARTS})",
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(wrong_usage=parser.error)
     parser.set_defaults(stopped="; the same command with --resume continues from the last checkpoint")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    recipe = recipes.RECIPES[arguments.recipe]
+    with launch.first_speaks():
+        folders = _trained(arguments, recipes.RECIPES[arguments.recipe])
+        if not arguments.quiet:
+            for folder in folders:
+                say(folder)
+
+
+def _trained(arguments: argparse.Namespace, recipe: recipes.Recipe) -> list[Path]:
     if recipe.needs_corpus and arguments.corpus is None:
         arguments.wrong_usage(f"the recipe {recipe.name} needs --corpus FILE ...")
     if not recipe.needs_corpus and (arguments.corpus is not None or arguments.tiny):
         arguments.wrong_usage(f"--corpus and --tiny are not for the recipe {recipe.name}")
+    if not recipe.shared and arguments.parts is not None:
+        arguments.wrong_usage(f"--parts is not for the recipe {recipe.name}")
     given = {"corpus": arguments.corpus, "tiny": arguments.tiny} if recipe.needs_corpus else {}
-    folders = recipe.train(
+    comm = launch.communicator()
+    parts = launch.PARTS if arguments.parts is None and comm is not None else arguments.parts
+    if parts is not None:
+        given["parts"] = parts
+    return recipe.train(
         arguments.out,
         seed=arguments.seed,
         resume=arguments.resume,
         threads=arguments.threads,
         quiet=arguments.quiet,
+        comm=comm,
         **given,
     )
-    if not arguments.quiet:
-        for folder in folders:
-            say(folder)
 
 
 # ---- info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,26 +66,58 @@ def evaluate(
     """See `Model.evaluate`."""
     batch = _check.integer(batch, "batch", 1)
     rows, weights = checked_rows(model.config, sequences, loss_weights, ("sequences", "loss_weights"))
+    with progress_bar(progress, len(rows), "evaluation", "sequence") as bar:
+        return evaluated(rows, weights, measured(model, rows, weights, batch, None, bar))
+
+
+class SequenceMeasured(NamedTuple):
+    """What was found on one sequence: its weighted loss, and the fields of `Evaluation`."""
+
+    loss: float
+    right: bool
+    open_edges: int
+    self_edges: int
+
+
+def measured(
+    model: Model,
+    rows: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray],
+    batch: int,
+    threads: int | None,
+    bar: Any = None,
+) -> list[SequenceMeasured]:
+    """Each of the rows, which `checked_rows` gave; no bit depends on the others, or on `batch`."""
+    found = []
+    for begin in range(0, len(rows), batch):
+        run = model.run(rows[begin : begin + batch], record=("gate", "logits"), threads=threads)
+        for i, row in enumerate(rows[begin : begin + batch]):
+            alone = run[i]
+            chosen = np.flatnonzero(weights[begin + i][1:] > 0)
+            logits, targets = alone.logits[chosen], row[chosen + 1]
+            found.append(
+                SequenceMeasured(
+                    float((token_losses(logits, targets) * weights[begin + i][chosen + 1]).sum()),
+                    bool((logits.argmax(axis=1) == targets).all()),
+                    int(np.count_nonzero(alone.gate)),
+                    int(np.count_nonzero(np.diagonal(alone.gate, axis1=2, axis2=3))),
+                )
+            )
+        if bar is not None:
+            bar.update(min(batch, len(rows) - begin))
+    return found
+
+
+def evaluated(
+    rows: Sequence[np.ndarray], weights: Sequence[np.ndarray], found: Sequence[SequenceMeasured]
+) -> Evaluation:
+    """What was found on all rows, put together in their order."""
     total = sum(float(row[1:].sum()) for row in weights)
     loss = 0.0
-    right: list[bool] = []
-    edges: list[int] = []
-    own: list[int] = []
-    with progress_bar(progress, len(rows), "evaluation", "sequence") as bar:
-        for begin in range(0, len(rows), batch):
-            run = model.run(rows[begin : begin + batch], record=("gate", "logits"))
-            for i, row in enumerate(rows[begin : begin + batch]):
-                alone = run[i]
-                chosen = np.flatnonzero(weights[begin + i][1:] > 0)
-                logits, targets = alone.logits[chosen], row[chosen + 1]
-                loss += float((token_losses(logits, targets) * weights[begin + i][chosen + 1]).sum())
-                right.append(bool((logits.argmax(axis=1) == targets).all()))
-                edges.append(int(np.count_nonzero(alone.gate)))
-                own.append(int(np.count_nonzero(np.diagonal(alone.gate, axis1=2, axis2=3))))
-            if bar is not None:
-                bar.update(min(batch, len(rows) - begin))
-    n_tokens = sum(map(len, rows))
-    return Evaluation(loss / total, np.array(right), np.array(edges), np.array(own), n_tokens)
+    for one in found:
+        loss += one.loss
+    right, edges, own = (np.array(column) for column in list(zip(*found))[1:])
+    return Evaluation(loss / total, right, edges, own, sum(map(len, rows)))
 
 
 def checked_rows(

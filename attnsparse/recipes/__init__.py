@@ -20,16 +20,7 @@ __all__ = ["RECIPES", "Recipe"]
 class _Training(Protocol):
     """The `train` of a recipe's module."""
 
-    def __call__(
-        self,
-        out: Path,
-        *,
-        seed: int | None,
-        resume: bool,
-        threads: int | None,
-        quiet: bool,
-        **settings: Any,
-    ) -> list[Path]: ...
+    def __call__(self, out: Path, **given: Any) -> list[Path]: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +39,8 @@ class Recipe:
         Module of this package that has its `train`, imported when it is run.
     needs_corpus : bool
         Whether it learns from text files of yours, ``train(..., corpus=files)``.
+    shared : bool
+        Whether processes can share its training, ``train(..., comm=communicator)``.
     """
 
     name: str
@@ -55,6 +48,7 @@ class Recipe:
     models: tuple[str, ...]
     module: str
     needs_corpus: bool = False
+    shared: bool = True
 
     def train(
         self,
@@ -64,6 +58,7 @@ class Recipe:
         resume: bool = False,
         threads: int | None = None,
         quiet: bool = False,
+        comm: Any = None,
         **settings: Any,
     ) -> list[Path]:
         """Train the models of this recipe and write each into a folder of its own.
@@ -82,15 +77,19 @@ class Recipe:
             Number of threads, 1..64; by default as many as this process may use. Bits do not depend on it.
         quiet : bool, default False
             Print nothing and show no progress bars.
+        comm : mpi4py.MPI.Intracomm, optional
+            All its processes call this and share each step of training, of ``parts=`` as many parts or more;
+            the first one does everything else. `out` must be a folder that all of them see.
         **settings
             Fields of the recipe's `Settings` that are to differ from their defaults, such as
-            ``dense_steps=500``. A recipe that `needs_corpus` takes `corpus` besides, a path or a list of them
-            to UTF-8 texts, which are read in place, and ``tiny=True`` for a trial that takes seconds.
+            ``dense_steps=500`` or ``parts=8``. A recipe that `needs_corpus` takes `corpus` besides, a path or
+            a list of them to UTF-8 texts, which are read in place, and ``tiny=True`` for a trial that takes
+            seconds.
 
         Returns
         -------
         list of Path
-            The folders of the models, in the order of `models`.
+            The folders of the models, in the order of `models`; in processes of `comm` after the first, none.
 
         Raises
         ------
@@ -105,14 +104,20 @@ class Recipe:
         """
         folder = Path(_check.path(out, "out"))
         train: _Training = importlib.import_module(self.module, __name__).train
-        return train(
-            folder,
-            seed=None if seed is None else _check.seed(seed),
-            resume=_check.flag(resume, "resume"),
-            threads=_check.threads(threads) or None,
-            quiet=_check.flag(quiet, "quiet"),
+        given = {
+            "seed": None if seed is None else _check.seed(seed),
+            "resume": _check.flag(resume, "resume"),
+            "threads": _check.threads(threads) or None,
+            "quiet": _check.flag(quiet, "quiet"),
             **settings,
-        )
+        }
+        if comm is None:
+            return train(folder, **given)
+        if not self.shared:
+            raise ValueError(f"the recipe {self.name} trains in one process, without comm and mpirun")
+        led = importlib.import_module(".together", __name__).led
+        folders: list[Path] = led(comm, lambda leader: train(folder, leader=leader, **given))
+        return folders
 
 
 RECIPES = {
@@ -135,6 +140,7 @@ RECIPES = {
             "transcoders of demo-dense and demo-sparse, about ten minutes",
             ("demo-dense-transcoders", "demo-sparse-transcoders"),
             ".transcoders",
+            shared=False,
         ),
         Recipe(
             "text",

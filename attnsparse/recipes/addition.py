@@ -30,14 +30,15 @@ from ..training.options import TrainingOptions
 from ..training.trainer import Trainer
 from . import cards
 from .addition_evaluation import AdditionEvaluation, evaluate, facts, summary
-from .job import RecipeJob, RecipeSettings, gated_twin, joined_history, write_history
+from .job import RecipeJob, SharedSettings, gated_twin, joined_history, write_history
+from .together import Leader
 
 N_HELD_OUT = 1000
 DENSE, SPARSE = "addition-dense", "addition-sparse"
 
 
 @dataclass(frozen=True)
-class Settings(RecipeSettings):
+class Settings(SharedSettings):
     """Everything of the recipe that can be chosen."""
 
     init_std: float = 0.06
@@ -60,7 +61,7 @@ class Settings(RecipeSettings):
         """The settings that made the dense or the sparse model, by name."""
         own = ("sparse_", "tau", "multiplier_", "tail") if gated else ("init_", "dense_")
         shown = self.shown().items()
-        return {name: value for name, value in shown if name == "seed" or name.startswith(own)}
+        return {name: value for name, value in shown if name in ("seed", "parts") or name.startswith(own)}
 
 
 def config(gated: bool = False) -> Config:
@@ -129,6 +130,7 @@ def train(
     resume: bool = False,
     threads: int | None = None,
     quiet: bool = False,
+    leader: Leader | None = None,
     **settings: Any,
 ) -> list[Path]:
     """Train both models into `out`; see `recipes.Recipe.train`. settings: fields of `Settings`.
@@ -136,7 +138,7 @@ def train(
     Checkpoints go to `out/checkpoints`, which may be deleted afterwards.
     """
     chosen = Settings.of(seed, settings)
-    job = _Job(out, chosen, resume, threads, quiet)
+    job = _Job(out, chosen, resume, threads, quiet, leader)
     dense = job.phase("dense", dense_options(chosen), job.new_model(), data(chosen.dense_batch, chosen.seed))
     found = evaluate(dense.model, DENSE_THRESHOLD)
     folders = [job.ship(DENSE, dense, found, [dense])]
@@ -162,8 +164,16 @@ def _good(found: AdditionEvaluation, settings: Settings) -> bool:
 
 
 class _Job(RecipeJob):
-    def __init__(self, out: Path, settings: Settings, resume: bool, threads: int | None, quiet: bool) -> None:
-        super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
+    def __init__(
+        self,
+        out: Path,
+        settings: Settings,
+        resume: bool,
+        threads: int | None,
+        quiet: bool,
+        leader: Leader | None,
+    ) -> None:
+        super().__init__(out, resume, threads, quiet, settings, leader)
         self.settings = settings
         self.tokenizer = Tokenizer.from_words(addition.VOCABULARY, split="characters")
 

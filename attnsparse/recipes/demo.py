@@ -30,7 +30,8 @@ from ..training.trainer import Trainer
 from . import cards
 from .demo_evaluation import measure
 from .demo_text import LENGTH, DemoText, demo_tokenizer
-from .job import RecipeJob, RecipeSettings, gated_twin, joined_history, write_csv, write_history
+from .job import RecipeJob, SharedSettings, gated_twin, joined_history, write_csv, write_history
+from .together import Leader
 
 DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
 PHASES = ("dense", "common", "settle", "near")
@@ -55,7 +56,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Settings(RecipeSettings):
+class Settings(SharedSettings):
     """Everything of the recipe that can be chosen."""
 
     batch: int = 32
@@ -194,6 +195,7 @@ def train(
     resume: bool = False,
     threads: int | None = None,
     quiet: bool = False,
+    leader: Leader | None = None,
     **settings: Any,
 ) -> list[Path]:
     """Train the models into `out`; see `recipes.Recipe.train`. settings: fields of `Settings`.
@@ -201,7 +203,7 @@ def train(
     Checkpoints go to `out/checkpoints`, which may be deleted afterwards.
     """
     chosen = Settings.of(seed, settings)
-    job = _Job(out, chosen, resume, threads, quiet)
+    job = _Job(out, chosen, resume, threads, quiet, leader)
     dense = job.run("dense", dense_options(chosen), job.new_model())
     options = twin_options(chosen, job.ship(DENSE, [dense]))
     common = job.run("common", options["common"], sparse_start(dense.model, chosen), chosen.near_from)
@@ -217,8 +219,16 @@ def train(
 
 
 class _Job(RecipeJob):
-    def __init__(self, out: Path, settings: Settings, resume: bool, threads: int | None, quiet: bool) -> None:
-        super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
+    def __init__(
+        self,
+        out: Path,
+        settings: Settings,
+        resume: bool,
+        threads: int | None,
+        quiet: bool,
+        leader: Leader | None,
+    ) -> None:
+        super().__init__(out, resume, threads, quiet, settings, leader)
         self.settings = settings
         self.folders: list[Path] = []
 

@@ -15,10 +15,11 @@ import pandas as pd
 from .. import figures
 from ..io.atomic import write_atomic
 from ..model.model import Model
-from ..training.checkpoint import checkpoint_name, checkpoint_steps
+from ..training.checkpoint import checkpoint_steps
 from ..training.data import Data
 from ..training.options import TrainingOptions
 from ..training.trainer import Trainer
+from .together import Leader, Phase
 
 if TYPE_CHECKING:
     from ..model.tokenizer import Tokenizer
@@ -50,6 +51,18 @@ class RecipeSettings:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "checkpoint_every"}
 
 
+@dataclass(frozen=True)
+class SharedSettings(RecipeSettings):
+    """Settings of recipes whose training processes can share; subclasses add those of one recipe."""
+
+    parts: int = 1
+    """Parts of a step, as in `TrainingOptions`."""
+
+    def shown(self) -> dict[str, Any]:
+        """Name -> value of every setting that affects the result; `parts` if it is not 1."""
+        return {name: value for name, value in super().shown().items() if (name, value) != ("parts", 1)}
+
+
 def checkpoints_folder(out: Path, resume: bool) -> Path:
     """The folder `out/checkpoints`, made here for a new run, so that it is there however early the run stops.
 
@@ -75,10 +88,18 @@ class RecipeJob:
     """Phases keep their checkpoints in `out/checkpoints/NAME`; errors as of `checkpoints_folder`."""
 
     def __init__(
-        self, out: Path, resume: bool, threads: int | None, quiet: bool, checkpoint_every: int
+        self,
+        out: Path,
+        resume: bool,
+        threads: int | None,
+        quiet: bool,
+        settings: SharedSettings,
+        leader: Leader | None,
     ) -> None:
         self.out, self.quiet = out, quiet
-        self._threads, self._checkpoint_every = threads, checkpoint_every
+        self._leader = Leader(None) if leader is None else leader
+        self._how = {"threads": threads, "checkpoint_every": settings.checkpoint_every}
+        self._parts = settings.parts
         self._checkpoints = checkpoints_folder(out, resume)
 
     def phase(
@@ -95,22 +116,19 @@ class RecipeJob:
         kept_step: a step on the way whose checkpoint is kept for `at_kept_step`. held_out: arguments of the
         trainer about held-out sequences.
         """
-        trainer = self._trainer(self._checkpoints / name, options, model, source, held_out)
-        progress = False if self.quiet else None
+        kept = None
         if kept_step and not checkpoint_steps(self._kept(name)):
-            trainer.train(progress=progress, until=kept_step)
             self._kept(name).mkdir(parents=True, exist_ok=True)
-            trainer.save(self._kept(name) / checkpoint_name(kept_step))
-        return trainer.train(progress=progress)
-
-    def _trainer(
-        self, folder: Path, options: TrainingOptions, model: Model, source: Data, held_out: Mapping[str, Any]
-    ) -> Trainer:
-        how: dict[str, Any] = {"threads": self._threads, "checkpoint_every": self._checkpoint_every}
-        how |= {"folder": folder, **held_out}
-        if not checkpoint_steps(folder):
-            return Trainer(model, source, options, **how)
-        return Trainer.resume(folder, source, options, tokenizer=model.tokenizer, **how)
+            kept = (kept_step, self._kept(name))
+        phase = Phase(
+            self._checkpoints / name,
+            dataclasses.replace(options, parts=self._parts),
+            source,
+            {**self._how, **held_out},
+            kept,
+            False if self.quiet else None,
+        )
+        return self._leader.run(phase, model)
 
     def at_kept_step(self, name: str, source: Data, tokenizer: Tokenizer | None) -> Trainer:
         """The trainer of phase `name` as it was at its `kept_step`."""

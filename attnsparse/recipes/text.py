@@ -27,8 +27,9 @@ from ..training.options import TrainingOptions
 from ..training.text import TextData
 from ..training.trainer import Trainer
 from . import cards
-from .job import CHECKPOINTS, RecipeJob, RecipeSettings, gated_twin, joined_history, write_history
+from .job import CHECKPOINTS, RecipeJob, SharedSettings, gated_twin, joined_history, write_history
 from .text_evaluation import Mean, Measured, mean, measure
+from .together import Leader
 
 DENSE, CONTROL, SPARSE = MODELS = "text-dense", "text-control", "text-sparse"
 PHASES = ("level", "falling", "first", "second")
@@ -57,7 +58,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Settings(RecipeSettings):
+class Settings(SharedSettings):
     """Everything of the recipe that can be chosen."""
 
     n_layer: int = 6
@@ -165,6 +166,7 @@ def train(
     resume: bool = False,
     threads: int | None = None,
     quiet: bool = False,
+    leader: Leader | None = None,
     corpus: Any = None,
     tiny: bool = False,
     **settings: Any,
@@ -178,7 +180,7 @@ def train(
     chosen = Settings.of(seed, {**first, **settings})
     if corpus is None:
         raise TypeError("corpus must name the text files that the recipe is to learn from")
-    job = _Job(out, chosen, resume, threads, quiet, corpus)
+    job = _Job(out, chosen, resume, threads, quiet, leader, corpus)
     dense = [job.dense("level"), job.dense("falling")]
     start = dense[-1].model
     job.ship(DENSE, dense)
@@ -199,9 +201,16 @@ def train(
 
 class _Job(RecipeJob):
     def __init__(
-        self, out: Path, settings: Settings, resume: bool, threads: int | None, quiet: bool, corpus: Any
+        self,
+        out: Path,
+        settings: Settings,
+        resume: bool,
+        threads: int | None,
+        quiet: bool,
+        leader: Leader | None,
+        corpus: Any,
     ) -> None:
-        super().__init__(out, resume, threads, quiet, settings.checkpoint_every)
+        super().__init__(out, resume, threads, quiet, settings, leader)
         self.settings, self._corpus = settings, corpus
         self.folders: list[Path] = []
         self._found: dict[str, Measured] = {}

@@ -16,6 +16,7 @@ import numpy as np
 from .._engine import core_for
 from .._version import __version__
 from ..errors import CheckpointError, FormatError, file_error, quoted
+from ..io.atomic import remove_stale
 from ..io.bundle import SUFFIX, Bundle, Schema
 from ..io.limits import DEFAULT_LIMITS
 from ..io.regular_file import RegularFile
@@ -51,6 +52,19 @@ def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
     """Steps of the checkpoints in a folder, rising; none if there is no such folder."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder of a run if need be, and remove what a killed save left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale(folder)
+
+
+def remove_old(folder: Path, newest: int, keep: int) -> None:
+    """Remove the checkpoints of a folder up to step `newest` but the last `keep`."""
+    steps = [step for step in checkpoint_steps(folder) if step <= newest]
+    for step in steps[:-keep]:
+        (folder / checkpoint_name(step)).unlink(missing_ok=True)
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path:

@@ -13,8 +13,9 @@ import numpy as np
 from .. import _check
 from ..io.checksums import update
 from ..model.config import Config
-from ..model.evaluation import checked_rows
+from ..model.evaluation import SequenceMeasured, checked_rows, evaluated, measured
 from ..model.model import Model
+from .processes import OneProcess, share
 
 
 class HeldOutResult(NamedTuple):
@@ -39,6 +40,7 @@ class HeldOutResult(NamedTuple):
 
 
 FIELDS = len(HeldOutResult._fields)
+_BATCH = 256  # sequences of a pass
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,22 @@ class HeldOut:
         at = step > 0 and (step % self._every == 0 or step == self._steps)
         return at and not (self.results and self.results[-1].step == step)
 
-    def measure(self, model: Model, step: int) -> None:
-        """Measure the model as it is after so many steps."""
-        found = model.evaluate(self._sequences, self._weights, progress=False)
+    def measure(self, model: Model, step: int, parts: int, processes: OneProcess) -> None:
+        """Measure the model as it is after so many steps; the rows are cut into `parts`, which processes
+        share."""
+
+        def measure_parts(chosen: range) -> list[SequenceMeasured]:
+            rows = [share(len(self._sequences), part, parts) for part in chosen]
+            cuts = [slice(first, first + n) for first, n in rows]
+            return [
+                found
+                for cut in cuts
+                for found in measured(
+                    model, self._sequences[cut], self._weights[cut], _BATCH, processes.threads()
+                )
+            ]
+
+        found = evaluated(self._sequences, self._weights, processes.spread(parts, measure_parts))
         edges, own = int(found.open_edges.sum()), int(found.self_edges.sum())
         n = found.n_tokens
         self.results.append(HeldOutResult(step, found.cross_entropy, edges / n, own / n))

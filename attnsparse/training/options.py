@@ -45,6 +45,12 @@ class TrainingOptions(Options):
         Seed of dropout and the gate's noise, 0..2^64-1. (Data have a seed of their own.)
     accumulation : int, default 1
         Micro-batches whose gradients are added up in one optimiser step.
+    parts : int, default 1
+        Parts into which the sequences of a step are cut, in order, and those held out, so that processes can
+        share them; see `Trainer`. The gradients of each part are summed up by themselves, and the sums added
+        in an order that depends on `parts` alone. So bits depend on `parts`, and not on the number of
+        processes. A process with several parts holds more arrays of the size of the weights, one for each
+        doubling.
     lr : float or schedule, default 1e-3
         Learning rate; `Warmup` has warm-up and decay.
     betas : (float, float), default (0.9, 0.98)
@@ -116,6 +122,7 @@ class TrainingOptions(Options):
 
     seed: int = field(default=0, metadata=checked(lambda value, name: _check.seed(value)))
     accumulation: int = field(default=1, metadata=integer(1, _MOST_MICRO_BATCHES))
+    parts: int = field(default=1, metadata=integer(1, _MOST_MICRO_BATCHES))
     lr: float | Schedule = field(default=Constant(1e-3), metadata=schedule(0.0))
     betas: tuple[float, float] = field(default=(0.9, 0.98), metadata=checked(decays))
     eps: float = field(default=1e-8, metadata=number(1e-30))

@@ -7,10 +7,7 @@ step or a failed save leave a trainer that can continue.
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import functools
-import io
 import math
 import os
 import time
@@ -22,16 +19,18 @@ import numpy as np
 from .. import _check
 from .._display import progress_bar
 from .._engine import core_for
-from ..io.atomic import remove_stale, write_atomic
+from ..io.atomic import write_atomic
 from ..io.bundle import write_bundle
 from ..items import valid_text
 from ..model.model import Model
 from . import checkpoint as state
-from .checkpoint import RESULTS
 from .data import Batch, Data, settled
-from .held_out import FIELDS, HeldOut, HeldOutResult, Limit, held_out_digest
+from .held_out import FIELDS, HeldOut, HeldOutResult, Limit
+from .history import HISTORY, History, progress_text
 from .one_thread import OneThread
 from .options import TrainingOptions
+from .processes import processes_of
+from .resume import checkpoint_file, read_run
 from .schedules import value_at
 
 if TYPE_CHECKING:
@@ -39,9 +38,7 @@ if TYPE_CHECKING:
 
     from .. import _core
 
-HISTORY = "history.csv"
 BEST = "best.checkpoint.safetensors"
-_HELD_OUT = ("held_out_ce", "held_out_edges_per_token", "held_out_self_edges_per_token")
 
 
 class Trainer:
@@ -49,6 +46,12 @@ class Trainer:
 
     One thread uses a trainer at a time: while `step`, `train` or `save` works, all three raise RuntimeError
     in other threads.
+
+    With `comm`, the processes of an MPI communicator share every step. All of them make the same trainer and
+    the same calls in the same order. Each computes some of the step's `parts` and keeps the moments of a
+    slice of the weights; the first one alone writes files and shows a bar. Weights, history and checkpoints
+    have the same bits for any number of processes, and without `comm`, on processors of one kind. What stops
+    one process, Ctrl-C included, is raised in all: in the others as RuntimeError or KeyboardInterrupt.
 
     Parameters
     ----------
@@ -59,7 +62,8 @@ class Trainer:
     options : TrainingOptions, optional
         The options; or give its fields as keywords.
     threads : int, optional
-        1..64; None: as `set_num_threads` says. Bits do not depend on it.
+        1..64; None: as `set_num_threads` says, or, if nobody gave a number, processes of `comm` on one
+        machine that may use the same cores divide them. Bits do not depend on it.
     folder : path, optional
         Where `train` saves ``step-NNNNNN.checkpoint.safetensors``. A folder belongs to one run; leftovers of
         a killed save are removed.
@@ -75,6 +79,8 @@ class Trainer:
         Keep the best evaluated model in the folder, as best.checkpoint.safetensors; see `best`.
     patience : int, default 0
         `train` ends after so many evaluations without a new best one; 0: never.
+    comm : mpi4py.MPI.Intracomm, optional
+        Such as ``MPI.COMM_WORLD``. `options.parts` must be at least its size. None: one process.
     **settings
         Fields of `TrainingOptions`: ``Trainer(model, data, steps=100, lr=1e-3)``.
 
@@ -98,41 +104,72 @@ class Trainer:
         held_out_weights: Any = None,
         keep_best: bool = False,
         patience: int = 0,
+        comm: Any = None,
         **settings: Any,
     ) -> None:
         if options is not None and settings:
             raise TypeError("options: give a TrainingOptions or its fields as keywords, not both")
+        self._processes = processes_of(comm)
+        self.threads = threads  #: None: as `set_num_threads` says
+        self._folder = None if folder is None else Path(_check.path(folder, "folder"))
+        self._checkpoint_every = _check.integer(checkpoint_every, "checkpoint_every", 0)
+        self._keep = _check.integer(keep, "keep", 1)
+        self._keep_best = _check.flag(keep_best, "keep_best")
+        self._patience = _check.integer(patience, "patience", 0)
+        self._turn = OneThread("trainer")
+        set_up = functools.partial(self._set_up, model, data, options, settings, held_out, held_out_weights)
+        with self._processes.held():
+            self._processes.together(set_up)
+            self._processes.agree(self._identity())
+            if self._folder is not None:
+                self._processes.by_first(functools.partial(state.prepare, self._folder))
+
+    def _set_up(
+        self,
+        model: Model,
+        data: Data,
+        options: TrainingOptions | None,
+        settings: dict[str, Any],
+        held_out: Any,
+        held_out_weights: Any,
+    ) -> None:
         _check.instance(model, Model, "model")
         if options is None:
             options = TrainingOptions(**settings)
         #: the `TrainingOptions`
         self.options = _check.instance(options, TrainingOptions, "options")
         self.options.check(model.config.gated, model.config.n_layer)
+        if self.options.parts < self._processes.size:
+            n, parts = self._processes.size, self.options.parts
+            raise ValueError(f"{n} processes need a step of {n} parts or more, got parts={parts}")
         if not callable(getattr(data, "batch", None)) or not isinstance(getattr(data, "digest", None), str):
             kind = type(data).__name__
             raise TypeError(f"data must provide batch(step, micro) and digest; {kind} does not")
         self.model = model  #: the model that is trained, changed in place
         self.data = data  #: where batches come from
-        self.threads = threads  #: None: as `set_num_threads` says
-        self._folder = None if folder is None else Path(_check.path(folder, "folder"))
-        self._checkpoint_every = _check.integer(checkpoint_every, "checkpoint_every", 0)
-        self._keep = _check.integer(keep, "keep", 1)
         self._held_out = self._checked_held_out(held_out, held_out_weights)
-        self._keep_best = _check.flag(keep_best, "keep_best")
-        self._patience = _check.integer(patience, "patience", 0)
         if (self._keep_best or self._patience) and self._held_out is None:
             raise ValueError("keep_best and patience need held_out sequences and evaluate_every")
         if self._keep_best and self._folder is None:
             raise ValueError("keep_best needs a folder, in which the best checkpoint is kept")
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            remove_stale(self._folder)
-        self._engine: _core.Trainer = core_for(model.dtype).Trainer(model._core)
+        core, processes = core_for(model.dtype), self._processes
+        self._engine: _core.Trainer = core.Trainer(model._core, processes.rank, processes.size)
         self._engine.multiplier = self.options.first_multiplier()
-        self._results: list[dict[str, Any]] = []
-        self._seconds: dict[int, float] = {}
-        self._scheduled: dict[int, list[float]] = {}
-        self._turn = OneThread("trainer")
+        self._history = History(self.options, model.config)
+
+    def _identity(self) -> dict[str, str]:
+        """What all processes that train together must have the same."""
+        if self._processes.size == 1:
+            return {}
+        held_out = None if self._held_out is None else self._held_out.digest
+        how = (self._folder is None, self._checkpoint_every, self._keep_best, self._patience)
+        return {
+            "the model": self.model.digest,
+            "the data": self.data.digest,
+            "options": repr(self.options.to_dict()),
+            "held_out": str(held_out),
+            "folder, checkpoint_every, keep_best or patience": str(how),
+        }
 
     def _checked_held_out(self, sequences: Any, weights: Any) -> HeldOut | None:
         every, steps = self.options.evaluate_every, self.options.steps
@@ -205,22 +242,25 @@ class Trainer:
     def _step(self) -> dict[str, Any]:
         if self.finished:
             raise ValueError(f"all {self.options.steps:,} steps are done; train more steps in a new run")
-        self._evaluate_if_due()
-        begin, step = time.perf_counter(), self.step_count
-        micro = [self._batch(step, m) for m in range(self.options.accumulation)]
-        arguments = self._arguments(step)
-        threads = _check.threads(self.threads)
-        call = functools.partial(self._engine.step, threads=threads, **arguments)
-        # One C call from the engine into the list: Ctrl-C cannot come in between and lose a step's result.
-        self._results.extend(map(call, (micro,)))
-        self._seconds[step] = time.perf_counter() - begin
-        return dict(self._results[step])
+        with self._processes.held():
+            self._evaluate_if_due()
+            begin, step = time.perf_counter(), self.step_count
+            self._processes.step(
+                self._engine,
+                lambda: [self._batch(step, micro) for micro in range(self.options.accumulation)],
+                self.options.parts,
+                self._arguments(step),
+                _check.threads(self._processes.threads() if self.threads is None else self.threads),
+                self._history.results,
+            )
+            self._history.seconds[step] = time.perf_counter() - begin
+            return dict(self._history.results[step])
 
     def _evaluate_if_due(self) -> None:
         """Evaluate if that is due and was not done yet, before a step and a save."""
         if self._held_out is None or not self._held_out.due(self.step_count):
             return
-        self._held_out.measure(self.model, self.step_count)
+        self._held_out.measure(self.model, self.step_count, self.options.parts, self._processes)
         if self._keep_best and self.best is self._held_out.results[-1]:
             assert self._folder is not None
             with self.model._core.reading():
@@ -233,7 +273,7 @@ class Trainer:
     def train(self, progress: bool | None = None, until: int | None = None) -> Trainer:
         """Steps up to `until`, saved on the way as asked for.
 
-        Ctrl-C raises KeyboardInterrupt at a step boundary; another call continues.
+        Ctrl-C raises KeyboardInterrupt at a step boundary, in all processes; another call continues.
 
         Parameters
         ----------
@@ -249,8 +289,9 @@ class Trainer:
         """
         steps = self.options.steps
         until = steps if until is None else min(_check.integer(until, "until", 0), steps)
+        progress = progress if self._processes.rank == 0 else False
         bar_of = progress_bar(progress, until, self.model.name or "training", "step", self.step_count)
-        with self._turn, bar_of as bar:
+        with self._turn, self._processes.held(), bar_of as bar:
             while self.step_count < until and not self._out_of_patience():
                 result = self.step()
                 self._evaluate_if_due()
@@ -258,10 +299,10 @@ class Trainer:
                 due = self._checkpoint_every and done % self._checkpoint_every == 0
                 if self._folder is not None and (due or done == self.options.steps):
                     self.save(self._folder / state.checkpoint_name(done))
-                    self._remove_old(done)
+                    self._processes.by_first(self._remove_old)
                 if bar is not None:
                     bar.update()
-                    bar.set_postfix_str(_progress_text(result, self.model.config.gated), refresh=False)
+                    bar.set_postfix_str(progress_text(result, self.model.config.gated), refresh=False)
         return self
 
     def _out_of_patience(self) -> bool:
@@ -286,14 +327,17 @@ class Trainer:
         """
         import pandas as pd
 
-        table: pd.DataFrame = pd.DataFrame(self._rows(), columns=self._columns())
+        table: pd.DataFrame = pd.DataFrame(
+            self._history.rows(self._evaluations()), columns=list(History.columns)
+        )
         return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint and, before it, `history.csv` beside it.
 
         Each file is replaced in one go or not at all. The checkpoint's bytes depend on the run alone: not on
-        threads, time, or where it was interrupted.
+        threads, processes, time, or where it was interrupted. All processes of `comm` call it; the first one
+        writes.
 
         Parameters
         ----------
@@ -307,12 +351,16 @@ class Trainer:
         RuntimeError
             While another thread uses the trainer or changes the model.
         """
-        with self._turn:
+        with self._turn, self._processes.held():
             self._evaluate_if_due()
-        with self._turn, self.model._core.reading():
-            self._save(Path(_check.path(path)))
+            with self.model._core.reading():
+                self._save(Path(_check.path(path)))
 
     def _save(self, path: Path) -> None:
+        self._processes.gather_moments(self._engine)
+        self._processes.by_first(lambda: self._write(path))
+
+    def _write(self, path: Path) -> None:
         meta = {
             "build": state.build(),
             "config": self.model.config.to_dict(),
@@ -327,18 +375,16 @@ class Trainer:
             meta["held_out"] = self._held_out.digest
         tensors: dict[str, np.ndarray] = {}
         for name, weights in self.model.parameters().items():
-            first, second = self._engine.moments(name)
+            first, second = (m.reshape(weights.shape) for m in self._processes.moments(self._engine, name))
             tensors |= {f"weight/{name}": weights, f"adam.m/{name}": first, f"adam.v/{name}": second}
-        rows = [[float(result[key]) for key in RESULTS] for result in self._results]
-        tensors["history"] = np.array(rows, np.float64).reshape(len(rows), len(RESULTS))
+        tensors["history"] = self._history.array()
         if self._held_out is not None:
             tensors["held_out"] = np.array(self._held_out.results, np.float64).reshape(-1, FIELDS)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self._columns())
-        writer.writerows(self._rows())
-        write_atomic(path.parent / HISTORY, [text.getvalue().encode()])
+        write_atomic(path.parent / HISTORY, [self._history.text(self._evaluations())])
         write_bundle(path, state.SCHEMA, meta, tensors)
+
+    def _evaluations(self) -> list[HeldOutResult]:
+        return [] if self._held_out is None else self._held_out.results
 
     @classmethod
     def resume(
@@ -356,6 +402,7 @@ class Trainer:
         held_out_weights: Any = None,
         keep_best: bool = False,
         patience: int = 0,
+        comm: Any = None,
         **settings: Any,
     ) -> Trainer:
         """The trainer as it was when a checkpoint was saved; the same steps from there give the same bits.
@@ -370,8 +417,9 @@ class Trainer:
             If given, the options of the checkpoint.
         tokenizer : Tokenizer, optional
             Given to the model; checkpoints hold none.
-        threads, folder, checkpoint_every, keep, held_out, held_out_weights, keep_best, patience
-            As for `Trainer`; the same held-out sequences.
+        threads, folder, checkpoint_every, keep, held_out, held_out_weights, keep_best, patience, comm
+            As for `Trainer`; the same held-out sequences. The number of processes may be another one than
+            before. All of them read the checkpoint.
         **settings
             Fields of `TrainingOptions`, instead of `options`.
 
@@ -393,34 +441,26 @@ class Trainer:
         UserWarning
             If another build or CPU kernel wrote the checkpoint.
         """
-        path = Path(_check.path(path))
-        path = state.last_checkpoint(path) if path.is_dir() else path
-
-        path = Path(state.SCHEMA.file(path))
-        with state.opened(path, state.SCHEMA) as bundle:
-            meta = state.checked_meta(bundle.fields, path)
-            stored = meta["options"]
-            wanted = dataclasses.replace(stored, **settings) if options is None else options
-            state.check_options(stored, wanted, path)
-            state.check_data(meta["data"], data.digest, path)
-            given = held_out_digest(meta["config"], held_out, held_out_weights)
-            state.check_held_out(meta.get("held_out"), given, path)
-            state.check_entries(bundle.tensors, meta, path)
-            tensors = bundle.read_all()
-        state.check_values(tensors, meta, path)
-        seconds = state.read_seconds(path.parent / HISTORY, meta["step"], cls._columns())
-        state.warn_of_other_build(meta["build"], path)
-        weights = {name[7:]: array for name, array in tensors.items() if name.startswith("weight/")}
-        dtype = str(next(iter(weights.values())).dtype)
-        model = Model(meta["config"], weights, tokenizer=tokenizer, name=meta["name"], dtype=dtype)
-        trainer = cls(
-            model, data, stored, threads=threads, folder=folder, checkpoint_every=checkpoint_every, keep=keep,
-            held_out=held_out, held_out_weights=held_out_weights, keep_best=keep_best, patience=patience,
-        )  # fmt: skip
-        trainer._restore(tensors, meta)
-        trainer._seconds = seconds
-        if trainer._folder is not None:
-            trainer._remove_old(trainer.step_count)  # a killed run may not have come to it
+        processes = processes_of(comm)
+        with processes.held():
+            found = processes.by_first(lambda: checkpoint_file(path))
+            held = (held_out, held_out_weights)
+            tensors, meta, seconds = processes.together(
+                lambda: read_run(found, data, options, settings, held)
+            )
+            state.warn_of_other_build(meta["build"], found)
+            weights = {name[7:]: array for name, array in tensors.items() if name.startswith("weight/")}
+            dtype = str(next(iter(weights.values())).dtype)
+            model = Model(meta["config"], weights, tokenizer=tokenizer, name=meta["name"], dtype=dtype)
+            trainer = cls(
+                model, data, meta["options"], threads=threads, folder=folder, keep=keep,
+                checkpoint_every=checkpoint_every, held_out=held_out, held_out_weights=held_out_weights,
+                keep_best=keep_best, patience=patience, comm=comm,
+            )  # fmt: skip
+            trainer._restore(tensors, meta)
+            trainer._history.seconds = seconds
+            if trainer._folder is not None:  # a killed run may not have come to it
+                processes.by_first(trainer._remove_old)
         return trainer
 
     def _restore(self, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -430,10 +470,7 @@ class Trainer:
         self._engine.step_count = meta["step"]
         self._engine.multiplier = meta["multiplier"]
         self._engine.ema = math.nan if meta["ema"] is None else meta["ema"]
-        self._results = [
-            {"step": step, **dict.fromkeys(RESULTS, math.nan), **dict(zip(RESULTS, row))}
-            for step, row in enumerate(tensors["history"].tolist())
-        ]
+        self._history.restore(tensors["history"])
         if self._held_out is not None:
             rows = tensors["held_out"].tolist()
             self._held_out.results = [HeldOutResult(int(step), *row) for step, *row in rows]
@@ -445,40 +482,10 @@ class Trainer:
             arguments["measured"] = self._held_out.latest()
         return arguments
 
-    @staticmethod
-    def _columns() -> list[str]:
-        return ["step", *RESULTS, "seconds", "lr", "gate_bias", "tau", *_HELD_OUT]
-
-    def _rows(self) -> list[list[float]]:
-        """The history, in the order of `_columns`."""
-        found = [] if self._held_out is None else self._held_out.results
-        evaluated = {result.step - 1: result[1:] for result in found}
-        missing = (math.nan,) * len(_HELD_OUT)
-        return [
-            [*self._row(step, result), *evaluated.get(step, missing)]
-            for step, result in enumerate(self._results)
-        ]
-
-    def _row(self, step: int, result: dict[str, Any]) -> list[float]:
-        """One step of it. What follows from the options is kept, because every save asks for all steps."""
-        results = [float(result[key]) for key in RESULTS]
-        if not self.model.config.gated:
-            results[2:5] = [math.nan] * 3  # edges and multiplier
-            results[6:] = [math.nan] * 2
-        if step not in self._scheduled:
-            arguments = self._arguments(step)
-            biases = arguments.get("gate_bias", [math.nan])
-            self._scheduled[step] = [
-                arguments["lr"], sum(biases) / len(biases), arguments.get("tau", math.nan)
-            ]  # fmt: skip
-        return [step, *results, self._seconds.get(step, math.nan), *self._scheduled[step]]
-
-    def _remove_old(self, newest: int) -> None:
-        """Keep the last `keep` checkpoints up to `newest` in the folder."""
+    def _remove_old(self) -> None:
+        """Keep the last `keep` checkpoints up to this step in the folder."""
         assert self._folder is not None
-        steps = [step for step in state.checkpoint_steps(self._folder) if step <= newest]
-        for step in steps[: -self._keep]:
-            (self._folder / state.checkpoint_name(step)).unlink(missing_ok=True)
+        state.remove_old(self._folder, self.step_count, self._keep)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -488,11 +495,6 @@ class Trainer:
     def __repr__(self) -> str:
         kind = "gated" if self.model.config.gated else "dense"
         text = f"Trainer({self.model.name or 'model'}, {kind}, step {self.step_count} of {self.options.steps}"
-        if self._results:
-            text += f", {_progress_text(self._results[-1], self.model.config.gated)}"
+        if self._history.results:
+            text += f", {progress_text(self._history.results[-1], self.model.config.gated)}"
         return text + ")"
-
-
-def _progress_text(result: dict[str, Any], gated: bool) -> str:
-    text = f"ce {result['ce']:.4f}"
-    return text + f", open {100 * result['open_edges']:.2f} %" if gated else text

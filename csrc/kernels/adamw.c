@@ -10,10 +10,14 @@ static void square_item(void *arg, int64_t item, int thread) {
     w->squares[item] = asp_isa_kernels()->sum_squares(w->gradients + c->offset, c->size);
 }
 
-double asp_adamw_norm(const asp_adamw_weights *w, const asp_context *context) {
+void asp_adamw_squares(const asp_adamw_weights *w, const asp_context *context) {
     const asp_context quiet = {.n_threads = context->n_threads};
-    double sum = 0;
     asp_parallel_for(&quiet, w->n_chunks, square_item, (void *)(uintptr_t)w);
+}
+
+double asp_adamw_norm(const asp_adamw_weights *w, const asp_context *context) {
+    double sum = 0;
+    asp_adamw_squares(w, context);
     for (int64_t i = 0; i < w->n_chunks; i++) sum += w->squares[i];
     return sqrt(sum);
 }
@@ -28,7 +32,8 @@ static void update_item(void *arg, int64_t item, int thread) {
     const update_job *job = arg;
     const asp_adamw_weights *w = job->weights;
     const asp_adamw_chunk *c = &w->chunks[item];
-    asp_isa_kernels()->adamw(w->data + c->offset, w->m + c->offset, w->v + c->offset, w->gradients + c->offset, c->size,
+    const int64_t moment = c->offset - w->moments_from;
+    asp_isa_kernels()->adamw(w->data + c->offset, w->m + moment, w->v + moment, w->gradients + c->offset, c->size,
                              c->decay ? &job->decayed : &job->plain);
 }
 

@@ -186,6 +186,7 @@ typedef struct {
 } asp_adamw_chunk;
 typedef struct {
     asp_real *data, *m, *v; /* weights and moments, read and written */
+    int64_t moments_from;   /* the offset of the first moment that is there */
     asp_real *gradients;    /* read */
     int64_t n_chunks;
     asp_adamw_chunk *chunks; /* (n_chunks) */
@@ -196,7 +197,8 @@ typedef struct {
     double norm; /* of the gradients: they are scaled to `clip` if it is larger, and clip > 0 */
     double step; /* 1 in the first */
 } asp_adamw_options;
-/* Neither can be stopped: a step that has begun to change weights is finished. */
+/* None can be stopped: a step that has begun to change weights is finished. */
+void asp_adamw_squares(const asp_adamw_weights *weights, const asp_context *context); /* of the gradients' chunks */
 double asp_adamw_norm(const asp_adamw_weights *weights, const asp_context *context);
 void asp_adamw_update(const asp_adamw_weights *weights, const asp_adamw_options *options, const asp_context *context);
 

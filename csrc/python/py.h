@@ -52,8 +52,14 @@ typedef struct {
 typedef struct {
     PyObject_HEAD asp_trainer *trainer;
     py_model *model;
-    py_step step;
+    py_step step;  /* a whole one, or one that is taken in pieces */
+    py_step piece; /* a call about a piece of it */
+    int64_t rank, n_ranks;
+    int64_t n_parts;  /* of the step that is taken in pieces */
+    int threads;      /* of that step */
+    atomic_int stage; /* ASP_PY_TRAINER_* */
 } py_trainer;
+enum { ASP_PY_TRAINER_IDLE, ASP_PY_TRAINER_GRADIENTS, ASP_PY_TRAINER_COMBINED, ASP_PY_TRAINER_UPDATED };
 
 typedef struct {
     PyObject_HEAD asp_transcoder_trainer *coder;
@@ -123,6 +129,14 @@ typedef struct {
 } py_step_range;
 int asp_py_call_step_check(const py_step_range *ranges, size_t n);
 int asp_py_call_step_check_adamw(double lr, double beta1, double beta2, double eps, double clip);
+/* An option with a number for each layer, in least..most; None leaves *out NULL.  0 and an exception. */
+typedef struct {
+    const char *name;
+    double least, most;
+    const double **out;
+    PyObject *given, *array; /* array holds what *out points into */
+} py_step_layers;
+int asp_py_call_step_layers(py_step_layers *option, int64_t n_layer);
 /* Copies arrays in, with the GIL released; 0 and RuntimeError while another thread has it. */
 typedef struct {
     void *to;         /* (bytes) written */
@@ -148,12 +162,43 @@ void asp_py_features_substitute_free(py_substitute *substitute, asp_status statu
 
 PyObject *asp_py_contexts_promoted(PyObject *model, PyObject *args, PyObject *kwargs);
 
-/* ---- py_first_weights.c -------------------------------------------------------------- */
+/* ---- py_trainer.c -------------------------------------------------------------------- */
 
-PyObject *asp_py_first_weights_from_text(PyObject *module, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_first_weights_from_set(PyObject *module, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_first_weights_scale(PyObject *module, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_first_weights_threshold(PyObject *module, PyObject *args, PyObject *kwargs);
+enum { ASP_PY_LAYER_OPTIONS = 1 + ASP_N_ENTRY_KINDS + ASP_N_DROPS };
+/* The arguments of a step: one by position, then options. */
+typedef struct {
+    PyObject *given;
+    asp_step_options options;
+    py_step_layers layers[ASP_PY_LAYER_OPTIONS];
+    long long n_parts, first, count;
+    int threads;
+} py_step_arguments;
+
+/* 0 and an exception; release them in any case. */
+int asp_py_trainer_read_step(py_trainer *self, PyObject *args, PyObject *kwargs, py_step_arguments *arguments);
+void asp_py_trainer_release_step(py_step_arguments *arguments);
+PyObject *asp_py_trainer_result(py_trainer *self, const asp_step_result *result);
+/* Takes trainer and model until it is left; 0 and RuntimeError. */
+int asp_py_trainer_begin(py_trainer *self);
+void asp_py_trainer_leave(py_trainer *self, int changed);
+
+/* ---- py_pieces.c --------------------------------------------------------------------- */
+
+PyObject *asp_py_pieces_gradients(PyObject *trainer, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_pieces_combine(PyObject *trainer, PyObject *args);
+PyObject *asp_py_pieces_update(PyObject *trainer, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_pieces_adopt(PyObject *trainer, PyObject *weights);
+PyObject *asp_py_pieces_abandon(PyObject *trainer, PyObject *unused);
+PyObject *asp_py_pieces_slice(PyObject *trainer, PyObject *rank);
+PyObject *asp_py_pieces_moments(PyObject *trainer, PyObject *unused);
+void asp_py_pieces_end(py_trainer *self); /* a step that was begun and neither adopted nor abandoned */
+
+/* ---- py_coder.c ---------------------------------------------------------------------- */
+
+PyObject *asp_py_coder_weights_from_text(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_coder_weights_from_set(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_coder_weights_scale(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *asp_py_coder_weights_threshold(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* ---- py_lens.c ----------------------------------------------------------------------- */
 
@@ -288,6 +333,19 @@ void asp_py_arrays_batch_clear(py_batch *batch);
 /* Copies of the targets and weights of n tokens; a target of -100, which is to be ignored, gets the weight 0. */
 int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, int64_t n, const int32_t **target,
                           const asp_real **weight);
+/* The micro-batches of a training step, with the arrays that they point to, from a list of tuples (tokens, offsets,
+ * targets, weights).  0 and an exception; clear it in any case. */
+typedef struct {
+    py_batch batch;
+    py_held held;
+} py_micro_held;
+typedef struct {
+    py_micro_held *held;
+    asp_batch *batches;
+    int64_t n;
+} py_micro;
+int asp_py_arrays_micro(py_micro *micro, PyObject *list);
+void asp_py_arrays_micro_clear(py_micro *micro);
 
 /* ---- py_metric.c ------------------------------------------------------------------------ */
 

@@ -215,3 +215,39 @@ int asp_py_arrays_targets(py_held *held, PyObject *targets, PyObject *weights, i
         if (ids[r] == IGNORED) values[r] = 0;
     return 1;
 }
+
+static int read_micro(PyObject *item, py_micro_held *held, asp_batch *micro) {
+    PyObject *tokens, *offsets, *targets, *weights;
+    if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "OOOO", &tokens, &offsets, &targets, &weights)) {
+        PyErr_SetString(PyExc_TypeError, "a micro-batch must be a tuple (tokens, offsets, targets, weights)");
+        return 0;
+    }
+    if (!asp_py_arrays_batch(&held->batch, tokens, offsets)) return 0;
+    *micro = (asp_batch){.tokens = held->batch.tokens,
+                         .offsets = held->batch.offsets,
+                         .n_sequences = held->batch.n_sequences};
+    return asp_py_arrays_targets(&held->held, targets, weights, held->batch.n_tokens, &micro->targets, &micro->weights);
+}
+
+int asp_py_arrays_micro(py_micro *micro, PyObject *list) {
+    PyObject *items = asp_py_module_tuple(list, "micro must be a list of micro-batches");
+    if (!items) return 0;
+    const Py_ssize_t n = PyTuple_GET_SIZE(items);
+    micro->held = PyMem_Calloc((size_t)n + 1, sizeof *micro->held);
+    micro->batches = PyMem_Calloc((size_t)n + 1, sizeof *micro->batches);
+    int complete = micro->held && micro->batches;
+    if (!complete) PyErr_NoMemory();
+    for (; complete && micro->n < n; micro->n++)
+        complete = read_micro(PyTuple_GET_ITEM(items, micro->n), &micro->held[micro->n], &micro->batches[micro->n]);
+    Py_DECREF(items);
+    return complete;
+}
+
+void asp_py_arrays_micro_clear(py_micro *micro) {
+    for (int64_t i = 0; micro->held && i < micro->n; i++) {
+        asp_py_arrays_batch_clear(&micro->held[i].batch);
+        asp_py_arrays_let_go(&micro->held[i].held);
+    }
+    PyMem_Free(micro->held);
+    PyMem_Free(micro->batches);
+}

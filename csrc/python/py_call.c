@@ -222,6 +222,27 @@ int asp_py_call_step_check_adamw(double lr, double beta1, double beta2, double e
     return asp_py_call_step_check(ranges, sizeof ranges / sizeof ranges[0]);
 }
 
+int asp_py_call_step_layers(py_step_layers *option, int64_t n_layer) {
+    void *data;
+    int64_t n;
+    if (option->given == Py_None) return 1;
+    option->array = asp_py_arrays_convert(option->given, ASP_PY_DOUBLE, 1, option->name, &data, &n);
+    if (!option->array) return 0;
+    if (n != n_layer) {
+        PyErr_Format(PyExc_ValueError, "%s must have one number for each of the %lld layers, got %lld", option->name,
+                     (long long)n_layer, (long long)n);
+        return 0;
+    }
+    *option->out = data;
+    for (int64_t l = 0; l < n; l++) {
+        char name[80];
+        PyOS_snprintf(name, sizeof name, "%s of layer %lld", option->name, (long long)l);
+        const py_step_range range = {name, (*option->out)[l], option->least, option->most};
+        if (!asp_py_call_step_check(&range, 1)) return 0;
+    }
+    return 1;
+}
+
 int asp_py_call_step_copy(py_step *step, const py_step_copy *copies, size_t n) {
     if (!asp_py_call_step_take(step)) return 0;
     PyThreadState *thread = PyEval_SaveThread();

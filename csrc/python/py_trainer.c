@@ -4,17 +4,27 @@
 #include <math.h>
 #include <string.h>
 
+enum { MOST_PARTS = 1000000, MOST_RANKS = 1000000 };
+
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *object;
-    char *names[] = {"model", NULL};
+    long long rank = 0, n_ranks = 1;
+    char *names[] = {"model", "rank", "ranks", NULL};
     py_state *state = asp_py_module_state(type);
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O!", names, state->model_type, &object)) return NULL;
+    if (!state ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "O!|LL", names, state->model_type, &object, &rank, &n_ranks))
+        return NULL;
+    if (n_ranks < 1 || n_ranks > MOST_RANKS || rank < 0 || rank >= n_ranks)
+        return PyErr_Format(PyExc_ValueError, "rank must be in 0..%lld of ranks in 1..%d, got %lld", n_ranks - 1,
+                            MOST_RANKS, rank);
     py_trainer *self = (py_trainer *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     asp_error err = {0};
     self->model = (py_model *)Py_NewRef(object);
-    self->step.what = "trainer";
-    const asp_status status = asp_trainer_new(&self->trainer, self->model->model, &err);
+    self->step.what = self->piece.what = "trainer";
+    self->rank = rank;
+    self->n_ranks = n_ranks;
+    const asp_status status = asp_trainer_new(&self->trainer, self->model->model, rank, n_ranks, &err);
     if (!status) return (PyObject *)self;
     Py_DECREF(self);
     return asp_py_call_raise(status, &err);
@@ -22,6 +32,7 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
 
 static void trainer_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
+    asp_py_pieces_end((py_trainer *)self);
     asp_trainer_free(((py_trainer *)self)->trainer);
     Py_XDECREF((PyObject *)((py_trainer *)self)->model);
     type->tp_free(self);
@@ -29,63 +40,6 @@ static void trainer_dealloc(PyObject *self) {
 }
 
 /* ---- one step --------------------------------------------------------------------------------- */
-
-/* Arrays of one micro-batch, held for the length of the step. */
-typedef struct {
-    py_batch batch;
-    py_held held;
-} held_batch;
-
-static void release_batches(held_batch *held, asp_batch *micro, Py_ssize_t n) {
-    for (Py_ssize_t i = 0; held && i < n; i++) {
-        asp_py_arrays_batch_clear(&held[i].batch);
-        asp_py_arrays_let_go(&held[i].held);
-    }
-    PyMem_Free(held);
-    PyMem_Free(micro);
-}
-
-static int read_batch(PyObject *item, held_batch *held, asp_batch *micro) {
-    PyObject *tokens, *offsets, *targets, *weights;
-    if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "OOOO", &tokens, &offsets, &targets, &weights)) {
-        PyErr_SetString(PyExc_TypeError, "a micro-batch must be a tuple (tokens, offsets, targets, weights)");
-        return 0;
-    }
-    if (!asp_py_arrays_batch(&held->batch, tokens, offsets)) return 0;
-    *micro = (asp_batch){.tokens = held->batch.tokens,
-                         .offsets = held->batch.offsets,
-                         .n_sequences = held->batch.n_sequences};
-    return asp_py_arrays_targets(&held->held, targets, weights, held->batch.n_tokens, &micro->targets, &micro->weights);
-}
-
-/* One option with a number for each layer; None leaves *out NULL. */
-typedef struct {
-    const char *name;
-    double least, most;
-    const double **out;
-    PyObject *given, *array; /* array holds what *out points into */
-} layer_option;
-
-static int read_layers(layer_option *option, int64_t n_layer) {
-    void *data;
-    int64_t n;
-    if (option->given == Py_None) return 1;
-    option->array = asp_py_arrays_convert(option->given, ASP_PY_DOUBLE, 1, option->name, &data, &n);
-    if (!option->array) return 0;
-    if (n != n_layer) {
-        PyErr_Format(PyExc_ValueError, "%s must have one number for each of the %lld layers, got %lld", option->name,
-                     (long long)n_layer, (long long)n);
-        return 0;
-    }
-    *option->out = data;
-    for (int64_t l = 0; l < n; l++) {
-        char name[80];
-        PyOS_snprintf(name, sizeof name, "%s of layer %lld", option->name, (long long)l);
-        const py_step_range range = {name, (*option->out)[l], option->least, option->most};
-        if (!asp_py_call_step_check(&range, 1)) return 0;
-    }
-    return 1;
-}
 
 static int check_step_options(const asp_step_options *o, int gated) {
     const py_step_range ranges[] = {{"weight_decay", o->weight_decay, 0, ASP_PY_STEP_MOST},
@@ -107,43 +61,17 @@ static int check_step_options(const asp_step_options *o, int gated) {
     return 0;
 }
 
-static PyObject *take_model_step(py_trainer *self, const asp_batch *micro, Py_ssize_t n,
-                                 const asp_step_options *options, int threads) {
-    if (!asp_py_call_step_take(&self->step)) return NULL;
-    if (!asp_py_call_write_begin(self->model)) {
-        asp_py_call_step_release(&self->step);
-        return NULL;
-    }
-    asp_error err = {0};
-    asp_step_result r = {0};
-    py_call call;
-    asp_py_call_begin(&call, threads > 0 ? threads : asp_py_module_state(Py_TYPE(self))->n_threads);
-    const asp_status status = asp_trainer_step(self->trainer, micro, n, options, &call.context, &r, &err);
-    asp_py_call_end(&call);
-    if (status) atomic_store(&self->model->users, 0); /* nothing was written: the version stays */
-    else asp_py_call_write_end(self->model);
-    const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
-    asp_py_call_step_release(&self->step);
-    if (status) return asp_py_call_raise(status, &err);
-    return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r.loss, "ce",
-                         r.cross_entropy, "expected_edges", r.expected_edges, "open_edges", r.open_edges, "open_self",
-                         r.open_self, "edges_per_token", r.edges_per_token, "self_edges_per_token", r.self_per_token,
-                         "constrained", r.constrained, "multiplier", r.multiplier, "ema", r.ema, "grad_norm",
-                         r.grad_norm, "tokens", (long long)r.n_tokens);
-}
-
-enum { LAYER_OPTIONS = 1 + ASP_N_ENTRY_KINDS + ASP_N_DROPS };
 static const double MOST_DROPPED = 0.999;
 
-static void list_layer_options(layer_option list[LAYER_OPTIONS], asp_step_options *o) {
+static void list_layer_options(py_step_layers list[ASP_PY_LAYER_OPTIONS], asp_step_options *o) {
     static const char *const edges[] = {"self_edge_weight", "previous_edge_weight", "first_edge_weight", "edge_weight"},
                              *const drops[] = {"entry_dropout", "head_dropout", "attn_out_dropout", "mlp_out_dropout"};
     const double most = ASP_PY_STEP_MOST;
-    list[0] = (layer_option){"gate_bias", -most, most, &o->gate_bias, Py_None, NULL};
+    list[0] = (py_step_layers){"gate_bias", -most, most, &o->gate_bias, Py_None, NULL};
     for (int i = 0; i < ASP_N_ENTRY_KINDS; i++)
-        list[1 + i] = (layer_option){edges[i], -most, most, &o->edge_weight[i], Py_None, NULL};
+        list[1 + i] = (py_step_layers){edges[i], -most, most, &o->edge_weight[i], Py_None, NULL};
     for (int i = 0; i < ASP_N_DROPS; i++)
-        list[1 + ASP_N_ENTRY_KINDS + i] = (layer_option){drops[i], 0, MOST_DROPPED, &o->dropout[i], Py_None, NULL};
+        list[1 + ASP_N_ENTRY_KINDS + i] = (py_step_layers){drops[i], 0, MOST_DROPPED, &o->dropout[i], Py_None, NULL};
 }
 
 static int read_constraint(const char *name, asp_constraint *constraint) {
@@ -157,8 +85,7 @@ static int read_constraint(const char *name, asp_constraint *constraint) {
     return 0;
 }
 
-static int parse_step(PyObject *args, PyObject *kwargs, asp_step_options *o, PyObject **micro,
-                      layer_option layers[LAYER_OPTIONS], int *threads) {
+static int parse_step(PyObject *args, PyObject *kwargs, py_step_arguments *a) {
     static char *names[] = {"micro",
                             "lr",
                             "beta1",
@@ -186,55 +113,108 @@ static int parse_step(PyObject *args, PyObject *kwargs, asp_step_options *o, PyO
                             "constraint",
                             "measured",
                             "edges_per_token",
+                            "parts",
+                            "first",
+                            "count",
                             "threads",
                             NULL};
     unsigned long long seed = 0;
     const char *constraint = "training";
-    layer_option *l = layers;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOOOOOOOOddddpddsddi:step", names, micro, &o->lr,
+    asp_step_options *o = &a->options;
+    py_step_layers *l = a->layers;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$ddddddKOOOOOOOOOddddpddsddLLLi:step", names, &a->given, &o->lr,
                                      &o->beta1, &o->beta2, &o->eps, &o->weight_decay, &o->clip, &seed, &l[0].given,
                                      &l[1].given, &l[2].given, &l[3].given, &l[4].given, &l[5].given, &l[6].given,
                                      &l[7].given, &l[8].given, &o->tau, &o->geco_rate, &o->geco_clip, &o->geco_ema,
                                      &o->geco_relative, &o->lambda_min, &o->lambda_max, &constraint, &o->measured,
-                                     &o->edges_per_token, threads))
+                                     &o->edges_per_token, &a->n_parts, &a->first, &a->count, &a->threads))
         return 0;
     o->seed = seed;
     return read_constraint(constraint, &o->constraint);
 }
 
+static int check_step_parts(const py_step_arguments *a) {
+    if (a->n_parts >= 1 && a->n_parts <= MOST_PARTS && a->first >= 0 && a->count >= 1 && a->count <= a->n_parts &&
+        a->first <= a->n_parts - a->count)
+        return 1;
+    PyErr_Format(PyExc_ValueError, "parts must be in 1..%d and hold parts first..first+count, got %lld, %lld and %lld",
+                 MOST_PARTS, a->n_parts, a->first, a->count);
+    return 0;
+}
+
+/* 0 and an exception; release them in any case. */
+int asp_py_trainer_read_step(py_trainer *self, PyObject *args, PyObject *kwargs, py_step_arguments *a) {
+    *a = (py_step_arguments){.options = {.lr = NAN,
+                                         .beta1 = NAN,
+                                         .beta2 = NAN,
+                                         .eps = NAN,
+                                         .weight_decay = NAN,
+                                         .clip = NAN,
+                                         .geco_clip = 1,
+                                         .geco_ema = 0.95,
+                                         .geco_relative = 1,
+                                         .lambda_max = 1e9,
+                                         .measured = NAN},
+                             .n_parts = 1,
+                             .count = 1};
+    list_layer_options(a->layers, &a->options);
+    const asp_config *config = asp_model_config(self->model->model);
+    if (!parse_step(args, kwargs, a) || !check_step_options(&a->options, config->gated) || !check_step_parts(a) ||
+        !asp_py_call_check_threads(a->threads))
+        return 0;
+    if (a->threads == 0) a->threads = asp_py_module_state(Py_TYPE(self))->n_threads;
+    for (int i = 0; i < ASP_PY_LAYER_OPTIONS; i++)
+        if (!asp_py_call_step_layers(&a->layers[i], config->n_layer)) return 0;
+    return 1;
+}
+
+void asp_py_trainer_release_step(py_step_arguments *a) {
+    for (int i = 0; i < ASP_PY_LAYER_OPTIONS; i++) Py_XDECREF(a->layers[i].array);
+}
+
+PyObject *asp_py_trainer_result(py_trainer *self, const asp_step_result *r) {
+    const long long step = (long long)asp_trainer_get_state(self->trainer)->step - 1;
+    return Py_BuildValue("{s:L,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:d,s:L}", "step", step, "loss", r->loss, "ce",
+                         r->cross_entropy, "expected_edges", r->expected_edges, "open_edges", r->open_edges,
+                         "open_self", r->open_self, "edges_per_token", r->edges_per_token, "self_edges_per_token",
+                         r->self_per_token, "constrained", r->constrained, "multiplier", r->multiplier, "ema", r->ema,
+                         "grad_norm", r->grad_norm, "tokens", (long long)r->n_tokens);
+}
+
+/* Takes trainer and model until end_step; 0 and RuntimeError. */
+int asp_py_trainer_begin(py_trainer *self) {
+    if (!asp_py_call_step_take(&self->step)) return 0;
+    if (asp_py_call_write_begin(self->model)) return 1;
+    asp_py_call_step_release(&self->step);
+    return 0;
+}
+
+/* The weights are another version only if they were changed. */
+void asp_py_trainer_leave(py_trainer *self, int changed) {
+    if (changed) asp_py_call_write_end(self->model);
+    else atomic_store(&self->model->users, 0);
+    asp_py_call_step_release(&self->step);
+}
+
 static PyObject *trainer_step(PyObject *object, PyObject *args, PyObject *kwargs) {
     py_trainer *self = (py_trainer *)object;
-    PyObject *list, *result = NULL, *items;
-    asp_step_options o = {.lr = NAN,
-                          .beta1 = NAN,
-                          .beta2 = NAN,
-                          .eps = NAN,
-                          .weight_decay = NAN,
-                          .clip = NAN,
-                          .geco_clip = 1,
-                          .geco_ema = 0.95,
-                          .geco_relative = 1,
-                          .lambda_max = 1e9,
-                          .measured = NAN};
-    layer_option layers[LAYER_OPTIONS];
-    int threads = 0;
-    list_layer_options(layers, &o);
-    if (!parse_step(args, kwargs, &o, &list, layers, &threads)) return NULL;
-    const asp_config *config = asp_model_config(self->model->model);
-    if (!check_step_options(&o, config->gated) || !asp_py_call_check_threads(threads)) return NULL;
-    if (!(items = asp_py_module_tuple(list, "micro must be a list of micro-batches"))) return NULL;
-    const Py_ssize_t n = PyTuple_GET_SIZE(items);
-    held_batch *held = PyMem_Calloc((size_t)n + 1, sizeof *held);
-    asp_batch *micro = PyMem_Calloc((size_t)n + 1, sizeof *micro);
-    int complete = held && micro;
-    if (!complete) PyErr_NoMemory();
-    for (int i = 0; complete && i < LAYER_OPTIONS; i++) complete = read_layers(&layers[i], config->n_layer);
-    for (Py_ssize_t i = 0; complete && i < n; i++)
-        complete = read_batch(PyTuple_GET_ITEM(items, i), &held[i], &micro[i]);
-    if (complete) result = take_model_step(self, micro, n, &o, threads);
-    release_batches(held, micro, n);
-    for (int i = 0; i < LAYER_OPTIONS; i++) Py_XDECREF(layers[i].array);
-    Py_DECREF(items);
+    PyObject *result = NULL;
+    py_step_arguments a;
+    py_micro micro = {0};
+    if (asp_py_trainer_read_step(self, args, kwargs, &a) && asp_py_arrays_micro(&micro, a.given) &&
+        asp_py_trainer_begin(self)) {
+        asp_error err = {0};
+        asp_step_result r = {0};
+        py_call call;
+        asp_py_call_begin(&call, a.threads);
+        const asp_status status =
+            asp_trainer_step(self->trainer, micro.batches, micro.n, a.n_parts, &a.options, &call.context, &r, &err);
+        asp_py_call_end(&call);
+        asp_py_trainer_leave(self, !status);
+        result = status ? asp_py_call_raise(status, &err) : asp_py_trainer_result(self, &r);
+    }
+    asp_py_arrays_micro_clear(&micro);
+    asp_py_trainer_release_step(&a);
     return result;
 }
 
@@ -250,14 +230,23 @@ static const asp_parameter *find_trained(py_trainer *self, PyObject *name) {
     return NULL;
 }
 
+static PyObject *trainer_place(PyObject *object, PyObject *name) {
+    const asp_parameter *p = find_trained((py_trainer *)object, name);
+    return p ? Py_BuildValue("(LL)", (long long)p->offset, (long long)(p->offset + p->size)) : NULL;
+}
+
 static PyObject *trainer_moments(PyObject *object, PyObject *name) {
     py_trainer *self = (py_trainer *)object;
     const asp_parameter *p = find_trained(self, name);
     if (!p) return NULL;
-    PyObject *m = asp_py_arrays_lend(object, asp_trainer_first_moment(self->trainer) + p->offset, ASP_PY_REAL,
-                                     p->n_dims, p->dims, NULL, 0);
-    PyObject *v = asp_py_arrays_lend(object, asp_trainer_second_moment(self->trainer) + p->offset, ASP_PY_REAL,
-                                     p->n_dims, p->dims, NULL, 0);
+    const asp_trainer_slice s = asp_trainer_slice_of(self->trainer, self->rank);
+    if (p->offset < s.begin || p->offset + p->size > s.end)
+        return PyErr_Format(PyExc_ValueError, "this process does not have all moments of %s", p->name);
+    const int64_t at = p->offset - s.begin;
+    PyObject *m = asp_py_arrays_lend(object, asp_trainer_first_moment(self->trainer) + at, ASP_PY_REAL, p->n_dims,
+                                     p->dims, NULL, 0);
+    PyObject *v = asp_py_arrays_lend(object, asp_trainer_second_moment(self->trainer) + at, ASP_PY_REAL, p->n_dims,
+                                     p->dims, NULL, 0);
     if (m && v) return Py_BuildValue("(NN)", m, v);
     Py_XDECREF(m);
     Py_XDECREF(v);
@@ -282,10 +271,15 @@ static PyObject *trainer_load_moments(PyObject *object, PyObject *args) {
     PyObject *m_array = p ? borrow_moment(m, p, &m_data) : NULL;
     PyObject *v_array = m_array ? borrow_moment(v, p, &v_data) : NULL;
     if (v_array) {
-        const int64_t bytes = p->size * (int64_t)sizeof(asp_real);
-        const py_step_copy copies[] = {{asp_trainer_first_moment(self->trainer) + p->offset, m_data, bytes},
-                                       {asp_trainer_second_moment(self->trainer) + p->offset, v_data, bytes}};
-        asp_py_call_step_copy(&self->step, copies, 2);
+        const asp_trainer_slice s = asp_trainer_slice_of(self->trainer, self->rank);
+        const int64_t begin = p->offset > s.begin ? p->offset : s.begin,
+                      end = p->offset + p->size < s.end ? p->offset + p->size : s.end,
+                      bytes = begin < end ? (end - begin) * (int64_t)sizeof(asp_real) : 0, from = begin - p->offset;
+        const py_step_copy copies[] = {{asp_trainer_first_moment(self->trainer) + (begin - s.begin),
+                                        (asp_real *)m_data + from, bytes},
+                                       {asp_trainer_second_moment(self->trainer) + (begin - s.begin),
+                                        (asp_real *)v_data + from, bytes}};
+        if (bytes) asp_py_call_step_copy(&self->step, copies, 2);
     }
     Py_XDECREF(m_array);
     Py_XDECREF(v_array);
@@ -344,14 +338,26 @@ static int set_ema(PyObject *self, PyObject *value, void *unused) {
     return 0;
 }
 
-static PyMethodDef methods[] = {{"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
-                                 "step(micro, *, lr, beta1, beta2, eps, weight_decay, clip, seed, gate_bias=None, "
-                                 "edge_weight=None, tau=0, ...) -> dict"},
-                                {"moments", trainer_moments, METH_O,
-                                 "moments(name) -> (m, v): read-only views of Adam's moments."},
-                                {"load_moments", trainer_load_moments, METH_VARARGS,
-                                 "load_moments(name, m, v): copies moments in."},
-                                {0}};
+static PyMethodDef methods[] = {
+    {"step", (PyCFunction)(void (*)(void))trainer_step, METH_VARARGS | METH_KEYWORDS,
+     "step(micro, *, lr, beta1, beta2, eps, weight_decay, clip, seed, gate_bias=None, "
+     "edge_weight=None, tau=0, ...) -> dict"},
+    {"moments", trainer_moments, METH_O, "moments(name) -> (m, v): read-only views of Adam's moments."},
+    {"load_moments", trainer_load_moments, METH_VARARGS,
+     "load_moments(name, m, v): copies in what the process keeps of them."},
+    {"place", trainer_place, METH_O, "place(name) -> (begin, end) of a parameter"},
+    {"gradients", (PyCFunction)(void (*)(void))asp_py_pieces_gradients, METH_VARARGS | METH_KEYWORDS,
+     "gradients(micro, *, parts, first, count, ...) -> (numbers, [(first, n, sum)])"},
+    {"combine", asp_py_pieces_combine, METH_VARARGS,
+     "combine(sums, received) -> squares of the gradients of the slice"},
+    {"update", (PyCFunction)(void (*)(void))asp_py_pieces_update, METH_VARARGS | METH_KEYWORDS,
+     "update((numbers, squares, weights), ...) -> dict: the slice of weights is written"},
+    {"adopt", asp_py_pieces_adopt, METH_O, "adopt(weights): the end of a step in pieces."},
+    {"abandon", asp_py_pieces_abandon, METH_NOARGS, "Ends a step in pieces."},
+    {"slice", asp_py_pieces_slice, METH_O,
+     "slice(rank) -> (begin, end, first chunk, end chunk) of what a process updates"},
+    {"slice_moments", asp_py_pieces_moments, METH_NOARGS, "Read-only views of the moments of the slice."},
+    {0}};
 
 static PyGetSetDef attributes[] = {{"step_count", trainer_get_step, trainer_set_step, "Steps taken.", NULL},
                                    {"multiplier", get_multiplier, set_multiplier, "Multiplier of the constraint.",

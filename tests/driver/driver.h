@@ -34,6 +34,10 @@ void add_reals(uint64_t *digest, const asp_real *data, int64_t n);
 void add_run(uint64_t *digest, const asp_run *run);
 asp_metric small_metric(int64_t n_sequences, asp_metric_kind kind);
 
+/* driver_training.c */
+asp_status use_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_pieces(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_pieces(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_curves.c */
 asp_status use_metrics(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_curves(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

@@ -1,4 +1,4 @@
-/* driver_ops.c: models, runs, gradients, training, sweeps, attribution; and the list of all operations. */
+/* driver_ops.c: models, runs, gradients, sweeps, attribution; and the list of all operations. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -260,7 +260,7 @@ static asp_status use_wrong(const fixture *f, const asp_context *context, uint64
     return asp_model_new(&model, &config, err) == ASP_OK ? ASP_BAD_STATE : ASP_OK;
 }
 
-/* ---- gradients and training ------------------------------------------------------------------------ */
+/* ---- gradients ------------------------------------------------------------------------------------- */
 
 static asp_status use_gradients(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     const asp_record records[] = {ASP_RESID,   ASP_RESID_MID, ASP_QKV,     ASP_SCORES,
@@ -291,51 +291,6 @@ static asp_status use_gradients(const fixture *f, const asp_context *context, ui
         if (status) return status;
     }
     return ASP_OK;
-}
-
-static asp_status train(const fixture *f, int gated, const asp_context *context, uint64_t *digest, asp_error *err) {
-    const double bias[] = {0.5, 0.2}, edge_weight[] = {1, 2}, rates[] = {0.2, 0.3};
-    const asp_batch micro[] = {{f->tokens, f->offsets, N_SEQUENCES, f->targets, f->weights},
-                               {f->tokens, f->ragged, N_SEQUENCES, f->targets, f->weights}};
-    asp_step_options options = {.lr = 1e-3,
-                                .beta1 = 0.9,
-                                .beta2 = 0.99,
-                                .eps = 1e-8,
-                                .weight_decay = 0.1,
-                                .clip = 1,
-                                .seed = 5,
-                                .gate_bias = bias,
-                                .edge_weight = {[ASP_ENTRY_SELF] = bias, [ASP_ENTRY_OTHER] = edge_weight},
-                                .dropout = {rates, rates, rates, rates},
-                                .tau = 1,
-                                .geco_rate = 0.1,
-                                .geco_clip = 1,
-                                .geco_ema = 0.9,
-                                .lambda_max = 1e9};
-    asp_model *model = NULL;
-    asp_trainer *trainer = NULL;
-    asp_step_result result = {0};
-    asp_status status = small_model(&model, gated, err);
-    if (!status) status = asp_trainer_new(&trainer, model, err);
-    for (int step = 0; !status && step < 2; step++) {
-        options.constraint = gated && step ? ASP_CONSTRAINT_HARD : ASP_CONSTRAINT_TRAINING;
-        status = asp_trainer_step(trainer, micro + step, 2 - step, &options, context, &result, err);
-        add_bytes(digest, &result.loss, sizeof result.loss);
-    }
-    if (!status) {
-        add_reals(digest, asp_model_data(model), asp_model_size(model));
-        add_reals(digest, asp_trainer_first_moment(trainer), asp_model_size(model));
-        add_reals(digest, asp_trainer_second_moment(trainer), asp_model_size(model));
-        add_bytes(digest, &asp_trainer_get_state(trainer)->multiplier, sizeof(double));
-    }
-    asp_trainer_free(trainer);
-    asp_model_free(model);
-    return status;
-}
-
-static asp_status use_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
-    const asp_status status = train(f, 1, context, digest, err);
-    return status ? status : train(f, 0, context, digest, err);
 }
 
 /* ---- sweeps and attribution -------------------------------------------------------------------------- */
@@ -426,6 +381,8 @@ const operation operations[] = {
     {"wrong arguments", use_wrong},
     {"gradients", use_gradients},
     {"training", use_training},
+    {"training in pieces", use_pieces},
+    {"wrong pieces of training", use_wrong_pieces},
     {"sweep", use_sweep},
     {"attribution", use_attribution},
     {"metrics", use_metrics},

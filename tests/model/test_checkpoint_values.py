@@ -23,9 +23,10 @@ from attnsparse.io import bundle
 from attnsparse.io.bundle import Schema, write_bundle
 from attnsparse.training import schedules
 from attnsparse.training.checkpoint import SCHEMA as TRAINING
+from attnsparse.training.history import HISTORY, History
 from attnsparse.training.options import TrainingOptions
 from attnsparse.training.options_fields import turning_steps
-from attnsparse.training.trainer import HISTORY, Trainer
+from attnsparse.training.trainer import Trainer
 from attnsparse.transcoders.checkpoint import SCHEMA as TRANSCODERS
 from attnsparse.transcoders.options import TranscoderOptions
 
@@ -165,7 +166,7 @@ def test_a_tensor_is_only_read_once_its_checksum_is_right(saved, tmp_path, monke
 # ---- history.csv
 
 
-N_COLUMNS = len(Trainer._columns()) - 1  # beside the step
+N_COLUMNS = len(History.columns) - 1  # beside the step
 
 
 @pytest.mark.parametrize(

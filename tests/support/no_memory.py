@@ -88,6 +88,9 @@ SENTENCES = {
     r"no memory for a trainer": r"(_core\.Trainer|Trainer|asp\.)",
     rf"training needs {AMOUNT} for gradients and moments, which could not be allocated":
         r"(_core\.Trainer|Trainer|asp\.)",
+    rf"the gradients of one more part of a step need {AMOUNT}, which could not be allocated":
+        r"_core\.Trainer",
+    r"no memory for the parts of a step": r"(_core\.Trainer|Trainer|asp\.)",
     r"no memory for a transcoder": r"(_core\.|Transcoder|asp\.)",
     rf"a transcoder of \d+ features needs {AMOUNT} to be trained, which could not be allocated":
         r"(_core\.|Transcoder|asp\.)",

@@ -19,6 +19,7 @@ from public_calls_graph import FEATURE_ARRAYS, GRAPH_ARRAYS, GRAPH_CALLS
 from public_calls_lens import LENS_ARRAYS, LENS_CALLS
 from public_calls_masks import MASK_CALLS
 from public_calls_patching import PATCHING_CALLS
+from public_calls_trainer import PIECES_CALLS
 from public_objects import ALL, CORE_GRAPH_ARRAYS, WRT, Everything, Uses, small_task, small_transcoders, uses
 from reliability import PROMPTS, TOKENS
 
@@ -161,6 +162,7 @@ CALLS: dict[str, Uses] = {
     **ENTRY_CALLS,
     **ACDC_CALLS,
     **MASK_CALLS,
+    **PIECES_CALLS,
     "effects.attribution": uses(
         *(lambda e, u=u: effects.attribution(e.model, e.task, u, "mean", steps=2) for u in effects.UNITS),
         lambda e: effects.attribution(e.model, e.task, "edge", path="gate"),
@@ -360,6 +362,7 @@ CALLS: dict[str, Uses] = {
         wrong=(
             lambda e: asp.Trainer(e.trained, e.data, steps=0),
             lambda e: asp.Trainer(e.trained, e.data, steps=2),
+            lambda e: asp.Trainer(e.dense, e.data, steps=2, comm=3),
         ),
         cost=40,
     ),
@@ -416,6 +419,8 @@ ARRAYS: dict[str, str] = {
     **dict.fromkeys(["ActivationCache.get", "ActivationCache.items", "ActivationCache.values"], "lent"),
     **dict.fromkeys(["_core.Model.parameter", "_core.Run.array", "_core.Run.edges"], "lent"),
     **dict.fromkeys(["_core.Gradients.array", "_core.Gradients.parameter", "_core.Trainer.moments"], "lent"),
+    **dict.fromkeys(["_core.Trainer.gradients", "_core.Trainer.slice_moments"], "lent"),
+    "_core.Trainer.combine": "own",
     **dict.fromkeys(["_core.Features.array", *(f"Features.{name}" for name in FEATURE_ARRAYS)], "lent"),
     **dict.fromkeys(["Features.l0", "Features.explained_variance", "Features.to_pandas"], "own"),
     "Transcoders.evaluate": "own",

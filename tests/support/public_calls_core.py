@@ -360,7 +360,10 @@ CORE_CALLS: dict[str, Uses] = {
         ),
     ),
     "_core.Features.nbytes": uses(lambda e: e.features._core.nbytes),
-    "_core.Trainer": uses(lambda e: _core.Trainer(e.core), wrong=(lambda e: _core.Trainer(3),)),
+    "_core.Trainer": uses(
+        lambda e: _core.Trainer(e.core),
+        wrong=(lambda e: _core.Trainer(3), lambda e: _core.Trainer(e.core, 2, 2)),
+    ),
     "_core.Trainer.step": uses(
         lambda e: e.core_trainer.step([e.batch, e.batch], **reliability.step_options(threads=1)),
         wrong=(

@@ -62,6 +62,6 @@ def test_kinds_of_edges_have_their_own_prices():
             tiny.model(), tiny.data(), steps=60, lr=1e-2, tau=10.0, multiplier=1e-3, multiplier_min=1e-3,
             multiplier_max=1e-3, gate_bias=1.0, self_edge_weight=price,
         )  # fmt: skip
-        last[price] = trainer.train(progress=False)._results[-1]
+        last[price] = trainer.train(progress=False)._history.results[-1]
     assert last[None]["open_edges"] == last[None]["open_self"] == 0
     assert last[-1.0]["open_self"] > 0.05 > last[-1.0]["open_edges"] - last[-1.0]["open_self"]

@@ -41,7 +41,7 @@ def test_evaluation_changes_no_step():
 
 def test_edges_per_token_follow_from_the_shares():
     run = trainer(3).train(progress=False)
-    row, result = run.history().iloc[-1], run._results[-1]
+    row, result = run.history().iloc[-1], run._history.results[-1]
     config = run.model.config
     lengths = np.concatenate([np.diff(tiny.data().batch(2, micro)[1]) for micro in range(2)])
     entries = config.n_layer * config.n_head * (lengths * (lengths + 1) / 2).sum() / lengths.sum()
@@ -70,7 +70,7 @@ def test_a_resume_needs_the_same_sequences(tmp_path):
 
 
 def constrained(run: Trainer) -> np.ndarray:
-    return np.array([result["constrained"] for result in run.train(progress=False)._results])
+    return np.array([result["constrained"] for result in run.train(progress=False)._history.results])
 
 
 def test_what_the_constraint_compares():

@@ -25,8 +25,9 @@ from attnsparse.io.bundle import write_bundle
 from attnsparse.training import schedules
 from attnsparse.training.checkpoint import SCHEMA, checkpoint_name, checkpoint_steps, last_checkpoint
 from attnsparse.training.data import SequenceData, TokenData
+from attnsparse.training.history import HISTORY
 from attnsparse.training.options import TrainingOptions
-from attnsparse.training.trainer import HISTORY, Trainer
+from attnsparse.training.trainer import Trainer
 
 SCRIPT = Path(tiny.__file__)
 N_STEPS = 40
