@@ -79,7 +79,7 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
             kind = kind_of_ending(path) or _kind_of_file(path)
             raise file_error(FormatError, "magic", path, f"this is {kind}" if kind else known)
         _refuse_adapter(path.name.startswith("adapter_"), path)
-        return Found(path, path.parent, name_of(_named_by(path)))
+        return Found(path, path.parent, name_of(named_by(path)))
     tried = f"no file or folder {str(what)[:200]!r}"
     repository = SHORT_NAMES.get(what, what) if isinstance(what, str) else ""
     if _HUB_ID.fullmatch(repository):
@@ -97,7 +97,7 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
     raise FileNotFoundError(errno.ENOENT, text)
 
 
-def _named_by(path: Path) -> Path:
+def named_by(path: Path) -> Path:
     """The path whose last part is the name of the model in a file."""
     if path.stem == "final":
         return path.resolve().parent
