@@ -19,6 +19,7 @@ from .._version import __version__
 from ..errors import printable
 from ..graphs import graph_file
 from . import info
+from . import sweep as sweeps
 from .text import say, say_table, show_traceback
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_edges(commands)
     _add_graph(commands)
     _add_train(commands)
+    _add_sweep(commands)
     _add_info(commands)
     return parser
 
@@ -374,6 +376,14 @@ def _train(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         for folder in folders:
             say(folder)
+
+
+# ---- sweep
+
+
+def _add_sweep(commands: Commands) -> None:
+    text = "find the circuits of many models, tasks and seeds, and keep them as Parquet files"
+    sweeps.add_arguments(_add_command(commands, "sweep", sweeps.run, text, sweeps.EXAMPLE))
 
 
 # ---- info

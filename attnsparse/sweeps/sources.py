@@ -153,10 +153,10 @@ def _with_names(whats: Sequence[AnyModel]) -> list[ModelSource]:
 
 def _parts(path: str) -> list[str]:
     """The parts of a path, the last one without the ending of a file; a name that is no path is one part."""
-    if not os.path.exists(path):
-        return [printable(path)]
+    if not os.path.exists(path) and not (path[0] in "./" or path.count("/") > 1):
+        return [printable(path)]  # of a model in the package or on the hub
     whole = Path(path).resolve()
-    named = whole if whole.is_dir() else named_by(whole)
+    named = named_by(whole) if whole.is_file() else whole
     return [printable(part) for part in named.parts[1:]] or [printable(path)]
 
 

@@ -290,10 +290,10 @@ def test_models_and_tasks_that_cannot_be_made(models, tmp_path):
     for task in ("bad", "copy"):
         assert "no tokenizer; give one with tokenizer=" in errors["step-0010", task]
     for task in ("good", "bad", "copy"):
-        assert errors[missing, task].startswith("FileNotFoundError: ")
-    assert errors["step-0010", "good"] is None
+        assert errors["step-7", task].startswith("FileNotFoundError: ")
+    assert pd.isna(errors["step-0010", "good"])
+    bad = {"bad": lambda tokenizer, seed: seed // 0}
     with pytest.warns(UserWarning, match="ZeroDivisionError"):
-        bad = {"bad": lambda tokenizer, seed: seed // 0}
         asp.sweep(models[0], bad, out=tmp_path / "out", tokenizer=TASK.tokenizer, **OPTIONS)
     Path(models[0]).rename(missing)  # a model that is there later
     try:
@@ -301,6 +301,10 @@ def test_models_and_tasks_that_cannot_be_made(models, tmp_path):
     finally:
         Path(missing).rename(models[0])
     assert status["state"].tolist() == ["done"]
+    assert (
+        asp.sweep_status(tmp_path / "out").set_index(["model", "task"])["state"]["step-7", "good"] == "done"
+    )
+    assert not list((tmp_path / "out").glob("cells/model=step-7/task=good/*.failed.parquet"))
 
 
 def test_a_worker_that_is_killed(models, whole, mark, tmp_path):
