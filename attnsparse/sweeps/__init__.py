@@ -2,6 +2,17 @@
 
 from .run import sweep
 from .status import STATES, sweep_status
+from .summary import BETWEEN, agreement, needed, table
 from .tables import FRACTIONS, TABLES
 
-__all__ = ["FRACTIONS", "STATES", "TABLES", "sweep", "sweep_status"]
+__all__ = [
+    "BETWEEN",
+    "FRACTIONS",
+    "STATES",
+    "TABLES",
+    "agreement",
+    "needed",
+    "sweep",
+    "sweep_status",
+    "table",
+]

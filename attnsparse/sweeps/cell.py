@@ -102,6 +102,11 @@ class Cell(NamedTuple):
         }
         return _digest(asked)[:16]
 
+    @property
+    def name(self) -> str:
+        """Of the result: its place and its question."""
+        return f"{self.key}-{self.digest}"
+
 
 def cell_key(model: str, task: str, seed: int, told: Mapping[str, Any]) -> str:
     """12 hexadecimal digits: a name for the place of a cell."""

@@ -62,7 +62,7 @@ class Store:
     def _file(self, table: str, cell: Cell, ending: str = _ENDING) -> Path:
         names = zip(PARTITIONS, (cell.model.name, cell.task_name))
         folders = [f"{part}={folder_name(name)}" for part, name in names]
-        return self.out.joinpath(table, *folders, f"{cell.key}-{cell.digest}{ending}")
+        return self.out.joinpath(table, *folders, f"{cell.name}{ending}")
 
     def has(self, cell: Cell) -> bool:
         """Whether the result of a cell is there."""

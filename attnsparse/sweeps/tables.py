@@ -120,7 +120,7 @@ def _shared(cell: Cell, result: Found | Failed) -> dict[str, Any]:
     shared = {
         "seed": cell.seed,
         "training_step": cell.model.step,
-        "cell": cell.digest,
+        "cell": cell.name,
         **told,
         "n_ranking": cell.n_ranking,
         "model_path": cell.model.place,
