@@ -129,17 +129,20 @@ def test_agreement(out, between, top):
         for name, values in measures.items():
             assert row[name] == pytest.approx(values[upper].mean(), abs=1e-12)
         for name in ("jaccard", "correlation"):
-            ends = [row[f"{name}_low"], row[f"{name}_high"]]
+            ends = np.array([row[f"{name}_low"], row[f"{name}_high"]])
             if n[between] < 3:
                 assert np.isnan(ends).all()
                 continue
             assert ends[0] - 1e-12 <= row[name] <= ends[1] + 1e-12
-            low, high = resampled(measures[name])
-            np.testing.assert_allclose(ends, [low, high], atol=0.1 * (high - low) + 1e-9)
+            least, most = resampled(measures[name])
+            assert ((least - 1e-9 <= ends) & (ends <= most + 1e-9)).all()
 
 
 def resampled(values: np.ndarray) -> np.ndarray:
-    """The interval from resamples of another generator, pair by pair."""
+    """Between what the ends of the interval are: percentiles of resamples of another generator, pair by pair.
+
+    Few circuits have few different resamples, so that neighbouring percentiles can be far apart.
+    """
     n = len(values)
     drawn = np.random.default_rng(1).integers(0, n, (20_000, n))
     total, count = np.zeros(len(drawn)), np.zeros(len(drawn))
@@ -147,7 +150,7 @@ def resampled(values: np.ndarray) -> np.ndarray:
         differ = drawn[:, i] != drawn[:, j]
         total += differ * values[drawn[:, i], drawn[:, j]]
         count += differ
-    return np.quantile((total / np.maximum(count, 1))[count > 0], [0.025, 0.975])
+    return np.quantile((total / np.maximum(count, 1))[count > 0], [[0.02, 0.97], [0.03, 0.98]])
 
 
 def test_equal_circuits_agree_and_random_ones_as_by_chance(tmp_path):
