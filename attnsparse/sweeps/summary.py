@@ -88,11 +88,11 @@ def needed(
     Returns
     -------
     pandas.DataFrame
-        One row for each task and model, in the order of task, step of training and model: task, model,
-        training_step, fraction, n_seeds, n_reached (seeds whose circuit reaches the fraction), needed (the
-        mean over these), low, high, interval, n_items. Where there are several seeds, low and high are the
-        percentile interval of the mean over resampled seeds, and interval is "seeds"; for one seed they are
-        those of `Circuit.needed`, over resampled prompts, and interval is "prompts".
+        One row for each task and model, in the order of task, step of training and model. Columns task,
+        training_step, model, unit, fraction, n_seeds, n_reached (seeds whose circuit reaches the fraction),
+        needed (the mean over these), low, high, interval, n_items. Where there are several seeds, low and
+        high are the percentile interval of the mean over resampled seeds, and interval is "seeds"; for one
+        seed they are those of `Circuit.needed`, over resampled prompts, and interval is "prompts".
 
     Raises
     ------
@@ -109,7 +109,13 @@ def needed(
     found = found[found["fraction"] == fraction]
     _check_one_of_each(found, [*_PLACE, "fraction"])
     rows = [
-        {"task": task, "model": model, "fraction": fraction, **_needed_row(part, by, resamples)}
+        {
+            "task": task,
+            "model": model,
+            "unit": part["unit"].iloc[0],
+            "fraction": fraction,
+            **_needed_row(part, by, resamples),
+        }
         for (task, model), part in found.groupby(["task", "model"], sort=True)
     ]
     return _in_order(rows, ["task", "training_step", "model"])
