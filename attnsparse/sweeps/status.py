@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATES = ("done", "failed", "missing")
+"""What a cell of a sweep can be."""
 
 
 def sweep_status(out: str | os.PathLike[str]) -> pd.DataFrame:
