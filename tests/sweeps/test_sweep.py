@@ -374,6 +374,27 @@ def test_an_executor_that_is_closed(models, tmp_path):
         sweep_all(tmp_path, models, executor=pool)
 
 
+def test_a_cluster_that_is_closed_in_the_middle(models, tmp_path):
+    """What is there stays, and the call ends with a sentence instead of waiting for ever."""
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    cluster = distributed.LocalCluster(1, threads_per_worker=1, dashboard_address=None, processes=False)
+    client = distributed.Client(cluster)
+
+    def close():
+        while not list(tmp_path.glob("out/cells/*/*/*.parquet")):
+            time.sleep(0.01)
+        client.close()
+        cluster.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    with pytest.raises(RuntimeError, match=r"cannot be given to the executor.*call sweep again"):
+        asp.sweep(models, TASK, range(40), out=tmp_path / "out", executor=client, threads=1, **OPTIONS)
+    thread.join()
+    states = asp.sweep_status(tmp_path / "out")["state"]
+    assert set(states) == {"done", "missing"}
+
+
 def test_threads_of_workers(models, tmp_path, monkeypatch):
     asked = []
 
