@@ -2,7 +2,7 @@
 
 import typing as _typing
 
-from . import circuits, graphs, model, pages, tasks, training, transcoders
+from . import circuits, graphs, model, pages, sweeps, tasks, training, transcoders
 from ._engine import get_num_threads, set_num_threads
 from ._version import __version__
 from .circuits.circuit import Circuit, load_circuit
@@ -30,6 +30,8 @@ from .model.load import load, save
 from .model.model import Model
 from .model.run import Run
 from .model.tokenizer import Tokenizer
+from .sweeps.run import sweep
+from .sweeps.status import sweep_status
 from .training.data import SequenceData, TokenData
 from .training.options import TrainingOptions
 from .training.text import TextData
@@ -100,6 +102,9 @@ __all__ = [
     "save",
     "save_transcoders",
     "set_num_threads",
+    "sweep",
+    "sweep_status",
+    "sweeps",
     "tasks",
     "token_groups",
     "train_transcoders",

@@ -81,6 +81,16 @@ def stage_bars(progress: bool | None) -> Iterator[Callable[[str, int, int], None
         yield tell
 
 
+@contextlib.contextmanager
+def telling(tell: Callable[[str, int, int], None]) -> Iterator[None]:
+    """A context in which calls with progress=True draw no bar, but tell this function how far they are."""
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
+
+
 def _is_shown(progress: bool | None) -> bool:
     return sys.stderr.isatty() or in_notebook() if progress is None else progress
 

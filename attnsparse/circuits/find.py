@@ -152,25 +152,15 @@ def find_circuit(
     "mib": Mueller et al., "MIB: A Mechanistic Interpretability Benchmark", 2025. "attribution": Syed et al.,
     "Attribution Patching Outperforms Automated Circuit Discovery", 2023. "ig": Sundararajan et al., 2017.
     """
-    _check.choice(unit, "unit", UNITS)
-    _check.choice(method, "method", METHODS)
-    _check.choice(ablation, "ablation", ABLATIONS)
-    _check.choice(normalize, "normalize", NORMALIZATIONS)
-    _check.choice(rank_by, "rank_by", RANK_BY)
-    options: dict[str, Any] = {
-        "rank_by": rank_by,
-        "steps": _check.integer(steps, "steps", 1, 2**31),
-        "greedy_step": _check.proper_fraction(greedy_step, "greedy_step", zero=True),
-        "n_bootstrap": _check.integer(n_bootstrap, "n_bootstrap", 0, MAX_RESAMPLES),
-        "n_random": _check.integer(n_random, "n_random", 0, 2**31),
-        "confidence": _check.proper_fraction(confidence, "confidence"),
-        "seed": _check.seed(seed),
-    }
+    options = checked_options(
+        unit=unit, method=method, ablation=ablation, normalize=normalize, rank_by=rank_by, steps=steps,
+        greedy_step=greedy_step, n_bootstrap=n_bootstrap, n_random=n_random, confidence=confidence, seed=seed,
+    )  # fmt: skip
     chosen, mean_of = _measured(model, task, method, ablation, reference, metric)
     items = effects.candidates(model, task, unit, threads)
     if not len(items):
         raise ValueError(f"task {task.name!r} has no {NAMES[unit]} to rank: every gate is closed")
-    asked = None if sizes is None else _checked_sizes(sizes, len(items))
+    asked = None if sizes is None else checked_sizes(sizes, len(items))
     names: dict[str, Any] = {
         "model_name": model.name,
         "model_digest": model.digest,
@@ -210,6 +200,36 @@ def find_circuit(
     return Circuit(**names, **arrays, position_labels=_position_labels(task))
 
 
+def checked_options(
+    *,
+    unit: object,
+    method: object,
+    ablation: object,
+    normalize: object,
+    rank_by: object,
+    steps: object,
+    greedy_step: object,
+    n_bootstrap: object,
+    n_random: object,
+    confidence: object,
+    seed: object,
+) -> dict[str, Any]:
+    """Those that a circuit keeps as its options, once all have values that `find_circuit` takes."""
+    _check.choice(unit, "unit", UNITS)
+    _check.choice(method, "method", METHODS)
+    _check.choice(ablation, "ablation", ABLATIONS)
+    _check.choice(normalize, "normalize", NORMALIZATIONS)
+    return {
+        "rank_by": _check.choice(rank_by, "rank_by", RANK_BY),
+        "steps": _check.integer(steps, "steps", 1, 2**31),
+        "greedy_step": _check.proper_fraction(greedy_step, "greedy_step", zero=True),
+        "n_bootstrap": _check.integer(n_bootstrap, "n_bootstrap", 0, MAX_RESAMPLES),
+        "n_random": _check.integer(n_random, "n_random", 0, 2**31),
+        "confidence": _check.proper_fraction(confidence, "confidence"),
+        "seed": _check.seed(seed),
+    }
+
+
 def _take_all_steps(
     search: _core.Circuit, kept: SearchFile | None, threads: int, progress: bool | None
 ) -> None:
@@ -247,8 +267,7 @@ def _measured(
     _check.instance(model, Model, "model")
     for name, value in (("task", task), ("reference", task if reference is None else reference)):
         _check.instance(value, Task, name)
-    if reference is not None and ablation != "mean":
-        raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
+    check_reference(reference, ablation)
     check_halves(task)
     chosen = chosen_metric(metric, task)
     if method == "attribution" and chosen == "kl":
@@ -256,6 +275,12 @@ def _measured(
         raise ValueError(f"{text}; use 'ig'")
     mean_of = (task.ranking if reference is None else reference) if ablation == "mean" else None
     return chosen, mean_of
+
+
+def check_reference(reference: Task | None, ablation: str) -> None:
+    """ValueError for prompts to average over where nothing is averaged."""
+    if reference is not None and ablation != "mean":
+        raise ValueError(f"reference is for ablation='mean' alone, got ablation={ablation!r}")
 
 
 def check_halves(task: Task) -> None:
@@ -277,7 +302,7 @@ def halves(task: Task, metric: str | CustomMetric) -> list[tuple[Task, str | Cus
     return [(half, metric.for_prompts(np.flatnonzero(of_half))) for half, of_half in parts]
 
 
-def _checked_sizes(sizes: Any, n: int) -> np.ndarray:
+def checked_sizes(sizes: Any, n: int) -> np.ndarray:
     """int64, ascending, without doubles."""
     text = f"sizes must be integers in 0..{n} (there are {n:,} items), got "
     if isinstance(sizes, str) or not isinstance(sizes, (Sequence, range, np.ndarray)):

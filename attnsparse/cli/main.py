@@ -19,6 +19,7 @@ from .._version import __version__
 from ..errors import printable
 from ..graphs import graph_file
 from . import info, launch
+from . import sweep as sweeps
 from .text import say, say_table, show_traceback
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_edges(commands)
     _add_graph(commands)
     _add_train(commands)
+    _add_sweep(commands)
     _add_info(commands)
     return parser
 
@@ -402,6 +404,14 @@ def _trained(arguments: argparse.Namespace, recipe: recipes.Recipe) -> list[Path
         comm=comm,
         **given,
     )
+
+
+# ---- sweep
+
+
+def _add_sweep(commands: Commands) -> None:
+    text = "find the circuits of many models, tasks and seeds, and keep them as Parquet files"
+    sweeps.add_arguments(_add_command(commands, "sweep", sweeps.run, text, sweeps.EXAMPLE))
 
 
 # ---- info

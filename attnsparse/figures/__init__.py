@@ -18,11 +18,13 @@ from .graph_overview import graph_overview
 from .heat_map import heat_map
 from .history import training_history
 from .style import save
+from .sweeps import circuit_agreement, needed_by_task, needed_over_training
 
 __all__ = [
     "addition_figure",
     "attention_map",
     "bars",
+    "circuit_agreement",
     "component_and_attention",
     "component_curve",
     "component_graph",
@@ -35,6 +37,8 @@ __all__ = [
     "head_grid",
     "head_grids",
     "heat_map",
+    "needed_by_task",
+    "needed_over_training",
     "save",
     "training_history",
 ]

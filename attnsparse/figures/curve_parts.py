@@ -131,14 +131,15 @@ def write_near(
 
 
 def pixels(line: Line2D) -> np.ndarray:
-    """Points [N, 2] along a line, in pixels, a few pixels apart."""
+    """Points [N, 2] along the parts of a line that are drawn, in pixels, a few pixels apart."""
     corners = line.get_transform().transform(line.get_xydata())
     lengths = np.hypot(*np.diff(corners, axis=0).T)
     pieces = [
         begin + (end - begin) * np.linspace(0, 1, int(length // 5) + 1, endpoint=False)[:, None]
         for begin, end, length in zip(corners[:-1], corners[1:], lengths)
+        if np.isfinite(length)
     ]
-    return np.concatenate([*pieces, corners[-1:]])
+    return np.concatenate([*pieces, corners[np.isfinite(corners).all(axis=1)]])
 
 
 def _size_of(text: str, size: float, point: float) -> tuple[float, float]:

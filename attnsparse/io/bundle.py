@@ -163,13 +163,14 @@ class Bundle:
         """Length of the file."""
         return self._file.n_bytes
 
-    def read_all(self) -> dict[str, np.ndarray]:
-        """All tensors by name, read-only, each in its own memory, once all checksums are known to be right.
+    def read_all(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """All tensors whose names begin with `prefix`, by name, read-only, each in its own memory, once all
+        checksums of the file are known to be right.
 
         FormatError `checksum` if a tensor is not as it was written.
         """
         self.verify()
-        arrays = {name: self._read(name) for name in self.tensors}
+        arrays = {name: self._read(name) for name in self.tensors if name.startswith(prefix)}
         if not self._file.is_unchanged():
             raise_file_error("checksum", self.path, "was written to while it was read")
         return arrays

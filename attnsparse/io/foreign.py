@@ -66,8 +66,8 @@ _FOLDERS = (
     ("*.zip", _ENDINGS[".zip"]),
 )  # fmt: skip
 OWN = (
-    "a circuit, graph or training checkpoint of attnsparse, not a model; use load_circuit, load_graph, "
-    "Trainer.resume or train_transcoders"
+    "a circuit, graph or training checkpoint of attnsparse under another name; use load_circuit, load_graph "
+    "or train_transcoders, or give a training checkpoint the ending .checkpoint.safetensors"
 )
 ADAPTER = (
     "a PEFT adapter (LoRA or the like), not a model; merge it: "

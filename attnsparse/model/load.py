@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from .. import _check
-from ..errors import ConfigError, NonFiniteError, file_error, file_label, printable, quoted
+from ..errors import ConfigError, FormatError, NonFiniteError, file_error, file_label, printable, quoted
 from ..io.atomic import File, write_together
+from ..io.bundle import Bundle
 from ..io.folder_commit import read_whole
 from ..io.foreign import family_of
 from ..io.limits import DEFAULT_LIMITS, Limits
@@ -34,7 +35,7 @@ from .hf_config import (
     read_config,
     read_config_json,
 )
-from .locate import MODELS_FOLDER, Found, find, open_weights, tensor_shapes
+from .locate import MODELS_FOLDER, TRAINING, Found, find, is_training, open_weights, tensor_shapes
 from .model import Model
 from .tensor_names import BRIDGE, TRANSFORMER_LENS, Names, Placement
 from .tokenizer import Tokenizer, token_texts
@@ -55,6 +56,7 @@ _EXAMPLES = {
     ),
 }
 # files of an earlier model in the folder, beyond those that `save` writes
+_WEIGHT = "weight/"  # begins the names of weights in a training checkpoint
 _INDEX = "model.safetensors.index.json"
 _COMMIT = re.compile("[0-9a-f]{40}")  # name of a folder in the cache of the hub
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -82,8 +84,9 @@ def load(
     what : str or path
         The name of a model that comes with the package; a folder in Hugging Face format (safetensors, in one
         file or several, or pytorch_model.bin), or with one weight file of another kind; a single
-        .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); or
-        ``owner/name`` on the Hugging Face hub (needs ``pip install attnsparse[hub]``), for which
+        .safetensors, .bin, .pth, .pt or .ckpt file (config.json beside it, or `config`); a file ending in
+        .checkpoint.safetensors that a `Trainer` saved, which holds no tokenizer; or ``owner/name`` on the
+        Hugging Face hub (needs ``pip install attnsparse[hub]``), for which
         "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" and "distilgpt2" are short. docs/howto.md lists
         the layouts.
     dtype : {"float32", "float64"}
@@ -137,7 +140,11 @@ def load(
 
     def read() -> Model:
         found = find(what, revision)
-        model = _read_model(found, dtype, allow_nonfinite, tokenizer, gated, given, strict, limits)
+        if is_training(found.weights):
+            _refuse_config(found.weights, gated, given)
+            model = _read_training(found, dtype, allow_nonfinite, tokenizer, limits)
+        else:
+            model = _read_model(found, dtype, allow_nonfinite, tokenizer, gated, given, strict, limits)
         own = None if tokenizer is None else model.tokenizer
         where = _where(found, path, revision)
         model._set_origin(Origin(*where, allow_nonfinite, own, gated, given, strict, limits), model.tokenizer)
@@ -195,6 +202,41 @@ def _read_model(
     model.name = found.name
     model.tokenizer = tokens
     _warn_of_tokens_without_rows(model, names.path)
+    return model
+
+
+def _refuse_config(path: Path, gated: bool | None, given: Mapping[str, Any]) -> None:
+    if gated is not None or given:
+        text = "a training checkpoint has its own configuration; load it without gated= and config="
+        raise file_error(ConfigError, "config_value", path, text)
+
+
+def _read_training(
+    found: Found,
+    dtype: str,
+    allow_nonfinite: bool,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None,
+    limits: Limits,
+) -> Model:
+    """The model of a training checkpoint, whose other parts are checked and left."""
+    with Bundle(found.weights, TRAINING, limits=limits) as bundle:
+        config = bundle.fields.get("config")
+        if not isinstance(config, dict):
+            raise file_error(
+                FormatError, "header_value", bundle.path, "'config' must be an object", field="config"
+            )
+        settled = Config.from_dict(config)
+        n_bytes = settled.n_parameters() * np.dtype(dtype).itemsize
+        limits.check(
+            "max_weight_bytes", n_bytes, bundle.path, f"a model of {n_bytes:,} bytes", code="weight_limit"
+        )
+        tokens = _tokenizer(tokenizer, found, limits)
+        weights = {name.removeprefix(_WEIGHT): array for name, array in bundle.read_all(_WEIGHT).items()}
+        model = Model(settled, weights, tokens, found.name, dtype)
+        bad = None if allow_nonfinite else model._core.nonfinite()
+        if bad is not None:
+            text = f"{quoted(bad[0])} has non-finite values; pass allow_nonfinite=True to load it anyway"
+            raise file_error(NonFiniteError, "nonfinite", bundle.path, text, field=bad[0])
     return model
 
 

@@ -36,6 +36,8 @@ from . import hub
 from .tokenizer.files import FILES as TOKENIZER_FILES
 
 MODELS_FOLDER = Path(__file__).parent.parent / "pretrained"
+#: the bundle that a `Trainer` saves; what it holds is in training/checkpoint.py
+TRAINING = bundle.Schema("training checkpoint", 1, ".checkpoint.safetensors")
 TORCH_ENDINGS = (".bin", ".pth", ".pt", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 # in this order; the first pattern that matches decides
@@ -77,8 +79,7 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
             kind = kind_of_ending(path) or _kind_of_file(path)
             raise file_error(FormatError, "magic", path, f"this is {kind}" if kind else known)
         _refuse_adapter(path.name.startswith("adapter_"), path)
-        named = path.resolve().parent if path.stem == "final" else path.with_suffix("")
-        return Found(path, path.parent, name_of(named))
+        return Found(path, path.parent, name_of(named_by(path)))
     tried = f"no file or folder {str(what)[:200]!r}"
     repository = SHORT_NAMES.get(what, what) if isinstance(what, str) else ""
     if _HUB_ID.fullmatch(repository):
@@ -94,6 +95,18 @@ def find(what: str | os.PathLike[str], revision: str | None = None) -> Found:
     names = ", ".join(embedded_names()) or "none in this build"
     text = f"{tried}; models that come with attnsparse: {names}"
     raise FileNotFoundError(errno.ENOENT, text)
+
+
+def named_by(path: Path) -> Path:
+    """The path whose last part is the name of the model in a file."""
+    if path.stem == "final":
+        return path.resolve().parent
+    return Path(os.fspath(path).removesuffix(TRAINING.ending)) if is_training(path) else path.with_suffix("")
+
+
+def is_training(path: Path) -> bool:
+    """Whether a file has the name of a training checkpoint."""
+    return path.name.endswith(TRAINING.ending) and path.name != TRAINING.ending
 
 
 def find_tokenizer(what: str | os.PathLike[str]) -> Path:

@@ -22,12 +22,13 @@ from ..io.limits import DEFAULT_LIMITS
 from ..io.regular_file import RegularFile
 from ..io.tensor_source import TensorInfo
 from ..model.config import Config
+from ..model.locate import TRAINING
 from .held_out import FIELDS
 from .options import TrainingOptions
 from .schedules import value_at
 
-ENDING = ".checkpoint.safetensors"
-SCHEMA = Schema("training checkpoint", 1, ENDING)
+SCHEMA = TRAINING
+ENDING = SCHEMA.ending
 FIRST_RESULTS = ("loss", "ce", "expected_edges", "open_edges", "multiplier", "grad_norm")
 # what is kept of each step; files of before have the first ones alone
 FIRST_COLUMNS = ["step", *FIRST_RESULTS, "seconds", "lr", "gate_bias", "tau"]  # of their history.csv

@@ -19,6 +19,7 @@ PYTHON = [  # from the top: (name, what it holds)
     ("pages", "interactive attention in a browser or a cell"),
     ("graphs", "attribution graphs: build, prune, check, files"),
     ("transcoders", "sets, features, foreign formats, labels"),
+    ("sweeps", "circuits of many models, tasks, seeds"),
     ("circuits", "effects, rankings, circuits"),
     ("training", "trainer, data, options, checkpoints"),
     ("tasks", "prompts with answers, metrics"),

@@ -285,12 +285,20 @@ ROWS = [
         "incomplete download",
     ),
     Row(
-        "our training checkpoint",
+        "something else of ours under the name of a training checkpoint",
         "step-1.checkpoint.safetensors",
-        {"step-1.checkpoint.safetensors": around({})},
+        {"step-1.checkpoint.safetensors": around({"schema": "circuit"})},
         FormatError,
         "magic",
-        "Trainer.resume",
+        "this is 'circuit' of attnsparse, expected 'training checkpoint'",
+    ),
+    Row(
+        "our training checkpoint under another name",
+        "a.safetensors",
+        {"a.safetensors": around({"schema": "training checkpoint"})},
+        FormatError,
+        "magic",
+        "the ending .checkpoint.safetensors",
     ),
     Row("config.json itself", "config.json", CONFIG, FormatError, "magic", "give the folder"),
     Row(

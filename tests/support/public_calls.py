@@ -519,6 +519,8 @@ PLAIN: dict[str, str] = {
         f"asp.{name}": "Python and NumPy alone; see test_train.py"
         for name in ("SequenceData", "TokenData", "TrainingOptions", "TranscoderOptions")
     },
+    "asp.sweep": "find_circuit and files; see test_sweep.py",
+    "asp.sweep_status": "Python and pyarrow alone; see test_sweep.py",
     "asp.TextData": "Python, NumPy and tokenizers alone; see test_text_data.py",
     **{
         f"asp.{name}_transcoders": "Python and NumPy alone; see test_transcoder_files.py"
