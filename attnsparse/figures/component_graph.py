@@ -28,6 +28,7 @@ from .style import (
     PANEL,
     PLAIN_TEXT,
     VECTOR_LINES,
+    check_axes,
     given_text,
     size_labels,
     styled,
@@ -128,6 +129,7 @@ def component_graph(
     TypeError
         For other objects.
     """
+    check_axes(ax)
     _check.instance(circuit, ComponentCircuit, "circuit")
     max_edges = _check.integer(max_edges, "max_edges", 1)
     if n is None:

@@ -1,4 +1,4 @@
-"""Pages inside what shows a notebook's output: the frames and policies of VS Code, Colab and Jupyter, played here.
+"""Pages inside what shows the output of a notebook: VS Code, Colab and Jupyter by their rules, played here.
 
 VS Code shows all outputs in one frame and may give it a policy, which frames inside inherit. Colab gives each
 output a frame of its own. JupyterLab and an exported file put the output into their page.
@@ -20,9 +20,9 @@ from attnsparse.graphs.page import page
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs chromium or google-chrome")
 
 VS_CODE = (
-    "default-src 'none'; script-src 'self' https://*.vscode-cdn.net 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
-    "https://*.vscode-cdn.net 'unsafe-inline'; img-src 'self' https: http: data:; font-src 'self' https:; connect-src "
-    "https:; child-src https: data:"
+    "default-src 'none'; script-src 'self' https://*.vscode-cdn.net 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' https://*.vscode-cdn.net 'unsafe-inline'; img-src 'self' https: http: data:; "
+    "font-src 'self' https:; connect-src https:; child-src https: data:"
 )
 WEBVIEW = "allow-scripts allow-same-origin allow-forms allow-pointer-lock allow-downloads"
 OUTPUT_FRAME = (
@@ -95,7 +95,9 @@ def test_attention(browser, tmp_path, place):
         browser.read("document.querySelector('[data-view=list]').click()")
         browser.read("document.querySelector('.asp-view tbody button').click()")
         assert "contribution" in browser.read("document.querySelector('.asp-card').innerText")
-        assert browser.read("getComputedStyle(document.querySelector('.asp-card')).color") == "rgb(28, 28, 28)"
+        assert (
+            browser.read("getComputedStyle(document.querySelector('.asp-card')).color") == "rgb(28, 28, 28)"
+        )
         assert browser.read("location.hash") == ""
     assert browser.read("[location.href, history.length]") == before
 
@@ -108,7 +110,9 @@ def test_graph(browser, tmp_path, place):
     with browser.inside(inner):
         browser.wait("document.querySelector('.node') !== null")
         for number in (5, 7):
-            browser.read(f"document.getElementById('n{number}').dispatchEvent(new Event('click', {{bubbles: true}}))")
+            browser.read(
+                f"document.getElementById('n{number}').dispatchEvent(new Event('click', {{bubbles: true}}))"
+            )
             browser.read("document.querySelector('.pin').click()")
         assert browser.read("document.querySelectorAll('#pin-list li').length") == 2
         assert browser.read("document.querySelectorAll('.node.pinned').length") == 2
@@ -125,9 +129,8 @@ def test_the_code_is_copied_where_the_clipboard_is_closed(browser, tmp_path):
     inner = opened(browser, tmp_path, "a page", graph())
     with browser.inside(inner):
         browser.wait("document.querySelector('.node.feature, .node .feature') !== null")
-        browser.read(
-            "document.querySelector('.mark.feature').parentNode.dispatchEvent(new Event('click', {bubbles: true}))"
-        )
+        click = "dispatchEvent(new Event('click', {bubbles: true}))"
+        browser.read(f"document.querySelector('.mark.feature').parentNode.{click}")
         browser.read("document.querySelector('.pin').click()")
         browser.read("document.getElementById('pin-copy').scrollIntoView({block: 'center'})")
         box = "document.getElementById('pin-copy').getBoundingClientRect()"

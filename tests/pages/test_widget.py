@@ -163,7 +163,13 @@ def test_keys_stay_in_the_widget(tmp_path):
         browser.open(path)
         browser.wait("document.querySelector('.asp-view canvas') !== null")
         browser.read("document.querySelector('.asp-view canvas').focus()")
-        for key, view in (("3", "Sentence"), ("4", "Entries"), ("2", "One head"), ("1", "Heads"), ("Enter", "One head")):
+        for key, view in (
+            ("3", "Sentence"),
+            ("4", "Entries"),
+            ("2", "One head"),
+            ("1", "Heads"),
+            ("Enter", "One head"),
+        ):
             browser.press(key)
             assert (browser.read(VIEW), browser.read(KEYS)) == (view, 0)
         for key in "xdd":  # in a notebook, x cuts the cell and dd deletes it
@@ -181,7 +187,7 @@ def test_keys_stay_in_the_widget(tmp_path):
 
 @pytest.mark.skipif(BINARY is None, reason="needs chromium or google-chrome")
 def test_the_size_of_the_cell(tmp_path):
-    """A widget draws for its own height, not for the window's, and what is beside the pointer stays beside it."""
+    """A widget draws for its own height, not for the window's, and its tip is beside the pointer."""
     _, path = played(tmp_path)
     with Browser() as browser:
         sizes = {"width": 1000, "height": 3000, "deviceScaleFactor": 1, "mobile": False}
@@ -198,7 +204,9 @@ def test_the_size_of_the_cell(tmp_path):
         browser.click_on("[data-view=heads]")
         browser.read(f"{root}.scrollTop = 60")
         assert browser.read(f"{root}.scrollTop") > 20
-        x, y = browser.read("(b => [b.x + 40, b.y + 130])(document.querySelector('canvas').getBoundingClientRect())")
+        x, y = browser.read(
+            "(b => [b.x + 40, b.y + 130])(document.querySelector('canvas').getBoundingClientRect())"
+        )
         browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         tip = browser.read("document.querySelector('.asp-tip').getBoundingClientRect().toJSON()")
         assert min(abs(tip["top"] - y), abs(tip["bottom"] - y)) < 20
@@ -211,9 +219,9 @@ def test_two_widgets_in_one_notebook(tmp_path):
     twice = text.replace('<div id="cell"></div>', '<div id="cell"></div><hr><div id="other"></div>').replace(
         "window.listens",
         """const others = {{ ...values, chosen: {{}} }};
-plugin.render({{ el: document.getElementById("other"), model: {{ get: (name) => others[name],
-  set: (name, value) => {{ others[name] = value; }}, save_changes: () => {{}}, send: () => {{}}, on: () => {{}},
-  off: () => {{}} }} }});
+const set = (name, value) => {{ others[name] = value; }}, nothing = () => {{}};
+plugin.render({{ el: document.getElementById("other"), model: {{ get: (name) => others[name], set,
+  save_changes: nothing, send: nothing, on: nothing, off: nothing }} }});
 window.others = others;
 window.listens""".replace("{{", "{").replace("}}", "}"),
     )
@@ -221,7 +229,9 @@ window.listens""".replace("{{", "{").replace("}}", "}"),
     with Browser() as browser:
         browser.open(path)
         browser.wait("document.querySelectorAll('.asp-canvas canvas').length === 2")
-        assert browser.read("document.querySelectorAll('[id]').length") == 3  # the test's own: a widget names none
+        assert (
+            browser.read("document.querySelectorAll('[id]').length") == 3
+        )  # the test's own: a widget names none
         browser.read("document.querySelectorAll('.asp-canvas canvas')[1].focus()")
         for _ in range(2):
             browser.press("ArrowUp")

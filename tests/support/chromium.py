@@ -129,9 +129,9 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, expression: str) -> None:
+    def wait(self, expression: str, seconds: float = _SECONDS) -> None:
         """Wait until an expression is true."""
-        until = time.monotonic() + _SECONDS
+        until = time.monotonic() + seconds
         while not self.read(expression):
             assert time.monotonic() < until, f"never true: {expression}"
             time.sleep(0.02)
