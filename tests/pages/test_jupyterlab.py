@@ -112,7 +112,7 @@ def test_a_notebook(server, notebook, browser):
     assert browser.read(f"{at(PAIR, '[aria-selected=true]')}.textContent") == "Heads"
     browser.read(f"window.jupyterapp.shell.currentWidget.content.activeCellIndex = {SAID}")
     command(browser, "notebook:run-cell")
-    browser.wait(f"{at(SAID, '.jp-OutputArea-output')}.innerText.includes('layer')")
+    browser.wait(f"({at(SAID, '.jp-OutputArea-output')} || {{innerText: ''}}).innerText.includes('layer')")
     one, two = (part + "}" for part in output(browser, SAID).strip().split("}")[:2])
     one, two = (json.loads(part.strip().replace("'", '"').replace("None", "null")) for part in (one, two))
     assert one["query"] is not None
@@ -185,10 +185,14 @@ def test_exported(notebook, browser, tmp_path):
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", "--output-dir", str(tmp_path)]
     subprocess.run([*command, str(notebook)], check=True, capture_output=True, timeout=300)
     browser.open(tmp_path / "a.html")
-    for what in FRAMES.values():
-        browser.wait("document.readyState === 'complete'")
-        seen = []
+    until = time.monotonic() + 60
+    missing = set(FRAMES.values())
+    while missing:
+        assert time.monotonic() < until, missing
         for frame in browser.frames():
             with browser.inside(frame):
-                seen.append(browser.read(f"document.querySelector({json.dumps(what)}) !== null"))
-        assert True in seen
+                missing -= {
+                    what
+                    for what in missing
+                    if browser.read(f"document.querySelector({json.dumps(what)}) !== null")
+                }
