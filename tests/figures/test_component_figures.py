@@ -157,7 +157,7 @@ def test_texts_of_a_graph_do_not_touch(n_layer, n_head, n):
     assert max(ax.figure.get_size_inches()) <= LARGEST
 
 
-@pytest.mark.parametrize(("n_layer", "n_head", "n"), [(1, 1, 8), (3, 2, 20), (6, 6, 3)])
+@pytest.mark.parametrize(("n_layer", "n_head", "n"), [(1, 1, 8), (3, 2, 20), (6, 6, 400)])
 def test_boxes_of_a_graph_are_whole(n_layer, n_head, n):
     """Also those of the input and the logits above a single column of heads, which is narrower."""
     ax = figures.component_graph(fake_component_circuit(n_layer, n_head), n)
