@@ -31,7 +31,7 @@ MAX_SHOWN = 20_000_000
 """The largest page, in bytes, that is put into a notebook."""
 HEIGHT = 640
 """Pixels that a page takes in a notebook."""
-_NO_FRAME = "A page of attnsparse is here. It is shown when the notebook is trusted, or after running the cell."
+_NO_FRAME = "A page of attnsparse. It is shown when the notebook is trusted, or after running the cell."
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
