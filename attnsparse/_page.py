@@ -31,6 +31,7 @@ MAX_SHOWN = 20_000_000
 """The largest page, in bytes, that is put into a notebook."""
 HEIGHT = 640
 """Pixels that a page takes in a notebook."""
+_NO_FRAME = "A page of attnsparse. It is shown when the notebook is trusted, or after running the cell."
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 
 
@@ -97,16 +98,19 @@ def show_page(data: bytes, name: str, height: int, open_browser: bool, advice: s
             "write it to a file with to_html(path)"
         )
     display: Any = sys.modules["IPython"].display
-    display.display(display.HTML(frame(data, height)))
+    display.display({"text/html": frame(data, height), "text/plain": _NO_FRAME}, raw=True)
     if open_browser:
         print("the page is shown above; to_html(path) writes a file for the browser")
 
 
 def frame(data: bytes, height: int) -> str:
-    """A page inside another one. The frame may run its own script; it cannot reach what is around it."""
+    """A page inside another one. The frame may run its own script; it cannot reach what is around it.
+
+    A notebook that is not trusted, and a program that shows no frames, leave the words inside alone.
+    """
     return (
         f'<iframe srcdoc="{html.escape(data.decode("ascii"))}" sandbox="allow-scripts" width="100%" '
-        f'height="{height}" style="border: 0" title="attnsparse"></iframe>'
+        f'height="{height}" style="border: 0" title="attnsparse">{_NO_FRAME}</iframe>'
     )
 
 

@@ -29,6 +29,8 @@ from .style import (
     TOKEN_SIGNS,
     WHITE_TO_BLUE,
     apart,
+    check_axes,
+    check_run,
     column_text,
     figure_of,
     given_text,
@@ -104,7 +106,10 @@ def head_grid(
         If heads is empty or columns is below 1.
     IndexError
         For a head or an entry that does not exist.
+    TypeError
+        For other objects.
     """
+    check_axes(ax)
     pattern = _patterns(run)
     chosen = _chosen_heads(heads, pattern.shape[:2])
     if mark is not None and not 0 <= mark[1] <= mark[0] < pattern.shape[-1]:
@@ -152,6 +157,8 @@ def head_grids(
     ValueError, IndexError
         As `head_grid` does, and for no panel.
     """
+    if not isinstance(panels, list | tuple):
+        raise TypeError(f"panels must be a list of (title, run, heads), got {type(panels).__name__}")
     listed, widest = [], 1
     for i, panel in enumerate(panels):
         if not isinstance(panel, tuple | list) or len(panel) != 3:
@@ -212,7 +219,11 @@ def attention_map(
         For a head that the model does not have.
     ValueError
         For prompts of different lengths, and if there are not as many labels as tokens.
+    TypeError
+        For other objects.
     """
+    check_axes(ax)
+    check_run(run)
     base = _check.base(base)
     lengths = {run[i].n_tokens for i in range(len(run))}
     if len(lengths) != 1:
@@ -268,6 +279,8 @@ def _shared_tokens(run: Run) -> list[str]:
 
 def _patterns(run: Patterns) -> np.ndarray:
     """(L, H, T, T) from a Run of one prompt or from an array of that shape."""
+    if not isinstance(run, np.ndarray):
+        check_run(run, "a Run, such as Model.run gives, or an array of patterns")
     if isinstance(run, np.ndarray):
         pattern = run
     elif len(run) == 1:

@@ -16,6 +16,7 @@ from .style import (
     LABEL_SIGNS,
     ORANGE,
     PLAIN_TEXT,
+    check_axes,
     given_text,
     new_axes,
     size_labels,
@@ -78,6 +79,7 @@ def bars(
     ValueError
         If no row has a value.
     """
+    check_axes(ax)
     import pandas as pd
 
     _check.instance(table, pd.DataFrame, "table")

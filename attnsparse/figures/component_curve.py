@@ -30,7 +30,7 @@ from .curve_parts import (
     write_near,
 )
 from .effects import effect_curves, effect_limits
-from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, given_text, new_axes, styled
+from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, check_axes, given_text, new_axes, styled
 
 Kind = TypeVar("Kind", ComponentCurve, Circuit)
 
@@ -90,6 +90,7 @@ def component_curve(
     ValueError
         Without a curve, for another `by`, and as `ComponentCurve.band`.
     """
+    check_axes(ax)
     named = _named(curves, ComponentCurve, "curves")
     of_random = _with_random(named.values(), random)
     by, log = _check.choice(by, "by", _AXES), _check.flag(log, "log")

@@ -28,6 +28,7 @@ from .style import (
     PANEL,
     PLAIN_TEXT,
     VECTOR_LINES,
+    check_axes,
     given_text,
     size_labels,
     styled,
@@ -128,6 +129,7 @@ def component_graph(
     TypeError
         For other objects.
     """
+    check_axes(ax)
     _check.instance(circuit, ComponentCircuit, "circuit")
     max_edges = _check.integer(max_edges, "max_edges", 1)
     if n is None:
@@ -182,21 +184,22 @@ def _lay_out(nodes: set[str]) -> _Layout:
     for name in sorted((n for n in inner if n[0] == "a"), key=lambda n: int(n.partition(".h")[2])):
         heads[_layer_of(name)].append(name)
     most = max([1, *map(len, heads.values())])
-    places, middle = {}, (most - 1) / 2
+    wide = max(most, _WIDE) if nodes - inner else most  # the input and the logits are wider than one head
+    places, middle = {}, (wide - 1) / 2
     bottom = 1.0 if "input" in nodes else 0.0
     for row, layer in enumerate(layers):
         y = bottom + row
         for i, name in enumerate(heads[layer]):
             places[name] = (middle + i - (len(heads[layer]) - 1) / 2, y)
         if f"m{layer}" in nodes:
-            places[f"m{layer}"] = (most + 0.1, y + _RISE)
+            places[f"m{layer}"] = ((wide + most) / 2 + 0.1, y + _RISE)
     has_mlp = any(name[0] == "m" for name in inner)
-    width = most + (0.1 + 1 + _BESIDE if has_mlp else 0.0)
+    width = (wide + most) / 2 + 0.1 + 1 + _BESIDE if has_mlp else wide
     if "input" in nodes:
         places["input"] = (middle, 0.0)
     if "logits" in nodes:
         places["logits"] = (middle, bottom + len(layers) + 0.1)
-    return _Layout(places, layers, max(width, _WIDE), max(y for _, y in places.values()) + 0.7)
+    return _Layout(places, layers, width, max(y for _, y in places.values()) + 0.7)
 
 
 def _own_axes(layout: _Layout) -> Axes:

@@ -23,6 +23,7 @@ from .style import (
     STYLE,
     VECTOR_LINES,
     apart,
+    check_axes,
     figure_of,
     given_text,
     size_labels,
@@ -74,6 +75,7 @@ def component_matrix(
     ValueError
         For scores of nodes or neurons, another scale, and a `largest` that is not above 0.
     """
+    check_axes(ax)
     _check.instance(scores, ComponentScores, "scores")
     if scores.level != "edge":
         raise ValueError(f"a matrix of component edges needs scores of level='edge', got {scores.level!r}")

@@ -28,6 +28,8 @@ from .style import (
     PLAIN_TEXT,
     TOKEN_SIGNS,
     VECTOR_LINES,
+    check_axes,
+    check_run,
     column_pitches,
     column_text,
     given_text,
@@ -91,7 +93,11 @@ def edge_lines(
     ------
     ValueError
         As `Run.open_edges` does, and if there are not as many labels as tokens.
+    TypeError
+        For other objects.
     """
+    check_axes(ax)
+    check_run(run)
     base = _check.base(base)
     table = edges(run, threshold)
     run = run[0]
@@ -147,8 +153,12 @@ def addition_figure(
     ------
     ValueError
         For no sum or one that is written otherwise, and for a model of other sequences.
+    TypeError
+        For other objects.
     """
     for name, model in (("dense", dense), ("sparse", sparse)):
+        if not hasattr(model, "config"):
+            raise TypeError(f"{name} must be a Model, such as asp.load gives, got {type(model).__name__}")
         n_vocab, n_ctx = model.config.n_vocab, model.config.n_ctx
         if n_vocab != len(addition.VOCABULARY) or n_ctx < addition.N_TOKENS:
             raise ValueError(

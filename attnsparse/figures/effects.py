@@ -23,7 +23,7 @@ from .curve_parts import (
     pixels,
     write_near,
 )
-from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, given_text, new_axes, styled
+from .style import GREY, LABEL_SIGNS, PLAIN_TEXT, check_axes, given_text, new_axes, styled
 
 if TYPE_CHECKING:
     from ..circuits.circuit import Circuit
@@ -86,6 +86,7 @@ def effect_curves(
     ValueError
         Without a circuit, for circuits of different units and for another fraction.
     """
+    check_axes(ax)
     if not isinstance(circuits, Mapping):
         raise TypeError(f"circuits must be a mapping, label: Circuit, got {type(circuits).__name__}")
     units = {circuit.unit for circuit in circuits.values()}

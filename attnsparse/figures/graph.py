@@ -41,6 +41,7 @@ from .style import (
     PANEL,
     PLAIN_TEXT,
     VECTOR_LINES,
+    check_axes,
     column_text,
     given_text,
     name_columns,
@@ -128,6 +129,7 @@ def graph(
     TypeError
         For other objects.
     """
+    check_axes(ax)
     _check.instance(graph, Graph, "graph")
     base = _check.base(base)
     max_edges = _check.integer(max_edges, "max_edges", 0)

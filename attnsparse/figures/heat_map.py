@@ -19,6 +19,7 @@ from .style import (
     VECTOR_LINES,
     WHITE_TO_BLUE,
     apart,
+    check_axes,
     column_text,
     figure_of,
     given_text,
@@ -86,6 +87,7 @@ def heat_map(
         For a table without rows, of several models, or with several rows for one square, and for a `largest`
         that is not above 0.
     """
+    check_axes(ax)
     cells, (down, right) = _cells(table, value, rows, columns)
     known = cells.compressed()
     end = float(np.abs(known).max(initial=0.0)) if largest is None else _check.positive(largest, "largest")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from matplotlib.axes import Axes
 
 from ..items import shortened
-from .style import BLUE, GREY, ORANGE, new_axes, styled
+from .style import BLUE, GREY, ORANGE, check_axes, new_axes, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,12 @@ def training_history(history: pd.DataFrame, ax: Axes | None = None, target: floa
     ------
     ValueError
         Without a column `step` or without anything to show.
+    TypeError
+        For other objects.
     """
+    check_axes(ax)
+    if not hasattr(history, "columns"):
+        raise TypeError(f"history must be a DataFrame, got {type(history).__name__}")
     if "step" not in history.columns:
         raise ValueError(
             f"history must have a column 'step', got {shortened(', '.join(map(str, history.columns)), 200)}"

@@ -19,6 +19,7 @@ TITLE = 0.42  # above the panels
 PAD = 0.12
 STATEMENT = 0.2
 TOKENS = 0.44
+_HEAD_SIZE = 6.5  # points, of the names of heads
 _MAP = (0.66, 0.92)  # smallest and largest map
 _AXES = (0.14, 0.22)  # room beside and below such a map for the names of its axes
 _LONG_PROMPT = 12  # tokens; longer prompts have theirs upright
@@ -50,7 +51,8 @@ def left_panel(
     """The grid of the heads of one model, `size` inches."""
     ax = _place_axes(figure, 0.02, size)
     head_grid(pattern, heads, columns, ax, scale=False, mark=entry)
-    for i in range(len(heads)):
+    for i, name in enumerate(ax.texts[: len(heads)]):
+        name.set_fontsize(min(name.get_fontsize(), _HEAD_SIZE))
         _name_axes(ax, map_corner(i, columns), 1.0, pattern.shape[-1], entry, base)
     _write_title(ax, *title)
     return ax
@@ -145,7 +147,7 @@ def _draw_maps(
         x = (width - in_row * (side + _AXES[0])) / 2 + column * (side + _AXES[0]) + _AXES[0]
         y = PAD + row * (side + _AXES[1])
         draw_map(ax, pattern[head], (x, y), side / n_tokens, entry, pixels=pixels)
-        ax.text(x + side, y + 0.01, head.label, ha="right", va="top", fontsize=6.5)
+        ax.text(x + side, y + 0.01, head.label, ha="right", va="top", fontsize=_HEAD_SIZE)
         _name_axes(ax, (x, y), side, n_tokens, entry, base)
 
 

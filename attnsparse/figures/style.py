@@ -94,6 +94,22 @@ def new_axes(size: tuple[float, float]) -> Axes:
     return ax
 
 
+def check_axes(ax: object) -> None:
+    """Refuse what a caller gives to draw on, unless it is an Axes or None."""
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"ax must be an Axes of matplotlib or None, got {type(ax).__name__}")
+
+
+def check_run(run: Any, what: str = "a Run, such as Model.run gives") -> None:
+    """Refuse what is no run, before anything else is asked of it."""
+    try:
+        first = run[0]
+    except (TypeError, LookupError):
+        first = None
+    if not hasattr(first, "recorded"):
+        raise TypeError(f"run must be {what}, got {type(run).__name__}")
+
+
 def figure_of(ax: Axes) -> Figure:
     """The whole figure that an Axes belongs to."""
     figure = ax.figure.figure

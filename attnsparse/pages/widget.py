@@ -86,6 +86,8 @@ def _new_widget(data: str, height: int) -> Any:
         "AttentionWidget",
         (anywidget.AnyWidget,),
         {
+            "__module__": __name__,
+            "__repr__": lambda _: "attention of attnsparse: run the cell to see it; show() stays in the file",
             "_esm": widget_script(),
             "_css": style_text(),
             "data": traitlets.Unicode().tag(sync=True),
@@ -100,6 +102,9 @@ def _answers(runs: list[Run], metric: Any) -> Callable[[Any, Any, Any], None]:
     """Answers questions for the effect of an entry; what is wrong is said in the widget."""
 
     def answer(widget: Any, asked: Any, _: Any) -> None:
+        if asked == "here?":
+            widget.send({"here": True})
+            return
         try:
             run = runs[asked["model"]][asked["prompt"]]
             config = run.model.config

@@ -15,6 +15,8 @@ import pytest
 from fake_circuit import fake_circuit
 from fake_components import fake_component_circuit, fake_component_curve, fake_component_scores
 from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.transforms import Bbox
 
 from attnsparse import figures
 from attnsparse.circuits.components import names as names
@@ -153,6 +155,16 @@ def test_texts_of_a_graph_do_not_touch(n_layer, n_head, n):
     assert len(boxes) > 5
     assert touching(boxes) == []
     assert max(ax.figure.get_size_inches()) <= LARGEST
+
+
+@pytest.mark.parametrize(("n_layer", "n_head", "n"), [(1, 1, 8), (3, 2, 20), (6, 6, 400)])
+def test_boxes_of_a_graph_are_whole(n_layer, n_head, n):
+    """Also those of the input and the logits above a single column of heads, which is narrower."""
+    ax = figures.component_graph(fake_component_circuit(n_layer, n_head), n)
+    inside = Bbox([[ax.get_xlim()[0], ax.get_ylim()[0]], [ax.get_xlim()[1], ax.get_ylim()[1]]])
+    boxes = [patch.get_bbox() for patch in ax.patches if isinstance(patch, FancyBboxPatch)]
+    assert len(boxes) >= 2
+    assert all(inside.contains(*corner) for box in boxes for corner in box.get_points())
 
 
 def test_small_axes_leave_out_names():

@@ -472,6 +472,12 @@ def test_inside_a_notebook(browser, folder, one):
         assert time.monotonic() < until, "nothing changed"
 
 
+def test_the_scales_name_every_colour(browser, pair):
+    opened(browser, pair, "#view=head&shade=gate&model=1")
+    texts = browser.read("[...document.querySelectorAll('.asp-scale span')].map(e => e.textContent)")
+    assert texts == ["expected gate, sigmoid(score + bias)", "weight, thick"]
+
+
 def picture(browser) -> np.ndarray:
     data = browser.call("Page.captureScreenshot", format="png")["data"]
     return plt.imread(io.BytesIO(base64.b64decode(data)), format="png")

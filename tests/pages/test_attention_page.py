@@ -335,9 +335,9 @@ class ipykernel_shell:
 @pytest.fixture
 def displayed(monkeypatch):
     """What a notebook was given to display."""
-    shown: list[str] = []
+    shown: list[dict[str, str]] = []
     fake = SimpleNamespace(
-        get_ipython=ipykernel_shell, display=SimpleNamespace(display=shown.append, HTML=lambda text: text)
+        get_ipython=ipykernel_shell, display=SimpleNamespace(display=lambda data, raw: shown.append(data))
     )
     monkeypatch.setitem(sys.modules, "IPython", fake)
     return shown
@@ -346,8 +346,10 @@ def displayed(monkeypatch):
 def test_show_in_a_notebook(displayed, monkeypatch, capsys):
     run = toy_model().run(PROMPT)
     show_attention(run, height=333)
-    [frame] = displayed
-    reader = Reader(frame)
+    [bundle] = displayed
+    assert bundle.keys() == {"text/html", "text/plain"}
+    assert "trusted" in bundle["text/plain"]
+    reader = Reader(bundle["text/html"])
     assert reader.tags == Counter({"iframe": 1})
     attributes = {name: value for _, name, value in reader.attributes}
     assert attributes["srcdoc"] == run.to_html()

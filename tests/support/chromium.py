@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ class Browser:
             self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for domain in ("Page", "Runtime", "Network", "Log"):
                 self.call(f"{domain}.enable")
+            self.call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=False, flatten=True)
         except BaseException:
             self.__exit__()
             raise
@@ -100,15 +103,35 @@ class Browser:
         self.call("Page.navigate", url=path.as_uri() + link)
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
+    def frames(self) -> list[str]:
+        """Frames that the browser keeps apart, as it does sandboxed ones, the oldest first: see `inside`."""
+        self.read("0")  # hears what was reported
+        told = [e["params"] for e in self.events if e.get("method") == "Target.attachedToTarget"]
+        gone = [
+            e["params"]["sessionId"] for e in self.events if e.get("method") == "Target.detachedFromTarget"
+        ]
+        found = [p["sessionId"] for p in told if p["targetInfo"]["type"] == "iframe"]
+        return [session for session in found if session not in gone]
+
+    @contextlib.contextmanager
+    def inside(self, frame: str) -> Iterator[None]:
+        """A context in which `read` and `wait` are for a frame; places are those in it."""
+        outside, self._session = self._session, frame
+        try:
+            self.call("Log.enable")
+            yield
+        finally:
+            self._session = outside
+
     def read(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, expression: str) -> None:
+    def wait(self, expression: str, seconds: float = _SECONDS) -> None:
         """Wait until an expression is true."""
-        until = time.monotonic() + _SECONDS
+        until = time.monotonic() + seconds
         while not self.read(expression):
             assert time.monotonic() < until, f"never true: {expression}"
             time.sleep(0.02)

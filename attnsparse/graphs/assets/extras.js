@@ -123,15 +123,19 @@ const pinButton = (i) => make("button", { type: "button", class: "pin", "aria-pr
   onclick: () => setPins(pins.includes(i) ? pins.filter((j) => j !== i) : [...pins, i]) }, pins.includes(i) ? "unpin"
     : "pin");
 const setPins = (next) => {
-  const [kept] = location.hash.split("&pins=");
+  const [kept] = state.split("&pins=");
   pins = next;
-  location.hash = (kept || "#") + pinsText();
+  setState((kept || "#") + pinsText());
   showPins();
 };
 const copyCode = (code, box) => {
   const said = (text) => { box.textContent = text; };
-  if (!navigator.clipboard) { said("select and copy"); return; }
-  navigator.clipboard.writeText(code).then(() => said("copied"), () => said("select and copy"));
+  const byHand = () => { // in a frame the clipboard may be closed to scripts: the code is then selected
+    getSelection().selectAllChildren(byId("pin-code"));
+    said(document.execCommand("copy") ? "copied" : "selected: press Ctrl+C");
+  };
+  if (framed || !navigator.clipboard) { byHand(); return; }
+  navigator.clipboard.writeText(code).then(() => said("copied"), byHand);
 };
 const showPins = () => {
   const panel = byId("pins"), code = codeOf(pins), only = pins.length > 0 && byId("only").checked;

@@ -59,11 +59,15 @@ const mark = (chosenNodes, chosenEdges, picked) => {
   for (const i of picked) byId("n" + i).classList.add("picked");
 };
 const show = (...content) => { details.replaceChildren(...content); details.scrollTop = 0; };
-const link = (hash) => {
-  const whole = hash + pinsText();
-  if (location.hash !== whole) location.hash = whole;
+// Inside another page, as in a notebook, the state is kept here: its address and its history are not ours.
+const framed = location.protocol === "about:" || window.parent !== window;
+let state = location.hash;
+const setState = (hash) => {
+  state = hash;
+  if (!framed && location.hash !== hash) location.hash = hash;
   else follow();
 };
+const link = (hash) => setState(hash + pinsText());
 const goNode = (i) => link("#node=" + encodeURIComponent(nodes.id[i]));
 const goEdge = (e) => link("#edge=" + encodeURIComponent(nodes.id[edges.source[e]]) + "," +
   encodeURIComponent(nodes.id[edges.target[e]]));
@@ -320,7 +324,7 @@ const linkParts = (hash) => {
   return [[kind, idsOf(rest)], ["pins", idsOf(pinned)]];
 };
 const follow = () => {
-  const [[kind, ids], [, kept]] = linkParts(location.hash);
+  const [[kind, ids], [, kept]] = linkParts(state);
   pins = [...new Set(kept.map((id) => numberOf.get(id)).filter((i) => i !== undefined))];
   showPins();
   const numbers = ids.map((id) => numberOf.get(id));
@@ -337,7 +341,7 @@ const follow = () => {
     show(make("p", {}, text), ...groupList(), ...logitTable());
   }
 };
-window.addEventListener("hashchange", follow);
+window.addEventListener("hashchange", () => { state = location.hash; follow(); });
 byId("n0").setAttribute("tabindex", "0");
 fit(0.7);
 view.scrollLeft = view.scrollWidth; // the logits are at the end

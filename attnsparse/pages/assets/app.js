@@ -1,14 +1,15 @@
 // The parts put together. A host says where the state is kept: the address of a page, or a notebook's widget.
 //
-// host: read() gives a state's text or "", write(text, push) keeps it, keys is what hears the keyboard, chosen(state)
-// is told what is looked at, and ask(question, answer), if it is there, has exact effects computed.
+// host: read() gives a state's text or "", write(text, push) keeps it, keys is what hears the keyboard, tall() is how
+// many pixels are in view, chosen(state) is told what is looked at, and ask(question, answer), if it is there, has
+// exact effects computed.
 
 class App {
   constructor(root, data, host) {
     Object.assign(this, { root, data, host, models: modelsOf(data), asked: new Map() });
     this.parts = { root, view: make("section", { class: "asp-view", "aria-label": "view" }),
       card: make("aside", { class: "asp-card", "aria-live": "polite" }), bar: make("nav", { class: "asp-bar" }),
-      crumbs: make("p", { class: "asp-crumbs" }), help: make("div", {}),
+      crumbs: make("p", { class: "asp-crumbs" }), help: make("div", { class: "asp-over" }),
         tip: make("div", { class: "asp-tip", hidden: true }) };
     root.classList.add("asp");
     root.replaceChildren(this.header(), this.parts.bar, this.parts.crumbs,
@@ -37,7 +38,7 @@ class App {
     const n = this.models.length, beside = Math.floor((this.viewWidth() - 24 * (n - 1)) / n);
     return beside >= least ? beside : this.viewWidth();
   }
-  room() { return Math.max(260, window.innerHeight - 210); }
+  room() { return Math.max(260, this.host.tall() - 210); }
 
   resized() {
     const width = this.root.clientWidth;
@@ -74,6 +75,7 @@ class App {
     parts.bar.replaceChildren(...[viewTabs(this), promptChoice(this), shadeChoice(this),
       circuitChoice(this)].filter((part) => part !== null));
     parts.crumbs.replaceChildren(...crumbs(this));
+    parts.help.style.top = this.root.scrollTop + 60 + "px";
     parts.help.replaceChildren(...(state.help ? [helpBox(this)] : []));
     for (const about of this.root.querySelectorAll("[data-about]")) {
       about.textContent = this.models[Number(about.dataset.about)].about(state.prompt);
@@ -83,7 +85,7 @@ class App {
 
   // The control that has the focus is made anew with the others: what gives it back.
   focusedPart() {
-    const active = document.activeElement;
+    const active = this.root.getRootNode().activeElement; // of a shadow tree, where the page is in one
     if (!active || !this.root.contains(active) || active === this.root) return null;
     const same = (element) => element.tagName === active.tagName && element.className === active.className &&
       element.getAttribute("aria-label") === active.getAttribute("aria-label") && element.type === active.type &&
@@ -91,8 +93,8 @@ class App {
     const all = (test) => [...this.root.querySelectorAll(active.tagName)].filter(test), at = all(same).indexOf(active);
     const span = active.type === "search" ? [active.selectionStart, active.selectionEnd] : null;
     return () => {
-      const found = all(same)[at] || this.parts.view.querySelector("canvas");
-      if (found) found.focus({ preventScroll: true });
+      const found = all(same)[at];
+      (found || this.parts.view.querySelector("canvas") || this.root).focus({ preventScroll: true });
       if (found && span) found.setSelectionRange(...span);
     };
   }

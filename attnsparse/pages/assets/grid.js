@@ -92,7 +92,9 @@ const headsView = (app) => {
 
 // What the colours mean.
 const scaleBar = (app) => {
-  const names = app.state.shade === "gate" ? [["gate", "expected gate, sigmoid(score + bias)"]]
+  const isGate = (model) => lookOf(app, model).shade === "gate";
+  const names = app.state.shade === "gate" ? [["gate", "expected gate, sigmoid(score + bias)"],
+    ...app.models.filter((model) => !isGate(model)).map((model) => ["weight", "weight, " + model.name])]
     : [["weight", app.models[0].value === "weight" ? "weight of the entry" : "share of the largest |score|"]];
   if (app.state.marked && app.state.shade !== "gate") {
     names.push(["circuit", "in the circuit"], ["faded", "outside it"]);

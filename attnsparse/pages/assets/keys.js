@@ -63,7 +63,7 @@ const onKey = (app, event) => {
   const { key } = event, view = Object.keys(VIEWS)[Number(key) - 1];
   if (ARROWS[key]) app.update(moved(app, ARROWS[key], event.shiftKey), false);
   else if (key === "Escape") app.update(oneUp(app.state), true);
-  else if (key === "Enter" && app.state.view === "heads" &&
+  else if (key === "Enter" && !event.shiftKey && app.state.view === "heads" &&
     !event.target.closest("button")) app.update({ view: "head" }, true);
   else if (view) app.update({ view }, true);
   else if (LETTERS[key]) app.update(LETTERS[key](app), false);

@@ -3,6 +3,7 @@
 const host = {
   alone: location.protocol !== "about:" && window.parent === window,
   keys: document,
+  tall: () => window.innerHeight,
   read() { return location.hash; },
   write(text, push) {
     if (!this.alone || text === location.hash) return;

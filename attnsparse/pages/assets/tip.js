@@ -5,8 +5,10 @@ const placeTip = (app, event, text) => {
   tip.textContent = text;
   tip.hidden = false;
   const x = event.clientX - box.left + 14, y = event.clientY - box.top + 14;
-  tip.style.left = Math.max(4, Math.min(x, root.clientWidth - tip.offsetWidth - 4)) + "px";
-  tip.style.top = (event.clientY + 14 + tip.offsetHeight > window.innerHeight ? y - tip.offsetHeight - 28 : y) + "px";
+  const end = Math.min(window.innerHeight, app.host.keys === root ? box.bottom : Infinity); // a widget scrolls
+  const above = event.clientY + 14 + tip.offsetHeight > end ? tip.offsetHeight + 28 : 0;
+  tip.style.left = root.scrollLeft + Math.max(4, Math.min(x, root.clientWidth - tip.offsetWidth - 4)) + "px";
+  tip.style.top = root.scrollTop + y - above + "px";
 };
 const hideTip = (app) => { app.parts.tip.hidden = true; };
 
