@@ -35,9 +35,12 @@ TASK = CASE.task
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    """Three rows at a time."""
-    monkeypatch.setattr(resumed, "LEAST_ROWS", 3)
-    monkeypatch.setattr(resumed, "VALUES_AT_ONCE", 1)
+    """A few rows and prompts at a time."""
+    monkeypatch.setattr(pieces, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(pieces, "VALUES_AT_ONCE", 6)
+    monkeypatch.setattr(pieces, "WHOLE_ROWS", 3)
+    monkeypatch.setattr(pieces, "WHOLE_VALUES", 1)
+    monkeypatch.setattr(pieces, "SUMMED_PROMPTS", 2)
 
 
 @pytest.fixture(scope="module")
