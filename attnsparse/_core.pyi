@@ -776,14 +776,16 @@ class Contexts:
 
     def add(
         self,
-        features: Features,
-        layer: int,
+        position: npt.NDArray[np.int32],
+        feature: npt.NDArray[np.int32],
+        activation: Real,
         tokens: npt.NDArray[np.int32],
         offsets: npt.NDArray[np.int64],
         first: int,
         /,
     ) -> None:
-        """The complete features of a batch of prompts, of which `first` is the number of the first one."""
+        """The active features (n) of a layer in a batch of prompts, of which `first` is the number of the
+        first one, sorted by position and feature."""
 
     def array(self, name: str, /) -> np.ndarray:
         """prompt, position int32 and activation float32 (n,top), prompt -1 where there are fewer; tokens

@@ -394,7 +394,8 @@ def attribution(
         File that keeps the sums over the prompts that are done; its name gets the ending
         .search.safetensors unless it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C,
         and at the end. If it exists, the call continues from there and finds the same bits as without the
-        stop. It is not removed. The functions of a `CustomMetric` are known by its name alone.
+        stop. It is refused with another `max_bytes`. It is not removed. The functions of a `CustomMetric` are
+        known by its name alone.
     executor : concurrent.futures.Executor or Dask Client, optional
         Whose workers compute the sums, in pieces that do not depend on their number: the bits are those of a
         call without. See docs/cluster.md.
@@ -448,9 +449,9 @@ def attribution(
     job = EffectWork(model, task.name, asked, options, threads).attribution(steps, path == "gate")
 
     def question() -> dict[str, Any]:
-        return sweep_question(
-            model, task, metric, "attribution", path=path, steps=steps, **told_options(options)
-        )
+        # unlike values, the last bits of sums can depend on how many prompts fit into the memory at once
+        given = {"path": path, "steps": steps, "max_bytes": max_bytes, **told_options(options)}
+        return sweep_question(model, task, metric, "attribution", **given)
 
     with stage_bars(progress) as tell:
         return summed(job, tell, executor, resume, question) / len(task)

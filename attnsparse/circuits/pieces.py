@@ -11,10 +11,11 @@ import contextlib
 import itertools
 import pickle
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -31,12 +32,13 @@ Tell: TypeAlias = "Callable[[str, int, int], None] | None"
 
 VALUES_AT_ONCE = 1024  # rows times prompts of a piece: seconds for GPT-2 small on a few cores
 ROWS_AT_ONCE = 64  # of them at most, because every piece runs its prompts unchanged, too
+MOST_QUEUED = 512  # pieces that an executor is given before the first of them is there
 WHOLE_VALUES, WHOLE_ROWS = 8192, 16  # the same where a piece needs all prompts; so many rows at least
 SUMMED_PROMPTS = 16  # of a piece that is a sum over prompts
 
 TRIES = 3  # of a piece
 _KINDS = (ValueError, TypeError, IndexError, MemoryError)  # of errors that a call without executor raises
-_worker_work: tuple[str, Work] | None = None  # what this worker computed last, by its digest
+_worker_work: tuple[str, Work[Any]] | None = None  # what this worker computed last, by its digest
 
 
 # --------------------------------------------------------------------------------------------- pieces
@@ -93,7 +95,19 @@ def _blocks(n: int, most: int) -> list[tuple[int, int]]:
 # ----------------------------------------------------------------------------------------------- work
 
 
-class Work(Protocol):
+class Sized(Protocol):
+    """A piece of any work, whose text names it in errors."""
+
+    @property
+    def size(self) -> int:
+        """How much of the work it is."""
+
+
+P = TypeVar("P", bound=Sized)
+C = TypeVar("C", bound=Sized, contravariant=True)
+
+
+class Work(Protocol[C]):
     """What a worker needs to compute pieces."""
 
     @property
@@ -108,7 +122,7 @@ class Work(Protocol):
     def threads(self) -> int | None:
         """As the user asked."""
 
-    def __call__(self, piece: Piece, threads: int | None, tell: Tell) -> Any:
+    def __call__(self, piece: C, threads: int | None, tell: Tell) -> Any:
         """The result of a piece."""
 
 
@@ -149,7 +163,7 @@ class CoreWork:
 class Job(NamedTuple):
     """Work, the pieces of all of it, and the shape of what they give together."""
 
-    work: Work
+    work: Work[Piece]
     pieces: list[Piece]
     shape: tuple[int, ...]
 
@@ -159,22 +173,24 @@ def source_of(model: Model, task_name: str) -> str:
     return f"model {model.name or f'of digest {model.digest[:12]}'}, task {task_name!r:.60}"
 
 
-def computed(work: Work, pieces: Sequence[Piece], tell: Tell, pool: Any) -> Generator[Any, None, None]:
-    """The results of the pieces, in order, as they are there; pool: of `as_executor`, or None: computed here.
+def computed(
+    work: Work[P], pieces: Iterable[P], total: int, tell: Tell, pool: Any
+) -> Generator[tuple[P, Any], None, None]:
+    """The pieces with their results, in order, as they are there.
 
-    Whatever ends it early, an error, Ctrl-C or `close`, cancels what is queued and stops what runs. Raises
-    RuntimeError for a piece that failed three times, or the kind of error that a call without an executor
-    raises.
+    pool: of `as_executor`, or None: computed here. total: the sizes of all pieces. Whatever ends it early, an
+    error, Ctrl-C or `close`, cancels what is queued and stops what runs. Raises RuntimeError for a piece that
+    failed three times, or the kind of error that a call without an executor raises.
     """
-    total, done = sum(piece.size for piece in pieces), 0
+    done = 0
     if pool is None:
         for piece in pieces:
-            yield work(piece, work.threads, _share(tell, work.stage, done, piece.size, total))
+            yield piece, work(piece, work.threads, _share(tell, work.stage, done, piece.size, total))
             done += piece.size
         return
     with contextlib.closing(_in_pool(pool, work, pieces)) as results:
-        for piece, result in zip(pieces, results):
-            yield result
+        for piece, result in results:
+            yield piece, result
             done += piece.size
             if tell is not None:
                 tell(work.stage, done, total)
@@ -198,36 +214,38 @@ class _Asked(NamedTuple):
     """What is sent to a worker besides the work."""
 
     digest: str  # of the work
-    piece: Piece
+    piece: Any
     threads: int | None
     wanted: Wanted
 
 
 def as_executor(executor: Any) -> Any:
-    """What has `submit` and gives futures of concurrent.futures; of a Dask Client its executor."""
+    """What gives futures of concurrent.futures by `submit`: of a Dask Client its executor; None of None."""
     if callable(getattr(executor, "get_executor", None)):
         return executor.get_executor(pure=False)
-    if not callable(getattr(executor, "submit", None)):
+    if executor is not None and not callable(getattr(executor, "submit", None)):
         kind = type(executor).__name__
         raise TypeError(f"executor must be a concurrent.futures.Executor or a Dask Client, got {kind}")
     return executor
 
 
-def _in_pool(pool: Any, work: Work, pieces: Sequence[Piece]) -> Generator[Any, None, None]:
+def _in_pool(pool: Any, work: Work[P], pieces: Iterable[P]) -> Generator[tuple[P, Any], None, None]:
     data = _pickled(work)
     digest = sha256(data)
     threads = work.threads if work.threads is not None else _threads_of_one(pool)
+    queued: deque[tuple[_Asked, Future[Any]]] = deque()
     with tempfile.NamedTemporaryFile(prefix="attnsparse-wanted-") as file, _sent(pool, data) as sent:
         wanted = Wanted.here(file.name)
-        asked = [_Asked(digest, piece, threads, wanted) for piece in pieces]
-        futures: list[Future[Any]] = []
         try:
-            for one in asked:
-                futures.append(_submitted(pool, sent, one, work, None))
-            for i, one in enumerate(asked):
-                yield _result(pool, data, one, futures, i, work)
+            for piece in pieces:
+                asked = _Asked(digest, piece, threads, wanted)
+                queued.append((asked, _submitted(pool, sent, asked, work, None)))
+                if len(queued) >= MOST_QUEUED:
+                    yield _first(pool, data, queued, work)
+            while queued:
+                yield _first(pool, data, queued, work)
         finally:
-            for future in futures:
+            for _, future in queued:
                 future.cancel()
 
 
@@ -245,20 +263,28 @@ def _sent(pool: Any, data: bytes) -> Iterator[Any]:
         future.cancel()
 
 
-def _result(pool: Any, data: bytes, asked: _Asked, futures: list[Future[Any]], i: int, work: Work) -> Any:
-    """Of piece i, which is tried again if it fails, together with the work."""
+def _first(
+    pool: Any, data: bytes, queued: deque[tuple[_Asked, Future[Any]]], work: Work[Any]
+) -> tuple[Any, Any]:
+    """The first queued piece, which is tried again if it fails, together with the work; and its result."""
     for left in reversed(range(TRIES)):
+        asked, future = queued[0]
         try:
-            return futures[i].result()
+            result = future.result()
         except (Exception, CancelledError) as error:
             if not left:
                 text = f"{_named(asked.piece, work)} failed {TRIES} times: {_said(error)}"
                 raise (type(error) if type(error) in _KINDS else RuntimeError)(text) from error
-            futures[i] = _submitted(pool, data, asked, work, error)
+            queued[0] = (asked, _submitted(pool, data, asked, work, error))
+        else:
+            queued.popleft()
+            return asked.piece, result
     raise AssertionError  # the last try returns or raises
 
 
-def _submitted(pool: Any, sent: Any, asked: _Asked, work: Work, reason: BaseException | None) -> Future[Any]:
+def _submitted(
+    pool: Any, sent: Any, asked: _Asked, work: Work[Any], reason: BaseException | None
+) -> Future[Any]:
     """RuntimeError if the executor takes no more work."""
     try:
         future: Future[Any] = pool.submit(_computed, sent, asked)
@@ -268,7 +294,7 @@ def _submitted(pool: Any, sent: Any, asked: _Asked, work: Work, reason: BaseExce
     return future
 
 
-def _named(piece: Piece, work: Work) -> str:
+def _named(piece: Any, work: Work[Any]) -> str:
     """For messages: which piece of which work."""
     return f"{work.stage} of {work.source}: the piece of {piece}"
 
@@ -287,7 +313,7 @@ def _computed(data: bytes, asked: _Asked) -> Any:
         return kept[1](asked.piece, asked.threads, watch.tell)
 
 
-def _pickled(work: Work) -> bytes:
+def _pickled(work: Work[Any]) -> bytes:
     try:
         return pickle.dumps(work)
     except (pickle.PicklingError, AttributeError) as error:

@@ -53,7 +53,7 @@ class Results:
         asked: Question | None = None,
     ) -> None:
         self._arrays, self._n_pieces, self.n_done = arrays, n_pieces, 0
-        self._pool = None if executor is None else as_executor(executor)
+        self._pool = as_executor(executor)
         self._file = None if resume is None or asked is None else SearchFile(resume, asked())
         self._saved = time.monotonic()
         if self._file is not None:
@@ -61,7 +61,7 @@ class Results:
         self._begun = 0  # pieces of the work that was begun
 
     def add(
-        self, work: Work, pieces: Sequence[Piece], put: Callable[[int, Piece, Any], None], tell: Tell
+        self, work: Work[Piece], pieces: Sequence[Piece], put: Callable[[int, Piece, Any], None], tell: Tell
     ) -> None:
         """Compute the pieces that are not there yet.
 
@@ -72,8 +72,9 @@ class Results:
         self._begun += len(pieces)
         ended = False
         try:
-            with contextlib.closing(computed(work, left, tell, self._pool)) as results:
-                for piece, result in zip(left, results):
+            total = sum(piece.size for piece in left)
+            with contextlib.closing(computed(work, left, total, tell, self._pool)) as results:
+                for piece, result in results:
                     put(self.n_done, piece, result)
                     self.n_done += 1
                     if time.monotonic() - self._saved >= SAVE_SECONDS:
@@ -100,7 +101,7 @@ class Results:
             )
             raise_file_error("value", file.path, text, "state")
         self.n_done, begin = int(state[1]), _HEAD
-        for array in self._arrays:
+        for array in self._arrays if self.n_done else ():
             array[...] = state[begin : begin + array.size].view(np.float64).reshape(array.shape)
             begin += array.size
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+import attnsparse as asp
 from attnsparse.tasks import CustomMetric
 
 MARK = "ATTNSPARSE_TEST_MARK"
@@ -44,6 +45,11 @@ def endless(logits, prompts):
 METRICS = {
     name: CustomMetric(globals()[name], name="m") for name in ("values", "failing", "killing", "endless")
 }
+
+
+def threads_to_use(*unused: object) -> int:
+    """Threads with which a piece would compute in this process."""
+    return asp.get_num_threads()
 
 
 def threads_of_process() -> int:

@@ -403,7 +403,7 @@ GRAPH_TABLES = (
 CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 CORE_EFFECTS = (
-    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects",
+    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution",
     "component_scores", "component_senders_before", "component_values", "component_exact", "patching_sweep",
     "path_values",
 )  # fmt: skip

@@ -200,8 +200,8 @@ def component_scores(
     resume : path, optional
         File that keeps what is found; its name gets the ending .search.safetensors unless it ends in
         .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists, the call
-        continues from there and finds the same bits. It is not removed. The functions of a `CustomMetric`
-        are known by its name alone.
+        continues from there and finds the same bits. It is refused with another `max_bytes`. It is not
+        removed. The functions of a `CustomMetric` are known by its name alone.
     executor : concurrent.futures.Executor or Dask Client, optional
         Whose workers measure, in pieces that do not depend on their number: the bits are those of a call
         without. See docs/cluster.md.
@@ -270,8 +270,7 @@ def component_scores(
         pieces = cut_sums(len(task), routes or apart(options))
 
     def question() -> dict[str, Any]:
-        given = {name: value for name, value in options._asdict().items() if name != "max_bytes"}
-        return sweep_question(model, task, metric, **{**given, "method": method})
+        return sweep_question(model, task, metric, **{**options._asdict(), "method": method})
 
     with stage_bars(progress) as tell:
         job = Job(work, pieces, (len(senders), *width))
