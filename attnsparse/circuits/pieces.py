@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import pickle
+import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -21,7 +23,7 @@ import numpy as np
 
 from .. import _check
 from .._core_types import Task as PackedTask
-from .._engine import get_num_threads
+from .._engine import THREAD_VARIABLES, get_num_threads
 from ..errors import printable
 from ..io.checksums import sha256
 from ..model.model import Model
@@ -37,6 +39,7 @@ WHOLE_VALUES, WHOLE_ROWS = 8192, 16  # the same where a piece needs all prompts;
 SUMMED_PROMPTS = 16  # of a piece that is a sum over prompts
 
 TRIES = 3  # of a piece
+_MPI_LOCAL = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")  # processes on this machine: MPICH, Open MPI
 _KINDS = (ValueError, TypeError, IndexError, MemoryError)  # of errors that a call without executor raises
 _worker_work: tuple[str, Work[Any]] | None = None  # what this worker computed last, by its digest
 
@@ -234,8 +237,8 @@ def _in_pool(pool: Any, work: Work[P], pieces: Iterable[P]) -> Generator[tuple[P
     digest = sha256(data)
     threads = work.threads if work.threads is not None else _threads_of_one(pool)
     queued: deque[tuple[_Asked, Future[Any]]] = deque()
-    with tempfile.NamedTemporaryFile(prefix="attnsparse-wanted-") as file, _sent(pool, data) as sent:
-        wanted = Wanted.here(file.name)
+    with tempfile.NamedTemporaryFile(prefix="attnsparse-wanted-") as file:
+        wanted, sent = Wanted.here(file.name), _sent(pool, data)
         try:
             for piece in pieces:
                 asked = _Asked(digest, piece, threads, wanted)
@@ -249,18 +252,10 @@ def _in_pool(pool: Any, work: Work[P], pieces: Iterable[P]) -> Generator[tuple[P
                 future.cancel()
 
 
-@contextlib.contextmanager
-def _sent(pool: Any, data: bytes) -> Iterator[Any]:
+def _sent(pool: Any, data: bytes) -> Any:
     """The work as an argument of `submit`. Dask has it once for all pieces, and each worker gets it once."""
     client = getattr(pool, "_client", None)
-    if client is None:
-        yield data
-        return
-    future = client.submit(bytes, data, pure=False)
-    try:
-        yield future
-    finally:
-        future.cancel()
+    return data if client is None else client.submit(bytes, data, pure=False)
 
 
 def _first(
@@ -309,8 +304,9 @@ def _computed(data: bytes, asked: _Asked) -> Any:
     kept = _worker_work
     if kept is None or kept[0] != asked.digest:
         kept = _worker_work = (asked.digest, pickle.loads(data))
+    threads = threads_here() if asked.threads is None else asked.threads
     with Watch(asked.wanted) as watch:
-        return kept[1](asked.piece, asked.threads, watch.tell)
+        return kept[1](asked.piece, threads, watch.tell)
 
 
 def _pickled(work: Work[Any]) -> bytes:
@@ -322,7 +318,29 @@ def _pickled(work: Work[Any]) -> bytes:
 
 
 def _threads_of_one(pool: Any) -> int | None:
-    """The cores of this machine, shared among the workers of a pool; None: as the worker is told, if the pool
-    does not say how many workers it has."""
+    """The cores of this machine, shared among the workers of a pool of processes or threads; None: the worker
+    knows, or the pool does not say how many workers it has."""
     workers = getattr(pool, "_max_workers", None)
-    return max(1, get_num_threads() // workers) if isinstance(workers, int) and workers > 0 else None
+    here = not type(pool).__module__.startswith("mpi4py") and isinstance(workers, int) and workers > 0
+    return max(1, get_num_threads() // workers) if here else None
+
+
+def threads_here() -> int:
+    """Threads of a piece in a worker that is not told: its part of what it shares with others.
+
+    A worker of Dask computes as many pieces at once as it has threads. Processes of MPI that are bound to no
+    cores share those of their machine, unless a variable says how many threads each has.
+    """
+    n, sharing = get_num_threads(), 1
+    if (dask := sys.modules.get("distributed")) is not None:
+        with contextlib.suppress(ValueError):  # this is no worker
+            sharing = int(dask.get_worker().state.nthreads or 1)
+    if sharing == 1 and not any(map(os.environ.get, THREAD_VARIABLES)) and not _is_bound():
+        sharing = next((int(text) for text in map(os.environ.get, _MPI_LOCAL) if text and text.isdigit()), 1)
+    return max(1, n // max(1, sharing))
+
+
+def _is_bound() -> bool:
+    """Whether this process may use some cores of the machine only."""
+    cores = getattr(os, "sched_getaffinity", lambda _: ())(0)
+    return 0 < len(cores) < (os.cpu_count() or 1)

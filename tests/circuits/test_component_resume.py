@@ -77,7 +77,7 @@ def test_the_same_bits_after_every_stop(measure: Measure, error, options, tmp_pa
         except error:
             n_stops += 1
     assert found == expected
-    assert n_stops > 2
+    assert n_stops > 1
     ended = Counted()
     assert measure(ended, resume=path, **options) == expected
     assert ended.n_calls <= 1  # the metric of the prompts as they are

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import attnsparse as asp
+from attnsparse._engine import THREAD_VARIABLES
 from attnsparse.circuits import knock_out, pieces
 
 TASK = calls.TASK
@@ -125,8 +126,6 @@ def test_loky(model, expected):
         np.testing.assert_array_equal(
             heads(model, metric=metric, executor=pool), heads(model, metric=metrics.METRICS["values"])
         )
-        before = asp.get_num_threads()
-        assert max(pool.map(metrics.threads_to_use, range(2))) <= before
     finally:
         pool.shutdown(kill_workers=True)
 
@@ -147,7 +146,7 @@ def test_dask(model, expected, cluster):
         for name in ("find_circuit", "component_scores", "edges"):
             assert calls.CALLS[name](model, executor=client).tobytes() == expected[name].tobytes(), name
         np.testing.assert_array_equal(edges(model, executor=client.get_executor()), expected["edges"])
-        assert set(client.run(metrics.threads_to_use).values()) == {1}, "one thread was given to each"
+        assert client.submit(metrics.threads_to_use).result() == 1, "one thread was given to each"
 
 
 def test_a_worker_of_dask_that_is_killed(model, cluster):
@@ -161,22 +160,22 @@ def test_a_worker_of_dask_that_is_killed(model, cluster):
     assert len(Path(os.environ[metrics.MARK]).read_text()) > 2, "it was killed in the middle"
 
 
-def test_a_cluster_that_is_closed_in_the_middle(model, mark):
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    with distributed.LocalCluster(
-        1, threads_per_worker=1, processes=False, dashboard_address=":0"
-    ) as closing:
-        client = distributed.Client(closing)
+def test_a_cluster_that_is_closed_in_the_middle(model, cluster):
+    from distributed import Client
 
-        def close():
-            while not mark.exists():
-                time.sleep(0.01)
-            client.close()
+    mark = Path(os.environ[metrics.MARK])
+    mark.unlink(missing_ok=True)
 
+    def close():
+        while not mark.exists():
+            time.sleep(0.01)
+        cluster.close()
+
+    with Client(cluster) as client:
         thread = threading.Thread(target=close)
         thread.start()
         with pytest.raises(RuntimeError, match=r"knock-out of model gated, task 'random': the piece of rows"):
-            heads(model, metric=metrics.METRICS["endless"], executor=client)
+            heads(model, metric=metrics.METRICS["slow"], executor=client)
         thread.join()
 
 
@@ -187,7 +186,9 @@ def test_mpi(folder, expected, tmp_path):
     if not mpirun.exists():
         pytest.skip("there is no mpirun beside this Python; the package mpich has one")
     paths = [str(Path(asp.__file__).parents[1]), *(p for p in sys.path if "tests" in p)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ATTNSPARSE_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    for name in THREAD_VARIABLES:
+        environment.pop(name, None)
     script = Path(calls.__file__)
     command = [
         mpirun,
@@ -206,7 +207,7 @@ def test_mpi(folder, expected, tmp_path):
         assert set(found) == {*expected, "threads"}
         for name, values in expected.items():
             assert found[name].tobytes() == values.tobytes(), name
-        assert found["threads"] == 1
+        assert found["threads"] <= max(1, len(os.sched_getaffinity(0)) // 2), "the cores are shared"
 
 
 def test_metrics_of_the_user(model):
@@ -289,6 +290,43 @@ def test_ctrl_c_stops_what_runs_and_cancels_what_is_queued(model, mark):
         seconds = time.monotonic() - stopped[0]
         thread.join()
     assert seconds < 2
+
+
+@pytest.mark.parametrize("variable", ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"])
+def test_processes_of_mpi_share_the_cores_unless_they_are_bound(variable, monkeypatch):
+    monkeypatch.setattr(pieces, "get_num_threads", lambda: 8)
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pieces, "_is_bound", lambda: False)
+    assert pieces.threads_here() == 8
+    monkeypatch.setenv(variable, "4")
+    assert pieces.threads_here() == 2
+    monkeypatch.setenv(THREAD_VARIABLES[0], "8")
+    assert pieces.threads_here() == 8
+    monkeypatch.delenv(THREAD_VARIABLES[0])
+    monkeypatch.setattr(pieces, "_is_bound", lambda: True)
+    assert pieces.threads_here() == 8
+
+
+def test_pieces_in_one_worker_of_dask_share_its_cores(monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    monkeypatch.setattr(pieces, "get_num_threads", lambda: 8)
+    with (
+        distributed.LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert client.submit(metrics.threads_to_use).result() == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity, which Linux has")
+def test_a_worker_that_is_bound_uses_its_cores_alone():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import executor_metrics as m"
+    paths = [str(Path(asp.__file__).parents[1]), str(Path(metrics.__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    for name in THREAD_VARIABLES:
+        environment.pop(name, None)
+    command = [sys.executable, "-c", f"{code}; print(m.threads_to_use())"]
+    assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == b"1\n"
 
 
 @pytest.mark.parametrize(("n_workers", "expected"), [(1, 4), (2, 2), (3, 1), (8, 1)])
