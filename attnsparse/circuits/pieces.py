@@ -238,7 +238,7 @@ def _in_pool(pool: Any, work: Work[P], pieces: Iterable[P]) -> Generator[tuple[P
     threads = work.threads if work.threads is not None else _threads_of_one(pool)
     queued: deque[tuple[_Asked, Future[Any]]] = deque()
     with tempfile.NamedTemporaryFile(prefix="attnsparse-wanted-") as file:
-        wanted, sent = Wanted.here(file.name), _sent(pool, data)
+        wanted, sent = Wanted.here(file.name), _sent(pool, data, work)
         try:
             for piece in pieces:
                 asked = _Asked(digest, piece, threads, wanted)
@@ -252,10 +252,13 @@ def _in_pool(pool: Any, work: Work[P], pieces: Iterable[P]) -> Generator[tuple[P
                 future.cancel()
 
 
-def _sent(pool: Any, data: bytes) -> Any:
+def _sent(pool: Any, data: bytes, work: Work[Any]) -> Any:
     """The work as an argument of `submit`. Dask has it once for all pieces, and each worker gets it once."""
     client = getattr(pool, "_client", None)
-    return data if client is None else client.submit(bytes, data, pure=False)
+    try:
+        return data if client is None else client.submit(bytes, data, pure=False)
+    except Exception as error:
+        raise _refused(f"{work.stage} of {work.source}", error) from error
 
 
 def _first(
@@ -284,9 +287,13 @@ def _submitted(
     try:
         future: Future[Any] = pool.submit(_computed, sent, asked)
     except Exception as error:
-        text = f"{_named(asked.piece, work)} cannot be given to the executor: {_said(reason or error)}"
-        raise RuntimeError(f"{text}; make a new one (with resume= the call continues)") from error
+        raise _refused(_named(asked.piece, work), reason or error) from error
     return future
+
+
+def _refused(what: str, reason: BaseException) -> RuntimeError:
+    text = f"{what} cannot be given to the executor: {_said(reason)}"
+    return RuntimeError(f"{text}; make a new one (with resume= the call continues)")
 
 
 def _named(piece: Any, work: Work[Any]) -> str:
