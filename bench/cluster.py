@@ -1,4 +1,4 @@
-"""Work on the workers of a pool: what a piece costs beside its computation, and many checkpoints on many tasks."""
+"""Work on the workers of a pool: what a piece costs beside its computation, and checkpoints times tasks."""
 
 from __future__ import annotations
 

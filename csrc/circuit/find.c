@@ -101,8 +101,10 @@ static asp_curve curve_of(const asp_circuit *c, const double *values, int64_t n_
 /* The metric on the evaluation prompts with the first so many of `items` kept.  values (n,P) written */
 static asp_status keep_first_sizes(double *values, const asp_circuit *c, const int32_t *items, const int64_t *sizes,
                                    int64_t n, const asp_context *context, asp_error *err) {
-    const asp_circuit_question asked = {
-        .kind = ASP_ASK_KEEP_ONLY, .items = {items, c->n_items}, .sizes = sizes, .n_sizes = n};
+    const asp_circuit_question asked = {.kind = ASP_ASK_KEEP_ONLY,
+                                        .items = {items, c->n_items},
+                                        .sizes = sizes,
+                                        .n_sizes = n};
     return asp_find_ask(values, c, &asked, context, err);
 }
 

@@ -201,11 +201,8 @@ static asp_status choose_batch(round_work *w, const asp_circuit *c, int64_t *n_d
     }
     for (int64_t i = 0; i < w->n; i++) w->other[i] = w->kept[w->index[w->n - 1 - i]];
     asp_ranking_gather(w->rows, c, w->other, w->n);
-    const asp_circuit_question asked = {.kind = ASP_ASK_KEEP_ONLY,
-                                        .of_ranking = 1,
-                                        .items = {w->rows, w->n},
-                                        .sizes = w->sizes,
-                                        .n_sizes = n_batches};
+    const asp_circuit_question asked = {
+        .kind = ASP_ASK_KEEP_ONLY, .of_ranking = 1, .items = {w->rows, w->n}, .sizes = w->sizes, .n_sizes = n_batches};
     const asp_status status = asp_find_ask(w->without, c, &asked, context, err);
     for (int i = 0; !status && i < n_batches; i++) {
         *n_dropped = w->counts[i];

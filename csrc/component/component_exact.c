@@ -11,11 +11,11 @@ enum { BLOCK_ROWS = 2048 };
 typedef struct {
     asp_replay pass;
     asp_component_setting *setting;
-    double *scores; /* (S,R) added to */
-    double *before; /* (n) the metric of the prompts as they are */
-    int64_t begin, end;    /* component edges that are asked */
-    int64_t edge, n_done;  /* the next one of this block; how many times prompts are done */
-    asp_arena arena; /* of a block */
+    double *scores;       /* (S,R) added to */
+    double *before;       /* (n) the metric of the prompts as they are */
+    int64_t begin, end;   /* component edges that are asked */
+    int64_t edge, n_done; /* the next one of this block; how many times prompts are done */
+    asp_arena arena;      /* of a block */
 } exact;
 
 /* ---- memory ------------------------------------------------------------------------------------------- */
@@ -151,8 +151,7 @@ static asp_status run_chunk(exact *x, asp_replay_kind kind, const asp_context *c
     if (!status) status = asp_component_setting_metric(x->pass.values, s->model, &rows, x->pass.n, context);
     for (int64_t i = 0; !status && i < x->pass.n; i++) {
         const asp_replay_variant *v = &x->pass.variants[i];
-        x->scores[v->sender * n_receivers + v->receiver] +=
-            sign * (x->pass.values[i] - x->before[v->prompt]);
+        x->scores[v->sender * n_receivers + v->receiver] += sign * (x->pass.values[i] - x->before[v->prompt]);
     }
     if (status) return status;
     x->n_done += x->pass.n;

@@ -336,9 +336,8 @@ static asp_status score_routes(scoring *s, const asp_context *context) {
     const asp_node_activations given = asp_nodes_of_run(s->plain);
     const asp_status status = asp_nodes_outputs(s->differences, s->model, &given, s->reference.z, s->reference.post,
                                                 s->n_tokens, s->n_rows, context);
-    return status
-               ? status
-               : asp_routes_add(s->scores, s->model, s->plain, s->differences, s->n_rows, s->shares, context);
+    return status ? status
+                  : asp_routes_add(s->scores, s->model, s->plain, s->differences, s->n_rows, s->shares, context);
 }
 
 static asp_status score_block(scoring *s, const asp_context *context) {

@@ -29,8 +29,8 @@ static void route_item(void *arg, int64_t row, int thread) {
 }
 
 /* Adds to n columns of the scores, from the one of a receiver on. */
-static void add_shares(double *scores, const route_job *job, const asp_run *run, int64_t receiver,
-                       int64_t n, int64_t n_receivers) {
+static void add_shares(double *scores, const route_job *job, const asp_run *run, int64_t receiver, int64_t n,
+                       int64_t n_receivers) {
     const int64_t *offsets = asp_run_offsets(run);
     for (int64_t s = 0; s < job->n_before; s++) {
         double all = 0;

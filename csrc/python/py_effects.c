@@ -260,8 +260,8 @@ PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *k
     py_call call;
     if (scores && begin_effects(&e, &call, self, threads, progress)) {
         asp_error err = {0};
-        const asp_status status = asp_effects_attribution(data, model, &e.task.task, &e.options, steps, through_gate,
-                                                          &call.context, &err);
+        const asp_status status =
+            asp_effects_attribution(data, model, &e.task.task, &e.options, steps, through_gate, &call.context, &err);
         scores = end_effects(&call, self, scores, status, &err);
     }
     let_go_effects(&e);

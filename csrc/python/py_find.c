@@ -261,7 +261,8 @@ static int take_step(py_circuit *c, int threads, PyObject *progress, PyObject *m
     c->ranking.metric.call = c->evaluation.metric.call = &call;
     asp_py_call_begin(&call, asp_py_call_n_threads((PyObject *)c->model, threads));
     asp_py_call_report(&call, progress);
-    const asp_status status = asp_circuit_step(c->circuit, &done, measure == Py_None ? NULL : &measurer, &call.context, &err);
+    const asp_status status =
+        asp_circuit_step(c->circuit, &done, measure == Py_None ? NULL : &measurer, &call.context, &err);
     asp_py_call_end(&call);
     asp_py_call_read_end(c->model);
     if (status) {
