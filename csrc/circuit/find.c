@@ -38,7 +38,8 @@ asp_context asp_find_within(const asp_context *whole) {
     return inner;
 }
 
-static asp_status check_finite(const asp_circuit *c, const double *x, int64_t n, const char *what, asp_error *err) {
+static asp_status refuse_unless_finite(const asp_circuit *c, const double *x, int64_t n, const char *what,
+                                       asp_error *err) {
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(x[i]))
             return asp_fail(err, ASP_BAD_ARGUMENT,
@@ -49,7 +50,7 @@ static asp_status check_finite(const asp_circuit *c, const double *x, int64_t n,
 }
 
 asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, asp_error *err) {
-    return check_finite(c, x, n, "it", err);
+    return refuse_unless_finite(c, x, n, "it", err);
 }
 
 /* ---- what is measured ----------------------------------------------------------------------------------- */
@@ -86,7 +87,7 @@ asp_status asp_find_ask(double *values, const asp_circuit *c, const asp_circuit_
     const char *what = question->kind == ASP_ASK_ATTRIBUTION ? "its gradient" : "it";
     const int64_t n = count_values(c, question);
     const asp_status status = m->measure(m->state, values, question, n, context, err);
-    return status ? status : check_finite(c, values, n, what, err);
+    return status ? status : refuse_unless_finite(c, values, n, what, err);
 }
 
 double *asp_find_line(const asp_circuit *c, asp_circuit_part part) {
