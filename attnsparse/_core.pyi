@@ -35,6 +35,12 @@ from ._core_types import (
 
 Real = npt.NDArray[np.floating[Any]]
 Progress = Callable[[str, int, int], object]
+Measure = Callable[
+    [str, bool, npt.NDArray[np.int32], npt.NDArray[np.int64], int, Callable[[str, int, int], None] | None],
+    npt.NDArray[Any],
+]
+"""(question, of the ranking or the evaluation, items, sizes, steps, progress) -> flat: see
+`asp_circuit_question` in csrc/asp_circuit.h."""
 # token, logit, probability (rows,n) of the most likely; logit, probability, place (rows,m) of those asked for
 LensReadout = tuple[
     npt.NDArray[np.int32],
@@ -445,43 +451,21 @@ class Model:
     ) -> npt.NDArray[np.float64]:
         """The same with all items kept but one in turn, numbered in `dropped` (n_dropped,B)."""
 
-    def entry_effects(
-        self,
-        task: Task,
-        options: EffectOptions,
-        weight: Real,
-        query: npt.NDArray[np.int64],
-        key: npt.NDArray[np.int64],
-        place: npt.NDArray[np.int64],
-        full: npt.NDArray[np.float64],
-        effect: npt.NDArray[np.float64],
-        values: npt.NDArray[np.float64],
-        threads: int = 0,
-        progress: Progress | None = None,
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        """(heads (n,2), mean (n)): the entry from key (B) to query (B) of each prompt, in each head whose
-        weight (B,L,H) is not 0 in all of them, largest mean effect first. What the call has found is in full
-        (B), effect (B,L,H) and values (L*H+1,B), and place (1), 0 at first, says how far it is: another call
-        continues from there. See `asp_entry_effects` in csrc/asp_circuit.h."""
-
     def attribution(
         self,
         task: Task,
         options: EffectOptions,
         steps: int,
         through_gate: bool,
-        place: npt.NDArray[np.int64],
-        scores: npt.NDArray[np.float64],
         threads: int = 0,
         progress: Progress | None = None,
-    ) -> None:
-        """First-order effects averaged over prompts, written into scores (L,H), (L,H,T) or (L,H,T,T); place
-        (2), 0 at first, says how far that is: another call continues from there."""
+    ) -> npt.NDArray[np.float64]:
+        """First-order effects summed over prompts: (L,H), (L,H,T) or (L,H,T,T)."""
 
     def component_scores(
         self, task: Task, options: ComponentOptions, threads: int = 0, progress: Progress | None = None
     ) -> npt.NDArray[np.float64]:
-        """Scores of component edges (S,R), of nodes (S) or of neurons (S,E), averaged over prompts."""
+        """Scores of component edges (S,R), of nodes (S) or of neurons (S,E), summed over prompts."""
 
     def component_values(
         self,
@@ -506,13 +490,13 @@ class Model:
     def component_exact(
         self,
         task: Task,
+        edges: tuple[int, int],
         options: ComponentOptions,
         threads: int = 0,
         progress: Progress | None = None,
-        state: npt.NDArray[np.int64] | None = None,
-        keep: Keep | None = None,
     ) -> npt.NDArray[np.float64]:
-        """Scores of component edges (S,R), each replaced alone, averaged over prompts."""
+        """Scores of component edges (S,R), each replaced alone, summed over prompts: of those from one number
+        to before another, in the order of `asp_component_exact`; 0 elsewhere."""
 
     def component_acdc(
         self,
@@ -681,8 +665,13 @@ class Run:
 class Circuit:
     """A search for a circuit, then the owner of its arrays."""
 
-    def step(self, threads: int = 0, progress: Progress | None = None) -> bool:
-        """Take one step; whether the search has ended. An exception leaves it as before or after the step."""
+    def step(
+        self, threads: int = 0, progress: Progress | None = None, measure: Measure | None = None
+    ) -> bool:
+        """Take one step; whether the search has ended. An exception leaves it as before or after the step.
+
+        measure: what is asked in place of measuring here.
+        """
 
     def state(self) -> npt.NDArray[np.int64]:
         """All that the search has found."""
@@ -787,14 +776,16 @@ class Contexts:
 
     def add(
         self,
-        features: Features,
-        layer: int,
+        position: npt.NDArray[np.int32],
+        feature: npt.NDArray[np.int32],
+        activation: Real,
         tokens: npt.NDArray[np.int32],
         offsets: npt.NDArray[np.int64],
         first: int,
         /,
     ) -> None:
-        """The complete features of a batch of prompts, of which `first` is the number of the first one."""
+        """The active features (n) of a layer in a batch of prompts, of which `first` is the number of the
+        first one, sorted by position and feature."""
 
     def array(self, name: str, /) -> np.ndarray:
         """prompt, position int32 and activation float32 (n,top), prompt -1 where there are fewer; tokens

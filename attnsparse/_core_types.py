@@ -114,6 +114,7 @@ class EffectOptions(NamedTuple):
         None  #: int32: tokens of prompts that "mean" averages over; None: the task's
     )
     reference_offsets: np.ndarray | None = None  #: int64
+    others_stay: bool = False  #: of `keep_only`: items that are not listed are never ablated
 
 
 class ComponentOptions(NamedTuple):

@@ -11,7 +11,20 @@ from typing import Any
 
 import attnsparse
 
-from . import circuits, components, demo, forward, generate, graph, imports, lens_demos, load, mpi, train
+from . import (
+    circuits,
+    cluster,
+    components,
+    demo,
+    forward,
+    generate,
+    graph,
+    imports,
+    lens_demos,
+    load,
+    mpi,
+    train,
+)
 from .judge import Options
 from .limits import Blas, Limits, measure_limits
 from .timing import print_table, progress
@@ -24,6 +37,7 @@ COMMANDS = {
     "import": imports,
     "circuits": circuits,
     "components": components,
+    "cluster": cluster,
     "graph": graph,
     "demo": demo,
     "lens_demos": lens_demos,
@@ -37,6 +51,7 @@ ROW_NAMES = {
     "import": imports.ROWS,
     "circuits": circuits.ROWS,
     "components": components.ROWS,
+    "cluster": cluster.ROWS,
     "graph": graph.ROWS,
     "demo": demo.ROWS,
     "lens_demos": lens_demos.ROWS,

@@ -74,6 +74,7 @@ typedef struct {
     asp_ablation ablation;
     const asp_prompts *reference; /* MEAN: what is averaged over; NULL: the clean prompts */
     int64_t max_bytes;            /* fail with NO_MEMORY before allocating more than this */
+    int others_stay;              /* keep only: items that are not listed are never ablated */
 } asp_effect_options;
 
 /* Rows of a unit: (layer, head), (layer, head, position) or (layer, head, query, key); all different. */
@@ -100,8 +101,9 @@ asp_status asp_effects_whole(double *values, const asp_model *model, const asp_t
 asp_status asp_effects_knock_out(double *values, const asp_model *model, const asp_task *task, asp_items items,
                                  const asp_effect_options *options, const asp_context *context, asp_error *err);
 
-/* The metric with the first sizes[s] items kept and everything else of the unit ablated.  Entries whose gate no clean
- * prompt opens contribute nothing, whatever their mean or their value in a corrupted prompt.
+/* The metric with the first sizes[s] items kept and everything else of the unit ablated (with others_stay: the rest of
+ * the list).  Entries whose gate no clean prompt opens contribute nothing, whatever their mean or their value in a
+ * corrupted prompt.
  *   values (n_sizes,P) written    sizes (n_sizes) read, each 0..n */
 asp_status asp_effects_keep_only(double *values, const asp_model *model, const asp_task *task, asp_items items,
                                  const int64_t *sizes, int64_t n_sizes, const asp_effect_options *options,
@@ -113,47 +115,14 @@ asp_status asp_effects_leave_one_out(double *values, const asp_model *model, con
                                      const int64_t *dropped, int64_t n_dropped, const asp_effect_options *options,
                                      const asp_context *context, asp_error *err);
 
-/* How far a call is: how many prompts are done, and in blocks of at most how many tokens, so that another call adds
- * the same blocks. */
-typedef struct {
-    int64_t n_done, size;
-} asp_effects_kept;
-
-/* First-order effects of all items at once, averaged over the prompts: with z = m z + (1 - m) reference for one m per
+/* First-order effects of all items at once, summed over the prompts: with z = m z + (1 - m) reference for one m per
  * item, the derivative of the metric with respect to each item's m, averaged over m = (j - 1/2) / steps, j = 1..steps
  * (steps 1: m = 1).  With through_gate (entries of a gated model, ablated to zero), the share that goes through the
  * gate instead: gate logit times its straight-through derivative.
- * A call that is stopped leaves in scores the sums over the prompts that are done, and continues from there; with all
- * of them done it has nothing to do.  Another size of blocks: BAD_ARGUMENT.
- *   scores (L,H), (L,H,T) or (L,H,T,T) read from n_done > 0 on, written
- *   kept read and written; n_done 0: from the beginning.  NULL: that, and nothing is told */
-asp_status asp_effects_attribution(double *scores, asp_effects_kept *kept, const asp_model *model, const asp_task *task,
+ *   scores (L,H), (L,H,T) or (L,H,T,T) written */
+asp_status asp_effects_attribution(double *scores, const asp_model *model, const asp_task *task,
                                    const asp_effect_options *options, int64_t steps, int through_gate,
                                    const asp_context *context, asp_error *err);
-
-/* The entry from one position to another in every head, in each of P prompts. */
-typedef struct {
-    const int64_t *query, *key; /* (P) read, key <= query */
-    const asp_real *weight;     /* (P,L,H) read: of the patterns; heads where it is 0 in all prompts are left out */
-} asp_entries;
-typedef struct {
-    int64_t n;      /* heads that are not left out */
-    int32_t *heads; /* (L H,2) the first n written: layer, head; by falling mean effect, of equal ones the first */
-    double *mean;   /* (L H) the first n written: their effects, averaged over the prompts */
-    double *effect; /* (P,L,H) written: the metric of the model minus that without the head's entry; 0 where the head is
-                     * left out, and where an entry of weight 0 is ablated to 0 */
-    double
-        *values;  /* (L H+1,P) the first n+1 rows written: the metric with the entries of the first 0..n heads kept, and
-                     * all that is no such entry */
-    double *full; /* (P) written: the metric of the model */
-    int64_t n_done; /* read and written, 0 at first: prompts that are done, of both stages.  A call that is stopped
-                     * leaves what it has found in effect, values and full, and continues from there. */
-} asp_entry_effects;
-/* The unit is ASP_UNIT_EDGE (else BAD_ARGUMENT).  MEAN without a reference: over the clean prompts, all of one length.
- * The stages of progress are "knock-out" and "keep only" (variants of all prompts). */
-asp_status asp_entry_measure(asp_entry_effects *found, const asp_model *model, const asp_task *task,
-                             const asp_entries *entries, const asp_effect_options *options, const asp_context *context,
-                             asp_error *err);
 
 /* entries (L,H,T,T,D) written where key <= query: mean over the sequences of a run, all of T tokens, of A[q,k] v[k]. */
 asp_status asp_reference_mean_entries(asp_real *entries, const asp_run *run, const asp_context *context,
@@ -264,14 +233,31 @@ typedef struct {
  * bits.  A step that fails (STOPPED too) changes nothing. */
 typedef struct asp_circuit asp_circuit;
 
+/* What a search has measured: the metric as in effects.c, on one of its two tasks, with its options. */
+typedef struct {
+    enum { ASP_ASK_KNOCK_OUT, ASP_ASK_KEEP_ONLY, ASP_ASK_LEAVE_ONE_OUT, ASP_ASK_ATTRIBUTION } kind;
+    int of_ranking;       /* else of the evaluation */
+    asp_items items;      /* none of ATTRIBUTION, which is of all of the unit */
+    const int64_t *sizes; /* (n_sizes) read: of KEEP_ONLY */
+    int64_t n_sizes, steps;
+} asp_circuit_question;
+/* Who measures: in pieces, say, or on other machines. */
+typedef struct {
+    void *state;
+    /* values (n_values) written: (n,P), (n_sizes,P), or scores of all items.  Tells progress as effects.c does. */
+    asp_status (*measure)(void *state, double *values, const asp_circuit_question *question, int64_t n_values,
+                          const asp_context *context, asp_error *err);
+} asp_circuit_measurer;
+
 /* Begins a search.  All that is given is read until the last step.  items: those to be ranked, all different.
  * Errors: BAD_ARGUMENT for options, NO_MEMORY. */
 asp_status asp_circuit_new(asp_circuit **circuit, const asp_model *model, const asp_task *ranking,
                            const asp_task *evaluation, const asp_items *items, const asp_circuit_options *options,
                            asp_error *err);
-/* *done written: the search has ended.  Errors: those of effects.c, and BAD_ARGUMENT for a metric that is not finite or
- * that the normalization would divide by 0. */
-asp_status asp_circuit_step(asp_circuit *circuit, int *done, const asp_context *context, asp_error *err);
+/* *done written: the search has ended.  measurer: NULL: effects.c.  Errors: those of effects.c, and BAD_ARGUMENT for a
+ * metric that is not finite or that the normalization would divide by 0. */
+asp_status asp_circuit_step(asp_circuit *circuit, int *done, const asp_circuit_measurer *measurer,
+                            const asp_context *context, asp_error *err);
 /* Bytes of the state, whose start goes to *state; valid until the next step. */
 int64_t asp_circuit_state(const asp_circuit *circuit, const void **state);
 /* Continues from a state of the same question.  BAD_ARGUMENT: it cannot be one. */

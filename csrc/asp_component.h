@@ -26,7 +26,7 @@ int64_t asp_nodes_n_edges(const asp_config *config);
 /* ---- scores -------------------------------------------------------------------- */
 
 /* With o the output of a sender, r what it is replaced by and x the input of a receiver, the score of a component edge
- * is the sum over positions of (r - o) . d loss / d x, averaged over prompts; loss is minus the metric. */
+ * is the sum over positions of (r - o) . d loss / d x, summed over prompts; loss is minus the metric. */
 typedef enum {
     ASP_COMPONENT_EAP,       /* the gradient in the clean run */
     ASP_COMPONENT_IG_INPUTS, /* its mean over runs whose input is r + k/m (o - r), k = 0..m-1; for nodes and neurons
@@ -94,22 +94,23 @@ asp_status asp_component_values_of_neurons(double *values, const asp_model *mode
                                            const uint8_t *neurons, int64_t n, const asp_component_options *options,
                                            const asp_context *context, asp_error *err);
 
-/* How far a long measurement is: all 0 before it begins.  Together with the scores (and the mask) it is what the same call
+/* What component edges do alone: how much worse the metric becomes where the receiver reads the ablated output of the
+ * sender, and all behind it is computed again; denoising: how much better with the clean output in the corrupted
+ * prompts.  Sums over the prompts.
+ *   scores (S,R) written: 0 for what is not asked
+ *   begin, end: which ones, in the order of layers, in each of the queries, keys, values of its heads, then its MLP, at
+ *   last the logits, and of a receiver in that of its senders: [begin, end) of asp_nodes_n_edges
+ * Errors as asp_component_values, and BAD_INDEX.  Stage of progress: "exact" (component edges times prompts). */
+asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task, int64_t begin, int64_t end,
+                               const asp_component_options *options, const asp_context *context, asp_error *err);
+
+/* How far ACDC is: all 0 before it begins.  Together with the scores (and the mask) it is what the same call
  * continues from, to the same bits, whenever progress is told and after STOPPED and NO_MEMORY. */
 typedef struct {
-    int64_t n_done; /* exact: component edges times prompts; ACDC: component edges that were asked */
-    int64_t size;   /* exact: tokens of a block at most; ACDC: how many to ask at once */
-    double loss;    /* ACDC: of the circuit so far */
+    int64_t n_done; /* component edges that were asked */
+    int64_t size;   /* how many to ask at once */
+    double loss;    /* of the circuit so far */
 } asp_component_kept;
-
-/* What each component edge does alone: how much worse the metric becomes where the receiver reads the ablated output of
- * the sender, and all behind it is computed again; denoising: how much better with the clean output in the corrupted
- * prompts.  Mean over the prompts.
- *   scores (S,R) written; read if something is kept
- * Errors as asp_component_values, and BAD_ARGUMENT for what is kept of blocks of another size, which depends on max_bytes
- * and threads.  Stage of progress: "exact" (component edges times prompts). */
-asp_status asp_component_exact(double *scores, asp_component_kept *kept, const asp_model *model, const asp_task *task,
-                               const asp_component_options *options, const asp_context *context, asp_error *err);
 
 /* ACDC: from the logits to the first layer, and of each receiver from the last sender to the first, a component edge is
  * taken away for good if the loss, averaged over the prompts, then rises by less than the threshold.  Receivers are

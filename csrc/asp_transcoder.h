@@ -113,8 +113,9 @@ asp_status asp_contexts_new(asp_contexts **contexts, const asp_contexts_options 
 void asp_contexts_free(asp_contexts *contexts);
 /* Its arrays, which every addition changes. */
 asp_contexts_table asp_contexts_read(const asp_contexts *contexts);
-/* The active features of a layer in a batch of prompts.  Errors: BAD_INDEX for a feature or position out of range,
- * with nothing changed; STOPPED, with some of the prompts added. */
+/* The active features of a layer in a batch of prompts.  Errors: BAD_INDEX for a feature or position out of range and
+ * BAD_ARGUMENT for another order than that of asp_features_list, with nothing changed; STOPPED, with some of the prompts
+ * added. */
 asp_status asp_contexts_add(asp_contexts *contexts, const asp_feature_list *active, int64_t layer,
                             const asp_contexts_prompts *prompts, const asp_context *context, asp_error *err);
 /* The k tokens whose logits features raise most, and lower most, per unit of activation on the direct path: their rows

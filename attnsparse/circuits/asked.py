@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from .. import _check
 from .._core_types import EffectOptions, Metric
 from .._core_types import Task as PackedTask
@@ -25,6 +27,38 @@ def packed_task(model: Model, task: Task, metric: str | CustomMetric | None) -> 
     kind, custom = (chosen, None) if isinstance(chosen, str) else ("custom", chosen)
     of_task = Metric(kind, *packed(task.answers), *packed(task.wrong), custom=custom)
     return PackedTask(clean.tokens, clean.offsets, corrupted.tokens, of_task)
+
+
+def part_of_task(task: PackedTask, first: int, end: int) -> PackedTask:
+    """Prompts first..end - 1 of a task."""
+    if (first, end) == (0, len(task.offsets) - 1):
+        return task
+    tokens = slice(*task.offsets[[first, end]])
+    m = task.metric
+    metric = Metric(
+        m.kind,
+        *_part_of_rows(m.answer_start, m.answers, first, end),
+        *_part_of_rows(m.wrong_start, m.wrong, first, end),
+        custom=None if m.custom is None else m.custom.for_prompts(np.arange(first, end)),
+    )
+    offsets = task.offsets[first : end + 1] - task.offsets[first]
+    corrupted = None if task.corrupted is None else task.corrupted[tokens]
+    return PackedTask(task.tokens[tokens], offsets, corrupted, metric)
+
+
+def _part_of_rows(starts: np.ndarray, ids: np.ndarray, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    return starts[first : end + 1] - starts[first], ids[slice(*starts[[first, end]])]
+
+
+def check_lengths(task: PackedTask, what: str) -> None:
+    """ValueError for prompts of different lengths, which `what` does not have."""
+    lengths = np.diff(task.offsets)
+    others = np.flatnonzero(lengths != lengths[0])
+    if len(others):
+        raise ValueError(
+            f"{what} need prompts of one length: prompt 0 has {lengths[0]} tokens, prompt {others[0]} has "
+            f"{lengths[others[0]]}; take a subset"
+        )
 
 
 def effect_options(

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
+from .._display import stage_bars
 from ..model.interventions import ABLATIONS
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
@@ -31,8 +32,8 @@ from ..tasks.metrics import METRICS
 from ..tasks.task import Task
 from .asked import effect_options, packed_task, told_options
 from .choices import UNITS
-from .pieces import CoreRows, Tell
-from .resumed import in_place, in_rows, sweep_question
+from .effect_work import EffectWork
+from .resumed import in_values, summed, sweep_question
 
 __all__ = [
     "ABLATIONS",
@@ -169,13 +170,14 @@ def knock_out(
     chosen, unit = _checked_items(items)
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
-    measure = CoreRows(model, task.name, "knock_out", (asked,), chosen, (options,), threads)
+    job = EffectWork(model, task.name, asked, options, threads).knock_out(chosen)
 
     def question() -> dict[str, Any]:
         given = {"items": chosen, **told_options(options)}
         return sweep_question(model, task, metric, "knock-out", **given)
 
-    return in_rows(resume, question, (len(chosen), len(task)), measure, progress, executor)
+    with stage_bars(progress) as tell:
+        return in_values(job, tell, executor, resume, question)
 
 
 def keep_only(
@@ -259,13 +261,14 @@ def keep_only(
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
     counts = _whole_numbers(counts, np.int64)
-    measure = CoreRows(model, task.name, "keep_only", (asked, chosen), counts, (options,), threads)
+    job = EffectWork(model, task.name, asked, options, threads).keep_only(chosen, counts)
 
     def question() -> dict[str, Any]:
         given = {"items": chosen, "sizes": counts, **told_options(options)}
         return sweep_question(model, task, metric, "keep only", **given)
 
-    return in_rows(resume, question, (len(counts), len(task)), measure, progress, executor)
+    with stage_bars(progress) as tell:
+        return in_values(job, tell, executor, resume, question)
 
 
 def leave_one_out(
@@ -277,6 +280,7 @@ def leave_one_out(
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -304,6 +308,9 @@ def leave_one_out(
         ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists,
         the call continues from there, and finds the same bits as without the stop or the file. It is not
         removed. The functions of a `CustomMetric` are known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure the rows, in pieces that do not depend on their number: the bits are those of a
+        call without. See docs/cluster.md.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -328,18 +335,20 @@ def leave_one_out(
         If the file `resume` is damaged, or with the code question if it is of another call.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
     """
     chosen, unit = _checked_items(items)
     asked = packed_task(model, task, metric)
     options = effect_options(model, unit, ablation, reference, max_bytes)
-    numbers = np.arange(len(chosen))
-    measure = CoreRows(model, task.name, "leave_one_out", (asked, chosen), numbers, (options,), threads)
+    job = EffectWork(model, task.name, asked, options, threads).leave_one_out(chosen)
 
     def question() -> dict[str, Any]:
         given = {"items": chosen, **told_options(options)}
         return sweep_question(model, task, metric, "leave one out", **given)
 
-    return in_rows(resume, question, (len(chosen), len(task)), measure, progress)
+    with stage_bars(progress) as tell:
+        return in_values(job, tell, executor, resume, question)
 
 
 def attribution(
@@ -353,6 +362,7 @@ def attribution(
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -384,9 +394,11 @@ def attribution(
         File that keeps the sums over the prompts that are done; its name gets the ending
         .search.safetensors unless it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C,
         and at the end. If it exists, the call continues from there and finds the same bits as without the
-        stop. It is not removed. With other `max_bytes` or `threads` the blocks of prompts can be others, and
-        then it is refused.
-        The functions of a `CustomMetric` are known by its name alone.
+        stop. It is refused with another `max_bytes`. It is not removed. The functions of a `CustomMetric` are
+        known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers compute the sums, in pieces that do not depend on their number: the bits are those of a
+        call without. See docs/cluster.md.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -410,6 +422,8 @@ def attribution(
         If the file `resume` is damaged, or with the code question if it is of another call.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
 
     Notes
     -----
@@ -432,20 +446,15 @@ def attribution(
             "path='gate' is for attention edges of a gated model, with ablation='zero' and steps=1; got "
             f"unit={unit!r}, ablation={ablation!r}, steps={steps} and a {kind} model"
         )
-    length, n_threads = int(asked.offsets[1]), _check.threads(threads)
-    place = np.zeros(2, np.int64)
-    scores = np.zeros((config.n_layer, config.n_head, *[length] * UNITS.index(unit)))
-
-    def measure(tell: Tell) -> None:
-        model._core.attribution(asked, options, steps, path == "gate", place, scores, n_threads, tell)
+    job = EffectWork(model, task.name, asked, options, threads).attribution(steps, path == "gate")
 
     def question() -> dict[str, Any]:
-        return sweep_question(
-            model, task, metric, "attribution", path=path, steps=steps, **told_options(options)
-        )
+        # unlike values, the last bits of sums can depend on how many prompts fit into the memory at once
+        given = {"path": path, "steps": steps, "max_bytes": max_bytes, **told_options(options)}
+        return sweep_question(model, task, metric, "attribution", **given)
 
-    in_place(resume, question, place, [scores], (len(task), None), measure, progress)
-    return scores
+    with stage_bars(progress) as tell:
+        return summed(job, tell, executor, resume, question) / len(task)
 
 
 def _checked_items(items: npt.ArrayLike) -> tuple[np.ndarray, str]:

@@ -22,16 +22,9 @@ from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
 from ..tasks.task import Task
 from .asked import effect_options
-from .entry_sweep import (
-    EntryQuestion,
-    EntrySweep,
-    Models,
-    Where,
-    measured_entries,
-    named_models,
-    sweep_entries,
-)
+from .entry_sweep import EntrySweep, Models, Where, named_models, sweep_entries
 from .entry_task import KEY, PROMPT, QUERY, task_of_prompts
+from .entry_work import EntryQuestion, measured_entries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,6 +177,7 @@ def entry_effects(  # type: ignore[overload-overlap]  # a text is an iterable of
     base: int = ...,
     prepend_space_to_answer: bool | None = ...,
     resume: str | os.PathLike[str] | None = ...,
+    executor: Any = ...,
     threads: int | None = ...,
     progress: bool | None = ...,
 ) -> EntryEffects: ...
@@ -203,6 +197,7 @@ def entry_effects(
     base: int = ...,
     prepend_space_to_answer: bool | None = ...,
     resume: str | os.PathLike[str] | None = ...,
+    executor: Any = ...,
     threads: int | None = ...,
     progress: bool | None = ...,
 ) -> EntrySweep: ...
@@ -221,6 +216,7 @@ def entry_effects(
     base: int = 0,
     prepend_space_to_answer: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> EntryEffects | EntrySweep:
@@ -255,6 +251,9 @@ def entry_effects(
         File that keeps what is measured, of all models; its name gets the ending .search.safetensors unless
         it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it
         exists, the call continues from there and finds the same bits as without the stop. It is not removed.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure, in pieces that do not depend on their number: the bits are those of a call
+        without. See docs/cluster.md.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -280,6 +279,8 @@ def entry_effects(
         If the file `resume` is damaged, or with the code question if it is of another call.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
     """
     if isinstance(prompt, Task):
         if answer is not None or wrong is not None:
@@ -287,21 +288,21 @@ def entry_effects(
         task = prompt
     elif isinstance(model, Model) and isinstance(prompt, str):
         return _of_one(model, prompt, key, query, answer, wrong, ablation, reference, base,
-                       prepend_space_to_answer, resume, threads, progress)  # fmt: skip
+                       prepend_space_to_answer, executor, resume, threads, progress)  # fmt: skip
     else:
         model = named_models(model)
         first = next(iter(model.values()))
         task = task_of_prompts(first, prompt, answer, wrong, prepend_space_to_answer)
     return sweep_entries(
         model, task, key, query, ablation=ablation, reference=reference, base=base, resume=resume,
-        threads=threads, progress=progress,
+        executor=executor, threads=threads, progress=progress,
     )  # fmt: skip
 
 
 def _of_one(
     model: Model, prompt: str, key: Where, query: Where, answer: Any, wrong: Any, ablation: str,
     reference: Task | Iterable[Any] | None, base: int, prepend_space: bool | None,
-    resume: str | os.PathLike[str] | None, threads: int | None, progress: bool | None,
+    executor: Any, resume: str | os.PathLike[str] | None, threads: int | None, progress: bool | None,
 ) -> EntryEffects:  # fmt: skip
     """The effects in one model and one prompt."""
     if ablation not in ("zero", "mean") or (ablation == "mean") != (reference is not None):
@@ -320,7 +321,7 @@ def _of_one(
         )
     options = effect_options(model, "edge", ablation, reference, DEFAULT_MAX_BYTES)
     asked = EntryQuestion(model, options, weight[None], np.array([query_at]), np.array([key_at]))
-    rows, effect, _, values, full = measured_entries(task, [asked], resume, threads, progress)[0]
+    rows, effect, _, values, full = measured_entries(task, [asked], executor, resume, threads, progress)[0]
     if not values[0, 0] < full[0]:
         raise ValueError(
             f"{model.name!r} does not need what it sees from position {query_at + base} to {key_at + base}: "

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .. import _check
-from .._core_types import Curve, EffectOptions
+from .._core_types import Curve
 from .._display import html_table
 from .._engine import core_for
 from ..items import Head
 from ..model import tables
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES
-from .asked import effect_options, packed_task, told_options
+from .asked import effect_options, packed_task
 from .choices import MAX_RESAMPLES
-from .pieces import Tell
-from .resumed import array_digest, in_place, sweep_question
+from .entry_work import EntryQuestion, measured_entries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,6 +260,7 @@ def sweep_entries(
     reference: Task | Iterable[Any] | None,
     base: int,
     resume: str | os.PathLike[str] | None,
+    executor: Any,
     threads: int | None,
     progress: bool | None,
 ) -> EntrySweep:
@@ -273,74 +273,12 @@ def sweep_entries(
         options = effect_options(model, "edge", ablation, reference, DEFAULT_MAX_BYTES)
         keys, queries, weight, tokens = _entries(model, task, key, query, base)
         asked.append(EntryQuestion(model, options, weight, queries, keys))
-    found = measured_entries(task, asked, resume, threads, progress)
+    found = measured_entries(task, asked, executor, resume, threads, progress)
     each = [
         _OfModel(name, one.weight, two.effect, two.heads, two.mean, two.values, two.full)
         for name, one, two in zip(named, asked, found)
     ]
     return EntrySweep(tuple(named), task, ablation, asked[0].key, asked[0].query, *tokens, tuple(each))
-
-
-class EntryQuestion(NamedTuple):
-    """The entry from one position to another of each prompt in all heads of a model."""
-
-    model: Model
-    options: EffectOptions
-    weight: np.ndarray  #: real [P, L, H]
-    query: np.ndarray  #: int64 [P]
-    key: np.ndarray  #: int64 [P]
-
-
-class EntryAnswer(NamedTuple):
-    """What these entries do, see `asp_entry_effects` in csrc/asp_circuit.h."""
-
-    heads: np.ndarray  #: int32 [n, 2]
-    mean: np.ndarray  #: float64 [n]
-    effect: np.ndarray  #: float64 [P, L, H]
-    values: np.ndarray  #: float64 [n + 1, P]
-    full: np.ndarray  #: float64 [P]
-
-
-def measured_entries(
-    task: Task,
-    asked: Sequence[EntryQuestion],
-    resume: str | os.PathLike[str] | None,
-    threads: int | None,
-    progress: bool | None,
-) -> list[EntryAnswer]:
-    """The answers, in one job; resume: the file in which they are kept."""
-    n_threads, place = _check.threads(threads), np.zeros(len(asked), np.int64)
-    packed = [packed_task(one.model, task, None) for one in asked]
-    arrays = []
-    for one in asked:
-        n_prompts, n_layer, n_head = one.weight.shape
-        shapes = ((n_prompts,), one.weight.shape, (n_layer * n_head + 1, n_prompts))
-        arrays.append([np.zeros(shape) for shape in shapes])
-    ranked: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def measure(tell: Tell) -> None:
-        for i, one in enumerate(asked):
-            full, effect, values = arrays[i]
-            heads_and_means = one.model._core.entry_effects(
-                packed[i], one.options, one.weight, one.query, one.key, place[i : i + 1], full, effect,
-                values, n_threads, tell,
-            )  # fmt: skip
-            ranked.append(heads_and_means)
-
-    def question() -> dict[str, Any]:
-        others = [
-            [one.model.digest, str(one.model.dtype), *map(array_digest, (one.query, one.key))]
-            for one in asked
-        ]
-        options = told_options(asked[0].options)
-        return sweep_question(asked[0].model, task, None, "entries", entries=others, **options)
-
-    flat = [array for each in arrays for array in each]
-    in_place(resume, question, place, flat, [2 * len(task)] * len(asked), measure, progress)
-    return [
-        EntryAnswer(heads, mean, effect, np.ascontiguousarray(values[: len(heads) + 1]), full)
-        for (heads, mean), (full, effect, values) in zip(ranked, arrays)
-    ]
 
 
 def named_models(models: Models) -> dict[str, Model]:

@@ -1,7 +1,8 @@
 """Circuits: rank heads or attention edges on one half of a task, evaluate the ranking on the other half.
 
-The core searches (csrc/circuit/find.c, ranking.c), one step after the other; here are the arguments, the bars
-and the file in which a search can be kept. The ranking sees the ranking half only, the curve the evaluation
+The core searches (csrc/circuit/find.c, ranking.c), one step after the other, and asks for what it needs
+measured; here are the arguments, the measurements in pieces, the bars and the file in which a search can be
+kept. The ranking sees the ranking half only, the curve the evaluation
 half only. (The edges to be ranked are those open in any prompt of the task; those that no ranking prompt
 opens score 0.)
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,9 @@ from .choices import (
     UNITS,
 )
 from .circuit import ARRAYS, Circuit
+from .effect_work import EffectWork
+from .pieces import Tell
+from .resumed import in_values, summed
 from .search_file import SearchFile, question
 
 if TYPE_CHECKING:
@@ -63,6 +67,7 @@ def find_circuit(
     greedy_step: float = 0.1,
     seed: int = 0,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> Circuit:
@@ -123,6 +128,9 @@ def find_circuit(
         order, or all that one other bar shows), on Ctrl-C, and at the end. If it exists, the search continues
         from there and finds the same bits; one that has ended gives its circuit at once. It is not removed.
         The functions of a `CustomMetric` are known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure, in pieces that do not depend on their number: the bits are those of a call
+        without. See docs/cluster.md.
     threads : int, optional
         Default: the number set by `set_num_threads`.
     progress : bool, optional
@@ -144,6 +152,8 @@ def find_circuit(
         another model, task, metric or option, of another version of attnsparse or another kind of processor.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
     KeyboardInterrupt
         On Ctrl-C.
 
@@ -180,12 +190,14 @@ def find_circuit(
     }
     kept = None if resume is None else SearchFile(resume, question(model, names))
     ranking, evaluation = (packed_task(model, *half) for half in halves(task, chosen))
+    effects_of = effect_options(model, unit, ablation, mean_of, DEFAULT_MAX_BYTES)
+    works = [EffectWork(model, task.name, half, effects_of, threads) for half in (evaluation, ranking)]
     search = model._core.circuit(
         ranking,
         evaluation,
         items,
         CircuitOptions(
-            effects=effect_options(model, unit, ablation, mean_of, DEFAULT_MAX_BYTES),
+            effects=effects_of,
             method=method,
             normalize=normalize,
             smaller_is_better=smaller_is_better(chosen),
@@ -195,7 +207,8 @@ def find_circuit(
             **options,
         ),
     )
-    _take_all_steps(search, kept, _check.threads(threads), progress)
+    measure = _measurer(works, executor)
+    _take_all_steps(search, kept, _check.threads(threads), measure, progress)
     arrays: dict[str, Any] = {name: search.array(name) for name in ARRAYS}
     return Circuit(**names, **arrays, position_labels=_position_labels(task))
 
@@ -230,14 +243,37 @@ def checked_options(
     }
 
 
+Measure = Callable[[str, bool, np.ndarray, np.ndarray, int, Tell], np.ndarray]
+
+
+def _measurer(works: Sequence[EffectWork], executor: Any) -> Measure:
+    """What the search asks; works: of the evaluation and of the ranking."""
+
+    def measure(
+        question: str, of_ranking: bool, items: np.ndarray, sizes: np.ndarray, steps: int, tell: Tell
+    ) -> np.ndarray:
+        work = works[of_ranking]
+        if question == "attribution":
+            return summed(work.attribution(steps, False), tell, executor).ravel()
+        if question == "keep_only":
+            return in_values(work.keep_only(items, sizes), tell, executor).ravel()
+        return in_values(getattr(work, question)(items), tell, executor).ravel()
+
+    return measure
+
+
 def _take_all_steps(
-    search: _core.Circuit, kept: SearchFile | None, threads: int, progress: bool | None
+    search: _core.Circuit,
+    kept: SearchFile | None,
+    threads: int,
+    measure: Measure,
+    progress: bool | None,
 ) -> None:
     """Search to the end, from where `kept` is to where it is kept."""
     state = None if kept is None else kept.read()
     if kept is None:
         with stage_bars(progress) as tell:
-            while not search.step(threads, tell):
+            while not search.step(threads, tell, measure):
                 pass
         return
     if state is not None:
@@ -245,7 +281,7 @@ def _take_all_steps(
     saved = time.monotonic()
     try:
         with stage_bars(progress) as tell:
-            while not search.step(threads, tell):
+            while not search.step(threads, tell, measure):
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     kept.write(search.state())
                     saved = time.monotonic()

@@ -8,12 +8,15 @@ read for the tokens that features promote.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .. import _check
 from .._engine import core_for
+from ..circuits.pieces import Tell, source_of
 from ..model.batch import Batch
 from ..model.run import compute_run
 from .replacement import CheckedWeights, absent_layers, input_record
@@ -50,34 +53,64 @@ class _Encoders(CheckedWeights):
         return np.zeros(self.transcoders.d_model, self.dtype), None
 
 
-class Collector:
-    """Tables of the wanted features of all layers, filled from batches of prompts."""
+class PromptBatch(NamedTuple):
+    """Prompts that are run together."""
 
-    def __init__(
-        self,
-        transcoders: Transcoders,
-        model: Model,
-        wanted: Sequence[np.ndarray] | None,
-        size: tuple[int, int, int],
-    ) -> None:
-        """wanted: int64, rising, one array per layer; None for all. size: (top, before, after).
+    batch: Batch
+    first: int  #: number of the first one
 
-        `tables` holds a `_core.Contexts` for each layer.
-        """
-        self.transcoders, self.model, self.wanted = transcoders, model, wanted
-        self.n_prompts = self.n_tokens = 0
-        alone = wanted is not None and transcoders.activation != "topk"
-        self._source = _Encoders(transcoders, model, wanted if alone else None)
-        make, self.tables = core_for(str(model.dtype)).Contexts, []
-        for layer, n_features in enumerate(transcoders.n_features):
-            # Features that are computed alone are numbered as they stand in `wanted`.
-            n = len(wanted[layer]) if alone and wanted is not None else n_features
-            self.tables.append(make(n, None if alone or wanted is None else wanted[layer], *size))
+    @property
+    def size(self) -> int:
+        """How much of the work it is."""
+        return len(self.batch)
 
-    def add(self, batch: Batch, max_bytes: int, threads: int | None) -> None:
-        """Run a batch and keep what is strongest."""
-        t, model = self.transcoders, self.model
-        run = compute_run(model, batch, (input_record(t), "mlp_out"), "none", 0.0, max_bytes, threads)
+    def __str__(self) -> str:
+        return f"prompts {self.first}..{self.first + self.size - 1}"
+
+
+class Active(NamedTuple):
+    """What is active of a layer in a batch of prompts, sorted by position and feature."""
+
+    position: np.ndarray  #: int32 [n], of the batch
+    feature: np.ndarray  #: int32 [n]
+    activation: np.ndarray  #: real [n]
+
+
+@dataclass(frozen=True)
+class ActiveWork:
+    """Finds the active features of all layers in batches of prompts.
+
+    wanted: int64, rising, one array per layer; None for all.
+    """
+
+    model: Model
+    transcoders: Transcoders
+    wanted: Sequence[np.ndarray] | None
+    max_bytes: int
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        _check.threads(self.threads)
+
+    @property
+    def stage(self) -> str:
+        """What bars and errors call it."""
+        return "features"
+
+    @property
+    def source(self) -> str:
+        """For errors: the model and the task."""
+        return source_of(self.model, f"of transcoders {self.transcoders.name}")
+
+    @property
+    def alone(self) -> bool:
+        """Whether the wanted features are computed alone, and numbered as they stand in `wanted`."""
+        return self.wanted is not None and self.transcoders.activation != "topk"
+
+    def __call__(self, piece: PromptBatch, threads: int | None, tell: Tell) -> list[Active]:
+        """One for each layer; of the wanted features alone."""
+        t, model, batch = self.transcoders, self.model, piece.batch
+        run = compute_run(model, batch, (input_record(t), "mlp_out"), "none", 0.0, self.max_bytes, threads)
         core = core_for(str(model.dtype)).Features(
             model._core,
             len(batch.tokens),
@@ -85,12 +118,42 @@ class Collector:
             t.top_k or 0,
             False,
             input_record(t) == "resid_mid",
-            max_bytes,
+            self.max_bytes,
             absent_layers(t, model),
         )
-        core.fill(run._core, 0, self._source, _check.threads(threads))
-        for layer, table in enumerate(self.tables):
-            table.add(core, layer, batch.tokens, batch.offsets, self.n_prompts)
+        core.fill(
+            run._core, 0, _Encoders(t, model, self.wanted if self.alone else None), _check.threads(threads)
+        )
+        start = core.array("start").tolist()
+        return [self._layer(core, layer, slice(*ends)) for layer, ends in enumerate(pairwise(start))]
+
+    def _layer(self, core: Any, layer: int, place: slice) -> Active:
+        found = Active(*(core.array(name)[place] for name in ("position", "feature", "activation")))
+        if self.wanted is None or self.alone:
+            return Active(*map(np.array, found))  # not those of all layers, which they are views of
+        return Active(*(array[np.isin(found.feature, self.wanted[layer])] for array in found))
+
+
+class Collector:
+    """Tables of the wanted features of all layers, filled from batches of prompts.
+
+    size: (top, before, after). `tables` holds a `_core.Contexts` for each layer.
+    """
+
+    def __init__(self, work: ActiveWork, size: tuple[int, int, int]) -> None:
+        self.transcoders, self.model, self.wanted = work.transcoders, work.model, work.wanted
+        self.n_prompts = self.n_tokens = 0
+        make, self.tables = core_for(str(self.model.dtype)).Contexts, []
+        for layer, n_features in enumerate(self.transcoders.n_features):
+            wanted = None if self.wanted is None else self.wanted[layer]
+            n = len(wanted) if work.alone and wanted is not None else n_features
+            self.tables.append(make(n, None if work.alone else wanted, *size))
+
+    def add(self, piece: PromptBatch, active: Sequence[Active]) -> None:
+        """Keep what is strongest."""
+        batch = piece.batch
+        for found, table in zip(active, self.tables):
+            table.add(*found, batch.tokens, batch.offsets, piece.first)
         self.n_prompts += len(batch)
         self.n_tokens += len(batch.tokens)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from .. import _check
 from .._display import progress_bar
+from ..circuits.pieces import as_executor, computed
 from ..items import token_label
-from ..model.batch import prompt_groups
+from ..model.batch import Batch, prompt_groups
 from ..model.run import DEFAULT_MAX_BYTES
 from ..model.tokenizer import token_texts
-from .contexts import GROUP_TOKENS, Collector, promoted_tokens
+from .contexts import GROUP_TOKENS, ActiveWork, Collector, PromptBatch, promoted_tokens
 from .labels import FeatureLabels, checked_key, no_feature
 from .transcoders import Transcoders
 
@@ -37,6 +39,7 @@ def describe_features(
     window: tuple[int, int] = (12, 4),
     n_promoted: int = 10,
     prepend_bos: bool = False,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -62,6 +65,9 @@ def describe_features(
         unembedding, less the mean over the vocabulary.
     prepend_bos : bool, default False
         Put the BOS token before each prompt.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers find what is active, some thousand tokens at a time: the result is that of a call
+        without. See docs/cluster.md.
     max_bytes : int
         Limit of the memory of a batch of prompts, and of that of the contexts, which is
         top * (12 + 8 * (before + 1 + after)) bytes for a feature.
@@ -86,6 +92,8 @@ def describe_features(
         For options out of range or no prompts, and as `Model.run`.
     MemoryError
         Before more than `max_bytes` would be taken.
+    RuntimeError
+        For prompts that failed three times in the workers of an executor, unless it is one of the above.
     KeyboardInterrupt
         On Ctrl-C.
 
@@ -107,16 +115,29 @@ def describe_features(
     n_promoted = _check.integer(n_promoted, "n_promoted", 1)
     wanted = None if features is None else wanted_features(transcoders, features)
     _check_room(transcoders, wanted, size, max_bytes)
-    collector = Collector(transcoders, model, wanted, size)
+    work = ActiveWork(model, transcoders, wanted, max_bytes, threads)
+    collector, pool = Collector(work, size), as_executor(executor)
     total = len(prompts) if hasattr(prompts, "__len__") and not isinstance(prompts, str) else None
-    with progress_bar(progress, total, "features", "prompt") as bar:  # type: ignore[arg-type]
-        for batch in prompt_groups(model, prompts, prepend_bos, GROUP_TOKENS):
-            collector.add(batch, max_bytes, threads)
+    batches = numbered(prompt_groups(model, prompts, prepend_bos, GROUP_TOKENS))
+    with (
+        progress_bar(progress, total, "features", "prompt") as bar,  # type: ignore[arg-type]
+        contextlib.closing(computed(work, batches, 0, None, pool)) as results,
+    ):
+        for piece, active in results:
+            collector.add(piece, active)
             if bar is not None:
-                bar.update(len(batch))
+                bar.update(piece.size)
     if not collector.n_prompts:
         raise ValueError("prompts must hold at least one prompt, got none")
     return _labels(collector, n_promoted, before, threads)
+
+
+def numbered(batches: Iterable[Batch]) -> Iterator[PromptBatch]:
+    """Batches with the numbers of their prompts."""
+    first = 0
+    for batch in batches:
+        yield PromptBatch(batch, first)
+        first += len(batch)
 
 
 def wanted_features(transcoders: Transcoders, features: Any) -> list[np.ndarray]:

@@ -92,10 +92,12 @@ void asp_circuit_free(asp_circuit *circuit) {
 
 /* ---- steps ------------------------------------------------------------------------------------- */
 
-asp_status asp_circuit_step(asp_circuit *circuit, int *done, const asp_context *context, asp_error *err) {
+asp_status asp_circuit_step(asp_circuit *circuit, int *done, const asp_circuit_measurer *measurer,
+                            const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     asp_status status = ASP_OK;
+    circuit->measurer = measurer;
     if (circuit->place->stage == ASP_FIND_RANKING) status = asp_ranking_step(circuit, &own, err);
     else if (circuit->place->stage != ASP_FIND_DONE) status = asp_find_step(circuit, &own, err);
     *done = circuit->place->stage == ASP_FIND_DONE;
@@ -107,7 +109,7 @@ asp_status asp_circuit_find(asp_circuit **circuit, const asp_model *model, const
                             const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     asp_status status = asp_circuit_new(circuit, model, ranking, evaluation, items, options, err);
-    for (int done = 0; !status && !done;) status = asp_circuit_step(*circuit, &done, context, err);
+    for (int done = 0; !status && !done;) status = asp_circuit_step(*circuit, &done, NULL, context, err);
     if (status) {
         asp_circuit_free(*circuit);
         *circuit = NULL;

@@ -256,6 +256,7 @@ struct asp_circuit {
     const asp_task *ranking, *evaluation;
     const int32_t *candidates; /* (n,w) read */
     asp_circuit_options options;
+    const asp_circuit_measurer *measurer;         /* of this step; NULL: effects.c */
     int64_t n_items, width, n_prompts, max_sizes; /* n, w, P of the evaluation */
     asp_arena arena;                              /* all that follows, and no pointer */
     asp_find_place *place;                        /* (1) */
@@ -290,7 +291,10 @@ asp_context asp_find_quiet(const asp_context *context);
 /* The context of a call with a stage of its own, which is shown as the part of a stage that `whole` is the context of
  * (asp_context_stage); whole stays where it is. */
 asp_context asp_find_within(const asp_context *whole);
-/* Fails unless x (n) is finite; what: "it", the metric, or "its gradient". */
-asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, const char *what, asp_error *err);
+/* What is asked; fails unless all of it is finite.  values (n,P), (n_sizes,P), or of all items of the unit written */
+asp_status asp_find_ask(double *values, const asp_circuit *c, const asp_circuit_question *question,
+                        const asp_context *context, asp_error *err);
+/* Fails unless the metric x (n) is finite. */
+asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, asp_error *err);
 
 #endif

@@ -125,7 +125,7 @@ asp_status asp_effects_keep_only(double *values, const asp_model *model, const a
     const asp_context own = asp_context_of(context, err);
     const asp_measurement asked = {.stage = "keep only",
                                    .items = items,
-                                   .others = ASP_RANK_NEVER,
+                                   .others = options->others_stay ? ASP_RANK_KEPT : ASP_RANK_NEVER,
                                    .sizes = sizes,
                                    .n_sizes = n_sizes,
                                    .values = values};
@@ -149,27 +149,19 @@ asp_status asp_effects_leave_one_out(double *values, const asp_model *model, con
 
 /* ---- first-order effects --------------------------------------------------------------------------------- */
 
-/* Adds the scores of the blocks that are left, each of which is summed in part (n); behind the last one they become
- * means.  Nothing is told in between, so that scores and kept belong together whenever something is. */
-static asp_status add_blocks(double *scores, double *part, int64_t n, asp_effects_kept *kept, asp_setting *s,
-                             asp_attribution_options *options, const asp_context *context, asp_error *err) {
-    const int64_t n_prompts = s->task->clean.n_prompts;
+/* Adds the scores of all blocks, each of which is summed in part (n). */
+static asp_status add_blocks(double *scores, double *part, int64_t n, asp_setting *s, asp_attribution_options *options,
+                             const asp_context *context, asp_error *err) {
+    const int64_t n_prompts = s->task->clean.n_prompts, runs = options->steps, total = runs * n_prompts;
     asp_status status = asp_setting_next(s, context, err);
     while (!status && s->n) {
         const int64_t end = s->first + s->n;
-        if (end <= kept->n_done) {
-            status = asp_setting_next(s, context, err);
-            continue;
-        }
         options->reference = s->replacement;
         options->metric = s->metric;
         memset(part, 0, (size_t)n * sizeof *part);
-        const int64_t runs = options->steps, total = runs * n_prompts;
         const asp_context inner = asp_context_stage(context, s->stage, runs * s->first, runs * end, total);
         status = asp_attribution(part, s->model, s->tokens, s->offsets, s->n, options, &inner, err);
         for (int64_t i = 0; !status && i < n; i++) scores[i] += part[i];
-        for (int64_t i = 0; !status && end == n_prompts && i < n; i++) scores[i] /= (double)n_prompts;
-        if (!status) kept->n_done = end;
         if (!status) status = asp_context_progress(context, s->stage, runs * end, total);
         if (!status) status = asp_setting_next(s, context, err);
     }
@@ -182,31 +174,12 @@ static asp_status check_gate(const asp_model *model, const asp_effect_options *o
                     "attribution through the gate is for attention edges of a gated model, ablated to zero in 1 step");
 }
 
-/* Begins, or continues where something is kept: its blocks must be of one size with this call's. */
-static asp_status begin_attribution(double *scores, int64_t n, asp_effects_kept *kept, const asp_setting *s,
-                                    asp_error *err) {
-    if (!kept->n_done) {
-        memset(scores, 0, (size_t)n * sizeof *scores);
-        kept->size = s->most_tokens;
-    }
-    if (kept->n_done < 0 || kept->n_done > s->task->clean.n_prompts)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "attribution: %lld prompts are kept, of %lld", (long long)kept->n_done,
-                        (long long)s->task->clean.n_prompts);
-    if (kept->size == s->most_tokens) return ASP_OK;
-    return asp_fail(err, ASP_BAD_ARGUMENT,
-                    "attribution: what is kept is of blocks of %lld tokens, and this call's are of %lld; use the same "
-                    "max_bytes and threads",
-                    (long long)kept->size, (long long)s->most_tokens);
-}
-
-asp_status asp_effects_attribution(double *scores, asp_effects_kept *kept, const asp_model *model, const asp_task *task,
+asp_status asp_effects_attribution(double *scores, const asp_model *model, const asp_task *task,
                                    const asp_effect_options *options, int64_t steps, int through_gate,
                                    const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
     const int paired = options->ablation == ASP_ABLATE_COUNTERFACTUAL;
-    asp_effects_kept none = {0};
-    if (!kept) kept = &none;
     asp_setting s = {.model = model,
                      .task = task,
                      .stage = "attribution",
@@ -228,12 +201,12 @@ asp_status asp_effects_attribution(double *scores, asp_effects_kept *kept, const
     double *part = status ? NULL : asp_allocate(n, sizeof *part);
     if (!status && !part)
         status = asp_fail(err, ASP_NO_MEMORY, "attribution: no memory for the scores of %lld items", (long long)n);
-    if (!status) status = begin_attribution(scores, n, kept, &s, err);
-    if (!status) status = asp_context_progress(&own, s.stage, steps * kept->n_done, steps * task->clean.n_prompts);
+    if (!status) status = asp_context_progress(&own, s.stage, 0, steps * task->clean.n_prompts);
     if (!status) {
+        memset(scores, 0, (size_t)n * sizeof *scores);
         for (int64_t i = 0; s.open && i < n; i++) s.open[i] = !s.open[i]; /* as closed entries are given */
         if (paired) each.closed = s.open;
-        status = add_blocks(scores, part, n, kept, &s, &each, &own, err);
+        status = add_blocks(scores, part, n, &s, &each, &own, err);
     }
     asp_release(part);
     asp_setting_close(&s);

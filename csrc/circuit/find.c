@@ -38,7 +38,8 @@ asp_context asp_find_within(const asp_context *whole) {
     return inner;
 }
 
-asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, const char *what, asp_error *err) {
+static asp_status refuse_unless_finite(const asp_circuit *c, const double *x, int64_t n, const char *what,
+                                       asp_error *err) {
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(x[i]))
             return asp_fail(err, ASP_BAD_ARGUMENT,
@@ -46,6 +47,47 @@ asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t 
                             "the model finite?",
                             c->options.metric_name, c->options.task_name, what);
     return ASP_OK;
+}
+
+asp_status asp_find_check_finite(const asp_circuit *c, const double *x, int64_t n, asp_error *err) {
+    return refuse_unless_finite(c, x, n, "it", err);
+}
+
+/* ---- what is measured ----------------------------------------------------------------------------------- */
+
+/* The measurer of a search that has none of its own; state: the search. */
+static asp_status measure_here(void *state, double *values, const asp_circuit_question *q, int64_t n_values,
+                               const asp_context *context, asp_error *err) {
+    (void)n_values;
+    const asp_circuit *c = state;
+    const asp_task *task = q->of_ranking ? c->ranking : c->evaluation;
+    const asp_effect_options *o = &c->options.effects;
+    switch (q->kind) {
+    case ASP_ASK_KNOCK_OUT: return asp_effects_knock_out(values, c->model, task, q->items, o, context, err);
+    case ASP_ASK_KEEP_ONLY:
+        return asp_effects_keep_only(values, c->model, task, q->items, q->sizes, q->n_sizes, o, context, err);
+    case ASP_ASK_LEAVE_ONE_OUT:
+        return asp_effects_leave_one_out(values, c->model, task, q->items, NULL, q->items.n, o, context, err);
+    default: return asp_effects_attribution(values, c->model, task, o, q->steps, 0, context, err);
+    }
+}
+
+/* Numbers of the answer. */
+static int64_t count_values(const asp_circuit *c, const asp_circuit_question *q) {
+    const asp_prompts *clean = &(q->of_ranking ? c->ranking : c->evaluation)->clean;
+    if (q->kind == ASP_ASK_ATTRIBUTION)
+        return asp_setting_places(asp_model_config(c->model), c->options.effects.unit, clean->offsets[1]);
+    return (q->kind == ASP_ASK_KEEP_ONLY ? q->n_sizes : q->items.n) * clean->n_prompts;
+}
+
+asp_status asp_find_ask(double *values, const asp_circuit *c, const asp_circuit_question *question,
+                        const asp_context *context, asp_error *err) {
+    const asp_circuit_measurer here = {(void *)(uintptr_t)c, measure_here}; /* read alone */
+    const asp_circuit_measurer *m = c->measurer ? c->measurer : &here;
+    const char *what = question->kind == ASP_ASK_ATTRIBUTION ? "its gradient" : "it";
+    const int64_t n = count_values(c, question);
+    const asp_status status = m->measure(m->state, values, question, n, context, err);
+    return status ? status : refuse_unless_finite(c, values, n, what, err);
 }
 
 double *asp_find_line(const asp_circuit *c, asp_circuit_part part) {
@@ -60,9 +102,11 @@ static asp_curve curve_of(const asp_circuit *c, const double *values, int64_t n_
 /* The metric on the evaluation prompts with the first so many of `items` kept.  values (n,P) written */
 static asp_status keep_first_sizes(double *values, const asp_circuit *c, const int32_t *items, const int64_t *sizes,
                                    int64_t n, const asp_context *context, asp_error *err) {
-    const asp_status status = asp_effects_keep_only(values, c->model, c->evaluation, (asp_items){items, c->n_items},
-                                                    sizes, n, &c->options.effects, context, err);
-    return status ? status : asp_find_check_finite(c, values, n * c->n_prompts, "it", err);
+    const asp_circuit_question asked = {.kind = ASP_ASK_KEEP_ONLY,
+                                        .items = {items, c->n_items},
+                                        .sizes = sizes,
+                                        .n_sizes = n};
+    return asp_find_ask(values, c, &asked, context, err);
 }
 
 /* ---- the whole model and the empty one ---------------------------------------------------------------- */
@@ -94,7 +138,7 @@ static asp_status measure_whole(asp_circuit *c, const asp_context *context, asp_
     const asp_context quiet = asp_find_quiet(context);
     const int64_t none = 0;
     asp_status status = asp_effects_whole(c->full, c->model, c->evaluation, context, err);
-    if (!status) status = asp_find_check_finite(c, c->full, c->n_prompts, "it", err);
+    if (!status) status = asp_find_check_finite(c, c->full, c->n_prompts, err);
     if (!status) status = keep_first_sizes(c->empty, c, c->candidates, &none, 1, &quiet, err);
     if (!status) status = check_divisor(c, err);
     if (!status) c->place->stage = ASP_FIND_RANKING;

@@ -84,11 +84,9 @@ static asp_status allocate_scores(score_work *w, const asp_circuit *c, asp_error
 static asp_status score_exactly(score_work *w, const asp_circuit *c, const asp_context *context, asp_error *err) {
     const int64_t n = c->n_items, p = c->ranking->clean.n_prompts;
     asp_status status = asp_effects_whole(w->whole, c->model, c->ranking, context, err);
-    if (!status) status = asp_find_check_finite(c, w->whole, p, "it", err);
-    if (!status)
-        status = asp_effects_knock_out(w->values, c->model, c->ranking, (asp_items){c->candidates, n},
-                                       &c->options.effects, context, err);
-    if (!status) status = asp_find_check_finite(c, w->values, n * p, "it", err);
+    if (!status) status = asp_find_check_finite(c, w->whole, p, err);
+    const asp_circuit_question asked = {.kind = ASP_ASK_KNOCK_OUT, .of_ranking = 1, .items = {c->candidates, n}};
+    if (!status) status = asp_find_ask(w->values, c, &asked, context, err);
     if (status) return status;
     const double whole = asp_curve_mean(w->whole, p);
     for (int64_t i = 0; i < n; i++) w->scores[i] = sign_of(c) * (whole - asp_curve_mean(w->values + i * p, p));
@@ -99,14 +97,13 @@ static asp_status score_exactly(score_work *w, const asp_circuit *c, const asp_c
 static asp_status estimate_scores(score_work *w, const asp_circuit *c, const asp_context *context, asp_error *err) {
     const int64_t steps = c->options.ranking == ASP_RANKING_IG ? c->options.steps : 1;
     const int64_t n_head = asp_model_config(c->model)->n_head;
-    asp_status status =
-        asp_effects_attribution(w->values, NULL, c->model, c->ranking, &c->options.effects, steps, 0, context, err);
-    if (!status) status = asp_find_check_finite(c, w->values, unit_size(c), "its gradient", err);
+    const asp_circuit_question asked = {.kind = ASP_ASK_ATTRIBUTION, .of_ranking = 1, .steps = steps};
+    const asp_status status = asp_find_ask(w->values, c, &asked, context, err);
     for (int64_t i = 0; !status && i < c->n_items; i++) {
         const int32_t *item = c->candidates + i * c->width;
         int64_t at = item[0] * n_head + item[1];
         for (int64_t k = 2; k < c->width; k++) at = at * prompt_length(c) + item[k];
-        w->scores[i] = sign_of(c) * w->values[at];
+        w->scores[i] = sign_of(c) * w->values[at] / (double)c->ranking->clean.n_prompts;
     }
     return status;
 }
@@ -179,9 +176,8 @@ static asp_status allocate_round(round_work *w, const asp_circuit *c, asp_error 
 /* Measures what each kept item costs, and sorts them; of equal ones the last goes first. */
 static asp_status sort_by_cost(round_work *w, const asp_circuit *c, const asp_context *context, asp_error *err) {
     asp_ranking_gather(w->rows, c, w->kept, w->n);
-    asp_status status = asp_effects_leave_one_out(w->values, c->model, c->ranking, (asp_items){w->rows, w->n}, NULL,
-                                                  w->n, &c->options.effects, context, err);
-    if (!status) status = asp_find_check_finite(c, w->values, w->n * w->n_prompts, "it", err);
+    const asp_circuit_question asked = {.kind = ASP_ASK_LEAVE_ONE_OUT, .of_ranking = 1, .items = {w->rows, w->n}};
+    const asp_status status = asp_find_ask(w->values, c, &asked, context, err);
     if (status) return status;
     for (int64_t i = 0; i < w->n; i++) {
         const double cost = sign_of(c) * (c->place->now - asp_curve_mean(w->values + i * w->n_prompts, w->n_prompts));
@@ -205,9 +201,9 @@ static asp_status choose_batch(round_work *w, const asp_circuit *c, int64_t *n_d
     }
     for (int64_t i = 0; i < w->n; i++) w->other[i] = w->kept[w->index[w->n - 1 - i]];
     asp_ranking_gather(w->rows, c, w->other, w->n);
-    asp_status status = asp_effects_keep_only(w->without, c->model, c->ranking, (asp_items){w->rows, w->n}, w->sizes,
-                                              n_batches, &c->options.effects, context, err);
-    if (!status) status = asp_find_check_finite(c, w->without, n_batches * w->n_prompts, "it", err);
+    const asp_circuit_question asked = {
+        .kind = ASP_ASK_KEEP_ONLY, .of_ranking = 1, .items = {w->rows, w->n}, .sizes = w->sizes, .n_sizes = n_batches};
+    const asp_status status = asp_find_ask(w->without, c, &asked, context, err);
     for (int i = 0; !status && i < n_batches; i++) {
         *n_dropped = w->counts[i];
         *now = asp_curve_mean(w->without + i * w->n_prompts, w->n_prompts);
@@ -252,9 +248,9 @@ static asp_status begin_elimination(asp_circuit *c, const asp_context *context, 
     double *values = asp_allocate(p, 2 * sizeof *values); /* (2,P) */
     if (!values) return asp_fail(err, ASP_NO_MEMORY, "no memory for the metric of %lld prompts", (long long)p);
     const asp_context quiet = asp_find_quiet(context);
-    asp_status status = asp_effects_keep_only(values, c->model, c->ranking, (asp_items){c->candidates, n}, sizes, 2,
-                                              &c->options.effects, &quiet, err);
-    if (!status) status = asp_find_check_finite(c, values, 2 * p, "it", err);
+    const asp_circuit_question asked = {
+        .kind = ASP_ASK_KEEP_ONLY, .of_ranking = 1, .items = {c->candidates, n}, .sizes = sizes, .n_sizes = 2};
+    const asp_status status = asp_find_ask(values, c, &asked, &quiet, err);
     if (!status) {
         c->place->now = asp_curve_mean(values, p);
         c->place->small = SMALL_SHARE * fabs(c->place->now - asp_curve_mean(values + p, p));

@@ -106,10 +106,10 @@ asp_status asp_receivers_finish(asp_receivers *receivers, const asp_context *con
 /* ---- routes.c ------------------------------------------------------------------ */
 
 /* Information flow routes of a run with ASP_NODES_RECORDS, RESID and RESID_MID.
- *   scores (S,R) added to: weight * the mean over the positions of each sequence
+ *   scores (S,R) added to: the mean over the positions of each sequence
  *   outputs (S,R,E) read    shares (N,S) scratch */
 asp_status asp_routes_add(double *scores, const asp_model *model, const asp_run *run, const asp_real *outputs,
-                          int64_t n_rows, double weight, double *shares, const asp_context *context);
+                          int64_t n_rows, double *shares, const asp_context *context);
 
 /* ---- component_setting.c --------------------------------------------------------- */
 

@@ -11,11 +11,11 @@ enum { BLOCK_ROWS = 2048 };
 typedef struct {
     asp_replay pass;
     asp_component_setting *setting;
-    double *scores; /* (S,R) added to */
-    double *before; /* (n) the metric of the prompts as they are */
-    asp_component_kept *kept;
-    int64_t skipped; /* component edges times prompts that were done before */
-    asp_arena arena; /* of a block */
+    double *scores;       /* (S,R) added to */
+    double *before;       /* (n) the metric of the prompts as they are */
+    int64_t begin, end;   /* component edges that are asked */
+    int64_t edge, n_done; /* the next one of this block; how many times prompts are done */
+    asp_arena arena;      /* of a block */
 } exact;
 
 /* ---- memory ------------------------------------------------------------------------------------------- */
@@ -142,7 +142,7 @@ static void find_first(exact *x) {
 
 static asp_status run_chunk(exact *x, asp_replay_kind kind, const asp_context *context) {
     const asp_component_setting *s = x->setting;
-    const int64_t n_receivers = asp_nodes_n_receivers(&s->model->config), n_prompts = s->task->clean.n_prompts;
+    const int64_t n_receivers = asp_nodes_n_receivers(&s->model->config);
     const double sign = s->options.smaller_is_better != s->options.denoising ? 1 : -1;
     if (!x->pass.n) return ASP_OK;
     asp_status status = asp_replay_run(&x->pass, kind, context);
@@ -151,28 +151,25 @@ static asp_status run_chunk(exact *x, asp_replay_kind kind, const asp_context *c
     if (!status) status = asp_component_setting_metric(x->pass.values, s->model, &rows, x->pass.n, context);
     for (int64_t i = 0; !status && i < x->pass.n; i++) {
         const asp_replay_variant *v = &x->pass.variants[i];
-        x->scores[v->sender * n_receivers + v->receiver] +=
-            sign * (x->pass.values[i] - x->before[v->prompt]) / (double)n_prompts;
+        x->scores[v->sender * n_receivers + v->receiver] += sign * (x->pass.values[i] - x->before[v->prompt]);
     }
     if (status) return status;
-    x->kept->n_done += x->pass.n;
+    x->n_done += x->pass.n;
     x->pass.n = x->pass.n_rows = 0;
-    return asp_context_progress(context, s->stage, x->kept->n_done, asp_nodes_n_edges(&s->model->config) * n_prompts);
+    return asp_context_progress(context, s->stage, x->n_done, (x->end - x->begin) * s->task->clean.n_prompts);
 }
 
-/* All component edges into the receivers first .. first + n - 1, which are alike and of one layer. */
+/* The component edges that are asked into receivers first .. first + n - 1, which are alike and of one layer. */
 static asp_status run_receivers(exact *x, asp_replay_kind kind, int64_t first, int64_t n, const asp_context *context) {
     const asp_component_setting *s = x->setting;
     const asp_config *c = &s->model->config;
     const int one = kind == ASP_REPLAY_LOGITS || (kind == ASP_REPLAY_MLP && x->pass.layer == c->n_layer - 1);
     asp_status status = ASP_OK;
     for (int64_t r = first; r < first + n; r++)
-        for (int64_t sender = 0; sender < asp_nodes_n_before(c, r); sender++)
+        for (int64_t sender = 0; sender < asp_nodes_n_before(c, r); sender++) {
+            const int64_t edge = x->edge++;
+            if (edge < x->begin || edge >= x->end) continue;
             for (int64_t b = 0; !status && b < s->n; b++) {
-                if (x->skipped) {
-                    x->skipped--;
-                    continue;
-                }
                 const int64_t rows = one ? 1 : s->offsets[b + 1] - s->offsets[b] - x->pass.first[b];
                 if (x->pass.n_rows + rows > x->pass.max_rows) status = run_chunk(x, kind, context);
                 x->pass.variants[x->pass.n] = (asp_replay_variant){r, sender, b};
@@ -180,6 +177,7 @@ static asp_status run_receivers(exact *x, asp_replay_kind kind, int64_t first, i
                 x->pass.n_rows += rows;
                 x->pass.offsets[x->pass.n] = x->pass.n_rows;
             }
+        }
     return status ? status : run_chunk(x, kind, context);
 }
 
@@ -209,7 +207,7 @@ static asp_status run_exact_block(exact *x, const asp_context *context, asp_erro
     asp_status status = open_exact(x, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
     const int entered = !status;
-    x->pass.n = x->pass.n_rows = 0;
+    x->pass.n = x->pass.n_rows = x->edge = 0;
     if (entered) find_first(x);
     if (!status) status = make_changes(x, context);
     if (!status) status = measure_before(x, context);
@@ -226,54 +224,36 @@ static asp_status run_exact_block(exact *x, const asp_context *context, asp_erro
 /* All blocks of prompts. */
 static asp_status run_exact(exact *x, const asp_context *context, asp_error *err) {
     asp_component_setting *s = x->setting;
-    const int64_t n_edges = asp_nodes_n_edges(&s->model->config);
-    asp_status status = asp_context_progress(context, s->stage, x->kept->n_done, n_edges * s->task->clean.n_prompts);
+    asp_status status = asp_context_progress(context, s->stage, 0, (x->end - x->begin) * s->task->clean.n_prompts);
     if (!status) status = asp_component_setting_next(s, context, err);
     while (!status && s->n) {
-        if (x->skipped >= n_edges * s->n) x->skipped -= n_edges * s->n;
-        else status = run_exact_block(x, context, err);
+        status = run_exact_block(x, context, err);
         if (!status) status = asp_component_setting_next(s, context, err);
     }
     return status;
 }
 
-/* Continues where something is kept; its blocks must be of one size with this call's. */
-static asp_status begin_exact(exact *x, asp_error *err) {
-    const asp_component_setting *s = x->setting;
-    const asp_config *c = &s->model->config;
-    asp_component_kept *kept = x->kept;
-    if (!kept->n_done) {
-        memset(x->scores, 0, (size_t)(asp_nodes_n_senders(c) * asp_nodes_n_receivers(c)) * sizeof *x->scores);
-        kept->size = s->most_tokens;
-    }
-    x->skipped = kept->n_done;
-    const int64_t all = asp_nodes_n_edges(c) * s->task->clean.n_prompts;
-    if (kept->n_done < 0 || kept->n_done > all)
-        return asp_fail(err, ASP_BAD_ARGUMENT, "exact: %lld component edges of prompts are kept, of %lld",
-                        (long long)kept->n_done, (long long)all);
-    if (kept->size == s->most_tokens) return ASP_OK;
-    return asp_fail(err, ASP_BAD_ARGUMENT,
-                    "exact: what is kept is of blocks of %lld tokens, and this call's are of %lld; use the same "
-                    "max_bytes and threads",
-                    (long long)kept->size, (long long)s->most_tokens);
-}
-
-asp_status asp_component_exact(double *scores, asp_component_kept *kept, const asp_model *model, const asp_task *task,
+asp_status asp_component_exact(double *scores, const asp_model *model, const asp_task *task, int64_t begin, int64_t end,
                                const asp_component_options *options, const asp_context *context, asp_error *err) {
     ASP_ENVIRONMENT;
     const asp_context own = asp_context_of(context, err);
+    const asp_config *c = &model->config;
+    const int64_t n_edges = asp_nodes_n_edges(c), n_places = asp_nodes_n_senders(c) * asp_nodes_n_receivers(c);
+    if (begin < 0 || begin > end || end > n_edges)
+        return asp_fail(err, ASP_BAD_INDEX, "exact: component edges are 0..%lld, got %lld up to before %lld",
+                        (long long)n_edges - 1, (long long)begin, (long long)end);
     asp_component_setting s = {.model = model,
                                .task = task,
                                .stage = "exact",
                                .options = *options,
                                .with_base = 1,
-                               .n_sent = asp_nodes_n_senders(&model->config),
+                               .n_sent = asp_nodes_n_senders(c),
                                .own_bytes = exact_bytes};
-    exact x = {.pass = {.setting = &s}, .setting = &s, .scores = scores, .kept = kept};
+    exact x = {.pass = {.setting = &s}, .setting = &s, .scores = scores, .begin = begin, .end = end};
     asp_status status = asp_component_setting_check(&s, err);
     if (status) return status;
+    memset(scores, 0, (size_t)n_places * sizeof *scores);
     status = asp_component_setting_open(&s, &own, err);
-    if (!status) status = begin_exact(&x, err);
     if (!status) status = run_exact(&x, &own, err);
     asp_component_setting_close(&s);
     return status;

@@ -311,7 +311,7 @@ static asp_status score_points(scoring *s, int64_t first, int64_t n, const asp_c
                                .n_points = n,
                                .level = s->o->level,
                                .mlp_input = s->o->mlp_input,
-                               .weight = sign / ((double)s->base->n_prompts * (double)s->n_points),
+                               .weight = sign / (double)s->n_points,
                                .scores = s->scores,
                                .gradients = s->gradients,
                                .dout = s->dout,
@@ -334,12 +334,10 @@ static asp_status score_points(scoring *s, int64_t first, int64_t n, const asp_c
 
 static asp_status score_routes(scoring *s, const asp_context *context) {
     const asp_node_activations given = asp_nodes_of_run(s->plain);
-    const double weight = 1 / (double)s->base->n_prompts;
     const asp_status status = asp_nodes_outputs(s->differences, s->model, &given, s->reference.z, s->reference.post,
                                                 s->n_tokens, s->n_rows, context);
-    return status
-               ? status
-               : asp_routes_add(s->scores, s->model, s->plain, s->differences, s->n_rows, weight, s->shares, context);
+    return status ? status
+                  : asp_routes_add(s->scores, s->model, s->plain, s->differences, s->n_rows, s->shares, context);
 }
 
 static asp_status score_block(scoring *s, const asp_context *context) {

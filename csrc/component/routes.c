@@ -29,8 +29,8 @@ static void route_item(void *arg, int64_t row, int thread) {
 }
 
 /* Adds to n columns of the scores, from the one of a receiver on. */
-static void add_shares(double *scores, const route_job *job, const asp_run *run, double weight, int64_t receiver,
-                       int64_t n, int64_t n_receivers) {
+static void add_shares(double *scores, const route_job *job, const asp_run *run, int64_t receiver, int64_t n,
+                       int64_t n_receivers) {
     const int64_t *offsets = asp_run_offsets(run);
     for (int64_t s = 0; s < job->n_before; s++) {
         double all = 0;
@@ -39,12 +39,12 @@ static void add_shares(double *scores, const route_job *job, const asp_run *run,
             for (int64_t r = offsets[b]; r < offsets[b + 1]; r++) sum += job->shares[r * job->n_senders + s];
             all += sum / (double)(offsets[b + 1] - offsets[b]);
         }
-        for (int64_t i = 0; i < n; i++) scores[s * n_receivers + receiver + i] += weight * all;
+        for (int64_t i = 0; i < n; i++) scores[s * n_receivers + receiver + i] += all;
     }
 }
 
 asp_status asp_routes_add(double *scores, const asp_model *model, const asp_run *run, const asp_real *outputs,
-                          int64_t n_rows, double weight, double *shares, const asp_context *context) {
+                          int64_t n_rows, double *shares, const asp_context *context) {
     const asp_config *c = &model->config;
     const asp_array pre = asp_run_array(run, ASP_RESID), mid = asp_run_array(run, ASP_RESID_MID);
     route_job job = {.outputs = outputs,
@@ -60,7 +60,7 @@ asp_status asp_routes_add(double *scores, const asp_model *model, const asp_run 
         job.n_before = asp_nodes_n_before(c, first);
         status = asp_parallel_for(context, pre.dims[1], route_item, &job);
         if (!status)
-            add_shares(scores, &job, run, weight, first, i % 2 || layer == c->n_layer ? 1 : 3 * c->n_head,
+            add_shares(scores, &job, run, first, i % 2 || layer == c->n_layer ? 1 : 3 * c->n_head,
                        asp_nodes_n_receivers(c));
     }
     return status;

@@ -384,7 +384,6 @@ PyObject *asp_py_effects_whole(PyObject *self, PyObject *args, PyObject *kwargs)
 PyObject *asp_py_effects_knock_out(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_keep_only(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject *kwargs);
-PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs);
 PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs);
 
 /* ---- py_component.c ------------------------------------------------------------------ */

@@ -59,16 +59,43 @@ PyObject *asp_py_component_values_of_neurons(PyObject *self, PyObject *args, PyO
                      asp_component_values_of_neurons);
 }
 
-/* ---- long measurements: each component edge patched alone; ACDC ------------------------------------------ */
+/* ---- each component edge patched alone -------------------------------------------------------------------- */
 
-/* What they have found can be kept. */
+PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"task", "edges", "options", "threads", "progress", NULL};
+    PyObject *task, *options, *progress = Py_None, *result = NULL;
+    long long begin, end;
+    int threads = 0;
+    void *scores;
+    py_component_call c;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O(LL)O|iO:component_exact", names, &task, &begin, &end, &options,
+                                     &threads, &progress))
+        return NULL;
+    const asp_model *model = ((py_model *)self)->model;
+    const asp_config *config = asp_model_config(model);
+    const int64_t dims[2] = {asp_nodes_n_senders(config), asp_nodes_n_receivers(config)};
+    if (asp_py_component_read(&c, self, task, options, threads))
+        result = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &scores);
+    py_call call;
+    if (result && asp_py_component_begin(&c, &call, self, progress)) {
+        asp_error err = {0};
+        const asp_status status =
+            asp_component_exact(scores, model, &c.task.task, begin, end, &c.options, &call.context, &err);
+        asp_py_component_end(&call, self, status, &err);
+    }
+    return asp_py_component_clear(&c, result);
+}
+
+/* ---- ACDC ------------------------------------------------------------------------------------------------- */
+
+/* What it has found can be kept. */
 typedef struct {
     py_call call;
     asp_component_kept kept;
     PyObject *keep; /* borrowed: its due() says whether write(state) is to be called; None: nothing is kept */
     int (*progress)(void *state, const char *stage, int64_t done, int64_t total); /* what else is told */
     int64_t places;                                                               /* S R */
-    PyObject *scores_array, *mask_array;                                          /* NULL without a mask */
+    PyObject *scores_array, *mask_array;
     void *scores, *mask;
 } kept_call;
 
@@ -78,7 +105,7 @@ enum { HEAD = 3 }; /* numbers of the state before the scores: asp_component_kept
 
 static int64_t n_state(const kept_call *c) {
     const int64_t item = (int64_t)sizeof(int64_t);
-    return HEAD + c->places + (c->mask_array ? (c->places + item - 1) / item : 0);
+    return HEAD + c->places + (c->places + item - 1) / item;
 }
 
 static PyObject *kept_state(const kept_call *c) {
@@ -92,7 +119,7 @@ static PyObject *kept_state(const kept_call *c) {
     to[1] = c->kept.size;
     memcpy(to + 2, &c->kept.loss, sizeof c->kept.loss);
     memcpy(to + HEAD, c->scores, (size_t)c->places * sizeof(double));
-    if (c->mask) memcpy(to + HEAD + c->places, c->mask, (size_t)c->places);
+    memcpy(to + HEAD + c->places, c->mask, (size_t)c->places);
     return state;
 }
 
@@ -109,7 +136,7 @@ static int read_state(kept_call *c, PyObject *object) {
         c->kept = (asp_component_kept){.n_done = from[0], .size = from[1]};
         memcpy(&c->kept.loss, from + 2, sizeof c->kept.loss);
         memcpy(c->scores, from + HEAD, (size_t)c->places * sizeof(double));
-        if (c->mask) memcpy(c->mask, from + HEAD + c->places, (size_t)c->places);
+        memcpy(c->mask, from + HEAD + c->places, (size_t)c->places);
     } else
         PyErr_Format(PyExc_ValueError, "state must have %lld numbers, got %lld", (long long)n_state(c), (long long)n);
     Py_DECREF(state);
@@ -155,15 +182,15 @@ static void keep_when_ended(const kept_call *c, asp_status status) {
     }
 }
 
-/* ---- the calls --------------------------------------------------------------------------------------------- */
+/* ---- the call --------------------------------------------------------------------------------------------- */
 
 /* Arrays of the result, from the state on. */
-static int open_kept_call(kept_call *c, const asp_config *config, PyObject *state, int with_mask) {
+static int open_kept_call(kept_call *c, const asp_config *config, PyObject *state) {
     const int64_t dims[2] = {asp_nodes_n_senders(config), asp_nodes_n_receivers(config)};
     c->places = dims[0] * dims[1];
     c->scores_array = asp_py_arrays_new(ASP_PY_DOUBLE, 2, dims, &c->scores);
-    if (c->scores_array && with_mask) c->mask_array = asp_py_arrays_new(ASP_PY_BYTE, 2, dims, &c->mask);
-    return c->scores_array && (c->mask_array || !with_mask) && read_state(c, state);
+    if (c->scores_array) c->mask_array = asp_py_arrays_new(ASP_PY_BYTE, 2, dims, &c->mask);
+    return c->mask_array && read_state(c, state);
 }
 
 static int begin_kept_call(kept_call *c, py_component_call *call, PyObject *self, PyObject *progress) {
@@ -180,26 +207,6 @@ static void end_kept_call(kept_call *c, PyObject *self, asp_status status, const
     keep_when_ended(c, status);
 }
 
-PyObject *asp_py_component_values_exact(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "options", "threads", "progress", "state", "keep", NULL};
-    PyObject *task, *options, *progress = Py_None, *state = Py_None;
-    int threads = 0;
-    kept_call c = {.keep = Py_None};
-    py_component_call call;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|iOOO:component_exact", names, &task, &options, &threads,
-                                     &progress, &state, &c.keep))
-        return NULL;
-    const asp_model *model = ((py_model *)self)->model;
-    if (asp_py_component_read(&call, self, task, options, threads) &&
-        open_kept_call(&c, asp_model_config(model), state, 0) && begin_kept_call(&c, &call, self, progress)) {
-        asp_error err = {0};
-        const asp_status status =
-            asp_component_exact(c.scores, &c.kept, model, &call.task.task, &call.options, &c.call.context, &err);
-        end_kept_call(&c, self, status, &err);
-    }
-    return asp_py_component_clear(&call, c.scores_array);
-}
-
 PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"task", "threshold", "options", "threads", "progress", "state", "keep", NULL};
     PyObject *task, *options, *progress = Py_None, *state = Py_None;
@@ -212,7 +219,7 @@ PyObject *asp_py_component_values_acdc(PyObject *self, PyObject *args, PyObject 
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
     if (asp_py_component_read(&call, self, task, options, threads) &&
-        open_kept_call(&c, asp_model_config(model), state, 1) && begin_kept_call(&c, &call, self, progress)) {
+        open_kept_call(&c, asp_model_config(model), state) && begin_kept_call(&c, &call, self, progress)) {
         asp_error err = {0};
         const asp_status status = asp_component_acdc(c.mask, c.scores, &c.kept, model, &call.task.task, threshold,
                                                      &call.options, &c.call.context, &err);

@@ -47,42 +47,52 @@ static PyObject *wrong_stage(int stage) {
     return NULL;
 }
 
-static PyObject *add_active(py_contexts *self, const py_features *features, int64_t layer,
-                            const asp_contexts_prompts *prompts) {
+static PyObject *add_active(py_contexts *self, const asp_feature_list *list, const asp_contexts_prompts *prompts) {
     int stage = OPEN;
     if (!atomic_compare_exchange_strong(&self->stage, &stage, BUSY)) return wrong_stage(stage);
-    const asp_feature_list list = asp_features_list(features->features);
     asp_error err = {0};
     py_call call;
     asp_py_call_begin(&call, 1);
-    const asp_status status = asp_contexts_add(self->contexts, &list, layer, prompts, &call.context, &err);
+    const asp_status status = asp_contexts_add(self->contexts, list, 0, prompts, &call.context, &err);
     asp_py_call_end(&call);
     atomic_store(&self->stage, OPEN);
     if (status) return asp_py_call_raise(status, &err);
     Py_RETURN_NONE;
 }
 
+/* The active features of one layer; start (2) written. */
+static int read_active(py_held *h, PyObject *const o[3], int64_t start[2], asp_feature_list *list) {
+    int64_t n_features = -1, n_activations = -1;
+    list->position = asp_py_arrays_hold_copy(h, o[0], ASP_PY_INT32, 1, "position", &list->n);
+    if (list->position) list->feature = asp_py_arrays_hold_copy(h, o[1], ASP_PY_INT32, 1, "feature", &n_features);
+    if (list->feature)
+        list->activation = asp_py_arrays_hold_copy(h, o[2], ASP_PY_REAL, 1, "activation", &n_activations);
+    if (!list->activation) return 0;
+    start[0] = 0;
+    start[1] = list->n;
+    list->start = start;
+    if (n_features == list->n && n_activations == list->n) return 1;
+    PyErr_Format(PyExc_ValueError, "position, feature and activation must be as long, got %lld, %lld and %lld",
+                 (long long)list->n, (long long)n_features, (long long)n_activations);
+    return 0;
+}
+
 static PyObject *contexts_add(PyObject *object, PyObject *args) {
-    PyObject *features, *tokens, *offsets, *result = NULL;
-    long long layer, first;
+    PyObject *active[3], *tokens, *offsets, *result = NULL;
+    long long first;
+    int64_t start[2];
     py_batch batch;
-    if (!PyArg_ParseTuple(args, "OLOOL:add", &features, &layer, &tokens, &offsets, &first)) return NULL;
-    if (!Py_IS_TYPE(features, asp_py_module_state(Py_TYPE(object))->features_type))
-        return PyErr_Format(PyExc_TypeError, "features must be Features, got %.80s", Py_TYPE(features)->tp_name);
-    const py_features *f = (py_features *)features;
-    if (atomic_load(&f->stage) != ASP_PY_FEATURES_COMPLETE) {
-        PyErr_SetString(PyExc_RuntimeError, "these features are not complete");
+    py_held held = {.n = 0};
+    asp_feature_list list = {0};
+    if (!PyArg_ParseTuple(args, "OOOOOL:add", &active[0], &active[1], &active[2], &tokens, &offsets, &first))
         return NULL;
-    }
-    const int64_t n_layer = asp_model_config(f->model->model)->n_layer;
-    if (layer < 0 || layer >= n_layer)
-        return PyErr_Format(PyExc_IndexError, "layer %lld is out of range 0..%lld", layer, (long long)n_layer - 1);
     if (!asp_py_arrays_batch(&batch, tokens, offsets)) return NULL;
     const asp_contexts_prompts prompts = {batch.tokens, batch.offsets, batch.n_sequences, first};
     if (first < 0 || first > INT32_MAX - batch.n_sequences)
         PyErr_Format(PyExc_ValueError, "the first prompt must have a number in 0..%lld, got %lld",
                      (long long)(INT32_MAX - batch.n_sequences), first);
-    else result = add_active((py_contexts *)object, f, layer, &prompts);
+    else if (read_active(&held, active, start, &list)) result = add_active((py_contexts *)object, &list, &prompts);
+    asp_py_arrays_let_go(&held);
     asp_py_arrays_batch_clear(&batch);
     return result;
 }
@@ -111,7 +121,8 @@ static PyObject *contexts_array(PyObject *object, PyObject *name) {
 
 static PyMethodDef methods[] = {
     {"add", contexts_add, METH_VARARGS,
-     "add(features, layer, tokens, offsets, first): the active features of a layer in prompts first, first + 1, ..."},
+     "add(position, feature, activation, tokens, offsets, first): what is active of a layer, sorted by position and\n"
+     "feature, in prompts first, first + 1, ..."},
     {"array", contexts_array, METH_O, "array(name): read-only view of one array; nothing can be added after it."},
     {0}};
 

@@ -56,17 +56,20 @@ static int read_effects_fields(py_held *h, PyObject **o, asp_prompts *reference,
     *options = (asp_effect_options){.unit = (asp_unit)unit, .ablation = (asp_ablation)ablation};
     options->max_bytes = PyLong_AsLongLong(o[2]);
     if (options->max_bytes == -1 && PyErr_Occurred()) return 0;
+    options->others_stay = PyObject_IsTrue(o[5]);
+    if (options->others_stay < 0) return 0;
     if (o[3] == Py_None) return 1;
     options->reference = reference;
     return read_prompts(h, o[3], o[4], reference);
 }
 
 int asp_py_effects_read_options(py_held *h, PyObject *object, asp_prompts *reference, asp_effect_options *options) {
-    static const char *const fields[] = {"unit", "ablation", "max_bytes", "reference", "reference_offsets"};
-    PyObject *o[5];
-    if (!asp_py_module_fields(object, "EffectOptions", fields, 5, o)) return 0;
+    static const char *const fields[] = {"unit",      "ablation",          "max_bytes",
+                                         "reference", "reference_offsets", "others_stay"};
+    PyObject *o[6];
+    if (!asp_py_module_fields(object, "EffectOptions", fields, 6, o)) return 0;
     const int good = read_effects_fields(h, o, reference, options);
-    asp_py_module_forget(o, 5);
+    asp_py_module_forget(o, 6);
     return good;
 }
 
@@ -235,166 +238,33 @@ PyObject *asp_py_effects_leave_one_out(PyObject *self, PyObject *args, PyObject 
     return measure_effects(self, args, kwargs, "dropped", leave_one_out);
 }
 
-/* ---- calls that continue ---------------------------------------------------------------------------- */
-
-/* Puts how far a call is into an array of the caller, who may look at it and at what is found when he is told. */
-typedef struct {
-    const int64_t *const *from; /* (n) */
-    int64_t *to, n;
-    py_call *call;
-    int (*progress)(void *state, const char *stage, int64_t done, int64_t total);
-} place_listener;
-
-static int tell_place(void *state, const char *stage, int64_t done, int64_t total) {
-    const place_listener *l = state;
-    for (int64_t i = 0; i < l->n; i++) l->to[i] = *l->from[i];
-    return l->progress ? l->progress(l->call, stage, done, total) : 0;
-}
-
-static place_listener listen_for_place(py_call *call, const int64_t *const *from, int64_t *to, int64_t n) {
-    const place_listener listener = {from, to, n, call, call->context.progress};
-    return listener;
-}
-
-/* ---- one entry of each head ------------------------------------------------------------------------ */
-
-/* Arrays for all heads, of which the first are kept. */
-typedef struct {
-    asp_entry_effects found;
-    PyObject *heads, *mean;
-    int64_t *place; /* (1) of the caller: n_done */
-} entry_arrays;
-
-/* What a call of this many prompts has found so far, in arrays of the caller: place, full, effect, values. */
-static int read_found(entry_arrays *a, py_held *h, const asp_config *c, int64_t n_prompts, PyObject *const o[4]) {
-    asp_entry_effects *f = &a->found;
-    int64_t n_places = 0, n_full = 0, each[3] = {0}, kept[2] = {0};
-    a->place = asp_py_arrays_hold_out(h, o[0], ASP_PY_INT64, 1, "place", &n_places);
-    if (a->place) f->full = asp_py_arrays_hold_out(h, o[1], ASP_PY_DOUBLE, 1, "full", &n_full);
-    if (f->full) f->effect = asp_py_arrays_hold_out(h, o[2], ASP_PY_DOUBLE, 3, "effect", each);
-    if (f->effect) f->values = asp_py_arrays_hold_out(h, o[3], ASP_PY_DOUBLE, 2, "values", kept);
-    if (!f->values) return 0;
-    if (n_places != 1) return wrong_task_shape("place");
-    if (n_full != n_prompts) return wrong_task_shape("full");
-    if (each[0] != n_prompts || each[1] != c->n_layer || each[2] != c->n_head) return wrong_task_shape("effect");
-    if (kept[0] != c->n_layer * c->n_head + 1 || kept[1] != n_prompts) return wrong_task_shape("values");
-    f->n_done = *a->place;
-    return 1;
-}
-
-static int new_entry_arrays(entry_arrays *a, const asp_config *c) {
-    const int64_t n_heads = c->n_layer * c->n_head, pairs[] = {n_heads, 2};
-    void *heads = NULL, *mean = NULL;
-    a->heads = asp_py_arrays_new(ASP_PY_INT32, 2, pairs, &heads);
-    if (a->heads) a->mean = asp_py_arrays_new(ASP_PY_DOUBLE, 1, &n_heads, &mean);
-    a->found.heads = heads;
-    a->found.mean = mean;
-    return a->mean != NULL;
-}
-
-static PyObject *first_rows(PyObject *array, int64_t n) { return PySequence_GetSlice(array, 0, (Py_ssize_t)n); }
-
-static PyObject *entry_result(const entry_arrays *a) {
-    return Py_BuildValue("NN", first_rows(a->heads, a->found.n), first_rows(a->mean, a->found.n));
-}
-
-/* Positions of each prompt, and weights of the patterns there. */
-static int read_places(effects_call *e, const asp_config *c, PyObject *weight, PyObject *query, PyObject *key,
-                       asp_entries *entries) {
-    const int64_t n_prompts = e->task.task.clean.n_prompts;
-    int64_t n_queries = 0, n_keys = 0, dims[3] = {0};
-    entries->query = asp_py_arrays_hold_copy(&e->held, query, ASP_PY_INT64, 1, "query", &n_queries);
-    if (entries->query) entries->key = asp_py_arrays_hold_copy(&e->held, key, ASP_PY_INT64, 1, "key", &n_keys);
-    if (entries->key) entries->weight = asp_py_arrays_hold_copy(&e->held, weight, ASP_PY_REAL, 3, "weight", dims);
-    if (!entries->weight) return 0;
-    if (n_queries != n_prompts) return wrong_task_shape("query");
-    if (n_keys != n_prompts) return wrong_task_shape("key");
-    return (dims[0] == n_prompts && dims[1] == c->n_layer && dims[2] == c->n_head) || wrong_task_shape("weight");
-}
-
-PyObject *asp_py_effects_of_entry(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "options", "weight", "query",   "key",      "place",
-                            "full", "effect",  "values", "threads", "progress", NULL};
-    PyObject *task, *options, *weight, *query, *key, *found[4], *progress = Py_None, *result = NULL;
-    int threads = 0;
-    effects_call e = {0};
-    entry_arrays arrays = {0};
-    asp_entries entries = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOOOOO|iO:entry_effects", names, &task, &options, &weight,
-                                     &query, &key, &found[0], &found[1], &found[2], &found[3], &threads, &progress))
-        return NULL;
-    if (!asp_py_call_check_threads(threads)) return NULL;
-    const asp_model *model = ((py_model *)self)->model;
-    const asp_config *c = asp_model_config(model);
-    const int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) &&
-                     read_places(&e, c, weight, query, key, &entries) &&
-                     read_found(&arrays, &e.held, c, e.task.task.clean.n_prompts, found) &&
-                     new_entry_arrays(&arrays, c);
-    py_call call;
-    if (good && begin_effects(&e, &call, self, threads, progress)) {
-        asp_error err = {0};
-        const int64_t *const from = &arrays.found.n_done;
-        place_listener listener = listen_for_place(&call, &from, arrays.place, 1);
-        call.context.progress = tell_place;
-        call.context.progress_state = &listener;
-        const asp_status status =
-            asp_entry_measure(&arrays.found, model, &e.task.task, &entries, &e.options, &call.context, &err);
-        *arrays.place = arrays.found.n_done;
-        end_effects(&call, self, NULL, status, &err);
-        if (!PyErr_Occurred()) result = entry_result(&arrays);
-    }
-    Py_XDECREF(arrays.heads);
-    Py_XDECREF(arrays.mean);
-    let_go_effects(&e);
-    return result;
-}
-
 /* ---- first-order effects -------------------------------------------------------------------------- */
 
-/* Scores so far and how far that is, in arrays of the caller. */
-static int read_scores(effects_call *e, const asp_config *c, PyObject *const o[2], double **scores, int64_t **place) {
-    const int64_t length = e->task.task.clean.offsets[1], wanted[4] = {c->n_layer, c->n_head, length, length};
-    const int n_dims = 2 + (int)e->options.unit;
-    int64_t n_places, dims[4];
-    *place = asp_py_arrays_hold_out(&e->held, o[0], ASP_PY_INT64, 1, "place", &n_places);
-    if (*place) *scores = asp_py_arrays_hold_out(&e->held, o[1], ASP_PY_DOUBLE, n_dims, "scores", dims);
-    if (!*place || !*scores) return 0;
-    if (n_places != 2) return wrong_task_shape("place");
-    for (int i = 0; i < n_dims; i++)
-        if (dims[i] != wanted[i]) return wrong_task_shape("scores");
-    return 1;
-}
-
 PyObject *asp_py_effects_attribution(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"task", "options", "steps", "through_gate", "place", "scores", "threads", "progress", NULL};
-    PyObject *task, *options, *found[2], *progress = Py_None;
+    static char *names[] = {"task", "options", "steps", "through_gate", "threads", "progress", NULL};
+    PyObject *task, *options, *progress = Py_None, *scores = NULL;
     long long steps;
     int through_gate, threads = 0;
+    void *data;
     effects_call e = {0};
-    double *scores = NULL;
-    int64_t *place = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLpOO|iO:attribution", names, &task, &options, &steps,
-                                     &through_gate, &found[0], &found[1], &threads, &progress))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLp|iO:attribution", names, &task, &options, &steps, &through_gate,
+                                     &threads, &progress))
         return NULL;
     const asp_model *model = ((py_model *)self)->model;
+    const asp_config *c = asp_model_config(model);
     if (!asp_py_call_check_threads(threads)) return NULL;
-    const int good = read_effects_task(&e, self, task) && read_effects_options(&e, options) &&
-                     read_scores(&e, asp_model_config(model), found, &scores, &place);
+    if (read_effects_task(&e, self, task) && read_effects_options(&e, options)) {
+        const int64_t length = e.task.task.clean.offsets[1], dims[4] = {c->n_layer, c->n_head, length, length};
+        scores = asp_py_arrays_new(ASP_PY_DOUBLE, 2 + (int)e.options.unit, dims, &data);
+    }
     py_call call;
-    if (good && begin_effects(&e, &call, self, threads, progress)) {
+    if (scores && begin_effects(&e, &call, self, threads, progress)) {
         asp_error err = {0};
-        asp_effects_kept kept = {place[0], place[1]};
-        const int64_t *const from[] = {&kept.n_done, &kept.size};
-        place_listener listener = listen_for_place(&call, from, place, 2);
-        call.context.progress = tell_place;
-        call.context.progress_state = &listener;
-        const asp_status status = asp_effects_attribution(scores, &kept, model, &e.task.task, &e.options, steps,
-                                                          through_gate, &call.context, &err);
-        place[0] = kept.n_done;
-        place[1] = kept.size;
-        end_effects(&call, self, NULL, status, &err);
+        const asp_status status =
+            asp_effects_attribution(data, model, &e.task.task, &e.options, steps, through_gate, &call.context, &err);
+        scores = end_effects(&call, self, scores, status, &err);
     }
     let_go_effects(&e);
-    if (PyErr_Occurred()) return NULL;
-    Py_RETURN_NONE;
+    if (PyErr_Occurred()) Py_CLEAR(scores);
+    return scores;
 }

@@ -12,6 +12,7 @@ typedef struct {
     py_task ranking, evaluation;
     asp_prompts reference;
     asp_items items;
+    int64_t width; /* of an item */
     char task_name[168], metric_name[168];
     atomic_int busy;
     atomic_int stage; /* ASP_PY_FIND_* */
@@ -120,6 +121,7 @@ static int begin_search(py_circuit *c, PyObject *model, PyObject *ranking, PyObj
     c->items.rows = asp_py_arrays_hold_copy(&c->held, items, ASP_PY_INT32, 2, "items", dims);
     if (!c->items.rows) return 0;
     c->items.n = dims[0];
+    c->width = dims[1];
     if (dims[1] != 2 + (int64_t)options.effects.unit) {
         PyErr_SetString(PyExc_ValueError, "items has the wrong shape");
         return 0;
@@ -143,6 +145,94 @@ PyObject *asp_py_find_circuit(PyObject *self, PyObject *args) {
     return NULL;
 }
 
+/* ---- what is measured elsewhere -------------------------------------------------------------------------- */
+
+/* Who measures for a step: a function of Python. */
+typedef struct {
+    py_circuit *circuit;
+    py_call *call;
+    PyObject *measure; /* (question, of_ranking, items, sizes, steps, tell) -> float64 array; borrowed */
+} py_measurer;
+
+/* What a call of tell(...) tells, while the measurement lasts. */
+typedef struct {
+    py_call *call;
+    const asp_context *context;
+} py_told;
+static const char TOLD[] = "attnsparse.told", TOLD_NO_MORE[] = "attnsparse.told_no_more";
+
+static PyObject *tell_context(PyObject *capsule, PyObject *args) {
+    const char *stage;
+    long long done, total;
+    if (!PyArg_ParseTuple(args, "sLL:tell", &stage, &done, &total)) return NULL;
+    const py_told *told = PyCapsule_GetPointer(capsule, TOLD);
+    if (!told) return NULL;
+    asp_py_call_detach(told->call);
+    const int stop = told->context->progress(told->context->progress_state, stage, done, total);
+    asp_py_call_attach(told->call);
+    if (PyErr_Occurred()) return NULL;
+    if (stop) return PyErr_Format(PyExc_RuntimeError, "the search that is told of this has stopped");
+    Py_RETURN_NONE;
+}
+static PyMethodDef tell_method = {"tell", tell_context, METH_VARARGS, "tell(stage, done, total): shows it."};
+
+/* The arguments besides `tell`: items and sizes are copies, or None. */
+static PyObject *question_arguments(const py_circuit *c, const asp_circuit_question *q, PyObject *tell) {
+    static const char *const kinds[] = {"knock_out", "keep_only", "leave_one_out", "attribution"};
+    const int64_t dims[2] = {q->items.n, q->items.rows ? c->width : 0};
+    void *items_data, *sizes_data;
+    PyObject *items = asp_py_arrays_new(ASP_PY_INT32, 2, dims, &items_data);
+    PyObject *sizes = items ? asp_py_arrays_new(ASP_PY_INT64, 1, &q->n_sizes, &sizes_data) : NULL;
+    PyObject *arguments = NULL;
+    if (sizes) {
+        if (q->items.rows) memcpy(items_data, q->items.rows, (size_t)(dims[0] * dims[1]) * sizeof(int32_t));
+        if (q->sizes) memcpy(sizes_data, q->sizes, (size_t)q->n_sizes * sizeof(int64_t));
+        arguments = Py_BuildValue("sOOOLO", kinds[q->kind], q->of_ranking ? Py_True : Py_False, items, sizes,
+                                  (long long)q->steps, tell);
+    }
+    Py_XDECREF(items);
+    Py_XDECREF(sizes);
+    return arguments;
+}
+
+/* The answer of the function: its numbers go to values, of which there are as many as the search says. */
+static int take_answer(double *values, int64_t n, PyObject *answer) {
+    int64_t found;
+    void *data;
+    PyObject *array = asp_py_arrays_copy(answer, ASP_PY_DOUBLE, 1, "what was measured", &data, &found);
+    if (!array) return 0;
+    if (found == n) memcpy(values, data, (size_t)n * sizeof *values);
+    else PyErr_Format(PyExc_ValueError, "%lld numbers were to be measured, got %lld", (long long)n, (long long)found);
+    Py_DECREF(array);
+    return found == n;
+}
+
+static int ask_function(const py_measurer *m, double *values, int64_t n, const asp_circuit_question *question,
+                        const asp_context *context) {
+    py_told told = {m->call, context};
+    PyObject *capsule = PyCapsule_New(&told, TOLD, NULL);
+    PyObject *tell = !capsule ? NULL : context->progress ? PyCFunction_New(&tell_method, capsule) : Py_NewRef(Py_None);
+    PyObject *arguments = tell ? question_arguments(m->circuit, question, tell) : NULL;
+    PyObject *answer = arguments ? PyObject_CallObject(m->measure, arguments) : NULL;
+    const int good = answer && take_answer(values, n, answer);
+    if (capsule) PyCapsule_SetName(capsule, TOLD_NO_MORE);
+    Py_XDECREF(answer);
+    Py_XDECREF(arguments);
+    Py_XDECREF(tell);
+    Py_XDECREF(capsule);
+    return good;
+}
+
+static asp_status measure_elsewhere(void *state, double *values, const asp_circuit_question *question, int64_t n_values,
+                                    const asp_context *context, asp_error *err) {
+    const py_measurer *m = state;
+    (void)err;
+    asp_py_call_attach(m->call);
+    const int good = ask_function(m, values, n_values, question, context);
+    asp_py_call_detach(m->call);
+    return good ? ASP_OK : ASP_STOPPED;
+}
+
 /* ---- steps ---------------------------------------------------------------------------------------- */
 
 /* 1 and the circuit is this thread's, until `busy` is 0 again; else 0 and an exception. */
@@ -161,15 +251,18 @@ static int step_begin(py_circuit *c) {
     return 0;
 }
 
-static int take_step(py_circuit *c, int threads, PyObject *progress) {
+static int take_step(py_circuit *c, int threads, PyObject *progress, PyObject *measure) {
     if (!step_begin(c)) return 0;
     asp_error err = {0};
     py_call call;
+    py_measurer here = {c, &call, measure};
+    const asp_circuit_measurer measurer = {&here, measure_elsewhere};
     int done = 0;
     c->ranking.metric.call = c->evaluation.metric.call = &call;
     asp_py_call_begin(&call, asp_py_call_n_threads((PyObject *)c->model, threads));
     asp_py_call_report(&call, progress);
-    const asp_status status = asp_circuit_step(c->circuit, &done, &call.context, &err);
+    const asp_status status =
+        asp_circuit_step(c->circuit, &done, measure == Py_None ? NULL : &measurer, &call.context, &err);
     asp_py_call_end(&call);
     asp_py_call_read_end(c->model);
     if (status) {
@@ -184,14 +277,14 @@ static int take_step(py_circuit *c, int threads, PyObject *progress) {
 }
 
 static PyObject *circuit_step(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"threads", "progress", NULL};
+    static char *names[] = {"threads", "progress", "measure", NULL};
     py_circuit *c = (py_circuit *)self;
-    PyObject *progress = Py_None;
+    PyObject *progress = Py_None, *measure = Py_None;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iO:step", names, &threads, &progress) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|iOO:step", names, &threads, &progress, &measure) ||
         !asp_py_call_check_threads(threads) || !take_search(c))
         return NULL;
-    const int good = atomic_load(&c->stage) == ASP_PY_FIND_ENDED || take_step(c, threads, progress);
+    const int good = atomic_load(&c->stage) == ASP_PY_FIND_ENDED || take_step(c, threads, progress, measure);
     atomic_store(&c->busy, 0);
     return good ? PyBool_FromLong(atomic_load(&c->stage) == ASP_PY_FIND_ENDED) : NULL;
 }
@@ -249,7 +342,8 @@ static PyObject *circuit_array(PyObject *self, PyObject *name) {
 
 static PyMethodDef circuit_methods[] = {
     {"step", (PyCFunction)(void (*)(void))circuit_step, METH_VARARGS | METH_KEYWORDS,
-     "step(threads=0, progress=None) -> whether the search has ended."},
+     "step(threads=0, progress=None, measure=None) -> whether the search has ended.\n\n"
+     "measure(question, of_ranking, items, sizes, steps, tell) -> flat float64 array: measures in place of this call."},
     {"state", circuit_state, METH_NOARGS, "state() -> int64 array: all that the search has found."},
     {"restore", circuit_restore, METH_O, "restore(state): continues from the state of a search of the same question."},
     {"array", circuit_array, METH_O, "array(name): read-only view of one array of the circuit."},

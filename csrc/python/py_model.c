@@ -366,8 +366,8 @@ static PyMethodDef methods[] = {
      METH_VARARGS | METH_KEYWORDS,
      "component_neuron_values(task, neurons, options, threads=0, progress=None) -> metric (n,P) of circuits"},
     {"component_exact", (PyCFunction)(void (*)(void))asp_py_component_values_exact, METH_VARARGS | METH_KEYWORDS,
-     "component_exact(task, options, threads=0, progress=None, state=None, keep=None) -> scores (S,R) of component "
-     "edges"},
+     "component_exact(task, edges, options, threads=0, progress=None) -> scores (S,R) of component edges, those from "
+     "one number to before another"},
     {"patching_sweep", (PyCFunction)(void (*)(void))asp_py_patching_sweep, METH_VARARGS | METH_KEYWORDS,
      "patching_sweep(task, kind, by_position, denoising, held_gate, layers, positions, max_bytes, threads=0, "
      "progress=None) -> metric "
@@ -391,8 +391,6 @@ static PyMethodDef methods[] = {
      "keep_only(task, items, sizes, options, threads=0, progress=None) -> metric (n_sizes,P)"},
     {"leave_one_out", (PyCFunction)(void (*)(void))asp_py_effects_leave_one_out, METH_VARARGS | METH_KEYWORDS,
      "leave_one_out(task, items, dropped, options, threads=0, progress=None) -> metric (n_dropped,P)"},
-    {"entry_effects", (PyCFunction)(void (*)(void))asp_py_effects_of_entry, METH_VARARGS | METH_KEYWORDS,
-     "entry_effects(task, options, weight, query, key, threads=0) -> (heads, weight, effect, kept, full, without)"},
     {"attribution", (PyCFunction)(void (*)(void))asp_py_effects_attribution, METH_VARARGS | METH_KEYWORDS,
      "attribution(task, options, steps, through_gate, threads=0, progress=None) -> scores"},
     {"component_scores", (PyCFunction)(void (*)(void))asp_py_component_scores, METH_VARARGS | METH_KEYWORDS,

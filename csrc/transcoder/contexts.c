@@ -104,12 +104,19 @@ typedef struct {
 
 static asp_status check_active_entries(const addition *a, asp_error *err) {
     const int64_t n_tokens = a->prompts->offsets[a->prompts->n_prompts];
-    for (int64_t i = a->begin; i < a->end; i++)
+    const int32_t *position = a->active->position, *feature = a->active->feature;
+    for (int64_t i = a->begin; i < a->end; i++) {
+        if (i > a->begin &&
+            (position[i] < position[i - 1] || (position[i] == position[i - 1] && feature[i] <= feature[i - 1])))
+            return asp_fail(err, ASP_BAD_ARGUMENT,
+                            "active features must be sorted by position and feature, row %lld is not",
+                            (long long)(i - a->begin));
         if (a->active->feature[i] < 0 || a->active->feature[i] >= a->c->n_features || a->active->position[i] < 0 ||
             a->active->position[i] >= n_tokens)
             return asp_fail(err, ASP_BAD_INDEX, "feature %d at token %d is out of range: %lld features, %lld tokens",
                             a->active->feature[i], a->active->position[i], (long long)a->c->n_features,
                             (long long)n_tokens);
+    }
     return ASP_OK;
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attnsparse.circuits import pieces
 from attnsparse.tasks import CustomMetric
 
 MARK = "ATTNSPARSE_TEST_MARK"
@@ -41,9 +42,22 @@ def endless(logits, prompts):
     return values(logits, prompts)
 
 
+def slow(logits, prompts):
+    """Takes a while, after which its cluster is gone."""
+    Path(os.environ[MARK]).write_text("begun")
+    time.sleep(0.5)
+    return values(logits, prompts)
+
+
 METRICS = {
-    name: CustomMetric(globals()[name], name="m") for name in ("values", "failing", "killing", "endless")
+    name: CustomMetric(globals()[name], name="m")
+    for name in ("values", "failing", "killing", "endless", "slow")
 }
+
+
+def threads_to_use(*unused: object) -> int:
+    """Threads with which a piece would compute in this process."""
+    return pieces.threads_here()
 
 
 def threads_of_process() -> int:

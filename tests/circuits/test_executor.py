@@ -4,46 +4,36 @@ import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import executor_calls as calls
 import executor_metrics as metrics
 import numpy as np
-import oracle_component_graph as og
 import pytest
-from circuit_cases import case
 
 import attnsparse as asp
-from attnsparse.circuits import (
-    component_circuit,
-    component_scores,
-    component_values,
-    find_component_circuit,
-    keep_only,
-    knock_out,
-    pieces,
-    resumed,
-)
-from attnsparse.circuits.effects import candidates
+from attnsparse._engine import THREAD_VARIABLES
+from attnsparse.circuits import knock_out, pieces
 
-LENGTHS = (6, 6, 6, 6)
-CASE = case("gated", LENGTHS)
-TASK = CASE.task
+TASK = calls.TASK
+edges = calls.edges
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
-    """Three rows at a time."""
-    monkeypatch.setattr(resumed, "LEAST_ROWS", 3)
-    monkeypatch.setattr(resumed, "VALUES_AT_ONCE", 1)
+def small_pieces(monkeypatch):
+    for name, value in calls.SMALL.items():
+        monkeypatch.setattr(pieces, name, value)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "gated"
-    CASE.model("float32").save(path)
+    calls.CASE.model("float32").save(path)
     return path
 
 
@@ -58,36 +48,10 @@ def mark(tmp_path, monkeypatch):
     return tmp_path / "mark"
 
 
-def heads(model, ablation="mean", **options):
-    return knock_out(model, TASK, candidates(model, TASK, "head"), ablation, **options)
+def heads(model, ablation="zero", **options):
+    return knock_out(model, TASK, calls.candidates(model, TASK, "head"), ablation, **options)
 
 
-def edges(model, **options):
-    return knock_out(model, TASK, candidates(model, TASK, "edge"), "counterfactual", **options)
-
-
-def kept(model, **options):
-    items = candidates(model, TASK, "edge")[::-1]
-    return keep_only(model, TASK, items, range(0, len(items) + 1, 5), **options)
-
-
-def circuits(model, **options):
-    real = og.real_edges(CASE.config)
-    masks = real & (np.random.default_rng(0).random((8, *real.shape)) < 0.4)
-    return component_values(model, TASK, masks, **options)
-
-
-def curve(model, **options):
-    circuit = component_circuit(component_scores(model, TASK), model)
-    return circuit.evaluate(model, TASK, shares=(0.1, 0.4, 0.9), n_random=2, **options).random_values
-
-
-def found(model, **options):
-    return find_component_circuit(model, TASK, shares=(0.1, 0.4, 0.9), **options).curve.values
-
-
-CALLS = {"heads": heads, "edges": edges, "keep_only": kept, "component_values": circuits, "evaluate": curve,
-         "find_component_circuit": found}  # fmt: skip
 spawn = multiprocessing.get_context("spawn")
 MAKERS = {
     "one": lambda: ProcessPoolExecutor(1, spawn),
@@ -97,11 +61,40 @@ MAKERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def expected(folder):
+    """The result of every call without an executor."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in calls.SMALL.items():
+            patch.setattr(pieces, name, value)
+        return calls.all_results(asp.load(folder))
+
+
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_the_same_bits(make, model):
+def test_the_same_bits(make, model, expected):
     with make() as pool:
-        for name, call in CALLS.items():
-            np.testing.assert_array_equal(call(model, executor=pool), call(model), err_msg=name)
+        for name, call in calls.CALLS.items():
+            assert call(model, executor=pool).tobytes() == expected[name].tobytes(), name
+
+
+def test_pieces_are_as_the_whole(model, expected, monkeypatch):
+    for name in calls.SMALL:
+        monkeypatch.setattr(pieces, name, 1000)
+    for name, call in calls.CALLS.items():
+        found, parts = np.nan_to_num(call(model), nan=-1.0), np.nan_to_num(expected[name], nan=-1.0)
+        assert found.shape == parts.shape
+        assert np.abs(found - parts).max() <= 1e-5 * np.abs(found).max(), name
+
+
+@pytest.mark.parametrize(("n_rows", "n_prompts"), [(0, 3), (1, 1), (7, 5), (65, 100), (144, 31), (2000, 1)])
+@pytest.mark.parametrize("apart", [True, False])
+def test_pieces_cover_all_once(n_rows, n_prompts, apart, monkeypatch):
+    monkeypatch.undo()
+    count = np.zeros((n_rows, n_prompts), int)
+    for piece in pieces.cut(n_rows, n_prompts, apart):
+        count[piece.place] += 1
+        assert piece.size <= (pieces.VALUES_AT_ONCE if apart else max(pieces.WHOLE_VALUES, 16 * n_prompts))
+    assert (count == 1).all()
 
 
 def test_the_same_bits_with_a_file(model, tmp_path):
@@ -112,11 +105,22 @@ def test_the_same_bits_with_a_file(model, tmp_path):
     np.testing.assert_array_equal(edges(model, resume=tmp_path / "b"), expected)
 
 
-def test_loky(model):
+@pytest.mark.parametrize("call", ["find_circuit", "attribution", "entry_effects"])
+def test_the_same_bits_after_a_stop_with_other_workers(call, model, expected, mark, tmp_path):
+    """Stopped in a pool of processes, continued in threads, then without an executor."""
+    options = {"resume": tmp_path / "kept"}
+    stops = (ThreadPoolExecutor(1), None)
+    for pool in stops:
+        found = calls.CALLS[call](model, executor=pool, **options)
+    assert found.tobytes() == expected[call].tobytes()
+
+
+def test_loky(model, expected):
     loky = pytest.importorskip("loky", reason="loky is not installed")
     pool = loky.get_reusable_executor(max_workers=2)
     try:
-        np.testing.assert_array_equal(edges(model, executor=pool), edges(model))
+        for name in ("find_circuit", "attribution", "describe_features"):
+            assert calls.CALLS[name](model, executor=pool).tobytes() == expected[name].tobytes(), name
         local = functools.partial(metrics.values)
         metric = asp.tasks.CustomMetric(local, name="m")
         np.testing.assert_array_equal(
@@ -126,14 +130,84 @@ def test_loky(model):
         pool.shutdown(kill_workers=True)
 
 
-def test_dask(model):
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
     distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    with (
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        np.testing.assert_array_equal(edges(model, executor=client), edges(model))
-        np.testing.assert_array_equal(edges(model, executor=client.get_executor()), edges(model))
+    os.environ[metrics.MARK] = str(tmp_path_factory.mktemp("mark") / "mark")  # the workers inherit it
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as found:
+        yield found
+    del os.environ[metrics.MARK]
+
+
+def test_dask(model, expected, cluster):
+    from distributed import Client
+
+    with Client(cluster) as client:
+        for name in ("find_circuit", "component_scores", "edges"):
+            assert calls.CALLS[name](model, executor=client).tobytes() == expected[name].tobytes(), name
+        np.testing.assert_array_equal(edges(model, executor=client.get_executor()), expected["edges"])
+        assert client.submit(metrics.threads_to_use).result() == 1, "one thread was given to each"
+
+
+def test_a_worker_of_dask_that_is_killed(model, cluster):
+    """Dask starts another and gives the piece to it."""
+    from distributed import Client
+
+    wanted = heads(model, metric=metrics.METRICS["values"])
+    with Client(cluster) as client:
+        found = heads(model, metric=metrics.METRICS["killing"], executor=client)
+    np.testing.assert_array_equal(found, wanted)
+    assert len(Path(os.environ[metrics.MARK]).read_text()) > 2, "it was killed in the middle"
+
+
+def test_a_cluster_that_is_closed_in_the_middle(model, cluster):
+    from distributed import Client
+
+    mark = Path(os.environ[metrics.MARK])
+    mark.unlink(missing_ok=True)
+
+    def close():
+        while not mark.exists():
+            time.sleep(0.01)
+        cluster.close()
+
+    with Client(cluster) as client:
+        thread = threading.Thread(target=close)
+        thread.start()
+        with pytest.raises(RuntimeError, match=r"knock-out of model gated, task 'random': the piece of rows"):
+            heads(model, metric=metrics.METRICS["slow"], executor=client)
+        thread.join()
+
+
+def test_mpi(folder, expected, tmp_path):
+    """Under mpirun: one process asks, the other one works."""
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not mpirun.exists():
+        pytest.skip("there is no mpirun beside this Python; the package mpich has one")
+    paths = [str(Path(asp.__file__).parents[1]), *(p for p in sys.path if "tests" in p)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    for name in THREAD_VARIABLES:
+        environment.pop(name, None)
+    script = Path(calls.__file__)
+    command = [
+        mpirun,
+        "-n",
+        "2",
+        sys.executable,
+        "-m",
+        "mpi4py.futures",
+        script,
+        folder,
+        tmp_path / "found.npz",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(tmp_path / "found.npz") as found:
+        assert set(found) == {*expected, "threads"}
+        for name, values in expected.items():
+            assert found[name].tobytes() == values.tobytes(), name
+        assert found["threads"] <= max(1, len(os.sched_getaffinity(0)) // 2), "the cores are shared"
 
 
 def test_metrics_of_the_user(model):
@@ -147,16 +221,18 @@ def test_metrics_of_the_user(model):
 def test_a_piece_that_fails_three_times(model):
     with ThreadPoolExecutor(1) as pool:
         text = (
-            r"knock out of model gated, task 'random': the piece of rows 0\.\.2 failed 3 times: "
-            "ZeroDivisionError: no such logit"
+            r"knock-out of model gated, task 'random': the piece of rows 0\.\.2 of prompts 0\.\.1 failed 3 "
+            "times: ZeroDivisionError: no such logit"
         )
         with pytest.raises(RuntimeError, match=text):
             heads(model, metric=metrics.METRICS["failing"], executor=pool)
 
 
 def test_wrong_arguments_are_the_same_kind_of_error(model):
-    with ThreadPoolExecutor(1) as pool, pytest.raises(IndexError, match="failed 3 times: IndexError: "):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(IndexError, match="item 0 has head 9"):
         knock_out(model, TASK, [[0, 9]], executor=pool)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="failed 3 times: ValueError: sizes"):
+        calls.keep_only(model, TASK, [[0, 0]], [2], executor=pool)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="threads"):
         knock_out(model, TASK, [[0, 0]], executor=pool, threads=-1)
 
@@ -165,12 +241,12 @@ def test_a_piece_that_fails_twice(model):
     left = [2]
 
     class Pool(ThreadPoolExecutor):
-        def submit(self, function, piece):
+        def submit(self, function, data, asked):
             def run():
-                if piece.begin == 3 and left[0]:
+                if asked.piece.rows[0] and left[0]:
                     left[0] -= 1
                     raise ConnectionError("the worker is gone")
-                return function(piece)
+                return function(data, asked)
 
             return super().submit(run)
 
@@ -185,8 +261,7 @@ def test_a_worker_that_is_killed(model, mark, tmp_path):
     options = {"metric": metrics.METRICS["killing"], "resume": tmp_path / "kept"}
     with ProcessPoolExecutor(1, spawn) as pool, pytest.raises(RuntimeError, match=r"make a new one.*resume="):
         heads(model, executor=pool, **options)
-    with ProcessPoolExecutor(2, spawn) as pool:
-        np.testing.assert_array_equal(heads(model, executor=pool, **options), expected)
+    np.testing.assert_array_equal(heads(model, executor=ThreadPoolExecutor(2), **options), expected)
 
 
 def test_an_executor_that_is_closed(model):
@@ -217,6 +292,43 @@ def test_ctrl_c_stops_what_runs_and_cancels_what_is_queued(model, mark):
     assert seconds < 2
 
 
+@pytest.mark.parametrize("variable", ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"])
+def test_processes_of_mpi_share_the_cores_unless_they_are_bound(variable, monkeypatch):
+    monkeypatch.setattr(pieces, "get_num_threads", lambda: 8)
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pieces, "_is_bound", lambda: False)
+    assert pieces.threads_here() == 8
+    monkeypatch.setenv(variable, "4")
+    assert pieces.threads_here() == 2
+    monkeypatch.setenv(THREAD_VARIABLES[0], "8")
+    assert pieces.threads_here() == 8
+    monkeypatch.delenv(THREAD_VARIABLES[0])
+    monkeypatch.setattr(pieces, "_is_bound", lambda: True)
+    assert pieces.threads_here() == 8
+
+
+def test_pieces_in_one_worker_of_dask_share_its_cores(monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    monkeypatch.setattr(pieces, "get_num_threads", lambda: 8)
+    with (
+        distributed.LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert client.submit(metrics.threads_to_use).result() == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs affinity, which Linux has")
+def test_a_worker_that_is_bound_uses_its_cores_alone():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import executor_metrics as m"
+    paths = [str(Path(asp.__file__).parents[1]), str(Path(metrics.__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    for name in THREAD_VARIABLES:
+        environment.pop(name, None)
+    command = [sys.executable, "-c", f"{code}; print(m.threads_to_use())"]
+    assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == b"1\n"
+
+
 @pytest.mark.parametrize(("n_workers", "expected"), [(1, 4), (2, 2), (3, 1), (8, 1)])
 def test_workers_share_the_cores(n_workers, expected, monkeypatch):
     monkeypatch.setattr(pieces, "get_num_threads", lambda: 4)
@@ -230,7 +342,7 @@ def test_n_workers_do_not_start_n_times_n_threads(model):
     before = asp.get_num_threads()
     asp.set_num_threads(4)
     try:
-        with ProcessPoolExecutor(4, spawn) as pool:
+        with ProcessPoolExecutor(4, multiprocessing.get_context("fork")) as pool:
             edges(model, executor=pool)
             counts = [pool.submit(metrics.threads_of_process).result() for _ in range(4)]
     finally:

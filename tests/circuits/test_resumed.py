@@ -14,11 +14,12 @@ from attnsparse.circuits import (
     component_scores,
     component_values,
     entry_effects,
+    entry_work,
     find_component_circuit,
     keep_only,
     knock_out,
     leave_one_out,
-    resumed,
+    pieces,
 )
 from attnsparse.circuits.effects import candidates
 from attnsparse.io.bundle import Bundle
@@ -90,14 +91,19 @@ each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    """Two rows at a time."""
-    monkeypatch.setattr(resumed, "LEAST_ROWS", 2)
-    monkeypatch.setattr(resumed, "VALUES_AT_ONCE", 1)
+    """Two rows or one prompt at a time."""
+    monkeypatch.setattr(pieces, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(pieces, "VALUES_AT_ONCE", 6)
+    monkeypatch.setattr(pieces, "WHOLE_ROWS", 2)
+    monkeypatch.setattr(pieces, "WHOLE_VALUES", 1)
+    monkeypatch.setattr(pieces, "SUMMED_PROMPTS", 1)
 
 
 def n_kept(path):
+    """Pieces, and those that are kept."""
     with Bundle(path.with_suffix(".search.safetensors"), resumed_schema()) as bundle:
-        return int(bundle.read_all()["state"][2])
+        n_pieces, n_done = bundle.read_all()["state"][:2].tolist()
+    return n_pieces, n_done
 
 
 def resumed_schema():
@@ -114,7 +120,8 @@ def test_a_file_changes_no_bit(call, dtype, tmp_path):
     expected = call(one, model)
     found = call(one, model, resume=tmp_path / "kept")
     np.testing.assert_array_equal(found, expected)
-    assert n_kept(tmp_path / "kept") == len(expected) + 2 * (call is curve)
+    n_pieces, n_done = n_kept(tmp_path / "kept")
+    assert n_done == n_pieces > 1
     np.testing.assert_array_equal(call(one, model, resume=tmp_path / "kept"), found)
 
 
@@ -124,7 +131,8 @@ def test_parts_are_as_the_whole(call, dtype, monkeypatch):
     one = case("gated", LENGTHS)
     model = one.model(dtype)
     found = call(one, model)
-    monkeypatch.setattr(resumed, "LEAST_ROWS", 1000)
+    for name in ("ROWS_AT_ONCE", "VALUES_AT_ONCE", "WHOLE_ROWS"):
+        monkeypatch.setattr(pieces, name, 1000)
     assert error(found, call(one, model)) < TOLERANCE[dtype]
 
 
@@ -148,11 +156,10 @@ def test_a_stopped_sweep_continues(call, error, tmp_path):
     metric = CustomMetric(values, gradient)
     with pytest.raises(error):
         call(one, model, metric=metric, resume=tmp_path / "kept")
-    begun = n_kept(tmp_path / "kept")
-    assert begun > 0
+    n_pieces, begun = n_kept(tmp_path / "kept")
+    assert 0 < begun < n_pieces
     n_left[0] = 10**9
     expected = call(one, model, metric=metric, resume=tmp_path / "other")
-    assert begun < len(expected) + 2
     used, n_left[0] = 10**9 - n_left[0], 10**9
     np.testing.assert_array_equal(call(one, model, metric=metric, resume=tmp_path / "kept"), expected)
     assert 10**9 - n_left[0] < used  # what was there is not asked again
@@ -187,7 +194,9 @@ def test_another_question_is_refused(change, field, tmp_path):
     assert field in str(caught.value) or caught.value.field in ("items", "sizes", "masks", "model_digest")
 
 
-@pytest.mark.parametrize("state", [[], [1, 3], [1, 3, 2], [1, 3, 1, 5], [2, 3, 0], [1, 3, -1]])
+@pytest.mark.parametrize(
+    "state", [[], [1, 1], [1, 2, 0, 0, 0], [2, 1, 0, 0, 0], [1, -1, 0, 0, 0], [1, 1, 0, 0]]
+)
 def test_a_state_that_makes_no_sense(state, tmp_path):
     from attnsparse.circuits.search_file import SearchFile
 
@@ -197,7 +206,7 @@ def test_a_state_that_makes_no_sense(state, tmp_path):
     with Bundle(tmp_path / "kept.search.safetensors", resumed_schema()) as bundle:
         asked = bundle.fields
     SearchFile(tmp_path / "kept", asked).write(np.array(state, np.int64))
-    with pytest.raises(FormatError, match="not that of a sweep of 1 rows for 3 prompts") as caught:
+    with pytest.raises(FormatError, match="'state' must have 5 numbers, the first 1") as caught:
         knock_out(model, one.task, [[0, 0]], resume=tmp_path / "kept")
     assert caught.value.code == "value"
 
@@ -211,7 +220,8 @@ def test_one_call_of_both_halves_keeps_its_evaluation(tmp_path):
         ).curve
         np.testing.assert_array_equal(found.values, expected.values)
         np.testing.assert_array_equal(found.random_values, expected.random_values)
-    assert n_kept(tmp_path / "kept") == 5 * len(SHARES) + len(SHARES) + 2
+    n_pieces, n_done = n_kept(tmp_path / "kept")
+    assert n_done == n_pieces
 
 
 # --------------------------------------------------------------------- calls that write into arrays
@@ -259,7 +269,7 @@ def swept(ablation):
     def call(one, model, stopping, **options):
         places = {"key": [1, 2, 1], "query": [4, 5, 4]}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(resumed, "stage_bars", stopping.bars)
+            patch.setattr(entry_work, "stage_bars", stopping.bars)
             found = entry_effects({"a": model, "b": model}, one.task, **places, ablation=ablation, **options)
         tables = found.to_pandas(), found.summary(n_bootstrap=0)
         return b"".join(table.select_dtypes("number").to_numpy(float).tobytes() for table in tables)
@@ -269,8 +279,7 @@ def swept(ablation):
 
 IN_PLACE = {
     "attribution": attributed("head"),
-    "attribution of edges": attributed("edge", ablation="counterfactual", steps=3),
-    "attribution, mean": attributed("head_position", ablation="mean"),
+    "attribution of positions": attributed("head_position", ablation="counterfactual", steps=3),
     "attribution of gates": attributed("edge", path="gate"),
     "entry_effects": swept("zero"),
     "entry_effects, mean": swept("mean"),
@@ -278,39 +287,23 @@ IN_PLACE = {
 each_in_place = pytest.mark.parametrize("call", IN_PLACE.values(), ids=IN_PLACE)
 
 
-def small_blocks(call, one, model):
-    """Options with which a call takes some steps."""
-    if call not in list(IN_PLACE.values())[:4]:
-        return {}
-    too_little, enough = 1000, 10**9
-    while enough - too_little > 1:
-        middle = (too_little + enough) // 2
-        try:
-            call(one, model, Stopping(), max_bytes=middle)
-            enough = middle
-        except MemoryError:
-            too_little = middle
-    return {"max_bytes": enough}
-
-
 @each_in_place
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_the_same_bits_after_every_stop(call, error, tmp_path):
     one = case("gated", LENGTHS)
     model, found, n_stops, whole = one.model("float32"), None, 0, Stopping()
-    options = small_blocks(call, one, model)
-    expected = call(one, model, whole, **options)
+    expected = call(one, model, whole)
     assert whole.n_calls > 2
     while found is None and n_stops < 20:
         try:
             stopping = Stopping(2 * whole.n_calls // 3, error)
-            found = call(one, model, stopping, resume=tmp_path / "kept", **options)
+            found = call(one, model, stopping, resume=tmp_path / "kept")
         except error:
             n_stops += 1
     assert found == expected
     assert n_stops > 0
     ended = Stopping()
-    assert call(one, model, ended, resume=tmp_path / "kept", **options) == expected
+    assert call(one, model, ended, resume=tmp_path / "kept") == expected
     assert ended.n_calls < whole.n_calls / 2
 
 
@@ -324,7 +317,9 @@ def test_calls_into_arrays_refuse_what_is_of_another_question(call, tmp_path):
 
 
 @each_in_place
-@pytest.mark.parametrize("change", [lambda s: s[:-1], lambda s: np.r_[-1, s[1:]], lambda s: np.r_[99, s[1:]]])
+@pytest.mark.parametrize(
+    "change", [lambda s: s[:-1], lambda s: np.r_[-1, s[1:]], lambda s: np.r_[s[0], 99, s[2:]]]
+)
 def test_calls_into_arrays_refuse_a_state_that_makes_no_sense(call, change, tmp_path):
     from attnsparse.circuits.search_file import SearchFile
 
@@ -339,9 +334,9 @@ def test_calls_into_arrays_refuse_a_state_that_makes_no_sense(call, change, tmp_
     assert caught.value.code == "value"
 
 
-def test_attribution_in_other_blocks_is_refused(tmp_path):
+def test_sums_with_other_memory_are_refused(tmp_path):
     one = case("gated", LENGTHS)
     model, call = one.model(), IN_PLACE["attribution"]
     call(one, model, Stopping(), resume=tmp_path / "kept")
-    with pytest.raises(ValueError, match="use the same max_bytes and threads"):
-        call(one, model, Stopping(), resume=tmp_path / "kept", **small_blocks(call, one, model))
+    with pytest.raises(FormatError, match="max_bytes"):
+        call(one, model, Stopping(), resume=tmp_path / "kept", max_bytes=10**9)

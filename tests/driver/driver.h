@@ -57,7 +57,6 @@ asp_status use_effects_of_positions(const fixture *f, const asp_context *context
 asp_status use_effects_of_edges(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_effects_of_means(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_effects_of_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
-asp_status use_effects_of_an_entry(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_components.c */
 asp_status use_component_scores(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

@@ -59,17 +59,37 @@ static int follow(void *state, const char *stage, int64_t done, int64_t total) {
     return !stage || done < 0 || done > total;
 }
 
-/* Every second time each step is another search's, and it tells how far it is. */
+/* Measures for a search, whose question is the state. */
+static asp_status measure(void *state, double *values, const asp_circuit_question *asked, int64_t n_values,
+                          const asp_context *context, asp_error *err) {
+    const question *q = state;
+    const asp_task *task = asked->of_ranking ? &q->h.ranking : &q->h.evaluation;
+    const asp_effect_options *o = &q->options.effects;
+    if (n_values < 1) return ASP_BAD_STATE;
+    switch (asked->kind) {
+    case ASP_ASK_KNOCK_OUT: return asp_effects_knock_out(values, q->model, task, asked->items, o, context, err);
+    case ASP_ASK_KEEP_ONLY:
+        return asp_effects_keep_only(values, q->model, task, asked->items, asked->sizes, asked->n_sizes, o, context,
+                                     err);
+    case ASP_ASK_LEAVE_ONE_OUT:
+        return asp_effects_leave_one_out(values, q->model, task, asked->items, NULL, asked->items.n, o, context, err);
+    default: return asp_effects_attribution(values, q->model, task, o, asked->steps, 0, context, err);
+    }
+}
+
+/* Every second time each step is another search's, whose measurements are made elsewhere, and it tells how far it
+ * is. */
 static asp_status ask(const question *q, int by_steps, const asp_context *outer, uint64_t *digest, asp_error *err) {
     asp_circuit *circuit = NULL;
     asp_context told = *outer;
     if (by_steps) told.progress = follow;
     const asp_context *context = &told;
+    const asp_circuit_measurer measurer = {(void *)(uintptr_t)q, measure}; /* read alone */
     asp_status status;
     if (by_steps) {
         status = asp_circuit_new(&circuit, q->model, &q->h.ranking, &q->h.evaluation, &q->items, &q->options, err);
         for (int done = 0; !status && !done;) {
-            status = asp_circuit_step(circuit, &done, context, err);
+            status = asp_circuit_step(circuit, &done, &measurer, context, err);
             if (!status) status = hand_over(&circuit, q, err);
         }
     } else

@@ -37,14 +37,12 @@ static asp_status use_effects_of(const fixture *f, int kind, const asp_context *
     if (!status) add_bytes(digest, values, sizeof values);
     if (!status) status = asp_effects_leave_one_out(values, model, &task, items, NULL, items.n, &options, context, err);
     if (!status) add_bytes(digest, values, sizeof values);
-    if (!status) status = asp_effects_attribution(scores, NULL, model, &task, &options, 1 + kind % 2, 0, context, err);
+    if (!status) status = asp_effects_attribution(scores, model, &task, &options, 1 + kind % 2, 0, context, err);
     if (!status) add_bytes(digest, scores, sizeof scores);
-    asp_effects_kept kept = {0};
-    for (int i = 0; i < 2; i++) /* the second time all prompts are done */
-        if (!status)
-            status = asp_effects_attribution(scores, &kept, model, &task, &options, 1 + kind % 2, 0, context, err);
-    if (!status && kept.n_done != N_SEQUENCES) status = ASP_BAD_STATE;
-    if (!status) add_bytes(digest, scores, sizeof scores);
+    asp_effect_options staying = options;
+    staying.others_stay = 1;
+    if (!status) status = asp_effects_keep_only(values, model, &task, items, sizes, 3, &staying, context, err);
+    if (!status) add_bytes(digest, values, sizeof values);
     asp_effects_free_items(rows);
     return status;
 }
@@ -68,61 +66,6 @@ asp_status use_effects_of_means(const fixture *f, const asp_context *context, ui
 
 asp_status use_effects_of_pairs(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     return use_effects_of(f, 8, context, digest, err);
-}
-
-/* The entries from token 1 (in the last prompt: 0) to the last one, in some of the heads. */
-static asp_status use_entry_of(const asp_model *model, const asp_task *task, const asp_effect_options *options,
-                               const asp_context *context, uint64_t *digest, asp_error *err) {
-    enum { P = N_SEQUENCES };
-    const int64_t n = task->clean.n_prompts;
-    const asp_real in_one[L * H] = {1, 0, 0.5f, 0, 0.25f, 1};
-    asp_real weight[P * L * H] = {0};
-    int64_t query[P], key[P], other_key[P], far[P];
-    for (int i = 0; i < P; i++) {
-        query[i] = T - 1;
-        key[i] = i < P - 1;
-        other_key[i] = T;
-        far[i] = T;
-        for (int j = 0; j < L * H; j++) weight[i * L * H + j] = i == 0 ? in_one[j] : 0;
-    }
-    int32_t heads[L * H * 2];
-    double mean[L * H], effect[P * L * H], values[(L * H + 1) * P], full[P], shares[L * H + 1];
-    asp_entry_effects found = {.heads = heads, .mean = mean, .effect = effect, .values = values, .full = full};
-    const asp_entries entries = {query, key, weight}, late = {query, other_key, weight}, beyond = {far, key, weight};
-    const asp_status status = asp_entry_measure(&found, model, task, &entries, options, context, err);
-    if (status) return status;
-    if (found.n != 4 || effect[1] != 0) return ASP_BAD_STATE;
-    for (int i = 1; i < 4; i++)
-        if (mean[i] > mean[i - 1]) return ASP_BAD_STATE;
-    asp_curve_shares(shares, mean, found.n);
-    add_bytes(digest, heads, found.n * 2 * (int64_t)sizeof *heads);
-    add_bytes(digest, mean, found.n * (int64_t)sizeof *mean);
-    add_bytes(digest, effect, n * L * H * (int64_t)sizeof *effect);
-    add_bytes(digest, values, (found.n + 1) * n * (int64_t)sizeof *values);
-    add_bytes(digest, full, n * (int64_t)sizeof *full);
-    add_bytes(digest, shares, (found.n + 1) * (int64_t)sizeof *shares);
-    const asp_effect_options of_heads = {.max_bytes = INT64_MAX};
-    if (asp_entry_measure(&found, model, task, &late, options, context, err) != ASP_BAD_INDEX ||
-        asp_entry_measure(&found, model, task, &beyond, options, context, err) != ASP_BAD_INDEX ||
-        asp_entry_measure(&found, model, task, &entries, &of_heads, context, err) != ASP_BAD_ARGUMENT || found.n != 0)
-        return ASP_BAD_STATE;
-    return ASP_OK;
-}
-
-asp_status use_effects_of_an_entry(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
-    const asp_prompts others = {f->targets, f->offsets, N_SEQUENCES};
-    asp_task task = task_of(f, 1), one = task;
-    one.clean.n_prompts = 1;
-    one.corrupted.n_prompts = 0;
-    one.metric.n_sequences = 1;
-    const asp_effect_options zero = {.unit = ASP_UNIT_EDGE, .max_bytes = INT64_MAX};
-    const asp_effect_options mean = {ASP_UNIT_EDGE, ASP_ABLATE_MEAN, &others, INT64_MAX};
-    const asp_effect_options own_mean = {.unit = ASP_UNIT_EDGE, .ablation = ASP_ABLATE_MEAN, .max_bytes = INT64_MAX};
-    asp_status status = use_entry_of(f->dense, &one, &zero, context, digest, err);
-    if (!status) status = use_entry_of(f->gated, &one, &mean, context, digest, err);
-    if (!status) status = use_entry_of(f->gated, &task, &zero, context, digest, err);
-    if (!status) status = use_entry_of(f->dense, &task, &own_mean, context, digest, err);
-    return status;
 }
 
 /* Counts what it is told, and stops at the end of its patience. */
@@ -163,7 +106,7 @@ asp_status use_wrong_effects(const fixture *f, const asp_context *context, uint6
     if (status == ASP_STOPPED && l.told != 2) return ASP_BAD_STATE;
     for (int patience = 1; patience < 8; patience++) {
         l = (listener){.patience = patience};
-        status = asp_effects_attribution(scores, NULL, f->gated, &task, &options, 2, 0, &told, err);
+        status = asp_effects_attribution(scores, f->gated, &task, &options, 2, 0, &told, err);
         if (status != ASP_STOPPED && status != ASP_NO_MEMORY) return ASP_BAD_STATE;
     }
     task.corrupted.n_prompts = 0;

@@ -71,6 +71,9 @@ static asp_status use_table(const fixture *f, const asp_contexts_options *option
     e.feature[3] = F;
     if (!status && asp_contexts_add(contexts, &active, 1, &prompts, context, err) != ASP_BAD_INDEX)
         status = ASP_BAD_STATE;
+    e.feature[3] = 0;
+    if (!status && asp_contexts_add(contexts, &active, 1, &prompts, context, err) != ASP_BAD_ARGUMENT)
+        status = ASP_BAD_STATE;
     asp_contexts_free(contexts);
     return status;
 }

@@ -392,7 +392,6 @@ const operation operations[] = {
     {"effects of edges", use_effects_of_edges},
     {"effects of edges, means", use_effects_of_means},
     {"effects of edges, pairs", use_effects_of_pairs},
-    {"effects of an entry", use_effects_of_an_entry},
     {"wrong arguments", use_wrong_effects},
     {"component scores", use_component_scores},
     {"component scores by mixed inputs", use_component_inputs},

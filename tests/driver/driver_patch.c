@@ -25,25 +25,27 @@ static int stop_later(void *state, const char *stage, int64_t done, int64_t tota
     return stage && done <= total && !(*left)--;
 }
 
-/* Each component edge alone, stopped after a while and continued. */
+/* Each component edge alone: all at once, stopped, and in two ranges, whose sum is written. */
 static asp_status use_exact(double *scores, const asp_model *model, const asp_task *task,
                             const asp_component_options *options, const asp_context *context, asp_error *err) {
-    asp_component_kept kept = {0, 0, 0};
+    double whole[S * R], more[S * R];
     asp_context told = *context;
     int left = 3;
     told.progress = stop_later;
     told.progress_state = &left;
-    asp_status status = asp_component_exact(scores, &kept, model, task, options, &told, err);
+    asp_status status = asp_component_exact(whole, model, task, 0, EDGES, options, &told, err);
     if (status != ASP_STOPPED) return status ? status : ASP_BAD_STATE;
-    if (!kept.n_done) return ASP_BAD_STATE;
-    status = asp_component_exact(scores, &kept, model, task, options, context, err);
+    status = asp_component_exact(whole, model, task, 0, EDGES, options, context, err);
+    if (!status) status = asp_component_exact(scores, model, task, 0, 20, options, context, err);
+    if (!status) status = asp_component_exact(more, model, task, 20, EDGES, options, context, err);
     if (status) return status;
-    kept.size++;
-    status = asp_component_exact(scores, &kept, model, task, options, context, err);
-    if (status != ASP_BAD_ARGUMENT) return status == ASP_NO_MEMORY ? status : ASP_BAD_STATE;
-    kept.n_done = -1;
-    status = asp_component_exact(scores, &kept, model, task, options, context, err);
-    return status == ASP_BAD_ARGUMENT ? ASP_OK : status == ASP_NO_MEMORY ? status : ASP_BAD_STATE;
+    for (int i = 0; i < S * R; i++) {
+        if (scores[i] != 0 && more[i] != 0) return ASP_BAD_STATE;
+        scores[i] += more[i];
+        if (!(scores[i] - whole[i] < 1e-4 && whole[i] - scores[i] < 1e-4)) return ASP_BAD_STATE;
+    }
+    status = asp_component_exact(more, model, task, 20, EDGES + 1, options, context, err);
+    return status == ASP_BAD_INDEX ? ASP_OK : status == ASP_NO_MEMORY ? status : ASP_BAD_STATE;
 }
 
 static asp_status use_patches(const fixture *f, const asp_model *model, const asp_task *task,
@@ -143,14 +145,13 @@ asp_status use_wrong_patches(const fixture *f, const asp_context *context, uint6
     const int64_t sizes[] = {EDGES + 1};
     asp_component_roc roc = {.false_rate = rates[0], .true_rate = rates[1]};
     asp_task task = pairs_of(f, 1, ASP_LOGIT_DIFF);
-    asp_component_kept none = {0, 0, 0};
     const asp_component_options zero = {.denoising = 1, .max_bytes = INT64_MAX},
                                 referred = {.reference = &task.clean, .max_bytes = INT64_MAX},
                                 small = {.max_bytes = 1000},
                                 pairs = {.ablation = ASP_COMPONENT_COUNTERFACTUAL, .max_bytes = INT64_MAX};
     fill_masks(masks);
-    if (asp_component_exact(scores, &none, f->gated, &task, &zero, context, err) != ASP_BAD_ARGUMENT ||
-        asp_component_exact(scores, &none, f->gated, &task, &referred, context, err) != ASP_BAD_ARGUMENT ||
+    if (asp_component_exact(scores, f->gated, &task, 0, EDGES, &zero, context, err) != ASP_BAD_ARGUMENT ||
+        asp_component_exact(scores, f->gated, &task, 0, EDGES, &referred, context, err) != ASP_BAD_ARGUMENT ||
         asp_component_values(values, f->gated, &task, &masks[0][0][0], 1, &small, context, err) != ASP_NO_MEMORY ||
         asp_component_select(&masks[0][0][0], kept, c, order, sizes, 1, 1, err) != ASP_BAD_INDEX)
         return ASP_BAD_STATE;
@@ -171,7 +172,7 @@ asp_status use_wrong_patches(const fixture *f, const asp_context *context, uint6
     if (asp_component_select_neurons(&masks[0][0][0], kept, c, 1, far, too_many, 1, 1, err) != ASP_BAD_ARGUMENT)
         return ASP_BAD_STATE;
     task.corrupted.n_prompts = 0;
-    return asp_component_exact(scores, &none, f->gated, &task, &pairs, context, err) == ASP_BAD_ARGUMENT
+    return asp_component_exact(scores, f->gated, &task, 0, EDGES, &pairs, context, err) == ASP_BAD_ARGUMENT
                ? ASP_OK
                : ASP_BAD_STATE;
 }

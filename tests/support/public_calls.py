@@ -95,6 +95,7 @@ CALLS: dict[str, Uses] = {
             lambda e: asp.find_circuit(e.model, e.task, metric=FAILING.custom),
             lambda e: asp.find_circuit(e.model, e.task.ranking),
             lambda e: asp.find_circuit(e.model, e.task, resume=e.folder / "saved" / "model.safetensors"),
+            lambda e: asp.find_circuit(e.model, e.task, executor="processes"),
         ),
         cost=100,
     ),
@@ -153,7 +154,7 @@ CALLS: dict[str, Uses] = {
             lambda e: component_scores(e.model, e.task, metric=FAILING.custom),
             lambda e: component_scores(e.model, e.task, max_bytes=1000),
             lambda e: component_scores(e.model, e.task, mlp_gradient="input"),
-            lambda e: component_scores(e.model, e.task, resume=e.folder / "none"),
+            lambda e: component_scores(e.model, e.task, executor=3),
             lambda e: component_scores(e.model, e.task, ablation="mean-positional", reference=[[1]]),
         ),
         cost=40,
@@ -406,7 +407,7 @@ GRAPH_TABLES = (
 CORE_GRAPH_RESULTS = ("influence", "prune", "total_influence", "drivers", "flows", "profile")
 _RUN_ARRAYS = [name for name in run.CORE_NAMES if name != "loss"]
 CORE_EFFECTS = (
-    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "entry_effects",
+    "candidates", "whole", "knock_out", "keep_only", "leave_one_out", "attribution",
     "component_scores", "component_senders_before", "component_values", "component_exact", "patching_sweep",
     "path_values",
 )  # fmt: skip

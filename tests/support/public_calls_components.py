@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from public_calls_acdc import Keeping
 from public_objects import Uses, uses
 
 from attnsparse import _core
@@ -175,12 +174,11 @@ COMPONENT_CALLS: dict[str, Uses] = {
         cost=10,
     ),
     "_core.Model.component_exact": uses(
-        lambda e: e.core.component_exact(asked(e)[0], OPTIONS),
-        lambda e: e.core.component_exact(asked(e)[0], OPTIONS, keep=Keeping()),
+        lambda e: e.core.component_exact(asked(e)[0], (3, 9), OPTIONS),
         wrong=(
-            lambda e: e.core.component_exact(asked(e)[0], OPTIONS._replace(max_bytes=1000)),
-            lambda e: e.core.component_exact(asked(e)[0], OPTIONS, state=np.zeros(3, np.int64)),
-            lambda e: e.core.component_exact(asked(e)[0], OPTIONS, keep=3),
+            lambda e: e.core.component_exact(asked(e)[0], (0, 1), OPTIONS._replace(max_bytes=1000)),
+            lambda e: e.core.component_exact(asked(e)[0], (0, 10**6), OPTIONS),
+            lambda e: e.core.component_exact(asked(e)[0], (2, 1), OPTIONS),
         ),
         cost=40,
     ),

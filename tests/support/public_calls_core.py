@@ -39,31 +39,19 @@ def asked(e: Any, unit: str = "head", ablation: str = "zero", **task: Any) -> tu
     return packed_task(e.model, e.task, None)._replace(**task), EffectOptions(unit, ablation, 2**40)
 
 
-def entry(
-    e: Any, query: Any = (7,) * 4, key: Any = (3, 1, 1, 1), unit: str = "edge", **task: Any
-) -> tuple[Any, ...]:
-    """Effects of an entry of each prompt in all heads."""
-    whole, options = asked(e, unit, "mean", **task)
-    weight = np.ones((4, e.core.config["n_layer"], e.core.config["n_head"]), np.float32)
-    return e.core.entry_effects(
-        whole, options, weight, *(np.array(each) for each in (query, key)), *found_entries(weight)
-    )
+def attribute(e: Any, unit: str = "head", steps: int = 1, gate: bool = False) -> Any:
+    """First-order effects of heads."""
+    return e.core.attribution(*asked(e, unit), steps, gate)
 
 
-def found_entries(weight: np.ndarray, place: tuple[int, ...] = (0,)) -> list[np.ndarray]:
-    """Where effects of entries are put: place, full, effect, values."""
-    n = len(weight)
-    shapes = (n,), weight.shape, (weight[0].size + 1, n)
-    return [np.array(place), *(np.zeros(shape) for shape in shapes)]
+def measured(*given: Any) -> np.ndarray:
+    """What a search is answered that asks for one size of one prompt, or nothing it can use."""
+    return np.zeros(len(given[3]))
 
 
-def attribute(
-    e: Any, unit: str = "head", steps: int = 1, gate: bool = False, place: Any = (0, 0), n: int = 0
-) -> Any:
-    """First-order effects of heads; n: heads too many in the array."""
-    c = e.core.config
-    scores = np.zeros((c["n_layer"], c["n_head"] + n))
-    return e.core.attribution(*asked(e, unit), steps, gate, np.array(place), scores)
+def active(n: int = 2) -> tuple[np.ndarray, ...]:
+    """Positions, features and activations of a layer."""
+    return np.arange(2, dtype=np.int32), np.array([1, 0], np.int32)[:n], np.ones(2, np.float32)
 
 
 def search(e: Any, n_steps: int = 0, items: np.ndarray = HEADS, **options: Any) -> _core.Circuit:
@@ -217,34 +205,12 @@ CORE_CALLS: dict[str, Uses] = {
         ),
         cost=5,
     ),
-    "_core.Model.entry_effects": uses(
-        lambda e: entry(e),
-        wrong=(
-            lambda e: entry(e, unit="head"),
-            lambda e: entry(e, key=(8,) * 4),
-            lambda e: entry(e, query=(2,) * 4),
-            lambda e: entry(e, query=(7,)),
-            lambda e: entry(e, key=(7,)),
-            lambda e: entry(e, metric=3),
-            lambda e: e.core.entry_effects(
-                *asked(e, "edge"),
-                np.ones((4, 9, 9), np.float32),
-                *[ONE[[0] * 4]] * 2,
-                *found_entries(np.ones((4, e.core.config["n_layer"], e.core.config["n_head"]))),
-            ),
-        ),
-        cost=20,
-    ),
     "_core.Model.attribution": uses(
         lambda e: attribute(e, steps=2),
         wrong=(
             lambda e: attribute(e, "x"),
             lambda e: attribute(e, steps=0),
             lambda e: attribute(e, gate=True),
-            lambda e: attribute(e, place=(0,)),
-            lambda e: attribute(e, place=(99, 0)),
-            lambda e: attribute(e, place=(1, 3)),
-            lambda e: attribute(e, n=1),
         ),
         cost=5,
     ),
@@ -278,7 +244,12 @@ CORE_CALLS: dict[str, Uses] = {
     "_core.Circuit.step": uses(
         lambda e: search(e, 9).step(),
         lambda e: search(e, 9, method="ig", normalize="mib").step(),
-        wrong=(lambda e: search(e, items=7 * HEADS).step(), lambda e: search(e).step(65)),
+        wrong=(
+            lambda e: search(e, items=7 * HEADS).step(),
+            lambda e: search(e).step(65),
+            lambda e: search(e).step(0, None, 3),
+            lambda e: search(e).step(0, None, measured),
+        ),
         cost=20,
     ),
     "_core.Circuit.state": uses(lambda e: search(e, 3).state(), cost=10),
@@ -644,14 +615,13 @@ CORE_CALLS: dict[str, Uses] = {
         ),
     ),
     "_core.Contexts.add": uses(
-        lambda e: contexts().add(e.features._core, 1, TOKENS, ONE_PROMPT, 3),
+        lambda e: contexts().add(*active(), TOKENS, ONE_PROMPT, 3),
         wrong=(
-            lambda e: contexts().add(e.features._core, 2, TOKENS, ONE_PROMPT, 0),
-            lambda e: contexts().add(e.features._core, 1, TOKENS, ONE_PROMPT, -1),
-            lambda e: contexts().add(e.features._core, 1, TOKENS[:7], np.array([0, 7]), 0),
-            lambda e: contexts().add(_core.Features(e.core, 8, "relu"), 1, TOKENS, ONE_PROMPT, 0),
-            lambda e: contexts(3).add(e.features._core, 1, TOKENS, ONE_PROMPT, 0),
-            lambda e: contexts().add(e.features, 1, TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts().add(*active(), TOKENS, ONE_PROMPT, -1),
+            lambda e: contexts().add(*active(), TOKENS[:1], np.array([0, 1]), 0),
+            lambda e: contexts().add(*active(1), TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts(1).add(*active(), TOKENS, ONE_PROMPT, 0),
+            lambda e: contexts().add(active()[0][::-1].copy(), *active()[1:], TOKENS, ONE_PROMPT, 0),
         ),
     ),
     "_core.Contexts.array": uses(

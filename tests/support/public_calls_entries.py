@@ -15,6 +15,7 @@ ENTRY_CALLS: dict[str, Uses] = {
             lambda e: entry_effects(e.model, e.task, 9, -1),
             lambda e: entry_effects(e.model, e.task, [0], -1),
             lambda e: entry_effects(e.model, e.task, 3, 1),
+            lambda e: entry_effects(e.model, e.task, 1, -1, executor=3),
             lambda e: entry_effects(3, e.task, 1, -1),
             lambda e: entry_effects(e.model, e.task, 1, -1, ablation="x"),
             lambda e: entry_effects(e.model, [[1, 2]], 0, -1),

@@ -132,9 +132,11 @@ def test_all_promoted_tokens_are_in_order(spoken, n):
 
 def test_a_table_is_closed_once_it_is_read(spoken):
     of = transcoders(spoken)
-    features = of.features(spoken, PROMPTS[3])._core
+    features = of.features(spoken, PROMPTS[3])
+    place = slice(*features.start[:2])
+    active = (np.array(array[place]) for array in (features.position, features.feature, features.activation))
     table = core_for("float32").Contexts(of.n_features[0], None, 2, 1, 1)
-    arguments = (features, 0, np.array(PROMPTS[3], np.int32), np.array([0, 16]), 0)
+    arguments = (*active, np.array(PROMPTS[3], np.int32), np.array([0, 16]), 0)
     table.add(*arguments)
     count = table.array("count")
     assert not count.flags.writeable

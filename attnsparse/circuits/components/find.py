@@ -82,9 +82,9 @@ def find_component_circuit(
     ablation, direction, gate, metric : optional
         As in `component_scores`, for ranking and evaluation alike. With "information-flow-routes" they are
         for the evaluation alone.
-    resume, executor : optional
+    resume : optional
         As in `component_values`, for the evaluation alone, which takes longer than the ranking.
-    max_bytes, threads, progress
+    executor, max_bytes, threads, progress
         As in `component_scores`, for both.
 
     Returns
@@ -117,6 +117,7 @@ def find_component_circuit(
         "direction": direction,
         "gate": gate,
         "reference": reference,
+        "executor": executor,
         "max_bytes": max_bytes,
         "threads": threads,
         "progress": progress,
@@ -134,7 +135,6 @@ def find_component_circuit(
             seed=seed,
             metric=measured_by,
             resume=resume,
-            executor=executor,
             **changed,
         )
     return FoundComponents(circuit, curve)

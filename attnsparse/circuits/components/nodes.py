@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import _check
-from ..._display import stage_bars
 from ..._engine import core_for
 from ...io.limits import Limits
 from ...model.model import Model
@@ -25,13 +24,14 @@ from ...tasks.custom import CustomMetric, chosen_metric, metric_name
 from ...tasks.task import Task
 from ..asked import packed_task
 from ..choices import RANK_BY
+from ..pieces import CoreWork
 from . import names
 from . import nodes_file as component_nodes_file
 from .curve import ComponentCurve
 from .file import JSON_LIMITS
 from .options import changed_options
 from .scores import ComponentScores
-from .values import checked_mask
+from .values import checked_mask, measured_circuits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,6 +213,8 @@ class NodeCircuit:
         gate: str = "recomputed",
         reference: Task | Iterable[Any] | None = None,
         metric: str | CustomMetric | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        executor: Any = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
         progress: bool | None = None,
@@ -228,7 +230,7 @@ class NodeCircuit:
             Shares of all nodes or neurons, ascending, each in 0..1; their numbers are rounded down.
         prune : bool, default True
             As in `masks`.
-        ablation, direction, gate, reference, metric, max_bytes, threads, progress
+        ablation, direction, gate, reference, metric, resume, executor, max_bytes, threads, progress
             As in `node_values`.
 
         Returns
@@ -249,7 +251,8 @@ class NodeCircuit:
         masks, kept = self.masks([*requested.tolist(), n, 0], prune=prune)
         values = node_values(
             model, task, masks, ablation=ablation, direction=direction, gate=gate, reference=reference,
-            metric=metric, max_bytes=max_bytes, threads=threads, progress=progress,
+            metric=metric, resume=resume, executor=executor, max_bytes=max_bytes, threads=threads,
+            progress=progress,
         )  # fmt: skip
         return NodeCurve(
             shares=asked,
@@ -385,6 +388,8 @@ def node_values(
     gate: str = "recomputed",
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -403,7 +408,7 @@ def node_values(
     direction : {"noising", "denoising"}, default "noising"
         "noising": the clean prompts, with ablated outputs outside the circuit. "denoising": the corrupted
         prompts, with clean outputs inside.
-    gate, reference, metric, max_bytes, threads, progress
+    gate, reference, metric, resume, executor, max_bytes, threads, progress
         As in `component_values`.
 
     Returns
@@ -419,6 +424,8 @@ def node_values(
         If even one prompt at a time needs more than `max_bytes`.
     TypeError
         For arguments of another type.
+    FormatError, OSError, RuntimeError
+        As `component_values`.
     """
     asked = packed_task(model, task, metric)
     shape = (len(names.senders(model.config)), model.config.d_model)
@@ -431,8 +438,15 @@ def node_values(
     array = checked_mask(array, "masks", (len(array), *shape[: array.ndim - 1]))
     if array.ndim == 2:
         array = np.ascontiguousarray(np.broadcast_to(array[:, :, None], (len(array), *shape)))
-    with stage_bars(progress) as tell:
-        found: np.ndarray = model._core.component_neuron_values(
-            asked, array, options, _check.threads(threads), tell
-        )
-    return found
+    work = CoreWork(
+        model,
+        task.name,
+        "circuits of neurons",
+        "component_neuron_values",
+        asked,
+        (),
+        array,
+        (options,),
+        threads,
+    )
+    return measured_circuits(work, task, metric, options, progress, executor, resume)

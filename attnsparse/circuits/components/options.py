@@ -14,6 +14,11 @@ from ..asked import reference_prompts
 from . import names
 
 
+def apart(options: ComponentOptions) -> bool:
+    """Whether prompts can be measured without the others: no mean is taken over all of them."""
+    return not options.ablation.startswith("mean")
+
+
 def changed_options(
     model: Model,
     ablation: str,

@@ -6,9 +6,10 @@ alone replaced and everything behind it computed anew.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name
 from ...tasks.task import Task
-from ..asked import packed_task
+from ..asked import check_lengths, packed_task
+from ..pieces import CoreWork, Piece, cut
+from ..resumed import Results, sweep_question
 from .names import DIRECTIONS, GATES
 
 if TYPE_CHECKING:
@@ -139,6 +142,8 @@ def patching_sweep(
     layers: Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     metric: str | CustomMetric | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -170,6 +175,14 @@ def patching_sweep(
         With "position" in `by`: positions to replace, ascending. Default: all.
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own. "kl" compares with the clean prompt.
+    resume : path, optional
+        File that keeps what is measured; its name gets the ending .search.safetensors unless it ends in
+        .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists, the call
+        continues from there and finds the same bits. It is not removed. The functions of a `CustomMetric`
+        are known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure, in pieces that do not depend on their number: the bits are those of a call
+        without. See docs/cluster.md.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -191,6 +204,12 @@ def patching_sweep(
         For arguments of another type.
     MemoryError
         If `max_bytes` is too little for one prompt at a time.
+    FormatError
+        If the file `resume` is damaged, or with the code question if it is of another call.
+    OSError
+        If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
 
     Notes
     -----
@@ -213,19 +232,31 @@ def patching_sweep(
         raise ValueError(f"positions needs 'position' in by, got by={axes!r}")
     chosen_positions = _places(positions, "positions", max(map(len, task.clean)))
     denoising = direction == "denoising"
+    by_position = "position" in axes
+    if by_position:
+        check_lengths(asked, "positions")
+    layers_of = np.arange(model.config.n_layer) if chosen_layers is None else chosen_layers
+    positions_of = range(len(task.clean[0])) if chosen_positions is None else chosen_positions
+    n_heads = model.config.n_head if kind in HEAD_KINDS else 1
+    shape = (len(layers_of), n_heads, len(positions_of) if by_position else 1, len(task))
+    before = (kind, by_position, denoising, gate == "held")
+    after = (chosen_positions, max_bytes)
+    work = CoreWork(model, task.name, "patching", "patching_sweep", asked, before, layers_of, after, threads)
+    values, base, other = np.zeros(shape), np.zeros(len(task)), np.zeros(len(task))
+
+    def question() -> dict[str, Any]:
+        given = {"kind": kind, "by_position": by_position, "direction": direction, "gate": gate}
+        places = {"layers": layers_of, "positions": np.array(positions_of)}
+        return sweep_question(model, task, metric, "patching", **given, **places)
+
+    def put(i: int, piece: Piece, result: tuple[np.ndarray, ...]) -> None:
+        layers, prompts = piece.place
+        values[layers, :, :, prompts], base[prompts], other[prompts] = result
+
+    pieces = cut(len(layers_of), len(task), each=shape[1] * shape[2])
+    results = Results([values, base, other], len(pieces), executor, resume, question)
     with stage_bars(progress) as tell:
-        values, base, other = model._core.patching_sweep(
-            asked,
-            kind,
-            "position" in axes,
-            denoising,
-            gate == "held",
-            chosen_layers,
-            chosen_positions,
-            max_bytes,
-            _check.threads(threads),
-            tell,
-        )
+        results.add(work, pieces, put, tell)
     values = values.transpose(*(AXES.index(name) for name in axes), *_left_out(axes), 3)
     values = np.ascontiguousarray(values.reshape(*values.shape[: len(axes)], len(task)))
     clean, corrupted = (other, base) if denoising else (base, other)

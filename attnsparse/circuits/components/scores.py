@@ -20,10 +20,11 @@ from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric, chosen_metric, metric_name, smaller_is_better
 from ...tasks.task import Task
 from ..asked import packed_task
+from ..pieces import CoreWork, Job, cut, cut_sums
+from ..resumed import summed, sweep_question
 from . import mib as component_mib
 from . import names
-from .options import changed_options
-from .search import kept_search
+from .options import apart, changed_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,6 +154,7 @@ def component_scores(
     reference: Task | Iterable[Any] | None = None,
     metric: str | CustomMetric | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: Any = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
     progress: bool | None = None,
@@ -196,10 +198,13 @@ def component_scores(
     metric : {"logit_diff", "logit_diff_max", "prob_diff", "log_prob", "kl"} or CustomMetric, optional
         Default: the task's own. A custom metric needs a gradient.
     resume : path, optional
-        For method="exact": file that keeps what is found; its name gets the ending .search.safetensors unless
-        it ends in .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it
-        exists, the call continues from there and finds the same bits, given the same `max_bytes`. It is not
+        File that keeps what is found; its name gets the ending .search.safetensors unless it ends in
+        .safetensors. It is written about every 30 seconds, on Ctrl-C, and at the end. If it exists, the call
+        continues from there and finds the same bits. It is refused with another `max_bytes`. It is not
         removed. The functions of a `CustomMetric` are known by its name alone.
+    executor : concurrent.futures.Executor or Dask Client, optional
+        Whose workers measure, in pieces that do not depend on their number: the bits are those of a call
+        without. See docs/cluster.md.
     max_bytes : int, default 4 GiB
         What the call may allocate; with less, it takes fewer prompts at a time.
     threads : int, optional
@@ -226,6 +231,8 @@ def component_scores(
         option, of another version of attnsparse or another kind of processor.
     OSError
         If that file cannot be read or written.
+    RuntimeError
+        For a piece that failed three times in the workers of an executor, unless it is one of the above.
 
     References
     ----------
@@ -243,8 +250,6 @@ def component_scores(
     _check_combination(method, level, ablation, direction, reference)
     if _check.choice(mlp_gradient, "mlp_gradient", names.MLP_GRADIENTS) == "input" and level == "edge":
         raise ValueError("mlp_gradient='input' is for level='node' and 'neuron', got level='edge'")
-    if resume is not None and method != "exact":
-        raise ValueError(f"resume is for method='exact', got method={method!r}")
     routes, gated = method == "information-flow-routes", model.config.gated
     options = changed._replace(
         method="eap" if method == "exact" else method,
@@ -252,18 +257,29 @@ def component_scores(
         steps=steps,
         mlp_input=mlp_gradient == "input",
     )
-    state, keep = kept_search(resume, model, task, metric, options, method=method)
-    threads = _check.threads(threads)
+    senders, receivers = names.senders(model.config), names.receivers(model.config)
+    n_before = model._core.component_senders_before()
+    width = {"edge": [len(receivers)], "node": [], "neuron": [model.config.d_model]}[level]
+    if method == "exact":
+        edges = range(int(n_before.sum()))
+        work = CoreWork(model, task.name, "exact", "component_exact", asked, (), edges, (options,), threads)
+        pieces = cut(len(edges), len(task), apart(options))
+    else:
+        stage = "component scores"
+        work = CoreWork(model, task.name, stage, "component_scores", asked, (), None, (options,), threads)
+        pieces = cut_sums(len(task), routes or apart(options))
+
+    def question() -> dict[str, Any]:
+        return sweep_question(model, task, metric, **{**options._asdict(), "method": method})
+
     with stage_bars(progress) as tell:
-        if method == "exact":
-            scores = model._core.component_exact(asked, options, threads, tell, state, keep)
-        else:
-            scores = model._core.component_scores(asked, options, threads, tell)
+        job = Job(work, pieces, (len(senders), *width))
+        scores = summed(job, tell, executor, resume, question) / len(task)
     return ComponentScores(
         scores=scores,
-        senders=tuple(names.senders(model.config)),
-        receivers=tuple(names.receivers(model.config)),
-        n_before=model._core.component_senders_before(),
+        senders=tuple(senders),
+        receivers=tuple(receivers),
+        n_before=n_before,
         level=level,
         method=method,
         ablation="none" if routes else ablation,

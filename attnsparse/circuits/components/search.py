@@ -1,4 +1,4 @@
-"""The file in which a long measurement of component edges is kept, and continues from."""
+"""The file in which ACDC keeps what it has found, and continues from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATE = "state"
 
 
 class ComponentSearch:
-    """What a measurement of this question has found, in a file that need not exist yet.
+    """What ACDC has found of this question, in a file that need not exist yet.
 
     Whenever something more is found the core asks `due`, and calls `write` then, where it is stopped, and at
     the end.
@@ -80,7 +80,5 @@ def kept_search(
     }
     search = ComponentSearch(resume, question(model, asked))
     real = exists(Shape(model.config.n_layer, model.config.n_head))
-    with_mask = others["method"] == "acdc"
-    n_numbers = 3 + real.size + with_mask * -(-real.size // 8)
-    total = int(real.sum()) * (1 if with_mask else len(task))
-    return search.read(n_numbers, total), search
+    n_numbers = 3 + real.size + -(-real.size // 8)
+    return search.read(n_numbers, int(real.sum())), search

@@ -10,15 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ... import _check
+from ..._core_types import ComponentOptions
+from ..._display import stage_bars
 from ...model.model import Model
 from ...model.run import DEFAULT_MAX_BYTES
 from ...tasks.custom import CustomMetric
 from ...tasks.task import Task
 from ..asked import packed_task
-from ..pieces import CoreRows
-from ..resumed import in_rows, sweep_question
+from ..pieces import CoreWork, Job, cut
+from ..resumed import in_values, sweep_question
 from . import names
-from .options import changed_options
+from .options import apart, changed_options
 
 
 def checked_mask(value: npt.ArrayLike, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -110,11 +112,29 @@ def component_values(
         raise ValueError(f"masks must have the shape (n, {shape[0]}, {shape[1]}), got {array.shape}")
     options = changed_options(model, ablation, direction, gate, reference, max_bytes)
     array = checked_mask(array, "masks", (len(array), *shape))
-    measure = CoreRows(model, task.name, "component_values", (asked,), array, (options,), threads)
+    work = CoreWork(model, task.name, "circuits", "component_values", asked, (), array, (options,), threads)
+    return measured_circuits(work, task, metric, options, progress, executor, resume)
+
+
+def measured_circuits(
+    work: CoreWork,
+    task: Task,
+    metric: str | CustomMetric | None,
+    options: ComponentOptions,
+    progress: bool | None,
+    executor: Any,
+    resume: str | os.PathLike[str] | None,
+) -> np.ndarray:
+    """float64 [circuits, prompts]: the values of circuits of component edges or of neurons."""
+    masks = work.rows
+    assert isinstance(masks, np.ndarray)
+    shape = (len(masks), len(task))
 
     def question() -> dict[str, Any]:
         given = {name: value for name, value in options._asdict().items() if name != "max_bytes"}
-        given["method"] = "circuits"
-        return sweep_question(model, task, metric, masks=np.packbits(array, axis=-1), **given)
+        given["method"] = work.stage
+        return sweep_question(work.model, task, metric, masks=np.packbits(masks, axis=-1), **given)
 
-    return in_rows(resume, question, (len(array), len(task)), measure, progress, executor)
+    with stage_bars(progress) as tell:
+        job = Job(work, cut(*shape, apart(options)), shape)
+        return in_values(job, tell, executor, resume, question)
