@@ -15,7 +15,10 @@ from .._display import SHOWN, Html, escaped, html_rows, stage_bars
 from ..errors import printable
 from ..items import shortened
 from .batch import Batch, as_batch
-from .interventions import Ablate, Patch, compile_interventions
+from .hooks import Hooks, compile_functions
+from .interventions import Ablate, Patch
+from .run import Freeze, compile_frozen
+from .steering import compile_changes
 from .tokenizer import checked_ids, token_texts
 
 if TYPE_CHECKING:
@@ -215,6 +218,8 @@ def generate(
     prepend_bos: bool,
     ablate: Ablate | None,
     patch: Patch | None,
+    freeze: Freeze | None,
+    hooks: Hooks | None,
     max_bytes: int,
     threads: int | None,
     progress: bool | None,
@@ -224,7 +229,9 @@ def generate(
     options = _options(model, batch, max_new_tokens, temperature, top_k, top_p, seed, n_samples, max_bytes)
     stop_tokens = _stop_tokens(model, stop, stop_at_eos)
     options.stop[stop_tokens] = True
-    changes = compile_interventions(model, batch, ablate, patch, options.max_new_tokens, options.n_samples)
+    changes = compile_changes(model, batch, ablate, patch, options.max_new_tokens, options.n_samples)
+    functions = None if hooks is None else compile_functions(model, hooks)
+    frozen = None if freeze is None else compile_frozen(model, batch, freeze)
     generated = _empty(model, len(batch) * options.n_samples, options, _check.flag(logits, "logits"))
     if generated.logits is not None:
         options = options._replace(max_bytes=options.max_bytes - generated.logits.nbytes)
@@ -233,7 +240,10 @@ def generate(
     threads = _check.threads(threads)
     try:
         with stage_bars(progress) as tell:
-            model._core.generate(batch.tokens, batch.offsets, options, generated, changes, threads, tell)
+            model._core.generate(
+                batch.tokens, batch.offsets, options, generated, changes.interventions, threads, tell,
+                functions=functions, frozen=frozen, steering=changes.steering,
+            )  # fmt: skip
     except KeyboardInterrupt:
         texts = _texts(batch, options, generated, "interrupt")
         message = (

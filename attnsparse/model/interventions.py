@@ -223,12 +223,16 @@ class _Places:
         return list(range(self.lengths[prompt])) if position is None else [self.position(prompt, position)]
 
     def position(self, prompt: int, position: object) -> int:
-        """Negative ones count from the end of the prompt, whatever is generated behind it."""
-        n, index = int(self.batch.lengths[prompt]), _check.integer(position, "position")
-        if not -n <= index < n + self.n_new:
-            more = f" and gets {self.n_new}" if self.n_new else ""
-            raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens{more}")
-        return index + n if index < 0 else index
+        return place_of(self.batch, prompt, position, self.n_new)
+
+
+def place_of(batch: Batch, prompt: int, position: object, n_new: int) -> int:
+    """Negative positions count from the end of the prompt, whatever is generated behind it."""
+    n, index = int(batch.lengths[prompt]), _check.integer(position, "position")
+    if not -n <= index < n + n_new:
+        more = f" and gets {n_new}" if n_new else ""
+        raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens{more}")
+    return index + n if index < 0 else index
 
 
 def _point(item: Resid) -> tuple[int, int]:

@@ -284,7 +284,9 @@ def _recorded(run: Run, *names: str) -> bool:
 
 
 def require(run: Run, names: tuple[str, ...], what: str) -> None:
-    """ValueError unless the run recorded these arrays."""
+    """ValueError unless the run recorded these arrays, of all layers."""
+    if run.stop_at_layer is not None:
+        raise ValueError(f"{what} needs all layers; this run stopped before layer {run.stop_at_layer}")
     missing = [name for name in names if name not in run.recorded]
     if missing:
         raise ValueError(
