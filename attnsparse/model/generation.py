@@ -16,9 +16,9 @@ from ..errors import printable
 from ..items import shortened
 from .batch import Batch, as_batch
 from .hooks import Hooks, compile_functions
-from .interventions import Ablate, Patch
+from .interventions import Ablate, Patch, compile_changes
 from .run import Freeze, compile_frozen
-from .steering import compile_changes
+from .tables import text_column
 from .tokenizer import checked_ids, token_texts
 
 if TYPE_CHECKING:
@@ -121,7 +121,10 @@ class Generation:
         return self._each([self._strings(text) for text in self._texts])
 
     def _strings(self, text: _Text) -> list[str]:
-        return token_texts(self.model.tokenizer, text.tokens)
+        return self._shown_tokens(text.tokens)
+
+    def _shown_tokens(self, tokens: np.ndarray) -> list[str]:
+        return token_texts(self.model.tokenizer, tokens)
 
     @property
     def ended_by(self) -> Any:
@@ -142,14 +145,19 @@ class Generation:
             raise AttributeError("logits were not kept; generate with logits=True")
         return self._each([text.logits for text in self._texts])
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self, *, texts: bool = False) -> pd.DataFrame:
         """One row per new token.
+
+        Parameters
+        ----------
+        texts : bool, default False
+            Also give each prompt as text, in the column prompt_text.
 
         Returns
         -------
         pandas.DataFrame
-            Columns: prompt and sample_index, counted from 0; position in the text, counted from 0; token_id,
-            token (its string), logprob, probability.
+            Columns: model; prompt and sample_index, counted from 0; prompt_text; position in the text,
+            counted from 0; token_id, token (its string), logprob, probability.
         """
         import pandas as pd
 
@@ -164,6 +172,10 @@ class Generation:
                 column.extend(values)
         types = {"prompt": int, "sample_index": int, "position": int, "token_id": int, "logprob": float}
         table: pd.DataFrame = pd.DataFrame(columns).astype(types)
+        table.insert(0, "model", text_column([self.model.name] * len(table)))
+        if _check.flag(texts, "texts"):
+            whole = {text.prompt: "".join(self._shown_tokens(text.prompt_tokens)) for text in self._texts}
+            table.insert(2, "prompt_text", text_column(whole[i] for i in table["prompt"].tolist()))
         table["probability"] = [math.exp(logprob) for logprob in table["logprob"]]
         return table
 

@@ -15,9 +15,8 @@ import numpy as np
 from .. import _check
 from .._core_types import Functions
 from .batch import as_batch
-from .interventions import Ablate, Patch
+from .interventions import Ablate, Patch, compile_changes
 from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
-from .steering import compile_changes
 from .transformer_lens import full_name, hook_names
 
 if TYPE_CHECKING:

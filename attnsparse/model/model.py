@@ -16,10 +16,9 @@ from .generation import Generation, generate
 from .gradients import Gradients, compute_gradients
 from .hooks import Hooks, run_with_hooks
 from .initial_weights import initial_weights
-from .interventions import Ablate, Patch
+from .interventions import Ablate, Patch, compile_changes
 from .lens import composition
 from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
-from .steering import compile_changes
 from .text import ModelText
 from .tokenizer import Tokenizer
 from .transformer_lens import run_with_cache

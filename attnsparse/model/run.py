@@ -361,6 +361,8 @@ class Run(Recorded):
         query: int | str,
         base: int = 0,
         logit_diff: tables.LogitDiff | Iterable[tables.LogitDiff] | None = None,
+        *,
+        texts: bool = False,
     ) -> pd.DataFrame:
         """What each head moves from position `key` to position `query`, in one prompt or in each.
 
@@ -376,15 +378,17 @@ class Run(Recorded):
         logit_diff : pair of str or int, or sequence of pairs, optional
             (right, wrong), two single tokens as text or ids, for all prompts or for each: adds the column
             logit_diff.
+        texts : bool, default False
+            Also give each prompt as text, in the column prompt_text.
 
         Returns
         -------
         pandas.DataFrame
             One row per head, sorted by contribution, largest first; equal ones stay in the order of layers
-            and heads; of a batch, prompt by prompt. Columns: prompt (from 0; of a batch alone), layer,
-            head_index, label ("L9H6"), query_position, key_position (counted from `base`), query_token,
-            key_token, weight (the entry of `pattern` that was used, 0 if the gate is closed), score, gate
-            (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``. logit_diff is
+            and heads; of a batch, prompt by prompt. Columns: model, prompt (from 0; of a batch alone),
+            prompt_text, layer, head_index, label ("L9H6"), query_position, key_position (counted from
+            `base`), query_token, key_token, weight (the entry of `pattern` that was used, 0 if the gate is
+            closed), score, gate (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``. logit_diff is
             what the head writes at `query` from `key` adds to logit(right) - logit(wrong) there, straight
             through the final LayerNorm with its scale kept as in this run; later layers do not see it.
 
@@ -396,9 +400,9 @@ class Run(Recorded):
         IndexError
             If a position is outside the prompt.
         """
-        return tables.heads(self, key, query, base, logit_diff)
+        return tables.heads(self, key, query, base, logit_diff, texts)
 
-    def open_edges(self, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
+    def open_edges(self, threshold: float = 0.0, base: int = 0, *, texts: bool = False) -> pd.DataFrame:
         """The open attention edges of the prompts: entries with an open gate and a weight above `threshold`.
 
         A dense model has no gate: there every entry above `threshold` is an edge. Needs `pattern`, or
@@ -411,6 +415,8 @@ class Run(Recorded):
             Weight above which an entry is an edge, at least 0.
         base : int, default 0
             Number of the first position, 0 or 1.
+        texts : bool, default False
+            As in `heads`.
 
         Returns
         -------
@@ -423,7 +429,7 @@ class Run(Recorded):
         ValueError
             For a negative threshold, or if neither form of the edges was recorded.
         """
-        return tables.edges(self, threshold, base)
+        return tables.edges(self, threshold, base, texts)
 
     # --- logits
 

@@ -14,10 +14,9 @@ import numpy as np
 
 from .. import _check
 from .batch import as_batch, listed
-from .interventions import Ablate, Patch
+from .interventions import Ablate, Patch, compile_changes
 from .lens import stacks
 from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run, stop_layer
-from .steering import compile_changes
 
 if TYPE_CHECKING:
     from .model import Model
@@ -164,10 +163,12 @@ def run_with_cache(
         First value that is returned.
     remove_batch_dim : bool, default False
         Leave out the batch axis of a single prompt.
-    prepend_bos, ablate, patch, freeze, max_bytes, threads
+    prepend_bos, ablate, patch, freeze
         As for `run`. The cache holds the activations of the changed run.
     stop_at_layer : int, optional
         As for `run`: only hooks of the layers before it are computed, and there are no logits.
+    max_bytes, threads
+        As for `run`.
 
     Returns
     -------

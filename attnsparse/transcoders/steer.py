@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _check
-from ..model.steering import KINDS, Change, SteeredFeature, SteeredWeights
+from ..model.interventions import KINDS, Change, SteeredFeature, SteeredWeights
 from .replacement import CheckedWeights
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from .._core_types import Substitute
 from .._display import html_table, progress_bar
 from ..errors import ConfigError, quoted
 from ..model.batch import as_batch
+from ..model.interventions import compile_changes
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES, Run, compute_run
-from ..model.steering import compile_changes
 from .arrays import TranscoderWeights, check_array, check_encoder, layers_text, shape_text
 from .evaluation import evaluated, targets_and_weights
 from .features import RECORDED, Features

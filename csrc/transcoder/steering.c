@@ -127,8 +127,8 @@ static int64_t list_rows(const steering *s, const asp_visit *visit, int64_t laye
 /* ---- reading ------------------------------------------------------------------------------- */
 
 /* active (n,n_features) written: activations of the changed features in n rows x (n,E). */
-static asp_status read_rows(const steering *s, int64_t layer, const asp_real *x, int64_t n, asp_real *active,
-                            const asp_context *context) {
+static asp_status read_steered(const steering *s, int64_t layer, const asp_real *x, int64_t n, asp_real *active,
+                               const asp_context *context) {
     const asp_steered_layer *steered = &s->given.layers[layer];
     asp_features f = {
         .config = s->config, .k_block = s->k_block, .n_tokens = n, .coder = s->given.coder, .max_bytes = INT64_MAX};
@@ -172,7 +172,7 @@ static asp_status read_features(const steering *s, const asp_visit *visit, const
     asp_arena_wire(&arena, parts, 3);
     list_rows(s, visit, visit->layer, rows);
     for (int64_t i = 0; i < n; i++) memcpy(x + i * e, visit->rows + rows[i].row * visit->stride, (size_t)e * sizeof *x);
-    const asp_status status = read_rows(s, visit->layer, x, n, active, context);
+    const asp_status status = read_steered(s, visit->layer, x, n, active, context);
     for (int64_t i = 0; !status && i < n; i++) find_changes(s, &rows[i], active + i * n_features);
     asp_arena_free(&arena);
     return status;
@@ -187,7 +187,7 @@ typedef struct {
     const steered_row *rows;
 } write_job;
 
-static void write_row(void *arg, int64_t item, int thread) {
+static void write_steered(void *arg, int64_t item, int thread) {
     (void)thread;
     const write_job *job = arg;
     const asp_steering *g = &job->s->given;
@@ -208,7 +208,7 @@ static asp_status write_features(const steering *s, const asp_visit *visit, int6
     if (!rows) return asp_fail(context->err, ASP_NO_MEMORY, "no memory to steer features");
     list_rows(s, visit, from, rows);
     write_job job = {s, visit, from, rows};
-    const asp_status status = asp_parallel_for(context, n, write_row, &job);
+    const asp_status status = asp_parallel_for(context, n, write_steered, &job);
     asp_release(rows);
     return status;
 }

@@ -15,7 +15,7 @@ from generation_cases import RAGGED, larger_case, same_logits
 import attnsparse as asp
 from attnsparse.items import Edge, Head, HeadPosition, Mlp, Resid
 from attnsparse.model import Ablation, Generation, GenerationInterrupted, Tokenizer, generation
-from attnsparse.model.interventions import compile_interventions
+from attnsparse.model.interventions.compile import compile_interventions
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
@@ -526,7 +526,7 @@ def test_the_table():
     model = logits_model([0.0, 2.0, 1.0])
     table = model.generate([[1], [2, 0]], 2, temperature=1.0, n_samples=2, seed=1).to_pandas()
     assert table.columns.tolist() == [
-        "prompt", "sample_index", "position", "token_id", "token", "logprob", "probability",
+        "model", "prompt", "sample_index", "position", "token_id", "token", "logprob", "probability",
     ]  # fmt: skip
     assert table["prompt"].tolist() == [0] * 4 + [1] * 4
     assert table["sample_index"].tolist() == [0, 0, 1, 1] * 2

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from .._core_types import Interventions, Steering
-from .batch import Batch
-from .interventions import Ablate, Patch, compile_interventions, place_of
+from ..._core_types import Interventions, Steering
+from ..batch import Batch
+from .compile import Ablate, Patch, compile_interventions, place_of
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model import Model
 
 KINDS = ("add", "set", "scale")  #: in the order of `asp_steering_kind` in csrc/asp_transcoder.h
 
@@ -136,8 +136,9 @@ def _places(
     rows: list[np.ndarray] = []
     kinds: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
+    slots = {layer: {feature: i for i, feature in enumerate(own.tolist())} for layer, own in wanted.items()}
     for item, change in steered.items():
-        slot = int(np.searchsorted(wanted[item.layer], item.feature))
+        slot = slots[item.layer][item.feature]
         for prompt, length in enumerate(batch.lengths.tolist()):
             whole = item.position is None
             at = (
