@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +58,16 @@ class Evaluation:
 
 def evaluate(
     model: Model,
-    sequences: Sequence[Any] | np.ndarray,
+    sequences: Iterable[Any] | np.ndarray,
     loss_weights: Sequence[Any] | None,
     batch: int,
     progress: bool | None,
 ) -> Evaluation:
     """See `Model.evaluate`."""
     batch = _check.integer(batch, "batch", 1)
-    rows, weights = checked_rows(model.config, sequences, loss_weights, ("sequences", "loss_weights"))
+    given = _check.items(sequences, "sequences", "texts or sequences of token ids")
+    ids = [model.to_tokens(str(item)) if isinstance(item, str) else item for item in given]
+    rows, weights = checked_rows(model.config, ids, loss_weights, ("sequences", "loss_weights"))
     total = sum(float(row[1:].sum()) for row in weights)
     loss = 0.0
     right: list[bool] = []

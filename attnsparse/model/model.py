@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -350,7 +350,7 @@ class Model(ModelWeights, ModelText, ModelTravel):
 
     def evaluate(
         self,
-        sequences: Sequence[Any] | np.ndarray,
+        sequences: Iterable[Any] | np.ndarray,
         loss_weights: Sequence[Any] | None = None,
         *,
         batch: int = 256,
@@ -360,8 +360,8 @@ class Model(ModelWeights, ModelText, ModelTravel):
 
         Parameters
         ----------
-        sequences : list of int arrays, or int array [n, T]
-            Token ids; lengths may differ.
+        sequences : list of str or of int arrays, Series, Index, generator, or int array [n, T]
+            Texts or token ids; lengths may differ.
         loss_weights : like `sequences`, optional
             Weight of predicting that token, default 1; that of a first token is not used, because nothing
             comes before it.
