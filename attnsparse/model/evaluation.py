@@ -66,7 +66,8 @@ def evaluate(
     """See `Model.evaluate`."""
     batch = _check.integer(batch, "batch", 1)
     given = _check.items(sequences, "sequences", "texts or sequences of token ids")
-    ids = [model.to_tokens(str(item)) if isinstance(item, str) else item for item in given]
+    reads = model.tokenizer is not None
+    ids = [model.to_tokens(str(item)) if reads and isinstance(item, str) else item for item in given]
     rows, weights = checked_rows(model.config, ids, loss_weights, ("sequences", "loss_weights"))
     total = sum(float(row[1:].sum()) for row in weights)
     loss = 0.0
