@@ -27,6 +27,7 @@ from ._core_types import (
     MasksOptions,
     Metric,
     Reads,
+    Steering,
     Substitute,
     Targets,
     Task,
@@ -353,11 +354,14 @@ class Model:
         substitute: Substitute | None = None,
         functions: Functions | None = None,
         frozen: Frozen | None = None,
+        steering: Steering | None = None,
+        stop_at: int = 0,
     ) -> Run:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
         substitute: transcoders in place of MLPs, new Features of N tokens.
-        functions: Python that sees and changes activations; not with a substitute, and neither is frozen.
+        functions: Python that sees and changes activations; not with a substitute, and neither are frozen
+        and steering.  stop_at: the layer, from 1, before which the pass ends; 0: none.
         """
 
     def generate(
@@ -369,10 +373,14 @@ class Model:
         interventions: Interventions | None = None,
         threads: int = 0,
         progress: Progress | None = None,
+        functions: Functions | None = None,
+        frozen: Frozen | None = None,
+        steering: Steering | None = None,
     ) -> None:
         """Continues prompts, and writes the new tokens of B = prompts x n_samples texts into `generated`: the
         first n_new tokens of each text, which hold after an exception too.  interventions: as of one run of
-        all texts at full length, prompt and max_new_tokens."""
+        all texts at full length, prompt and max_new_tokens; so is steering.  frozen: of the prompts alone.
+        functions: see prompts first, then new tokens."""
 
     def candidates(self, task: Task, unit: str, threads: int = 0) -> npt.NDArray[np.int32]:
         """Every item (n, 2 | 3 | 4) that can have an effect."""

@@ -37,6 +37,26 @@ class Frozen(NamedTuple):
     scales_first: int = 0
 
 
+class Steering(NamedTuple):
+    """Features that are changed in one pass; see `asp_steering` in csrc/asp_transcoder.h.
+
+    Encoders and decoders of the layers lie one behind the other, in the order of `layers`.
+    """
+
+    activation: str  #: "relu", "jump_relu" or "topk"
+    top_k: int  #: of a TopK
+    from_mid: bool  #: reads resid_mid; else ln2_normalized
+    layers: np.ndarray  #: int64 [m, 4]: layer, changed features, rows of its encoder, layers they write to
+    w_enc: np.ndarray  #: real [rows, E]
+    b_enc: np.ndarray  #: real [rows]
+    threshold: np.ndarray | None  #: real [rows]
+    rows: np.ndarray  #: int64: the row of each changed feature in the encoder of its layer
+    decoder: np.ndarray  #: real [.., E]: of each changed feature one row for each layer that it writes to
+    at: np.ndarray  #: int64 [n, 4]: layer, prompt, position, number among the layer's changed ones; sorted
+    kind: np.ndarray  #: int32 [n]: `asp_steering_kind`
+    number: np.ndarray  #: real [n]
+
+
 class Functions(NamedTuple):
     """What sees and changes activations of one pass; see `asp_visitor` in csrc/asp.h."""
 
@@ -44,8 +64,8 @@ class Functions(NamedTuple):
         np.ndarray
     )  #: int32 [L + 1]: bit p of a layer: `asp_place` p; embeddings: layer 0, final LayerNorm: L
     call: Any
-    """call(place, layer, first prompt, array) -> array of the same shape and type. Prompts of one length come
-    in one call, others one by one."""
+    """call(place, layer, first prompt, first position, array) -> array of the same shape and type. Prompts of
+    which the pass has the same positions come in one call, others one by one."""
 
 
 class GenerationOptions(NamedTuple):

@@ -24,6 +24,7 @@ _STAGE_UNITS = {
     "generation": "token",
     "graph edges": "node",
     "graph heads": "array",
+    "word effect": "step",
 }  # else runs
 PULSE_SECONDS = 0.25  # between two times that a bar is drawn
 _FORMAT = (

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     folders = "demo: folders that `attnsparse train demo` wrote (default: the shipped models)"
     parser.add_argument("--folders", nargs="+", default=(), metavar="FOLDER", help=folders)
     parser.add_argument(
-        "--small", action="store_true", help="lens_demos: a model of 2 layers, to try the steps"
+        "--small", action="store_true", help="lens_demos, generate: a model of 2 layers, to try them"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,14 +36,15 @@ ROWS = {"one": Shape(1, 32, 64), "long": Shape(1, 900, 32), "batch": Shape(16, 3
 
 def run(options: Options) -> list[dict[str, Any]]:
     """Measure the rows asked for and print their table."""
-    model = random_model(GPT2_SMALL)
-    makers, notes = generation_peers(GPT2_SMALL, options.threads) if options.peers else ({}, [])
+    config = dataclasses.replace(GPT2_SMALL, n_layer=2) if options.small else GPT2_SMALL
+    model = random_model(config)
+    makers, notes = generation_peers(config, options.threads) if options.peers else ({}, [])
     rows = []
     for name, shape in ROWS.items():
         if not options.wants(name):
             continue
-        tokens = random_tokens(GPT2_SMALL, shape.n_prompts, shape.length)
-        size = (GPT2_SMALL, shape.n_prompts, shape.length, shape.n_new)
+        tokens = random_tokens(config, shape.n_prompts, shape.length)
+        size = (config, shape.n_prompts, shape.length, shape.n_new)
         row = measure_row(
             shape.label,
             functools.partial(model.generate, list(tokens), shape.n_new, threads=options.threads),
@@ -58,7 +60,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     columns = {**COLUMNS, "tokens_per_second": "tokens/s"}
     for peer in makers:
         columns |= {f"{peer} tokens/s": f"{peer} tokens/s", peer: f"{peer}/ours"}
-    print_table(f"Generation, GPT-2 small, greedy, {options.threads} threads", columns, rows)
+    what = f"{config.n_layer} layers of GPT-2 small" if options.small else "GPT-2 small"
+    print_table(f"Generation, {what}, greedy, {options.threads} threads", columns, rows)
     for note in notes:
         print(note)
     return rows

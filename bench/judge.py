@@ -23,7 +23,7 @@ class Options:
     threads: int
     peers: bool
     folders: tuple[str, ...] = ()  #: of trained demo models; empty: the shipped ones
-    small: bool = False  #: lens_demos: a model of two layers, to see that it works
+    small: bool = False  #: lens_demos, generate: a model of two layers, to see that they work
 
     def wants(self, row: str) -> bool:
         """Whether this row is to be measured."""

@@ -179,7 +179,8 @@ typedef enum {
     ASP_AT_Q,              /* (N,H D), so are K, V and Z */
     ASP_AT_K,
     ASP_AT_V,
-    ASP_AT_SCORES,  /* of each sequence (H,T,T); only keys up to the query are read again.  So are GATE and PATTERN */
+    ASP_AT_SCORES,  /* of each sequence (H,queries,keys), where the queries are the rows of this pass and the keys all
+                     * positions so far; only keys up to the query are read again.  So are GATE and PATTERN */
     ASP_AT_GATE,    /* bytes */
     ASP_AT_PATTERN, /* used as it is: rows need not sum to 1, a closed gate closes no entry of it any more */
     ASP_AT_Z,
@@ -197,11 +198,12 @@ typedef enum {
     ASP_N_PLACES
 } asp_place;
 
-/* One activation, for all sequences. */
+/* One activation, for all sequences.  A sequence without rows is not in this pass. */
 typedef struct {
     asp_place place;
     int64_t layer, n_sequences;
     const int64_t *offsets; /* (B+1) read */
+    const int64_t *first;   /* (B) read: position of each sequence's first row; NULL: 0 */
     int64_t width, stride;  /* of a row, and from row to row */
     asp_real *rows;         /* (N,width) read and written; NULL for SCORES, GATE and PATTERN */
     asp_real *squares;      /* SCORES and PATTERN, read and written: sequence b from asp_visit_square on */
@@ -211,6 +213,9 @@ typedef struct {
     int one_layer; /* squares and gates hold no other layer */
 } asp_visit;
 int64_t asp_visit_square(const asp_visit *visit, int64_t sequence);
+static inline int64_t asp_visit_first(const asp_visit *visit, int64_t sequence) {
+    return visit->first ? visit->first[sequence] : 0;
+}
 
 /* What sees activations while a pass computes them.  What it leaves as it is does not change a bit of the pass. */
 typedef struct {
@@ -230,6 +235,8 @@ typedef struct {
     const asp_mlp_substitute *substitute; /* NULL: the model's own MLPs; else there is no MLP_PRE and MLP_POST */
     const asp_visitor *visitors;          /* (n_visitors) read, called in this order; not with a substitute */
     int n_visitors;
+    int64_t stop_at; /* 1..L: the pass ends before this layer; records have so many layers, and there is no final
+                      * LayerNorm, no logits and no TOKEN_LOSS.  0: nothing is left out */
 } asp_run_options;
 
 typedef struct asp_run asp_run;
@@ -253,6 +260,7 @@ typedef struct {
 asp_array asp_run_array(const asp_run *run, asp_record record);
 const int64_t *asp_run_offsets(const asp_run *run); /* (B+1) */
 int64_t asp_run_n_sequences(const asp_run *run);
+int64_t asp_run_stop_at(const asp_run *run); /* of its options */
 int64_t asp_run_bytes(const asp_run *run);
 
 /* Open edges in CSR, row = ((sequence, layer, head), query): for row r the entries
@@ -291,7 +299,11 @@ typedef struct {
     uint64_t seed;
     const uint8_t *stop;    /* (V) read: not 0 for the tokens that end a text; NULL: none */
     const asp_hooks *hooks; /* as of one run of all texts at full length: prompt and max_new_tokens; NULL: none */
-    int64_t max_bytes;      /* fail with NO_MEMORY before allocating more than this */
+    /* (n_visitors) read, called in this order: for a block of prompts, each as its first text, and then for the newest
+     * token of every text that has not ended.  Sequences are texts. */
+    const asp_visitor *visitors;
+    int n_visitors;
+    int64_t max_bytes; /* fail with NO_MEMORY before allocating more than this */
 } asp_generation_options;
 
 /* What the caller gets, of B = n_prompts n_samples texts, those of prompt 0 first.  After STOPPED too, the first

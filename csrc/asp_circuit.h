@@ -39,12 +39,13 @@ typedef struct {
     asp_frozen_part pattern, gate; /* of a run that recorded PATTERN, GATE */
     asp_frozen_part scales;        /* LN1_SCALE, LN2_SCALE, LN_FINAL_SCALE */
 } asp_frozen;
-/* A visitor that puts them in place of those of a pass over these sequences, for asp_run_options.  The runs are read
- * until it is freed.
+/* A visitor that puts them in place of those of a pass over these sequences, for asp_run_options; or over n_texts
+ * texts of each of them, for asp_generation_options, whose new tokens have their own.  The runs are read until it is
+ * freed.
  *   offsets (n_sequences+1) read
  * Errors: BAD_ARGUMENT for runs of other sizes, BAD_STATE for what they did not record, NO_MEMORY. */
 asp_status asp_frozen_visitor(asp_visitor **visitor, const asp_frozen *given, const asp_config *config,
-                              const int64_t *offsets, int64_t n_sequences, asp_error *err);
+                              const int64_t *offsets, int64_t n_sequences, int64_t n_texts, asp_error *err);
 void asp_frozen_free(asp_visitor *visitor);
 
 /* ---- effects over a task --------------------------------------------------------- */

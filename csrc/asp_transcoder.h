@@ -79,6 +79,38 @@ typedef struct {
 asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x, asp_real *out,
                                    const asp_context *context);
 
+/* ---- features that are changed in a pass ----------------------------------------- */
+
+typedef enum { ASP_STEER_ADD, ASP_STEER_SET, ASP_STEER_SCALE } asp_steering_kind;
+
+/* Features of one layer. */
+typedef struct {
+    int64_t n_features;      /* that are changed somewhere */
+    asp_encoder encoder;     /* of these; of a TOPK of all features of the layer */
+    const int64_t *row;      /* (n_features) read: of the encoder */
+    int64_t n_writes;        /* layers that they write to, from their own on */
+    const asp_real *decoder; /* (n_features,n_writes,E) read */
+} asp_steered_layer;
+
+/* What becomes of features: their activation, as it is in this pass, is increased by a number, takes its value or is
+ * multiplied by it.  The model keeps its own MLPs: the change times what the feature writes is added to their outputs.
+ * A position is changed in each of the n_texts sequences of the pass that a sequence given here has. */
+typedef struct {
+    asp_transcoder coder;            /* activation, top_k and from_mid are read */
+    const asp_steered_layer *layers; /* (L) read; n_features 0: nothing changes there */
+    int64_t n, n_texts;
+    const int64_t *at; /* (n,4) read: layer, sequence, position, which of the layer's features; sorted, all different */
+    const int32_t *kind;    /* (n) read: ASP_STEER_* */
+    const asp_real *number; /* (n) read */
+} asp_steering;
+/* A visitor that makes these changes, for asp_run_options and asp_generation_options.  What `given` points to is read
+ * until it is freed.
+ * Errors: BAD_ARGUMENT for what is out of range or order, NO_MEMORY.  The pass fails with BAD_ARGUMENT if what a feature
+ * reads is not finite. */
+asp_status asp_steering_visitor(asp_visitor **visitor, const asp_steering *given, const asp_model *model,
+                                asp_error *err);
+void asp_steering_free(asp_visitor *visitor);
+
 /* ---- contexts of features ------------------------------------------------------ */
 
 typedef struct {

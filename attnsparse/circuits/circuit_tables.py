@@ -28,7 +28,7 @@ def to_pandas(circuit: Circuit) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns item_rank (from 1), label, layer, head_index, score. Edges also have query_position and
+        Columns model, item_rank (from 1), label, layer, head_index, score. Edges also have query_position and
         key_position, heads at a position have position, after head_index; where all prompts share names of
         positions, query_token and key_token, or token, follow. `attrs` say which model, task and options it
         is of.
@@ -36,6 +36,7 @@ def to_pandas(circuit: Circuit) -> pd.DataFrame:
     import pandas as pd
 
     columns: dict[str, Any] = {
+        "model": pd.Series([circuit.model_name] * len(circuit), dtype=str),
         "item_rank": np.arange(1, len(circuit) + 1),
         "label": pd.Series(circuit.labels, dtype=str),
     }
@@ -58,13 +59,14 @@ def curve(circuit: Circuit) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Columns n, effect, low, high (of the bootstrap interval), random, random_low, random_high (of
+        Columns model, n, effect, low, high (of the bootstrap interval), random, random_low, random_high (of
         random orders).
     """
     import pandas as pd
 
     table: pd.DataFrame = pd.DataFrame(
         {
+            "model": pd.Series([circuit.model_name] * len(circuit.sizes), dtype=str),
             "n": circuit.sizes,
             "effect": circuit.effect,
             "low": circuit.effect_low,

@@ -92,24 +92,28 @@ class EntrySweep:
     def __len__(self) -> int:
         return len(self.key)
 
-    def to_pandas(self, base: int = 0) -> pd.DataFrame:
+    def to_pandas(self, base: int = 0, *, texts: bool = False) -> pd.DataFrame:
         """One row per model, prompt and head, in this order.
 
         Parameters
         ----------
         base : {0, 1}, default 0
             Number of the first position.
+        texts : bool, default False
+            Also give each prompt as text, in the column prompt_text.
 
         Returns
         -------
         pandas.DataFrame
-            Columns model, prompt (from 0, as in the task), layer, head_index, label, query_position,
-            key_position, query_token, key_token, weight (the entry of the pattern, 0 if the gate is closed),
-            effect (the metric of the model minus that without this head's entry; 0 for a closed gate).
+            Columns model, prompt (from 0, as in the task), prompt_text, layer, head_index, label,
+            query_position, key_position, query_token, key_token, weight (the entry of the pattern, 0 if the
+            gate is closed), effect (the metric of the model minus that without this head's entry; 0 for a
+            closed gate).
         """
         import pandas as pd
 
-        base, parts = _check.base(base), []
+        base, texts, parts = _check.base(base), _check.flag(texts, "texts"), []
+        whole = [self.task.text(i) for i in range(len(self))] if texts else []
         for one in self._found:
             n_prompts, n_layer, n_head = one.effect.shape
             prompt, layer, head = (index.ravel() for index in np.indices(one.effect.shape))
@@ -129,6 +133,8 @@ class EntrySweep:
             }
             parts.append(pd.DataFrame(columns))
         table: pd.DataFrame = pd.concat(parts, ignore_index=True)
+        if texts:
+            table.insert(2, "prompt_text", tables.text_column(whole[i] for i in table["prompt"].tolist()))
         return table
 
     def summary(self, *, n_bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:

@@ -106,7 +106,8 @@ def table(
     for i, part in enumerate(own):
         if of != "summary":
             for at, name in enumerate(shown):
-                part.insert(at, name, origins[i].get(name))
+                if name not in part:
+                    part.insert(at, name, origins[i].get(name))
         if names is not None:
             part.insert(0, "circuit", names[i])
         part.attrs = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .. import _check
+from .._display import progress_bar
 from .._engine import core_for
 from ..items import Edge, Mlp, Resid
 from .heads import factors
@@ -32,7 +33,12 @@ Row: TypeAlias = tuple[str, str, str, float, float, float, float, float, float]
 
 
 def check(
-    graph: Graph, nodes: Nodes | None = None, entries: Any = None, *, together: bool = False
+    graph: Graph,
+    nodes: Nodes | None = None,
+    entries: Any = None,
+    *,
+    together: bool = False,
+    progress: bool | None = None,
 ) -> pd.DataFrame:
     """Remove nodes, or attention entries, from the real model, and compare with what the graph predicts.
 
@@ -48,6 +54,8 @@ def check(
         to zero.
     together : bool, default False
         Remove all at once instead of each alone.
+    progress : bool, optional
+        Show a bar; None: in a terminal or notebook, after a second.
 
     Returns
     -------
@@ -80,7 +88,13 @@ def check(
         )
     if (chosen is None) == (entries is None):
         raise ValueError("give nodes=... or entries=..., one of them")
-    rows = _entry_rows(graph, entries, together) if chosen is None else _node_rows(graph, chosen, together)
+    groups = _entry_groups(graph, entries, together) if chosen is None else _groups(graph, chosen, together)
+    rows: list[Row] = []
+    with progress_bar(progress, len(groups), "check", "item") as bar:
+        for group in groups:
+            rows += _node_rows(graph, group) if isinstance(group, np.ndarray) else _entry_rows(graph, group)
+            if bar is not None:
+                bar.update()
     table: pd.DataFrame = pd.DataFrame([dict(zip(COLUMNS, row)) for row in rows], columns=COLUMNS)
     return table
 
@@ -140,21 +154,23 @@ def _held(graph: Graph, changed: Run, values: np.ndarray) -> np.ndarray:
 # ----------------------------------------------------------------------------------------------- nodes
 
 
-def _node_rows(graph: Graph, chosen: np.ndarray, together: bool) -> list[Row]:
+def _groups(graph: Graph, chosen: np.ndarray, together: bool) -> list[np.ndarray]:
+    """Nodes that are removed at once."""
     for node in chosen:
         if graph.kind[node] not in REMOVABLE:
             kinds = ", ".join(REMOVABLE)
             raise ValueError(
                 f"node {graph._id(node)!r} is not part of the model's run; {kinds} can be removed"
             )
-    rows: list[Row] = []
-    for group in [chosen] if together else [np.array([node]) for node in chosen]:
-        name = graph._id(group[0]) if len(group) == 1 else f"{len(group)} nodes"
-        changed = run_without(graph, group)
-        direct = [-graph.weight(group, int(t)) for t in graph.logits]
-        total = [-graph.total(group, int(t)) for t in graph.logits]
-        rows += _rows(graph, name, changed, direct, total)
-    return rows
+    return [chosen] if together else [np.array([node]) for node in chosen]
+
+
+def _node_rows(graph: Graph, group: np.ndarray) -> list[Row]:
+    name = graph._id(group[0]) if len(group) == 1 else f"{len(group)} nodes"
+    changed = run_without(graph, group)
+    direct = [-graph.weight(group, int(t)) for t in graph.logits]
+    total = [-graph.total(group, int(t)) for t in graph.logits]
+    return _rows(graph, name, changed, direct, total)
 
 
 def run_without(graph: Graph, nodes: np.ndarray) -> Run:
@@ -190,7 +206,8 @@ def _patches(sources: Sources, run: Run, writes: np.ndarray) -> dict[Mlp | Resid
 # --------------------------------------------------------------------------------------------- entries
 
 
-def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[Row]:
+def _entry_groups(graph: Graph, entries: Any, together: bool) -> list[list[Edge]]:
+    """Entries that are removed at once."""
     listed = list(entries) if isinstance(entries, Iterable) and not isinstance(entries, str) else [entries]
     if len(listed) == 4 and not any(isinstance(part, Iterable) for part in listed):
         listed = [tuple(listed)]  # (layer, head, query, key)
@@ -201,15 +218,16 @@ def _entry_rows(graph: Graph, entries: Any, together: bool) -> list[Row]:
             raise ValueError(
                 f"{edge.label}: only entries of the last position {last} lead to the logits directly"
             )
+    return [edges] if together else [[edge] for edge in edges]
+
+
+def _entry_rows(graph: Graph, group: list[Edge]) -> list[Row]:
     run = _origin(graph)[0].features.run
     values = run.model.run(run.tokens, "v", logits="none").v
-    rows: list[Row] = []
-    for group in [edges] if together else [[edge] for edge in edges]:
-        name = group[0].label if len(group) == 1 else f"{len(group)} entries"
-        changed = run.model.run(run.tokens, "ln_final_scale", logits="last", ablate=group)
-        predicted = [_predicted(graph, group, values, int(t)) for t in graph.logits]
-        rows += _rows(graph, name, changed, [p[0] for p in predicted], [p[1] for p in predicted])
-    return rows
+    name = group[0].label if len(group) == 1 else f"{len(group)} entries"
+    changed = run.model.run(run.tokens, "ln_final_scale", logits="last", ablate=group)
+    predicted = [_predicted(graph, group, values, int(t)) for t in graph.logits]
+    return _rows(graph, name, changed, [p[0] for p in predicted], [p[1] for p in predicted])
 
 
 def _predicted(graph: Graph, edges: Sequence[Edge], values: np.ndarray, target: int) -> tuple[float, float]:

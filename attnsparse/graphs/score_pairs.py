@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._core_types import Reads
+from .._display import progress_bar
 from .._engine import core_for
 from ..items import Edge
 from .heads import ScoreSplit, named
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
 _STORED = 64  # sources a side kept in a graph's own splits
 
 
-def score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int | str) -> ScoreSplit:
+def score_pairs(
+    graph: Graph,
+    layer: int,
+    head: int,
+    query: int | str,
+    key: int | str,
+    *,
+    progress: bool | None = None,
+) -> ScoreSplit:
     """Why a head looked there: the score of one attention entry, split over pairs of sources.
 
     score = q . k / sqrt(D) is bilinear in the residual streams of query and key, and these are sums over the
@@ -35,6 +44,8 @@ def score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int 
         The head, from 0.
     query, key : int or str
         Positions from 0 (negative ones count from the end), or token strings that occur once.
+    progress : bool, optional
+        Show a bar; None: in a terminal or notebook, after a second.
 
     Returns
     -------
@@ -47,10 +58,12 @@ def score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int 
     IndexError
         For an entry that does not exist.
     """
-    return named(_score_pairs(graph, layer, head, query, key), graph)
+    return named(_score_pairs(graph, layer, head, query, key, progress), graph)
 
 
-def _score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int | str) -> ScoreSplit:
+def _score_pairs(
+    graph: Graph, layer: int, head: int, query: int | str, key: int | str, progress: bool | None = False
+) -> ScoreSplit:
     if graph.origin is None:
         raise ValueError("a graph read from a file has no model to compute with; compute the graph again")
     if graph.pruned is not None:
@@ -60,17 +73,21 @@ def _score_pairs(graph: Graph, layer: int, head: int, query: int | str, key: int
     entry = Edge(layer, head, graph.position_of(query), graph.position_of(key)).within(
         graph.n_layer, graph.n_head, len(graph.tokens)
     )
-    sides = (
-        _side(sources, entry.layer, entry.head, position, part)
-        for part, position in enumerate((entry.query, entry.key))
-    )
     bias = graph.kind.index("bias")
     node = np.full(sources.n, bias + 1)  # active features that are no nodes: the one after the bias
     node[np.concatenate([chosen, np.arange(len(sources.features), sources.n)])] = np.arange(bias)
     n_nodes = len(graph) - len(graph.logits)
-    pairs, used, score = core_for(str(model.dtype)).graph_pairs(
-        *(array for side in sides for array in side), node, n_nodes, bias, _scale(model, entry.layer)
-    )
+    sides: list[np.ndarray] = []
+    with progress_bar(progress, 3, "score pairs", "part") as bar:
+        for part, position in enumerate((entry.query, entry.key)):
+            sides += _side(sources, entry.layer, entry.head, position, part)
+            if bar is not None:
+                bar.update()
+        pairs, used, score = core_for(str(model.dtype)).graph_pairs(
+            *sides, node, n_nodes, bias, _scale(model, entry.layer)
+        )
+        if bar is not None:
+            bar.update()
     nodes = np.flatnonzero(used)
     gate = score + model.config.gate_bias if model.config.gated else float("nan")
     return ScoreSplit(*entry, score, gate, nodes, pairs[np.ix_(nodes, nodes)])

@@ -10,14 +10,14 @@ figure.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _check
-from .._display import html_table
+from .._display import html_table, stage_bars
 from ..circuits.entry_task import ANSWER, KEY, PROMPT, wrong_words
 from ..items import Edge, Head, token_label
 from .build import MAX_FEATURE_NODES, attribution_graph
@@ -35,6 +35,7 @@ __all__ = ["Loadings", "WordEffect", "word_effect"]
 
 TOP = 5  # heads whose share the tables name, as many as the paper's sparse model has
 MOST = 36  # heads drawn of a model
+STAGE, STEPS = "word effect", 4  # of its bar
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -285,6 +286,7 @@ def word_effect(
     max_feature_nodes: int | None = MAX_FEATURE_NODES,
     labels: Mapping[tuple[int, int], str] | str | os.PathLike[str] | None = None,
     prepend_bos: bool = False,
+    progress: bool | None = None,
 ) -> WordEffect:
     """The attribution graph of a prompt, in groups, and the heads behind the edge from a word to the answer.
 
@@ -311,6 +313,8 @@ def word_effect(
         As for `attribution_graph`.
     prepend_bos : bool, default False
         Put a BOS token before the prompt, at position 0.
+    progress : bool, optional
+        Show a bar; None: in a terminal or notebook, after a second.
 
     Returns
     -------
@@ -324,30 +328,56 @@ def word_effect(
     """
     fraction = _check.fraction(fraction)
     others = wrong_words(answer) if wrong is None else wrong
-    graph = attribution_graph(
-        model,
-        transcoders,
-        prompt,
-        answer,
-        wrong=others,
-        max_feature_nodes=max_feature_nodes,
-        labels=labels,
-        prepend_bos=prepend_bos,
-        progress=False,
-    )
+    with stage_bars(progress) as tell:
+        graph = attribution_graph(
+            model,
+            transcoders,
+            prompt,
+            answer,
+            wrong=others,
+            max_feature_nodes=max_feature_nodes,
+            labels=labels,
+            prepend_bos=prepend_bos,
+            progress=progress,
+        )
+        return _carried(model, graph, key, token_label(answer), groups, fraction, tell or _silent)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """For calls without a bar."""
+
+
+def _carried(
+    model: Model,
+    graph: Graph,
+    key: int | str,
+    name: str,
+    groups: Mapping[str, Spec] | None,
+    fraction: float,
+    tell: Callable[[str, int, int], None],
+) -> WordEffect:
+    """What the graph says of the word; name: of the answer."""
     key_at = graph.position_of(key)
-    name = token_label(answer)
+    tell(STAGE, 0, STEPS)
     named = token_groups(graph, name) if groups is None else _own_groups(graph, groups, name)
     source = _group_at(graph, named, key_at)
     output = next(name for name, group in named.items() if np.isin(graph.logits, group.nodes).all())
-    split = {name: _split(graph, named[source].nodes, name) for name in ("features", "edge")}
+    split = {}
+    for done, through in enumerate(("features", "edge")):
+        tell(STAGE, done, STEPS)
+        split[through] = _split(graph, named[source].nodes, through)
+    tell(STAGE, 2, STEPS)
     by_features = split["features"]
     n = by_features.needed(fraction) or int((by_features.shares > 0).sum())
     n = min(max(n, 1), MOST)
+    weights = flows(graph, list(named.values()))
+    tell(STAGE, 3, STEPS)
+    checks = _checks(graph, named[source], by_features.heads[:n], key_at)
+    tell(STAGE, STEPS, STEPS)
     return WordEffect(
         graph=graph,
         named_groups=named,
-        flows=flows(graph, list(named.values())),
+        flows=weights,
         source=source,
         output=output,
         key=key_at,
@@ -355,7 +385,7 @@ def word_effect(
         by_last=_by_last(graph, named[source].nodes),
         fraction=fraction,
         n_drawn=n,
-        checks=_checks(graph, named[source], by_features.heads[:n], key_at),
+        checks=checks,
         model_digest=model.digest,
     )
 
@@ -399,8 +429,12 @@ def _checks(graph: Graph, group: Group, heads: Sequence[Head], key: int) -> pd.D
     last = len(graph.tokens) - 1
     entries = [Edge(*head, last, key) for head in heads]
     rows = [
-        graph.check(nodes=group.nodes.tolist(), together=True).assign(removed=f"group {group.name}"),
-        graph.check(entries=entries, together=True).assign(removed="entries of the drawn heads"),
+        graph.check(nodes=group.nodes.tolist(), together=True, progress=False).assign(
+            removed=f"group {group.name}"
+        ),
+        graph.check(entries=entries, together=True, progress=False).assign(
+            removed="entries of the drawn heads"
+        ),
     ]
     table: pd.DataFrame = pd.concat(rows, ignore_index=True)
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,14 +58,17 @@ class Evaluation:
 
 def evaluate(
     model: Model,
-    sequences: Sequence[Any] | np.ndarray,
+    sequences: Iterable[Any] | np.ndarray,
     loss_weights: Sequence[Any] | None,
     batch: int,
     progress: bool | None,
 ) -> Evaluation:
     """See `Model.evaluate`."""
     batch = _check.integer(batch, "batch", 1)
-    rows, weights = checked_rows(model.config, sequences, loss_weights, ("sequences", "loss_weights"))
+    given = _check.items(sequences, "sequences", "texts or sequences of token ids")
+    reads = model.tokenizer is not None
+    ids = [model.to_tokens(str(item)) if reads and isinstance(item, str) else item for item in given]
+    rows, weights = checked_rows(model.config, ids, loss_weights, ("sequences", "loss_weights"))
     with progress_bar(progress, len(rows), "evaluation", "sequence") as bar:
         return evaluated(rows, weights, measured(model, rows, weights, batch, None, bar))
 

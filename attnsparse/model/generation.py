@@ -15,7 +15,10 @@ from .._display import SHOWN, Html, escaped, html_rows, stage_bars
 from ..errors import printable
 from ..items import shortened
 from .batch import Batch, as_batch
-from .interventions import Ablate, Patch, compile_interventions
+from .hooks import Hooks, compile_functions
+from .interventions import Ablate, Patch, compile_changes
+from .run import Freeze, compile_frozen
+from .tables import text_column
 from .tokenizer import checked_ids, token_texts
 
 if TYPE_CHECKING:
@@ -118,7 +121,10 @@ class Generation:
         return self._each([self._strings(text) for text in self._texts])
 
     def _strings(self, text: _Text) -> list[str]:
-        return token_texts(self.model.tokenizer, text.tokens)
+        return self._shown_tokens(text.tokens)
+
+    def _shown_tokens(self, tokens: np.ndarray) -> list[str]:
+        return token_texts(self.model.tokenizer, tokens)
 
     @property
     def ended_by(self) -> Any:
@@ -139,14 +145,19 @@ class Generation:
             raise AttributeError("logits were not kept; generate with logits=True")
         return self._each([text.logits for text in self._texts])
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self, *, texts: bool = False) -> pd.DataFrame:
         """One row per new token.
+
+        Parameters
+        ----------
+        texts : bool, default False
+            Also give each prompt as text, in the column prompt_text.
 
         Returns
         -------
         pandas.DataFrame
-            Columns: prompt and sample_index, counted from 0; position in the text, counted from 0; token_id,
-            token (its string), logprob, probability.
+            Columns: model; prompt and sample_index, counted from 0; prompt_text; position in the text,
+            counted from 0; token_id, token (its string), logprob, probability.
         """
         import pandas as pd
 
@@ -161,6 +172,10 @@ class Generation:
                 column.extend(values)
         types = {"prompt": int, "sample_index": int, "position": int, "token_id": int, "logprob": float}
         table: pd.DataFrame = pd.DataFrame(columns).astype(types)
+        table.insert(0, "model", text_column([self.model.name] * len(table)))
+        if _check.flag(texts, "texts"):
+            whole = {text.prompt: "".join(self._shown_tokens(text.prompt_tokens)) for text in self._texts}
+            table.insert(2, "prompt_text", text_column(whole[i] for i in table["prompt"].tolist()))
         table["probability"] = [math.exp(logprob) for logprob in table["logprob"]]
         return table
 
@@ -215,6 +230,8 @@ def generate(
     prepend_bos: bool,
     ablate: Ablate | None,
     patch: Patch | None,
+    freeze: Freeze | None,
+    hooks: Hooks | None,
     max_bytes: int,
     threads: int | None,
     progress: bool | None,
@@ -224,7 +241,9 @@ def generate(
     options = _options(model, batch, max_new_tokens, temperature, top_k, top_p, seed, n_samples, max_bytes)
     stop_tokens = _stop_tokens(model, stop, stop_at_eos)
     options.stop[stop_tokens] = True
-    changes = compile_interventions(model, batch, ablate, patch, options.max_new_tokens, options.n_samples)
+    changes = compile_changes(model, batch, ablate, patch, options.max_new_tokens, options.n_samples)
+    functions = None if hooks is None else compile_functions(model, hooks)
+    frozen = None if freeze is None else compile_frozen(model, batch, freeze)
     generated = _empty(model, len(batch) * options.n_samples, options, _check.flag(logits, "logits"))
     if generated.logits is not None:
         options = options._replace(max_bytes=options.max_bytes - generated.logits.nbytes)
@@ -233,7 +252,10 @@ def generate(
     threads = _check.threads(threads)
     try:
         with stage_bars(progress) as tell:
-            model._core.generate(batch.tokens, batch.offsets, options, generated, changes, threads, tell)
+            model._core.generate(
+                batch.tokens, batch.offsets, options, generated, changes.interventions, threads, tell,
+                functions=functions, frozen=frozen, steering=changes.steering,
+            )  # fmt: skip
     except KeyboardInterrupt:
         texts = _texts(batch, options, generated, "interrupt")
         message = (

@@ -15,7 +15,7 @@ import numpy as np
 from .. import _check
 from .._core_types import Functions
 from .batch import as_batch
-from .interventions import Ablate, Patch, compile_interventions
+from .interventions import Ablate, Patch, compile_changes
 from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 from .transformer_lens import full_name, hook_names
 
@@ -30,6 +30,8 @@ PLACES = (
     "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post",
     "ln_final.hook_scale", "ln_final.hook_normalized",
 )  # fmt: skip
+
+SQUARES = ("attn.hook_attn_scores", "attn.hook_sparse_mask", "attn.hook_pattern")
 
 # Names of TransformerLens that have no place here, and what to use.
 _ABSENT = {
@@ -55,14 +57,18 @@ class HookPoint:
     name : str
         The hook, such as "blocks.5.attn.hook_z".
     prompts : range
-        Numbers of the prompts whose activations the function sees, in the order of its first axis.
+        Numbers of the prompts whose activations the function sees, in the order of its first axis; of
+        `Model.generate` those of the texts.
+    positions : range
+        Positions that the function sees: all of the prompt, or that of a new token.
     """
 
-    __slots__ = ("name", "prompts")
+    __slots__ = ("name", "positions", "prompts")
 
-    def __init__(self, name: str, prompts: range) -> None:
+    def __init__(self, name: str, prompts: range, positions: range) -> None:
         self.name = name  #: the hook
         self.prompts = prompts  #: numbers of the prompts
+        self.positions = positions  #: those that the function sees
 
     def layer(self) -> int:
         """The layer of this hook.
@@ -81,7 +87,11 @@ class HookPoint:
         return int(self.name.split(".")[1])
 
     def __repr__(self) -> str:
-        return f"HookPoint({self.name!r}, prompts {self.prompts.start}..{self.prompts.stop - 1})"
+        prompts, positions = self.prompts, self.positions
+        return (
+            f"HookPoint({self.name!r}, prompts {prompts.start}..{prompts.stop - 1}, "
+            f"positions {positions.start}..{positions.stop - 1})"
+        )
 
 
 def run_with_hooks(
@@ -152,11 +162,11 @@ def run_with_hooks(
     cost nothing.
     """
     given = fwd_hooks if hooks is None else hooks
-    if given is None or None not in (hooks, fwd_hooks):
+    if given is None or (hooks is not None and fwd_hooks is not None):
         raise ValueError("give hooks=[(name, function), ...], or the same as fwd_hooks=")
     batch = as_batch(self, prompts, prepend_bos)
     functions = compile_functions(self, given)
-    changes = compile_interventions(self, batch, ablate, patch)
+    changes = compile_changes(self, batch, ablate, patch)
     return compute_run(
         self,
         batch,
@@ -236,12 +246,14 @@ class _Caller:
     def __init__(self, calls: Mapping[tuple[int, int], list[Function]], dtype: np.dtype[Any]) -> None:
         self.calls, self.dtype = calls, dtype
 
-    def __call__(self, place: int, layer: int, first: int, value: np.ndarray) -> np.ndarray:
+    def __call__(self, place: int, layer: int, first: int, position: int, value: np.ndarray) -> np.ndarray:
         end = PLACES[place]
         name = end if "embed" in end or end.startswith("ln_final") else f"blocks.{layer}.{end}"
         shape = value.shape
+        queries = shape[2] if end in SQUARES else shape[1]
+        hook = HookPoint(name, range(first, first + shape[0]), range(position, position + queries))
         for function in self.calls[place, layer]:
-            answer = function(value, HookPoint(name, range(first, first + shape[0])))
+            answer = function(value, hook)
             value = self._checked(name, value if answer is None else answer, shape)
         return value
 
@@ -263,8 +275,9 @@ class _Caller:
 
 
 def _looks_back(array: np.ndarray) -> np.ndarray:
-    """True where the key, the last axis, is not after the query."""
-    return np.broadcast_to(np.tri(array.shape[-1], dtype=bool), array.shape)
+    """True where the key, the last axis, is not after the query; the last query is the last key."""
+    queries, keys = array.shape[-2:]
+    return np.broadcast_to(np.tri(queries, keys, keys - queries, dtype=bool), array.shape)
 
 
 def _checked_mask(array: np.ndarray, what: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from .config import Config
 from .evaluation import Evaluation, evaluate
 from .generation import Generation, generate
 from .gradients import Gradients, compute_gradients
-from .hooks import run_with_hooks
+from .hooks import Hooks, run_with_hooks
 from .initial_weights import initial_weights
-from .interventions import Ablate, Patch, compile_interventions
+from .interventions import Ablate, Patch, compile_changes
 from .lens import composition
 from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
 from .text import ModelText
@@ -133,6 +133,7 @@ class Model(ModelWeights, ModelText, ModelTravel):
         ablate: Ablate | None = None,
         patch: Patch | None = None,
         freeze: Freeze | None = None,
+        stop_at_layer: int | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
     ) -> Run:
@@ -165,6 +166,9 @@ class Model(ModelWeights, ModelText, ModelTravel):
             before it: patterns (used as they are, without gate and softmax), gates, scales of all
             LayerNorms. Ablated and patched edges stay so. A given Run has prompts of the same lengths and
             recorded what is frozen; it may be of another model of as many layers and heads.
+        stop_at_layer : int, optional
+            Compute only the layers before this one, in 1..n_layer or negative from the end: -1 leaves out the
+            last layer. What is asked for in later layers does not happen. See `Run` for what there is then.
         max_bytes : int, default 4 GiB
             Most memory that the run may take.
         threads : int, optional
@@ -190,10 +194,11 @@ class Model(ModelWeights, ModelText, ModelTravel):
             On Ctrl-C.
         """
         batch = as_batch(self, prompts, prepend_bos)
-        changes = compile_interventions(self, batch, ablate, patch)
+        changes = compile_changes(self, batch, ablate, patch)
         return compute_run(
-            self, batch, record, logits, edge_threshold, max_bytes, threads, changes, freeze=freeze
-        )
+            self, batch, record, logits, edge_threshold, max_bytes, threads, changes, freeze=freeze,
+            stop_at_layer=stop_at_layer,
+        )  # fmt: skip
 
     run_with_cache = run_with_cache
     run_with_hooks = run_with_hooks
@@ -214,6 +219,8 @@ class Model(ModelWeights, ModelText, ModelTravel):
         prepend_bos: bool = False,
         ablate: Ablate | None = None,
         patch: Patch | None = None,
+        freeze: Freeze | None = None,
+        hooks: Hooks | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
         threads: int | None = None,
         progress: bool | None = None,
@@ -250,6 +257,15 @@ class Model(ModelWeights, ModelText, ModelTravel):
             As for a `run` of the whole text, prompt and max_new_tokens: an item without a position counts at
             every position. Negative positions count from the end of the prompt. Reference prompts of means
             and counterfactuals reach to the last position that is replaced, and may be longer.
+        freeze : {"pattern", "gate", "ln_scale"}, several of these, or mapping to Run, optional
+            As for a `run` of the prompts: held at their positions. New tokens have no clean run: their
+            patterns, gates and scales are their own.
+        hooks : sequence of (name, function), or mapping of name to function, optional
+            As for `run_with_hooks`. A function first sees each prompt as a whole, then position by position
+            what is new: [batch, 1, ...], and [batch, head, 1, key] of scores, patterns and masks.
+            ``hook.prompts`` are numbers of texts, as in the Generation, ``hook.positions`` their positions.
+            Texts at the same positions come in one call, others one by one; a prompt's samples share the call
+            for the prompt, which has the number of the first one. Functions at one place come after the rest.
         max_bytes : int, default 4 GiB
             Most memory that the call may take.
         threads : int, optional
@@ -272,12 +288,13 @@ class Model(ModelWeights, ModelText, ModelTravel):
 
         Notes
         -----
-        Logits are those of a `run` of the text so far under the same `ablate` and `patch`: bit for bit where
-        ``build_info()["batch_invariant"]``, else within 5e-6 (float32) or 1e-14 (float64) of the largest one.
+        Logits are those of a `run` of the text so far under the same `ablate`, `patch` and functions: bit for
+        bit where ``build_info()["batch_invariant"]``, else within 5e-6 (float32) or 1e-14 (float64) of the
+        largest one.
         """
         return generate(
             self, prompts, max_new_tokens, temperature, top_k, top_p, seed, n_samples, stop, stop_at_eos,
-            logits, prepend_bos, ablate, patch, max_bytes, threads, progress,
+            logits, prepend_bos, ablate, patch, freeze, hooks, max_bytes, threads, progress,
         )  # fmt: skip
 
     def gradients(
@@ -333,7 +350,7 @@ class Model(ModelWeights, ModelText, ModelTravel):
 
     def evaluate(
         self,
-        sequences: Sequence[Any] | np.ndarray,
+        sequences: Iterable[Any] | np.ndarray,
         loss_weights: Sequence[Any] | None = None,
         *,
         batch: int = 256,
@@ -343,8 +360,8 @@ class Model(ModelWeights, ModelText, ModelTravel):
 
         Parameters
         ----------
-        sequences : list of int arrays, or int array [n, T]
-            Token ids; lengths may differ.
+        sequences : list of str or of int arrays, Series, Index, generator, or int array [n, T]
+            Texts or token ids; lengths may differ.
         loss_weights : like `sequences`, optional
             Weight of predicting that token, default 1; that of a first token is not used, because nothing
             comes before it.

@@ -89,6 +89,11 @@ class Recorded:
         """Names of the arrays that are here."""
         return tuple(name for name, core in CORE_NAMES.items() if core in self._recorded and name != "loss")
 
+    @property
+    def _n_layer(self) -> int:
+        """Layers that were computed."""
+        return self.model.config.n_layer
+
     # --- arrays
 
     @property
@@ -278,10 +283,10 @@ class Recorded:
     def _square(self, packed: np.ndarray) -> np.ndarray:
         """Packed per prompt (L, H, T, T) -> [L, H, T, T] or [batch, L, H, T, T]."""
         config = self.model.config
-        heads = (config.n_layer, config.n_head)
+        heads = (self._n_layer, config.n_head)
         if self._index is None:
             return packed.reshape(len(self), *heads, self._length(), self._length())
-        units, t = config.n_layer * config.n_head, self._length()
+        units, t = self._n_layer * config.n_head, self._length()
         first, last = self._batch.squares[self._index : self._index + 2] * units
         return packed[first:last].reshape(*heads, t, t)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .. import _check
-from .._core_types import Frozen, Functions, Interventions, Substitute
+from .._core_types import Frozen, Functions, Interventions, Steering, Substitute
 from . import run_page, tables
 from .batch import Batch
 from .lens import attribution, detectors, logit_lens
@@ -28,6 +29,7 @@ FROZEN = {
 }  #: what `freeze=` takes from another run, and the arrays that it needs
 Freeze: TypeAlias = "str | Sequence[str] | Mapping[str, Run]"
 LOGITS = {"none": 0, "last": 1, "all": 2}
+AFTER_LAYERS = ("ln_final_scale", "ln_final_normalized", "token_loss", "loss")
 
 PRESETS = {
     "attention": ("pattern", "q", "k", "v", "ln_final_scale"),
@@ -54,6 +56,28 @@ def core_records(record: str | Sequence[str]) -> tuple[tuple[str, ...], bool]:
     return tuple(dict.fromkeys(CORE_NAMES[name] for name in names if name in CORE_NAMES)), "edges" in names
 
 
+def _before_stop(record: str | Sequence[str], names: tuple[str, ...], stop: int | None) -> tuple[str, ...]:
+    """Without what a run that stops does not compute; ValueError if that is asked for by its own name."""
+    if stop is None:
+        return names
+    for name in _check.names(record, "record"):
+        if name in (*AFTER_LAYERS, "logits"):
+            raise ValueError(f"record: a run that stops before layer {stop} computes no {name}")
+    return tuple(name for name in names if name not in AFTER_LAYERS)
+
+
+def stop_layer(model: Model, stop_at_layer: int | None) -> int | None:
+    """The layer, counted from 0, before which a run stops: 1..n_layer."""
+    if stop_at_layer is None:
+        return None
+    n_layer, layer = model.config.n_layer, _check.integer(stop_at_layer, "stop_at_layer")
+    if not -n_layer < layer <= n_layer or layer == 0:
+        raise ValueError(
+            f"stop_at_layer must be in 1..{n_layer}, or -1..{1 - n_layer} counted from the end, got {layer}"
+        )
+    return layer % n_layer or n_layer
+
+
 def compute_run(
     model: Model,
     batch: Batch,
@@ -62,14 +86,17 @@ def compute_run(
     edge_threshold: float,
     max_bytes: int,
     threads: int | None,
-    changes: Interventions | None = None,
+    changes: tuple[Interventions | None, Steering | None] = (None, None),
     substitute: Substitute | None = None,
     functions: Functions | None = None,
     freeze: Freeze | None = None,
+    stop_at_layer: int | None = None,
 ) -> Run:
     """See `Model.run`."""
     _check.choice(logits, "logits", LOGITS)
     names, edges = core_records(record)
+    stop = stop_layer(model, stop_at_layer)
+    names, logits = _before_stop(record, names, stop), logits if stop is None else "none"
     edge_threshold = _check.number(edge_threshold, "edge_threshold", 0.0)
     frozen = None if freeze is None else compile_frozen(model, batch, freeze)
     core = model._core.run(
@@ -80,14 +107,16 @@ def compute_run(
         max_bytes=_check.byte_limit(max_bytes),
         edge_threshold=edge_threshold if edges else None,
         threads=_check.threads(threads),
-        interventions=changes,
+        interventions=changes[0],
         substitute=substitute,
         functions=functions,
         frozen=frozen,
+        steering=changes[1],
+        stop_at=stop or 0,
     )
-    changed = (changes, functions, frozen) != (None, None, None)
+    changed = any(given is not None for given in (*changes, functions, frozen))
     altered = "interventions" if changed else "replaced MLPs" if substitute is not None else ""
-    return Run(model, core, batch, logits, None, altered)
+    return Run(model, core, batch, logits, None, altered, stop)
 
 
 def compile_frozen(model: Model, batch: Batch, freeze: Freeze) -> Frozen:
@@ -113,6 +142,8 @@ _FIELDS = {"pattern": "pattern", "gate": "gate", "ln_scale": "scales"}
 
 def _check_fits(run: Run, model: Model, batch: Batch, name: str) -> None:
     """Whether a run of another pass can give these prompts its patterns, gates or scales."""
+    if run.stop_at_layer is not None:
+        raise ValueError(f"freeze[{name!r}]: the run stopped before layer {run.stop_at_layer}")
     for array in FROZEN[name]:
         if array not in run.recorded:
             raise ValueError(f"freeze[{name!r}]: the run did not record {array}; {run._how_to_record(array)}")
@@ -149,6 +180,9 @@ class Run(Recorded):
 
     A batch of equally long prompts has the same arrays with a batch axis in front; for other batches use
     `run[i]`.  An array that was not recorded raises AttributeError.
+
+    A run with ``stop_at_layer=`` has arrays of the layers before it, and neither logits, token_loss nor the
+    final LayerNorm; ``resid_post[-1]`` is where it stopped. Tables, lenses and pages need all layers.
     """
 
     _core: core_types.Run
@@ -161,13 +195,18 @@ class Run(Recorded):
         logits: str,
         index: int | None,
         altered: str = "",
+        stop_at_layer: int | None = None,
     ) -> None:
         super().__init__(model, core, batch, index)
+        #: the layer before which the run stopped, or None
+        self.stop_at_layer = stop_at_layer
         self._logits = logits
         self._altered = altered  # what made this run other than the model's own, or an empty text
 
     def __getitem__(self, i: int) -> Run:
-        return Run(self.model, self._core, self._batch, self._logits, self._prompt_index(i), self._altered)
+        twin = copy.copy(self)
+        twin._index = self._prompt_index(i)
+        return twin
 
     def __iter__(self) -> Iterator[Run]:
         return (self[i] for i in range(len(self)))
@@ -179,8 +218,19 @@ class Run(Recorded):
         return (*super().recorded, *logits, *(("edges",) if self._has_edges() else ()))
 
     @property
+    def _n_layer(self) -> int:
+        return self.model.config.n_layer if self.stop_at_layer is None else self.stop_at_layer
+
+    def _how_to_record(self, name: str) -> str:
+        if self.stop_at_layer is not None and name in AFTER_LAYERS:
+            return f"it stopped before layer {self.stop_at_layer}"
+        return super()._how_to_record(name)
+
+    @property
     def logits(self) -> np.ndarray:
         """Logits, [T, V], or [V] for logits="last"; with a batch axis in front for a batch."""
+        if self.stop_at_layer is not None:
+            raise AttributeError(f"this run stopped before layer {self.stop_at_layer}: it has no logits")
         if self._logits == "none":
             raise AttributeError("this run did not compute logits; run with logits='all' or 'last'")
         packed = self._core.array("logits")
@@ -218,10 +268,10 @@ class Run(Recorded):
         if not self._has_edges():
             raise AttributeError('this run did not record edges; run with record="edges"')
         config, (first, last) = self.model.config, self._range(prompt)
-        per_token = config.n_layer * config.n_head
+        per_token = self._n_layer * config.n_head
         start, key, weight = self._core.edges()
         start = start[per_token * first : per_token * last + 1]
-        counts = np.diff(start).reshape(config.n_layer, config.n_head, last - first)
+        counts = np.diff(start).reshape(self._n_layer, config.n_head, last - first)
         layer, head, query = (
             np.repeat(index.ravel().astype(np.int32), counts.ravel()) for index in np.indices(counts.shape)
         )
@@ -311,6 +361,8 @@ class Run(Recorded):
         query: int | str,
         base: int = 0,
         logit_diff: tables.LogitDiff | Iterable[tables.LogitDiff] | None = None,
+        *,
+        texts: bool = False,
     ) -> pd.DataFrame:
         """What each head moves from position `key` to position `query`, in one prompt or in each.
 
@@ -326,15 +378,17 @@ class Run(Recorded):
         logit_diff : pair of str or int, or sequence of pairs, optional
             (right, wrong), two single tokens as text or ids, for all prompts or for each: adds the column
             logit_diff.
+        texts : bool, default False
+            Also give each prompt as text, in the column prompt_text.
 
         Returns
         -------
         pandas.DataFrame
             One row per head, sorted by contribution, largest first; equal ones stay in the order of layers
-            and heads; of a batch, prompt by prompt. Columns: prompt (from 0; of a batch alone), layer,
-            head_index, label ("L9H6"), query_position, key_position (counted from `base`), query_token,
-            key_token, weight (the entry of `pattern` that was used, 0 if the gate is closed), score, gate
-            (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``. logit_diff is
+            and heads; of a batch, prompt by prompt. Columns: model, prompt (from 0; of a batch alone),
+            prompt_text, layer, head_index, label ("L9H6"), query_position, key_position (counted from
+            `base`), query_token, key_token, weight (the entry of `pattern` that was used, 0 if the gate is
+            closed), score, gate (bool), value_norm ``|v|``, contribution ``|weight * v W_O|``. logit_diff is
             what the head writes at `query` from `key` adds to logit(right) - logit(wrong) there, straight
             through the final LayerNorm with its scale kept as in this run; later layers do not see it.
 
@@ -346,9 +400,9 @@ class Run(Recorded):
         IndexError
             If a position is outside the prompt.
         """
-        return tables.heads(self, key, query, base, logit_diff)
+        return tables.heads(self, key, query, base, logit_diff, texts)
 
-    def open_edges(self, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
+    def open_edges(self, threshold: float = 0.0, base: int = 0, *, texts: bool = False) -> pd.DataFrame:
         """The open attention edges of the prompts: entries with an open gate and a weight above `threshold`.
 
         A dense model has no gate: there every entry above `threshold` is an edge. Needs `pattern`, or
@@ -361,6 +415,8 @@ class Run(Recorded):
             Weight above which an entry is an edge, at least 0.
         base : int, default 0
             Number of the first position, 0 or 1.
+        texts : bool, default False
+            As in `heads`.
 
         Returns
         -------
@@ -373,7 +429,7 @@ class Run(Recorded):
         ValueError
             For a negative threshold, or if neither form of the edges was recorded.
         """
-        return tables.edges(self, threshold, base)
+        return tables.edges(self, threshold, base, texts)
 
     # --- logits
 
@@ -394,7 +450,8 @@ class Run(Recorded):
         one = self._index is not None
         what = f"{self.n_tokens} tokens" if one else f"{len(self)} prompt{'s' * (len(self) != 1)}"
         recorded = ", ".join(self.recorded)
-        return f"Run({what}, model={self.model.name!r}, prepend_bos={self.prepend_bos}, {recorded})"
+        stop = "" if self.stop_at_layer is None else f", stopped before layer {self.stop_at_layer}"
+        return f"Run({what}, model={self.model.name!r}, prepend_bos={self.prepend_bos}, {recorded}{stop})"
 
     def _has_edges(self) -> bool:
         try:

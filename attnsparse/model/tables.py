@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from .run import Run
 
-__all__ = ["edges", "entry", "heads", "position", "summary_html", "token_id"]
+__all__ = [
+    "edges",
+    "entry",
+    "first_columns",
+    "heads",
+    "position",
+    "summary_html",
+    "text_column",
+    "token_id",
+]
 
 LogitDiff: TypeAlias = "tuple[str | int, str | int]"
 
@@ -58,9 +67,10 @@ def heads(
     query: int | str,
     base: int = 0,
     logit_diff: LogitDiff | Iterable[LogitDiff] | None = None,
+    texts: bool = False,
 ) -> pd.DataFrame:
     """See `Run.heads`."""
-    base = _check.base(base)
+    base, texts = _check.base(base), _check.flag(texts, "texts")
     needed = ("pattern", "q", "k", "v") + (("ln_final_scale",) if logit_diff is not None else ())
     require(run, needed, "heads")
     runs = _each(run)
@@ -71,7 +81,7 @@ def heads(
     entries = (prompt, layer, head, places[prompt, 1], places[prompt, 0])
     weight = np.stack([one.pattern[:, :, q, k] for one, (k, q) in zip(runs, places.tolist())]).ravel()
     directions = None if logit_diff is None else _directions(run, logit_diff, places[:, 1])
-    found = _entry_table(run, entries, weight, base, directions)
+    found = _entry_table(run, entries, weight, base, directions, texts)
     by = [name for name in ("prompt", "contribution") if name in found]
     table: pd.DataFrame = found.sort_values(
         by, ascending=[name == "prompt" for name in by], kind="stable", ignore_index=True
@@ -80,8 +90,9 @@ def heads(
     return table
 
 
-def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
+def edges(run: Run, threshold: float = 0.0, base: int = 0, texts: bool = False) -> pd.DataFrame:
     """See `Run.open_edges`."""
+    texts = _check.flag(texts, "texts")
     base, threshold = _check.base(base), _check.number(threshold, "threshold", 0.0)
     parts = []
     for i, one in enumerate(_each(run)):
@@ -89,7 +100,7 @@ def edges(run: Run, threshold: float = 0.0, base: int = 0) -> pd.DataFrame:
         above = weight > threshold
         parts.append((np.full(above.sum(), i), *(index[above] for index in entries), weight[above]))
     *entries, weight = (np.concatenate(columns) for columns in zip(*parts))
-    table = _entry_table(run, tuple(entries), weight, base, None)
+    table = _entry_table(run, tuple(entries), weight, base, None, texts)
     table.attrs.update(_origin(run, base))
     return table
 
@@ -179,6 +190,7 @@ def _entry_table(
     weight: np.ndarray,
     base: int,
     directions: Sequence[np.ndarray] | None,
+    texts: bool,
 ) -> pd.DataFrame:
     """The common columns for attention entries given as five index arrays (prompt, layer, head, query, key);
     directions: in the residual stream, one for each prompt."""
@@ -192,15 +204,15 @@ def _entry_table(
     runs = _each(run)
     tokens = np.array([token for one in runs for token in one.token_strings], object)
     start = np.cumsum([0, *(one.n_tokens for one in runs)])[prompt]
-    columns: dict[str, Any] = {} if run._index is not None else {"prompt": prompt}
+    columns = first_columns(run, prompt, None if run._index is not None else prompt, texts)
     columns |= {
         "layer": layer,
         "head_index": head,
-        "label": _text(names[layer * n_head + head]),
+        "label": text_column(names[layer * n_head + head]),
         "query_position": query + base,
         "key_position": key + base,
-        "query_token": _text(tokens[start + query]),
-        "key_token": _text(tokens[start + key]),
+        "query_token": text_column(tokens[start + query]),
+        "key_token": text_column(tokens[start + key]),
         "weight": weight,
     }
     if _recorded(run, "q", "k"):
@@ -228,12 +240,30 @@ def _scores(runs: Sequence[Run], prompt: np.ndarray, *entries: np.ndarray) -> tu
     return scores, gates
 
 
-def _text(values: Sequence[str] | np.ndarray) -> pd.Series:
+def text_column(values: Iterable[str]) -> pd.Series:
     """A text column whose type does not depend on whether it is empty."""
     import pandas as pd
 
     column: pd.Series = pd.Series(list(values), dtype=str)
     return column
+
+
+def first_columns(run: Run, number: np.ndarray, prompt: np.ndarray | None, texts: bool) -> dict[str, Any]:
+    """The columns that say what a row is of: model, prompt unless it is None, and prompt_text if asked for.
+
+    number: which of the run's prompts each row is of.
+    """
+    columns: dict[str, Any] = {"model": text_column([run.model.name] * len(number))}
+    if prompt is not None:
+        columns["prompt"] = prompt
+    if texts:
+        whole = [_whole_text(one) for one in _each(run)]
+        columns["prompt_text"] = text_column(whole[i] for i in number.tolist())
+    return columns
+
+
+def _whole_text(run: Run) -> str:
+    return "".join(run.token_strings) if run.prompt is None else run.prompt
 
 
 def _open_entries(run: Run) -> tuple[np.ndarray, ...]:
@@ -284,7 +314,9 @@ def _recorded(run: Run, *names: str) -> bool:
 
 
 def require(run: Run, names: tuple[str, ...], what: str) -> None:
-    """ValueError unless the run recorded these arrays."""
+    """ValueError unless the run recorded these arrays, of all layers."""
+    if run.stop_at_layer is not None:
+        raise ValueError(f"{what} needs all layers; this run stopped before layer {run.stop_at_layer}")
     missing = [name for name in names if name not in run.recorded]
     if missing:
         raise ValueError(
@@ -308,7 +340,7 @@ def _origin(run: Run, base: int) -> dict[str, Any]:
 
 
 def _prompt_text(run: Run) -> str:
-    text = run.prompt if run.prompt is not None else "".join(run.token_strings)
+    text = _whole_text(run)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

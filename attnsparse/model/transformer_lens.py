@@ -14,9 +14,9 @@ import numpy as np
 
 from .. import _check
 from .batch import as_batch, listed
-from .interventions import Ablate, Patch, compile_interventions
+from .interventions import Ablate, Patch, compile_changes
 from .lens import stacks
-from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run
+from .run import DEFAULT_MAX_BYTES, Freeze, Run, compute_run, stop_layer
 
 if TYPE_CHECKING:
     from .model import Model
@@ -82,8 +82,10 @@ class ActivationCache(Mapping[Any, np.ndarray]):
     def __getitem__(self, key: str | tuple[Any, ...]) -> np.ndarray:
         name = full_name(key, self.run.model.config.n_layer)
         if name not in self._names:
+            stop = self.run.stop_at_layer
+            ended = "" if stop is None else f" of a run that stopped before layer {stop}"
             raise KeyError(
-                f"{name!r} is not in this cache; it holds {len(self._names)} hooks, see list(cache)"
+                f"{name!r} is not in this cache{ended}; it holds {len(self._names)} hooks, see list(cache)"
             )
         block, _, hook = (
             name.partition(".")[2].partition(".") if name.startswith("blocks.") else ("", "", name)
@@ -145,6 +147,7 @@ def run_with_cache(
     ablate: Ablate | None = None,
     patch: Patch | None = None,
     freeze: Freeze | None = None,
+    stop_at_layer: int | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
     threads: int | None = None,
 ) -> tuple[Any, ActivationCache]:
@@ -160,13 +163,18 @@ def run_with_cache(
         First value that is returned.
     remove_batch_dim : bool, default False
         Leave out the batch axis of a single prompt.
-    prepend_bos, ablate, patch, freeze, max_bytes, threads
+    prepend_bos, ablate, patch, freeze
         As for `run`. The cache holds the activations of the changed run.
+    stop_at_layer : int, optional
+        As for `run`: only hooks of the layers before it are computed, and there are no logits.
+    max_bytes, threads
+        As for `run`.
 
     Returns
     -------
     result : numpy.ndarray, float or None
-        Logits [batch, pos, vocabulary], or the mean next-token loss in nats, or None.
+        Logits [batch, pos, vocabulary], or the mean next-token loss in nats, or None. With `stop_at_layer`
+        the residual stream where the run stopped, [batch, pos, d_model], unless `return_type` is None.
     cache : ActivationCache
     """
     if return_type is not None and return_type not in ("logits", "loss"):
@@ -180,28 +188,35 @@ def run_with_cache(
         )
     if remove_batch_dim and len(batch) != 1:
         raise ValueError(f"remove_batch_dim=True needs one prompt, got {len(batch)}")
-    names = _chosen(hook_names(self.config.n_layer), names_filter)
+    stop = stop_layer(self, stop_at_layer)
+    names = _chosen(hook_names(self.config.n_layer), names_filter, stop)
     records = {BLOCK_HOOKS[n.split(".", 2)[-1]] if n.startswith("blocks.") else OTHER_HOOKS[n] for n in names}
-    if return_type == "loss":
+    if stop is not None and return_type is not None:
+        records.add("resid_post")
+    elif return_type == "loss":
         records.add("token_loss")
     logits = "all" if return_type == "logits" else "none"
-    changes = compile_interventions(self, batch, ablate, patch)
+    changes = compile_changes(self, batch, ablate, patch)
     run = compute_run(
-        self, batch, tuple(sorted(records)), logits, 0.0, max_bytes, threads, changes, freeze=freeze
-    )
+        self, batch, tuple(sorted(records)), logits, 0.0, max_bytes, threads, changes, freeze=freeze,
+        stop_at_layer=stop_at_layer,
+    )  # fmt: skip
     cache = ActivationCache(run, names, not remove_batch_dim)
     if return_type is None:
         return None, cache
+    if stop is not None:
+        return run.resid_post[0, -1] if remove_batch_dim else run.resid_post[:, -1], cache
     if return_type == "loss":
         return run.loss, cache
     return run.logits[0] if remove_batch_dim else run.logits, cache
 
 
-def _chosen(names: list[str], names_filter: Any) -> list[str]:
+def _chosen(names: list[str], names_filter: Any, stop: int | None) -> list[str]:
+    computed = names if stop is None else [name for name in names if _is_before(name, stop)]
     if names_filter is None:
-        return names
+        return computed
     if callable(names_filter):
-        return [name for name in names if names_filter(name)]
+        return [name for name in computed if names_filter(name)]
     wanted = _check.names(names_filter, "names_filter")
     known = set(names)
     for name in wanted:
@@ -209,4 +224,12 @@ def _chosen(names: list[str], names_filter: Any) -> list[str]:
             raise ValueError(
                 f"names_filter: unknown hook {name!r:.80}; see attnsparse.model.hook_names(n_layer)"
             )
+        if stop is not None and not _is_before(name, stop):
+            raise ValueError(f"names_filter: {name!r} is not computed: the run stops before layer {stop}")
     return [name for name in names if name in set(wanted)]
+
+
+def _is_before(name: str, stop: int) -> bool:
+    return not name.startswith("ln_final") and (
+        not name.startswith("blocks.") or int(name.split(".")[1]) < stop
+    )

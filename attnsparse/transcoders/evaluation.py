@@ -108,7 +108,9 @@ class _Sums:
             CheckedWeights(t, model),
             None,
         )
-        replaced = compute_run(model, batch, (), "all", 0.0, DEFAULT_MAX_BYTES, threads, None, substitute)
+        replaced = compute_run(
+            model, batch, (), "all", 0.0, DEFAULT_MAX_BYTES, threads, substitute=substitute
+        )
         for i, each in enumerate((run, replaced)):
             self.loss[i] += (token_losses(each._core.array("logits"), targets, n) * weights).sum()
 

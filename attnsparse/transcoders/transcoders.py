@@ -25,14 +25,14 @@ from .._core_types import Substitute
 from .._display import html_table, progress_bar
 from ..errors import ConfigError, quoted
 from ..model.batch import as_batch
-from ..model.interventions import compile_interventions
+from ..model.interventions import compile_changes
 from ..model.model import Model
 from ..model.run import DEFAULT_MAX_BYTES, Run, compute_run
 from .arrays import TranscoderWeights, check_array, check_encoder, layers_text, shape_text
 from .evaluation import evaluated, targets_and_weights
 from .features import RECORDED, Features
 from .replacement import CheckedWeights, check_run, given_errors, new_core, recordable
-from .steer import steer
+from .steer import steer, steered_weights
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -371,12 +371,15 @@ class Transcoders:
         given = given_errors(self, model, batch, errors)
         core = new_core(self, model, len(batch.tokens), _check.byte_limit(max_bytes))
         substitute = Substitute(core, CheckedWeights(self, model), given)
-        changes = compile_interventions(model, batch, ablate, patch)
+        changes = compile_changes(model, batch, ablate, patch)
+        if changes.steering is not None:
+            raise ValueError("features are steered in runs of the model itself, not of replaced MLPs")
         return compute_run(
             model, batch, names, logits, edge_threshold, max_bytes, threads, changes, substitute
         )
 
     steer = steer
+    _steered_weights = steered_weights
 
     def evaluate(
         self,

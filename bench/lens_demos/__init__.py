@@ -75,7 +75,7 @@ CANNOT = (
     "hooks in a network of one's own (HookPoint, HookedRootModule): hooks exist in GPT-2-class models only",
     "models of other families, and the checkpoints of their training, by name; a folder, file or hub "
     "repository (revision=) of a GPT-2-class model loads",
-    "stop_at_layer: all layers are computed, logits only if they are asked for",
+    "start_at_layer: a run begins with tokens",
     "to_tokens of texts of different lengths: nothing is padded",
     "weights with the LayerNorms folded in: ln1_w, ln_final_b and the others are factors of their own",
     "gradients through functions at hooks, and hooks that stay in the model (add_hook)",

@@ -25,7 +25,7 @@ def cache(s: SimpleNamespace) -> Any:
 
 def one_layer(s: SimpleNamespace) -> Any:
     name = "blocks.0.attn.hook_pattern"
-    _, cache = s.model.run_with_cache(s.text, name, return_type=None, remove_batch_dim=True)
+    _, cache = s.model.run_with_cache(s.text, name, stop_at_layer=1, remove_batch_dim=True)
     pattern = cache[name]
     return pattern
 

@@ -7,13 +7,14 @@ typedef struct {
     asp_visitor visitor;
     asp_frozen given;
     asp_config config;
+    int64_t n_texts;
     uint32_t *places; /* (L+1) */
 } frozen_state;
 
 /* The place in an array of `run` of sequence b of the pass. */
-static int64_t frozen_square(const asp_run *run, int64_t sequence, const asp_visit *visit) {
+static int64_t frozen_square(const frozen_state *s, const asp_run *run, int64_t sequence, int64_t layer) {
     const int64_t *start = asp_run_square_start(run) + sequence;
-    return start[0] + visit->layer * ((start[1] - start[0]) / visit->n_layer);
+    return start[0] + layer * ((start[1] - start[0]) / s->config.n_layer);
 }
 
 static void freeze_squares(const frozen_state *s, const asp_visit *visit) {
@@ -22,8 +23,11 @@ static void freeze_squares(const frozen_state *s, const asp_visit *visit) {
     const size_t item = visit->gates ? 1 : sizeof(asp_real);
     for (int64_t b = 0; b < visit->n_sequences; b++) {
         const int64_t t = visit->offsets[b + 1] - visit->offsets[b], at = asp_visit_square(visit, b);
+        if (t == 0 || asp_visit_first(visit, b)) continue; /* new tokens have their own */
         char *to = visit->gates ? (char *)(visit->gates + at) : (char *)(visit->squares + at);
-        memcpy(to, (const char *)array.data + (size_t)frozen_square(part.run, part.first + b, visit) * item,
+        memcpy(to,
+               (const char *)array.data +
+                   (size_t)frozen_square(s, part.run, part.first + b / s->n_texts, visit->layer) * item,
                (size_t)(s->config.n_head * t * t) * item);
     }
 }
@@ -34,8 +38,12 @@ static void freeze_scales(const frozen_state *s, const asp_visit *visit) {
     const asp_record record = visit->place == ASP_AT_LN1_SCALE ? ASP_LN1_SCALE : ASP_LN2_SCALE;
     const asp_array array = asp_run_array(part.run, last ? ASP_LN_FINAL_SCALE : record);
     const asp_real *from = (const asp_real *)array.data + (last ? 0 : visit->layer * array.strides[0]);
-    memcpy(visit->rows, from + asp_run_offsets(part.run)[part.first],
-           (size_t)visit->offsets[visit->n_sequences] * sizeof *from);
+    for (int64_t b = 0; b < visit->n_sequences; b++) {
+        const int64_t row = visit->offsets[b], t = visit->offsets[b + 1] - row;
+        if (t == 0 || asp_visit_first(visit, b)) continue;
+        memcpy(visit->rows + row, from + asp_run_offsets(part.run)[part.first + b / s->n_texts],
+               (size_t)t * sizeof *from);
+    }
 }
 
 static asp_status freeze(void *state, const asp_visit *visit, const asp_context *context) {
@@ -82,7 +90,7 @@ static asp_status check_frozen(const asp_frozen *given, const asp_config *c, con
 }
 
 asp_status asp_frozen_visitor(asp_visitor **visitor, const asp_frozen *given, const asp_config *config,
-                              const int64_t *offsets, int64_t n_sequences, asp_error *err) {
+                              const int64_t *offsets, int64_t n_sequences, int64_t n_texts, asp_error *err) {
     const int64_t n_layer = config->n_layer;
     *visitor = NULL;
     const asp_status status = check_frozen(given, config, offsets, n_sequences, err);
@@ -100,7 +108,7 @@ asp_status asp_frozen_visitor(asp_visitor **visitor, const asp_frozen *given, co
         if (given->scales.run) places[l] |= (uint32_t)1 << ASP_AT_LN1_SCALE | (uint32_t)1 << ASP_AT_LN2_SCALE;
     }
     if (given->scales.run) places[n_layer] = (uint32_t)1 << ASP_AT_LN_FINAL_SCALE;
-    *s = (frozen_state){{places, freeze, s}, *given, *config, places};
+    *s = (frozen_state){{places, freeze, s}, *given, *config, n_texts, places};
     *visitor = &s->visitor;
     return ASP_OK;
 }

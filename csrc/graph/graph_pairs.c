@@ -49,8 +49,11 @@ asp_status asp_graph_pairs(double *pairs, uint8_t *used, double *score, const as
     asp_arena_free(&job.arena);
     if (status) return status;
     memset(used, 0, (size_t)n);
-    for (int64_t i = 0; i < n * n; i++)
-        if (pairs[i] != 0) used[i / n] = used[i % n] = 1;
+    for (int64_t i = 0; i < n; i++) {
+        if (asp_parallel_stopped(context)) return ASP_STOPPED;
+        for (int64_t j = 0; j < n; j++)
+            if (pairs[i * n + j] != 0) used[i] = used[j] = 1;
+    }
     used[inputs->bias_node] = 1;
     *score = asp_sum_numbers(pairs, n * n);
     return ASP_OK;

@@ -218,7 +218,7 @@ INLINE void attend(const asp_attention_task *u, const attention_buffers *b, cons
     const asp_real *given = u->given_pattern ? u->given_pattern : u->given_scores;
     if (!given) four_rows(b->row, b->keys, b->x, width, u->d_head, b->k_t, b->keys, columns, u->scale);
     for (int64_t i = 0; i < n; i++) {
-        if (given) memcpy(b->row + i * b->keys, given + at[i] * u->n_tokens, (size_t)(at[i] + 1) * sizeof *given);
+        if (given) memcpy(b->row + i * b->keys, given + row_at(u, at[i]), (size_t)(at[i] + 1) * sizeof *given);
         if (u->given_pattern) finish_row(u, b->row + i * b->keys, at[i]);
         else pattern_row(u, b->row + i * b->keys, at[i]);
         if (u->edge_count || u->edge_key) edge_row(u, b->row + i * b->keys, at[i]);

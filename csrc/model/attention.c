@@ -81,18 +81,22 @@ asp_attention_task asp_attention_describe(const asp_model *model, const asp_acti
     return describe_head(&job, sequence, head, thread);
 }
 
+/* Entries of the rows that a sequence has in this pass, of one head. */
+static int64_t square_size(const asp_activations *acts, int64_t sequence) {
+    const int64_t t = acts->offsets[sequence + 1] - acts->offsets[sequence];
+    return t * (t + (acts->first ? acts->first[sequence] : 0));
+}
+
 static int64_t square_at(const attention_job *job, int64_t sequence, int64_t head) {
-    const asp_config *c = &job->model->config;
-    const int64_t t = job->acts->offsets[sequence + 1] - job->acts->offsets[sequence];
-    return job->acts->square_start[sequence] + (job->layer * c->n_head + head) * t * t;
+    const int64_t unit = job->layer * job->model->config.n_head + head;
+    return job->acts->square_start[sequence] + unit * square_size(job->acts, sequence);
 }
 
 /* Where the scores, gates or pattern of one head are in acts. */
 static int64_t recorded_at(const attention_job *job, asp_place place, int64_t sequence, int64_t head) {
-    const asp_config *c = &job->model->config;
-    const int64_t t = job->acts->offsets[sequence + 1] - job->acts->offsets[sequence];
     if (!(job->acts->layer_squares >> place & 1)) return square_at(job, sequence, head);
-    return job->acts->square_start[sequence] / c->n_layer + head * t * t;
+    return job->acts->square_start[sequence] / asp_layers_of(job->model, job->acts) +
+           head * square_size(job->acts, sequence);
 }
 
 /* What is recorded of one head, and what visitors have made of it. */
@@ -158,7 +162,8 @@ static asp_status show_squares(attention_job *job, const asp_context *context) {
         if (!asp_visit_wanted(job->acts, places[i], job->layer)) continue;
         job->early = 1;
         status = asp_parallel_for(context, job->acts->n_sequences * c->n_head, forward_item, job);
-        if (!status) status = asp_visit_squares(job->acts, places[i], job->layer, c->n_layer, context);
+        if (!status)
+            status = asp_visit_squares(job->acts, places[i], job->layer, asp_layers_of(job->model, job->acts), context);
         job->given |= 1u << places[i];
     }
     job->early = 0;

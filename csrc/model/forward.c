@@ -172,7 +172,8 @@ static asp_status head_results(const asp_model *m, const asp_activations *acts, 
                             .c = asp_slot_at(acts->result, layer) + h * c->d_model,
                             .ldc = c->n_head * c->d_model,
                             .n_rows = acts->n_tokens,
-                            .k_block = m->k_block.head};
+                            .k_block = acts->by_row && !m->k_block.head ? ASP_K_BLOCK : m->k_block.head,
+                            .by_row = acts->by_row && !m->k_block.head};
         status = asp_gemm_run(&g, context);
     }
     return status;
@@ -336,13 +337,13 @@ static asp_status pass_stream(const asp_model *m, const asp_activations *acts, i
     asp_real *x = asp_slot_at(acts->resid, l);
     residual_hook(acts, ASP_POINT_PRE, l, x);
     asp_status status = l ? asp_visit_rows(acts, ASP_AT_RESID_POST, l - 1, x, e, e, context) : ASP_OK;
-    if (!status && l < m->config.n_layer) status = asp_visit_rows(acts, ASP_AT_RESID_PRE, l, x, e, e, context);
+    if (!status && l < asp_layers_of(m, acts)) status = asp_visit_rows(acts, ASP_AT_RESID_PRE, l, x, e, e, context);
     return status;
 }
 
 asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, const asp_gate *gate,
                               const asp_scratch *scratch, const asp_context *context) {
-    const int64_t n_layer = m->config.n_layer;
+    const int64_t n_layer = asp_layers_of(m, acts);
     asp_status status = embed_batch(m, acts, context);
     for (int64_t l = 0; !status && l < n_layer; l++) {
         status = pass_stream(m, acts, l, context);
@@ -352,5 +353,5 @@ asp_status asp_forward_layers(const asp_model *m, const asp_activations *acts, c
         if (!status) status = asp_context_share(context, (double)(l + 1) / (double)n_layer);
     }
     if (!status) status = pass_stream(m, acts, n_layer, context);
-    return status ? status : asp_forward_final(m, acts, context);
+    return status || acts->stop_at ? status : asp_forward_final(m, acts, context);
 }

@@ -13,20 +13,24 @@ enum { BLOCK_ROWS = 2048 };
 typedef struct {
     const asp_model *model;
     const asp_generation_options *options;
+    asp_hooks hooks; /* those of the options, with the visitors */
     asp_generated *out;
     const int32_t *prompt_tokens;
     const int64_t *prompt_offsets;
     int64_t n_prompts, n_texts;
     int64_t rows, logit_rows; /* of the largest pass, and of logits at once */
+    int64_t squares;          /* entries of one head in the pass with most of them */
     asp_arena arena, cache_arena;
     asp_real *resid, *ln, *qkv, *z, *mlp, *mlp_out, *hidden, *logits;
     asp_scratch attention;
+    asp_visit_scratch seen;
     asp_sampling_scratch sampling; /* (n_threads, V) */
     double *gate_bias;             /* (L) */
     int64_t *text_offsets;         /* (B+1) of the texts at full length */
     uint64_t *digest;              /* (n_prompts) */
     int32_t *tokens;               /* (rows) of the pass */
     int64_t *offsets, *first;      /* (B+1), (B): of the pass */
+    int64_t *square_start;         /* (B+1) of the pass */
     int64_t *chosen;               /* (B) texts whose logits are at hand */
     uint8_t *ended;                /* (B) */
     asp_kv_cache cache;
@@ -71,49 +75,62 @@ static int64_t end_of_block(const generation *g, int64_t first) {
 }
 
 static void largest_pass(generation *g) {
-    int64_t rows = g->n_texts;
+    int64_t rows = g->n_texts, squares = 0;
+    for (int64_t p = 0; p < g->n_prompts; p++)
+        squares += g->options->n_samples * (length_of_prompt(g, p) + g->options->max_new_tokens);
     for (int64_t p = 0, end; p < g->n_prompts; p = end) {
+        int64_t entries = 0;
         end = end_of_block(g, p);
         rows = asp_max(rows, g->prompt_offsets[end] - g->prompt_offsets[p]);
+        for (int64_t i = p; i < end; i++) entries += length_of_prompt(g, i) * length_of_prompt(g, i);
+        squares = asp_max(squares, entries);
     }
     g->rows = rows;
+    g->squares = squares;
     g->logit_rows = asp_shape_logit_rows(g->model, asp_min(g->n_texts, ASP_LOSS_CHUNK));
 }
 
-enum { PARTS = 21 };
+enum { OWN_PARTS = 22, PARTS = OWN_PARTS + ASP_VISIT_PARTS };
+
+static int shows_results(const generation *g) { return (g->seen.places & asp_visit_bit(ASP_AT_RESULT)) != 0; }
 
 /* The arrays of a generation: the one list of them.  Returns the bytes of the arena. */
 static int64_t lay_out_generation(generation *g, asp_arena_part parts[PARTS], int n_threads) {
     const asp_config *c = &g->model->config;
     const int64_t e = c->d_model, width = c->n_head * c->d_head, v = c->n_vocab, b = g->n_texts;
-    const int64_t rows = asp_shape_rows(g->model, g->rows, 0), drawn = g->options->temperature > 0 ? n_threads : 0;
+    const int64_t drawn = g->options->temperature > 0 ? n_threads : 0;
     int64_t longest = 0;
+    g->seen.places = asp_visit_places(g->hooks.visitors, g->hooks.n_visitors, c->n_layer);
+    const int64_t rows = asp_shape_rows(g->model, g->rows, shows_results(g));
     for (int64_t p = 0; p < g->n_prompts; p++)
         longest = asp_max(longest, length_of_prompt(g, p) + g->options->max_new_tokens);
     g->attention.per_thread = asp_attention_scratch(c, longest, 0);
-    const int substituted = g->options->hooks && g->options->hooks->mlp.layer;
-    const asp_arena_part list[PARTS] = {ASP_PART(g->resid, rows, e),
-                                        ASP_PART(g->ln, rows, e),
-                                        ASP_PART(g->qkv, rows, 3 * width),
-                                        ASP_PART(g->z, rows, width),
-                                        ASP_PART(g->mlp, rows, c->d_mlp),
-                                        ASP_PART(g->mlp_out, rows, substituted ? e : 0),
-                                        ASP_PART(g->hidden, g->logit_rows, e),
-                                        ASP_PART(g->logits, g->logit_rows, v),
-                                        ASP_PART(g->attention.data, n_threads, g->attention.per_thread),
-                                        ASP_PART(g->sampling.weights, drawn, v),
-                                        ASP_PART(g->sampling.ids, drawn, v),
-                                        ASP_PART(g->gate_bias, c->n_layer, 1),
-                                        ASP_PART(g->text_offsets, b + 1, 1),
-                                        ASP_PART(g->digest, g->n_prompts, 1),
-                                        ASP_PART(g->tokens, rows, 1),
-                                        ASP_PART(g->offsets, b + 1, 1),
-                                        ASP_PART(g->first, b, 1),
-                                        ASP_PART(g->chosen, b, 1),
-                                        ASP_PART(g->ended, b, 1),
-                                        ASP_PART(g->cache.room, b, 1),
-                                        ASP_PART(g->cache.start, b + 1, 1)};
+    const asp_arena_part list[OWN_PARTS] = {ASP_PART(g->resid, rows, e),
+                                            ASP_PART(g->ln, rows, e),
+                                            ASP_PART(g->qkv, rows, 3 * width),
+                                            ASP_PART(g->z, rows, width),
+                                            ASP_PART(g->mlp, rows, c->d_mlp),
+                                            ASP_PART(g->mlp_out, rows, g->hooks.mlp.layer ? e : 0),
+                                            ASP_PART(g->hidden, g->logit_rows, e),
+                                            ASP_PART(g->logits, g->logit_rows, v),
+                                            ASP_PART(g->attention.data, n_threads, g->attention.per_thread),
+                                            ASP_PART(g->sampling.weights, drawn, v),
+                                            ASP_PART(g->sampling.ids, drawn, v),
+                                            ASP_PART(g->gate_bias, c->n_layer, 1),
+                                            ASP_PART(g->text_offsets, b + 1, 1),
+                                            ASP_PART(g->digest, g->n_prompts, 1),
+                                            ASP_PART(g->tokens, rows, 1),
+                                            ASP_PART(g->offsets, b + 1, 1),
+                                            ASP_PART(g->first, b, 1),
+                                            ASP_PART(g->square_start, b + 1, 1),
+                                            ASP_PART(g->chosen, b, 1),
+                                            ASP_PART(g->ended, b, 1),
+                                            ASP_PART(g->cache.room, b, 1),
+                                            ASP_PART(g->cache.start, b + 1, 1)};
     memcpy(parts, list, sizeof list);
+    int64_t squares;
+    if (!asp_multiply(g->squares, c->n_head, &squares)) squares = -1;
+    asp_visit_list(parts + OWN_PARTS, &g->seen, c, rows, squares);
     return asp_arena_lay_out(&g->arena, parts, PARTS);
 }
 
@@ -142,7 +159,7 @@ static void describe_texts(generation *g) {
     for (int64_t l = 0; l < c->n_layer; l++) g->gate_bias[l] = c->gate_bias;
     for (int64_t p = 0; p < g->n_prompts; p++)
         g->digest[p] = digest_of(g->prompt_tokens + g->prompt_offsets[p], length_of_prompt(g, p));
-    g->text_offsets[0] = g->offsets[0] = 0;
+    g->text_offsets[0] = g->offsets[0] = g->square_start[0] = 0;
     for (int64_t b = 0; b < g->n_texts; b++) {
         g->cache.room[b] = length_of_prompt(g, b / g->options->n_samples) + g->options->max_new_tokens;
         g->text_offsets[b + 1] = g->text_offsets[b] + g->cache.room[b];
@@ -175,6 +192,8 @@ static void add_to_pass(generation *g, int64_t text, int64_t first, const int32_
     g->first[text] = first;
     memcpy(g->tokens + g->offsets[text], tokens, (size_t)n * sizeof *tokens);
     g->offsets[text + 1] = g->offsets[text] + n;
+    const asp_config *c = &g->model->config;
+    g->square_start[text + 1] = g->square_start[text] + c->n_layer * c->n_head * n * (first + n);
 }
 
 /* Prompts [begin, end), each as its first text. */
@@ -200,24 +219,26 @@ static void texts_to_pass(generation *g) {
 static asp_status run_pass(const generation *g, const asp_context *context) {
     const int64_t n = g->offsets[g->n_texts];
     const asp_gate gate = {.gated = g->model->config.gated, .bias = g->gate_bias};
-    const asp_activations acts = {.n_tokens = n,
-                                  .n_rows = asp_shape_rows(g->model, n, 0),
-                                  .n_sequences = g->n_texts,
-                                  .by_row = 1,
-                                  .tokens = g->tokens,
-                                  .offsets = g->offsets,
-                                  .first = g->first,
-                                  .cache = &g->cache,
-                                  .resid = {g->resid, 0},
-                                  .mid = {g->resid, 0},
-                                  .ln1 = {g->ln, 0},
-                                  .ln2 = {g->ln, 0},
-                                  .qkv = {g->qkv, 0},
-                                  .z = {g->z, 0},
-                                  .mlp_post = {g->mlp, 0},
-                                  .mlp_out = {g->options->hooks && g->options->hooks->mlp.layer ? g->mlp_out : NULL, 0},
-                                  .ln_final = g->ln,
-                                  .hooks = g->options->hooks};
+    asp_activations acts = {.n_tokens = n,
+                            .n_rows = asp_shape_rows(g->model, n, shows_results(g)),
+                            .n_sequences = g->n_texts,
+                            .by_row = 1,
+                            .tokens = g->tokens,
+                            .offsets = g->offsets,
+                            .first = g->first,
+                            .cache = &g->cache,
+                            .square_start = g->square_start,
+                            .resid = {g->resid, 0},
+                            .mid = {g->resid, 0},
+                            .ln1 = {g->ln, 0},
+                            .ln2 = {g->ln, 0},
+                            .qkv = {g->qkv, 0},
+                            .z = {g->z, 0},
+                            .mlp_post = {g->mlp, 0},
+                            .mlp_out = {g->hooks.mlp.layer ? g->mlp_out : NULL, 0},
+                            .ln_final = g->ln,
+                            .hooks = &g->hooks};
+    asp_visit_wire(&acts, &g->seen);
     return asp_forward_layers(g->model, &acts, &gate, &g->attention, context);
 }
 
@@ -337,8 +358,8 @@ static asp_status continue_texts(generation *g, const asp_context *context) {
 }
 
 static asp_status generate_texts(generation *g, const asp_context *context, asp_error *err) {
-    const asp_hooks *hooks = g->options->hooks;
-    const int began = hooks && hooks->begin;
+    const asp_hooks *hooks = &g->hooks;
+    const int began = hooks->begin != NULL;
     asp_status status = ASP_OK;
     if (began) status = hooks->begin(hooks->state, g->model, g->text_offsets, g->n_texts, context->n_threads, err);
     if (!status) status = asp_blas_enter(context, err);
@@ -362,6 +383,9 @@ asp_status asp_generation_run(asp_generated *generated, const asp_model *model, 
                     .prompt_tokens = tokens,
                     .prompt_offsets = offsets,
                     .n_prompts = n_prompts};
+    if (options->hooks) g.hooks = *options->hooks;
+    g.hooks.visitors = options->visitors;
+    g.hooks.n_visitors = options->n_visitors;
     asp_status status = asp_shape_check_batch(&model->config, tokens, offsets, n_prompts, err);
     if (!status) status = check_generation(&g, err);
     if (!status && (!asp_multiply(n_prompts, options->n_samples, &g.n_texts) || g.n_texts > INT32_MAX))

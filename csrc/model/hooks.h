@@ -46,6 +46,21 @@ struct asp_hooks {
 
 /* ---- visit.c ------------------------------------------------------------------- */
 
+/* What visitors see and a pass does not keep: one layer of it at a time. */
+typedef struct {
+    uint32_t places; /* bits of those that they want */
+    asp_real *embed, *pos_embed, *scale, *normalized, *scores, *pattern, *result, *attn_out, *mlp_pre, *mlp_out;
+    uint8_t *gate;
+    asp_real *seen_result, *seen_out, *added_to;
+} asp_visit_scratch;
+enum { ASP_VISIT_PARTS = 14 };
+/* Lists its arrays, for so many rows and so many entries of the patterns of a layer; `places` is read. */
+void asp_visit_list(asp_arena_part parts[ASP_VISIT_PARTS], asp_visit_scratch *scratch, const asp_config *config,
+                    int64_t rows, int64_t squares);
+/* Points what visitors want and acts does not have there. */
+void asp_visit_wire(asp_activations *acts, const asp_visit_scratch *scratch);
+static inline uint32_t asp_visit_bit(asp_place place) { return (uint32_t)1 << place; }
+
 /* Bits of the places that visitors want in any layer. */
 uint32_t asp_visit_places(const asp_visitor *visitors, int n_visitors, int64_t n_layer);
 int asp_visit_wanted(const asp_activations *acts, asp_place place, int64_t layer);

@@ -75,6 +75,7 @@ static inline asp_real *asp_slot_at(asp_slot slot, int64_t layer) {
 
 typedef struct {
     int64_t n_tokens, n_rows, n_sequences, max_length;
+    int64_t stop_at;             /* the pass ends before this layer; 0: behind the final LayerNorm */
     int by_row;                  /* on every machine, the bits of a row depend on no other row */
     const int32_t *tokens;       /* (N) */
     const int64_t *offsets;      /* (B+1) */
@@ -100,6 +101,11 @@ typedef struct {
     const asp_hooks *hooks;           /* NULL: none */
     const asp_dropout *dropout;       /* NULL: none; else what is recorded of attention and MLPs is after it */
 } asp_activations;
+
+/* Layers that a pass computes. */
+static inline int64_t asp_layers_of(const asp_model *model, const asp_activations *acts) {
+    return acts->stop_at ? acts->stop_at : model->config.n_layer;
+}
 
 /* out (N,E) = x (N,E) with values of an output dropped, + residual (N,E) unless it is NULL; out may be x. */
 asp_status asp_dropout_rows(const asp_model *model, const asp_activations *acts, asp_drop what, int64_t layer,

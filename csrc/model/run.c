@@ -6,7 +6,7 @@
 
 struct asp_run {
     asp_config config;
-    int64_t n_sequences, n_tokens, n_rows;
+    int64_t n_sequences, n_tokens, n_rows, stop_at;
     int64_t *offsets;      /* (B+1) */
     int64_t *square_start; /* (B+1) of pattern, scores and gate */
     int32_t *tokens;       /* (N) */
@@ -38,6 +38,7 @@ asp_array asp_run_array(const asp_run *run, asp_record record) { return run->arr
 const int64_t *asp_run_offsets(const asp_run *run) { return run->offsets; }
 const int64_t *asp_run_square_start(const asp_run *run) { return run->square_start; }
 int64_t asp_run_n_sequences(const asp_run *run) { return run->n_sequences; }
+int64_t asp_run_stop_at(const asp_run *run) { return run->stop_at; }
 int64_t asp_run_bytes(const asp_run *run) { return run->arena.bytes; }
 asp_edges asp_run_edges(const asp_run *run) { return run->edges ? run->edges->edges : (asp_edges){0}; }
 
@@ -47,50 +48,10 @@ typedef struct {
     asp_real *resid, *ln, *qkv, *z, *mlp, *mlp_out, *hidden, *logits;
     asp_scratch attention;
     int64_t logit_rows, loss_rows; /* padded rows of the LM head and of its chunks */
-    uint32_t seen;                 /* bits of the places that visitors want */
-    asp_real *embed, *pos_embed, *scale, *normalized, *scores, *pattern, *result, *attn_out, *mlp_pre;
-    uint8_t *gate;
-    asp_real *seen_result, *seen_out, *added_to;
+    asp_visit_scratch seen;
 } run_scratch;
 
-enum { SCRATCH_PARTS = 9, SEEN_PARTS = 13, ALL_PARTS = SCRATCH_PARTS + SEEN_PARTS };
-
-static uint32_t place_bit(asp_place place) { return (uint32_t)1 << place; }
-/* Embeddings are added up again where one of them is seen; the heads' results are where attention's output is. */
-static uint32_t seen_embeddings(void) { return place_bit(ASP_AT_EMBED) | place_bit(ASP_AT_POS_EMBED); }
-static uint32_t seen_attention(void) { return place_bit(ASP_AT_RESULT) | place_bit(ASP_AT_ATTN_OUT); }
-static uint32_t seen_scales(void) {
-    return place_bit(ASP_AT_LN1_SCALE) | place_bit(ASP_AT_LN2_SCALE) | place_bit(ASP_AT_LN_FINAL_SCALE);
-}
-static uint32_t seen_normalized(void) {
-    return place_bit(ASP_AT_LN1_NORMALIZED) | place_bit(ASP_AT_LN2_NORMALIZED) | place_bit(ASP_AT_LN_FINAL_NORMALIZED);
-}
-
-/* What visitors see and the run does not record: one layer of it at a time. */
-static void list_seen(asp_arena_part parts[SEEN_PARTS], run_scratch *s, const asp_run *run) {
-    const asp_config *c = &run->config;
-    const int64_t rows = run->n_rows, e = c->d_model, heads = c->n_head * e;
-    const int64_t squares = asp_shape_squares_size(c, run->offsets, run->n_sequences);
-    const int64_t layer = squares < 0 ? -1 : squares / c->n_layer;
-#define SEEN(pointer, places, n, m) ASP_PART(pointer, s->seen &(places) ? (n) : 0, m)
-    const asp_arena_part list[SEEN_PARTS] = {
-        SEEN(s->embed, seen_embeddings(), rows, e),
-        SEEN(s->pos_embed, seen_embeddings(), rows, e),
-        SEEN(s->scale, seen_scales(), rows, 1),
-        SEEN(s->normalized, seen_normalized(), rows, e),
-        SEEN(s->scores, place_bit(ASP_AT_SCORES), layer, 1),
-        SEEN(s->gate, place_bit(ASP_AT_GATE), layer, 1),
-        SEEN(s->pattern, place_bit(ASP_AT_PATTERN), layer, 1),
-        SEEN(s->result, place_bit(ASP_AT_RESULT), rows, heads),
-        SEEN(s->attn_out, seen_attention(), rows, e),
-        SEEN(s->mlp_pre, place_bit(ASP_AT_MLP_PRE), rows, c->d_mlp),
-        SEEN(s->seen_result, place_bit(ASP_AT_RESULT), rows, heads),
-        SEEN(s->seen_out, seen_attention() | place_bit(ASP_AT_MLP_OUT), rows, e),
-        SEEN(s->added_to, seen_attention() | place_bit(ASP_AT_MLP_OUT), rows, e),
-    };
-#undef SEEN
-    memcpy(parts, list, sizeof list);
-}
+enum { SCRATCH_PARTS = 9, ALL_PARTS = SCRATCH_PARTS + ASP_VISIT_PARTS };
 
 static void list_scratch(asp_arena_part parts[ALL_PARTS], run_scratch *s, const asp_model *model, const asp_run *run,
                          const asp_run_options *options, int n_threads) {
@@ -98,7 +59,8 @@ static void list_scratch(asp_arena_part parts[ALL_PARTS], run_scratch *s, const 
     const int64_t rows = run->n_rows, e = c->d_model, width = c->n_head * c->d_head;
     const int64_t n_logits = options->logits == ASP_LOGITS_ALL ? run->n_tokens : run->n_sequences;
     const int losses = (int)(options->records >> ASP_TOKEN_LOSS & 1), replaced = options->substitute != NULL;
-    s->seen = asp_visit_places(options->visitors, options->n_visitors, c->n_layer);
+    const int64_t squares = asp_shape_squares_size(c, run->offsets, run->n_sequences);
+    s->seen.places = asp_visit_places(options->visitors, options->n_visitors, c->n_layer);
     s->logit_rows = asp_shape_logit_rows(model, n_logits);
     s->loss_rows = asp_shape_logit_rows(model, asp_min(run->n_tokens, ASP_LOSS_CHUNK));
     s->attention.per_thread = asp_attention_scratch(c, asp_shape_longest(run->offsets, run->n_sequences), 0);
@@ -108,13 +70,12 @@ static void list_scratch(asp_arena_part parts[ALL_PARTS], run_scratch *s, const 
                                                 ASP_PART(s->z, rows, width),
                                                 ASP_PART(s->mlp, rows,
                                                          replaced && !options->substitute->kept ? 1 : c->d_mlp),
-                                                ASP_PART(s->mlp_out, rows,
-                                                         replaced || s->seen & place_bit(ASP_AT_MLP_OUT) ? e : 0),
+                                                ASP_PART(s->mlp_out, rows, replaced ? e : 0),
                                                 ASP_PART(s->hidden, asp_max(s->logit_rows, s->loss_rows), e),
                                                 ASP_PART(s->logits, losses ? s->loss_rows : 0, c->n_vocab),
                                                 ASP_PART(s->attention.data, n_threads, s->attention.per_thread)};
     memcpy(parts, list, sizeof list);
-    list_seen(parts + SCRATCH_PARTS, s, run);
+    asp_visit_list(parts + SCRATCH_PARTS, &s->seen, c, rows, squares < 0 ? -1 : squares / c->n_layer);
 }
 
 static void reserve_records(asp_run *run, const asp_run_options *options, int64_t logit_rows, int64_t *positions) {
@@ -152,42 +113,11 @@ static asp_slot slot_of(const asp_run *run, asp_record record, asp_real *otherwi
     return data ? (asp_slot){data, run->layer_strides[record]} : (asp_slot){otherwise, 0};
 }
 
-/* Where visitors see what the run does not record. */
-static asp_real *seen_at(const run_scratch *s, uint32_t places, asp_real *scratch) {
-    return s->seen & places ? scratch : NULL;
-}
-
-static void wire_seen(asp_activations *a, const asp_run *run, const run_scratch *s) {
-    asp_real *scale = seen_at(s, seen_scales(), s->scale);
-    asp_real *normalized = seen_at(s, seen_normalized(), s->normalized);
-    a->ln1_scale = slot_of(run, ASP_LN1_SCALE, scale);
-    a->ln2_scale = slot_of(run, ASP_LN2_SCALE, scale);
-    a->ln1_normalized = slot_of(run, ASP_LN1_NORMALIZED, normalized);
-    a->ln2_normalized = slot_of(run, ASP_LN2_NORMALIZED, normalized);
-    a->ln_final_scale = slot_of(run, ASP_LN_FINAL_SCALE, scale).data;
-    a->ln_final_normalized = slot_of(run, ASP_LN_FINAL_NORMALIZED, normalized).data;
-    a->embed = slot_of(run, ASP_EMBED, seen_at(s, seen_embeddings(), s->embed)).data;
-    a->pos_embed = slot_of(run, ASP_POS_EMBED, seen_at(s, seen_embeddings(), s->pos_embed)).data;
-    a->result = slot_of(run, ASP_RESULT, seen_at(s, place_bit(ASP_AT_RESULT), s->result));
-    a->attn_out = slot_of(run, ASP_ATTN_OUT, seen_at(s, seen_attention(), s->attn_out));
-    a->mlp_pre = slot_of(run, ASP_MLP_PRE, seen_at(s, place_bit(ASP_AT_MLP_PRE), s->mlp_pre));
-    a->seen_result = s->seen_result;
-    a->seen_out = s->seen_out;
-    a->added_to = s->added_to;
-    a->scores = recorded(run, ASP_SCORES);
-    a->pattern = recorded(run, ASP_PATTERN);
-    a->gate = (uint8_t *)run->arrays[ASP_GATE].data;
-    if (!a->scores && s->seen & place_bit(ASP_AT_SCORES))
-        a->scores = s->scores, a->layer_squares |= place_bit(ASP_AT_SCORES);
-    if (!a->pattern && s->seen & place_bit(ASP_AT_PATTERN))
-        a->pattern = s->pattern, a->layer_squares |= place_bit(ASP_AT_PATTERN);
-    if (!a->gate && s->seen & place_bit(ASP_AT_GATE)) a->gate = s->gate, a->layer_squares |= place_bit(ASP_AT_GATE);
-}
-
 static asp_activations wire_activations(const asp_run *run, const run_scratch *s, const asp_hooks *hooks) {
     asp_activations a = {.n_tokens = run->n_tokens,
                          .n_rows = run->n_rows,
                          .n_sequences = run->n_sequences,
+                         .stop_at = run->stop_at,
                          .tokens = run->tokens,
                          .offsets = run->offsets,
                          .square_start = run->square_start};
@@ -201,10 +131,24 @@ static asp_activations wire_activations(const asp_run *run, const run_scratch *s
     a.z = slot_of(run, ASP_Z, s->z);
     a.lse = slot_of(run, ASP_LSE, NULL);
     a.mlp_post = slot_of(run, ASP_MLP_POST, s->mlp);
-    a.mlp_out = slot_of(run, ASP_MLP_OUT, hooks->mlp.layer || s->seen & place_bit(ASP_AT_MLP_OUT) ? s->mlp_out : NULL);
+    a.mlp_out = slot_of(run, ASP_MLP_OUT, hooks->mlp.layer ? s->mlp_out : NULL);
     a.hooks = hooks;
     a.edges = run->edges;
-    wire_seen(&a, run, s);
+    a.ln1_scale = slot_of(run, ASP_LN1_SCALE, NULL);
+    a.ln2_scale = slot_of(run, ASP_LN2_SCALE, NULL);
+    a.ln1_normalized = slot_of(run, ASP_LN1_NORMALIZED, NULL);
+    a.ln2_normalized = slot_of(run, ASP_LN2_NORMALIZED, NULL);
+    a.ln_final_scale = recorded(run, ASP_LN_FINAL_SCALE);
+    a.ln_final_normalized = recorded(run, ASP_LN_FINAL_NORMALIZED);
+    a.embed = recorded(run, ASP_EMBED);
+    a.pos_embed = recorded(run, ASP_POS_EMBED);
+    a.result = slot_of(run, ASP_RESULT, NULL);
+    a.attn_out = slot_of(run, ASP_ATTN_OUT, NULL);
+    a.mlp_pre = slot_of(run, ASP_MLP_PRE, NULL);
+    a.scores = recorded(run, ASP_SCORES);
+    a.pattern = recorded(run, ASP_PATTERN);
+    a.gate = (uint8_t *)run->arrays[ASP_GATE].data;
+    asp_visit_wire(&a, &s->seen);
     return a;
 }
 
@@ -276,7 +220,7 @@ static int64_t lay_out(asp_run *run, run_scratch *s, asp_arena_part parts[ALL_PA
     int64_t needed;
     const uint32_t seen = asp_visit_places(options->visitors, options->n_visitors, run->config.n_layer);
     run->n_rows =
-        asp_shape_rows(model, run->n_tokens, options->records >> ASP_RESULT & 1 || seen & place_bit(ASP_AT_RESULT));
+        asp_shape_rows(model, run->n_tokens, options->records >> ASP_RESULT & 1 || seen & asp_visit_bit(ASP_AT_RESULT));
     list_scratch(parts, s, model, run, options, n_threads);
     const int64_t scratch = asp_arena_lay_out(&s->arena, parts, ALL_PARTS);
     reserve_records(run, options, s->logit_rows, positions);
@@ -332,6 +276,12 @@ static asp_status compute_run(const asp_model *m, asp_run *run, const run_scratc
     return status;
 }
 
+/* Bits of the records that a run which stops does not have. */
+static uint64_t after_layers(void) {
+    return (uint64_t)1 << ASP_LN_FINAL_SCALE | (uint64_t)1 << ASP_LN_FINAL_NORMALIZED | (uint64_t)1 << ASP_LOGITS |
+           (uint64_t)1 << ASP_TOKEN_LOSS;
+}
+
 asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tokens, const int64_t *offsets,
                        int64_t n_sequences, const asp_run_options *options, const asp_context *context,
                        asp_error *err) {
@@ -345,6 +295,11 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
         return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs has no mlp_pre and mlp_post");
     if (options->substitute && options->n_visitors)
         return asp_fail(err, ASP_BAD_ARGUMENT, "a run with replaced MLPs shows nothing to visitors");
+    if (options->stop_at < 0 || options->stop_at > model->config.n_layer)
+        return asp_fail(err, ASP_BAD_ARGUMENT, "a run stops before a layer 1..%lld, got %lld",
+                        (long long)model->config.n_layer, (long long)options->stop_at);
+    if (options->stop_at && (options->logits != ASP_LOGITS_NONE || options->records & after_layers()))
+        return asp_fail(err, ASP_BAD_ARGUMENT, "a run that stops has no final LayerNorm, logits and token_loss");
     asp_run *run = asp_allocate(1, sizeof *run);
     if (!run) return asp_fail(err, ASP_NO_MEMORY, "no memory for a run");
     run_scratch scratch = {0};
@@ -353,6 +308,8 @@ asp_status asp_run_new(asp_run **out, const asp_model *model, const int32_t *tok
     hooks.visitors = options->visitors;
     hooks.n_visitors = options->n_visitors;
     run->config = model->config;
+    run->stop_at = options->stop_at;
+    if (run->stop_at) run->config.n_layer = run->stop_at; /* of its records */
     status = copy_batch(run, tokens, offsets, n_sequences, err);
     const int began = !status && hooks.begin;
     if (began) status = hooks.begin(hooks.state, model, run->offsets, n_sequences, context->n_threads, err);

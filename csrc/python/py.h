@@ -158,6 +158,13 @@ const asp_mlp_substitute *asp_py_features_substitute_given(py_substitute *substi
 /* After the run; its features may be lent if it ended well.  Accepts NULL. */
 void asp_py_features_substitute_free(py_substitute *substitute, asp_status status);
 
+/* Features that are changed in a pass, from _core_types.Steering, with the arrays that they point to; NULL and an
+ * exception if they are not well formed.  n_texts: sequences of each prompt. */
+typedef struct py_steering py_steering;
+py_steering *asp_py_features_steering_new(PyObject *object, py_model *model, int64_t n_texts);
+asp_visitor asp_py_features_steering_given(const py_steering *steering);
+void asp_py_features_steering_free(py_steering *steering);
+
 /* ---- py_contexts.c ------------------------------------------------------------------- */
 
 PyObject *asp_py_contexts_promoted(PyObject *model, PyObject *args, PyObject *kwargs);
@@ -214,7 +221,9 @@ PyObject *asp_py_lens_stacked(PyObject *self, PyObject *name);
 /* ---- py_run.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_run_gradients(PyObject *model, PyObject *args, PyObject *kwargs);
-/* 0 and an exception unless the run is of this model with the weights that it had then. */
+/* 0 and an exception if the run stopped before the last layer. */
+int asp_py_run_is_whole(const py_run *run);
+/* 0 and an exception unless it is whole and the run is of this model with the weights that it had then. */
 int asp_py_run_is_current(const py_run *run, const py_model *model);
 PyObject *asp_py_run_token_losses(PyObject *module, PyObject *args, PyObject *kwargs);
 
@@ -236,26 +245,38 @@ PyObject *asp_py_curve_random_permutation(PyObject *module, PyObject *args);
 /* "mib", "ratio" or "none"; 0 and an exception for anything else. */
 int asp_py_curve_normalization(PyObject *object, asp_normalization *out);
 
+/* Copies of the tokens and offsets of a call, checked against each other. */
+typedef struct {
+    PyObject *token_array, *offset_array;
+    int32_t *tokens;
+    int64_t *offsets, n_sequences, n_tokens;
+} py_batch;
+
 /* ---- py_circuit.c -------------------------------------------------------------------- */
 
 PyObject *asp_py_circuit_mean_entries(PyObject *self, PyObject *unused);
-/* Interventions of a run, with the arrays that they point to; NULL and an exception if they are not well formed. */
+/* What an experiment does to a pass; read, let go and freed together. */
 typedef struct py_interventions py_interventions;
-py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_config *config);
-void asp_py_circuit_interventions_free(py_interventions *interventions);
-const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *interventions);
-/* What a run of sequences with these offsets takes from another run, from _core_types.Frozen; NULL and an exception if it does not fit. */
 typedef struct py_frozen py_frozen;
-py_frozen *asp_py_circuit_frozen_new(PyObject *object, py_model *model, const int64_t *offsets, int64_t n_sequences);
-asp_visitor asp_py_circuit_frozen_given(const py_frozen *frozen);
-void asp_py_circuit_frozen_free(py_frozen *frozen);
-/* Functions that see and change activations, from _core_types.Functions; NULL and an exception if they are not well
- * formed. */
 typedef struct py_functions py_functions;
-py_functions *asp_py_circuit_functions_new(PyObject *object, const asp_config *config);
-/* What the run takes, which reads `functions` and the call of the run. */
-asp_visitor asp_py_circuit_functions_given(py_functions *functions, py_call *call);
-void asp_py_circuit_functions_free(py_functions *functions);
+typedef struct {
+    py_interventions *interventions;
+    py_frozen *frozen;
+    py_steering *steering;
+    py_functions *functions;
+    asp_visitor visitors[3];
+    int n_visitors;
+} py_experiment;
+/* From _core_types.Interventions, Frozen, Steering and Functions, or None. */
+typedef struct {
+    PyObject *interventions, *frozen, *steering, *functions;
+} py_experiment_objects;
+/* 0 and an exception if one of them is not well formed or does not fit.  n_texts: sequences of each prompt. */
+int asp_py_circuit_experiment_read(py_experiment *experiment, const py_experiment_objects *objects, py_model *model,
+                                   const py_batch *batch, int64_t n_texts);
+/* The hooks of the pass, or NULL; and its visitors, which read the experiment and the call. */
+const asp_hooks *asp_py_circuit_experiment_hooks(py_experiment *experiment, py_call *call);
+void asp_py_circuit_experiment_free(py_experiment *experiment);
 
 /* ---- py_graph.c -------------------------------------------------------------------- */
 
@@ -321,12 +342,7 @@ void asp_py_arrays_let_go(py_held *held);
 /* The arguments of graph_loadings, held; 0 and an exception if they do not fit each other. */
 int asp_py_graph_read_loadings(py_held *held, PyObject *args, asp_loading_inputs *inputs);
 
-/* Copies of the tokens and offsets of a call, checked against each other. */
-typedef struct {
-    PyObject *token_array, *offset_array;
-    int32_t *tokens;
-    int64_t *offsets, n_sequences, n_tokens;
-} py_batch;
+/* A batch of copies; 0 and an exception if they do not fit each other. */
 int asp_py_arrays_batch(py_batch *batch, PyObject *tokens, PyObject *offsets);
 void asp_py_arrays_batch_clear(py_batch *batch);
 

@@ -15,6 +15,7 @@ PyObject *asp_py_circuit_mean_entries(PyObject *self, PyObject *unused) {
     (void)unused;
     const asp_run *run = ((py_run *)self)->run;
     const asp_config *c = asp_model_config(((py_run *)self)->model->model);
+    if (!asp_py_run_is_whole((py_run *)self)) return NULL;
     const int64_t t = asp_run_offsets(run)[1], dims[5] = {c->n_layer, c->n_head, t, t, c->d_head};
     void *entries;
     PyObject *result = asp_py_arrays_new(ASP_PY_REAL, 5, dims, &entries);
@@ -59,7 +60,7 @@ struct py_interventions {
     asp_hooks *hooks;
 };
 
-void asp_py_circuit_interventions_free(py_interventions *i) {
+static void free_interventions(py_interventions *i) {
     if (!i) return;
     asp_interventions_free(i->hooks);
     asp_py_arrays_let_go(&i->held);
@@ -77,7 +78,7 @@ static int read_interventions(py_interventions *i, PyObject **o, const asp_confi
            read_list(&i->held, o[6], o[7], 4, c->d_model, 0, "resids", &g->n_resids, &g->resids, &g->resid_values);
 }
 
-py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_config *c) {
+static py_interventions *new_interventions(PyObject *object, const asp_config *c) {
     static const char *const names[] = {"heads",       "head_values", "entries",     "entry_values",
                                         "mlps",        "mlp_values",  "resids",      "resid_values",
                                         "heads_added", "mlps_added",  "resids_added"};
@@ -98,11 +99,9 @@ py_interventions *asp_py_circuit_interventions_new(PyObject *object, const asp_c
         if (!status) return i;
         asp_py_call_raise(status, &err);
     }
-    asp_py_circuit_interventions_free(i);
+    free_interventions(i);
     return NULL;
 }
-
-const asp_hooks *asp_py_circuit_interventions_hooks(const py_interventions *i) { return i->hooks; }
 
 /* ---- what a run takes from another one ---------------------------------------------------------------- */
 
@@ -111,7 +110,7 @@ struct py_frozen {
     asp_visitor *visitor;
 };
 
-void asp_py_circuit_frozen_free(py_frozen *f) {
+static void free_frozen(py_frozen *f) {
     if (!f) return;
     asp_frozen_free(f->visitor);
     asp_py_arrays_let_go(&f->held);
@@ -125,6 +124,7 @@ static int read_frozen_part(py_frozen *f, py_model *model, PyObject *run, PyObje
         PyErr_Format(PyExc_TypeError, "what is frozen is taken from a Run, got %.80s", Py_TYPE(run)->tp_name);
         return 0;
     }
+    if (!asp_py_run_is_whole((py_run *)run)) return 0;
     part->first = PyLong_AsLongLong(first);
     if (part->first == -1 && PyErr_Occurred()) return 0;
     f->held.arrays[f->held.n++] = Py_NewRef(run);
@@ -132,7 +132,7 @@ static int read_frozen_part(py_frozen *f, py_model *model, PyObject *run, PyObje
     return 1;
 }
 
-py_frozen *asp_py_circuit_frozen_new(PyObject *object, py_model *model, const int64_t *offsets, int64_t n_sequences) {
+static py_frozen *new_frozen(PyObject *object, py_model *model, const py_batch *batch, int64_t n_texts) {
     static const char *const names[] = {"pattern", "pattern_first", "gate", "gate_first", "scales", "scales_first"};
     PyObject *o[6];
     asp_frozen given = {0};
@@ -149,30 +149,28 @@ py_frozen *asp_py_circuit_frozen_new(PyObject *object, py_model *model, const in
                read_frozen_part(f, model, o[4], o[5], &given.scales);
         asp_py_module_forget(o, 6);
     }
-    const asp_status status =
-        good ? asp_frozen_visitor(&f->visitor, &given, asp_model_config(model->model), offsets, n_sequences, &err)
-             : ASP_OK;
+    const asp_status status = good ? asp_frozen_visitor(&f->visitor, &given, asp_model_config(model->model),
+                                                        batch->offsets, batch->n_sequences, n_texts, &err)
+                                   : ASP_OK;
     if (good && !status) return f;
     if (status) asp_py_call_raise(status, &err);
-    asp_py_circuit_frozen_free(f);
+    free_frozen(f);
     return NULL;
 }
-
-asp_visitor asp_py_circuit_frozen_given(const py_frozen *f) { return *f->visitor; }
 
 /* ---- functions at hooks ------------------------------------------------------------------------------ */
 
 struct py_functions {
     py_held held;
     const asp_config *config;
-    PyObject *call;   /* (place, layer, first sequence, array) -> array; in held */
+    PyObject *call;   /* (place, layer, first sequence, first position, array) -> array; in held */
     py_call *running; /* set when the run begins */
     asp_visitor visitor;
 };
 
-/* Sequences that are shown together: all if they have one length, else each by itself. */
+/* Sequences that are shown together: all if they have the same positions, else each by itself. */
 typedef struct {
-    int64_t first, n, length; /* length: tokens of each */
+    int64_t first, n, length, position; /* length: rows of each, the first one at this position */
 } function_group;
 
 static int is_square(asp_place place) {
@@ -186,7 +184,7 @@ static int shown_dims(const asp_visit *visit, const asp_config *c, const functio
     dims[1] = square ? c->n_head : group->length;
     dims[2] = square ? group->length : visit->width;
     if (square) {
-        dims[3] = group->length;
+        dims[3] = group->position + group->length;
     } else if (by_head || visit->place == ASP_AT_Q || visit->place == ASP_AT_K || visit->place == ASP_AT_V ||
                visit->place == ASP_AT_Z) {
         dims[2] = c->n_head;
@@ -200,7 +198,7 @@ static int shown_dims(const asp_visit *visit, const asp_config *c, const functio
 /* Copies the group's part of an activation to shown, or back. */
 static void copy_shown(const asp_visit *visit, const asp_config *c, const function_group *group, void *shown,
                        int back) {
-    const int64_t square = c->n_head * group->length * group->length;
+    const int64_t square = c->n_head * group->length * (group->position + group->length);
     const int64_t n = is_square(visit->place) ? group->n : group->n * group->length;
     const size_t item = visit->gates ? 1 : sizeof(asp_real);
     const size_t bytes = (size_t)(is_square(visit->place) ? square : visit->width) * item;
@@ -222,8 +220,8 @@ static int call_functions(const struct py_functions *f, const asp_visit *visit, 
     PyObject *array = asp_py_arrays_new(kind, n_dims, dims, &shown);
     if (!array) return 0;
     copy_shown(visit, f->config, group, shown, 0);
-    PyObject *answer = PyObject_CallFunction(f->call, "iLLO", (int)visit->place, (long long)visit->layer,
-                                             (long long)group->first, array);
+    PyObject *answer = PyObject_CallFunction(f->call, "iLLLO", (int)visit->place, (long long)visit->layer,
+                                             (long long)group->first, (long long)group->position, array);
     PyObject *given = answer ? asp_py_arrays_copy(answer, kind, n_dims, "what a function gives", &data, found) : NULL;
     const int good =
         given && (memcmp(dims, found, (size_t)n_dims * sizeof *dims) == 0 || wrong_shape("what a function gives"));
@@ -238,20 +236,22 @@ static int call_functions(const struct py_functions *f, const asp_visit *visit, 
 static asp_status visit_functions(void *state, const asp_visit *visit, const asp_context *context) {
     (void)context;
     const struct py_functions *f = state;
-    const int64_t *offsets = visit->offsets, length = offsets[1];
+    const int64_t *offsets = visit->offsets, length = offsets[1], position = asp_visit_first(visit, 0);
     int alike = 1, good = 1;
-    for (int64_t b = 1; b < visit->n_sequences; b++) alike = alike && offsets[b + 1] - offsets[b] == length;
+    for (int64_t b = 1; b < visit->n_sequences; b++)
+        alike = alike && offsets[b + 1] - offsets[b] == length && asp_visit_first(visit, b) == position;
     const int64_t n_groups = alike ? 1 : visit->n_sequences;
     asp_py_call_attach(f->running);
     for (int64_t b = 0; good && b < n_groups; b++) {
-        const function_group group = {b, alike ? visit->n_sequences : 1, offsets[b + 1] - offsets[b]};
-        good = call_functions(f, visit, &group);
+        const function_group group = {b, alike ? visit->n_sequences : 1, offsets[b + 1] - offsets[b],
+                                      asp_visit_first(visit, b)};
+        if (group.length) good = call_functions(f, visit, &group);
     }
     asp_py_call_detach(f->running);
     return good ? ASP_OK : ASP_STOPPED;
 }
 
-void asp_py_circuit_functions_free(py_functions *f) {
+static void free_functions(py_functions *f) {
     if (!f) return;
     asp_py_arrays_let_go(&f->held);
     PyMem_Free(f);
@@ -266,7 +266,7 @@ static int read_functions(py_functions *f, PyObject **fields) {
     return 1;
 }
 
-py_functions *asp_py_circuit_functions_new(PyObject *object, const asp_config *config) {
+static py_functions *new_functions(PyObject *object, const asp_config *config) {
     static const char *const names[] = {"places", "call"};
     PyObject *fields[2];
     py_functions *f = PyMem_Calloc(1, sizeof *f);
@@ -281,11 +281,36 @@ py_functions *asp_py_circuit_functions_new(PyObject *object, const asp_config *c
         asp_py_module_forget(fields, 2);
     }
     if (good) return f;
-    asp_py_circuit_functions_free(f);
+    free_functions(f);
     return NULL;
 }
 
-asp_visitor asp_py_circuit_functions_given(py_functions *f, py_call *call) {
-    f->running = call;
-    return f->visitor;
+/* ---- all of it ----------------------------------------------------------------------------------------- */
+
+void asp_py_circuit_experiment_free(py_experiment *e) {
+    free_functions(e->functions);
+    asp_py_features_steering_free(e->steering);
+    free_frozen(e->frozen);
+    free_interventions(e->interventions);
+}
+
+int asp_py_circuit_experiment_read(py_experiment *e, const py_experiment_objects *given, py_model *model,
+                                   const py_batch *batch, int64_t n_texts) {
+    const asp_config *config = asp_model_config(model->model);
+    if (given->interventions != Py_None && !(e->interventions = new_interventions(given->interventions, config)))
+        return 0;
+    if (given->frozen != Py_None && !(e->frozen = new_frozen(given->frozen, model, batch, n_texts))) return 0;
+    if (given->steering != Py_None && !(e->steering = asp_py_features_steering_new(given->steering, model, n_texts)))
+        return 0;
+    return given->functions == Py_None || (e->functions = new_functions(given->functions, config)) != NULL;
+}
+
+const asp_hooks *asp_py_circuit_experiment_hooks(py_experiment *e, py_call *call) {
+    if (e->frozen) e->visitors[e->n_visitors++] = *e->frozen->visitor;
+    if (e->steering) e->visitors[e->n_visitors++] = asp_py_features_steering_given(e->steering);
+    if (e->functions) {
+        e->functions->running = call;
+        e->visitors[e->n_visitors++] = e->functions->visitor;
+    }
+    return e->interventions ? e->interventions->hooks : NULL;
 }

@@ -5,7 +5,7 @@
 typedef struct {
     py_held held;
     py_batch batch;
-    py_interventions *interventions;
+    py_experiment experiment;
     asp_generation_options options;
     asp_generated out;
 } generation_call;
@@ -74,6 +74,9 @@ static int run_generation(generation_call *g, py_model *model, int threads, PyOb
     py_call call;
     asp_py_call_begin(&call, asp_py_call_n_threads((PyObject *)model, threads));
     asp_py_call_report(&call, progress);
+    g->options.hooks = asp_py_circuit_experiment_hooks(&g->experiment, &call);
+    g->options.visitors = g->experiment.visitors;
+    g->options.n_visitors = g->experiment.n_visitors;
     const asp_status status = asp_generation_run(&g->out, model->model, g->batch.tokens, g->batch.offsets,
                                                  g->batch.n_sequences, &g->options, &call.context, &err);
     asp_py_call_end(&call);
@@ -83,11 +86,14 @@ static int run_generation(generation_call *g, py_model *model, int threads, PyOb
 }
 
 PyObject *asp_py_generation_of_model(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens", "offsets", "options", "generated", "interventions", "threads", "progress", NULL};
-    PyObject *tokens, *offsets, *options, *generated, *changes = Py_None, *progress = Py_None;
+    static char *names[] = {"tokens",    "offsets", "options",  "generated", "interventions", "threads", "progress",
+                            "functions", "frozen",  "steering", NULL};
+    PyObject *tokens, *offsets, *options, *generated, *progress = Py_None;
+    py_experiment_objects given = {Py_None, Py_None, Py_None, Py_None};
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OiO:generate", names, &tokens, &offsets, &options, &generated,
-                                     &changes, &threads, &progress) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|OiOOOO:generate", names, &tokens, &offsets, &options,
+                                     &generated, &given.interventions, &threads, &progress, &given.functions,
+                                     &given.frozen, &given.steering) ||
         !asp_py_call_check_threads(threads))
         return NULL;
     py_model *model = (py_model *)self;
@@ -95,13 +101,9 @@ PyObject *asp_py_generation_of_model(PyObject *self, PyObject *args, PyObject *k
     generation_call g = {0};
     int good = asp_py_arrays_batch(&g.batch, tokens, offsets) &&
                read_generation_options(&g, options, config->n_vocab) && hold_generated(&g, generated, config->n_vocab);
-    if (good && changes != Py_None) {
-        g.interventions = asp_py_circuit_interventions_new(changes, config);
-        good = g.interventions != NULL;
-        if (good) g.options.hooks = asp_py_circuit_interventions_hooks(g.interventions);
-    }
+    good = good && asp_py_circuit_experiment_read(&g.experiment, &given, model, &g.batch, g.options.n_samples);
     good = good && run_generation(&g, model, threads, progress);
-    asp_py_circuit_interventions_free(g.interventions);
+    asp_py_circuit_experiment_free(&g.experiment);
     asp_py_arrays_let_go(&g.held);
     asp_py_arrays_batch_clear(&g.batch);
     if (!good) return NULL;

@@ -271,6 +271,7 @@ PyObject *asp_py_lens_detect(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOpp:detect", &patterns, &measure, &options.exclude_first, &options.exclude_current))
         return NULL;
     if ((options.measure = asp_py_module_index(measure, "error measure", measures, 2)) < 0) return NULL;
+    if (!asp_py_run_is_whole(run)) return NULL;
     const asp_config *c = asp_model_config(run->model->model);
     options.patterns = asp_py_arrays_hold(&held, patterns, ASP_PY_DOUBLE, 2, "patterns", dims);
     if (options.patterns && patterns_fit(run->run, dims[1])) {

@@ -250,45 +250,25 @@ static py_run *run_begin(py_model *model) {
 /* What a run is asked for beside its options; let go together. */
 typedef struct {
     py_batch batch;
-    py_interventions *interventions;
+    py_experiment experiment;
     py_substitute *substitute;
-    py_frozen *frozen;
-    py_functions *functions;
-    asp_visitor visitors[2];
 } run_inputs;
 
-/* Arguments of a run that may be None. */
-typedef struct {
-    PyObject *changes, *substitute, *functions, *frozen;
-} run_objects;
-
-static int read_run_inputs(run_inputs *in, py_model *model, asp_run_options *options, PyObject *tokens,
-                           PyObject *offsets, const run_objects *given) {
-    const asp_config *config = asp_model_config(model->model);
-    if (!asp_py_arrays_batch(&in->batch, tokens, offsets)) return 0;
-    if (given->changes != Py_None) {
-        in->interventions = asp_py_circuit_interventions_new(given->changes, config);
-        if (!in->interventions) return 0;
-        options->hooks = asp_py_circuit_interventions_hooks(in->interventions);
-    }
-    if (given->frozen != Py_None) {
-        in->frozen = asp_py_circuit_frozen_new(given->frozen, model, in->batch.offsets, in->batch.n_sequences);
-        if (!in->frozen) return 0;
-    }
-    if (given->functions != Py_None) {
-        in->functions = asp_py_circuit_functions_new(given->functions, config);
-        if (!in->functions) return 0;
-    }
-    if (given->substitute == Py_None) return 1;
-    in->substitute = asp_py_features_substitute_new(given->substitute, model, in->batch.n_tokens);
+static int read_run_inputs(run_inputs *in, py_model *model, PyObject *tokens, PyObject *offsets,
+                           const py_experiment_objects *given, PyObject *substitute) {
+    if (!asp_py_arrays_batch(&in->batch, tokens, offsets) ||
+        !asp_py_circuit_experiment_read(&in->experiment, given, model, &in->batch, 1))
+        return 0;
+    if (substitute == Py_None) return 1;
+    in->substitute = asp_py_features_substitute_new(substitute, model, in->batch.n_tokens);
     return in->substitute != NULL;
 }
 
 static asp_status call_run(py_run *run, run_inputs *in, asp_run_options *options, int threads, asp_error *err) {
     py_call call;
-    if (in->frozen) in->visitors[options->n_visitors++] = asp_py_circuit_frozen_given(in->frozen);
-    if (in->functions) in->visitors[options->n_visitors++] = asp_py_circuit_functions_given(in->functions, &call);
-    options->visitors = in->visitors;
+    options->hooks = asp_py_circuit_experiment_hooks(&in->experiment, &call);
+    options->visitors = in->experiment.visitors;
+    options->n_visitors = in->experiment.n_visitors;
     if (in->substitute) options->substitute = asp_py_features_substitute_given(in->substitute, &call, err);
     asp_py_call_begin(&call, threads);
     const asp_status status = asp_run_new(&run->run, run->model->model, in->batch.tokens, in->batch.offsets,
@@ -298,28 +278,30 @@ static asp_status call_run(py_run *run, run_inputs *in, asp_run_options *options
 }
 
 static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"tokens",  "offsets",       "record",     "logits",    "max_bytes", "edge_threshold",
-                            "threads", "interventions", "substitute", "functions", "frozen",    NULL};
-    PyObject *tokens, *offsets, *record, *threshold = Py_None;
-    run_objects given = {Py_None, Py_None, Py_None, Py_None};
+    static char *names[] = {"tokens",         "offsets",  "record",        "logits",     "max_bytes",
+                            "edge_threshold", "threads",  "interventions", "substitute", "functions",
+                            "frozen",         "steering", "stop_at",       NULL};
+    PyObject *tokens, *offsets, *record, *threshold = Py_None, *substitute = Py_None;
+    py_experiment_objects given = {Py_None, Py_None, Py_None, Py_None};
     asp_run_options options = {.logits = ASP_LOGITS_ALL};
-    long long max_bytes = INT64_MAX;
+    long long max_bytes = INT64_MAX, stop_at = 0;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOOOO:run", names, &tokens, &offsets, &record,
-                                     &options.logits, &max_bytes, &threshold, &threads, &given.changes,
-                                     &given.substitute, &given.functions, &given.frozen))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|iLOiOOOOOL:run", names, &tokens, &offsets, &record,
+                                     &options.logits, &max_bytes, &threshold, &threads, &given.interventions,
+                                     &substitute, &given.functions, &given.frozen, &given.steering, &stop_at))
         return NULL;
     if (!asp_py_call_check_threads(threads)) return NULL;
     if (options.logits < ASP_LOGITS_NONE || options.logits > ASP_LOGITS_ALL)
         return PyErr_Format(PyExc_ValueError, "logits must be 0 (none), 1 (last) or 2 (all), got %d", options.logits);
     options.max_bytes = max_bytes;
+    options.stop_at = stop_at;
     options.edges = threshold != Py_None;
     if (options.edges) options.edge_threshold = PyFloat_AsDouble(threshold);
     if (PyErr_Occurred() || !asp_py_model_records(record, &options.records)) return NULL;
     py_model *model = (py_model *)self;
     run_inputs in = {0};
     asp_status status = ASP_BAD_ARGUMENT;
-    py_run *run = read_run_inputs(&in, model, &options, tokens, offsets, &given) ? run_begin(model) : NULL;
+    py_run *run = read_run_inputs(&in, model, tokens, offsets, &given, substitute) ? run_begin(model) : NULL;
     if (run) {
         asp_error err = {0};
         status = call_run(run, &in, &options, asp_py_call_n_threads(self, threads), &err);
@@ -330,9 +312,7 @@ static PyObject *model_run(PyObject *self, PyObject *args, PyObject *kwargs) {
         }
     }
     asp_py_features_substitute_free(in.substitute, status);
-    asp_py_circuit_functions_free(in.functions);
-    asp_py_circuit_frozen_free(in.frozen);
-    asp_py_circuit_interventions_free(in.interventions);
+    asp_py_circuit_experiment_free(&in.experiment);
     asp_py_arrays_batch_clear(&in.batch);
     return (PyObject *)run;
 }
@@ -352,10 +332,10 @@ static PyMethodDef methods[] = {
      "lens_project(stack (n,rows,E), scale (rows), right (rows), wrong or None) -> (n,rows) added to logits"},
     {"run", (PyCFunction)(void (*)(void))model_run, METH_VARARGS | METH_KEYWORDS,
      "run(tokens, offsets, record, logits=2, max_bytes=..., edge_threshold=None, threads=0, interventions=None, "
-     "substitute=None, functions=None, frozen=None) -> Run"},
+     "substitute=None, functions=None, frozen=None, steering=None, stop_at=0) -> Run"},
     {"generate", (PyCFunction)(void (*)(void))asp_py_generation_of_model, METH_VARARGS | METH_KEYWORDS,
-     "generate(tokens, offsets, options, generated, interventions=None, threads=0, progress=None): writes new tokens "
-     "into the arrays of `generated`"},
+     "generate(tokens, offsets, options, generated, interventions=None, threads=0, progress=None, functions=None, "
+     "frozen=None, steering=None): writes new tokens into the arrays of `generated`"},
     {"candidates", (PyCFunction)(void (*)(void))asp_py_effects_candidates, METH_VARARGS | METH_KEYWORDS,
      "candidates(task, unit, threads=0) -> items that can have an effect"},
     {"whole", (PyCFunction)(void (*)(void))asp_py_effects_whole, METH_VARARGS | METH_KEYWORDS,

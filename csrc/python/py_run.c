@@ -3,7 +3,17 @@
 
 #include <string.h>
 
+int asp_py_run_is_whole(const py_run *run) {
+    const int64_t stop_at = asp_run_stop_at(run->run);
+    if (!stop_at) return 1;
+    PyErr_Format(PyExc_ValueError,
+                 "this run stopped before layer %lld, and this needs all layers; run without stop_at_layer",
+                 (long long)stop_at);
+    return 0;
+}
+
 int asp_py_run_is_current(const py_run *run, const py_model *model) {
+    if (!asp_py_run_is_whole(run)) return 0;
     if (run->model != model) PyErr_SetString(PyExc_ValueError, "the run is of another model");
     else if (run->version != atomic_load(&model->version))
         PyErr_SetString(PyExc_RuntimeError, "the weights changed after the run; run again");
@@ -74,6 +84,7 @@ static PyObject *run_edges(PyObject *self, PyObject *unused) {
 }
 
 static int same_weights(const py_run *run) {
+    if (!asp_py_run_is_whole(run)) return 0;
     if (atomic_load(&run->model->version) == run->version) return 1;
     PyErr_SetString(PyExc_RuntimeError, "the weights changed after this run; run again");
     return 0;

@@ -507,6 +507,24 @@ def graph(size: str, count: int) -> dict[str, Any]:
     return delays(lambda: trace(tokens), count, lambda: trace(tokens[:6]) == expected)
 
 
+def checks(size: str, count: int) -> dict[str, Any]:
+    """What a graph claims, checked in the model, and the score of an entry split into pairs of sources."""
+    from graph_toys import random_transcoders
+
+    model = large_model(size)
+    tokens = np.arange(64 if size == "gpt2" else 32, dtype=np.int32)
+    made = asp.attribution_graph(model, random_transcoders(model, 300), tokens, progress=False)
+    removed = [int(node) for node in made.select("token")][:6]
+    last = len(tokens) - 1
+
+    def call() -> bytes:
+        split = made.score_pairs(model.config.n_layer - 1, 0, last, 0)
+        return made.check(removed, progress=False).actual.to_numpy().tobytes() + split.pairs.tobytes()
+
+    expected = call()
+    return delays(call, count, lambda: call() == expected)
+
+
 def worker(size: str, count: int) -> dict[str, Any]:
     """A call in another thread: Ctrl-C is the main thread's, at once; the call goes on to its end."""
     model = large_model(size)
@@ -659,6 +677,7 @@ COMPUTING = (
     curves,
     metric,
     graph,
+    checks,
     train,
     features,
     coders,

@@ -332,9 +332,10 @@ def test_nothing_can_be_changed():
 def test_tables():
     found, _ = with_toy(heads(*ONE_TO_FOUR), n_random=2)
     table = found.to_pandas()
-    assert list(table) == ["item_rank", "label", "layer", "head_index", "score"]
-    assert table.iloc[0].tolist() == [1, "L0H2", 0, 2, 4.0]
+    assert list(table) == ["model", "item_rank", "label", "layer", "head_index", "score"]
+    assert table.iloc[0].tolist() == [found.model_name, 1, "L0H2", 0, 2, 4.0]
     curve = found.curve()
+    assert set(curve.pop("model")) == {found.model_name}
     assert list(curve) == ["n", "effect", "low", "high", "random", "random_low", "random_high"]
     np.testing.assert_array_equal(curve.effect, found.effect)
     row = found.summary(0.5)

@@ -101,6 +101,9 @@ def test_tables():
         "model", "prompt", "layer", "head_index", "label", "query_position", "key_position", "query_token",
         "key_token", "weight", "effect",
     ]  # fmt: skip
+    texts = found.to_pandas(texts=True)
+    assert list(texts)[:4] == ["model", "prompt", "prompt_text", "layer"]
+    assert texts.prompt_text.tolist() == [one.task.text(i) for i in texts.prompt]
     assert len(table) == 4 * 6 == len(table.drop_duplicates(["prompt", "label"]))
     assert table.groupby("prompt").key_position.first().tolist() == [2, 2, 2, 1]
     assert table.groupby("prompt").query_position.first().tolist() == [5, 5, 3, 4]

@@ -46,6 +46,13 @@ asp_status use_greedy_texts(const fixture *f, const asp_context *context, uint64
 asp_status use_drawn_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_changed_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_wrong_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+/* driver_steering.c */
+asp_status use_steering(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_steered_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_wrong_steering(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_visited_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_frozen_texts(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
+asp_status use_stopped_run(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 /* driver_visit.c */
 asp_status use_visitors(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);
 asp_status use_frozen(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err);

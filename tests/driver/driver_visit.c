@@ -64,7 +64,7 @@ asp_status use_frozen(const fixture *f, const asp_context *context, uint64_t *di
     if (status) return status;
     const asp_frozen whole = {{clean, 0}, {clean, 0}, {clean, 0}};
     asp_visitor *visitor = NULL;
-    status = asp_frozen_visitor(&visitor, &whole, config, f->ragged, N_SEQUENCES, err);
+    status = asp_frozen_visitor(&visitor, &whole, config, f->ragged, N_SEQUENCES, 1, err);
     const asp_run_options options = {.logits = ASP_LOGITS_ALL,
                                      .max_bytes = INT64_MAX,
                                      .visitors = visitor,
@@ -88,10 +88,10 @@ asp_status use_wrong_frozen(const fixture *f, const asp_context *context, uint64
     asp_config larger = *config;
     larger.n_head++;
     asp_visitor *visitor = NULL;
-    const int good = asp_frozen_visitor(&visitor, &later, config, f->ragged, N_SEQUENCES, err) == ASP_BAD_ARGUMENT &&
-                     asp_frozen_visitor(&visitor, &own, config, f->offsets, N_SEQUENCES, err) == ASP_BAD_ARGUMENT &&
-                     asp_frozen_visitor(&visitor, &own, &larger, f->ragged, N_SEQUENCES, err) == ASP_BAD_ARGUMENT &&
-                     asp_frozen_visitor(&visitor, &absent, config, f->ragged, N_SEQUENCES, err) == ASP_BAD_STATE &&
+    const int good = asp_frozen_visitor(&visitor, &later, config, f->ragged, N_SEQUENCES, 1, err) == ASP_BAD_ARGUMENT &&
+                     asp_frozen_visitor(&visitor, &own, config, f->offsets, N_SEQUENCES, 1, err) == ASP_BAD_ARGUMENT &&
+                     asp_frozen_visitor(&visitor, &own, &larger, f->ragged, N_SEQUENCES, 1, err) == ASP_BAD_ARGUMENT &&
+                     asp_frozen_visitor(&visitor, &absent, config, f->ragged, N_SEQUENCES, 1, err) == ASP_BAD_STATE &&
                      !visitor;
     asp_run_free(run);
     return good ? ASP_OK : ASP_BAD_STATE;

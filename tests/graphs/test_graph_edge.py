@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import graph_engine as ge
 import numpy as np
+import pandas as pd
 import planted_graph as pg
 import pytest
 from planted_calls import LARGE_TO_LOGIT, WIDE_TO_LOGIT, WRONG, find
@@ -146,6 +147,44 @@ def test_tables(found):
     np.testing.assert_allclose(arrows["weight"], np.array([105, LARGE_TO_LOGIT]) * SCALE)
     np.testing.assert_allclose(arrows["share"], arrows["weight"] / 720)
     assert [hidden(table) for table in (found.heads(), found.groups(), arrows)] == [[]] * 3
+
+
+def test_words_of_several_prompts_in_one_table(found):
+    own = {
+        "heads": found.heads,
+        "groups": found.groups,
+        "arrows": found.arrows,
+        "checks": lambda: found.checks,
+    }
+    for of, table in own.items():
+        made = asp.graphs.table({"a": found, "b": found}, of, texts=True)
+        assert list(made)[:4] == ["graph", "model", "prompt", "prompt_text"]
+        assert made.groupby("prompt").graph.first().tolist() == ["a", "b"]
+        pd.testing.assert_frame_equal(made[made.prompt == 1].reset_index(drop=True)[list(table())], table())
+        assert hidden(made) == []
+    assert asp.graphs.table([found]).loc[0, "heads_needed"] == 2
+    with pytest.raises(TypeError, match=r"graphs must be a WordEffect, .*got Graph"):
+        asp.graphs.table([found, found.graph])
+    with pytest.raises(
+        ValueError, match="of must be one of 'summary', 'heads', 'groups', 'arrows', 'checks'"
+    ):
+        asp.graphs.table(found, "nodes")
+
+
+def test_heads_of_several_graphs_in_one_table(found):
+    graph = found.graph
+
+    def word(one):
+        return one.select("token", position=found.key)
+
+    for target in (None, graph.logits):
+        made = asp.graphs.table([graph, graph], "heads", source=word, target=target)
+        wanted = graph.heads(word(graph), graph.logits, through="any")
+        pd.testing.assert_frame_equal(made[made.prompt == 1].reset_index(drop=True)[list(wanted)], wanted)
+    with pytest.raises(ValueError, match="of='heads' needs source="):
+        asp.graphs.table(graph, "heads")
+    with pytest.raises(ValueError, match="source and target are for of='heads'"):
+        asp.graphs.table(graph, "nodes", source=word)
 
 
 @pytest.mark.parametrize(

@@ -290,10 +290,9 @@ def test_the_code_of_the_page_runs(browser, tmp_path):
     np.testing.assert_allclose(change[targets] - change.mean(), removed.actual, atol=2e-4)
     assert np.abs(change).max() > 0.1
     places = {(int(pruned.layer[i]), int(pruned.feature[i]), 4): 2.5 for i in features}
-    active = transcoders.features(model, graph.tokens)
     before = model.run(graph.tokens).logits[-1]
-    for how, given in (("scale", (active,)), ("add", ())):
-        patch = transcoders.steer(places, how, *given)
+    for how in ("scale", "add"):
+        patch = transcoders.steer(places, how)
         expected = model.run(graph.tokens, patch=patch).logits[-1] - before
         np.testing.assert_array_equal(run(how, 2.5), expected)
     for token in (pruned.select("token")[0], pruned.select("error")[0]):

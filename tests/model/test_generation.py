@@ -9,29 +9,17 @@ import oracle
 import oracle_circuits as oc
 import oracle_sampling as sampling
 import pytest
-from alone import bits_are_promised
-from circuit_cases import CONFIGS, TOLERANCE, Case, case
+from circuit_cases import CONFIGS, TOLERANCE, case
+from generation_cases import RAGGED, larger_case, same_logits
 
 import attnsparse as asp
 from attnsparse.items import Edge, Head, HeadPosition, Mlp, Resid
 from attnsparse.model import Ablation, Generation, GenerationInterrupted, Tokenizer, generation
-from attnsparse.model.interventions import compile_interventions
+from attnsparse.model.interventions.compile import compile_interventions
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 T, NEW = 5, 7  # of the prompts of a case, whose models take 12 tokens
-CLOSE = {"float32": 5e-6, "float64": 1e-14}  # of the largest logit, where bits are not promised
-RAGGED = ([1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 0] * 3)
-
-
-def larger_case(name: str, n_ctx: int = 60) -> Case:
-    """A case with a longer context."""
-    one = case(name)
-    config = dict(one.config, n_ctx=n_ctx)
-    weights = dict(one.weights)
-    weights["wpe.weight"] = 0.7 * np.random.default_rng(3).standard_normal((n_ctx, config["d_model"]))
-    weights["wpe.weight"] = weights["wpe.weight"].astype(np.float32).astype(np.float64)
-    return Case(config, weights, one.task)
 
 
 def logits_model(logits, n_ctx: int = 40) -> asp.Model:
@@ -43,13 +31,6 @@ def logits_model(logits, n_ctx: int = 40) -> asp.Model:
     weights = {key: np.zeros(shape) for key, shape in config.parameter_shapes().items()}
     weights["lm_head.bias"] = np.asarray(logits, float)
     return asp.Model(config, weights, dtype="float64")
-
-
-def same_logits(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Bits where they are promised; else close."""
-    if bits_are_promised() and found.dtype == np.float32:
-        return found.tobytes() == expected.tobytes()
-    return np.abs(found - expected).max() <= CLOSE[str(found.dtype)] * np.abs(expected).max()
 
 
 # ------------------------------------------------------------------------------------------ greedy
@@ -545,7 +526,7 @@ def test_the_table():
     model = logits_model([0.0, 2.0, 1.0])
     table = model.generate([[1], [2, 0]], 2, temperature=1.0, n_samples=2, seed=1).to_pandas()
     assert table.columns.tolist() == [
-        "prompt", "sample_index", "position", "token_id", "token", "logprob", "probability",
+        "model", "prompt", "sample_index", "position", "token_id", "token", "logprob", "probability",
     ]  # fmt: skip
     assert table["prompt"].tolist() == [0] * 4 + [1] * 4
     assert table["sample_index"].tolist() == [0, 0, 1, 1] * 2

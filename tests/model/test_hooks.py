@@ -353,7 +353,7 @@ def test_names_filters_and_order():
     )
     with pytest.raises(ValueError, match="belongs to no layer"):
         model.run_with_hooks(tokens, [("hook_embed", lambda value, hook: hook.layer())])
-    assert "blocks.0.hook_mlp_out" in repr(asp.model.HookPoint("blocks.0.hook_mlp_out", range(2)))
+    assert "blocks.0.hook_mlp_out" in repr(asp.model.HookPoint("blocks.0.hook_mlp_out", range(2), range(3)))
 
 
 def test_an_array_may_be_kept_and_changed_later():

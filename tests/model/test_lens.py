@@ -253,6 +253,7 @@ def test_what_logit_lens_refuses(run):
 def test_top_tokens(toy, run):
     table = run.top(3)
     assert list(table) == [
+        "model",
         "prompt",
         "position",
         "position_token",
@@ -272,6 +273,10 @@ def test_top_tokens(toy, run):
             np.abs(own.probability.to_numpy().reshape(-1, 3) - np.take_along_axis(p, order, 1)).max() < 1e-12
         )
         assert own.position_token.tolist() == np.repeat(one.token_strings, 3).tolist()
+    texts = {i: "".join(one.token_strings) for i, one in enumerate(run)}
+    for made in (run.top(1, texts=True), run.logit_lens(1, texts=True), run.attribute(1, 2, texts=True)):
+        assert made.prompt_text.tolist() == [texts[i] for i in made.prompt]
+        assert set(made.model) == {run.model.name}
     last = run.model.run(PROMPTS, "none", logits="last").top(3)
     everywhere = table.groupby("prompt").tail(3).reset_index(drop=True)
     assert last.token_id.tolist() == everywhere.token_id.tolist()
@@ -337,7 +342,7 @@ def test_detectors_are_the_oracles(toy, run, measure, exclude):
                 for record, pattern in zip(records, patterns)
             ]
             assert row[name] == pytest.approx(np.mean(scores), abs=10 * tolerance(run))
-    assert np.isfinite(table.drop(columns="label").to_numpy(float)).all()
+    assert np.isfinite(table.drop(columns=["model", "label"]).to_numpy(float)).all()
 
 
 def by_hand(name: str, tokens: list[int]) -> np.ndarray:
@@ -364,7 +369,7 @@ def test_detectors_of_one_prompt_of_a_batch(run):
         run.model.run(PROMPTS[2]).detect_heads("induction_head"),
     )
     pd.testing.assert_frame_equal(one, alone)
-    assert list(one) == ["layer", "head_index", "label", "induction_head"]
+    assert list(one) == ["model", "layer", "head_index", "label", "induction_head"]
     square = np.tril(np.ones((8, 8)))
     assert run[2].detect_heads({"all": square})["all"].max() == pytest.approx(1)
 

@@ -79,11 +79,29 @@ def print_nothing(value: np.ndarray, hook: object) -> None:
     """A hook that changes nothing."""
 
 
+def antonyms(model: asp.Model) -> asp.tasks.Task:
+    """Two pairs of prompts, of as many tokens as TEXTS."""
+    return asp.tasks.make_task("antonym", model.tokenizer, n=2)
+
+
 ANSWERS = {"key": "opposite", "query": -1, "answer": ["small", "cold", "slow"], "progress": False}
 TAKES_PROMPTS = {  # what a call gives, as arrays or tables
     "run": lambda m, t, p: m.run(p, logits="last").logits,
     "run with a mean": lambda m, t, p: (
         m.run(TEXTS, logits="last", ablate=asp.Ablation("L0H0", "mean", p)).logits
+    ),
+    "run with counterfactuals": lambda m, t, p: (
+        m.run(TEXTS, logits="last", ablate=asp.Ablation("L0H0", "counterfactual", p)).logits
+    ),
+    "Model.evaluate": lambda m, t, p: m.evaluate(p, progress=False).cross_entropy,
+    "knock_out by means": lambda m, t, p: asp.circuits.knock_out(
+        m, antonyms(m), [(0, 0), (1, 1)], "mean", reference=p, progress=False
+    ),
+    "attribution by means": lambda m, t, p: asp.circuits.attribution(
+        m, antonyms(m), "head", "mean", reference=p, progress=False
+    ),
+    "component_scores by means": lambda m, t, p: (
+        asp.circuits.component_scores(m, antonyms(m), ablation="mean", reference=p, progress=False).scores
     ),
     "run_with_cache": lambda m, t, p: m.run_with_cache(p)[0],
     "run_with_hooks": lambda m, t, p: (

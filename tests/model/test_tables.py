@@ -15,8 +15,8 @@ from attnsparse.items import Head, edge_label, token_label
 from attnsparse.model import tables
 
 HEAD_COLUMNS = [
-    "layer", "head_index", "label", "query_position", "key_position", "query_token", "key_token", "weight",
-    "score", "gate", "value_norm", "contribution",
+    "model", "layer", "head_index", "label", "query_position", "key_position", "query_token", "key_token",
+    "weight", "score", "gate", "value_norm", "contribution",
 ]  # fmt: skip
 
 
@@ -166,6 +166,7 @@ def test_no_edges_is_an_empty_table_of_the_same_types(run):
 def test_edges_from_pattern_and_from_csr_agree(model):
     wide = tables.edges(model.run(PROMPT))
     names = [
+        "model",
         "layer",
         "head_index",
         "label",
@@ -226,7 +227,7 @@ def test_a_batch_is_the_tables_of_its_prompts(gated):
     run = FakeModel(3, gated=gated).real().run(MANY, ["attention", "edges"])
     apart = [one.open_edges(0.05, base=1).assign(prompt=i) for i, one in enumerate(run)]
     table = run.open_edges(0.05, base=1)
-    assert table.columns[0] == "prompt"
+    assert table.columns[:2].tolist() == ["model", "prompt"]
     pd.testing.assert_frame_equal(table, pd.concat(apart, ignore_index=True)[list(table)])
     pairs = [(" small", "large"), ("large", "The"), (" is", 4), (0, 1)][:3]
     same = {"key": "The", "query": -1, "base": 1}
@@ -240,6 +241,11 @@ def test_a_batch_is_the_tables_of_its_prompts(gated):
     pd.testing.assert_frame_equal(table.drop(columns="prompt"), pd.concat(apart, ignore_index=True))
     assert table.attrs["prompt"] == MANY[:3]
     assert "prompt" not in few[0].heads(0, 1)
+    assert set(table.model) == {run.model.name}
+    with_texts = few.heads(**same, logit_diff=pairs, texts=True)
+    assert with_texts.prompt_text.tolist() == [MANY[i] for i in with_texts.prompt]
+    pd.testing.assert_frame_equal(with_texts.drop(columns="prompt_text"), table)
+    assert set(few[1].open_edges(texts=True).prompt_text) == {MANY[1]}
     assert run.model.run(MANY[:1], "attention").heads(0, 1).prompt.tolist() == [0] * 12
 
 

@@ -32,6 +32,7 @@ CALLS += [
     "paths",
     "edges",
     "graph",
+    "checks",
     "coders",
     "load",
     "save",

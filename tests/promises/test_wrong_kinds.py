@@ -40,7 +40,11 @@ def trained(e, **changes):
 ARGUMENTS = {
     "Model.generate: stop": lambda e, v: e.model.generate(TOKENS, 2, stop=v),
     "Model.generate: logits": lambda e, v: e.model.generate(TOKENS, 2, logits=v),
+    "Model.generate: freeze": lambda e, v: e.model.generate(TOKENS, 2, freeze=v),
+    "Model.generate: hooks": lambda e, v: e.model.generate(TOKENS, 2, hooks=v),
     "Model.run: record": lambda e, v: e.model.run(TOKENS, v),
+    "Model.run: stop_at_layer": lambda e, v: e.model.run(TOKENS, stop_at_layer=v),
+    "Run.open_edges: texts": lambda e, v: e.read.open_edges(texts=v),
     "Model.run: freeze": lambda e, v: e.model.run(TOKENS, freeze=v),
     "Model.run_with_hooks: hooks": lambda e, v: e.model.run_with_hooks(TOKENS, v),
     "Model.run_with_hooks: function": lambda e, v: e.model.run_with_hooks(

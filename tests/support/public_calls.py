@@ -246,11 +246,15 @@ CALLS: dict[str, Uses] = {
         lambda e: e.model.generate(
             TOKENS, 3, temperature=1.0, top_k=9, top_p=0.8, n_samples=2, ablate=["L0H1", asp.Mlp(1)]
         ),
+        lambda e: e.model.generate(
+            PROMPTS, 3, freeze=["pattern", "ln_scale"], hooks=[(bool, lambda value, hook: None)], threads=1
+        ),
         wrong=(
             lambda e: e.model.generate(TOKENS, 3, temperature=0),
             lambda e: e.model.generate(TOKENS, 10**6),
             lambda e: e.model.generate(TOKENS, 3, max_bytes=1000),
             lambda e: e.model.generate(TOKENS, 3, ablate=["L0H9"]),
+            lambda e: e.model.generate(TOKENS, 3, hooks=[("hook_embed", lambda value, hook: value[0])]),
         ),
         cost=5,
     ),
@@ -259,7 +263,9 @@ CALLS: dict[str, Uses] = {
         lambda e: e.model.run_with_cache(
             TOKENS, "hook_embed", ablate="L0H1", patch={asp.Mlp(1): np.ones((8, 64))}
         ),
+        lambda e: e.model.run_with_cache(TOKENS, "hook_embed", stop_at_layer=1),
         wrong=(
+            lambda e: e.model.run_with_cache(TOKENS, stop_at_layer=99),
             lambda e: e.model.run_with_cache(PROMPTS),
             lambda e: e.model.run_with_cache(TOKENS, "x"),
             lambda e: e.model.run_with_cache(TOKENS, ablate="L0H9"),

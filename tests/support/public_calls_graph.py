@@ -67,7 +67,14 @@ GRAPH_CALLS: dict[str, Uses] = {
     ),
     "Transcoders.steer": uses(
         lambda e: e.transcoders.steer({(0, 1): 1.0, (1, 2, -1): 2.0}),
-        wrong=(lambda e: e.transcoders.steer({(0, 1): 1.0}, "set"),),
+        lambda e: e.model.run(
+            TOKENS, patch=e.transcoders.steer({(0, 1): 1.0, (1, 2, -1): 2.0}, "set"), threads=1
+        ),
+        lambda e: e.model.generate(TOKENS, 2, patch=e.transcoders.steer({(1, 3): 0.5}, "scale"), threads=1),
+        wrong=(
+            lambda e: e.transcoders.steer({(0, 1): 1.0}, "double"),
+            lambda e: e.model.run(TOKENS, patch=e.transcoders.steer({(0, 1, 99): 1.0})),
+        ),
     ),
     "Transcoders.digest": uses(lambda e: e.transcoders.digest),
     "Transcoders.cross_layer": uses(lambda e: e.transcoders.cross_layer),

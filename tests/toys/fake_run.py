@@ -88,7 +88,7 @@ class FakeRun:
     def __init__(self, model: FakeModel, tokens: np.ndarray, prompt: str | None, record: tuple[str, ...]):
         self.model, self.tokens, self.prompt = model, tokens, prompt
         self.token_strings = [model.words[token] for token in tokens]
-        self.prepend_bos, self.n_tokens, self._index = False, len(tokens), 0
+        self.prepend_bos, self.n_tokens, self._index, self.stop_at_layer = False, len(tokens), 0, None
         self.recorded = tuple(record)
         self.oracle = oracle.forward(model._config, model.weights, tokens)
 

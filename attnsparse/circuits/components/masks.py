@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -132,11 +132,11 @@ def component_masks(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     start: float | None = None,
-    penalty: float = 10.0,
-    sparsity: float = 0.97,
+    penalty: float | None = None,
+    sparsity: float | None = None,
     node_sparsity: float | None = None,
     sparsity_steps: int | None = None,
-    multiplier_rate: float = 0.8,
+    multiplier_rate: float | None = None,
     seed: int = 0,
     prune: bool = True,
     ablation: str = "counterfactual",
@@ -177,17 +177,18 @@ def component_masks(
         Of the log alphas. Default: 0.1, or 0.8 for "edge-pruning".
     start : float, optional
         The log alphas at first. Default: log 5, where a mask is 0.9 on average, or 10 for "edge-pruning".
-    penalty : float, default 10
-        For "subnetwork-probing".
-    sparsity : float, default 0.97
-        For "edge-pruning": 0..2; above 1 it pushes harder than anything can follow.
+    penalty : float, optional
+        For "subnetwork-probing" alone. Default: 10.
+    sparsity : float, optional
+        For "edge-pruning" alone, as are the next three. Default: 0.97; 0..2, above 1 it pushes harder than
+        anything can follow.
     node_sparsity : float, optional
-        For "edge-pruning": each sender has a mask too, which multiplies those of the component edges out of
-        it, and a term of its own with this target. Default: senders have no masks.
+        Each sender has a mask too, which multiplies those of the component edges out of it, and a term of its
+        own with this target. Default: senders have no masks.
     sparsity_steps : int, optional
-        For "edge-pruning": in which step the target is reached. Default: after five sixths.
-    multiplier_rate : float, default 0.8
-        For "edge-pruning": the learning rate of l1 and l2.
+        In which step the target is reached. Default: after five sixths.
+    multiplier_rate : float, optional
+        The learning rate of l1 and l2. Default: 0.8.
     seed : int, default 0
         Of the masks that are drawn. The result is a function of the arguments, not of `threads`.
     prune : bool, default True
@@ -238,6 +239,12 @@ def component_masks(
     """
     _check.choice(method, "method", MASK_METHODS)
     prune, default = _check.flag(prune, "prune"), _DEFAULTS[method]
+    _check_method(
+        method,
+        {"subnetwork-probing": {"penalty": penalty},
+         "edge-pruning": {"sparsity": sparsity, "node_sparsity": node_sparsity,
+                          "sparsity_steps": sparsity_steps, "multiplier_rate": multiplier_rate}},
+    )  # fmt: skip
     asked, chosen = packed_task(model, task, metric), chosen_metric(metric, task)
     worse = smaller_is_better(chosen)
     measure = changed_options(model, ablation, direction, gate, reference, max_bytes, worse)
@@ -249,9 +256,11 @@ def component_masks(
         steps=n_steps,
         batch=len(task) if batch_size is None else _check.integer(batch_size, "batch_size", 1, 2**31),
         lr=_check.number(rate, "learning_rate", 0.0, 1e6),
-        penalty=_check.number(penalty, "penalty", 0.0, 1e15),
-        sparsity=_check.number(sparsity, "sparsity", 0.0, 2.0),
-        multiplier_lr=_check.number(multiplier_rate, "multiplier_rate", 0.0, 1e6),
+        penalty=_check.number(10.0 if penalty is None else penalty, "penalty", 0.0, 1e15),
+        sparsity=_check.number(0.97 if sparsity is None else sparsity, "sparsity", 0.0, 2.0),
+        multiplier_lr=_check.number(
+            0.8 if multiplier_rate is None else multiplier_rate, "multiplier_rate", 0.0, 1e6
+        ),
         seed=_check.seed(seed),
         **_schedule(method, n_steps, node_sparsity, sparsity_steps),
     )
@@ -263,11 +272,18 @@ def component_masks(
     return _result(training, model, task, method, prune, ablation, direction, gate, metric_name(chosen))
 
 
+def _check_method(method: str, options: Mapping[str, Mapping[str, Any]]) -> None:
+    """ValueError if options of another method are given."""
+    for other, given in options.items():
+        names = [name for name, value in given.items() if value is not None]
+        if other != method and names:
+            verb = "is" if len(names) == 1 else "are"
+            raise ValueError(f"{', '.join(names)} {verb} for method={other!r} alone, got method={method!r}")
+
+
 def _schedule(method: str, steps: int, node_sparsity: Any, sparsity_steps: Any) -> dict[str, Any]:
     """What follows from the method and the number of steps."""
     pruning = method == "edge-pruning"
-    if node_sparsity is not None and not pruning:
-        raise ValueError("node_sparsity is for method='edge-pruning' alone")
     reached = 5 * steps // 6 if sparsity_steps is None else sparsity_steps
     nodes = 0.0 if node_sparsity is None else _check.number(node_sparsity, "node_sparsity", 0.0, 2.0)
     return {

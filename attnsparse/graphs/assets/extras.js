@@ -111,9 +111,7 @@ const steering = (features) => {
     "prompt = " + JSON.stringify(graph.token_ids), "changes = {  # (layer, feature, position)",
     ...features.map((i) => "    (" + nodes.layer[i] + ", " + nodes.feature[i] + ", " + nodes.position[i] + "): " +
       amount + ","), "}",
-    ...(how === "add" ? ["patch = transcoders.steer(changes)"]
-      : ["features = transcoders.features(model, prompt)",
-        "patch = transcoders.steer(changes, " + JSON.stringify(how) + ", features)"]),
+    "patch = transcoders.steer(changes" + (how === "add" ? "" : ", " + JSON.stringify(how)) + ")",
     "before, after = model.run(prompt), model.run(prompt, patch=patch)",
     "change = after.logits[-1] - before.logits[-1]",
     ...(logits.length ? ["logits = " + JSON.stringify(logits),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ... import _check
 from ...items import Head
 from .. import tables
-from .rows import Rows, chosen_rows, origin, text_column
+from .rows import Rows, chosen_rows, origin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,7 @@ def attribute(
     *,
     position: int | str | None = -1,
     base: int = 0,
+    texts: bool = False,
 ) -> pd.DataFrame:
     """What each part of the model adds to logit(right) - logit(wrong), directly.
 
@@ -70,15 +71,17 @@ def attribute(
         each prompt. None: all positions.
     base : int, default 0
         Number of the first position, 0 or 1.
+    texts : bool, default False
+        Also give each prompt as text, in the column prompt_text.
 
     Returns
     -------
     pandas.DataFrame
-        One row per prompt, position and part, in the order of the model. Columns: prompt (number in the
-        batch), position, component, layer (missing where a part belongs to no layer), with `by`: head_index
-        and label ("L9H6"), key_position and key_token, or neuron; contribution. Components: embed,
-        pos_embed; attn (or head, position); value_bias, what b_V adds through all heads of a layer;
-        attn_bias, b_O; mlp, with its bias b_out (or neuron, and mlp_bias by itself); ln_final_bias,
+        One row per prompt, position and part, in the order of the model. Columns: model, prompt (number
+        in the batch), prompt_text, position, component, layer (missing where a part belongs to no layer),
+        with `by`: head_index and label ("L9H6"), key_position and key_token, or neuron; contribution.
+        Components: embed, pos_embed; attn (or head, position); value_bias, what b_V adds through all heads of
+        a layer; attn_bias, b_O; mlp, with its bias b_out (or neuron, and mlp_bias by itself); ln_final_bias,
         unembed_bias; by="layer" has embed, layer and bias. In a run with interventions or replaced MLPs, rest
         is what these parts do not explain, such as a patched residual stream.
 
@@ -104,7 +107,7 @@ def attribute(
     tokens = _tokens(run, right, "right", rows)
     against = None if wrong is None else _tokens(run, wrong, "wrong", rows)
     found = run._core.attribute(rows.row, tokens, against, _parts(by))
-    return _table(run, rows, _pieces(run, rows, found, by), found["value"], by, base)
+    return _table(run, rows, _pieces(run, rows, found, by), found["value"], by, base, texts)
 
 
 def _tokens(run: Run, given: str | int | Sequence[str | int], name: str, rows: Rows) -> np.ndarray:
@@ -163,7 +166,9 @@ def _pieces(run: Run, rows: Rows, found: dict[str, np.ndarray], by: str) -> list
     return pieces
 
 
-def _table(run: Run, rows: Rows, pieces: list[_Piece], value: np.ndarray, by: str, base: int) -> pd.DataFrame:
+def _table(
+    run: Run, rows: Rows, pieces: list[_Piece], value: np.ndarray, by: str, base: int, texts: bool
+) -> pd.DataFrame:
     import pandas as pd
 
     if run._altered:
@@ -183,10 +188,12 @@ def _table(run: Run, rows: Rows, pieces: list[_Piece], value: np.ndarray, by: st
     if by == "position":  # keys after the query, of shorter prompts too
         inside = number <= rows.position[repeated]
     outside = (layer == _BEFORE) | (layer == _AFTER)
-    columns: dict[str, Any] = {
-        "prompt": rows.prompt[repeated],
+    columns = tables.first_columns(
+        run, rows.number[repeated], rows.prompt[repeated], _check.flag(texts, "texts")
+    )
+    columns |= {
         "position": rows.position[repeated] + base,
-        "component": text_column(np.tile(names, n)),
+        "component": tables.text_column(np.tile(names, n)),
         "layer": pd.arrays.IntegerArray(np.tile(np.where(outside, 0, layer), n), np.tile(outside, n)),
     }
     of_one = number >= 0
@@ -194,10 +201,10 @@ def _table(run: Run, rows: Rows, pieces: list[_Piece], value: np.ndarray, by: st
     if by == "head":
         columns["head_index"] = numbers
         heads = zip(np.tile(layer, n).tolist(), number.tolist(), strict=True)
-        columns["label"] = text_column([Head(*head).label if head[1] >= 0 else "" for head in heads])
+        columns["label"] = tables.text_column([Head(*head).label if head[1] >= 0 else "" for head in heads])
     elif by == "position":
         columns["key_position"] = numbers
-        columns["key_token"] = text_column(_key_tokens(run, rows, number, repeated))
+        columns["key_token"] = tables.text_column(_key_tokens(run, rows, number, repeated))
     elif by == "neuron":
         columns["neuron"] = numbers
     columns["contribution"] = values.ravel() + 0.0  # so that no -0.0 is shown

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...items import Head
-from .rows import text_column
+from ..tables import text_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def composition_scores(model: Model) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per pair of heads in different layers. Columns: sender and receiver ("L0H1", "L5H5"),
+        One row per pair of heads in different layers. Columns: model, sender and receiver ("L0H1", "L5H5"),
         sender_layer, sender_head, receiver_layer, receiver_head, q, k, v (0 where a norm is 0).
 
     Raises
@@ -42,6 +42,7 @@ def composition_scores(model: Model) -> pd.DataFrame:
     pairs = np.nonzero(np.broadcast_to(before[:, None, :, None], scores.shape[1:]))
     labels = np.array([[Head(layer, head).label for head in range(heads)] for layer in range(layers)], object)
     columns = {
+        "model": text_column([model.name] * len(pairs[0])),
         "sender": text_column(labels[pairs[0], pairs[1]]),
         "receiver": text_column(labels[pairs[2], pairs[3]]),
     }

@@ -10,7 +10,7 @@ import numpy as np
 from ... import _check
 from ...items import Head
 from .. import tables
-from .rows import origin, text_column
+from .rows import origin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +73,8 @@ def detect_heads(
     Returns
     -------
     pandas.DataFrame
-        One row per head in the order of layers. Columns: layer, head_index, label ("L9H6"), and one for each
-        pattern with the mean of its scores over prompts.
+        One row per head in the order of layers. Columns: model, layer, head_index, label ("L9H6"), and one
+        for each pattern with the mean of its scores over prompts.
 
     Raises
     ------
@@ -96,8 +96,9 @@ def detect_heads(
     scores = run._core.detect(packed, error_measure, *flags)[:, chosen]
     c = run.model.config
     layer, head = (index.ravel() for index in np.indices((c.n_layer, c.n_head)))
-    columns: dict[str, Any] = {"layer": layer, "head_index": head}
-    columns["label"] = text_column(
+    columns: dict[str, Any] = {"model": tables.text_column([run.model.name] * len(layer))}
+    columns |= {"layer": layer, "head_index": head}
+    columns["label"] = tables.text_column(
         Head(*pair).label for pair in zip(layer.tolist(), head.tolist(), strict=True)
     )
     columns |= {name: own.mean(axis=0).ravel() for name, own in zip(wanted, scores, strict=True)}
@@ -122,7 +123,7 @@ def _wanted(
         raise ValueError("patterns must hold at least one pattern")
     wanted = {}
     for name, given in patterns.items():
-        if not isinstance(name, str) or name in ("layer", "head_index", "label"):
+        if not isinstance(name, str) or name in ("model", "layer", "head_index", "label"):
             raise ValueError(f"a pattern needs a name that is not a column of the table, got {name!r:.60}")
         several = list(given) if isinstance(given, (list, tuple)) and np.ndim(given[0]) == 2 else None
         if several is not None and len(several) != len(chosen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ... import _check
 from ..._engine import core_for
 from .. import tables
 from ..tokenizer import token_texts
-from .rows import Rows, chosen_rows, origin, row_tokens, text_column
+from .rows import Rows, chosen_rows, origin, row_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ def logit_lens(
     incl_mid: bool = False,
     scale: str = "own",
     base: int = 0,
+    texts: bool = False,
 ) -> pd.DataFrame:
     """The next tokens that the residual stream would predict before each layer and at the end.
 
@@ -51,14 +52,16 @@ def logit_lens(
         at the end, as in `attribute`, so that logits of points can be subtracted.
     base : int, default 0
         Number of the first position, 0 or 1.
+    texts : bool, default False
+        Also give each prompt as text, in the column prompt_text.
 
     Returns
     -------
     pandas.DataFrame
-        One row per prompt, point, position and token. Columns: prompt (number in the batch), layer (number of
-        layers passed; at the end, of all of them), label ("0_pre", "0_mid", ..., "final_post", as in
-        TransformerLens), position, position_token, place (0: the most likely), token, token_id, logit,
-        probability.
+        One row per prompt, point, position and token. Columns: model, prompt (number in the batch),
+        prompt_text, layer (number of layers passed; at the end, of all of them), label ("0_pre", "0_mid",
+        ..., "final_post", as in TransformerLens), position, position_token, place (0: the most likely),
+        token, token_id, logit, probability.
 
     Raises
     ------
@@ -82,7 +85,7 @@ def logit_lens(
     read = run._core.lens(point, at.row, scale == "held", n, asked)
     names = np.array([_label(int(p), last) for p in points], object)
     labels = np.repeat(names, len(rows.row))
-    return _table(run, at, asked, read, base, {"layer": (point + 1) // 2, "label": labels})
+    return _table(run, at, asked, read, base, {"layer": (point + 1) // 2, "label": labels}, texts)
 
 
 def top(
@@ -92,6 +95,7 @@ def top(
     *,
     position: int | str | None = None,
     base: int = 0,
+    texts: bool = False,
 ) -> pd.DataFrame:
     """The most likely next tokens at each position, or chosen ones, with their probabilities.
 
@@ -105,12 +109,15 @@ def top(
         Counted from `base`, or a token as text. None: all positions that the run has logits of.
     base : int, default 0
         Number of the first position, 0 or 1.
+    texts : bool, default False
+        Also give each prompt as text, in the column prompt_text.
 
     Returns
     -------
     pandas.DataFrame
-        One row per prompt, position and token. Columns: prompt (number in the batch), position,
-        position_token (the token there), place (0: the most likely), token, token_id, logit, probability.
+        One row per prompt, position and token. Columns: model, prompt (number in the batch), prompt_text,
+        position, position_token (the token there), place (0: the most likely), token, token_id, logit,
+        probability.
 
     Raises
     ------
@@ -130,7 +137,7 @@ def top(
     packed = run._core.array("logits")[rows.prompt if only_last else rows.row]
     asked = _asked(run, tokens, len(packed))
     read = core_for(packed.dtype).lens_read(packed, n, asked)
-    return _table(run, rows, asked, read, base, {})
+    return _table(run, rows, asked, read, base, {}, texts)
 
 
 def _label(point: int, last: int) -> str:
@@ -158,6 +165,7 @@ def _table(
     read: tuple[np.ndarray, ...],
     base: int,
     first: dict[str, np.ndarray],
+    texts: bool,
 ) -> pd.DataFrame:
     import pandas as pd
 
@@ -168,14 +176,14 @@ def _table(
         place = np.tile(np.arange(token.shape[1]), (len(token), 1))
     each = np.repeat(np.arange(len(token)), token.shape[1])
     shown = np.array(row_tokens(run, rows), object)
-    columns: dict[str, Any] = {"prompt": rows.prompt[each]}
+    columns = tables.first_columns(run, rows.number[each], rows.prompt[each], _check.flag(texts, "texts"))
     for name, values in first.items():
-        columns[name] = text_column(values[each]) if name == "label" else values[each]
+        columns[name] = tables.text_column(values[each]) if name == "label" else values[each]
     columns |= {
         "position": rows.position[each] + base,
-        "position_token": text_column(shown[each]),
+        "position_token": tables.text_column(shown[each]),
         "place": place.ravel(),
-        "token": text_column(_names(run, token.ravel())),
+        "token": tables.text_column(_names(run, token.ravel())),
         "token_id": token.ravel().astype(np.int64),
         "logit": logit.ravel(),
         "probability": probability.ravel(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,8 +10,6 @@ from ... import _check
 from .. import tables
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ..run import Run
 
 
@@ -47,14 +44,6 @@ def row_tokens(run: Run, rows: Rows) -> list[str]:
     """The token at each row, as displayed."""
     prompts = [one.token_strings for one in run]
     return [prompts[i][at] for i, at in zip(rows.number.tolist(), rows.position.tolist(), strict=True)]
-
-
-def text_column(values: Iterable[str]) -> pd.Series:
-    """A text column whose type does not depend on whether it is empty."""
-    import pandas as pd
-
-    column: pd.Series = pd.Series(list(values), dtype=str)
-    return column
 
 
 def origin(run: Run, base: int) -> dict[str, Any]:

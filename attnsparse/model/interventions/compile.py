@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .. import _check
-from .._core_types import Interventions
-from ..items import Edge, Head, HeadPosition, Mlp, Resid
-from .batch import Batch, as_batch
-from .run import DEFAULT_MAX_BYTES
+from ... import _check
+from ..._core_types import Interventions
+from ...items import Edge, Head, HeadPosition, Mlp, Resid
+from ..batch import Batch
+from ..run import DEFAULT_MAX_BYTES
+from .source import Source, shown_lengths
 
 if TYPE_CHECKING:
-    from .model import Model
+    from ..model import Model
 
 ABLATIONS = ("zero", "mean", "counterfactual")
 """What ablated items are replaced by."""
@@ -110,7 +111,7 @@ def compile_interventions(
     """
     if ablate is None and patch is None:
         return None
-    places = _Places(model, batch, n_new, n_samples)
+    places = Places(model, batch, n_new, n_samples)
     if ablate is not None:
         for ablation in _ablations(ablate):
             _add_ablation(places, ablation)
@@ -165,7 +166,7 @@ def _parse_head(text: str) -> Head:
 # ------------------------------------------------------------------------------------------- places
 
 
-class _Places:
+class Places:
     """Places and values of one batch, as they are collected."""
 
     def __init__(self, model: Model, batch: Batch, n_new: int, n_samples: int) -> None:
@@ -223,12 +224,16 @@ class _Places:
         return list(range(self.lengths[prompt])) if position is None else [self.position(prompt, position)]
 
     def position(self, prompt: int, position: object) -> int:
-        """Negative ones count from the end of the prompt, whatever is generated behind it."""
-        n, index = int(self.batch.lengths[prompt]), _check.integer(position, "position")
-        if not -n <= index < n + self.n_new:
-            more = f" and gets {self.n_new}" if self.n_new else ""
-            raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens{more}")
-        return index + n if index < 0 else index
+        return place_of(self.batch, prompt, position, self.n_new)
+
+
+def place_of(batch: Batch, prompt: int, position: object, n_new: int) -> int:
+    """Negative positions count from the end of the prompt, whatever is generated behind it."""
+    n, index = int(batch.lengths[prompt]), _check.integer(position, "position")
+    if not -n <= index < n + n_new:
+        more = f" and gets {n_new}" if n_new else ""
+        raise IndexError(f"position {index} is out of range: prompt {prompt} has {n} tokens{more}")
+    return index + n if index < 0 else index
 
 
 def _point(item: Resid) -> tuple[int, int]:
@@ -240,11 +245,11 @@ def _point(item: Resid) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------- ablations
 
 
-def _add_ablation(places: _Places, ablation: Ablation) -> None:
+def _add_ablation(places: Places, ablation: Ablation) -> None:
     items = [_parse(item) for item in _as_list(ablation.items)]
     if ablation.keep_only:
         items = _complement(places, items)
-    source = _Source(places, ablation, items)
+    source = Source(places, ablation, items)
     for prompt, length in enumerate(places.lengths):
         edges = [item for item in items if isinstance(item, Edge)]
         if edges:
@@ -275,11 +280,11 @@ def _add_ablation(places: _Places, ablation: Ablation) -> None:
                 )
 
 
-def _heads(places: _Places) -> tuple[int, int]:
+def _heads(places: Places) -> tuple[int, int]:
     return places.model.config.n_layer, places.model.config.n_head
 
 
-def _closed(places: _Places) -> np.ndarray:
+def _closed(places: Places) -> np.ndarray:
     """Entries whose gates are closed in all prompts, bool [L, H, query, key]: they contribute nothing."""
     config, length = places.model.config, places.lengths[0]
     if not config.gated:
@@ -296,7 +301,7 @@ def _closed(places: _Places) -> np.ndarray:
     return closed
 
 
-def _complement(places: _Places, items: list[Item]) -> list[Item]:
+def _complement(places: Places, items: list[Item]) -> list[Item]:
     """All heads, heads at positions, or edges that are not listed."""
     kinds = {type(item) for item in items}
     if len(kinds) != 1 or not kinds <= {Head, HeadPosition, Edge}:
@@ -330,119 +335,10 @@ def _complement(places: _Places, items: list[Item]) -> list[Item]:
     ]
 
 
-class _Source:
-    """What replaces ablated items."""
-
-    def __init__(self, places: _Places, ablation: Ablation, items: Sequence[Item]) -> None:
-        self.places, self.kind = places, ablation.ablation
-        if self.kind == "zero":
-            if any(isinstance(item, Resid) for item in items):
-                raise ValueError(
-                    "the residual stream has no zero ablation: it would delete the model; patch it"
-                )
-            return
-        model = places.model
-        self.batch = as_batch(model, _prompts(ablation.reference), places.batch.prepend_bos)
-        self._check_lengths()
-        names = {"z"} | {"mlp_out" for item in items if isinstance(item, Mlp)}
-        names |= {"qkv", "pattern"} if any(isinstance(item, Edge) for item in items) else set()
-        names |= {_resid_name(item.point) for item in items if isinstance(item, Resid)}
-        self.run = model._core.run(self.batch.tokens, self.batch.offsets, tuple(names), 0, DEFAULT_MAX_BYTES)
-        self.entries = self.run.mean_entries() if "pattern" in names and self.kind == "mean" else None
-
-    def _check_lengths(self) -> None:
-        """Texts that are still to be generated have no length: see `_reach`."""
-        places, lengths = self.places, self.batch.lengths.tolist()
-        shown = _shown(places.batch.lengths.tolist())
-        of_prompts = places.lengths if places.n_new == 0 else lengths
-        if self.kind == "counterfactual" and (
-            len(lengths) != len(places.lengths) or (not places.n_new and lengths != places.lengths)
-        ):
-            raise ValueError(
-                f"counterfactual ablation needs one reference prompt of the same length for each prompt: "
-                f"prompts have {shown} tokens, the reference {_shown(lengths)}"
-            )
-        if self.kind == "mean" and {*lengths, *of_prompts} != {lengths[0]}:
-            raise ValueError(
-                f"means are taken per position, so all prompts must have one length: prompts have "
-                f"{shown} tokens, the reference {_shown(lengths)}"
-            )
-
-    def _reach(self, prompt: int, n: int) -> int:
-        """n, if the reference has so many positions; ValueError else."""
-        found = int(self.batch.lengths[prompt if self.kind == "counterfactual" else 0])
-        if found < n:
-            raise ValueError(
-                f"{self.kind} ablation at position {n - 1} of prompt {prompt} with its new tokens needs "
-                f"reference prompts of at least {n} tokens, got {found}"
-            )
-        return n
-
-    def _rows(self, array: np.ndarray, prompt: int, n: int) -> np.ndarray:
-        """[N, ...] -> [n, ...]: the first positions of the paired prompt, or the mean over prompts."""
-        self._reach(prompt, n)
-        if self.kind == "counterfactual":
-            return array[self.batch.offsets[prompt] : self.batch.offsets[prompt] + n]
-        means: np.ndarray = array.reshape(len(self.batch), -1, *array.shape[1:])[:, :n].mean(
-            axis=0, dtype=np.float64
-        )
-        return means
-
-    def z(self, prompt: int, layer: int, head: int, n: int) -> np.ndarray:
-        """[n, D]"""
-        if self.kind == "zero":
-            return np.zeros((n, self.places.widths["head"]))
-        return self._rows(self.run.array("z")[layer, :, head], prompt, n)
-
-    def mlp(self, prompt: int, layer: int, n: int) -> np.ndarray:
-        """[n, E]"""
-        if self.kind == "zero":
-            return np.zeros((n, self.places.widths["mlp"]))
-        return self._rows(self.run.array("mlp_out")[layer], prompt, n)
-
-    def resid(self, prompt: int, point: str, layer: int, n: int) -> np.ndarray:
-        """[n, E]"""
-        return self._rows(self.run.array(_resid_name(point))[layer + (point == "post")], prompt, n)
-
-    def edges(self, prompt: int, chosen: np.ndarray) -> np.ndarray:
-        """Contributions [n, D] of edges [n, 4]."""
-        if self.kind == "zero":
-            return np.zeros(self.places.widths["edge"])
-        layer, head, query, key = chosen.T
-        self._reach(prompt, int(query.max()) + 1)
-        if self.entries is not None:
-            means: np.ndarray = self.entries[layer, head, query, key]
-            return means
-        config, length = self.places.model.config, int(self.batch.lengths[prompt])
-        squares = config.n_layer * config.n_head * self.batch.squares[prompt]
-        size = config.n_layer * config.n_head * length * length
-        pattern = self.run.array("pattern")[squares : squares + size]
-        pattern = pattern.reshape(config.n_layer, config.n_head, length, length)
-        values = self.run.array("qkv")[:, self.batch.offsets[prompt] :, 2]
-        found: np.ndarray = pattern[layer, head, query, key][:, None] * values[layer, key, head]
-        return found
-
-
-def _prompts(reference: Any) -> Any:
-    """The prompts of a Task, or what was given."""
-    prompts = getattr(reference, "clean", reference)
-    if not isinstance(prompts, Iterable):
-        raise TypeError(f"reference must be a Task or a list of prompts, got {type(reference).__name__}")
-    return prompts
-
-
-def _resid_name(point: str) -> str:
-    return "resid_mid" if point == "mid" else "resid"
-
-
-def _shown(lengths: Sequence[object]) -> str:
-    return ", ".join(map(str, lengths[:6])) + (", ..." if len(lengths) > 6 else "")
-
-
 # ------------------------------------------------------------------------------------------- patches
 
 
-def _add_patch(places: _Places, item: Item, values: Any) -> None:
+def _add_patch(places: Places, item: Item, values: Any) -> None:
     """Values for an item, the same for every prompt or one for each."""
     found = [_patched(places, item, prompt) for prompt in range(len(places.lengths))]
     added = isinstance(values, Add)
@@ -458,7 +354,7 @@ def _add_patch(places: _Places, item: Item, values: Any) -> None:
         places.add(kind, rows, array, added)
 
 
-def _patched(places: _Places, item: Item, prompt: int) -> tuple[str, list[tuple[int, ...]], tuple[int, ...]]:
+def _patched(places: Places, item: Item, prompt: int) -> tuple[str, list[tuple[int, ...]], tuple[int, ...]]:
     """(kind, rows, shape of the values) of an item in one prompt."""
     length = places.lengths[prompt]
     if isinstance(item, Edge):
@@ -487,7 +383,7 @@ def _per_prompt(item: Item, values: Any, shapes: list[tuple[int, ...]], dtype: A
     if len(set(shapes)) > 1:
         raise ValueError(
             f"patch of {item}: prompts of several lengths need a list of {n} arrays, one for each prompt, of "
-            f"shapes {_shown(shapes)}"
+            f"shapes {shown_lengths(shapes)}"
         )
     array = _check.reals(values, name, dtype)
     if array.shape == shapes[0]:
