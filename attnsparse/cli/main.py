@@ -345,9 +345,9 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("recipe", choices=tuple(recipes.RECIPES), metavar="RECIPE", help=known)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the models")
     parser.add_argument(
-        "--corpus", nargs="+", metavar="FILE", help="texts in UTF-8 to learn from, for the recipe text"
+        "--corpus", nargs="+", metavar="FILE", help="texts in UTF-8 to learn from, for recipes of text"
     )
-    parser.add_argument("--tiny", action="store_true", help="a trial of seconds, for the recipe text")
+    parser.add_argument("--tiny", action="store_true", help="a trial of seconds, for recipes of text")
     parser.add_argument("--resume", action="store_true", help="continue the run that DIR holds")
     parser.add_argument("--seed", type=int, default=None, help="default: the recipe's")
     parser.add_argument("--threads", type=int, default=None, help="default: as many as there are")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -174,30 +174,58 @@ def train(
     corpus: the text files, read in place.  tiny: a trial with the settings of `TINY`.  settings: fields of
     `Settings`.  Checkpoints and tokens go to `out/checkpoints`, which may be deleted afterwards.
     """
+    return train_pair(job_of(out, seed, resume, threads, quiet, corpus, tiny, settings)).folders
+
+
+def job_of(
+    out: Path,
+    seed: int | None,
+    resume: bool,
+    threads: int | None,
+    quiet: bool,
+    corpus: Any,
+    tiny: bool,
+    settings: Mapping[str, Any],
+) -> TextJob:
+    """The job with the arguments of `train`."""
     first = TINY if _check.flag(tiny, "tiny") else {}
     chosen = Settings.of(seed, {**first, **settings})
     if corpus is None:
         raise TypeError("corpus must name the text files that the recipe is to learn from")
-    job = _Job(out, chosen, resume, threads, quiet, corpus)
+    return TextJob(out, chosen, resume, threads, quiet, corpus)
+
+
+class Pair(NamedTuple):
+    """What `train_pair` made: phases of each model in their order, and the constraint of the twin."""
+
+    folders: list[Path]
+    dense: list[Trainer]
+    control: list[Trainer]
+    twin: list[Trainer]
+    tau: float
+
+
+def train_pair(job: TextJob) -> Pair:
+    """The three models, each written into its folder once it is done."""
+    settings = job.settings
     dense = [job.dense("level"), job.dense("falling")]
     start = dense[-1].model
     job.ship(DENSE, dense)
-    control: list[Trainer] = []
-    for name in PHASES[2:]:
-        options = control_options(chosen, getattr(chosen, name))
-        control.append(job.run(f"control-{name}", options, (control or dense)[-1].model.copy()))
+    control = job.ungated("control", start.copy())
     job.ship(CONTROL, control)
     tau = job.steering_ce(control[-1].model)
     twin: list[Trainer] = []
     for name in PHASES[2:]:
-        options = twin_options(chosen, getattr(chosen, name), tau)
+        options = twin_options(settings, getattr(settings, name), tau)
         model = twin[-1].model.copy() if twin else gated_twin(start, SPARSE)
         twin.append(job.run(f"twin-{name}", options, model))
     job.ship(SPARSE, twin)
-    return job.folders
+    return Pair(job.folders, dense, control, twin, tau)
 
 
-class _Job(RecipeJob):
+class TextJob(RecipeJob):
+    """One run of the recipe in its folder, with the text in the order of each phase."""
+
     def __init__(
         self, out: Path, settings: Settings, resume: bool, threads: int | None, quiet: bool, corpus: Any
     ) -> None:
@@ -213,7 +241,9 @@ class _Job(RecipeJob):
                 f"recipe needs {FEWEST_WINDOWS}"
             )
         chosen = np.arange(len(windows)) % STEERING == 0
-        self._steering, self._judged = windows[chosen], windows[~chosen]
+        self._steering = windows[chosen]
+        #: int32 [n, length], the held-out windows that steer nothing
+        self.judged = windows[~chosen]
         self._dense: Trainer | None = None
 
     def _text(self, number: int) -> TextData:
@@ -241,9 +271,17 @@ class _Job(RecipeJob):
         return self._dense
 
     def run(self, name: str, options: TrainingOptions, model: Model, patience: int = 0) -> Trainer:
-        """Phase `name` of PHASES, or `control-` or `twin-` and such a name."""
+        """Phase `name`, which is one of PHASES or ends in `-` and one of them, whose text it has."""
         text = self.text[name.rpartition("-")[2]]
         return self.phase(name, options, model, text, held_out=self._steering, patience=patience)
+
+    def ungated(self, name: str, model: Model) -> list[Trainer]:
+        """The phases of a model without a gate that has the twin's steps; trains `model` in place."""
+        phases: list[Trainer] = []
+        for phase in PHASES[2:]:
+            options = control_options(self.settings, getattr(self.settings, phase))
+            phases.append(self.run(f"{name}-{phase}", options, phases[-1].model.copy() if phases else model))
+        return phases
 
     def steering_ce(self, model: Model) -> float:
         """Cross-entropy on the windows that steer, rounded, so that a resume on another machine sets the same
@@ -256,7 +294,7 @@ class _Job(RecipeJob):
         model.name = name
         folder = self.out / name
         model.save(folder)
-        self._found[name] = measure(model, self._judged)
+        self._found[name] = measure(model, self.judged)
         rows = measured_rows(self._found, name)
         card = cards.text_card(model, rows, self.text["level"], self.settings.shown(), HISTORY_EVERY)
         cards.write(folder, card)
@@ -264,7 +302,7 @@ class _Job(RecipeJob):
         write_history(folder, history[(history["step"] + 1) % HISTORY_EVERY == 0])
         self.folders.append(folder)
         if not self.quiet:
-            print(f"{name}, {len(self._judged):,} held-out windows (mean, standard error):")
+            print(f"{name}, {len(self.judged):,} held-out windows (mean, standard error):")
             print("\n".join(f"  {what}: {value:.4f}, {error:.4f}" for what, (value, error) in rows.items()))
 
 

@@ -97,14 +97,14 @@ def test_a_dense_model_has_all_entries(short):
 
 def test_the_level_phase_ends_when_the_text_teaches_no_more(tmp_path, corpus, monkeypatch):
     ended: dict[str, int] = {}
-    ship = text._Job.run
+    ship = text.TextJob.run
 
     def run(self, name, *rest):
         trainer = ship(self, name, *rest)
         ended[name] = trainer.step_count
         return trainer
 
-    monkeypatch.setattr(text._Job, "run", run)
+    monkeypatch.setattr(text.TextJob, "run", run)
     train(tmp_path, corpus, dense_lr=0.0, level_every=5)  # the first look stays the best one
     assert ended["level"] == 15
     assert ended["falling"] == text.TINY["falling_steps"]
