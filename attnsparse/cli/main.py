@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 STOPPED = 130
-FIGURES = ("all", "copy", "antonym", "curves", "addition")
+FIGURES = ("all", "copy", "antonym", "curves", "addition", "text")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,6 +135,12 @@ def _add_reproduce(commands: Commands) -> None:
         metavar=("DENSE", "SPARSE"),
         help="transcoders of both models, for the figure antonym: names, folders or files",
     )
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="FILE",
+        help="the texts that the models of the figure text learned from",
+    )
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -148,6 +154,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         dense=arguments.dense,
         sparse=arguments.sparse,
         transcoders=arguments.transcoders,
+        corpus=arguments.corpus,
         progress=False if arguments.quiet else None,
     )
     if arguments.quiet:
