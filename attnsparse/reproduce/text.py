@@ -6,6 +6,7 @@ held-out windows that steered nothing, with hard gates; no window is chosen by w
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ from ..model.tables import edges
 from ..recipes.text import STEERING, Settings
 from ..recipes.text_evaluation import measure
 from ..recipes.text_frontier import FRONTIER, GATE, frontier_table, untrained_points
+from ..tasks.running_text import text_task
 from ..training.text import TextData
-from .pair import FigureFiles, ModelOrPath, as_model, wrapped
+from . import curves
+from .pair import PROMPTS, SEED, FigureFiles, ModelOrPath, ModelPair, as_model, wrapped
 from .text_tables import edge_kinds, edges_by_position
 
 if TYPE_CHECKING:
@@ -35,6 +38,12 @@ CONTROL, SPARSE = "text-control", "text-sparse"
 ALLOWED = 0.03  # nats above the control
 MOST_WINDOWS = 128  # of the tables of kinds and positions, evenly spread
 PARAGRAPH = 56  # tokens that are drawn
+TASKS = {
+    "ending": "End of a word",
+    "possessive": "'s",
+    "capital": "Capital after a stop",
+    "title": "Name after a title",
+}
 DENSE_THRESHOLD = 0.1  # weight above which the dense model's entries are drawn
 
 
@@ -59,6 +68,7 @@ def make(
         _kinds(models, some),
         _positions(models, some),
         _paragraph(models, windows[0][:PARAGRAPH]),
+        *_circuits(models, windows),
     ]
 
 
@@ -199,6 +209,22 @@ def _paragraph(models: dict[str, Model], tokens: np.ndarray) -> FigureFiles:
         f"above {DENSE_THRESHOLD:g}, all others not drawn. Sparse: all {len(tables[1]):,} open edges."
     )
     return FigureFiles("text-edges", figure, wrapped(words), {"edges": pd.concat(tables, ignore_index=True)})
+
+
+def _circuits(models: dict[str, Model], windows: np.ndarray) -> list[FigureFiles]:
+    """Heads and edges that the tasks of running text need, of those that both models do by attention."""
+    tokenizer = models["dense"]._need_tokenizer()
+    chosen: dict[str, str] = {}
+    pair = ModelPair(models)
+    for name, title in TASKS.items():
+        try:
+            pair.add(text_task(name, windows, tokenizer, n=PROMPTS, seed=SEED))
+            for unit, ablation in itertools.product(curves.UNITS, curves.ABLATIONS):
+                pair.circuits(name, unit, ablation)
+        except ValueError:  # too few places in the text, or a model that does as well without attention
+            continue
+        chosen[name] = title
+    return curves.make(pair, chosen, "text-circuits") if chosen else []
 
 
 def _whole(ax: Any) -> Figure:
