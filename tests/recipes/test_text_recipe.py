@@ -13,7 +13,7 @@ import pytest
 import attnsparse as asp
 from attnsparse import recipes
 from attnsparse.cli import main as cli
-from attnsparse.recipes import text
+from attnsparse.recipes import text, text_frontier
 from attnsparse.recipes.text_evaluation import measure
 from attnsparse.training.trainer import Trainer
 
@@ -155,3 +155,59 @@ def test_the_command(tmp_path, corpus, capsys):
         assert caught.value.code == 2
     assert cli.main(["train", "text", "--corpus", "none.txt", "--out", str(tmp_path / "third")]) == 1
     assert "none.txt" in capsys.readouterr().err
+
+
+def test_the_frontier(short, corpus, tmp_path, monkeypatch):
+    """Its points are the models that the recipe says, also when it was stopped on the way."""
+    monkeypatch.setattr(text_frontier, "SLACKS", (0.3,))
+    monkeypatch.setattr(text_frontier, "TRAINED", (("window", 3),))
+    monkeypatch.setattr(text_frontier, "RULES", {"window": (3, 16), "top_k": (2,), "min_weight": (0.2,)})
+    step, done, kept = Trainer.step, [], []
+
+    def stopping(self):
+        if self._folder.name == "window-3-second":
+            kept.append(self.model.config.window)
+            done.append(True)
+            if len(done) == 4:
+                raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    frontier = recipes.RECIPES["text-frontier"]
+    given = {"quiet": True, "corpus": corpus, "tiny": True, "checkpoint_every": 5}
+    with pytest.raises(KeyboardInterrupt):
+        frontier.train(tmp_path, **given)
+    path = tmp_path / "text-sparse" / "frontier.csv"
+    early = pd.read_csv(path)
+    folders = frontier.train(tmp_path, resume=True, **given)
+    table = pd.read_csv(path)
+    path.unlink()
+    assert contents(folders) == contents(short)
+    assert kept
+    assert set(kept) == {3}
+    assert table["sparse_by"].tolist() == [
+        "none",
+        "gate",
+        "gate",
+        "window",
+        "window",
+        "window",
+        "top_k",
+        "min_weight",
+    ]
+    assert len(early) == len(table) - 1
+    gates = table[table["sparse_by"] == "gate"]
+    assert sorted(gates["setting"]) == [0.02, 0.3]
+    source = asp.TextData(corpus, 16, 4, tokenizer=300)
+    judged = source.held_out[np.arange(len(source.held_out)) % text.STEERING != 0]
+    control, sparse = map(asp.load, short[1:])
+    windows = table[table["sparse_by"] == "window"].reset_index()
+    assert windows["trained"].tolist() == [True, False, False]
+    assert windows["edges_per_token"].tolist() == pytest.approx([4 * 45 / 16, 4 * 45 / 16, 4 * 136 / 16])
+    assert windows["above_control"][2] == pytest.approx(0, abs=1e-6)
+    ruled = text_frontier.ruled(control, "window", 3)
+    shipped = gates[gates["setting"] == 0.02].iloc[0]
+    for model, row in ((control, table.iloc[0]), (ruled, windows.iloc[1]), (sparse, shipped)):
+        losses = np.array([model.evaluate([window]).cross_entropy for window in judged])
+        assert row["cross_entropy"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert abs(windows["cross_entropy"][0] - windows["cross_entropy"][1]) > 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_prompts_are_places_of_the_text(text, kind):
     assert task.is_ranking.sum() == 6
     windows = [row.tolist() for row in text.held_out]
     [he] = text.tokenizer.encode(" he")
-    counts = Counter(b for row in windows for a, b in zip(row, row[1:]) if a == he)
+    counts = Counter(b for row in windows for a, b in itertools.pairwise(row) if a == he)
     after_he = counts.most_common(1)[0][0]
     for i in range(12):
         places = [*task.clean[i].tolist(), int(task.answers[i][0])]
