@@ -4,7 +4,8 @@ The dense model is trained at a level learning rate until its cross-entropy on h
 then with a falling one. From there the control is trained further without a gate, and the twin with one, for
 as many steps on the same text in the same order at the same learning rates. What the twin may lose is counted
 from the control: the multiplier of its constraint follows the cross-entropy of held-out windows, with hard
-gates, against that of the control on the same windows.
+gates, against that of the control on the same windows after as many steps. A learning rate that is still high
+costs both as much, and so it moves no multiplier.
 
 An eighth of the held-out windows steers: it decides when the dense model is done and moves the multiplier.
 What is reported is measured on the others alone.
@@ -44,7 +45,7 @@ class Stage:
 
     steps: int
     slack: float
-    """Cross-entropy above the control's that the twin may have on held-out text, nats."""
+    """Cross-entropy above the control's after as many steps that the twin may have on held-out text, nats."""
     first_slack: float
     """Added to it at the start, gone after 40 % of the steps."""
     multiplier: float
@@ -88,7 +89,7 @@ class Settings(RecipeSettings):
     """Steps between two looks at the twin's held-out cross-entropy."""
     multiplier_min: float = 1e-3
     first: Stage = Stage(2000, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0)
-    second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.1, 1.5e-3)
+    second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.3, 1.5e-3)
 
 
 TINY: dict[str, Any] = {
@@ -135,12 +136,12 @@ def control_options(settings: Settings, stage: Stage) -> TrainingOptions:
     return TrainingOptions(steps=stage.steps, lr=_rate(stage), **common)
 
 
-def twin_options(settings: Settings, stage: Stage, control_ce: float) -> TrainingOptions:
-    """A stage of the twin; `control_ce`: the finished control's on the windows that steer."""
+def twin_options(settings: Settings, stage: Stage, tau: schedules.Pieces) -> TrainingOptions:
+    """A stage of the twin; tau: cross-entropy of the control in its course, on the windows that steer."""
     return TrainingOptions(
         steps=stage.steps,
         lr=_rate(stage),
-        tau=control_ce,
+        tau=tau,
         slack=schedules.linear(stage.slack + stage.first_slack, stage.slack, 0, 0.4),
         constraint="held-out",
         multiplier=stage.multiplier,
@@ -152,6 +153,15 @@ def twin_options(settings: Settings, stage: Stage, control_ce: float) -> Trainin
         gate_bias=schedules.linear(stage.gate_bias, 0, 0, 0.25),
         **{**_common(settings), "evaluate_every": settings.twin_every},
     )
+
+
+def course(control: Trainer) -> schedules.Pieces:
+    """Held-out cross-entropy of a finished phase over its steps, rounded, so that a resume on another machine
+    sets the same constraint."""
+    history = control.history()[["step", "held_out_ce"]].dropna()
+    steps = control.options.steps
+    points = [((step + 1) / steps, round(ce, 4)) for step, ce in history.itertuples(index=False)]
+    return schedules.Pieces(((0.0, points[0][1]), *points))
 
 
 def _rate(stage: Stage) -> schedules.Warmup:
@@ -196,13 +206,12 @@ def job_of(
 
 
 class Pair(NamedTuple):
-    """What `train_pair` made: phases of each model in their order, and the constraint of the twin."""
+    """What `train_pair` made: phases of each model in their order."""
 
     folders: list[Path]
     dense: list[Trainer]
     control: list[Trainer]
     twin: list[Trainer]
-    tau: float
 
 
 def train_pair(job: TextJob) -> Pair:
@@ -213,14 +222,13 @@ def train_pair(job: TextJob) -> Pair:
     job.ship(DENSE, dense)
     control = job.ungated("control", start.copy())
     job.ship(CONTROL, control)
-    tau = job.steering_ce(control[-1].model)
     twin: list[Trainer] = []
-    for name in PHASES[2:]:
-        options = twin_options(settings, getattr(settings, name), tau)
+    for name, beside in zip(PHASES[2:], control, strict=True):
+        options = twin_options(settings, getattr(settings, name), course(beside))
         model = twin[-1].model.copy() if twin else gated_twin(start, SPARSE)
         twin.append(job.run(f"twin-{name}", options, model))
     job.ship(SPARSE, twin)
-    return Pair(job.folders, dense, control, twin, tau)
+    return Pair(job.folders, dense, control, twin)
 
 
 class TextJob(RecipeJob):
@@ -282,11 +290,6 @@ class TextJob(RecipeJob):
             options = control_options(self.settings, getattr(self.settings, phase))
             phases.append(self.run(f"{name}-{phase}", options, phases[-1].model.copy() if phases else model))
         return phases
-
-    def steering_ce(self, model: Model) -> float:
-        """Cross-entropy on the windows that steer, rounded, so that a resume on another machine sets the same
-        constraint."""
-        return round(model.evaluate(self._steering, progress=False).cross_entropy, 4)
 
     def ship(self, name: str, phases: Sequence[Trainer]) -> None:
         """Write a finished model's folder and say what was measured."""

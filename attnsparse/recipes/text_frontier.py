@@ -22,7 +22,7 @@ import pandas as pd
 from ..model.config import KEPT_ENTRIES
 from ..model.model import Model
 from .job import write_csv
-from .text import SPARSE, TextJob, job_of, train_pair, twin_options
+from .text import SPARSE, TextJob, course, job_of, train_pair, twin_options
 from .text_evaluation import Measured, mean, measure
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def train(
     _write(job, control, points)
     for slack in SLACKS:
         stage = dataclasses.replace(job.settings.second, slack=slack)
-        options = twin_options(job.settings, stage, pair.tau)
+        options = twin_options(job.settings, stage, course(pair.control[1]))
         twin = job.run(f"twin-{slack:.2f}-second", options, pair.twin[0].model.copy())
         points.append(_of_gate(job, twin.model, slack))
         _write(job, control, points)
