@@ -7,6 +7,7 @@ held-out windows that steered nothing, with hard gates; no window is chosen by w
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def _points(models: dict[str, Model], sparse: ModelOrPath, windows: np.ndarray) 
             return table
     gate = {
         "sparse_by": GATE,
-        "setting": np.nan,
+        "setting": math.nan,
         "trained": True,
         "found": measure(models["sparse"], windows),
     }
@@ -145,15 +146,15 @@ def _ratios(table: pd.DataFrame) -> pd.DataFrame:
 def _edges_at(points: pd.DataFrame, loss: float) -> float:
     """Edges at which the points of a rule first come down to a loss; NaN if none does."""
     points = points.sort_values("edges_per_token")
-    edges, losses = np.log(points["edges_per_token"].to_numpy()), points["above_control"].to_numpy()
-    below = np.flatnonzero(losses <= loss)
-    if not len(below):
-        return float("nan")
-    i = int(below[0])
-    if i == 0:
-        return float(np.exp(edges[0]))
-    share = (losses[i - 1] - loss) / (losses[i - 1] - losses[i])
-    return float(np.exp(edges[i - 1] + share * (edges[i] - edges[i - 1])))
+    before: tuple[float, float] | None = None
+    for n_edges, above in zip(points["edges_per_token"].tolist(), points["above_control"].tolist()):
+        if above <= loss:
+            if before is None:
+                return float(n_edges)
+            share = (before[1] - loss) / (before[1] - above)
+            return before[0] * math.exp(share * math.log(n_edges / before[0]))
+        before = n_edges, above
+    return math.nan
 
 
 def _kinds(models: dict[str, Model], windows: np.ndarray) -> FigureFiles:
