@@ -32,7 +32,7 @@ from .job import CHECKPOINTS, RecipeJob, RecipeSettings, gated_twin, joined_hist
 from .text_evaluation import Mean, Measured, mean, measure
 
 DENSE, CONTROL, SPARSE = MODELS = "text-dense", "text-control", "text-sparse"
-PHASES = ("level", "falling", "first", "second")
+PHASES = ("level", "falling", "first", "second", "third")
 HISTORY_EVERY = 10  # steps
 SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
 STEERING = 8  # every eighth held-out window steers
@@ -90,13 +90,14 @@ class Settings(RecipeSettings):
     multiplier_min: float = 1e-3
     first: Stage = Stage(2000, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0)
     second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.3, 1.5e-3)
+    third: Stage = Stage(4000, 0.02, 0.02, 0.1, 0.3, 1.5e-3, tail=0.6)
 
 
 TINY: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "d_model": 16, "d_mlp": 32, "length": 16, "batch": 4, "vocabulary": 300,
     "level_steps": 40, "level_every": 10, "patience": 2, "falling_steps": 10, "twin_every": 5,
     "first": Stage(20, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0),
-    "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
+    "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3), "third": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
 }  # fmt: skip
 """Settings of a trial of the whole recipe, which takes seconds and gives useless models."""
 

@@ -1,7 +1,6 @@
 """The recipe "text-frontier": the recipe "text", and what cross-entropy costs in edges for each token.
 
-Beside the three models it trains further twins of the same steps, each with another slack, from the end of
-the twin's first stage. They are compared with attention that is sparse by a rule: a window of the last
+Beside the three models it trains further twins of the same steps, which have another slack in the last stage. They are compared with attention that is sparse by a rule: a window of the last
 positions, the largest scores of each head and query, the largest weights. Every rule is tried on the finished
 control as it is, and some are trained from text-dense for as many steps as control and twin. Rules choose
 before the softmax, so the weights of what they keep add up to 1; the gate closes entries after it.
@@ -56,13 +55,13 @@ def train(
     control = pair.control[-1].model
     points = [
         *untrained_points(control, job.judged),
-        _of_gate(job, pair.twin[-1].model, job.settings.second.slack),
+        _of_gate(job, pair.twin[-1].model, job.settings.third.slack),
     ]
     _write(job, control, points)
     for slack in SLACKS:
-        stage = dataclasses.replace(job.settings.second, slack=slack)
-        options = twin_options(job.settings, stage, course(pair.control[1]))
-        twin = job.run(f"twin-{slack:.2f}-second", options, pair.twin[0].model.copy())
+        stage = dataclasses.replace(job.settings.third, slack=slack)
+        options = twin_options(job.settings, stage, course(pair.control[-1]))
+        twin = job.run(f"twin-{slack:.2f}-third", options, pair.twin[-2].model.copy())
         points.append(_of_gate(job, twin.model, slack))
         _write(job, control, points)
     for rule, value in TRAINED:

@@ -57,7 +57,7 @@ def test_it_writes_three_models_of_one_shape(short, corpus):
 
 def test_control_and_twin_have_as_many_steps(short):
     dense, control, sparse = (pd.read_csv(folder / "history.csv") for folder in short)
-    assert control["step"].tolist() == sparse["step"].tolist() == [9, 19, 29]
+    assert control["step"].tolist() == sparse["step"].tolist() == [9, 19, 29, 39]
     assert control["lr"].tolist() == sparse["lr"].tolist()
     assert control["multiplier"].isna().all()
     assert sparse["held_out_ce"].notna().all()
@@ -110,7 +110,7 @@ def test_the_level_phase_ends_when_the_text_teaches_no_more(tmp_path, corpus, mo
     assert ended["falling"] == text.TINY["falling_steps"]
 
 
-@pytest.mark.parametrize("phase", ["level", "falling", "control-second", "twin-first", "twin-second"])
+@pytest.mark.parametrize("phase", ["level", "falling", "control-second", "twin-first", "twin-third"])
 def test_stopped_and_resumed_gives_the_same_bytes(short, corpus, tmp_path, monkeypatch, phase):
     step, done = Trainer.step, []
 
@@ -165,7 +165,7 @@ def test_the_frontier(short, corpus, tmp_path, monkeypatch):
     step, done, kept = Trainer.step, [], []
 
     def stopping(self):
-        if self._folder.name == "window-3-second":
+        if self._folder.name == "window-3-third":
             kept.append(self.model.config.window)
             done.append(True)
             if len(done) == 4:
