@@ -1,9 +1,10 @@
 """The recipe "text-frontier": the recipe "text", and what cross-entropy costs in edges for each token.
 
-Beside the three models it trains further twins of the same steps, which have another slack in the last stage. They are compared with attention that is sparse by a rule: a window of the last
-positions, the largest scores of each head and query, the largest weights. Every rule is tried on the finished
-control as it is, and some are trained from text-dense for as many steps as control and twin. Rules choose
-before the softmax, so the weights of what they keep add up to 1; the gate closes entries after it.
+Beside the three models it trains further twins of the same steps, which have another slack in the last stage.
+They are compared with attention that is sparse by a rule: a window of the last positions, the largest scores
+of each head and query, the largest weights. Every rule is tried on the finished control as it is, and some
+are trained from text-dense for as many steps as control and twin. Rules choose before the softmax, so the
+weights of what they keep add up to 1; the gate closes entries after it.
 
 All points are measured on the held-out windows that steer nothing, with hard gates, and written into
 `text-sparse/frontier.csv`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,18 @@ def test_control_and_twin_have_as_many_steps(short):
     assert control["multiplier"].isna().all()
     assert sparse["held_out_ce"].notna().all()
     assert dense["phase"].iloc[-1] == 1
+
+
+def test_the_twin_is_held_against_the_control_after_as_many_steps(short):
+    history = pd.DataFrame({"step": range(6), "held_out_ce": [np.nan, 3.00004, np.nan, 2.0, np.nan, 1.5]})
+    control = SimpleNamespace(history=lambda: history, options=SimpleNamespace(steps=6))
+    tau = text.course(control)
+    assert [tau.at(step, 6) for step in range(6)] == pytest.approx([3, 3, 3, 2.5, 2, 1.75])
+    options = text.twin_options(text.Settings(), text.Stage(6, 0.1, 0.0, 0.1, 0.5, 1e-3), tau)
+    assert options.limit(3) == pytest.approx(2.6)
+    control, sparse = (pd.read_csv(folder / "history.csv").set_index("step") for folder in short[1:])
+    assert sparse["tau"][19] - 0.1 == pytest.approx(control["held_out_ce"][[9, 19]].mean(), abs=0.2)
+    assert sparse["tau"][29] == pytest.approx(control["held_out_ce"][29] + 0.02, abs=1e-4)
 
 
 def test_the_card_has_what_the_models_measure(short, corpus):
