@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,7 +75,11 @@ def edge_kinds(table: pd.DataFrame, ax: Axes | None = None, title: str | None = 
             places = (
                 np.array([kinds.index(kind) for kind in rows["kind"]]) + (i - (len(models) - 1) / 2) * height
             )
-            look = {"height": 0.9 * height, "color": _COLOURS[i], "label": shortened(name, 30)}
+            look: dict[str, Any] = {
+                "height": 0.9 * height,
+                "color": _COLOURS[i],
+                "label": shortened(name, 30),
+            }
             left.barh(places, rows["edges_per_token"], **look)
             right.barh(places, rows["loss_increase"], xerr=rows["loss_increase_error"],
                        error_kw={"elinewidth": 0.8}, **look)  # fmt: skip

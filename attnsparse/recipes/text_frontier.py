@@ -75,8 +75,8 @@ def train(
 
 def ruled(model: Model, rule: str, value: float) -> Model:
     """A copy of a dense model whose attention is sparse by a rule, a field of `Config`."""
-    none = dict.fromkeys(KEPT_ENTRIES, 0)
-    chosen = {**none, rule: value if rule == "min_weight" else int(value)}
+    chosen: dict[str, Any] = dict.fromkeys(KEPT_ENTRIES, 0)
+    chosen[rule] = value if rule == "min_weight" else int(value)
     config = dataclasses.replace(model.config, **chosen)
     return Model(config, model.parameters(), tokenizer=model.tokenizer, name=f"{model.name} {rule}={value:g}")
 
@@ -105,7 +105,7 @@ def frontier_table(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """
     points = list(points)
     control: Measured = next(point["found"] for point in points if point["sparse_by"] == NONE)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for point in points:
         found: Measured = point["found"]
         above = mean(found.losses - control.losses)
@@ -121,14 +121,10 @@ def frontier_table(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
                 "open_per_cent": 100 * found.open_share.value,
             }
         )
-    table: pd.DataFrame = pd.DataFrame(rows)
     kinds = [NONE, GATE, *RULES]
-    order = sorted(
-        range(len(table)),
-        key=lambda i: (kinds.index(rows[i]["sparse_by"]), not rows[i]["trained"], rows[i]["edges_per_token"]),
-    )
-    ordered: pd.DataFrame = table.iloc[order].reset_index(drop=True)
-    return ordered
+    rows.sort(key=lambda row: (kinds.index(row["sparse_by"]), not row["trained"], row["edges_per_token"]))
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
 
 
 def _write(job: TextJob, control: Model, points: list[dict[str, Any]]) -> None:
