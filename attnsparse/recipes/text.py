@@ -90,7 +90,7 @@ class Settings(RecipeSettings):
     multiplier_min: float = 1e-3
     first: Stage = Stage(2000, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0)
     second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.3, 1.5e-3)
-    third: Stage = Stage(4000, 0.02, 0.02, 0.3, 0.6, 1.5e-3, tail=0.6)
+    third: Stage = Stage(2000, 0.02, 0.02, 0.3, 0.6, 1.5e-3, tail=0.6)
 
 
 TINY: dict[str, Any] = {
