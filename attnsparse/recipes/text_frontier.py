@@ -58,18 +58,18 @@ def train(
         *untrained_points(control, job.judged),
         _of_gate(job, pair.twin[-1].model, job.settings.third.slack),
     ]
-    _write(job, control, points)
+    _write(job, points)
     for slack in SLACKS:
         stage = dataclasses.replace(job.settings.third, slack=slack)
         options = twin_options(job.settings, stage, course(pair.control[-1]))
         twin = job.run(f"twin-{slack:.2f}-third", options, pair.twin[-2].model.copy())
         points.append(_of_gate(job, twin.model, slack))
-        _write(job, control, points)
+        _write(job, points)
     for rule, value in TRAINED:
         start = ruled(pair.dense[-1].model, rule, value)
         found = measure(job.ungated(f"{rule}-{value:g}", start)[-1].model, job.judged)
         points.append({"sparse_by": rule, "setting": value, "trained": True, "found": found})
-        _write(job, control, points)
+        _write(job, points)
     return job.folders
 
 
@@ -127,9 +127,9 @@ def frontier_table(points: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def _write(job: TextJob, control: Model, points: list[dict[str, Any]]) -> None:
+def _write(job: TextJob, points: list[dict[str, Any]]) -> None:
     table = frontier_table(points)
     write_csv(job.out / SPARSE / FRONTIER, table)
     if not job.quiet:
         last = points[-1]
-        print(f"frontier: {last['sparse_by']} {last['setting']:g}, {len(table)} points of {control.name}")
+        print(f"frontier: {last['sparse_by']} {last['setting']:g}, {len(table)} points")
