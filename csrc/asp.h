@@ -85,6 +85,11 @@ typedef struct {
     double gate_bias;
     int tied, bias, unembed_bias;
     int scale_attn, scale_by_inverse_layer;
+    /* Entries over which the softmax of a query is taken, each restriction among what the ones before leave: the last
+     * `window` keys, the top_k largest scores with those equal to the last of them, those whose share of the softmax is
+     * at least min_weight, and the largest in any case.  0: no restriction.  Of dense models alone. */
+    int64_t window, top_k;
+    double min_weight;
 } asp_config;
 
 typedef struct asp_model asp_model;

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 STOPPED = 130
-FIGURES = ("all", "copy", "antonym", "curves", "addition")
+FIGURES = ("all", "copy", "antonym", "curves", "addition", "text")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,6 +147,12 @@ def _add_reproduce(commands: Commands) -> None:
         metavar=("DENSE", "SPARSE"),
         help="transcoders of both models, for the figure antonym: names, folders or files",
     )
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="FILE",
+        help="the texts that the models of the figure text learned from",
+    )
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="default: figures")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -160,6 +166,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         dense=arguments.dense,
         sparse=arguments.sparse,
         transcoders=arguments.transcoders,
+        corpus=arguments.corpus,
         progress=False if arguments.quiet else None,
     )
     if arguments.quiet:
@@ -357,9 +364,9 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("recipe", choices=tuple(recipes.RECIPES), metavar="RECIPE", help=known)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the models")
     parser.add_argument(
-        "--corpus", nargs="+", metavar="FILE", help="texts in UTF-8 to learn from, for the recipe text"
+        "--corpus", nargs="+", metavar="FILE", help="texts in UTF-8 to learn from, for recipes of text"
     )
-    parser.add_argument("--tiny", action="store_true", help="a trial of seconds, for the recipe text")
+    parser.add_argument("--tiny", action="store_true", help="a trial of seconds, for recipes of text")
     parser.add_argument("--resume", action="store_true", help="continue the run that DIR holds")
     parser.add_argument("--seed", type=int, default=None, help="default: the recipe's")
     parser.add_argument("--threads", type=int, default=None, help="default: as many as there are")

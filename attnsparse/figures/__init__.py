@@ -13,12 +13,14 @@ from .component_matrix import component_matrix
 from .edges import addition_figure, edge_lines
 from .effects import effect_curves
 from .entry_overview import entry_overview
+from .frontier import frontier
 from .graph import graph
 from .graph_overview import graph_overview
 from .heat_map import heat_map
 from .history import training_history
 from .style import save
 from .sweeps import circuit_agreement, needed_by_task, needed_over_training
+from .text_edges import edge_kinds, edges_by_position, text_edges
 
 __all__ = [
     "addition_figure",
@@ -29,9 +31,12 @@ __all__ = [
     "component_curve",
     "component_graph",
     "component_matrix",
+    "edge_kinds",
     "edge_lines",
+    "edges_by_position",
     "effect_curves",
     "entry_overview",
+    "frontier",
     "graph",
     "graph_overview",
     "head_grid",
@@ -40,5 +45,6 @@ __all__ = [
     "needed_by_task",
     "needed_over_training",
     "save",
+    "text_edges",
     "training_history",
 ]

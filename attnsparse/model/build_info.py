@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def _random_core(
     config = Config(
         n_layer=1, n_head=n_head, d_model=d_model, d_head=d_head, d_mlp=d_mlp, n_ctx=64, n_vocab=n_vocab
     )
-    model: _core.Model = core_for("float32").Model(config.to_dict())
+    model: _core.Model = core_for("float32").Model(dataclasses.asdict(config))
     for name in model.names:
         model._writable(name)[...] = 0.05 * rng.standard_normal(model.shape(name), dtype=np.float32)
     return model

@@ -16,6 +16,8 @@ SIZE_LIMITS = {
     "n_layer": 512, "n_head": 1024, "d_model": 65_536, "d_head": 65_536, "d_mlp": 1_048_576, "n_ctx":
     1_048_576, "n_vocab": 4_194_304,
 }  # fmt: skip
+#: fields of dense models whose softmax is over some positions only; 0: over all
+KEPT_ENTRIES = ("window", "top_k", "min_weight")
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
 
 
@@ -57,6 +59,15 @@ class Config:
         Divide scores by ``sqrt(d_head)``.
     scale_by_inverse_layer : bool, default False
         Divide the scores of layer l (from 0) by l + 1 too.
+    window : int, default 0
+        The softmax of a query is over the last so many positions, its own among them; 0: over all.
+    top_k : int, default 0
+        Of these it is over the so many with the largest scores, and those equal to the last of them; 0: over
+        all.
+    min_weight : float, default 0.0
+        Of these it is over those that have at least this share of the softmax, and over the largest in any
+        case; below 1. 0: over all. `window`, `top_k` and `min_weight` are for dense models: sparse attention
+        by a fixed rule, to compare the gate with.
 
     Raises
     ------
@@ -85,6 +96,9 @@ class Config:
     unembed_bias: bool = False
     scale_attn: bool = True
     scale_by_inverse_layer: bool = False
+    window: int = 0
+    top_k: int = 0
+    min_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -103,6 +117,17 @@ class Config:
                 f"ln_eps must be above 0, got {self.ln_eps}",
                 field="ln_eps",
             )
+        self._check_kept()
+
+    def _check_kept(self) -> None:
+        kept = [name for name in KEPT_ENTRIES if getattr(self, name)]
+        text = None
+        if not 0 <= self.min_weight < 1:
+            kept, text = ["min_weight"], f"min_weight must be at least 0 and below 1, got {self.min_weight}"
+        elif kept and self.gated:
+            text = f"{kept[0]} is for dense models; the gate chooses the entries of a gated one"
+        if text is not None:
+            raise file_error(ConfigError, "config_value", "Config", text, field=kept[0])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -133,14 +158,15 @@ class Config:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name.
+        """All fields by name, but `window`, `top_k` and `min_weight` only where they are set.
 
         Returns
         -------
         dict of str to int, float, bool or str
             `from_dict` reads it back.
         """
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value or name not in KEPT_ENTRIES}
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all weight arrays of such a model.
@@ -249,10 +275,10 @@ def check_kind(
     """
     label = label or name
     if kind == "int":
-        most = SIZE_LIMITS[name]
-        if type(value) is int and 1 <= value <= most:
+        least, most = (1, SIZE_LIMITS[name]) if name in SIZE_LIMITS else (0, SIZE_LIMITS["n_ctx"])
+        if type(value) is int and least <= value <= most:
             return value
-        expected = f"an integer in 1..{most}"
+        expected = f"an integer in {least}..{most}"
     elif kind == "float":
         if type(value) in (int, float) and abs(value) < 1e30:  # type: ignore[arg-type]
             return float(value)  # type: ignore[arg-type]

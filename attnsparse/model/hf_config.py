@@ -19,7 +19,7 @@ from ..errors import ConfigError, file_error
 from ..io.limits import Limits
 from ..io.regular_file import read_small
 from ..io.strict_json import parse_object, shown
-from .config import Config, check_kind
+from .config import KEPT_ENTRIES, Config, check_kind
 
 CONFIG_VERSION = 1
 
@@ -43,8 +43,12 @@ _FLAGS = {
     "unembed_bias": ("attnsparse_unembed_bias",),
     "scale_attn": ("scale_attn_weights", "use_attn_scale"),
     "scale_by_inverse_layer": ("scale_attn_by_inverse_layer_idx",),
+    "window": ("attnsparse_window",),
+    "top_k": ("attnsparse_top_k",),
+    "min_weight": ("attnsparse_min_weight",),
 }
 _KINDS = {"ln_eps": "float", "gate_bias": "float", "activation": "str"}
+_KINDS |= {"window": "int", "top_k": "int", "min_weight": "float"}
 _ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
 _MODEL_TYPES = ("gpt2", "attnsparse")
 
@@ -155,6 +159,7 @@ def hugging_face_config(config: Config, bos_id: int | None) -> dict[str, Any]:
         "attnsparse_d_head": config.d_head,
         "attnsparse_bias": config.bias,
         "attnsparse_unembed_bias": config.unembed_bias,
+        **{f"attnsparse_{name}": getattr(config, name) for name in KEPT_ENTRIES if getattr(config, name)},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ class ModelWeights:
 
     def __init__(self, config: Config, weights: Mapping[str, np.ndarray] | None, dtype: str) -> None:
         _check.instance(config, Config, "config")
-        self._core: _core.Model = core_for(dtype).Model(config.to_dict())
+        self._core: _core.Model = core_for(dtype).Model(dataclasses.asdict(config))
         self.config = config  #: the `Config`: sizes and kind of the model
         self.dtype = np.dtype(dtype)  #: of weights and activations: float32 or float64
         self._digest: tuple[int, str] | None = None

@@ -149,5 +149,13 @@ RECIPES = {
             ".text",
             needs_corpus=True,
         ),
+        Recipe(
+            "text-frontier",
+            "the same, and cross-entropy against edges per token: twins of other slacks, attention that is "
+            "sparse by a rule; with --resume into a finished run of text; about three hours",
+            ("text-dense", "text-control", "text-sparse"),
+            ".text_frontier",
+            needs_corpus=True,
+        ),
     )
 }

@@ -4,7 +4,8 @@ The dense model is trained at a level learning rate until its cross-entropy on h
 then with a falling one. From there the control is trained further without a gate, and the twin with one, for
 as many steps on the same text in the same order at the same learning rates. What the twin may lose is counted
 from the control: the multiplier of its constraint follows the cross-entropy of held-out windows, with hard
-gates, against that of the control on the same windows.
+gates, against that of the control on the same windows after as many steps. A learning rate that is still high
+costs both as much, and so it moves no multiplier.
 
 An eighth of the held-out windows steers: it decides when the dense model is done and moves the multiplier.
 What is reported is measured on the others alone.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from .text_evaluation import Mean, Measured, mean, measure
 from .together import Leader
 
 DENSE, CONTROL, SPARSE = MODELS = "text-dense", "text-control", "text-sparse"
-PHASES = ("level", "falling", "first", "second")
+PHASES = ("level", "falling", "first", "second", "third")
 HISTORY_EVERY = 10  # steps
 SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
 STEERING = 8  # every eighth held-out window steers
@@ -45,7 +46,7 @@ class Stage:
 
     steps: int
     slack: float
-    """Cross-entropy above the control's that the twin may have on held-out text, nats."""
+    """Cross-entropy above the control's after as many steps that the twin may have on held-out text, nats."""
     first_slack: float
     """Added to it at the start, gone after 40 % of the steps."""
     multiplier: float
@@ -89,14 +90,15 @@ class Settings(SharedSettings):
     """Steps between two looks at the twin's held-out cross-entropy."""
     multiplier_min: float = 1e-3
     first: Stage = Stage(2000, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0)
-    second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.1, 1.5e-3)
+    second: Stage = Stage(2500, 0.02, 0.0, 0.05, 0.3, 1.5e-3)
+    third: Stage = Stage(2000, 0.02, 0.02, 0.3, 0.6, 1.5e-3, tail=0.6)
 
 
 TINY: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "d_model": 16, "d_mlp": 32, "length": 16, "batch": 4, "vocabulary": 300,
     "level_steps": 40, "level_every": 10, "patience": 2, "falling_steps": 10, "twin_every": 5,
     "first": Stage(20, 0.10, 0.30, 0.1, 0.5, 2e-3, gate_bias=4.0),
-    "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
+    "second": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3), "third": Stage(10, 0.02, 0.0, 0.05, 0.1, 1.5e-3),
 }  # fmt: skip
 """Settings of a trial of the whole recipe, which takes seconds and gives useless models."""
 
@@ -136,12 +138,12 @@ def control_options(settings: Settings, stage: Stage) -> TrainingOptions:
     return TrainingOptions(steps=stage.steps, lr=_rate(stage), **common)
 
 
-def twin_options(settings: Settings, stage: Stage, control_ce: float) -> TrainingOptions:
-    """A stage of the twin; `control_ce`: the finished control's on the windows that steer."""
+def twin_options(settings: Settings, stage: Stage, tau: schedules.Pieces) -> TrainingOptions:
+    """A stage of the twin; tau: cross-entropy of the control in its course, on the windows that steer."""
     return TrainingOptions(
         steps=stage.steps,
         lr=_rate(stage),
-        tau=control_ce,
+        tau=tau,
         slack=schedules.linear(stage.slack + stage.first_slack, stage.slack, 0, 0.4),
         constraint="held-out",
         multiplier=stage.multiplier,
@@ -153,6 +155,15 @@ def twin_options(settings: Settings, stage: Stage, control_ce: float) -> Trainin
         gate_bias=schedules.linear(stage.gate_bias, 0, 0, 0.25),
         **{**_common(settings), "evaluate_every": settings.twin_every},
     )
+
+
+def course(control: Trainer) -> schedules.Pieces:
+    """Held-out cross-entropy of a finished phase over its steps, rounded, so that a resume on another machine
+    sets the same constraint."""
+    history = control.history()[["step", "held_out_ce"]].dropna()
+    steps = control.options.steps
+    points = [((step + 1) / steps, round(ce, 4)) for step, ce in history.itertuples(index=False)]
+    return schedules.Pieces(((0.0, points[0][1]), *points))
 
 
 def _rate(stage: Stage) -> schedules.Warmup:
@@ -176,30 +187,57 @@ def train(
     corpus: the text files, read in place.  tiny: a trial with the settings of `TINY`.  settings: fields of
     `Settings`.  Checkpoints and tokens go to `out/checkpoints`, which may be deleted afterwards.
     """
+    return train_pair(job_of(out, seed, resume, threads, quiet, leader, corpus, tiny, settings)).folders
+
+
+def job_of(
+    out: Path,
+    seed: int | None,
+    resume: bool,
+    threads: int | None,
+    quiet: bool,
+    leader: Leader | None,
+    corpus: Any,
+    tiny: bool,
+    settings: Mapping[str, Any],
+) -> TextJob:
+    """The job with the arguments of `train`."""
     first = TINY if _check.flag(tiny, "tiny") else {}
     chosen = Settings.of(seed, {**first, **settings})
     if corpus is None:
         raise TypeError("corpus must name the text files that the recipe is to learn from")
-    job = _Job(out, chosen, resume, threads, quiet, leader, corpus)
+    return TextJob(out, chosen, resume, threads, quiet, leader, corpus)
+
+
+class Pair(NamedTuple):
+    """What `train_pair` made: phases of each model in their order."""
+
+    folders: list[Path]
+    dense: list[Trainer]
+    control: list[Trainer]
+    twin: list[Trainer]
+
+
+def train_pair(job: TextJob) -> Pair:
+    """The three models, each written into its folder once it is done."""
+    settings = job.settings
     dense = [job.dense("level"), job.dense("falling")]
     start = dense[-1].model
     job.ship(DENSE, dense)
-    control: list[Trainer] = []
-    for name in PHASES[2:]:
-        options = control_options(chosen, getattr(chosen, name))
-        control.append(job.run(f"control-{name}", options, (control or dense)[-1].model.copy()))
+    control = job.ungated("control", start.copy())
     job.ship(CONTROL, control)
-    tau = job.steering_ce(control[-1].model)
     twin: list[Trainer] = []
-    for name in PHASES[2:]:
-        options = twin_options(chosen, getattr(chosen, name), tau)
+    for name, beside in zip(PHASES[2:], control, strict=True):
+        options = twin_options(settings, getattr(settings, name), course(beside))
         model = twin[-1].model.copy() if twin else gated_twin(start, SPARSE)
         twin.append(job.run(f"twin-{name}", options, model))
     job.ship(SPARSE, twin)
-    return job.folders
+    return Pair(job.folders, dense, control, twin)
 
 
-class _Job(RecipeJob):
+class TextJob(RecipeJob):
+    """One run of the recipe in its folder, with the text in the order of each phase."""
+
     def __init__(
         self,
         out: Path,
@@ -222,7 +260,9 @@ class _Job(RecipeJob):
                 f"recipe needs {FEWEST_WINDOWS}"
             )
         chosen = np.arange(len(windows)) % STEERING == 0
-        self._steering, self._judged = windows[chosen], windows[~chosen]
+        self._steering = windows[chosen]
+        #: int32 [n, length], the held-out windows that steer nothing
+        self.judged = windows[~chosen]
         self._dense: Trainer | None = None
 
     def _text(self, number: int) -> TextData:
@@ -250,14 +290,17 @@ class _Job(RecipeJob):
         return self._dense
 
     def run(self, name: str, options: TrainingOptions, model: Model, patience: int = 0) -> Trainer:
-        """Phase `name` of PHASES, or `control-` or `twin-` and such a name."""
+        """Phase `name`, which is one of PHASES or ends in `-` and one of them, whose text it has."""
         text = self.text[name.rpartition("-")[2]]
         return self.phase(name, options, model, text, held_out=self._steering, patience=patience)
 
-    def steering_ce(self, model: Model) -> float:
-        """Cross-entropy on the windows that steer, rounded, so that a resume on another machine sets the same
-        constraint."""
-        return round(model.evaluate(self._steering, progress=False).cross_entropy, 4)
+    def ungated(self, name: str, model: Model) -> list[Trainer]:
+        """The phases of a model without a gate that has the twin's steps; trains `model` in place."""
+        phases: list[Trainer] = []
+        for phase in PHASES[2:]:
+            options = control_options(self.settings, getattr(self.settings, phase))
+            phases.append(self.run(f"{name}-{phase}", options, phases[-1].model.copy() if phases else model))
+        return phases
 
     def ship(self, name: str, phases: Sequence[Trainer]) -> None:
         """Write a finished model's folder and say what was measured."""
@@ -265,7 +308,7 @@ class _Job(RecipeJob):
         model.name = name
         folder = self.out / name
         model.save(folder)
-        self._found[name] = measure(model, self._judged)
+        self._found[name] = measure(model, self.judged)
         rows = measured_rows(self._found, name)
         card = cards.text_card(model, rows, self.text["level"], self.settings.shown(), HISTORY_EVERY)
         cards.write(folder, card)
@@ -273,7 +316,7 @@ class _Job(RecipeJob):
         write_history(folder, history[(history["step"] + 1) % HISTORY_EVERY == 0])
         self.folders.append(folder)
         if not self.quiet:
-            print(f"{name}, {len(self._judged):,} held-out windows (mean, standard error):")
+            print(f"{name}, {len(self.judged):,} held-out windows (mean, standard error):")
             print("\n".join(f"  {what}: {value:.4f}, {error:.4f}" for what, (value, error) in rows.items()))
 
 

@@ -19,7 +19,8 @@ class Mean(NamedTuple):
 
 class Measured(NamedTuple):
     """losses: nats per predicted token of each window [n]; the edges of all heads for each token, those from
-    a token to itself, and the share of all entries (0..1) that they are."""
+    a token to itself, and the share of all entries (0..1) that they are. In a model without a gate, edges are
+    the entries that its softmax is over."""
 
     losses: np.ndarray
     edges_per_token: Mean

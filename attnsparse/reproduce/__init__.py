@@ -18,10 +18,11 @@ from .._display import progress_bar
 from ..io.atomic import write_atomic
 from ..model.model import Model
 from ..tasks import prompts
-from . import addition, antonym, copy, curves
+from . import addition, antonym, copy, curves, text
 from .pair import FigureFiles, ModelOrPath, ModelPair, TranscodersOrPath, as_model, as_transcoders
+from .text_tables import edge_kinds, edges_by_position
 
-__all__ = ["reproduce"]
+__all__ = ["edge_kinds", "edges_by_position", "reproduce"]
 
 Files: TypeAlias = "dict[Path, pd.DataFrame | None]"
 
@@ -34,6 +35,7 @@ def reproduce(
     dense: ModelOrPath | None = None,
     sparse: ModelOrPath | None = None,
     transcoders: Sequence[TranscodersOrPath] | None = None,
+    corpus: Any = None,
     progress: bool | None = None,
 ) -> Files:
     """Write figures of the method with their captions and tables into a folder.
@@ -43,20 +45,24 @@ def reproduce(
 
     Parameters
     ----------
-    what : {"all", "copy", "antonym", "curves", "addition"}, default "all"
+    what : {"all", "copy", "antonym", "curves", "addition", "text"}, default "all"
         "copy": the heads that copying needs. "antonym": the graph of a prompt, and the heads that carry a
         word to its opposite. "curves": faithfulness (explained effect) against the numbers of heads and edges
-        kept, the figures curves and curves-mean. "addition": the edges of toy addition.
+        kept, the figures curves and curves-mean. "addition": the edges of toy addition. "text": what sparsity
+        costs on running text, what the open edges are and those of one paragraph, the figures text-frontier,
+        text-kinds, text-positions and text-edges; part of "all" only with `corpus`.
     out : str or path, default "figures"
         Folder for the files; made if need be.
     formats : str or sequence of str, default ("png", "svg", "pdf")
         Formats of the pictures.
     dense, sparse : Model, str or path, optional
         The two models that are compared, or their names, folders or files; by default the package's own.
-        "all" draws the addition with the package's models for it, whatever is given.
+        "all" draws addition and text with the package's models for them, whatever is given.
     transcoders : sequence of two Transcoders, str or path, optional
         Those of the dense and of the sparse model, for the figure "antonym", which without them shows
         attention alone. The package's own models have the package's own.
+    corpus : path, sequence of path, optional
+        The UTF-8 texts that the models of the figure "text" learned from; their held-out part is read.
     progress : bool, optional
         Whether to show a progress bar on stderr; by default only in terminals and notebooks.
 
@@ -69,7 +75,7 @@ def reproduce(
     ------
     ValueError
         For another `what` or format, for models that do not fit the task or each other, and for transcoders
-        without a figure that shows them.
+        or texts without a figure that shows them.
     ConfigError
         For transcoders that do not fit their model.
     OSError
@@ -77,6 +83,11 @@ def reproduce(
     """
     _check.choice(what, "what", ("all", *FIGURES))
     names = FIGURES if what == "all" else (what,)
+    if corpus is None and what == "text":
+        raise ValueError("the figure 'text' needs corpus, the texts that its models learned from")
+    if corpus is not None and "text" not in names:
+        raise ValueError(f"corpus is for the figure 'text'; {names[0]!r} reads no texts")
+    names = tuple(name for name in names if name != "text" or corpus is not None)
     given = _two_sets(transcoders, names)
     with progress_bar(progress, len(names), "figures", "figure") as bar:
         pairs = _pairs(names, dense, sparse, bar.set_postfix_str if bar is not None else None)
@@ -87,7 +98,12 @@ def reproduce(
         folder.mkdir(parents=True, exist_ok=True)
         files: Files = {}
         for name in names:
-            made = addition.make(adders) if name == "addition" else _OF_A_PAIR[name](pairs[name])
+            if name == "addition":
+                made: Iterable[FigureFiles] = addition.make(adders)
+            elif name == "text":
+                made = text.make(corpus, *(None, None) if what == "all" else (dense, sparse))
+            else:
+                made = _OF_A_PAIR[name](pairs[name])
             for figure in made:
                 files |= _write(figure, folder, formats)
             if bar is not None:
@@ -177,5 +193,5 @@ _OF_A_PAIR: dict[str, Callable[[ModelPair], Iterable[FigureFiles]]] = {
     "antonym": antonym.make,
     "curves": curves.make,
 }
-FIGURES = (*_OF_A_PAIR, "addition")
+FIGURES = (*_OF_A_PAIR, "addition", "text")
 """Names of the figures, as `reproduce` and the command take them."""

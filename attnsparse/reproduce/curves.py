@@ -35,21 +35,21 @@ TASKS = {
     "greater_than": "Greater than",
 }
 UNITS = ("head", "edge")
-ABLATIONS = {"zero": "curves", "mean": "curves-mean"}
+ABLATIONS = {"zero": "", "mean": "-mean"}  # ends of the figures' names
 WITH_CONTROL = "zero"
 MOST_ITEMS = 200  # rows of a circuit in the table of items
 
 Circuits = Mapping[tuple[str, str], "dict[str, Circuit]"]  # (task, unit) -> role -> circuit
 
 
-def make(pair: ModelPair) -> list[FigureFiles]:
-    """Two figures of the same form: zero ablation and mean ablation."""
+def make(pair: ModelPair, titles: Mapping[str, str] = TASKS, name: str = "curves") -> list[FigureFiles]:
+    """Two figures of the same form: zero ablation and mean ablation. titles: of the tasks, by their names."""
     made = []
-    for ablation, name in ABLATIONS.items():
+    for ablation, end in ABLATIONS.items():
         circuits = {
             (task, unit): pair.circuits(task, unit, ablation, roles(pair, ablation))
             for unit in UNITS
-            for task in TASKS
+            for task in titles
         }
         rankings = [
             (role, pair.candidates(role, task, unit, ablation))
@@ -57,7 +57,8 @@ def make(pair: ModelPair) -> list[FigureFiles]:
             for role in by_role
         ]
         tables = {"needed": needed_table(rankings), **tables_of(circuits)}
-        made.append(FigureFiles(name, draw(circuits), caption(circuits, tables["ratios"], pair), tables))
+        words = caption(circuits, tables["ratios"], pair)
+        made.append(FigureFiles(f"{name}{end}", draw(circuits, titles), words, tables))
     return made
 
 
@@ -66,17 +67,17 @@ def roles(pair: ModelPair, ablation: str) -> list[str]:
     return [role for role in pair.models if role != "control" or ablation == WITH_CONTROL]
 
 
-def draw(circuits: Circuits) -> Figure:
+def draw(circuits: Circuits, titles: Mapping[str, str] = TASKS) -> Figure:
     """Heads above edges, one column per task."""
     limits = effect_limits(circuit for by_role in circuits.values() for circuit in by_role.values())
     with styled():
         figure, axes = plt.subplots(
-            len(UNITS), len(TASKS), figsize=(2.15 * len(TASKS), 2.05 * len(UNITS)), squeeze=False
+            len(UNITS), len(titles), figsize=(2.15 * len(titles), 2.05 * len(UNITS)), squeeze=False
         )
         figure.subplots_adjust(left=0.055, right=0.995, top=0.94, bottom=0.09, wspace=0.09, hspace=0.34)
     letters = iter(string.ascii_lowercase)
     for row, unit in zip(axes, UNITS):
-        for ax, (task, title) in zip(row, TASKS.items()):
+        for ax, (task, title) in zip(row, titles.items()):
             first = ax is axes[0, 0]
             above = title if unit == UNITS[0] else None
             effect_curves(circuits[task, unit], ax, FRACTION, ylim=limits, title=above, key=first)

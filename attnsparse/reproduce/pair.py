@@ -83,13 +83,17 @@ class ModelPair:
     _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
     _circuits: dict[tuple[str, ...], list[Circuit]] = field(default_factory=dict, repr=False)
 
+    def add(self, task: Task) -> None:
+        """Make `task` known by its name, for a task that is not built in."""
+        self._tasks[task.name] = task
+
     def task(self, name: str) -> Task:
         """The prompts of a task, the same for all models.
 
         Parameters
         ----------
         name : str
-            A built-in task, see `asp.tasks.make_task`.
+            A built-in task, see `asp.tasks.make_task`, or one that was added.
 
         Raises
         ------

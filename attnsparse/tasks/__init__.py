@@ -25,11 +25,13 @@ from .metrics import (
     rank,
     top1,
 )
+from .running_text import TEXT_TASKS, text_task
 from .task import Task
 
 __all__ = [
     "METRICS",
     "TASKS",
+    "TEXT_TASKS",
     "CustomMetric",
     "Task",
     "from_dataframe",
@@ -43,6 +45,7 @@ __all__ = [
     "rank",
     "read_eap_csv",
     "read_prompts_json",
+    "text_task",
     "top1",
     "write_prompts_json",
 ]

@@ -84,11 +84,14 @@ typedef struct {
 typedef struct {
     const asp_real *q, *k, *v; /* (T,D) read */
     int64_t stride, n_tokens, d_head;
-    int64_t first;   /* position of the first query, below n_tokens; 0 without a cache */
-    asp_real *cache; /* asp_attention_cache elements, read and written: keys and values of the positions before
+    int64_t first;         /* position of the first query, below n_tokens; 0 without a cache */
+    asp_real *cache;       /* asp_attention_cache elements, read and written: keys and values of the positions before
                       * `first`, behind which those of the task are put; NULL: none */
-    int64_t room;    /* positions for which the cache was made */
-    asp_real scale;  /* of the scores */
+    int64_t room;          /* positions for which the cache was made */
+    asp_real scale;        /* of the scores */
+    int cut;               /* the softmax is over some entries: one of the next three is not 0 */
+    int64_t window, top_k; /* as in asp_config */
+    asp_real min_weight;
     int gated, noisy, straight_through;
     asp_real gate_bias;
     uint64_t noise_key; /* of (seed, step, sequence, layer, head) */

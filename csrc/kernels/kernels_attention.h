@@ -165,13 +165,62 @@ static void finish_row(const asp_attention_task *u, asp_real *row, int64_t query
     if (u->pattern) write_row(u->pattern + row_at(u, query), row, query + 1, u->n_tokens, 0);
 }
 
+/* The k-th largest of n >= k scores, found bit by bit: as integers that rise as the numbers do. */
+static asp_real kth_largest(const asp_real *scores, int64_t n, int64_t k) {
+    const asp_bits sign = (asp_bits)1 << (8 * sizeof(asp_bits) - 1);
+    asp_bits found = 0;
+    for (asp_bits bit = sign; bit; bit >>= 1) {
+        int64_t above = 0;
+        for (int64_t i = 0; i < n; i++) {
+            asp_bits x;
+            memcpy(&x, scores + i, sizeof x);
+            x = x & sign ? ~x : x | sign;
+            above += x >= (found | bit);
+        }
+        if (above >= k) found |= bit;
+    }
+    found = found & sign ? found & ~sign : ~found;
+    asp_real value;
+    memcpy(&value, &found, sizeof value);
+    return value;
+}
+
+/* Scores below `least` become -inf; n is a multiple of 16. */
+static void cut_below(asp_real *row, int64_t n, asp_real least) {
+    for (int64_t k = 0; k < n; k += ASP_LANES) {
+        const vec s = load(row + k);
+        store(row + k, select(s < least, splat(-(asp_real)INFINITY), s));
+    }
+}
+
+/* The score from which on an entry has at least min_weight of the row's softmax, at most the largest one. */
+static asp_real least_score(const asp_real *row, int64_t n, asp_real min_weight) {
+    vec best = load(row), sums = {0};
+    for (int64_t k = ASP_LANES; k < n; k += ASP_LANES) best = maximum(load(row + k), best);
+    const asp_real top = max_lanes(best);
+    for (int64_t k = 0; k < n; k += ASP_LANES) sums += exp_vec(load(row + k) - top);
+    const asp_real least = top + asp_log(min_weight * sum_lanes(sums));
+    return least < top ? least : top;
+}
+
+/* Scores of a row that the softmax is not over become -inf, up to a multiple of 16, the ones behind the query too. */
+static void cut_row(const asp_attention_task *u, asp_real *row, int64_t query) {
+    const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES;
+    const ivec last = first_lanes(n - (padded - ASP_LANES));
+    store(row + padded - ASP_LANES, select(last, load(row + padded - ASP_LANES), splat(-(asp_real)INFINITY)));
+    if (!u->cut) return;
+    for (int64_t k = 0; u->window && k < n - u->window; k++) row[k] = -(asp_real)INFINITY;
+    if (u->top_k && u->top_k < n) cut_below(row, padded, kth_largest(row, n, u->top_k));
+    if (u->min_weight > 0) cut_below(row, padded, least_score(row, padded, u->min_weight));
+}
+
 /* row: scores of one query on entry, pattern on return; entries up to a multiple of 16 are written. */
 static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t query) {
     const int64_t n = query + 1, padded = (n + ASP_LANES - 1) / ASP_LANES * ASP_LANES, at = row_at(u, query);
     const uint64_t row_key = u->noisy ? asp_splitmix64(u->noise_key ^ (uint64_t)query) : 0;
-    const ivec last = first_lanes(n - (padded - ASP_LANES));
-    store(row + padded - ASP_LANES, select(last, load(row + padded - ASP_LANES), splat(-(asp_real)INFINITY)));
     if (u->scores) write_row(u->scores + at, row, n, u->n_tokens, -(asp_real)INFINITY);
+    cut_row(u, row, query);
+    for (int64_t k = 0; u->gate && !u->gated && k < n; k++) u->gate[at + k] = !u->cut || row[k] > -(asp_real)INFINITY;
     vec best = load(row);
     for (int64_t k = ASP_LANES; k < padded; k += ASP_LANES) best = maximum(load(row + k), best);
     const asp_real top = max_lanes(best);
@@ -195,7 +244,6 @@ static void pattern_row(const asp_attention_task *u, asp_real *row, int64_t quer
     for (int64_t k = 0; k < padded; k += ASP_LANES) store(row + k, load(row + k) * inverse);
     if (u->thinned) thin_row(u, row, query, padded);
     finish_row(u, row, query);
-    if (u->gate && !u->gated) memset(u->gate + at, 1, (size_t)n);
     if (u->gate) memset(u->gate + at + n, 0, (size_t)(u->n_tokens - n));
 }
 
@@ -326,6 +374,7 @@ static void pattern_row_backward(const asp_attention_task *u, asp_real *row, asp
     const asp_real lse = u->lse[query];
     const int through = u->noisy || u->straight_through, soft = through || u->priced || u->edge_sums;
     vec gates = {0}, opens = {0};
+    if (u->cut) cut_row(u, row, query);
     asp_edge_sum own[ASP_ENTRY_OTHER] = {{0}};
     if (u->dpattern) write_row(u->dpattern + query * u->n_tokens, drow, n, u->n_tokens, 0);
     for (int64_t k = 0; k < padded; k += ASP_LANES) {

@@ -2,8 +2,10 @@
  * Vectors are GCC/Clang vector extensions: one zmm, two ymm or four xmm registers for float. */
 #ifdef ASP_DOUBLE
 typedef int64_t asp_int;
+typedef uint64_t asp_bits;
 #else
 typedef int32_t asp_int;
+typedef uint32_t asp_bits;
 #endif
 typedef asp_real vec __attribute__((vector_size(ASP_LANES * sizeof(asp_real)), may_alias));
 typedef asp_real memvec

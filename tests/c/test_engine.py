@@ -22,6 +22,19 @@ CONFIGS = {
     "no bias, relu": {"bias": False, "activation": "relu", "gated": True},
     "layer scale": {"scale_by_inverse_layer": True, "n_layer": 4, "gated": True},
     "no scale": {"scale_attn": False, "gated": True},
+    "window": {"window": 3},
+    "window of one": {"window": 1, "n_head": 1},
+    "top k": {"top_k": 2, "n_head": 3, "d_model": 12},
+    "least weight": {"min_weight": 0.2},
+    "all rules": {"window": 7, "top_k": 4, "min_weight": 0.15, "n_ctx": 21},
+    "many tokens by rule": {
+        "n_ctx": 150,
+        "n_head": 3,
+        "d_model": 33,
+        "d_head": 11,
+        "top_k": 21,
+        "window": 70,
+    },
     "many tokens": {"n_ctx": 150, "n_head": 3, "d_model": 33, "d_head": 11, "n_vocab": 131, "gated": True},
 }
 

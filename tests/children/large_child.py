@@ -8,6 +8,7 @@ against float64, how many entries, and the peak of this process's memory in byte
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -26,7 +27,7 @@ def build(left_zero: str = "", **sizes: int) -> tuple:
     """Config and core of one layer with random weights, but for one array that is left 0."""
     usual = {"n_layer": 1, "n_head": 12, "d_model": 24, "d_head": 4, "d_mlp": 8}
     config = asp.Config(**(usual | {"gated": True, "gate_bias": -1.0} | sizes))
-    core = _core.Model(config.to_dict())
+    core = _core.Model(dataclasses.asdict(config))
     for name in core.names:
         if name != left_zero:
             core._writable(name)[...] = RANDOM.standard_normal(core.shape(name), dtype=np.float32)
@@ -167,7 +168,7 @@ def vocabulary(n_vocab: int = 4_194_304, width: int = 520) -> dict:
     ids = np.sort(RANDOM.permutation(n_vocab // 100)[:64].astype(np.int64)) + n_vocab - n_vocab // 100
     rows = RANDOM.standard_normal((64, width), dtype=np.float32)
     core._writable("wte.weight")[ids] = rows
-    small = _core.Model(config.to_dict() | {"n_vocab": 64})
+    small = _core.Model(dataclasses.asdict(config) | {"n_vocab": 64})
     for name in core.names:
         small._writable(name)[...] = rows if name == "wte.weight" else core.parameter(name)
     tokens = np.arange(64, dtype=np.int32)

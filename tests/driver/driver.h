@@ -27,7 +27,7 @@ extern const int n_operations;
 asp_status fixture_open(fixture *f, const asp_context *context, asp_error *err);
 void fixture_close(fixture *f);
 
-asp_status small_model(asp_model **model, int gated, asp_error *err);
+asp_status small_model(asp_model **model, int kind, asp_error *err);
 void fill(asp_real *x, int64_t n, double size, uint64_t seed);
 void add_bytes(uint64_t *digest, const void *data, int64_t n);
 void add_reals(uint64_t *digest, const asp_real *data, int64_t n);

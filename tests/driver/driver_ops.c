@@ -49,7 +49,8 @@ void add_run(uint64_t *digest, const asp_run *run) {
     add_reals(digest, edges.weight, edges.n_edges);
 }
 
-asp_status small_model(asp_model **model, int gated, asp_error *err) {
+asp_status small_model(asp_model **model, int kind, asp_error *err) {
+    const int gated = kind == 1, ruled = kind == 2;
     const asp_config config = {.n_layer = L,
                                .n_head = H,
                                .d_model = E,
@@ -65,9 +66,12 @@ asp_status small_model(asp_model **model, int gated, asp_error *err) {
                                .bias = 1,
                                .unembed_bias = gated,
                                .scale_attn = 1,
-                               .scale_by_inverse_layer = !gated};
+                               .scale_by_inverse_layer = !gated,
+                               .window = 9 * ruled,
+                               .top_k = 4 * ruled,
+                               .min_weight = 0.1 * ruled};
     const asp_status status = asp_model_new(model, &config, err);
-    if (!status) fill(asp_model_data(*model), asp_model_size(*model), 0.4, (uint64_t)gated + 1);
+    if (!status) fill(asp_model_data(*model), asp_model_size(*model), 0.4, (uint64_t)kind + 1);
     return status;
 }
 

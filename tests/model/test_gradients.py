@@ -21,6 +21,10 @@ CONFIGS = {
     "heads of width 1": {"n_head": 3, "d_head": 1, "gated": True, "bias": False},
     "untied, gelu": {"tied": False, "activation": "gelu", "unembed_bias": True, "n_head": 1},
     "relu, layer scale": {"activation": "relu", "scale_by_inverse_layer": True, "gated": True, "n_layer": 3},
+    "window": {"window": 3, "n_layer": 3},
+    "top k": {"top_k": 2},
+    "least weight": {"min_weight": 0.2, "n_head": 1},
+    "all rules": {"window": 7, "top_k": 4, "min_weight": 0.15},
     "odd widths": {"d_model": 13, "n_head": 3, "d_head": 5, "d_mlp": 11, "n_vocab": 17, "gated": True},
 }
 

@@ -26,6 +26,7 @@ DEFAULTS = {
     "n_layer": 2, "n_head": 2, "d_model": 8, "d_head": 4, "d_mlp": 16, "n_ctx": 12, "n_vocab": 11,
     "activation": "gelu_new", "ln_eps": 1e-5, "gated": False, "gate_bias": 0.0, "tied": True,
     "bias": True, "unembed_bias": False, "scale_attn": True, "scale_by_inverse_layer": False,
+    "window": 0, "top_k": 0, "min_weight": 0.0,
 }  # fmt: skip
 
 PER_LAYER = (
@@ -169,6 +170,20 @@ def score_factor(config: Mapping, layer: int) -> float:
     return factor / (layer + 1) if config["scale_by_inverse_layer"] else factor
 
 
+def kept_scores(config: Mapping, scores: Array) -> Array:
+    """(H,T,T) with -inf for entries that the softmax is not over: those before the window, then all but the
+    top_k largest, then those that have less than min_weight of the softmax and are not the largest."""
+    scores = scores.copy()
+    for row in scores.reshape(-1, scores.shape[-1]):
+        query = int(np.flatnonzero(~np.isneginf(row))[-1])
+        if config["window"]:
+            row[: max(query + 1 - config["window"], 0)] = -np.inf
+        if 0 < config["top_k"] <= query:
+            row[row < np.sort(row)[-config["top_k"]]] = -np.inf
+        row[(softmax(row) < config["min_weight"]) & (row < row.max())] = -np.inf
+    return scores
+
+
 def hard_gate(layer: int, g: Array) -> Array:
     """The gate at evaluation: 1 where g > 0, else 0."""
     return (g > 0).astype(np.float64)
@@ -247,8 +262,9 @@ def _attention(config, weights, layer, x, gate, gate_bias, keep) -> Array:
     mask = causal_mask(n_tokens)
     scores = np.where(mask, np.einsum("qhd,khd->hqk", q, k) * score_factor(config, layer), -np.inf)
     scores = keep("scores", layer, scores)
+    scores = kept_scores(config, scores)
     m = gate(layer, np.where(mask, scores + gate_bias, -np.inf)) if config["gated"] else 1.0
-    m = keep("gate", layer, np.where(mask, m, 0.0) + np.zeros_like(scores))
+    m = keep("gate", layer, np.where(np.isneginf(scores), 0.0, m))
     pattern = keep("pattern", layer, softmax(scores) * m)
     z = keep("z", layer, np.einsum("hqk,khd->qhd", pattern, v))
     w_o = weights[f"h.{layer}.attn.c_proj.weight"].reshape(*heads, -1)

@@ -157,7 +157,8 @@ def _attention_backward(
     dv = np.einsum("hqk,qhd->khd", here["pattern"], dz)
     if g is not None:
         g = np.where(mask, g, -np.inf)
-    ds = score_gradient(oracle.softmax(here["scores"]), here["gate"], dA, g, edge_gradient)
+    P = oracle.softmax(oracle.kept_scores(config, here["scores"]))
+    ds = score_gradient(P, here["gate"], dA, g, edge_gradient)
     factor = oracle.score_factor(config, layer)
     dq = factor * np.einsum("hqk,khd->qhd", ds, here["k"])
     dk = factor * np.einsum("hqk,qhd->khd", ds, here["q"])

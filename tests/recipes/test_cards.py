@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from data_folder import data_file
 
 import attnsparse as asp
 from attnsparse.model.locate import MODELS_FOLDER
-from attnsparse.recipes import RECIPES, addition, cards, demo, transcoders
+from attnsparse.recipes import RECIPES, addition, cards, demo, text, transcoders
 from attnsparse.recipes.addition_evaluation import edge_threshold, evaluate, facts
 from attnsparse.recipes.demo_evaluation import Measured
+from attnsparse.recipes.text_evaluation import Mean
+from attnsparse.training.text_tokens import TextFile
 
 TEMPLATES = sorted(path.stem for path in (Path(cards.__file__).parent / "cards").glob("*.md"))
 
@@ -22,8 +27,12 @@ def shipped(name: str) -> str:
     return (MODELS_FOLDER / name / "README.md").read_text(encoding="utf-8")
 
 
-def number(text: str, before: str) -> float:
-    return float(re.search(rf"{before}([0-9.e-]+)", text)[1])
+def number(card: str, before: str) -> float:
+    return float(re.search(rf"{before}([0-9.e-]+)", card)[1])
+
+
+def integer(digits: str) -> int:
+    return int(digits.replace(",", ""))
 
 
 @pytest.mark.parametrize("name", RECIPES["addition"].models)
@@ -52,6 +61,35 @@ def test_transcoder_cards(name):
     assert settings == transcoders.Settings().shown()
     made = cards.transcoders_card(name, found, settings, transcoders.HISTORY_EVERY)
     assert made + "\n" == shipped(name)
+
+
+@pytest.mark.parametrize("name", RECIPES["text"].models)
+def test_text_cards(name):
+    """The card is its template; what was measured is measured again where the texts are at hand."""
+    model, card = asp.load(name), shipped(name)
+    files = [
+        TextFile("", file, integer(n_bytes), integer(n_characters), sha)
+        for file, n_bytes, n_characters, sha in re.findall(
+            r"\| (\S+) \| ([\d,]+) \| ([\d,]+) \| `(\w+)` \|", card
+        )
+    ]
+    counts = {"tokens": r"trained on: ([\d,]+) tokens", "held_out": r"are held out: ([\d,]+) tokens"}
+    found = {what: integer(re.search(pattern, card)[1]) for what, pattern in counts.items()}
+    rows = re.findall(r"\| ([a-z][^|]+) \| (-?[\d.]+) \| ([\d.]+) \|", card)
+    measured = {what: Mean(float(value), float(error)) for what, value, error in rows}
+    about = SimpleNamespace(texts=files, describe=lambda: found)
+    made = cards.text_card(model, measured, about, text.Settings().shown(), text.HISTORY_EVERY)
+    assert made + "\n" == card
+    paths = [data_file(file.name) for file in files]
+    source = asp.TextData(
+        paths, model.config.n_ctx, 1, tokenizer=model.tokenizer, held_out=text.Settings.held_out
+    )
+    assert [file[1:] for file in source.texts] == [file[1:] for file in files]
+    windows = source.held_out[np.arange(len(source.held_out)) % text.STEERING != 0]
+    again = model.evaluate(windows, progress=False)
+    assert again.cross_entropy == pytest.approx(measured["cross-entropy, nats per token"].value, abs=2e-3)
+    edges = again.open_edges.sum() / windows.size
+    assert edges == pytest.approx(measured["open edges per token"].value, rel=1e-2)
 
 
 def test_every_template_is_used():

@@ -225,7 +225,7 @@ def test_teacher_forcing_and_greedy_writing_agree(name):
 
 
 def test_unknown_figure(tmp_path):
-    known = "'all', 'copy', 'antonym', 'curves', 'addition'"
+    known = "'all', 'copy', 'antonym', 'curves', 'addition', 'text'"
     with pytest.raises(ValueError, match=f"what must be one of {known}, got 'circuit'"):
         reproduce("circuit", tmp_path / "x")
     assert not (tmp_path / "x").exists()

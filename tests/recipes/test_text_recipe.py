@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import pytest
 import attnsparse as asp
 from attnsparse import recipes
 from attnsparse.cli import main as cli
-from attnsparse.recipes import text
+from attnsparse.recipes import text, text_frontier
 from attnsparse.recipes.text_evaluation import measure
 from attnsparse.training.trainer import Trainer
 
@@ -57,11 +58,23 @@ def test_it_writes_three_models_of_one_shape(short, corpus):
 
 def test_control_and_twin_have_as_many_steps(short):
     dense, control, sparse = (pd.read_csv(folder / "history.csv") for folder in short)
-    assert control["step"].tolist() == sparse["step"].tolist() == [9, 19, 29]
+    assert control["step"].tolist() == sparse["step"].tolist() == [9, 19, 29, 39]
     assert control["lr"].tolist() == sparse["lr"].tolist()
     assert control["multiplier"].isna().all()
     assert sparse["held_out_ce"].notna().all()
     assert dense["phase"].iloc[-1] == 1
+
+
+def test_the_twin_is_held_against_the_control_after_as_many_steps(short):
+    history = pd.DataFrame({"step": range(6), "held_out_ce": [np.nan, 3.00004, np.nan, 2.0, np.nan, 1.5]})
+    control = SimpleNamespace(history=lambda: history, options=SimpleNamespace(steps=6))
+    tau = text.course(control)
+    assert [tau.at(step, 6) for step in range(6)] == pytest.approx([3, 3, 3, 2.5, 2, 1.75])
+    options = text.twin_options(text.Settings(), text.Stage(6, 0.1, 0.0, 0.1, 0.5, 1e-3), tau)
+    assert options.limit(3) == pytest.approx(2.6)
+    control, sparse = (pd.read_csv(folder / "history.csv").set_index("step") for folder in short[1:])
+    assert sparse["tau"][19] - 0.1 == pytest.approx(control["held_out_ce"][[9, 19]].mean(), abs=0.2)
+    assert sparse["tau"][29] == pytest.approx(control["held_out_ce"][29] + 0.02, abs=1e-4)
 
 
 def test_the_card_has_what_the_models_measure(short, corpus):
@@ -97,20 +110,20 @@ def test_a_dense_model_has_all_entries(short):
 
 def test_the_level_phase_ends_when_the_text_teaches_no_more(tmp_path, corpus, monkeypatch):
     ended: dict[str, int] = {}
-    ship = text._Job.run
+    ship = text.TextJob.run
 
     def run(self, name, *rest):
         trainer = ship(self, name, *rest)
         ended[name] = trainer.step_count
         return trainer
 
-    monkeypatch.setattr(text._Job, "run", run)
+    monkeypatch.setattr(text.TextJob, "run", run)
     train(tmp_path, corpus, dense_lr=0.0, level_every=5)  # the first look stays the best one
     assert ended["level"] == 15
     assert ended["falling"] == text.TINY["falling_steps"]
 
 
-@pytest.mark.parametrize("phase", ["level", "falling", "control-second", "twin-first", "twin-second"])
+@pytest.mark.parametrize("phase", ["level", "falling", "control-second", "twin-first", "twin-third"])
 def test_stopped_and_resumed_gives_the_same_bytes(short, corpus, tmp_path, monkeypatch, phase):
     step, done = Trainer.step, []
 
@@ -155,3 +168,59 @@ def test_the_command(tmp_path, corpus, capsys):
         assert caught.value.code == 2
     assert cli.main(["train", "text", "--corpus", "none.txt", "--out", str(tmp_path / "third")]) == 1
     assert "none.txt" in capsys.readouterr().err
+
+
+def test_the_frontier(short, corpus, tmp_path, monkeypatch):
+    """Its points are the models that the recipe says, also when it was stopped on the way."""
+    monkeypatch.setattr(text_frontier, "SLACKS", (0.3,))
+    monkeypatch.setattr(text_frontier, "TRAINED", (("window", 3),))
+    monkeypatch.setattr(text_frontier, "RULES", {"window": (3, 16), "top_k": (2,), "min_weight": (0.2,)})
+    step, done, kept = Trainer.step, [], []
+
+    def stopping(self):
+        if self._folder.name == "window-3-third":
+            kept.append(self.model.config.window)
+            done.append(True)
+            if len(done) == 4:
+                raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    frontier = recipes.RECIPES["text-frontier"]
+    given = {"quiet": True, "corpus": corpus, "tiny": True, "checkpoint_every": 5}
+    with pytest.raises(KeyboardInterrupt):
+        frontier.train(tmp_path, **given)
+    path = tmp_path / "text-sparse" / "frontier.csv"
+    early = pd.read_csv(path)
+    folders = frontier.train(tmp_path, resume=True, **given)
+    table = pd.read_csv(path)
+    path.unlink()
+    assert contents(folders) == contents(short)
+    assert kept
+    assert set(kept) == {3}
+    assert table["sparse_by"].tolist() == [
+        "none",
+        "gate",
+        "gate",
+        "window",
+        "window",
+        "window",
+        "top_k",
+        "min_weight",
+    ]
+    assert len(early) == len(table) - 1
+    gates = table[table["sparse_by"] == "gate"]
+    assert sorted(gates["setting"]) == [0.02, 0.3]
+    source = asp.TextData(corpus, 16, 4, tokenizer=300)
+    judged = source.held_out[np.arange(len(source.held_out)) % text.STEERING != 0]
+    control, sparse = map(asp.load, short[1:])
+    windows = table[table["sparse_by"] == "window"].reset_index()
+    assert windows["trained"].tolist() == [True, False, False]
+    assert windows["edges_per_token"].tolist() == pytest.approx([4 * 45 / 16, 4 * 45 / 16, 4 * 136 / 16])
+    assert windows["above_control"][2] == pytest.approx(0, abs=1e-6)
+    ruled = text_frontier.ruled(control, "window", 3)
+    shipped = gates[gates["setting"] == 0.02].iloc[0]
+    for model, row in ((control, table.iloc[0]), (ruled, windows.iloc[1]), (sparse, shipped)):
+        losses = np.array([model.evaluate([window]).cross_entropy for window in judged])
+        assert row["cross_entropy"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert abs(windows["cross_entropy"][0] - windows["cross_entropy"][1]) > 1e-4

@@ -96,7 +96,7 @@ def test_scripts_and_styles_of_pages_are_installed():
 
 @pytest.mark.parametrize(
     "name",
-    [name for recipe in RECIPES.values() if not recipe.needs_corpus for name in recipe.models],
+    dict.fromkeys(name for recipe in RECIPES.values() for name in recipe.models),
 )
 def test_embedded_models_are_installed(name):
     folder = files("attnsparse").joinpath("pretrained", name)
