@@ -22,10 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..model.config import Config
 from ..model.model import Model
 from ..training import schedules
 from ..training.options import TrainingOptions
+from ..training.schedules import Pieces
 from ..training.trainer import Trainer
 from . import cards
 from .demo_evaluation import measure
@@ -33,7 +36,7 @@ from .demo_text import LENGTH, DemoText, demo_tokenizer
 from .job import RecipeJob, RecipeSettings, gated_twin, joined_history, write_csv, write_history
 
 DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
-PHASES = ("dense", "common", "settle", "near")
+PHASES = ("dense", "common", "settle", "near", "spread")
 LONGEST = ("common", "settle")  # phases of the longest twin, repeated by the control
 HISTORY_EVERY = 10  # steps
 SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
@@ -55,6 +58,34 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Further steps of the dense model, after which many of its heads do the same work together.
+
+    The attention of the early layers is off until the tasks are learned again above; whole heads are dropped
+    at random, so that no few of them may do without the others.
+    """
+
+    steps: int = 1300
+    lr: float = 2e-3
+    tail: float = 0.4
+    """Share of the steps in which the learning rate falls."""
+    early_layers: int = 4
+    """Layers 0 to early_layers - 1 are without attention at the start."""
+    early_scale: float = 0.1
+    """Their query, key and output weights are scaled by this before the first step."""
+    back: float = 0.6
+    """Share of the steps after which their attention is back."""
+    early_dropout: float = 0.5
+    """Share of their heads that is dropped then."""
+    late_dropout: float = 0.4
+    """Share of the heads of the other layers that is dropped."""
+    end: float = 0.88
+    """Share of the steps after which no head is dropped."""
+    noise: float = 0.0
+    """Share of sentences with a wrong answer."""
+
+
+@dataclass(frozen=True)
 class Settings(RecipeSettings):
     """Everything of the recipe that can be chosen."""
 
@@ -65,6 +96,8 @@ class Settings(RecipeSettings):
     dense_tail: float = 0.4
     weight_decay: float = 0.01
     """Of the dense model and the control."""
+    spread: Spread | None = None
+    """What the dense model is trained by once its tasks are learned."""
     common_steps: int = 4500
     """The phase that both twins share; `demo-sparse` leaves it after `near_from` steps."""
     common_lr: float = 2e-3
@@ -112,6 +145,30 @@ def dense_options(settings: Settings) -> TrainingOptions:
     )
 
 
+def spread_options(settings: Settings, spread: Spread) -> TrainingOptions:
+    """Heads are dropped at random, in the early layers all of them until `spread.back`."""
+    early = Pieces(
+        (
+            (0.0, 1.0), (spread.back, 1.0), (spread.back, spread.early_dropout),
+            (spread.end, spread.early_dropout), (spread.end, 0.0),
+        )
+    )  # fmt: skip
+    late = schedules.jump(spread.late_dropout, 0.0, spread.end)
+    first, last = _layer_ranges(spread.early_layers)
+    return TrainingOptions(
+        steps=spread.steps,
+        seed=settings.seed,
+        lr=schedules.Warmup(spread.lr, 100, "linear", begin=1 - spread.tail, final=0.02),
+        weight_decay=settings.weight_decay,
+        head_dropout=schedules.per_layer({first: early, last: late}),
+    )
+
+
+def _layer_ranges(early_layers: int) -> tuple[str, str]:
+    """The early layers and the others, as `schedules.per_layer` takes them."""
+    return f"0-{early_layers - 1}", f"{early_layers}-{config().n_layer - 1}"
+
+
 def control_options(settings: Settings, twin: TrainingOptions) -> TrainingOptions:
     """The steps and the learning rate of a twin's phase, without its gate."""
     return TrainingOptions(
@@ -122,7 +179,7 @@ def control_options(settings: Settings, twin: TrainingOptions) -> TrainingOption
 def common_options(settings: Settings, dense_ce: float) -> TrainingOptions:
     """Early layers shut until 20 %, back by 45 %; the cross-entropy may be the dense one's plus slack."""
     early, late = settings.early_prices, settings.late_prices
-    first, last = f"0-{settings.early_layers - 1}", f"{settings.early_layers}-{config().n_layer - 1}"
+    first, last = _layer_ranges(settings.early_layers)
     return TrainingOptions(
         steps=settings.common_steps,
         seed=settings.seed,
@@ -177,14 +234,28 @@ def _rate(lr: float, tail: float) -> schedules.Warmup:
 
 def sparse_start(dense: Model, settings: Settings) -> Model:
     """The sparse twin before its first step: the dense weights, with small scores in the early layers."""
+    return gated_twin(dense, SPARSE, _small_scores(dense, settings.early_layers, settings.early_scale))
+
+
+def spread_start(dense: Model, spread: Spread) -> Model:
+    """The dense model before it is spread: small scores, and small outputs of attention, in early layers."""
+    changed = _small_scores(dense, spread.early_layers, spread.early_scale)
+    for layer in range(spread.early_layers):
+        name = f"h.{layer}.attn.c_proj.weight"
+        changed[name] = dense.parameter(name) * np.float32(spread.early_scale)
+    return Model(dense.config, {**dense.parameters(), **changed}, tokenizer=dense.tokenizer, name=DENSE)
+
+
+def _small_scores(dense: Model, early_layers: int, scale: float) -> dict[str, np.ndarray]:
+    """The weights and biases of queries and keys in the early layers, scaled (values are as they were)."""
     n_columns = 2 * dense.config.n_head * dense.config.d_head  # those of queries and keys
     changed = {}
-    for layer in range(settings.early_layers):
+    for layer in range(early_layers):
         for part in ("weight", "bias"):
             name = f"h.{layer}.attn.c_attn.{part}"
             changed[name] = dense.parameter(name).copy()
-            changed[name][..., :n_columns] *= settings.early_scale
-    return gated_twin(dense, SPARSE, changed)
+            changed[name][..., :n_columns] *= scale
+    return changed
 
 
 def train(

@@ -133,7 +133,7 @@ static PyObject *take_model_step(py_trainer *self, const asp_batch *micro, Py_ss
 }
 
 enum { LAYER_OPTIONS = 1 + ASP_N_ENTRY_KINDS + ASP_N_DROPS };
-static const double MOST_DROPPED = 0.999;
+static const double MOST_DROPPED = 0.999; /* of what is divided by 1 - rate; of heads all may be */
 
 static void list_layer_options(layer_option list[LAYER_OPTIONS], asp_step_options *o) {
     static const char *const edges[] = {"self_edge_weight", "previous_edge_weight", "first_edge_weight", "edge_weight"},
@@ -142,8 +142,10 @@ static void list_layer_options(layer_option list[LAYER_OPTIONS], asp_step_option
     list[0] = (layer_option){"gate_bias", -most, most, &o->gate_bias, Py_None, NULL};
     for (int i = 0; i < ASP_N_ENTRY_KINDS; i++)
         list[1 + i] = (layer_option){edges[i], -most, most, &o->edge_weight[i], Py_None, NULL};
-    for (int i = 0; i < ASP_N_DROPS; i++)
-        list[1 + ASP_N_ENTRY_KINDS + i] = (layer_option){drops[i], 0, MOST_DROPPED, &o->dropout[i], Py_None, NULL};
+    for (int i = 0; i < ASP_N_DROPS; i++) {
+        const double most_dropped = i == ASP_DROP_HEADS ? 1 : MOST_DROPPED;
+        list[1 + ASP_N_ENTRY_KINDS + i] = (layer_option){drops[i], 0, most_dropped, &o->dropout[i], Py_None, NULL};
+    }
 }
 
 static int read_constraint(const char *name, asp_constraint *constraint) {
