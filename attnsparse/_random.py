@@ -23,6 +23,7 @@ TRANSCODERS = 8  # first counter: the layer
 COMPONENTS = 11  # random rankings of component edges; first counter: the ranking
 MIXTURES = 12  # order of sources in a block of sequences; counters: block, micro-batch
 SHIFTS = 13  # where windows begin; counters: epoch, source
+ANSWERS = 14  # which answers are wrong, and what they are; counters: step, micro-batch
 
 _AT_ONCE = 2**20  # numbers drawn between two checks for Ctrl-C
 

@@ -34,6 +34,7 @@ from . import cards
 from .demo_evaluation import measure
 from .demo_text import LENGTH, DemoText, demo_tokenizer
 from .job import RecipeJob, RecipeSettings, gated_twin, joined_history, write_csv, write_history
+from .wrong_answers import WrongAnswers
 
 DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
 PHASES = ("dense", "common", "settle", "near", "spread")
@@ -81,8 +82,10 @@ class Spread:
     """Share of the heads of the other layers that is dropped."""
     end: float = 0.88
     """Share of the steps after which no head is dropped."""
-    noise: float = 0.0
-    """Share of sentences with a wrong answer."""
+    wrong_answers: float = 0.0
+    """Share of answers that are replaced by a random token."""
+    right_from: float = 0.88
+    """Share of the steps after which all answers are right."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,13 @@ def spread_options(settings: Settings, spread: Spread) -> TrainingOptions:
         weight_decay=settings.weight_decay,
         head_dropout=schedules.per_layer({first: early, last: late}),
     )
+
+
+def spread_text(text: DemoText, spread: Spread) -> DemoText | WrongAnswers:
+    """The text of that phase."""
+    if not spread.wrong_answers:
+        return text
+    return WrongAnswers(text, spread.wrong_answers, round(spread.right_from * spread.steps))
 
 
 def _layer_ranges(early_layers: int) -> tuple[str, str]:
