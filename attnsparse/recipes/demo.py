@@ -283,8 +283,9 @@ def train(
     """
     chosen = Settings.of(seed, settings)
     job = _Job(out, chosen, resume, threads, quiet)
-    dense = job.run("dense", dense_options(chosen), job.new_model())
-    options = twin_options(chosen, job.ship(DENSE, [dense]))
+    first = job.dense()
+    dense = first[-1]
+    options = twin_options(chosen, job.ship(DENSE, first))
     common = job.run("common", options["common"], sparse_start(dense.model, chosen), chosen.near_from)
     early = job.at_kept_step("common", job.text("common"), dense.model.tokenizer)
     job.ship(SPARSE, [early, job.run("near", options["near"], early.model.copy())])
@@ -308,9 +309,20 @@ class _Job(RecipeJob):
         seed = self.settings.seed
         return Model.initialised(config(), seed, std="fan_in", tokenizer=demo_tokenizer(), name=DENSE)
 
-    def text(self, name: str) -> DemoText:
+    def dense(self) -> list[Trainer]:
+        """The phases of the dense model."""
+        chosen = self.settings
+        phases = [self.run("dense", dense_options(chosen), self.new_model())]
+        if chosen.spread is not None:
+            start = spread_start(phases[0].model, chosen.spread)
+            phases.append(self.run("spread", spread_options(chosen, chosen.spread), start))
+        return phases
+
+    def text(self, name: str) -> DemoText | WrongAnswers:
         """The text of a phase."""
-        return DemoText(self.settings.batch, seed=SEEDS_APART * self.settings.seed + PHASES.index(name))
+        text = DemoText(self.settings.batch, seed=SEEDS_APART * self.settings.seed + PHASES.index(name))
+        spread = self.settings.spread
+        return text if spread is None or name != "spread" else spread_text(text, spread)
 
     def run(self, name: str, options: TrainingOptions, model: Model, kept_step: int = 0) -> Trainer:
         """Phase `name` of PHASES, or `control-` and such a name for the same text without the gate."""
