@@ -78,7 +78,7 @@ def graph_overview(
     dense, sparse : WordEffect
         Of two models, for the left and the right panel; the boxes are the groups of the second one.
     columns : int, optional
-        Maps in a row on the left; None: a square or higher, at most 6.
+        Maps in a row on the left; None: a square or wider, at most 6.
     base : int, default 0
         Number of the first position, 0 or 1.
 
@@ -117,7 +117,7 @@ def graph_overview(
 
 
 def _columns(n: int) -> int:
-    return min(6, max(1, math.floor(math.sqrt(n))))
+    return min(6, max(1, math.ceil(math.sqrt(n))))
 
 
 def _title(found: WordEffect) -> tuple[str, str]:

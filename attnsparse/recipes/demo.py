@@ -11,6 +11,9 @@ Two twins, because the two aims conflict. Both continue from the common phase wi
 `demo-sparse` from before its end, while several heads still do the same work; `demo-sparse-max` from its end,
 with few edges left, to bring the cross-entropy back near the dense model's.
 
+With `Settings.spread` the dense model is trained on before all of this, so that many of its heads share the
+work: see `Spread`.
+
 The control is the dense model trained on, without a gate, for as many steps as the longest twin, on the same
 text and with the same learning rates: what a twin gains by sparsity is what it has beyond the control.
 """
@@ -100,7 +103,8 @@ class Settings(RecipeSettings):
     weight_decay: float = 0.01
     """Of the dense model and the control."""
     spread: Spread | None = None
-    """What the dense model is trained by once its tasks are learned."""
+    """Further steps of the dense model, once its tasks are learned; None, as of the models inside the
+    package: none."""
     common_steps: int = 4500
     """The phase that both twins share; `demo-sparse` leaves it after `near_from` steps."""
     common_lr: float = 2e-3
@@ -127,6 +131,10 @@ class Settings(RecipeSettings):
     """What makes `demo-sparse`."""
     settle: Stage = Stage(800, 0.04, 0.03, 3e-4, 0.06, lr=1e-3, tail=0.7)
     """What makes `demo-sparse-max`."""
+
+    def shown(self) -> dict[str, Any]:
+        """As of every recipe; without `spread` if there is none."""
+        return {name: value for name, value in super().shown().items() if value is not None}
 
 
 def config(gated: bool = False) -> Config:
