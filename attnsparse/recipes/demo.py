@@ -79,9 +79,9 @@ class Spread:
     """Their query, key and output weights are scaled by this before the first step."""
     back: float = 0.6
     """Share of the steps after which their attention is back."""
-    early_dropout: float = 0.5
+    early_dropout: float = 0.6
     """Share of their heads that is dropped then."""
-    late_dropout: float = 0.4
+    late_dropout: float = 0.6
     """Share of the heads of the other layers that is dropped."""
     end: float = 0.88
     """Share of the steps after which no head is dropped."""
