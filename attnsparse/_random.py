@@ -23,7 +23,8 @@ TRANSCODERS = 8  # first counter: the layer
 COMPONENTS = 11  # random rankings of component edges; first counter: the ranking
 MIXTURES = 12  # order of sources in a block of sequences; counters: block, micro-batch
 SHIFTS = 13  # where windows begin; counters: epoch, source
-RESAMPLED = 14  # circuits whose agreement is resampled
+ANSWERS = 14  # which answers are wrong, and what they are; counters: step, micro-batch
+RESAMPLED = 15  # circuits whose agreement is resampled
 
 _AT_ONCE = 2**20  # numbers drawn between two checks for Ctrl-C
 

@@ -78,7 +78,8 @@ def graph_overview(
     dense, sparse : WordEffect
         Of two models, for the left and the right panel; the boxes are the groups of the second one.
     columns : int, optional
-        Maps in a row on the left; None: a square or higher, at most 6.
+        Maps in a row on the left; None: as few as make the left panel no higher than the right one, but no
+        more than a square has, at most 6.
     base : int, default 0
         Number of the first position, 0 or 1.
 
@@ -96,10 +97,12 @@ def graph_overview(
     _check.instance(dense, WordEffect, "dense")
     _check.instance(sparse, WordEffect, "sparse")
     _check.base(base)
-    columns = _columns(dense.n_drawn) if columns is None else columns
-    units = panel_size(dense.n_drawn, columns)
     sketch = _layout(sparse)
-    side = min(map_side(sparse.n_drawn, sketch.width), LARGEST / max(units))
+    side = map_side(sparse.n_drawn, sketch.width)
+    if columns is None:
+        columns = _columns(dense.n_drawn, (sketch.height - STATEMENT) / side)
+    units = panel_size(dense.n_drawn, columns)
+    side = min(side, LARGEST / max(units))
     left = (units[0] * side, units[1] * side)
     height = max(left[1] + STATEMENT, sketch.height)
     entry = (dense.query, dense.key)
@@ -116,8 +119,10 @@ def graph_overview(
     return figure
 
 
-def _columns(n: int) -> int:
-    return min(6, max(1, math.floor(math.sqrt(n))))
+def _columns(n: int, height: float) -> int:
+    """The narrowest grid of n maps that is at most `height` maps high, or a square if that is narrower."""
+    square = min(6, max(1, math.ceil(math.sqrt(n))))
+    return next((i for i in range(1, square) if panel_size(n, i)[1] <= height), square)
 
 
 def _title(found: WordEffect) -> tuple[str, str]:

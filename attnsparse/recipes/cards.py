@@ -55,6 +55,7 @@ def addition_card(facts: Facts, settings: Mapping[str, object]) -> str:
 
 def demo_card(model: Model, found: Measured, settings: Mapping[str, object], history_every: int) -> str:
     """The card of a demo model; `history_every`: steps between two rows of its history."""
+    spread = settings.get("spread")
     held_out_pairs = [pair for pair in words.PAIRS if pair in words.HELD_OUT_PAIRS]
     return fill(
         "demo",
@@ -62,7 +63,12 @@ def demo_card(model: Model, found: Measured, settings: Mapping[str, object], his
         config=model.config,
         kind=_kind(model.config.gated),
         seed=settings["seed"],
-        training=fill(model.name, gate=fill("demo-gate"), reading=fill("demo-reading")),
+        training=fill(
+            model.name,
+            gate=fill("demo-gate"),
+            reading=fill("demo-reading"),
+            spread=fill("demo-spread", **spread) if isinstance(spread, Mapping) else "",
+        ),
         settings=listed(settings),
         history_every=history_every,
         cross_entropy=found.cross_entropy,

@@ -11,6 +11,9 @@ Two twins, because the two aims conflict. Both continue from the common phase wi
 `demo-sparse` from before its end, while several heads still do the same work; `demo-sparse-max` from its end,
 with few edges left, to bring the cross-entropy back near the dense model's.
 
+With `Settings.spread` the dense model is trained on before all of this, so that many of its heads share the
+work: see `Spread`.
+
 The control is the dense model trained on, without a gate, for as many steps as the longest twin, on the same
 text and with the same learning rates: what a twin gains by sparsity is what it has beyond the control.
 """
@@ -22,19 +25,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..model.config import Config
 from ..model.model import Model
 from ..training import schedules
 from ..training.options import TrainingOptions
+from ..training.schedules import Pieces
 from ..training.trainer import Trainer
 from . import cards
 from .demo_evaluation import measure
 from .demo_text import LENGTH, DemoText, demo_tokenizer
 from .job import RecipeJob, SharedSettings, gated_twin, joined_history, write_csv, write_history
 from .together import Leader
+from .wrong_answers import WrongAnswers
 
 DENSE, SPARSE, MAX, CONTROL = MODELS = "demo-dense", "demo-sparse", "demo-sparse-max", "demo-control"
-PHASES = ("dense", "common", "settle", "near")
+PHASES = ("dense", "common", "settle", "near", "spread")
 LONGEST = ("common", "settle")  # phases of the longest twin, repeated by the control
 HISTORY_EVERY = 10  # steps
 SEEDS_APART = 10  # the text of phase i of PHASES has the seed 10 seed + i
@@ -56,6 +63,36 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Further steps of the dense model, after which many of its heads do the same work together.
+
+    The attention of the early layers is off until the tasks are learned again above; whole heads are dropped
+    at random, so that no few of them may do without the others.
+    """
+
+    steps: int = 1300
+    lr: float = 2e-3
+    tail: float = 0.4
+    """Share of the steps in which the learning rate falls."""
+    early_layers: int = 4
+    """Layers 0 to early_layers - 1 are without attention at the start."""
+    early_scale: float = 0.1
+    """Their query, key and output weights are scaled by this before the first step."""
+    back: float = 0.6
+    """Share of the steps after which their attention is back."""
+    early_dropout: float = 0.6
+    """Share of their heads that is dropped then."""
+    late_dropout: float = 0.6
+    """Share of the heads of the other layers that is dropped."""
+    end: float = 0.88
+    """Share of the steps after which no head is dropped."""
+    wrong_answers: float = 0.0
+    """Share of answers that are replaced by a random token."""
+    right_from: float = 0.88
+    """Share of the steps after which all answers are right."""
+
+
+@dataclass(frozen=True)
 class Settings(SharedSettings):
     """Everything of the recipe that can be chosen."""
 
@@ -66,6 +103,9 @@ class Settings(SharedSettings):
     dense_tail: float = 0.4
     weight_decay: float = 0.01
     """Of the dense model and the control."""
+    spread: Spread | None = None
+    """Further steps of the dense model, once its tasks are learned; None, as of the models inside the
+    package: none."""
     common_steps: int = 4500
     """The phase that both twins share; `demo-sparse` leaves it after `near_from` steps."""
     common_lr: float = 2e-3
@@ -93,6 +133,10 @@ class Settings(SharedSettings):
     settle: Stage = Stage(800, 0.04, 0.03, 3e-4, 0.06, lr=1e-3, tail=0.7)
     """What makes `demo-sparse-max`."""
 
+    def shown(self) -> dict[str, Any]:
+        """As of every recipe; without `spread` if there is none."""
+        return {name: value for name, value in super().shown().items() if value is not None}
+
 
 def config(gated: bool = False) -> Config:
     """The models' shape: about a million weights."""
@@ -113,6 +157,37 @@ def dense_options(settings: Settings) -> TrainingOptions:
     )
 
 
+def spread_options(settings: Settings, spread: Spread) -> TrainingOptions:
+    """Heads are dropped at random, in the early layers all of them until `spread.back`."""
+    early = Pieces(
+        (
+            (0.0, 1.0), (spread.back, 1.0), (spread.back, spread.early_dropout),
+            (spread.end, spread.early_dropout), (spread.end, 0.0),
+        )
+    )  # fmt: skip
+    late = schedules.jump(spread.late_dropout, 0.0, spread.end)
+    first, last = _layer_ranges(spread.early_layers)
+    return TrainingOptions(
+        steps=spread.steps,
+        seed=settings.seed,
+        lr=schedules.Warmup(spread.lr, 100, "linear", begin=1 - spread.tail, final=0.02),
+        weight_decay=settings.weight_decay,
+        head_dropout=schedules.per_layer({first: early, last: late}),
+    )
+
+
+def spread_text(text: DemoText, spread: Spread) -> DemoText | WrongAnswers:
+    """The text of that phase."""
+    if not spread.wrong_answers:
+        return text
+    return WrongAnswers(text, spread.wrong_answers, round(spread.right_from * spread.steps))
+
+
+def _layer_ranges(early_layers: int) -> tuple[str, str]:
+    """The early layers and the others, as `schedules.per_layer` takes them."""
+    return f"0-{early_layers - 1}", f"{early_layers}-{config().n_layer - 1}"
+
+
 def control_options(settings: Settings, twin: TrainingOptions) -> TrainingOptions:
     """The steps and the learning rate of a twin's phase, without its gate."""
     return TrainingOptions(
@@ -123,7 +198,7 @@ def control_options(settings: Settings, twin: TrainingOptions) -> TrainingOption
 def common_options(settings: Settings, dense_ce: float) -> TrainingOptions:
     """Early layers shut until 20 %, back by 45 %; the cross-entropy may be the dense one's plus slack."""
     early, late = settings.early_prices, settings.late_prices
-    first, last = f"0-{settings.early_layers - 1}", f"{settings.early_layers}-{config().n_layer - 1}"
+    first, last = _layer_ranges(settings.early_layers)
     return TrainingOptions(
         steps=settings.common_steps,
         seed=settings.seed,
@@ -178,14 +253,28 @@ def _rate(lr: float, tail: float) -> schedules.Warmup:
 
 def sparse_start(dense: Model, settings: Settings) -> Model:
     """The sparse twin before its first step: the dense weights, with small scores in the early layers."""
+    return gated_twin(dense, SPARSE, _small_scores(dense, settings.early_layers, settings.early_scale))
+
+
+def spread_start(dense: Model, spread: Spread) -> Model:
+    """The dense model before it is spread: small scores, and small outputs of attention, in early layers."""
+    changed = _small_scores(dense, spread.early_layers, spread.early_scale)
+    for layer in range(spread.early_layers):
+        name = f"h.{layer}.attn.c_proj.weight"
+        changed[name] = dense.parameter(name) * np.float32(spread.early_scale)
+    return Model(dense.config, {**dense.parameters(), **changed}, tokenizer=dense.tokenizer, name=DENSE)
+
+
+def _small_scores(dense: Model, early_layers: int, scale: float) -> dict[str, np.ndarray]:
+    """The weights and biases of queries and keys in the early layers, scaled (values are as they were)."""
     n_columns = 2 * dense.config.n_head * dense.config.d_head  # those of queries and keys
     changed = {}
-    for layer in range(settings.early_layers):
+    for layer in range(early_layers):
         for part in ("weight", "bias"):
             name = f"h.{layer}.attn.c_attn.{part}"
             changed[name] = dense.parameter(name).copy()
-            changed[name][..., :n_columns] *= settings.early_scale
-    return gated_twin(dense, SPARSE, changed)
+            changed[name][..., :n_columns] *= scale
+    return changed
 
 
 def train(
@@ -204,8 +293,9 @@ def train(
     """
     chosen = Settings.of(seed, settings)
     job = _Job(out, chosen, resume, threads, quiet, leader)
-    dense = job.run("dense", dense_options(chosen), job.new_model())
-    options = twin_options(chosen, job.ship(DENSE, [dense]))
+    first = job.dense()
+    dense = first[-1]
+    options = twin_options(chosen, job.ship(DENSE, first))
     common = job.run("common", options["common"], sparse_start(dense.model, chosen), chosen.near_from)
     early = job.at_kept_step("common", job.text("common"), dense.model.tokenizer)
     job.ship(SPARSE, [early, job.run("near", options["near"], early.model.copy())])
@@ -237,9 +327,20 @@ class _Job(RecipeJob):
         seed = self.settings.seed
         return Model.initialised(config(), seed, std="fan_in", tokenizer=demo_tokenizer(), name=DENSE)
 
-    def text(self, name: str) -> DemoText:
+    def dense(self) -> list[Trainer]:
+        """The phases of the dense model."""
+        chosen = self.settings
+        phases = [self.run("dense", dense_options(chosen), self.new_model())]
+        if chosen.spread is not None:
+            start = spread_start(phases[0].model, chosen.spread)
+            phases.append(self.run("spread", spread_options(chosen, chosen.spread), start))
+        return phases
+
+    def text(self, name: str) -> DemoText | WrongAnswers:
         """The text of a phase."""
-        return DemoText(self.settings.batch, seed=SEEDS_APART * self.settings.seed + PHASES.index(name))
+        text = DemoText(self.settings.batch, seed=SEEDS_APART * self.settings.seed + PHASES.index(name))
+        spread = self.settings.spread
+        return text if spread is None or name != "spread" else spread_text(text, spread)
 
     def run(self, name: str, options: TrainingOptions, model: Model, kept_step: int = 0) -> Trainer:
         """Phase `name` of PHASES, or `control-` and such a name for the same text without the gate."""

@@ -26,6 +26,7 @@ _GATED = (
 )  # fmt: skip
 _CONSTRAINTS = ("training", "hard", "held-out", "edges")
 _RATE = schedule(0.0, 0.999, per_layer=True)
+_HEAD_RATE = schedule(0.0, 1.0, per_layer=True)
 _KIND_WEIGHT = schedule(-MOST, MOST, optional=True, per_layer=True)
 
 
@@ -65,7 +66,8 @@ class TrainingOptions(Options):
         Share of attention entries that are dropped at random, after the softmax and the gate. Here and below,
         rates are below 1, what is kept is divided by 1 - rate, and evaluation drops nothing.
     head_dropout : float, schedule or PerLayer, default 0
-        Share of heads whose output is dropped, drawn for each sequence.
+        Share of heads whose output is dropped, drawn for each sequence; at 1 all of them are, as if the
+        layer had no attention.
     attn_out_dropout, mlp_out_dropout : float, schedule or PerLayer, default 0
         Share of values that are dropped of what attention, or an MLP, adds to the residual stream.
     tau : float or schedule, optional
@@ -129,7 +131,7 @@ class TrainingOptions(Options):
     weight_decay: float = field(default=0.0, metadata=number(0.0))
     clip: float = field(default=1.0, metadata=number(0.0, math.inf))
     entry_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
-    head_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
+    head_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_HEAD_RATE)
     attn_out_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
     mlp_out_dropout: float | Schedule | PerLayer = field(default=Constant(0.0), metadata=_RATE)
     tau: float | Schedule | None = field(default=None, metadata=schedule(-MOST / 2, MOST / 2, optional=True))

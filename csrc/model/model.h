@@ -49,7 +49,7 @@ void asp_kv_cache_copy(asp_kv_cache *cache, int64_t to, int64_t from);
 
 /* Dropout of one training step. */
 typedef struct {
-    const double *rates[ASP_N_DROPS]; /* (L) each, read: in [0,1); NULL: 0 */
+    const double *rates[ASP_N_DROPS]; /* (L) each, read: in [0,1), heads' in [0,1]; NULL: 0 */
     uint64_t seed, step, first_sequence;
 } asp_dropout;
 

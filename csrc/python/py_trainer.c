@@ -61,7 +61,7 @@ static int check_step_options(const asp_step_options *o, int gated) {
     return 0;
 }
 
-static const double MOST_DROPPED = 0.999;
+static const double MOST_DROPPED = 0.999; /* of what is divided by 1 - rate; of heads all may be */
 
 static void list_layer_options(py_step_layers list[ASP_PY_LAYER_OPTIONS], asp_step_options *o) {
     static const char *const edges[] = {"self_edge_weight", "previous_edge_weight", "first_edge_weight", "edge_weight"},
@@ -70,8 +70,10 @@ static void list_layer_options(py_step_layers list[ASP_PY_LAYER_OPTIONS], asp_st
     list[0] = (py_step_layers){"gate_bias", -most, most, &o->gate_bias, Py_None, NULL};
     for (int i = 0; i < ASP_N_ENTRY_KINDS; i++)
         list[1 + i] = (py_step_layers){edges[i], -most, most, &o->edge_weight[i], Py_None, NULL};
-    for (int i = 0; i < ASP_N_DROPS; i++)
-        list[1 + ASP_N_ENTRY_KINDS + i] = (py_step_layers){drops[i], 0, MOST_DROPPED, &o->dropout[i], Py_None, NULL};
+    for (int i = 0; i < ASP_N_DROPS; i++) {
+        const double most_dropped = i == ASP_DROP_HEADS ? 1 : MOST_DROPPED;
+        list[1 + ASP_N_ENTRY_KINDS + i] = (py_step_layers){drops[i], 0, most_dropped, &o->dropout[i], Py_None, NULL};
+    }
 }
 
 static int read_constraint(const char *name, asp_constraint *constraint) {

@@ -112,6 +112,17 @@ def test_positions_count_from_base(planted, base):
     assert f"1 of 2 heads map key pos {4 + base} to query pos {7 + base} most" in written
 
 
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (3, 1), (5, 2), (7, 3), (13, 4), (24, 5)])
+def test_the_left_grid_is_narrow_and_as_high_as_the_right_panel_or_square(planted, n, columns):
+    figure = figures.graph_overview(replace(planted, n_drawn=n), replace(planted, n_drawn=5))
+    left, right = (ax.get_window_extent() for ax in figure.axes[:2])
+    other = figures.graph_overview(
+        replace(planted, n_drawn=n), replace(planted, n_drawn=5), columns=columns
+    ).axes[0]
+    assert left.width == pytest.approx(other.get_window_extent().width)
+    assert left.height <= right.height or columns == 5
+
+
 def test_columns_that_are_none(planted):
     for columns, kind in ((0, ValueError), ("a", TypeError)):
         with pytest.raises(kind, match="columns must be"):

@@ -54,6 +54,16 @@ def test_demo_cards(name):
     assert made + "\n" == card
 
 
+def test_the_card_of_a_spread_dense_model_says_that_its_schedule_places_the_heads():
+    model, table = asp.load("demo-dense"), pd.read_csv(MODELS_FOLDER / "demo-dense" / "tasks.csv")
+    settings = demo.Settings(spread=demo.Spread(steps=2000, early_layers=3))
+    made = cards.demo_card(model, Measured(0.04, 0.02, table), settings.shown(), demo.HISTORY_EVERY)
+    assert "2,000 further steps" in made
+    assert "first 3 layers" in made
+    assert "made by this schedule, not found" in made
+    assert "spread (steps 2000, lr 0.002," in made
+
+
 @pytest.mark.parametrize("name", RECIPES["demo-transcoder"].models)
 def test_transcoder_cards(name):
     found = json.loads((MODELS_FOLDER / name / "card.json").read_text())
@@ -94,7 +104,16 @@ def test_text_cards(name):
 
 def test_every_template_is_used():
     models = {name for recipe in RECIPES.values() for name in recipe.models if "transcoders" not in name}
-    assert set(TEMPLATES) == {"addition", "demo", "demo-gate", "demo-reading", "text", "transcoders", *models}
+    assert set(TEMPLATES) == {
+        "addition",
+        "demo",
+        "demo-gate",
+        "demo-reading",
+        "demo-spread",
+        "text",
+        "transcoders",
+        *models,
+    }
 
 
 def test_a_field_that_is_not_given_is_named():

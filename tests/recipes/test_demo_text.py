@@ -253,7 +253,7 @@ def test_recipe_schedules() -> None:
 def test_options_of_the_later_phases() -> None:
     settings = recipe_demo.Settings()
     options = recipe_demo.twin_options(settings, 0.03)
-    assert set(recipe_demo.PHASES) == {"dense", *options}
+    assert set(recipe_demo.PHASES) == {"dense", "spread", *options}
     assert options["settle"].steps == settings.settle.steps
     assert options["settle"].at(0, 12, True, 0.0)["tau"] == pytest.approx(0.03 + settings.settle.slack)
     for name in recipe_demo.LONGEST:

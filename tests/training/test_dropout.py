@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_training as tiny
 
+from attnsparse.model.model import Model
 from attnsparse.training import TrainingOptions, per_layer
 from attnsparse.training.schedules import jump
 
@@ -32,11 +33,12 @@ def test_dropped_values_change_the_loss_by_seed(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rates_are_checked(name):
-    for wrong in (-0.1, 1.0, float("nan")):
+    too_much = 1.0001 if name == "head_dropout" else 1.0
+    for wrong in (-0.1, too_much, float("nan")):
         with pytest.raises(ValueError, match=name):
             TrainingOptions(steps=3, **{name: wrong})
     with pytest.raises(ValueError, match=name):
-        TrainingOptions(steps=3, **{name: jump(0.1, 1.0, 0.5)})
+        TrainingOptions(steps=3, **{name: jump(0.1, too_much, 0.5)})
     with pytest.raises(ValueError, match="covers 3 layers"):
         tiny.Trainer(tiny.model(gated=False), tiny.data(), steps=3, **{name: per_layer([0.1, 0.2, 0.3])})
 
@@ -44,6 +46,21 @@ def test_rates_are_checked(name):
 def test_a_layer_without_dropout_is_as_before():
     assert first_losses(2, head_dropout=per_layer([0.0, 0.0])).std() == 0
     assert first_losses(2, head_dropout=per_layer([0.0, 0.4])).std() > 0
+
+
+def test_a_layer_without_heads_has_no_attention():
+    """It works and learns as if W_O were 0, whatever its queries, keys and values are."""
+    trainer = tiny.Trainer(
+        tiny.model(gated=False), tiny.data(), steps=1, lr=1e-2, head_dropout=per_layer([1.0, 0.0])
+    )
+    before = {name: array.copy() for name, array in trainer.model.parameters().items()}
+    out = "h.0.attn.c_proj.weight"
+    without = Model(trainer.model.config, {**before, out: np.zeros_like(before[out])})
+    other = tiny.Trainer(without, tiny.data(), steps=1, lr=0.0)
+    assert trainer.step()["ce"] == pytest.approx(other.step()["ce"], rel=1e-6)
+    for part in ("c_attn.weight", "c_attn.bias", "c_proj.weight"):
+        assert (trainer.model.parameter(f"h.0.attn.{part}") == before[f"h.0.attn.{part}"]).all()
+        assert (trainer.model.parameter(f"h.1.attn.{part}") != before[f"h.1.attn.{part}"]).any()
 
 
 def test_evaluation_drops_nothing():
