@@ -180,7 +180,7 @@ N_COLUMNS = len(History.columns) - 1  # beside the step
 def test_a_history_that_no_trainer_wrote_is_refused(saved, text, line):
     path, (fields, tensors) = saved
     write_bundle(path, TRAINING, fields, tensors)
-    header = ",".join(Trainer._columns())
+    header = ",".join(History.columns)
     text = text.format(header=header, row=",1.5e-05" * N_COLUMNS, bad=",1_0" * N_COLUMNS)
     (path.parent / HISTORY).write_text(text, encoding="latin-1")
     try:
@@ -195,7 +195,7 @@ def test_no_more_of_a_history_is_read_than_belongs_to_the_checkpoint(saved):
     path, (fields, tensors) = saved
     write_bundle(path, TRAINING, fields, tensors)
     row = ",1.0" * N_COLUMNS + "\n"
-    begin = ",".join(Trainer._columns()) + "\n0" + row + "1" + row
+    begin = ",".join(History.columns) + "\n0" + row + "1" + row
     with open(path.parent / HISTORY, "wb") as file:
         file.write(begin.encode() + b"2,half a row")
         file.truncate(2**40)

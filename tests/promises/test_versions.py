@@ -44,7 +44,7 @@ def numbers(name: str, thing: Any) -> str:
             *thing.model.parameters().values(),
             np.array([thing.step_count, core.multiplier, core.ema]),
         ]
-        arrays += [np.array([result["loss"] for result in thing._results])]
+        arrays += [np.array([result["loss"] for result in thing._history.results])]
     elif name == "model":
         arrays = [*thing.parameters().values(), np.array(thing.tokenizer.encode("abcj"))]
     elif name == "transcoders":

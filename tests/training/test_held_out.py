@@ -93,7 +93,7 @@ def test_what_the_constraint_compares():
             total += float(found @ weights[begin:end])
             weight += weights[begin:end].sum()
     assert hard == pytest.approx(total / weight, rel=1e-5)
-    assert hard != run._results[0]["ce"]
+    assert hard != run._history.results[0]["ce"]
 
 
 def test_the_multiplier_follows_the_number_of_edges():
