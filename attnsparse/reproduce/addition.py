@@ -96,7 +96,7 @@ def edges_table(models: dict[str, Model]) -> pd.DataFrame:
             a, b = addition.parse_sum(text)
             run = model.run(addition.sequence(a, b), record=("pattern", "q", "k", "v"))
             table = edges(run, edge_threshold(model))
-            table.insert(0, "model", name)
+            table["model"] = name
             table.insert(1, "addends", text)
             parts.append(table)
     return pd.concat(parts, ignore_index=True)

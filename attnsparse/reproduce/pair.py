@@ -258,6 +258,7 @@ def _named(role: str, circuit: Circuit, table: pd.DataFrame) -> pd.DataFrame:
         "role": role, "model": circuit.model_name, "task": circuit.task_name, "unit": circuit.unit,
         "ablation": circuit.ablation,
     }  # fmt: skip
+    table = table.drop(columns="model")  # which comes after the role
     for i, (name, value) in enumerate(names.items()):
         table.insert(i, name, value)
     return table

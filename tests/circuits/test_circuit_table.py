@@ -19,7 +19,7 @@ OWN = {"items": "to_pandas", "curve": "curve", "summary": "summary"}
 def test_circuits_that_differ_in_their_model_alone(of):
     table = asp.circuits.table(HEADS, of)
     parts = [getattr(circuit, OWN[of])() for circuit in HEADS]
-    assert list(table) == [*(() if of == "summary" else ("model",)), *parts[0]]
+    assert list(table) == list(parts[0])
     for circuit, part in zip(HEADS, parts):
         mine = table[table.model == circuit.model_name][list(part)].reset_index(drop=True)
         part.attrs = {}

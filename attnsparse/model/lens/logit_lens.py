@@ -128,6 +128,7 @@ def top(
         For a token or position out of range.
     """
     n = _check.integer(n, "n", 1, run.model.config.n_vocab) if tokens is None else 0
+    tables.require(run, (), "top")
     if "logits" not in run.recorded:
         raise ValueError("top needs logits, which this run did not compute; run with logits='all' or 'last'")
     only_last = run._logits == "last"
