@@ -9,7 +9,7 @@ import time
 
 import pytest
 from chromium import BINARY, Browser
-from notebook_server import IS_HERE, command, lab, output, run_all, show_cell
+from notebook_server import IS_HERE, SECONDS, command, lab, output, run_all, show_cell
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,6 +53,7 @@ def notebook(server):
 @pytest.fixture
 def browser():
     with Browser() as browser:
+        browser.seconds = SECONDS
         size = {"width": 1300, "height": 950, "deviceScaleFactor": 1, "mobile": False}
         browser.call("Emulation.setDeviceMetricsOverride", **size)
         yield browser
@@ -68,7 +69,7 @@ def frame_of(browser, cell: int) -> str:
     """The frame of a cell's page, once it is drawn."""
     before = set(browser.frames())
     show_cell(browser, cell)
-    until = time.monotonic() + 60
+    until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         for frame in [f for f in browser.frames() if f not in before] or list(before):
             with browser.inside(frame):
@@ -185,7 +186,7 @@ def test_exported(notebook, browser, tmp_path):
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", "--output-dir", str(tmp_path)]
     subprocess.run([*command, str(notebook)], check=True, capture_output=True, timeout=300)
     browser.open(tmp_path / "a.html")
-    until = time.monotonic() + 60
+    until = time.monotonic() + SECONDS
     missing = set(FRAMES.values())
     while missing:
         assert time.monotonic() < until, missing

@@ -18,7 +18,6 @@ from typing import Any
 BINARY = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
 )
-_SECONDS = 60.0
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run",
           "--disable-extensions", "--disable-background-networking", "--window-size=1400,950")  # fmt: skip
 KEYS = {
@@ -34,6 +33,9 @@ KEYS = {
 
 class Browser:
     """One page of one browser. `events` holds what the browser reported: requests, messages, exceptions."""
+
+    seconds = 60.0
+    """How long to wait for the browser, and for what `wait` waits for."""
 
     def __enter__(self) -> Browser:
         self.folder = tempfile.mkdtemp()
@@ -87,7 +89,7 @@ class Browser:
             self.events.append(answer)
 
     def _next(self) -> dict[str, Any]:
-        until = time.monotonic() + _SECONDS
+        until = time.monotonic() + self.seconds
         while b"\0" not in self._pending:
             ready = select.select([self._read], [], [], max(0.0, until - time.monotonic()))[0]
             data = os.read(self._read, 1 << 20) if ready else b""
@@ -129,9 +131,9 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = _SECONDS) -> None:
+    def wait(self, expression: str) -> None:
         """Wait until an expression is true."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + self.seconds
         while not self.read(expression):
             assert time.monotonic() < until, f"never true: {expression}"
             time.sleep(0.02)

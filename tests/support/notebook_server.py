@@ -20,7 +20,8 @@ from chromium import Browser
 
 IS_HERE = all(map(importlib.util.find_spec, ("jupyterlab", "ipykernel", "nbformat", "anywidget")))
 _TOKEN = "attnsparse"
-_SECONDS = 300.0  # a busy machine takes a minute to draw JupyterLab
+SECONDS = 300.0
+"""How long to wait: a busy machine takes minutes to start JupyterLab and to draw it."""
 _KERNEL = "((window.jupyterapp || {}).shell?.currentWidget?.sessionContext?.session || {}).kernel"
 _READY = f"(k => !!k && k.connectionStatus === 'connected' && k.status === 'idle')({_KERNEL})"
 CELLS = "[...document.querySelectorAll('.jp-Notebook .jp-Cell')]"
@@ -58,7 +59,7 @@ class Lab:
     def open(self, browser: Browser, name: str) -> None:
         """Open a notebook and wait for its kernel."""
         browser.call("Page.navigate", url=f"{self.address}/doc/workspaces/w/tree/{name}?token={_TOKEN}&reset")
-        browser.wait(_READY, _SECONDS)
+        browser.wait(_READY)
 
 
 @contextlib.contextmanager
@@ -88,7 +89,7 @@ def lab(folder: Path) -> Iterator[Lab]:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=folder)
     found = Lab(f"http://127.0.0.1:{port}", folder / "root")
     try:
-        until = time.monotonic() + _SECONDS
+        until = time.monotonic() + SECONDS
         while True:
             running = process.poll() is None and time.monotonic() < until
             assert running, log.read_text()[-2000:]
@@ -119,7 +120,7 @@ def run_all(browser: Browser) -> None:
     browser.wait("[...document.querySelectorAll('.jp-OutputArea-output')].length === 0")
     command(browser, "notebook:run-all-cells")
     numbered = f"{PANEL}.widgets.every(cell => Number.isInteger(cell.model.executionCount))"
-    browser.wait(f"{numbered} && {_READY}", _SECONDS)
+    browser.wait(f"{numbered} && {_READY}")
 
 
 def show_cell(browser: Browser, number: int) -> None:
