@@ -70,7 +70,7 @@ class Spread:
     at random, so that no few of them may do without the others.
     """
 
-    steps: int = 1300
+    steps: int = 1600
     lr: float = 2e-3
     tail: float = 0.4
     """Share of the steps in which the learning rate falls."""
@@ -80,15 +80,15 @@ class Spread:
     """Their query, key and output weights are scaled by this before the first step."""
     back: float = 0.6
     """Share of the steps after which their attention is back."""
-    early_dropout: float = 0.6
+    early_dropout: float = 0.7
     """Share of their heads that is dropped then."""
-    late_dropout: float = 0.6
+    late_dropout: float = 0.7
     """Share of the heads of the other layers that is dropped."""
-    end: float = 0.88
+    end: float = 0.85
     """Share of the steps after which no head is dropped."""
     wrong_answers: float = 0.0
     """Share of answers that are replaced by a random token."""
-    right_from: float = 0.88
+    right_from: float = 0.85
     """Share of the steps after which all answers are right."""
 
 

@@ -53,7 +53,7 @@ def test_arguments_of_wrong_answers_are_checked(share, steps):
 
 
 def test_schedules():
-    spread = demo.Spread(steps=1000, early_dropout=0.5, late_dropout=0.4)
+    spread = demo.Spread(steps=1000, early_dropout=0.5, late_dropout=0.4, end=0.88)
     options = demo.spread_options(demo.Settings(), spread)
     rates = {step: options.at(step, 12, False, 0.0)["head_dropout"] for step in (0, 599, 600, 879, 880, 999)}
     assert rates[0] == rates[599] == [1.0] * 4 + [0.4] * 8
