@@ -23,6 +23,7 @@ ELSEWHERE = {
     "FeatureLabels.promoted": "test_feature_labels.py",
     "FeatureLabels.suppressed": "test_feature_labels.py",
     "FeatureLabels.to_pandas": "test_feature_labels.py",
+    "Store.read": "test_sweep.py",
     "Task.to_pandas": "test_task_tables.py",
     "TranscoderTrainer.history": "test_coder_train.py",
     "WordEffect.arrows": "test_graph_edge.py",
