@@ -225,7 +225,15 @@ def _circuits(models: dict[str, Model], windows: np.ndarray) -> list[FigureFiles
         except ValueError:  # too few places in the text, or a model that does as well without attention
             continue
         chosen[name] = title
-    return curves.make(pair, chosen, "text-circuits") if chosen else []
+    left_out = [title for name, title in TASKS.items() if name not in chosen]
+    made = curves.make(pair, chosen, "text-circuits") if chosen else []
+    if not left_out:
+        return made
+    words = (
+        "Left out, because one of the models does no better with attention than without, or the text has too "
+        f"few such places: {', '.join(left_out)}."
+    )
+    return [one._replace(caption=wrapped(f"{one.caption} {words}".replace("\n", " "))) for one in made]
 
 
 def _whole(ax: Any) -> Figure:

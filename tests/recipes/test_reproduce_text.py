@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -18,6 +20,7 @@ from attnsparse.cli import main as cli
 from attnsparse.recipes import text_frontier
 from attnsparse.recipes.job import gated_twin
 from attnsparse.reproduce import edge_kinds, edges_by_position, reproduce, text
+from attnsparse.reproduce.pair import FigureFiles
 from attnsparse.reproduce.text_tables import KINDS, kinds_of_entries
 
 T = 24
@@ -231,3 +234,33 @@ def test_what_figures_refuse(dense, data):
     columns = ["sparse_by", "trained", "edges_per_token", "above_control", "above_control_error"]
     with pytest.raises(ValueError, match="no row with sparse_by of gate"):
         figures.frontier(pd.DataFrame([["none", True, 1, 0, 0]], columns=columns))
+
+
+def test_tasks_that_are_left_out_are_named(dense, sparse, data, monkeypatch):
+    """Too few places in the text, or a model that does as well without attention."""
+    asked = []
+
+    def drawn(name, *given, **options):
+        if name == "title":
+            raise ValueError("these windows have 3 prompts")
+        return SimpleNamespace(name=name)
+
+    def circuits(self, name, unit, ablation):
+        asked.append((name, unit, ablation))
+        if name == "capital":
+            raise ValueError("the model does not do the task by attention")
+
+    def make(pair, titles, name):
+        return [FigureFiles(name, plt.figure(), f"Of {', '.join(titles)}.", {})]
+
+    monkeypatch.setattr(text, "text_task", drawn)
+    monkeypatch.setattr(text.ModelPair, "circuits", circuits)
+    monkeypatch.setattr(text.curves, "make", make)
+    [made] = text._circuits({"dense": dense, "sparse": sparse}, data.held_out)
+    plt.close("all")
+    assert made.name == "text-circuits"
+    assert made.caption.replace("\n", " ").startswith("Of ending, possessive. Left out, because")
+    assert made.caption.endswith(f"{text.TASKS['capital']}, {text.TASKS['title']}.")
+    assert {name for name, _, _ in asked} == {"ending", "possessive", "capital"}
+    monkeypatch.setattr(text, "text_task", lambda *given, **options: drawn("title"))
+    assert text._circuits({"dense": dense, "sparse": sparse}, data.held_out) == []
