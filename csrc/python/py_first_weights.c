@@ -16,11 +16,12 @@ static void *add_result(results *out, int kind, int n_dims, int64_t rows, int64_
     return data;
 }
 
-static asp_first_weights_out new_weights(results *out, int64_t f, int64_t e) {
+/* Of features that write `written` numbers. */
+static asp_first_weights_out new_weights(results *out, int64_t f, int64_t e, int64_t written) {
     asp_first_weights_out w = {0};
     w.w_enc = add_result(out, ASP_PY_DOUBLE, 2, f, e);
     w.b_enc = add_result(out, ASP_PY_DOUBLE, 1, f, 1);
-    w.w_dec = add_result(out, ASP_PY_DOUBLE, 2, f, e);
+    w.w_dec = add_result(out, ASP_PY_DOUBLE, 2, f, written);
     w.b_dec = add_result(out, ASP_PY_DOUBLE, 1, e, 1);
     return w;
 }
@@ -71,7 +72,7 @@ PyObject *asp_py_first_weights_from_text(PyObject *module, PyObject *args, PyObj
         return NULL;
     int ready = read_text(&held, o, &text);
     if (ready) {
-        const asp_first_weights_out w = new_weights(&out, text.n_features, text.width);
+        const asp_first_weights_out w = new_weights(&out, text.n_features, text.width, text.width);
         int64_t *chosen = add_result(&out, ASP_PY_INT64, 1, text.n_features, 1), n_chosen = 0;
         ready = !out.failed;
         if (ready) {
@@ -88,38 +89,39 @@ PyObject *asp_py_first_weights_from_text(PyObject *module, PyObject *args, PyObj
 /* ---- from a set ------------------------------------------------------------------------------------- */
 
 static int read_set(py_held *h, PyObject **o, asp_first_weights_set *set) {
-    int64_t w_enc[2], b_enc, w_dec[2], b_dec, threshold;
+    int64_t w_enc[2], b_enc, w_dec[3], b_dec, threshold, scale;
     if (!(set->w_enc = asp_py_arrays_hold_convert(h, o[0], ASP_PY_DOUBLE, 2, "w_enc", w_enc)) ||
         !(set->b_enc = asp_py_arrays_hold_convert(h, o[1], ASP_PY_DOUBLE, 1, "b_enc", &b_enc)) ||
-        !(set->w_dec = asp_py_arrays_hold_convert(h, o[2], ASP_PY_DOUBLE, 2, "w_dec", w_dec)) ||
-        !(set->b_dec = asp_py_arrays_hold_convert(h, o[3], ASP_PY_DOUBLE, 1, "b_dec", &b_dec)))
+        !(set->w_dec = asp_py_arrays_hold_convert(h, o[2], ASP_PY_DOUBLE, 3, "w_dec", w_dec)) ||
+        !(set->b_dec = asp_py_arrays_hold_convert(h, o[3], ASP_PY_DOUBLE, 1, "b_dec", &b_dec)) ||
+        !(set->scale = asp_py_arrays_hold_convert(h, o[5], ASP_PY_DOUBLE, 1, "scale", &scale)))
         return 0;
     threshold = w_enc[0];
     if (o[4] != Py_None &&
         !(set->threshold = asp_py_arrays_hold_convert(h, o[4], ASP_PY_DOUBLE, 1, "threshold", &threshold)))
         return 0;
-    set->n_features = w_enc[0], set->width = w_enc[1];
-    return (b_enc == w_enc[0] && w_dec[0] == w_enc[0] && w_dec[1] == w_enc[1] && b_dec == w_enc[1] &&
-            threshold == w_enc[0]) ||
-           wrong_shapes("w_enc (F,E), b_enc (F), w_dec (F,E), b_dec (E) and threshold (F)");
+    set->n_features = w_enc[0], set->width = w_enc[1], set->n_writes = w_dec[1];
+    return (b_enc == w_enc[0] && w_dec[0] == w_enc[0] && w_dec[2] == w_enc[1] && b_dec == w_enc[1] &&
+            threshold == w_enc[0] && scale == w_dec[1]) ||
+           wrong_shapes("w_enc (F,E), b_enc (F), w_dec (F,W,E), b_dec (E), threshold (F) and scale (W)");
 }
 
 PyObject *asp_py_first_weights_from_set(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"w_enc", "b_enc", "w_dec", "b_dec", "threshold", "scale", "threads", NULL};
-    PyObject *o[5];
+    PyObject *o[6];
     int threads = 0;
     asp_first_weights_set set = {0};
     py_held held = {0};
     results out = {0};
     asp_error err = {0};
     asp_status status = ASP_OK;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOd|i:first_weights_from_set", names, &o[0], &o[1], &o[2], &o[3],
-                                     &o[4], &set.scale, &threads) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOOO|i:first_weights_from_set", names, &o[0], &o[1], &o[2], &o[3],
+                                     &o[4], &o[5], &threads) ||
         !asp_py_call_check_threads(threads))
         return NULL;
     int ready = read_set(&held, o, &set);
     if (ready) {
-        asp_first_weights_out w = new_weights(&out, set.n_features, set.width);
+        asp_first_weights_out w = new_weights(&out, set.n_features, set.width, set.n_writes * set.width);
         if (set.threshold) w.log_threshold = add_result(&out, ASP_PY_DOUBLE, 1, set.n_features, 1);
         ready = !out.failed;
         if (ready) {

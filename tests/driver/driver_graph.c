@@ -247,44 +247,58 @@ asp_status use_graph_heads(const fixture *f, const asp_context *context, uint64_
     return ASP_OK;
 }
 
+/* Three steps of the layers together, from weights that are written here. */
+static asp_status use_coders(const asp_transcoder_step_options *options, int64_t n_layers, const asp_context *context,
+                             uint64_t *digest, asp_error *err) {
+    const int64_t counts[] = {F, F - 1};
+    asp_real x[2 * T * E], y[2 * T * E], w_enc[F * E], b_enc[F], w_dec[2 * F * E], b_dec[E], threshold[F];
+    asp_real *const out[] = {w_enc, b_enc, w_dec, b_dec, threshold};
+    asp_transcoder_trainer *coder = NULL;
+    asp_transcoder_step_result results[2] = {0};
+    fill(x, n_layers * T * E, 1, 71);
+    fill(y, n_layers * T * E, 1, 72);
+    asp_status status = asp_transcoder_trainer_new(&coder, n_layers, E, E, counts, err);
+    for (int64_t l = 0; !status && l < n_layers; l++)
+        for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+            const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder, l) + i;
+            fill(asp_transcoder_trainer_block(coder, l, 0) + w->offset, w->size, 0.2, (uint64_t)(i + 5 * l) + 73);
+        }
+    for (int step = 0; !status && step < 3; step++)
+        status = asp_transcoder_trainer_step(coder, x, y, T, options, context, results, err);
+    for (int64_t l = 0; !status && l < n_layers; l++) {
+        for (int which = 0; which < 4; which++)
+            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
+                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder, l) + i;
+                add_reals(digest, asp_transcoder_trainer_block(coder, l, which) + w->offset, w->size);
+            }
+        asp_transcoder_trainer_scaled(coder, l, options->output_scale, out);
+        add_reals(digest, w_dec, counts[l] * (n_layers - l) * E);
+        add_bytes(digest, &results[l].loss, sizeof results[l].loss);
+    }
+    asp_transcoder_trainer_free(coder);
+    return status;
+}
+
 asp_status use_coder_training(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     (void)f;
-    asp_real x[T * E], y[T * E];
-    fill(x, T * E, 1, 71);
-    fill(y, T * E, 1, 72);
-    for (int kind = 0; kind < 3; kind++) {
-        asp_transcoder_trainer *coder = NULL;
-        asp_transcoder_step_result result = {0};
-        const asp_transcoder_step_options options = {.activation = (asp_transcoder_activation)kind,
+    static const double sparsity[] = {0.05, 0.1}, output_scale[] = {2, 0.5};
+    asp_status status = ASP_OK;
+    for (int kind = 0; !status && kind < 6; kind++) {
+        const asp_transcoder_step_options options = {.activation = (asp_transcoder_activation)(kind % 3),
                                                      .top_k = 3,
-                                                     .sparsity = 0.05,
+                                                     .sparsity = sparsity,
                                                      .sharpness = 2,
                                                      .bandwidth = 0.5,
                                                      .dead_after = 1,
                                                      .aux_k = 4,
                                                      .aux_weight = 0.25,
-                                                     .output_scale = 2,
+                                                     .output_scale = output_scale,
                                                      .lr = 1e-2,
                                                      .beta1 = 0.9,
                                                      .beta2 = 0.99,
                                                      .eps = 1e-8,
                                                      .clip = 1};
-        asp_status status = asp_transcoder_trainer_new(&coder, E, E, F, err);
-        if (!status)
-            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
-                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder) + i;
-                fill(asp_transcoder_trainer_block(coder, 0) + w->offset, w->size, 0.2, (uint64_t)i + 73);
-            }
-        for (int step = 0; !status && step < 3; step++)
-            status = asp_transcoder_trainer_step(coder, x, y, T, &options, context, &result, err);
-        for (int which = 0; !status && which < 4; which++)
-            for (int i = 0; i < ASP_TRANSCODER_N_WEIGHTS; i++) {
-                const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder) + i;
-                add_reals(digest, asp_transcoder_trainer_block(coder, which) + w->offset, w->size);
-            }
-        add_bytes(digest, &result.loss, sizeof result.loss);
-        asp_transcoder_trainer_free(coder);
-        if (status) return status;
+        status = use_coders(&options, kind < 3 ? 1 : 2, context, digest, err);
     }
-    return ASP_OK;
+    return status;
 }
