@@ -351,7 +351,7 @@ class Model:
         """Forward pass; logits 0 none, 1 last token of each sequence, 2 all.
 
         substitute: transcoders in place of MLPs, new Features of N tokens.
-        functions: Python that sees and changes activations; not with a substitute, and neither is frozen.
+        functions: Python that sees and changes activations; with a substitute there are no neurons.
         """
 
     def generate(

@@ -68,6 +68,16 @@ asp_array asp_features_error(const asp_features *features);          /* (L,N,E) 
 int64_t asp_features_bytes(const asp_features *features);
 const uint8_t *asp_features_absent(const asp_features *features); /* (L) as asp_transcoder.absent, or NULL */
 
+/* What an experiment makes of active features: an activation a becomes factor a + added, after everything that the
+ * coder's activation function does.  Sorted by (layer, row, feature), each once. */
+typedef struct {
+    int64_t n;
+    const int32_t *layer, *row, *feature; /* (n) read */
+    const asp_real *factor, *added;       /* (n) read */
+    const asp_features *held;             /* read: complete and of as many rows; NULL: no layer is held */
+    const uint8_t *held_layers; /* (L) read: not 0 where features, before they are changed, are those of `held` */
+} asp_feature_changes;
+
 /* State for asp_mlp_substitute.layer = asp_features_substitute, whose `kept` is asp_features_absent: the features are
  * found on the way. */
 typedef struct {
@@ -75,6 +85,7 @@ typedef struct {
     const asp_transcoder_source *source;
     const asp_real *errors; /* (L,N,E) read: added to the outputs; or NULL */
     asp_error *err;
+    const asp_feature_changes *changes; /* read; NULL: none.  Errors: BAD_INDEX, BAD_ARGUMENT for `held` */
 } asp_feature_substitute;
 asp_status asp_features_substitute(void *state, int64_t layer, const asp_real *x, asp_real *out,
                                    const asp_context *context);

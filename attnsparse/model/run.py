@@ -85,7 +85,8 @@ def compute_run(
         functions=functions,
         frozen=frozen,
     )
-    changed = (changes, functions, frozen) != (None, None, None)
+    features = None if substitute is None else substitute.changes
+    changed = any(each is not None for each in (changes, functions, frozen, features))
     altered = "interventions" if changed else "replaced MLPs" if substitute is not None else ""
     return Run(model, core, batch, logits, None, altered)
 

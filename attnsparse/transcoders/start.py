@@ -60,8 +60,8 @@ def check_start(start: Transcoders, n_features: tuple[int, ...], cross_layer: bo
 def weights_of(
     start: Transcoders, layer: int, scales: np.ndarray, core: Any, threads: int
 ) -> dict[str, np.ndarray]:
-    """The weights of a layer of `start` as `first_weights` gives them, but w_dec [F, W E]; log_threshold if it
-    has thresholds.  scales: of the outputs of this and all later layers.
+    """The weights of a layer of `start` as `first_weights` gives them, but w_dec [F, W E]; log_threshold too
+    if it has thresholds.  scales: of the outputs of this and all later layers.
     """
     encoder = start.source.encoder(layer)
     rows = start.source.decoder_rows(layer, np.arange(start.n_features[layer]))

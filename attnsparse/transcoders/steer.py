@@ -63,7 +63,7 @@ def steer(
         raise ValueError("features must be found by these transcoders")
     sums: dict[Mlp, np.ndarray] = {}
     for place, number in changes.items():
-        layer, feature, position = _place(self, place)
+        layer, feature, position = place_of(self, place)
         number = _check.number(number, f"changes[{place!r:.40}]")
         rows = np.asarray(self.source.decoder_rows(layer, np.array([feature])), np.float64)[0]
         for at, amount in _amounts(how, number, features, layer, feature, position):
@@ -73,7 +73,7 @@ def steer(
     return {item: Add(vector) for item, vector in sums.items()}
 
 
-def _place(transcoders: Transcoders, place: Any) -> tuple[int, int, int | None]:
+def place_of(transcoders: Transcoders, place: Any) -> tuple[int, int, int | None]:
     """(layer, feature, position or None) of a key of `changes`."""
     if not isinstance(place, tuple | list) or len(place) not in (2, 3):
         raise TypeError(

@@ -80,6 +80,52 @@ asp_status use_features(const fixture *f, const asp_context *context, uint64_t *
     return ASP_OK;
 }
 
+/* New features and the run in which they are found, both freed by the caller. */
+static asp_status replace_mlps(const fixture *f, coder_arrays *arrays, const asp_feature_changes *changes,
+                               asp_features **features, asp_run **run, const asp_context *context, asp_error *err) {
+    const asp_transcoder_source source = source_of(arrays, ASP_TRANSCODER_JUMP_RELU, 1);
+    asp_status status = asp_features_new(features, f->gated, N, &arrays->coder, INT64_MAX, err);
+    asp_feature_substitute state = {*features, &source, NULL, err, changes};
+    const asp_mlp_substitute substitute = {0, NULL, asp_features_substitute, &state};
+    const asp_run_options options = {.records = 1 << ASP_MLP_OUT,
+                                     .logits = ASP_LOGITS_ALL,
+                                     .max_bytes = INT64_MAX,
+                                     .substitute = &substitute};
+    if (!status) status = asp_run_new(run, f->gated, f->tokens, f->offsets, N_SEQUENCES, &options, context, err);
+    return status;
+}
+
+/* Features that are changed on the way, with those of a layer held; and changes of what is not there. */
+static asp_status use_feature_changes(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
+    static const int32_t layers[] = {0, 0, L - 1}, rows[] = {0, 2, 1}, numbers[] = {1, 0, F - 1}, wrong[] = {1, F, 0};
+    static const asp_real factor[] = {0, 1, 2}, added[] = {2, (asp_real)0.5, 0};
+    static const uint8_t held_layers[L] = {1};
+    coder_arrays arrays = {0};
+    asp_features *plain = NULL, *empty = NULL;
+    asp_run *run = NULL;
+    asp_status status = replace_mlps(f, &arrays, NULL, &plain, &run, context, err);
+    asp_run_free(run);
+    if (!status) status = asp_features_new(&empty, f->gated, N, &arrays.coder, INT64_MAX, err);
+    const asp_feature_changes given[] = {{3, layers, rows, numbers, factor, added, plain, held_layers},
+                                         {3, layers, rows, wrong, factor, added, NULL, NULL},
+                                         {0, layers, rows, numbers, factor, added, empty, held_layers}};
+    static const asp_status expected[] = {ASP_OK, ASP_BAD_INDEX, ASP_BAD_ARGUMENT};
+    for (int i = 0; !status && i < 3; i++) {
+        asp_features *features = NULL;
+        run = NULL;
+        status = replace_mlps(f, &arrays, &given[i], &features, &run, context, err);
+        if (!status && i == 0) add_run(digest, run);
+        if (!status && i == 0) add_features(digest, features);
+        asp_run_free(run);
+        asp_features_free(features);
+        if (status == expected[i]) status = ASP_OK;
+        else if (!status) status = ASP_BAD_STATE;
+    }
+    asp_features_free(plain);
+    asp_features_free(empty);
+    return status;
+}
+
 /* The MLPs replaced in a pass; and passes that end where the source fails. */
 asp_status use_replacement(const fixture *f, const asp_context *context, uint64_t *digest, asp_error *err) {
     const uint8_t absent[L] = {1}; /* of the last pass, whose source does not fail */
@@ -90,7 +136,7 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
         asp_run *run = NULL;
         if (fail_at == 5) arrays.coder.absent = absent;
         asp_status status = asp_features_new(&features, f->gated, N, &arrays.coder, INT64_MAX, err);
-        asp_feature_substitute state = {features, &source, NULL, err};
+        asp_feature_substitute state = {features, &source, NULL, err, NULL};
         const asp_mlp_substitute substitute = {0, arrays.coder.absent, asp_features_substitute, &state};
         const asp_run_options options = {.records = 1 << ASP_MLP_OUT,
                                          .logits = ASP_LOGITS_ALL,
@@ -105,7 +151,7 @@ asp_status use_replacement(const fixture *f, const asp_context *context, uint64_
         if (status) return status;
         if (fail_at % 5) return ASP_BAD_STATE; /* the source failed, the run did not */
     }
-    return ASP_OK;
+    return use_feature_changes(f, context, digest, err);
 }
 
 /* ---- graphs ------------------------------------------------------------------------------------ */
