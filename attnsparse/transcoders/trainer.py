@@ -182,7 +182,7 @@ class TranscoderTrainer:
         width = model.config.d_model
         together = [n_features] if self.options.cross_layer else [(n,) for n in n_features]
         self._cores = [self._core.CoderTrainer(width, width, np.array(counts)) for counts in together]
-        bounds = np.cumsum([0, *map(len, together)]).tolist()
+        bounds = itertools.accumulate(map(len, together), initial=0)
         self._parts = [slice(a, b) for a, b in itertools.pairwise(bounds)]  # the layers of each core
         #: core of each layer, and the layer's number in it
         self._layers = [(core, i) for core, part in zip(self._cores, together) for i in range(len(part))]

@@ -116,7 +116,8 @@ int64_t *asp_transcoder_trainer_silent(asp_transcoder_trainer *c, int64_t layer)
 int64_t asp_transcoder_trainer_n_layers(const asp_transcoder_trainer *c) { return c->n_layers; }
 int64_t *asp_transcoder_trainer_step_count(asp_transcoder_trainer *c) { return &c->step; }
 
-/* Row f of W_dec (L - layer, O) written in the units of the model, of length 1; what it is divided by. */
+/* Row f of W_dec (L - layer, O) written in the units of the model, of length 1; what it is divided by, which to one
+ * output alone is its scale. */
 static double scale_row(const asp_transcoder_trainer *c, const asp_coder_layer *l, int64_t f, const double *scale,
                         asp_real *row) {
     const asp_real *trained = asp_coder_weight(l, ASP_CODER_W_DEC) + f * l->n_written;
@@ -125,8 +126,8 @@ static double scale_row(const asp_transcoder_trainer *c, const asp_coder_layer *
         const double value = (double)trained[i] * scale[i / c->n_out];
         squares += value * value;
     }
-    const double length = squares > 0 ? sqrt(squares) : scale[0];
-    for (int64_t i = 0; i < l->n_written; i++) row[i] = (asp_real)((double)trained[i] * scale[i / c->n_out] / length);
+    const double length = l->n_written > c->n_out && squares > 0 ? sqrt(squares) : scale[0];
+    for (int64_t i = 0; i < l->n_written; i++) row[i] = (asp_real)((double)trained[i] * (scale[i / c->n_out] / length));
     return length;
 }
 
