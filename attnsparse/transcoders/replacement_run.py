@@ -144,7 +144,9 @@ def _compile(
     at = np.array(sorted(numbers), np.int32).reshape(-1, 3)
     values = np.array([numbers[key] for key in sorted(numbers)], model.dtype)
     return FeatureChanges(
-        *(np.ascontiguousarray(column) for column in at.T),
+        layer=np.ascontiguousarray(at[:, 0]),
+        row=np.ascontiguousarray(at[:, 1]),
+        feature=np.ascontiguousarray(at[:, 2]),
         factor=values if how == "scale" else np.full_like(values, how == "add"),
         added=np.zeros_like(values) if how == "scale" else values,
         held=errors._core if errors is not None and held else None,
