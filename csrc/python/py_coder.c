@@ -94,7 +94,7 @@ typedef struct {
     int64_t dims[4][3];
 } coder_inputs;
 
-static int borrow_inputs(coder_inputs *in, PyObject *const *given) {
+static int borrow_coder_inputs(coder_inputs *in, PyObject *const *given) {
     static const char *const names[] = {"x", "y", "sparsity", "output_scale"};
     for (int i = 0; i < 4; i++) {
         in->kept[i] = asp_py_arrays_copy(given[i], i < 2 ? ASP_PY_REAL : ASP_PY_DOUBLE, i < 2 ? 3 : 1, names[i],
@@ -105,7 +105,7 @@ static int borrow_inputs(coder_inputs *in, PyObject *const *given) {
 }
 
 /* 0 with an error if the shapes do not fit. */
-static int check_inputs(const coder_inputs *in, const asp_transcoder_trainer *coder) {
+static int check_coder_inputs(const coder_inputs *in, const asp_transcoder_trainer *coder) {
     const int64_t n_layers = asp_transcoder_trainer_n_layers(coder);
     const asp_transcoder_weight *w = asp_transcoder_trainer_weights(coder, n_layers - 1);
     const int64_t *x = in->dims[0], *y = in->dims[1];
@@ -145,7 +145,7 @@ static PyObject *coder_step(PyObject *object, PyObject *args, PyObject *kwargs) 
         return NULL;
     o.activation = (asp_transcoder_activation)activation, o.top_k = top_k, o.dead_after = dead_after, o.aux_k = aux_k;
     coder_inputs in = {0};
-    if (asp_py_call_check_threads(threads) && borrow_inputs(&in, given) && check_inputs(&in, self->coder)) {
+    if (asp_py_call_check_threads(threads) && borrow_coder_inputs(&in, given) && check_coder_inputs(&in, self->coder)) {
         o.sparsity = in.data[2], o.output_scale = in.data[3];
         if (check_coder_options(&o, activation, in.dims[0][0]))
             result = take_coder_step(self, in.data[0], in.data[1], in.dims[0][1], &o, threads);

@@ -80,7 +80,7 @@ static int64_t select_active(const asp_coder_job *job, const asp_coder_layer *l,
 }
 
 /* Adds what entries write to a row. */
-static void add_entries(const asp_coder_job *job, const asp_coder_layer *l, asp_real *row, int64_t first, int64_t n) {
+static void add_written(const asp_coder_job *job, const asp_coder_layer *l, asp_real *row, int64_t first, int64_t n) {
     const asp_coder_scratch *s = &job->coder->scratch;
     for (int64_t i = first; i < first + n; i++)
         asp_isa_kernels()->axpy(row, s->value[i], asp_coder_weight(l, ASP_CODER_W_DEC) + s->feature[i] * l->n_written,
@@ -100,7 +100,7 @@ static void bias_item(void *arg, int64_t item, int thread) {
         }
 }
 
-static void forward_item(void *arg, int64_t item, int thread) {
+static void row_forward_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const asp_coder_job *job = arg;
     const asp_coder_layer *l = &job->coder->layers[job->layer];
@@ -114,7 +114,7 @@ static void forward_item(void *arg, int64_t item, int thread) {
         if (l->n_dead && job->options->aux_k)
             used_by_dead[row] =
                 select_largest(pre, l->n_features, l->dead, job->options->aux_k, s->feature + dead, s->value + dead);
-        add_entries(job, l, residual_of(job, 0, row, job->layer), first, used[row]);
+        add_written(job, l, residual_of(job, 0, row, job->layer), first, used[row]);
     }
 }
 
@@ -140,7 +140,7 @@ static asp_status forward_layer(asp_coder_job *job, int64_t layer, const asp_con
     status = asp_gemm_run(&encode, context);
     asp_blas_leave();
     job->layer = layer;
-    return status ? status : asp_parallel_for(context, row_items(job), forward_item, job);
+    return status ? status : asp_parallel_for(context, row_items(job), row_forward_item, job);
 }
 
 /* ---- backward of a row -------------------------------------------------------------------------- */
@@ -194,7 +194,7 @@ static void dead_backward(const asp_coder_job *job, int64_t row) {
     asp_coder_scratch *s = &job->coder->scratch;
     memcpy(residual_of(job, 1, row, 0), residual_of(job, 0, row, 0), (size_t)outputs_width(job) * sizeof(asp_real));
     for (int64_t l = 0; l < c->n_layers; l++)
-        add_entries(job, &c->layers[l], residual_of(job, 1, row, l), slot_begin(job, &c->layers[l], row, 1),
+        add_written(job, &c->layers[l], residual_of(job, 1, row, l), slot_begin(job, &c->layers[l], row, 1),
                     used_slots(job, l, 1)[row]);
     for (int64_t l = 0; l < c->n_layers; l++) {
         const asp_real *left = residual_of(job, 1, row, l);
@@ -208,7 +208,7 @@ static void dead_backward(const asp_coder_job *job, int64_t row) {
     }
 }
 
-static void backward_item(void *arg, int64_t item, int thread) {
+static void row_backward_item(void *arg, int64_t item, int thread) {
     (void)thread;
     const asp_coder_job *job = arg;
     for (int64_t row = item * ROWS; row < asp_min((item + 1) * ROWS, job->n); row++) {
@@ -305,7 +305,7 @@ asp_status asp_transcoder_gradients(asp_coder_job *job, const asp_context *conte
     const int64_t n_layers = job->coder->n_layers;
     asp_status status = asp_parallel_for(context, row_items(job), bias_item, job);
     for (int64_t l = 0; !status && l < n_layers; l++) status = forward_layer(job, l, context, err);
-    if (!status) status = asp_parallel_for(context, row_items(job), backward_item, job);
+    if (!status) status = asp_parallel_for(context, row_items(job), row_backward_item, job);
     for (int64_t l = 0; !status && l < n_layers; l++) status = backward_layer(job, l, context);
     return status ? status : bias_backward(job, context);
 }

@@ -66,8 +66,8 @@ static int make_coder_layer(asp_coder_layer *l, int64_t n_in, int64_t n_out) {
     return complete;
 }
 
-static asp_status check_sizes(int64_t n_layers, int64_t n_in, int64_t n_out, const int64_t *n_features,
-                              asp_error *err) {
+static asp_status check_coder_sizes(int64_t n_layers, int64_t n_in, int64_t n_out, const int64_t *n_features,
+                                    asp_error *err) {
     int64_t width;
     if (n_layers < 1) return asp_fail(err, ASP_BAD_ARGUMENT, "transcoders need one layer or more");
     if (!asp_multiply(n_layers, n_out, &width)) width = INT64_MAX;
@@ -82,7 +82,7 @@ static asp_status check_sizes(int64_t n_layers, int64_t n_in, int64_t n_out, con
 asp_status asp_transcoder_trainer_new(asp_transcoder_trainer **coder, int64_t n_layers, int64_t n_in, int64_t n_out,
                                       const int64_t *n_features, asp_error *err) {
     *coder = NULL;
-    const asp_status status = check_sizes(n_layers, n_in, n_out, n_features, err);
+    const asp_status status = check_coder_sizes(n_layers, n_in, n_out, n_features, err);
     if (status) return status;
     double bytes = 0, total = 0;
     asp_transcoder_trainer *c = asp_allocate(1, sizeof *c);
